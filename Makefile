@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo test interop bench install
+.PHONY: demo test interop bench soak install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -14,6 +14,12 @@ test:
 # The lab scenarios alone, against real kernels and real strongSwan.
 interop: install
 	cargo run --quiet --profile lab -p interop-tests -- run
+
+# The simulation of IKE networks under faults: SEEDS runs from the seed SEED on.
+SEED ?= 0
+SEEDS ?= 20000
+soak:
+	SEED=$(SEED) SEEDS=$(SEEDS) cargo test --locked -p edge-ike --test simulation faults
 
 bench: install
 	.ci/bench

@@ -7,6 +7,7 @@ mod candidates;
 mod certificates;
 mod changes;
 mod establishment;
+mod faults;
 mod foreign;
 mod kernel;
 mod logs;

@@ -454,9 +454,10 @@ impl Network {
                 continue;
             }
             for node in 0..self.nodes.len() {
-                let due = self.nodes[node].endpoint.poll_timeout().is_some_and(|at| at.since_start() <= self.now);
-                if due && !self.nodes[node].down {
-                    self.step(node, Cause::Timer, |endpoint, now, env| endpoint.handle_timeout(now, env));
+                let due = self.nodes[node].endpoint.poll_timeout().map(Instant::since_start);
+                if let Some(due) = due.filter(|due| *due <= self.now && !self.nodes[node].down) {
+                    let cause = Cause::Timer(self.now - due);
+                    self.step(node, cause, |endpoint, now, env| endpoint.handle_timeout(now, env));
                 }
             }
         }

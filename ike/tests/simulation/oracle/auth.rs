@@ -1,6 +1,6 @@
 //! IKE_AUTH (RFC 7296 1.2, 2.15, 2.4) and the rekey of an IKE SA (1.3.2, 2.18, 2.25.2).
 
-use super::ike_sa::IkeSa;
+use super::ike_sa::{IkeSa, Init};
 use super::keys::{Keys, Suite};
 use super::node::Node;
 use super::octets::{Message, PROTOCOL_IKE, Spis, exchange, notify, payload};
@@ -145,10 +145,13 @@ fn peer_proof(sa: &IkeSa, message: &Message, id: u8, shared: &Shared) -> Option<
     if auth.first() != Some(&SHARED_KEY) || shared.psks.is_empty() {
         return None;
     }
-    let (octets, nonce) = match sa.initiator {
-        true => (&init.response, &init.nonces.0),
-        false => (&init.request, &init.nonces.1),
+    let right = |init: &Init, psk: &Vec<u8>| {
+        let (octets, nonce) = match sa.initiator {
+            true => (&init.response, &init.nonces.0),
+            false => (&init.request, &init.nonces.1),
+        };
+        auth.get(4..) == Some(&keys.psk_auth(!sa.initiator, psk, octets, nonce, id))
     };
-    let right = |psk: &Vec<u8>| auth.get(4..) == Some(&keys.psk_auth(!sa.initiator, psk, octets, nonce, id));
-    Some(shared.psks.iter().any(right))
+    let mut inits = sa.other_inits.iter().chain([init]);
+    Some(inits.any(|init| shared.psks.iter().any(|psk| right(init, psk))))
 }

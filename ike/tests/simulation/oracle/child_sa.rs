@@ -156,11 +156,11 @@ impl Node {
                     broken!("RFC 7296 1.3.3", "REKEY_SA names {own:x}, which is no inbound SPI of ours there");
                 };
                 require!(
-                    step.at >= child.retry_after,
+                    step.at >= child.retry_after || matches!(step.cause, Cause::Owner),
                     "RFC 7296 2.25",
                     "{own:x} is rekeyed again at once after TEMPORARY_FAILURE"
                 );
-                if matches!(step.cause, Cause::Timer) && child.retry_after.is_zero() {
+                if matches!(step.cause, Cause::Timer(Duration::ZERO)) && child.retry_after.is_zero() {
                     self.rekey_ages.push(RekeyAge(step.at.saturating_sub(child.at)));
                 }
                 Ok(())

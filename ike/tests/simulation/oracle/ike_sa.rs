@@ -61,6 +61,8 @@ pub struct IkeSa {
     pub keys: Option<Keys>,
     /// `None`: a rekey made it.
     pub init: Option<Init>,
+    /// Other responses that make the same keys: a corrupted one, and the same in good order.
+    pub other_inits: Vec<Init>,
     /// Where the IKE_SA_INIT request came from.
     pub begun_from: Option<SocketAddr>,
     /// Whether the peer announced IKEV2_FRAGMENTATION_SUPPORTED.
@@ -94,6 +96,7 @@ impl IkeSa {
             initiator,
             keys,
             init: None,
+            other_inits: Vec::new(),
             begun_from: None,
             fragments: false,
             peer_behind_nat: false,
@@ -259,7 +262,7 @@ impl IkeSa {
                 "request {} again before its time is over",
                 header.id
             );
-            if matches!(cause, Cause::Timer) {
+            if matches!(cause, Cause::Timer(Duration::ZERO)) {
                 let wait = at.saturating_sub(own.last_sent);
                 require!(
                     own.last_wait.is_none_or(|last| wait >= last),

@@ -9,7 +9,9 @@ use ring::digest;
 use super::ike_sa::{IkeSa, Init};
 use super::keys::{Keys, Suite};
 use super::node::{Effect, Node, Sent};
-use super::octets::{HEADER_LEN, Header, Message, Payload, Proposal, Spis, chain, notify, payload};
+use super::octets::{
+    FLAG_INITIATOR, FLAG_RESPONSE, HEADER_LEN, Header, Message, Payload, Proposal, Spis, chain, notify, payload,
+};
 use super::{Shared, Verdict, broken, require};
 
 /// How long a responder keeps an IKE SA half-open.
@@ -64,6 +66,9 @@ pub fn chosen(request: &Message, response: &Message) -> Verdict<Proposal> {
         broken!("RFC 7296 3.3", "{} proposals in a response, exactly one is to be chosen", answers.len());
     };
     let offers = request.proposals();
+    if offers.is_empty() {
+        return Ok(answer.clone()); // Corrupted on the way, and only the oracle cannot read it.
+    }
     let offer = offers.iter().find(|offer| offer.number == answer.number && offer.protocol == answer.protocol);
     let within = offer.is_some_and(|offer| {
         answer.transforms.iter().all(|transform| offer.transforms.contains(transform))
@@ -80,8 +85,11 @@ pub fn chosen(request: &Message, response: &Message) -> Verdict<Proposal> {
 impl Initiation {
     /// The IKE SA that a sent message belongs to: the one whose keys open it.
     pub fn select(&self, header: &Header, datagram: &[u8]) -> Option<IkeSa> {
-        let mut of = self.candidates.iter().filter(|sa| sa.spis == header.spis);
-        of.find(|sa| sa.keys.as_ref().is_none_or(|keys| keys.open(true, datagram).is_some())).cloned()
+        let of = self.candidates.iter().filter(|sa| sa.spis == header.spis);
+        let mut of = of.filter(|sa| sa.keys.as_ref().is_none_or(|keys| keys.open(true, datagram).is_some()));
+        let mut sa = of.next()?.clone();
+        sa.other_inits = of.filter_map(|sa| sa.init.clone()).collect();
+        Some(sa)
     }
 }
 
@@ -195,8 +203,9 @@ impl Node {
         let (Some(response), Ok(asked)) = (clear(datagram), Header::read(request)) else {
             broken!("RFC 7296 2.21.1", "an answer to what has no header, or one without payloads");
         };
+        let flags = FLAG_RESPONSE | (!asked.flags & FLAG_INITIATOR);
         require!(
-            response.header.flags == 0x20 && response.header.id == asked.id && response.header.spis.0 == asked.spis.0,
+            response.header.flags == flags && response.header.id == asked.id && response.header.spis.0 == asked.spis.0,
             "RFC 7296 2.5",
             "header of an answer in clear: {:?} to {asked:?}",
             response.header
@@ -218,15 +227,12 @@ impl Node {
         if response.find(payload::SA).is_none() {
             return Ok(());
         }
-        let known = self.sas.values().find(|sa| sa.begun_from == Some(from) && sa.spis.0 == spi && !sa.up);
-        if let Some(known) = known.and_then(|sa| sa.init.as_ref())
-            && known.request == request
-            && self.half_open.contains_key(&(from, spi))
-        {
+        self.half_open.retain(|_, (since, _)| at < *since + HALF_OPEN_LIFETIME);
+        let known = self.half_open.get(&(from, spi)).and_then(|(_, spis)| self.sas.get(spis)?.init.as_ref());
+        if let Some(known) = known.filter(|known| known.request == request) {
             require!(known.response == datagram, "RFC 7296 2.1", "IKE_SA_INIT answered again with other octets");
             return Ok(());
         }
-        self.half_open.retain(|_, since| at < *since + HALF_OPEN_LIFETIME);
         let half_open = self.half_open.len();
         require!(
             half_open < self.limits.half_open_limit,
@@ -253,7 +259,7 @@ impl Node {
         require!(same, "RFC 7296 1.2", "the groups of request, response and proposal differ");
         sa.peer_behind_nat = behind_nat(&request_message, (spi, 0), from);
         sa.begun_from = Some(from);
-        self.half_open.insert((from, spi), at);
+        self.half_open.insert((from, spi), (at, sa.spis));
         self.sas.insert(sa.spis, sa);
         Ok(())
     }

@@ -29,17 +29,19 @@ impl Node {
                 }
             }
             Event::IkeDown { ike, .. } | Event::IkeReplaced { old: ike, .. } => self.close(spis(ike)),
-            Event::ChildUp { child, .. } => {
+            Event::ChildUp { peer, child, .. } => {
                 self.install(child)?;
-                self.send_with(child)?;
+                self.switched_to.insert(peer.clone(), child.inbound_spi);
             }
-            Event::ChildRekeyed { new, switch, .. } => {
+            Event::ChildRekeyed { peer, new, switch, .. } => {
                 self.install(new)?;
                 if *switch == OutboundSwitch::Now {
-                    self.send_with(new)?;
+                    self.switched_to.insert(peer.clone(), new.inbound_spi);
                 }
             }
-            Event::OutboundSwitch { new, .. } => self.send_with(new)?,
+            Event::OutboundSwitch { peer, new, .. } => {
+                self.switched_to.insert(peer.clone(), new.inbound_spi);
+            }
             Event::ChildDown { child, .. } => {
                 if let Some(child) = self.children.get_mut(&child.0) {
                     child.installed = false;
@@ -98,16 +100,18 @@ impl Node {
         Ok(())
     }
 
-    fn send_with(&self, sa: &ChildSa) -> Verdict {
-        let Some(child) = self.children.get(&sa.inbound_spi) else { return Ok(()) };
-        require!(!child.dead && child.installed, "RFC 7296 1.4.1", "{:x} is sent with, which is gone", child.own);
-        let survivor = child.redundant_to.and_then(|survivor| self.children.get(&survivor));
-        require!(
-            survivor.is_none_or(|survivor| survivor.dead),
-            "RFC 7296 2.8.1",
-            "{:x} is sent with, which is redundant",
-            child.own
-        );
+    /// Judges what is sent with after this step. What was left or removed in it does not count.
+    pub fn judge_switches(&mut self) -> Verdict {
+        for own in std::mem::take(&mut self.switched_to).into_values() {
+            let Some(child) = self.children.get(&own).filter(|child| child.installed) else { continue };
+            require!(!child.dead, "RFC 7296 1.4.1", "{own:x} is sent with, which is deleted");
+            let survivor = child.redundant_to.and_then(|survivor| self.children.get(&survivor));
+            require!(
+                survivor.is_none_or(|survivor| survivor.dead),
+                "RFC 7296 2.8.1",
+                "{own:x} is sent with, which is redundant"
+            );
+        }
         Ok(())
     }
 

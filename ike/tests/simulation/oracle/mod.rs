@@ -71,8 +71,8 @@ use broken;
 pub enum Cause<'a> {
     /// A datagram came, to this address and from that one.
     Received(&'a [u8], SocketAddr, SocketAddr),
-    /// A deadline came.
-    Timer,
+    /// A deadline came, so long ago.
+    Timer(Duration),
     /// Its owner asked for something.
     Owner,
 }
@@ -154,6 +154,11 @@ impl Oracle {
     /// How old CHILD_SAs were when a timer rekeyed them.
     pub fn rekey_ages(&self) -> Vec<RekeyAge> {
         self.nodes.iter().flat_map(|node| node.rekey_ages.iter().copied()).collect()
+    }
+
+    /// What happened so far.
+    pub fn story(&self) -> String {
+        self.trace.to_string()
     }
 
     fn report(&self, node: usize, at: Duration, violation: &Violation) -> ! {

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use edge_ike::PeerName;
+
 use super::child_sa::Child;
 use super::ike_sa::{IkeSa, OwnRequest, Received};
 use super::init::{Initiation, clear};
@@ -45,8 +47,8 @@ pub struct Sent<'a> {
 pub struct Node {
     pub limits: Limits,
     pub initiations: BTreeMap<u64, Initiation>,
-    /// By address and SPI of the initiator, since when.
-    pub half_open: BTreeMap<(SocketAddr, u64), Duration>,
+    /// By address and SPI of the initiator: since when, and the SPIs of both.
+    pub half_open: BTreeMap<(SocketAddr, u64), (Duration, Spis)>,
     /// The cookies that it gave: for an address, an SPI and a nonce.
     pub cookies: BTreeSet<(IpAddr, u64, Vec<u8>, Vec<u8>)>,
     pub sas: BTreeMap<Spis, IkeSa>,
@@ -54,6 +56,8 @@ pub struct Node {
     pub children: BTreeMap<u32, Child>,
     /// Answered for in this step.
     pub to_be_installed: Vec<u32>,
+    /// Sent with since this step, by peer.
+    pub switched_to: BTreeMap<PeerName, u32>,
     pub rekey_ages: Vec<RekeyAge>,
     /// Every key that it used, for any SA.
     pub keys_used: BTreeSet<Vec<u8>>,
@@ -71,6 +75,7 @@ impl Node {
             sas: BTreeMap::new(),
             children: BTreeMap::new(),
             to_be_installed: Vec::new(),
+            switched_to: BTreeMap::new(),
             rekey_ages: Vec::new(),
             keys_used: BTreeSet::new(),
             sealed: HashMap::new(),
@@ -89,7 +94,7 @@ impl Node {
     pub fn judge(&mut self, step: &Step<'_>, shared: &mut Shared, trace: &mut Trace) -> Verdict {
         let mut effect = match step.cause {
             Cause::Received(datagram, local, from) => self.receive(datagram, local, from, step, shared, trace),
-            Cause::Timer | Cause::Owner => Effect::None,
+            Cause::Timer(_) | Cause::Owner => Effect::None,
         };
         for event in step.events {
             trace.event(step.at, step.node, event);
@@ -163,6 +168,7 @@ impl Node {
             self.ordered(event, step)?;
         }
         self.judge_installed(step)?;
+        self.judge_switches()?;
         let open = |spis: &Spis| self.sas.get(spis).is_some_and(|sa| sa.up && !sa.closed);
         match &effect {
             Effect::Request(spis, header, _) if open(spis) => {

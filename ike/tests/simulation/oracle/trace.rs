@@ -9,7 +9,7 @@ use edge_ike::Event;
 use super::octets::{Header, Message, PROTOCOL_ESP, exchange, notify, payload};
 use crate::network::brief;
 
-/// Most lines of a trace that are shown: the last ones.
+/// Most lines of a trace that are shown, the last ones. `TRACE=n` shows more.
 const SHOWN: usize = 120;
 
 #[derive(Debug, Default)]
@@ -41,7 +41,8 @@ impl Trace {
 
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hidden = self.0.len().saturating_sub(SHOWN);
+        let shown = std::env::var("TRACE").ok().and_then(|lines| lines.parse().ok()).unwrap_or(SHOWN);
+        let hidden = self.0.len().saturating_sub(shown);
         if hidden > 0 {
             writeln!(f, "  ({hidden} earlier lines)")?;
         }

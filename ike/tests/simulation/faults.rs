@@ -1,0 +1,397 @@
+//! Whole runs from a seed: a few endpoints, a network that loses, doubles, reorders, delays and
+//! corrupts, partitions, NATs that rebind, sleeping and restarting nodes, kernels that refuse,
+//! owners that act, strangers that replay, divert and flood. Then the network heals, and each pair
+//! must come to rest with one IKE SA and one CHILD_SA, the same at both ends. The oracle judges
+//! every step on the way.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::panic::catch_unwind;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use edge_ike::config::Group;
+use edge_ike::{EndpointConfig, PeerConfig, PeerName};
+
+use crate::foreign;
+use crate::network::{LinkQuality, Nat, Network, Random};
+use crate::oracle::octets::{FLAG_INITIATOR, Header, exchange, notify, payload};
+use crate::peers::{SECOND, name, peer};
+
+/// How long after the network has healed everything may take: longer than all waits after
+/// failures, what half-open IKE SAs live, and what a dead IKE SA is believed in.
+const RECOVERY: u64 = 240;
+
+/// A run from a seed.
+pub struct Run {
+    pub network: Network,
+    random: Random,
+    /// The configurations of each node.
+    configs: Vec<Vec<PeerConfig>>,
+    /// What a stranger has sent: the cookie that came back is returned.
+    strangers: u64,
+}
+
+impl Run {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random(seed ^ 0x5eed);
+        let mut network = Network::new(seed, LinkQuality::RELIABLE);
+        network.oracle.replay = format!("replay with SEEDS=1 SEED={seed} make soak\n");
+        let nodes = 2 + random.below(3) as usize;
+        let hidden: Vec<bool> = (0..nodes).map(|node| node > 0 && random.chance(25)).collect();
+        let force = random.chance(50);
+        let groups = if random.chance(40) { vec![Group::X25519] } else { Vec::new() };
+        let (child_lifetime, ike_lifetime) = (12 + random.below(30) as u32, 25 + random.below(70) as u32);
+        let transmissions = 4 + random.below(4) as u32;
+        let at = |node: usize| if hidden[node] { format!("192.0.2.{node}") } else { format!("10.0.0.{}", node + 1) };
+        for node in 0..nodes {
+            let endpoint = EndpointConfig {
+                cookie_threshold: [0, 2, 64][random.below(3) as usize],
+                half_open_limit: [6, 4096][random.below(2) as usize],
+                fragment_size: [1232, 400][random.below(2) as usize],
+                ..EndpointConfig::default()
+            };
+            let nat = hidden[node].then(|| Nat::new(&at(node)));
+            network.add_with(&format!("10.0.0.{}", node + 1), nat, endpoint);
+        }
+        let mut configs: Vec<Vec<PeerConfig>> = (0..nodes).map(|_| Vec::new()).collect();
+        for us in 0..nodes {
+            for them in us + 1..nodes {
+                if hidden[us] && hidden[them] {
+                    continue;
+                }
+                let both = random.chance(60);
+                for (us, them, begins) in [(us, them, true), (them, us, false)] {
+                    let address = at(them);
+                    let remotes: &[&str] = if hidden[them] { &[] } else { &[&address] };
+                    let mut config = peer(&id(us), &id(them), remotes);
+                    config.initiate = both || hidden[us] || (begins && !hidden[them]);
+                    config.force_encapsulation = force;
+                    config.child.proposals[0].groups.clone_from(&groups);
+                    config.timing.child_lifetime = SECOND * child_lifetime;
+                    config.timing.ike_lifetime = SECOND * ike_lifetime;
+                    config.timing.transmissions = transmissions;
+                    configs[us].push(config);
+                }
+            }
+        }
+        Self { network, random, configs, strangers: 0 }
+    }
+
+    /// Configures the peers of a node.
+    fn configure(&mut self, node: usize) {
+        for config in self.configs[node].clone() {
+            self.network.call(node, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
+        }
+    }
+
+    fn node(&mut self) -> usize {
+        self.random.below(self.network.nodes.len() as u64) as usize
+    }
+
+    /// A node, one of its peers, and its name for it.
+    fn pair(&mut self) -> Option<(usize, usize, PeerName)> {
+        let us = self.node();
+        let peers = &self.configs[us];
+        let config = peers.get(self.random.below(peers.len().max(1) as u64) as usize)?;
+        let them = (0..self.network.nodes.len()).find(|node| name(&id(*node)) == config.name)?;
+        Some((us, them, config.name.clone()))
+    }
+
+    /// From the first configuration to rest.
+    pub fn whole(&mut self) {
+        for node in 0..self.network.nodes.len() {
+            self.configure(node);
+        }
+        let faulty = 20 + self.random.below(60);
+        let end = self.network.now + Duration::from_secs(faulty);
+        while self.network.now < end {
+            if self.random.chance(15) {
+                self.weather();
+            }
+            self.act();
+            let step = Duration::from_millis(self.random.below(2500));
+            self.network.run_for(step);
+        }
+        self.heal();
+        self.come_to_rest();
+    }
+
+    /// Another quality of the network.
+    fn weather(&mut self) {
+        let random = &mut self.random;
+        self.network.quality = match random.below(4) {
+            0 => LinkQuality::RELIABLE,
+            1 => LinkQuality::REORDERING,
+            2 => LinkQuality { delay_step: Duration::from_millis(40), ..LinkQuality::REORDERING },
+            _ => LinkQuality {
+                delay_min: Duration::from_millis(1),
+                delay_max: Duration::from_millis(20 + random.below(2500)),
+                loss_percent: random.below(35),
+                double_percent: random.below(40),
+                corrupt_percent: random.below(8),
+                delay_step: Duration::from_millis(1 + random.below(20)),
+            },
+        };
+    }
+
+    /// Something happens.
+    fn act(&mut self) {
+        let what = self.random.below(24);
+        match what {
+            0..=5 => {
+                if let Some((us, _, peer)) = self.pair() {
+                    self.network.call(us, |endpoint, now, env| match what {
+                        0..=2 => endpoint.rekey_child(&peer, now, env),
+                        3 => endpoint.rekey_ike(&peer, now, env),
+                        _ => endpoint.check_liveness(&peer, now, env),
+                    });
+                }
+            }
+            6..=9 => {
+                // Both ends of a pair at once.
+                if let Some((us, them, peer)) = self.pair() {
+                    let ours = name(&id(us));
+                    for (node, peer) in [(us, peer), (them, ours)] {
+                        self.network.call(node, |endpoint, now, env| match what {
+                            6..=8 => endpoint.rekey_child(&peer, now, env),
+                            _ => endpoint.rekey_ike(&peer, now, env),
+                        });
+                    }
+                }
+            }
+            10 => {
+                if let Some((us, _, peer)) = self.pair() {
+                    self.network.call(us, |endpoint, now, env| endpoint.terminate(&peer, now, env));
+                    let pause = Duration::from_millis(self.random.below(3000));
+                    self.network.run_for(pause);
+                    self.network.call(us, |endpoint, now, env| endpoint.connect(&peer, now, env));
+                }
+            }
+            11 | 12 => {
+                // A partition, one way or both ways, or the end of all.
+                let (a, b) = (self.node(), self.node());
+                if self.random.chance(50) {
+                    self.network.cut.clear();
+                } else if a != b {
+                    self.network.cut.insert((a, b));
+                    if self.random.chance(50) {
+                        self.network.cut.insert((b, a));
+                    }
+                }
+            }
+            13 => {
+                let node = self.node();
+                if let Some(nat) = &mut self.network.nodes[node].nat {
+                    nat.rebind();
+                }
+            }
+            14 => {
+                let node = self.node();
+                self.network.restart(node);
+                self.configure(node);
+            }
+            15 => {
+                // It sleeps, and wakes up when much is due. Its wall clock jumps.
+                let node = self.node();
+                self.network.nodes[node].down = true;
+                let sleep = Duration::from_millis(self.random.below(12_000));
+                self.network.run_for(sleep);
+                self.network.nodes[node].down = false;
+                self.network.nodes[node].host.unix_time += self.random.below(100_000);
+            }
+            16 => {
+                let node = self.node();
+                self.network.nodes[node].host.refuse_percent = [0, 20, 70][self.random.below(3) as usize];
+            }
+            17..=19 => self.replay(),
+            20 | 21 => self.flood(),
+            _ => {}
+        }
+    }
+
+    /// A stranger sends what it has seen, old or changed, from elsewhere.
+    fn replay(&mut self) {
+        let seen = self.network.wire.len() as u64;
+        if seen == 0 {
+            return;
+        }
+        for _ in 0..1 + self.random.below(4) {
+            // What was seen lately is likelier.
+            let back = self.random.below(self.random.clone().below(seen) + 1) + 1;
+            let (from, to, mut octets) = self.network.wire[(seen - back) as usize].clone();
+            let from = if self.random.chance(70) { stranger(self.random.below(9)) } else { from };
+            if self.random.chance(30) {
+                let at = self.random.below(octets.len() as u64) as usize;
+                octets[at] ^= 1 << self.random.below(8);
+            }
+            self.network.inject(from, to, octets);
+        }
+    }
+
+    /// Strangers send IKE_SA_INIT requests, some with the cookie that they were given, some with
+    /// another one.
+    fn flood(&mut self) {
+        let node = self.node();
+        if self.network.nodes[node].nat.is_some() {
+            return;
+        }
+        let to = SocketAddr::new(self.network.nodes[node].host.address, 500);
+        for _ in 0..1 + self.random.below(10) {
+            self.strangers += 1;
+            let (from, spi) = (stranger(self.random.below(9)), 0xffff_0000 + self.strangers);
+            let octets = init_request(spi, None);
+            self.network.inject(from, to, octets);
+        }
+        let pause = Duration::from_millis(self.random.below(400));
+        self.network.run_for(pause);
+        for (_, at, octets) in std::mem::take(&mut self.network.outside) {
+            let Some(answer) = crate::oracle::clear(&octets) else { continue };
+            let Some(cookie) = answer.notify(notify::COOKIE) else { continue };
+            let (mut cookie, mut spi, mut from) = (cookie.data, answer.header.spis.0, at);
+            match self.random.below(6) {
+                0 => cookie[1] ^= 1,
+                1 => spi ^= 1 << 40,
+                2 => from.set_ip(stranger(10 + self.random.below(9)).ip()),
+                _ => {}
+            }
+            self.network.inject(from, to, init_request(spi, Some(&cookie)));
+        }
+    }
+
+    fn heal(&mut self) {
+        self.network.quality = LinkQuality::RELIABLE;
+        self.network.cut.clear();
+        for node in &mut self.network.nodes {
+            node.down = false;
+            node.host.refuse_percent = 0;
+        }
+        for node in 0..self.network.nodes.len() {
+            // Without this some SA is always being rekeyed.
+            for config in &mut self.configs[node] {
+                config.timing.child_lifetime = 3600 * SECOND;
+                config.timing.ike_lifetime = 3600 * SECOND;
+            }
+            self.configure(node);
+            for config in self.configs[node].clone().into_iter().filter(|config| config.initiate) {
+                self.network.call(node, |endpoint, now, env| endpoint.connect(&config.name, now, env));
+            }
+        }
+    }
+
+    /// Waits until every pair is at rest and agrees.
+    fn come_to_rest(&mut self) {
+        let mut unrest = String::new();
+        for _ in 0..RECOVERY {
+            self.network.run_for(SECOND);
+            match self.unrest() {
+                None => return self.network.oracle.judge_at_rest(self.network.now),
+                Some(found) => unrest = found,
+            }
+        }
+        panic!(
+            "{}{RECOVERY} s after the network has healed, {unrest}; before that:\n{}",
+            self.network.oracle.replay,
+            self.network.oracle.story()
+        );
+    }
+
+    /// What is not at rest, if anything is.
+    fn unrest(&self) -> Option<String> {
+        for (us, configs) in self.configs.iter().enumerate() {
+            let kernel = &self.network.nodes[us].host.kernel;
+            if !kernel.reserved.is_empty() {
+                return Some(format!("node {us} has reserved SPIs {:x?}", kernel.reserved));
+            }
+            for config in configs {
+                let them = (0..self.network.nodes.len()).find(|node| name(&id(*node)) == config.name)?;
+                let theirs = &self.network.nodes[them].host.kernel;
+                let ours = name(&id(us));
+                let ikes = |kernel: &crate::kernel::Kernel, peer: &PeerName| -> Vec<edge_ike::IkeId> {
+                    kernel.ike_sas.iter().filter(|(name, _)| name == peer).map(|(_, ike)| *ike).collect()
+                };
+                let (here, there) = (ikes(kernel, &config.name), ikes(theirs, &ours));
+                if here.len() != 1 || here != there {
+                    return Some(format!("nodes {us} and {them} have IKE SAs {here:x?} and {there:x?}"));
+                }
+                let (Some(a), Some(b)) = (kernel.tunnels.get(&config.name), theirs.tunnels.get(&ours)) else {
+                    return Some(format!("nodes {us} and {them} never had a CHILD_SA"));
+                };
+                let (Some(out), Some(back)) = (&a.outbound, &b.outbound) else {
+                    return Some(format!("nodes {us} and {them} have no CHILD_SA"));
+                };
+                let same = out.outbound_spi == back.inbound_spi
+                    && back.outbound_spi == out.inbound_spi
+                    && out.outbound_key == back.inbound_key
+                    && back.outbound_key == out.inbound_key;
+                if !same || a.inbound.len() != 1 || b.inbound.len() != 1 {
+                    return Some(format!(
+                        "node {us} sends with {:x} and has {:x?}, node {them} with {:x} and {:x?}",
+                        out.outbound_spi,
+                        a.inbound.keys(),
+                        back.outbound_spi,
+                        b.inbound.keys()
+                    ));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn id(node: usize) -> String {
+    format!("node-{node}.example")
+}
+
+/// The address of a stranger.
+fn stranger(number: u64) -> SocketAddr {
+    SocketAddr::new(std::net::Ipv4Addr::new(203, 0, 113, number as u8 + 1).into(), 500)
+}
+
+/// An IKE_SA_INIT request of a stranger.
+fn init_request(spi: u64, cookie: Option<&[u8]>) -> Vec<u8> {
+    let header = Header {
+        spis: (spi, 0),
+        next: 0,
+        version: 0x20,
+        exchange: exchange::IKE_SA_INIT,
+        flags: FLAG_INITIATOR,
+        id: 0,
+    };
+    let cookie = cookie.map(|cookie| foreign::notification(notify::COOKIE, 0, &[], cookie));
+    // A point of Curve25519 that nobody has the private key of.
+    let mut public = [9; 32];
+    public[..8].copy_from_slice(&spi.to_be_bytes());
+    let parts = [foreign::ike_proposal(None), foreign::key_exchange(&public), (payload::NONCE, vec![5; 32])];
+    foreign::clear(&header, &cookie.into_iter().chain(parts).collect::<Vec<_>>())
+}
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+/// Seeds of a test run: 40 s on two cores. `make soak SEEDS=n` runs more, from `SEED` on.
+const SEEDS: u64 = 3000;
+
+#[test]
+fn every_pair_comes_to_rest_after_any_faults() {
+    let first = number("SEED", 0);
+    let next = AtomicU64::new(first);
+    let end = first + number("SEEDS", SEEDS);
+    let failed = Mutex::new(BTreeMap::new());
+    let work = || {
+        while let Some(seed) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < end) {
+            if let Err(panic) = catch_unwind(|| Run::new(seed).whole()) {
+                let said = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                failed.lock().unwrap().insert(seed, said);
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let failed = failed.into_inner().unwrap();
+    if let Some((seed, said)) = failed.first_key_value() {
+        panic!("seeds {:?} fail; seed {seed}: {said}", failed.keys());
+    }
+}
