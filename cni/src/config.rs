@@ -1,7 +1,7 @@
 //! The network configuration that the runtime hands over on standard input.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use edge_types::network::overlap;
 use edge_types::{IpNetwork, pods};
@@ -20,8 +20,12 @@ const UNNAMED: &str = "unnamed";
 /// Longest name of a network, bytes. Each lease carries the name.
 const MAX_NAME: usize = 253;
 
+/// Most networks of `serviceRanges`. A cluster has one or two ranges, and gets more where they are
+/// extended.
+const MAX_SERVICE_RANGES: usize = 64;
+
 /// The plugin's own keys.
-const OWN_KEYS: [&str; 10] = [
+const OWN_KEYS: [&str; 12] = [
     "bridge",
     "stateDir",
     "agentSocket",
@@ -32,6 +36,8 @@ const OWN_KEYS: [&str; 10] = [
     "dns",
     "unfilteredPods",
     "lanToPods",
+    "serviceRanges",
+    "forwardOthers",
 ];
 
 /// Keys that the specification or the runtime defines. They are for others, or for verbs that read
@@ -78,6 +84,10 @@ pub(crate) struct Config {
     pub(crate) unfiltered_pods: Vec<String>,
     /// Sources outside the cluster that reach pods in clear.
     pub(crate) lan_to_pods: Vec<IpNetwork>,
+    /// Ranges of Services (ClusterIPs). What hosts outside send there is for no published port.
+    pub(crate) service_ranges: Vec<IpNetwork>,
+    /// Whether this host also forwards between its own networks if it forwards for pods alone.
+    pub(crate) forward_others: bool,
     /// The result of an earlier plugin, or with CHECK the result of our own ADD.
     pub(crate) previous: Option<Value>,
     /// An IP or MAC address that `runtimeConfig` or `args` requests.
@@ -111,6 +121,10 @@ struct Raw {
     unfiltered_pods: Vec<String>,
     #[serde(default)]
     lan_to_pods: Vec<IpNetwork>,
+    #[serde(default)]
+    service_ranges: Vec<IpNetwork>,
+    #[serde(default)]
+    forward_others: bool,
 }
 
 fn default_bridge() -> String {
@@ -187,6 +201,8 @@ impl Config {
             dns: raw.dns,
             unfiltered_pods: raw.unfiltered_pods,
             lan_to_pods: raw.lan_to_pods.iter().map(canonical).collect(),
+            service_ranges: raw.service_ranges.iter().map(canonical).collect(),
+            forward_others: raw.forward_others,
             previous,
             requested,
             valid_attachments,
@@ -266,11 +282,21 @@ impl Config {
         if let Some(pattern) = self.unfiltered_pods.iter().find(|pattern| !pods::is_pattern(pattern)) {
             return Err(invalid(format!("unfilteredPods has {pattern:?}; expected {}", pods::EXPECTED)));
         }
-        if self.lan_to_pods.len() > pods::MAX_LAN_TO_PODS {
-            let (count, limit) = (self.lan_to_pods.len(), pods::MAX_LAN_TO_PODS);
-            return Err(invalid(format!("lanToPods has {count} networks; expected at most {limit}, merge some")));
+        for (key, networks, limit) in [
+            ("lanToPods", &self.lan_to_pods, pods::MAX_LAN_TO_PODS),
+            ("serviceRanges", &self.service_ranges, MAX_SERVICE_RANGES),
+        ] {
+            let count = networks.len();
+            if count > limit {
+                return Err(invalid(format!("{key} has {count} networks; expected at most {limit}, merge some")));
+            }
         }
         Ok(())
+    }
+
+    /// Folder of the agent's sockets, which is in memory.
+    pub(crate) fn run_dir(&self) -> &Path {
+        self.agent_socket.parent().unwrap_or(&self.state_dir)
     }
 
     /// Whether the operator has excepted a pod, `namespace/name`, from the bridge's filter. `None`

@@ -2,14 +2,14 @@
 //! from pods, and the guard that keeps pods' packets from leaving in clear.
 
 use edge_types::api::Family;
-use edge_types::forwarding::{FORWARDING_FILE, Forwarding};
+use edge_types::forwarding::FORWARDING_FILE;
 use edge_types::shared_files::SegmentsFile;
 use edge_xfrm::guard::{self, GuardConfig};
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::net::bridge;
 use crate::net::link::{Link, Links};
+use crate::net::{bridge, sysctl, uplink};
 use crate::{cluster_ranges, ingress, obstacles, segment};
 
 /// Makes what is missing of them. An error ends the ADD, since no pod is attached without them.
@@ -19,23 +19,20 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     if let Some(sentence) = obstacles::without_ipv6(cluster_ranges.iter().any(|range| range.is_ipv6())) {
         eprintln!("edge-cni: {sentence}");
     }
-    // Recorded before forwarding is turned on. By the record the agent keeps this host from
-    // becoming a router between its own networks.
     let families = segment::families(&segments.segments);
-    let forwarded = [Family::V4, Family::V6].map(|family| families.contains(&family));
-    let run_dir = config.agent_socket.parent().unwrap_or(&config.state_dir);
-    Forwarding::new(&config.state_dir, run_dir).note(forwarded).map_err(|error| {
-        let (state_dir, run_dir) = (config.state_dir.display(), run_dir.display());
-        Error::new(
-            Code::Io,
-            format!(
-                "forwarding is off on this host, and before it is turned on for pods {FORWARDING_FILE} must say so, or this host becomes a router between \
-                 its own networks; it can be written neither to {state_dir} nor to {run_dir}: make room there, or mount them writable: {error}"
-            ),
-        )
-    })?;
+    let turned_on = [Family::V4, Family::V6].map(|family| families.contains(&family) && !sysctl::forwards(family));
+    let forwarded = turned_on == [false; 2];
+    if !forwarded {
+        record(config, turned_on)?;
+    }
     let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
-    ingress::ensure(links, config, segments)?;
+    if forwarded || config.forward_others {
+        ingress::ensure(links, config, segments)?;
+    } else {
+        // Its rules follow from the record, and must be in place before this host forwards.
+        ingress::recreate(links, config, segments)?;
+    }
+    forward(links, turned_on)?;
     let bridge_addresses = segment::families(&segments.segments)
         .into_iter()
         .filter_map(|family| segments.segments.iter().find(|segment| edge_types::api::Family::of(segment) == family))
@@ -54,4 +51,30 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         )
     })?;
     Ok(bridge)
+}
+
+/// Turns forwarding on for IPv4, IPv6 or both.
+fn forward(links: &mut Links, [ipv4, ipv6]: [bool; 2]) -> Result<()> {
+    if ipv4 {
+        sysctl::forward_ipv4()?;
+    }
+    if ipv6 {
+        sysctl::forward_ipv6(&uplink::names(links)?)?;
+    }
+    Ok(())
+}
+
+/// Records that forwarding was off until now. By the record agent and plugin keep this host from
+/// becoming a router between its own networks.
+fn record(config: &Config, turned_on: [bool; 2]) -> Result<()> {
+    ingress::forwarding(config).note(turned_on).map_err(|error| {
+        let (state_dir, run_dir) = (config.state_dir.display(), config.run_dir().display());
+        Error::new(
+            Code::Io,
+            format!(
+                "forwarding is off on this host, and before it is turned on for pods {FORWARDING_FILE} must say so, or this host becomes a router between \
+                 its own networks; it can be written neither to {state_dir} nor to {run_dir}: make room there, or mount them writable: {error}"
+            ),
+        )
+    })
 }

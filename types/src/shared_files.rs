@@ -38,6 +38,10 @@ pub struct SegmentsFile {
     /// segments.
     #[serde(default)]
     pub networks: Vec<IpNetwork>,
+    /// On an edge: the cloud's networks that hubs front, such as its service range. What a host
+    /// outside sends to them by routing through this node is for no published port.
+    #[serde(default)]
+    pub hub_networks: Vec<IpNetwork>,
 }
 
 /// The program that wrote [`SegmentsFile`].

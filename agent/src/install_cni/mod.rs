@@ -184,6 +184,9 @@ fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> Stri
     if !config.firewall.lan_to_pods.is_empty() {
         ours["lanToPods"] = json!(config.firewall.lan_to_pods);
     }
+    if config.firewall.forward_others {
+        ours["forwardOthers"] = json!(true);
+    }
     let plugins: Vec<&Value> = std::iter::once(&ours).chain(chained).collect();
     let document = json!({
         "cniVersion": conflist::VERSION,
@@ -396,6 +399,9 @@ mod tests {
         assert!(plugin(&config)["plugins"][0].get("lanToPods").is_none());
         config.firewall.lan_to_pods = vec!["192.168.1.0/24".parse().unwrap()];
         assert_eq!(plugin(&config)["plugins"][0]["lanToPods"], json!(["192.168.1.0/24"]));
+        assert!(plugin(&config)["plugins"][0].get("forwardOthers").is_none());
+        config.firewall.forward_others = true;
+        assert_eq!(plugin(&config)["plugins"][0]["forwardOthers"], json!(true));
         let many = vec!["\"192.168.1.1\""; 129].join(",");
         let many = format!("[firewall]\nlan_to_pods = [{many}]\n[controller]\nurls = [\"https://c\"]\n");
         let error = Config::parse(&many, Path::new("agent.toml")).unwrap_err().to_string();

@@ -297,6 +297,7 @@ mod tests {
             cluster_ranges: vec![],
             mtu: 0,
             networks: vec![],
+            hub_networks: vec![],
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use edge_types::shared_files::{SEGMENTS_FILE, SegmentsFile, SegmentsSource, pod_capacity};
-use edge_types::{IpNetwork, NodeView, api::Family};
+use edge_types::{IpNetwork, NodeView, Role, api::Family};
 
 use super::{StateDir, StateDirError};
 
@@ -38,10 +38,23 @@ pub fn follow_view(
         file.segments = segments;
         file.cluster_ranges.clone_from(&view.cluster_ranges);
         file.networks.clone_from(&view.networks);
+        file.hub_networks = hub_networks(view);
         if mtu != 0 {
             file.mtu = mtu;
         }
     })
+}
+
+/// The networks that hubs front for this edge, each once. A node in the cloud has its own networks
+/// among them, so for it there are none.
+fn hub_networks(view: &NodeView) -> Vec<IpNetwork> {
+    if view.role != Role::Edge {
+        return Vec::new();
+    }
+    let mut networks: Vec<IpNetwork> = view.peers.iter().flat_map(|peer| &peer.networks).copied().collect();
+    networks.sort_unstable();
+    networks.dedup();
+    networks
 }
 
 /// Adds newly granted segments.
@@ -99,6 +112,7 @@ fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<Se
         cluster_ranges: Vec::new(),
         mtu: 0,
         networks: Vec::new(),
+        hub_networks: Vec::new(),
     });
     change(&mut file);
     file.version = VERSION;
@@ -110,6 +124,8 @@ fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<Se
 
 #[cfg(test)]
 mod tests {
+    use edge_types::Peer;
+
     use super::*;
     use crate::test_view::empty_view;
 
@@ -161,12 +177,33 @@ mod tests {
             cluster_ranges: Vec::new(),
             mtu: 0,
             networks: Vec::new(),
+            hub_networks: Vec::new(),
         };
         state.write_json(SEGMENTS_FILE, &configured).unwrap();
         let file = follow_view(&state, None, &view(&[]), 0).unwrap();
         assert_eq!((file.source, &file.segments), (SegmentsSource::Configuration, &configured.segments));
         let file = add_granted(&state, &nets(&["10.77.0.0/26"])).unwrap();
         assert_eq!((file.source, file.segments), (SegmentsSource::Agent, nets(&["10.77.0.0/26"])));
+    }
+
+    #[test]
+    fn an_edge_learns_the_networks_of_its_hubs_and_a_cloud_node_does_not_take_its_own_for_them() {
+        let (_folder, state) = state();
+        let mut view = view(&["10.77.0.0/26"]);
+        view.peers = ["hub-1", "hub-2"]
+            .map(|name| Peer {
+                name: name.parse().unwrap(),
+                role: Role::Hub,
+                endpoints: Vec::new(),
+                segments: nets(&["10.77.1.0/26"]),
+                networks: nets(&["fd96::/108", "10.96.0.0/12"]),
+                certificates_from: 0,
+            })
+            .to_vec();
+        let file = follow_view(&state, None, &view, 0).unwrap();
+        assert_eq!(file.hub_networks, nets(&["10.96.0.0/12", "fd96::/108"]));
+        view.role = Role::Cloud;
+        assert!(follow_view(&state, None, &view, 0).unwrap().hub_networks.is_empty());
     }
 
     #[test]

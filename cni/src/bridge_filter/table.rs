@@ -90,6 +90,7 @@ impl Set {
             id: self as u32 + 1,
             key_type: self.key_type(),
             key_length: self.key_length(),
+            intervals: false,
             user_data: self.user_data(),
         }
     }

@@ -157,6 +157,7 @@ impl LockedLeases {
             cluster_ranges: config.cluster_ranges.clone(),
             mtu: 0,
             networks: Vec::new(),
+            hub_networks: Vec::new(),
         };
         let text = serde_json::to_vec_pretty(&segments).map_err(|error| Error::io("write", &path, error))?;
         replace_file(&path, &text, 0o600).context("replace", &path)?;

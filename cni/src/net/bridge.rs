@@ -7,7 +7,7 @@ use edge_types::api::Family;
 use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::link::{Link, Links};
-use super::{fnv1a, sysctl, uplink, veth};
+use super::{fnv1a, sysctl, veth};
 use crate::error::{Code, Error, Result};
 use crate::segment;
 
@@ -51,14 +51,12 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     sysctl::ignore_router_advertisements(name)?;
     let families = segment::families(segments);
     if families.contains(&Family::V4) {
-        sysctl::forward_ipv4()?;
         // A pod reaches another segment by this bridge on purpose, so the host sends it no
         // redirect.
         sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
     }
     if families.contains(&Family::V6) {
         sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
-        sysctl::forward_ipv6(|| uplink::names(links))?;
     }
     if !bridge.up {
         links.set_up(&bridge)?;

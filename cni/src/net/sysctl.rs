@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use edge_types::api::Family;
+
 use crate::error::{Error, Result};
 
 const ROOT: &str = "/proc/sys/net";
@@ -34,6 +36,12 @@ pub(crate) fn ignore_router_advertisements(interface: &str) -> Result<()> {
     set_if_present(&format!("ipv6/conf/{interface}/autoconf"), "0")
 }
 
+/// Whether this host forwards packets of the family. A setting that cannot be read counts as off.
+pub(crate) fn forwards(family: Family) -> bool {
+    let name = if family == Family::V4 { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
+    read(&Path::new(ROOT).join(name)).is_ok_and(|value| value == "1")
+}
+
 /// Turns IPv4 forwarding on.
 pub(crate) fn forward_ipv4() -> Result<()> {
     set("ipv4/ip_forward", "1")
@@ -47,13 +55,9 @@ pub(crate) fn has_ipv6() -> bool {
 /// Turns IPv6 forwarding on. A host that forwards ignores router advertisements, unless `accept_ra`
 /// is 2, and would lose its default route. So the uplinks are set to 2 first. Other interfaces are
 /// not: from there this host must take no route.
-pub(crate) fn forward_ipv6(uplinks: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
+pub(crate) fn forward_ipv6(uplinks: &[String]) -> Result<()> {
     let conf = Path::new(ROOT).join("ipv6/conf");
-    let forwarding = conf.join("all/forwarding");
-    if read(&forwarding).map_err(|error| Error::io("read", &forwarding, error))? == "1" {
-        return Ok(());
-    }
-    for uplink in uplinks()? {
+    for uplink in uplinks {
         accept_ra_while_forwarding(&conf.join(uplink).join("accept_ra"))?;
     }
     set("ipv6/conf/all/forwarding", "1")

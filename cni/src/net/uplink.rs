@@ -1,5 +1,6 @@
 //! The links that lead to the outside, on which this host hears its routers.
 
+use super::bridge;
 use super::link::{DefaultRoute, Link, Links};
 use crate::error::Result;
 
@@ -8,6 +9,22 @@ pub(crate) fn names(links: &mut Links) -> Result<Vec<String>> {
     let all = links.all()?;
     let routes = links.default_routes()?;
     Ok(all.iter().filter(|link| is_uplink(link, &all, &routes)).map(|link| link.name.clone()).collect())
+}
+
+/// A link that leads outside although its kind is one that container runtimes use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Uplink {
+    pub(crate) name: String,
+    pub(crate) is_bridge: bool,
+}
+
+/// The links of these kinds that lead outside: bridges that hold hardware, and each that carries a
+/// default route. A pods' bridge is none of them.
+pub(crate) fn of_container_kinds(all: &[Link], routes: &[DefaultRoute], kinds: &[&str]) -> Vec<Uplink> {
+    let carries_default = |link: &Link| routes.iter().any(|route| route.main && route.device == link.index);
+    let of_kind = all.iter().filter(|link| kinds.contains(&link.kind.as_str()) && !bridge::is_ours(link));
+    let outside = of_kind.filter(|link| carries_default(link) || link.kind == "bridge" && is_uplink(link, all, routes));
+    outside.map(|link| Uplink { name: link.name.clone(), is_bridge: link.kind == "bridge" }).collect()
 }
 
 /// Not an uplink is a bridge's port, a bridge that has only pods and containers as ports, such as
@@ -65,5 +82,23 @@ mod tests {
         let uplinks: Vec<&str> =
             all.iter().filter(|link| is_uplink(link, &all, &routes)).map(|link| link.name.as_str()).collect();
         assert_eq!(uplinks, ["eth0", "br0", "eth2", "wwan0", "eth0.5", "vrf0", "eth3"]);
+    }
+    #[test]
+    fn a_bridge_of_containers_leads_outside_if_it_holds_hardware_or_carries_a_default_route() {
+        let all = [
+            link(2, "eth0", "", None),
+            link(3, "docker0", "bridge", None),
+            link(4, "veth1", "veth", Some(3)),
+            link(5, "br0", "bridge", None),
+            link(6, "eth1", "", Some(5)),
+            link(7, "virbr0", "bridge", None),
+            link(8, "eth2", "veth", None),
+            link(9, "eth0.5", "vlan", None),
+            Link { alias: "edge-cni bridge".into(), ..link(10, "ecni0", "bridge", None) },
+        ];
+        let routes = [7, 8, 9, 10].map(|device| DefaultRoute { device, gateway: None, main: true });
+        let found = of_container_kinds(&all, &routes, &["bridge", "veth"]);
+        let found: Vec<(&str, bool)> = found.iter().map(|uplink| (uplink.name.as_str(), uplink.is_bridge)).collect();
+        assert_eq!(found, [("br0", true), ("virbr0", true), ("eth2", false)]);
     }
 }

@@ -29,6 +29,11 @@ pub(crate) enum Expression {
     Lookup { set: &'static str, inverted: bool },
     /// Loads data of connection tracking (`enum nft_ct_keys`) into `NFT_REG_1`.
     Conntrack(ConntrackKey),
+    /// Loads the destination of a connection's first packet, as it was before any translation, into
+    /// `NFT_REG_1`. Ends the rule for connections of the other family.
+    OriginalDestination { ipv4: bool },
+    /// Loads into `NFT_REG_1` whether the packet's route leads into IPsec (`NFT_RT_XFRM`).
+    RouteIntoIpsec,
     /// Keeps only the bits of `NFT_REG_1` that are set in the mask.
     Mask(Vec<u8>),
     /// Counts packets and bytes.
@@ -48,6 +53,9 @@ pub(crate) enum Meta {
     PacketType = 19,
     /// Whether it came out of ESP.
     SecurityPath = 25,
+    /// Kind of the interface, such as `bridge`. Ends the rule for hardware, which has none.
+    InputKind = 26,
+    OutputKind = 27,
 }
 
 /// `enum nft_ct_keys`.
@@ -90,7 +98,8 @@ impl Expression {
             Self::Payload { .. } => "payload",
             Self::Compare { .. } => "cmp",
             Self::Lookup { .. } => "lookup",
-            Self::Conntrack(_) => "ct",
+            Self::Conntrack(_) | Self::OriginalDestination { .. } => "ct",
+            Self::RouteIntoIpsec => "rt",
             Self::Mask(_) => "bitwise",
             Self::Counter => "counter",
             Self::Verdict(_) => "immediate",
@@ -126,6 +135,16 @@ impl Expression {
             }
             Self::Conntrack(key) => {
                 data.number(2, *key as u32);
+                data.number(1, FIRST);
+            }
+            Self::OriginalDestination { ipv4 } => {
+                // NFT_CT_DST_IP or _IP6; NFTA_CT_DIRECTION with IP_CT_DIR_ORIGINAL.
+                data.number(2, if *ipv4 { 20 } else { 22 });
+                data.number(1, FIRST);
+                data.bytes(3, &[0]);
+            }
+            Self::RouteIntoIpsec => {
+                data.number(2, 4);
                 data.number(1, FIRST);
             }
             Self::Mask(mask) => {

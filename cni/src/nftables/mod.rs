@@ -50,6 +50,8 @@ pub(crate) struct Set {
     pub(crate) key_type: u32,
     /// Bytes.
     pub(crate) key_length: u32,
+    /// Whether it holds intervals of keys ([`Table::add_intervals`]).
+    pub(crate) intervals: bool,
     pub(crate) user_data: Vec<u8>,
 }
 

@@ -126,7 +126,8 @@ impl Table {
         // NFTA_SET_NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _ID, _USERDATA.
         let message = self.message(verb::NEWSET, |attributes| {
             attributes.text(2, set.name);
-            attributes.number(3, 0);
+            // NFT_SET_INTERVAL.
+            attributes.number(3, if set.intervals { 4 } else { 0 });
             attributes.number(4, set.key_type);
             attributes.number(5, set.key_length);
             attributes.number(10, set.id);
@@ -158,6 +159,27 @@ impl Table {
     /// Adds elements to a set, at most [`ELEMENTS`]. Elements that it has already stay.
     pub(crate) fn add_elements(&self, set: &str, keys: &[Vec<u8>]) -> (Message, u16) {
         (self.elements(verb::NEWSETELEM, set, keys), NLM_F_CREATE)
+    }
+
+    /// Adds intervals to a set of such, at most [`ELEMENTS`] / 2, which must not overlap. Each has
+    /// its first key and the key after its last, or `None` if its last key is the greatest.
+    pub(crate) fn add_intervals(&self, set: &str, intervals: &[(Vec<u8>, Option<Vec<u8>>)]) -> (Message, u16) {
+        let message = self.message(verb::NEWSETELEM, |attributes| {
+            attributes.text(2, set);
+            attributes.nest(3, |list| {
+                for (first, end) in intervals {
+                    list.nest(1, |element| element.nest(1, |data| data.bytes(1, first)));
+                    if let Some(end) = end {
+                        list.nest(1, |element| {
+                            // NFTA_SET_ELEM_FLAGS with NFT_SET_ELEM_INTERVAL_END.
+                            element.nest(1, |data| data.bytes(1, end));
+                            element.number(3, 1);
+                        });
+                    }
+                }
+            });
+        });
+        (message, NLM_F_CREATE)
     }
 
     /// Removes elements from a set, at most [`ELEMENTS`]. The kernel refuses it if one is missing.

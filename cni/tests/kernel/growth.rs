@@ -61,6 +61,7 @@ fn agent(world: &World, grants: &[&str], refusal: Option<AgentResponse>) -> Rece
                             cluster_ranges: Vec::new(),
                             mtu: 0,
                             networks: Vec::new(),
+                            hub_networks: Vec::new(),
                         },
                         |text| serde_json::from_slice(&text).unwrap(),
                     );

@@ -12,6 +12,7 @@ use crate::world::{Pod, World, ip, pings, wait_for};
 pub(crate) const TESTS: &[Test] = &[
     ("a_host_on_the_lan_reaches_no_pod_without_an_agent_either", a_lan_host_reaches_no_pod),
     ("what_is_published_and_what_lan_to_pods_names_is_reached", what_is_published_and_named_is_reached),
+    ("a_service_that_a_host_on_the_lan_routes_to_this_host_is_no_published_port", a_routed_service_is_not_published),
     ("pods_of_a_second_network_are_closed_too", pods_of_a_second_network_are_closed_too),
     ("the_agents_table_takes_the_place_of_the_plugins", the_agents_table_takes_the_place_of_the_plugins),
     ("the_table_before_pods_is_the_one_that_the_documentation_prints", it_is_the_documented_one),
@@ -37,7 +38,7 @@ fn neighbour(world: &World) -> Pod {
     lan
 }
 
-fn nft(world: &World, arguments: &[&str]) -> String {
+pub(crate) fn nft(world: &World, arguments: &[&str]) -> String {
     succeed(Command::new("ip").args(["netns", "exec", &world.host, "nft"]).args(arguments))
 }
 
@@ -46,8 +47,8 @@ fn tables(world: &World) -> String {
 }
 
 /// Packets that the table has dropped.
-fn dropped(world: &World) -> u64 {
-    let text = nft(world, &["-j", "list", "chain", "inet", "edge-cni-pods", "to-pods"]);
+pub(crate) fn dropped(world: &World) -> u64 {
+    let text = nft(world, &["-j", "list", "table", "inet", "edge-cni-pods"]);
     let listed: Value = serde_json::from_str(&text).unwrap();
     let statements =
         listed["nftables"].as_array().unwrap().iter().filter_map(|object| object["rule"]["expr"].as_array());
@@ -55,7 +56,7 @@ fn dropped(world: &World) -> u64 {
 }
 
 /// Packets for each of these addresses are dropped on their way from the neighbour.
-fn is_closed(world: &World, lan: &Pod, pod: &[String]) {
+pub(crate) fn is_closed(world: &World, lan: &Pod, pod: &[String]) {
     for address in pod {
         let before = dropped(world);
         let ping = ["netns", "exec", &lan.netns, "ping", "-n", "-q", "-c", "1", "-W", "1", address];
@@ -64,7 +65,7 @@ fn is_closed(world: &World, lan: &Pod, pod: &[String]) {
     }
 }
 
-fn is_reached(lan: &Pod, pod: &[String]) {
+pub(crate) fn is_reached(lan: &Pod, pod: &[String]) {
     for address in pod {
         assert!(pings(&lan.netns, address), "{address} is not reached");
     }
@@ -93,8 +94,12 @@ fn a_lan_host_reaches_no_pod() {
     assert!(up(&world).ok);
     is_closed(&world, &lan, &first);
     // A table of another release is replaced.
-    nft(&world, &["flush", "table", "inet", "edge-cni-pods"]);
-    nft(&world, &["delete", "set", "inet", "edge-cni-pods", "bridges-v1"]);
+    nft(&world, &["delete", "table", "inet", "edge-cni-pods"]);
+    nft(
+        &world,
+        &["add table inet edge-cni-pods; add set inet edge-cni-pods bridges-v1 { type ifname; elements = { ecni0 }; }"],
+    );
+    is_reached(&lan, &second);
     world.add(&world.pod());
     is_closed(&world, &lan, &second);
 }
@@ -131,6 +136,60 @@ fn what_is_published_and_named_is_reached() {
     is_reached(&lan, &addresses);
 }
 
+/// kube-proxy's rules for a Service's own address and for the one of its load balancer.
+fn redirect(world: &World, addresses: &[String]) {
+    for (family, (address, sent_to)) in ["ip", "ip6"]
+        .into_iter()
+        .zip(addresses.iter().zip(["{ 10.96.0.1, 203.0.113.5 }", "{ fd96::1, 2001:db8:5::5 }"]))
+    {
+        nft(
+            world,
+            &[&format!(
+                "add table {family} proxy; add chain {family} proxy pre {{ type nat hook prerouting priority dstnat; }}; \
+                 add rule {family} proxy pre {family} daddr {sent_to} dnat to {address}"
+            )],
+        );
+    }
+}
+
+fn a_routed_service_is_not_published() {
+    let world = World::new(DUAL);
+    let (lan, client, backend) = (neighbour(&world), world.pod(), world.pod());
+    world.add(&client);
+    redirect(&world, &world.add(&backend));
+    let services = ["10.96.0.1", "fd96::1"].map(str::to_owned);
+    let balancers = ["203.0.113.5", "2001:db8:5::5"].map(str::to_owned);
+    let pods_alone = || {
+        is_closed(&world, &lan, &services);
+        // The address of a load balancer need not be one of this host.
+        is_reached(&lan, &balancers);
+        is_reached(&client, &services);
+    };
+    // Nothing says yet that these are Services.
+    is_reached(&lan, &services);
+    let read = || serde_json::from_slice::<Value>(&std::fs::read(world.state("segments.json")).unwrap()).unwrap();
+    let write = |hub_networks: Value| {
+        let mut segments = read();
+        segments["hub_networks"] = hub_networks;
+        std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
+    };
+    // What the agent left of its last view holds from the first pod of the next boot on.
+    write(json!(["10.96.0.0/12", "10.96.0.0/16", "fd96::/108"]));
+    nft(&world, &["delete", "table", "inet", "edge-cni-pods"]);
+    world.add(&world.pod());
+    pods_alone();
+    write(json!([]));
+    assert!(up(&world).ok);
+    is_reached(&lan, &services);
+    world.set("serviceRanges", json!(["10.96.0.0/12", "fd96::/108"]));
+    assert!(up(&world).ok);
+    pods_alone();
+    world.set("lanToPods", json!(["192.0.2.0/24"]));
+    assert!(up(&world).ok);
+    is_reached(&lan, &services[..1]);
+    is_closed(&world, &lan, &services[1..]);
+}
+
 fn pods_of_a_second_network_are_closed_too() {
     let world = World::new(DUAL);
     let lan = neighbour(&world);
@@ -141,7 +200,7 @@ fn pods_of_a_second_network_are_closed_too() {
     let two = world.pod();
     let second = world.add(&two);
     is_closed(&world, &lan, &[first, second].concat());
-    assert!(nft(&world, &["list", "set", "inet", "edge-cni-pods", "bridges-v1"]).contains("\"others0\""));
+    assert!(nft(&world, &["list", "set", "inet", "edge-cni-pods", "bridges-v2"]).contains("\"others0\""));
 }
 
 fn the_agents_table_takes_the_place_of_the_plugins() {
@@ -161,24 +220,36 @@ fn the_agents_table_takes_the_place_of_the_plugins() {
     assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":true}\n");
     assert!(tables(&world).contains("edge-cni-pods"));
     nft(&world, &["delete", "table", "inet", "edge-cni"]);
-    // Without a bridge no table is needed.
+    // Without a bridge and with a host that may forward no table is needed.
     world.ip("link del ecni0");
+    assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":true}\n");
+    world.set("forwardOthers", json!(true));
+    std::fs::write(&file, world.config.borrow().to_string()).unwrap();
     assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":false}\n");
     assert!(!tables(&world).contains("edge-cni-pods"), "{}", tables(&world));
 }
 
 fn it_is_the_documented_one() {
     let world = World::new(DUAL);
+    world.forward(false);
     assert!(up(&world).ok);
     let document = include_str!("../../../docs/cni.md");
     let printed = document.split("```nft\n").find(|block| block.starts_with("table inet edge-cni-pods")).unwrap();
     let printed = printed.split("```").next().unwrap();
-    let words = |text: &str| {
+    // One statement a line, without the order of a set's elements.
+    let statements = |text: &str| {
         let text = text.replace("counter packets 0 bytes 0", "counter").replace("priority -150", "priority mangle");
-        let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
-        lines.filter(|line| !line.is_empty()).collect::<Vec<_>>()
+        let mut lines: Vec<String> = Vec::new();
+        for line in text.replace(",\n", ", ").lines() {
+            let mut words: Vec<&str> = line.split_whitespace().map(|word| word.trim_end_matches(',')).collect();
+            if words.first() == Some(&"elements") {
+                words.sort_unstable();
+            }
+            lines.extend((!words.is_empty()).then(|| words.join(" ")));
+        }
+        lines
     };
-    assert_eq!(words(&nft(&world, &["list", "table", "inet", "edge-cni-pods"])), words(printed));
+    assert_eq!(statements(&nft(&world, &["list", "table", "inet", "edge-cni-pods"])), statements(printed));
 }
 
 fn it_is_needed_unless_all_may_come() {
@@ -191,6 +262,9 @@ fn it_is_needed_unless_all_may_come() {
     assert!(message.contains("table inet edge-cni-pods"), "{message}");
     assert_eq!(status(&world).json["code"], 50);
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
+    world.add_fails(&world.pod(), 107);
+    assert_eq!(status(&world).json["code"], 50);
+    world.set("forwardOthers", json!(true));
     assert!(status(&world).ok);
     let addresses = world.add(&world.pod());
     is_reached(&lan, &addresses);

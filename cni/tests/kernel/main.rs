@@ -1,6 +1,7 @@
 //! Runs the plugin on a real kernel as a runtime does, in network namespaces that each test makes.
 
 mod attach;
+mod between_networks;
 mod check_and_gc;
 mod crashes;
 mod earlier_release;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         lenient::TESTS,
         node::TESTS,
         ingress::TESTS,
+        between_networks::TESTS,
         input::TESTS,
         crashes::TESTS,
         growth::TESTS,

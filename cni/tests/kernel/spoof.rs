@@ -53,8 +53,9 @@ pub(crate) fn except(world: &World, excepted: bool) {
 
 fn a_pod_sends_as_nobody_else_unless_the_operator_says_so() {
     let world = World::new(DUAL);
-    // Without this key connection tracking is on, which waits for the other fragments.
+    // Without these keys connection tracking is on, which waits for the other fragments.
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
+    world.set("forwardOthers", json!(true));
     let (neighbour_pod, victim) = (attach(&world), attach(&world));
     let mut tap = Wire::open(&victim.pod.netns, "eth0");
     for excepted in [true, false] {

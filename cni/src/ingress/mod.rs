@@ -1,0 +1,183 @@
+//! Decides what this host forwards, by `table inet edge-cni-pods`, as long as the agent's own
+//! table, which does the same and more, does not exist: before the agent's first run on a boot,
+//! after `edge-agent down`, and without any agent. Hosts outside reach pods only by published ports
+//! or if they are in `lanToPods`. A host that forwards for pods alone forwards nothing between its
+//! own networks.
+//!
+//! The table is made once. An ADD checks that it exists and contains the pod's bridge.
+//!
+//! - `rules`: sets, chains and rules.
+
+mod rules;
+
+use edge_types::forwarding::Forwarding;
+use edge_types::shared_files::SegmentsFile;
+use edge_xfrm::netlink::{self, Netlink};
+
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::net::bridge;
+use crate::net::link::Links;
+use crate::net::uplink;
+use crate::nftables::{self, INET, Table, interface_key, wire};
+use crate::segment;
+
+use rules::{BRIDGES, Content};
+
+const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
+/// The agent's table. When the agent makes it, it deletes [`TABLE`].
+const AGENTS_TABLE: Table = Table { family: INET, name: "edge-cni" };
+
+const NEEDED: &str = "; the kernel needs nf_tables with the family inet, connection tracking and routes (CONFIG_NF_TABLES_INET, CONFIG_NFT_CT), \
+    or let everybody outside reach pods, and this host's other networks through it, by \"lanToPods\": [\"0.0.0.0/0\", \"::/0\"] and \"forwardOthers\": \
+    true in the plugin's configuration";
+
+/// The record of whether this host forwards for pods alone.
+pub(crate) fn forwarding(config: &Config) -> Forwarding {
+    Forwarding::new(&config.state_dir, config.run_dir())
+}
+
+/// Ensures that the table exists and contains the configured bridge, which must exist.
+pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
+    if all_sources_are_allowed(config, segments) && isolated(config) == [false; 2] {
+        return Ok(());
+    }
+    let mut netlink = open()?;
+    if exists(&mut netlink, &AGENTS_TABLE)? {
+        return Ok(());
+    }
+    let present = nftables::elements(&mut netlink, &TABLE, BRIDGES).map_err(|error| kernel_error(&error))?;
+    let key = interface_key(&config.bridge).to_vec();
+    let add = || vec![TABLE.add_elements(BRIDGES, std::slice::from_ref(&key))];
+    match present {
+        Some(keys) if keys.contains(&key) => return Ok(()),
+        Some(_) => transact(&mut netlink, add()),
+        None => {
+            let content = content(links, config, segments, isolated(config))?;
+            match transact(&mut netlink, [vec![TABLE.create()], content.clone()].concat()) {
+                // Another ADD was quicker, or the table is of another release.
+                Err(error) if error.errno() == Some(libc::EEXIST) => transact(&mut netlink, add())
+                    .or_else(|_| transact(&mut netlink, [TABLE.create_anew().to_vec(), content].concat())),
+                made => made,
+            }
+        }
+    }
+    .map_err(|error| kernel_error(&error))?;
+    remove_if_agent_has_its_own(&mut netlink)
+}
+
+/// Makes the table anew by the present configuration, or removes it if it is not needed: there is
+/// neither a pods' bridge to close nor a network of this host, or the agent's table exists.
+pub(crate) fn recreate(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
+    let mut netlink = open()?;
+    if exists(&mut netlink, &AGENTS_TABLE)? {
+        return remove(&mut netlink);
+    }
+    recreate_beside_agents(links, config, segments)?;
+    remove_if_agent_has_its_own(&mut netlink)
+}
+
+/// As [`recreate`], but also while the agent's table exists, which is about to be removed. Returns
+/// whether the table is needed and was made.
+pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<bool> {
+    let mut netlink = open()?;
+    let isolated = isolated(config);
+    let closes_pods = !all_sources_are_allowed(config, segments) && !bridges(links)?.is_empty();
+    if !closes_pods && isolated == [false; 2] {
+        return remove(&mut netlink).map(|()| false);
+    }
+    let messages = [TABLE.create_anew().to_vec(), content(links, config, segments, isolated)?].concat();
+    transact(&mut netlink, messages).map_err(|error| kernel_error(&error))?;
+    Ok(true)
+}
+
+/// Fails if the table cannot be made; for STATUS. It changes nothing, since the kernel rolls the
+/// attempt back.
+pub(crate) fn dry_run(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {
+    // The next ADD may be the one that turns forwarding on.
+    let isolated = [!config.forward_others; 2];
+    let needed = |segments: &&SegmentsFile| !all_sources_are_allowed(config, segments) || !config.forward_others;
+    let Some(segments) = segments.filter(needed) else { return Ok(()) };
+    let mut netlink = open()?;
+    if exists(&mut netlink, &AGENTS_TABLE)? {
+        return Ok(());
+    }
+    let messages = [TABLE.create_anew().to_vec(), content(links, config, segments, isolated)?].concat();
+    let tried = netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, None);
+    tried.map_err(|error| kernel_error(&error))
+}
+
+/// Whether the operator lets all sources reach pods, in each family that pods have.
+fn all_sources_are_allowed(config: &Config, segments: &SegmentsFile) -> bool {
+    let all = |ipv4| config.lan_to_pods.iter().any(|network| network.prefix() == 0 && network.is_ipv4() == ipv4);
+    segment::families(&segments.segments).into_iter().all(|family| all(family == edge_types::api::Family::V4))
+}
+
+/// For IPv4 and IPv6: whether this host must not forward between its own networks, since it
+/// forwards for pods alone and the operator has not allowed it.
+fn isolated(config: &Config) -> [bool; 2] {
+    if config.forward_others { [false; 2] } else { forwarding(config).ours() }
+}
+
+/// Removes the table if the agent has made its own meanwhile. Each makes its table before it looks
+/// for the other's, so one of them sees both.
+fn remove_if_agent_has_its_own(netlink: &mut Netlink) -> Result<()> {
+    if exists(netlink, &AGENTS_TABLE)? { remove(netlink) } else { Ok(()) }
+}
+
+fn remove(netlink: &mut Netlink) -> Result<()> {
+    match transact(netlink, vec![TABLE.delete()]) {
+        Err(error) if error.errno() != Some(libc::ENOENT) => Err(kernel_error(&error)),
+        _ => Ok(()),
+    }
+}
+
+fn open() -> Result<Netlink> {
+    Netlink::open(netlink_sys::protocols::NETLINK_NETFILTER).map_err(|error| kernel_error(&error))
+}
+
+fn exists(netlink: &mut Netlink, table: &Table) -> Result<bool> {
+    match netlink.get::<_, wire::Message>("NFT_MSG_GETTABLE", table.get()) {
+        Ok(_) => Ok(true),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(kernel_error(&error)),
+    }
+}
+
+fn transact(netlink: &mut Netlink, messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
+    netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, Some(wire::end()))
+}
+
+/// The names of the pods' bridges, of all networks of the plugin.
+fn bridges(links: &mut Links) -> Result<Vec<String>> {
+    Ok(links.all()?.into_iter().filter(bridge::is_ours).map(|link| link.name).collect())
+}
+
+/// The messages for the table's content.
+fn content(
+    links: &mut Links,
+    config: &Config,
+    segments: &SegmentsFile,
+    isolated: [bool; 2],
+) -> Result<Vec<(wire::Message, u16)>> {
+    let all = links.all()?;
+    let routes = links.default_routes()?;
+    let content = Content {
+        bridges: all.iter().filter(|link| bridge::is_ours(link)).map(|link| link.name.clone()).collect(),
+        // Packets from networks that a hub fronts come over its LAN in clear, from cloud nodes.
+        sources: segments.networks.iter().chain(&config.lan_to_pods).copied().collect(),
+        services: segments.hub_networks.iter().chain(&config.service_ranges).copied().collect(),
+        isolated,
+        uplinks: uplink::of_container_kinds(&all, &routes, &rules::CONTAINER_KINDS),
+    };
+    Ok(content.messages())
+}
+
+fn kernel_error(error: &netlink::Error) -> Error {
+    let hint = match error.errno() {
+        Some(libc::EPERM) => "; edge-cni must run as root with CAP_NET_ADMIN, and no other program may own that table",
+        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EINVAL | libc::ENOENT) => NEEDED,
+        _ => "",
+    };
+    Error::new(Code::Filter, format!("cannot make {TABLE}, which keeps hosts outside from pods{hint}: {error}"))
+}

@@ -1,0 +1,247 @@
+//! The table's sets, chains and rules. `docs/cni.md` prints them as nft(8) does, and a test
+//! compares the two.
+
+use std::net::IpAddr;
+
+use edge_types::IpNetwork;
+use edge_types::network::contains;
+
+use super::TABLE;
+use crate::net::uplink::Uplink;
+use crate::nftables::expression::{Base, Comparison, ConntrackKey, Expression, Meta, Rule, Verdict};
+use crate::nftables::{BaseChain, IFNAMSIZ, INTERFACE, IPV4, IPV6, Set, interface_key, wire};
+
+/// The set of the pods' bridges. Its version must be raised with every change of sets, chains or
+/// rules.
+pub(super) const BRIDGES: &str = "bridges-v2";
+
+/// The kinds of links between which container runtimes, hypervisors and other CNIs forward.
+pub(super) const CONTAINER_KINDS: [&str; 6] = ["bridge", "dummy", "geneve", "netkit", "veth", "vxlan"];
+
+const KINDS: &str = "container-kinds";
+/// The links of these kinds that lead outside nevertheless.
+const UPLINKS: &str = "uplinks";
+/// Addresses at which nothing is published, IPv4 and IPv6.
+const SERVICES: [&str; 2] = ["services4", "services6"];
+
+const FORWARD: &str = "forward";
+const REDIRECTED: &str = "redirected";
+const TO_PODS: &str = "to-pods";
+const BETWEEN_UPLINKS: &str = "between-uplinks";
+
+/// `NF_INET_FORWARD` (`linux/netfilter.h`) with the priority of the agent's chain: after connection
+/// tracking (-200) and the translation of destinations (-100 of an earlier hook).
+const FORWARD_HOOK: BaseChain = BaseChain { hook: 2, priority: -150 };
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+const NFPROTO: [u8; 2] = [2, 10];
+/// `NF_CT_STATE_BIT` of `IP_CT_ESTABLISHED` and `IP_CT_RELATED`
+/// (`linux/netfilter/nf_conntrack_common.h`).
+const ESTABLISHED: u32 = 1 << 1;
+const RELATED: u32 = 1 << 2;
+/// `IPS_DST_NAT` and `IP_CT_DIR_REPLY` there.
+const DST_NAT: u32 = 1 << 5;
+const REPLY: u8 = 1;
+
+/// What the table contains.
+#[derive(Debug)]
+pub(super) struct Content {
+    /// Names of the pods' bridges, of all networks of the plugin.
+    pub(super) bridges: Vec<String>,
+    /// Sources outside that reach pods.
+    pub(super) sources: Vec<IpNetwork>,
+    /// Networks at whose addresses nothing is published: redirected connections to them are
+    /// dropped, unless pods or these sources began them.
+    pub(super) services: Vec<IpNetwork>,
+    /// For IPv4 and IPv6: whether this host does not forward between its own networks.
+    pub(super) isolated: [bool; 2],
+    /// Links of [`CONTAINER_KINDS`] that lead outside nevertheless.
+    pub(super) uplinks: Vec<Uplink>,
+}
+
+impl Content {
+    /// The messages that fill the table, which must be empty.
+    pub(super) fn messages(&self) -> Vec<(wire::Message, u16)> {
+        let isolates = self.isolated != [false; 2];
+        let mut messages = vec![TABLE.new_set(&interfaces(BRIDGES, 1))];
+        for (index, (name, key_type, key_length)) in
+            [(SERVICES[0], IPV4, 4), (SERVICES[1], IPV6, 16)].into_iter().enumerate()
+        {
+            let user_data = byte_order(BIG_ENDIAN);
+            messages.push(TABLE.new_set(&Set {
+                name,
+                id: 2 + index as u32,
+                key_type,
+                key_length,
+                intervals: true,
+                user_data,
+            }));
+        }
+        if isolates {
+            messages.push(TABLE.new_set(&interfaces(KINDS, 4)));
+            messages.push(TABLE.new_set(&interfaces(UPLINKS, 5)));
+            messages.push(TABLE.new_chain(BETWEEN_UPLINKS, None));
+        }
+        for chain in [REDIRECTED, TO_PODS] {
+            messages.push(TABLE.new_chain(chain, None));
+        }
+        messages.push(TABLE.new_chain(FORWARD, Some(&FORWARD_HOOK)));
+        messages.extend(self.rules(isolates).iter().map(|rule| TABLE.new_rule(rule)));
+        add_names(&mut messages, BRIDGES, self.bridges.iter().map(String::as_str));
+        for (set, ipv4) in SERVICES.into_iter().zip([true, false]) {
+            let intervals = intervals(self.services.iter().filter(|network| network.is_ipv4() == ipv4));
+            messages.extend(intervals.chunks(wire::ELEMENTS / 2).map(|some| TABLE.add_intervals(set, some)));
+        }
+        if isolates {
+            add_names(&mut messages, KINDS, CONTAINER_KINDS.into_iter());
+            add_names(&mut messages, UPLINKS, self.uplinks.iter().map(|uplink| uplink.name.as_str()));
+        }
+        messages
+    }
+
+    /// The rules, in their order. They are those of the agent's chains `forward`, `to-pods` and
+    /// `between-uplinks` that need no view.
+    fn rules(&self, isolates: bool) -> Vec<Rule> {
+        let accept = || vec![Expression::Verdict(Verdict::Accept)];
+        let goto = |chain| vec![Expression::Verdict(Verdict::Goto(chain))];
+        let drop = || vec![Expression::Counter, Expression::Verdict(Verdict::Drop)];
+        let mut rules = Vec::new();
+        let mut rule = |chain, parts: Vec<Vec<Expression>>| {
+            rules.push(Rule { chain, expressions: parts.concat(), comment: None });
+        };
+        let bridge = |key| vec![meta(key), Expression::Lookup { set: BRIDGES, inverted: false }];
+        rule(FORWARD, vec![bridge(Meta::OutputName), goto(TO_PODS)]);
+        for (family, _) in NFPROTO.iter().zip(self.isolated).filter(|(_, isolated)| *isolated) {
+            rule(FORWARD, vec![vec![meta(Meta::NetfilterProtocol), equals(&[*family])], goto(BETWEEN_UPLINKS)]);
+        }
+        // What is published has another address than a Service's own one.
+        for (set, ipv4) in SERVICES.into_iter().zip([true, false]) {
+            let sent_to = vec![Expression::OriginalDestination { ipv4 }, Expression::Lookup { set, inverted: false }];
+            rule(REDIRECTED, vec![sent_to, drop()]);
+        }
+        rule(REDIRECTED, vec![accept()]);
+
+        for chain in [TO_PODS, BETWEEN_UPLINKS].into_iter().take(1 + usize::from(isolates)) {
+            // Answers only. What the client of a connection sends is not accepted, since the
+            // connection may be older than the table.
+            let answers = vec![Expression::Conntrack(ConntrackKey::Direction), equals(&[REPLY])];
+            rule(chain, vec![connection(ConntrackKey::State, ESTABLISHED), answers, accept()]);
+            rule(chain, vec![connection(ConntrackKey::State, RELATED), accept()]);
+            // From a tunnel; the policies have accepted it.
+            rule(chain, vec![vec![meta(Meta::SecurityPath), equals(&[1])], accept()]);
+            // In `to-pods` these are packets between pods, which pass this hook with br_netfilter.
+            rule(chain, vec![bridge(Meta::InputName), accept()]);
+        }
+        for source in &self.sources {
+            rule(TO_PODS, vec![source_in(source), accept()]);
+        }
+        rule(TO_PODS, vec![connection(ConntrackKey::Status, DST_NAT), goto(REDIRECTED)]);
+        rule(TO_PODS, vec![drop()]);
+        if isolates {
+            rule(BETWEEN_UPLINKS, vec![vec![Expression::RouteIntoIpsec, equals(&[1])], accept()]);
+            for (kind, name) in [(Meta::InputKind, Meta::InputName), (Meta::OutputKind, Meta::OutputName)] {
+                let of_containers = vec![meta(kind), Expression::Lookup { set: KINDS, inverted: false }];
+                let leads_inside = vec![meta(name), Expression::Lookup { set: UPLINKS, inverted: true }];
+                rule(BETWEEN_UPLINKS, vec![of_containers, leads_inside, accept()]);
+            }
+            // With br_netfilter, packets that a bridge only bridges pass this hook.
+            for uplink in self.uplinks.iter().filter(|uplink| uplink.is_bridge) {
+                let over = |key| vec![meta(key), equals(&interface_key(&uplink.name))];
+                rule(BETWEEN_UPLINKS, vec![over(Meta::InputName), over(Meta::OutputName), accept()]);
+            }
+            rule(BETWEEN_UPLINKS, vec![connection(ConntrackKey::Status, DST_NAT), goto(REDIRECTED)]);
+            rule(BETWEEN_UPLINKS, vec![drop()]);
+        }
+        rules
+    }
+}
+
+/// `enum byteorder` of nft(8).
+const HOST_ENDIAN: u32 = 1;
+const BIG_ENDIAN: u32 = 2;
+
+/// `NFTNL_UDATA_SET_KEYBYTEORDER` (libnftnl/udata.h), by which nft(8) shows the keys.
+fn byte_order(order: u32) -> Vec<u8> {
+    [&[0, 4][..], &order.to_ne_bytes()].concat()
+}
+
+/// A set of interfaces' names. Kinds of links have the same type.
+fn interfaces(name: &'static str, id: u32) -> Set {
+    let user_data = byte_order(HOST_ENDIAN);
+    Set { name, id, key_type: INTERFACE, key_length: IFNAMSIZ as u32, intervals: false, user_data }
+}
+
+fn add_names<'a>(messages: &mut Vec<(wire::Message, u16)>, set: &str, names: impl Iterator<Item = &'a str>) {
+    let keys: Vec<Vec<u8>> = names.map(|name| interface_key(name).to_vec()).collect();
+    messages.extend(keys.chunks(wire::ELEMENTS).map(|some| TABLE.add_elements(set, some)));
+}
+
+/// The networks as intervals that do not overlap, in order: the first address and the one after the
+/// last.
+fn intervals<'a>(networks: impl Iterator<Item = &'a IpNetwork>) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    let mut networks: Vec<&IpNetwork> = networks.collect();
+    networks.sort_by_key(|network| (network.network(), network.prefix()));
+    // Two networks are disjoint, or one contains the other, which then comes first.
+    networks.dedup_by(|network, outer| contains(outer, network));
+    networks.into_iter().map(|network| (octets(network.network()), after(network.broadcast()))).collect()
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The octets of the next address.
+fn after(address: IpAddr) -> Option<Vec<u8>> {
+    match address {
+        IpAddr::V4(address) => Some(address.to_bits().checked_add(1)?.to_be_bytes().to_vec()),
+        IpAddr::V6(address) => Some(address.to_bits().checked_add(1)?.to_be_bytes().to_vec()),
+    }
+}
+
+fn meta(key: Meta) -> Expression {
+    Expression::Meta { key, register: 1 }
+}
+
+fn equals(value: &[u8]) -> Expression {
+    Expression::Compare { operation: Comparison::Equal, value: value.to_vec() }
+}
+
+/// Matches if one of these bits is set.
+fn connection(key: ConntrackKey, bits: u32) -> Vec<Expression> {
+    let zero = Expression::Compare { operation: Comparison::NotEqual, value: vec![0; 4] };
+    vec![Expression::Conntrack(key), Expression::Mask(bits.to_ne_bytes().to_vec()), zero]
+}
+
+fn source_in(network: &IpNetwork) -> Vec<Expression> {
+    let [ipv4, ipv6] = NFPROTO;
+    let (family, offset) = if network.is_ipv4() { (ipv4, 12) } else { (ipv6, 8) };
+    let (first, last) = (octets(network.network()), octets(network.broadcast()));
+    vec![
+        meta(Meta::NetfilterProtocol),
+        equals(&[family]),
+        Expression::Payload { base: Base::Network, offset, length: first.len() as u32, register: 1 },
+        Expression::Compare { operation: Comparison::AtLeast, value: first },
+        Expression::Compare { operation: Comparison::AtMost, value: last },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_do_not_overlap_and_reach_the_greatest_address() {
+        let of = |texts: &[&str]| {
+            let networks: Vec<IpNetwork> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            intervals(networks.iter())
+        };
+        let found = of(&["10.96.128.0/17", "10.96.0.0/16", "10.97.0.0/24", "10.96.0.0/16"]);
+        let expected = [([10, 96, 0, 0], [10, 97, 0, 0]), ([10, 97, 0, 0], [10, 97, 1, 0])];
+        assert_eq!(found, expected.map(|(first, end)| (first.to_vec(), Some(end.to_vec()))));
+        assert_eq!(of(&["0.0.0.0/0"]), [(vec![0; 4], None)]);
+        assert_eq!(of(&["::/0"]), [(vec![0; 16], None)]);
+    }
+}

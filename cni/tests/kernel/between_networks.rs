@@ -1,0 +1,148 @@
+//! A host that forwards for its pods alone is no router between its own networks, with the plugin
+//! alone, too.
+
+use interop_tests::suite::Test;
+use serde_json::{Value, json};
+
+use crate::ingress::{is_closed, is_reached, nft};
+use crate::node::up;
+use crate::world::{Pod, World, ip};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_host_that_forwards_for_pods_alone_is_no_router_between_its_networks", it_is_no_router),
+    ("bridges_of_containers_go_on_forwarding_and_those_that_hold_hardware_do_not", bridges_are_told_apart),
+    ("forwarding_that_the_plugin_turns_on_later_makes_no_router_either", a_second_family_is_isolated_too),
+];
+
+const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
+
+/// A host on another network of the node, which is its router. The node's link is a macvlan, since
+/// a veth may belong to a container.
+struct Neighbour {
+    host: Pod,
+    addresses: [String; 2],
+}
+
+fn neighbour(world: &World, number: u8) -> Neighbour {
+    let host = world.pod();
+    let link = network_card(world, number, &host);
+    connect(world, &link, &host, number)
+}
+
+/// A link of the node that leads to the host's `eth0`.
+fn network_card(world: &World, number: u8, host: &Pod) -> String {
+    let (below, link) = (format!("below{number}"), format!("lan{number}"));
+    world.ip(&format!("link add {below} type veth peer name eth0 netns {}", host.netns));
+    // It must not answer for the address of the link above.
+    world.ip(&format!("link set {below} up arp off"));
+    world.ip(&format!("link add link {below} name {link} type macvlan mode bridge"));
+    link
+}
+
+/// Gives both ends addresses, and the host the node as its router.
+fn connect(world: &World, link: &str, host: &Pod, number: u8) -> Neighbour {
+    world.ip(&format!("link set {link} up"));
+    ip(&host.netns, "link set eth0 up");
+    for (network, length, nodad) in
+        [(format!("192.0.{number}."), 24, ""), (format!("2001:db8:{number}::"), 64, " nodad")]
+    {
+        world.ip(&format!("addr add {network}1/{length} dev {link}{nodad}"));
+        ip(&host.netns, &format!("addr add {network}2/{length} dev eth0{nodad}"));
+        ip(&host.netns, &format!("route add default via {network}1"));
+    }
+    Neighbour { host: host.clone(), addresses: [format!("192.0.{number}.2"), format!("2001:db8:{number}::2")] }
+}
+
+fn it_is_no_router() {
+    let world = World::new(DUAL);
+    world.forward(false);
+    let (one, two) = (neighbour(&world, 1), neighbour(&world, 2));
+    let pod = world.pod();
+    let addresses = world.add(&pod);
+    assert_eq!(world.forwards(), ["1", "1"]);
+    is_closed(&world, &one.host, &two.addresses);
+    is_closed(&world, &two.host, &one.addresses);
+    // Pods reach both, and a link that comes later is no way round.
+    is_reached(&pod, &one.addresses);
+    is_reached(&pod, &two.addresses);
+    let three = neighbour(&world, 3);
+    is_closed(&world, &one.host, &three.addresses);
+    is_closed(&world, &three.host, &one.addresses);
+    // What is published at one network is reached from the other.
+    nft(
+        &world,
+        &["add table ip publish; add chain ip publish pre { type nat hook prerouting priority dstnat; }; \
+           add rule ip publish pre ip daddr 192.0.1.1 icmp type echo-request dnat to 192.0.2.2"],
+    );
+    is_reached(&one.host, &["192.0.1.1".to_owned()]);
+    nft(&world, &["delete", "table", "ip", "publish"]);
+    // Sources that reach pods are no reason to route.
+    world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
+    assert!(up(&world).ok);
+    is_reached(&one.host, &addresses);
+    is_closed(&world, &one.host, &two.addresses);
+    // Another process finds the record, also if the table was lost.
+    nft(&world, &["flush", "ruleset"]);
+    is_reached(&one.host, &two.addresses);
+    world.add(&world.pod());
+    is_closed(&world, &one.host, &two.addresses);
+    world.set("forwardOthers", json!(true));
+    assert!(up(&world).ok);
+    is_reached(&one.host, &two.addresses);
+
+    // A host that was a router stays one.
+    let world = World::new(DUAL);
+    world.forward(true);
+    let (one, two) = (neighbour(&world, 1), neighbour(&world, 2));
+    world.add(&world.pod());
+    is_reached(&one.host, &two.addresses);
+}
+
+fn bridges_are_told_apart() {
+    let world = World::new(DUAL);
+    world.forward(false);
+    let lan = neighbour(&world, 1);
+    world.add(&world.pod());
+    // As Docker makes it, after the table.
+    let container = world.pod();
+    world.ip("link add docker0 type bridge");
+    world.ip(&format!("link add veth0 type veth peer name eth0 netns {}", container.netns));
+    world.ip("link set veth0 up master docker0");
+    let container = connect(&world, "docker0", &container, 2);
+    is_reached(&container.host, &lan.addresses);
+    is_reached(&lan.host, &container.addresses);
+    // A network card becomes a port of a bridge.
+    let other = world.pod();
+    let card = network_card(&world, 3, &other);
+    world.ip("link add br-lan type bridge");
+    world.ip(&format!("link set {card} up master br-lan"));
+    let other = connect(&world, "br-lan", &other, 3);
+    assert!(up(&world).ok);
+    is_closed(&world, &lan.host, &other.addresses);
+    is_closed(&world, &other.host, &lan.addresses);
+    is_reached(&container.host, &other.addresses);
+    is_reached(&container.host, &lan.addresses);
+}
+
+fn a_second_family_is_isolated_too() {
+    let world = World::new(&DUAL[..1]);
+    world.forward(false);
+    let (one, two) = (neighbour(&world, 1), neighbour(&world, 2));
+    world.add(&world.pod());
+    assert_eq!(world.forwards(), ["1", "0"]);
+    is_closed(&world, &one.host, &two.addresses[..1]);
+    let mut segments: Value = serde_json::from_slice(&std::fs::read(world.state("segments.json")).unwrap()).unwrap();
+    segments["segments"] = json!(DUAL);
+    std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
+    world.add(&world.pod());
+    assert_eq!(world.forwards(), ["1", "1"]);
+    is_closed(&world, &one.host, &two.addresses);
+    // Forwarding that the operator turns on is the operator's, as for IPv6 here.
+    let world = World::new(&DUAL[..1]);
+    world.forward(false);
+    let (one, two) = (neighbour(&world, 1), neighbour(&world, 2));
+    world.add(&world.pod());
+    world.forward(true);
+    is_closed(&world, &one.host, &two.addresses[..1]);
+    is_reached(&one.host, &two.addresses[1..]);
+}
