@@ -9,13 +9,13 @@ use serde_json::Value;
 use crate::agent_client::{self, Outcome};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::ipam::{LockedLeases, Store};
+use crate::ipam::{LockedLeases, StateDir};
 use crate::net::link::{Link, Links};
 use crate::net::netns::Namespace;
 use crate::net::{sysctl, veth};
 use crate::node_setup;
 use crate::pod_filter;
-use crate::request::{Attachment, Request};
+use crate::request::{Attachment, RuntimeRequest};
 use crate::result::{AddResult, Interface};
 use crate::segment::{self, PodAddress};
 
@@ -24,7 +24,7 @@ use crate::segment::{self, PodAddress};
 const ATTEMPTS: usize = 3;
 
 /// Attaches a container. Returns the result for standard output.
-pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
+pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     let path = request.netns.as_deref().ok_or_else(|| {
         Error::new(
             Code::InvalidEnvironment,
@@ -46,18 +46,18 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
         ));
     }
     let pod = Namespace::of_container(path)?;
-    let store = Store::create(config, veth::count_attached)?;
+    let state_dir = StateDir::create(config, veth::count_attached)?;
     let mut links = Links::open()?;
     let attachment = &request.attachment;
 
-    let segments = ensure_free(config, &store, &mut links, attachment)?;
+    let segments = ensure_free(config, &state_dir, &mut links, attachment)?;
     let bridge = node_setup::ensure(&mut links, config, &segments)?;
     let mtu = config.mtu.or((segments.mtu > 0).then_some(segments.mtu));
     veth::create(&mut links, &bridge, &pod, attachment, mtu)?;
 
     // From here on a failure has something to undo.
-    let made = lease_and_configure(config, request, &store, &mut links, &pod, segments);
-    let (addresses, stock, host, pod_link) = made.map_err(|error| undo(error, &store, &mut links, attachment))?;
+    let made = lease_and_configure(config, request, &state_dir, &mut links, &pod, segments);
+    let (addresses, stock, host, pod_link) = made.map_err(|error| undo(error, &state_dir, &mut links, attachment))?;
     agent_client::report_stock(&config.agent_socket, stock);
     let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
     let sandbox = path.to_string_lossy().into_owned();
@@ -70,20 +70,20 @@ pub(crate) fn add(config: &Config, request: &Request) -> Result<Value> {
 /// bridge forwards.
 fn lease_and_configure(
     config: &Config,
-    request: &Request,
-    store: &Store,
+    request: &RuntimeRequest,
+    state_dir: &StateDir,
     links: &mut Links,
     pod: &Namespace,
     seen: SegmentsFile,
 ) -> Result<(Vec<PodAddress>, Vec<Stock>, Link, Link)> {
     let attachment = &request.attachment;
-    let (addresses, stock, segments) = lease_addresses(config, request, store)?;
+    let (addresses, stock, segments) = lease_addresses(config, request, state_dir)?;
     if segments != seen {
         // Another segment came meanwhile. Its gateway's address is not on the bridge yet, and the
         // guard does not include it.
         node_setup::ensure(links, config, &segments)?;
     }
-    let filtered = pod_filter::admit(config, store, links, request, &addresses)?;
+    let filtered = pod_filter::admit(config, state_dir, links, request, &addresses)?;
     veth::set_host_up(links, attachment, filtered)?;
     let end = veth::configure(pod, &attachment.ifname, &addresses)?;
     let host = veth::wait_until_forwarding(links, attachment)?;
@@ -93,10 +93,15 @@ fn lease_and_configure(
 
 /// Ensures that each family has a free address. Applies for another segment where free addresses
 /// run short. Returns the segments.
-fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &Attachment) -> Result<SegmentsFile> {
-    let (segments, stock) = match read_stock(config, store, attachment) {
-        Err(error) if error.code == Code::AlreadyAttached && end_leftover_lease(store, links, attachment)? => {
-            read_stock(config, store, attachment)?
+fn ensure_free(
+    config: &Config,
+    state_dir: &StateDir,
+    links: &mut Links,
+    attachment: &Attachment,
+) -> Result<SegmentsFile> {
+    let (segments, stock) = match read_stock(config, state_dir, attachment) {
+        Err(error) if error.code == Code::AlreadyAttached && end_leftover_lease(state_dir, links, attachment)? => {
+            read_stock(config, state_dir, attachment)?
         }
         read => read?,
     };
@@ -107,8 +112,8 @@ fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &A
         return Ok(segments);
     }
     // A pod whose namespace vanished without a DEL still has its lease.
-    if reclaim_vanished(store, links)? > 0 {
-        let (segments, stock) = read_stock(config, store, attachment)?;
+    if reclaim_vanished(state_dir, links)? > 0 {
+        let (segments, stock) = read_stock(config, state_dir, attachment)?;
         if let Some(segments) = segments
             && families_short_of_addresses(config, Some(&segments), &stock).is_empty()
         {
@@ -116,7 +121,7 @@ fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &A
         }
     }
     let outcome = agent_client::apply_for_segment(&config.agent_socket, short);
-    let (segments, stock) = read_stock(config, store, attachment)?;
+    let (segments, stock) = read_stock(config, state_dir, attachment)?;
     match segments {
         // The remaining addresses are enough for this pod, even if the application failed.
         Some(segments) if stock.iter().all(|stock| stock.free > 0) && !stock.is_empty() => Ok(segments),
@@ -126,8 +131,12 @@ fn ensure_free(config: &Config, store: &Store, links: &mut Links, attachment: &A
 }
 
 /// Reads segments and stock under one lock.
-fn read_stock(config: &Config, store: &Store, attachment: &Attachment) -> Result<(Option<SegmentsFile>, Vec<Stock>)> {
-    let ledger = store.lock()?;
+fn read_stock(
+    config: &Config,
+    state_dir: &StateDir,
+    attachment: &Attachment,
+) -> Result<(Option<SegmentsFile>, Vec<Stock>)> {
+    let ledger = state_dir.lock()?;
     refuse_second_add(&ledger, attachment)?;
     let segments = ledger.segments(config)?;
     let stock = segments.as_ref().map(|segments| ledger.stock(&segments.segments)).unwrap_or_default();
@@ -160,20 +169,20 @@ fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>,
 }
 
 /// Ends the lease of this attachment if a DEL could not, since the disk was full or read-only.
-fn end_leftover_lease(store: &Store, links: &mut Links, attachment: &Attachment) -> Result<bool> {
-    Ok(reclaim_chosen(store, links, |other| other == attachment)? > 0)
+fn end_leftover_lease(state_dir: &StateDir, links: &mut Links, attachment: &Attachment) -> Result<bool> {
+    Ok(reclaim_chosen(state_dir, links, |other| other == attachment)? > 0)
 }
 
 /// Ends the leases of which the host's end of the pair is gone. Returns how many.
-fn reclaim_vanished(store: &Store, links: &mut Links) -> Result<usize> {
-    reclaim_chosen(store, links, |_| true)
+fn reclaim_vanished(state_dir: &StateDir, links: &mut Links) -> Result<usize> {
+    reclaim_chosen(state_dir, links, |_| true)
 }
 
 /// As [`reclaim_vanished`], of the chosen attachments only. The host's end counts as present if its
 /// name or its alias is there. An ADD makes it before it takes an address, so a lease without it
 /// belongs to no pod.
-fn reclaim_chosen(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment) -> bool) -> Result<usize> {
-    let mut ledger = store.lock()?;
+fn reclaim_chosen(state_dir: &StateDir, links: &mut Links, chosen: impl Fn(&Attachment) -> bool) -> Result<usize> {
+    let mut ledger = state_dir.lock()?;
     let present = links.all()?;
     let ended = ledger.reclaim(|attachment, _| {
         let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
@@ -188,12 +197,12 @@ fn reclaim_chosen(store: &Store, links: &mut Links, chosen: impl Fn(&Attachment)
 /// addresses that an application had brought.
 fn lease_addresses(
     config: &Config,
-    request: &Request,
-    store: &Store,
+    request: &RuntimeRequest,
+    state_dir: &StateDir,
 ) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
     let mut outcome = Outcome::Applied;
     for attempt in 0..ATTEMPTS {
-        let mut ledger = store.lock()?;
+        let mut ledger = state_dir.lock()?;
         refuse_second_add(&ledger, &request.attachment)?;
         let segments = ledger.segments(config)?.ok_or_else(|| no_segments(outcome.clone()))?;
         let families = segment::families(&segments.segments);
@@ -245,9 +254,9 @@ fn unavailable(what: &str, outcome: Outcome) -> Error {
 }
 
 /// Undoes what a failed ADD has made. Returns the error, with what could not be undone.
-fn undo(error: Error, store: &Store, links: &mut Links, attachment: &Attachment) -> Error {
+fn undo(error: Error, state_dir: &StateDir, links: &mut Links, attachment: &Attachment) -> Error {
     let undone = veth::remove(links, attachment).and_then(|()| {
-        let mut ledger = store.lock()?;
+        let mut ledger = state_dir.lock()?;
         // An ADD that was refused as a second one must not end the first one's lease.
         if error.code != Code::AlreadyAttached {
             let ended = ledger.end(attachment)?;

@@ -7,17 +7,17 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::ipam::Store;
+use crate::ipam::StateDir;
 use crate::net::link::{BridgePortState, Links};
 use crate::net::netns::Namespace;
 use crate::net::veth;
 use crate::pod_filter;
-use crate::request::{Attachment, Request};
+use crate::request::{Attachment, RuntimeRequest};
 use crate::segment;
 
 /// Compares the ledger, the bridge's filter, the host's end and the pod's end with the result of
 /// the ADD.
-pub(crate) fn check(config: &Config, request: &Request) -> Result<()> {
+pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let result = config.previous.as_ref().ok_or_else(|| {
         Error::new(
             Code::InvalidConfig,
@@ -81,7 +81,7 @@ fn check_lease(
     expected: &[IpAddr],
 ) -> Result<(Vec<IpNetwork>, Option<String>)> {
     let no_lease = || not_as_attached("there is no lease for it".into());
-    let ledger = Store::existing(config).ok_or_else(no_lease)?.lock()?;
+    let ledger = StateDir::existing(config).ok_or_else(no_lease)?.lock()?;
     let lease = ledger.lease(attachment).ok_or_else(no_lease)?;
     if let Some(address) = expected.iter().find(|address| !lease.addresses.contains(address)) {
         return Err(not_as_attached(format!("{address} is not leased to it")));

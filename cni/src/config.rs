@@ -98,7 +98,7 @@ pub(crate) struct Config {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raw {
+struct RawConfig {
     #[serde(default)]
     name: String,
     #[serde(default = "default_bridge")]
@@ -187,7 +187,7 @@ impl Config {
         let previous = json.get("prevResult").filter(|result| !result.is_null()).cloned();
         let requested = requested(&json);
         let valid_attachments = json.get("cni.dev/valid-attachments").cloned();
-        let raw: Raw = serde_json::from_value(Value::Object(json)).map_err(|error| invalid(error.to_string()))?;
+        let raw: RawConfig = serde_json::from_value(Value::Object(json)).map_err(|error| invalid(error.to_string()))?;
         let config = Self {
             version,
             name: raw.name,

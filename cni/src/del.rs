@@ -3,16 +3,16 @@
 
 use crate::config::Config;
 use crate::error::{Code, Result};
-use crate::ipam::Store;
+use crate::ipam::StateDir;
 use crate::net::link::Links;
 use crate::net::veth;
 use crate::pod_filter;
-use crate::request::Request;
+use crate::request::RuntimeRequest;
 
 /// Removes the pod's filter elements, then the pair of links, then the lease. In this order no
 /// address has two users. It does not enter the container's namespace: the path may lead elsewhere
 /// by now, and the pod's end goes with the host's end.
-pub(crate) fn del(config: &Config, request: &Request) -> Result<()> {
+pub(crate) fn del(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let attachment = std::slice::from_ref(&request.attachment);
     // The kernel frees elements in the background, and closing the socket waits for that. It gets
     // done while the pair is removed.
@@ -33,9 +33,9 @@ pub(crate) fn del(config: &Config, request: &Request) -> Result<()> {
     }
 }
 
-fn release(config: &Config, request: &Request) -> Result<()> {
-    let Some(store) = Store::existing(config) else { return Ok(()) };
-    let mut ledger = store.lock()?;
+fn release(config: &Config, request: &RuntimeRequest) -> Result<()> {
+    let Some(state_dir) = StateDir::existing(config) else { return Ok(()) };
+    let mut ledger = state_dir.lock()?;
     if ledger.end(&request.attachment)?.is_some() {
         ledger.commit()?;
     }

@@ -35,7 +35,7 @@ pub(crate) enum Code {
     /// Answer to STATUS: no pod can be attached at present.
     NotAvailable = 50,
     /// A file in the state directory is damaged.
-    DamagedStore = 100,
+    DamagedState = 100,
     /// This container has this interface already.
     AlreadyAttached = 101,
     /// A name that we need on the host or in the pod belongs to something else.

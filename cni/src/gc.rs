@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::ipam::Store;
+use crate::ipam::StateDir;
 use crate::net::link::Links;
 use crate::net::veth;
 use crate::pod_filter;
@@ -21,8 +21,8 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     let mut links = Links::open()?;
     let mut stuck = BTreeSet::new();
     let mut failures = Vec::new();
-    let Some(store) = Store::existing(config) else { return Ok(()) };
-    let mut ledger = store.lock()?;
+    let Some(state_dir) = StateDir::existing(config) else { return Ok(()) };
+    let mut ledger = state_dir.lock()?;
     let bridge = links.find(&config.bridge)?.map(|bridge| bridge.index);
     for link in links.all()? {
         let Some(attachment) = veth::attachment_of(&link) else { continue };

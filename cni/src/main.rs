@@ -5,8 +5,8 @@
 //! result ([`result`]) or an error ([`error`]) from standard output.
 //!
 //! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`].
-//! - [`node_setup`] makes what a node needs before its first pod, and [`ingress`] keeps hosts
-//!   outside from pods.
+//! - [`node_setup`] makes what a node needs before its first pod. [`forward_filter`] decides what
+//!   the node forwards, as long as the agent's firewall does not.
 //! - [`ipam`] leases addresses from the node's segments ([`segment`]).
 //! - [`net`] changes links, addresses and routes.
 //! - [`bridge_filter`] is the bridge's filter, and [`pod_filter`] the pods' elements in it.
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::request::{Command, Request};
+use crate::request::{Command, RuntimeRequest};
 use crate::version::Version;
 
 mod add;
@@ -36,8 +36,8 @@ mod cluster_ranges;
 mod config;
 mod del;
 mod error;
+mod forward_filter;
 mod gc;
-mod ingress;
 mod ipam;
 mod mac;
 mod net;
@@ -164,15 +164,15 @@ fn run_command(version: &mut Version) -> Result<String> {
     };
     match command {
         Command::Add => {
-            let request = Request::read(lookup)?;
+            let request = RuntimeRequest::read(lookup)?;
             add::add(&config, &request).map(line).map_err(|error| error.about(&request))
         }
         Command::Del => {
-            let request = Request::lenient(lookup)?;
+            let request = RuntimeRequest::lenient(lookup)?;
             del::del(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
         }
         Command::Check => {
-            let request = Request::lenient(lookup)?;
+            let request = RuntimeRequest::lenient(lookup)?;
             check::check(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
         }
         Command::Status => status::status(&config).map(|()| String::new()),

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::net::link::{Link, Links};
 use crate::net::{bridge, sysctl, uplink};
-use crate::{cluster_ranges, ingress, obstacles, segment};
+use crate::{cluster_ranges, forward_filter, obstacles, segment};
 
 /// Makes what is missing of them. An error ends the ADD, since no pod is attached without them.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Link> {
@@ -27,10 +27,10 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     }
     let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
     if forwarded || config.forward_others {
-        ingress::ensure(links, config, segments)?;
+        forward_filter::ensure(links, config, segments)?;
     } else {
         // Its rules follow from the record, and must be in place before this host forwards.
-        ingress::recreate(links, config, segments)?;
+        forward_filter::recreate(links, config, segments)?;
     }
     forward(links, turned_on)?;
     let bridge_addresses = segment::families(&segments.segments)
@@ -67,7 +67,7 @@ fn forward(links: &mut Links, [ipv4, ipv6]: [bool; 2]) -> Result<()> {
 /// Records that forwarding was off until now. By the record agent and plugin keep this host from
 /// becoming a router between its own networks.
 fn record(config: &Config, turned_on: [bool; 2]) -> Result<()> {
-    ingress::forwarding(config).note(turned_on).map_err(|error| {
+    forward_filter::forwarding(config).note(turned_on).map_err(|error| {
         let (state_dir, run_dir) = (config.state_dir.display(), config.run_dir().display());
         Error::new(
             Code::Io,

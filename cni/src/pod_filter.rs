@@ -6,20 +6,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::bridge_filter::{Filter, Port};
 use crate::config::Config;
 use crate::error::Result;
-use crate::ipam::{LockedLeases, Store};
+use crate::ipam::{LockedLeases, StateDir};
 use crate::mac;
 use crate::net::link::Links;
 use crate::net::veth;
-use crate::request::{Attachment, Request};
+use crate::request::{Attachment, RuntimeRequest};
 use crate::segment::PodAddress;
 
 /// Lets a pod send with the addresses that it has leased. Returns false where this kernel has no
 /// such filter and the operator has excepted the pod.
 pub(crate) fn admit(
     config: &Config,
-    store: &Store,
+    state_dir: &StateDir,
     links: &mut Links,
-    request: &Request,
+    request: &RuntimeRequest,
     addresses: &[PodAddress],
 ) -> Result<bool> {
     let port = Port {
@@ -35,7 +35,7 @@ pub(crate) fn admit(
         }
         // This is the first pod since the boot, or something removed the table. Make it with all
         // attached pods. The lock keeps another ADD from doing the same at the same time.
-        let ledger = store.lock()?;
+        let ledger = state_dir.lock()?;
         filter.ensure(&attached_ports(config, &ledger, links)?)
     });
     match admitted {

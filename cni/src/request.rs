@@ -79,7 +79,7 @@ impl fmt::Display for Attachment {
 
 /// What the runtime asks for, from the environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Request {
+pub(crate) struct RuntimeRequest {
     pub(crate) attachment: Attachment,
     /// `CNI_NETNS`; optional for DEL.
     pub(crate) netns: Option<PathBuf>,
@@ -89,7 +89,7 @@ pub(crate) struct Request {
     pub(crate) requested: Option<String>,
 }
 
-impl fmt::Display for Request {
+impl fmt::Display for RuntimeRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.pod {
             Some(pod) => write!(f, "pod {pod} ({})", self.attachment),
@@ -98,7 +98,7 @@ impl fmt::Display for Request {
     }
 }
 
-impl Request {
+impl RuntimeRequest {
     /// Reads the variables and refuses invalid ones.
     pub(crate) fn read(lookup: Lookup<'_>) -> Result<Self> {
         let attachment = Self::attachment(lookup)?;
@@ -240,9 +240,9 @@ fn printable(value: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(vars: &[(&str, &str)]) -> Result<Request> {
+    fn read(vars: &[(&str, &str)]) -> Result<RuntimeRequest> {
         let vars: Vec<(String, String)> = vars.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        Request::read(&move |name| vars.iter().find(|(k, _)| k == name).map(|(_, v)| v.into()))
+        RuntimeRequest::read(&move |name| vars.iter().find(|(k, _)| k == name).map(|(_, v)| v.into()))
     }
 
     #[test]
@@ -293,9 +293,9 @@ mod tests {
             "CNI_NETNS" => Some(OsString::from_vec(vec![0xff])),
             _ => None,
         };
-        let request = Request::lenient(&lookup).unwrap();
+        let request = RuntimeRequest::lenient(&lookup).unwrap();
         assert_eq!((request.attachment.ifname.as_str(), request.netns, request.pod), ("eth0", None, None));
-        assert!(Request::lenient(&|name| lookup(name).filter(|_| name != "CNI_IFNAME")).is_err());
+        assert!(RuntimeRequest::lenient(&|name| lookup(name).filter(|_| name != "CNI_IFNAME")).is_err());
     }
 
     #[test]
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn bytes_that_are_not_text_are_refused_by_name() {
         use std::os::unix::ffi::OsStringExt;
-        let error = Request::read(&|_| Some(OsString::from_vec(vec![0xff, 0xfe]))).unwrap_err();
+        let error = RuntimeRequest::read(&|_| Some(OsString::from_vec(vec![0xff, 0xfe]))).unwrap_err();
         assert_eq!(error.code, Code::InvalidEnvironment);
         assert!(error.message.contains("CNI_CONTAINERID"), "{error}");
     }

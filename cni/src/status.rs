@@ -5,10 +5,10 @@ use crate::agent_client;
 use crate::bridge_filter::Filter;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::ipam::Store;
+use crate::ipam::StateDir;
 use crate::net::link::Links;
 use crate::net::veth;
-use crate::{cluster_ranges, ingress, obstacles};
+use crate::{cluster_ranges, forward_filter, obstacles};
 
 /// Fails if the next ADD is certain to fail: leases or segments cannot be read, the disk is
 /// read-only, there are no segments and no agent that could bring any, the cluster's ranges would
@@ -18,7 +18,7 @@ use crate::{cluster_ranges, ingress, obstacles};
 /// passes as pods go, and the ADD reports it.
 pub(crate) fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error { code: Code::NotAvailable, ..error };
-    let ledger = Store::create(config, veth::count_attached).and_then(|store| store.lock());
+    let ledger = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());
     let segments = ledger.and_then(|ledger| ledger.require_writable().and_then(|()| ledger.segments(config)));
     let segments = segments.map_err(unavailable)?;
     let mut links = Links::open().map_err(unavailable)?;
@@ -26,7 +26,7 @@ pub(crate) fn status(config: &Config) -> Result<()> {
     if !config.excepts(None) {
         Filter::open().and_then(|mut filter| filter.dry_run()).map_err(unavailable)?;
     }
-    ingress::dry_run(&mut links, config, segments.as_ref()).map_err(unavailable)?;
+    forward_filter::dry_run(&mut links, config, segments.as_ref()).map_err(unavailable)?;
     let (bypasses, minor): (Vec<_>, Vec<_>) = obstacles::find(&mut links, config, segments.as_ref())
         .map_err(unavailable)?
         .into_iter()

@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Config, parse_object};
 use crate::error::{Code, Context, Error, Result};
-use crate::ipam::Store;
+use crate::ipam::StateDir;
 use crate::net::link::Links;
 use crate::net::veth;
 use crate::node_setup;
-use crate::{ingress, obstacles, pod_filter, segment};
+use crate::{forward_filter, obstacles, pod_filter, segment};
 
 /// Where the agent writes the network configuration list.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
@@ -21,8 +21,8 @@ pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 /// configuration, or a list of plugins with ours in it.
 pub(crate) fn up(path: &Path) -> Result<Value> {
     let config = config_of(path)?;
-    let store = Store::create(&config, veth::count_attached)?;
-    let ledger = store.lock()?;
+    let state_dir = StateDir::create(&config, veth::count_attached)?;
+    let ledger = state_dir.lock()?;
     let mut links = Links::open()?;
     // First, so that pods cannot pose as others even if the rest fails.
     let restored = pod_filter::restore(&config, &ledger, &mut links);
@@ -35,7 +35,7 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     let stock = ledger.stock(&segments.segments);
     drop(ledger);
     node_setup::ensure(&mut links, &config, &segments)?;
-    ingress::recreate(&mut links, &config, &segments)?;
+    forward_filter::recreate(&mut links, &config, &segments)?;
     restored?;
     let gateways: Vec<String> = segments.segments.iter().map(|segment| segment::gateway(segment).to_string()).collect();
     let obstacles = obstacles::find(&mut links, &config, Some(&segments))?;
@@ -48,13 +48,13 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
 /// the result says whether the table was needed and made.
 pub(crate) fn ingress(path: &Path) -> Result<Value> {
     let config = config_of(path)?;
-    let segments = Store::create(&config, veth::count_attached)?.lock()?.segments(&config)?.ok_or_else(|| {
+    let segments = StateDir::create(&config, veth::count_attached)?.lock()?.segments(&config)?.ok_or_else(|| {
         Error::new(
             Code::TryAgainLater,
             "this node has no segment, so that it is not known which sources may reach pods; start edge-agent, or add `segments` to the configuration",
         )
     })?;
-    let made = ingress::recreate_beside_agents(&mut Links::open()?, &config, &segments)?;
+    let made = forward_filter::recreate_beside_agents(&mut Links::open()?, &config, &segments)?;
     Ok(json!({ "table": made }))
 }
 

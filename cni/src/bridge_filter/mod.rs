@@ -13,7 +13,7 @@ use netlink_packet_core::NLM_F_CREATE;
 
 pub(crate) use table::PORT_PREFIX;
 
-use self::table::{Set, TABLE};
+use self::table::{FilterSet, TABLE};
 use crate::error::{Code, Error, Result};
 use crate::nftables::{self, IFNAMSIZ, Table, interface_key, interface_of, wire};
 
@@ -45,7 +45,7 @@ pub(crate) struct Port {
 }
 
 /// Keys of elements, by set.
-type Elements = BTreeMap<Set, Vec<Vec<u8>>>;
+type Elements = BTreeMap<FilterSet, Vec<Vec<u8>>>;
 
 /// Access to the table through a netlink socket.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl Filter {
     /// one process may call this at a time.
     pub(crate) fn ensure(&mut self, ports: &[Port]) -> Result<()> {
         // Looks for the table first, since `add` does nothing if there are no ports.
-        if self.elements(Set::Ports)?.is_some() && self.add(ports)? {
+        if self.elements(FilterSet::Ports)?.is_some() && self.add(ports)? {
             return Ok(());
         }
         match self.create(ports, vec![TABLE.create()]) {
@@ -104,7 +104,7 @@ impl Filter {
     pub(crate) fn dry_run(&mut self) -> Result<()> {
         let (make, _) = TABLE.create();
         // A table that exists may belong to another program.
-        let messages = match self.elements(Set::Ports)? {
+        let messages = match self.elements(FilterSet::Ports)? {
             Some(_) => vec![(make, NLM_F_CREATE)],
             None => TABLE.create_anew().into_iter().chain(content_messages()).collect(),
         };
@@ -131,13 +131,13 @@ impl Filter {
 
     /// Names of the ports that have elements.
     pub(crate) fn ports(&mut self) -> Result<Vec<String>> {
-        let keys = self.elements(Set::Ports)?.unwrap_or_default();
+        let keys = self.elements(FilterSet::Ports)?.unwrap_or_default();
         Ok(keys.iter().map(|key| interface_of(key)).collect())
     }
 
     /// The MAC addresses with which ports may send, by port.
     pub(crate) fn macs(&mut self) -> Result<Vec<(String, [u8; 6])>> {
-        let keys = self.elements(Set::Macs)?.unwrap_or_default();
+        let keys = self.elements(FilterSet::Macs)?.unwrap_or_default();
         let mac = |key: &Vec<u8>| key.get(IFNAMSIZ..IFNAMSIZ + 6).and_then(|octets| octets.try_into().ok());
         Ok(keys.iter().filter_map(|key| Some((interface_of(key), mac(key)?))).collect())
     }
@@ -178,7 +178,7 @@ impl Filter {
     /// The elements of the wanted ports, without duplicates.
     fn find(&mut self, wanted: impl Fn(&str) -> bool) -> Result<Elements> {
         let mut elements = Elements::new();
-        for set in Set::ALL {
+        for set in FilterSet::ALL {
             let Some(keys) = self.elements(set)? else { continue };
             let mut keys: Vec<_> = keys.into_iter().filter(|key| wanted(&interface_of(key))).collect();
             // While a hash table grows, an element may be dumped twice.
@@ -192,7 +192,7 @@ impl Filter {
     }
 
     /// The keys in a set. None if there is no table of this version.
-    fn elements(&mut self, set: Set) -> Result<Option<Vec<Vec<u8>>>> {
+    fn elements(&mut self, set: FilterSet) -> Result<Option<Vec<Vec<u8>>>> {
         nftables::elements(&mut self.netlink, &TABLE, set.name())
             .map_err(|error| kernel_error("read the bridge's filter, `table bridge edge-cni`", &error))
     }
@@ -205,7 +205,7 @@ impl Filter {
 /// The messages for the table's content without elements.
 fn content_messages() -> Vec<(wire::Message, u16)> {
     let chains = table::CHAINS.iter().map(|(name, base)| TABLE.new_chain(name, base.as_ref()));
-    let sets = Set::ALL.into_iter().map(|set| TABLE.new_set(&set.definition()));
+    let sets = FilterSet::ALL.into_iter().map(|set| TABLE.new_set(&set.definition()));
     chains.chain(sets).chain(table::rules().iter().map(|rule| TABLE.new_rule(rule))).collect()
 }
 
@@ -222,20 +222,20 @@ fn elements_of(ports: &[Port]) -> Elements {
     let mut put = |set, parts: &[&[u8]]| elements.entry(set).or_default().push(parts.concat());
     for port in ports {
         let name = interface_key(&port.name);
-        put(Set::Ports, &[&name, &name]);
+        put(FilterSet::Ports, &[&name, &name]);
         if port.unfiltered {
-            put(Set::Unfiltered, &[&name]);
+            put(FilterSet::Unfiltered, &[&name]);
             continue;
         }
         // Each part of a key takes a multiple of four octets.
         let mac = [&port.mac[..], &[0, 0]].concat();
-        put(Set::Macs, &[&name, &mac]);
+        put(FilterSet::Macs, &[&name, &mac]);
         for address in port.addresses.iter().copied().chain([IpAddr::V6(link_local(port.mac))]) {
             match address {
-                IpAddr::V4(address) => put(Set::Ipv4, &[&name, &mac, &address.octets()]),
+                IpAddr::V4(address) => put(FilterSet::Ipv4, &[&name, &mac, &address.octets()]),
                 IpAddr::V6(address) => {
-                    put(Set::Ipv6, &[&name, &mac, &address.octets()]);
-                    put(Set::Targets, &[&name, &address.octets()]);
+                    put(FilterSet::Ipv6, &[&name, &mac, &address.octets()]);
+                    put(FilterSet::Targets, &[&name, &address.octets()]);
                 }
             }
         }

@@ -39,7 +39,7 @@ pub(super) const CHAINS: [(&str, Option<BaseChain>); 6] = [
 
 /// The sets. Each key begins with the name of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Set {
+pub(crate) enum FilterSet {
     /// Each port, paired with itself. The set's name contains the table's version, so adding a port
     /// to a table of another version fails.
     Ports,
@@ -55,11 +55,11 @@ pub(crate) enum Set {
     Unfiltered,
 }
 
-impl Set {
+impl FilterSet {
     pub(super) const ALL: [Self; 6] =
         [Self::Ports, Self::Macs, Self::Ipv4, Self::Ipv6, Self::Targets, Self::Unfiltered];
 
-    /// The set's name. The version in [`Set::Ports`] must be raised with every change of sets,
+    /// The set's name. The version in [`FilterSet::Ports`] must be raised with every change of sets,
     /// chains or rules.
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -112,7 +112,7 @@ impl Set {
     }
 
     /// User data that nft(8) needs to show the set as it was written (libnftnl/udata.h,
-    /// set_udata_key_* in nft): the key's byte order, and for [`Set::Targets`] that the key has the
+    /// set_udata_key_* in nft): the key's byte order, and for [`FilterSet::Targets`] that the key has the
     /// type of `iifname . @th,64,64 . @th,128,64`. (nft before 1.0.8 has no `icmpv6 taddr`. Later
     /// releases show the two halves as that.)
     pub(super) fn user_data(self) -> Vec<u8> {
@@ -148,8 +148,12 @@ pub(super) fn rules() -> Vec<Rule> {
     // With hairpin mode a pod's own broadcasts and flooded frames would come back to it.
     rule("forward", vec![same_port(), not_for_us(), vec![Expression::Verdict(Verdict::Drop)]], None);
 
-    rule("pod", vec![input_name(), in_set(Set::Unfiltered), vec![accept.clone()]], None);
-    rule("pod", vec![port_and(Base::Link, 6, 6), not_in_set(Set::Macs), count_and_drop()], Some("source MAC address"));
+    rule("pod", vec![input_name(), in_set(FilterSet::Unfiltered), vec![accept.clone()]], None);
+    rule(
+        "pod",
+        vec![port_and(Base::Link, 6, 6), not_in_set(FilterSet::Macs), count_and_drop()],
+        Some("source MAC address"),
+    );
     rule("pod", vec![link_local_group(), count_and_drop()], Some("group of bridges"));
     rule("pod", vec![ethertype(0x0806), goto("pod-arp")], None);
     rule("pod", vec![ethertype(0x0800), goto("pod-ipv4")], None);
@@ -159,10 +163,10 @@ pub(super) fn rules() -> Vec<Rule> {
 
     // RFC 826: Ethernet and IPv4, with addresses of 6 and 4 octets. The sender's addresses must be
     // the pod's.
-    let sender = [port_and(Base::Network, 8, 6), then(Base::Network, 14, 4), in_set(Set::Ipv4)].concat();
+    let sender = [port_and(Base::Network, 8, 6), then(Base::Network, 14, 4), in_set(FilterSet::Ipv4)].concat();
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4]), sender, vec![accept.clone()]], None);
     // RFC 5227 2.1.1: a probe comes from 0.0.0.0 and asks for the sender's own address.
-    let probe = [port_and(Base::Network, 8, 6), then(Base::Network, 24, 4), in_set(Set::Ipv4)].concat();
+    let probe = [port_and(Base::Network, 8, 6), then(Base::Network, 24, 4), in_set(FilterSet::Ipv4)].concat();
     let from_nowhere = vec![payload(Base::Network, 14, 4), equals(&[0; 4])];
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4, 0, 1]), from_nowhere, probe, vec![accept.clone()]], None);
     rule("pod-arp", vec![count_and_drop()], Some("ARP sender"));
@@ -170,7 +174,7 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod-ipv4", vec![layer4(UDP), transport(&[0, 67]), count_and_drop()], Some("DHCP server"));
     let igmp = vec![payload(Base::Network, 9, 1), equals(&[2])];
     rule("pod-ipv4", vec![protocol(0x0800), igmp, transport(&[0x11]), count_and_drop()], Some("IGMP query"));
-    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 12, 4), in_set(Set::Ipv4)].concat();
+    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 12, 4), in_set(FilterSet::Ipv4)].concat();
     rule("pod-ipv4", vec![protocol(0x0800), source, vec![accept.clone()]], None);
     rule("pod-ipv4", vec![count_and_drop()], Some("IPv4 source"));
 
@@ -181,14 +185,14 @@ pub(super) fn rules() -> Vec<Rule> {
     // RFC 4861 4.3, 4.4: the target comes after type, code, checksum and flags. Hosts ignore
     // fragments of these messages (RFC 6980).
     let target = || [port_and(Base::Transport, 8, 8), then(Base::Transport, 16, 8)].concat();
-    let foreign = [target(), not_in_set(Set::Targets)].concat();
+    let foreign = [target(), not_in_set(FilterSet::Targets)].concat();
     rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(136), foreign, count_and_drop()], Some("advertised address"));
-    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 8, 16), in_set(Set::Ipv6)].concat();
+    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 8, 16), in_set(FilterSet::Ipv6)].concat();
     rule("pod-ipv6", vec![protocol(0x86dd), source, vec![accept.clone()]], None);
     // A pod has no address yet during duplicate address detection (RFC 4862 5.4.2) and in its
     // reports of groups (RFC 3590).
     let unspecified = || [protocol(0x86dd), vec![payload(Base::Network, 8, 16), equals(&[0; 16])]].concat();
-    let own = [target(), in_set(Set::Targets)].concat();
+    let own = [target(), in_set(FilterSet::Targets)].concat();
     rule("pod-ipv6", vec![unspecified(), icmpv6(135), own, vec![accept.clone()]], None);
     for report in [131, 132, 143] {
         rule("pod-ipv6", vec![unspecified(), icmpv6(report), vec![accept.clone()]], None);
@@ -207,7 +211,7 @@ fn input_name() -> Vec<Expression> {
 
 fn same_port() -> Vec<Expression> {
     let output = Expression::Meta { key: Meta::OutputName, register: SECOND };
-    [input_name(), vec![output], in_set(Set::Ports)].concat()
+    [input_name(), vec![output], in_set(FilterSet::Ports)].concat()
 }
 
 /// `PACKET_HOST` (`linux/if_packet.h`) marks a frame that was sent to the bridge's own MAC address.
@@ -268,11 +272,11 @@ fn equals(value: &[u8]) -> Expression {
     Expression::Compare { operation: Comparison::Equal, value: value.to_vec() }
 }
 
-fn in_set(set: Set) -> Vec<Expression> {
+fn in_set(set: FilterSet) -> Vec<Expression> {
     vec![Expression::Lookup { set: set.name(), inverted: false }]
 }
 
-fn not_in_set(set: Set) -> Vec<Expression> {
+fn not_in_set(set: FilterSet) -> Vec<Expression> {
     vec![Expression::Lookup { set: set.name(), inverted: true }]
 }
 

@@ -44,7 +44,7 @@ fn a_chain_at_a_hook_is_asked_for_as_nft_does() {
 #[test]
 #[cfg(target_endian = "little")]
 fn a_set_is_asked_for_as_nft_does() {
-    let (message, _) = TABLE.new_set(&Set::Targets.definition());
+    let (message, _) = TABLE.new_set(&FilterSet::Targets.definition());
     let expected = "07000000".to_owned()
         + NAMED
         + "0f000200 6e642d7461726765747300 00"
@@ -53,10 +53,13 @@ fn a_set_is_asked_for_as_nft_does() {
         + "0126 000407000000 011e 000400000000 010400000000 020403000000 030440000000 040440000000"
         + "0226 000407000000 011e 000400000000 010400000000 020403000000 030480000000 040440000000";
     assert_eq!(message.body, sent(&expected));
-    assert_eq!(Set::Unfiltered.user_data(), sent("000401000000"));
-    for (set, kind, length) in
-        [(Set::Ports, 0xa69, 32), (Set::Macs, 0xa49, 24), (Set::Ipv4, 0x29247, 28), (Set::Ipv6, 0x29248, 40)]
-    {
+    assert_eq!(FilterSet::Unfiltered.user_data(), sent("000401000000"));
+    for (set, kind, length) in [
+        (FilterSet::Ports, 0xa69, 32),
+        (FilterSet::Macs, 0xa49, 24),
+        (FilterSet::Ipv4, 0x29247, 28),
+        (FilterSet::Ipv6, 0x29248, 40),
+    ] {
         assert_eq!((set.key_type(), set.key_length()), (kind, length), "{set:?}");
     }
 }
@@ -94,22 +97,22 @@ fn the_elements_of_a_port_are_keys_of_whole_words() {
     let name = "65636e6930313233343536373839610 0".replace(' ', "");
     let key =
         |set, rest: &str| assert!(elements[&set].contains(&sent(&(name.clone() + rest))), "{set:?} {elements:02x?}");
-    key(Set::Ports, &name);
-    key(Set::Macs, "020000000001 0000");
-    key(Set::Ipv4, "020000000001 0000 0a4d0302");
-    key(Set::Ipv6, "020000000001 0000 fd770000000000000000000000000002");
-    key(Set::Ipv6, "020000000001 0000 fe80000000000000000000fffe000001");
-    key(Set::Targets, "fd770000000000000000000000000002");
-    key(Set::Targets, "fe80000000000000000000fffe000001");
-    assert!(!elements.contains_key(&Set::Unfiltered));
+    key(FilterSet::Ports, &name);
+    key(FilterSet::Macs, "020000000001 0000");
+    key(FilterSet::Ipv4, "020000000001 0000 0a4d0302");
+    key(FilterSet::Ipv6, "020000000001 0000 fd770000000000000000000000000002");
+    key(FilterSet::Ipv6, "020000000001 0000 fe80000000000000000000fffe000001");
+    key(FilterSet::Targets, "fd770000000000000000000000000002");
+    key(FilterSet::Targets, "fe80000000000000000000fffe000001");
+    assert!(!elements.contains_key(&FilterSet::Unfiltered));
     assert!(elements.iter().all(|(set, keys)| keys.iter().all(|key| key.len() as u32 == set.key_length())));
     let excepted = elements_of(&[Port { unfiltered: true, ..port() }]);
-    assert_eq!(excepted.keys().copied().collect::<Vec<_>>(), [Set::Ports, Set::Unfiltered]);
+    assert_eq!(excepted.keys().copied().collect::<Vec<_>>(), [FilterSet::Ports, FilterSet::Unfiltered]);
 }
 
 #[test]
 fn what_is_asked_for_is_read_back_and_nonsense_is_nothing() {
-    let keys = elements_of(&[port()]).remove(&Set::Ipv6).unwrap();
+    let keys = elements_of(&[port()]).remove(&FilterSet::Ipv6).unwrap();
     let (message, _) = TABLE.add_elements("ipv6", &keys);
     assert_eq!(wire::keys_of(&message), keys);
     assert_eq!(interface_of(&keys[0]), "ecni0123456789a");

@@ -1,12 +1,12 @@
 //! Address management: the node's segments, and the leases of their addresses.
 //!
-//! - [`store`]: the state directory, its lock, the segments in it.
+//! - [`state_dir`]: the state directory, its lock, the segments in it.
 //! - [`journal`]: leases on disk. Neither a killed process nor a power cut loses a lease or leases
 //!   an address twice.
 //! - [`leases`]: leases in memory, and the choice of the next address to lease.
 
 mod journal;
 mod leases;
-mod store;
+mod state_dir;
 
-pub(crate) use store::{LockedLeases, Store};
+pub(crate) use state_dir::{LockedLeases, StateDir};

@@ -8,7 +8,7 @@
 //! 3f5521b9 - CONTAINER IFNAME SECONDS                    it ends, SECONDS after the boot
 //! ```
 //!
-//! A line is written under the store's lock and made durable (`fdatasync`) after the lock is
+//! A line is written under the state directory's lock and made durable (`fdatasync`) after the lock is
 //! released, so that concurrent ADDs share the disk's work. No lease is reported before it is
 //! durable. Beside the journal is the mark: generation, length and checksum of the journal after
 //! the last line. The mark is only compared within one boot, so it need not be durable. Within a
@@ -40,7 +40,7 @@ const MAX_FREED: usize = 4096;
 const REWRITE_MARGIN: usize = 256;
 
 /// The open journal and the leases that its lines amount to. The holder of this value holds the
-/// store's lock.
+/// state directory's lock.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
@@ -96,7 +96,7 @@ impl Journal {
         let same_boot = |recorded: &str| recorded == boot;
         let damaged = |why: String| {
             Error::new(
-                Code::DamagedStore,
+                Code::DamagedState,
                 format!(
                     "the leases in {} are damaged: {why}. No address is given or freed until this is put right, since it might have an \
                      owner. Restore the file, or stop all pods of this node, remove {} and {}, and start them again",

@@ -80,12 +80,12 @@ fn within_one_boot_any_shortening_is_an_error_that_names_the_file_and_changes_no
     for length in 0..whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
         let error = Journal::open(folder.path(), BOOT).unwrap_err();
-        assert_eq!(error.code, Code::DamagedStore, "{length} bytes");
+        assert_eq!(error.code, Code::DamagedState, "{length} bytes");
         assert!(error.message.contains(path.to_str().unwrap()), "{error}");
         assert_eq!(fs::read(&path).unwrap(), whole[..length]);
     }
     fs::remove_file(&path).unwrap();
-    assert_eq!(Journal::open(folder.path(), BOOT).unwrap_err().code, Code::DamagedStore);
+    assert_eq!(Journal::open(folder.path(), BOOT).unwrap_err().code, Code::DamagedState);
     fs::write(&path, &whole).unwrap();
     assert_eq!(held(folder.path(), BOOT), ["c1", "c2", "c3"]);
 }
@@ -100,7 +100,7 @@ fn any_changed_byte_is_found() {
         let mut changed = whole.clone();
         changed[index] ^= 1;
         fs::write(&path, &changed).unwrap();
-        assert_eq!(Journal::open(folder.path(), BOOT).unwrap_err().code, Code::DamagedStore, "byte {index}");
+        assert_eq!(Journal::open(folder.path(), BOOT).unwrap_err().code, Code::DamagedState, "byte {index}");
     }
 }
 

@@ -45,7 +45,7 @@ const REPLY: u8 = 1;
 
 /// What the table contains.
 #[derive(Debug)]
-pub(super) struct Content {
+pub(super) struct TableContent {
     /// Names of the pods' bridges, of all networks of the plugin.
     pub(super) bridges: Vec<String>,
     /// Sources outside that reach pods.
@@ -59,7 +59,7 @@ pub(super) struct Content {
     pub(super) uplinks: Vec<Uplink>,
 }
 
-impl Content {
+impl TableContent {
     /// The messages that fill the table, which must be empty.
     pub(super) fn messages(&self) -> Vec<(wire::Message, u16)> {
         let isolates = self.isolated != [false; 2];

@@ -21,7 +21,7 @@ use super::leases::Lease;
 use crate::config::{self, Config};
 use crate::error::{Code, Context, Error, Result};
 use crate::net::sysctl;
-use crate::request::{Attachment, Request};
+use crate::request::{Attachment, RuntimeRequest};
 use crate::segment::{self, PodAddress};
 
 /// How long a process waits for the lock.
@@ -32,7 +32,7 @@ const SEGMENTS_VERSION: u32 = 1;
 
 /// The state directory.
 #[derive(Debug, Clone)]
-pub(crate) struct Store {
+pub(crate) struct StateDir {
     folder: PathBuf,
     attached: CountAttached,
 }
@@ -40,7 +40,7 @@ pub(crate) struct Store {
 /// Counts the attached pods by their links. A new ledger is refused while there are any.
 pub(crate) type CountAttached = fn() -> Result<usize>;
 
-impl Store {
+impl StateDir {
     /// Opens the state directory, or makes it.
     pub(crate) fn create(config: &Config, attached: CountAttached) -> Result<Self> {
         let folder = config.state_dir.clone();
@@ -75,7 +75,7 @@ impl Store {
         match (self.attached)()? {
             0 => Ok(()),
             count => Err(Error::new(
-                Code::DamagedStore,
+                Code::DamagedState,
                 format!(
                     "there are no leases in {}, but {count} pods are attached, whose addresses would be given to others. Restore {}, or stop \
                      all pods of this node and start them again",
@@ -187,7 +187,7 @@ impl LockedLeases {
     /// Leases one address of each family. None, and no lease, where a family has no address left.
     pub(crate) fn lease_addresses(
         &mut self,
-        request: &Request,
+        request: &RuntimeRequest,
         network: &str,
         segments: &[IpNetwork],
         families: &[Family],
@@ -255,7 +255,7 @@ fn read_segments(path: &Path) -> Result<Option<SegmentsFile>> {
     };
     let damaged = |why: String| {
         Error::new(
-            Code::DamagedStore,
+            Code::DamagedState,
             format!(
                 "the segments in {} are damaged: {why}. Restart edge-agent, which writes the file again; without an agent remove it, and \
                  it is made from the plugin's configuration",
@@ -301,16 +301,16 @@ mod tests {
         Config::from_object(text.as_object().unwrap().clone()).unwrap()
     }
 
-    fn request(number: usize) -> Request {
+    fn request(number: usize) -> RuntimeRequest {
         let attachment = Attachment { container: format!("c{number}"), ifname: "eth0".into() };
-        Request { attachment, netns: None, pod: None, requested: None }
+        RuntimeRequest { attachment, netns: None, pod: None, requested: None }
     }
 
     #[test]
     fn the_configuration_seeds_the_segments_once_and_is_ignored_from_then_on() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::create(&config(folder.path(), &[]), || Ok(0)).unwrap();
-        let segments = |seed: &[&str]| store.lock().unwrap().segments(&config(folder.path(), seed)).unwrap();
+        let state_dir = StateDir::create(&config(folder.path(), &[]), || Ok(0)).unwrap();
+        let segments = |seed: &[&str]| state_dir.lock().unwrap().segments(&config(folder.path(), seed)).unwrap();
         assert_eq!(segments(&[]), None);
         let seeded = segments(&["10.77.0.0/24"]).unwrap();
         assert_eq!(seeded.source, SegmentsSource::Configuration);
@@ -322,14 +322,14 @@ mod tests {
     fn damaged_segments_are_named_and_never_replaced_by_the_seed() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), &["10.77.0.0/24"]);
-        let store = Store::create(&config, || Ok(0)).unwrap();
+        let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
         let path = folder.path().join("segments.json");
         let other_version = r#"{"version":2,"source":"agent","segments":[]}"#;
         let overlapping = r#"{"version":1,"source":"agent","segments":["10.0.0.0/24","10.0.0.0/25"]}"#;
         for content in ["", "{", "\0\0\0\0", other_version, overlapping] {
             fs::write(&path, content).unwrap();
-            let error = store.lock().unwrap().segments(&config).unwrap_err();
-            assert_eq!(error.code, Code::DamagedStore, "{content:?}");
+            let error = state_dir.lock().unwrap().segments(&config).unwrap_err();
+            assert_eq!(error.code, Code::DamagedState, "{content:?}");
             assert!(error.message.contains(path.to_str().unwrap()), "{error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), content);
         }
@@ -339,16 +339,16 @@ mod tests {
     fn a_pod_gets_an_address_of_each_family_or_none() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), &["10.77.0.0/29", "fd77::/126"]);
-        let store = Store::create(&config, || Ok(0)).unwrap();
-        let segments = store.lock().unwrap().segments(&config).unwrap().unwrap().segments;
+        let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
+        let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         let both = segment::families(&segments);
         for number in 0..2 {
-            let mut ledger = store.lock().unwrap();
+            let mut ledger = state_dir.lock().unwrap();
             let got = ledger.lease_addresses(&request(number), "pods", &segments, &both).unwrap().unwrap();
             assert_eq!(got.len(), 2);
             ledger.commit().unwrap();
         }
-        let mut ledger = store.lock().unwrap();
+        let mut ledger = state_dir.lock().unwrap();
         assert_eq!(ledger.lease_addresses(&request(9), "pods", &segments, &both).unwrap(), None);
         assert_eq!(ledger.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
         assert_eq!(ledger.reclaim(|attachment, _| attachment.container == "c0").unwrap().len(), 1);
@@ -359,12 +359,12 @@ mod tests {
     fn a_ledger_does_not_begin_from_nothing_while_pods_are_attached() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), &["10.77.0.0/24"]);
-        let error = Store::create(&config, || Ok(3)).unwrap().lock().unwrap_err();
-        assert_eq!(error.code, Code::DamagedStore);
+        let error = StateDir::create(&config, || Ok(3)).unwrap().lock().unwrap_err();
+        assert_eq!(error.code, Code::DamagedState);
         assert!(error.message.contains("3 pods"), "{error}");
-        assert!(Store::existing(&config).is_none());
-        Store::create(&config, || Ok(0)).unwrap().lock().unwrap();
-        assert!(Store::create(&config, || Ok(3)).unwrap().lock().is_ok());
+        assert!(StateDir::existing(&config).is_none());
+        StateDir::create(&config, || Ok(0)).unwrap().lock().unwrap();
+        assert!(StateDir::create(&config, || Ok(3)).unwrap().lock().is_ok());
     }
 
     #[test]
@@ -387,14 +387,14 @@ mod tests {
     fn fifty_at_once_get_fifty_addresses() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), &["10.77.0.0/24"]);
-        let store = Store::create(&config, || Ok(0)).unwrap();
-        let segments = store.lock().unwrap().segments(&config).unwrap().unwrap().segments;
+        let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
+        let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         let addresses: std::collections::BTreeSet<IpAddr> = std::thread::scope(|scope| {
             let takers: Vec<_> = (0..50)
                 .map(|number| {
-                    let (store, segments) = (&store, &segments);
+                    let (state_dir, segments) = (&state_dir, &segments);
                     scope.spawn(move || {
-                        let mut ledger = store.lock().unwrap();
+                        let mut ledger = state_dir.lock().unwrap();
                         let got =
                             ledger.lease_addresses(&request(number), "pods", segments, &[Family::V4]).unwrap().unwrap();
                         ledger.commit().unwrap();
@@ -405,6 +405,6 @@ mod tests {
             takers.into_iter().map(|taker| taker.join().unwrap()).collect()
         });
         assert_eq!(addresses.len(), 50);
-        assert_eq!(store.lock().unwrap().stock(&segments)[0].leased, 50);
+        assert_eq!(state_dir.lock().unwrap().stock(&segments)[0].leased, 50);
     }
 }

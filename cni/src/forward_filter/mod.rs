@@ -22,7 +22,7 @@ use crate::net::uplink;
 use crate::nftables::{self, INET, Table, interface_key, wire};
 use crate::segment;
 
-use rules::{BRIDGES, Content};
+use rules::{BRIDGES, TableContent};
 
 const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
 /// The agent's table. When the agent makes it, it deletes [`TABLE`].
@@ -162,7 +162,7 @@ fn content(
 ) -> Result<Vec<(wire::Message, u16)>> {
     let all = links.all()?;
     let routes = links.default_routes()?;
-    let content = Content {
+    let content = TableContent {
         bridges: all.iter().filter(|link| bridge::is_ours(link)).map(|link| link.name.clone()).collect(),
         // Packets from networks that a hub fronts come over its LAN in clear, from cloud nodes.
         sources: segments.networks.iter().chain(&config.lan_to_pods).copied().collect(),
