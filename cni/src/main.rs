@@ -162,6 +162,7 @@ fn run_command(version: &mut Version) -> Result<String> {
         Some(needed) => Config::lenient(json, needed)?,
         None => Config::from_object(json)?,
     };
+    config.report_unknown_keys();
     match command {
         Command::Add => {
             let request = RuntimeRequest::read(lookup)?;

@@ -60,7 +60,10 @@ pub(crate) fn ingress(path: &Path) -> Result<Value> {
 
 fn config_of(path: &Path) -> Result<Config> {
     let text = std::fs::read(path).context("read", path)?;
-    plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))
+    let config =
+        plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))?;
+    config.report_unknown_keys();
+    Ok(config)
 }
 
 /// The configuration of our plugin. From a list it takes our entry and gives it the list's name and

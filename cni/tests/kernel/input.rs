@@ -108,6 +108,10 @@ fn wrong_configurations_are_explained_with_the_specifications_codes() {
         assert!(answer.json["msg"].as_str().unwrap().contains(named), "{input}: {}", answer.json);
     }
     assert!(world.ports().is_empty());
+    // A key of a later specification stops nothing.
+    world.set("cni.dev/later", json!(1));
+    let answer = world.verb("ADD", &pod);
+    assert!(answer.ok && answer.said.contains("cni.dev/later"), "{answer:?}");
 }
 
 fn status_is_well_while_an_add_could_be_served() {

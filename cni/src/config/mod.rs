@@ -1,4 +1,8 @@
 //! The network configuration that the runtime hands over on standard input.
+//!
+//! - `keys`: which keys it may have.
+
+mod keys;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -23,40 +27,6 @@ const MAX_NAME: usize = 253;
 /// Most networks of `serviceRanges`. A cluster has one or two ranges, and gets more where they are
 /// extended.
 const MAX_SERVICE_RANGES: usize = 64;
-
-/// The plugin's own keys.
-const OWN_KEYS: [&str; 12] = [
-    "bridge",
-    "stateDir",
-    "agentSocket",
-    "clusterRanges",
-    "segments",
-    "mtu",
-    "lowWater",
-    "dns",
-    "unfilteredPods",
-    "lanToPods",
-    "serviceRanges",
-    "forwardOthers",
-];
-
-/// Keys that the specification or the runtime defines. They are for others, or for verbs that read
-/// them elsewhere.
-const RUNTIME_KEYS: [&str; 13] = [
-    "cniVersion",
-    "cniVersions",
-    "name",
-    "type",
-    "capabilities",
-    "runtimeConfig",
-    "args",
-    "prevResult",
-    "disableCheck",
-    "disableGC",
-    "loadOnlyInlinedPlugins",
-    "cni.dev/valid-attachments",
-    "cni.dev/attachments",
-];
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) requested: Option<String>,
     /// The attachments that the runtime still has; for GC.
     pub(crate) valid_attachments: Option<Value>,
+    /// Keys that have no effect.
+    unknown_keys: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -172,18 +144,7 @@ impl Config {
     /// Reads and checks the configuration of one plugin.
     pub(crate) fn from_object(json: Map<String, Value>) -> Result<Self> {
         let version = version_of(&json)?;
-        if let Some((key, value)) =
-            json.iter().find(|(key, _)| !OWN_KEYS.contains(&key.as_str()) && !RUNTIME_KEYS.contains(&key.as_str()))
-        {
-            let hint = if key == "ipam" { " (addresses are handed out by edge-cni itself)" } else { "" };
-            return Err(Error::new(
-                Code::UnsupportedField,
-                format!(
-                    "the configuration's key {key:?} with value {value} is not known{hint}; remove it. Known: {}",
-                    OWN_KEYS.join(", ")
-                ),
-            ));
-        }
+        let unknown_keys = keys::unknown_keys(&json)?;
         let previous = json.get("prevResult").filter(|result| !result.is_null()).cloned();
         let requested = requested(&json);
         let valid_attachments = json.get("cni.dev/valid-attachments").cloned();
@@ -206,6 +167,7 @@ impl Config {
             previous,
             requested,
             valid_attachments,
+            unknown_keys,
         };
         config.check()?;
         Ok(config)
@@ -294,6 +256,13 @@ impl Config {
         Ok(())
     }
 
+    /// Says on standard error which keys have no effect.
+    pub(crate) fn report_unknown_keys(&self) {
+        for key in &self.unknown_keys {
+            eprintln!("edge-cni: the configuration's key {key:?} is not known and has no effect");
+        }
+    }
+
     /// Folder of the agent's sockets, which is in memory.
     pub(crate) fn run_dir(&self) -> &Path {
         self.agent_socket.parent().unwrap_or(&self.state_dir)
@@ -380,7 +349,7 @@ mod tests {
 
     #[test]
     fn the_documented_example_is_accepted() {
-        let document = include_str!("../../docs/configuration.md");
+        let document = include_str!("../../../docs/configuration.md");
         let section = document.split("## edge-cni\n").nth(1).expect("a section for edge-cni");
         let example = section.split("```json").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
         let list: Value = serde_json::from_str(example).unwrap();
@@ -435,18 +404,16 @@ mod tests {
     }
 
     #[test]
-    fn what_runtimes_add_is_tolerated_and_anything_else_is_refused_with_key_and_value() {
-        parse(
+    fn what_runtimes_add_is_tolerated() {
+        let config = parse(
             r#"{"cniVersion":"1.1.0","cniVersions":["0.4.0","1.1.0"],"name":"pods","type":"edge-cni","capabilities":{"portMappings":true},
             "runtimeConfig":{"portMappings":[]},"args":{},"prevResult":{},"disableCheck":true,"disableGC":true,
             "cni.dev/valid-attachments":[]}"#,
         )
         .unwrap();
-        for (key, value) in [("ipMasq", "true"), ("ipam", r#"{"type":"host-local"}"#), ("Bridge", "\"x\"")] {
-            let error = parse(&format!(r#"{{"cniVersion":"1.0.0","name":"pods","{key}":{value}}}"#)).unwrap_err();
-            assert_eq!(error.code, Code::UnsupportedField);
-            assert!(error.message.contains(key) && error.message.contains(value), "{error}");
-        }
+        assert!(config.unknown_keys.is_empty());
+        let later = parse(r#"{"cniVersion":"1.1.0","name":"pods","cni.dev/later":1}"#).unwrap();
+        assert_eq!(later.unknown_keys, ["cni.dev/later"]);
     }
 
     #[test]
