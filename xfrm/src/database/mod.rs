@@ -60,6 +60,11 @@ impl Xfrm {
         self.netlink.port()
     }
 
+    /// Number of requests that were sent since it was opened, each of a batch counted.
+    pub fn requests_sent(&self) -> u32 {
+        self.netlink.requests_sent()
+    }
+
     /// Reserves an SPI for an SA that will come from `source` to `destination` (us). The kernel
     /// holds the reservation for `net.core.xfrm_acq_expires` (30 s); [`Xfrm::install_inbound`]
     /// makes an SA of it.

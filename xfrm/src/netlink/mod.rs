@@ -137,6 +137,11 @@ impl Netlink {
         self.port
     }
 
+    /// Number of requests that were sent, each of a batch counted.
+    pub fn requests_sent(&self) -> u32 {
+        self.sequence
+    }
+
     /// Sends a request and waits for its acknowledgement. `flags` beyond `NLM_F_REQUEST` and
     /// `NLM_F_ACK`: `NLM_F_CREATE` and so on.
     pub fn execute<Q: NetlinkSerializable>(&mut self, request: &'static str, message: Q, flags: u16) -> Result<()> {
