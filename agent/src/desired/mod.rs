@@ -1,9 +1,13 @@
 //! The desired state of this node, computed from the view and the static peers. Pure: no kernel, no
 //! clock, no disk.
 
+#[cfg(test)]
+mod full_computation;
 mod policies;
+mod policy_table;
 
-pub use policies::{PermittedTraffic, TunnelEnds, desired_policies};
+pub use policies::{PermittedTraffic, TunnelEnds, tunnel_policies};
+pub use policy_table::PolicyTable;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -291,4 +295,4 @@ fn routable_networks<'a>(peer: &'a PeerConfig, static_peers: &'a [PeerConfig]) -
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

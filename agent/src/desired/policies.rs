@@ -1,16 +1,11 @@
-//! XFRM policies, derived from tunnels and their state.
+//! XFRM policies of one tunnel, derived from the tunnel and its state.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
-use edge_ike::PeerName;
-use edge_xfrm::guard::{self, GuardConfig};
-use edge_xfrm::policy::PolicyKey;
 use edge_xfrm::{Direction, Policy, Reqid, Selector};
 use ipnetwork::IpNetwork;
 
-use super::{Desired, Tunnel};
+use super::Tunnel;
 
 /// Traffic that may pass through a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,37 +37,20 @@ pub struct TunnelEnds {
     pub up: bool,
 }
 
-/// The desired policies of the guard and the tunnels, and the errors of those that are impossible.
-/// If two peers may take the same packets (two hubs that front the same networks), the one whose
-/// tunnel is up does, else the one whose name comes first. `bridge` are the bridge's addresses.
-pub fn desired_policies(
-    desired: &Desired,
-    bridge: &[IpAddr],
-    reqids: impl Fn(&PeerName) -> Option<Reqid>,
-    ends: impl Fn(&PeerName) -> Option<TunnelEnds>,
-) -> (BTreeMap<PolicyKey, Policy>, Vec<String>) {
-    let mut policies = BTreeMap::new();
-    let mut problems = Vec::new();
-    let guard_config = GuardConfig { bridge_addresses: bridge.to_vec(), ..desired.guard.clone() };
-    match guard::policies(&guard_config) {
-        Ok(guards) => policies.extend(guards.into_iter().map(|policy| (policy.key(), policy))),
-        Err(error) => problems.push(error.to_string()),
-    }
-    let mut tunnels: Vec<(&Tunnel, Reqid, Option<TunnelEnds>)> =
-        desired.tunnels.iter().filter_map(|(name, tunnel)| Some((tunnel, reqids(name)?, ends(name)))).collect();
-    tunnels.sort_by_key(|(_, _, ends)| !ends.as_ref().is_some_and(|ends| ends.up));
-    for (tunnel, reqid, ends) in &tunnels {
-        for policy in tunnel_policies(tunnel, &desired.guard.cluster_ranges, *reqid, ends.as_ref()) {
-            match policy {
-                Ok(policy) => match policies.entry(policy.key()) {
-                    Entry::Vacant(free) => drop(free.insert(policy)),
-                    Entry::Occupied(held) if held.get().priority > policy.priority => {
-                        *held.into_mut() = policy;
-                    }
-                    Entry::Occupied(_) => {}
-                },
-                Err(error) => problems.push(format!("peer {}: {error}", tunnel.peer.name)),
-            }
+/// The policies that a tunnel to a peer needs, and the errors of those that are impossible. `ranges`
+/// are the cluster's ranges. `ends` is `None` before the tunnel was ever up: then no policy sends
+/// packets into it.
+pub fn tunnel_policies(
+    tunnel: &Tunnel,
+    ranges: &[IpNetwork],
+    reqid: Reqid,
+    ends: Option<&TunnelEnds>,
+) -> (Vec<Policy>, Vec<String>) {
+    let (mut policies, mut problems) = (Vec::new(), Vec::new());
+    for policy in all_policies(tunnel, ranges, reqid, ends) {
+        match policy {
+            Ok(policy) => policies.push(policy),
+            Err(error) => problems.push(format!("peer {}: {error}", tunnel.peer.name)),
         }
     }
     (policies, problems)
@@ -84,7 +62,7 @@ const ANY_SOURCE: u32 = 27_000;
 /// Priority of the blocks that keep forged sources from [`ANY_SOURCE`].
 const FORGED_SOURCE: u32 = 26_000;
 
-fn tunnel_policies(
+fn all_policies(
     tunnel: &Tunnel,
     ranges: &[IpNetwork],
     reqid: Reqid,

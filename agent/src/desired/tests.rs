@@ -5,14 +5,15 @@ use edge_ike::Secret;
 use edge_types::view::{AddressSource, NodeAddress, SegmentPrefix};
 use edge_xfrm::{Action, Reqid};
 
+use super::full_computation::desired_policies;
 use super::*;
 use crate::membership::{Credentials, FormerNetwork};
 
-fn network(text: &str) -> IpNetwork {
+pub(crate) fn network(text: &str) -> IpNetwork {
     text.parse().unwrap()
 }
 
-fn peer(name: &str, role: Role, address: &str, segments: &[&str], networks: &[&str]) -> Peer {
+pub(crate) fn peer(name: &str, role: Role, address: &str, segments: &[&str], networks: &[&str]) -> Peer {
     Peer {
         name: name.parse().unwrap(),
         role,
@@ -23,7 +24,7 @@ fn peer(name: &str, role: Role, address: &str, segments: &[&str], networks: &[&s
     }
 }
 
-fn membership(role: Role, segments: &[&str], networks: &[&str], peers: Vec<Peer>) -> Membership {
+pub(crate) fn membership(role: Role, segments: &[&str], networks: &[&str], peers: Vec<Peer>) -> Membership {
     Membership {
         view: Arc::new(NodeView {
             version: 7,
@@ -47,7 +48,7 @@ fn membership(role: Role, segments: &[&str], networks: &[&str], peers: Vec<Peer>
     }
 }
 
-fn config(text: &str) -> Config {
+pub(crate) fn config(text: &str) -> Config {
     Config::parse(&format!("{text}\n[controller]\nurls = [\"https://c\"]"), Path::new("x")).unwrap()
 }
 
@@ -74,7 +75,7 @@ fn lines(policies: &BTreeMap<edge_xfrm::policy::PolicyKey, edge_xfrm::Policy>, w
         .collect()
 }
 
-fn edge_with_two_peers() -> Membership {
+pub(crate) fn edge_with_two_peers() -> Membership {
     membership(
         Role::Edge,
         &["10.77.1.0/26", "fd77::100/120"],
@@ -148,7 +149,7 @@ fn certificates_that_the_view_revokes_are_not_accepted() {
 #[test]
 fn policies_go_from_exactly_our_segments_to_exactly_the_peers_networks_and_back() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, problems) = desired_policies(&desired, &[], reqid, up);
+    let (policies, problems) = desired_policies(&desired, reqid, up);
     assert!(problems.is_empty());
     assert_eq!(
         lines(&policies, "out 10.77.1"),
@@ -165,7 +166,7 @@ fn policies_go_from_exactly_our_segments_to_exactly_the_peers_networks_and_back(
 #[test]
 fn a_redirected_clients_packets_meet_the_tunnel_but_forged_sources_a_block_before_it() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, _) = desired_policies(&desired, &[], reqid, up);
+    let (policies, _) = desired_policies(&desired, reqid, up);
     let find = |source: &str| {
         let selector = edge_xfrm::Selector::new(network(source), network("10.77.2.0/26")).unwrap();
         policies[&(edge_xfrm::Direction::Out, selector)]
@@ -180,7 +181,7 @@ fn a_redirected_clients_packets_meet_the_tunnel_but_forged_sources_a_block_befor
 #[test]
 fn before_a_tunnel_was_ever_up_nothing_but_the_guard_meets_outgoing_packets() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, _) = desired_policies(&desired, &[], reqid, |_| None);
+    let (policies, _) = desired_policies(&desired, reqid, |_| None);
     assert!(lines(&policies, "out").is_empty());
     assert_eq!(lines(&policies, "in").len(), 3);
 }
@@ -198,7 +199,7 @@ fn of_two_hubs_with_the_same_networks_the_one_that_is_up_takes_the_packets() {
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
     let used = |alive: &str| {
-        let (policies, _) = desired_policies(&desired, &[], reqid, |name| {
+        let (policies, _) = desired_policies(&desired, reqid, |name| {
             up(name).map(|ends| TunnelEnds { up: name.as_str() == alive, ..ends })
         });
         let reqids: Vec<_> = policies
@@ -226,7 +227,7 @@ fn a_hub_grants_its_cloud_networks_too() {
         vec![peer("edge-a2", Role::Edge, "203.0.113.2:4500", &["10.77.2.0/26"], &[])],
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
-    let (policies, _) = desired_policies(&desired, &[], reqid, up);
+    let (policies, _) = desired_policies(&desired, reqid, up);
     assert_eq!(
         lines(&policies, "out"),
         ["out 0.0.0.0/0 -> 10.77.2.0/26", "out 10.77.0.0/26 -> 10.77.2.0/26", "out 10.244.0.0/16 -> 10.77.2.0/26"]

@@ -1,6 +1,6 @@
 //! The event loop around the IKE endpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,8 +10,7 @@ use anyhow::Context;
 use edge_ike::{Auth, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName};
 use edge_types::api::TunnelCount;
 use edge_xfrm::events::EventSocket;
-use edge_xfrm::policy::PolicyKey;
-use edge_xfrm::{Policy, Reqid, Xfrm};
+use edge_xfrm::{Reqid, Xfrm};
 use ring::rand::SystemRandom;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::datagram_socket::{self, Socket};
 use super::environment::{KernelEnvironment, source_address};
 use super::ike_sockets;
+use super::kernel_policies::KernelPolicies;
 use super::reqids::Reqids;
 use super::sa_table::SaTable;
 use crate::clock::{CertificateClock, boot_time};
@@ -59,9 +59,9 @@ pub struct Driver {
     pub(super) sas: SaTable,
     pub(super) desired: Arc<Desired>,
     /// Policies that the kernel should have.
-    pub(super) policies: BTreeMap<PolicyKey, Policy>,
-    /// Whether the policies must be computed again, since a tunnel changed.
-    pub(super) policies_dirty: bool,
+    pub(super) policies: KernelPolicies,
+    /// Peers whose policies must be computed again, since their tunnels changed.
+    pub(super) changed_peers: BTreeSet<PeerName>,
     /// When to look for a route again, if a tunnel's local address is gone and there is no route
     /// yet.
     pub(super) retry_move_at: Option<tokio::time::Instant>,
@@ -69,10 +69,6 @@ pub struct Driver {
     pub(super) to_rekey: Vec<PeerName>,
     /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
-    /// Indexes of the guard's policies that were not desired at the check before the last one, and
-    /// at the last one.
-    pub(super) stray_guards: BTreeSet<u32>,
-    pub(super) next_stray_guards: BTreeSet<u32>,
     pub(super) host: watch::Receiver<HostState>,
     sockets: Vec<Arc<Socket>>,
     pub(super) kernel_events: AsyncFd<EventSocket>,
@@ -108,13 +104,11 @@ impl Driver {
             },
             sas,
             desired: Arc::default(),
-            policies: BTreeMap::new(),
-            policies_dirty: false,
+            policies: KernelPolicies::default(),
+            changed_peers: BTreeSet::new(),
             retry_move_at: None,
             to_rekey: vec![],
             settled: false,
-            stray_guards: BTreeSet::new(),
-            next_stray_guards: BTreeSet::new(),
             host,
             sockets,
             kernel_events: datagram_socket::watch(events)?,
@@ -179,9 +173,7 @@ impl Driver {
             while let Some(event) = self.endpoint.poll_event() {
                 self.handle_event(event);
             }
-            if self.policies_dirty {
-                self.update_policies();
-            }
+            self.update_policies();
             let Some(peer) = self.to_rekey.pop() else { break };
             self.endpoint.rekey_child(&peer, boot_time(), &mut self.environment);
         }
@@ -259,7 +251,8 @@ impl Driver {
                 self.environment.incidents.error(format!("peer {name}: its credentials cannot be used: {error}"));
             }
         }
-        self.policies_dirty = false;
+        self.policies.update_guard(&self.desired.guard, &self.environment.incidents);
+        self.changed_peers.extend(before.into_iter().chain(self.desired.tunnels.keys().cloned()));
         self.reconcile();
         if self.desired.complete && !self.settled {
             self.settled = true;

@@ -8,7 +8,6 @@ use edge_xfrm::Xfrm;
 
 use super::driver::Driver;
 use super::sa_table::{INHERITED_LINGER, OutboundSwitchOutcome, SaTable};
-use crate::desired;
 use crate::logging::peer_span;
 
 impl Driver {
@@ -57,7 +56,7 @@ impl Driver {
             Event::OutboundSwitch { peer, new, .. } => self.switch_outbound(&peer, new.id),
             Event::ChildDown { peer, child, reason } => {
                 tracing::info!(inbound = format_args!("{:08x}", child.0), reason = why(reason), "CHILD_SA gone");
-                self.policies_dirty = true;
+                self.changed_peers.insert(peer.clone());
                 if let Err(error) = self.sas.remove(&mut self.environment.xfrm, child) {
                     self.environment.incidents.error(format!("peer {peer}: {error}"));
                 }
@@ -83,23 +82,11 @@ impl Driver {
     }
 
     fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
-        let (desired, reqids, incidents) =
-            (self.desired.clone(), &self.environment.reqids, &self.environment.incidents);
-        let (host, held) = (&self.host, &mut self.policies);
-        // Only policies that the new ends change are installed here. The others, and deletions,
-        // follow after all events.
+        let (desired, incidents) = (&self.desired, &self.environment.incidents);
+        let (held, reqid) = (&mut self.policies, self.environment.reqid(peer));
         let policies = |xfrm: &mut Xfrm, sas: &SaTable| {
-            let bridge = host.borrow().bridge_addresses.clone();
-            let (desired, _) =
-                desired::desired_policies(&desired, &bridge, |peer| reqids.of(peer), |peer| sas.ends(peer));
-            for (key, policy) in desired {
-                if held.get(&key) != Some(&policy) {
-                    match xfrm.install_policy(&policy) {
-                        Ok(_) => drop(held.insert(key, policy)),
-                        Err(error) => incidents.foreign(error.to_string()),
-                    }
-                }
-            }
+            held.update_peer(peer, desired, reqid, sas.ends(peer).as_ref(), incidents);
+            held.install_changes(xfrm, incidents);
         };
         let outcome = self.sas.switch_outbound(&mut self.environment.xfrm, child, crate::clock::boot_time(), policies);
         match outcome {
@@ -107,11 +94,11 @@ impl Driver {
             Ok(OutboundSwitchOutcome::NeedsRekey) => self.to_rekey.push(peer.clone()),
             Err(error) => self.environment.incidents.error(format!("peer {peer}: {error}")),
         }
-        if let Some(reqid) = self.environment.reqid(peer) {
+        if let Some(reqid) = reqid {
             let until = self.now() + INHERITED_LINGER;
             self.sas.limit_inherited(reqid, until);
         }
-        self.policies_dirty = true;
+        self.changed_peers.insert(peer.clone());
     }
 
     fn move_child(&mut self, peer: &PeerName, id: ChildId, local: std::net::SocketAddr, remote: std::net::SocketAddr) {

@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 use edge_ike::PeerName;
 use edge_ike::endpoint::Phase;
 use edge_xfrm::events::Event;
-use edge_xfrm::policy::priority;
-use edge_xfrm::{Error, InstalledPolicy, Policy, Reqid, SaId, reconcile};
+use edge_xfrm::{Error, Reqid, SaId, reconcile};
 
 use super::driver::Driver;
 use super::environment::source_address;
-use crate::desired::{self, TunnelEnds};
+use super::kernel_policies::Knowledge;
+use crate::desired::TunnelEnds;
 use crate::logging::peer_span;
 
 /// Wait between two attempts to find a route.
@@ -32,108 +32,25 @@ impl Driver {
         self.sas.set_ends_if_unknown(peer, ends);
     }
 
-    /// Updates policies after a tunnel changed, on the assumption that the kernel has those that
-    /// were installed.
+    /// Updates the policies of the peers whose tunnels changed.
     pub(super) fn update_policies(&mut self) {
-        self.policies_dirty = false;
-        let desired = self.desired_policies();
-        let gone: Vec<Policy> =
-            self.policies.iter().filter(|(key, _)| !desired.contains_key(*key)).map(|(_, policy)| *policy).collect();
-        for policy in gone {
-            self.policies.remove(&policy.key());
-            let outcome = match self.environment.xfrm.policy(&policy) {
-                Ok(Some(installed)) if installed.is_ours() => self.environment.xfrm.delete_policy(&installed).map(drop),
-                Ok(_) => Ok(()),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = outcome {
-                self.environment.incidents.error(error.to_string());
-            }
-        }
-        for (key, policy) in desired {
-            if self.policies.get(&key) != Some(&policy) {
-                match self.environment.xfrm.install_policy(&policy) {
-                    Ok(_) => drop(self.policies.insert(key, policy)),
-                    Err(error) => self.policy_error(&error),
-                }
-            }
+        self.compute_changed_peers();
+        self.policies.install_changes(&mut self.environment.xfrm, &self.environment.incidents);
+    }
+
+    fn compute_changed_peers(&mut self) {
+        for peer in std::mem::take(&mut self.changed_peers) {
+            let (reqid, ends) = (self.environment.reqid(&peer), self.sas.ends(&peer));
+            self.policies.update_peer(&peer, &self.desired, reqid, ends.as_ref(), &self.environment.incidents);
         }
     }
 
-    fn desired_policies(&self) -> std::collections::BTreeMap<edge_xfrm::policy::PolicyKey, Policy> {
-        let bridge = self.host.borrow().bridge_addresses.clone();
-        let (desired, problems) = desired::desired_policies(
-            &self.desired,
-            &bridge,
-            |peer| self.environment.reqids.of(peer),
-            |peer| self.sas.ends(peer),
-        );
-        for problem in problems {
-            self.environment.incidents.error(problem);
-        }
-        desired
-    }
-
-    /// Reads the kernel's policies and makes them the desired ones. A missing or changed policy
-    /// that the agent had installed is recorded as an incident.
+    /// Compares all policies with the kernel's.
     pub(super) fn reconcile(&mut self) {
-        let desired = self.desired_policies();
-        let list: Vec<Policy> = desired.values().copied().collect();
-        let mut plan = match self.environment.xfrm.policies() {
-            Ok(observed) => reconcile::policies(&list, &observed),
-            Err(error) => return self.environment.incidents.error(format!("policies cannot be read: {error}")),
-        };
-        for policy in plan.missing.iter().filter(|policy| self.policies.get(&policy.key()) == Some(policy)) {
-            self.environment.incidents.repaired(format!("policy was deleted by another program: {policy}"));
-        }
-        for (policy, found) in &plan.changed {
-            if self.policies.get(&policy.key()) == Some(policy) {
-                self.environment
-                    .incidents
-                    .repaired(format!("policy was changed by another program: {policy}, found {found}"));
-            }
-        }
-        self.select_stray(&mut plan.stray);
-        match self.environment.xfrm.apply(&plan) {
-            Ok(errors) => errors.iter().for_each(|error| self.policy_error(error)),
-            Err(error) => self.environment.incidents.error(error.to_string()),
-        }
-        // Policies of other programs are not replaced. Each check tries again.
-        let occupied: BTreeSet<_> = plan.occupied.iter().map(|(policy, _)| policy.key()).collect();
-        self.policies = desired.into_iter().filter(|(key, _)| !occupied.contains(key)).collect();
-    }
-
-    /// Reduces `stray`, policies of ours that are not desired, to those that are deleted now. A
-    /// policy of the guard is deleted only if it is not desired at two checks in a row: the plugin
-    /// installs the guard of a new segment before the view names that segment.
-    fn select_stray(&mut self, stray: &mut Vec<InstalledPolicy>) {
-        if !self.desired.complete {
-            stray.clear();
-            return;
-        }
-        let guards = |policy: &InstalledPolicy| matches!(policy.priority, priority::ALLOW | priority::BLOCK);
-        let stray_guards: BTreeSet<u32> =
-            stray.iter().filter(|policy| guards(policy)).map(|policy| policy.index).collect();
-        stray.retain(|policy| {
-            self.policies.contains_key(&policy.key()) || !guards(policy) || self.stray_guards.contains(&policy.index)
-        });
-        for policy in stray.iter().filter(|policy| self.settled && !self.policies.contains_key(&policy.key())) {
-            if guards(policy) {
-                tracing::info!("deleted a policy of the guard that is no longer needed: {policy}");
-            } else {
-                self.environment
-                    .incidents
-                    .repaired(format!("deleted a policy with our reqid or index that is not desired: {policy}"));
-            }
-        }
-        self.next_stray_guards = stray_guards;
-    }
-
-    fn policy_error(&self, error: &Error) {
-        match error {
-            Error::OccupiedByOther { .. } => self.environment.incidents.foreign(error.to_string()),
-            _ => self.environment.incidents.error(error.to_string()),
-        }
+        self.compute_changed_peers();
+        let knowledge = Knowledge { complete: self.desired.complete, settled: self.settled };
+        let now = self.now();
+        self.policies.reconcile(&mut self.environment.xfrm, &self.environment.incidents, knowledge, now);
     }
 
     /// Deletes SAs of an earlier run that belong to no peer any more.
@@ -157,7 +74,6 @@ impl Driver {
 
     /// Compares all policies and SAs.
     pub(super) fn check_kernel(&mut self) {
-        self.stray_guards = std::mem::take(&mut self.next_stray_guards);
         if self.desired.complete {
             self.reconcile();
         }
@@ -223,7 +139,7 @@ impl Driver {
                 }
                 Event::Expire { id, hard: true, .. } => self.handle_missing_sa(id, "reached its limit"),
                 Event::SaDeleted { id, .. } => self.handle_missing_sa(id, "was deleted by another program"),
-                Event::PolicyChanged(policy) if policy.is_ours() || self.policies.contains_key(&policy.key()) => {
+                Event::PolicyChanged(policy) if policy.is_ours() || self.policies.wants(&policy.key()) => {
                     policies = true;
                 }
                 Event::PolicyDeleted(policy) => policies |= policy.shares_key_space(),
@@ -274,6 +190,5 @@ impl Driver {
                 }
             }
         }
-        self.policies_dirty = true;
     }
 }

@@ -48,7 +48,7 @@ impl Driver {
             view_version: self.desired.view_version,
             peers,
             states,
-            policies: self.policies.values().map(policy).collect(),
+            policies: self.policies.installed().map(policy).collect(),
         }
     }
 

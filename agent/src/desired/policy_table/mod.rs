@@ -1,0 +1,177 @@
+//! The desired policies, kept up to date peer by peer: a change of one peer touches that peer's
+//! policies and those with which they compete. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use edge_ike::PeerName;
+use edge_xfrm::Policy;
+use edge_xfrm::policy::PolicyKey;
+
+/// The desired policies of the guard and of all tunnels.
+///
+/// The kernel keeps one policy for a direction and selector. If two peers may take the same packets
+/// (two hubs that front the same networks), the policy with the stronger priority is the desired
+/// one. Among equals that is the guard's, then that of a peer whose tunnel is up, then that of the
+/// peer whose name comes first.
+///
+/// It grows with the number of policies.
+#[derive(Debug, Default)]
+pub struct PolicyTable {
+    candidates: BTreeMap<PolicyKey, Candidates>,
+    /// Keys of each peer's policies.
+    keys: HashMap<PeerName, Box<[PolicyKey]>>,
+    guard: Vec<PolicyKey>,
+    /// Keys whose desired policy is perhaps another than at the last [`Self::take_changes`], with
+    /// the policy of that time.
+    changed: BTreeMap<PolicyKey, Option<Policy>>,
+}
+
+/// A key whose desired policy changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyChange {
+    /// Direction and selector.
+    pub key: PolicyKey,
+    /// The policy that was desired at the last [`PolicyTable::take_changes`].
+    pub before: Option<Policy>,
+    /// The policy that is desired now.
+    pub now: Option<Policy>,
+}
+
+/// The policies with one key, of which the best is the desired one.
+#[derive(Debug)]
+struct Candidates {
+    best: Candidate,
+    /// Strongest first. Nearly always empty.
+    others: Vec<Candidate>,
+}
+
+#[derive(Debug, Clone)]
+struct Candidate {
+    policy: Policy,
+    source: Source,
+}
+
+/// Where a policy comes from. Of two policies with the same priority, the one with the smaller
+/// source is desired.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Guard,
+    PeerUp(PeerName),
+    PeerDown(PeerName),
+}
+
+impl Source {
+    fn is(&self, peer: Option<&PeerName>) -> bool {
+        match self {
+            Self::Guard => peer.is_none(),
+            Self::PeerUp(name) | Self::PeerDown(name) => peer == Some(name),
+        }
+    }
+}
+
+impl Candidate {
+    fn rank(&self) -> (u32, &Source) {
+        (self.policy.priority, &self.source)
+    }
+}
+
+impl PolicyTable {
+    /// Replaces the policies of a peer. `up`: its tunnel can send.
+    pub fn set_peer(&mut self, peer: &PeerName, up: bool, policies: &[Policy]) {
+        let source = if up { Source::PeerUp(peer.clone()) } else { Source::PeerDown(peer.clone()) };
+        let before = self.keys.remove(peer).unwrap_or_default();
+        let keys = self.replace(&before, &source, policies);
+        if !keys.is_empty() {
+            self.keys.insert(peer.clone(), keys.into());
+        }
+    }
+
+    /// Replaces the policies of the guard.
+    pub fn set_guard(&mut self, policies: &[Policy]) {
+        let before = std::mem::take(&mut self.guard);
+        self.guard = self.replace(&before, &Source::Guard, policies);
+    }
+
+    /// Removes the policies of a former peer.
+    pub fn remove_peer(&mut self, peer: &PeerName) {
+        self.set_peer(peer, false, &[]);
+    }
+
+    /// The desired policy with this key.
+    pub fn get(&self, key: &PolicyKey) -> Option<&Policy> {
+        self.candidates.get(key).map(|candidates| &candidates.best.policy)
+    }
+
+    /// All desired policies, ordered by key.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.candidates.values().map(|candidates| &candidates.best.policy)
+    }
+
+    /// Whether there is something for [`Self::take_changes`].
+    pub fn has_changes(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// The keys whose desired policy differs from that at the previous call.
+    pub fn take_changes(&mut self) -> Vec<PolicyChange> {
+        std::mem::take(&mut self.changed)
+            .into_iter()
+            .map(|(key, before)| PolicyChange { key, before, now: self.get(&key).copied() })
+            .filter(|change| change.before != change.now)
+            .collect()
+    }
+
+    /// Replaces the policies of a source, which had those with the keys `before`. Returns the keys
+    /// that it has now.
+    fn replace(&mut self, before: &[PolicyKey], source: &Source, policies: &[Policy]) -> Vec<PolicyKey> {
+        // Of two policies of a source with the same key, the first of the stronger priority counts.
+        let mut new: BTreeMap<PolicyKey, Policy> = BTreeMap::new();
+        for policy in policies {
+            let held = new.entry(policy.key()).or_insert(*policy);
+            if policy.priority < held.priority {
+                *held = *policy;
+            }
+        }
+        for key in before.iter().filter(|key| !new.contains_key(*key)) {
+            self.set_candidate(*key, source, None);
+        }
+        for (key, policy) in &new {
+            self.set_candidate(*key, source, Some(*policy));
+        }
+        new.into_keys().collect()
+    }
+
+    /// Replaces the policy of a source for one key.
+    fn set_candidate(&mut self, key: PolicyKey, source: &Source, policy: Option<Policy>) {
+        let peer = match source {
+            Source::Guard => None,
+            Source::PeerUp(name) | Source::PeerDown(name) => Some(name),
+        };
+        let (before, mut all) = match self.candidates.remove(&key) {
+            None => (None, vec![]),
+            Some(Candidates { best, mut others }) => {
+                let before = best.policy;
+                others.insert(0, best);
+                (Some(before), others)
+            }
+        };
+        all.retain(|candidate| !candidate.source.is(peer));
+        if let Some(policy) = policy {
+            let candidate = Candidate { policy, source: source.clone() };
+            let at = all.partition_point(|other| other.rank() < candidate.rank());
+            all.insert(at, candidate);
+        }
+        let mut all = all.into_iter();
+        let best = all.next();
+        let now = best.as_ref().map(|best| best.policy);
+        if let Some(best) = best {
+            self.candidates.insert(key, Candidates { best, others: all.collect() });
+        }
+        if before != now {
+            self.changed.entry(key).or_insert(before);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

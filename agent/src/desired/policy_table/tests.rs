@@ -1,0 +1,210 @@
+use edge_xfrm::guard::{self, GuardConfig};
+use edge_xfrm::{Direction, Reqid, Selector};
+use ipnetwork::IpNetwork;
+use proptest::prelude::*;
+
+use super::*;
+use crate::desired::full_computation::desired_policies;
+use crate::desired::tests::{config, edge_with_two_peers, network};
+use crate::desired::{Desired, PermittedTraffic, Tunnel, TunnelEnds, tunnel_policies};
+
+/// Few networks and peers, so that policies of several peers and of the guard often have the same
+/// key.
+const NETWORKS: [&str; 7] =
+    ["10.77.0.0/16", "10.77.1.0/26", "10.77.2.0/26", "10.244.0.0/16", "0.0.0.0/0", "fd77::/48", "fd77::100/120"];
+const PEERS: usize = 5;
+
+/// Something that changes the desired policies. Networks are numbers of [`NETWORKS`].
+#[derive(Debug, Clone)]
+enum Change {
+    /// The view grants other networks to a peer, or names it for the first time.
+    Granted { peer: usize, local: Vec<usize>, remote: Vec<usize> },
+    /// A peer of the configuration.
+    Negotiated { peer: usize },
+    /// The view no longer names a peer.
+    Removed { peer: usize },
+    /// A tunnel came up, went down, moved, or got other selectors.
+    Ends { peer: usize, ends: Option<Ends> },
+    /// The view has other ranges, segments or networks.
+    Guard { ranges: Vec<usize>, segments: Vec<usize>, networks: Vec<usize> },
+}
+
+#[derive(Debug, Clone)]
+struct Ends {
+    remote: u8,
+    local_selectors: Vec<usize>,
+    remote_selectors: Vec<usize>,
+    up: bool,
+}
+
+fn some_networks() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(0..NETWORKS.len(), 0..3)
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let peer = || 0..PEERS;
+    let ends = (0..3u8, some_networks(), some_networks(), any::<bool>()).prop_map(
+        |(remote, local_selectors, remote_selectors, up)| Ends { remote, local_selectors, remote_selectors, up },
+    );
+    prop_oneof![
+        3 => (peer(), some_networks(), some_networks())
+            .prop_map(|(peer, local, remote)| Change::Granted { peer, local, remote }),
+        1 => peer().prop_map(|peer| Change::Negotiated { peer }),
+        1 => peer().prop_map(|peer| Change::Removed { peer }),
+        4 => (peer(), prop::option::weighted(0.8, ends)).prop_map(|(peer, ends)| Change::Ends { peer, ends }),
+        1 => (some_networks(), some_networks(), some_networks())
+            .prop_map(|(ranges, segments, networks)| Change::Guard { ranges, segments, networks }),
+    ]
+}
+
+fn networks(numbers: &[usize]) -> Vec<IpNetwork> {
+    numbers.iter().map(|number| network(NETWORKS[*number])).collect()
+}
+
+fn name(peer: usize) -> PeerName {
+    PeerName::new(&format!("edge-{peer}"))
+}
+
+fn reqid(name: &PeerName) -> Option<Reqid> {
+    Reqid::tunnel(name.as_str().trim_start_matches("edge-").parse().unwrap())
+}
+
+/// The state from which both computations start, and the table that follows its changes.
+struct Model {
+    template: Tunnel,
+    desired: Desired,
+    ends: BTreeMap<PeerName, TunnelEnds>,
+    table: PolicyTable,
+}
+
+impl Model {
+    fn new() -> Self {
+        let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
+        let template = desired.tunnels.values().next().unwrap().clone();
+        Self { template, desired: Desired::default(), ends: BTreeMap::new(), table: PolicyTable::default() }
+    }
+
+    /// Makes a change, and tells the table which peer it concerns.
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Granted { peer, local, remote } => {
+                let (local, remote) = (networks(local), networks(remote));
+                self.set_tunnel(*peer, PermittedTraffic::Granted { local, remote });
+            }
+            Change::Negotiated { peer } => self.set_tunnel(*peer, PermittedTraffic::Negotiated),
+            Change::Removed { peer } => {
+                self.desired.tunnels.remove(&name(*peer));
+                self.update_peer(&name(*peer));
+            }
+            Change::Ends { peer, ends: None } => {
+                self.ends.remove(&name(*peer));
+                self.update_peer(&name(*peer));
+            }
+            Change::Ends { peer, ends: Some(ends) } => {
+                let ends = TunnelEnds {
+                    local: "192.0.2.1".parse().unwrap(),
+                    remote: [198, 51, 100, ends.remote].into(),
+                    local_selectors: networks(&ends.local_selectors),
+                    remote_selectors: networks(&ends.remote_selectors),
+                    up: ends.up,
+                };
+                self.ends.insert(name(*peer), ends);
+                self.update_peer(&name(*peer));
+            }
+            Change::Guard { ranges, segments, networks: fronted } => {
+                self.desired.guard = GuardConfig {
+                    cluster_ranges: networks(ranges),
+                    segments: networks(segments),
+                    networks: networks(fronted),
+                    bridge_addresses: vec![],
+                };
+                self.table.set_guard(&guard::policies(&self.desired.guard).unwrap_or_default());
+                for name in self.desired.tunnels.keys().cloned().collect::<Vec<_>>() {
+                    self.update_peer(&name);
+                }
+            }
+        }
+    }
+
+    fn set_tunnel(&mut self, peer: usize, permitted: PermittedTraffic) {
+        let mut tunnel = Tunnel { permitted, ..self.template.clone() };
+        tunnel.peer.name = name(peer);
+        self.desired.tunnels.insert(name(peer), tunnel);
+        self.update_peer(&name(peer));
+    }
+
+    fn update_peer(&mut self, name: &PeerName) {
+        let Some(tunnel) = self.desired.tunnels.get(name) else { return self.table.remove_peer(name) };
+        let ends = self.ends.get(name);
+        let ranges = &self.desired.guard.cluster_ranges;
+        let (policies, _) = tunnel_policies(tunnel, ranges, reqid(name).unwrap(), ends);
+        self.table.set_peer(name, ends.is_some_and(|ends| ends.up), &policies);
+    }
+
+    fn computed_from_nothing(&self) -> BTreeMap<PolicyKey, Policy> {
+        desired_policies(&self.desired, reqid, |name| self.ends.get(name).cloned()).0
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    #[test]
+    fn after_any_changes_the_table_is_what_is_computed_from_nothing(
+        changes in prop::collection::vec((change(), any::<bool>()), 1..40)
+    ) {
+        let mut model = Model::new();
+        let mut kernel: BTreeMap<PolicyKey, Policy> = BTreeMap::new();
+        for (change, take) in changes {
+            model.apply(&change);
+            let expected = model.computed_from_nothing();
+            let table: BTreeMap<PolicyKey, Policy> =
+                model.table.policies().map(|policy| (policy.key(), *policy)).collect();
+            prop_assert_eq!(&table, &expected, "after {:?}", change);
+            // Changes may be taken after each event or after several.
+            if take {
+                for change in model.table.take_changes() {
+                    prop_assert_ne!(change.before, change.now);
+                    prop_assert_eq!(kernel.get(&change.key).copied(), change.before);
+                    match change.now {
+                        Some(policy) => drop(kernel.insert(change.key, policy)),
+                        None => drop(kernel.remove(&change.key)),
+                    }
+                }
+                prop_assert_eq!(&kernel, &expected, "after {:?}", change);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_goes_up_takes_only_the_keys_of_those_it_competes_with() {
+    let fronted = network("10.244.0.0/16");
+    let inward = Selector::new(fronted, network("10.77.1.0/26")).unwrap();
+    let policies = |reqid: u32| [Policy::protect_in(Direction::In, inward, Reqid::tunnel(reqid).unwrap())];
+    let own = |number: u32| {
+        let own = IpNetwork::new([10, 78, (number / 256) as u8, (number % 256) as u8].into(), 32).unwrap();
+        [Policy::protect_in(
+            Direction::In,
+            Selector::new(own, network("10.77.1.0/26")).unwrap(),
+            Reqid::tunnel(number).unwrap(),
+        )]
+    };
+    let mut table = PolicyTable::default();
+    for number in 0..1000 {
+        table.set_peer(&PeerName::new(&format!("edge-{number}")), true, &own(number));
+    }
+    let [first, second] = ["hub-1", "hub-2"].map(PeerName::new);
+    table.set_peer(&first, false, &policies(2001));
+    table.set_peer(&second, false, &policies(2002));
+    assert_eq!(table.take_changes().len(), 1001);
+    assert_eq!(table.get(&policies(2001)[0].key()), Some(&policies(2001)[0]));
+    table.set_peer(&second, true, &policies(2002));
+    let changes = table.take_changes();
+    assert_eq!(changes.len(), 1);
+    assert_eq!((changes[0].before, changes[0].now), (Some(policies(2001)[0]), Some(policies(2002)[0])));
+    // Up and down between two calls is no change.
+    table.set_peer(&first, true, &policies(2001));
+    table.set_peer(&first, false, &policies(2001));
+    assert!(table.take_changes().is_empty());
+}

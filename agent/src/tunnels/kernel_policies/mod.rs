@@ -1,0 +1,212 @@
+//! The policies in the kernel. A change of one peer costs requests about that peer's policies only;
+//! all policies are compared after notifications and at intervals.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use edge_ike::{Instant, PeerName};
+use edge_xfrm::guard::{self, GuardConfig};
+use edge_xfrm::policy::{PolicyKey, priority};
+use edge_xfrm::reconcile::{self, Plan};
+use edge_xfrm::{Error, InstalledPolicy, Policy, Reqid, Xfrm};
+
+use crate::desired::{Desired, PolicyTable, TunnelEnds, tunnel_policies};
+use crate::incidents::Incidents;
+
+/// How long a policy of the guard that is not desired stays. The plugin installs the guard of a new
+/// segment before the view names that segment.
+const STRAY_GUARD_LINGER: Duration = Duration::from_secs(10);
+
+/// How far the desired state is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Knowledge {
+    /// All peers are known, so other policies of ours are deleted.
+    pub(super) complete: bool,
+    /// A complete desired state has been applied, so another policy of ours is not left by an
+    /// earlier run, but an incident.
+    pub(super) settled: bool,
+}
+
+/// The desired policies, and which of them the kernel has.
+#[derive(Debug, Default)]
+pub(super) struct KernelPolicies {
+    desired: PolicyTable,
+    /// Desired policies that the kernel does not have: another program holds the selector, or the
+    /// kernel refused them.
+    unmet: BTreeSet<PolicyKey>,
+    /// Policies of the guard that are not desired, by index, and since when.
+    stray_guards: BTreeMap<u32, Instant>,
+}
+
+impl KernelPolicies {
+    /// Computes the policies of a peer again. `reqid` and `ends` are those of now.
+    pub(super) fn update_peer(
+        &mut self,
+        peer: &PeerName,
+        desired: &Desired,
+        reqid: Option<Reqid>,
+        ends: Option<&TunnelEnds>,
+        incidents: &Incidents,
+    ) {
+        let (Some(tunnel), Some(reqid)) = (desired.tunnels.get(peer), reqid) else {
+            return self.desired.remove_peer(peer);
+        };
+        let (policies, problems) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, reqid, ends);
+        self.desired.set_peer(peer, ends.is_some_and(|ends| ends.up), &policies);
+        problems.into_iter().for_each(|problem| incidents.error(problem));
+    }
+
+    /// Computes the policies of the guard again.
+    pub(super) fn update_guard(&mut self, config: &GuardConfig, incidents: &Incidents) {
+        match guard::policies(config) {
+            Ok(policies) => self.desired.set_guard(&policies),
+            Err(error) => {
+                self.desired.set_guard(&[]);
+                incidents.error(error.to_string());
+            }
+        }
+    }
+
+    /// Whether a policy with this direction and selector is desired.
+    pub(super) fn wants(&self, key: &PolicyKey) -> bool {
+        self.desired.get(key).is_some()
+    }
+
+    /// The policies that the kernel should have and that no other program keeps out.
+    pub(super) fn installed(&self) -> impl Iterator<Item = &Policy> {
+        self.desired.policies().filter(|policy| !self.unmet.contains(&policy.key()))
+    }
+
+    /// Installs and deletes what changed since the last call, on the assumption that the kernel has
+    /// the rest: a few batches, however many policies there are.
+    pub(super) fn install_changes(&mut self, xfrm: &mut Xfrm, incidents: &Incidents) {
+        if !self.desired.has_changes() {
+            return;
+        }
+        let changes = self.desired.take_changes();
+        let mut plan = Plan::default();
+        let mut known: Vec<Policy> = Vec::new();
+        let mut wanted: Vec<Policy> = Vec::new();
+        for change in &changes {
+            let unmet = self.unmet.remove(&change.key);
+            match (change.before, change.now) {
+                (Some(_), Some(now)) if !unmet => {
+                    known.push(now);
+                    wanted.push(now);
+                }
+                (Some(before), None) => known.push(before),
+                (_, Some(now)) => plan.missing.push(now),
+                (None, None) => {}
+            }
+        }
+        let installed: Vec<Policy> = changes.iter().filter_map(|change| change.now).collect();
+        let outcome = xfrm.holders(&known).and_then(|holders| {
+            let holders: Vec<InstalledPolicy> = holders.into_iter().flatten().collect();
+            let replacements = reconcile::policies(&wanted, &holders);
+            plan.missing.extend(replacements.missing);
+            plan.changed = replacements.changed;
+            plan.stray = replacements.stray;
+            plan.occupied = replacements.occupied;
+            xfrm.apply(&plan)
+        });
+        self.record(outcome, &installed, xfrm, incidents);
+    }
+
+    /// Reads all policies in the kernel and makes ours the desired ones. A missing or changed policy
+    /// that the kernel had is recorded as an incident.
+    pub(super) fn reconcile(&mut self, xfrm: &mut Xfrm, incidents: &Incidents, knowledge: Knowledge, now: Instant) {
+        let before: BTreeMap<PolicyKey, Option<Policy>> =
+            self.desired.take_changes().into_iter().map(|change| (change.key, change.before)).collect();
+        let list: Vec<Policy> = self.desired.policies().copied().collect();
+        let mut plan = match xfrm.policies() {
+            Ok(observed) => reconcile::policies(&list, &observed),
+            Err(error) => {
+                self.unmet.extend(before.into_keys());
+                return incidents.error(format!("policies cannot be read: {error}"));
+            }
+        };
+        let was_there = |key: &PolicyKey| !before.contains_key(key) && !self.unmet.contains(key);
+        for policy in plan.missing.iter().filter(|policy| was_there(&policy.key())) {
+            incidents.repaired(format!("policy was deleted by another program: {policy}"));
+        }
+        for (policy, found) in plan.changed.iter().filter(|(policy, _)| was_there(&policy.key())) {
+            incidents.repaired(format!("policy was changed by another program: {policy}, found {found}"));
+        }
+        let desired_before = |key: &PolicyKey| before.get(key).is_some_and(Option::is_some);
+        select_stray(&mut self.stray_guards, &mut plan.stray, desired_before, incidents, knowledge, now);
+        // Policies of other programs are not replaced. Each comparison tries again.
+        self.unmet = plan.occupied.iter().map(|(policy, _)| policy.key()).collect();
+        let installed: Vec<Policy> =
+            plan.missing.iter().chain(plan.changed.iter().map(|(policy, _)| policy)).copied().collect();
+        let outcome = xfrm.apply(&plan);
+        self.record(outcome, &installed, xfrm, incidents);
+    }
+
+    /// Records what could not be done about the policies `installed`.
+    fn record(
+        &mut self,
+        outcome: edge_xfrm::Result<Vec<Error>>,
+        installed: &[Policy],
+        xfrm: &mut Xfrm,
+        incidents: &Incidents,
+    ) {
+        let errors = outcome.unwrap_or_else(|error| vec![error]);
+        let mut unclear = false;
+        for error in &errors {
+            match error {
+                Error::OccupiedByOther { wanted, .. } => {
+                    self.unmet.insert(wanted.key());
+                    incidents.foreign(error.to_string());
+                }
+                _ => {
+                    unclear = true;
+                    incidents.error(error.to_string());
+                }
+            }
+        }
+        if unclear {
+            // The error does not say which policies are there.
+            let holders = xfrm.holders(installed).unwrap_or_else(|_| vec![None; installed.len()]);
+            let absent = installed.iter().zip(holders);
+            let absent =
+                absent.filter(|(policy, holder)| !holder.as_ref().is_some_and(|holder| holder.matches(policy)));
+            self.unmet.extend(absent.map(|(policy, _)| policy.key()));
+        }
+    }
+}
+
+/// Reduces `stray`, policies of ours that are not desired, to those that are deleted now.
+/// `desired_before`: whether a policy was desired until now.
+fn select_stray(
+    stray_guards: &mut BTreeMap<u32, Instant>,
+    stray: &mut Vec<InstalledPolicy>,
+    desired_before: impl Fn(&PolicyKey) -> bool,
+    incidents: &Incidents,
+    knowledge: Knowledge,
+    now: Instant,
+) {
+    if !knowledge.complete {
+        stray.clear();
+        return;
+    }
+    let guards = |policy: &InstalledPolicy| matches!(policy.priority, priority::ALLOW | priority::BLOCK);
+    let found: BTreeSet<u32> = stray.iter().filter(|policy| guards(policy)).map(|policy| policy.index).collect();
+    stray_guards.retain(|index, _| found.contains(index));
+    stray.retain(|policy| {
+        if desired_before(&policy.key()) || !guards(policy) {
+            return true;
+        }
+        let since = *stray_guards.entry(policy.index).or_insert(now);
+        now.saturating_since(since) >= STRAY_GUARD_LINGER
+    });
+    for policy in stray.iter().filter(|policy| knowledge.settled && !desired_before(&policy.key())) {
+        if guards(policy) {
+            tracing::info!("deleted a policy of the guard that is no longer needed: {policy}");
+        } else {
+            incidents.repaired(format!("deleted a policy with our reqid or index that is not desired: {policy}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

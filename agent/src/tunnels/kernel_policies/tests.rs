@@ -1,0 +1,164 @@
+use edge_types::Role;
+use interop_tests::netns::{is_in_namespaces, is_root_or_skips, passes_in_namespaces, run};
+
+use super::*;
+use crate::desired::tests::{config, membership, peer};
+
+const COUNTS: &str = "tunnels::kernel_policies::tests::requests_among_ten_and_among_a_thousand";
+const FOREIGN: &str = "tunnels::kernel_policies::tests::policies_beside_a_foreign_one";
+const KNOWN: Knowledge = Knowledge { complete: true, settled: true };
+
+#[test]
+fn an_event_of_one_of_a_thousand_peers_sends_the_kernel_as_many_requests_as_of_one_of_ten() {
+    if is_root_or_skips() {
+        passes_in_namespaces(COUNTS);
+    }
+}
+
+#[test]
+fn a_foreign_policy_stays_and_ours_is_installed_when_it_is_gone() {
+    if is_root_or_skips() {
+        passes_in_namespaces(FOREIGN);
+    }
+}
+
+/// An edge with two hubs that front the same network, and with other edges as peers.
+struct Node {
+    desired: Desired,
+    ends: BTreeMap<PeerName, TunnelEnds>,
+    policies: KernelPolicies,
+    xfrm: Xfrm,
+    incidents: Incidents,
+}
+
+impl Node {
+    fn new(edges: usize) -> Self {
+        let mut peers: Vec<_> = (0..edges)
+            .map(|number| {
+                let segment = format!("10.77.{}.{}/30", 16 + number / 64, number % 64 * 4);
+                peer(&format!("edge-{number}"), Role::Edge, "203.0.113.2:4500", &[&segment], &[])
+            })
+            .collect();
+        for hub in ["hub-1", "hub-2"] {
+            peers.push(peer(hub, Role::Hub, "203.0.113.1:4500", &[], &["10.244.0.0/16"]));
+        }
+        let view = membership(Role::Edge, &["10.77.1.0/26"], &[], peers);
+        let mut node = Self {
+            desired: Desired::compute(&config(""), &[], Some(&view)),
+            ends: BTreeMap::new(),
+            policies: KernelPolicies::default(),
+            xfrm: Xfrm::open().unwrap(),
+            incidents: Incidents::default(),
+        };
+        node.policies.update_guard(&node.desired.guard, &node.incidents);
+        for name in node.desired.tunnels.keys().cloned().collect::<Vec<_>>() {
+            node.update(&name);
+        }
+        node.reconcile();
+        node
+    }
+
+    fn update(&mut self, name: &PeerName) {
+        let number = self.desired.tunnels.keys().position(|known| known == name).unwrap_or_default();
+        let reqid = Reqid::tunnel(u32::try_from(number).unwrap());
+        self.policies.update_peer(name, &self.desired, reqid, self.ends.get(name), &self.incidents);
+    }
+
+    fn reconcile(&mut self) {
+        self.policies.reconcile(&mut self.xfrm, &self.incidents, KNOWN, Instant::default());
+    }
+
+    /// Carries out an event of a peer, and returns the number of requests to the kernel. `ends`: the
+    /// peer's address, and whether its tunnel is up.
+    fn event(&mut self, name: &str, ends: Option<(&str, bool)>) -> u32 {
+        let name = PeerName::new(name);
+        let child = self.desired.tunnels.get(&name).map(|tunnel| tunnel.peer.child.clone());
+        match ends.zip(child) {
+            None => drop(self.ends.remove(&name)),
+            Some(((remote, up), child)) => {
+                let ends = TunnelEnds {
+                    local: "192.0.2.1".parse().unwrap(),
+                    remote: remote.parse().unwrap(),
+                    local_selectors: child.local,
+                    remote_selectors: child.remote,
+                    up,
+                };
+                self.ends.insert(name.clone(), ends);
+            }
+        }
+        let before = self.xfrm.requests_sent();
+        self.update(&name);
+        self.policies.install_changes(&mut self.xfrm, &self.incidents);
+        self.xfrm.requests_sent() - before
+    }
+
+    /// Fails unless the kernel has exactly the desired policies.
+    fn assert_installed(&mut self) {
+        let desired: Vec<Policy> = self.policies.desired.policies().copied().collect();
+        let plan = reconcile::policies(&desired, &self.xfrm.policies().unwrap());
+        assert!(plan.is_empty(), "{plan:?}");
+    }
+}
+
+#[test]
+#[ignore = "runs in a namespace, started by the test before"]
+fn requests_among_ten_and_among_a_thousand() {
+    if !is_in_namespaces() {
+        return;
+    }
+    let counts = [10, 1000].map(|edges| {
+        let mut node = Node::new(edges);
+        let mut counts = Vec::new();
+        for (peer, ends) in [
+            ("edge-5", Some(("203.0.113.5", true))),
+            ("edge-5", Some(("203.0.113.9", true))),
+            ("edge-5", Some(("203.0.113.9", false))),
+            ("hub-1", Some(("203.0.113.1", true))),
+            ("hub-2", Some(("203.0.113.2", true))),
+            ("hub-1", Some(("203.0.113.1", false))),
+            ("edge-5", None),
+        ] {
+            counts.push(node.event(peer, ends));
+            node.assert_installed();
+        }
+        node.desired.tunnels.remove(&PeerName::new("edge-5"));
+        counts.push(node.event("edge-5", None));
+        node.assert_installed();
+        assert!(node.incidents.latest().is_empty(), "{:?}", node.incidents.latest());
+        // Later runs begin with an empty kernel.
+        run("ip xfrm policy flush");
+        counts
+    });
+    assert_eq!(counts[0], counts[1]);
+    assert_eq!(counts[0][2], 0, "an edge that is down has no competitor");
+    assert!(counts[0].iter().all(|count| *count <= 40), "{counts:?}");
+}
+
+#[test]
+#[ignore = "runs in a namespace, started by the test before"]
+fn policies_beside_a_foreign_one() {
+    if !is_in_namespaces() {
+        return;
+    }
+    let selector = "dir out src 10.77.1.0/26 dst 10.77.16.20/30";
+    let mut node = Node::new(10);
+    run(&format!("ip xfrm policy add {selector} priority 7"));
+    let foreign_is_there = |node: &mut Node| {
+        let policies = node.xfrm.policies().unwrap();
+        policies
+            .iter()
+            .any(|policy| policy.priority == 7 && policy.selector.destination().to_string() == "10.77.16.20/30")
+    };
+    node.event("edge-5", Some(("203.0.113.5", true)));
+    assert!(foreign_is_there(&mut node));
+    let named = node.incidents.latest();
+    assert!(named.len() == 1 && named[0].what.contains("10.77.16.20/30"), "{named:?}");
+    // Neither another address nor the end of the tunnel touches it.
+    node.event("edge-5", Some(("203.0.113.9", true)));
+    node.event("edge-5", None);
+    assert!(foreign_is_there(&mut node));
+    node.event("edge-5", Some(("203.0.113.5", true)));
+    run(&format!("ip xfrm policy delete {selector}"));
+    node.reconcile();
+    node.assert_installed();
+}
