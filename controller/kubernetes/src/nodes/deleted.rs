@@ -229,3 +229,74 @@ async fn look_up(api: &Api<Node>, name: &NodeName) -> Result<Option<ObjectMeta>,
         Err(_) => Err(format!("the API server did not say within {} s whether Node {name} exists", REQUEST.as_secs())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use edge_controller_domain::clock::Clock;
+    use edge_controller_domain::registry::Registry;
+    use edge_controller_domain::state::{Change, NodeObject, NodeRecord, State};
+    use edge_controller_domain::store::StoreError;
+    use edge_controller_domain::store::embedded::Embedded;
+    use edge_types::Role;
+    use kube::{Client, Config};
+
+    use super::*;
+    use crate::client::ApiFailures;
+    use crate::events::Events;
+    use crate::identity::Identity;
+    use crate::selector::NodeSelector;
+
+    /// A watch of three registered nodes with Node objects. Nothing listens at its API server's
+    /// address: what is tested asks nothing there.
+    async fn watch_of_three(folder: &tempfile::TempDir) -> NodeWatch {
+        let store = Arc::new(Embedded::open(folder.path()).unwrap());
+        let registry = Registry::start(store, Clock::system(), false).await.unwrap();
+        for node in ["a", "b", "c"] {
+            let object = NodeObject { uid: format!("uid of {node}"), ..NodeObject::default() };
+            let record = NodeRecord::new(node.parse().unwrap(), Role::Edge, 0);
+            commit(&registry, Change::PutNode(NodeRecord { object: Some(object), ..record })).await;
+        }
+        let client = Client::try_from(Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
+        let identity = Identity::new(&client, registry.clone(), None);
+        let (failures, selector) = (ApiFailures::default(), NodeSelector::edges());
+        NodeWatch::new(&client, registry, selector, failures, Events::default(), identity)
+    }
+
+    async fn commit(registry: &Registry, change: Change) {
+        let plan = move |_: &mut State| Ok::<_, StoreError>(((), vec![change.clone()]));
+        registry.change(plan).await.unwrap();
+    }
+
+    // On a real API server the replicas decide at the same moment. Here another replica is always
+    // first.
+    #[tokio::test]
+    async fn deletions_that_another_replica_accepts_count_towards_the_limit_of_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = watch_of_three(&folder).await;
+        for node in ["a", "b"] {
+            let node: NodeName = node.parse().unwrap();
+            watch.mark_deleted(node.clone()).await;
+            assert!(watch.is_undecided() && !watch.recent.are_too_many(1, 3, Instant::now()));
+            commit(&watch.registry, Change::DeleteNode(node)).await;
+            watch.forget_deregistered().await;
+            assert!(!watch.is_undecided());
+        }
+        assert!(watch.recent.are_too_many(1, 1, Instant::now()), "the third of three is asked about");
+    }
+
+    #[tokio::test]
+    async fn nodes_that_the_operator_deregisters_when_asked_do_not_count_towards_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = watch_of_three(&folder).await;
+        let asked: BTreeSet<NodeName> = ["a", "b"].map(|node| node.parse().unwrap()).into();
+        for node in &asked {
+            watch.mark_deleted(node.clone()).await;
+        }
+        watch.asked.set(asked.clone());
+        for node in asked {
+            commit(&watch.registry, Change::DeleteNode(node)).await;
+        }
+        watch.forget_deregistered().await;
+        assert!(!watch.recent.are_too_many(1, 1, Instant::now()));
+    }
+}
