@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::harness::{Cloud, Connection, Node, detail, kind, tls};
 use crate::process::Program;
@@ -386,6 +387,36 @@ async fn a_handshake_that_grows_without_end_is_cut_off_by_its_size() {
     program.stop();
     let log = program.log();
     assert!(log.contains("the peer sent more than 16384 bytes in its handshake"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_get_twenty_lines_of_the_log_a_second_and_the_rest_is_counted() {
+    let mut program = Program::new();
+    program.start();
+    let (door, started) = (Door::of(&program), Instant::now());
+    let without_tls = async || {
+        let mut stream = TcpStream::connect(door.address).await.unwrap();
+        // The server may have cut it off already.
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    };
+    'until_counted: loop {
+        let mut stranger = door.open(host(7), b"http/1.1").await.unwrap();
+        // As many requests as a stranger may make on one connection.
+        for _ in 0..100 {
+            without_tls().await;
+            head_of_answer(&mut stranger, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            let log = program.last_words(usize::MAX);
+            let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+            let of_both = [lines("TLS handshake failed"), lines("refused: ")];
+            // The log was read before the clock.
+            let most = 20 * (started.elapsed().as_secs() as usize + 1);
+            assert!(of_both.iter().sum::<usize>() <= most, "more than {most} lines: {log}");
+            if of_both.iter().all(|count| *count > 0) && lines(" lines about strangers were left out") > 0 {
+                break 'until_counted;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
