@@ -61,9 +61,9 @@ pub struct Events(Option<mpsc::Sender<PendingEvent>>);
 
 impl Events {
     /// Starts to write Events in the cluster that the client reaches, until all clones are dropped.
-    pub fn start(client: &Client, identity: &str, obstacles: ApiFailures) -> Self {
+    pub fn start(client: &Client, replica: &str, obstacles: ApiFailures) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        tokio::spawn(write(client.clone(), identity.to_owned(), obstacles, receiver));
+        tokio::spawn(write(client.clone(), replica.to_owned(), obstacles, receiver));
         Self(Some(sender))
     }
 
@@ -86,14 +86,14 @@ impl Events {
     }
 }
 
-async fn write(client: Client, identity: String, obstacles: ApiFailures, mut receiver: mpsc::Receiver<PendingEvent>) {
+async fn write(client: Client, replica: String, obstacles: ApiFailures, mut receiver: mpsc::Receiver<PendingEvent>) {
     let api: Api<Event> = Api::namespaced(client.clone(), NAMESPACE);
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while let Some(pending) = receiver.recv().await {
         pace.tick().await;
         let uid = tokio::time::timeout(REQUEST, uid(&client, &pending)).await.ok().flatten();
-        let event = event(&pending, uid, &identity);
+        let event = event(&pending, uid, &replica);
         match tokio::time::timeout(REQUEST, api.create(&PostParams::default(), &event)).await {
             Ok(Ok(_)) => obstacles.works(WHAT),
             // Another replica has written it.
@@ -120,7 +120,7 @@ async fn uid(client: &Client, pending: &PendingEvent) -> Option<String> {
     api.get_metadata_opt(&pending.name).await.ok().flatten()?.meta().uid.clone()
 }
 
-fn event(pending: &PendingEvent, uid: Option<String>, identity: &str) -> Event {
+fn event(pending: &PendingEvent, uid: Option<String>, replica: &str) -> Event {
     let now = Timestamp::now();
     let resource = resource(pending.about);
     let mut note = pending.note.clone();
@@ -143,7 +143,7 @@ fn event(pending: &PendingEvent, uid: Option<String>, identity: &str) -> Event {
         action: Some(pending.reason.into()),
         note: Some(note),
         reporting_controller: Some(CONTROLLER.into()),
-        reporting_instance: Some(identity.into()),
+        reporting_instance: Some(replica.into()),
         regarding: Some(ObjectReference {
             api_version: Some(resource.api_version),
             kind: Some(resource.kind),

@@ -30,7 +30,7 @@ const WHAT: &str = "leases.coordination.k8s.io";
 /// The Leases of one replica.
 pub struct Leases {
     api: Api<Lease>,
-    identity: String,
+    replica: String,
     duration: Duration,
     obstacles: ApiFailures,
 }
@@ -44,8 +44,8 @@ struct Seen {
 impl Leases {
     /// Makes the Leases of the replica with this name. A Lease that is not renewed for `duration`
     /// counts as abandoned.
-    pub fn new(client: &Client, namespace: &str, identity: &str, duration: Duration, obstacles: ApiFailures) -> Self {
-        Self { api: Api::namespaced(client.clone(), namespace), identity: identity.into(), duration, obstacles }
+    pub fn new(client: &Client, namespace: &str, replica: &str, duration: Duration, obstacles: ApiFailures) -> Self {
+        Self { api: Api::namespaced(client.clone(), namespace), replica: replica.into(), duration, obstacles }
     }
 
     /// Time between renewals, so short that two may fail.
@@ -90,7 +90,7 @@ impl Leases {
 
     fn set(&self, leading: &watch::Sender<bool>, holds: bool) {
         if leading.send_replace(holds) != holds {
-            tracing::info!(identity = self.identity, "{}", if holds { "leads now" } else { "does not lead any more" });
+            tracing::info!(identity = self.replica, "{}", if holds { "leads now" } else { "does not lead any more" });
         }
     }
 
@@ -105,7 +105,7 @@ impl Leases {
         }
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.filter(|holder| !holder.is_empty());
-        let ours = holder.as_ref() == Some(&self.identity);
+        let ours = holder.as_ref() == Some(&self.replica);
         let duration = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         let duration = duration.map_or(self.duration, Duration::from_secs);
         let given_up = seen.as_ref().is_some_and(|seen| seen.since.elapsed() >= duration);
@@ -123,7 +123,7 @@ impl Leases {
     async fn give_back(&self) -> kube::Result<()> {
         let mut lease = self.api.get(LEADER).await?;
         match &mut lease.spec {
-            Some(spec) if spec.holder_identity.as_ref() == Some(&self.identity) => spec.holder_identity = None,
+            Some(spec) if spec.holder_identity.as_ref() == Some(&self.replica) => spec.holder_identity = None,
             _ => return Ok(()),
         }
         self.api.replace(LEADER, &PostParams::default(), &lease).await.map(drop)
@@ -137,7 +137,7 @@ impl Leases {
             |lease| lease.metadata.clone(),
         );
         let spec = LeaseSpec {
-            holder_identity: Some(self.identity.clone()),
+            holder_identity: Some(self.replica.clone()),
             lease_duration_seconds: i32::try_from(self.duration.as_secs()).ok(),
             acquire_time: Some(now.clone()),
             renew_time: Some(now),
@@ -149,7 +149,7 @@ impl Leases {
 
     /// Renews the Lease that shows that this replica is running, until `stopping`.
     pub async fn be_there(&self, stopping: CancellationToken) {
-        let name = format!("edge-controller-{}", self.identity);
+        let name = format!("edge-controller-{}", self.replica);
         loop {
             let shown = tokio::time::timeout(REQUEST, self.show(&name)).await;
             if let Ok(Err(error)) = shown {
@@ -237,7 +237,7 @@ impl Replicas {
 
 /// Returns a name for this run of this replica: the name of the pod or machine with a random
 /// suffix.
-pub fn identity() -> String {
+pub fn replica_name() -> String {
     let host = std::env::var("HOSTNAME").ok().or_else(|| {
         let name = rustix::system::uname();
         name.nodename().to_str().ok().map(str::to_owned)

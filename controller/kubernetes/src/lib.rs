@@ -7,7 +7,7 @@
 //! - [`events`], [`status_writer`]: Events and statuses, for people.
 //! - [`lease`]: which replica leads; [`orphans`]: what the leader collects.
 //! - [`list_watch`]: a list that is kept up to date by a watch.
-//! - [`identity`]: checks that it is still the same cluster.
+//! - [`cluster_identity`]: checks that it is still the same cluster.
 //! - [`store`]: rows as custom resources that all replicas share.
 //! - [`nodes`]: communities and deregistration from Node objects; [`selector`]: which Nodes;
 //!   [`node_role`]: which role a Node may have.
@@ -21,8 +21,8 @@
 
 pub mod authority;
 pub mod client;
+pub mod cluster_identity;
 pub mod events;
-pub mod identity;
 pub mod label_policy;
 pub mod label_trust;
 pub mod lease;

@@ -63,7 +63,7 @@ pub struct StatusWriter {
     nodes: Api<EdgeNode>,
     communities: Api<Community>,
     leases: Arc<Leases>,
-    identity: String,
+    replica: String,
 }
 
 /// A node and the status that is to be written.
@@ -71,9 +71,9 @@ type Write = (NodeName, Value);
 
 impl StatusWriter {
     /// Makes the writer of the replica with this name.
-    pub fn new(client: &Client, sources: Sources, leases: Arc<Leases>, identity: &str) -> Self {
+    pub fn new(client: &Client, sources: Sources, leases: Arc<Leases>, replica: &str) -> Self {
         let (nodes, communities) = (Api::all(client.clone()), Api::all(client.clone()));
-        Self { sources, nodes, communities, leases, identity: identity.into() }
+        Self { sources, nodes, communities, leases, replica: replica.into() }
     }
 
     /// Writes which nodes are connected to this replica. Never returns.
@@ -124,7 +124,7 @@ impl StatusWriter {
                 }
             }
             for name in closed {
-                if self.write_disconnected(&name, now, |replica| replica == self.identity).await {
+                if self.write_disconnected(&name, now, |replica| replica == self.replica).await {
                     shown.remove(&name);
                 }
             }
@@ -143,9 +143,9 @@ impl StatusWriter {
             }])
         };
         if up {
-            let message = format!("follows its view at {}", self.identity);
+            let message = format!("follows its view at {}", self.replica);
             json!({
-                "connectedSince": Timestamp(now), "replica": self.identity,
+                "connectedSince": Timestamp(now), "replica": self.replica,
                 "conditions": condition("True", "ViewStream", message),
             })
         } else {

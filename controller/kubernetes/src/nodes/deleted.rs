@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::{NodeWatch, WHAT};
 use crate::client::{REQUEST, explain};
+use crate::cluster_identity::Doubt;
 use crate::events::About;
-use crate::identity::Doubt;
 
 /// Largest number of Nodes that are read at the same time.
 const CONCURRENT_READS: usize = 32;
@@ -242,8 +242,8 @@ mod tests {
 
     use super::*;
     use crate::client::ApiFailures;
+    use crate::cluster_identity::ClusterIdentity;
     use crate::events::Events;
-    use crate::identity::Identity;
     use crate::selector::NodeSelector;
 
     /// A watch of three registered nodes with Node objects. Nothing listens at its API server's
@@ -257,7 +257,7 @@ mod tests {
             commit(&registry, Change::PutNode(NodeRecord { object: Some(object), ..record })).await;
         }
         let client = Client::try_from(Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
-        let identity = Identity::new(&client, registry.clone(), None);
+        let identity = ClusterIdentity::new(&client, registry.clone(), None);
         let (failures, selector) = (ApiFailures::default(), NodeSelector::edges());
         NodeWatch::new(&client, registry, selector, failures, Events::default(), identity)
     }

@@ -28,8 +28,8 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use super::client::{ApiFailures, REQUEST, explain};
+use super::cluster_identity::{ClusterIdentity, Doubt};
 use super::events::{About, Events};
-use super::identity::{Doubt, Identity};
 use super::label_trust::LabelTrust;
 use super::list_watch::{ListWatchEvent, Metadata, list_and_watch};
 use super::node_trust::NodeTrust;
@@ -81,7 +81,7 @@ pub struct NodeWatch {
     asked: PendingDeregistrations,
     /// Whether the operator is asked before many nodes are deregistered.
     confirm: bool,
-    identity: Identity,
+    identity: ClusterIdentity,
 }
 
 impl NodeWatch {
@@ -92,7 +92,7 @@ impl NodeWatch {
         selector: NodeSelector,
         obstacles: ApiFailures,
         events: Events,
-        identity: Identity,
+        identity: ClusterIdentity,
     ) -> Self {
         Self {
             api: Api::all(client.clone()),

@@ -17,7 +17,7 @@ use kube::{Api, Client};
 use super::fields;
 use super::kinds::Kind;
 use crate::client::{REQUEST, explain, is_absent};
-use crate::identity;
+use crate::cluster_identity;
 
 const WHAT: &str = "customresourcedefinitions.apiextensions.k8s.io";
 
@@ -58,7 +58,7 @@ impl Definitions {
     /// Makes sure that the API server is still of the same cluster, so that rows are not written
     /// into another one.
     pub(super) async fn check_cluster(&self) -> Result<(), String> {
-        let found = identity::uid(&self.namespaces).await?;
+        let found = cluster_identity::uid(&self.namespaces).await?;
         let known = self.cluster.get_or_init(|| found.clone());
         match *known == found {
             true => Ok(()),

@@ -13,7 +13,7 @@ use edge_controller_domain::registry::Registry;
 use http_body_util::BodyExt;
 
 use super::body::Node;
-use super::caller::{Caller, Identity};
+use super::caller::{Caller, CallerIdentity};
 use super::error::ApiError;
 use super::routes::Access;
 
@@ -67,7 +67,7 @@ impl Authorization {
         match (self.access, &caller.identity) {
             (Access::Anyone, _) => Ok(()),
             // First, so that a stranger does not learn what else is wrong.
-            (_, Identity::Nobody) => Err(ApiError::NoCertificate),
+            (_, CallerIdentity::Anonymous) => Err(ApiError::NoCertificate),
             (Access::Operator, _) => caller.require_operator(),
             (Access::Node | Access::NodeOrOperator, _) => {
                 let node = match self.names_node {

@@ -22,7 +22,7 @@ use super::error::ApiError;
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// Its identity, as far as TLS or the socket says.
-    pub identity: Identity,
+    pub identity: CallerIdentity,
     /// Its address; `None` on the admin socket.
     pub address: Option<IpAddr>,
     /// Cancel it to cut the connection.
@@ -31,11 +31,11 @@ pub struct Caller {
 
 /// The identity of a caller, as far as TLS or the socket says.
 #[derive(Clone, Debug)]
-pub enum Identity {
+pub enum CallerIdentity {
     /// The operator, on the admin socket.
     Operator,
     /// TLS without a certificate: such a caller may join.
-    Nobody,
+    Anonymous,
     /// TLS with a certificate of our CA that names a node.
     Node(NodeCertificate),
     /// TLS with a certificate of our CA that names no node; why not.
@@ -55,12 +55,12 @@ pub struct NodeCertificate {
     pub not_after: Seconds,
 }
 
-impl Identity {
+impl CallerIdentity {
     /// Reads a certificate that TLS has verified.
     pub fn of_certificate(der: &CertificateDer<'_>) -> Self {
         match read(der) {
-            Ok(certificate) => Identity::Node(certificate),
-            Err(why) => Identity::Unrecognised(why.into()),
+            Ok(certificate) => CallerIdentity::Node(certificate),
+            Err(why) => CallerIdentity::Unrecognised(why.into()),
         }
     }
 }
@@ -84,8 +84,8 @@ impl Caller {
     /// Refuses all but the operator.
     pub fn require_operator(&self) -> Result<(), ApiError> {
         match self.identity {
-            Identity::Operator => Ok(()),
-            Identity::Nobody => Err(ApiError::NoCertificate),
+            CallerIdentity::Operator => Ok(()),
+            CallerIdentity::Anonymous => Err(ApiError::NoCertificate),
             _ => Err(ApiError::OperatorOnly),
         }
     }
@@ -98,8 +98,8 @@ impl Caller {
         now: Seconds,
     ) -> Result<(), ApiError> {
         match &self.identity {
-            Identity::Operator if view.state().node(node).is_none() => Err(ApiError::NoSuchNode(node.clone())),
-            Identity::Operator => Ok(()),
+            CallerIdentity::Operator if view.state().node(node).is_none() => Err(ApiError::NoSuchNode(node.clone())),
+            CallerIdentity::Operator => Ok(()),
             _ => self.require_node(view, node, now).map(drop),
         }
     }
@@ -107,10 +107,10 @@ impl Caller {
     /// Refuses all but the operator and registered nodes whose certificate counts.
     pub fn require_registered(&self, view: &StateGuard<'_>, now: Seconds) -> Result<(), ApiError> {
         match &self.identity {
-            Identity::Operator => Ok(()),
-            Identity::Node(certificate) => self.require_node(view, &certificate.name, now).map(drop),
-            Identity::Nobody => Err(ApiError::NoCertificate),
-            Identity::Unrecognised(why) => Err(ApiError::NotANode(why.clone())),
+            CallerIdentity::Operator => Ok(()),
+            CallerIdentity::Node(certificate) => self.require_node(view, &certificate.name, now).map(drop),
+            CallerIdentity::Anonymous => Err(ApiError::NoCertificate),
+            CallerIdentity::Unrecognised(why) => Err(ApiError::NotANode(why.clone())),
         }
     }
 
@@ -122,10 +122,10 @@ impl Caller {
         now: Seconds,
     ) -> Result<NodeCertificate, ApiError> {
         let certificate = match &self.identity {
-            Identity::Operator => return Err(ApiError::NodeOnly),
-            Identity::Nobody => return Err(ApiError::NoCertificate),
-            Identity::Unrecognised(why) => return Err(ApiError::NotANode(why.clone())),
-            Identity::Node(certificate) => certificate,
+            CallerIdentity::Operator => return Err(ApiError::NodeOnly),
+            CallerIdentity::Anonymous => return Err(ApiError::NoCertificate),
+            CallerIdentity::Unrecognised(why) => return Err(ApiError::NotANode(why.clone())),
+            CallerIdentity::Node(certificate) => certificate,
         };
         let name = &certificate.name;
         let record = view.state().node(name).ok_or_else(|| ApiError::Deregistered(name.clone()))?;
@@ -151,8 +151,8 @@ impl fmt::Display for Caller {
     /// For the log: the address from which it comes, and the name of the node that it shows.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.address, &self.identity) {
-            (_, Identity::Operator) => f.write_str("the operator"),
-            (Some(address), Identity::Node(certificate)) => write!(f, "{address} (node {})", certificate.name),
+            (_, CallerIdentity::Operator) => f.write_str("the operator"),
+            (Some(address), CallerIdentity::Node(certificate)) => write!(f, "{address} (node {})", certificate.name),
             (Some(address), _) => write!(f, "{address}"),
             (None, _) => f.write_str("unknown"),
         }
@@ -165,7 +165,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         // The listeners insert it. A request without it is a stranger's.
         Ok(parts.extensions.get::<Caller>().cloned().unwrap_or_else(|| Caller {
-            identity: Identity::Nobody,
+            identity: CallerIdentity::Anonymous,
             address: None,
             connection: CancellationToken::new(),
         }))

@@ -6,7 +6,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use edge_types::api::PROBLEM_MEDIA_TYPE;
 
-use super::caller::{Caller, Identity};
+use super::caller::{Caller, CallerIdentity};
 use super::error::ApiError;
 use crate::logs;
 use crate::observe::requests::ProblemKind;
@@ -41,8 +41,8 @@ pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Respons
     let kind = response.extensions().get::<ProblemKind>().map_or("", |kind| kind.0);
     let Some(LoggedError { status, text }) = response.extensions_mut().remove::<LoggedError>() else { return response };
     let may_tell = match (&caller.identity, kind) {
-        (Identity::Operator, _) => true,
-        (Identity::Nobody | Identity::Unrecognised(_), _) => logs::may_log_stranger(),
+        (CallerIdentity::Operator, _) => true,
+        (CallerIdentity::Anonymous | CallerIdentity::Unrecognised(_), _) => logs::may_log_stranger(),
         // A caller whose certificate does not count any more is a stranger too.
         (_, "node-deregistered" | "certificate-superseded" | "certificate-expired") => logs::may_log_stranger(),
         _ => logs::may_log_node(),

@@ -10,7 +10,7 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{self, Open};
-use crate::api::caller::Identity;
+use crate::api::caller::CallerIdentity;
 
 /// Opens the socket with mode 0600, in place of one that a killed server left behind.
 pub(super) fn open(path: &Path) -> anyhow::Result<UnixListener> {
@@ -55,7 +55,7 @@ pub(super) async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                let caller = connections::caller(Identity::Operator, None);
+                let caller = connections::caller(CallerIdentity::Operator, None);
                 open.tasks.spawn(connections::serve(
                     stream,
                     caller,

@@ -28,7 +28,7 @@ pub(crate) struct Backends {
     /// Writes Kubernetes Events.
     pub(crate) events: Events,
     /// Name of this run of this replica.
-    pub(crate) identity: String,
+    pub(crate) replica: String,
 }
 
 impl Backends {
@@ -38,13 +38,13 @@ impl Backends {
     /// If the store or the API server cannot be opened, or a store is missing that has been used
     /// before.
     pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
-        let (obstacles, identity) = (ApiFailures::default(), lease::identity());
+        let (obstacles, replica) = (ApiFailures::default(), lease::replica_name());
         let Some(kubernetes) = &config.kubernetes else {
             let (store, ca_storage) = embedded(config, now)?;
-            return Ok(Self { store, ca_storage, client: None, obstacles, events: Events::default(), identity });
+            return Ok(Self { store, ca_storage, client: None, obstacles, events: Events::default(), replica });
         };
         let client = connect(kubernetes.kubeconfig.as_deref()).await?;
-        let events = Events::start(&client, &identity, obstacles.clone());
+        let events = Events::start(&client, &replica, obstacles.clone());
         let (store, ca_storage): (Arc<dyn Store>, Box<dyn CaStorage>) = if kubernetes.store {
             let (namespace, sizes) = (&kubernetes.namespace, config.segment_policy().prefix);
             let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone(), events.clone())
@@ -53,7 +53,7 @@ impl Backends {
         } else {
             embedded(config, now)?
         };
-        Ok(Self { store, ca_storage, client: Some(client), obstacles, events, identity })
+        Ok(Self { store, ca_storage, client: Some(client), obstacles, events, replica })
     }
 }
 

@@ -8,8 +8,8 @@ use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::client::{ApiFailures, Client};
+use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
 use edge_controller_kubernetes::events::Events;
-use edge_controller_kubernetes::identity::Identity;
 use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeLabels, log_forced};
 use edge_controller_kubernetes::lease::Leases;
 use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
@@ -27,7 +27,7 @@ use crate::observe::Health;
 pub(super) struct Cluster {
     pub(super) client: Client,
     /// Name of this run of this replica.
-    pub(super) identity: String,
+    pub(super) replica: String,
     pub(super) registry: Registry,
     pub(super) ca: Arc<Ca>,
     pub(super) live: Arc<LiveConfig>,
@@ -46,7 +46,7 @@ impl Cluster {
     pub(super) fn spawn(self, tasks: &TaskTracker) {
         let Self {
             client,
-            identity,
+            replica,
             registry,
             ca,
             live,
@@ -66,7 +66,7 @@ impl Cluster {
             health.watch(name, &tasks.spawn(work).abort_handle());
         };
         let selector = kubernetes.edge_selector.clone();
-        let cluster = Identity::new(&client, registry.clone(), kubernetes.accept_cluster.clone());
+        let cluster = ClusterIdentity::new(&client, registry.clone(), kubernetes.accept_cluster.clone());
         let nodes = NodeWatch::new(&client, registry.clone(), selector, obstacles.clone(), events.clone(), cluster)
             .asking(kubernetes.confirm_deregistrations, asked)
             .counting(label_trust.subscribe());
@@ -82,7 +82,7 @@ impl Cluster {
             return;
         }
         let duration = Duration::from_secs(kubernetes.lease_seconds.into());
-        let leases = Arc::new(Leases::new(&client, &kubernetes.namespace, &identity, duration, obstacles.clone()));
+        let leases = Arc::new(Leases::new(&client, &kubernetes.namespace, &replica, duration, obstacles.clone()));
         let (lead, leading) = watch::channel(false);
         // These tasks give their Leases back and end by themselves.
         let (taking, there) = (leases.clone(), leases.clone());
@@ -98,7 +98,7 @@ impl Cluster {
         let views = live.clone();
         let endpoints = Box::new(move |record: &_| views.now().views.endpoints(record));
         let sources = Sources { registry, tunnels, conflicts, endpoints, obstacles };
-        let statuses = Arc::new(StatusWriter::new(&client, sources, leases, &identity));
+        let statuses = Arc::new(StatusWriter::new(&client, sources, leases, &replica));
         let connections = statuses.clone();
         until_stopped("connections", Box::pin(async move { connections.write_connections().await }));
         until_stopped("statuses", Box::pin(async move { statuses.write_rows(leading).await }));

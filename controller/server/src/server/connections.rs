@@ -23,7 +23,7 @@ use tower::ServiceExt;
 use super::connection_limits::{CONNECTIONS, ConnectionLimits};
 use super::handshake::{self, Accepted, SILENCE};
 use super::tls::Tls;
-use crate::api::caller::{Caller, Identity};
+use crate::api::caller::{Caller, CallerIdentity};
 use crate::logs;
 
 /// Longest time for a TLS handshake.
@@ -156,7 +156,7 @@ pub(super) async fn serve_nodes(
 }
 
 /// The caller on a new connection.
-pub(super) fn caller(identity: Identity, address: Option<IpAddr>) -> Caller {
+pub(super) fn caller(identity: CallerIdentity, address: Option<IpAddr>) -> Caller {
     Caller { identity, address, connection: CancellationToken::new() }
 }
 

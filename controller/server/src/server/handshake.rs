@@ -13,7 +13,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::tls::Tls;
-use crate::api::caller::{Caller, Identity, NodeCertificate};
+use crate::api::caller::{Caller, CallerIdentity, NodeCertificate};
 
 /// If a peer acknowledges nothing for this long, it is gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
@@ -44,13 +44,13 @@ pub(super) async fn accept(stream: TcpStream, tls: Tls, address: IpAddr) -> io::
     let mut stream = TlsAcceptor::from(config).accept(Limited { inner: stream, remaining: Some(LONGEST) }).await?;
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
-    let identity = leaf.map_or(Identity::Nobody, Identity::of_certificate);
+    let identity = leaf.map_or(CallerIdentity::Anonymous, CallerIdentity::of_certificate);
     // The connection is cancelled when the authority that issued the certificate is retired.
     let authority = leaf.and_then(|leaf| authorities.issuer_of(leaf));
     let connection = authority.map_or_else(CancellationToken::new, |authority| authority.valid().child_token());
     let caller = Caller { identity, address: Some(address), connection };
     let certificate = match &caller.identity {
-        Identity::Node(certificate) if tls.is_known(&caller).await => Some(certificate.clone()),
+        CallerIdentity::Node(certificate) if tls.is_known(&caller).await => Some(certificate.clone()),
         _ => None,
     };
     let (tcp, session) = stream.get_mut();

@@ -35,7 +35,7 @@ use edge_controller_domain::reachability;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
-use edge_controller_kubernetes::identity::{Doubt, Identity};
+use edge_controller_kubernetes::cluster_identity::{ClusterIdentity, Doubt};
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_controller_kubernetes::token_review::Reviewer;
@@ -98,7 +98,7 @@ impl Server {
         let names = config.server_names.clone();
         let ways = AbortOnDropHandle::new(tokio::spawn(async move { reachability::resolve(&names).await }));
         let networks = config.cluster_networks();
-        let Backends { store, ca_storage, client, obstacles, events, identity } =
+        let Backends { store, ca_storage, client, obstacles, events, replica } =
             Backends::open(&config, clock.now()).await?;
         let store = MeasuredStore::new(store, metrics.clone());
         let closed = store.closed();
@@ -106,7 +106,7 @@ impl Server {
         let count_node_labels = trust != TrustNodeLabels::Never;
         let registry = Registry::start(Arc::new(store), clock.clone(), count_node_labels).await?;
         if let Some((client, kubernetes)) = client.as_ref().zip(config.kubernetes.as_ref()) {
-            let identity = Identity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
+            let identity = ClusterIdentity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
             match identity.check().await {
                 // Without the API server the last known state stays in force. The watch of Nodes
                 // checks again.
@@ -180,7 +180,7 @@ impl Server {
         if let Some(client) = client {
             let cluster = Cluster {
                 client,
-                identity,
+                replica,
                 registry: registry.clone(),
                 ca,
                 live: live.clone(),

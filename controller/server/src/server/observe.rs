@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::connections::{self, Open};
-use crate::api::caller::Identity;
+use crate::api::caller::CallerIdentity;
 
 /// Largest number of connections: a few probes and scrapers.
 const CONNECTIONS: usize = 64;
@@ -104,7 +104,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, limits: Arc<Con
 
 /// Serves one connection until it ends or the server stops: then an open request is finished.
 async fn answer(stream: TcpStream, from: IpAddr, router: Router, stopping: CancellationToken) {
-    let caller = connections::caller(Identity::Nobody, Some(from));
+    let caller = connections::caller(CallerIdentity::Anonymous, Some(from));
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(caller.clone());
         let router = router.clone();

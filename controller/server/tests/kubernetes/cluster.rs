@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use edge_controller_domain::store::Store;
 use edge_controller_kubernetes::client::{ApiFailures, connect};
+use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
 use edge_controller_kubernetes::events::Events;
-use edge_controller_kubernetes::identity::Identity;
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::resources::{Community, EdgeNode, Segment, definitions, manifest};
@@ -139,7 +139,7 @@ impl Cluster {
         let selector = NodeSelector::edges();
         let events = Events::start(&self.client, "test", self.obstacles.clone());
         let (client, registry) = (&self.client, replica.registry.clone());
-        let identity = Identity::new(client, registry.clone(), None);
+        let identity = ClusterIdentity::new(client, registry.clone(), None);
         let asked = PendingDeregistrations::default();
         let nodes = NodeWatch::new(client, registry, selector, self.obstacles.clone(), events, identity);
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always)).subscribe();

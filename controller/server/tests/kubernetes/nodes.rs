@@ -5,7 +5,7 @@ use std::sync::Arc;
 use edge_controller_domain::state::{Certificate, Change, NodeRecord};
 use edge_controller_domain::store::StoreError;
 use edge_controller_domain::store::embedded::Embedded;
-use edge_controller_kubernetes::identity::Identity;
+use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
 use edge_types::name::COMMUNITY_LABEL;
 use futures_util::{StreamExt, stream};
 use interop_tests::kube::ControlPlane;
@@ -345,13 +345,13 @@ fn other_cluster() {
         assert_eq!((registered(&replica).await, watching.asked.note()), (3, None));
         drop(watching);
         // The cluster is accepted, and still no node is deregistered for what it lacks.
-        let identity = Identity::new(&there.client, replica.registry.clone(), Some(found.clone()));
+        let identity = ClusterIdentity::new(&there.client, replica.registry.clone(), Some(found.clone()));
         identity.check().await.unwrap();
-        Identity::new(&there.client, replica.registry.clone(), None).check().await.unwrap();
+        ClusterIdentity::new(&there.client, replica.registry.clone(), None).check().await.unwrap();
         let watching = there.watch_nodes(&replica);
         until("the operator to be asked", async || watching.asked.note()).await;
         assert_eq!(registered(&replica).await, 3);
-        let back = Identity::new(&cluster.client, replica.registry.clone(), None).check().await.unwrap_err();
+        let back = ClusterIdentity::new(&cluster.client, replica.registry.clone(), None).check().await.unwrap_err();
         assert!(back.to_string().contains(&found), "{back}");
     });
 }

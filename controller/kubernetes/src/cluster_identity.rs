@@ -17,7 +17,7 @@ const NAMESPACE: &str = "kube-system";
 
 /// Compares the cluster that answers with the known one.
 #[derive(Clone)]
-pub struct Identity {
+pub struct ClusterIdentity {
     api: Api<Namespace>,
     registry: Registry,
     /// UID of another cluster that the operator accepts in place of the known one.
@@ -46,7 +46,7 @@ pub enum Doubt {
     },
 }
 
-impl Identity {
+impl ClusterIdentity {
     /// Checks the cluster that the client reaches.
     pub fn new(client: &Client, registry: Registry, accepted: Option<String>) -> Self {
         Self { api: Api::all(client.clone()), registry, accepted, seen: Arc::default() }
