@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use edge_controller_domain::registry::{Registry, StateGuard};
 use edge_controller_domain::segments::ClaimConflicts;
-use edge_controller_domain::state::{CommunityRecord, Key, NodeRecord};
+use edge_controller_domain::state::{CommunityRecord, NodeRecord, RowKey};
 use edge_controller_domain::tunnel_reports::{TunnelReports, UnseenReports};
 use edge_types::{NodeAddress, NodeName};
 use futures_util::StreamExt;
@@ -258,7 +258,7 @@ impl StatusWriter {
                     let written = known
                         .nodes
                         .get(name)
-                        .filter(|written| written.is_of(view.created_at_revision(&Key::Node(name.clone()))));
+                        .filter(|written| written.is_of(view.created_at_revision(&RowKey::Node(name.clone()))));
                     written.is_none_or(|written| written.digest != digest(rows))
                 })
                 .collect();
@@ -268,7 +268,7 @@ impl StatusWriter {
                 .listed_communities()
                 .filter_map(|community| {
                     let (name, shown) = (community_object_name(&community.name), member_counts(&view, community));
-                    let came = view.created_at_revision(&Key::Community(community.name.clone()));
+                    let came = view.created_at_revision(&RowKey::Community(community.name.clone()));
                     let written = known.communities.get(&name).filter(|written| written.is_of(came));
                     if written.is_some_and(|written| written.digest == digest(&shown)) {
                         return None;

@@ -12,7 +12,7 @@ use edge_controller_domain::store::StoreError;
 use edge_controller_domain::views::ViewBuilder;
 use edge_types::api::ReloadResponse;
 
-use crate::config::{Config, ConfigError, Key, Reload, keys};
+use crate::config::{Config, ConfigError, ConfigKey, Reload, keys};
 
 /// How many segments an error names.
 const NAMED: usize = 10;
@@ -99,10 +99,10 @@ impl LiveConfig {
 }
 
 /// The keys whose values differ. Refuses if one of them must not change while the server runs.
-fn changes(before: &Config, after: &Config) -> Result<Vec<&'static Key>, String> {
+fn changes(before: &Config, after: &Config) -> Result<Vec<&'static ConfigKey>, String> {
     let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
     let (before, after) = (table(before), table(after));
-    let changed: Vec<&Key> = keys().iter().filter(|key| key.get(&before) != key.get(&after)).collect();
+    let changed: Vec<&ConfigKey> = keys().iter().filter(|key| key.get(&before) != key.get(&after)).collect();
     let fixed: Vec<&str> =
         changed.iter().filter(|key| key.reload == Reload::Never).map(|key| key.path.as_str()).collect();
     match fixed.as_slice() {

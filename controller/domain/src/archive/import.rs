@@ -9,7 +9,7 @@ use crate::ca::CaError;
 use crate::ca::storage::CaStorage;
 use crate::clock::Seconds;
 use crate::segments::Restored;
-use crate::state::{Change, Key, Snapshot};
+use crate::state::{Change, RowKey, Snapshot};
 use crate::store::{Note, Store, StoreError};
 
 /// After the archive was written, nodes may have got views of later versions that are not known.
@@ -25,7 +25,7 @@ pub enum ImportError {
         "the store is not empty: it holds {0}, which the archive lacks or has with another content; an import goes into an empty store, or goes on with \
          one that was interrupted"
     )]
-    NotEmpty(Key),
+    NotEmpty(RowKey),
     /// Other authorities are stored already.
     #[error(
         "another certificate authority is stored already, which no node of the archive trusts; an import goes into an empty store"
@@ -52,7 +52,7 @@ pub async fn import(
         return Err(ImportError::OtherAuthority);
     }
     let (revision, time) = (archive.rows.revision, archive.rows.time);
-    let wanted: BTreeMap<Key, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
+    let wanted: BTreeMap<RowKey, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
     // This read does not take part in the store: loading would put our segment sizes in force, also
     // if the import is refused.
     without(&wanted, store.read().await?)?;
@@ -78,7 +78,7 @@ pub async fn import(
 }
 
 /// The wanted rows that the store lacks. An error if the store has any other row.
-fn without(wanted: &BTreeMap<Key, Change>, present: Snapshot) -> Result<BTreeMap<Key, Change>, ImportError> {
+fn without(wanted: &BTreeMap<RowKey, Change>, present: Snapshot) -> Result<BTreeMap<RowKey, Change>, ImportError> {
     let mut missing = wanted.clone();
     for found in puts(present) {
         let key = found.key();

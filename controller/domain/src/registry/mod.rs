@@ -27,7 +27,7 @@ use crate::clock::{Clock, Seconds};
 use crate::node_addresses::AddressChangeLimits;
 use crate::random;
 use crate::segments::Restored;
-use crate::state::{Change, Key, State, ViewDelta};
+use crate::state::{Change, RowKey, State, ViewDelta};
 use crate::store::{Note, Store, StoreError, StoreEvent};
 use peer_cache::PeerCache;
 pub use peer_cache::PeerJson;
@@ -67,7 +67,7 @@ struct Shared {
     registrations: broadcast::Sender<NodeName>,
     /// For each node and listed community that was created since the start: the revision of its
     /// creation.
-    created_at: HashMap<Key, u64>,
+    created_at: HashMap<RowKey, u64>,
     /// Whether something changed since a revision was published.
     changed: bool,
     /// The state holds all that was committed up to this revision.
@@ -280,7 +280,7 @@ impl StateGuard<'_> {
 
     /// The revision at which a node or a listed community was created; 0 if it was there at the
     /// start. A row that was deleted and written again counts as created again.
-    pub fn created_at_revision(&self, key: &Key) -> u64 {
+    pub fn created_at_revision(&self, key: &RowKey) -> u64 {
         self.shared.created_at.get(key).copied().unwrap_or(0)
     }
 
@@ -435,9 +435,9 @@ impl Shared {
 
     /// The store wrote the objects of these rows again, unchanged. The rows count as created again,
     /// since the status on the former objects is lost.
-    fn recreated(&mut self, keys: Vec<Key>) {
+    fn recreated(&mut self, keys: Vec<RowKey>) {
         for key in keys {
-            if matches!(key, Key::Node(_) | Key::Community(_)) {
+            if matches!(key, RowKey::Node(_) | RowKey::Community(_)) {
                 self.created_at.insert(key, self.revision + 1);
                 self.changed = true;
             }

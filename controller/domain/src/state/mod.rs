@@ -31,7 +31,8 @@ use edge_types::{Communities, Community, NodeName, Role};
 pub use grants::SegmentError;
 pub use joining::JoinError;
 pub use records::{
-    Certificate, Change, CommunityRecord, Key, NodeObject, NodeRecord, PublicAddress, Redemption, Snapshot, TokenRecord,
+    Certificate, Change, CommunityRecord, NodeObject, NodeRecord, PublicAddress, Redemption, RowKey, Snapshot,
+    TokenRecord,
 };
 pub use view_delta::{ViewDelta, ViewDeltas};
 pub use visibility::VisibilityGroup;
@@ -91,7 +92,7 @@ impl State {
             .chain(nodes.into_iter().map(Change::PutNode))
             .chain(segments.into_iter().map(Change::PutSegment))
             .collect();
-        let kept: BTreeSet<Key> = puts.iter().map(Change::key).collect();
+        let kept: BTreeSet<RowKey> = puts.iter().map(Change::key).collect();
         let ours = (self.nodes.keys().map(|name| Change::DeleteNode(name.clone())))
             .chain(self.tokens.keys().map(|id| Change::DeleteToken(id.clone())))
             .chain(self.ledger.rows().map(|row| Change::DeleteSegment(row.network)))
@@ -217,19 +218,19 @@ impl State {
     /// The change that undoes this one.
     pub fn inverse(&self, change: &Change) -> Change {
         match change.key() {
-            Key::Node(name) => match self.nodes.get(&name) {
+            RowKey::Node(name) => match self.nodes.get(&name) {
                 Some(node) => Change::PutNode(node.clone()),
                 None => Change::DeleteNode(name),
             },
-            Key::Token(id) => match self.tokens.get(&id) {
+            RowKey::Token(id) => match self.tokens.get(&id) {
                 Some(token) => Change::PutToken(token.clone()),
                 None => Change::DeleteToken(id),
             },
-            Key::Segment(network) => match self.ledger.row(&network) {
+            RowKey::Segment(network) => match self.ledger.row(&network) {
                 Some(row) => Change::PutSegment(row.clone()),
                 None => Change::DeleteSegment(network),
             },
-            Key::Community(name) => match self.communities.get(&name) {
+            RowKey::Community(name) => match self.communities.get(&name) {
                 Some(community) => Change::PutCommunity(community.clone()),
                 None => Change::DeleteCommunity(name),
             },

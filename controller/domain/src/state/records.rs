@@ -214,7 +214,7 @@ pub enum Change {
 
 /// Names the row that a [`Change`] writes or removes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Key {
+pub enum RowKey {
     /// The name of a node.
     Node(NodeName),
     /// The id of a token.
@@ -225,13 +225,13 @@ pub enum Key {
     Community(Community),
 }
 
-impl std::fmt::Display for Key {
+impl std::fmt::Display for RowKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Key::Node(name) => write!(f, "node {name}"),
-            Key::Token(id) => write!(f, "token {id}"),
-            Key::Segment(network) => write!(f, "segment {network}"),
-            Key::Community(name) => write!(f, "community {name}"),
+            RowKey::Node(name) => write!(f, "node {name}"),
+            RowKey::Token(id) => write!(f, "token {id}"),
+            RowKey::Segment(network) => write!(f, "segment {network}"),
+            RowKey::Community(name) => write!(f, "community {name}"),
         }
     }
 }
@@ -246,16 +246,16 @@ impl Change {
     }
 
     /// The row that it changes.
-    pub fn key(&self) -> Key {
+    pub fn key(&self) -> RowKey {
         match self {
-            Change::PutNode(node) => Key::Node(node.name.clone()),
-            Change::DeleteNode(name) => Key::Node(name.clone()),
-            Change::PutToken(token) => Key::Token(token.id.clone()),
-            Change::DeleteToken(id) => Key::Token(id.clone()),
-            Change::ClaimSegment(row) | Change::PutSegment(row) => Key::Segment(row.network),
-            Change::DeleteSegment(network) => Key::Segment(*network),
-            Change::PutCommunity(community) => Key::Community(community.name.clone()),
-            Change::DeleteCommunity(name) => Key::Community(name.clone()),
+            Change::PutNode(node) => RowKey::Node(node.name.clone()),
+            Change::DeleteNode(name) => RowKey::Node(name.clone()),
+            Change::PutToken(token) => RowKey::Token(token.id.clone()),
+            Change::DeleteToken(id) => RowKey::Token(id.clone()),
+            Change::ClaimSegment(row) | Change::PutSegment(row) => RowKey::Segment(row.network),
+            Change::DeleteSegment(network) => RowKey::Segment(*network),
+            Change::PutCommunity(community) => RowKey::Community(community.name.clone()),
+            Change::DeleteCommunity(name) => RowKey::Community(name.clone()),
         }
     }
 }

@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Seconds;
-use crate::state::{Change, Key, Snapshot};
+use crate::state::{Change, RowKey, Snapshot};
 
 /// A durable set of rows.
 ///
@@ -118,7 +118,7 @@ pub enum StoreEvent {
         changes: Vec<Change>,
         /// Rows whose objects the store wrote again, unchanged. The status on the former objects is
         /// lost.
-        recreated: Vec<Key>,
+        recreated: Vec<RowKey>,
         /// Revision with these changes, higher than that of the event before. Earlier changes of
         /// other replicas may still arrive later: see [`Store::catch_up`].
         revision: u64,
@@ -168,7 +168,7 @@ pub enum StoreError {
     #[error("another replica changed {key} at the same moment")]
     Conflict {
         /// The row.
-        key: Key,
+        key: RowKey,
         /// The rows concerned as they are now.
         current: Vec<Change>,
     },

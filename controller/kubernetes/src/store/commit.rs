@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::segments::Row;
-use edge_controller_domain::state::{Change, Key};
+use edge_controller_domain::state::{Change, RowKey};
 use edge_controller_domain::store::{Committed, StoreError};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -55,7 +55,7 @@ pub(super) async fn commit(inner: Arc<Inner>, batch: Vec<Vec<Change>>, now: Seco
 /// Groups elements that share rows, each group in order.
 fn chains(batch: &[Vec<Change>]) -> Vec<Vec<usize>> {
     let mut chain_of: Vec<usize> = (0..batch.len()).collect();
-    let mut last: HashMap<Key, usize> = HashMap::new();
+    let mut last: HashMap<RowKey, usize> = HashMap::new();
     fn root(chain_of: &[usize], mut index: usize) -> usize {
         while chain_of[index] != index {
             index = chain_of[index];
@@ -83,7 +83,7 @@ async fn commit_chain(
     batch: &[Vec<Change>],
     chain: Vec<usize>,
 ) -> Vec<(usize, Result<(), StoreError>)> {
-    let mut failed: BTreeSet<Key> = BTreeSet::new();
+    let mut failed: BTreeSet<RowKey> = BTreeSet::new();
     let mut results = Vec::new();
     for index in chain {
         let element = &batch[index];

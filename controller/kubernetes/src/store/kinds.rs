@@ -2,7 +2,7 @@
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::segments::Row;
-use edge_controller_domain::state::{Change, Key};
+use edge_controller_domain::state::{Change, RowKey};
 use edge_types::NodeName;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -54,12 +54,12 @@ impl Kind {
     }
 
     /// The object that holds the row of this key.
-    pub(super) fn object_key(key: &Key) -> ObjectKey {
+    pub(super) fn object_key(key: &RowKey) -> ObjectKey {
         match key {
-            Key::Node(name) => (Self::Node, name.to_string()),
-            Key::Segment(network) => (Self::Segment, resources::object_name(network)),
-            Key::Community(name) => (Self::Community, name.as_str().to_ascii_lowercase()),
-            Key::Token(id) => (Self::Token, token::object_name(id)),
+            RowKey::Node(name) => (Self::Node, name.to_string()),
+            RowKey::Segment(network) => (Self::Segment, resources::object_name(network)),
+            RowKey::Community(name) => (Self::Community, name.as_str().to_ascii_lowercase()),
+            RowKey::Token(id) => (Self::Token, token::object_name(id)),
         }
     }
 

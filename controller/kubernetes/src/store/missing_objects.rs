@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use edge_controller_domain::mass_deletion::{RecentDeletions, SETTLE_TIME};
 use edge_controller_domain::segments::{Ledger, Row};
-use edge_controller_domain::state::{Change, CommunityRecord, Key, NodeRecord, Snapshot};
+use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord, RowKey, Snapshot};
 use edge_types::{Community, IpNetwork, NodeName};
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -178,10 +178,10 @@ async fn recreate_lost_by_restore(inner: &Inner, missing: Vec<Missing>, rows: &K
     let mut changes = Vec::new();
     for Missing { object_key, key, .. } in missing {
         let change = match &key {
-            Key::Node(name) => rows.nodes.get(name).cloned().map(Change::PutNode),
-            Key::Segment(network) => rows.needed(network).cloned().map(Change::PutSegment),
-            Key::Community(name) => rows.communities.get(name).cloned().map(Change::PutCommunity),
-            Key::Token(_) => None,
+            RowKey::Node(name) => rows.nodes.get(name).cloned().map(Change::PutNode),
+            RowKey::Segment(network) => rows.needed(network).cloned().map(Change::PutSegment),
+            RowKey::Community(name) => rows.communities.get(name).cloned().map(Change::PutCommunity),
+            RowKey::Token(_) => None,
         };
         match change {
             Some(change) => changes.push(change),
@@ -206,7 +206,7 @@ async fn recreate_lost_by_restore(inner: &Inner, missing: Vec<Missing>, rows: &K
 async fn decide_segments(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows) -> bool {
     let mut changes = Vec::new();
     for Missing { object_key, key, .. } in missing {
-        let Key::Segment(network) = key else { continue };
+        let RowKey::Segment(network) = key else { continue };
         match rows.needed(&network) {
             Some(row) => changes.push(Change::PutSegment(row.clone())),
             None => inner.objects().accept_deletion(&object_key),
@@ -240,7 +240,7 @@ async fn decide_segments(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows)
 async fn decide_nodes(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows, recent: &mut RecentDeletions) -> bool {
     let (mut unexplained, mut newest) = (Vec::new(), None::<Instant>);
     for Missing { object_key, key, since, .. } in missing {
-        let Key::Node(name) = key else { continue };
+        let RowKey::Node(name) = key else { continue };
         match rows.nodes.get(&name) {
             Some(record) if !rows.has_left(record) => {
                 newest = newest.max(Some(since));

@@ -15,7 +15,7 @@ pub(super) fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
             .collect();
         return say(serde_json::to_string_pretty(&all)?);
     }
-    let row = |(key, value, origin): (&crate::config::Key, toml::Value, crate::config::Origin)| {
+    let row = |(key, value, origin): (&crate::config::ConfigKey, toml::Value, crate::config::Origin)| {
         [key.path.clone(), value.to_string(), origin.to_string()]
     };
     print(["KEY", "VALUE", "FROM"], loaded.values().map(row))

@@ -13,7 +13,7 @@ pub(super) const ENV_PREFIX: &str = "EDGE_CONTROLLER_";
 
 /// A key of the configuration.
 #[derive(Debug)]
-pub struct Key {
+pub struct ConfigKey {
     /// As in the file, with dots: `segments.cluster_ranges`.
     pub path: String,
     /// Its environment variable.
@@ -50,8 +50,8 @@ pub(super) enum Kind {
 }
 
 /// All keys, by name.
-pub fn keys() -> &'static [Key] {
-    static KEYS: OnceLock<Vec<Key>> = OnceLock::new();
+pub fn keys() -> &'static [ConfigKey] {
+    static KEYS: OnceLock<Vec<ConfigKey>> = OnceLock::new();
     KEYS.get_or_init(|| {
         let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
         let schema = settings.into_generator().into_root_schema_for::<Config>();
@@ -61,7 +61,7 @@ pub fn keys() -> &'static [Key] {
     })
 }
 
-fn walk(above: &str, schema: &Value, keys: &mut Vec<Key>) {
+fn walk(above: &str, schema: &Value, keys: &mut Vec<ConfigKey>) {
     let required = |name: &String| schema["required"].as_array().is_some_and(|all| all.iter().any(|key| key == name));
     for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
         let path = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
@@ -82,7 +82,7 @@ fn walk(above: &str, schema: &Value, keys: &mut Vec<Key>) {
             Some("views") => Reload::Views,
             _ => Reload::Never,
         };
-        keys.push(Key {
+        keys.push(ConfigKey {
             env: format!("{ENV_PREFIX}{}", path.replace('.', "_").to_uppercase()),
             flag: path.replace(['.', '_'], "-"),
             help: schema["description"].as_str().unwrap_or_default().replace('\n', " "),
@@ -94,7 +94,7 @@ fn walk(above: &str, schema: &Value, keys: &mut Vec<Key>) {
     }
 }
 
-impl Key {
+impl ConfigKey {
     /// How a value is written in a flag or variable.
     pub fn form(&self) -> &'static str {
         match self.kind {

@@ -16,5 +16,5 @@ mod tests;
 
 pub use error::ConfigError;
 pub use file::{ADMIN_SOCKET, Certificates, Config, Hub, Kubernetes, Observe, PORT, Segments};
-pub use keys::{Key, Reload, keys};
+pub use keys::{ConfigKey, Reload, keys};
 pub use sources::{Loaded, Origin, Sources};

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::error::ConfigError;
 use super::file::Config;
-use super::keys::{ENV_PREFIX, Key, keys};
+use super::keys::{ConfigKey, ENV_PREFIX, keys};
 
 /// Variables that begin like ours and set no key.
 const OTHERS: [&str; 2] = ["EDGE_CONTROLLER_SOCKET", "EDGE_CONTROLLER_CONFIG"];
@@ -18,7 +18,7 @@ const OTHERS: [&str; 2] = ["EDGE_CONTROLLER_SOCKET", "EDGE_CONTROLLER_CONFIG"];
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     file: Option<PathBuf>,
-    flags: Vec<(&'static Key, String)>,
+    flags: Vec<(&'static ConfigKey, String)>,
 }
 
 /// Where a value came from.
@@ -56,7 +56,7 @@ pub struct Loaded {
 
 impl Loaded {
     /// Every key with its value and where that came from. Keys without a value are left out.
-    pub fn values(&self) -> impl Iterator<Item = (&'static Key, toml::Value, Origin)> {
+    pub fn values(&self) -> impl Iterator<Item = (&'static ConfigKey, toml::Value, Origin)> {
         // What was read can be written.
         let table = toml::Table::try_from(&self.config).unwrap_or_default();
         keys().iter().filter_map(move |key| {
@@ -171,7 +171,7 @@ impl Args for Sources {
 
 impl FromArgMatches for Sources {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let flag = |key: &'static Key| Some((key, matches.get_one::<String>(&key.flag)?.clone()));
+        let flag = |key: &'static ConfigKey| Some((key, matches.get_one::<String>(&key.flag)?.clone()));
         let flags = keys().iter().filter_map(flag).collect();
         Ok(Self { file: matches.get_one::<PathBuf>("config").cloned(), flags })
     }

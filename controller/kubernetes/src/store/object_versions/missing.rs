@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use edge_controller_domain::state::{Change, Key};
+use edge_controller_domain::state::{Change, RowKey};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -22,7 +22,7 @@ pub(super) struct Absent {
 #[derive(Debug, Clone)]
 pub(in super::super) struct Missing {
     pub(in super::super) object_key: ObjectKey,
-    pub(in super::super) key: Key,
+    pub(in super::super) key: RowKey,
     pub(in super::super) since: Instant,
     /// It exists again, as another object.
     pub(in super::super) recreated: bool,

@@ -22,7 +22,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use edge_controller_domain::state::{Change, Key};
+use edge_controller_domain::state::{Change, RowKey};
 use tokio::sync::{Notify, mpsc};
 
 use super::kinds::{ForeignMetadata, Kind, ObjectKey, Observed, blocked};
@@ -47,7 +47,7 @@ pub(super) enum RowEvent {
     /// A row changed.
     Changed(Change),
     /// The object of this row was deleted and created again with the same row.
-    Recreated(Key),
+    Recreated(RowKey),
 }
 
 /// The versions of all objects of all kinds.
@@ -84,7 +84,7 @@ pub(super) struct ObjectVersions {
 }
 
 struct Entry {
-    key: Key,
+    key: RowKey,
     uid: String,
     version: u64,
     /// The object exists. Otherwise it was deleted, and `version` is the version of the deletion or
@@ -410,12 +410,12 @@ impl Entry {
 }
 
 /// The change that deletes a row.
-pub(super) fn deletion(key: &Key) -> Change {
+pub(super) fn deletion(key: &RowKey) -> Change {
     match key.clone() {
-        Key::Node(name) => Change::DeleteNode(name),
-        Key::Token(id) => Change::DeleteToken(id),
-        Key::Segment(network) => Change::DeleteSegment(network),
-        Key::Community(name) => Change::DeleteCommunity(name),
+        RowKey::Node(name) => Change::DeleteNode(name),
+        RowKey::Token(id) => Change::DeleteToken(id),
+        RowKey::Segment(network) => Change::DeleteSegment(network),
+        RowKey::Community(name) => Change::DeleteCommunity(name),
     }
 }
 
