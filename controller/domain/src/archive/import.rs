@@ -103,7 +103,7 @@ fn puts(rows: Snapshot) -> impl Iterator<Item = Change> {
 /// Claims a segment that is held, so that two nodes never get it.
 fn claim(change: Change) -> Change {
     match change {
-        Change::PutSegment(row) if row.released_at.is_none() => Change::ClaimSegment(row),
+        Change::PutSegment(row) if row.released_at.is_none() => Change::GrantSegment(row),
         other => other,
     }
 }

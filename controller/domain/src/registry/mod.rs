@@ -204,7 +204,7 @@ impl Registry {
         self.store.catch_up(revision).await
     }
 
-    /// Waits until the state holds every segment that was claimed before this call.
+    /// Waits until the state holds every segment that was granted before this call.
     pub async fn reload_segments(&self) -> Result<(), StoreError> {
         self.store.reload_segments().await
     }
@@ -407,28 +407,28 @@ impl Shared {
     /// view.
     fn apply(&mut self, changes: Vec<Change>) {
         for change in changes {
-            let claimed = match change {
-                Change::ClaimSegment(row) => Change::PutSegment(row),
+            let change = match change {
+                Change::GrantSegment(row) => Change::PutSegment(row),
                 other => other,
             };
-            let before = self.state.inverse(&claimed);
-            if before != claimed {
-                match (&claimed, &before) {
+            let before = self.state.inverse(&change);
+            if before != change {
+                match (&change, &before) {
                     (Change::PutNode(node), Change::DeleteNode(_)) => {
-                        self.created_at.insert(claimed.key(), self.revision + 1);
+                        self.created_at.insert(change.key(), self.revision + 1);
                         // There may be no subscriber.
                         let _ = self.registrations.send(node.name.clone());
                     }
                     (Change::PutCommunity(_), Change::DeleteCommunity(_)) => {
-                        self.created_at.insert(claimed.key(), self.revision + 1);
+                        self.created_at.insert(change.key(), self.revision + 1);
                     }
                     (Change::DeleteNode(_) | Change::DeleteCommunity(_), _) => {
-                        self.created_at.remove(&claimed.key());
+                        self.created_at.remove(&change.key());
                     }
                     _ => {}
                 }
                 self.changed = true;
-                self.state.apply(claimed);
+                self.state.apply(change);
             }
         }
     }

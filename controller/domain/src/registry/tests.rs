@@ -126,8 +126,8 @@ async fn a_plan_is_made_again_if_another_replica_changed_its_rows_first() {
         crate::segments::Row::new(network.parse().unwrap(), name(node), "r".into(), 1, None)
     };
     let quicker = vec![
-        vec![Change::ClaimSegment(row("10.77.0.64/26", "y"))],
-        vec![Change::ClaimSegment(row("10.77.0.0/26", "x"))],
+        vec![Change::GrantSegment(row("10.77.0.64/26", "y"))],
+        vec![Change::GrantSegment(row("10.77.0.0/26", "x"))],
     ];
     let store = Shared { store: Embedded::open(folder.path()).unwrap(), quicker: quicker.into() };
     let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
@@ -135,7 +135,7 @@ async fn a_plan_is_made_again_if_another_replica_changed_its_rows_first() {
         .change(move |state| -> Result<_, StoreError> {
             let free = |network: &&str| state.ledger().row(&network.parse().unwrap()).is_none();
             let network = ["10.77.0.0/26", "10.77.0.64/26", "10.77.0.128/26"].into_iter().find(free).unwrap();
-            Ok((network, vec![Change::ClaimSegment(row(network, "me"))]))
+            Ok((network, vec![Change::GrantSegment(row(network, "me"))]))
         })
         .await
         .unwrap();

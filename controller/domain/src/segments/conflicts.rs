@@ -1,4 +1,4 @@
-//! ClaimConflicts between the segments that nodes claim and the ledger. They are kept in memory,
+//! Conflicts between the segments that nodes claim and the ledger. They are kept in memory,
 //! for the operator.
 
 use std::collections::BTreeMap;

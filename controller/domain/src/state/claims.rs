@@ -41,7 +41,7 @@ impl State {
             None => Row::new(*network, node.clone(), REPORTED.into(), now, None),
         };
         let dropped = chosen.iter().flat_map(|grant| &grant.replaces).map(|old| Change::DeleteSegment(*old));
-        let changes = dropped.chain(chosen.iter().map(|grant| Change::ClaimSegment(row(&grant.network)))).collect();
+        let changes = dropped.chain(chosen.iter().map(|grant| Change::GrantSegment(row(&grant.network)))).collect();
         (changes, conflicts)
     }
 }

@@ -55,7 +55,7 @@ impl State {
         if granted.iter().any(|network| !families.contains(&Family::of(network))) {
             return Err(SegmentError::RequestIdReused(request_id.into()));
         }
-        // If a replica stopped between two claims, only some of the segments were granted then.
+        // If a replica stopped between two grants, only some of the segments were granted then.
         let missing: Vec<Family> = families
             .iter()
             .copied()
@@ -64,7 +64,7 @@ impl State {
         if !missing.is_empty() {
             let changes = self.grants(policy, node, &missing, request_id, now)?;
             granted.extend(changes.iter().filter_map(|change| match change {
-                Change::ClaimSegment(row) => Some(row.network),
+                Change::GrantSegment(row) => Some(row.network),
                 _ => None,
             }));
             granted.sort_by_key(Family::of);
@@ -102,7 +102,7 @@ impl State {
         }
         let row = |network| {
             let (node, request_id) = (node.clone(), request_id.to_owned());
-            Change::ClaimSegment(match self.ledger.row(&network) {
+            Change::GrantSegment(match self.ledger.row(&network) {
                 Some(old) => old.regranted(node, request_id, now),
                 None => Row::new(network, node, request_id, now, None),
             })

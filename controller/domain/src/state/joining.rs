@@ -75,7 +75,7 @@ impl State {
                 missing.clear();
             }
             changes = self.grants(policy, node, &missing, JOIN_REQUEST, now)?;
-            changes.extend(back.into_iter().map(Change::ClaimSegment));
+            changes.extend(back.into_iter().map(Change::GrantSegment));
         }
         if self.node(node).is_none() {
             changes.extend(self.leftovers(node, role, now).map(Change::PutSegment));

@@ -196,7 +196,7 @@ impl State {
             Change::DeleteNode(name) => self.delete_node(&name),
             Change::PutToken(token) => self.put_token(token),
             Change::DeleteToken(id) => drop(self.tokens.remove(&id)),
-            Change::ClaimSegment(row) | Change::PutSegment(row) => {
+            Change::GrantSegment(row) | Change::PutSegment(row) => {
                 let before = self.ledger.row(&row.network).cloned();
                 self.ledger.insert(row.clone());
                 self.note_segment([before, Some(row)]);

@@ -201,7 +201,7 @@ pub enum Change {
     /// Removes a token.
     DeleteToken(String),
     /// Grants a segment. The store refuses it if another node holds the segment.
-    ClaimSegment(Row),
+    GrantSegment(Row),
     /// Writes the row of a segment.
     PutSegment(Row),
     /// Removes the row of a segment.
@@ -238,9 +238,9 @@ impl std::fmt::Display for RowKey {
 
 impl Change {
     /// The segment that it grants; `None` if it grants none.
-    pub fn claimed(&self) -> Option<IpNetwork> {
+    pub fn granted(&self) -> Option<IpNetwork> {
         match self {
-            Change::ClaimSegment(row) => Some(row.network),
+            Change::GrantSegment(row) => Some(row.network),
             _ => None,
         }
     }
@@ -252,7 +252,7 @@ impl Change {
             Change::DeleteNode(name) => RowKey::Node(name.clone()),
             Change::PutToken(token) => RowKey::Token(token.id.clone()),
             Change::DeleteToken(id) => RowKey::Token(id.clone()),
-            Change::ClaimSegment(row) | Change::PutSegment(row) => RowKey::Segment(row.network),
+            Change::GrantSegment(row) | Change::PutSegment(row) => RowKey::Segment(row.network),
             Change::DeleteSegment(network) => RowKey::Segment(*network),
             Change::PutCommunity(community) => RowKey::Community(community.name.clone()),
             Change::DeleteCommunity(name) => RowKey::Community(name.clone()),

@@ -66,8 +66,8 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Waits until the state has every segment that any replica claimed before this call, also if
-    /// the replica that claimed it did not learn the outcome. A store with one user has nothing to
+    /// Waits until the state has every segment that any replica granted before this call, also if
+    /// the replica that granted it did not learn the outcome. A store with one user has nothing to
     /// wait for.
     fn reload_segments(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))

@@ -1,5 +1,5 @@
 //! `Segment`: which node holds a segment. The object is named after the network, so creating the
-//! object claims the segment: if two replicas claim the same one, the API server lets one through.
+//! object grants the segment: if two replicas grant the same one, the API server lets one through.
 
 use std::net::{IpAddr, Ipv6Addr};
 

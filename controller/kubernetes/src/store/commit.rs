@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream;
 
-use super::claims::{self, Claim, is_same_grant};
+use super::grants::{self, UnconfirmedGrant, is_same_grant};
 use super::inner::Inner;
 use super::kinds::Kind;
 use super::object_versions::{NotWritable, ObjectEvent, WriteBase, deletion};
@@ -27,8 +27,8 @@ const CONCURRENT_CHAINS: usize = 128;
 const RELEASE_ATTEMPTS: u32 = 4;
 
 pub(super) async fn commit(inner: Arc<Inner>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {
-    // Claims are checked when they are confirmed.
-    if batch.iter().flatten().any(|change| !matches!(change, Change::ClaimSegment(_)))
+    // Grants are checked when they are confirmed.
+    if batch.iter().flatten().any(|change| !matches!(change, Change::GrantSegment(_)))
         && let Err(error) = inner.shared_config.understood_since_now().await
     {
         let results = batch.iter().map(|_| Err(error.clone())).collect();
@@ -104,7 +104,7 @@ fn stage(change: &Change) -> u8 {
     match change {
         Change::DeleteNode(_) => 0,
         Change::DeleteSegment(_) => 1,
-        Change::ClaimSegment(_) => 2,
+        Change::GrantSegment(_) => 2,
         Change::PutSegment(_) => 3,
         Change::PutToken(_) | Change::DeleteToken(_) => 4,
         Change::PutCommunity(_) | Change::DeleteCommunity(_) => 5,
@@ -130,24 +130,24 @@ async fn commit_element(inner: &Arc<Inner>, element: &[Change]) -> Result<(), St
             };
             (change, result)
         }));
-        let (mut claims, mut failed) = (Vec::new(), None);
+        let (mut grants, mut failed) = (Vec::new(), None);
         for (change, result) in written.await {
             match result {
                 Ok(None) => done.push(change.clone()),
-                Ok(Some(claim)) => claims.push(claim),
+                Ok(Some(grant)) => grants.push(grant),
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        if !claims.is_empty() {
-            let rows: Vec<Change> = claims.iter().map(|claim| Change::PutSegment(claim.row.clone())).collect();
-            match claims::confirm(inner, claims).await {
+        if !grants.is_empty() {
+            let rows: Vec<Change> = grants.iter().map(|grant| Change::PutSegment(grant.row.clone())).collect();
+            match grants::confirm(inner, grants).await {
                 Ok(()) => done.extend(rows),
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
         if let Some(error) = failed {
             // The changes that were written stay, and the registry learns of them as of changes of
-            // others. It must know them before it plans again: otherwise the new plan might claim
+            // others. It must know them before it plans again: otherwise the new plan might grant
             // further segments.
             give_back_tokens(inner, &mut done).await;
             let mut objects = inner.objects();
@@ -164,9 +164,9 @@ async fn commit_element(inner: &Arc<Inner>, element: &[Change]) -> Result<(), St
     Ok(())
 }
 
-/// Writes one change. Returns the claim if it is one; its object stays in flight until it is
+/// Writes one change. Returns the grant if it is one; its object stays in flight until it is
 /// confirmed.
-async fn write(inner: &Inner, change: &Change) -> Result<Option<Claim>, StoreError> {
+async fn write(inner: &Inner, change: &Change) -> Result<Option<UnconfirmedGrant>, StoreError> {
     let key = change.key();
     let object_key = Kind::object_key(&key);
     let begun = inner.objects().begin(&object_key);
@@ -181,7 +181,9 @@ async fn write(inner: &Inner, change: &Change) -> Result<Option<Claim>, StoreErr
     let sent = send(inner, change, &object_key, &base).await;
     match sent {
         Ok(Some(object)) => match change {
-            Change::ClaimSegment(row) => Ok(Some(Claim { object_key, row: row.clone(), base, written: object })),
+            Change::GrantSegment(row) => {
+                Ok(Some(UnconfirmedGrant { object_key, row: row.clone(), base, written: object }))
+            }
             _ => {
                 inner.objects().end_written(object_key, object, change);
                 Ok(None)

@@ -92,7 +92,7 @@ fn loses_kept_until(kind: Kind, dropped: &[String]) -> bool {
 /// Why, and the command that helps.
 pub(super) fn check(change: &Change, dropped: &[String]) -> Result<(), String> {
     match change {
-        Change::PutSegment(row) | Change::ClaimSegment(row)
+        Change::PutSegment(row) | Change::GrantSegment(row)
             if row.kept_until.is_some() && loses_kept_until(Kind::Segment, dropped) =>
         {
             Err(format!(

@@ -31,7 +31,7 @@ pub(super) struct Inner {
     pub(super) registry_events: OnceLock<mpsc::Sender<StoreEvent>>,
     /// The registry has processed the events up to this number.
     pub(super) acknowledged: watch::Sender<u64>,
-    /// Batches of claims that are neither confirmed nor taken back yet.
+    /// Batches of grants that are neither confirmed nor rolled back yet.
     pub(super) unsettled: AtomicUsize,
 }
 

@@ -189,7 +189,7 @@ pub(super) fn encode(change: &Change, foreign: &ForeignMetadata) -> Result<Optio
     let spec = |spec: Result<Value, serde_json::Error>| spec.map(|spec| json!({"spec": spec}));
     let data = match change {
         Change::PutNode(record) => spec(serde_json::to_value(EdgeNodeSpec::of(record))),
-        Change::ClaimSegment(row) | Change::PutSegment(row) => spec(serde_json::to_value(SegmentSpec::of(row))),
+        Change::GrantSegment(row) | Change::PutSegment(row) => spec(serde_json::to_value(SegmentSpec::of(row))),
         Change::PutCommunity(record) => spec(serde_json::to_value(CommunitySpec::of(record).1)),
         Change::PutToken(record) => token::content(record),
         Change::DeleteNode(_) | Change::DeleteSegment(_) | Change::DeleteCommunity(_) | Change::DeleteToken(_) => {
@@ -212,7 +212,7 @@ pub(super) fn encode(change: &Change, foreign: &ForeignMetadata) -> Result<Optio
 pub(super) fn time_of(change: &Change) -> Seconds {
     match change {
         Change::PutNode(record) => record.joined_at,
-        Change::ClaimSegment(row) | Change::PutSegment(row) => row.granted_at.max(row.released_at.unwrap_or(0)),
+        Change::GrantSegment(row) | Change::PutSegment(row) => row.granted_at.max(row.released_at.unwrap_or(0)),
         Change::PutToken(record) => record.created_at,
         _ => 0,
     }

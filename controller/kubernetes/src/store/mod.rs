@@ -3,8 +3,8 @@
 //! - [`inner`]: what the parts of the store share.
 //! - [`kinds`]: maps rows to objects and back.
 //! - [`object_versions`]: the version of every object, and what the registry knows of it.
-//! - [`commit`]: writes a batch, each object over the version that the plan knew; [`claims`]:
-//!   confirms claimed segments or takes them back; [`requests`]: single requests.
+//! - [`commit`]: writes a batch, each object over the version that the plan knew; [`grants`]:
+//!   confirms granted segments or rolls them back; [`requests`]: single requests.
 //! - [`recreate`]: creates an object again that was deleted.
 //! - [`source`]: lists and watches objects.
 //! - [`missing_objects`]: decides what a missing object means; [`definitions`]: whether its
@@ -14,15 +14,15 @@
 //!
 //! The API server has no transactions. The elements of a batch, and the objects of one element, are
 //! written one by one, in an order in which the remainder of a failure does no harm. A join first
-//! claims segments, then uses up a token, then registers the node. If it fails on the way, a node
+//! grants segments, then uses up a token, then registers the node. If it fails on the way, a node
 //! that is not registered holds a segment; the leader finds and releases that after a while. A
 //! deregistration first deletes the node and then releases its segments, and leaves the same
 //! remainder. A plan that is made again meets its own remainder and completes it.
 
-mod claims;
 mod commit;
 mod definitions;
 mod fields;
+mod grants;
 mod inner;
 mod kinds;
 mod missing_objects;
@@ -244,7 +244,7 @@ impl Store for Kubernetes {
             let (kind, objects, at) = self.inner.list(Kind::Segment).await?;
             self.inner.objects().listed(kind, objects, at, before);
             if self.inner.unsettled.load(Ordering::SeqCst) > 0 {
-                return Err(StoreError::Failed("it is not known yet whether some claims stand".into()));
+                return Err(StoreError::Failed("it is not known yet whether some grants stand".into()));
             }
             self.inner.until_acknowledged().await
         }))

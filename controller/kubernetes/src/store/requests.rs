@@ -43,8 +43,8 @@ pub(super) async fn send(
         (Some(object), WriteBase::Nothing) => {
             with_timeout(kind, api.create(&PostParams::default(), &object)).await?.map_err(failure).and_then(observed)
         }
-        // A plan that knew that the segment is held would not claim it.
-        (Some(_), WriteBase::Object { held: true, .. }) if matches!(change, Change::ClaimSegment(_)) => {
+        // A plan that knew that the segment is held would not grant it.
+        (Some(_), WriteBase::Object { held: true, .. }) if matches!(change, Change::GrantSegment(_)) => {
             Err(Failure::Changed)
         }
         (Some(mut object), WriteBase::Object { uid, version, .. }) => {

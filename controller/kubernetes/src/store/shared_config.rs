@@ -7,11 +7,11 @@
 //! Two segments of the same size are either equal or do not overlap, and of two equal ones the API
 //! server lets only one be created. Segments of different sizes may overlap. So only one pair of
 //! sizes is in force at any time: the pair in the ConfigMap. A replica writes its sizes there when
-//! it starts, and lists the segments after that. A replica that has created claims reads the
-//! ConfigMap before it announces them, and takes them back if other sizes are in force.
+//! it starts, and lists the segments after that. A replica that has created grants reads the
+//! ConfigMap before it announces them, and rolls them back if other sizes are in force.
 //!
-//! Let X create claims of one size and Y start with another. If X reads after Y writes, X sees Y's
-//! sizes and takes its claims back. If X reads before Y writes, X's claims exist before Y lists the
+//! Let X create grants of one size and Y start with another. If X reads after Y writes, X sees Y's
+//! sizes and rolls its grants back. If X reads before Y writes, X's grants exist before Y lists the
 //! segments, and Y grants around them. In both cases no grant of Y overlaps one that X has
 //! announced.
 

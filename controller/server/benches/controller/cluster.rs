@@ -98,7 +98,7 @@ impl Cluster {
             record.certificates = vec![Certificate { serial, key, not_after, not_before, issuer, used: true }];
             let rows = (0..SEGMENTS).map(|nth| {
                 let row = Row::new(segment(index, nth), name.clone(), format!("request-{nth}"), now, None);
-                Change::ClaimSegment(row)
+                Change::GrantSegment(row)
             });
             batch.push(rows.chain([Change::PutNode(record)]).collect());
             let certificate = CertificateDer::from_pem_slice(issued.chain.as_bytes()).expect("PEM");

@@ -125,7 +125,7 @@ async fn note_report(
             }
             None => Default::default(),
         };
-        let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::claimed).collect();
+        let taken: Vec<IpNetwork> = changes.iter().filter_map(Change::granted).collect();
         if state.node(node) != Some(&record) {
             changes.push(Change::PutNode(record));
         }

@@ -34,8 +34,8 @@ macro_rules! all {
     ($run:ident) => {
         $run! {
             what_was_committed_is_there_after_opening_again,
-            a_segment_that_is_held_is_claimed_by_nobody_else,
-            a_released_segment_is_claimed_anew_and_remembers_who_held_it,
+            a_segment_that_is_held_is_granted_to_no_other_node,
+            a_released_segment_is_granted_again_and_remembers_who_held_it,
             elements_of_a_batch_that_share_rows_hold_in_order,
             what_is_deleted_is_gone_and_may_come_again,
             revisions_only_rise_also_when_opened_again,
@@ -105,7 +105,7 @@ pub(crate) async fn what_was_committed_is_there_after_opening_again(place: &dyn 
     let token =
         TokenRecord { redemptions: vec![Redemption { node: name("edge-1"), key: "aa".into() }], ..token("Tok_-1") };
     let (store, ..) = loaded(place).await;
-    let changes = held.iter().cloned().map(Change::ClaimSegment).chain([
+    let changes = held.iter().cloned().map(Change::GrantSegment).chain([
         Change::PutToken(token.clone()),
         Change::PutNode(node.clone()),
         Change::PutCommunity(community.clone()),
@@ -118,14 +118,14 @@ pub(crate) async fn what_was_committed_is_there_after_opening_again(place: &dyn 
     assert!(snapshot.time >= 1_793_491_300);
 }
 
-pub(crate) async fn a_segment_that_is_held_is_claimed_by_nobody_else(place: &dyn Place) {
+pub(crate) async fn a_segment_that_is_held_is_granted_to_no_other_node(place: &dyn Place) {
     let (store, ..) = loaded(place).await;
-    commit(&store, vec![Change::ClaimSegment(row("10.77.0.0/28", "a"))]).await.unwrap();
+    commit(&store, vec![Change::GrantSegment(row("10.77.0.0/28", "a"))]).await.unwrap();
     let second = place.open().await;
     let (followed, _news) = mpsc::channel(64);
     second.load(followed).await.unwrap();
     let later = row("10.77.0.0/28", "b");
-    match commit(&second, vec![Change::ClaimSegment(later), Change::PutNode(edge("b"))]).await {
+    match commit(&second, vec![Change::GrantSegment(later), Change::PutNode(edge("b"))]).await {
         Err(StoreError::Conflict { current, .. }) => {
             assert_eq!(current, [Change::PutSegment(row("10.77.0.0/28", "a"))])
         }
@@ -136,14 +136,14 @@ pub(crate) async fn a_segment_that_is_held_is_claimed_by_nobody_else(place: &dyn
     assert!(snapshot.nodes.is_empty(), "who does not get a segment does not join");
 }
 
-pub(crate) async fn a_released_segment_is_claimed_anew_and_remembers_who_held_it(place: &dyn Place) {
+pub(crate) async fn a_released_segment_is_granted_again_and_remembers_who_held_it(place: &dyn Place) {
     let (store, ..) = loaded(place).await;
     let first = row("10.77.0.0/28", "a");
-    commit(&store, vec![Change::ClaimSegment(first.clone())]).await.unwrap();
+    commit(&store, vec![Change::GrantSegment(first.clone())]).await.unwrap();
     let released = Row { released_at: Some(1_793_491_400), ..first };
     commit(&store, vec![Change::PutSegment(released.clone())]).await.unwrap();
     let anew = released.regranted(name("b"), "r".into(), 1_793_491_500);
-    commit(&store, vec![Change::ClaimSegment(anew.clone())]).await.unwrap();
+    commit(&store, vec![Change::GrantSegment(anew.clone())]).await.unwrap();
     drop(store);
     let (_, snapshot, _) = loaded(place).await;
     assert_eq!(anew.past[0].node, name("a"));

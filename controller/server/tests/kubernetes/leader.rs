@@ -154,7 +154,7 @@ fn orphans() {
         let (other, ..) = loaded(&cluster).await;
         let orphan = network("10.77.1.0/28");
         let row = Row::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);
-        commit(&other, vec![Change::ClaimSegment(row)]).await.unwrap();
+        commit(&other, vec![Change::GrantSegment(row)]).await.unwrap();
         let (lead, leading) = watch::channel(true);
         let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));

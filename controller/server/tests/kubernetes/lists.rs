@@ -22,7 +22,7 @@ async fn filled() {
     let (store, ..) = loaded(&cluster).await;
     let batch = (0..MANY).map(|n| {
         let network = IpNetwork::new(std::net::Ipv4Addr::from((10 << 24) | (n * 16)).into(), 28).unwrap();
-        vec![Change::ClaimSegment(row(&network.to_string(), "edge-1"))]
+        vec![Change::GrantSegment(row(&network.to_string(), "edge-1"))]
     });
     let committed = store.commit(batch.collect(), 1_793_492_000).await;
     committed.results.into_iter().collect::<Result<(), _>>().unwrap();
@@ -48,7 +48,7 @@ fn memory() {
             let more = row(&format!("10.200.0.{}/28", round * 16), "edge-1");
             let (store, ..) = loaded(&cluster).await;
             let before = from_memory();
-            crate::behaviour::commit(&store, vec![Change::ClaimSegment(more)]).await.unwrap();
+            crate::behaviour::commit(&store, vec![Change::GrantSegment(more)]).await.unwrap();
             let readers = join_all((0..3).map(|_| loaded(&cluster))).await;
             for (_, snapshot, _) in &readers {
                 assert_eq!(snapshot.segments.len(), MANY as usize + round + 1);

@@ -218,7 +218,7 @@ fn unreadable() {
         // would have been due for long.
         for ghost in ["10.77.1.0/28", "10.77.2.0/28"].map(network) {
             let row = Row::new(ghost, name("ghost"), "join".into(), 1_793_491_300, None);
-            crate::behaviour::commit(&other, vec![Change::ClaimSegment(row)]).await.unwrap();
+            crate::behaviour::commit(&other, vec![Change::GrantSegment(row)]).await.unwrap();
             until("what nobody holds to be released", async || {
                 again.registry.read().await.state().ledger().row(&ghost)?.released_at.map(drop)
             })

@@ -358,7 +358,7 @@ fn all_or_none() {
         // Of two claims one succeeded, and another replica took the other segment.
         let (other, ..) = loaded(&cluster).await;
         let half = Row::new(network("10.77.1.0/28"), name("edge-1"), "r".into(), 1_793_491_300, None);
-        commit(&other, vec![Change::ClaimSegment(half)]).await.unwrap();
+        commit(&other, vec![Change::GrantSegment(half)]).await.unwrap();
         let count = async || node.ask(Method::GET, "/segments", None).await.1["segments"].as_array().unwrap().len();
         until("the half to be known", async || (count().await == 3).then_some(())).await;
         assert_eq!(kind(&node.apply("r", &["ipv4", "ipv6"]).await), (409, "range-exhausted"));
@@ -375,7 +375,7 @@ fn half_left() {
         let (other, ..) = loaded(&cluster).await;
         let rows = ["10.77.0.0/28", "fd77::/124"]
             .map(|segment| Row::new(network(segment), name("edge-1"), "join".into(), 1_793_491_300, None));
-        commit(&other, rows.iter().cloned().map(Change::ClaimSegment).collect()).await.unwrap();
+        commit(&other, rows.iter().cloned().map(Change::GrantSegment).collect()).await.unwrap();
         until("the segments to be known", async || {
             let (_, segments) = cloud.operator(Method::GET, "/v1/segments", None).await;
             (segments.as_array().unwrap().len() == 2).then_some(())

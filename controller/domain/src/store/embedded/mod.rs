@@ -307,7 +307,7 @@ fn apply(write: &WriteTransaction, change: &Change) -> Result<(), StoreError> {
         Change::DeleteNode(name) => delete(write, NODES, name.as_str()),
         Change::PutToken(token) => put(write, TOKENS, &token.id, token),
         Change::DeleteToken(id) => delete(write, TOKENS, id),
-        Change::ClaimSegment(row) => {
+        Change::GrantSegment(row) => {
             let key = row.network.to_string();
             let table = write.open_table(SEGMENTS).map_err(failed)?;
             let held = match table.get(key.as_str()).map_err(failed)? {

@@ -23,7 +23,7 @@ async fn what_was_committed_is_there_after_opening_again() {
     let store = Embedded::open(folder.path()).unwrap();
     let changes = vec![
         Change::PutNode(node.clone()),
-        Change::ClaimSegment(row("a", None)),
+        Change::GrantSegment(row("a", None)),
         Change::PutCommunity(community.clone()),
     ];
     commit(&store, changes, 1_800_000_000).await.unwrap();
@@ -34,12 +34,12 @@ async fn what_was_committed_is_there_after_opening_again() {
 }
 
 #[tokio::test]
-async fn a_segment_that_is_held_is_claimed_by_no_other_node_and_nothing_of_that_commit_stays() {
+async fn a_segment_that_is_held_is_granted_to_no_other_node_and_nothing_of_that_commit_stays() {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open(folder.path()).unwrap();
-    commit(&store, vec![Change::ClaimSegment(row("a", None))], 0).await.unwrap();
+    commit(&store, vec![Change::GrantSegment(row("a", None))], 0).await.unwrap();
     let other = NodeRecord::new("b".parse().unwrap(), Role::Edge, 5);
-    let changes = vec![Change::PutNode(other), Change::ClaimSegment(row("b", None))];
+    let changes = vec![Change::PutNode(other), Change::GrantSegment(row("b", None))];
     match commit(&store, changes, 0).await {
         Err(StoreError::Conflict { current, .. }) => assert_eq!(current, [Change::PutSegment(row("a", None))]),
         other => panic!("{other:?}"),
@@ -48,7 +48,7 @@ async fn a_segment_that_is_held_is_claimed_by_no_other_node_and_nothing_of_that_
     assert!(snapshot.nodes.is_empty());
     assert_eq!((snapshot.segments, snapshot.revision), (vec![row("a", None)], 1));
     commit(&store, vec![Change::PutSegment(row("a", Some(9)))], 0).await.unwrap();
-    commit(&store, vec![Change::ClaimSegment(row("b", None))], 0).await.unwrap();
+    commit(&store, vec![Change::GrantSegment(row("b", None))], 0).await.unwrap();
 }
 
 /// Fills and closes a store with rows enough for several pages.
@@ -56,7 +56,7 @@ async fn filled(folder: &Path) -> Snapshot {
     let store = Embedded::open(folder).unwrap();
     let nodes = (0..200).map(|n| NodeRecord::new(format!("node-{n}").parse().unwrap(), Role::Edge, n));
     commit(&store, nodes.map(Change::PutNode).collect(), 1).await.unwrap();
-    commit(&store, vec![Change::ClaimSegment(row("node-1", None))], 2).await.unwrap();
+    commit(&store, vec![Change::GrantSegment(row("node-1", None))], 2).await.unwrap();
     load(&store).await
 }
 

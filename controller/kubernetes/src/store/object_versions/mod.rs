@@ -402,7 +402,7 @@ impl Entry {
     fn of(uid: String, version: u64, foreign: ForeignMetadata, change: &Change) -> Self {
         let key = change.key();
         let held = match change {
-            Change::ClaimSegment(row) | Change::PutSegment(row) => row.released_at.is_none(),
+            Change::GrantSegment(row) | Change::PutSegment(row) => row.released_at.is_none(),
             _ => false,
         };
         Self { key, uid, version, present: true, last_event: 0, digest: digest(change), held, foreign }
@@ -422,8 +422,8 @@ pub(super) fn deletion(key: &RowKey) -> Change {
 fn digest(change: &Change) -> u64 {
     let mut hasher = DefaultHasher::new();
     match change {
-        // A claim and a write of the same row have the same digest.
-        Change::ClaimSegment(row) | Change::PutSegment(row) => row.hash(&mut hasher),
+        // A grant and a write of the same row have the same digest.
+        Change::GrantSegment(row) | Change::PutSegment(row) => row.hash(&mut hasher),
         other => other.hash(&mut hasher),
     }
     hasher.finish()

@@ -69,9 +69,9 @@ impl ObjectVersions {
         self.end(object_key);
     }
 
-    /// Ends a claim that was taken back. The registry never knew its object, so later events about
+    /// Ends a grant that was rolled back. The registry never knew its object, so later events about
     /// it are dropped. Otherwise they would hide the row of the node that gets the segment next.
-    pub(in super::super) fn end_taken_back(&mut self, object_key: ObjectKey, object: Observed, change: &Change) {
+    pub(in super::super) fn end_rolled_back(&mut self, object_key: ObjectKey, object: Observed, change: &Change) {
         let Observed { uid, version, foreign, .. } = object;
         let entry = Entry { present: false, ..Entry::of(uid, version, foreign, change) };
         self.entries.insert(object_key.clone(), entry);

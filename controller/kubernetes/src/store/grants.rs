@@ -1,5 +1,5 @@
-//! Claims of segments: a claim is announced only after the sizes in force were read again, and is
-//! taken back if they differ (see `shared_config`).
+//! Grants of segments: a grant is announced only after the sizes in force were read again, and is
+//! rolled back if they differ (see `shared_config`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,74 +15,74 @@ use super::kinds::{ObjectKey, Observed};
 use super::object_versions::WriteBase;
 use super::requests::{Failure, read_object, send};
 
-/// Attempts to take a claim back, if others write its object at the same time.
+/// Attempts to roll a grant back, if others write its object at the same time.
 const ATTEMPTS: u32 = 4;
-/// Wait before claims are checked again.
+/// Wait before grants are checked again.
 const SETTLE_RETRY: Duration = Duration::from_secs(1);
 
-/// A segment that was claimed and is not announced yet.
-pub(super) struct Claim {
+/// A segment that was granted and is not announced yet.
+pub(super) struct UnconfirmedGrant {
     pub(super) object_key: ObjectKey,
     pub(super) row: Row,
     pub(super) base: WriteBase,
     pub(super) written: Observed,
 }
 
-/// Announces claims if the sizes are still in force; otherwise takes them back.
-pub(super) async fn confirm(inner: &Arc<Inner>, claims: Vec<Claim>) -> Result<(), StoreError> {
+/// Announces grants if the sizes are still in force; otherwise rolls them back.
+pub(super) async fn confirm(inner: &Arc<Inner>, grants: Vec<UnconfirmedGrant>) -> Result<(), StoreError> {
     match inner.shared_config.in_force_since_now().await {
         Ok(Ok(())) => {
             let mut objects = inner.objects();
-            for Claim { object_key, row, written, .. } in claims {
-                objects.end_written(object_key, written, &Change::ClaimSegment(row));
+            for UnconfirmedGrant { object_key, row, written, .. } in grants {
+                objects.end_written(object_key, written, &Change::GrantSegment(row));
             }
             Ok(())
         }
         Ok(Err(why)) => {
             tracing::error!("{why}");
-            take_back(inner, claims).await;
+            roll_back(inner, grants).await;
             Err(StoreError::Failed(why))
         }
         Err(error) => {
-            // The claims are neither announced nor dropped: their objects stay in flight until it
+            // The grants are neither announced nor dropped: their objects stay in flight until it
             // is known.
             inner.unsettled.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(settle(inner.clone(), claims));
+            tokio::spawn(settle(inner.clone(), grants));
             Err(error)
         }
     }
 }
 
-/// Checks again until it is known whether the claims stand.
-async fn settle(inner: Arc<Inner>, claims: Vec<Claim>) {
-    settled(&inner, claims).await;
+/// Checks again until it is known whether the grants stand.
+async fn settle(inner: Arc<Inner>, grants: Vec<UnconfirmedGrant>) {
+    settled(&inner, grants).await;
     inner.unsettled.fetch_sub(1, Ordering::SeqCst);
 }
 
-async fn settled(inner: &Inner, claims: Vec<Claim>) {
+async fn settled(inner: &Inner, grants: Vec<UnconfirmedGrant>) {
     loop {
         tokio::time::sleep(SETTLE_RETRY).await;
         match inner.shared_config.in_force().await {
             Ok(Ok(())) => {
-                // The claims were never announced. The node got an error, and gets these segments
+                // The grants were never announced. The node got an error, and gets these segments
                 // when it asks again.
                 let mut objects = inner.objects();
-                claims.iter().for_each(|claim| objects.end(&claim.object_key));
+                grants.iter().for_each(|grant| objects.end(&grant.object_key));
                 return;
             }
             Ok(Err(why)) => {
                 tracing::error!("{why}");
-                return take_back(inner, claims).await;
+                return roll_back(inner, grants).await;
             }
-            Err(error) => tracing::debug!(%error, "claims are not settled yet"),
+            Err(error) => tracing::debug!(%error, "grants are not settled yet"),
         }
     }
 }
 
-async fn take_back(inner: &Inner, claims: Vec<Claim>) {
-    join_all(claims.into_iter().map(async |claim| {
-        let Claim { object_key, row, base, mut written } = claim;
-        let change = match (&base, row_before_claim(&row)) {
+async fn roll_back(inner: &Inner, grants: Vec<UnconfirmedGrant>) {
+    join_all(grants.into_iter().map(async |grant| {
+        let UnconfirmedGrant { object_key, row, base, mut written } = grant;
+        let change = match (&base, row_before_grant(&row)) {
             (WriteBase::Object { .. }, Some(before)) => Change::PutSegment(before),
             _ => Change::DeleteSegment(row.network),
         };
@@ -91,7 +91,7 @@ async fn take_back(inner: &Inner, claims: Vec<Claim>) {
             let (uid, foreign) = (written.uid.clone(), written.foreign.clone());
             let upon = WriteBase::Object { uid, version: written.version, held: true, foreign };
             match send(inner, &change, &object_key, &upon).await {
-                Ok(None) => return inner.objects().end_taken_back(object_key, written, &Change::ClaimSegment(row)),
+                Ok(None) => return inner.objects().end_rolled_back(object_key, written, &Change::GrantSegment(row)),
                 Ok(Some(_)) => return inner.objects().end(&object_key),
                 // Somebody else has written the object, perhaps without a change of the row.
                 Err(Failure::Changed) => match read_object(inner, &object_key).await {
@@ -106,7 +106,7 @@ async fn take_back(inner: &Inner, claims: Vec<Claim>) {
                 }
             }
         }
-        tracing::error!(segment = %row.network, why, "a claim was not taken back; it is released later, because its node does not use it");
+        tracing::error!(segment = %row.network, why, "a grant was not rolled back; it is released later, because its node does not use it");
         inner.objects().end(&object_key);
     }))
     .await;
@@ -122,8 +122,8 @@ pub(super) fn is_same_grant(object: &Observed, row: &Row) -> bool {
     }
 }
 
-/// The released row that a claim replaced.
-fn row_before_claim(row: &Row) -> Option<Row> {
+/// The released row that a grant replaced.
+fn row_before_grant(row: &Row) -> Option<Row> {
     let last = row.past.first()?;
     let past = row.past.get(1..).unwrap_or_default().to_vec();
     let released = Some(last.released_at);
@@ -135,11 +135,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_row_before_a_claim_comes_back() {
+    fn the_row_before_a_grant_comes_back() {
         let network = "10.77.0.0/26".parse().unwrap();
         let old = Row::new(network, "a".parse().unwrap(), String::new(), 1, Some(2));
         let new = old.regranted("b".parse().unwrap(), "r".into(), 3);
-        assert_eq!(row_before_claim(&new), Some(old));
-        assert_eq!(row_before_claim(&Row::new(network, "a".parse().unwrap(), String::new(), 1, None)), None);
+        assert_eq!(row_before_grant(&new), Some(old));
+        assert_eq!(row_before_grant(&Row::new(network, "a".parse().unwrap(), String::new(), 1, None)), None);
     }
 }
