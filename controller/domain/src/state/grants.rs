@@ -41,7 +41,7 @@ impl State {
     /// Plans the answer to a request for one segment of each family. `families` has no repetitions
     /// and is in order. Returns the segments and the changes. A request with an id that was granted
     /// already gets the same segments again.
-    pub fn application(
+    pub fn plan_segment_request(
         &mut self,
         policy: &Policy,
         node: &NodeName,

@@ -1,6 +1,6 @@
-//! Measures segments granted per second to nodes that apply at the same time. Each is durable
-//! before it is answered. The reference is the number of single synchronous writes to the same
-//! disk.
+//! Measures segments granted per second to nodes that request them at the same time. Each is
+//! durable before it is answered. The reference is the number of single synchronous writes to the
+//! same disk.
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -35,21 +35,21 @@ pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
 /// Returns the segments granted per second.
 pub(crate) async fn grants(cluster: &Cluster, size: Size, controller: &Program, limit: Duration) -> f64 {
     let mut connections = Vec::new();
-    for node in &cluster.nodes[1..=size.applicants] {
+    for node in &cluster.nodes[1..=size.requesters] {
         connections.push((node, Connection::open(controller.address, cluster.tls(node)).await));
     }
     let started = Instant::now();
-    let applying = connections.into_iter().map(async |(node, mut connection)| {
+    let requesting = connections.into_iter().map(async |(node, mut connection)| {
         let path = format!("/v1/nodes/{}/segments", node.name);
         let mut granted = 0;
         while started.elapsed() < limit {
-            let application = json!({"request_id": format!("bench-{granted}"), "families": ["ipv4"]});
-            connection.ask(Method::POST, &path, Some(application)).await;
+            let request = json!({"request_id": format!("bench-{granted}"), "families": ["ipv4"]});
+            connection.ask(Method::POST, &path, Some(request)).await;
             granted += 1;
         }
         granted
     });
-    let granted: u32 = futures_util::future::join_all(applying).await.into_iter().sum();
+    let granted: u32 = futures_util::future::join_all(requesting).await.into_iter().sum();
     f64::from(granted) / started.elapsed().as_secs_f64()
 }
 

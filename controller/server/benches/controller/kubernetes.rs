@@ -1,6 +1,7 @@
 //! Measures rows as objects of a real API server, with an etcd that waits for its disk. Grants per
-//! second to nodes that apply at the same time are compared with bare creates of such objects by as
-//! many clients. The start with the objects of all nodes is compared with bare lists of them.
+//! second to nodes that request them at the same time are compared with bare creates of such
+//! objects by as many clients. The start with the objects of all nodes is compared with bare lists
+//! of them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ const PAGE: u32 = 5000;
 pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool; 2]) {
     if !start {
         // Writing thousands of objects takes minutes, and grants do not depend on them.
-        size.nodes = size.nodes.min(2 * size.applicants);
+        size.nodes = size.nodes.min(2 * size.requesters);
     }
     let plane = match ControlPlane::start_with("bench", Options { storage: Storage::Disk, ..Options::default() }) {
         Ok(plane) => plane,
@@ -76,13 +77,13 @@ pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool
     if grant {
         let limit = Duration::from_secs(size.seconds);
         let mut number = 0;
-        let before = runtime.block_on(creates(&client, size.applicants, &mut number, limit / 2));
+        let before = runtime.block_on(creates(&client, size.requesters, &mut number, limit / 2));
         let controller = Program::controller(&cluster, None);
         // The first statuses of all nodes are not part of the measurement.
         runtime.block_on(shown(&client));
         let granted = runtime.block_on(grants::grants(&cluster, size, &controller, limit));
         controller.stop();
-        let after = runtime.block_on(creates(&client, size.applicants, &mut number, limit / 2));
+        let after = runtime.block_on(creates(&client, size.requesters, &mut number, limit / 2));
         let reference = ((before + after) / 2.0, "bare creates");
         report.add("grant/kubernetes", "1/s", granted, reference, grants::GOAL);
     }

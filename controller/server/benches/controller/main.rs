@@ -41,16 +41,16 @@ pub(crate) struct Size {
     pub(crate) community: usize,
     /// Changes that are sent to a community.
     pub(crate) changes: usize,
-    /// Nodes that apply for segments at the same time.
-    pub(crate) applicants: usize,
-    /// Seconds for which they apply.
+    /// Nodes that request segments at the same time.
+    pub(crate) requesters: usize,
+    /// Seconds for which they request them.
     pub(crate) seconds: u64,
     /// Number of starts; the median counts.
     pub(crate) starts: usize,
 }
 
-const WHOLE: Size = Size { nodes: 10_000, community: 1000, changes: 60, applicants: 128, seconds: 5, starts: 5 };
-const ONCE: Size = Size { nodes: 60, community: 20, changes: 3, applicants: 4, seconds: 1, starts: 1 };
+const WHOLE: Size = Size { nodes: 10_000, community: 1000, changes: 60, requesters: 128, seconds: 5, starts: 5 };
+const ONCE: Size = Size { nodes: 60, community: 20, changes: 3, requesters: 4, seconds: 1, starts: 1 };
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

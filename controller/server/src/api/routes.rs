@@ -148,7 +148,7 @@ pub(super) fn routes() -> Vec<Route> {
             .summary("All segments that the node holds.")
             .access(Access::NodeOrOperator)
             .response::<SegmentResponse>(),
-        Route::post("/v1/nodes/{node}/segments", "applyForSegments", post(segments::apply))
+        Route::post("/v1/nodes/{node}/segments", "applyForSegments", post(segments::request))
             .summary("Apply for one more segment of each family; all or none.")
             .access(Access::Node)
             .request::<SegmentRequest>()

@@ -1,4 +1,4 @@
-//! A node's segments: lists them, and takes applications for more.
+//! A node's segments: lists them, and takes requests for more.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub(super) async fn list(
     Ok(axum::Json(SegmentResponse { segments: views::segments(view.state(), &node) }))
 }
 
-pub(super) async fn apply(
+pub(super) async fn request(
     State(registry): State<Registry>,
     State(live): State<Arc<LiveConfig>>,
     State(events): State<Events>,
@@ -50,7 +50,8 @@ pub(super) async fn apply(
     if families.is_empty() {
         return Err(ApiError::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
-    // Before the store is asked: many nodes may repeat their applications until all have reported.
+    // Before the store is asked: many nodes may repeat their segment requests until all have
+    // reported.
     may_grant(&registry, &live.now().policy, &node, &request_id).await?;
     if repeated {
         registry.reload_segments().await?;
@@ -60,7 +61,7 @@ pub(super) async fn apply(
     let granted = registry
         .change(move |state| -> Result<_, ApiError> {
             let policy = &live.now().policy;
-            let (segments, changes) = state.application(policy, &node, &families, &request_id, now)?;
+            let (segments, changes) = state.plan_segment_request(policy, &node, &families, &request_id, now)?;
             if !changes.is_empty() {
                 tracing::info!(%node, ?segments, request_id, "segments granted");
             }
@@ -73,7 +74,7 @@ pub(super) async fn apply(
             events.normal(About::EdgeNode, name.as_str(), "SegmentGranted", list.join(", "));
         }
         Err(refusal @ ApiError::Segment(SegmentError::Exhausted(_) | SegmentError::TooMany { .. })) => {
-            give_back(&registry, &name, id).await;
+            release_partial_grant(&registry, &name, id).await;
             events.warning(About::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
         }
         _ => {}
@@ -82,7 +83,7 @@ pub(super) async fn apply(
     Ok(axum::Json(SegmentResponse { segments }))
 }
 
-/// Refuses an application while grants wait, unless it has been answered before.
+/// Refuses a segment request while grants wait, unless it has been answered before.
 async fn may_grant(registry: &Registry, policy: &Policy, node: &NodeName, request_id: &str) -> Result<(), ApiError> {
     let (view, now) = (registry.read().await, registry.clock.now());
     let answered = view.state().ledger().held_by(node).iter().any(|row| row.request_id == request_id);
@@ -92,10 +93,10 @@ async fn may_grant(registry: &Registry, policy: &Policy, node: &NodeName, reques
     }
 }
 
-/// Releases what was granted of an application that is refused. Where claims are made one by one,
+/// Releases what was granted of a refused segment request. Where grants are made one by one,
 /// another replica may have taken the last segment of one family when that of the other was
 /// granted; or the one that granted it died between the two.
-async fn give_back(registry: &Registry, node: &NodeName, request_id: String) {
+async fn release_partial_grant(registry: &Registry, node: &NodeName, request_id: String) {
     let (name, now) = (node.clone(), registry.clock.now());
     let released = registry.change(move |state| -> Result<_, ApiError> {
         let half = state.ledger().held_by(&name).into_iter().filter(|row| row.request_id == request_id);
@@ -104,6 +105,6 @@ async fn give_back(registry: &Registry, node: &NodeName, request_id: String) {
         Ok(((), changes))
     });
     if let Err(error) = released.await {
-        tracing::warn!(%node, %error, "half of a refused application stays granted until the node repeats it or is deregistered");
+        tracing::warn!(%node, %error, "half of a refused segment request stays granted until the node repeats it or is deregistered");
     }
 }

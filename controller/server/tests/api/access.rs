@@ -50,7 +50,7 @@ async fn a_deregistered_nodes_certificate_is_refused_on_open_and_on_new_connecti
     assert_eq!(open.ask(Method::GET, "/v1/nodes/a/view", None).await.0, 200);
     cloud.deregister("a").await;
     assert_eq!(kind(&open.ask(Method::GET, "/v1/nodes/a/view", None).await), (403, "node-deregistered"));
-    assert_eq!(kind(&node.apply("r", &["ipv4"]).await), (403, "node-deregistered"));
+    assert_eq!(kind(&node.request_segments("r", &["ipv4"]).await), (403, "node-deregistered"));
     let csr = json!({"csr": request_of(&KeyPair::generate().unwrap())});
     assert_eq!(kind(&node.ask(Method::POST, "/certificate", Some(csr)).await), (403, "node-deregistered"));
     cloud.node("edge", "a").await;

@@ -111,7 +111,7 @@ async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_w
     let mut site = Site::start().await;
     let file = site.program.path("backup");
     done(&site.program, &["backup", file.to_str().unwrap()]);
-    let (_, later) = site.node.apply("after the backup", &["ipv4"]).await;
+    let (_, later) = site.node.request_segments("after the backup", &["ipv4"]).await;
     let later = later["segments"][0].as_str().unwrap().to_owned();
     let held = site.node.watch().await.view().await.segments;
     assert_eq!(held.len(), 2);
@@ -159,7 +159,7 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     Node::join(address, authority, &token(&site.program), "edge-gone").await;
     let file = site.program.path("backup");
     done(&site.program, &["backup", file.to_str().unwrap()]);
-    site.node.apply("after the backup", &["ipv4"]).await;
+    site.node.request_segments("after the backup", &["ipv4"]).await;
     let uses = held(&site.node).await;
     assert_eq!(uses.len(), 2);
 
@@ -170,7 +170,7 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     // A new node takes the next segment, which edge-1 uses.
     let mut second = Node::join(other.addresses[0], ca(&other), &site.unused, "edge-2").await;
     assert!(held(&second).await.is_empty());
-    let refused = second.apply("r", &["ipv4"]).await;
+    let refused = second.request_segments("r", &["ipv4"]).await;
     assert_eq!(kind(&refused), (503, "segments-withheld"));
     // A node does not learn the names of the others; the operator does.
     let counts = |refused| detail(refused).contains("3 of the registered edges");
@@ -181,25 +181,25 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     // A node that cannot read its disk reports, but not which segments it uses.
     let unknown = json!({"addresses": ["192.0.2.1"], "port": 4500});
     assert_eq!(second.ask(Method::PUT, "", Some(unknown)).await.0, 204);
-    let refused = second.apply("r", &["ipv4"]).await;
+    let refused = second.request_segments("r", &["ipv4"]).await;
     assert!(counts(&refused), "{}", detail(&refused));
     assert_eq!(reports(&second, &[]).await, 204);
     // A restart forgets neither the restore nor which nodes have reported.
     other.kill();
     other.start();
     second.move_to_address(other.addresses[0]);
-    let refused = second.apply("r", &["ipv4"]).await;
+    let refused = second.request_segments("r", &["ipv4"]).await;
     assert!(detail(&refused).contains("2 of the registered edges have not reported yet"), "{refused:?}");
 
     site.node.move_to_address(other.addresses[0]);
     assert_eq!(reports(&site.node, &uses).await, 204);
     assert_eq!(held(&site.node).await, uses);
-    let refused = second.apply("r", &["ipv4"]).await;
+    let refused = second.request_segments("r", &["ipv4"]).await;
     assert!(detail(&refused).contains("1 of the registered edges"), "{refused:?}");
     let ready = readyz(&other).await;
     assert!(ready.contains("edge-gone") && !ready.contains("edge-1"), "{ready}");
     done(&other, &["node", "deregister", "edge-gone"]);
-    let (status, granted) = second.apply("r", &["ipv4"]).await;
+    let (status, granted) = second.request_segments("r", &["ipv4"]).await;
     assert_eq!(status, 200, "{granted}");
     assert!(!uses.contains(&granted["segments"][0].as_str().unwrap().to_owned()), "{granted} of {uses:?}");
     assert!(!readyz(&other).await.contains("restore: "));
@@ -224,7 +224,7 @@ async fn a_store_that_was_brought_back_by_copying_counts_as_restored_once_the_op
     std::fs::copy(&store, &copy).unwrap();
     site.program.start();
     site.node.move_to_address(site.program.addresses[0]);
-    site.node.apply("after the copy", &["ipv4"]).await;
+    site.node.request_segments("after the copy", &["ipv4"]).await;
     let uses = held(&site.node).await;
     let config = site.program.path("c.toml").to_str().unwrap().to_owned();
     let restored = ["restored", "--config", config.as_str()];

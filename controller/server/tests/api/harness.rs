@@ -220,7 +220,7 @@ impl Node {
         self.connect().await.unwrap().ask(method, &path, body).await
     }
 
-    pub(crate) async fn apply(&self, request_id: &str, families: &[&str]) -> HttpResponse {
+    pub(crate) async fn request_segments(&self, request_id: &str, families: &[&str]) -> HttpResponse {
         self.ask(Method::POST, "/segments", Some(json!({"request_id": request_id, "families": families}))).await
     }
 

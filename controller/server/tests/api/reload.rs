@@ -46,12 +46,12 @@ async fn a_range_that_is_added_is_granted_from_and_told_to_nodes_at_once() {
     let site = Site::start().await;
     let mut stream = site.node.watch().await;
     assert_eq!(stream.view().await.cluster_ranges.len(), 1);
-    assert_eq!(site.node.apply("r-1", &["ipv4"]).await.0, 409, "the range is full");
+    assert_eq!(site.node.request_segments("r-1", &["ipv4"]).await.0, 409, "the range is full");
     let output = site.reload("", "\"10.77.0.0/26\", \"10.78.0.0/24\"");
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), "in force, and changed: segments.cluster_ranges\n");
     assert_eq!(stream.view().await.cluster_ranges.len(), 2);
-    let (status, body) = site.node.apply("r-2", &["ipv4"]).await;
+    let (status, body) = site.node.request_segments("r-2", &["ipv4"]).await;
     assert_eq!((status, body["segments"][0].as_str()), (200, Some("10.78.0.0/26")));
 }
 

@@ -181,7 +181,7 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
 
     let path = "/v1/nodes/edge-1/segments";
     assert_eq!(open.ask(Method::GET, path, None).await.0, 200, "a node goes on");
-    assert_eq!(node.apply("r", &["ipv4"]).await.0, 200, "and comes back");
+    assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 200, "and comes back");
     Node::join(door.address, door.ca.clone(), &later, "edge-2").await;
 
     // Until all HTTP/1.1 connections are refused for their size or slowness, or displaced.
@@ -444,10 +444,10 @@ async fn the_log_is_lines_with_addresses_and_without_what_strangers_send() {
     let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "p".repeat(6000));
     head_of_answer(&mut stranger, &long).await;
     let evil = "ipv4`\nINFO forged: \u{1b}[2J\u{202e}";
-    let refused = node.apply("r", &[evil]).await;
+    let refused = node.request_segments("r", &[evil]).await;
     assert!(refused.0 == 422 && detail(&refused).contains("forged"), "{refused:?}");
     let id = "r\nINFO forged";
-    assert_eq!(node.apply(id, &["ipv4"]).await.0, 200);
+    assert_eq!(node.request_segments(id, &["ipv4"]).await.0, 200);
     program.stop();
     let log = program.log();
     assert!(!log.to_lowercase().contains("marker"), "{log}");

@@ -41,7 +41,7 @@ async fn labels_join_and_part_nodes_by_pushed_views() {
     assert!(second.version > first.version);
     let (_, communities) = cloud.operator(Method::GET, "/v1/communities", None).await;
     assert_eq!(communities[0]["members"], serde_json::json!(["a", "b"]));
-    assert_eq!(b.apply("r", &["ipv4"]).await.0, 200);
+    assert_eq!(b.request_segments("r", &["ipv4"]).await.0, 200);
     assert_eq!(stream.view().await.peers[0].segments.len(), 3, "a grant is told to the community");
     cloud.label("b", None).await;
     assert!(peers(&stream.view().await).is_empty());

@@ -41,7 +41,7 @@ macro_rules! all {
             revisions_only_rise_also_when_opened_again,
             revisions_begin_above_those_of_another_store,
             many_who_apply_at_once_get_segments_of_their_own,
-            a_repeated_application_gets_the_same_segment,
+            a_repeated_segment_request_gets_the_same_segment,
             a_clock_that_is_set_ahead_ends_no_quarantine,
             a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_from_ending,
             the_cluster_is_noted_with_the_rows,
@@ -245,16 +245,18 @@ impl Grants {
     }
 
     /// One segment of each family, as `POST /v1/nodes/{node}/segments` gives them.
-    pub(crate) async fn apply(&self, node: &str, request: &str) -> Vec<IpNetwork> {
-        self.try_apply(node, request).await.unwrap_or_else(|error| panic!("{node} {request}: {error}"))
+    pub(crate) async fn request_segments(&self, node: &str, request: &str) -> Vec<IpNetwork> {
+        self.try_request_segments(node, request).await.unwrap_or_else(|error| panic!("{node} {request}: {error}"))
     }
 
-    pub(crate) async fn try_apply(&self, node: &str, request: &str) -> Result<Vec<IpNetwork>, ApiError> {
+    pub(crate) async fn try_request_segments(&self, node: &str, request: &str) -> Result<Vec<IpNetwork>, ApiError> {
         let (node, request, policy) = (name(node), request.to_owned(), self.policy.clone());
         let now = self.registry.clock.now();
         let families = [Family::V4, Family::V6];
         self.registry
-            .change(move |state| state.application(&policy, &node, &families, &request, now).map_err(ApiError::from))
+            .change(move |state| {
+                state.plan_segment_request(&policy, &node, &families, &request, now).map_err(ApiError::from)
+            })
             .await
     }
 
@@ -288,21 +290,21 @@ pub(crate) async fn many_who_apply_at_once_get_segments_of_their_own(place: &dyn
     let grants = Grants::start(place.open().await).await;
     let nodes: Vec<String> = (0..20).map(|n| format!("n{n}")).collect();
     join_all(nodes.iter().map(|node| grants.register(node))).await;
-    let granted: Vec<IpNetwork> = join_all(nodes.iter().map(|node| grants.apply(node, "r"))).await.concat();
+    let granted: Vec<IpNetwork> = join_all(nodes.iter().map(|node| grants.request_segments(node, "r"))).await.concat();
     assert_eq!(granted.len(), 40);
     assert_disjoint(&granted);
     let again = Grants::start(place.open().await).await;
     assert_eq!(again.held().await, grants.held().await);
 }
 
-pub(crate) async fn a_repeated_application_gets_the_same_segment(place: &dyn Place) {
+pub(crate) async fn a_repeated_segment_request_gets_the_same_segment(place: &dyn Place) {
     let grants = Grants::start(place.open().await).await;
     grants.register("a").await;
-    let first = grants.apply("a", "r1").await;
-    assert_eq!(grants.apply("a", "r1").await, first);
-    assert_disjoint(&[first.clone(), grants.apply("a", "r2").await].concat());
+    let first = grants.request_segments("a", "r1").await;
+    assert_eq!(grants.request_segments("a", "r1").await, first);
+    assert_disjoint(&[first.clone(), grants.request_segments("a", "r2").await].concat());
     let grants = Grants::start(place.open().await).await;
-    assert_eq!(grants.apply("a", "r1").await, first);
+    assert_eq!(grants.request_segments("a", "r1").await, first);
 }
 
 /// Two nodes hold all segments. The first one leaves.
@@ -314,7 +316,7 @@ async fn one_of_two_has_left(place: &dyn Place) -> Grants {
         grants.register(node).await;
     }
     for node in ["a", "b"] {
-        grants.apply(node, "r").await;
+        grants.request_segments(node, "r").await;
     }
     grants.deregister("a").await;
     grants
@@ -324,11 +326,11 @@ pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(place: &dyn Pla
     let grants = one_of_two_has_left(place).await;
     let clock = &grants.registry.clock;
     clock.step(3 * 24 * 3600);
-    grants.try_apply("c", "r").await.expect_err("no peer has had the time to forget who held it");
+    grants.try_request_segments("c", "r").await.expect_err("no peer has had the time to forget who held it");
     clock.advance(98);
-    grants.try_apply("c", "r").await.expect_err("not yet");
+    grants.try_request_segments("c", "r").await.expect_err("not yet");
     clock.advance(2);
-    assert_eq!(grants.apply("c", "r").await, [network("10.77.0.0/28"), network("fd77::/124")]);
+    assert_eq!(grants.request_segments("c", "r").await, [network("10.77.0.0/28"), network("fd77::/124")]);
     // A replica that starts now knows only its clock, and takes nothing from nodes that hold
     // segments.
     let held = grants.held().await;
@@ -336,7 +338,7 @@ pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(place: &dyn Pla
     let mut grants = Grants::start(place.open().await).await;
     grants.policy.ranges = vec![network("10.77.0.0/27"), network("fd77::/123")];
     assert_eq!(grants.held().await, held);
-    grants.try_apply("c", "r2").await.expect_err("all is held");
+    grants.try_request_segments("c", "r2").await.expect_err("all is held");
 }
 
 pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_from_ending(place: &dyn Place) {
@@ -346,10 +348,10 @@ pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_f
     clock.step(-5 * 3600);
     assert!(clock.now() >= before);
     clock.advance(98);
-    grants.try_apply("c", "r").await.expect_err("not yet");
+    grants.try_request_segments("c", "r").await.expect_err("not yet");
     // It may take longer than configured, but not until the clock has caught up.
     clock.advance(102);
-    grants.apply("c", "r").await;
+    grants.request_segments("c", "r").await;
 }
 
 pub(crate) async fn the_cluster_is_noted_with_the_rows(place: &dyn Place) {
@@ -377,9 +379,9 @@ async fn imported(place: &dyn Place) -> Grants {
     Grants::start(place.open().await).await
 }
 
-/// The edges that a refused application waits for.
+/// The edges that a refused segment request waits for.
 async fn waits_for(grants: &Grants, request: &str) -> Vec<String> {
-    match grants.try_apply("a", request).await {
+    match grants.try_request_segments("a", request).await {
         Err(ApiError::Segment(SegmentError::Withheld(withheld))) => withheld.named,
         other => panic!("expected that the grant waits, got {other:?}"),
     }
@@ -400,7 +402,7 @@ pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_repo
         let grants = Grants::start(place.open().await).await;
         match missing {
             Some(missing) => assert_eq!(waits_for(&grants, "r1").await, [missing]),
-            None => assert_eq!(grants.apply("a", "r1").await.len(), 2),
+            None => assert_eq!(grants.request_segments("a", "r1").await.len(), 2),
         }
     }
 }
@@ -414,7 +416,7 @@ pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_repor
     grants.registry.clock.advance(590);
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
     grants.registry.clock.advance(10);
-    assert_eq!(grants.apply("a", "r1").await.len(), 2);
+    assert_eq!(grants.request_segments("a", "r1").await.len(), 2);
 }
 
 pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate(place: &dyn Place) {
@@ -427,7 +429,7 @@ pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_cer
     let record = NodeRecord { certificates: vec![certificate], ..edge("a") };
     grants.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     grants.register("b").await;
-    let all = grants.apply("a", "r").await;
+    let all = grants.request_segments("a", "r").await;
     grants
         .registry
         .change(move |state| {
@@ -436,15 +438,15 @@ pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_cer
         .await
         .unwrap();
     grants.registry.clock.advance(4000);
-    grants.try_apply("b", "r").await.expect_err("it may use them");
+    grants.try_request_segments("b", "r").await.expect_err("it may use them");
     // The same holds for a replica that starts now.
     let (policy, clock) = (grants.policy.clone(), grants.registry.clock.clone());
     drop(grants);
     let mut grants = Grants::start(place.open().await).await;
     (grants.policy, grants.registry.clock) = (policy, clock);
-    grants.try_apply("b", "r").await.expect_err("it may use them");
+    grants.try_request_segments("b", "r").await.expect_err("it may use them");
     grants.registry.clock.advance(1001);
-    assert_eq!(grants.apply("b", "r").await, all);
+    assert_eq!(grants.request_segments("b", "r").await, all);
 }
 
 pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(place: &dyn Place) {
@@ -456,7 +458,7 @@ pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(pl
     let record = NodeRecord { certificates: vec![certificate], ..edge("a") };
     grants.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     grants.register("b").await;
-    let all = grants.apply("a", "r").await;
+    let all = grants.request_segments("a", "r").await;
     grants
         .registry
         .change(move |state| {
@@ -464,13 +466,13 @@ pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(pl
         })
         .await
         .unwrap();
-    grants.try_apply("b", "r").await.expect_err("it may use them");
+    grants.try_request_segments("b", "r").await.expect_err("it may use them");
     grants
         .registry
         .change(move |state| Ok::<_, StoreError>(((), state.end_keeping_segments(&name("a"), now).unwrap().1)))
         .await
         .unwrap();
-    assert_eq!(grants.apply("b", "r").await, all);
+    assert_eq!(grants.request_segments("b", "r").await, all);
     assert!(
         grants.registry.read().await.state().end_keeping_segments(&name("a"), now).is_none(),
         "nothing is kept any more"

@@ -84,7 +84,7 @@ fn definitions() {
         let replicas = [cluster.replica().await, cluster.replica().await];
         for node in ["a", "b"] {
             replicas[0].register(node).await;
-            replicas[0].apply(node, "r").await;
+            replicas[0].request_segments(node, "r").await;
         }
         PLANE
             .apply_text(
@@ -109,7 +109,7 @@ fn definitions() {
             .unwrap();
         let told = until("it to be told", async || cluster.obstacles.all().filter(|told| told.contains("(CRD)"))).await;
         assert!(told.contains("kubectl apply -f deploy/crds"), "{told}");
-        let error = replicas[0].try_apply("a", "later").await.unwrap_err().to_string();
+        let error = replicas[0].try_request_segments("a", "later").await.unwrap_err().to_string();
         assert!(error.contains("edge-cni.io"), "{error}");
         for replica in &replicas {
             registered(replica, 2).await;
@@ -125,7 +125,7 @@ fn definitions() {
         }
         // The next node gets a free segment, and a replica that starts now knows all.
         replicas[1].register("c").await;
-        let granted = replicas[1].apply("c", "r").await;
+        let granted = replicas[1].request_segments("c", "r").await;
         assert!(granted.iter().all(|network| !before.contains_key(network)), "{granted:?} of {before:?}");
         let all: Vec<IpNetwork> = before.keys().copied().chain(granted).collect();
         assert_disjoint(&all);
@@ -151,7 +151,7 @@ fn terminating() {
         let cluster = clean().await;
         let replica = cluster.replica().await;
         replica.register("a").await;
-        replica.apply("a", "r").await;
+        replica.request_segments("a", "r").await;
         let before = known(&replica).await;
         const SEGMENTS: &str = "segments.edge-cni.io";
         // A finalizer keeps the definition in deletion as long as the test wants.
@@ -167,7 +167,7 @@ fn terminating() {
         assert!(told.contains("being deleted"), "{told}");
         registered(&replica, 1).await;
         assert_eq!(known(&replica).await, before);
-        replica.try_apply("a", "later").await.unwrap_err();
+        replica.try_request_segments("a", "later").await.unwrap_err();
         api.patch(SEGMENTS, &PatchParams::default(), &finalizers(json!([]))).await.unwrap();
         until("it to be gone", async || definition(SEGMENTS).await.1.is_none().then_some(())).await;
         assert_eq!(known(&replica).await, before);
@@ -202,7 +202,7 @@ fn held() {
         let cluster = clean().await;
         let replicas = [cluster.replica_with_events().await, cluster.replica_with_events().await];
         replicas[0].register("a").await;
-        let granted = replicas[0].apply("a", "r").await;
+        let granted = replicas[0].request_segments("a", "r").await;
         until("the segments to be known", async || (known(&replicas[1]).await.len() == 2).then_some(())).await;
         let object = object_name(&granted[0]);
         let uid = cluster.segments().get(&object).await.unwrap().metadata.uid;
@@ -220,13 +220,13 @@ fn held() {
         PLANE.kubectl(&["delete", "segments", "--all"]).unwrap();
         until("all to come back", async || (kept(&cluster).await == known(&replicas[0]).await).then_some(())).await;
         replicas[1].register("b").await;
-        let others = replicas[1].apply("b", "r").await;
+        let others = replicas[1].request_segments("b", "r").await;
         assert!(others.iter().all(|network| !granted.contains(network)), "{others:?}");
         // When its node is deregistered, its quarantine is kept, too.
         replicas[0].deregister("a").await;
         PLANE.kubectl(&["delete", "segment", &object]).unwrap();
         until("it to come back", async || cluster.segments().get_opt(&object).await.unwrap().map(drop)).await;
-        let others = replicas[1].apply("b", "r2").await;
+        let others = replicas[1].request_segments("b", "r2").await;
         assert!(others.iter().all(|network| !granted.contains(network)), "{others:?}");
     });
 }
@@ -237,7 +237,7 @@ fn all_edge_nodes() {
         let replicas = [cluster.replica_with_events().await, cluster.replica_with_events().await];
         for node in ["a", "b", "c"] {
             replicas[0].register(node).await;
-            replicas[0].apply(node, "r").await;
+            replicas[0].request_segments(node, "r").await;
         }
         let before = known(&replicas[0]).await;
         until("all to be known", async || (known(&replicas[1]).await == before).then_some(())).await;
@@ -284,7 +284,7 @@ fn served() {
         assert_eq!(health(&cloud, "/healthz").await.0, 200);
         let again = node.watch().await.view().await;
         assert_eq!((again.segments, again.peers), (view.segments.clone(), view.peers.clone()));
-        assert_eq!(node.apply("r", &["ipv4"]).await.0, 503);
+        assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 503);
         install(&PLANE);
         until("it to be ready again", async || (health(&cloud, "/readyz").await.0 == 200).then_some(())).await;
         assert_eq!(node.watch().await.view().await.segments, view.segments);
@@ -339,7 +339,7 @@ fn older() {
             .change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())])))
             .await
             .unwrap();
-        let segments = replica.apply("a", "r").await;
+        let segments = replica.request_segments("a", "r").await;
         assert_eq!(cluster.obstacles.everything(), None);
 
         install_older();
@@ -363,7 +363,7 @@ fn older() {
         registered(&replica, 1).await;
         // Changes that lose nothing are written, and a replica that starts now reports the same at
         // once.
-        let more = replica.apply("a", "r2").await;
+        let more = replica.request_segments("a", "r2").await;
         let cloud = controller(&cluster).await;
         let (status, text) = health(&cloud, "/readyz").await;
         assert!(status == 200 && text.contains("[!]kubernetes: ") && text.contains("spec.keptUntil"), "{text}");
@@ -423,7 +423,7 @@ fn returned() {
         let cloud = controller(&cluster).await;
         PLANE.apply_text("apiVersion: v1\nkind: Node\nmetadata: {name: edge-1}\n").unwrap();
         let node = cloud.node("edge", "edge-1").await;
-        node.apply("r", &["ipv4"]).await;
+        node.request_segments("r", &["ipv4"]).await;
         let held = node.watch().await.view().await.segments;
         until("its Node to be known", async || cluster.edge_nodes().get("edge-1").await.unwrap().spec.node_object)
             .await;

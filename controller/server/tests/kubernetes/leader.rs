@@ -148,7 +148,7 @@ fn orphans() {
         let cluster = clean().await;
         let replica = cluster.replica().await;
         replica.register("a").await;
-        let kept = replica.apply("a", "r").await;
+        let kept = replica.request_segments("a", "r").await;
         // The remainder of a replica that dies before it has registered the node, or before it has
         // released the segments of a deregistered one.
         let (other, ..) = loaded(&cluster).await;

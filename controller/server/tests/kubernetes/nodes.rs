@@ -152,7 +152,7 @@ fn deleted() {
         }
         // A node without a Node object does not depend on Kubernetes.
         replicas[0].register("plain").await;
-        replicas[0].apply("a", "r").await;
+        replicas[0].request_segments("a", "r").await;
         PLANE.kubectl(&["delete", "node", "a"]).unwrap();
         for replica in &replicas {
             gone(replica, "a").await;
@@ -392,7 +392,7 @@ fn same_machine() {
         let _watching = cluster.watch_nodes(&replica);
         for node in ["a", "b"] {
             on_machine(&replica, node, &format!("machine-{node}"), 3600).await;
-            replica.apply(node, "r").await;
+            replica.request_segments(node, "r").await;
         }
         let first = seen(&replica, "a").await;
         let remade = |node: &str, id: &str| {
@@ -480,7 +480,7 @@ fn kept() {
         let end = on_machine(&replica, "a", "m", 3600).await;
         make("b", "");
         replica.register("b").await;
-        let granted = replica.apply("a", "r").await;
+        let granted = replica.request_segments("a", "r").await;
         PLANE.kubectl(&["delete", "node", "a"]).unwrap();
         gone(&replica, "a").await;
         {
@@ -490,12 +490,12 @@ fn kept() {
             }
         }
         // Its certificate is refused; its pods may still run.
-        let others = replica.apply("b", "r").await;
+        let others = replica.request_segments("b", "r").await;
         assert!(others.iter().all(|network| !granted.contains(network)), "{others:?}");
         // A node that the operator deregisters has no pods.
         replica.deregister("b").await;
         replica.register("c").await;
-        assert_eq!(replica.apply("c", "r").await, others);
+        assert_eq!(replica.request_segments("c", "r").await, others);
     });
 }
 

@@ -44,7 +44,7 @@ fn shown() {
         let cluster = clean().await;
         let replica = cluster.replica().await;
         replica.register("edge-1").await;
-        let granted = replica.apply("edge-1", "r").await;
+        let granted = replica.request_segments("edge-1", "r").await;
         let segments = PLANE.kubectl(&["get", "segments"]).unwrap();
         for part in ["NETWORK", "NODE", "STATE", "edge-1", "held", &granted[0].to_string(), &granted[1].to_string()] {
             assert!(segments.contains(part), "{part} in {segments}");
@@ -147,7 +147,7 @@ fn deleted() {
         let cluster = clean().await;
         let replica = cluster.replica().await;
         replica.register("a").await;
-        let granted = replica.apply("a", "r").await;
+        let granted = replica.request_segments("a", "r").await;
         let (lead, leading) = watch::channel(true);
         let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
@@ -173,7 +173,7 @@ fn unreadable() {
         let cluster = clean().await;
         let replica = cluster.replica().await;
         replica.register("a").await;
-        let granted = replica.apply("a", "r1").await;
+        let granted = replica.request_segments("a", "r1").await;
         // Objects that fit the schema and are not valid records.
         let odd = |kind: &str, name: &str, patch: &str| {
             PLANE.kubectl(&["patch", kind, name, "--type=merge", "--patch", patch]).unwrap();
@@ -202,7 +202,7 @@ fn unreadable() {
             assert!(view.state().node(&name("a")).is_some());
             assert_eq!(view.state().ledger().held_by(&name("a")).len(), 2);
         }
-        let more = replica.apply("a", "r2").await;
+        let more = replica.request_segments("a", "r2").await;
         assert!(!more.contains(&granted[0]) && !more.contains(&network("10.77.0.16/28")), "{more:?}");
         // After a restart its last readable state is not known. Its addresses are still not
         // granted.
@@ -263,7 +263,7 @@ fn moved() {
         let (granted, rows) = {
             let grants = Grants::start(Arc::new(Embedded::open(folders[0].path()).unwrap())).await;
             grants.register("a").await;
-            let granted = grants.apply("a", "r").await;
+            let granted = grants.request_segments("a", "r").await;
             let backup = tempfile::tempdir().unwrap();
             std::fs::copy(folders[0].path().join(FILE), backup.path().join(FILE)).unwrap();
             let rows = Embedded::open(backup.path()).unwrap().load(mpsc::channel(1).0).await.unwrap();
@@ -280,7 +280,7 @@ fn moved() {
             .unwrap();
         assert_eq!(missing, 3);
         let replica = cluster.replica().await;
-        assert_eq!(replica.apply("a", "r").await, granted, "nobody is renumbered");
+        assert_eq!(replica.request_segments("a", "r").await, granted, "nobody is renumbered");
         assert!(replica.registry.read().await.revision() > before);
         let here = Ca::open(Box::new(SecretKeeper::new(&cluster.client, NAMESPACE)), None, now).await.unwrap();
         assert_eq!(here.current().active().id(), first);

@@ -27,7 +27,7 @@ async fn set_up(cluster: &crate::cluster::Cluster) -> Grants {
     for node in ["a", "b"] {
         replica.register(node).await;
     }
-    replica.apply("a", "r").await;
+    replica.request_segments("a", "r").await;
     replica
 }
 
@@ -54,14 +54,14 @@ fn away() {
         let cluster = clean().await;
         let replica = set_up(&cluster).await;
         PLANE.kill_api_server().unwrap();
-        let error = replica.try_apply("b", "r").await.unwrap_err().to_string();
+        let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("API server"), "{error}");
         everything_is_there(&replica).await;
         until("the outage to be told", async || cluster.obstacles.all()).await;
         PLANE.start_api_server().unwrap();
         community(&replica, "alpha").await;
         everything_is_there(&replica).await;
-        replica.apply("b", "r").await;
+        replica.request_segments("b", "r").await;
         until("nothing to stand in the way", async || cluster.obstacles.all().is_none().then_some(())).await;
     });
 }
@@ -98,7 +98,7 @@ fn compacted() {
         .await;
         assert_eq!(replica.registry.read().await.state().ledger().held_by(&name("a")).len(), 2);
         replica.register("b").await;
-        replica.apply("b", "r").await;
+        replica.request_segments("b", "r").await;
     });
 }
 
@@ -120,14 +120,14 @@ fn rights() {
         .await;
         assert!(told.contains("deploy/kubernetes/10-rbac.yaml"), "{told}");
         everything_is_there(&replica).await;
-        let error = replica.try_apply("b", "r").await.unwrap_err().to_string();
+        let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("10-rbac.yaml"), "{error}");
         let error =
             crate::behaviour::Place::open(&cluster).await.load(tokio::sync::mpsc::channel(1).0).await.unwrap_err();
         assert!(error.to_string().contains("10-rbac.yaml"), "{error}");
         controller("fragile");
         community(&replica, "alpha").await;
-        replica.apply("b", "r").await;
+        replica.request_segments("b", "r").await;
         let (_, snapshot, _) = loaded(&owner).await;
         assert_eq!(snapshot.segments.len(), 4);
     });
@@ -166,9 +166,9 @@ fn storm() {
                         let replica = &replicas[(n + attempt) % 3];
                         // A request with an unknown outcome may have been granted.
                         let outcome = match attempt {
-                            0 => replica.try_apply(node, &request).await,
+                            0 => replica.try_request_segments(node, &request).await,
                             _ => match replica.registry.reload_segments().await {
-                                Ok(()) => replica.try_apply(node, &request).await,
+                                Ok(()) => replica.try_request_segments(node, &request).await,
                                 Err(error) => Err(error.into()),
                             },
                         };

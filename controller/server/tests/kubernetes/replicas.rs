@@ -37,13 +37,13 @@ fn fast() {
         fast.registry.clock.step(3 * 24 * 3600);
         one.register("a").await;
         one.register("b").await;
-        one.apply("a", "r").await;
+        one.request_segments("a", "r").await;
         until("the other to know them", async || (fast.held().await.len() == 2).then_some(())).await;
         one.deregister("a").await;
         until("the other to know of the release", async || fast.held().await.is_empty().then_some(())).await;
-        fast.try_apply("b", "r").await.expect_err("by its clock that was days ago");
+        fast.try_request_segments("b", "r").await.expect_err("by its clock that was days ago");
         fast.registry.clock.advance(100);
-        fast.apply("b", "r").await;
+        fast.request_segments("b", "r").await;
     });
 }
 
@@ -63,7 +63,7 @@ fn three() {
             };
             join_all((0..3).map(known)).await;
             let request = format!("round {round}");
-            let asked = nodes.iter().enumerate().map(|(n, node)| replicas[n % 3].apply(node, &request));
+            let asked = nodes.iter().enumerate().map(|(n, node)| replicas[n % 3].request_segments(node, &request));
             granted.extend(join_all(asked).await.concat());
         }
         assert_eq!(granted.len(), 15 * 2 * 3);
@@ -92,7 +92,7 @@ fn told() {
             .await;
         let mut changes = other.registry.read().await.watch(&name("a")).unwrap();
         let before = *changes.borrow_and_update();
-        let granted = one.apply("a", "r").await;
+        let granted = one.request_segments("a", "r").await;
         changes.changed().await.unwrap();
         until("the other to know the segments", async || (other.held().await.len() == granted.len()).then_some(()))
             .await;
@@ -142,17 +142,17 @@ fn repeated() {
         let cluster = clean().await;
         let (one, other) = (cluster.replica().await, cluster.replica().await);
         one.register("a").await;
-        let first = one.apply("a", "r").await;
+        let first = one.request_segments("a", "r").await;
         let revision = one.registry.read().await.revision();
         other.registry.catch_up(revision).await.unwrap();
-        assert_eq!(other.apply("a", "r").await, first);
+        assert_eq!(other.request_segments("a", "r").await, first);
         // A replica that dies between two claims leaves half of the request, as if one object had
         // been deleted.
         let object = edge_controller_kubernetes::resources::object_name(&first[1]);
         PLANE.kubectl(&["annotate", "segment", &object, "edge-cni.io/deleting=test"]).unwrap();
         PLANE.kubectl(&["delete", "segment", &object]).unwrap();
         until("the other half to be gone", async || (other.held().await.len() == 1).then_some(())).await;
-        let again = other.apply("a", "r").await;
+        let again = other.request_segments("a", "r").await;
         assert!(again.len() == 2 && again.contains(&first[0]), "{again:?}");
     });
 }
@@ -185,14 +185,14 @@ fn sizes() {
         let large = Cluster { sizes: SegmentPrefix { v4: 26, v6: 120 }, ..as_user(PLANE.kubeconfig()).await };
         let first = small.replica().await;
         first.register("a").await;
-        let mut granted = first.apply("a", "r1").await;
+        let mut granted = first.request_segments("a", "r1").await;
         let second = large.replica().await;
         second.register("b").await;
-        // Both apply at once, repeatedly. One of them only gets refusals.
+        // Both request segments at once, repeatedly. One of them only gets refusals.
         for round in 0..20 {
             let (request, more) = (format!("r{round}"), format!("more {round}"));
-            let refused = first.try_apply("a", &more);
-            let (refused, got) = tokio::join!(refused, second.apply("b", &request));
+            let refused = first.try_request_segments("a", &more);
+            let (refused, got) = tokio::join!(refused, second.request_segments("b", &request));
             let error = refused.unwrap_err().to_string();
             assert!(error.contains("segments of /26 and /120 are in force"), "{error}");
             granted.extend(got);
@@ -214,7 +214,7 @@ fn aside() {
         let other = Cluster { sizes: SegmentPrefix { v4: 26, v6: 120 }, ..as_user(PLANE.kubeconfig()).await };
         let replica = cluster.replica().await;
         replica.register("a").await;
-        let granted = replica.apply("a", "r1").await;
+        let granted = replica.request_segments("a", "r1").await;
         let before = cluster.segments().list(&ListParams::default()).await.unwrap();
         let read = other.store().read().await.unwrap();
         assert_eq!((read.nodes.len(), read.segments.len()), (1, granted.len()));
@@ -225,7 +225,7 @@ fn aside() {
         assert!(matches!(refused, ImportError::NotEmpty(_)), "{refused}");
         let after = cluster.segments().list(&ListParams::default()).await.unwrap();
         assert_eq!(after.items.len(), before.items.len());
-        replica.apply("a", "r2").await;
+        replica.request_segments("a", "r2").await;
     });
 }
 
@@ -247,7 +247,7 @@ fn later() {
             assert!(error.contains("layout \"2\"") && error.contains("this release writes 1"), "{error}");
         }
         // A replica that has been running since before does not grant or write either.
-        let error = replica.try_apply("a", "r").await.unwrap_err().to_string();
+        let error = replica.try_request_segments("a", "r").await.unwrap_err().to_string();
         assert!(error.contains("layout"), "{error}");
         let error = replica
             .registry
@@ -256,6 +256,6 @@ fn later() {
             .unwrap_err();
         assert!(error.to_string().contains("layout"), "{error}");
         layout(1);
-        replica.apply("a", "r").await;
+        replica.request_segments("a", "r").await;
     });
 }

@@ -69,7 +69,7 @@ fn picture() {
         while stream.view().await.communities.len() != 2 {}
         let report = json!({"addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": 3, "wanted": 4}});
         assert_eq!(node.ask(Method::PUT, "", Some(report)).await.0, 204);
-        assert_eq!(node.apply("r", &["ipv4"]).await.0, 200);
+        assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 200);
         let object = status(&cluster, "edge-1", "all of it to be shown", |object| {
             object.status.as_ref().is_some_and(|status| {
                 status.connected_since.is_some()
@@ -217,7 +217,7 @@ fn two() {
         let cluster = clean().await;
         let one = controller(&cluster).await;
         let mut node = one.node("edge", "edge-1").await;
-        let (_, first) = node.apply("r", &["ipv4", "ipv6"]).await;
+        let (_, first) = node.request_segments("r", &["ipv4", "ipv6"]).await;
         let other = controller(&cluster).await;
         let stream = node.watch().await;
         let of_one = status(&cluster, "edge-1", "the first to show it", |object| {
@@ -225,11 +225,11 @@ fn two() {
         })
         .await;
         let replica = of_one.status.unwrap().replica;
-        // The other replica serves the node in its present state, and the application that the
+        // The other replica serves the node in its present state, and the segment request that the
         // first one answered.
         node.move_to(&other);
         let stream_of_other = node.watch().await;
-        let (code, again) = node.apply("r", &["ipv4", "ipv6"]).await;
+        let (code, again) = node.request_segments("r", &["ipv4", "ipv6"]).await;
         assert_eq!((code, again), (200, first));
         drop(stream);
         one.server.stop().await;
@@ -361,7 +361,7 @@ fn all_or_none() {
         commit(&other, vec![Change::GrantSegment(half)]).await.unwrap();
         let count = async || node.ask(Method::GET, "/segments", None).await.1["segments"].as_array().unwrap().len();
         until("the half to be known", async || (count().await == 3).then_some(())).await;
-        assert_eq!(kind(&node.apply("r", &["ipv4", "ipv6"]).await), (409, "range-exhausted"));
+        assert_eq!(kind(&node.request_segments("r", &["ipv4", "ipv6"]).await), (409, "range-exhausted"));
         assert_eq!(count().await, 2, "what was refused holds nothing");
         cloud.server.stop().await;
     });

@@ -32,9 +32,9 @@ pub(super) struct Member<'a> {
 /// A node while it is registered.
 struct Registered {
     node: Node,
-    /// The segments of each answered application.
+    /// The segments of each answered segment request.
     answered: BTreeMap<String, Vec<IpNetwork>>,
-    applications: u32,
+    segment_requests: u32,
 }
 
 impl<'a> Member<'a> {
@@ -50,7 +50,7 @@ impl<'a> Member<'a> {
                 (true, 0..45) => {
                     let families = FAMILIES.iter().copied().filter(|_| self.dice.percent(60)).collect::<Vec<_>>();
                     let families = if families.is_empty() { vec!["ipv4"] } else { families };
-                    self.apply(&families).await;
+                    self.request_segments(&families).await;
                 }
                 (true, 45..65) => self.repeat().await,
                 (true, 65..82) => self.look().await,
@@ -111,7 +111,7 @@ impl<'a> Member<'a> {
         if unsure {
             self.world.model.count("joins repeated");
         }
-        self.registered = Some(Registered { node, answered: BTreeMap::new(), applications: 0 });
+        self.registered = Some(Registered { node, answered: BTreeMap::new(), segment_requests: 0 });
         let held = match self.world.ground.given(&self.name, since).await {
             Some(given) => given,
             None => self.list().await,
@@ -163,11 +163,12 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Applies, and repeats the application until it is answered. `None` if no segment is left.
-    async fn apply(&mut self, families: &[&str]) -> Option<Vec<IpNetwork>> {
+    /// Requests a segment, and repeats the request until it is answered. `None` if no segment is
+    /// left.
+    async fn request_segments(&mut self, families: &[&str]) -> Option<Vec<IpNetwork>> {
         let registered = self.registered.as_mut().unwrap();
-        registered.applications += 1;
-        let request = format!("{}-{}-{}", self.name, self.life, registered.applications);
+        registered.segment_requests += 1;
+        let request = format!("{}-{}-{}", self.name, self.life, registered.segment_requests);
         let granted = self.until_granted(&request, families, false).await?;
         let of = |v4: bool| granted.iter().filter(|network| network.is_ipv4() == v4).count();
         let wanted = |family| usize::from(families.contains(&family));
@@ -186,7 +187,7 @@ impl<'a> Member<'a> {
             match &answer {
                 Ok((200, body)) => {
                     if unsure {
-                        self.world.model.count("applications repeated");
+                        self.world.model.count("segment requests repeated");
                     }
                     return Some(networks(body));
                 }
@@ -206,16 +207,16 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Repeats an answered application.
+    /// Repeats an answered segment request.
     async fn repeat(&mut self) {
-        let answered: Vec<_> = self.applications();
+        let answered: Vec<_> = self.segment_requests();
         if !answered.is_empty() {
             let (request, granted) = answered[self.dice.below(answered.len())].clone();
             self.repeat_this(&request, &granted).await;
         }
     }
 
-    fn applications(&self) -> Vec<(String, Vec<IpNetwork>)> {
+    fn segment_requests(&self) -> Vec<(String, Vec<IpNetwork>)> {
         let answered = self.registered.iter().flat_map(|registered| &registered.answered);
         answered.filter(|(request, _)| *request != JOIN).map(|(id, granted)| (id.clone(), granted.clone())).collect()
     }
@@ -246,10 +247,10 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// After the history: repeats all its applications and compares.
+    /// After the history: repeats all its segment requests and compares.
     pub(super) async fn settle(&mut self) {
         if self.registered.is_some() {
-            for (request, granted) in self.applications() {
+            for (request, granted) in self.segment_requests() {
                 self.repeat_this(&request, &granted).await;
             }
             self.look().await;
@@ -332,7 +333,7 @@ impl<'a> Member<'a> {
         }
         for (family, v4) in [("ipv4", true), ("ipv6", false)] {
             loop {
-                while self.apply(&[family]).await.is_some() {}
+                while self.request_segments(&[family]).await.is_some() {}
                 let held = self.list().await.into_iter().filter(|network| network.is_ipv4() == v4).count();
                 if held == CAPACITY {
                     break;
