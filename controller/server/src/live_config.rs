@@ -6,7 +6,7 @@ use edge_controller_domain::ca::Ca;
 use edge_controller_domain::networks::ClusterNetworks;
 use edge_controller_domain::reachability::{self, PreviousNetworks};
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::{Ledger, Policy, Row, contains};
+use edge_controller_domain::segments::{Ledger, Row, SegmentPolicy, contains};
 use edge_controller_domain::state::State;
 use edge_controller_domain::store::StoreError;
 use edge_controller_domain::views::ViewBuilder;
@@ -22,7 +22,7 @@ pub struct ConfigInForce {
     /// The configuration.
     pub config: Config,
     /// How segments are cut.
-    pub policy: Policy,
+    pub policy: SegmentPolicy,
     /// Networks that nodes reach through tunnels.
     pub networks: ClusterNetworks,
     /// Computes views.

@@ -3,13 +3,13 @@
 use edge_types::api::{Family, SegmentState};
 
 use super::ledger::{Ledger, Row};
-use super::policy::Policy;
+use super::policy::SegmentPolicy;
 use super::range::{bounds, size};
 use crate::clock::Seconds;
 
 /// How many segments of a family can be granted now: those that overlap nothing that is held, in
 /// quarantine or reserved.
-pub fn free_segments(ledger: &Ledger, policy: &Policy, family: Family, now: Seconds) -> u128 {
+pub fn free_segments(ledger: &Ledger, policy: &SegmentPolicy, family: Family, now: Seconds) -> u128 {
     let step = size(family, policy.prefix(family));
     let taken = ledger.rows().filter(|row| !ledger.is_free(row, policy, now)).map(|row| &row.network);
     let mut blocked: Vec<(u128, u128)> = taken
@@ -56,8 +56,8 @@ mod tests {
     use edge_types::view::SegmentPrefix;
     use proptest::prelude::*;
 
-    fn policy(prefix: u8) -> Policy {
-        Policy {
+    fn policy(prefix: u8) -> SegmentPolicy {
+        SegmentPolicy {
             ranges: vec!["10.77.0.0/24".parse().unwrap(), "10.78.0.0/26".parse().unwrap()],
             reserved: vec!["10.77.0.70/32".parse().unwrap(), "10.77.0.0/30".parse().unwrap()],
             prefix: SegmentPrefix { v4: prefix, v6: 120 },

@@ -4,7 +4,7 @@
 use edge_types::{IpNetwork, NodeName};
 
 use super::ledger::{Grant, Ledger, Row};
-use super::policy::Policy;
+use super::policy::SegmentPolicy;
 use super::range::overlap;
 use crate::clock::Seconds;
 
@@ -57,7 +57,7 @@ impl Ledger {
     /// a restore.
     pub fn check_claim(
         &self,
-        policy: &Policy,
+        policy: &SegmentPolicy,
         node: &NodeName,
         segment: &IpNetwork,
         chosen: &[Grant],
@@ -103,8 +103,8 @@ mod tests {
     use super::*;
     use edge_types::view::SegmentPrefix;
 
-    fn policy() -> Policy {
-        Policy {
+    fn policy() -> SegmentPolicy {
+        SegmentPolicy {
             ranges: vec!["10.77.0.0/24".parse().unwrap(), "fd77::/112".parse().unwrap()],
             reserved: vec!["10.77.0.240/28".parse().unwrap()],
             prefix: SegmentPrefix { v4: 28, v6: 124 },

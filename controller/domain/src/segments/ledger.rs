@@ -6,7 +6,7 @@ use edge_types::api::Family;
 use edge_types::{IpNetwork, NodeName};
 use serde::{Deserialize, Serialize};
 
-use super::policy::Policy;
+use super::policy::SegmentPolicy;
 use super::range::{AddressKey, bounds, network_at, size};
 use crate::clock::{Clock, Seconds, rfc3339};
 
@@ -165,7 +165,7 @@ impl Ledger {
     /// recorded yet. Changes no row, only where the next search begins.
     pub fn grant(
         &mut self,
-        policy: &Policy,
+        policy: &SegmentPolicy,
         family: Family,
         chosen: &[Grant],
         now: Seconds,
@@ -226,7 +226,7 @@ impl Ledger {
 
     /// Whether a segment can be granted: it is released, and its quarantine has passed by the wall
     /// clock and by the monotonic one.
-    pub(super) fn is_free(&self, row: &Row, policy: &Policy, now: Seconds) -> bool {
+    pub(super) fn is_free(&self, row: &Row, policy: &SegmentPolicy, now: Seconds) -> bool {
         let Some(released_at) = row.released_at else { return false };
         let seen = self.seen.get(&bounds(&row.network).0);
         let seen = seen.filter(|seen| (seen.granted_at, seen.released_at) == (row.granted_at, released_at));
@@ -258,7 +258,7 @@ impl Ledger {
     /// The first free segment between `from` and `last`. Each obstacle is skipped in one step.
     fn first_free(
         &self,
-        policy: &Policy,
+        policy: &SegmentPolicy,
         from: AddressKey,
         last: u128,
         chosen: &[Grant],
@@ -304,7 +304,7 @@ impl Ledger {
         self.overlapping(family, first, last)
     }
 
-    fn exhausted(&self, policy: &Policy, family: Family, now: Seconds) -> Exhausted {
+    fn exhausted(&self, policy: &SegmentPolicy, family: Family, now: Seconds) -> Exhausted {
         let mut holders: Vec<(usize, &NodeName)> = self
             .held
             .iter()
@@ -344,8 +344,8 @@ mod tests {
     use edge_types::view::SegmentPrefix;
     use proptest::prelude::*;
 
-    fn policy() -> Policy {
-        Policy {
+    fn policy() -> SegmentPolicy {
+        SegmentPolicy {
             ranges: vec!["10.77.0.0/24".parse().unwrap(), "fd77::/118".parse().unwrap()],
             reserved: vec!["10.77.0.70/32".parse().unwrap()],
             prefix: SegmentPrefix { v4: 27, v6: 120 },
@@ -356,7 +356,7 @@ mod tests {
 
     fn take(
         ledger: &mut Ledger,
-        policy: &Policy,
+        policy: &SegmentPolicy,
         node: &str,
         family: Family,
         now: i64,

@@ -1,6 +1,6 @@
 //! Segments: networks of the cluster's ranges that are granted to nodes and never overlap.
 //!
-//! - [`Policy`]: the operator's rules: ranges, sizes, how many a node may hold.
+//! - [`SegmentPolicy`]: the operator's rules: ranges, sizes, how many a node may hold.
 //! - [`Ledger`]: the row of every segment. Chooses the next grant; time and changes are arguments.
 //! - [`ClaimConflict`], [`ClaimConflicts`]: segments that nodes claim and do not hold.
 //! - [`Restored`], [`Withheld`]: grants wait after a restore.
@@ -22,6 +22,6 @@ pub use capacity::free_segments;
 pub use claims::ClaimConflict;
 pub use conflicts::ClaimConflicts;
 pub use ledger::{Exhausted, Grant, Holding, Ledger, Row};
-pub use policy::Policy;
+pub use policy::SegmentPolicy;
 pub use range::{contains, overlap};
 pub use restored::{Restored, Withheld};

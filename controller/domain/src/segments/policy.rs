@@ -8,7 +8,7 @@ use super::range::{contains, overlap};
 
 /// The rules for segments: ranges, prefix lengths and limits.
 #[derive(Debug, Clone)]
-pub struct Policy {
+pub struct SegmentPolicy {
     /// Ranges from which segments are cut, in order of preference.
     pub ranges: Vec<IpNetwork>,
     /// Parts of the ranges that are never granted.
@@ -27,7 +27,7 @@ pub struct Policy {
     pub claims_after_restore: i64,
 }
 
-impl Policy {
+impl SegmentPolicy {
     /// Prefix length of this family's segments.
     pub fn prefix(&self, family: Family) -> u8 {
         match family {
@@ -95,8 +95,8 @@ pub(super) mod tests {
     use super::*;
 
     /// Rules that tests start from.
-    pub(in crate::segments) fn policy() -> Policy {
-        Policy {
+    pub(in crate::segments) fn policy() -> SegmentPolicy {
+        SegmentPolicy {
             ranges: Vec::new(),
             reserved: Vec::new(),
             prefix: SegmentPrefix::default(),

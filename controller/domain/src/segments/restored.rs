@@ -4,7 +4,7 @@
 use edge_types::NodeName;
 use serde::{Deserialize, Serialize};
 
-use super::policy::Policy;
+use super::policy::SegmentPolicy;
 use crate::clock::{Seconds, rfc3339};
 
 /// Most nodes that an error names.
@@ -42,12 +42,12 @@ impl Restored {
     }
 
     /// Until this time grants wait for nodes that have not reported.
-    pub fn grants_wait_until(&self, policy: &Policy) -> Seconds {
+    pub fn grants_wait_until(&self, policy: &SegmentPolicy) -> Seconds {
         self.served_from.unwrap_or(self.at).saturating_add(policy.restore_grace)
     }
 
     /// Until this time a node may claim a segment that the ledger does not know as its own.
-    pub fn claims_count_until(&self, policy: &Policy) -> Seconds {
+    pub fn claims_count_until(&self, policy: &SegmentPolicy) -> Seconds {
         self.served_from.unwrap_or(self.at).saturating_add(policy.claims_after_restore)
     }
 }
@@ -81,7 +81,7 @@ impl Withheld {
     /// How grants wait for the edges in `missing`; `None` if there are none.
     pub fn until_all_reported<'a>(
         restored: &Restored,
-        policy: &Policy,
+        policy: &SegmentPolicy,
         missing: impl Iterator<Item = &'a NodeName>,
     ) -> Option<Self> {
         let (mut named, mut count) = (Vec::new(), 0);
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_few_of_the_missing_edges_are_named_and_all_are_counted() {
-        let policy = Policy { restore_grace: 600, ..super::super::policy::tests::policy() };
+        let policy = SegmentPolicy { restore_grace: 600, ..super::super::policy::tests::policy() };
         let nodes: Vec<NodeName> = (0..8).map(|n| format!("edge-{n}").parse().unwrap()).collect();
         let restored = Restored { at: 1_793_491_200, served_from: Some(1_793_491_260) };
         let withheld = |nodes: &[NodeName]| Withheld::until_all_reported(&restored, &policy, nodes.iter());

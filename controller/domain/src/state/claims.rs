@@ -4,7 +4,7 @@ use edge_types::{IpNetwork, NodeName, Role};
 
 use super::{Change, State};
 use crate::clock::Seconds;
-use crate::segments::{ClaimConflict, Grant, Policy, Row};
+use crate::segments::{ClaimConflict, Grant, Row, SegmentPolicy};
 
 /// Claims in one report that are checked beyond the number of segments that a node may hold.
 const FEW: usize = 8;
@@ -16,7 +16,7 @@ impl State {
     /// returns a conflict for each other claimed segment.
     pub fn claims(
         &self,
-        policy: &Policy,
+        policy: &SegmentPolicy,
         node: &NodeName,
         claimed: &[IpNetwork],
         now: Seconds,

@@ -5,7 +5,7 @@ use edge_types::{IpNetwork, NodeName};
 
 use super::{Change, State};
 use crate::clock::Seconds;
-use crate::segments::{Exhausted, Policy, Row, Withheld};
+use crate::segments::{Exhausted, Row, SegmentPolicy, Withheld};
 
 /// Why a node gets no segment.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ impl State {
     /// already gets the same segments again.
     pub fn plan_segment_request(
         &mut self,
-        policy: &Policy,
+        policy: &SegmentPolicy,
         node: &NodeName,
         families: &[Family],
         request_id: &str,
@@ -76,7 +76,7 @@ impl State {
     /// Chooses one segment for each entry of `families`: all of them, or an error.
     pub(super) fn grants(
         &mut self,
-        policy: &Policy,
+        policy: &SegmentPolicy,
         node: &NodeName,
         families: &[Family],
         request_id: &str,

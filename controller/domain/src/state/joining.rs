@@ -5,7 +5,7 @@ use edge_types::{NodeName, Role};
 
 use super::{Change, NodeRecord, SegmentError, State};
 use crate::clock::Seconds;
-use crate::segments::{Policy, Row};
+use crate::segments::{Row, SegmentPolicy};
 
 /// Request id of segments that are granted at a join.
 const JOIN_REQUEST: &str = "join";
@@ -59,7 +59,7 @@ impl State {
     /// family, unless grants wait after a restore.
     pub fn segments_at_join(
         &mut self,
-        policy: &Policy,
+        policy: &SegmentPolicy,
         node: &NodeName,
         role: Role,
         min: u32,
@@ -101,13 +101,13 @@ impl State {
 
     /// Segments that are kept for a node that lost its Node object. It gets them back, since its
     /// pods may use them.
-    fn given_back(&self, policy: &Policy, node: &NodeName, now: Seconds) -> Vec<Row> {
+    fn given_back(&self, policy: &SegmentPolicy, node: &NodeName, now: Seconds) -> Vec<Row> {
         let kept = self.segments_kept_for(node, now).filter(|row| policy.allows(&row.network));
         kept.map(|row| row.regranted(node.clone(), JOIN_REQUEST.into(), now)).collect()
     }
 
     /// The families in which a node lacks segments up to `min`, besides those that it gets back.
-    fn missing_at_join(&self, policy: &Policy, node: &NodeName, back: &[Row], min: u32) -> Vec<Family> {
+    fn missing_at_join(&self, policy: &SegmentPolicy, node: &NodeName, back: &[Row], min: u32) -> Vec<Family> {
         let held = self.ledger.held_by(node);
         let of = |family| held.iter().copied().chain(back).filter(|row| Family::of(&row.network) == family).count();
         let lacking = |family| (min.min(policy.max_per_node) as usize).saturating_sub(of(family));

@@ -4,7 +4,7 @@ use edge_types::Role;
 
 use super::{NodeRecord, State};
 use crate::clock::Seconds;
-use crate::segments::{Policy, Restored, Withheld};
+use crate::segments::{Restored, SegmentPolicy, Withheld};
 
 impl State {
     /// Records when the rows were restored; `None` if they never were.
@@ -17,7 +17,7 @@ impl State {
     ///
     /// # Errors
     /// How long grants wait, and which edges have not reported yet.
-    pub fn may_grant(&self, policy: &Policy, now: Seconds) -> Result<(), Withheld> {
+    pub fn may_grant(&self, policy: &SegmentPolicy, now: Seconds) -> Result<(), Withheld> {
         let waiting = self.restored.filter(|restored| now < restored.grants_wait_until(policy));
         let Some(restored) = waiting else { return Ok(()) };
         let missing =
@@ -30,7 +30,7 @@ impl State {
 
     /// Whether a node may claim a segment that the ledger does not know as its own: for some time
     /// after a restore.
-    pub fn takes_unknown_claims(&self, policy: &Policy, now: Seconds) -> bool {
+    pub fn takes_unknown_claims(&self, policy: &SegmentPolicy, now: Seconds) -> bool {
         self.restored.is_some_and(|restored| now < restored.claims_count_until(policy))
     }
 

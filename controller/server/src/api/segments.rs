@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::{Policy, Row};
+use edge_controller_domain::segments::{Row, SegmentPolicy};
 use edge_controller_domain::state::{Change, SegmentError};
 use edge_controller_domain::views;
 use edge_controller_kubernetes::events::{About, Events};
@@ -84,7 +84,12 @@ pub(super) async fn request(
 }
 
 /// Refuses a segment request while grants wait, unless it has been answered before.
-async fn may_grant(registry: &Registry, policy: &Policy, node: &NodeName, request_id: &str) -> Result<(), ApiError> {
+async fn may_grant(
+    registry: &Registry,
+    policy: &SegmentPolicy,
+    node: &NodeName,
+    request_id: &str,
+) -> Result<(), ApiError> {
     let (view, now) = (registry.read().await, registry.clock.now());
     let answered = view.state().ledger().held_by(node).iter().any(|row| row.request_id == request_id);
     match answered {

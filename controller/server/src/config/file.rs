@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edge_controller_domain::ca::OperatorCa;
 use edge_controller_domain::networks::{ClusterNetworks, HubNetworks};
-use edge_controller_domain::segments::{Policy, overlap};
+use edge_controller_domain::segments::{SegmentPolicy, overlap};
 use edge_controller_kubernetes::label_trust::TrustNodeLabels;
 use edge_controller_kubernetes::node_role::RoleSelectors;
 use edge_controller_kubernetes::selector::NodeSelector;
@@ -325,8 +325,8 @@ impl Config {
     }
 
     /// How segments are cut.
-    pub fn segment_policy(&self) -> Policy {
-        Policy {
+    pub fn segment_policy(&self) -> SegmentPolicy {
+        SegmentPolicy {
             ranges: self.segments.cluster_ranges.clone(),
             reserved: self.segments.reserved.clone(),
             prefix: SegmentPrefix { v4: self.segments.v4_prefix, v6: self.segments.v6_prefix },

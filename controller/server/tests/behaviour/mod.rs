@@ -9,7 +9,7 @@ use edge_controller_domain::archive::{self, Archive};
 use edge_controller_domain::ca::Files;
 use edge_controller_domain::clock::Clock;
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::{Policy, Row, overlap};
+use edge_controller_domain::segments::{Row, SegmentPolicy, overlap};
 use edge_controller_domain::state::{
     Certificate, Change, CommunityRecord, NodeRecord, Redemption, SegmentError, Snapshot, TokenRecord,
 };
@@ -221,13 +221,13 @@ pub(crate) async fn revisions_begin_above_those_of_another_store(place: &dyn Pla
 #[derive(Clone)]
 pub(crate) struct Grants {
     pub(crate) registry: Registry,
-    pub(crate) policy: Policy,
+    pub(crate) policy: SegmentPolicy,
 }
 
 impl Grants {
     pub(crate) async fn start(store: Arc<dyn Store>) -> Self {
         let registry = Registry::start(store, Clock::system(), true).await.unwrap();
-        let policy = Policy {
+        let policy = SegmentPolicy {
             ranges: vec![network("10.77.0.0/20"), network("fd77::/112")],
             reserved: Vec::new(),
             prefix: SIZES,
