@@ -20,8 +20,8 @@ use edge_types::{IpNetwork, NodeName, Role};
 use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::mpsc;
 
-/// A place for rows, empty at first.
-pub(crate) trait Place: Sync {
+/// A place where a store keeps its rows, empty at first.
+pub(crate) trait StoreFixture: Sync {
     /// Opens a store on the existing rows. An earlier store is not used any more.
     fn open(&self) -> BoxFuture<'_, Arc<dyn Store>>;
 }
@@ -40,7 +40,7 @@ macro_rules! all {
             what_is_deleted_is_gone_and_may_come_again,
             revisions_only_rise_also_when_opened_again,
             revisions_begin_above_those_of_another_store,
-            many_who_apply_at_once_get_segments_of_their_own,
+            many_who_request_at_once_get_segments_of_their_own,
             a_repeated_segment_request_gets_the_same_segment,
             a_clock_that_is_set_ahead_ends_no_quarantine,
             a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_from_ending,
@@ -85,8 +85,8 @@ fn token(id: &str) -> TokenRecord {
 }
 
 /// A loaded store, its rows and its events.
-pub(crate) async fn loaded(place: &dyn Place) -> (Arc<dyn Store>, Snapshot, mpsc::Receiver<StoreEvent>) {
-    let store = place.open().await;
+pub(crate) async fn loaded(fixture: &dyn StoreFixture) -> (Arc<dyn Store>, Snapshot, mpsc::Receiver<StoreEvent>) {
+    let store = fixture.open().await;
     let (followed, news) = mpsc::channel(64);
     let snapshot = store.load(followed).await.unwrap();
     (store, snapshot, news)
@@ -96,7 +96,7 @@ pub(crate) async fn commit(store: &Arc<dyn Store>, changes: Vec<Change>) -> Resu
     store.commit(vec![changes], 1_793_492_000).await.results.remove(0)
 }
 
-pub(crate) async fn what_was_committed_is_there_after_opening_again(place: &dyn Place) {
+pub(crate) async fn what_was_committed_is_there_after_opening_again(fixture: &dyn StoreFixture) {
     let mut node = edge("edge-1");
     node.set_labels([("fabedge/edge-community".to_owned(), "alpha".to_owned())].into()).unwrap();
     node.port = 4500;
@@ -104,7 +104,7 @@ pub(crate) async fn what_was_committed_is_there_after_opening_again(place: &dyn 
     let held = [row("10.77.0.0/28", "edge-1"), row("fd77::/124", "edge-1")];
     let token =
         TokenRecord { redemptions: vec![Redemption { node: name("edge-1"), key: "aa".into() }], ..token("Tok_-1") };
-    let (store, ..) = loaded(place).await;
+    let (store, ..) = loaded(fixture).await;
     let changes = held.iter().cloned().map(Change::GrantSegment).chain([
         Change::PutToken(token.clone()),
         Change::PutNode(node.clone()),
@@ -112,16 +112,16 @@ pub(crate) async fn what_was_committed_is_there_after_opening_again(place: &dyn 
     ]);
     commit(&store, changes.collect()).await.unwrap();
     drop(store);
-    let (_, snapshot, _) = loaded(place).await;
+    let (_, snapshot, _) = loaded(fixture).await;
     assert_eq!((snapshot.nodes, snapshot.tokens), (vec![node], vec![token]));
     assert_eq!((snapshot.segments, snapshot.communities), (held.to_vec(), vec![community]));
     assert!(snapshot.time >= 1_793_491_300);
 }
 
-pub(crate) async fn a_segment_that_is_held_is_granted_to_no_other_node(place: &dyn Place) {
-    let (store, ..) = loaded(place).await;
+pub(crate) async fn a_segment_that_is_held_is_granted_to_no_other_node(fixture: &dyn StoreFixture) {
+    let (store, ..) = loaded(fixture).await;
     commit(&store, vec![Change::GrantSegment(row("10.77.0.0/28", "a"))]).await.unwrap();
-    let second = place.open().await;
+    let second = fixture.open().await;
     let (followed, _news) = mpsc::channel(64);
     second.load(followed).await.unwrap();
     let later = row("10.77.0.0/28", "b");
@@ -131,13 +131,13 @@ pub(crate) async fn a_segment_that_is_held_is_granted_to_no_other_node(place: &d
         }
         other => panic!("{other:?}"),
     }
-    let (_, snapshot, _) = loaded(place).await;
+    let (_, snapshot, _) = loaded(fixture).await;
     assert_eq!(snapshot.segments, [row("10.77.0.0/28", "a")]);
     assert!(snapshot.nodes.is_empty(), "who does not get a segment does not join");
 }
 
-pub(crate) async fn a_released_segment_is_granted_again_and_remembers_who_held_it(place: &dyn Place) {
-    let (store, ..) = loaded(place).await;
+pub(crate) async fn a_released_segment_is_granted_again_and_remembers_who_held_it(fixture: &dyn StoreFixture) {
+    let (store, ..) = loaded(fixture).await;
     let first = row("10.77.0.0/28", "a");
     commit(&store, vec![Change::GrantSegment(first.clone())]).await.unwrap();
     let released = Row { released_at: Some(1_793_491_400), ..first };
@@ -145,13 +145,13 @@ pub(crate) async fn a_released_segment_is_granted_again_and_remembers_who_held_i
     let anew = released.regranted(name("b"), "r".into(), 1_793_491_500);
     commit(&store, vec![Change::GrantSegment(anew.clone())]).await.unwrap();
     drop(store);
-    let (_, snapshot, _) = loaded(place).await;
+    let (_, snapshot, _) = loaded(fixture).await;
     assert_eq!(anew.past[0].node, name("a"));
     assert_eq!(snapshot.segments, [anew]);
 }
 
-pub(crate) async fn elements_of_a_batch_that_share_rows_hold_in_order(place: &dyn Place) {
-    let (store, ..) = loaded(place).await;
+pub(crate) async fn elements_of_a_batch_that_share_rows_hold_in_order(fixture: &dyn StoreFixture) {
+    let (store, ..) = loaded(fixture).await;
     let with_port = |port| NodeRecord { port, ..edge("a") };
     let mut batch: Vec<Vec<Change>> = (1..=5).map(|port| vec![Change::PutNode(with_port(port))]).collect();
     batch.push(vec![Change::PutNode(edge("b"))]);
@@ -159,12 +159,12 @@ pub(crate) async fn elements_of_a_batch_that_share_rows_hold_in_order(place: &dy
     let committed = store.commit(batch, 1).await;
     committed.results.into_iter().for_each(|result| result.unwrap());
     drop(store);
-    let (_, snapshot, _) = loaded(place).await;
+    let (_, snapshot, _) = loaded(fixture).await;
     assert_eq!(snapshot.nodes, [with_port(5)]);
 }
 
-pub(crate) async fn what_is_deleted_is_gone_and_may_come_again(place: &dyn Place) {
-    let (store, ..) = loaded(place).await;
+pub(crate) async fn what_is_deleted_is_gone_and_may_come_again(fixture: &dyn StoreFixture) {
+    let (store, ..) = loaded(fixture).await;
     let community = CommunityRecord { name: "alpha".parse().unwrap(), members: BTreeSet::new() };
     let puts = || {
         let segment = Row { released_at: Some(1_793_491_400), ..row("10.77.0.16/28", "a") };
@@ -186,15 +186,15 @@ pub(crate) async fn what_is_deleted_is_gone_and_may_come_again(place: &dyn Place
     commit(&store, deletions).await.unwrap();
     commit(&store, puts()).await.unwrap();
     drop(store);
-    let (_, snapshot, _) = loaded(place).await;
+    let (_, snapshot, _) = loaded(fixture).await;
     assert_eq!((snapshot.nodes.len(), snapshot.tokens.len()), (1, 1));
     assert_eq!((snapshot.segments.len(), snapshot.communities.len()), (1, 1));
 }
 
-pub(crate) async fn revisions_only_rise_also_when_opened_again(place: &dyn Place) {
+pub(crate) async fn revisions_only_rise_also_when_opened_again(fixture: &dyn StoreFixture) {
     let mut last = 0;
     for _ in 0..2 {
-        let (store, snapshot, _news) = loaded(place).await;
+        let (store, snapshot, _news) = loaded(fixture).await;
         assert!(snapshot.revision >= last, "{} after {last}", snapshot.revision);
         for batch in [vec![Vec::new()], vec![vec![Change::PutNode(edge("a"))]], vec![Vec::new()]] {
             let committed = store.commit(batch, 1).await;
@@ -206,14 +206,14 @@ pub(crate) async fn revisions_only_rise_also_when_opened_again(place: &dyn Place
     }
 }
 
-pub(crate) async fn revisions_begin_above_those_of_another_store(place: &dyn Place) {
+pub(crate) async fn revisions_begin_above_those_of_another_store(fixture: &dyn StoreFixture) {
     let foreign = 1 << 40;
-    let (store, ..) = loaded(place).await;
+    let (store, ..) = loaded(fixture).await;
     store.raise_revision(foreign).await.unwrap();
     let committed = store.commit(vec![vec![Change::PutNode(edge("a"))]], 1).await;
     assert!(committed.revision > foreign, "{}", committed.revision);
     drop(store);
-    let (_, snapshot, _news) = loaded(place).await;
+    let (_, snapshot, _news) = loaded(fixture).await;
     assert!(snapshot.revision >= committed.revision);
 }
 
@@ -286,30 +286,30 @@ pub(crate) fn assert_disjoint(networks: &[IpNetwork]) {
     }
 }
 
-pub(crate) async fn many_who_apply_at_once_get_segments_of_their_own(place: &dyn Place) {
-    let grants = Grants::start(place.open().await).await;
+pub(crate) async fn many_who_request_at_once_get_segments_of_their_own(fixture: &dyn StoreFixture) {
+    let grants = Grants::start(fixture.open().await).await;
     let nodes: Vec<String> = (0..20).map(|n| format!("n{n}")).collect();
     join_all(nodes.iter().map(|node| grants.register(node))).await;
     let granted: Vec<IpNetwork> = join_all(nodes.iter().map(|node| grants.request_segments(node, "r"))).await.concat();
     assert_eq!(granted.len(), 40);
     assert_disjoint(&granted);
-    let again = Grants::start(place.open().await).await;
+    let again = Grants::start(fixture.open().await).await;
     assert_eq!(again.held().await, grants.held().await);
 }
 
-pub(crate) async fn a_repeated_segment_request_gets_the_same_segment(place: &dyn Place) {
-    let grants = Grants::start(place.open().await).await;
+pub(crate) async fn a_repeated_segment_request_gets_the_same_segment(fixture: &dyn StoreFixture) {
+    let grants = Grants::start(fixture.open().await).await;
     grants.register("a").await;
     let first = grants.request_segments("a", "r1").await;
     assert_eq!(grants.request_segments("a", "r1").await, first);
     assert_disjoint(&[first.clone(), grants.request_segments("a", "r2").await].concat());
-    let grants = Grants::start(place.open().await).await;
+    let grants = Grants::start(fixture.open().await).await;
     assert_eq!(grants.request_segments("a", "r1").await, first);
 }
 
 /// Two nodes hold all segments. The first one leaves.
-async fn one_of_two_has_left(place: &dyn Place) -> Grants {
-    let mut grants = Grants::start(place.open().await).await;
+async fn one_of_two_has_left(fixture: &dyn StoreFixture) -> Grants {
+    let mut grants = Grants::start(fixture.open().await).await;
     grants.policy.ranges = vec![network("10.77.0.0/27"), network("fd77::/123")];
     grants.policy.quarantine = 100;
     for node in ["a", "b", "c"] {
@@ -322,8 +322,8 @@ async fn one_of_two_has_left(place: &dyn Place) -> Grants {
     grants
 }
 
-pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(place: &dyn Place) {
-    let grants = one_of_two_has_left(place).await;
+pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(fixture: &dyn StoreFixture) {
+    let grants = one_of_two_has_left(fixture).await;
     let clock = &grants.registry.clock;
     clock.step(3 * 24 * 3600);
     grants.try_request_segments("c", "r").await.expect_err("no peer has had the time to forget who held it");
@@ -335,14 +335,14 @@ pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(place: &dyn Pla
     // segments.
     let held = grants.held().await;
     drop(grants);
-    let mut grants = Grants::start(place.open().await).await;
+    let mut grants = Grants::start(fixture.open().await).await;
     grants.policy.ranges = vec![network("10.77.0.0/27"), network("fd77::/123")];
     assert_eq!(grants.held().await, held);
     grants.try_request_segments("c", "r2").await.expect_err("all is held");
 }
 
-pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_from_ending(place: &dyn Place) {
-    let grants = one_of_two_has_left(place).await;
+pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_from_ending(fixture: &dyn StoreFixture) {
+    let grants = one_of_two_has_left(fixture).await;
     let clock = &grants.registry.clock;
     let before = clock.now();
     clock.step(-5 * 3600);
@@ -354,19 +354,19 @@ pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_f
     grants.request_segments("c", "r").await;
 }
 
-pub(crate) async fn the_cluster_is_noted_with_the_rows(place: &dyn Place) {
-    let (store, ..) = loaded(place).await;
+pub(crate) async fn the_cluster_is_noted_with_the_rows(fixture: &dyn StoreFixture) {
+    let (store, ..) = loaded(fixture).await;
     assert_eq!(store.note(Note::Cluster).await.unwrap(), None);
     for uid in ["one", "another"] {
         store.set_note(Note::Cluster, uid.into()).await.unwrap();
     }
     drop(store);
-    let (store, ..) = loaded(place).await;
+    let (store, ..) = loaded(fixture).await;
     assert_eq!(store.note(Note::Cluster).await.unwrap().as_deref(), Some("another"));
 }
 
 /// A store into which edges a and b were imported, each with a segment. They have not reported.
-async fn imported(place: &dyn Place) -> Grants {
+async fn imported(fixture: &dyn StoreFixture) -> Grants {
     let row = |segment, node| Row::new(network(segment), name(node), "r".into(), 1_793_491_200, None);
     let rows = Snapshot {
         nodes: vec![edge("a"), edge("b")],
@@ -375,8 +375,8 @@ async fn imported(place: &dyn Place) -> Grants {
     };
     let (folder, now) = (tempfile::tempdir().unwrap(), Clock::system().now());
     let archive = Archive { written_at: now, rows, ca: None };
-    archive::import(&*place.open().await, &Files::new(folder.path(), now), archive, now).await.unwrap();
-    Grants::start(place.open().await).await
+    archive::import(&*fixture.open().await, &Files::new(folder.path(), now), archive, now).await.unwrap();
+    Grants::start(fixture.open().await).await
 }
 
 /// The edges that a refused segment request waits for.
@@ -387,8 +387,8 @@ async fn waits_for(grants: &Grants, request: &str) -> Vec<String> {
     }
 }
 
-pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_reported(place: &dyn Place) {
-    let grants = imported(place).await;
+pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_reported(fixture: &dyn StoreFixture) {
+    let grants = imported(fixture).await;
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
     for (node, missing) in [("a", Some("b")), ("b", None)] {
         // The same change as a report makes.
@@ -399,7 +399,7 @@ pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_repo
         });
         reported.await.unwrap();
         // A controller that starts now knows it too.
-        let grants = Grants::start(place.open().await).await;
+        let grants = Grants::start(fixture.open().await).await;
         match missing {
             Some(missing) => assert_eq!(waits_for(&grants, "r1").await, [missing]),
             None => assert_eq!(grants.request_segments("a", "r1").await.len(), 2),
@@ -407,20 +407,20 @@ pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_repo
     }
 }
 
-pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_reports(place: &dyn Place) {
-    let grants = imported(place).await;
+pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_reports(fixture: &dyn StoreFixture) {
+    let grants = imported(fixture).await;
     grants.registry.clock.advance(590);
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
     // The wait began with the first start. This start does not begin another one.
-    let grants = Grants::start(place.open().await).await;
+    let grants = Grants::start(fixture.open().await).await;
     grants.registry.clock.advance(590);
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
     grants.registry.clock.advance(10);
     assert_eq!(grants.request_segments("a", "r1").await.len(), 2);
 }
 
-pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate(place: &dyn Place) {
-    let mut grants = Grants::start(place.open().await).await;
+pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate(fixture: &dyn StoreFixture) {
+    let mut grants = Grants::start(fixture.open().await).await;
     (grants.policy.ranges, grants.policy.quarantine) = (vec![network("10.77.0.0/28"), network("fd77::/124")], 100);
     let now = grants.registry.clock.now();
     let not_after = now + 5000;
@@ -442,15 +442,15 @@ pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_cer
     // The same holds for a replica that starts now.
     let (policy, clock) = (grants.policy.clone(), grants.registry.clock.clone());
     drop(grants);
-    let mut grants = Grants::start(place.open().await).await;
+    let mut grants = Grants::start(fixture.open().await).await;
     (grants.policy, grants.registry.clock) = (policy, clock);
     grants.try_request_segments("b", "r").await.expect_err("it may use them");
     grants.registry.clock.advance(1001);
     assert_eq!(grants.request_segments("b", "r").await, all);
 }
 
-pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(place: &dyn Place) {
-    let mut grants = Grants::start(place.open().await).await;
+pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(fixture: &dyn StoreFixture) {
+    let mut grants = Grants::start(fixture.open().await).await;
     (grants.policy.ranges, grants.policy.quarantine) = (vec![network("10.77.0.0/28"), network("fd77::/124")], 0);
     let now = grants.registry.clock.now();
     let (serial, key, issuer) = ("1".into(), "k".into(), "i".into());

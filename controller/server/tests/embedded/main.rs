@@ -27,7 +27,7 @@ struct Folder {
     last: Mutex<Weak<dyn Store>>,
 }
 
-impl behaviour::Place for Folder {
+impl behaviour::StoreFixture for Folder {
     fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
         async {
             // A registry that is not used any more closes its store a moment later.

@@ -24,7 +24,7 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::behaviour::{Grants, Place, SIZES, until};
+use crate::behaviour::{Grants, SIZES, StoreFixture, until};
 
 pub(crate) const NAMESPACE: &str = "edge-cni";
 
@@ -156,7 +156,7 @@ impl Cluster {
     }
 }
 
-impl Place for Cluster {
+impl StoreFixture for Cluster {
     fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
         async { self.store() }.boxed()
     }

@@ -122,8 +122,11 @@ fn rights() {
         everything_is_there(&replica).await;
         let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("10-rbac.yaml"), "{error}");
-        let error =
-            crate::behaviour::Place::open(&cluster).await.load(tokio::sync::mpsc::channel(1).0).await.unwrap_err();
+        let error = crate::behaviour::StoreFixture::open(&cluster)
+            .await
+            .load(tokio::sync::mpsc::channel(1).0)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("10-rbac.yaml"), "{error}");
         controller("fragile");
         community(&replica, "alpha").await;
