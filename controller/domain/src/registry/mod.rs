@@ -50,7 +50,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct Registry {
     shared: Arc<RwLock<Shared>>,
-    requests: mpsc::Sender<Request>,
+    commands: mpsc::Sender<Command>,
     store: Arc<dyn Store>,
     /// Names this run of this replica. Versions can be compared within one epoch only.
     epoch: Arc<str>,
@@ -74,8 +74,8 @@ struct Shared {
     revision: u64,
 }
 
-/// A request to the task.
-enum Request {
+/// A command to the task.
+enum Command {
     Plan(Plan),
     /// Every view may have changed although no row did.
     Refresh(oneshot::Sender<()>),
@@ -123,14 +123,14 @@ impl Registry {
             revision,
         };
         let shared = Arc::new(RwLock::new(shared));
-        let (requests, queue) = mpsc::channel(QUEUE);
+        let (commands, queue) = mpsc::channel(QUEUE);
         let task = Task { shared: shared.clone(), store: store.clone(), clock: clock.clone() };
         tokio::spawn(task.run(queue, events));
         let epoch = random::octets(8).map_err(|error| StoreError::Failed(error.to_string()))?;
         let epoch = crate::ca::hex(&epoch);
         Ok(Self {
             shared,
-            requests,
+            commands,
             store,
             epoch: epoch.into(),
             clock,
@@ -165,31 +165,31 @@ impl Registry {
         &self,
         plan: Arc<impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static>,
     ) -> Result<T, AttemptError<E>> {
-        let (answer, answered) = oneshot::channel();
+        let (result, received) = oneshot::channel();
         let plan: Plan = Box::new(move |state| match plan(state) {
             Ok((value, changes)) => Planned {
                 changes,
-                // The caller may have gone. Then nothing receives the answer.
+                // The caller may have gone. Then nothing receives the result.
                 reply: Box::new(move |committed| {
-                    let _ = answer.send(committed.map(|()| value).map_err(AttemptError::Store));
+                    let _ = result.send(committed.map(|()| value).map_err(AttemptError::Store));
                 }),
             },
             Err(refusal) => Planned {
                 changes: Vec::new(),
                 reply: Box::new(move |_| {
-                    let _ = answer.send(Err(AttemptError::Refused(refusal)));
+                    let _ = result.send(Err(AttemptError::Refused(refusal)));
                 }),
             },
         });
         let stopped = || AttemptError::Store(StoreError::Stopping);
-        self.requests.send(Request::Plan(plan)).await.map_err(|_| stopped())?;
-        answered.await.map_err(|_| stopped())?
+        self.commands.send(Command::Plan(plan)).await.map_err(|_| stopped())?;
+        received.await.map_err(|_| stopped())?
     }
 
     /// Gives every view a new version, after a change of what views contain besides the rows.
     pub async fn refresh(&self) {
         let (done, waited) = oneshot::channel();
-        if self.requests.send(Request::Refresh(done)).await.is_ok() {
+        if self.commands.send(Command::Refresh(done)).await.is_ok() {
             let _ = waited.await;
         }
     }
@@ -302,33 +302,33 @@ struct Task {
 }
 
 impl Task {
-    async fn run(self, mut queue: mpsc::Receiver<Request>, mut events: mpsc::Receiver<StoreEvent>) {
-        let mut requests = Vec::new();
+    async fn run(self, mut queue: mpsc::Receiver<Command>, mut events: mpsc::Receiver<StoreEvent>) {
+        let mut commands = Vec::new();
         loop {
             tokio::select! {
                 // Plans are made on the latest news of other replicas.
                 biased;
                 Some(event) = events.recv() => self.handle(event).await,
-                count = queue.recv_many(&mut requests, BATCH) => {
+                count = queue.recv_many(&mut commands, BATCH) => {
                     if count == 0 {
                         return;
                     }
-                    self.carry_out(std::mem::take(&mut requests)).await;
+                    self.carry_out(std::mem::take(&mut commands)).await;
                 }
             }
         }
     }
 
-    async fn carry_out(&self, requests: Vec<Request>) {
+    async fn carry_out(&self, commands: Vec<Command>) {
         let mut planned = Vec::new();
         let mut refreshed = Vec::new();
         {
             let mut shared = self.shared.write().await;
             let mut undo = Vec::new();
-            for request in requests {
-                match request {
-                    Request::Refresh(done) => refreshed.push(done),
-                    Request::Plan(plan) => {
+            for command in commands {
+                match command {
+                    Command::Refresh(done) => refreshed.push(done),
+                    Command::Plan(plan) => {
                         let plan = plan(&mut shared.state);
                         for change in &plan.changes {
                             undo.push(shared.state.inverse(change));
