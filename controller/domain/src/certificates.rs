@@ -39,7 +39,7 @@ pub enum CertificateError {
 }
 
 /// The serial number and validity of the certificate to sign for `key`. `issue_time` is
-/// [`crate::clock::Clock::issue_time`]. If the answer to an earlier request was lost, the node asks
+/// [`crate::clock::Clock::issue_time`]. If the response to an earlier request was lost, the node asks
 /// again with the same key and gets the same certificate again.
 pub fn term(
     record: Option<&NodeRecord>,
@@ -88,7 +88,7 @@ pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), Ce
 }
 
 /// The node renews the certificate with the serial `present`. That stays valid until the node has
-/// used the new one, since the answer or the power may fail.
+/// used the new one, since the response or the power may fail.
 pub fn renew(record: &mut NodeRecord, present: &str, certificate: &Certificate) -> Result<(), CertificateError> {
     record.certificates.retain(|known| known.serial == present || known.serial == certificate.serial);
     if !record.certificates.iter().any(|known| known.serial == present) {

@@ -51,7 +51,7 @@ impl SecretKeeper {
         // A list and not the Secret alone, because only a list says up to which version the Secret
         // is unchanged.
         let params = ListParams::default().fields(&only());
-        let list = answered(self.api.list(&params)).await?;
+        let list = with_timeout(self.api.list(&params)).await?;
         self.watch_from(list.metadata.resource_version.unwrap_or_default());
         let Some(secret) = list.items.into_iter().next() else { return Ok(None) };
         let revision = revision(&secret)?;
@@ -90,8 +90,8 @@ impl SecretKeeper {
         };
         let post = PostParams::default();
         let written = match over {
-            None => answered(self.api.create(&post, &secret)).await?,
-            Some(_) => answered(self.api.replace(NAME, &post, &secret)).await?,
+            None => with_timeout(self.api.create(&post, &secret)).await?,
+            Some(_) => with_timeout(self.api.replace(NAME, &post, &secret)).await?,
         };
         let revision = revision(&written)?;
         self.watch_from(revision.0.clone());
@@ -102,7 +102,7 @@ impl SecretKeeper {
     async fn happened(&self) -> Result<(), CaError> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let params = WatchParams::default().fields(&only()).timeout(WATCH);
-        let mut events = answered(self.api.watch(&params, &known)).await?.boxed();
+        let mut events = with_timeout(self.api.watch(&params, &known)).await?.boxed();
         loop {
             match events.next().await {
                 Some(Ok(WatchEvent::Bookmark(bookmark))) => {
@@ -129,9 +129,9 @@ fn revision(secret: &Secret) -> Result<Revision, CaError> {
     version.map(Revision).ok_or_else(|| CaError::Storage(format!("Secret {NAME} has no version")))
 }
 
-async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, CaError> {
+async fn with_timeout<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, CaError> {
     match tokio::time::timeout(REQUEST, request).await {
-        Ok(Ok(answer)) => Ok(answer),
+        Ok(Ok(response)) => Ok(response),
         Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(CaError::Conflict),
         Ok(Err(error)) => Err(CaError::Storage(explain(WHAT, &error))),
         Err(_) => {

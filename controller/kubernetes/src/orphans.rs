@@ -120,7 +120,7 @@ impl OrphanCollector {
     async fn exists(&self, node: &NodeName) -> Result<bool, String> {
         match tokio::time::timeout(REQUEST, self.edge_nodes.get_metadata(node.as_str())).await {
             Ok(Ok(_)) => Ok(true),
-            // This is not the answer if the API server does not know the kind any more.
+            // This is not the response if the API server does not know the kind any more.
             Ok(Err(error)) if is_absent(&error) => Ok(false),
             Ok(Err(error)) => Err(explain("edgenodes.edge-cni.io", &error)),
             Err(_) => Err(format!("the API server did not answer within {} s", REQUEST.as_secs())),

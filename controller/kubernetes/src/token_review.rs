@@ -144,14 +144,14 @@ impl Reviewer {
         let spec = TokenReviewSpec { token: token.into(), audiences: Some(vec![AUDIENCE.into()]) };
         let review = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.client.clone());
-        let answer = reviews.create(&PostParams::default(), &review).await.map_err(|error| match error {
+        let response = reviews.create(&PostParams::default(), &review).await.map_err(|error| match error {
             kube::Error::Api(status) if status.code == 403 => ReviewError::Failed(format!(
                 "{}; its right to create tokenreviews is in deploy/kubernetes/10-rbac.yaml",
                 status.message
             )),
             other => ReviewError::Failed(other.to_string()),
         })?;
-        let bound = check_review(&self.accounts, answer.status.unwrap_or_default(), node)?;
+        let bound = check_review(&self.accounts, response.status.unwrap_or_default(), node)?;
         self.selectors.check(&self.client, bound.role, node, bound.node_uid.as_deref()).await?;
         Ok(bound.role)
     }

@@ -2,7 +2,7 @@
 //!
 //! One task takes plans from a queue. It makes all plans that wait, each on top of the one before,
 //! undoes their changes, and commits them to the store together. What the store took it applies and
-//! publishes, and then answers the callers. So no answer and no view shows a change that may still
+//! publishes, and then replies to the callers. So no response and no view shows a change that may still
 //! be lost, and readers never wait for the store. If another replica changed the same rows first,
 //! the plan is made again on the new state.
 //!

@@ -38,7 +38,7 @@ pub enum SegmentError {
 }
 
 impl State {
-    /// Plans the answer to a request for one segment of each family. `families` has no repetitions
+    /// Plans the response to a request for one segment of each family. `families` has no repetitions
     /// and is in order. Returns the segments and the changes. A request with an id that was granted
     /// already gets the same segments again.
     pub fn plan_segment_request(

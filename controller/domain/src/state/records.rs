@@ -167,7 +167,7 @@ pub struct TokenRecord {
 pub struct Redemption {
     /// The node that joined.
     pub node: NodeName,
-    /// Its key, as [`Certificate::key`]. A node that lost the answer repeats its request with the
+    /// Its key, as [`Certificate::key`]. A node that lost the response repeats its request with the
     /// same key. That is not another use.
     pub key: String,
 }

@@ -141,7 +141,7 @@ async fn within<S: ListWatch, T>(
 ) -> Result<T, String> {
     let what = source.what();
     match tokio::time::timeout(limit, request).await {
-        Ok(answer) => answer.map_err(|error| explain(what, &error)),
+        Ok(response) => response.map_err(|error| explain(what, &error)),
         Err(_) => Err(format!("the API server did not list {what} within {} s", limit.as_secs())),
     }
 }
@@ -171,9 +171,9 @@ pub async fn list_pages<S: ListWatch>(
         let mut objects = Vec::new();
         loop {
             // The API server may have compacted the version of the following pages.
-            let page = source.list_page(&params).map(|answered| match answered {
+            let page = source.list_page(&params).map(|response| match response {
                 Err(kube::Error::Api(status)) if status.code == 410 && restarts < 3 => Ok(None),
-                answered => answered.map(Some),
+                response => response.map(Some),
             });
             let Some(page) = within(source, PAGE_TIMEOUT, page.boxed()).await? else {
                 restarts += 1;

@@ -174,8 +174,8 @@ impl NodeWatch {
             let api = api.clone();
             async move { (look_up(&api, &name).await, name) }
         };
-        let mut answers = stream::iter(unconfirmed).map(ask).buffer_unordered(CONCURRENT_READS);
-        while let Some((found, name)) = answers.next().await {
+        let mut looked_up = stream::iter(unconfirmed).map(ask).buffer_unordered(CONCURRENT_READS);
+        while let Some((found, name)) = looked_up.next().await {
             match found {
                 Ok(None) => {
                     self.known.remove(&name);

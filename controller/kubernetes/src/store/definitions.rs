@@ -31,7 +31,7 @@ pub(super) struct Definitions {
     /// The fields that each definition drops, with the generation of the definition.
     dropped: Mutex<BTreeMap<Kind, (Generation, Vec<String>)>>,
     namespaces: Api<Namespace>,
-    /// UID of the cluster in which the definitions exist, from the first answer on.
+    /// UID of the cluster in which the definitions exist, from the first response on.
     cluster: OnceLock<String>,
 }
 

@@ -84,10 +84,10 @@ impl Inner {
     /// If the store is not loaded, or the registry does not answer in time.
     pub(super) async fn known_rows(&self) -> Result<Snapshot, String> {
         let registry = self.registry_events.get().ok_or("the store is not loaded yet")?;
-        let (answer, answered) = oneshot::channel();
+        let (rows, received) = oneshot::channel();
         let asked = async {
-            registry.send(StoreEvent::Rows(answer)).await.ok()?;
-            answered.await.ok()
+            registry.send(StoreEvent::Rows(rows)).await.ok()?;
+            received.await.ok()
         };
         let late = || format!("the registry did not send its rows within {} s", REQUEST.as_secs());
         let rows = tokio::time::timeout(REQUEST, asked).await.map_err(|_| late())?;

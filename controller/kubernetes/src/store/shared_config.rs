@@ -218,7 +218,7 @@ impl SharedConfig {
     }
 
     async fn get(&self) -> Result<Option<ConfigMap>, StoreError> {
-        answered(self.api.get_opt(NAME)).await
+        with_timeout(self.api.get_opt(NAME)).await
     }
 
     async fn write<T>(&self, edit: impl Fn(&mut BTreeMap<String, String>) -> T) -> Result<(T, u64), StoreError> {
@@ -256,9 +256,9 @@ impl SharedConfig {
     }
 }
 
-async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, StoreError> {
+async fn with_timeout<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, StoreError> {
     match tokio::time::timeout(REQUEST, request).await {
-        Ok(answer) => answer.map_err(|error| StoreError::Failed(explain("configmaps", &error))),
+        Ok(response) => response.map_err(|error| StoreError::Failed(explain("configmaps", &error))),
         Err(_) => Err(silent()),
     }
 }

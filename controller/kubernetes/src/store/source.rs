@@ -6,7 +6,7 @@
 //! only with an etcd that can report the progress of a watch (3.4.31, 3.5.13 or later). For long
 //! lists, this module makes the cache usable in any version: it first writes one of the objects
 //! ([`RowSource::write_one`]) and asks for a list that is not older than that write. The cache
-//! learns of the write by the same watch as of all earlier changes, so its answer contains them
+//! learns of the write by the same watch as of all earlier changes, so its response contains them
 //! all.
 
 use std::collections::BTreeMap;

@@ -62,7 +62,7 @@ impl Connection {
         let request = Request::builder().method(method).uri(format!("https://127.0.0.1{path}"));
         let request = request.header("content-type", "application/json").body(Full::from(body)).expect("a request");
         self.0.ready().await.expect("a connection");
-        let response = self.0.send_request(request).await.expect("an answer");
+        let response = self.0.send_request(request).await.expect("a response");
         assert!(response.status().is_success(), "{path}: {}", response.status());
         response
     }

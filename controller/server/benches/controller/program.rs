@@ -40,9 +40,9 @@ impl Program {
         command.arg("run").arg("--config").arg(path);
         Self::start(cluster, command, address, core, || {
             let Ok(mut stream) = TcpStream::connect(observe) else { return false };
-            let mut answer = String::new();
+            let mut response = String::new();
             let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-            asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.starts_with("HTTP/1.1 200")
+            asked.and_then(|()| stream.read_to_string(&mut response)).is_ok() && response.starts_with("HTTP/1.1 200")
         })
     }
 

@@ -82,7 +82,7 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
         let report = json!({"addresses": [address], "port": 4500});
         let mut connection = connections[mover].clone();
         let sent = Instant::now();
-        let answer = tokio::spawn(async move { drop(connection.ask(Method::PUT, &path, Some(report)).await) });
+        let response = tokio::spawn(async move { drop(connection.ask(Method::PUT, &path, Some(report)).await) });
         // The hub receives it, too.
         let mut told = 0;
         while told < size.community {
@@ -92,7 +92,7 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
                 latencies.push((heard.at - sent).as_secs_f64() * 1e3);
             }
         }
-        answer.await.expect("an answer");
+        response.await.expect("a response");
     }
     connections.clear();
     Measured { memory, latencies }

@@ -82,7 +82,7 @@ pub(super) async fn join(
         .await?;
     tracing::info!(%node, %role, from = %caller, serial = issued.term.serial, key = key.fingerprint, "joined");
     events.normal(About::EdgeNode, node.as_str(), "Joined", format!("joined as {role}"));
-    Ok(axum::Json(issuer.answer(node, role, issued)))
+    Ok(axum::Json(issuer.response(node, role, issued)))
 }
 
 /// The error for a body, without any of its content.
@@ -116,7 +116,7 @@ pub(super) async fn renew(
         })
         .await?;
     tracing::info!(%node, serial = issued.term.serial, issuer = issued.issuer, "certificate renewed");
-    Ok(axum::Json(issuer.answer(node, present.role, issued)))
+    Ok(axum::Json(issuer.response(node, present.role, issued)))
 }
 
 /// What a node was admitted by.
@@ -176,7 +176,7 @@ impl Issuer {
         Ok(authorities.sign_node(node, role, key, &term)?)
     }
 
-    fn answer(&self, node: NodeName, role: Role, issued: Issued) -> CertificateResponse {
+    fn response(&self, node: NodeName, role: Role, issued: Issued) -> CertificateResponse {
         let trust_anchors = self.ca.current().anchors();
         CertificateResponse { node, role, certificate: issued.chain, trust_anchors }
     }

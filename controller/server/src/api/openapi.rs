@@ -136,7 +136,7 @@ fn describe(route: &Route, request_schemas: &mut SchemaGenerator, response_schem
     described
 }
 
-/// The statuses of errors that a route may answer.
+/// The statuses of errors that a route may respond with.
 fn error_statuses(route: &Route, has_parameters: bool) -> BTreeSet<u16> {
     let mut statuses: BTreeSet<u16> = route.errors.iter().copied().collect();
     if route.access != Access::Anyone {

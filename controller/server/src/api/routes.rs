@@ -201,7 +201,7 @@ pub(super) fn routes() -> Vec<Route> {
             .summary("All join tokens, without their secrets.")
             .response::<Vec<TokenInfo>>(),
         Route::post("/v1/tokens", "createToken", post(operator::create_token))
-            .summary("Make a join token: the only answer that holds it.")
+            .summary("Make a join token: the only response that holds it.")
             .request::<TokenRequest>()
             .status(201)
             .response::<TokenCreated>(),

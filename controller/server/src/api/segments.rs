@@ -83,7 +83,7 @@ pub(super) async fn request(
     Ok(axum::Json(SegmentResponse { segments }))
 }
 
-/// Refuses a segment request while grants wait, unless it has been answered before.
+/// Refuses a segment request while grants wait, unless it was granted before.
 async fn may_grant(
     registry: &Registry,
     policy: &SegmentPolicy,
@@ -91,8 +91,8 @@ async fn may_grant(
     request_id: &str,
 ) -> Result<(), ApiError> {
     let (view, now) = (registry.read().await, registry.clock.now());
-    let answered = view.state().ledger().held_by(node).iter().any(|row| row.request_id == request_id);
-    match answered {
+    let granted_before = view.state().ledger().held_by(node).iter().any(|row| row.request_id == request_id);
+    match granted_before {
         true => Ok(()),
         false => Ok(view.state().may_grant(policy, now)?),
     }

@@ -42,7 +42,7 @@ impl AccountReviews {
         let turn = self.reviews.turn(caller.address).await;
         let _turn = turn.ok_or_else(|| ApiError::TokenReview("too many tokens wait for it; try again".into()))?;
         let review = tokio::time::timeout(REQUEST, self.reviewer()?.review(token, node)).await;
-        let late = || ReviewError::Failed(format!("no answer in {} s", REQUEST.as_secs()));
+        let late = || ReviewError::Failed(format!("no response in {} s", REQUEST.as_secs()));
         Ok(review.unwrap_or_else(|_| Err(late()))?)
     }
 }

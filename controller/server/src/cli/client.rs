@@ -22,7 +22,7 @@ impl Client {
         Self { socket }
     }
 
-    /// Sends a request and reads the JSON of the answer. A refusal is a [`Problem`].
+    /// Sends a request and reads the JSON of the response. A refusal is a [`Problem`].
     pub(super) async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -30,12 +30,12 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> anyhow::Result<T> {
         let body = self.send(method, path, body).await?;
-        // An empty answer means null in JSON.
+        // An empty response means null in JSON.
         let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
-        serde_json::from_slice(&body).context("the server's answer cannot be read; are both of one release?")
+        serde_json::from_slice(&body).context("the server's response cannot be read; are both of one release?")
     }
 
-    /// Requests a large answer and writes it as it arrives.
+    /// Requests a large response and writes it as it arrives.
     pub(super) async fn download(&self, path: &str, to: &mut impl Write) -> anyhow::Result<()> {
         let response = self.request(Method::GET, path, None::<&()>).await?;
         let mut body = response.into_body();
@@ -52,7 +52,7 @@ impl Client {
         Ok(response.into_body().collect().await.context("the server went away")?.to_bytes())
     }
 
-    /// Returns the answer, unless it is a refusal.
+    /// Returns the response, unless it is a refusal.
     async fn request(
         &self,
         method: Method,

@@ -1,4 +1,4 @@
-//! The requests of the operator's commands, and how their answers are printed.
+//! The requests of the operator's commands, and how their responses are printed.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

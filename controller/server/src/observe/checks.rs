@@ -15,14 +15,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The checks of `/healthz`. A process that fails one of them does not recover by itself.
 pub(super) async fn healthz(observed: &Observed) -> Vec<Check> {
-    let mut checks = vec![("registry", answers(observed).await.map(drop))];
+    let mut checks = vec![("registry", registry_works(observed).await.map(drop))];
     checks.extend(observed.health.tasks());
     checks
 }
 
 /// The checks of `/readyz`: whether nodes should be sent here.
 pub(super) async fn readyz(observed: &Observed) -> Vec<Check> {
-    let store = answers(observed).await.and_then(|answered| match answered {
+    let store = registry_works(observed).await.and_then(|works| match works {
         true => Ok(()),
         false => Err(format!("it has not carried out a plan for {} s; is its disk stuck?", PATIENCE.as_secs())),
     });
@@ -74,7 +74,7 @@ pub(super) async fn notes(observed: &Observed) -> Vec<String> {
 
 /// Whether the registry still carries out plans: `false` if it does not answer in time, an error if
 /// it never will.
-async fn answers(observed: &Observed) -> Result<bool, String> {
+async fn registry_works(observed: &Observed) -> Result<bool, String> {
     let nothing = observed.registry.change(|_| Ok::<_, StoreError>(((), Vec::new())));
     match tokio::time::timeout(PATIENCE, nothing).await {
         Ok(Ok(())) => Ok(true),

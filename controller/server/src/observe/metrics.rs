@@ -193,7 +193,7 @@ impl Metrics {
         );
         ours.register("view_lines_sent", "Lines sent on view streams", self.stream_lines.clone());
         ours.register("requests", "Answered requests of the API", self.requests.clone());
-        let help = "Time from the head of a request to the head of its answer";
+        let help = "Time from the head of a request to the head of its response";
         ours.register_with_unit("request_duration", help, Unit::Seconds, self.durations.clone());
         ours.register("store_commits", "Commits to the store", self.commits.clone());
         let help = "Time that a commit to the store took";

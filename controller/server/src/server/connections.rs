@@ -32,7 +32,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 /// Longest life of a connection that has shown no node's certificate.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
-/// Time for a connection without an open request to take its last answer and close when the server
+/// Time for a connection without an open request to take its last response and close when the server
 /// stops. A peer that is gone would keep it open until the kernel notices.
 const IDLE_SHUTDOWN: Duration = Duration::from_secs(1);
 
@@ -47,19 +47,19 @@ pub(super) struct Bounds {
     /// Bytes of a body that may arrive before they are read, for each stream and for the
     /// connection. (A connection has at least 64 KiB at first: RFC 9113 section 6.9.2.)
     window: (u32, u32),
-    /// Bytes of answers that wait to be sent, for each stream.
-    answer: usize,
+    /// Bytes of responses that wait to be sent, for each stream.
+    response: usize,
     /// Requests in all; `None` for no limit.
     requests: Option<u32>,
 }
 
 /// Limits for nodes and the operator.
 pub(super) static KNOWN: Bounds =
-    Bounds { streams: 16, head: 16 * 1024, window: (64 * 1024, 256 * 1024), answer: 400 * 1024, requests: None };
+    Bounds { streams: 16, head: 16 * 1024, window: (64 * 1024, 256 * 1024), response: 400 * 1024, requests: None };
 /// Limits for peers without a certificate of a registered node, which have only one thing to ask:
 /// to join.
 static STRANGER: Bounds =
-    Bounds { streams: 4, head: 4 * 1024, window: (16 * 1024, 64 * 1024 - 1), answer: 16 * 1024, requests: Some(100) };
+    Bounds { streams: 4, head: 4 * 1024, window: (16 * 1024, 64 * 1024 - 1), response: 16 * 1024, requests: Some(100) };
 
 /// The connections that a listener has accepted.
 #[derive(Clone)]
@@ -173,7 +173,7 @@ fn http(bounds: &Bounds) -> Builder<TokioExecutor> {
         .max_concurrent_streams(bounds.streams)
         .initial_stream_window_size(bounds.window.0)
         .initial_connection_window_size(bounds.window.1)
-        .max_send_buf_size(bounds.answer)
+        .max_send_buf_size(bounds.response)
         .max_header_list_size(bounds.head);
     builder
 }
@@ -207,7 +207,7 @@ where
         let (router, open) = (router.clone(), open.token());
         Box::pin(async move {
             let Ok(response) = router.oneshot(request).await;
-            // The request is open until the last part of its answer is sent.
+            // The request is open until the last part of its response is sent.
             let response = response.map(|body| {
                 body.map_frame(move |frame| {
                     let _ = &open;

@@ -25,7 +25,7 @@ const LONGEST: usize = 16 * 1024;
 const STRANGERS_REQUESTS: usize = 256 * 1024;
 /// Largest number of encrypted bytes that wait for a stranger who does not read them; rustls allows
 /// 64 KiB.
-const STRANGERS_ANSWERS: usize = 8 * 1024;
+const STRANGERS_RESPONSES: usize = 8 * 1024;
 
 /// A connection after its handshake.
 pub(super) struct Accepted {
@@ -58,7 +58,7 @@ pub(super) async fn accept(stream: TcpStream, tls: Tls, address: IpAddr) -> io::
         tcp.remaining = None;
     } else {
         tcp.remaining = Some(STRANGERS_REQUESTS);
-        session.set_buffer_limit(Some(STRANGERS_ANSWERS));
+        session.set_buffer_limit(Some(STRANGERS_RESPONSES));
     }
     Ok(Accepted { stream: Box::new(stream), caller, certificate })
 }

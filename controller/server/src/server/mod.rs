@@ -245,7 +245,7 @@ impl Server {
         self.silent.cancel();
         self.observing.close();
         let Self { registry, observing, closed, .. } = self;
-        // A request of this moment still gets an answer.
+        // A request of this moment still gets a response.
         let _ = tokio::time::timeout(OBSERVE_GRACE, observing.wait()).await;
         // A store that was closed needs no repair when it is opened again.
         drop(registry);

@@ -88,7 +88,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, limits: Arc<Con
                 open.tasks.spawn(async move {
                     tokio::select! {
                         () = displaced.cancelled() => {}
-                        _ = tokio::time::timeout(LIFETIME, answer(stream, from, router, stopping)) => {}
+                        _ = tokio::time::timeout(LIFETIME, serve_connection(stream, from, router, stopping)) => {}
                     }
                     limits.shares().leave(share);
                     drop(socket);
@@ -103,7 +103,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, limits: Arc<Con
 }
 
 /// Serves one connection until it ends or the server stops: then an open request is finished.
-async fn answer(stream: TcpStream, from: IpAddr, router: Router, stopping: CancellationToken) {
+async fn serve_connection(stream: TcpStream, from: IpAddr, router: Router, stopping: CancellationToken) {
     let caller = connections::caller(CallerIdentity::Anonymous, Some(from));
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(caller.clone());

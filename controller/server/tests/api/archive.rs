@@ -71,7 +71,7 @@ async fn held(node: &Node) -> Vec<String> {
     node.watch().await.view().await.segments.iter().map(ToString::to_string).collect()
 }
 
-/// The answer to /readyz, with its head.
+/// The response to /readyz, with its head.
 async fn readyz(program: &Program) -> String {
     let mut stream = TcpStream::connect(program.addresses[1]).await.unwrap();
     stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();

@@ -21,8 +21,8 @@ async fn every_wrong_request_gets_its_own_problem() {
         (Method::POST, "/v1/join", "{\"token\":\"a.b\",\"node\":\"Not_A_Name\",\"csr\":\"\"}", (403, "token-unknown")),
         (Method::GET, "/v1/nodes/UPPER/view", "", (401, "certificate-required")),
     ] {
-        let answer = nobody.ask_raw(method, path, Bytes::from(body)).await;
-        assert_eq!(kind(&answer), expected, "{path} {body}");
+        let response = nobody.ask_raw(method, path, Bytes::from(body)).await;
+        assert_eq!(kind(&response), expected, "{path} {body}");
     }
     let token = cloud.token("edge", None).await;
     let body = format!("{{\"token\":\"{}\",\"node\":\"Not_A_Name\",\"csr\":\"\"}}", *token.credential());
@@ -33,8 +33,8 @@ async fn every_wrong_request_gets_its_own_problem() {
     assert_eq!(kind(&node.ask(Method::GET, "/view?watch=perhaps", None).await), (422, "bad-value"));
     let mut of_node = node.connect().await.unwrap();
     for path in ["/v1/nodes/UPPER/view", "/v1/nodes/%ff/view", "/v1/nodes/..%2f..%2fetc/view"] {
-        let answer = of_node.ask(Method::GET, path, None).await;
-        assert_eq!(kind(&answer), (422, "bad-value"), "{path}");
+        let response = of_node.ask(Method::GET, path, None).await;
+        assert_eq!(kind(&response), (422, "bad-value"), "{path}");
     }
 }
 
@@ -70,10 +70,10 @@ async fn slow_writers_are_refused_or_cut_off() {
     let send = async |part: &str| {
         let mut stream = node.connect_tls().await;
         stream.write_all(part.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
+        let mut response = Vec::new();
         // A cut connection also ends the read.
-        let _ = stream.read_to_end(&mut answer).await;
-        String::from_utf8(answer).unwrap()
+        let _ = stream.read_to_end(&mut response).await;
+        String::from_utf8(response).unwrap()
     };
     let (head, body) = tokio::join!(
         send("PUT /v1/nodes/a HTTP/1.1\r\nhost: x\r\nx-slow: "),

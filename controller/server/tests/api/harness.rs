@@ -128,7 +128,7 @@ impl Cloud {
     }
 }
 
-/// Sends a request as the operator to this admin socket. Returns an error if there is no answer.
+/// Sends a request as the operator to this admin socket. Returns an error if there is no response.
 pub(crate) async fn try_operator(
     socket: &Path,
     method: Method,
@@ -301,7 +301,7 @@ impl Connection {
         Self::with_window(address, tls, None).await
     }
 
-    /// `window`: bytes of an answer that the server may send before they are read.
+    /// `window`: bytes of a response that the server may send before they are read.
     async fn with_window(
         address: SocketAddr,
         tls: Arc<rustls::ClientConfig>,
@@ -328,7 +328,7 @@ impl Connection {
         read(self.send(method, path, Full::new(body)).await.unwrap()).await.unwrap()
     }
 
-    /// Sends a request. Returns an error if there is no answer; its outcome is not known then.
+    /// Sends a request. Returns an error if there is no response; its outcome is not known then.
     pub(crate) async fn try_ask(
         &mut self,
         method: Method,
@@ -428,11 +428,11 @@ impl Stream {
 }
 
 /// Status and kind of a problem document, without the kind's URL prefix.
-pub(crate) fn kind(answer: &HttpResponse) -> (u16, &str) {
-    (answer.0, answer.1["type"].as_str().unwrap_or("no problem").trim_start_matches("/problems/"))
+pub(crate) fn kind(response: &HttpResponse) -> (u16, &str) {
+    (response.0, response.1["type"].as_str().unwrap_or("no problem").trim_start_matches("/problems/"))
 }
 
 /// The detail of a problem document.
-pub(crate) fn detail(answer: &HttpResponse) -> &str {
-    answer.1["detail"].as_str().unwrap_or_default()
+pub(crate) fn detail(response: &HttpResponse) -> &str {
+    response.1["detail"].as_str().unwrap_or_default()
 }

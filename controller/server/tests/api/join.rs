@@ -73,9 +73,9 @@ async fn an_edges_token_makes_no_hub_whatever_the_node_says() {
     let token = cloud.token("edge", None).await;
     let key = KeyPair::generate().unwrap();
     let body = json!({"token": *token.credential(), "node": "edge-1", "csr": request_of(&key), "role": "hub"});
-    let (status, answer) =
+    let (status, response) =
         Connection::open(&cloud, None).await.unwrap().ask(Method::POST, "/v1/join", Some(body)).await;
-    assert_eq!((status, &answer["role"]), (200, &json!("edge")));
+    assert_eq!((status, &response["role"]), (200, &json!("edge")));
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.subject_alt_names.push(rcgen::SanType::URI("edge-cni://hub/edge-2".try_into().unwrap()));
@@ -166,7 +166,7 @@ async fn a_renewed_certificate_works_and_the_old_one_until_the_next_renewal() {
         Node::new(&cloud, "edge-1", body["certificate"].as_str().unwrap(), &key)
     };
     let second = renew(&first).await;
-    assert_eq!(first.ask(Method::GET, "/view", None).await.0, 200, "the answer might have been lost");
+    assert_eq!(first.ask(Method::GET, "/view", None).await.0, 200, "the response might have been lost");
     assert_eq!(second.ask(Method::GET, "/view", None).await.0, 200);
     renew(&second).await;
     assert_eq!(kind(&first.ask(Method::GET, "/view", None).await), (403, "certificate-superseded"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::Cloud;
-use crate::strangers::{Door, head_of_answer, host};
+use crate::strangers::{Door, head_of_response, host};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http_body_util::Full;
@@ -25,8 +25,8 @@ const OF_ONE_SOURCE: usize = 4;
 struct ApiServer {
     /// Receives a message for each review that arrives.
     came: mpsc::UnboundedReceiver<()>,
-    /// Permits for answers.
-    answers: Arc<Semaphore>,
+    /// Permits for responses.
+    responses: Arc<Semaphore>,
     most_at_once: Arc<AtomicUsize>,
     address: std::net::SocketAddr,
 }
@@ -36,9 +36,9 @@ impl ApiServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (asked, came) = mpsc::unbounded_channel();
-        let (answers, now, most_at_once) =
+        let (responses, now, most_at_once) =
             (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let (let_go, most) = (answers.clone(), most_at_once.clone());
+        let (let_go, most) = (responses.clone(), most_at_once.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (asked, let_go, now, most) = (asked.clone(), let_go.clone(), now.clone(), most.clone());
@@ -62,8 +62,8 @@ impl ApiServer {
                                 json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "not here", "reason": "NotFound", "code": 404}),
                             ),
                         };
-                        let answer = Response::builder().status(status).header("content-type", "application/json");
-                        Ok::<_, Infallible>(answer.body(Full::new(Bytes::from(body.to_string()))).unwrap())
+                        let response = Response::builder().status(status).header("content-type", "application/json");
+                        Ok::<_, Infallible>(response.body(Full::new(Bytes::from(body.to_string()))).unwrap())
                     }
                 });
                 tokio::spawn(
@@ -71,7 +71,7 @@ impl ApiServer {
                 );
             }
         });
-        Self { came, answers, most_at_once, address }
+        Self { came, responses, most_at_once, address }
     }
 
     /// A controller that uses it.
@@ -98,12 +98,12 @@ fn token(audience: &str, end: i64) -> String {
     format!("{}.{}.{}", part(json!({"alg": "RS256"})), part(claims), URL_SAFE_NO_PAD.encode([7; 256]))
 }
 
-/// Joins with this token from the nth address. Returns the head of the answer.
+/// Joins with this token from the nth address. Returns the head of the response.
 async fn join(door: Door, nth: usize, token: String) -> String {
     let body = json!({"service_account_token": token, "node": "edge-1", "csr": ""}).to_string();
     let mut stream = door.open(host(nth), b"http/1.1").await.unwrap();
     let head = format!("POST /v1/join HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    head_of_answer(&mut stream, &head).await
+    head_of_response(&mut stream, &head).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,8 +115,8 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     for none in
         ["", "a.b.c", "e30.e30.e30", &token("https://kubernetes.default.svc", now + 60), &token("edge-cni", now - 3600)]
     {
-        let answer = join(door.clone(), 1, none.to_owned()).await;
-        assert!(answer.starts_with("HTTP/1.1 403"), "{none}: {answer}");
+        let response = join(door.clone(), 1, none.to_owned()).await;
+        assert!(response.starts_with("HTTP/1.1 403"), "{none}: {response}");
     }
     assert!(api.came.try_recv().is_err(), "it was asked about what is none");
 
@@ -141,10 +141,10 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     // Other requests are answered in the meantime.
     assert!(join(door.clone(), 1, "a.b.c".into()).await.starts_with("HTTP/1.1 403"));
     assert_eq!(api.most_at_once.load(Ordering::SeqCst), AT_ONCE);
-    api.answers.add_permits(1000);
-    while let Some(answer) = joins.join_next().await {
-        let answer = answer.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    api.responses.add_permits(1000);
+    while let Some(response) = joins.join_next().await {
+        let response = response.unwrap();
+        assert!(response.starts_with("HTTP/1.1 403"), "{response}");
     }
     assert_eq!(api.most_at_once.load(Ordering::SeqCst), AT_ONCE);
 }

@@ -83,7 +83,7 @@ async fn an_old_authority_is_retired_when_nobody_needs_it_any_more_and_its_conne
     assert_eq!(kind(&refused), (409, "authority-needed"));
     assert!(detail(&refused).contains("node edge-1") && detail(&refused).contains(&token.id), "{}", detail(&refused));
     let renewed = node.renew(&cloud, &KeyPair::generate().unwrap()).await;
-    assert_eq!(authorities(&cloud).await[0]["needed_by"], json!(["edge-1"]), "the answer may have been lost");
+    assert_eq!(authorities(&cloud).await[0]["needed_by"], json!(["edge-1"]), "the response may have been lost");
     assert_eq!(renewed.report(&["192.0.2.1"], 4500).await.0, 204);
     let row = &authorities(&cloud).await[0];
     assert_eq!((&row["needed_by"], &row["pinned_by"]), (&json!([]), &json!([token.id])));

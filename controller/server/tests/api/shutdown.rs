@@ -48,13 +48,13 @@ impl Busy {
         kill_process(pid, Signal::TERM).unwrap();
     }
 
-    /// The answer to `/readyz`.
+    /// The response to `/readyz`.
     async fn ready(&self) -> String {
         let mut stream = TcpStream::connect(self.program.addresses[1]).await.unwrap();
         stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
     }
 
     /// Reads the stream to its end and returns the reason in its last line.
@@ -86,9 +86,9 @@ async fn asked_to_end_it_is_not_ready_sends_nodes_elsewhere_finishes_requests_an
     let refused = TcpStream::connect(busy.program.addresses[0]).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "who was sent away does not come back here");
     busy.request.write_all(&BODY.as_bytes()[1..]).await.unwrap();
-    let mut answer = String::new();
-    busy.request.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    let mut response = String::new();
+    busy.request.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 201"), "{response}");
     assert_eq!(busy.ended().await.code(), Some(0));
     assert!(!exists(&busy.program.path("run/admin.sock")));
     busy.program.start();

@@ -134,9 +134,9 @@ async fn politely_by_http_2(door: &Door, from: Ipv4Addr) -> Option<tokio::task::
             let part = Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(half_a_body(60_000))));
             let body = StreamBody::new(futures_util::stream::iter([part]).chain(futures_util::stream::pending()));
             let request = Request::post("https://cloud.test/v1/join").header("content-type", "application/json");
-            if let Ok(answer) = sender.send_request(request.body(body).unwrap()).await {
-                assert!([403, 408, 413, 503].contains(&answer.status().as_u16()), "{}", answer.status());
-                let _ = answer.into_body().collect().await;
+            if let Ok(response) = sender.send_request(request.body(body).unwrap()).await {
+                assert!([403, 408, 413, 503].contains(&response.status().as_u16()), "{}", response.status());
+                let _ = response.into_body().collect().await;
             }
         });
     }
@@ -190,9 +190,9 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
         let Some(raw) = raw.as_mut().filter(|raw| raw.get_ref().1.alpn_protocol() == Some(b"http/1.1")) else {
             continue;
         };
-        let mut answer = Vec::new();
-        let _ = raw.read_to_end(&mut answer).await;
-        refused += usize::from(answer.starts_with(b"HTTP/1.1 4") || answer.starts_with(b"HTTP/1.1 503"));
+        let mut response = Vec::new();
+        let _ = raw.read_to_end(&mut response).await;
+        refused += usize::from(response.starts_with(b"HTTP/1.1 4") || response.starts_with(b"HTTP/1.1 503"));
     }
     assert!(refused > 0);
     let most = memory(&program, "VmHWM:").saturating_sub(base);
@@ -201,19 +201,19 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
     assert_eq!(open.ask(Method::GET, path, None).await.0, 200);
 }
 
-/// Sends a request on an HTTP/1.1 connection and reads the head of the answer; nothing else is sent
+/// Sends a request on an HTTP/1.1 connection and reads the head of the response; nothing else is sent
 /// in the meantime.
-pub(crate) async fn head_of_answer(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
+pub(crate) async fn head_of_response(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.flush().await.unwrap();
-    let mut answer = Vec::new();
-    while !answer.windows(4).any(|four| four == b"\r\n\r\n") {
+    let mut response = Vec::new();
+    while !response.windows(4).any(|four| four == b"\r\n\r\n") {
         let mut part = [0; 512];
         let count = stream.read(&mut part).await.unwrap();
-        assert!(count > 0, "{request}: {}", String::from_utf8_lossy(&answer));
-        answer.extend_from_slice(&part[..count]);
+        assert!(count > 0, "{request}: {}", String::from_utf8_lossy(&response));
+        response.extend_from_slice(&part[..count]);
     }
-    String::from_utf8(answer).unwrap()
+    String::from_utf8(response).unwrap()
 }
 
 #[tokio::test]
@@ -234,10 +234,10 @@ async fn whoever_may_not_is_refused_before_a_body_has_arrived() {
     ] {
         let text = format!("{request} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{{");
         let mut stranger = door.open(host(1), b"http/1.1").await.unwrap();
-        let answer = head_of_answer(&mut stranger, &text).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {of_stranger}")), "{request}: {answer}");
-        let answer = head_of_answer(&mut a.connect_tls().await, &text).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {of_node}")), "{request}: {answer}");
+        let response = head_of_response(&mut stranger, &text).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {of_stranger}")), "{request}: {response}");
+        let response = head_of_response(&mut a.connect_tls().await, &text).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {of_node}")), "{request}: {response}");
     }
 }
 
@@ -246,10 +246,10 @@ async fn who_was_refused_early_may_send_the_rest_and_ask_again() {
     let cloud = Cloud::start().await;
     let mut stranger = Door::of_cloud(&cloud).open(host(1), b"http/1.1").await.unwrap();
     let (length, head) = (10_000, "PUT /v1/nodes/b HTTP/1.1\r\nhost: x\r\ncontent-length: 10000\r\n\r\n");
-    assert!(head_of_answer(&mut stranger, head).await.starts_with("HTTP/1.1 401"));
+    assert!(head_of_response(&mut stranger, head).await.starts_with("HTTP/1.1 401"));
     stranger.write_all(&half_a_body(length)).await.unwrap();
-    let again = head_of_answer(&mut stranger, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
-    // The body of the first answer may come with the head of the second.
+    let again = head_of_response(&mut stranger, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    // The body of the first response may come with the head of the second.
     assert!(again.contains("HTTP/1.1 401"), "{again}");
 }
 
@@ -301,8 +301,8 @@ async fn a_stranger_who_asks_without_end_is_cut_off_and_a_node_is_not() {
     // A peer with a certificate that is no longer valid is a stranger.
     cloud.deregister("edge-1").await;
     let (mut former, mut asked) = (node.connect().await.unwrap(), 0);
-    while let Ok(answer) = former.try_ask(Method::GET, "/v1/nodes/edge-1/view", None).await {
-        assert_eq!(kind(&answer), (403, "node-deregistered"));
+    while let Ok(response) = former.try_ask(Method::GET, "/v1/nodes/edge-1/view", None).await {
+        assert_eq!(kind(&response), (403, "node-deregistered"));
         asked += 1;
         assert!(asked <= 200, "it is not cut off");
     }
@@ -314,7 +314,7 @@ async fn until_cut_off(door: &Door, first: &[u8], again: impl Fn(u32) -> Vec<u8>
     let mut stream = door.open(host(2), b"h2").await.unwrap();
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), first].concat()).await.unwrap();
     let (mut reading, mut writing) = tokio::io::split(stream);
-    // The answers are read, so that only what is sent counts.
+    // The responses are read, so that only what is sent counts.
     let reading = tokio::spawn(async move { drop(reading.read_to_end(&mut Vec::new()).await) });
     let mut sent = 0_u32;
     while writing.write_all(&again(sent)).await.is_ok() && !reading.is_finished() {
@@ -344,7 +344,7 @@ async fn floods_of_http_2_end_the_connection_and_nothing_else() {
     .await;
     // Empty DATA frames.
     until_cut_off(&door, &frame(HEADERS, END_HEADERS, 1, &head_of_join()), |_| frame(DATA, 0, 1, &[])).await;
-    // Frames that each cost the server an answer.
+    // Frames that each cost the server a response.
     until_cut_off(&door, &[], |_| frame(PING, 0, 0, &[7; 8]).repeat(100)).await;
     until_cut_off(&door, &[], |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]).repeat(100)).await;
     // More streams than a stranger may have, all unfinished.
@@ -359,15 +359,15 @@ async fn headers_that_are_too_many_are_refused_by_both_protocols() {
     let door = Door::of_cloud(&cloud);
     let mut stranger = door.open(host(4), b"http/1.1").await.unwrap();
     let many = format!("GET /v1/nodes HTTP/1.1\r\nhost: x\r\n{}\r\n", "x-a: 0123456789\r\n".repeat(1000));
-    let answer = head_of_answer(&mut stranger, &many).await;
-    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    let response = head_of_response(&mut stranger, &many).await;
+    assert!(response.starts_with("HTTP/1.1 431"), "{response}");
     let stream = door.open(host(4), b"h2").await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let long = format!("https://cloud.test/v1/{}", "x".repeat(8 * 1024));
-    let answer = sender.send_request(Request::get(long).body(http_body_util::Empty::<Bytes>::new()).unwrap()).await;
-    assert!(answer.as_ref().map_or(true, |answer| answer.status() == 431), "{answer:?}");
+    let response = sender.send_request(Request::get(long).body(http_body_util::Empty::<Bytes>::new()).unwrap()).await;
+    assert!(response.as_ref().map_or(true, |response| response.status() == 431), "{response:?}");
 }
 
 #[tokio::test]
@@ -405,7 +405,7 @@ async fn strangers_get_twenty_lines_of_the_log_a_second_and_the_rest_is_counted(
         // As many requests as a stranger may make on one connection.
         for _ in 0..100 {
             without_tls().await;
-            head_of_answer(&mut stranger, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            head_of_response(&mut stranger, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
             let log = program.last_words(usize::MAX);
             let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
             let of_both = [lines("TLS handshake failed"), lines("refused: ")];
@@ -437,12 +437,12 @@ async fn the_log_is_lines_with_addresses_and_without_what_strangers_send() {
         let mut stranger = door.open(host(5), b"http/1.1").await.unwrap();
         let length = body.len();
         let request = format!("POST /v1/join HTTP/1.1\r\nhost: marker\r\ncontent-length: {length}\r\n\r\n{body}");
-        let answer = head_of_answer(&mut stranger, &request).await;
-        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+        let response = head_of_response(&mut stranger, &request).await;
+        assert!(response.starts_with("HTTP/1.1 4"), "{response}");
     }
     let mut stranger = door.open(host(6), b"http/1.1").await.unwrap();
     let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "p".repeat(6000));
-    head_of_answer(&mut stranger, &long).await;
+    head_of_response(&mut stranger, &long).await;
     let evil = "ipv4`\nINFO forged: \u{1b}[2J\u{202e}";
     let refused = node.request_segments("r", &[evil]).await;
     assert!(refused.0 == 422 && detail(&refused).contains("forged"), "{refused:?}");

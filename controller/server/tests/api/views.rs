@@ -208,8 +208,8 @@ async fn a_community_may_be_listed_before_its_members_join() {
     let (_, view) = one.ask(Method::GET, "/view", None).await;
     assert_eq!(view["peers"].as_array().map(Vec::len), Some(0));
     for bad in ["-a", "a_b", "%20"] {
-        let answer = cloud.operator(Method::PUT, &format!("/v1/communities/{bad}"), Some(listed.clone())).await;
-        assert_eq!(answer.0, 422, "{bad}");
+        let response = cloud.operator(Method::PUT, &format!("/v1/communities/{bad}"), Some(listed.clone())).await;
+        assert_eq!(response.0, 422, "{bad}");
     }
     let odd = serde_json::json!({"members": ["A b"]});
     assert_eq!(cloud.operator(Method::PUT, "/v1/communities/alpha", Some(odd)).await.0, 422);

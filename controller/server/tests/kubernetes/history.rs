@@ -98,7 +98,7 @@ impl Ground for Shared {
             until("a Node object to be made", async || {
                 match self.nodes().create(&PostParams::default(), &object).await {
                     Ok(_) => Some(()),
-                    // It was created, but the answer was lost.
+                    // It was created, but the response was lost.
                     Err(kube::Error::Api(status)) if status.code == 409 => Some(()),
                     Err(_) => None,
                 }

@@ -169,13 +169,13 @@ fn lets_in() {
         for (account, node, role) in
             [("edge-agent", "edge-1", "edge"), ("hub-agent", "cloud-1", "hub"), ("cloud-agent", "cloud-2", "cloud")]
         {
-            let (status, answer) = cloud.join(&token_of_pod(account, node), node, &key()).await;
-            assert_eq!((status, &answer["role"], &answer["node"]), (200, &json!(role), &json!(node)), "{answer}");
+            let (status, response) = cloud.join(&token_of_pod(account, node), node, &key()).await;
+            assert_eq!((status, &response["role"], &response["node"]), (200, &json!(role), &json!(node)), "{response}");
         }
-        // A join is repeated after a lost answer, and gets the same certificate.
+        // A join is repeated after a lost response, and gets the same certificate.
         let (token, key) = (token_of_pod("edge-agent", "edge-2"), key());
-        let serial = |answer: &Value| {
-            let der = CertificateDer::from_pem_slice(answer["certificate"].as_str().unwrap().as_bytes()).unwrap();
+        let serial = |response: &Value| {
+            let der = CertificateDer::from_pem_slice(response["certificate"].as_str().unwrap().as_bytes()).unwrap();
             x509_parser::parse_x509_certificate(&der).unwrap().1.raw_serial().to_vec()
         };
         let (first, again) = (cloud.join(&token, "edge-2", &key).await.1, cloud.join(&token, "edge-2", &key).await.1);
@@ -204,20 +204,20 @@ fn refused() {
             (&token_of_pod("other", "edge-2"), "edge-2", "edge-cni:other"),
         ];
         for (token, node, says) in cases {
-            let (status, answer) = cloud.join(token, node, &key()).await;
+            let (status, response) = cloud.join(token, node, &key()).await;
             assert_eq!(
-                (status, &answer["type"]),
+                (status, &response["type"]),
                 (403, &json!("/problems/service-account-refused")),
-                "{says}: {answer}"
+                "{says}: {response}"
             );
-            let detail = answer["detail"].as_str().unwrap();
+            let detail = response["detail"].as_str().unwrap();
             assert!(detail.contains(says) && (token.is_empty() || !detail.contains(token)), "{says}: {detail}");
         }
         // The token of a deleted pod is not accepted.
         let late = token_of_pod("edge-agent", "edge-3");
         SHARED.kubectl(&["delete", "pod", "edge-agent-edge-3", "--namespace", "edge-cni", "--force"]).unwrap();
-        let (status, answer) = cloud.join(&late, "edge-3", &key()).await;
-        assert_eq!(status, 403, "{answer}");
+        let (status, response) = cloud.join(&late, "edge-3", &key()).await;
+        assert_eq!(status, 403, "{response}");
         cloud.server.stop().await;
     });
 }
@@ -233,23 +233,23 @@ fn other_roles() {
             ("hub-agent", "cloud-2", "hub_selector"),
             ("cloud-agent", "fresh", "kubectl label node fresh node-restriction.kubernetes.io/edge-cni-role=cloud"),
         ] {
-            let (status, answer) = cloud.join(&token_of_pod(account, node), node, &key()).await;
-            assert_eq!((status, &answer["type"]), (403, &json!("/problems/service-account-refused")), "{answer}");
-            assert!(answer["detail"].as_str().unwrap().contains(says), "{account} on {node}: {answer}");
+            let (status, response) = cloud.join(&token_of_pod(account, node), node, &key()).await;
+            assert_eq!((status, &response["type"]), (403, &json!("/problems/service-account-refused")), "{response}");
+            assert!(response["detail"].as_str().unwrap().contains(says), "{account} on {node}: {response}");
         }
         // The token is of a deleted Node; another Node has its name and labels.
         let late = token_of_pod("hub-agent", "cloud-1");
         SHARED.kubectl(&["delete", "node", "cloud-1"]).unwrap();
-        let (status, answer) = cloud.join(&late, "cloud-1", &key()).await;
-        assert_eq!(status, 403, "{answer}");
+        let (status, response) = cloud.join(&late, "cloud-1", &key()).await;
+        assert_eq!(status, 403, "{response}");
         let label = "node-restriction.kubernetes.io/edge-cni-role: hub";
         let node = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: cloud-1, labels: {{{label}}}}}\n");
         SHARED.apply_text(&node).unwrap();
-        let (status, answer) = cloud.join(&late, "cloud-1", &key()).await;
-        assert_eq!(status, 403, "{answer}");
+        let (status, response) = cloud.join(&late, "cloud-1", &key()).await;
+        assert_eq!(status, 403, "{response}");
         // The pod still exists, and the kubelet has a new token for it.
-        let (status, answer) = cloud.join(&token_of_pod("hub-agent", "cloud-1"), "cloud-1", &key()).await;
-        assert_eq!((status, &answer["role"]), (200, &json!("hub")), "{answer}");
+        let (status, response) = cloud.join(&token_of_pod("hub-agent", "cloud-1"), "cloud-1", &key()).await;
+        assert_eq!((status, &response["role"]), (200, &json!("hub")), "{response}");
         cloud.server.stop().await;
     });
 }
@@ -259,8 +259,8 @@ fn comes_back() {
         let cloud = controller().await;
         let token = token_of_pod("edge-agent", "edge-1");
         assert_eq!(cloud.join(&token, "edge-1", &key()).await.0, 200);
-        let (status, answer) = cloud.join(&token, "edge-1", &key()).await;
-        assert_eq!(status, 200, "{answer}");
+        let (status, response) = cloud.join(&token, "edge-1", &key()).await;
+        assert_eq!(status, 200, "{response}");
         cloud.server.stop().await;
     });
 }
@@ -268,9 +268,9 @@ fn comes_back() {
 fn without_right() {
     run(async {
         let cloud = Cloud::start(&SHARED.kubeconfig_for_service_account("edge-cni", "other").unwrap()).await;
-        let (status, answer) = cloud.join(&token_of_pod("edge-agent", "edge-1"), "edge-1", &key()).await;
-        assert_eq!((status, &answer["type"]), (503, &json!("/problems/token-review-failed")), "{answer}");
-        assert!(answer["detail"].as_str().unwrap().contains("10-rbac.yaml"), "{answer}");
+        let (status, response) = cloud.join(&token_of_pod("edge-agent", "edge-1"), "edge-1", &key()).await;
+        assert_eq!((status, &response["type"]), (503, &json!("/problems/token-review-failed")), "{response}");
+        assert!(response["detail"].as_str().unwrap().contains("10-rbac.yaml"), "{response}");
         cloud.server.stop().await;
     });
 }

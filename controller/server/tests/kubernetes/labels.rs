@@ -106,16 +106,16 @@ async fn controller() -> Cloud {
 async fn ready(cloud: &Cloud) -> String {
     let mut stream = TcpStream::connect(cloud.server.observe[0]).await.unwrap();
     stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    response
 }
 
 /// Waits until `/readyz` says this about labels and is still ready.
 async fn said(cloud: &Cloud, says: &str) {
     until(says, async || {
-        let answer = ready(cloud).await;
-        (answer.starts_with("HTTP/1.1 200") && answer.contains(says)).then_some(())
+        let response = ready(cloud).await;
+        (response.starts_with("HTTP/1.1 200") && response.contains(says)).then_some(())
     })
     .await;
 }
@@ -170,9 +170,9 @@ fn own_label() {
         are(&other, &["gamma"]).await;
         // The command is refused with the reason.
         let patch = Some(json!({"fabedge/edge-community": "alpha"}));
-        let (code, answer) = cloud.operator(hyper::Method::PATCH, "/v1/nodes/edge-1/labels", patch).await;
-        assert_eq!(code, 409, "{answer}");
-        assert!(answer["detail"].as_str().unwrap().contains("15-node-labels.yaml"), "{answer}");
+        let (code, response) = cloud.operator(hyper::Method::PATCH, "/v1/nodes/edge-1/labels", patch).await;
+        assert_eq!(code, 409, "{response}");
+        assert!(response["detail"].as_str().unwrap().contains("15-node-labels.yaml"), "{response}");
         cloud.server.stop().await;
     });
 }

@@ -162,10 +162,10 @@ fn storm() {
         let asking = nodes.iter().enumerate().map(|(n, node)| {
             let (replicas, done) = (&replicas, &done);
             async move {
-                let mut answers = Vec::new();
+                let mut responses = Vec::new();
                 for request in (0..6).map(|r| format!("request {r}")) {
                     let mut attempt = 0;
-                    let answer = loop {
+                    let response = loop {
                         let replica = &replicas[(n + attempt) % 3];
                         // A request with an unknown outcome may have been granted.
                         let outcome = match attempt {
@@ -182,9 +182,9 @@ fn storm() {
                         }
                     };
                     done.fetch_add(1, Ordering::Relaxed);
-                    answers.push((request, answer));
+                    responses.push((request, response));
                 }
-                (node.clone(), answers)
+                (node.clone(), responses)
             }
         });
         let breaking = async {
@@ -198,9 +198,9 @@ fn storm() {
                 outcome.await.unwrap().unwrap();
             }
         };
-        let (answers, ()) = tokio::join!(join_all(asking), breaking);
+        let (responses, ()) = tokio::join!(join_all(asking), breaking);
         let granted: Vec<IpNetwork> =
-            answers.iter().flat_map(|(_, answers)| answers).flat_map(|(_, granted)| granted.clone()).collect();
+            responses.iter().flat_map(|(_, responses)| responses).flat_map(|(_, granted)| granted.clone()).collect();
         assert_eq!(granted.len(), 9 * 6 * 2);
         assert_disjoint(&granted);
         // The API server holds what was answered: a later retry gets the same, and no segment is
@@ -211,8 +211,8 @@ fn storm() {
             assert!(row.released_at.is_none());
             held.entry((row.node.to_string(), row.request_id)).or_default().push(row.network);
         }
-        for (node, answers) in answers {
-            for (request, granted) in answers {
+        for (node, of_node) in responses {
+            for (request, granted) in of_node {
                 assert_eq!(held.remove(&(node.clone(), request.clone())).as_ref(), Some(&granted), "{node} {request}");
             }
         }

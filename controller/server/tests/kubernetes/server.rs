@@ -293,8 +293,8 @@ fn unlabelled() {
                 )
                 .unwrap();
             let refused = until("the Node object to be seen", async || {
-                let answer = label(json!("alpha")).await;
-                (answer.0 != 200).then_some(answer)
+                let response = label(json!("alpha")).await;
+                (response.0 != 200).then_some(response)
             })
             .await;
             assert_eq!(kind(&refused), (409, "labelled-elsewhere"));
@@ -342,8 +342,8 @@ fn trust() {
 
         let (_, listed) = cloud.operator(Method::GET, "/v1/ca", None).await;
         let old = listed[0]["id"].as_str().unwrap().to_owned();
-        let (code, answer) = cloud.operator(Method::DELETE, &format!("/v1/ca/{old}?force=true"), None).await;
-        assert_eq!(code, 200, "{answer}");
+        let (code, response) = cloud.operator(Method::DELETE, &format!("/v1/ca/{old}?force=true"), None).await;
+        assert_eq!(code, 200, "{response}");
         published("the retired one to be gone", new["certificate"].as_str().unwrap()).await;
         cloud.server.stop().await;
     });

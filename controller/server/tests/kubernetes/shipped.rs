@@ -122,21 +122,21 @@ fn in_a_pod() {
             }
             heard.push(line);
         };
-        let answer = tokio::time::timeout(Duration::from_secs(30), async {
+        let response = tokio::time::timeout(Duration::from_secs(30), async {
             loop {
                 let mut stream = TcpStream::connect(&observe).await.unwrap();
                 stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-                let mut answer = String::new();
-                stream.read_to_string(&mut answer).await.unwrap();
+                let mut response = String::new();
+                stream.read_to_string(&mut response).await.unwrap();
                 // Its account may read the shipped policy, which is the expected one.
-                let counts = answer.contains("\n[i]node-labels: community labels of Node objects count");
-                if answer.starts_with("HTTP/1.1 200") && counts {
-                    return answer;
+                let counts = response.contains("\n[i]node-labels: community labels of Node objects count");
+                if response.starts_with("HTTP/1.1 200") && counts {
+                    return response;
                 }
             }
         })
         .await;
-        answer.expect("it gets ready, and knows the policy");
+        response.expect("it gets ready, and knows the policy");
         let secret =
             PLANE.kubectl(&["get", "secret", "edge-cni-ca", "--namespace", NAMESPACE, "--output=name"]).unwrap();
         assert_eq!(secret.trim(), "secret/edge-cni-ca");

@@ -79,30 +79,30 @@ impl<'a> Member<'a> {
                 Ok(mut connection) => {
                     self.world.sends();
                     let body = json!({"token": *token.credential(), "node": self.name, "csr": request_of(key)});
-                    let answer = connection.try_ask(Method::POST, "/v1/join", Some(body)).await;
-                    match &answer {
+                    let response = connection.try_ask(Method::POST, "/v1/join", Some(body)).await;
+                    match &response {
                         Ok((200, body)) => {
                             let certificate = chain(body["certificate"].as_str().unwrap());
                             break Node::at(address, self.world.ca.clone(), &self.name, certificate, key);
                         }
-                        Ok((409, _)) if refused(&answer, "range-exhausted") => {
+                        Ok((409, _)) if refused(&response, "range-exhausted") => {
                             self.leftovers |= unsure && self.world.lags();
                             return self.world.model.count("refused to join: exhausted");
                         }
                         // The token was used, and its node is not registered, or not known here
                         // yet.
-                        Ok((409, _)) if refused(&answer, "token-used") && unsure => {
+                        Ok((409, _)) if refused(&response, "token-used") && unsure => {
                             ways.push((self.token().await, KeyPair::generate().unwrap()));
                             turn = ways.len() - 1;
                         }
                         // An earlier attempt has joined it, or its earlier life is still known
                         // here.
-                        Ok((409, _)) if refused(&answer, "name-taken") && (unsure || self.world.lags()) => turn += 1,
-                        Ok((403, _)) if refused(&answer, "token-unknown") && self.world.lags() => {}
+                        Ok((409, _)) if refused(&response, "name-taken") && (unsure || self.world.lags()) => turn += 1,
+                        Ok((403, _)) if refused(&response, "token-unknown") && self.world.lags() => {}
                         Ok((503, _)) | Err(_) => unsure = true,
                         Ok(other) => panic!("{} is not let in: {other:?}", self.name),
                     }
-                    format!("{answer:?}")
+                    format!("{response:?}")
                 }
             };
             patience.again(last).await;
@@ -127,17 +127,17 @@ impl<'a> Member<'a> {
         loop {
             let request = json!({"role": "edge", "ttl_seconds": 3600, "uses": 1});
             let replica = self.world.any(&mut self.dice);
-            let answer = self.world.operator(replica, Method::POST, "/v1/tokens", Some(request)).await;
-            match answer {
+            let response = self.world.operator(replica, Method::POST, "/v1/tokens", Some(request)).await;
+            match response {
                 Ok((201, body)) => return body["token"].as_str().unwrap().parse().unwrap(),
-                Ok((503, _)) | Err(_) => patience.again(answer).await,
+                Ok((503, _)) | Err(_) => patience.again(response).await,
                 Ok(other) => panic!("no token: {other:?}"),
             }
         }
     }
 
     /// Sends a request as the node to any controller. `Err`: whether it was sent, and why there is
-    /// no answer.
+    /// no response.
     async fn ask(&mut self, method: Method, below: &str, body: Option<Value>) -> Result<HttpResponse, (bool, String)> {
         let address = self.world.any(&mut self.dice).address();
         let node = &mut self.registered.as_mut().unwrap().node;
@@ -152,14 +152,14 @@ impl<'a> Member<'a> {
     async fn list(&mut self) -> BTreeSet<IpNetwork> {
         let patience = Patience::new(format!("what {} holds", self.name));
         loop {
-            let answer = self.ask(Method::GET, "/segments", None).await;
-            match &answer {
+            let response = self.ask(Method::GET, "/segments", None).await;
+            match &response {
                 Ok((200, body)) => return networks(body).into_iter().collect(),
                 Ok((403, _)) if self.world.lags() => {}
                 Err(_) => {}
                 Ok(other) => panic!("{} may not see its segments: {other:?}", self.name),
             }
-            patience.again(answer).await;
+            patience.again(response).await;
         }
     }
 
@@ -179,12 +179,12 @@ impl<'a> Member<'a> {
     }
 
     async fn until_granted(&mut self, request: &str, families: &[&str], mut repeated: bool) -> Option<Vec<IpNetwork>> {
-        let patience = Patience::new(format!("an answer to {request}"));
+        let patience = Patience::new(format!("a response to {request}"));
         let mut unsure = false;
         loop {
             let body = json!({"request_id": request, "families": families, "repeated": repeated});
-            let answer = self.ask(Method::POST, "/segments", Some(body)).await;
-            match &answer {
+            let response = self.ask(Method::POST, "/segments", Some(body)).await;
+            match &response {
                 Ok((200, body)) => {
                     if unsure {
                         self.world.model.count("segment requests repeated");
@@ -203,7 +203,7 @@ impl<'a> Member<'a> {
                 Err((false, _)) => {}
                 Ok(other) => panic!("{request} is refused: {other:?}"),
             }
-            patience.again(answer).await;
+            patience.again(response).await;
         }
     }
 
@@ -278,13 +278,13 @@ impl<'a> Member<'a> {
         self.world.model.count("left");
         let patience = Patience::new(format!("{} to be refused", self.name));
         loop {
-            let answer = self.ask(Method::GET, "/segments", None).await;
-            match &answer {
+            let response = self.ask(Method::GET, "/segments", None).await;
+            match &response {
                 Ok(refusal) if kind(refusal) == (403, "node-deregistered") => break,
                 Ok(other) => assert!(self.world.lags(), "{} was deregistered, and is told {other:?}", self.name),
                 Err(_) => {}
             }
-            patience.again(answer).await;
+            patience.again(response).await;
         }
         self.registered = None;
     }
@@ -306,8 +306,8 @@ impl<'a> Member<'a> {
         loop {
             let replica = self.world.any(&mut self.dice);
             let path = format!("/v1/nodes/{}", self.name);
-            let answer = self.world.operator(replica, Method::DELETE, &path, None).await;
-            match &answer {
+            let response = self.world.operator(replica, Method::DELETE, &path, None).await;
+            match &response {
                 Ok((200, body)) => {
                     let rows = body.as_array().unwrap().iter();
                     let released: BTreeSet<IpNetwork> =
@@ -320,7 +320,7 @@ impl<'a> Member<'a> {
                 Ok((503, _)) | Err(_) => unsure = true,
                 Ok(other) => panic!("{} is not deregistered: {other:?}", self.name),
             }
-            patience.again(answer).await;
+            patience.again(response).await;
         }
     }
 
@@ -347,8 +347,8 @@ impl<'a> Member<'a> {
     }
 }
 
-fn refused(answer: &std::io::Result<HttpResponse>, why: &str) -> bool {
-    answer.as_ref().is_ok_and(|answer| kind(answer).1 == why)
+fn refused(response: &std::io::Result<HttpResponse>, why: &str) -> bool {
+    response.as_ref().is_ok_and(|response| kind(response).1 == why)
 }
 
 fn networks(body: &Value) -> Vec<IpNetwork> {

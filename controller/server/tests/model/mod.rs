@@ -3,11 +3,11 @@
 //!
 //! Nodes join, request segments, repeat their requests and leave, each by its own dice and over the
 //! API. Meanwhile controllers, which are separate programs, are killed at any moment and started
-//! again. A node without an answer asks again, as agents do. Throughout, and at the end:
+//! again. A node without a response asks again, as agents do. Throughout, and at the end:
 //!
 //! - No address has two owners, and none gets another owner before its quarantine is over.
 //! - A granted segment is held until its node is deregistered, and nothing else is held: an
-//!   segment request that is repeated because its answer was lost is carried out once.
+//!   segment request that is repeated because its response was lost is carried out once.
 //! - A node that repeats a segment request gets the same segments.
 //! - When all have left, and the quarantines are over, every segment can be granted again.
 //!

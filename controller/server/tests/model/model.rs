@@ -13,7 +13,7 @@ pub(super) const QUARANTINE: u64 = 2;
 /// The controller counts whole seconds, and the first one may be nearly over.
 const ROUNDING: Duration = Duration::from_secs(1);
 
-/// The holder of each segment, according to the answers that nodes got.
+/// The holder of each segment, according to the responses that nodes got.
 #[derive(Default)]
 pub(super) struct Model(Mutex<Inner>);
 
@@ -30,7 +30,7 @@ struct Tenure {
     /// How often the node had joined before.
     life: u32,
     request: String,
-    /// When the node got the answer.
+    /// When the node got the response.
     from: Instant,
     /// When the deregistration of the node began.
     until: Option<Instant>,

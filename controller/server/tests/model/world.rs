@@ -98,7 +98,7 @@ impl Patience {
 
     /// Waits before the next attempt.
     pub(super) async fn again(&self, last: impl std::fmt::Debug) {
-        assert!(self.since.elapsed() < PATIENCE, "waited {PATIENCE:?} for {}; the last answer: {last:?}", self.what);
+        assert!(self.since.elapsed() < PATIENCE, "waited {PATIENCE:?} for {}; the last response: {last:?}", self.what);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -165,7 +165,7 @@ impl Embedded {
                         }
                     }
                     (Err(error), _) => {
-                        // The state in memory may differ from every copy on disk: answers from it
+                        // The state in memory may differ from every copy on disk: responses from it
                         // would be wrong.
                         tracing::error!(%error, "the store can be neither written nor read; stopping");
                         std::process::exit(1);
