@@ -8,60 +8,58 @@ use edge_controller_domain::clock::rfc3339;
 use edge_controller_domain::store::StoreError;
 
 use super::health::Check;
-use super::observed::Observed;
+use super::server_parts::ServerParts;
 
 /// How long a plan that changes nothing may take, behind the plans that wait already.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The checks of `/healthz`. A process that fails one of them does not recover by itself.
-pub(super) async fn healthz(observed: &Observed) -> Vec<Check> {
-    let mut checks = vec![("registry", registry_works(observed).await.map(drop))];
-    checks.extend(observed.health.tasks());
+pub(super) async fn healthz(server: &ServerParts) -> Vec<Check> {
+    let mut checks = vec![("registry", registry_works(server).await.map(drop))];
+    checks.extend(server.health.tasks());
     checks
 }
 
 /// The checks of `/readyz`: whether nodes should be sent here.
-pub(super) async fn readyz(observed: &Observed) -> Vec<Check> {
-    let store = registry_works(observed).await.and_then(|works| match works {
+pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
+    let store = registry_works(server).await.and_then(|works| match works {
         true => Ok(()),
         false => Err(format!("it has not carried out a plan for {} s; is its disk stuck?", PATIENCE.as_secs())),
     });
-    let socket = match std::fs::symlink_metadata(&observed.live.now().config.admin_socket) {
+    let socket = match std::fs::symlink_metadata(&server.live.now().config.admin_socket) {
         Ok(_) => Ok(()),
         Err(error) => {
-            Err(format!("{}: {error}; restart to open it again", observed.live.now().config.admin_socket.display()))
+            Err(format!("{}: {error}; restart to open it again", server.live.now().config.admin_socket.display()))
         }
     };
-    let not_stopping = if observed.health.is_stopping() { Err("a signal asked to end".to_owned()) } else { Ok(()) };
-    let now = observed.registry.clock.now();
-    let ends = [
-        ("authority", Some(observed.ca.not_after())),
-        ("server-certificate", observed.health.server_certificate_end()),
-    ];
+    let not_stopping = if server.health.is_stopping() { Err("a signal asked to end".to_owned()) } else { Ok(()) };
+    let now = server.registry.clock.now();
+    let ends =
+        [("authority", Some(server.ca.not_after())), ("server-certificate", server.health.server_certificate_end())];
     let ends = ends.into_iter().map(|(name, end)| match end {
         None => (name, Err("there is none yet".to_owned())),
         Some(end) if now >= end => (name, Err(format!("its certificate ended at {}", rfc3339(end)))),
         Some(_) => (name, Ok(())),
     });
     let mut checks = vec![("store", store), ("admin-socket", socket), ("not-stopping", not_stopping)];
-    if observed.live.now().config.kubernetes.is_some() {
-        checks.push(("kubernetes", observed.obstacles.all().map_or(Ok(()), Err)));
+    if server.live.now().config.kubernetes.is_some() {
+        checks.push(("kubernetes", server.obstacles.all().map_or(Ok(()), Err)));
     }
     checks.extend(ends);
-    checks.extend(observed.health.tasks());
+    checks.extend(server.health.tasks());
     checks
 }
 
 /// What the operator should know although nodes are served: `[!]` if the operator has to act, `[i]`
 /// otherwise.
-pub(super) async fn notes(observed: &Observed) -> Vec<String> {
-    let (now, settings) = (observed.registry.clock.now(), observed.live.now());
-    let withheld = observed.registry.read().await.state().may_grant(&settings.policy, now).err();
-    let missed = observed.obstacles.aside().map(|why| format!("[!]kubernetes: {why}"));
+pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
+    let (now, settings) = (server.registry.clock.now(), server.live.now());
+    let withheld = server.registry.read().await.state().may_grant(&settings.policy, now).err();
+    let missed = server.obstacles.aside().map(|why| format!("[!]kubernetes: {why}"));
     let withheld = withheld.map(|withheld| format!("[!]restore: {}", withheld.for_the_operator()));
-    let watched = observed.live.now().config.kubernetes.is_some();
-    let labels = watched.then(|| format!("[i]node-labels: {}", *observed.label_trust.borrow()));
-    observed
+    let watched = server.live.now().config.kubernetes.is_some();
+    let labels = watched.then(|| format!("[i]node-labels: {}", *server.label_trust.borrow()));
+    server
         .asked
         .note()
         .map(|note| format!("[!]{note}"))
@@ -74,8 +72,8 @@ pub(super) async fn notes(observed: &Observed) -> Vec<String> {
 
 /// Whether the registry still carries out plans: `false` if it does not answer in time, an error if
 /// it never will.
-async fn registry_works(observed: &Observed) -> Result<bool, String> {
-    let nothing = observed.registry.change(|_| Ok::<_, StoreError>(((), Vec::new())));
+async fn registry_works(server: &ServerParts) -> Result<bool, String> {
+    let nothing = server.registry.change(|_| Ok::<_, StoreError>(((), Vec::new())));
     match tokio::time::timeout(PATIENCE, nothing).await {
         Ok(Ok(())) => Ok(true),
         Ok(Err(error)) => Err(error.to_string()),

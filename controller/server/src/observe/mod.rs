@@ -8,21 +8,21 @@
 //! - [`scrape`]: gauges that are read from the state at each scrape.
 //! - [`process`]: memory, descriptors and processor time of this process.
 //! - [`Health`]: what is known of this process; [`checks`]: `/healthz` and `/readyz`.
-//! - [`Observed`]: what checks and scrapes read.
+//! - [`ServerParts`]: what checks and scrapes read.
 
 mod checks;
 mod health;
 mod metrics;
-mod observed;
 mod process;
 pub(crate) mod requests;
 mod scrape;
+mod server_parts;
 mod store;
 
 pub use health::Health;
 pub(crate) use metrics::OpenStream;
 pub use metrics::{Metrics, StreamEnd};
-pub(crate) use observed::Observed;
+pub(crate) use server_parts::ServerParts;
 pub use store::MeasuredStore;
 
 use std::sync::Arc;
@@ -37,25 +37,25 @@ use axum::routing::get;
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The router of the three paths.
-pub(crate) fn router(observed: Arc<Observed>) -> Router {
+pub(crate) fn router(server: Arc<ServerParts>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(async || (StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n"))
-        .with_state(observed)
+        .with_state(server)
 }
 
-async fn healthz(State(observed): State<Arc<Observed>>) -> Response {
-    checks::response(checks::healthz(&observed).await, Vec::new())
+async fn healthz(State(server): State<Arc<ServerParts>>) -> Response {
+    checks::response(checks::healthz(&server).await, Vec::new())
 }
 
-async fn readyz(State(observed): State<Arc<Observed>>) -> Response {
-    checks::response(checks::readyz(&observed).await, checks::notes(&observed).await)
+async fn readyz(State(server): State<Arc<ServerParts>>) -> Response {
+    checks::response(checks::readyz(&server).await, checks::notes(&server).await)
 }
 
-async fn metrics(State(observed): State<Arc<Observed>>) -> Response {
-    match scrape::scrape(&observed).await {
+async fn metrics(State(server): State<Arc<ServerParts>>) -> Response {
+    match scrape::scrape(&server).await {
         Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write metrics: {error}\n")).into_response(),
     }

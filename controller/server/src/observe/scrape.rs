@@ -7,18 +7,18 @@ use edge_types::Role;
 use edge_types::api::{Family, SegmentState};
 
 use super::metrics::{CertificateLabels, FamilyLabel, FamilyLabels, SegmentLabels};
-use super::observed::Observed;
+use super::server_parts::ServerParts;
 
-pub(super) async fn scrape(observed: &Observed) -> Result<String, std::fmt::Error> {
-    read_gauges(observed).await;
+pub(super) async fn scrape(server: &ServerParts) -> Result<String, std::fmt::Error> {
+    read_gauges(server).await;
     let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, observed.metrics.registry())?;
+    prometheus_client::encoding::text::encode(&mut text, server.metrics.registry())?;
     Ok(text)
 }
 
-async fn read_gauges(observed: &Observed) {
-    let metrics = &observed.metrics;
-    let (settings, now) = (observed.live.now(), observed.registry.clock.now());
+async fn read_gauges(server: &ServerParts) {
+    let metrics = &server.metrics;
+    let (settings, now) = (server.live.now(), server.registry.clock.now());
     let policy = &settings.policy;
     let mut nodes = BTreeMap::from([Role::Edge, Role::Hub, Role::Cloud].map(|role| (role, (0, 0))));
     let mut segments = BTreeMap::new();
@@ -27,7 +27,7 @@ async fn read_gauges(observed: &Observed) {
             segments.insert((family, state), 0);
         }
     }
-    let view = observed.registry.read().await;
+    let view = server.registry.read().await;
     for node in view.state().nodes() {
         let (all, connected) = nodes.entry(node.role).or_default();
         *all += 1;
@@ -54,8 +54,8 @@ async fn read_gauges(observed: &Observed) {
     for (family, count) in free {
         metrics.free_segments.get_or_create(&FamilyLabels { family: FamilyLabel(family) }).set(count as f64);
     }
-    metrics.ends.get_or_create(&CertificateLabels { of: "authority" }).set(observed.ca.not_after());
-    if let Some(end) = observed.health.server_certificate_end() {
+    metrics.ends.get_or_create(&CertificateLabels { of: "authority" }).set(server.ca.not_after());
+    if let Some(end) = server.health.server_certificate_end() {
         metrics.ends.get_or_create(&CertificateLabels { of: "server" }).set(end);
     }
 }

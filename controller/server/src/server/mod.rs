@@ -10,7 +10,7 @@
 //! - [`connection_limits`]: how many connections there may be, and which one is closed for a new
 //!   one.
 //! - [`admin`]: the operator's socket.
-//! - [`observe`]: health and metrics.
+//! - [`health_listener`]: health and metrics.
 
 mod admin;
 mod backends;
@@ -18,8 +18,8 @@ mod cluster;
 mod connection_limits;
 mod connections;
 mod handshake;
+mod health_listener;
 mod listen;
-mod observe;
 mod state_dir;
 mod tls;
 
@@ -167,7 +167,7 @@ impl Server {
             let serving = connections::serve_nodes(listener, tls, router, limits, closing.clone(), open.clone());
             health.watch("node-listener", &listening.spawn(serving).abort_handle());
         }
-        let observed = crate::observe::Observed {
+        let parts = crate::observe::ServerParts {
             registry: registry.clone(),
             live: live.clone(),
             ca: ca.clone(),
@@ -199,11 +199,11 @@ impl Server {
         health.watch("admin-listener", &listening.spawn(serving).abort_handle());
         // This comes last, so that nobody sees a server that is half open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
-        let router = crate::observe::router(Arc::new(observed));
-        let limits = observe::ConnectionLimits::new();
+        let router = crate::observe::router(Arc::new(parts));
+        let limits = health_listener::HealthConnections::new();
         for listener in observers {
             let open = Open { stopping: silent.clone(), tasks: observing.clone() };
-            observing.spawn(observe::serve(listener, router.clone(), limits.clone(), open));
+            observing.spawn(health_listener::serve(listener, router.clone(), limits.clone(), open));
         }
         Ok(Self {
             addresses,

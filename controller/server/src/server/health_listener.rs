@@ -39,7 +39,7 @@ const LONGEST_HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
 
 /// The connections of all listeners for health and metrics.
-pub(super) struct ConnectionLimits {
+pub(super) struct HealthConnections {
     shares: Mutex<FairShares>,
     /// Sockets that may be open: the connections, and those that were displaced and are not closed
     /// yet. While they are all in use, new connections wait in the listener's queue. Without this a
@@ -47,7 +47,7 @@ pub(super) struct ConnectionLimits {
     sockets: Arc<Semaphore>,
 }
 
-impl ConnectionLimits {
+impl HealthConnections {
     pub(super) fn new() -> Arc<Self> {
         let sockets = Arc::new(Semaphore::new(CONNECTIONS + DISPLACED));
         Arc::new(Self { shares: Mutex::default(), sockets })
@@ -70,7 +70,7 @@ impl ConnectionLimits {
 }
 
 /// Accepts connections until the server stops.
-pub(super) async fn serve(listener: TcpListener, router: Router, limits: Arc<ConnectionLimits>, open: Open) {
+pub(super) async fn serve(listener: TcpListener, router: Router, limits: Arc<HealthConnections>, open: Open) {
     loop {
         let accept = async {
             let socket = limits.sockets.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -144,7 +144,7 @@ mod tests {
             clients.push(TcpStream::connect(address).await.unwrap());
         }
         let open = Open { stopping: CancellationToken::new(), tasks: TaskTracker::new() };
-        let serving = tokio::spawn(serve(listener, Router::new(), ConnectionLimits::new(), open.clone()));
+        let serving = tokio::spawn(serve(listener, Router::new(), HealthConnections::new(), open.clone()));
         let mut most = 0;
         while clients.len() > CONNECTIONS {
             tokio::task::yield_now().await;

@@ -14,7 +14,7 @@ use super::metrics::Metrics;
 use crate::live_config::LiveConfig;
 
 /// The parts of the server that monitoring reads.
-pub(crate) struct Observed {
+pub(crate) struct ServerParts {
     /// The rows, and which nodes are connected.
     pub(crate) registry: Registry,
     /// The configuration in force.
