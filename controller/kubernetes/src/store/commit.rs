@@ -15,10 +15,10 @@ use futures_util::future::join_all;
 use futures_util::stream;
 
 use super::grants::{self, UnconfirmedGrant, is_same_grant};
-use super::inner::Inner;
 use super::kinds::Kind;
 use super::object_versions::{NotWritable, ObjectEvent, WriteBase, deletion};
 use super::requests::{Failure, read_object, send};
+use super::store_core::StoreCore;
 
 /// Largest number of chains that are written at the same time: the API server and etcd take many
 /// writes in little more than the time of one.
@@ -26,16 +26,16 @@ const CONCURRENT_CHAINS: usize = 128;
 /// Attempts to release a segment, if others write its object at the same time.
 const RELEASE_ATTEMPTS: u32 = 4;
 
-pub(super) async fn commit(inner: Arc<Inner>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {
+pub(super) async fn commit(core: Arc<StoreCore>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {
     // Grants are checked when they are confirmed.
     if batch.iter().flatten().any(|change| !matches!(change, Change::GrantSegment(_)))
-        && let Err(error) = inner.shared_config.understood_since_now().await
+        && let Err(error) = core.shared_config.understood_since_now().await
     {
         let results = batch.iter().map(|_| Err(error.clone())).collect();
-        return Committed { revision: inner.objects().revision(), results };
+        return Committed { revision: core.objects().revision(), results };
     }
     let mut results: Vec<(usize, Result<(), StoreError>)> = stream::iter(chains(&batch))
-        .map(|chain| commit_chain(&inner, &batch, chain))
+        .map(|chain| commit_chain(&core, &batch, chain))
         .buffer_unordered(CONCURRENT_CHAINS)
         .concat()
         .await;
@@ -43,12 +43,12 @@ pub(super) async fn commit(inner: Arc<Inner>, batch: Vec<Vec<Change>>, now: Seco
     let mut results: Vec<Result<(), StoreError>> = results.into_iter().map(|(_, result)| result).collect();
     if batch.iter().any(Vec::is_empty) {
         // An empty element asks for a revision higher than all others; the API server gives it.
-        let touched = inner.shared_config.touch(now).await.map(|version| inner.objects().raise_number(version));
+        let touched = core.shared_config.touch(now).await.map(|version| core.objects().raise_number(version));
         for (_, result) in batch.iter().zip(&mut results).filter(|(element, _)| element.is_empty()) {
             result.clone_from(&touched);
         }
     }
-    let revision = inner.objects().revision();
+    let revision = core.objects().revision();
     Committed { revision, results }
 }
 
@@ -79,7 +79,7 @@ fn chains(batch: &[Vec<Change>]) -> Vec<Vec<usize>> {
 }
 
 async fn commit_chain(
-    inner: &Arc<Inner>,
+    core: &Arc<StoreCore>,
     batch: &[Vec<Change>],
     chain: Vec<usize>,
 ) -> Vec<(usize, Result<(), StoreError>)> {
@@ -89,7 +89,7 @@ async fn commit_chain(
         let element = &batch[index];
         let result = match element.iter().map(Change::key).find(|key| failed.contains(key)) {
             Some(key) => Err(StoreError::Conflict { key, current: Vec::new() }),
-            None => commit_element(inner, element).await,
+            None => commit_element(core, element).await,
         };
         if result.is_err() {
             failed.extend(element.iter().map(Change::key));
@@ -112,9 +112,9 @@ fn stage(change: &Change) -> u8 {
     }
 }
 
-async fn commit_element(inner: &Arc<Inner>, element: &[Change]) -> Result<(), StoreError> {
+async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(), StoreError> {
     // Before any change of the element: a node stays if its segments could not be kept for it.
-    element.iter().try_for_each(|change| inner.check_fields(change)).map_err(StoreError::Failed)?;
+    element.iter().try_for_each(|change| core.check_fields(change)).map_err(StoreError::Failed)?;
     let mut stages: Vec<u8> = element.iter().map(stage).collect();
     stages.sort_unstable();
     stages.dedup();
@@ -125,8 +125,8 @@ async fn commit_element(inner: &Arc<Inner>, element: &[Change]) -> Result<(), St
         let changes = element.iter().filter(|change| stage(change) == now);
         let written = join_all(changes.map(|change| async move {
             let result = match change {
-                Change::PutSegment(row) if leaves => release(inner, row).await.map(|()| None),
-                other => write(inner, other).await,
+                Change::PutSegment(row) if leaves => release(core, row).await.map(|()| None),
+                other => write(core, other).await,
             };
             (change, result)
         }));
@@ -140,7 +140,7 @@ async fn commit_element(inner: &Arc<Inner>, element: &[Change]) -> Result<(), St
         }
         if !grants.is_empty() {
             let rows: Vec<Change> = grants.iter().map(|grant| Change::PutSegment(grant.row.clone())).collect();
-            match grants::confirm(inner, grants).await {
+            match grants::confirm(core, grants).await {
                 Ok(()) => done.extend(rows),
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -149,8 +149,8 @@ async fn commit_element(inner: &Arc<Inner>, element: &[Change]) -> Result<(), St
             // The changes that were written stay, and the registry learns of them as of changes of
             // others. It must know them before it plans again: otherwise the new plan might grant
             // further segments.
-            give_back_tokens(inner, &mut done).await;
-            let mut objects = inner.objects();
+            give_back_tokens(core, &mut done).await;
+            let mut objects = core.objects();
             done.iter().cloned().for_each(|change| objects.publish_write(change));
             return Err(match error {
                 StoreError::Conflict { key, mut current } => {
@@ -166,10 +166,10 @@ async fn commit_element(inner: &Arc<Inner>, element: &[Change]) -> Result<(), St
 
 /// Writes one change. Returns the grant if it is one; its object stays in flight until it is
 /// confirmed.
-async fn write(inner: &Inner, change: &Change) -> Result<Option<UnconfirmedGrant>, StoreError> {
+async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGrant>, StoreError> {
     let key = change.key();
     let object_key = Kind::object_key(&key);
-    let begun = inner.objects().begin(&object_key);
+    let begun = core.objects().begin(&object_key);
     let base = match begun {
         Ok(base) => base,
         Err(NotWritable::Stale) => return Err(StoreError::Conflict { key, current: Vec::new() }),
@@ -178,29 +178,29 @@ async fn write(inner: &Inner, change: &Change) -> Result<Option<UnconfirmedGrant
             return Err(StoreError::Failed(format!("an earlier write of {key} has not ended yet")));
         }
     };
-    let sent = send(inner, change, &object_key, &base).await;
+    let sent = send(core, change, &object_key, &base).await;
     match sent {
         Ok(Some(object)) => match change {
             Change::GrantSegment(row) => {
                 Ok(Some(UnconfirmedGrant { object_key, row: row.clone(), base, written: object }))
             }
             _ => {
-                inner.objects().end_written(object_key, object, change);
+                core.objects().end_written(object_key, object, change);
                 Ok(None)
             }
         },
         Ok(None) => {
-            inner.objects().end_deleted(&object_key);
+            core.objects().end_deleted(&object_key);
             Ok(None)
         }
         Err(Failure::Other(why)) => {
             // The outcome is not known: the watch will show it.
-            inner.objects().end(&object_key);
+            core.objects().end(&object_key);
             Err(StoreError::Failed(why))
         }
         Err(Failure::Changed) => {
-            let now = read_object(inner, &object_key).await;
-            let mut objects = inner.objects();
+            let now = read_object(core, &object_key).await;
+            let mut objects = core.objects();
             // Handled like a watch event, in its place among them, so that the registry does not go
             // back to an earlier state.
             let current = match now {
@@ -238,28 +238,28 @@ async fn write(inner: &Inner, change: &Change) -> Result<Option<UnconfirmedGrant
 
 /// Releases a segment of a node that leaves. If the row has changed in the meantime, it is still
 /// released, unless it is another grant.
-async fn release(inner: &Inner, row: &Row) -> Result<(), StoreError> {
+async fn release(core: &StoreCore, row: &Row) -> Result<(), StoreError> {
     let change = Change::PutSegment(row.clone());
     let object_key = Kind::object_key(&change.key());
-    let mut result = write(inner, &change).await.map(drop);
+    let mut result = write(core, &change).await.map(drop);
     for _ in 0..RELEASE_ATTEMPTS {
         if !matches!(result, Err(StoreError::Conflict { .. })) {
             return result;
         }
-        let Ok(now) = read_object(inner, &object_key).await else { return result };
+        let Ok(now) = read_object(core, &object_key).await else { return result };
         let held = now.filter(|object| is_same_grant(object, row));
         let Some(object) = held else { return Ok(()) };
         {
-            let mut objects = inner.objects();
+            let mut objects = core.objects();
             // If it was missing in the meantime: it exists.
             objects.keep_row(&object_key);
             objects.observe(object_key.clone(), ObjectEvent::Applied(object));
             objects.plan_knows(&object_key);
         }
-        result = write(inner, &change).await.map(drop);
+        result = write(core, &change).await.map(drop);
         if result.is_ok() {
             // It follows the event that the plan did not know.
-            inner.objects().publish_write(change.clone());
+            core.objects().publish_write(change.clone());
         }
     }
     result
@@ -267,13 +267,13 @@ async fn release(inner: &Inner, row: &Row) -> Result<(), StoreError> {
 
 /// Gives back the use of a token if its element failed. If that fails too, the use is lost, which
 /// lets nobody in.
-async fn give_back_tokens(inner: &Inner, done: &mut Vec<Change>) {
+async fn give_back_tokens(core: &StoreCore, done: &mut Vec<Change>) {
     let used =
         done.iter().position(|change| matches!(change, Change::PutToken(token) if !token.redemptions.is_empty()));
     let Some(index) = used else { return };
     let Change::PutToken(mut token) = done[index].clone() else { return };
     token.redemptions.pop();
-    match write(inner, &Change::PutToken(token.clone())).await {
+    match write(core, &Change::PutToken(token.clone())).await {
         Ok(_) => drop(done.remove(index)),
         Err(error) => tracing::warn!(id = token.id, %error, "a use of a join token was not given back"),
     }

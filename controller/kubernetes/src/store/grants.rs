@@ -10,10 +10,10 @@ use edge_controller_domain::state::Change;
 use edge_controller_domain::store::StoreError;
 use futures_util::future::join_all;
 
-use super::inner::Inner;
-use super::kinds::{ObjectKey, Observed};
+use super::kinds::{ObjectKey, StoredObject};
 use super::object_versions::WriteBase;
 use super::requests::{Failure, read_object, send};
+use super::store_core::StoreCore;
 
 /// Attempts to roll a grant back, if others write its object at the same time.
 const ATTEMPTS: u32 = 4;
@@ -25,14 +25,14 @@ pub(super) struct UnconfirmedGrant {
     pub(super) object_key: ObjectKey,
     pub(super) row: Row,
     pub(super) base: WriteBase,
-    pub(super) written: Observed,
+    pub(super) written: StoredObject,
 }
 
 /// Announces grants if the sizes are still in force; otherwise rolls them back.
-pub(super) async fn confirm(inner: &Arc<Inner>, grants: Vec<UnconfirmedGrant>) -> Result<(), StoreError> {
-    match inner.shared_config.in_force_since_now().await {
+pub(super) async fn confirm(core: &Arc<StoreCore>, grants: Vec<UnconfirmedGrant>) -> Result<(), StoreError> {
+    match core.shared_config.in_force_since_now().await {
         Ok(Ok(())) => {
-            let mut objects = inner.objects();
+            let mut objects = core.objects();
             for UnconfirmedGrant { object_key, row, written, .. } in grants {
                 objects.end_written(object_key, written, &Change::GrantSegment(row));
             }
@@ -40,46 +40,46 @@ pub(super) async fn confirm(inner: &Arc<Inner>, grants: Vec<UnconfirmedGrant>) -
         }
         Ok(Err(why)) => {
             tracing::error!("{why}");
-            roll_back(inner, grants).await;
+            roll_back(core, grants).await;
             Err(StoreError::Failed(why))
         }
         Err(error) => {
             // The grants are neither announced nor dropped: their objects stay in flight until it
             // is known.
-            inner.unsettled.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(settle(inner.clone(), grants));
+            core.unsettled.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(settle(core.clone(), grants));
             Err(error)
         }
     }
 }
 
 /// Checks again until it is known whether the grants stand.
-async fn settle(inner: Arc<Inner>, grants: Vec<UnconfirmedGrant>) {
-    settled(&inner, grants).await;
-    inner.unsettled.fetch_sub(1, Ordering::SeqCst);
+async fn settle(core: Arc<StoreCore>, grants: Vec<UnconfirmedGrant>) {
+    settled(&core, grants).await;
+    core.unsettled.fetch_sub(1, Ordering::SeqCst);
 }
 
-async fn settled(inner: &Inner, grants: Vec<UnconfirmedGrant>) {
+async fn settled(core: &StoreCore, grants: Vec<UnconfirmedGrant>) {
     loop {
         tokio::time::sleep(SETTLE_RETRY).await;
-        match inner.shared_config.in_force().await {
+        match core.shared_config.in_force().await {
             Ok(Ok(())) => {
                 // The grants were never announced. The node got an error, and gets these segments
                 // when it asks again.
-                let mut objects = inner.objects();
+                let mut objects = core.objects();
                 grants.iter().for_each(|grant| objects.end(&grant.object_key));
                 return;
             }
             Ok(Err(why)) => {
                 tracing::error!("{why}");
-                return roll_back(inner, grants).await;
+                return roll_back(core, grants).await;
             }
             Err(error) => tracing::debug!(%error, "grants are not settled yet"),
         }
     }
 }
 
-async fn roll_back(inner: &Inner, grants: Vec<UnconfirmedGrant>) {
+async fn roll_back(core: &StoreCore, grants: Vec<UnconfirmedGrant>) {
     join_all(grants.into_iter().map(async |grant| {
         let UnconfirmedGrant { object_key, row, base, mut written } = grant;
         let change = match (&base, row_before_grant(&row)) {
@@ -90,13 +90,13 @@ async fn roll_back(inner: &Inner, grants: Vec<UnconfirmedGrant>) {
         for _ in 0..ATTEMPTS {
             let (uid, foreign) = (written.uid.clone(), written.foreign.clone());
             let upon = WriteBase::Object { uid, version: written.version, held: true, foreign };
-            match send(inner, &change, &object_key, &upon).await {
-                Ok(None) => return inner.objects().end_rolled_back(object_key, written, &Change::GrantSegment(row)),
-                Ok(Some(_)) => return inner.objects().end(&object_key),
+            match send(core, &change, &object_key, &upon).await {
+                Ok(None) => return core.objects().end_rolled_back(object_key, written, &Change::GrantSegment(row)),
+                Ok(Some(_)) => return core.objects().end(&object_key),
                 // Somebody else has written the object, perhaps without a change of the row.
-                Err(Failure::Changed) => match read_object(inner, &object_key).await {
+                Err(Failure::Changed) => match read_object(core, &object_key).await {
                     Ok(Some(now)) if is_same_grant(&now, &row) => written = now,
-                    Ok(_) => return inner.objects().end(&object_key),
+                    Ok(_) => return core.objects().end(&object_key),
                     Err(Failure::Changed) => {}
                     Err(Failure::Other(error)) => why = error,
                 },
@@ -107,13 +107,13 @@ async fn roll_back(inner: &Inner, grants: Vec<UnconfirmedGrant>) {
             }
         }
         tracing::error!(segment = %row.network, why, "a grant was not rolled back; it is released later, because its node does not use it");
-        inner.objects().end(&object_key);
+        core.objects().end(&object_key);
     }))
     .await;
 }
 
 /// Whether an object still holds this grant.
-pub(super) fn is_same_grant(object: &Observed, row: &Row) -> bool {
+pub(super) fn is_same_grant(object: &StoredObject, row: &Row) -> bool {
     match &object.row {
         Ok(Change::PutSegment(now)) => {
             now.node == row.node && now.granted_at == row.granted_at && now.released_at.is_none()

@@ -130,7 +130,7 @@ impl ForeignMetadata {
 
 /// An object as the API server sent it.
 #[derive(Debug, Clone)]
-pub(super) struct Observed {
+pub(super) struct StoredObject {
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) version: u64,
@@ -141,7 +141,7 @@ pub(super) struct Observed {
     pub(super) deleting: bool,
 }
 
-impl Observed {
+impl StoredObject {
     /// Reads an object.
     ///
     /// # Errors

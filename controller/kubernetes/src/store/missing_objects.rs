@@ -23,10 +23,10 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::definitions::DefinitionState;
-use super::inner::Inner;
 use super::kinds::{Kind, is_blocked};
 use super::object_versions::Missing;
 use super::recreate::{Recreation, recreate};
+use super::store_core::StoreCore;
 use crate::events::About;
 use crate::resources::object_name;
 
@@ -38,13 +38,13 @@ const RETRY: Duration = Duration::from_millis(500);
 const CONCURRENT_WRITES: usize = 32;
 
 /// Decides about missing objects. Never returns.
-pub(super) async fn run(inner: Arc<Inner>) {
-    let absence = inner.objects().absence();
+pub(super) async fn run(core: Arc<StoreCore>) {
+    let absence = core.objects().absence();
     let mut look = tokio::time::interval(CHECK_PERIOD);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut recent = RecentDeletions::default();
     let mut undecided = false;
-    if let Err(why) = inner.definitions.check_cluster().await {
+    if let Err(why) = core.definitions.check_cluster().await {
         tracing::warn!(why, "the cluster of the objects is not known yet");
     }
     loop {
@@ -55,61 +55,61 @@ pub(super) async fn run(inner: Arc<Inner>) {
         }
         undecided = false;
         for kind in Kind::CUSTOM {
-            undecided |= !decide(&inner, kind, &mut recent).await;
+            undecided |= !decide(&core, kind, &mut recent).await;
         }
     }
 }
 
 /// Decides about all missing objects of a kind. Returns whether nothing is left to decide.
-async fn decide(inner: &Inner, kind: Kind, recent: &mut RecentDeletions) -> bool {
-    if let Err(error) = inner.look_at_fields(kind).await {
+async fn decide(core: &StoreCore, kind: Kind, recent: &mut RecentDeletions) -> bool {
+    if let Err(error) = core.look_at_fields(kind).await {
         tracing::debug!(kind = kind.what(), %error, "it is not known whether its definition drops fields");
     }
     // These objects are known to be missing before the definition is read.
-    let missing = inner.objects().missing(kind);
+    let missing = core.objects().missing(kind);
     let obstacle = format!("the definition {}", kind.what());
-    match inner.definitions.state(kind).await {
+    match core.definitions.state(kind).await {
         Ok(DefinitionState::Unchanged) => {
-            inner.objects().freeze(kind, None);
-            inner.obstacles.works(&obstacle);
-            missing.is_empty() || decide_missing(inner, kind, missing, recent).await
+            core.objects().freeze(kind, None);
+            core.obstacles.works(&obstacle);
+            missing.is_empty() || decide_missing(core, kind, missing, recent).await
         }
         Ok(DefinitionState::Unavailable(why)) => {
-            inner.objects().freeze(kind, Some(why.clone()));
-            inner.obstacles.fails(&obstacle, why);
+            core.objects().freeze(kind, Some(why.clone()));
+            core.obstacles.fails(&obstacle, why);
             false
         }
         Ok(DefinitionState::Recreated(uid)) => {
             let so = format!("{obstacle} (CRD) was deleted and made again; its objects are written again");
-            inner.objects().freeze(kind, Some(so.clone()));
-            match recreate_all(inner, kind, uid).await {
+            core.objects().freeze(kind, Some(so.clone()));
+            match recreate_all(core, kind, uid).await {
                 Ok(count) => {
                     tracing::warn!(
                         kind = kind.what(),
                         count,
                         "objects were written again: their definition was deleted and made again"
                     );
-                    inner.objects().freeze(kind, None);
-                    inner.obstacles.works(&obstacle);
+                    core.objects().freeze(kind, None);
+                    core.obstacles.works(&obstacle);
                     true
                 }
                 Err(why) => {
-                    inner.obstacles.fails(&obstacle, format!("{so}: {why}"));
+                    core.obstacles.fails(&obstacle, format!("{so}: {why}"));
                     false
                 }
             }
         }
         Err(error) => {
-            inner.obstacles.fails(&obstacle, error.to_string());
+            core.obstacles.fails(&obstacle, error.to_string());
             missing.is_empty()
         }
     }
 }
 
 /// Creates all objects of a kind again and notes their new definition. Returns how many.
-async fn recreate_all(inner: &Inner, kind: Kind, uid: String) -> Result<usize, String> {
-    inner.definitions.check_cluster().await?;
-    let rows = inner.known_rows().await?;
+async fn recreate_all(core: &StoreCore, kind: Kind, uid: String) -> Result<usize, String> {
+    core.definitions.check_cluster().await?;
+    let rows = core.known_rows().await?;
     let wanted: Vec<Change> = match kind {
         Kind::Node => rows.nodes.into_iter().map(Change::PutNode).collect(),
         Kind::Segment => rows.segments.into_iter().filter(|row| !is_blocked(row)).map(Change::PutSegment).collect(),
@@ -117,7 +117,7 @@ async fn recreate_all(inner: &Inner, kind: Kind, uid: String) -> Result<usize, S
         Kind::Token => Vec::new(),
     };
     let count = wanted.len();
-    let written = recreate_rows(inner, wanted).await.into_iter();
+    let written = recreate_rows(core, wanted).await.into_iter();
     let failed: Vec<String> = written
         .filter_map(|(_, again)| match again {
             Recreation::Done => None,
@@ -129,21 +129,21 @@ async fn recreate_all(inner: &Inner, kind: Kind, uid: String) -> Result<usize, S
     }
     // The last known state of the others stays in force as long as this process lives: no object
     // can be created for them.
-    let left = inner.objects().missing(kind);
-    left.iter().for_each(|missing| inner.objects().keep_row(&missing.object_key));
-    let known = inner.definitions.know_one(kind, uid);
-    inner.shared_config.renote_definitions(&known).await.map_err(|error| error.to_string())?;
+    let left = core.objects().missing(kind);
+    left.iter().for_each(|missing| core.objects().keep_row(&missing.object_key));
+    let known = core.definitions.know_one(kind, uid);
+    core.shared_config.renote_definitions(&known).await.map_err(|error| error.to_string())?;
     Ok(count)
 }
 
 /// Decides about objects that somebody deleted while their definition stayed the same.
-async fn decide_missing(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent: &mut RecentDeletions) -> bool {
+async fn decide_missing(core: &StoreCore, kind: Kind, missing: Vec<Missing>, recent: &mut RecentDeletions) -> bool {
     let (recreated, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.recreated);
-    recreated.iter().for_each(|missing| inner.objects().keep_row(&missing.object_key));
+    recreated.iter().for_each(|missing| core.objects().keep_row(&missing.object_key));
     if missing.is_empty() {
         return true;
     }
-    let rows = match inner.known_rows().await {
+    let rows = match core.known_rows().await {
         Ok(rows) => KnownRows::from(rows),
         Err(why) => {
             tracing::warn!(why, "missing objects are not decided about yet");
@@ -151,13 +151,13 @@ async fn decide_missing(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent
         }
     };
     let (restored, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.restored);
-    let written = recreate_lost_by_restore(inner, restored, &rows).await;
+    let written = recreate_lost_by_restore(core, restored, &rows).await;
     let decided = match kind {
         _ if missing.is_empty() => true,
-        Kind::Node => decide_nodes(inner, missing, &rows, recent).await,
-        Kind::Segment => decide_segments(inner, missing, &rows).await,
+        Kind::Node => decide_nodes(core, missing, &rows, recent).await,
+        Kind::Segment => decide_segments(core, missing, &rows).await,
         Kind::Community | Kind::Token => {
-            missing.iter().for_each(|missing| inner.objects().accept_deletion(&missing.object_key));
+            missing.iter().for_each(|missing| core.objects().accept_deletion(&missing.object_key));
             true
         }
     };
@@ -165,16 +165,16 @@ async fn decide_missing(inner: &Inner, kind: Kind, missing: Vec<Missing>, recent
 }
 
 /// Creates objects again. Returns the outcome of each.
-async fn recreate_rows(inner: &Inner, changes: Vec<Change>) -> Vec<(Change, Recreation)> {
+async fn recreate_rows(core: &StoreCore, changes: Vec<Change>) -> Vec<(Change, Recreation)> {
     let writes = stream::iter(changes).map(|change| async move {
-        let again = recreate(inner, &change).await;
+        let again = recreate(core, &change).await;
         (change, again)
     });
     writes.buffer_unordered(CONCURRENT_WRITES).collect().await
 }
 
 /// Creates objects again that etcd lacks since it was restored from a backup.
-async fn recreate_lost_by_restore(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows) -> bool {
+async fn recreate_lost_by_restore(core: &StoreCore, missing: Vec<Missing>, rows: &KnownRows) -> bool {
     let mut changes = Vec::new();
     for Missing { object_key, key, .. } in missing {
         let change = match &key {
@@ -185,11 +185,11 @@ async fn recreate_lost_by_restore(inner: &Inner, missing: Vec<Missing>, rows: &K
         };
         match change {
             Some(change) => changes.push(change),
-            None => inner.objects().accept_deletion(&object_key),
+            None => core.objects().accept_deletion(&object_key),
         }
     }
     let mut decided = true;
-    for (change, again) in recreate_rows(inner, changes).await {
+    for (change, again) in recreate_rows(core, changes).await {
         match again {
             Recreation::Done => {
                 tracing::warn!(key = %change.key(), "etcd was restored from a backup that lacks it; written again")
@@ -203,17 +203,17 @@ async fn recreate_lost_by_restore(inner: &Inner, missing: Vec<Missing>, rows: &K
     decided
 }
 
-async fn decide_segments(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows) -> bool {
+async fn decide_segments(core: &StoreCore, missing: Vec<Missing>, rows: &KnownRows) -> bool {
     let mut changes = Vec::new();
     for Missing { object_key, key, .. } in missing {
         let RowKey::Segment(network) = key else { continue };
         match rows.needed(&network) {
             Some(row) => changes.push(Change::PutSegment(row.clone())),
-            None => inner.objects().accept_deletion(&object_key),
+            None => core.objects().accept_deletion(&object_key),
         }
     }
     let mut decided = true;
-    for (change, again) in recreate_rows(inner, changes).await {
+    for (change, again) in recreate_rows(core, changes).await {
         let Change::PutSegment(row) = change else { continue };
         let segment = row.network;
         match again {
@@ -226,7 +226,7 @@ async fn decide_segments(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows)
                 };
                 tracing::warn!(%segment, node = %row.node, "its object was deleted and is written again: {so}");
                 let note = format!("deleted and written again: {so}");
-                inner.events.warning(About::Segment, &object_name(&segment), "DeletionUndone", note);
+                core.events.warning(About::Segment, &object_name(&segment), "DeletionUndone", note);
             }
             Recreation::Pending(why) => {
                 tracing::warn!(%segment, why, "its object was deleted and is not written again yet");
@@ -237,7 +237,7 @@ async fn decide_segments(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows)
     decided
 }
 
-async fn decide_nodes(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows, recent: &mut RecentDeletions) -> bool {
+async fn decide_nodes(core: &StoreCore, missing: Vec<Missing>, rows: &KnownRows, recent: &mut RecentDeletions) -> bool {
     let (mut unexplained, mut newest) = (Vec::new(), None::<Instant>);
     for Missing { object_key, key, since, .. } in missing {
         let RowKey::Node(name) = key else { continue };
@@ -246,21 +246,21 @@ async fn decide_nodes(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows, re
                 newest = newest.max(Some(since));
                 unexplained.push((object_key, record));
             }
-            _ => inner.objects().accept_deletion(&object_key),
+            _ => core.objects().accept_deletion(&object_key),
         }
     }
     if newest.is_some_and(|newest| newest.elapsed() < SETTLE_TIME) {
         return false;
     }
-    if !inner.confirm() || !recent.are_too_many(unexplained.len(), rows.nodes.len(), Instant::now()) {
+    if !core.confirm() || !recent.are_too_many(unexplained.len(), rows.nodes.len(), Instant::now()) {
         recent.note(unexplained.len(), Instant::now());
-        unexplained.iter().for_each(|(object_key, _)| inner.objects().accept_deletion(object_key));
+        unexplained.iter().for_each(|(object_key, _)| core.objects().accept_deletion(object_key));
         return true;
     }
     let count = unexplained.len();
     let changes = unexplained.into_iter().map(|(_, record)| Change::PutNode(record.clone())).collect();
     let mut decided = true;
-    for (change, again) in recreate_rows(inner, changes).await {
+    for (change, again) in recreate_rows(core, changes).await {
         let Change::PutNode(NodeRecord { name, .. }) = change else { continue };
         match again {
             Recreation::Done => {
@@ -269,7 +269,7 @@ async fn decide_nodes(inner: &Inner, missing: Vec<Missing>, rows: &KnownRows, re
                      deregister {name}"
                 );
                 tracing::warn!(node = %name, "{note}");
-                inner.events.warning(About::EdgeNode, name.as_str(), "DeletionUndone", note);
+                core.events.warning(About::EdgeNode, name.as_str(), "DeletionUndone", note);
             }
             Recreation::Pending(why) => {
                 tracing::warn!(node = %name, why, "its EdgeNode was deleted and is not written again yet");

@@ -1,6 +1,6 @@
 //! The Kubernetes store: rows are objects at the API server, and any number of replicas share them.
 //!
-//! - [`inner`]: what the parts of the store share.
+//! - [`store_core`]: what the parts of the store share.
 //! - [`kinds`]: maps rows to objects and back.
 //! - [`object_versions`]: the version of every object, and what the registry knows of it.
 //! - [`commit`]: writes a batch, each object over the version that the plan knew; [`grants`]:
@@ -23,7 +23,6 @@ mod commit;
 mod definitions;
 mod fields;
 mod grants;
-mod inner;
 mod kinds;
 mod missing_objects;
 mod object_versions;
@@ -32,6 +31,7 @@ mod requests;
 mod shared_config;
 mod single_flight;
 mod source;
+mod store_core;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -52,12 +52,12 @@ use crate::client::ApiFailures;
 use crate::events::Events;
 use crate::list_watch::{list_and_watch, list_pages};
 use definitions::Definitions;
-use inner::Inner;
 pub use kinds::is_blocked;
-use kinds::{Apis, Kind, Observed};
+use kinds::{Apis, Kind, StoredObject};
 use object_versions::{NumberedEvent, ObjectVersions, RowEvent};
 use shared_config::SharedConfig;
 use single_flight::SingleFlight;
+use store_core::StoreCore;
 
 /// Largest number of changes that are sent to the registry together.
 const EVENTS_PER_SEND: usize = 4096;
@@ -67,7 +67,7 @@ const CATCH_UP_PAUSE: Duration = Duration::from_secs(1);
 
 /// The store of rows as Kubernetes objects.
 pub struct Kubernetes {
-    inner: Arc<Inner>,
+    core: Arc<StoreCore>,
     /// Events for the registry; `load` takes this receiver.
     row_events: Mutex<Option<mpsc::UnboundedReceiver<NumberedEvent>>>,
     /// Tasks that watch the objects until the store is dropped.
@@ -81,7 +81,7 @@ impl Kubernetes {
     /// agree on are kept in `namespace`. Segments have these sizes.
     pub fn new(client: &Client, namespace: &str, sizes: SegmentPrefix, obstacles: ApiFailures, events: Events) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let inner = Inner {
+        let core = StoreCore {
             apis: Apis::new(client, namespace),
             objects: Mutex::new(ObjectVersions::new(sender, events.clone())),
             shared_config: SharedConfig::new(client, namespace, sizes),
@@ -94,7 +94,7 @@ impl Kubernetes {
             unsettled: AtomicUsize::new(0),
         };
         Self {
-            inner: Arc::new(inner),
+            core: Arc::new(core),
             row_events: Mutex::new(Some(receiver)),
             followers: Mutex::default(),
             catching_up: tokio::sync::Mutex::default(),
@@ -105,7 +105,7 @@ impl Kubernetes {
     /// Sets whether the operator is asked before many nodes are deregistered at once because their
     /// EdgeNodes were deleted.
     pub fn confirming(self, confirm: bool) -> Self {
-        self.inner.confirm.store(confirm, Ordering::Relaxed);
+        self.core.confirm.store(confirm, Ordering::Relaxed);
         self
     }
 }
@@ -114,41 +114,41 @@ impl Store for Kubernetes {
     fn load(&self, followed: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
             // This comes before the segments are listed: see `shared_config`.
-            let noted = self.inner.shared_config.put_in_force().await?;
-            self.inner.objects().begin_above(noted.offset);
-            let _ = self.inner.registry_events.set(followed.clone());
-            let definitions = self.inner.definitions.all_there().await?;
+            let noted = self.core.shared_config.put_in_force().await?;
+            self.core.objects().begin_above(noted.offset);
+            let _ = self.core.registry_events.set(followed.clone());
+            let definitions = self.core.definitions.all_there().await?;
             for kind in Kind::CUSTOM {
-                self.inner.look_at_fields(kind).await?;
+                self.core.look_at_fields(kind).await?;
             }
             // A task of its own decodes each list.
             let lists = Kind::ALL.map(|kind| {
-                let inner = self.inner.clone();
-                AbortOnDropHandle::new(tokio::spawn(async move { inner.list(kind).await }))
+                let core = self.core.clone();
+                AbortOnDropHandle::new(tokio::spawn(async move { core.list(kind).await }))
             });
             let lists = try_join_all(lists.into_iter().map(async |list| {
                 list.await.unwrap_or_else(|error| Err(StoreError::Failed(format!("reading was aborted: {error}"))))
             }));
             let lists = lists.await?;
             // Objects that were deleted with their definition are not in the lists.
-            self.inner.definitions.check_same(&definitions).await?;
-            self.inner.shared_config.note_definitions(&definitions).await?;
-            self.inner.definitions.know(definitions);
+            self.core.definitions.check_same(&definitions).await?;
+            self.core.shared_config.note_definitions(&definitions).await?;
+            self.core.definitions.know(definitions);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
             let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
             for (kind, objects, at) in lists {
-                for row in self.inner.objects().load(kind, objects, at) {
+                for row in self.core.objects().load(kind, objects, at) {
                     add_row(&mut snapshot, row);
                 }
-                let (inner, obstacles) = (self.inner.clone(), self.inner.obstacles.clone());
-                let source = self.inner.source(kind);
+                let (core, obstacles) = (self.core.clone(), self.core.obstacles.clone());
+                let source = self.core.source(kind);
                 followers.spawn(async move {
                     let mut before = at;
-                    list_and_watch(source, Some(at), obstacles, |event| inner.apply(kind, &mut before, event)).await;
+                    list_and_watch(source, Some(at), obstacles, |event| core.apply(kind, &mut before, event)).await;
                 });
             }
-            snapshot.revision = self.inner.objects().revision();
-            followers.spawn(missing_objects::run(self.inner.clone()));
+            snapshot.revision = self.core.objects().revision();
+            followers.spawn(missing_objects::run(self.core.clone()));
             let row_events = self.row_events.lock().unwrap_or_else(PoisonError::into_inner).take();
             let row_events = row_events.ok_or_else(|| StoreError::Failed("the store is loaded already".into()))?;
             followers.spawn(forward(row_events, followed));
@@ -158,16 +158,16 @@ impl Store for Kubernetes {
 
     fn read(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
-            let noted = self.inner.shared_config.noted().await?;
+            let noted = self.core.shared_config.noted().await?;
             let mut objects = ObjectVersions::new(mpsc::unbounded_channel().0, Events::default());
             objects.begin_above(noted.offset);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
-            let definitions = self.inner.definitions.all_there().await?;
+            let definitions = self.core.definitions.all_there().await?;
             for kind in Kind::ALL {
                 // By pages, because reading the watch cache needs a write, and this must write
                 // nothing.
-                let (read, at) = list_pages(&self.inner.source(kind), None).await.map_err(StoreError::Failed)?;
-                for Observed { name, row, .. } in read {
+                let (read, at) = list_pages(&self.core.source(kind), None).await.map_err(StoreError::Failed)?;
+                for StoredObject { name, row, .. } in read {
                     let row = row.map_err(|why| {
                         let what = kind.what();
                         StoreError::Failed(format!(
@@ -178,81 +178,81 @@ impl Store for Kubernetes {
                 }
                 objects.reached(kind, at);
             }
-            self.inner.definitions.check_same(&definitions).await?;
+            self.core.definitions.check_same(&definitions).await?;
             snapshot.revision = objects.revision();
             Ok(snapshot)
         })
     }
 
     fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> BoxFuture<'_, Committed> {
-        Box::pin(commit::commit(self.inner.clone(), batch, now))
+        Box::pin(commit::commit(self.core.clone(), batch, now))
     }
 
     fn raise_revision(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            let offset = self.inner.shared_config.begin_above(revision).await?;
-            self.inner.objects().begin_above(offset);
+            let offset = self.core.shared_config.begin_above(revision).await?;
+            self.core.objects().begin_above(offset);
             Ok(())
         })
     }
 
     fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
-        Box::pin(self.inner.shared_config.note(note))
+        Box::pin(self.core.shared_config.note(note))
     }
 
     fn set_note(&self, note: Note, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async move { self.inner.shared_config.set_note(note, &text).await })
+        Box::pin(async move { self.core.shared_config.set_note(note, &text).await })
     }
 
     fn begin_import(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.inner.shared_config.forget_definitions())
+        Box::pin(self.core.shared_config.forget_definitions())
     }
 
     fn catch_up(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            let version = self.inner.objects().version_of(revision);
-            if !self.inner.objects().behind(version).is_empty() {
+            let version = self.core.objects().version_of(revision);
+            if !self.core.objects().behind(version).is_empty() {
                 // One caller reads for all who wait.
                 let mut in_vain = self.catching_up.lock().await;
-                let behind = self.inner.objects().behind(version);
+                let behind = self.core.objects().behind(version);
                 if !behind.is_empty() && in_vain.is_none_or(|last| last.elapsed() >= CATCH_UP_PAUSE) {
                     let lists = behind.into_iter().map(|kind| async move {
-                        let before = self.inner.objects().at(kind);
-                        self.inner.list(kind).await.map(|list| (before, list))
+                        let before = self.core.objects().at(kind);
+                        self.core.list(kind).await.map(|list| (before, list))
                     });
                     for (before, (kind, objects, at)) in try_join_all(lists).await? {
-                        self.inner.objects().listed(kind, objects, at, before);
+                        self.core.objects().listed(kind, objects, at, before);
                     }
-                    *in_vain = (!self.inner.objects().behind(version).is_empty()).then(Instant::now);
+                    *in_vain = (!self.core.objects().behind(version).is_empty()).then(Instant::now);
                 }
             }
             {
-                let mut objects = self.inner.objects();
+                let mut objects = self.core.objects();
                 // The revision is of this history and higher than ours, because another replica
                 // heard of a change later than this one.
                 if objects.revision() <= revision && objects.behind(version).is_empty() {
                     objects.rise_above(revision);
                 }
             }
-            self.inner.until_acknowledged().await
+            self.core.until_acknowledged().await
         })
     }
 
     fn reload_segments(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.segments_read.run(async || {
-            let before = self.inner.objects().at(Kind::Segment);
-            let (kind, objects, at) = self.inner.list(Kind::Segment).await?;
-            self.inner.objects().listed(kind, objects, at, before);
-            if self.inner.unsettled.load(Ordering::SeqCst) > 0 {
+            let before = self.core.objects().at(Kind::Segment);
+            let (kind, objects, at) = self.core.list(Kind::Segment).await?;
+            self.core.objects().listed(kind, objects, at, before);
+            if self.core.unsettled.load(Ordering::SeqCst) > 0 {
                 return Err(StoreError::Failed("it is not known yet whether some grants stand".into()));
             }
-            self.inner.until_acknowledged().await
+            self.core.until_acknowledged().await
         }))
     }
 
     fn acknowledge(&self, revision: u64) {
-        self.inner.objects().acknowledged(revision);
-        self.inner.acknowledged.send_replace(revision);
+        self.core.objects().acknowledged(revision);
+        self.core.acknowledged.send_replace(revision);
     }
 }
 

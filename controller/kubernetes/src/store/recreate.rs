@@ -3,10 +3,10 @@
 use edge_controller_domain::state::Change;
 use kube::api::PostParams;
 
-use super::inner::Inner;
-use super::kinds::{Kind, Observed, encode};
+use super::kinds::{Kind, StoredObject, encode};
 use super::object_versions::ObjectEvent;
 use super::requests::{Failure, decoded, read_object, with_timeout};
+use super::store_core::StoreCore;
 use crate::client::explain;
 
 /// Outcome of creating a missing object again.
@@ -19,17 +19,17 @@ pub(super) enum Recreation {
 
 /// Creates a missing object again with the row that the registry knows. If somebody else has
 /// created it, that object stays.
-pub(super) async fn recreate(inner: &Inner, change: &Change) -> Recreation {
-    if let Err(why) = inner.check_fields(change) {
+pub(super) async fn recreate(core: &StoreCore, change: &Change) -> Recreation {
+    if let Err(why) = core.check_fields(change) {
         return Recreation::Pending(why);
     }
     let object_key = Kind::object_key(&change.key());
-    let Some(foreign) = inner.objects().begin_recreate(&object_key) else {
+    let Some(foreign) = core.objects().begin_recreate(&object_key) else {
         return Recreation::Pending(format!("an earlier write of {} has not ended yet", change.key()));
     };
     let created = async {
         let object = encode(change, &foreign)?.ok_or("nothing is to be written")?;
-        let api = inner.apis.of(object_key.0);
+        let api = core.apis.of(object_key.0);
         let other = |failure| match failure {
             Failure::Other(why) => why,
             Failure::Changed => "it changed in the meantime".to_owned(),
@@ -37,7 +37,7 @@ pub(super) async fn recreate(inner: &Inner, change: &Change) -> Recreation {
         match with_timeout(object_key.0, api.create(&PostParams::default(), &object)).await.map_err(other)? {
             Ok(object) => Ok((decoded(object_key.0, object).map_err(other)?, true)),
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                match read_object(inner, &object_key).await.map_err(other)? {
+                match read_object(core, &object_key).await.map_err(other)? {
                     Some(object) => Ok((object, false)),
                     None => Err("it was created and deleted in the meantime".to_owned()),
                 }
@@ -45,8 +45,8 @@ pub(super) async fn recreate(inner: &Inner, change: &Change) -> Recreation {
             Err(error) => Err(explain(object_key.0.what(), &error)),
         }
     };
-    let created: Result<(Observed, bool), String> = created.await;
-    let mut objects = inner.objects();
+    let created: Result<(StoredObject, bool), String> = created.await;
+    let mut objects = core.objects();
     match created {
         Ok((object, true)) => objects.end_recreated(&object_key, object, change),
         Ok((object, false)) => {

@@ -6,10 +6,10 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::core::DynamicObject;
 
-use super::inner::Inner;
-use super::kinds::{DELETING, ForeignMetadata, Kind, ObjectKey, Observed, encode};
+use super::kinds::{DELETING, ForeignMetadata, Kind, ObjectKey, StoredObject, encode};
 use super::object_versions::WriteBase;
 use super::source::Object;
+use super::store_core::StoreCore;
 use crate::client::{REQUEST, explain, is_absent};
 
 pub(super) enum Failure {
@@ -20,13 +20,13 @@ pub(super) enum Failure {
 
 /// Sends one write, and returns the object after it; `None` if it is gone.
 pub(super) async fn send(
-    inner: &Inner,
+    core: &StoreCore,
     change: &Change,
     object_key: &ObjectKey,
     base: &WriteBase,
-) -> Result<Option<Observed>, Failure> {
+) -> Result<Option<StoredObject>, Failure> {
     let (kind, name) = (object_key.0, object_key.1.as_str());
-    let api = inner.apis.of(kind);
+    let api = core.apis.of(kind);
     let nothing = ForeignMetadata::default();
     let foreign = match base {
         WriteBase::Object { foreign, .. } => foreign,
@@ -38,10 +38,10 @@ pub(super) async fn send(
         error if is_absent(error) => Failure::Changed,
         error => Failure::Other(explain(kind.what(), error)),
     };
-    let observed = |object: DynamicObject| decoded(kind, object).map(Some);
+    let stored = |object: DynamicObject| decoded(kind, object).map(Some);
     match (object, base) {
         (Some(object), WriteBase::Nothing) => {
-            with_timeout(kind, api.create(&PostParams::default(), &object)).await?.map_err(failure).and_then(observed)
+            with_timeout(kind, api.create(&PostParams::default(), &object)).await?.map_err(failure).and_then(stored)
         }
         // A plan that knew that the segment is held would not grant it.
         (Some(_), WriteBase::Object { held: true, .. }) if matches!(change, Change::GrantSegment(_)) => {
@@ -53,7 +53,7 @@ pub(super) async fn send(
             with_timeout(kind, api.replace(name, &PostParams::default(), &object))
                 .await?
                 .map_err(failure)
-                .and_then(observed)
+                .and_then(stored)
         }
         (None, WriteBase::Nothing) => Ok(None),
         (None, WriteBase::Object { uid, version, .. }) => {
@@ -116,13 +116,13 @@ pub(super) async fn with_timeout<T>(kind: Kind, request: impl Future<Output = T>
     })
 }
 
-pub(super) fn decoded(kind: Kind, object: DynamicObject) -> Result<Observed, Failure> {
-    Observed::of(kind, Object::from(object)).map_err(Failure::Other)
+pub(super) fn decoded(kind: Kind, object: DynamicObject) -> Result<StoredObject, Failure> {
+    StoredObject::of(kind, Object::from(object)).map_err(Failure::Other)
 }
 
 /// Reads an object; `None` if it does not exist.
-pub(super) async fn read_object(inner: &Inner, object_key: &ObjectKey) -> Result<Option<Observed>, Failure> {
-    let found = with_timeout(object_key.0, inner.apis.of(object_key.0).get_opt(&object_key.1)).await?;
+pub(super) async fn read_object(core: &StoreCore, object_key: &ObjectKey) -> Result<Option<StoredObject>, Failure> {
+    let found = with_timeout(object_key.0, core.apis.of(object_key.0).get_opt(&object_key.1)).await?;
     match found {
         Ok(Some(object)) => decoded(object_key.0, object).map(Some),
         Ok(None) => Ok(None),

@@ -61,7 +61,7 @@ pub(super) struct Noted {
     pub(super) offset: u64,
 }
 
-/// Whether our sizes are in force. The inner error says why not; the outer one says why it is not
+/// Whether our sizes are in force. The core error says why not; the outer one says why it is not
 /// known.
 type InForce = Result<Result<(), String>, StoreError>;
 

@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::kinds::{Kind, Observed};
+use super::kinds::{Kind, StoredObject};
 use crate::client::is_absent;
 use crate::list_watch::{ListWatch, WatchStream};
 use crate::resources::GROUP;
@@ -137,7 +137,7 @@ impl RowSource {
 }
 
 impl ListWatch for RowSource {
-    type Object = Observed;
+    type Object = StoredObject;
 
     fn what(&self) -> &str {
         self.kind.what()
@@ -161,7 +161,7 @@ impl ListWatch for RowSource {
         }
     }
 
-    fn list_page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Observed>>> {
+    fn list_page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<StoredObject>>> {
         async move {
             let request = self.request().list(params).map_err(kube::Error::BuildRequest)?;
             let text = self.api.clone().into_client().request_text(request).await?;
@@ -177,12 +177,12 @@ impl ListWatch for RowSource {
         &'a self,
         params: &'a WatchParams,
         since: &'a str,
-    ) -> BoxFuture<'a, kube::Result<WatchStream<Observed>>> {
+    ) -> BoxFuture<'a, kube::Result<WatchStream<StoredObject>>> {
         async move {
             let request = self.request().watch(params, since).map_err(kube::Error::BuildRequest)?;
             let events = self.api.clone().into_client().request_events::<Object<Value>>(request).await?;
             let kind = self.kind;
-            let of = move |object| Observed::of(kind, object).map_err(|why| kube::Error::Service(why.into()));
+            let of = move |object| StoredObject::of(kind, object).map_err(|why| kube::Error::Service(why.into()));
             let read = move |event| match event {
                 WatchEvent::Added(object) => of(object).map(WatchEvent::Added),
                 WatchEvent::Modified(object) => of(object).map(WatchEvent::Modified),
@@ -195,14 +195,14 @@ impl ListWatch for RowSource {
         .boxed()
     }
 
-    fn version(object: &Observed) -> Result<u64, String> {
+    fn version(object: &StoredObject) -> Result<u64, String> {
         Ok(object.version)
     }
 }
 
-fn read(kind: Kind, text: &str) -> kube::Result<ObjectList<Observed>> {
+fn read(kind: Kind, text: &str) -> kube::Result<ObjectList<StoredObject>> {
     let list: ObjectList<Object<&RawValue>> = serde_json::from_str(text).map_err(kube::Error::SerdeError)?;
     let ObjectList { types, metadata, items } = list;
-    let items: Result<Vec<_>, String> = items.into_iter().map(|object| Observed::of(kind, object)).collect();
+    let items: Result<Vec<_>, String> = items.into_iter().map(|object| StoredObject::of(kind, object)).collect();
     Ok(ObjectList { types, metadata, items: items.map_err(|why| kube::Error::Service(why.into()))? })
 }

@@ -6,7 +6,7 @@ use edge_controller_domain::state::{Change, RowKey};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::super::kinds::{ForeignMetadata, Kind, ObjectKey, Observed};
+use super::super::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
 use super::{Entry, ObjectEvent, ObjectVersions, RowEvent};
 
 /// A missing object while its row stays in force.
@@ -95,11 +95,11 @@ impl ObjectVersions {
     }
 
     /// Ends a write that created a missing object again.
-    pub(in super::super) fn end_recreated(&mut self, object_key: &ObjectKey, object: Observed, change: &Change) {
+    pub(in super::super) fn end_recreated(&mut self, object_key: &ObjectKey, object: StoredObject, change: &Change) {
         self.number = self.number.max(self.revision_of(object.version));
         let absent = self.absent.remove(object_key);
         let last_event = self.entries.get(object_key).map_or(0, |entry| entry.last_event);
-        let Observed { uid, version, foreign, .. } = object;
+        let StoredObject { uid, version, foreign, .. } = object;
         let entry = Entry { last_event, ..Entry::of(uid, version, foreign, change) };
         self.entries.insert(object_key.clone(), entry);
         self.send_event(RowEvent::Recreated(change.key()), 0);

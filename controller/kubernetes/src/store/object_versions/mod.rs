@@ -25,7 +25,7 @@ use std::sync::Arc;
 use edge_controller_domain::state::{Change, RowKey};
 use tokio::sync::{Notify, mpsc};
 
-use super::kinds::{ForeignMetadata, Kind, ObjectKey, Observed, blocked};
+use super::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject, blocked};
 use crate::events::{About, Events};
 
 use missing::Absent;
@@ -103,7 +103,7 @@ struct Entry {
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "most are the large one")]
 pub(super) enum ObjectEvent {
-    Applied(Observed),
+    Applied(StoredObject),
     /// `by_replica`: a replica deleted it.
     Deleted {
         uid: Option<String>,
@@ -149,7 +149,7 @@ impl ObjectVersions {
 
     /// Takes the objects that exist at the start. Returns their rows, which the registry gets all
     /// at once.
-    pub(super) fn load(&mut self, kind: Kind, objects: Vec<Observed>, at: u64) -> Vec<Change> {
+    pub(super) fn load(&mut self, kind: Kind, objects: Vec<StoredObject>, at: u64) -> Vec<Change> {
         let mut rows = Vec::new();
         self.entries.reserve(objects.len());
         for object in objects {
@@ -165,7 +165,7 @@ impl ObjectVersions {
     /// Takes a complete list of a kind at version `at`. An object that is known and not in the list
     /// is gone, unless it is newer than the list. `before` is the version up to which the kind was
     /// known when the list was requested.
-    pub(super) fn listed(&mut self, kind: Kind, objects: Vec<Observed>, at: u64, before: u64) {
+    pub(super) fn listed(&mut self, kind: Kind, objects: Vec<StoredObject>, at: u64, before: u64) {
         let restored = at < before;
         if restored {
             tracing::error!(
@@ -244,7 +244,7 @@ impl ObjectVersions {
         Kind::ALL.into_iter().filter(|kind| self.at[*kind as usize] < version).collect()
     }
 
-    fn apply(&mut self, object_key: ObjectKey, object: Observed) {
+    fn apply(&mut self, object_key: ObjectKey, object: StoredObject) {
         let before = self.entries.get_mut(&object_key);
         if let Some(entry) = before {
             // The echo of a write, or older than what is known; this also holds for an object that
@@ -302,8 +302,8 @@ impl ObjectVersions {
 
     /// Reads an object into an entry and its row. An unreadable segment blocks its addresses; any
     /// other unreadable object counts as absent.
-    fn read(&mut self, object_key: &ObjectKey, object: Observed) -> Option<(Entry, Change)> {
-        let Observed { uid, version, row, foreign, .. } = object;
+    fn read(&mut self, object_key: &ObjectKey, object: StoredObject) -> Option<(Entry, Change)> {
+        let StoredObject { uid, version, row, foreign, .. } = object;
         let change = match row {
             Ok(change) => {
                 self.unreadable.remove(object_key);

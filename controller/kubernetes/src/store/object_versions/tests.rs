@@ -6,11 +6,18 @@ fn object_key() -> ObjectKey {
     (Kind::Node, "a".into())
 }
 
-fn node(version: u64, port: u16) -> Observed {
+fn node(version: u64, port: u16) -> StoredObject {
     let mut record = NodeRecord::new("a".parse().unwrap(), edge_types::Role::Edge, 0);
     record.port = port;
     let row = Ok(Change::PutNode(record));
-    Observed { name: "a".into(), uid: "u".into(), version, row, foreign: ForeignMetadata::default(), deleting: false }
+    StoredObject {
+        name: "a".into(),
+        uid: "u".into(),
+        version,
+        row,
+        foreign: ForeignMetadata::default(),
+        deleting: false,
+    }
 }
 
 fn objects() -> (ObjectVersions, mpsc::UnboundedReceiver<NumberedEvent>) {
@@ -92,7 +99,7 @@ fn our_own_deletion_is_not_undone_by_earlier_events() {
     objects.observe(object_key(), ObjectEvent::Applied(node(9, 2)));
     objects.observe(object_key(), ObjectEvent::Deleted { uid: Some("u".into()), version: 10, by_replica: true });
     assert!(ports(&mut events).is_empty());
-    let again = Observed { uid: "v".into(), ..node(12, 5) };
+    let again = StoredObject { uid: "v".into(), ..node(12, 5) };
     objects.observe(object_key(), ObjectEvent::Applied(again));
     assert_eq!(ports(&mut events), [5]);
 }
@@ -100,7 +107,7 @@ fn our_own_deletion_is_not_undone_by_earlier_events() {
 #[test]
 fn a_complete_list_shows_what_is_gone_and_keeps_what_is_newer() {
     let (mut objects, mut events) = objects();
-    let (b, c) = (Observed { name: "b".into(), ..node(6, 1) }, Observed { name: "c".into(), ..node(20, 1) });
+    let (b, c) = (StoredObject { name: "b".into(), ..node(6, 1) }, StoredObject { name: "c".into(), ..node(20, 1) });
     objects.observe((Kind::Node, "b".into()), ObjectEvent::Applied(b));
     objects.observe((Kind::Node, "c".into()), ObjectEvent::Applied(c));
     ports(&mut events);
@@ -123,7 +130,7 @@ fn an_unreadable_segment_blocks_its_addresses_and_another_keeps_its_last_row() {
     let (mut objects, mut events) = objects();
     let odd = |kind, name: &str, uid: &str, version| {
         let row = Err("spec.node: no".into());
-        let object = Observed {
+        let object = StoredObject {
             name: name.into(),
             uid: uid.into(),
             version,
@@ -182,7 +189,7 @@ fn a_missing_object_keeps_its_row_until_it_is_known_who_deleted_it() {
     assert_eq!(ports(&mut events), [0]);
     assert!(objects.missing(Kind::Node).is_empty());
     // A replica's mark explains the deletion at once, even if it comes later.
-    objects.observe(object_key(), ObjectEvent::Applied(Observed { uid: "v".into(), ..node(10, 2) }));
+    objects.observe(object_key(), ObjectEvent::Applied(StoredObject { uid: "v".into(), ..node(10, 2) }));
     objects.observe(object_key(), ObjectEvent::Deleted { uid: Some("v".into()), version: 11, by_replica: false });
     assert_eq!(ports(&mut events), [2]);
     objects.observe(object_key(), ObjectEvent::Deleted { uid: Some("v".into()), version: 11, by_replica: true });
@@ -193,7 +200,7 @@ fn a_missing_object_keeps_its_row_until_it_is_known_who_deleted_it() {
 fn an_object_that_is_created_again_was_never_gone() {
     let (mut objects, mut events) = objects();
     objects.observe(object_key(), ObjectEvent::Deleted { uid: Some("u".into()), version: 9, by_replica: false });
-    let again = Observed { uid: "v".into(), ..node(12, 1) };
+    let again = StoredObject { uid: "v".into(), ..node(12, 1) };
     let change = again.row.clone().unwrap();
     assert!(objects.begin_recreate(&object_key()).is_some());
     assert!(objects.begin_recreate(&object_key()).is_none(), "by one at a time");
@@ -204,7 +211,7 @@ fn an_object_that_is_created_again_was_never_gone() {
     objects.end(&object_key());
     // Created by another replica, and changed since.
     objects.observe(object_key(), ObjectEvent::Deleted { uid: Some("v".into()), version: 13, by_replica: false });
-    objects.observe(object_key(), ObjectEvent::Applied(Observed { uid: "w".into(), ..node(14, 3) }));
+    objects.observe(object_key(), ObjectEvent::Applied(StoredObject { uid: "w".into(), ..node(14, 3) }));
     assert!(objects.missing(Kind::Node)[0].recreated && ports(&mut events).is_empty());
     objects.keep_row(&object_key());
     assert_eq!(ports(&mut events), [3]);

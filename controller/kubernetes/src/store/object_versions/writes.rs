@@ -2,7 +2,7 @@
 
 use edge_controller_domain::state::Change;
 
-use super::super::kinds::{ForeignMetadata, ObjectKey, Observed};
+use super::super::kinds::{ForeignMetadata, ObjectKey, StoredObject};
 use super::{Entry, ObjectVersions};
 
 /// What a write expects to find.
@@ -52,9 +52,9 @@ impl ObjectVersions {
     }
 
     /// Ends a write that the API server has confirmed.
-    pub(in super::super) fn end_written(&mut self, object_key: ObjectKey, object: Observed, change: &Change) {
+    pub(in super::super) fn end_written(&mut self, object_key: ObjectKey, object: StoredObject, change: &Change) {
         self.number = self.number.max(self.revision_of(object.version));
-        let Observed { uid, version, foreign, .. } = object;
+        let StoredObject { uid, version, foreign, .. } = object;
         let entry = Entry::of(uid, version, foreign, change);
         self.entries.insert(object_key.clone(), entry);
         self.end(&object_key);
@@ -71,8 +71,8 @@ impl ObjectVersions {
 
     /// Ends a grant that was rolled back. The registry never knew its object, so later events about
     /// it are dropped. Otherwise they would hide the row of the node that gets the segment next.
-    pub(in super::super) fn end_rolled_back(&mut self, object_key: ObjectKey, object: Observed, change: &Change) {
-        let Observed { uid, version, foreign, .. } = object;
+    pub(in super::super) fn end_rolled_back(&mut self, object_key: ObjectKey, object: StoredObject, change: &Change) {
+        let StoredObject { uid, version, foreign, .. } = object;
         let entry = Entry { present: false, ..Entry::of(uid, version, foreign, change) };
         self.entries.insert(object_key.clone(), entry);
         self.end(&object_key);

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::definitions::Definitions;
 use super::fields;
-use super::kinds::{Apis, Kind, Observed};
+use super::kinds::{Apis, Kind, StoredObject};
 use super::object_versions::{ObjectEvent, ObjectVersions};
 use super::shared_config::SharedConfig;
 use super::source::RowSource;
@@ -18,7 +18,7 @@ use crate::events::Events;
 use crate::list_watch::{ListWatchEvent, list};
 
 /// What the parts of the store share.
-pub(super) struct Inner {
+pub(super) struct StoreCore {
     pub(super) apis: Apis,
     pub(super) objects: Mutex<ObjectVersions>,
     pub(super) shared_config: SharedConfig,
@@ -35,7 +35,7 @@ pub(super) struct Inner {
     pub(super) unsettled: AtomicUsize,
 }
 
-impl Inner {
+impl StoreCore {
     pub(super) fn confirm(&self) -> bool {
         self.confirm.load(Ordering::Relaxed)
     }
@@ -63,7 +63,7 @@ impl Inner {
         RowSource { kind, api: self.apis.of(kind).clone() }
     }
 
-    pub(super) async fn list(&self, kind: Kind) -> Result<(Kind, Vec<Observed>, u64), StoreError> {
+    pub(super) async fn list(&self, kind: Kind) -> Result<(Kind, Vec<StoredObject>, u64), StoreError> {
         let (objects, at) = list(&self.source(kind)).await.map_err(StoreError::Failed)?;
         Ok((kind, objects, at))
     }
@@ -94,7 +94,7 @@ impl Inner {
         rows.ok_or_else(|| "the registry has stopped".to_owned())
     }
 
-    pub(super) fn apply(&self, kind: Kind, before: &mut u64, event: ListWatchEvent<Observed>) {
+    pub(super) fn apply(&self, kind: Kind, before: &mut u64, event: ListWatchEvent<StoredObject>) {
         match event {
             ListWatchEvent::ListStarted => *before = self.objects().at(kind),
             ListWatchEvent::Listed(all, at) => self.objects().listed(kind, all, at, *before),
@@ -106,7 +106,7 @@ impl Inner {
                 objects.reached(kind, version);
             }
             ListWatchEvent::Deleted(object) => {
-                let Observed { name, uid, version, deleting, .. } = object;
+                let StoredObject { name, uid, version, deleting, .. } = object;
                 let mut objects = self.objects();
                 objects.observe((kind, name), ObjectEvent::Deleted { uid: Some(uid), version, by_replica: deleting });
                 objects.reached(kind, version);
