@@ -12,7 +12,7 @@
 //!   nodes off from the controller.
 //! - Reports of nodes, for the operator: [`tunnel_reports`].
 //! - Limits: [`mass_deletion`] limits how many nodes may disappear without a question,
-//!   [`fair_shares`] divides a limited resource fairly among unknown sources.
+//!   [`source_shares`] divides a limited resource fairly among unknown sources.
 //! - [`clock`], [`random`] and [`text`] serve the others.
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,6 @@ pub mod archive;
 pub mod ca;
 pub mod certificates;
 pub mod clock;
-pub mod fair_shares;
 pub mod mass_deletion;
 pub mod networks;
 pub mod node_addresses;
@@ -28,6 +27,7 @@ pub mod random;
 pub mod reachability;
 pub mod registry;
 pub mod segments;
+pub mod source_shares;
 pub mod state;
 pub mod state_files;
 pub mod store;

@@ -3,7 +3,7 @@
 //!
 //! - [`resources`]: the custom resources.
 //! - [`client`]: connects to the API server and explains its errors.
-//! - [`authority`]: the certificate authorities in a Secret that all replicas share.
+//! - [`ca_secret`]: the certificate authorities in a Secret that all replicas share.
 //! - [`events`], [`status_writer`]: Events and statuses, for people.
 //! - [`lease`]: which replica leads; [`orphans`]: what the leader collects.
 //! - [`list_watch`]: a list that is kept up to date by a watch.
@@ -19,7 +19,7 @@
 //!   the API server is asked; [`reviews`]: how many reviews may run at once.
 #![forbid(unsafe_code)]
 
-pub mod authority;
+pub mod ca_secret;
 pub mod client;
 pub mod cluster_identity;
 pub mod events;

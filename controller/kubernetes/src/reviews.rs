@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use edge_controller_domain::fair_shares;
+use edge_controller_domain::source_shares;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 /// Largest number of concurrent reviews.
@@ -45,7 +45,7 @@ impl Reviews {
     /// Waits for permission to review a token from this address; `None` if there are too many or
     /// none came in time.
     pub async fn turn(&self, from: Option<IpAddr>) -> Option<Turn<'_>> {
-        let source = fair_shares::source(from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
+        let source = source_shares::source(from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
         let of_source = self.sources().entry(source).or_insert_with(|| Arc::new(Semaphore::new(OF_ONE_SOURCE))).clone();
         // The map, this call and every other running or waiting review hold a reference.
         if Arc::strong_count(&of_source) > OF_ONE_SOURCE_IN_ALL + 1 {

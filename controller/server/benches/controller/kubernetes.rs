@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use edge_controller_domain::clock::Clock;
 use edge_controller_domain::segments::Row;
-use edge_controller_kubernetes::authority::SecretKeeper;
+use edge_controller_kubernetes::ca_secret::CaSecret;
 use edge_controller_kubernetes::client::{ApiFailures, connect};
 use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::resources::{EdgeNode, Segment, SegmentSpec, object_name};
@@ -57,10 +57,10 @@ pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool
     let client = runtime.block_on(connect(Some(&kubeconfig))).expect("a client");
     let (cluster, filled) = runtime.block_on(async {
         let store = Kubernetes::new(&client, NAMESPACE, SIZES, ApiFailures::default(), Events::default());
-        let keeper = Box::new(SecretKeeper::new(&client, NAMESPACE));
+        let ca_secret = Box::new(CaSecret::new(&client, NAMESPACE));
         let began = Instant::now();
         let config = format!("[kubernetes]\nkubeconfig = {kubeconfig:?}\n");
-        (Cluster::elsewhere(size, &store, keeper, config).await, began.elapsed())
+        (Cluster::elsewhere(size, &store, ca_secret, config).await, began.elapsed())
     });
     println!("{:<20} {} nodes and their segments written in {:.1} s", "", size.nodes, filled.as_secs_f64());
     if start {

@@ -1,7 +1,7 @@
 //! Bodies of requests without a certificate. All of them share one budget of memory.
 //!
 //! A body counts from its first octet, with the memory that it has grown to. When the budget is
-//! used up, the oldest body from the network that sends the most is dropped ([`FairShares`]). A
+//! used up, the oldest body from the network that sends the most is dropped ([`SourceShares`]). A
 //! node that joins sends its 2 KiB at once, so its body is complete before it is the oldest.
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{FromRef, FromRequest, Request};
-use edge_controller_domain::fair_shares::{FairShares, Share};
+use edge_controller_domain::source_shares::{Share, SourceShares};
 use http_body_util::BodyExt;
 use zeroize::Zeroizing;
 
@@ -29,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The memory that is left for bodies, and who uses the rest.
 #[derive(Clone, Debug, Default)]
-pub(super) struct BodyBudget(Arc<Mutex<FairShares>>);
+pub(super) struct BodyBudget(Arc<Mutex<SourceShares>>);
 
 /// A body while it arrives.
 struct Arriving<'a> {
@@ -42,12 +42,12 @@ struct Arriving<'a> {
 pub(super) struct UnauthenticatedBody(pub(super) Zeroizing<Vec<u8>>);
 
 impl BodyBudget {
-    fn shares(&self) -> MutexGuard<'_, FairShares> {
+    fn shares(&self) -> MutexGuard<'_, SourceShares> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops bodies until this many octets are free.
-    fn make_room(shares: &mut FairShares, from: IpAddr, octets: usize, now: Instant) {
+    fn make_room(shares: &mut SourceShares, from: IpAddr, octets: usize, now: Instant) {
         while shares.total() + octets > BUDGET {
             if shares.displace_for(from, octets, Duration::ZERO, now).is_none() {
                 return;

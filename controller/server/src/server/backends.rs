@@ -7,7 +7,7 @@ use edge_controller_domain::ca::storage::CaStorage;
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::store::Store;
 use edge_controller_domain::store::embedded::{Embedded, FILE};
-use edge_controller_kubernetes::authority::SecretKeeper;
+use edge_controller_kubernetes::ca_secret::CaSecret;
 use edge_controller_kubernetes::client::{ApiFailures, Client, connect};
 use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::lease;
@@ -49,7 +49,7 @@ impl Backends {
             let (namespace, sizes) = (&kubernetes.namespace, config.segment_policy().prefix);
             let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone(), events.clone())
                 .confirming(kubernetes.confirm_deregistrations);
-            (Arc::new(store), Box::new(SecretKeeper::new(&client, namespace)))
+            (Arc::new(store), Box::new(CaSecret::new(&client, namespace)))
         } else {
             embedded(config, now)?
         };

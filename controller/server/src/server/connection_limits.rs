@@ -1,7 +1,7 @@
 //! Limits connections: in all, for those that have shown no node's certificate (strangers), and for
 //! each node.
 //!
-//! A new connection is let in and a stranger's is closed for it, as [`FairShares`] decides. A host
+//! A new connection is let in and a stranger's is closed for it, as [`SourceShares`] decides. A host
 //! that takes all of the strangers' connections displaces its own. After an outage as many nodes as
 //! there are connections may come back at once from behind one address; a limit for each source
 //! would not allow that. A connection that has shown a node's certificate is not a stranger's and
@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use edge_controller_domain::fair_shares::{FairShares, Share};
+use edge_controller_domain::source_shares::{Share, SourceShares};
 use edge_types::NodeName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -51,7 +51,7 @@ pub(super) struct ConnectionLimits {
 
 #[derive(Default)]
 struct Connections {
-    strangers: FairShares,
+    strangers: SourceShares,
     /// One map for all nodes, which takes less memory than a list for each node.
     nodes: BTreeMap<(NodeName, u64), Known>,
     next: u64,
@@ -65,12 +65,12 @@ struct Known {
 
 /// Permission for one connection; it ends when this is dropped.
 pub(super) struct ConnectionPermit {
-    holder: Holder,
+    counted_as: CountedAs,
     limits: Arc<ConnectionLimits>,
     _one_of_all: OwnedSemaphorePermit,
 }
 
-enum Holder {
+enum CountedAs {
     Stranger(Share),
     Node(NodeName, u64),
 }
@@ -97,7 +97,8 @@ impl ConnectionLimits {
         }
         let (share, displaced) = taken.strangers.enter(from, 1, now);
         drop(taken);
-        let permit = ConnectionPermit { holder: Holder::Stranger(share), limits: self.clone(), _one_of_all: permit };
+        let permit =
+            ConnectionPermit { counted_as: CountedAs::Stranger(share), limits: self.clone(), _one_of_all: permit };
         Some((permit, displaced))
     }
 
@@ -131,7 +132,7 @@ impl ConnectionPermit {
     pub(super) fn identify(&mut self, certificate: &NodeCertificate, connection: &CancellationToken) {
         let NodeCertificate { name: node, serial, .. } = certificate;
         let mut taken = self.limits.taken();
-        if let Holder::Stranger(share) = self.holder {
+        if let CountedAs::Stranger(share) = self.counted_as {
             taken.strangers.leave(share);
         }
         taken.displace_connection_of(node);
@@ -140,16 +141,16 @@ impl ConnectionPermit {
         let known = Known { serial: serial.clone(), connection: connection.clone() };
         taken.nodes.insert((node.clone(), number), known);
         drop(taken);
-        self.holder = Holder::Node(node.clone(), number);
+        self.counted_as = CountedAs::Node(node.clone(), number);
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut taken = self.limits.taken();
-        match &self.holder {
-            Holder::Stranger(share) => taken.strangers.leave(*share),
-            Holder::Node(node, number) => drop(taken.nodes.remove(&(node.clone(), *number))),
+        match &self.counted_as {
+            CountedAs::Stranger(share) => taken.strangers.leave(*share),
+            CountedAs::Node(node, number) => drop(taken.nodes.remove(&(node.clone(), *number))),
         }
     }
 }

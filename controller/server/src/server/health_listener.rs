@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use edge_controller_domain::fair_shares::{FairShares, Share};
+use edge_controller_domain::source_shares::{Share, SourceShares};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -40,7 +40,7 @@ const HEADERS: usize = 64;
 
 /// The connections of all listeners for health and metrics.
 pub(super) struct HealthConnections {
-    shares: Mutex<FairShares>,
+    shares: Mutex<SourceShares>,
     /// Sockets that may be open: the connections, and those that were displaced and are not closed
     /// yet. While they are all in use, new connections wait in the listener's queue. Without this a
     /// burst would open files faster than displaced connections close them.
@@ -64,7 +64,7 @@ impl HealthConnections {
         shares.enter(from, 1, now)
     }
 
-    fn shares(&self) -> MutexGuard<'_, FairShares> {
+    fn shares(&self) -> MutexGuard<'_, SourceShares> {
         self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use edge_controller_domain::ca::storage::{CaStorage, Revision};
 use edge_controller_domain::ca::{Ca, CaDocument, CaError, Files};
-use edge_controller_kubernetes::authority::{NAME, SecretKeeper};
+use edge_controller_kubernetes::ca_secret::{CaSecret, NAME};
 use futures_util::future::BoxFuture;
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::Secret;
@@ -23,27 +23,27 @@ pub(crate) const TESTS: &[Test] = &[
 
 const NOW: i64 = 1_793_500_000;
 
-fn keeper(cluster: &Cluster) -> SecretKeeper {
-    SecretKeeper::new(&cluster.client, NAMESPACE)
+fn ca_secret(cluster: &Cluster) -> CaSecret {
+    CaSecret::new(&cluster.client, NAMESPACE)
 }
 
 fn forgotten() {
     run(async {
         let cluster = clean().await;
-        Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
+        Ca::open(Box::new(ca_secret(&cluster)), None, NOW).await.unwrap();
         // Versions rise without changes of the Secret.
         let node = cluster.replica().await;
         node.register("a").await;
         PLANE.forget_history().unwrap();
-        let keeper = keeper(&cluster);
-        keeper.load().await.unwrap().unwrap();
+        let ca_secret = ca_secret(&cluster);
+        ca_secret.load().await.unwrap().unwrap();
         // A watch at a compacted version would end before this number of requests is answered.
         let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
         tokio::select! {
-            () = keeper.changed() => panic!("nothing has changed"),
+            () = ca_secret.changed() => panic!("nothing has changed"),
             () = async { for _ in 0..50 { secrets.get(NAME).await.unwrap(); } } => {}
         }
-        let changed = keeper.changed();
+        let changed = ca_secret.changed();
         tokio::pin!(changed);
         PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
         changed.await;
@@ -53,7 +53,7 @@ fn forgotten() {
 /// Authorities that watch their Secret, and the number of times they have read it.
 async fn followed(cluster: &Cluster) -> (Arc<Ca>, watch::Receiver<usize>, JoinHandle<()>) {
     let (counts, loads) = watch::channel(0);
-    let ca = Arc::new(Ca::open(Box::new(Counting(keeper(cluster), counts)), None, NOW).await.unwrap());
+    let ca = Arc::new(Ca::open(Box::new(Counting(ca_secret(cluster), counts)), None, NOW).await.unwrap());
     let follower = ca.clone();
     let following = tokio::spawn(async move { follower.follow().await });
     (ca, loads, following)
@@ -65,16 +65,16 @@ fn deleted() {
         let (ca, mut loads, following) = followed(&cluster).await;
         let ours = ca.current().active().id();
         PLANE.kubectl(&["delete", "secret", NAME, "--namespace", NAMESPACE]).unwrap();
-        until("the Secret to be put back", async || keeper(&cluster).load().await.unwrap()).await;
-        let other = Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
+        until("the Secret to be put back", async || ca_secret(&cluster).load().await.unwrap()).await;
+        let other = Ca::open(Box::new(ca_secret(&cluster)), None, NOW).await.unwrap();
         assert_eq!(other.current().active().id(), ours);
         // As if somebody restored the wrong backup.
         let folder = tempfile::tempdir().unwrap();
         let foreign = Ca::open(Box::new(Files::new(folder.path(), NOW)), None, NOW).await.unwrap();
         let foreign = foreign.document().await.unwrap().unwrap();
-        let (_, revision) = keeper(&cluster).load().await.unwrap().unwrap();
+        let (_, revision) = ca_secret(&cluster).load().await.unwrap().unwrap();
         let before = *loads.borrow();
-        keeper(&cluster).store(&foreign, Some(&revision)).await.unwrap();
+        ca_secret(&cluster).store(&foreign, Some(&revision)).await.unwrap();
         loads.wait_for(|loads| *loads > before).await.unwrap();
         // What is taken is taken at once after it was read, before anything else is heard.
         let before = *loads.borrow();
@@ -86,7 +86,7 @@ fn deleted() {
 }
 
 /// Counts how often the Secret is read.
-struct Counting(SecretKeeper, watch::Sender<usize>);
+struct Counting(CaSecret, watch::Sender<usize>);
 
 impl CaStorage for Counting {
     fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
@@ -119,7 +119,7 @@ fn same() {
         PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
         loads.wait_for(|loads| *loads > before).await.unwrap();
         // A change by another replica arrives, and it is the first one.
-        let other = Ca::open(Box::new(keeper(&cluster)), None, NOW).await.unwrap();
+        let other = Ca::open(Box::new(ca_secret(&cluster)), None, NOW).await.unwrap();
         let new = other.rollover(NOW).await.unwrap();
         told.changed().await.unwrap();
         assert_eq!(told.borrow().active().id(), new.id());

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use edge_controller_kubernetes::authority;
+use edge_controller_kubernetes::ca_secret;
 use edge_controller_kubernetes::orphans::OrphanCollector;
 use edge_controller_kubernetes::resources::SegmentSpec;
 use edge_types::IpNetwork;
@@ -75,7 +75,7 @@ impl Ground for Shared {
     fn ca<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>> {
         async {
             let secrets: Api<Secret> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
-            let certificates = secrets.get(authority::NAME).await.unwrap().data.unwrap().remove("ca.crt").unwrap();
+            let certificates = secrets.get(ca_secret::NAME).await.unwrap().data.unwrap().remove("ca.crt").unwrap();
             CertificateDer::from_pem_slice(&certificates.0).unwrap()
         }
         .boxed_local()

@@ -10,7 +10,7 @@ use edge_controller_domain::segments::Row;
 use edge_controller_domain::state::{Change, CommunityRecord};
 use edge_controller_domain::store::embedded::{Embedded, FILE};
 use edge_controller_domain::store::{Store, StoreError};
-use edge_controller_kubernetes::authority::SecretKeeper;
+use edge_controller_kubernetes::ca_secret::CaSecret;
 use edge_controller_kubernetes::orphans::OrphanCollector;
 use interop_tests::kube::suite::Test;
 use tokio::sync::{mpsc, watch};
@@ -273,7 +273,7 @@ fn moved() {
         let ca = Ca::open(Box::new(Files::new(folders[0].path(), now)), None, now).await.unwrap();
         let first = ca.current().active().id();
         let kept = Files::new(folders[0].path(), now).load().await.unwrap().map(|(document, _)| document);
-        let secret = SecretKeeper::new(&cluster.client, NAMESPACE);
+        let secret = CaSecret::new(&cluster.client, NAMESPACE);
         let before = rows.revision;
         let missing = archive::import(&*cluster.store(), &secret, Archive { written_at: now, rows, ca: kept }, now)
             .await
@@ -282,7 +282,7 @@ fn moved() {
         let replica = cluster.replica().await;
         assert_eq!(replica.request_segments("a", "r").await, granted, "nobody is renumbered");
         assert!(replica.registry.read().await.revision() > before);
-        let here = Ca::open(Box::new(SecretKeeper::new(&cluster.client, NAMESPACE)), None, now).await.unwrap();
+        let here = Ca::open(Box::new(CaSecret::new(&cluster.client, NAMESPACE)), None, now).await.unwrap();
         assert_eq!(here.current().active().id(), first);
         let (_, rows, _) = loaded(&cluster).await;
         let kept = secret.load().await.unwrap().map(|(document, _)| document);

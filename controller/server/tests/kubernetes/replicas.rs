@@ -3,7 +3,7 @@
 use edge_controller_domain::archive::{self, Archive, ImportError};
 use edge_controller_domain::state::{Change, Snapshot};
 use edge_controller_domain::store::StoreError;
-use edge_controller_kubernetes::authority::SecretKeeper;
+use edge_controller_kubernetes::ca_secret::CaSecret;
 use edge_types::IpNetwork;
 use edge_types::view::SegmentPrefix;
 use futures_util::future::join_all;
@@ -219,9 +219,9 @@ fn aside() {
         let read = other.store().read().await.unwrap();
         assert_eq!((read.nodes.len(), read.segments.len()), (1, granted.len()));
         assert!(read.revision > 0);
-        let keeper = SecretKeeper::new(&other.client, NAMESPACE);
+        let ca_secret = CaSecret::new(&other.client, NAMESPACE);
         let empty = Archive { written_at: 0, rows: Snapshot::default(), ca: None };
-        let refused = archive::import(&*other.store(), &keeper, empty, 1_793_500_000).await.unwrap_err();
+        let refused = archive::import(&*other.store(), &ca_secret, empty, 1_793_500_000).await.unwrap_err();
         assert!(matches!(refused, ImportError::NotEmpty(_)), "{refused}");
         let after = cluster.segments().list(&ListParams::default()).await.unwrap();
         assert_eq!(after.items.len(), before.items.len());

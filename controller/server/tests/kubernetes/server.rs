@@ -2,7 +2,7 @@
 
 use edge_controller_domain::segments::Row;
 use edge_controller_domain::state::Change;
-use edge_controller_kubernetes::authority;
+use edge_controller_kubernetes::ca_secret;
 use edge_controller_kubernetes::resources::{Community, EdgeNode};
 use hyper::Method;
 use interop_tests::kube::suite::Test;
@@ -44,7 +44,7 @@ pub(crate) async fn controller_of(cluster: &Cluster, range: &str, more: &str) ->
     .await;
     // The place where the nodes of these tests look for it.
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
-    let secret = secrets.get(authority::NAME).await.unwrap();
+    let secret = secrets.get(ca_secret::NAME).await.unwrap();
     let certificates = secret.data.unwrap().remove("ca.crt").unwrap().0;
     std::fs::write(cloud.folder.path().join("state/ca.crt"), certificates).unwrap();
     cloud

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use edge_controller_kubernetes::authority;
+use edge_controller_kubernetes::ca_secret;
 use edge_types::api::ViewEvent;
 use edge_types::{JoinToken, NodeView};
 use hyper::Method;
@@ -38,7 +38,7 @@ impl Replica {
         ));
         program.start();
         let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
-        let certificates = secrets.get(authority::NAME).await.unwrap().data.unwrap().remove("ca.crt").unwrap();
+        let certificates = secrets.get(ca_secret::NAME).await.unwrap().data.unwrap().remove("ca.crt").unwrap();
         Self { program, ca: CertificateDer::from_pem_slice(&certificates.0).unwrap() }
     }
 

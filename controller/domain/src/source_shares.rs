@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What each source holds of a limited resource, such as connections or bytes.
 #[derive(Debug, Default)]
-pub struct FairShares {
+pub struct SourceShares {
     networks: HashMap<IpAddr, Network>,
     total: usize,
     next: u64,
@@ -49,7 +49,7 @@ pub struct Share {
     number: u64,
 }
 
-impl FairShares {
+impl SourceShares {
     /// What all sources hold together.
     pub fn total(&self) -> usize {
         self.total
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_host_with_a_large_ipv6_network_loses_to_whoever_has_one_address() {
-        let (mut shares, now) = (FairShares::default(), Instant::now());
+        let (mut shares, now) = (SourceShares::default(), Instant::now());
         let few: Vec<_> = (1..=4).map(|nth| shares.enter(address(&format!("192.0.2.{nth}")), 1, now)).collect();
         for nth in 0..100u16 {
             shares.enter(address(&format!("2001:db8:0:{nth:x}::1")), 1, now);
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn of_one_network_the_greediest_address_makes_room_for_its_neighbour() {
-        let (mut shares, now) = (FairShares::default(), Instant::now());
+        let (mut shares, now) = (SourceShares::default(), Instant::now());
         let neighbours: Vec<_> = (1..=50).map(|nth| shares.enter(address(&format!("192.0.2.{nth}")), 1, now)).collect();
         let greedy: Vec<_> = (0..10).map(|_| shares.enter(address("192.0.2.200"), 1, now)).collect();
         for _ in 0..9 {
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_a_share_grew_to_counts_and_goes_with_it() {
-        let (mut shares, now) = (FairShares::default(), Instant::now());
+        let (mut shares, now) = (SourceShares::default(), Instant::now());
         let (large, displaced) = shares.enter(address("192.0.2.1"), 1, now);
         let (small, _) = shares.enter(address("198.51.100.1"), 2, now);
         assert!(shares.grow(large, 9));

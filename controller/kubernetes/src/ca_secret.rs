@@ -30,14 +30,14 @@ const PAUSE: Duration = Duration::from_secs(5);
 const WATCH: u32 = 240;
 
 /// Keeps the document in a Secret of a namespace.
-pub struct SecretKeeper {
+pub struct CaSecret {
     api: Api<Secret>,
     /// The version at which the next watch starts. The Secret's own version may be compacted
     /// already.
     known: Mutex<String>,
 }
 
-impl SecretKeeper {
+impl CaSecret {
     /// Uses the Secret in this namespace.
     pub fn new(client: &Client, namespace: &str) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), known: Mutex::default() }
@@ -140,7 +140,7 @@ async fn with_timeout<T>(request: impl Future<Output = kube::Result<T>>) -> Resu
     }
 }
 
-impl CaStorage for SecretKeeper {
+impl CaStorage for CaSecret {
     fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
         Box::pin(self.read())
     }
