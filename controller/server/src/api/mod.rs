@@ -4,14 +4,14 @@
 //! - [`caller`]: who calls, and what it may do. [`authorization`] checks it before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: what nodes ask for.
 //! - [`claims`]: log lines and Events about segments that nodes say they hold.
-//! - [`operator`], [`ca`], [`backup`]: what the operator asks for.
+//! - [`operator`], [`ca`], [`archive`]: what the operator asks for.
 //! - [`routes`]: the table of all of these; the router and [`openapi`] are made from it.
 //! - [`state`]: which part of the server a handler may ask for.
 //! - [`body`]: JSON in, within limits; [`unauthenticated_body`]: the same for callers that may be
 //!   strangers. [`problem`]: RFC 9457 problem documents out.
 
+mod archive;
 mod authorization;
-mod backup;
 mod body;
 mod ca;
 pub mod caller;

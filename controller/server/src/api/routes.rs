@@ -12,7 +12,7 @@ use edge_types::api::{
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::state::ApiState;
-use super::{backup, ca, join, openapi, operator, report, segments, view};
+use super::{archive, ca, join, openapi, operator, report, segments, view};
 
 /// One method of one path.
 pub(super) struct Route {
@@ -208,7 +208,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::delete("/v1/tokens/{id}", "deleteToken", delete(operator::delete_token))
             .summary("Let nobody join with a token any more.")
             .status(204),
-        Route::get("/v1/backup", "backup", get(backup::backup))
+        Route::get("/v1/backup", "backup", get(archive::download))
             .summary("Everything that is kept, private keys included, as an archive.")
             .response_lines(),
         Route::post("/v1/reload", "reload", post(operator::reload))

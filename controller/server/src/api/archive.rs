@@ -15,7 +15,7 @@ use edge_controller_domain::state::Snapshot;
 use super::caller::Caller;
 use super::error::ApiError;
 
-pub(super) async fn backup(
+pub(super) async fn download(
     State(registry): State<Registry>,
     State(ca): State<Arc<Ca>>,
     caller: Caller,
