@@ -15,8 +15,9 @@
 //! - [`label_trust`]: whether community labels of Nodes count; [`label_policy`]: the admission
 //!   policy that they need.
 //! - [`trust_bundle`]: publishes the trusted certificates for the agents' pods.
-//! - [`token_review`]: joins with a service account token; [`service_token`]: checks a token before
-//!   the API server is asked; [`reviews`]: how many reviews may run at once.
+//! - [`token_review`]: joins with a service account token; [`review_error`]: why one is refused;
+//!   [`service_token`]: checks a token before the API server is asked; [`reviews`]: how many reviews
+//!   may run at once.
 #![forbid(unsafe_code)]
 
 pub mod ca_secret;
@@ -32,6 +33,7 @@ pub mod node_trust;
 pub mod nodes;
 pub mod orphans;
 pub mod resources;
+pub mod review_error;
 pub mod reviews;
 pub mod selector;
 pub mod service_token;

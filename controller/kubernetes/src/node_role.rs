@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 
 use super::client::{REQUEST, explain};
+use super::review_error::ReviewError;
 use super::selector::NodeSelector;
-use super::token_review::ReviewError;
 
 /// The Nodes of each role, as configured in `[kubernetes]`.
 #[derive(Debug, Clone)]

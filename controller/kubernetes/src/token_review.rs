@@ -4,11 +4,11 @@
 use edge_types::{NodeName, Role};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::api::{Api, PostParams};
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::node_role::RoleSelectors;
+use super::review_error::ReviewError;
 
 /// The audience that the token must have. A pod's token for the API server itself is not accepted.
 pub const AUDIENCE: &str = "edge-cni";
@@ -93,17 +93,6 @@ impl TryFrom<String> for ServiceAccount {
             None => Err(format!("{text:?} is not NAMESPACE:NAME of a service account")),
         }
     }
-}
-
-/// Why a service account token is not accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum ReviewError {
-    /// The API server refuses the token, or what it says of the token does not fit.
-    #[error("{0}")]
-    Refused(String),
-    /// The API server could not be asked.
-    #[error("{0}")]
-    Failed(String),
 }
 
 /// Reviews tokens at the API server.

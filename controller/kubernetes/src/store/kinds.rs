@@ -11,7 +11,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::source::{Metadata, Object, Spec};
+use super::raw_object::{Metadata, RawObject, Spec};
 use crate::client::version;
 use crate::resources::{self, Community, CommunitySpec, EdgeNode, EdgeNodeSpec, Segment, SegmentSpec, token};
 
@@ -146,8 +146,8 @@ impl StoredObject {
     ///
     /// # Errors
     /// If the name, the UID or the version is missing. The API server always sends them.
-    pub(super) fn of<S: Spec>(kind: Kind, object: Object<S>) -> Result<Self, String> {
-        let Object { metadata, spec, data } = object;
+    pub(super) fn of<S: Spec>(kind: Kind, object: RawObject<S>) -> Result<Self, String> {
+        let RawObject { metadata, spec, data } = object;
         let (Some(name), Some(uid)) = (metadata.name.clone(), metadata.uid.clone()) else {
             return Err(format!("an object of {} has no name or uid", kind.what()));
         };

@@ -8,7 +8,7 @@ use kube::core::DynamicObject;
 
 use super::kinds::{DELETING, ForeignMetadata, Kind, ObjectKey, StoredObject, encode};
 use super::object_versions::WriteBase;
-use super::source::Object;
+use super::raw_object::RawObject;
 use super::store_core::StoreCore;
 use crate::client::{REQUEST, explain, is_absent};
 
@@ -117,7 +117,7 @@ pub(super) async fn with_timeout<T>(kind: Kind, request: impl Future<Output = T>
 }
 
 pub(super) fn decoded(kind: Kind, object: DynamicObject) -> Result<StoredObject, Failure> {
-    StoredObject::of(kind, Object::from(object)).map_err(Failure::Other)
+    StoredObject::of(kind, RawObject::from(object)).map_err(Failure::Other)
 }
 
 /// Reads an object; `None` if it does not exist.

@@ -9,21 +9,17 @@
 //! learns of the write by the same watch as of all earlier changes, so its response contains them
 //! all.
 
-use std::collections::BTreeMap;
-
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
 use kube::core::{DynamicObject, ObjectList, Request};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::kinds::{Kind, StoredObject};
+use super::raw_object::RawObject;
 use crate::client::is_absent;
 use crate::list_watch::{ListWatch, WatchStream};
 use crate::resources::GROUP;
@@ -32,66 +28,6 @@ use crate::resources::GROUP;
 const FEW: i64 = 500;
 /// Attempts to write an object that others write at the same time.
 const ATTEMPTS: usize = 3;
-
-/// An object without the parts that are never needed; the managed fields alone are half of the
-/// data.
-#[derive(Clone, Deserialize)]
-pub(super) struct Object<S> {
-    #[serde(default)]
-    pub(super) metadata: Metadata,
-    /// Spec of a custom resource.
-    #[serde(default = "absent")]
-    pub(super) spec: Option<S>,
-    /// Data of a Secret.
-    #[serde(default)]
-    pub(super) data: Value,
-}
-
-/// Needed because `#[serde(default)]` requires that `S` has a default.
-fn absent<S>() -> Option<S> {
-    None
-}
-
-/// A spec that is not decoded yet, so that a mistake in it affects one object and not the list.
-pub(super) trait Spec {
-    fn read<T: DeserializeOwned>(self) -> serde_json::Result<T>;
-}
-
-impl Spec for Value {
-    fn read<T: DeserializeOwned>(self) -> serde_json::Result<T> {
-        serde_json::from_value(self)
-    }
-}
-
-impl Spec for &RawValue {
-    fn read<T: DeserializeOwned>(self) -> serde_json::Result<T> {
-        serde_json::from_str(self.get())
-    }
-}
-
-/// The metadata that rows and writes need.
-#[derive(Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct Metadata {
-    pub(super) name: Option<String>,
-    pub(super) uid: Option<String>,
-    pub(super) resource_version: Option<String>,
-    pub(super) labels: Option<BTreeMap<String, String>>,
-    pub(super) annotations: Option<BTreeMap<String, String>>,
-    pub(super) finalizers: Option<Vec<String>>,
-    pub(super) owner_references: Option<Vec<OwnerReference>>,
-}
-
-impl From<DynamicObject> for Object<Value> {
-    fn from(object: DynamicObject) -> Self {
-        let DynamicObject { metadata, mut data, .. } = object;
-        let ObjectMeta { name, uid, resource_version, labels, annotations, finalizers, owner_references, .. } =
-            metadata;
-        let metadata = Metadata { name, uid, resource_version, labels, annotations, finalizers, owner_references };
-        let mut take = |field| data.get_mut(field).map(Value::take);
-        Self { metadata, spec: take("spec"), data: take("data").unwrap_or_default() }
-    }
-}
 
 /// Lists and watches the objects of a kind that hold rows.
 pub(super) struct RowSource {
@@ -180,7 +116,7 @@ impl ListWatch for RowSource {
     ) -> BoxFuture<'a, kube::Result<WatchStream<StoredObject>>> {
         async move {
             let request = self.request().watch(params, since).map_err(kube::Error::BuildRequest)?;
-            let events = self.api.clone().into_client().request_events::<Object<Value>>(request).await?;
+            let events = self.api.clone().into_client().request_events::<RawObject<Value>>(request).await?;
             let kind = self.kind;
             let of = move |object| StoredObject::of(kind, object).map_err(|why| kube::Error::Service(why.into()));
             let read = move |event| match event {
@@ -201,7 +137,7 @@ impl ListWatch for RowSource {
 }
 
 fn read(kind: Kind, text: &str) -> kube::Result<ObjectList<StoredObject>> {
-    let list: ObjectList<Object<&RawValue>> = serde_json::from_str(text).map_err(kube::Error::SerdeError)?;
+    let list: ObjectList<RawObject<&RawValue>> = serde_json::from_str(text).map_err(kube::Error::SerdeError)?;
     let ObjectList { types, metadata, items } = list;
     let items: Result<Vec<_>, String> = items.into_iter().map(|object| StoredObject::of(kind, object)).collect();
     Ok(ObjectList { types, metadata, items: items.map_err(|why| kube::Error::Service(why.into()))? })

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_kubernetes::client::REQUEST;
+use edge_controller_kubernetes::review_error::ReviewError;
 use edge_controller_kubernetes::reviews::Reviews;
 use edge_controller_kubernetes::service_token;
-use edge_controller_kubernetes::token_review::{ReviewError, Reviewer};
+use edge_controller_kubernetes::token_review::Reviewer;
 use edge_types::{NodeName, Role};
 
 use super::caller::Caller;

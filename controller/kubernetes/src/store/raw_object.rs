@@ -1,0 +1,70 @@
+//! An object as the API server sends it, reduced to what rows and writes need.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::core::DynamicObject;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// An object without the parts that are never needed; the managed fields alone are half of the
+/// data.
+#[derive(Clone, Deserialize)]
+pub(super) struct RawObject<S> {
+    #[serde(default)]
+    pub(super) metadata: Metadata,
+    /// Spec of a custom resource.
+    #[serde(default = "absent")]
+    pub(super) spec: Option<S>,
+    /// Data of a Secret.
+    #[serde(default)]
+    pub(super) data: Value,
+}
+
+/// Needed because `#[serde(default)]` requires that `S` has a default.
+fn absent<S>() -> Option<S> {
+    None
+}
+
+/// A spec that is not decoded yet, so that a mistake in it affects one object and not the list.
+pub(super) trait Spec {
+    fn read<T: DeserializeOwned>(self) -> serde_json::Result<T>;
+}
+
+impl Spec for Value {
+    fn read<T: DeserializeOwned>(self) -> serde_json::Result<T> {
+        serde_json::from_value(self)
+    }
+}
+
+impl Spec for &RawValue {
+    fn read<T: DeserializeOwned>(self) -> serde_json::Result<T> {
+        serde_json::from_str(self.get())
+    }
+}
+
+/// The metadata that rows and writes need.
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Metadata {
+    pub(super) name: Option<String>,
+    pub(super) uid: Option<String>,
+    pub(super) resource_version: Option<String>,
+    pub(super) labels: Option<BTreeMap<String, String>>,
+    pub(super) annotations: Option<BTreeMap<String, String>>,
+    pub(super) finalizers: Option<Vec<String>>,
+    pub(super) owner_references: Option<Vec<OwnerReference>>,
+}
+
+impl From<DynamicObject> for RawObject<Value> {
+    fn from(object: DynamicObject) -> Self {
+        let DynamicObject { metadata, mut data, .. } = object;
+        let ObjectMeta { name, uid, resource_version, labels, annotations, finalizers, owner_references, .. } =
+            metadata;
+        let metadata = Metadata { name, uid, resource_version, labels, annotations, finalizers, owner_references };
+        let mut take = |field| data.get_mut(field).map(Value::take);
+        Self { metadata, spec: take("spec"), data: take("data").unwrap_or_default() }
+    }
+}
