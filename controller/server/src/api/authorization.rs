@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use super::body::Node;
 use super::caller::{Caller, CallerIdentity};
 use super::error::ApiError;
-use super::routes::Access;
+use super::route::Access;
 
 /// What has to be checked at a route.
 #[derive(Clone)]

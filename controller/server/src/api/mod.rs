@@ -5,7 +5,8 @@
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: what nodes ask for.
 //! - [`claims`]: log lines and Events about segments that nodes say they hold.
 //! - [`operator`], [`ca`], [`archive`]: what the operator asks for.
-//! - [`routes`]: the table of all of these; the router and [`openapi`] are made from it.
+//! - [`routes`]: the table of all of these, each a [`route`]; the router and the document of
+//!   [`openapi`] are made from it.
 //! - [`state`]: which part of the server a handler may ask for.
 //! - [`body`]: JSON in, within limits; [`unauthenticated_body`]: the same for callers that may be
 //!   strangers. [`problem`]: RFC 9457 problem documents out.
@@ -18,10 +19,11 @@ pub mod caller;
 mod claims;
 mod error;
 mod join;
-pub mod openapi;
+mod openapi;
 mod operator;
 mod problem;
 mod report;
+mod route;
 mod routes;
 mod segments;
 mod service_account;
@@ -30,6 +32,7 @@ mod unauthenticated_body;
 mod view;
 
 pub use error::ApiError;
+pub use routes::openapi_document;
 pub use state::Services;
 
 use axum::Router;

@@ -1,30 +1,18 @@
 //! The API as an OpenAPI 3.1 document, made from the table of routes and from the types.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::LazyLock;
 
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::StatusCode;
 use edge_types::api::{PROBLEM_MEDIA_TYPE, Problem};
 use edge_types::{Community, NodeName};
-use hyper::body::Bytes;
 use schemars::SchemaGenerator;
 use schemars::generate::{Contract, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::routes::{Access, Route, routes};
+use super::route::{Access, Route};
 
-/// The document, made once and shared by all responses.
-static TEXT: LazyLock<Bytes> = LazyLock::new(|| document().to_string().into());
-
-/// For nodes and the operator only: a response is 300 times as large as its request, and strangers
-/// could keep the controller busy with encrypting it.
-pub(super) async fn serve() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], TEXT.clone())
-}
-
-/// The document.
-pub fn document() -> Value {
+/// Makes the document of these routes.
+pub(super) fn document(routes: Vec<Route>) -> Value {
     let settings = |contract| {
         let settings = SchemaSettings::draft2020_12().with(|settings| {
             settings.contract = contract;
@@ -36,7 +24,7 @@ pub fn document() -> Value {
     let (mut request_schemas, mut response_schemas) = (settings(Contract::Deserialize), settings(Contract::Serialize));
     let problem = response_schemas.subschema_for::<Problem>();
     let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
-    for route in routes() {
+    for route in routes {
         let method = route.method.as_str().to_lowercase();
         let described = describe(&route, &mut request_schemas, &mut response_schemas);
         paths.entry(route.path).or_default().insert(method, described);
@@ -157,42 +145,4 @@ fn error_statuses(route: &Route, has_parameters: bool) -> BTreeSet<u16> {
 
 fn reason(status: u16) -> &'static str {
     StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Done")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `EDGE_UPDATE=1 cargo test -p edge-controller openapi` writes it anew.
-    #[test]
-    fn the_committed_document_is_the_one_that_the_types_make() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
-        let made = format!("{}\n", serde_json::to_string_pretty(&document()).unwrap());
-        if std::env::var_os("EDGE_UPDATE").is_some() {
-            std::fs::write(path, &made).unwrap();
-        }
-        let committed = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(
-            committed == made,
-            "docs/openapi.json is not up to date; EDGE_UPDATE=1 cargo test -p edge-controller openapi"
-        );
-    }
-
-    #[test]
-    fn every_reference_leads_somewhere() {
-        fn walk(value: &Value, document: &Value) {
-            match value {
-                Value::Object(map) => {
-                    if let Some(Value::String(to)) = map.get("$ref") {
-                        assert!(document.pointer(to.trim_start_matches('#')).is_some(), "{to}");
-                    }
-                    map.values().for_each(|value| walk(value, document));
-                }
-                Value::Array(all) => all.iter().for_each(|value| walk(value, document)),
-                _ => {}
-            }
-        }
-        let document = document();
-        walk(&document, &document);
-    }
 }

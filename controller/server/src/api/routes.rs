@@ -1,130 +1,38 @@
 //! The table of routes: paths, handlers, and what goes in and out. A new route is a new entry here,
 //! and nothing else.
 
-use axum::http::Method;
-use axum::routing::{MethodRouter, delete, get, patch, post, put};
+use std::sync::LazyLock;
+
+use axum::http::{Method, header};
+use axum::response::IntoResponse;
+use axum::routing::{delete, get, patch, post, put};
 use edge_types::NodeView;
 use edge_types::api::{
     AuthorityInfo, CertificateRequest, CertificateResponse, CommunityInfo, CommunityMembers, JoinRequest, LabelsPatch,
     NodeInfo, NodeReport, ReloadResponse, SegmentInfo, SegmentRequest, SegmentResponse, TokenCreated, TokenInfo,
     TokenRequest, ViewEvent,
 };
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use hyper::body::Bytes;
+use serde_json::Value;
 
-use super::state::ApiState;
+use super::route::{Access, NDJSON, Route};
 use super::{archive, ca, join, openapi, operator, report, segments, view};
 
-/// One method of one path.
-pub(super) struct Route {
-    pub(super) method: Method,
-    pub(super) path: &'static str,
-    pub(super) handler: MethodRouter<ApiState>,
-    pub(super) operation_id: &'static str,
-    pub(super) summary: &'static str,
-    pub(super) access: Access,
-    pub(super) query: Option<MakeSchema>,
-    pub(super) request: Option<MakeSchema>,
-    pub(super) status: u16,
-    /// Media types of the response and their schemas; empty if the response has no body.
-    pub(super) responses: Vec<(&'static str, Option<MakeSchema>)>,
-    /// Statuses of errors beside those that follow from the other fields.
-    pub(super) errors: &'static [u16],
+/// The OpenAPI document as JSON, made once and shared by all responses.
+static OPENAPI: LazyLock<Bytes> = LazyLock::new(|| openapi_document().to_string().into());
+
+/// The OpenAPI document of all routes.
+pub fn openapi_document() -> Value {
+    openapi::document(routes())
 }
 
-/// Who may use a route.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    Anyone,
-    /// The node that the path names.
-    Node,
-    /// That node, or the operator. If the path names no node: any node, or the operator.
-    NodeOrOperator,
-    Operator,
+/// For nodes and the operator only: a response is 300 times as large as its request, and strangers
+/// could keep the controller busy with encrypting it.
+async fn serve_openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI.clone())
 }
 
-pub(super) type MakeSchema = fn(&mut SchemaGenerator) -> Schema;
-
-fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    generator.subschema_for::<T>()
-}
-
-/// For parameters: each property becomes a parameter of its own.
-fn inline<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    T::json_schema(generator)
-}
-
-const JSON: &str = "application/json";
-const NDJSON: &str = "application/x-ndjson";
-
-impl Route {
-    fn new(method: Method, path: &'static str, operation_id: &'static str, handler: MethodRouter<ApiState>) -> Self {
-        Self {
-            method,
-            path,
-            handler,
-            operation_id,
-            summary: "",
-            access: Access::Operator,
-            query: None,
-            request: None,
-            status: 200,
-            responses: Vec::new(),
-            errors: &[],
-        }
-    }
-
-    fn get(path: &'static str, operation_id: &'static str, handler: MethodRouter<ApiState>) -> Self {
-        Self::new(Method::GET, path, operation_id, handler)
-    }
-
-    fn post(path: &'static str, operation_id: &'static str, handler: MethodRouter<ApiState>) -> Self {
-        Self::new(Method::POST, path, operation_id, handler)
-    }
-
-    fn delete(path: &'static str, operation_id: &'static str, handler: MethodRouter<ApiState>) -> Self {
-        Self::new(Method::DELETE, path, operation_id, handler)
-    }
-
-    fn summary(self, summary: &'static str) -> Self {
-        Self { summary, ..self }
-    }
-
-    fn access(self, access: Access) -> Self {
-        Self { access, ..self }
-    }
-
-    fn query<T: JsonSchema>(self) -> Self {
-        Self { query: Some(inline::<T>), ..self }
-    }
-
-    fn request<T: JsonSchema>(self) -> Self {
-        Self { request: Some(schema::<T>), ..self }
-    }
-
-    fn response<T: JsonSchema>(self) -> Self {
-        self.response_as::<T>(JSON)
-    }
-
-    fn response_as<T: JsonSchema>(mut self, media: &'static str) -> Self {
-        self.responses.push((media, Some(schema::<T>)));
-        self
-    }
-
-    fn response_lines(mut self) -> Self {
-        self.responses.push((NDJSON, None));
-        self
-    }
-
-    fn status(self, status: u16) -> Self {
-        Self { status, ..self }
-    }
-
-    fn errors(self, errors: &'static [u16]) -> Self {
-        Self { errors, ..self }
-    }
-}
-
-/// The table.
+/// All routes below `/v1`.
 pub(super) fn routes() -> Vec<Route> {
     vec![
         Route::post("/v1/join", "join", post(join::join))
@@ -215,9 +123,47 @@ pub(super) fn routes() -> Vec<Route> {
             .summary("Read the configuration again.")
             .response::<ReloadResponse>()
             .errors(&[409]),
-        Route::get("/v1/openapi.json", "openapi", get(openapi::serve))
+        Route::get("/v1/openapi.json", "openapi", get(serve_openapi))
             .summary("This document.")
             .access(Access::NodeOrOperator)
-            .response::<serde_json::Value>(),
+            .response::<Value>(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `EDGE_UPDATE=1 cargo test -p edge-controller --lib openapi` updates it.
+    #[test]
+    fn the_committed_openapi_document_is_the_one_that_the_types_make() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+        let made = format!("{}\n", serde_json::to_string_pretty(&openapi_document()).unwrap());
+        if std::env::var_os("EDGE_UPDATE").is_some() {
+            std::fs::write(path, &made).unwrap();
+        }
+        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            committed == made,
+            "docs/openapi.json is not up to date; EDGE_UPDATE=1 cargo test -p edge-controller openapi"
+        );
+    }
+
+    #[test]
+    fn every_reference_of_the_openapi_document_leads_somewhere() {
+        fn walk(value: &Value, document: &Value) {
+            match value {
+                Value::Object(map) => {
+                    if let Some(Value::String(to)) = map.get("$ref") {
+                        assert!(document.pointer(to.trim_start_matches('#')).is_some(), "{to}");
+                    }
+                    map.values().for_each(|value| walk(value, document));
+                }
+                Value::Array(all) => all.iter().for_each(|value| walk(value, document)),
+                _ => {}
+            }
+        }
+        let document = openapi_document();
+        walk(&document, &document);
+    }
 }

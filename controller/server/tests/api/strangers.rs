@@ -261,7 +261,7 @@ async fn the_document_of_the_api_is_for_nodes_and_the_operator_and_costs_a_stran
     let refused = stranger.ask(Method::GET, "/v1/openapi.json", None).await;
     assert_eq!(kind(&refused), (401, "certificate-required"));
     let mut of_node = node.connect().await.unwrap();
-    let document = edge_controller::api::openapi::document();
+    let document = edge_controller::api::openapi_document();
     assert_eq!(of_node.ask(Method::GET, "/v1/openapi.json", None).await, (200, document.clone()));
     assert_eq!(cloud.operator(Method::GET, "/v1/openapi.json", None).await, (200, document));
     cloud.deregister("edge-1").await;
