@@ -1,0 +1,192 @@
+//! Puts what Nodes say into the records of registered nodes.
+
+use std::time::Duration;
+
+use edge_controller_domain::state::{Change, NodeObject, NodeRecord, State};
+use edge_controller_domain::store::StoreError;
+use edge_types::NodeName;
+use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
+
+use super::pending::DeletedNode;
+use super::watch::{NodeWatch, WHAT};
+use crate::client::{REQUEST, explain};
+use crate::events::About;
+
+/// Time that a new Node has to report its machine ID.
+const MACHINE_ID_WAIT: Duration = Duration::from_secs(60);
+/// Longest machine ID that is kept, in bytes; systemd's has 32.
+const LONGEST_MACHINE_ID: usize = 128;
+/// Largest number of concurrent plans; the registry commits them together.
+const CONCURRENT_PLANS: usize = 64;
+
+impl NodeWatch {
+    /// Updates the records. Failed updates stay to be done.
+    pub(super) async fn record_changes(&mut self) {
+        let differing: Vec<(NodeName, NodeObject)> = {
+            let view = self.registry.read().await;
+            let asked = &self.machines_read;
+            let facts = std::mem::take(&mut self.changed).into_iter().filter_map(|name| {
+                let said = self.known.get(&name)?.object.clone();
+                let object = self.trust.accepted(&name, said, view.state().node(&name)?.object.as_ref());
+                Some((name, object))
+            });
+            facts.filter(|(name, object)| differs(view.state(), name, object, !asked.contains(name))).collect()
+        };
+        let watch = &*self;
+        let recorded: Vec<(NodeName, Recorded)> = stream::iter(differing)
+            .map(|(name, object)| async move {
+                let recorded = watch.record(&name, object).await;
+                (name, recorded)
+            })
+            .buffer_unordered(CONCURRENT_PLANS)
+            .collect()
+            .await;
+        for (name, recorded) in recorded {
+            match recorded {
+                Recorded::Done => {
+                    self.machine_unknown.remove(&name);
+                    self.machines_read.insert(name);
+                }
+                Recorded::NotYet => drop(self.changed.insert(name)),
+                Recorded::MachineUnknown(uid) => {
+                    let since = *self.machine_unknown.entry(name.clone()).or_insert_with(Instant::now);
+                    if since.elapsed() < MACHINE_ID_WAIT {
+                        self.changed.insert(name);
+                    } else {
+                        self.deleted.entry(name).or_insert_with(|| DeletedNode::replaced(uid));
+                    }
+                }
+                Recorded::Replaced(uid) => {
+                    self.machine_unknown.remove(&name);
+                    self.deleted.entry(name).or_insert_with(|| DeletedNode::replaced(uid));
+                }
+            }
+        }
+        self.changed.extend(self.trust.take_waiting());
+    }
+
+    /// Deregisters a node that has lost its Node with this UID. Its segments are kept as long as
+    /// its machine may use them. Returns whether it is done.
+    pub(super) async fn deregister(&self, name: &NodeName, uid: &str, why: &str) -> bool {
+        let (node, uid, clock) = (name.clone(), uid.to_owned(), self.registry.clock.clone());
+        let plan = move |state: &mut State| -> Result<_, StoreError> {
+            let known = state.node(&node).and_then(|record| record.object.as_ref());
+            let of_this = known.is_some_and(|object| object.uid == uid);
+            let changes = of_this.then(|| state.deregistration_keeping_segments(&node, clock.now())).flatten();
+            Ok(changes.map_or((None, Vec::new()), |(rows, changes)| (Some(rows.len()), changes)))
+        };
+        match self.registry.change(plan).await {
+            Ok(released) => {
+                if let Some(segments) = released {
+                    self.report_deregistered(name, segments, why);
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(node = %name, %error, "not deregistered yet, though {why}");
+                false
+            }
+        }
+    }
+
+    /// Puts what a Node says into the record of the node with this name. A Node with another UID is
+    /// the same node if it is the same machine.
+    async fn record(&self, name: &NodeName, object: NodeObject) -> Recorded {
+        let before = {
+            let view = self.registry.read().await;
+            view.state().node(name).and_then(|record| record.object.clone())
+        };
+        let another = before.as_ref().filter(|before| before.uid != object.uid);
+        let known = before.as_ref().map(|before| before.machine_id.clone()).unwrap_or_default();
+        let machine_id = match another {
+            None if !known.is_empty() => known.clone(),
+            Some(before) if known.is_empty() => return Recorded::Replaced(before.uid.clone()),
+            _ => match self.machine_id(name, &object.uid).await {
+                Ok(machine_id) => machine_id,
+                Err(why) => {
+                    tracing::warn!(node = %name, why, "what its Node object says is not recorded yet");
+                    return Recorded::NotYet;
+                }
+            },
+        };
+        if let Some(before) = another
+            && machine_id != known
+        {
+            let uid = before.uid.clone();
+            return if machine_id.is_empty() { Recorded::MachineUnknown(uid) } else { Recorded::Replaced(uid) };
+        }
+        let anew = another.is_some();
+        let object = NodeObject { machine_id, ..object };
+        let (node, clock) = (name.clone(), self.registry.clock.clone());
+        let plan = move |state: &mut State| -> Result<_, StoreError> {
+            let Some(record) = state.node(&node).filter(|record| record.object.as_ref() != Some(&object)) else {
+                return Ok((Recorded::Done, Vec::new()));
+            };
+            let other = record.object.as_ref().filter(|now| now.uid != object.uid);
+            if let Some(other) = other {
+                let certificates = &record.certificates;
+                let valid = certificates.iter().any(|certificate| certificate.not_after > clock.now());
+                if !anew || other.machine_id != object.machine_id || !valid {
+                    return Ok((Recorded::Replaced(other.uid.clone()), Vec::new()));
+                }
+                tracing::info!(%node, "its Node object was deleted and made again by the same machine: it stays registered");
+            }
+            let record = NodeRecord { object: Some(object.clone()), ..record.clone() };
+            Ok((Recorded::Done, vec![Change::PutNode(record)]))
+        };
+        match self.registry.change(plan).await {
+            Ok(recorded) => {
+                tracing::debug!(node = %name, ?recorded, "its Node object was looked at");
+                recorded
+            }
+            Err(error) => {
+                tracing::warn!(node = %name, %error, "what its Node object says is not recorded yet");
+                Recorded::NotYet
+            }
+        }
+    }
+
+    /// The machine ID of a Node, if it still has this UID; empty if it does not report one.
+    async fn machine_id(&self, name: &NodeName, uid: &str) -> Result<String, String> {
+        let node = match tokio::time::timeout(REQUEST, self.api.get(name.as_str())).await {
+            Ok(found) => found.map_err(|error| explain(WHAT, &error))?,
+            Err(_) => return Err(format!("the API server did not give Node {name} within {} s", REQUEST.as_secs())),
+        };
+        if node.metadata.uid.as_deref() != Some(uid) {
+            return Err("there is another Node of its name by now".into());
+        }
+        let machine_id = node.status.and_then(|status| status.node_info).map(|info| info.machine_id);
+        // The length is limited because the kubelet writes it.
+        Ok(machine_id.filter(|machine_id| machine_id.len() <= LONGEST_MACHINE_ID).unwrap_or_default())
+    }
+
+    /// Logs a deregistration and sends an Event.
+    fn report_deregistered(&self, name: &NodeName, segments: usize, why: &str) {
+        tracing::info!(node = %name, segments, "deregistered: {why}");
+        let note = format!("{why}; its certificate is refused from now on");
+        self.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
+    }
+}
+
+/// Outcome of an update of a record.
+#[derive(Debug)]
+enum Recorded {
+    /// The record is up to date.
+    Done,
+    /// It must be tried again.
+    NotYet,
+    /// The record is of the Node with this UID, and the Node that now has its name is of another
+    /// machine, or may be.
+    Replaced(String),
+    /// The same, but the new Node has not reported its machine ID yet.
+    MachineUnknown(String),
+}
+
+/// Whether a Node differs from the record. With `ask`, also if the record has no machine ID.
+fn differs(state: &State, name: &NodeName, object: &NodeObject, ask: bool) -> bool {
+    let Some(record) = state.node(name) else { return false };
+    let Some(known) = &record.object else { return true };
+    let same = NodeObject { machine_id: known.machine_id.clone(), ..object.clone() } == *known;
+    !same || (ask && known.machine_id.is_empty())
+}

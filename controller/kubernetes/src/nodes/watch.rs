@@ -1,0 +1,242 @@
+//! The watch of Nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use edge_controller_domain::mass_deletion::RecentDeletions;
+use edge_controller_domain::registry::Registry;
+use edge_types::NodeName;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::PartialObjectMeta;
+use kube::{Api, Client};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
+
+use super::facts::{Facts, facts, name_of};
+use super::pending::{DeletedNode, DeletedNodes, PendingDeregistrations};
+use crate::client::ApiFailures;
+use crate::cluster_identity::{ClusterIdentity, Doubt};
+use crate::events::{About, Events};
+use crate::label_trust::LabelTrust;
+use crate::list_watch::{ListWatchEvent, Metadata, list_and_watch};
+use crate::node_trust::NodeTrust;
+use crate::selector::NodeSelector;
+
+/// Plural of the kind, for messages.
+pub(super) const WHAT: &str = "nodes";
+const CLUSTER: &str = "the cluster";
+/// Wait before the cluster's identity is checked again.
+const IDENTITY_RETRY: Duration = Duration::from_secs(5);
+/// Wait before failed work is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often all Nodes are compared with their records, even if no event came.
+const RESYNC: Duration = Duration::from_secs(60);
+
+/// Watches Nodes and records what they say.
+pub struct NodeWatch {
+    pub(super) api: Api<Node>,
+    pub(super) registry: Registry,
+    pub(super) selector: NodeSelector,
+    pub(super) trust: NodeTrust,
+    pub(super) obstacles: ApiFailures,
+    pub(super) events: Events,
+    pub(super) known: BTreeMap<NodeName, Facts>,
+    /// Nodes that must be compared with their records.
+    pub(super) changed: BTreeSet<NodeName>,
+    /// Nodes with a machine ID that was read since the last resync.
+    pub(super) machines_read: BTreeSet<NodeName>,
+    /// Nodes with a Node object of another UID that has not reported its machine ID yet, and since
+    /// when.
+    pub(super) machine_unknown: BTreeMap<NodeName, Instant>,
+    /// Registered nodes without their Node object.
+    pub(super) deleted: DeletedNodes,
+    /// The last list was empty, and no Node has come since.
+    pub(super) none_listed: bool,
+    /// Nodes that were deregistered lately because their Node object was deleted.
+    pub(super) recent: RecentDeletions,
+    /// Nodes about which the operator is asked.
+    pub(super) asked: PendingDeregistrations,
+    /// Whether the operator is asked before many nodes are deregistered.
+    pub(super) confirm: bool,
+    pub(super) identity: ClusterIdentity,
+}
+
+impl NodeWatch {
+    /// Makes a watch of the Nodes that the client reaches.
+    pub fn new(
+        client: &Client,
+        registry: Registry,
+        selector: NodeSelector,
+        obstacles: ApiFailures,
+        events: Events,
+        identity: ClusterIdentity,
+    ) -> Self {
+        Self {
+            api: Api::all(client.clone()),
+            trust: NodeTrust::without_labels(registry.address_changes.clone(), events.clone()),
+            registry,
+            selector,
+            obstacles,
+            events,
+            known: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            machines_read: BTreeSet::new(),
+            machine_unknown: BTreeMap::new(),
+            deleted: DeletedNodes::new(),
+            none_listed: false,
+            recent: RecentDeletions::default(),
+            asked: PendingDeregistrations::default(),
+            confirm: true,
+            identity,
+        }
+    }
+
+    /// Sets whether the operator is asked before many nodes are deregistered at once. `asked` then
+    /// holds the nodes in question.
+    pub fn asking(self, confirm: bool, asked: PendingDeregistrations) -> Self {
+        Self { confirm, asked, ..self }
+    }
+
+    /// Makes community labels count as this receiver says; without it they do not count.
+    pub fn counting(mut self, labels: watch::Receiver<LabelTrust>) -> Self {
+        self.trust = self.trust.counting(labels);
+        self
+    }
+
+    /// Watches Nodes. Never returns.
+    pub async fn run(mut self) {
+        let mut newcomers = self.registry.registrations().await;
+        let mut resync = tokio::time::interval(RESYNC);
+        resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            match self.identity.check().await {
+                Ok(()) => {
+                    self.obstacles.works(CLUSTER);
+                    let doubt = self.watch_nodes(&mut newcomers, &mut resync).await;
+                    self.obstacles.fails(CLUSTER, doubt.to_string());
+                    self.deleted.clear();
+                }
+                Err(doubt) => self.obstacles.fails(CLUSTER, doubt.to_string()),
+            }
+            tokio::time::sleep(IDENTITY_RETRY).await;
+        }
+    }
+
+    /// Watches Nodes until it is in doubt which cluster answers.
+    async fn watch_nodes(
+        &mut self,
+        newcomers: &mut broadcast::Receiver<NodeName>,
+        resync: &mut tokio::time::Interval,
+    ) -> Doubt {
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let source = Metadata(self.api.clone(), WHAT);
+        let watching = list_and_watch(source, None, self.obstacles.clone(), move |event| {
+            // When the server ends, the receiver is closed.
+            let _ = sender.send(event);
+        });
+        tokio::pin!(watching);
+        loop {
+            let idle = self.changed.is_empty() && !self.is_undecided();
+            tokio::select! {
+                () = watching.as_mut() => {}
+                Some(first) = events.recv() => {
+                    let mut next = Some(first);
+                    while let Some(one) = next {
+                        if let Err(doubt) = self.apply(one).await {
+                            return doubt;
+                        }
+                        next = events.try_recv().ok();
+                    }
+                }
+                newcomer = newcomers.recv() => self.note_newcomer(newcomer, newcomers),
+                () = self.trust.changed() => self.changed.extend(self.known.keys().cloned()),
+                _ = resync.tick() => {
+                    self.changed.extend(self.known.keys().cloned());
+                    self.machines_read.clear();
+                    self.recheck();
+                }
+                () = tokio::time::sleep(RETRY), if !idle => {}
+            }
+            // The watch goes on in the meantime: its events wait in the channel, and further ones
+            // in the connection's buffers.
+            self.record_changes().await;
+            if let Err(doubt) = self.decide_deleted().await {
+                return doubt;
+            }
+        }
+    }
+
+    fn note_newcomer(&mut self, newcomer: Result<NodeName, RecvError>, newcomers: &mut broadcast::Receiver<NodeName>) {
+        match newcomer {
+            Ok(name) => drop(self.changed.insert(name)),
+            Err(RecvError::Lagged(_)) => self.changed.extend(self.known.keys().cloned()),
+            Err(RecvError::Closed) => *newcomers = newcomers.resubscribe(),
+        }
+    }
+
+    async fn apply(&mut self, events: ListWatchEvent<PartialObjectMeta<Node>>) -> Result<(), Doubt> {
+        match events {
+            ListWatchEvent::ListStarted | ListWatchEvent::Bookmark(_) => {}
+            ListWatchEvent::Applied(node) => {
+                self.none_listed = false;
+                self.observe(node.metadata);
+            }
+            ListWatchEvent::Deleted(node) => {
+                if let Some(name) = name_of(&node.metadata) {
+                    self.mark_deleted(name).await;
+                }
+            }
+            ListWatchEvent::Listed(nodes, _) => {
+                // A list of another cluster says nothing about our nodes.
+                self.identity.check().await?;
+                self.none_listed = nodes.is_empty();
+                let listed: BTreeSet<NodeName> =
+                    nodes.into_iter().filter_map(|node| self.observe(node.metadata)).collect();
+                self.known.retain(|name, _| listed.contains(name));
+                self.machine_unknown.retain(|name, _| listed.contains(name));
+                let view = self.registry.read().await;
+                let known = view.state().nodes().filter_map(|record| Some((&record.name, record.object.as_ref()?)));
+                for (name, object) in known.filter(|(name, _)| !listed.contains(*name)) {
+                    let deleted =
+                        self.deleted.entry(name.clone()).or_insert_with(|| DeletedNode::new(object.uid.clone()));
+                    if deleted.replaced {
+                        // The Node that replaced it is gone, too.
+                        *deleted = DeletedNode::new(object.uid.clone());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a Node says. Returns its name if it is valid. The record is compared later.
+    pub(super) fn observe(&mut self, metadata: ObjectMeta) -> Option<NodeName> {
+        let name = name_of(&metadata)?;
+        let facts = facts(&metadata, &self.selector)?;
+        let before = self.known.get(&name);
+        let another = before.is_none_or(|before| before.object.uid != facts.object.uid);
+        if before.is_none_or(|before| before.rejected != facts.rejected) {
+            for rejected in &facts.rejected {
+                tracing::warn!(node = %name, "{rejected}; the rest of its Node object counts");
+                let note = format!("{rejected}; the rest counts");
+                self.events.warning(About::Node, name.as_str(), "LabelRefused", note);
+            }
+        }
+        if before != Some(&facts) {
+            self.changed.insert(name.clone());
+            self.machines_read.remove(&name);
+            self.known.insert(name.clone(), facts);
+        }
+        if another {
+            // What was known of the earlier Node does not hold for this one.
+            self.machine_unknown.remove(&name);
+        }
+        let uid = self.known.get(&name).map(|facts| &facts.object.uid);
+        if self.deleted.get(&name).is_some_and(|deleted| another || !deleted.replaced || Some(&deleted.uid) == uid) {
+            self.deleted.remove(&name);
+        }
+        Some(name)
+    }
+}
