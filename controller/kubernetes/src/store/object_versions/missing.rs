@@ -2,33 +2,13 @@
 
 use std::sync::Arc;
 
-use edge_controller_domain::state::{Change, RowKey};
+use edge_controller_domain::state::Change;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::super::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
-use super::{Entry, ObjectEvent, ObjectVersions, RowEvent};
-
-/// A missing object while its row stays in force.
-pub(super) struct Absent {
-    pub(super) uid: String,
-    version: u64,
-    since: Instant,
-    /// Events about it since then.
-    pub(super) waiting: Vec<ObjectEvent>,
-}
-
-/// A missing object.
-#[derive(Debug, Clone)]
-pub(in super::super) struct Missing {
-    pub(in super::super) object_key: ObjectKey,
-    pub(in super::super) key: RowKey,
-    pub(in super::super) since: Instant,
-    /// It exists again, as another object.
-    pub(in super::super) recreated: bool,
-    /// Etcd was restored from a backup that is older than this object.
-    pub(in super::super) restored: bool,
-}
+use super::entry::{Absent, Entry, Missing, ObjectEvent, RowEvent};
+use super::versions::ObjectVersions;
 
 impl ObjectVersions {
     /// Notes that an object is missing. Its row stays in force until the reason is known.
@@ -43,12 +23,12 @@ impl ObjectVersions {
     }
 
     /// Is notified when an object goes missing.
-    pub(in super::super) fn absence(&self) -> Arc<Notify> {
+    pub(in crate::store) fn absence(&self) -> Arc<Notify> {
         self.absence.clone()
     }
 
     /// The missing objects of a kind.
-    pub(in super::super) fn missing(&self, kind: Kind) -> Vec<Missing> {
+    pub(in crate::store) fn missing(&self, kind: Kind) -> Vec<Missing> {
         let of_kind = self.absent.iter().filter(|(object_key, _)| object_key.0 == kind);
         let missing = of_kind.filter_map(|(object_key, absent)| {
             let another =
@@ -62,7 +42,7 @@ impl ObjectVersions {
     }
 
     /// A missing object was deleted by somebody who may do so: its row goes.
-    pub(in super::super) fn accept_deletion(&mut self, object_key: &ObjectKey) {
+    pub(in crate::store) fn accept_deletion(&mut self, object_key: &ObjectKey) {
         let Some(absent) = self.absent.remove(object_key) else { return };
         self.delete(object_key, Some(&absent.uid), absent.version);
         absent.waiting.into_iter().for_each(|event| self.observe(object_key.clone(), event));
@@ -70,14 +50,14 @@ impl ObjectVersions {
 
     /// A missing object exists again, or its row shall stay without one: takes the events that came
     /// in the meantime.
-    pub(in super::super) fn keep_row(&mut self, object_key: &ObjectKey) {
+    pub(in crate::store) fn keep_row(&mut self, object_key: &ObjectKey) {
         let Some(absent) = self.absent.remove(object_key) else { return };
         absent.waiting.into_iter().for_each(|event| self.observe(object_key.clone(), event));
     }
 
     /// Refuses writes of missing objects of this kind from now on, for this reason. `None` ends
     /// that.
-    pub(in super::super) fn freeze(&mut self, kind: Kind, why: Option<String>) {
+    pub(in crate::store) fn freeze(&mut self, kind: Kind, why: Option<String>) {
         match why {
             Some(why) => drop(self.frozen.insert(kind, why)),
             None => drop(self.frozen.remove(&kind)),
@@ -86,7 +66,7 @@ impl ObjectVersions {
 
     /// Begins to create a missing object again, whatever the registry knows. [`Self::end`] or
     /// [`Self::end_recreated`] must follow. `None` while another write is in flight.
-    pub(in super::super) fn begin_recreate(&mut self, object_key: &ObjectKey) -> Option<ForeignMetadata> {
+    pub(in crate::store) fn begin_recreate(&mut self, object_key: &ObjectKey) -> Option<ForeignMetadata> {
         if self.in_flight.contains_key(object_key) {
             return None;
         }
@@ -95,7 +75,7 @@ impl ObjectVersions {
     }
 
     /// Ends a write that created a missing object again.
-    pub(in super::super) fn end_recreated(&mut self, object_key: &ObjectKey, object: StoredObject, change: &Change) {
+    pub(in crate::store) fn end_recreated(&mut self, object_key: &ObjectKey, object: StoredObject, change: &Change) {
         self.number = self.number.max(self.revision_of(object.version));
         let absent = self.absent.remove(object_key);
         let last_event = self.entries.get(object_key).map_or(0, |entry| entry.last_event);

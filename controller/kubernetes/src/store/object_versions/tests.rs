@@ -1,6 +1,10 @@
-use edge_controller_domain::state::NodeRecord;
+use edge_controller_domain::state::{Change, NodeRecord};
+use tokio::sync::mpsc;
 
+use super::super::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
+use super::versions::REVISIONS_PER_VERSION;
 use super::*;
+use crate::events::Events;
 
 fn object_key() -> ObjectKey {
     (Kind::Node, "a".into())
@@ -21,8 +25,8 @@ fn node(version: u64, port: u16) -> StoredObject {
 }
 
 fn objects() -> (ObjectVersions, mpsc::UnboundedReceiver<NumberedEvent>) {
-    let (told, events) = mpsc::unbounded_channel();
-    let mut objects = ObjectVersions::new(told, Events::default());
+    let (sender, events) = mpsc::unbounded_channel();
+    let mut objects = ObjectVersions::new(sender, Events::default());
     objects.load(Kind::Node, vec![node(5, 1)], 7);
     (objects, events)
 }
@@ -87,7 +91,7 @@ fn events_during_a_write_wait_for_its_outcome() {
     let change = by_replica.row.clone().unwrap();
     objects.end_written(object_key(), by_replica, &change);
     assert_eq!(ports(&mut events), [4]);
-    assert!(objects.revision() >= 10 * LATE);
+    assert!(objects.revision() >= 10 * REVISIONS_PER_VERSION);
 }
 
 #[test]
@@ -160,12 +164,12 @@ fn numbers_only_rise_also_for_late_news_and_after_another_replicas_revision() {
     objects.reached(Kind::Segment, 50);
     objects.observe(object_key(), ObjectEvent::Applied(node(30, 2)));
     let (late, _) = events.try_recv().unwrap();
-    assert!(late > 50 * LATE && late < 51 * LATE);
-    objects.rise_above(60 * LATE + 3);
-    assert_eq!(events.try_recv().unwrap(), (60 * LATE + 4, None));
+    assert!(late > 50 * REVISIONS_PER_VERSION && late < 51 * REVISIONS_PER_VERSION);
+    objects.rise_above(60 * REVISIONS_PER_VERSION + 3);
+    assert_eq!(events.try_recv().unwrap(), (60 * REVISIONS_PER_VERSION + 4, None));
     objects.begin_above(1 << 40);
     objects.reached(Kind::Segment, 70);
-    assert_eq!(objects.revision(), (1 << 40) + 70 * LATE);
+    assert_eq!(objects.revision(), (1 << 40) + 70 * REVISIONS_PER_VERSION);
     assert_eq!(objects.version_of(objects.revision() + 1), 70);
 }
 

@@ -3,11 +3,12 @@
 use edge_controller_domain::state::Change;
 
 use super::super::kinds::{ForeignMetadata, ObjectKey, StoredObject};
-use super::{Entry, ObjectVersions};
+use super::entry::Entry;
+use super::versions::ObjectVersions;
 
 /// What a write expects to find.
 #[derive(Debug, Clone)]
-pub(in super::super) enum WriteBase {
+pub(in crate::store) enum WriteBase {
     /// No such object.
     Nothing,
     /// This object. `held`: it is a segment that a node holds.
@@ -16,7 +17,7 @@ pub(in super::super) enum WriteBase {
 
 /// Why a write cannot begin.
 #[derive(Debug, PartialEq, Eq)]
-pub(in super::super) enum NotWritable {
+pub(in crate::store) enum NotWritable {
     /// The plan did not know the latest state of the object.
     Stale,
     /// An earlier write has not ended.
@@ -27,7 +28,7 @@ pub(in super::super) enum NotWritable {
 
 impl ObjectVersions {
     /// Begins a write. [`ObjectVersions::end`] or one of its variants must follow.
-    pub(in super::super) fn begin(&mut self, object_key: &ObjectKey) -> Result<WriteBase, NotWritable> {
+    pub(in crate::store) fn begin(&mut self, object_key: &ObjectKey) -> Result<WriteBase, NotWritable> {
         if self.in_flight.contains_key(object_key) {
             return Err(NotWritable::Busy);
         }
@@ -52,7 +53,7 @@ impl ObjectVersions {
     }
 
     /// Ends a write that the API server has confirmed.
-    pub(in super::super) fn end_written(&mut self, object_key: ObjectKey, object: StoredObject, change: &Change) {
+    pub(in crate::store) fn end_written(&mut self, object_key: ObjectKey, object: StoredObject, change: &Change) {
         self.number = self.number.max(self.revision_of(object.version));
         let StoredObject { uid, version, foreign, .. } = object;
         let entry = Entry::of(uid, version, foreign, change);
@@ -61,7 +62,7 @@ impl ObjectVersions {
     }
 
     /// Ends a deletion that the API server has confirmed.
-    pub(in super::super) fn end_deleted(&mut self, object_key: &ObjectKey) {
+    pub(in crate::store) fn end_deleted(&mut self, object_key: &ObjectKey) {
         if let Some(entry) = self.entries.get_mut(object_key) {
             entry.present = false;
             entry.last_event = 0;
@@ -71,7 +72,7 @@ impl ObjectVersions {
 
     /// Ends a grant that was rolled back. The registry never knew its object, so later events about
     /// it are dropped. Otherwise they would hide the row of the node that gets the segment next.
-    pub(in super::super) fn end_rolled_back(&mut self, object_key: ObjectKey, object: StoredObject, change: &Change) {
+    pub(in crate::store) fn end_rolled_back(&mut self, object_key: ObjectKey, object: StoredObject, change: &Change) {
         let StoredObject { uid, version, foreign, .. } = object;
         let entry = Entry { present: false, ..Entry::of(uid, version, foreign, change) };
         self.entries.insert(object_key.clone(), entry);
@@ -79,7 +80,7 @@ impl ObjectVersions {
     }
 
     /// Ends a write and takes the events that came in the meantime.
-    pub(in super::super) fn end(&mut self, object_key: &ObjectKey) {
+    pub(in crate::store) fn end(&mut self, object_key: &ObjectKey) {
         for event in self.in_flight.remove(object_key).unwrap_or_default() {
             self.observe(object_key.clone(), event);
         }
