@@ -4,15 +4,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::harness::{Node, detail, kind};
+use crate::harness::{Node, detail, kind, monitoring_page};
 use crate::process::{Program, exists, text};
 use edge_types::JoinToken;
 use hyper::Method;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// A program that serves one node and has join tokens.
 struct Site {
@@ -69,15 +67,6 @@ async fn reports(node: &Node, segments: &[String]) -> u16 {
 /// Segments of a node's view.
 async fn held(node: &Node) -> Vec<String> {
     node.watch().await.view().await.segments.iter().map(ToString::to_string).collect()
-}
-
-/// The response to /readyz, with its head.
-async fn readyz(program: &Program) -> String {
-    let mut stream = TcpStream::connect(program.addresses[1]).await.unwrap();
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.unwrap();
-    page
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,7 +164,7 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     // A node does not learn the names of the others; the operator does.
     let counts = |refused| detail(refused).contains("3 of the registered edges");
     assert!(counts(&refused) && !detail(&refused).contains("edge-gone"), "{}", detail(&refused));
-    let ready = readyz(&other).await;
+    let ready = monitoring_page(other.addresses[1], "/readyz").await.1;
     assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("[!]restore: no segment is granted"), "{ready}");
     assert!(ready.contains("edge-1, edge-2, edge-gone"), "{ready}");
     // A node that cannot read its disk reports, but not which segments it uses.
@@ -196,13 +185,13 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     assert_eq!(held(&site.node).await, uses);
     let refused = second.request_segments("r", &["ipv4"]).await;
     assert!(detail(&refused).contains("1 of the registered edges"), "{refused:?}");
-    let ready = readyz(&other).await;
+    let ready = monitoring_page(other.addresses[1], "/readyz").await.1;
     assert!(ready.contains("edge-gone") && !ready.contains("edge-1"), "{ready}");
     done(&other, &["node", "deregister", "edge-gone"]);
     let (status, granted) = second.request_segments("r", &["ipv4"]).await;
     assert_eq!(status, 200, "{granted}");
     assert!(!uses.contains(&granted["segments"][0].as_str().unwrap().to_owned()), "{granted} of {uses:?}");
-    assert!(!readyz(&other).await.contains("restore: "));
+    assert!(!monitoring_page(other.addresses[1], "/readyz").await.1.contains("restore: "));
 }
 
 #[tokio::test(flavor = "multi_thread")]

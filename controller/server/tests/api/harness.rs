@@ -18,6 +18,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -126,6 +127,16 @@ impl Cloud {
         let body = json!({"token": *token.credential(), "node": node, "csr": csr});
         Connection::open(self, None).await.unwrap().ask(Method::POST, "/v1/join", Some(body)).await
     }
+}
+
+/// Status and whole response of a page for health and metrics.
+pub(crate) async fn monitoring_page(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    (response.split(' ').nth(1).unwrap().parse().unwrap(), response)
 }
 
 /// Sends a request as the operator to this admin socket. Returns an error if there is no response.

@@ -2,7 +2,7 @@
 
 use std::process::ExitStatus;
 
-use crate::harness::{Node, Stream};
+use crate::harness::{Node, Stream, monitoring_page};
 use crate::process::{Program, exists, text};
 use edge_types::api::ViewEvent;
 use rustix::process::{Pid, Signal, kill_process};
@@ -50,11 +50,7 @@ impl Busy {
 
     /// The response to `/readyz`.
     async fn ready(&self) -> String {
-        let mut stream = TcpStream::connect(self.program.addresses[1]).await.unwrap();
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await.unwrap();
-        response
+        monitoring_page(self.program.addresses[1], "/readyz").await.1
     }
 
     /// Reads the stream to its end and returns the reason in its last line.

@@ -10,17 +10,14 @@ use edge_types::{IpNetwork, NodeName};
 use hyper::Method;
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::behaviour::{Grants, assert_disjoint, edge, name, until};
-use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, deploy, install, run};
-use crate::harness::{Cloud, Node};
+use crate::cluster::{self, Cluster, NAMESPACE, PLANE, as_user, clean, deploy, install, run};
+use crate::harness::{Cloud, Node, monitoring_page};
 use crate::server::{controller, controller_of};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -60,18 +57,7 @@ async fn kept(cluster: &Cluster) -> BTreeMap<IpNetwork, NodeName> {
 }
 
 async fn event(reason: &str, about: (&str, &str), note: &str) {
-    let events: Api<Event> = Api::namespaced(administrator().await, "default");
-    until("the event", async || {
-        let all = events.list(&ListParams::default()).await.unwrap();
-        let told = |event: &Event| {
-            let regarding = event.regarding.clone().unwrap_or_default();
-            event.reason.as_deref() == Some(reason)
-                && (regarding.kind.as_deref(), regarding.name.as_deref()) == (Some(about.0), Some(about.1))
-                && event.note.as_ref().is_some_and(|text| text.contains(note))
-        };
-        all.iter().any(told).then_some(())
-    })
-    .await;
+    cluster::event(administrator().await, reason, Some(about), note).await;
 }
 
 async fn registered(replica: &Grants, count: usize) {
@@ -257,11 +243,7 @@ fn all_edge_nodes() {
 
 /// Status and text of a health page.
 async fn health(cloud: &Cloud, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(cloud.server.observe[0]).await.unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    (text.split(' ').nth(1).unwrap().parse().unwrap(), text)
+    monitoring_page(cloud.server.observe[0], path).await
 }
 
 fn served() {

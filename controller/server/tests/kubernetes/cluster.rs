@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 use interop_tests::kube::ControlPlane;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
 use tokio::sync::watch;
@@ -109,6 +110,24 @@ where
 pub(crate) async fn as_user(kubeconfig: &Path) -> Cluster {
     let client = connect(Some(kubeconfig)).await.unwrap();
     Cluster { client, sizes: SIZES, obstacles: ApiFailures::default() }
+}
+
+/// Waits for an Event with this reason and note; `about`: kind and name of its object.
+pub(crate) async fn event(client: Client, reason: &str, about: Option<(&str, &str)>, note: &str) {
+    let events: Api<Event> = Api::namespaced(client, "default");
+    until(&format!("the Event {reason}"), async || {
+        let all = events.list(&ListParams::default()).await.unwrap();
+        let wanted = |event: &Event| {
+            let object = event.regarding.clone().unwrap_or_default();
+            event.reason.as_deref() == Some(reason)
+                && about.is_none_or(|about| {
+                    (object.kind.as_deref(), object.name.as_deref()) == (Some(about.0), Some(about.1))
+                })
+                && event.note.as_ref().is_some_and(|text| text.contains(note))
+        };
+        all.iter().any(wanted).then_some(())
+    })
+    .await;
 }
 
 impl Cluster {

@@ -7,16 +7,13 @@ use std::sync::LazyLock;
 use interop_tests::kube::suite::Test;
 use interop_tests::kube::{ControlPlane, Options, Subject};
 use k8s_openapi::api::core::v1::Node as KubeNode;
-use k8s_openapi::api::events::v1::Event;
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::behaviour::until;
-use crate::cluster::{as_user, deploy, run};
-use crate::harness::{Cloud, Node};
+use crate::cluster::{self, as_user, deploy, run};
+use crate::harness::{Cloud, Node, monitoring_page};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_label_that_a_kubelet_set_puts_its_node_into_no_community", own_label),
@@ -103,18 +100,10 @@ async fn controller() -> Cloud {
     .await
 }
 
-async fn ready(cloud: &Cloud) -> String {
-    let mut stream = TcpStream::connect(cloud.server.observe[0]).await.unwrap();
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).await.unwrap();
-    response
-}
-
 /// Waits until `/readyz` says this about labels and is still ready.
 async fn said(cloud: &Cloud, says: &str) {
     until(says, async || {
-        let response = ready(cloud).await;
+        let response = monitoring_page(cloud.server.observe[0], "/readyz").await.1;
         (response.starts_with("HTTP/1.1 200") && response.contains(says)).then_some(())
     })
     .await;
@@ -141,15 +130,7 @@ async fn are(node: &Node, wanted: &[&str]) {
 }
 
 async fn event(reason: &str, note: &str) {
-    let events: Api<Event> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, "default");
-    until(reason, async || {
-        let all = events.list(&ListParams::default()).await.unwrap();
-        let told = |event: &Event| {
-            event.reason.as_deref() == Some(reason) && event.note.as_ref().is_some_and(|said| said.contains(note))
-        };
-        all.iter().any(told).then_some(())
-    })
-    .await;
+    cluster::event(as_user(PLANE.kubeconfig()).await.client, reason, None, note).await;
 }
 
 fn own_label() {

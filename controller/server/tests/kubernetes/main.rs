@@ -8,7 +8,7 @@
 //! - `objects`: objects as people see and edit them.
 //! - `authorities`: the authorities in their Secret.
 //! - `join`: nodes join by the service account of their pod.
-//! - `nodes`: Node objects.
+//! - `nodes`: labels and addresses of Node objects; `node_deletions`: Node objects that are deleted.
 //! - `labels`: who may label Nodes, and which labels count.
 //! - `leader`: which replica leads, and the leader's work.
 //! - `lists`: long lists.
@@ -32,6 +32,7 @@ mod leader;
 mod lists;
 #[path = "../model/mod.rs"]
 mod model;
+mod node_deletions;
 mod nodes;
 mod objects;
 mod outages;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         objects::TESTS,
         replicas::TESTS,
         nodes::TESTS,
+        node_deletions::TESTS,
         leader::TESTS,
         lists::TESTS,
         authorities::TESTS,

@@ -16,11 +16,10 @@ use kube::api::{Patch, PatchParams};
 use kube::config::Kubeconfig;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::behaviour::until;
 use crate::cluster::{CONTROLLER, NAMESPACE, PLANE, as_user, clean, deploy, run};
+use crate::harness::monitoring_page;
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_controller_runs_in_a_pod_as_it_is_shipped", in_a_pod),
@@ -118,25 +117,22 @@ fn in_a_pod() {
             let line = log.recv().await.unwrap_or_else(|| panic!("it ended: {heard:?}"));
             let fields = if line["fields"].is_object() { &line["fields"] } else { &line };
             if let Some(observe) = fields["observe"].as_str() {
-                break observe.trim_matches(['[', ']']).to_owned();
+                break observe.trim_matches(['[', ']']).parse().unwrap();
             }
             heard.push(line);
         };
-        let response = tokio::time::timeout(Duration::from_secs(30), async {
+        let ready = tokio::time::timeout(Duration::from_secs(30), async {
             loop {
-                let mut stream = TcpStream::connect(&observe).await.unwrap();
-                stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-                let mut response = String::new();
-                stream.read_to_string(&mut response).await.unwrap();
+                let (status, page) = monitoring_page(observe, "/readyz").await;
                 // Its account may read the shipped policy, which is the expected one.
-                let counts = response.contains("\n[i]node-labels: community labels of Node objects count");
-                if response.starts_with("HTTP/1.1 200") && counts {
-                    return response;
+                let counts = page.contains("\n[i]node-labels: community labels of Node objects count");
+                if status == 200 && counts {
+                    return;
                 }
             }
         })
         .await;
-        response.expect("it gets ready, and knows the policy");
+        ready.expect("it gets ready, and knows the policy");
         let secret =
             PLANE.kubectl(&["get", "secret", "edge-cni-ca", "--namespace", NAMESPACE, "--output=name"]).unwrap();
         assert_eq!(secret.trim(), "secret/edge-cni-ca");
