@@ -21,7 +21,7 @@ pub fn record_of(issued: &Issued, key: &NodeKey) -> Certificate {
 /// Why a node requests a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occasion {
-    /// It joins.
+    /// It joins with a token, and has no certificate that counts.
     Join,
     /// It renews its certificate.
     Renewal,
@@ -39,8 +39,8 @@ pub enum CertificateError {
 }
 
 /// The serial number and validity of the certificate to sign for `key`. `issue_time` is
-/// [`crate::clock::Clock::issue_time`]. If the response to an earlier request was lost, the node asks
-/// again with the same key and gets the same certificate again.
+/// [`crate::clock::Clock::issue_time`]. If the response to an earlier request was lost, the node
+/// asks again with the same key and gets the same certificate again.
 pub fn term(
     record: Option<&NodeRecord>,
     key: &NodeKey,

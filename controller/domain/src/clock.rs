@@ -50,7 +50,7 @@ impl Clock {
         }))
     }
 
-    /// The time now.
+    /// Seconds since 1970-01-01 UTC; never lower than at an earlier call.
     pub fn now(&self) -> Seconds {
         let (system, mut last) = (self.machine(), self.last());
         let monotonic = self.elapsed();

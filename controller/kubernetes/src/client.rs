@@ -131,7 +131,7 @@ impl ApiFailures {
         }
     }
 
-    /// All failures.
+    /// The reasons of all failures, joined by `; `; `None` if all works.
     pub fn everything(&self) -> Option<String> {
         self.join_reasons(|_| true)
     }

@@ -32,7 +32,7 @@ pub enum Doubt {
     /// It is not known which cluster answers.
     #[error("it is not known which cluster answers: {0}")]
     Unknown(String),
-    /// Another cluster answers.
+    /// The API server belongs to another cluster than the registered nodes.
     #[error(
         "the API server is of another cluster: its namespace kube-system has the UID {found}, and nodes are registered here by the cluster {known}. Nothing \
          that it says of Nodes is believed. Correct `kubernetes.kubeconfig`; where that cluster was built again, or shall be used from now on, set \

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 /// Name of the policy, and of its binding in the manifest.
 pub const NAME: &str = "edge-cni-node-labels";
-/// Manifest of both.
+/// Manifest of the policy and its binding.
 pub const MANIFEST: &str = "deploy/kubernetes/15-node-labels.yaml";
 
 /// Variables that hold lists. Longer lists are accepted.

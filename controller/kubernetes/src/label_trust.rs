@@ -85,7 +85,7 @@ impl From<TrustNodeLabels> for Written {
 /// What community labels of Node objects do at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counting {
-    /// They count.
+    /// A label puts its node into the communities that it names.
     Yes,
     /// They add no community. A community that they gave before stays while the Node has the label.
     Held,
@@ -96,7 +96,7 @@ pub enum Counting {
 /// The effect of labels, with its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelTrust {
-    /// The effect.
+    /// Whether community labels count.
     pub counting: Counting,
     /// The reason, for people.
     pub why: String,

@@ -15,11 +15,11 @@ use super::selector::NodeSelector;
 /// The Nodes of each role, as configured in `[kubernetes]`.
 #[derive(Debug, Clone)]
 pub struct RoleSelectors {
-    /// `edge_selector`.
+    /// Nodes that may join as edges alone (`edge_selector`).
     pub edge: NodeSelector,
-    /// `hub_selector`.
+    /// Nodes that may join as hubs (`hub_selector`).
     pub hub: NodeSelector,
-    /// `cloud_selector`.
+    /// Nodes that may join as other cloud nodes (`cloud_selector`).
     pub cloud: NodeSelector,
 }
 

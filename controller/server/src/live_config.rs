@@ -19,13 +19,13 @@ const NAMED: usize = 10;
 
 /// A configuration and what follows from it.
 pub struct ConfigInForce {
-    /// The configuration.
+    /// The values of all keys.
     pub config: Config,
     /// How segments are cut.
     pub policy: SegmentPolicy,
     /// Networks that nodes reach through tunnels.
     pub networks: ClusterNetworks,
-    /// Computes views.
+    /// Computes views with these networks and sizes.
     pub views: ViewBuilder,
 }
 
@@ -45,7 +45,7 @@ pub enum ReloadError {
     /// It cannot be read, or must not take effect while the server runs.
     #[error("{0}; nothing was changed")]
     Refused(String),
-    /// The store failed.
+    /// The store could not be read. Nothing was changed.
     #[error("{0}; nothing was changed, try again")]
     Store(#[from] StoreError),
 }

@@ -18,13 +18,13 @@ pub(super) const VERSION: u32 = 1;
 pub struct Archive {
     /// When it was written, seconds since 1970-01-01 UTC.
     pub written_at: Seconds,
-    /// The rows.
+    /// All rows, as the store had them at one revision.
     pub rows: Snapshot,
     /// The authorities; `None` if the store had none yet.
     pub ca: Option<CaDocument>,
 }
 
-/// One line.
+/// One line of an archive, as JSON with the kind as its only key.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Line {

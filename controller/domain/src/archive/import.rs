@@ -34,7 +34,7 @@ pub enum ImportError {
     /// The authorities cannot be stored.
     #[error("{0}; import again to go on where it stopped")]
     Ca(#[from] CaError),
-    /// The store failed.
+    /// The store could not be read or written. Rows written so far stay.
     #[error("{0}; import again to go on where it stopped")]
     Store(#[from] StoreError),
 }

@@ -28,7 +28,7 @@ pub struct Authorities {
     /// Key hash of the first authority ever. It is the issuer of every certificate whose issuer was
     /// not recorded.
     first: String,
-    /// The stored document.
+    /// The document from which these authorities were made.
     pub(super) document: CaDocument,
 }
 
@@ -37,9 +37,9 @@ pub struct Authorities {
 pub struct Retired {
     /// SHA-256 of its key, hexadecimal.
     pub id: String,
-    /// Its subject.
+    /// Subject of its certificate (RFC 5280), as text.
     pub subject: String,
-    /// Its certificate, PEM.
+    /// Its self-signed certificate, PEM.
     pub pem: String,
     /// When it began to sign, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,

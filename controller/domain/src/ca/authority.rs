@@ -35,9 +35,9 @@ const DAY: Seconds = 24 * 3600;
 pub struct Term {
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// `notBefore`.
+    /// `notBefore`, seconds since 1970-01-01 UTC.
     pub not_before: Seconds,
-    /// `notAfter`.
+    /// `notAfter`, seconds since 1970-01-01 UTC.
     pub not_after: Seconds,
 }
 
@@ -125,7 +125,7 @@ impl Authority {
         hex(&self.key_hash)
     }
 
-    /// Its subject.
+    /// Subject of its certificate (RFC 5280), as text.
     pub fn subject(&self) -> &str {
         &self.subject
     }

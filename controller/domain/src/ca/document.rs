@@ -20,7 +20,7 @@ pub struct CaDocument {
     pub cross: Vec<CrossRecord>,
 }
 
-/// One authority.
+/// An authority as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityRecord {
     /// Its certificate, PEM.
@@ -35,7 +35,7 @@ pub struct AuthorityRecord {
     pub retired_at: Option<Seconds>,
 }
 
-/// A cross certificate.
+/// A certificate of a newer authority's key, signed by an older authority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrossRecord {
     /// SHA-256 of the newer authority's key, hexadecimal.
@@ -56,7 +56,7 @@ impl SecretPem {
         Self(pem)
     }
 
-    /// The PEM.
+    /// The private key as PEM. It must not be logged.
     pub fn expose(&self) -> &str {
         &self.0
     }

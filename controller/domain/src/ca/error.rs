@@ -9,7 +9,7 @@ pub enum CaError {
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     File {
-        /// Its path.
+        /// Path of the file.
         path: std::path::PathBuf,
         /// The system's error.
         source: std::io::Error,
@@ -17,12 +17,12 @@ pub enum CaError {
     /// A file does not hold what it should.
     #[error("{path} {why}")]
     Content {
-        /// Its path.
+        /// Path of the file.
         path: std::path::PathBuf,
         /// What is wrong, and what to do.
         why: String,
     },
-    /// The storage failed.
+    /// The file or the Secret with the authorities could not be read or written.
     #[error("the authorities cannot be stored or read: {0}")]
     Storage(String),
     /// The stored document cannot be used.
@@ -40,7 +40,7 @@ pub enum CaError {
     /// The authority's own certificate has expired.
     #[error("the authority {subject} expired at {at}; `edge-controller ca rollover` begins a new one")]
     Ended {
-        /// Its subject.
+        /// Subject of its certificate.
         subject: String,
         /// When it expired, RFC 3339.
         at: String,
@@ -64,7 +64,7 @@ pub enum CaError {
     /// The one that signs cannot be retired.
     #[error("authority {0} is the one that signs; roll over first: `edge-controller ca rollover`")]
     Active(String),
-    /// Signing failed.
+    /// The library that signs refused the certificate.
     #[error("cannot sign: {0}")]
     Sign(#[from] rcgen::Error),
     /// A stored serial number is not hexadecimal.

@@ -83,7 +83,7 @@ impl Ca {
         Ok(Self { storage, operator_ca, changing: Default::default(), current: watch::Sender::new(Arc::new(current)) })
     }
 
-    /// The authorities now.
+    /// The authorities in force. They may be replaced after this call.
     pub fn current(&self) -> Arc<Authorities> {
         self.current.borrow().clone()
     }

@@ -2,9 +2,9 @@
 //!
 //! One task takes plans from a queue. It makes all plans that wait, each on top of the one before,
 //! undoes their changes, and commits them to the store together. What the store took it applies and
-//! publishes, and then replies to the callers. So no response and no view shows a change that may still
-//! be lost, and readers never wait for the store. If another replica changed the same rows first,
-//! the plan is made again on the new state.
+//! publishes, and then replies to the callers. So no response and no view shows a change that may
+//! still be lost, and readers never wait for the store. If another replica changed the same rows
+//! first, the plan is made again on the new state.
 //!
 //! - [`Registry`]: reads the state, and carries out plans.
 //! - `view_versions`: the version of each node's view, and what changed since earlier ones.
@@ -249,7 +249,7 @@ pub struct StateGuard<'a> {
 }
 
 impl StateGuard<'_> {
-    /// The state.
+    /// The rows with their indexes.
     pub fn state(&self) -> &State {
         &self.shared.state
     }

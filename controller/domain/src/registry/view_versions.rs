@@ -29,7 +29,7 @@ struct Viewer {
     log: Log<ViewDelta>,
 }
 
-/// Changes by version.
+/// The latest changes of a group of views, the oldest first.
 #[derive(Debug)]
 struct Log<T> {
     /// `entries` has all changes of the versions above this one.

@@ -22,7 +22,7 @@ pub struct ClaimConflicts(Arc<Mutex<BTreeMap<NodeName, OfNode>>>);
 /// The conflicts of one node.
 #[derive(Debug, Default)]
 struct OfNode {
-    /// At most [`MOST`].
+    /// Conflicts of its latest report, at most [`MOST`].
     conflicts: Vec<ClaimConflict>,
     /// When a new conflict was last reported. This stays when the conflicts are gone, since they
     /// may come and go with every report.

@@ -17,7 +17,7 @@ const NAMED_HOLDERS: usize = 10;
 /// granted again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Row {
-    /// The segment.
+    /// Address range of the segment.
     pub network: IpNetwork,
     /// The node that holds it, or held it last.
     pub node: NodeName,
@@ -85,7 +85,7 @@ impl Row {
 /// A segment that [`Ledger::grant`] chose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// The segment.
+    /// Address range of the segment.
     pub network: IpNetwork,
     /// Released rows of another size that overlap it. They are deleted with the grant.
     pub replaces: Vec<IpNetwork>,
@@ -96,7 +96,7 @@ pub struct Grant {
 #[error("no {family} segment (/{prefix}) is left in {ranges}: {holders}; widen cluster_ranges or deregister nodes that are gone",
     family = match family { Family::V4 => "IPv4", Family::V6 => "IPv6" })]
 pub struct Exhausted {
-    /// The family.
+    /// Address family that was requested.
     pub family: Family,
     /// Prefix length of a segment.
     pub prefix: u8,

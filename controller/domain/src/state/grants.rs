@@ -22,7 +22,7 @@ pub enum SegmentError {
     /// The node holds as many segments of the family as it may.
     #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
     TooMany {
-        /// The node.
+        /// Name of the node that requests a segment.
         node: NodeName,
         /// How many segments it holds.
         held: usize,

@@ -24,7 +24,7 @@ pub enum JoinError {
         "node {node} is registered as {registered}, and the token is for a {token}; deregister it first if its role is to change"
     )]
     RoleChange {
-        /// The node.
+        /// Name of the node that joins.
         node: NodeName,
         /// The role with which it is registered.
         registered: Role,

@@ -115,7 +115,7 @@ impl State {
         }
     }
 
-    /// A registered node.
+    /// The row of a node; `None` if it is not registered.
     pub fn node(&self, name: &NodeName) -> Option<&NodeRecord> {
         self.nodes.get(name)
     }
@@ -130,7 +130,7 @@ impl State {
         self.index.of_role(role).filter_map(|name| self.nodes.get(name))
     }
 
-    /// A token.
+    /// The row of a join token; `None` if it was never made or is deleted.
     pub fn token(&self, id: &str) -> Option<&TokenRecord> {
         self.tokens.get(id)
     }

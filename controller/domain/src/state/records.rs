@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Seconds;
 use crate::segments::Row;
 
-/// A registered node.
+/// The row of a registered node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeRecord {
-    /// Its name.
+    /// Name of the node, the key of the row.
     pub name: NodeName,
     /// Its role, from the token with which it joined.
     pub role: Role,
@@ -75,7 +75,7 @@ pub struct NodeObject {
 /// An address that the operator sets for a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PublicAddress {
-    /// The address.
+    /// IPv4 or IPv6 address.
     pub ip: IpAddr,
     /// UDP port; `None` means the node's own port.
     #[serde(default)]
@@ -107,7 +107,7 @@ impl std::str::FromStr for PublicAddress {
 /// A community whose members the operator lists, in addition to those that labels make members.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CommunityRecord {
-    /// Its name.
+    /// Name of the community, the key of the row.
     pub name: Community,
     /// Its members. They need not be registered yet.
     #[serde(default)]
@@ -121,7 +121,7 @@ pub struct Certificate {
     pub serial: String,
     /// SHA-256 of its key (DER SubjectPublicKeyInfo), hexadecimal.
     pub key: String,
-    /// `notAfter`.
+    /// `notAfter`, seconds since 1970-01-01 UTC.
     pub not_after: Seconds,
     /// `notBefore`; 0 if an earlier release did not record it.
     #[serde(default)]

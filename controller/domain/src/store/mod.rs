@@ -112,7 +112,7 @@ pub struct Committed {
 /// An event of the store: other replicas changed rows, or the store asks for them.
 #[derive(Debug)]
 pub enum StoreEvent {
-    /// Some rows changed.
+    /// Other replicas, or people, changed rows.
     Changes {
         /// The changes, in order.
         changes: Vec<Change>,
@@ -156,7 +156,7 @@ pub enum StoreError {
          restore a backup that this one made (edge-controller restore). The file is left as it is"
     )]
     Newer {
-        /// The file.
+        /// Path of the store's file.
         path: std::path::PathBuf,
         /// The layout version that was found.
         found: u64,
@@ -167,7 +167,7 @@ pub enum StoreError {
     /// succeed.
     #[error("another replica changed {key} at the same moment")]
     Conflict {
-        /// The row.
+        /// The first row that differs.
         key: RowKey,
         /// The rows concerned as they are now.
         current: Vec<Change>,

@@ -61,7 +61,7 @@ pub trait ListWatch: Send + Sync + 'static {
     fn not_older_than(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
         async { Ok(None) }.boxed()
     }
-    /// Reads one page.
+    /// Reads one page of the list, at most [`ListWatch::page_size`] objects.
     fn list_page<'a>(&'a self, params: &'a ListParams) -> BoxFuture<'a, kube::Result<ObjectList<Self::Object>>>;
     /// Opens a watch for changes after the resourceVersion `since`.
     fn watch<'a>(

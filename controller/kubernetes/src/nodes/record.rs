@@ -116,7 +116,7 @@ impl NodeWatch {
             let uid = before.uid.clone();
             return if machine_id.is_empty() { Recorded::MachineUnknown(uid) } else { Recorded::Replaced(uid) };
         }
-        let anew = another.is_some();
+        let recreated = another.is_some();
         let object = NodeObject { machine_id, ..object };
         let (node, clock) = (name.clone(), self.registry.clock.clone());
         let plan = move |state: &mut State| -> Result<_, StoreError> {
@@ -127,7 +127,7 @@ impl NodeWatch {
             if let Some(other) = other {
                 let certificates = &record.certificates;
                 let valid = certificates.iter().any(|certificate| certificate.not_after > clock.now());
-                if !anew || other.machine_id != object.machine_id || !valid {
+                if !recreated || other.machine_id != object.machine_id || !valid {
                     return Ok((Recorded::Replaced(other.uid.clone()), Vec::new()));
                 }
                 tracing::info!(%node, "its Node object was deleted and made again by the same machine: it stays registered");

@@ -142,7 +142,7 @@ pub(super) struct StoredObject {
 }
 
 impl StoredObject {
-    /// Reads an object.
+    /// Reads an object; a row that cannot be read is kept as an error.
     ///
     /// # Errors
     /// If the name, the UID or the version is missing. The API server always sends them.

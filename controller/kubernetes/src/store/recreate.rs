@@ -11,7 +11,7 @@ use crate::client::explain;
 
 /// Outcome of creating a missing object again.
 pub(super) enum Recreation {
-    /// The object exists.
+    /// The object exists: with the row that the registry knows, or as somebody else created it.
     Done,
     /// The object does not exist yet, and why.
     Pending(String),

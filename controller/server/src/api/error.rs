@@ -46,7 +46,7 @@ pub enum ApiError {
     Method {
         /// The method of the request.
         method: String,
-        /// Its path.
+        /// Path of the request.
         path: String,
     },
     /// The request needs a client certificate.
@@ -131,7 +131,7 @@ pub enum ApiError {
     /// The node has too many streams of its view open.
     #[error("node {node} has {most} streams of its view open, the most that it may have; end those that are not read")]
     TooManyStreams {
-        /// The node.
+        /// Name of the node.
         node: NodeName,
         /// How many it may have open.
         most: usize,
@@ -148,7 +148,7 @@ pub enum ApiError {
          by command can only be removed (KEY-)"
     )]
     LabelsNotTrusted {
-        /// The node.
+        /// Name of the node.
         node: NodeName,
         /// Why they do not count.
         why: String,
@@ -159,7 +159,7 @@ pub enum ApiError {
     /// The configuration was not put in force.
     #[error("{0}")]
     Reload(String),
-    /// The store failed.
+    /// The store could not be read or written. Nothing was changed.
     #[error("{0}; nothing was changed, try again")]
     Store(String),
 }

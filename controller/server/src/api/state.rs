@@ -23,13 +23,13 @@ use crate::observe::Metrics;
 pub struct Services {
     /// The rows, and how they change.
     pub registry: Registry,
-    /// Signs certificates.
+    /// The authorities, which sign certificates.
     pub ca: Arc<Ca>,
     /// The configuration in force.
     pub live: Arc<LiveConfig>,
     /// Reviews service account tokens; `None` if nodes may not join by them.
     pub reviewer: Option<Reviewer>,
-    /// Counters.
+    /// Counters of what the handlers do.
     pub metrics: Metrics,
     /// Publishes Kubernetes Events.
     pub events: Events,

@@ -88,7 +88,7 @@ enum Command {
     /// must stay as secret as that. It is checked before it takes its place. "-" writes to standard
     /// output, for example into a program that encrypts it.
     Backup {
-        /// Where to.
+        /// File that is written; "-" is standard output.
         file: PathBuf,
     },
     /// Put a backup in place of the state directory, while no server runs. Nodes go on with the
@@ -157,7 +157,7 @@ enum NodeCommand {
     List,
     /// Show one node in full.
     Show {
-        /// The node.
+        /// Name of the node, as node list prints it.
         node: NodeName,
     },
     /// Set labels (key=value) or remove them (key-).
@@ -172,7 +172,7 @@ enum NodeCommand {
     /// here.
     #[command(verbatim_doc_comment)]
     Label {
-        /// The node.
+        /// Name of the node, as node list prints it.
         node: NodeName,
         /// key=value to set, key- to remove.
         #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
@@ -184,7 +184,7 @@ enum NodeCommand {
     /// With --confirm: all nodes that lost their Node objects in Kubernetes, so many at once that
     /// it was not believed. node list names them.
     Deregister {
-        /// The node.
+        /// Name of the node, as node list prints it.
         #[arg(required_unless_present = "confirm", conflicts_with = "confirm")]
         node: Option<NodeName>,
         /// All that wait for it.
@@ -214,15 +214,15 @@ enum CommunityCommand {
     ///   edge-controller community set alpha edge-a1 edge-b1
     #[command(verbatim_doc_comment)]
     Set {
-        /// The community.
+        /// Name of the community.
         community: edge_types::Community,
-        /// Its members.
+        /// Names of all members.
         #[arg(required = true, value_name = "NODE")]
         members: Vec<NodeName>,
     },
     /// Forget the listed members of a community; what labels say of it stays.
     Delete {
-        /// The community.
+        /// Name of the community.
         community: edge_types::Community,
     },
 }
@@ -280,7 +280,7 @@ enum CaCommand {
     Retire {
         /// The authority's id, or at least eight digits of its beginning.
         id: String,
-        /// Retire it nevertheless: whoever needs it must join anew with a new token.
+        /// Retire it nevertheless: whoever needs it must join again with a new token.
         #[arg(long)]
         force: bool,
     },
@@ -290,7 +290,7 @@ enum CaCommand {
 /// their meaning.
 const LOGGED: &str = "info,kube_client=off";
 
-/// Runs the program.
+/// Runs the command of the command line. Returns its exit code: 0, [`REFUSED`] or [`UNREACHABLE`].
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = core_dumps::forbid() {

@@ -8,17 +8,17 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration {path}: {source}")]
     Read {
-        /// The file.
+        /// Path of the configuration file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The file is not TOML of this shape.
     #[error("{path}: {source}")]
     Syntax {
-        /// The file.
+        /// Path of the configuration file.
         path: PathBuf,
-        /// Where and why.
+        /// Line, column and what is wrong there.
         source: Box<toml::de::Error>,
     },
     /// A value makes no sense.
@@ -34,11 +34,11 @@ pub enum ConfigError {
     /// A key without default is set nowhere.
     #[error("{key} is set nowhere; set it in the file (--config), as {env}, or by --{flag}")]
     Missing {
-        /// The key.
+        /// Path of the key with dots: `segments.cluster_ranges`.
         key: String,
-        /// Its environment variable.
+        /// The environment variable that sets it.
         env: String,
-        /// Its flag.
+        /// The flag that sets it, without the dashes before it.
         flag: String,
     },
     /// A variable that looks like ours and is not.

@@ -266,7 +266,7 @@ impl Config {
                 return Err(("server_names", format!("{name:?} is neither a DNS name nor an IP address")));
             }
         }
-        // One lost heartbeat must not make a node connect anew.
+        // One lost heartbeat must not make a node connect again.
         let most = VIEW_SILENCE_SECONDS / 2;
         if self.heartbeat_seconds == 0 || self.heartbeat_seconds > most {
             return Err(("heartbeat_seconds", format!("{} is not within 1 to {most}", self.heartbeat_seconds)));

@@ -16,11 +16,11 @@ pub(super) const ENV_PREFIX: &str = "EDGE_CONTROLLER_";
 pub struct ConfigKey {
     /// As in the file, with dots: `segments.cluster_ranges`.
     pub path: String,
-    /// Its environment variable.
+    /// The environment variable that sets it: `EDGE_CONTROLLER_SEGMENTS_CLUSTER_RANGES`.
     pub env: String,
     /// Its flag, without the dashes before it.
     pub flag: String,
-    /// What it is.
+    /// What it sets, for `--help`: the description in the schema.
     pub help: String,
     /// Whether it must be set.
     pub required: bool,
@@ -32,11 +32,11 @@ pub struct ConfigKey {
 /// What a change of a key while the server runs does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reload {
-    /// It is refused.
+    /// The reload is refused: the server must be restarted.
     Never,
     /// It counts from the next request on.
     Quiet,
-    /// It changes views.
+    /// It counts at once, and every node gets a new view.
     Views,
 }
 

@@ -24,13 +24,13 @@ pub struct Sources {
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// It is the key's default.
     Default,
-    /// The file.
+    /// It is in the configuration file with this path.
     File(PathBuf),
-    /// This environment variable.
+    /// The environment variable of this name sets it.
     Environment(String),
-    /// This flag.
+    /// The flag of this name, without dashes, sets it.
     Flag(String),
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for Origin {
 /// A configuration that was read and checked.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The configuration.
+    /// The values of all keys.
     pub config: Config,
     /// Where values came from, by path of the key; all others are defaults.
     origins: BTreeMap<String, Origin>,
@@ -67,7 +67,7 @@ impl Loaded {
 }
 
 impl Sources {
-    /// A file alone.
+    /// Reads this file and the environment, and no flags.
     pub fn file(path: PathBuf) -> Self {
         Self { file: Some(path), flags: Vec::new() }
     }

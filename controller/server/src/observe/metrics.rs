@@ -125,7 +125,7 @@ pub enum StreamEnd {
     /// The node may not read its view any more: it was deregistered, or its certificate does not
     /// count.
     Refused,
-    /// The server stops.
+    /// The server stops and ends all streams.
     Stopping,
 }
 
@@ -199,7 +199,7 @@ impl Metrics {
         let help = "Time that a commit to the store took";
         ours.register_with_unit("store_commit_duration", help, Unit::Seconds, self.commit_seconds.clone());
         ours.register("store_commit_plans", "Requests that shared a commit", self.commit_plans.clone());
-        let help = "Requests that were planned anew because another replica was quicker";
+        let help = "Requests that were planned again because another replica was quicker";
         ours.register("store_conflicts", help, self.conflicts.clone());
         ours.register("segments", "Segments that were ever granted, by state", self.segments.clone());
         let help = "Segments that can still be granted: neither held, nor in quarantine, nor reserved";

@@ -19,9 +19,9 @@ pub(crate) struct ServerParts {
     pub(crate) registry: Registry,
     /// The configuration in force.
     pub(crate) live: Arc<LiveConfig>,
-    /// The authorities.
+    /// The authorities; their end is a gauge and a check.
     pub(crate) ca: Arc<Ca>,
-    /// Counters.
+    /// What is counted as it happens.
     pub(crate) metrics: Metrics,
     /// What is known of this process.
     pub(crate) health: Arc<Health>,

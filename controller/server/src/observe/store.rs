@@ -21,7 +21,7 @@ pub struct MeasuredStore {
 }
 
 impl MeasuredStore {
-    /// Wraps a store.
+    /// Counts the commits of this store in these metrics.
     pub fn new(store: Arc<dyn Store>, metrics: Metrics) -> Self {
         Self { store, metrics, closed: CancellationToken::new().drop_guard() }
     }

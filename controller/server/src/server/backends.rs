@@ -15,7 +15,7 @@ use edge_controller_kubernetes::store::Kubernetes;
 
 use crate::config::Config;
 
-/// Store and authorities.
+/// The store and the authorities' storage that are configured.
 pub(crate) struct Backends {
     /// The store of rows.
     pub(crate) store: Arc<dyn Store>,
@@ -64,7 +64,7 @@ fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Bo
     anyhow::ensure!(
         !Files::are_in(folder) || store.exists(),
         "{} is missing, and the authority beside it has served before: restore a backup (edge-controller restore --replace FILE), or, to begin a \
-         new cluster that every node joins anew, move all that is in {} aside",
+         new cluster that every node joins again, move all that is in {} aside",
         store.display(),
         folder.display()
     );

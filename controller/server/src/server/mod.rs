@@ -63,7 +63,7 @@ const OBSERVE_GRACE: Duration = Duration::from_millis(500);
 /// kills after ten seconds.
 const END: Duration = Duration::from_millis(9500);
 
-/// A running server.
+/// A server that has opened its listeners and serves.
 pub struct Server {
     /// Addresses on which nodes are served.
     pub addresses: Vec<SocketAddr>,

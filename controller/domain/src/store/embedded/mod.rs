@@ -45,7 +45,7 @@ const SCHEMA: &str = "schema";
 /// The layout version that this release reads and writes.
 const OURS: u64 = 1;
 
-/// The embedded store.
+/// The store in one file of the state directory. One process opens it at a time.
 #[derive(Clone)]
 pub struct Embedded {
     database: Arc<Database>,
