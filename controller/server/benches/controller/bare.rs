@@ -49,7 +49,7 @@ pub(crate) fn serve(state: &Path, port: u16) -> ! {
                 stream.set_nodelay(true)?;
                 let mut stream = config.accept(stream).await?;
                 let community = &communities[usize::from(stream.read_u8().await?)];
-                let mut told = community.subscribe();
+                let mut received = community.subscribe();
                 // This shows that the connection is registered.
                 stream.write_u8(0).await?;
                 stream.flush().await?;
@@ -60,7 +60,7 @@ pub(crate) fn serve(state: &Path, port: u16) -> ! {
                             0 => return Ok::<_, std::io::Error>(()),
                             _ => drop(community.send(())),
                         },
-                        _ = told.recv() => {
+                        _ = received.recv() => {
                             stream.write_all(&[0; LINE]).await?;
                             stream.flush().await?;
                         }
@@ -94,10 +94,10 @@ async fn tls(state: &Path) -> Arc<ServerConfig> {
 
 /// Measures the same as for the controller.
 pub(crate) async fn measure(cluster: &Cluster, size: Size, server: &Program) -> Measured {
-    let (told, mut news) = mpsc::unbounded_channel();
+    let (arrivals, mut arrived) = mpsc::unbounded_channel();
     let address: SocketAddr = server.address;
     let nodes = nodes::each(cluster, |index, node| {
-        let told = told.clone();
+        let arrivals = arrivals.clone();
         async move {
             let mut stream = nodes::secure(address, cluster.tls(node)).await;
             // The hub gets the lines of the first community.
@@ -110,7 +110,7 @@ pub(crate) async fn measure(cluster: &Cluster, size: Size, server: &Program) -> 
                 let mut line = [0; LINE];
                 while reader.read_exact(&mut line).await.is_ok() {
                     // The measurement may have ended.
-                    let _ = told.send(Instant::now());
+                    let _ = arrivals.send(Instant::now());
                 }
             });
             writer
@@ -125,7 +125,7 @@ pub(crate) async fn measure(cluster: &Cluster, size: Size, server: &Program) -> 
         writer.write_u8(1).await.expect("a connection");
         writer.flush().await.expect("a connection");
         for _ in 0..=size.community {
-            let at = news.recv().await.expect("connections are open");
+            let at = arrived.recv().await.expect("connections are open");
             latencies.push((at - sent).as_secs_f64() * 1e3);
         }
     }

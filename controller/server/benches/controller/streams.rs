@@ -84,11 +84,11 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
         let sent = Instant::now();
         let response = tokio::spawn(async move { drop(connection.ask(Method::PUT, &path, Some(report)).await) });
         // The hub receives it, too.
-        let mut told = 0;
-        while told < size.community {
+        let mut received = 0;
+        while received < size.community {
             let heard = next(&mut news).await;
             if heard.is("change") && heard.holds(&address) {
-                told += 1;
+                received += 1;
                 latencies.push((heard.at - sent).as_secs_f64() * 1e3);
             }
         }

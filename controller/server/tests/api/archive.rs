@@ -74,8 +74,11 @@ async fn a_restored_backup_is_the_same_controller_to_its_nodes() {
     let mut site = Site::start().await;
     let before = site.node.watch().await.view().await;
     let file = site.program.path("backup");
-    let told = done(&site.program, &["backup", file.to_str().unwrap()]);
-    assert!(told.contains("1 nodes, 1 segments (1 held), 2 tokens") && told.contains("private keys"), "{told}");
+    let message = done(&site.program, &["backup", file.to_str().unwrap()]);
+    assert!(
+        message.contains("1 nodes, 1 segments (1 held), 2 tokens") && message.contains("private keys"),
+        "{message}"
+    );
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let content = std::fs::read_to_string(&file).unwrap();
     assert!(!content.contains(&*site.unused.secret), "tokens are in it as hashes");
@@ -131,8 +134,8 @@ async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_w
     let nodes = other.json(&["node", "list"]);
     let conflicts = |n: usize| nodes[n]["conflicts"].as_array().unwrap().clone();
     assert!(conflicts(0).is_empty(), "{nodes}");
-    let told: Vec<String> = conflicts(1).iter().map(|conflict| conflict.as_str().unwrap().to_owned()).collect();
-    assert!(told.len() == 2 && told[0].contains(&later) && told[0].contains("node edge-1's"), "{told:?}");
+    let message: Vec<String> = conflicts(1).iter().map(|conflict| conflict.as_str().unwrap().to_owned()).collect();
+    assert!(message.len() == 2 && message[0].contains(&later) && message[0].contains("node edge-1's"), "{message:?}");
     let shown = text(&other.run(&["node", "list"]).stdout);
     assert!(shown.contains("edge-2: it uses") && shown.contains("10.99.0.0/28"), "{shown}");
     // After a correct report nothing is shown any more.
@@ -201,8 +204,8 @@ async fn without_a_restore_a_node_claims_no_segment_that_it_was_never_granted() 
     let claims = [uses[0].clone(), "10.77.9.0/26".to_owned()];
     assert_eq!(reports(&site.node, &claims).await, 204);
     assert_eq!(held(&site.node).await, uses);
-    let told = site.program.json(&["node", "list"])[0]["conflicts"].to_string();
-    assert!(told.contains("10.77.9.0/26") && told.contains("not known to be granted to it"), "{told}");
+    let message = site.program.json(&["node", "list"])[0]["conflicts"].to_string();
+    assert!(message.contains("10.77.9.0/26") && message.contains("not known to be granted to it"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,8 +227,8 @@ async fn a_store_that_was_brought_back_by_copying_counts_as_restored_once_the_op
     site.node.move_to_address(site.program.addresses[0]);
     assert_eq!(reports(&site.node, &uses).await, 204);
     assert_eq!(held(&site.node).await, uses[..1]);
-    let told = site.program.json(&["node", "list"])[0]["conflicts"].to_string();
-    assert!(told.contains(&uses[1]) && told.contains("edge-controller restored"), "{told}");
+    let message = site.program.json(&["node", "list"])[0]["conflicts"].to_string();
+    assert!(message.contains(&uses[1]) && message.contains("edge-controller restored"), "{message}");
 
     site.program.stop();
     done(&site.program, &restored);
@@ -353,10 +356,10 @@ async fn what_was_exported_is_imported_whole_again_and_again_and_only_into_an_em
 
     let mut other = Program::new();
     let into = other.path("c.toml").to_str().unwrap().to_owned();
-    let told = done(&other, &["import", &export, "--config", &into]);
-    assert!(told.contains("4 rows were not there yet"), "{told}");
-    let told = done(&other, &["import", &export, "--config", &into]);
-    assert!(told.contains("0 rows were not there yet"), "{told}");
+    let message = done(&other, &["import", &export, "--config", &into]);
+    assert!(message.contains("4 rows were not there yet"), "{message}");
+    let message = done(&other, &["import", &export, "--config", &into]);
+    assert!(message.contains("0 rows were not there yet"), "{message}");
     let again = other.path("again");
     done(&other, &["export", again.to_str().unwrap(), "--config", &into]);
     assert_eq!(rows(&again), rows(Path::new(&export)));

@@ -131,7 +131,7 @@ async fn a_reader_that_is_slower_than_the_changes_gets_them_joined_and_holds_up_
     let mut slow = a.watch_slowly("&changes=true").await;
     let mut quick = c.watch_with("&changes=true").await;
     quick.first().await;
-    let mut told = 0;
+    let mut received = 0;
     for _ in 0..10 {
         cloud.label("b", None).await;
         assert_eq!(quick.change().await.gone.len(), 1);
@@ -141,10 +141,10 @@ async fn a_reader_that_is_slower_than_the_changes_gets_them_joined_and_holds_up_
     let mut view = slow.first().await.0;
     while view.version < now(&a).await.version {
         view = slow.change().await.apply_to(view).unwrap();
-        told += 1;
+        received += 1;
     }
     assert_eq!(view, now(&a).await);
-    assert!(told < 20, "one line each for {told} of 20 changes");
+    assert!(received < 20, "one line each for {received} of 20 changes");
 }
 
 #[tokio::test]

@@ -43,10 +43,10 @@ async fn a_rollover_cuts_nobody_off_tells_everybody_and_old_tokens_still_do() {
     let before = stream.view().await;
     let new = roll_over(&cloud).await;
     assert_eq!(new["id"], hex(&hash(parsed(&cloud.ca()).public_key().raw)).as_str());
-    let told = stream.view().await;
-    assert!(told.version > before.version);
-    assert_eq!((told.trust_anchors.len(), &told.trust_anchors[1]), (2, &before.trust_anchors[0]));
-    assert_eq!(new["certificate"], told.trust_anchors[0].as_str(), "the first anchor is the one that signs");
+    let received = stream.view().await;
+    assert!(received.version > before.version);
+    assert_eq!((received.trust_anchors.len(), &received.trust_anchors[1]), (2, &before.trust_anchors[0]));
+    assert_eq!(new["certificate"], received.trust_anchors[0].as_str(), "the first anchor is the one that signs");
     // This node still trusts only the old authority and uses a certificate of it.
     let renewed = node.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert!(parsed(&renewed.leaf).verify_signature(Some(parsed(&cloud.ca()).public_key())).is_ok());
@@ -65,7 +65,7 @@ async fn a_rollover_cuts_nobody_off_tells_everybody_and_old_tokens_still_do() {
     let cloud = cloud.restart().await;
     let mut node = node;
     node.move_to(&cloud);
-    assert_eq!(view_of(&node).await.trust_anchors, told.trust_anchors);
+    assert_eq!(view_of(&node).await.trust_anchors, received.trust_anchors);
 }
 
 #[tokio::test]
@@ -147,18 +147,18 @@ async fn peers_hear_at_once_that_the_certificates_of_a_name_that_changed_hands_a
     let key = KeyPair::generate().unwrap();
     let (_, body) = cloud.join(&token, "b", &request_of(&key)).await;
     let taken = Node::new(&cloud, "b", body["certificate"].as_str().unwrap(), &key);
-    let told = from(&stream.view().await);
-    assert_eq!(told, begins(&taken));
-    assert!(begins(&latest) < told && begins(&b) < told);
+    let received = from(&stream.view().await);
+    assert_eq!(received, begins(&taken));
+    assert!(begins(&latest) < received && begins(&b) < received);
     // The name is deregistered and given to a third machine.
     cloud.deregister("b").await;
     assert!(stream.view().await.peers.is_empty());
     cloud.clock.advance(10);
     let third = cloud.node("edge", "b").await;
     cloud.label("b", Some("alpha")).await;
-    let told = from(&stream.view().await);
-    assert_eq!(told, begins(&third));
-    assert!(begins(&taken) < told);
+    let received = from(&stream.view().await);
+    assert_eq!(received, begins(&third));
+    assert!(begins(&taken) < received);
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ async fn labels_join_and_part_nodes_by_pushed_views() {
     let (_, communities) = cloud.operator(Method::GET, "/v1/communities", None).await;
     assert_eq!(communities[0]["members"], serde_json::json!(["a", "b"]));
     assert_eq!(b.request_segments("r", &["ipv4"]).await.0, 200);
-    assert_eq!(stream.view().await.peers[0].segments.len(), 3, "a grant is told to the community");
+    assert_eq!(stream.view().await.peers[0].segments.len(), 3, "a grant is sent to the community");
     cloud.label("b", None).await;
     assert!(peers(&stream.view().await).is_empty());
 }
@@ -89,10 +89,12 @@ async fn a_node_with_forty_addresses_gets_a_view_and_its_peers_a_few_of_them() {
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     assert_eq!(edge.report(&many, 4500).await.0, 204);
     let endpoints = stream.view().await.peers[0].endpoints.clone();
-    let told: Vec<String> = endpoints.iter().map(|endpoint| endpoint.address.ip().to_string()).collect();
+    let received: Vec<String> = endpoints.iter().map(|endpoint| endpoint.address.ip().to_string()).collect();
     assert!(
-        told.len() <= 8 && !told.is_empty() && many.starts_with(&told.iter().map(String::as_str).collect::<Vec<_>>()),
-        "{told:?}"
+        received.len() <= 8
+            && !received.is_empty()
+            && many.starts_with(&received.iter().map(String::as_str).collect::<Vec<_>>()),
+        "{received:?}"
     );
     assert_eq!(edge.ask(Method::GET, "/view", None).await.0, 200);
 }
@@ -108,12 +110,12 @@ async fn a_node_that_says_another_address_at_every_moment_sends_its_peers_to_few
         let third_party = if n == 99 { last.to_owned() } else { format!("198.51.100.{n}") };
         assert_eq!(edge.report(&[&third_party], 4500).await.0, 204);
     }
-    let mut told = Vec::new();
-    while told.last().is_none_or(|address| address != last) {
+    let mut received = Vec::new();
+    while received.last().is_none_or(|address| address != last) {
         let endpoints = stream.view().await.peers[0].endpoints.clone();
-        told.extend(endpoints.iter().map(|endpoint| endpoint.address.ip().to_string()));
+        received.extend(endpoints.iter().map(|endpoint| endpoint.address.ip().to_string()));
     }
-    assert!(told.len() <= 12, "{} of a hundred: {told:?}", told.len());
+    assert!(received.len() <= 12, "{} of a hundred: {received:?}", received.len());
 }
 
 #[tokio::test]

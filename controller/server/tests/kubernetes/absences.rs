@@ -93,8 +93,10 @@ fn definitions() {
             .await
             .unwrap()
             .unwrap();
-        let told = until("it to be told", async || cluster.obstacles.all().filter(|told| told.contains("(CRD)"))).await;
-        assert!(told.contains("kubectl apply -f deploy/crds"), "{told}");
+        let message =
+            until("it to be reported", async || cluster.obstacles.all().filter(|message| message.contains("(CRD)")))
+                .await;
+        assert!(message.contains("kubectl apply -f deploy/crds"), "{message}");
         let error = replicas[0].try_request_segments("a", "later").await.unwrap_err().to_string();
         assert!(error.contains("edge-cni.io"), "{error}");
         for replica in &replicas {
@@ -148,9 +150,10 @@ fn terminating() {
         api.patch(SEGMENTS, &PatchParams::default(), &both).await.unwrap();
         api.delete(SEGMENTS, &DeleteParams::default()).await.unwrap();
         until("its objects to be deleted", async || kept(&cluster).await.is_empty().then_some(())).await;
-        let told =
-            until("it to be told", async || cluster.obstacles.all().filter(|told| told.contains(SEGMENTS))).await;
-        assert!(told.contains("being deleted"), "{told}");
+        let message =
+            until("it to be reported", async || cluster.obstacles.all().filter(|message| message.contains(SEGMENTS)))
+                .await;
+        assert!(message.contains("being deleted"), "{message}");
         registered(&replica, 1).await;
         assert_eq!(known(&replica).await, before);
         replica.try_request_segments("a", "later").await.unwrap_err();
@@ -256,12 +259,12 @@ fn served() {
         let crds = deploy("crds").to_str().unwrap().to_owned();
         let deletion = move || PLANE.kubectl(&["delete", "-f", &crds, "--timeout=120s"]);
         tokio::task::spawn_blocking(deletion).await.unwrap().unwrap();
-        let told = until("readyz to say so", async || {
+        let message = until("readyz to say so", async || {
             let (status, text) = health(&cloud, "/readyz").await;
             (status == 503 && text.contains("(CRD) is missing")).then_some(text)
         })
         .await;
-        assert!(told.contains("kubectl apply -f deploy/crds"), "{told}");
+        assert!(message.contains("kubectl apply -f deploy/crds"), "{message}");
         // A restart would lose what the replica knows.
         assert_eq!(health(&cloud, "/healthz").await.0, 200);
         let again = node.watch().await.view().await;
@@ -325,12 +328,18 @@ fn older() {
         assert_eq!(cluster.obstacles.everything(), None);
 
         install_older();
-        let told = until("it to be told", async || {
-            cluster.obstacles.everything().filter(|told| told.contains("keptUntil") && told.contains("machineId"))
+        let message = until("it to be reported", async || {
+            cluster
+                .obstacles
+                .everything()
+                .filter(|message| message.contains("keptUntil") && message.contains("machineId"))
         })
         .await;
-        assert!(told.contains("spec.keptUntil from what is written: run kubectl apply -f deploy/crds"), "{told}");
-        assert!(told.contains("edgenodes.edge-cni.io") && told.contains("spec.nodeObject.machineId"), "{told}");
+        assert!(message.contains("spec.keptUntil from what is written: run kubectl apply -f deploy/crds"), "{message}");
+        assert!(
+            message.contains("edgenodes.edge-cni.io") && message.contains("spec.nodeObject.machineId"),
+            "{message}"
+        );
         assert_eq!(cluster.obstacles.all(), None, "nodes are served as ever");
         let departs = async |replica: &Grants| {
             let now = replica.registry.clock.now();
@@ -372,12 +381,12 @@ fn confirmed() {
                 .await;
         }
         PLANE.kubectl(&["delete", "nodes", "--all"]).unwrap();
-        let told = until("readyz to note it", async || {
+        let message = until("readyz to note it", async || {
             let (status, text) = health(&cloud, "/readyz").await;
             text.contains("[!]3 registered node(s)").then_some((status, text))
         })
         .await;
-        assert!(told.0 == 200 && told.1.contains("node deregister --confirm"), "{told:?}");
+        assert!(message.0 == 200 && message.1.contains("node deregister --confirm"), "{message:?}");
         let socket = cloud.folder.path().join("admin.sock");
         let command = async |arguments: &[&str]| {
             let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_edge-controller"));

@@ -114,15 +114,15 @@ fn same() {
     run(async {
         let cluster = clean().await;
         let (ca, mut loads, following) = followed(&cluster).await;
-        let mut told = ca.subscribe();
+        let mut authorities = ca.subscribe();
         let before = *loads.borrow();
         PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
         loads.wait_for(|loads| *loads > before).await.unwrap();
         // A change by another replica arrives, and it is the first one.
         let other = Ca::open(Box::new(ca_secret(&cluster)), None, NOW).await.unwrap();
         let new = other.rollover(NOW).await.unwrap();
-        told.changed().await.unwrap();
-        assert_eq!(told.borrow().active().id(), new.id());
+        authorities.changed().await.unwrap();
+        assert_eq!(authorities.borrow().active().id(), new.id());
         following.abort();
     });
 }

@@ -138,10 +138,10 @@ fn other_cluster() {
         let replica = Grants::start(store().await).await;
         let there = as_user(other.kubeconfig()).await;
         let watching = there.watch_nodes(&replica);
-        let told = until("it to be told", async || there.obstacles.all()).await;
-        assert!(told.contains("another cluster") && told.contains("accept_cluster"), "{told}");
+        let message = until("it to be reported", async || there.obstacles.all()).await;
+        assert!(message.contains("another cluster") && message.contains("accept_cluster"), "{message}");
         let found = other.kubectl(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]).unwrap();
-        assert!(told.contains(&found), "{found} in {told}");
+        assert!(message.contains(&found), "{found} in {message}");
         assert_eq!((registered(&replica).await, watching.asked.note()), (3, None));
         drop(watching);
         // The cluster is accepted, and still no node is deregistered for what it lacks.

@@ -57,7 +57,7 @@ fn away() {
         let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("API server"), "{error}");
         everything_is_there(&replica).await;
-        until("the outage to be told", async || cluster.obstacles.all()).await;
+        until("the outage to be reported", async || cluster.obstacles.all()).await;
         PLANE.start_api_server().unwrap();
         community(&replica, "alpha").await;
         everything_is_there(&replica).await;
@@ -76,7 +76,7 @@ fn compacted() {
         PLANE.wait_right(Subject::User("cut-off"), "watch", "edgenodes.edge-cni.io", false).unwrap();
         PLANE.restart_api_server().unwrap();
         until("nobody to watch", async || {
-            cluster.obstacles.all().filter(|told| told.contains("edgenodes.edge-cni.io"))
+            cluster.obstacles.all().filter(|message| message.contains("edgenodes.edge-cni.io"))
         })
         .await;
         // An object is added, one is deleted, and the history is compacted.
@@ -114,11 +114,14 @@ fn rights() {
         PLANE.wait_right(Subject::User("fragile"), "list", "nodes", false).unwrap();
         // Open watches go on; new ones are refused.
         PLANE.restart_api_server().unwrap();
-        let told = until("the lost right to be told", async || {
-            cluster.obstacles.all().filter(|told| told.contains("segments.edge-cni.io") && told.contains("nodes"))
+        let message = until("the lost right to be reported", async || {
+            cluster
+                .obstacles
+                .all()
+                .filter(|message| message.contains("segments.edge-cni.io") && message.contains("nodes"))
         })
         .await;
-        assert!(told.contains("deploy/kubernetes/10-rbac.yaml"), "{told}");
+        assert!(message.contains("deploy/kubernetes/10-rbac.yaml"), "{message}");
         everything_is_there(&replica).await;
         let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("10-rbac.yaml"), "{error}");

@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, run};
 
 pub(crate) const TESTS: &[Test] = &[
     ("three_replicas_that_grant_at_once_give_no_address_to_two_nodes", three),
-    ("what_one_replica_writes_the_others_know", told),
+    ("what_one_replica_writes_the_others_know", known_to_all),
     ("of_two_replicas_that_change_one_node_none_loses_the_others_change", both),
     ("an_application_that_is_repeated_at_another_replica_gets_the_same_segment", repeated),
     ("a_replica_catches_up_with_the_revision_of_another", caught_up),
@@ -83,7 +83,7 @@ fn three() {
     });
 }
 
-fn told() {
+fn known_to_all() {
     run(async {
         let cluster = clean().await;
         let (one, other) = (cluster.replica().await, cluster.replica().await);
