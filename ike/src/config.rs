@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::auth::{Authenticator, CredentialError};
 use crate::secret::Secret;
 
 /// Configuration of the whole endpoint.
@@ -118,16 +117,6 @@ pub struct PeerConfig {
     pub keep_existing: bool,
     /// Timers.
     pub timing: Timing,
-}
-
-impl PeerConfig {
-    /// Checks the credentials as [`Endpoint::set_peer`](crate::Endpoint::set_peer) does.
-    ///
-    /// # Errors
-    /// If a certificate or the key cannot be used, or they do not belong together.
-    pub fn check_credentials(&self) -> Result<(), CredentialError> {
-        Authenticator::new(&self.auth).map(drop)
-    }
 }
 
 /// Timers of one peer.

@@ -101,7 +101,7 @@ pub mod time;
 mod tunnel;
 pub mod wire;
 
-pub use auth::{certificate_is_for, same_identity};
+pub use auth::{certificate_is_for, check_credentials, same_identity};
 pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerName};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, Transmit};

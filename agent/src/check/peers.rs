@@ -1,12 +1,12 @@
 //! `[[peer]]`: credentials, identities and networks.
 
 use edge_ike::config::{Auth, CertificateAuth};
-use edge_ike::{Identity, PeerConfig, certificate_is_for};
+use edge_ike::{Identity, PeerConfig, certificate_is_for, check_credentials};
 use edge_types::network;
 use x509_parser::parse_x509_certificate;
 
 use super::{Level, Report, validity};
-use crate::config::{Config, PeerSection};
+use crate::config::{Config, PeerSection, Remote};
 
 /// A shorter pre-shared key gets a warning, octets: whoever answers in the peer's place can try
 /// keys offline (RFC 7296 2.15).
@@ -28,7 +28,7 @@ pub(super) fn check(config: &Config, now: i64, report: &mut Report) {
 }
 
 fn credentials(peer: &PeerConfig, section: &str, now: i64, report: &mut Report) {
-    if let Err(problem) = peer.check_credentials() {
+    if let Err(problem) = check_credentials(&peer.auth) {
         report.add(Level::Error, section, format!("these credentials cannot be used: {problem}"));
         return;
     }
@@ -110,7 +110,7 @@ fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
         }
     }
     for remote in &peer.remote_subnets {
-        for address in peer.remote.iter().map(|remote| remote.address).filter(|address| remote.contains(*address)) {
+        for address in peer.remote.iter().filter_map(Remote::address).filter(|address| remote.contains(*address)) {
             report.add(
                 Level::Warning,
                 &peer.name,

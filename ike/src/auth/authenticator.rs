@@ -35,6 +35,14 @@ struct Credentials {
     not_after: u64,
 }
 
+/// Checks credentials as [`Endpoint::set_peer`](crate::Endpoint::set_peer) does.
+///
+/// # Errors
+/// If a certificate or the key cannot be used, or they do not belong together.
+pub fn check_credentials(auth: &Auth) -> Result<(), CredentialError> {
+    Authenticator::new(auth).map(drop)
+}
+
 /// What a peer sent in IKE_AUTH to authenticate.
 #[derive(Debug, Clone, Copy)]
 pub struct Presented<'a> {

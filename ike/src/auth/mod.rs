@@ -15,7 +15,7 @@ mod psk;
 mod signature;
 mod signed_octets;
 
-pub use authenticator::{Authenticator, Presented};
+pub use authenticator::{Authenticator, Presented, check_credentials};
 pub use error::{AuthError, CredentialError};
 pub(crate) use identity::canonical_identity;
 pub use identity::{certificate_is_for, same_identity};
