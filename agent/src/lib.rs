@@ -7,13 +7,14 @@
 //!
 //! - [`cli`]: the commands.
 //! - [`config`]: the TOML file.
-//! - [`membership`]: the seam between the controller's side and the node's side: view and
+//! - [`membership`]: what the controller's side hands to the node's side: view and
 //!   credentials.
 //! - [`controller_client`]: joining, certificate, view, requests for segments.
 //! - [`install_cni`]: the conflist, by which the container runtime finds the plugin.
 //! - [`plugin_server`]: the plugin's socket, and when to request a segment.
 //! - [`state_dir`]: the files on disk.
 //! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
+//! - [`static_peers`]: the static peers, with their host names resolved.
 //! - [`desired`]: which tunnels, policies and routes follow from view and static peers. Pure.
 //! - [`candidates`]: at which addresses nodes find each other. Pure.
 //! - [`underlay`]: what this node needs outside of every tunnel, and which view would take it away.
@@ -29,7 +30,7 @@
 //! - [`down`]: takes everything away.
 //! - [`check`]: judges a configuration without a running agent.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
-// Only `tunnels::socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the clock need
+// Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the clock need
 // it.
 #![deny(unsafe_code)]
 
@@ -52,6 +53,7 @@ pub mod netns_lock;
 pub mod plugin_server;
 pub mod run;
 pub mod state_dir;
+pub mod static_peers;
 pub mod status;
 #[cfg(test)]
 mod test_view;

@@ -23,6 +23,7 @@ use crate::incidents::Incidents;
 use crate::membership::{ControllerStatus, NodeChannels};
 use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
+use crate::static_peers::StaticPeers;
 use crate::status::Status;
 use crate::tunnels::{Command, Driver};
 use crate::{hardening, host, logging, membership, plugin_server, state_dir};
@@ -33,11 +34,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let span = logging::node_span();
     let _entered = span.clone().entered();
     let config = Arc::new(config);
-    let statics = config
-        .peers
-        .iter()
-        .map(|peer| peer.resolve(&config).map_err(|problem| anyhow!(problem)))
-        .collect::<anyhow::Result<Vec<PeerConfig>>>()?;
+    let statics = StaticPeers::load(&config).map_err(|problem| anyhow!(problem))?;
     let netns_lock = NetnsLock::acquire(&config.state_dir)?;
     hardening::make_files_private();
     if config.controller.is_none() {
@@ -73,7 +70,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     runtime.block_on(run_node(node, statics, stop))
 }
 
-async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: CancellationToken) -> anyhow::Result<()> {
+async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationToken) -> anyhow::Result<()> {
     let config = node.config.clone();
     let incidents = Incidents::default();
     let socket = config.admin_socket();
@@ -82,8 +79,10 @@ async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: Cancellati
     tokio::spawn(server::serve(socket.clone(), admin, requests_tx).in_current_span());
 
     let (host_tx, host) = watch::channel(HostState::default());
+    let (statics_tx, resolved) = watch::channel(statics.unresolved());
+    tokio::spawn(statics.follow_names(incidents.clone(), statics_tx).in_current_span());
     let (desired_tx, desired) =
-        watch::channel(Arc::new(Desired::compute(&config, &statics, node.membership.borrow().as_ref())));
+        watch::channel(Arc::new(Desired::compute(&config, &resolved.borrow(), node.membership.borrow().as_ref())));
     let (commands_tx, commands) = mpsc::channel(16);
     let reconciler =
         HostReconciler::new(config.clone(), incidents.clone(), desired.clone(), host_tx, node.uplink.clone());
@@ -103,7 +102,7 @@ async fn run_node(node: NodeChannels, statics: Vec<PeerConfig>, stop: Cancellati
         controller: config.controller.is_some().then(|| node.controller_status.clone()),
     };
     tokio::spawn(handler.serve(requests).in_current_span());
-    tokio::spawn(recompute_desired(config.clone(), statics, node.membership.clone(), desired_tx).in_current_span());
+    tokio::spawn(recompute_desired(config.clone(), resolved, node.membership.clone(), desired_tx).in_current_span());
 
     let outcome = wait_for_end(stop.clone()).await;
     stop.cancel();
@@ -154,15 +153,20 @@ fn start_tunnels(
     Ok(done)
 }
 
-/// Computes the desired state whenever the membership changes.
+/// Computes the desired state whenever the membership or the addresses of static peers change.
 async fn recompute_desired(
     config: Arc<Config>,
-    statics: Vec<PeerConfig>,
+    mut statics: watch::Receiver<Vec<PeerConfig>>,
     mut membership: watch::Receiver<Option<membership::Membership>>,
     to: watch::Sender<Arc<Desired>>,
 ) {
-    while membership.changed().await.is_ok() {
-        let desired = Desired::compute(&config, &statics, membership.borrow_and_update().as_ref());
+    loop {
+        tokio::select! {
+            changed = membership.changed() => if changed.is_err() { return },
+            // Without names there is no sender.
+            Ok(()) = statics.changed() => {}
+        }
+        let desired = Desired::compute(&config, &statics.borrow_and_update(), membership.borrow_and_update().as_ref());
         to.send_replace(Arc::new(desired));
     }
 }

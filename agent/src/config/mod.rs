@@ -10,7 +10,7 @@ pub(crate) mod proposal;
 mod secret;
 
 pub use firewall::FirewallSection;
-pub use peer::{PeerSection, Start};
+pub use peer::{PeerSection, Remote, RemoteHost, Start};
 pub use secret::SecretText;
 
 use std::fs;

@@ -35,7 +35,8 @@ pub struct PeerSection {
     pub name: String,
     /// Local address; the one that the route gives unless set.
     pub local: Option<IpAddr>,
-    /// Addresses of the peer, with port if it is not 500. If empty, the peer must initiate.
+    /// Addresses and host names of the peer, with port if it is not 500. If empty, the peer must
+    /// initiate.
     #[serde(default, deserialize_with = "remotes")]
     pub remote: Vec<Remote>,
     /// Identity of this node.
@@ -72,13 +73,81 @@ pub struct PeerSection {
     pub encap: Encap,
 }
 
-/// An address of a peer, with an optional port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where a peer is, with an optional port.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
-    /// The address.
-    pub address: IpAddr,
-    /// The port; 500 unless given.
+    /// Its address or host name.
+    pub host: RemoteHost,
+    /// The port, if it is not 500.
     pub port: Option<u16>,
+}
+
+/// The address of a peer, or a name that is resolved while the agent runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RemoteHost {
+    /// An address.
+    Address(IpAddr),
+    /// A host name.
+    Name(String),
+}
+
+impl RemoteHost {
+    /// The name, if it is one.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Address(_) => None,
+            Self::Name(name) => Some(name),
+        }
+    }
+}
+
+impl Remote {
+    /// The address, unless it is a name.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self.host {
+            RemoteHost::Address(address) => Some(address),
+            RemoteHost::Name(_) => None,
+        }
+    }
+
+    /// The port; 500 unless given (RFC 7296 2).
+    pub fn port_or_default(&self) -> u16 {
+        self.port.unwrap_or(500)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self { host: RemoteHost::Address(address), port: None });
+        }
+        if let Ok(socket) = text.parse::<SocketAddr>() {
+            return Ok(Self { host: RemoteHost::Address(socket.ip()), port: Some(socket.port()) });
+        }
+        let (name, port) = match text.split_once(':') {
+            Some((name, port)) => (name, port.parse().ok().filter(|port| *port != 0).map(Some)),
+            None => (text, Some(None)),
+        };
+        match port {
+            Some(port) if is_host_name(name) => Ok(Self { host: RemoteHost::Name(name.to_ascii_lowercase()), port }),
+            _ => Err(format!(
+                "{text:?} is neither an address nor a host name: write 192.0.2.1, 192.0.2.1:4500, 2001:db8::1, [2001:db8::1]:4500, \
+                 moon.example or moon.example:4500"
+            )),
+        }
+    }
+}
+
+/// RFC 1123 2.1: labels of letters, digits and hyphens, and not an address. An underscore is
+/// tolerated, as resolvers do.
+fn is_host_name(text: &str) -> bool {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    let last_is_number = text.rsplit('.').next().is_some_and(|last| last.chars().all(|c| c.is_ascii_digit()));
+    text.len() <= 253 && text.split('.').all(label) && !last_is_number
 }
 
 fn auto() -> Encap {
@@ -100,20 +169,7 @@ fn remotes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Remote>, D::Error> 
         OneOrMany::One(text) => vec![text],
         OneOrMany::Many(texts) => texts,
     };
-    texts
-        .iter()
-        .map(|text| {
-            if let Ok(address) = text.parse() {
-                return Ok(Remote { address, port: None });
-            }
-            let socket: SocketAddr = text.parse().map_err(|_| {
-                serde::de::Error::custom(format!(
-                    "{text:?} is not an address: write 192.0.2.1, 192.0.2.1:4500, 2001:db8::1 or [2001:db8::1]:4500"
-                ))
-            })?;
-            Ok(Remote { address: socket.ip(), port: Some(socket.port()) })
-        })
-        .collect()
+    texts.iter().map(|text| Remote::parse(text).map_err(serde::de::Error::custom)).collect()
 }
 
 impl PeerSection {
@@ -149,25 +205,28 @@ impl PeerSection {
     /// identities, and no addresses that tell them apart. Then only one of their keys would ever
     /// count.
     pub(super) fn is_indistinguishable_from(&self, other: &Self) -> bool {
-        let addresses =
-            |peer: &Self| peer.remote.iter().map(|remote| remote.address.to_canonical()).collect::<Vec<_>>();
-        let (ours, theirs) = (addresses(self), addresses(other));
-        let apart = !ours.is_empty() && !theirs.is_empty() && ours.iter().all(|address| !theirs.contains(address));
+        let hosts = |peer: &Self| -> Vec<RemoteHost> {
+            let canonical = |remote: &Remote| match &remote.host {
+                RemoteHost::Address(address) => RemoteHost::Address(address.to_canonical()),
+                RemoteHost::Name(name) => RemoteHost::Name(name.clone()),
+            };
+            peer.remote.iter().map(canonical).collect()
+        };
+        let (ours, theirs) = (hosts(self), hosts(other));
+        let apart = !ours.is_empty() && !theirs.is_empty() && ours.iter().all(|host| !theirs.contains(host));
         same_identity(&self.remote_id, &other.remote_id) && same_identity(&self.local_id, &other.local_id) && !apart
     }
 
-    /// The configuration for `edge-ike`, with secrets and certificates read from their files. Fails
-    /// if a file cannot be used.
+    /// The configuration for `edge-ike`, with secrets and certificates read from their files, and
+    /// without the names in `remote`. Fails if a file cannot be used.
     pub fn resolve(&self, config: &Config) -> Result<PeerConfig, String> {
         let wrong = |problem: String| format!("[[peer]] {:?}: {problem}", self.name);
         let auth = self.auth(config).map_err(wrong)?;
         Ok(PeerConfig {
             name: PeerName::new(&self.name),
             local: self.local,
-            remotes: self
-                .remote
-                .iter()
-                .map(|remote| SocketAddr::new(remote.address, remote.port.unwrap_or(500)))
+            remotes: (self.remote.iter())
+                .filter_map(|remote| Some(SocketAddr::new(remote.address()?, remote.port_or_default())))
                 .collect(),
             local_id: as_certified(&self.local_id, &auth),
             remote_id: self.remote_id.clone(),

@@ -1,0 +1,64 @@
+//! `remote = "NAME"`: the agent asks the system's resolver, and follows the name. Tests the program
+//! in namespaces of its own, with a hosts file of its own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
+use interop_tests::wait;
+use serde_json::Value;
+
+/// Ends a test that hangs. A name is looked up about once a minute.
+const HANG: Duration = Duration::from_secs(180);
+
+/// The addresses at which the running agent looks for its peer.
+fn endpoints(folder: &Path) -> Option<Vec<String>> {
+    let mut status = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
+    let output = status.args(["status", "--json", "--config"]).arg(folder.join("agent.toml")).output().unwrap();
+    let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let endpoints = status["peers"][0]["endpoints"].as_array()?;
+    Some(endpoints.iter().map(|endpoint| endpoint.as_str().unwrap().to_owned()).collect())
+}
+
+#[test]
+fn a_peer_with_a_name_is_looked_for_at_its_present_address() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (namespace, folder) = (UnnamedNamespace::new(), tempfile::tempdir().unwrap());
+    let folder = folder.path();
+    let (hosts, config) = (folder.join("hosts"), folder.join("agent.toml"));
+    fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    let text = format!(
+        "state_dir = {:?}\nrun_dir = {:?}\n[[peer]]\nname = \"moon\"\nremote = \"moon.example:4500\"\nlocal_id = \"a.example\"\n\
+         remote_id = \"b.example\"\npsk = \"correct horse battery staple\"\nlocal_subnets = [\"10.1.0.0/24\"]\n\
+         remote_subnets = [\"10.2.0.0/24\"]\n",
+        folder.join("state"),
+        folder.join("run"),
+    );
+    fs::write(&config, text).unwrap();
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
+    // In a mount namespace of its own the program has this hosts file.
+    let start = format!(
+        "mount --bind {} /etc/hosts && exec {} run --config {}",
+        hosts.display(),
+        env!("CARGO_BIN_EXE_edge-agent"),
+        config.display()
+    );
+    let net = format!("--net={}", namespace.path());
+    let agent = Command::new("nsenter").args([&net, "unshare", "--mount", "sh", "-c", &start]).spawn().unwrap();
+    let _agent = KilledOnDrop(agent);
+    wait::expect("the agent to run although nothing resolves its peer", HANG, || {
+        endpoints(folder).filter(|endpoints| endpoints.is_empty())
+    });
+    // Written in place: the mount shows this file, not its name.
+    for (address, endpoint) in [("192.0.2.7", "192.0.2.7:4500"), ("2001:db8::7", "[2001:db8::7]:4500")] {
+        fs::write(&hosts, format!("{address} moon.example\n")).unwrap();
+        wait::expect("the agent to find the peer's address", HANG, || {
+            endpoints(folder).filter(|endpoints| endpoints == &[endpoint])
+        });
+    }
+}
