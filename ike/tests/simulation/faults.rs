@@ -45,14 +45,14 @@ impl Run {
         let (child_lifetime, ike_lifetime) = (12 + random.below(30) as u32, 25 + random.below(70) as u32);
         let transmissions = 4 + random.below(4) as u32;
         let at = |node: usize| if hidden[node] { format!("192.0.2.{node}") } else { format!("10.0.0.{}", node + 1) };
-        for node in 0..nodes {
+        for (node, hidden) in hidden.iter().enumerate() {
             let endpoint = EndpointConfig {
                 cookie_threshold: [0, 2, 64][random.below(3) as usize],
                 half_open_limit: [6, 4096][random.below(2) as usize],
                 fragment_size: [1232, 400][random.below(2) as usize],
                 ..EndpointConfig::default()
             };
-            let nat = hidden[node].then(|| Nat::new(&at(node)));
+            let nat = hidden.then(|| Nat::new(&at(node)));
             network.add_with(&format!("10.0.0.{}", node + 1), nat, endpoint);
         }
         let mut configs: Vec<Vec<PeerConfig>> = (0..nodes).map(|_| Vec::new()).collect();
