@@ -82,8 +82,8 @@ impl Endpoint {
     }
 
     /// Our address `old` is gone, and `new` takes its place. A peer that detected a NAT before us
-    /// follows our next authentic message, so one message moves the SAs. For other peers a new IKE
-    /// SA replaces the old one at once. Nothing waits for a timeout.
+    /// asks for us where our next authentic message comes from, and moves the SAs when we answer.
+    /// For other peers a new IKE SA replaces the old one at once. Nothing waits for a timeout.
     pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get(&name) else {
@@ -134,7 +134,7 @@ impl Endpoint {
         }
     }
 
-    fn start_task(&mut self, spi: Spi, task: Task, now: Instant, env: &mut dyn Environment) {
+    pub(super) fn start_task(&mut self, spi: Spi, task: Task, now: Instant, env: &mut dyn Environment) {
         if let Some(SaState::Established(name, sa)) = self.sas.get_mut(&spi)
             && let Some(peer) = self.peers.get_mut(name)
         {

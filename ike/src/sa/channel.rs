@@ -85,6 +85,12 @@ pub(crate) struct Channel {
     partial_request: PartialMessage,
     partial_response: PartialMessage,
     response_path: (SocketAddr, SocketAddr),
+    /// Where the peer's newest message came from, if that is not the address that we send to. A
+    /// stranger can copy a message and forge its source, so we follow only when the peer has
+    /// answered there.
+    candidate: Option<SocketAddr>,
+    /// Whether nothing has been sent to the candidate yet.
+    candidate_is_new: bool,
     peer_moved: bool,
 }
 
@@ -93,6 +99,8 @@ struct InFlight {
     id: u32,
     packets: Vec<Vec<u8>>,
     retransmission: Retransmission,
+    /// The candidate to which it was sent too.
+    sent_to: Option<SocketAddr>,
 }
 
 /// The last response, kept until the next request (RFC 7296 2.1). A retransmitted request is
@@ -149,6 +157,8 @@ impl Channel {
             partial_request: PartialMessage::default(),
             partial_response: PartialMessage::default(),
             response_path: (path.local, path.remote),
+            candidate: None,
+            candidate_is_new: false,
             peer_moved: false,
         }
     }
@@ -191,8 +201,8 @@ impl Channel {
         let packets = self.seal(exchange, false, id, payloads, cx);
         self.next_request = self.next_request.saturating_add(1);
         self.partial_response = PartialMessage::default();
-        self.transmit(&packets, self.path.local, self.path.remote, cx);
-        self.in_flight = Some(InFlight { id, packets, retransmission: Retransmission::begin(&self.timing, cx.now) });
+        let retransmission = Retransmission::begin(&self.timing, cx.now);
+        self.transmit_request(InFlight { id, packets, retransmission, sent_to: None }, cx);
     }
 
     /// Answers the request of [`Incoming::Request`].
@@ -208,9 +218,8 @@ impl Channel {
     /// Sends the request under way again at once, to the present addresses.
     pub(crate) fn resend(&mut self, cx: &mut Context<'_>) {
         if let Some(in_flight) = self.in_flight.take() {
-            self.transmit(&in_flight.packets, self.path.local, self.path.remote, cx);
             let retransmission = Retransmission::begin(&self.timing, cx.now);
-            self.in_flight = Some(InFlight { retransmission, ..in_flight });
+            self.transmit_request(InFlight { retransmission, ..in_flight }, cx);
         }
     }
 
@@ -225,9 +234,44 @@ impl Channel {
             return Some(());
         };
         in_flight.retransmission.again(&self.timing, cx.now)?;
-        self.transmit(&in_flight.packets, self.path.local, self.path.remote, cx);
-        self.in_flight = Some(in_flight);
+        self.transmit_request(in_flight, cx);
         Some(())
+    }
+
+    /// Sends a request to the peer's address and, if there is one, to the candidate. The peer
+    /// answers where it is.
+    fn transmit_request(&mut self, mut in_flight: InFlight, cx: &mut Context<'_>) {
+        let Path { local, remote, .. } = self.path;
+        self.transmit(&in_flight.packets, local, remote, cx);
+        if let Some(candidate) = self.candidate {
+            self.transmit(&in_flight.packets, local, candidate, cx);
+            self.candidate_is_new = false;
+            in_flight.sent_to = Some(candidate);
+        }
+        self.in_flight = Some(in_flight);
+    }
+
+    /// Sends the request under way to a candidate to which nothing was sent yet. True: there is
+    /// such a candidate, and no request to send.
+    pub(crate) fn probe_candidate(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(candidate) = self.candidate.filter(|_| self.candidate_is_new) else {
+            return false;
+        };
+        let Some(mut in_flight) = self.in_flight.take() else {
+            return true;
+        };
+        self.transmit(&in_flight.packets, self.path.local, candidate, cx);
+        self.candidate_is_new = false;
+        in_flight.sent_to = Some(candidate);
+        self.in_flight = Some(in_flight);
+        false
+    }
+
+    /// As responder of IKE_AUTH: the peer is at the address from which the authentic request came.
+    pub(crate) fn begin_at(&mut self, local: SocketAddr, remote: SocketAddr) {
+        self.path.local = local;
+        self.path.remote = remote;
+        self.candidate = None;
     }
 
     /// NAT keepalive: one octet of ones (RFC 3948 2.3).
@@ -297,25 +341,37 @@ impl Channel {
             Err(OpenError::Malformed(_) | OpenError::Forged) => return Incoming::Nothing,
         };
         self.last_received = cx.now;
-        self.update_path(local, remote);
+        let confirmed =
+            header.response && self.in_flight.take().is_some_and(|in_flight| in_flight.sent_to == Some(remote));
+        self.update_path(local, remote, confirmed);
         if header.response {
-            self.in_flight = None;
             Incoming::Response(header.exchange, payloads)
         } else {
             Incoming::Request(header.exchange, payloads)
         }
     }
 
-    /// Follows a peer behind a NAT to where its newest authentic message came from (RFC 7296 2.23),
-    /// and learns our own address where the kernel chose it.
-    fn update_path(&mut self, local: SocketAddr, remote: SocketAddr) {
+    /// Learns from a new authentic message where a peer behind a NAT is (RFC 7296 2.23), and our
+    /// own address where the kernel chose it. Only an answer to what we sent to the new address
+    /// (`confirmed`) moves the SAs: then it is no danger either that we may be behind a NAT
+    /// ourselves, which is why 2.23 tells such hosts not to follow.
+    fn update_path(&mut self, local: SocketAddr, remote: SocketAddr, confirmed: bool) {
         self.response_path = (local, remote);
         if self.path.local.ip().is_unspecified() {
             self.path.local.set_ip(local.ip());
         }
-        if self.path.nat_remote && self.path.remote != remote {
+        if !self.path.nat_remote {
+            return;
+        }
+        if self.path.remote == remote {
+            self.candidate = None;
+        } else if confirmed {
             self.path.remote = remote;
             self.peer_moved = true;
+            self.candidate = None;
+        } else if self.candidate != Some(remote) {
+            self.candidate = Some(remote);
+            self.candidate_is_new = true;
         }
     }
 

@@ -48,6 +48,9 @@ impl IkeSa {
         };
         // Nothing more is sent on an IKE SA that is gone.
         if !matches!(step, SaStep::Closed(_)) {
+            if self.channel.probe_candidate(cx) && self.queue.is_empty() {
+                self.enqueue(Task::Liveness);
+            }
             self.start_queued_tasks(tunnel, cx);
         }
         step
@@ -128,8 +131,8 @@ impl IkeSa {
     }
 
     /// Changes our address. True: the peer detected a NAT before us and follows the authentic
-    /// message that is sent now (RFC 7296 2.23). False: the peer goes on sending to the old address
-    /// until a new IKE SA replaces this one.
+    /// message that is sent now, as soon as we have answered there (RFC 7296 2.23). False: the peer
+    /// goes on sending to the old address until a new IKE SA replaces this one.
     pub(crate) fn change_local_address(&mut self, local: IpAddr, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> bool {
         if self.channel.path.remote.is_ipv4() != local.is_ipv4() {
             return false;

@@ -227,8 +227,7 @@ impl HalfOpen {
             return AuthOutcome::Stay(self);
         };
         // The sender has the keys, so this is its address, whatever came for our SPI before.
-        channel.path.local = local;
-        channel.path.remote = remote;
+        channel.begin_at(local, remote);
         let identity = payloads.as_ref().ok().and_then(|payloads| payloads.id_initiator().ok()?.identity());
         let payloads = match payloads {
             Ok(payloads) => payloads,

@@ -3,6 +3,7 @@
 
 mod lifetimes;
 mod lookup;
+mod paths;
 mod strangers;
 
 use std::collections::VecDeque;
@@ -87,6 +88,9 @@ struct Pair {
     ends: [End; 2],
     configs: [PeerConfig; 2],
     tap: Tap,
+    /// What a NAT before `a` adds to ports. It lets through what goes to the ports that it has
+    /// mapped.
+    nat: Option<u16>,
 }
 
 impl Pair {
@@ -104,6 +108,7 @@ impl Pair {
             ends: [end(1), end(2)],
             configs: [config(0, psk.clone()), config(1, psk)],
             tap: Box::new(|_, _| true),
+            nat: None,
         }
     }
 
@@ -148,13 +153,27 @@ impl Pair {
             let Some(transmit) = under_way.pop_front() else {
                 return;
             };
-            let to = ADDRESSES.iter().position(|at| at.parse::<SocketAddr>().unwrap().ip() == transmit.remote.ip());
-            if let Some(to) = to.filter(|to| !self.ends[*to].down) {
-                let now = Instant::new(self.now);
-                let End { endpoint, host, .. } = &mut self.ends[to];
-                endpoint.handle(&transmit.payload, transmit.remote, transmit.local, now, host);
+            let Transmit { local: mut from, remote: mut to, payload } = transmit;
+            let end = ADDRESSES.iter().position(|at| at.parse::<SocketAddr>().unwrap().ip() == to.ip());
+            match (end, self.nat) {
+                (Some(0), Some(added)) if [500, 4500].map(|port| port + added).contains(&to.port()) => {
+                    to.set_port(to.port() - added);
+                }
+                (Some(0), Some(_)) => continue,
+                (Some(1), Some(added)) => from.set_port(from.port() + added),
+                _ => {}
+            }
+            if let Some(end) = end.filter(|end| !self.ends[*end].down) {
+                self.arrive(end, &payload, to, from);
             }
         }
+    }
+
+    /// A datagram arrives at one end. What follows is not delivered yet.
+    fn arrive(&mut self, end: usize, payload: &[u8], to: SocketAddr, from: SocketAddr) {
+        let now = Instant::new(self.now);
+        let End { endpoint, host, .. } = &mut self.ends[end];
+        endpoint.handle(payload, to, from, now, host);
     }
 
     /// Lets time pass, doing what is due.

@@ -1,0 +1,99 @@
+//! Following a peer whose address changes (RFC 7296 2.23), and not following a stranger.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::*;
+
+fn moves(pair: &Pair, us: usize) -> usize {
+    pair.ends[us].events.iter().filter(|event| matches!(event, Event::PeerMoved { .. })).count()
+}
+
+fn remote(pair: &Pair, us: usize) -> SocketAddr {
+    pair.ends[us].endpoint.snapshot()[0].ike_sas[0].remote
+}
+
+/// Lets `us` send something new, and catches all that it sends.
+fn catch_from(pair: &mut Pair, us: usize) -> Vec<Transmit> {
+    let caught = Rc::new(RefCell::new(Vec::new()));
+    let basket = Rc::clone(&caught);
+    pair.tap = Box::new(move |from, transmit| {
+        if from == us {
+            basket.borrow_mut().push(transmit.clone());
+        }
+        from != us
+    });
+    let name = PeerName::new(NAMES[1 - us]);
+    pair.call(us, |endpoint, now, env| endpoint.check_liveness(&name, now, env));
+    pair.tap = Box::new(|_, _| true);
+    caught.take()
+}
+
+#[test]
+fn a_copy_of_a_packet_from_a_forged_source_turns_no_traffic_away() {
+    for us in 0..2 {
+        let mut pair = Pair::new().one_sided();
+        pair.start();
+        let before = remote(&pair, us);
+        for sent in catch_from(&mut pair, 1 - us) {
+            // The copy overtakes the original.
+            pair.arrive(us, &sent.payload, sent.remote, "203.0.113.66:4500".parse().unwrap());
+            pair.deliver();
+            pair.arrive(us, &sent.payload, sent.remote, sent.local);
+            pair.deliver();
+        }
+        pair.run_for(60 * SECOND);
+        assert_eq!((moves(&pair, us), remote(&pair, us)), (0, before));
+        assert!(pair.is_connected());
+    }
+}
+
+#[test]
+fn a_copy_whose_original_never_arrives_turns_no_traffic_away_either() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    let before = remote(&pair, 1);
+    for sent in catch_from(&mut pair, 0) {
+        pair.arrive(1, &sent.payload, sent.remote, "203.0.113.66:4500".parse().unwrap());
+        pair.deliver();
+    }
+    assert_eq!((moves(&pair, 1), remote(&pair, 1)), (0, before));
+    pair.run_for(60 * SECOND);
+    assert_eq!((moves(&pair, 1), remote(&pair, 1)), (0, before));
+    assert!(pair.is_connected());
+}
+
+#[test]
+fn a_peer_behind_a_nat_is_followed_when_it_has_answered_at_its_new_address() {
+    for forced in [false, true] {
+        let mut pair = Pair::new().one_sided();
+        pair.configs.iter_mut().for_each(|config| config.force_encapsulation = forced);
+        pair.configs[1].remotes.clear();
+        pair.nat = Some(20_000);
+        pair.start();
+        assert!(pair.is_connected());
+        pair.nat = Some(30_000);
+        pair.run_for(5 * SECOND);
+        assert_eq!((moves(&pair, 1), remote(&pair, 1)), (1, "192.0.2.1:34500".parse().unwrap()), "forced: {forced}");
+        pair.run_for(60 * SECOND);
+        assert_eq!(moves(&pair, 1), 1);
+        assert!(pair.is_connected() && pair.downs(1).is_empty());
+    }
+}
+
+#[test]
+fn a_peer_is_followed_while_our_own_request_still_goes_to_its_old_address() {
+    let mut pair = Pair::new().one_sided();
+    pair.nat = Some(20_000);
+    pair.start();
+    pair.nat = Some(30_000);
+    // Our request goes to the old mapping and is lost.
+    let name = PeerName::new(NAMES[0]);
+    pair.call(1, |endpoint, now, env| endpoint.check_liveness(&name, now, env));
+    assert_eq!(moves(&pair, 1), 0);
+    let name = PeerName::new(NAMES[1]);
+    pair.call(0, |endpoint, now, env| endpoint.check_liveness(&name, now, env));
+    assert_eq!((moves(&pair, 1), remote(&pair, 1)), (1, "192.0.2.1:34500".parse().unwrap()));
+    pair.run_for(60 * SECOND);
+    assert!(pair.is_connected() && pair.downs(1).is_empty());
+}
