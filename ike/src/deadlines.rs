@@ -92,6 +92,11 @@ impl<O: Clone + Ord + Hash> Deadlines<O> {
         }
     }
 
+    /// Whether the owner has a deadline.
+    pub(crate) fn has(&self, owner: &O) -> bool {
+        self.by_owner.contains_key(owner)
+    }
+
     /// The earliest deadline of all.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.queue.first().map(|(at, _)| *at)

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::peer::Peer;
-use super::state::{Endpoint, SaState};
+use super::state::{DeadlineOwner, Endpoint, SaState};
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
 use crate::time::Instant;
@@ -77,6 +77,32 @@ impl Endpoint {
     /// All peers with their SAs, by name.
     pub fn snapshot(&self) -> Vec<PeerStatus> {
         self.peers.values().map(|peer| self.status(peer)).collect()
+    }
+
+    /// Peers that we want a CHILD_SA with and have none with, although nothing that would bring one
+    /// is under way or has a deadline. There must never be one: tests ask after every step.
+    #[doc(hidden)]
+    pub fn stranded_peers(&self) -> Vec<PeerName> {
+        let wanted = |peer: &&Peer| {
+            peer.should_initiate() && !peer.config().remotes.is_empty() && peer.tunnel.outbound().is_none()
+        };
+        let stranded = self.peers.values().filter(wanted).filter(|peer| !self.brings_child(peer));
+        stranded.map(|peer| peer.name().clone()).collect()
+    }
+
+    /// Whether an attempt runs or waits, or an IKE SA of the peer asks for a CHILD_SA or is about
+    /// to go, each with a deadline.
+    fn brings_child(&self, peer: &Peer) -> bool {
+        let name = peer.name();
+        if peer.retry_at.is_some() && self.deadlines.has(&DeadlineOwner::Peer(name.clone())) {
+            return true;
+        }
+        let attempts = peer.attempt.iter().flat_map(|attempt| attempt.initiating.iter().chain(&attempt.authenticating));
+        let sas = peer
+            .sas
+            .iter()
+            .filter(|spi| matches!(self.sas.get(spi), Some(SaState::Established(_, sa)) if sa.brings_child()));
+        attempts.chain(sas).any(|spi| self.deadlines.has(&DeadlineOwner::Sa(*spi)))
     }
 
     fn status(&self, peer: &Peer) -> PeerStatus {

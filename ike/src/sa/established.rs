@@ -256,6 +256,17 @@ impl IkeSa {
         }
     }
 
+    /// An active IKE SA without a CHILD_SA always has something under way: it asks for one, it will
+    /// ask, or it goes after a while. Deletions and rekeys of both ends may cross in many ways, so
+    /// this is made sure after every step, not by each of them.
+    fn ensure_child(&mut self, tunnel: &Tunnel, cx: &mut Context<'_>) {
+        let childless = self.lifecycle == Lifecycle::Active && tunnel.children_of(self.spi()).next().is_none();
+        let waits = !self.profile.config.initiate && self.timers.get(Timer::Cleanup).is_some();
+        if childless && !waits && !self.brings_child() {
+            self.last_child_deleted(cx);
+        }
+    }
+
     fn probe_if_silent(&mut self, cx: &Context<'_>) {
         let silent = self.channel.last_received + self.channel.timing.liveness <= cx.now;
         if silent && !self.channel.busy() && self.queue.is_empty() {
@@ -271,6 +282,7 @@ impl IkeSa {
             };
             self.pending = exchange::begin(task, self, tunnel, cx);
         }
+        self.ensure_child(tunnel, cx);
         self.set_timers(cx.now);
     }
 }

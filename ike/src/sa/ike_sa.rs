@@ -266,6 +266,15 @@ impl IkeSa {
         }
     }
 
+    /// Whether it asks for a CHILD_SA, will ask for one, or is about to go, so that another IKE SA
+    /// brings one.
+    pub(crate) fn brings_child(&self) -> bool {
+        self.is_closing()
+            || self.create_child_at.is_some()
+            || self.queue.contains(&Task::CreateChild)
+            || matches!(self.pending, Some(PendingRequest::CreateChild(_) | PendingRequest::DeleteIke))
+    }
+
     /// Releases what is reserved. Gives the last response, to be repeated if it was lost.
     pub(crate) fn release(mut self, cx: &mut Context<'_>) -> Option<LastResponse> {
         self.release_queue(cx);

@@ -5,6 +5,7 @@ mod lifetimes;
 mod lookup;
 mod paths;
 mod strangers;
+mod wanted;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};

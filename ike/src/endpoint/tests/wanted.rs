@@ -1,0 +1,108 @@
+//! A peer that we want a CHILD_SA with and have none with is never left alone.
+
+use super::*;
+use crate::event::ChildId;
+use crate::sa::Task;
+use crate::wire::{ExchangeType, Header};
+
+fn is_request(transmit: &Transmit, exchange: ExchangeType) -> bool {
+    let message = transmit.payload.strip_prefix(&[0; 4]).unwrap_or(&transmit.payload);
+    Header::decode(message).is_ok_and(|header| header.exchange == exchange && !header.response)
+}
+
+fn children(pair: &Pair, us: usize) -> Vec<ChildId> {
+    pair.ends[us].endpoint.snapshot()[0].children.iter().map(|child| child.sa.id).collect()
+}
+
+/// Queues a DELETE for a CHILD_SA at one end.
+fn delete_child(pair: &mut Pair, us: usize, id: ChildId) {
+    let spi = pair.ends[us].endpoint.peers.values().next().unwrap().sas[0];
+    pair.call(us, |endpoint, now, env| endpoint.start_task(spi, Task::DeleteChild(id), now, env));
+}
+
+fn assert_not_stranded(pair: &Pair) {
+    for end in &pair.ends {
+        assert_eq!(end.endpoint.stranded_peers(), Vec::new());
+    }
+}
+
+/// We have rekeyed, and our DELETE for the old CHILD_SA is under way. Meanwhile the peer deletes
+/// the new one.
+#[test]
+fn a_deletion_of_the_new_child_sa_that_crosses_ours_of_the_old_one_is_made_good() {
+    for us in 0..2 {
+        let mut pair = Pair::new();
+        pair.configs[1 - us].initiate = false;
+        pair.start();
+        pair.run_for(5 * SECOND);
+        let them = 1 - us;
+        let old = children(&pair, them);
+        pair.tap = Box::new(move |from, sent| from != us || !is_request(sent, ExchangeType::Informational));
+        let name = PeerName::new(NAMES[them]);
+        assert!(pair.call(us, |endpoint, now, env| endpoint.rekey_child(&name, now, env)));
+        let new = *children(&pair, them).iter().find(|id| !old.contains(id)).expect("it is rekeyed");
+        delete_child(&mut pair, them, new);
+        pair.tap = Box::new(|_, _| true);
+        for _ in 0..30 {
+            pair.run_for(SECOND);
+            assert_not_stranded(&pair);
+        }
+        assert!(pair.is_connected(), "initiator {us}: {:?}", pair.ends[us].events);
+    }
+}
+
+/// Both ends delete the only CHILD_SA at once.
+#[test]
+fn crossing_deletions_of_the_only_child_sa_are_made_good() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    let (a, b) = (children(&pair, 0)[0], children(&pair, 1)[0]);
+    pair.tap = Box::new(|_, _| false);
+    delete_child(&mut pair, 0, a);
+    delete_child(&mut pair, 1, b);
+    pair.tap = Box::new(|_, _| true);
+    for _ in 0..30 {
+        pair.run_for(SECOND);
+        assert_not_stranded(&pair);
+    }
+    assert!(pair.is_connected());
+}
+
+/// The peer says that it does not have the CHILD_SA that we rekey, and deletes another one of ours
+/// while we ask.
+#[test]
+fn a_child_sa_that_the_peer_has_lost_is_replaced_whatever_it_deletes_meanwhile() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    // B forgets its CHILD_SA silently.
+    let peer = pair.ends[1].endpoint.peers.values_mut().next().unwrap();
+    peer.tunnel.clear(DownReason::Failed, &mut crate::output::Output::default());
+    let name = PeerName::new(NAMES[1]);
+    assert!(pair.call(0, |endpoint, now, env| endpoint.rekey_child(&name, now, env)));
+    for _ in 0..30 {
+        pair.run_for(SECOND);
+        assert_not_stranded(&pair);
+    }
+    assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
+}
+
+/// In IKE_AUTH the peer makes the IKE SA, but no CHILD_SA.
+#[test]
+fn an_ike_sa_without_a_child_sa_gets_one_as_soon_as_the_peer_allows_it() {
+    for initiator in 0..2 {
+        let mut pair = Pair::new();
+        pair.configs[initiator].initiate = true;
+        pair.configs[1 - initiator].initiate = false;
+        let good = pair.configs[1 - initiator].child.proposals.clone();
+        pair.configs[1 - initiator].child.proposals[0].aeads = vec![Aead::ChaCha20Poly1305];
+        pair.start();
+        for _ in 0..20 {
+            pair.run_for(SECOND);
+            assert_not_stranded(&pair);
+        }
+        pair.configs[1 - initiator].child.proposals = good;
+        pair.configure(1 - initiator);
+        pair.run_for(30 * SECOND);
+        assert!(pair.is_connected(), "initiator {initiator}");
+    }
+}
