@@ -1,6 +1,6 @@
 //! One attempt to reach a peer: the addresses that are tried, and how each fared.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use crate::event::{PeerError, PeerErrorKind};
 use crate::tunnel::Spi;
@@ -60,9 +60,9 @@ impl Attempt {
         self.candidates.push(Candidate { spi: None, remote, unverified_errors: Vec::new(), failure: Some(error) });
     }
 
-    /// Whether an address is part of it.
-    pub(super) fn includes(&self, address: IpAddr) -> bool {
-        self.candidates.iter().any(|candidate| candidate.remote.ip() == address)
+    /// Whether an address and port is part of it.
+    pub(super) fn includes(&self, remote: SocketAddr) -> bool {
+        self.candidates.iter().any(|candidate| candidate.remote == remote)
     }
 
     /// How many addresses may still join it.

@@ -85,7 +85,7 @@ impl Endpoint {
         match &peer.attempt {
             Some(attempt) => {
                 let mut new = peer.remotes(None, env);
-                new.retain(|remote| !attempt.includes(remote.ip()));
+                new.retain(|remote| !attempt.includes(*remote));
                 new.truncate(attempt.remaining_candidates());
                 self.send_init_to(name, new, now, env);
             }

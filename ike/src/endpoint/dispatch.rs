@@ -291,7 +291,11 @@ impl Endpoint {
             AuthOutcome::Refused { peer, identity, from, error, last_response } => {
                 self.initiation_guard.half_open.remove(entered.0, entered.1);
                 self.keep_last_response(spi, last_response, now);
-                // Anybody can claim a configured identity and fail to prove it.
+                // Anybody can claim a configured identity and fail to prove it. It is not the
+                // peer's failure while the peer is up.
+                let is_down =
+                    |name: &PeerName| self.peers.get(name).is_some_and(|peer| peer.tunnel.outbound().is_none());
+                let peer = peer.filter(is_down);
                 let report = self.initiation_guard.may_report(now);
                 let _span = peer.as_ref().map(|name| peer_span(name).entered());
                 match peer.and_then(|name| self.peers.get_mut(&name)) {

@@ -108,7 +108,10 @@ impl Peer {
         let mut remotes: Vec<SocketAddr> = Vec::new();
         let mut unroutable = Vec::new();
         for remote in current.into_iter().chain(self.config().remotes.iter().copied()) {
-            if remotes.iter().chain(&unroutable).any(|known: &SocketAddr| known.ip() == remote.ip()) {
+            // The current address is a configured one that moved to the NAT traversal port, or that
+            // a NAT has mapped.
+            let is_current = current.is_some_and(|current| current != remote && current.ip() == remote.ip());
+            if is_current || remotes.contains(&remote) || unroutable.contains(&remote) {
                 continue;
             }
             match env.source_address(remote.ip()) {

@@ -227,6 +227,10 @@ impl InitiatorInit {
     fn change_group(&mut self, notify: &Notify, cx: &mut Context<'_>) -> Result<(), PeerError> {
         let offered = |group: &Group| self.profile.config.ike_proposals.iter().any(|p| p.groups.contains(group));
         let wanted = notify.data_u16().and_then(Group::from_number).filter(offered);
+        if wanted == Some(self.key.group()) && self.rounds > 0 {
+            // A copy of what we have already done, or an answer to a copy of our first request.
+            return Ok(());
+        }
         match wanted.filter(|group| *group != self.key.group()) {
             Some(group) if self.another_round() => {
                 self.key = start_key_exchange(group, cx)?;

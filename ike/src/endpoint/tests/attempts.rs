@@ -1,0 +1,85 @@
+//! Attempts to reach a peer, and what others can do to them and to a peer that is up.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::*;
+
+#[test]
+fn a_doubled_request_for_another_group_is_no_failure() {
+    let mut pair = Pair::new().one_sided();
+    pair.configs[0].ike_proposals[0].groups = vec![Group::P256, Group::X25519];
+    pair.configs[1].ike_proposals[0].groups = vec![Group::X25519];
+    let caught = Rc::new(RefCell::new(Vec::new()));
+    let basket = Rc::clone(&caught);
+    pair.tap = Box::new(move |from, sent| {
+        if from == 1 {
+            basket.borrow_mut().push(sent.clone());
+        }
+        from == 0
+    });
+    pair.start();
+    pair.tap = Box::new(|_, _| true);
+    let invalid_ke = caught.take().remove(0);
+    for _ in 0..2 {
+        pair.arrive(0, &invalid_ke.payload, invalid_ke.remote, invalid_ke.local);
+    }
+    pair.deliver();
+    assert!(pair.is_connected());
+    assert_eq!(pair.errors(0), []);
+}
+
+/// Somebody at another address claims to be `a` and has another pre-shared key.
+fn guess(pair: &mut Pair) {
+    let address: SocketAddr = "203.0.113.66:500".parse().unwrap();
+    let mut intruder = Endpoint::new(EndpointConfig::default());
+    let mut host = Host::new(66);
+    let now = Instant::new(pair.now);
+    let wrong = Auth::Psk(Secret::new(b"a guess".to_vec()));
+    let config = PeerConfig { local: Some(address.ip()), ..config(0, wrong) };
+    intruder.set_peer(config, now, &mut host).unwrap();
+    for _ in 0..4 {
+        while let Some(sent) = intruder.poll_transmit() {
+            pair.arrive(1, &sent.payload, sent.remote, sent.local);
+        }
+        let end = &mut pair.ends[1];
+        end.events.extend(std::iter::from_fn(|| end.endpoint.poll_event()));
+        while let Some(sent) = end.endpoint.poll_transmit() {
+            intruder.handle(&sent.payload, sent.remote, sent.local, now, &mut host);
+        }
+    }
+}
+
+#[test]
+fn a_strangers_guess_is_no_failure_of_a_peer_that_is_up() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    guess(&mut pair);
+    assert_eq!(pair.ends[1].endpoint.snapshot()[0].last_error, None);
+    let failed = pair.ends[1].events.iter().any(|event| matches!(event, Event::PeerFailed { .. }));
+    assert!(!failed, "{:?}", pair.error_texts(1));
+    let from = |event: &Event| match event {
+        Event::Refused { from, identity, error } => Some((from.ip(), identity.clone(), error.kind)),
+        _ => None,
+    };
+    let refused: Vec<_> = pair.ends[1].events.iter().filter_map(from).collect();
+    let identity = Some(Identity::Fqdn(NAMES[0].into()));
+    assert_eq!(refused, [("203.0.113.66".parse().unwrap(), identity, PeerErrorKind::AuthenticationFailed)]);
+}
+
+#[test]
+fn a_wrong_secret_of_a_peer_that_is_down_is_its_failure() {
+    let mut pair = Pair::new().one_sided();
+    pair.configure(1);
+    guess(&mut pair);
+    let error = pair.ends[1].endpoint.snapshot()[0].last_error.clone().expect("the operator has to know");
+    assert_eq!(error.kind, PeerErrorKind::AuthenticationFailed);
+}
+
+#[test]
+fn every_port_of_an_address_is_tried() {
+    let mut pair = Pair::new().one_sided();
+    pair.configs[0].remotes = ["192.0.2.2:9999", "192.0.2.2:500"].map(|at| at.parse().unwrap()).to_vec();
+    pair.start();
+    assert!(pair.is_connected());
+}
