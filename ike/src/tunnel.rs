@@ -16,6 +16,9 @@ use crate::time::Instant;
 /// Our SPI of an IKE SA. It identifies the IKE SA within this endpoint.
 pub(crate) type Spi = u64;
 
+/// Most CHILD_SAs of a peer that linger. An honest peer has one or two.
+const MAX_LINGERING: usize = 8;
+
 /// A CHILD_SA, and what is planned for it.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -215,6 +218,23 @@ impl Tunnel {
             self.remove(id, reason, out);
         } else if let Some(child) = self.children.get_mut(&id) {
             child.lingering = Some(Lingering { until: now + linger, reason });
+            self.limit_lingering(out);
+        }
+    }
+
+    /// A peer may rekey without pause: what has lingered longest makes room.
+    fn limit_lingering(&mut self, out: &mut Output) {
+        let mut lingering: Vec<(Instant, ChildId, DownReason)> = self
+            .children
+            .iter()
+            .filter_map(|(id, child)| {
+                child.lingering.as_ref().map(|lingering| (lingering.until, *id, lingering.reason))
+            })
+            .collect();
+        lingering.sort_by_key(|(until, id, _)| (*until, *id));
+        let excess = lingering.len().saturating_sub(MAX_LINGERING);
+        for (_, id, reason) in lingering.into_iter().take(excess) {
+            self.remove(id, reason, out);
         }
     }
 

@@ -8,6 +8,10 @@ use crate::sa::{IkeSa, Lifecycle, Task};
 use crate::time::Instant;
 use crate::tunnel::{Arrival, Spi};
 
+/// Most IKE SAs with one peer. An honest peer has two for a moment, or three if both ends begin at
+/// once.
+const MAX_IKE_SAS: usize = 8;
+
 /// The present IKE SAs with a peer, by what a new one means for them.
 #[derive(Debug, Default)]
 struct Duplicates {
@@ -88,10 +92,23 @@ impl Endpoint {
         } else {
             self.established_without_child(name, spi, now, env);
         }
+        self.limit_ike_sas(name, spi, now, env);
         // The peer was authenticated by the configuration with which the exchange began. A newer
         // one may revoke its certificate.
         self.delete_revoked_sas(name, now, env);
         self.schedule_peer(name);
+    }
+
+    /// A peer may begin again and again: its oldest IKE SAs make room. No DELETE is sent, since a
+    /// DELETE has to be kept until it is answered.
+    fn limit_ike_sas(&mut self, name: &PeerName, new: Spi, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get(name) else {
+            return;
+        };
+        let excess = peer.sas.len().saturating_sub(MAX_IKE_SAS);
+        for old in peer.sas.iter().copied().filter(|spi| *spi != new).take(excess).collect::<Vec<_>>() {
+            self.remove_forgotten(name, old, new, now, env);
+        }
     }
 
     fn find_duplicates(&self, name: &PeerName, new: &IkeSa, initial_contact: bool) -> Duplicates {
@@ -167,7 +184,7 @@ impl Endpoint {
         }
     }
 
-    /// Removes an IKE SA that the peer no longer has. No DELETE is sent.
+    /// Removes an IKE SA that the peer no longer has or must not have. No DELETE is sent.
     fn remove_forgotten(&mut self, name: &PeerName, old: Spi, new: Spi, now: Instant, env: &mut dyn Environment) {
         let by = self.established(new).map(IkeSa::ike);
         let Some(SaState::Established(_, sa)) = self.sas.remove(&old) else {

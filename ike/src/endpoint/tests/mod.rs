@@ -3,6 +3,7 @@
 
 mod attempts;
 mod lifetimes;
+mod limits;
 mod lookup;
 mod paths;
 mod strangers;
