@@ -140,6 +140,19 @@ impl IkeCipher {
             .collect()
     }
 
+    /// A fragment with any numbers.
+    #[cfg(test)]
+    pub(crate) fn seal_fragment(
+        &mut self,
+        header: &Header,
+        first: PayloadType,
+        number: u16,
+        total: u16,
+        part: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
+        self.seal_one(header, EncryptedPrefix::Fragment { first, number, total }, part)
+    }
+
     /// Octets of a payload's body that carries `len` octets: IV, contents, pad length (no padding),
     /// ICV.
     fn sealed_len(len: usize) -> usize {

@@ -32,9 +32,9 @@ impl Endpoint {
                     self.start_attempt(&name, now, env);
                 }
             }
-            SaStep::Expired(error) => {
+            SaStep::End(reason, error) => {
                 self.sas.insert(spi, SaState::Established(name.clone(), sa));
-                self.end_sa(&name, spi, DownReason::Expired, error, now, env);
+                self.end_sa(&name, spi, reason, error, now, env);
             }
             SaStep::Rekeyed(new) => self.rekeyed(name, sa, new),
             SaStep::Closed(closed) => self.sa_closed(&name, sa, closed, now, env),

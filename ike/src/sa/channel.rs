@@ -2,10 +2,12 @@
 //! retransmission, fragments, and addresses that change (2.23).
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ring::digest::{Digest, SHA256, digest};
 
 use super::path::Path;
+use super::retransmission::Retransmission;
 use crate::config::Timing;
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
 use crate::event::IkeId;
@@ -15,37 +17,8 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
 
 /// Octets of the non-ESP marker, which count towards the datagram's size.
 const MARKER_LEN: usize = 4;
-
-/// When a request is sent again, and when it is given up (RFC 7296 2.4).
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Retransmission {
-    sent: u32,
-    next: Instant,
-}
-
-impl Retransmission {
-    /// The request was sent for the first time.
-    pub(crate) fn begin(timing: &Timing, now: Instant) -> Self {
-        Self { sent: 1, next: now + timing.retransmit }
-    }
-
-    /// When the next transmission is due.
-    pub(crate) fn next(&self) -> Instant {
-        self.next
-    }
-
-    /// Counts one more transmission. `None`: all are used up. Waits double, but the last one is as
-    /// long as the one before, since no transmission follows it.
-    pub(crate) fn again(&mut self, timing: &Timing, now: Instant) -> Option<()> {
-        if self.sent >= timing.transmissions {
-            return None;
-        }
-        self.sent = self.sent.saturating_add(1);
-        let doublings = self.sent.min(timing.transmissions.saturating_sub(1)).saturating_sub(1);
-        self.next = now + timing.retransmit.saturating_mul(2_u32.saturating_pow(doublings));
-        Some(())
-    }
-}
+/// How long fragments wait for the rest of their message: longer than the peer sends it again.
+const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a datagram contained.
 #[derive(Debug)]
@@ -116,9 +89,13 @@ impl LastResponse {
     /// 2.6.1).
     pub(crate) fn repeat(&self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
         if sha256(datagram) == self.request {
-            for packet in &self.packets {
-                cx.out.message(local, remote, cx.config.nat_port, packet);
-            }
+            self.send(local, remote, cx);
+        }
+    }
+
+    fn send(&self, local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+        for packet in &self.packets {
+            cx.out.message(local, remote, cx.config.nat_port, packet);
         }
     }
 }
@@ -127,6 +104,8 @@ impl LastResponse {
 struct PartialMessage {
     reassembly: Reassembly,
     first_datagram: Option<[u8; 32]>,
+    /// When its first fragment came.
+    since: Option<Instant>,
 }
 
 impl Channel {
@@ -188,6 +167,15 @@ impl Channel {
     /// Octets of fragments that wait for the rest of their request.
     pub(crate) fn fragment_octets(&self) -> usize {
         self.partial_request.reassembly.octets()
+    }
+
+    /// Forgets fragments whose rest has not come for a long time (RFC 7383 2.6).
+    pub(crate) fn forget_stale_fragments(&mut self, now: Instant) {
+        for partial in [&mut self.partial_request, &mut self.partial_response] {
+            if partial.since.is_some_and(|since| since + REASSEMBLY_TIMEOUT <= now) {
+                *partial = PartialMessage::default();
+            }
+        }
     }
 
     /// Whether a request is under way, which fills the window.
@@ -311,7 +299,13 @@ impl Channel {
             }
         } else if header.message_id.checked_add(1) == Some(self.next_expected) {
             if let Some(last_response) = &self.last_response {
-                last_response.repeat(datagram, local, remote, cx);
+                // RFC 7383 2.5.2, 2.6.1: the peer may send its request again in smaller fragments,
+                // and the first one counts as the retransmission.
+                if matches!(self.cipher.open(datagram), Ok(Opened::Fragment(fragment)) if fragment.number == 1) {
+                    last_response.send(local, remote, cx);
+                } else {
+                    last_response.repeat(datagram, local, remote, cx);
+                }
             }
             return Incoming::Nothing;
         } else if header.message_id != self.next_expected {
@@ -328,9 +322,11 @@ impl Channel {
                 if fragment.number == 1 {
                     partial.first_datagram = Some(sha256(datagram));
                 }
+                partial.since.get_or_insert(cx.now);
                 match partial.reassembly.add(fragment) {
                     Ok(Some(payloads)) => Ok(payloads),
-                    Ok(None) => return Incoming::Nothing,
+                    // RFC 7383 2.6: a fragment with impossible numbers is dropped.
+                    Ok(None) | Err(InvalidMessage::FragmentNumber { .. }) => return Incoming::Nothing,
                     Err(error) => Err(error),
                 }
             }
@@ -411,36 +407,4 @@ impl Channel {
 fn sha256(datagram: &[u8]) -> [u8; 32] {
     let hash: Digest = digest(&SHA256, datagram);
     hash.as_ref().first_chunk().copied().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn given_up_after(timing: &Timing) -> (u32, Duration) {
-        let mut schedule = Retransmission::begin(timing, Instant::default());
-        let mut transmissions = 1;
-        while schedule.again(timing, schedule.next()).is_some() {
-            transmissions += 1;
-        }
-        (transmissions, schedule.next().since_start())
-    }
-
-    #[test]
-    fn a_silent_peer_is_given_up_in_less_than_ten_seconds_by_default() {
-        let timing = Timing::default();
-        let (transmissions, after) = given_up_after(&timing);
-        assert_eq!((transmissions, after), (4, Duration::from_millis(5500)));
-        assert!(timing.liveness + after < Duration::from_secs(10));
-    }
-
-    #[test]
-    fn a_request_is_transmitted_as_often_as_configured() {
-        for transmissions in 1..8 {
-            let timing = Timing { transmissions, ..Timing::default() };
-            assert_eq!(given_up_after(&timing).0, transmissions);
-        }
-    }
 }

@@ -14,7 +14,7 @@ use crate::event::{DownReason, Event, IkeId, PeerError, PeerErrorKind};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::tunnel::Tunnel;
-use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads};
+use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
 /// Wait before a failed reauthentication starts again.
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
@@ -87,7 +87,7 @@ impl IkeSa {
         }
         if self.lifecycle == Lifecycle::Active {
             if let Some(error) = self.lifetime.over(cx) {
-                return SaStep::Expired(error);
+                return SaStep::End(DownReason::Expired, error);
             }
             if self.expire_children(tunnel, cx) {
                 step = SaStep::Reauthenticate;
@@ -166,15 +166,21 @@ impl IkeSa {
         match exchange {
             ExchangeType::Informational => exchange::answer_informational(self, payloads, tunnel, cx),
             ExchangeType::CreateChildSa => exchange::answer_create_child_sa(self, payloads, tunnel, cx),
-            // IKE_AUTH is over, and we announced no other exchanges: they get no response.
-            _ => SaStep::Continue,
+            // IKE_AUTH is over, and we announced no other exchanges. Without an answer the peer
+            // would send its request again and again and then give up the IKE SA (RFC 7296 2.1,
+            // 2.21.3).
+            _ => {
+                let payloads = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::InvalidSyntax))]);
+                self.channel.respond(exchange, &payloads, cx);
+                SaStep::Continue
+            }
         }
     }
 
     /// RFC 7296 2.21.3: INVALID_SYNTAX in an authentic message is fatal for both ends; an unknown
     /// critical payload is not.
     fn answer_invalid(&mut self, exchange: ExchangeType, error: InvalidMessage, cx: &mut Context<'_>) -> SaStep {
-        let payloads = Payloads::from(vec![crate::wire::Payload::Notify(error.notify())]);
+        let payloads = Payloads::from(vec![Payload::Notify(error.notify())]);
         self.channel.respond(exchange, &payloads, cx);
         match error {
             InvalidMessage::UnsupportedCriticalPayload(_) => SaStep::Continue,
@@ -192,6 +198,8 @@ impl IkeSa {
         let Some(pending) = self.pending.take() else {
             return SaStep::Continue;
         };
+        // A response that cannot be understood: the ends may have different states, so the IKE SA
+        // ends, and the peer is sent DELETE.
         match payloads {
             _ if matches!(pending, PendingRequest::Abandoned) => SaStep::Continue,
             Ok(payloads) if exchange == pending.exchange() => exchange::finish(pending, self, &payloads, tunnel, cx),
@@ -199,11 +207,11 @@ impl IkeSa {
                 let detail = format!("expected an answer to {}, got one to {exchange}", pending.exchange());
                 pending.release(&self.profile, cx);
                 let kind = PeerErrorKind::Protocol;
-                SaStep::Closed(CloseReason::Failed(PeerError::new(INFORMATIONAL, kind, detail)))
+                SaStep::End(DownReason::Failed, PeerError::new(INFORMATIONAL, kind, detail))
             }
             Err(error) => {
                 pending.release(&self.profile, cx);
-                SaStep::Closed(CloseReason::Failed(failure::invalid(exchange_name(exchange), error)))
+                SaStep::End(DownReason::Failed, failure::invalid(exchange_name(exchange), error))
             }
         }
     }
@@ -268,6 +276,7 @@ impl IkeSa {
     }
 
     fn probe_if_silent(&mut self, cx: &Context<'_>) {
+        self.channel.forget_stale_fragments(cx.now);
         let silent = self.channel.last_received + self.channel.timing.liveness <= cx.now;
         if silent && !self.channel.busy() && self.queue.is_empty() {
             self.enqueue(Task::Liveness);

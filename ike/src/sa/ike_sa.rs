@@ -11,7 +11,7 @@ use super::profile::Profile;
 use super::task::{PendingRequest, Task};
 use crate::crypto::IkeRole;
 use crate::deadlines::{Timer, Timers};
-use crate::event::{ChildId, Event, IkeDetails, IkeId, PeerError};
+use crate::event::{ChildId, DownReason, Event, IkeDetails, IkeId, PeerError};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::tunnel::Tunnel;
@@ -61,8 +61,8 @@ pub(crate) enum SaStep {
     Continue,
     /// A new IKE SA is to replace it.
     Reauthenticate,
-    /// Its lifetime is over: the endpoint ends it at once.
-    Expired(PeerError),
+    /// It must not be used any longer: the endpoint reports it down at once and sends DELETE.
+    End(DownReason, PeerError),
     /// The peer has rekeyed it. This is the new IKE SA; the old one waits to be deleted.
     Rekeyed(Box<IkeSa>),
     /// Both ends have deleted it, or it failed: the endpoint releases it.

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::channel::{Channel, Retransmission};
+use super::channel::Channel;
 use super::failure::{self, IKE_SA_INIT};
 use super::init_transcript::{InitTranscript, capabilities};
 use super::initiator_auth::InitiatorAuth;
 use super::path::Path;
 use super::profile::Profile;
+use super::retransmission::Retransmission;
 use crate::config::Group;
 use crate::crypto::{IkeKeys, IkeRole, InitiatorKeyExchange, Nonces};
 use crate::event::{IkeId, PeerError, PeerErrorKind};

@@ -20,6 +20,7 @@ mod path;
 mod profile;
 mod rekey_collision;
 mod responder;
+mod retransmission;
 mod task;
 
 pub(crate) use channel::{Channel, LastResponse};
@@ -29,3 +30,6 @@ pub(crate) use initiator_init::{AuthTurn, InitStep, InitiatorInit};
 pub(crate) use profile::Profile;
 pub(crate) use responder::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy};
 pub(crate) use task::Task;
+
+#[cfg(test)]
+mod tests;

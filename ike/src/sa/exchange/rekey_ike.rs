@@ -93,6 +93,7 @@ mod tests {
     use super::*;
     use crate::config::{Aead, Auth, ChildConfig, IkeProposal, PeerConfig, PeerName, Prf, Timing};
     use crate::crypto::{IkeKeys, IkeSuite, InitiatorKeyExchange};
+    use crate::event::DownReason;
     use crate::output::Output;
     use crate::sa::Profile;
     use crate::sa::path::Path;
@@ -175,6 +176,6 @@ mod tests {
             sa.handle_timeout(&mut tunnel, &mut Context { now, env: &mut Host, out: &mut out, config: &config })
         };
         assert!(matches!(due(5, 1), SaStep::Reauthenticate));
-        assert!(matches!(due(6, 0), SaStep::Expired(_)));
+        assert!(matches!(due(6, 0), SaStep::End(DownReason::Expired, _)));
     }
 }

@@ -1,0 +1,67 @@
+//! When a request is sent again, and when it is given up.
+
+use crate::config::Timing;
+use crate::time::Instant;
+
+/// When a request is sent again, and when it is given up (RFC 7296 2.4).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retransmission {
+    sent: u32,
+    next: Instant,
+}
+
+impl Retransmission {
+    /// The request was sent for the first time.
+    pub(crate) fn begin(timing: &Timing, now: Instant) -> Self {
+        Self { sent: 1, next: now + timing.retransmit }
+    }
+
+    /// When the next transmission is due.
+    pub(crate) fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// Counts one more transmission. `None`: all are used up. Waits double, but the last one is as
+    /// long as the one before, since no transmission follows it.
+    pub(crate) fn again(&mut self, timing: &Timing, now: Instant) -> Option<()> {
+        if self.sent >= timing.transmissions {
+            return None;
+        }
+        self.sent = self.sent.saturating_add(1);
+        let doublings = self.sent.min(timing.transmissions.saturating_sub(1)).saturating_sub(1);
+        self.next = now + timing.retransmit.saturating_mul(2_u32.saturating_pow(doublings));
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn given_up_after(timing: &Timing) -> (u32, Duration) {
+        let mut schedule = Retransmission::begin(timing, Instant::default());
+        let mut transmissions = 1;
+        while schedule.again(timing, schedule.next()).is_some() {
+            transmissions += 1;
+        }
+        (transmissions, schedule.next().since_start())
+    }
+
+    #[test]
+    fn a_silent_peer_is_given_up_in_less_than_ten_seconds_by_default() {
+        let timing = Timing::default();
+        let (transmissions, after) = given_up_after(&timing);
+        assert_eq!((transmissions, after), (4, Duration::from_millis(5500)));
+        assert!(timing.liveness + after < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_request_is_transmitted_as_often_as_configured() {
+        for transmissions in 1..8 {
+            let timing = Timing { transmissions, ..Timing::default() };
+            assert_eq!(given_up_after(&timing).0, transmissions);
+        }
+    }
+}

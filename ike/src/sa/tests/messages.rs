@@ -1,0 +1,90 @@
+//! Messages that are authentic and yet not as they should be.
+
+use super::*;
+use crate::event::DownReason;
+use crate::sa::Task;
+use crate::wire::{NotifyType, Payload, PayloadType};
+
+/// A vendor ID that does not fit one small fragment.
+fn large() -> Payloads {
+    Payloads::from(vec![Payload::VendorId(vec![7; 900])])
+}
+
+#[test]
+fn a_request_of_an_unknown_exchange_is_answered_and_the_next_one_too() {
+    let mut peer = Established::new();
+    let unknown = ExchangeType::from(200);
+    assert!(matches!(peer.request(unknown, &Payloads::new()), SaStep::Continue));
+    let (header, payloads) = peer.sent().remove(0);
+    assert_eq!((header.exchange, header.response, header.message_id), (unknown, true, 0));
+    assert!(payloads.notify(NotifyType::InvalidSyntax).is_some());
+    assert!(matches!(peer.request(ExchangeType::Informational, &Payloads::new()), SaStep::Continue));
+    assert_eq!(peer.sent().len(), 1);
+}
+
+#[test]
+fn an_answer_that_cannot_be_read_ends_the_ike_sa_and_the_peer_is_told() {
+    let malformed = Payloads::from(vec![Payload::Nonce(vec![1; 3])]);
+    for (exchange, payloads) in
+        [(ExchangeType::Informational, malformed), (ExchangeType::CreateChildSa, Payloads::new())]
+    {
+        let mut peer = Established::new();
+        peer.step(|sa, tunnel, cx| sa.begin(Task::Liveness, tunnel, cx));
+        let step = peer.respond(exchange, 0, &payloads);
+        assert!(matches!(step, SaStep::End(DownReason::Failed, _)), "{step:?}");
+    }
+}
+
+#[test]
+fn a_request_that_comes_again_in_smaller_fragments_is_answered_again_once() {
+    let mut peer = Established::new();
+    assert!(matches!(peer.request(ExchangeType::Informational, &large()), SaStep::Continue));
+    let first = peer.sent();
+    let fragments = peer.seal(ExchangeType::Informational, 0, &large(), Some(300));
+    assert!(fragments.len() > 2);
+    for fragment in &fragments {
+        assert!(matches!(peer.arrive(fragment), SaStep::Continue));
+    }
+    assert_eq!(peer.sent(), first);
+    // Its own kind of retransmission, byte for byte, goes on being answered.
+    let mut again = Established::new();
+    let datagram = again.seal(ExchangeType::Informational, 0, &large(), None).remove(0);
+    again.arrive(&datagram);
+    again.arrive(&datagram);
+    assert_eq!(again.sent().len(), 2);
+}
+
+#[test]
+fn impossible_fragment_numbers_are_dropped() {
+    let mut peer = Established::new();
+    let header = peer.header(ExchangeType::Informational, false, 0);
+    for (number, total) in [(0, 0), (0, 3), (4, 3)] {
+        let fragment = peer.cipher.seal_fragment(&header, PayloadType::VendorId, number, total, &[1; 40]).unwrap();
+        let step = peer.arrive(&fragment);
+        assert!(matches!(step, SaStep::Continue), "{number} of {total}: {step:?}");
+        assert!(peer.sent().is_empty());
+    }
+    assert!(matches!(peer.request(ExchangeType::Informational, &Payloads::new()), SaStep::Continue));
+    assert_eq!(peer.sent().len(), 1);
+}
+
+#[test]
+fn fragments_whose_rest_never_comes_are_forgotten() {
+    let mut peer = Established::new();
+    let fragments = peer.seal(ExchangeType::Informational, 0, &large(), Some(300));
+    peer.arrive(&fragments[0]);
+    assert!(peer.sa.channel.fragment_octets() > 0);
+    for _ in 0..40 {
+        peer.now = peer.now + Duration::from_secs(1);
+        peer.step(|sa, tunnel, cx| sa.handle_timeout(tunnel, cx));
+        let sent = peer.sent();
+        for (header, _) in sent.iter().filter(|(header, _)| !header.response) {
+            peer.respond(ExchangeType::Informational, header.message_id, &Payloads::new());
+        }
+    }
+    assert_eq!(peer.sa.channel.fragment_octets(), 0);
+    for fragment in &fragments {
+        peer.arrive(fragment);
+    }
+    assert_eq!(peer.sent().len(), 1, "the whole is answered when it comes after all");
+}

@@ -1,0 +1,147 @@
+//! One established IKE SA of which we are the responder, and a peer that has its keys.
+
+mod messages;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::channel::Channel;
+use super::ike_sa::{IkeSa, Initiation, SaStep};
+use super::path::Path;
+use super::profile::Profile;
+use crate::config::{Aead, Auth, ChildConfig, Group, IkeProposal, PeerConfig, PeerName, Prf, Timing};
+use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
+use crate::event::{IkeDetails, IkeId};
+use crate::output::{Context, Output};
+use crate::tunnel::Tunnel;
+use crate::wire::{ExchangeType, Header, Payloads};
+use crate::{EndpointConfig, Environment, Identity, Instant, Secret};
+
+const SUITE: IkeSuite = IkeSuite { aead: Aead::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
+const IKE: IkeId = IkeId { initiator: 1, responder: 2 };
+
+struct Host;
+
+impl Environment for Host {
+    fn fill_random(&mut self, bytes: &mut [u8]) {
+        bytes.fill(7);
+    }
+    fn unix_time(&self) -> u64 {
+        0
+    }
+    fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+        Some(0x1000)
+    }
+    fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+}
+
+fn local() -> SocketAddr {
+    "192.0.2.1:500".parse().unwrap()
+}
+
+fn remote() -> SocketAddr {
+    "192.0.2.2:500".parse().unwrap()
+}
+
+fn profile() -> Profile {
+    let proposal = IkeProposal { aeads: vec![SUITE.aead], prfs: vec![SUITE.prf], groups: vec![SUITE.group] };
+    Profile::new(PeerConfig {
+        name: PeerName::new("peer"),
+        local: None,
+        remotes: Vec::new(),
+        local_id: Identity::Fqdn("us.example".into()),
+        remote_id: Identity::Fqdn("peer.example".into()),
+        auth: Auth::Psk(Secret::new(b"secret".to_vec())),
+        ike_proposals: vec![proposal],
+        child: ChildConfig { proposals: Vec::new(), local: Vec::new(), remote: Vec::new() },
+        initiate: false,
+        force_encapsulation: false,
+        keep_existing: false,
+        timing: Timing::default(),
+    })
+    .unwrap()
+}
+
+/// Our IKE SA, and the peer's end of it.
+struct Established {
+    sa: IkeSa,
+    tunnel: Tunnel,
+    out: Output,
+    config: EndpointConfig,
+    now: Instant,
+    /// The peer's cipher.
+    cipher: IkeCipher,
+    /// The message ID of the peer's next request.
+    next_request: u32,
+}
+
+impl Established {
+    fn new() -> Self {
+        let nonces = Nonces { initiator: &[1; 32], responder: &[2; 32] };
+        let keys = IkeKeys::initial(SUITE, nonces, IKE, &Secret::new(vec![3; 32]));
+        let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
+        let now = Instant::new(Duration::from_secs(1000));
+        let path = Path { local: local(), remote: remote(), nat_local: false, nat_remote: false };
+        let channel = Channel::new(keys, IKE, IkeRole::Responder, path, true, Timing::default(), now);
+        let details = IkeDetails {
+            proposal: String::new(),
+            authentication: String::new(),
+            nat_local: false,
+            nat_remote: false,
+            certificate: None,
+        };
+        let (mut out, config) = (Output::default(), EndpointConfig::default());
+        let mut cx = Context { now, env: &mut Host, out: &mut out, config: &config };
+        let sa = IkeSa::new(channel, Arc::new(profile()), details, Initiation::ByPeer(now), &mut cx);
+        let tunnel = Tunnel::new(PeerName::new("peer"));
+        Self { sa, tunnel, out, config, now, cipher, next_request: 0 }
+    }
+
+    /// A step of our IKE SA.
+    fn step<R>(&mut self, step: impl FnOnce(&mut IkeSa, &mut Tunnel, &mut Context<'_>) -> R) -> R {
+        let mut cx = Context { now: self.now, env: &mut Host, out: &mut self.out, config: &self.config };
+        step(&mut self.sa, &mut self.tunnel, &mut cx)
+    }
+
+    /// A datagram of the peer arrives.
+    fn arrive(&mut self, datagram: &[u8]) -> SaStep {
+        let header = Header::decode(datagram).unwrap();
+        self.step(|sa, tunnel, cx| sa.handle(&header, datagram, local(), remote(), tunnel, cx))
+    }
+
+    fn header(&self, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
+        let (initiator_spi, responder_spi) = (IKE.initiator, IKE.responder);
+        Header { initiator_spi, responder_spi, exchange, from_initiator: true, response, message_id }
+    }
+
+    /// The peer's request with this message ID, in fragments if a limit is given.
+    fn seal(&mut self, exchange: ExchangeType, id: u32, payloads: &Payloads, limit: Option<usize>) -> Vec<Vec<u8>> {
+        let header = self.header(exchange, false, id);
+        self.cipher.seal(&header, payloads, limit).unwrap()
+    }
+
+    /// The peer's next request arrives in one datagram.
+    fn request(&mut self, exchange: ExchangeType, payloads: &Payloads) -> SaStep {
+        let datagram = self.seal(exchange, self.next_request, payloads, None).remove(0);
+        self.next_request += 1;
+        self.arrive(&datagram)
+    }
+
+    /// The peer's response to our request with this message ID arrives.
+    fn respond(&mut self, exchange: ExchangeType, id: u32, payloads: &Payloads) -> SaStep {
+        let header = self.header(exchange, true, id);
+        let datagram = self.cipher.seal(&header, payloads, None).unwrap().remove(0);
+        self.arrive(&datagram)
+    }
+
+    /// What we have sent since the last call.
+    fn sent(&mut self) -> Vec<(Header, Payloads)> {
+        let datagrams = std::mem::take(&mut self.out.transmits).into_iter().map(|transmit| transmit.payload);
+        let open = |datagram: Vec<u8>| match self.cipher.open(&datagram) {
+            Ok(Opened::Message(payloads)) => (Header::decode(&datagram).unwrap(), payloads),
+            other => panic!("{other:?}"),
+        };
+        datagrams.map(open).collect()
+    }
+}
