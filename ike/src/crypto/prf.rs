@@ -5,6 +5,7 @@ use zeroize::Zeroize;
 
 use crate::config::Prf;
 use crate::secret::Secret;
+use crate::wire::InvalidMessage;
 
 impl Prf {
     /// Octets of its output. SK_d, SK_pi and SK_pr have the same length (RFC 7296 2.14).
@@ -14,6 +15,13 @@ impl Prf {
             Self::HmacSha384 => 48,
             Self::HmacSha512 => 64,
         }
+    }
+
+    /// Checks that a nonce has at least half the size of the key (RFC 7296 2.10), which for HMAC is
+    /// that of the output.
+    pub(crate) fn check_nonce(self, nonce: &[u8]) -> Result<(), InvalidMessage> {
+        let (found, least) = (nonce.len(), self.output_len() / 2);
+        if found >= least { Ok(()) } else { Err(InvalidMessage::ShortNonce { found, least }) }
     }
 
     fn algorithm(self) -> hmac::Algorithm {

@@ -3,5 +3,5 @@
 mod proposal;
 mod selectors;
 
-pub(crate) use proposal::{ChildKeyExchange, EspSuite, choose_esp, choose_ike, offer_esp, offer_ike};
+pub(crate) use proposal::{ChildKeyExchange, EspSuite, choose_esp, choose_ike, is_one_choice, offer_esp, offer_ike};
 pub(crate) use selectors::{Narrowed, accept_narrowed, narrow, offer_selectors};

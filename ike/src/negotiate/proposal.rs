@@ -105,6 +105,15 @@ impl IkeProposal {
     }
 }
 
+/// Whether an answer is one proposal with one transform of each type at most (RFC 7296 2.7).
+pub(crate) fn is_one_choice(answer: &[Proposal]) -> bool {
+    let [chosen] = answer else {
+        return false;
+    };
+    let alone = |transform: &Transform| chosen.transforms_of(transform.kind).count() == 1;
+    chosen.transforms.iter().all(alone)
+}
+
 /// How the key exchange of a CHILD_SA is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChildKeyExchange {

@@ -194,7 +194,7 @@ impl InitiatorAuth {
             }
         };
         let chosen = negotiate::choose_esp(answer, &config.child.proposals, ChildKeyExchange::Ignored)
-            .filter(|_| answer.len() == 1)
+            .filter(|_| negotiate::is_one_choice(answer))
             .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config))?;
         let local = payloads.selectors_initiator().map_err(malformed)?;
         let remote = payloads.selectors_responder().map_err(malformed)?;

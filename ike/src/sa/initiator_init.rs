@@ -250,17 +250,18 @@ impl InitiatorInit {
     fn check(&self, message: &Message) -> Result<(), PeerError> {
         let malformed = |error| failure::invalid(IKE_SA_INIT, error);
         let payloads = &message.payloads;
-        payloads.nonce().map_err(malformed)?;
+        let nonce = payloads.nonce().map_err(malformed)?;
         let group = payloads.key_exchange().map_err(malformed)?.group;
         let answer = payloads.proposals().map_err(malformed)?;
         let chosen = negotiate::choose_ike(answer, &self.profile.config.ike_proposals, Some(group));
-        let within =
-            chosen.is_some_and(|chosen| chosen.suite.group == self.key.group() && group == chosen.suite.group.number());
-        if !within || answer.len() != 1 || message.header.responder_spi == 0 {
+        let within = chosen
+            .as_ref()
+            .is_some_and(|chosen| chosen.suite.group == self.key.group() && group == chosen.suite.group.number());
+        if !within || !negotiate::is_one_choice(answer) || message.header.responder_spi == 0 {
             let detail = "the peer's answer is not one of our proposals with its own SPI".to_owned();
             return Err(PeerError::new(IKE_SA_INIT, PeerErrorKind::Protocol, detail));
         }
-        Ok(())
+        chosen.map_or(Ok(()), |chosen| chosen.suite.prf.check_nonce(nonce)).map_err(malformed)
     }
 
     fn proceed(

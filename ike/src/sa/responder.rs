@@ -96,6 +96,9 @@ impl HalfOpen {
             refuse(Notify::new(NotifyType::NoProposalChosen), cx);
             return InitOutcome::Refused(Some(failure::no_ike_proposal(policy.proposals)));
         };
+        if let Err(error) = chosen.suite.prf.check_nonce(nonce) {
+            return InitOutcome::Malformed(error);
+        }
         if key_exchange.group != chosen.suite.group.number() {
             // RFC 7296 1.2: the initiator guessed another group.
             refuse(Notify::invalid_ke(chosen.suite.group.number()), cx);

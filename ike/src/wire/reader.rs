@@ -91,6 +91,14 @@ pub enum InvalidMessage {
     /// A nonce outside 16..=256 octets (RFC 7296 3.9).
     #[error("nonce of {0} octets, expected 16 to 256")]
     NonceLength(usize),
+    /// A nonce shorter than half the key of the chosen PRF (RFC 7296 2.10).
+    #[error("nonce of {found} octets, and the chosen PRF needs {least} at least")]
+    ShortNonce {
+        /// Its octets.
+        found: usize,
+        /// Octets that it must have.
+        least: usize,
+    },
     /// SPI size of a DELETE is neither 0 for IKE nor 4 for ESP and AH (RFC 7296 3.11).
     #[error("DELETE for protocol {protocol} with {count} SPIs of {size} octets")]
     DeleteSpis {

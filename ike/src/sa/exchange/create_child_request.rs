@@ -182,10 +182,11 @@ fn accept_response(
     let malformed = |error: InvalidMessage| failure::invalid(CREATE_CHILD_SA, error);
     let answer = payloads.proposals().map_err(malformed)?;
     let nonce = payloads.nonce().map_err(malformed)?;
+    sa.channel.keys.suite.prf.check_nonce(nonce).map_err(malformed)?;
     let exchange = ChildKeyExchange::Configured { sent: key.as_ref().map(|key| key.group().number()) };
     let chosen = negotiate::choose_esp(answer, &config.child.proposals, exchange)
         .filter(|chosen| {
-            answer.len() == 1
+            negotiate::is_one_choice(answer)
                 && (chosen.suite.group.is_none() || chosen.suite.group == key.as_ref().map(InitiatorKeyExchange::group))
         })
         .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config))?;

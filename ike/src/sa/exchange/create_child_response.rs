@@ -48,6 +48,7 @@ fn answer_child(
     let malformed = |error: InvalidMessage| (error.notify(), Some(failure::invalid(CREATE_CHILD_SA, error)));
     let offers = payloads.proposals().map_err(malformed)?;
     let nonce = payloads.nonce().map_err(malformed)?;
+    sa.channel.keys.suite.prf.check_nonce(nonce).map_err(malformed)?;
     let remote = payloads.selectors_initiator().map_err(malformed)?;
     let local = payloads.selectors_responder().map_err(malformed)?;
     let old = child_to_replace(sa, payloads, tunnel)?;

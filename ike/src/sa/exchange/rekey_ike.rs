@@ -53,6 +53,7 @@ fn negotiate(
     let chosen = negotiate::choose_ike(offers, &config.ike_proposals, Some(theirs.group)).ok_or_else(|| {
         (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_ike_proposal(&config.ike_proposals)))
     })?;
+    chosen.suite.prf.check_nonce(nonce).map_err(malformed)?;
     let peer_spi = chosen.spi.as_slice().try_into().map(u64::from_be_bytes).unwrap_or_default();
     if peer_spi == 0 {
         return Err((Notify::new(NotifyType::InvalidSyntax), None));

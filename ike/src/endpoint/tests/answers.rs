@@ -1,0 +1,75 @@
+//! Answers to IKE_SA_INIT that are not among our proposals, and nonces that are too short.
+
+use super::*;
+use crate::crypto::ResponderKeyExchange;
+use crate::wire::{Message, NotifyType, Payload, Proposal, Transform};
+
+/// What `a` sends after its IKE_SA_INIT was answered, with a changed proposal and this nonce.
+fn after_answer(prf: Prf, change: impl Fn(&mut Proposal), nonce: Vec<u8>) -> usize {
+    let mut pair = Pair::new().one_sided();
+    pair.configs[0].ike_proposals[0].prfs = vec![prf];
+    pair.configs[0].ike_proposals[0].aeads = vec![Aead::Aes256Gcm16, Aead::ChaCha20Poly1305];
+    let config = pair.configs[0].clone();
+    let End { endpoint, host, .. } = &mut pair.ends[0];
+    let now = Instant::new(pair.now);
+    endpoint.set_peer(config, now, host).unwrap();
+    let sent = endpoint.poll_transmit().unwrap();
+    let request = Message::decode(&sent.payload).unwrap();
+    let mut proposal = request.payloads.proposals().unwrap()[0].clone();
+    proposal.transforms =
+        vec![Transform::aead(Aead::Aes256Gcm16), Transform::prf(prf), Transform::group(Group::X25519)];
+    change(&mut proposal);
+    let key = ResponderKeyExchange::respond(Group::X25519, request.payloads.key_exchange().unwrap(), host).unwrap();
+    let payloads =
+        vec![Payload::SecurityAssociation(vec![proposal]), Payload::KeyExchange(key.payload()), Payload::Nonce(nonce)];
+    let answer = Message::response(&request.header, 77, payloads.into()).encode();
+    endpoint.handle(&answer, sent.local, sent.remote, now, host);
+    std::iter::from_fn(|| endpoint.poll_transmit()).count()
+}
+
+#[test]
+fn an_answer_with_two_algorithms_of_a_kind_is_not_accepted() {
+    let good = |_: &mut Proposal| {};
+    assert_eq!(after_answer(Prf::HmacSha256, good, vec![1; 32]), 1, "IKE_AUTH follows a good answer");
+    let two_ciphers = |proposal: &mut Proposal| proposal.transforms.push(Transform::aead(Aead::ChaCha20Poly1305));
+    let two_groups = |proposal: &mut Proposal| proposal.transforms.push(Transform::group(Group::P256));
+    assert_eq!(after_answer(Prf::HmacSha256, two_ciphers, vec![1; 32]), 0);
+    assert_eq!(after_answer(Prf::HmacSha256, two_groups, vec![1; 32]), 0);
+}
+
+#[test]
+fn a_nonce_has_at_least_half_the_key_of_the_prf() {
+    for (prf, least) in [(Prf::HmacSha256, 16), (Prf::HmacSha384, 24), (Prf::HmacSha512, 32)] {
+        assert_eq!(after_answer(prf, |_| {}, vec![1; least]), 1, "{prf}");
+        if least > 16 {
+            assert_eq!(after_answer(prf, |_| {}, vec![1; least - 1]), 0, "{prf}");
+        }
+    }
+}
+
+#[test]
+fn a_responder_refuses_a_short_nonce_too() {
+    for len in [31, 32] {
+        let mut pair = Pair::new().one_sided();
+        for config in &mut pair.configs {
+            config.ike_proposals[0].prfs = vec![Prf::HmacSha512];
+        }
+        pair.configure(1);
+        // The request of `a`, with another nonce.
+        let config = pair.configs[0].clone();
+        let now = Instant::new(pair.now);
+        let End { endpoint, host, .. } = &mut pair.ends[0];
+        endpoint.set_peer(config, now, host).unwrap();
+        let sent = endpoint.poll_transmit().unwrap();
+        let mut request = Message::decode(&sent.payload).unwrap();
+        let payloads = request.payloads.iter().cloned().map(|payload| match payload {
+            Payload::Nonce(_) => Payload::Nonce(vec![1; len]),
+            other => other,
+        });
+        request.payloads = payloads.collect();
+        pair.arrive(1, &request.encode(), sent.remote, sent.local);
+        let answer = pair.ends[1].endpoint.poll_transmit().map(|sent| Message::decode(&sent.payload).unwrap());
+        let accepted = answer.is_some_and(|answer| answer.payloads.notify(NotifyType::InvalidSyntax).is_none());
+        assert_eq!(accepted, len == 32, "{len} octets");
+    }
+}
