@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
-use ring::digest;
-use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -12,6 +11,7 @@ use super::error::{AuthError, CredentialError};
 use super::identity;
 use super::limits::MAX_CHAIN;
 use super::signature::PublicKey;
+use super::trust_anchors::TrustAnchors;
 use crate::config::{CertificateAuth, Identity};
 use crate::event::PeerCertificate;
 use crate::wire::{Certificate, CertificateEncoding};
@@ -44,8 +44,7 @@ pub(super) struct ValidCertificate {
 /// What a peer's certificate must satisfy.
 #[derive(Debug)]
 pub(super) struct CertificateValidator {
-    anchors: Vec<TrustAnchor<'static>>,
-    authorities: Vec<u8>,
+    anchors: TrustAnchors,
     uri: Option<String>,
     usages: Vec<Vec<u8>>,
     /// Certificates whose notBefore is earlier are revoked. Seconds since 1970-01-01 UTC.
@@ -54,28 +53,14 @@ pub(super) struct CertificateValidator {
 
 impl CertificateValidator {
     pub(super) fn new(auth: &CertificateAuth) -> Result<Self, CredentialError> {
-        if auth.trust_anchors.is_empty() {
-            return Err(CredentialError::NoTrustAnchor);
-        }
-        let mut anchors = Vec::with_capacity(auth.trust_anchors.len());
-        let mut authorities = Vec::new();
-        for der in &auth.trust_anchors {
-            let certificate = CertificateDer::from(der.as_slice());
-            let anchor =
-                webpki::anchor_from_trusted_cert(&certificate).map_err(|_| CredentialError::MalformedTrustAnchor)?;
-            anchors.push(anchor.to_owned());
-            let (_, parsed) = X509Certificate::from_der(der).map_err(|_| CredentialError::MalformedTrustAnchor)?;
-            // RFC 7296 3.7: SHA-1 of the SubjectPublicKeyInfo element.
-            let hash = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, parsed.public_key().raw);
-            authorities.extend_from_slice(hash.as_ref());
-        }
+        let anchors = TrustAnchors::new(&auth.trust_anchors)?;
         let (uri, usages) = (auth.remote_uri.clone(), auth.remote_key_usages.clone());
-        Ok(Self { anchors, authorities, uri, usages, not_before: auth.remote_not_before })
+        Ok(Self { anchors, uri, usages, not_before: auth.remote_not_before })
     }
 
     /// Hashes of the trust anchors, as CERTREQ carries them.
     pub(super) fn authorities(&self) -> &[u8] {
-        &self.authorities
+        self.anchors.authorities()
     }
 
     /// The first certificate, if the chain certifies it for `claimed` at `unix_time`.
@@ -95,6 +80,7 @@ impl CertificateValidator {
         let intermediates: Vec<_> = chain.collect();
         let parsed = parse(&leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;
         let not_after = self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
+        check_key_usage(&parsed)?;
         self.check_usage(&parsed)?;
         let shown = PeerCertificate {
             serial: HEXLOWER.encode(parsed.raw_serial()),
@@ -124,13 +110,29 @@ impl CertificateValidator {
         let end_entity =
             EndEntityCert::try_from(leaf).map_err(|error| AuthError::MalformedCertificate(error.to_string()))?;
         let time = UnixTime::since_unix_epoch(Duration::from_secs(unix_time));
-        let usages = IssuerUsages(&self.usages);
-        let path =
-            end_entity.verify_for_usage(CHAIN_ALGORITHMS, &self.anchors, intermediates, time, usages, None, None);
-        match path {
+        let verify = |anchors| {
+            end_entity.verify_for_usage(
+                CHAIN_ALGORITHMS,
+                anchors,
+                intermediates,
+                time,
+                IssuerUsages(&self.usages),
+                None,
+                None,
+            )
+        };
+        let valid = self.anchors.valid_at(unix_time);
+        match verify(&valid.anchors) {
             Ok(path) => {
-                let issuers = path.intermediate_certificates().map(|issuer| not_after(&issuer.der()));
-                Ok(issuers.fold(not_after(leaf), u64::min))
+                let issuers: Vec<_> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+                if issuers.iter().any(|issuer| !may_certify(issuer)) {
+                    let detail = "the key usage of an issuer excludes signing certificates (keyCertSign)";
+                    return Err(AuthError::Chain(detail.to_owned()));
+                }
+                // RFC 5280 6.1.4: a self-issued certificate does not count.
+                let counted = issuers.iter().filter(|issuer| !is_self_issued(issuer)).count();
+                let anchor = valid.check(path.anchor(), counted)?;
+                Ok(issuers.iter().map(|issuer| not_after(issuer)).fold(not_after(leaf).min(anchor), u64::min))
             }
             Err(webpki::Error::CertExpired { not_after, .. }) => {
                 Err(AuthError::Expired { not_after: not_after.as_secs(), now: unix_time })
@@ -140,7 +142,10 @@ impl CertificateValidator {
             }
             // Where another CA has the same name, only the signature is wrong.
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
-                Err(AuthError::UnknownIssuer { issuer: identity::quoted_name(parsed.issuer()) })
+                let invalid =
+                    verify(self.anchors.all()).ok().and_then(|path| self.anchors.invalid(path.anchor(), unix_time));
+                Err(invalid
+                    .unwrap_or_else(|| AuthError::UnknownIssuer { issuer: identity::quoted_name(parsed.issuer()) }))
             }
             Err(webpki::Error::RequiredEkuNotFoundContext(_)) => Err(lacks_usage(parsed)),
             Err(error) => Err(AuthError::Chain(error.to_string())),
@@ -220,6 +225,27 @@ pub(super) fn public_key(der: &[u8]) -> Option<PublicKey> {
 
 fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
     X509Certificate::from_der(der).ok().filter(|(rest, _)| rest.is_empty()).map(|(_, certificate)| certificate)
+}
+
+/// RFC 4945 5.1.3.2: a key usage, if there is one, must allow signatures.
+fn check_key_usage(parsed: &X509Certificate<'_>) -> Result<(), AuthError> {
+    match parsed.key_usage() {
+        Ok(None) => Ok(()),
+        Ok(Some(usage)) if usage.value.digital_signature() || usage.value.non_repudiation() => Ok(()),
+        _ => Err(AuthError::NotForSignatures { subject: identity::quoted_name(parsed.subject()) }),
+    }
+}
+
+/// RFC 5280 4.2.1.3: the key usage of an issuer, if there is one, must allow to sign certificates.
+fn may_certify(issuer: &[u8]) -> bool {
+    parse(issuer).is_some_and(|parsed| match parsed.key_usage() {
+        Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
+        Err(_) => false,
+    })
+}
+
+fn is_self_issued(der: &[u8]) -> bool {
+    parse(der).is_some_and(|parsed| parsed.subject().as_raw() == parsed.issuer().as_raw())
 }
 
 fn lacks_usage(parsed: &X509Certificate<'_>) -> AuthError {

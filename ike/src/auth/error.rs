@@ -91,6 +91,14 @@ pub enum AuthError {
         /// Subject of the end entity certificate, quoted.
         subject: String,
     },
+    /// The peer's certificate has a key usage without signatures.
+    #[error(
+        "the key usage of the peer's certificate (subject {subject}) excludes signatures; issue one with digitalSignature"
+    )]
+    NotForSignatures {
+        /// Subject of the end entity certificate, quoted.
+        subject: String,
+    },
     /// The peer's certificate is not for the identity in its ID payload.
     #[error("the peer says it is {claimed}, its certificate is for {certified}")]
     NotCertified {
@@ -148,7 +156,8 @@ impl AuthError {
             | Self::Revoked { .. }
             | Self::UnknownIssuer { .. }
             | Self::Chain(_)
-            | Self::LacksKeyUsage { .. } => PeerErrorKind::UntrustedCertificate,
+            | Self::LacksKeyUsage { .. }
+            | Self::NotForSignatures { .. } => PeerErrorKind::UntrustedCertificate,
             Self::Method { .. }
             | Self::SharedKey
             | Self::UnsupportedSignature(_)

@@ -14,6 +14,7 @@ mod proof;
 mod psk;
 mod signature;
 mod signed_octets;
+mod trust_anchors;
 
 pub use authenticator::{Authenticator, Presented, check_credentials};
 pub use error::{AuthError, CredentialError};

@@ -195,3 +195,57 @@ fn algorithms_that_do_not_fit_or_are_unknown_are_named() {
     assert!(matches!(verify(AuthMethod::RsaSignature, vec![1; 256]), AuthError::Method { .. }));
     assert!(matches!(verify(AuthMethod::Null, vec![]), AuthError::Method { .. }));
 }
+
+#[test]
+fn a_certificate_whose_key_usage_excludes_signatures_is_refused() {
+    let with = |usages: &[KeyUsagePurpose]| verdict(&fqdn(), |params| params.key_usages = usages.to_vec());
+    for good in [&[][..], &[KeyUsagePurpose::DigitalSignature], &[KeyUsagePurpose::ContentCommitment]] {
+        assert_eq!(with(good), Ok(Proof::Ed25519), "{good:?}");
+    }
+    let error = with(&[KeyUsagePurpose::KeyEncipherment]).unwrap_err();
+    assert_eq!(error.kind(), PeerErrorKind::UntrustedCertificate);
+    assert!(error.to_string().contains("digitalSignature"), "{error}");
+}
+
+#[test]
+fn an_issuer_whose_key_usage_excludes_certificates_is_not_believed() {
+    for (usage, good) in [(KeyUsagePurpose::KeyCertSign, true), (KeyUsagePurpose::DigitalSignature, false)] {
+        let root = Authority::root("root");
+        let intermediate = root.intermediate("intermediate", |params| params.key_usages = vec![usage]);
+        let mut auth = config(&root, intermediate.issue(&PKCS_ED25519, |_| {}));
+        auth.chain.push(intermediate.der.clone());
+        let result = judged(&authenticator(&auth), &authenticator(&auth), &fqdn());
+        assert_eq!(result.is_ok(), good, "{usage:?}: {result:?}");
+    }
+}
+
+#[test]
+fn a_trust_anchor_counts_only_while_it_is_valid() {
+    let expired = Authority::root_with("root", |params| params.not_after = date_time_ymd(2025, 6, 1));
+    let auth = config(&expired, expired.issue(&PKCS_ED25519, |_| {}));
+    let error = judged(&authenticator(&auth), &authenticator(&auth), &fqdn()).unwrap_err();
+    assert!(matches!(error, AuthError::Expired { .. }), "{error}");
+    let early = Authority::root_with("root", |params| params.not_before = date_time_ymd(2026, 6, 1));
+    let auth = config(&early, early.issue(&PKCS_ED25519, |_| {}));
+    let error = judged(&authenticator(&auth), &authenticator(&auth), &fqdn()).unwrap_err();
+    assert!(matches!(error, AuthError::NotYetValid { .. }), "{error}");
+    // Another one beside it goes on counting, whichever comes first.
+    let good = Authority::root("good root");
+    for anchors in [[&expired, &good], [&good, &expired]] {
+        let mut auth = config(&good, good.issue(&PKCS_ED25519, |_| {}));
+        auth.trust_anchors = anchors.map(|anchor| anchor.der.clone()).to_vec();
+        assert_eq!(judged(&authenticator(&auth), &authenticator(&auth), &fqdn()), Ok(Proof::Ed25519));
+    }
+}
+
+#[test]
+fn a_trust_anchor_that_allows_no_intermediates_has_none() {
+    let root = Authority::root_with("root", |params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+    let direct = config(&root, root.issue(&PKCS_ED25519, |_| {}));
+    assert_eq!(judged(&authenticator(&direct), &authenticator(&direct), &fqdn()), Ok(Proof::Ed25519));
+    let intermediate = root.intermediate("intermediate", |_| {});
+    let mut auth = config(&root, intermediate.issue(&PKCS_ED25519, |_| {}));
+    auth.chain.push(intermediate.der.clone());
+    let error = judged(&authenticator(&auth), &authenticator(&auth), &fqdn()).unwrap_err();
+    assert!(matches!(error, AuthError::Chain(_)), "{error}");
+}
