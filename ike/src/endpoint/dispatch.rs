@@ -213,7 +213,10 @@ impl Endpoint {
         match self.initiation_guard.check(&message, datagram.len(), local, remote, &self.config, &mut cx) {
             InitDecision::Discard => return,
             InitDecision::Retransmission(spi) => {
-                if let Some(SaState::HalfOpen(half_open, _)) = self.sas.get(&spi) {
+                if let Some(SaState::HalfOpen(half_open, _)) = self.sas.get_mut(&spi) {
+                    if self.initiation_guard.returns_cookie(&message, remote, &mut cx) {
+                        half_open.adopt_cookie(&message, datagram);
+                    }
                     half_open.repeat(datagram, &mut cx);
                 }
                 return;

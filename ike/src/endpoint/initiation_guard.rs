@@ -67,8 +67,7 @@ impl InitiationGuard {
             Some(cookies) => cookies,
             None => self.cookies.insert(Cookies::new(cx.env, cx.now)),
         };
-        let cookie = message.payloads.notify(NotifyType::Cookie);
-        if cookie.is_some_and(|cookie| cookies.accepts(cx.env, cx.now, &cookie.data, nonce, remote.ip(), spi)) {
+        if has_good_cookie(cookies, message, remote, cx) {
             let full = self.half_open.is_full_for(remote);
             return if full { InitDecision::Discard } else { InitDecision::Accept };
         }
@@ -76,6 +75,11 @@ impl InitiationGuard {
         let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(cookie)]));
         cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
         InitDecision::Discard
+    }
+
+    /// Whether an IKE_SA_INIT request returns a cookie that we have sent to this initiator.
+    pub(super) fn returns_cookie(&mut self, message: &Message, remote: SocketAddr, cx: &mut Context<'_>) -> bool {
+        self.cookies.as_mut().is_some_and(|cookies| has_good_cookie(cookies, message, remote, cx))
     }
 
     /// Whether an unauthenticated message may be reported or answered now. Counts towards
@@ -89,4 +93,11 @@ impl InitiationGuard {
         self.reports_left = self.reports_left.saturating_sub(1);
         may
     }
+}
+
+fn has_good_cookie(cookies: &mut Cookies, message: &Message, remote: SocketAddr, cx: &mut Context<'_>) -> bool {
+    let (Some(cookie), Ok(nonce)) = (message.payloads.notify(NotifyType::Cookie), message.payloads.nonce()) else {
+        return false;
+    };
+    cookies.accepts(cx.env, cx.now, &cookie.data, nonce, remote.ip(), message.header.initiator_spi)
 }

@@ -168,6 +168,22 @@ impl HalfOpen {
         self.ike.responder
     }
 
+    /// RFC 7296 2.6: the initiator repeats its request with a cookie that we have asked for. The
+    /// response to an earlier transmission, without it, may have crossed our cookie. AUTH covers
+    /// what the initiator sent last (2.15), so this request takes the place of the earlier one if
+    /// it differs in the cookie only.
+    pub(crate) fn adopt_cookie(&mut self, message: &Message, datagram: &[u8]) {
+        let without_cookie = |message: &Message| -> Payloads {
+            let is_cookie =
+                |payload: &Payload| matches!(payload, Payload::Notify(notify) if notify.kind == NotifyType::Cookie);
+            message.payloads.iter().filter(|payload| !is_cookie(payload)).cloned().collect()
+        };
+        let earlier = Message::decode(&self.transcript.request);
+        if earlier.is_ok_and(|earlier| without_cookie(&earlier) == without_cookie(message)) {
+            self.transcript.request = datagram.to_vec();
+        }
+    }
+
     /// Sends the IKE_SA_INIT response again, if this is the request.
     pub(crate) fn repeat(&self, datagram: &[u8], cx: &mut Context<'_>) {
         if self.transcript.request == datagram {

@@ -83,3 +83,32 @@ fn every_port_of_an_address_is_tried() {
     pair.start();
     assert!(pair.is_connected());
 }
+
+/// The responder asks for a cookie, then no longer, and its cookie crosses the retransmission.
+#[test]
+fn a_cookie_that_crosses_a_retransmission_spoils_nothing() {
+    let mut pair = Pair::new().one_sided();
+    pair.configure(1);
+    let caught = Rc::new(RefCell::new(Vec::new()));
+    let basket = Rc::clone(&caught);
+    pair.tap = Box::new(move |from, sent| {
+        if from == 1 {
+            basket.borrow_mut().push(sent.clone());
+        }
+        from == 0
+    });
+    pair.ends[1].endpoint.config.cookie_threshold = 0;
+    pair.configure(0);
+    pair.ends[1].endpoint.config.cookie_threshold = 64;
+    pair.run_for(Duration::from_millis(600));
+    pair.tap = Box::new(|_, _| true);
+    let answers = caught.take();
+    assert_eq!(answers.len(), 2, "a cookie, then a response");
+    for sent in &answers {
+        pair.arrive(0, &sent.payload, sent.remote, sent.local);
+        pair.deliver();
+    }
+    pair.run_for(SECOND);
+    assert!(pair.is_connected(), "{:?}", pair.error_texts(0));
+    assert_eq!(pair.errors(0), []);
+}
