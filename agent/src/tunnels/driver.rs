@@ -206,7 +206,9 @@ impl Driver {
     fn timeout(&mut self) {
         let now = boot_time();
         self.endpoint.handle_timeout(now, &mut self.environment);
-        if let Err(error) = self.sas.expire(&mut self.environment.xfrm, now) {
+        let (expired, outcome) = self.sas.expire(&mut self.environment.xfrm, now);
+        expired.into_iter().for_each(|reqid| self.inherited_sa_gone(reqid));
+        if let Err(error) = outcome {
             self.environment.incidents.error(format!("SAs of an earlier run: {error}"));
         }
     }

@@ -7,9 +7,10 @@
 //! - `environment`: [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
 //! - `endpoint_events`: handles the events of the endpoint.
+//! - `inherited_sas`: the SAs of an earlier run.
 //! - `kernel_policies`: installs the desired policies, and compares them with the kernel's.
 //! - `reconcile`: corrects policies and SAs in the kernel after changes and notifications.
-//! - `sa_table`: the SAs in the kernel, also those of an earlier run.
+//! - `sa_table`: the SAs in the kernel.
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
 //! - `report`: the part of the status about tunnels.
 
@@ -19,6 +20,7 @@ pub mod driver;
 mod endpoint_events;
 mod environment;
 mod ike_sockets;
+mod inherited_sas;
 mod kernel_policies;
 mod reconcile;
 mod report;

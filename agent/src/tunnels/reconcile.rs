@@ -11,6 +11,7 @@ use edge_xfrm::{Error, Reqid, SaId, reconcile};
 use super::driver::Driver;
 use super::environment::source_address;
 use super::kernel_policies::Knowledge;
+use super::sa_table::LostSa;
 use crate::desired::TunnelEnds;
 use crate::logging::peer_span;
 
@@ -29,7 +30,7 @@ impl Driver {
             remote_selectors: tunnel.peer.child.remote.clone(),
             up: true,
         };
-        self.sas.set_ends_if_unknown(peer, ends);
+        self.sas.use_inherited(peer, reqid, ends);
     }
 
     /// Updates the policies of the peers whose tunnels changed.
@@ -112,13 +113,23 @@ impl Driver {
     /// Handles an SA that is gone from the kernel. It must not be installed again, since its nonces
     /// would repeat: the CHILD_SA is rekeyed.
     fn handle_missing_sa(&mut self, id: SaId, how: &str) {
-        if let Some((peer, _)) = self.sas.lost(id) {
-            let _span = peer_span(&peer).entered();
-            self.environment.incidents.repaired(format!("SA to {id} of peer {peer} {how}; rekeying"));
-            if !self.to_rekey.contains(&peer) {
-                self.to_rekey.push(peer);
+        match self.sas.lost(id) {
+            Some(LostSa::OfChild(peer)) => {
+                let _span = peer_span(&peer).entered();
+                self.environment.incidents.repaired(format!("SA to {id} of peer {peer} {how}; rekeying"));
+                self.changed_peers.insert(peer.clone());
+                if !self.to_rekey.contains(&peer) {
+                    self.to_rekey.push(peer);
+                }
             }
+            Some(LostSa::Inherited(reqid)) => self.inherited_sa_gone(reqid),
+            None => {}
         }
+    }
+
+    /// Another peer may now be the one that takes the packets.
+    pub(super) fn inherited_sa_gone(&mut self, reqid: Reqid) {
+        self.changed_peers.extend(self.environment.reqids.peer(reqid.raw()));
     }
 
     /// Handles the kernel's notifications, which exclude those of our own changes.

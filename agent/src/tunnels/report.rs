@@ -1,9 +1,11 @@
 //! The part of the status about tunnels.
 
+use std::collections::HashMap;
+
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName};
 use edge_types::api::TunnelCount;
-use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection};
+use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection, SaId};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -28,19 +30,18 @@ impl Driver {
 
     pub(super) fn report(&mut self) -> TunnelsReport {
         let sas = self.environment.xfrm.sas().unwrap_or_default();
+        let sas: HashMap<SaId, Sa> = sas.into_iter().map(|sa| (sa.id, sa)).collect();
         let mut states: Vec<StateEntry> = self.sas.installed().iter().map(|installed| state(installed, &sas)).collect();
         states.sort_by(|one, other| {
             (one.reqid, &one.direction, &one.spi).cmp(&(other.reqid, &other.direction, &other.spi))
         });
         let snapshot = self.endpoint.snapshot();
+        let snapshot: HashMap<&PeerName, &PeerStatus> = snapshot.iter().map(|status| (&status.name, status)).collect();
         let peers = self
             .desired
             .tunnels
             .iter()
-            .map(|(name, tunnel)| {
-                let status = snapshot.iter().find(|status| status.name == *name);
-                self.peer(name, tunnel.origin, status, &sas)
-            })
+            .map(|(name, tunnel)| self.peer(name, tunnel.origin, snapshot.get(name).copied(), &sas))
             .collect();
         TunnelsReport {
             node: self.desired.node.clone(),
@@ -52,7 +53,13 @@ impl Driver {
         }
     }
 
-    fn peer(&self, name: &PeerName, origin: Origin, status: Option<&PeerStatus>, sas: &[Sa]) -> PeerReport {
+    fn peer(
+        &self,
+        name: &PeerName,
+        origin: Origin,
+        status: Option<&PeerStatus>,
+        sas: &HashMap<SaId, Sa>,
+    ) -> PeerReport {
         let tunnel = self.desired.tunnels.get(name);
         let phase = match status.map(|status| status.phase) {
             None | Some(Phase::Idle) => "idle",
@@ -99,7 +106,7 @@ impl Driver {
         }
     }
 
-    fn child(&self, child: &edge_ike::endpoint::ChildStatus, sas: &[Sa]) -> ChildStatus {
+    fn child(&self, child: &edge_ike::endpoint::ChildStatus, sas: &HashMap<SaId, Sa>) -> ChildStatus {
         let (inbound, outbound) = self.sas.of_child(child.sa.id);
         ChildStatus {
             inbound_spi: spi(child.sa.inbound_spi),
@@ -130,8 +137,8 @@ impl Driver {
     }
 }
 
-fn counters(installed: &InstalledSa, sas: &[Sa]) -> Option<Counters> {
-    let sa = sas.iter().find(|sa| sa.id == installed.id)?;
+fn counters(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> Option<Counters> {
+    let sa = sas.get(&installed.id)?;
     Some(Counters { packets: sa.counters.packets, bytes: sa.counters.bytes })
 }
 
@@ -139,8 +146,8 @@ fn spi(spi: u32) -> String {
     format!("{spi:#010x}")
 }
 
-fn state(installed: &InstalledSa, sas: &[Sa]) -> StateEntry {
-    let found = sas.iter().find(|sa| sa.id == installed.id);
+fn state(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> StateEntry {
+    let found = sas.get(&installed.id);
     StateEntry {
         source: installed.source,
         destination: installed.id.destination,

@@ -1,7 +1,7 @@
 //! Reqids of the peers. A peer keeps its reqid over rekeys, restarts and reboots, so that SAs of an
 //! earlier run are recognised as the peer's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ const FILE: &str = "reqids.json";
 pub(super) struct Reqids {
     path: PathBuf,
     numbers: BTreeMap<String, u32>,
+    peers: HashMap<u32, PeerName>,
 }
 
 impl Reqids {
@@ -40,7 +41,8 @@ impl Reqids {
                 BTreeMap::new()
             }
         };
-        Self { path, numbers }
+        let peers = numbers.iter().map(|(name, number)| (*number, PeerName::new(name))).collect();
+        Self { path, numbers, peers }
     }
 
     /// The peer's reqid; `None` before [`Self::assign`].
@@ -51,26 +53,37 @@ impl Reqids {
     /// The peer with this reqid.
     pub(super) fn peer(&self, reqid: u32) -> Option<PeerName> {
         let number = Reqid::ours(reqid)?.tunnel_number()?;
-        self.numbers.iter().find(|(_, other)| **other == number).map(|(name, _)| PeerName::new(name))
+        self.peers.get(&number).cloned()
     }
 
     /// Assigns a reqid to each peer, removes those of former peers, and writes the file. Fails if
     /// the file cannot be written; the reqids are in use all the same.
     pub(super) fn assign<'a>(&mut self, peers: impl Iterator<Item = &'a PeerName>) -> io::Result<()> {
         let peers: BTreeSet<&str> = peers.map(PeerName::as_str).collect();
-        let before = self.numbers.clone();
-        self.numbers.retain(|name, number| peers.contains(name.as_str()) && *number < TUNNELS);
-        let mut used: BTreeSet<u32> = self.numbers.values().copied().collect();
+        let mut changed = false;
+        self.numbers.retain(|name, number| {
+            let keep = peers.contains(name.as_str()) && *number < TUNNELS;
+            if !keep {
+                changed = true;
+                // Only a damaged file gives two peers one number.
+                if self.peers.get(number).is_some_and(|holder| holder.as_str() == name) {
+                    self.peers.remove(number);
+                }
+            }
+            keep
+        });
         for name in peers {
             if !self.numbers.contains_key(name) {
                 let mut number = first_choice(name);
-                while !used.insert(number) {
+                while self.peers.contains_key(&number) {
                     number = (number + 1) % TUNNELS;
                 }
                 self.numbers.insert(name.to_owned(), number);
+                self.peers.insert(number, PeerName::new(name));
+                changed = true;
             }
         }
-        if self.numbers == before { Ok(()) } else { self.save() }
+        if changed { self.save() } else { Ok(()) }
     }
 
     fn save(&self) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! The SAs that the agent has installed in the kernel. They are installed, switched and deleted in
 //! the order of the endpoint's events, so that no packet is lost at a rekey.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use edge_xfrm::{
     AeadKey, Algorithm, Encap, Error, Limits, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm,
 };
 
+use super::inherited_sas::InheritedSas;
 use crate::desired::TunnelEnds;
 
 /// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
@@ -75,23 +76,6 @@ pub(super) enum OutboundSwitchOutcome {
     NeedsRekey,
 }
 
-/// An SA that an earlier run of the agent left in the kernel. It works until a new CHILD_SA with
-/// the peer replaces it.
-#[derive(Debug)]
-struct InheritedSa {
-    sa: Sa,
-    outbound: bool,
-    /// When it is deleted: an inbound one some time after its replacement, each at its lifetime's
-    /// end.
-    until: Instant,
-}
-
-impl InheritedSa {
-    fn is_older_than(&self, reqid: Reqid, moment: u64) -> bool {
-        self.sa.reqid == reqid.raw() && self.sa.counters.added < moment
-    }
-}
-
 /// A replaced outbound SA. It stays until its last packets are encrypted.
 #[derive(Debug)]
 struct Retiring {
@@ -99,13 +83,36 @@ struct Retiring {
     until: Instant,
 }
 
-/// All SAs of ours, and the tunnel ends by peer.
+/// What belongs to one peer.
+#[derive(Debug, Default)]
+struct PeerSas {
+    /// Its CHILD_SAs: usually one, two while one replaces the other.
+    children: Vec<ChildId>,
+    /// The ends of its tunnel, after it was up once. `up` is not kept here.
+    ends: Option<TunnelEnds>,
+    /// The reqid of the inherited SAs that its policies use.
+    inherited: Option<Reqid>,
+}
+
+/// An SA that is no longer in the kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum LostSa {
+    /// It belongs to a CHILD_SA of this peer, which must be rekeyed.
+    OfChild(PeerName),
+    /// It was inherited, and belongs to the peer with this reqid.
+    Inherited(Reqid),
+}
+
+/// All SAs of ours, and the tunnel ends by peer. It grows with the number of SAs.
 #[derive(Debug, Default)]
 pub(super) struct SaTable {
     children: HashMap<ChildId, Child>,
-    inherited: BTreeMap<SaId, InheritedSa>,
+    /// The CHILD_SA to which an SA in the kernel belongs.
+    owners: HashMap<SaId, ChildId>,
+    peers: HashMap<PeerName, PeerSas>,
+    inherited: InheritedSas,
+    /// Those of the last [`IN_FLIGHT`].
     retiring: Vec<Retiring>,
-    ends: HashMap<PeerName, TunnelEnds>,
 }
 
 impl SaTable {
@@ -117,48 +124,79 @@ impl SaTable {
                 Some(direction) => direction == SaDirection::Out,
                 None => !is_local(sa.id.destination),
             };
-            self.inherited.insert(sa.id, InheritedSa { sa, outbound, until });
+            self.inherited.add(sa, outbound, until);
         }
     }
 
     /// Whether there are inherited SAs with this reqid.
     pub(super) fn has_inherited(&self, reqid: Reqid) -> bool {
-        self.inherited.values().any(|inherited| inherited.sa.reqid == reqid.raw())
+        self.inherited.contains(reqid)
     }
 
     /// Local and remote address of the inherited SAs with this reqid.
     pub(super) fn inherited_ends(&self, reqid: Reqid) -> Option<(IpAddr, IpAddr)> {
-        let out = self.inherited.values().find(|inherited| inherited.outbound && inherited.sa.reqid == reqid.raw())?;
-        Some((out.sa.source, out.sa.id.destination))
+        self.inherited.outbound(reqid).map(|out| (out.source, out.id.destination))
     }
 
-    /// Sets a peer's tunnel ends, unless they are known.
-    pub(super) fn set_ends_if_unknown(&mut self, peer: &PeerName, ends: TunnelEnds) {
-        self.ends.entry(peer.clone()).or_insert(ends);
+    /// Uses the inherited SAs with this reqid, which have these ends, for a peer's tunnel, unless
+    /// the tunnel has been up in this run.
+    pub(super) fn use_inherited(&mut self, peer: &PeerName, reqid: Reqid, ends: TunnelEnds) {
+        let of_peer = self.peers.entry(peer.clone()).or_default();
+        if of_peer.ends.is_none() {
+            of_peer.ends = Some(ends);
+            of_peer.inherited = Some(reqid);
+        }
     }
 
     /// The ends of a peer's tunnel.
     pub(super) fn ends(&self, peer: &PeerName) -> Option<TunnelEnds> {
-        let up = self.children.values().any(|child| child.peer == *peer && child.outbound.is_some());
-        let ends = self.ends.get(peer)?;
-        Some(TunnelEnds { up: up || ends.up, ..ends.clone() })
+        let of_peer = self.peers.get(peer)?;
+        let sends = |id: &ChildId| self.children.get(id).is_some_and(|child| child.outbound.is_some());
+        let inherited = of_peer.inherited.is_some_and(|reqid| self.inherited.outbound(reqid).is_some());
+        Some(TunnelEnds { up: inherited || of_peer.children.iter().any(sends), ..of_peer.ends.clone()? })
     }
 
     /// Removes a former peer: its inherited SAs and its tunnel ends.
     pub(super) fn forget(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqid: Reqid) -> Result<()> {
-        self.ends.remove(peer);
+        if let Some(of_peer) = self.peers.get_mut(peer) {
+            (of_peer.ends, of_peer.inherited) = (None, None);
+            self.drop_peer_without_state(peer);
+        }
         for retiring in &mut self.retiring {
             if retiring.sa.reqid == reqid {
                 retiring.until = Instant::default();
             }
         }
-        self.delete_inherited(xfrm, |inherited| inherited.sa.reqid == reqid.raw())
+        delete_all(xfrm, self.inherited.take(reqid))
     }
 
     /// Deletes inherited SAs with this reqid that were installed before `moment`, a time of the
     /// system clock in seconds since 1970-01-01 UTC.
     pub(super) fn forget_older_than(&mut self, xfrm: &mut Xfrm, reqid: Reqid, moment: u64) -> Result<()> {
-        self.delete_inherited(xfrm, |inherited| inherited.is_older_than(reqid, moment))
+        delete_all(xfrm, self.inherited.take_older_than(reqid, moment))
+    }
+
+    fn drop_peer_without_state(&mut self, peer: &PeerName) {
+        if self.peers.get(peer).is_some_and(|of_peer| of_peer.children.is_empty() && of_peer.ends.is_none()) {
+            self.peers.remove(peer);
+        }
+    }
+
+    /// Records that an SA of a CHILD_SA is in the kernel.
+    fn set_installed(&mut self, id: ChildId, installed: InstalledSa) {
+        let Some(child) = self.children.get_mut(&id) else { return };
+        self.owners.insert(installed.id, id);
+        match installed.direction {
+            SaDirection::In => child.inbound = Some(installed),
+            SaDirection::Out => child.outbound = Some(installed),
+        }
+    }
+
+    /// Takes the outbound SA of a CHILD_SA, which stays in the kernel.
+    fn take_outbound(&mut self, id: ChildId) -> Option<InstalledSa> {
+        let installed = self.children.get_mut(&id)?.outbound.take()?;
+        self.owners.remove(&installed.id);
+        Some(installed)
     }
 
     /// Installs a CHILD_SA's inbound SA.
@@ -171,15 +209,14 @@ impl SaTable {
     ) -> Result<()> {
         let params = inbound(sa, reqid)?;
         xfrm.install_inbound(&params)?;
-        let child = Child {
-            peer: peer.clone(),
-            reqid,
-            sa: sa.clone(),
-            inbound: Some(InstalledSa::of(&params)),
-            outbound: None,
-            outbound_used: false,
-        };
+        let child =
+            Child { peer: peer.clone(), reqid, sa: sa.clone(), inbound: None, outbound: None, outbound_used: false };
         self.children.insert(sa.id, child);
+        let children = &mut self.peers.entry(peer.clone()).or_default().children;
+        if !children.contains(&sa.id) {
+            children.push(sa.id);
+        }
+        self.set_installed(sa.id, InstalledSa::of(&params));
         Ok(())
     }
 
@@ -211,20 +248,14 @@ impl SaTable {
         if child.outbound_used && retired.is_none() {
             return Ok(OutboundSwitchOutcome::NeedsRekey);
         }
-        let mut old: Vec<InstalledSa> = self
-            .children
-            .values_mut()
-            .filter(|other| other.peer == peer)
-            .filter_map(|other| other.outbound.take())
-            .collect();
+        let of_peer = self.peers.entry(peer.clone()).or_default().children.clone();
+        let mut old: Vec<InstalledSa> = of_peer.into_iter().filter_map(|other| self.take_outbound(other)).collect();
         // This SA is still in the kernel and cannot be added again. Since the kernel prefers the SA
         // that was added last, the others are deleted at once.
         if let Some(at) = retired {
             let back = self.retiring.swap_remove(at).sa;
-            if let Some(child) = self.children.get_mut(&id) {
-                child.outbound = Some(back);
-            }
-            if self.ends.insert(peer, ends.clone()) != Some(ends) {
+            self.set_installed(id, back);
+            if self.set_ends(&peer, ends) {
                 policies(xfrm, self);
             }
             for sa in old {
@@ -232,16 +263,8 @@ impl SaTable {
             }
             return Ok(OutboundSwitchOutcome::Switched);
         }
-        let inherited =
-            self.inherited.values().filter(|inherited| inherited.outbound && inherited.sa.reqid == reqid.raw());
-        old.extend(inherited.map(|inherited| InstalledSa {
-            direction: SaDirection::Out,
-            source: inherited.sa.source,
-            id: inherited.sa.id,
-            reqid,
-            encap: inherited.sa.encap,
-        }));
-        self.inherited.retain(|_, inherited| !(inherited.outbound && inherited.sa.reqid == reqid.raw()));
+        let of_children = old.clone();
+        old.extend(self.inherited.outbound_installed(reqid));
 
         // Between the same addresses the kernel uses the new SA at once. Between other addresses
         // the policies' templates select the SA, so they have to change. The old SA is deleted when
@@ -254,30 +277,40 @@ impl SaTable {
         if installed.is_ok()
             && let Some(child) = self.children.get_mut(&id)
         {
-            child.outbound = Some(InstalledSa::of(&params));
             child.outbound_used = true;
+            self.set_installed(id, InstalledSa::of(&params));
+            self.inherited.take_outbound(reqid);
         }
         let elsewhere = same.is_none();
-        if installed.is_ok() && (elsewhere || self.ends.get(&peer) != Some(&ends)) {
-            self.ends.insert(peer, ends);
+        if installed.is_ok() && (self.set_ends(&peer, ends) || elsewhere) {
             policies(xfrm, self);
         }
         let until = now + IN_FLIGHT;
         match &installed {
             Ok(()) => self.retiring.extend(old.into_iter().map(|old| Retiring { sa: old, until })),
             // The old SAs go on sending.
-            Err(_) => self.restore(old, reqid),
+            Err(_) => self.restore(&peer, of_children),
         }
         installed.map(|()| OutboundSwitchOutcome::Switched)
     }
 
+    /// Sets the ends of a peer's tunnel, which inherited SAs no longer decide. True: they changed.
+    fn set_ends(&mut self, peer: &PeerName, ends: TunnelEnds) -> bool {
+        let of_peer = self.peers.entry(peer.clone()).or_default();
+        let inherited = of_peer.inherited.take().is_some();
+        let changed = of_peer.ends.as_ref() != Some(&ends);
+        of_peer.ends = Some(ends);
+        changed || inherited
+    }
+
     /// Gives outbound SAs back to the CHILD_SAs from which they were taken.
-    fn restore(&mut self, old: Vec<InstalledSa>, reqid: Reqid) {
+    fn restore(&mut self, peer: &PeerName, old: Vec<InstalledSa>) {
         for old in old {
-            let owner =
-                self.children.values_mut().find(|child| child.reqid == reqid && child.sa.outbound_spi == old.id.spi);
-            match owner {
-                Some(child) => child.outbound = Some(old),
+            let of_peer = self.peers.get(peer).map(|of_peer| of_peer.children.as_slice()).unwrap_or_default();
+            let sends_with =
+                |id: &&ChildId| self.children.get(id).is_some_and(|child| child.sa.outbound_spi == old.id.spi);
+            match of_peer.iter().find(sends_with).copied() {
+                Some(owner) => self.set_installed(owner, old),
                 None => self.retiring.push(Retiring { sa: old, until: Instant::new(Duration::MAX) }),
             }
         }
@@ -285,19 +318,21 @@ impl SaTable {
 
     /// Limits the life of inherited SAs with this reqid to `until`: the peer has a new CHILD_SA.
     pub(super) fn limit_inherited(&mut self, reqid: Reqid, until: Instant) {
-        for inherited in self.inherited.values_mut().filter(|inherited| inherited.sa.reqid == reqid.raw()) {
-            inherited.until = inherited.until.min(until);
-        }
+        self.inherited.limit(reqid, until);
     }
 
     /// Deletes the remaining SAs of a CHILD_SA.
     pub(super) fn remove(&mut self, xfrm: &mut Xfrm, id: ChildId) -> Result<()> {
         let Some(child) = self.children.remove(&id) else { return Ok(()) };
-        let mut outcome = Ok(());
-        for installed in child.inbound.iter().chain(&child.outbound) {
-            outcome = outcome.and(ignore_missing(xfrm.delete_sa(installed.id)));
+        if let Some(of_peer) = self.peers.get_mut(&child.peer) {
+            of_peer.children.retain(|other| *other != id);
+            self.drop_peer_without_state(&child.peer);
         }
-        outcome
+        let installed: Vec<InstalledSa> = child.inbound.into_iter().chain(child.outbound).collect();
+        for sa in &installed {
+            self.owners.remove(&sa.id);
+        }
+        delete_all(xfrm, installed)
     }
 
     /// Updates the UDP ports of a CHILD_SA. Returns `false` if the addresses differ, which requires
@@ -327,45 +362,28 @@ impl SaTable {
         Ok(same)
     }
 
-    /// Deletes inherited and retiring SAs whose time is over.
-    pub(super) fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> Result<()> {
-        let mut outcome = Ok(());
-        for retired in self.retiring.extract_if(.., |retiring| retiring.until <= now) {
-            outcome = outcome.and(ignore_missing(xfrm.delete_sa(retired.sa.id)));
-        }
-        outcome.and(self.delete_inherited(xfrm, |inherited| inherited.until <= now))
+    /// Deletes inherited and retiring SAs whose time is over. Returns the reqids of the inherited
+    /// ones.
+    pub(super) fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> (BTreeSet<Reqid>, Result<()>) {
+        let retired = self.retiring.extract_if(.., |retiring| retiring.until <= now).map(|retiring| retiring.sa);
+        let outcome = delete_all(xfrm, retired.collect());
+        let inherited = self.inherited.take_due(now);
+        let reqids = inherited.iter().map(|sa| sa.reqid).collect();
+        (reqids, outcome.and(delete_all(xfrm, inherited)))
     }
 
     /// When [`Self::expire`] is due.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        let retiring = self.retiring.iter().map(|retiring| retiring.until);
-        self.inherited.values().map(|inherited| inherited.until).chain(retiring).min()
-    }
-
-    fn delete_inherited(&mut self, xfrm: &mut Xfrm, which: impl Fn(&InheritedSa) -> bool) -> Result<()> {
-        let ids: Vec<SaId> =
-            self.inherited.iter().filter(|(_, inherited)| which(inherited)).map(|(id, _)| *id).collect();
-        let mut outcome = Ok(());
-        for id in ids {
-            self.inherited.remove(&id);
-            outcome = outcome.and(ignore_missing(xfrm.delete_sa(id)));
-        }
-        outcome
+        self.retiring.iter().map(|retiring| retiring.until).chain(self.inherited.next_deadline()).min()
     }
 
     /// All SAs that the kernel should have.
     pub(super) fn installed(&self) -> Vec<InstalledSa> {
         let children = self.children.values().flat_map(|child| child.inbound.iter().chain(&child.outbound).cloned());
-        let inherited = self.inherited.values().filter_map(|inherited| {
-            Some(InstalledSa {
-                direction: if inherited.outbound { SaDirection::Out } else { SaDirection::In },
-                source: inherited.sa.source,
-                id: inherited.sa.id,
-                reqid: Reqid::ours(inherited.sa.reqid)?,
-                encap: inherited.sa.encap,
-            })
-        });
-        children.chain(inherited).chain(self.retiring.iter().map(|retiring| retiring.sa.clone())).collect()
+        children
+            .chain(self.inherited.installed())
+            .chain(self.retiring.iter().map(|retiring| retiring.sa.clone()))
+            .collect()
     }
 
     /// The installed SAs of a CHILD_SA: inbound, outbound.
@@ -373,26 +391,24 @@ impl SaTable {
         self.children.get(&id).map_or((None, None), |child| (child.inbound.as_ref(), child.outbound.as_ref()))
     }
 
-    /// Records that an SA is no longer in the kernel. Returns peer and CHILD_SA if it belongs to
-    /// one, which must then be rekeyed.
-    pub(super) fn lost(&mut self, id: SaId) -> Option<(PeerName, ChildId)> {
-        self.inherited.remove(&id);
+    /// Records that an SA is no longer in the kernel.
+    pub(super) fn lost(&mut self, id: SaId) -> Option<LostSa> {
+        if let Some(inherited) = self.inherited.remove(id) {
+            return Some(LostSa::Inherited(inherited.reqid));
+        }
         self.retiring.retain(|retiring| retiring.sa.id != id);
-        let holds = |installed: &Option<InstalledSa>| installed.as_ref().is_some_and(|installed| installed.id == id);
-        let (child_id, child) =
-            self.children.iter_mut().find(|(_, child)| holds(&child.inbound) || holds(&child.outbound))?;
-        if holds(&child.inbound) {
+        let child = self.children.get_mut(&self.owners.remove(&id)?)?;
+        if child.inbound.as_ref().is_some_and(|inbound| inbound.id == id) {
             child.inbound = None;
         } else {
             child.outbound = None;
         }
-        Some((child.peer.clone(), *child_id))
+        Some(LostSa::OfChild(child.peer.clone()))
     }
 
     /// The peer of an SA.
     pub(super) fn owner(&self, id: SaId) -> Option<&PeerName> {
-        let holds = |installed: &Option<InstalledSa>| installed.as_ref().is_some_and(|installed| installed.id == id);
-        self.children.values().find(|child| holds(&child.inbound) || holds(&child.outbound)).map(|child| &child.peer)
+        self.children.get(self.owners.get(&id)?).map(|child| &child.peer)
     }
 
     /// The CHILD_SA with this id.
@@ -403,6 +419,15 @@ impl SaTable {
 
 /// How long inherited inbound SAs stay after the peer has a new CHILD_SA.
 pub(super) const INHERITED_LINGER: Duration = Duration::from_secs(10);
+
+/// Deletes SAs, and returns the first error.
+fn delete_all(xfrm: &mut Xfrm, sas: Vec<InstalledSa>) -> Result<()> {
+    let mut outcome = Ok(());
+    for sa in sas {
+        outcome = outcome.and(ignore_missing(xfrm.delete_sa(sa.id)));
+    }
+    outcome
+}
 
 fn ignore_missing(outcome: Result<()>) -> Result<()> {
     match outcome {
@@ -456,40 +481,4 @@ fn outbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         selector: None,
         limits: limits(sa),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use edge_xfrm::Counters;
-
-    use super::*;
-
-    #[test]
-    fn an_inherited_sa_is_older_than_later_moments_only() {
-        let inherited = |reqid: Reqid, added: u64| InheritedSa {
-            sa: Sa {
-                id: SaId { destination: "192.0.2.1".parse().unwrap(), spi: 0xC000_0001 },
-                source: "192.0.2.2".parse().unwrap(),
-                protocol: 50,
-                reqid: reqid.raw(),
-                mode: 1,
-                direction: None,
-                algorithm: Some("rfc4106(gcm(aes))".into()),
-                encap: None,
-                selector: None,
-                replay_window: 0,
-                esn: true,
-                flags: 0,
-                if_id: 0,
-                counters: Counters { added, ..Counters::default() },
-            },
-            outbound: true,
-            until: Instant::default(),
-        };
-        let [of_peer, of_other] = [1, 2].map(|index| Reqid::tunnel(index).unwrap());
-        assert!(inherited(of_peer, 999).is_older_than(of_peer, 1000));
-        assert!(!inherited(of_peer, 1000).is_older_than(of_peer, 1000), "in the second in which the peer joined");
-        assert!(!inherited(of_other, 999).is_older_than(of_peer, 1000));
-        assert!(!inherited(of_peer, 999).is_older_than(of_peer, 0), "a peer without revoked certificates");
-    }
 }

@@ -1,0 +1,204 @@
+//! SAs that an earlier run of the agent left in the kernel. They work until a new CHILD_SA with the
+//! peer replaces them.
+
+use std::collections::{BTreeSet, HashMap};
+
+use edge_ike::Instant;
+use edge_xfrm::{Reqid, Sa, SaDirection, SaId};
+
+use super::sa_table::InstalledSa;
+
+/// An inherited SA.
+#[derive(Debug)]
+struct InheritedSa {
+    sa: Sa,
+    outbound: bool,
+    /// When it is deleted: an inbound one some time after its replacement, each at its lifetime's
+    /// end.
+    until: Instant,
+}
+
+impl InheritedSa {
+    fn installed(&self) -> Option<InstalledSa> {
+        Some(InstalledSa {
+            direction: if self.outbound { SaDirection::Out } else { SaDirection::In },
+            source: self.sa.source,
+            id: self.sa.id,
+            reqid: Reqid::ours(self.sa.reqid)?,
+            encap: self.sa.encap,
+        })
+    }
+}
+
+/// All inherited SAs, by the reqid of their peer. It only shrinks after the start.
+#[derive(Debug, Default)]
+pub(super) struct InheritedSas {
+    by_reqid: HashMap<u32, Vec<InheritedSa>>,
+    reqids: HashMap<SaId, u32>,
+    deadlines: BTreeSet<(Instant, SaId)>,
+}
+
+impl InheritedSas {
+    /// Adds an SA, which is to be deleted at `until`.
+    pub(super) fn add(&mut self, sa: Sa, outbound: bool, until: Instant) {
+        self.reqids.insert(sa.id, sa.reqid);
+        self.deadlines.insert((until, sa.id));
+        self.by_reqid.entry(sa.reqid).or_default().push(InheritedSa { sa, outbound, until });
+    }
+
+    /// Whether there are SAs with this reqid.
+    pub(super) fn contains(&self, reqid: Reqid) -> bool {
+        self.by_reqid.contains_key(&reqid.raw())
+    }
+
+    /// An outbound SA with this reqid.
+    pub(super) fn outbound(&self, reqid: Reqid) -> Option<&Sa> {
+        let sas = self.by_reqid.get(&reqid.raw())?;
+        sas.iter().find(|inherited| inherited.outbound).map(|inherited| &inherited.sa)
+    }
+
+    /// The outbound SAs with this reqid.
+    pub(super) fn outbound_installed(&self, reqid: Reqid) -> impl Iterator<Item = InstalledSa> {
+        let sas = self.by_reqid.get(&reqid.raw()).into_iter().flatten();
+        sas.filter(|inherited| inherited.outbound).filter_map(InheritedSa::installed)
+    }
+
+    /// Takes all SAs with this reqid.
+    pub(super) fn take(&mut self, reqid: Reqid) -> Vec<InstalledSa> {
+        self.take_if(reqid, |_| true)
+    }
+
+    /// Takes the outbound SAs with this reqid.
+    pub(super) fn take_outbound(&mut self, reqid: Reqid) -> Vec<InstalledSa> {
+        self.take_if(reqid, |inherited| inherited.outbound)
+    }
+
+    /// Takes the SAs with this reqid that were installed before `moment`, a time of the system
+    /// clock in seconds since 1970-01-01 UTC.
+    pub(super) fn take_older_than(&mut self, reqid: Reqid, moment: u64) -> Vec<InstalledSa> {
+        self.take_if(reqid, |inherited| inherited.sa.counters.added < moment)
+    }
+
+    /// Takes the SAs whose time is over.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<InstalledSa> {
+        let mut due = Vec::new();
+        while let Some((_, id)) = self.deadlines.first().filter(|(until, _)| *until <= now) {
+            due.extend(self.remove(*id));
+        }
+        due
+    }
+
+    /// When [`Self::take_due`] next takes something.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(until, _)| *until)
+    }
+
+    /// Limits the life of the SAs with this reqid to `until`.
+    pub(super) fn limit(&mut self, reqid: Reqid, until: Instant) {
+        for inherited in self.by_reqid.get_mut(&reqid.raw()).into_iter().flatten() {
+            if until < inherited.until {
+                self.deadlines.remove(&(inherited.until, inherited.sa.id));
+                self.deadlines.insert((until, inherited.sa.id));
+                inherited.until = until;
+            }
+        }
+    }
+
+    /// Removes an SA.
+    pub(super) fn remove(&mut self, id: SaId) -> Option<InstalledSa> {
+        let reqid = Reqid::ours(*self.reqids.get(&id)?)?;
+        self.take_if(reqid, |inherited| inherited.sa.id == id).pop()
+    }
+
+    /// All SAs.
+    pub(super) fn installed(&self) -> impl Iterator<Item = InstalledSa> {
+        self.by_reqid.values().flatten().filter_map(InheritedSa::installed)
+    }
+
+    fn take_if(&mut self, reqid: Reqid, which: impl Fn(&InheritedSa) -> bool) -> Vec<InstalledSa> {
+        let Some(sas) = self.by_reqid.get_mut(&reqid.raw()) else { return vec![] };
+        let taken: Vec<InheritedSa> = sas.extract_if(.., |inherited| which(inherited)).collect();
+        if sas.is_empty() {
+            self.by_reqid.remove(&reqid.raw());
+        }
+        for inherited in &taken {
+            self.reqids.remove(&inherited.sa.id);
+            self.deadlines.remove(&(inherited.until, inherited.sa.id));
+        }
+        taken.iter().filter_map(InheritedSa::installed).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use edge_xfrm::Counters;
+
+    use super::*;
+
+    fn sa(spi: u32, reqid: Reqid, added: u64) -> Sa {
+        Sa {
+            id: SaId { destination: "192.0.2.1".parse().unwrap(), spi },
+            source: "192.0.2.2".parse().unwrap(),
+            protocol: 50,
+            reqid: reqid.raw(),
+            mode: 1,
+            direction: None,
+            algorithm: Some("rfc4106(gcm(aes))".into()),
+            encap: None,
+            selector: None,
+            replay_window: 0,
+            esn: true,
+            flags: 0,
+            if_id: 0,
+            counters: Counters { added, ..Counters::default() },
+        }
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::new(Duration::from_secs(seconds))
+    }
+
+    fn spis(sas: &[InstalledSa]) -> Vec<u32> {
+        sas.iter().map(|sa| sa.id.spi).collect()
+    }
+
+    #[test]
+    fn an_inherited_sa_is_older_than_later_moments_only() {
+        let [of_peer, of_other] = [1, 2].map(|index| Reqid::tunnel(index).unwrap());
+        for (reqid, added, moment, taken, why) in [
+            (of_peer, 999, 1000, true, "before the peer joined"),
+            (of_peer, 1000, 1000, false, "in the second in which the peer joined"),
+            (of_other, 999, 1000, false, "another peer's"),
+            (of_peer, 999, 0, false, "a peer without revoked certificates"),
+        ] {
+            let mut inherited = InheritedSas::default();
+            inherited.add(sa(1, reqid, added), true, at(9));
+            assert_eq!(!inherited.take_older_than(of_peer, moment).is_empty(), taken, "{why}");
+            assert_eq!(inherited.contains(reqid), !taken, "{why}");
+        }
+    }
+
+    #[test]
+    fn each_is_due_at_its_own_time_and_a_limit_only_shortens_it() {
+        let [one, other] = [1, 2].map(|index| Reqid::tunnel(index).unwrap());
+        let mut inherited = InheritedSas::default();
+        for (spi, reqid, outbound) in [(1, one, false), (2, one, true), (3, other, false), (4, other, true)] {
+            inherited.add(sa(spi, reqid, 0), outbound, at(100));
+        }
+        inherited.limit(one, at(20));
+        inherited.limit(one, at(50));
+        assert_eq!(inherited.next_deadline(), Some(at(20)));
+        assert_eq!(spis(&inherited.take_outbound(one)), [2]);
+        assert!(inherited.outbound(one).is_none() && inherited.contains(one));
+        assert_eq!(spis(&inherited.take_due(at(19))), [0; 0]);
+        assert_eq!(spis(&inherited.take_due(at(20))), [1]);
+        assert!(!inherited.contains(one));
+        assert_eq!(inherited.remove(SaId { destination: "192.0.2.1".parse().unwrap(), spi: 3 }).unwrap().id.spi, 3);
+        assert_eq!(inherited.next_deadline(), Some(at(100)));
+        assert_eq!(spis(&inherited.installed().collect::<Vec<_>>()), [4]);
+        assert_eq!(spis(&inherited.take(other)), [4]);
+        assert_eq!(inherited.next_deadline(), None);
+    }
+}
