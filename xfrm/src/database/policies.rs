@@ -206,10 +206,10 @@ fn same_allow(holder: &InstalledPolicy, policy: &Policy) -> bool {
     holder.templates.is_empty() && holder.priority == policy.priority && !holder.blocks && holder.shares_key_space()
 }
 
-/// Replaces our `out` policies of a reqid by themselves, so that they look up their SA again.
-pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid) -> Result<()> {
-    let policies = dump(netlink)?;
-    let renewals = policies.iter().filter(|policy| policy.direction == Direction::Out && policy.is_ours());
+/// Replaces our `out` policies of a reqid among `installed` by themselves, so that they look up
+/// their SA again.
+pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid, installed: &[InstalledPolicy]) -> Result<()> {
+    let renewals = installed.iter().filter(|policy| policy.direction == Direction::Out && policy.is_ours());
     let renewals = renewals.filter_map(|holder| Some((update(&holder.to_policy(reqid)?, holder), 0))).collect();
     // A policy that is refused or gone uses the old SA until that is deleted, as it would without
     // this.

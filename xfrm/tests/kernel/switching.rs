@@ -8,7 +8,7 @@ use edge_xfrm::{Encap, Error, SaDirection, SaId, SaParams, Xfrm};
 use crate::Needs::Esp;
 use crate::Test;
 use crate::namespace::{Namespace, sa};
-use crate::pair::{connect, pair, read, reversed, talk};
+use crate::pair::{connect, pair, policies, read, reversed, talk};
 
 pub(crate) const TESTS: &[Test] = &[
     ("switching_outbound_under_load_loses_nothing", Esp, switching),
@@ -104,14 +104,24 @@ fn new_sa_is_taken() {
     let pair = pair();
     let mut forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
     connect(&pair, &forth, &reversed(&forth, 0x0f00), None);
-    for _ in 0..5 {
+    for known in [false, true, false, true, true] {
         // This makes policies and sockets cache the old SA.
         talk(&pair);
         let (old, before) = (forth.id(), read(&pair.a, forth.id()).counters.packets);
         forth.spi += 1;
         let (new, inbound) = (forth.clone(), SaParams { direction: SaDirection::In, ..forth.clone() });
         pair.b.run(move || Xfrm::open().unwrap().install_inbound(&inbound).unwrap());
-        pair.a.run(move || assert!(Xfrm::open().unwrap().begin_switch(&new, old).unwrap()));
+        pair.a.run(move || {
+            let mut xfrm = Xfrm::open().unwrap();
+            let switched = if known {
+                let ends = (new.source.to_string(), new.destination.to_string());
+                let policies = policies(0, 1, new.reqid.tunnel_number().unwrap(), (&ends.0, &ends.1));
+                xfrm.begin_switch_under(&new, old, &policies)
+            } else {
+                xfrm.begin_switch(&new, old)
+            };
+            assert!(switched.unwrap());
+        });
         talk(&pair);
         assert_eq!(read(&pair.a, old).counters.packets, before);
         assert_eq!(read(&pair.a, forth.id()).counters.packets, 2);
