@@ -101,14 +101,23 @@ pub fn boot_time() -> Instant {
     Instant::new(since_boot())
 }
 
+/// CPU time that this thread has used.
+pub fn thread_cpu_time() -> Duration {
+    read(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn since_boot() -> Duration {
+    read(libc::CLOCK_BOOTTIME)
+}
+
 /// Calls the C library, since rustix's `clock_gettime` panics if the kernel has no vDSO (User-Mode
 /// Linux).
 #[allow(unsafe_code)]
-fn since_boot() -> Duration {
+fn read(clock: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a timespec of ours, which the call fills. It cannot fail: every kernel since
-    // 2.6.39 knows this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    // 2.6.39 knows these clocks.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 

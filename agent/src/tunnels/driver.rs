@@ -1,6 +1,6 @@
 //! The event loop around the IKE endpoint.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -30,9 +30,8 @@ use crate::incidents::Incidents;
 use crate::logging::peer_span;
 use crate::status::TunnelsReport;
 
-/// How often all policies and SAs are compared with the kernel. Notifications of the kernel lead to
-/// further comparisons.
-const FULL_CHECK: Duration = Duration::from_secs(10);
+/// How often the number of tunnels is reported.
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 /// Largest datagram, bytes.
 const MAX_DATAGRAM: usize = 65_535;
 /// Largest number of datagrams that wait for the endpoint. Further ones are dropped, as in a
@@ -62,6 +61,11 @@ pub struct Driver {
     pub(super) policies: KernelPolicies,
     /// Peers whose policies must be computed again, since their tunnels changed.
     pub(super) changed_peers: BTreeSet<PeerName>,
+    /// When all policies and SAs are compared with the kernel next. Notifications of the kernel lead
+    /// to further comparisons.
+    pub(super) check_at: tokio::time::Instant,
+    /// Peers of the view to which a CHILD_SA sends.
+    pub(super) up_from_view: HashSet<PeerName>,
     /// When to look for a route again, if a tunnel's local address is gone and there is no route
     /// yet.
     pub(super) retry_move_at: Option<tokio::time::Instant>,
@@ -106,6 +110,8 @@ impl Driver {
             desired: Arc::default(),
             policies: KernelPolicies::default(),
             changed_peers: BTreeSet::new(),
+            check_at: tokio::time::Instant::now(),
+            up_from_view: HashSet::new(),
             retry_move_at: None,
             to_rekey: vec![],
             settled: false,
@@ -126,13 +132,13 @@ impl Driver {
         let (to, mut datagrams) = mpsc::channel(DATAGRAM_QUEUE);
         let readers: Vec<_> =
             self.sockets.iter().map(|socket| tokio::spawn(read(socket.clone(), to.clone()))).collect();
-        let mut full_check = tokio::time::interval(FULL_CHECK);
-        full_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count_tick = tokio::time::interval(COUNT_INTERVAL);
+        count_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         desired.mark_changed();
         loop {
             self.drain_endpoint();
             let wait = self.until_timeout();
-            let retry_move_at = self.retry_move_at;
+            let (retry_move_at, check_at) = (self.retry_move_at, self.check_at);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -154,8 +160,8 @@ impl Driver {
                     ready.clear_ready();
                     self.handle_kernel_events(events?);
                 }
-                _ = full_check.tick() => {
-                    self.check_kernel();
+                () = tokio::time::sleep_until(check_at) => self.check_kernel(),
+                _ = count_tick.tick() => {
                     let count = Some(self.count());
                     tunnels.send_if_modified(|sent| std::mem::replace(sent, count) != count);
                 }
@@ -200,7 +206,7 @@ impl Driver {
 
     fn until_timeout(&self) -> Duration {
         let next = [self.endpoint.poll_timeout(), self.sas.next_expiry()].into_iter().flatten().min();
-        next.map_or(FULL_CHECK, |next| next.saturating_since(boot_time()))
+        next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
     }
 
     fn timeout(&mut self) {
@@ -255,7 +261,9 @@ impl Driver {
         }
         self.policies.update_guard(&self.desired.guard, &self.environment.incidents);
         self.changed_peers.extend(before.into_iter().chain(self.desired.tunnels.keys().cloned()));
-        self.reconcile();
+        if self.reconcile() {
+            self.check_soon();
+        }
         if self.desired.complete && !self.settled {
             self.settled = true;
             self.delete_orphaned_sas();

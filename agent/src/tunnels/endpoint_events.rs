@@ -82,13 +82,19 @@ impl Driver {
     }
 
     fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
+        let out_policies = self.policies.outbound_of(peer);
         let (desired, incidents) = (&self.desired, &self.environment.incidents);
         let (held, reqid) = (&mut self.policies, self.environment.reqid(peer));
-        let policies = |xfrm: &mut Xfrm, sas: &SaTable| {
+        let mut refused = false;
+        let update_policies = |xfrm: &mut Xfrm, sas: &SaTable| {
             held.update_peer(peer, desired, reqid, sas.ends(peer).as_ref(), incidents);
-            held.install_changes(xfrm, incidents);
+            refused = held.install_changes(xfrm, incidents);
         };
-        let outcome = self.sas.switch_outbound(&mut self.environment.xfrm, child, crate::clock::boot_time(), policies);
+        let now = crate::clock::boot_time();
+        let outcome = self.sas.switch_outbound(&mut self.environment.xfrm, child, now, &out_policies, update_policies);
+        if refused {
+            self.check_soon();
+        }
         match outcome {
             Ok(OutboundSwitchOutcome::Switched) => {}
             Ok(OutboundSwitchOutcome::NeedsRekey) => self.to_rekey.push(peer.clone()),

@@ -104,6 +104,12 @@ impl InheritedSas {
         }
     }
 
+    /// The SA with this destination and SPI.
+    pub(super) fn find(&self, id: SaId) -> Option<InstalledSa> {
+        let sas = self.by_reqid.get(self.reqids.get(&id)?)?;
+        sas.iter().find(|inherited| inherited.sa.id == id)?.installed()
+    }
+
     /// Removes an SA.
     pub(super) fn remove(&mut self, id: SaId) -> Option<InstalledSa> {
         let reqid = Reqid::ours(*self.reqids.get(&id)?)?;

@@ -2,6 +2,7 @@
 //! negotiates in the kernel. All of it runs in one thread, since kernel and endpoint must change in
 //! step.
 //!
+//! - `check_interval`: when everything is compared with the kernel next.
 //! - `datagram_socket`: a UDP socket that knows the local address of each datagram.
 //! - `ike_sockets`: the four sockets of IKE, which systemd may have opened.
 //! - `environment`: [`edge_ike::Environment`] on this machine.
@@ -14,6 +15,7 @@
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
 //! - `report`: the part of the status about tunnels.
 
+mod check_interval;
 #[allow(unsafe_code)]
 mod datagram_socket;
 pub mod driver;

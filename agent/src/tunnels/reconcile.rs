@@ -1,22 +1,28 @@
 //! Compares policies and SAs in the kernel with the desired ones and corrects differences: after
-//! changes, after notifications, and every few seconds.
+//! changes, after notifications, and at intervals that grow with the number of objects.
 
 use std::collections::BTreeSet;
 
 use edge_ike::PeerName;
 use edge_ike::endpoint::Phase;
 use edge_xfrm::events::Event;
+use edge_xfrm::policy::PolicyKey;
+use edge_xfrm::reconcile::SaPlan;
 use edge_xfrm::{Error, Reqid, SaId, reconcile};
 
+use super::check_interval;
 use super::driver::Driver;
-use super::environment::source_address;
+use super::environment::{KernelEnvironment, source_address};
 use super::kernel_policies::Knowledge;
-use super::sa_table::LostSa;
-use crate::desired::TunnelEnds;
+use super::sa_table::{InstalledSa, LostSa};
+use crate::clock::thread_cpu_time;
+use crate::desired::{Origin, TunnelEnds};
 use crate::logging::peer_span;
 
 /// Wait between two attempts to find a route.
 const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
+/// If more objects changed at once, everything is compared.
+const MAX_SINGLE_CHECKS: usize = 256;
 
 impl Driver {
     /// Uses the ends of inherited SAs for the policies of a peer's tunnel.
@@ -36,22 +42,48 @@ impl Driver {
     /// Updates the policies of the peers whose tunnels changed.
     pub(super) fn update_policies(&mut self) {
         self.compute_changed_peers();
-        self.policies.install_changes(&mut self.environment.xfrm, &self.environment.incidents);
+        if self.policies.install_changes(&mut self.environment.xfrm, &self.environment.incidents) {
+            self.check_soon();
+        }
     }
 
     fn compute_changed_peers(&mut self) {
         for peer in std::mem::take(&mut self.changed_peers) {
+            let tunnel = self.desired.tunnels.get(&peer);
+            if tunnel.is_some_and(|tunnel| tunnel.origin == Origin::View) && self.sas.sends(&peer) {
+                self.up_from_view.insert(peer.clone());
+            } else {
+                self.up_from_view.remove(&peer);
+            }
             let (reqid, ends) = (self.environment.reqid(&peer), self.sas.ends(&peer));
             self.policies.update_peer(&peer, &self.desired, reqid, ends.as_ref(), &self.environment.incidents);
         }
     }
 
-    /// Compares all policies with the kernel's.
-    pub(super) fn reconcile(&mut self) {
+    fn knowledge(&self) -> Knowledge {
+        Knowledge { complete: self.desired.complete, settled: self.settled }
+    }
+
+    /// Compares all policies with the kernel's. True: something is left for later.
+    pub(super) fn reconcile(&mut self) -> bool {
         self.compute_changed_peers();
-        let knowledge = Knowledge { complete: self.desired.complete, settled: self.settled };
-        let now = self.now();
-        self.policies.reconcile(&mut self.environment.xfrm, &self.environment.incidents, knowledge, now);
+        let (knowledge, now) = (self.knowledge(), self.now());
+        self.policies.reconcile(&mut self.environment.xfrm, &self.environment.incidents, knowledge, now)
+    }
+
+    /// Compares the policies with these keys with the kernel's.
+    fn reconcile_keys(&mut self, keys: &BTreeSet<PolicyKey>) {
+        self.compute_changed_peers();
+        let (knowledge, now) = (self.knowledge(), self.now());
+        let KernelEnvironment { xfrm, incidents, .. } = &mut self.environment;
+        if self.policies.reconcile_keys(keys, xfrm, incidents, knowledge, now) {
+            self.check_soon();
+        }
+    }
+
+    /// Something is to be corrected later: everything is compared again in a while.
+    pub(super) fn check_soon(&mut self) {
+        self.check_at = self.check_at.min(tokio::time::Instant::now() + check_interval::SHORTEST);
     }
 
     /// Deletes SAs of an earlier run that belong to no peer any more.
@@ -73,21 +105,45 @@ impl Driver {
         }
     }
 
-    /// Compares all policies and SAs.
+    /// Compares all policies and SAs, and sets the time of the next comparison.
     pub(super) fn check_kernel(&mut self) {
-        if self.desired.complete {
-            self.reconcile();
-        }
-        self.check_sas();
+        let began = thread_cpu_time();
+        let mut undone = self.desired.complete && self.reconcile();
+        undone |= self.check_sas();
+        let cost = thread_cpu_time().saturating_sub(began);
+        self.check_at = tokio::time::Instant::now() + check_interval::until_next_check(cost, undone);
     }
 
-    fn check_sas(&mut self) {
+    /// True: the kernel refused something.
+    fn check_sas(&mut self) -> bool {
         let sas = match self.environment.xfrm.sas() {
             Ok(sas) => sas,
-            Err(error) => return self.environment.incidents.error(format!("SAs cannot be read: {error}")),
+            Err(error) => {
+                self.environment.incidents.error(format!("SAs cannot be read: {error}"));
+                return true;
+            }
         };
         let expected: Vec<_> = self.sas.installed().iter().map(|installed| installed.expected()).collect();
-        let plan = reconcile::sas(&expected, &sas);
+        self.correct_sas(&reconcile::sas(&expected, &sas))
+    }
+
+    /// Compares one SA with the kernel's.
+    fn check_sa(&mut self, id: SaId) {
+        let found = match self.environment.xfrm.sa(id) {
+            Ok(found) => found,
+            Err(error) => {
+                self.environment.incidents.error(format!("the SA to {id} cannot be read: {error}"));
+                return self.check_soon();
+            }
+        };
+        let expected: Vec<_> = self.sas.find(id).iter().map(InstalledSa::expected).collect();
+        if self.correct_sas(&reconcile::sas(&expected, found.as_slice())) {
+            self.check_soon();
+        }
+    }
+
+    fn correct_sas(&mut self, plan: &SaPlan) -> bool {
+        let mut undone = false;
         for missing in &plan.missing {
             self.handle_missing_sa(missing.id, "was deleted by another program");
         }
@@ -96,18 +152,20 @@ impl Driver {
                 .incidents
                 .error(format!("SA to {} was changed by another program: {found:?}", expected.id));
         }
-        if self.settled {
-            for stray in &plan.stray {
-                match self.environment.xfrm.delete_sa(stray.id) {
-                    Ok(()) => self
-                        .environment
-                        .incidents
-                        .repaired(format!("deleted an SA with our reqid that is not expected: {}", stray.id)),
-                    Err(Error::NoSuchSa { .. }) => {}
-                    Err(error) => self.environment.incidents.error(error.to_string()),
+        for stray in plan.stray.iter().filter(|_| self.settled) {
+            match self.environment.xfrm.delete_sa(stray.id) {
+                Ok(()) => self
+                    .environment
+                    .incidents
+                    .repaired(format!("deleted an SA with our reqid that is not expected: {}", stray.id)),
+                Err(Error::NoSuchSa { .. }) => {}
+                Err(error) => {
+                    undone = true;
+                    self.environment.incidents.error(error.to_string());
                 }
             }
         }
+        undone
     }
 
     /// Handles an SA that is gone from the kernel. It must not be installed again, since its nonces
@@ -134,7 +192,8 @@ impl Driver {
 
     /// Handles the kernel's notifications, which exclude those of our own changes.
     pub(super) fn handle_kernel_events(&mut self, events: Vec<Event>) {
-        let (mut policies, mut all) = (false, false);
+        let (mut all_policies, mut all) = (false, false);
+        let (mut keys, mut changed_sas) = (BTreeSet::new(), BTreeSet::new());
         let now = self.now();
         for event in events {
             match event {
@@ -151,19 +210,28 @@ impl Driver {
                 Event::Expire { id, hard: true, .. } => self.handle_missing_sa(id, "reached its limit"),
                 Event::SaDeleted { id, .. } => self.handle_missing_sa(id, "was deleted by another program"),
                 Event::PolicyChanged(policy) if policy.is_ours() || self.policies.wants(&policy.key()) => {
-                    policies = true;
+                    keys.insert(policy.key());
                 }
-                Event::PolicyDeleted(policy) => policies |= policy.shares_key_space(),
-                Event::PoliciesFlushed => policies = true,
+                Event::PolicyDeleted(policy) if policy.shares_key_space() => drop(keys.insert(policy.key())),
+                Event::PoliciesFlushed => all_policies = true,
                 Event::SasFlushed | Event::Overrun => all = true,
-                Event::SaChanged(sa) => all |= sa.is_ours() && !sa.is_larval(),
+                Event::SaChanged(sa) if sa.is_ours() && !sa.is_larval() => drop(changed_sas.insert(sa.id)),
                 _ => {}
             }
         }
-        if all {
-            self.check_kernel();
-        } else if policies && self.desired.complete {
-            self.reconcile();
+        if all || keys.len() + changed_sas.len() > MAX_SINGLE_CHECKS {
+            return self.check_kernel();
+        }
+        changed_sas.into_iter().for_each(|id| self.check_sa(id));
+        if !self.desired.complete {
+            return;
+        }
+        if all_policies {
+            if self.reconcile() {
+                self.check_soon();
+            }
+        } else if !keys.is_empty() {
+            self.reconcile_keys(&keys);
         }
     }
 
@@ -186,16 +254,19 @@ impl Driver {
         let host = self.host.borrow_and_update().clone();
         let now = self.now();
         self.retry_move_at = None;
+        // The endpoint moves all tunnels of an address at once.
+        let mut moved = BTreeSet::new();
         for peer in self.endpoint.snapshot() {
             for ike in &peer.ike_sas {
                 let old = ike.local.ip();
-                if host.local_addresses.is_empty() || host.local_addresses.contains(&old) {
+                if host.local_addresses.is_empty() || host.local_addresses.contains(&old) || moved.contains(&old) {
                     continue;
                 }
                 match source_address(ike.remote.ip()).filter(|new| *new != old) {
                     Some(new) => {
                         peer_span(&peer.name).in_scope(|| tracing::info!(%old, %new, "own address changed"));
                         self.endpoint.local_address_changed(old, new, now, &mut self.environment);
+                        moved.insert(old);
                     }
                     None => self.retry_move_at = Some(tokio::time::Instant::now() + ROUTE_RETRY),
                 }

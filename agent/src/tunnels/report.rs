@@ -20,10 +20,7 @@ impl Driver {
     /// Number of tunnels that the view asks for, and of those that are up.
     pub(super) fn count(&self) -> TunnelCount {
         let wanted = self.desired.tunnels.values().filter(|tunnel| tunnel.origin == Origin::View).count();
-        let from_view =
-            |name: &PeerName| self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.origin == Origin::View);
-        let is_up = |status: &&PeerStatus| matches!(status.phase, Phase::Up) && from_view(&status.name);
-        let up = self.endpoint.snapshot().iter().filter(is_up).count();
+        let up = self.up_from_view.len();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         TunnelCount { up: number(up), wanted: number(wanted) }
     }

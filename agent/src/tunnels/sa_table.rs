@@ -11,7 +11,7 @@ use edge_ike::{ChildId, ChildSa, Instant, PeerName};
 use edge_xfrm::IN_FLIGHT;
 use edge_xfrm::reconcile::ExpectedSa;
 use edge_xfrm::{
-    AeadKey, Algorithm, Encap, Error, Limits, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm,
+    AeadKey, Algorithm, Encap, Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm,
 };
 
 use super::inherited_sas::InheritedSas;
@@ -148,12 +148,17 @@ impl SaTable {
         }
     }
 
+    /// Whether a CHILD_SA of the peer sends.
+    pub(super) fn sends(&self, peer: &PeerName) -> bool {
+        let sends = |id: &ChildId| self.children.get(id).is_some_and(|child| child.outbound.is_some());
+        self.peers.get(peer).is_some_and(|of_peer| of_peer.children.iter().any(sends))
+    }
+
     /// The ends of a peer's tunnel.
     pub(super) fn ends(&self, peer: &PeerName) -> Option<TunnelEnds> {
         let of_peer = self.peers.get(peer)?;
-        let sends = |id: &ChildId| self.children.get(id).is_some_and(|child| child.outbound.is_some());
         let inherited = of_peer.inherited.is_some_and(|reqid| self.inherited.outbound(reqid).is_some());
-        Some(TunnelEnds { up: inherited || of_peer.children.iter().any(sends), ..of_peer.ends.clone()? })
+        Some(TunnelEnds { up: inherited || self.sends(peer), ..of_peer.ends.clone()? })
     }
 
     /// Removes a former peer: its inherited SAs and its tunnel ends.
@@ -221,14 +226,15 @@ impl SaTable {
     }
 
     /// Makes a CHILD_SA the peer's only one that sends. [`Self::expire`] later deletes the outbound
-    /// SAs of the others. `policies` is called if the policies' templates do not name the new SA's
-    /// ends yet.
+    /// SAs of the others. `out_policies` are those that use the tunnel now. `update_policies` is
+    /// called if the policies' templates do not name the new SA's ends yet.
     pub(super) fn switch_outbound(
         &mut self,
         xfrm: &mut Xfrm,
         id: ChildId,
         now: Instant,
-        policies: impl FnOnce(&mut Xfrm, &Self),
+        out_policies: &[Policy],
+        update_policies: impl FnOnce(&mut Xfrm, &Self),
     ) -> Result<OutboundSwitchOutcome> {
         let Some(child) = self.children.get(&id) else { return Ok(OutboundSwitchOutcome::Switched) };
         if child.outbound.is_some() {
@@ -256,7 +262,7 @@ impl SaTable {
             let back = self.retiring.swap_remove(at).sa;
             self.set_installed(id, back);
             if self.set_ends(&peer, ends) {
-                policies(xfrm, self);
+                update_policies(xfrm, self);
             }
             for sa in old {
                 ignore_missing(xfrm.delete_sa(sa.id))?;
@@ -271,7 +277,7 @@ impl SaTable {
         // no packet can be on its way to it any more.
         let same = old.iter().find(|old| (old.source, old.id.destination) == (params.source, params.destination));
         let installed = match same {
-            Some(old) => xfrm.begin_switch(&params, old.id).map(drop),
+            Some(old) => xfrm.begin_switch_under(&params, old.id, out_policies).map(drop),
             None => xfrm.add_sa(&params),
         };
         if installed.is_ok()
@@ -283,7 +289,7 @@ impl SaTable {
         }
         let elsewhere = same.is_none();
         if installed.is_ok() && (self.set_ends(&peer, ends) || elsewhere) {
-            policies(xfrm, self);
+            update_policies(xfrm, self);
         }
         let until = now + IN_FLIGHT;
         match &installed {
@@ -384,6 +390,15 @@ impl SaTable {
             .chain(self.inherited.installed())
             .chain(self.retiring.iter().map(|retiring| retiring.sa.clone()))
             .collect()
+    }
+
+    /// The SA with this destination and SPI, if the kernel should have it.
+    pub(super) fn find(&self, id: SaId) -> Option<InstalledSa> {
+        if let Some(child) = self.owners.get(&id).and_then(|child| self.children.get(child)) {
+            return child.inbound.iter().chain(&child.outbound).find(|sa| sa.id == id).cloned();
+        }
+        let retiring = self.retiring.iter().find(|retiring| retiring.sa.id == id);
+        retiring.map(|retiring| retiring.sa.clone()).or_else(|| self.inherited.find(id))
     }
 
     /// The installed SAs of a CHILD_SA: inbound, outbound.

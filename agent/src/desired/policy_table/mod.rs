@@ -107,6 +107,11 @@ impl PolicyTable {
         self.candidates.values().map(|candidates| &candidates.best.policy)
     }
 
+    /// The desired policies with keys of a peer, be they its own or those of a stronger peer.
+    pub fn policies_of(&self, peer: &PeerName) -> impl Iterator<Item = &Policy> {
+        self.keys.get(peer).into_iter().flatten().filter_map(|key| self.get(key))
+    }
+
     /// Whether there is something for [`Self::take_changes`].
     pub fn has_changes(&self) -> bool {
         !self.changed.is_empty()

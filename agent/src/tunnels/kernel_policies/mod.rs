@@ -8,7 +8,7 @@ use edge_ike::{Instant, PeerName};
 use edge_xfrm::guard::{self, GuardConfig};
 use edge_xfrm::policy::{PolicyKey, priority};
 use edge_xfrm::reconcile::{self, Plan};
-use edge_xfrm::{Error, InstalledPolicy, Policy, Reqid, Xfrm};
+use edge_xfrm::{Direction, Error, InstalledPolicy, Policy, Reqid, Xfrm};
 
 use crate::desired::{Desired, PolicyTable, TunnelEnds, tunnel_policies};
 use crate::incidents::Incidents;
@@ -72,16 +72,21 @@ impl KernelPolicies {
         self.desired.get(key).is_some()
     }
 
+    /// The policies through which a peer's tunnel sends.
+    pub(super) fn outbound_of(&self, peer: &PeerName) -> Vec<Policy> {
+        self.desired.policies_of(peer).filter(|policy| policy.direction == Direction::Out).copied().collect()
+    }
+
     /// The policies that the kernel should have and that no other program keeps out.
     pub(super) fn installed(&self) -> impl Iterator<Item = &Policy> {
         self.desired.policies().filter(|policy| !self.unmet.contains(&policy.key()))
     }
 
     /// Installs and deletes what changed since the last call, on the assumption that the kernel has
-    /// the rest: a few batches, however many policies there are.
-    pub(super) fn install_changes(&mut self, xfrm: &mut Xfrm, incidents: &Incidents) {
+    /// the rest: a few batches, however many policies there are. True: the kernel refused something.
+    pub(super) fn install_changes(&mut self, xfrm: &mut Xfrm, incidents: &Incidents) -> bool {
         if !self.desired.has_changes() {
-            return;
+            return false;
         }
         let changes = self.desired.take_changes();
         let mut plan = Plan::default();
@@ -109,23 +114,79 @@ impl KernelPolicies {
             plan.occupied = replacements.occupied;
             xfrm.apply(&plan)
         });
-        self.record(outcome, &installed, xfrm, incidents);
+        self.record(outcome, &installed, xfrm, incidents)
     }
 
     /// Reads all policies in the kernel and makes ours the desired ones. A missing or changed policy
-    /// that the kernel had is recorded as an incident.
-    pub(super) fn reconcile(&mut self, xfrm: &mut Xfrm, incidents: &Incidents, knowledge: Knowledge, now: Instant) {
+    /// that the kernel had is recorded as an incident. True: something is left for later, be it that
+    /// the kernel refused it.
+    pub(super) fn reconcile(
+        &mut self,
+        xfrm: &mut Xfrm,
+        incidents: &Incidents,
+        knowledge: Knowledge,
+        now: Instant,
+    ) -> bool {
         let before: BTreeMap<PolicyKey, Option<Policy>> =
             self.desired.take_changes().into_iter().map(|change| (change.key, change.before)).collect();
         let list: Vec<Policy> = self.desired.policies().copied().collect();
-        let mut plan = match xfrm.policies() {
+        let plan = match xfrm.policies() {
             Ok(observed) => reconcile::policies(&list, &observed),
             Err(error) => {
                 self.unmet.extend(before.into_keys());
-                return incidents.error(format!("policies cannot be read: {error}"));
+                incidents.error(format!("policies cannot be read: {error}"));
+                return true;
             }
         };
-        let was_there = |key: &PolicyKey| !before.contains_key(key) && !self.unmet.contains(key);
+        let stray: BTreeSet<u32> = plan.stray.iter().map(|policy| policy.index).collect();
+        self.stray_guards.retain(|index, _| stray.contains(index));
+        let was_unmet = std::mem::take(&mut self.unmet);
+        self.correct(plan, &before, &was_unmet, xfrm, incidents, knowledge, now)
+    }
+
+    /// As [`Self::reconcile`], for the policies with these keys, about which the kernel sent
+    /// notifications.
+    pub(super) fn reconcile_keys(
+        &mut self,
+        keys: &BTreeSet<PolicyKey>,
+        xfrm: &mut Xfrm,
+        incidents: &Incidents,
+        knowledge: Knowledge,
+        now: Instant,
+    ) -> bool {
+        self.install_changes(xfrm, incidents);
+        let list: Vec<Policy> = keys.iter().filter_map(|key| self.desired.get(key)).copied().collect();
+        // Only direction and selector count in this question.
+        let questions: Vec<Policy> =
+            keys.iter().map(|(direction, selector)| Policy::block(*direction, *selector)).collect();
+        let plan = match xfrm.holders(&questions) {
+            Ok(holders) => {
+                let observed: Vec<InstalledPolicy> = holders.into_iter().flatten().collect();
+                reconcile::policies(&list, &observed)
+            }
+            Err(error) => {
+                incidents.error(format!("policies cannot be read: {error}"));
+                return true;
+            }
+        };
+        let was_unmet = keys.iter().filter(|key| self.unmet.remove(*key)).copied().collect();
+        self.correct(plan, &BTreeMap::new(), &was_unmet, xfrm, incidents, knowledge, now)
+    }
+
+    /// Carries out a plan. `before`: what was desired until now, where it changed. `was_unmet`: what
+    /// the kernel did not have at the last comparison.
+    #[expect(clippy::too_many_arguments, reason = "what both comparisons know")]
+    fn correct(
+        &mut self,
+        mut plan: Plan,
+        before: &BTreeMap<PolicyKey, Option<Policy>>,
+        was_unmet: &BTreeSet<PolicyKey>,
+        xfrm: &mut Xfrm,
+        incidents: &Incidents,
+        knowledge: Knowledge,
+        now: Instant,
+    ) -> bool {
+        let was_there = |key: &PolicyKey| !before.contains_key(key) && !was_unmet.contains(key);
         for policy in plan.missing.iter().filter(|policy| was_there(&policy.key())) {
             incidents.repaired(format!("policy was deleted by another program: {policy}"));
         }
@@ -135,21 +196,22 @@ impl KernelPolicies {
         let desired_before = |key: &PolicyKey| before.get(key).is_some_and(Option::is_some);
         select_stray(&mut self.stray_guards, &mut plan.stray, desired_before, incidents, knowledge, now);
         // Policies of other programs are not replaced. Each comparison tries again.
-        self.unmet = plan.occupied.iter().map(|(policy, _)| policy.key()).collect();
+        self.unmet.extend(plan.occupied.iter().map(|(policy, _)| policy.key()));
         let installed: Vec<Policy> =
             plan.missing.iter().chain(plan.changed.iter().map(|(policy, _)| policy)).copied().collect();
         let outcome = xfrm.apply(&plan);
-        self.record(outcome, &installed, xfrm, incidents);
+        self.record(outcome, &installed, xfrm, incidents) || !self.stray_guards.is_empty()
     }
 
-    /// Records what could not be done about the policies `installed`.
+    /// Records what could not be done about the policies `installed`. True: the kernel refused
+    /// something.
     fn record(
         &mut self,
         outcome: edge_xfrm::Result<Vec<Error>>,
         installed: &[Policy],
         xfrm: &mut Xfrm,
         incidents: &Incidents,
-    ) {
+    ) -> bool {
         let errors = outcome.unwrap_or_else(|error| vec![error]);
         let mut unclear = false;
         for error in &errors {
@@ -172,6 +234,7 @@ impl KernelPolicies {
                 absent.filter(|(policy, holder)| !holder.as_ref().is_some_and(|holder| holder.matches(policy)));
             self.unmet.extend(absent.map(|(policy, _)| policy.key()));
         }
+        unclear
     }
 }
 

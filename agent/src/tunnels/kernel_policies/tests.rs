@@ -1,4 +1,5 @@
 use edge_types::Role;
+use edge_xfrm::events::{Event, EventSocket};
 use interop_tests::netns::{is_in_namespaces, is_root_or_skips, passes_in_namespaces, run};
 
 use super::*;
@@ -92,6 +93,30 @@ impl Node {
         self.xfrm.requests_sent() - before
     }
 
+    /// Another program deletes a policy of ours, changes one, and adds one with a reqid of ours.
+    /// Returns the number of requests that correct it, when the kernel has sent its notifications.
+    fn damage_and_repair(&mut self, inward: &str) -> u32 {
+        let template = format!("tmpl src 0.0.0.0 dst 0.0.0.0 proto esp mode tunnel reqid {}", 0xec00_0005_u32);
+        let mut events = EventSocket::open().unwrap();
+        run(&format!("ip xfrm policy delete dir in {inward}"));
+        run(&format!("ip xfrm policy update dir fwd {inward} priority 9 {template}"));
+        run(&format!("ip xfrm policy add dir fwd src 192.0.2.0/24 dst 10.77.1.0/26 {template}"));
+        let mut keys = BTreeSet::new();
+        while let Some(event) = events.next().unwrap() {
+            match event {
+                Event::PolicyChanged(policy) | Event::PolicyDeleted(policy) => drop(keys.insert(policy.key())),
+                _ => {}
+            }
+        }
+        assert_eq!(keys.len(), 3);
+        let before = self.xfrm.requests_sent();
+        let undone = self.policies.reconcile_keys(&keys, &mut self.xfrm, &self.incidents, KNOWN, Instant::default());
+        assert!(!undone);
+        let requests = self.xfrm.requests_sent() - before;
+        self.assert_installed();
+        requests
+    }
+
     /// Fails unless the kernel has exactly the desired policies.
     fn assert_installed(&mut self) {
         let desired: Vec<Policy> = self.policies.desired.policies().copied().collect();
@@ -121,10 +146,16 @@ fn requests_among_ten_and_among_a_thousand() {
             counts.push(node.event(peer, ends));
             node.assert_installed();
         }
+        counts.push(node.damage_and_repair("src 10.77.16.24/30 dst 10.77.1.0/26"));
         node.desired.tunnels.remove(&PeerName::new("edge-5"));
         counts.push(node.event("edge-5", None));
         node.assert_installed();
-        assert!(node.incidents.latest().is_empty(), "{:?}", node.incidents.latest());
+        let incidents: Vec<String> = node.incidents.latest().into_iter().map(|incident| incident.what).collect();
+        assert!(
+            incidents.len() == 3
+                && incidents.iter().all(|what| what.contains("another program") || what.contains("not desired")),
+            "{incidents:?}"
+        );
         // Later runs begin with an empty kernel.
         run("ip xfrm policy flush");
         counts

@@ -1,0 +1,32 @@
+//! When all policies and SAs are compared with the kernel next. Pure.
+
+use std::time::Duration;
+
+/// Shortest time between two comparisons.
+pub(super) const SHORTEST: Duration = Duration::from_secs(10);
+/// The time between two comparisons is so many times the CPU time of one: 0.1% of a core.
+const COST_FACTOR: u32 = 1000;
+/// The same after a comparison that left something undone: 2% of a core.
+const UNDONE_COST_FACTOR: u32 = 50;
+
+/// The time until the next comparison, after one that took `cost` of CPU time. `undone`: something
+/// could not be corrected, or is corrected later.
+pub(super) fn until_next_check(cost: Duration, undone: bool) -> Duration {
+    let factor = if undone { UNDONE_COST_FACTOR } else { COST_FACTOR };
+    cost.saturating_mul(factor).max(SHORTEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comparison_takes_a_thousandth_of_a_core_at_any_size() {
+        let after = |milliseconds, undone| until_next_check(Duration::from_millis(milliseconds), undone).as_secs();
+        assert_eq!(after(1, false), 10);
+        assert_eq!(after(40, false), 40);
+        assert_eq!(after(900, false), 900);
+        assert_eq!(after(900, true), 45);
+        assert_eq!(after(0, true), 10);
+    }
+}
