@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo test interop bench soak install
+.PHONY: demo test interop bench bench-agent soak install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -23,6 +23,10 @@ soak:
 
 bench: install
 	.ci/bench
+
+# The agent with many peers, beside charon: `make bench-agent N="100 1000 3000"`.
+bench-agent: install
+	.ci/bench-agent $(addprefix tunnels-,$(N))
 
 install:
 	.ci/install

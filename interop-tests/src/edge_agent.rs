@@ -99,14 +99,36 @@ impl<'a> Agent<'a> {
         for peer in peers {
             config.push_str(&peer.install(node)?);
         }
-        node.write(CONFIG, &config)?;
+        Self::start_with(lab, node, &config, "trace")
+    }
+
+    /// Starts an agent with this configuration file and this filter of its log.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_with(lab: &Lab, node: &'a Node, config: &str, log: &str) -> Result<Self> {
+        node.write(CONFIG, config)?;
         node.sh(&format!("chmod 600 {CONFIG}"))?;
         let program = lab.program("edge-agent")?;
-        let process = node.start(
-            "edge-agent",
-            node.command(&program).args(["run", "--config", CONFIG]).env("EDGE_AGENT_LOG", "trace"),
-        )?;
+        let process = node
+            .start("edge-agent", node.command(&program).args(["run", "--config", CONFIG]).env("EDGE_AGENT_LOG", log))?;
         Ok(Self { node, program, process })
+    }
+
+    /// Waits until the agent answers on its socket.
+    ///
+    /// # Errors
+    /// If it ends, or does not answer in time.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let mut ended = None;
+        wait::for_event("the agent to answer", || {
+            ended = self.process.exit_status()?;
+            if ended.is_some() { Ok(()) } else { self.status().map(drop) }
+        })?;
+        if let Some(status) = ended {
+            bail!("edge-agent on {} ended ({status}):\n{}", self.node.name(), self.process.log());
+        }
+        Ok(())
     }
 
     /// The output of `edge-agent status --json`.
@@ -124,6 +146,15 @@ impl<'a> Agent<'a> {
     /// If there is none, or more than one.
     pub fn tunnel(&self, peer: &str) -> Result<Tunnel> {
         tunnel(&self.status()?, peer)
+    }
+
+    /// The CHILD_SAs in use with several peers, from one status.
+    ///
+    /// # Errors
+    /// If there is none, or more than one, with one of them.
+    pub fn tunnels(&self, peers: impl IntoIterator<Item = String>) -> Result<Vec<Tunnel>> {
+        let status = self.status()?;
+        peers.into_iter().map(|peer| tunnel(&status, &peer)).collect()
     }
 
     /// Waits for the CHILD_SA with a peer.
@@ -180,6 +211,14 @@ impl<'a> Agent<'a> {
     }
 }
 
+/// The number of peers with a CHILD_SA in use in this output of `edge-agent status --json`.
+#[must_use]
+pub fn count_up(status: &Value) -> usize {
+    let list = |value: &Value, key| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let in_use = |child: &Value| child.get("usage").and_then(Value::as_str) == Some("in-use");
+    list(status, "peers").iter().filter(|peer| list(peer, "child_sas").iter().any(in_use)).count()
+}
+
 /// A peer's entry in the status.
 fn report<'s>(status: &'s Value, peer: &str) -> Result<&'s Value> {
     status
@@ -216,5 +255,6 @@ mod tests {
         assert_eq!(tunnel(&one, "moon").unwrap(), Tunnel { spi_in: 0xc000_0001, spi_out: 2 });
         assert!(tunnel(&one, "sun").is_err());
         assert!(tunnel(&status(vec![child("lingering", "0x00000009")]), "moon").is_err());
+        assert_eq!((count_up(&one), count_up(&status(vec![child("lingering", "0x00000009")]))), (1, 0));
     }
 }

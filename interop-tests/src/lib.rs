@@ -3,17 +3,22 @@
 //! [`kube`] is a real Kubernetes control plane for tests that need one. [`suite`] and [`netns`]
 //! serve the tests of single crates that need privileges.
 //!
+//! [`bench`] measures the agent with thousands of peers. [`ike_peers`] plays them.
+//!
 //! `docs/lab.md` says how the lab works, how to add a scenario, and how to investigate one that
 //! failed.
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod cache;
 pub mod demo;
 pub mod edge_agent;
+pub mod edge_controller;
 pub mod exec;
 pub mod executables;
 pub mod guest;
+pub mod ike_peers;
 pub mod kernel;
 pub mod kube;
 pub mod netns;

@@ -71,6 +71,18 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure edge-agent with many peers, print a table and write target/bench/agent.json.
+    ///
+    /// Run it from a build as quick as a release's, with programs of the same kind in
+    /// $EDGE_LAB_PROGRAMS: `make bench-agent` does both. Cases that are not measured this time keep
+    /// their earlier results in the file.
+    Bench {
+        /// Measurements: tunnels-N with N peers (see `list`); by default a few that take minutes.
+        names: Vec<String>,
+        /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
+        #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
+        backend: Option<String>,
+    },
     /// Build the lab kernel, if it is not there yet, and print its path.
     Kernel {
         /// Ask the package archive for a newer one.
@@ -123,6 +135,8 @@ enum GuestVerb {
     },
     /// Keeps a node's namespaces alive.
     Holder,
+    /// Plays many IKE peers, described by JSON.
+    IkePeers { set: String },
     /// Sends a text to each client that connects.
     TcpServe { port: u16, text: String },
     /// Connects to a TCP server and prints what it sends.
@@ -144,6 +158,7 @@ fn main() -> ExitCode {
         Verb::Guest(GuestVerb::Init { dir, .. }) => Ok(interop_tests::guest::init(&dir)),
         Verb::List { json } => interop_tests::runner::list(&all(), json),
         Verb::Run { names, backend, keep } => interop_tests::runner::run(&all(), &RunOptions { names, backend, keep }),
+        Verb::Bench { names, backend } => interop_tests::bench::main(&names, backend),
         Verb::Demo { backend, keep } => interop_tests::demo::main(backend, keep),
         Verb::Guest(GuestVerb::TcpServe { port, text }) => {
             interop_tests::demo::tcp::serve(port, &text).map(|()| ExitCode::SUCCESS)
@@ -158,6 +173,7 @@ fn main() -> ExitCode {
         Verb::Guest(GuestVerb::Scenario { name, out, programs, keep }) => {
             interop_tests::runner::single(&all(), &name, &out, &programs, keep)
         }
+        Verb::Guest(GuestVerb::IkePeers { set }) => interop_tests::ike_peers::main(&set),
         Verb::Guest(GuestVerb::Holder) => interop_tests::topology::holder(),
     };
     result.unwrap_or_else(|error| {

@@ -29,6 +29,24 @@ kernel-netlink socket-default vici updown
 }
 ";
 
+/// For thousands of peers: a large table of IKE SAs, no cookies and no limit of half-open IKE SAs,
+/// and no log of what goes well.
+const MANY_PEERS_CONF: &str = "\
+charon-systemd {
+  load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
+kernel-netlink socket-default vici updown
+  dos_protection = no
+  ikesa_table_size = 4096
+  ikesa_table_segments = 16
+  filelog {
+    stderr {
+      default = 0
+      time_format = %H:%M:%S
+    }
+  }
+}
+";
+
 /// A running charon.
 pub struct Charon<'a> {
     node: &'a Node,
@@ -237,7 +255,19 @@ impl<'a> Charon<'a> {
     /// # Errors
     /// If it does not start or refuses the configuration.
     pub fn start(node: &'a Node, connection: &Connection) -> Result<Self> {
-        node.write("/etc/swanctl/strongswan.conf", STRONGSWAN_CONF)?;
+        Self::start_with(node, STRONGSWAN_CONF, connection)
+    }
+
+    /// As [`Self::start`], with settings for thousands of peers and a quiet log.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_for_many(node: &'a Node, connection: &Connection) -> Result<Self> {
+        Self::start_with(node, MANY_PEERS_CONF, connection)
+    }
+
+    fn start_with(node: &'a Node, settings: &str, connection: &Connection) -> Result<Self> {
+        node.write("/etc/swanctl/strongswan.conf", settings)?;
         let process = node
             .start("charon", node.command("charon-systemd").env("STRONGSWAN_CONF", "/etc/swanctl/strongswan.conf"))?;
         let mut charon = Self { node, process, loaded: String::new() };

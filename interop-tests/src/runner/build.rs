@@ -100,7 +100,7 @@ fn cargo(verb: &str) -> Result<Command> {
 }
 
 /// Cargo's target folder, which contains this program below a profile.
-pub(super) fn target_folder() -> Result<PathBuf> {
+pub(crate) fn target_folder() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("CARGO_TARGET_DIR") {
         return Ok(std::path::absolute(folder)?);
     }

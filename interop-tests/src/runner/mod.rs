@@ -12,6 +12,7 @@ mod serial;
 mod single;
 mod worker;
 
+pub(crate) use build::target_folder;
 pub use cli::{RunOptions, list, outcomes, run};
 pub(crate) use serial::{RunContext, run_all};
 pub use single::main as single;

@@ -17,6 +17,7 @@ pub fn all() -> Vec<&'static Scenario> {
     [lab::SCENARIOS, charon::SCENARIOS, crate_tests::SCENARIOS, failure_reports::SCENARIOS, strongswan::SCENARIOS]
         .into_iter()
         .flatten()
+        .chain(crate::bench::scenarios())
         .chain([&crate::demo::FIREWALL, &crate::demo::SCENARIO, &crate::demo::KUBERNETES])
         .collect()
 }

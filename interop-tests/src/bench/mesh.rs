@@ -1,0 +1,128 @@
+//! Agents that all have tunnels to each other, and an idle edge with one hub.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::report::{Goal, Results};
+use super::tunnels::REST;
+use super::usage::{Usage, count_traffic, octets, per_day};
+use crate::edge_agent::{Agent, count_up};
+use crate::edge_controller::Controller;
+use crate::scenario::{Lab, Needs, Scenario};
+use crate::topology::{Node, Plan};
+
+const CLOUD: &str = "203.0.113.1";
+
+/// How long an idle edge is watched: some NAT keepalives (every 20 s).
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How long all tunnels of a mesh may take on a loaded machine.
+const UP: Duration = Duration::from_secs(1500);
+
+/// How often the agents are asked whether all tunnels are up. Each time costs CPU time of the
+/// agents.
+const POLL: Duration = Duration::from_secs(1);
+
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { name, about, deadline: Duration::from_secs(1800), by_default: false, needs: Needs::Nothing, run }
+}
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario("bench/mesh-10", "CPU time and traffic of ten agents in one community", |lab| mesh(lab, 10)),
+    scenario("bench/mesh-50", "CPU time and traffic of fifty agents in one community", |lab| mesh(lab, 50)),
+    scenario("bench/idle-edge", "traffic of an edge behind a NAT with one hub and no pod that talks", idle_edge),
+];
+
+fn mesh(lab: &Lab, count: usize) -> Result<()> {
+    let mut plan = Plan::new();
+    plan.host("cloud").on("wire", &[&format!("{CLOUD}/24")]).own_folder("/etc/edge-controller");
+    let names: Vec<String> = (0..count).map(|index| format!("edge-{index:02}")).collect();
+    for (index, name) in names.iter().enumerate() {
+        plan.host(name).on("wire", &[&format!("203.0.113.{}/24", 100 + index)]);
+    }
+    let net = lab.build(&plan)?;
+    let nodes: Vec<&Node> = names.iter().map(|name| net.node(name)).collect();
+    let controller = Controller::start(lab, net.node("cloud"), CLOUD, "")?;
+    let mut agents = Vec::new();
+    for node in &nodes {
+        let mut agent = controller.join(node, "edge")?;
+        agent.wait_ready()?;
+        agents.push(agent);
+    }
+    lab.step(&format!("{count} agents have joined"));
+    nodes.iter().try_for_each(|node| count_traffic(node))?;
+    let before = cpu(&mut agents)?;
+    let begun = Instant::now();
+    for name in &names {
+        controller.run(&["node", "label", name, "fabedge/edge-community=mesh"])?;
+    }
+    wait_up(&agents, count - 1)?;
+    let (took, up) = (begun.elapsed(), cpu(&mut agents)?);
+    lab.step(&format!("all tunnels are up after {took:.1?}, {:?} CPU", up - before));
+
+    let (octets_before, begun) = (sum_octets(&nodes)?, Instant::now());
+    #[expect(clippy::disallowed_methods, reason = "the length of the measurement")]
+    std::thread::sleep(REST);
+    let (octets_after, after, rested) = (sum_octets(&nodes)?, cpu(&mut agents)?, begun.elapsed());
+    lab.step(&format!("at rest for {rested:.1?}: {:?} CPU", after - up));
+
+    let mut results = Results::default();
+    let case = |what: &str| format!("mesh/{count}/{what}");
+    results.add(&case("time"), "s", took.as_secs_f64(), None, Goal::None);
+    results.add(&case("cpu"), "s CPU of all agents", (up - before).as_secs_f64(), None, Goal::None);
+    let share = 100.0 * (after - up).as_secs_f64() / rested.as_secs_f64() / count as f64;
+    results.add(&case("rest/cpu"), "% of a core, each agent", share, None, Goal::None);
+    let traffic = per_day(octets_after - octets_before, rested) / count as f64;
+    results.add(&case("rest/traffic"), "MB a day, each agent", traffic, None, Goal::Ours(2.0));
+    results.write(lab.out())
+}
+
+fn idle_edge(lab: &Lab) -> Result<()> {
+    let mut plan = Plan::new();
+    plan.router("isp").on("internet", &["203.0.113.254/24"]).on("home", &["192.168.1.1/24"]).masquerade("internet");
+    plan.host("cloud").on("internet", &[&format!("{CLOUD}/24")]).own_folder("/etc/edge-controller");
+    plan.host("hub").on("internet", &["203.0.113.10/24"]);
+    plan.host("edge").on("home", &["192.168.1.10/24"]).via("192.168.1.1");
+    let net = lab.build(&plan)?;
+    let (hub, edge) = (net.node("hub"), net.node("edge"));
+    let controller = Controller::start(lab, net.node("cloud"), CLOUD, "networks = [\"10.244.0.0/16\"]")?;
+    let agents = [controller.join(hub, "hub")?, controller.join(edge, "edge")?];
+    wait_up(&agents, 1)?;
+    count_traffic(edge)?;
+    lab.step("the tunnel is up");
+    let begun = Instant::now();
+    #[expect(clippy::disallowed_methods, reason = "the length of the measurement")]
+    std::thread::sleep(IDLE);
+    let traffic = per_day(octets(edge)?, begun.elapsed());
+    let mut results = Results::default();
+    results.add("rest/traffic", "MB a day", traffic, None, Goal::Ours(2.0));
+    results.write(lab.out())
+}
+
+/// Waits until each agent has so many tunnels.
+fn wait_up(agents: &[Agent<'_>], tunnels: usize) -> Result<()> {
+    let begun = Instant::now();
+    for agent in agents {
+        loop {
+            // An agent that has just been started does not answer yet.
+            let up = agent.status().map_or(0, |status| count_up(&status));
+            if up >= tunnels {
+                break;
+            }
+            ensure!(begun.elapsed() < UP, "an agent has {up} of {tunnels} tunnels after {UP:?}");
+            #[expect(clippy::disallowed_methods, reason = "the usual poll would cost the agents much CPU time")]
+            std::thread::sleep(POLL);
+        }
+    }
+    Ok(())
+}
+
+fn cpu(agents: &mut [Agent<'_>]) -> Result<Duration> {
+    let used = agents.iter_mut().map(|agent| Ok(Usage::of(agent.process().pid())?.cpu)).collect::<Result<Vec<_>>>()?;
+    Ok(used.into_iter().sum())
+}
+
+fn sum_octets(nodes: &[&Node]) -> Result<u64> {
+    nodes.iter().map(|node| octets(node)).sum()
+}

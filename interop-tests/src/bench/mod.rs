@@ -1,0 +1,93 @@
+//! What edge-agent costs with many peers: CPU time, memory and traffic, beside charon in the same
+//! guest.
+//!
+//! Each measurement is a scenario that runs by name only and leaves a file with its results. Times
+//! of the clock say little on a busy machine; CPU time and ratios to charon say more. Threads
+//! suffer in User-Mode Linux, so charon costs many times what it costs on a real machine.
+//!
+//! - `tunnels`: N static peers against one agent: up, at rest, rekeyed, shown.
+//! - `mesh`: agents that all have tunnels to each other, and an idle edge with one hub.
+//! - `usage`: CPU time, memory and octets. `report`: the table, and `target/bench/agent.json`.
+
+mod mesh;
+mod report;
+mod tunnels;
+mod usage;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::runner::{RunOptions, outcomes, target_folder};
+use crate::scenario::{Scenario, TestResult};
+use report::{Goal, Measured, Results};
+
+/// The prefix of the measurements' names among all scenarios.
+const AREA: &str = "bench/";
+
+/// What is measured unless names are given. It takes a few minutes.
+const DEFAULT: [&str; 4] = ["tunnels-100", "tunnels-1000", "mesh-10", "idle-edge"];
+
+/// All measurements, and the scenario that shows that they can measure.
+pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    tunnels::SCENARIOS.iter().chain(mesh::SCENARIOS)
+}
+
+/// Runs measurements, prints a table and brings `target/bench/agent.json` up to date. The exit
+/// status is 1 if one could not be measured. A missed goal is in the table alone.
+///
+/// # Errors
+/// If there is no lab, a name is unknown, or the file cannot be written.
+pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
+    let names: Vec<String> = match names {
+        [] => DEFAULT.iter().map(|name| format!("{AREA}{name}")).collect(),
+        names => names.iter().map(|name| format!("{AREA}{}", name.trim_start_matches(AREA))).collect(),
+    };
+    let scenarios: Vec<&Scenario> = scenarios().filter(|scenario| scenario.name.starts_with(AREA)).collect();
+    let mut results: Vec<Measured> = Vec::new();
+    let options = RunOptions { names, backend, keep: false };
+    let file = target_folder()?.join("bench/agent.json");
+    let all = outcomes(&scenarios, &options, |outcome, kept| {
+        if outcome.result != TestResult::Pass {
+            eprintln!("{}: {}\n  logs: {}", outcome.scenario, outcome.why, kept.display());
+        }
+        // What was measured before a failure counts.
+        results.extend(report::read(kept)?);
+        report::merge(&file, &results)
+    })?;
+    let growth = growth(&results);
+    report::merge(&file, &growth)?;
+    results.extend(growth);
+    println!("{}", report::table(&results));
+    Ok(ExitCode::from(u8::from(all.iter().any(|outcome| outcome.result != TestResult::Pass))))
+}
+
+/// What a tunnel costs with the largest number of peers, divided by what it costs with the
+/// smallest.
+fn growth(results: &[Measured]) -> Vec<Measured> {
+    let mut costs: Vec<(u32, f64)> =
+        results.iter().filter_map(|row| Some((row.case.strip_prefix(tunnels::UP)?.parse().ok()?, row.ours))).collect();
+    costs.sort_by_key(|(peers, _)| *peers);
+    let mut growth = Results::default();
+    if let [(few, least), .., (many, most)] = costs[..] {
+        growth.add(&format!("up/cpu-growth/{few}-to-{many}"), "times", most / least, None, Goal::Ours(1.3));
+    }
+    growth.into_rows()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_from_the_fewest_to_the_most_peers() {
+        let mut results = Results::default();
+        for (peers, cost) in [(1000, 7.2), (100, 1.8), (400, 3.2)] {
+            results.add(&format!("{}{peers}", tunnels::UP), "ms", cost, None, Goal::None);
+        }
+        let rows = growth(&results.into_rows());
+        assert_eq!((rows[0].case.as_str(), rows[0].ours), ("up/cpu-growth/100-to-1000", 4.0));
+        assert_eq!(rows[0].met(), Some(false));
+        assert!(growth(&[]).is_empty());
+    }
+}

@@ -1,0 +1,206 @@
+//! The results: a table for people and a file for programs.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+/// The file of a scenario's results, in its folder.
+pub(super) const RESULTS: &str = "results.json";
+
+/// A measured case.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Measured {
+    /// `area/what`, or `area/what/N` for N peers.
+    pub(super) case: String,
+    /// Unit of `ours`, `reference`, and of a goal for `ours`.
+    pub(super) unit: String,
+    /// Our value.
+    pub(super) ours: f64,
+    /// The reference's value, measured in the same guest.
+    pub(super) reference: Option<f64>,
+    /// What the reference is.
+    pub(super) reference_name: Option<String>,
+    /// `ours` divided by `reference`.
+    pub(super) ratio: Option<f64>,
+    /// The largest value that is wanted.
+    pub(super) goal: Option<f64>,
+    /// What the goal is about: `ours` or `ratio`.
+    pub(super) goal_of: Option<String>,
+}
+
+/// The largest value that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Goal {
+    /// No value is wanted.
+    None,
+    /// For our value.
+    Ours(f64),
+    /// For our value divided by the reference's.
+    Ratio(f64),
+}
+
+/// The results of one scenario.
+#[derive(Debug, Default)]
+pub(super) struct Results(Vec<Measured>);
+
+impl Results {
+    /// Adds a case.
+    pub(super) fn add(&mut self, case: &str, unit: &str, ours: f64, reference: Option<(f64, &str)>, goal: Goal) {
+        let (goal, goal_of) = match goal {
+            Goal::None => (None, None),
+            Goal::Ours(most) => (Some(most), Some("ours".to_owned())),
+            Goal::Ratio(most) => (Some(most), Some("ratio".to_owned())),
+        };
+        self.0.push(Measured {
+            case: case.to_owned(),
+            unit: unit.to_owned(),
+            ours,
+            reference: reference.map(|(value, _)| value),
+            reference_name: reference.map(|(_, name)| name.to_owned()),
+            ratio: reference.map(|(value, _)| ours / value).filter(|ratio| ratio.is_finite()),
+            goal,
+            goal_of,
+        });
+    }
+
+    /// The cases, in the order in which they were added.
+    pub(super) fn into_rows(self) -> Vec<Measured> {
+        self.0
+    }
+
+    /// Writes the results into a scenario's folder, where [`read`] finds them.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        let file = folder.join(RESULTS);
+        std::fs::write(&file, serde_json::to_vec_pretty(&self.0)?)
+            .with_context(|| format!("writing {}", file.display()))
+    }
+}
+
+/// The results of a scenario with its logs in `folder`; none if it wrote none.
+///
+/// # Errors
+/// If the file has another form.
+pub(super) fn read(folder: &Path) -> Result<Vec<Measured>> {
+    let file = folder.join(RESULTS);
+    match std::fs::read(&file) {
+        Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
+    }
+}
+
+impl Measured {
+    /// Whether the goal is met, if there is one that could be judged.
+    pub(super) fn met(&self) -> Option<bool> {
+        let value = match self.goal_of.as_deref()? {
+            "ratio" => self.ratio?,
+            _ => self.ours,
+        };
+        Some(value <= self.goal?)
+    }
+}
+
+/// The results as a table.
+pub(super) fn table(results: &[Measured]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["case", "unit", "ours", "reference", "ratio", "wanted", ""]);
+    for row in results {
+        let reference = match (row.reference, &row.reference_name) {
+            (Some(value), Some(name)) => format!("{} ({name})", short(value)),
+            _ => String::new(),
+        };
+        let wanted = match (row.goal, row.goal_of.as_deref()) {
+            (Some(goal), Some("ratio")) => format!("ratio at most {}", short(goal)),
+            (Some(goal), _) => format!("at most {}", short(goal)),
+            _ => String::new(),
+        };
+        table.add_row([
+            row.case.clone(),
+            row.unit.clone(),
+            short(row.ours),
+            reference,
+            row.ratio.map(short).unwrap_or_default(),
+            wanted,
+            row.met().map_or("", |met| if met { "met" } else { "MISSED" }).to_owned(),
+        ]);
+    }
+    table
+}
+
+/// Three significant digits or more.
+fn short(value: f64) -> String {
+    let digits: usize = match value.abs() {
+        value if value >= 100.0 => 0,
+        value if value >= 10.0 => 1,
+        value if value >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
+}
+
+/// Puts the results into the benchmark's file. Cases that were not measured this time keep their
+/// earlier results.
+///
+/// # Errors
+/// If the file cannot be read or written.
+pub(super) fn merge(file: &Path, results: &[Measured]) -> Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct File {
+        name: String,
+        results: Vec<Measured>,
+    }
+    let mut all = match std::fs::read(file) {
+        Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            File { name: "agent".to_owned(), results: Vec::new() }
+        }
+        Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
+    };
+    all.results.retain(|before| results.iter().all(|result| result.case != before.case));
+    all.results.extend_from_slice(results);
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(file, format!("{:#}\n", serde_json::to_value(&all)?))
+        .with_context(|| format!("writing {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results(ours: f64, goal: Goal) -> Vec<Measured> {
+        let mut results = Results::default();
+        results.add("up/cpu-per-tunnel/100", "ms", ours, Some((30.0, "charon")), goal);
+        results.0
+    }
+
+    #[test]
+    fn a_goal_is_about_our_value_or_about_the_ratio() {
+        let met = |goal| results(6.0, goal)[0].met();
+        assert_eq!(met(Goal::None), None);
+        assert_eq!((met(Goal::Ours(6.0)), met(Goal::Ours(5.0))), (Some(true), Some(false)));
+        assert_eq!((met(Goal::Ratio(0.2)), met(Goal::Ratio(0.1))), (Some(true), Some(false)));
+    }
+
+    #[test]
+    fn a_case_that_is_measured_again_replaces_its_result() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("bench/agent.json");
+        let mut other = Results::default();
+        other.add("mesh/50/cpu", "s", 2.0, None, Goal::None);
+        merge(&file, &other.0).unwrap();
+        merge(&file, &results(6.0, Goal::None)).unwrap();
+        merge(&file, &results(5.0, Goal::None)).unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!(written["name"], "agent");
+        let cases: Vec<_> =
+            written["results"].as_array().unwrap().iter().map(|row| (&row["case"], &row["ours"])).collect();
+        assert_eq!(cases, [(&"mesh/50/cpu".into(), &2.0.into()), (&"up/cpu-per-tunnel/100".into(), &5.0.into())]);
+    }
+}

@@ -1,0 +1,268 @@
+//! N peers against one agent, and then the same peers against charon.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::report::{Goal, Results};
+use super::usage::{Usage, count_traffic, octets, per_day};
+use crate::edge_agent::{Agent, count_up};
+use crate::ike_peers::{Authentication, IkePeers, PeerSet};
+use crate::peers::Charon;
+use crate::peers::charon::{Auth, Connection};
+use crate::scenario::{Lab, Needs, Scenario};
+use crate::topology::{Node, Plan};
+
+/// Beginning of the cases with the CPU time of one tunnel.
+pub(super) const UP: &str = "up/cpu-per-tunnel/";
+
+const SECRET: &str = "a secret that all peers of the benchmark were given";
+const RESPONDER_ID: &str = "hub.example";
+const RESPONDER: &str = "192.0.2.1";
+const PEERS: &str = "192.0.2.2";
+const NETWORK: &str = "10.1.0.0/24";
+
+/// Most attempts that are under way at the same time. With more than 64 half-open IKE SAs the agent
+/// asks for cookies, which would be measured, too.
+const WINDOW: u32 = 48;
+
+/// How long a responder is watched at rest. Liveness checks (every 4 s) and the comparison with the
+/// kernel (every 10 s) happen several times.
+pub(super) const REST: Duration = Duration::from_secs(30);
+
+/// With more peers charon is not measured: it costs the same for each, and the time is long.
+const REFERENCE_UP_TO: u32 = 1000;
+
+const fn scenario(name: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario {
+        name,
+        about: "CPU time, memory and traffic of edge-agent with so many static peers, beside charon",
+        deadline: Duration::from_secs(3600),
+        by_default: false,
+        needs: Needs::Nothing,
+        run,
+    }
+}
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario("bench/tunnels-100", |lab| measure(lab, 100)),
+    scenario("bench/tunnels-400", |lab| measure(lab, 400)),
+    scenario("bench/tunnels-1000", |lab| measure(lab, 1000)),
+    scenario("bench/tunnels-3000", |lab| measure(lab, 3000)),
+    scenario("bench/tunnels-10000", |lab| measure(lab, 10_000)),
+    Scenario {
+        name: "agent/fifty-peers",
+        about: "fifty peers that one process plays: all tunnels come up and are rekeyed, the kernel has their SAs",
+        deadline: Duration::from_secs(90),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: fifty,
+    },
+];
+
+/// What a responder used for its tunnels.
+struct Cost {
+    /// CPU time of one tunnel, ms.
+    up_ms: f64,
+    /// Seconds until all were up.
+    all_seconds: f64,
+    /// Memory of one tunnel, KiB.
+    memory_kib: f64,
+    /// Share of one core at rest, percent.
+    rest_percent: f64,
+    /// Traffic of one tunnel at rest, MB a day.
+    rest_mb: f64,
+    /// CPU time of the rekey of one CHILD_SA, ms.
+    rekey_ms: f64,
+    /// Seconds until the list of all tunnels was printed.
+    status_seconds: f64,
+    /// IKE SAs that ended, which should be none.
+    downs: u32,
+}
+
+fn measure(lab: &Lab, count: u32) -> Result<()> {
+    let net = lab.build(&plan())?;
+    let mut results = Results::default();
+    let reference = (count <= REFERENCE_UP_TO).then(|| charon(lab, net.node("charon"), net.node("peers"), count));
+    let reference = reference.transpose()?;
+    let ours = agent(lab, net.node("agent"), net.node("peers"), count)?;
+    let mut add = |case: &str, unit: &str, value: fn(&Cost) -> f64, goal| {
+        let reference = reference.as_ref().map(|reference| (value(reference), "charon"));
+        results.add(&format!("{case}{count}"), unit, value(&ours), reference, goal);
+    };
+    add(UP, "ms CPU", |cost| cost.up_ms, Goal::Ratio(0.05));
+    add("up/time-to-all/", "s", |cost| cost.all_seconds, Goal::Ours(60.0));
+    add("memory-per-tunnel/", "KiB", |cost| cost.memory_kib, Goal::Ours(8.0));
+    add("rest/cpu/", "% of a core", |cost| cost.rest_percent, Goal::Ours(1.0));
+    add("rest/traffic-per-tunnel/", "MB a day", |cost| cost.rest_mb, Goal::None);
+    add("rekey/all/", "ms CPU a tunnel", |cost| cost.rekey_ms, Goal::None);
+    add("status/time/", "s", |cost| cost.status_seconds, Goal::Ours(1.0));
+    add("downs/", "IKE SAs", |cost| f64::from(cost.downs), Goal::Ours(0.0));
+    results.write(lab.out())
+}
+
+fn plan() -> Plan {
+    let mut plan = Plan::new();
+    for responder in ["agent", "charon"] {
+        let wire = format!("to-{responder}");
+        plan.host(responder).on(&wire, &[&format!("{RESPONDER}/24")]).route(&PeerSet::addresses(), PEERS);
+    }
+    plan.host("peers").on("to-agent", &[]).on("to-charon", &[]);
+    plan
+}
+
+/// Connects the node of the peers to one of the two responders, which have the same address.
+fn connect(peers: &Node, responder: &Node) -> Result<()> {
+    peers
+        .sh(&format!("ip -4 address flush scope global; ip address add {PEERS}/24 dev to-{}", responder.name()))
+        .map(drop)
+}
+
+fn peer_set(count: u32) -> Result<PeerSet> {
+    Ok(PeerSet {
+        count,
+        window: WINDOW,
+        responder: format!("{RESPONDER}:4500").parse()?,
+        responder_id: RESPONDER_ID.to_owned(),
+        responder_network: NETWORK.parse()?,
+        authentication: Authentication::Psk(SECRET.to_owned()),
+    })
+}
+
+/// `agent.toml` with the peers as static peers that initiate.
+fn agent_config(count: u32) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for index in 0..count {
+        let (name, id, network) = (PeerSet::name(index), PeerSet::id(index), PeerSet::network(index));
+        let _ = write!(
+            text,
+            "[[peer]]\nname = {name:?}\nlocal_id = {RESPONDER_ID:?}\nremote_id = {id:?}\npsk = {SECRET:?}\n\
+             local_subnets = [{NETWORK:?}]\nremote_subnets = [\"{network}\"]\nstart = \"respond\"\n"
+        );
+    }
+    text
+}
+
+fn agent(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<Cost> {
+    connect(peers, node)?;
+    let mut agent = Agent::start_with(lab, node, &agent_config(count), "info")?;
+    agent.wait_ready()?;
+    let pid = agent.process().pid();
+    let mut status_seconds = 0.0;
+    let cost = exercise(lab, node, peers, count, pid, || {
+        let begun = Instant::now();
+        let status = agent.status()?;
+        status_seconds = begun.elapsed().as_secs_f64();
+        let up = count_up(&status);
+        ensure!(up == count as usize, "the agent shows {up} of {count} peers with a CHILD_SA");
+        Ok(())
+    })?;
+    agent.process().stop()?;
+    Ok(Cost { status_seconds, ..cost })
+}
+
+fn charon(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<Cost> {
+    connect(peers, node)?;
+    let connection = Connection {
+        // As often as the agent.
+        more: "dpd_delay = 4s".to_owned(),
+        ..Connection::new("peers", Auth::Psk(SECRET.to_owned())).local(RESPONDER, RESPONDER_ID, NETWORK).remote(
+            "%any",
+            "%any",
+            &PeerSet::networks(),
+        )
+    };
+    let mut charon = Charon::start_for_many(node, &connection)?;
+    let pid = charon.process().pid();
+    let mut status_seconds = 0.0;
+    let cost = exercise(lab, node, peers, count, pid, || {
+        let begun = Instant::now();
+        let up = charon.installed()?.len();
+        status_seconds = begun.elapsed().as_secs_f64();
+        ensure!(up == count as usize, "charon shows {up} of {count} CHILD_SAs");
+        Ok(())
+    })?;
+    charon.process().kill()?;
+    Ok(Cost { status_seconds, ..cost })
+}
+
+/// Brings tunnels up, watches them at rest, lists them, and rekeys them.
+fn exercise(
+    lab: &Lab,
+    node: &Node,
+    peers: &Node,
+    count: u32,
+    pid: u32,
+    list: impl FnOnce() -> Result<()>,
+) -> Result<Cost> {
+    let per_tunnel = |time: Duration| time.as_secs_f64() * 1000.0 / f64::from(count);
+    let name = node.name();
+    count_traffic(node)?;
+    let mut set = IkePeers::start(peers, &peer_set(count)?)?;
+
+    let idle = Usage::of(pid)?;
+    let up = set.up()?;
+    let all = Usage::of(pid)?;
+    lab.step(&format!("{name}: {count} tunnels up in {:.1} s, {:?} CPU, {up:?}", up.seconds, all.cpu - idle.cpu));
+
+    let (octets_before, begun) = (octets(node)?, Instant::now());
+    let before_rest = Usage::of(pid)?;
+    #[expect(clippy::disallowed_methods, reason = "the length of the measurement")]
+    std::thread::sleep(REST);
+    let rest_cpu = Usage::of(pid)?.cpu - before_rest.cpu;
+    let (rest_octets, rested) = (octets(node)? - octets_before, begun.elapsed());
+    lab.step(&format!("{name}: at rest for {rested:.1?}: {rest_cpu:?} CPU"));
+
+    list()?;
+    lab.step(&format!("{name}: listed"));
+
+    let before_rekey = Usage::of(pid)?;
+    let rekeyed = set.rekey()?;
+    let rekey_cpu = Usage::of(pid)?.cpu - before_rekey.cpu;
+    lab.step(&format!("{name}: rekeyed in {:.1} s: {rekey_cpu:?} CPU", rekeyed.seconds));
+
+    Ok(Cost {
+        up_ms: per_tunnel(all.cpu - idle.cpu),
+        all_seconds: up.seconds,
+        memory_kib: (all.memory_kib - idle.memory_kib) / f64::from(count),
+        rest_percent: 100.0 * rest_cpu.as_secs_f64() / rested.as_secs_f64(),
+        rest_mb: per_day(rest_octets, rested) / f64::from(count),
+        rekey_ms: per_tunnel(rekey_cpu),
+        status_seconds: 0.0,
+        downs: rekeyed.downs,
+    })
+}
+
+/// Fifty peers come up and are rekeyed, and agent and kernel have what the peers have.
+fn fifty(lab: &Lab) -> Result<()> {
+    const COUNT: u32 = 50;
+    let net = lab.build(&plan())?;
+    let (node, peers) = (net.node("agent"), net.node("peers"));
+    connect(peers, node)?;
+    let mut agent = Agent::start_with(lab, node, &agent_config(COUNT), "info")?;
+    agent.wait_ready()?;
+    ensure!(node.xfrm_states()?.is_empty(), "there are SAs before there are peers");
+    let mut set = IkePeers::start(peers, &peer_set(COUNT)?)?;
+    let up = set.up()?;
+    lab.step(&format!("{up:?}"));
+    let first = in_use(&agent, COUNT)?;
+    let rekeyed = set.rekey()?;
+    lab.step(&format!("{rekeyed:?}"));
+    ensure!(rekeyed.rekeyed == COUNT, "{} of {COUNT} CHILD_SAs were rekeyed", rekeyed.rekeyed);
+    ensure!(rekeyed.downs == 0, "IKE SAs ended: {rekeyed:?}");
+    let second = in_use(&agent, COUNT)?;
+    ensure!(first.iter().all(|spi| !second.contains(spi)), "a CHILD_SA that was rekeyed is still in use");
+    let kernel = node.xfrm_states()?;
+    let missing = second.iter().filter(|spi| !kernel.iter().any(|state| state.spi == **spi)).count();
+    ensure!(missing == 0, "the kernel lacks {missing} of {} SAs", second.len());
+    Ok(())
+}
+
+/// SPIs of the CHILD_SAs in use, once each peer has one.
+fn in_use(agent: &Agent<'_>, count: u32) -> Result<Vec<u32>> {
+    crate::wait::for_event("one CHILD_SA in use with each peer", || {
+        let tunnels = agent.tunnels((0..count).map(PeerSet::name))?;
+        Ok(tunnels.iter().flat_map(|tunnel| [tunnel.spi_in, tunnel.spi_out]).collect())
+    })
+}

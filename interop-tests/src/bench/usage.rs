@@ -1,0 +1,95 @@
+//! CPU time and memory of a process, and the traffic of a node.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::topology::Namespaces;
+
+/// What a process has used so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Usage {
+    /// CPU time of all its threads, in user and kernel mode. Its resolution is 10 ms.
+    pub(super) cpu: Duration,
+    /// Memory that it has allocated and touched (RssAnon), in KiB. Neither its program file nor the
+    /// kernel's memory for its SAs is in it.
+    pub(super) memory_kib: f64,
+}
+
+impl Usage {
+    /// Reads it from /proc.
+    ///
+    /// # Errors
+    /// If the process has ended.
+    pub(super) fn of(pid: u32) -> Result<Self> {
+        let read = |file: &str| {
+            let path = format!("/proc/{pid}/{file}");
+            std::fs::read_to_string(&path).with_context(|| format!("reading {path}; does the process still run?"))
+        };
+        let ticks = ticks(&read("stat")?).context("/proc/PID/stat has another form")?;
+        let memory_kib = anonymous(&read("status")?).context("/proc/PID/status has no RssAnon")?;
+        let cpu = Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64);
+        Ok(Self { cpu, memory_kib })
+    }
+}
+
+/// `utime` and `stime`, fields 14 and 15. The program's name, field 2, may contain blanks.
+fn ticks(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ').skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+fn anonymous(status: &str) -> Option<f64> {
+    status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+}
+
+/// Counts IKE and ESP in UDP on a node, in both directions, from now on.
+///
+/// # Errors
+/// If nftables refuses the counter.
+pub(super) fn count_traffic(node: &Namespaces) -> Result<()> {
+    node.sh("nft 'add table inet traffic; add counter inet traffic ike
+              add chain inet traffic in { type filter hook input priority -400; }
+              add chain inet traffic out { type filter hook output priority -400; }
+              add rule inet traffic in udp dport { 500, 4500 } counter name ike
+              add rule inet traffic out udp sport { 500, 4500 } counter name ike'")
+        .map(drop)
+}
+
+/// Octets of IP packets that [`count_traffic`] has counted.
+///
+/// # Errors
+/// If the counter is gone.
+pub(super) fn octets(node: &Namespaces) -> Result<u64> {
+    let text = node.run(node.command("nft").args(["--json", "list", "counter", "inet", "traffic", "ike"]))?;
+    let listed: serde_json::Value = serde_json::from_str(&text)?;
+    let objects = listed["nftables"].as_array().context("nft lists nothing")?;
+    objects.iter().find_map(|object| object["counter"]["bytes"].as_u64()).context("the counter is gone")
+}
+
+/// Megabytes a day, from octets in a shorter time.
+pub(super) fn per_day(octets: u64, during: Duration) -> f64 {
+    octets as f64 / 1e6 * 86_400.0 / during.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_blanks_and_parentheses_does_not_move_the_fields() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 31 0 0 20 0 3 0 100 0 0";
+        assert_eq!(ticks(stat), Some(281));
+    }
+
+    #[test]
+    fn anonymous_pages_are_the_memory() {
+        assert_eq!(anonymous("Name:\ta\nVmRSS:\t 2000 kB\nRssAnon:\t    1234 kB\nRssFile:\t 7 kB\n"), Some(1234.0));
+    }
+
+    #[test]
+    fn this_process_has_memory() {
+        assert!(Usage::of(std::process::id()).unwrap().memory_kib > 100.0);
+    }
+}

@@ -1,0 +1,75 @@
+//! `edge-controller` on a host of the lab, and agents that join it.
+
+use anyhow::{Context as _, Result};
+
+use crate::edge_agent::Agent;
+use crate::scenario::Lab;
+use crate::topology::{Node, Process};
+use crate::wait;
+
+const CONFIG: &str = "/etc/edge-controller/controller.toml";
+const TOKEN: &str = "/etc/edge-cni/token";
+const PORT: u16 = 8443;
+
+/// A running controller with a store of its own.
+///
+/// Its node needs `/etc/edge-controller` as a folder of its own
+/// ([`NodePlan::own_folder`](crate::topology::NodePlan::own_folder)).
+pub struct Controller<'a> {
+    lab: &'a Lab,
+    node: &'a Node,
+    address: String,
+    process: Process,
+}
+
+impl<'a> Controller<'a> {
+    /// Starts a controller, which nodes reach under `address`, an IPv4 address. `more` is further
+    /// text at the top of its file.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn start(lab: &'a Lab, node: &'a Node, address: &str, more: &str) -> Result<Self> {
+        let config = format!(
+            "server_names = [{address:?}]\nlisten = [\"0.0.0.0:{PORT}\"]\n{more}\n\
+             [segments]\ncluster_ranges = [\"10.77.0.0/16\"]\nv4_prefix = 26\n"
+        );
+        node.write(CONFIG, &config)?;
+        let program = lab.program("edge-controller")?;
+        let process = node.start("edge-controller", node.command(program).args(["run", "--config", CONFIG]))?;
+        let controller = Self { lab, node, address: address.to_owned(), process };
+        wait::for_event("the controller to answer", || controller.run(&["node", "list"]).map(drop))?;
+        Ok(controller)
+    }
+
+    /// Runs a command of edge-controller, and returns its output.
+    ///
+    /// # Errors
+    /// If it does not end with 0.
+    pub fn run(&self, args: &[&str]) -> Result<String> {
+        self.node.run(self.node.command(self.lab.program("edge-controller")?).args(args))
+    }
+
+    /// Makes a join token for `node` and starts its agent. `role` is `edge`, `hub` or `cloud`.
+    ///
+    /// # Errors
+    /// If the token is refused, or the agent cannot be started.
+    pub fn join<'n>(&self, node: &'n Node, role: &str) -> Result<Agent<'n>> {
+        let name = node.name();
+        let printed = self.run(&["token", "create", "--role", role, "--node", name])?;
+        let token =
+            printed.split_whitespace().find(|word| word.starts_with("ecni1.")).context("no token was printed")?;
+        node.write(TOKEN, token)?;
+        node.sh(&format!("chmod 600 {TOKEN}"))?;
+        let config = format!(
+            "name = {name:?}\nbridge = \"ecni0\"\n[controller]\nurls = [\"https://{}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
+             [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n",
+            self.address
+        );
+        Agent::start_with(self.lab, node, &config, "info")
+    }
+
+    /// The controller's process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
