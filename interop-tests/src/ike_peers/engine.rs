@@ -24,6 +24,9 @@ const OTHER_FILES: u64 = 64;
 const MAX_DATAGRAM: usize = 65_535;
 /// The epoll key of standard input. Peers have their index.
 const STDIN: u64 = u64::MAX;
+/// The peers do not check whether the responder is alive, so that a slow responder loses no tunnel.
+/// The responder checks as it is configured.
+const LIVENESS: Duration = Duration::from_secs(24 * 3600);
 /// Longest wait of the loop.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -311,6 +314,6 @@ fn peer_config(set: &PeerSet, index: u32) -> PeerConfig {
         initiate: true,
         force_encapsulation: true,
         keep_existing: false,
-        timing: Timing::default(),
+        timing: Timing { liveness: LIVENESS, ..Timing::default() },
     }
 }
