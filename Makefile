@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo test interop bench bench-agent soak install
+.PHONY: demo test interop bench bench-agent interruptions soak install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -11,9 +11,14 @@ test:
 	.ci/install test
 	.ci/test
 
-# The lab scenarios alone, against real kernels and real strongSwan.
+# The lab scenarios alone, against real kernels and real strongSwan, and the table of interruptions.
 interop: install
 	cargo run --quiet --profile lab -p interop-tests -- run
+	cargo run --quiet --profile lab -p interop-tests -- interruptions
+
+# What pings through a tunnel lose when agents, links or SAs go, beside what is wanted.
+interruptions: install
+	cargo run --quiet --profile lab -p interop-tests -- interruptions
 
 # The simulation of IKE networks under faults: SEEDS runs from the seed SEED on.
 SEED ?= 0

@@ -83,6 +83,17 @@ enum Verb {
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
     },
+    /// Measure what is lost when something happens: agents restarted or killed, a link down, SAs
+    /// deleted or flushed.
+    ///
+    /// Prints a table with the wanted values, and writes target/bench/interruptions.json.
+    Interruptions {
+        /// Measurements (see `list`); all by default.
+        names: Vec<String>,
+        /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
+        #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
+        backend: Option<String>,
+    },
     /// Build the lab kernel, if it is not there yet, and print its path.
     Kernel {
         /// Ask the package archive for a newer one.
@@ -159,6 +170,7 @@ fn main() -> ExitCode {
         Verb::List { json } => interop_tests::runner::list(&all(), json),
         Verb::Run { names, backend, keep } => interop_tests::runner::run(&all(), &RunOptions { names, backend, keep }),
         Verb::Bench { names, backend } => interop_tests::bench::main(&names, backend),
+        Verb::Interruptions { names, backend } => interop_tests::bench::interruptions(&names, backend),
         Verb::Demo { backend, keep } => interop_tests::demo::main(backend, keep),
         Verb::Guest(GuestVerb::TcpServe { port, text }) => {
             interop_tests::demo::tcp::serve(port, &text).map(|()| ExitCode::SUCCESS)

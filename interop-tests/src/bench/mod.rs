@@ -7,8 +7,10 @@
 //!
 //! - `tunnels`: N static peers against one agent: up, at rest, rekeyed, shown.
 //! - `mesh`: agents that all have tunnels to each other, and an idle edge with one hub.
-//! - `usage`: CPU time, memory and octets. `report`: the table, and `target/bench/agent.json`.
+//! - `interruptions`: what pings through a tunnel lose when something happens.
+//! - `usage`: CPU time, memory and octets. `report`: the table, and the files in `target/bench`.
 
+mod interruptions;
 mod mesh;
 mod report;
 mod tunnels;
@@ -30,7 +32,7 @@ const DEFAULT: [&str; 4] = ["tunnels-100", "tunnels-1000", "mesh-10", "idle-edge
 
 /// All measurements, and the scenario that shows that they can measure.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    tunnels::SCENARIOS.iter().chain(mesh::SCENARIOS)
+    tunnels::SCENARIOS.iter().chain(mesh::SCENARIOS).chain(interruptions::SCENARIOS)
 }
 
 /// Runs measurements, prints a table and brings `target/bench/agent.json` up to date. The exit
@@ -39,25 +41,44 @@ pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
 /// # Errors
 /// If there is no lab, a name is unknown, or the file cannot be written.
 pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
-    let names: Vec<String> = match names {
-        [] => DEFAULT.iter().map(|name| format!("{AREA}{name}")).collect(),
-        names => names.iter().map(|name| format!("{AREA}{}", name.trim_start_matches(AREA))).collect(),
-    };
-    let scenarios: Vec<&Scenario> = scenarios().filter(|scenario| scenario.name.starts_with(AREA)).collect();
+    let names = if names.is_empty() { DEFAULT.map(str::to_owned).into() } else { names.to_owned() };
+    measure(AREA, "agent", names, backend, growth)
+}
+
+/// As [`main`], for what is lost when something happens, in `target/bench/interruptions.json`. No
+/// name means all.
+///
+/// # Errors
+/// As [`main`].
+pub fn interruptions(names: &[String], backend: Option<String>) -> Result<ExitCode> {
+    let all = || interruptions::SCENARIOS.iter().map(|scenario| scenario.name.to_owned()).collect();
+    let names = if names.is_empty() { all() } else { names.to_owned() };
+    measure(interruptions::AREA, "interruptions", names, backend, |_| Vec::new())
+}
+
+/// Runs the measurements of one area. `summary` makes further results of all of them.
+fn measure(
+    area: &str,
+    file: &str,
+    names: Vec<String>,
+    backend: Option<String>,
+    summary: fn(&[Measured]) -> Vec<Measured>,
+) -> Result<ExitCode> {
+    let names = names.iter().map(|name| format!("{area}{}", name.trim_start_matches(area))).collect();
+    let scenarios: Vec<&Scenario> = scenarios().filter(|scenario| scenario.name.starts_with(area)).collect();
     let mut results: Vec<Measured> = Vec::new();
     let options = RunOptions { names, backend, keep: false };
-    let file = target_folder()?.join("bench/agent.json");
+    let folder = target_folder()?.join("bench");
     let all = outcomes(&scenarios, &options, |outcome, kept| {
         if outcome.result != TestResult::Pass {
             eprintln!("{}: {}\n  logs: {}", outcome.scenario, outcome.why, kept.display());
         }
         // What was measured before a failure counts.
         results.extend(report::read(kept)?);
-        report::merge(&file, &results)
+        report::merge(&folder, file, &results)
     })?;
-    let growth = growth(&results);
-    report::merge(&file, &growth)?;
-    results.extend(growth);
+    results.extend(summary(&results));
+    report::merge(&folder, file, &results)?;
     println!("{}", report::table(&results));
     Ok(ExitCode::from(u8::from(all.iter().any(|outcome| outcome.result != TestResult::Pass))))
 }

@@ -143,29 +143,28 @@ fn short(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// Puts the results into the benchmark's file. Cases that were not measured this time keep their
-/// earlier results.
+/// Puts the results into the file `NAME.json` of a folder. Cases that were not measured this time
+/// keep their earlier results.
 ///
 /// # Errors
 /// If the file cannot be read or written.
-pub(super) fn merge(file: &Path, results: &[Measured]) -> Result<()> {
+pub(super) fn merge(folder: &Path, name: &str, results: &[Measured]) -> Result<()> {
     #[derive(Serialize, Deserialize)]
     struct File {
         name: String,
         results: Vec<Measured>,
     }
+    let file = &folder.join(format!("{name}.json"));
     let mut all = match std::fs::read(file) {
         Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            File { name: "agent".to_owned(), results: Vec::new() }
+            File { name: name.to_owned(), results: Vec::new() }
         }
         Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
     };
     all.results.retain(|before| results.iter().all(|result| result.case != before.case));
     all.results.extend_from_slice(results);
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
+    std::fs::create_dir_all(folder)?;
     std::fs::write(file, format!("{:#}\n", serde_json::to_value(&all)?))
         .with_context(|| format!("writing {}", file.display()))
 }
@@ -189,15 +188,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_scenario_writes_is_read_from_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(read(folder.path()).unwrap(), []);
+        let rows = results(6.0, Goal::Ratio(0.2));
+        Results(rows.clone()).write(folder.path()).unwrap();
+        assert_eq!(read(folder.path()).unwrap(), rows);
+    }
+
+    #[test]
     fn a_case_that_is_measured_again_replaces_its_result() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("bench/agent.json");
+        let folder = folder.path().join("bench");
         let mut other = Results::default();
         other.add("mesh/50/cpu", "s", 2.0, None, Goal::None);
-        merge(&file, &other.0).unwrap();
-        merge(&file, &results(6.0, Goal::None)).unwrap();
-        merge(&file, &results(5.0, Goal::None)).unwrap();
-        let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        merge(&folder, "agent", &other.0).unwrap();
+        merge(&folder, "agent", &results(6.0, Goal::None)).unwrap();
+        merge(&folder, "agent", &results(5.0, Goal::None)).unwrap();
+        let written: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("agent.json")).unwrap()).unwrap();
         assert_eq!(written["name"], "agent");
         let cases: Vec<_> =
             written["results"].as_array().unwrap().iter().map(|row| (&row["case"], &row["ours"])).collect();

@@ -360,6 +360,14 @@ impl<'a> Charon<'a> {
         self.swanctl(&["--terminate", "--ike", &self.loaded, "--timeout", "10"]).map(drop)
     }
 
+    /// Deletes the CHILD_SA; the IKE SA stays.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn terminate_child(&self) -> Result<()> {
+        self.swanctl(&["--terminate", "--child", "net", "--timeout", "10"]).map(drop)
+    }
+
     /// All IKE SAs.
     ///
     /// # Errors

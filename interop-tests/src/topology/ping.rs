@@ -26,6 +26,8 @@ pub struct PingReport {
     pub received: u64,
     /// Runs of requests without an answer.
     pub gaps: Vec<Gap>,
+    /// Longest time between two answers in a row, by the clock. Zero with fewer than two.
+    pub longest_silence: Duration,
 }
 
 /// Requests in a row that were not answered.
@@ -129,7 +131,7 @@ impl Ping {
             Ok(_) => self.last_reply().max(1),
             Err(_) => sent,
         };
-        Ok(report(sent, &self.replies(), self.pace))
+        Ok(PingReport { longest_silence: longest_silence(&text), ..report(sent, &self.replies(), self.pace) })
     }
 
     fn text(&self) -> String {
@@ -185,7 +187,15 @@ fn report(sent: u64, replies: &BTreeSet<u64>, pace: Duration) -> PingReport {
         }
     }
     let lost: u64 = gaps.iter().map(|gap| gap.count).sum();
-    PingReport { sent, received: sent - lost, gaps }
+    PingReport { sent, received: sent - lost, gaps, longest_silence: Duration::ZERO }
+}
+
+/// From the times that `ping -D` writes before each answer.
+fn longest_silence(text: &str) -> Duration {
+    let time = |line: &str| line.strip_prefix('[')?.split_once(']')?.0.parse::<f64>().ok();
+    let times: Vec<f64> = text.lines().filter(|line| line.contains("bytes from")).filter_map(time).collect();
+    let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+    Duration::from_secs_f64(longest)
 }
 
 #[cfg(test)]
@@ -203,6 +213,7 @@ mod tests {
         assert_eq!((report.sent, report.received, report.lost()), (5, 2, 3));
         assert_eq!(report.gaps[0], Gap { first: 2, count: 2, at: 0.1 });
         assert_eq!(report.gaps[1].first, 5);
+        assert_eq!(longest_silence(text).as_millis(), 300);
         assert_eq!(parse_replies(text).into_iter().collect::<Vec<_>>(), [1, 4]);
         assert!(report.expect_none_lost().is_err());
     }

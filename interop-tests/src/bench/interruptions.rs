@@ -1,0 +1,206 @@
+//! What pings through a tunnel lose when something happens.
+//!
+//! An edge behind a NAT has a tunnel to a hub, and a pod on each side pings the other one a hundred
+//! times a second. Each event happens three times; the median counts.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::report::{Goal, Results};
+use crate::edge_agent::Agent;
+use crate::peers::Charon;
+use crate::peers::charon::{Auth, Connection};
+use crate::scenario::{Lab, Needs, Scenario};
+use crate::topology::{Net, Node, Ping, PingReport, Plan, Pod};
+use crate::wait;
+
+/// The prefix of these measurements' names among all scenarios.
+pub(super) const AREA: &str = "interruption/";
+
+const SECRET: &str = "a secret of edge and hub";
+const EDGE_NETWORK: &str = "10.1.0.0/24";
+const HUB_NETWORK: &str = "10.2.0.0/24";
+const HUB: &str = "203.0.113.10";
+
+/// Interval of the pings in each direction.
+const PACE: Duration = Duration::from_millis(10);
+/// How often each event happens.
+const RUNS: usize = 3;
+/// Pings that must be answered before the next event.
+const ANSWERED: u64 = 100;
+
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    let deadline = Duration::from_secs(300);
+    Scenario { name, about, deadline, by_default: false, needs: Needs::Nothing, run }
+}
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario("interruption/agent-restarted", "what is lost when the edge's agent is restarted", |lab| {
+        let lossless = Wanted { lost: Some(0.0), silence: None };
+        Site::build(lab)?.with_agents("agent-restarted", lossless, |site, edge, _| {
+            edge.process().stop()?;
+            *edge = site.start_edge()?;
+            Ok(())
+        })
+    }),
+    scenario("interruption/agent-killed", "what is lost when the edge's agent is killed, and back after 1 s", |lab| {
+        let lossless = Wanted { lost: Some(0.0), silence: None };
+        Site::build(lab)?.with_agents("agent-killed", lossless, |site, edge, _| {
+            edge.process().kill()?;
+            pass(Duration::from_secs(1));
+            *edge = site.start_edge()?;
+            Ok(())
+        })
+    }),
+    scenario(
+        "interruption/hub-agent-killed",
+        "what is lost when the hub's agent is killed, and back after 1 s",
+        |lab| {
+            let lossless = Wanted { lost: Some(0.0), silence: None };
+            Site::build(lab)?.with_agents("hub-agent-killed", lossless, |site, _, hub| {
+                hub.process().kill()?;
+                pass(Duration::from_secs(1));
+                *hub = site.start_hub()?;
+                Ok(())
+            })
+        },
+    ),
+    scenario("interruption/link-down-2s", "what is lost when the edge's link is down for 2 s", |lab| {
+        let wanted = Wanted { lost: None, silence: Some(2.1) };
+        Site::build(lab)?.with_agents("link-down-2s", wanted, |site, _, _| {
+            site.edge().plug("home", false)?;
+            pass(Duration::from_secs(2));
+            site.edge().plug("home", true)
+        })
+    }),
+    scenario("interruption/xfrm-flushed", "what is lost when someone flushes the edge's SAs and policies", |lab| {
+        let wanted = Wanted { lost: Some(2.0), silence: Some(1.0) };
+        Site::build(lab)?.with_agents("xfrm-flushed", wanted, |site, _, _| {
+            site.edge().sh("ip xfrm state flush; ip xfrm policy flush").map(drop)
+        })
+    }),
+    scenario("interruption/child-deleted", "what is lost when charon, as the hub, deletes the CHILD_SA", child_deleted),
+];
+
+/// The largest values that are wanted, of each direction.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Pings.
+    lost: Option<f64>,
+    /// Seconds without an answer.
+    silence: Option<f64>,
+}
+
+struct Site<'a> {
+    lab: &'a Lab,
+    net: &'a Net,
+    edge_pod: Pod,
+    hub_pod: Pod,
+}
+
+type Happens<'a> = fn(&Site<'a>, &mut Agent<'a>, &mut Agent<'a>) -> Result<()>;
+
+impl<'a> Site<'a> {
+    fn build(lab: &'a Lab) -> Result<Self> {
+        let mut plan = Plan::new();
+        plan.router("isp").on("internet", &["203.0.113.1/24"]).on("home", &["192.168.1.1/24"]).masquerade("internet");
+        plan.host("edge").on("home", &["192.168.1.10/24"]).via("192.168.1.1");
+        plan.host("hub").on("internet", &[&format!("{HUB}/24")]).via("203.0.113.1");
+        let net = lab.build(&plan)?;
+        let edge_pod = net.node("edge").wired_pod("p", "10.1.0.2/24", "10.1.0.1/24")?;
+        let hub_pod = net.node("hub").wired_pod("p", "10.2.0.2/24", "10.2.0.1/24")?;
+        Ok(Self { lab, net, edge_pod, hub_pod })
+    }
+
+    fn edge(&self) -> &'a Node {
+        self.net.node("edge")
+    }
+
+    fn start_edge(&self) -> Result<Agent<'a>> {
+        let config = format!(
+            "[[peer]]\nname = \"hub\"\nremote = [{HUB:?}]\nlocal_id = \"edge.example\"\nremote_id = \"hub.example\"\n\
+             psk = {SECRET:?}\nlocal_subnets = [{EDGE_NETWORK:?}]\nremote_subnets = [{HUB_NETWORK:?}]\n"
+        );
+        Agent::start_with(self.lab, self.edge(), &config, "info")
+    }
+
+    fn start_hub(&self) -> Result<Agent<'a>> {
+        let config = format!(
+            "[[peer]]\nname = \"edge\"\nlocal_id = \"hub.example\"\nremote_id = \"edge.example\"\nstart = \"respond\"\n\
+             psk = {SECRET:?}\nlocal_subnets = [{HUB_NETWORK:?}]\nremote_subnets = [{EDGE_NETWORK:?}]\n"
+        );
+        Agent::start_with(self.lab, self.net.node("hub"), &config, "info")
+    }
+
+    /// Measures an event between two agents.
+    fn with_agents(&self, what: &str, wanted: Wanted, happens: Happens<'a>) -> Result<()> {
+        let (mut hub, mut edge) = (self.start_hub()?, self.start_edge()?);
+        edge.wait_up("hub")?;
+        self.measure(what, wanted, || happens(self, &mut edge, &mut hub))
+    }
+
+    fn measure(&self, what: &str, wanted: Wanted, mut happens: impl FnMut() -> Result<()>) -> Result<()> {
+        let mut reports = Vec::new();
+        for run in 1..=RUNS {
+            wait::for_event("pings through the tunnel", || {
+                let reached = self.edge_pod.reaches("10.2.0.2", Duration::from_secs(1))?;
+                ensure!(reached, "the hub's pod does not answer");
+                Ok(())
+            })?;
+            let mut there = Ping::start(&self.edge_pod, "10.2.0.2", PACE)?;
+            let mut back = Ping::start(&self.hub_pod, "10.1.0.2", PACE)?;
+            there.wait_more(ANSWERED)?;
+            back.wait_more(ANSWERED)?;
+            happens()?;
+            there.wait_more(ANSWERED)?;
+            back.wait_more(ANSWERED)?;
+            let both = [there.stop()?, back.stop()?];
+            let shown = both.each_ref().map(|report| format!("{} lost, {:.2} s", report.lost(), silence(report)));
+            self.lab.step(&format!("{what}, run {run}: from the edge {}; from the hub {}", shown[0], shown[1]));
+            reports.push(both);
+        }
+        let mut results = Results::default();
+        let goal = |wanted: Option<f64>| wanted.map_or(Goal::None, Goal::Ours);
+        for (index, direction) in ["from-edge", "from-hub"].iter().enumerate() {
+            let lost = median(reports.iter().map(|both| both[index].lost() as f64));
+            let silent = median(reports.iter().map(|both| silence(&both[index])));
+            results.add(&format!("{what}/{direction}/lost"), "pings", lost, None, goal(wanted.lost));
+            results.add(&format!("{what}/{direction}/silence"), "s", silent, None, goal(wanted.silence));
+        }
+        results.write(self.lab.out())
+    }
+}
+
+fn child_deleted(lab: &Lab) -> Result<()> {
+    let site = Site::build(lab)?;
+    let charon = Charon::start(
+        site.net.node("hub"),
+        &Connection::new("edge", Auth::Psk(SECRET.to_owned())).local(HUB, "hub.example", HUB_NETWORK).remote(
+            "%any",
+            "edge.example",
+            EDGE_NETWORK,
+        ),
+    )?;
+    let mut edge = site.start_edge()?;
+    edge.wait_up("hub")?;
+    let wanted = Wanted { lost: None, silence: None };
+    site.measure("child-deleted", wanted, || charon.terminate_child())
+}
+
+/// Lets time pass that belongs to an event.
+fn pass(time: Duration) {
+    #[expect(clippy::disallowed_methods, reason = "the time is a part of the event")]
+    std::thread::sleep(time);
+}
+
+/// The longest time between two answers in a row, in seconds.
+fn silence(report: &PingReport) -> f64 {
+    report.longest_silence.as_secs_f64()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
