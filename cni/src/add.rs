@@ -10,11 +10,12 @@ use crate::agent_client::{self, Outcome};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
-use crate::net::link::{Link, Links};
+use crate::net::link::{DefaultRoute, Link, Links};
 use crate::net::netns::Namespace;
 use crate::net::{sysctl, veth};
 use crate::node_setup;
 use crate::pod_filter;
+use crate::pod_routes::{self, PodRoute};
 use crate::request::{Attachment, RuntimeRequest};
 use crate::result::{AddResult, Interface};
 use crate::segment::{self, PodAddress};
@@ -57,13 +58,29 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
 
     // From here on a failure has something to undo.
     let made = lease_and_configure(config, request, &state_dir, &mut links, &pod, segments);
-    let (addresses, stock, host, pod_link) = made.map_err(|error| undo(error, &state_dir, &mut links, attachment))?;
-    agent_client::report_stock(&config.agent_socket, stock);
+    let made = made.map_err(|error| undo(error, &state_dir, &mut links, attachment))?;
+    agent_client::report_stock(&config.agent_socket, made.stock);
     let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
     let sandbox = path.to_string_lossy().into_owned();
-    let attached =
-        AddResult { bridge: interface(bridge), host: interface(host), pod: interface(pod_link), sandbox, addresses };
+    let attached = AddResult {
+        bridge: interface(bridge),
+        host: interface(made.host),
+        pod: interface(made.pod),
+        sandbox,
+        addresses: made.addresses,
+        routes: made.routes,
+    };
     Ok(attached.to_json(config.version, config.dns.as_ref()))
+}
+
+/// What an ADD makes of a pair of links.
+struct Made {
+    addresses: Vec<PodAddress>,
+    routes: Vec<PodRoute>,
+    /// The node's addresses after this ADD.
+    stock: Vec<Stock>,
+    host: Link,
+    pod: Link,
 }
 
 /// Takes addresses, sets them on the pair of links that is in place, and announces them once the
@@ -75,7 +92,7 @@ fn lease_and_configure(
     links: &mut Links,
     pod: &Namespace,
     seen: SegmentsFile,
-) -> Result<(Vec<PodAddress>, Vec<Stock>, Link, Link)> {
+) -> Result<Made> {
     let attachment = &request.attachment;
     let (addresses, stock, segments) = lease_addresses(config, request, state_dir)?;
     if segments != seen {
@@ -85,10 +102,11 @@ fn lease_and_configure(
     }
     let filtered = pod_filter::admit(config, state_dir, links, request, &addresses)?;
     veth::set_host_up(links, attachment, filtered)?;
-    let end = veth::configure(pod, &attachment.ifname, &addresses)?;
+    let routes = |others: &[DefaultRoute]| pod_routes::of_pod(config, &segments, &addresses, others);
+    let end = veth::configure(pod, &attachment.ifname, &addresses, routes)?;
     let host = veth::wait_until_forwarding(links, attachment)?;
     addresses.iter().try_for_each(|assigned| end.announcer.announce(assigned.address))?;
-    Ok((addresses, stock, host, end.link))
+    Ok(Made { addresses, routes: end.routes, stock, host, pod: end.link })
 }
 
 /// Ensures that each family has a free address. Applies for another segment where free addresses

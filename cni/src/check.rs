@@ -42,7 +42,8 @@ pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
             format!("{lacks}; run `edge-cni up`, or start edge-agent, which does"),
         ));
     }
-    Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &expected, &segments, mac))
+    let gateways = default_gateways(result, &segments);
+    Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &expected, &gateways, mac))
 }
 
 /// Addresses that the result gives to this interface in the pod. Those of later plugins are not
@@ -66,6 +67,15 @@ fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpAddr>> {
         return Err(nonsense(&format!("it has no address for {ifname}")));
     }
     Ok(addresses)
+}
+
+/// The gateways of these segments by which the result has a default route.
+fn default_gateways(result: &Value, segments: &[IpNetwork]) -> Vec<IpAddr> {
+    let routes = result["routes"].as_array();
+    let defaults =
+        routes.into_iter().flatten().filter(|route| matches!(route["dst"].as_str(), Some("0.0.0.0/0" | "::/0")));
+    let by: Vec<IpAddr> = defaults.filter_map(|route| route["gw"].as_str()?.parse().ok()).collect();
+    segments.iter().map(segment::gateway).filter(|gateway| by.contains(gateway)).collect()
 }
 
 fn not_as_attached(what: String) -> Error {
@@ -122,7 +132,7 @@ fn check_host(
     }
 }
 
-fn check_pod(ifname: &str, expected: &[IpAddr], segments: &[IpNetwork], mac: Option<[u8; 6]>) -> Result<()> {
+fn check_pod(ifname: &str, expected: &[IpAddr], gateways: &[IpAddr], mac: Option<[u8; 6]>) -> Result<()> {
     let mut links = Links::open()?;
     let link = links.find(ifname)?.ok_or_else(|| not_as_attached(format!("{ifname} is missing in the pod")))?;
     if !link.up {
@@ -141,7 +151,7 @@ fn check_pod(ifname: &str, expected: &[IpAddr], segments: &[IpNetwork], mac: Opt
     let has = |gateway: &IpAddr| {
         routes.iter().any(|route| route.main && route.device == link.index && route.gateway == Some(*gateway))
     };
-    match segments.iter().map(segment::gateway).find(|gateway| !has(gateway)) {
+    match gateways.iter().find(|gateway| !has(gateway)) {
         Some(gateway) => Err(not_as_attached(format!("the pod has lost its default route by {gateway}"))),
         None => Ok(()),
     }

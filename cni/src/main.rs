@@ -7,7 +7,8 @@
 //! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`].
 //! - [`node_setup`] makes what a node needs before its first pod. [`forward_filter`] decides what
 //!   the node forwards, as long as the agent's firewall does not.
-//! - [`ipam`] leases addresses from the node's segments ([`segment`]).
+//! - [`ipam`] leases addresses from the node's segments ([`segment`]). [`pod_routes`] chooses a
+//!   pod's routes.
 //! - [`net`] changes links, addresses and routes.
 //! - [`bridge_filter`] is the bridge's filter, and [`pod_filter`] the pods' elements in it.
 //!   [`nftables`] has the messages for both tables.
@@ -45,6 +46,7 @@ mod nftables;
 mod node_setup;
 mod obstacles;
 mod pod_filter;
+mod pod_routes;
 mod request;
 mod result;
 mod segment;

@@ -4,7 +4,8 @@
 use serde_json::{Value, json};
 
 use crate::mac;
-use crate::segment::{PodAddress, default_routes};
+use crate::pod_routes::PodRoute;
+use crate::segment::PodAddress;
 use crate::version::Version;
 
 /// An interface, as far as the result describes it.
@@ -26,6 +27,8 @@ pub(crate) struct AddResult {
     /// `CNI_NETNS`.
     pub(crate) sandbox: String,
     pub(crate) addresses: Vec<PodAddress>,
+    /// The routes that the pod got.
+    pub(crate) routes: Vec<PodRoute>,
 }
 
 impl AddResult {
@@ -57,9 +60,7 @@ impl AddResult {
                 value
             })
             .collect();
-        let routes: Vec<Value> = default_routes(&self.addresses)
-            .map(|(destination, gateway)| json!({ "dst": destination, "gw": gateway.to_string() }))
-            .collect();
+        let routes: Vec<Value> = self.routes.iter().map(|route| route.to_json(version)).collect();
         json!({
             "cniVersion": version.as_str(),
             "interfaces": [
@@ -90,6 +91,9 @@ mod tests {
                     address: address.parse().unwrap(),
                     segment: segment.parse().unwrap(),
                 })
+                .to_vec(),
+            routes: ["0.0.0.0/0", "::/0"]
+                .map(|destination| serde_json::from_value(json!({ "dst": destination, "gw": "fd77::1" })).unwrap())
                 .to_vec(),
         }
     }

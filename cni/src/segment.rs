@@ -28,14 +28,6 @@ pub(crate) fn families(segments: &[IpNetwork]) -> Vec<Family> {
         .collect()
 }
 
-/// One default route of each family, by the gateway of the address.
-pub(crate) fn default_routes(addresses: &[PodAddress]) -> impl Iterator<Item = (&'static str, IpAddr)> + '_ {
-    addresses.iter().map(|assigned| {
-        let destination = if assigned.address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        (destination, assigned.gateway())
-    })
-}
-
 /// The address of the bridge in a segment: the first host address.
 pub(crate) fn gateway(segment: &IpNetwork) -> IpAddr {
     nth(segment, 1)

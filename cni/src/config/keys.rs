@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Code, Error, Result};
 
 /// The plugin's own keys.
-pub(super) const OWN_KEYS: [&str; 12] = [
+pub(super) const OWN_KEYS: [&str; 15] = [
     "bridge",
     "stateDir",
     "agentSocket",
@@ -20,6 +20,9 @@ pub(super) const OWN_KEYS: [&str; 12] = [
     "lanToPods",
     "serviceRanges",
     "forwardOthers",
+    "isGateway",
+    "isDefaultGateway",
+    "routes",
 ];
 
 /// Keys that the specification or the runtime defines. They are for others, or for verbs that read

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Code, Error, Result};
+use crate::pod_routes::{MAX_ROUTES, PodRoute};
 use crate::version::Version;
 
 /// Smallest MTU: IPv6 works with no less (RFC 8200 section 5).
@@ -58,6 +59,10 @@ pub(crate) struct Config {
     pub(crate) service_ranges: Vec<IpNetwork>,
     /// Whether this host also forwards between its own networks if it forwards for pods alone.
     pub(crate) forward_others: bool,
+    /// Whether pods get a default route.
+    pub(crate) is_default_gateway: bool,
+    /// Further routes of pods.
+    pub(crate) routes: Vec<PodRoute>,
     /// The result of an earlier plugin, or with CHECK the result of our own ADD.
     pub(crate) previous: Option<Value>,
     /// An IP or MAC address that `runtimeConfig` or `args` requests.
@@ -97,8 +102,17 @@ struct RawConfig {
     service_ranges: Vec<IpNetwork>,
     #[serde(default)]
     forward_others: bool,
+    #[serde(default = "yes")]
+    is_gateway: bool,
+    #[serde(default = "yes")]
+    is_default_gateway: bool,
+    #[serde(default)]
+    routes: Vec<PodRoute>,
 }
 
+fn yes() -> bool {
+    true
+}
 fn default_bridge() -> String {
     "ecni0".into()
 }
@@ -149,6 +163,13 @@ impl Config {
         let requested = requested(&json);
         let valid_attachments = json.get("cni.dev/valid-attachments").cloned();
         let raw: RawConfig = serde_json::from_value(Value::Object(json)).map_err(|error| invalid(error.to_string()))?;
+        if !raw.is_gateway {
+            return Err(invalid(
+                "isGateway is false, but pods reach other nodes through the bridge's address; leave it out, and set isDefaultGateway to false if pods \
+                 need no default route"
+                    .into(),
+            ));
+        }
         let config = Self {
             version,
             name: raw.name,
@@ -164,6 +185,8 @@ impl Config {
             lan_to_pods: raw.lan_to_pods.iter().map(canonical).collect(),
             service_ranges: raw.service_ranges.iter().map(canonical).collect(),
             forward_others: raw.forward_others,
+            is_default_gateway: raw.is_default_gateway,
+            routes: raw.routes,
             previous,
             requested,
             valid_attachments,
@@ -253,6 +276,10 @@ impl Config {
                 return Err(invalid(format!("{key} has {count} networks; expected at most {limit}, merge some")));
             }
         }
+        if self.routes.len() > MAX_ROUTES {
+            return Err(invalid(format!("routes has {} routes; expected at most {MAX_ROUTES}", self.routes.len())));
+        }
+        self.routes.iter().try_for_each(PodRoute::check).map_err(|why| invalid(format!("routes: {why}")))?;
         Ok(())
     }
 
@@ -437,6 +464,10 @@ mod tests {
             (r#""dns":"8.8.8.8""#, "dns"),
             (r#""lowWater":-1"#, "-1"),
             (r#""lanToPods":["lan0"]"#, "lan0"),
+            (r#""isGateway":false"#, "isDefaultGateway"),
+            (r#""routes":[{"dst":"192.0.2.0/24","gw":"fd77::1"}]"#, "192.0.2.0/24"),
+            (r#""routes":[{"dst":"192.0.2.0/24","via":"10.0.0.1"}]"#, "via"),
+            (r#""routes":[{"gw":"10.0.0.1"}]"#, "dst"),
             (r#""unfilteredPods":["kube*"]"#, "kube*"),
             (r#""unfilteredPods":["default/"]"#, "default/"),
             (r#""unfilteredPods":["default/a*b*"]"#, "a*b*"),

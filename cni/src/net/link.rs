@@ -10,14 +10,15 @@ use netlink_packet_route::link::{
     LinkMessage,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol, RouteScope, RouteType,
-    RouteVia,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteProtocol, RouteScope,
+    RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 pub(crate) use netlink_packet_route::link::BridgePortState;
 
 use crate::error::{Code, Error, Result};
+use crate::pod_routes::PodRoute;
 
 /// `group_fwd_mask` of a port. With it, frames to the groups 01:80:c2:00:00:0X are treated like all
 /// others, so that the bridge's filter sees them. Without it, the bridge learns from them and hands
@@ -213,31 +214,44 @@ impl Links {
         }
     }
 
-    /// Adds a default route.
-    pub(crate) fn add_default_route(&mut self, link: &Link, gateway: IpAddr) -> Result<()> {
+    /// Adds a route over a link.
+    pub(crate) fn add_route(&mut self, link: &Link, route: &PodRoute) -> Result<()> {
         let mut message = RouteMessage::default();
-        message.header.address_family = family(gateway);
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        let destination = route.destination;
+        message.header.address_family = family(destination.ip());
+        message.header.destination_prefix_length = destination.prefix();
         message.header.protocol = RouteProtocol::Static;
-        message.header.scope = RouteScope::Universe;
+        message.header.scope = route.scope.map_or(RouteScope::Universe, RouteScope::from);
         message.header.kind = RouteType::Unicast;
-        let via = match gateway {
+        let address = |address| match address {
             IpAddr::V4(address) => RouteAddress::Inet(address),
             IpAddr::V6(address) => RouteAddress::Inet6(address),
         };
-        message.attributes.push(RouteAttribute::Gateway(via));
+        if destination.prefix() > 0 {
+            message.attributes.push(RouteAttribute::Destination(address(destination.network())));
+        }
+        message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(address(gateway))));
         message.attributes.push(RouteAttribute::Oif(link.index));
+        message.attributes.extend(route.priority.map(RouteAttribute::Priority));
+        let metrics = [route.mtu.map(RouteMetric::Mtu), route.advmss.map(RouteMetric::Advmss)];
+        let metrics: Vec<RouteMetric> = metrics.into_iter().flatten().collect();
+        if !metrics.is_empty() {
+            message.attributes.push(RouteAttribute::Metrics(metrics));
+        }
+        // The attribute prevails over the header's field, which has eight bits.
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.attributes.extend(route.table.map(RouteAttribute::Table));
+        let through = route.gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match self.netlink.execute("RTM_NEWROUTE", RouteNetlinkMessage::NewRoute(message), flags) {
             Ok(()) => Ok(()),
             Err(error) if error.errno() == Some(libc::EEXIST) => Err(Error::new(
                 Code::NameTaken,
-                format!(
-                    "the pod has a default route already, so {} cannot bring one by {gateway}; attach it to one network of this kind",
-                    link.name
-                ),
+                format!("the pod has a route to {destination} already, so {} cannot bring one{through}", link.name),
             )),
-            Err(error) => Err(kernel_error(&format!("add the default route by {gateway} over {}", link.name), &error)),
+            Err(error) => {
+                Err(kernel_error(&format!("add the route to {destination}{through} over {}", link.name), &error))
+            }
         }
     }
 }
@@ -278,10 +292,13 @@ pub(crate) struct DefaultRoute {
     pub(crate) gateway: Option<IpAddr>,
     /// Whether it is in the main table.
     pub(crate) main: bool,
+    /// Whether it is of IPv4.
+    pub(crate) ipv4: bool,
 }
 
 fn next_hops_of(route: &RouteMessage) -> Vec<DefaultRoute> {
     let main = route.header.table == RouteHeader::RT_TABLE_MAIN;
+    let ipv4 = route.header.address_family == AddressFamily::Inet;
     let gateway = |attributes: &[RouteAttribute]| {
         attributes.iter().find_map(|attribute| match attribute {
             RouteAttribute::Gateway(RouteAddress::Inet(address)) | RouteAttribute::Via(RouteVia::Inet(address)) => {
@@ -297,13 +314,17 @@ fn next_hops_of(route: &RouteMessage) -> Vec<DefaultRoute> {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     });
-    let single = device.map(|device| DefaultRoute { device, gateway: gateway(&route.attributes), main });
+    let single = device.map(|device| DefaultRoute { device, gateway: gateway(&route.attributes), main, ipv4 });
     let hops = route.attributes.iter().filter_map(|attribute| match attribute {
         RouteAttribute::MultiPath(hops) => Some(hops),
         _ => None,
     });
-    let of_hop =
-        |hop: &RouteNextHop| DefaultRoute { device: hop.interface_index, gateway: gateway(&hop.attributes), main };
+    let of_hop = |hop: &RouteNextHop| DefaultRoute {
+        device: hop.interface_index,
+        gateway: gateway(&hop.attributes),
+        main,
+        ipv4,
+    };
     single.into_iter().chain(hops.flatten().map(of_hop)).collect()
 }
 

@@ -78,7 +78,7 @@ mod tests {
             link(14, "eth3", "", Some(13)),
         ];
         let gateway = Some("fe80::1".parse().unwrap());
-        let routes = [DefaultRoute { device: 9, gateway, main: true }];
+        let routes = [DefaultRoute { device: 9, gateway, main: true, ipv4: true }];
         let uplinks: Vec<&str> =
             all.iter().filter(|link| is_uplink(link, &all, &routes)).map(|link| link.name.as_str()).collect();
         assert_eq!(uplinks, ["eth0", "br0", "eth2", "wwan0", "eth0.5", "vrf0", "eth3"]);
@@ -96,7 +96,7 @@ mod tests {
             link(9, "eth0.5", "vlan", None),
             Link { alias: "edge-cni bridge".into(), ..link(10, "ecni0", "bridge", None) },
         ];
-        let routes = [7, 8, 9, 10].map(|device| DefaultRoute { device, gateway: None, main: true });
+        let routes = [7, 8, 9, 10].map(|device| DefaultRoute { device, gateway: None, main: true, ipv4: true });
         let found = of_container_kinds(&all, &routes, &["bridge", "veth"]);
         let found: Vec<(&str, bool)> = found.iter().map(|uplink| (uplink.name.as_str(), uplink.is_bridge)).collect();
         assert_eq!(found, [("br0", true), ("virbr0", true), ("eth2", false)]);

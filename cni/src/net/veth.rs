@@ -7,13 +7,14 @@ use edge_types::api::Family;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 
 use super::announce::Announcer;
-use super::link::{BridgePortState, Link, Links};
+use super::link::{BridgePortState, DefaultRoute, Link, Links};
 use super::netns::Namespace;
 use super::{fnv1a, sysctl};
 use crate::bridge_filter::PORT_PREFIX;
 use crate::error::{Code, Error, Result};
+use crate::pod_routes::PodRoute;
 use crate::request::Attachment;
-use crate::segment::{self, PodAddress, default_routes};
+use crate::segment::{self, PodAddress};
 
 /// How long a bridge's port may take to forward. Without spanning tree it takes milliseconds.
 const FORWARDING_DEADLINE: Duration = Duration::from_secs(5);
@@ -25,6 +26,8 @@ const ALIAS_PREFIX: &str = "edge-cni ";
 pub(crate) struct PodEnd {
     pub(crate) link: Link,
     pub(crate) announcer: Announcer,
+    /// The routes over it.
+    pub(crate) routes: Vec<PodRoute>,
 }
 
 /// The name of the host's end. It follows from the attachment, so that DEL finds it without a
@@ -130,8 +133,14 @@ fn vanished(name: &str) -> Error {
     Error::new(Code::Kernel, format!("{name} vanished while the pod was being attached; was the pod stopped?"))
 }
 
-/// Gives the pod's end its addresses and routes and brings it up.
-pub(crate) fn configure(pod: &Namespace, ifname: &str, addresses: &[PodAddress]) -> Result<PodEnd> {
+/// Gives the pod's end its addresses and routes and brings it up. `routes` chooses the routes,
+/// given the default routes that the pod has already.
+pub(crate) fn configure(
+    pod: &Namespace,
+    ifname: &str,
+    addresses: &[PodAddress],
+    routes: impl FnOnce(&[DefaultRoute]) -> Vec<PodRoute> + Send,
+) -> Result<PodEnd> {
     let segments: Vec<IpNetwork> = addresses.iter().map(|assigned| assigned.segment).collect();
     pod.within(|| {
         let mut links = Links::open()?;
@@ -150,11 +159,10 @@ pub(crate) fn configure(pod: &Namespace, ifname: &str, addresses: &[PodAddress])
             links.add_address(&link, assigned.address, assigned.segment.prefix())?;
         }
         links.set_up(&link)?;
-        for (_, gateway) in default_routes(addresses) {
-            links.add_default_route(&link, gateway)?;
-        }
+        let routes = routes(&links.default_routes()?);
+        routes.iter().try_for_each(|route| links.add_route(&link, route))?;
         let announcer = Announcer::open(link.index, link.mac)?;
-        Ok(PodEnd { link, announcer })
+        Ok(PodEnd { link, announcer, routes })
     })
 }
 

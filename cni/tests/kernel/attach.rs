@@ -4,9 +4,9 @@ use std::process::Command;
 
 use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::world::{World, addresses, ip, path, pings, sysctl, wait_for};
+use crate::world::{Pod, World, addresses, ip, path, pings, sysctl, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -29,9 +29,10 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("up_makes_bridge_and_guard_without_a_pod", up_makes_bridge_and_guard_without_a_pod),
     (
-        "a_second_default_route_is_refused_and_the_first_interface_stays",
-        a_second_default_route_is_refused_and_the_first_interface_stays,
+        "a_second_interface_leaves_the_default_route_and_reaches_the_cluster",
+        a_second_interface_leaves_the_default_route_and_reaches_the_cluster,
     ),
+    ("a_pod_has_the_routes_of_the_configuration", a_pod_has_the_routes_of_the_configuration),
 ];
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
@@ -194,16 +195,77 @@ fn up_makes_bridge_and_guard_without_a_pod() {
     assert!(pings(&pod.netns, "10.77.3.1"));
 }
 
-fn a_second_default_route_is_refused_and_the_first_interface_stays() {
-    let world = World::new(&DUAL[..1]);
-    let pod = world.pod();
-    assert_eq!(world.add(&pod), ["10.77.3.2"]);
-    let netns = path(&pod);
+/// Attaches a further interface of a pod. Returns the result.
+fn add_interface(world: &World, pod: &Pod, ifname: &str) -> Value {
+    let netns = path(pod);
     let variables =
-        [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", pod.id.as_str()), ("CNI_NETNS", &netns), ("CNI_IFNAME", "net1")];
-    let refused = world.run(&variables, &world.config.borrow().to_string());
-    assert_eq!(refused.json["code"], 102, "{}", refused.json);
-    assert!(refused.json["msg"].as_str().unwrap().contains("default route"), "{}", refused.json);
-    assert_eq!((world.ports().len(), world.leased().len()), (1, 1));
+        [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", pod.id.as_str()), ("CNI_NETNS", &netns), ("CNI_IFNAME", ifname)];
+    let answer = world.run(&variables, &world.config.borrow().to_string());
+    assert!(answer.ok, "{}", answer.json);
+    answer.json
+}
+
+fn a_second_interface_leaves_the_default_route_and_reaches_the_cluster() {
+    let world = World::new(DUAL);
+    world.set("cniVersion", json!("1.0.0"));
+    // Both interfaces are on this network.
+    let pod = world.pod();
+    world.add(&pod);
+    assert_eq!(add_interface(&world, &pod, "net1")["routes"], json!([]));
+    let routes = ip(&pod.netns, "route show default");
+    assert!(routes.contains("dev eth0") && !routes.contains("net1"), "{routes}");
     assert!(pings(&pod.netns, "10.77.3.1"));
+    // The first interface is of another network, as with Multus.
+    let pod = world.pod();
+    ip(&pod.netns, "link add first type veth peer name other");
+    ip(&pod.netns, "addr add 192.0.2.2/24 dev first");
+    ip(&pod.netns, "link set first up");
+    ip(&pod.netns, "route add default via 192.0.2.1 metric 100");
+    let result = add_interface(&world, &pod, "net1");
+    let expected = [("10.77.0.0/16", "10.77.3.1"), ("::/0", "fd77:0:0:3::1")];
+    assert_eq!(result["routes"], Value::from(expected.map(|(to, by)| json!({"dst": to, "gw": by})).to_vec()));
+    assert!(ip(&pod.netns, "route get 198.51.100.1").contains("via 192.0.2.1 dev first"));
+    assert!(ip(&pod.netns, "route get 10.77.9.9").contains("via 10.77.3.1 dev net1"));
+    let mut config = world.config.borrow().clone();
+    config["prevResult"] = result;
+    let netns = path(&pod);
+    let check =
+        [("CNI_COMMAND", "CHECK"), ("CNI_CONTAINERID", pod.id.as_str()), ("CNI_NETNS", &netns), ("CNI_IFNAME", "net1")];
+    let checked = world.run(&check, &config.to_string());
+    assert!(checked.ok, "{}", checked.json);
+}
+
+fn a_pod_has_the_routes_of_the_configuration() {
+    let world = World::new(&DUAL[..1]);
+    world.set("cniVersion", json!("1.1.0"));
+    world.set("isDefaultGateway", json!(false));
+    world.set(
+        "routes",
+        json!([
+            {"dst": "192.0.2.0/24", "mtu": 1300, "advmss": 1200, "priority": 7},
+            {"dst": "198.51.100.0/24", "gw": "10.77.3.9", "table": 1000},
+            {"dst": "203.0.113.0/24", "scope": 253},
+            // The pod has no IPv6.
+            {"dst": "2001:db8::/32"},
+        ]),
+    );
+    let pod = world.pod();
+    let result = world.verb("ADD", &pod);
+    assert!(result.ok, "{}", result.json);
+    let main = ip(&pod.netns, "route show");
+    for route in [
+        "10.77.0.0/16 via 10.77.3.1 dev eth0",
+        "192.0.2.0/24 via 10.77.3.1 dev eth0 proto static metric 7 mtu 1300 advmss 1200",
+        "203.0.113.0/24 dev eth0 proto static scope link",
+    ] {
+        assert!(main.contains(route), "{main}");
+    }
+    assert!(!main.contains("default"), "{main}");
+    assert!(ip(&pod.netns, "route show table 1000").contains("198.51.100.0/24 via 10.77.3.9 dev eth0"));
+    assert_eq!(result.json["routes"].as_array().unwrap().len(), 4, "{}", result.json);
+    assert_eq!(result.json["routes"][2]["table"], 1000);
+    // A gateway that is not on the link.
+    world.set("routes", json!([{"dst": "192.0.2.0/24", "gw": "172.31.0.1"}]));
+    let message = world.add_fails(&world.pod(), 103);
+    assert!(message.contains("192.0.2.0/24") && message.contains("172.31.0.1"), "{message}");
 }

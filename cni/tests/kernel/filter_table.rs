@@ -226,10 +226,7 @@ fn a_pod_that_goes_leaves_nothing_in_the_filter() {
     // An ADD that fails leaves nothing either.
     world.set("cni.dev/valid-attachments", serde_json::Value::Null);
     let pod = world.pod();
-    ip(&pod.netns, "link add d0 type veth peer name d1");
-    ip(&pod.netns, "link set d0 up");
-    ip(&pod.netns, "link set d1 up");
-    ip(&pod.netns, "route add default dev d0");
-    world.add_fails(&pod, 102);
+    world.set("routes", json!([{"dst": "192.0.2.0/24", "gw": "172.31.0.1"}]));
+    world.add_fails(&pod, 103);
     assert!(empty(&world), "{}", table(&world));
 }

@@ -1,0 +1,219 @@
+//! Which routes a pod gets: by default one default route of each family. A pod that has a default
+//! route from another network gets routes to the cluster alone.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use edge_types::IpNetwork;
+use edge_types::network::contains;
+use edge_types::shared_files::SegmentsFile;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::cluster_ranges;
+use crate::config::Config;
+use crate::net::link::DefaultRoute;
+use crate::segment::{self, PodAddress};
+use crate::version::Version;
+
+/// `RT_SCOPE_LINK` (`linux/rtnetlink.h`). Routes with this scope, or a narrower one, have no
+/// gateway.
+const SCOPE_LINK: u8 = 253;
+
+/// Most routes of the key `routes`.
+pub(crate) const MAX_ROUTES: usize = 64;
+
+/// A route, as the CNI specification's results and the key `routes` write it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PodRoute {
+    #[serde(rename = "dst")]
+    pub(crate) destination: IpNetwork,
+    /// Without it, a route of the key `routes` goes through the bridge's address.
+    #[serde(rename = "gw", default)]
+    pub(crate) gateway: Option<IpAddr>,
+    /// Bytes.
+    #[serde(default)]
+    pub(crate) mtu: Option<u32>,
+    /// Largest segment of TCP to announce, bytes.
+    #[serde(default)]
+    pub(crate) advmss: Option<u32>,
+    /// The metric; a lower one is preferred.
+    #[serde(default)]
+    pub(crate) priority: Option<u32>,
+    /// The routing table. Without it, the main table.
+    #[serde(default)]
+    pub(crate) table: Option<u32>,
+    /// `RT_SCOPE_*`. Without it, 0 (the whole universe).
+    #[serde(default)]
+    pub(crate) scope: Option<u8>,
+}
+
+impl PodRoute {
+    fn to(destination: IpNetwork, gateway: IpAddr) -> Self {
+        let gateway = Some(gateway);
+        Self { destination, gateway, mtu: None, advmss: None, priority: None, table: None, scope: None }
+    }
+
+    /// Whether it is a default route of the main table.
+    fn is_default(&self) -> bool {
+        self.destination.prefix() == 0 && self.table.is_none()
+    }
+
+    /// Says what is wrong with a route of the key `routes`.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let destination = &self.destination;
+        if self.gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.is_ipv4()) {
+            return Err(format!("the gateway of the route to {destination} is of another family"));
+        }
+        if self.table == Some(0) {
+            return Err(format!(
+                "the route to {destination} has the table 0; expected another number, or leave it out"
+            ));
+        }
+        Ok(())
+    }
+
+    /// As the result writes it. Only gateway and destination exist before CNI 1.1.0.
+    pub(crate) fn to_json(&self, version: Version) -> Value {
+        let mut value = json!({ "dst": self.destination.to_string() });
+        if let Some(gateway) = self.gateway {
+            value["gw"] = gateway.to_string().into();
+        }
+        let later = [
+            ("mtu", self.mtu),
+            ("advmss", self.advmss),
+            ("priority", self.priority),
+            ("table", self.table),
+            ("scope", self.scope.map(u32::from)),
+        ];
+        for (key, number) in later {
+            if let Some(number) = number.filter(|_| version >= Version::V1_1_0) {
+                value[key] = number.into();
+            }
+        }
+        value
+    }
+}
+
+/// The routes for a pod with these addresses, in the order in which they are added. `others` are
+/// the default routes that the pod has already.
+pub(crate) fn of_pod(
+    config: &Config,
+    segments: &SegmentsFile,
+    addresses: &[PodAddress],
+    others: &[DefaultRoute],
+) -> Vec<PodRoute> {
+    let mut routes = Vec::new();
+    for assigned in addresses {
+        let (gateway, ipv4) = (assigned.gateway(), assigned.address.is_ipv4());
+        let configured = || config.routes.iter().filter(move |route| route.destination.is_ipv4() == ipv4);
+        let mut others = others.iter().filter(|route| route.main && route.ipv4 == ipv4).peekable();
+        let has_default = others.peek().is_some();
+        // Another interface on a network of ours reaches the cluster already.
+        let reaches_cluster =
+            others.any(|route| segments.segments.iter().any(|own| route.gateway == Some(segment::gateway(own))));
+        if !configured().any(PodRoute::is_default) && !reaches_cluster {
+            if config.is_default_gateway && !has_default {
+                routes.push(PodRoute::to(everything(ipv4), gateway));
+            } else {
+                let networks = cluster(config, segments);
+                let routed = networks.iter().filter(|network| network.is_ipv4() == ipv4);
+                // The pod's own segment is on its link.
+                let routed = routed.filter(|network| !contains(&assigned.segment, network));
+                routes.extend(routed.map(|network| PodRoute::to(*network, gateway)));
+            }
+        }
+        routes.extend(configured().map(|route| {
+            let through_bridge = route.scope.is_none_or(|scope| scope < SCOPE_LINK);
+            PodRoute { gateway: route.gateway.or(through_bridge.then_some(gateway)), ..route.clone() }
+        }));
+    }
+    routes
+}
+
+/// All addresses of a family.
+fn everything(ipv4: bool) -> IpNetwork {
+    const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let address = if ipv4 { V4 } else { V6 };
+    // A prefix length of zero is always valid.
+    IpNetwork::new(address, 0).unwrap_or_else(|_| address.into())
+}
+
+/// What pods reach in the cluster: its ranges, networks of the cloud, and Services. A network
+/// within another one is left out.
+fn cluster(config: &Config, segments: &SegmentsFile) -> Vec<IpNetwork> {
+    let mut networks = cluster_ranges::all(config, Some(segments));
+    networks.extend(segments.networks.iter().chain(&segments.hub_networks).chain(&config.service_ranges));
+    networks.sort_by_key(|network| (network.network(), network.prefix()));
+    networks.dedup_by(|network, outer| contains(outer, network));
+    networks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse_object;
+
+    fn addresses() -> Vec<PodAddress> {
+        [("10.77.3.2", "10.77.3.0/24"), ("fd77::2", "fd77::/120")]
+            .map(|(address, segment)| PodAddress {
+                address: address.parse().unwrap(),
+                segment: segment.parse().unwrap(),
+            })
+            .to_vec()
+    }
+
+    fn routes(keys: &str, others: &[DefaultRoute]) -> Vec<String> {
+        let text = format!(
+            r#"{{"cniVersion":"1.1.0","name":"pods","clusterRanges":["10.77.0.0/16","fd77::/48"],"serviceRanges":["10.96.0.0/12"]{keys}}}"#
+        );
+        let config = Config::from_object(parse_object(text.as_bytes()).unwrap()).unwrap();
+        let segments = json!({
+            "version": 1, "source": "agent", "segments": ["10.77.3.0/24", "fd77::/120"],
+            "cluster_ranges": ["10.77.0.0/16", "fd77::/48"], "hub_networks": ["10.244.0.0/16", "10.96.0.0/16"],
+        });
+        let segments = serde_json::from_value(segments).unwrap();
+        let routes = of_pod(&config, &segments, &addresses(), others);
+        routes.iter().map(|route| route.to_json(Version::V1_1_0).to_string()).collect()
+    }
+
+    fn other(gateway: &str) -> DefaultRoute {
+        let gateway: IpAddr = gateway.parse().unwrap();
+        DefaultRoute { device: 9, gateway: Some(gateway), main: true, ipv4: gateway.is_ipv4() }
+    }
+
+    const DEFAULTS: [&str; 2] = [r#"{"dst":"0.0.0.0/0","gw":"10.77.3.1"}"#, r#"{"dst":"::/0","gw":"fd77::1"}"#];
+    const CLUSTER: [&str; 3] = [
+        r#"{"dst":"10.77.0.0/16","gw":"10.77.3.1"}"#,
+        r#"{"dst":"10.96.0.0/12","gw":"10.77.3.1"}"#,
+        r#"{"dst":"10.244.0.0/16","gw":"10.77.3.1"}"#,
+    ];
+    const CLUSTER_V6: &str = r#"{"dst":"fd77::/48","gw":"fd77::1"}"#;
+
+    #[test]
+    fn a_pod_with_a_default_route_of_another_network_gets_routes_to_the_cluster() {
+        assert_eq!(routes("", &[]), DEFAULTS);
+        assert_eq!(routes("", &[other("192.0.2.1")]), [&CLUSTER[..], &DEFAULTS[1..]].concat());
+        assert_eq!(routes("", &[other("10.77.3.1")]), DEFAULTS[1..], "the first interface is on this network");
+        assert_eq!(routes(r#","isDefaultGateway":false"#, &[]), [&CLUSTER[..], &[CLUSTER_V6]].concat());
+    }
+
+    #[test]
+    fn routes_of_the_configuration_go_through_the_bridge_or_their_own_gateway() {
+        let keys = r#","routes":[{"dst":"192.0.2.0/24","mtu":1300,"advmss":1200,"priority":5,"table":100,"scope":0},
+            {"dst":"198.51.100.0/24","gw":"10.77.3.9"},{"dst":"203.0.113.0/24","scope":253},{"dst":"::/0","gw":"fd77::9"}]"#;
+        assert_eq!(
+            routes(keys, &[]),
+            [
+                DEFAULTS[0],
+                r#"{"advmss":1200,"dst":"192.0.2.0/24","gw":"10.77.3.1","mtu":1300,"priority":5,"scope":0,"table":100}"#,
+                r#"{"dst":"198.51.100.0/24","gw":"10.77.3.9"}"#,
+                r#"{"dst":"203.0.113.0/24","scope":253}"#,
+                r#"{"dst":"::/0","gw":"fd77::9"}"#,
+            ]
+        );
+        let route: PodRoute = serde_json::from_value(json!({"dst": "192.0.2.0/24", "mtu": 1300})).unwrap();
+        assert_eq!(route.to_json(Version::V1_0_0), json!({"dst": "192.0.2.0/24"}));
+    }
+}
