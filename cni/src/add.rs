@@ -10,7 +10,7 @@ use crate::agent_client::{self, Outcome};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
-use crate::net::link::{DefaultRoute, Link, Links};
+use crate::net::link::{DefaultRoute, Link, Links, PortSettings};
 use crate::net::netns::Namespace;
 use crate::net::{sysctl, veth};
 use crate::node_setup;
@@ -101,9 +101,11 @@ fn lease_and_configure(
         node_setup::ensure(links, config, &segments)?;
     }
     let filtered = pod_filter::admit(config, state_dir, links, request, &addresses)?;
-    veth::set_host_up(links, attachment, filtered)?;
+    // Without the filter a pod's own broadcasts would come back to it in hairpin mode.
+    let hairpin = filtered && config.hairpin_mode;
+    veth::set_host_up(links, attachment, PortSettings { hairpin, isolated: config.port_isolation })?;
     let routes = |others: &[DefaultRoute]| pod_routes::of_pod(config, &segments, &addresses, others);
-    let end = veth::configure(pod, &attachment.ifname, &addresses, routes)?;
+    let end = veth::configure(pod, &attachment.ifname, &addresses, config.detect_duplicates, routes)?;
     let host = veth::wait_until_forwarding(links, attachment)?;
     addresses.iter().try_for_each(|assigned| end.announcer.announce(assigned.address))?;
     Ok(Made { addresses, routes: end.routes, stock, host, pod: end.link })

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::ipam::{LockedLeases, StateDir};
 use crate::mac;
-use crate::net::link::Links;
+use crate::net::link::{Links, PortSettings};
 use crate::net::veth;
 use crate::request::{Attachment, RuntimeRequest};
 use crate::segment::PodAddress;
@@ -58,12 +58,14 @@ pub(crate) fn restore(config: &Config, ledger: &LockedLeases, links: &mut Links)
         }
         outcome => outcome?,
     }
-    // An earlier release set its ports up in another way.
-    let others = links
-        .all()?
-        .into_iter()
-        .filter(|link| !link.port_configured && ports.iter().any(|port| port.name == link.name));
-    others.filter(|link| link.master.is_some()).try_for_each(|link| links.configure_port(&link))
+    // An earlier release, or another configuration, set ports up in another way. Ports of another
+    // network's bridge are that network's.
+    let wanted = PortSettings { hairpin: config.hairpin_mode, isolated: config.port_isolation };
+    let all = links.all()?;
+    let bridge = all.iter().find(|link| link.name == config.bridge).map(|link| link.index);
+    let others = all.iter().filter(|link| link.port != Some(wanted) && ports.iter().any(|port| port.name == link.name));
+    let here = others.filter(|link| link.master.is_some() && link.master == bridge);
+    here.into_iter().try_for_each(|link| links.configure_port(link, wanted))
 }
 
 /// Removes the elements of these attachments. A failure is reported on standard error and does no

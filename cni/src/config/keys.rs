@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Code, Error, Result};
 
 /// The plugin's own keys.
-pub(super) const OWN_KEYS: [&str; 15] = [
+pub(super) const OWN_KEYS: [&str; 18] = [
     "bridge",
     "stateDir",
     "agentSocket",
@@ -23,6 +23,9 @@ pub(super) const OWN_KEYS: [&str; 15] = [
     "isGateway",
     "isDefaultGateway",
     "routes",
+    "hairpinMode",
+    "portIsolation",
+    "enabledad",
 ];
 
 /// Keys that the specification or the runtime defines. They are for others, or for verbs that read

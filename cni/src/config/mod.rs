@@ -3,6 +3,8 @@
 //! - `keys`: which keys it may have.
 
 mod keys;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -59,6 +61,12 @@ pub(crate) struct Config {
     pub(crate) service_ranges: Vec<IpNetwork>,
     /// Whether this host also forwards between its own networks if it forwards for pods alone.
     pub(crate) forward_others: bool,
+    /// Whether the bridge sends a pod's packets back to it.
+    pub(crate) hairpin_mode: bool,
+    /// Whether pods of this node do not reach each other over the bridge.
+    pub(crate) port_isolation: bool,
+    /// Whether a pod's IPv6 addresses wait for duplicate address detection.
+    pub(crate) detect_duplicates: bool,
     /// Whether pods get a default route.
     pub(crate) is_default_gateway: bool,
     /// Further routes of pods.
@@ -102,6 +110,12 @@ struct RawConfig {
     service_ranges: Vec<IpNetwork>,
     #[serde(default)]
     forward_others: bool,
+    #[serde(default = "yes")]
+    hairpin_mode: bool,
+    #[serde(default)]
+    port_isolation: bool,
+    #[serde(default, rename = "enabledad")]
+    detect_duplicates: bool,
     #[serde(default = "yes")]
     is_gateway: bool,
     #[serde(default = "yes")]
@@ -185,6 +199,9 @@ impl Config {
             lan_to_pods: raw.lan_to_pods.iter().map(canonical).collect(),
             service_ranges: raw.service_ranges.iter().map(canonical).collect(),
             forward_others: raw.forward_others,
+            hairpin_mode: raw.hairpin_mode,
+            port_isolation: raw.port_isolation,
+            detect_duplicates: raw.detect_duplicates,
             is_default_gateway: raw.is_default_gateway,
             routes: raw.routes,
             previous,
@@ -355,143 +372,4 @@ fn canonical(network: &IpNetwork) -> IpNetwork {
 
 fn invalid(message: String) -> Error {
     Error::new(Code::InvalidConfig, format!("the configuration is wrong: {message}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config> {
-        Config::from_object(parse_object(text.as_bytes())?)
-    }
-
-    #[test]
-    fn little_is_needed_and_the_rest_has_defaults() {
-        let config = parse(r#"{"cniVersion":"1.0.0","type":"edge-cni","name":"pods"}"#).unwrap();
-        assert_eq!(config.bridge, "ecni0");
-        assert_eq!(config.state_dir, PathBuf::from("/var/lib/edge-cni"));
-        assert_eq!(config.agent_socket, PathBuf::from("/run/edge-cni/agent.sock"));
-        assert_eq!(config.low_water, 1);
-    }
-
-    #[test]
-    fn the_documented_example_is_accepted() {
-        let document = include_str!("../../../docs/configuration.md");
-        let section = document.split("## edge-cni\n").nth(1).expect("a section for edge-cni");
-        let example = section.split("```json").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
-        let list: Value = serde_json::from_str(example).unwrap();
-        // A runtime hands over a plugin of the list with the list's name and version.
-        let mut plugin = list["plugins"][0].clone();
-        plugin["name"] = list["name"].clone();
-        plugin["cniVersion"] = list["cniVersion"].clone();
-        let config = parse(&plugin.to_string()).unwrap();
-        assert_eq!((config.segments.len(), config.cluster_ranges.len(), config.mtu), (2, 2, Some(1400)));
-    }
-
-    #[test]
-    fn what_a_verb_does_not_need_does_not_stop_it() {
-        let lenient = |text: &str, needed: &[&str]| Config::lenient(parse_object(text.as_bytes()).unwrap(), needed);
-        let config = lenient(
-            r#"{"cniVersion":"9.9.0","name":"a b","stateDir":"/state","bridge":"b0","mtu":1,"new":true,"segments":["x"],"lowWater":7}"#,
-            &["stateDir"],
-        )
-        .unwrap();
-        assert_eq!((config.state_dir, config.bridge.as_str()), (PathBuf::from("/state"), "b0"));
-        assert_eq!((config.mtu, config.low_water, config.version), (None, 7, Version::CURRENT));
-        for (text, needed, named) in [
-            (r#"{"stateDir":"relative","new":1}"#, &["stateDir"][..], "relative"),
-            (r#"{"stateDir":7}"#, &["stateDir"], "7"),
-            (r#"{"cniVersion":"1.1.0","new":1}"#, &["stateDir", "name"], "name"),
-            (r#"{"cniVersion":"1.1.0","name":"a b"}"#, &["stateDir", "name"], "a b"),
-        ] {
-            let error = lenient(text, needed).unwrap_err();
-            assert_eq!(error.code, Code::InvalidConfig, "{text}");
-            assert!(error.message.contains(named), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_requested_address_is_seen() {
-        let requested =
-            |fragment: &str| parse(&format!(r#"{{"cniVersion":"1.0.0","name":"pods",{fragment}}}"#)).unwrap().requested;
-        for (fragment, named) in [
-            (r#""runtimeConfig":{"ips":["10.77.0.9"]}"#, "10.77.0.9"),
-            (r#""runtimeConfig":{"mac":"02:00:00:00:00:01"}"#, "02:00:00:00:00:01"),
-            (r#""args":{"cni":{"ips":["10.77.0.8/24"]}}"#, "10.77.0.8"),
-        ] {
-            assert!(requested(fragment).unwrap().contains(named), "{fragment}");
-        }
-        assert_eq!(requested(r#""runtimeConfig":{"ips":[],"mac":"","portMappings":[]},"args":{"other":1}"#), None);
-    }
-
-    #[test]
-    fn host_bits_in_a_range_are_cleared() {
-        let config = parse(r#"{"cniVersion":"1.0.0","name":"pods","segments":["10.77.3.9/16"]}"#).unwrap();
-        assert_eq!(config.segments, ["10.77.0.0/16".parse::<IpNetwork>().unwrap()]);
-    }
-
-    #[test]
-    fn what_runtimes_add_is_tolerated() {
-        let config = parse(
-            r#"{"cniVersion":"1.1.0","cniVersions":["0.4.0","1.1.0"],"name":"pods","type":"edge-cni","capabilities":{"portMappings":true},
-            "runtimeConfig":{"portMappings":[]},"args":{},"prevResult":{},"disableCheck":true,"disableGC":true,
-            "cni.dev/valid-attachments":[]}"#,
-        )
-        .unwrap();
-        assert!(config.unknown_keys.is_empty());
-        let later = parse(r#"{"cniVersion":"1.1.0","name":"pods","cni.dev/later":1}"#).unwrap();
-        assert_eq!(later.unknown_keys, ["cni.dev/later"]);
-    }
-
-    #[test]
-    fn wrong_values_are_refused_and_named() {
-        for (fragment, named) in [
-            (r#""bridge":"a/b""#, "a/b"),
-            (r#""bridge":"""#, "bridge"),
-            (r#""bridge":"longer-than-fifteen""#, "longer"),
-            (r#""stateDir":"relative""#, "relative"),
-            (r#""agentSocket":"x.sock""#, "x.sock"),
-            (r#""mtu":100"#, "100"),
-            (r#""mtu":"big""#, "big"),
-            (r#""segments":["10.0.0.0/31"]"#, "10.0.0.0/31"),
-            (r#""segments":["10.0.0.0/33"]"#, "10.0.0.0/33"),
-            (r#""segments":["127.0.0.0/24"]"#, "127.0.0.0/24"),
-            (r#""segments":["fe80::/64"]"#, "fe80::/64"),
-            (r#""segments":["0.0.0.0/0"]"#, "0.0.0.0/0"),
-            (r#""segments":["10.1.0.0/16","10.1.2.0/24"]"#, "overlaps"),
-            (r#""segments":"10.1.0.0/16""#, "sequence"),
-            (r#""clusterRanges":["nonsense"]"#, "nonsense"),
-            (r#""dns":"8.8.8.8""#, "dns"),
-            (r#""lowWater":-1"#, "-1"),
-            (r#""lanToPods":["lan0"]"#, "lan0"),
-            (r#""isGateway":false"#, "isDefaultGateway"),
-            (r#""routes":[{"dst":"192.0.2.0/24","gw":"fd77::1"}]"#, "192.0.2.0/24"),
-            (r#""routes":[{"dst":"192.0.2.0/24","via":"10.0.0.1"}]"#, "via"),
-            (r#""routes":[{"gw":"10.0.0.1"}]"#, "dst"),
-            (r#""unfilteredPods":["kube*"]"#, "kube*"),
-            (r#""unfilteredPods":["default/"]"#, "default/"),
-            (r#""unfilteredPods":["default/a*b*"]"#, "a*b*"),
-            (r#""unfilteredPods":[""]"#, "unfilteredPods"),
-        ] {
-            let error = parse(&format!(r#"{{"cniVersion":"1.0.0","name":"pods",{fragment}}}"#)).unwrap_err();
-            assert_eq!(error.code, Code::InvalidConfig, "{fragment}");
-            assert!(error.message.contains(named), "{fragment}: {error}");
-        }
-        assert_eq!(parse(r#"{"cniVersion":"1.0.0"}"#).unwrap_err().code, Code::InvalidConfig);
-        assert_eq!(parse(r#"{"cniVersion":1,"name":"pods"}"#).unwrap_err().code, Code::InvalidConfig);
-        assert_eq!(parse(r#"{"cniVersion":"9.0.0","name":"pods"}"#).unwrap_err().code, Code::IncompatibleVersion);
-        assert_eq!(parse(r#"{"name":"pods"}"#).unwrap_err().code, Code::IncompatibleVersion);
-        for text in ["", "[]", "{", "null", "\u{0}"] {
-            assert_eq!(parse(text).unwrap_err().code, Code::Decode, "{text:?}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn arbitrary_input_never_panics(bytes: Vec<u8>) {
-            if let Ok(object) = parse_object(&bytes) {
-                let _ = Config::from_object(object);
-            }
-        }
-    }
 }

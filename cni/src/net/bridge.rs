@@ -65,7 +65,7 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     for segment in segments {
         let gateway = segment::gateway(segment);
         if !present.contains(&gateway) {
-            links.add_address(&bridge, gateway, segment.prefix())?;
+            links.add_address(&bridge, gateway, segment.prefix(), false)?;
         }
     }
     Ok(bridge)

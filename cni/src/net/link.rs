@@ -47,8 +47,8 @@ pub(crate) struct Link {
     pub(crate) master: Option<u32>,
     /// The spanning tree state, if it is a bridge's port.
     pub(crate) port_state: Option<BridgePortState>,
-    /// Whether it has the settings that [`Links::configure_port`] makes.
-    pub(crate) port_configured: bool,
+    /// Its settings, if it is a port that this release has configured.
+    pub(crate) port: Option<PortSettings>,
     /// For a veth with its other end in another namespace: that end's index, and the ID that our
     /// namespace has for the other one.
     pub(crate) peer: Option<(u32, i32)>,
@@ -118,25 +118,25 @@ impl Links {
         self.set_link(&format!("bring {} up", link.name), message)
     }
 
-    /// Gives a bridge's port an alias and the settings of pods' ports, and brings it up.
-    pub(crate) fn bring_port_up(&mut self, link: &Link, alias: String, hairpin: bool) -> Result<()> {
+    /// Gives a bridge's port an alias and these settings, and brings it up.
+    pub(crate) fn bring_port_up(&mut self, link: &Link, alias: String, port: PortSettings) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.push(LinkAttribute::IfAlias(alias));
-        self.send_port_settings(link, message, hairpin)
+        self.send_port_settings(link, message, port)
     }
 
-    /// Gives a port the settings of pods' ports.
-    pub(crate) fn configure_port(&mut self, link: &Link) -> Result<()> {
+    /// Gives a bridge's port these settings.
+    pub(crate) fn configure_port(&mut self, link: &Link, port: PortSettings) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
-        self.send_port_settings(link, message, true)
+        self.send_port_settings(link, message, port)
     }
 
-    fn send_port_settings(&mut self, link: &Link, mut message: LinkMessage, hairpin: bool) -> Result<()> {
-        let data = LinkInfo::PortData(InfoPortData::BridgePort(port_settings(hairpin)));
+    fn send_port_settings(&mut self, link: &Link, mut message: LinkMessage, port: PortSettings) -> Result<()> {
+        let data = LinkInfo::PortData(InfoPortData::BridgePort(port.attributes()));
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), data]));
         // RTM_SETLINK ignores a port's settings.
         let outcome = self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), 0);
@@ -192,17 +192,57 @@ impl Links {
         Ok(addresses.collect())
     }
 
-    /// Gives a link an address. It is no error if the link has it already. It skips duplicate
-    /// address detection, which would delay an IPv6 address by two seconds: the leases rule out a
+    /// Whether duplicate address detection goes on for an address of the link. Fails if it found a
     /// duplicate.
-    pub(crate) fn add_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> Result<()> {
+    pub(crate) fn detects_duplicates(&mut self, link: &Link) -> Result<bool> {
+        let mut message = AddressMessage::default();
+        message.header.index = link.index;
+        message.header.family = AddressFamily::Inet6;
+        let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(message));
+        let found = found.map_err(|error| kernel_error(&format!("read the addresses of {}", link.name), &error))?;
+        let mut goes_on = false;
+        for message in found {
+            let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+            if message.header.index != link.index {
+                continue;
+            }
+            let flags = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Flags(flags) => Some(*flags),
+                _ => None,
+            });
+            let flags = flags.unwrap_or_else(AddressFlags::empty);
+            if flags.contains(AddressFlags::Dadfailed) {
+                let address = address_of(&message).map(|address| address.to_string()).unwrap_or_default();
+                return Err(Error::new(
+                    Code::TryAgainLater,
+                    format!(
+                        "another interface on the bridge has the address {address}, as duplicate address detection found; look for who uses it, and try \
+                         again"
+                    ),
+                ));
+            }
+            goes_on |= flags.contains(AddressFlags::Tentative);
+        }
+        Ok(goes_on)
+    }
+
+    /// Gives a link an address. It is no error if the link has it already. Without
+    /// `detect_duplicates` it skips duplicate address detection, which would delay an IPv6 address
+    /// by two seconds: the leases rule out a duplicate.
+    pub(crate) fn add_address(
+        &mut self,
+        link: &Link,
+        address: IpAddr,
+        prefix: u8,
+        detect_duplicates: bool,
+    ) -> Result<()> {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
         message.header.family = family(address);
         message.header.prefix_len = prefix;
         message.attributes.push(AddressAttribute::Local(address));
         message.attributes.push(AddressAttribute::Address(address));
-        if address.is_ipv6() {
+        if address.is_ipv6() && !detect_duplicates {
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         let flags = NLM_F_CREATE | NLM_F_EXCL;
@@ -280,8 +320,30 @@ impl Links {
     }
 }
 
-fn port_settings(hairpin: bool) -> Vec<InfoBridgePort> {
-    vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::GroupFwdMask(ALL_GROUPS)]
+/// The settings of a bridge's port. All our ports have the same `group_fwd_mask`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PortSettings {
+    /// Whether the bridge sends frames back through the port by which they came.
+    pub(crate) hairpin: bool,
+    /// Whether the bridge forwards nothing between this port and others with this setting.
+    pub(crate) isolated: bool,
+}
+
+impl PortSettings {
+    fn attributes(self) -> Vec<InfoBridgePort> {
+        vec![
+            InfoBridgePort::HairpinMode(self.hairpin),
+            InfoBridgePort::Isolated(self.isolated),
+            InfoBridgePort::GroupFwdMask(ALL_GROUPS),
+        ]
+    }
+
+    /// The settings with these attributes. None where `group_fwd_mask` is another.
+    fn read(attributes: &[InfoBridgePort]) -> Option<Self> {
+        let hairpin = attributes.contains(&InfoBridgePort::HairpinMode(true));
+        let isolated = attributes.contains(&InfoBridgePort::Isolated(true));
+        attributes.contains(&InfoBridgePort::GroupFwdMask(ALL_GROUPS)).then_some(Self { hairpin, isolated })
+    }
 }
 
 /// One next hop of a default route.
@@ -361,7 +423,7 @@ impl Link {
                 LinkInfo::Kind(InfoKind::Veth) => self.kind = "veth".into(),
                 LinkInfo::Kind(kind) => self.kind = kind.to_string(),
                 LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
-                    self.port_configured = port_settings(true).iter().all(|setting| attributes.contains(setting));
+                    self.port = PortSettings::read(attributes);
                     self.port_state = attributes.iter().find_map(|attribute| match attribute {
                         InfoBridgePort::State(state) => Some(*state),
                         _ => None,

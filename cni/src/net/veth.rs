@@ -7,7 +7,7 @@ use edge_types::api::Family;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 
 use super::announce::Announcer;
-use super::link::{BridgePortState, DefaultRoute, Link, Links};
+use super::link::{BridgePortState, DefaultRoute, Link, Links, PortSettings};
 use super::netns::Namespace;
 use super::{fnv1a, sysctl};
 use crate::bridge_filter::PORT_PREFIX;
@@ -18,6 +18,11 @@ use crate::segment::{self, PodAddress};
 
 /// How long a bridge's port may take to forward. Without spanning tree it takes milliseconds.
 const FORWARDING_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long duplicate address detection may take, and how often it is looked at. It takes one to
+/// two seconds (RFC 4862, 5.4).
+const DETECTION_DEADLINE: Duration = Duration::from_secs(10);
+const DETECTION_PAUSE: Duration = Duration::from_millis(20);
 
 const ALIAS_PREFIX: &str = "edge-cni ";
 
@@ -119,14 +124,13 @@ pub(crate) fn create(
 }
 
 /// Brings the host's end up. As a port of the bridge it needs no address of its own, not even a
-/// link-local one. With `hairpin` the bridge sends a pod's packets back to it, which a pod needs to
-/// reach itself by a Service.
-pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, hairpin: bool) -> Result<()> {
+/// link-local one.
+pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, port: PortSettings) -> Result<()> {
     let name = host_name(attachment);
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
     sysctl::ignore_router_advertisements(&name)?;
     sysctl::set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
-    links.bring_port_up(&link, alias(attachment), hairpin)
+    links.bring_port_up(&link, alias(attachment), port)
 }
 
 fn vanished(name: &str) -> Error {
@@ -134,11 +138,13 @@ fn vanished(name: &str) -> Error {
 }
 
 /// Gives the pod's end its addresses and routes and brings it up. `routes` chooses the routes,
-/// given the default routes that the pod has already.
+/// given the default routes that the pod has already. With `detect_duplicates` it waits for the
+/// duplicate address detection of the IPv6 addresses.
 pub(crate) fn configure(
     pod: &Namespace,
     ifname: &str,
     addresses: &[PodAddress],
+    detect_duplicates: bool,
     routes: impl FnOnce(&[DefaultRoute]) -> Vec<PodRoute> + Send,
 ) -> Result<PodEnd> {
     let segments: Vec<IpNetwork> = addresses.iter().map(|assigned| assigned.segment).collect();
@@ -153,17 +159,37 @@ pub(crate) fn configure(
             // Some runtimes turn IPv6 off in new namespaces.
             sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
             // Without duplicate address detection the link-local address can be used at once.
-            sysctl::set(&format!("ipv6/conf/{ifname}/accept_dad"), "0")?;
+            let accept_dad = if detect_duplicates { "1" } else { "0" };
+            sysctl::set(&format!("ipv6/conf/{ifname}/accept_dad"), accept_dad)?;
         }
         for assigned in addresses {
-            links.add_address(&link, assigned.address, assigned.segment.prefix())?;
+            links.add_address(&link, assigned.address, assigned.segment.prefix(), detect_duplicates)?;
         }
         links.set_up(&link)?;
+        if detect_duplicates {
+            wait_for_detection(&mut links, &link)?;
+        }
         let routes = routes(&links.default_routes()?);
         routes.iter().try_for_each(|route| links.add_route(&link, route))?;
         let announcer = Announcer::open(link.index, link.mac)?;
         Ok(PodEnd { link, announcer, routes })
     })
+}
+
+/// Waits until duplicate address detection has found none.
+fn wait_for_detection(links: &mut Links, link: &Link) -> Result<()> {
+    let deadline = Instant::now() + DETECTION_DEADLINE;
+    while links.detects_duplicates(link)? {
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                Code::Kernel,
+                format!("duplicate address detection on {} has not ended after {DETECTION_DEADLINE:?}", link.name),
+            ));
+        }
+        #[expect(clippy::disallowed_methods, reason = "the kernel sends no event for this to a socket without groups")]
+        std::thread::sleep(DETECTION_PAUSE);
+    }
+    Ok(())
 }
 
 /// Waits until the bridge forwards the pod's frames. An earlier announcement would be lost.

@@ -6,6 +6,7 @@ use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
+use crate::node::up;
 use crate::world::{Pod, World, addresses, ip, path, pings, sysctl, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -32,6 +33,8 @@ pub(crate) const TESTS: &[Test] = &[
         "a_second_interface_leaves_the_default_route_and_reaches_the_cluster",
         a_second_interface_leaves_the_default_route_and_reaches_the_cluster,
     ),
+    ("pods_are_isolated_from_each_other_and_from_themselves_as_the_keys_say", isolation_and_hairpin),
+    ("duplicate_address_detection_finds_an_address_that_a_neighbour_took", duplicates_are_detected),
     ("a_pod_has_the_routes_of_the_configuration", a_pod_has_the_routes_of_the_configuration),
 ];
 
@@ -268,4 +271,51 @@ fn a_pod_has_the_routes_of_the_configuration() {
     world.set("routes", json!([{"dst": "192.0.2.0/24", "gw": "172.31.0.1"}]));
     let message = world.add_fails(&world.pod(), 103);
     assert!(message.contains("192.0.2.0/24") && message.contains("172.31.0.1"), "{message}");
+}
+
+/// The name of a pod's port.
+fn port(world: &World, pod: &Pod) -> String {
+    let all = world.ip("-o link show type veth");
+    let line = all.lines().find(|line| line.contains(&format!(" {} ", pod.id)) || line.contains(&pod.netns)).unwrap();
+    line.split_whitespace().nth(1).unwrap().split('@').next().unwrap().to_owned()
+}
+
+fn isolation_and_hairpin() {
+    let world = World::new(DUAL);
+    let (one, two) = (world.pod(), world.pod());
+    world.set("portIsolation", json!(true));
+    world.set("hairpinMode", json!(false));
+    let (first, second) = (world.add(&one), world.add(&two));
+    let settings = || world.ip(&format!("-d link show {}", port(&world, &one)));
+    assert!(settings().contains("hairpin off") && settings().contains("isolated on"), "{}", settings());
+    for address in &second {
+        assert!(!pings(&one.netns, address), "{address} is reached");
+        assert!(pings(&world.host, address));
+    }
+    for gateway in ["10.77.3.1", "fd77:0:0:3::1"] {
+        assert!(pings(&one.netns, gateway));
+    }
+    world.set("portIsolation", json!(false));
+    world.set("hairpinMode", json!(true));
+    assert!(up(&world).ok);
+    assert!(settings().contains("hairpin on") && settings().contains("isolated off"), "{}", settings());
+    for address in &first {
+        assert!(pings(&two.netns, address), "{address} is not reached");
+    }
+}
+
+fn duplicates_are_detected() {
+    let world = World::new(DUAL);
+    world.set("enabledad", json!(true));
+    world.set("unfilteredPods", json!(["default/web-container0"]));
+    let thief = world.pod();
+    world.add(&thief);
+    ip(&thief.netns, "addr add fd77:0:0:3::3/120 dev eth0 nodad");
+    let message = world.add_fails(&world.pod(), 11);
+    assert!(message.contains("fd77:0:0:3::3") && message.contains("duplicate"), "{message}");
+    let pod = world.pod();
+    assert_eq!(world.add(&pod)[1], "fd77:0:0:3::4");
+    let shown = ip(&pod.netns, "-6 addr show dev eth0");
+    assert!(!shown.contains("tentative") && !shown.contains("nodad"), "{shown}");
+    assert!(pings(&pod.netns, "fd77:0:0:3::1"));
 }

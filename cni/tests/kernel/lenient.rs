@@ -167,7 +167,7 @@ fn what_del_does_not_need_does_not_stop_it() {
     let world = World::new(DUAL);
     let good = world.config.borrow().clone();
     for (key, value) in [
-        ("hairpinMode", json!(true)),
+        ("hairpinMode", json!("on")),
         ("ipam", json!({"type": "host-local"})),
         ("mtu", json!(1000)),
         ("cniVersion", json!("1.2.0")),
@@ -215,7 +215,7 @@ fn gc_needs_state_and_name_alone() {
     let world = World::new(DUAL);
     let pods = [world.pod(), world.pod()];
     pods.iter().for_each(|pod| drop(world.add(pod)));
-    world.set("hairpinMode", json!(true));
+    world.set("hairpinMode", json!("on"));
     world.set("mtu", json!(1));
     let answer = gc(&world, &[&pods[1]]);
     assert!(answer.ok, "{}", answer.json);
