@@ -17,6 +17,7 @@ use crate::node_setup;
 use crate::pod_filter;
 use crate::pod_routes::{self, PodRoute};
 use crate::request::{Attachment, RuntimeRequest};
+use crate::resolv_conf;
 use crate::result::{AddResult, Interface};
 use crate::segment::{self, PodAddress};
 
@@ -46,6 +47,11 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
             ),
         ));
     }
+    // Before anything is made that a failure would have to undo.
+    let dns = match (&config.dns, &config.resolv_conf) {
+        (None, Some(file)) => Some(resolv_conf::read(file)?),
+        (dns, _) => dns.clone(),
+    };
     let pod = Namespace::of_container(path)?;
     let state_dir = StateDir::create(config, veth::count_attached)?;
     let mut links = Links::open()?;
@@ -70,7 +76,7 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
         addresses: made.addresses,
         routes: made.routes,
     };
-    Ok(attached.to_json(config.version, config.dns.as_ref()))
+    Ok(attached.to_json(config.version, dns.as_ref()))
 }
 
 /// What an ADD makes of a pair of links.

@@ -2,7 +2,7 @@
 //!
 //! Each invocation is one synchronous process. The runtime says by environment variables what to do
 //! ([`request`]), hands over the network's configuration on standard input ([`config`]) and reads a
-//! result ([`result`]) or an error ([`error`]) from standard output.
+//! result ([`result`], [`resolv_conf`]) or an error ([`error`]) from standard output.
 //!
 //! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`].
 //! - [`node_setup`] makes what a node needs before its first pod. [`forward_filter`] decides what
@@ -48,6 +48,7 @@ mod obstacles;
 mod pod_filter;
 mod pod_routes;
 mod request;
+mod resolv_conf;
 mod result;
 mod segment;
 mod status;

@@ -47,7 +47,7 @@ impl Command {
     /// The first version of the specification that defines it.
     pub(crate) const fn since(self) -> Version {
         match self {
-            Self::Add | Self::Del | Self::Version => Version::V0_3_0,
+            Self::Add | Self::Del | Self::Version => Version::V0_1_0,
             Self::Check => Version::V0_4_0,
             Self::Gc | Self::Status => Version::V1_1_0,
         }

@@ -34,6 +34,10 @@ pub(crate) struct AddResult {
 impl AddResult {
     /// The result as JSON.
     pub(crate) fn to_json(&self, version: Version, dns: Option<&Value>) -> Value {
+        let dns = dns.cloned().unwrap_or_else(|| json!({}));
+        if version < Version::V0_3_0 {
+            return self.by_family(version, dns);
+        }
         let interface = |interface: &Interface, sandbox: Option<&str>| {
             let mut value = json!({ "name": interface.name, "mac": mac::text(interface.mac) });
             if let Some(sandbox) = sandbox {
@@ -70,8 +74,26 @@ impl AddResult {
             ],
             "ips": ips,
             "routes": routes,
-            "dns": dns.cloned().unwrap_or_else(|| json!({})),
+            "dns": dns,
         })
+    }
+
+    /// The result of CNI 0.1.0 and 0.2.0: one address of each family, with its routes, and no
+    /// interfaces.
+    fn by_family(&self, version: Version, dns: Value) -> Value {
+        let mut result = json!({ "cniVersion": version.as_str(), "dns": dns });
+        for (key, ipv4) in [("ip4", true), ("ip6", false)] {
+            let Some(assigned) = self.addresses.iter().find(|assigned| assigned.address.is_ipv4() == ipv4) else {
+                continue;
+            };
+            let routes = self.routes.iter().filter(|route| route.destination.is_ipv4() == ipv4);
+            result[key] = json!({
+                "ip": format!("{}/{}", assigned.address, assigned.segment.prefix()),
+                "gateway": assigned.gateway().to_string(),
+                "routes": routes.map(|route| route.to_json(version)).collect::<Vec<_>>(),
+            });
+        }
+        result
     }
 }
 
@@ -103,10 +125,25 @@ mod tests {
         for version in Version::ALL {
             let json = attached().to_json(version, None);
             assert_eq!(json["cniVersion"], version.as_str());
+            if version < Version::V0_3_0 {
+                continue;
+            }
             assert_eq!(json["ips"][0].get("version").is_some(), version < Version::V1_0_0);
             assert_eq!(json["interfaces"][2].get("mtu").is_some(), version >= Version::V1_1_0);
         }
         assert_eq!(attached().to_json(Version::V0_3_1, None)["ips"][1]["version"], "6");
+    }
+
+    #[test]
+    fn before_0_3_0_each_family_has_its_address_and_routes() {
+        let mut attached = attached();
+        attached.addresses.remove(0);
+        let expected = json!({
+            "cniVersion": "0.2.0",
+            "ip6": {"ip": "fd77::2/120", "gateway": "fd77::1", "routes": [{"dst": "::/0", "gw": "fd77::1"}]},
+            "dns": {},
+        });
+        assert_eq!(attached.to_json(Version::V0_2_0, None), expected);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use crate::error::{Code, Error, Result};
 /// A supported version. A later one compares greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Version {
+    V0_1_0,
+    V0_2_0,
     V0_3_0,
     V0_3_1,
     V0_4_0,
@@ -14,7 +16,11 @@ pub(crate) enum Version {
 
 impl Version {
     /// All, oldest first.
-    pub(crate) const ALL: [Self; 5] = [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::V0_1_0, Self::V0_2_0, Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+
+    /// What an absent `cniVersion` means.
+    pub(crate) const UNNAMED: Self = Self::V0_1_0;
 
     /// The version of errors about a configuration that could not be read.
     pub(crate) const CURRENT: Self = Self::V1_1_0;
@@ -22,6 +28,8 @@ impl Version {
     /// As the configuration writes it.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
+            Self::V0_1_0 => "0.1.0",
+            Self::V0_2_0 => "0.2.0",
             Self::V0_3_0 => "0.3.0",
             Self::V0_3_1 => "0.3.1",
             Self::V0_4_0 => "0.4.0",
@@ -49,7 +57,7 @@ mod tests {
             assert_eq!(Version::parse(version.as_str()).unwrap(), version);
         }
         assert!(Version::ALL.is_sorted());
-        for unknown in ["", "0.1.0", "0.2.0", "1.2.0", "1.1", "v1.0.0"] {
+        for unknown in ["", "0.0.1", "0.5.0", "1.2.0", "1.1", "v1.0.0"] {
             assert_eq!(Version::parse(unknown).unwrap_err().code, Code::IncompatibleVersion, "{unknown}");
         }
     }

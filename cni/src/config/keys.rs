@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Code, Error, Result};
 
 /// The plugin's own keys.
-pub(super) const OWN_KEYS: [&str; 18] = [
+pub(super) const OWN_KEYS: [&str; 19] = [
     "bridge",
     "stateDir",
     "agentSocket",
@@ -26,6 +26,7 @@ pub(super) const OWN_KEYS: [&str; 18] = [
     "hairpinMode",
     "portIsolation",
     "enabledad",
+    "resolvConf",
 ];
 
 /// Keys that the specification or the runtime defines. They are for others, or for verbs that read

@@ -53,6 +53,9 @@ pub(crate) struct Config {
     pub(crate) low_water: u64,
     /// Copied into the result.
     pub(crate) dns: Option<Value>,
+    /// A file in the form of resolv.conf(5) from which the result's `dns` comes without the key
+    /// `dns`.
+    pub(crate) resolv_conf: Option<PathBuf>,
     /// Patterns of pods that the bridge's filter does not restrict.
     pub(crate) unfiltered_pods: Vec<String>,
     /// Sources outside the cluster that reach pods in clear.
@@ -103,6 +106,8 @@ struct RawConfig {
     #[serde(default)]
     dns: Option<Value>,
     #[serde(default)]
+    resolv_conf: Option<PathBuf>,
+    #[serde(default)]
     unfiltered_pods: Vec<String>,
     #[serde(default)]
     lan_to_pods: Vec<IpNetwork>,
@@ -145,12 +150,7 @@ pub(crate) fn version_of(json: &Map<String, Value>) -> Result<Version> {
     match json.get("cniVersion") {
         Some(Value::String(text)) => Version::parse(text),
         Some(other) => Err(invalid(format!("cniVersion is {other}; expected a text such as \"1.0.0\""))),
-        // For the specification an absent version means 0.1.0, whose result format is not
-        // supported.
-        None => Err(Error::new(
-            Code::IncompatibleVersion,
-            "the configuration has no cniVersion; set it, for example to \"1.0.0\"",
-        )),
+        None => Ok(Version::UNNAMED),
     }
 }
 
@@ -195,6 +195,7 @@ impl Config {
             mtu: raw.mtu,
             low_water: raw.low_water,
             dns: raw.dns,
+            resolv_conf: raw.resolv_conf,
             unfiltered_pods: raw.unfiltered_pods,
             lan_to_pods: raw.lan_to_pods.iter().map(canonical).collect(),
             service_ranges: raw.service_ranges.iter().map(canonical).collect(),
@@ -267,7 +268,8 @@ impl Config {
                 "bridge is {bridge:?}; expected an interface's name of 1 to 15 characters without '/', ':', '%' and blanks"
             )));
         }
-        for (key, path) in [("stateDir", &self.state_dir), ("agentSocket", &self.agent_socket)] {
+        let paths = [("stateDir", &self.state_dir), ("agentSocket", &self.agent_socket)];
+        for (key, path) in paths.into_iter().chain(self.resolv_conf.iter().map(|path| ("resolvConf", path))) {
             if !path.is_absolute() {
                 return Err(invalid(format!("{key} is {path:?}; expected an absolute path")));
             }

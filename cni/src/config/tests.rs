@@ -103,6 +103,7 @@ fn wrong_values_are_refused_and_named() {
         (r#""dns":"8.8.8.8""#, "dns"),
         (r#""lowWater":-1"#, "-1"),
         (r#""lanToPods":["lan0"]"#, "lan0"),
+        (r#""resolvConf":"resolv.conf""#, "resolv.conf"),
         (r#""isGateway":false"#, "isDefaultGateway"),
         (r#""routes":[{"dst":"192.0.2.0/24","gw":"fd77::1"}]"#, "192.0.2.0/24"),
         (r#""routes":[{"dst":"192.0.2.0/24","via":"10.0.0.1"}]"#, "via"),
@@ -119,7 +120,7 @@ fn wrong_values_are_refused_and_named() {
     assert_eq!(parse(r#"{"cniVersion":"1.0.0"}"#).unwrap_err().code, Code::InvalidConfig);
     assert_eq!(parse(r#"{"cniVersion":1,"name":"pods"}"#).unwrap_err().code, Code::InvalidConfig);
     assert_eq!(parse(r#"{"cniVersion":"9.0.0","name":"pods"}"#).unwrap_err().code, Code::IncompatibleVersion);
-    assert_eq!(parse(r#"{"name":"pods"}"#).unwrap_err().code, Code::IncompatibleVersion);
+    assert_eq!(parse(r#"{"name":"pods"}"#).unwrap().version, Version::UNNAMED);
     for text in ["", "[]", "{", "null", "\u{0}"] {
         assert_eq!(parse(text).unwrap_err().code, Code::Decode, "{text:?}");
     }

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
         a_pod_reaches_gateway_host_and_neighbour_in_both_families,
     ),
     ("a_pod_has_only_the_families_that_the_node_has", a_pod_has_only_the_families_that_the_node_has),
+    ("the_first_versions_have_one_address_of_each_family", the_first_versions_have_one_address_of_each_family),
     ("the_result_has_the_shape_of_the_version_asked_for", the_result_has_the_shape_of_the_version_asked_for),
     (
         "ipv6_is_usable_at_once_where_the_runtime_has_turned_it_off",
@@ -81,6 +82,31 @@ fn the_result_has_the_shape_of_the_version_asked_for() {
         assert!(
             world.ip(&format!("link show {}", host["name"].as_str().unwrap())).contains(host["mac"].as_str().unwrap())
         );
+    }
+}
+
+/// A runtime of before CNI 0.3.0, which may send no version at all.
+fn the_first_versions_have_one_address_of_each_family() {
+    let world = World::new(DUAL);
+    let file = world.folder.path().join("resolv.conf");
+    std::fs::write(&file, "nameserver 10.96.0.10\nsearch cluster.local\n").unwrap();
+    world.set("resolvConf", json!(file));
+    for (sent, version) in [(Value::Null, "0.1.0"), (json!("0.1.0"), "0.1.0"), (json!("0.2.0"), "0.2.0")] {
+        world.set("cniVersion", sent.clone());
+        if sent.is_null() {
+            world.config.borrow_mut().as_object_mut().unwrap().remove("cniVersion");
+        }
+        let pod = world.pod();
+        let result = world.verb("ADD", &pod).json;
+        assert_eq!(result["cniVersion"], version, "{result}");
+        assert_eq!(result["dns"], json!({"nameservers": ["10.96.0.10"], "search": ["cluster.local"]}));
+        for (key, gateway) in [("ip4", "10.77.3.1"), ("ip6", "fd77:0:0:3::1")] {
+            let address = result[key]["ip"].as_str().unwrap().split('/').next().unwrap();
+            assert!(pings(&world.host, address), "{result}");
+            assert_eq!((&result[key]["gateway"], &result[key]["routes"][0]["gw"]), (&json!(gateway), &json!(gateway)));
+        }
+        world.del(&pod);
+        assert!(world.leased().is_empty());
     }
 }
 

@@ -38,7 +38,10 @@ fn version_is_told_with_and_without_input() {
         let answer = world.run(&[("CNI_COMMAND", "VERSION")], input);
         assert!(answer.ok, "{}", answer.json);
         assert_eq!(answer.json["cniVersion"], expected);
-        assert_eq!(answer.json["supportedVersions"], json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(
+            answer.json["supportedVersions"],
+            json!(["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+        );
     }
 }
 
@@ -87,8 +90,9 @@ fn wrong_configurations_are_explained_with_the_specifications_codes() {
         (String::new(), 6, "JSON"),
         ("{\"cniVersion\":".into(), 6, "JSON"),
         ("[1]".into(), 6, "object"),
-        (with("cniVersion", json!("0.1.0")), 1, "0.1.0"),
+        (with("cniVersion", json!("0.0.9")), 1, "0.0.9"),
         (with("cniVersion", json!("2.0.0")), 1, "2.0.0"),
+        (with("resolvConf", json!("/nonexistent/resolv.conf")), 5, "/nonexistent/resolv.conf"),
         (with("ipMasq", json!(true)), 2, "ipMasq"),
         (with("ipam", json!({"type": "host-local"})), 2, "ipam"),
         (with("segments", json!(["10.77.3.0/33"])), 7, "10.77.3.0/33"),
