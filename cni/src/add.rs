@@ -59,13 +59,15 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
 
     let segments = ensure_free(config, &state_dir, &mut links, attachment)?;
     let bridge = node_setup::ensure(&mut links, config, &segments)?;
-    let mtu = config.mtu.or((segments.mtu > 0).then_some(segments.mtu));
+    let mtu = config.pod_mtu(&segments);
     veth::create(&mut links, &bridge, &pod, attachment, mtu)?;
 
     // From here on a failure has something to undo.
     let made = lease_and_configure(config, request, &state_dir, &mut links, &pod, segments);
     let made = made.map_err(|error| undo(error, &state_dir, &mut links, attachment))?;
     agent_client::report_stock(&config.agent_socket, made.stock);
+    // A bridge follows the smallest MTU of its ports.
+    let bridge = if bridge.mtu == made.host.mtu { bridge } else { links.find(&config.bridge)?.unwrap_or(bridge) };
     let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
     let sandbox = path.to_string_lossy().into_owned();
     let attached = AddResult {

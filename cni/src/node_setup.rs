@@ -1,13 +1,18 @@
 //! Sets up what a node needs before its first pod: the bridge, the table that keeps hosts outside
 //! from pods, and the guard that keeps pods' packets from leaving in clear.
 
+use std::net::IpAddr;
+
+use edge_types::IpNetwork;
 use edge_types::api::Family;
 use edge_types::forwarding::FORWARDING_FILE;
+use edge_types::network::contains;
 use edge_types::shared_files::SegmentsFile;
 use edge_xfrm::guard::{self, GuardConfig};
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
+use crate::ipam::StateDir;
 use crate::net::link::{Link, Links};
 use crate::net::{bridge, sysctl, uplink};
 use crate::{cluster_ranges, forward_filter, obstacles, segment};
@@ -25,7 +30,9 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     if !forwarded {
         record(config, turned_on)?;
     }
-    let bridge = bridge::ensure(links, &config.bridge, &segments.segments)?;
+    let bridge = bridge::ensure(links, &config.bridge, &segments.segments, |network| {
+        Ok(cluster_ranges.iter().any(|range| contains(range, network)) && !has_pods(config, segments, network)?)
+    })?;
     if forwarded || config.forward_others {
         forward_filter::ensure(links, config, segments)?;
     } else {
@@ -51,6 +58,16 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         )
     })?;
     Ok(bridge)
+}
+
+/// Whether a pod has an address of a network that is in none of the node's segments. Its gateway
+/// stays until the last of these pods goes.
+fn has_pods(config: &Config, segments: &SegmentsFile, network: &IpNetwork) -> Result<bool> {
+    let Some(state_dir) = StateDir::existing(config) else { return Ok(false) };
+    let ledger = state_dir.lock()?;
+    let in_no_segment = |address: &IpAddr| !segments.segments.iter().any(|segment| segment.contains(*address));
+    let mut leased = ledger.leases().flat_map(|(_, lease)| &lease.addresses);
+    Ok(leased.any(|address| network.contains(*address) && in_no_segment(address)))
 }
 
 /// Turns forwarding on for IPv4, IPv6 or both.

@@ -2,13 +2,15 @@
 //! after a reboot, so that the node's own packets to remote pods can have the bridge's address as
 //! their source.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use edge_types::shared_files::SegmentsFile;
 use serde_json::{Map, Value, json};
 
 use crate::config::{Config, parse_object};
 use crate::error::{Code, Context, Error, Result};
-use crate::ipam::StateDir;
+use crate::ipam::{LockedLeases, StateDir};
 use crate::net::link::Links;
 use crate::net::veth;
 use crate::node_setup;
@@ -16,6 +18,9 @@ use crate::{forward_filter, obstacles, pod_filter, segment};
 
 /// Where the agent writes the network configuration list.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
+
+/// Most pods that one message names.
+const NAMED_PODS: usize = 20;
 
 /// Makes bridge and guard as the configuration in this file says. The file holds one plugin's
 /// configuration, or a list of plugins with ours in it.
@@ -33,14 +38,44 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
         )
     })?;
     let stock = ledger.stock(&segments.segments);
+    let larger_mtu = pods_with_larger_mtu(&config, &segments, &ledger, &mut links)?;
     drop(ledger);
     node_setup::ensure(&mut links, &config, &segments)?;
     forward_filter::recreate(&mut links, &config, &segments)?;
     restored?;
     let gateways: Vec<String> = segments.segments.iter().map(|segment| segment::gateway(segment).to_string()).collect();
     let obstacles = obstacles::find(&mut links, &config, Some(&segments))?;
-    let obstacles: Vec<String> = obstacles.into_iter().map(|obstacle| obstacle.message).collect();
+    let obstacles: Vec<String> = obstacles.into_iter().map(|obstacle| obstacle.message).chain(larger_mtu).collect();
     Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock, "obstacles": obstacles }))
+}
+
+/// Names the attached pods with a larger MTU than the node has for pods now. Only a new start
+/// changes it: if the host's end alone had the smaller one, it would drop the pod's packets without
+/// a word.
+fn pods_with_larger_mtu(
+    config: &Config,
+    segments: &SegmentsFile,
+    ledger: &LockedLeases,
+    links: &mut Links,
+) -> Result<Option<String>> {
+    let Some(mtu) = config.pod_mtu(segments) else { return Ok(None) };
+    let larger: BTreeSet<String> =
+        links.all()?.into_iter().filter(|link| link.kind == "veth" && link.mtu > mtu).map(|link| link.name).collect();
+    let concerned = ledger
+        .leases()
+        .filter(|(attachment, lease)| lease.network == config.name && larger.contains(&veth::host_name(attachment)));
+    let names: Vec<String> =
+        concerned.map(|(attachment, lease)| lease.pod.clone().unwrap_or_else(|| attachment.to_string())).collect();
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let more = names.len().saturating_sub(NAMED_PODS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Ok(Some(format!(
+        "pods now have an MTU of {mtu} bytes, and these have a larger one, so that their large packets may be lost; delete them, so that they start \
+         again: {}{more}",
+        names.into_iter().take(NAMED_PODS).collect::<Vec<_>>().join(", ")
+    )))
 }
 
 /// Keeps hosts outside from the attached pods, as the configuration in this file says, even while

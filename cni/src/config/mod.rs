@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use edge_types::network::overlap;
+use edge_types::shared_files::SegmentsFile;
 use edge_types::{IpNetwork, pods};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -307,6 +308,12 @@ impl Config {
         for key in &self.unknown_keys {
             eprintln!("edge-cni: the configuration's key {key:?} is not known and has no effect");
         }
+    }
+
+    /// The MTU of pods' interfaces, bytes. None where neither the configuration nor the agent says
+    /// it; the kernel's applies.
+    pub(crate) fn pod_mtu(&self, segments: &SegmentsFile) -> Option<u32> {
+        self.mtu.or((segments.mtu > 0).then_some(segments.mtu))
     }
 
     /// Folder of the agent's sockets, which is in memory.

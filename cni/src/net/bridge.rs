@@ -22,7 +22,13 @@ const ALIAS: &str = "edge-cni bridge";
 const MAX_LEARNED: u32 = 4096;
 
 /// Makes the bridge, or gives it what it lacks. Several processes may do so at the same time.
-pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> Result<Link> {
+/// `is_former` says whether a network is one of a former segment, without pods.
+pub(crate) fn ensure(
+    links: &mut Links,
+    name: &str,
+    segments: &[IpNetwork],
+    is_former: impl Fn(&IpNetwork) -> Result<bool>,
+) -> Result<Link> {
     let mac = mac_of(name);
     let mut bridge = match links.find(name)? {
         Some(bridge) => bridge,
@@ -61,14 +67,32 @@ pub(crate) fn ensure(links: &mut Links, name: &str, segments: &[IpNetwork]) -> R
     if !bridge.up {
         links.set_up(&bridge)?;
     }
-    let present = links.addresses(&bridge)?;
+    let present = links.addresses_with_prefix(&bridge)?;
     for segment in segments {
         let gateway = segment::gateway(segment);
-        if !present.contains(&gateway) {
+        if !present.iter().any(|address| address.ip() == gateway && address.prefix() == segment.prefix()) {
+            // IPv6 knows an address once, whatever its prefix length.
+            for other in present.iter().filter(|address| address.is_ipv6() && address.ip() == gateway) {
+                links.delete_address(&bridge, *other)?;
+            }
             links.add_address(&bridge, gateway, segment.prefix(), false)?;
         }
     }
+    for address in present {
+        if is_outdated(&address, segments) && is_former(&address)? {
+            links.delete_address(&bridge, address)?;
+        }
+    }
     Ok(bridge)
+}
+
+/// Whether an address may be the gateway of a segment that this node no longer has, or that had
+/// another prefix length. Another address is the operator's.
+fn is_outdated(address: &IpNetwork, segments: &[IpNetwork]) -> bool {
+    let is_current = segments
+        .iter()
+        .any(|segment| segment::gateway(segment) == address.ip() && segment.prefix() == address.prefix());
+    !is_current && segment::gateway(address) == address.ip()
 }
 
 /// Refuses a bridge of somebody else. The plugin's own bridges have the alias, or the MAC address
@@ -132,6 +156,23 @@ fn mac_of(name: &str) -> [u8; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn outdated_is_the_gateway_of_a_former_segment_or_prefix_length() {
+        let segments = ["10.77.3.0/24", "fd77::/120"].map(|text| text.parse().unwrap());
+        for (address, outdated) in [
+            ("10.77.3.1/24", false),
+            ("fd77::1/120", false),
+            ("10.77.3.1/26", true),
+            ("10.77.9.1/26", true),
+            ("fd77::101/120", true),
+            ("10.77.9.2/26", false),
+            ("10.77.9.1/32", false),
+            ("fe80::1:2/64", false),
+        ] {
+            assert_eq!(is_outdated(&address.parse().unwrap(), &segments), outdated, "{address}");
+        }
+    }
 
     #[test]
     fn a_bridge_has_its_own_unicast_address_that_stays() {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use edge_types::IpNetwork;
 use edge_xfrm::netlink::{self, Netlink};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -181,15 +182,37 @@ impl Links {
 
     /// Addresses of a link.
     pub(crate) fn addresses(&mut self, link: &Link) -> Result<Vec<IpAddr>> {
+        Ok(self.addresses_with_prefix(link)?.iter().map(IpNetwork::ip).collect())
+    }
+
+    /// Addresses of a link, with their prefix lengths.
+    pub(crate) fn addresses_with_prefix(&mut self, link: &Link) -> Result<Vec<IpNetwork>> {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
         let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(message));
         let found = found.map_err(|error| kernel_error(&format!("read the addresses of {}", link.name), &error))?;
         let addresses = found.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => address_of(&message),
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => {
+                IpNetwork::new(address_of(&message)?, message.header.prefix_len).ok()
+            }
             _ => None,
         });
         Ok(addresses.collect())
+    }
+
+    /// Takes an address from a link. It is no error if the link does not have it.
+    pub(crate) fn delete_address(&mut self, link: &Link, address: IpNetwork) -> Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.index = link.index;
+        message.header.family = family(address.ip());
+        message.header.prefix_len = address.prefix();
+        message.attributes.push(AddressAttribute::Local(address.ip()));
+        match self.netlink.execute("RTM_DELADDR", RouteNetlinkMessage::DelAddress(message), 0) {
+            Err(error) if error.errno() != Some(libc::EADDRNOTAVAIL) => {
+                Err(kernel_error(&format!("take the address {address} from {}", link.name), &error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether duplicate address detection goes on for an address of the link. Fails if it found a

@@ -10,6 +10,8 @@ use crate::world::{PluginOutput, World, addresses, answer, ip, path, pings, sysc
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_bridge_of_the_hosts_own_is_left_alone", a_bridge_of_the_hosts_own_is_left_alone),
+    ("gateways_of_former_segments_and_prefix_lengths_leave_the_bridge", former_gateways_leave_the_bridge),
+    ("pods_with_a_larger_mtu_than_the_nodes_are_named", pods_with_a_larger_mtu_are_named),
     ("a_bridge_without_ports_and_those_of_earlier_releases_are_taken", {
         a_bridge_without_ports_and_those_of_earlier_releases_are_taken
     }),
@@ -336,4 +338,57 @@ fn nothing_heeds_routers_where_the_cluster_has_no_ipv6() {
         }
     }
     assert!(ip(&pod.netns, "-6 route").lines().all(|line| line.contains("fe80::") || line.contains("ff00::")));
+}
+
+fn former_gateways_leave_the_bridge() {
+    let world = World::new(&["10.77.3.0/24", "fd77:0:0:3::/120"]);
+    let (old, new) = (world.pod(), world.pod());
+    world.add(&old);
+    let addresses =
+        || world.ip("-br addr show ecni0").split_whitespace().skip(2).map(str::to_owned).collect::<Vec<_>>();
+    let use_segments = |segments: Value| {
+        let path = world.state("segments.json");
+        let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        file["segments"] = segments;
+        std::fs::write(path, file.to_string()).unwrap();
+    };
+    // The operator's stay, whatever they look like.
+    let operators = ["192.0.2.1/24", "10.77.50.5/24"];
+    operators.iter().for_each(|address| drop(world.ip(&format!("addr add {address} dev ecni0"))));
+    use_segments(json!(["10.77.9.0/24", "fd77:0:0:9::/120"]));
+    world.add(&new);
+    let gateways = ["10.77.3.1/24", "fd77:0:0:3::1/120", "10.77.9.1/24", "fd77:0:0:9::1/120"];
+    let found = addresses();
+    assert!(gateways.iter().chain(&operators).all(|address| found.contains(&(*address).to_owned())), "{found:?}");
+    assert!(pings(&old.netns, "10.77.3.1"), "a pod still has an address of the former segment");
+    world.del(&old);
+    assert!(up(&world).ok);
+    let found = addresses();
+    assert!(!found.iter().any(|address| gateways[..2].contains(&address.as_str())), "{found:?}");
+    assert!(gateways[2..].iter().chain(&operators).all(|address| found.contains(&(*address).to_owned())), "{found:?}");
+    // The segments of a node get another size.
+    use_segments(json!(["10.77.9.0/26", "fd77:0:0:9::/112"]));
+    assert!(up(&world).ok);
+    let found = addresses();
+    let gateways: Vec<&String> =
+        found.iter().filter(|address| address.starts_with("10.77.9.") || address.starts_with("fd77")).collect();
+    assert_eq!(gateways, ["10.77.9.1/26", "fd77:0:0:9::1/112"]);
+    for gateway in ["10.77.9.1", "fd77:0:0:9::1"] {
+        assert!(pings(&new.netns, gateway));
+    }
+}
+
+fn pods_with_a_larger_mtu_are_named() {
+    let world = World::new(&["10.77.3.0/24"]);
+    world.set("cniVersion", json!("1.1.0"));
+    world.set("mtu", json!(1400));
+    let (large, small) = (world.pod(), world.pod());
+    let result = world.verb("ADD", &large).json;
+    assert_eq!(result["interfaces"][0]["mtu"], 1400, "the bridge follows its first port: {result}");
+    assert!(!up(&world).json["obstacles"].to_string().contains("MTU"));
+    world.set("mtu", json!(1300));
+    world.add(&small);
+    let obstacles = up(&world).json["obstacles"].to_string();
+    assert!(obstacles.contains("1300") && obstacles.contains(&format!("default/web-{}", large.id)), "{obstacles}");
+    assert!(!obstacles.contains(&format!("default/web-{}", small.id)), "{obstacles}");
 }
