@@ -1,6 +1,7 @@
 //! One established IKE SA of which we are the responder, and a peer that has its keys.
 
 mod messages;
+mod rekey;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -1,0 +1,35 @@
+//! The peer rekeys the IKE SA.
+
+use super::*;
+use crate::crypto::InitiatorKeyExchange;
+use crate::event::DownReason;
+use crate::negotiate;
+use crate::wire::Payload;
+
+#[test]
+fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
+    let mut peer = Established::new();
+    let begun = peer.now;
+    let hours = |hours: u32| begun + Duration::from_secs(3600) * hours;
+    // The configured lifetime is 4 hours. The responder replaces the IKE SA after 5, and it ends
+    // after
+    // 6. The peer rekeys it after 2.
+    peer.now = hours(2);
+    let offers = negotiate::offer_ike(&profile().config.ike_proposals, &7_u64.to_be_bytes());
+    let share = InitiatorKeyExchange::start(SUITE.group, &mut Host).unwrap().payload();
+    let payloads = Payloads::from(vec![
+        Payload::SecurityAssociation(offers),
+        Payload::Nonce(vec![9; 32]),
+        Payload::KeyExchange(share),
+    ]);
+    let SaStep::Rekeyed(new) = peer.request(ExchangeType::CreateChildSa, &payloads) else {
+        panic!("it is not rekeyed");
+    };
+    assert_eq!(new.reauthenticate_at(), hours(5));
+    peer.sa = *new;
+    peer.now = hours(5);
+    assert!(matches!(peer.step(|sa, tunnel, cx| sa.handle_timeout(tunnel, cx)), SaStep::Reauthenticate));
+    peer.now = hours(6);
+    let step = peer.step(|sa, tunnel, cx| sa.handle_timeout(tunnel, cx));
+    assert!(matches!(step, SaStep::End(DownReason::Expired, _)), "{step:?}");
+}
