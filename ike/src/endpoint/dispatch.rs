@@ -128,7 +128,7 @@ impl Endpoint {
                 }
                 self.schedule(spi);
             }
-            SaState::Closed(last_response, until) => {
+            SaState::Closed(mut last_response, until) => {
                 last_response.repeat(datagram, local, remote, &mut context!(self, now, env));
                 self.sas.insert(spi, SaState::Closed(last_response, until));
             }

@@ -17,6 +17,9 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
 
 /// Octets of the non-ESP marker, which count towards the datagram's size.
 const MARKER_LEN: usize = 4;
+/// How often a response is sent again. RFC 7296 2.4 suggests a dozen transmissions of a request; a
+/// stranger who copies the request must not have the response sent to somebody else for ever.
+pub(super) const MAX_REPEATS: u8 = 16;
 /// How long fragments wait for the rest of their message: longer than the peer sends it again.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -82,18 +85,23 @@ struct InFlight {
 pub(crate) struct LastResponse {
     request: [u8; 32],
     packets: Vec<Vec<u8>>,
+    repeats: u8,
 }
 
 impl LastResponse {
     /// Sends the response again if this datagram is the request (or its first fragment, RFC 7383
     /// 2.6.1).
-    pub(crate) fn repeat(&self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+    pub(crate) fn repeat(&mut self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
         if sha256(datagram) == self.request {
             self.send(local, remote, cx);
         }
     }
 
-    fn send(&self, local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+    fn send(&mut self, local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+        if self.repeats >= MAX_REPEATS {
+            return;
+        }
+        self.repeats = self.repeats.saturating_add(1);
         for packet in &self.packets {
             cx.out.message(local, remote, cx.config.nat_port, packet);
         }
@@ -200,7 +208,7 @@ impl Channel {
         let (local, remote) = self.response_path;
         self.transmit(&packets, local, remote, cx);
         let request = std::mem::take(&mut self.partial_request).first_datagram.unwrap_or_default();
-        self.last_response = Some(LastResponse { request, packets });
+        self.last_response = Some(LastResponse { request, packets, repeats: 0 });
     }
 
     /// Sends the request under way again at once, to the present addresses.
@@ -298,7 +306,7 @@ impl Channel {
                 return Incoming::Nothing;
             }
         } else if header.message_id.checked_add(1) == Some(self.next_expected) {
-            if let Some(last_response) = &self.last_response {
+            if let Some(last_response) = &mut self.last_response {
                 // RFC 7383 2.5.2, 2.6.1: the peer may send its request again in smaller fragments,
                 // and the first one counts as the retransmission.
                 if matches!(self.cipher.open(datagram), Ok(Opened::Fragment(fragment)) if fragment.number == 1) {

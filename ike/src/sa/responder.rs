@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::channel::{Channel, Incoming, LastResponse};
+use super::channel::{Channel, Incoming, LastResponse, MAX_REPEATS};
 use super::child::{NegotiatedChild, ReservedSpi};
 use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
 use super::ike_sa::{IkeSa, Initiation};
@@ -63,6 +63,8 @@ pub(crate) struct HalfOpen {
     fragments: bool,
     transcript: InitTranscript,
     key_state: KeyState,
+    /// How often the response was sent again.
+    repeats: u8,
 }
 
 #[derive(Debug)]
@@ -146,6 +148,7 @@ impl HalfOpen {
             fragments,
             transcript,
             key_state,
+            repeats: 0,
         }))
     }
 
@@ -185,8 +188,9 @@ impl HalfOpen {
     }
 
     /// Sends the IKE_SA_INIT response again, if this is the request.
-    pub(crate) fn repeat(&self, datagram: &[u8], cx: &mut Context<'_>) {
-        if self.transcript.request == datagram {
+    pub(crate) fn repeat(&mut self, datagram: &[u8], cx: &mut Context<'_>) {
+        if self.transcript.request == datagram && self.repeats < MAX_REPEATS {
+            self.repeats = self.repeats.saturating_add(1);
             cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.transcript.response);
         }
     }

@@ -211,3 +211,11 @@ fn fragments_before_authentication_take_little_memory_in_all() {
     assert!((1 << 20..8 << 20).contains(&kept), "{kept} octets are kept");
     assert!(victim.take_init(&Init::new(9999), source(99_999)).is_some(), "others are served");
 }
+
+#[test]
+fn copies_of_a_first_request_are_answered_as_often_as_an_honest_initiator_sends_it_again() {
+    let mut victim = Victim::new();
+    let request = Init::new(1).encode(None);
+    let answers = (0..1000).filter(|_| victim.take(&request, source(1)).is_some()).count();
+    assert!((12..=20).contains(&answers), "{answers} answers");
+}

@@ -88,3 +88,17 @@ fn fragments_whose_rest_never_comes_are_forgotten() {
     }
     assert_eq!(peer.sent().len(), 1, "the whole is answered when it comes after all");
 }
+
+#[test]
+fn copies_of_a_request_are_answered_as_often_as_an_honest_peer_sends_it_again() {
+    let mut peer = Established::new();
+    let datagram = peer.seal(ExchangeType::Informational, 0, &large(), None).remove(0);
+    for _ in 0..1000 {
+        peer.arrive(&datagram);
+    }
+    let answers = peer.sent().len();
+    assert!((12..=20).contains(&answers), "{answers} answers");
+    peer.next_request = 1;
+    assert!(matches!(peer.request(ExchangeType::Informational, &Payloads::new()), SaStep::Continue));
+    assert_eq!(peer.sent().len(), 1, "the next request is answered");
+}
