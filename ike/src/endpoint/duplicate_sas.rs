@@ -227,14 +227,15 @@ impl Endpoint {
         self.schedule(spi);
     }
 
-    /// IKE SAs that one which is now gone had superseded become active again.
-    pub(super) fn reinstate(&mut self, name: &PeerName, gone: crate::event::IkeId) {
+    /// IKE SAs that one which is now gone had superseded become active again. If another one had
+    /// superseded that one (`lifecycle`), it has superseded them too.
+    pub(super) fn reinstate(&mut self, name: &PeerName, gone: crate::event::IkeId, lifecycle: Lifecycle) {
         let Some(peer) = self.peers.get(name) else {
             return;
         };
         for spi in &peer.sas {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(spi) {
-                sa.reinstate(gone);
+                sa.reinstate(gone, lifecycle);
             }
         }
     }

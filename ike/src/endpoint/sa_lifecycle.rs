@@ -72,7 +72,7 @@ impl Endpoint {
         for id in peer.tunnel.ids_with_lingering(spi) {
             peer.tunnel.remove_at_once(id, reason, &mut self.out);
         }
-        let ike = sa.ike();
+        let (ike, lifecycle) = (sa.ike(), sa.lifecycle());
         let mut cx = context!(self, now, env);
         cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason });
         peer.report_failure(error, cx.out);
@@ -84,7 +84,7 @@ impl Endpoint {
                 peer.schedule_retry(&mut cx);
             }
         }
-        self.reinstate(name, ike);
+        self.reinstate(name, ike, lifecycle);
         self.schedule(spi);
         self.schedule_peer(name);
     }
@@ -105,7 +105,7 @@ impl Endpoint {
         if lifecycle == Lifecycle::Deleting {
             return;
         }
-        self.reinstate(name, ike);
+        self.reinstate(name, ike, lifecycle);
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };

@@ -246,11 +246,16 @@ impl IkeSa {
         [self.timers.next(), child, self.create_child_at.filter(|_| active)].into_iter().flatten().min()
     }
 
-    /// The IKE SA that superseded this one is gone: this one is active again, unless it is already
-    /// being deleted.
-    pub(crate) fn reinstate(&mut self, gone: IkeId) {
+    /// The IKE SA that superseded this one is gone, and was in this `lifecycle`. If it was superseded
+    /// itself, so is this one. Otherwise this one is active again, unless it is already being deleted.
+    pub(crate) fn reinstate(&mut self, gone: IkeId, lifecycle: Lifecycle) {
         let deleting = matches!(self.pending, Some(PendingRequest::DeleteIke)) || self.queue.contains(&Task::DeleteIke);
-        if self.lifecycle == Lifecycle::Superseded(gone) && !deleting {
+        if self.lifecycle != Lifecycle::Superseded(gone) {
+            return;
+        }
+        if let Lifecycle::Superseded(by) = lifecycle {
+            self.lifecycle = Lifecycle::Superseded(by);
+        } else if !deleting {
             self.lifecycle = Lifecycle::Active;
             self.timers.stop(Timer::Cleanup);
         }
