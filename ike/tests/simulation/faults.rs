@@ -286,7 +286,7 @@ impl Run {
         for _ in 0..RECOVERY {
             self.network.run_for(SECOND);
             match self.unrest() {
-                None => return self.network.oracle.judge_at_rest(self.network.now),
+                None => return,
                 Some(found) => unrest = found,
             }
         }
@@ -336,7 +336,7 @@ impl Run {
                 }
             }
         }
-        None
+        self.network.oracle.unrest().map(|violation| format!("{}: {}", violation.rule, violation.found))
     }
 }
 

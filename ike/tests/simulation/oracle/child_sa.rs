@@ -41,6 +41,9 @@ pub struct Child {
     pub was_installed: bool,
     /// Deleted by either end, or with its IKE SA.
     pub dead: bool,
+    /// Its lifetime is over (2.8): we have removed it, and our DELETE of it follows when the window
+    /// is free.
+    pub expired: bool,
     /// It is the redundant one of a collision, and this one survives.
     pub redundant_to: Option<u32>,
     at: Duration,
@@ -124,6 +127,7 @@ impl Node {
             installed: false,
             was_installed: false,
             dead: false,
+            expired: false,
             redundant_to: None,
             at,
             replaces: None,
@@ -182,6 +186,9 @@ impl Node {
 
     /// Who deletes which CHILD_SA (1.4.1, 2.8, 2.8.1).
     fn judge_deletion(&self, spis: Spis, own: u32, at: Duration) -> Verdict {
+        if self.children.get(&own).is_some_and(|child| child.expired && child.ike == spis) {
+            return Ok(());
+        }
         let Some(child) = self.alive(own).filter(|child| child.ike == spis) else {
             broken!("RFC 7296 1.4.1", "DELETE names {own:x}, which is no inbound SPI of a CHILD_SA of ours there");
         };
@@ -259,7 +266,8 @@ impl Node {
                     "CHILD_SA_NOT_FOUND names {named:x?}, the request named {peer:x}"
                 );
             }
-            let found = matches!(old, Some((_, Some(_)))) && error == notify::CHILD_SA_NOT_FOUND;
+            let there = old.and_then(|(_, old)| self.children.get(&old?)).filter(|child| !child.expired);
+            let found = there.is_some() && error == notify::CHILD_SA_NOT_FOUND;
             require!(!found, "RFC 7296 2.25", "CHILD_SA_NOT_FOUND, although it is there");
             return Ok(());
         }
@@ -304,7 +312,7 @@ impl Node {
             let Some(child) = self.children.get_mut(own) else { continue };
             child.dead = true;
             require!(
-                deleted.contains(own) != crossing.contains(own) || !child.was_installed,
+                deleted.contains(own) != crossing.contains(own) || !child.was_installed || child.expired,
                 "RFC 7296 1.4.1",
                 "the response {} {own:x}, our own DELETE of which is {}",
                 if deleted.contains(own) { "deletes" } else { "does not delete" },

@@ -26,6 +26,9 @@ pub struct OwnRequest {
     /// The CHILD_SA of the peer's exchange that replaces the same CHILD_SA meanwhile.
     pub collision: Option<u32>,
     datagrams: Vec<Vec<u8>>,
+    /// Every address that it was sent to, and those of the last time.
+    sent_to: BTreeSet<SocketAddr>,
+    last_sent_to: BTreeSet<SocketAddr>,
     last_sent: Duration,
     last_wait: Option<Duration>,
 }
@@ -256,6 +259,11 @@ impl IkeSa {
                 own.header.id
             );
             require!(own.datagrams == datagrams, "RFC 7296 2.1", "request {} again with other octets", header.id);
+            // To one more address is no retransmission: whether the peer has moved there is tried.
+            let more = own.last_sent == at && own.last_sent_to.insert(remote);
+            if own.sent_to.insert(remote) || more {
+                return Ok(false);
+            }
             require!(
                 !matches!(cause, Cause::Received(..)),
                 "RFC 7296 2.1",
@@ -276,6 +284,7 @@ impl IkeSa {
                 own.last_wait = None;
             }
             own.last_sent = at;
+            own.last_sent_to = BTreeSet::from([remote]);
             return Ok(false);
         }
         require!(header.id == self.next_own, "RFC 7296 2.2", "request {} where {} is next", header.id, self.next_own);
@@ -285,6 +294,8 @@ impl IkeSa {
             message: message.cloned(),
             collision: None,
             datagrams: datagrams.iter().map(|datagram| datagram.to_vec()).collect(),
+            sent_to: BTreeSet::from([remote]),
+            last_sent_to: BTreeSet::from([remote]),
             last_sent: at,
             last_wait: None,
         }));

@@ -1,6 +1,7 @@
 //! What an end orders in its kernel, beside what it negotiated: no SA is answered for before it is
 //! installed, none has other SPIs, keys or selectors, and nothing is sent with one that is gone.
 
+use edge_ike::event::DownReason;
 use edge_ike::{ChildSa, Event, IkeId, OutboundSwitch};
 
 use super::node::Node;
@@ -12,6 +13,15 @@ fn spis(ike: &IkeId) -> Spis {
 }
 
 impl Node {
+    /// Notes that the lifetime of a CHILD_SA is over. The messages of the same step count on it.
+    pub fn note_expiry(&mut self, event: &Event) {
+        if let Event::ChildDown { child, reason: DownReason::Expired, .. } = event
+            && let Some(child) = self.children.get_mut(&child.0)
+        {
+            child.expired = true;
+        }
+    }
+
     /// Judges an event.
     pub fn ordered(&mut self, event: &Event, step: &Step<'_>) -> Verdict {
         match event {

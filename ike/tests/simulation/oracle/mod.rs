@@ -142,6 +142,11 @@ impl Oracle {
         }
     }
 
+    /// What is under way, or would be so for ever.
+    pub fn unrest(&self) -> Option<Violation> {
+        self.nodes.iter().find_map(|node| node.judge_at_rest().err())
+    }
+
     /// Judges what must be true when nothing is under way any more.
     pub fn judge_at_rest(&self, at: Duration) {
         for (index, node) in self.nodes.iter().enumerate() {

@@ -98,6 +98,7 @@ impl Node {
         };
         for event in step.events {
             trace.event(step.at, step.node, event);
+            self.note_expiry(event);
         }
         let quiet = step.events.is_empty() && step.sent.is_empty();
         require!(
