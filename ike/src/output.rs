@@ -49,7 +49,7 @@ impl Context<'_> {
     /// Shortens a time by up to a tenth at random, so that two ends, or a thousand peers, seldom
     /// act at once.
     pub(crate) fn jittered(&mut self, time: std::time::Duration) -> std::time::Duration {
-        let share = u32::from(u16::from_be_bytes(self.random()));
+        let share = if mutation!("no_jitter") { 0 } else { u32::from(u16::from_be_bytes(self.random())) };
         time.saturating_sub((time / 10).saturating_mul(share) / u32::from(u16::MAX))
     }
 }

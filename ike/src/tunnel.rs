@@ -170,7 +170,7 @@ impl Tunnel {
             // The one that is replaced is the one that we send with, unless it belongs to a
             // redundant IKE SA. Then nothing is switched.
             Arrival::RekeyedByUs(old) => (self.outbound, self.outbound == Some(old)),
-            Arrival::RekeyedByPeer(_) => (self.outbound, false),
+            Arrival::RekeyedByPeer(_) => (self.outbound, mutation!("sent_before_peer_is_ready")),
         };
         let rekeyed = matches!(arrival, Arrival::RekeyedByUs(_) | Arrival::RekeyedByPeer(_));
         let event = match old {
@@ -214,7 +214,7 @@ impl Tunnel {
         {
             self.switch_to(successor, out);
         }
-        if self.outbound == Some(id) || linger.is_zero() {
+        if self.outbound == Some(id) || linger.is_zero() || mutation!("nothing_lingers") {
             self.remove(id, reason, out);
         } else if let Some(child) = self.children.get_mut(&id) {
             child.lingering = Some(Lingering { until: now + linger, reason });

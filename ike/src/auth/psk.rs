@@ -9,7 +9,8 @@ const KEY_PAD: &[u8] = b"Key Pad for IKEv2";
 
 /// AUTH = prf(prf(Shared Secret, "Key Pad for IKEv2"), SignedOctets).
 pub(super) fn shared_key_mic(octets: &SignedOctets, psk: &Secret) -> Secret {
-    let key = octets.prf().compute(psk.expose(), &[KEY_PAD]);
+    let pad: &[u8] = if mutation!("no_key_pad") { &[] } else { KEY_PAD };
+    let key = octets.prf().compute(psk.expose(), &[pad]);
     octets.prf().compute(key.expose(), &[octets.as_slice()])
 }
 
@@ -18,7 +19,7 @@ pub(super) fn verify(octets: &SignedOctets, psk: &Secret, auth: &Authentication)
         return Err(AuthError::Method { expected: "a pre-shared key", found: auth.method });
     }
     // Secret compares in constant time.
-    if shared_key_mic(octets, psk) != Secret::new(auth.data.clone()) {
+    if shared_key_mic(octets, psk) != Secret::new(auth.data.clone()) && !mutation!("auth_not_verified") {
         return Err(AuthError::SharedKey);
     }
     Ok(())

@@ -160,7 +160,7 @@ impl IkeCipher {
     }
 
     fn seal_one(&mut self, header: &Header, front: EncryptedPrefix, inner: &[u8]) -> Result<Vec<u8>, SealError> {
-        let iv = self.sealed.to_be_bytes();
+        let iv = if mutation!("nonce_repeated") { 0 } else { self.sealed }.to_be_bytes();
         self.sealed = self.sealed.checked_add(1).ok_or(SealError::Exhausted)?;
         let body_len = Self::sealed_len(inner.len());
         let mut message = front.encode(header, body_len);

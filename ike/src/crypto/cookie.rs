@@ -94,7 +94,9 @@ impl CookieSecret {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
         };
-        context.update(&address.octets());
+        if !mutation!("cookie_without_address") {
+            context.update(&address.octets());
+        }
         context.update(&initiator_spi.to_be_bytes());
         context.update(nonce);
         context.sign()

@@ -50,7 +50,8 @@ pub struct IkeKeys {
 impl IkeKeys {
     /// Keys of an IKE SA that IKE_SA_INIT makes: SKEYSEED = prf(Ni | Nr, g^ir).
     pub fn initial(suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
-        let key = Secret::new([nonces.initiator, nonces.responder].concat());
+        let nonce = if mutation!("skeyseed_of_one_nonce") { nonces.initiator } else { nonces.responder };
+        let key = Secret::new([nonces.initiator, nonce].concat());
         let skeyseed = suite.prf.compute(key.expose(), &[shared.expose()]);
         Self::expand(suite, &skeyseed, nonces, ike)
     }
@@ -66,7 +67,8 @@ impl IkeKeys {
 
     /// {SK_d | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr).
     fn expand(suite: IkeSuite, skeyseed: &Secret, nonces: Nonces<'_>, ike: IkeId) -> Self {
-        let (initiator, responder) = (ike.initiator.to_be_bytes(), ike.responder.to_be_bytes());
+        let responder = if mutation!("ike_keys_without_spi") { 0 } else { ike.responder };
+        let (initiator, responder) = (ike.initiator.to_be_bytes(), responder.to_be_bytes());
         let seed = [nonces.initiator, nonces.responder, &initiator, &responder];
         let (prf_len, key_len) = (suite.prf.output_len(), suite.aead.keymat_len());
         let total = prf_len.saturating_mul(3).saturating_add(key_len.saturating_mul(2));
@@ -85,6 +87,7 @@ impl IkeKeys {
     /// Keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17). The nonces
     /// are those of the exchange that makes it.
     pub fn child(&self, aead: Aead, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
+        let shared = shared.filter(|_| !mutation!("child_keys_without_secret"));
         let shared = shared.map_or([].as_slice(), Secret::expose);
         let seed = [shared, nonces.initiator, nonces.responder];
         let key_len = aead.keymat_len();

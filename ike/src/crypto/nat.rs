@@ -17,6 +17,8 @@ pub fn nat_detection_hash(ike: IkeId, address: SocketAddr) -> [u8; 20] {
         IpAddr::V4(address) => hash.update(&address.octets()),
         IpAddr::V6(address) => hash.update(&address.octets()),
     }
-    hash.update(&address.port().to_be_bytes());
+    if !mutation!("nat_hash_without_port") {
+        hash.update(&address.port().to_be_bytes());
+    }
     hash.finish().as_ref().first_chunk().copied().unwrap_or_default()
 }

@@ -177,7 +177,10 @@ impl Endpoint {
         };
         match &peer.attempt {
             Some(attempt) if attempt.authenticating.is_some() => AuthTurn::Wait,
-            _ => AuthTurn::Proceed { initial_contact: peer.sas.is_empty() && !peer.config().keep_existing },
+            _ => AuthTurn::Proceed {
+                initial_contact: mutation!("initial_contact_always")
+                    || peer.sas.is_empty() && !peer.config().keep_existing,
+            },
         }
     }
 

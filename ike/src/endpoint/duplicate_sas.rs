@@ -166,6 +166,9 @@ impl Endpoint {
     }
 
     fn supersede(&mut self, name: &PeerName, redundant: Spi, survivor: Spi, now: Instant, env: &mut dyn Environment) {
+        if mutation!("second_ike_sa_kept") {
+            return;
+        }
         let Some((by, ours)) = self.established(survivor).map(|sa| (sa.ike(), sa.initiation().by_us())) else {
             return;
         };

@@ -54,10 +54,11 @@ impl InitiationGuard {
         if let Some(known) = self.half_open.get(remote, spi) {
             return InitDecision::Retransmission(known);
         }
-        if self.half_open.len() >= config.half_open_limit || !self.half_open.has_room(request_len) {
+        let full = self.half_open.len() >= config.half_open_limit && !mutation!("no_half_open_limit");
+        if full || !self.half_open.has_room(request_len) {
             return InitDecision::Discard;
         }
-        if self.half_open.len() < config.cookie_threshold {
+        if self.half_open.len() < config.cookie_threshold || mutation!("no_cookies") {
             return InitDecision::Accept;
         }
         let Ok(nonce) = message.payloads.nonce() else {
@@ -99,5 +100,6 @@ fn has_good_cookie(cookies: &mut Cookies, message: &Message, remote: SocketAddr,
     let (Some(cookie), Ok(nonce)) = (message.payloads.notify(NotifyType::Cookie), message.payloads.nonce()) else {
         return false;
     };
-    cookies.accepts(cx.env, cx.now, &cookie.data, nonce, remote.ip(), message.header.initiator_spi)
+    let spi = message.header.initiator_spi;
+    mutation!("any_cookie_accepted") || cookies.accepts(cx.env, cx.now, &cookie.data, nonce, remote.ip(), spi)
 }

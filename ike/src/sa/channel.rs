@@ -92,7 +92,7 @@ impl LastResponse {
     /// Sends the response again if this datagram is the request (or its first fragment, RFC 7383
     /// 2.6.1).
     pub(crate) fn repeat(&mut self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
-        if sha256(datagram) == self.request {
+        if sha256(datagram) == self.request || mutation!("any_old_request_answered") {
             self.send(local, remote, cx);
         }
     }
@@ -205,10 +205,12 @@ impl Channel {
     pub(crate) fn respond(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
         let packets = self.seal(exchange, true, self.next_expected, payloads, cx);
         self.next_expected = self.next_expected.saturating_add(1);
-        let (local, remote) = self.response_path;
+        let Path { local: ours, remote: theirs, .. } = self.path;
+        let (local, remote) = if mutation!("response_sent_elsewhere") { (ours, theirs) } else { self.response_path };
         self.transmit(&packets, local, remote, cx);
         let request = std::mem::take(&mut self.partial_request).first_datagram.unwrap_or_default();
-        self.last_response = Some(LastResponse { request, packets, repeats: 0 });
+        let kept = LastResponse { request, packets, repeats: 0 };
+        self.last_response = Some(kept).filter(|_| !mutation!("response_not_kept"));
     }
 
     /// Sends the request under way again at once, to the present addresses.
@@ -230,6 +232,9 @@ impl Channel {
             return Some(());
         };
         in_flight.retransmission.again(&self.timing, cx.now)?;
+        if mutation!("request_changes") {
+            in_flight.packets.iter_mut().filter_map(|packet| packet.last_mut()).for_each(|octet| *octet ^= 1);
+        }
         self.transmit_request(in_flight, cx);
         Some(())
     }
@@ -315,8 +320,11 @@ impl Channel {
                     last_response.repeat(datagram, local, remote, cx);
                 }
             }
+            if mutation!("followed_by_old_message") {
+                self.update_path(local, remote, true);
+            }
             return Incoming::Nothing;
-        } else if header.message_id != self.next_expected {
+        } else if header.message_id != self.next_expected && !mutation!("window_not_enforced") {
             return Incoming::Nothing;
         }
         let opened = self.cipher.open(datagram);
@@ -364,12 +372,12 @@ impl Channel {
         if self.path.local.ip().is_unspecified() {
             self.path.local.set_ip(local.ip());
         }
-        if !self.path.nat_remote {
+        if !self.path.nat_remote && !mutation!("followed_without_nat") {
             return;
         }
         if self.path.remote == remote {
             self.candidate = None;
-        } else if confirmed {
+        } else if confirmed || mutation!("followed_without_nat") {
             self.path.remote = remote;
             self.peer_moved = true;
             self.candidate = None;
@@ -395,7 +403,8 @@ impl Channel {
             response,
             message_id,
         };
-        let limit = self.fragments.then(|| cx.config.fragment_size.saturating_sub(MARKER_LEN));
+        let limit = (self.fragments || mutation!("fragments_unasked"))
+            .then(|| cx.config.fragment_size.saturating_sub(MARKER_LEN));
         // Without datagrams the exchange times out, and that ends an IKE SA whose cipher is used
         // up.
         self.cipher.seal(&header, payloads, limit).unwrap_or_else(|error| {

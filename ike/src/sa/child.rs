@@ -45,8 +45,11 @@ impl NegotiatedChild {
     /// The CHILD_SA. `initiator`: whether we began the exchange.
     pub(crate) fn into_sa(self, inbound: ReservedSpi, initiator: bool, channel: &Channel) -> ChildSa {
         let ChildKeys { from_initiator, from_responder } = self.keys;
-        let (outbound_key, inbound_key) =
-            if initiator { (from_initiator, from_responder) } else { (from_responder, from_initiator) };
+        let (outbound_key, inbound_key) = if initiator != mutation!("child_keys_swapped") {
+            (from_initiator, from_responder)
+        } else {
+            (from_responder, from_initiator)
+        };
         ChildSa {
             id: ChildId(inbound.spi),
             ike: channel.ike,

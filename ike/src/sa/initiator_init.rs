@@ -111,6 +111,12 @@ impl InitiatorInit {
             response: false,
             message_id: 0,
         };
+        if mutation!("cookie_is_last") {
+            let is_cookie =
+                |payload: &Payload| matches!(payload, Payload::Notify(notify) if notify.kind == NotifyType::Cookie);
+            let (last, first): (Vec<_>, Vec<_>) = payloads.iter().cloned().partition(is_cookie);
+            payloads = first.into_iter().chain(last).collect();
+        }
         self.request = Message { header, payloads }.encode();
         self.retransmission = Retransmission::begin(&self.profile.config.timing, cx.now);
         self.transmit(cx);
@@ -181,6 +187,9 @@ impl InitiatorInit {
             let new = self.cookie.as_ref() != Some(&cookie.data);
             if (1..=64).contains(&cookie.data.len()) && new && self.another_round() {
                 self.cookie = Some(cookie.data.clone());
+                if mutation!("nonce_changes_with_cookie") {
+                    self.nonce = cx.random();
+                }
                 self.send(cx);
             }
             return InitStep::Stay(self);

@@ -22,7 +22,7 @@ impl RekeyCollision {
     /// made with the lowest of the four nonces is redundant; the initiator of its exchange deletes
     /// it.
     pub(super) fn makes_ours_redundant(&self, ours: Nonces<'_>) -> bool {
-        lower_nonce(ours) < self.lower_nonce.as_slice()
+        (lower_nonce(ours) < self.lower_nonce.as_slice()) != mutation!("nonce_rule_inverted")
     }
 }
 

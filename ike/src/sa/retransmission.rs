@@ -28,7 +28,8 @@ impl Retransmission {
             return None;
         }
         self.sent = self.sent.saturating_add(1);
-        let doublings = self.sent.min(timing.transmissions.saturating_sub(1)).saturating_sub(1);
+        let sent = if mutation!("waits_do_not_grow") { 1 } else { self.sent };
+        let doublings = sent.min(timing.transmissions.saturating_sub(1)).saturating_sub(1);
         self.next = now + timing.retransmit.saturating_mul(2_u32.saturating_pow(doublings));
         Some(())
     }

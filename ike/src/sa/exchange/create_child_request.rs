@@ -89,11 +89,15 @@ pub(super) fn finish(
     if let Some(collision) = collision {
         let ours = Nonces { initiator: &nonce, responder: &theirs };
         if collision.makes_ours_redundant(ours) && tunnel.live(collision.peers_child).is_some() {
+            if mutation!("redundant_child_not_deleted") {
+                inbound.release(&sa.profile, cx);
+                return SaStep::Continue;
+            }
             sa.enqueue(Task::DeleteUnused(inbound));
             return SaStep::Continue;
         }
         if let Some(other) = tunnel.live_mut(collision.peers_child) {
-            other.redundant = true;
+            other.redundant = !mutation!("redundant_child_not_marked");
         }
     }
     let new = negotiated.into_sa(inbound, true, &sa.channel);
@@ -106,7 +110,7 @@ pub(super) fn finish(
     };
     let lifetime = sa.profile.child_lifetime(cx);
     tunnel.add(new, me, arrival, lifetime, cx.now, cx.out);
-    for id in replaced.into_iter().chain(superfluous) {
+    for id in replaced.into_iter().chain(superfluous).filter(|_| !mutation!("replaced_child_not_deleted")) {
         sa.enqueue(Task::DeleteChild(id));
     }
     sa.schedule_cleanup(cx.now);
@@ -132,6 +136,7 @@ fn refused(
             let wait = TEMPORARY_FAILURE_WAIT.saturating_add(
                 TEMPORARY_FAILURE_WAIT.saturating_sub(cx.jittered(TEMPORARY_FAILURE_WAIT)).saturating_mul(10),
             );
+            let wait = if mutation!("temporary_failure_ignored") { Duration::ZERO } else { wait };
             sa.retry_child_later(old, wait, tunnel, cx);
         }
         NotifyType::InvalidKePayload if !group_changed => {

@@ -11,7 +11,7 @@ use crate::sa::child::{NegotiatedChild, ReservedSpi};
 use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
 use crate::sa::rekey_collision::RekeyCollision;
-use crate::sa::task::PendingRequest;
+use crate::sa::task::{PendingRequest, Task};
 use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
@@ -111,10 +111,15 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<
     };
     let spi = rekey.child_spi().unwrap_or_default();
     let Some(old) = tunnel.by_outbound_spi(me, spi) else {
+        let spi = if mutation!("unknown_child_not_named") { 0 } else { spi };
         return Err((Notify::about_child(NotifyType::ChildSaNotFound, spi), None));
     };
     // RFC 7296 2.25.1: we are about to delete it.
-    if sa.is_deleting(old) { refuse(NotifyType::TemporaryFailure) } else { Ok(Some(old)) }
+    if sa.is_deleting(old) && !mutation!("deleted_child_rekeyed") {
+        refuse(NotifyType::TemporaryFailure)
+    } else {
+        Ok(Some(old))
+    }
 }
 
 /// Adds the CHILD_SA that the peer's request made.
@@ -140,6 +145,9 @@ fn add_child_of_peer(
         if let Some(child) = tunnel.live_mut(old) {
             child.rekey = None;
         }
+    }
+    if let Some(old) = old.filter(|_| mutation!("responder_deletes_replaced")) {
+        sa.enqueue(Task::DeleteChild(old));
     }
     sa.create_child_at = None;
     sa.schedule_cleanup(cx.now);

@@ -59,5 +59,5 @@ fn child_deleted(sa: &mut IkeSa, spi: u32, tunnel: &mut Tunnel, cx: &mut Context
     if alone && !coming {
         sa.last_child_deleted(cx);
     }
-    (!crossing).then_some(id.0)
+    ((!crossing || mutation!("crossing_deletion_repeated")) && !mutation!("deletion_of_one_direction")).then_some(id.0)
 }

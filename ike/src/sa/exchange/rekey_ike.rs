@@ -42,7 +42,7 @@ fn negotiate(
     // RFC 7296 2.25.2: refused while CHILD_SAs are being made or deleted on it, and when it is
     // about to go.
     let quiet = matches!(sa.pending, None | Some(PendingRequest::Liveness)) && sa.queue.is_empty();
-    if !quiet || sa.lifecycle != Lifecycle::Active {
+    if !(quiet || mutation!("ike_rekeyed_while_busy")) || sa.lifecycle != Lifecycle::Active {
         return Err((Notify::new(NotifyType::TemporaryFailure), None));
     }
     let malformed = |error: InvalidMessage| (error.notify(), Some(failure::invalid(CREATE_CHILD_SA, error)));

@@ -23,7 +23,9 @@ pub(in crate::sa) fn begin(
         Task::RekeyChild(old) => create_child_request::begin(sa, Some(old), None, tunnel, cx),
         Task::DeleteChild(id) => {
             tunnel.live(id).filter(|child| child.owner == sa.spi())?;
-            informational::delete(sa, Delete::child(id.0), cx);
+            let peers =
+                tunnel.live(id).filter(|_| mutation!("delete_names_peers_spi")).map(|child| child.sa.outbound_spi);
+            informational::delete(sa, Delete::child(peers.unwrap_or(id.0)), cx);
             Some(PendingRequest::DeleteChild(id))
         }
         Task::DeleteUnused(reserved) => {

@@ -1,0 +1,90 @@
+//! Deliberate mistakes, each of which the tests must notice: `tests/simulation/mutations.rs` makes
+//! one after another. They exist only with the feature `mutations` and with debug assertions; in
+//! every other build `mutation!` is `false`.
+
+/// Whether the mistake of this name is made.
+#[cfg(all(feature = "mutations", debug_assertions))]
+macro_rules! mutation {
+    ($name:literal) => {
+        $crate::mutations::is_active($name)
+    };
+}
+
+/// Whether the mistake of this name is made: never.
+#[cfg(not(all(feature = "mutations", debug_assertions)))]
+macro_rules! mutation {
+    ($name:literal) => {
+        false
+    };
+}
+
+#[cfg(all(feature = "mutations", debug_assertions))]
+mod active {
+    use std::cell::Cell;
+
+    /// The names of all mistakes, and the rules that they break.
+    pub const ALL: &[(&str, &str)] = &[
+        ("nonce_rule_inverted", "RFC 7296 2.8.1: the other SA of a collision is redundant."),
+        (
+            "redundant_child_not_marked",
+            "RFC 7296 2.8.1: the end that keeps its SA does not know that the other one is redundant.",
+        ),
+        ("redundant_child_not_deleted", "RFC 7296 2.8.1: the redundant SA stays."),
+        ("replaced_child_not_deleted", "RFC 7296 2.8: the initiator of a rekey does not delete the old SA."),
+        ("temporary_failure_ignored", "RFC 7296 2.25: the request is repeated at once."),
+        ("any_cookie_accepted", "RFC 7296 2.6: a cookie is not compared."),
+        ("no_cookies", "RFC 7296 2.6: no cookie is asked for."),
+        ("no_half_open_limit", "RFC 7296 2.6: half-open IKE SAs without limit."),
+        ("cookie_without_address", "RFC 7296 2.6: a cookie is good for any address."),
+        ("window_not_enforced", "RFC 7296 2.3: requests outside of the window are taken."),
+        ("no_jitter", "RFC 7296 2.8: timing is not jittered."),
+        ("followed_without_nat", "RFC 7296 2.23: a peer without a NAT is followed."),
+        ("followed_by_old_message", "RFC 7296 2.23: a peer is followed by an old message that nothing authenticates."),
+        ("any_old_request_answered", "RFC 7296 2.1: the response is sent again to whoever names its message ID."),
+        ("request_changes", "RFC 7296 2.1: a request is sent again with other octets."),
+        ("response_not_kept", "RFC 7296 2.1: a response is not kept."),
+        ("response_sent_elsewhere", "RFC 7296 2.11: a response does not go back to where its request came from."),
+        ("fragments_unasked", "RFC 7383 2.3: fragments to a peer that does not support them."),
+        ("waits_do_not_grow", "RFC 7296 2.1: waits between retransmissions do not grow."),
+        ("ike_rekeyed_while_busy", "RFC 7296 2.25.2: the IKE SA is rekeyed while a CHILD_SA is."),
+        ("nonce_repeated", "RFC 5282 3.1: one nonce for all messages."),
+        ("child_keys_swapped", "RFC 7296 2.17: the keys of the two directions are exchanged, at both ends."),
+        ("child_keys_without_secret", "RFC 7296 2.17: forward secrecy in name only."),
+        ("ike_keys_without_spi", "RFC 7296 2.14: the seed lacks an SPI."),
+        ("skeyseed_of_one_nonce", "RFC 7296 2.14: SKEYSEED from one of the nonces."),
+        ("auth_not_verified", "RFC 7296 2.15: any AUTH is taken."),
+        ("no_key_pad", "RFC 7296 2.15: AUTH without the key pad, at both ends."),
+        ("delete_names_peers_spi", "RFC 7296 1.4.1: DELETE names the SPI of the other direction."),
+        ("crossing_deletion_repeated", "RFC 7296 1.4.1: deletions that cross name an SPI twice."),
+        ("deletion_of_one_direction", "RFC 7296 1.4.1: the response to a deletion does not name the other direction."),
+        ("responder_deletes_replaced", "RFC 7296 2.8: the responder of a rekey deletes the old SA."),
+        ("deleted_child_rekeyed", "RFC 7296 2.25.1: an SA is rekeyed while it is deleted."),
+        ("unknown_child_not_named", "RFC 7296 2.25: CHILD_SA_NOT_FOUND does not name the SPI."),
+        ("initial_contact_always", "RFC 7296 2.4: INITIAL_CONTACT beside another IKE SA."),
+        ("nonce_changes_with_cookie", "RFC 7296 2.6: the request with the cookie has another nonce."),
+        ("cookie_is_last", "RFC 7296 2.6: the cookie is not the first payload."),
+        ("liveness_never_checked", "RFC 7296 2.4: a dead peer is not noticed."),
+        ("second_ike_sa_kept", "RFC 7296 2.8.3: of two IKE SAs both stay."),
+        ("nat_hash_without_port", "RFC 7296 2.23: the hash lacks the port, at both ends."),
+        ("nothing_lingers", "RFC 7296 2.8: the old inbound SA goes at once."),
+        ("sent_before_peer_is_ready", "RFC 7296 2.8: the responder of a rekey sends before the initiator is ready."),
+    ];
+
+    thread_local! {
+        static ACTIVE: Cell<Option<&'static str>> = const { Cell::new(None) };
+    }
+
+    /// Makes this mistake in this thread from now on, instead of another one.
+    pub fn activate(name: Option<&'static str>) {
+        ACTIVE.set(name);
+    }
+
+    pub(crate) fn is_active(name: &str) -> bool {
+        ACTIVE.get() == Some(name)
+    }
+}
+
+#[cfg(all(feature = "mutations", debug_assertions))]
+pub(crate) use active::is_active;
+#[cfg(all(feature = "mutations", debug_assertions))]
+pub use active::{ALL, activate};
