@@ -67,7 +67,7 @@ fn change_address(pair: &mut Pair) {
 }
 
 #[test]
-fn a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again() {
+pub fn a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again() {
     for seed in 0..20 {
         let mut pair = Pair::new(seed, LinkQuality::RELIABLE);
         pair.start();

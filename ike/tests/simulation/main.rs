@@ -12,6 +12,8 @@ mod foreign;
 mod kernel;
 mod logs;
 mod mismatch;
+#[cfg(debug_assertions)]
+mod mutations;
 mod network;
 mod oracle;
 mod peers;

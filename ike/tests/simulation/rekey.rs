@@ -45,7 +45,7 @@ fn a_rekey_by_either_end_loses_nothing() {
 }
 
 #[test]
-fn both_ends_rekeying_at_once_keep_one_child_sa_and_lose_nothing() {
+pub fn both_ends_rekeying_at_once_keep_one_child_sa_and_lose_nothing() {
     for seed in 0..100 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
         pair.rekey(pair.a);
@@ -217,7 +217,7 @@ fn an_old_inbound_sa_lingers_after_a_rekey() {
 }
 
 #[test]
-fn the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifetime() {
+pub fn the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifetime() {
     // RFC 7296 2.8: the timing SHOULD be jittered, so that both ends seldom begin at once.
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| {
         config.timing.child_lifetime = 20 * SECOND;
@@ -233,4 +233,24 @@ fn the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifeti
     assert!(*last - *first > SECOND, "all between {first:?} and {last:?}");
     ages.dedup();
     assert!(ages.len() >= 30, "{} different ages", ages.len());
+}
+
+#[test]
+pub fn a_redundant_child_sa_goes_and_the_other_stays_when_its_deletion_is_late() {
+    for seed in 0..8 {
+        let mut pair = connected(seed, LinkQuality::RELIABLE, |config| config.timing.transmissions = 10);
+        let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
+        // Both ends begin so that each response arrives together with the other end's request: both
+        // new CHILD_SAs are made in the same instant.
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b_name, now, env));
+        pair.network.now += Duration::from_millis(5);
+        pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_child(&a_name, now, env));
+        pair.network.run_for(Duration::from_millis(6));
+        // Nothing of `b` arrives until after `a` has lost its patience.
+        pair.network.cut.insert((pair.b, pair.a));
+        pair.network.run_for(20 * SECOND);
+        pair.network.cut.clear();
+        pair.network.run_for(60 * SECOND);
+        pair.assert_connected();
+    }
 }

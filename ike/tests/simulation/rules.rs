@@ -13,7 +13,7 @@ fn errors(messages: &[Message]) -> Vec<Option<u16>> {
 }
 
 #[test]
-fn a_foreign_peer_comes_up_and_is_let_in_by_its_secret_alone() {
+pub fn a_foreign_peer_comes_up_and_is_let_in_by_its_secret_alone() {
     let foreign = Foreign::established(1, |_| {});
     assert!(foreign.network.nodes[0].events.iter().any(|(_, event)| matches!(event, Event::ChildUp { .. })));
     let mut foreign = Foreign::new(1, |_| {});
@@ -22,7 +22,7 @@ fn a_foreign_peer_comes_up_and_is_let_in_by_its_secret_alone() {
 }
 
 #[test]
-fn an_ike_sa_is_rekeyed_when_nothing_else_is_under_way() {
+pub fn an_ike_sa_is_rekeyed_when_nothing_else_is_under_way() {
     let mut foreign = Foreign::established(1, |_| {});
     let parts = foreign.rekey_ike_parts(0x77);
     let response = foreign.request(exchange::CREATE_CHILD_SA, &parts).remove(0);
@@ -34,7 +34,7 @@ fn an_ike_sa_is_rekeyed_when_nothing_else_is_under_way() {
 }
 
 #[test]
-fn an_ike_sa_is_not_rekeyed_while_a_child_sa_is() {
+pub fn an_ike_sa_is_not_rekeyed_while_a_child_sa_is() {
     // RFC 7296 2.25.2.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
@@ -52,7 +52,7 @@ fn an_ike_sa_is_not_rekeyed_while_a_child_sa_is() {
 }
 
 #[test]
-fn a_child_sa_that_is_being_deleted_is_not_rekeyed() {
+pub fn a_child_sa_that_is_being_deleted_is_not_rekeyed() {
     // RFC 7296 2.25.1.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
@@ -63,7 +63,7 @@ fn a_child_sa_that_is_being_deleted_is_not_rekeyed() {
 }
 
 #[test]
-fn a_child_sa_that_is_unknown_is_not_rekeyed() {
+pub fn a_child_sa_that_is_unknown_is_not_rekeyed() {
     // RFC 7296 2.25: the notification names the SPI of the request.
     let mut foreign = Foreign::established(1, |_| {});
     let answer = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::rekey_parts(0xbad, 0xf003)).remove(0);
@@ -72,7 +72,7 @@ fn a_child_sa_that_is_unknown_is_not_rekeyed() {
 }
 
 #[test]
-fn what_is_asked_to_wait_waits() {
+pub fn what_is_asked_to_wait_waits() {
     // RFC 7296 2.25: after TEMPORARY_FAILURE the request is not repeated at once.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
@@ -84,7 +84,7 @@ fn what_is_asked_to_wait_waits() {
 }
 
 #[test]
-fn requests_outside_of_the_window_are_not_answered() {
+pub fn requests_outside_of_the_window_are_not_answered() {
     // RFC 7296 2.2, 2.3: our window is one request.
     let mut foreign = Foreign::established(1, |_| {});
     let next = foreign.next_id;
@@ -96,7 +96,7 @@ fn requests_outside_of_the_window_are_not_answered() {
 }
 
 #[test]
-fn a_response_is_repeated_to_the_same_request_and_to_nothing_else() {
+pub fn a_response_is_repeated_to_the_same_request_and_to_nothing_else() {
     // RFC 7296 2.1.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, &[]);
@@ -109,7 +109,7 @@ fn a_response_is_repeated_to_the_same_request_and_to_nothing_else() {
 }
 
 #[test]
-fn a_peer_without_a_nat_is_answered_where_it_is_but_not_followed() {
+pub fn a_peer_without_a_nat_is_answered_where_it_is_but_not_followed() {
     // RFC 7296 2.11, 2.23.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, &[]);
@@ -126,7 +126,7 @@ fn narrow() -> EndpointConfig {
 }
 
 #[test]
-fn with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more() {
+pub fn with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more() {
     // RFC 7296 2.6: the cookie is bound to address, SPI and nonce.
     let mut foreign = Foreign::with(1, narrow(), |_| {});
     let parts = foreign.init_parts();
@@ -167,4 +167,23 @@ fn with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more() {
     foreign.network.run_for(Duration::from_secs(31));
     foreign.spis = (0x1111_2222_3333_4444, 0);
     assert_eq!(foreign.authenticate(PSK).error(), None);
+}
+
+#[test]
+pub fn who_does_not_support_fragments_gets_none() {
+    // RFC 7383 2.3.
+    let small = EndpointConfig { fragment_size: 150, ..EndpointConfig::default() };
+    let mut foreign = Foreign::with(1, small, |_| {});
+    assert_eq!(foreign.authenticate(PSK).error(), None);
+}
+
+#[test]
+pub fn deletions_that_cross_name_each_spi_once() {
+    // RFC 7296 1.4.1.
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.rekey_of_ours();
+    let messages = foreign.answer(&request, &Foreign::child_parts(0xf002, [1; 32]));
+    assert_eq!(messages[0].deleted_children(), [foreign.child.1]);
+    let crossing = foreign.request(exchange::INFORMATIONAL, &[delete_child(foreign.child.0)]);
+    assert!(crossing[0].deleted_children().is_empty(), "{crossing:?}");
 }

@@ -273,7 +273,7 @@ impl IkeSa {
             if matches!(cause, Cause::Timer(Duration::ZERO)) {
                 let wait = at.saturating_sub(own.last_sent);
                 require!(
-                    own.last_wait.is_none_or(|last| wait >= last),
+                    own.last_wait.is_none_or(|last| wait > last),
                     "RFC 7296 2.1",
                     "request {} again after {wait:?}, and before that after {:?}: waits must grow",
                     header.id,

@@ -59,6 +59,17 @@ fn behind_nat(message: &Message, spis: Spis, from: SocketAddr) -> bool {
     supported && sources.peek().is_some() && !sources.any(|notify| notify.data == nat_hash(spis, from))
 }
 
+/// Judges our NAT_DETECTION_DESTINATION_IP. The source's may be false on purpose.
+fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Verdict {
+    let destination = message.notify(notify::NAT_DETECTION_DESTINATION_IP);
+    require!(
+        destination.is_none_or(|destination| destination.data == nat_hash(spis, to)),
+        "RFC 7296 2.23",
+        "NAT_DETECTION_DESTINATION_IP is not the hash of SPIs, address and port of {to}"
+    );
+    Ok(())
+}
+
 /// The one proposal of a response, if it is a choice from what the request offered (2.7, 3.3.6).
 pub fn chosen(request: &Message, response: &Message) -> Verdict<Proposal> {
     let answers = response.proposals();
@@ -129,6 +140,7 @@ impl Node {
             "RFC 7296 3.9",
             "the nonce is not 16 to 256 octets"
         );
+        judge_nat_detection(&message, message.header.spis, sent.remote)?;
         let Some(before) = self.initiations.get_mut(&message.header.spis.0) else {
             require!(message.notify(notify::COOKIE).is_none(), "RFC 7296 2.6", "a cookie that nobody gave");
             let initiation = Initiation {
@@ -252,6 +264,7 @@ impl Node {
         let Some(mut sa) = sa else {
             broken!("RFC 7296 1.2", "an IKE_SA_INIT response without SA, KE or Nonce");
         };
+        judge_nat_detection(&response, sa.spis, from)?;
         let proposal = chosen(&request_message, &response)?;
         let groups = (request_message.key_exchange(), response.key_exchange());
         let same =

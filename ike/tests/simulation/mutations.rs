@@ -1,0 +1,101 @@
+//! Whether the tests notice mistakes: each of `edge_ike::mutations` is made, and some test of this
+//! folder must fail. Two ends with the same mistake often agree, so most are found by the oracle.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use edge_ike::mutations::{ALL, activate};
+
+use crate::faults::Run;
+use crate::network::LinkQuality;
+use crate::peers::{Pair, SECOND};
+use crate::{changes, rekey, rules};
+
+/// Runs under faults that are tried after everything else.
+const FAULTY_RUNS: u64 = 200;
+
+thread_local! {
+    /// A panic of this thread is what is hoped for: it is not printed.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The tests that are tried, quickest first.
+const TESTS: &[(&str, fn())] = &[
+    ("a foreign peer", rules::a_foreign_peer_comes_up_and_is_let_in_by_its_secret_alone),
+    ("rekey of an IKE SA", rules::an_ike_sa_is_rekeyed_when_nothing_else_is_under_way),
+    ("rekey of a busy IKE SA", rules::an_ike_sa_is_not_rekeyed_while_a_child_sa_is),
+    ("rekey of what is deleted", rules::a_child_sa_that_is_being_deleted_is_not_rekeyed),
+    ("rekey of what is unknown", rules::a_child_sa_that_is_unknown_is_not_rekeyed),
+    ("TEMPORARY_FAILURE", rules::what_is_asked_to_wait_waits),
+    ("window", rules::requests_outside_of_the_window_are_not_answered),
+    ("repeated requests", rules::a_response_is_repeated_to_the_same_request_and_to_nothing_else),
+    ("paths", rules::a_peer_without_a_nat_is_answered_where_it_is_but_not_followed),
+    ("cookies", rules::with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more),
+    ("fragments", rules::who_does_not_support_fragments_gets_none),
+    ("crossing deletions", rules::deletions_that_cross_name_each_spi_once),
+    ("traffic", traffic_through_rekeys),
+    ("late deletion", rekey::a_redundant_child_sa_goes_and_the_other_stays_when_its_deletion_is_late),
+    ("jitter", rekey::the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifetime),
+    ("dead peer", changes::a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again),
+    ("faults", faulty_runs),
+];
+
+fn traffic_through_rekeys() {
+    for seed in 0..3 {
+        let mut pair = Pair::new(seed, LinkQuality::REORDERING).one_sided();
+        pair.start();
+        pair.traffic(SECOND);
+        for (node, peer) in [(pair.a, pair.b_name.clone()), (pair.b, pair.a_name.clone())] {
+            pair.network.call(node, |endpoint, now, env| endpoint.rekey_child(&peer, now, env));
+            pair.traffic(SECOND);
+        }
+        pair.network.run_for(10 * SECOND);
+        pair.assert_connected();
+    }
+}
+
+fn faulty_runs() {
+    for seed in 0..FAULTY_RUNS {
+        Run::new(seed).whole();
+    }
+}
+
+/// The first test that notices a mistake, and what it says.
+fn noticed(mistake: &'static str) -> Option<(&'static str, String)> {
+    activate(Some(mistake));
+    EXPECTED.set(true);
+    let failed = TESTS.iter().find_map(|(name, test)| {
+        let said = catch_unwind(AssertUnwindSafe(test)).err()?;
+        let said = said.downcast_ref::<String>().cloned().unwrap_or_default();
+        Some((*name, said.lines().find(|line| !line.starts_with("replay")).unwrap_or_default().to_owned()))
+    });
+    activate(None);
+    EXPECTED.set(false);
+    failed
+}
+
+#[test]
+fn every_mistake_is_noticed() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !EXPECTED.get() {
+            print(info);
+        }
+    }));
+    let (next, unnoticed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some((mistake, rule)) = ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match noticed(mistake) {
+                Some((test, said)) => println!("{mistake}: {test}: {said}"),
+                None => unnoticed.lock().unwrap().push(format!("{mistake} ({rule})")),
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let unnoticed = unnoticed.into_inner().unwrap();
+    assert!(unnoticed.is_empty(), "nothing notices {unnoticed:#?}");
+    assert!(ALL.len() >= 25, "{} mistakes", ALL.len());
+}
