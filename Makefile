@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo test interop bench bench-agent interruptions soak install
+.PHONY: demo test interop bench bench-agent interruptions soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -25,6 +25,13 @@ SEED ?= 0
 SEEDS ?= 20000
 soak:
 	SEED=$(SEED) SEEDS=$(SEEDS) cargo test --locked -p edge-ike --test simulation faults
+
+# libFuzzer on each target of ike/fuzz, MINUTES each. Needs a nightly compiler and cargo-fuzz.
+MINUTES ?= 5
+fuzz:
+	for target in message payloads reassembly endpoint; do \
+		(cd ike && cargo +nightly fuzz run $$target -- -max_total_time=$$(($(MINUTES) * 60))) || exit 1; \
+	done
 
 bench: install
 	.ci/bench
