@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::datagram_socket::{self, Socket};
 use super::environment::{KernelEnvironment, source_address};
+use super::failure_log::FailureLog;
 use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
 use super::reqids::Reqids;
@@ -71,6 +72,8 @@ pub struct Driver {
     pub(super) retry_move_at: Option<tokio::time::Instant>,
     /// Peers to rekey once the pending events are handled.
     pub(super) to_rekey: Vec<PeerName>,
+    /// Failures of peers that wait for a common log line.
+    pub(super) failures: FailureLog,
     /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
     pub(super) host: watch::Receiver<HostState>,
@@ -114,6 +117,7 @@ impl Driver {
             up_from_view: HashSet::new(),
             retry_move_at: None,
             to_rekey: vec![],
+            failures: FailureLog::default(),
             settled: false,
             host,
             sockets,
@@ -205,13 +209,17 @@ impl Driver {
     }
 
     fn until_timeout(&self) -> Duration {
-        let next = [self.endpoint.poll_timeout(), self.sas.next_expiry()].into_iter().flatten().min();
+        let next =
+            [self.endpoint.poll_timeout(), self.sas.next_expiry(), self.failures.due()].into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
     }
 
     fn timeout(&mut self) {
         let now = boot_time();
         self.endpoint.handle_timeout(now, &mut self.environment);
+        if let Some(line) = self.failures.end_period(now) {
+            tracing::warn!("{line}");
+        }
         let (expired, outcome) = self.sas.expire(&mut self.environment.xfrm, now);
         expired.into_iter().for_each(|reqid| self.inherited_sa_gone(reqid));
         if let Err(error) = outcome {

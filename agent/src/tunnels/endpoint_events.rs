@@ -67,7 +67,13 @@ impl Driver {
                     self.move_child(&peer, id, local, remote);
                 }
             }
-            Event::PeerFailed { peer, error } => tracing::warn!("peer {peer}: {error}"),
+            Event::PeerFailed { peer, error } => {
+                if self.failures.record(&peer, &error, self.now()) {
+                    tracing::warn!("peer {peer}: {error}");
+                } else {
+                    tracing::debug!("peer {peer}: {error}");
+                }
+            }
             Event::Refused { from, identity, error } => {
                 tracing::warn!(%from, identity = identity.map(|identity| identity.to_string()), "refused: {error}");
             }

@@ -8,6 +8,7 @@
 //! - `environment`: [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
 //! - `endpoint_events`: handles the events of the endpoint.
+//! - `failure_log`: which failures of peers have a log line of their own.
 //! - `inherited_sas`: the SAs of an earlier run.
 //! - `kernel_policies`: installs the desired policies, and compares them with the kernel's.
 //! - `reconcile`: corrects policies and SAs in the kernel after changes and notifications.
@@ -21,6 +22,7 @@ mod datagram_socket;
 pub mod driver;
 mod endpoint_events;
 mod environment;
+mod failure_log;
 mod ike_sockets;
 mod inherited_sas;
 mod kernel_policies;
