@@ -160,14 +160,18 @@ async fn recompute_desired(
     mut membership: watch::Receiver<Option<membership::Membership>>,
     to: watch::Sender<Arc<Desired>>,
 ) {
+    let mut previous: Option<(membership::Membership, Arc<Desired>)> = None;
     loop {
         tokio::select! {
             changed = membership.changed() => if changed.is_err() { return },
             // Without names there is no sender.
             Ok(()) = statics.changed() => {}
         }
-        let desired = Desired::compute(&config, &statics.borrow_and_update(), membership.borrow_and_update().as_ref());
-        to.send_replace(Arc::new(desired));
+        let now = membership.borrow_and_update().clone();
+        let before = previous.as_ref().map(|(membership, desired)| (membership, &**desired));
+        let desired = Arc::new(Desired::update(&config, &statics.borrow_and_update(), now.as_ref(), before));
+        previous = now.map(|now| (now, desired.clone()));
+        to.send_replace(desired);
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) fn desired_policies(
         Err(error) => problems.push(error.to_string()),
     }
     let mut tunnels: Vec<(&Tunnel, Reqid, Option<TunnelEnds>)> =
-        desired.tunnels.iter().filter_map(|(name, tunnel)| Some((tunnel, reqids(name)?, ends(name)))).collect();
+        desired.tunnels.iter().filter_map(|(name, tunnel)| Some((&**tunnel, reqids(name)?, ends(name)))).collect();
     tunnels.sort_by_key(|(_, _, ends)| !ends.as_ref().is_some_and(|ends| ends.up));
     for (tunnel, reqid, ends) in &tunnels {
         let (of_tunnel, refused) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, *reqid, ends.as_ref());

@@ -9,14 +9,15 @@ mod policy_table;
 pub use policies::{PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::PolicyTable;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use edge_ike::config::{Auth, CertificateAuth, ChildConfig};
 use edge_ike::{Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
-use edge_types::{NodeView, Peer, Role};
+use edge_types::{NodeName, NodeView, Peer, Role};
 use edge_xfrm::guard::GuardConfig;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
@@ -37,8 +38,8 @@ pub struct Desired {
     /// Whether all sources of peers are known, so that other objects of ours in the kernel are
     /// deleted.
     pub complete: bool,
-    /// Tunnels by name of the peer.
-    pub tunnels: BTreeMap<PeerName, Tunnel>,
+    /// Tunnels by name of the peer. A tunnel that stays the same over views is shared.
+    pub tunnels: BTreeMap<PeerName, Arc<Tunnel>>,
     /// Networks to and from which nothing travels in clear. Empty on a plain IKEv2 daemon and on
     /// cloud nodes.
     pub guard: GuardConfig,
@@ -61,7 +62,7 @@ pub struct Desired {
 }
 
 /// A tunnel to one peer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tunnel {
     /// Configuration for the IKE endpoint.
     pub peer: PeerConfig,
@@ -80,6 +81,15 @@ pub enum Origin {
     Configuration,
 }
 
+/// How the peers of two desired states differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerChanges {
+    /// Peers that are new or have another configuration or other networks.
+    pub set: Vec<PeerName>,
+    /// Peers that are no longer there.
+    pub gone: Vec<PeerName>,
+}
+
 /// A route of a cloud node to a cluster range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubRoute {
@@ -92,11 +102,22 @@ pub struct HubRoute {
 impl Desired {
     /// Computes the desired state. `static_peers` are the `[[peer]]` tables with their secrets.
     pub fn compute(config: &Config, static_peers: &[PeerConfig], membership: Option<&Membership>) -> Self {
+        Self::update(config, static_peers, membership, None)
+    }
+
+    /// As [`Self::compute`]. Tunnels of peers that `previous`, an earlier membership and what was
+    /// computed from it with the same configuration, has in the same form are taken from there.
+    pub fn update(
+        config: &Config,
+        static_peers: &[PeerConfig],
+        membership: Option<&Membership>,
+        previous: Option<(&Membership, &Self)>,
+    ) -> Self {
         let mut desired = Self { complete: config.controller.is_none() || membership.is_some(), ..Self::default() };
         for peer in static_peers {
             let tunnel =
                 Tunnel { peer: peer.clone(), origin: Origin::Configuration, permitted: PermittedTraffic::Negotiated };
-            desired.tunnels.insert(peer.name.clone(), tunnel);
+            desired.tunnels.insert(peer.name.clone(), Arc::new(tunnel));
             desired.static_networks.extend(routable_networks(peer, static_peers));
         }
         desired.static_networks.sort();
@@ -130,11 +151,27 @@ impl Desired {
         }
         desired.guard = guard(view);
         desired.remote_networks = desired.networks_of_peers(membership);
+        let known = previous.map(|(before, desired)| known_tunnels(before, desired, membership)).unwrap_or_default();
         for peer in tunnel_peers(view) {
-            desired.add_peer(config, membership, peer);
+            match known.get(&peer.name) {
+                Some((before, tunnel)) if *before == peer => desired.add_tunnel(peer, Arc::clone(tunnel)),
+                _ => desired.add_peer(config, membership, peer),
+            }
         }
         desired.add_former_networks(membership);
         desired
+    }
+
+    /// The peers that are new here or differ from those of `before`, and the peers that are gone.
+    #[must_use]
+    pub fn changes_since(&self, before: &Self) -> PeerChanges {
+        let differs = |(name, tunnel): &(&PeerName, &Arc<Tunnel>)| {
+            before.tunnels.get(*name).is_none_or(|known| !Arc::ptr_eq(known, tunnel) && known != *tunnel)
+        };
+        PeerChanges {
+            set: self.tunnels.iter().filter(differs).map(|(name, _)| name.clone()).collect(),
+            gone: before.tunnels.keys().filter(|name| !self.tunnels.contains_key(*name)).cloned().collect(),
+        }
     }
 
     /// Pairs of local and remote networks between which packets of our segments travel through
@@ -189,7 +226,11 @@ impl Desired {
             origin: Origin::View,
             permitted: PermittedTraffic::Granted { local, remote },
         };
-        if self.tunnels.insert(name, tunnel).is_some() {
+        self.add_tunnel(peer, Arc::new(tunnel));
+    }
+
+    fn add_tunnel(&mut self, peer: &Peer, tunnel: Arc<Tunnel>) {
+        if self.tunnels.insert(tunnel.peer.name.clone(), tunnel).is_some() {
             self.problems.push(format!(
                 "[[peer]] {:?} has the name of a node of the cluster and is left out; give it another name",
                 peer.name.as_str()
@@ -212,6 +253,27 @@ impl Desired {
             named.join(", ")
         ));
     }
+}
+
+/// The tunnels of an earlier membership, with the peers from which they were computed. None, if
+/// something changed on which all tunnels depend.
+fn known_tunnels<'a>(
+    before: &'a Membership,
+    desired: &'a Desired,
+    now: &Membership,
+) -> HashMap<&'a NodeName, (&'a Peer, &'a Arc<Tunnel>)> {
+    let common = |membership: &Membership| {
+        let view = &membership.view;
+        (view.node.clone(), view.role, view.cluster_ranges.clone(), view.local_networks().collect::<Vec<_>>())
+    };
+    if !Arc::ptr_eq(&before.credentials, &now.credentials) || common(before) != common(now) {
+        return HashMap::new();
+    }
+    let tunnels = tunnel_peers(&before.view).filter_map(|peer| {
+        let tunnel = desired.tunnels.get(&PeerName::new(peer.name.as_str()))?;
+        (tunnel.origin == Origin::View).then_some((&peer.name, (peer, tunnel)))
+    });
+    tunnels.collect()
 }
 
 /// The peers of a view to which there is a tunnel.

@@ -340,3 +340,43 @@ remote_subnets = ["10.2.0.0/16"]
     assert_eq!(desired.static_pairs(&[network("10.77.1.0/26")]), [pair("10.77.1.0/26"), pair("10.77.1.8/29")]);
     assert_eq!(desired.static_pairs(&[network("10.78.1.0/26")]), []);
 }
+
+#[test]
+fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
+    let number =
+        |number: usize, network: &str| peer(&format!("edge-{number}"), Role::Edge, "203.0.113.2:4500", &[network], &[]);
+    let peers: Vec<Peer> = (0..1000).map(|n| number(n, &format!("10.77.{}.{}/30", 16 + n / 64, n % 64 * 4))).collect();
+    let before = membership(Role::Edge, &["10.77.1.0/26"], &[], peers.clone());
+    let with = |change: &dyn Fn(&mut NodeView)| {
+        let mut view = NodeView::clone(&before.view);
+        change(&mut view);
+        Membership { view: Arc::new(view), ..before.clone() }
+    };
+    let config = config("");
+    let desired = Desired::compute(&config, &[], Some(&before));
+    let all: Vec<PeerName> = desired.tunnels.keys().cloned().collect();
+    let names = |names: &[&str]| names.iter().map(|name| PeerName::new(name)).collect::<Vec<_>>();
+    let other_credentials = Membership {
+        credentials: Arc::new(Credentials { chain: vec![vec![9]], ..(*before.credentials).clone() }),
+        ..before.clone()
+    };
+    for (what, now, set, gone) in [
+        ("nothing", with(&|_| {}), vec![], vec![]),
+        ("an address", with(&|view| view.peers[7].endpoints.clear()), names(&["edge-7"]), vec![]),
+        ("a segment", with(&|view| view.peers[7].segments = vec![network("10.77.9.0/30")]), names(&["edge-7"]), vec![]),
+        ("a revocation", with(&|view| view.peers[7].certificates_from = 5), names(&["edge-7"]), vec![]),
+        ("a peer less", with(&|view| drop(view.peers.remove(7))), vec![], names(&["edge-7"])),
+        ("a peer more", with(&|view| view.peers.push(number(1000, "10.77.9.0/30"))), names(&["edge-1000"]), vec![]),
+        ("another segment of ours", with(&|view| view.segments.push(network("10.77.2.0/26"))), all.clone(), vec![]),
+        ("credentials", other_credentials, all.clone(), vec![]),
+    ] {
+        let updated = Desired::update(&config, &[], Some(&now), Some((&before, &desired)));
+        assert_eq!(updated.tunnels, Desired::compute(&config, &[], Some(&now)).tunnels, "{what}");
+        assert_eq!(updated.changes_since(&desired), PeerChanges { set: set.clone(), gone: gone.clone() }, "{what}");
+        let shared = updated
+            .tunnels
+            .iter()
+            .filter(|(name, tunnel)| desired.tunnels.get(*name).is_some_and(|known| Arc::ptr_eq(known, tunnel)));
+        assert_eq!(shared.count(), 1000 - gone.len() - set.iter().filter(|name| all.contains(name)).count(), "{what}");
+    }
+}

@@ -25,7 +25,7 @@ use super::reqids::Reqids;
 use super::sa_table::SaTable;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
-use crate::desired::Desired;
+use crate::desired::{Desired, Origin, PeerChanges};
 use crate::host::HostState;
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
@@ -65,6 +65,8 @@ pub struct Driver {
     /// When all policies and SAs are compared with the kernel next. Notifications of the kernel lead
     /// to further comparisons.
     pub(super) check_at: tokio::time::Instant,
+    /// Number of peers of the view.
+    pub(super) wanted_from_view: usize,
     /// Peers of the view to which a CHILD_SA sends.
     pub(super) up_from_view: HashSet<PeerName>,
     /// When to look for a route again, if a tunnel's local address is gone and there is no route
@@ -114,6 +116,7 @@ impl Driver {
             policies: KernelPolicies::default(),
             changed_peers: BTreeSet::new(),
             check_at: tokio::time::Instant::now(),
+            wanted_from_view: 0,
             up_from_view: HashSet::new(),
             retry_move_at: None,
             to_rekey: vec![],
@@ -228,17 +231,19 @@ impl Driver {
     }
 
     fn apply_desired(&mut self, desired: Arc<Desired>) {
-        let before: Vec<PeerName> = self.desired.tunnels.keys().cloned().collect();
-        self.desired = desired;
+        let before = std::mem::replace(&mut self.desired, desired);
+        let changes = self.desired.changes_since(&before);
         let now = boot_time();
         for problem in &self.desired.problems {
             self.environment.incidents.error(problem.as_str());
         }
-        for name in before.iter().filter(|name| !self.desired.tunnels.contains_key(*name)) {
+        for name in &changes.gone {
             self.endpoint.remove_peer(name, now, &mut self.environment);
         }
-        self.drain_endpoint();
-        for name in before.iter().filter(|name| !self.desired.tunnels.contains_key(*name)) {
+        while let Some(event) = self.endpoint.poll_event() {
+            self.handle_event(event);
+        }
+        for name in &changes.gone {
             if let Some(reqid) = self.environment.reqid(name)
                 && let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, reqid)
             {
@@ -246,35 +251,57 @@ impl Driver {
                 self.environment.incidents.error(format!("peer {name}: {error}"));
             }
         }
-        // Until the desired state is complete, reqids of peers that a later view may name stay
-        // assigned.
-        if self.desired.complete || self.desired.tunnels.keys().any(|name| self.environment.reqid(name).is_none()) {
-            let outcome = self.environment.reqids.assign(self.desired.tunnels.keys());
-            if let Err(error) = outcome {
-                self.environment.incidents.error(format!("reqids cannot be written to disk: {error}"));
-            }
+        self.assign_reqids(&changes);
+        for name in &changes.set {
+            self.set_peer(name, now);
         }
-        let tunnels: Vec<_> = self.desired.tunnels.values().map(|tunnel| tunnel.peer.clone()).collect();
-        for mut peer in tunnels {
-            if let Some(reqid) = self.environment.reqid(&peer.name) {
-                self.forget_revoked_sas(&peer, reqid);
-                peer.keep_existing = self.sas.has_inherited(reqid);
-                self.assume_inherited_ends(&peer.name, reqid);
-            }
-            let name = peer.name.clone();
-            if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.environment) {
-                let _span = peer_span(&name).entered();
-                self.environment.incidents.error(format!("peer {name}: its credentials cannot be used: {error}"));
-            }
+        // A node that loses its view keeps the guard.
+        if self.desired.complete {
+            self.policies.update_guard(&self.desired.guard, &self.environment.incidents);
         }
-        self.policies.update_guard(&self.desired.guard, &self.environment.incidents);
-        self.changed_peers.extend(before.into_iter().chain(self.desired.tunnels.keys().cloned()));
+        if before.guard.cluster_ranges != self.desired.guard.cluster_ranges {
+            // The policies of all peers name the ranges.
+            self.changed_peers.extend(self.desired.tunnels.keys().cloned());
+        }
+        self.changed_peers.extend(changes.gone.into_iter().chain(changes.set));
+        self.wanted_from_view = self.desired.tunnels.values().filter(|tunnel| tunnel.origin == Origin::View).count();
+        if self.settled {
+            return self.update_policies();
+        }
         if self.reconcile() {
             self.check_soon();
         }
-        if self.desired.complete && !self.settled {
+        if self.desired.complete {
             self.settled = true;
             self.delete_orphaned_sas();
+        }
+    }
+
+    fn assign_reqids(&mut self, changes: &PeerChanges) {
+        // Until the desired state is complete, reqids of peers that a later view may name stay
+        // assigned.
+        let first_complete = self.desired.complete && !self.settled;
+        let unknown = changes.set.iter().any(|name| self.environment.reqid(name).is_none());
+        if !(first_complete || unknown || (self.desired.complete && !changes.gone.is_empty())) {
+            return;
+        }
+        if let Err(error) = self.environment.reqids.assign(self.desired.tunnels.keys()) {
+            self.environment.incidents.error(format!("reqids cannot be written to disk: {error}"));
+        }
+    }
+
+    /// Configures a peer of the desired state in the endpoint.
+    pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
+        let Some(tunnel) = self.desired.tunnels.get(name) else { return };
+        let mut peer = tunnel.peer.clone();
+        if let Some(reqid) = self.environment.reqid(name) {
+            self.forget_revoked_sas(&peer, reqid);
+            peer.keep_existing = self.sas.has_inherited(reqid);
+            self.assume_inherited_ends(name, reqid);
+        }
+        if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.environment) {
+            let _span = peer_span(name).entered();
+            self.environment.incidents.error(format!("peer {name}: its credentials cannot be used: {error}"));
         }
     }
 

@@ -185,9 +185,14 @@ impl Driver {
         }
     }
 
-    /// Another peer may now be the one that takes the packets.
+    /// Another peer may now be the one that takes the packets. After the last inherited SA of a
+    /// peer, there is nothing that an INITIAL_CONTACT could delete.
     pub(super) fn inherited_sa_gone(&mut self, reqid: Reqid) {
-        self.changed_peers.extend(self.environment.reqids.peer(reqid.raw()));
+        let Some(peer) = self.environment.reqids.peer(reqid.raw()) else { return };
+        if !self.sas.has_inherited(reqid) {
+            self.set_peer(&peer, self.now());
+        }
+        self.changed_peers.insert(peer);
     }
 
     /// Handles the kernel's notifications, which exclude those of our own changes.

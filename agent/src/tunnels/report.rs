@@ -19,10 +19,8 @@ use crate::status::{
 impl Driver {
     /// Number of tunnels that the view asks for, and of those that are up.
     pub(super) fn count(&self) -> TunnelCount {
-        let wanted = self.desired.tunnels.values().filter(|tunnel| tunnel.origin == Origin::View).count();
-        let up = self.up_from_view.len();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        TunnelCount { up: number(up), wanted: number(wanted) }
+        TunnelCount { up: number(self.up_from_view.len()), wanted: number(self.wanted_from_view) }
     }
 
     pub(super) fn report(&mut self) -> TunnelsReport {

@@ -80,7 +80,7 @@ struct Model {
 impl Model {
     fn new() -> Self {
         let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-        let template = desired.tunnels.values().next().unwrap().clone();
+        let template = Tunnel::clone(desired.tunnels.values().next().unwrap());
         Self { template, desired: Desired::default(), ends: BTreeMap::new(), table: PolicyTable::default() }
     }
 
@@ -129,7 +129,7 @@ impl Model {
     fn set_tunnel(&mut self, peer: usize, permitted: PermittedTraffic) {
         let mut tunnel = Tunnel { permitted, ..self.template.clone() };
         tunnel.peer.name = name(peer);
-        self.desired.tunnels.insert(name(peer), tunnel);
+        self.desired.tunnels.insert(name(peer), tunnel.into());
         self.update_peer(&name(peer));
     }
 
