@@ -4,7 +4,8 @@
 //! ([`request`]), hands over the network's configuration on standard input ([`config`]) and reads a
 //! result ([`result`], [`resolv_conf`]) or an error ([`error`]) from standard output.
 //!
-//! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`].
+//! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`]; [`inspect`]
+//!   answers people.
 //! - [`node_setup`] makes what a node needs before its first pod. [`forward_filter`] decides what
 //!   the node forwards, as long as the agent's firewall does not.
 //! - [`ipam`] leases addresses from the node's segments ([`segment`]). [`pod_routes`] chooses a
@@ -39,6 +40,7 @@ mod del;
 mod error;
 mod forward_filter;
 mod gc;
+mod inspect;
 mod ipam;
 mod mac;
 mod net;
@@ -68,6 +70,13 @@ usage: CNI_COMMAND=ADD|DEL|CHECK CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. e
        edge-cni ingress [FILE]
                             keep hosts outside from attached pods, as FILE says,
                             also while the agent's table does
+       edge-cni leases [--json] [FILE]
+                            list the pods' leases
+       edge-cni segments [--json] [FILE]
+                            list the node's segments with their free addresses
+       edge-cni check [--json] [FILE]
+                            say what the node lacks to attach pods, each with what helps;
+                            exit status 1 if no pod can be attached
        edge-cni --version   print version and supported CNI versions
        edge-cni --help      print this
 
@@ -82,10 +91,10 @@ fn main() -> ExitCode {
     let mut version = Version::CURRENT;
     let outcome = match arguments.first() {
         Some(argument) => run_argument(argument, arguments.get(1..).unwrap_or_default()),
-        None => run_command(&mut version),
+        None => run_command(&mut version).map(|text| (text, true)),
     };
     let (text, code) = match outcome {
-        Ok(text) => (text, ExitCode::SUCCESS),
+        Ok((text, good)) => (text, ExitCode::from(u8::from(!good))),
         Err(error) => {
             let body = json!({
                 "cniVersion": version.as_str(),
@@ -101,24 +110,30 @@ fn main() -> ExitCode {
     code
 }
 
-/// Runs what people and the agent call.
-fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<String> {
-    match (argument.to_str(), rest) {
-        (Some("--help" | "-h" | "help"), []) => Ok(HELP.into()),
-        (Some("--version" | "-V" | "version"), []) => Ok(format!(
+/// Runs what people and the agent call. Returns what to print, and whether the exit status is 0.
+fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<(String, bool)> {
+    let text = match (argument.to_str(), rest) {
+        (Some("--help" | "-h" | "help"), []) => HELP.into(),
+        (Some("--version" | "-V" | "version"), []) => format!(
             "edge-cni {}\nCNI versions: {}\n",
             env!("CARGO_PKG_VERSION"),
             Version::ALL.map(Version::as_str).join(", ")
-        )),
-        (Some("up"), []) => up::up(Path::new(up::DEFAULT_CONFLIST)).map(line),
-        (Some("up"), [path]) => up::up(Path::new(path)).map(line),
-        (Some("ingress"), []) => up::ingress(Path::new(up::DEFAULT_CONFLIST)).map(line),
-        (Some("ingress"), [path]) => up::ingress(Path::new(path)).map(line),
-        _ => Err(Error::new(
-            Code::InvalidEnvironment,
-            format!("{argument:?} with {} further arguments is not understood; see `edge-cni --help`", rest.len()),
-        )),
-    }
+        ),
+        (Some("up"), []) => line(up::up(Path::new(up::DEFAULT_CONFLIST))?),
+        (Some("up"), [path]) => line(up::up(Path::new(path))?),
+        (Some("ingress"), []) => line(up::ingress(Path::new(up::DEFAULT_CONFLIST))?),
+        (Some("ingress"), [path]) => line(up::ingress(Path::new(path))?),
+        (Some("leases"), arguments) => inspect::leases(arguments)?,
+        (Some("segments"), arguments) => inspect::segments(arguments)?,
+        (Some("check"), arguments) => return inspect::check(arguments),
+        _ => {
+            return Err(Error::new(
+                Code::InvalidEnvironment,
+                format!("{argument:?} with {} further arguments is not understood; see `edge-cni --help`", rest.len()),
+            ));
+        }
+    };
+    Ok((text, true))
 }
 
 /// Runs what a runtime calls. Sets `version` to the configuration's as soon as it is known, since

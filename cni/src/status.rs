@@ -10,41 +10,66 @@ use crate::net::link::Links;
 use crate::net::veth;
 use crate::{cluster_ranges, forward_filter, obstacles};
 
-/// Fails if the next ADD is certain to fail: leases or segments cannot be read, the disk is
+/// What is wrong with the node.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    /// Why no pod can be attached, or why an attached one would not be protected.
+    pub(crate) failures: Vec<Error>,
+    /// What breaks a part of pods' network, each with the command that helps.
+    pub(crate) obstacles: Vec<String>,
+}
+
+/// Fails if the next ADD is certain to fail, or if a setting bypasses the guard. Obstacles go to
+/// standard error.
+pub(crate) fn status(config: &Config) -> Result<()> {
+    let found = findings(config);
+    found.obstacles.iter().for_each(|obstacle| eprintln!("edge-cni: {obstacle}"));
+    match found.failures.into_iter().next() {
+        Some(error) => Err(Error { code: Code::NotAvailable, ..error }),
+        None => Ok(()),
+    }
+}
+
+/// Finds what makes the next ADD certain to fail: leases or segments cannot be read, the disk is
 /// read-only, there are no segments and no agent that could bring any, the cluster's ranges would
 /// cut this host off, the bridge's filter cannot be made and not all pods are excepted, or the
-/// table that keeps hosts outside from pods cannot be made. Also fails if a setting bypasses the
-/// guard. Other obstacles go to standard error. It does not fail if all addresses are taken: that
-/// passes as pods go, and the ADD reports it.
-pub(crate) fn status(config: &Config) -> Result<()> {
-    let unavailable = |error: Error| Error { code: Code::NotAvailable, ..error };
+/// table for forwarded packets cannot be made. Also finds settings that bypass the guard, and other
+/// obstacles. It is no failure if all addresses are taken: that passes as pods go, and the ADD
+/// reports it.
+pub(crate) fn findings(config: &Config) -> Findings {
+    let mut found = Findings::default();
     let ledger = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());
     let segments = ledger.and_then(|ledger| ledger.require_writable().and_then(|()| ledger.segments(config)));
-    let segments = segments.map_err(unavailable)?;
-    let mut links = Links::open().map_err(unavailable)?;
-    cluster_ranges::refuse_cutting_off_this_host(&mut links, config, segments.as_ref()).map_err(unavailable)?;
+    let segments = segments.map_err(|error| found.failures.push(error)).ok();
+    let links = Links::open().map_err(|error| found.failures.push(error)).ok();
+    // What follows from the segments cannot be found without them.
+    let (Some(segments), Some(mut links)) = (segments, links) else { return found };
+    let mut failed = |outcome: Result<()>| found.failures.extend(outcome.err());
+    failed(cluster_ranges::refuse_cutting_off_this_host(&mut links, config, segments.as_ref()));
     if !config.excepts(None) {
-        Filter::open().and_then(|mut filter| filter.dry_run()).map_err(unavailable)?;
+        failed(Filter::open().and_then(|mut filter| filter.dry_run()));
     }
-    forward_filter::dry_run(&mut links, config, segments.as_ref()).map_err(unavailable)?;
-    let (bypasses, minor): (Vec<_>, Vec<_>) = obstacles::find(&mut links, config, segments.as_ref())
-        .map_err(unavailable)?
-        .into_iter()
-        .partition(|obstacle| obstacle.bypasses_guard);
-    minor.iter().for_each(|obstacle| eprintln!("edge-cni: {}", obstacle.message));
-    if !bypasses.is_empty() {
-        let messages: Vec<String> = bypasses.into_iter().map(|obstacle| obstacle.message).collect();
-        return Err(Error::new(Code::NotAvailable, format!("the guard is off: {}", messages.join("; "))));
+    failed(forward_filter::dry_run(&mut links, config, segments.as_ref()));
+    match obstacles::find(&mut links, config, segments.as_ref()) {
+        Err(error) => found.failures.push(error),
+        Ok(all) => {
+            let (bypasses, minor): (Vec<_>, Vec<_>) = all.into_iter().partition(|obstacle| obstacle.bypasses_guard);
+            found.obstacles = minor.into_iter().map(|obstacle| obstacle.message).collect();
+            if !bypasses.is_empty() {
+                let messages: Vec<String> = bypasses.into_iter().map(|obstacle| obstacle.message).collect();
+                let message = format!("the guard is off: {}", messages.join("; "));
+                found.failures.push(Error::new(Code::NotAvailable, message));
+            }
+        }
     }
-    let some = segments.is_some_and(|segments| !segments.segments.is_empty());
-    if some || agent_client::answers(&config.agent_socket) {
-        return Ok(());
+    if segments.is_none_or(|file| file.segments.is_empty()) && !agent_client::answers(&config.agent_socket) {
+        found.failures.push(Error::new(
+            Code::NotAvailable,
+            format!(
+                "this node has no segment, and edge-agent, which could apply for one, does not answer on {}; start it, or add `segments` to the configuration",
+                config.agent_socket.display()
+            ),
+        ));
     }
-    Err(Error::new(
-        Code::NotAvailable,
-        format!(
-            "this node has no segment, and edge-agent, which could apply for one, does not answer on {}; start it, or add `segments` to the configuration",
-            config.agent_socket.display()
-        ),
-    ))
+    found
 }

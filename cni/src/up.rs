@@ -93,7 +93,8 @@ pub(crate) fn ingress(path: &Path) -> Result<Value> {
     Ok(json!({ "table": made }))
 }
 
-fn config_of(path: &Path) -> Result<Config> {
+/// Our plugin's configuration in this file, which holds a list or one plugin's configuration.
+pub(crate) fn config_of(path: &Path) -> Result<Config> {
     let text = std::fs::read(path).context("read", path)?;
     let config =
         plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))?;

@@ -58,6 +58,12 @@ impl StateDir {
         Journal::exists(&folder).then_some(Self { folder, attached: || Ok(0) })
     }
 
+    /// The segments that are written there, if any. It needs no lock, since the file is only
+    /// replaced as a whole.
+    pub(crate) fn written_segments(config: &Config) -> Result<Option<SegmentsFile>> {
+        read_segments(&config.state_dir.join(SEGMENTS_FILE))
+    }
+
     /// Waits for the lock and reads the leases.
     pub(crate) fn lock(&self) -> Result<LockedLeases> {
         let lock = self.take_lock()?;

@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_name_that_is_taken_is_refused_and_left_alone", a_name_that_is_taken_is_refused_and_left_alone),
     ("without_any_segment_add_says_what_to_do", without_any_segment_add_says_what_to_do),
     ("people_get_help", people_get_help),
+    ("people_see_leases_segments_and_what_the_node_lacks", people_see_leases_segments_and_lacks),
 ];
 
 const SEGMENT: &[&str] = &["10.77.3.0/24"];
@@ -220,4 +221,61 @@ fn people_get_help() {
     assert!(run("--help").contains("CNI_COMMAND") && run("--version").contains("1.1.0"));
     let wrong = std::process::Command::new(env!("CARGO_BIN_EXE_edge-cni")).arg("--hlep").output().unwrap();
     assert!(!wrong.status.success() && String::from_utf8_lossy(&wrong.stdout).contains("--help"));
+}
+
+fn people_see_leases_segments_and_lacks() {
+    let world = World::new(&["10.77.3.0/29", "fd77:0:0:3::/120"]);
+    let file = world.folder.path().join("plugin.json");
+    let run = |arguments: &[&str]| {
+        std::fs::write(&file, world.config.borrow().to_string()).unwrap();
+        let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni")];
+        let output = std::process::Command::new("ip").args(program).args(arguments).arg(&file).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    // Before the first pod there is no ledger, and looking makes none.
+    assert_eq!(run(&["leases", "--json"]), (true, "[]\n".into()));
+    assert_eq!(run(&["segments", "--json"]), (true, "[]\n".into()));
+    assert!(!world.state("leases").exists());
+    let granted = r#"{"version":1,"source":"agent","segments":["10.77.3.0/29","fd77:0:0:3::/120"]}"#;
+    std::fs::create_dir_all(world.state("")).unwrap();
+    std::fs::write(world.state("segments.json"), granted).unwrap();
+    assert!(run(&["segments"]).1.contains("10.77.3.0/29"));
+    assert!(!world.state("leases").exists());
+    let pod = world.pod();
+    world.add(&pod);
+    let json = |arguments: &[&str]| serde_json::from_str::<Value>(&run(arguments).1).unwrap();
+    assert_eq!(
+        json(&["leases", "--json"]),
+        json!([{"addresses": ["10.77.3.2", "fd77:0:0:3::2"], "pod": "default/web-container0", "network": "pods",
+                "container": "container0", "interface": "eth0"}])
+    );
+    let table = run(&["leases"]).1;
+    assert!(
+        table.starts_with("ADDRESSES") && table.contains("10.77.3.2,fd77:0:0:3::2  default/web-container0"),
+        "{table}"
+    );
+    assert_eq!(
+        json(&["segments", "--json"])[0],
+        json!({"segment": "10.77.3.0/29", "gateway": "10.77.3.1", "leased": 1, "free": 4, "source": "agent"})
+    );
+    let (good, text) = run(&["check"]);
+    assert!(good && text.ends_with("pods can be attached\n"), "{text}");
+    // Two things at once.
+    interop_tests::netns::succeed(std::process::Command::new("ip").args([
+        "netns",
+        "exec",
+        &world.host,
+        "sysctl",
+        "-qw",
+        "net.ipv4.conf.all.disable_policy=1",
+    ]));
+    let mut owner = crate::filter_table::nft_session(
+        &world,
+        "delete table inet edge-cni-pods; add table inet edge-cni-pods { flags owner; }\n",
+    );
+    crate::world::wait_for("the other's table", || run(&["check"]).1.contains("edge-cni-pods"));
+    let (good, text) = run(&["check"]);
+    assert!(!good && text.matches("failure: ").count() == 2 && text.contains("disable_policy"), "{text}");
+    drop(owner.stdin.take());
+    owner.wait().unwrap();
 }
