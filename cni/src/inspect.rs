@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use edge_types::shared_files::{SegmentsSource, pod_capacity};
+use edge_types::shared_files::SegmentsSource;
 use serde_json::{Value, json};
 
 use crate::error::{Code, Error, Result};
@@ -52,11 +52,15 @@ pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
             let leases = ledger.iter().flat_map(LockedLeases::leases);
             let addresses = leases.flat_map(|(_, lease)| &lease.addresses);
             let leased = addresses.filter(|address| segment.contains(**address)).count() as u64;
+            let free = match &ledger {
+                Some(ledger) => ledger.stock(&[*segment]).first().map_or(0, |stock| stock.free),
+                None => config.reserved.capacity(segment),
+            };
             rows.push(json!({
                 "segment": segment,
                 "gateway": segment::gateway(segment),
                 "leased": leased,
-                "free": pod_capacity(segment).saturating_sub(leased),
+                "free": free,
                 "source": source,
             }));
         }

@@ -33,7 +33,39 @@ pub(crate) fn gateway(segment: &IpNetwork) -> IpAddr {
     nth(segment, 1)
 }
 
+/// The first and the last address that a pod of this segment may have.
+pub(crate) fn pod_range(segment: &IpNetwork) -> (IpAddr, IpAddr) {
+    (nth(segment, 2), nth(segment, last_offset(segment)))
+}
+
+/// How many addresses for pods lie from `first` to `last`, which are of one family.
+pub(crate) fn count_for_pods(segment: &IpNetwork, first: IpAddr, last: IpAddr) -> u128 {
+    if first.is_ipv4() != segment.is_ipv4() {
+        return 0;
+    }
+    let (lowest, highest) = pod_range(segment);
+    let (first, last) = (number(first.max(lowest)), number(last.min(highest)));
+    last.checked_sub(first).map_or(0, |difference| difference.saturating_add(1))
+}
+
+/// The address after this one. None after the last one of the family.
+pub(crate) fn next(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => Some(IpAddr::V4(address.to_bits().checked_add(1)?.into())),
+        IpAddr::V6(address) => Some(IpAddr::V6(address.to_bits().checked_add(1)?.into())),
+    }
+}
+
+/// The address before this one. None before the first one of the family.
+pub(crate) fn previous(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => Some(IpAddr::V4(address.to_bits().checked_sub(1)?.into())),
+        IpAddr::V6(address) => Some(IpAddr::V6(address.to_bits().checked_sub(1)?.into())),
+    }
+}
+
 /// Addresses for pods, ascending; as many as [`edge_types::shared_files::pod_capacity`] says.
+#[cfg(test)]
 pub(crate) fn pod_addresses(segment: &IpNetwork) -> impl Iterator<Item = IpAddr> + '_ {
     (2..=last_offset(segment)).map(|offset| nth(segment, offset))
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Code, Error, Result};
 
 /// The plugin's own keys.
-pub(super) const OWN_KEYS: [&str; 19] = [
+pub(super) const OWN_KEYS: [&str; 20] = [
     "bridge",
     "stateDir",
     "agentSocket",
@@ -27,6 +27,7 @@ pub(super) const OWN_KEYS: [&str; 19] = [
     "portIsolation",
     "enabledad",
     "resolvConf",
+    "reserved",
 ];
 
 /// Keys that the specification or the runtime defines. They are for others, or for verbs that read

@@ -1,8 +1,10 @@
 //! The network configuration that the runtime hands over on standard input.
 //!
 //! - `keys`: which keys it may have.
+//! - `segments`: the forms of a segment.
 
 mod keys;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +17,10 @@ use edge_types::{IpNetwork, pods};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use self::segments::SegmentEntry;
+
 use crate::error::{Code, Error, Result};
+use crate::ipam::Reserved;
 use crate::pod_routes::{MAX_ROUTES, PodRoute};
 use crate::version::Version;
 
@@ -27,6 +32,9 @@ const UNNAMED: &str = "unnamed";
 
 /// Longest name of a network, bytes. Each lease carries the name.
 const MAX_NAME: usize = 253;
+
+/// Most entries of `reserved`.
+const MAX_RESERVED: usize = 256;
 
 /// Most networks of `serviceRanges`. A cluster has one or two ranges, and gets more where they are
 /// extended.
@@ -48,6 +56,8 @@ pub(crate) struct Config {
     pub(crate) cluster_ranges: Vec<IpNetwork>,
     /// Segments of a node whose agent has not provided any yet.
     pub(crate) segments: Vec<IpNetwork>,
+    /// Addresses that no pod gets.
+    pub(crate) reserved: Reserved,
     /// MTU of pods' interfaces, bytes. Without it the agent's value applies, or else the kernel's.
     pub(crate) mtu: Option<u32>,
     /// ADD applies for another segment where a family has fewer free addresses than this.
@@ -99,7 +109,9 @@ struct RawConfig {
     #[serde(default)]
     cluster_ranges: Vec<IpNetwork>,
     #[serde(default)]
-    segments: Vec<IpNetwork>,
+    segments: Vec<SegmentEntry>,
+    #[serde(default)]
+    reserved: Vec<String>,
     #[serde(default)]
     mtu: Option<u32>,
     #[serde(default = "default_low_water")]
@@ -185,6 +197,7 @@ impl Config {
                     .into(),
             ));
         }
+        let reserved = reserved(&raw)?;
         let config = Self {
             version,
             name: raw.name,
@@ -192,7 +205,8 @@ impl Config {
             state_dir: raw.state_dir,
             agent_socket: raw.agent_socket,
             cluster_ranges: raw.cluster_ranges.iter().map(canonical).collect(),
-            segments: raw.segments.iter().map(canonical).collect(),
+            segments: raw.segments.iter().map(|entry| canonical(entry.network())).collect(),
+            reserved,
             mtu: raw.mtu,
             low_water: raw.low_water,
             dns: raw.dns,
@@ -326,6 +340,21 @@ impl Config {
     pub(crate) fn excepts(&self, pod: Option<&str>) -> bool {
         self.unfiltered_pods.iter().any(|pattern| pods::matches(pattern, pod))
     }
+}
+
+/// The addresses of `reserved`, and those that segments leave out.
+fn reserved(raw: &RawConfig) -> Result<Reserved> {
+    if raw.reserved.len() > MAX_RESERVED {
+        return Err(invalid(format!("reserved has {} entries; expected at most {MAX_RESERVED}", raw.reserved.len())));
+    }
+    let mut ranges = Vec::new();
+    for text in &raw.reserved {
+        ranges.push(text.parse().map_err(|why: String| invalid(format!("reserved has {why}")))?);
+    }
+    for entry in &raw.segments {
+        ranges.extend(entry.left_out().map_err(|why| invalid(format!("segments: {why}")))?);
+    }
+    Ok(Reserved::new(ranges))
 }
 
 /// What the configuration requests by the conventions for `ips` and `mac` (CNI's CONVENTIONS.md).

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
-use edge_types::shared_files::pod_capacity;
 
+use super::reserved::Reserved;
 use crate::request::Attachment;
 use crate::segment::{self, PodAddress};
 
@@ -98,31 +98,37 @@ impl Leases {
     }
 
     /// How many addresses of a family these segments have, free and leased.
-    pub(super) fn stock(&self, segments: &[IpNetwork], family: Family) -> Stock {
+    pub(super) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved, family: Family) -> Stock {
         let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
-        let capacity = of_family().map(pod_capacity).fold(0, u64::saturating_add);
-        let taken =
-            self.owners.keys().filter(|address| of_family().any(|segment| segment::holds_pod(segment, **address)));
-        let leased = taken.count() as u64;
-        Stock { family, free: capacity.saturating_sub(leased), leased }
+        let capacity = of_family().map(|segment| reserved.capacity(segment)).fold(0, u64::saturating_add);
+        let leased =
+            || self.owners.keys().filter(|address| of_family().any(|segment| segment::holds_pod(segment, **address)));
+        // An address may have been leased before it was reserved.
+        let taken = leased().filter(|address| reserved.range_of(**address).is_none()).count() as u64;
+        Stock { family, free: capacity.saturating_sub(taken), leased: leased().count() as u64 }
     }
 
     /// The next address of a family to lease. It comes from the first segment that has an address
     /// which was never used or has cooled down. If none has, it is the address that was freed
     /// longest ago.
-    pub(super) fn next_address(&self, segments: &[IpNetwork], family: Family, now: u64) -> Option<PodAddress> {
+    pub(super) fn next_address(
+        &self,
+        segments: &[IpNetwork],
+        reserved: &Reserved,
+        family: Family,
+        now: u64,
+    ) -> Option<PodAddress> {
         let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
         let longest_ago = |segment: &IpNetwork| {
             self.freed
                 .iter()
                 .filter(|(address, _)| segment::holds_pod(segment, **address))
+                .filter(|(address, _)| reserved.range_of(**address).is_none())
                 .min_by_key(|(_, order)| **order)
                 .map(|(address, order)| (*order, PodAddress { address: *address, segment: *segment }))
         };
         for segment in of_family() {
-            let unused = segment::pod_addresses(segment)
-                .find(|address| !self.owners.contains_key(address) && !self.freed.contains_key(address));
-            if let Some(address) = unused {
+            if let Some(address) = self.first_unused(segment, reserved) {
                 return Some(PodAddress { address, segment: *segment });
             }
             if let Some(((at, _), assigned)) = longest_ago(segment)
@@ -132,6 +138,22 @@ impl Leases {
             }
         }
         of_family().filter_map(longest_ago).min_by_key(|(order, _)| *order).map(|(_, assigned)| assigned)
+    }
+
+    /// The first address of a segment that was never used and is not reserved.
+    fn first_unused(&self, segment: &IpNetwork, reserved: &Reserved) -> Option<IpAddr> {
+        let (mut address, last) = segment::pod_range(segment);
+        while address <= last {
+            // A range may have more addresses than can be looked at one by one.
+            if let Some(range) = reserved.range_of(address) {
+                address = segment::next(range.last())?;
+            } else if self.owners.contains_key(&address) || self.freed.contains_key(&address) {
+                address = segment::next(address)?;
+            } else {
+                return Some(address);
+            }
+        }
+        None
     }
 }
 
@@ -148,7 +170,7 @@ mod tests {
     }
 
     fn lease_next(leases: &mut Leases, number: usize, segments: &[IpNetwork], now: u64) -> Option<String> {
-        let assigned = leases.next_address(segments, Family::V4, now)?;
+        let assigned = leases.next_address(segments, &Reserved::default(), Family::V4, now)?;
         leases.insert(attachment(number), lease(&assigned.address.to_string())).unwrap();
         Some(assigned.address.to_string())
     }
@@ -159,8 +181,8 @@ mod tests {
         let mut leases = Leases::default();
         let given: Vec<String> = (0..).map_while(|number| lease_next(&mut leases, number, &segments, 0)).collect();
         assert_eq!(given, ["10.0.0.2", "10.0.1.2", "10.0.1.3", "10.0.1.4", "10.0.1.5", "10.0.1.6"]);
-        assert_eq!(leases.stock(&segments, Family::V4).free, 0);
-        assert_eq!(leases.stock(&segments, Family::V6).free, 0);
+        assert_eq!(leases.stock(&segments, &Reserved::default(), Family::V4).free, 0);
+        assert_eq!(leases.stock(&segments, &Reserved::default(), Family::V6).free, 0);
     }
 
     #[test]
@@ -172,7 +194,7 @@ mod tests {
         }
         leases.remove(&attachment(3), 100);
         leases.remove(&attachment(1), 100);
-        assert_eq!(leases.stock(&segments, Family::V4).free, 7);
+        assert_eq!(leases.stock(&segments, &Reserved::default(), Family::V4).free, 7);
         // Too early for 10.0.0.5, so the second segment is used.
         assert_eq!(lease_next(&mut leases, 10, &segments, 100 + COOL_DOWN_SECONDS - 1).unwrap(), "10.0.1.2");
         // Cooled down, the address that was freed first comes first.
@@ -195,6 +217,25 @@ mod tests {
     }
 
     #[test]
+    fn reserved_addresses_are_never_given_also_after_they_were_freed() {
+        let segments = ["10.0.0.0/29".parse().unwrap(), "fd00::/64".parse().unwrap()];
+        let mut leases = Leases::default();
+        lease_next(&mut leases, 0, &segments, 0);
+        leases.remove(&attachment(0), 1);
+        let reserved = ["10.0.0.2", "10.0.0.4-10.0.0.5", "fd00::-fd00::ffff:ffff:ffff"];
+        let reserved = Reserved::new(reserved.iter().map(|text| text.parse().unwrap()).collect());
+        let mut given = Vec::new();
+        while let Some(next) = leases.next_address(&segments, &reserved, Family::V4, 1000) {
+            leases.insert(attachment(given.len()), lease(&next.address.to_string())).unwrap();
+            given.push(next.address.to_string());
+            assert_eq!(leases.stock(&segments, &reserved, Family::V4).free, 2 - given.len() as u64);
+        }
+        assert_eq!(given, ["10.0.0.3", "10.0.0.6"]);
+        let next = leases.next_address(&segments, &reserved, Family::V6, 1000).unwrap();
+        assert_eq!(next.address.to_string(), "fd00::1:0:0:0");
+    }
+
+    #[test]
     fn an_address_never_has_two_owners() {
         let mut leases = Leases::default();
         let lease = lease("10.0.0.2");
@@ -209,6 +250,6 @@ mod tests {
         let segments = ["10.0.0.0/29".parse().unwrap()];
         let mut leases = Leases::default();
         leases.insert(attachment(1), lease("10.9.0.2")).unwrap();
-        assert_eq!(leases.stock(&segments, Family::V4).free, 5);
+        assert_eq!(leases.stock(&segments, &Reserved::default(), Family::V4).free, 5);
     }
 }

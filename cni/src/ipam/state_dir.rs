@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::journal::{self, Journal};
 use super::leases::Lease;
+use super::reserved::Reserved;
 use crate::config::{self, Config};
 use crate::error::{Code, Context, Error, Result};
 use crate::net::sysctl;
@@ -34,6 +35,8 @@ const SEGMENTS_VERSION: u32 = 1;
 #[derive(Debug, Clone)]
 pub(crate) struct StateDir {
     folder: PathBuf,
+    /// Addresses that no pod gets.
+    reserved: Reserved,
     attached: CountAttached,
 }
 
@@ -49,13 +52,13 @@ impl StateDir {
             .mode(0o700)
             .create(&folder)
             .context("create the state directory", &folder)?;
-        Ok(Self { folder, attached })
+        Ok(Self { folder, reserved: config.reserved.clone(), attached })
     }
 
     /// The state directory, if it is there and has a ledger.
     pub(crate) fn existing(config: &Config) -> Option<Self> {
         let folder = config.state_dir.clone();
-        Journal::exists(&folder).then_some(Self { folder, attached: || Ok(0) })
+        Journal::exists(&folder).then_some(Self { folder, reserved: config.reserved.clone(), attached: || Ok(0) })
     }
 
     /// The segments that are written there, if any. It needs no lock, since the file is only
@@ -72,7 +75,7 @@ impl StateDir {
             self.refuse_new_ledger_with_pods()?;
         }
         let journal = Journal::open(&self.folder, &boot_id()?)?;
-        Ok(LockedLeases { folder: self.folder.clone(), lock, journal })
+        Ok(LockedLeases { folder: self.folder.clone(), reserved: self.reserved.clone(), lock, journal })
     }
 
     /// Fails if there are pods without a ledger: someone removed it, and a new one would lease
@@ -137,6 +140,7 @@ fn lock_within(timeout: Duration, file: File, path: &Path) -> Result<File> {
 #[derive(Debug)]
 pub(crate) struct LockedLeases {
     folder: PathBuf,
+    reserved: Reserved,
     lock: File,
     journal: Journal,
 }
@@ -187,7 +191,8 @@ impl LockedLeases {
 
     /// How many addresses the segments have, free and leased, by family.
     pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Vec<Stock> {
-        segment::families(segments).into_iter().map(|family| self.journal.leases().stock(segments, family)).collect()
+        let stock = |family| self.journal.leases().stock(segments, &self.reserved, family);
+        segment::families(segments).into_iter().map(stock).collect()
     }
 
     /// Leases one address of each family. None, and no lease, where a family has no address left.
@@ -204,7 +209,7 @@ impl LockedLeases {
             return Ok(None);
         }
         for family in families {
-            match self.journal.leases().next_address(segments, *family, now) {
+            match self.journal.leases().next_address(segments, &self.reserved, *family, now) {
                 Some(address) => assigned.push(address),
                 None => return Ok(None),
             }
@@ -232,7 +237,7 @@ impl LockedLeases {
 
     /// Releases the lock and makes the new entries durable. They may be reported only after that.
     pub(crate) fn commit(self) -> Result<()> {
-        let Self { folder: _, lock, journal } = self;
+        let Self { folder: _, reserved: _, lock, journal } = self;
         let file = journal.finish();
         drop(lock);
         file.sync_data().map_err(|error| Error::new(Code::Io, format!("cannot make the leases durable: {error}")))

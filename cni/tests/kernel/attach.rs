@@ -36,6 +36,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("pods_are_isolated_from_each_other_and_from_themselves_as_the_keys_say", isolation_and_hairpin),
     ("duplicate_address_detection_finds_an_address_that_a_neighbour_took", duplicates_are_detected),
+    ("no_pod_gets_a_reserved_address", no_pod_gets_a_reserved_address),
     ("a_pod_has_the_routes_of_the_configuration", a_pod_has_the_routes_of_the_configuration),
 ];
 
@@ -344,4 +345,25 @@ fn duplicates_are_detected() {
     let shown = ip(&pod.netns, "-6 addr show dev eth0");
     assert!(!shown.contains("tentative") && !shown.contains("nodad"), "{shown}");
     assert!(pings(&pod.netns, "fd77:0:0:3::1"));
+}
+
+fn no_pod_gets_a_reserved_address() {
+    let world = World::new(&[]);
+    world.set(
+        "segments",
+        json!([{"subnet": "10.77.3.0/28", "rangeStart": "10.77.3.4", "rangeEnd": "10.77.3.8", "gateway": "10.77.3.1"},
+               "fd77:0:0:3::/64"]),
+    );
+    world.set("reserved", json!(["10.77.3.5", "10.77.3.7-10.77.3.9", "fd77:0:0:3::/80"]));
+    let pods = [world.pod(), world.pod()];
+    assert_eq!(world.add(&pods[0]), ["10.77.3.4", "fd77:0:0:3:1::"]);
+    assert_eq!(world.add(&pods[1]), ["10.77.3.6", "fd77::3:1:0:0:1"]);
+    let message = world.add_fails(&world.pod(), 11);
+    assert!(message.contains("all 2 IPv4 addresses"), "{message}");
+    // An address that was reserved after it was leased stays its pod's, and is not leased again.
+    world.set("reserved", json!(["10.77.3.4-10.77.3.7"]));
+    world.del(&pods[0]);
+    assert_eq!(world.add(&world.pod())[0], "10.77.3.8");
+    assert!(pings(&world.host, "10.77.3.6"));
+    world.add_fails(&world.pod(), 11);
 }

@@ -1,0 +1,114 @@
+//! Addresses that no pod gets: the key `reserved`, and what `rangeStart` and `rangeEnd` of a
+//! segment leave out.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use edge_types::IpNetwork;
+use edge_types::shared_files::pod_capacity;
+
+use crate::segment;
+
+/// The addresses from one to another of the same family, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct AddressRange {
+    first: IpAddr,
+    last: IpAddr,
+}
+
+impl AddressRange {
+    /// None where the last one is less than the first, or of another family.
+    pub(crate) fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
+        (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
+    }
+
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        self.first <= address && address <= self.last && self.first.is_ipv4() == address.is_ipv4()
+    }
+
+    pub(super) const fn last(&self) -> IpAddr {
+        self.last
+    }
+}
+
+impl FromStr for AddressRange {
+    type Err = String;
+
+    /// Reads an address, a network, or two addresses with a hyphen between them.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?}; expected an address, a network, or two addresses with '-' between them");
+        if let Some((first, last)) = text.split_once('-') {
+            let address = |text: &str| text.trim().parse().map_err(|_| wrong());
+            return Self::new(address(first)?, address(last)?).ok_or_else(wrong);
+        }
+        let network: IpNetwork = text.parse().map_err(|_| wrong())?;
+        Self::new(network.network(), network.broadcast()).ok_or_else(wrong)
+    }
+}
+
+/// Ranges that do not overlap, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Reserved(Vec<AddressRange>);
+
+impl Reserved {
+    pub(crate) fn new(mut ranges: Vec<AddressRange>) -> Self {
+        ranges.sort_unstable();
+        let mut merged: Vec<AddressRange> = Vec::new();
+        for range in ranges {
+            match merged.last_mut() {
+                Some(before) if before.contains(range.first) => before.last = before.last.max(range.last),
+                _ => merged.push(range),
+            }
+        }
+        Self(merged)
+    }
+
+    /// The range that contains the address, if any.
+    pub(super) fn range_of(&self, address: IpAddr) -> Option<&AddressRange> {
+        self.0.iter().find(|range| range.contains(address))
+    }
+
+    /// How many pods fit into a segment, at most `u64::MAX`.
+    pub(crate) fn capacity(&self, segment: &IpNetwork) -> u64 {
+        let reserved = self.0.iter().map(|range| segment::count_for_pods(segment, range.first, range.last));
+        let (first, last) = segment::pod_range(segment);
+        let left = segment::count_for_pods(segment, first, last).saturating_sub(reserved.fold(0, u128::saturating_add));
+        u64::try_from(left).unwrap_or(u64::MAX).min(pod_capacity(segment))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reserved(texts: &[&str]) -> Reserved {
+        Reserved::new(texts.iter().map(|text| text.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn reserved_addresses_are_counted_once_and_only_where_a_pod_could_have_them() {
+        let segment = "10.0.0.0/28".parse().unwrap();
+        for (texts, capacity) in [
+            (&[][..], 13),
+            (&["10.0.0.0/30"], 11),
+            (&["10.0.0.4-10.0.0.6", "10.0.0.6", "10.0.0.5-10.0.0.8"], 8),
+            (&["10.0.0.12/30", "192.0.2.0/24", "::/0"], 10),
+            (&["0.0.0.0/0"], 0),
+        ] {
+            assert_eq!(reserved(texts).capacity(&segment), capacity, "{texts:?}");
+        }
+        // A part of what is more than can be counted.
+        let large = "fd00::/32".parse().unwrap();
+        assert_eq!(reserved(&["fd00::/64"]).capacity(&large), pod_capacity(&large));
+        assert_eq!(reserved(&["fd00::/32"]).capacity(&large), 0);
+    }
+
+    #[test]
+    fn ranges_are_read_and_nonsense_is_named() {
+        assert!(reserved(&["10.0.0.4 - 10.0.0.6"]).range_of("10.0.0.5".parse().unwrap()).is_some());
+        for wrong in ["", "10.0.0.300", "10.0.0.6-10.0.0.4", "10.0.0.4-fd00::1", "a-b"] {
+            let error = wrong.parse::<AddressRange>().unwrap_err();
+            assert!(error.contains(&format!("{wrong:?}")), "{error}");
+        }
+    }
+}
