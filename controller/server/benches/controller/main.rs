@@ -9,7 +9,7 @@
 //!
 //! - `rss/10000-nodes`, `fanout/p99` (`streams`): all nodes hold their view streams open; the
 //!   controller has one core, the nodes have another. Beside them the same number of bare TLS
-//!   connections (`bare`).
+//!   connections (`bare`). `fanout-2000/p99`: the same with communities of 2,000 instead of 1,000.
 //! - `grant/embedded` (`grants`): beside the disk's own rate of writes that are waited for.
 //! - `start/10000` (`start`): beside reading the same rows from the same file.
 //! - `grant/kubernetes`, `start/kubernetes` (`kubernetes`): the same on a real API server, with
@@ -62,15 +62,22 @@ fn main() -> ExitCode {
     let measure = arguments.iter().any(|argument| argument == "--bench");
     let chosen: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|word| name.starts_with(word.as_str()));
-    let cases =
-        ["start/10000", "rss/10000-nodes", "fanout/p99", "grant/embedded", "grant/kubernetes", "start/kubernetes"];
+    let cases = [
+        "start/10000",
+        "rss/10000-nodes",
+        "fanout/p99",
+        "fanout-2000/p99",
+        "grant/embedded",
+        "grant/kubernetes",
+        "start/kubernetes",
+    ];
     let unknown = chosen.iter().find(|word| !cases.iter().any(|case| case.starts_with(word.as_str())));
     // `cargo test` passes the names of tests to all programs.
     if let Some(word) = unknown.filter(|_| measure) {
         eprintln!("no case is called {word}; there are {}", cases.join(", "));
         return ExitCode::FAILURE;
     }
-    let [start, rss, fanout, grant, grant_kubernetes, start_kubernetes] = cases.map(wanted);
+    let [start, rss, fanout, large_fanout, grant, grant_kubernetes, start_kubernetes] = cases.map(wanted);
     let size = if measure { WHOLE } else { ONCE };
     let mut report = Report::default();
     if start || rss || fanout || grant {
@@ -79,12 +86,16 @@ fn main() -> ExitCode {
             start::measure(&cluster, size, &mut report);
         }
         if rss || fanout {
-            streams::measure(&cluster, size, &mut report);
+            streams::measure(&cluster, size, "fanout/p99", Some("rss/10000-nodes"), &mut report);
         }
         // This comes last, because it makes the store grow.
         if grant {
             grants::measure(&cluster, size, &mut report);
         }
+    }
+    if large_fanout {
+        let size = Size { community: 2 * size.community, ..size };
+        streams::measure(&Cluster::embedded(size), size, "fanout-2000/p99", None, &mut report);
     }
     if grant_kubernetes || start_kubernetes {
         kubernetes::measure(size, &mut report, [grant_kubernetes, start_kubernetes]);

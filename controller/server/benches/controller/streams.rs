@@ -27,7 +27,8 @@ pub(crate) struct Measured {
     pub(crate) latencies: Vec<f64>,
 }
 
-pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
+/// Reports the latencies as the case `fanout`, and the memory as the case `rss` if it has a name.
+pub(crate) fn measure(cluster: &Cluster, size: Size, fanout: &str, rss: Option<&str>, report: &mut Report) {
     let [core, other] = cores();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -43,12 +44,14 @@ pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
     bare.kill();
     println!("{:<20} {:.0} MiB at most, of bare connections {:.0} MiB", "", ours.memory.1, floor.memory.1);
     let name = "as many TLS connections without HTTP";
-    report.add("rss/10000-nodes", "MiB", ours.memory.0, (floor.memory.0, name), MEMORY);
+    if let Some(rss) = rss {
+        report.add(rss, "MiB", ours.memory.0, (floor.memory.0, name), MEMORY);
+    }
     let p50 = percentile(&mut ours.latencies, 0.5);
     println!("{:<20} half of them within {p50:.1} ms, all within {:.1} ms", "", percentile(&mut ours.latencies, 1.0));
     let p99 = percentile(&mut ours.latencies, 0.99);
     let name = "as many bytes to as many TLS connections";
-    report.add("fanout/p99", "ms", p99, (percentile(&mut floor.latencies, 0.99), name), LATENCY);
+    report.add(fanout, "ms", p99, (percentile(&mut floor.latencies, 0.99), name), LATENCY);
 }
 
 async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
