@@ -30,8 +30,8 @@
 //! - [`down`]: takes everything away.
 //! - [`check`]: judges a configuration without a running agent.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
-// Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the clock need
-// it.
+// Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the
+// clock need it.
 #![deny(unsafe_code)]
 
 pub mod admin;

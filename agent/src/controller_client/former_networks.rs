@@ -118,7 +118,7 @@ impl Now {
     }
 }
 
-/// The networks that are held after `view` has replaced `before`.
+/// The networks that stay guarded after `view` has replaced `before`.
 fn held_under(held: &[FormerNetwork], before: Option<&NodeView>, view: &NodeView, now: &Now) -> Vec<FormerNetwork> {
     if view.role == Role::Cloud {
         // A cloud node reaches the cloud's networks without a tunnel.

@@ -173,7 +173,7 @@ impl HttpClient {
                 Ok(Err(error)) => error,
                 Err(_) => unreachable(format!("{address} did not answer within {CONNECT_TIMEOUT:?}")),
             };
-            // As above: an error that needs a person is not hidden by a temporary one.
+            // An error that needs a person is reported rather than a temporary one.
             if failure.is_temporary() {
                 failure = error;
             }

@@ -16,10 +16,11 @@
 //! - `join_credential`, `join`, `renewal`: the token that admits this node, the first certificate
 //!   and the later ones.
 //! - `segment_request`: a request for a segment, with an id that survives a crash.
-//! - `offline`: what `edge-agent check` asks without a connection.
+//! - `check`: what `edge-agent check` asks without a connection.
 //! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
 
 mod backoff;
+mod check;
 mod client;
 mod error;
 mod former_networks;
@@ -28,7 +29,6 @@ mod http;
 mod join;
 mod join_credential;
 mod node_identity;
-mod offline;
 mod partial_view;
 mod renewal;
 mod rollback_state;
@@ -39,9 +39,9 @@ mod tls;
 mod view_rollback;
 mod view_validation;
 
+pub use check::{certificate_on_disk, check_join_credential, check_url};
 pub use client::ControllerClient;
 pub use error::ControllerError;
-pub use offline::{certificate_on_disk, check_join_credential, check_url};
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
-//! Requests for segments. A request is on disk before it is sent, and until its segments are: after
-//! a crash in between, the same request is sent again, and the controller repeats its response.
+//! Requests for segments. A request is on disk before it is sent, and stays there until its
+//! segments are on disk too. After a crash in between, the same request is sent again, and the
+//! controller repeats its response.
 
 use data_encoding::HEXLOWER;
 use edge_types::api::{Family, SegmentRequest, SegmentResponse};
@@ -39,12 +40,13 @@ impl ControllerClient {
             return Err(ControllerError::NotJoined);
         };
         let request = match self.unanswered() {
-            // Its families may be others: the caller compares and requests again.
+            // It may be for other families than `families`: the caller compares and requests again.
             Some(request) => request,
             None => {
                 let families = families.to_vec();
                 let request = SegmentRequest { request_id: request_id()?, families, repeated: true };
-                // An agent that finds it on disk cannot know whether it was sent.
+                // On disk it is a repeated one: an agent that finds it there cannot know whether it
+                // was sent.
                 self.state.write_json(REQUEST_FILE, &request)?;
                 SegmentRequest { repeated: false, ..request }
             }

@@ -37,9 +37,9 @@ pub struct TunnelEnds {
     pub up: bool,
 }
 
-/// The policies that a tunnel to a peer needs, and the errors of those that are impossible. `ranges`
-/// are the cluster's ranges. `ends` is `None` before the tunnel was ever up: then no policy sends
-/// packets into it.
+/// The policies that a tunnel to a peer needs, and the errors of those that are impossible.
+/// `ranges` are the cluster's ranges. `ends` is `None` before the tunnel was ever up: then no
+/// policy sends packets into it.
 pub fn tunnel_policies(
     tunnel: &Tunnel,
     ranges: &[IpNetwork],

@@ -62,8 +62,8 @@ pub struct Driver {
     pub(super) policies: KernelPolicies,
     /// Peers whose policies must be computed again, since their tunnels changed.
     pub(super) changed_peers: BTreeSet<PeerName>,
-    /// When all policies and SAs are compared with the kernel next. Notifications of the kernel lead
-    /// to further comparisons.
+    /// When all policies and SAs are compared with the kernel next. Notifications of the kernel
+    /// lead to further comparisons.
     pub(super) check_at: tokio::time::Instant,
     /// Number of peers of the view.
     pub(super) wanted_from_view: usize,

@@ -59,8 +59,8 @@ impl FilterSet {
     pub(super) const ALL: [Self; 6] =
         [Self::Ports, Self::Macs, Self::Ipv4, Self::Ipv6, Self::Targets, Self::Unfiltered];
 
-    /// The set's name. The version in [`FilterSet::Ports`] must be raised with every change of sets,
-    /// chains or rules.
+    /// The set's name. The version in [`FilterSet::Ports`] must be raised with every change of
+    /// sets, chains or rules.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ports => "ports-v1",
@@ -112,9 +112,9 @@ impl FilterSet {
     }
 
     /// User data that nft(8) needs to show the set as it was written (libnftnl/udata.h,
-    /// set_udata_key_* in nft): the key's byte order, and for [`FilterSet::Targets`] that the key has the
-    /// type of `iifname . @th,64,64 . @th,128,64`. (nft before 1.0.8 has no `icmpv6 taddr`. Later
-    /// releases show the two halves as that.)
+    /// set_udata_key_* in nft): the key's byte order, and for [`FilterSet::Targets`] that the key
+    /// has the type of `iifname . @th,64,64 . @th,128,64`. (nft before 1.0.8 has no `icmpv6 taddr`.
+    /// Later releases show the two halves as that.)
     pub(super) fn user_data(self) -> Vec<u8> {
         let field = |kind: u8, value: &[u8]| [&[kind, value.len() as u8], value].concat();
         let number = |kind: u8, value: u32| field(kind, &value.to_ne_bytes());

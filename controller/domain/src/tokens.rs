@@ -126,8 +126,8 @@ pub fn redeem(
         return Err(TokenError::OfAnother { id: id(), bound: bound.clone(), node: node.clone() });
     }
     let redemption = Redemption { node: node.clone(), key: key.into() };
-    // The response to an earlier request may have been lost. A request with the same key is accepted
-    // again while the node is registered with that key.
+    // The response to an earlier request may have been lost. A request with the same key is
+    // accepted again while the node is registered with that key.
     let registered = state.node(node).is_some_and(|known| known.certificates.iter().any(|c| c.key == key));
     if registered && token.redemptions.contains(&redemption) {
         return Ok(token.clone());

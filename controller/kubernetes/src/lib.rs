@@ -16,8 +16,8 @@
 //!   policy that they need.
 //! - [`trust_bundle`]: publishes the trusted certificates for the agents' pods.
 //! - [`token_review`]: joins with a service account token; [`review_error`]: why one is refused;
-//!   [`service_token`]: checks a token before the API server is asked; [`reviews`]: how many reviews
-//!   may run at once.
+//!   [`service_token`]: checks a token before the API server is asked; [`reviews`]: how many
+//!   reviews may run at once.
 #![forbid(unsafe_code)]
 
 pub mod ca_secret;

@@ -4,9 +4,9 @@
 //! The rules are in `edge_controller_domain`, and what is read from and written to Kubernetes in
 //! `edge_controller_kubernetes`. This crate is the program: [`server`] accepts connections and
 //! knows who calls; [`api`] turns requests into plans for the registry, and errors into problem
-//! documents ([`api::ApiError`]). [`live_config`] holds the [`config`] in force. `logs` are lines
-//! whatever strangers send. [`cli`] is the operator's side of the same API, [`observe`] what
-//! monitoring sees.
+//! documents ([`api::ApiError`]). [`live_config`] holds the [`config`] in force. `logs` keeps each
+//! record on one line, whatever strangers send. [`cli`] is the operator's side of the same API,
+//! [`observe`] what monitoring sees.
 #![forbid(unsafe_code)]
 
 pub mod api;

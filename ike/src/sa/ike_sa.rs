@@ -246,8 +246,9 @@ impl IkeSa {
         [self.timers.next(), child, self.create_child_at.filter(|_| active)].into_iter().flatten().min()
     }
 
-    /// The IKE SA that superseded this one is gone, and was in this `lifecycle`. If it was superseded
-    /// itself, so is this one. Otherwise this one is active again, unless it is already being deleted.
+    /// The IKE SA that superseded this one is gone, and was in this `lifecycle`. If it was
+    /// superseded itself, so is this one. Otherwise this one is active again, unless it is already
+    /// being deleted.
     pub(crate) fn reinstate(&mut self, gone: IkeId, lifecycle: Lifecycle) {
         let deleting = matches!(self.pending, Some(PendingRequest::DeleteIke)) || self.queue.contains(&Task::DeleteIke);
         if self.lifecycle != Lifecycle::Superseded(gone) {

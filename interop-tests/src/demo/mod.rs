@@ -47,7 +47,7 @@ pub use firewall::SCENARIO as FIREWALL;
 /// The demo as a scenario: `make test` runs it as well.
 pub const SCENARIO: Scenario = Scenario {
     name: "demo/all",
-    about: "a cloud and four edge sites: reach, the LAN, no reach, the wire, change, growth, without the cloud, the end",
+    about: "a cloud and four edge sites: who reaches whom, LAN hosts, no packet in clear, moves and labels, more segments, the cloud away, deregistration",
     deadline: std::time::Duration::from_secs(600),
     by_default: true,
     needs: Needs::Nothing,

@@ -1,4 +1,4 @@
-//! IKE peers by others that run on hosts of the lab, and their certificates.
+//! IKE implementations of other projects on hosts of the lab, and their certificates.
 
 pub mod charon;
 mod pki;

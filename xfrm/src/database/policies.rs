@@ -102,8 +102,9 @@ fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
 }
 
 /// Replaces `holder`, which is ours. The kernel keeps the holder's index. If that would not mark an
-/// allow as ours, the holder is deleted and the policy added. A packet in between goes as it will
-/// from now on: in clear, or to the blocks below.
+/// allow as ours, the holder is deleted and the policy added. A packet between these two requests
+/// is treated as if neither were there: it goes in clear, or a block of the guard drops it. The new
+/// policy allows no less.
 fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> Result<()> {
     if policy.action == Action::Allow && !index_is_ours(holder.index) {
         execute_delete(netlink, holder)?;

@@ -100,7 +100,7 @@ fn what_is_dropped_is_dropped_after_all_that_is_accepted_and_counted() {
         let rules = rules(&firewall, chain);
         let (last, before) = rules.split_last().unwrap();
         assert!(last.contains("drop") && last.contains("counter"), "{chain}: {last}");
-        // Except for connections to a network behind a tunnel that were then redirected.
+        // Only connections to a network behind a tunnel that were redirected are dropped earlier.
         let accepts = |rule: &String| rule.contains("accept") || rule.contains("original") && rule.contains("counter");
         assert!(before.iter().all(accepts), "{chain}: {before:?}");
     }

@@ -83,7 +83,8 @@ impl KernelPolicies {
     }
 
     /// Installs and deletes what changed since the last call, on the assumption that the kernel has
-    /// the rest: a few batches, however many policies there are. True: the kernel refused something.
+    /// the rest: a few batches, however many policies there are. True: the kernel refused
+    /// something.
     pub(super) fn install_changes(&mut self, xfrm: &mut Xfrm, incidents: &Incidents) -> bool {
         if !self.desired.has_changes() {
             return false;
@@ -117,9 +118,9 @@ impl KernelPolicies {
         self.record(outcome, &installed, xfrm, incidents)
     }
 
-    /// Reads all policies in the kernel and makes ours the desired ones. A missing or changed policy
-    /// that the kernel had is recorded as an incident. True: something is left for later, be it that
-    /// the kernel refused it.
+    /// Reads all policies in the kernel and makes ours the desired ones. A missing or changed
+    /// policy that the kernel had is recorded as an incident. True: something is left for later, be
+    /// it that the kernel refused it.
     pub(super) fn reconcile(
         &mut self,
         xfrm: &mut Xfrm,
@@ -173,8 +174,8 @@ impl KernelPolicies {
         self.correct(plan, &BTreeMap::new(), &was_unmet, xfrm, incidents, knowledge, now)
     }
 
-    /// Carries out a plan. `before`: what was desired until now, where it changed. `was_unmet`: what
-    /// the kernel did not have at the last comparison.
+    /// Carries out a plan. `before`: what was desired until now, where it changed. `was_unmet`:
+    /// what the kernel did not have at the last comparison.
     #[expect(clippy::too_many_arguments, reason = "what both comparisons know")]
     fn correct(
         &mut self,

@@ -69,8 +69,8 @@ impl Node {
         self.policies.reconcile(&mut self.xfrm, &self.incidents, KNOWN, Instant::default());
     }
 
-    /// Carries out an event of a peer, and returns the number of requests to the kernel. `ends`: the
-    /// peer's address, and whether its tunnel is up.
+    /// Carries out an event of a peer, and returns the number of requests to the kernel. `ends`:
+    /// the peer's address, and whether its tunnel is up.
     fn event(&mut self, name: &str, ends: Option<(&str, bool)>) -> u32 {
         let name = PeerName::new(name);
         let child = self.desired.tunnels.get(&name).map(|tunnel| tunnel.peer.child.clone());

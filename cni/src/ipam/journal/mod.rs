@@ -8,8 +8,8 @@
 //! 3f5521b9 - CONTAINER IFNAME SECONDS                    it ends, SECONDS after the boot
 //! ```
 //!
-//! A line is written under the state directory's lock and made durable (`fdatasync`) after the lock is
-//! released, so that concurrent ADDs share the disk's work. No lease is reported before it is
+//! A line is written under the state directory's lock and made durable (`fdatasync`) after the lock
+//! is released, so that concurrent ADDs share the disk's work. No lease is reported before it is
 //! durable. Beside the journal is the mark: generation, length and checksum of the journal after
 //! the last line. The mark is only compared within one boot, so it need not be durable. Within a
 //! boot, a journal that is shorter than its mark was cut by someone, and leases are missing. That

@@ -38,9 +38,9 @@ pub enum SegmentError {
 }
 
 impl State {
-    /// Plans the response to a request for one segment of each family. `families` has no repetitions
-    /// and is in order. Returns the segments and the changes. A request with an id that was granted
-    /// already gets the same segments again.
+    /// Plans the response to a request for one segment of each family. `families` has no
+    /// repetitions and is in order. Returns the segments and the changes. A request with an id that
+    /// was granted already gets the same segments again.
     pub fn plan_segment_request(
         &mut self,
         policy: &SegmentPolicy,

@@ -1,7 +1,8 @@
 //! The Kubernetes store: rows are objects at the API server, and any number of replicas share them.
 //!
 //! - [`store_core`]: what the parts of the store share.
-//! - [`kinds`]: maps rows to objects and back; [`raw_object`]: an object as the API server sends it.
+//! - [`kinds`]: maps rows to objects and back; [`raw_object`]: an object as the API server sends
+//!   it.
 //! - [`object_versions`]: the version of every object, and what the registry knows of it.
 //! - [`commit`]: writes a batch, each object over the version that the plan knew; [`grants`]:
 //!   confirms granted segments or rolls them back; [`requests`]: single requests.

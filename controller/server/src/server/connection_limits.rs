@@ -1,11 +1,11 @@
 //! Limits connections: in all, for those that have shown no node's certificate (strangers), and for
 //! each node.
 //!
-//! A new connection is let in and a stranger's is closed for it, as [`SourceShares`] decides. A host
-//! that takes all of the strangers' connections displaces its own. After an outage as many nodes as
-//! there are connections may come back at once from behind one address; a limit for each source
-//! would not allow that. A connection that has shown a node's certificate is not a stranger's and
-//! is never closed for one.
+//! A new connection is let in and a stranger's is closed for it, as [`SourceShares`] decides. A
+//! host that takes all of the strangers' connections displaces its own. After an outage as many
+//! nodes as there are connections may come back at once from behind one address; a limit for each
+//! source would not allow that. A connection that has shown a node's certificate is not a
+//! stranger's and is never closed for one.
 //!
 //! A node with too many connections loses its oldest: the node may have lost its network and come
 //! back before the controller notices. It loses the oldest of the certificate with the most

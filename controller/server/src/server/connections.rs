@@ -32,8 +32,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 /// Longest life of a connection that has shown no node's certificate.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
-/// Time for a connection without an open request to take its last response and close when the server
-/// stops. A peer that is gone would keep it open until the kernel notices.
+/// Time for a connection without an open request to take its last response and close when the
+/// server stops. A peer that is gone would keep it open until the kernel notices.
 const IDLE_SHUTDOWN: Duration = Duration::from_secs(1);
 
 /// Limits of what one connection may make us buffer and do.

@@ -32,7 +32,7 @@ async fn relay(socket: PathBuf) -> std::net::SocketAddr {
     address
 }
 
-/// Runs it until it has tried every operation, for half a minute at most.
+/// Runs schemathesis until it has tried every operation, for half a minute at most.
 async fn run(cloud: &Cloud, url: &str, args: &[&str]) {
     let Some(program) = program() else { return };
     let folder = cloud.folder.path();

@@ -207,8 +207,8 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
     assert_eq!(open.ask(Method::GET, path, None).await.0, 200);
 }
 
-/// Sends a request on an HTTP/1.1 connection and reads the head of the response; nothing else is sent
-/// in the meantime.
+/// Sends a request on an HTTP/1.1 connection and reads the head of the response; nothing else is
+/// sent in the meantime.
 pub(crate) async fn head_of_response(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.flush().await.unwrap();

@@ -8,7 +8,8 @@
 //! - `objects`: objects as people see and edit them.
 //! - `authorities`: the authorities in their Secret.
 //! - `join`: nodes join by the service account of their pod.
-//! - `nodes`: labels and addresses of Node objects; `node_deletions`: Node objects that are deleted.
+//! - `nodes`: labels and addresses of Node objects; `node_deletions`: Node objects that are
+//!   deleted.
 //! - `labels`: who may label Nodes, and which labels count.
 //! - `leader`: which replica leads, and the leader's work.
 //! - `lists`: long lists.
