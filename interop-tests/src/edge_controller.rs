@@ -11,6 +11,12 @@ const CONFIG: &str = "/etc/edge-controller/controller.toml";
 const TOKEN: &str = "/etc/edge-cni/token";
 const PORT: u16 = 8443;
 
+/// The range from which segments are cut.
+pub const CLUSTER_RANGE: &str = "10.64.0.0/10";
+
+/// The controller's state directory.
+pub const STATE_DIR: &str = "/var/lib/edge-controller";
+
 /// A running controller with a store of its own.
 ///
 /// Its node needs `/etc/edge-controller` as a folder of its own
@@ -31,7 +37,7 @@ impl<'a> Controller<'a> {
     pub fn start(lab: &'a Lab, node: &'a Node, address: &str, more: &str) -> Result<Self> {
         let config = format!(
             "server_names = [{address:?}]\nlisten = [\"0.0.0.0:{PORT}\"]\n{more}\n\
-             [segments]\ncluster_ranges = [\"10.77.0.0/16\"]\nv4_prefix = 26\n"
+             [segments]\ncluster_ranges = [{CLUSTER_RANGE:?}]\nv4_prefix = 26\n"
         );
         node.write(CONFIG, &config)?;
         let program = lab.program("edge-controller")?;

@@ -2,12 +2,14 @@
 //! guest.
 //!
 //! Each measurement is a scenario that runs by name only and leaves a file with its results. Times
-//! of the clock say little on a busy machine; CPU time and ratios to charon say more. Threads
-//! suffer in User-Mode Linux, so charon costs many times what it costs on a real machine.
+//! of the clock say little on a busy machine, and the guest counts stolen time as CPU time; ratios to
+//! charon say more. Threads suffer in User-Mode Linux, so charon costs many times what it costs on a
+//! real machine.
 //!
 //! - `tunnels`: N static peers against one agent: up, at rest, rekeyed, shown.
 //! - `mesh`: agents that all have tunnels to each other, and an idle edge with one hub.
 //! - `interruptions`: what pings through a tunnel lose when something happens.
+//! - `view`: the view of a hub with N edges changes by one edge.
 //! - `usage`: CPU time, memory and octets. `report`: the table, and the files in `target/bench`.
 
 mod interruptions;
@@ -15,6 +17,7 @@ mod mesh;
 mod report;
 mod tunnels;
 mod usage;
+mod view;
 
 use std::process::ExitCode;
 
@@ -28,11 +31,11 @@ use report::{Goal, Measured, Results};
 const AREA: &str = "bench/";
 
 /// What is measured unless names are given. It takes a few minutes.
-const DEFAULT: [&str; 4] = ["tunnels-100", "tunnels-1000", "mesh-10", "idle-edge"];
+const DEFAULT: [&str; 6] = ["tunnels-100", "tunnels-1000", "view-100", "view-1000", "mesh-10", "idle-edge"];
 
 /// All measurements, and the scenario that shows that they can measure.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    tunnels::SCENARIOS.iter().chain(mesh::SCENARIOS).chain(interruptions::SCENARIOS)
+    tunnels::SCENARIOS.iter().chain(mesh::SCENARIOS).chain(interruptions::SCENARIOS).chain(view::SCENARIOS)
 }
 
 /// Runs measurements, prints a table and brings `target/bench/agent.json` up to date. The exit
