@@ -132,7 +132,7 @@ impl CertificateValidator {
                 // RFC 5280 6.1.4: a self-issued certificate does not count.
                 let counted = issuers.iter().filter(|issuer| !is_self_issued(issuer)).count();
                 let anchor = valid.check(path.anchor(), counted)?;
-                Ok(issuers.iter().map(|issuer| not_after(issuer)).fold(not_after(leaf).min(anchor), u64::min))
+                Ok(issuers.iter().map(|issuer| not_after(issuer)).fold(end_of(parsed).min(anchor), u64::min))
             }
             Err(webpki::Error::CertExpired { not_after, .. }) => {
                 Err(AuthError::Expired { not_after: not_after.as_secs(), now: unix_time })
@@ -215,7 +215,11 @@ impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
 
 /// notAfter of a certificate, seconds since 1970-01-01 UTC. 0: it cannot be read.
 pub(super) fn not_after(der: &[u8]) -> u64 {
-    parse(der).and_then(|parsed| u64::try_from(parsed.validity().not_after.timestamp()).ok()).unwrap_or(0)
+    parse(der).map_or(0, |parsed| end_of(&parsed))
+}
+
+fn end_of(parsed: &X509Certificate<'_>) -> u64 {
+    u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0)
 }
 
 /// The public key of our own certificate.
