@@ -1,21 +1,19 @@
 //! Deliberate mistakes, each of which the tests must notice: `tests/simulation/mutations.rs` makes
 //! one after another. They exist only with the feature `mutations` and with debug assertions; in
-//! every other build `mutation!` is `false`.
+//! every other build `mutation!` is false, and the compiler leaves the mistake out.
 
 /// Whether the mistake of this name is made.
-#[cfg(all(feature = "mutations", debug_assertions))]
 macro_rules! mutation {
     ($name:literal) => {
         $crate::mutations::is_active($name)
     };
 }
 
-/// Whether the mistake of this name is made: never.
+/// No mistake is made.
 #[cfg(not(all(feature = "mutations", debug_assertions)))]
-macro_rules! mutation {
-    ($name:literal) => {
-        false
-    };
+#[inline(always)]
+pub(crate) const fn is_active(_: &str) -> bool {
+    false
 }
 
 #[cfg(all(feature = "mutations", debug_assertions))]
