@@ -2,9 +2,9 @@
 //! guest.
 //!
 //! Each measurement is a scenario that runs by name only and leaves a file with its results. Times
-//! of the clock say little on a busy machine, and the guest counts stolen time as CPU time; ratios to
-//! charon say more. Threads suffer in User-Mode Linux, so charon costs many times what it costs on a
-//! real machine.
+//! of the clock say little on a busy machine, and the guest counts stolen time as CPU time. Ratios
+//! to charon say more. Threads suffer in User-Mode Linux, so charon costs many times what it costs
+//! on a real machine.
 //!
 //! - `tunnels`: N static peers against one agent: up, at rest, rekeyed, shown.
 //! - `mesh`: agents that all have tunnels to each other, and an idle edge with one hub.
