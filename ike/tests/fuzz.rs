@@ -1,5 +1,5 @@
-//! The fuzzing targets, tried shortly: seeds are messages of two endpoints that talk to each other,
-//! which then change at random places. `make fuzz MINUTES=n` lets libFuzzer look for longer.
+//! The fuzzing targets, tried shortly: the seed is an IKE_SA_INIT request, which changes at random
+//! places. `make fuzz MINUTES=n` lets libFuzzer look for longer.
 #![allow(missing_docs, unreachable_pub)]
 
 #[path = "../fuzz/targets.rs"]

@@ -3,7 +3,7 @@
 //! [`kube`] is a real Kubernetes control plane for tests that need one. [`suite`] and [`netns`]
 //! serve the tests of single crates that need privileges.
 //!
-//! [`bench`] measures the agent with thousands of peers. [`ike_peers`] plays them.
+//! [`mod@bench`] measures the agent with thousands of peers. [`ike_peers`] plays them.
 //!
 //! `docs/lab.md` says how the lab works, how to add a scenario, and how to investigate one that
 //! failed.
