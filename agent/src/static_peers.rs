@@ -140,8 +140,8 @@ impl StaticPeers {
     }
 }
 
-/// Asks the system's resolver. The order of its answer is kept (RFC 6724), unless only that has
-/// changed: resolvers rotate it.
+/// Asks the system's resolver. The addresses are sorted, since resolvers rotate them. All of them
+/// are candidates.
 async fn lookup(name: String) -> io::Result<Vec<IpAddr>> {
     let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
     let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();

@@ -17,6 +17,9 @@ pub struct FirewallSection {
     /// Sources outside of the cluster that may use this node's tunnels. Their packets get the
     /// bridge's address.
     pub lan_to_tunnels: Vec<IpNetwork>,
+    /// Ranges of Services (ClusterIPs) that no view names. Nothing is published there: hosts outside
+    /// do not reach pods by these addresses.
+    pub service_ranges: Vec<IpNetwork>,
     /// Sources from which pods may send, besides their own addresses.
     pub pod_sources: Vec<IpNetwork>,
     /// Whether the node also routes between its own networks if agent or plugin turned on
@@ -34,6 +37,7 @@ impl Default for FirewallSection {
             masquerade_except: vec![],
             lan_to_pods: vec![],
             lan_to_tunnels: vec![],
+            service_ranges: vec![],
             pod_sources: vec![],
             forward_others: false,
             accept_in_forward: true,

@@ -342,9 +342,14 @@ impl Config {
             return Err(format!("[cni]: unfiltered_pods has {pattern:?}; expected {}", pods::EXPECTED));
         }
         // The plugin refuses more.
-        let (count, limit) = (self.firewall.lan_to_pods.len(), pods::MAX_LAN_TO_PODS);
-        if count > limit {
-            return Err(format!("[firewall]: lan_to_pods has {count} networks; expected at most {limit}, merge some"));
+        for (key, networks, limit) in [
+            ("lan_to_pods", &self.firewall.lan_to_pods, pods::MAX_LAN_TO_PODS),
+            ("service_ranges", &self.firewall.service_ranges, pods::MAX_SERVICE_RANGES),
+        ] {
+            let count = networks.len();
+            if count > limit {
+                return Err(format!("[firewall]: {key} has {count} networks; expected at most {limit}, merge some"));
+            }
         }
         if self.controller.is_none() && self.peers.is_empty() {
             return Err("neither [controller] nor any [[peer]]: there is nothing to do; add one of them".into());

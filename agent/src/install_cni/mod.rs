@@ -184,6 +184,9 @@ fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> Stri
     if !config.firewall.lan_to_pods.is_empty() {
         ours["lanToPods"] = json!(config.firewall.lan_to_pods);
     }
+    if !config.firewall.service_ranges.is_empty() {
+        ours["serviceRanges"] = json!(config.firewall.service_ranges);
+    }
     if config.firewall.forward_others {
         ours["forwardOthers"] = json!(true);
     }
@@ -399,6 +402,9 @@ mod tests {
         assert!(plugin(&config)["plugins"][0].get("lanToPods").is_none());
         config.firewall.lan_to_pods = vec!["192.168.1.0/24".parse().unwrap()];
         assert_eq!(plugin(&config)["plugins"][0]["lanToPods"], json!(["192.168.1.0/24"]));
+        assert!(plugin(&config)["plugins"][0].get("serviceRanges").is_none());
+        config.firewall.service_ranges = vec!["10.96.0.0/12".parse().unwrap()];
+        assert_eq!(plugin(&config)["plugins"][0]["serviceRanges"], json!(["10.96.0.0/12"]));
         assert!(plugin(&config)["plugins"][0].get("forwardOthers").is_none());
         config.firewall.forward_others = true;
         assert_eq!(plugin(&config)["plugins"][0]["forwardOthers"], json!(true));

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_edges_own_processes_reach_other_nodes_under_the_bridges_address", own_processes),
     ("published_ports_of_pods_here_and_elsewhere_are_served_to_the_lan", published_ports),
     ("a_host_on_the_lan_reaches_no_service_by_routing_through_the_edge", lan_host_reaches_no_service),
+    ("a_host_on_the_lan_reaches_no_service_that_is_an_address_of_the_edge_as_with_ipvs", lan_host_reaches_no_ipvs),
     ("a_flow_that_was_there_before_the_table_is_judged_too", former_flows),
     ("what_a_node_sends_under_a_client_of_its_own_takes_the_bridges_address", sent_for_others),
     ("a_pod_reaches_itself_by_its_published_port", hairpin),
@@ -178,9 +179,46 @@ fn lan_host_reaches_no_service() {
             }
         }
         assert!(world.refused("to-tunnels") >= 2 && world.refused("to-pods") >= 2);
+        // The operator names a range that no view names.
+        let service_ranges = SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap()).to_vec();
+        world.apply(&Firewall { service_ranges, ..World::edge() });
+        for service in SERVICES.iter().flat_map(|[_, services @ ..]| services) {
+            world.cannot_fetch("lan", service, 80);
+        }
         let lan = || BOTH.map(|family| family.lan.parse().unwrap()).to_vec();
         world.apply(&Firewall { lan_to_pods: lan(), lan_to_tunnels: lan(), ..edge });
         for service in SERVICES.iter().flat_map(|[_, services @ ..]| services) {
+            assert!(world.fetch("lan", service, 80).is_some(), "the operator lets it use {service}");
+        }
+    }
+}
+
+/// IPVS delivers to the node itself what is sent to a Service, whose address is on a link of its
+/// own.
+fn lan_host_reaches_no_ipvs() {
+    for world in worlds() {
+        world.serve("edge");
+        world.sh("edge", "ip link add kube-ipvs0 type bridge && ip link set kube-ipvs0 up");
+        for [_, service, _] in SERVICES {
+            let options = if service.contains(':') { "nodad" } else { "" };
+            world.sh("edge", &format!("ip addr add {service} dev kube-ipvs0 {options}"));
+            assert!(world.fetch("lan", service, 80).is_some(), "without a table {service} is reached");
+        }
+        let named = SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap());
+        // The operator, or a view, may name a range in which the edge's own address lies.
+        let careless = BOTH.map(|family| family.edge_lan.parse::<IpNetwork>().unwrap());
+        let service_ranges: Vec<IpNetwork> = named.into_iter().chain(careless).collect();
+        let edge = Firewall { service_ranges, ..World::edge() };
+        world.apply(&edge);
+        for (family, [_, service, _]) in BOTH.into_iter().zip(SERVICES) {
+            world.cannot_fetch("lan", service, 80);
+            assert!(world.fetch("pod", service, 80).is_some(), "a pod calls {service}");
+            assert!(world.fetch("lan", family.edge_lan, 80).is_some(), "the edge itself is reached");
+        }
+        assert!(world.refused("to-pods") >= 2);
+        let lan = BOTH.map(|family| family.lan.parse().unwrap()).to_vec();
+        world.apply(&Firewall { lan_to_pods: lan, ..edge });
+        for [_, service, _] in SERVICES {
             assert!(world.fetch("lan", service, 80).is_some(), "the operator lets it use {service}");
         }
     }

@@ -36,10 +36,6 @@ const MAX_NAME: usize = 253;
 /// Most entries of `reserved`.
 const MAX_RESERVED: usize = 256;
 
-/// Most networks of `serviceRanges`. A cluster has one or two ranges, and gets more where they are
-/// extended.
-const MAX_SERVICE_RANGES: usize = 64;
-
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Config {
@@ -303,7 +299,7 @@ impl Config {
         }
         for (key, networks, limit) in [
             ("lanToPods", &self.lan_to_pods, pods::MAX_LAN_TO_PODS),
-            ("serviceRanges", &self.service_ranges, MAX_SERVICE_RANGES),
+            ("serviceRanges", &self.service_ranges, pods::MAX_SERVICE_RANGES),
         ] {
             let count = networks.len();
             if count > limit {

@@ -55,6 +55,8 @@ pub struct Firewall {
     pub lan_to_pods: Vec<IpNetwork>,
     /// Sources outside of the cluster that may use the tunnels.
     pub lan_to_tunnels: Vec<IpNetwork>,
+    /// Ranges of Services that no view names.
+    pub service_ranges: Vec<IpNetwork>,
     /// Sources from which pods may send, besides our segments.
     pub pod_sources: Vec<IpNetwork>,
     /// Interfaces between which nothing is forwarded, for IPv4 and IPv6. Empty for a family if the
@@ -99,6 +101,7 @@ impl Firewall {
             masquerade_except: keys.masquerade_except.clone(),
             lan_to_pods: keys.lan_to_pods.clone(),
             lan_to_tunnels: keys.lan_to_tunnels.clone(),
+            service_ranges: keys.service_ranges.clone(),
             pod_sources: keys.pod_sources.clone(),
             bridges: links.bridges,
             isolated: if keys.forward_others { [vec![], vec![]] } else { links.isolated },

@@ -201,6 +201,7 @@ impl Firewall {
         commands.set("pods", bridged().chain(&self.pod_sources).chain(&unspecified));
         commands.set("fronted", self.fronted.iter());
         commands.set("remote", self.remote.iter());
+        commands.set("services", self.remote.iter().chain(&self.service_ranges));
         commands.set("ranges", self.ranges.iter());
         commands.set("inside", {
             let cluster = self.ranges.iter().chain(&self.remote).chain(&self.own).chain(&self.fronted);
@@ -247,6 +248,9 @@ impl Firewall {
             }
             commands.rule("in-clear", dropped("posing"));
         }
+        if !self.minimal {
+            self.services_on_this_node(commands);
+        }
         // The policies would drop such a packet without a count, since its source is not of this
         // node.
         commands.chain("redirected", "filter", "prerouting", REDIRECTED);
@@ -254,6 +258,25 @@ impl Firewall {
             let between = [family.within("saddr", "remote"), family.within("daddr", "remote")];
             let matches = [decapsulated(), redirected()].into_iter().chain(between);
             commands.rule("redirected", matches.chain(dropped("service-elsewhere")));
+        }
+    }
+
+    /// Drops packets of hosts outside to a Service's address that IPVS has put on an interface of
+    /// this node (kube-ipvs0). IPVS sends them on to a pod from the node itself, so they never pass
+    /// `forward`. What is sent to an address of the interface on which it arrives is no such packet.
+    fn services_on_this_node(&self, commands: &mut Commands) {
+        let kind = |flags: Value| json!({"fib": {"result": "type", "flags": flags}});
+        for family in FAMILIES {
+            let on_node = is("==", kind(json!(["daddr"])), json!("local"));
+            let on_other_link = is("!=", kind(json!(["daddr", "iif"])), json!("local"));
+            let allowed = ["fronted", "lan-to-tunnels", "lan-to-pods"].map(|set| family.outside("saddr", set));
+            let from_outside = [
+                meta("!=", "iifname", self.bridges_and_lo()),
+                meta("==", "ipsec", json!(false)),
+                family.within("daddr", "services"),
+            ];
+            let matches = from_outside.into_iter().chain(allowed).chain([on_node, on_other_link]);
+            commands.rule("prerouting", matches.chain(dropped("to-pods")));
         }
     }
 
@@ -299,7 +322,7 @@ impl Firewall {
             // kube-proxy redirects ClusterIPs for any sender. A ClusterIP that was routed here is
             // no published port.
             for family in FAMILIES {
-                commands.rule(target, [family.sent_to("remote")].into_iter().chain(dropped(target)));
+                commands.rule(target, [family.sent_to("services")].into_iter().chain(dropped(target)));
             }
             commands.rule(target, [redirected(), accept()]);
             commands.rule(target, dropped(target));
