@@ -54,10 +54,11 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         Some(_) => transact(&mut netlink, add()),
         None => {
             let content = content(links, config, segments, isolated(config))?;
-            match transact(&mut netlink, [vec![TABLE.create()], content.clone()].concat()) {
+            match fill(vec![TABLE.create()], &content, |messages| transact(&mut netlink, messages)) {
                 // Another ADD was quicker, or the table is of another release.
-                Err(error) if error.errno() == Some(libc::EEXIST) => transact(&mut netlink, add())
-                    .or_else(|_| transact(&mut netlink, [TABLE.create_anew().to_vec(), content].concat())),
+                Err(error) if error.errno() == Some(libc::EEXIST) => transact(&mut netlink, add()).or_else(|_| {
+                    fill(TABLE.create_anew().to_vec(), &content, |messages| transact(&mut netlink, messages))
+                }),
                 made => made,
             }
         }
@@ -86,8 +87,9 @@ pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segment
     if !closes_pods && isolated == [false; 2] {
         return remove(&mut netlink).map(|()| false);
     }
-    let messages = [TABLE.create_anew().to_vec(), content(links, config, segments, isolated)?].concat();
-    transact(&mut netlink, messages).map_err(|error| kernel_error(&error))?;
+    let content = content(links, config, segments, isolated)?;
+    fill(TABLE.create_anew().to_vec(), &content, |messages| transact(&mut netlink, messages))
+        .map_err(|error| kernel_error(&error))?;
     Ok(true)
 }
 
@@ -102,8 +104,10 @@ pub(crate) fn dry_run(links: &mut Links, config: &Config, segments: Option<&Segm
     if exists(&mut netlink, &AGENTS_TABLE)? {
         return Ok(());
     }
-    let messages = [TABLE.create_anew().to_vec(), content(links, config, segments, isolated)?].concat();
-    let tried = netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, None);
+    let content = content(links, config, segments, isolated)?;
+    let tried = fill(TABLE.create_anew().to_vec(), &content, |messages| {
+        netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, None)
+    });
     tried.map_err(|error| kernel_error(&error))
 }
 
@@ -148,29 +152,38 @@ fn transact(netlink: &mut Netlink, messages: Vec<(wire::Message, u16)>) -> Resul
     netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, Some(wire::end()))
 }
 
+/// Makes the table with `table` and fills it. A kernel without the expression `fib` gets it without
+/// the rules that need it: those about IPVS.
+fn fill(
+    table: Vec<(wire::Message, u16)>,
+    content: &TableContent,
+    mut transact: impl FnMut(Vec<(wire::Message, u16)>) -> Result<(), netlink::Error>,
+) -> Result<(), netlink::Error> {
+    match transact([table.clone(), content.messages(true)].concat()) {
+        Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
+            transact([table, content.messages(false)].concat())
+        }
+        done => done,
+    }
+}
+
 /// The names of the pods' bridges, of all networks of the plugin.
 fn bridges(links: &mut Links) -> Result<Vec<String>> {
     Ok(links.all()?.into_iter().filter(bridge::is_ours).map(|link| link.name).collect())
 }
 
-/// The messages for the table's content.
-fn content(
-    links: &mut Links,
-    config: &Config,
-    segments: &SegmentsFile,
-    isolated: [bool; 2],
-) -> Result<Vec<(wire::Message, u16)>> {
+/// What the table contains.
+fn content(links: &mut Links, config: &Config, segments: &SegmentsFile, isolated: [bool; 2]) -> Result<TableContent> {
     let all = links.all()?;
     let routes = links.default_routes()?;
-    let content = TableContent {
+    Ok(TableContent {
         bridges: all.iter().filter(|link| bridge::is_ours(link)).map(|link| link.name.clone()).collect(),
         // Packets from networks that a hub fronts come over its LAN in clear, from cloud nodes.
         sources: segments.networks.iter().chain(&config.lan_to_pods).copied().collect(),
         services: segments.hub_networks.iter().chain(&config.service_ranges).copied().collect(),
         isolated,
         uplinks: uplink::of_container_kinds(&all, &routes, &rules::CONTAINER_KINDS),
-    };
-    Ok(content.messages())
+    })
 }
 
 fn kernel_error(error: &netlink::Error) -> Error {

@@ -28,6 +28,13 @@ const FORWARD: &str = "forward";
 const REDIRECTED: &str = "redirected";
 const TO_PODS: &str = "to-pods";
 const BETWEEN_UPLINKS: &str = "between-uplinks";
+const SERVICES_HERE: &str = "services-here";
+
+/// `RTN_LOCAL` (`linux/rtnetlink.h`).
+const LOCAL: u32 = 2;
+
+/// `NF_INET_LOCAL_IN`, before IPVS (98).
+const INPUT_HOOK: BaseChain = BaseChain { hook: 1, priority: -150 };
 
 /// `NF_INET_FORWARD` (`linux/netfilter.h`) with the priority of the agent's chain: after connection
 /// tracking (-200) and the translation of destinations (-100 of an earlier hook).
@@ -60,8 +67,9 @@ pub(super) struct TableContent {
 }
 
 impl TableContent {
-    /// The messages that fill the table, which must be empty.
-    pub(super) fn messages(&self) -> Vec<(wire::Message, u16)> {
+    /// The messages that fill the table, which must be empty. `fib`: whether the kernel has the
+    /// expression `fib` in the family inet (`CONFIG_NFT_FIB_INET`).
+    pub(super) fn messages(&self, fib: bool) -> Vec<(wire::Message, u16)> {
         let isolates = self.isolated != [false; 2];
         let mut messages = vec![TABLE.new_set(&interfaces(BRIDGES, 1))];
         for (index, (name, key_type, key_length)) in
@@ -86,6 +94,10 @@ impl TableContent {
             messages.push(TABLE.new_chain(chain, None));
         }
         messages.push(TABLE.new_chain(FORWARD, Some(&FORWARD_HOOK)));
+        if fib && !self.services.is_empty() {
+            messages.push(TABLE.new_chain(SERVICES_HERE, Some(&INPUT_HOOK)));
+            messages.extend(self.rules_of_services_here().iter().map(|rule| TABLE.new_rule(rule)));
+        }
         messages.extend(self.rules(isolates).iter().map(|rule| TABLE.new_rule(rule)));
         add_names(&mut messages, BRIDGES, self.bridges.iter().map(String::as_str));
         for (set, ipv4) in SERVICES.into_iter().zip([true, false]) {
@@ -97,6 +109,34 @@ impl TableContent {
             add_names(&mut messages, UPLINKS, self.uplinks.iter().map(|uplink| uplink.name.as_str()));
         }
         messages
+    }
+
+    /// The rules about Services' addresses that IPVS has put on a link of this host (kube-ipvs0).
+    /// IPVS sends such packets on to a pod from the host itself, so they never pass `forward`. An
+    /// address of the link on which the packet came is the host's own.
+    fn rules_of_services_here(&self) -> Vec<Rule> {
+        let accepted = vec![Expression::Verdict(Verdict::Accept)];
+        let mut rules: Vec<Vec<Expression>> = vec![
+            vec![meta(Meta::InputName), Expression::Lookup { set: BRIDGES, inverted: false }],
+            vec![meta(Meta::InputName), equals(&interface_key("lo"))],
+            vec![meta(Meta::SecurityPath), equals(&[1])],
+        ];
+        rules.extend(self.sources.iter().map(source_in));
+        rules.iter_mut().for_each(|rule| rule.extend(accepted.clone()));
+        for ((set, family), (offset, length)) in SERVICES.into_iter().zip(NFPROTO).zip([(16, 4), (24, 16)]) {
+            rules.push(vec![
+                meta(Meta::NetfilterProtocol),
+                equals(&[family]),
+                Expression::Payload { base: Base::Network, offset, length, register: 1 },
+                Expression::Lookup { set, inverted: false },
+                Expression::DestinationTypeOnInput,
+                Expression::Compare { operation: Comparison::NotEqual, value: LOCAL.to_ne_bytes().to_vec() },
+                Expression::Counter,
+                Expression::Verdict(Verdict::Drop),
+            ]);
+        }
+        let rule = |expressions| Rule { chain: SERVICES_HERE, expressions, comment: None };
+        rules.into_iter().map(rule).collect()
     }
 
     /// The rules, in their order. They are those of the agent's chains `forward`, `to-pods` and

@@ -34,6 +34,9 @@ pub(crate) enum Expression {
     OriginalDestination { ipv4: bool },
     /// Loads into `NFT_REG_1` whether the packet's route leads into IPsec (`NFT_RT_XFRM`).
     RouteIntoIpsec,
+    /// Loads into `NFT_REG_1` the type (`RTN_LOCAL`, ...) that the packet's destination has on the
+    /// link on which it came (`linux/rtnetlink.h`).
+    DestinationTypeOnInput,
     /// Keeps only the bits of `NFT_REG_1` that are set in the mask.
     Mask(Vec<u8>),
     /// Counts packets and bytes.
@@ -100,6 +103,7 @@ impl Expression {
             Self::Lookup { .. } => "lookup",
             Self::Conntrack(_) | Self::OriginalDestination { .. } => "ct",
             Self::RouteIntoIpsec => "rt",
+            Self::DestinationTypeOnInput => "fib",
             Self::Mask(_) => "bitwise",
             Self::Counter => "counter",
             Self::Verdict(_) => "immediate",
@@ -146,6 +150,13 @@ impl Expression {
             Self::RouteIntoIpsec => {
                 data.number(2, 4);
                 data.number(1, FIRST);
+            }
+            Self::DestinationTypeOnInput => {
+                // NFTA_FIB_DREG, _RESULT with NFT_FIB_RESULT_ADDRTYPE, _FLAGS with NFTA_FIB_F_DADDR
+                // and _IIF.
+                data.number(1, FIRST);
+                data.number(2, 3);
+                data.number(3, 2 | 8);
             }
             Self::Mask(mask) => {
                 // NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR.

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_host_on_the_lan_reaches_no_pod_without_an_agent_either", a_lan_host_reaches_no_pod),
     ("what_is_published_and_what_lan_to_pods_names_is_reached", what_is_published_and_named_is_reached),
     ("a_service_that_a_host_on_the_lan_routes_to_this_host_is_no_published_port", a_routed_service_is_not_published),
+    ("a_service_that_ipvs_has_on_this_host_is_no_published_port", a_service_of_ipvs_is_not_published),
     ("pods_of_a_second_network_are_closed_too", pods_of_a_second_network_are_closed_too),
     ("the_agents_table_takes_the_place_of_the_plugins", the_agents_table_takes_the_place_of_the_plugins),
     ("the_table_before_pods_is_the_one_that_the_documentation_prints", it_is_the_documented_one),
@@ -184,6 +185,30 @@ fn a_routed_service_is_not_published() {
     world.set("serviceRanges", json!(["10.96.0.0/12", "fd96::/108"]));
     assert!(up(&world).ok);
     pods_alone();
+    world.set("lanToPods", json!(["192.0.2.0/24"]));
+    assert!(up(&world).ok);
+    is_reached(&lan, &services[..1]);
+    is_closed(&world, &lan, &services[1..]);
+}
+
+/// IPVS delivers to the host itself what is sent to a Service, whose address is on a link of its
+/// own. Here the host answers.
+fn a_service_of_ipvs_is_not_published() {
+    let world = World::new(DUAL);
+    let (lan, client) = (neighbour(&world), world.pod());
+    world.add(&client);
+    let services = ["10.96.0.1", "fd96::1"].map(str::to_owned);
+    world.ip("link add kube-ipvs0 type bridge");
+    world.ip("link set kube-ipvs0 up");
+    world.ip("addr add 10.96.0.1/32 dev kube-ipvs0");
+    world.ip("addr add fd96::1/128 dev kube-ipvs0 nodad");
+    // Nothing says yet that these are Services.
+    is_reached(&lan, &services);
+    world.set("serviceRanges", json!(["10.96.0.0/12", "fd96::/108"]));
+    assert!(up(&world).ok);
+    is_closed(&world, &lan, &services);
+    is_reached(&client, &services);
+    is_reached(&lan, &HOST.map(str::to_owned));
     world.set("lanToPods", json!(["192.0.2.0/24"]));
     assert!(up(&world).ok);
     is_reached(&lan, &services[..1]);
