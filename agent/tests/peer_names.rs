@@ -1,5 +1,5 @@
-//! `remote = "NAME"`: the agent starts without the name, and asks the system's resolver again. Tests the program
-//! in namespaces of its own, with a hosts file of its own.
+//! `remote = "NAME"`: the agent starts without the name, and asks the system's resolver again.
+//! Tests the program in namespaces of its own, with a hosts file of its own.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

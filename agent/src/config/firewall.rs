@@ -17,8 +17,8 @@ pub struct FirewallSection {
     /// Sources outside of the cluster that may use this node's tunnels. Their packets get the
     /// bridge's address.
     pub lan_to_tunnels: Vec<IpNetwork>,
-    /// Ranges of Services (ClusterIPs) that no view names. Nothing is published there: hosts outside
-    /// do not reach pods by these addresses.
+    /// Ranges of Services (ClusterIPs) that no view names. Nothing is published there: hosts
+    /// outside do not reach pods by these addresses.
     pub service_ranges: Vec<IpNetwork>,
     /// Sources from which pods may send, besides their own addresses.
     pub pod_sources: Vec<IpNetwork>,

@@ -263,7 +263,8 @@ impl Firewall {
 
     /// Drops packets of hosts outside to a Service's address that IPVS has put on an interface of
     /// this node (kube-ipvs0). IPVS sends them on to a pod from the node itself, so they never pass
-    /// `forward`. What is sent to an address of the interface on which it arrives is no such packet.
+    /// `forward`. What is sent to an address of the interface on which it arrives is no such
+    /// packet.
     fn services_on_this_node(&self, commands: &mut Commands) {
         let kind = |flags: Value| json!({"fib": {"result": "type", "flags": flags}});
         for family in FAMILIES {
