@@ -15,7 +15,7 @@ pub(super) struct TunnelWatch<'a> {
     world: &'a World<'a>,
     ping: Ping,
     /// SPIs of a1's SAs at the beginning.
-    pub(super) tunnels: BTreeSet<u32>,
+    tunnels: BTreeSet<u32>,
 }
 
 impl<'a> TunnelWatch<'a> {
@@ -43,6 +43,19 @@ impl<'a> TunnelWatch<'a> {
             report.expect_none_lost()?;
             let (before, now) = (&self.tunnels, tunnels(self.world)?);
             ensure!(now == *before, "they were {before:x?} and are {now:x?}");
+            Ok(format!("{} pings", report.sent))
+        })
+    }
+
+    /// As [`Self::end`], where SAs may be replaced.
+    ///
+    /// # Errors
+    /// If a ping was lost.
+    pub(super) fn end_after_replacements(mut self) -> Result<()> {
+        self.ping.wait_more(10)?;
+        self.world.checks.holds("no ping of a1's pod to a2's was lost meanwhile", "ping logs", || {
+            let report = self.ping.stop()?;
+            report.expect_none_lost()?;
             Ok(format!("{} pings", report.sent))
         })
     }
