@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -25,7 +26,9 @@ pub fn obstacle_with_nft() -> Option<String> {
 }
 
 fn probe(inside: impl FnOnce(&str) -> Option<String>) -> Option<String> {
-    let name = format!("probe-{}", std::process::id());
+    // Tests of one program probe at the same time.
+    static PROBES: AtomicU32 = AtomicU32::new(0);
+    let name = format!("probe-{}-{}", std::process::id(), PROBES.fetch_add(1, Ordering::Relaxed));
     match Command::new("ip").args(["netns", "add", &name]).output() {
         Err(error) => Some(format!("`ip` (iproute2) cannot be run: {error}")),
         Ok(output) if !output.status.success() => {
