@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use edge_types::forwarding::Forwarding;
 use edge_xfrm::{Error, Xfrm, guard};
 use futures_util::TryStreamExt;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
@@ -36,7 +37,14 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
     report(&mut failures, "routes", routes());
     // Both tables drop and neither accepts for the other, so both may exist at the same time.
     match close_pods(config) {
-        Ok(()) => report(&mut failures, "table inet edge-cni", agents_table()),
+        Ok(()) => {
+            // Without a table the node would route between its own networks.
+            match restore_forwarding(config) {
+                Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+                Err(error) => failures.push(format!("forwarding: {error:#}")),
+            }
+            report(&mut failures, "table inet edge-cni", agents_table());
+        }
         Err(error) => failures.push(format!(
             "table inet edge-cni is kept, since nothing else keeps hosts outside from the attached pods: {error:#}"
         )),
@@ -154,6 +162,19 @@ fn make_pods_table(config: &Config) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Turns forwarding off again if it was off before agent or plugin turned it on, unless the
+/// plugin's table stays: it has the same rules, and pods need forwarding.
+fn restore_forwarding(config: &Config) -> anyhow::Result<Vec<String>> {
+    if firewall::pods_table_exists()? {
+        return Ok(vec![]);
+    }
+    let turned_off = Forwarding::new(&config.state_dir, &config.run_dir).restore()?;
+    let names = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
+    let families = turned_off.into_iter().zip(names).filter(|(turned_off, _)| *turned_off);
+    let line = |name| format!("{name}: 0 again, as it was before; if another program needs it: sysctl -w {name}=1");
+    Ok(families.map(|(_, name)| line(name)).collect())
 }
 
 /// Removes the agent's table.

@@ -83,6 +83,31 @@ impl Forwarding {
         })
     }
 
+    /// Turns forwarding off again for the families for which one of our programs turned it on, and
+    /// deletes the record. Returns the families (IPv4, IPv6) that forwarded until now.
+    ///
+    /// # Errors
+    /// When a setting cannot be written or a file cannot be deleted. The record stays in the first
+    /// case.
+    pub fn restore(&mut self) -> io::Result<[bool; 2]> {
+        let mut turned_off = [false; 2];
+        for ((turned_off, ours), setting) in turned_off.iter_mut().zip(self.ours()).zip(SETTINGS) {
+            let setting = self.sysctls.join(setting);
+            if ours && fs::read_to_string(&setting).is_ok_and(|text| text.trim() != "0") {
+                fs::write(&setting, "0")?;
+                *turned_off = true;
+            }
+        }
+        self.noted = [false; 2];
+        for folder in &self.folders {
+            match fs::remove_file(folder.join(FORWARDING_FILE)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(turned_off)
+    }
+
     fn on_disk(&self) -> [bool; 2] {
         let read = |folder: &PathBuf| {
             let text = fs::read(folder.join(FORWARDING_FILE)).ok()?;
@@ -141,6 +166,21 @@ mod tests {
         of(&host, "b1").note([true, true]).unwrap();
         assert_eq!(of(&host, "b1").ours(), [true, false]);
         assert_eq!(of(&host, "b2").ours(), [false, false]);
+    }
+
+    #[test]
+    fn only_forwarding_that_was_off_before_us_is_turned_off_again() {
+        let host = host("0\n", "1\n");
+        let mut forwarding = of(&host, "b1");
+        forwarding.note([true, true]).unwrap();
+        fs::write(host.path().join(SETTINGS[0]), "1\n").unwrap();
+        assert_eq!(of(&host, "b1").restore().unwrap(), [true, false]);
+        let read = |setting| fs::read_to_string(host.path().join(setting)).unwrap().trim().to_owned();
+        assert_eq!(SETTINGS.map(read), ["0", "1"]);
+        // What the operator turns on afterwards is not ours.
+        fs::write(host.path().join(SETTINGS[0]), "1\n").unwrap();
+        assert_eq!(of(&host, "b1").restore().unwrap(), [false, false]);
+        assert_eq!((of(&host, "b1").ours(), read(SETTINGS[0])), ([false, false], "1".into()));
     }
 
     #[test]

@@ -88,16 +88,22 @@ impl InetTable {
         }
     }
 
-    /// The obstacle, if the table is not in place or is the minimal one.
-    pub(super) fn obstacle(&self) -> Option<Obstacle> {
+    /// The obstacle, if the table is not in place or is the minimal one. `not_forwarding`: the node
+    /// does not forward, which stays so until the table is in place.
+    pub(super) fn obstacle(&self, not_forwarding: bool) -> Option<Obstacle> {
         if let Some(refusal) = self.reduced.as_ref().filter(|_| self.failure.is_none()) {
             return Some(Obstacle {
                 what: format!("the kernel refuses part of the firewall ({refusal}): pods do not reach the outside"),
                 command: "modprobe -a nft_masq nft_fib_inet".into(),
             });
         }
+        let effect = if not_forwarding {
+            "forwarding stays off, since without the firewall this node would route between its own networks; pods reach nothing outside of this node"
+        } else {
+            "hosts on this node's networks may use its tunnels, and pods do not reach the outside"
+        };
         self.failure.as_ref().map(|failure| Obstacle {
-            what: format!("the firewall is not in place ({failure}): hosts on this node's networks may use its tunnels, and pods do not reach the outside"),
+            what: format!("the firewall is not in place ({failure}): {effect}"),
             command: "apt-get install nftables; modprobe -a nf_tables nft_fib_inet nft_masq nft_ct".into(),
         })
     }
@@ -343,7 +349,11 @@ mod tests {
         let mut table = InetTable::new(Incidents::default());
         assert_eq!(table.next_action(&desired), TableAction::Replace);
         table.record_applied(desired.clone(), shown("plain"), Some("No buffer space available".into()));
-        assert_eq!((table.next_action(&desired), table.obstacle().is_some()), (TableAction::None, true), "not at once");
+        assert_eq!(
+            (table.next_action(&desired), table.obstacle(false).is_some()),
+            (TableAction::None, true),
+            "not at once"
+        );
         let time_passes = |table: &mut InetTable| table.full.due = Some(Instant::now());
         for attempt in 1..4 {
             time_passes(&mut table);
@@ -354,12 +364,12 @@ mod tests {
             table.record(Ok(()));
             assert_eq!(table.next_action(&desired), TableAction::None);
             assert_eq!(table.applied, Some((desired.clone(), shown("plain"))));
-            assert!(table.obstacle().is_some_and(|obstacle| obstacle.what.contains("deleted by another program")));
+            assert!(table.obstacle(false).is_some_and(|obstacle| obstacle.what.contains("deleted by another program")));
         }
         assert_eq!(table.full.wait.as_secs(), 8);
         time_passes(&mut table);
         table.retried_full(desired.clone(), Ok(shown("whole")));
-        assert_eq!((table.next_action(&desired), table.obstacle()), (TableAction::None, None));
+        assert_eq!((table.next_action(&desired), table.obstacle(false)), (TableAction::None, None));
         assert_eq!(table.applied, Some((desired, shown("whole"))));
     }
 

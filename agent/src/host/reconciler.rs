@@ -164,7 +164,7 @@ impl HostReconciler {
             routed.chain(&desired.guard.segments).any(|network| network.is_ipv4() == ipv4)
         });
         let guards = !guarded.is_empty() || !desired.tunnels.is_empty();
-        let settings = self.sysctls.ensure(&observed, &self.config.bridge, forward, guards, &self.incidents);
+        let mut settings = self.sysctls.prepare(&observed, &self.config.bridge, forward, guards, &self.incidents);
         self.reconcile_guard(&desired, &guarded, &bridge);
         let mut entries = routes::through_guard(&guarded, &bridge);
         entries.extend(
@@ -204,12 +204,16 @@ impl HostReconciler {
         let desired_table = Firewall::desired(&self.config, &desired, addresses, links, uplink.pod_mtu);
         let mut found = RulesetChanges::default();
         let firewall = self.table.reconcile(desired_table, desired.complete, rules, &mut found).await;
+        if firewall {
+            self.sysctls.forward(&observed, &self.config.bridge, forward, &mut settings);
+        }
         // Changes of our own table up to now are handled.
         self.again |= found.bridge || found.pods_table;
         self.rules_changed(RulesetChanges { ours: false, ..found });
         self.obstacles.update(self.pod_requirements(&desired), &observed).await;
         let mut all_obstacles = settings.obstacles;
-        all_obstacles.extend(self.table.obstacle());
+        let not_forwarding = forward.into_iter().zip(self.sysctls.forwarding_is_off()).any(|(needs, off)| needs && off);
+        all_obstacles.extend(self.table.obstacle(not_forwarding));
         all_obstacles.extend(self.bridge_table.obstacle(&self.conflist()));
         all_obstacles.extend(self.guard_failure.as_ref().map(|failure| Obstacle {
             what: format!("the guard is not in place ({failure}): pods' packets may leave in clear"),

@@ -21,7 +21,7 @@ pub(super) struct Sysctls {
     forwarding: Forwarding,
 }
 
-/// Outcome of [`Sysctls::ensure`].
+/// Outcome of [`Sysctls::prepare`] and [`Sysctls::forward`].
 #[derive(Debug, Default)]
 pub(super) struct SysctlOutcome {
     /// For IPv4 and IPv6: whether forwarding was off before agent or plugin turned it on. The node
@@ -36,9 +36,9 @@ impl Sysctls {
         Self { root: ROOT.into(), forwarding: Forwarding::new(state_dir, run_dir) }
     }
 
-    /// Turns on forwarding for the families in `forward` (IPv4, IPv6), and, if `guarded`, turns off
-    /// the settings by which packets bypass policies.
-    pub(super) fn ensure(
+    /// Records for the families in `forward` (IPv4, IPv6) whether forwarding is off now, before it
+    /// is turned on, and, if `guarded`, turns off the settings by which packets bypass policies.
+    pub(super) fn prepare(
         &mut self,
         observed: &NetworkState,
         bridge: &str,
@@ -47,11 +47,10 @@ impl Sysctls {
         incidents: &Incidents,
     ) -> SysctlOutcome {
         let mut outcome = SysctlOutcome::default();
-        let uplinks = uplink::uplinks(observed, bridge);
         if guarded {
+            let uplinks = uplink::uplinks(observed, bridge);
             self.enforce_policies(&uplinks, &observed.pod_bridges(bridge), incidents, &mut outcome);
         }
-        let off = [self.is("ipv4/ip_forward", "0"), self.is("ipv6/conf/all/forwarding", "0")];
         if let Err(error) = self.forwarding.note(forward) {
             outcome.obstacles.push(Obstacle {
                 what: format!(
@@ -62,18 +61,35 @@ impl Sysctls {
             });
         }
         outcome.ours = self.forwarding.ours();
+        outcome
+    }
+
+    /// Turns on forwarding for the families in `forward`. Only with the table `inet edge-cni` in
+    /// place: without it, a host that was no router would route between its own networks.
+    pub(super) fn forward(
+        &self,
+        observed: &NetworkState,
+        bridge: &str,
+        forward: [bool; 2],
+        outcome: &mut SysctlOutcome,
+    ) {
+        let off = self.forwarding_is_off();
         if forward[0] && off[0] {
-            self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", &mut outcome);
+            self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", outcome);
         }
         // Also for interfaces that are plugged in later. A host that was a router before keeps its
         // own settings.
         if forward[1] && (off[1] || outcome.ours[1]) {
-            self.accept_router_advertisements(&uplinks, &mut outcome);
+            self.accept_router_advertisements(&uplink::uplinks(observed, bridge), outcome);
         }
         if forward[1] && off[1] {
-            self.set("ipv6/conf/all/forwarding", "1", "pods' IPv6 packets are not forwarded", &mut outcome);
+            self.set("ipv6/conf/all/forwarding", "1", "pods' IPv6 packets are not forwarded", outcome);
         }
-        outcome
+    }
+
+    /// For IPv4 and IPv6: whether the host forwards no packets.
+    pub(super) fn forwarding_is_off(&self) -> [bool; 2] {
+        [self.is("ipv4/ip_forward", "0"), self.is("ipv6/conf/all/forwarding", "0")]
     }
 
     /// Sets `accept_ra` to 2 on uplinks (ip-sysctl.rst). Otherwise a host that forwards ignores
@@ -204,7 +220,13 @@ mod tests {
         }
 
         fn ensure(&self, boot: &str, forward: [bool; 2]) -> SysctlOutcome {
-            self.sysctls(boot).ensure(&self.observed, "ecni0", forward, true, &self.incidents)
+            self.ensure_by(&mut self.sysctls(boot), forward)
+        }
+
+        fn ensure_by(&self, sysctls: &mut Sysctls, forward: [bool; 2]) -> SysctlOutcome {
+            let mut outcome = sysctls.prepare(&self.observed, "ecni0", forward, true, &self.incidents);
+            sysctls.forward(&self.observed, "ecni0", forward, &mut outcome);
+            outcome
         }
     }
 
@@ -232,14 +254,14 @@ mod tests {
         std::fs::write(host.folder.path().join("run"), "no folder").unwrap();
         let mut sysctls = host.sysctls("b1");
         for pass in 0..2 {
-            let outcome = sysctls.ensure(&host.observed, "ecni0", [true, true], true, &host.incidents);
+            let outcome = host.ensure_by(&mut sysctls, [true, true]);
             assert_eq!(outcome.ours, [true, true], "pass {pass}");
             let said: Vec<&str> = outcome.obstacles.iter().map(|obstacle| obstacle.what.as_str()).collect();
             assert!(said.iter().any(|what| what.starts_with(FORWARDING_FILE)), "pass {pass}: {said:?}");
             assert_eq!(host.read("ipv4/ip_forward"), "1");
         }
         fs::create_dir(host.folder.path().join("state")).unwrap();
-        let outcome = sysctls.ensure(&host.observed, "ecni0", [true, true], true, &host.incidents);
+        let outcome = host.ensure_by(&mut sysctls, [true, true]);
         assert_eq!((outcome.ours, outcome.obstacles), ([true, true], vec![]));
         assert_eq!(host.ensure("b1", [true, true]).ours, [true, true], "after a restart");
     }

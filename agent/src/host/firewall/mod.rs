@@ -13,8 +13,9 @@ mod nft;
 mod rules;
 
 pub use contents::{Firewall, FirewallLinks, PODS_TABLE, TABLE};
+pub(crate) use nft::pods_table_exists;
 pub use nft::{DroppedPackets, dropped_packets, read, remove, remove_bridge_filter};
-pub(in crate::host) use nft::{list, pods_table_exists, run};
+pub(in crate::host) use nft::{list, run};
 
 #[cfg(test)]
 mod tests;

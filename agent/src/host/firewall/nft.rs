@@ -69,7 +69,7 @@ pub fn remove() -> anyhow::Result<()> {
 }
 
 /// Whether the plugin's table `inet edge-cni-pods` exists.
-pub(in crate::host) fn pods_table_exists() -> anyhow::Result<bool> {
+pub(crate) fn pods_table_exists() -> anyhow::Result<bool> {
     Ok(list(&["list", "table", "inet", PODS_TABLE])?.is_some())
 }
 
