@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
-use crate::{admin, check, down, hardening, install_cni, run};
+use crate::{admin, check, down, hardening, install_cni, run, socket_holder};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -79,6 +79,9 @@ enum Command {
         /// The peer's name, as `status` shows it
         peer: String,
     },
+    /// Hold the agent's UDP sockets while no agent runs; started by `run`, not by hand
+    #[command(hide = true)]
+    HoldSockets,
     /// Register the plugin with the container runtime, once this node has its first segment
     ///
     /// Writes 10-edge-cni.conflist, atomically, into the folder named by [cni] conf_dir
@@ -118,6 +121,7 @@ impl Cli {
             Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
             Command::Rekey { config, peer } => with_config(&config, |config| admin::client::rekey(&config, &peer)),
+            Command::HoldSockets => exit_code(socket_holder::process::run()),
             Command::InstallCni { config, plugin, timeout, plugin_only, keep, remove } => {
                 with_config(&config, |config| {
                     if remove {
@@ -148,7 +152,11 @@ fn with_config(argument: &ConfigArgument, command: impl FnOnce(Config) -> anyhow
             return ExitCode::from(2);
         }
     };
-    match command(config) {
+    exit_code(command(config))
+}
+
+fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("edge-agent: {error:#}");

@@ -15,6 +15,7 @@ use rtnetlink::RouteMessageBuilder;
 use crate::config::Config;
 use crate::host::{self, firewall, obstacles};
 use crate::install_cni::{self, CONFLIST};
+use crate::socket_holder;
 
 /// Removes our SAs, policies, routes, nftables tables and the guard, and nothing that belongs to
 /// other programs. Remaining pods stay closed to hosts outside: if the plugin cannot make its own
@@ -30,6 +31,7 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
         Ok(count) => println!("{what}: {count} removed"),
         Err(error) => failures.push(format!("{what}: {error:#}")),
     };
+    report(&mut failures, "held sockets", held_sockets());
     report(&mut failures, "SAs", sas());
     // The guard is removed last: until then packets of remaining pods are dropped instead of
     // leaving in clear.
@@ -53,6 +55,13 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
     report(&mut failures, "accept rules in FORWARD", obstacles::remove_accepts());
     report(&mut failures, "guard", guard::remove().map(|()| 1).map_err(Into::into));
     if failures.is_empty() { Ok(()) } else { bail!("not everything is removed: {}", failures.join("; ")) }
+}
+
+/// Ends the process that holds the UDP sockets; 0 if there is none.
+fn held_sockets() -> anyhow::Result<usize> {
+    let Some(holder) = socket_holder::client::find()? else { return Ok(0) };
+    let count = holder.take()?.len();
+    holder.end().map(|()| count)
 }
 
 fn sas() -> anyhow::Result<usize> {

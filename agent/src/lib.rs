@@ -52,6 +52,7 @@ pub mod membership;
 pub mod netns_lock;
 pub mod plugin_server;
 pub mod run;
+pub mod socket_holder;
 pub mod state_dir;
 pub mod static_peers;
 pub mod status;

@@ -24,7 +24,7 @@ fn peer(name: &str, remote: &str, network: &str) -> String {
 fn configure(folder: &Path) -> PathBuf {
     let file = folder.join("agent.toml");
     let text = format!(
-        "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\n[timing]\nretransmit = \"50ms\"\ntransmissions = 2\nretry = \"100ms\"\nretry_max = \"200ms\"\n{}{}",
+        "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n[timing]\nretransmit = \"50ms\"\ntransmissions = 2\nretry = \"100ms\"\nretry_max = \"200ms\"\n{}{}",
         folder.join("state"),
         folder.join("run"),
         peer("edge-2", "192.0.2.2", "10.2.0.0/24"),

@@ -22,7 +22,7 @@ fn agent(before: &[&str], folder: &Path, ports: [u16; 2]) -> Command {
     fs::create_dir_all(folder).unwrap();
     let file = folder.join("agent.toml");
     let text = format!(
-        "state_dir = \"state\"\nrun_dir = {:?}\nport = {}\nnat_port = {}\n[[peer]]\nname = \"moon\"\nremote = \"203.0.113.10\"\nlocal_id = \"a.example\"\n\
+        "state_dir = \"state\"\nrun_dir = {:?}\nport = {}\nnat_port = {}\nhold_sockets = false\n[[peer]]\nname = \"moon\"\nremote = \"203.0.113.10\"\nlocal_id = \"a.example\"\n\
          remote_id = \"b.example\"\npsk = \"correct horse battery staple\"\nlocal_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"10.2.0.0/24\"]\n",
         folder.join("run"),
         ports[0],

@@ -95,7 +95,7 @@ fn a_node_in_the_clusters_range() {
     fs::write(folder.join("token"), token["token"].as_str().unwrap()).unwrap();
     let file = folder.join("agent.toml");
     let text = format!(
-        "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\n[cni]\nconf_dir = {2:?}\nbin_dir = {2:?}\n[controller]\nurls = [\"https://203.0.113.1:8443\"]\n\
+        "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n[cni]\nconf_dir = {2:?}\nbin_dir = {2:?}\n[controller]\nurls = [\"https://203.0.113.1:8443\"]\n\
          token_file = \"token\"\n",
         folder.join("state"),
         folder.join("run"),

@@ -33,7 +33,7 @@ fn a_peer_with_a_name_that_is_resolved_later_is_looked_for_at_its_addresses() {
     let (hosts, config) = (folder.join("hosts"), folder.join("agent.toml"));
     fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
     let text = format!(
-        "state_dir = {:?}\nrun_dir = {:?}\n[[peer]]\nname = \"moon\"\nremote = \"moon.example:4500\"\nlocal_id = \"a.example\"\n\
+        "state_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n[[peer]]\nname = \"moon\"\nremote = \"moon.example:4500\"\nlocal_id = \"a.example\"\n\
          remote_id = \"b.example\"\npsk = \"correct horse battery staple\"\nlocal_subnets = [\"10.1.0.0/24\"]\n\
          remote_subnets = [\"10.2.0.0/24\"]\n",
         folder.join("state"),

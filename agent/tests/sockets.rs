@@ -23,15 +23,32 @@ const HANG: Duration = Duration::from_secs(60);
 const UDP_ENCAP: libc::c_int = 100;
 
 /// A network namespace for an agent.
-struct Namespace(UnnamedNamespace);
+struct Namespace {
+    namespace: UnnamedNamespace,
+    hold_sockets: bool,
+}
 
 impl Namespace {
     fn new() -> Self {
-        Self(UnnamedNamespace::new())
+        Self { namespace: UnnamedNamespace::new(), hold_sockets: false }
     }
 
     fn path(&self) -> String {
-        self.0.path()
+        self.namespace.path()
+    }
+
+    /// Whether the holder can be reached.
+    fn is_held(&self) -> bool {
+        let sockets = fs::read_to_string(format!("/proc/{}/net/unix", self.namespace.pid())).unwrap();
+        sockets.contains("@edge-cni-sockets")
+    }
+
+    /// The inode of the IPv4 socket that is bound to a port.
+    fn inode(&self, port: u16) -> Option<String> {
+        let table = fs::read_to_string(format!("/proc/{}/net/udp", self.namespace.pid())).unwrap();
+        let local = format!(":{port:04X}");
+        let line = table.lines().find(|line| line.split_whitespace().nth(1).is_some_and(|at| at.ends_with(&local)))?;
+        line.split_whitespace().nth(9).map(str::to_owned)
     }
 
     /// Runs `work` in the namespace as this user.
@@ -54,11 +71,12 @@ impl Namespace {
     fn agent(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> Command {
         let file = folder.join("agent.toml");
         let text = format!(
-            "state_dir = {:?}\nrun_dir = {:?}\nnat_port = {nat_port}\n[[peer]]\nname = \"moon\"\nremote = \"203.0.113.10\"\nlocal_id = \"a.example\"\n\
+            "state_dir = {:?}\nrun_dir = {:?}\nnat_port = {nat_port}\nhold_sockets = {}\n[[peer]]\nname = \"moon\"\nremote = \"203.0.113.10\"\nlocal_id = \"a.example\"\n\
              remote_id = \"b.example\"\npsk = \"correct horse battery staple\"\nlocal_subnets = [\"10.1.0.0/24\"]\n\
              remote_subnets = [\"10.2.0.0/24\"]\n",
             folder.join("state"),
             folder.join("run"),
+            self.hold_sockets,
         );
         fs::write(&file, text).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
@@ -227,4 +245,72 @@ fn state_and_sockets_are_private_without_a_controller_too_and_no_core_is_written
     let limits = fs::read_to_string(format!("/proc/{}/limits", agent.0.id())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+}
+
+#[test]
+fn without_systemd_the_sockets_outlive_an_agent_that_is_killed() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (namespace, folder) = (Namespace { hold_sockets: true, ..Namespace::new() }, tempfile::tempdir().unwrap());
+    let killed = |nat_port, other_port| {
+        let agent = namespace.start(folder.path(), nat_port, &[]);
+        let inode = namespace.inode(nat_port);
+        // A holder of other ports ends first.
+        wait::expect("the holder", HANG, || {
+            (namespace.is_held() && namespace.inode(other_port).is_none()).then_some(())
+        });
+        drop(agent);
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        assert_eq!(namespace.inode(nat_port), inode, "the socket stays open");
+        inode.unwrap()
+    };
+    let first = killed(4500, 14500);
+    assert_eq!(killed(4500, 14500), first, "the next agent has the same socket");
+    // The ports of another configuration take the place of the earlier ones.
+    killed(14500, 4500);
+    assert_eq!(namespace.inode(4500), None);
+
+    let mut down = Command::new("nsenter");
+    down.arg(format!("--net={}", namespace.path())).args([env!("CARGO_BIN_EXE_edge-agent"), "down", "--config"]);
+    let said = down.arg(folder.path().join("agent.toml")).output().unwrap();
+    assert_eq!(namespace.inode(14500), None, "{}", String::from_utf8_lossy(&said.stderr));
+    assert!(String::from_utf8_lossy(&said.stdout).contains("held sockets: 4 removed"), "{said:?}");
+}
+
+#[test]
+fn a_local_user_gets_no_held_socket() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (namespace, folder) = (Namespace { hold_sockets: true, ..Namespace::new() }, tempfile::tempdir().unwrap());
+    let agent = namespace.start(folder.path(), 4500, &[]);
+    wait::expect("the holder", HANG, || namespace.is_held().then_some(()));
+    let ask = || {
+        use std::io::{Read, Write};
+        use std::os::linux::net::SocketAddrExt;
+        let name = std::os::unix::net::SocketAddr::from_abstract_name("edge-cni-sockets").unwrap();
+        let mut stream = std::os::unix::net::UnixStream::connect_addr(&name).unwrap();
+        // The holder may close before we write.
+        let _ = stream.write_all(b"take 1\n");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).map(|_| answer).unwrap_or_default()
+    };
+    assert_eq!(namespace.within(STRANGER, ask), b"");
+    drop(agent);
+    assert!(namespace.inode(4500).is_some());
+    // A user who has bound the name gets nothing of the next agent, and does not keep it from
+    // starting.
+    let holder = namespace.within(0, || edge_agent::socket_holder::client::find().unwrap().unwrap());
+    holder.end().unwrap();
+    let posing = namespace.within(STRANGER, || {
+        use std::os::linux::net::SocketAddrExt;
+        let name = std::os::unix::net::SocketAddr::from_abstract_name("edge-cni-sockets").unwrap();
+        std::os::unix::net::UnixListener::bind_addr(&name).unwrap()
+    });
+    fs::remove_dir_all(folder.path().join("run")).unwrap();
+    drop(namespace.start(folder.path(), 4500, &[]));
+    posing.set_nonblocking(true).unwrap();
+    let (mut stream, _) = posing.accept().expect("the agent connects once");
+    assert_eq!(std::io::Read::read(&mut stream, &mut [0; 64]).unwrap(), 0, "the agent sends nothing");
 }

@@ -36,11 +36,12 @@ pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
     Ok(())
 }
 
-/// Lets the kernel decapsulate ESP in UDP that arrives on this socket (RFC 3948 2.1), IPv4 or IPv6.
-/// It works as long as the socket is open. IKE messages on the socket then begin with four zero
-/// bytes.
-pub fn decapsulate_esp(socket: &impl AsFd) -> Result<()> {
-    set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &UDP_ENCAP_ESPINUDP.to_ne_bytes())
+/// Sets whether the kernel decapsulates ESP in UDP that arrives on this socket (RFC 3948 2.1), IPv4
+/// or IPv6. It does so as long as the socket is open in any process. IKE messages on the socket
+/// then begin with four zero bytes.
+pub fn decapsulate_esp(socket: &impl AsFd, on: bool) -> Result<()> {
+    let kind = if on { UDP_ENCAP_ESPINUDP } else { 0 };
+    set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &kind.to_ne_bytes())
 }
 
 /// `struct xfrm_userpolicy_info` of an allow without template.

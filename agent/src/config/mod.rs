@@ -52,6 +52,10 @@ pub struct Config {
     /// UDP port for IKE behind NATs and for ESP in UDP.
     #[serde(default = "default_nat_port")]
     pub nat_port: u16,
+    /// Whether a process of its own keeps the UDP sockets open while no agent runs, unless systemd
+    /// does.
+    #[serde(default = "default_hold_sockets")]
+    pub hold_sockets: bool,
     /// Whether ESP between our own nodes always travels in UDP.
     #[serde(default)]
     pub encap: Encap,
@@ -228,6 +232,10 @@ fn default_bridge() -> String {
 
 fn default_port() -> u16 {
     500
+}
+
+fn default_hold_sockets() -> bool {
+    true
 }
 
 fn default_nat_port() -> u16 {

@@ -95,7 +95,7 @@ impl Driver {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
         events.ignore_port(xfrm.port());
-        let sockets = ike_sockets::open(config.port, config.nat_port)?;
+        let sockets = ike_sockets::open(config.port, config.nat_port, config.hold_sockets)?;
         let endpoint_config =
             EndpointConfig { port: config.port, nat_port: config.nat_port, ..EndpointConfig::default() };
         let child_lifetime = config.timing.resolve().child_lifetime;

@@ -1,44 +1,60 @@
 //! The four UDP sockets of IKE: two ports in two families. systemd may have opened them
 //! (`edge-agent.socket`), so that no local user can bind the ports, and datagrams wait while the
-//! agent restarts. The agent opens those that systemd did not open.
+//! agent restarts. Those that systemd did not open come from the holder of an earlier agent
+//! ([`socket_holder`]), or the agent opens them.
 
 use std::fs;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use edge_xfrm::socket as options;
+use tracing::Instrument;
 
 use super::datagram_socket::{self, Socket};
+use crate::socket_holder::{self, client::Holder};
 
 /// Largest number of sockets that systemd may pass.
 const MAX_LISTEN_FDS: RawFd = 64;
 
-/// Opens all sockets, or takes them over from systemd. Fails if a port is in use, naming the user
-/// of the process that has it.
-pub(super) fn open(port: u16, nat_port: u16) -> anyhow::Result<Vec<Arc<Socket>>> {
+/// First wait before another holder is started; doubled after each failure.
+const MIN_RETRY: Duration = Duration::from_secs(1);
+/// Longest wait before another holder is started.
+const MAX_RETRY: Duration = Duration::from_secs(60);
+
+/// Opens all sockets, or takes them over from systemd or from a holder. With `hold`, a holder keeps
+/// those that systemd does not. To be called within a tokio runtime. Fails if a port is in use,
+/// naming the user of the process that has it.
+pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<Arc<Socket>>> {
     let mut from_systemd = systemd_sockets()?;
+    let (holder, mut held) = held_sockets();
     let mut sockets = Vec::new();
+    let (mut taken, mut opened) = (Vec::new(), Vec::new());
     for ipv4 in [true, false] {
         for (port, nat) in [(port, false), (nat_port, true)] {
-            let found = from_systemd.iter().position(|socket| socket.is_ipv4() == ipv4 && socket.port() == port);
-            let socket = match found.map(|found| from_systemd.swap_remove(found)) {
-                Some(socket) => socket,
-                None => match Socket::open(ipv4, port) {
-                    Ok(socket) => socket,
+            let socket = if let Some(socket) = remove(&mut from_systemd, ipv4, port) {
+                Arc::new(socket)
+            } else if let Some(socket) = remove(&mut held, ipv4, port) {
+                taken.push(Arc::new(socket));
+                taken[taken.len() - 1].clone()
+            } else {
+                match Socket::open(ipv4, port) {
+                    Ok(socket) => {
+                        opened.push(Arc::new(socket));
+                        opened[opened.len() - 1].clone()
+                    }
                     Err(error) if !ipv4 && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                         tracing::info!("this kernel has no IPv6");
                         continue;
                     }
                     Err(error) => return Err(error).with_context(|| port_in_use(ipv4, port)),
-                },
+                }
             };
             options::bypass(&socket, !ipv4).context("IKE's sockets; the agent needs CAP_NET_ADMIN")?;
-            if nat {
-                options::decapsulate_esp(&socket).context("ESP in UDP")?;
-            }
-            sockets.push(Arc::new(socket));
+            options::decapsulate_esp(&socket, nat).context("ESP in UDP")?;
+            sockets.push(socket);
         }
     }
     for socket in from_systemd {
@@ -48,7 +64,66 @@ pub(super) fn open(port: u16, nat_port: u16) -> anyhow::Result<Vec<Arc<Socket>>>
             "systemd passed a socket that is not used: port is {port} and nat_port {nat_port} in the configuration; give edge-agent.socket the same ones"
         );
     }
+    if !taken.is_empty() {
+        tracing::info!(sockets = taken.len(), "taken over from the holder that an earlier agent started");
+    }
+    // A holder that has all of them and no others goes on.
+    let holder = holder.filter(|_| hold && opened.is_empty() && held.is_empty() && !taken.is_empty());
+    let ours: Vec<Arc<Socket>> = taken.into_iter().chain(opened).collect();
+    if hold && !ours.is_empty() {
+        tokio::spawn(keep_holder(holder, ours).in_current_span());
+    }
     Ok(sockets)
+}
+
+fn remove(sockets: &mut Vec<Socket>, ipv4: bool, port: u16) -> Option<Socket> {
+    let found = sockets.iter().position(|socket| socket.is_ipv4() == ipv4 && socket.port() == port)?;
+    Some(sockets.swap_remove(found))
+}
+
+/// The holder of an earlier agent, and its sockets. A holder that cannot be used is logged, and
+/// counts as none.
+fn held_sockets() -> (Option<Holder>, Vec<Socket>) {
+    let take = || -> anyhow::Result<_> {
+        let Some(holder) = socket_holder::client::find()? else { return Ok((None, vec![])) };
+        let adopt = |fd| Socket::adopt(fd).map_err(|problem| anyhow!("a socket that the holder gave: {problem}"));
+        let sockets = holder.take()?.into_iter().map(adopt).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok((Some(holder), sockets))
+    };
+    take().unwrap_or_else(|error| {
+        tracing::warn!("{error:#}; the sockets are opened anew");
+        (None, vec![])
+    })
+}
+
+/// Starts a holder for these sockets, unless one has them, and another one whenever it ends.
+async fn keep_holder(mut holder: Option<Holder>, sockets: Vec<Arc<Socket>>) {
+    let mut wait = MIN_RETRY;
+    loop {
+        if holder.is_none() {
+            match start_holder(&sockets) {
+                Ok(started) => holder = Some(started),
+                Err(error) => tracing::warn!(
+                    "no process holds the UDP sockets, so that packets are lost while the agent restarts: {error:#}"
+                ),
+            }
+        }
+        let since = Instant::now();
+        if let Some(holder) = holder.take() {
+            holder.ended().await;
+            tracing::warn!("the process that holds the UDP sockets ended; another one is started");
+        }
+        wait = if since.elapsed() > MAX_RETRY { MIN_RETRY } else { (wait * 2).min(MAX_RETRY) };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Ends a holder of other sockets, and starts one for these.
+fn start_holder(sockets: &[Arc<Socket>]) -> anyhow::Result<Holder> {
+    if let Some(other) = socket_holder::client::find()? {
+        other.end()?;
+    }
+    socket_holder::client::start(sockets)
 }
 
 /// The sockets that systemd passed (`sd_listen_fds(3)`); none at the second call.
@@ -75,7 +150,7 @@ fn systemd_sockets() -> anyhow::Result<Vec<Socket>> {
 
 fn port_in_use(ipv4: bool, port: u16) -> String {
     let family = if ipv4 { "IPv4" } else { "IPv6" };
-    let who = match holder(ipv4, port) {
+    let who = match user_of(ipv4, port) {
         Some(0) => {
             "a process of root holds it: is another IKE daemon running? Stop it, or set port and nat_port".to_owned()
         }
@@ -89,15 +164,15 @@ fn port_in_use(ipv4: bool, port: u16) -> String {
 
 /// The user whose process has bound a UDP port in this network namespace. An IPv6 socket may accept
 /// IPv4 as well.
-fn holder(ipv4: bool, port: u16) -> Option<u32> {
+fn user_of(ipv4: bool, port: u16) -> Option<u32> {
     let tables = ["/proc/self/net/udp", "/proc/self/net/udp6"];
     let tables = if ipv4 { &tables[..] } else { &tables[1..] };
-    tables.iter().filter_map(|table| fs::read_to_string(table).ok()).find_map(|table| holder_in(&table, port))
+    tables.iter().filter_map(|table| fs::read_to_string(table).ok()).find_map(|table| user_in(&table, port))
 }
 
 /// Reads the user from a table that `udp4_seq_show` (`net/ipv4/udp.c`) writes: slot, local address,
 /// remote address, state, queues, timer, retransmissions, user.
-fn holder_in(table: &str, port: u16) -> Option<u32> {
+fn user_in(table: &str, port: u16) -> Option<u32> {
     table.lines().skip(1).find_map(|line| {
         let mut words = line.split_whitespace();
         let (_, local) = words.nth(1)?.rsplit_once(':')?;
@@ -114,6 +189,6 @@ mod tests {
         let table = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
                      10: 00000000:01F4 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 1 2 0 0\n\
                      11: 0100007F:1194 00000000:0000 07 00000000:00000000 00:00000000 00000000  1000        0 2 2 0 0\n";
-        assert_eq!([500, 4500, 4501].map(|port| holder_in(table, port)), [Some(0), Some(1000), None]);
+        assert_eq!([500, 4500, 4501].map(|port| user_in(table, port)), [Some(0), Some(1000), None]);
     }
 }

@@ -34,7 +34,7 @@ pub(crate) fn pair() -> Pair {
 
 pub(crate) fn esp_socket(namespace: &Namespace, address: &str) -> UdpSocket {
     let socket = namespace.listen(address);
-    edge_xfrm::socket::decapsulate_esp(&socket).unwrap();
+    edge_xfrm::socket::decapsulate_esp(&socket, true).unwrap();
     socket
 }
 

@@ -1,0 +1,81 @@
+//! What the agent and `edge-agent down` ask of the holder.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use super::{END, HOLD, MAX_MESSAGE, SOCKETS, TAKE, TIMEOUT, address, borrowed, is_trusted, receive, send};
+
+/// A connection to the holder. The holder waits for another agent once it is closed.
+#[derive(Debug)]
+pub struct Holder(UnixStream);
+
+/// Finds the holder of this network namespace, if one runs. Fails if another user's process has
+/// bound the holder's name.
+pub fn find() -> anyhow::Result<Option<Holder>> {
+    let stream = match UnixStream::connect_addr(&address()?) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
+        Err(error) => return Err(error).context("the holder of the sockets"),
+    };
+    if !is_trusted(&stream) {
+        bail!("the abstract socket of the sockets' holder belongs to another user; `ss -xlp` shows whose it is");
+    }
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    Ok(Some(Holder(stream)))
+}
+
+/// Starts a holder for these sockets, as a process of its own session, so that a signal to the
+/// agent's process group does not reach it.
+pub fn start<F: AsFd>(sockets: &[F]) -> anyhow::Result<Holder> {
+    let (ours, its) = UnixStream::pair()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("edge-agent").arg("hold-sockets").stdin(OwnedFd::from(its));
+    command.stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+    // It reads nothing of the environment, which may hold secrets.
+    command.env_clear();
+    let mut child = command.spawn().context("edge-agent hold-sockets")?;
+    send(&ours, HOLD, &borrowed(sockets))?;
+    // It is a child of the agent, which must wait for it or leave a zombie.
+    std::thread::Builder::new().name("holder".into()).stack_size(64 * 1024).spawn(move || child.wait())?;
+    Ok(Holder(ours))
+}
+
+impl Holder {
+    /// Asks for the sockets. The holder keeps them as well.
+    pub fn take(&self) -> anyhow::Result<Vec<OwnedFd>> {
+        send(&self.0, TAKE, &[]).context("the holder of the sockets")?;
+        let (message, sockets) = receive(&self.0).context("the holder of the sockets")?;
+        if message != SOCKETS {
+            bail!("the holder of the sockets answers {:?}", String::from_utf8_lossy(&message));
+        }
+        Ok(sockets)
+    }
+
+    /// Has the holder close the sockets and end, and waits until it has.
+    pub fn end(mut self) -> anyhow::Result<()> {
+        send(&self.0, END, &[]).context("the holder of the sockets")?;
+        match self.0.read(&mut [0; MAX_MESSAGE]) {
+            Ok(0) => Ok(()),
+            Ok(_) => bail!("the holder of the sockets does not end"),
+            Err(error) => Err(error).context("the holder of the sockets does not end"),
+        }
+    }
+
+    /// Returns once the holder has ended.
+    pub async fn ended(self) {
+        let stream = self.0.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(self.0));
+        match stream {
+            Ok(stream) => drop(stream.readable().await),
+            Err(error) => {
+                tracing::warn!(%error, "the holder of the sockets cannot be watched");
+                std::future::pending().await
+            }
+        }
+    }
+}

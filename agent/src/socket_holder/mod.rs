@@ -1,0 +1,88 @@
+//! Keeps the agent's UDP sockets open while no agent runs, where systemd does not
+//! (`edge-agent.socket`). The kernel decapsulates ESP in UDP only as long as a socket with
+//! `UDP_ENCAP` is open. So without a holder every packet that arrives is lost from the end of the
+//! agent to its next start.
+//!
+//! The holder is a process of the same program, which the agent starts once its sockets are open.
+//! It holds descriptors and reads nothing from the network. The agent gives it the sockets over a
+//! unix socket that is its standard input (`SCM_RIGHTS`, `unix(7)`), and keeps that connection open
+//! while it runs. The next agent finds the holder by an abstract unix socket: such a name belongs
+//! to the network namespace, as the UDP sockets do, and the kernel frees it with the process.
+//! Either side talks only to root or its own user (`SO_PEERCRED`).
+//!
+//! - [`client`]: what the agent and `down` ask of the holder.
+//! - [`process`]: the holder.
+
+pub mod client;
+pub mod process;
+
+use std::io;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg, sockopt,
+};
+use rustix::process::geteuid;
+
+/// The abstract name of the holder's socket.
+const NAME: &str = "edge-cni-sockets";
+/// Largest number of sockets that are held. The agent has four.
+const MAX_SOCKETS: usize = 8;
+/// Largest message, bytes.
+const MAX_MESSAGE: usize = 64;
+/// Longest wait for the other side, which answers at once.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// From the agent, at the start of the holder: the sockets to hold.
+const HOLD: &[u8] = b"hold 1\n";
+/// From the agent: send me the sockets.
+const TAKE: &[u8] = b"take 1\n";
+/// From the holder: the sockets.
+const SOCKETS: &[u8] = b"sockets 1\n";
+/// From the agent: close the sockets and end.
+const END: &[u8] = b"end 1\n";
+
+fn address() -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(NAME)
+}
+
+/// Whether the process at the other end is root's or of our own user.
+fn is_trusted(stream: &UnixStream) -> bool {
+    sockopt::socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
+}
+
+/// Sends a message with descriptors, at most [`MAX_SOCKETS`].
+fn send(stream: &UnixStream, message: &[u8], sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !sockets.is_empty() && !control.push(SendAncillaryMessage::ScmRights(sockets)) {
+        return Err(io::Error::other(format!("{} sockets; at most {MAX_SOCKETS} can be held", sockets.len())));
+    }
+    let sent = sendmsg(stream, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)?;
+    if sent == message.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// Receives a message, and the descriptors that came with it. The message is empty at the end of
+/// the stream.
+fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut message = vec![0; MAX_MESSAGE];
+    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut message)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    message.truncate(received.bytes);
+    let sockets = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
+        _ => None,
+    });
+    Ok((message, sockets.flatten().collect()))
+}
+
+fn borrowed<F: AsFd>(sockets: &[F]) -> Vec<BorrowedFd<'_>> {
+    sockets.iter().map(AsFd::as_fd).collect()
+}
