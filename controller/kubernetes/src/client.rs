@@ -115,11 +115,11 @@ impl ApiFailures {
         self.note(what, ApiFailure { why, aside: true });
     }
 
-    fn note(&self, what: &str, obstacle: ApiFailure) {
+    fn note(&self, what: &str, failure: ApiFailure) {
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = failing.insert(what.to_owned(), obstacle.clone());
-        if before.as_ref() != Some(&obstacle) {
-            tracing::warn!(what, "{}; the last known state stays in force", obstacle.why);
+        let before = failing.insert(what.to_owned(), failure.clone());
+        if before.as_ref() != Some(&failure) {
+            tracing::warn!(what, "{}; the last known state stays in force", failure.why);
         }
     }
 
@@ -138,18 +138,18 @@ impl ApiFailures {
 
     /// Failures that only people notice; `None` if there are none.
     pub fn aside(&self) -> Option<String> {
-        self.join_reasons(|obstacle| obstacle.aside)
+        self.join_reasons(|failure| failure.aside)
     }
 
     /// Failures on which serving nodes depends; `None` if there are none.
     pub fn all(&self) -> Option<String> {
-        self.join_reasons(|obstacle| !obstacle.aside)
+        self.join_reasons(|failure| !failure.aside)
     }
 
     fn join_reasons(&self, counts: impl Fn(&ApiFailure) -> bool) -> Option<String> {
         let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: Vec<&str> =
-            failing.values().filter(|obstacle| counts(obstacle)).map(|obstacle| obstacle.why.as_str()).collect();
+            failing.values().filter(|failure| counts(failure)).map(|failure| failure.why.as_str()).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }
@@ -208,14 +208,14 @@ mod tests {
 
     #[test]
     fn failures_are_listed_until_they_work_again() {
-        let obstacles = ApiFailures::default();
-        assert_eq!(obstacles.all(), None);
-        obstacles.fails("b", "two".into());
-        obstacles.fails("a", "one".into());
-        obstacles.fails_aside("events", "no Events".into());
-        assert_eq!(obstacles.all().as_deref(), Some("one; two"), "nodes are served without events");
-        obstacles.works("a");
-        obstacles.works("b");
-        assert_eq!(obstacles.all(), None);
+        let api_failures = ApiFailures::default();
+        assert_eq!(api_failures.all(), None);
+        api_failures.fails("b", "two".into());
+        api_failures.fails("a", "one".into());
+        api_failures.fails_aside("events", "no Events".into());
+        assert_eq!(api_failures.all().as_deref(), Some("one; two"), "nodes are served without events");
+        api_failures.works("a");
+        api_failures.works("b");
+        assert_eq!(api_failures.all(), None);
     }
 }

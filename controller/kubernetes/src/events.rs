@@ -61,9 +61,9 @@ pub struct Events(Option<mpsc::Sender<PendingEvent>>);
 
 impl Events {
     /// Starts to write Events in the cluster that the client reaches, until all clones are dropped.
-    pub fn start(client: &Client, replica: &str, obstacles: ApiFailures) -> Self {
+    pub fn start(client: &Client, replica: &str, api_failures: ApiFailures) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        tokio::spawn(write(client.clone(), replica.to_owned(), obstacles, receiver));
+        tokio::spawn(write(client.clone(), replica.to_owned(), api_failures, receiver));
         Self(Some(sender))
     }
 
@@ -86,7 +86,7 @@ impl Events {
     }
 }
 
-async fn write(client: Client, replica: String, obstacles: ApiFailures, mut receiver: mpsc::Receiver<PendingEvent>) {
+async fn write(client: Client, replica: String, api_failures: ApiFailures, mut receiver: mpsc::Receiver<PendingEvent>) {
     let api: Api<Event> = Api::namespaced(client.clone(), NAMESPACE);
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -95,11 +95,11 @@ async fn write(client: Client, replica: String, obstacles: ApiFailures, mut rece
         let uid = tokio::time::timeout(REQUEST, uid(&client, &pending)).await.ok().flatten();
         let event = event(&pending, uid, &replica);
         match tokio::time::timeout(REQUEST, api.create(&PostParams::default(), &event)).await {
-            Ok(Ok(_)) => obstacles.works(WHAT),
+            Ok(Ok(_)) => api_failures.works(WHAT),
             // Another replica has written it.
-            Ok(Err(kube::Error::Api(status))) if status.code == 409 => obstacles.works(WHAT),
-            Ok(Err(error)) => obstacles.fails_aside(WHAT, explain(WHAT, &error)),
-            Err(_) => obstacles.fails_aside(WHAT, format!("the API server does not answer about {WHAT}")),
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => api_failures.works(WHAT),
+            Ok(Err(error)) => api_failures.fails_aside(WHAT, explain(WHAT, &error)),
+            Err(_) => api_failures.fails_aside(WHAT, format!("the API server does not answer about {WHAT}")),
         }
     }
 }

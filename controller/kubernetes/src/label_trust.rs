@@ -169,7 +169,7 @@ impl LabelWatch {
     /// Watches and reports. Never returns.
     pub async fn run(self) {
         // Nodes are served without it, so failures here do not affect readiness.
-        let obstacles = ApiFailures::default();
+        let api_failures = ApiFailures::default();
         let (policy_sender, mut policies) = mpsc::unbounded_channel();
         let (binding_sender, mut bindings) = mpsc::unbounded_channel();
         let all = WholeObjects::<ValidatingAdmissionPolicy>(
@@ -178,13 +178,13 @@ impl LabelWatch {
         );
         // When the server ends, the receiver is closed.
         let watched_policies =
-            list_and_watch(all, None, obstacles.clone(), move |event| drop(policy_sender.send(event)));
+            list_and_watch(all, None, api_failures.clone(), move |event| drop(policy_sender.send(event)));
         let all = WholeObjects::<ValidatingAdmissionPolicyBinding>(
             Api::all(self.client.clone()),
             "validatingadmissionpolicybindings.admissionregistration.k8s.io",
         );
         let watched_bindings =
-            list_and_watch(all, None, obstacles.clone(), move |event| drop(binding_sender.send(event)));
+            list_and_watch(all, None, api_failures.clone(), move |event| drop(binding_sender.send(event)));
         tokio::pin!(watched_policies, watched_bindings);
         let mut policy = KnownObjects::new(|policy: &ValidatingAdmissionPolicy| policy.name_any() == NAME);
         let mut bound =
@@ -201,7 +201,7 @@ impl LabelWatch {
             if policy.listed && bound.listed {
                 let bindings: Vec<_> = bound.objects.values().collect();
                 self.report(LabelTrust::of(stands(policy.objects.get(NAME), &bindings)));
-            } else if let Some(why) = obstacles.everything() {
+            } else if let Some(why) = api_failures.everything() {
                 self.report(LabelTrust::unknown(why));
             }
         }

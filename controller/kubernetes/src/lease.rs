@@ -32,7 +32,7 @@ pub struct Leases {
     api: Api<Lease>,
     replica: String,
     duration: Duration,
-    obstacles: ApiFailures,
+    api_failures: ApiFailures,
 }
 
 /// The version of a Lease that was seen last, and since when.
@@ -44,8 +44,8 @@ struct Seen {
 impl Leases {
     /// Makes the Leases of the replica with this name. A Lease that is not renewed for `duration`
     /// counts as abandoned.
-    pub fn new(client: &Client, namespace: &str, replica: &str, duration: Duration, obstacles: ApiFailures) -> Self {
-        Self { api: Api::namespaced(client.clone(), namespace), replica: replica.into(), duration, obstacles }
+    pub fn new(client: &Client, namespace: &str, replica: &str, duration: Duration, api_failures: ApiFailures) -> Self {
+        Self { api: Api::namespaced(client.clone(), namespace), replica: replica.into(), duration, api_failures }
     }
 
     /// Time between renewals, so short that two may fail.
@@ -66,10 +66,10 @@ impl Leases {
                         renewed = begun;
                     }
                     self.set(&leading, holds);
-                    self.obstacles.works(WHAT);
+                    self.api_failures.works(WHAT);
                 }
-                Ok(Err(error)) => self.obstacles.fails(WHAT, explain(WHAT, &error)),
-                Err(_) => self.obstacles.fails(WHAT, format!("the API server does not answer about {WHAT}")),
+                Ok(Err(error)) => self.api_failures.fails(WHAT, explain(WHAT, &error)),
+                Err(_) => self.api_failures.fails(WHAT, format!("the API server does not answer about {WHAT}")),
             }
             // This is well before another replica takes the Lease.
             if renewed.elapsed() >= self.duration * 2 / 3 {
@@ -153,9 +153,9 @@ impl Leases {
         loop {
             let shown = tokio::time::timeout(REQUEST, self.show(&name)).await;
             if let Ok(Err(error)) = shown {
-                self.obstacles.fails_aside("replica", explain(WHAT, &error));
+                self.api_failures.fails_aside("replica", explain(WHAT, &error));
             } else {
-                self.obstacles.works("replica");
+                self.api_failures.works("replica");
             }
             tokio::select! {
                 () = stopping.cancelled() => break,

@@ -70,8 +70,7 @@ impl OrphanCollector {
 
     async fn collect(&mut self) {
         let (now, due, forgotten) = {
-            let view = self.registry.read().await;
-            let state = view.state();
+            let state = self.registry.read().await;
             let at = Instant::now();
             let due_at = |row: &Row| {
                 let grant = (row.network, row.granted_at);
@@ -81,7 +80,7 @@ impl OrphanCollector {
                 };
                 (grant, self.orphans.get(&grant).copied().unwrap_or(at + grace_period))
             };
-            let orphans = state.ledger().rows().filter(|row| is_orphan(state, row));
+            let orphans = state.ledger().rows().filter(|row| is_orphan(&state, row));
             let mut due: HashMap<NodeName, Vec<Grant>> = HashMap::new();
             let orphans: HashMap<Grant, Instant> = orphans
                 .map(|row| {
@@ -95,7 +94,7 @@ impl OrphanCollector {
             self.orphans = orphans;
             self.registered = state.nodes().map(|record| record.name.clone()).collect();
             let now = self.registry.clock.now();
-            (now, due, tokens::forgotten(state, now))
+            (now, due, tokens::forgotten(&state, now))
         };
         for (node, grants) in due {
             match self.exists(&node).await {
@@ -131,7 +130,7 @@ impl OrphanCollector {
         for (network, granted_at) in grants.iter().copied() {
             let released = self.registry.change(move |state| -> Result<_, StoreError> {
                 let row = state.ledger().row(&network);
-                let row = row.filter(|row| is_orphan(state, row) && row.granted_at == granted_at).cloned();
+                let row = row.filter(|row| is_orphan(&state, row) && row.granted_at == granted_at).cloned();
                 let row = row.map(|row| Row { released_at: Some(now), ..row });
                 Ok((row.clone(), row.into_iter().map(Change::PutSegment).collect()))
             });

@@ -54,7 +54,7 @@ pub struct Sources {
     /// Addresses that a node's peers get.
     pub endpoints: AddressesOf,
     /// Takes failures of requests.
-    pub obstacles: ApiFailures,
+    pub api_failures: ApiFailures,
 }
 
 /// Writes the statuses of EdgeNodes and Communities.
@@ -85,9 +85,9 @@ impl StatusWriter {
         loop {
             period.tick().await;
             let (opened, closed) = {
-                let view = self.sources.registry.read().await;
-                let registered = |name: &NodeName| view.state().node(name).is_some();
-                let connected = |name: &NodeName| view.is_connected(name);
+                let state = self.sources.registry.read().await;
+                let registered = |name: &NodeName| state.node(name).is_some();
+                let connected = |name: &NodeName| state.is_connected(name);
                 self.sources.tunnels.retain(registered);
                 self.sources.conflicts.retain(registered);
                 let UnseenReports { begun, changed } = self.sources.tunnels.take_unseen();
@@ -96,7 +96,7 @@ impl StatusWriter {
                 // Other replicas write the status of the other nodes.
                 pending.begun.retain(connected);
                 pending.changed.retain(connected);
-                let nodes = view.state().nodes().map(|record| &record.name).filter(|name| connected(name));
+                let nodes = state.nodes().map(|record| &record.name).filter(|name| connected(name));
                 let opened: Vec<NodeName> =
                     nodes.filter(|name| !shown.contains(*name) || pending.begun.contains(*name)).cloned().collect();
                 shown.retain(registered);
@@ -195,7 +195,7 @@ impl StatusWriter {
                 None => match tokio::time::timeout(REQUEST * 6, self.read_statuses()).await {
                     Ok(Ok(known)) => known,
                     Ok(Err(error)) => {
-                        self.sources.obstacles.fails_aside("statuses", error);
+                        self.sources.api_failures.fails_aside("statuses", error);
                         continue;
                     }
                     Err(_) => continue,
@@ -245,30 +245,28 @@ impl StatusWriter {
 
     async fn compare(&self, known: &mut KnownStatuses) {
         let (revision, nodes, communities) = {
-            let view = self.sources.registry.read().await;
-            if known.revision == Some(view.revision()) {
+            let state = self.sources.registry.read().await;
+            if known.revision == Some(state.revision()) {
                 return;
             }
-            known.forget_absent(&view);
-            let nodes: Vec<Write> = view
-                .state()
+            known.forget_absent(&state);
+            let nodes: Vec<Write> = state
                 .nodes()
-                .map(|record| (record.name.clone(), self.row_status(&view, record)))
+                .map(|record| (record.name.clone(), self.row_status(&state, record)))
                 .filter(|(name, rows)| {
                     let written = known
                         .nodes
                         .get(name)
-                        .filter(|written| written.is_of(view.created_at_revision(&RowKey::Node(name.clone()))));
+                        .filter(|written| written.is_of(state.created_at_revision(&RowKey::Node(name.clone()))));
                     written.is_none_or(|written| written.digest != digest(rows))
                 })
                 .collect();
             let now = self.sources.registry.clock.now();
-            let communities: Vec<(String, Value, Condition)> = view
-                .state()
+            let communities: Vec<(String, Value, Condition)> = state
                 .listed_communities()
                 .filter_map(|community| {
-                    let (name, shown) = (community_object_name(&community.name), member_counts(&view, community));
-                    let came = view.created_at_revision(&RowKey::Community(community.name.clone()));
+                    let (name, shown) = (community_object_name(&community.name), member_counts(&state, community));
+                    let came = state.created_at_revision(&RowKey::Community(community.name.clone()));
                     let written = known.communities.get(&name).filter(|written| written.is_of(came));
                     if written.is_some_and(|written| written.digest == digest(&shown)) {
                         return None;
@@ -278,7 +276,7 @@ impl StatusWriter {
                     Some((name, shown, complete))
                 })
                 .collect();
-            (view.revision(), nodes, communities)
+            (state.revision(), nodes, communities)
         };
         let digests: HashMap<NodeName, u64> = nodes.iter().map(|(name, rows)| (name.clone(), digest(rows))).collect();
         let wanted = nodes.len() + communities.len();
@@ -296,7 +294,7 @@ impl StatusWriter {
             let params = PatchParams::default();
             match tokio::time::timeout(REQUEST, self.communities.patch_status(&name, &params, &patch)).await {
                 Ok(Err(error)) if !is_absent(&error) => {
-                    self.sources.obstacles.fails_aside("statuses", explain("communities.edge-cni.io", &error));
+                    self.sources.api_failures.fails_aside("statuses", explain("communities.edge-cni.io", &error));
                 }
                 Ok(_) => {
                     let written = WrittenStatus { digest: digest(&shown), at: revision, complete: Some(complete) };
@@ -309,13 +307,13 @@ impl StatusWriter {
         known.revision = (done == wanted).then_some(revision);
     }
 
-    fn row_status(&self, view: &StateGuard<'_>, record: &NodeRecord) -> Value {
+    fn row_status(&self, state: &StateGuard<'_>, record: &NodeRecord) -> Value {
         let until = record.certificates.iter().map(|certificate| certificate.not_after).max();
         let text = |things: Vec<String>| things;
         json!({
-            "communities": view.state().communities_of(record),
+            "communities": state.communities_of(record),
             "addresses": text((self.sources.endpoints)(record).iter().map(|endpoint| endpoint.address.to_string()).collect()),
-            "segments": edge_controller_domain::views::segments(view.state(), &record.name),
+            "segments": edge_controller_domain::views::segments(state, &record.name),
             "certificateUntil": until.map(Timestamp),
         })
     }
@@ -362,12 +360,12 @@ impl StatusWriter {
         let patch = Patch::Merge(patch);
         let params = PatchParams::default();
         match tokio::time::timeout(REQUEST, self.nodes.patch_status(name.as_str(), &params, &patch)).await {
-            Ok(Ok(_)) => self.sources.obstacles.works("statuses"),
+            Ok(Ok(_)) => self.sources.api_failures.works("statuses"),
             // The object is gone, and so is its status.
             Ok(Err(error)) if is_absent(&error) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => return false,
             Ok(Err(error)) => {
-                self.sources.obstacles.fails_aside("statuses", explain("edgenodes.edge-cni.io", &error));
+                self.sources.api_failures.fails_aside("statuses", explain("edgenodes.edge-cni.io", &error));
                 return false;
             }
             Err(_) => return false,
@@ -388,10 +386,10 @@ struct KnownStatuses {
 }
 
 impl KnownStatuses {
-    fn forget_absent(&mut self, view: &StateGuard<'_>) {
-        self.nodes.retain(|name, _| view.state().node(name).is_some());
+    fn forget_absent(&mut self, state: &StateGuard<'_>) {
+        self.nodes.retain(|name, _| state.node(name).is_some());
         let present: HashSet<String> =
-            view.state().listed_communities().map(|community| community_object_name(&community.name)).collect();
+            state.listed_communities().map(|community| community_object_name(&community.name)).collect();
         self.communities.retain(|name, _| present.contains(name));
     }
 }
@@ -413,8 +411,8 @@ impl WrittenStatus {
     }
 }
 
-fn member_counts(view: &StateGuard<'_>, community: &CommunityRecord) -> Value {
-    let is_edge = |name: &&NodeName| view.state().node(name).is_some_and(|node| node.role == edge_types::Role::Edge);
+fn member_counts(state: &StateGuard<'_>, community: &CommunityRecord) -> Value {
+    let is_edge = |name: &&NodeName| state.node(name).is_some_and(|node| node.role == edge_types::Role::Edge);
     let missing: Vec<&NodeName> = community.members.iter().filter(|name| !is_edge(name)).collect();
     json!({
         "listed": community.members.len(),

@@ -28,13 +28,13 @@ const WHAT: &str = "configmaps";
 pub struct TrustBundle {
     api: Api<ConfigMap>,
     ca: Arc<Ca>,
-    obstacles: ApiFailures,
+    api_failures: ApiFailures,
 }
 
 impl TrustBundle {
     /// Publishes in this namespace.
-    pub fn new(client: &Client, namespace: &str, ca: Arc<Ca>, obstacles: ApiFailures) -> Self {
-        Self { api: Api::namespaced(client.clone(), namespace), ca, obstacles }
+    pub fn new(client: &Client, namespace: &str, ca: Arc<Ca>, api_failures: ApiFailures) -> Self {
+        Self { api: Api::namespaced(client.clone(), namespace), ca, api_failures }
     }
 
     /// Publishes while this replica leads. Returns when a sender is gone.
@@ -46,10 +46,10 @@ impl TrustBundle {
             }
             let certificates = changes.borrow_and_update().anchors().concat();
             match tokio::time::timeout(REQUEST, self.publish(&certificates)).await {
-                Ok(Ok(())) => self.obstacles.works(NAME),
+                Ok(Ok(())) => self.api_failures.works(NAME),
                 // Nodes that have joined do not need it.
-                Ok(Err(error)) => self.obstacles.fails_aside(NAME, explain(WHAT, &error)),
-                Err(_) => self.obstacles.fails_aside(NAME, format!("the API server does not answer about {WHAT}")),
+                Ok(Err(error)) => self.api_failures.fails_aside(NAME, explain(WHAT, &error)),
+                Err(_) => self.api_failures.fails_aside(NAME, format!("the API server does not answer about {WHAT}")),
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },

@@ -17,6 +17,7 @@ mod view_versions;
 mod tests;
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -248,12 +249,15 @@ pub struct StateGuard<'a> {
     shared: RwLockReadGuard<'a, Shared>,
 }
 
-impl StateGuard<'_> {
-    /// The rows with their indexes.
-    pub fn state(&self) -> &State {
+impl Deref for StateGuard<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
         &self.shared.state
     }
+}
 
+impl StateGuard<'_> {
     /// The state holds all that was committed up to this revision. It is the version of every view
     /// that is computed from this state.
     pub fn revision(&self) -> u64 {

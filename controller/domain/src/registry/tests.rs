@@ -84,13 +84,13 @@ async fn a_row_that_is_deleted_and_written_again_counts_as_created_again() {
     for changes in [puts.clone(), puts.clone(), [deletions, puts].concat()].into_iter().enumerate() {
         let (round, changes) = changes;
         registry.change(move |_| Ok::<_, StoreError>(((), changes.clone()))).await.unwrap();
-        let view = registry.read().await;
+        let state = registry.read().await;
         for key in &keys {
-            let created_at = view.created_at_revision(key);
+            let created_at = state.created_at_revision(key);
             assert_eq!(created_at > before, round != 1, "{key:?} in round {round}");
-            assert!(created_at <= view.revision(), "{key:?}: {created_at} is not known yet");
+            assert!(created_at <= state.revision(), "{key:?}: {created_at} is not known yet");
         }
-        before = view.revision();
+        before = state.revision();
     }
 }
 
@@ -108,10 +108,10 @@ async fn a_commit_that_fails_is_reported_and_changes_nothing_and_the_next_one_wo
         assert!(refused.unwrap_err().to_string().contains("no space left on device"));
     }
     {
-        let view = registry.read().await;
-        assert_eq!(view.state().nodes().len(), 1);
-        assert_eq!(view.revision(), revision);
-        assert!(view.watch(&name("b")).is_none());
+        let state = registry.read().await;
+        assert_eq!(state.nodes().len(), 1);
+        assert_eq!(state.revision(), revision);
+        assert!(state.watch(&name("b")).is_none());
     }
     full.store(false, Ordering::Relaxed);
     put(&registry, "b").await.unwrap();
@@ -140,8 +140,8 @@ async fn a_plan_is_made_again_if_another_replica_changed_its_rows_first() {
         .await
         .unwrap();
     assert_eq!(granted, "10.77.0.128/26");
-    let view = registry.read().await;
-    let holders: Vec<&str> = view.state().ledger().rows().map(|row| row.node.as_str()).collect();
+    let state = registry.read().await;
+    let holders: Vec<&str> = state.ledger().rows().map(|row| row.node.as_str()).collect();
     assert_eq!(holders, ["x", "y", "me"]);
 }
 
@@ -155,9 +155,9 @@ async fn a_refresh_gives_every_view_a_new_version_and_no_memory_of_older_ones() 
     let before = *watch.borrow_and_update();
     registry.refresh().await;
     assert!(watch.has_changed().unwrap() && *watch.borrow() > before);
-    let view = registry.read().await;
-    assert_eq!(view.delta_since(&name("a"), before), None);
-    assert_eq!(view.delta_since(&name("a"), view.revision()), Some(ViewDelta::default()));
+    let state = registry.read().await;
+    assert_eq!(state.delta_since(&name("a"), before), None);
+    assert_eq!(state.delta_since(&name("a"), state.revision()), Some(ViewDelta::default()));
 }
 
 #[tokio::test]
@@ -177,5 +177,5 @@ async fn plans_of_one_batch_are_made_on_top_of_each_other() {
     let mut numbers = futures_util::future::join_all((0..50).map(|_| count(registry.clone()))).await;
     numbers.sort_unstable();
     assert_eq!(numbers, (0..50).collect::<Vec<_>>());
-    assert_eq!(registry.read().await.state().nodes().len(), 50);
+    assert_eq!(registry.read().await.nodes().len(), 50);
 }

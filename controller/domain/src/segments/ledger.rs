@@ -255,7 +255,7 @@ impl Ledger {
         }
     }
 
-    /// The first free segment between `from` and `last`. Each obstacle is skipped in one step.
+    /// The first free segment between `from` and `last`. Each row in the way is skipped in one step.
     fn first_free(
         &self,
         policy: &SegmentPolicy,
@@ -283,8 +283,8 @@ impl Ledger {
             }
             match reserved.max(taken) {
                 None => return Some(Grant { network, replaces }),
-                // Goes on at the next multiple of the segment's size behind the obstacle.
-                Some(obstacle) => at = (obstacle.max(end) | (step - 1)).checked_add(1)?,
+                // Goes on at the next multiple of the segment's size behind that row.
+                Some(blocked_to) => at = (blocked_to.max(end) | (step - 1)).checked_add(1)?,
             }
         }
         None

@@ -32,28 +32,27 @@ impl ViewBuilder {
 
     /// The view of a registered node with its peers as JSON, which all views share. `None` if the
     /// node is not registered.
-    pub fn view_json(&self, view: &StateGuard<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
-        self.build(view.state(), node, view.revision(), |peer| self.peer_json(view, peer))
+    pub fn view_json(&self, state: &StateGuard<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
+        self.build(state, node, state.revision(), |peer| self.peer_json(state, peer))
     }
 
     /// The change of a registered node's view from version `from` to now. `delta` says which parts
     /// changed since then. `None` if the node is not registered.
     pub fn view_change(
         &self,
-        view: &StateGuard<'_>,
+        state: &StateGuard<'_>,
         node: &NodeName,
         from: u64,
         delta: &ViewDelta,
     ) -> Option<ViewChange<PeerJson>> {
-        let state = view.state();
         let record = state.node(node)?;
-        let mut change = ViewChange { from, version: view.revision(), own: None, put: Vec::new(), gone: Vec::new() };
+        let mut change = ViewChange { from, version: state.revision(), own: None, put: Vec::new(), gone: Vec::new() };
         if delta.own {
             change.own = Some(Box::new(self.own_part(state, record, change.version)));
         }
         for name in &delta.peers {
             match state.node(name).filter(|peer| state.is_peer(record, peer)) {
-                Some(peer) => change.put.push(self.peer_json(view, peer)?),
+                Some(peer) => change.put.push(self.peer_json(state, peer)?),
                 None => change.gone.push(name.clone()),
             }
         }
@@ -88,8 +87,8 @@ impl ViewBuilder {
         }
     }
 
-    fn peer_json(&self, view: &StateGuard<'_>, peer: &NodeRecord) -> Option<PeerJson> {
-        view.peer(&peer.name, || self.peer(view.state(), peer))
+    fn peer_json(&self, state: &StateGuard<'_>, peer: &NodeRecord) -> Option<PeerJson> {
+        state.peer(&peer.name, || self.peer(state, peer))
     }
 
     /// The addresses of a node that its peers get, the most likely first: those that the operator

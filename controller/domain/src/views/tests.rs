@@ -112,10 +112,10 @@ async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_a
 }
 
 /// The line that a node reads on its stream.
-fn line(builder: &ViewBuilder, view: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
-    let line = match known.and_then(|known| Some((known, view.delta_since(node, known)?))) {
-        Some((known, touched)) => ViewEvent::Change(builder.view_change(view, node, known, &touched)?),
-        None => ViewEvent::View { epoch: None, view: Box::new(builder.view_json(view, node)?) },
+fn line(builder: &ViewBuilder, state: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
+    let line = match known.and_then(|known| Some((known, state.delta_since(node, known)?))) {
+        Some((known, touched)) => ViewEvent::Change(builder.view_change(state, node, known, &touched)?),
+        None => ViewEvent::View { epoch: None, view: Box::new(builder.view_json(state, node)?) },
     };
     Some(serde_json::to_string(&line).unwrap())
 }
@@ -133,13 +133,13 @@ async fn try_history(history: Vec<(Event, Vec<bool>)>) -> Result<(), TestCaseErr
             }
             Event::Refresh => registry.refresh().await,
         }
-        let view = registry.read().await;
-        held.retain(|name, _| view.state().node(name).is_some());
+        let state = registry.read().await;
+        held.retain(|name, _| state.node(name).is_some());
         for index in looking.into_iter().enumerate().filter_map(|(index, looks)| looks.then_some(index)) {
             let name: NodeName = format!("n{index}").parse().unwrap();
-            let Some(expected) = builder.view(view.state(), &name, view.revision()) else { continue };
+            let Some(expected) = builder.view(&state, &name, state.revision()) else { continue };
             let known = held.remove(&name);
-            let line = line(&builder, &view, &name, known.as_ref().map(|known| known.version)).unwrap();
+            let line = line(&builder, &state, &name, known.as_ref().map(|known| known.version)).unwrap();
             let found = match serde_json::from_str::<ViewEvent>(&line).unwrap() {
                 ViewEvent::View { view, .. } => *view,
                 ViewEvent::Change(change) => change.apply_to(known.unwrap()).expect("a change of what it knows"),

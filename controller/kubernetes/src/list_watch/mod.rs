@@ -195,7 +195,7 @@ pub async fn list_pages<S: ListWatch>(
 pub async fn list_and_watch<S: ListWatch>(
     source: S,
     mut at: Option<u64>,
-    obstacles: ApiFailures,
+    api_failures: ApiFailures,
     mut handle: impl FnMut(ListWatchEvent<S::Object>) + Send,
 ) {
     let mut backoff = BACKOFF.0;
@@ -214,7 +214,7 @@ pub async fn list_and_watch<S: ListWatch>(
             }
             Some(_) => {
                 let begun = tokio::time::Instant::now();
-                match watch(&source, &mut at, &obstacles, &mut handle).await {
+                match watch(&source, &mut at, &api_failures, &mut handle).await {
                     Ok(()) => {
                         backoff = BACKOFF.0;
                         if begun.elapsed() < BACKOFF.0 {
@@ -228,7 +228,7 @@ pub async fn list_and_watch<S: ListWatch>(
             }
         };
         if let Some(error) = failed {
-            obstacles.fails(source.what(), error);
+            api_failures.fails(source.what(), error);
             tokio::time::sleep(backoff / 2 + random::jitter(backoff / 2)).await;
             backoff = (backoff * 2).min(BACKOFF.1);
         }
@@ -240,7 +240,7 @@ pub async fn list_and_watch<S: ListWatch>(
 async fn watch<S: ListWatch>(
     source: &S,
     at: &mut Option<u64>,
-    obstacles: &ApiFailures,
+    api_failures: &ApiFailures,
     handle: &mut (impl FnMut(ListWatchEvent<S::Object>) + Send),
 ) -> Result<(), String> {
     let what = source.what();
@@ -266,7 +266,7 @@ async fn watch<S: ListWatch>(
             ));
         }
     };
-    obstacles.works(what);
+    api_failures.works(what);
     let end = tokio::time::Instant::now() + Duration::from_secs(WATCH_SECONDS.into()) + WATCH_GRACE;
     loop {
         let event = match tokio::time::timeout_at(end, events.next()).await {

@@ -28,8 +28,8 @@ impl NodeWatch {
     pub(super) async fn mark_deleted(&mut self, name: NodeName) {
         self.known.remove(&name);
         self.machine_unknown.remove(&name);
-        let view = self.registry.read().await;
-        if let Some(object) = view.state().node(&name).and_then(|record| record.object.as_ref()) {
+        let state = self.registry.read().await;
+        if let Some(object) = state.node(&name).and_then(|record| record.object.as_ref()) {
             self.deleted.insert(name, DeletedNode::new(object.uid.clone()));
         }
     }
@@ -69,8 +69,8 @@ impl NodeWatch {
         }
         self.identity.check().await?;
         let registered = {
-            let view = self.registry.read().await;
-            view.state().nodes().filter(|record| record.object.is_some()).count()
+            let state = self.registry.read().await;
+            state.nodes().filter(|record| record.object.is_some()).count()
         };
         let too_much = self.recent.are_too_many(confirmed.len(), registered, Instant::now());
         if self.confirm && (too_much || self.none_listed) {
@@ -128,20 +128,20 @@ impl NodeWatch {
                 }
                 // The others would probably fail too; they are read later.
                 Err(why) => {
-                    self.obstacles.fails("a deleted node", why);
+                    self.api_failures.fails("a deleted node", why);
                     return;
                 }
             }
         }
-        self.obstacles.works("a deleted node");
+        self.api_failures.works("a deleted node");
     }
 
     /// Drops nodes for which there is nothing to decide any more.
     async fn forget_deregistered(&mut self) {
-        let view = self.registry.read().await;
+        let state = self.registry.read().await;
         let (asked, recent, now) = (&self.asked, &mut self.recent, Instant::now());
         self.deleted.retain(|name, deleted| {
-            let record = view.state().node(name);
+            let record = state.node(name);
             let Some(object) = record.and_then(|record| record.object.as_ref()) else {
                 // Another replica deregistered the node, or the operator did on being asked.
                 if record.is_none() && !asked.contains(name) {

@@ -24,14 +24,14 @@ impl NodeWatch {
     /// Updates the records. Failed updates stay to be done.
     pub(super) async fn record_changes(&mut self) {
         let differing: Vec<(NodeName, NodeObject)> = {
-            let view = self.registry.read().await;
+            let state = self.registry.read().await;
             let asked = &self.machines_read;
             let facts = std::mem::take(&mut self.changed).into_iter().filter_map(|name| {
                 let said = self.known.get(&name)?.object.clone();
-                let object = self.trust.accepted(&name, said, view.state().node(&name)?.object.as_ref());
+                let object = self.trust.accepted(&name, said, state.node(&name)?.object.as_ref());
                 Some((name, object))
             });
-            facts.filter(|(name, object)| differs(view.state(), name, object, !asked.contains(name))).collect()
+            facts.filter(|(name, object)| differs(&state, name, object, !asked.contains(name))).collect()
         };
         let watch = &*self;
         let recorded: Vec<(NodeName, Recorded)> = stream::iter(differing)
@@ -94,8 +94,8 @@ impl NodeWatch {
     /// the same node if it is the same machine.
     async fn record(&self, name: &NodeName, object: NodeObject) -> Recorded {
         let before = {
-            let view = self.registry.read().await;
-            view.state().node(name).and_then(|record| record.object.clone())
+            let state = self.registry.read().await;
+            state.node(name).and_then(|record| record.object.clone())
         };
         let another = before.as_ref().filter(|before| before.uid != object.uid);
         let known = before.as_ref().map(|before| before.machine_id.clone()).unwrap_or_default();

@@ -40,7 +40,7 @@ pub struct NodeWatch {
     pub(super) registry: Registry,
     pub(super) selector: NodeSelector,
     pub(super) trust: NodeTrust,
-    pub(super) obstacles: ApiFailures,
+    pub(super) api_failures: ApiFailures,
     pub(super) events: Events,
     pub(super) known: BTreeMap<NodeName, Facts>,
     /// Nodes that must be compared with their records.
@@ -69,7 +69,7 @@ impl NodeWatch {
         client: &Client,
         registry: Registry,
         selector: NodeSelector,
-        obstacles: ApiFailures,
+        api_failures: ApiFailures,
         events: Events,
         identity: ClusterIdentity,
     ) -> Self {
@@ -78,7 +78,7 @@ impl NodeWatch {
             trust: NodeTrust::without_labels(registry.address_changes.clone(), events.clone()),
             registry,
             selector,
-            obstacles,
+            api_failures,
             events,
             known: BTreeMap::new(),
             changed: BTreeSet::new(),
@@ -113,12 +113,12 @@ impl NodeWatch {
         loop {
             match self.identity.check().await {
                 Ok(()) => {
-                    self.obstacles.works(CLUSTER);
+                    self.api_failures.works(CLUSTER);
                     let doubt = self.watch_nodes(&mut newcomers, &mut resync).await;
-                    self.obstacles.fails(CLUSTER, doubt.to_string());
+                    self.api_failures.fails(CLUSTER, doubt.to_string());
                     self.deleted.clear();
                 }
-                Err(doubt) => self.obstacles.fails(CLUSTER, doubt.to_string()),
+                Err(doubt) => self.api_failures.fails(CLUSTER, doubt.to_string()),
             }
             tokio::time::sleep(IDENTITY_RETRY).await;
         }
@@ -132,7 +132,7 @@ impl NodeWatch {
     ) -> Doubt {
         let (sender, mut events) = mpsc::unbounded_channel();
         let source = Metadata(self.api.clone(), WHAT);
-        let watching = list_and_watch(source, None, self.obstacles.clone(), move |event| {
+        let watching = list_and_watch(source, None, self.api_failures.clone(), move |event| {
             // When the server ends, the receiver is closed.
             let _ = sender.send(event);
         });
@@ -196,8 +196,8 @@ impl NodeWatch {
                     nodes.into_iter().filter_map(|node| self.observe(node.metadata)).collect();
                 self.known.retain(|name, _| listed.contains(name));
                 self.machine_unknown.retain(|name, _| listed.contains(name));
-                let view = self.registry.read().await;
-                let known = view.state().nodes().filter_map(|record| Some((&record.name, record.object.as_ref()?)));
+                let state = self.registry.read().await;
+                let known = state.nodes().filter_map(|record| Some((&record.name, record.object.as_ref()?)));
                 for (name, object) in known.filter(|(name, _)| !listed.contains(*name)) {
                     let deleted =
                         self.deleted.entry(name.clone()).or_insert_with(|| DeletedNode::new(object.uid.clone()));

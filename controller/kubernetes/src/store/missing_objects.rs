@@ -67,20 +67,20 @@ async fn decide(core: &StoreCore, kind: Kind, recent: &mut RecentDeletions) -> b
     }
     // These objects are known to be missing before the definition is read.
     let missing = core.objects().missing(kind);
-    let obstacle = format!("the definition {}", kind.what());
+    let what = format!("the definition {}", kind.what());
     match core.definitions.state(kind).await {
         Ok(DefinitionState::Unchanged) => {
             core.objects().freeze(kind, None);
-            core.obstacles.works(&obstacle);
+            core.api_failures.works(&what);
             missing.is_empty() || decide_missing(core, kind, missing, recent).await
         }
         Ok(DefinitionState::Unavailable(why)) => {
             core.objects().freeze(kind, Some(why.clone()));
-            core.obstacles.fails(&obstacle, why);
+            core.api_failures.fails(&what, why);
             false
         }
         Ok(DefinitionState::Recreated(uid)) => {
-            let so = format!("{obstacle} (CRD) was deleted and made again; its objects are written again");
+            let so = format!("{what} (CRD) was deleted and made again; its objects are written again");
             core.objects().freeze(kind, Some(so.clone()));
             match recreate_all(core, kind, uid).await {
                 Ok(count) => {
@@ -90,17 +90,17 @@ async fn decide(core: &StoreCore, kind: Kind, recent: &mut RecentDeletions) -> b
                         "objects were written again: their definition was deleted and made again"
                     );
                     core.objects().freeze(kind, None);
-                    core.obstacles.works(&obstacle);
+                    core.api_failures.works(&what);
                     true
                 }
                 Err(why) => {
-                    core.obstacles.fails(&obstacle, format!("{so}: {why}"));
+                    core.api_failures.fails(&what, format!("{so}: {why}"));
                     false
                 }
             }
         }
         Err(error) => {
-            core.obstacles.fails(&obstacle, error.to_string());
+            core.api_failures.fails(&what, error.to_string());
             missing.is_empty()
         }
     }

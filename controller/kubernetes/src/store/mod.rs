@@ -81,14 +81,20 @@ pub struct Kubernetes {
 impl Kubernetes {
     /// Makes a store in the cluster that the client reaches. Join tokens and what all replicas
     /// agree on are kept in `namespace`. Segments have these sizes.
-    pub fn new(client: &Client, namespace: &str, sizes: SegmentPrefix, obstacles: ApiFailures, events: Events) -> Self {
+    pub fn new(
+        client: &Client,
+        namespace: &str,
+        sizes: SegmentPrefix,
+        api_failures: ApiFailures,
+        events: Events,
+    ) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
         let core = StoreCore {
             apis: Apis::new(client, namespace),
             objects: Mutex::new(ObjectVersions::new(sender, events.clone())),
             shared_config: SharedConfig::new(client, namespace, sizes),
             definitions: Definitions::new(client),
-            obstacles,
+            api_failures,
             events,
             confirm: AtomicBool::new(true),
             registry_events: OnceLock::new(),
@@ -142,11 +148,11 @@ impl Store for Kubernetes {
                 for row in self.core.objects().load(kind, objects, at) {
                     add_row(&mut snapshot, row);
                 }
-                let (core, obstacles) = (self.core.clone(), self.core.obstacles.clone());
+                let (core, api_failures) = (self.core.clone(), self.core.api_failures.clone());
                 let source = self.core.source(kind);
                 followers.spawn(async move {
                     let mut before = at;
-                    list_and_watch(source, Some(at), obstacles, |event| core.apply(kind, &mut before, event)).await;
+                    list_and_watch(source, Some(at), api_failures, |event| core.apply(kind, &mut before, event)).await;
                 });
             }
             snapshot.revision = self.core.objects().revision();

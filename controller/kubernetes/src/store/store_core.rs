@@ -23,7 +23,7 @@ pub(super) struct StoreCore {
     pub(super) objects: Mutex<ObjectVersions>,
     pub(super) shared_config: SharedConfig,
     pub(super) definitions: Definitions,
-    pub(super) obstacles: ApiFailures,
+    pub(super) api_failures: ApiFailures,
     pub(super) events: Events,
     /// Whether many deletions at once are undone until the operator confirms them.
     pub(super) confirm: AtomicBool,
@@ -46,10 +46,10 @@ impl StoreCore {
 
     /// Checks whether the definition of a kind drops fields that are written, and reports it.
     pub(super) async fn look_at_fields(&self, kind: Kind) -> Result<(), StoreError> {
-        let obstacle = format!("fields of {}", kind.what());
+        let what = format!("fields of {}", kind.what());
         match fields::warning(kind, &self.definitions.look_at_fields(kind).await?) {
-            Some(why) => self.obstacles.fails_aside(&obstacle, why),
-            None => self.obstacles.works(&obstacle),
+            Some(why) => self.api_failures.fails_aside(&what, why),
+            None => self.api_failures.works(&what),
         }
         Ok(())
     }

@@ -24,17 +24,16 @@ pub(super) async fn download(
     let ca = ca.document().await.map_err(|e| ApiError::Store(e.to_string()))?;
     let now = registry.clock.now();
     // A copy of the rows at one moment: a slow reader then delays no one.
-    let view = registry.read().await;
-    let state = view.state();
+    let state = registry.read().await;
     let rows = Snapshot {
         nodes: state.nodes().cloned().collect(),
         tokens: state.tokens().cloned().collect(),
         segments: state.ledger().rows().cloned().collect(),
         communities: state.listed_communities().cloned().collect(),
-        revision: view.revision(),
+        revision: state.revision(),
         time: now,
     };
-    drop(view);
+    drop(state);
     let archive = Archive { written_at: now, rows, ca };
     tracing::info!(content = archive.summary(), "backup");
     let pieces = futures_util::stream::iter(Chunks::from(archive).map(Ok::<_, Infallible>));

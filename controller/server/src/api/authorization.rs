@@ -74,11 +74,11 @@ impl Authorization {
                     true => Some(Node::from_request_parts(parts, &()).await?.0),
                     false => None,
                 };
-                let (view, now) = (self.registry.read().await, self.registry.clock.now());
+                let (state, now) = (self.registry.read().await, self.registry.clock.now());
                 match (self.access, node) {
-                    (Access::Node, Some(node)) => caller.require_node(&view, &node, now).map(drop),
-                    (_, Some(node)) => caller.require_node_or_operator(&view, &node, now),
-                    (_, None) => caller.require_registered(&view, now),
+                    (Access::Node, Some(node)) => caller.require_node(&state, &node, now).map(drop),
+                    (_, Some(node)) => caller.require_node_or_operator(&state, &node, now),
+                    (_, None) => caller.require_registered(&state, now),
                 }
             }
         }

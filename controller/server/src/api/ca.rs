@@ -29,8 +29,8 @@ pub(super) async fn list(
 ) -> Result<axum::Json<Vec<AuthorityInfo>>, ApiError> {
     caller.require_operator()?;
     let (authorities, now) = (ca.current(), registry.clock.now());
-    let view = registry.read().await;
-    let trusted = authorities.trusted().iter().map(|authority| info(authority, &authorities, view.state(), now));
+    let state = registry.read().await;
+    let trusted = authorities.trusted().iter().map(|authority| info(authority, &authorities, &state, now));
     Ok(axum::Json(authorities.retired().iter().map(retired).chain(trusted).collect()))
 }
 
@@ -42,8 +42,8 @@ pub(super) async fn rollover(
     caller.require_operator()?;
     let now = registry.clock.now();
     let new = ca.rollover(now).await?;
-    let view = registry.read().await;
-    Ok((StatusCode::CREATED, axum::Json(info(&new, &ca.current(), view.state(), now))))
+    let state = registry.read().await;
+    Ok((StatusCode::CREATED, axum::Json(info(&new, &ca.current(), &state, now))))
 }
 
 pub(super) async fn retire(
@@ -58,7 +58,7 @@ pub(super) async fn retire(
     let Query(Parameters { force }) = parameters.map_err(|e| ApiError::BadValue(e.body_text()))?;
     let (authorities, now) = (ca.current(), registry.clock.now());
     let authority = authorities.find(&id)?;
-    let before = info(authority, &authorities, registry.read().await.state(), now);
+    let before = info(authority, &authorities, &*registry.read().await, now);
     let is_needed = !before.needed_by.is_empty() || !before.pinned_by.is_empty();
     if is_needed && !force {
         let tokens = before.pinned_by.iter().map(|id| format!("join token {id}"));

@@ -93,22 +93,22 @@ impl Caller {
     /// Refuses all but the operator and the registered node `node`.
     pub fn require_node_or_operator(
         &self,
-        view: &StateGuard<'_>,
+        state: &StateGuard<'_>,
         node: &NodeName,
         now: Seconds,
     ) -> Result<(), ApiError> {
         match &self.identity {
-            CallerIdentity::Operator if view.state().node(node).is_none() => Err(ApiError::NoSuchNode(node.clone())),
+            CallerIdentity::Operator if state.node(node).is_none() => Err(ApiError::NoSuchNode(node.clone())),
             CallerIdentity::Operator => Ok(()),
-            _ => self.require_node(view, node, now).map(drop),
+            _ => self.require_node(state, node, now).map(drop),
         }
     }
 
     /// Refuses all but the operator and registered nodes whose certificate counts.
-    pub fn require_registered(&self, view: &StateGuard<'_>, now: Seconds) -> Result<(), ApiError> {
+    pub fn require_registered(&self, state: &StateGuard<'_>, now: Seconds) -> Result<(), ApiError> {
         match &self.identity {
             CallerIdentity::Operator => Ok(()),
-            CallerIdentity::Node(certificate) => self.require_node(view, &certificate.name, now).map(drop),
+            CallerIdentity::Node(certificate) => self.require_node(state, &certificate.name, now).map(drop),
             CallerIdentity::Anonymous => Err(ApiError::NoCertificate),
             CallerIdentity::Unrecognised(why) => Err(ApiError::NotANode(why.clone())),
         }
@@ -117,7 +117,7 @@ impl Caller {
     /// Refuses all but the registered node `node`, with a certificate that counts.
     pub fn require_node(
         &self,
-        view: &StateGuard<'_>,
+        state: &StateGuard<'_>,
         node: &NodeName,
         now: Seconds,
     ) -> Result<NodeCertificate, ApiError> {
@@ -128,7 +128,7 @@ impl Caller {
             CallerIdentity::Node(certificate) => certificate,
         };
         let name = &certificate.name;
-        let record = view.state().node(name).ok_or_else(|| ApiError::Deregistered(name.clone()))?;
+        let record = state.node(name).ok_or_else(|| ApiError::Deregistered(name.clone()))?;
         if record.role != certificate.role || !record.certificates.iter().any(|c| c.serial == certificate.serial) {
             return Err(ApiError::Superseded(name.clone()));
         }

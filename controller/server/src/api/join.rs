@@ -49,7 +49,7 @@ pub(super) async fn join(
         serde_json::from_slice(&body).map_err(|error| error_without_content(&error))?;
     let by_account = match &credentials.service_account_token {
         Some(account) => reviews.check(account, now).map(|()| true)?,
-        None => tokens::is_known(registry.read().await.state(), &credentials.token).map(|()| false)?,
+        None => tokens::is_known(&*registry.read().await, &credentials.token).map(|()| false)?,
     };
     let join = serde_json::from_slice(&body).map_err(|error| match by_account {
         // The token has not been reviewed yet.
@@ -170,9 +170,9 @@ impl Issuer {
         let authorities = self.ca.current();
         let now = (self.registry.clock.now(), self.registry.clock.issue_time());
         let days = self.live.now().config.certificates.node_days;
-        let view = self.registry.read().await;
-        let term = certificates::term(view.state().node(node), key, occasion, authorities.active(), days, now)?;
-        drop(view);
+        let state = self.registry.read().await;
+        let term = certificates::term(state.node(node), key, occasion, authorities.active(), days, now)?;
+        drop(state);
         Ok(authorities.sign_node(node, role, key, &term)?)
     }
 
@@ -189,13 +189,13 @@ async fn admission_by_token(
     node: &NodeName,
     now: Seconds,
 ) -> Result<Admission, ApiError> {
-    let view = registry.read().await;
-    match tokens::redeem(view.state(), &credential, node, "", now) {
+    let state = registry.read().await;
+    match tokens::redeem(&state, &credential, node, "", now) {
         Ok(_) | Err(TokenError::Used { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let id = credential.split('.').next().unwrap_or_default();
-    let role = view.state().token(id).map(|token| token.role).ok_or(TokenError::Unknown)?;
-    drop(view);
+    let role = state.token(id).map(|token| token.role).ok_or(TokenError::Unknown)?;
+    drop(state);
     Ok(Admission::Token(credential, role))
 }

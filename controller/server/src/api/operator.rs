@@ -34,8 +34,8 @@ pub(super) async fn nodes(
     caller: Caller,
 ) -> Result<axum::Json<Vec<NodeInfo>>, ApiError> {
     caller.require_operator()?;
-    let view = registry.read().await;
-    Ok(axum::Json(view.state().nodes().map(|record| infos.info(&view, record)).collect()))
+    let state = registry.read().await;
+    Ok(axum::Json(state.nodes().map(|record| infos.info(&state, record)).collect()))
 }
 
 pub(super) async fn label(
@@ -67,9 +67,9 @@ pub(super) async fn label(
             Ok(((), vec![Change::PutNode(record)]))
         })
         .await?;
-    let view = registry.read().await;
-    let record = view.state().node(&name).ok_or_else(|| ApiError::NoSuchNode(name.clone()))?;
-    Ok(axum::Json(infos.info(&view, record)))
+    let state = registry.read().await;
+    let record = state.node(&name).ok_or_else(|| ApiError::NoSuchNode(name.clone()))?;
+    Ok(axum::Json(infos.info(&state, record)))
 }
 
 pub(super) async fn deregister(
@@ -109,8 +109,8 @@ pub(super) async fn segments(
 ) -> Result<axum::Json<Vec<SegmentInfo>>, ApiError> {
     caller.require_operator()?;
     let (now, quarantine) = (registry.clock.now(), live.now().policy.quarantine);
-    let view = registry.read().await;
-    Ok(axum::Json(view.state().ledger().rows().map(|row| segment_info(row, quarantine, now)).collect()))
+    let state = registry.read().await;
+    Ok(axum::Json(state.ledger().rows().map(|row| segment_info(row, quarantine, now)).collect()))
 }
 
 pub(super) async fn communities(
@@ -118,12 +118,12 @@ pub(super) async fn communities(
     caller: Caller,
 ) -> Result<axum::Json<Vec<CommunityInfo>>, ApiError> {
     caller.require_operator()?;
-    let view = registry.read().await;
+    let state = registry.read().await;
     let info = |(name, members): (&edge_types::Community, &std::collections::BTreeSet<NodeName>)| CommunityInfo {
         name: name.clone(),
         members: members.iter().cloned().collect(),
     };
-    Ok(axum::Json(view.state().communities().map(info).collect()))
+    Ok(axum::Json(state.communities().map(info).collect()))
 }
 
 type CommunityPath = Result<Path<edge_types::Community>, axum::extract::rejection::PathRejection>;
@@ -167,8 +167,8 @@ pub(super) async fn tokens(
     caller: Caller,
 ) -> Result<axum::Json<Vec<TokenInfo>>, ApiError> {
     caller.require_operator()?;
-    let view = registry.read().await;
-    Ok(axum::Json(view.state().tokens().map(tokens::info).collect()))
+    let state = registry.read().await;
+    Ok(axum::Json(state.tokens().map(tokens::info).collect()))
 }
 
 pub(super) async fn create_token(
@@ -283,15 +283,15 @@ pub(super) struct NodeInfos {
 from_substates!(NodeInfos { live, tunnels, conflicts, asked });
 
 impl NodeInfos {
-    fn info(&self, view: &StateGuard<'_>, record: &NodeRecord) -> NodeInfo {
+    fn info(&self, state: &StateGuard<'_>, record: &NodeRecord) -> NodeInfo {
         NodeInfo {
             name: record.name.clone(),
             role: record.role,
             labels: record.labels.clone(),
-            communities: view.state().communities_of(record),
-            segments: views::segments(view.state(), &record.name),
+            communities: state.communities_of(record),
+            segments: views::segments(state, &record.name),
             endpoints: self.live.now().views.endpoints(record),
-            connected: view.is_connected(&record.name),
+            connected: state.is_connected(&record.name),
             tunnels: self.tunnels.of(&record.name),
             conflicts: self.conflicts.of(&record.name),
             missing: self.asked.contains(&record.name),

@@ -148,10 +148,10 @@ impl AddressChanges {
     /// noted later.
     async fn now_or_postpone(&self, node: &NodeName, place: ReportedAddresses) -> Option<ReportedAddresses> {
         let stays = {
-            let view = self.registry.read().await;
-            view.state().node(node).is_some_and(|record| {
+            let state = self.registry.read().await;
+            state.node(node).is_some_and(|record| {
                 let mut there = record.clone();
-                set_place(&mut there, view.state(), &place);
+                set_place(&mut there, &state, &place);
                 there == *record
             })
         };

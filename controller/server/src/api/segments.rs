@@ -24,9 +24,9 @@ pub(super) async fn list(
     caller: Caller,
     Node(node): Node,
 ) -> Result<axum::Json<SegmentResponse>, ApiError> {
-    let view = registry.read().await;
-    caller.require_node_or_operator(&view, &node, registry.clock.now())?;
-    Ok(axum::Json(SegmentResponse { segments: views::segments(view.state(), &node) }))
+    let state = registry.read().await;
+    caller.require_node_or_operator(&state, &node, registry.clock.now())?;
+    Ok(axum::Json(SegmentResponse { segments: views::segments(&state, &node) }))
 }
 
 pub(super) async fn request(
@@ -90,11 +90,11 @@ async fn may_grant(
     node: &NodeName,
     request_id: &str,
 ) -> Result<(), ApiError> {
-    let (view, now) = (registry.read().await, registry.clock.now());
-    let granted_before = view.state().ledger().held_by(node).iter().any(|row| row.request_id == request_id);
+    let (state, now) = (registry.read().await, registry.clock.now());
+    let granted_before = state.ledger().held_by(node).iter().any(|row| row.request_id == request_id);
     match granted_before {
         true => Ok(()),
-        false => Ok(view.state().may_grant(policy, now)?),
+        false => Ok(state.may_grant(policy, now)?),
     }
 }
 

@@ -74,18 +74,18 @@ pub(super) async fn view(
     parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(parameters) = parameters.map_err(|e| ApiError::BadValue(e.body_text()))?;
-    let view = streams.registry.read().await;
-    caller.require_node_or_operator(&view, &node, streams.registry.clock.now())?;
+    let state = streams.registry.read().await;
+    caller.require_node_or_operator(&state, &node, streams.registry.clock.now())?;
     let missing = || ApiError::NoSuchNode(node.clone());
     if !parameters.watch {
-        return Ok(axum::Json(streams.live.now().views.view_json(&view, &node).ok_or_else(missing)?).into_response());
+        return Ok(axum::Json(streams.live.now().views.view_json(&state, &node).ok_or_else(missing)?).into_response());
     }
-    if view.view_streams(&node) >= MOST_STREAMS {
+    if state.view_streams(&node) >= MOST_STREAMS {
         return Err(ApiError::TooManyStreams { node, most: MOST_STREAMS });
     }
-    let mut changes = view.watch(&node).ok_or_else(missing)?;
+    let mut changes = state.watch(&node).ok_or_else(missing)?;
     streams.tunnels.begins(&node);
-    drop(view);
+    drop(state);
     // So that the first view is sent.
     changes.mark_changed();
     // At most one line waits. Changes in the meantime become one later line.
@@ -217,23 +217,23 @@ async fn next_line(
         caller.require_node_or_operator(&streams.registry.read().await, node, streams.registry.clock.now())?;
         return Ok(None);
     }
-    let view = streams.registry.read().await;
-    caller.require_node_or_operator(&view, node, streams.registry.clock.now())?;
+    let state = streams.registry.read().await;
+    caller.require_node_or_operator(&state, node, streams.registry.clock.now())?;
     // Nothing is published while the state is read. What is published later is sent later.
     changes.mark_unchanged();
     let missing = || ApiError::NoSuchNode(node.clone());
-    let touched = reader.known.and_then(|known| Some((known, view.delta_since(node, known)?)));
+    let touched = reader.known.and_then(|known| Some((known, state.delta_since(node, known)?)));
     let event = match touched {
         Some((_, touched)) if touched.is_empty() => return Ok(None),
         Some((known, touched)) if reader.changes => {
-            Line::Change(streams.live.now().views.view_change(&view, node, known, &touched).ok_or_else(missing)?)
+            Line::Change(streams.live.now().views.view_change(&state, node, known, &touched).ok_or_else(missing)?)
         }
         _ => {
-            let whole = streams.live.now().views.view_json(&view, node).ok_or_else(missing)?;
+            let whole = streams.live.now().views.view_json(&state, node).ok_or_else(missing)?;
             Line::View { epoch: Some(streams.registry.epoch().to_owned()), view: Box::new(whole) }
         }
     };
-    reader.known = Some(view.revision());
+    reader.known = Some(state.revision());
     Ok(Some(event))
 }
 

@@ -27,13 +27,13 @@ async fn read_gauges(server: &ServerParts) {
             segments.insert((family, state), 0);
         }
     }
-    let view = server.registry.read().await;
-    for node in view.state().nodes() {
+    let state = server.registry.read().await;
+    for node in state.nodes() {
         let (all, connected) = nodes.entry(node.role).or_default();
         *all += 1;
-        *connected += i64::from(view.is_connected(&node.name));
+        *connected += i64::from(state.is_connected(&node.name));
     }
-    let ledger = view.state().ledger();
+    let ledger = state.ledger();
     for row in ledger.rows() {
         let state = match row.state(policy.quarantine, now) {
             SegmentState::Held => "held",
@@ -43,7 +43,7 @@ async fn read_gauges(server: &ServerParts) {
         *segments.entry((Family::of(&row.network), state)).or_default() += 1;
     }
     let free = [Family::V4, Family::V6].map(|family| (family, free_segments(ledger, policy, family, now)));
-    drop(view);
+    drop(state);
     for (role, (all, connected)) in nodes {
         metrics.nodes.get_or_create(&role.into()).set(all);
         metrics.connected.get_or_create(&role.into()).set(connected);

@@ -26,7 +26,7 @@ pub(crate) struct ServerParts {
     /// What is known of this process.
     pub(crate) health: Arc<Health>,
     /// What does not work at the API server of Kubernetes.
-    pub(crate) obstacles: ApiFailures,
+    pub(crate) api_failures: ApiFailures,
     /// Whether labels of Node objects put nodes into communities.
     pub(crate) label_trust: watch::Receiver<LabelTrust>,
     /// Nodes that lost their Node object and wait for the operator's word.

@@ -24,7 +24,7 @@ pub(crate) struct Backends {
     /// Client of the API server, if Kubernetes is configured.
     pub(crate) client: Option<Client>,
     /// What does not work at the API server.
-    pub(crate) obstacles: ApiFailures,
+    pub(crate) api_failures: ApiFailures,
     /// Writes Kubernetes Events.
     pub(crate) events: Events,
     /// Name of this run of this replica.
@@ -38,22 +38,22 @@ impl Backends {
     /// If the store or the API server cannot be opened, or a store is missing that has been used
     /// before.
     pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
-        let (obstacles, replica) = (ApiFailures::default(), lease::replica_name());
+        let (api_failures, replica) = (ApiFailures::default(), lease::replica_name());
         let Some(kubernetes) = &config.kubernetes else {
             let (store, ca_storage) = embedded(config, now)?;
-            return Ok(Self { store, ca_storage, client: None, obstacles, events: Events::default(), replica });
+            return Ok(Self { store, ca_storage, client: None, api_failures, events: Events::default(), replica });
         };
         let client = connect(kubernetes.kubeconfig.as_deref()).await?;
-        let events = Events::start(&client, &replica, obstacles.clone());
+        let events = Events::start(&client, &replica, api_failures.clone());
         let (store, ca_storage): (Arc<dyn Store>, Box<dyn CaStorage>) = if kubernetes.store {
             let (namespace, sizes) = (&kubernetes.namespace, config.segment_policy().prefix);
-            let store = Kubernetes::new(&client, namespace, sizes, obstacles.clone(), events.clone())
+            let store = Kubernetes::new(&client, namespace, sizes, api_failures.clone(), events.clone())
                 .confirming(kubernetes.confirm_deregistrations);
             (Arc::new(store), Box::new(CaSecret::new(&client, namespace)))
         } else {
             embedded(config, now)?
         };
-        Ok(Self { store, ca_storage, client: Some(client), obstacles, events, replica })
+        Ok(Self { store, ca_storage, client: Some(client), api_failures, events, replica })
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Cluster {
     pub(super) ca: Arc<Ca>,
     pub(super) live: Arc<LiveConfig>,
     pub(super) health: Arc<Health>,
-    pub(super) obstacles: ApiFailures,
+    pub(super) api_failures: ApiFailures,
     pub(super) events: Events,
     pub(super) tunnels: TunnelReports,
     pub(super) conflicts: ClaimConflicts,
@@ -51,7 +51,7 @@ impl Cluster {
             ca,
             live,
             health,
-            obstacles,
+            api_failures,
             events,
             tunnels,
             conflicts,
@@ -67,7 +67,7 @@ impl Cluster {
         };
         let selector = kubernetes.edge_selector.clone();
         let cluster = ClusterIdentity::new(&client, registry.clone(), kubernetes.accept_cluster.clone());
-        let nodes = NodeWatch::new(&client, registry.clone(), selector, obstacles.clone(), events.clone(), cluster)
+        let nodes = NodeWatch::new(&client, registry.clone(), selector, api_failures.clone(), events.clone(), cluster)
             .asking(kubernetes.confirm_deregistrations, asked)
             .counting(label_trust.subscribe());
         until_stopped("node-objects", Box::pin(nodes.run()));
@@ -82,7 +82,7 @@ impl Cluster {
             return;
         }
         let duration = Duration::from_secs(kubernetes.lease_seconds.into());
-        let leases = Arc::new(Leases::new(&client, &kubernetes.namespace, &replica, duration, obstacles.clone()));
+        let leases = Arc::new(Leases::new(&client, &kubernetes.namespace, &replica, duration, api_failures.clone()));
         let (lead, leading) = watch::channel(false);
         // These tasks give their Leases back and end by themselves.
         let (taking, there) = (leases.clone(), leases.clone());
@@ -93,11 +93,11 @@ impl Cluster {
             "garbage",
             Box::pin(OrphanCollector::new(&client, registry.clone(), orphans::GRACE_PERIOD).run(leading.clone())),
         );
-        let trust = TrustBundle::new(&client, &kubernetes.namespace, ca, obstacles.clone());
+        let trust = TrustBundle::new(&client, &kubernetes.namespace, ca, api_failures.clone());
         until_stopped("trust", Box::pin(trust.run(leading.clone())));
         let views = live.clone();
         let endpoints = Box::new(move |record: &_| views.now().views.endpoints(record));
-        let sources = Sources { registry, tunnels, conflicts, endpoints, obstacles };
+        let sources = Sources { registry, tunnels, conflicts, endpoints, api_failures };
         let statuses = Arc::new(StatusWriter::new(&client, sources, leases, &replica));
         let connections = statuses.clone();
         until_stopped("connections", Box::pin(async move { connections.write_connections().await }));

@@ -98,7 +98,7 @@ impl Server {
         let names = config.server_names.clone();
         let ways = AbortOnDropHandle::new(tokio::spawn(async move { reachability::resolve(&names).await }));
         let networks = config.cluster_networks();
-        let Backends { store, ca_storage, client, obstacles, events, replica } =
+        let Backends { store, ca_storage, client, api_failures, events, replica } =
             Backends::open(&config, clock.now()).await?;
         let store = MeasuredStore::new(store, metrics.clone());
         let closed = store.closed();
@@ -114,13 +114,13 @@ impl Server {
                 Err(doubt @ Doubt::Other { .. }) => return Err(doubt.into()),
             }
         }
-        check_held(registry.read().await.state().ledger(), &networks.ranges).map_err(anyhow::Error::msg)?;
+        check_held(registry.read().await.ledger(), &networks.ranges).map_err(anyhow::Error::msg)?;
         let before = reachability::load_previous(&registry).await;
-        reachability::check(&networks, &config.listen, before.as_ref(), &ways.await?, registry.read().await.state())
+        reachability::check(&networks, &config.listen, before.as_ref(), &ways.await?, &*registry.read().await)
             .map_err(anyhow::Error::msg)?;
         let reviewer = client.clone().zip(config.joining());
         let reviewer = reviewer.map(|(client, (accounts, selectors))| Reviewer::new(client, accounts, selectors));
-        let (operator_ca, issuers) = (config.operator_ca(), registry.read().await.state().issuers());
+        let (operator_ca, issuers) = (config.operator_ca(), registry.read().await.issuers());
         let kept = Ca::check_stored(&*ca_storage, operator_ca.as_ref(), &issuers, clock.now());
         kept.await.context("certificate authority")?;
         let ca = Ca::open(ca_storage, operator_ca, clock.now()).await.context("certificate authority")?;
@@ -173,7 +173,7 @@ impl Server {
             ca: ca.clone(),
             metrics,
             health: health.clone(),
-            obstacles: obstacles.clone(),
+            api_failures: api_failures.clone(),
             label_trust: label_trust.subscribe(),
             asked: asked.clone(),
         };
@@ -185,7 +185,7 @@ impl Server {
                 ca,
                 live: live.clone(),
                 health: health.clone(),
-                obstacles,
+                api_failures,
                 events,
                 tunnels,
                 conflicts,

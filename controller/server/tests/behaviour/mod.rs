@@ -271,8 +271,8 @@ impl Grants {
 
     /// All held segments with their nodes.
     pub(crate) async fn held(&self) -> Vec<(IpNetwork, NodeName)> {
-        let view = self.registry.read().await;
-        let held = view.state().ledger().rows().filter(|row| row.released_at.is_none());
+        let state = self.registry.read().await;
+        let held = state.ledger().rows().filter(|row| row.released_at.is_none());
         held.map(|row| (row.network, row.node.clone())).collect()
     }
 }
@@ -473,10 +473,7 @@ pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(fi
         .await
         .unwrap();
     assert_eq!(grants.request_segments("b", "r").await, all);
-    assert!(
-        grants.registry.read().await.state().end_keeping_segments(&name("a"), now).is_none(),
-        "nothing is kept any more"
-    );
+    assert!(grants.registry.read().await.end_keeping_segments(&name("a"), now).is_none(), "nothing is kept any more");
 }
 
 /// Waits until the probe returns a value.

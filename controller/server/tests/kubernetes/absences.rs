@@ -45,8 +45,8 @@ async fn definition(name: &str) -> (Api<CustomResourceDefinition>, Option<Custom
 
 /// The holder of each segment, as a replica knows it.
 async fn known(replica: &Grants) -> BTreeMap<IpNetwork, NodeName> {
-    let view = replica.registry.read().await;
-    view.state().ledger().rows().map(|row| (row.network, row.node.clone())).collect()
+    let state = replica.registry.read().await;
+    state.ledger().rows().map(|row| (row.network, row.node.clone())).collect()
 }
 
 /// The holder of each segment, as the API server has it.
@@ -61,7 +61,7 @@ async fn event(reason: &str, about: (&str, &str), note: &str) {
 }
 
 async fn registered(replica: &Grants, count: usize) {
-    assert_eq!(replica.registry.read().await.state().nodes().len(), count);
+    assert_eq!(replica.registry.read().await.nodes().len(), count);
 }
 
 fn definitions() {
@@ -81,8 +81,8 @@ fn definitions() {
         let alpha = "alpha".parse().unwrap();
         for replica in &replicas {
             until("all to be known", async || {
-                let complete = known(replica).await == before
-                    && replica.registry.read().await.state().listed_community(&alpha).is_some();
+                let complete =
+                    known(replica).await == before && replica.registry.read().await.listed_community(&alpha).is_some();
                 complete.then_some(())
             })
             .await;
@@ -94,7 +94,7 @@ fn definitions() {
             .unwrap()
             .unwrap();
         let message =
-            until("it to be reported", async || cluster.obstacles.all().filter(|message| message.contains("(CRD)")))
+            until("it to be reported", async || cluster.api_failures.all().filter(|message| message.contains("(CRD)")))
                 .await;
         assert!(message.contains("kubectl apply -f deploy/crds"), "{message}");
         let error = replicas[0].try_request_segments("a", "later").await.unwrap_err().to_string();
@@ -105,11 +105,11 @@ fn definitions() {
         }
         install(&PLANE);
         until("all segments to be written again", async || (kept(&cluster).await == before).then_some(())).await;
-        until("nothing to stand in the way", async || cluster.obstacles.all().is_none().then_some(())).await;
+        until("nothing to stand in the way", async || cluster.api_failures.all().is_none().then_some(())).await;
         for replica in &replicas {
             registered(replica, 2).await;
             assert_eq!(known(replica).await, before);
-            assert!(replica.registry.read().await.state().listed_community(&alpha).is_some());
+            assert!(replica.registry.read().await.listed_community(&alpha).is_some());
         }
         // The next node gets a free segment, and a replica that starts now knows all.
         replicas[1].register("c").await;
@@ -127,7 +127,7 @@ fn definitions() {
         replicas[0].deregister("a").await;
         for replica in &replicas {
             until("the deregistration to be known", async || {
-                replica.registry.read().await.state().node(&name("a")).is_none().then_some(())
+                replica.registry.read().await.node(&name("a")).is_none().then_some(())
             })
             .await;
         }
@@ -150,9 +150,10 @@ fn terminating() {
         api.patch(SEGMENTS, &PatchParams::default(), &both).await.unwrap();
         api.delete(SEGMENTS, &DeleteParams::default()).await.unwrap();
         until("its objects to be deleted", async || kept(&cluster).await.is_empty().then_some(())).await;
-        let message =
-            until("it to be reported", async || cluster.obstacles.all().filter(|message| message.contains(SEGMENTS)))
-                .await;
+        let message = until("it to be reported", async || {
+            cluster.api_failures.all().filter(|message| message.contains(SEGMENTS))
+        })
+        .await;
         assert!(message.contains("being deleted"), "{message}");
         registered(&replica, 1).await;
         assert_eq!(known(&replica).await, before);
@@ -162,7 +163,7 @@ fn terminating() {
         assert_eq!(known(&replica).await, before);
         install(&PLANE);
         until("all segments to be written again", async || (kept(&cluster).await == before).then_some(())).await;
-        until("nothing to stand in the way", async || cluster.obstacles.all().is_none().then_some(())).await;
+        until("nothing to stand in the way", async || cluster.api_failures.all().is_none().then_some(())).await;
         assert_eq!(known(&replica).await, before);
     });
 }
@@ -327,12 +328,12 @@ fn older() {
             .await
             .unwrap();
         let segments = replica.request_segments("a", "r").await;
-        assert_eq!(cluster.obstacles.everything(), None);
+        assert_eq!(cluster.api_failures.everything(), None);
 
         install_older();
         let message = until("it to be reported", async || {
             cluster
-                .obstacles
+                .api_failures
                 .everything()
                 .filter(|message| message.contains("keptUntil") && message.contains("machineId"))
         })
@@ -342,7 +343,7 @@ fn older() {
             message.contains("edgenodes.edge-cni.io") && message.contains("spec.nodeObject.machineId"),
             "{message}"
         );
-        assert_eq!(cluster.obstacles.all(), None, "nodes are served as ever");
+        assert_eq!(cluster.api_failures.all(), None, "nodes are served as ever");
         let departs = async |replica: &Grants| {
             let now = replica.registry.clock.now();
             let departure = move |state: &mut State| {
@@ -363,7 +364,7 @@ fn older() {
         cloud.server.stop().await;
 
         install(&PLANE);
-        until("nothing to be missed", async || cluster.obstacles.everything().is_none().then_some(())).await;
+        until("nothing to be missed", async || cluster.api_failures.everything().is_none().then_some(())).await;
         departs(&replica).await.unwrap();
         let kept = cluster.segments().list(&ListParams::default()).await.unwrap().items;
         assert_eq!(kept.len(), segments.len() + more.len());

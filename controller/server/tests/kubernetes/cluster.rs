@@ -79,7 +79,7 @@ pub(crate) fn run_within(bound: Duration, test: impl Future<Output = ()>) {
 pub(crate) struct Cluster {
     pub(crate) client: Client,
     pub(crate) sizes: SegmentPrefix,
-    pub(crate) obstacles: ApiFailures,
+    pub(crate) api_failures: ApiFailures,
 }
 
 /// Returns the cluster without any object of ours.
@@ -109,7 +109,7 @@ where
 
 pub(crate) async fn as_user(kubeconfig: &Path) -> Cluster {
     let client = connect(Some(kubeconfig)).await.unwrap();
-    Cluster { client, sizes: SIZES, obstacles: ApiFailures::default() }
+    Cluster { client, sizes: SIZES, api_failures: ApiFailures::default() }
 }
 
 /// Waits for an Event with this reason and note; `about`: kind and name of its object.
@@ -132,7 +132,7 @@ pub(crate) async fn event(client: Client, reason: &str, about: Option<(&str, &st
 
 impl Cluster {
     pub(crate) fn store(&self) -> Arc<dyn Store> {
-        Arc::new(Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.obstacles.clone(), Events::default()))
+        Arc::new(Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.api_failures.clone(), Events::default()))
     }
 
     /// A replica of the controller.
@@ -142,8 +142,8 @@ impl Cluster {
 
     /// A replica that writes Events.
     pub(crate) async fn replica_with_events(&self) -> Grants {
-        let events = Events::start(&self.client, "test", self.obstacles.clone());
-        let store = Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.obstacles.clone(), events);
+        let events = Events::start(&self.client, "test", self.api_failures.clone());
+        let store = Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.api_failures.clone(), events);
         self.replica_on(Arc::new(store)).await
     }
 
@@ -156,11 +156,11 @@ impl Cluster {
     /// Makes a replica watch Nodes.
     pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
         let selector = NodeSelector::edges();
-        let events = Events::start(&self.client, "test", self.obstacles.clone());
+        let events = Events::start(&self.client, "test", self.api_failures.clone());
         let (client, registry) = (&self.client, replica.registry.clone());
         let identity = ClusterIdentity::new(client, registry.clone(), None);
         let asked = PendingDeregistrations::default();
-        let nodes = NodeWatch::new(client, registry, selector, self.obstacles.clone(), events, identity);
+        let nodes = NodeWatch::new(client, registry, selector, self.api_failures.clone(), events, identity);
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always)).subscribe();
         let nodes = nodes.asking(true, asked.clone()).counting(labels);
         Watching { asked, task: tokio::spawn(nodes.run()) }

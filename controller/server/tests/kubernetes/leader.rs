@@ -37,7 +37,7 @@ struct Candidate {
 }
 
 fn leases(cluster: &Cluster, identity: &str, duration: Duration) -> Leases {
-    Leases::new(&cluster.client, NAMESPACE, identity, duration, cluster.obstacles.clone())
+    Leases::new(&cluster.client, NAMESPACE, identity, duration, cluster.api_failures.clone())
 }
 
 fn candidate(cluster: &Cluster, identity: &str, duration: Duration) -> Candidate {
@@ -159,10 +159,8 @@ fn orphans() {
         let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
         let registry = Arc::new(replica.registry.clone());
-        until("the orphan to be released", async || {
-            registry.read().await.state().ledger().row(&orphan)?.released_at.map(drop)
-        })
-        .await;
+        until("the orphan to be released", async || registry.read().await.ledger().row(&orphan)?.released_at.map(drop))
+            .await;
         assert_eq!(replica.held().await.len(), kept.len());
         collecting.abort();
         drop(lead);

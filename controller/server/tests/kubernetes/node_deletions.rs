@@ -43,7 +43,7 @@ fn unseen() {
         PLANE.kubectl(&["delete", "node", "a"]).unwrap();
         let _watching = cluster.watch_nodes(&replica);
         gone(&replica, "a").await;
-        assert!(replica.registry.read().await.state().node(&name("b")).is_some());
+        assert!(replica.registry.read().await.node(&name("b")).is_some());
     });
 }
 
@@ -57,7 +57,7 @@ async fn three(replica: &Grants) {
 }
 
 async fn registered(replica: &Grants) -> usize {
-    replica.registry.read().await.state().nodes().len()
+    replica.registry.read().await.nodes().len()
 }
 
 fn mass() {
@@ -138,7 +138,7 @@ fn other_cluster() {
         let replica = Grants::start(store().await).await;
         let there = as_user(other.kubeconfig()).await;
         let watching = there.watch_nodes(&replica);
-        let message = until("it to be reported", async || there.obstacles.all()).await;
+        let message = until("it to be reported", async || there.api_failures.all()).await;
         assert!(message.contains("another cluster") && message.contains("accept_cluster"), "{message}");
         let found = other.kubectl(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]).unwrap();
         assert!(message.contains(&found), "{found} in {message}");
@@ -178,8 +178,8 @@ async fn on_machine(replica: &Grants, node: &str, id: &str, valid: i64) -> i64 {
     let record = NodeRecord { certificates: vec![certificate], ..edge(node) };
     replica.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     until("its machine to be known", async || {
-        let view = replica.registry.read().await;
-        (view.state().node(&name(node))?.object.as_ref()?.machine_id == id).then_some(())
+        let state = replica.registry.read().await;
+        (state.node(&name(node))?.object.as_ref()?.machine_id == id).then_some(())
     })
     .await;
     not_after
@@ -202,7 +202,7 @@ fn same_machine() {
         };
         remade("a", "machine-a");
         until("the new Node to be seen", async || (seen(&replica, "a").await != first).then_some(())).await;
-        assert_eq!(replica.registry.read().await.state().ledger().held_by(&name("a")).len(), 2);
+        assert_eq!(replica.registry.read().await.ledger().held_by(&name("a")).len(), 2);
         // Another machine with the same name is another node.
         remade("b", "machine-c");
         gone(&replica, "b").await;
@@ -284,9 +284,9 @@ fn kept() {
         PLANE.kubectl(&["delete", "node", "a"]).unwrap();
         gone(&replica, "a").await;
         {
-            let view = replica.registry.read().await;
+            let state = replica.registry.read().await;
             for network in &granted {
-                assert_eq!(view.state().ledger().row(network).unwrap().kept_until, Some(end));
+                assert_eq!(state.ledger().row(network).unwrap().kept_until, Some(end));
             }
         }
         // Its certificate is refused; its pods may still run.

@@ -34,23 +34,23 @@ fn label(node: &str, value: &str) {
 
 async fn peers(replica: &Grants, node: &str, count: usize) {
     until("the communities to be as labelled", async || {
-        let view = replica.registry.read().await;
-        let record = view.state().node(&name(node))?;
-        (view.state().peers_of(record).len() == count).then_some(())
+        let state = replica.registry.read().await;
+        let record = state.node(&name(node))?;
+        (state.peers_of(record).len() == count).then_some(())
     })
     .await;
 }
 
 pub(crate) async fn seen(replica: &Grants, node: &str) -> String {
     until("the Node object to be seen", async || {
-        Some(replica.registry.read().await.state().node(&name(node))?.object.as_ref()?.uid.clone())
+        Some(replica.registry.read().await.node(&name(node))?.object.as_ref()?.uid.clone())
     })
     .await
 }
 
 pub(crate) async fn gone(replica: &Grants, node: &str) {
     until("the node to be deregistered", async || {
-        replica.registry.read().await.state().node(&name(node)).is_none().then_some(())
+        replica.registry.read().await.node(&name(node)).is_none().then_some(())
     })
     .await;
 }
@@ -92,8 +92,8 @@ fn annotated() {
         let addresses = "edge-cni.io/public-addresses=203.0.113.7:4501,2001:db8::1";
         PLANE.kubectl(&["annotate", "node", "a", addresses]).unwrap();
         until("the addresses to be known", async || {
-            let view = replica.registry.read().await;
-            let object = view.state().node(&name("a"))?.object.as_ref()?;
+            let state = replica.registry.read().await;
+            let object = state.node(&name("a"))?.object.as_ref()?;
             (object.public_addresses.len() == 2).then_some(())
         })
         .await;
@@ -112,9 +112,9 @@ fn late() {
         // Registered by another replica, which does not watch Nodes.
         other.register("a").await;
         until("the community to be known", async || {
-            let view = replica.registry.read().await;
-            let record = view.state().node(&name("a"))?;
-            (view.state().communities_of(record).len() == 1).then_some(())
+            let state = replica.registry.read().await;
+            let record = state.node(&name("a"))?;
+            (state.communities_of(record).len() == 1).then_some(())
         })
         .await;
     });
@@ -137,8 +137,8 @@ fn deleted() {
         for replica in &replicas {
             gone(replica, "a").await;
             until("its segments to be released", async || replica.held().await.is_empty().then_some(())).await;
-            let view = replica.registry.read().await;
-            assert!(view.state().node(&name("plain")).is_some() && view.state().node(&name("b")).is_some());
+            let state = replica.registry.read().await;
+            assert!(state.node(&name("plain")).is_some() && state.node(&name("b")).is_some());
         }
     });
 }
@@ -181,12 +181,12 @@ fn not_ready() {
         // A later change was seen, so this one was, too.
         label("b", "alpha");
         until("the later change", async || {
-            let view = replica.registry.read().await;
-            let record = view.state().node(&name("b"))?;
-            (view.state().communities_of(record).len() == 1).then_some(())
+            let state = replica.registry.read().await;
+            let record = state.node(&name("b"))?;
+            (state.communities_of(record).len() == 1).then_some(())
         })
         .await;
-        assert!(replica.registry.read().await.state().node(&name("a")).is_some());
+        assert!(replica.registry.read().await.node(&name("a")).is_some());
     });
 }
 
@@ -219,6 +219,6 @@ fn many() {
         peers(&replica, first, 1).await;
         PLANE.kubectl(&["delete", "node", last]).unwrap();
         gone(&replica, last).await;
-        assert!(replica.registry.read().await.state().node(&name(first)).is_some());
+        assert!(replica.registry.read().await.node(&name(first)).is_some());
     });
 }

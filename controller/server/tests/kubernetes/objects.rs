@@ -125,9 +125,9 @@ fn community() {
         };
         let peers = async |count: usize| {
             until("the community to be as listed", async || {
-                let view = replica.registry.read().await;
-                let a = view.state().node(&name("a")).unwrap();
-                (view.state().peers_of(a).len() == count).then_some(())
+                let state = replica.registry.read().await;
+                let a = state.node(&name("a")).unwrap();
+                (state.peers_of(a).len() == count).then_some(())
             })
             .await;
         };
@@ -153,12 +153,12 @@ fn deleted() {
         let collecting = tokio::spawn(garbage.run(leading));
         PLANE.kubectl(&["delete", "edgenode", "a"]).unwrap();
         until("the node to be deregistered", async || {
-            replica.registry.read().await.state().node(&name("a")).is_none().then_some(())
+            replica.registry.read().await.node(&name("a")).is_none().then_some(())
         })
         .await;
         until("its segments to be released", async || {
-            let view = replica.registry.read().await;
-            let released = |network| view.state().ledger().row(network).is_some_and(|row| row.released_at.is_some());
+            let state = replica.registry.read().await;
+            let released = |network| state.ledger().row(network).is_some_and(|row| row.released_at.is_some());
             granted.iter().all(released).then_some(())
         })
         .await;
@@ -193,38 +193,38 @@ fn unreadable() {
         let (other, ..) = loaded(&cluster).await;
         crate::behaviour::commit(&other, vec![Change::PutCommunity(community.clone())]).await.unwrap();
         until("what was blocked to be blocked", async || {
-            let view = replica.registry.read().await;
-            view.state().ledger().row(&network("10.77.0.16/28")).map(drop)
+            let state = replica.registry.read().await;
+            state.ledger().row(&network("10.77.0.16/28")).map(drop)
         })
         .await;
         {
-            let view = replica.registry.read().await;
-            assert!(view.state().node(&name("a")).is_some());
-            assert_eq!(view.state().ledger().held_by(&name("a")).len(), 2);
+            let state = replica.registry.read().await;
+            assert!(state.node(&name("a")).is_some());
+            assert_eq!(state.ledger().held_by(&name("a")).len(), 2);
         }
         let more = replica.request_segments("a", "r2").await;
         assert!(!more.contains(&granted[0]) && !more.contains(&network("10.77.0.16/28")), "{more:?}");
         // After a restart its last readable state is not known. Its addresses are still not
         // granted.
         let again = cluster.replica().await;
-        assert!(again.registry.read().await.state().ledger().row(&granted[0]).is_some());
+        assert!(again.registry.read().await.ledger().row(&granted[0]).is_some());
         // Readable segments of the unreadable node are not released either: the node exists and
         // uses them.
         let (lead, leading) = watch::channel(true);
         let garbage = OrphanCollector::new(&cluster.client, again.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
-        assert!(again.registry.read().await.state().node(&name("a")).is_none(), "this replica has never read it");
+        assert!(again.registry.read().await.node(&name("a")).is_none(), "this replica has never read it");
         // When the second one is released, which came later than the first, the node's segments
         // would have been due for long.
         for ghost in ["10.77.1.0/28", "10.77.2.0/28"].map(network) {
             let row = Row::new(ghost, name("ghost"), "join".into(), 1_793_491_300, None);
             crate::behaviour::commit(&other, vec![Change::GrantSegment(row)]).await.unwrap();
             until("what nobody holds to be released", async || {
-                again.registry.read().await.state().ledger().row(&ghost)?.released_at.map(drop)
+                again.registry.read().await.ledger().row(&ghost)?.released_at.map(drop)
             })
             .await;
         }
-        assert_eq!(again.registry.read().await.state().ledger().row(&granted[1]).unwrap().released_at, None);
+        assert_eq!(again.registry.read().await.ledger().row(&granted[1]).unwrap().released_at, None);
         collecting.abort();
         drop(lead);
     });

@@ -32,9 +32,9 @@ async fn set_up(cluster: &crate::cluster::Cluster) -> Grants {
 }
 
 async fn everything_is_there(replica: &Grants) {
-    let view = replica.registry.read().await;
-    assert_eq!(view.state().nodes().len(), 2);
-    assert_eq!(view.state().ledger().held_by(&name("a")).len(), 2);
+    let state = replica.registry.read().await;
+    assert_eq!(state.nodes().len(), 2);
+    assert_eq!(state.ledger().held_by(&name("a")).len(), 2);
 }
 
 async fn community(replica: &Grants, name: &str) {
@@ -44,7 +44,7 @@ async fn community(replica: &Grants, name: &str) {
         ))
         .unwrap();
     until("the community to be known", async || {
-        replica.registry.read().await.state().listed_community(&name.parse().unwrap()).map(drop)
+        replica.registry.read().await.listed_community(&name.parse().unwrap()).map(drop)
     })
     .await;
 }
@@ -57,12 +57,12 @@ fn away() {
         let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("API server"), "{error}");
         everything_is_there(&replica).await;
-        until("the outage to be reported", async || cluster.obstacles.all()).await;
+        until("the outage to be reported", async || cluster.api_failures.all()).await;
         PLANE.start_api_server().unwrap();
         community(&replica, "alpha").await;
         everything_is_there(&replica).await;
         replica.request_segments("b", "r").await;
-        until("nothing to stand in the way", async || cluster.obstacles.all().is_none().then_some(())).await;
+        until("nothing to stand in the way", async || cluster.api_failures.all().is_none().then_some(())).await;
     });
 }
 
@@ -76,7 +76,7 @@ fn compacted() {
         PLANE.wait_right(Subject::User("cut-off"), "watch", "edgenodes.edge-cni.io", false).unwrap();
         PLANE.restart_api_server().unwrap();
         until("nobody to watch", async || {
-            cluster.obstacles.all().filter(|message| message.contains("edgenodes.edge-cni.io"))
+            cluster.api_failures.all().filter(|message| message.contains("edgenodes.edge-cni.io"))
         })
         .await;
         // An object is added, one is deleted, and the history is compacted.
@@ -85,18 +85,18 @@ fn compacted() {
         let seen = CommunityRecord { name: "seen".parse().unwrap(), members: [].into() };
         commit(&other, vec![Change::PutCommunity(seen)]).await.unwrap();
         PLANE.forget_history().unwrap();
-        assert!(replica.registry.read().await.state().node(&name("b")).is_some());
+        assert!(replica.registry.read().await.node(&name("b")).is_some());
         controller("cut-off");
         until("the deletion to be known", async || {
-            replica.registry.read().await.state().node(&name("b")).is_none().then_some(())
+            replica.registry.read().await.node(&name("b")).is_none().then_some(())
         })
         .await;
         until("the community to be known", async || {
-            let view = replica.registry.read().await;
-            view.state().listed_communities().any(|community| community.name.as_str() == "seen").then_some(())
+            let state = replica.registry.read().await;
+            state.listed_communities().any(|community| community.name.as_str() == "seen").then_some(())
         })
         .await;
-        assert_eq!(replica.registry.read().await.state().ledger().held_by(&name("a")).len(), 2);
+        assert_eq!(replica.registry.read().await.ledger().held_by(&name("a")).len(), 2);
         replica.register("b").await;
         replica.request_segments("b", "r").await;
     });
@@ -116,7 +116,7 @@ fn rights() {
         PLANE.restart_api_server().unwrap();
         let message = until("the lost right to be reported", async || {
             cluster
-                .obstacles
+                .api_failures
                 .all()
                 .filter(|message| message.contains("segments.edge-cni.io") && message.contains("nodes"))
         })
@@ -158,7 +158,7 @@ fn storm() {
         let nodes: Vec<String> = (0..9).map(|n| format!("n{n}")).collect();
         join_all(nodes.iter().map(|node| replicas[0].register(node))).await;
         for replica in &replicas {
-            until("the nodes", async || (replica.registry.read().await.state().nodes().len() == 9).then_some(())).await;
+            until("the nodes", async || (replica.registry.read().await.nodes().len() == 9).then_some(())).await;
         }
         let done = AtomicUsize::new(0);
         // Each node asks until it is answered, each time at another replica, as agents do.

@@ -57,9 +57,7 @@ fn three() {
         for round in 0..3 {
             let known = |replica: usize| {
                 let (replica, wanted) = (&replicas[replica], nodes.len());
-                until("the nodes", async move || {
-                    (replica.registry.read().await.state().nodes().len() == wanted).then_some(())
-                })
+                until("the nodes", async move || (replica.registry.read().await.nodes().len() == wanted).then_some(()))
             };
             join_all((0..3).map(known)).await;
             let request = format!("round {round}");
@@ -88,8 +86,7 @@ fn known_to_all() {
         let cluster = clean().await;
         let (one, other) = (cluster.replica().await, cluster.replica().await);
         one.register("a").await;
-        until("the other to know the node", async || other.registry.read().await.state().node(&name("a")).map(drop))
-            .await;
+        until("the other to know the node", async || other.registry.read().await.node(&name("a")).map(drop)).await;
         let mut changes = other.registry.read().await.watch(&name("a")).unwrap();
         let before = *changes.borrow_and_update();
         let granted = one.request_segments("a", "r").await;
@@ -108,7 +105,7 @@ fn both() {
         let replicas = [cluster.replica().await, cluster.replica().await];
         replicas[0].register("a").await;
         let other = &replicas[1].registry;
-        until("both to know the node", async || other.read().await.state().node(&name("a")).map(drop)).await;
+        until("both to know the node", async || other.read().await.node(&name("a")).map(drop)).await;
         // Each replica adds its own labels one by one, at the same time as the other one.
         let adding = replicas.iter().enumerate().map(|(who, replica)| async move {
             for n in 0..10 {
@@ -130,7 +127,7 @@ fn both() {
         assert_eq!(object.spec.labels.len(), 20, "{:?}", object.spec.labels);
         for replica in &replicas {
             until("both to know all labels", async || {
-                (replica.registry.read().await.state().node(&name("a")).unwrap().labels.len() == 20).then_some(())
+                (replica.registry.read().await.node(&name("a")).unwrap().labels.len() == 20).then_some(())
             })
             .await;
         }
@@ -166,12 +163,12 @@ fn caught_up() {
             one.register(&node).await;
             let revision = one.registry.read().await.revision();
             other.registry.catch_up(revision).await.unwrap();
-            let view = other.registry.read().await;
+            let state = other.registry.read().await;
             assert!(
-                view.state().node(&name(&node)).is_some(),
+                state.node(&name(&node)).is_some(),
                 "what was there at a revision is known when it is caught up with"
             );
-            assert!(view.revision() > revision || n == 0 || view.revision() >= revision);
+            assert!(state.revision() > revision || n == 0 || state.revision() >= revision);
         }
         // It does not wait for a revision that never existed.
         other.registry.catch_up(u64::MAX).await.unwrap();
