@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::client::{REQUEST, explain, is_absent};
 use super::resources::EdgeNode;
-use crate::store::is_blocked;
+use crate::resources::kinds::is_blocked;
 
 /// How long a segment is held by an unregistered node before it is released. A join that is in
 /// progress is complete by then.
@@ -130,7 +130,7 @@ impl OrphanCollector {
         for (network, granted_at) in grants.iter().copied() {
             let released = self.registry.change(move |state| -> Result<_, StoreError> {
                 let row = state.ledger().row(&network);
-                let row = row.filter(|row| is_orphan(&state, row) && row.granted_at == granted_at).cloned();
+                let row = row.filter(|row| is_orphan(state, row) && row.granted_at == granted_at).cloned();
                 let row = row.map(|row| Row { released_at: Some(now), ..row });
                 Ok((row.clone(), row.into_iter().map(Change::PutSegment).collect()))
             });

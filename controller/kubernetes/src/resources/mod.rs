@@ -6,6 +6,8 @@
 //!   resource names (KubeEdge's) get them right.
 //! - [`token`]: join tokens, which are Secrets.
 //! - [`Timestamp`]: a time in RFC 3339 format.
+//! - [`kinds`]: maps rows to objects and back; [`raw_object`]: an object as the API server sends
+//!   it.
 //!
 //! Every record is one `spec`. It is written whole by one request, which the API server refuses if
 //! the object has changed in the meantime. `status` is only for people: it is written separately
@@ -31,6 +33,9 @@ mod edge_node;
 mod segment;
 mod timestamp;
 pub mod token;
+
+pub(crate) mod kinds;
+pub(crate) mod raw_object;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps};
 use kube::CustomResourceExt;

@@ -15,10 +15,10 @@ use futures_util::future::join_all;
 use futures_util::stream;
 
 use super::grants::{self, UnconfirmedGrant, is_same_grant};
-use super::kinds::Kind;
 use super::object_versions::{NotWritable, ObjectEvent, WriteBase, deletion};
 use super::requests::{Failure, read_object, send};
 use super::store_core::StoreCore;
+use crate::resources::kinds::Kind;
 
 /// Largest number of chains that are written at the same time: the API server and etcd take many
 /// writes in little more than the time of one.

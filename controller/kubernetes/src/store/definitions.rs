@@ -15,9 +15,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Client};
 
 use super::fields;
-use super::kinds::Kind;
 use crate::client::{REQUEST, explain, is_absent};
 use crate::cluster_identity;
+use crate::resources::kinds::Kind;
 
 const WHAT: &str = "customresourcedefinitions.apiextensions.k8s.io";
 

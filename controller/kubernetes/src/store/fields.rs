@@ -7,8 +7,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaPropsOrBool,
 };
 
-use super::kinds::Kind;
 use crate::resources;
+use crate::resources::kinds::Kind;
 
 /// How many dropped fields a warning names at most.
 const NAMED: usize = 10;

@@ -10,10 +10,10 @@ use edge_controller_domain::state::Change;
 use edge_controller_domain::store::StoreError;
 use futures_util::future::join_all;
 
-use super::kinds::{ObjectKey, StoredObject};
 use super::object_versions::WriteBase;
 use super::requests::{Failure, read_object, send};
 use super::store_core::StoreCore;
+use crate::resources::kinds::{ObjectKey, StoredObject};
 
 /// Attempts to roll a grant back, if others write its object at the same time.
 const ATTEMPTS: u32 = 4;

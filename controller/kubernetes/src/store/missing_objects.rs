@@ -23,11 +23,11 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::definitions::DefinitionState;
-use super::kinds::{Kind, is_blocked};
 use super::object_versions::Missing;
 use super::recreate::{Recreation, recreate};
 use super::store_core::StoreCore;
 use crate::events::About;
+use crate::resources::kinds::{Kind, is_blocked};
 use crate::resources::object_name;
 
 /// How often the definitions are checked, even if no event came.

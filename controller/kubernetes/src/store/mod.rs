@@ -1,8 +1,6 @@
 //! The Kubernetes store: rows are objects at the API server, and any number of replicas share them.
 //!
 //! - [`store_core`]: what the parts of the store share.
-//! - [`kinds`]: maps rows to objects and back; [`raw_object`]: an object as the API server sends
-//!   it.
 //! - [`object_versions`]: the version of every object, and what the registry knows of it.
 //! - [`commit`]: writes a batch, each object over the version that the plan knew; [`grants`]:
 //!   confirms granted segments or rolls them back; [`requests`]: single requests.
@@ -24,10 +22,8 @@ mod commit;
 mod definitions;
 mod fields;
 mod grants;
-mod kinds;
 mod missing_objects;
 mod object_versions;
-mod raw_object;
 mod recreate;
 mod requests;
 mod shared_config;
@@ -53,9 +49,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::client::ApiFailures;
 use crate::events::Events;
 use crate::list_watch::{list_and_watch, list_pages};
+use crate::resources::kinds::{self, Apis, Kind, StoredObject};
 use definitions::Definitions;
-pub use kinds::is_blocked;
-use kinds::{Apis, Kind, StoredObject};
 use object_versions::{NumberedEvent, ObjectVersions, RowEvent};
 use shared_config::SharedConfig;
 use single_flight::SingleFlight;

@@ -3,11 +3,11 @@
 use edge_controller_domain::state::Change;
 use kube::api::PostParams;
 
-use super::kinds::{Kind, StoredObject, encode};
 use super::object_versions::ObjectEvent;
 use super::requests::{Failure, decoded, read_object, with_timeout};
 use super::store_core::StoreCore;
 use crate::client::explain;
+use crate::resources::kinds::{Kind, StoredObject, encode};
 
 /// Outcome of creating a missing object again.
 pub(super) enum Recreation {

@@ -6,11 +6,11 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::core::DynamicObject;
 
-use super::kinds::{DELETING, ForeignMetadata, Kind, ObjectKey, StoredObject, encode};
 use super::object_versions::WriteBase;
-use super::raw_object::RawObject;
 use super::store_core::StoreCore;
 use crate::client::{REQUEST, explain, is_absent};
+use crate::resources::kinds::{DELETING, ForeignMetadata, Kind, ObjectKey, StoredObject, encode};
+use crate::resources::raw_object::RawObject;
 
 pub(super) enum Failure {
     /// The object is not at the expected version.

@@ -18,11 +18,11 @@ use kube::core::{DynamicObject, ObjectList, Request};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::kinds::{Kind, StoredObject};
-use super::raw_object::RawObject;
 use crate::client::is_absent;
 use crate::list_watch::{ListWatch, WatchStream};
 use crate::resources::GROUP;
+use crate::resources::kinds::{Kind, StoredObject};
+use crate::resources::raw_object::RawObject;
 
 /// Up to this number of further objects, reading from etcd costs less than a write.
 const FEW: i64 = 500;

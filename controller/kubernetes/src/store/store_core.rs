@@ -9,13 +9,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::definitions::Definitions;
 use super::fields;
-use super::kinds::{Apis, Kind, StoredObject};
 use super::object_versions::{ObjectEvent, ObjectVersions};
 use super::shared_config::SharedConfig;
 use super::source::RowSource;
 use crate::client::{ApiFailures, REQUEST};
 use crate::events::Events;
 use crate::list_watch::{ListWatchEvent, list};
+use crate::resources::kinds::{Apis, Kind, StoredObject};
 
 /// What the parts of the store share.
 pub(super) struct StoreCore {

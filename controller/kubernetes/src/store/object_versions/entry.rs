@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use edge_controller_domain::state::{Change, RowKey};
 use tokio::time::Instant;
 
-use super::super::kinds::{ForeignMetadata, ObjectKey, StoredObject};
+use crate::resources::kinds::{ForeignMetadata, ObjectKey, StoredObject};
 
 /// An event for the registry with its number, which is also the revision after it. Without an
 /// event, only the revision rises.

@@ -6,9 +6,9 @@ use edge_controller_domain::state::Change;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::super::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
 use super::entry::{Absent, Entry, Missing, ObjectEvent, RowEvent};
 use super::versions::ObjectVersions;
+use crate::resources::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
 
 impl ObjectVersions {
     /// Notes that an object is missing. Its row stays in force until the reason is known.

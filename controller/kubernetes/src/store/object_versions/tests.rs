@@ -1,10 +1,10 @@
 use edge_controller_domain::state::{Change, NodeRecord};
 use tokio::sync::mpsc;
 
-use super::super::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
 use super::versions::REVISIONS_PER_VERSION;
 use super::*;
 use crate::events::Events;
+use crate::resources::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
 
 fn object_key() -> ObjectKey {
     (Kind::Node, "a".into())
@@ -148,7 +148,7 @@ fn an_unreadable_segment_blocks_its_addresses_and_another_keeps_its_last_row() {
     objects.observe(at, event);
     let (_, change) = events.try_recv().unwrap();
     assert!(
-        matches!(change, Some(RowEvent::Changed(Change::PutSegment(row))) if super::super::kinds::is_blocked(&row))
+        matches!(change, Some(RowEvent::Changed(Change::PutSegment(row))) if crate::resources::kinds::is_blocked(&row))
     );
     let (at, event) = odd(Kind::Node, "a", "u", 9);
     objects.observe(at, event);

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use edge_controller_domain::state::Change;
 use tokio::sync::{Notify, mpsc};
 
-use super::super::kinds::{Kind, ObjectKey, StoredObject, blocked};
 use super::entry::{Absent, Entry, NumberedEvent, ObjectEvent, RowEvent, deletion};
 use crate::events::{About, Events};
+use crate::resources::kinds::{Kind, ObjectKey, StoredObject, blocked};
 
 /// Number of revisions for one resourceVersion. Events that come late, from the slower of two
 /// watches, get revisions of their own.

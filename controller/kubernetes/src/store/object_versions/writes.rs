@@ -2,9 +2,9 @@
 
 use edge_controller_domain::state::Change;
 
-use super::super::kinds::{ForeignMetadata, ObjectKey, StoredObject};
 use super::entry::Entry;
 use super::versions::ObjectVersions;
+use crate::resources::kinds::{ForeignMetadata, ObjectKey, StoredObject};
 
 /// What a write expects to find.
 #[derive(Debug, Clone)]

@@ -12,15 +12,15 @@ use serde_json::value::RawValue;
 /// An object without the parts that are never needed; the managed fields alone are half of the
 /// data.
 #[derive(Clone, Deserialize)]
-pub(super) struct RawObject<S> {
+pub(crate) struct RawObject<S> {
     #[serde(default)]
-    pub(super) metadata: Metadata,
+    pub(crate) metadata: Metadata,
     /// Spec of a custom resource.
     #[serde(default = "absent")]
-    pub(super) spec: Option<S>,
+    pub(crate) spec: Option<S>,
     /// Data of a Secret.
     #[serde(default)]
-    pub(super) data: Value,
+    pub(crate) data: Value,
 }
 
 /// Needed because `#[serde(default)]` requires that `S` has a default.
@@ -29,7 +29,7 @@ fn absent<S>() -> Option<S> {
 }
 
 /// A spec that is not decoded yet, so that a mistake in it affects one object and not the list.
-pub(super) trait Spec {
+pub(crate) trait Spec {
     fn read<T: DeserializeOwned>(self) -> serde_json::Result<T>;
 }
 
@@ -48,14 +48,14 @@ impl Spec for &RawValue {
 /// The metadata that rows and writes need.
 #[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Metadata {
-    pub(super) name: Option<String>,
-    pub(super) uid: Option<String>,
-    pub(super) resource_version: Option<String>,
-    pub(super) labels: Option<BTreeMap<String, String>>,
-    pub(super) annotations: Option<BTreeMap<String, String>>,
-    pub(super) finalizers: Option<Vec<String>>,
-    pub(super) owner_references: Option<Vec<OwnerReference>>,
+pub(crate) struct Metadata {
+    pub(crate) name: Option<String>,
+    pub(crate) uid: Option<String>,
+    pub(crate) resource_version: Option<String>,
+    pub(crate) labels: Option<BTreeMap<String, String>>,
+    pub(crate) annotations: Option<BTreeMap<String, String>>,
+    pub(crate) finalizers: Option<Vec<String>>,
+    pub(crate) owner_references: Option<Vec<OwnerReference>>,
 }
 
 impl From<DynamicObject> for RawObject<Value> {

@@ -12,12 +12,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::raw_object::{Metadata, RawObject, Spec};
+use super::{Community, CommunitySpec, EdgeNode, EdgeNodeSpec, Segment, SegmentSpec, token};
 use crate::client::version;
-use crate::resources::{self, Community, CommunitySpec, EdgeNode, EdgeNodeSpec, Segment, SegmentSpec, token};
 
 /// A kind of object, which is also a kind of row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Node,
     Segment,
     Community,
@@ -25,26 +25,26 @@ pub(super) enum Kind {
 }
 
 /// Kind and name of an object.
-pub(super) type ObjectKey = (Kind, String);
+pub(crate) type ObjectKey = (Kind, String);
 
 /// Label selector for join tokens among other Secrets.
-pub(super) const TOKENS: &str = "edge-cni.io/kind=join-token";
+pub(crate) const TOKENS: &str = "edge-cni.io/kind=join-token";
 
 /// Annotation of an object that a replica is about to delete. It tells the other replicas that the
 /// deletion is the controller's own.
-pub(super) const DELETING: &str = "edge-cni.io/deleting";
+pub(crate) const DELETING: &str = "edge-cni.io/deleting";
 
 /// Node name that holds a segment with an unreadable object, so that the segment is not granted. No
 /// real node has this name.
 const UNREADABLE: &str = "unreadable.invalid";
 
 impl Kind {
-    pub(super) const ALL: [Self; 4] = [Self::Node, Self::Segment, Self::Community, Self::Token];
+    pub(crate) const ALL: [Self; 4] = [Self::Node, Self::Segment, Self::Community, Self::Token];
     /// Kinds that exist only as long as their definition (CRD) does.
-    pub(super) const CUSTOM: [Self; 3] = [Self::Node, Self::Segment, Self::Community];
+    pub(crate) const CUSTOM: [Self; 3] = [Self::Node, Self::Segment, Self::Community];
 
     /// Plural and group: `segments.edge-cni.io`.
-    pub(super) fn what(self) -> &'static str {
+    pub(crate) fn what(self) -> &'static str {
         match self {
             Self::Node => "edgenodes.edge-cni.io",
             Self::Segment => "segments.edge-cni.io",
@@ -54,28 +54,28 @@ impl Kind {
     }
 
     /// The object that holds the row of this key.
-    pub(super) fn object_key(key: &RowKey) -> ObjectKey {
+    pub(crate) fn object_key(key: &RowKey) -> ObjectKey {
         match key {
             RowKey::Node(name) => (Self::Node, name.to_string()),
-            RowKey::Segment(network) => (Self::Segment, resources::object_name(network)),
+            RowKey::Segment(network) => (Self::Segment, super::object_name(network)),
             RowKey::Community(name) => (Self::Community, name.as_str().to_ascii_lowercase()),
             RowKey::Token(id) => (Self::Token, token::object_name(id)),
         }
     }
 
-    pub(super) fn selector(self) -> Option<&'static str> {
+    pub(crate) fn selector(self) -> Option<&'static str> {
         (self == Self::Token).then_some(TOKENS)
     }
 }
 
 /// The API of each kind.
 #[derive(Clone)]
-pub(super) struct Apis {
+pub(crate) struct Apis {
     all: [Api<DynamicObject>; 4],
 }
 
 impl Apis {
-    pub(super) fn new(client: &Client, namespace: &str) -> Self {
+    pub(crate) fn new(client: &Client, namespace: &str) -> Self {
         Self {
             all: Kind::ALL.map(|kind| match kind {
                 Kind::Token => Api::namespaced_with(client.clone(), namespace, &resource(kind)),
@@ -84,7 +84,7 @@ impl Apis {
         }
     }
 
-    pub(super) fn of(&self, kind: Kind) -> &Api<DynamicObject> {
+    pub(crate) fn of(&self, kind: Kind) -> &Api<DynamicObject> {
         &self.all[kind as usize]
     }
 }
@@ -103,7 +103,7 @@ fn resource(kind: Kind) -> ApiResource {
 
 /// Metadata that others may have added to an object. Our writes keep it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct ForeignMetadata(Option<Box<ObjectMeta>>);
+pub(crate) struct ForeignMetadata(Option<Box<ObjectMeta>>);
 
 impl ForeignMetadata {
     fn of(metadata: Metadata) -> Self {
@@ -130,15 +130,15 @@ impl ForeignMetadata {
 
 /// An object as the API server sent it.
 #[derive(Debug, Clone)]
-pub(super) struct StoredObject {
-    pub(super) name: String,
-    pub(super) uid: String,
-    pub(super) version: u64,
+pub(crate) struct StoredObject {
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) version: u64,
     /// The change that writes the row, or why the object cannot be read.
-    pub(super) row: Result<Change, String>,
-    pub(super) foreign: ForeignMetadata,
+    pub(crate) row: Result<Change, String>,
+    pub(crate) foreign: ForeignMetadata,
     /// A replica has marked it for deletion.
-    pub(super) deleting: bool,
+    pub(crate) deleting: bool,
 }
 
 impl StoredObject {
@@ -146,7 +146,7 @@ impl StoredObject {
     ///
     /// # Errors
     /// If the name, the UID or the version is missing. The API server always sends them.
-    pub(super) fn of<S: Spec>(kind: Kind, object: RawObject<S>) -> Result<Self, String> {
+    pub(crate) fn of<S: Spec>(kind: Kind, object: RawObject<S>) -> Result<Self, String> {
         let RawObject { metadata, spec, data } = object;
         let (Some(name), Some(uid)) = (metadata.name.clone(), metadata.uid.clone()) else {
             return Err(format!("an object of {} has no name or uid", kind.what()));
@@ -172,19 +172,19 @@ fn decode<S: Spec>(kind: Kind, name: &str, spec: Option<S>, data: &Value) -> Res
 }
 
 /// The row that blocks a segment with an unreadable object.
-pub(super) fn blocked(name: &str) -> Option<Change> {
-    let network = resources::network_of(name)?;
+pub(crate) fn blocked(name: &str) -> Option<Change> {
+    let network = super::network_of(name)?;
     let node: NodeName = UNREADABLE.parse().ok()?;
     Some(Change::PutSegment(Row::new(network, node, String::new(), 0, None)))
 }
 
 /// Whether this row blocks a segment with an unreadable object.
-pub fn is_blocked(row: &Row) -> bool {
+pub(crate) fn is_blocked(row: &Row) -> bool {
     row.node.as_str() == UNREADABLE
 }
 
 /// The object that a change writes; `None` if the change deletes one.
-pub(super) fn encode(change: &Change, foreign: &ForeignMetadata) -> Result<Option<DynamicObject>, String> {
+pub(crate) fn encode(change: &Change, foreign: &ForeignMetadata) -> Result<Option<DynamicObject>, String> {
     let (kind, name) = Kind::object_key(&change.key());
     let spec = |spec: Result<Value, serde_json::Error>| spec.map(|spec| json!({"spec": spec}));
     let data = match change {
@@ -209,7 +209,7 @@ pub(super) fn encode(change: &Change, foreign: &ForeignMetadata) -> Result<Optio
 }
 
 /// The latest time in a row, seconds since the epoch; 0 if it has none.
-pub(super) fn time_of(change: &Change) -> Seconds {
+pub(crate) fn time_of(change: &Change) -> Seconds {
     match change {
         Change::PutNode(record) => record.joined_at,
         Change::GrantSegment(row) | Change::PutSegment(row) => row.granted_at.max(row.released_at.unwrap_or(0)),
