@@ -9,15 +9,12 @@
 //! - [`list_watch`]: a list that is kept up to date by a watch.
 //! - [`cluster_identity`]: checks that it is still the same cluster.
 //! - [`store`]: rows as custom resources that all replicas share.
-//! - [`nodes`]: communities and deregistration from Node objects; [`selector`]: which Nodes;
-//!   [`node_role`]: which role a Node may have.
+//! - [`nodes`]: communities and deregistration from Node objects; [`selector`]: which Nodes.
 //! - [`node_trust`]: which labels and addresses of a Node count, since its kubelet can write them.
 //! - [`label_trust`]: whether community labels of Nodes count; [`label_policy`]: the admission
 //!   policy that they need.
 //! - [`trust_bundle`]: publishes the trusted certificates for the agents' pods.
-//! - [`token_review`]: joins with a service account token; [`review_error`]: why one is refused;
-//!   [`service_token`]: checks a token before the API server is asked; [`reviews`]: how many
-//!   reviews may run at once.
+//! - [`service_account`]: joins with the service account token of the node's pod.
 #![forbid(unsafe_code)]
 
 pub mod ca_secret;
@@ -28,16 +25,12 @@ pub mod label_policy;
 pub mod label_trust;
 pub mod lease;
 pub mod list_watch;
-pub mod node_role;
 pub mod node_trust;
 pub mod nodes;
 pub mod orphans;
 pub mod resources;
-pub mod review_error;
-pub mod reviews;
 pub mod selector;
-pub mod service_token;
+pub mod service_account;
 pub mod status_writer;
 pub mod store;
-pub mod token_review;
 pub mod trust_bundle;

@@ -7,7 +7,7 @@ use edge_controller_domain::segments::Withheld;
 use edge_controller_domain::state::{JoinError, SegmentError};
 use edge_controller_domain::store::StoreError;
 use edge_controller_domain::tokens::TokenError;
-use edge_controller_kubernetes::review_error::ReviewError;
+use edge_controller_kubernetes::service_account::ReviewError;
 use edge_types::NodeName;
 use edge_types::api::Problem;
 use edge_types::name::NameError;

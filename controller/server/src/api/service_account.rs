@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_kubernetes::client::REQUEST;
-use edge_controller_kubernetes::review_error::ReviewError;
-use edge_controller_kubernetes::reviews::Reviews;
-use edge_controller_kubernetes::service_token;
-use edge_controller_kubernetes::token_review::Reviewer;
+use edge_controller_kubernetes::service_account::{ReviewError, ReviewLimits, Reviewer, check_token};
 use edge_types::{NodeName, Role};
 
 use super::caller::Caller;
@@ -18,16 +15,16 @@ use super::state::from_substates;
 #[derive(Clone)]
 pub(super) struct AccountReviews {
     reviewer: Option<Reviewer>,
-    reviews: Arc<Reviews>,
+    limits: Arc<ReviewLimits>,
 }
 
-from_substates!(AccountReviews { reviewer, reviews });
+from_substates!(AccountReviews { reviewer, limits });
 
 impl AccountReviews {
     /// Refuses what cannot be a valid token, without a request to the API server.
     pub(super) fn check(&self, token: &str, now: Seconds) -> Result<(), ApiError> {
         self.reviewer()?;
-        service_token::check(token, now).map_err(ApiError::ServiceAccount)
+        check_token(token, now).map_err(ApiError::ServiceAccount)
     }
 
     fn reviewer(&self) -> Result<&Reviewer, ApiError> {
@@ -40,8 +37,8 @@ impl AccountReviews {
 
     /// Asks the API server for the role with which the holder of this token may join as `node`.
     pub(super) async fn review(&self, token: &str, node: &NodeName, caller: &Caller) -> Result<Role, ApiError> {
-        let turn = self.reviews.turn(caller.address).await;
-        let _turn = turn.ok_or_else(|| ApiError::TokenReview("too many tokens wait for it; try again".into()))?;
+        let permit = self.limits.acquire(caller.address).await;
+        let _permit = permit.ok_or_else(|| ApiError::TokenReview("too many tokens wait for it; try again".into()))?;
         let review = tokio::time::timeout(REQUEST, self.reviewer()?.review(token, node)).await;
         let late = || ReviewError::Failed(format!("no response in {} s", REQUEST.as_secs()));
         Ok(review.unwrap_or_else(|_| Err(late()))?)

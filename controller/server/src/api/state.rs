@@ -10,8 +10,7 @@ use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::label_trust::LabelTrust;
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
-use edge_controller_kubernetes::reviews::Reviews;
-use edge_controller_kubernetes::token_review::Reviewer;
+use edge_controller_kubernetes::service_account::{ReviewLimits, Reviewer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -51,19 +50,19 @@ pub(super) struct ApiState(Arc<Shared>);
 
 struct Shared {
     services: Services,
-    reviews: Arc<Reviews>,
+    review_limits: Arc<ReviewLimits>,
     bodies: BodyBudget,
 }
 
 impl From<Services> for ApiState {
     fn from(services: Services) -> Self {
-        Self(Arc::new(Shared { services, reviews: Arc::default(), bodies: BodyBudget::default() }))
+        Self(Arc::new(Shared { services, review_limits: Arc::default(), bodies: BodyBudget::default() }))
     }
 }
 
-impl FromRef<ApiState> for Arc<Reviews> {
+impl FromRef<ApiState> for Arc<ReviewLimits> {
     fn from_ref(state: &ApiState) -> Self {
-        state.0.reviews.clone()
+        state.0.review_limits.clone()
     }
 }
 

@@ -38,7 +38,7 @@ use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::cluster_identity::{ClusterIdentity, Doubt};
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
-use edge_controller_kubernetes::token_review::Reviewer;
+use edge_controller_kubernetes::service_account::Reviewer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

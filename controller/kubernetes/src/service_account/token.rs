@@ -6,8 +6,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use edge_controller_domain::clock::Seconds;
 use serde::Deserialize;
 
-use super::token_review::AUDIENCE;
-
+/// The audience that the token must have. A pod's token for the API server itself is not accepted.
+pub(super) const AUDIENCE: &str = "edge-cni";
 /// Longest token, in bytes. The API server's tokens are below 2 KiB; ours are bound to one audience
 /// and one pod.
 const LONGEST: usize = 8 * 1024;

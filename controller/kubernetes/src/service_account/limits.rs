@@ -22,29 +22,29 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The limits of all sources.
 #[derive(Debug)]
-pub struct Reviews {
+pub struct ReviewLimits {
     all: Arc<Semaphore>,
     /// The limits of sources with reviews that run or wait.
     sources: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
 }
 
 /// Permission for one review; it ends when this is dropped.
-pub struct Turn<'a> {
-    reviews: &'a Reviews,
+pub struct ReviewPermit<'a> {
+    limits: &'a ReviewLimits,
     source: IpAddr,
     permits: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
 
-impl Default for Reviews {
+impl Default for ReviewLimits {
     fn default() -> Self {
         Self { all: Arc::new(Semaphore::new(AT_ONCE)), sources: Mutex::default() }
     }
 }
 
-impl Reviews {
+impl ReviewLimits {
     /// Waits for permission to review a token from this address; `None` if there are too many or
     /// none came in time.
-    pub async fn turn(&self, from: Option<IpAddr>) -> Option<Turn<'_>> {
+    pub async fn acquire(&self, from: Option<IpAddr>) -> Option<ReviewPermit<'_>> {
         let source = source_shares::source(from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
         let of_source = self.sources().entry(source).or_insert_with(|| Arc::new(Semaphore::new(OF_ONE_SOURCE))).clone();
         // The map, this call and every other running or waiting review hold a reference.
@@ -52,13 +52,13 @@ impl Reviews {
             return None;
         }
         // This comes first, so that a caller that gives up while it waits is removed too.
-        let mut turn = Turn { reviews: self, source, permits: None };
+        let mut permit = ReviewPermit { limits: self, source, permits: None };
         let both = async {
             let own = of_source.acquire_owned().await?;
             Ok::<_, AcquireError>((own, self.all.clone().acquire_owned().await?))
         };
-        turn.permits = Some(tokio::time::timeout(PATIENCE, both).await.ok()?.ok()?);
-        Some(turn)
+        permit.permits = Some(tokio::time::timeout(PATIENCE, both).await.ok()?.ok()?);
+        Some(permit)
     }
 
     fn sources(&self) -> MutexGuard<'_, HashMap<IpAddr, Arc<Semaphore>>> {
@@ -66,9 +66,9 @@ impl Reviews {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for ReviewPermit<'_> {
     fn drop(&mut self) {
-        let mut sources = self.reviews.sources();
+        let mut sources = self.limits.sources();
         self.permits = None;
         // Every running or waiting review holds a reference.
         if sources.get(&self.source).is_some_and(|source| Arc::strong_count(source) == 1) {
@@ -83,37 +83,37 @@ mod tests {
     use futures_util::FutureExt;
 
     #[tokio::test]
-    async fn one_source_does_not_take_all_turns_and_none_is_remembered() {
-        let reviews = Reviews::default();
+    async fn one_source_does_not_hold_all_permits_and_none_is_remembered() {
+        let limits = ReviewLimits::default();
         let (greedy, other) = (Some("192.0.2.1".parse().unwrap()), Some("198.51.100.1".parse().unwrap()));
         let mut held = Vec::new();
         for _ in 0..OF_ONE_SOURCE {
-            held.push(reviews.turn(greedy).await.unwrap());
+            held.push(limits.acquire(greedy).await.unwrap());
         }
-        assert!(reviews.turn(greedy).now_or_never().is_none(), "it waits");
+        assert!(limits.acquire(greedy).now_or_never().is_none(), "it waits");
         for _ in 0..AT_ONCE - OF_ONE_SOURCE {
-            held.push(reviews.turn(other).await.unwrap());
+            held.push(limits.acquire(other).await.unwrap());
         }
-        assert_eq!(reviews.all.available_permits(), 0);
+        assert_eq!(limits.all.available_permits(), 0);
         held.truncate(1);
-        assert!(reviews.turn(greedy).await.is_some());
+        assert!(limits.acquire(greedy).await.is_some());
         drop(held);
-        assert_eq!((reviews.sources().len(), reviews.all.available_permits()), (0, AT_ONCE));
+        assert_eq!((limits.sources().len(), limits.all.available_permits()), (0, AT_ONCE));
     }
 
     #[tokio::test]
     async fn few_of_one_source_wait_and_the_rest_are_refused_at_once() {
-        let reviews = Reviews::default();
+        let limits = ReviewLimits::default();
         let source = Some("192.0.2.1".parse().unwrap());
         let mut held = Vec::new();
         for _ in 0..OF_ONE_SOURCE {
-            held.push(reviews.turn(source).await.unwrap());
+            held.push(limits.acquire(source).await.unwrap());
         }
         let mut waiting: Vec<_> =
-            (OF_ONE_SOURCE..OF_ONE_SOURCE_IN_ALL).map(|_| Box::pin(reviews.turn(source))).collect();
-        assert!(waiting.iter_mut().all(|turn| turn.now_or_never().is_none()));
-        assert!(reviews.turn(source).await.is_none(), "one too many");
+            (OF_ONE_SOURCE..OF_ONE_SOURCE_IN_ALL).map(|_| Box::pin(limits.acquire(source))).collect();
+        assert!(waiting.iter_mut().all(|permit| permit.now_or_never().is_none()));
+        assert!(limits.acquire(source).await.is_none(), "one too many");
         drop((waiting, held));
-        assert!(reviews.sources().is_empty());
+        assert!(limits.sources().is_empty());
     }
 }

@@ -8,9 +8,9 @@ use edge_types::{NodeName, Role};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 
-use super::client::{REQUEST, explain};
-use super::review_error::ReviewError;
-use super::selector::NodeSelector;
+use super::error::ReviewError;
+use crate::client::{REQUEST, explain};
+use crate::selector::NodeSelector;
 
 /// The Nodes of each role, as configured in `[kubernetes]`.
 #[derive(Debug, Clone)]
