@@ -14,9 +14,9 @@ use edge_types::{AddressSource, NodeName, Role};
 use serde::Serialize;
 
 use super::archive;
+use super::args::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
 use super::client::Client;
 use super::table::{list, print, say, say_once};
-use super::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
 
 const NOTHING: Option<&()> = None;
 
@@ -149,20 +149,6 @@ async fn deregister_missing(client: &Client, json: bool) -> anyhow::Result<()> {
         deregister(client, json, node).await?;
     }
     Ok(())
-}
-
-/// Reads a duration such as `24h` as seconds.
-pub(super) fn duration(text: &str) -> Result<u64, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let seconds = match unit {
-        "s" | "" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 24 * 3600,
-        _ => return Err(format!("{unit:?} is none of s, m, h, d")),
-    };
-    let number: u64 = number.parse().map_err(|_| "it does not begin with a number".to_owned())?;
-    number.checked_mul(seconds).ok_or_else(|| "it is too long".to_owned())
 }
 
 /// Reads `key=value` or `key-`.
@@ -328,12 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_labels_are_read_as_written() {
-        assert_eq!(duration("24h"), Ok(86_400));
-        assert_eq!(duration("90"), Ok(90));
-        for bad in ["", "h", "1w", "1.5h", "-1h", "99999999999999999999d", "18446744073709551615d"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
+    fn labels_are_read_as_written() {
         assert_eq!(label("a/b=c=d").unwrap(), ("a/b".into(), Some("c=d".into())));
         assert_eq!(label("a/b-").unwrap(), ("a/b".into(), None));
         assert!(label("a").is_err());
@@ -358,10 +339,5 @@ mod tests {
         let shared = shared(&nodes);
         assert_eq!(shared.len(), 1);
         assert_eq!(shared[&"203.0.113.7:4500".parse().unwrap()], [&nodes[0].name, &nodes[1].name]);
-    }
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        <super::super::Cli as clap::CommandFactory>::command().debug_assert();
     }
 }

@@ -1,0 +1,295 @@
+//! The arguments of the command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use edge_types::{NodeName, Role};
+
+use crate::config::{ADMIN_SOCKET, Sources};
+
+/// Hands out segments and certificates to edge nodes, and tells each whom it may talk to.
+///
+/// Run the server on the cloud's side, make a join token for each new node, and put nodes into
+/// communities by label:
+///
+///   edge-controller run --config /etc/edge-controller/controller.toml
+///   edge-controller token create --role hub --node cloud-1
+///   edge-controller token create --role edge --ttl 1h
+///   edge-controller node label edge-a1 fabedge/edge-community=alpha
+///
+/// Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the server is not running or could not start;
+/// 128 and a signal's number: a server that was asked to end a second time before it had.
+#[derive(Parser)]
+#[command(name = "edge-controller", version, max_term_width = 100, verbatim_doc_comment)]
+pub(super) struct Cli {
+    /// Admin socket of the running server.
+    #[arg(long, global = true, default_value = ADMIN_SOCKET, env = "EDGE_CONTROLLER_SOCKET", value_name = "PATH")]
+    pub(super) socket: PathBuf,
+    /// Print JSON, for scripts, instead of tables.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Run the server in the foreground, until SIGTERM or Ctrl-C; a second one ends it at once.
+    /// SIGHUP: see reload. Logs go to standard error; RUST_LOG sets their level.
+    Run {
+        #[command(flatten)]
+        sources: Sources,
+        /// Log as JSON, one object a line.
+        #[arg(long)]
+        log_json: bool,
+    },
+    /// Show the configuration that run would use, and where each value comes from.
+    Config {
+        #[command(flatten)]
+        sources: Sources,
+    },
+    /// Let the running server read its configuration again, as SIGHUP does.
+    ///
+    /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds,
+    /// restore_grace_seconds, networks and hub take effect; any other change is refused, and so is
+    /// a range that is left out while nodes hold segments of it: with nothing changed.
+    Reload,
+    /// Print the definitions of the custom resources, for kubectl apply; they are in deploy/crds as
+    /// well.
+    Crds,
+    /// Write all that the running server keeps into one file, as it is at one moment.
+    ///
+    /// The file holds the authority's private key: it is made for its owner alone (mode 0600) and
+    /// must stay as secret as that. It is checked before it takes its place. "-" writes to standard
+    /// output, for example into a program that encrypts it.
+    Backup {
+        /// File that is written; "-" is standard output.
+        file: PathBuf,
+    },
+    /// Put a backup in place of the state directory, while no server runs. Nodes go on with the
+    /// certificates that they have.
+    ///
+    /// Segments that were granted after the backup are not in it: restore the latest.
+    Restore {
+        /// A file that backup or export wrote.
+        file: PathBuf,
+        #[command(flatten)]
+        sources: Sources,
+        /// The directory may have content; it is moved aside and kept.
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Write all that the configured store holds into one file, as backup does, while no server
+    /// runs.
+    Export {
+        /// Where to; "-" is standard output.
+        file: PathBuf,
+        #[command(flatten)]
+        sources: Sources,
+    },
+    /// Bring a file of backup or export into the configured store, which must be empty; to move
+    /// from one kind of store to another.
+    ///
+    /// An import that was interrupted goes on when the same file is imported again.
+    Import {
+        /// A file that backup or export wrote.
+        file: PathBuf,
+        #[command(flatten)]
+        sources: Sources,
+    },
+    /// Say that the configured store is an old copy which was brought back by other means than
+    /// restore and import: a snapshot of a disk or of etcd.
+    ///
+    /// Segments that were granted after the copy was made are not in it. With the next start nodes
+    /// may claim those that they use, and nothing is granted before they have reported them. Where
+    /// the store is in the state directory no server may run meanwhile; where it is at the
+    /// Kubernetes API server restart all replicas afterwards.
+    Restored {
+        #[command(flatten)]
+        sources: Sources,
+    },
+    /// Nodes: list, show, label, deregister.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Segments: who holds which.
+    #[command(subcommand)]
+    Segment(SegmentCommand),
+    /// Communities: who is a member of which.
+    #[command(subcommand)]
+    Community(CommunityCommand),
+    /// Join tokens: create, list, delete.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Certificate authorities: list, roll over to a new one, retire an old one.
+    #[command(subcommand)]
+    Ca(CaCommand),
+}
+
+#[derive(Subcommand)]
+pub(super) enum NodeCommand {
+    /// List all registered nodes.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one node in full.
+    Show {
+        /// Name of the node, as node list prints it.
+        node: NodeName,
+    },
+    /// Set labels (key=value) or remove them (key-).
+    ///
+    /// The labels fabedge/edge-community and bocloud.com/edge-community put a node into
+    /// communities; '_' separates several:
+    ///
+    ///   edge-controller node label edge-a1 fabedge/edge-community=alpha_beta
+    ///   edge-controller node label edge-a1 fabedge/edge-community-
+    ///
+    /// Those of a node with a Node object in Kubernetes are set there, and can only be removed
+    /// here.
+    #[command(verbatim_doc_comment)]
+    Label {
+        /// Name of the node, as node list prints it.
+        node: NodeName,
+        /// key=value to set, key- to remove.
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        labels: Vec<String>,
+    },
+    /// Take a node out of the network: its certificate is refused at once, its segments are given
+    /// to others after the quarantine.
+    ///
+    /// With --confirm: all nodes that lost their Node objects in Kubernetes, so many at once that
+    /// it was not believed. node list names them.
+    Deregister {
+        /// Name of the node, as node list prints it.
+        #[arg(required_unless_present = "confirm", conflicts_with = "confirm")]
+        node: Option<NodeName>,
+        /// All that wait for it.
+        #[arg(long)]
+        confirm: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum SegmentCommand {
+    /// List all segments that were ever granted: held, in quarantine, or free again, and who held
+    /// them last before. With --json: all who did.
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Subcommand)]
+pub(super) enum CommunityCommand {
+    /// List all communities with their members.
+    #[command(visible_alias = "ls")]
+    List,
+    /// List the members of a community, besides those whose labels say so; they need not be
+    /// registered yet.
+    ///
+    /// What was listed before is replaced:
+    ///
+    ///   edge-controller community set alpha edge-a1 edge-b1
+    #[command(verbatim_doc_comment)]
+    Set {
+        /// Name of the community.
+        community: edge_types::Community,
+        /// Names of all members.
+        #[arg(required = true, value_name = "NODE")]
+        members: Vec<NodeName>,
+    },
+    /// Forget the listed members of a community; what labels say of it stays.
+    Delete {
+        /// Name of the community.
+        community: edge_types::Community,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum TokenCommand {
+    /// Make a join token and print it on standard output: the only time that it is shown.
+    ///
+    /// A machine that lost its disk comes back under its name with a token bound to that name
+    /// (--node).
+    Create {
+        /// What the node will be: edge, hub or cloud. The node cannot choose.
+        #[arg(long)]
+        role: Role,
+        /// The only name that may join with it.
+        #[arg(long, value_name = "NAME")]
+        node: Option<NodeName>,
+        /// How long it may be used: a number and s, m, h or d.
+        #[arg(long, default_value = "24h", value_parser = duration, value_name = "TIME")]
+        ttl: u64,
+        /// How many nodes may join with it.
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        uses: u32,
+    },
+    /// List tokens, without their secrets.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Delete a token: nobody joins with it any more. Nodes that did stay.
+    Delete {
+        /// The token's id, as in the list.
+        // Earlier releases made ids that begin with a hyphen.
+        #[arg(allow_hyphen_values = true)]
+        id: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum CaCommand {
+    /// List all authorities, with who still needs the old ones.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Begin to sign with a new authority: that in ca_certificate and ca_key of the configuration,
+    /// or one that is made.
+    ///
+    /// The old ones stay trusted: no tunnel notices. Connected nodes get certificates of the new
+    /// one within minutes; then retire the old one:
+    ///
+    ///   edge-controller ca rollover
+    ///   edge-controller ca list                # until nobody needs the old one
+    ///   edge-controller ca retire 3f2a9c41
+    #[command(verbatim_doc_comment)]
+    Rollover,
+    /// Trust an old authority no more, and wipe its key. Refused while a node or a join token needs
+    /// it.
+    Retire {
+        /// The authority's id, or at least eight digits of its beginning.
+        id: String,
+        /// Retire it nevertheless: whoever needs it must join again with a new token.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Reads a duration such as `24h` as seconds.
+fn duration(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "s" | "" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(format!("{unit:?} is none of s, m, h, d")),
+    };
+    let number: u64 = number.parse().map_err(|_| "it does not begin with a number".to_owned())?;
+    number.checked_mul(seconds).ok_or_else(|| "it is too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_written() {
+        assert_eq!(duration("24h"), Ok(86_400));
+        assert_eq!(duration("90"), Ok(90));
+        for bad in ["", "h", "1w", "1.5h", "-1h", "99999999999999999999d", "18446744073709551615d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}
