@@ -12,6 +12,10 @@ use crate::progress::Progress;
 /// Number of objects in a build with the options of `lab.config`, for the progress.
 const OBJECTS: usize = 1113;
 
+/// Environment variable with the path of a ready User-Mode Linux binary, for machines that cannot
+/// build one.
+pub const OVERRIDE: &str = "EDGE_LAB_KERNEL";
+
 /// Fails before the build if a tool is missing, and says how to install it.
 pub(super) fn require_tools() -> Result<()> {
     let missing: Vec<_> = ["gcc", "make", "flex", "bison", "bc", "xz", "dpkg-deb", "apt-get"]
@@ -25,7 +29,7 @@ pub(super) fn require_tools() -> Result<()> {
         "building the lab kernel needs {}: run .ci/install as root, \
          or name a ready User-Mode Linux binary in {}",
         missing.join(", "),
-        super::OVERRIDE
+        OVERRIDE
     )
 }
 

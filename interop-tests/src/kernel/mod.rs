@@ -12,9 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-/// Environment variable with the path of a ready User-Mode Linux binary, for machines that cannot
-/// build one.
-pub const OVERRIDE: &str = "EDGE_LAB_KERNEL";
+pub use build::OVERRIDE;
 
 /// The kernel options on top of `allnoconfig`.
 const OPTIONS: &str = include_str!("../../lab.config");

@@ -10,6 +10,10 @@ use anyhow::{Context as _, Result, bail};
 use crate::executables;
 use crate::progress::Progress;
 
+/// Environment variable with a folder of ready `kube-apiserver` and `kubectl`, for machines that
+/// cannot build them.
+pub const OVERRIDE: &str = "EDGE_KUBE_PROGRAMS";
+
 /// The pinned release and its libraries.
 pub(super) const GO_MOD: &str = include_str!("../../kube/go.mod");
 
@@ -32,7 +36,7 @@ pub(super) fn go() -> Result<PathBuf> {
     let Some(go) =
         executables::find("go").or_else(|| Some("/usr/local/go/bin/go".into()).filter(|go: &PathBuf| go.is_file()))
     else {
-        bail!("building kube-apiserver needs Go {wanted} or newer, and there is no `go`: {get} {}", super::OVERRIDE);
+        bail!("building kube-apiserver needs Go {wanted} or newer, and there is no `go`: {get} {}", OVERRIDE);
     };
     let out = Command::new(&go).args(["env", "GOVERSION", "GOTOOLCHAIN"]).current_dir("/").output();
     let out = out.with_context(|| format!("{} cannot be run", go.display()))?;
@@ -45,11 +49,7 @@ pub(super) fn go() -> Result<PathBuf> {
     // An older Go downloads the version in go.mod through the module proxy, unless GOTOOLCHAIN
     // forbids it.
     if have < need && (have < FETCHING_GO || toolchain == "local") {
-        bail!(
-            "building kube-apiserver needs Go {wanted} or newer, {} is {version}: {get} {}",
-            go.display(),
-            super::OVERRIDE
-        );
+        bail!("building kube-apiserver needs Go {wanted} or newer, {} is {version}: {get} {}", go.display(), OVERRIDE);
     }
     Ok(go)
 }

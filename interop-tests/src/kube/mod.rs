@@ -15,7 +15,8 @@ mod rbac;
 mod session;
 pub mod suite;
 
+pub use build::OVERRIDE;
 pub use control_plane::{ControlPlane, Options, Storage};
-pub use programs::{OVERRIDE, Programs, RELEASE, ensure, obstacle};
+pub use programs::{Programs, RELEASE, ensure, obstacle};
 pub use rbac::Subject;
 pub use session::session;

@@ -4,13 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::build;
+use super::build::{self, OVERRIDE};
 use crate::cache::{self, BuildCache};
 use crate::executables;
-
-/// Environment variable with a folder of ready `kube-apiserver` and `kubectl`, for machines that
-/// cannot build them.
-pub const OVERRIDE: &str = "EDGE_KUBE_PROGRAMS";
 
 /// The Kubernetes release that `interop-tests/kube/go.mod` pins. The script
 /// `interop-tests/kube/pin` pins another one.

@@ -69,8 +69,9 @@ fn failures_are_reported(lab: &Lab) -> Result<()> {
         .chain(["lab/nodes-are-apart".to_owned()])
         .collect();
     let env = crate::exec::environment();
+    let scenarios: Vec<&Scenario> = SCENARIOS.iter().chain(super::lab::SCENARIOS).collect();
     let context = RunContext {
-        scenarios: &super::all(),
+        scenarios: &scenarios,
         out: lab.out(),
         programs: lab.out(),
         keep: false,

@@ -2,7 +2,6 @@
 //! goes there and is dropped, instead of leaving by the default route. (With an `unreachable` route
 //! the kernel would refuse the packet before it looks up XFRM policies.)
 
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -14,14 +13,12 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::{Defect, GuardConfig};
+use super::config::GuardConfig;
+use super::defect::Defect;
+use super::route::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
 use crate::error::{Error, Result};
 use crate::netlink::{self, Netlink};
 
-/// Name of the device.
-pub const DEVICE: &str = "ecni-guard";
-/// Protocol number of our routes (`ip route show proto 236`).
-pub const ROUTE_PROTOCOL: u8 = 0xEC;
 /// Kinds that the device may have, best first. A bridge without ports drops packets as well, and
 /// pods need bridges anyway.
 const KINDS: [InfoKind; 2] = [InfoKind::Dummy, InfoKind::Bridge];
@@ -31,22 +28,6 @@ const METRIC_WITH_SOURCE: u32 = 0x00EC_0000;
 /// Metric of the routes without it, which are weaker. They stay when the bridge's address goes: the
 /// kernel deletes routes with that address as source.
 const METRIC_BARE: u32 = 0x00EC_0001;
-
-/// A route of the guard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GuardRoute {
-    /// Cluster range.
-    pub range: IpNetwork,
-    /// Source address of the node's own packets, if the bridge has one.
-    pub source: Option<IpAddr>,
-}
-
-impl fmt::Display for GuardRoute {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} dev {DEVICE}", self.range)?;
-        self.source.map_or(Ok(()), |source| write!(f, " src {source}"))
-    }
-}
 
 /// The device, through a socket of its own.
 pub(super) struct Device {

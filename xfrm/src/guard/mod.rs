@@ -9,79 +9,23 @@
 //! tunnel (`XfrmOutPolBlock`). Bridged packets and ARP never meet XFRM. Neighbour discovery,
 //! loopback and the uplink's own addresses are outside the ranges or inside the allows.
 
-use std::fmt;
-use std::net::IpAddr;
-
 use ipnetwork::IpNetwork;
 
 use crate::database::Xfrm;
 use crate::error::{Error, Result};
-use crate::policy::{Direction, InstalledPolicy, Policy, priority};
+use crate::policy::{Direction, Policy, priority};
 use crate::selector::{Selector, any_network};
 
+mod config;
+mod defect;
 mod device;
+mod route;
 mod sysctls;
 
-pub use device::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
+pub use config::GuardConfig;
+pub use defect::Defect;
+pub use route::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
 pub use sysctls::{Bypass, bypasses};
-
-/// What the guard protects.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct GuardConfig {
-    /// The cluster's ranges. Nothing to or from them may travel in clear.
-    pub cluster_ranges: Vec<IpNetwork>,
-    /// This node's own segments.
-    pub segments: Vec<IpNetwork>,
-    /// On a hub: the cloud's networks that it fronts. Those outside the ranges need no allow and
-    /// get none.
-    pub networks: Vec<IpNetwork>,
-    /// The bridge's addresses, one for each family. The node's own traffic to remote pods takes
-    /// them as source. Empty until the bridge has them: the kernel refuses an address that the host
-    /// does not have.
-    pub bridge_addresses: Vec<IpAddr>,
-}
-
-impl GuardConfig {
-    /// Drops what this kernel cannot do: without IPv6 (`ipv6.disable=1`) there is no IPv6 to guard.
-    #[must_use]
-    pub fn for_this_kernel(mut self) -> Self {
-        if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
-            for networks in [&mut self.cluster_ranges, &mut self.segments, &mut self.networks] {
-                networks.retain(IpNetwork::is_ipv4);
-            }
-        }
-        self
-    }
-}
-
-/// A part of the guard that is missing or changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Defect {
-    /// The device is missing or down.
-    Device,
-    /// A route is missing.
-    Route(GuardRoute),
-    /// A policy is missing.
-    Missing(Policy),
-    /// A policy of ours was changed.
-    Changed(Policy, Box<InstalledPolicy>),
-    /// Another program holds the policy's selector. [`install`] cannot repair this.
-    Occupied(Policy, Box<InstalledPolicy>),
-}
-
-impl fmt::Display for Defect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Defect::Device => write!(f, "device {DEVICE} is missing or down"),
-            Defect::Route(route) => write!(f, "route {route} is missing"),
-            Defect::Missing(policy) => write!(f, "policy {policy} is missing"),
-            Defect::Changed(policy, found) => write!(f, "policy {policy} was changed to {found}"),
-            Defect::Occupied(policy, found) => {
-                write!(f, "policy {policy}: another program holds the selector with {found}")
-            }
-        }
-    }
-}
 
 /// Installs the guard, and returns what was missing or changed. It does only what is needed, and
 /// any number of processes may run it at once. It never removes anything:
