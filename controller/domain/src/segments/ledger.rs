@@ -255,7 +255,8 @@ impl Ledger {
         }
     }
 
-    /// The first free segment between `from` and `last`. Each row in the way is skipped in one step.
+    /// The first free segment between `from` and `last`. Each row in the way is skipped in one
+    /// step.
     fn first_free(
         &self,
         policy: &SegmentPolicy,
