@@ -1,4 +1,5 @@
-//! The cache of things that are built once per machine: their folders, and the lock for building.
+//! The cache of things that are built once per machine: their directories, and the lock for
+//! building.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -7,21 +8,21 @@ use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
 use rustix::fs::FlockOperation;
 
-/// A folder below `$XDG_CACHE_HOME/edge-cni` for all builds of one thing.
+/// A directory below `$XDG_CACHE_HOME/edge-cni` for all builds of one thing.
 pub(crate) struct BuildCache {
     root: PathBuf,
     what: &'static str,
 }
 
 impl BuildCache {
-    /// Opens the folder, or makes it. `what` is what is built, for messages.
-    pub(crate) fn open(folder: &str, what: &'static str) -> Result<Self> {
-        let root = base()?.join("edge-cni").join(folder);
+    /// Opens the directory, or makes it. `what` is what is built, for messages.
+    pub(crate) fn open(directory: &str, what: &'static str) -> Result<Self> {
+        let root = base()?.join("edge-cni").join(directory);
         fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
         Ok(Self { root, what })
     }
 
-    /// The folder itself.
+    /// The directory itself.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
@@ -37,16 +38,16 @@ impl BuildCache {
         Ok(file)
     }
 
-    /// A folder to build in, which is removed when dropped.
+    /// A directory to build in, which is removed when dropped.
     pub(crate) fn scratch(&self) -> Result<tempfile::TempDir> {
-        // This process holds the lock, so older folders are from builds that were killed.
+        // This process holds the lock, so older directories are from builds that were killed.
         for entry in fs::read_dir(&self.root)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with("build-") {
                 fs::remove_dir_all(entry.path()).ok();
             }
         }
-        tempfile::Builder::new().prefix("build-").tempdir_in(&self.root).context("making a folder to build in")
+        tempfile::Builder::new().prefix("build-").tempdir_in(&self.root).context("making a directory to build in")
     }
 
     /// Keeps built files under `name`. Either all of them are kept or none.
@@ -57,7 +58,7 @@ impl BuildCache {
             let base = file.file_name().context("a built file without a name")?;
             fs::copy(file, staged.path().join(base)).with_context(|| format!("keeping {}", file.display()))?;
         }
-        // A temporary folder is private. Another user of the same cache must see the build.
+        // A temporary directory is private. Another user of the same cache must see the build.
         fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let staged = staged.keep();
         if built.exists() {

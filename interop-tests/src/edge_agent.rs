@@ -42,7 +42,7 @@ pub struct StaticPeer {
 impl StaticPeer {
     /// Returns the table for `agent.toml`, and writes secrets and certificates to files beside it.
     fn install(&self, node: &Node) -> Result<String> {
-        let folder = "/etc/edge-cni";
+        let directory = "/etc/edge-cni";
         let mut text = String::new();
         writeln!(text, "[[peer]]")?;
         writeln!(text, "name = {:?}", self.name)?;
@@ -54,7 +54,7 @@ impl StaticPeer {
         writeln!(text, "ike_proposals = {:?}\nesp_proposals = {:?}", self.ike, self.esp)?;
         writeln!(text, "start = {:?}", self.start)?;
         let file = |name: &str, content: &str| -> Result<String> {
-            let path = format!("{folder}/{name}");
+            let path = format!("{directory}/{name}");
             node.write(&path, content)?;
             node.sh(&format!("chmod 600 {path}"))?;
             Ok(path)

@@ -19,8 +19,8 @@ pub const STATE_DIR: &str = "/var/lib/edge-controller";
 
 /// A running controller with a store of its own.
 ///
-/// Its node needs `/etc/edge-controller` as a folder of its own
-/// ([`NodePlan::own_folder`](crate::topology::NodePlan::own_folder)).
+/// Its node needs `/etc/edge-controller` as a directory of its own
+/// ([`NodePlan::own_directory`](crate::topology::NodePlan::own_directory)).
 pub struct Controller<'a> {
     lab: &'a Lab,
     node: &'a Node,

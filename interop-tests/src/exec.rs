@@ -9,10 +9,10 @@ use anyhow::{Result, bail};
 
 use crate::guest::{Event, Guest, Job, Output, Spec, choose};
 
-/// Runs `argv` as root in the lab, in the current folder with the current environment, and returns
-/// its exit status.
+/// Runs `argv` as root in the lab, in the current directory with the current environment, and
+/// returns its exit status.
 ///
-/// What the command writes is lost, except below the `writable` folders.
+/// What the command writes is lost, except below the `writable` directories.
 ///
 /// # Errors
 /// If the lab or the command does not start.
@@ -21,8 +21,9 @@ pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> 
     let window = rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| (size.ws_row, size.ws_col));
     let writable = writable
         .into_iter()
-        .map(|folder| {
-            std::fs::canonicalize(&folder).map_err(|error| anyhow::anyhow!("--writable {}: {error}", folder.display()))
+        .map(|directory| {
+            std::fs::canonicalize(&directory)
+                .map_err(|error| anyhow::anyhow!("--writable {}: {error}", directory.display()))
         })
         .collect::<Result<_>>()?;
     let spec =
@@ -42,7 +43,7 @@ pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> 
     }
 }
 
-/// This process's environment, with root's program folders added to `PATH`.
+/// This process's environment, with root's program directories added to `PATH`.
 #[must_use]
 pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os()

@@ -23,16 +23,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run one command as root in the lab, in the current folder, and return its exit status.
+    /// Run one command as root in the lab, in the current directory, and return its exit status.
     ///
-    /// The command sees the host's files; what it writes is lost, except below the folders
+    /// The command sees the host's files; what it writes is lost, except below the directories
     /// of --writable. On a terminal it gets the terminal (try `exec -- bash`), else an empty
     /// standard input.
     Exec {
         /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
-        /// A folder in which the command's changes are kept; may be repeated.
+        /// A directory in which the command's changes are kept; may be repeated.
         #[arg(long, value_name = "DIR")]
         writable: Vec<PathBuf>,
         /// The command and its arguments, after `--`.
@@ -101,7 +101,7 @@ enum Verb {
         update: bool,
     },
     /// Build kube-apiserver and kubectl, if they are not there yet, and print the path of
-    /// kube-apiserver; kubectl is in the same folder.
+    /// kube-apiserver; kubectl is in the same directory.
     KubeApiserver,
     /// Run one command, by default a shell, beside a fresh Kubernetes control plane, and return its
     /// exit status.

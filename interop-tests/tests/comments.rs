@@ -9,14 +9,14 @@ const WIDTH: usize = 100;
 /// All Rust sources of the workspace.
 fn sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let mut folders: Vec<PathBuf> =
+    let mut directories: Vec<PathBuf> =
         ["agent", "cni", "controller", "ike", "interop-tests", "types", "xfrm"].map(|name| root.join(name)).into();
     let mut sources = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                directories.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 sources.push(path);
             }

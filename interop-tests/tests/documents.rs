@@ -1,10 +1,10 @@
-//! What the documents point to is there: files, folders and headings.
+//! What the documents point to is there: files, directories and headings.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The folders of the workspace whose files documents name between backticks.
+/// The directories of the workspace whose files documents name between backticks.
 const FOLDERS: [&str; 9] = ["agent", "cni", "controller", "deploy", "docs", "ike", "interop-tests", "types", "xfrm"];
 
 fn root() -> PathBuf {
@@ -14,8 +14,8 @@ fn root() -> PathBuf {
 /// All Markdown files of the top level and below `docs`.
 fn documents() -> Vec<PathBuf> {
     let mut documents = Vec::new();
-    for folder in [root(), root().join("docs"), root().join("docs/decisions")] {
-        for entry in fs::read_dir(folder).unwrap() {
+    for directory in [root(), root().join("docs"), root().join("docs/decisions")] {
+        for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "md") {
                 documents.push(path);
@@ -74,7 +74,7 @@ fn files_and_headings_that_documents_link_to_are_there() {
             let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
             let target = match file {
                 "" => document.clone(),
-                file => document.parent().expect("a folder").join(file),
+                file => document.parent().expect("a directory").join(file),
             };
             let found = target.exists()
                 && anchor.is_none_or(|anchor| anchors(&fs::read_to_string(&target).unwrap()).contains(anchor));

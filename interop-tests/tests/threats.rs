@@ -13,13 +13,13 @@ fn root() -> PathBuf {
 /// All Rust sources of the workspace, as one text.
 fn sources() -> String {
     let mut text = String::new();
-    let mut folders: Vec<PathBuf> =
+    let mut directories: Vec<PathBuf> =
         ["agent", "cni", "controller", "ike", "interop-tests", "types", "xfrm"].map(|name| root().join(name)).into();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                directories.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("threats.rs") {
                 text.push_str(&fs::read_to_string(path).unwrap());
             }

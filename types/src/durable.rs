@@ -11,22 +11,22 @@ use std::path::{Path, PathBuf};
 pub struct ReplaceError {
     /// What was tried, e.g. `writing`.
     pub doing: &'static str,
-    /// The file or folder on which it was tried.
+    /// The file or directory on which it was tried.
     pub path: PathBuf,
     /// The operating system's answer.
     pub error: io::Error,
 }
 
 /// Replaces the content of `path`, or makes the file, with these permission bits (less the umask).
-/// Writes `NAME.tmp` beside it, syncs it, renames it, and syncs the folder, so that a power cut
+/// Writes `NAME.tmp` beside it, syncs it, renames it, and syncs the directory, so that a power cut
 /// leaves the old or the new content and never a mixture. Returns the new file, open for reading
 /// and writing.
 ///
 /// Two callers must not replace one file at the same time: they use the same temporary file.
 ///
 /// # Errors
-/// [`ReplaceError`] names the step. If only the last step fails, the sync of the folder, the file
-/// has its new content, but a power cut may undo that.
+/// [`ReplaceError`] names the step. If only the last step fails, the sync of the directory, the
+/// file has its new content, but a power cut may undo that.
 pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<File, ReplaceError> {
     let temporary = temporary_of(path);
     // A temporary file that a power cut left may have other permissions: it is never reused.
@@ -43,7 +43,7 @@ pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<File, Repl
         Ok(file)
     });
     let file = renamed.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-    sync_folder(path)?;
+    sync_directory(path)?;
     Ok(file)
 }
 
@@ -65,9 +65,9 @@ fn temporary_of(path: &Path) -> PathBuf {
     name.into()
 }
 
-fn sync_folder(path: &Path) -> Result<(), ReplaceError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("syncing", folder))
+fn sync_directory(path: &Path) -> Result<(), ReplaceError> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("syncing", directory))
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplaceError {
@@ -84,8 +84,8 @@ mod tests {
 
     #[test]
     fn what_a_power_cut_left_has_no_say_in_content_or_permissions() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, temporary) = (folder.path().join("view.json"), folder.path().join("view.json.tmp"));
+        let directory = tempfile::tempdir().unwrap();
+        let (path, temporary) = (directory.path().join("view.json"), directory.path().join("view.json.tmp"));
         drop(replace_file(&path, b"old", 0o600).unwrap());
         fs::write(&temporary, b"half of something longer").unwrap();
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o666)).unwrap();
@@ -98,10 +98,10 @@ mod tests {
 
     #[test]
     fn a_link_under_the_temporary_name_leads_nowhere() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, other) = (folder.path().join("leases"), folder.path().join("other"));
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("leases"), directory.path().join("other"));
         fs::write(&other, b"another file").unwrap();
-        symlink(&other, folder.path().join("leases.tmp")).unwrap();
+        symlink(&other, directory.path().join("leases.tmp")).unwrap();
         replace_file(&path, b"new", 0o600).unwrap();
         assert_eq!(fs::read(&other).unwrap(), b"another file");
         assert!(!fs::symlink_metadata(&path).unwrap().is_symlink());
@@ -109,8 +109,8 @@ mod tests {
 
     #[test]
     fn the_returned_file_is_the_new_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("leases");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("leases");
         let mut file = replace_file(&path, b"first\n", 0o600).unwrap();
         file.write_all(b"second\n").unwrap();
         let mut text = String::new();
@@ -120,15 +120,15 @@ mod tests {
 
     #[test]
     fn an_error_names_the_step_and_leaves_the_old_content_and_no_temporary_file() {
-        let folder = tempfile::tempdir().unwrap();
-        // A folder cannot be replaced by a file.
-        let path = folder.path().join("x.json");
+        let directory = tempfile::tempdir().unwrap();
+        // A directory cannot be replaced by a file.
+        let path = directory.path().join("x.json");
         fs::create_dir(&path).unwrap();
         let error = replace_file(&path, b"new", 0o600).unwrap_err();
         assert_eq!(error.doing, "renaming to");
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
-        assert!(path.is_dir() && !folder.path().join("x.json.tmp").exists());
-        let absent = replace_file(&folder.path().join("no/x.json"), b"new", 0o600).unwrap_err();
+        assert!(path.is_dir() && !directory.path().join("x.json.tmp").exists());
+        let absent = replace_file(&directory.path().join("no/x.json"), b"new", 0o600).unwrap_err();
         assert_eq!((absent.doing, absent.error.kind()), ("writing", io::ErrorKind::NotFound));
     }
 }

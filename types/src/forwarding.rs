@@ -28,9 +28,9 @@ struct Record {
 #[derive(Debug, Clone)]
 pub struct Forwarding {
     sysctls: PathBuf,
-    /// The state directory first, then the folder of the sockets: it is in memory, so that it can
-    /// be written where the disk is full or read-only, and the note need not outlive the boot.
-    folders: [PathBuf; 2],
+    /// The state directory first, then the directory of the sockets: it is in memory, so that it
+    /// can be written where the disk is full or read-only, and the note need not outlive the boot.
+    directories: [PathBuf; 2],
     boot_id: String,
     /// What this process has noted, also where no file could be written.
     noted: [bool; 2],
@@ -44,11 +44,11 @@ impl Forwarding {
         Self::at("/proc/sys/net".into(), [state_dir, run_dir], boot_id.trim())
     }
 
-    /// For tests: settings below this folder, and this boot.
+    /// For tests: settings below this directory, and this boot.
     #[must_use]
-    pub fn at(sysctls: PathBuf, folders: [&Path; 2], boot_id: &str) -> Self {
-        let folders = folders.map(Path::to_owned);
-        Self { sysctls, folders, boot_id: boot_id.to_owned(), noted: [false; 2] }
+    pub fn at(sysctls: PathBuf, directories: [&Path; 2], boot_id: &str) -> Self {
+        let directories = directories.map(Path::to_owned);
+        Self { sysctls, directories, boot_id: boot_id.to_owned(), noted: [false; 2] }
     }
 
     /// For IPv4 and IPv6: whether forwarding was off on this boot until one of our programs turned
@@ -62,7 +62,7 @@ impl Forwarding {
     /// forwarding is off now. It replaces the file as a whole; both programs would write the same.
     ///
     /// # Errors
-    /// When it can be written to neither folder. [`Self::ours`] knows it nevertheless, but a
+    /// When it can be written to neither directory. [`Self::ours`] knows it nevertheless, but a
     /// restarted agent takes this host for a router. The next call tries again.
     pub fn note(&mut self, families: [bool; 2]) -> io::Result<()> {
         let mut off = [false; 2];
@@ -75,7 +75,7 @@ impl Forwarding {
         if ours == on_disk {
             return Ok(());
         }
-        let [state_dir, run_dir] = &self.folders;
+        let [state_dir, run_dir] = &self.directories;
         self.write(state_dir, ours).or_else(|error| {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir)?;
             // The first error is the one to mend.
@@ -109,15 +109,15 @@ impl Forwarding {
     }
 
     fn on_disk(&self) -> [bool; 2] {
-        let read = |folder: &PathBuf| {
-            let text = fs::read(folder.join(FORWARDING_FILE)).ok()?;
+        let read = |directory: &PathBuf| {
+            let text = fs::read(directory.join(FORWARDING_FILE)).ok()?;
             serde_json::from_slice::<Record>(&text).ok().filter(|record| record.boot_id == self.boot_id)
         };
-        self.folders.iter().filter_map(read).fold([false; 2], |all, record| either(all, record.ours))
+        self.directories.iter().filter_map(read).fold([false; 2], |all, record| either(all, record.ours))
     }
 
-    fn write(&self, folder: &Path, ours: [bool; 2]) -> io::Result<()> {
-        let file = folder.join(FORWARDING_FILE);
+    fn write(&self, directory: &Path, ours: [bool; 2]) -> io::Result<()> {
+        let file = directory.join(FORWARDING_FILE);
         let record = Record { boot_id: self.boot_id.clone(), ours };
         let mut beside = file.clone().into_os_string();
         beside.push(format!(".{}", std::process::id()));
@@ -146,12 +146,12 @@ mod tests {
     use super::*;
 
     fn host(ipv4: &str, ipv6: &str) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("ipv6/conf/all")).unwrap();
-        fs::create_dir_all(folder.path().join("ipv4")).unwrap();
-        fs::write(folder.path().join(SETTINGS[0]), ipv4).unwrap();
-        fs::write(folder.path().join(SETTINGS[1]), ipv6).unwrap();
-        folder
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("ipv6/conf/all")).unwrap();
+        fs::create_dir_all(directory.path().join("ipv4")).unwrap();
+        fs::write(directory.path().join(SETTINGS[0]), ipv4).unwrap();
+        fs::write(directory.path().join(SETTINGS[1]), ipv6).unwrap();
+        directory
     }
 
     fn of(host: &tempfile::TempDir, boot: &str) -> Forwarding {

@@ -13,7 +13,7 @@ pub const LOCK_FILE: &str = "lock";
 /// Segments of this node, JSON ([`SegmentsFile`]). The agent writes it, or once the plugin from its
 /// configuration.
 pub const SEGMENTS_FILE: &str = "segments.json";
-/// Leases of pods, in the plugin's own format: a folder or file of this name.
+/// Leases of pods, in the plugin's own format: a directory or file of this name.
 pub const LEASES_FILE: &str = "leases";
 /// The agent's last view, JSON ([`crate::NodeView`]).
 pub const VIEW_FILE: &str = "view.json";

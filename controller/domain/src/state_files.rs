@@ -6,25 +6,25 @@ use std::ffi::OsStr;
 use crate::ca;
 use crate::store::embedded;
 
-/// Folder in which a restore builds the new content. While it exists, the content of the state
+/// Directory in which a restore builds the new content. While it exists, the content of the state
 /// directory may be incomplete.
 pub const RESTORING: &str = "restoring";
-/// Prefix of the folder in which a restore keeps the former content. The time follows.
+/// Prefix of the directory in which a restore keeps the former content. The time follows.
 pub const BEFORE_RESTORE: &str = "before-restore-";
 /// Prefixes of names that only a controller uses: the store and the authorities, also with `.new`,
 /// `.tmp` or the suffix of a copy, and what a restore leaves.
 const OURS: [&str; 3] = [embedded::FILE, ca::DOCUMENT, BEFORE_RESTORE];
 /// Names that other programs use as well, such as Kubernetes. They are the controller's if a name
-/// of [`OURS`] is in the same folder.
+/// of [`OURS`] is in the same directory.
 const AMBIGUOUS: [&str; 2] = [ca::CERTIFICATES, ca::FORMER_KEY];
 
-/// Whether a file of this name is the controller's, in a folder that holds its state.
+/// Whether a file of this name is the controller's, in a directory that holds its state.
 pub fn is_ours(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     is_surely_ours(name) || AMBIGUOUS.contains(&name.strip_suffix(".tmp").unwrap_or(name))
 }
 
-/// Whether a file of this name is the controller's in any folder.
+/// Whether a file of this name is the controller's in any directory.
 pub fn is_surely_ours(name: &str) -> bool {
     name == RESTORING || OURS.iter().any(|known| name.starts_with(known))
 }

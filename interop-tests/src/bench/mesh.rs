@@ -36,7 +36,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 fn mesh(lab: &Lab, count: usize) -> Result<()> {
     let mut plan = Plan::new();
-    plan.host("cloud").on("wire", &[&format!("{CLOUD}/24")]).own_folder("/etc/edge-controller");
+    plan.host("cloud").on("wire", &[&format!("{CLOUD}/24")]).own_directory("/etc/edge-controller");
     let names: Vec<String> = (0..count).map(|index| format!("edge-{index:02}")).collect();
     for (index, name) in names.iter().enumerate() {
         plan.host(name).on("wire", &[&format!("203.0.113.{}/24", 100 + index)]);
@@ -81,7 +81,7 @@ fn mesh(lab: &Lab, count: usize) -> Result<()> {
 fn idle_edge(lab: &Lab) -> Result<()> {
     let mut plan = Plan::new();
     plan.router("isp").on("internet", &["203.0.113.254/24"]).on("home", &["192.168.1.1/24"]).masquerade("internet");
-    plan.host("cloud").on("internet", &[&format!("{CLOUD}/24")]).own_folder("/etc/edge-controller");
+    plan.host("cloud").on("internet", &[&format!("{CLOUD}/24")]).own_directory("/etc/edge-controller");
     plan.host("hub").on("internet", &["203.0.113.10/24"]);
     plan.host("edge").on("home", &["192.168.1.10/24"]).via("192.168.1.1");
     let net = lab.build(&plan)?;

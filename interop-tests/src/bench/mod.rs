@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::runner::{RunOptions, outcomes, target_folder};
+use crate::runner::{RunOptions, outcomes, target_directory};
 use crate::scenario::{Scenario, TestResult};
 use report::{Goal, Measured, Results};
 
@@ -71,17 +71,17 @@ fn measure(
     let scenarios: Vec<&Scenario> = scenarios().filter(|scenario| scenario.name.starts_with(area)).collect();
     let mut results: Vec<Measured> = Vec::new();
     let options = RunOptions { names, backend, keep: false };
-    let folder = target_folder()?.join("bench");
+    let directory = target_directory()?.join("bench");
     let all = outcomes(&scenarios, &options, |outcome, kept| {
         if outcome.result != TestResult::Pass {
             eprintln!("{}: {}\n  logs: {}", outcome.scenario, outcome.why, kept.display());
         }
         // What was measured before a failure counts.
         results.extend(report::read(kept)?);
-        report::merge(&folder, file, &results)
+        report::merge(&directory, file, &results)
     })?;
     results.extend(summary(&results));
-    report::merge(&folder, file, &results)?;
+    report::merge(&directory, file, &results)?;
     println!("{}", report::table(&results));
     Ok(ExitCode::from(u8::from(all.iter().any(|outcome| outcome.result != TestResult::Pass))))
 }

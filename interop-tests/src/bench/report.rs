@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// The file of a scenario's results, in its folder.
+/// The file of a scenario's results, in its directory.
 pub(super) const RESULTS: &str = "results.json";
 
 /// A measured case.
@@ -69,23 +69,23 @@ impl Results {
         self.0
     }
 
-    /// Writes the results into a scenario's folder, where [`read`] finds them.
+    /// Writes the results into a scenario's directory, where [`read`] finds them.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let file = folder.join(RESULTS);
+    pub(super) fn write(&self, directory: &Path) -> Result<()> {
+        let file = directory.join(RESULTS);
         std::fs::write(&file, serde_json::to_vec_pretty(&self.0)?)
             .with_context(|| format!("writing {}", file.display()))
     }
 }
 
-/// The results of a scenario with its logs in `folder`; none if it wrote none.
+/// The results of a scenario with its logs in `directory`; none if it wrote none.
 ///
 /// # Errors
 /// If the file has another form.
-pub(super) fn read(folder: &Path) -> Result<Vec<Measured>> {
-    let file = folder.join(RESULTS);
+pub(super) fn read(directory: &Path) -> Result<Vec<Measured>> {
+    let file = directory.join(RESULTS);
     match std::fs::read(&file) {
         Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -143,18 +143,18 @@ fn short(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// Puts the results into the file `NAME.json` of a folder. Cases that were not measured this time
-/// keep their earlier results.
+/// Puts the results into the file `NAME.json` of a directory. Cases that were not measured this
+/// time keep their earlier results.
 ///
 /// # Errors
 /// If the file cannot be read or written.
-pub(super) fn merge(folder: &Path, name: &str, results: &[Measured]) -> Result<()> {
+pub(super) fn merge(directory: &Path, name: &str, results: &[Measured]) -> Result<()> {
     #[derive(Serialize, Deserialize)]
     struct File {
         name: String,
         results: Vec<Measured>,
     }
-    let file = &folder.join(format!("{name}.json"));
+    let file = &directory.join(format!("{name}.json"));
     let mut all = match std::fs::read(file) {
         Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -164,7 +164,7 @@ pub(super) fn merge(folder: &Path, name: &str, results: &[Measured]) -> Result<(
     };
     all.results.retain(|before| results.iter().all(|result| result.case != before.case));
     all.results.extend_from_slice(results);
-    std::fs::create_dir_all(folder)?;
+    std::fs::create_dir_all(directory)?;
     std::fs::write(file, format!("{:#}\n", serde_json::to_value(&all)?))
         .with_context(|| format!("writing {}", file.display()))
 }
@@ -188,25 +188,25 @@ mod tests {
     }
 
     #[test]
-    fn what_a_scenario_writes_is_read_from_its_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(read(folder.path()).unwrap(), []);
+    fn what_a_scenario_writes_is_read_from_its_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(read(directory.path()).unwrap(), []);
         let rows = results(6.0, Goal::Ratio(0.2));
-        Results(rows.clone()).write(folder.path()).unwrap();
-        assert_eq!(read(folder.path()).unwrap(), rows);
+        Results(rows.clone()).write(directory.path()).unwrap();
+        assert_eq!(read(directory.path()).unwrap(), rows);
     }
 
     #[test]
     fn a_case_that_is_measured_again_replaces_its_result() {
-        let folder = tempfile::tempdir().unwrap();
-        let folder = folder.path().join("bench");
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().join("bench");
         let mut other = Results::default();
         other.add("mesh/50/cpu", "s", 2.0, None, Goal::None);
-        merge(&folder, "agent", &other.0).unwrap();
-        merge(&folder, "agent", &results(6.0, Goal::None)).unwrap();
-        merge(&folder, "agent", &results(5.0, Goal::None)).unwrap();
+        merge(&directory, "agent", &other.0).unwrap();
+        merge(&directory, "agent", &results(6.0, Goal::None)).unwrap();
+        merge(&directory, "agent", &results(5.0, Goal::None)).unwrap();
         let written: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(folder.join("agent.json")).unwrap()).unwrap();
+            serde_json::from_slice(&std::fs::read(directory.join("agent.json")).unwrap()).unwrap();
         assert_eq!(written["name"], "agent");
         let cases: Vec<_> =
             written["results"].as_array().unwrap().iter().map(|row| (&row["case"], &row["ours"])).collect();

@@ -52,7 +52,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 fn measure(lab: &Lab, count: u32) -> Result<()> {
     let mut plan = Plan::new();
-    plan.host("cloud").on("wire", &[&format!("{CLOUD}/24")]).own_folder("/etc/edge-controller");
+    plan.host("cloud").on("wire", &[&format!("{CLOUD}/24")]).own_directory("/etc/edge-controller");
     plan.host("hub").on("wire", &["203.0.113.10/24"]);
     let net = lab.build(&plan)?;
     let (cloud, hub) = (net.node("cloud"), net.node("hub"));

@@ -84,7 +84,7 @@ fn plan() -> Plan {
             .on("cloud", &[v4, v6])
             .via("198.51.100.1")
             .via("2001:db8:c::1")
-            .own_folder("/etc/edge-controller");
+            .own_directory("/etc/edge-controller");
     }
     plan.router("r-a1")
         .on("isp", &["203.0.113.11/24", "2001:db8::11/64"])

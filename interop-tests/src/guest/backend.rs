@@ -45,19 +45,20 @@ pub fn choose(forced: Option<&str>) -> Result<Backend> {
     }
 }
 
-/// Keeps writes to the folders of lab programs in memory, in a private mount namespace on the host.
+/// Keeps writes to the directories of lab programs in memory, in a private mount namespace on the
+/// host.
 pub(crate) fn protect_host() -> Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), c"mode=0755")?;
-    for (folder, options) in [
+    for (directory, options) in [
         ("/etc", c"lowerdir=/etc,upperdir=/run/lab/etc/upper,workdir=/run/lab/etc/work"),
         ("/var", c"lowerdir=/var,upperdir=/run/lab/var/upper,workdir=/run/lab/var/work"),
     ] {
         for part in ["upper", "work"] {
-            std::fs::create_dir_all(format!("/run/lab{folder}/{part}"))?;
+            std::fs::create_dir_all(format!("/run/lab{directory}/{part}"))?;
         }
-        mount("overlay", folder, "overlay", MountFlags::empty(), options)
-            .with_context(|| format!("an overlay over {folder}"))?;
+        mount("overlay", directory, "overlay", MountFlags::empty(), options)
+            .with_context(|| format!("an overlay over {directory}"))?;
     }
     mount("sysfs", "/sys", "sysfs", MountFlags::empty(), c"")?;
     Ok(())

@@ -43,8 +43,8 @@ impl Guest {
     /// # Errors
     /// If it cannot be started.
     pub fn start(backend: &Backend, spec: &Spec, output: Output) -> Result<Self> {
-        // Both this folder and the program in it are on the kernel's command line, so their paths
-        // have no blank.
+        // Both this directory and the program in it are on the kernel's command line, so their
+        // paths have no blank.
         let dir = tempfile::Builder::new().prefix("edge-lab-").tempdir_in("/tmp")?;
         fs::write(dir.path().join("spec.json"), serde_json::to_vec(spec)?)?;
         std::os::unix::fs::symlink(std::env::current_exe()?, dir.path().join("init"))?;
@@ -165,7 +165,7 @@ fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Ch
         .arg(format!("uml_dir={}", dir.display()))
         .args(["--", "guest", "init"])
         .arg(dir)
-        .env("TMPDIR", memory_folder())
+        .env("TMPDIR", memory_directory())
         .stdin(Stdio::null())
         .stdout(console.try_clone()?)
         .stderr(console)
@@ -209,9 +209,9 @@ fn carry(from: OwnedFd, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
     })
 }
 
-/// The folder of the guest's memory. It is on shared memory if there is enough (containers often
+/// The directory of the guest's memory. It is on shared memory if there is enough (containers often
 /// get 64 MiB), else on the disk.
-fn memory_folder() -> PathBuf {
+fn memory_directory() -> PathBuf {
     let shm = Path::new("/dev/shm");
     let enough = rustix::fs::statvfs(shm).is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= MEMORY_MIB << 20);
     let writable = rustix::fs::access(shm, rustix::fs::Access::WRITE_OK).is_ok();

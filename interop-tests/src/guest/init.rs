@@ -12,7 +12,7 @@ use rustix::system::RebootCommand;
 
 use super::Spec;
 
-/// Runs as `init` of the guest. `dir` is the boot's folder, which holds the [`Spec`].
+/// Runs as `init` of the guest. `dir` is the boot's directory, which holds the [`Spec`].
 ///
 /// It powers the guest off in any case. Errors go to the console, which the host reads.
 pub fn main(dir: &Path) -> std::process::ExitCode {
@@ -30,11 +30,11 @@ pub fn main(dir: &Path) -> std::process::ExitCode {
 }
 
 fn run(dir: &Path) -> Result<()> {
-    // Read before the mounts, since they may hide the folder.
+    // Read before the mounts, since they may hide the directory.
     let spec: Spec = serde_json::from_slice(&fs::read(dir.join("spec.json"))?)?;
     mounts().context("mounting the guest's file systems")?;
-    for folder in &spec.writable {
-        host_folder(folder).with_context(|| format!("mounting {}", folder.display()))?;
+    for directory in &spec.writable {
+        host_directory(directory).with_context(|| format!("mounting {}", directory.display()))?;
     }
     rustix::system::sethostname(b"lab")?;
     fs::write("/proc/sys/kernel/printk", "1")?;
@@ -89,12 +89,12 @@ fn mounts() -> Result<()> {
     Ok(())
 }
 
-/// Mounts a folder of the host, writable, at its own path.
-fn host_folder(folder: &Path) -> Result<()> {
+/// Mounts a directory of the host, writable, at its own path.
+fn host_directory(directory: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
-    let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
-    fs::create_dir_all(folder)?;
-    rustix::mount::mount("none", folder, "hostfs", MountFlags::empty(), path.as_c_str())?;
+    let path = std::ffi::CString::new(directory.as_os_str().as_bytes())?;
+    fs::create_dir_all(directory)?;
+    rustix::mount::mount("none", directory, "hostfs", MountFlags::empty(), path.as_c_str())?;
     Ok(())
 }
 

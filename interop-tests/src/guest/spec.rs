@@ -9,8 +9,8 @@ use crate::scenario::Outcome;
 /// One boot's work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
-    /// Folders of the host that the guest may write to, at the same path. Everything else that it
-    /// writes is lost.
+    /// Directories of the host that the guest may write to, at the same path. Everything else that
+    /// it writes is lost.
     pub writable: Vec<PathBuf>,
     /// The job's working directory.
     pub cwd: PathBuf,
@@ -36,9 +36,9 @@ pub enum Job {
     Run {
         /// Whole names of the scenarios, in order.
         scenarios: Vec<String>,
-        /// The folder for the scenarios' folders; must be writable.
+        /// The directory for the scenarios' directories; must be writable.
         out: PathBuf,
-        /// The folder of the programs under test.
+        /// The directory of the programs under test.
         programs: PathBuf,
         /// Whether to open a shell in a failed scenario.
         keep: bool,

@@ -7,14 +7,14 @@ use anyhow::Result;
 
 use crate::cache::{self, BuildCache};
 
-/// The folder of built kernels for one set of options.
+/// The directory of built kernels for one set of options.
 pub(super) struct Cache {
     shelf: BuildCache,
     options: String,
 }
 
 impl Cache {
-    /// Opens the cache for kernels with these options, and makes its folder if needed.
+    /// Opens the cache for kernels with these options, and makes its directory if needed.
     pub(super) fn open(options: &str) -> Result<Self> {
         Ok(Self { shelf: BuildCache::open("lab-kernel", "the lab kernel")?, options: cache::digest(&[options]) })
     }
@@ -46,7 +46,7 @@ impl Cache {
         self.shelf.lock()
     }
 
-    /// A folder for sources and objects (about 2.5 GB), removed when dropped.
+    /// A directory for sources and objects (about 2.5 GB), removed when dropped.
     pub(super) fn scratch(&self) -> Result<tempfile::TempDir> {
         self.shelf.scratch()
     }

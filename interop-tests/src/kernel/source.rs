@@ -41,7 +41,7 @@ impl Package {
         Some(Self { name: name.to_owned(), version: field("Version: ")?.trim().replace(':', "_") })
     }
 
-    /// Fetches and unpacks the source into `scratch`; returns its top folder.
+    /// Fetches and unpacks the source into `scratch`; returns its top directory.
     pub(super) fn unpack(&self, scratch: &Path) -> Result<PathBuf> {
         let progress = Progress::start(&format!("fetching {} (165 MB)", self.name));
         let apt = scratch.join("apt");

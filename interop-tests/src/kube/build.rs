@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::executables;
 use crate::progress::Progress;
 
-/// Environment variable with a folder of ready `kube-apiserver` and `kubectl`, for machines that
+/// Environment variable with a directory of ready `kube-apiserver` and `kubectl`, for machines that
 /// cannot build them.
 pub const OVERRIDE: &str = "EDGE_KUBE_PROGRAMS";
 
@@ -60,7 +60,7 @@ fn minor(version: &str) -> Option<u32> {
     digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Builds both programs below `scratch`. Returns their folder.
+/// Builds both programs below `scratch`. Returns their directory.
 pub(super) fn build(go: &Path, scratch: &Path, release: &str) -> Result<PathBuf> {
     let module = scratch.join("module");
     fs::create_dir(&module)?;

@@ -10,12 +10,13 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::daemon::{Daemon, Folder};
+use super::daemon::{Daemon, Directory};
 use super::pki::{Authority, Proof, kubeconfig, token_keys};
 use super::port::Port;
 use super::programs::{Helpers, Programs};
 
-/// etcd's sockets, in the control plane's private folder. etcd requires the form of host and port.
+/// etcd's sockets, in the control plane's private directory. etcd requires the form of host and
+/// port.
 const ETCD_CLIENTS: &str = "unix://etcd:1";
 const ETCD_PEERS: &str = "unix://etcd:2";
 
@@ -28,7 +29,7 @@ pub enum Storage {
     /// In shared memory if there is enough of it; fsync costs nothing there.
     #[default]
     Memory,
-    /// On the disk of the target folder. Each write waits for the disk, as in a real cluster.
+    /// On the disk of the target directory. Each write waits for the disk, as in a real cluster.
     Disk,
 }
 
@@ -41,9 +42,10 @@ pub struct Options {
     /// `--watch-cache=false` it forgets at once what etcd forgets.
     pub api_server: Vec<String>,
     /// A command prefix for each program, such as the words that enter the namespaces of a lab's
-    /// host. The programs' folder must be visible there.
+    /// host. The programs' directory must be visible there.
     pub prefix: Vec<OsString>,
-    /// A folder for logs, which is emptied first; by default the name's below `target/kube-logs`.
+    /// A directory for logs, which is emptied first; by default the name's below
+    /// `target/kube-logs`.
     pub logs: Option<PathBuf>,
 }
 
@@ -60,8 +62,8 @@ pub struct ControlPlane {
     kubeconfig: PathBuf,
     written: AtomicU32,
     running: Mutex<Running>,
-    // The last field, so that the programs end before their folder is removed.
-    folder: Folder,
+    // The last field, so that the programs end before their directory is removed.
+    directory: Directory,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +73,7 @@ struct Running {
 }
 
 impl ControlPlane {
-    /// Starts one with the defaults; `name` is the folder of its logs below `target/kube-logs`.
+    /// Starts one with the defaults; `name` is the directory of its logs below `target/kube-logs`.
     ///
     /// # Errors
     /// As [`Self::start_with`].
@@ -88,12 +90,12 @@ impl ControlPlane {
     pub fn start_with(name: &str, options: Options) -> Result<Self> {
         let programs = super::ensure()?;
         let helpers = Helpers::find()?;
-        let logs = options.logs.clone().unwrap_or_else(|| target_folder().join("kube-logs").join(name));
-        // The folder has the logs of the last run only.
+        let logs = options.logs.clone().unwrap_or_else(|| target_directory().join("kube-logs").join(name));
+        // The directory has the logs of the last run only.
         fs::remove_dir_all(&logs).ok();
         fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
-        let folder = Folder::new_in(&match options.storage {
-            Storage::Memory => memory_folder(),
+        let directory = Directory::new_in(&match options.storage {
+            Storage::Memory => memory_directory(),
             Storage::Disk => logs.clone(),
         })?;
         let plane = Self {
@@ -102,11 +104,11 @@ impl ControlPlane {
             helpers,
             authority: Authority::new()?,
             port: Port::claim()?,
-            kubeconfig: folder.path().join("admin.kubeconfig"),
+            kubeconfig: directory.path().join("admin.kubeconfig"),
             written: AtomicU32::new(0),
             running: Mutex::default(),
             logs,
-            folder,
+            directory,
         };
         plane.write_files()?;
         plane.start_etcd()?;
@@ -116,7 +118,7 @@ impl ControlPlane {
 
     fn write_files(&self) -> Result<()> {
         let put = |name: &str, text: &str| {
-            fs::write(self.folder.path().join(name), text).with_context(|| format!("writing {name}"))
+            fs::write(self.directory.path().join(name), text).with_context(|| format!("writing {name}"))
         };
         let server = self.authority.server()?;
         let (private, public) = token_keys()?;
@@ -141,7 +143,7 @@ impl ControlPlane {
         &self.authority.certificate
     }
 
-    /// The folder with `etcd.log` and `kube-apiserver.log`.
+    /// The directory with `etcd.log` and `kube-apiserver.log`.
     #[must_use]
     pub fn logs(&self) -> &Path {
         &self.logs
@@ -174,7 +176,7 @@ impl ControlPlane {
 
     fn write_kubeconfig(&self, proof: &Proof<'_>) -> Result<PathBuf> {
         let number = self.written.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder.path().join(format!("{number}.kubeconfig"));
+        let path = self.directory.path().join(format!("{number}.kubeconfig"));
         fs::write(&path, kubeconfig(&self.url(), self.certificate(), proof))?;
         Ok(path)
     }
@@ -187,7 +189,7 @@ impl ControlPlane {
         command
             .args(&words[1..])
             .env("KUBECONFIG", &self.kubeconfig)
-            .env("KUBECACHEDIR", self.folder.path().join("kubectl"))
+            .env("KUBECACHEDIR", self.directory.path().join("kubectl"))
             .stdin(Stdio::null());
         command
     }
@@ -200,7 +202,7 @@ impl ControlPlane {
         output(self.kubectl_command().args(args), &format!("kubectl {}", args.join(" ")))
     }
 
-    /// Applies a manifest, or all manifests in a folder.
+    /// Applies a manifest, or all manifests in a directory.
     ///
     /// # Errors
     /// If `kubectl apply` fails.
@@ -213,7 +215,7 @@ impl ControlPlane {
     /// # Errors
     /// If `kubectl apply` fails.
     pub fn apply_text(&self, manifests: &str) -> Result<String> {
-        let mut file = tempfile::NamedTempFile::new_in(self.folder.path())?;
+        let mut file = tempfile::NamedTempFile::new_in(self.directory.path())?;
         file.write_all(manifests.as_bytes())?;
         self.apply(file.path())
     }
@@ -230,7 +232,7 @@ impl ControlPlane {
         }
         let words = self.words(&self.programs.api_server, &self.api_server_flags());
         let log = self.logs.join("kube-apiserver.log");
-        let daemon = Daemon::start("kube-apiserver", &log, &words, self.folder.path())?;
+        let daemon = Daemon::start("kube-apiserver", &log, &words, self.directory.path())?;
         // Stored first, so that a program that does not become ready ends with the others.
         let daemon = running.api_server.insert(daemon);
         daemon.until_output("Serving securely on")?;
@@ -293,10 +295,10 @@ impl ControlPlane {
         let words = self.words(&self.helpers.etcd, &flags);
         // A killed etcd leaves its sockets, to which another one cannot bind.
         for socket in ["etcd:1", "etcd:2"] {
-            fs::remove_file(self.folder.path().join(socket)).ok();
+            fs::remove_file(self.directory.path().join(socket)).ok();
         }
-        let daemon = Daemon::start("etcd", &self.logs.join("etcd.log"), &words, self.folder.path())?;
-        let socket = self.folder.path().join("etcd:1");
+        let daemon = Daemon::start("etcd", &self.logs.join("etcd.log"), &words, self.directory.path())?;
+        let socket = self.directory.path().join("etcd:1");
         running.etcd.insert(daemon).until("etcd to be healthy", |_| {
             // An earlier attempt would only wait for etcdctl's timeout.
             anyhow::ensure!(socket.exists(), "it does not listen yet");
@@ -355,7 +357,7 @@ impl ControlPlane {
         command
             .args(&words[1..])
             .args(args)
-            .current_dir(self.folder.path())
+            .current_dir(self.directory.path())
             .env("ETCDCTL_API", "3")
             .stdin(Stdio::null());
         output(&mut command, &format!("etcdctl {}", args.join(" ")))
@@ -397,8 +399,8 @@ impl ControlPlane {
         let mut words = self.options.prefix.clone();
         if !words.is_empty() {
             // A program in another mount namespace starts at its root, but the paths of sockets and
-            // keys are relative to this folder.
-            words.extend(["env".into(), "-C".into(), self.folder.path().into()]);
+            // keys are relative to this directory.
+            words.extend(["env".into(), "-C".into(), self.directory.path().into()]);
         }
         if in_user_mode_linux() {
             let cpu = if program == self.programs.api_server { "1" } else { "0" };
@@ -433,15 +435,15 @@ fn output(command: &mut Command, shown: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// The target folder that this program was built into.
-fn target_folder() -> PathBuf {
+/// The target directory that this program was built into.
+fn target_directory() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
-    let tagged = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    let tagged = program.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file());
     tagged.map_or_else(std::env::temp_dir, Path::to_owned)
 }
 
 /// Shared memory if there is enough of it (containers often get 64 MiB), else the disk.
-fn memory_folder() -> PathBuf {
+fn memory_directory() -> PathBuf {
     const ENOUGH: u64 = 1 << 30;
     let shm = Path::new("/dev/shm");
     let enough = rustix::fs::statvfs(shm).is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= ENOUGH);

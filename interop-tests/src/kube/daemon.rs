@@ -30,7 +30,7 @@ pub(super) struct Daemon {
 impl Daemon {
     /// Starts the program. Its output is appended to `log`, so that the log of a restarted program
     /// has all its runs.
-    pub(super) fn start(name: &'static str, log: &Path, words: &[impl AsRef<OsStr>], folder: &Path) -> Result<Self> {
+    pub(super) fn start(name: &'static str, log: &Path, words: &[impl AsRef<OsStr>], directory: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
         let begins = file.metadata()?.len();
         // setpriv ends it with this process, however that ends. It gets its own process group, so
@@ -39,7 +39,7 @@ impl Daemon {
         command
             .args(["--pdeathsig", "KILL", "--"])
             .args(words)
-            .current_dir(folder)
+            .current_dir(directory)
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -132,29 +132,29 @@ fn spawn(command: Command) -> Result<Child> {
     Ok(answered.recv()??)
 }
 
-/// A folder that is removed when this is dropped or when this process ends, however it ends.
+/// A directory that is removed when this is dropped or when this process ends, however it ends.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(super) struct Directory {
     path: PathBuf,
     janitor: Child,
 }
 
-impl Folder {
+impl Directory {
     pub(super) fn new_in(parent: &Path) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("edge-kube-").tempdir_in(parent)?;
+        let directory = tempfile::Builder::new().prefix("edge-kube-").tempdir_in(parent)?;
         // The script reads the end of its input when the pipe is dropped or this process dies. The
         // programs may still make files while they end.
         let script = "trap '' INT TERM HUP; cat >/dev/null; until rm -rf -- \"$1\"; do sleep 0.1; done 2>/dev/null";
         let janitor = Command::new("sh")
             .args(["-c", script, "sh"])
-            .arg(folder.path())
+            .arg(directory.path())
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("starting sh")?;
-        Ok(Self { path: folder.keep(), janitor })
+        Ok(Self { path: directory.keep(), janitor })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -162,7 +162,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for Directory {
     fn drop(&mut self) {
         drop(self.janitor.stdin.take());
         self.janitor.wait().ok();
@@ -175,18 +175,19 @@ mod tests {
 
     #[test]
     fn a_program_that_ends_early_is_reported_with_its_last_output() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("log");
-        let mut daemon = Daemon::start("speaker", &log, &["sh", "-c", "echo no room; exit 3"], folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let mut daemon =
+            Daemon::start("speaker", &log, &["sh", "-c", "echo no room; exit 3"], directory.path()).unwrap();
         let error = format!("{:#}", daemon.until_output("ready").unwrap_err());
         assert!(error.contains("exit status: 3") && error.contains("no room"), "{error}");
     }
 
     #[test]
     fn a_program_outlives_the_thread_that_started_it_and_not_its_handle() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("log");
-        let path = folder.path().to_owned();
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let path = directory.path().to_owned();
         let daemon = std::thread::spawn(move || Daemon::start("sleeper", &log, &["sleep", "1000"], &path).unwrap());
         let mut daemon = daemon.join().unwrap();
         let pid = daemon.child.id();
@@ -196,12 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_goes_with_its_handle() {
+    fn the_directory_goes_with_its_handle() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = Folder::new_in(parent.path()).unwrap();
-        std::fs::write(folder.path().join("file"), "x").unwrap();
-        let path = folder.path().to_owned();
-        drop(folder);
+        let directory = Directory::new_in(parent.path()).unwrap();
+        std::fs::write(directory.path().join("file"), "x").unwrap();
+        let path = directory.path().to_owned();
+        drop(directory);
         assert!(!path.exists());
     }
 }

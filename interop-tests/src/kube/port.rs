@@ -21,13 +21,13 @@ pub(super) struct Port {
 
 impl Port {
     pub(super) fn claim() -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("edge-kube-ports-{}", rustix::process::getuid().as_raw()));
-        std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let directory = std::env::temp_dir().join(format!("edge-kube-ports-{}", rustix::process::getuid().as_raw()));
+        std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
         // Each process begins elsewhere, so that the first attempt usually succeeds.
         let start = (std::process::id() % u32::from(COUNT)) as u16;
         for offset in 0..COUNT {
             let number = FIRST + (start + offset) % COUNT;
-            let claim = File::create(folder.join(number.to_string()))?;
+            let claim = File::create(directory.join(number.to_string()))?;
             if claim.try_lock().is_ok() && TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok() {
                 return Ok(Self { number, _claim: claim });
             }

@@ -25,18 +25,18 @@ pub struct Programs {
 }
 
 impl Programs {
-    fn in_folder(folder: &Path) -> Option<Self> {
-        let found = Self { api_server: folder.join(API_SERVER), kubectl: folder.join(KUBECTL) };
+    fn in_directory(directory: &Path) -> Option<Self> {
+        let found = Self { api_server: directory.join(API_SERVER), kubectl: directory.join(KUBECTL) };
         (found.api_server.is_file() && found.kubectl.is_file()).then_some(found)
     }
 
     fn overridden() -> Result<Option<Self>> {
-        let Some(folder) = std::env::var_os(OVERRIDE).map(PathBuf::from) else {
+        let Some(directory) = std::env::var_os(OVERRIDE).map(PathBuf::from) else {
             return Ok(None);
         };
-        let found = Self::in_folder(&folder);
+        let found = Self::in_directory(&directory);
         Ok(Some(found.with_context(|| {
-            format!("{OVERRIDE} names {}, which does not hold {API_SERVER} and {KUBECTL}", folder.display())
+            format!("{OVERRIDE} names {}, which does not hold {API_SERVER} and {KUBECTL}", directory.display())
         })?))
     }
 }
@@ -71,12 +71,12 @@ pub fn ensure() -> Result<Programs> {
     }
     let (shelf, name) = shelf()?;
     let built = shelf.root().join(&name);
-    if let Some(programs) = Programs::in_folder(&built) {
+    if let Some(programs) = Programs::in_directory(&built) {
         return Ok(programs);
     }
     let _lock = shelf.lock()?;
     // Another process may have built them while this one waited for the lock.
-    if let Some(programs) = Programs::in_folder(&built) {
+    if let Some(programs) = Programs::in_directory(&built) {
         return Ok(programs);
     }
     let go = build::go()?;
@@ -84,7 +84,7 @@ pub fn ensure() -> Result<Programs> {
     let scratch = shelf.scratch()?;
     let out = build::build(&go, scratch.path(), RELEASE)?;
     let built = shelf.publish(&name, &[&out.join(API_SERVER), &out.join(KUBECTL)])?;
-    Programs::in_folder(&built).with_context(|| format!("{} lost what was just put there", built.display()))
+    Programs::in_directory(&built).with_context(|| format!("{} lost what was just put there", built.display()))
 }
 
 /// Why this machine cannot run a control plane, if so. It builds nothing to find out.
@@ -96,7 +96,7 @@ pub fn obstacle() -> Option<String> {
             return Ok(());
         }
         let (shelf, name) = shelf()?;
-        if Programs::in_folder(&shelf.root().join(name)).is_none() {
+        if Programs::in_directory(&shelf.root().join(name)).is_none() {
             build::go()?;
         }
         Ok(())

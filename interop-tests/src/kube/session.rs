@@ -19,7 +19,7 @@ pub fn session(api_server: Vec<String>, argv: Vec<String>) -> Result<ExitCode> {
     progress.done();
     eprintln!("Kubernetes {} at {}; logs are in {}", super::RELEASE, plane.url(), plane.logs().display());
     let argv = if argv.is_empty() { vec![std::env::var("SHELL").unwrap_or_else(|_| "sh".to_owned())] } else { argv };
-    let tools = programs.kubectl.parent().context("kubectl lies in no folder")?;
+    let tools = programs.kubectl.parent().context("kubectl lies in no directory")?;
     let status = Command::new(&argv[0])
         .args(&argv[1..])
         .env("KUBECONFIG", plane.kubeconfig())

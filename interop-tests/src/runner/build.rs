@@ -9,16 +9,16 @@ use crate::kube;
 use crate::progress::Progress;
 use crate::scenario::{CrateTest, Needs, Scenario};
 
-/// Environment variable with a folder of ready programs. If it is set, nothing is built.
+/// Environment variable with a directory of ready programs. If it is set, nothing is built.
 const PROGRAMS: &str = "EDGE_LAB_PROGRAMS";
 
 /// Packages with the programs that scenarios run.
 const PACKAGES: [&str; 3] = ["edge-agent", "edge-cni", "edge-controller"];
 
-/// Builds the programs under test, and returns their folder.
+/// Builds the programs under test, and returns their directory.
 pub(super) fn programs() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os(PROGRAMS) {
-        return Ok(std::fs::canonicalize(folder)?);
+    if let Some(directory) = std::env::var_os(PROGRAMS) {
+        return Ok(std::fs::canonicalize(directory)?);
     }
     let progress = Progress::start("building the programs under test");
     let mut command = cargo("build")?;
@@ -31,7 +31,7 @@ pub(super) fn programs() -> Result<PathBuf> {
         bail!("building {} failed ({status})", PACKAGES.join(", "));
     }
     progress.done();
-    Ok(target_folder()?.join("lab"))
+    Ok(target_directory()?.join("lab"))
 }
 
 /// Builds the crates' own tests that these scenarios run. Returns the environment variables with
@@ -88,7 +88,7 @@ fn cargo(verb: &str) -> Result<Command> {
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .args([verb, "--quiet"])
-        .env("CARGO_TARGET_DIR", target_folder()?)
+        .env("CARGO_TARGET_DIR", target_directory()?)
         .stdin(Stdio::null());
     // `cargo run` sets variables about this package. Build scripts that look at them would cause
     // rebuilds each time.
@@ -99,13 +99,13 @@ fn cargo(verb: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Cargo's target folder, which contains this program below a profile.
-pub(crate) fn target_folder() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("CARGO_TARGET_DIR") {
-        return Ok(std::path::absolute(folder)?);
+/// Cargo's target directory, which contains this program below a profile.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os("CARGO_TARGET_DIR") {
+        return Ok(std::path::absolute(directory)?);
     }
     let program = std::env::current_exe()?;
-    program.parent().and_then(Path::parent).map(Path::to_owned).context("this program is not in a target folder")
+    program.parent().and_then(Path::parent).map(Path::to_owned).context("this program is not in a target directory")
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::build;
 use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
-use crate::scenario::{Outcome, Scenario, TestResult, folder, select};
+use crate::scenario::{Outcome, Scenario, TestResult, directory, select};
 
 /// If a guest reports nothing for so long after a scenario's deadline, the guest itself hangs.
 const GUEST_GRACE: Duration = Duration::from_secs(60);
@@ -82,7 +82,7 @@ pub fn run(all: &[&'static Scenario], options: &RunOptions) -> Result<ExitCode> 
 }
 
 /// Runs scenarios and returns how each ended. Calls `ended` when a scenario has ended, with the
-/// folder of its logs. A scenario's own output goes to this process's standard output and error.
+/// directory of its logs. A scenario's own output goes to this process's standard output and error.
 ///
 /// # Errors
 /// If there is no lab, a name is unknown, the programs do not build, or `ended` fails.
@@ -100,13 +100,13 @@ pub fn outcomes(
     let programs = build::programs()?;
     let tests = build::tests(&queue)?;
     build::control_plane(&queue)?;
-    let out = build::target_folder()?.join("lab-logs");
+    let out = build::target_directory()?.join("lab-logs");
     std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
     let mut all = Vec::new();
     while !queue.is_empty() {
         let before = all.len();
         one_lab(&queue, &backend, &out, &programs, &tests, options.keep, |outcome| {
-            ended(&outcome, &folder(&out, &outcome.scenario))?;
+            ended(&outcome, &directory(&out, &outcome.scenario))?;
             all.push(outcome);
             Ok(())
         })?;
@@ -181,7 +181,7 @@ fn one_lab(
             seconds: begun.elapsed().as_secs_f64(),
             why,
         };
-        std::fs::write(folder(out, scenario.name).join("console.log"), lab.console()).ok();
+        std::fs::write(directory(out, scenario.name).join("console.log"), lab.console()).ok();
         return ended(outcome);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::guest::{Event, JobIo};
-use crate::scenario::{Outcome, Scenario, TestResult, find, folder};
+use crate::scenario::{Outcome, Scenario, TestResult, directory, find};
 
 /// After its deadline a scenario has this time to write its outcome. Then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -17,7 +17,7 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(crate) struct RunContext<'a> {
     /// All scenarios.
     pub(crate) scenarios: &'a [&'static Scenario],
-    /// Where each scenario has its folder.
+    /// Where each scenario has its directory.
     pub(crate) out: &'a Path,
     /// Where the programs under test lie.
     pub(crate) programs: &'a Path,
@@ -57,13 +57,13 @@ pub(crate) fn run_all(
 }
 
 fn run_one(scenario: &Scenario, context: &RunContext<'_>) -> Result<Outcome> {
-    let kept = folder(context.out, scenario.name);
+    let kept = directory(context.out, scenario.name);
     fresh(&kept)?;
-    // In the guest, logs are kept in memory until the scenario has ended. A folder of the host
+    // In the guest, logs are kept in memory until the scenario has ended. A directory of the host
     // shows a file's size with a delay there, so readers of logs would miss their ends.
     let out = match context.io {
         JobIo::Inherited => kept.clone(),
-        JobIo::Lines | JobIo::Terminal(_) => folder(Path::new("/tmp/edge-lab-out"), scenario.name),
+        JobIo::Lines | JobIo::Terminal(_) => directory(Path::new("/tmp/edge-lab-out"), scenario.name),
     };
     fresh(&out)?;
     let outcome = run_in(scenario, context, &out);
@@ -74,11 +74,11 @@ fn run_one(scenario: &Scenario, context: &RunContext<'_>) -> Result<Outcome> {
     outcome
 }
 
-fn fresh(folder: &Path) -> Result<()> {
-    if folder.exists() {
-        fs::remove_dir_all(folder)?;
+fn fresh(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
     }
-    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))
+    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

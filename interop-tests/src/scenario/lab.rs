@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::topology::{Net, Plan};
 
-/// A scenario's network, the programs under test, and a folder for its logs.
+/// A scenario's network, the programs under test, and a directory for its logs.
 pub struct Lab {
     out: PathBuf,
     programs: PathBuf,
@@ -45,7 +45,7 @@ impl Lab {
         self.net.get().context("just set")
     }
 
-    /// The folder for logs, captures and other files that help to understand a failure.
+    /// The directory for logs, captures and other files that help to understand a failure.
     #[must_use]
     pub fn out(&self) -> &Path {
         &self.out

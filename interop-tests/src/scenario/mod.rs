@@ -80,8 +80,8 @@ pub struct Outcome {
     pub why: String,
 }
 
-/// The folder of a scenario's logs, below the folder of all logs.
-pub(crate) fn folder(out: &std::path::Path, name: &str) -> std::path::PathBuf {
+/// The directory of a scenario's logs, below the directory of all logs.
+pub(crate) fn directory(out: &std::path::Path, name: &str) -> std::path::PathBuf {
     out.join(name)
 }
 

@@ -13,7 +13,7 @@ use super::holder::{Setup, feed};
 use super::namespaces::Namespaces;
 use super::plan::{Netem, NodePlan, Plan};
 
-/// Folders that each node has for itself.
+/// Directories that each node has for itself.
 const PRIVATE: [&str; 6] =
     ["/run", "/var/lib/edge-cni", "/var/lib/edge-controller", "/etc/edge-cni", "/etc/cni", "/etc/swanctl"];
 

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use super::{Namespaces, Process};
 
-/// A running capture of one interface, into `NODE-INTERFACE.pcap` in the scenario's folder.
+/// A running capture of one interface, into `NODE-INTERFACE.pcap` in the scenario's directory.
 pub struct Capture {
     process: Process,
     file: PathBuf,

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub(super) struct Setup {
     /// The node's name, which becomes its host name.
     pub(super) name: String,
-    /// Folders that are replaced by empty ones.
+    /// Directories that are replaced by empty ones.
     pub(super) private: Vec<String>,
     /// Whether packets are forwarded.
     pub(super) forwards: bool,
@@ -55,9 +55,9 @@ pub fn main() -> Result<ExitCode> {
 fn set_up(setup: Setup) -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     rustix::system::sethostname(setup.name.as_bytes())?;
-    for folder in &setup.private {
-        fs::create_dir_all(folder).with_context(|| format!("making {folder}"))?;
-        mount("tmpfs", folder, c"mode=0755")?;
+    for directory in &setup.private {
+        fs::create_dir_all(directory).with_context(|| format!("making {directory}"))?;
+        mount("tmpfs", directory, c"mode=0755")?;
     }
     fs::create_dir_all("/run/netns")?;
     fs::create_dir_all("/run/lock")?;

@@ -31,7 +31,7 @@ impl Namespaces {
         &self.name
     }
 
-    /// The scenario's folder for logs and captures.
+    /// The scenario's directory for logs and captures.
     #[must_use]
     pub fn out(&self) -> &Path {
         &self.out
@@ -44,14 +44,14 @@ impl Namespaces {
         PathBuf::from(format!("/proc/{}/root{path}", self.holder))
     }
 
-    /// Writes a file on this node, and makes its folder if needed.
+    /// Writes a file on this node, and makes its directory if needed.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let real = self.path(path);
-        if let Some(folder) = real.parent() {
-            std::fs::create_dir_all(folder)?;
+        if let Some(directory) = real.parent() {
+            std::fs::create_dir_all(directory)?;
         }
         std::fs::write(&real, text).with_context(|| format!("writing {path} on {}", self.name))
     }
@@ -163,7 +163,7 @@ impl Namespaces {
         xfrm::parse_stat(&text)
     }
 
-    /// The kernel's state here, for the folder of a failed scenario: addresses, routes, SAs,
+    /// The kernel's state here, for the directory of a failed scenario: addresses, routes, SAs,
     /// policies, rules, sockets.
     #[must_use]
     pub fn kernel_dump(&self) -> String {

@@ -112,10 +112,10 @@ impl NodePlan {
         self
     }
 
-    /// Gives the node an empty folder of its own at this path. All nodes have their own `/run`,
+    /// Gives the node an empty directory of its own at this path. All nodes have their own `/run`,
     /// `/var/lib/edge-cni`, `/var/lib/edge-controller`, `/etc/edge-cni`, `/etc/cni` and
     /// `/etc/swanctl`.
-    pub fn own_folder(&mut self, path: &str) -> &mut Self {
+    pub fn own_directory(&mut self, path: &str) -> &mut Self {
         self.private.push(path.to_owned());
         self
     }

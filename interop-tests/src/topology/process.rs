@@ -24,7 +24,7 @@ pub struct Process {
 
 impl Namespaces {
     /// Starts a command made by [`Self::command`] in the background. It writes to `NODE.NAME.log`
-    /// in the scenario's folder, and ends with the scenario at the latest.
+    /// in the scenario's directory, and ends with the scenario at the latest.
     ///
     /// # Errors
     /// If it cannot be run.

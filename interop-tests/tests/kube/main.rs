@@ -189,9 +189,9 @@ fn two() {
     // The administrator of one has no rights in the other.
     let stranger = format!("--server={}", SHARED.url());
     assert!(other.kubectl(&["get", "namespaces", &stranger]).is_err());
-    let (folder, url) = (other.kubeconfig().to_owned(), other.url());
+    let (directory, url) = (other.kubeconfig().to_owned(), other.url());
     drop(other);
-    assert_gone(&folder, &url);
+    assert_gone(&directory, &url);
 }
 
 fn outlived() {
@@ -210,7 +210,7 @@ fn outlived() {
     victim.wait().unwrap();
     wait::for_event("the end of what the killed test started", || {
         anyhow::ensure!(TcpStream::connect(address).is_err(), "the API server runs");
-        anyhow::ensure!(!kubeconfig.parent().unwrap().exists(), "its folder is there");
+        anyhow::ensure!(!kubeconfig.parent().unwrap().exists(), "its directory is there");
         Ok(())
     })
     .unwrap();
@@ -226,5 +226,5 @@ fn victim() -> ExitCode {
 
 fn assert_gone(kubeconfig: &Path, url: &str) {
     assert!(TcpStream::connect(url.strip_prefix("https://").unwrap()).is_err(), "the API server runs");
-    assert!(!kubeconfig.parent().unwrap().exists(), "its folder is there");
+    assert!(!kubeconfig.parent().unwrap().exists(), "its directory is there");
 }

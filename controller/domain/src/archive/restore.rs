@@ -1,5 +1,5 @@
-//! Replaces the content of a state directory with an archive. The new content is built in a folder
-//! of its own, and the former content is kept in another one.
+//! Replaces the content of a state directory with an archive. The new content is built in a
+//! directory of its own, and the former content is kept in another one.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -20,23 +20,23 @@ pub fn check_not_restoring(state_dir: &Path) -> anyhow::Result<()> {
     ensure!(
         !aside.exists(),
         "{} exists: a restore was interrupted. Run it again (edge-controller restore --replace FILE). To undo it instead, move the content \
-         of {BEFORE_RESTORE}... back if there is such a folder, and remove {}",
+         of {BEFORE_RESTORE}... back if there is such a directory, and remove {}",
         aside.display(),
         aside.display()
     );
     Ok(())
 }
 
-/// Replaces the content of a state directory with that of an archive. Returns the folder with the
-/// former content; `None` if there was none.
+/// Replaces the content of a state directory with that of an archive. Returns the directory with
+/// the former content; `None` if there was none.
 pub async fn restore(
     archive: Archive,
     state_dir: &Path,
     replace: bool,
     clock: &Clock,
 ) -> anyhow::Result<Option<PathBuf>> {
-    let folder = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    folder(state_dir).with_context(|| format!("cannot create {}", state_dir.display()))?;
+    let directory = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    directory(state_dir).with_context(|| format!("cannot create {}", state_dir.display()))?;
     if embedded::is_in_use(state_dir)? {
         bail!("an edge-controller uses {}; stop it first", state_dir.display());
     }
@@ -53,14 +53,14 @@ pub async fn restore(
     if aside.exists() {
         fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
     }
-    folder(&aside)?;
+    directory(&aside)?;
     let store = Embedded::open(&aside)?;
     import(&store, &Files::new(&aside, clock.now()), archive, clock.now()).await?;
     drop(store);
     sync(&aside)?;
     let former = (!present.is_empty()).then(|| state_dir.join(format!("{BEFORE_RESTORE}{}", rfc3339(clock.now()))));
     if let Some(former) = &former {
-        folder(former)?;
+        directory(former)?;
         for name in present {
             fs::rename(state_dir.join(&name), former.join(&name))?;
         }
@@ -76,11 +76,11 @@ pub async fn restore(
     Ok(former)
 }
 
-/// Names of the controller's files in a folder, without the folders of restores. All other files
-/// stay.
-fn content(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
+/// Names of the controller's files in a directory, without the directories of restores. All other
+/// files stay.
+fn content(directory: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
         let text = name.to_string_lossy();
         if is_ours(&name) && text != RESTORING && !text.starts_with(BEFORE_RESTORE) {
@@ -91,6 +91,6 @@ fn content(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     Ok(names)
 }
 
-fn sync(folder: &Path) -> std::io::Result<()> {
-    fs::File::open(folder)?.sync_all()
+fn sync(directory: &Path) -> std::io::Result<()> {
+    fs::File::open(directory)?.sync_all()
 }

@@ -22,34 +22,35 @@ pub const CERTIFICATES: &str = "ca.crt";
 /// File with the key in earlier releases, beside [`CERTIFICATES`].
 pub const FORMER_KEY: &str = "ca.key";
 
-/// Stores the document in a folder that only this process uses.
+/// Stores the document in a directory that only this process uses.
 pub struct Files {
-    folder: PathBuf,
+    directory: PathBuf,
     now: Seconds,
 }
 
 impl Files {
-    /// Uses this folder. `now` is the creation time of an authority that an earlier release left.
-    pub fn new(folder: &Path, now: Seconds) -> Self {
-        Self { folder: folder.into(), now }
+    /// Uses this directory. `now` is the creation time of an authority that an earlier release
+    /// left.
+    pub fn new(directory: &Path, now: Seconds) -> Self {
+        Self { directory: directory.into(), now }
     }
 
-    /// Whether this folder has an authority, of this release or an earlier one.
-    pub fn are_in(folder: &Path) -> bool {
-        [DOCUMENT, CERTIFICATES, FORMER_KEY].iter().any(|name| folder.join(name).exists())
+    /// Whether this directory has an authority, of this release or an earlier one.
+    pub fn are_in(directory: &Path) -> bool {
+        [DOCUMENT, CERTIFICATES, FORMER_KEY].iter().any(|name| directory.join(name).exists())
     }
 
     fn load_now(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
-        let Some(text) = read(&self.folder, DOCUMENT)? else {
+        let Some(text) = read(&self.directory, DOCUMENT)? else {
             let Some(former) = self.former()? else { return Ok(None) };
             let revision = self.store_now(&former, None)?;
-            tracing::info!(file = %self.folder.join(DOCUMENT).display(), "the authority of an earlier release is stored here now");
-            remove(&self.folder, FORMER_KEY)?;
+            tracing::info!(file = %self.directory.join(DOCUMENT).display(), "the authority of an earlier release is stored here now");
+            remove(&self.directory, FORMER_KEY)?;
             return Ok(Some((former, revision)));
         };
         // A power cut may have prevented this at the time.
-        remove(&self.folder, FORMER_KEY)?;
-        let content = |why: String| content(&self.folder, DOCUMENT, why);
+        remove(&self.directory, FORMER_KEY)?;
+        let content = |why: String| content(&self.directory, DOCUMENT, why);
         let document: CaDocument =
             serde_json::from_str(&text).map_err(|e| content(format!("is damaged ({e}); restore it from a backup")))?;
         if document.version > VERSION {
@@ -62,23 +63,23 @@ impl Files {
     }
 
     fn store_now(&self, document: &CaDocument, over: Option<&Revision>) -> Result<Revision, CaError> {
-        let present = read(&self.folder, DOCUMENT)?;
+        let present = read(&self.directory, DOCUMENT)?;
         if present.as_deref().map(|text| revision_of(text)).as_ref() != over {
             return Err(CaError::Conflict);
         }
         let text = serde_json::to_string_pretty(document).map(Zeroizing::new);
-        let text = text.map_err(|e| content(&self.folder, DOCUMENT, e.to_string()))?;
-        write(&self.folder, DOCUMENT, &text)?;
+        let text = text.map_err(|e| content(&self.directory, DOCUMENT, e.to_string()))?;
+        write(&self.directory, DOCUMENT, &text)?;
         let trusted = document.authorities.iter().rev().filter(|authority| authority.retired_at.is_none());
         let certificates: String = trusted.map(|authority| authority.certificate.as_str()).collect();
-        write(&self.folder, CERTIFICATES, &certificates)?;
+        write(&self.directory, CERTIFICATES, &certificates)?;
         Ok(revision_of(&text))
     }
 
     /// Reads what an earlier release left: its key, and its certificate unless a power cut came
     /// between the two writes.
     fn former(&self) -> Result<Option<CaDocument>, CaError> {
-        let key = match (read(&self.folder, FORMER_KEY)?, read(&self.folder, CERTIFICATES)?) {
+        let key = match (read(&self.directory, FORMER_KEY)?, read(&self.directory, CERTIFICATES)?) {
             (None, None) => return Ok(None),
             (Some(key), _) => key,
             (None, Some(_)) => {
@@ -86,12 +87,12 @@ impl Files {
                     "is missing while {CERTIFICATES} is there; restore it from a backup, or remove {CERTIFICATES} to begin a new \
                      authority: every node must then join again"
                 );
-                return Err(content(&self.folder, DOCUMENT, why));
+                return Err(content(&self.directory, DOCUMENT, why));
             }
         };
         let pair = authority::key(&key)
-            .map_err(|why| content(&self.folder, FORMER_KEY, format!("{why}; restore it from a backup")))?;
-        let certificate = match read(&self.folder, CERTIFICATES)? {
+            .map_err(|why| content(&self.directory, FORMER_KEY, format!("{why}; restore it from a backup")))?;
+        let certificate = match read(&self.directory, CERTIFICATES)? {
             Some(certificate) => certificate.to_string(),
             None => authority::self_signed(&pair, self.now)?,
         };
@@ -99,7 +100,7 @@ impl Files {
             AuthorityRecord { certificate, key: Some(SecretPem::new(key)), created_at: self.now, retired_at: None };
         authority::Authority::new(&record).map_err(|why| {
             content(
-                &self.folder,
+                &self.directory,
                 CERTIFICATES,
                 format!("does not fit {FORMER_KEY}: {why}; restore both from one backup"),
             )
@@ -126,28 +127,28 @@ fn revision_of(text: &str) -> Revision {
     Revision(hex(&sha256(text.as_bytes())))
 }
 
-fn read(folder: &Path, name: &str) -> Result<Option<Zeroizing<String>>, CaError> {
-    match std::fs::read_to_string(folder.join(name)) {
+fn read(directory: &Path, name: &str) -> Result<Option<Zeroizing<String>>, CaError> {
+    match std::fs::read_to_string(directory.join(name)) {
         Ok(text) => Ok(Some(Zeroizing::new(text))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(CaError::File { path: folder.join(name), source }),
+        Err(source) => Err(CaError::File { path: directory.join(name), source }),
     }
 }
 
-fn remove(folder: &Path, name: &str) -> Result<(), CaError> {
-    match std::fs::remove_file(folder.join(name)) {
+fn remove(directory: &Path, name: &str) -> Result<(), CaError> {
+    match std::fs::remove_file(directory.join(name)) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(CaError::File { path: folder.join(name), source })
+            Err(CaError::File { path: directory.join(name), source })
         }
         _ => Ok(()),
     }
 }
 
-fn write(folder: &Path, name: &str, text: &str) -> Result<(), CaError> {
-    let written = replace_file(&folder.join(name), text.as_bytes(), 0o600);
+fn write(directory: &Path, name: &str, text: &str) -> Result<(), CaError> {
+    let written = replace_file(&directory.join(name), text.as_bytes(), 0o600);
     written.map(drop).map_err(|ReplaceError { path, error, .. }| CaError::File { path, source: error })
 }
 
-fn content(folder: &Path, name: &str, why: String) -> CaError {
-    CaError::Content { path: folder.join(name), why }
+fn content(directory: &Path, name: &str, why: String) -> CaError {
+    CaError::Content { path: directory.join(name), why }
 }

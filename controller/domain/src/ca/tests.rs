@@ -15,12 +15,12 @@ use crate::clock::Seconds;
 const NOW: Seconds = 1_800_000_000;
 const DAY: Seconds = 24 * 3600;
 
-async fn open(folder: &Path) -> Result<Ca, CaError> {
-    Ca::open(Box::new(Files::new(folder, NOW)), None, NOW).await
+async fn open(directory: &Path) -> Result<Ca, CaError> {
+    Ca::open(Box::new(Files::new(directory, NOW)), None, NOW).await
 }
 
-async fn open_with_operator_ca(folder: &Path, operator_ca: &OperatorCa) -> Result<Ca, CaError> {
-    Ca::open(Box::new(Files::new(folder, NOW)), Some(operator_ca.clone()), NOW).await
+async fn open_with_operator_ca(directory: &Path, operator_ca: &OperatorCa) -> Result<Ca, CaError> {
+    Ca::open(Box::new(Files::new(directory, NOW)), Some(operator_ca.clone()), NOW).await
 }
 
 fn name() -> NodeName {
@@ -46,8 +46,8 @@ fn parsed<'a>(der: &'a CertificateDer<'_>) -> X509Certificate<'a> {
 
 #[tokio::test]
 async fn a_nodes_certificate_says_its_name_and_role_and_serves_no_server() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = open(folder.path()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let ca = open(directory.path()).await.unwrap();
     let (issued, chain) = issue(&ca.current(), Role::Hub);
     assert_eq!(chain.len(), 1);
     let certificate = parsed(&chain[0]);
@@ -66,38 +66,38 @@ async fn a_nodes_certificate_says_its_name_and_role_and_serves_no_server() {
 
 #[tokio::test]
 async fn the_authority_stays_the_same_and_its_key_is_for_its_owner_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let first = open(folder.path()).await.unwrap().current();
-    let second = open(folder.path()).await.unwrap().current();
+    let directory = tempfile::tempdir().unwrap();
+    let first = open(directory.path()).await.unwrap().current();
+    let second = open(directory.path()).await.unwrap().current();
     assert_eq!((first.anchors(), first.active().id()), (second.anchors(), second.active().id()));
-    let mode = std::fs::metadata(folder.path().join(files::DOCUMENT)).unwrap().permissions().mode();
+    let mode = std::fs::metadata(directory.path().join(files::DOCUMENT)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    assert!(!std::fs::read_to_string(folder.path().join(files::CERTIFICATES)).unwrap().contains("PRIVATE"));
+    assert!(!std::fs::read_to_string(directory.path().join(files::CERTIFICATES)).unwrap().contains("PRIVATE"));
 }
 
 #[tokio::test]
 async fn the_authority_of_an_earlier_release_is_taken_over_also_if_that_was_interrupted() {
     let key = KeyPair::generate().unwrap();
     for certificate in [None, Some(authority::self_signed(&key, NOW - 5).unwrap())] {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(files::FORMER_KEY), key.serialize_pem()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(files::FORMER_KEY), key.serialize_pem()).unwrap();
         if let Some(certificate) = &certificate {
-            std::fs::write(folder.path().join(files::CERTIFICATES), certificate).unwrap();
+            std::fs::write(directory.path().join(files::CERTIFICATES), certificate).unwrap();
         }
-        let current = open(folder.path()).await.unwrap().current();
+        let current = open(directory.path()).await.unwrap().current();
         assert_eq!(current.active().key_hash(), request::hash(&rcgen::PublicKeyData::subject_public_key_info(&key)));
         assert!(current.is_issuer("", current.active()), "nodes' certificates were noted without their issuer");
-        assert!(!folder.path().join(files::FORMER_KEY).exists(), "one key, one place");
-        let again = open(folder.path()).await.unwrap().current();
+        assert!(!directory.path().join(files::FORMER_KEY).exists(), "one key, one place");
+        let again = open(directory.path()).await.unwrap().current();
         assert_eq!(again.anchors(), current.anchors());
     }
 }
 
 #[tokio::test]
 async fn missing_foreign_damaged_and_newer_files_are_errors_that_name_the_file_and_change_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let refused = async || open(folder.path()).await.err().unwrap().to_string();
-    let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let refused = async || open(directory.path()).await.err().unwrap().to_string();
+    let put = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
     let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     put(files::CERTIFICATES, &authority::self_signed(&key, NOW).unwrap());
     assert!(refused().await.contains("ca.json is missing"), "{}", refused().await);
@@ -106,8 +106,8 @@ async fn missing_foreign_damaged_and_newer_files_are_errors_that_name_the_file_a
     put(files::FORMER_KEY, "half a k");
     assert!(refused().await.contains(files::FORMER_KEY), "{}", refused().await);
     put(files::FORMER_KEY, &key.serialize_pem());
-    open(folder.path()).await.unwrap();
-    let good = std::fs::read_to_string(folder.path().join(files::DOCUMENT)).unwrap();
+    open(directory.path()).await.unwrap();
+    let good = std::fs::read_to_string(directory.path().join(files::DOCUMENT)).unwrap();
     let newer = good.replace("\"version\": 1", "\"version\": 9");
     let half = &good[..good.len() / 2];
     for (bad, says) in
@@ -117,14 +117,14 @@ async fn missing_foreign_damaged_and_newer_files_are_errors_that_name_the_file_a
         let error = refused().await;
         assert!(error.contains(files::DOCUMENT) && error.contains(says), "{error}");
         assert!(!error.contains("PRIVATE"), "{error}");
-        assert_eq!(std::fs::read_to_string(folder.path().join(files::DOCUMENT)).unwrap(), bad);
+        assert_eq!(std::fs::read_to_string(directory.path().join(files::DOCUMENT)).unwrap(), bad);
     }
 }
 
 #[tokio::test]
 async fn after_a_rollover_the_new_authority_signs_and_all_before_it_cross_sign_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = open(folder.path()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let ca = open(directory.path()).await.unwrap();
     let first = ca.current().active().clone();
     ca.rollover(NOW + 1).await.unwrap();
     let second = ca.current().active().clone();
@@ -145,7 +145,7 @@ async fn after_a_rollover_the_new_authority_signs_and_all_before_it_cross_sign_i
     }
     assert_eq!(current.anchors()[0], current.active().pem());
     // All of it survives a restart, and the last root in the TLS chain is the one that signs.
-    let again = open(folder.path()).await.unwrap().current();
+    let again = open(directory.path()).await.unwrap().current();
     assert_eq!(again.anchors(), current.anchors());
     let (server, _) = again.sign_server(&["cloud".into()], &Term::days(1, NOW).unwrap()).unwrap();
     assert_eq!(server.len(), 1 + 2 + 3);
@@ -154,12 +154,12 @@ async fn after_a_rollover_the_new_authority_signs_and_all_before_it_cross_sign_i
 
 #[tokio::test]
 async fn a_retired_authority_is_gone_from_everything_but_the_list_and_its_key_is_wiped() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = open(folder.path()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let ca = open(directory.path()).await.unwrap();
     let first = ca.current().active().clone();
     assert!(matches!(ca.retire(&first.id(), NOW).await, Err(CaError::Active(_))));
     assert!(matches!(ca.retire("00", NOW).await, Err(CaError::NoSuch(_))));
-    let key = std::fs::read_to_string(folder.path().join(files::DOCUMENT)).unwrap();
+    let key = std::fs::read_to_string(directory.path().join(files::DOCUMENT)).unwrap();
     let key = serde_json::from_str::<CaDocument>(&key).unwrap().authorities[0].key.clone().unwrap();
     ca.rollover(NOW + 1).await.unwrap();
     assert!(!first.valid().is_cancelled());
@@ -169,17 +169,17 @@ async fn a_retired_authority_is_gone_from_everything_but_the_list_and_its_key_is
     assert!(!current.active().valid().is_cancelled());
     assert_eq!((current.trusted().len(), issue(&current, Role::Edge).1.len()), (1, 1));
     assert_eq!((&current.retired()[0].id, current.retired()[0].retired_at), (&first.id(), NOW + 2));
-    let kept = std::fs::read_to_string(folder.path().join(files::DOCUMENT)).unwrap();
+    let kept = std::fs::read_to_string(directory.path().join(files::DOCUMENT)).unwrap();
     assert!(!kept.contains(&key.expose().replace('\n', "\\n")));
-    let again = open(folder.path()).await.unwrap().current();
+    let again = open(directory.path()).await.unwrap().current();
     assert_eq!((again.anchors(), again.retired()), (current.anchors(), current.retired()));
     assert!(again.is_issuer("", &first), "what was noted without an issuer is the first one's for ever");
 }
 
 #[tokio::test]
 async fn only_so_many_authorities_are_trusted_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = open(folder.path()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let ca = open(directory.path()).await.unwrap();
     for _ in 1..MOST_TRUSTED {
         ca.rollover(NOW).await.unwrap();
     }
@@ -191,13 +191,13 @@ async fn only_so_many_authorities_are_trusted_at_once() {
 
 #[tokio::test]
 async fn two_that_change_the_same_document_overwrite_nothing_of_each_other() {
-    let folder = tempfile::tempdir().unwrap();
-    let one = open(folder.path()).await.unwrap();
-    let other = open(folder.path()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let one = open(directory.path()).await.unwrap();
+    let other = open(directory.path()).await.unwrap();
     one.rollover(NOW).await.unwrap();
     other.rollover(NOW).await.unwrap();
     assert_eq!(other.current().trusted().len(), 3);
-    let files = Files::new(folder.path(), NOW);
+    let files = Files::new(directory.path(), NOW);
     let (document, revision) = files.load().await.unwrap().unwrap();
     one.rollover(NOW).await.unwrap();
     assert!(matches!(files.store(&document, Some(&revision)).await, Err(CaError::Conflict)));
@@ -206,8 +206,8 @@ async fn two_that_change_the_same_document_overwrite_nothing_of_each_other() {
 
 #[tokio::test]
 async fn nothing_is_signed_beyond_the_authoritys_own_end() {
-    let folder = tempfile::tempdir().unwrap();
-    let current = open(folder.path()).await.unwrap().current();
+    let directory = tempfile::tempdir().unwrap();
+    let current = open(directory.path()).await.unwrap().current();
     let sign = |now| current.sign_node(&name(), Role::Edge, &node_key(), &Term::days(7, now).unwrap());
     let last_day = current.active().not_after() - DAY;
     assert_eq!(sign(last_day).unwrap().term.not_after, current.active().not_after());
@@ -216,7 +216,7 @@ async fn nothing_is_signed_beyond_the_authoritys_own_end() {
 }
 
 /// Writes an authority's files as an operator provides them. `change` alters the certificate.
-fn operator_ca(folder: &Path, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> OperatorCa {
+fn operator_ca(directory: &Path, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> OperatorCa {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Example");
@@ -224,7 +224,7 @@ fn operator_ca(folder: &Path, key: &KeyPair, change: impl FnOnce(&mut Certificat
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     change(&mut params);
-    let paths = OperatorCa { certificate: folder.join("operator.crt"), key: folder.join("operator.key") };
+    let paths = OperatorCa { certificate: directory.join("operator.crt"), key: directory.join("operator.key") };
     // Some tools write text before the PEM.
     let text = format!("Certificate:\n    Data: x\n{}", params.self_signed(key).unwrap().pem());
     std::fs::write(&paths.certificate, text).unwrap();
@@ -236,17 +236,17 @@ fn operator_ca(folder: &Path, key: &KeyPair, change: impl FnOnce(&mut Certificat
 #[tokio::test]
 async fn an_operators_authority_of_either_kind_signs_and_a_later_one_signs_after_a_rollover() {
     for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ED25519] {
-        let folder = tempfile::tempdir().unwrap();
-        let paths = operator_ca(folder.path(), &KeyPair::generate_for(algorithm).unwrap(), |_| {});
-        let ca = open_with_operator_ca(folder.path(), &paths).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let paths = operator_ca(directory.path(), &KeyPair::generate_for(algorithm).unwrap(), |_| {});
+        let ca = open_with_operator_ca(directory.path(), &paths).await.unwrap();
         assert!(ca.current().active().subject().contains("Example CA"));
         let (_, chain) = issue(&ca.current(), Role::Edge);
         assert_eq!(ca.current().issuer_of(&chain[0]).unwrap().id(), ca.current().active().id());
         assert!(matches!(ca.rollover(NOW).await, Err(CaError::SameOperatorCa(_))));
         let second = KeyPair::generate_for(algorithm).unwrap();
-        operator_ca(folder.path(), &second, |_| {});
+        operator_ca(directory.path(), &second, |_| {});
         // It starts with the authority in use. The one in the files is used after a rollover.
-        let ca = open_with_operator_ca(folder.path(), &paths).await.unwrap();
+        let ca = open_with_operator_ca(directory.path(), &paths).await.unwrap();
         let (first, _) = (ca.current().active().id(), ca.rollover(NOW).await.unwrap());
         let current = ca.current();
         assert_eq!(current.active().key_hash(), request::hash(&rcgen::PublicKeyData::subject_public_key_info(&second)));
@@ -269,15 +269,15 @@ async fn an_operators_authority_that_cannot_sign_is_refused_with_the_reason() {
         ("valid only from 2100", Box::new(|params| params.not_before = rcgen::date_time_ymd(2100, 1, 1))),
     ];
     for (says, change) in cases {
-        let folder = tempfile::tempdir().unwrap();
-        let paths = operator_ca(folder.path(), &KeyPair::generate().unwrap(), change);
-        let error = open_with_operator_ca(folder.path(), &paths).await.err().unwrap().to_string();
+        let directory = tempfile::tempdir().unwrap();
+        let paths = operator_ca(directory.path(), &KeyPair::generate().unwrap(), change);
+        let error = open_with_operator_ca(directory.path(), &paths).await.err().unwrap().to_string();
         assert!(error.contains("operator.crt") && error.contains(says), "{error}");
-        assert!(!folder.path().join(files::DOCUMENT).exists());
+        assert!(!directory.path().join(files::DOCUMENT).exists());
     }
-    let folder = tempfile::tempdir().unwrap();
-    let paths = operator_ca(folder.path(), &KeyPair::generate().unwrap(), |_| {});
-    let refused = async || open_with_operator_ca(folder.path(), &paths).await.err().unwrap().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let paths = operator_ca(directory.path(), &KeyPair::generate().unwrap(), |_| {});
+    let refused = async || open_with_operator_ca(directory.path(), &paths).await.err().unwrap().to_string();
     std::fs::set_permissions(&paths.key, std::fs::Permissions::from_mode(0o644)).unwrap();
     assert!(refused().await.contains("chmod 600"), "{}", refused().await);
     std::fs::set_permissions(&paths.key, std::fs::Permissions::from_mode(0o440)).unwrap();

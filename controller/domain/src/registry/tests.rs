@@ -72,8 +72,8 @@ async fn put(registry: &Registry, node: &str) -> Result<(), StoreError> {
 
 #[tokio::test]
 async fn a_row_that_is_deleted_and_written_again_counts_as_created_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let registry = Registry::start(Arc::new(Embedded::open(folder.path()).unwrap()), Clock::system(), true).await;
+    let directory = tempfile::tempdir().unwrap();
+    let registry = Registry::start(Arc::new(Embedded::open(directory.path()).unwrap()), Clock::system(), true).await;
     let registry = registry.unwrap();
     let community = CommunityRecord { name: "alpha".parse().unwrap(), members: [].into() };
     let keys = [RowKey::Node(name("a")), RowKey::Community(community.name.clone())];
@@ -96,9 +96,9 @@ async fn a_row_that_is_deleted_and_written_again_counts_as_created_again() {
 
 #[tokio::test]
 async fn a_commit_that_fails_is_reported_and_changes_nothing_and_the_next_one_works() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let full = Arc::new(AtomicBool::new(false));
-    let store = FullDisk { store: Embedded::open(folder.path()).unwrap(), full: full.clone() };
+    let store = FullDisk { store: Embedded::open(directory.path()).unwrap(), full: full.clone() };
     let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
     put(&registry, "a").await.unwrap();
     let revision = registry.read().await.revision();
@@ -121,7 +121,7 @@ async fn a_commit_that_fails_is_reported_and_changes_nothing_and_the_next_one_wo
 
 #[tokio::test]
 async fn a_plan_is_made_again_if_another_replica_changed_its_rows_first() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let row = |network: &str, node: &str| {
         crate::segments::Row::new(network.parse().unwrap(), name(node), "r".into(), 1, None)
     };
@@ -129,7 +129,7 @@ async fn a_plan_is_made_again_if_another_replica_changed_its_rows_first() {
         vec![Change::GrantSegment(row("10.77.0.64/26", "y"))],
         vec![Change::GrantSegment(row("10.77.0.0/26", "x"))],
     ];
-    let store = Shared { store: Embedded::open(folder.path()).unwrap(), quicker: quicker.into() };
+    let store = Shared { store: Embedded::open(directory.path()).unwrap(), quicker: quicker.into() };
     let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
     let granted = registry
         .change(move |state| -> Result<_, StoreError> {
@@ -147,8 +147,8 @@ async fn a_plan_is_made_again_if_another_replica_changed_its_rows_first() {
 
 #[tokio::test]
 async fn a_refresh_gives_every_view_a_new_version_and_no_memory_of_older_ones() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(Embedded::open(folder.path()).unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(directory.path()).unwrap());
     let registry = Registry::start(store, Clock::system(), true).await.unwrap();
     put(&registry, "a").await.unwrap();
     let mut watch = registry.read().await.watch(&name("a")).unwrap();
@@ -162,8 +162,8 @@ async fn a_refresh_gives_every_view_a_new_version_and_no_memory_of_older_ones() 
 
 #[tokio::test]
 async fn plans_of_one_batch_are_made_on_top_of_each_other() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(Embedded::open(folder.path()).unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(directory.path()).unwrap());
     let registry = Registry::start(store, Clock::system(), true).await.unwrap();
     let count = |registry: Registry| async move {
         registry

@@ -74,9 +74,9 @@ fn step() -> impl Strategy<Value = (Event, Vec<bool>)> {
 }
 
 async fn view_builder() -> ViewBuilder {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let now = Clock::system().now();
-    let ca = Ca::open(Box::new(Files::new(folder.path(), now)), None, now).await.unwrap();
+    let ca = Ca::open(Box::new(Files::new(directory.path(), now)), None, now).await.unwrap();
     let networks = ClusterNetworks {
         ranges: vec!["10.77.0.0/16".parse().unwrap()],
         fronted: vec!["10.244.0.0/16".parse().unwrap()],
@@ -121,8 +121,8 @@ fn line(builder: &ViewBuilder, state: &StateGuard<'_>, node: &NodeName, known: O
 }
 
 async fn try_history(history: Vec<(Event, Vec<bool>)>) -> Result<(), TestCaseError> {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(Embedded::open(folder.path()).unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(directory.path()).unwrap());
     let registry = Registry::start(store, Clock::system(), true).await.unwrap();
     let builder = view_builder().await;
     let mut held: BTreeMap<NodeName, NodeView> = BTreeMap::new();

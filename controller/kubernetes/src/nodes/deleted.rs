@@ -189,8 +189,8 @@ mod tests {
 
     /// A watch of three registered nodes with Node objects. Nothing listens at its API server's
     /// address: what is tested asks nothing there.
-    async fn watch_of_three(folder: &tempfile::TempDir) -> NodeWatch {
-        let store = Arc::new(Embedded::open(folder.path()).unwrap());
+    async fn watch_of_three(directory: &tempfile::TempDir) -> NodeWatch {
+        let store = Arc::new(Embedded::open(directory.path()).unwrap());
         let registry = Registry::start(store, Clock::system(), false).await.unwrap();
         for node in ["a", "b", "c"] {
             let object = NodeObject { uid: format!("uid of {node}"), ..NodeObject::default() };
@@ -212,8 +212,8 @@ mod tests {
     // first.
     #[tokio::test]
     async fn deletions_that_another_replica_accepts_count_towards_the_limit_of_this_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut watch = watch_of_three(&folder).await;
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = watch_of_three(&directory).await;
         for node in ["a", "b"] {
             let node: NodeName = node.parse().unwrap();
             watch.mark_deleted(node.clone()).await;
@@ -227,8 +227,8 @@ mod tests {
 
     #[tokio::test]
     async fn nodes_that_the_operator_deregisters_when_asked_do_not_count_towards_the_limit() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut watch = watch_of_three(&folder).await;
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = watch_of_three(&directory).await;
         let asked: BTreeSet<NodeName> = ["a", "b"].map(|node| node.parse().unwrap()).into();
         for node in &asked {
             watch.mark_deleted(node.clone()).await;

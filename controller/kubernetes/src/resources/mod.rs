@@ -89,9 +89,9 @@ mod tests {
 
     #[test]
     fn the_manifests_in_deploy_are_those_of_the_types() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/crds");
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/crds");
         for (file, definition) in definitions() {
-            let (path, text) = (folder.join(file), manifest(&definition).unwrap());
+            let (path, text) = (directory.join(file), manifest(&definition).unwrap());
             if std::env::var_os(REGENERATE).is_some() {
                 std::fs::write(&path, &text).unwrap();
             }

@@ -24,7 +24,7 @@ use crate::Size;
 const SEGMENTS: usize = 4;
 
 pub(crate) struct Cluster {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     /// The first is a hub. The others are edges, community after community.
     pub(crate) nodes: Vec<Node>,
     /// All nodes share one key, because their keys are not measured.
@@ -42,12 +42,12 @@ pub(crate) struct Node {
 impl Cluster {
     /// Makes a cluster in a state directory.
     pub(crate) fn embedded(size: Size) -> Self {
-        let folder = folder();
-        let state = folder.path().join("state");
+        let directory = directory();
+        let state = directory.path().join("state");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let ca_storage = Box::new(Files::new(&state, Clock::system().now()));
         let store = Embedded::open(&state).expect("a store");
-        runtime.block_on(Self::fill(size, folder, &store, ca_storage, String::new()))
+        runtime.block_on(Self::fill(size, directory, &store, ca_storage, String::new()))
     }
 
     /// Makes a cluster in another store, which the controller finds by `config`.
@@ -57,12 +57,12 @@ impl Cluster {
         ca_storage: Box<dyn CaStorage>,
         config: String,
     ) -> Self {
-        Self::fill(size, folder(), store, ca_storage, config).await
+        Self::fill(size, directory(), store, ca_storage, config).await
     }
 
     async fn fill(
         size: Size,
-        folder: tempfile::TempDir,
+        directory: tempfile::TempDir,
         store: &dyn Store,
         ca_storage: Box<dyn CaStorage>,
         config: String,
@@ -112,12 +112,12 @@ impl Cluster {
             () = reading => panic!("the store is closed"),
         };
         committed.results.into_iter().collect::<Result<(), _>>().expect("a filled store");
-        Self { folder, nodes, key: key.serialize_der(), roots: Arc::new(roots), config }
+        Self { directory, nodes, key: key.serialize_der(), roots: Arc::new(roots), config }
     }
 
-    /// A path in the same folder as the state.
+    /// A path in the same directory as the state.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -140,11 +140,11 @@ impl Cluster {
     }
 }
 
-/// Makes a folder for the state.
-fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
-    std::fs::create_dir(folder.path().join("state")).expect("a folder for the state");
-    folder
+/// Makes a directory for the state.
+fn directory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    std::fs::create_dir(directory.path().join("state")).expect("a directory for the state");
+    directory
 }
 
 /// Returns a different segment for each pair; none is where the next ones are granted.

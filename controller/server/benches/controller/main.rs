@@ -54,10 +54,10 @@ const ONCE: Size = Size { nodes: 60, community: 20, changes: 3, requesters: 4, s
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [word, folder, port] = &arguments[..]
+    if let [word, directory, port] = &arguments[..]
         && word == bare::WORD
     {
-        bare::serve(folder.as_ref(), port.parse().expect("a port"));
+        bare::serve(directory.as_ref(), port.parse().expect("a port"));
     }
     let measure = arguments.iter().any(|argument| argument == "--bench");
     let chosen: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();

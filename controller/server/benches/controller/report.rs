@@ -77,8 +77,8 @@ fn write(file: &Path, results: Vec<Value>) -> std::io::Result<()> {
     };
     all.retain(|before| results.iter().all(|result| result["case"] != before["case"]));
     all.extend(results);
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)?;
+    if let Some(directory) = file.parent() {
+        std::fs::create_dir_all(directory)?;
     }
     std::fs::write(file, format!("{:#}\n", json!({ "name": "controller", "results": all })))
 }

@@ -143,8 +143,9 @@ impl StagedFile {
         let published = (|| {
             self.open.sync_all()?;
             std::fs::rename(&self.path, file)?;
-            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder)?.sync_all()
+            let directory =
+                file.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(directory)?.sync_all()
         })();
         published.with_context(|| format!("cannot write {}", file.display()))
     }

@@ -34,7 +34,7 @@ pub struct Config {
     /// Addresses on which nodes are served.
     #[serde(default = "default_listen")]
     pub listen: Vec<SocketAddr>,
-    /// Folder of the CA and the store.
+    /// Directory of the CA and the store.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
     /// Unix socket of the operator's commands.

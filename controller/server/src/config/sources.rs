@@ -196,8 +196,8 @@ mod tests {
     const FILE: &str = "server_names = [\"cloud\"]\nheartbeat_seconds = 3\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\nv4_prefix = 27\n";
 
     fn load(file: Option<&str>, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, String> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("c.toml");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.toml");
         std::fs::write(&path, file.unwrap_or_default()).unwrap();
         let flag =
             |(path, text): &(&str, &str)| (keys().iter().find(|key| key.path == *path).unwrap(), (*text).to_owned());

@@ -3,8 +3,8 @@ use super::*;
 const SMALLEST: &str = "server_names = [\"cloud\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n";
 
 fn load(text: &str) -> Result<Config, String> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("controller.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("controller.toml");
     std::fs::write(&path, text).unwrap();
     Config::load(&path).map_err(|e| e.to_string())
 }

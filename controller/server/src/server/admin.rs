@@ -14,9 +14,9 @@ use crate::api::caller::CallerIdentity;
 
 /// Opens the socket with mode 0600, in place of one that a killed server left behind.
 pub(super) fn open(path: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.with_context(|| format!("cannot make {}", folder.display()))?;
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.with_context(|| format!("cannot make {}", directory.display()))?;
     }
     if path.exists() {
         if BlockingStream::connect(path).is_ok() {

@@ -58,15 +58,15 @@ impl Backends {
 }
 
 fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Box<dyn CaStorage>)> {
-    let (folder, store) = (&config.state_dir, config.state_dir.join(FILE));
+    let (directory, store) = (&config.state_dir, config.state_dir.join(FILE));
     // The store is created before the authority. If the authority exists without it, a new store
     // would grant every segment a second time.
     anyhow::ensure!(
-        !Files::are_in(folder) || store.exists(),
+        !Files::are_in(directory) || store.exists(),
         "{} is missing, and the authority beside it has served before: restore a backup (edge-controller restore --replace FILE), or, to begin a \
          new cluster that every node joins again, move all that is in {} aside",
         store.display(),
-        folder.display()
+        directory.display()
     );
     let store = Embedded::open(&config.state_dir)?;
     Ok((Arc::new(store), Box::new(Files::new(&config.state_dir, now))))

@@ -2,7 +2,7 @@
 //! order.
 //!
 //! - [`tls`]: verifies nodes' certificates and renews the controller's own.
-//! - [`state_dir`]: the folder of local state, for its owner alone.
+//! - [`state_dir`]: the directory of local state, for its owner alone.
 //! - [`backends`]: opens the store and the authorities.
 //! - [`cluster`]: the tasks that run beside it if Kubernetes is configured.
 //! - [`connections`]: serves HTTP on one connection, within limits.

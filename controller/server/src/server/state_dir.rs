@@ -1,7 +1,7 @@
 //! The state directory has mode 0700 and our files in it 0600, even if an earlier release, a copy
 //! or an operator has left them open to others. Files of others stay as they are, and so does a
-//! folder that holds such files or that all users share: to close `/var/lib` or `/tmp` would stop
-//! the machine.
+//! directory that holds such files or that all users share: to close `/var/lib` or `/tmp` would
+//! stop the machine.
 
 use std::fs::{self, Metadata, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -14,21 +14,21 @@ use crate::config::Config;
 
 /// Permission bits of everyone but the owner.
 const OTHERS: u32 = 0o077;
-/// The sticky bit: in this folder users can remove only their own files, so users share it.
+/// The sticky bit: in this directory users can remove only their own files, so users share it.
 const STICKY: u32 = 0o1000;
 
 /// Creates the directory if it is missing, and takes others' permissions away from it and from our
 /// files. What we may not change stays and is named in the log: Kubernetes, for example, mounts a
-/// volume that belongs to root and is open to the pod. A folder that is shared with others is
+/// volume that belongs to root and is open to the pod. A directory that is shared with others is
 /// refused, unless state is already in it or none is kept there.
 pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
     let path = &config.state_dir;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.with_context(|| format!("cannot make the state directory {}", path.display()))?;
-    let folder = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
-    let found =
-        Found::look(config, &folder).with_context(|| format!("cannot read the state directory {}", path.display()))?;
-    let mode = folder.mode() & 0o7777;
+    let directory = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    let found = Found::look(config, &directory)
+        .with_context(|| format!("cannot read the state directory {}", path.display()))?;
+    let mode = directory.mode() & 0o7777;
     let shared = match &found.foreign {
         _ if mode & OTHERS == 0 => None,
         _ if mode & STICKY != 0 => Some("all users share it".to_owned()),
@@ -38,11 +38,11 @@ pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
     match shared {
         None if found.state || !config.store_is_at_api_server() => close(path)?,
         Some(why) if found.state => tracing::warn!(
-            "state_dir: {} is open to others (mode {mode:04o}) and is left so, since {why}; move the state to a folder of its own",
+            "state_dir: {} is open to others (mode {mode:04o}) and is left so, since {why}; move the state to a directory of its own",
             path.display()
         ),
         Some(why) if !config.store_is_at_api_server() => bail!(
-            "state_dir: {} is open to others (mode {mode:04o}), and {why}; name a folder of its own, such as {}",
+            "state_dir: {} is open to others (mode {mode:04o}), and {why}; name a directory of its own, such as {}",
             path.display(),
             path.join("edge-controller").display()
         ),
@@ -52,13 +52,13 @@ pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
     found.ours.iter().try_for_each(|path| close(path))
 }
 
-/// What is in the folder.
+/// What is in the directory.
 #[derive(Default)]
 struct Found {
-    /// Our files and folders. Links are left out, because they may lead anywhere. A folder among
-    /// them (an earlier state) is closed as a whole.
+    /// Our files and directories. Links are left out, because they may lead anywhere. A directory
+    /// among them (an earlier state) is closed as a whole.
     ours: Vec<PathBuf>,
-    /// A file or folder that is not ours.
+    /// A file or directory that is not ours.
     foreign: Option<PathBuf>,
     /// Whether a controller's state is here, and not a file of the same name that another user put
     /// here.
@@ -66,7 +66,7 @@ struct Found {
 }
 
 impl Found {
-    fn look(config: &Config, folder: &Metadata) -> std::io::Result<Self> {
+    fn look(config: &Config, directory: &Metadata) -> std::io::Result<Self> {
         let mut found = Self::default();
         let mut unsure = Vec::new();
         for entry in fs::read_dir(&config.state_dir)? {
@@ -86,7 +86,7 @@ impl Found {
             }
             if name.to_str().is_some_and(is_surely_ours) {
                 let owner = entry.metadata()?.uid();
-                found.state |= owner == rustix::process::geteuid().as_raw() || owner == folder.uid();
+                found.state |= owner == rustix::process::geteuid().as_raw() || owner == directory.uid();
                 found.ours.push(path);
             } else {
                 unsure.push(path);
@@ -123,10 +123,10 @@ fn close(path: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    fn config(folder: &Path, more: &str) -> Config {
+    fn config(directory: &Path, more: &str) -> Config {
         let text = format!(
-            "server_names = [\"x\"]\nstate_dir = {folder:?}\nadmin_socket = {:?}\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n{more}",
-            folder.join("admin.sock")
+            "server_names = [\"x\"]\nstate_dir = {directory:?}\nadmin_socket = {:?}\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n{more}",
+            directory.join("admin.sock")
         );
         toml::from_str(&text).unwrap()
     }
@@ -146,25 +146,25 @@ mod tests {
 
     #[test]
     fn a_volume_that_only_its_file_system_has_been_in_is_closed() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("lost+found")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("lost+found")).unwrap();
         // As an earlier run leaves it, and as Kubernetes creates a volume for the pod's group.
-        put(&folder.path().join("admin.sock"));
-        set(folder.path(), 0o2775);
-        make(&config(folder.path(), "")).unwrap();
-        assert_eq!((mode(folder.path()), mode(&folder.path().join("admin.sock"))), (0o2700, 0o644));
+        put(&directory.path().join("admin.sock"));
+        set(directory.path(), 0o2775);
+        make(&config(directory.path(), "")).unwrap();
+        assert_eq!((mode(directory.path()), mode(&directory.path().join("admin.sock"))), (0o2700, 0o644));
     }
 
     #[test]
-    fn where_no_state_is_kept_a_shared_folder_is_no_obstacle_and_is_left() {
+    fn where_no_state_is_kept_a_shared_directory_is_no_obstacle_and_is_left() {
         for shared in [0o755, 0o1777] {
-            let folder = tempfile::tempdir().unwrap();
-            put(&folder.path().join("passwd"));
-            set(folder.path(), shared);
-            make(&config(folder.path(), "")).unwrap_err();
-            make(&config(folder.path(), "[kubernetes]\nstore = false")).unwrap_err();
-            make(&config(folder.path(), "[kubernetes]")).unwrap();
-            assert_eq!((mode(folder.path()), mode(&folder.path().join("passwd"))), (shared, 0o644));
+            let directory = tempfile::tempdir().unwrap();
+            put(&directory.path().join("passwd"));
+            set(directory.path(), shared);
+            make(&config(directory.path(), "")).unwrap_err();
+            make(&config(directory.path(), "[kubernetes]\nstore = false")).unwrap_err();
+            make(&config(directory.path(), "[kubernetes]")).unwrap();
+            assert_eq!((mode(directory.path()), mode(&directory.path().join("passwd"))), (shared, 0o644));
         }
     }
 
@@ -174,12 +174,12 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let folder = tempfile::tempdir().unwrap();
-        let planted = folder.path().join("controller.redb");
+        let directory = tempfile::tempdir().unwrap();
+        let planted = directory.path().join("controller.redb");
         put(&planted);
         std::os::unix::fs::chown(&planted, Some(65534), Some(65534)).unwrap();
-        set(folder.path(), 0o1777);
-        let why = make(&config(folder.path(), "")).unwrap_err().to_string();
+        set(directory.path(), 0o1777);
+        let why = make(&config(directory.path(), "")).unwrap_err().to_string();
         assert!(why.contains("all users share it"), "{why}");
         assert_eq!(mode(&planted), 0o644);
     }

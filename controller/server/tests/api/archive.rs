@@ -283,19 +283,19 @@ async fn nothing_is_restored_over_a_running_server_or_over_what_is_there_unless_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_restored_into_a_folder_that_others_share() {
+async fn nothing_is_restored_into_a_directory_that_others_share() {
     let site = Site::start().await;
     let file = site.program.path("backup");
     done(&site.program, &["backup", file.to_str().unwrap()]);
     let other = Program::new();
-    let (folder, another) = (other.path("state"), other.path("state/passwd"));
-    std::fs::create_dir(&folder).unwrap();
+    let (directory, another) = (other.path("state"), other.path("state/passwd"));
+    std::fs::create_dir(&directory).unwrap();
     std::fs::write(&another, "another's").unwrap();
-    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
     let restore = ["restore", file.to_str().unwrap(), "--replace", "--config"];
     let said = refused(&other, &[&restore[..], &[other.path("c.toml").to_str().unwrap()]].concat());
-    assert!(said.contains("state_dir") && said.contains("name a folder of its own"), "{said}");
-    assert!(exists(&another) && std::fs::read_dir(&folder).unwrap().count() == 1);
+    assert!(said.contains("state_dir") && said.contains("name a directory of its own"), "{said}");
+    assert!(exists(&another) && std::fs::read_dir(&directory).unwrap().count() == 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,7 +29,7 @@ pub(crate) type HttpResponse = (u16, Value);
 pub(crate) struct Cloud {
     pub(crate) server: Server,
     pub(crate) clock: Clock,
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) directory: tempfile::TempDir,
     config: Config,
 }
 
@@ -40,19 +40,19 @@ impl Cloud {
 
     /// Starts with this content of `[segments]`.
     pub(crate) async fn with(segments: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("controller.toml");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("controller.toml");
         let text = format!(
             "server_names = [\"cloud.test\", \"127.0.0.1\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
              heartbeat_seconds = 1\nnetworks = [\"10.244.0.0/16\"]\n[observe]\nlisten = [\"127.0.0.1:0\"]\n[segments]\nquarantine_seconds = 100\n{segments}\n",
-            folder.path().join("state"),
-            folder.path().join("admin.sock"),
+            directory.path().join("state"),
+            directory.path().join("admin.sock"),
         );
         std::fs::write(&path, text).unwrap();
         let config = Config::load(&path).unwrap();
         let clock = Clock::system();
         let server = Server::start(config.clone(), clock.clone()).await.unwrap();
-        Self { server, clock, folder, config }
+        Self { server, clock, directory, config }
     }
 
     /// Stops and starts again on the same state.
@@ -71,7 +71,7 @@ impl Cloud {
     /// Stops, changes the state directory, and starts again. Returns why it does not start.
     pub(crate) async fn restart_refused(self, meanwhile: impl FnOnce(&std::path::Path)) -> String {
         self.server.stop().await;
-        meanwhile(&self.folder.path().join("state"));
+        meanwhile(&self.directory.path().join("state"));
         let started = Server::start(self.config, self.clock).await;
         format!("{:#}", started.err().expect("it must not start"))
     }
@@ -81,7 +81,7 @@ impl Cloud {
     }
 
     fn state(&self, file: &str) -> PathBuf {
-        self.folder.path().join("state").join(file)
+        self.directory.path().join("state").join(file)
     }
 
     /// Certificate of the signing authority.
@@ -91,7 +91,7 @@ impl Cloud {
 
     /// Sends a request as the operator.
     pub(crate) async fn operator(&self, method: Method, path: &str, body: Option<Value>) -> HttpResponse {
-        try_operator(&self.folder.path().join("admin.sock"), method, path, body).await.unwrap()
+        try_operator(&self.directory.path().join("admin.sock"), method, path, body).await.unwrap()
     }
 
     pub(crate) async fn token(&self, role: &str, node: Option<&str>) -> JoinToken {

@@ -205,7 +205,7 @@ async fn a_server_that_can_serve_is_alive_and_ready_and_shows_each_check() {
 #[tokio::test]
 async fn what_is_missing_for_readiness_is_named_and_does_not_end_the_process() {
     let cloud = Cloud::start().await;
-    std::fs::remove_file(cloud.folder.path().join("admin.sock")).unwrap();
+    std::fs::remove_file(cloud.directory.path().join("admin.sock")).unwrap();
     cloud.clock.advance(31 * 24 * 3600);
     let (status, _, text) = cloud.page("/readyz").await;
     assert_eq!(status, 503);

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 pub(crate) struct Program {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     pub(crate) server: Option<Child>,
     /// Limit of open files, if one is set.
     pub(crate) files: Option<u32>,
@@ -31,16 +31,16 @@ impl Program {
 
     /// Configures this content of `[segments]`, and the tables after it.
     pub(crate) fn with(segments: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let config = format!(
             "server_names = [\"localhost\", \"cloud.test\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
              heartbeat_seconds = 1\n[observe]\nlisten = [\"127.0.0.1:0\"]\n[segments]\n{segments}",
-            folder.path().join("state"),
-            folder.path().join("run/admin.sock"),
+            directory.path().join("state"),
+            directory.path().join("run/admin.sock"),
         );
-        std::fs::write(folder.path().join("c.toml"), config).unwrap();
+        std::fs::write(directory.path().join("c.toml"), config).unwrap();
         Self {
-            folder,
+            directory,
             server: None,
             files: None,
             addresses: ["127.0.0.1:0".parse().unwrap(); 2],
@@ -50,7 +50,7 @@ impl Program {
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {

@@ -55,7 +55,7 @@ async fn the_operators_commands_show_nodes_with_labels_their_segments_and_commun
     cloud.node("hub", "cloud-1").await;
     let run = |args: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
-        command.args(args.split(' ')).env("EDGE_CONTROLLER_SOCKET", cloud.folder.path().join("admin.sock"));
+        command.args(args.split(' ')).env("EDGE_CONTROLLER_SOCKET", cloud.directory.path().join("admin.sock"));
         let output = command.output().unwrap();
         assert!(output.status.success(), "{args}: {}", text(&output.stderr));
         text(&output.stdout)

@@ -75,8 +75,8 @@ impl ApiServer {
     }
 
     /// A controller that uses it.
-    async fn cloud(&self, folder: &std::path::Path) -> Cloud {
-        let path = folder.join("kubeconfig");
+    async fn cloud(&self, directory: &std::path::Path) -> Cloud {
+        let path = directory.join("kubeconfig");
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "x",
             "clusters": [{"name": "x", "cluster": {"server": format!("http://{}", self.address)}}],
@@ -109,8 +109,8 @@ async fn join(door: Door, nth: usize, token: String) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_is_none() {
     let mut api = ApiServer::start().await;
-    let folder = tempfile::tempdir().unwrap();
-    let cloud = api.cloud(folder.path()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = api.cloud(directory.path()).await;
     let (door, now) = (Door::of_cloud(&cloud), cloud.clock.now());
     for none in
         ["", "a.b.c", "e30.e30.e30", &token("https://kubernetes.default.svc", now + 60), &token("edge-cni", now - 3600)]

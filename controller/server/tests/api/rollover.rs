@@ -218,11 +218,11 @@ async fn no_authority_is_begun_beside_nodes_that_trust_another_one() {
     assert!(error.contains("not stored any more") && error.contains("backup"), "{error}");
     let (cloud, other) = (Cloud::start().await, Cloud::start().await);
     cloud.node("edge", "edge-1").await;
-    let foreign = std::fs::read(other.folder.path().join("state/ca.json")).unwrap();
+    let foreign = std::fs::read(other.directory.path().join("state/ca.json")).unwrap();
     let error = cloud.restart_refused(|state| std::fs::write(state.join("ca.json"), foreign).unwrap()).await;
     assert!(error.contains("not stored any more"), "{error}");
     // If no node trusts the old authority yet, a new one does no harm.
     let before = other.ca();
-    lose(&other.folder.path().join("state"));
+    lose(&other.directory.path().join("state"));
     assert_ne!(other.restart().await.ca(), before);
 }

@@ -35,8 +35,8 @@ async fn relay(socket: PathBuf) -> std::net::SocketAddr {
 /// Runs schemathesis until it has tried every operation, for half a minute at most.
 async fn run(cloud: &Cloud, url: &str, args: &[&str]) {
     let Some(program) = program() else { return };
-    let folder = cloud.folder.path();
-    let path = folder.join("schemathesis.toml");
+    let directory = cloud.directory.path();
+    let path = directory.join("schemathesis.toml");
     // A watch never ends. What a schema cannot express is refused with 422: the content of a
     // certificate request, the form of an address, and that 592.0 is not an integer.
     let config = "[parameters]\n\"query.watch\" = \"false\"\n\"path.node\" = \"edge-1\"\n[checks.positive_data_acceptance]\n\
@@ -47,7 +47,7 @@ async fn run(cloud: &Cloud, url: &str, args: &[&str]) {
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json"))
         .args(["--url", url, "--max-examples", "20", "--max-time", "30", "--seed", "1", "--request-timeout", "20"])
         .args(args)
-        .current_dir(folder)
+        .current_dir(directory)
         .stdin(Stdio::null())
         .output()
         .await
@@ -60,7 +60,7 @@ async fn run(cloud: &Cloud, url: &str, args: &[&str]) {
 async fn the_operator_gets_what_the_document_says() {
     let cloud = Cloud::start().await;
     cloud.node("edge", "edge-1").await;
-    let url = format!("http://{}", relay(cloud.folder.path().join("admin.sock")).await);
+    let url = format!("http://{}", relay(cloud.directory.path().join("admin.sock")).await);
     // Without the node, most requests would only get 404.
     run(&cloud, &url, &["--exclude-operation-id", "deregister"]).await;
     // The requests had no other effect.
@@ -72,9 +72,9 @@ async fn a_node_gets_what_the_document_says() {
     let cloud = Cloud::start().await;
     let key = KeyPair::generate().unwrap();
     let (_, body) = cloud.join(&cloud.token("edge", None).await, "edge-1", &request_of(&key)).await;
-    let identity = cloud.folder.path().join("node.pem");
+    let identity = cloud.directory.path().join("node.pem");
     std::fs::write(&identity, format!("{}{}", body["certificate"].as_str().unwrap(), key.serialize_pem())).unwrap();
-    let ca = cloud.folder.path().join("state/ca.crt");
+    let ca = cloud.directory.path().join("state/ca.crt");
     let url = format!("https://{}", cloud.address());
     let args = ["--request-cert", identity.to_str().unwrap(), "--tls-verify", ca.to_str().unwrap()];
     run(&cloud, &url, &args).await;

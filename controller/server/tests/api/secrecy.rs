@@ -55,36 +55,36 @@ fn a_state_directory_and_files_that_were_open_to_others_are_closed_at_start() {
     let mut program = Program::new();
     program.start();
     program.kill();
-    let folder = program.path("state");
-    let files = ["ca.json", "ca.crt", "controller.redb"].map(|name| folder.join(name));
+    let directory = program.path("state");
+    let files = ["ca.json", "ca.crt", "controller.redb"].map(|name| directory.join(name));
     for file in &files {
         assert_eq!(mode(file), 0o600, "as made: {}", file.display());
         fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
     }
-    let (outside, link) = (program.path("outside"), folder.join("ca.json.link"));
+    let (outside, link) = (program.path("outside"), directory.join("ca.json.link"));
     fs::write(&outside, "another's").unwrap();
     fs::set_permissions(&outside, Permissions::from_mode(0o644)).unwrap();
     std::os::unix::fs::symlink(&outside, link).unwrap();
     // Left by a restore, and created by a file system.
     for name in ["before-restore-2026", "lost+found"] {
-        fs::DirBuilder::new().recursive(true).create(folder.join(name)).unwrap();
-        fs::set_permissions(folder.join(name), Permissions::from_mode(0o755)).unwrap();
+        fs::DirBuilder::new().recursive(true).create(directory.join(name)).unwrap();
+        fs::set_permissions(directory.join(name), Permissions::from_mode(0o755)).unwrap();
     }
-    fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
     program.start();
-    assert_eq!(mode(&folder.join("before-restore-2026")), 0o700);
-    assert_eq!(mode(&folder.join("lost+found")), 0o755);
+    assert_eq!(mode(&directory.join("before-restore-2026")), 0o700);
+    assert_eq!(mode(&directory.join("lost+found")), 0o755);
     for file in &files {
         assert_eq!(mode(file), 0o600, "{}", file.display());
     }
-    assert_eq!(mode(&folder), 0o700);
+    assert_eq!(mode(&directory), 0o700);
     assert_eq!(mode(&outside), 0o644, "what a link leads to is not ours");
 }
 
-/// Everything in a folder with its mode.
-fn modes(folder: &Path) -> BTreeMap<PathBuf, u32> {
-    let mut found = BTreeMap::from([(folder.to_owned(), mode(folder))]);
-    for entry in fs::read_dir(folder).unwrap() {
+/// Everything in a directory with its mode.
+fn modes(directory: &Path) -> BTreeMap<PathBuf, u32> {
+    let mut found = BTreeMap::from([(directory.to_owned(), mode(directory))]);
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.append(&mut modes(&path));
@@ -101,10 +101,10 @@ fn put(path: &Path, mode: u32) {
 }
 
 #[test]
-fn a_folder_that_others_share_is_refused_and_nothing_in_it_changes() {
-    // Like `/var/lib`, like `/tmp`, like a folder of Kubernetes' certificates, and one with another
-    // user's file of the same name.
-    for (folder_mode, names) in [
+fn a_directory_that_others_share_is_refused_and_nothing_in_it_changes() {
+    // Like `/var/lib`, like `/tmp`, like a directory of Kubernetes' certificates, and one with
+    // another user's file of the same name.
+    for (directory_mode, names) in [
         (0o755, &["dpkg/status", "passwd"][..]),
         (0o770, &["passwd"]),
         (0o1777, &["x11/socket"]),
@@ -113,49 +113,49 @@ fn a_folder_that_others_share_is_refused_and_nothing_in_it_changes() {
         (0o755, &["ca.crt", "ca.key", "sa.key"]),
     ] {
         let mut program = Program::new();
-        let folder = program.path("state");
-        fs::create_dir(&folder).unwrap();
+        let directory = program.path("state");
+        fs::create_dir(&directory).unwrap();
         for name in names {
-            let path = folder.join(name);
+            let path = directory.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             put(&path, 0o644);
         }
-        fs::set_permissions(&folder, Permissions::from_mode(folder_mode)).unwrap();
-        let before = modes(&folder);
+        fs::set_permissions(&directory, Permissions::from_mode(directory_mode)).unwrap();
+        let before = modes(&directory);
         let said = program.does_not_start();
-        assert!(said.contains("state_dir") && said.contains("name a folder of its own"), "{names:?}: {said}");
-        assert_eq!(modes(&folder), before, "{names:?}");
+        assert!(said.contains("state_dir") && said.contains("name a directory of its own"), "{names:?}: {said}");
+        assert_eq!(modes(&directory), before, "{names:?}");
         // If its owner has closed it, it is accepted.
         if !names.contains(&"ca.crt") {
-            fs::set_permissions(&folder, Permissions::from_mode(0o700)).unwrap();
+            fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
             program.start();
             for name in names {
-                assert_eq!(mode(&folder.join(name)), 0o644, "{name}");
+                assert_eq!(mode(&directory.join(name)), 0o644, "{name}");
             }
         }
     }
 }
 
 #[test]
-fn state_that_is_in_a_shared_folder_already_is_closed_and_the_folder_is_left() {
-    for folder_mode in [0o755, 0o1777] {
+fn state_that_is_in_a_shared_directory_already_is_closed_and_the_directory_is_left() {
+    for directory_mode in [0o755, 0o1777] {
         let mut program = Program::new();
         program.start();
         program.kill();
-        let folder = program.path("state");
-        let files = ["ca.json", "ca.crt", "controller.redb"].map(|name| folder.join(name));
+        let directory = program.path("state");
+        let files = ["ca.json", "ca.crt", "controller.redb"].map(|name| directory.join(name));
         for file in &files {
             fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
         }
-        let (another, its_folder) = (folder.join("passwd"), folder.join("dpkg"));
+        let (another, its_directory) = (directory.join("passwd"), directory.join("dpkg"));
         put(&another, 0o644);
-        fs::create_dir(&its_folder).unwrap();
-        fs::set_permissions(&its_folder, Permissions::from_mode(0o755)).unwrap();
-        fs::set_permissions(&folder, Permissions::from_mode(folder_mode)).unwrap();
+        fs::create_dir(&its_directory).unwrap();
+        fs::set_permissions(&its_directory, Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&directory, Permissions::from_mode(directory_mode)).unwrap();
         program.start();
         for file in &files {
             assert_eq!(mode(file), 0o600, "{}", file.display());
         }
-        assert_eq!((mode(&folder), mode(&another), mode(&its_folder)), (folder_mode, 0o644, 0o755));
+        assert_eq!((mode(&directory), mode(&another), mode(&its_directory)), (directory_mode, 0o644, 0o755));
     }
 }

@@ -373,9 +373,9 @@ async fn imported(fixture: &dyn StoreFixture) -> Grants {
         segments: vec![row("10.77.0.0/28", "a"), row("10.77.0.16/28", "b")],
         ..Snapshot::default()
     };
-    let (folder, now) = (tempfile::tempdir().unwrap(), Clock::system().now());
+    let (directory, now) = (tempfile::tempdir().unwrap(), Clock::system().now());
     let archive = Archive { written_at: now, rows, ca: None };
-    archive::import(&*fixture.open().await, &Files::new(folder.path(), now), archive, now).await.unwrap();
+    archive::import(&*fixture.open().await, &Files::new(directory.path(), now), archive, now).await.unwrap();
     Grants::start(fixture.open().await).await
 }
 

@@ -21,13 +21,13 @@ use edge_controller_domain::store::embedded::Embedded;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-/// A folder with a store file, which one process can open at a time.
-struct Folder {
-    folder: tempfile::TempDir,
+/// A directory with a store file, which one process can open at a time.
+struct Directory {
+    directory: tempfile::TempDir,
     last: Mutex<Weak<dyn Store>>,
 }
 
-impl behaviour::StoreFixture for Folder {
+impl behaviour::StoreFixture for Directory {
     fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
         async {
             // A registry that is not used any more closes its store a moment later.
@@ -36,7 +36,7 @@ impl behaviour::StoreFixture for Folder {
                     if let Some(store) = self.last.lock().unwrap().upgrade() {
                         return store;
                     }
-                    match Embedded::open(self.folder.path()) {
+                    match Embedded::open(self.directory.path()) {
                         Ok(store) => return Arc::new(store),
                         Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
                     }
@@ -51,17 +51,17 @@ impl behaviour::StoreFixture for Folder {
     }
 }
 
-macro_rules! on_a_folder {
+macro_rules! on_a_directory {
     ($($behaviour:ident),* $(,)?) => {
         $(
             #[tokio::test]
             async fn $behaviour() {
-                let folder = tempfile::tempdir().unwrap();
+                let directory = tempfile::tempdir().unwrap();
                 let last: Weak<dyn Store> = Weak::<Embedded>::new();
-                behaviour::$behaviour(&Folder { folder, last: Mutex::new(last) }).await;
+                behaviour::$behaviour(&Directory { directory, last: Mutex::new(last) }).await;
             }
         )*
     };
 }
 
-behaviour::all!(on_a_folder);
+behaviour::all!(on_a_directory);

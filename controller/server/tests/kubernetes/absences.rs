@@ -390,7 +390,7 @@ fn confirmed() {
         })
         .await;
         assert!(message.0 == 200 && message.1.contains("node deregister --confirm"), "{message:?}");
-        let socket = cloud.folder.path().join("admin.sock");
+        let socket = cloud.directory.path().join("admin.sock");
         let command = async |arguments: &[&str]| {
             let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_edge-controller"));
             let output = command.arg("--socket").arg(&socket).args(arguments).output().await.unwrap();

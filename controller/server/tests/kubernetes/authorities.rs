@@ -69,8 +69,8 @@ fn deleted() {
         let other = Ca::open(Box::new(ca_secret(&cluster)), None, NOW).await.unwrap();
         assert_eq!(other.current().active().id(), ours);
         // As if somebody restored the wrong backup.
-        let folder = tempfile::tempdir().unwrap();
-        let foreign = Ca::open(Box::new(Files::new(folder.path(), NOW)), None, NOW).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let foreign = Ca::open(Box::new(Files::new(directory.path(), NOW)), None, NOW).await.unwrap();
         let foreign = foreign.document().await.unwrap().unwrap();
         let (_, revision) = ca_secret(&cluster).load().await.unwrap().unwrap();
         let before = *loads.borrow();

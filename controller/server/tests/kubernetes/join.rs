@@ -104,24 +104,24 @@ fn token_of_pod(account: &str, node: &str) -> String {
 
 struct Cloud {
     server: Server,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Cloud {
     async fn start(kubeconfig: &Path) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("controller.toml");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("controller.toml");
         let text = format!(
             "server_names = [\"127.0.0.1\"]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
              [segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[kubernetes]\nkubeconfig = {:?}\nstore = false\n[kubernetes.join]\n\
              edge = \"edge-cni:edge-agent\"\nhub = \"edge-cni:hub-agent\"\ncloud = \"edge-cni:cloud-agent\"\n",
-            folder.path().join("state"),
-            folder.path().join("admin.sock"),
+            directory.path().join("state"),
+            directory.path().join("admin.sock"),
             kubeconfig,
         );
         std::fs::write(&path, text).unwrap();
         let server = Server::start(Config::load(&path).unwrap(), Clock::system()).await.unwrap();
-        Self { server, folder }
+        Self { server, directory }
     }
 
     /// One request over TLS, with the CA's certificate that agents mount.
@@ -130,7 +130,7 @@ impl Cloud {
         params.distinguished_name = DistinguishedName::new();
         let csr = params.serialize_request(key).unwrap().pem().unwrap();
         let body = json!({"service_account_token": token, "node": node, "csr": csr}).to_string();
-        let ca = CertificateDer::from_pem_file(self.folder.path().join("state/ca.crt")).unwrap();
+        let ca = CertificateDer::from_pem_file(self.directory.path().join("state/ca.crt")).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());

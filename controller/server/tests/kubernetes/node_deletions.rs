@@ -123,10 +123,10 @@ fn empty() {
 fn other_cluster() {
     run(async {
         let cluster = clean().await;
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         // The previous user may not have ended yet.
         let store = async || {
-            let open = async || Embedded::open(folder.path()).ok().map(Arc::new);
+            let open = async || Embedded::open(directory.path()).ok().map(Arc::new);
             until("the store to be free", open).await
         };
         let other = ControlPlane::start("other").unwrap();

@@ -259,20 +259,20 @@ fn foreign() {
 fn moved() {
     run(async {
         let cluster = clean().await;
-        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let (granted, rows) = {
-            let grants = Grants::start(Arc::new(Embedded::open(folders[0].path()).unwrap())).await;
+            let grants = Grants::start(Arc::new(Embedded::open(directories[0].path()).unwrap())).await;
             grants.register("a").await;
             let granted = grants.request_segments("a", "r").await;
             let backup = tempfile::tempdir().unwrap();
-            std::fs::copy(folders[0].path().join(FILE), backup.path().join(FILE)).unwrap();
+            std::fs::copy(directories[0].path().join(FILE), backup.path().join(FILE)).unwrap();
             let rows = Embedded::open(backup.path()).unwrap().load(mpsc::channel(1).0).await.unwrap();
             (granted, rows)
         };
         let now = 1_793_500_000;
-        let ca = Ca::open(Box::new(Files::new(folders[0].path(), now)), None, now).await.unwrap();
+        let ca = Ca::open(Box::new(Files::new(directories[0].path(), now)), None, now).await.unwrap();
         let first = ca.current().active().id();
-        let kept = Files::new(folders[0].path(), now).load().await.unwrap().map(|(document, _)| document);
+        let kept = Files::new(directories[0].path(), now).load().await.unwrap().map(|(document, _)| document);
         let secret = CaSecret::new(&cluster.client, NAMESPACE);
         let before = rows.revision;
         let missing = archive::import(&*cluster.store(), &secret, Archive { written_at: now, rows, ca: kept }, now)
@@ -286,8 +286,8 @@ fn moved() {
         assert_eq!(here.current().active().id(), first);
         let (_, rows, _) = loaded(&cluster).await;
         let kept = secret.load().await.unwrap().map(|(document, _)| document);
-        let store = Embedded::open(folders[1].path()).unwrap();
-        let files = Files::new(folders[1].path(), now);
+        let store = Embedded::open(directories[1].path()).unwrap();
+        let files = Files::new(directories[1].path(), now);
         archive::import(&store, &files, Archive { written_at: now, rows, ca: kept }, now).await.unwrap();
         let rows = store.load(mpsc::channel(1).0).await.unwrap();
         assert_eq!(rows.segments.iter().map(|row| row.network).collect::<Vec<_>>(), granted);

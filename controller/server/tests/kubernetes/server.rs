@@ -46,7 +46,7 @@ pub(crate) async fn controller_of(cluster: &Cluster, range: &str, more: &str) ->
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let secret = secrets.get(ca_secret::NAME).await.unwrap();
     let certificates = secret.data.unwrap().remove("ca.crt").unwrap().0;
-    std::fs::write(cloud.folder.path().join("state/ca.crt"), certificates).unwrap();
+    std::fs::write(cloud.directory.path().join("state/ca.crt"), certificates).unwrap();
     cloud
 }
 

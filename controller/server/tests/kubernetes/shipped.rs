@@ -47,9 +47,9 @@ fn configuration() -> String {
 }
 
 /// Starts the controller in its own mount namespace with what the kubelet mounts: the account's
-/// token, the configuration, and writable folders that belong to root and are open to the pod (an
-/// emptyDir with fsGroup).
-fn start(folder: &Path) -> Running {
+/// token, the configuration, and writable directories that belong to root and are open to the pod
+/// (an emptyDir with fsGroup).
+fn start(directory: &Path) -> Running {
     assert!(rustix::process::geteuid().is_root(), "run it as root: it needs a mount namespace and another user");
     let read = Kubeconfig::read_from(&*CONTROLLER).unwrap();
     let cluster = read.clusters[0].cluster.clone().unwrap();
@@ -70,10 +70,10 @@ fn start(folder: &Path) -> Running {
         ("namespace", NAMESPACE.as_bytes()),
         ("controller.toml", configuration().as_bytes()),
     ] {
-        std::fs::write(folder.join(name), content).unwrap();
+        std::fs::write(directory.join(name), content).unwrap();
     }
-    std::fs::copy(env!("CARGO_BIN_EXE_edge-controller"), folder.join("edge-controller")).unwrap();
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_edge-controller"), directory.join("edge-controller")).unwrap();
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
     let script = "set -e\n\
         mount -t tmpfs pod /mnt; cp \"$1\"/* /mnt; mount -t tmpfs run /run; mount -t tmpfs lib /var/lib\n\
         account=/run/secrets/kubernetes.io/serviceaccount; mkdir -p $account; cp /mnt/token /mnt/ca.crt /mnt/namespace $account\n\
@@ -82,7 +82,7 @@ fn start(folder: &Path) -> Running {
         /mnt/edge-controller run --config /mnt/controller.toml --log-json";
     let child = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
-        .arg(folder)
+        .arg(directory)
         .env_clear()
         .envs([
             ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -100,8 +100,8 @@ fn in_a_pod() {
     run(async {
         clean().await;
         PLANE.apply(&deploy("kubernetes/60-networkpolicy.yaml")).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let mut running = start(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let mut running = start(directory.path());
         let lines = BufReader::new(running.0.stderr.take().unwrap()).lines();
         let (said, mut log) = tokio::sync::mpsc::unbounded_channel();
         let reading = std::thread::spawn(move || {

@@ -17,10 +17,10 @@ async fn load(store: &Embedded) -> Snapshot {
 
 #[tokio::test]
 async fn what_was_committed_is_there_after_opening_again() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let node = NodeRecord::new("a".parse().unwrap(), Role::Edge, 5);
     let community = CommunityRecord { name: "alpha".parse().unwrap(), members: [node.name.clone()].into() };
-    let store = Embedded::open(folder.path()).unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
     let changes = vec![
         Change::PutNode(node.clone()),
         Change::GrantSegment(row("a", None)),
@@ -28,15 +28,15 @@ async fn what_was_committed_is_there_after_opening_again() {
     ];
     commit(&store, changes, 1_800_000_000).await.unwrap();
     drop(store);
-    let snapshot = load(&Embedded::open(folder.path()).unwrap()).await;
+    let snapshot = load(&Embedded::open(directory.path()).unwrap()).await;
     assert_eq!((snapshot.nodes, snapshot.segments), (vec![node], vec![row("a", None)]));
     assert_eq!((snapshot.revision, snapshot.time, snapshot.communities), (1, 1_800_000_000, vec![community]));
 }
 
 #[tokio::test]
 async fn a_segment_that_is_held_is_granted_to_no_other_node_and_nothing_of_that_commit_stays() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Embedded::open(folder.path()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
     commit(&store, vec![Change::GrantSegment(row("a", None))], 0).await.unwrap();
     let other = NodeRecord::new("b".parse().unwrap(), Role::Edge, 5);
     let changes = vec![Change::PutNode(other), Change::GrantSegment(row("b", None))];
@@ -52,8 +52,8 @@ async fn a_segment_that_is_held_is_granted_to_no_other_node_and_nothing_of_that_
 }
 
 /// Fills and closes a store with rows enough for several pages.
-async fn filled(folder: &Path) -> Snapshot {
-    let store = Embedded::open(folder).unwrap();
+async fn filled(directory: &Path) -> Snapshot {
+    let store = Embedded::open(directory).unwrap();
     let nodes = (0..200).map(|n| NodeRecord::new(format!("node-{n}").parse().unwrap(), Role::Edge, n));
     commit(&store, nodes.map(Change::PutNode).collect(), 1).await.unwrap();
     commit(&store, vec![Change::GrantSegment(row("node-1", None))], 2).await.unwrap();
@@ -62,26 +62,26 @@ async fn filled(folder: &Path) -> Snapshot {
 
 #[test]
 fn a_file_that_is_no_store_is_refused_with_its_path_and_what_to_do() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join(FILE), vec![0x5a; 8192]).unwrap();
-    let error = Embedded::open(folder.path()).err().unwrap().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join(FILE), vec![0x5a; 8192]).unwrap();
+    let error = Embedded::open(directory.path()).err().unwrap().to_string();
     assert!(error.contains(FILE) && error.contains("damaged") && error.contains("restore"), "{error}");
-    assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), vec![0x5a; 8192], "and left as it is");
+    assert_eq!(std::fs::read(directory.path().join(FILE)).unwrap(), vec![0x5a; 8192], "and left as it is");
 }
 
 #[tokio::test]
 async fn a_file_in_use_is_not_called_damaged() {
-    let folder = tempfile::tempdir().unwrap();
-    let _first = Embedded::open(folder.path()).unwrap();
-    let error = Embedded::open(folder.path()).err().unwrap().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let _first = Embedded::open(directory.path()).unwrap();
+    let error = Embedded::open(directory.path()).err().unwrap().to_string();
     assert!(error.contains("another edge-controller uses it") && !error.contains("damaged"), "{error}");
 }
 
 #[tokio::test]
 async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_closed_or_not() {
     for closed in [true, false] {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Embedded::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(directory.path()).unwrap();
         let write = store.database.begin_write().unwrap();
         write.open_table(META).unwrap().insert(SCHEMA, OURS + 1).unwrap();
         write.open_table(TableDefinition::<&str, &str>::new("wonders")).unwrap().insert("a", "b").unwrap();
@@ -89,10 +89,10 @@ async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_c
         let copy = tempfile::tempdir().unwrap();
         if closed {
             drop(store);
-            std::fs::copy(folder.path().join(FILE), copy.path().join(FILE)).unwrap();
+            std::fs::copy(directory.path().join(FILE), copy.path().join(FILE)).unwrap();
         } else {
             // As a power cut leaves it.
-            std::fs::copy(folder.path().join(FILE), copy.path().join(FILE)).unwrap();
+            std::fs::copy(directory.path().join(FILE), copy.path().join(FILE)).unwrap();
             drop(store);
         }
         let before = std::fs::read(copy.path().join(FILE)).unwrap();
@@ -111,9 +111,9 @@ async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_c
 /// the commit before.
 #[tokio::test]
 async fn damage_anywhere_is_refused_or_harmless_and_never_other_rows() {
-    let folder = tempfile::tempdir().unwrap();
-    let whole = filled(folder.path()).await;
-    let bytes = std::fs::read(folder.path().join(FILE)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let whole = filled(directory.path()).await;
+    let bytes = std::fs::read(directory.path().join(FILE)).unwrap();
     let (mut refused, mut harmless) = (0, 0);
     let mut seed = 0x9e37_79b9_7f4a_7c15u64;
     for round in 0..200 {
@@ -127,11 +127,14 @@ async fn damage_anywhere_is_refused_or_harmless_and_never_other_rows() {
         } else {
             damaged[place] ^= 1 << (round % 8)
         }
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(FILE), &damaged).unwrap();
-        match Embedded::open(folder.path()).and_then(|store| store.read()) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(FILE), &damaged).unwrap();
+        match Embedded::open(directory.path()).and_then(|store| store.read()) {
             Err(_) => {
-                assert!(std::fs::read(folder.path().join(FILE)).unwrap() == damaged, "a refused file is left as it is");
+                assert!(
+                    std::fs::read(directory.path().join(FILE)).unwrap() == damaged,
+                    "a refused file is left as it is"
+                );
                 refused += 1;
             }
             Ok(found) if found.revision == whole.revision => {
