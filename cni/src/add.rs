@@ -81,7 +81,7 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     Ok(attached.to_json(config.version, dns.as_ref()))
 }
 
-/// What an ADD makes of a pair of links.
+/// What an ADD has added to a pair of links.
 struct Made {
     addresses: Vec<PodAddress>,
     routes: Vec<PodRoute>,
@@ -91,8 +91,7 @@ struct Made {
     pod: Link,
 }
 
-/// Takes addresses, sets them on the pair of links that is in place, and announces them once the
-/// bridge forwards.
+/// Leases addresses, gives them to the pod's end, and announces them once the bridge forwards.
 fn lease_and_configure(
     config: &Config,
     request: &RuntimeRequest,
@@ -164,15 +163,15 @@ fn read_stock(
     state_dir: &StateDir,
     attachment: &Attachment,
 ) -> Result<(Option<SegmentsFile>, Vec<Stock>)> {
-    let ledger = state_dir.lock()?;
-    refuse_second_add(&ledger, attachment)?;
-    let segments = ledger.segments(config)?;
-    let stock = segments.as_ref().map(|segments| ledger.stock(&segments.segments)).unwrap_or_default();
+    let leases = state_dir.lock()?;
+    refuse_second_add(&leases, attachment)?;
+    let segments = leases.segments(config)?;
+    let stock = segments.as_ref().map(|segments| leases.stock(&segments.segments)).unwrap_or_default();
     Ok((segments, stock))
 }
 
-fn refuse_second_add(ledger: &LockedLeases, attachment: &Attachment) -> Result<()> {
-    let Some(lease) = ledger.lease(attachment) else { return Ok(()) };
+fn refuse_second_add(leases: &LockedLeases, attachment: &Attachment) -> Result<()> {
+    let Some(lease) = leases.lease(attachment) else { return Ok(()) };
     let addresses: Vec<String> = lease.addresses.iter().map(ToString::to_string).collect();
     Err(Error::new(
         Code::AlreadyAttached,
@@ -201,23 +200,23 @@ fn end_leftover_lease(state_dir: &StateDir, links: &mut Links, attachment: &Atta
     Ok(reclaim_chosen(state_dir, links, |other| other == attachment)? > 0)
 }
 
-/// Ends the leases of which the host's end of the pair is gone. Returns how many.
+/// Ends the leases without a host's end. Returns how many.
 fn reclaim_vanished(state_dir: &StateDir, links: &mut Links) -> Result<usize> {
     reclaim_chosen(state_dir, links, |_| true)
 }
 
-/// As [`reclaim_vanished`], of the chosen attachments only. The host's end counts as present if its
-/// name or its alias is there. An ADD makes it before it takes an address, so a lease without it
-/// belongs to no pod.
+/// As [`reclaim_vanished`], but looks only at the chosen attachments. The host's end counts as
+/// present if its name or its alias is there. An ADD makes it before it takes an address, so a
+/// lease without it belongs to no pod.
 fn reclaim_chosen(state_dir: &StateDir, links: &mut Links, chosen: impl Fn(&Attachment) -> bool) -> Result<usize> {
-    let mut ledger = state_dir.lock()?;
+    let mut leases = state_dir.lock()?;
     let present = links.all()?;
-    let ended = ledger.reclaim(|attachment, _| {
+    let ended = leases.reclaim(|attachment, _| {
         let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
         chosen(attachment) && !present.iter().any(|link| link.name == name || link.alias == alias)
     })?;
     pod_filter::remove_elements(&ended);
-    ledger.commit()?;
+    leases.commit()?;
     Ok(ended.len())
 }
 
@@ -230,17 +229,17 @@ fn lease_addresses(
 ) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
     let mut outcome = Outcome::Applied;
     for attempt in 0..ATTEMPTS {
-        let mut ledger = state_dir.lock()?;
-        refuse_second_add(&ledger, &request.attachment)?;
-        let segments = ledger.segments(config)?.ok_or_else(|| no_segments(outcome.clone()))?;
+        let mut leases = state_dir.lock()?;
+        refuse_second_add(&leases, &request.attachment)?;
+        let segments = leases.segments(config)?.ok_or_else(|| no_segments(outcome.clone()))?;
         let families = segment::families(&segments.segments);
-        let taken = ledger.lease_addresses(request, &config.name, &segments.segments, &families)?;
-        let stock = ledger.stock(&segments.segments);
+        let taken = leases.lease_addresses(request, &config.name, &segments.segments, &families)?;
+        let stock = leases.stock(&segments.segments);
         if let Some(addresses) = taken {
-            ledger.commit()?;
+            leases.commit()?;
             return Ok((addresses, stock, segments));
         }
-        drop(ledger);
+        drop(leases);
         if matches!(outcome, Outcome::Failed { .. }) || attempt + 1 == ATTEMPTS {
             return Err(no_address_free(&stock, outcome));
         }
@@ -284,13 +283,13 @@ fn unavailable(what: &str, outcome: Outcome) -> Error {
 /// Undoes what a failed ADD has made. Returns the error, with what could not be undone.
 fn undo(error: Error, state_dir: &StateDir, links: &mut Links, attachment: &Attachment) -> Error {
     let undone = veth::remove(links, attachment).and_then(|()| {
-        let mut ledger = state_dir.lock()?;
+        let mut leases = state_dir.lock()?;
         // An ADD that was refused as a second one must not end the first one's lease.
         if error.code != Code::AlreadyAttached {
-            let ended = ledger.end(attachment)?;
+            let ended = leases.end(attachment)?;
             pod_filter::remove_elements(std::slice::from_ref(attachment));
             if ended.is_some() {
-                ledger.commit()?;
+                leases.commit()?;
             }
         }
         Ok(())

@@ -25,7 +25,7 @@ pub(crate) enum Outcome {
     Failed { reason: String, temporary: bool },
 }
 
-/// Applies for another segment of the families whose stock is given.
+/// Applies for another segment for the families in `stock`.
 pub(crate) fn apply_for_segment(socket: &Path, stock: Vec<Stock>) -> Outcome {
     let limit = Duration::from_secs(APPLICATION_TIMEOUT_SECONDS);
     match request(socket, &AgentRequest::ApplyForSegment { stock }, limit) {
@@ -119,8 +119,8 @@ mod tests {
 
     /// An agent that reads one request and answers with these bytes.
     fn answering(answer: Vec<u8>) -> (tempfile::TempDir, std::thread::JoinHandle<AgentRequest>) {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("agent.sock")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("agent.sock")).unwrap();
         let agent = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let request = frame::read(&mut stream).unwrap();
@@ -128,7 +128,7 @@ mod tests {
             let _ = io::Write::write_all(&mut stream, &answer);
             request
         });
-        (folder, agent)
+        (directory, agent)
     }
 
     #[test]
@@ -138,8 +138,8 @@ mod tests {
             (AgentResponse::Done, Outcome::Applied),
             (failed, Outcome::Failed { reason: "the range is full".into(), temporary: false }),
         ] {
-            let (folder, agent) = answering(frame::encode(&answer).unwrap());
-            assert_eq!(apply_for_segment(&folder.path().join("agent.sock"), stock()), expected);
+            let (directory, agent) = answering(frame::encode(&answer).unwrap());
+            assert_eq!(apply_for_segment(&directory.path().join("agent.sock"), stock()), expected);
             assert_eq!(agent.join().unwrap(), AgentRequest::ApplyForSegment { stock: stock() });
         }
     }
@@ -150,16 +150,16 @@ mod tests {
         let Outcome::Failed { reason, temporary: true } = absent else { panic!("{absent:?}") };
         assert!(reason.contains("not running") && reason.contains("/no/such/agent.sock"), "{reason}");
         for answer in [vec![], vec![9, 0, 0, 0, 1, 0], vec![1, 0, 0, 0, 1, 77]] {
-            let (folder, _agent) = answering(answer);
-            let outcome = apply_for_segment(&folder.path().join("agent.sock"), stock());
+            let (directory, _agent) = answering(answer);
+            let outcome = apply_for_segment(&directory.path().join("agent.sock"), stock());
             assert!(matches!(outcome, Outcome::Failed { temporary: true, .. }), "{outcome:?}");
         }
     }
 
     #[test]
-    fn what_is_left_is_told_without_waiting_for_an_answer() {
-        let (folder, agent) = answering(Vec::new());
-        report_stock(&folder.path().join("agent.sock"), stock());
+    fn the_stock_is_reported_without_waiting_for_an_answer() {
+        let (directory, agent) = answering(Vec::new());
+        report_stock(&directory.path().join("agent.sock"), stock());
         assert_eq!(agent.join().unwrap(), AgentRequest::AddressesTaken { stock: stock() });
         report_stock(Path::new("/no/such/agent.sock"), stock());
     }

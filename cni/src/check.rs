@@ -15,7 +15,7 @@ use crate::pod_filter;
 use crate::request::{Attachment, RuntimeRequest};
 use crate::segment;
 
-/// Compares the ledger, the bridge's filter, the host's end and the pod's end with the result of
+/// Compares the lease, the bridge's filter, the host's end and the pod's end with the result of
 /// the ADD.
 pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let result = config.previous.as_ref().ok_or_else(|| {
@@ -91,18 +91,18 @@ fn check_lease(
     expected: &[IpAddr],
 ) -> Result<(Vec<IpNetwork>, Option<String>)> {
     let no_lease = || not_as_attached("there is no lease for it".into());
-    let ledger = StateDir::existing(config).ok_or_else(no_lease)?.lock()?;
-    let lease = ledger.lease(attachment).ok_or_else(no_lease)?;
+    let leases = StateDir::existing(config).ok_or_else(no_lease)?.lock()?;
+    let lease = leases.lease(attachment).ok_or_else(no_lease)?;
     if let Some(address) = expected.iter().find(|address| !lease.addresses.contains(address)) {
         return Err(not_as_attached(format!("{address} is not leased to it")));
     }
-    let all = ledger.segments(config)?.map(|file| file.segments).unwrap_or_default();
+    let all = leases.segments(config)?.map(|file| file.segments).unwrap_or_default();
     let segment_of = |address: &IpAddr| {
         let segment = all.iter().find(|segment| segment.contains(*address)).copied();
         segment.ok_or_else(|| not_as_attached(format!("{address} is in no segment of this node any more")))
     };
     let segments = expected.iter().map(segment_of).collect::<Result<_>>()?;
-    Ok((segments, pod_filter::missing_elements(config, links, &ledger, attachment)?))
+    Ok((segments, pod_filter::missing_elements(config, links, &leases, attachment)?))
 }
 
 /// Compares bridge and host's end. Returns the MAC address that the bridge's filter expects of the

@@ -35,9 +35,9 @@ pub(crate) fn del(config: &Config, request: &RuntimeRequest) -> Result<()> {
 
 fn release(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let Some(state_dir) = StateDir::existing(config) else { return Ok(()) };
-    let mut ledger = state_dir.lock()?;
-    if ledger.end(&request.attachment)?.is_some() {
-        ledger.commit()?;
+    let mut leases = state_dir.lock()?;
+    if leases.end(&request.attachment)?.is_some() {
+        leases.commit()?;
     }
     Ok(())
 }

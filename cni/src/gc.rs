@@ -22,11 +22,11 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     let mut stuck = BTreeSet::new();
     let mut failures = Vec::new();
     let Some(state_dir) = StateDir::existing(config) else { return Ok(()) };
-    let mut ledger = state_dir.lock()?;
+    let mut leases = state_dir.lock()?;
     let bridge = links.find(&config.bridge)?.map(|bridge| bridge.index);
     for link in links.all()? {
         let Some(attachment) = veth::attachment_of(&link) else { continue };
-        let others = ledger.lease(&attachment).is_some_and(|lease| lease.network != config.name);
+        let others = leases.lease(&attachment).is_some_and(|lease| lease.network != config.name);
         if bridge.is_none() || link.master != bridge || others || valid.contains(&attachment) {
             continue;
         }
@@ -35,11 +35,11 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
             stuck.insert(attachment);
         }
     }
-    let ended = ledger.reclaim(|attachment, lease| {
+    let ended = leases.reclaim(|attachment, lease| {
         lease.network == config.name && !valid.contains(attachment) && !stuck.contains(attachment)
     });
     pod_filter::remove_vanished(&mut links);
-    match ended.and_then(|ended| if ended.is_empty() { Ok(()) } else { ledger.commit() }) {
+    match ended.and_then(|ended| if ended.is_empty() { Ok(()) } else { leases.commit() }) {
         // The pods are off the bridge. An ADD ends their leases later.
         Err(error) if error.code == Code::Io => {
             eprintln!("edge-cni: GC could not end all leases that no container needs: {error}; an ADD will end them");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
-use crate::{segment, status, up};
+use crate::{config_file, segment, status};
 
 /// The arguments of these commands.
 struct Arguments {
@@ -20,8 +20,8 @@ struct Arguments {
 /// Lists the leases, in the order of containers. With `--json` it prints an array.
 pub(crate) fn leases(arguments: &[OsString]) -> Result<String> {
     let arguments = parse(arguments)?;
-    let ledger = ledger(&arguments)?;
-    let leases = ledger.iter().flat_map(LockedLeases::leases);
+    let leases = open_leases(&arguments)?;
+    let leases = leases.iter().flat_map(LockedLeases::iter);
     let leases: Vec<Value> = leases
         .map(|(attachment, lease)| {
             json!({
@@ -40,8 +40,8 @@ pub(crate) fn leases(arguments: &[OsString]) -> Result<String> {
 /// With `--json` it prints an array.
 pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
     let arguments = parse(arguments)?;
-    let config = up::config_of(&arguments.file)?;
-    let ledger = ledger(&arguments)?;
+    let config = config_file::read(&arguments.file)?;
+    let leases = open_leases(&arguments)?;
     let mut rows = Vec::new();
     if let Some(file) = StateDir::written_segments(&config)? {
         let source = match file.source {
@@ -49,11 +49,10 @@ pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
             SegmentsSource::Configuration => "configuration",
         };
         for segment in &file.segments {
-            let leases = ledger.iter().flat_map(LockedLeases::leases);
-            let addresses = leases.flat_map(|(_, lease)| &lease.addresses);
+            let addresses = leases.iter().flat_map(LockedLeases::iter).flat_map(|(_, lease)| &lease.addresses);
             let leased = addresses.filter(|address| segment.contains(**address)).count() as u64;
-            let free = match &ledger {
-                Some(ledger) => ledger.stock(&[*segment]).first().map_or(0, |stock| stock.free),
+            let free = match &leases {
+                Some(leases) => leases.stock(&[*segment]).first().map_or(0, |stock| stock.free),
                 None => config.reserved.capacity(segment),
             };
             rows.push(json!({
@@ -72,7 +71,7 @@ pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
 /// next ADD fail or turns the guard off. With `--json` it prints an object.
 pub(crate) fn check(arguments: &[OsString]) -> Result<(String, bool)> {
     let arguments = parse(arguments)?;
-    let found = status::findings(&up::config_of(&arguments.file)?);
+    let found = status::findings(&config_file::read(&arguments.file)?);
     let failures: Vec<&str> = found.failures.iter().map(|error| error.message.as_str()).collect();
     let good = failures.is_empty();
     if arguments.json {
@@ -105,12 +104,12 @@ fn parse(arguments: &[OsString]) -> Result<Arguments> {
             }
         }
     }
-    Ok(Arguments { json, file: file.unwrap_or_else(|| up::DEFAULT_CONFLIST.into()) })
+    Ok(Arguments { json, file: file.unwrap_or_else(|| config_file::DEFAULT_CONFLIST.into()) })
 }
 
-/// The ledger of this configuration. None where there is none yet.
-fn ledger(arguments: &Arguments) -> Result<Option<LockedLeases>> {
-    StateDir::existing(&up::config_of(&arguments.file)?).map(|state_dir| state_dir.lock()).transpose()
+/// The leases of this configuration. None where there is no journal yet.
+fn open_leases(arguments: &Arguments) -> Result<Option<LockedLeases>> {
+    StateDir::existing(&config_file::read(&arguments.file)?).map(|state_dir| state_dir.lock()).transpose()
 }
 
 /// The rows as JSON, or as a table with these columns.

@@ -4,8 +4,9 @@
 //! ([`request`]), hands over the network's configuration on standard input ([`config`]) and reads a
 //! result ([`result`], [`resolv_conf`]) or an error ([`error`]) from standard output.
 //!
-//! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`]; [`inspect`]
-//!   answers people.
+//! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`],
+//!   [`ingress`]; [`inspect`] answers people.
+//! - [`config_file`] reads the configuration from a file, for verbs that no runtime runs.
 //! - [`node_setup`] makes what a node needs before its first pod. [`forward_filter`] decides what
 //!   the node forwards, as long as the agent's firewall does not.
 //! - [`ipam`] leases addresses from the node's segments ([`segment`]). [`pod_routes`] chooses a
@@ -36,10 +37,12 @@ mod bridge_filter;
 mod check;
 mod cluster_ranges;
 mod config;
+mod config_file;
 mod del;
 mod error;
 mod forward_filter;
 mod gc;
+mod ingress;
 mod inspect;
 mod ipam;
 mod mac;
@@ -119,10 +122,10 @@ fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<(String, bool)
             env!("CARGO_PKG_VERSION"),
             Version::ALL.map(Version::as_str).join(", ")
         ),
-        (Some("up"), []) => line(up::up(Path::new(up::DEFAULT_CONFLIST))?),
+        (Some("up"), []) => line(up::up(Path::new(config_file::DEFAULT_CONFLIST))?),
         (Some("up"), [path]) => line(up::up(Path::new(path))?),
-        (Some("ingress"), []) => line(up::ingress(Path::new(up::DEFAULT_CONFLIST))?),
-        (Some("ingress"), [path]) => line(up::ingress(Path::new(path))?),
+        (Some("ingress"), []) => line(ingress::ingress(Path::new(config_file::DEFAULT_CONFLIST))?),
+        (Some("ingress"), [path]) => line(ingress::ingress(Path::new(path))?),
         (Some("leases"), arguments) => inspect::leases(arguments)?,
         (Some("segments"), arguments) => inspect::segments(arguments)?,
         (Some("check"), arguments) => return inspect::check(arguments),

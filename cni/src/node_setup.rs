@@ -17,7 +17,8 @@ use crate::net::link::{Link, Links};
 use crate::net::{bridge, sysctl, uplink};
 use crate::{cluster_ranges, forward_filter, obstacles, segment};
 
-/// Makes what is missing of them. An error ends the ADD, since no pod is attached without them.
+/// Makes the missing parts of bridge, table and guard. An error ends the ADD, since no pod is
+/// attached without them.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Link> {
     cluster_ranges::refuse_cutting_off_this_host(links, config, Some(segments))?;
     let cluster_ranges = cluster_ranges::all(config, Some(segments));
@@ -64,9 +65,9 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
 /// stays until the last of these pods goes.
 fn has_pods(config: &Config, segments: &SegmentsFile, network: &IpNetwork) -> Result<bool> {
     let Some(state_dir) = StateDir::existing(config) else { return Ok(false) };
-    let ledger = state_dir.lock()?;
+    let leases = state_dir.lock()?;
     let in_no_segment = |address: &IpAddr| !segments.segments.iter().any(|segment| segment.contains(*address));
-    let mut leased = ledger.leases().flat_map(|(_, lease)| &lease.addresses);
+    let mut leased = leases.iter().flat_map(|(_, lease)| &lease.addresses);
     Ok(leased.any(|address| network.contains(*address) && in_no_segment(address)))
 }
 
@@ -81,8 +82,8 @@ fn forward(links: &mut Links, [ipv4, ipv6]: [bool; 2]) -> Result<()> {
     Ok(())
 }
 
-/// Records that forwarding was off until now. By the record agent and plugin keep this host from
-/// becoming a router between its own networks.
+/// Records that forwarding was off until now. Agent and plugin read the record, and keep this host
+/// from becoming a router between its own networks.
 fn record(config: &Config, turned_on: [bool; 2]) -> Result<()> {
     forward_filter::forwarding(config).note(turned_on).map_err(|error| {
         let (state_dir, run_dir) = (config.state_dir.display(), config.run_dir().display());

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_opens_the_guard_is_grave() {
+    fn only_settings_that_bypass_the_guard_are_failures() {
         let json = serde_json::json!({"cniVersion": "1.1.0", "name": "pods"});
         let config = Config::from_object(json.as_object().unwrap().clone()).unwrap();
         let of = |interface: &str, setting| {

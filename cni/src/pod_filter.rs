@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::bridge_filter::{Filter, Port};
+use crate::bridge_filter::{Filter, PodPort};
 use crate::config::Config;
 use crate::error::Result;
 use crate::ipam::{LockedLeases, StateDir};
@@ -22,7 +22,7 @@ pub(crate) fn admit(
     request: &RuntimeRequest,
     addresses: &[PodAddress],
 ) -> Result<bool> {
-    let port = Port {
+    let port = PodPort {
         name: veth::host_name(&request.attachment),
         mac: veth::pod_mac(&request.attachment),
         addresses: addresses.iter().map(|assigned| assigned.address).collect(),
@@ -35,8 +35,8 @@ pub(crate) fn admit(
         }
         // This is the first pod since the boot, or something removed the table. Make it with all
         // attached pods. The lock keeps another ADD from doing the same at the same time.
-        let ledger = state_dir.lock()?;
-        filter.ensure(&attached_ports(config, &ledger, links)?)
+        let leases = state_dir.lock()?;
+        filter.ensure(&attached_ports(config, &leases, links)?)
     });
     match admitted {
         Ok(()) => Ok(true),
@@ -48,9 +48,9 @@ pub(crate) fn admit(
     }
 }
 
-/// Makes the filter anew with every attached pod, in place of any table that is there.
-pub(crate) fn restore(config: &Config, ledger: &LockedLeases, links: &mut Links) -> Result<()> {
-    let ports = attached_ports(config, ledger, links)?;
+/// Replaces the filter's table by one with every attached pod.
+pub(crate) fn restore(config: &Config, leases: &LockedLeases, links: &mut Links) -> Result<()> {
+    let ports = attached_ports(config, leases, links)?;
     match Filter::open().and_then(|mut filter| filter.replace(&ports)) {
         Err(error) if config.excepts(None) => {
             eprintln!("edge-cni: pods are attached without a filter, as unfilteredPods says: {error}");
@@ -133,16 +133,16 @@ fn remove_ports(names: &[String]) {
     }
 }
 
-/// What the filter lacks for a pod, in words. None where it has everything, or where the pod is
+/// Says which elements the filter lacks for a pod. None where it has all, or where the pod is
 /// excepted and there is no filter.
 pub(crate) fn missing_elements(
     config: &Config,
     links: &mut Links,
-    ledger: &LockedLeases,
+    leases: &LockedLeases,
     attachment: &Attachment,
 ) -> Result<Option<String>> {
     let Some(port) =
-        attached_ports(config, ledger, links)?.into_iter().find(|port| port.name == veth::host_name(attachment))
+        attached_ports(config, leases, links)?.into_iter().find(|port| port.name == veth::host_name(attachment))
     else {
         return Ok(None);
     };
@@ -153,12 +153,12 @@ pub(crate) fn missing_elements(
     }
 }
 
-/// The ports of all leases of which the host's end is there.
-fn attached_ports(config: &Config, ledger: &LockedLeases, links: &mut Links) -> Result<Vec<Port>> {
+/// The ports of all leases that have a host's end.
+fn attached_ports(config: &Config, leases: &LockedLeases, links: &mut Links) -> Result<Vec<PodPort>> {
     let present = links.all()?;
     let mut ports = Vec::new();
     let mut former = Vec::new();
-    for (attachment, lease) in ledger.leases() {
+    for (attachment, lease) in leases.iter() {
         let name = veth::host_name(attachment);
         let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
         // The kernel chose the MAC address of a pod of an earlier release. A pod of this release is
@@ -168,7 +168,7 @@ fn attached_ports(config: &Config, ledger: &LockedLeases, links: &mut Links) -> 
             former.push(EarlierPort { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
         }
         let unfiltered = config.excepts(lease.pod.as_deref());
-        ports.push(Port { name, mac: veth::pod_mac(attachment), addresses: lease.addresses.clone(), unfiltered });
+        ports.push(PodPort { name, mac: veth::pod_mac(attachment), addresses: lease.addresses.clone(), unfiltered });
     }
     let of_host: BTreeSet<Mac> = present.iter().map(|link| link.mac).collect();
     let known = || Filter::open().and_then(|mut filter| filter.macs()).unwrap_or_default();
@@ -198,7 +198,7 @@ struct EarlierPort {
 /// nothing.
 fn macs_to_keep(
     former: &[EarlierPort],
-    ports: &[Port],
+    ports: &[PodPort],
     of_host: &BTreeSet<Mac>,
     known: impl Fn() -> Vec<(String, Mac)>,
 ) -> BTreeMap<String, Mac> {
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_pod_of_an_earlier_release_keeps_its_mac_address_where_no_other_has_it() {
-        let port = |name: &str, last| Port {
+        let port = |name: &str, last| PodPort {
             name: name.into(),
             mac: [0x0a, last, 0, 0, 0, 0],
             addresses: vec![],

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn an_argument_that_nobody_knows_is_refused_unless_told_to_ignore_it() {
+    fn an_unknown_argument_is_refused_without_ignore_unknown() {
         let base = [("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")];
         for (args, good) in [
             ("", true),

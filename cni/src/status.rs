@@ -38,8 +38,8 @@ pub(crate) fn status(config: &Config) -> Result<()> {
 /// reports it.
 pub(crate) fn findings(config: &Config) -> Findings {
     let mut found = Findings::default();
-    let ledger = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());
-    let segments = ledger.and_then(|ledger| ledger.require_writable().and_then(|()| ledger.segments(config)));
+    let leases = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());
+    let segments = leases.and_then(|leases| leases.require_writable().and_then(|()| leases.segments(config)));
     let segments = segments.map_err(|error| found.failures.push(error)).ok();
     let links = Links::open().map_err(|error| found.failures.push(error)).ok();
     // What follows from the segments cannot be found without them.

@@ -34,7 +34,7 @@ const NEEDED: &str = "; the kernel needs nf_tables with the family bridge (CONFI
 
 /// A pod's port of the bridge, and the addresses with which the pod may send.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Port {
+pub(crate) struct PodPort {
     /// Name of the host's end.
     pub(crate) name: String,
     /// The pod's MAC address.
@@ -68,7 +68,7 @@ impl Filter {
 
     /// Adds the elements of ports. Returns false, and does nothing, if there is no table of this
     /// version.
-    pub(crate) fn add(&mut self, ports: &[Port]) -> Result<bool> {
+    pub(crate) fn add(&mut self, ports: &[PodPort]) -> Result<bool> {
         for some in ports.chunks(PORTS_AT_ONCE) {
             match self.transact("NFT_MSG_NEWSETELEM", element_messages(&elements_of(some), Table::add_elements)) {
                 Ok(()) => {}
@@ -82,7 +82,7 @@ impl Filter {
     /// Ensures that the table exists and contains these ports, which must be all attached ones.
     /// Replaces a table of another version. A table of this version keeps its other elements. Only
     /// one process may call this at a time.
-    pub(crate) fn ensure(&mut self, ports: &[Port]) -> Result<()> {
+    pub(crate) fn ensure(&mut self, ports: &[PodPort]) -> Result<()> {
         // Looks for the table first, since `add` does nothing if there are no ports.
         if self.elements(FilterSet::Ports)?.is_some() && self.add(ports)? {
             return Ok(());
@@ -93,10 +93,10 @@ impl Filter {
         }
     }
 
-    /// Replaces the table, of which someone may have changed the rules, by a new one with these
-    /// ports, which must be all attached ones. Only one process may call this at a time.
-    pub(crate) fn replace(&mut self, ports: &[Port]) -> Result<()> {
-        self.create(ports, TABLE.create_anew().into()).map_err(|error| cannot_make(&error))
+    /// Replaces the table by a new one with these ports, which must be all attached ones. Someone
+    /// may have changed the rules of the old one. Only one process may call this at a time.
+    pub(crate) fn replace(&mut self, ports: &[PodPort]) -> Result<()> {
+        self.create(ports, TABLE.delete_and_create().into()).map_err(|error| cannot_make(&error))
     }
 
     /// Fails if the next pod's elements could not be added; for STATUS. It changes nothing, since
@@ -106,13 +106,13 @@ impl Filter {
         // A table that exists may belong to another program.
         let messages = match self.elements(FilterSet::Ports)? {
             Some(_) => vec![(make, NLM_F_CREATE)],
-            None => TABLE.create_anew().into_iter().chain(content_messages()).collect(),
+            None => TABLE.delete_and_create().into_iter().chain(content_messages()).collect(),
         };
         let tried = self.netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, None);
         tried.map_err(|error| cannot_make(&error))
     }
 
-    fn create(&mut self, ports: &[Port], mut messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
+    fn create(&mut self, ports: &[PodPort], mut messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
         messages.extend(content_messages());
         // In the same transaction, so that attached pods are not cut off.
         let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
@@ -142,8 +142,8 @@ impl Filter {
         Ok(keys.iter().filter_map(|key| Some((interface_of(key), mac(key)?))).collect())
     }
 
-    /// What a port lacks, in words, for CHECK. None if it has all elements.
-    pub(crate) fn missing_for(&mut self, port: &Port) -> Result<Option<String>> {
+    /// Says which elements a port lacks, for CHECK. None if it has all.
+    pub(crate) fn missing_for(&mut self, port: &PodPort) -> Result<Option<String>> {
         for (set, keys) in elements_of(std::slice::from_ref(port)) {
             let Some(present) = self.elements(set)? else {
                 return Ok(Some("the bridge's filter, `table bridge edge-cni`, is gone".into()));
@@ -217,7 +217,7 @@ pub(crate) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
 }
 
 /// The elements of ports, as keys of the sets.
-fn elements_of(ports: &[Port]) -> Elements {
+fn elements_of(ports: &[PodPort]) -> Elements {
     let mut elements = Elements::new();
     let mut put = |set, parts: &[&[u8]]| elements.entry(set).or_default().push(parts.concat());
     for port in ports {

@@ -17,8 +17,8 @@ fn sent(text: &str) -> Vec<u8> {
 
 const NAMED: &str = "0d000100 656467652d636e6900 000000";
 
-fn port() -> Port {
-    Port {
+fn port() -> PodPort {
+    PodPort {
         name: "ecni0123456789a".into(),
         mac: [2, 0, 0, 0, 0, 1],
         addresses: vec!["10.77.3.2".parse().unwrap(), "fd77::2".parse().unwrap()],
@@ -106,7 +106,7 @@ fn the_elements_of_a_port_are_keys_of_whole_words() {
     key(FilterSet::Targets, "fe80000000000000000000fffe000001");
     assert!(!elements.contains_key(&FilterSet::Unfiltered));
     assert!(elements.iter().all(|(set, keys)| keys.iter().all(|key| key.len() as u32 == set.key_length())));
-    let excepted = elements_of(&[Port { unfiltered: true, ..port() }]);
+    let excepted = elements_of(&[PodPort { unfiltered: true, ..port() }]);
     assert_eq!(excepted.keys().copied().collect::<Vec<_>>(), [FilterSet::Ports, FilterSet::Unfiltered]);
 }
 

@@ -44,13 +44,13 @@ pub(crate) struct Config {
     pub(crate) name: String,
     /// Name of the pods' bridge.
     pub(crate) bridge: String,
-    /// Folder of the leases and of the segments that the agent writes.
+    /// Directory of the leases and of the segments that the agent writes.
     pub(crate) state_dir: PathBuf,
     /// Path of the agent's socket.
     pub(crate) agent_socket: PathBuf,
     /// Ranges that packets must never reach or leave in clear.
     pub(crate) cluster_ranges: Vec<IpNetwork>,
-    /// Segments of a node whose agent has not provided any yet.
+    /// The node's segments until the agent provides some.
     pub(crate) segments: Vec<IpNetwork>,
     /// Addresses that no pod gets.
     pub(crate) reserved: Reserved,
@@ -326,7 +326,7 @@ impl Config {
         self.mtu.or((segments.mtu > 0).then_some(segments.mtu))
     }
 
-    /// Folder of the agent's sockets, which is in memory.
+    /// Directory of the agent's sockets, which is in memory.
     pub(crate) fn run_dir(&self) -> &Path {
         self.agent_socket.parent().unwrap_or(&self.state_dir)
     }

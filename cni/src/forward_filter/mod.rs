@@ -22,9 +22,8 @@ use crate::net::uplink;
 use crate::nftables::{self, INET, Table, interface_key, wire};
 use crate::segment;
 
-use rules::{BRIDGES, TableContent};
+use rules::{BRIDGES, TABLE, TableContent};
 
-const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
 /// The agent's table. When the agent makes it, it deletes [`TABLE`].
 const AGENTS_TABLE: Table = Table { family: INET, name: "edge-cni" };
 
@@ -57,7 +56,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
             match fill(vec![TABLE.create()], &content, |messages| transact(&mut netlink, messages)) {
                 // Another ADD was quicker, or the table is of another release.
                 Err(error) if error.errno() == Some(libc::EEXIST) => transact(&mut netlink, add()).or_else(|_| {
-                    fill(TABLE.create_anew().to_vec(), &content, |messages| transact(&mut netlink, messages))
+                    fill(TABLE.delete_and_create().to_vec(), &content, |messages| transact(&mut netlink, messages))
                 }),
                 made => made,
             }
@@ -67,8 +66,9 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     remove_if_agent_has_its_own(&mut netlink)
 }
 
-/// Makes the table anew by the present configuration, or removes it if it is not needed: there is
-/// neither a pods' bridge to close nor a network of this host, or the agent's table exists.
+/// Replaces the table by one that follows the present configuration. Removes it if it is not
+/// needed: there is neither a pods' bridge to close nor a network of this host, or the agent's
+/// table exists.
 pub(crate) fn recreate(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
     let mut netlink = open()?;
     if exists(&mut netlink, &AGENTS_TABLE)? {
@@ -88,7 +88,7 @@ pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segment
         return remove(&mut netlink).map(|()| false);
     }
     let content = content(links, config, segments, isolated)?;
-    fill(TABLE.create_anew().to_vec(), &content, |messages| transact(&mut netlink, messages))
+    fill(TABLE.delete_and_create().to_vec(), &content, |messages| transact(&mut netlink, messages))
         .map_err(|error| kernel_error(&error))?;
     Ok(true)
 }
@@ -105,7 +105,7 @@ pub(crate) fn dry_run(links: &mut Links, config: &Config, segments: Option<&Segm
         return Ok(());
     }
     let content = content(links, config, segments, isolated)?;
-    let tried = fill(TABLE.create_anew().to_vec(), &content, |messages| {
+    let tried = fill(TABLE.delete_and_create().to_vec(), &content, |messages| {
         netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, None)
     });
     tried.map_err(|error| kernel_error(&error))

@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use edge_types::IpNetwork;
 use edge_types::network::contains;
 
-use super::TABLE;
 use crate::net::uplink::Uplink;
 use crate::nftables::expression::{Base, Comparison, ConntrackKey, Expression, Meta, Rule, Verdict};
-use crate::nftables::{BaseChain, IFNAMSIZ, INTERFACE, IPV4, IPV6, Set, interface_key, wire};
+use crate::nftables::{BaseChain, IFNAMSIZ, INET, INTERFACE, IPV4, IPV6, Set, Table, interface_key, wire};
+
+/// The table.
+pub(super) const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
 
 /// The set of the pods' bridges. Its version must be raised with every change of sets, chains or
 /// rules.
@@ -57,8 +59,8 @@ pub(super) struct TableContent {
     pub(super) bridges: Vec<String>,
     /// Sources outside that reach pods.
     pub(super) sources: Vec<IpNetwork>,
-    /// Networks at whose addresses nothing is published: redirected connections to them are
-    /// dropped, unless pods or these sources began them.
+    /// Networks without published addresses. Redirected connections to them are dropped, unless
+    /// pods or these sources began them.
     pub(super) services: Vec<IpNetwork>,
     /// For IPv4 and IPv6: whether this host does not forward between its own networks.
     pub(super) isolated: [bool; 2],

@@ -17,8 +17,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::journal::{self, Journal};
-use super::leases::Lease;
-use super::reserved::Reserved;
+use super::leases::{Lease, Reserved};
 use crate::config::{self, Config};
 use crate::error::{Code, Context, Error, Result};
 use crate::net::sysctl;
@@ -34,31 +33,31 @@ const SEGMENTS_VERSION: u32 = 1;
 /// The state directory.
 #[derive(Debug, Clone)]
 pub(crate) struct StateDir {
-    folder: PathBuf,
+    directory: PathBuf,
     /// Addresses that no pod gets.
     reserved: Reserved,
     attached: CountAttached,
 }
 
-/// Counts the attached pods by their links. A new ledger is refused while there are any.
+/// Counts the attached pods by their links. A new journal is refused while there are any.
 pub(crate) type CountAttached = fn() -> Result<usize>;
 
 impl StateDir {
     /// Opens the state directory, or makes it.
     pub(crate) fn create(config: &Config, attached: CountAttached) -> Result<Self> {
-        let folder = config.state_dir.clone();
+        let directory = config.state_dir.clone();
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&folder)
-            .context("create the state directory", &folder)?;
-        Ok(Self { folder, reserved: config.reserved.clone(), attached })
+            .create(&directory)
+            .context("create the state directory", &directory)?;
+        Ok(Self { directory, reserved: config.reserved.clone(), attached })
     }
 
-    /// The state directory, if it is there and has a ledger.
+    /// The state directory, if it is there and has a journal of leases.
     pub(crate) fn existing(config: &Config) -> Option<Self> {
-        let folder = config.state_dir.clone();
-        Journal::exists(&folder).then_some(Self { folder, reserved: config.reserved.clone(), attached: || Ok(0) })
+        let directory = config.state_dir.clone();
+        Journal::exists(&directory).then_some(Self { directory, reserved: config.reserved.clone(), attached: || Ok(0) })
     }
 
     /// The segments that are written there, if any. It needs no lock, since the file is only
@@ -70,17 +69,17 @@ impl StateDir {
     /// Waits for the lock and reads the leases.
     pub(crate) fn lock(&self) -> Result<LockedLeases> {
         let lock = self.take_lock()?;
-        journal::remove_leftovers(&self.folder);
-        if !Journal::exists(&self.folder) {
-            self.refuse_new_ledger_with_pods()?;
+        journal::remove_leftovers(&self.directory);
+        if !Journal::exists(&self.directory) {
+            self.refuse_new_journal_with_pods()?;
         }
-        let journal = Journal::open(&self.folder, &boot_id()?)?;
-        Ok(LockedLeases { folder: self.folder.clone(), reserved: self.reserved.clone(), lock, journal })
+        let journal = Journal::open(&self.directory, &boot_id()?)?;
+        Ok(LockedLeases { directory: self.directory.clone(), reserved: self.reserved.clone(), lock, journal })
     }
 
-    /// Fails if there are pods without a ledger: someone removed it, and a new one would lease
+    /// Fails if there are pods without a journal: someone removed it, and a new one would lease
     /// their addresses to others.
-    fn refuse_new_ledger_with_pods(&self) -> Result<()> {
+    fn refuse_new_journal_with_pods(&self) -> Result<()> {
         match (self.attached)()? {
             0 => Ok(()),
             count => Err(Error::new(
@@ -88,15 +87,15 @@ impl StateDir {
                 format!(
                     "there are no leases in {}, but {count} pods are attached, whose addresses would be given to others. Restore {}, or stop \
                      all pods of this node and start them again",
-                    self.folder.display(),
-                    self.folder.join(LEASES_FILE).display()
+                    self.directory.display(),
+                    self.directory.join(LEASES_FILE).display()
                 ),
             )),
         }
     }
 
     fn take_lock(&self) -> Result<File> {
-        let path = self.folder.join(LOCK_FILE);
+        let path = self.directory.join(LOCK_FILE);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         // On a read-only disk the file can still be read and locked.
         let file = match file {
@@ -139,7 +138,7 @@ fn lock_within(timeout: Duration, file: File, path: &Path) -> Result<File> {
 /// The leases, under the lock.
 #[derive(Debug)]
 pub(crate) struct LockedLeases {
-    folder: PathBuf,
+    directory: PathBuf,
     reserved: Reserved,
     lock: File,
     journal: Journal,
@@ -153,7 +152,7 @@ impl LockedLeases {
     }
 
     fn written_or_seeded(&self, config: &Config) -> Result<Option<SegmentsFile>> {
-        let path = self.folder.join(SEGMENTS_FILE);
+        let path = self.directory.join(SEGMENTS_FILE);
         if let Some(segments) = read_segments(&path)? {
             return Ok(Some(segments));
         }
@@ -185,7 +184,7 @@ impl LockedLeases {
     }
 
     /// All leases.
-    pub(crate) fn leases(&self) -> impl Iterator<Item = (&Attachment, &Lease)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Attachment, &Lease)> {
         self.journal.leases().iter()
     }
 
@@ -237,7 +236,7 @@ impl LockedLeases {
 
     /// Releases the lock and makes the new entries durable. They may be reported only after that.
     pub(crate) fn commit(self) -> Result<()> {
-        let Self { folder: _, reserved: _, lock, journal } = self;
+        let Self { directory: _, reserved: _, lock, journal } = self;
         let file = journal.finish();
         drop(lock);
         file.sync_data().map_err(|error| Error::new(Code::Io, format!("cannot make the leases durable: {error}")))
@@ -305,9 +304,9 @@ fn seconds_since_boot() -> Result<u64> {
 mod tests {
     use super::*;
 
-    fn config(folder: &Path, segments: &[&str]) -> Config {
+    fn config(directory: &Path, segments: &[&str]) -> Config {
         let text = serde_json::json!({
-            "cniVersion": "1.0.0", "name": "pods", "stateDir": folder, "segments": segments, "clusterRanges": ["10.0.0.0/8"],
+            "cniVersion": "1.0.0", "name": "pods", "stateDir": directory, "segments": segments, "clusterRanges": ["10.0.0.0/8"],
         });
         Config::from_object(text.as_object().unwrap().clone()).unwrap()
     }
@@ -319,9 +318,9 @@ mod tests {
 
     #[test]
     fn the_configuration_seeds_the_segments_once_and_is_ignored_from_then_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let state_dir = StateDir::create(&config(folder.path(), &[]), || Ok(0)).unwrap();
-        let segments = |seed: &[&str]| state_dir.lock().unwrap().segments(&config(folder.path(), seed)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::create(&config(directory.path(), &[]), || Ok(0)).unwrap();
+        let segments = |seed: &[&str]| state_dir.lock().unwrap().segments(&config(directory.path(), seed)).unwrap();
         assert_eq!(segments(&[]), None);
         let seeded = segments(&["10.77.0.0/24"]).unwrap();
         assert_eq!(seeded.source, SegmentsSource::Configuration);
@@ -331,10 +330,10 @@ mod tests {
 
     #[test]
     fn damaged_segments_are_named_and_never_replaced_by_the_seed() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), &["10.77.0.0/24"]);
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), &["10.77.0.0/24"]);
         let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
-        let path = folder.path().join("segments.json");
+        let path = directory.path().join("segments.json");
         let other_version = r#"{"version":2,"source":"agent","segments":[]}"#;
         let overlapping = r#"{"version":1,"source":"agent","segments":["10.0.0.0/24","10.0.0.0/25"]}"#;
         for content in ["", "{", "\0\0\0\0", other_version, overlapping] {
@@ -348,28 +347,28 @@ mod tests {
 
     #[test]
     fn a_pod_gets_an_address_of_each_family_or_none() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), &["10.77.0.0/29", "fd77::/126"]);
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), &["10.77.0.0/29", "fd77::/126"]);
         let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
         let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         let both = segment::families(&segments);
         for number in 0..2 {
-            let mut ledger = state_dir.lock().unwrap();
-            let got = ledger.lease_addresses(&request(number), "pods", &segments, &both).unwrap().unwrap();
+            let mut leases = state_dir.lock().unwrap();
+            let got = leases.lease_addresses(&request(number), "pods", &segments, &both).unwrap().unwrap();
             assert_eq!(got.len(), 2);
-            ledger.commit().unwrap();
+            leases.commit().unwrap();
         }
-        let mut ledger = state_dir.lock().unwrap();
-        assert_eq!(ledger.lease_addresses(&request(9), "pods", &segments, &both).unwrap(), None);
-        assert_eq!(ledger.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
-        assert_eq!(ledger.reclaim(|attachment, _| attachment.container == "c0").unwrap().len(), 1);
-        assert!(ledger.lease_addresses(&request(9), "pods", &segments, &both).unwrap().is_some());
+        let mut leases = state_dir.lock().unwrap();
+        assert_eq!(leases.lease_addresses(&request(9), "pods", &segments, &both).unwrap(), None);
+        assert_eq!(leases.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
+        assert_eq!(leases.reclaim(|attachment, _| attachment.container == "c0").unwrap().len(), 1);
+        assert!(leases.lease_addresses(&request(9), "pods", &segments, &both).unwrap().is_some());
     }
 
     #[test]
-    fn a_ledger_does_not_begin_from_nothing_while_pods_are_attached() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), &["10.77.0.0/24"]);
+    fn a_journal_does_not_begin_from_nothing_while_pods_are_attached() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), &["10.77.0.0/24"]);
         let error = StateDir::create(&config, || Ok(3)).unwrap().lock().unwrap_err();
         assert_eq!(error.code, Code::DamagedState);
         assert!(error.message.contains("3 pods"), "{error}");
@@ -380,8 +379,8 @@ mod tests {
 
     #[test]
     fn a_lock_that_is_never_released_is_named_and_one_that_is_released_is_taken() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
         let open = || File::options().create(true).append(true).open(&path).unwrap();
         let held = lock_within(LOCK_TIMEOUT, open(), &path).unwrap();
         let error = lock_within(Duration::from_millis(20), open(), &path).unwrap_err();
@@ -396,8 +395,8 @@ mod tests {
 
     #[test]
     fn fifty_at_once_get_fifty_addresses() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), &["10.77.0.0/24"]);
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), &["10.77.0.0/24"]);
         let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
         let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         let addresses: std::collections::BTreeSet<IpAddr> = std::thread::scope(|scope| {
@@ -405,10 +404,10 @@ mod tests {
                 .map(|number| {
                     let (state_dir, segments) = (&state_dir, &segments);
                     scope.spawn(move || {
-                        let mut ledger = state_dir.lock().unwrap();
+                        let mut leases = state_dir.lock().unwrap();
                         let got =
-                            ledger.lease_addresses(&request(number), "pods", segments, &[Family::V4]).unwrap().unwrap();
-                        ledger.commit().unwrap();
+                            leases.lease_addresses(&request(number), "pods", segments, &[Family::V4]).unwrap().unwrap();
+                        leases.commit().unwrap();
                         got[0].address
                     })
                 })

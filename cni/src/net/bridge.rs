@@ -95,7 +95,7 @@ fn is_outdated(address: &IpNetwork, segments: &[IpNetwork]) -> bool {
     !is_current && segment::gateway(address) == address.ip()
 }
 
-/// Refuses a bridge of somebody else. The plugin's own bridges have the alias, or the MAC address
+/// Refuses another program's bridge. The plugin's own bridges have the alias, or the MAC address
 /// that it gives (earlier releases set no alias), or only pods of the plugin as ports and only
 /// gateways as addresses.
 fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> Result<()> {

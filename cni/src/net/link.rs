@@ -44,7 +44,7 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     pub(crate) loopback: bool,
     pub(crate) alias: String,
-    /// Index of the bridge whose port it is.
+    /// Index of the bridge that it is a port of.
     pub(crate) master: Option<u32>,
     /// The spanning tree state, if it is a bridge's port.
     pub(crate) port_state: Option<BridgePortState>,

@@ -1,6 +1,6 @@
 //! The kernel's links, addresses, routes and settings, and the frames that announce a pod.
 //!
-//! - [`netns`]: network namespaces, told apart by inode.
+//! - [`netns`]: network namespaces, compared by inode.
 //! - [`link`]: links, addresses and routes through one netlink socket of one namespace.
 //! - [`bridge`]: the bridge with the gateways' addresses.
 //! - [`veth`]: the pair between a pod and the bridge.

@@ -83,10 +83,10 @@ mod tests {
 
     #[test]
     fn what_is_no_namespace_is_refused_by_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("file");
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
-        for path in [file.as_path(), folder.path(), Path::new("/dev/null"), Path::new("/no/such/thing")] {
+        for path in [file.as_path(), directory.path(), Path::new("/dev/null"), Path::new("/no/such/thing")] {
             let error = Namespace::of_container(path).unwrap_err();
             assert_eq!(error.code, Code::InvalidEnvironment, "{}", path.display());
             assert!(error.message.contains("CNI_NETNS") && error.message.contains(path.to_str().unwrap()), "{error}");

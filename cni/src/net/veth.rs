@@ -66,7 +66,7 @@ pub(crate) fn alias(attachment: &Attachment) -> String {
     format!("{ALIAS_PREFIX}{} {}", attachment.container, attachment.ifname)
 }
 
-/// The attachment of which this link is the host's end, if any. Alias and name must fit.
+/// The attachment that this link is the host's end of. None unless name and alias both fit.
 pub(crate) fn attachment_of(link: &Link) -> Option<Attachment> {
     let (container, ifname) = link.alias.strip_prefix(ALIAS_PREFIX)?.split_once(' ')?;
     let attachment = Attachment { container: container.into(), ifname: ifname.into() };

@@ -63,7 +63,7 @@ pub(crate) struct BaseChain {
     pub(crate) priority: i32,
 }
 
-/// An interface's name as a key, padded with zero octets, of which there is at least one.
+/// An interface's name as a key, padded with at least one zero octet.
 pub(crate) fn interface_key(name: &str) -> [u8; IFNAMSIZ] {
     let mut key = [0; IFNAMSIZ];
     key.iter_mut().take(IFNAMSIZ - 1).zip(name.bytes()).for_each(|(place, octet)| *place = octet);

@@ -87,8 +87,8 @@ impl Table {
         (message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Makes the table anew. A table of that name is deleted with its content.
-    pub(crate) fn create_anew(&self) -> [(Message, u16); 3] {
+    /// Makes the table in place of any table of that name, which is deleted with its content.
+    pub(crate) fn delete_and_create(&self) -> [(Message, u16); 3] {
         // Made first, so that there is a table to delete.
         let (make, _) = self.create();
         [(make, NLM_F_CREATE), self.delete(), self.create()]

@@ -78,7 +78,7 @@ fn gc_removes_what_the_runtime_no_longer_knows_and_nothing_else() {
     world.set("cniVersion", json!("1.1.0"));
     let pods: Vec<Pod> = (0..4).map(|_| world.pod()).collect();
     pods[..3].iter().for_each(|pod| drop(world.add(pod)));
-    // Another network on the same bridge and ledger, and a pair of another program.
+    // Another network on the same bridge and journal, and a pair of another program.
     world.set("name", json!("others"));
     world.add(&pods[3]);
     world.set("name", json!("pods"));

@@ -20,8 +20,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_add_killed_at_any_moment_is_cleaned_up_by_del", an_add_killed_at_any_moment_is_cleaned_up_by_del),
     ("a_del_killed_at_any_moment_can_be_repeated", a_del_killed_at_any_moment_can_be_repeated),
     ("kills_among_adds_at_once_cost_the_others_nothing", kills_among_adds_at_once_cost_the_others_nothing),
-    ("a_removed_ledger_is_not_begun_anew_under_running_pods", a_removed_ledger_is_not_begun_anew_under_running_pods),
-    ("a_cut_ledger_is_named_and_nothing_is_given_or_lost", a_cut_ledger_is_named_and_nothing_is_given_or_lost),
+    ("a_removed_journal_is_not_begun_anew_under_running_pods", a_removed_journal_is_not_begun_anew_under_running_pods),
+    ("a_cut_journal_is_named_and_nothing_is_given_or_lost", a_cut_journal_is_named_and_nothing_is_given_or_lost),
     ("cut_segments_are_named_and_pods_can_still_go", cut_segments_are_named_and_pods_can_still_go),
     (
         "a_store_that_cannot_be_read_is_named_and_nothing_is_left_behind",
@@ -137,7 +137,7 @@ fn an_add_killed_at_any_moment_is_cleaned_up_by_del() {
     assert!(pings(&other.netns, "10.77.3.1"));
 }
 
-fn a_cut_ledger_is_named_and_nothing_is_given_or_lost() {
+fn a_cut_journal_is_named_and_nothing_is_given_or_lost() {
     let world = World::new(DUAL);
     let (first, second, third) = (world.pod(), world.pod(), world.pod());
     world.add(&first);
@@ -164,7 +164,7 @@ fn a_cut_ledger_is_named_and_nothing_is_given_or_lost() {
     assert_ne!(world.add(&third), ["10.77.3.2", "fd77:0:0:3::2"]);
 }
 
-fn a_removed_ledger_is_not_begun_anew_under_running_pods() {
+fn a_removed_journal_is_not_begun_anew_under_running_pods() {
     let world = World::new(DUAL);
     let (first, second) = (world.pod(), world.pod());
     world.add(&first);

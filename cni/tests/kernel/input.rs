@@ -232,7 +232,7 @@ fn people_see_leases_segments_and_lacks() {
         let output = std::process::Command::new("ip").args(program).args(arguments).arg(&file).output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     };
-    // Before the first pod there is no ledger, and looking makes none.
+    // Before the first pod there is no journal, and looking makes none.
     assert_eq!(run(&["leases", "--json"]), (true, "[]\n".into()));
     assert_eq!(run(&["segments", "--json"]), (true, "[]\n".into()));
     assert!(!world.state("leases").exists());

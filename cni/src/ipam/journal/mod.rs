@@ -39,8 +39,8 @@ const MAX_FREED: usize = 4096;
 /// rewritten one.
 const REWRITE_MARGIN: usize = 256;
 
-/// The open journal and the leases that its lines amount to. The holder of this value holds the
-/// state directory's lock.
+/// The open journal and the leases in it. The process that has this value holds the state
+/// directory's lock.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
@@ -52,7 +52,7 @@ pub(super) struct Journal {
     state: JournalState,
 }
 
-/// What the lines of a journal amount to.
+/// The state after all lines of a journal.
 #[derive(Debug, Clone, Default)]
 struct JournalState {
     leases: Leases,
@@ -83,15 +83,15 @@ struct Mark {
 
 impl Journal {
     /// Whether a journal or its mark is there, damaged or not.
-    pub(super) fn exists(folder: &Path) -> bool {
-        let path = folder.join(LEASES_FILE);
-        path.exists() || mark_path(folder).exists()
+    pub(super) fn exists(directory: &Path) -> bool {
+        let path = directory.join(LEASES_FILE);
+        path.exists() || mark_path(directory).exists()
     }
 
-    /// Opens the journal below `folder`, or makes it. `boot` is the kernel's boot ID.
-    pub(super) fn open(folder: &Path, boot: &str) -> Result<Self> {
-        let path = folder.join(LEASES_FILE);
-        let mark_path = mark_path(folder);
+    /// Opens the journal below `directory`, or makes it. `boot` is the kernel's boot ID.
+    pub(super) fn open(directory: &Path, boot: &str) -> Result<Self> {
+        let path = directory.join(LEASES_FILE);
+        let mark_path = mark_path(directory);
         let mark = read_if_present(&mark_path)?.and_then(|text| Mark::parse(&text));
         let same_boot = |recorded: &str| recorded == boot;
         let damaged = |why: String| {
@@ -167,7 +167,7 @@ impl Journal {
         };
         let file = file.context("open", &path)?;
         if writable && state.length < bytes.len() as u64 {
-            // The beginning of a line whose writer was killed. Its lease was never reported.
+            // A process was killed while it wrote the last line. Its lease was never reported.
             file.set_len(state.length).context("truncate", &path)?;
         }
         Ok(Self { path, mark_path, boot: boot.into(), file, writable, state })
@@ -368,13 +368,13 @@ fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-fn mark_path(folder: &Path) -> PathBuf {
-    folder.join(format!("{}.mark", LEASES_FILE))
+fn mark_path(directory: &Path) -> PathBuf {
+    directory.join(format!("{}.mark", LEASES_FILE))
 }
 
 /// Removes what a process left that was killed while it replaced the journal.
-pub(super) fn remove_leftovers(folder: &Path) {
-    let _ = remove_temporary(&folder.join(LEASES_FILE));
+pub(super) fn remove_leftovers(directory: &Path) {
+    let _ = remove_temporary(&directory.join(LEASES_FILE));
 }
 
 impl std::fmt::Display for Damage {

@@ -19,16 +19,16 @@ fn lease(number: usize) -> Lease {
     Lease { addresses, network: "pods".into(), pod: number.is_multiple_of(2).then(|| format!("default/web-{number}")) }
 }
 
-fn enter(folder: &Path, boot: &str, numbers: impl IntoIterator<Item = usize>) {
-    let mut journal = Journal::open(folder, boot).unwrap();
+fn enter(directory: &Path, boot: &str, numbers: impl IntoIterator<Item = usize>) {
+    let mut journal = Journal::open(directory, boot).unwrap();
     for number in numbers {
         journal.enter_lease(&attachment(number), lease(number)).unwrap();
     }
     journal.finish().sync_data().unwrap();
 }
 
-fn held(folder: &Path, boot: &str) -> Vec<String> {
-    let journal = Journal::open(folder, boot).unwrap();
+fn held(directory: &Path, boot: &str) -> Vec<String> {
+    let journal = Journal::open(directory, boot).unwrap();
     journal.leases().iter().map(|(attachment, _)| attachment.container.clone()).collect()
 }
 
@@ -40,32 +40,32 @@ fn a_checksum_that_runs_on_is_that_of_the_whole_and_has_the_check_value_of_its_d
 
 #[test]
 fn leases_come_back_as_they_were() {
-    let folder = tempfile::tempdir().unwrap();
-    enter(folder.path(), BOOT, 1..=3);
-    let mut journal = Journal::open(folder.path(), BOOT).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    enter(directory.path(), BOOT, 1..=3);
+    let mut journal = Journal::open(directory.path(), BOOT).unwrap();
     assert_eq!(journal.leases().get(&attachment(2)), Some(&lease(2)));
     assert_eq!(journal.leases().get(&attachment(3)), Some(&lease(3)));
     assert_eq!(journal.end_lease(&attachment(2), 7).unwrap(), Some(lease(2)));
     assert_eq!(journal.end_lease(&attachment(2), 8).unwrap(), None);
     let before = journal.leases().clone();
     drop(journal);
-    assert_eq!(*Journal::open(folder.path(), BOOT).unwrap().leases(), before);
+    assert_eq!(*Journal::open(directory.path(), BOOT).unwrap().leases(), before);
 }
 
 #[test]
 fn history_is_dropped_and_the_order_of_freed_addresses_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    enter(folder.path(), BOOT, [1, 2]);
+    let directory = tempfile::tempdir().unwrap();
+    enter(directory.path(), BOOT, [1, 2]);
     for round in 0..2000 {
-        let mut journal = Journal::open(folder.path(), BOOT).unwrap();
+        let mut journal = Journal::open(directory.path(), BOOT).unwrap();
         let number = 10 + round % 5;
         journal.enter_lease(&attachment(number), lease(number)).unwrap();
         journal.end_lease(&attachment(number), round as u64).unwrap();
         drop(journal.finish());
     }
-    let size = fs::metadata(folder.path().join("leases")).unwrap().len();
+    let size = fs::metadata(directory.path().join("leases")).unwrap().len();
     assert!(size < 64 * 1024, "{size} bytes");
-    let journal = Journal::open(folder.path(), BOOT).unwrap();
+    let journal = Journal::open(directory.path(), BOOT).unwrap();
     assert_eq!(journal.leases().iter().count(), 2);
     let freed: Vec<u64> = journal.leases().freed().into_iter().map(|(_, at)| at).collect();
     assert_eq!(freed, [1995, 1995, 1996, 1996, 1997, 1997, 1998, 1998, 1999, 1999]);
@@ -73,101 +73,101 @@ fn history_is_dropped_and_the_order_of_freed_addresses_kept() {
 
 #[test]
 fn within_one_boot_any_shortening_is_an_error_that_names_the_file_and_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    enter(folder.path(), BOOT, 1..=3);
-    let path = folder.path().join("leases");
+    let directory = tempfile::tempdir().unwrap();
+    enter(directory.path(), BOOT, 1..=3);
+    let path = directory.path().join("leases");
     let whole = fs::read(&path).unwrap();
     for length in 0..whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
-        let error = Journal::open(folder.path(), BOOT).unwrap_err();
+        let error = Journal::open(directory.path(), BOOT).unwrap_err();
         assert_eq!(error.code, Code::DamagedState, "{length} bytes");
         assert!(error.message.contains(path.to_str().unwrap()), "{error}");
         assert_eq!(fs::read(&path).unwrap(), whole[..length]);
     }
     fs::remove_file(&path).unwrap();
-    assert_eq!(Journal::open(folder.path(), BOOT).unwrap_err().code, Code::DamagedState);
+    assert_eq!(Journal::open(directory.path(), BOOT).unwrap_err().code, Code::DamagedState);
     fs::write(&path, &whole).unwrap();
-    assert_eq!(held(folder.path(), BOOT), ["c1", "c2", "c3"]);
+    assert_eq!(held(directory.path(), BOOT), ["c1", "c2", "c3"]);
 }
 
 #[test]
 fn any_changed_byte_is_found() {
-    let folder = tempfile::tempdir().unwrap();
-    enter(folder.path(), BOOT, 1..=3);
-    let path = folder.path().join("leases");
+    let directory = tempfile::tempdir().unwrap();
+    enter(directory.path(), BOOT, 1..=3);
+    let path = directory.path().join("leases");
     let whole = fs::read(&path).unwrap();
     for index in 0..whole.len() {
         let mut changed = whole.clone();
         changed[index] ^= 1;
         fs::write(&path, &changed).unwrap();
-        assert_eq!(Journal::open(folder.path(), BOOT).unwrap_err().code, Code::DamagedState, "byte {index}");
+        assert_eq!(Journal::open(directory.path(), BOOT).unwrap_err().code, Code::DamagedState, "byte {index}");
     }
 }
 
 #[test]
 fn a_line_that_a_killed_process_left_half_written_is_dropped_and_no_other() {
-    let folder = tempfile::tempdir().unwrap();
-    enter(folder.path(), BOOT, 1..=2);
-    let path = folder.path().join("leases");
+    let directory = tempfile::tempdir().unwrap();
+    enter(directory.path(), BOOT, 1..=2);
+    let path = directory.path().join("leases");
     let before = fs::read(&path).unwrap();
-    let mark = fs::read(folder.path().join("leases.mark")).unwrap();
-    enter(folder.path(), BOOT, [3]);
+    let mark = fs::read(directory.path().join("leases.mark")).unwrap();
+    enter(directory.path(), BOOT, [3]);
     let after = fs::read(&path).unwrap();
     for length in before.len()..=after.len() {
         fs::write(&path, &after[..length]).unwrap();
-        fs::write(folder.path().join("leases.mark"), &mark).unwrap();
+        fs::write(directory.path().join("leases.mark"), &mark).unwrap();
         let expected: &[&str] = if length == after.len() { &["c1", "c2", "c3"] } else { &["c1", "c2"] };
-        assert_eq!(held(folder.path(), BOOT), expected, "{length} bytes");
-        enter(folder.path(), BOOT, [4]);
-        assert_eq!(held(folder.path(), BOOT).last().unwrap(), "c4");
+        assert_eq!(held(directory.path(), BOOT), expected, "{length} bytes");
+        enter(directory.path(), BOOT, [4]);
+        assert_eq!(held(directory.path(), BOOT).last().unwrap(), "c4");
     }
 }
 
 #[test]
 fn a_kill_between_rewriting_and_marking_loses_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    enter(folder.path(), BOOT, 1..=2);
-    let mark = fs::read(folder.path().join("leases.mark")).unwrap();
-    let journal = Journal::open(folder.path(), BOOT).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    enter(directory.path(), BOOT, 1..=2);
+    let mark = fs::read(directory.path().join("leases.mark")).unwrap();
+    let journal = Journal::open(directory.path(), BOOT).unwrap();
     rewrite(&journal.path, BOOT, journal.state.clone()).unwrap();
-    assert_eq!(fs::read(folder.path().join("leases.mark")).unwrap(), mark);
-    assert_eq!(held(folder.path(), BOOT), ["c1", "c2"]);
+    assert_eq!(fs::read(directory.path().join("leases.mark")).unwrap(), mark);
+    assert_eq!(held(directory.path(), BOOT), ["c1", "c2"]);
 }
 
 #[test]
 fn leases_end_with_the_boot_that_they_were_given_in() {
-    let folder = tempfile::tempdir().unwrap();
-    enter(folder.path(), BOOT, 1..=3);
-    assert!(held(folder.path(), NEXT_BOOT).is_empty());
-    enter(folder.path(), NEXT_BOOT, [1]);
-    assert_eq!(held(folder.path(), NEXT_BOOT), ["c1"]);
+    let directory = tempfile::tempdir().unwrap();
+    enter(directory.path(), BOOT, 1..=3);
+    assert!(held(directory.path(), NEXT_BOOT).is_empty());
+    enter(directory.path(), NEXT_BOOT, [1]);
+    assert_eq!(held(directory.path(), NEXT_BOOT), ["c1"]);
 }
 
 #[test]
 fn a_journal_cut_by_a_power_failure_does_not_keep_the_node_from_starting() {
     for length in [0, 1, 40, 90] {
-        let folder = tempfile::tempdir().unwrap();
-        enter(folder.path(), BOOT, 1..=3);
-        let path = folder.path().join("leases");
+        let directory = tempfile::tempdir().unwrap();
+        enter(directory.path(), BOOT, 1..=3);
+        let path = directory.path().join("leases");
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..length]).unwrap();
-        assert!(held(folder.path(), NEXT_BOOT).is_empty());
-        enter(folder.path(), NEXT_BOOT, [7]);
-        assert_eq!(held(folder.path(), NEXT_BOOT), ["c7"]);
+        assert!(held(directory.path(), NEXT_BOOT).is_empty());
+        enter(directory.path(), NEXT_BOOT, [7]);
+        assert_eq!(held(directory.path(), NEXT_BOOT), ["c7"]);
     }
 }
 
 #[test]
 fn an_older_copy_of_the_journal_is_not_taken_for_the_present_one() {
-    let folder = tempfile::tempdir().unwrap();
-    enter(folder.path(), BOOT, [1]);
-    let path = folder.path().join("leases");
+    let directory = tempfile::tempdir().unwrap();
+    enter(directory.path(), BOOT, [1]);
+    let path = directory.path().join("leases");
     let old = fs::read(&path).unwrap();
-    let journal = Journal::open(folder.path(), BOOT).unwrap();
+    let journal = Journal::open(directory.path(), BOOT).unwrap();
     let (file, state) = rewrite(&journal.path, BOOT, journal.state.clone()).unwrap();
     Journal { file, state, ..journal }.write_mark().unwrap();
     fs::write(&path, old).unwrap();
-    assert!(Journal::open(folder.path(), BOOT).unwrap_err().message.contains("generation"));
+    assert!(Journal::open(directory.path(), BOOT).unwrap_err().message.contains("generation"));
 }
 
 proptest::proptest! {

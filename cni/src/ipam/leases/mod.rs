@@ -1,4 +1,8 @@
 //! Leases in memory, and the choice of the next address to lease.
+//!
+//! - `reserved`: addresses that no pod gets.
+
+mod reserved;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -7,13 +11,14 @@ use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
 
-use super::reserved::Reserved;
 use crate::request::Attachment;
 use crate::segment::{self, PodAddress};
 
+pub(crate) use self::reserved::{AddressRange, Reserved};
+
 /// A freed address is not leased again for so long while another one is free, seconds. Neighbours
 /// may still have its former owner's MAC address in their caches.
-pub(super) const COOL_DOWN_SECONDS: u64 = 60;
+pub(in crate::ipam) const COOL_DOWN_SECONDS: u64 = 60;
 
 /// What one attachment has leased.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +33,7 @@ pub(crate) struct Lease {
 
 /// All leases of the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Leases {
+pub(in crate::ipam) struct Leases {
     held: BTreeMap<Attachment, Lease>,
     /// The owner of each leased address. It ensures that no address has two.
     owners: HashMap<IpAddr, Attachment>,
@@ -40,18 +45,18 @@ pub(super) struct Leases {
 
 impl Leases {
     /// The lease of an attachment.
-    pub(super) fn get(&self, attachment: &Attachment) -> Option<&Lease> {
+    pub(in crate::ipam) fn get(&self, attachment: &Attachment) -> Option<&Lease> {
         self.held.get(attachment)
     }
 
     /// All leases.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Attachment, &Lease)> {
+    pub(in crate::ipam) fn iter(&self) -> impl Iterator<Item = (&Attachment, &Lease)> {
         self.held.iter()
     }
 
     /// Refuses a lease if the attachment has one already, or if another one has an address of the
     /// lease.
-    pub(super) fn check(&self, attachment: &Attachment, lease: &Lease) -> Result<(), String> {
+    pub(in crate::ipam) fn check(&self, attachment: &Attachment, lease: &Lease) -> Result<(), String> {
         if self.held.contains_key(attachment) {
             return Err(format!("{attachment} has two leases"));
         }
@@ -64,7 +69,7 @@ impl Leases {
     }
 
     /// Enters a lease, unless [`Self::check`] refuses it.
-    pub(super) fn insert(&mut self, attachment: Attachment, lease: Lease) -> Result<(), String> {
+    pub(in crate::ipam) fn insert(&mut self, attachment: Attachment, lease: Lease) -> Result<(), String> {
         self.check(&attachment, &lease)?;
         for address in &lease.addresses {
             self.owners.insert(*address, attachment.clone());
@@ -75,7 +80,7 @@ impl Leases {
     }
 
     /// Ends a lease. `now` is in seconds since the boot.
-    pub(super) fn remove(&mut self, attachment: &Attachment, now: u64) -> Option<Lease> {
+    pub(in crate::ipam) fn remove(&mut self, attachment: &Attachment, now: u64) -> Option<Lease> {
         let lease = self.held.remove(attachment)?;
         for address in &lease.addresses {
             self.owners.remove(address);
@@ -85,20 +90,20 @@ impl Leases {
     }
 
     /// Records when an address was freed.
-    pub(super) fn record_freed(&mut self, address: IpAddr, at: u64) {
+    pub(in crate::ipam) fn record_freed(&mut self, address: IpAddr, at: u64) {
         self.frees += 1;
         self.freed.insert(address, (at, self.frees));
     }
 
     /// Freed addresses with their times, the longest ago first.
-    pub(super) fn freed(&self) -> Vec<(IpAddr, u64)> {
+    pub(in crate::ipam) fn freed(&self) -> Vec<(IpAddr, u64)> {
         let mut all: Vec<_> = self.freed.iter().map(|(address, order)| (*order, *address)).collect();
         all.sort_unstable();
         all.into_iter().map(|((at, _), address)| (address, at)).collect()
     }
 
     /// How many addresses of a family these segments have, free and leased.
-    pub(super) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved, family: Family) -> Stock {
+    pub(in crate::ipam) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved, family: Family) -> Stock {
         let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
         let capacity = of_family().map(|segment| reserved.capacity(segment)).fold(0, u64::saturating_add);
         let leased =
@@ -111,7 +116,7 @@ impl Leases {
     /// The next address of a family to lease. It comes from the first segment that has an address
     /// which was never used or has cooled down. If none has, it is the address that was freed
     /// longest ago.
-    pub(super) fn next_address(
+    pub(in crate::ipam) fn next_address(
         &self,
         segments: &[IpNetwork],
         reserved: &Reserved,

@@ -1,0 +1,27 @@
+//! `edge-cni ingress` makes the table that decides what this host forwards, also while the agent's
+//! table does so. `edge-agent down` runs it before it removes its own table.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::config_file;
+use crate::error::{Code, Error, Result};
+use crate::forward_filter;
+use crate::ipam::StateDir;
+use crate::net::link::Links;
+use crate::net::veth;
+
+/// Keeps hosts outside from the attached pods, as the configuration in this file says. `table` in
+/// the result says whether the table was needed and made.
+pub(crate) fn ingress(path: &Path) -> Result<Value> {
+    let config = config_file::read(path)?;
+    let segments = StateDir::create(&config, veth::count_attached)?.lock()?.segments(&config)?.ok_or_else(|| {
+        Error::new(
+            Code::TryAgainLater,
+            "this node has no segment, so that it is not known which sources may reach pods; start edge-agent, or add `segments` to the configuration",
+        )
+    })?;
+    let made = forward_filter::recreate_beside_agents(&mut Links::open()?, &config, &segments)?;
+    Ok(json!({ "table": made }))
+}
