@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::state::{Endpoint, SaState, context, peer_span};
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
-use crate::sa::{Lifecycle, Profile, Task};
+use crate::sa::{Lifecycle, Profile, QueuedRequest};
 use crate::time::Instant;
 use crate::tunnel::Spi;
 
@@ -39,7 +39,7 @@ impl Endpoint {
         // `None` while a replacement is under way: one is enough.
         if child.rekey.take().is_some() {
             let owner = child.owner;
-            self.start_task(owner, Task::RekeyChild(id), now, env);
+            self.queue_request(owner, QueuedRequest::RekeyChild(id), now, env);
         }
         true
     }
@@ -76,7 +76,7 @@ impl Endpoint {
         let _span = peer_span(name).entered();
         let spi = self.peers.get(name).and_then(|peer| peer.sas.last().copied());
         if let Some(spi) = spi {
-            self.start_task(spi, Task::Liveness, now, env);
+            self.queue_request(spi, QueuedRequest::Liveness, now, env);
         }
         spi.is_some()
     }
@@ -134,12 +134,12 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn start_task(&mut self, spi: Spi, task: Task, now: Instant, env: &mut dyn Environment) {
+    pub(super) fn queue_request(&mut self, spi: Spi, request: QueuedRequest, now: Instant, env: &mut dyn Environment) {
         if let Some(SaState::Established(name, sa)) = self.sas.get_mut(&spi)
             && let Some(peer) = self.peers.get_mut(name)
         {
             let mut cx = context!(self, now, env);
-            sa.begin(task, &mut peer.tunnel, &mut cx);
+            sa.begin(request, &mut peer.tunnel, &mut cx);
         }
         self.schedule(spi);
     }

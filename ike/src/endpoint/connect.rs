@@ -76,7 +76,7 @@ impl Endpoint {
     }
 
     /// The peer has other addresses. New ones join a running attempt. A wait after a failure goes
-    /// on: the peer itself decides how often its addresses change and whose they are, and must not
+    /// on: the peer itself decides its addresses and how often they change, and must not
     /// make us send more.
     pub(super) fn addresses_changed(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name).filter(|peer| peer.should_initiate() && peer.sas.is_empty()) else {

@@ -359,7 +359,7 @@ impl Endpoint {
 }
 
 /// Of the peers with an identity: the peer with this identity and, if the initiator sent IDr, with
-/// our identity. Of several, one whose configuration has the remote address.
+/// our identity. Of several, the one that is configured with the remote address.
 fn find_peer<'a>(
     peers: impl Iterator<Item = &'a Peer>,
     identity: &Identity,

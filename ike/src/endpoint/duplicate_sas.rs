@@ -4,7 +4,7 @@ use super::state::{Endpoint, SaState, context};
 use crate::config::PeerName;
 use crate::environment::Environment;
 use crate::event::{ChildSa, DownReason, Event, PeerError};
-use crate::sa::{IkeSa, Lifecycle, Task};
+use crate::sa::{IkeSa, Lifecycle, QueuedRequest};
 use crate::time::Instant;
 use crate::tunnel::{Arrival, Spi};
 
@@ -70,7 +70,7 @@ impl Endpoint {
                 let lifetime = sa.profile().child_lifetime(&mut cx);
                 let id = peer.tunnel.add(child, spi, arrival, lifetime, now, cx.out);
                 if peer.tunnel.outbound() != Some(id) && duplicates.survivor.is_none() {
-                    sa.begin(Task::Liveness, &mut peer.tunnel, &mut cx);
+                    sa.begin(QueuedRequest::Liveness, &mut peer.tunnel, &mut cx);
                 }
                 peer.reset_backoff();
                 peer.last_error = None;

@@ -44,7 +44,7 @@ pub(super) enum SaState {
     InitiatorAuth(PeerName, Box<InitiatorAuth>),
     HalfOpen(Box<HalfOpen>, Instant),
     Established(PeerName, Box<IkeSa>),
-    /// The peer's authentication failed, and it is being told so.
+    /// The peer's authentication failed, and it is sent our refusal.
     Rejecting(Box<Channel>),
     /// Deleted. Until this time the last response is repeated if it was lost.
     Closed(LastResponse, Instant),

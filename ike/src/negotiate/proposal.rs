@@ -80,7 +80,7 @@ fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec
 }
 
 /// Chooses the best of our proposals among the peer's offers. `sent` is the key exchange method
-/// whose share came already: it is preferred to one that costs a round trip.
+/// of the share that came: it is preferred to one that costs a round trip.
 pub(crate) fn choose_ike<'a>(
     offers: &[Proposal],
     ours: impl IntoIterator<Item = &'a IkeProposal>,
@@ -122,7 +122,7 @@ pub(crate) enum ChildKeyExchange {
     /// CREATE_CHILD_SA: as configured. If we want forward secrecy, a peer that does not offer it is
     /// refused.
     Configured {
-        /// The method whose share came.
+        /// The method of the share that came.
         sent: Option<u16>,
     },
 }

@@ -80,7 +80,8 @@ struct InFlight {
 }
 
 /// The last response, kept until the next request (RFC 7296 2.1). A retransmitted request is
-/// recognized by its hash, so that nobody can have the response sent to another address.
+/// recognized by its hash, so a stranger cannot have the response
+/// sent to another address.
 #[derive(Debug)]
 pub(crate) struct LastResponse {
     request: [u8; 32],

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::channel::{Channel, LastResponse};
+use super::initiation::Initiation;
 use super::lifetime::Lifetime;
+use super::own_requests::{OutstandingRequest, QueuedRequest};
 use super::profile::Profile;
-use super::task::{PendingRequest, Task};
 use crate::crypto::IkeRole;
 use crate::deadlines::{Timer, Timers};
 use crate::event::{ChildId, DownReason, Event, IkeDetails, IkeId, PeerError};
@@ -21,27 +22,6 @@ use crate::tunnel::Tunnel;
 const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long an IKE SA may be without a CHILD_SA.
 const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Who began an IKE SA, and when its IKE_SA_INIT was sent or arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Initiation {
-    /// We are its initiator.
-    ByUs(Instant),
-    /// We are its responder.
-    ByPeer(Instant),
-}
-
-impl Initiation {
-    pub(crate) fn at(self) -> Instant {
-        match self {
-            Self::ByUs(at) | Self::ByPeer(at) => at,
-        }
-    }
-
-    pub(crate) fn by_us(self) -> bool {
-        matches!(self, Self::ByUs(_))
-    }
-}
 
 /// Where an IKE SA is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,10 +69,10 @@ pub(crate) struct IkeSa {
     pub(super) profile: Arc<Profile>,
     pub(super) details: IkeDetails,
     pub(super) lifecycle: Lifecycle,
-    pub(super) pending: Option<PendingRequest>,
+    pub(super) outstanding: Option<OutstandingRequest>,
     /// Requests to send when the window is free. None is queued twice, so there are a few at most
     /// for each of the `MAX_CHILDREN` CHILD_SAs.
-    pub(super) queue: VecDeque<Task>,
+    pub(super) queue: VecDeque<QueuedRequest>,
     initiation: Initiation,
     established: Instant,
     pub(super) lifetime: Lifetime,
@@ -124,7 +104,7 @@ impl IkeSa {
             profile,
             details,
             lifecycle: Lifecycle::Active,
-            pending: None,
+            outstanding: None,
             queue: VecDeque::new(),
             initiation,
             established: cx.now,
@@ -250,7 +230,8 @@ impl IkeSa {
     /// superseded itself, so is this one. Otherwise this one is active again, unless it is already
     /// being deleted.
     pub(crate) fn reinstate(&mut self, gone: IkeId, lifecycle: Lifecycle) {
-        let deleting = matches!(self.pending, Some(PendingRequest::DeleteIke)) || self.queue.contains(&Task::DeleteIke);
+        let deleting = matches!(self.outstanding, Some(OutstandingRequest::DeleteIke))
+            || self.queue.contains(&QueuedRequest::DeleteIke);
         if self.lifecycle != Lifecycle::Superseded(gone) {
             return;
         }
@@ -277,40 +258,40 @@ impl IkeSa {
     pub(crate) fn brings_child(&self) -> bool {
         self.is_closing()
             || self.create_child_at.is_some()
-            || self.queue.contains(&Task::CreateChild)
-            || matches!(self.pending, Some(PendingRequest::CreateChild(_) | PendingRequest::DeleteIke))
+            || self.queue.contains(&QueuedRequest::CreateChild)
+            || matches!(self.outstanding, Some(OutstandingRequest::CreateChild(_) | OutstandingRequest::DeleteIke))
     }
 
     /// Releases what is reserved. Gives the last response, to be repeated if it was lost.
     pub(crate) fn release(mut self, cx: &mut Context<'_>) -> Option<LastResponse> {
         self.release_queue(cx);
-        if let Some(pending) = self.pending.take() {
-            pending.release(&self.profile, cx);
+        if let Some(outstanding) = self.outstanding.take() {
+            outstanding.release(&self.profile, cx);
         }
         self.channel.into_last_response()
     }
 
     pub(super) fn release_queue(&mut self, cx: &mut Context<'_>) {
-        for task in std::mem::take(&mut self.queue) {
-            task.release(&self.profile, cx);
+        for request in std::mem::take(&mut self.queue) {
+            request.release(&self.profile, cx);
         }
     }
 
-    pub(super) fn enqueue(&mut self, task: Task) {
-        if !self.queue.contains(&task) {
-            self.queue.push_back(task);
+    pub(super) fn enqueue(&mut self, request: QueuedRequest) {
+        if !self.queue.contains(&request) {
+            self.queue.push_back(request);
         }
     }
 
-    /// Removes tasks about a CHILD_SA from the queue.
-    pub(super) fn drop_tasks_of(&mut self, id: ChildId) {
-        self.queue.retain(|task| !matches!(task, Task::RekeyChild(child) | Task::DeleteChild(child) if *child == id));
+    /// Removes requests about a CHILD_SA from the queue.
+    pub(super) fn drop_requests_of(&mut self, id: ChildId) {
+        self.queue.retain(|request| !matches!(request, QueuedRequest::RekeyChild(child) | QueuedRequest::DeleteChild(child) if *child == id));
     }
 
     /// Whether we are about to delete a CHILD_SA.
     pub(super) fn is_deleting(&self, id: ChildId) -> bool {
-        matches!(self.pending, Some(PendingRequest::DeleteChild(child)) if child == id)
-            || self.queue.contains(&Task::DeleteChild(id))
+        matches!(self.outstanding, Some(OutstandingRequest::DeleteChild(child)) if child == id)
+            || self.queue.contains(&QueuedRequest::DeleteChild(id))
     }
 
     /// The peer should delete something soon; if it does not, we do.
@@ -338,7 +319,7 @@ impl IkeSa {
     }
 
     pub(super) fn is_closing(&self) -> bool {
-        self.lifecycle != Lifecycle::Active || self.queue.contains(&Task::DeleteIke)
+        self.lifecycle != Lifecycle::Active || self.queue.contains(&QueuedRequest::DeleteIke)
     }
 
     pub(super) fn report(&self, error: PeerError, cx: &mut Context<'_>) {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::channel::{Channel, Incoming};
 use super::child::{NegotiatedChild, ReservedSpi};
 use super::failure::{self, IKE_AUTH};
-use super::ike_sa::{IkeSa, Initiation};
+use super::ike_sa::IkeSa;
 use super::init_transcript::InitTranscript;
+use super::initiation::Initiation;
 use super::profile::Profile;
 use crate::auth::Presented;
 use crate::event::{ChildSa, IkeDetails, PeerCertificate, PeerError, PeerErrorKind};
@@ -158,8 +159,8 @@ impl InitiatorAuth {
         AuthStep::Up { sa: Box::new(IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx)), child }
     }
 
-    /// How the peer authenticated, and its certificate. The error says whether the peer must be
-    /// told.
+    /// How the peer authenticated, and its certificate. The error says whether the peer is
+    /// to be sent our refusal.
     fn verify(
         &self,
         payloads: &Payloads,

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::failure::{self, IKE_AUTH};
-use super::ike_sa::Initiation;
+use super::initiation::Initiation;
 use super::profile::Profile;
 use crate::auth::AuthError;
 use crate::event::{PeerError, PeerErrorKind};

@@ -8,28 +8,28 @@
 
 mod channel;
 mod child;
-mod established;
 mod exchange;
 pub(crate) mod failure;
 mod ike_sa;
 mod init_transcript;
+mod initiation;
 mod initiator_auth;
 mod initiator_init;
 mod lifetime;
+mod own_requests;
 mod path;
 mod profile;
 mod rekey_collision;
 mod responder;
 mod retransmission;
-mod task;
 
 pub(crate) use channel::{Channel, LastResponse};
 pub(crate) use ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 pub(crate) use initiator_auth::{AuthStep, InitiatorAuth};
 pub(crate) use initiator_init::{AuthTurn, InitStep, InitiatorInit};
+pub(crate) use own_requests::QueuedRequest;
 pub(crate) use profile::Profile;
 pub(crate) use responder::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy};
-pub(crate) use task::Task;
 
 #[cfg(test)]
 mod tests;

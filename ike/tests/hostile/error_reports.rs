@@ -124,7 +124,7 @@ fn those_who_guess_secrets_do_not_fill_the_log() {
     assert_eq!(world.errors.len(), 16);
     world.wait(Duration::from_secs(2));
     Hostile::establish_by(b"a guess", &mut world, false);
-    assert_eq!(world.errors.len(), 17, "later ones are told again");
+    assert_eq!(world.errors.len(), 17, "later ones are reported again");
     assert!(world.endpoint.snapshot()[0].last_error.is_some());
 }
 

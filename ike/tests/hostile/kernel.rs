@@ -50,7 +50,7 @@ impl Kernel {
                 }
             }
             Event::OutboundSwitch { peer, old, new } => {
-                assert!(self.inbound.contains(&new.inbound_spi), "the new SA was told of before");
+                assert!(self.inbound.contains(&new.inbound_spi), "an earlier event installed the new SA");
                 let before = self.outbound.insert(peer.clone(), new.id);
                 assert_eq!(before, Some(*old), "what is switched from is what is sent with");
             }

@@ -168,7 +168,7 @@ pub struct ReportedErrors(Vec<PeerError>);
 impl ReportedErrors {
     /// Checks that there are errors, and that all are of this kind and contain all of these words.
     pub fn is(&self, kind: PeerErrorKind, words: &[&str]) {
-        assert!(!self.0.is_empty(), "nothing was told");
+        assert!(!self.0.is_empty(), "nothing was reported");
         for error in &self.0 {
             assert_eq!(error.kind, kind, "{error}");
             let text = error.to_string();

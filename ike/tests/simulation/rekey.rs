@@ -164,7 +164,7 @@ fn both_ends_replacing_their_ike_sa_at_once_leave_one_and_no_gap() {
 }
 
 #[test]
-fn an_ike_sa_is_made_anew_by_itself_when_it_grows_old() {
+fn an_ike_sa_is_replaced_by_itself_when_it_grows_old() {
     let mut pair = connected(1, LinkQuality::RELIABLE, |config| config.timing.ike_lifetime = 30 * SECOND);
     pair.traffic(100 * SECOND);
     let replaced = |event: &Event| matches!(event, Event::IkeReplaced { .. });

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::event::ChildId;
-use crate::sa::Task;
+use crate::sa::QueuedRequest;
 use crate::wire::{ExchangeType, Header};
 
 fn is_request(transmit: &Transmit, exchange: ExchangeType) -> bool {
@@ -17,7 +17,7 @@ fn children(pair: &Pair, us: usize) -> Vec<ChildId> {
 /// Queues a DELETE for a CHILD_SA at one end.
 fn delete_child(pair: &mut Pair, us: usize, id: ChildId) {
     let spi = pair.ends[us].endpoint.peers.values().next().unwrap().sas[0];
-    pair.call(us, |endpoint, now, env| endpoint.start_task(spi, Task::DeleteChild(id), now, env));
+    pair.call(us, |endpoint, now, env| endpoint.queue_request(spi, QueuedRequest::DeleteChild(id), now, env));
 }
 
 fn assert_not_stranded(pair: &Pair) {

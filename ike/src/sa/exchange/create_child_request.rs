@@ -10,7 +10,7 @@ use crate::output::Context;
 use crate::sa::child::{NegotiatedChild, ReservedSpi};
 use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
-use crate::sa::task::{CreateChildRequest, PendingRequest, Task};
+use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest};
 use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
@@ -25,7 +25,7 @@ pub(super) fn begin(
     group: Option<Group>,
     tunnel: &mut Tunnel,
     cx: &mut Context<'_>,
-) -> Option<PendingRequest> {
+) -> Option<OutstandingRequest> {
     let me = sa.spi();
     match old {
         // It is gone, or the peer has replaced it.
@@ -60,7 +60,7 @@ pub(super) fn begin(
     payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(&config.child.remote)));
     sa.channel.request(ExchangeType::CreateChildSa, &payloads, cx);
     let request = CreateChildRequest { old, inbound, nonce, key, group_changed, collision: None };
-    Some(PendingRequest::CreateChild(Box::new(request)))
+    Some(OutstandingRequest::CreateChild(Box::new(request)))
 }
 
 /// Installs the CHILD_SA of the response, or handles its error.
@@ -79,7 +79,7 @@ pub(super) fn finish(
         Ok(accepted) => accepted,
         Err(error) => {
             // The peer has installed it, and we cannot use it.
-            sa.enqueue(Task::DeleteUnused(inbound));
+            sa.enqueue(QueuedRequest::DeleteUnused(inbound));
             sa.report(error, cx);
             let wait = sa.profile.config.timing.retry_max;
             sa.retry_child_later(old, wait, tunnel, cx);
@@ -93,7 +93,7 @@ pub(super) fn finish(
                 inbound.release(&sa.profile, cx);
                 return SaStep::Continue;
             }
-            sa.enqueue(Task::DeleteUnused(inbound));
+            sa.enqueue(QueuedRequest::DeleteUnused(inbound));
             return SaStep::Continue;
         }
         if let Some(other) = tunnel.live_mut(collision.peers_child) {
@@ -111,7 +111,7 @@ pub(super) fn finish(
     let lifetime = sa.profile.child_lifetime(cx);
     tunnel.add(new, me, arrival, lifetime, cx.now, cx.out);
     for id in replaced.into_iter().chain(superfluous).filter(|_| !mutation!("replaced_child_not_deleted")) {
-        sa.enqueue(Task::DeleteChild(id));
+        sa.enqueue(QueuedRequest::DeleteChild(id));
     }
     sa.schedule_cleanup(cx.now);
     SaStep::Continue
@@ -143,7 +143,7 @@ fn refused(
             let offered = |group: &Group| sa.profile.config.child.proposals.iter().any(|p| p.groups.contains(group));
             let group = notify.data_u16().and_then(Group::from_number).filter(offered);
             match group {
-                Some(group) => sa.pending = begin(sa, old, Some(group), tunnel, cx),
+                Some(group) => sa.outstanding = begin(sa, old, Some(group), tunnel, cx),
                 None => {
                     sa.report(failure::notified(CREATE_CHILD_SA, notify.kind, &sa.profile.config), cx);
                     sa.retry_child_later(old, timing.retry_max, tunnel, cx);

@@ -10,8 +10,8 @@ use crate::output::Context;
 use crate::sa::child::{NegotiatedChild, ReservedSpi};
 use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
+use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::sa::rekey_collision::RekeyCollision;
-use crate::sa::task::{PendingRequest, Task};
 use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
@@ -20,7 +20,7 @@ use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Pay
 const MAX_CHILDREN: usize = 4;
 
 /// Answers a CREATE_CHILD_SA request, for a CHILD_SA or for the IKE SA.
-pub(in crate::sa) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
+pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
     let rekeys_ike =
         payloads.proposals().is_ok_and(|offers| offers.iter().any(|offer| offer.protocol == Protocol::Ike));
     if rekeys_ike {
@@ -135,19 +135,19 @@ fn add_child_of_peer(
     let lifetime = sa.profile.child_lifetime(cx);
     let arrival = old.map_or(Arrival::Waiting, Arrival::RekeyedByPeer);
     let new = tunnel.add(new, me, arrival, lifetime, cx.now, cx.out);
-    if let Some(PendingRequest::CreateChild(ours)) = &mut sa.pending
+    if let Some(OutstandingRequest::CreateChild(ours)) = &mut sa.outstanding
         && ours.old == old
     {
         ours.collision = Some(RekeyCollision::new(new, nonces));
     }
     if let Some(old) = old {
-        sa.drop_tasks_of(old);
+        sa.drop_requests_of(old);
         if let Some(child) = tunnel.live_mut(old) {
             child.rekey = None;
         }
     }
     if let Some(old) = old.filter(|_| mutation!("responder_deletes_replaced")) {
-        sa.enqueue(Task::DeleteChild(old));
+        sa.enqueue(QueuedRequest::DeleteChild(old));
     }
     sa.create_child_at = None;
     sa.schedule_cleanup(cx.now);

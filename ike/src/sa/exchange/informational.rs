@@ -4,7 +4,7 @@ use crate::event::{ChildId, DownReason};
 use crate::output::Context;
 use crate::sa::failure::{self, INFORMATIONAL};
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
-use crate::sa::task::{PendingRequest, Task};
+use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::tunnel::Tunnel;
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
 
@@ -19,7 +19,7 @@ pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, tunnel: &mut Tunnel, cx: &mut
 }
 
 /// Answers an INFORMATIONAL request.
-pub(in crate::sa) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
+pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
     let mut answer = Payloads::new();
     let mut step = SaStep::Continue;
     let mut ours = Vec::new();
@@ -50,12 +50,13 @@ pub(in crate::sa) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tu
 /// request (RFC 7296 1.4.1).
 fn child_deleted(sa: &mut IkeSa, spi: u32, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Option<u32> {
     let id = tunnel.by_outbound_spi(sa.spi(), spi)?;
-    let crossing = matches!(sa.pending, Some(PendingRequest::DeleteChild(pending)) if pending == id);
-    sa.drop_tasks_of(id);
+    let crossing = matches!(sa.outstanding, Some(OutstandingRequest::DeleteChild(pending)) if pending == id);
+    sa.drop_requests_of(id);
     let alone = tunnel.ids_of(sa.spi()).len() == 1;
     let reason = if alone { DownReason::DeletedByPeer } else { DownReason::Replaced };
     tunnel.retire(id, sa.profile.config.timing.linger, reason, cx.now, cx.out);
-    let coming = matches!(sa.pending, Some(PendingRequest::CreateChild(_))) || sa.queue.contains(&Task::CreateChild);
+    let coming = matches!(sa.outstanding, Some(OutstandingRequest::CreateChild(_)))
+        || sa.queue.contains(&QueuedRequest::CreateChild);
     if alone && !coming {
         sa.last_child_deleted(cx);
     }

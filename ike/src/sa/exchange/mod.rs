@@ -2,6 +2,7 @@
 //! interleave: our request and the peer's may be under way at the same time and concern the same
 //! CHILD_SA.
 //!
+//! - `established`: gives messages to the exchanges, sends queued requests, keeps deadlines.
 //! - `request`: begins what is queued, and takes the peer's responses.
 //! - `create_child_request`, `create_child_response`: CREATE_CHILD_SA for CHILD_SAs from either
 //!   end.
@@ -11,10 +12,7 @@
 mod create_child_request;
 mod create_child_response;
 mod error_response;
+mod established;
 mod informational;
 mod rekey_ike;
 mod request;
-
-pub(super) use create_child_response::answer as answer_create_child_sa;
-pub(super) use informational::answer as answer_informational;
-pub(super) use request::{begin, finish};

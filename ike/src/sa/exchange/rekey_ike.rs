@@ -9,8 +9,9 @@ use crate::negotiate;
 use crate::output::Context;
 use crate::sa::channel::Channel;
 use crate::sa::failure::{self, CREATE_CHILD_SA};
-use crate::sa::ike_sa::{IkeSa, Initiation, Lifecycle, SaStep};
-use crate::sa::task::PendingRequest;
+use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
+use crate::sa::initiation::Initiation;
+use crate::sa::own_requests::OutstandingRequest;
 use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
@@ -41,7 +42,7 @@ fn negotiate(
 ) -> Result<(Box<IkeSa>, Payloads), ErrorResponse> {
     // RFC 7296 2.25.2: refused while CHILD_SAs are being made or deleted on it, and when it is
     // about to go.
-    let quiet = matches!(sa.pending, None | Some(PendingRequest::Liveness)) && sa.queue.is_empty();
+    let quiet = matches!(sa.outstanding, None | Some(OutstandingRequest::Liveness)) && sa.queue.is_empty();
     if !(quiet || mutation!("ike_rekeyed_while_busy")) || sa.lifecycle != Lifecycle::Active {
         return Err((Notify::new(NotifyType::TemporaryFailure), None));
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::event::DownReason;
-use crate::sa::Task;
+use crate::sa::QueuedRequest;
 use crate::wire::{NotifyType, Payload, PayloadType};
 
 /// A vendor ID that does not fit one small fragment.
@@ -29,7 +29,7 @@ fn an_answer_that_cannot_be_read_ends_the_ike_sa_and_the_peer_is_told() {
         [(ExchangeType::Informational, malformed), (ExchangeType::CreateChildSa, Payloads::new())]
     {
         let mut peer = Established::new();
-        peer.step(|sa, tunnel, cx| sa.begin(Task::Liveness, tunnel, cx));
+        peer.step(|sa, tunnel, cx| sa.begin(QueuedRequest::Liveness, tunnel, cx));
         let step = peer.respond(exchange, 0, &payloads);
         assert!(matches!(step, SaStep::End(DownReason::Failed, _)), "{step:?}");
     }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::channel::Channel;
-use super::ike_sa::{IkeSa, Initiation, SaStep};
+use super::ike_sa::{IkeSa, SaStep};
+use super::initiation::Initiation;
 use super::path::Path;
 use super::profile::Profile;
 use crate::config::{Aead, Auth, ChildConfig, Group, IkeProposal, PeerConfig, PeerName, Prf, Timing};

@@ -10,7 +10,7 @@ use crate::wire::ExchangeType;
 
 /// A request to send when the window is free.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Task {
+pub(crate) enum QueuedRequest {
     /// An empty INFORMATIONAL request (RFC 7296 2.4).
     Liveness,
     /// Make a CHILD_SA where there is none.
@@ -29,7 +29,7 @@ pub(crate) enum Task {
 
 /// Our request that is under way.
 #[derive(Debug)]
-pub(super) enum PendingRequest {
+pub(super) enum OutstandingRequest {
     Liveness,
     CreateChild(Box<CreateChildRequest>),
     DeleteChild(ChildId),
@@ -54,7 +54,7 @@ pub(super) struct CreateChildRequest {
     pub(super) collision: Option<RekeyCollision>,
 }
 
-impl Task {
+impl QueuedRequest {
     /// Releases what is reserved.
     pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         if let Self::DeleteUnused(reserved) = self {
@@ -63,7 +63,7 @@ impl Task {
     }
 }
 
-impl PendingRequest {
+impl OutstandingRequest {
     /// The exchange type in the header of its request and response.
     pub(super) fn exchange(&self) -> ExchangeType {
         match self {

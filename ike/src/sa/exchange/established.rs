@@ -4,14 +4,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::channel::Incoming;
-use super::exchange;
-use super::failure::{self, INFORMATIONAL};
-use super::ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
-use super::task::{PendingRequest, Task};
+use super::{create_child_response, informational, request};
 use crate::deadlines::Timer;
 use crate::event::{DownReason, Event, IkeId, PeerError, PeerErrorKind};
 use crate::output::Context;
+use crate::sa::channel::Incoming;
+use crate::sa::failure::{self, INFORMATIONAL};
+use crate::sa::ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
+use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::time::Instant;
 use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payload, Payloads};
@@ -49,9 +49,9 @@ impl IkeSa {
         // Nothing more is sent on an IKE SA that is gone.
         if !matches!(step, SaStep::Closed(_)) {
             if self.channel.probe_candidate(cx) && self.queue.is_empty() {
-                self.enqueue(Task::Liveness);
+                self.enqueue(QueuedRequest::Liveness);
             }
-            self.start_queued_tasks(tunnel, cx);
+            self.send_queued(tunnel, cx);
         }
         step
     }
@@ -59,7 +59,7 @@ impl IkeSa {
     /// Does what is due.
     pub(crate) fn handle_timeout(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
         let mut step = SaStep::Continue;
-        // start_queued_tasks() sets the timers again.
+        // send_queued() sets the timers again.
         while let Some(timer) = self.timers.expired(cx.now) {
             match timer {
                 Timer::Retransmit => {
@@ -94,14 +94,14 @@ impl IkeSa {
             }
             self.rekey_due(tunnel, cx.now);
         }
-        self.start_queued_tasks(tunnel, cx);
+        self.send_queued(tunnel, cx);
         step
     }
 
-    /// Queues a task, and begins it at once if the window is free.
-    pub(crate) fn begin(&mut self, task: Task, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
-        self.enqueue(task);
-        self.start_queued_tasks(tunnel, cx);
+    /// Queues a request, and sends it at once if the window is free.
+    pub(crate) fn begin(&mut self, request: QueuedRequest, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+        self.enqueue(request);
+        self.send_queued(tunnel, cx);
     }
 
     /// Another IKE SA has replaced this one. If we began the other one, we delete this one now.
@@ -118,14 +118,14 @@ impl IkeSa {
     /// Sends DELETE for the IKE SA, once the window is free.
     pub(crate) fn delete(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         self.release_queue(cx);
-        self.begin(Task::DeleteIke, tunnel, cx);
+        self.begin(QueuedRequest::DeleteIke, tunnel, cx);
     }
 
     /// As [`Self::delete`], after it was reported down.
     pub(crate) fn delete_reported_down(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Deleting;
-        if let Some(pending) = self.pending.replace(PendingRequest::Abandoned) {
-            pending.release(&self.profile, cx);
+        if let Some(outstanding) = self.outstanding.replace(OutstandingRequest::Abandoned) {
+            outstanding.release(&self.profile, cx);
         }
         self.delete(tunnel, cx);
     }
@@ -143,7 +143,7 @@ impl IkeSa {
             self.channel.resend(cx);
             self.set_timers(cx.now);
         } else if self.channel.path.nat_local {
-            self.begin(Task::Liveness, tunnel, cx);
+            self.begin(QueuedRequest::Liveness, tunnel, cx);
         }
         self.channel.path.nat_local
     }
@@ -164,8 +164,8 @@ impl IkeSa {
         cx: &mut Context<'_>,
     ) -> SaStep {
         match exchange {
-            ExchangeType::Informational => exchange::answer_informational(self, payloads, tunnel, cx),
-            ExchangeType::CreateChildSa => exchange::answer_create_child_sa(self, payloads, tunnel, cx),
+            ExchangeType::Informational => informational::answer(self, payloads, tunnel, cx),
+            ExchangeType::CreateChildSa => create_child_response::answer(self, payloads, tunnel, cx),
             // IKE_AUTH is over, and we announced no other exchanges. Without an answer the peer
             // would send its request again and again and then give up the IKE SA (RFC 7296 2.1,
             // 2.21.3).
@@ -195,22 +195,24 @@ impl IkeSa {
         tunnel: &mut Tunnel,
         cx: &mut Context<'_>,
     ) -> SaStep {
-        let Some(pending) = self.pending.take() else {
+        let Some(outstanding) = self.outstanding.take() else {
             return SaStep::Continue;
         };
         // A response that cannot be understood: the ends may have different states, so the IKE SA
         // ends, and the peer is sent DELETE.
         match payloads {
-            _ if matches!(pending, PendingRequest::Abandoned) => SaStep::Continue,
-            Ok(payloads) if exchange == pending.exchange() => exchange::finish(pending, self, &payloads, tunnel, cx),
+            _ if matches!(outstanding, OutstandingRequest::Abandoned) => SaStep::Continue,
+            Ok(payloads) if exchange == outstanding.exchange() => {
+                request::finish(outstanding, self, &payloads, tunnel, cx)
+            }
             Ok(_) => {
-                let detail = format!("expected an answer to {}, got one to {exchange}", pending.exchange());
-                pending.release(&self.profile, cx);
+                let detail = format!("expected an answer to {}, got one to {exchange}", outstanding.exchange());
+                outstanding.release(&self.profile, cx);
                 let kind = PeerErrorKind::Protocol;
                 SaStep::End(DownReason::Failed, PeerError::new(INFORMATIONAL, kind, detail))
             }
             Err(error) => {
-                pending.release(&self.profile, cx);
+                outstanding.release(&self.profile, cx);
                 SaStep::End(DownReason::Failed, failure::invalid(exchange_name(exchange), error))
             }
         }
@@ -222,11 +224,11 @@ impl IkeSa {
             .max_by_key(|(_, child)| (!child.redundant, child.established))
             .map(|(id, _)| id);
         let Some(best) = best.filter(|_| self.lifecycle == Lifecycle::Active) else {
-            self.enqueue(Task::DeleteIke);
+            self.enqueue(QueuedRequest::DeleteIke);
             return;
         };
         for id in tunnel.ids_of(self.spi()).into_iter().filter(|id| *id != best) {
-            self.enqueue(Task::DeleteChild(id));
+            self.enqueue(QueuedRequest::DeleteChild(id));
         }
     }
 
@@ -237,8 +239,8 @@ impl IkeSa {
         let over: Vec<_> = tunnel.children_of(me).filter(|(_, child)| child.end <= cx.now).map(|(id, _)| id).collect();
         for id in &over {
             tunnel.remove_at_once(*id, DownReason::Expired, cx.out);
-            self.drop_tasks_of(*id);
-            self.enqueue(Task::DeleteRemoved(*id));
+            self.drop_requests_of(*id);
+            self.enqueue(QueuedRequest::DeleteRemoved(*id));
             let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";
             self.report(PeerError::new(failure::CREATE_CHILD_SA, PeerErrorKind::Expired, detail.to_owned()), cx);
         }
@@ -255,12 +257,12 @@ impl IkeSa {
                 && child.rekey.is_some_and(|at| at <= now)
             {
                 child.rekey = None;
-                self.enqueue(Task::RekeyChild(id));
+                self.enqueue(QueuedRequest::RekeyChild(id));
             }
         }
         if self.create_child_at.is_some_and(|at| at <= now) {
             self.create_child_at = None;
-            self.enqueue(Task::CreateChild);
+            self.enqueue(QueuedRequest::CreateChild);
         }
     }
 
@@ -279,17 +281,17 @@ impl IkeSa {
         self.channel.forget_stale_fragments(cx.now);
         let silent = self.channel.last_received + self.channel.timing.liveness <= cx.now;
         if silent && !self.channel.busy() && self.queue.is_empty() {
-            self.enqueue(Task::Liveness);
+            self.enqueue(QueuedRequest::Liveness);
         }
     }
 
     /// Begins what is queued, if the window is free.
-    fn start_queued_tasks(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    fn send_queued(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         while !self.channel.busy() {
-            let Some(task) = self.queue.pop_front() else {
+            let Some(queued) = self.queue.pop_front() else {
                 break;
             };
-            self.pending = exchange::begin(task, self, tunnel, cx);
+            self.outstanding = request::begin(queued, self, tunnel, cx);
         }
         self.ensure_child(tunnel, cx);
         self.set_timers(cx.now);

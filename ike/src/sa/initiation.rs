@@ -1,0 +1,24 @@
+//! Which end began an IKE SA.
+
+use crate::time::Instant;
+
+/// Who began an IKE SA, and when its IKE_SA_INIT was sent or arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Initiation {
+    /// We are its initiator.
+    ByUs(Instant),
+    /// We are its responder.
+    ByPeer(Instant),
+}
+
+impl Initiation {
+    pub(crate) fn at(self) -> Instant {
+        match self {
+            Self::ByUs(at) | Self::ByPeer(at) => at,
+        }
+    }
+
+    pub(crate) fn by_us(self) -> bool {
+        matches!(self, Self::ByUs(_))
+    }
+}
