@@ -99,7 +99,7 @@ impl Forwarding {
             }
         }
         self.noted = [false; 2];
-        for folder in &self.folders {
+        for folder in &self.directories {
             match fs::remove_file(folder.join(FORWARDING_FILE)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
