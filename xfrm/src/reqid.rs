@@ -26,6 +26,10 @@ impl Reqid {
     /// Tags blocks. No SA ever has it.
     pub const BLOCK: Reqid = Reqid(FIRST_REQID + TUNNELS);
 
+    /// Inbound SAs of all hubs, and the policies for what comes from hubs. Several hubs front the
+    /// same networks, and the kernel keeps one policy for packets from there.
+    pub const FROM_HUBS: Reqid = Reqid(FIRST_REQID + TUNNELS + 1);
+
     /// The reqid of tunnel number `n`, below [`TUNNELS`]. Keep it as long as the peer exists,
     /// across rekeys and moves.
     pub const fn tunnel(n: u32) -> Option<Reqid> {

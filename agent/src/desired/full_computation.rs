@@ -5,17 +5,18 @@ use std::collections::btree_map::Entry;
 
 use edge_ike::PeerName;
 use edge_xfrm::policy::PolicyKey;
-use edge_xfrm::{Policy, Reqid, guard};
+use edge_xfrm::{Policy, guard};
 
-use super::{Desired, Tunnel, TunnelEnds, tunnel_policies};
+use super::{Desired, PeerReqids, Standing, Tunnel, TunnelEnds, tunnel_policies};
 
 /// The desired policies of the guard and the tunnels, and the errors of those that are impossible.
-/// If two peers may take the same packets (two hubs that front the same networks), the one whose
-/// tunnel is up does, else the one whose name comes first.
+/// If two peers may take the same packets (two hubs that front the same networks), the one with the
+/// best standing does, of equals the one whose name comes first.
 pub(super) fn desired_policies(
     desired: &Desired,
-    reqids: impl Fn(&PeerName) -> Option<Reqid>,
+    reqids: impl Fn(&PeerName) -> Option<PeerReqids>,
     ends: impl Fn(&PeerName) -> Option<TunnelEnds>,
+    standing: impl Fn(&PeerName) -> Standing,
 ) -> (BTreeMap<PolicyKey, Policy>, Vec<String>) {
     let mut policies = BTreeMap::new();
     let mut problems = Vec::new();
@@ -23,9 +24,9 @@ pub(super) fn desired_policies(
         Ok(guards) => policies.extend(guards.into_iter().map(|policy| (policy.key(), policy))),
         Err(error) => problems.push(error.to_string()),
     }
-    let mut tunnels: Vec<(&Tunnel, Reqid, Option<TunnelEnds>)> =
+    let mut tunnels: Vec<(&Tunnel, PeerReqids, Option<TunnelEnds>)> =
         desired.tunnels.iter().filter_map(|(name, tunnel)| Some((&**tunnel, reqids(name)?, ends(name)))).collect();
-    tunnels.sort_by_key(|(_, _, ends)| !ends.as_ref().is_some_and(|ends| ends.up));
+    tunnels.sort_by_key(|(tunnel, ..)| standing(&tunnel.peer.name));
     for (tunnel, reqid, ends) in &tunnels {
         let (of_tunnel, refused) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, *reqid, ends.as_ref());
         for policy in of_tunnel {

@@ -6,8 +6,8 @@ mod full_computation;
 mod policies;
 mod policy_table;
 
-pub use policies::{PermittedTraffic, TunnelEnds, tunnel_policies};
-pub use policy_table::PolicyTable;
+pub use policies::{PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
+pub use policy_table::{PolicyTable, Standing};
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -70,6 +70,8 @@ pub struct Tunnel {
     pub origin: Origin,
     /// Traffic that may pass.
     pub permitted: PermittedTraffic,
+    /// Whether the peer is a hub of the view.
+    pub hub: bool,
 }
 
 /// Source of a tunnel.
@@ -115,8 +117,12 @@ impl Desired {
     ) -> Self {
         let mut desired = Self { complete: config.controller.is_none() || membership.is_some(), ..Self::default() };
         for peer in static_peers {
-            let tunnel =
-                Tunnel { peer: peer.clone(), origin: Origin::Configuration, permitted: PermittedTraffic::Negotiated };
+            let tunnel = Tunnel {
+                peer: peer.clone(),
+                origin: Origin::Configuration,
+                permitted: PermittedTraffic::Negotiated,
+                hub: false,
+            };
             desired.tunnels.insert(peer.name.clone(), Arc::new(tunnel));
             desired.static_networks.extend(routable_networks(peer, static_peers));
         }
@@ -225,6 +231,7 @@ impl Desired {
             peer: peer_config(config, membership, peer, &name),
             origin: Origin::View,
             permitted: PermittedTraffic::Granted { local, remote },
+            hub: peer.role == Role::Hub,
         };
         self.add_tunnel(peer, Arc::new(tunnel));
     }

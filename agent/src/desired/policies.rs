@@ -21,6 +21,17 @@ pub enum PermittedTraffic {
     Negotiated,
 }
 
+/// The reqids of a peer's SAs and policies. They differ for hubs: the policies for what comes from
+/// a hub accept the SAs of each hub, because several may front the same networks, and nodes switch
+/// between them at different moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerReqids {
+    /// Of outbound SAs and policies. No two peers share it.
+    pub outbound: Reqid,
+    /// Of inbound SAs and policies: [`Reqid::FROM_HUBS`], or that of the outbound ones.
+    pub inbound: Reqid,
+}
+
 /// The ends of a tunnel, and the selectors that were negotiated last. They are kept while the
 /// tunnel is down, so that its packets wait or are dropped, but never leave in clear.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,11 +54,11 @@ pub struct TunnelEnds {
 pub fn tunnel_policies(
     tunnel: &Tunnel,
     ranges: &[IpNetwork],
-    reqid: Reqid,
+    reqids: PeerReqids,
     ends: Option<&TunnelEnds>,
 ) -> (Vec<Policy>, Vec<String>) {
     let (mut policies, mut problems) = (Vec::new(), Vec::new());
-    for policy in all_policies(tunnel, ranges, reqid, ends) {
+    for policy in all_policies(tunnel, ranges, reqids, ends) {
         match policy {
             Ok(policy) => policies.push(policy),
             Err(error) => problems.push(format!("peer {}: {error}", tunnel.peer.name)),
@@ -65,21 +76,21 @@ const FORGED_SOURCE: u32 = 26_000;
 fn all_policies(
     tunnel: &Tunnel,
     ranges: &[IpNetwork],
-    reqid: Reqid,
+    reqids: PeerReqids,
     ends: Option<&TunnelEnds>,
 ) -> Vec<edge_xfrm::Result<Policy>> {
     match (&tunnel.permitted, ends) {
         (PermittedTraffic::Granted { local, remote }, _) => {
-            let mut policies = granted_policies(local, remote, reqid, ends);
+            let mut policies = granted_policies(local, remote, reqids, ends);
             if let Some(ends) = ends {
                 for remote in remote {
-                    policies.extend(any_source_policies(ranges, *remote, reqid, ends));
+                    policies.extend(any_source_policies(ranges, *remote, reqids.outbound, ends));
                 }
             }
             policies
         }
         (PermittedTraffic::Negotiated, Some(ends)) => {
-            granted_policies(&ends.local_selectors, &ends.remote_selectors, reqid, Some(ends))
+            granted_policies(&ends.local_selectors, &ends.remote_selectors, reqids, Some(ends))
         }
         (PermittedTraffic::Negotiated, None) => vec![],
     }
@@ -88,7 +99,7 @@ fn all_policies(
 fn granted_policies(
     local: &[IpNetwork],
     remote: &[IpNetwork],
-    reqid: Reqid,
+    reqids: PeerReqids,
     ends: Option<&TunnelEnds>,
 ) -> Vec<edge_xfrm::Result<Policy>> {
     let mut policies = Vec::new();
@@ -102,10 +113,10 @@ fn granted_policies(
                 }
             };
             let inward = outward.reversed();
-            policies.push(Ok(Policy::protect_in(Direction::In, inward, reqid)));
-            policies.push(Ok(Policy::protect_in(Direction::Fwd, inward, reqid)));
+            policies.push(Ok(Policy::protect_in(Direction::In, inward, reqids.inbound)));
+            policies.push(Ok(Policy::protect_in(Direction::Fwd, inward, reqids.inbound)));
             if let Some(ends) = ends {
-                policies.push(Ok(Policy::protect_out(outward, reqid, ends.local, ends.remote)));
+                policies.push(Ok(Policy::protect_out(outward, reqids.outbound, ends.local, ends.remote)));
             }
         }
     }

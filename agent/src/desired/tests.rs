@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use edge_ike::Secret;
 use edge_types::view::{AddressSource, NodeAddress, SegmentPrefix};
-use edge_xfrm::{Action, Reqid};
+use edge_xfrm::{Action, Direction, Reqid};
 
 use super::full_computation::desired_policies;
 use super::*;
@@ -54,6 +54,15 @@ pub(crate) fn config(text: &str) -> Config {
 
 fn reqid(name: &PeerName) -> Option<Reqid> {
     Reqid::tunnel(u32::from(name.as_str().as_bytes()[name.as_str().len() - 1]))
+}
+
+fn reqids(name: &PeerName) -> Option<PeerReqids> {
+    let outbound = reqid(name)?;
+    Some(PeerReqids { outbound, inbound: if name.as_str().starts_with("hub") { Reqid::FROM_HUBS } else { outbound } })
+}
+
+fn all_up(_: &PeerName) -> Standing {
+    Standing::Up
 }
 
 fn up(_: &PeerName) -> Option<TunnelEnds> {
@@ -149,7 +158,7 @@ fn certificates_that_the_view_revokes_are_not_accepted() {
 #[test]
 fn policies_go_from_exactly_our_segments_to_exactly_the_peers_networks_and_back() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, problems) = desired_policies(&desired, reqid, up);
+    let (policies, problems) = desired_policies(&desired, reqids, up, all_up);
     assert!(problems.is_empty());
     assert_eq!(
         lines(&policies, "out 10.77.1"),
@@ -166,10 +175,10 @@ fn policies_go_from_exactly_our_segments_to_exactly_the_peers_networks_and_back(
 #[test]
 fn a_redirected_clients_packets_meet_the_tunnel_but_forged_sources_a_block_before_it() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, _) = desired_policies(&desired, reqid, up);
+    let (policies, _) = desired_policies(&desired, reqids, up, all_up);
     let find = |source: &str| {
         let selector = edge_xfrm::Selector::new(network(source), network("10.77.2.0/26")).unwrap();
-        policies[&(edge_xfrm::Direction::Out, selector)]
+        policies[&(Direction::Out, selector)]
     };
     let (ours, forged, client) = (find("10.77.1.0/26"), find("10.77.0.0/16"), find("0.0.0.0/0"));
     assert!(ours.priority < forged.priority && forged.priority < client.priority);
@@ -181,13 +190,13 @@ fn a_redirected_clients_packets_meet_the_tunnel_but_forged_sources_a_block_befor
 #[test]
 fn before_a_tunnel_was_ever_up_nothing_but_the_guard_meets_outgoing_packets() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, _) = desired_policies(&desired, reqid, |_| None);
+    let (policies, _) = desired_policies(&desired, reqids, |_| None, |_| Standing::Down);
     assert!(lines(&policies, "out").is_empty());
     assert_eq!(lines(&policies, "in").len(), 3);
 }
 
 #[test]
-fn of_two_hubs_with_the_same_networks_the_one_that_is_up_takes_the_packets() {
+fn of_two_hubs_with_the_same_networks_one_takes_the_packets_and_both_may_send() {
     let view = membership(
         Role::Edge,
         &["10.77.1.0/26"],
@@ -198,24 +207,33 @@ fn of_two_hubs_with_the_same_networks_the_one_that_is_up_takes_the_packets() {
         ],
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
-    let used = |alive: &str| {
-        let (policies, _) = desired_policies(&desired, reqid, |name| {
-            up(name).map(|ends| TunnelEnds { up: name.as_str() == alive, ..ends })
-        });
-        let reqids: Vec<_> = policies
-            .values()
-            .filter_map(|policy| match policy.action {
+    assert!(desired.tunnels.values().all(|tunnel| tunnel.hub));
+    let used = |standings: [Standing; 2]| {
+        let standing = |name: &PeerName| standings[usize::from(name.as_str() == "hub-2")];
+        let (policies, _) = desired_policies(&desired, reqids, up, standing);
+        let reqids_of = |direction: Direction| {
+            let of_direction = policies.values().filter(move |policy| policy.direction == direction);
+            let reqids = of_direction.filter_map(|policy| match policy.action {
                 Action::Protect(template) => Some(template.reqid),
                 _ => None,
-            })
-            .collect();
-        assert_eq!(reqids.len(), 4);
-        assert!(reqids.iter().all(|reqid| *reqid == reqids[0]), "one hub takes all three directions");
-        reqids[0]
+            });
+            reqids.collect::<Vec<_>>()
+        };
+        for inward in [Direction::In, Direction::Fwd] {
+            assert_eq!(reqids_of(inward), [Reqid::FROM_HUBS], "the SAs of either hub fit");
+        }
+        let outward = reqids_of(Direction::Out);
+        assert_eq!(outward.len(), 2);
+        assert_eq!(outward[0], outward[1]);
+        outward[0]
     };
-    assert_eq!(Some(used("hub-1")), reqid(&PeerName::new("hub-1")));
-    assert_eq!(Some(used("hub-2")), reqid(&PeerName::new("hub-2")));
-    assert_eq!(used("none"), used("hub-1"));
+    let [first, second] = ["hub-1", "hub-2"].map(|name| reqid(&PeerName::new(name)).unwrap());
+    assert_eq!(used([Standing::Up, Standing::Down]), first);
+    assert_eq!(used([Standing::Down, Standing::Up]), second);
+    assert_eq!(used([Standing::Down, Standing::Down]), first);
+    assert_eq!(used([Standing::Returned, Standing::Up]), second);
+    assert_eq!(used([Standing::Returned, Standing::Down]), first);
+    assert_eq!(used([Standing::Up, Standing::Up]), first);
 }
 
 #[test]
@@ -227,7 +245,7 @@ fn a_hub_grants_its_cloud_networks_too() {
         vec![peer("edge-a2", Role::Edge, "203.0.113.2:4500", &["10.77.2.0/26"], &[])],
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
-    let (policies, _) = desired_policies(&desired, reqid, up);
+    let (policies, _) = desired_policies(&desired, reqids, up, all_up);
     assert_eq!(
         lines(&policies, "out"),
         ["out 0.0.0.0/0 -> 10.77.2.0/26", "out 10.77.0.0/26 -> 10.77.2.0/26", "out 10.244.0.0/16 -> 10.77.2.0/26"]

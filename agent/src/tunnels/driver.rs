@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::datagram_socket::{self, Socket};
 use super::environment::{KernelEnvironment, source_address};
 use super::failure_log::FailureLog;
+use super::hub_returns::HubReturns;
 use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
 use super::reqids::Reqids;
@@ -74,6 +75,8 @@ pub struct Driver {
     pub(super) retry_move_at: Option<tokio::time::Instant>,
     /// Peers to rekey once the pending events are handled.
     pub(super) to_rekey: Vec<PeerName>,
+    /// Hubs that were lost and came back.
+    pub(super) hub_returns: HubReturns,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
     /// Whether a complete desired state has been applied.
@@ -120,6 +123,7 @@ impl Driver {
             up_from_view: HashSet::new(),
             retry_move_at: None,
             to_rekey: vec![],
+            hub_returns: HubReturns::default(),
             failures: FailureLog::default(),
             settled: false,
             host,
@@ -212,8 +216,9 @@ impl Driver {
     }
 
     fn until_timeout(&self) -> Duration {
-        let next =
-            [self.endpoint.poll_timeout(), self.sas.next_expiry(), self.failures.due()].into_iter().flatten().min();
+        let due =
+            [self.endpoint.poll_timeout(), self.sas.next_expiry(), self.failures.due(), self.hub_returns.next_due()];
+        let next = due.into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
     }
 
@@ -223,6 +228,7 @@ impl Driver {
         if let Some(line) = self.failures.end_period(now) {
             tracing::warn!("{line}");
         }
+        self.changed_peers.extend(self.hub_returns.take_due(now));
         let (expired, outcome) = self.sas.expire(&mut self.environment.xfrm, now);
         expired.into_iter().for_each(|reqid| self.inherited_sa_gone(reqid));
         if let Err(error) = outcome {
@@ -252,6 +258,16 @@ impl Driver {
             }
         }
         self.assign_reqids(&changes);
+        for name in &changes.set {
+            let hub = self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
+            if self.environment.reqids.set_hub(name, hub) {
+                // The inbound SA of a node that was no hub does not fit the policies any more.
+                self.to_rekey.push(name.clone());
+            }
+        }
+        for name in &changes.gone {
+            self.environment.reqids.set_hub(name, false);
+        }
         for name in &changes.set {
             self.set_peer(name, now);
         }

@@ -81,8 +81,8 @@ impl Driver {
     }
 
     fn install(&mut self, peer: &PeerName, child: &Arc<ChildSa>) {
-        let Some(reqid) = self.environment.reqid(peer) else { return };
-        if let Err(error) = self.sas.install_inbound(&mut self.environment.xfrm, peer, reqid, child) {
+        let Some(reqids) = self.environment.reqids_of_sas(peer) else { return };
+        if let Err(error) = self.sas.install_inbound(&mut self.environment.xfrm, peer, reqids, child) {
             self.environment.incidents.error(format!("peer {peer}: {error}"));
         }
     }
@@ -90,13 +90,14 @@ impl Driver {
     fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
         let out_policies = self.policies.outbound_of(peer);
         let (desired, incidents) = (&self.desired, &self.environment.incidents);
-        let (held, reqid) = (&mut self.policies, self.environment.reqid(peer));
+        let (held, reqids) = (&mut self.policies, self.environment.reqids_of_sas(peer));
+        let now = crate::clock::boot_time();
+        let standing = self.hub_returns.standing(self.desired.tunnels.get(peer), peer, true, now);
         let mut refused = false;
         let update_policies = |xfrm: &mut Xfrm, sas: &SaTable| {
-            held.update_peer(peer, desired, reqid, sas.ends(peer).as_ref(), incidents);
+            held.update_peer(peer, desired, reqids, sas.ends(peer).as_ref(), standing, incidents);
             refused = held.install_changes(xfrm, incidents);
         };
-        let now = crate::clock::boot_time();
         let outcome = self.sas.switch_outbound(&mut self.environment.xfrm, child, now, &out_policies, update_policies);
         if refused {
             self.check_soon();
@@ -106,9 +107,9 @@ impl Driver {
             Ok(OutboundSwitchOutcome::NeedsRekey) => self.to_rekey.push(peer.clone()),
             Err(error) => self.environment.incidents.error(format!("peer {peer}: {error}")),
         }
-        if let Some(reqid) = reqid {
+        if let Some(reqids) = reqids {
             let until = self.now() + INHERITED_LINGER;
-            self.sas.limit_inherited(reqid, until);
+            self.sas.limit_inherited(reqids.outbound, until);
         }
         self.changed_peers.insert(peer.clone());
     }

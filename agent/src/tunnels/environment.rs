@@ -9,6 +9,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::reqids::Reqids;
 use crate::clock::CertificateClock;
+use crate::desired::PeerReqids;
 use crate::incidents::Incidents;
 
 /// Kernel, clock and random numbers, for the endpoint and the driver.
@@ -25,6 +26,10 @@ impl KernelEnvironment {
     pub(super) fn reqid(&self, peer: &PeerName) -> Option<Reqid> {
         self.reqids.of(peer)
     }
+
+    pub(super) fn reqids_of_sas(&self, peer: &PeerName) -> Option<PeerReqids> {
+        self.reqids.of_sas(peer)
+    }
 }
 
 impl Environment for KernelEnvironment {
@@ -38,7 +43,7 @@ impl Environment for KernelEnvironment {
     }
 
     fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32> {
-        let reqid = self.reqid(peer)?;
+        let reqid = self.reqids_of_sas(peer)?.inbound;
         match self.xfrm.allocate_spi(remote, local, reqid, SpiRange::default()) {
             Ok(spi) => Some(spi),
             Err(error) => {

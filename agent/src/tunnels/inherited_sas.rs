@@ -2,6 +2,7 @@
 //! peer replaces them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use edge_ike::Instant;
 use edge_xfrm::{Reqid, Sa, SaDirection, SaId};
@@ -30,36 +31,49 @@ impl InheritedSa {
     }
 }
 
-/// All inherited SAs, by the reqid of their peer. It only shrinks after the start.
+/// All inherited SAs, by the reqid of their peer: that of its outbound SAs and, except for hubs, of
+/// its inbound ones. It only shrinks after the start.
 #[derive(Debug, Default)]
 pub(super) struct InheritedSas {
-    by_reqid: HashMap<u32, Vec<InheritedSa>>,
-    reqids: HashMap<SaId, u32>,
+    by_owner: HashMap<u32, Vec<InheritedSa>>,
+    owners: HashMap<SaId, u32>,
     deadlines: BTreeSet<(Instant, SaId)>,
 }
 
 impl InheritedSas {
-    /// Adds an SA, which is to be deleted at `until`.
-    pub(super) fn add(&mut self, sa: Sa, outbound: bool, until: Instant) {
-        self.reqids.insert(sa.id, sa.reqid);
+    /// Adds SAs, each with whether it is an outbound one. They are to be deleted at `until`.
+    pub(super) fn add_all(&mut self, sas: Vec<(Sa, bool)>, until: Instant) {
+        let outbound = sas.iter().filter(|(_, outbound)| *outbound);
+        let by_remote: HashMap<IpAddr, u32> = outbound.map(|(sa, _)| (sa.id.destination, sa.reqid)).collect();
+        for (sa, outbound) in sas {
+            // Inbound SAs of hubs have one reqid. The address says which hub's it is.
+            let from_hub = sa.reqid == Reqid::FROM_HUBS.raw();
+            let owner = by_remote.get(&sa.source).copied().filter(|_| from_hub).unwrap_or(sa.reqid);
+            self.add(sa, outbound, owner, until);
+        }
+    }
+
+    /// Adds an SA of the peer with the reqid `owner`, which is to be deleted at `until`.
+    fn add(&mut self, sa: Sa, outbound: bool, owner: u32, until: Instant) {
+        self.owners.insert(sa.id, owner);
         self.deadlines.insert((until, sa.id));
-        self.by_reqid.entry(sa.reqid).or_default().push(InheritedSa { sa, outbound, until });
+        self.by_owner.entry(owner).or_default().push(InheritedSa { sa, outbound, until });
     }
 
     /// Whether there are SAs with this reqid.
     pub(super) fn contains(&self, reqid: Reqid) -> bool {
-        self.by_reqid.contains_key(&reqid.raw())
+        self.by_owner.contains_key(&reqid.raw())
     }
 
     /// An outbound SA with this reqid.
     pub(super) fn outbound(&self, reqid: Reqid) -> Option<&Sa> {
-        let sas = self.by_reqid.get(&reqid.raw())?;
+        let sas = self.by_owner.get(&reqid.raw())?;
         sas.iter().find(|inherited| inherited.outbound).map(|inherited| &inherited.sa)
     }
 
     /// The outbound SAs with this reqid.
     pub(super) fn outbound_installed(&self, reqid: Reqid) -> impl Iterator<Item = InstalledSa> {
-        let sas = self.by_reqid.get(&reqid.raw()).into_iter().flatten();
+        let sas = self.by_owner.get(&reqid.raw()).into_iter().flatten();
         sas.filter(|inherited| inherited.outbound).filter_map(InheritedSa::installed)
     }
 
@@ -79,8 +93,8 @@ impl InheritedSas {
         self.take_if(reqid, |inherited| inherited.sa.counters.added < moment)
     }
 
-    /// Takes the SAs whose time is over.
-    pub(super) fn take_due(&mut self, now: Instant) -> Vec<InstalledSa> {
+    /// Takes the SAs whose time is over, with the reqids of their peers.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<(Reqid, InstalledSa)> {
         let mut due = Vec::new();
         while let Some((_, id)) = self.deadlines.first().filter(|(until, _)| *until <= now) {
             due.extend(self.remove(*id));
@@ -95,7 +109,7 @@ impl InheritedSas {
 
     /// Limits the life of the SAs with this reqid to `until`.
     pub(super) fn limit(&mut self, reqid: Reqid, until: Instant) {
-        for inherited in self.by_reqid.get_mut(&reqid.raw()).into_iter().flatten() {
+        for inherited in self.by_owner.get_mut(&reqid.raw()).into_iter().flatten() {
             if until < inherited.until {
                 self.deadlines.remove(&(inherited.until, inherited.sa.id));
                 self.deadlines.insert((until, inherited.sa.id));
@@ -106,29 +120,29 @@ impl InheritedSas {
 
     /// The SA with this destination and SPI.
     pub(super) fn find(&self, id: SaId) -> Option<InstalledSa> {
-        let sas = self.by_reqid.get(self.reqids.get(&id)?)?;
+        let sas = self.by_owner.get(self.owners.get(&id)?)?;
         sas.iter().find(|inherited| inherited.sa.id == id)?.installed()
     }
 
-    /// Removes an SA.
-    pub(super) fn remove(&mut self, id: SaId) -> Option<InstalledSa> {
-        let reqid = Reqid::ours(*self.reqids.get(&id)?)?;
-        self.take_if(reqid, |inherited| inherited.sa.id == id).pop()
+    /// Removes an SA, and returns it with the reqid of its peer.
+    pub(super) fn remove(&mut self, id: SaId) -> Option<(Reqid, InstalledSa)> {
+        let owner = Reqid::ours(*self.owners.get(&id)?)?;
+        self.take_if(owner, |inherited| inherited.sa.id == id).pop().map(|sa| (owner, sa))
     }
 
     /// All SAs.
     pub(super) fn installed(&self) -> impl Iterator<Item = InstalledSa> {
-        self.by_reqid.values().flatten().filter_map(InheritedSa::installed)
+        self.by_owner.values().flatten().filter_map(InheritedSa::installed)
     }
 
     fn take_if(&mut self, reqid: Reqid, which: impl Fn(&InheritedSa) -> bool) -> Vec<InstalledSa> {
-        let Some(sas) = self.by_reqid.get_mut(&reqid.raw()) else { return vec![] };
+        let Some(sas) = self.by_owner.get_mut(&reqid.raw()) else { return vec![] };
         let taken: Vec<InheritedSa> = sas.extract_if(.., |inherited| which(inherited)).collect();
         if sas.is_empty() {
-            self.by_reqid.remove(&reqid.raw());
+            self.by_owner.remove(&reqid.raw());
         }
         for inherited in &taken {
-            self.reqids.remove(&inherited.sa.id);
+            self.owners.remove(&inherited.sa.id);
             self.deadlines.remove(&(inherited.until, inherited.sa.id));
         }
         taken.iter().filter_map(InheritedSa::installed).collect()
@@ -180,10 +194,36 @@ mod tests {
             (of_peer, 999, 0, false, "a peer without revoked certificates"),
         ] {
             let mut inherited = InheritedSas::default();
-            inherited.add(sa(1, reqid, added), true, at(9));
+            inherited.add(sa(1, reqid, added), true, reqid.raw(), at(9));
             assert_eq!(!inherited.take_older_than(of_peer, moment).is_empty(), taken, "{why}");
             assert_eq!(inherited.contains(reqid), !taken, "{why}");
         }
+    }
+
+    #[test]
+    fn an_inbound_sa_of_a_hub_belongs_to_the_hub_at_its_address() {
+        let [first, second] = [1, 2].map(|index| Reqid::tunnel(index).unwrap());
+        let ours: IpAddr = "192.0.2.1".parse().unwrap();
+        let [hub, other] = ["203.0.113.1", "203.0.113.2"].map(|text| text.parse::<IpAddr>().unwrap());
+        let between = |spi, reqid, source, destination| {
+            let id = SaId { destination, spi };
+            Sa { id, source, ..sa(spi, reqid, 0) }
+        };
+        let mut inherited = InheritedSas::default();
+        inherited.add_all(
+            vec![
+                (between(1, Reqid::FROM_HUBS, hub, ours), false),
+                (between(2, Reqid::FROM_HUBS, other, ours), false),
+                (between(3, first, ours, hub), true),
+                (between(4, second, ours, other), true),
+            ],
+            at(9),
+        );
+        let removed = inherited.remove(SaId { destination: ours, spi: 2 }).unwrap();
+        assert_eq!((removed.0, removed.1.reqid), (second, Reqid::FROM_HUBS));
+        let mut of_first = spis(&inherited.take(first));
+        of_first.sort_unstable();
+        assert_eq!(of_first, [1, 3]);
     }
 
     #[test]
@@ -191,17 +231,20 @@ mod tests {
         let [one, other] = [1, 2].map(|index| Reqid::tunnel(index).unwrap());
         let mut inherited = InheritedSas::default();
         for (spi, reqid, outbound) in [(1, one, false), (2, one, true), (3, other, false), (4, other, true)] {
-            inherited.add(sa(spi, reqid, 0), outbound, at(100));
+            inherited.add(sa(spi, reqid, 0), outbound, reqid.raw(), at(100));
         }
         inherited.limit(one, at(20));
         inherited.limit(one, at(50));
         assert_eq!(inherited.next_deadline(), Some(at(20)));
         assert_eq!(spis(&inherited.take_outbound(one)), [2]);
         assert!(inherited.outbound(one).is_none() && inherited.contains(one));
-        assert_eq!(spis(&inherited.take_due(at(19))), [0; 0]);
-        assert_eq!(spis(&inherited.take_due(at(20))), [1]);
+        assert!(inherited.take_due(at(19)).is_empty());
+        assert_eq!(
+            inherited.take_due(at(20)).into_iter().map(|(owner, sa)| (owner, sa.id.spi)).collect::<Vec<_>>(),
+            [(one, 1)]
+        );
         assert!(!inherited.contains(one));
-        assert_eq!(inherited.remove(SaId { destination: "192.0.2.1".parse().unwrap(), spi: 3 }).unwrap().id.spi, 3);
+        assert_eq!(inherited.remove(SaId { destination: "192.0.2.1".parse().unwrap(), spi: 3 }).unwrap().1.id.spi, 3);
         assert_eq!(inherited.next_deadline(), Some(at(100)));
         assert_eq!(spis(&inherited.installed().collect::<Vec<_>>()), [4]);
         assert_eq!(spis(&inherited.take(other)), [4]);

@@ -9,6 +9,7 @@
 //! - [`driver`]: the event loop.
 //! - `endpoint_events`: handles the events of the endpoint.
 //! - `failure_log`: which failures of peers have a log line of their own.
+//! - `hub_returns`: hubs that were lost and came back.
 //! - `inherited_sas`: the SAs of an earlier run.
 //! - `kernel_policies`: installs the desired policies, and compares them with the kernel's.
 //! - `reconcile`: corrects policies and SAs in the kernel after changes and notifications.
@@ -23,6 +24,7 @@ pub mod driver;
 mod endpoint_events;
 mod environment;
 mod failure_log;
+mod hub_returns;
 mod ike_sockets;
 mod inherited_sas;
 mod kernel_policies;

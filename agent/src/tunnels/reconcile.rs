@@ -1,14 +1,15 @@
 //! Compares policies and SAs in the kernel with the desired ones and corrects differences: after
 //! changes, after notifications, and at intervals that grow with the number of objects.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
 
 use edge_ike::PeerName;
 use edge_ike::endpoint::Phase;
 use edge_xfrm::events::Event;
 use edge_xfrm::policy::PolicyKey;
 use edge_xfrm::reconcile::SaPlan;
-use edge_xfrm::{Error, Reqid, SaId, reconcile};
+use edge_xfrm::{Error, Reqid, Sa, SaId, reconcile};
 
 use super::check_interval;
 use super::driver::Driver;
@@ -48,6 +49,7 @@ impl Driver {
     }
 
     fn compute_changed_peers(&mut self) {
+        let now = self.now();
         for peer in std::mem::take(&mut self.changed_peers) {
             let tunnel = self.desired.tunnels.get(&peer);
             if tunnel.is_some_and(|tunnel| tunnel.origin == Origin::View) && self.sas.sends(&peer) {
@@ -55,8 +57,11 @@ impl Driver {
             } else {
                 self.up_from_view.remove(&peer);
             }
-            let (reqid, ends) = (self.environment.reqid(&peer), self.sas.ends(&peer));
-            self.policies.update_peer(&peer, &self.desired, reqid, ends.as_ref(), &self.environment.incidents);
+            let (reqids, ends) = (self.environment.reqids_of_sas(&peer), self.sas.ends(&peer));
+            let up = ends.as_ref().is_some_and(|ends| ends.up);
+            let standing = self.hub_returns.standing(self.desired.tunnels.get(&peer), &peer, up, now);
+            let incidents = &self.environment.incidents;
+            self.policies.update_peer(&peer, &self.desired, reqids, ends.as_ref(), standing, incidents);
         }
     }
 
@@ -94,7 +99,12 @@ impl Driver {
             Ok(sas) => sas,
             Err(error) => return self.environment.incidents.error(format!("SAs cannot be read: {error}")),
         };
-        for sa in sas.iter().filter(|sa| sa.is_ours() && !held.contains(&sa.reqid)) {
+        // Inbound SAs of hubs have one reqid. The address says which hub's it is.
+        let remotes: HashSet<IpAddr> =
+            sas.iter().filter(|sa| held.contains(&sa.reqid)).map(|sa| sa.id.destination).collect();
+        let is_held =
+            |sa: &Sa| held.contains(&sa.reqid) || (sa.reqid == Reqid::FROM_HUBS.raw() && remotes.contains(&sa.source));
+        for sa in sas.iter().filter(|sa| sa.is_ours() && !is_held(sa)) {
             self.sas.lost(sa.id);
             match self.environment.xfrm.delete_sa(sa.id) {
                 Ok(()) | Err(Error::NoSuchSa { .. }) => {

@@ -1,7 +1,7 @@
 //! Reqids of the peers. A peer keeps its reqid over rekeys, restarts and reboots, so that SAs of an
 //! earlier run are recognised as the peer's.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use edge_xfrm::Reqid;
 use edge_xfrm::reqid::TUNNELS;
 use ring::digest::{SHA256, digest};
 
+use crate::desired::PeerReqids;
 use crate::state_dir::{make_private, replace_file};
 
 /// Name of the file in the state directory.
@@ -22,6 +23,7 @@ pub(super) struct Reqids {
     path: PathBuf,
     numbers: BTreeMap<String, u32>,
     peers: HashMap<u32, PeerName>,
+    hubs: HashSet<PeerName>,
 }
 
 impl Reqids {
@@ -42,12 +44,24 @@ impl Reqids {
             }
         };
         let peers = numbers.iter().map(|(name, number)| (*number, PeerName::new(name))).collect();
-        Self { path, numbers, peers }
+        Self { path, numbers, peers, hubs: HashSet::new() }
     }
 
     /// The peer's reqid; `None` before [`Self::assign`].
     pub(super) fn of(&self, peer: &PeerName) -> Option<Reqid> {
         self.numbers.get(peer.as_str()).and_then(|number| Reqid::tunnel(*number))
+    }
+
+    /// The reqids of the peer's SAs and policies; `None` before [`Self::assign`].
+    pub(super) fn of_sas(&self, peer: &PeerName) -> Option<PeerReqids> {
+        let outbound = self.of(peer)?;
+        let inbound = if self.hubs.contains(peer) { Reqid::FROM_HUBS } else { outbound };
+        Some(PeerReqids { outbound, inbound })
+    }
+
+    /// Sets whether a peer is a hub. True: that changed.
+    pub(super) fn set_hub(&mut self, peer: &PeerName, hub: bool) -> bool {
+        if hub { self.hubs.insert(peer.clone()) } else { self.hubs.remove(peer) }
     }
 
     /// The peer with this reqid.

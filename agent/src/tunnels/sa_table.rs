@@ -15,7 +15,7 @@ use edge_xfrm::{
 };
 
 use super::inherited_sas::InheritedSas;
-use crate::desired::TunnelEnds;
+use crate::desired::{PeerReqids, TunnelEnds};
 
 /// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
 /// of its 32-bit counter.
@@ -57,7 +57,7 @@ impl InstalledSa {
 #[derive(Debug)]
 struct Child {
     peer: PeerName,
-    reqid: Reqid,
+    reqids: PeerReqids,
     sa: Arc<ChildSa>,
     inbound: Option<InstalledSa>,
     outbound: Option<InstalledSa>,
@@ -119,13 +119,14 @@ impl SaTable {
     /// Takes over the SAs of an earlier run, until `until`. `is_local` recognises this node's
     /// addresses, for kernels that do not report an SA's direction.
     pub(super) fn inherit(&mut self, sas: Vec<Sa>, is_local: impl Fn(IpAddr) -> bool, until: Instant) {
-        for sa in sas.into_iter().filter(|sa| sa.is_ours() && !sa.is_larval()) {
+        let ours = sas.into_iter().filter(|sa| sa.is_ours() && !sa.is_larval()).map(|sa| {
             let outbound = match sa.direction {
                 Some(direction) => direction == SaDirection::Out,
                 None => !is_local(sa.id.destination),
             };
-            self.inherited.add(sa, outbound, until);
-        }
+            (sa, outbound)
+        });
+        self.inherited.add_all(ours.collect(), until);
     }
 
     /// Whether there are inherited SAs with this reqid.
@@ -209,13 +210,13 @@ impl SaTable {
         &mut self,
         xfrm: &mut Xfrm,
         peer: &PeerName,
-        reqid: Reqid,
+        reqids: PeerReqids,
         sa: &Arc<ChildSa>,
     ) -> Result<()> {
-        let params = inbound(sa, reqid)?;
+        let params = inbound(sa, reqids.inbound)?;
         xfrm.install_inbound(&params)?;
         let child =
-            Child { peer: peer.clone(), reqid, sa: sa.clone(), inbound: None, outbound: None, outbound_used: false };
+            Child { peer: peer.clone(), reqids, sa: sa.clone(), inbound: None, outbound: None, outbound_used: false };
         self.children.insert(sa.id, child);
         let children = &mut self.peers.entry(peer.clone()).or_default().children;
         if !children.contains(&sa.id) {
@@ -240,7 +241,7 @@ impl SaTable {
         if child.outbound.is_some() {
             return Ok(OutboundSwitchOutcome::Switched);
         }
-        let (peer, reqid) = (child.peer.clone(), child.reqid);
+        let (peer, reqid) = (child.peer.clone(), child.reqids.outbound);
         let params = outbound(&child.sa, reqid)?;
         let ends = TunnelEnds {
             local: params.source,
@@ -347,7 +348,7 @@ impl SaTable {
         let Some(child) = self.children.get_mut(&id) else { return Ok(true) };
         child.sa = sa.clone();
         let mut same = true;
-        let inbound = inbound(sa, child.reqid)?;
+        let inbound = inbound(sa, child.reqids.inbound)?;
         if let Some(installed) = &mut child.inbound {
             if (installed.id, installed.source) == (inbound.id(), inbound.source) {
                 xfrm.update_sa(&inbound)?;
@@ -356,7 +357,7 @@ impl SaTable {
                 same = false;
             }
         }
-        let outbound = outbound(sa, child.reqid)?;
+        let outbound = outbound(sa, child.reqids.outbound)?;
         if let Some(installed) = &mut child.outbound {
             if (installed.id, installed.source) == (outbound.id(), outbound.source) {
                 xfrm.update_sa(&outbound)?;
@@ -369,12 +370,11 @@ impl SaTable {
     }
 
     /// Deletes inherited and retiring SAs whose time is over. Returns the reqids of the inherited
-    /// ones.
+    /// ones' peers.
     pub(super) fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> (BTreeSet<Reqid>, Result<()>) {
         let retired = self.retiring.extract_if(.., |retiring| retiring.until <= now).map(|retiring| retiring.sa);
         let outcome = delete_all(xfrm, retired.collect());
-        let inherited = self.inherited.take_due(now);
-        let reqids = inherited.iter().map(|sa| sa.reqid).collect();
+        let (reqids, inherited) = self.inherited.take_due(now).into_iter().unzip();
         (reqids, outcome.and(delete_all(xfrm, inherited)))
     }
 
@@ -408,8 +408,8 @@ impl SaTable {
 
     /// Records that an SA is no longer in the kernel.
     pub(super) fn lost(&mut self, id: SaId) -> Option<LostSa> {
-        if let Some(inherited) = self.inherited.remove(id) {
-            return Some(LostSa::Inherited(inherited.reqid));
+        if let Some((owner, _)) = self.inherited.remove(id) {
+            return Some(LostSa::Inherited(owner));
         }
         self.retiring.retain(|retiring| retiring.sa.id != id);
         let child = self.children.get_mut(&self.owners.remove(&id)?)?;

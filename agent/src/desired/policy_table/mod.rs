@@ -11,8 +11,8 @@ use edge_xfrm::policy::PolicyKey;
 ///
 /// The kernel keeps one policy for a direction and selector. If two peers may take the same packets
 /// (two hubs that front the same networks), the policy with the stronger priority is the desired
-/// one. Among equals that is the guard's, then that of a peer whose tunnel is up, then that of the
-/// peer whose name comes first.
+/// one. Among equals that is the guard's, then that of the peer with the best [`Standing`], then
+/// that of the peer whose name comes first.
 ///
 /// It grows with the number of policies.
 #[derive(Debug, Default)]
@@ -24,6 +24,17 @@ pub struct PolicyTable {
     /// Keys whose desired policy is perhaps another than at the last [`Self::take_changes`], with
     /// the policy of that time.
     changed: BTreeMap<PolicyKey, Option<Policy>>,
+}
+
+/// How a peer's tunnel compares with others that may take the same packets; the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It can send.
+    Up,
+    /// It can send again, for a short time.
+    Returned,
+    /// It cannot send.
+    Down,
 }
 
 /// A key whose desired policy changed.
@@ -56,15 +67,14 @@ struct Candidate {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
     Guard,
-    PeerUp(PeerName),
-    PeerDown(PeerName),
+    Peer(Standing, PeerName),
 }
 
 impl Source {
     fn is(&self, peer: Option<&PeerName>) -> bool {
         match self {
             Self::Guard => peer.is_none(),
-            Self::PeerUp(name) | Self::PeerDown(name) => peer == Some(name),
+            Self::Peer(_, name) => peer == Some(name),
         }
     }
 }
@@ -76,9 +86,9 @@ impl Candidate {
 }
 
 impl PolicyTable {
-    /// Replaces the policies of a peer. `up`: its tunnel can send.
-    pub fn set_peer(&mut self, peer: &PeerName, up: bool, policies: &[Policy]) {
-        let source = if up { Source::PeerUp(peer.clone()) } else { Source::PeerDown(peer.clone()) };
+    /// Replaces the policies of a peer.
+    pub fn set_peer(&mut self, peer: &PeerName, standing: Standing, policies: &[Policy]) {
+        let source = Source::Peer(standing, peer.clone());
         let before = self.keys.remove(peer).unwrap_or_default();
         let keys = self.replace(&before, &source, policies);
         if !keys.is_empty() {
@@ -94,7 +104,7 @@ impl PolicyTable {
 
     /// Removes the policies of a former peer.
     pub fn remove_peer(&mut self, peer: &PeerName) {
-        self.set_peer(peer, false, &[]);
+        self.set_peer(peer, Standing::Down, &[]);
     }
 
     /// The desired policy with this key.
@@ -150,7 +160,7 @@ impl PolicyTable {
     fn set_candidate(&mut self, key: PolicyKey, source: &Source, policy: Option<Policy>) {
         let peer = match source {
             Source::Guard => None,
-            Source::PeerUp(name) | Source::PeerDown(name) => Some(name),
+            Source::Peer(_, name) => Some(name),
         };
         let (before, mut all) = match self.candidates.remove(&key) {
             None => (None, vec![]),

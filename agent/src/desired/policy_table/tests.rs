@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::full_computation::desired_policies;
 use crate::desired::tests::{config, edge_with_two_peers, network};
-use crate::desired::{Desired, PermittedTraffic, Tunnel, TunnelEnds, tunnel_policies};
+use crate::desired::{Desired, PeerReqids, PermittedTraffic, Tunnel, TunnelEnds, tunnel_policies};
 
 /// Few networks and peers, so that policies of several peers and of the guard often have the same
 /// key.
@@ -34,7 +34,7 @@ struct Ends {
     remote: u8,
     local_selectors: Vec<usize>,
     remote_selectors: Vec<usize>,
-    up: bool,
+    standing: Standing,
 }
 
 fn some_networks() -> impl Strategy<Value = Vec<usize>> {
@@ -43,8 +43,14 @@ fn some_networks() -> impl Strategy<Value = Vec<usize>> {
 
 fn change() -> impl Strategy<Value = Change> {
     let peer = || 0..PEERS;
-    let ends = (0..3u8, some_networks(), some_networks(), any::<bool>()).prop_map(
-        |(remote, local_selectors, remote_selectors, up)| Ends { remote, local_selectors, remote_selectors, up },
+    let standing = prop::sample::select(vec![Standing::Up, Standing::Returned, Standing::Down]);
+    let ends = (0..3u8, some_networks(), some_networks(), standing).prop_map(
+        |(remote, local_selectors, remote_selectors, standing)| Ends {
+            remote,
+            local_selectors,
+            remote_selectors,
+            standing,
+        },
     );
     prop_oneof![
         3 => (peer(), some_networks(), some_networks())
@@ -65,8 +71,11 @@ fn name(peer: usize) -> PeerName {
     PeerName::new(&format!("edge-{peer}"))
 }
 
-fn reqid(name: &PeerName) -> Option<Reqid> {
-    Reqid::tunnel(name.as_str().trim_start_matches("edge-").parse().unwrap())
+/// Of the peers, 3 and 4 are hubs.
+fn reqids(name: &PeerName) -> Option<PeerReqids> {
+    let number = name.as_str().trim_start_matches("edge-").parse().unwrap();
+    let outbound = Reqid::tunnel(number)?;
+    Some(PeerReqids { outbound, inbound: if number >= 3 { Reqid::FROM_HUBS } else { outbound } })
 }
 
 /// The state from which both computations start, and the table that follows its changes.
@@ -74,6 +83,7 @@ struct Model {
     template: Tunnel,
     desired: Desired,
     ends: BTreeMap<PeerName, TunnelEnds>,
+    standings: BTreeMap<PeerName, Standing>,
     table: PolicyTable,
 }
 
@@ -81,7 +91,13 @@ impl Model {
     fn new() -> Self {
         let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
         let template = Tunnel::clone(desired.tunnels.values().next().unwrap());
-        Self { template, desired: Desired::default(), ends: BTreeMap::new(), table: PolicyTable::default() }
+        Self {
+            template,
+            desired: Desired::default(),
+            ends: BTreeMap::new(),
+            standings: BTreeMap::new(),
+            table: PolicyTable::default(),
+        }
     }
 
     /// Makes a change, and tells the table which peer it concerns.
@@ -98,16 +114,19 @@ impl Model {
             }
             Change::Ends { peer, ends: None } => {
                 self.ends.remove(&name(*peer));
+                self.standings.remove(&name(*peer));
                 self.update_peer(&name(*peer));
             }
             Change::Ends { peer, ends: Some(ends) } => {
+                let standing = &ends.standing;
                 let ends = TunnelEnds {
                     local: "192.0.2.1".parse().unwrap(),
                     remote: [198, 51, 100, ends.remote].into(),
                     local_selectors: networks(&ends.local_selectors),
                     remote_selectors: networks(&ends.remote_selectors),
-                    up: ends.up,
+                    up: ends.standing != Standing::Down,
                 };
+                self.standings.insert(name(*peer), *standing);
                 self.ends.insert(name(*peer), ends);
                 self.update_peer(&name(*peer));
             }
@@ -137,12 +156,16 @@ impl Model {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return self.table.remove_peer(name) };
         let ends = self.ends.get(name);
         let ranges = &self.desired.guard.cluster_ranges;
-        let (policies, _) = tunnel_policies(tunnel, ranges, reqid(name).unwrap(), ends);
-        self.table.set_peer(name, ends.is_some_and(|ends| ends.up), &policies);
+        let (policies, _) = tunnel_policies(tunnel, ranges, reqids(name).unwrap(), ends);
+        self.table.set_peer(name, self.standing(name), &policies);
+    }
+
+    fn standing(&self, name: &PeerName) -> Standing {
+        self.standings.get(name).copied().unwrap_or(Standing::Down)
     }
 
     fn computed_from_nothing(&self) -> BTreeMap<PolicyKey, Policy> {
-        desired_policies(&self.desired, reqid, |name| self.ends.get(name).cloned()).0
+        desired_policies(&self.desired, reqids, |name| self.ends.get(name).cloned(), |name| self.standing(name)).0
     }
 }
 
@@ -192,19 +215,22 @@ fn a_peer_that_goes_up_takes_only_the_keys_of_those_it_competes_with() {
     };
     let mut table = PolicyTable::default();
     for number in 0..1000 {
-        table.set_peer(&PeerName::new(&format!("edge-{number}")), true, &own(number));
+        table.set_peer(&PeerName::new(&format!("edge-{number}")), Standing::Up, &own(number));
     }
     let [first, second] = ["hub-1", "hub-2"].map(PeerName::new);
-    table.set_peer(&first, false, &policies(2001));
-    table.set_peer(&second, false, &policies(2002));
+    table.set_peer(&first, Standing::Down, &policies(2001));
+    table.set_peer(&second, Standing::Down, &policies(2002));
     assert_eq!(table.take_changes().len(), 1001);
     assert_eq!(table.get(&policies(2001)[0].key()), Some(&policies(2001)[0]));
-    table.set_peer(&second, true, &policies(2002));
+    table.set_peer(&second, Standing::Up, &policies(2002));
     let changes = table.take_changes();
     assert_eq!(changes.len(), 1);
     assert_eq!((changes[0].before, changes[0].now), (Some(policies(2001)[0]), Some(policies(2002)[0])));
+    // A hub that came back a moment ago does not displace another one.
+    table.set_peer(&first, Standing::Returned, &policies(2001));
+    assert!(table.take_changes().is_empty());
     // Up and down between two calls is no change.
-    table.set_peer(&first, true, &policies(2001));
-    table.set_peer(&first, false, &policies(2001));
+    table.set_peer(&first, Standing::Up, &policies(2001));
+    table.set_peer(&first, Standing::Down, &policies(2001));
     assert!(table.take_changes().is_empty());
 }

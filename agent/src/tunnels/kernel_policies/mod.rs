@@ -8,9 +8,9 @@ use edge_ike::{Instant, PeerName};
 use edge_xfrm::guard::{self, GuardConfig};
 use edge_xfrm::policy::{PolicyKey, priority};
 use edge_xfrm::reconcile::{self, Plan};
-use edge_xfrm::{Direction, Error, InstalledPolicy, Policy, Reqid, Xfrm};
+use edge_xfrm::{Direction, Error, InstalledPolicy, Policy, Xfrm};
 
-use crate::desired::{Desired, PolicyTable, TunnelEnds, tunnel_policies};
+use crate::desired::{Desired, PeerReqids, PolicyTable, Standing, TunnelEnds, tunnel_policies};
 use crate::incidents::Incidents;
 
 /// How long a policy of the guard that is not desired stays. The plugin installs the guard of a new
@@ -39,20 +39,21 @@ pub(super) struct KernelPolicies {
 }
 
 impl KernelPolicies {
-    /// Computes the policies of a peer again. `reqid` and `ends` are those of now.
+    /// Computes the policies of a peer again. `reqids`, `ends` and `standing` are those of now.
     pub(super) fn update_peer(
         &mut self,
         peer: &PeerName,
         desired: &Desired,
-        reqid: Option<Reqid>,
+        reqids: Option<PeerReqids>,
         ends: Option<&TunnelEnds>,
+        standing: Standing,
         incidents: &Incidents,
     ) {
-        let (Some(tunnel), Some(reqid)) = (desired.tunnels.get(peer), reqid) else {
+        let (Some(tunnel), Some(reqids)) = (desired.tunnels.get(peer), reqids) else {
             return self.desired.remove_peer(peer);
         };
-        let (policies, problems) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, reqid, ends);
-        self.desired.set_peer(peer, ends.is_some_and(|ends| ends.up), &policies);
+        let (policies, problems) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, reqids, ends);
+        self.desired.set_peer(peer, standing, &policies);
         problems.into_iter().for_each(|problem| incidents.error(problem));
     }
 

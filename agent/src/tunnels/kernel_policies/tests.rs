@@ -1,4 +1,5 @@
 use edge_types::Role;
+use edge_xfrm::Reqid;
 use edge_xfrm::events::{Event, EventSocket};
 use interop_tests::netns::{is_in_namespaces, is_root_or_skips, passes_in_namespaces, run};
 
@@ -21,6 +22,10 @@ fn a_foreign_policy_stays_and_ours_is_installed_when_it_is_gone() {
     if is_root_or_skips() {
         passes_in_namespaces(FOREIGN);
     }
+}
+
+fn hub(name: &PeerName) -> bool {
+    name.as_str().starts_with("hub-")
 }
 
 /// An edge with two hubs that front the same network, and with other edges as peers.
@@ -61,8 +66,11 @@ impl Node {
 
     fn update(&mut self, name: &PeerName) {
         let number = self.desired.tunnels.keys().position(|known| known == name).unwrap_or_default();
-        let reqid = Reqid::tunnel(u32::try_from(number).unwrap());
-        self.policies.update_peer(name, &self.desired, reqid, self.ends.get(name), &self.incidents);
+        let reqids = Reqid::tunnel(u32::try_from(number).unwrap())
+            .map(|outbound| PeerReqids { outbound, inbound: if hub(name) { Reqid::FROM_HUBS } else { outbound } });
+        let ends = self.ends.get(name);
+        let standing = if ends.is_some_and(|ends| ends.up) { Standing::Up } else { Standing::Down };
+        self.policies.update_peer(name, &self.desired, reqids, ends, standing, &self.incidents);
     }
 
     fn reconcile(&mut self) {

@@ -1,0 +1,98 @@
+//! Hubs that were lost and came back. Several hubs may front the same networks: nodes use the first
+//! in the order of their names that is up. A hub that comes back is not used at once, since it may
+//! go again, and since other nodes notice its return at other moments.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_ike::{Instant, PeerName};
+
+use crate::desired::{Standing, Tunnel};
+
+/// How long the tunnel of a hub that came back must be up before the hub is used in the place of
+/// another one. Cloud nodes wait as long.
+const HOLD: Duration = Duration::from_secs(30);
+
+/// The hubs that have been up. It grows with the number of hubs.
+#[derive(Debug, Default)]
+pub(super) struct HubReturns {
+    up: HashSet<PeerName>,
+    lost: HashSet<PeerName>,
+    /// Hubs that came back, and until when they wait.
+    returned: BTreeMap<PeerName, Instant>,
+}
+
+impl HubReturns {
+    /// The standing of a peer's tunnel, which is up or not. Only hubs wait.
+    pub(super) fn standing(
+        &mut self,
+        tunnel: Option<&Arc<Tunnel>>,
+        peer: &PeerName,
+        up: bool,
+        now: Instant,
+    ) -> Standing {
+        if tunnel.is_some_and(|tunnel| tunnel.hub) {
+            return self.observe(peer, up, now);
+        }
+        self.forget(peer);
+        if up { Standing::Up } else { Standing::Down }
+    }
+
+    /// Records whether a hub's tunnel is up, and returns its standing.
+    fn observe(&mut self, hub: &PeerName, up: bool, now: Instant) -> Standing {
+        if !up {
+            self.returned.remove(hub);
+            if self.up.remove(hub) {
+                self.lost.insert(hub.clone());
+            }
+            return Standing::Down;
+        }
+        self.up.insert(hub.clone());
+        if self.lost.remove(hub) {
+            self.returned.insert(hub.clone(), now + HOLD);
+        }
+        if self.returned.get(hub).is_some_and(|until| now < *until) { Standing::Returned } else { Standing::Up }
+    }
+
+    fn forget(&mut self, hub: &PeerName) {
+        self.up.remove(hub);
+        self.lost.remove(hub);
+        self.returned.remove(hub);
+    }
+
+    /// When [`Self::take_due`] next returns a hub.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.returned.values().min().copied()
+    }
+
+    /// The hubs whose wait is over.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<PeerName> {
+        self.returned.extract_if(.., |_, until| *until <= now).map(|(hub, _)| hub).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::new(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_hub_counts_at_once_at_first_and_after_a_loss_only_when_it_stays() {
+        let (mut returns, hub) = (HubReturns::default(), PeerName::new("hub-1"));
+        assert_eq!(returns.observe(&hub, false, at(0)), Standing::Down);
+        assert_eq!(returns.observe(&hub, true, at(1)), Standing::Up);
+        assert_eq!(returns.observe(&hub, false, at(2)), Standing::Down);
+        assert_eq!(returns.observe(&hub, true, at(10)), Standing::Returned);
+        assert_eq!((returns.next_due(), returns.take_due(at(39))), (Some(at(40)), vec![]));
+        // It goes again: the wait begins anew.
+        assert_eq!(returns.observe(&hub, false, at(39)), Standing::Down);
+        assert_eq!(returns.observe(&hub, true, at(41)), Standing::Returned);
+        assert_eq!(returns.take_due(at(71)), std::slice::from_ref(&hub));
+        assert_eq!(returns.observe(&hub, true, at(71)), Standing::Up);
+        assert_eq!(returns.next_due(), None);
+    }
+}
