@@ -36,7 +36,7 @@ impl std::fmt::Debug for JoinRequest {
     }
 }
 
-/// Answer to [`JoinRequest`] and to [`CertificateRequest`].
+/// Answer to [`JoinRequest`] and to [`RenewalRequest`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CertificateResponse {
@@ -53,7 +53,7 @@ pub struct CertificateResponse {
 /// `POST /v1/nodes/{node}/certificate`: renewal, over mutual TLS with the present certificate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct CertificateRequest {
+pub struct RenewalRequest {
     /// PKCS#10 request, PEM.
     pub csr: String,
 }

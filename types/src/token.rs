@@ -52,7 +52,7 @@ pub struct JoinToken {
 
 /// Why a text is not a join token. Holds no part of the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
+pub enum ParseTokenError {
     /// It does not begin with [`PREFIX`].
     #[error("a join token begins with \"{PREFIX}\"; copy it whole from `edge-controller token create`")]
     Prefix,
@@ -101,23 +101,25 @@ impl JoinToken {
 }
 
 impl FromStr for JoinToken {
-    type Err = TokenError;
+    type Err = ParseTokenError;
 
     /// Reads a token. White space around it, such as a file's last newline, is ignored.
-    fn from_str(text: &str) -> Result<Self, TokenError> {
-        let body = text.trim().strip_prefix(PREFIX).ok_or(TokenError::Prefix)?;
+    fn from_str(text: &str) -> Result<Self, ParseTokenError> {
+        let body = text.trim().strip_prefix(PREFIX).ok_or(ParseTokenError::Prefix)?;
         if body.len() > MAX_LENGTH {
-            return Err(TokenError::Malformed("it is too long"));
+            return Err(ParseTokenError::Malformed("it is too long"));
         }
-        let json = Zeroizing::new(URL_SAFE_NO_PAD.decode(body).map_err(|_| TokenError::Malformed("not base64url"))?);
-        let mut body: Body = serde_json::from_slice(&json).map_err(|_| TokenError::Malformed("unexpected content"))?;
+        let json =
+            Zeroizing::new(URL_SAFE_NO_PAD.decode(body).map_err(|_| ParseTokenError::Malformed("not base64url"))?);
+        let mut body: Body =
+            serde_json::from_slice(&json).map_err(|_| ParseTokenError::Malformed("unexpected content"))?;
         let ca_hash = URL_SAFE_NO_PAD
             .decode(&body.ca)
             .ok()
             .and_then(|hash| hash.try_into().ok())
-            .ok_or(TokenError::Malformed("the hash of the CA is not 32 octets"))?;
+            .ok_or(ParseTokenError::Malformed("the hash of the CA is not 32 octets"))?;
         if body.id.is_empty() || body.id.contains('.') || body.secret.is_empty() {
-            return Err(TokenError::Malformed("id or secret is missing"));
+            return Err(ParseTokenError::Malformed("id or secret is missing"));
         }
         Ok(Self {
             ca_hash,
@@ -167,16 +169,16 @@ mod tests {
         assert!(!format!("{:?}", token()).contains("hush"));
         let text = token().encode();
         let error = text[..text.len() - 3].parse::<JoinToken>().unwrap_err();
-        assert!(matches!(error, TokenError::Malformed(_)), "{error}");
+        assert!(matches!(error, ParseTokenError::Malformed(_)), "{error}");
         assert!(!text.contains(&error.to_string()));
     }
 
     #[test]
     fn other_texts_are_not_tokens() {
-        assert_eq!("".parse::<JoinToken>(), Err(TokenError::Prefix));
-        assert_eq!("ecni2.e30".parse::<JoinToken>(), Err(TokenError::Prefix));
-        assert!(matches!("ecni1.e30".parse::<JoinToken>(), Err(TokenError::Malformed(_))));
-        assert!(matches!("ecni1.ä".parse::<JoinToken>(), Err(TokenError::Malformed(_))));
+        assert_eq!("".parse::<JoinToken>(), Err(ParseTokenError::Prefix));
+        assert_eq!("ecni2.e30".parse::<JoinToken>(), Err(ParseTokenError::Prefix));
+        assert!(matches!("ecni1.e30".parse::<JoinToken>(), Err(ParseTokenError::Malformed(_))));
+        assert!(matches!("ecni1.ä".parse::<JoinToken>(), Err(ParseTokenError::Malformed(_))));
     }
 
     proptest::proptest! {

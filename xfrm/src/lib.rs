@@ -54,5 +54,5 @@ pub use database::{IN_FLIGHT, Xfrm};
 pub use error::{Error, Result};
 pub use policy::{Action, Direction, InstalledPolicy, Policy, Template};
 pub use reqid::Reqid;
-pub use sa::{AeadKey, Algorithm, Counters, Encap, Limits, Replay, Sa, SaDirection, SaId, SaParams, SpiRange};
-pub use selector::{Port, Selector};
+pub use sa::{AeadKey, Algorithm, Counters, Limits, Replay, Sa, SaDirection, SaId, SaParams, SpiRange, UdpEncap};
+pub use selector::{PortMask, Selector};

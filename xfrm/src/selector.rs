@@ -20,20 +20,20 @@ pub struct MixedFamilies {
 
 /// A port and the bits of it that count (`xfrm_selector` in `linux/xfrm.h`). All zero: any port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Port {
+pub struct PortMask {
     /// Value of the port.
     pub value: u16,
     /// Mask: `0xffff` for one port, 0 for any.
     pub mask: u16,
 }
 
-impl Port {
+impl PortMask {
     /// Any port.
-    pub const ANY: Port = Port { value: 0, mask: 0 };
+    pub const ANY: PortMask = PortMask { value: 0, mask: 0 };
 
     /// Exactly this port.
-    pub const fn exactly(value: u16) -> Port {
-        Port { value, mask: 0xffff }
+    pub const fn exactly(value: u16) -> PortMask {
+        PortMask { value, mask: 0xffff }
     }
 }
 
@@ -45,8 +45,8 @@ pub struct Selector {
     source: IpNetwork,
     destination: IpNetwork,
     protocol: u8,
-    source_port: Port,
-    destination_port: Port,
+    source_port: PortMask,
+    destination_port: PortMask,
     interface: i32,
     uid: u32,
 }
@@ -62,8 +62,8 @@ impl Selector {
             source: canonical(source),
             destination: canonical(destination),
             protocol: 0,
-            source_port: Port::ANY,
-            destination_port: Port::ANY,
+            source_port: PortMask::ANY,
+            destination_port: PortMask::ANY,
             interface: 0,
             uid: 0,
         })
@@ -71,7 +71,7 @@ impl Selector {
 
     /// Narrows it to one IP protocol (6 TCP, 17 UDP, ...) and to ports. Protocol 0 matches any.
     #[must_use]
-    pub fn with_protocol(mut self, protocol: u8, source_port: Port, destination_port: Port) -> Self {
+    pub fn with_protocol(mut self, protocol: u8, source_port: PortMask, destination_port: PortMask) -> Self {
         self.protocol = protocol;
         self.source_port = source_port;
         self.destination_port = destination_port;
@@ -106,12 +106,12 @@ impl Selector {
     }
 
     /// Source port.
-    pub fn source_port(&self) -> Port {
+    pub fn source_port(&self) -> PortMask {
         self.source_port
     }
 
     /// Destination port.
-    pub fn destination_port(&self) -> Port {
+    pub fn destination_port(&self) -> PortMask {
         self.destination_port
     }
 
@@ -127,8 +127,8 @@ impl Selector {
             source: any,
             destination: any,
             protocol: 0,
-            source_port: Port::ANY,
-            destination_port: Port::ANY,
+            source_port: PortMask::ANY,
+            destination_port: PortMask::ANY,
             interface: 0,
             uid: 0,
         }
@@ -166,15 +166,15 @@ impl Selector {
             source: network(&raw.saddr, raw.prefixlen_s)?,
             destination: network(&raw.daddr, raw.prefixlen_d)?,
             protocol: raw.proto,
-            source_port: Port { value: raw.sport, mask: raw.sport_mask },
-            destination_port: Port { value: raw.dport, mask: raw.dport_mask },
+            source_port: PortMask { value: raw.sport, mask: raw.sport_mask },
+            destination_port: PortMask { value: raw.dport, mask: raw.dport_mask },
             interface: raw.ifindex,
             uid: raw.user,
         })
     }
 }
 
-impl fmt::Display for Port {
+impl fmt::Display for PortMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.mask {
             0 => f.write_str("any"),
@@ -184,7 +184,7 @@ impl fmt::Display for Port {
     }
 }
 
-impl fmt::Debug for Port {
+impl fmt::Debug for PortMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -196,10 +196,10 @@ impl fmt::Display for Selector {
         if self.protocol != 0 {
             write!(f, " proto {}", self.protocol)?;
         }
-        if self.source_port != Port::ANY {
+        if self.source_port != PortMask::ANY {
             write!(f, " sport {}", self.source_port)?;
         }
-        if self.destination_port != Port::ANY {
+        if self.destination_port != PortMask::ANY {
             write!(f, " dport {}", self.destination_port)?;
         }
         if self.interface != 0 {

@@ -52,7 +52,7 @@ impl JoinCredential {
         }
         text.parse()
             .map(|token| Some(Self::Token(token)))
-            .map_err(|error: edge_types::token::TokenError| wrong(&path, error.to_string()))
+            .map_err(|error: edge_types::token::ParseTokenError| wrong(&path, error.to_string()))
     }
 
     /// Identifies the credential: the token's id or `pod:UID`. Not secret.

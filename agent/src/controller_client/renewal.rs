@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use edge_types::api::{CertificateRequest, CertificateResponse};
+use edge_types::api::{CertificateResponse, RenewalRequest};
 use edge_types::jitter::between;
 use hyper::Method;
 use tokio::time::sleep;
@@ -108,7 +108,7 @@ impl Rollover {
 
 async fn renew(controller: &ControllerClient, member: &Member) -> Result<(), ControllerError> {
     let key = node_identity::pending_key(&controller.state)?;
-    let request = CertificateRequest { csr: node_identity::request(&key, member.node())? };
+    let request = RenewalRequest { csr: node_identity::request(&key, member.node())? };
     let path = format!("/v1/nodes/{}/certificate", member.node());
     let response: CertificateResponse = member.http.call(Method::POST, &path, &request).await?;
     let renewed = NodeIdentity::accept(

@@ -8,7 +8,7 @@ use edge_ike::PeerName;
 use edge_ike::endpoint::Phase;
 use edge_xfrm::events::Event;
 use edge_xfrm::policy::PolicyKey;
-use edge_xfrm::reconcile::SaPlan;
+use edge_xfrm::reconcile::SaDiff;
 use edge_xfrm::{Error, Reqid, Sa, SaId, reconcile};
 
 use super::check_interval;
@@ -152,7 +152,7 @@ impl Driver {
         }
     }
 
-    fn correct_sas(&mut self, plan: &SaPlan) -> bool {
+    fn correct_sas(&mut self, plan: &SaDiff) -> bool {
         let mut undone = false;
         for missing in &plan.missing {
             self.handle_missing_sa(missing.id, "was deleted by another program");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName};
 use edge_types::api::TunnelCount;
-use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection, SaId};
+use edge_xfrm::{Action, Policy, Sa, SaDirection, SaId, UdpEncap};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -156,7 +156,7 @@ fn state(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> StateEntry {
         }
         .into(),
         algorithm: found.and_then(|sa| sa.algorithm.clone()),
-        encap: installed.encap.map(|Encap { source_port, destination_port }| (source_port, destination_port)),
+        encap: installed.encap.map(|UdpEncap { source_port, destination_port }| (source_port, destination_port)),
         in_kernel: found.is_some(),
     }
 }

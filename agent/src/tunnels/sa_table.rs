@@ -11,7 +11,7 @@ use edge_ike::{ChildId, ChildSa, Instant, PeerName};
 use edge_xfrm::IN_FLIGHT;
 use edge_xfrm::reconcile::ExpectedSa;
 use edge_xfrm::{
-    AeadKey, Algorithm, Encap, Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm,
+    AeadKey, Algorithm, Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, UdpEncap, Xfrm,
 };
 
 use super::inherited_sas::InheritedSas;
@@ -33,7 +33,7 @@ pub(super) struct InstalledSa {
     /// Joins it to the policies of its peer.
     pub(super) reqid: Reqid,
     /// UDP ports, if ESP travels in UDP.
-    pub(super) encap: Option<Encap>,
+    pub(super) encap: Option<UdpEncap>,
 }
 
 impl InstalledSa {
@@ -476,7 +476,7 @@ fn inbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         spi: sa.inbound_spi,
         reqid,
         aead: aead(sa, &sa.inbound_key)?,
-        encap: sa.encapsulated.then_some(Encap { source_port: sa.remote.port(), destination_port: sa.local.port() }),
+        encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.remote.port(), destination_port: sa.local.port() }),
         replay: replay(sa),
         selector: None,
         limits: limits(sa),
@@ -491,7 +491,7 @@ fn outbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         spi: sa.outbound_spi,
         reqid,
         aead: aead(sa, &sa.outbound_key)?,
-        encap: sa.encapsulated.then_some(Encap { source_port: sa.local.port(), destination_port: sa.remote.port() }),
+        encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.local.port(), destination_port: sa.remote.port() }),
         replay: replay(sa),
         selector: None,
         limits: limits(sa),

@@ -215,8 +215,8 @@ mod tests {
         assert_eq!(stands(Some(&policy), &[&binding]), Ok(()));
         assert!(stands(None, &[&binding]).unwrap_err().contains("not there"));
         assert!(stands(Some(&policy), &[]).unwrap_err().contains("binding"));
-        type Change = fn(&mut ValidatingAdmissionPolicySpec);
-        let weaker: [(&str, Change); 10] = [
+        type Edit = fn(&mut ValidatingAdmissionPolicySpec);
+        let weaker: [(&str, Edit); 10] = [
             ("failurePolicy", |spec| spec.failure_policy = Some("Ignore".into())),
             ("parameters", |spec| spec.param_kind = Some(Default::default())),
             ("matchConditions", |spec| {

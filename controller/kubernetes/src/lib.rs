@@ -5,7 +5,7 @@
 //! - [`client`]: connects to the API server and explains its errors.
 //! - [`ca_secret`]: the certificate authorities in a Secret that all replicas share.
 //! - [`events`], [`status_writer`]: Events and statuses, for people.
-//! - [`lease`]: which replica leads; [`orphans`]: what the leader collects.
+//! - [`replica_leases`]: which replica leads; [`orphans`]: what the leader collects.
 //! - [`list_watch`]: a list that is kept up to date by a watch.
 //! - [`cluster_identity`]: checks that it is still the same cluster.
 //! - [`store`]: rows as custom resources that all replicas share.
@@ -23,11 +23,11 @@ pub mod cluster_identity;
 pub mod events;
 pub mod label_policy;
 pub mod label_trust;
-pub mod lease;
 pub mod list_watch;
 pub mod node_trust;
 pub mod nodes;
 pub mod orphans;
+pub mod replica_leases;
 pub mod resources;
 pub mod selector;
 pub mod service_account;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::{Change, State};
 use edge_controller_domain::store::StoreError;
 use edge_controller_domain::tokens;
@@ -72,7 +72,7 @@ impl OrphanCollector {
         let (now, due, forgotten) = {
             let state = self.registry.read().await;
             let at = Instant::now();
-            let due_at = |row: &Row| {
+            let due_at = |row: &SegmentRecord| {
                 let grant = (row.network, row.granted_at);
                 let grace_period = match self.registered.contains(&row.node) {
                     true => AFTER_DEREGISTRATION.min(self.grace_period),
@@ -131,7 +131,7 @@ impl OrphanCollector {
             let released = self.registry.change(move |state| -> Result<_, StoreError> {
                 let row = state.ledger().row(&network);
                 let row = row.filter(|row| is_orphan(state, row) && row.granted_at == granted_at).cloned();
-                let row = row.map(|row| Row { released_at: Some(now), ..row });
+                let row = row.map(|row| SegmentRecord { released_at: Some(now), ..row });
                 Ok((row.clone(), row.into_iter().map(Change::PutSegment).collect()))
             });
             match released.await {
@@ -147,6 +147,6 @@ impl OrphanCollector {
     }
 }
 
-fn is_orphan(state: &State, row: &Row) -> bool {
+fn is_orphan(state: &State, row: &SegmentRecord) -> bool {
     row.released_at.is_none() && state.node(&row.node).is_none() && !is_blocked(row)
 }

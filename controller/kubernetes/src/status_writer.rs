@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::client::{ApiFailures, REQUEST, explain, is_absent};
-use super::lease::{Leases, Replicas};
+use super::replica_leases::{ReplicaLeases, Replicas};
 use super::resources::{Community, EdgeNode, Timestamp, community_object_name};
 
 /// How often changes are written.
@@ -62,7 +62,7 @@ pub struct StatusWriter {
     sources: Sources,
     nodes: Api<EdgeNode>,
     communities: Api<Community>,
-    leases: Arc<Leases>,
+    leases: Arc<ReplicaLeases>,
     replica: String,
 }
 
@@ -71,7 +71,7 @@ type Write = (NodeName, Value);
 
 impl StatusWriter {
     /// Makes the writer of the replica with this name.
-    pub fn new(client: &Client, sources: Sources, leases: Arc<Leases>, replica: &str) -> Self {
+    pub fn new(client: &Client, sources: Sources, leases: Arc<ReplicaLeases>, replica: &str) -> Self {
         let (nodes, communities) = (Api::all(client.clone()), Api::all(client.clone()));
         Self { sources, nodes, communities, leases, replica: replica.into() }
     }

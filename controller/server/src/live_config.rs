@@ -6,7 +6,7 @@ use edge_controller_domain::ca::Ca;
 use edge_controller_domain::networks::ClusterNetworks;
 use edge_controller_domain::reachability::{self, PreviousNetworks};
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::{Ledger, Row, SegmentPolicy, contains};
+use edge_controller_domain::segments::{Ledger, SegmentPolicy, SegmentRecord, contains};
 use edge_controller_domain::state::State;
 use edge_controller_domain::store::StoreError;
 use edge_controller_domain::views::ViewBuilder;
@@ -113,8 +113,9 @@ fn changes(before: &Config, after: &Config) -> Result<Vec<&'static ConfigKey>, S
 
 /// Refuses ranges that lack a held segment; names the segments and their nodes.
 pub fn check_held(ledger: &Ledger, ranges: &[edge_types::IpNetwork]) -> Result<(), String> {
-    let outside = |row: &&Row| row.released_at.is_none() && !ranges.iter().any(|range| contains(range, &row.network));
-    let outside: Vec<&Row> = ledger.rows().filter(outside).collect();
+    let outside =
+        |row: &&SegmentRecord| row.released_at.is_none() && !ranges.iter().any(|range| contains(range, &row.network));
+    let outside: Vec<&SegmentRecord> = ledger.rows().filter(outside).collect();
     if outside.is_empty() {
         return Ok(());
     }

@@ -12,7 +12,7 @@ use crate::edge_agent::Agent;
 use crate::peers::Charon;
 use crate::peers::charon::{Auth, Connection};
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{Net, Node, Ping, PingReport, Plan, Pod};
+use crate::topology::{Net, NetworkPlan, Node, Ping, PingReport, Pod};
 use crate::wait;
 
 /// The prefix of these measurements' names among all scenarios.
@@ -103,7 +103,7 @@ type Happens<'a> = fn(&Site<'a>, &mut Agent<'a>, &mut Agent<'a>) -> Result<()>;
 
 impl<'a> Site<'a> {
     fn build(lab: &'a Lab) -> Result<Self> {
-        let mut plan = Plan::new();
+        let mut plan = NetworkPlan::new();
         plan.router("isp").on("internet", &["203.0.113.1/24"]).on("home", &["192.168.1.1/24"]).masquerade("internet");
         plan.host("edge").on("home", &["192.168.1.10/24"]).via("192.168.1.1");
         plan.host("hub").on("internet", &[&format!("{HUB}/24")]).via("203.0.113.1");

@@ -10,7 +10,7 @@ use super::usage::{Usage, count_traffic, octets, per_day};
 use crate::edge_agent::{Agent, count_up};
 use crate::edge_controller::Controller;
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{Node, Plan};
+use crate::topology::{NetworkPlan, Node};
 
 const CLOUD: &str = "203.0.113.1";
 
@@ -35,7 +35,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn mesh(lab: &Lab, count: usize) -> Result<()> {
-    let mut plan = Plan::new();
+    let mut plan = NetworkPlan::new();
     plan.host("cloud").on("wire", &[&format!("{CLOUD}/24")]).own_directory("/etc/edge-controller");
     let names: Vec<String> = (0..count).map(|index| format!("edge-{index:02}")).collect();
     for (index, name) in names.iter().enumerate() {
@@ -79,7 +79,7 @@ fn mesh(lab: &Lab, count: usize) -> Result<()> {
 }
 
 fn idle_edge(lab: &Lab) -> Result<()> {
-    let mut plan = Plan::new();
+    let mut plan = NetworkPlan::new();
     plan.router("isp").on("internet", &["203.0.113.254/24"]).on("home", &["192.168.1.1/24"]).masquerade("internet");
     plan.host("cloud").on("internet", &[&format!("{CLOUD}/24")]).own_directory("/etc/edge-controller");
     plan.host("hub").on("internet", &["203.0.113.10/24"]);

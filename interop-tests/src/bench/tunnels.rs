@@ -11,7 +11,7 @@ use crate::ike_peers::{Authentication, IkePeers, PeerSet};
 use crate::peers::Charon;
 use crate::peers::charon::{Auth, Connection};
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{Node, Plan};
+use crate::topology::{NetworkPlan, Node};
 
 /// Beginning of the cases with the CPU time of one tunnel.
 pub(super) const UP: &str = "up/cpu-per-tunnel/";
@@ -107,8 +107,8 @@ fn measure(lab: &Lab, count: u32) -> Result<()> {
     results.write(lab.out())
 }
 
-fn plan() -> Plan {
-    let mut plan = Plan::new();
+fn plan() -> NetworkPlan {
+    let mut plan = NetworkPlan::new();
     for responder in ["agent", "charon"] {
         let wire = format!("to-{responder}");
         plan.host(responder).on(&wire, &[&format!("{RESPONDER}/24")]).route(&PeerSet::addresses(), PEERS);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use edge_controller_domain::ca::{Ca, Files};
 use edge_controller_domain::clock::Clock;
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::{Change, NodeRecord};
 use edge_controller_domain::store::Store as _;
 use edge_controller_domain::store::embedded::Embedded;
@@ -22,7 +22,7 @@ use super::report::{Goal, Results};
 use super::usage::Usage;
 use crate::edge_controller::{CLUSTER_RANGE, Controller, STATE_DIR};
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{Node, Plan};
+use crate::topology::{NetworkPlan, Node};
 use crate::wait;
 
 const CLOUD: &str = "203.0.113.1";
@@ -51,7 +51,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn measure(lab: &Lab, count: u32) -> Result<()> {
-    let mut plan = Plan::new();
+    let mut plan = NetworkPlan::new();
     plan.host("cloud").on("wire", &[&format!("{CLOUD}/24")]).own_directory("/etc/edge-controller");
     plan.host("hub").on("wire", &["203.0.113.10/24"]);
     let net = lab.build(&plan)?;
@@ -119,7 +119,7 @@ fn fill(state: &Path, count: u32) -> Result<()> {
             // The upper half of the range, since the controller grants from the lower one.
             let address = Ipv4Addr::from(u32::from(range.network()) + (range.size() / 2) + (index << 6));
             let segment = IpNetwork::from(Ipv4Network::new(address, 26)?);
-            let row = Row::new(segment, name.clone(), "request-0".to_owned(), now, None);
+            let row = SegmentRecord::new(segment, name.clone(), "request-0".to_owned(), now, None);
             let record = NodeRecord::new(name, Role::Edge, now);
             batch.push(vec![Change::GrantSegment(row), Change::PutNode(record)]);
         }

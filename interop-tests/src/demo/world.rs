@@ -11,7 +11,7 @@ use super::api_server::Kubernetes;
 use super::captured_frames::{ExpectedTraffic, FrameCounts, Kind};
 use super::check_runner::Checks;
 use crate::scenario::Lab;
-use crate::topology::{Capture, Net, Node, Plan, Process};
+use crate::topology::{Capture, Net, NetworkPlan, Node, Process};
 
 /// The edge nodes.
 pub(super) const EDGES: [&str; 4] = ["edge-a1", "edge-a2", "edge-b1", "edge-c1"];
@@ -69,8 +69,8 @@ pub(super) fn site(node: &str) -> Site {
     Site { router, outside, inside }
 }
 
-fn plan() -> Plan {
-    let mut plan = Plan::new();
+fn plan() -> NetworkPlan {
+    let mut plan = NetworkPlan::new();
     plan.router("r-cloud")
         .on("isp", &["203.0.113.1/24", "2001:db8::1/64"])
         .on("cloud", &["198.51.100.1/24", "2001:db8:c::1/64"])

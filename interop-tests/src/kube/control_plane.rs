@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, bail};
 
 use super::daemon::{Daemon, Directory};
 use super::pki::{Authority, Proof, kubeconfig, token_keys};
-use super::port::Port;
 use super::programs::{Helpers, Programs};
+use super::reserved_port::ReservedPort;
 
 /// etcd's sockets, in the control plane's private directory. etcd requires the form of host and
 /// port.
@@ -57,7 +57,7 @@ pub struct ControlPlane {
     programs: Programs,
     helpers: Helpers,
     authority: Authority,
-    port: Port,
+    port: ReservedPort,
     logs: PathBuf,
     kubeconfig: PathBuf,
     written: AtomicU32,
@@ -103,7 +103,7 @@ impl ControlPlane {
             programs,
             helpers,
             authority: Authority::new()?,
-            port: Port::claim()?,
+            port: ReservedPort::claim()?,
             kubeconfig: directory.path().join("admin.kubeconfig"),
             written: AtomicU32::new(0),
             running: Mutex::default(),

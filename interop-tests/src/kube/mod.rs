@@ -9,9 +9,9 @@ mod build;
 mod control_plane;
 mod daemon;
 mod pki;
-mod port;
 mod programs;
 mod rbac;
+mod reserved_port;
 mod session;
 pub mod suite;
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use crate::topology::{Net, Plan};
+use crate::topology::{Net, NetworkPlan};
 
 /// A scenario's network, the programs under test, and a directory for its logs.
 pub struct Lab {
@@ -39,7 +39,7 @@ impl Lab {
     ///
     /// # Errors
     /// As [`Net::build`], or if the scenario has a network already.
-    pub fn build(&self, plan: &Plan) -> Result<&Net> {
+    pub fn build(&self, plan: &NetworkPlan) -> Result<&Net> {
         let net = Net::build(plan, &self.out)?;
         anyhow::ensure!(self.net.set(net).is_ok(), "a scenario has one network");
         self.net.get().context("just set")

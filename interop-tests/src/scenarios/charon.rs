@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use crate::peers::charon::{Auth, Connection};
 use crate::peers::{Authority, Charon, KeyKind};
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{Netem, Plan};
+use crate::topology::{Netem, NetworkPlan};
 
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -32,7 +32,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn psk(lab: &Lab) -> Result<()> {
-    let mut plan = Plan::new();
+    let mut plan = NetworkPlan::new();
     plan.router("isp")
         .on("internet", &["203.0.113.1/24"])
         .on("home", &["192.168.1.1/24"])
@@ -101,7 +101,7 @@ fn psk(lab: &Lab) -> Result<()> {
 }
 
 fn certificates(lab: &Lab) -> Result<()> {
-    let mut plan = Plan::new();
+    let mut plan = NetworkPlan::new();
     plan.host("sun").on("wire", &["2001:db8::1/64"]);
     plan.host("moon").on("wire", &["2001:db8::2/64"]);
     let net = lab.build(&plan)?;

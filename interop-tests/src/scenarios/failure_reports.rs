@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use crate::guest::{Event, JobIo};
 use crate::runner::{RunContext, run_all};
 use crate::scenario::{Lab, Needs, Outcome, Scenario, TestResult, skip};
-use crate::topology::Plan;
+use crate::topology::NetworkPlan;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -31,7 +31,7 @@ const fn broken(name: &'static str, about: &'static str, run: fn(&Lab) -> Result
 }
 
 fn fails(lab: &Lab) -> Result<()> {
-    let mut plan = Plan::new();
+    let mut plan = NetworkPlan::new();
     plan.host("a").on("wire", &["192.0.2.1/24"]);
     let net = lab.build(&plan)?;
     net.node("a")
@@ -50,7 +50,7 @@ fn crashes(_: &Lab) -> Result<()> {
 }
 
 fn hangs(lab: &Lab) -> Result<()> {
-    let mut plan = Plan::new();
+    let mut plan = NetworkPlan::new();
     plan.host("a").on("wire", &["192.0.2.1/24"]);
     lab.build(&plan)?;
     loop {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{Netem, Plan};
+use crate::topology::{Netem, NetworkPlan};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -37,8 +37,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Host a is behind a NAT router, host b on the internet, both with both families.
-fn home_and_internet() -> Plan {
-    let mut plan = Plan::new();
+fn home_and_internet() -> NetworkPlan {
+    let mut plan = NetworkPlan::new();
     plan.router("isp")
         .on("internet", &["203.0.113.1/24", "2001:db8::1/64"])
         .on("home", &["192.168.1.1/24", "2001:db8:1::1/64"])

@@ -1,4 +1,4 @@
-//! Builds the network of a [`Plan`].
+//! Builds the network of a [`NetworkPlan`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::holder::{Setup, feed};
 use super::namespaces::Namespaces;
-use super::plan::{Netem, NodePlan, Plan};
+use super::plan::{Netem, NetworkPlan, NodePlan};
 
 /// Directories that each node has for itself.
 const PRIVATE: [&str; 6] =
@@ -57,7 +57,7 @@ impl Net {
     /// # Errors
     /// If the kernel refuses something or the plan contradicts itself. What was made ends with the
     /// process.
-    pub fn build(plan: &Plan, out: &Path) -> Result<Self> {
+    pub fn build(plan: &NetworkPlan, out: &Path) -> Result<Self> {
         let mut holders = Vec::new();
         for node in &plan.nodes {
             if node.name.len() > 15 {
@@ -184,7 +184,7 @@ struct Fabric {
 
 /// Commands for the namespace of the wires: a bridge for each wire, and a veth pair for each node
 /// on it.
-fn fabric(plan: &Plan, holders: &[Holder]) -> Result<Fabric> {
+fn fabric(plan: &NetworkPlan, holders: &[Holder]) -> Result<Fabric> {
     let mut ip = String::new();
     let mut tc = String::new();
     let mut all_ports = Vec::new();

@@ -1,6 +1,6 @@
 //! Networks of hosts, routers and pods.
 //!
-//! A [`Plan`] declares wires, and nodes with addresses on them. [`Net`] is the network built from
+//! A [`NetworkPlan`] declares wires, and nodes with addresses on them. [`Net`] is the network built from
 //! it. Each node is a network namespace with its own mount namespace (own `/run`,
 //! `/var/lib/edge-cni`, `/etc/swanctl`, ...). Each wire is a bridge in another namespace, so that
 //! it can be slowed down from outside the nodes.
@@ -27,5 +27,5 @@ pub(crate) use dump::enter_commands;
 pub use holder::main as holder;
 pub use namespaces::Namespaces;
 pub use ping::{Gap, Ping, PingReport};
-pub use plan::{Netem, NodePlan, Plan};
+pub use plan::{Netem, NetworkPlan, NodePlan};
 pub use process::Process;

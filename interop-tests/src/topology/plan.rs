@@ -3,18 +3,18 @@
 /// The nodes and wires of a network. A wire exists as soon as a node names it.
 ///
 /// ```
-/// use interop_tests::topology::{Netem, Plan};
-/// let mut plan = Plan::new();
+/// use interop_tests::topology::{Netem, NetworkPlan};
+/// let mut plan = NetworkPlan::new();
 /// plan.router("isp").on("internet", &["203.0.113.1/24"]).on("home", &["192.168.1.1/24"]).masquerade("internet");
 /// plan.host("a").on("home", &["192.168.1.10/24"]).via("192.168.1.1");
 /// plan.host("b").on("internet", &["203.0.113.10/24", "2001:db8::10/64"]).slow("internet", Netem::delay(20).loss(1.0));
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct Plan {
+pub struct NetworkPlan {
     pub(super) nodes: Vec<NodePlan>,
 }
 
-impl Plan {
+impl NetworkPlan {
     /// An empty network.
     #[must_use]
     pub fn new() -> Self {
@@ -45,12 +45,12 @@ impl Plan {
     }
 }
 
-/// One host or router of a [`Plan`].
+/// One host or router of a [`NetworkPlan`].
 #[derive(Debug, Clone)]
 pub struct NodePlan {
     pub(super) name: String,
     pub(super) forwards: bool,
-    pub(super) ports: Vec<Port>,
+    pub(super) ports: Vec<WireEnd>,
     pub(super) routes: Vec<(String, String)>,
     pub(super) masquerade: Vec<String>,
     pub(super) private: Vec<String>,
@@ -58,7 +58,7 @@ pub struct NodePlan {
 
 /// A node's end of a wire; the interface has the wire's name.
 #[derive(Debug, Clone)]
-pub(super) struct Port {
+pub(super) struct WireEnd {
     pub(super) wire: String,
     pub(super) addresses: Vec<String>,
     pub(super) netem: Option<Netem>,
@@ -69,7 +69,7 @@ impl NodePlan {
     /// Connects the node to a wire, with addresses (`"203.0.113.1/24"`, IPv4 and IPv6). The
     /// interface gets the wire's name, which has at most 12 characters.
     pub fn on(&mut self, wire: &str, addresses: &[&str]) -> &mut Self {
-        self.ports.push(Port {
+        self.ports.push(WireEnd {
             wire: wire.to_owned(),
             addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
             netem: None,

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::message::{XfrmRequest, XfrmResponse};
 use crate::netlink::{self, Netlink};
 use crate::policy::{InstalledPolicy, Policy};
-use crate::reconcile::{self, Plan};
+use crate::reconcile::{self, PolicyDiff};
 use crate::reqid::Reqid;
 use crate::sa::{self, Features, Sa, SaDirection, SaId, SaParams, SpiRange};
 use crate::uapi;
@@ -243,14 +243,14 @@ impl Xfrm {
     /// Makes our policies in the kernel exactly the `desired` ones, by one dump and a few batches.
     /// The plan says what was found. The errors say what could not be done and why, above all
     /// because of other programs' policies.
-    pub fn reconcile_policies(&mut self, desired: &[Policy]) -> Result<(Plan, Vec<Error>)> {
+    pub fn reconcile_policies(&mut self, desired: &[Policy]) -> Result<(PolicyDiff, Vec<Error>)> {
         let plan = reconcile::policies(desired, &self.policies()?);
         let errors = self.apply(&plan)?;
         Ok((plan, errors))
     }
 
     /// Carries out a plan of [`reconcile::policies`]. Returns what was refused; the rest is done.
-    pub fn apply(&mut self, plan: &Plan) -> Result<Vec<Error>> {
+    pub fn apply(&mut self, plan: &PolicyDiff) -> Result<Vec<Error>> {
         let mut errors = policies::apply(&mut self.netlink, plan)?;
         errors.extend(plan.occupied.iter().map(|(wanted, theirs)| Error::OccupiedByOther {
             wanted: Box::new(*wanted),

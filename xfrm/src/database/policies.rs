@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::message::{XfrmRequest, XfrmResponse};
 use crate::netlink::{self, Netlink, Rejection};
 use crate::policy::{Action, Direction, InstalledPolicy, Policy};
-use crate::reconcile::Plan;
+use crate::reconcile::PolicyDiff;
 use crate::reqid::{FIRST_INDEX, LAST_INDEX, Reqid, index_is_ours};
 
 /// How often a policy is tried again if others change it meanwhile.
@@ -126,7 +126,7 @@ fn update(policy: &Policy, holder: &InstalledPolicy) -> XfrmRequest {
 /// Carries out a plan: replacements and peers' policies first, then allows, then blocks, and
 /// deletions last. So no packet ever goes in clear that must not, and no tunnel is cut. Policies
 /// that others changed since the plan was made are handled one by one.
-pub(crate) fn apply(netlink: &mut Netlink, plan: &Plan) -> Result<Vec<Error>> {
+pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Error>> {
     let mut refused = Vec::new();
     let mut one_by_one: Vec<Policy> = Vec::new();
 

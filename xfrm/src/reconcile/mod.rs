@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 
 use crate::policy::{InstalledPolicy, Policy, PolicyKey};
-use crate::sa::{Encap, Sa, SaId};
+use crate::sa::{Sa, SaId, UdpEncap};
 
 /// What must be done so that the kernel's policies are those wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct PolicyDiff {
     /// Wanted, but not there. If they were installed before, another program deleted them.
     pub missing: Vec<Policy>,
     /// Wanted, but our policy there has another priority, action or template. If it was installed
@@ -20,7 +20,7 @@ pub struct Plan {
     pub occupied: Vec<(Policy, InstalledPolicy)>,
 }
 
-impl Plan {
+impl PolicyDiff {
     /// Whether there is nothing to do and nothing to report.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.changed.is_empty() && self.stray.is_empty() && self.occupied.is_empty()
@@ -29,7 +29,7 @@ impl Plan {
 
 /// Compares policies. The kernel keeps one policy for a direction and selector, so of two wanted
 /// ones the stronger is taken.
-pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> Plan {
+pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> PolicyDiff {
     let mut wanted: HashMap<PolicyKey, Policy> = HashMap::with_capacity(desired.len());
     for policy in desired {
         wanted
@@ -41,7 +41,7 @@ pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> Plan {
             })
             .or_insert(*policy);
     }
-    let mut plan = Plan::default();
+    let mut plan = PolicyDiff::default();
     for holder in observed.iter().filter(|holder| holder.shares_key_space()) {
         match wanted.get(&holder.key()) {
             Some(policy) if holder.matches(policy) => {}
@@ -70,12 +70,12 @@ pub struct ExpectedSa {
     /// Its reqid, raw.
     pub reqid: u32,
     /// Its UDP ports.
-    pub encap: Option<Encap>,
+    pub encap: Option<UdpEncap>,
 }
 
 /// How the kernel's SAs differ from those expected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SaPlan {
+pub struct SaDiff {
     /// Not there any more. Do not install them again, even if their keys are at hand: the outbound
     /// one would start again at sequence number 1, which the peer takes for a replay, and the
     /// inbound one would accept replays. Negotiate new ones.
@@ -87,7 +87,7 @@ pub struct SaPlan {
     pub stray: Vec<Sa>,
 }
 
-impl SaPlan {
+impl SaDiff {
     /// Whether all is as expected.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.changed.is_empty() && self.stray.is_empty()
@@ -95,9 +95,9 @@ impl SaPlan {
 }
 
 /// Compares SAs.
-pub fn sas(expected: &[ExpectedSa], observed: &[Sa]) -> SaPlan {
+pub fn sas(expected: &[ExpectedSa], observed: &[Sa]) -> SaDiff {
     let mut wanted: HashMap<SaId, ExpectedSa> = expected.iter().map(|sa| (sa.id, *sa)).collect();
-    let mut plan = SaPlan::default();
+    let mut plan = SaDiff::default();
     for sa in observed.iter().filter(|sa| !sa.is_larval()) {
         match wanted.remove(&sa.id) {
             Some(want) if want.reqid == sa.reqid && want.encap == sa.encap => {}

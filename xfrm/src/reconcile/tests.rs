@@ -47,7 +47,7 @@ fn the_stronger_of_two_wanted_for_one_selector_is_taken() {
 fn anothers_policies_are_reported_where_they_stand_in_the_way_and_else_ignored() {
     let (wanted, elsewhere) = (Policy::block(Direction::Out, selector(1)), Policy::block(Direction::Out, selector(2)));
     let plan = policies(&[wanted], &[foreign(&wanted), foreign(&elsewhere)]);
-    assert_eq!(plan, Plan { occupied: vec![(wanted, foreign(&wanted))], ..Plan::default() });
+    assert_eq!(plan, PolicyDiff { occupied: vec![(wanted, foreign(&wanted))], ..PolicyDiff::default() });
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
@@ -92,7 +92,7 @@ proptest! {
         }
         prop_assert_eq!(others(&kernel), before);
         let again = policies(&desired, &kernel.values().cloned().collect::<Vec<_>>());
-        prop_assert_eq!(again, Plan { occupied: plan.occupied.clone(), ..Plan::default() });
+        prop_assert_eq!(again, PolicyDiff { occupied: plan.occupied.clone(), ..PolicyDiff::default() });
         for policy in &desired {
             let holder = &kernel[&policy.key()];
             prop_assert!(!holder.is_ours() || holder.priority <= policy.priority);

@@ -128,7 +128,7 @@ impl fmt::Debug for AeadKey {
 
 /// UDP ports between which ESP travels (RFC 3948), in the order of the packets of this SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Encap {
+pub struct UdpEncap {
     /// Source port of the packets.
     pub source_port: u16,
     /// Destination port of the packets.
@@ -186,7 +186,7 @@ pub struct SaParams {
     /// Algorithm and key.
     pub aead: AeadKey,
     /// ESP in UDP.
-    pub encap: Option<Encap>,
+    pub encap: Option<UdpEncap>,
     /// Sequence numbers and replay protection.
     pub replay: Replay,
     /// Towards peers that are not ours: the only packets that may travel in it. `None` between our
@@ -237,7 +237,7 @@ pub struct Sa {
     /// acquire under way.
     pub algorithm: Option<String>,
     /// ESP in UDP.
-    pub encap: Option<Encap>,
+    pub encap: Option<UdpEncap>,
     /// The only packets that may travel in it.
     pub selector: Option<Selector>,
     /// Replay window, packets.
@@ -346,7 +346,7 @@ impl Sa {
             }
             nl::XFRMA_ENCAP => {
                 let encap = nl::EncapTmpl::parse(value).map_err(|error| error.to_string())?;
-                self.encap = Some(Encap { source_port: encap.encap_sport, destination_port: encap.encap_dport });
+                self.encap = Some(UdpEncap { source_port: encap.encap_sport, destination_port: encap.encap_dport });
             }
             nl::XFRMA_REPLAY_VAL => {
                 let replay = nl::Replay::parse(value).map_err(|error| error.to_string())?;

@@ -15,7 +15,7 @@ fn params() -> SaParams {
         spi: 0xc000_0001,
         reqid: Reqid::tunnel(1).unwrap(),
         aead: AeadKey::new(Algorithm::Aes256Gcm16, &KEY).unwrap(),
-        encap: Some(Encap { source_port: 4500, destination_port: 4501 }),
+        encap: Some(UdpEncap { source_port: 4500, destination_port: 4501 }),
         replay: Replay::ESN,
         selector: None,
         limits: Limits { soft_packets: Some(1 << 30), ..Limits::default() },

@@ -4,7 +4,8 @@ use edge_xfrm::events::{Event, EventSocket};
 use edge_xfrm::reconcile::{self, ExpectedSa};
 use edge_xfrm::sa::Features;
 use edge_xfrm::{
-    AeadKey, Algorithm, Direction, Encap, Error, Limits, Policy, Replay, Reqid, SaDirection, SaParams, SpiRange, Xfrm,
+    AeadKey, Algorithm, Direction, Error, Limits, Policy, Replay, Reqid, SaDirection, SaParams, SpiRange, UdpEncap,
+    Xfrm,
 };
 
 use crate::Needs::{Esp, Root};
@@ -63,7 +64,7 @@ fn every_kind() {
     let mut spi = 0x1000;
     for algorithm in [Algorithm::Aes128Gcm16, Algorithm::Aes256Gcm16, Algorithm::ChaCha20Poly1305] {
         for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
-            for encap in [None, Some(Encap { source_port: 4500, destination_port: 4500 })] {
+            for encap in [None, Some(UdpEncap { source_port: 4500, destination_port: 4500 })] {
                 for replay in [Replay::PLAIN, Replay::ESN] {
                     spi += 2;
                     let aead = AeadKey::new(algorithm, &KEY.repeat(2)[..algorithm.key_length()]).unwrap();
@@ -137,7 +138,7 @@ fn limits() {
 
 fn mapping() {
     let pair = pair();
-    let encap = Some(Encap { source_port: 4500, destination_port: 4500 });
+    let encap = Some(UdpEncap { source_port: 4500, destination_port: 4500 });
     let forth = SaParams { encap, ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1) };
     let back = reversed(&forth, 0x1001);
     connect(&pair, &forth, &back, None);
@@ -146,7 +147,7 @@ fn mapping() {
 
     // From now on A sends from another port, as if a NAT had mapped it.
     let _socket = esp_socket(&pair.a, "0.0.0.0:4999");
-    let moved = Some(Encap { source_port: 4999, destination_port: 4500 });
+    let moved = Some(UdpEncap { source_port: 4999, destination_port: 4500 });
     let update =
         |namespace: &Namespace, sa: SaParams| namespace.run(move || Xfrm::open().unwrap().update_sa(&sa).unwrap());
     let sequence = read(&pair.a, forth.id()).counters.sent_sequence;

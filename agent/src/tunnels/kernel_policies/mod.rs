@@ -7,7 +7,7 @@ use std::time::Duration;
 use edge_ike::{Instant, PeerName};
 use edge_xfrm::guard::{self, GuardConfig};
 use edge_xfrm::policy::{PolicyKey, priority};
-use edge_xfrm::reconcile::{self, Plan};
+use edge_xfrm::reconcile::{self, PolicyDiff};
 use edge_xfrm::{Direction, Error, InstalledPolicy, Policy, Xfrm};
 
 use crate::desired::{Desired, PeerReqids, PolicyTable, Standing, TunnelEnds, tunnel_policies};
@@ -91,7 +91,7 @@ impl KernelPolicies {
             return false;
         }
         let changes = self.desired.take_changes();
-        let mut plan = Plan::default();
+        let mut plan = PolicyDiff::default();
         let mut known: Vec<Policy> = Vec::new();
         let mut wanted: Vec<Policy> = Vec::new();
         for change in &changes {
@@ -180,7 +180,7 @@ impl KernelPolicies {
     #[expect(clippy::too_many_arguments, reason = "what both comparisons know")]
     fn correct(
         &mut self,
-        mut plan: Plan,
+        mut plan: PolicyDiff,
         before: &BTreeMap<PolicyKey, Option<Policy>>,
         was_unmet: &BTreeSet<PolicyKey>,
         xfrm: &mut Xfrm,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ca::CaDocument;
 use crate::clock::Seconds;
-use crate::segments::Row;
+use crate::segments::SegmentRecord;
 use crate::state::{CommunityRecord, NodeRecord, Snapshot, TokenRecord};
 
 /// The value of `format` in the header.
@@ -33,7 +33,7 @@ pub(super) enum Line {
     Community(CommunityRecord),
     Token(TokenRecord),
     Node(NodeRecord),
-    Segment(Row),
+    Segment(SegmentRecord),
     End(End),
 }
 

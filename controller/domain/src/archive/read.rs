@@ -137,15 +137,16 @@ fn check(rows: &Snapshot) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::archive::write;
-    use crate::segments::Row;
+    use crate::segments::SegmentRecord;
     use crate::state::NodeRecord;
     use edge_types::Role;
     use proptest::prelude::*;
 
     fn rows() -> Snapshot {
         let name = |text: &str| text.parse().unwrap();
-        let row =
-            |network: &str, node, released| Row::new(network.parse().unwrap(), name(node), "r".into(), 3, released);
+        let row = |network: &str, node, released| {
+            SegmentRecord::new(network.parse().unwrap(), name(node), "r".into(), 3, released)
+        };
         Snapshot {
             nodes: vec![NodeRecord::new(name("a"), Role::Edge, 1), NodeRecord::new(name("b"), Role::Hub, 2)],
             segments: vec![

@@ -260,8 +260,8 @@ async fn an_operators_authority_of_either_kind_signs_and_a_later_one_signs_after
 
 #[tokio::test]
 async fn an_operators_authority_that_cannot_sign_is_refused_with_the_reason() {
-    type Change = Box<dyn Fn(&mut CertificateParams)>;
-    let cases: [(&str, Change); 5] = [
+    type Edit = Box<dyn Fn(&mut CertificateParams)>;
+    let cases: [(&str, Edit); 5] = [
         ("CA:TRUE", Box::new(|params| params.is_ca = IsCa::ExplicitNoCa)),
         ("keyCertSign", Box::new(|params| params.key_usages = vec![KeyUsagePurpose::DigitalSignature])),
         ("no subject", Box::new(|params| params.distinguished_name = DistinguishedName::new())),

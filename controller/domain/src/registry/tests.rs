@@ -123,7 +123,7 @@ async fn a_commit_that_fails_is_reported_and_changes_nothing_and_the_next_one_wo
 async fn a_plan_is_made_again_if_another_replica_changed_its_rows_first() {
     let directory = tempfile::tempdir().unwrap();
     let row = |network: &str, node: &str| {
-        crate::segments::Row::new(network.parse().unwrap(), name(node), "r".into(), 1, None)
+        crate::segments::SegmentRecord::new(network.parse().unwrap(), name(node), "r".into(), 1, None)
     };
     let quicker = vec![
         vec![Change::GrantSegment(row("10.77.0.64/26", "y"))],

@@ -2,7 +2,7 @@
 
 use edge_types::api::{Family, SegmentState};
 
-use super::ledger::{Ledger, Row};
+use super::ledger::{Ledger, SegmentRecord};
 use super::policy::SegmentPolicy;
 use super::range::{bounds, size};
 use crate::clock::Seconds;
@@ -37,7 +37,7 @@ pub fn free_segments(ledger: &Ledger, policy: &SegmentPolicy, family: Family, no
     free.fold(0, u128::saturating_add)
 }
 
-impl Row {
+impl SegmentRecord {
     /// The state of the segment. `quarantine`: seconds for which a released segment is granted to
     /// no node.
     pub fn state(&self, quarantine: Seconds, now: Seconds) -> SegmentState {
@@ -77,7 +77,7 @@ mod tests {
             let mut ledger = Ledger::default();
             for (place, size, released_at) in rows {
                 let network = format!("10.77.0.{}/{size}", (place * 32) & (255u8 << (32 - size))).parse().unwrap();
-                let row = Row::new(network, "a".parse().unwrap(), String::new(), 0, released_at);
+                let row = SegmentRecord::new(network, "a".parse().unwrap(), String::new(), 0, released_at);
                 if !ledger.rows().any(|other| super::super::overlap(&other.network, &network)) {
                     ledger.insert(row);
                 }

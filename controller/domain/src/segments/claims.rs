@@ -3,7 +3,7 @@
 
 use edge_types::{IpNetwork, NodeName};
 
-use super::ledger::{Grant, Ledger, Row};
+use super::ledger::{Grant, Ledger, SegmentRecord};
 use super::policy::SegmentPolicy;
 use super::range::overlap;
 use crate::clock::Seconds;
@@ -64,7 +64,7 @@ impl Ledger {
         may_be_unknown: bool,
         now: Seconds,
     ) -> Result<Option<Grant>, ClaimConflict> {
-        let is_its_own = |row: &Row| row.node == *node;
+        let is_its_own = |row: &SegmentRecord| row.node == *node;
         if self.row(segment).is_some_and(|row| row.released_at.is_none() && is_its_own(row)) {
             return Ok(None);
         }
@@ -120,7 +120,7 @@ mod tests {
     fn ledger(rows: &[(&str, &str, Option<Seconds>)]) -> Ledger {
         let mut ledger = Ledger::default();
         for (segment, node, released_at) in rows {
-            ledger.insert(Row::new(network(segment), node.parse().unwrap(), String::new(), 0, *released_at));
+            ledger.insert(SegmentRecord::new(network(segment), node.parse().unwrap(), String::new(), 0, *released_at));
         }
         ledger
     }

@@ -16,7 +16,7 @@ const NAMED_HOLDERS: usize = 10;
 /// The row of a segment: its latest grant. It is kept after the release, until the segment is
 /// granted again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Row {
+pub struct SegmentRecord {
     /// Address range of the segment.
     pub network: IpNetwork,
     /// The node that holds it, or held it last.
@@ -32,7 +32,7 @@ pub struct Row {
     /// may still use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_until: Option<Seconds>,
-    /// Earlier grants, the latest first; at most [`Row::KEPT`].
+    /// Earlier grants, the latest first; at most [`SegmentRecord::KEPT`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub past: Vec<Holding>,
 }
@@ -48,7 +48,7 @@ pub struct Holding {
     pub released_at: Seconds,
 }
 
-impl Row {
+impl SegmentRecord {
     /// Most earlier grants that are kept of one segment.
     pub const KEPT: usize = 32;
 
@@ -109,7 +109,7 @@ pub struct Exhausted {
 /// All rows, by address.
 #[derive(Debug, Default, Clone)]
 pub struct Ledger {
-    rows: BTreeMap<AddressKey, Row>,
+    rows: BTreeMap<AddressKey, SegmentRecord>,
     held: BTreeMap<NodeName, BTreeSet<AddressKey>>,
     released: BTreeSet<AddressKey>,
     /// For each range: below this address nothing was free at the last search. This only saves
@@ -133,12 +133,12 @@ struct Release {
 
 impl Ledger {
     /// All rows, held and released, in address order.
-    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+    pub fn rows(&self) -> impl Iterator<Item = &SegmentRecord> {
         self.rows.values()
     }
 
     /// The row of a segment.
-    pub fn row(&self, network: &IpNetwork) -> Option<&Row> {
+    pub fn row(&self, network: &IpNetwork) -> Option<&SegmentRecord> {
         self.rows.get(&bounds(network).0).filter(|row| row.network == *network)
     }
 
@@ -149,8 +149,8 @@ impl Ledger {
     }
 
     /// Rows that a node holds, oldest grant first.
-    pub fn held_by(&self, node: &NodeName) -> Vec<&Row> {
-        let mut rows: Vec<&Row> =
+    pub fn held_by(&self, node: &NodeName) -> Vec<&SegmentRecord> {
+        let mut rows: Vec<&SegmentRecord> =
             self.held.get(node).into_iter().flatten().filter_map(|at| self.rows.get(at)).collect();
         rows.sort_by_key(|row| row.granted_at);
         rows
@@ -194,7 +194,7 @@ impl Ledger {
     }
 
     /// Writes the row of a segment.
-    pub fn insert(&mut self, row: Row) {
+    pub fn insert(&mut self, row: SegmentRecord) {
         let (place, _) = bounds(&row.network);
         self.note_release(place, &row);
         self.clear(place);
@@ -208,7 +208,7 @@ impl Ledger {
 
     /// Records when a release was seen. A change that is only tried is undone, and the earlier time
     /// stays in force.
-    fn note_release(&mut self, place: AddressKey, row: &Row) {
+    fn note_release(&mut self, place: AddressKey, row: &SegmentRecord) {
         let Some(clock) = &self.clock else { return };
         if let Some(before) = self.rows.get(&place)
             && let Some(released_at) = before.released_at
@@ -226,7 +226,7 @@ impl Ledger {
 
     /// Whether a segment can be granted: it is released, and its quarantine has passed by the wall
     /// clock and by the monotonic one.
-    pub(super) fn is_free(&self, row: &Row, policy: &SegmentPolicy, now: Seconds) -> bool {
+    pub(super) fn is_free(&self, row: &SegmentRecord, policy: &SegmentPolicy, now: Seconds) -> bool {
         let Some(released_at) = row.released_at else { return false };
         let seen = self.seen.get(&bounds(&row.network).0);
         let seen = seen.filter(|seen| (seen.granted_at, seen.released_at) == (row.granted_at, released_at));
@@ -293,14 +293,14 @@ impl Ledger {
 
     /// Rows that overlap `first..=last`. Rows do not overlap each other, so at most one of them
     /// begins before `first`.
-    fn overlapping(&self, family: Family, first: u128, last: u128) -> impl Iterator<Item = &Row> {
+    fn overlapping(&self, family: Family, first: u128, last: u128) -> impl Iterator<Item = &SegmentRecord> {
         let before = self.rows.range(..(family, first)).next_back();
         let before = before.filter(|(place, row)| place.0 == family && bounds(&row.network).1 >= first);
         before.into_iter().chain(self.rows.range((family, first)..=(family, last))).map(|(_, row)| row)
     }
 
     /// Rows that overlap a network.
-    pub fn overlapping_with(&self, network: &IpNetwork) -> impl Iterator<Item = &Row> {
+    pub fn overlapping_with(&self, network: &IpNetwork) -> impl Iterator<Item = &SegmentRecord> {
         let ((family, first), last) = bounds(network);
         self.overlapping(family, first, last)
     }
@@ -366,7 +366,7 @@ mod tests {
         for old in &grant.replaces {
             ledger.remove(old);
         }
-        ledger.insert(Row::new(grant.network, node.parse().unwrap(), String::new(), now, None));
+        ledger.insert(SegmentRecord::new(grant.network, node.parse().unwrap(), String::new(), now, None));
         Ok(grant.network)
     }
 
@@ -485,12 +485,12 @@ mod tests {
                     Step::Wait(seconds) => now += i64::from(seconds),
                     Step::Resize(v4, v6) => policy.prefix = SegmentPrefix { v4, v6 },
                     Step::Reload => {
-                        let rows: Vec<Row> = ledger.rows().cloned().collect();
+                        let rows: Vec<SegmentRecord> = ledger.rows().cloned().collect();
                         ledger = Ledger::default();
                         rows.into_iter().for_each(|row| ledger.insert(row));
                     }
                 }
-                let rows: Vec<&Row> = ledger.rows().collect();
+                let rows: Vec<&SegmentRecord> = ledger.rows().collect();
                 for (index, row) in rows.iter().enumerate() {
                     prop_assert!(rows[index + 1..].iter().all(|other| !super::super::overlap(&row.network, &other.network)));
                 }

@@ -21,7 +21,7 @@ mod restored;
 pub use capacity::free_segments;
 pub use claims::ClaimConflict;
 pub use conflicts::ClaimConflicts;
-pub use ledger::{Exhausted, Grant, Holding, Ledger, Row};
+pub use ledger::{Exhausted, Grant, Holding, Ledger, SegmentRecord};
 pub use policy::SegmentPolicy;
 pub use range::{contains, overlap};
 pub use restored::{Restored, Withheld};

@@ -4,7 +4,7 @@ use edge_types::{IpNetwork, NodeName, Role};
 
 use super::{Change, State};
 use crate::clock::Seconds;
-use crate::segments::{ClaimConflict, Grant, Row, SegmentPolicy};
+use crate::segments::{ClaimConflict, Grant, SegmentPolicy, SegmentRecord};
 
 /// Claims in one report that are checked beyond the number of segments that a node may hold.
 const FEW: usize = 8;
@@ -38,7 +38,7 @@ impl State {
         }
         let row = |network: &IpNetwork| match ledger.row(network) {
             Some(old) => old.regranted(node.clone(), REPORTED.into(), now),
-            None => Row::new(*network, node.clone(), REPORTED.into(), now, None),
+            None => SegmentRecord::new(*network, node.clone(), REPORTED.into(), now, None),
         };
         let dropped = chosen.iter().flat_map(|grant| &grant.replaces).map(|old| Change::DeleteSegment(*old));
         let changes = dropped.chain(chosen.iter().map(|grant| Change::GrantSegment(row(&grant.network)))).collect();

@@ -4,15 +4,16 @@ use edge_types::NodeName;
 
 use super::{Change, State};
 use crate::clock::Seconds;
-use crate::segments::Row;
+use crate::segments::SegmentRecord;
 
 impl State {
     /// Deregisters a node and releases its segments. Returns the released rows and all changes;
     /// `None` if the node is not registered.
-    pub fn deregistration(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
+    pub fn deregistration(&self, node: &NodeName, now: Seconds) -> Option<(Vec<SegmentRecord>, Vec<Change>)> {
         self.nodes.get(node)?;
         let held = self.ledger.held_by(node).into_iter();
-        let rows: Vec<Row> = held.map(|row| Row { released_at: Some(now), ..row.clone() }).collect();
+        let rows: Vec<SegmentRecord> =
+            held.map(|row| SegmentRecord { released_at: Some(now), ..row.clone() }).collect();
         let releases = rows.iter().cloned().map(Change::PutSegment);
         let changes = std::iter::once(Change::DeleteNode(node.clone())).chain(releases).collect();
         Some((rows, changes))
@@ -21,7 +22,11 @@ impl State {
     /// Deregisters a node of which it is not known that its machine is gone. Its segments are kept
     /// as long as its latest certificate is valid, since its pods may use them until then.
     /// Otherwise like [`State::deregistration`].
-    pub fn deregistration_keeping_segments(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
+    pub fn deregistration_keeping_segments(
+        &self,
+        node: &NodeName,
+        now: Seconds,
+    ) -> Option<(Vec<SegmentRecord>, Vec<Change>)> {
         let record = self.nodes.get(node)?;
         let until = record.certificates.iter().map(|certificate| certificate.not_after).max().filter(|end| *end > now);
         let (mut rows, mut changes) = self.deregistration(node, now)?;
@@ -35,16 +40,21 @@ impl State {
     }
 
     /// Released segments that are still kept for a node.
-    pub fn segments_kept_for<'a>(&'a self, node: &'a NodeName, now: Seconds) -> impl Iterator<Item = &'a Row> {
-        let kept = move |row: &&Row| row.released_at.is_some() && row.kept_until.is_some_and(|until| until > now);
+    pub fn segments_kept_for<'a>(
+        &'a self,
+        node: &'a NodeName,
+        now: Seconds,
+    ) -> impl Iterator<Item = &'a SegmentRecord> {
+        let kept =
+            move |row: &&SegmentRecord| row.released_at.is_some() && row.kept_until.is_some_and(|until| until > now);
         self.ledger.rows().filter(move |row| row.node == *node).filter(kept)
     }
 
     /// Stops keeping released segments for a node: its machine is known to be gone. Returns the
     /// rows and the changes; `None` if no segment is kept for it.
-    pub fn end_keeping_segments(&self, node: &NodeName, now: Seconds) -> Option<(Vec<Row>, Vec<Change>)> {
-        let rows: Vec<Row> =
-            self.segments_kept_for(node, now).map(|row| Row { kept_until: None, ..row.clone() }).collect();
+    pub fn end_keeping_segments(&self, node: &NodeName, now: Seconds) -> Option<(Vec<SegmentRecord>, Vec<Change>)> {
+        let rows: Vec<SegmentRecord> =
+            self.segments_kept_for(node, now).map(|row| SegmentRecord { kept_until: None, ..row.clone() }).collect();
         let changes = rows.iter().cloned().map(Change::PutSegment).collect();
         (!rows.is_empty()).then_some((rows, changes))
     }

@@ -5,7 +5,7 @@ use edge_types::{IpNetwork, NodeName};
 
 use super::{Change, State};
 use crate::clock::Seconds;
-use crate::segments::{Exhausted, Row, SegmentPolicy, Withheld};
+use crate::segments::{Exhausted, SegmentPolicy, SegmentRecord, Withheld};
 
 /// Why a node gets no segment.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +104,7 @@ impl State {
             let (node, request_id) = (node.clone(), request_id.to_owned());
             Change::GrantSegment(match self.ledger.row(&network) {
                 Some(old) => old.regranted(node, request_id, now),
-                None => Row::new(network, node, request_id, now, None),
+                None => SegmentRecord::new(network, node, request_id, now, None),
             })
         };
         let dropped = chosen.iter().flat_map(|grant| &grant.replaces).map(|old| Change::DeleteSegment(*old));

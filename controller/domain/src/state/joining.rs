@@ -5,7 +5,7 @@ use edge_types::{NodeName, Role};
 
 use super::{Change, NodeRecord, SegmentError, State};
 use crate::clock::Seconds;
-use crate::segments::{Row, SegmentPolicy};
+use crate::segments::{SegmentPolicy, SegmentRecord};
 
 /// Request id of segments that are granted at a join.
 const JOIN_REQUEST: &str = "join";
@@ -87,27 +87,33 @@ impl State {
     /// may be about to release them, or may have stopped before it did, or before a join was
     /// complete. An edge gets them: their rows are written again, so that a replica that would
     /// release them finds another grant. They are released if the node is no edge.
-    fn leftovers(&self, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = Row> {
+    fn leftovers(&self, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = SegmentRecord> {
         // The time differs from that of the former grant. It never lies in the future, since a
         // replica that starts takes the latest time in the store as known.
         let granted_at = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
         self.ledger.held_by(node).into_iter().map(move |row| match role {
             Role::Edge => {
-                Row { request_id: JOIN_REQUEST.into(), granted_at: granted_at(row.granted_at), ..row.clone() }
+                SegmentRecord { request_id: JOIN_REQUEST.into(), granted_at: granted_at(row.granted_at), ..row.clone() }
             }
-            Role::Hub | Role::Cloud => Row { released_at: Some(now), ..row.clone() },
+            Role::Hub | Role::Cloud => SegmentRecord { released_at: Some(now), ..row.clone() },
         })
     }
 
     /// Segments that are kept for a node that lost its Node object. It gets them back, since its
     /// pods may use them.
-    fn given_back(&self, policy: &SegmentPolicy, node: &NodeName, now: Seconds) -> Vec<Row> {
+    fn given_back(&self, policy: &SegmentPolicy, node: &NodeName, now: Seconds) -> Vec<SegmentRecord> {
         let kept = self.segments_kept_for(node, now).filter(|row| policy.allows(&row.network));
         kept.map(|row| row.regranted(node.clone(), JOIN_REQUEST.into(), now)).collect()
     }
 
     /// The families in which a node lacks segments up to `min`, besides those that it gets back.
-    fn missing_at_join(&self, policy: &SegmentPolicy, node: &NodeName, back: &[Row], min: u32) -> Vec<Family> {
+    fn missing_at_join(
+        &self,
+        policy: &SegmentPolicy,
+        node: &NodeName,
+        back: &[SegmentRecord],
+        min: u32,
+    ) -> Vec<Family> {
         let held = self.ledger.held_by(node);
         let of = |family| held.iter().copied().chain(back).filter(|row| Family::of(&row.network) == family).count();
         let lacking = |family| (min.min(policy.max_per_node) as usize).saturating_sub(of(family));

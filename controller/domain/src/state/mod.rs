@@ -37,7 +37,7 @@ pub use records::{
 pub use view_delta::{ViewDelta, ViewDeltas};
 pub use visibility::VisibilityGroup;
 
-use crate::segments::{Ledger, Restored, Row};
+use crate::segments::{Ledger, Restored, SegmentRecord};
 use index::Index;
 
 /// All rows in memory, with indexes over them.
@@ -321,7 +321,7 @@ impl State {
 
     /// Records that a segment changed hands: both holders change, for themselves and for their
     /// viewers.
-    fn note_segment(&mut self, rows: [Option<Row>; 2]) {
+    fn note_segment(&mut self, rows: [Option<SegmentRecord>; 2]) {
         let holders: BTreeSet<NodeName> =
             rows.into_iter().flatten().filter(|row| row.released_at.is_none()).map(|row| row.node).collect();
         for holder in holders {

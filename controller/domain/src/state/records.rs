@@ -8,7 +8,7 @@ use edge_types::{AddressSource, Communities, Community, IpNetwork, NodeAddress, 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Seconds;
-use crate::segments::Row;
+use crate::segments::SegmentRecord;
 
 /// The row of a registered node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -180,7 +180,7 @@ pub struct Snapshot {
     /// All join tokens.
     pub tokens: Vec<TokenRecord>,
     /// All segments, held and released.
-    pub segments: Vec<Row>,
+    pub segments: Vec<SegmentRecord>,
     /// Communities with listed members.
     pub communities: Vec<CommunityRecord>,
     /// Number of the last commit. The versions of views come from it.
@@ -201,9 +201,9 @@ pub enum Change {
     /// Removes a token.
     DeleteToken(String),
     /// Grants a segment. The store refuses it if another node holds the segment.
-    GrantSegment(Row),
+    GrantSegment(SegmentRecord),
     /// Writes the row of a segment.
-    PutSegment(Row),
+    PutSegment(SegmentRecord),
     /// Removes the row of a segment.
     DeleteSegment(IpNetwork),
     /// Writes the listed members of a community.

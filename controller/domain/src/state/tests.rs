@@ -119,7 +119,7 @@ fn a_segment_that_changes_hands_alters_the_views_of_both_holders_and_of_their_vi
     let mut state = cluster();
     let row = |node: &str, released_at| {
         let network = "10.77.0.0/26".parse().unwrap();
-        Row::new(network, node.parse().unwrap(), "r".into(), 0, released_at)
+        SegmentRecord::new(network, node.parse().unwrap(), "r".into(), 0, released_at)
     };
     state.apply(Change::GrantSegment(row("a1", None)));
     assert_eq!(changed_views(&mut state), ["a1: self", "a2: a1", "hub: a1"]);
@@ -149,7 +149,7 @@ fn every_change_can_be_taken_back_and_a_snapshot_is_reached_by_its_differences()
         Change::PutNode(node("a1", Role::Hub, "")),
         Change::DeleteNode("a2".parse().unwrap()),
         Change::PutNode(node("new", Role::Edge, "beta")),
-        Change::GrantSegment(Row::new(network, "new".parse().unwrap(), "r".into(), 1, None)),
+        Change::GrantSegment(SegmentRecord::new(network, "new".parse().unwrap(), "r".into(), 1, None)),
         Change::PutCommunity(CommunityRecord { name: "gamma".parse().unwrap(), members }),
     ];
     let mut undo = Vec::new();

@@ -10,7 +10,7 @@ use super::*;
 use crate::ca::{Ca, Files};
 use crate::clock::Clock;
 use crate::registry::Registry;
-use crate::segments::Row;
+use crate::segments::SegmentRecord;
 use crate::state::{Change, CommunityRecord, NodeObject};
 use crate::store::StoreError;
 use crate::store::embedded::Embedded;
@@ -49,8 +49,9 @@ fn node() -> impl Strategy<Value = Change> {
 
 fn change() -> impl Strategy<Value = Change> {
     let network = || (0..4u8).prop_map(|n| format!("10.77.{n}.0/24").parse().unwrap());
-    let segment = (network(), name(), prop::option::of(5..6i64))
-        .prop_map(|(network, node, released)| Change::PutSegment(Row::new(network, node, "r".into(), 0, released)));
+    let segment = (network(), name(), prop::option::of(5..6i64)).prop_map(|(network, node, released)| {
+        Change::PutSegment(SegmentRecord::new(network, node, "r".into(), 0, released))
+    });
     let community = || prop::sample::select(vec!["alpha", "gamma"]).prop_map(|name| name.parse::<Community>().unwrap());
     let list = (community(), prop::collection::btree_set(name(), 0..4))
         .prop_map(|(name, members)| Change::PutCommunity(CommunityRecord { name, members }));

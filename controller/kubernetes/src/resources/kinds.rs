@@ -1,7 +1,7 @@
 //! Maps rows to Kubernetes objects and back.
 
 use edge_controller_domain::clock::Seconds;
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::{Change, RowKey};
 use edge_types::NodeName;
 use k8s_openapi::api::core::v1::Secret;
@@ -175,11 +175,11 @@ fn decode<S: Spec>(kind: Kind, name: &str, spec: Option<S>, data: &Value) -> Res
 pub(crate) fn blocked(name: &str) -> Option<Change> {
     let network = super::network_of(name)?;
     let node: NodeName = UNREADABLE.parse().ok()?;
-    Some(Change::PutSegment(Row::new(network, node, String::new(), 0, None)))
+    Some(Change::PutSegment(SegmentRecord::new(network, node, String::new(), 0, None)))
 }
 
 /// Whether this row blocks a segment with an unreadable object.
-pub(crate) fn is_blocked(row: &Row) -> bool {
+pub(crate) fn is_blocked(row: &SegmentRecord) -> bool {
     row.node.as_str() == UNREADABLE
 }
 

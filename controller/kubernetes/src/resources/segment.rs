@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use edge_controller_domain::segments::{Holding, Row};
+use edge_controller_domain::segments::{Holding, SegmentRecord};
 use edge_types::IpNetwork;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -100,8 +100,8 @@ pub struct HoldingSpec {
 
 impl SegmentSpec {
     /// Returns the spec of a row.
-    pub fn of(row: &Row) -> Self {
-        let Row { network, node, request_id, granted_at, released_at, kept_until, past } = row;
+    pub fn of(row: &SegmentRecord) -> Self {
+        let SegmentRecord { network, node, request_id, granted_at, released_at, kept_until, past } = row;
         Self {
             network: network.to_string(),
             node: node.to_string(),
@@ -118,7 +118,7 @@ impl SegmentSpec {
     ///
     /// # Errors
     /// Which field is wrong, and why.
-    pub fn row(&self, name: &str) -> Result<Row, String> {
+    pub fn row(&self, name: &str) -> Result<SegmentRecord, String> {
         let network: IpNetwork = self.network.parse().map_err(|e| format!("spec.network {:?}: {e}", self.network))?;
         if object_name(&network) != name {
             return Err(format!("spec.network {network} is of the object {}, not of {name}", object_name(&network)));
@@ -127,7 +127,7 @@ impl SegmentSpec {
             let node = past.node.parse().map_err(|e: edge_types::NameError| format!("spec.past: {e}"))?;
             Ok(Holding { node, granted_at: past.granted_at.0, released_at: past.released_at.0 })
         };
-        Ok(Row {
+        Ok(SegmentRecord {
             network,
             node: self.node.parse().map_err(|e: edge_types::NameError| format!("spec.node: {e}"))?,
             request_id: self.request_id.clone(),
@@ -195,10 +195,10 @@ mod tests {
         let past = Holding { node: "b".parse().unwrap(), granted_at: 1_793_491_200, released_at: 1_793_491_300 };
         let network = "fd77::/120".parse().unwrap();
         for released_at in [None, Some(1_793_491_500)] {
-            let row = Row {
+            let row = SegmentRecord {
                 past: vec![past.clone()],
                 kept_until: released_at.map(|at| at + 3600),
-                ..Row::new(network, "a".parse().unwrap(), "r 1".into(), 1_793_491_400, released_at)
+                ..SegmentRecord::new(network, "a".parse().unwrap(), "r 1".into(), 1_793_491_400, released_at)
             };
             let json = serde_json::to_string(&SegmentSpec::of(&row)).unwrap();
             let spec: SegmentSpec = serde_json::from_str(&json).unwrap();

@@ -133,8 +133,8 @@ mod tests {
             status.user.get_or_insert_default().username = Some("system:serviceaccount:edge-cni:hub-agent".into());
         };
         assert_eq!(checked(hub), Ok(Role::Hub));
-        type Change = fn(&mut TokenReviewStatus);
-        let cases: [(&str, Change); 7] = [
+        type Edit = fn(&mut TokenReviewStatus);
+        let cases: [(&str, Edit); 7] = [
             ("expired", |status| status.authenticated = None),
             ("a word of its own", |status| {
                 (status.authenticated, status.error) = (Some(false), Some("a word of its own".into()));

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use edge_controller_domain::clock::Seconds;
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::{Change, RowKey};
 use edge_controller_domain::store::{Committed, StoreError};
 use futures_util::StreamExt;
@@ -238,7 +238,7 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
 
 /// Releases a segment of a node that leaves. If the row has changed in the meantime, it is still
 /// released, unless it is another grant.
-async fn release(core: &StoreCore, row: &Row) -> Result<(), StoreError> {
+async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError> {
     let change = Change::PutSegment(row.clone());
     let object_key = Kind::object_key(&change.key());
     let mut result = write(core, &change).await.map(drop);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::Change;
 use edge_controller_domain::store::StoreError;
 use futures_util::future::join_all;
@@ -23,7 +23,7 @@ const SETTLE_RETRY: Duration = Duration::from_secs(1);
 /// A segment that was granted and is not announced yet.
 pub(super) struct UnconfirmedGrant {
     pub(super) object_key: ObjectKey,
-    pub(super) row: Row,
+    pub(super) row: SegmentRecord,
     pub(super) base: WriteBase,
     pub(super) written: StoredObject,
 }
@@ -113,7 +113,7 @@ async fn roll_back(core: &StoreCore, grants: Vec<UnconfirmedGrant>) {
 }
 
 /// Whether an object still holds this grant.
-pub(super) fn is_same_grant(object: &StoredObject, row: &Row) -> bool {
+pub(super) fn is_same_grant(object: &StoredObject, row: &SegmentRecord) -> bool {
     match &object.row {
         Ok(Change::PutSegment(now)) => {
             now.node == row.node && now.granted_at == row.granted_at && now.released_at.is_none()
@@ -123,11 +123,14 @@ pub(super) fn is_same_grant(object: &StoredObject, row: &Row) -> bool {
 }
 
 /// The released row that a grant replaced.
-fn row_before_grant(row: &Row) -> Option<Row> {
+fn row_before_grant(row: &SegmentRecord) -> Option<SegmentRecord> {
     let last = row.past.first()?;
     let past = row.past.get(1..).unwrap_or_default().to_vec();
     let released = Some(last.released_at);
-    Some(Row { past, ..Row::new(row.network, last.node.clone(), String::new(), last.granted_at, released) })
+    Some(SegmentRecord {
+        past,
+        ..SegmentRecord::new(row.network, last.node.clone(), String::new(), last.granted_at, released)
+    })
 }
 
 #[cfg(test)]
@@ -137,9 +140,9 @@ mod tests {
     #[test]
     fn the_row_before_a_grant_comes_back() {
         let network = "10.77.0.0/26".parse().unwrap();
-        let old = Row::new(network, "a".parse().unwrap(), String::new(), 1, Some(2));
+        let old = SegmentRecord::new(network, "a".parse().unwrap(), String::new(), 1, Some(2));
         let new = old.regranted("b".parse().unwrap(), "r".into(), 3);
         assert_eq!(row_before_grant(&new), Some(old));
-        assert_eq!(row_before_grant(&Row::new(network, "a".parse().unwrap(), String::new(), 1, None)), None);
+        assert_eq!(row_before_grant(&SegmentRecord::new(network, "a".parse().unwrap(), String::new(), 1, None)), None);
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_controller_domain::mass_deletion::{RecentDeletions, SETTLE_TIME};
-use edge_controller_domain::segments::{Ledger, Row};
+use edge_controller_domain::segments::{Ledger, SegmentRecord};
 use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord, RowKey, Snapshot};
 use edge_types::{Community, IpNetwork, NodeName};
 use futures_util::{StreamExt, stream};
@@ -300,7 +300,7 @@ impl From<Snapshot> for KnownRows {
 impl KnownRows {
     /// The row of a segment that must be kept: a registered node holds it, or a released one is in
     /// quarantine, and no other segment overlaps it.
-    fn needed(&self, network: &IpNetwork) -> Option<&Row> {
+    fn needed(&self, network: &IpNetwork) -> Option<&SegmentRecord> {
         let row = self.ledger.row(network).filter(|row| !is_blocked(row))?;
         let wanted = row.released_at.is_some() || self.nodes.contains_key(&row.node);
         let replaced = self.ledger.overlapping_with(network).any(|other| other.network != *network);
@@ -310,7 +310,8 @@ impl KnownRows {
     /// Whether a replica has deregistered the node. In that case its segments were released;
     /// somebody who only deletes an EdgeNode does not release them.
     fn has_left(&self, record: &NodeRecord) -> bool {
-        let after = |row: &Row| row.node == record.name && row.released_at.is_some_and(|at| at >= record.joined_at);
+        let after =
+            |row: &SegmentRecord| row.node == record.name && row.released_at.is_some_and(|at| at >= record.joined_at);
         self.ledger.held_by(&record.name).is_empty() && self.ledger.rows().any(after)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use edge_controller_domain::ca::storage::CaStorage;
 use edge_controller_domain::ca::{self, Ca, Files, Term};
 use edge_controller_domain::clock::Clock;
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::{Certificate, Change, NodeRecord};
 use edge_controller_domain::store::Store;
 use edge_controller_domain::store::embedded::Embedded;
@@ -97,7 +97,7 @@ impl Cluster {
             let (key, issuer) = ("00".repeat(32), issued.issuer);
             record.certificates = vec![Certificate { serial, key, not_after, not_before, issuer, used: true }];
             let rows = (0..SEGMENTS).map(|nth| {
-                let row = Row::new(segment(index, nth), name.clone(), format!("request-{nth}"), now, None);
+                let row = SegmentRecord::new(segment(index, nth), name.clone(), format!("request-{nth}"), now, None);
                 Change::GrantSegment(row)
             });
             batch.push(rows.chain([Change::PutNode(record)]).collect());

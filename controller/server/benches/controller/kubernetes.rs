@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use edge_controller_domain::clock::Clock;
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_kubernetes::ca_secret::CaSecret;
 use edge_controller_kubernetes::client::{ApiFailures, connect};
 use edge_controller_kubernetes::events::Events;
@@ -136,7 +136,7 @@ async fn creates(client: &Client, clients: usize, number: &mut u32, limit: Durat
             // In a range where no node holds a segment and none is granted.
             let address = std::net::Ipv4Addr::from((10 << 24 | 1 << 22) + nth * 64);
             let network = IpNetwork::new(address.into(), SIZES.v4).expect("a segment");
-            let row = Row::new(
+            let row = SegmentRecord::new(
                 network,
                 "node-00001".parse().expect("a name"),
                 format!("bare-{nth}"),

@@ -12,7 +12,7 @@ use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows, TokenRecord};
 use edge_controller_domain::tokens::{self, TokenError};
 use edge_controller_kubernetes::events::{About, Events};
-use edge_types::api::{CertificateRequest, CertificateResponse, JoinRequest};
+use edge_types::api::{CertificateResponse, JoinRequest, RenewalRequest};
 use edge_types::{NodeName, Role};
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -101,7 +101,7 @@ pub(super) async fn renew(
     State(issuer): State<Issuer>,
     caller: Caller,
     Node(node): Node,
-    Json(renewal): Json<CertificateRequest>,
+    Json(renewal): Json<RenewalRequest>,
 ) -> Result<axum::Json<CertificateResponse>, ApiError> {
     let present = caller.require_node_now(&registry, &node).await?;
     let key = request::read(&renewal.csr, &node)?;

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::{Registry, StateGuard};
-use edge_controller_domain::segments::{ClaimConflicts, Holding, Row};
+use edge_controller_domain::segments::{ClaimConflicts, Holding, SegmentRecord};
 use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_domain::{tokens, views};
@@ -254,7 +254,7 @@ fn is_label_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
-fn segment_info(row: &Row, quarantine: i64, now: Seconds) -> SegmentInfo {
+fn segment_info(row: &SegmentRecord, quarantine: i64, now: Seconds) -> SegmentInfo {
     let past = row.past.iter().map(|Holding { node, granted_at, released_at }| SegmentHolding {
         node: node.clone(),
         granted_at: *granted_at,

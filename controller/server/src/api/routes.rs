@@ -8,8 +8,8 @@ use axum::response::IntoResponse;
 use axum::routing::{delete, get, patch, post, put};
 use edge_types::NodeView;
 use edge_types::api::{
-    AuthorityInfo, CertificateRequest, CertificateResponse, CommunityInfo, CommunityMembers, JoinRequest, LabelsPatch,
-    NodeInfo, NodeReport, ReloadResponse, SegmentInfo, SegmentRequest, SegmentResponse, TokenCreated, TokenInfo,
+    AuthorityInfo, CertificateResponse, CommunityInfo, CommunityMembers, JoinRequest, LabelsPatch, NodeInfo,
+    NodeReport, ReloadResponse, RenewalRequest, SegmentInfo, SegmentRequest, SegmentResponse, TokenCreated, TokenInfo,
     TokenRequest, ViewEvent,
 };
 use hyper::body::Bytes;
@@ -44,7 +44,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::post("/v1/nodes/{node}/certificate", "renew", post(join::renew))
             .summary("Renew the certificate with which this request comes.")
             .access(Access::Node)
-            .request::<CertificateRequest>()
+            .request::<RenewalRequest>()
             .response::<CertificateResponse>()
             .errors(&[409]),
         Route::new(Method::PUT, "/v1/nodes/{node}", "report", put(report::report))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::{Row, SegmentPolicy};
+use edge_controller_domain::segments::{SegmentPolicy, SegmentRecord};
 use edge_controller_domain::state::{Change, SegmentError};
 use edge_controller_domain::views;
 use edge_controller_kubernetes::events::{About, Events};
@@ -106,7 +106,7 @@ async fn release_partial_grant(registry: &Registry, node: &NodeName, request_id:
     let released = registry.change(move |state| -> Result<_, ApiError> {
         let half = state.ledger().held_by(&name).into_iter().filter(|row| row.request_id == request_id);
         let changes: Vec<Change> =
-            half.map(|row| Change::PutSegment(Row { released_at: Some(now), ..row.clone() })).collect();
+            half.map(|row| Change::PutSegment(SegmentRecord { released_at: Some(now), ..row.clone() })).collect();
         Ok(((), changes))
     });
     if let Err(error) = released.await {

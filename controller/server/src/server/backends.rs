@@ -10,7 +10,7 @@ use edge_controller_domain::store::embedded::{Embedded, FILE};
 use edge_controller_kubernetes::ca_secret::CaSecret;
 use edge_controller_kubernetes::client::{ApiFailures, Client, connect};
 use edge_controller_kubernetes::events::Events;
-use edge_controller_kubernetes::lease;
+use edge_controller_kubernetes::replica_leases;
 use edge_controller_kubernetes::store::Kubernetes;
 
 use crate::config::Config;
@@ -38,7 +38,7 @@ impl Backends {
     /// If the store or the API server cannot be opened, or a store is missing that has been used
     /// before.
     pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
-        let (api_failures, replica) = (ApiFailures::default(), lease::replica_name());
+        let (api_failures, replica) = (ApiFailures::default(), replica_leases::replica_name());
         let Some(kubernetes) = &config.kubernetes else {
             let (store, ca_storage) = embedded(config, now)?;
             return Ok(Self { store, ca_storage, client: None, api_failures, events: Events::default(), replica });

@@ -11,9 +11,9 @@ use edge_controller_kubernetes::client::{ApiFailures, Client};
 use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
 use edge_controller_kubernetes::events::Events;
 use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeLabels, log_forced};
-use edge_controller_kubernetes::lease::Leases;
 use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::orphans::{self, OrphanCollector};
+use edge_controller_kubernetes::replica_leases::ReplicaLeases;
 use edge_controller_kubernetes::status_writer::{Sources, StatusWriter};
 use edge_controller_kubernetes::trust_bundle::TrustBundle;
 use tokio::sync::watch;
@@ -82,7 +82,8 @@ impl Cluster {
             return;
         }
         let duration = Duration::from_secs(kubernetes.lease_seconds.into());
-        let leases = Arc::new(Leases::new(&client, &kubernetes.namespace, &replica, duration, api_failures.clone()));
+        let leases =
+            Arc::new(ReplicaLeases::new(&client, &kubernetes.namespace, &replica, duration, api_failures.clone()));
         let (lead, leading) = watch::channel(false);
         // These tasks give their Leases back and end by themselves.
         let (taking, there) = (leases.clone(), leases.clone());

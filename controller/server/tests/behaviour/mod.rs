@@ -9,7 +9,7 @@ use edge_controller_domain::archive::{self, Archive};
 use edge_controller_domain::ca::Files;
 use edge_controller_domain::clock::Clock;
 use edge_controller_domain::registry::Registry;
-use edge_controller_domain::segments::{Row, SegmentPolicy, overlap};
+use edge_controller_domain::segments::{SegmentPolicy, SegmentRecord, overlap};
 use edge_controller_domain::state::{
     Certificate, Change, CommunityRecord, NodeRecord, Redemption, SegmentError, Snapshot, TokenRecord,
 };
@@ -66,8 +66,8 @@ pub(crate) fn edge(text: &str) -> NodeRecord {
     NodeRecord::new(name(text), Role::Edge, 1_793_491_200)
 }
 
-pub(crate) fn row(text: &str, node: &str) -> Row {
-    Row::new(network(text), name(node), format!("request of {node}"), 1_793_491_300, None)
+pub(crate) fn row(text: &str, node: &str) -> SegmentRecord {
+    SegmentRecord::new(network(text), name(node), format!("request of {node}"), 1_793_491_300, None)
 }
 
 fn token(id: &str) -> TokenRecord {
@@ -140,7 +140,7 @@ pub(crate) async fn a_released_segment_is_granted_again_and_remembers_who_held_i
     let (store, ..) = loaded(fixture).await;
     let first = row("10.77.0.0/28", "a");
     commit(&store, vec![Change::GrantSegment(first.clone())]).await.unwrap();
-    let released = Row { released_at: Some(1_793_491_400), ..first };
+    let released = SegmentRecord { released_at: Some(1_793_491_400), ..first };
     commit(&store, vec![Change::PutSegment(released.clone())]).await.unwrap();
     let anew = released.regranted(name("b"), "r".into(), 1_793_491_500);
     commit(&store, vec![Change::GrantSegment(anew.clone())]).await.unwrap();
@@ -167,7 +167,7 @@ pub(crate) async fn what_is_deleted_is_gone_and_may_come_again(fixture: &dyn Sto
     let (store, ..) = loaded(fixture).await;
     let community = CommunityRecord { name: "alpha".parse().unwrap(), members: BTreeSet::new() };
     let puts = || {
-        let segment = Row { released_at: Some(1_793_491_400), ..row("10.77.0.16/28", "a") };
+        let segment = SegmentRecord { released_at: Some(1_793_491_400), ..row("10.77.0.16/28", "a") };
         vec![
             Change::PutSegment(segment),
             Change::PutToken(token("t")),
@@ -367,7 +367,7 @@ pub(crate) async fn the_cluster_is_noted_with_the_rows(fixture: &dyn StoreFixtur
 
 /// A store into which edges a and b were imported, each with a segment. They have not reported.
 async fn imported(fixture: &dyn StoreFixture) -> Grants {
-    let row = |segment, node| Row::new(network(segment), name(node), "r".into(), 1_793_491_200, None);
+    let row = |segment, node| SegmentRecord::new(network(segment), name(node), "r".into(), 1_793_491_200, None);
     let rows = Snapshot {
         nodes: vec![edge("a"), edge("b")],
         segments: vec![row("10.77.0.0/28", "a"), row("10.77.0.16/28", "b")],

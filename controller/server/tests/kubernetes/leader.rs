@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::Change;
-use edge_controller_kubernetes::lease::{LEADER, Leases, Replicas};
 use edge_controller_kubernetes::orphans::OrphanCollector;
+use edge_controller_kubernetes::replica_leases::{LEADER, ReplicaLeases, Replicas};
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -30,26 +30,26 @@ pub(crate) const TESTS: &[Test] = &[
 
 const DURATION: Duration = Duration::from_secs(3);
 
-struct Candidate {
+struct Elector {
     leading: watch::Receiver<bool>,
     stopping: CancellationToken,
     task: JoinHandle<()>,
 }
 
-fn leases(cluster: &Cluster, identity: &str, duration: Duration) -> Leases {
-    Leases::new(&cluster.client, NAMESPACE, identity, duration, cluster.api_failures.clone())
+fn leases(cluster: &Cluster, identity: &str, duration: Duration) -> ReplicaLeases {
+    ReplicaLeases::new(&cluster.client, NAMESPACE, identity, duration, cluster.api_failures.clone())
 }
 
-fn candidate(cluster: &Cluster, identity: &str, duration: Duration) -> Candidate {
+fn elector(cluster: &Cluster, identity: &str, duration: Duration) -> Elector {
     let leases = leases(cluster, identity, duration);
     let (lead, leading) = watch::channel(false);
     let stopping = CancellationToken::new();
     let stop = stopping.clone();
     let task = tokio::spawn(async move { leases.lead(lead, stop).await });
-    Candidate { leading, stopping, task }
+    Elector { leading, stopping, task }
 }
 
-impl Candidate {
+impl Elector {
     async fn leads(&mut self) {
         let leads = self.leading.wait_for(|leads| *leads);
         tokio::time::timeout(Duration::from_secs(60), leads).await.expect("it leads within 60 s").unwrap();
@@ -59,9 +59,9 @@ impl Candidate {
 fn killed() {
     run(async {
         let cluster = clean().await;
-        let mut first = candidate(&cluster, "first", DURATION);
+        let mut first = elector(&cluster, "first", DURATION);
         first.leads().await;
-        let mut others = [candidate(&cluster, "second", DURATION), candidate(&cluster, "third", DURATION)];
+        let mut others = [elector(&cluster, "second", DURATION), elector(&cluster, "third", DURATION)];
         first.task.abort();
         let [second, third] = &mut others;
         tokio::select! {
@@ -89,7 +89,7 @@ fn clocks() {
                 Lease { metadata, spec: Some(spec) }
             };
             api.create(&PostParams::default(), &renewed(0)).await.unwrap();
-            let mut other = candidate(&cluster, "other", DURATION);
+            let mut other = elector(&cluster, "other", DURATION);
             // Twice the duration of a Lease that is not renewed.
             let mut renewals = tokio::time::interval(DURATION / 6);
             for n in 0..12 {
@@ -111,12 +111,12 @@ fn ended() {
         let cluster = clean().await;
         // Longer than the test.
         let duration = Duration::from_secs(600);
-        let mut first = candidate(&cluster, "first", duration);
+        let mut first = elector(&cluster, "first", duration);
         first.leads().await;
         first.stopping.cancel();
         first.task.await.unwrap();
         assert!(!*first.leading.borrow());
-        candidate(&cluster, "second", duration).leads().await;
+        elector(&cluster, "second", duration).leads().await;
     });
 }
 
@@ -153,7 +153,7 @@ fn orphans() {
         // released the segments of a deregistered one.
         let (other, ..) = loaded(&cluster).await;
         let orphan = network("10.77.1.0/28");
-        let row = Row::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);
+        let row = SegmentRecord::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);
         commit(&other, vec![Change::GrantSegment(row)]).await.unwrap();
         let (lead, leading) = watch::channel(true);
         let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));

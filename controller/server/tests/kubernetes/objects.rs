@@ -6,7 +6,7 @@ use std::time::Duration;
 use edge_controller_domain::archive::{self, Archive};
 use edge_controller_domain::ca::storage::CaStorage;
 use edge_controller_domain::ca::{Ca, Files};
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::{Change, CommunityRecord};
 use edge_controller_domain::store::embedded::{Embedded, FILE};
 use edge_controller_domain::store::{Store, StoreError};
@@ -217,7 +217,7 @@ fn unreadable() {
         // When the second one is released, which came later than the first, the node's segments
         // would have been due for long.
         for ghost in ["10.77.1.0/28", "10.77.2.0/28"].map(network) {
-            let row = Row::new(ghost, name("ghost"), "join".into(), 1_793_491_300, None);
+            let row = SegmentRecord::new(ghost, name("ghost"), "join".into(), 1_793_491_300, None);
             crate::behaviour::commit(&other, vec![Change::GrantSegment(row)]).await.unwrap();
             until("what nobody holds to be released", async || {
                 again.registry.read().await.ledger().row(&ghost)?.released_at.map(drop)

@@ -1,6 +1,6 @@
 //! The whole controller in the cluster, with the shipped permissions, and nodes that connect.
 
-use edge_controller_domain::segments::Row;
+use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::Change;
 use edge_controller_kubernetes::ca_secret;
 use edge_controller_kubernetes::resources::{Community, EdgeNode};
@@ -357,7 +357,7 @@ fn all_or_none() {
         let node = cloud.node("edge", "edge-1").await;
         // Of two claims one succeeded, and another replica took the other segment.
         let (other, ..) = loaded(&cluster).await;
-        let half = Row::new(network("10.77.1.0/28"), name("edge-1"), "r".into(), 1_793_491_300, None);
+        let half = SegmentRecord::new(network("10.77.1.0/28"), name("edge-1"), "r".into(), 1_793_491_300, None);
         commit(&other, vec![Change::GrantSegment(half)]).await.unwrap();
         let count = async || node.ask(Method::GET, "/segments", None).await.1["segments"].as_array().unwrap().len();
         until("the half to be known", async || (count().await == 3).then_some(())).await;
@@ -374,7 +374,7 @@ fn half_left() {
         // Another replica has deleted the node and not released its segments yet.
         let (other, ..) = loaded(&cluster).await;
         let rows = ["10.77.0.0/28", "fd77::/124"]
-            .map(|segment| Row::new(network(segment), name("edge-1"), "join".into(), 1_793_491_300, None));
+            .map(|segment| SegmentRecord::new(network(segment), name("edge-1"), "join".into(), 1_793_491_300, None));
         commit(&other, rows.iter().cloned().map(Change::GrantSegment).collect()).await.unwrap();
         until("the segments to be known", async || {
             let (_, segments) = cloud.operator(Method::GET, "/v1/segments", None).await;
@@ -385,7 +385,7 @@ fn half_left() {
         let (_, given) = node.ask(Method::GET, "/segments", None).await;
         assert_eq!(given["segments"].as_array().unwrap().len(), 2, "{given}");
         // Now the replica continues with its earlier plan.
-        let released = rows.map(|row| Change::PutSegment(Row { released_at: Some(1_793_491_400), ..row }));
+        let released = rows.map(|row| Change::PutSegment(SegmentRecord { released_at: Some(1_793_491_400), ..row }));
         commit(&other, [vec![Change::DeleteNode(name("gone"))], released.into()].concat()).await.unwrap();
         let (_, snapshot, _) = loaded(&cluster).await;
         assert_eq!(snapshot.segments.len(), 2);

@@ -11,7 +11,7 @@ use crate::edge_agent::{Agent, StaticPeer};
 use crate::peers::charon::{Auth, Connection};
 use crate::peers::{Authority, Charon, KeyKind, subject};
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::Plan;
+use crate::topology::NetworkPlan;
 use site::{Initiator, SECRET, Site, WRONG_SECRET};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -198,7 +198,7 @@ fn nothing_in_common(lab: &Lab, initiator: Initiator) -> Result<()> {
 }
 
 fn chacha_p256_ipv6(lab: &Lab) -> Result<()> {
-    let mut plan = Plan::new();
+    let mut plan = NetworkPlan::new();
     plan.host("edge").on("wire", &["2001:db8::1/64"]);
     plan.host("moon").on("wire", &["2001:db8::2/64"]);
     let net = lab.build(&plan)?;

@@ -9,7 +9,7 @@ use crate::edge_agent::{Agent, StaticPeer};
 use crate::peers::Charon;
 use crate::peers::charon::{Auth, Connection};
 use crate::scenario::Lab;
-use crate::topology::{Capture, Net, Netem, Node, Plan, Pod};
+use crate::topology::{Capture, Net, Netem, NetworkPlan, Node, Pod};
 use crate::wait;
 
 pub(super) const SECRET: &str = "correct horse battery";
@@ -36,12 +36,12 @@ pub(super) struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    pub(super) fn plan(initiator: Initiator) -> Plan {
+    pub(super) fn plan(initiator: Initiator) -> NetworkPlan {
         let ((home, home_net), (public, public_net)) = match initiator {
             Initiator::Edge => (("edge", EDGE_NET), ("moon", MOON_NET)),
             Initiator::Moon => (("moon", MOON_NET), ("edge", EDGE_NET)),
         };
-        let mut plan = Plan::new();
+        let mut plan = NetworkPlan::new();
         plan.router("isp")
             .on("internet", &["203.0.113.1/24"])
             .on("home", &["192.168.1.1/24"])

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 use super::{Committed, Note, Store, StoreError, StoreEvent};
 use crate::clock::Seconds;
-use crate::segments::Row;
+use crate::segments::SegmentRecord;
 use crate::state::{Change, Snapshot};
 
 /// Name of the file in the state directory.
@@ -311,7 +311,9 @@ fn apply(write: &WriteTransaction, change: &Change) -> Result<(), StoreError> {
             let key = row.network.to_string();
             let table = write.open_table(SEGMENTS).map_err(failed)?;
             let held = match table.get(key.as_str()).map_err(failed)? {
-                Some(old) => Some(decode::<Row>("segment", &key, old.value())?).filter(|old| old.released_at.is_none()),
+                Some(old) => {
+                    Some(decode::<SegmentRecord>("segment", &key, old.value())?).filter(|old| old.released_at.is_none())
+                }
                 None => None,
             };
             drop(table);

@@ -2,9 +2,9 @@ use super::*;
 use crate::state::{CommunityRecord, NodeRecord};
 use edge_types::Role;
 
-fn row(node: &str, released_at: Option<i64>) -> Row {
+fn row(node: &str, released_at: Option<i64>) -> SegmentRecord {
     let network = "10.77.0.0/26".parse().unwrap();
-    Row::new(network, node.parse().unwrap(), "r".into(), 1, released_at)
+    SegmentRecord::new(network, node.parse().unwrap(), "r".into(), 1, released_at)
 }
 
 async fn commit(store: &Embedded, changes: Vec<Change>, now: Seconds) -> Result<(), StoreError> {

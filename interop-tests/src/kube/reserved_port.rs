@@ -13,13 +13,13 @@ const COUNT: u16 = 10_000;
 
 /// A port on loopback that no other control plane uses.
 #[derive(Debug)]
-pub(super) struct Port {
+pub(super) struct ReservedPort {
     pub(super) number: u16,
     // The lock is held as long as the file is open.
     _claim: File,
 }
 
-impl Port {
+impl ReservedPort {
     pub(super) fn claim() -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("edge-kube-ports-{}", rustix::process::getuid().as_raw()));
         std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
@@ -38,11 +38,11 @@ impl Port {
 
 #[cfg(test)]
 mod tests {
-    use super::Port;
+    use super::ReservedPort;
 
     #[test]
     fn a_port_is_given_once() {
-        let (one, two) = (Port::claim().unwrap(), Port::claim().unwrap());
+        let (one, two) = (ReservedPort::claim().unwrap(), ReservedPort::claim().unwrap());
         assert_ne!(one.number, two.number);
     }
 }

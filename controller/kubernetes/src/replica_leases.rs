@@ -28,7 +28,7 @@ const REPLICA: (&str, &str) = ("edge-cni.io/kind", "replica");
 const WHAT: &str = "leases.coordination.k8s.io";
 
 /// The Leases of one replica.
-pub struct Leases {
+pub struct ReplicaLeases {
     api: Api<Lease>,
     replica: String,
     duration: Duration,
@@ -41,7 +41,7 @@ struct Seen {
     since: Instant,
 }
 
-impl Leases {
+impl ReplicaLeases {
     /// Makes the Leases of the replica with this name. A Lease that is not renewed for `duration`
     /// counts as abandoned.
     pub fn new(client: &Client, namespace: &str, replica: &str, duration: Duration, api_failures: ApiFailures) -> Self {
@@ -202,7 +202,7 @@ impl Replicas {
     ///
     /// # Errors
     /// If the API server cannot be asked.
-    pub async fn look(&mut self, leases: &Leases) -> Result<Vec<String>, String> {
+    pub async fn look(&mut self, leases: &ReplicaLeases) -> Result<Vec<String>, String> {
         let (key, value) = REPLICA;
         let params = ListParams::default().labels(&format!("{key}={value}"));
         let all = tokio::time::timeout(REQUEST, leases.api.list(&params)).await;
