@@ -1,6 +1,7 @@
 //! ADD attaches a container: links, addresses, routes, and an announcement to the neighbours. If a
 //! step fails, it undoes the others.
 
+use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
 use edge_types::shared_files::SegmentsFile;
@@ -10,6 +11,7 @@ use crate::agent_client::{self, Outcome};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
+use crate::mac::{self, Mac};
 use crate::net::link::{DefaultRoute, Link, Links, PortSettings};
 use crate::net::netns::Namespace;
 use crate::net::{sysctl, veth};
@@ -17,6 +19,7 @@ use crate::node_setup;
 use crate::pod_filter;
 use crate::pod_routes::{self, PodRoute};
 use crate::request::{Attachment, RuntimeRequest};
+use crate::requested::Requested;
 use crate::resolv_conf;
 use crate::result::{AddResult, Interface};
 use crate::segment::{self, PodAddress};
@@ -39,14 +42,8 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
             "the configuration has a prevResult: edge-cni makes the pod's interface, so it must come first in the list of plugins",
         ));
     }
-    if let Some(requested) = config.requested.as_ref().or(request.requested.as_ref()) {
-        return Err(Error::new(
-            Code::InvalidConfig,
-            format!(
-                "{requested}: edge-cni gives each pod the next free address and a MAC address of its own; ask for none"
-            ),
-        ));
-    }
+    let requested = config.requested.clone().and(&request.requested);
+    let requested = &requested.map_err(|why| Error::new(Code::InvalidConfig, why))?;
     // Before anything is made that a failure would have to undo.
     let dns = match (&config.dns, &config.resolv_conf) {
         (None, Some(file)) => Some(resolv_conf::read(file)?),
@@ -58,12 +55,16 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     let attachment = &request.attachment;
 
     let segments = ensure_free(config, &state_dir, &mut links, attachment)?;
+    if *requested != Requested::default() {
+        // Refused before anything is made.
+        refuse_taken(&state_dir.lock()?, &mut links, attachment, requested, &segments.segments)?;
+    }
     let bridge = node_setup::ensure(&mut links, config, &segments)?;
-    let mtu = config.pod_mtu(&segments);
-    veth::create(&mut links, &bridge, &pod, attachment, mtu)?;
+    let mac = requested.mac.unwrap_or_else(|| veth::pod_mac(attachment));
+    veth::create(&mut links, &bridge, &pod, attachment, mac, config.pod_mtu(&segments))?;
 
     // From here on a failure has something to undo.
-    let made = lease_and_configure(config, request, &state_dir, &mut links, &pod, segments);
+    let made = lease_and_configure(config, request, requested, &state_dir, &mut links, &pod, segments);
     let made = made.map_err(|error| undo(error, &state_dir, &mut links, attachment))?;
     agent_client::report_stock(&config.agent_socket, made.stock);
     // A bridge follows the smallest MTU of its ports.
@@ -95,19 +96,20 @@ struct Made {
 fn lease_and_configure(
     config: &Config,
     request: &RuntimeRequest,
+    requested: &Requested,
     state_dir: &StateDir,
     links: &mut Links,
     pod: &Namespace,
     seen: SegmentsFile,
 ) -> Result<Made> {
     let attachment = &request.attachment;
-    let (addresses, stock, segments) = lease_addresses(config, request, state_dir)?;
+    let (addresses, stock, segments) = lease_addresses(config, request, requested, state_dir, links)?;
     if segments != seen {
         // Another segment came meanwhile. Its gateway's address is not on the bridge yet, and the
         // guard does not include it.
         node_setup::ensure(links, config, &segments)?;
     }
-    let filtered = pod_filter::admit(config, state_dir, links, request, &addresses)?;
+    let filtered = pod_filter::admit(config, state_dir, links, request, requested.mac, &addresses)?;
     // Without the filter a pod's own broadcasts would come back to it in hairpin mode.
     let hairpin = filtered && config.hairpin_mode;
     veth::set_host_up(links, attachment, PortSettings { hairpin, isolated: config.port_isolation })?;
@@ -225,15 +227,19 @@ fn reclaim_chosen(state_dir: &StateDir, links: &mut Links, chosen: impl Fn(&Atta
 fn lease_addresses(
     config: &Config,
     request: &RuntimeRequest,
+    requested: &Requested,
     state_dir: &StateDir,
+    links: &mut Links,
 ) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
     let mut outcome = Outcome::Applied;
     for attempt in 0..ATTEMPTS {
         let mut leases = state_dir.lock()?;
         refuse_second_add(&leases, &request.attachment)?;
         let segments = leases.segments(config)?.ok_or_else(|| no_segments(outcome.clone()))?;
-        let families = segment::families(&segments.segments);
-        let taken = leases.lease_addresses(request, &config.name, &segments.segments, &families)?;
+        if let Some(mac) = requested.mac {
+            refuse_taken_mac(&leases, links, &request.attachment, mac)?;
+        }
+        let taken = leases.lease_addresses(request, &config.name, &segments.segments, requested)?;
         let stock = leases.stock(&segments.segments);
         if let Some(addresses) = taken {
             leases.commit()?;
@@ -249,6 +255,36 @@ fn lease_addresses(
         );
     }
     Err(no_segments(outcome))
+}
+
+/// Fails if another pod or this host has a requested address.
+fn refuse_taken(
+    leases: &LockedLeases,
+    links: &mut Links,
+    attachment: &Attachment,
+    requested: &Requested,
+    segments: &[IpNetwork],
+) -> Result<()> {
+    leases.requested_addresses(segments, requested)?;
+    requested.mac.map_or(Ok(()), |mac| refuse_taken_mac(leases, links, attachment, mac))
+}
+
+fn refuse_taken_mac(leases: &LockedLeases, links: &mut Links, attachment: &Attachment, mac: Mac) -> Result<()> {
+    let taken = |owner: String| {
+        let mac = mac::text(mac);
+        Error::new(
+            Code::TryAgainLater,
+            format!("the requested MAC address {mac} is that of {owner}; request another one"),
+        )
+    };
+    let mut others = leases.iter().filter(|(other, _)| *other != attachment);
+    if let Some((other, _)) = others.find(|(other, lease)| lease.mac.unwrap_or_else(|| veth::pod_mac(other)) == mac) {
+        return Err(taken(other.to_string()));
+    }
+    match links.all()?.into_iter().find(|link| link.mac == mac) {
+        Some(link) => Err(taken(format!("this host's {}", link.name))),
+        None => Ok(()),
+    }
 }
 
 fn no_address_free(stock: &[Stock], outcome: Outcome) -> Error {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::ipam::StateDir;
+use crate::mac::Mac;
 use crate::net::link::{BridgePortState, Links};
 use crate::net::netns::Namespace;
 use crate::net::veth;
@@ -33,9 +34,10 @@ pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let attachment = &request.attachment;
     let expected = expected_addresses(result, &attachment.ifname)?;
     let mut links = Links::open()?;
-    let (segments, lacks) = check_lease(config, &mut links, attachment, &expected)?;
-    let mac =
-        check_host(&mut links, config, attachment, &segments)?.filter(|_| !config.excepts(request.pod.as_deref()));
+    let (segments, requested_mac, lacks) = check_lease(config, &mut links, attachment, &expected)?;
+    let of_this_release = check_host(&mut links, config, attachment, &segments)?;
+    let filtered = of_this_release && !config.excepts(request.pod.as_deref());
+    let mac = filtered.then(|| requested_mac.unwrap_or_else(|| veth::pod_mac(attachment)));
     if let Some(lacks) = lacks {
         return Err(Error::new(
             Code::NotAsAttached,
@@ -82,14 +84,14 @@ fn not_as_attached(what: String) -> Error {
     Error::new(Code::NotAsAttached, format!("{what}; delete the pod, so that it is attached again"))
 }
 
-/// Compares the lease. Returns the segments of the addresses, in their order, and what the bridge's
-/// filter lacks.
+/// Compares the lease. Returns the segments of the addresses, in their order, the MAC address that
+/// the runtime requested, and what the bridge's filter lacks.
 fn check_lease(
     config: &Config,
     links: &mut Links,
     attachment: &Attachment,
     expected: &[IpAddr],
-) -> Result<(Vec<IpNetwork>, Option<String>)> {
+) -> Result<(Vec<IpNetwork>, Option<Mac>, Option<String>)> {
     let no_lease = || not_as_attached("there is no lease for it".into());
     let leases = StateDir::existing(config).ok_or_else(no_lease)?.lock()?;
     let lease = leases.lease(attachment).ok_or_else(no_lease)?;
@@ -102,17 +104,11 @@ fn check_lease(
         segment.ok_or_else(|| not_as_attached(format!("{address} is in no segment of this node any more")))
     };
     let segments = expected.iter().map(segment_of).collect::<Result<_>>()?;
-    Ok((segments, pod_filter::missing_elements(config, links, &leases, attachment)?))
+    Ok((segments, lease.mac, pod_filter::missing_elements(config, links, &leases, attachment)?))
 }
 
-/// Compares bridge and host's end. Returns the MAC address that the bridge's filter expects of the
-/// pod, if the pod is of this release.
-fn check_host(
-    links: &mut Links,
-    config: &Config,
-    attachment: &Attachment,
-    segments: &[IpNetwork],
-) -> Result<Option<[u8; 6]>> {
+/// Compares bridge and host's end. Returns whether this release made the pair.
+fn check_host(links: &mut Links, config: &Config, attachment: &Attachment, segments: &[IpNetwork]) -> Result<bool> {
     let name = veth::host_name(attachment);
     let missing = |what: &str| not_as_attached(format!("{what} is missing on the host"));
     let bridge = links.find(&config.bridge)?.ok_or_else(|| missing(&format!("the bridge {}", config.bridge)))?;
@@ -128,11 +124,11 @@ fn check_host(
         Some(gateway) => {
             Err(not_as_attached(format!("the bridge {} has lost the gateway's address {gateway}", bridge.name)))
         }
-        None => Ok((host.mac == veth::host_mac(attachment)).then(|| veth::pod_mac(attachment))),
+        None => Ok(host.mac == veth::host_mac(attachment)),
     }
 }
 
-fn check_pod(ifname: &str, expected: &[IpAddr], gateways: &[IpAddr], mac: Option<[u8; 6]>) -> Result<()> {
+fn check_pod(ifname: &str, expected: &[IpAddr], gateways: &[IpAddr], mac: Option<Mac>) -> Result<()> {
     let mut links = Links::open()?;
     let link = links.find(ifname)?.ok_or_else(|| not_as_attached(format!("{ifname} is missing in the pod")))?;
     if !link.up {

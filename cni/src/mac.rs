@@ -1,6 +1,55 @@
-//! MAC addresses as people and the CNI result write them.
+//! MAC addresses as people and the CNI result write them, and the link-local addresses that follow
+//! from them.
+
+use std::net::Ipv6Addr;
+
+/// Six octets.
+pub(crate) type Mac = [u8; 6];
 
 /// Six octets in hexadecimal, such as `02:00:00:00:00:01`.
-pub(crate) fn text(mac: [u8; 6]) -> String {
+pub(crate) fn text(mac: Mac) -> String {
     mac.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+/// Reads six octets of two digits, with `:` or `-` between them. None for anything else, and for
+/// addresses that no interface may have: groups, and the one of zeros alone.
+pub(crate) fn parse(text: &str) -> Option<Mac> {
+    let octet = |digits: &str| {
+        let good = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        good.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+    };
+    let octets: Option<Vec<u8>> = text.split([':', '-']).map(octet).collect();
+    let mac = Mac::try_from(octets?).ok()?;
+    let [first, ..] = mac;
+    (first & 1 == 0 && mac != Mac::default()).then_some(mac)
+}
+
+/// The link-local address that the kernel gives an interface with this MAC address: EUI-64 (RFC
+/// 4291 appendix A), `addr_gen_mode` 0.
+pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+/// The MAC address from which a link-local address follows. None for other addresses.
+pub(crate) fn of_link_local(address: Ipv6Addr) -> Option<Mac> {
+    let [.., a, b, c, _, _, d, e, f] = address.octets();
+    let mac = [a ^ 2, b, c, d, e, f];
+    (link_local(mac) == address).then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_leads_back_to_its_mac_address() {
+        let mac = parse("02:12:34:56:78:9A").unwrap();
+        assert_eq!(
+            (text(mac).as_str(), link_local(mac).to_string().as_str()),
+            ("02:12:34:56:78:9a", "fe80::12:34ff:fe56:789a")
+        );
+        assert_eq!(of_link_local(link_local(mac)), Some(mac));
+        assert_eq!(of_link_local("fd77::12:34ff:fe56:789a".parse().unwrap()), None);
+    }
 }

@@ -1,7 +1,7 @@
 //! `edge-cni`, the CNI plugin of edge-cni: bridge, veth and addresses of a node's pods.
 //!
 //! Each invocation is one synchronous process. The runtime says by environment variables what to do
-//! ([`request`]), hands over the network's configuration on standard input ([`config`]) and reads a
+//! ([`request`], [`requested`]), hands over the network's configuration on standard input ([`config`]) and reads a
 //! result ([`result`], [`resolv_conf`]) or an error ([`error`]) from standard output.
 //!
 //! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`],
@@ -53,6 +53,7 @@ mod obstacles;
 mod pod_filter;
 mod pod_routes;
 mod request;
+mod requested;
 mod resolv_conf;
 mod result;
 mod segment;

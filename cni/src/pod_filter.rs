@@ -7,24 +7,26 @@ use crate::bridge_filter::{Filter, PodPort};
 use crate::config::Config;
 use crate::error::Result;
 use crate::ipam::{LockedLeases, StateDir};
-use crate::mac;
+use crate::mac::{self, Mac};
 use crate::net::link::{Links, PortSettings};
 use crate::net::veth;
 use crate::request::{Attachment, RuntimeRequest};
 use crate::segment::PodAddress;
 
-/// Lets a pod send with the addresses that it has leased. Returns false where this kernel has no
+/// Lets a pod send with the addresses that it has leased, and with the MAC address that the runtime
+/// requested for it. Returns false where this kernel has no
 /// such filter and the operator has excepted the pod.
 pub(crate) fn admit(
     config: &Config,
     state_dir: &StateDir,
     links: &mut Links,
     request: &RuntimeRequest,
+    mac: Option<Mac>,
     addresses: &[PodAddress],
 ) -> Result<bool> {
     let port = PodPort {
         name: veth::host_name(&request.attachment),
-        mac: veth::pod_mac(&request.attachment),
+        mac: mac.unwrap_or_else(|| veth::pod_mac(&request.attachment)),
         addresses: addresses.iter().map(|assigned| assigned.address).collect(),
         unfiltered: config.excepts(request.pod.as_deref()),
     };
@@ -168,7 +170,8 @@ fn attached_ports(config: &Config, leases: &LockedLeases, links: &mut Links) -> 
             former.push(EarlierPort { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
         }
         let unfiltered = config.excepts(lease.pod.as_deref());
-        ports.push(PodPort { name, mac: veth::pod_mac(attachment), addresses: lease.addresses.clone(), unfiltered });
+        let mac = lease.mac.unwrap_or_else(|| veth::pod_mac(attachment));
+        ports.push(PodPort { name, mac, addresses: lease.addresses.clone(), unfiltered });
     }
     let of_host: BTreeSet<Mac> = present.iter().map(|link| link.mac).collect();
     let known = || Filter::open().and_then(|mut filter| filter.macs()).unwrap_or_default();
@@ -180,8 +183,6 @@ fn attached_ports(config: &Config, leases: &LockedLeases, links: &mut Links) -> 
     }
     Ok(ports)
 }
-
-type Mac = [u8; 6];
 
 /// A port that an earlier release made, with the MAC address that its pod has now. The kernel chose
 /// that address, or the pod.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::error::{Code, Error, Result};
+use crate::requested::Requested;
 use crate::version::Version;
 
 /// Longest container ID: it must fit the alias of the host's end (255 bytes) together with the
@@ -85,8 +86,8 @@ pub(crate) struct RuntimeRequest {
     pub(crate) netns: Option<PathBuf>,
     /// `namespace/name` from `CNI_ARGS`, if the runtime gave it.
     pub(crate) pod: Option<String>,
-    /// An IP or MAC address that `CNI_ARGS` requests.
-    pub(crate) requested: Option<String>,
+    /// What `CNI_ARGS` requests for the pod.
+    pub(crate) requested: Requested,
 }
 
 impl fmt::Display for RuntimeRequest {
@@ -189,12 +190,12 @@ pub(crate) fn required(lookup: Lookup<'_>, name: &str) -> Result<String> {
 struct Args {
     /// `namespace/name`.
     pod: Option<String>,
-    requested: Option<String>,
+    requested: Requested,
 }
 
 /// Reads `CNI_ARGS`: `KEY=VALUE` separated by `;`.
 fn read_args(text: &str) -> Result<Args> {
-    let mut requested = None;
+    let mut requested = Requested::default();
     let (mut namespace, mut name, mut unknown, mut ignore_unknown) = (None, None, None, false);
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').ok_or_else(|| {
@@ -211,9 +212,14 @@ fn read_args(text: &str) -> Result<Args> {
             "K8S_POD_NAMESPACE" => namespace = Some(printable(value)),
             "K8S_POD_NAME" => name = Some(printable(value)),
             "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
-            // Not ignored even with IgnoreUnknown: a pod that requests an address must not get
-            // another one.
-            "IP" | "MAC" if !value.is_empty() => requested = Some(format!("CNI_ARGS has {key}={}", printable(value))),
+            // Several addresses, one of each family, are separated by commas.
+            "IP" => {
+                let mut addresses = value.split(',').filter(|address| !address.is_empty());
+                addresses
+                    .try_for_each(|address| requested.add_address(address))
+                    .map_err(|why| invalid("CNI_ARGS", text, &why))?;
+            }
+            "MAC" => requested.add_mac(value).map_err(|why| invalid("CNI_ARGS", text, &why))?,
             other => unknown = Some(other),
         }
     }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::mac;
+use crate::mac::{self, Mac};
 use crate::pod_routes::PodRoute;
 use crate::segment::PodAddress;
 use crate::version::Version;
@@ -12,7 +12,7 @@ use crate::version::Version;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
     pub(crate) name: String,
-    pub(crate) mac: [u8; 6],
+    pub(crate) mac: Mac,
     pub(crate) mtu: u32,
 }
 

@@ -173,6 +173,8 @@ pub(crate) fn conflist_text(config: &Config) -> anyhow::Result<Option<String>> {
 fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> String {
     let mut ours = json!({
         "type": PLUGIN,
+        // The runtime passes requested addresses on only to plugins that have these.
+        "capabilities": { "ips": true, "mac": true },
         "bridge": config.bridge,
         "stateDir": absolute(&config.state_dir),
         "agentSocket": absolute(&config.plugin_socket()),

@@ -6,7 +6,7 @@
 //! The module `table` has its sets, chains and rules.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use edge_xfrm::netlink::{self, Netlink};
 use netlink_packet_core::NLM_F_CREATE;
@@ -15,6 +15,7 @@ pub(crate) use table::PORT_PREFIX;
 
 use self::table::{FilterSet, TABLE};
 use crate::error::{Code, Error, Result};
+use crate::mac::{self, Mac};
 use crate::nftables::{self, IFNAMSIZ, Table, interface_key, interface_of, wire};
 
 mod table;
@@ -38,7 +39,7 @@ pub(crate) struct PodPort {
     /// Name of the host's end.
     pub(crate) name: String,
     /// The pod's MAC address.
-    pub(crate) mac: [u8; 6],
+    pub(crate) mac: Mac,
     pub(crate) addresses: Vec<IpAddr>,
     /// Whether the operator has excepted the pod from the filter.
     pub(crate) unfiltered: bool,
@@ -136,7 +137,7 @@ impl Filter {
     }
 
     /// The MAC addresses with which ports may send, by port.
-    pub(crate) fn macs(&mut self) -> Result<Vec<(String, [u8; 6])>> {
+    pub(crate) fn macs(&mut self) -> Result<Vec<(String, Mac)>> {
         let keys = self.elements(FilterSet::Macs)?.unwrap_or_default();
         let mac = |key: &Vec<u8>| key.get(IFNAMSIZ..IFNAMSIZ + 6).and_then(|octets| octets.try_into().ok());
         Ok(keys.iter().filter_map(|key| Some((interface_of(key), mac(key)?))).collect())
@@ -209,13 +210,6 @@ fn content_messages() -> Vec<(wire::Message, u16)> {
     chains.chain(sets).chain(table::rules().iter().map(|rule| TABLE.new_rule(rule))).collect()
 }
 
-/// The link-local address that the kernel gives a pod's interface: EUI-64 (RFC 4291 appendix A),
-/// `addr_gen_mode` 0.
-pub(crate) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac;
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
-}
-
 /// The elements of ports, as keys of the sets.
 fn elements_of(ports: &[PodPort]) -> Elements {
     let mut elements = Elements::new();
@@ -228,13 +222,13 @@ fn elements_of(ports: &[PodPort]) -> Elements {
             continue;
         }
         // Each part of a key takes a multiple of four octets.
-        let mac = [&port.mac[..], &[0, 0]].concat();
-        put(FilterSet::Macs, &[&name, &mac]);
-        for address in port.addresses.iter().copied().chain([IpAddr::V6(link_local(port.mac))]) {
+        let padded = [&port.mac[..], &[0, 0]].concat();
+        put(FilterSet::Macs, &[&name, &padded]);
+        for address in port.addresses.iter().copied().chain([IpAddr::V6(mac::link_local(port.mac))]) {
             match address {
-                IpAddr::V4(address) => put(FilterSet::Ipv4, &[&name, &mac, &address.octets()]),
+                IpAddr::V4(address) => put(FilterSet::Ipv4, &[&name, &padded, &address.octets()]),
                 IpAddr::V6(address) => {
-                    put(FilterSet::Ipv6, &[&name, &mac, &address.octets()]);
+                    put(FilterSet::Ipv6, &[&name, &padded, &address.octets()]);
                     put(FilterSet::Targets, &[&name, &address.octets()]);
                 }
             }

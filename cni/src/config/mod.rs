@@ -22,6 +22,7 @@ use self::segments::SegmentEntry;
 use crate::error::{Code, Error, Result};
 use crate::ipam::Reserved;
 use crate::pod_routes::{MAX_ROUTES, PodRoute};
+use crate::requested::Requested;
 use crate::version::Version;
 
 /// Smallest MTU: IPv6 works with no less (RFC 8200 section 5).
@@ -83,8 +84,8 @@ pub(crate) struct Config {
     pub(crate) routes: Vec<PodRoute>,
     /// The result of an earlier plugin, or with CHECK the result of our own ADD.
     pub(crate) previous: Option<Value>,
-    /// An IP or MAC address that `runtimeConfig` or `args` requests.
-    pub(crate) requested: Option<String>,
+    /// What `runtimeConfig` and `args` request for the pod.
+    pub(crate) requested: Requested,
     /// The attachments that the runtime still has; for GC.
     pub(crate) valid_attachments: Option<Value>,
     /// Keys that have no effect.
@@ -183,7 +184,7 @@ impl Config {
         let version = version_of(&json)?;
         let unknown_keys = keys::unknown_keys(&json)?;
         let previous = json.get("prevResult").filter(|result| !result.is_null()).cloned();
-        let requested = requested(&json);
+        let requested = Requested::of_config(&json).map_err(invalid)?;
         let valid_attachments = json.get("cni.dev/valid-attachments").cloned();
         let raw: RawConfig = serde_json::from_value(Value::Object(json)).map_err(|error| invalid(error.to_string()))?;
         if !raw.is_gateway {
@@ -351,20 +352,6 @@ fn reserved(raw: &RawConfig) -> Result<Reserved> {
         ranges.extend(entry.left_out().map_err(|why| invalid(format!("segments: {why}")))?);
     }
     Ok(Reserved::new(ranges))
-}
-
-/// What the configuration requests by the conventions for `ips` and `mac` (CNI's CONVENTIONS.md).
-fn requested(json: &Map<String, Value>) -> Option<String> {
-    let places =
-        [("runtimeConfig", json.get("runtimeConfig")), ("args.cni", json.get("args").and_then(|args| args.get("cni")))];
-    places
-        .iter()
-        .flat_map(|(place, value)| ["ips", "mac"].map(|key| (*place, key, value.and_then(|value| value.get(key)))))
-        .find_map(|(place, key, value)| {
-            let value = value?;
-            let nothing = value.is_null() || value.as_array().is_some_and(Vec::is_empty) || value.as_str() == Some("");
-            (!nothing).then(|| format!("{place} has {key} {value}"))
-        })
 }
 
 /// Refuses segments that pods cannot use: too small for a gateway and a pod, too large for one

@@ -50,20 +50,6 @@ fn what_a_verb_does_not_need_does_not_stop_it() {
 }
 
 #[test]
-fn a_requested_address_is_seen() {
-    let requested =
-        |fragment: &str| parse(&format!(r#"{{"cniVersion":"1.0.0","name":"pods",{fragment}}}"#)).unwrap().requested;
-    for (fragment, named) in [
-        (r#""runtimeConfig":{"ips":["10.77.0.9"]}"#, "10.77.0.9"),
-        (r#""runtimeConfig":{"mac":"02:00:00:00:00:01"}"#, "02:00:00:00:00:01"),
-        (r#""args":{"cni":{"ips":["10.77.0.8/24"]}}"#, "10.77.0.8"),
-    ] {
-        assert!(requested(fragment).unwrap().contains(named), "{fragment}");
-    }
-    assert_eq!(requested(r#""runtimeConfig":{"ips":[],"mac":"","portMappings":[]},"args":{"other":1}"#), None);
-}
-
-#[test]
 fn host_bits_in_a_range_are_cleared() {
     let config = parse(r#"{"cniVersion":"1.0.0","name":"pods","segments":["10.77.3.9/16"]}"#).unwrap();
     assert_eq!(config.segments, ["10.77.0.0/16".parse::<IpNetwork>().unwrap()]);
@@ -107,6 +93,7 @@ fn wrong_values_are_refused_and_named() {
         (r#""clusterRanges":["nonsense"]"#, "nonsense"),
         (r#""dns":"8.8.8.8""#, "dns"),
         (r#""lowWater":-1"#, "-1"),
+        (r#""runtimeConfig":{"ips":["10.77.0"]}"#, "10.77.0"),
         (r#""lanToPods":["lan0"]"#, "lan0"),
         (r#""resolvConf":"resolv.conf""#, "resolv.conf"),
         (r#""isGateway":false"#, "isDefaultGateway"),

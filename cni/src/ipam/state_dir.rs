@@ -22,6 +22,7 @@ use crate::config::{self, Config};
 use crate::error::{Code, Context, Error, Result};
 use crate::net::sysctl;
 use crate::request::{Attachment, RuntimeRequest};
+use crate::requested::Requested;
 use crate::segment::{self, PodAddress};
 
 /// How long a process waits for the lock.
@@ -194,29 +195,62 @@ impl LockedLeases {
         segment::families(segments).into_iter().map(stock).collect()
     }
 
-    /// Leases one address of each family. None, and no lease, where a family has no address left.
+    /// Leases one address of each family, the requested one where there is such. None, and no lease,
+    /// where a family has no address left. Fails if a requested address cannot be leased.
     pub(crate) fn lease_addresses(
         &mut self,
         request: &RuntimeRequest,
         network: &str,
         segments: &[IpNetwork],
-        families: &[Family],
+        requested: &Requested,
     ) -> Result<Option<Vec<PodAddress>>> {
         let now = seconds_since_boot()?;
-        let mut assigned = Vec::new();
-        if families.is_empty() {
-            return Ok(None);
-        }
-        for family in families {
-            match self.journal.leases().next_address(segments, &self.reserved, *family, now) {
+        let mut assigned = self.requested_addresses(segments, requested)?;
+        for family in segment::families(segments) {
+            if assigned.iter().any(|assigned| Family::of(&assigned.segment) == family) {
+                continue;
+            }
+            match self.journal.leases().next_address(segments, &self.reserved, family, now) {
                 Some(address) => assigned.push(address),
                 None => return Ok(None),
             }
         }
+        if assigned.is_empty() {
+            return Ok(None);
+        }
+        assigned.sort_by_key(|assigned| assigned.address.is_ipv6());
         let addresses: Vec<IpAddr> = assigned.iter().map(|assigned| assigned.address).collect();
-        let lease = Lease { addresses, network: network.to_owned(), pod: request.pod.clone() };
+        let lease = Lease { addresses, network: network.to_owned(), pod: request.pod.clone(), mac: requested.mac };
         self.journal.enter_lease(&request.attachment, lease)?;
         Ok(Some(assigned))
+    }
+
+    /// The requested addresses with their segments. Fails if one cannot be leased now.
+    pub(crate) fn requested_addresses(&self, segments: &[IpNetwork], requested: &Requested) -> Result<Vec<PodAddress>> {
+        let find = |address: IpAddr| {
+            let refused =
+                |why: String| Error::new(Code::InvalidConfig, format!("the requested address {address} {why}"));
+            let Some(segment) = segments.iter().find(|segment| segment.contains(address)) else {
+                let segments: Vec<String> = segments.iter().map(ToString::to_string).collect();
+                return Err(refused(format!("is in no segment of this node ({})", segments.join(", "))));
+            };
+            if !segment::holds_pod(segment, address) {
+                let gateway = segment::gateway(segment);
+                return Err(refused(format!(
+                    "is not for pods: it is {segment}'s own, its broadcast address or the gateway {gateway}"
+                )));
+            }
+            if self.reserved.range_of(address).is_some() {
+                return Err(refused(
+                    "is reserved by the configuration (`reserved`, or `rangeStart` and `rangeEnd`)".into(),
+                ));
+            }
+            if let Some(owner) = self.journal.leases().owner(address) {
+                return Err(Error { code: Code::TryAgainLater, ..refused(format!("is leased to {owner}")) });
+            }
+            Ok(PodAddress { address, segment: *segment })
+        };
+        requested.addresses.iter().copied().map(find).collect()
     }
 
     /// Ends the lease of an attachment and returns it; None where there is none.
@@ -313,7 +347,7 @@ mod tests {
 
     fn request(number: usize) -> RuntimeRequest {
         let attachment = Attachment { container: format!("c{number}"), ifname: "eth0".into() };
-        RuntimeRequest { attachment, netns: None, pod: None, requested: None }
+        RuntimeRequest { attachment, netns: None, pod: None, requested: Requested::default() }
     }
 
     #[test]
@@ -351,18 +385,18 @@ mod tests {
         let config = config(directory.path(), &["10.77.0.0/29", "fd77::/126"]);
         let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
         let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
-        let both = segment::families(&segments);
         for number in 0..2 {
             let mut leases = state_dir.lock().unwrap();
-            let got = leases.lease_addresses(&request(number), "pods", &segments, &both).unwrap().unwrap();
+            let got =
+                leases.lease_addresses(&request(number), "pods", &segments, &Requested::default()).unwrap().unwrap();
             assert_eq!(got.len(), 2);
             leases.commit().unwrap();
         }
         let mut leases = state_dir.lock().unwrap();
-        assert_eq!(leases.lease_addresses(&request(9), "pods", &segments, &both).unwrap(), None);
+        assert_eq!(leases.lease_addresses(&request(9), "pods", &segments, &Requested::default()).unwrap(), None);
         assert_eq!(leases.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
         assert_eq!(leases.reclaim(|attachment, _| attachment.container == "c0").unwrap().len(), 1);
-        assert!(leases.lease_addresses(&request(9), "pods", &segments, &both).unwrap().is_some());
+        assert!(leases.lease_addresses(&request(9), "pods", &segments, &Requested::default()).unwrap().is_some());
     }
 
     #[test]
@@ -405,8 +439,10 @@ mod tests {
                     let (state_dir, segments) = (&state_dir, &segments);
                     scope.spawn(move || {
                         let mut leases = state_dir.lock().unwrap();
-                        let got =
-                            leases.lease_addresses(&request(number), "pods", segments, &[Family::V4]).unwrap().unwrap();
+                        let got = leases
+                            .lease_addresses(&request(number), "pods", segments, &Requested::default())
+                            .unwrap()
+                            .unwrap();
                         leases.commit().unwrap();
                         got[0].address
                     })

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::error::{Code, Error, Result};
+use crate::mac::Mac;
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -25,13 +26,13 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 pub(crate) struct Announcer {
     socket: OwnedFd,
     index: u32,
-    mac: [u8; 6],
+    mac: Mac,
 }
 
 impl Announcer {
     /// Opens the socket in the thread's network namespace, for the link with this index and MAC
     /// address.
-    pub(crate) fn open(index: u32, mac: [u8; 6]) -> Result<Self> {
+    pub(crate) fn open(index: u32, mac: Mac) -> Result<Self> {
         // A socket without a protocol receives nothing.
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None);
         let socket = socket.map_err(|error| {
@@ -74,12 +75,12 @@ impl Announcer {
     }
 }
 
-fn ethernet(to: [u8; 6], from: [u8; 6], ethertype: u16) -> Vec<u8> {
+fn ethernet(to: Mac, from: Mac, ethertype: u16) -> Vec<u8> {
     [&to[..], &from, &ethertype.to_be_bytes()].concat()
 }
 
 /// An ARP packet (RFC 826) whose sender and target are the same address.
-fn arp(mac: [u8; 6], address: Ipv4Addr, operation: u8) -> Vec<u8> {
+fn arp(mac: Mac, address: Ipv4Addr, operation: u8) -> Vec<u8> {
     let mut frame = ethernet([0xff; 6], mac, ETHERTYPE_ARP);
     // Ethernet, IPv4, 6 and 4 octets.
     frame.extend([0, 1, 8, 0, 6, 4, 0, operation]);
@@ -92,7 +93,7 @@ fn arp(mac: [u8; 6], address: Ipv4Addr, operation: u8) -> Vec<u8> {
 }
 
 /// An unsolicited neighbour advertisement (RFC 4861 4.4) to all nodes.
-fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
+fn advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
     let mut message = vec![NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, OVERRIDE, 0, 0, 0];
     message.extend(address.octets());
     // Option 2, target link-layer address, length in units of 8 octets.
@@ -131,7 +132,7 @@ fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
 mod tests {
     use super::*;
 
-    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+    const MAC: Mac = [2, 0, 0, 0, 0, 7];
 
     #[test]
     fn gratuitous_arp_names_the_same_address_twice() {

@@ -9,6 +9,7 @@ use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, 
 use super::link::{Link, Links};
 use super::{fnv1a, sysctl, veth};
 use crate::error::{Code, Error, Result};
+use crate::mac::Mac;
 use crate::segment;
 
 /// The machine's identity, which stays the same for its whole life (machine-id(5)).
@@ -130,7 +131,7 @@ pub(crate) fn is_ours(link: &Link) -> bool {
     link.kind == "bridge" && (link.alias == ALIAS || link.mac == mac_of(&link.name))
 }
 
-fn create(links: &mut Links, name: &str, mac: [u8; 6]) -> Result<Link> {
+fn create(links: &mut Links, name: &str, mac: Mac) -> Result<Link> {
     let mut message = LinkMessage::default();
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
@@ -147,7 +148,7 @@ fn create(links: &mut Links, name: &str, mac: [u8; 6]) -> Result<Link> {
 
 /// The locally administered MAC address of the bridge of this name. It follows from the machine's
 /// identity and the name.
-fn mac_of(name: &str) -> [u8; 6] {
+fn mac_of(name: &str) -> Mac {
     let machine = std::fs::read(MACHINE_ID).unwrap_or_default();
     let [a, b, c, d, e, ..] = fnv1a(&[&machine, name.as_bytes()]).to_be_bytes();
     [0x02, a, b, c, d, e]

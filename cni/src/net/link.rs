@@ -19,6 +19,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 pub(crate) use netlink_packet_route::link::BridgePortState;
 
 use crate::error::{Code, Error, Result};
+use crate::mac::Mac;
 use crate::pod_routes::PodRoute;
 
 /// `group_fwd_mask` of a port. With it, frames to the groups 01:80:c2:00:00:0X are treated like all
@@ -39,7 +40,7 @@ pub(crate) struct Link {
     pub(crate) name: String,
     /// The kernel's name of the kind, such as `bridge` or `veth`; empty for hardware.
     pub(crate) kind: String,
-    pub(crate) mac: [u8; 6],
+    pub(crate) mac: Mac,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) loopback: bool,
@@ -153,7 +154,7 @@ impl Links {
     }
 
     /// The MAC address of a veth's other end in another namespace. None where that end is gone.
-    pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<[u8; 6]>> {
+    pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<Mac>> {
         let Some((index, namespace)) = link.peer else { return Ok(None) };
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -168,7 +169,7 @@ impl Links {
     }
 
     /// Gives a link a MAC address.
-    pub(crate) fn set_mac(&mut self, link: &Link, mac: [u8; 6]) -> Result<()> {
+    pub(crate) fn set_mac(&mut self, link: &Link, mac: Mac) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         message.attributes.push(LinkAttribute::Address(mac.to_vec()));

@@ -12,6 +12,7 @@ use super::netns::Namespace;
 use super::{fnv1a, sysctl};
 use crate::bridge_filter::PORT_PREFIX;
 use crate::error::{Code, Error, Result};
+use crate::mac::Mac;
 use crate::pod_routes::PodRoute;
 use crate::request::Attachment;
 use crate::segment::{self, PodAddress};
@@ -42,20 +43,20 @@ pub(crate) fn host_name(attachment: &Attachment) -> String {
     format!("{PORT_PREFIX}{:011x}", hash >> 20)
 }
 
-/// The MAC address of the pod's end. It follows from the attachment, so that the bridge's filter
-/// can be restored without asking the pod.
-pub(crate) fn pod_mac(attachment: &Attachment) -> [u8; 6] {
-    mac(attachment, "pod", 0x0a)
+/// The MAC address of the pod's end if the runtime requests none. It follows from the attachment, so
+/// that the bridge's filter can be restored without asking the pod.
+pub(crate) fn pod_mac(attachment: &Attachment) -> Mac {
+    generated_mac(attachment, "pod", 0x0a)
 }
 
 /// The MAC address of the host's end. Where an earlier release made the pair, both ends have other
 /// addresses than this and [`pod_mac`].
-pub(crate) fn host_mac(attachment: &Attachment) -> [u8; 6] {
-    mac(attachment, "host", 0x0e)
+pub(crate) fn host_mac(attachment: &Attachment) -> Mac {
+    generated_mac(attachment, "host", 0x0e)
 }
 
 /// A locally administered unicast address.
-fn mac(attachment: &Attachment, end: &str, first: u8) -> [u8; 6] {
+fn generated_mac(attachment: &Attachment, end: &str, first: u8) -> Mac {
     let hash = fnv1a(&[end.as_bytes(), attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
     let [a, b, c, d, e, ..] = hash.to_be_bytes();
     [first, a, b, c, d, e]
@@ -79,20 +80,21 @@ pub(crate) fn count_attached() -> Result<usize> {
     Ok(Links::open()?.all()?.iter().filter(|link| attachment_of(link).is_some()).count())
 }
 
-/// Makes the pair, with one end on the bridge and the other one in the pod, both down. The kernel
-/// makes both or none.
+/// Makes the pair, with one end on the bridge and the other one in the pod with this MAC address,
+/// both down. The kernel makes both or none.
 pub(crate) fn create(
     links: &mut Links,
     bridge: &Link,
     pod: &Namespace,
     attachment: &Attachment,
+    pod_mac: Mac,
     mtu: Option<u32>,
 ) -> Result<()> {
     let name = host_name(attachment);
     let ifname = &attachment.ifname;
     let mut peer = LinkMessage::default();
     peer.attributes.push(LinkAttribute::IfName(ifname.clone()));
-    peer.attributes.push(LinkAttribute::Address(pod_mac(attachment).to_vec()));
+    peer.attributes.push(LinkAttribute::Address(pod_mac.to_vec()));
     peer.attributes.push(LinkAttribute::NetNsFd(pod.raw_fd()));
     let mut host = LinkMessage::default();
     host.attributes.push(LinkAttribute::IfName(name.clone()));

@@ -19,7 +19,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_container_comes_again_whose_lease_could_not_be_ended", a_container_comes_again_whose_lease_could_not_be_ended),
     ("what_del_does_not_need_does_not_stop_it", what_del_does_not_need_does_not_stop_it),
     ("gc_needs_state_and_name_alone", gc_needs_state_and_name_alone),
-    ("a_requested_address_is_refused", a_requested_address_is_refused),
 ];
 
 const DUAL: &[&str] = &["10.77.3.0/29", "fd77:0:0:3::/125"];
@@ -224,25 +223,4 @@ fn gc_needs_state_and_name_alone() {
     world.set("name", json!("a b"));
     assert_eq!(gc(&world, &[]).json["code"], 7);
     assert_eq!(world.leased(), [pods[1].id.as_str()]);
-}
-
-fn a_requested_address_is_refused() {
-    let world = World::new(DUAL);
-    let pod = world.pod();
-    let netns = path(&pod);
-    let variables = [
-        ("CNI_COMMAND", "ADD"),
-        ("CNI_CONTAINERID", pod.id.as_str()),
-        ("CNI_NETNS", netns.as_str()),
-        ("CNI_IFNAME", "eth0"),
-        ("CNI_ARGS", "IgnoreUnknown=1;IP=10.77.3.5"),
-    ];
-    let answer = world.run(&variables, &world.config.borrow().to_string());
-    assert_eq!(answer.json["code"], 7, "{}", answer.json);
-    assert!(answer.json["msg"].as_str().unwrap().contains("IP=10.77.3.5"), "{}", answer.json);
-    world.set("runtimeConfig", json!({"ips": ["10.77.3.5/29"]}));
-    let message = world.add_fails(&pod, 7);
-    assert!(message.contains("10.77.3.5"), "{message}");
-    world.set("runtimeConfig", json!({"portMappings": []}));
-    world.add(&pod);
 }

@@ -13,6 +13,7 @@ mod ingress;
 mod input;
 mod lenient;
 mod node;
+mod requested;
 mod spoof;
 mod world;
 
@@ -24,6 +25,7 @@ use interop_tests::suite::{self, Test, Unrunnable};
 fn main() -> ExitCode {
     let tests: Vec<Test> = [
         attach::TESTS,
+        requested::TESTS,
         spoof::TESTS,
         filter_table::TESTS,
         earlier_release::TESTS,

@@ -8,6 +8,9 @@
 //! 3f5521b9 - CONTAINER IFNAME SECONDS                    it ends, SECONDS after the boot
 //! ```
 //!
+//! If the runtime requested the pod's MAC address, the link-local address that follows from it is
+//! among the addresses. Releases that know no requested MAC addresses take it for a leased one.
+//!
 //! A line is written under the state directory's lock and made durable (`fdatasync`) after the lock
 //! is released, so that concurrent ADDs share the disk's work. No lease is reported before it is
 //! durable. Beside the journal is the mark: generation, length and checksum of the journal after
@@ -28,6 +31,7 @@ use edge_types::shared_files::LEASES_FILE;
 
 use super::leases::{Lease, Leases};
 use crate::error::{Code, Context, Error, Result};
+use crate::mac::{self, Mac};
 use crate::request::Attachment;
 
 const MAGIC: &str = "edge-cni-leases 1";
@@ -279,10 +283,12 @@ fn rewrite(path: &Path, boot: &str, state: JournalState) -> Result<(File, Journa
 /// The line, without its checksum, with which a lease begins.
 fn entry_of(attachment: &Attachment, lease: &Lease) -> String {
     let Attachment { container, ifname } = attachment;
-    let Lease { addresses, network, pod } = lease;
+    let Lease { addresses, network, pod, mac } = lease;
     let pod = pod.as_deref().unwrap_or("-");
+    let link_local = mac.map(|mac| IpAddr::V6(mac::link_local(mac)));
     addresses
         .iter()
+        .chain(&link_local)
         .fold(format!("+ {container} {ifname} {network} {pod}"), |entry, address| format!("{entry} {address}"))
 }
 
@@ -334,8 +340,10 @@ fn apply_entry(state: &mut JournalState, entry: &str, first: bool) -> Option<Res
             let attachment = Attachment { container: words.next()?.into(), ifname: words.next()?.into() };
             let network = words.next()?.into();
             let pod = Some(words.next()?).filter(|pod| *pod != "-").map(str::to_owned);
-            let addresses = words.map(|word| word.parse().ok()).collect::<Option<Vec<IpAddr>>>()?;
-            Some(state.leases.insert(attachment, Lease { addresses, network, pod }))
+            let mut addresses = words.map(|word| word.parse().ok()).collect::<Option<Vec<IpAddr>>>()?;
+            let mac = addresses.iter().find_map(mac_of);
+            addresses.retain(|address| mac_of(address).is_none());
+            Some(state.leases.insert(attachment, Lease { addresses, network, pod, mac }))
         }
         "-" => {
             let attachment = Attachment { container: words.next()?.into(), ifname: words.next()?.into() };
@@ -351,6 +359,14 @@ fn apply_entry(state: &mut JournalState, entry: &str, first: bool) -> Option<Res
             Some(Ok(()))
         }
         _ => None,
+    }
+}
+
+/// The MAC address that a link-local address among the addresses of a lease stands for.
+fn mac_of(address: &IpAddr) -> Option<Mac> {
+    match address {
+        IpAddr::V6(address) => mac::of_link_local(*address),
+        IpAddr::V4(_) => None,
     }
 }
 

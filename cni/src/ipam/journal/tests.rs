@@ -16,7 +16,12 @@ fn lease(number: usize) -> Lease {
         IpAddr::from([10, 0, (number / 256) as u8, number as u8]),
         IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, number as u16]),
     ];
-    Lease { addresses, network: "pods".into(), pod: number.is_multiple_of(2).then(|| format!("default/web-{number}")) }
+    Lease {
+        addresses,
+        network: "pods".into(),
+        pod: number.is_multiple_of(2).then(|| format!("default/web-{number}")),
+        mac: number.is_multiple_of(3).then_some([2, 0, 0, 0, 0, number as u8]),
+    }
 }
 
 fn enter(directory: &Path, boot: &str, numbers: impl IntoIterator<Item = usize>) {

@@ -11,6 +11,7 @@ use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
 
+use crate::mac::Mac;
 use crate::request::Attachment;
 use crate::segment::{self, PodAddress};
 
@@ -29,6 +30,8 @@ pub(crate) struct Lease {
     pub(crate) network: String,
     /// The pod's `namespace/name`, for people.
     pub(crate) pod: Option<String>,
+    /// The MAC address that the runtime requested for the pod.
+    pub(crate) mac: Option<Mac>,
 }
 
 /// All leases of the node.
@@ -47,6 +50,11 @@ impl Leases {
     /// The lease of an attachment.
     pub(in crate::ipam) fn get(&self, attachment: &Attachment) -> Option<&Lease> {
         self.held.get(attachment)
+    }
+
+    /// The owner of an address.
+    pub(in crate::ipam) fn owner(&self, address: IpAddr) -> Option<&Attachment> {
+        self.owners.get(&address)
     }
 
     /// All leases.
@@ -171,7 +179,7 @@ mod tests {
     }
 
     fn lease(address: &str) -> Lease {
-        Lease { addresses: vec![address.parse().unwrap()], network: "pods".into(), pod: None }
+        Lease { addresses: vec![address.parse().unwrap()], network: "pods".into(), pod: None, mac: None }
     }
 
     fn lease_next(leases: &mut Leases, number: usize, segments: &[IpNetwork], now: u64) -> Option<String> {

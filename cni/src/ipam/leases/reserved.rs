@@ -64,7 +64,7 @@ impl Reserved {
     }
 
     /// The range that contains the address, if any.
-    pub(super) fn range_of(&self, address: IpAddr) -> Option<&AddressRange> {
+    pub(in crate::ipam) fn range_of(&self, address: IpAddr) -> Option<&AddressRange> {
         self.0.iter().find(|range| range.contains(address))
     }
 
