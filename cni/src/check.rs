@@ -3,21 +3,23 @@
 use std::net::IpAddr;
 
 use edge_types::IpNetwork;
+use edge_types::shared_files::SegmentsFile;
 use serde_json::Value;
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::ipam::StateDir;
 use crate::mac::Mac;
-use crate::net::link::{BridgePortState, Links};
+use crate::net::link::{BridgePortState, Link, Links};
 use crate::net::netns::Namespace;
 use crate::net::veth;
+use crate::node_setup;
 use crate::pod_filter;
 use crate::request::{Attachment, RuntimeRequest};
 use crate::segment;
 
-/// Compares the lease, the bridge's filter, the host's end and the pod's end with the result of
-/// the ADD.
+/// Compares the lease, the bridge's filter, the guard, the host's end and the pod's end with the
+/// result of the ADD.
 pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let result = config.previous.as_ref().ok_or_else(|| {
         Error::new(
@@ -34,23 +36,58 @@ pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let attachment = &request.attachment;
     let expected = expected_addresses(result, &attachment.ifname)?;
     let mut links = Links::open()?;
-    let (segments, requested_mac, lacks) = check_lease(config, &mut links, attachment, &expected)?;
-    let of_this_release = check_host(&mut links, config, attachment, &segments)?;
-    let filtered = of_this_release && !config.excepts(request.pod.as_deref());
-    let mac = filtered.then(|| requested_mac.unwrap_or_else(|| veth::pod_mac(attachment)));
-    if let Some(lacks) = lacks {
+    let leased = check_lease(config, &mut links, attachment, &expected)?;
+    let host = check_host(&mut links, config, attachment, &leased.segments)?;
+    let missing = match leased.missing_elements {
+        None => node_setup::missing(config, &leased.file)?,
+        missing => missing,
+    };
+    if let Some(missing) = missing {
         return Err(Error::new(
             Code::NotAsAttached,
-            format!("{lacks}; run `edge-cni up`, or start edge-agent, which does"),
+            format!("{missing}; run `edge-cni up`, or start edge-agent, which does"),
         ));
     }
-    let gateways = default_gateways(result, &segments);
-    Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &expected, &gateways, mac))
+    // The kernel chose the MAC addresses of a pair that an earlier release made.
+    let filtered = host.mac == veth::host_mac(attachment) && !config.excepts(request.pod.as_deref());
+    let pod = ExpectedPod {
+        mac: filtered.then(|| leased.mac.unwrap_or_else(|| veth::pod_mac(attachment))),
+        gateways: default_gateways(result, &leased.segments),
+        mtus: [Some(host.mtu), expected_mtu(result, &attachment.ifname)].into_iter().flatten().collect(),
+        largest_mtu: config.pod_mtu(&leased.file),
+        addresses: expected,
+    };
+    Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &pod))
+}
+
+/// What the pod must have.
+struct ExpectedPod {
+    addresses: Vec<IpNetwork>,
+    /// The gateways of its default routes.
+    gateways: Vec<IpAddr>,
+    /// The MAC address, if the bridge's filter ties the pod to one.
+    mac: Option<Mac>,
+    /// The MTU of its interface is one of these, bytes: that of the host's end, or that of the
+    /// result, which a later plugin may have changed.
+    mtus: Vec<u32>,
+    /// The node's MTU for pods, bytes, if it is known.
+    largest_mtu: Option<u32>,
+}
+
+/// The lease, as far as CHECK compares it.
+struct CheckedLease {
+    file: SegmentsFile,
+    /// The segments of the addresses, in their order.
+    segments: Vec<IpNetwork>,
+    /// The MAC address that the runtime requested.
+    mac: Option<Mac>,
+    /// What the bridge's filter lacks.
+    missing_elements: Option<String>,
 }
 
 /// Addresses that the result gives to this interface in the pod. Those of later plugins are not
 /// ours to check.
-fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpAddr>> {
+fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpNetwork>> {
     let nonsense = |what: &str| Error::new(Code::InvalidConfig, format!("prevResult makes no sense: {what}"));
     let interfaces = result["interfaces"].as_array().ok_or_else(|| nonsense("it has no list of interfaces"))?;
     let is_ours = |index: usize| {
@@ -62,13 +99,20 @@ fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpAddr>> {
         if index.is_some_and(is_ours) {
             let text = ip["address"].as_str().unwrap_or_default();
             let network: IpNetwork = text.parse().map_err(|_| nonsense(&format!("{text:?} is no address")))?;
-            addresses.push(network.ip());
+            addresses.push(network);
         }
     }
     if addresses.is_empty() {
         return Err(nonsense(&format!("it has no address for {ifname}")));
     }
     Ok(addresses)
+}
+
+/// The MTU that the result gives to this interface in the pod; from CNI 1.1.0 on.
+fn expected_mtu(result: &Value, ifname: &str) -> Option<u32> {
+    let mut interfaces = result["interfaces"].as_array()?.iter();
+    let ours = interfaces.find(|interface| interface["name"] == ifname && interface["sandbox"].is_string())?;
+    ours["mtu"].as_u64().and_then(|mtu| u32::try_from(mtu).ok())
 }
 
 /// The gateways of these segments by which the result has a default route.
@@ -84,31 +128,33 @@ fn not_as_attached(what: String) -> Error {
     Error::new(Code::NotAsAttached, format!("{what}; delete the pod, so that it is attached again"))
 }
 
-/// Compares the lease. Returns the segments of the addresses, in their order, the MAC address that
-/// the runtime requested, and what the bridge's filter lacks.
+/// Compares the lease with the result's addresses.
 fn check_lease(
     config: &Config,
     links: &mut Links,
     attachment: &Attachment,
-    expected: &[IpAddr],
-) -> Result<(Vec<IpNetwork>, Option<Mac>, Option<String>)> {
+    expected: &[IpNetwork],
+) -> Result<CheckedLease> {
     let no_lease = || not_as_attached("there is no lease for it".into());
     let leases = StateDir::existing(config).ok_or_else(no_lease)?.lock()?;
     let lease = leases.lease(attachment).ok_or_else(no_lease)?;
-    if let Some(address) = expected.iter().find(|address| !lease.addresses.contains(address)) {
-        return Err(not_as_attached(format!("{address} is not leased to it")));
+    if let Some(address) = expected.iter().find(|address| !lease.addresses.contains(&address.ip())) {
+        return Err(not_as_attached(format!("{} is not leased to it", address.ip())));
     }
-    let all = leases.segments(config)?.map(|file| file.segments).unwrap_or_default();
-    let segment_of = |address: &IpAddr| {
-        let segment = all.iter().find(|segment| segment.contains(*address)).copied();
-        segment.ok_or_else(|| not_as_attached(format!("{address} is in no segment of this node any more")))
+    let file = leases.segments(config)?;
+    let segment_of = |address: &IpNetwork| {
+        let all = file.iter().flat_map(|file| &file.segments);
+        let segment = all.copied().find(|segment| segment.contains(address.ip()));
+        segment.ok_or_else(|| not_as_attached(format!("{} is in no segment of this node any more", address.ip())))
     };
     let segments = expected.iter().map(segment_of).collect::<Result<_>>()?;
-    Ok((segments, lease.mac, pod_filter::missing_elements(config, links, &leases, attachment)?))
+    let missing_elements = pod_filter::missing_elements(config, links, &leases, attachment)?;
+    let file = file.ok_or_else(|| not_as_attached("this node has no segment any more".into()))?;
+    Ok(CheckedLease { file, segments, mac: lease.mac, missing_elements })
 }
 
-/// Compares bridge and host's end. Returns whether this release made the pair.
-fn check_host(links: &mut Links, config: &Config, attachment: &Attachment, segments: &[IpNetwork]) -> Result<bool> {
+/// Compares bridge and host's end. Returns the host's end.
+fn check_host(links: &mut Links, config: &Config, attachment: &Attachment, segments: &[IpNetwork]) -> Result<Link> {
     let name = veth::host_name(attachment);
     let missing = |what: &str| not_as_attached(format!("{what} is missing on the host"));
     let bridge = links.find(&config.bridge)?.ok_or_else(|| missing(&format!("the bridge {}", config.bridge)))?;
@@ -119,35 +165,68 @@ fn check_host(links: &mut Links, config: &Config, attachment: &Attachment, segme
     if host.port_state != Some(BridgePortState::Forwarding) {
         return Err(not_as_attached(format!("{name} does not forward; is it, or the pod's end, down?")));
     }
-    let present = links.addresses(&bridge)?;
-    match segments.iter().map(segment::gateway).find(|gateway| !present.contains(gateway)) {
-        Some(gateway) => {
-            Err(not_as_attached(format!("the bridge {} has lost the gateway's address {gateway}", bridge.name)))
+    let present = links.addresses_with_prefix(&bridge)?;
+    for segment in segments {
+        let gateway = segment::gateway(segment);
+        let has = |prefix: Option<u8>| {
+            present
+                .iter()
+                .any(|address| address.ip() == gateway && prefix.is_none_or(|prefix| prefix == address.prefix()))
+        };
+        if !has(Some(segment.prefix())) {
+            let what = if has(None) { "has another prefix length for" } else { "has lost" };
+            return Err(Error::new(
+                Code::NotAsAttached,
+                format!(
+                    "the bridge {} {what} the gateway's address {gateway}/{}; run `edge-cni up`, or start edge-agent, which does",
+                    bridge.name,
+                    segment.prefix()
+                ),
+            ));
         }
-        None => Ok(host.mac == veth::host_mac(attachment)),
     }
+    Ok(host)
 }
 
-fn check_pod(ifname: &str, expected: &[IpAddr], gateways: &[IpAddr], mac: Option<Mac>) -> Result<()> {
+fn check_pod(ifname: &str, expected: &ExpectedPod) -> Result<()> {
     let mut links = Links::open()?;
     let link = links.find(ifname)?.ok_or_else(|| not_as_attached(format!("{ifname} is missing in the pod")))?;
     if !link.up {
         return Err(not_as_attached(format!("{ifname} is down")));
     }
-    if mac.is_some_and(|mac| mac != link.mac) {
+    if expected.mac.is_some_and(|mac| mac != link.mac) {
         return Err(not_as_attached(format!(
             "{ifname} has another MAC address, with which the bridge lets it send nothing (unfilteredPods excepts a pod that needs one)"
         )));
     }
-    let present = links.addresses(&link)?;
-    if let Some(address) = expected.iter().find(|address| !present.contains(address)) {
-        return Err(not_as_attached(format!("{ifname} has lost the address {address}")));
+    if !expected.mtus.contains(&link.mtu) {
+        let mtus: Vec<String> = expected.mtus.iter().map(ToString::to_string).collect();
+        return Err(not_as_attached(format!(
+            "{ifname} has an MTU of {} bytes, not of {}",
+            link.mtu,
+            mtus.join(" or ")
+        )));
+    }
+    if let Some(mtu) = expected.largest_mtu.filter(|mtu| link.mtu > *mtu) {
+        return Err(not_as_attached(format!(
+            "{ifname} has an MTU of {} bytes, but this node has one of {mtu} for pods by now, so that large packets may be lost",
+            link.mtu
+        )));
+    }
+    let present = links.addresses_with_prefix(&link)?;
+    if let Some(address) = expected.addresses.iter().find(|address| !present.contains(address)) {
+        let (address, prefix) = (address.ip(), address.prefix());
+        let other = present.iter().find(|other| other.ip() == address).map(|other| other.prefix());
+        return Err(not_as_attached(match other {
+            Some(other) => format!("{ifname} has the address {address} with the prefix length {other}, not {prefix}"),
+            None => format!("{ifname} has lost the address {address}"),
+        }));
     }
     let routes = links.default_routes()?;
     let has = |gateway: &IpAddr| {
         routes.iter().any(|route| route.main && route.device == link.index && route.gateway == Some(*gateway))
     };
-    match gateways.iter().find(|gateway| !has(gateway)) {
+    match expected.gateways.iter().find(|gateway| !has(gateway)) {
         Some(gateway) => Err(not_as_attached(format!("the pod has lost its default route by {gateway}"))),
         None => Ok(()),
     }
@@ -172,7 +251,7 @@ mod tests {
         });
         let addresses: Vec<String> =
             expected_addresses(&result, "eth0").unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(addresses, ["10.77.0.2", "fd77::2"]);
+        assert_eq!(addresses, ["10.77.0.2/26", "fd77::2/120"]);
         let cut =
             json!({"interfaces": [{"name": "eth0", "sandbox": "x"}], "ips": [{"address": "10.77", "interface": 0}]});
         for nonsense in [json!({}), json!(1), json!({"interfaces": [], "ips": []}), cut] {

@@ -17,7 +17,10 @@ use crate::request::Attachment;
 /// configuration's list of valid ones. As with DEL, pairs go before leases. A pair that cannot be
 /// removed keeps its lease, and the others still go.
 pub(crate) fn gc(config: &Config) -> Result<()> {
-    let valid = valid_attachments(config.valid_attachments.as_ref())?;
+    let Some(valid) = valid_attachments(config.valid_attachments.as_ref())? else {
+        eprintln!("edge-cni: GC without cni.dev/valid-attachments removes nothing: it is not known what is in use");
+        return Ok(());
+    };
     let mut links = Links::open()?;
     let mut stuck = BTreeSet::new();
     let mut failures = Vec::new();
@@ -25,8 +28,13 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     let mut leases = state_dir.lock()?;
     let bridge = links.find(&config.bridge)?.map(|bridge| bridge.index);
     for link in links.all()? {
-        let Some(attachment) = veth::attachment_of(&link) else { continue };
-        let others = leases.lease(&attachment).is_some_and(|lease| lease.network != config.name);
+        let Some(attachment) = veth::attachment_by_alias(&link) else { continue };
+        let lease = leases.lease(&attachment);
+        // A renamed link may be another program's, unless the alias names a lease.
+        if lease.is_none() && veth::attachment_of(&link).is_none() {
+            continue;
+        }
+        let others = lease.is_some_and(|lease| lease.network != config.name);
         if bridge.is_none() || link.master != bridge || others || valid.contains(&attachment) {
             continue;
         }
@@ -56,20 +64,23 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
 }
 
 /// The specification, "GC": `cni.dev/valid-attachments`, each `{"containerID": .., "ifname": ..}`.
-/// An absent list is not an empty one: then nothing may be removed.
-fn valid_attachments(list: Option<&Value>) -> Result<BTreeSet<Attachment>> {
+/// An absent list is not an empty one. `cnitool gc` sends none.
+fn valid_attachments(list: Option<&Value>) -> Result<Option<BTreeSet<Attachment>>> {
+    let Some(list) = list.filter(|list| !list.is_null()) else { return Ok(None) };
     let wrong = |why: &str| {
         Error::new(
             Code::InvalidConfig,
             format!("cni.dev/valid-attachments {why}; nothing is removed without knowing what is in use"),
         )
     };
-    let list = list.and_then(Value::as_array).ok_or_else(|| wrong("is not a list"))?;
+    let list = list.as_array().ok_or_else(|| wrong("is not a list"))?;
     let read = |entry: &Value| {
         let text = |key: &str| entry[key].as_str().map(str::to_owned);
         Some(Attachment { container: text("containerID")?, ifname: text("ifname")? })
     };
-    list.iter().map(|entry| read(entry).ok_or_else(|| wrong(&format!("has the entry {entry}")))).collect()
+    let read_all: Result<_> =
+        list.iter().map(|entry| read(entry).ok_or_else(|| wrong(&format!("has the entry {entry}")))).collect();
+    read_all.map(Some)
 }
 
 #[cfg(test)]
@@ -80,12 +91,15 @@ mod tests {
 
     #[test]
     fn a_list_that_cannot_be_read_is_not_an_empty_one() {
-        for wrong in [None, Some(json!(null)), Some(json!({})), Some(json!([{"containerID": "a"}])), Some(json!(["a"]))]
-        {
-            assert_eq!(valid_attachments(wrong.as_ref()).unwrap_err().code, Code::InvalidConfig, "{wrong:?}");
+        for wrong in [json!({}), json!([{"containerID": "a"}]), json!(["a"])] {
+            assert_eq!(valid_attachments(Some(&wrong)).unwrap_err().code, Code::InvalidConfig, "{wrong}");
         }
-        assert!(valid_attachments(Some(&json!([]))).unwrap().is_empty());
-        let one = valid_attachments(Some(&json!([{"containerID": "a", "ifname": "eth0"}]))).unwrap();
+        for absent in [None, Some(json!(null))] {
+            assert_eq!(valid_attachments(absent.as_ref()).unwrap(), None);
+        }
+        let list = |list: Value| valid_attachments(Some(&list)).unwrap().unwrap();
+        assert!(list(json!([])).is_empty());
+        let one = list(json!([{"containerID": "a", "ifname": "eth0"}]));
         assert!(one.contains(&Attachment { container: "a".into(), ifname: "eth0".into() }));
     }
 }

@@ -31,7 +31,8 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     if !forwarded {
         record(config, turned_on)?;
     }
-    let bridge = bridge::ensure(links, &config.bridge, &segments.segments, |network| {
+    let mtu = config.pod_mtu(segments);
+    let bridge = bridge::ensure(links, &config.bridge, mtu, &segments.segments, |network| {
         Ok(cluster_ranges.iter().any(|range| contains(range, network)) && !has_pods(config, segments, network)?)
     })?;
     if forwarded || config.forward_others {
@@ -41,24 +42,41 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         forward_filter::recreate(links, config, segments)?;
     }
     forward(links, turned_on)?;
-    let bridge_addresses = segment::families(&segments.segments)
-        .into_iter()
-        .filter_map(|family| segments.segments.iter().find(|segment| edge_types::api::Family::of(segment) == family))
-        .map(segment::gateway)
-        .collect();
-    let wanted = GuardConfig {
-        cluster_ranges,
-        segments: segments.segments.clone(),
-        networks: segments.networks.clone(),
-        bridge_addresses,
-    };
-    guard::install(&wanted).map_err(|error| {
+    guard::install(&guard_config(config, segments)).map_err(|error| {
         Error::new(
             Code::Guard,
             format!("the guard that keeps pods' packets from leaving in clear cannot be put up, and no pod is attached without it: {error}"),
         )
     })?;
     Ok(bridge)
+}
+
+fn guard_config(config: &Config, segments: &SegmentsFile) -> GuardConfig {
+    let first = |family| segments.segments.iter().find(|segment| Family::of(segment) == family);
+    let bridge_addresses = segment::families(&segments.segments).into_iter().filter_map(first);
+    GuardConfig {
+        cluster_ranges: cluster_ranges::all(config, Some(segments)),
+        segments: segments.segments.clone(),
+        networks: segments.networks.clone(),
+        bridge_addresses: bridge_addresses.map(segment::gateway).collect(),
+    }
+}
+
+/// Says what of the guard, or of the table that decides what this host forwards, is missing or
+/// changed. None if both are in place. Changes nothing.
+pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option<String>> {
+    let defects = guard::check(&guard_config(config, segments)).map_err(|error| {
+        Error::new(
+            Code::Guard,
+            format!("the guard that keeps pods' packets from leaving in clear cannot be read: {error}"),
+        )
+    })?;
+    match defects.first() {
+        Some(defect) => {
+            Ok(Some(format!("the guard that keeps pods' packets from leaving in clear has a gap: {defect}")))
+        }
+        None => forward_filter::missing(config, segments),
+    }
 }
 
 /// Whether a pod has an address of a network that is in none of the node's segments. Its gateway

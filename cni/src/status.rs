@@ -31,7 +31,7 @@ pub(crate) fn status(config: &Config) -> Result<()> {
 }
 
 /// Finds what makes the next ADD certain to fail: leases or segments cannot be read, the disk is
-/// read-only, there are no segments and no agent that could bring any, the cluster's ranges would
+/// read-only or full, there are no segments and no agent that could bring any, the cluster's ranges would
 /// cut this host off, the bridge's filter cannot be made and not all pods are excepted, or the
 /// table for forwarded packets cannot be made. Also finds settings that bypass the guard, and other
 /// obstacles. It is no failure if all addresses are taken: that passes as pods go, and the ADD
@@ -39,7 +39,7 @@ pub(crate) fn status(config: &Config) -> Result<()> {
 pub(crate) fn findings(config: &Config) -> Findings {
     let mut found = Findings::default();
     let leases = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());
-    let segments = leases.and_then(|leases| leases.require_writable().and_then(|()| leases.segments(config)));
+    let segments = leases.and_then(|leases| leases.require_room().and_then(|()| leases.segments(config)));
     let segments = segments.map_err(|error| found.failures.push(error)).ok();
     let links = Links::open().map_err(|error| found.failures.push(error)).ok();
     // What follows from the segments cannot be found without them.

@@ -93,6 +93,22 @@ pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segment
     Ok(true)
 }
 
+/// Says that the table, or the configured bridge in it, is missing. None if it is in place or not
+/// needed.
+pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option<String>> {
+    if all_sources_are_allowed(config, segments) && isolated(config) == [false; 2] {
+        return Ok(None);
+    }
+    let mut netlink = open()?;
+    if exists(&mut netlink, &AGENTS_TABLE)? {
+        return Ok(None);
+    }
+    let present = nftables::elements(&mut netlink, &TABLE, BRIDGES).map_err(|error| kernel_error(&error))?;
+    let in_place = present.is_some_and(|keys| keys.contains(&interface_key(&config.bridge).to_vec()));
+    Ok((!in_place)
+        .then(|| format!("{TABLE}, which keeps hosts outside from pods, is missing, or has lost {}", config.bridge)))
+}
+
 /// Fails if the table cannot be made; for STATUS. It changes nothing, since the kernel rolls the
 /// attempt back.
 pub(crate) fn dry_run(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {

@@ -174,9 +174,9 @@ impl LockedLeases {
         Ok(Some(segments))
     }
 
-    /// Fails if no lease can be entered, on a read-only disk.
-    pub(crate) fn require_writable(&self) -> Result<()> {
-        self.journal.require_writable()
+    /// Fails if no lease can be entered, on a read-only or full disk.
+    pub(crate) fn require_room(&self) -> Result<()> {
+        self.journal.require_room()
     }
 
     /// The lease of an attachment.

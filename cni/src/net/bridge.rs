@@ -23,17 +23,19 @@ const ALIAS: &str = "edge-cni bridge";
 const MAX_LEARNED: u32 = 4096;
 
 /// Makes the bridge, or gives it what it lacks. Several processes may do so at the same time.
-/// `is_former` says whether a network is one of a former segment, without pods.
+/// `mtu` is that of pods' interfaces, if it is known. `is_former` says whether a network is one of a
+/// former segment, without pods.
 pub(crate) fn ensure(
     links: &mut Links,
     name: &str,
+    mtu: Option<u32>,
     segments: &[IpNetwork],
     is_former: impl Fn(&IpNetwork) -> Result<bool>,
 ) -> Result<Link> {
     let mac = mac_of(name);
     let mut bridge = match links.find(name)? {
         Some(bridge) => bridge,
-        None => create(links, name, mac)?,
+        None => create(links, name, mac, mtu)?,
     };
     if bridge.kind != "bridge" {
         let kind = if bridge.kind.is_empty() { "hardware" } else { &bridge.kind };
@@ -53,6 +55,12 @@ pub(crate) fn ensure(
         // The alias makes the address stay. An agent in a container has another machine-id and
         // would set another address, which running pods do not know.
         links.set_alias(&bridge, ALIAS)?;
+    }
+    if let Some(mtu) = mtu.filter(|mtu| bridge.mtu != *mtu)
+        && let Some(mtu) = new_mtu(links, &bridge, mtu)?
+    {
+        links.set_mtu(&bridge, mtu)?;
+        bridge.mtu = mtu;
     }
     // Router advertisements of pods must give it neither routes nor addresses.
     sysctl::ignore_router_advertisements(name)?;
@@ -85,6 +93,15 @@ pub(crate) fn ensure(
         }
     }
     Ok(bridge)
+}
+
+/// The MTU that the bridge needs, if it is another one. It is never larger than that of a port: what
+/// this host sends to a pod must fit the pod's interface, so that the host fragments it or reports
+/// it as too big. By itself the kernel follows the ports only as long as nobody has set the MTU.
+fn new_mtu(links: &mut Links, bridge: &Link, mtu: u32) -> Result<Option<u32>> {
+    let ports = links.all()?.into_iter().filter(|link| link.master == Some(bridge.index));
+    let mtu = ports.map(|port| port.mtu).fold(mtu, u32::min);
+    Ok((mtu != bridge.mtu).then_some(mtu))
 }
 
 /// Whether an address may be the gateway of a segment that this node no longer has, or that had
@@ -131,12 +148,13 @@ pub(crate) fn is_ours(link: &Link) -> bool {
     link.kind == "bridge" && (link.alias == ALIAS || link.mac == mac_of(&link.name))
 }
 
-fn create(links: &mut Links, name: &str, mac: Mac) -> Result<Link> {
+fn create(links: &mut Links, name: &str, mac: Mac, mtu: Option<u32>) -> Result<Link> {
     let mut message = LinkMessage::default();
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+    message.attributes.extend(mtu.map(LinkAttribute::Mtu));
     let limit = LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::FdbMaxLearned(MAX_LEARNED)]));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), limit]));
     // Where another ADD was quicker, its bridge is found below.

@@ -176,6 +176,14 @@ impl Links {
         self.set_link(&format!("set the MAC address of {}", link.name), message)
     }
 
+    /// Gives a link an MTU, bytes.
+    pub(crate) fn set_mtu(&mut self, link: &Link, mtu: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.set_link(&format!("set the MTU of {} to {mtu} bytes", link.name), message)
+    }
+
     fn set_link(&mut self, what: &str, message: LinkMessage) -> Result<()> {
         let outcome = self.netlink.execute("RTM_SETLINK", RouteNetlinkMessage::SetLink(message), 0);
         outcome.map_err(|error| kernel_error(what, &error))

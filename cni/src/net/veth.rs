@@ -69,10 +69,15 @@ pub(crate) fn alias(attachment: &Attachment) -> String {
 
 /// The attachment that this link is the host's end of. None unless name and alias both fit.
 pub(crate) fn attachment_of(link: &Link) -> Option<Attachment> {
-    let (container, ifname) = link.alias.strip_prefix(ALIAS_PREFIX)?.split_once(' ')?;
-    let attachment = Attachment { container: container.into(), ifname: ifname.into() };
     // Another program's alias may look like ours, but the name would not follow from it.
-    (link.kind == "veth" && link.name == host_name(&attachment)).then_some(attachment)
+    attachment_by_alias(link).filter(|attachment| link.name == host_name(attachment))
+}
+
+/// As [`attachment_of`], but the link may have been renamed. The caller must know the attachment
+/// otherwise, by its lease for instance.
+pub(crate) fn attachment_by_alias(link: &Link) -> Option<Attachment> {
+    let (container, ifname) = link.alias.strip_prefix(ALIAS_PREFIX)?.split_once(' ')?;
+    (link.kind == "veth").then(|| Attachment { container: container.into(), ifname: ifname.into() })
 }
 
 /// How many pods are attached to this host, by their links.
@@ -219,12 +224,15 @@ pub(crate) fn wait_until_forwarding(links: &mut Links, attachment: &Attachment) 
     }
 }
 
-/// Removes the pair if it is there.
+/// Removes the pair if it is there, also if the host's end was renamed.
 pub(crate) fn remove(links: &mut Links, attachment: &Attachment) -> Result<()> {
     match links.find(&host_name(attachment))? {
-        Some(link) if link.kind == "veth" => links.delete(&link),
-        _ => Ok(()),
+        Some(link) if link.kind == "veth" => return links.delete(&link),
+        _ => {}
     }
+    let alias = alias(attachment);
+    let renamed = links.all()?.into_iter().find(|link| link.kind == "veth" && link.alias == alias);
+    renamed.map_or(Ok(()), |link| links.delete(&link))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = &[
         gc_removes_what_the_runtime_no_longer_knows_and_nothing_else,
     ),
     ("gc_without_a_list_removes_nothing", gc_without_a_list_removes_nothing),
+    ("del_and_gc_find_a_host_end_that_was_renamed", del_and_gc_find_a_renamed_host_end),
 ];
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
@@ -37,6 +38,16 @@ fn check_finds_each_thing_that_was_lost() {
         ("nft delete table bridge edge-cni", "is gone"),
         ("host addr del 10.77.3.1/24 dev ecni0", "10.77.3.1"),
         ("host link set HOST nomaster", "not a port"),
+        // The kernel changes the prefix length of no address.
+        ("readdress 10.77.3.2/24 10.77.3.2/25", "prefix length 25, not 24"),
+        ("readdress fd77:0:0:3::2/120 fd77:0:0:3::2/112", "prefix length 112, not 120"),
+        ("host addr del fd77:0:0:3::1/120 dev ecni0", "fd77:0:0:3::1"),
+        ("host addr change fd77:0:0:3::1/112", "another prefix length"),
+        ("link set eth0 mtu 1300", "MTU of 1300"),
+        ("mtu", "one of 1400"),
+        ("host xfrm policy deleteall", "guard"),
+        ("host link del ecni-guard", "guard"),
+        ("nft delete table inet edge-cni-pods", "edge-cni-pods"),
         ("lease", "no lease"),
     ] {
         let world = if what == "nothing" { &world } else { &World::new(DUAL) };
@@ -53,7 +64,20 @@ fn check_finds_each_thing_that_was_lost() {
                 world.del(&pod);
                 world.ip(&format!("link set elsewhere name {name}"));
             }
+            "mtu" => world.set("mtu", json!(1400)),
+            "host addr change fd77:0:0:3::1/112" => {
+                world.ip("addr del fd77:0:0:3::1/120 dev ecni0");
+                world.ip("addr add fd77:0:0:3::1/112 dev ecni0 nodad");
+            }
             other => match other.split_once(' ') {
+                Some(("readdress", addresses)) => {
+                    let (old, new) = addresses.split_once(' ').unwrap();
+                    ip(&pod.netns, &format!("addr del {old} dev eth0"));
+                    ip(&pod.netns, &format!("addr add {new} dev eth0"));
+                    if !old.contains(':') {
+                        ip(&pod.netns, "route replace default via 10.77.3.1");
+                    }
+                }
                 Some(("host", arguments)) => drop(world.ip(&arguments.replace("HOST", &world.ports()[0]))),
                 Some(("nft", _)) => drop(world.ip(&format!("netns exec {} {other}", world.host))),
                 _ => drop(ip(&pod.netns, other)),
@@ -99,9 +123,28 @@ fn gc_without_a_list_removes_nothing() {
     let pod = world.pod();
     world.add(&pod);
     let input = world.config.borrow().to_string();
+    // As `cnitool gc`, which must not fail.
     let answer = world.run(&[("CNI_COMMAND", "GC"), ("CNI_NETNS", &path(&pod))], &input);
+    assert!(answer.ok && answer.said.contains("valid-attachments"), "{answer:?}");
+    world.set("cni.dev/valid-attachments", json!({}));
+    let answer = world.run(&[("CNI_COMMAND", "GC")], &world.config.borrow().to_string());
     assert_eq!(answer.json["code"], 7, "{}", answer.json);
     assert!(world.verb("STATUS", &pod).ok);
     assert!(pings(&pod.netns, "10.77.3.1"));
     assert_eq!(world.leased().len(), 1);
+}
+
+fn del_and_gc_find_a_renamed_host_end() {
+    let world = World::new(DUAL);
+    world.set("cniVersion", json!("1.1.0"));
+    let pods = [world.pod(), world.pod()];
+    for (pod, name) in pods.iter().zip(["mine", "yours"]) {
+        world.add(pod);
+        let port = world.ports().into_iter().find(|port| port.starts_with("ecni")).unwrap();
+        world.ip(&format!("link set {port} name {name}"));
+    }
+    world.del(&pods[0]);
+    assert_eq!(world.ports(), ["yours"]);
+    assert!(gc(&world, &[]).ok);
+    assert!(world.ports().is_empty() && world.leased().is_empty(), "{:?}", world.ports());
 }

@@ -9,7 +9,7 @@ use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::node::up;
+use crate::node::{status, up};
 use crate::world::{PluginOutput, Pod, World, path};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -78,6 +78,9 @@ fn pods_go_from_a_full_disk_and_their_addresses_come_back() {
         full
     });
     assert!(full, "the disk is not full");
+    let answer = status(&world).json;
+    assert_eq!(answer["code"], 50, "{answer}");
+    assert!(answer["msg"].as_str().unwrap().contains("No space left"), "{answer}");
     let mut said = String::new();
     for pod in &pods {
         let answer = world.verb("DEL", pod);
@@ -90,6 +93,7 @@ fn pods_go_from_a_full_disk_and_their_addresses_come_back() {
     assert!(answer.ok, "{}", answer.json);
     // With room again, all five addresses can be leased.
     fs::remove_file(filler).unwrap();
+    assert!(status(&world).ok);
     let others: Vec<_> = (0..5).map(|_| world.pod()).collect();
     others.iter().for_each(|pod| drop(world.add(pod)));
 }

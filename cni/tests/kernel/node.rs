@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_bridge_of_the_hosts_own_is_left_alone", a_bridge_of_the_hosts_own_is_left_alone),
     ("gateways_of_former_segments_and_prefix_lengths_leave_the_bridge", former_gateways_leave_the_bridge),
     ("pods_with_a_larger_mtu_than_the_nodes_are_named", pods_with_a_larger_mtu_are_named),
+    ("the_bridge_has_the_mtu_of_pods_and_no_larger_one_than_a_port", the_bridge_has_the_pods_mtu),
     ("a_bridge_without_ports_and_those_of_earlier_releases_are_taken", {
         a_bridge_without_ports_and_those_of_earlier_releases_are_taken
     }),
@@ -391,4 +392,32 @@ fn pods_with_a_larger_mtu_are_named() {
     let obstacles = up(&world).json["obstacles"].to_string();
     assert!(obstacles.contains("1300") && obstacles.contains(&format!("default/web-{}", large.id)), "{obstacles}");
     assert!(!obstacles.contains(&format!("default/web-{}", small.id)), "{obstacles}");
+}
+
+fn the_bridge_has_the_pods_mtu() {
+    let world = World::new(&["10.77.3.0/24"]);
+    world.set("cniVersion", json!("1.1.0"));
+    let mtu = || world.ip("-o link show ecni0").split(" mtu ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    world.set("mtu", json!(1400));
+    assert!(up(&world).ok);
+    assert_eq!(mtu(), "1400");
+    let (old, new) = (world.pod(), world.pod());
+    world.add(&old);
+    // A smaller one holds for what the host sends, although pods keep theirs.
+    world.set("mtu", json!(1300));
+    assert!(up(&world).ok);
+    assert_eq!(mtu(), "1300");
+    let result = world.verb("ADD", &new).json;
+    assert_eq!((&result["interfaces"][0]["mtu"], &result["interfaces"][1]["mtu"]), (&json!(1300), &json!(1300)));
+    // A larger one waits for pods with a smaller one.
+    world.set("mtu", json!(1450));
+    let third = world.pod();
+    let result = world.verb("ADD", &third).json;
+    assert_eq!((&result["interfaces"][0]["mtu"], &result["interfaces"][1]["mtu"]), (&json!(1300), &json!(1450)));
+    world.del(&new);
+    assert!(up(&world).ok);
+    assert_eq!(mtu(), "1400");
+    world.del(&old);
+    world.add(&world.pod());
+    assert_eq!(mtu(), "1450");
 }

@@ -28,6 +28,8 @@ use std::path::{Path, PathBuf};
 
 use edge_types::durable::{remove_temporary, replace_file};
 use edge_types::shared_files::LEASES_FILE;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use super::leases::{Lease, Leases};
 use crate::error::{Code, Context, Error, Result};
@@ -38,6 +40,9 @@ const MAGIC: &str = "edge-cni-leases 1";
 
 /// Most freed addresses that a rewritten journal keeps.
 const MAX_FREED: usize = 4096;
+
+/// How much room the next line needs at most, bytes.
+const ROOM: u64 = 1024;
 
 /// A journal is rewritten when it has more than this many lines beyond twice the lines of a
 /// rewritten one.
@@ -189,8 +194,19 @@ impl Journal {
     }
 
     /// Fails on a read-only disk, where no lease can be entered.
-    pub(super) fn require_writable(&self) -> Result<()> {
+    fn require_writable(&self) -> Result<()> {
         if self.writable { Ok(()) } else { Err(Error::io("write", &self.path, "the file system is read-only")) }
+    }
+
+    /// Fails if no lease can be entered: on a read-only disk, and on a full one. Reserves the room
+    /// for the next line, without changing the file's content.
+    pub(super) fn require_room(&self) -> Result<()> {
+        self.require_writable()?;
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.state.length, ROOM) {
+            // This file system cannot say.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(error) => Err(Error::io("write", &self.path, error)),
+        }
     }
 
     pub(super) fn leases(&self) -> &Leases {
