@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::firewall::{Firewall, FirewallLinks};
 use super::firewall_reconciler::{BridgeTable, InetTable};
+use super::netconf_monitor::NetconfMonitor;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::obstacles::{self, Obstacle, PodRequirements};
@@ -32,7 +33,8 @@ use crate::underlay;
 
 /// Wait after a notification of rtnetlink, since several come together.
 const SETTLE: Duration = Duration::from_millis(60);
-/// How often routes and sysctls are compared without a notification. nftables is not.
+/// How often routes and sysctls are compared without a notification. nftables is not. The kernel
+/// sends none about `disable_policy`, `disable_xfrm` and `accept_ra`.
 const FULL_CHECK: Duration = Duration::from_secs(10);
 /// Shortest time between two comparisons of the nftables table, while another program changes rules
 /// all the time.
@@ -106,6 +108,7 @@ impl HostReconciler {
         tokio::spawn(connection);
         self.handle = Some(handle);
         let mut rules = NftMonitor::open().context("nftables' notifications")?;
+        let mut netconf = NetconfMonitor::open().context("rtnetlink's notifications about forwarding")?;
         let mut full_check = tokio::time::interval(FULL_CHECK);
         full_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -125,6 +128,10 @@ impl HostReconciler {
                 Some(_) = changes.next() => {
                     tokio::time::sleep(SETTLE).await;
                     while let Some(Some(_)) = futures_util::FutureExt::now_or_never(changes.next()) {}
+                }
+                () = netconf.changed() => {
+                    tokio::time::sleep(SETTLE).await;
+                    netconf.drain();
                 }
                 found = rules.changed() => {
                     self.rules_changed(found);
