@@ -25,7 +25,7 @@ fn documents() -> Vec<PathBuf> {
     documents
 }
 
-/// The text without its code blocks, whose content is no Markdown.
+/// The text without its code blocks, since code is not Markdown.
 fn prose(text: &str) -> String {
     let mut code = false;
     let mut prose = String::new();

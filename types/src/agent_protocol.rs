@@ -15,9 +15,9 @@ pub const APPLICATION_TIMEOUT_SECONDS: u64 = 5;
 /// A request of the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentRequest {
-    /// Free addresses run short: apply for another segment. The agent responds when the new
-    /// segments are in the state directory, or at once if another application has brought some
-    /// since the plugin looked.
+    /// Free addresses run short: request another segment. The agent responds when the new segments
+    /// are in the state directory, or at once if an earlier request has brought some since the
+    /// plugin counted.
     ApplyForSegment {
         /// The families that run short.
         stock: Vec<Stock>,

@@ -36,7 +36,7 @@ impl std::fmt::Debug for JoinRequest {
     }
 }
 
-/// Answer to [`JoinRequest`] and to [`RenewalRequest`].
+/// Response to a join and to a renewal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CertificateResponse {
@@ -52,7 +52,7 @@ pub struct CertificateResponse {
 
 /// `POST /v1/nodes/{node}/certificate`: renewal, over mutual TLS with the present certificate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "CertificateRequest"))]
 pub struct RenewalRequest {
     /// PKCS#10 request, PEM.
     pub csr: String,
@@ -94,7 +94,7 @@ pub struct TunnelCount {
     pub wanted: u32,
 }
 
-/// `POST /v1/nodes/{node}/segments`: an application for one segment of each family.
+/// `POST /v1/nodes/{node}/segments`: a request for one segment of each family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentRequest {
@@ -239,7 +239,7 @@ pub struct TokenRequest {
 pub struct TokenCreated {
     /// The token's text ([`crate::token`]).
     pub token: String,
-    /// What the controller keeps of it.
+    /// What the controller stores.
     #[serde(flatten)]
     pub info: TokenInfo,
 }
@@ -358,7 +358,7 @@ pub struct AuthorityInfo {
     /// notAfter of its certificate, seconds since 1970-01-01 UTC.
     pub not_after: i64,
     /// Of an authority that is trusted and does not sign: registered nodes that would be lost
-    /// without it. They have a valid certificate of it and have not used one of another authority.
+    /// without it. Each has a valid certificate of this authority and has used none of another one.
     pub needed_by: Vec<NodeName>,
     /// Of such an authority: join tokens that may still be used and pin it.
     pub pinned_by: Vec<String>,

@@ -9,7 +9,7 @@
 //! - [`durable`]: replacing a file so that a power cut does no harm.
 //! - [`error`]: errors with their causes, in one line.
 //! - [`frame`]: frames in bincode, with a size limit and a version byte.
-//! - [`jitter`]: waits of random length; a feature.
+//! - `jitter`: waits of random length, with the feature of this name.
 //! - [`network`]: whether one network contains or overlaps another.
 //! - [`pods`]: patterns for pods in configuration files.
 //! - [`pki`]: the names and usages in certificates.

@@ -1,11 +1,11 @@
 //! Patterns for pods, in the plugin's `unfilteredPods` and the agent's `unfiltered_pods`, and the
 //! limits of their `lanToPods` and `lan_to_pods`, `serviceRanges` and `service_ranges`.
 
-/// At most so many networks from which hosts outside the cluster may reach pods. The plugin makes a
+/// Most networks from which hosts outside the cluster may reach pods. The plugin makes a
 /// rule of each, all in one message.
 pub const MAX_LAN_TO_PODS: usize = 128;
 
-/// At most so many ranges of Services. A cluster has one or two, and gets more where they are
+/// Most ranges of Services. A cluster has one or two, and gets more where they are
 /// extended.
 pub const MAX_SERVICE_RANGES: usize = 64;
 

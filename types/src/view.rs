@@ -99,7 +99,7 @@ pub struct NodeView<P = Peer> {
 pub struct ViewChange<P = Peer> {
     /// The version to which the changes apply.
     pub from: u64,
-    /// The version that they make of it.
+    /// The version of the view after the changes.
     pub version: u64,
     /// The new version without its peers, if anything but peers changed.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,4 @@
-//! Limits how many nodes may disappear without a question to the operator.
+//! Limits how many nodes may disappear before the operator is asked.
 //!
 //! Nodes leave when the operator deregisters them, or when their object is deleted at the API
 //! server. One or two such deletions are probably meant. Many at once are more likely a mistake,
@@ -14,7 +14,7 @@ pub const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// Deletions within this time are added up, so that a few now and a few more later are noticed as
 /// well.
 const WINDOW: Duration = Duration::from_secs(3600);
-/// So many deletions are always accepted.
+/// Number of deletions that are always accepted.
 const FEW: usize = 2;
 
 /// The times of the deletions that were accepted within [`WINDOW`]. If the operator is asked about

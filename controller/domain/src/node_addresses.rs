@@ -13,11 +13,11 @@ use tokio::time::Instant;
 /// Most addresses of one node that its peers get. Those that the operator configures for a hub are
 /// not counted.
 pub const MOST: usize = 8;
-/// So many changes of a node's addresses are passed on at once...
+/// Number of changes of a node's addresses that are passed on at once.
 const BURST: u32 = 8;
-/// ...and then one in each period of this length, with the latest addresses.
+/// After that one change is passed on in each period of this length, with the latest addresses.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Number of nodes at which those are forgotten that may change their addresses at once again.
+/// Above this number of nodes those are dropped that may change their addresses at once again.
 const REMEMBERED: usize = 1024;
 
 /// Whether peers may get this address. It must mean the same on every machine and stand for one

@@ -8,7 +8,7 @@
 //!
 //! - `tunnels`: N static peers against one agent: up, at rest, rekeyed, shown.
 //! - `mesh`: agents that all have tunnels to each other, and an idle edge with one hub.
-//! - `interruptions`: what pings through a tunnel lose when something happens.
+//! - `interruptions`: how many pings through a tunnel are lost at an event, such as a restart.
 //! - `view`: the view of a hub with N edges changes by one edge.
 //! - `usage`: CPU time, memory and octets. `report`: the table, and the files in `target/bench`.
 
@@ -48,8 +48,8 @@ pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
     measure(AREA, "agent", names, backend, growth)
 }
 
-/// As [`main`], for what is lost when something happens, in `target/bench/interruptions.json`. No
-/// name means all.
+/// Like [`main`], but measures the packets that are lost at an event, such as a restart of an
+/// agent. Writes `target/bench/interruptions.json`. No name means all.
 ///
 /// # Errors
 /// As [`main`].

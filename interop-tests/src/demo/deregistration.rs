@@ -19,8 +19,8 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) fn a2_leaves(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("End: a2 leaves its community, then the cluster");
-    // An agent that still waits before its next attempt would hear of the following too late, after
-    // the quarantine. So wait for all of them.
+    // An agent that still waits before its next attempt would get the next views only after the
+    // quarantine. So wait until all agents are connected.
     checks.comes_true("the agents find the controller again", "*.edge-agent.log", TIMEOUT, || {
         for node in NODES {
             let status = world.status(node)?;
@@ -78,7 +78,7 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
         ensure!(super::status::peer(&world.status("cloud-1")?, "edge-a2").is_none(), "the hub still names it");
         Ok(())
     })?;
-    // a1 applies for all segments. Those in quarantine are the last ones.
+    // a1 requests all segments. Those in quarantine are the last ones.
     world.restart_agent_with_spare("edge-a1", 60)?;
     checks.comes_true(
         "a1 gets every free segment but a2's, which are in quarantine",

@@ -9,7 +9,7 @@
 //! - `kubernetes`: a scenario with nodes, labels and segments in a real API server (`api_server`).
 //!   Its parts: `ca_rollover`, and `tunnel_watch` for what must not be interrupted meanwhile.
 //! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,
-//!   and rules of other programs are coped with or named. `router_advertisements` is a part of it.
+//!   and rules of other programs are handled or reported. `router_advertisements` is a part of it.
 
 mod api_server;
 mod before_agent;

@@ -67,7 +67,7 @@ impl Xfrm {
 
     /// Reserves an SPI for an SA that will come from `source` to `destination` (us). The kernel
     /// holds the reservation for `net.core.xfrm_acq_expires` (30 s); [`Xfrm::install_inbound`]
-    /// makes an SA of it.
+    /// turns it into an SA.
     pub fn allocate_spi(&mut self, source: IpAddr, destination: IpAddr, reqid: Reqid, range: SpiRange) -> Result<u32> {
         let mut attributes = Vec::new();
         if self.features.sa_direction {

@@ -156,7 +156,7 @@ impl Replay {
 }
 
 /// Limits at which the kernel reports an SA ([`crate::events::Event::Expire`]). They count packets
-/// and bytes only: the kernel's timers run on the wall clock, and a step of it would end SAs.
+/// and bytes only: the kernel's timers run on the wall clock, and a step of that clock would end SAs.
 /// `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Limits {

@@ -356,7 +356,7 @@ fn tunnel() {
             assert_eq!(receive(&at_node), "through", "{from}.{pod} to node");
         }
     }
-    // All of it in ESP: 4 to the pod (2 of them IPv6) and 2 to the node, a direction.
+    // All packets went in ESP, in each direction 4 to the pod (2 of them IPv6) and 2 to the node.
     let id = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1).id();
     assert_eq!(nodes[1].run(move || Xfrm::open().unwrap().sa(id).unwrap().unwrap().counters.packets), 6);
 }

@@ -39,7 +39,7 @@ pub enum ClaimConflict {
         /// How many segments of the family the node holds.
         held: usize,
     },
-    /// The ledger has no grant of it to this node.
+    /// The ledger has no grant of this segment to the node.
     #[error(
         "it uses {segment}, which is not known to be granted to it: pods with these addresses reach nothing; deregister it, and let it join again. If the \
          store was copied back from an old backup without edge-controller restore or import, run edge-controller restored"

@@ -188,7 +188,7 @@ mod tests {
     use crate::selector::NodeSelector;
 
     /// A watch of three registered nodes with Node objects. Nothing listens at its API server's
-    /// address: what is tested asks nothing there.
+    /// address, because these tests send no request.
     async fn watch_of_three(directory: &tempfile::TempDir) -> NodeWatch {
         let store = Arc::new(Embedded::open(directory.path()).unwrap());
         let registry = Registry::start(store, Clock::system(), false).await.unwrap();

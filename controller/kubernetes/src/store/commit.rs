@@ -265,8 +265,8 @@ async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError
     result
 }
 
-/// Gives back the use of a token if its element failed. If that fails too, the use is lost, which
-/// lets nobody in.
+/// Gives back the use of a token if its element failed. If that fails too, the use is lost: the
+/// token then lets one node fewer join.
 async fn give_back_tokens(core: &StoreCore, done: &mut Vec<Change>) {
     let used =
         done.iter().position(|change| matches!(change, Change::PutToken(token) if !token.redemptions.is_empty()));

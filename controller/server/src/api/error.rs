@@ -17,7 +17,7 @@ use crate::live_config::ReloadError;
 /// Seconds within which nodes that can reach the controller usually connect and report.
 const REPORTS_WITHIN: u32 = 10;
 
-/// Why a request is refused. Nothing of it has been carried out.
+/// Why a request is refused. A refused request has changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// The body is not JSON.

@@ -25,8 +25,8 @@ use super::state::from_substates;
 use super::unauthenticated_body::UnauthenticatedBody;
 use crate::live_config::LiveConfig;
 
-/// What may let a node in. It is read before everything else: a stranger without a token of ours
-/// learns nothing, costs little, and leaves nothing in the log.
+/// The credentials in the body of a join. They are checked before the rest of the body: a stranger
+/// without a valid token learns nothing, costs little, and leaves nothing in the log.
 #[derive(Deserialize)]
 struct JoinCredentials<'a> {
     #[serde(borrow, default)]
@@ -119,7 +119,7 @@ pub(super) async fn renew(
     Ok(axum::Json(issuer.response(node, present.role, issued)))
 }
 
-/// What a node was admitted by.
+/// The credential that admits a node.
 enum Admission {
     /// The credential of a join token, and the role that the token gives.
     Token(Zeroizing<String>, Role),
@@ -134,7 +134,7 @@ impl Admission {
         }
     }
 
-    /// The node's record after it has joined with this key, and how the token's looks then.
+    /// The records of the node and of its token after a join with this key.
     fn record(
         &self,
         state: &Rows,

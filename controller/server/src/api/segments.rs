@@ -50,8 +50,8 @@ pub(super) async fn request(
     if families.is_empty() {
         return Err(ApiError::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
-    // Before the store is asked: many nodes may repeat their segment requests until all have
-    // reported.
+    // This comes before the store is asked: many nodes may repeat their segment requests until all
+    // have reported.
     may_grant(&registry, &live.now().policy, &node, &request_id).await?;
     if repeated {
         registry.reload_segments().await?;

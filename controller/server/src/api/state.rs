@@ -32,9 +32,9 @@ pub struct Services {
     pub metrics: Metrics,
     /// Publishes Kubernetes Events.
     pub events: Events,
-    /// What nodes report of their tunnels.
+    /// What nodes report about their tunnels.
     pub tunnels: TunnelReports,
-    /// Segments that nodes say they hold and that are not theirs.
+    /// Segments that nodes claim and do not hold.
     pub conflicts: ClaimConflicts,
     /// Whether labels of Node objects put nodes into communities.
     pub label_trust: watch::Receiver<LabelTrust>,

@@ -18,7 +18,7 @@ use crate::config::{ADMIN_SOCKET, Sources};
 ///   edge-controller node label edge-a1 fabedge/edge-community=alpha
 ///
 /// Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the server is not running or could not start;
-/// 128 and a signal's number: a server that was asked to end a second time before it had.
+/// 128 and a signal's number: a server got a second signal before it had ended.
 #[derive(Parser)]
 #[command(name = "edge-controller", version, max_term_width = 100, verbatim_doc_comment)]
 pub(super) struct Cli {
@@ -51,8 +51,8 @@ pub(super) enum Command {
     /// Let the running server read its configuration again, as SIGHUP does.
     ///
     /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds,
-    /// restore_grace_seconds, networks and hub take effect; any other change is refused, and so is
-    /// a range that is left out while nodes hold segments of it: with nothing changed.
+    /// restore_grace_seconds, networks and hub take effect. Any other change is refused, and so is
+    /// a range that is left out while nodes hold segments in it. A refused reload changes nothing.
     Reload,
     /// Print the definitions of the custom resources, for kubectl apply; they are in deploy/crds as
     /// well.
@@ -87,8 +87,8 @@ pub(super) enum Command {
         #[command(flatten)]
         sources: Sources,
     },
-    /// Bring a file of backup or export into the configured store, which must be empty; to move
-    /// from one kind of store to another.
+    /// Bring a file of backup or export into the configured store, which must be empty. This moves
+    /// the rows from one kind of store to another.
     ///
     /// An import that was interrupted goes on when the same file is imported again.
     Import {
@@ -101,9 +101,9 @@ pub(super) enum Command {
     /// restore and import: a snapshot of a disk or of etcd.
     ///
     /// Segments that were granted after the copy was made are not in it. With the next start nodes
-    /// may claim those that they use, and nothing is granted before they have reported them. Where
-    /// the store is in the state directory no server may run meanwhile; where it is at the
-    /// Kubernetes API server restart all replicas afterwards.
+    /// may claim those that they use, and nothing is granted before they have reported them. If the
+    /// store is in the state directory, no server may run meanwhile. If it is at the Kubernetes API
+    /// server, restart all replicas afterwards.
     Restored {
         #[command(flatten)]
         sources: Sources,
@@ -153,16 +153,16 @@ pub(super) enum NodeCommand {
         #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
         labels: Vec<String>,
     },
-    /// Take a node out of the network: its certificate is refused at once, its segments are given
-    /// to others after the quarantine.
+    /// Take a node out of the network. Its certificate is refused at once, and its segments are
+    /// granted to other nodes after the quarantine.
     ///
     /// With --confirm: all nodes that lost their Node objects in Kubernetes, so many at once that
-    /// it was not believed. node list names them.
+    /// the controller waits for the operator. node list names them.
     Deregister {
         /// Name of the node, as node list prints it.
         #[arg(required_unless_present = "confirm", conflicts_with = "confirm")]
         node: Option<NodeName>,
-        /// All that wait for it.
+        /// Deregister all nodes that wait for the operator.
         #[arg(long)]
         confirm: bool,
     },
@@ -170,8 +170,8 @@ pub(super) enum NodeCommand {
 
 #[derive(Subcommand)]
 pub(super) enum SegmentCommand {
-    /// List all segments that were ever granted: held, in quarantine, or free again, and who held
-    /// them last before. With --json: all who did.
+    /// List all segments that were ever granted (held, in quarantine, or free again), each with its
+    /// last holder before. With --json: with all earlier holders.
     #[command(visible_alias = "ls")]
     List,
 }
@@ -181,10 +181,10 @@ pub(super) enum CommunityCommand {
     /// List all communities with their members.
     #[command(visible_alias = "ls")]
     List,
-    /// List the members of a community, besides those whose labels say so; they need not be
+    /// List the members of a community, in addition to those that have its label. They need not be
     /// registered yet.
     ///
-    /// What was listed before is replaced:
+    /// The list replaces the former one:
     ///
     ///   edge-controller community set alpha edge-a1 edge-b1
     #[command(verbatim_doc_comment)]
@@ -195,7 +195,7 @@ pub(super) enum CommunityCommand {
         #[arg(required = true, value_name = "NODE")]
         members: Vec<NodeName>,
     },
-    /// Forget the listed members of a community; what labels say of it stays.
+    /// Delete the list of a community's members. Nodes with its label stay members.
     Delete {
         /// Name of the community.
         community: edge_types::Community,
@@ -225,7 +225,7 @@ pub(super) enum TokenCommand {
     /// List tokens, without their secrets.
     #[command(visible_alias = "ls")]
     List,
-    /// Delete a token: nobody joins with it any more. Nodes that did stay.
+    /// Delete a token: no node can join with it any more. Nodes that have joined with it stay.
     Delete {
         /// The token's id, as in the list.
         // Earlier releases made ids that begin with a hyphen.
@@ -246,11 +246,11 @@ pub(super) enum CaCommand {
     /// one within minutes; then retire the old one:
     ///
     ///   edge-controller ca rollover
-    ///   edge-controller ca list                # until nobody needs the old one
+    ///   edge-controller ca list                # until no node needs the old one
     ///   edge-controller ca retire 3f2a9c41
     #[command(verbatim_doc_comment)]
     Rollover,
-    /// Trust an old authority no more, and wipe its key. Refused while a node or a join token needs
+    /// Stop trusting an old authority, and wipe its key. Refused while a node or a join token needs
     /// it.
     Retire {
         /// The authority's id, or at least eight digits of its beginning.

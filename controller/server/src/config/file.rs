@@ -18,7 +18,7 @@ use edge_types::{IpNetwork, NodeName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Where the operator's commands find the server, unless told otherwise.
+/// Path of the admin socket, unless configured otherwise.
 pub const ADMIN_SOCKET: &str = "/run/edge-controller/admin.sock";
 
 /// Port on which nodes reach the controller, unless configured otherwise.
@@ -91,7 +91,7 @@ pub struct Segments {
     #[serde(default = "default_max")]
     #[schemars(extend("x-reload" = "quiet"))]
     pub max_per_node: u32,
-    /// Seconds for which a released segment is given to nobody.
+    /// Seconds for which a released segment is granted to no node.
     #[serde(default = "default_quarantine")]
     #[schemars(extend("x-reload" = "quiet"))]
     pub quarantine_seconds: u64,

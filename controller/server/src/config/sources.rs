@@ -72,7 +72,7 @@ impl Sources {
         Self { file: Some(path), flags: Vec::new() }
     }
 
-    /// Reads, joins and checks all of it.
+    /// Reads the sources, merges them by precedence and checks the result.
     pub fn load(&self) -> Result<Loaded, ConfigError> {
         let ours = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             let name = name.to_str().filter(|name| name.starts_with(ENV_PREFIX))?.to_owned();

@@ -59,8 +59,8 @@ pub(crate) use state_dir::make as make_state_dir;
 const GRACE: Duration = Duration::from_secs(7);
 /// Longest time for health and metrics to end after them.
 const OBSERVE_GRACE: Duration = Duration::from_millis(500);
-/// Longest time for all of it; the store, which may wait for a busy disk, has the rest. systemd
-/// kills after ten seconds.
+/// Longest time for the whole stop. The store, which may wait for a busy disk, has what is left of
+/// it. systemd kills after ten seconds.
 const END: Duration = Duration::from_millis(9500);
 
 /// A server that has opened its listeners and serves.

@@ -47,7 +47,7 @@ async fn a_rollover_cuts_nobody_off_tells_everybody_and_old_tokens_still_do() {
     assert!(received.version > before.version);
     assert_eq!((received.trust_anchors.len(), &received.trust_anchors[1]), (2, &before.trust_anchors[0]));
     assert_eq!(new["certificate"], received.trust_anchors[0].as_str(), "the first anchor is the one that signs");
-    // This node still trusts only the old authority and uses a certificate of it.
+    // This node still trusts only the old authority and uses one of its certificates.
     let renewed = node.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert!(parsed(&renewed.leaf).verify_signature(Some(parsed(&cloud.ca()).public_key())).is_ok());
     assert_eq!(renewed.ask(Method::GET, "/view", None).await.0, 200);

@@ -33,7 +33,7 @@ pub(crate) const TESTS: &[suite::Test] = &[
 /// The control plane of these tests.
 static SHARED: LazyLock<ControlPlane> = LazyLock::new(|| ControlPlane::start("join").unwrap());
 
-/// Brings the cluster, and then only ends what hangs.
+/// Starts the cluster and runs a test. The time limit only ends a test that hangs.
 fn run<T>(test: impl Future<Output = T>) -> T {
     cluster();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

@@ -44,7 +44,7 @@ fn memory() {
         filled().await;
         let cluster = as_user(&crate::cluster::CONTROLLER).await;
         for round in 0..3 {
-            // Elsewhere, and before anybody can have heard of it.
+            // Written at another replica, just before this one lists.
             let more = row(&format!("10.200.0.{}/28", round * 16), "edge-1");
             let (store, ..) = loaded(&cluster).await;
             let before = from_memory();

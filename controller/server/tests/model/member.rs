@@ -192,8 +192,8 @@ impl<'a> Member<'a> {
                     return Some(networks(body));
                 }
                 Ok(refusal) if kind(refusal).1 == "range-exhausted" => {
-                    // Half of it may have been granted by a controller that died before it
-                    // completed it or took it back.
+                    // A controller may have granted half of the request and died before it granted
+                    // the rest or took that half back.
                     self.leftovers |= unsure && self.world.lags();
                     self.world.model.count("exhausted");
                     return None;
