@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use edge_types::{NodeName, Peer};
 use tokio::sync::{RwLock, RwLockReadGuard, broadcast, mpsc, oneshot, watch};
+use tracing::Span;
 
 use crate::clock::{Clock, Seconds};
 use crate::node_addresses::AddressChangeLimits;
@@ -167,7 +168,9 @@ impl Registry {
         plan: Arc<impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static>,
     ) -> Result<T, AttemptError<E>> {
         let (result, received) = oneshot::channel();
-        let plan: Plan = Box::new(move |state| match plan(state) {
+        // The registry's task makes the plan. The log shows it as a part of the caller's request.
+        let span = Span::current();
+        let plan: Plan = Box::new(move |state| match span.in_scope(|| plan(state)) {
             Ok((value, changes)) => Planned {
                 changes,
                 // The caller may have gone. Then nothing receives the result.

@@ -10,11 +10,13 @@ use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
 use edge_controller_domain::registry::Registry;
+use edge_types::NodeName;
 use http_body_util::BodyExt;
 
 use super::body::Node;
 use super::caller::{Caller, CallerIdentity};
 use super::error::ApiError;
+use super::request_span;
 use super::route::Access;
 
 /// What has to be checked at a route.
@@ -63,21 +65,36 @@ async fn discard(mut body: Body) {
 }
 
 impl Authorization {
+    /// The node that the path names.
+    async fn node(&self, parts: &mut Parts) -> Result<Option<NodeName>, ApiError> {
+        match self.names_node {
+            true => Node::from_request_parts(parts, &()).await.map(|Node(node)| Some(node)),
+            false => Ok(None),
+        }
+    }
+
     async fn check(&self, caller: &Caller, parts: &mut Parts) -> Result<(), ApiError> {
         match (self.access, &caller.identity) {
             (Access::Anyone, _) => Ok(()),
             // First, so that a stranger does not learn what else is wrong.
             (_, CallerIdentity::Anonymous) => Err(ApiError::NoCertificate),
-            (Access::Operator, _) => caller.require_operator(),
+            (Access::Operator, _) => {
+                caller.require_operator()?;
+                if let Some(node) = self.node(parts).await? {
+                    request_span::set_node(caller, &node);
+                }
+                Ok(())
+            }
             (Access::Node | Access::NodeOrOperator, _) => {
-                let node = match self.names_node {
-                    true => Some(Node::from_request_parts(parts, &()).await?.0),
-                    false => None,
-                };
+                let node = self.node(parts).await?;
                 let (state, now) = (self.registry.read().await, self.registry.clock.now());
                 match (self.access, node) {
                     (Access::Node, Some(node)) => caller.require_node(&state, &node, now).map(drop),
-                    (_, Some(node)) => caller.require_node_or_operator(&state, &node, now),
+                    (_, Some(node)) => {
+                        caller.require_node_or_operator(&state, &node, now)?;
+                        request_span::set_node(caller, &node);
+                        Ok(())
+                    }
                     (_, None) => caller.require_registered(&state, now),
                 }
             }

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::body::{Json, Node};
 use super::caller::Caller;
 use super::error::ApiError;
+use super::request_span;
 use super::service_account::AccountReviews;
 use super::state::from_substates;
 use super::unauthenticated_body::UnauthenticatedBody;
@@ -63,6 +64,7 @@ pub(super) async fn join(
         Some(account) => Admission::ServiceAccount(reviews.review(&account, &node, &caller).await?),
         None => admission_by_token(&registry, token, &node, now).await?,
     };
+    request_span::set_node(&caller, &node);
     let key = request::read(&csr, &node)?;
     let role = admission.role();
     let issued = issuer.issue(&node, role, &key, Occasion::Join).await?;

@@ -10,6 +10,7 @@
 //! - [`state`]: which part of the server a handler may ask for.
 //! - [`body`]: JSON in, within limits; [`unauthenticated_body`]: the same for callers that may be
 //!   strangers. [`problem`]: RFC 9457 problem documents out.
+//! - [`request_span`]: the span of a request, which names the node in the log.
 
 mod archive;
 mod authorization;
@@ -23,6 +24,7 @@ mod openapi;
 mod operator;
 mod problem;
 mod report;
+mod request_span;
 mod route;
 mod routes;
 mod segments;
@@ -63,5 +65,6 @@ pub fn router(services: Services) -> Router {
         })
         .layer(axum::middleware::from_fn_with_state(metrics, observe::requests::count))
         .layer(axum::middleware::from_fn(problem::log))
+        .layer(axum::middleware::from_fn(request_span::within))
         .with_state(ApiState::from(services))
 }

@@ -14,6 +14,7 @@ use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_types::api::NodeReport;
 use edge_types::{IpNetwork, NodeName, Role};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::body::{Json, Node};
 use super::caller::Caller;
@@ -165,7 +166,7 @@ impl AddressChanges {
             ChangeDecision::Schedule => {
                 tracing::warn!(%node, "its addresses change often; the latest ones are passed on a little later");
                 let later = self.clone().note_postponed(node.clone());
-                tokio::spawn(self.stopping.clone().run_until_cancelled_owned(later));
+                tokio::spawn(self.stopping.clone().run_until_cancelled_owned(later).in_current_span());
                 None
             }
         }

@@ -17,6 +17,7 @@ use hyper::body::Bytes;
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::body::Node;
 use super::caller::Caller;
@@ -91,7 +92,7 @@ pub(super) async fn view(
     // At most one line waits. Changes in the meantime become one later line.
     let (lines, taken) = mpsc::channel(1);
     let reader = Reader::new(&parameters, streams.registry.epoch());
-    tokio::spawn(send_lines(streams, caller, node, reader, changes, lines));
+    tokio::spawn(send_lines(streams, caller, node, reader, changes, lines).in_current_span());
     let body = futures_util::stream::unfold(taken, async |mut taken| {
         taken.recv().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
     });

@@ -13,6 +13,7 @@ mod changes;
 mod clocks;
 mod connection_limits;
 mod join;
+mod logs;
 mod observe;
 mod program;
 mod reload;
