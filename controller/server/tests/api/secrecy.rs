@@ -50,13 +50,19 @@ fn no_core_is_written_and_no_process_of_the_same_user_may_look_into_its_memory()
     assert_eq!(owner.unwrap(), 0);
 }
 
-#[test]
-fn a_state_directory_and_files_that_were_open_to_others_are_closed_at_start() {
+/// A controller that has run, its state directory, and the files in it.
+fn state_of_a_run() -> (Program, PathBuf, [PathBuf; 3]) {
     let mut program = Program::new();
     program.start();
     program.kill();
     let directory = program.path("state");
     let files = ["ca.json", "ca.crt", "controller.redb"].map(|name| directory.join(name));
+    (program, directory, files)
+}
+
+#[test]
+fn a_state_directory_and_files_that_were_open_to_others_are_closed_at_start() {
+    let (mut program, directory, files) = state_of_a_run();
     for file in &files {
         assert_eq!(mode(file), 0o600, "as made: {}", file.display());
         fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
@@ -139,11 +145,7 @@ fn a_directory_that_others_share_is_refused_and_nothing_in_it_changes() {
 #[test]
 fn state_that_is_in_a_shared_directory_already_is_closed_and_the_directory_is_left() {
     for directory_mode in [0o755, 0o1777] {
-        let mut program = Program::new();
-        program.start();
-        program.kill();
-        let directory = program.path("state");
-        let files = ["ca.json", "ca.crt", "controller.redb"].map(|name| directory.join(name));
+        let (mut program, directory, files) = state_of_a_run();
         for file in &files {
             fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
         }

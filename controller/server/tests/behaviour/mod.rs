@@ -419,17 +419,16 @@ pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_repor
     assert_eq!(grants.request_segments("a", "r1").await.len(), 2);
 }
 
-pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate(fixture: &dyn StoreFixture) {
-    let mut grants = Grants::start(fixture.open().await).await;
-    (grants.policy.ranges, grants.policy.quarantine) = (vec![network("10.77.0.0/28"), network("fd77::/124")], 100);
+/// Registers `a`, with a certificate that is valid for 5000 s, and `b`. Grants `a` segments, then
+/// deregisters it without knowing that its machine is gone. Returns the segments.
+async fn segments_of_a_node_that_vanished(grants: &Grants) -> Vec<IpNetwork> {
     let now = grants.registry.clock.now();
-    let not_after = now + 5000;
-    let certificate =
-        Certificate { serial: "1".into(), key: "k".into(), not_after, not_before: now, issuer: "i".into(), used: true };
+    let (serial, key, issuer) = ("1".into(), "k".into(), "i".into());
+    let certificate = Certificate { serial, key, not_after: now + 5000, not_before: now, issuer, used: true };
     let record = NodeRecord { certificates: vec![certificate], ..edge("a") };
     grants.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     grants.register("b").await;
-    let all = grants.request_segments("a", "r").await;
+    let segments = grants.request_segments("a", "r").await;
     grants
         .registry
         .change(move |state| {
@@ -437,6 +436,13 @@ pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_cer
         })
         .await
         .unwrap();
+    segments
+}
+
+pub(crate) async fn segments_of_a_node_that_vanished_are_kept_as_long_as_its_certificate(fixture: &dyn StoreFixture) {
+    let mut grants = Grants::start(fixture.open().await).await;
+    (grants.policy.ranges, grants.policy.quarantine) = (vec![network("10.77.0.0/28"), network("fd77::/124")], 100);
+    let all = segments_of_a_node_that_vanished(&grants).await;
     grants.registry.clock.advance(4000);
     grants.try_request_segments("b", "r").await.expect_err("it may use them");
     // The same holds for a replica that starts now.
@@ -453,19 +459,7 @@ pub(crate) async fn the_operator_lets_go_of_segments_that_are_kept_for_a_node(fi
     let mut grants = Grants::start(fixture.open().await).await;
     (grants.policy.ranges, grants.policy.quarantine) = (vec![network("10.77.0.0/28"), network("fd77::/124")], 0);
     let now = grants.registry.clock.now();
-    let (serial, key, issuer) = ("1".into(), "k".into(), "i".into());
-    let certificate = Certificate { serial, key, not_after: now + 5000, not_before: now, issuer, used: true };
-    let record = NodeRecord { certificates: vec![certificate], ..edge("a") };
-    grants.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
-    grants.register("b").await;
-    let all = grants.request_segments("a", "r").await;
-    grants
-        .registry
-        .change(move |state| {
-            Ok::<_, StoreError>(((), state.deregistration_keeping_segments(&name("a"), now).unwrap().1))
-        })
-        .await
-        .unwrap();
+    let all = segments_of_a_node_that_vanished(&grants).await;
     grants.try_request_segments("b", "r").await.expect_err("it may use them");
     grants
         .registry

@@ -11,7 +11,7 @@ use interop_tests::kube::suite::Test;
 
 use crate::behaviour::{Grants, edge, name, until};
 use crate::cluster::{PLANE, as_user, clean, event, run};
-use crate::nodes::{gone, make, seen};
+use crate::nodes::{gone, join_nodes, make, seen};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_node_that_was_deleted_while_nobody_looked_is_deregistered_and_no_other", unseen),
@@ -34,11 +34,7 @@ fn unseen() {
         let replica = cluster.replica().await;
         {
             let _watching = cluster.watch_nodes(&replica);
-            for node in ["a", "b"] {
-                make(node, "");
-                replica.register(node).await;
-                seen(&replica, node).await;
-            }
+            join_nodes(&["a", "b"], &replica, &replica).await;
         }
         PLANE.kubectl(&["delete", "node", "a"]).unwrap();
         let _watching = cluster.watch_nodes(&replica);
@@ -49,11 +45,7 @@ fn unseen() {
 
 /// Three registered nodes with Node objects.
 async fn three(replica: &Grants) {
-    for node in ["a", "b", "c"] {
-        make(node, "");
-        replica.register(node).await;
-        seen(replica, node).await;
-    }
+    join_nodes(&["a", "b", "c"], replica, replica).await;
 }
 
 async fn registered(replica: &Grants) -> usize {
@@ -109,9 +101,7 @@ fn empty() {
         let replica = cluster.replica().await;
         {
             let _watching = cluster.watch_nodes(&replica);
-            make("a", "");
-            replica.register("a").await;
-            seen(&replica, "a").await;
+            join_nodes(&["a"], &replica, &replica).await;
         }
         PLANE.kubectl(&["delete", "node", "a"]).unwrap();
         let watching = cluster.watch_nodes(&replica);
@@ -212,11 +202,7 @@ fn same_machine() {
 /// Waits until the watch has processed all earlier changes.
 async fn caught_up(replica: &Grants, markers: [&str; 2]) {
     // The second marker arrives after everything up to the first was processed.
-    for marker in markers {
-        make(marker, "");
-        replica.register(marker).await;
-        seen(replica, marker).await;
-    }
+    join_nodes(&markers, replica, replica).await;
 }
 
 fn replaced_and_deleted() {

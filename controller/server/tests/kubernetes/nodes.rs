@@ -48,6 +48,15 @@ pub(crate) async fn seen(replica: &Grants, node: &str) -> String {
     .await
 }
 
+/// Makes Nodes, registers their nodes at a replica, and waits until `watching` has seen the Nodes.
+pub(crate) async fn join_nodes(nodes: &[&str], replica: &Grants, watching: &Grants) {
+    for node in nodes {
+        make(node, "");
+        replica.register(node).await;
+        seen(watching, node).await;
+    }
+}
+
 pub(crate) async fn gone(replica: &Grants, node: &str) {
     until("the node to be deregistered", async || {
         replica.registry.read().await.node(&name(node)).is_none().then_some(())
@@ -60,11 +69,7 @@ fn labelled() {
         let cluster = clean().await;
         let replicas = [cluster.replica().await, cluster.replica().await];
         let _watching = [cluster.watch_nodes(&replicas[0]), cluster.watch_nodes(&replicas[1])];
-        for node in ["a", "b"] {
-            make(node, "");
-            replicas[0].register(node).await;
-            seen(&replicas[1], node).await;
-        }
+        join_nodes(&["a", "b"], &replicas[0], &replicas[1]).await;
         label("a", "alpha_beta");
         label("b", "beta");
         for replica in &replicas {
@@ -106,9 +111,7 @@ fn late() {
         let (replica, other) = (cluster.replica().await, cluster.replica().await);
         let _watching = cluster.watch_nodes(&replica);
         make("a", ", fabedge/edge-community: alpha");
-        make("b", "");
-        replica.register("b").await;
-        seen(&replica, "b").await;
+        join_nodes(&["b"], &replica, &replica).await;
         // Registered by another replica, which does not watch Nodes.
         other.register("a").await;
         until("the community to be known", async || {
@@ -125,11 +128,7 @@ fn deleted() {
         let cluster = clean().await;
         let replicas = [cluster.replica().await, cluster.replica().await];
         let _watching = [cluster.watch_nodes(&replicas[0]), cluster.watch_nodes(&replicas[1])];
-        for node in ["a", "b"] {
-            make(node, "");
-            replicas[0].register(node).await;
-            seen(&replicas[0], node).await;
-        }
+        join_nodes(&["a", "b"], &replicas[0], &replicas[0]).await;
         // A node without a Node object does not depend on Kubernetes.
         replicas[0].register("plain").await;
         replicas[0].request_segments("a", "r").await;
