@@ -12,12 +12,12 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
 use crate::mac::{self, Mac};
-use crate::net::link::{DefaultRoute, Link, Links, PortSettings};
+use crate::net::link::{Link, Links, PortSettings};
 use crate::net::netns::Namespace;
-use crate::net::{sysctl, veth};
+use crate::net::{bridge, sysctl, veth};
 use crate::node_setup;
 use crate::pod_filter;
-use crate::pod_routes::{self, PodRoute};
+use crate::pod_routes::{self, PodRoute, PodsRoutes};
 use crate::request::{Attachment, RuntimeRequest};
 use crate::requested::Requested;
 use crate::resolv_conf;
@@ -66,7 +66,9 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     // From here on a failure has something to undo.
     let made = lease_and_configure(config, request, requested, &state_dir, &mut links, &pod, segments);
     let made = made.map_err(|error| undo(error, &state_dir, &mut links, attachment))?;
-    agent_client::report_stock(&config.agent_socket, made.stock);
+    if !StateDir::has_own_segments(config)? {
+        agent_client::report_stock(&config.agent_socket, made.stock);
+    }
     // A bridge follows the smallest MTU of its ports.
     let bridge = if bridge.mtu == made.host.mtu { bridge } else { links.find(&config.bridge)?.unwrap_or(bridge) };
     let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
@@ -113,7 +115,14 @@ fn lease_and_configure(
     // Without the filter a pod's own broadcasts would come back to it in hairpin mode.
     let hairpin = filtered && config.hairpin_mode;
     veth::set_host_up(links, attachment, PortSettings { hairpin, isolated: config.port_isolation })?;
-    let routes = |others: &[DefaultRoute]| pod_routes::of_pod(config, &segments, &addresses, others);
+    let routes = |pod: &mut Links| {
+        let others = PodsRoutes { default: pod.default_routes()?, ..PodsRoutes::default() };
+        if others.default.is_empty() && config.is_default_gateway {
+            return Ok(pod_routes::of_pod(config, &segments, &addresses, &others));
+        }
+        let others = PodsRoutes { gateways: bridge::gateways(links)?, destinations: pod.destinations()?, ..others };
+        Ok(pod_routes::of_pod(config, &segments, &addresses, &others))
+    };
     let end = veth::configure(pod, &attachment.ifname, &addresses, config.detect_duplicates, routes)?;
     let host = veth::wait_until_forwarding(links, attachment)?;
     addresses.iter().try_for_each(|assigned| end.announcer.announce(assigned.address))?;
@@ -149,7 +158,7 @@ fn ensure_free(
             return Ok(segments);
         }
     }
-    let outcome = agent_client::apply_for_segment(&config.agent_socket, short);
+    let outcome = apply_for_segment(config, short)?;
     let (segments, stock) = read_stock(config, state_dir, attachment)?;
     match segments {
         // The remaining addresses are enough for this pod, even if the application failed.
@@ -157,6 +166,16 @@ fn ensure_free(
         Some(_) => Err(no_address_free(&stock, outcome)),
         None => Err(no_segments(outcome)),
     }
+}
+
+/// Applies for a segment through the agent, unless the network has segments of its own.
+fn apply_for_segment(config: &Config, short: Vec<Stock>) -> Result<Outcome> {
+    if StateDir::has_own_segments(config)? {
+        let reason =
+            format!("the segments of the network {} are those of its configuration; add some there", config.name);
+        return Ok(Outcome::Failed { reason, temporary: true });
+    }
+    Ok(agent_client::apply_for_segment(&config.agent_socket, short))
 }
 
 /// Reads segments and stock under one lock.
@@ -249,10 +268,7 @@ fn lease_addresses(
         if matches!(outcome, Outcome::Failed { .. }) || attempt + 1 == ATTEMPTS {
             return Err(no_address_free(&stock, outcome));
         }
-        outcome = agent_client::apply_for_segment(
-            &config.agent_socket,
-            families_short_of_addresses(config, Some(&segments), &stock),
-        );
+        outcome = apply_for_segment(config, families_short_of_addresses(config, Some(&segments), &stock))?;
     }
     Err(no_segments(outcome))
 }

@@ -32,7 +32,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         record(config, turned_on)?;
     }
     let mtu = config.pod_mtu(segments);
-    let bridge = bridge::ensure(links, &config.bridge, mtu, &segments.segments, |network| {
+    let bridge = bridge::ensure(links, &config.bridge, &config.state_dir, mtu, &segments.segments, |network| {
         Ok(cluster_ranges.iter().any(|range| contains(range, network)) && !has_pods(config, segments, network)?)
     })?;
     if forwarded || config.forward_others {
@@ -42,7 +42,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         forward_filter::recreate(links, config, segments)?;
     }
     forward(links, turned_on)?;
-    guard::install(&guard_config(config, segments)).map_err(|error| {
+    guard::install(&guard_config(config, segments)?).map_err(|error| {
         Error::new(
             Code::Guard,
             format!("the guard that keeps pods' packets from leaving in clear cannot be put up, and no pod is attached without it: {error}"),
@@ -51,21 +51,29 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     Ok(bridge)
 }
 
-fn guard_config(config: &Config, segments: &SegmentsFile) -> GuardConfig {
-    let first = |family| segments.segments.iter().find(|segment| Family::of(segment) == family);
+fn guard_config(config: &Config, segments: &SegmentsFile) -> Result<GuardConfig> {
+    let cluster_ranges = cluster_ranges::all(config, Some(segments));
+    // Other nodes know the addresses of the cluster's segments alone. So the node's own packets do
+    // not have one of a further network as their source.
+    let known = |segment: &&IpNetwork| cluster_ranges.iter().any(|range| contains(range, segment));
+    let known: Vec<&IpNetwork> = match StateDir::has_own_segments(config)? {
+        true => Vec::new(),
+        false => segments.segments.iter().filter(known).collect(),
+    };
+    let first = |family| known.iter().find(|segment| Family::of(segment) == family).copied();
     let bridge_addresses = segment::families(&segments.segments).into_iter().filter_map(first);
-    GuardConfig {
-        cluster_ranges: cluster_ranges::all(config, Some(segments)),
+    Ok(GuardConfig {
+        bridge_addresses: bridge_addresses.map(segment::gateway).collect(),
         segments: segments.segments.clone(),
         networks: segments.networks.clone(),
-        bridge_addresses: bridge_addresses.map(segment::gateway).collect(),
-    }
+        cluster_ranges,
+    })
 }
 
 /// Says what of the guard, or of the table that decides what this host forwards, is missing or
 /// changed. None if both are in place. Changes nothing.
 pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option<String>> {
-    let defects = guard::check(&guard_config(config, segments)).map_err(|error| {
+    let defects = guard::check(&guard_config(config, segments)?).map_err(|error| {
         Error::new(
             Code::Guard,
             format!("the guard that keeps pods' packets from leaving in clear cannot be read: {error}"),

@@ -2,20 +2,24 @@
 //! DEL removes them with its lease, and they are restored for all leases where the table was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use crate::bridge_filter::{Filter, PodPort};
 use crate::config::Config;
-use crate::error::Result;
-use crate::ipam::{LockedLeases, StateDir};
+use crate::error::{Code, Error, Result};
+use crate::ipam::{Lease, LockedLeases, StateDir};
 use crate::mac::{self, Mac};
 use crate::net::link::{Links, PortSettings};
-use crate::net::veth;
+use crate::net::{bridge, veth};
 use crate::request::{Attachment, RuntimeRequest};
 use crate::segment::PodAddress;
 
+/// How often the table is made again if the ruleset changes meanwhile.
+const ATTEMPTS: usize = 8;
+
 /// Lets a pod send with the addresses that it has leased, and with the MAC address that the runtime
-/// requested for it. Returns false where this kernel has no
-/// such filter and the operator has excepted the pod.
+/// requested for it. Returns false where this kernel has no such filter and the operator has excepted
+/// the pod.
 pub(crate) fn admit(
     config: &Config,
     state_dir: &StateDir,
@@ -31,14 +35,14 @@ pub(crate) fn admit(
         unfiltered: config.excepts(request.pod.as_deref()),
     };
     let unfiltered = port.unfiltered;
-    let admitted = Filter::open().and_then(|mut filter| {
-        if filter.add(std::slice::from_ref(&port))? {
+    let admitted = Filter::open().and_then(|mut filter| filter.add(std::slice::from_ref(&port))).and_then(|added| {
+        if added {
             return Ok(());
         }
         // This is the first pod since the boot, or something removed the table. Make it with all
         // attached pods. The lock keeps another ADD from doing the same at the same time.
         let leases = state_dir.lock()?;
-        filter.ensure(&attached_ports(config, &leases, links)?)
+        with_all_ports(config, &leases, links, Filter::ensure).map(drop)
     });
     match admitted {
         Ok(()) => Ok(true),
@@ -52,14 +56,13 @@ pub(crate) fn admit(
 
 /// Replaces the filter's table by one with every attached pod.
 pub(crate) fn restore(config: &Config, leases: &LockedLeases, links: &mut Links) -> Result<()> {
-    let ports = attached_ports(config, leases, links)?;
-    match Filter::open().and_then(|mut filter| filter.replace(&ports)) {
+    let ports = match with_all_ports(config, leases, links, Filter::replace) {
         Err(error) if config.excepts(None) => {
             eprintln!("edge-cni: pods are attached without a filter, as unfilteredPods says: {error}");
             return Ok(());
         }
         outcome => outcome?,
-    }
+    };
     // An earlier release, or another configuration, set ports up in another way. Ports of another
     // network's bridge are that network's.
     let wanted = PortSettings { hairpin: config.hairpin_mode, isolated: config.port_isolation };
@@ -68,6 +71,46 @@ pub(crate) fn restore(config: &Config, leases: &LockedLeases, links: &mut Links)
     let others = all.iter().filter(|link| link.port != Some(wanted) && ports.iter().any(|port| port.name == link.name));
     let here = others.filter(|link| link.master.is_some() && link.master == bridge);
     here.into_iter().try_for_each(|link| links.configure_port(link, wanted))
+}
+
+/// Makes the table with the ports of all pods, of other networks of this host, too. Returns the
+/// ports. The leases of networks with another state directory are read without their lock: what
+/// changes meanwhile changes the ruleset as well, and everything is read again.
+fn with_all_ports(
+    config: &Config,
+    leases: &LockedLeases,
+    links: &mut Links,
+    make: impl Fn(&mut Filter, &[PodPort], Option<u32>) -> Result<bool>,
+) -> Result<Vec<PodPort>> {
+    let mut filter = Filter::open()?;
+    for _ in 0..ATTEMPTS {
+        let directories = other_state_dirs(config, links)?;
+        let generation = if directories.is_empty() { None } else { Some(filter.generation()?) };
+        let mut ports = attached_ports(config, leases, links)?;
+        // Whether a pod is excepted is in the other network's configuration.
+        let unfiltered = if directories.is_empty() { Vec::new() } else { filter.unfiltered()? };
+        for directory in directories {
+            let leases = StateDir::leases_in(&directory)?;
+            let leases = leases.iter().map(|(attachment, lease)| (attachment, lease));
+            ports.extend(ports_of(leases, links, |port, _| unfiltered.iter().any(|name| name == port))?);
+        }
+        if make(&mut filter, &ports, generation)? {
+            return Ok(ports);
+        }
+    }
+    Err(Error::new(
+        Code::Filter,
+        format!(
+            "the host's nf_tables rules changed during each of {ATTEMPTS} attempts to make the bridge's filter; try again"
+        ),
+    ))
+}
+
+/// The state directories of other networks of this host.
+fn other_state_dirs(config: &Config, links: &mut Links) -> Result<BTreeSet<PathBuf>> {
+    let mut directories: BTreeSet<PathBuf> = links.all()?.iter().filter_map(bridge::state_dir_of).collect();
+    directories.remove(&config.state_dir);
+    Ok(directories)
 }
 
 /// Removes the elements of these attachments. A failure is reported on standard error and does no
@@ -157,10 +200,19 @@ pub(crate) fn missing_elements(
 
 /// The ports of all leases that have a host's end.
 fn attached_ports(config: &Config, leases: &LockedLeases, links: &mut Links) -> Result<Vec<PodPort>> {
+    ports_of(leases.iter(), links, |_, pod| config.excepts(pod))
+}
+
+/// As [`attached_ports`]. `excepted` says by a port's name and its pod whether the pod is excepted.
+fn ports_of<'a>(
+    leases: impl Iterator<Item = (&'a Attachment, &'a Lease)>,
+    links: &mut Links,
+    excepted: impl Fn(&str, Option<&str>) -> bool,
+) -> Result<Vec<PodPort>> {
     let present = links.all()?;
     let mut ports = Vec::new();
     let mut former = Vec::new();
-    for (attachment, lease) in leases.iter() {
+    for (attachment, lease) in leases {
         let name = veth::host_name(attachment);
         let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
         // The kernel chose the MAC address of a pod of an earlier release. A pod of this release is
@@ -169,7 +221,7 @@ fn attached_ports(config: &Config, leases: &LockedLeases, links: &mut Links) -> 
             let Some(mac) = links.peer_mac(link)? else { continue };
             former.push(EarlierPort { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
         }
-        let unfiltered = config.excepts(lease.pod.as_deref());
+        let unfiltered = excepted(&name, lease.pod.as_deref());
         let mac = lease.mac.unwrap_or_else(|| veth::pod_mac(attachment));
         ports.push(PodPort { name, mac, addresses: lease.addresses.clone(), unfiltered });
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::cluster_ranges;
 use crate::config::Config;
 use crate::net::link::DefaultRoute;
-use crate::segment::{self, PodAddress};
+use crate::segment::PodAddress;
 use crate::version::Version;
 
 /// `RT_SCOPE_LINK` (`linux/rtnetlink.h`). Routes with this scope, or a narrower one, have no
@@ -95,23 +95,33 @@ impl PodRoute {
     }
 }
 
+/// The routes that a pod has already, by other interfaces.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PodsRoutes {
+    pub(crate) default: Vec<DefaultRoute>,
+    /// Destinations in the main table.
+    pub(crate) destinations: Vec<IpNetwork>,
+    /// The gateways of this host's networks of the plugin.
+    pub(crate) gateways: Vec<IpAddr>,
+}
+
 /// The routes for a pod with these addresses, in the order in which they are added. `others` are
-/// the default routes that the pod has already.
+/// those that the pod has already.
 pub(crate) fn of_pod(
     config: &Config,
     segments: &SegmentsFile,
     addresses: &[PodAddress],
-    others: &[DefaultRoute],
+    others: &PodsRoutes,
 ) -> Vec<PodRoute> {
     let mut routes = Vec::new();
     for assigned in addresses {
         let (gateway, ipv4) = (assigned.gateway(), assigned.address.is_ipv4());
         let configured = || config.routes.iter().filter(move |route| route.destination.is_ipv4() == ipv4);
-        let mut others = others.iter().filter(|route| route.main && route.ipv4 == ipv4).peekable();
-        let has_default = others.peek().is_some();
-        // Another interface on a network of ours reaches the cluster already.
+        let mut defaults = others.default.iter().filter(|route| route.main && route.ipv4 == ipv4).peekable();
+        let has_default = defaults.peek().is_some();
+        // Another interface on a network of the plugin reaches the cluster already.
         let reaches_cluster =
-            others.any(|route| segments.segments.iter().any(|own| route.gateway == Some(segment::gateway(own))));
+            defaults.any(|route| route.gateway.is_some_and(|gateway| others.gateways.contains(&gateway)));
         if !configured().any(PodRoute::is_default) && !reaches_cluster {
             if config.is_default_gateway && !has_default {
                 routes.push(PodRoute::to(everything(ipv4), gateway));
@@ -120,6 +130,8 @@ pub(crate) fn of_pod(
                 let routed = networks.iter().filter(|network| network.is_ipv4() == ipv4);
                 // The pod's own segment is on its link.
                 let routed = routed.filter(|network| !contains(&assigned.segment, network));
+                // Another interface may have a route to the cluster instead of a default route.
+                let routed = routed.filter(|network| !others.destinations.contains(network));
                 routes.extend(routed.map(|network| PodRoute::to(*network, gateway)));
             }
         }
@@ -164,7 +176,12 @@ mod tests {
             .to_vec()
     }
 
-    fn routes(keys: &str, others: &[DefaultRoute]) -> Vec<String> {
+    fn routes(keys: &str, default: &[DefaultRoute]) -> Vec<String> {
+        routes_beside(keys, default, &[])
+    }
+
+    /// As [`routes`], for a pod with routes to these destinations.
+    fn routes_beside(keys: &str, default: &[DefaultRoute], destinations: &[&str]) -> Vec<String> {
         let text = format!(
             r#"{{"cniVersion":"1.1.0","name":"pods","clusterRanges":["10.77.0.0/16","fd77::/48"],"serviceRanges":["10.96.0.0/12"]{keys}}}"#
         );
@@ -174,7 +191,12 @@ mod tests {
             "cluster_ranges": ["10.77.0.0/16", "fd77::/48"], "hub_networks": ["10.244.0.0/16", "10.96.0.0/16"],
         });
         let segments = serde_json::from_value(segments).unwrap();
-        let routes = of_pod(&config, &segments, &addresses(), others);
+        let others = PodsRoutes {
+            default: default.to_vec(),
+            destinations: destinations.iter().map(|text| text.parse().unwrap()).collect(),
+            gateways: ["10.77.3.1", "fd77::1", "10.78.0.1"].iter().map(|text| text.parse().unwrap()).collect(),
+        };
+        let routes = of_pod(&config, &segments, &addresses(), &others);
         routes.iter().map(|route| route.to_json(Version::V1_1_0).to_string()).collect()
     }
 
@@ -196,6 +218,13 @@ mod tests {
         assert_eq!(routes("", &[]), DEFAULTS);
         assert_eq!(routes("", &[other("192.0.2.1")]), [&CLUSTER[..], &DEFAULTS[1..]].concat());
         assert_eq!(routes("", &[other("10.77.3.1")]), DEFAULTS[1..], "the first interface is on this network");
+        assert_eq!(
+            routes("", &[other("10.78.0.1")]),
+            DEFAULTS[1..],
+            "the first interface is on another network of ours"
+        );
+        let beside = routes_beside(r#","isDefaultGateway":false"#, &[], &["10.77.0.0/16", "10.244.0.0/16"]);
+        assert_eq!(beside, [CLUSTER[1], CLUSTER_V6]);
         assert_eq!(routes(r#","isDefaultGateway":false"#, &[]), [&CLUSTER[..], &[CLUSTER_V6]].concat());
     }
 

@@ -42,6 +42,10 @@ pub struct SegmentsFile {
     /// outside sends to them by routing through this node is for no published port.
     #[serde(default)]
     pub hub_networks: Vec<IpNetwork>,
+    /// The bridge with a gateway in each segment, if the plugin wrote the file. A network of the
+    /// plugin with another bridge may have segments of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
 }
 
 /// The program that wrote [`SegmentsFile`].

@@ -135,7 +135,10 @@ fn link(message: &LinkMessage) -> Link {
     let mut marked = false;
     for attribute in &message.attributes {
         match attribute {
-            LinkAttribute::IfAlias(alias) => marked = alias == POD_BRIDGE,
+            LinkAttribute::IfAlias(alias) => {
+                // The plugin's state directory may follow.
+                marked = alias.strip_prefix(POD_BRIDGE).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
+            }
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),

@@ -113,6 +113,7 @@ fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<Se
         mtu: 0,
         networks: Vec::new(),
         hub_networks: Vec::new(),
+        bridge: None,
     });
     change(&mut file);
     file.version = VERSION;
@@ -178,6 +179,7 @@ mod tests {
             mtu: 0,
             networks: Vec::new(),
             hub_networks: Vec::new(),
+            bridge: None,
         };
         state.write_json(SEGMENTS_FILE, &configured).unwrap();
         let file = follow_view(&state, None, &view(&[]), 0).unwrap();

@@ -80,24 +80,37 @@ impl Filter {
         Ok(true)
     }
 
+    /// The generation of the host's ruleset. Every change makes a new one.
+    pub(crate) fn generation(&mut self) -> Result<u32> {
+        let answer: wire::Message = self
+            .netlink
+            .get("NFT_MSG_GETGEN", wire::get_generation())
+            .map_err(|error| kernel_error("read the generation of the ruleset", &error))?;
+        wire::generation_in(&answer).ok_or_else(|| {
+            Error::new(Code::Filter, "the kernel's answer to NFT_MSG_GETGEN has no generation of the ruleset")
+        })
+    }
+
     /// Ensures that the table exists and contains these ports, which must be all attached ones.
     /// Replaces a table of another version. A table of this version keeps its other elements. Only
-    /// one process may call this at a time.
-    pub(crate) fn ensure(&mut self, ports: &[PodPort]) -> Result<()> {
+    /// one process may call this at a time. Returns false, and does nothing, if the ruleset is no
+    /// longer of this generation.
+    pub(crate) fn ensure(&mut self, ports: &[PodPort], generation: Option<u32>) -> Result<bool> {
         // Looks for the table first, since `add` does nothing if there are no ports.
         if self.elements(FilterSet::Ports)?.is_some() && self.add(ports)? {
-            return Ok(());
+            return Ok(true);
         }
-        match self.create(ports, vec![TABLE.create()]) {
-            Err(error) if error.errno() == Some(libc::EEXIST) => self.replace(ports),
-            made => made.map_err(|error| cannot_make(&error)),
+        match self.create(ports, vec![TABLE.create()], generation) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => self.replace(ports, generation),
+            made => unless_changed(made),
         }
     }
 
     /// Replaces the table by a new one with these ports, which must be all attached ones. Someone
-    /// may have changed the rules of the old one. Only one process may call this at a time.
-    pub(crate) fn replace(&mut self, ports: &[PodPort]) -> Result<()> {
-        self.create(ports, TABLE.delete_and_create().into()).map_err(|error| cannot_make(&error))
+    /// may have changed the rules of the old one. Only one process may call this at a time. Returns
+    /// false, and does nothing, if the ruleset is no longer of this generation.
+    pub(crate) fn replace(&mut self, ports: &[PodPort], generation: Option<u32>) -> Result<bool> {
+        unless_changed(self.create(ports, TABLE.delete_and_create().into(), generation))
     }
 
     /// Fails if the next pod's elements could not be added; for STATUS. It changes nothing, since
@@ -113,12 +126,18 @@ impl Filter {
         tried.map_err(|error| cannot_make(&error))
     }
 
-    fn create(&mut self, ports: &[PodPort], mut messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
+    fn create(
+        &mut self,
+        ports: &[PodPort],
+        mut messages: Vec<(wire::Message, u16)>,
+        generation: Option<u32>,
+    ) -> Result<(), netlink::Error> {
         messages.extend(content_messages());
         // In the same transaction, so that attached pods are not cut off.
         let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
         messages.extend(element_messages(&elements_of(first), Table::add_elements));
-        self.transact("NFT_MSG_NEWTABLE", messages)?;
+        let begin = generation.map_or_else(wire::begin, wire::begin_at);
+        self.netlink.transaction("NFT_MSG_NEWTABLE", begin, messages, Some(wire::end()))?;
         let chunks = rest.chunks(PORTS_AT_ONCE);
         chunks
             .map(elements_of)
@@ -133,6 +152,12 @@ impl Filter {
     /// Names of the ports that have elements.
     pub(crate) fn ports(&mut self) -> Result<Vec<String>> {
         let keys = self.elements(FilterSet::Ports)?.unwrap_or_default();
+        Ok(keys.iter().map(|key| interface_of(key)).collect())
+    }
+
+    /// Names of the ports of pods that are excepted.
+    pub(crate) fn unfiltered(&mut self) -> Result<Vec<String>> {
+        let keys = self.elements(FilterSet::Unfiltered)?.unwrap_or_default();
         Ok(keys.iter().map(|key| interface_of(key)).collect())
     }
 
@@ -243,6 +268,15 @@ fn element_messages(
 ) -> Vec<(wire::Message, u16)> {
     let each = elements.iter().flat_map(|(set, keys)| keys.chunks(wire::ELEMENTS).map(|some| (set.name(), some)));
     each.map(|(set, some)| message(&TABLE, set, some)).collect()
+}
+
+/// Whether the table was made. False if the ruleset had changed.
+fn unless_changed(made: Result<(), netlink::Error>) -> Result<bool> {
+    match made {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == Some(libc::ERESTART) => Ok(false),
+        Err(error) => Err(cannot_make(&error)),
+    }
 }
 
 fn cannot_make(error: &netlink::Error) -> Error {

@@ -1,6 +1,7 @@
 //! Address management: the node's segments, and the leases of their addresses.
 //!
 //! - [`state_dir`]: the state directory, its lock, the segments in it.
+//! - [`segments_file`]: which segments a network has.
 //! - [`journal`]: leases on disk. Neither a killed process nor a power cut loses a lease or leases
 //!   an address twice.
 //! - [`leases`]: leases in memory, the choice of the next address to lease, and addresses that no
@@ -8,7 +9,8 @@
 
 mod journal;
 mod leases;
+mod segments_file;
 mod state_dir;
 
-pub(crate) use leases::{AddressRange, Reserved};
+pub(crate) use leases::{AddressRange, Lease, Reserved};
 pub(crate) use state_dir::{LockedLeases, StateDir};

@@ -11,14 +11,14 @@ use std::time::Duration;
 use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
-use edge_types::durable::replace_file;
-use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE, SegmentsFile, SegmentsSource};
+use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SegmentsFile};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::journal::{self, Journal};
 use super::leases::{Lease, Reserved};
-use crate::config::{self, Config};
+use super::segments_file::{self, NetworkSegments};
+use crate::config::Config;
 use crate::error::{Code, Context, Error, Result};
 use crate::net::sysctl;
 use crate::request::{Attachment, RuntimeRequest};
@@ -28,20 +28,20 @@ use crate::segment::{self, PodAddress};
 /// How long a process waits for the lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The supported layout version of the segments' file.
-const SEGMENTS_VERSION: u32 = 1;
-
 /// The state directory.
 #[derive(Debug, Clone)]
 pub(crate) struct StateDir {
     directory: PathBuf,
     /// Addresses that no pod gets.
     reserved: Reserved,
+    /// The network's bridge.
+    bridge: String,
     attached: CountAttached,
 }
 
-/// Counts the attached pods by their links. A new journal is refused while there are any.
-pub(crate) type CountAttached = fn() -> Result<usize>;
+/// Counts the pods that are attached to a bridge, by their links. A new journal is refused while
+/// there are any.
+pub(crate) type CountAttached = fn(&str) -> Result<usize>;
 
 impl StateDir {
     /// Opens the state directory, or makes it.
@@ -52,19 +52,33 @@ impl StateDir {
             .mode(0o700)
             .create(&directory)
             .context("create the state directory", &directory)?;
-        Ok(Self { directory, reserved: config.reserved.clone(), attached })
+        Ok(Self { directory, reserved: config.reserved.clone(), bridge: config.bridge.clone(), attached })
     }
 
     /// The state directory, if it is there and has a journal of leases.
     pub(crate) fn existing(config: &Config) -> Option<Self> {
         let directory = config.state_dir.clone();
-        Journal::exists(&directory).then_some(Self { directory, reserved: config.reserved.clone(), attached: || Ok(0) })
+        let (reserved, bridge) = (config.reserved.clone(), config.bridge.clone());
+        Journal::exists(&directory).then_some(Self { directory, reserved, bridge, attached: |_| Ok(0) })
     }
 
     /// The segments that are written there, if any. It needs no lock, since the file is only
     /// replaced as a whole.
     pub(crate) fn written_segments(config: &Config) -> Result<Option<SegmentsFile>> {
-        read_segments(&config.state_dir.join(SEGMENTS_FILE))
+        Ok(segments_file::read(&config.state_dir, config)?.map(NetworkSegments::into_file))
+    }
+
+    /// Whether the network has segments of its own, to which the agent adds none.
+    pub(crate) fn has_own_segments(config: &Config) -> Result<bool> {
+        let segments = segments_file::read(&config.state_dir, config)?;
+        Ok(matches!(segments, Some(NetworkSegments::OfNetwork(_))))
+    }
+
+    /// The leases in another state directory of this host, with which the plugin shares the bridge's
+    /// filter. It takes no lock, so a lease that is just entered may be missing. None of a damaged
+    /// journal, or of one of another boot.
+    pub(crate) fn leases_in(directory: &Path) -> Result<Vec<(Attachment, Lease)>> {
+        journal::read(directory, &boot_id()?)
     }
 
     /// Waits for the lock and reads the leases.
@@ -81,7 +95,7 @@ impl StateDir {
     /// Fails if there are pods without a journal: someone removed it, and a new one would lease
     /// their addresses to others.
     fn refuse_new_journal_with_pods(&self) -> Result<()> {
-        match (self.attached)()? {
+        match (self.attached)(&self.bridge)? {
             0 => Ok(()),
             count => Err(Error::new(
                 Code::DamagedState,
@@ -149,29 +163,16 @@ impl LockedLeases {
     /// The node's segments. The agent wrote them, or the configuration seeds them where the agent
     /// has not. None where there are none at all.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
-        self.written_or_seeded(config)?.map(|segments| supported_by_kernel(segments, sysctl::has_ipv6())).transpose()
-    }
-
-    fn written_or_seeded(&self, config: &Config) -> Result<Option<SegmentsFile>> {
-        let path = self.directory.join(SEGMENTS_FILE);
-        if let Some(segments) = read_segments(&path)? {
-            return Ok(Some(segments));
-        }
-        if config.segments.is_empty() {
-            return Ok(None);
-        }
-        let segments = SegmentsFile {
-            version: SEGMENTS_VERSION,
-            source: SegmentsSource::Configuration,
-            segments: config.segments.clone(),
-            cluster_ranges: config.cluster_ranges.clone(),
-            mtu: 0,
-            networks: Vec::new(),
-            hub_networks: Vec::new(),
+        let read = || segments_file::read(&self.directory, config);
+        let segments = match read()? {
+            None => {
+                segments_file::seed(&self.directory, config)?;
+                read()?
+            }
+            segments => segments,
         };
-        let text = serde_json::to_vec_pretty(&segments).map_err(|error| Error::io("write", &path, error))?;
-        replace_file(&path, &text, 0o600).context("replace", &path)?;
-        Ok(Some(segments))
+        let file = segments.map(NetworkSegments::into_file);
+        file.map(|file| supported_by_kernel(file, sysctl::has_ipv6())).transpose()
     }
 
     /// Fails if no lease can be entered, on a read-only or full disk.
@@ -291,34 +292,6 @@ fn supported_by_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<Seg
     Ok(segments)
 }
 
-fn read_segments(path: &Path) -> Result<Option<SegmentsFile>> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("read", path, error)),
-    };
-    let damaged = |why: String| {
-        Error::new(
-            Code::DamagedState,
-            format!(
-                "the segments in {} are damaged: {why}. Restart edge-agent, which writes the file again; without an agent remove it, and \
-                 it is made from the plugin's configuration",
-                path.display()
-            ),
-        )
-    };
-    let file: SegmentsFile =
-        serde_json::from_slice(&text).map_err(|error| damaged(format!("{error} in {} bytes", text.len())))?;
-    if file.version != SEGMENTS_VERSION {
-        return Err(damaged(format!(
-            "its version is {}, expected {SEGMENTS_VERSION}; install edge-cni and edge-agent from one release",
-            file.version
-        )));
-    }
-    config::check_segments(&file.segments).map_err(damaged)?;
-    Ok(Some(file))
-}
-
 /// The kernel's identifier of this boot.
 fn boot_id() -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
@@ -336,6 +309,8 @@ fn seconds_since_boot() -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use edge_types::shared_files::SegmentsSource;
+
     use super::*;
 
     fn config(directory: &Path, segments: &[&str]) -> Config {
@@ -353,7 +328,7 @@ mod tests {
     #[test]
     fn the_configuration_seeds_the_segments_once_and_is_ignored_from_then_on() {
         let directory = tempfile::tempdir().unwrap();
-        let state_dir = StateDir::create(&config(directory.path(), &[]), || Ok(0)).unwrap();
+        let state_dir = StateDir::create(&config(directory.path(), &[]), |_| Ok(0)).unwrap();
         let segments = |seed: &[&str]| state_dir.lock().unwrap().segments(&config(directory.path(), seed)).unwrap();
         assert_eq!(segments(&[]), None);
         let seeded = segments(&["10.77.0.0/24"]).unwrap();
@@ -366,7 +341,7 @@ mod tests {
     fn damaged_segments_are_named_and_never_replaced_by_the_seed() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(directory.path(), &["10.77.0.0/24"]);
-        let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
+        let state_dir = StateDir::create(&config, |_| Ok(0)).unwrap();
         let path = directory.path().join("segments.json");
         let other_version = r#"{"version":2,"source":"agent","segments":[]}"#;
         let overlapping = r#"{"version":1,"source":"agent","segments":["10.0.0.0/24","10.0.0.0/25"]}"#;
@@ -383,7 +358,7 @@ mod tests {
     fn a_pod_gets_an_address_of_each_family_or_none() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(directory.path(), &["10.77.0.0/29", "fd77::/126"]);
-        let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
+        let state_dir = StateDir::create(&config, |_| Ok(0)).unwrap();
         let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         for number in 0..2 {
             let mut leases = state_dir.lock().unwrap();
@@ -403,12 +378,12 @@ mod tests {
     fn a_journal_does_not_begin_from_nothing_while_pods_are_attached() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(directory.path(), &["10.77.0.0/24"]);
-        let error = StateDir::create(&config, || Ok(3)).unwrap().lock().unwrap_err();
+        let error = StateDir::create(&config, |_| Ok(3)).unwrap().lock().unwrap_err();
         assert_eq!(error.code, Code::DamagedState);
         assert!(error.message.contains("3 pods"), "{error}");
         assert!(StateDir::existing(&config).is_none());
-        StateDir::create(&config, || Ok(0)).unwrap().lock().unwrap();
-        assert!(StateDir::create(&config, || Ok(3)).unwrap().lock().is_ok());
+        StateDir::create(&config, |_| Ok(0)).unwrap().lock().unwrap();
+        assert!(StateDir::create(&config, |_| Ok(3)).unwrap().lock().is_ok());
     }
 
     #[test]
@@ -431,7 +406,7 @@ mod tests {
     fn fifty_at_once_get_fifty_addresses() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(directory.path(), &["10.77.0.0/24"]);
-        let state_dir = StateDir::create(&config, || Ok(0)).unwrap();
+        let state_dir = StateDir::create(&config, |_| Ok(0)).unwrap();
         let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         let addresses: std::collections::BTreeSet<IpAddr> = std::thread::scope(|scope| {
             let takers: Vec<_> = (0..50)

@@ -1,9 +1,11 @@
 //! The pods' bridge. It has a gateway address in each segment.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use edge_types::IpNetwork;
 use edge_types::api::Family;
+use edge_types::shared_files::STATE_DIR;
 use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::link::{Link, Links};
@@ -15,8 +17,12 @@ use crate::segment;
 /// The machine's identity, which stays the same for its whole life (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
 
-/// The alias that marks the plugin's bridges.
+/// The alias that marks the plugin's bridges. The state directory follows, if it is not the default
+/// one, so that other networks of the host find the leases.
 const ALIAS: &str = "edge-cni bridge";
+
+/// Longest alias, bytes (`IFALIASZ` in linux/if.h, less the final zero).
+const MAX_ALIAS: usize = 255;
 
 /// Most MAC addresses that the bridge learns. Pods that the filter excepts could invent any number.
 /// Kernels before 6.8 ignore the limit.
@@ -28,6 +34,7 @@ const MAX_LEARNED: u32 = 4096;
 pub(crate) fn ensure(
     links: &mut Links,
     name: &str,
+    state_dir: &Path,
     mtu: Option<u32>,
     segments: &[IpNetwork],
     is_former: impl Fn(&IpNetwork) -> Result<bool>,
@@ -44,9 +51,10 @@ pub(crate) fn ensure(
             format!("{name} is no bridge but {kind}; rename it, or give another name as `bridge` in the configuration"),
         ));
     }
-    if bridge.alias != ALIAS {
+    let alias = alias_of(state_dir);
+    if bridge.alias != alias {
         refuse_foreign(links, &bridge, segments)?;
-        if bridge.mac != mac {
+        if bridge.mac != mac && !has_our_alias(&bridge) {
             // By itself a bridge takes the lowest MAC address of its ports, which changes as they
             // come and go.
             links.set_mac(&bridge, mac)?;
@@ -54,7 +62,7 @@ pub(crate) fn ensure(
         }
         // The alias makes the address stay. An agent in a container has another machine-id and
         // would set another address, which running pods do not know.
-        links.set_alias(&bridge, ALIAS)?;
+        links.set_alias(&bridge, &alias)?;
     }
     if let Some(mtu) = mtu.filter(|mtu| bridge.mtu != *mtu)
         && let Some(mtu) = new_mtu(links, &bridge, mtu)?
@@ -84,6 +92,7 @@ pub(crate) fn ensure(
             for other in present.iter().filter(|address| address.is_ipv6() && address.ip() == gateway) {
                 links.delete_address(&bridge, *other)?;
             }
+            refuse_second_gateway(links, &bridge, gateway)?;
             links.add_address(&bridge, gateway, segment.prefix(), false)?;
         }
     }
@@ -145,7 +154,54 @@ fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> R
 
 /// Whether the plugin made this bridge.
 pub(crate) fn is_ours(link: &Link) -> bool {
-    link.kind == "bridge" && (link.alias == ALIAS || link.mac == mac_of(&link.name))
+    link.kind == "bridge" && (has_our_alias(link) || link.mac == mac_of(&link.name))
+}
+
+fn has_our_alias(link: &Link) -> bool {
+    link.alias.strip_prefix(ALIAS).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+}
+
+fn alias_of(state_dir: &Path) -> String {
+    let alias = format!("{ALIAS} {}", state_dir.display());
+    if state_dir == Path::new(STATE_DIR) || alias.len() > MAX_ALIAS { ALIAS.into() } else { alias }
+}
+
+/// The state directory of a bridge of ours. None for any other link.
+pub(crate) fn state_dir_of(link: &Link) -> Option<PathBuf> {
+    let directory = (link.kind == "bridge").then(|| link.alias.strip_prefix(ALIAS)).flatten()?;
+    if directory.is_empty() { Some(STATE_DIR.into()) } else { directory.strip_prefix(' ').map(PathBuf::from) }
+}
+
+/// The addresses of all bridges of ours, which are gateways of pods.
+pub(crate) fn gateways(links: &mut Links) -> Result<Vec<IpAddr>> {
+    let ours: Vec<u32> = links.all()?.iter().filter(|link| is_ours(link)).map(|link| link.index).collect();
+    Ok(links
+        .all_addresses()?
+        .into_iter()
+        .filter(|(index, _)| ours.contains(index))
+        .map(|(_, address)| address)
+        .collect())
+}
+
+/// Refuses a gateway that another bridge of ours has: pods on the two could not all be reached.
+fn refuse_second_gateway(links: &mut Links, bridge: &Link, gateway: IpAddr) -> Result<()> {
+    let elsewhere =
+        links.all_addresses()?.into_iter().filter(|(index, address)| *address == gateway && *index != bridge.index);
+    let indexes: Vec<u32> = elsewhere.map(|(index, _)| index).collect();
+    if indexes.is_empty() {
+        return Ok(());
+    }
+    match links.all()?.into_iter().find(|link| indexes.contains(&link.index) && is_ours(link)) {
+        None => Ok(()),
+        Some(other) => Err(Error::new(
+            Code::InvalidConfig,
+            format!(
+                "the gateway {gateway} is on the bridge {} already, of another network; give the network with the bridge {} other `segments`, \
+                 outside of the cluster's ranges, or use the same bridge for both",
+                other.name, bridge.name
+            ),
+        )),
+    }
 }
 
 fn create(links: &mut Links, name: &str, mac: Mac, mtu: Option<u32>) -> Result<Link> {

@@ -340,6 +340,26 @@ impl Links {
         Ok(routes.flat_map(|route| next_hops_of(&route)).collect())
     }
 
+    /// The destinations of all routes of the main table, without default routes.
+    pub(crate) fn destinations(&mut self) -> Result<Vec<IpNetwork>> {
+        let found = self.netlink.dump("RTM_GETROUTE", RouteNetlinkMessage::GetRoute(RouteMessage::default()));
+        let found = found.map_err(|error| kernel_error("read the routes", &error))?;
+        let destination = |route: &RouteMessage| {
+            route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+                RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+                _ => None,
+            })
+        };
+        let destinations = found.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) if route.header.table == RouteHeader::RT_TABLE_MAIN => {
+                IpNetwork::new(destination(&route)?, route.header.destination_prefix_length).ok()
+            }
+            _ => None,
+        });
+        Ok(destinations.collect())
+    }
+
     /// Addresses of all links, with the index of each.
     pub(crate) fn all_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>> {
         let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(AddressMessage::default()));

@@ -7,7 +7,7 @@ use edge_types::api::Family;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 
 use super::announce::Announcer;
-use super::link::{BridgePortState, DefaultRoute, Link, Links, PortSettings};
+use super::link::{BridgePortState, Link, Links, PortSettings};
 use super::netns::Namespace;
 use super::{fnv1a, sysctl};
 use crate::bridge_filter::PORT_PREFIX;
@@ -80,9 +80,12 @@ pub(crate) fn attachment_by_alias(link: &Link) -> Option<Attachment> {
     (link.kind == "veth").then(|| Attachment { container: container.into(), ifname: ifname.into() })
 }
 
-/// How many pods are attached to this host, by their links.
-pub(crate) fn count_attached() -> Result<usize> {
-    Ok(Links::open()?.all()?.iter().filter(|link| attachment_of(link).is_some()).count())
+/// How many pods are attached to a bridge, by their links.
+pub(crate) fn count_attached(bridge: &str) -> Result<usize> {
+    let mut links = Links::open()?;
+    let Some(bridge) = links.find(bridge)? else { return Ok(0) };
+    let all = links.all()?.into_iter();
+    Ok(all.filter(|link| link.master == Some(bridge.index) && attachment_of(link).is_some()).count())
 }
 
 /// Makes the pair, with one end on the bridge and the other one in the pod with this MAC address,
@@ -144,15 +147,15 @@ fn vanished(name: &str) -> Error {
     Error::new(Code::Kernel, format!("{name} vanished while the pod was being attached; was the pod stopped?"))
 }
 
-/// Gives the pod's end its addresses and routes and brings it up. `routes` chooses the routes,
-/// given the default routes that the pod has already. With `detect_duplicates` it waits for the
+/// Gives the pod's end its addresses and routes and brings it up. `routes` chooses the routes
+/// and gets the pod's links. With `detect_duplicates` it waits for the
 /// duplicate address detection of the IPv6 addresses.
 pub(crate) fn configure(
     pod: &Namespace,
     ifname: &str,
     addresses: &[PodAddress],
     detect_duplicates: bool,
-    routes: impl FnOnce(&[DefaultRoute]) -> Vec<PodRoute> + Send,
+    routes: impl FnOnce(&mut Links) -> Result<Vec<PodRoute>>,
 ) -> Result<PodEnd> {
     let segments: Vec<IpNetwork> = addresses.iter().map(|assigned| assigned.segment).collect();
     pod.within(|| {
@@ -176,7 +179,7 @@ pub(crate) fn configure(
         if detect_duplicates {
             wait_for_detection(&mut links, &link)?;
         }
-        let routes = routes(&links.default_routes()?);
+        let routes = routes(&mut links)?;
         routes.iter().try_for_each(|route| links.add_route(&link, route))?;
         let announcer = Announcer::open(link.index, link.mac)?;
         Ok(PodEnd { link, announcer, routes })

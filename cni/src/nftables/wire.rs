@@ -31,6 +31,7 @@ mod verb {
     pub(super) const NEWSETELEM: u16 = 12;
     pub(super) const GETSETELEM: u16 = 13;
     pub(super) const DELSETELEM: u16 = 14;
+    pub(super) const GETGEN: u16 = 16;
 }
 
 /// Most elements in one message. An attribute's length has 16 bits, and an element takes at most 64
@@ -71,6 +72,30 @@ impl NetlinkDeserializable for Message {
 pub(crate) fn begin() -> Message {
     let [high, low] = SUBSYSTEM.to_be_bytes();
     Message { kind: BATCH_BEGIN, body: vec![0, 0, high, low] }
+}
+
+/// As [`begin`], but the kernel refuses the transaction with `ERESTART` if the ruleset is no longer
+/// of this generation.
+pub(crate) fn begin_at(generation: u32) -> Message {
+    let Message { kind, mut body } = begin();
+    // NFNL_BATCH_GENID.
+    let mut attributes = Attributes::default();
+    attributes.number(1, generation);
+    body.extend(attributes.0);
+    Message { kind, body }
+}
+
+/// Requests the generation of the ruleset.
+pub(crate) fn get_generation() -> Message {
+    Message { kind: SUBSYSTEM << 8 | verb::GETGEN, body: vec![0; 4] }
+}
+
+/// The generation in the answer to [`get_generation`]. None in any other message.
+pub(crate) fn generation_in(message: &Message) -> Option<u32> {
+    // NFTA_GEN_ID.
+    let attributes = attributes_of(message.body.get(4..)?);
+    let (_, value) = attributes.into_iter().find(|(kind, _)| *kind == 1)?;
+    Some(u32::from_be_bytes(value.try_into().ok()?))
 }
 
 /// The message that ends a transaction.

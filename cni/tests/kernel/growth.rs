@@ -62,6 +62,7 @@ fn agent(world: &World, grants: &[&str], refusal: Option<AgentResponse>) -> Rece
                             mtu: 0,
                             networks: Vec::new(),
                             hub_networks: Vec::new(),
+                            bridge: None,
                         },
                         |text| serde_json::from_slice(&text).unwrap(),
                     );

@@ -222,6 +222,7 @@ fn pods_of_a_second_network_are_closed_too() {
     let first = world.add(&one);
     world.set("name", json!("others"));
     world.set("bridge", json!("others0"));
+    world.set("segments", json!(["10.77.4.0/24", "fd77:0:0:4::/120"]));
     let two = world.pod();
     let second = world.add(&two);
     is_closed(&world, &lan, &[first, second].concat());

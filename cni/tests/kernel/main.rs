@@ -14,6 +14,7 @@ mod input;
 mod lenient;
 mod node;
 mod requested;
+mod several_networks;
 mod spoof;
 mod world;
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let tests: Vec<Test> = [
         attach::TESTS,
         requested::TESTS,
+        several_networks::TESTS,
         spoof::TESTS,
         filter_table::TESTS,
         earlier_release::TESTS,

@@ -386,6 +386,17 @@ fn mac_of(address: &IpAddr) -> Option<Mac> {
     }
 }
 
+/// The leases in the journal below `directory`, without the lock and without changing anything. None
+/// of a damaged journal, or of one of another boot.
+pub(super) fn read(directory: &Path, boot: &str) -> Result<Vec<(Attachment, Lease)>> {
+    let Some(bytes) = read_if_present(&directory.join(LEASES_FILE))? else { return Ok(Vec::new()) };
+    let (state, ..) = replay(&bytes, None);
+    if state.boot != boot {
+        return Ok(Vec::new());
+    }
+    Ok(state.leases.iter().map(|(attachment, lease)| (attachment.clone(), lease.clone())).collect())
+}
+
 fn format_line(chain: u32, entry: &str) -> (String, u32) {
     let chain = crc32(chain, entry.as_bytes());
     (format!("{chain:08x} {entry}\n"), chain)

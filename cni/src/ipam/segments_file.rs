@@ -1,0 +1,139 @@
+//! The files with the node's segments in the state directory.
+//!
+//! `segments.json` is the agent's, or was made from the configuration of the first network. A
+//! further network, with a bridge of its own and other `segments` in its configuration, has
+//! `segments-BRIDGE.json`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use edge_types::IpNetwork;
+use edge_types::durable::replace_file;
+use edge_types::network::overlap;
+use edge_types::shared_files::{SEGMENTS_FILE, SegmentsFile, SegmentsSource};
+
+use crate::config::{self, Config};
+use crate::error::{Code, Context, Error, Result};
+
+/// The supported layout version.
+const VERSION: u32 = 1;
+
+/// The segments of a network.
+pub(super) enum NetworkSegments {
+    /// From `segments.json`.
+    OfNode(SegmentsFile),
+    /// From a file of its own, with ranges and MTU of `segments.json`.
+    OfNetwork(SegmentsFile),
+}
+
+impl NetworkSegments {
+    pub(super) fn into_file(self) -> SegmentsFile {
+        match self {
+            Self::OfNode(file) | Self::OfNetwork(file) => file,
+        }
+    }
+}
+
+/// Reads the segments of a network. None where there are none yet. It needs no lock, since files
+/// are only replaced as a whole.
+pub(super) fn read(directory: &Path, config: &Config) -> Result<Option<NetworkSegments>> {
+    let Some(node) = read_file(&directory.join(SEGMENTS_FILE))? else { return Ok(None) };
+    if !is_of_another_network(&node, config) {
+        return Ok(Some(NetworkSegments::OfNode(node)));
+    }
+    let own = read_file(&own_path(directory, config))?;
+    Ok(own.map(|own| {
+        let (segments, source, bridge) = (own.segments, own.source, own.bridge);
+        NetworkSegments::OfNetwork(SegmentsFile { segments, source, bridge, ..node })
+    }))
+}
+
+/// Writes the file of a network that has none yet, from `segments` in its configuration. Does
+/// nothing where there are none. The caller holds the lock.
+pub(super) fn seed(directory: &Path, config: &Config) -> Result<()> {
+    if config.segments.is_empty() {
+        return Ok(());
+    }
+    let node = read_file(&directory.join(SEGMENTS_FILE))?;
+    let path = match &node {
+        None => directory.join(SEGMENTS_FILE),
+        Some(node) => {
+            refuse_overlap(node, config)?;
+            own_path(directory, config)
+        }
+    };
+    let segments = SegmentsFile {
+        version: VERSION,
+        source: SegmentsSource::Configuration,
+        segments: config.segments.clone(),
+        cluster_ranges: config.cluster_ranges.clone(),
+        mtu: 0,
+        networks: Vec::new(),
+        hub_networks: Vec::new(),
+        bridge: Some(config.bridge.clone()),
+    };
+    let text = serde_json::to_vec_pretty(&segments).map_err(|error| Error::io("write", &path, error))?;
+    replace_file(&path, &text, 0o600).context("replace", &path)?;
+    Ok(())
+}
+
+/// Whether `segments.json` belongs to a network with another bridge, and this one has segments of
+/// its own. The agent does not say which bridge it serves. But segments that it brings are within
+/// the cluster's ranges, and those of a further network are not.
+fn is_of_another_network(node: &SegmentsFile, config: &Config) -> bool {
+    if config.segments.is_empty() {
+        return false;
+    }
+    if let Some(bridge) = &node.bridge {
+        return *bridge != config.bridge;
+    }
+    let mut of_agent = node.cluster_ranges.iter().chain(&config.cluster_ranges).chain(&node.segments);
+    node.source == SegmentsSource::Agent
+        && !of_agent.any(|range| config.segments.iter().any(|segment| overlap(range, segment)))
+}
+
+fn refuse_overlap(node: &SegmentsFile, config: &Config) -> Result<()> {
+    let overlapping = |segment: &&IpNetwork| node.segments.iter().any(|other| overlap(other, segment));
+    config.segments.iter().find(overlapping).map_or(Ok(()), |segment| {
+        Err(Error::new(
+            Code::InvalidConfig,
+            format!(
+                "the segment {segment} of the network {} overlaps one of another network on this node; choose another one, or use the other network's bridge",
+                config.name
+            ),
+        ))
+    })
+}
+
+fn own_path(directory: &Path, config: &Config) -> PathBuf {
+    directory.join(format!("segments-{}.json", config.bridge))
+}
+
+fn read_file(path: &Path) -> Result<Option<SegmentsFile>> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", path, error)),
+    };
+    let damaged = |why: String| {
+        Error::new(
+            Code::DamagedState,
+            format!(
+                "the segments in {} are damaged: {why}. Restart edge-agent, which writes the file again; without an agent remove it, and \
+                 it is made from the plugin's configuration",
+                path.display()
+            ),
+        )
+    };
+    let file: SegmentsFile =
+        serde_json::from_slice(&text).map_err(|error| damaged(format!("{error} in {} bytes", text.len())))?;
+    if file.version != VERSION {
+        return Err(damaged(format!(
+            "its version is {}, expected {VERSION}; install edge-cni and edge-agent from one release",
+            file.version
+        )));
+    }
+    config::check_segments(&file.segments).map_err(damaged)?;
+    Ok(Some(file))
+}
