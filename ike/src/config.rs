@@ -27,6 +27,10 @@ pub struct EndpointConfig {
     /// How long an IKE SA may go on after the peer's certificate has expired. New handshakes with
     /// that certificate are refused all the same. Zero: it ends with the certificate.
     pub certificate_grace: Duration,
+    /// Whether the owner reports ESP by [`crate::Endpoint::esp_sent`] and
+    /// [`crate::Endpoint::esp_received`]. Then a peer is checked soon only if nothing came back for
+    /// what was sent to it. Otherwise every silence of [`Timing::liveness`] leads to a check.
+    pub esp_reported: bool,
 }
 
 impl Default for EndpointConfig {
@@ -38,6 +42,7 @@ impl Default for EndpointConfig {
             half_open_limit: 4096,
             fragment_size: 1232,
             certificate_grace: Duration::ZERO,
+            esp_reported: false,
         }
     }
 }
@@ -122,8 +127,12 @@ pub struct PeerConfig {
 /// Timers of one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// Silence after which liveness is checked (RFC 7296 2.4).
+    /// Silence after which liveness is checked (RFC 7296 2.4). If the owner reports ESP
+    /// ([`EndpointConfig::esp_reported`]), only a silence after something was sent counts.
     pub liveness: Duration,
+    /// If the owner reports ESP: time without an IKE message after which liveness is checked
+    /// whatever was sent. Up to a tenth is subtracted at random.
+    pub idle_liveness: Duration,
     /// Wait before the first retransmission. It doubles each time.
     pub retransmit: Duration,
     /// Transmissions of one request before the IKE SA is given up.
@@ -162,6 +171,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             liveness: Duration::from_secs(4),
+            idle_liveness: Duration::from_secs(120),
             retransmit: Duration::from_millis(500),
             transmissions: 4,
             child_lifetime: Duration::from_secs(3600),

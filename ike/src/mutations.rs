@@ -62,6 +62,8 @@ mod active {
         ("nonce_changes_with_cookie", "RFC 7296 2.6: the request with the cookie has another nonce."),
         ("cookie_is_last", "RFC 7296 2.6: the cookie is not the first payload."),
         ("liveness_never_checked", "RFC 7296 2.4: a dead peer is not noticed."),
+        ("esp_is_no_sign_of_life", "RFC 7296 2.4: a peer is given up while its ESP arrives."),
+        ("esp_sent_needs_no_answer", "RFC 7296 2.4: a peer that does not answer ESP is not asked."),
         ("second_ike_sa_kept", "RFC 7296 2.8.3: of two IKE SAs both stay."),
         ("nat_hash_without_port", "RFC 7296 2.23: the hash lacks the port, at both ends."),
         ("nothing_lingers", "RFC 7296 2.8: the old inbound SA goes at once."),

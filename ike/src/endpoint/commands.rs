@@ -1,4 +1,5 @@
-//! What the owner asks for: connect, rekey, terminate, check a peer, another local address.
+//! What the owner asks for or reports: connect, rekey, terminate, check a peer, ESP that was sent or
+//! came, another local address.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,7 +7,8 @@ use std::sync::Arc;
 use super::state::{Endpoint, SaState, context, peer_span};
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
-use crate::sa::{Lifecycle, Profile, QueuedRequest};
+use crate::event::ChildSa;
+use crate::sa::{IkeSa, Lifecycle, Profile, QueuedRequest};
 use crate::time::Instant;
 use crate::tunnel::Spi;
 
@@ -79,6 +81,31 @@ impl Endpoint {
             self.queue_request(spi, QueuedRequest::Liveness, now, env);
         }
         spi.is_some()
+    }
+
+    /// Authentic ESP of the peer's CHILD_SA with this inbound SPI has come since the last report. The
+    /// time is that of the report: it may be up to a second late. See
+    /// [`crate::EndpointConfig::esp_reported`].
+    pub fn esp_received(&mut self, name: &PeerName, inbound_spi: u32, now: Instant) {
+        self.esp_reported(name, |child| child.inbound_spi == inbound_spi, |sa| sa.esp_received(now));
+    }
+
+    /// ESP was sent with the peer's CHILD_SA of this outbound SPI since the last report.
+    pub fn esp_sent(&mut self, name: &PeerName, outbound_spi: u32, now: Instant) {
+        self.esp_reported(name, |child| child.outbound_spi == outbound_spi, |sa| sa.esp_sent(now));
+    }
+
+    /// Reports ESP to the IKE SA of the CHILD_SA. One that lingers after its IKE SA is gone shows
+    /// nothing about another IKE SA.
+    fn esp_reported(&mut self, name: &PeerName, is: impl Fn(&ChildSa) -> bool, report: impl FnOnce(&mut IkeSa)) {
+        let owner = self.peers.get(name).and_then(|peer| peer.tunnel.all().find(|(_, child)| is(&child.sa)));
+        let Some(owner) = owner.map(|(_, child)| child.owner) else {
+            return;
+        };
+        if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&owner) {
+            report(sa);
+        }
+        self.schedule(owner);
     }
 
     /// Our address `old` is gone, and `new` takes its place. A peer that detected a NAT before us

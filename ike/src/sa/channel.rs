@@ -8,6 +8,7 @@ use ring::digest::{Digest, SHA256, digest};
 
 use super::path::Path;
 use super::retransmission::Retransmission;
+use super::signs_of_life::SignsOfLife;
 use crate::config::Timing;
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
 use crate::event::IkeId;
@@ -46,8 +47,8 @@ pub(crate) struct Channel {
     pub(crate) keys: IkeKeys,
     /// Addresses and NATs.
     pub(crate) path: Path,
-    /// When the last authentic message came.
-    pub(crate) last_received: Instant,
+    /// What shows that the peer is alive.
+    pub(crate) signs: SignsOfLife,
     /// When the last datagram was sent.
     pub(crate) last_sent: Instant,
     /// Timers of the peer's configuration.
@@ -134,7 +135,7 @@ impl Channel {
             cipher: IkeCipher::new(&keys, role),
             keys,
             path,
-            last_received: now,
+            signs: SignsOfLife::new(now),
             last_sent: now,
             timing,
             fragments,
@@ -227,12 +228,14 @@ impl Channel {
         self.in_flight.as_ref().map(|in_flight| in_flight.retransmission.next())
     }
 
-    /// Retransmits the request under way. `None`: all transmissions are used up; the peer is dead.
+    /// Retransmits the request under way. `None`: all transmissions are used up, and no ESP comes
+    /// either; the peer is dead.
     pub(crate) fn retransmit(&mut self, cx: &mut Context<'_>) -> Option<()> {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
         };
-        in_flight.retransmission.again(&self.timing, cx.now)?;
+        let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now) && !mutation!("esp_is_no_sign_of_life");
+        in_flight.retransmission.again(&self.timing, esp_arrives, cx.now)?;
         if mutation!("request_changes") {
             in_flight.packets.iter_mut().filter_map(|packet| packet.last_mut()).for_each(|octet| *octet ^= 1);
         }
@@ -353,7 +356,8 @@ impl Channel {
             }
             Err(OpenError::Malformed(_) | OpenError::Forged) => return Incoming::Nothing,
         };
-        self.last_received = cx.now;
+        let idle = cx.config.esp_reported.then(|| cx.jittered(self.timing.idle_liveness));
+        self.signs.ike_received(cx.now, idle);
         let confirmed =
             header.response && self.in_flight.take().is_some_and(|in_flight| in_flight.sent_to == Some(remote));
         self.update_path(local, remote, confirmed);

@@ -185,9 +185,25 @@ impl IkeSa {
         self.established
     }
 
-    /// When the last authentic message came.
+    /// When the last authentic message came, or ESP as far as the owner reports it.
     pub(crate) fn last_received(&self) -> Instant {
-        self.channel.last_received
+        self.channel.signs.last()
+    }
+
+    /// ESP of one of its CHILD_SAs has come.
+    pub(crate) fn esp_received(&mut self, now: Instant) {
+        self.channel.signs.esp_received(now);
+        self.set_timers(now);
+    }
+
+    /// ESP of one of its CHILD_SAs was sent. Where it travels in UDP, it also keeps the mapping of
+    /// a NAT before us (RFC 3948 4).
+    pub(crate) fn esp_sent(&mut self, now: Instant) {
+        self.channel.signs.esp_sent(now);
+        if self.channel.path.encapsulated() {
+            self.channel.last_sent = now;
+        }
+        self.set_timers(now);
     }
 
     /// When a new one is to replace it.
@@ -309,8 +325,9 @@ impl IkeSa {
             None => {
                 self.timers.stop(Timer::Retransmit);
                 let factor = if mutation!("liveness_never_checked") { 10_000 } else { 1 };
-                let silent = self.channel.last_received + timing.liveness.saturating_mul(factor);
-                self.timers.set(Timer::Liveness, silent.max(now));
+                let never = timing.liveness.saturating_mul(factor - 1);
+                let check_at = self.channel.signs.check_at(&timing) + never;
+                self.timers.set(Timer::Liveness, check_at.max(now));
             }
         }
         if self.channel.path.nat_local {

@@ -22,6 +22,7 @@ mod profile;
 mod rekey_collision;
 mod responder;
 mod retransmission;
+mod signs_of_life;
 
 pub(crate) use channel::{Channel, LastResponse};
 pub(crate) use ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};

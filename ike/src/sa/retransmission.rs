@@ -1,11 +1,19 @@
 //! When a request is sent again, and when it is given up.
 
+use std::time::Duration;
+
 use crate::config::Timing;
 use crate::time::Instant;
+
+/// How long a request is repeated, from its first transmission on, while ESP of the peer arrives. A
+/// full uplink loses many packets, so a lost request does not prove that such a peer is dead. But a
+/// peer whose IKE daemon is gone must be noticed although its kernel goes on sending.
+const ESP_ARRIVES: Duration = Duration::from_secs(60);
 
 /// When a request is sent again, and when it is given up (RFC 7296 2.4).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retransmission {
+    begun: Instant,
     sent: u32,
     next: Instant,
 }
@@ -13,7 +21,7 @@ pub(crate) struct Retransmission {
 impl Retransmission {
     /// The request was sent for the first time.
     pub(crate) fn begin(timing: &Timing, now: Instant) -> Self {
-        Self { sent: 1, next: now + timing.retransmit }
+        Self { begun: now, sent: 1, next: now + timing.retransmit }
     }
 
     /// When the next transmission is due.
@@ -22,12 +30,16 @@ impl Retransmission {
     }
 
     /// Counts one more transmission. `None`: all are used up. Waits double, but the last one is as
-    /// long as the one before, since no transmission follows it.
-    pub(crate) fn again(&mut self, timing: &Timing, now: Instant) -> Option<()> {
+    /// long as the one before, since no transmission follows it. While ESP of the peer arrives,
+    /// transmissions go on with this wait for [`ESP_ARRIVES`].
+    pub(crate) fn again(&mut self, timing: &Timing, esp_arrives: bool, now: Instant) -> Option<()> {
         if self.sent >= timing.transmissions {
-            return None;
+            if !esp_arrives || now >= self.begun + ESP_ARRIVES {
+                return None;
+            }
+        } else {
+            self.sent = self.sent.saturating_add(1);
         }
-        self.sent = self.sent.saturating_add(1);
         let sent = if mutation!("waits_do_not_grow") { 1 } else { self.sent };
         let doublings = sent.min(timing.transmissions.saturating_sub(1)).saturating_sub(1);
         self.next = now + timing.retransmit.saturating_mul(2_u32.saturating_pow(doublings));
@@ -37,14 +49,12 @@ impl Retransmission {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn given_up_after(timing: &Timing) -> (u32, Duration) {
         let mut schedule = Retransmission::begin(timing, Instant::default());
         let mut transmissions = 1;
-        while schedule.again(timing, schedule.next()).is_some() {
+        while schedule.again(timing, false, schedule.next()).is_some() {
             transmissions += 1;
         }
         (transmissions, schedule.next().since_start())
@@ -56,6 +66,19 @@ mod tests {
         let (transmissions, after) = given_up_after(&timing);
         assert_eq!((transmissions, after), (4, Duration::from_millis(5500)));
         assert!(timing.liveness + after < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_request_is_repeated_for_a_minute_while_esp_arrives() {
+        let timing = Timing::default();
+        let mut schedule = Retransmission::begin(&timing, Instant::default());
+        let mut before = Duration::ZERO;
+        while schedule.again(&timing, true, schedule.next()).is_some() {
+            let wait = schedule.next().since_start() - before;
+            assert!(wait <= timing.liveness, "{wait:?}");
+            before = schedule.next().since_start();
+        }
+        assert!((60..65).contains(&before.as_secs()), "{before:?}");
     }
 
     #[test]

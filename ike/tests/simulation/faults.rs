@@ -50,6 +50,7 @@ impl Run {
                 cookie_threshold: [0, 2, 64][random.below(3) as usize],
                 half_open_limit: [6, 4096][random.below(2) as usize],
                 fragment_size: [1232, 400][random.below(2) as usize],
+                esp_reported: random.chance(50),
                 ..EndpointConfig::default()
             };
             let nat = hidden.then(|| Nat::new(&at(node)));
@@ -72,6 +73,7 @@ impl Run {
                     config.timing.child_lifetime = SECOND * child_lifetime;
                     config.timing.ike_lifetime = SECOND * ike_lifetime;
                     config.timing.transmissions = transmissions;
+                    config.timing.idle_liveness = 30 * SECOND;
                     configs[us].push(config);
                 }
             }
@@ -207,6 +209,15 @@ impl Run {
             }
             17..=19 => self.replay(),
             20 | 21 => self.flood(),
+            22 | 23 => {
+                if let Some((us, them, peer)) = self.pair() {
+                    for _ in 0..1 + self.random.below(20) {
+                        self.network.esp((us, &name(&id(us))), (them, &peer));
+                        let pause = Duration::from_millis(self.random.below(300));
+                        self.network.run_for(pause);
+                    }
+                }
+            }
             _ => {}
         }
     }

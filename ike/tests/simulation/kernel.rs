@@ -106,9 +106,10 @@ impl Kernel {
         Some((Esp { spi: sa.outbound_spi, key: sa.outbound_key.clone() }, self.remotes[&sa.id]))
     }
 
-    /// Whether this node can decrypt it.
-    pub fn decrypts(&self, esp: &Esp) -> bool {
-        let mut inbound = self.tunnels.values().flat_map(|tunnel| tunnel.inbound.values());
-        inbound.any(|sa| sa.inbound_spi == esp.spi && sa.inbound_key == esp.key)
+    /// The peer from which it is, if this node can decrypt it.
+    pub fn decrypts(&self, esp: &Esp) -> Option<PeerName> {
+        let has =
+            |tunnel: &Tunnel| tunnel.inbound.values().any(|sa| sa.inbound_spi == esp.spi && sa.inbound_key == esp.key);
+        self.tunnels.iter().find(|(_, tunnel)| has(tunnel)).map(|(peer, _)| peer.clone())
     }
 }

@@ -10,6 +10,7 @@ mod establishment;
 mod faults;
 mod foreign;
 mod kernel;
+mod liveness;
 mod logs;
 mod mismatch;
 #[cfg(debug_assertions)]

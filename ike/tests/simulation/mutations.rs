@@ -11,7 +11,7 @@ use edge_ike::mutations::{ALL, activate};
 use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
-use crate::{changes, rekey, rules};
+use crate::{changes, liveness, rekey, rules};
 
 /// Runs under faults that are tried after everything else.
 const FAULTY_RUNS: u64 = 200;
@@ -39,6 +39,9 @@ const TESTS: &[(&str, fn())] = &[
     ("late deletion", rekey::a_redundant_child_sa_goes_and_the_other_stays_when_its_deletion_is_late),
     ("jitter", rekey::the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifetime),
     ("dead peer", changes::a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again),
+    ("signs of life", liveness::a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost),
+    ("idle peer", liveness::an_idle_peer_is_asked_every_two_minutes),
+    ("unanswered ESP", liveness::the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check),
     ("faults", faulty_runs),
 ];
 

@@ -172,6 +172,18 @@ impl Node {
     }
 }
 
+/// How often the kernel reports ESP of an SA.
+const ESP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A report of the kernel that ESP was sent or came.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct EspReport {
+    node: usize,
+    peer: PeerName,
+    spi: u32,
+    sent: bool,
+}
+
 #[derive(Debug, Clone)]
 enum Payload {
     Ike(Vec<u8>),
@@ -209,6 +221,9 @@ pub struct Network {
     pub tap: Option<Tap>,
     /// Directed pairs of hosts between which nothing passes.
     pub cut: BTreeSet<(usize, usize)>,
+    /// SAs whose ESP was reported lately: until when it is not reported again, and whether there was
+    /// more.
+    esp_reports: BTreeMap<EspReport, (Duration, bool)>,
     sequence: u64,
     flying: BinaryHeap<Reverse<(Duration, u64)>>,
     packets: BTreeMap<u64, Packet>,
@@ -234,6 +249,7 @@ impl Network {
             outside: Vec::new(),
             tap: None,
             cut: BTreeSet::new(),
+            esp_reports: BTreeMap::new(),
             sequence: 0,
             flying: BinaryHeap::new(),
             packets: BTreeMap::new(),
@@ -396,7 +412,8 @@ impl Network {
                 self.step(node, cause, |endpoint, now, env| endpoint.handle(&octets, local, from, now, env));
             }
             Payload::Esp(esp, way, worked) => {
-                if self.nodes[node].host.kernel.decrypts(&esp) {
+                if let Some(peer) = self.nodes[node].host.kernel.decrypts(&esp) {
+                    self.note_esp(EspReport { node, peer, spi: esp.spi, sent: false });
                     self.esp_arrived += 1;
                     self.working.insert(way);
                 } else if self.watch && worked {
@@ -420,6 +437,8 @@ impl Network {
             match self.nodes[from].host.kernel.encrypt(peer) {
                 Some((esp, remote)) => {
                     self.esp_sent += 1;
+                    let (peer, spi) = (peer.clone(), esp.spi);
+                    self.note_esp(EspReport { node: from, peer, spi, sent: true });
                     self.send(from, 4500, remote, Payload::Esp(esp, (from, to), worked));
                 }
                 None if self.watch && worked => {
@@ -434,17 +453,54 @@ impl Network {
         }
     }
 
+    /// Notes ESP as the kernel does: it reports the first packet after an idle second at once, and
+    /// then once a second whether there were more.
+    fn note_esp(&mut self, report: EspReport) {
+        if !self.nodes[report.node].endpoint.config().esp_reported {
+            return;
+        }
+        match self.esp_reports.get_mut(&report) {
+            Some((_, more)) => *more = true,
+            None => {
+                self.esp_reports.insert(report.clone(), (self.now + ESP_REPORT_INTERVAL, false));
+                self.report_esp(&report);
+            }
+        }
+    }
+
+    fn report_esp(&mut self, report: &EspReport) {
+        let EspReport { node, peer, spi, sent } = report;
+        if *sent {
+            self.step(*node, Cause::EspSent, |endpoint, now, _| endpoint.esp_sent(peer, *spi, now));
+        } else {
+            self.step(*node, Cause::EspReceived(*spi), |endpoint, now, _| endpoint.esp_received(peer, *spi, now));
+        }
+    }
+
+    fn report_due_esp(&mut self) {
+        let now = self.now;
+        let due: Vec<EspReport> =
+            self.esp_reports.iter().filter(|(_, (until, _))| *until <= now).map(|(report, _)| report.clone()).collect();
+        for report in due {
+            if let Some((_, true)) = self.esp_reports.remove(&report) {
+                self.note_esp(report);
+            }
+        }
+    }
+
     /// When the next thing happens.
     fn next(&self) -> Option<Duration> {
         let timers = self.nodes.iter().filter(|node| !node.down).filter_map(|node| node.endpoint.poll_timeout());
         let timers = timers.map(Instant::since_start);
-        timers.chain(self.flying.peek().map(|Reverse((at, _))| *at)).min()
+        let reports = self.esp_reports.values().map(|(until, _)| *until);
+        timers.chain(reports).chain(self.flying.peek().map(|Reverse((at, _))| *at)).min()
     }
 
     /// Runs until `until`.
     pub fn run_until(&mut self, until: Duration) {
         while let Some(next) = self.next().filter(|next| *next <= until) {
             self.now = self.now.max(next);
+            self.report_due_esp();
             if let Some(Reverse((at, sequence))) = self.flying.peek().copied()
                 && at <= self.now
             {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
 use edge_ike::event::{PeerError, PeerErrorKind};
-use edge_ike::{Auth, ChildConfig, Event, Identity, PeerConfig, PeerName, Secret};
+use edge_ike::{Auth, ChildConfig, Endpoint, EndpointConfig, Event, Identity, PeerConfig, PeerName, Secret};
 
 use crate::network::{LinkQuality, Nat, Network};
 
@@ -78,6 +78,16 @@ impl Pair {
             a_config: peer("a.example", "b.example", &[&b_at]),
             b_config: peer("b.example", "a.example", &[&a_at]),
         }
+    }
+
+    /// Two nodes whose owners report ESP.
+    pub fn reporting_esp(seed: u64, quality: LinkQuality) -> Self {
+        let mut pair = Self::new(seed, quality);
+        let config = EndpointConfig { esp_reported: true, ..EndpointConfig::default() };
+        for node in &mut pair.network.nodes {
+            node.endpoint = Endpoint::new(config.clone());
+        }
+        pair
     }
 
     /// Only `a` begins.

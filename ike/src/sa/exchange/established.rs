@@ -279,7 +279,7 @@ impl IkeSa {
 
     fn probe_if_silent(&mut self, cx: &Context<'_>) {
         self.channel.forget_stale_fragments(cx.now);
-        let silent = self.channel.last_received + self.channel.timing.liveness <= cx.now;
+        let silent = self.channel.signs.check_at(&self.channel.timing) <= cx.now;
         if silent && !self.channel.busy() && self.queue.is_empty() {
             self.enqueue(QueuedRequest::Liveness);
         }

@@ -46,6 +46,8 @@ pub struct Child {
     pub expired: bool,
     /// It is the redundant one of a collision, and this one survives.
     pub redundant_to: Option<u32>,
+    /// When its ESP was reported to have come last.
+    pub esp_received: Option<Duration>,
     at: Duration,
     replaces: Option<u32>,
     /// What it replaces was gone when it was made.
@@ -129,6 +131,7 @@ impl Node {
             dead: false,
             expired: false,
             redundant_to: None,
+            esp_received: None,
             at,
             replaces: None,
             late: false,

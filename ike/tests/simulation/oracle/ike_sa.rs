@@ -17,6 +17,9 @@ pub struct Init {
     pub response: Vec<u8>,
 }
 
+/// How long ESP may count as a sign of life.
+const ESP_COUNTS_AT_MOST: Duration = Duration::from_secs(5);
+
 /// Our request whose response has not come.
 #[derive(Debug, Clone)]
 pub struct OwnRequest {
@@ -29,6 +32,7 @@ pub struct OwnRequest {
     /// Every address that it was sent to, and those of the last time.
     sent_to: BTreeSet<SocketAddr>,
     last_sent_to: BTreeSet<SocketAddr>,
+    pub first_sent: Duration,
     last_sent: Duration,
     last_wait: Option<Duration>,
 }
@@ -232,6 +236,7 @@ impl IkeSa {
     }
 
     /// Judges a request that we send: new or again. True: it is new.
+    #[allow(clippy::too_many_arguments)]
     pub fn send_request(
         &mut self,
         header: &Header,
@@ -240,6 +245,7 @@ impl IkeSa {
         remote: SocketAddr,
         at: Duration,
         cause: Cause<'_>,
+        last_esp: Option<Duration>,
     ) -> Verdict<bool> {
         if self.remotes.is_empty() {
             self.remotes.insert(remote);
@@ -272,8 +278,12 @@ impl IkeSa {
             );
             if matches!(cause, Cause::Timer(Duration::ZERO)) {
                 let wait = at.saturating_sub(own.last_sent);
+                // If ESP comes meanwhile, transmissions go on after the last one that is configured,
+                // and waits stay the same.
+                let esp_came = last_esp.is_some_and(|came| at < came + ESP_COUNTS_AT_MOST);
+                let grows = own.last_wait.is_none_or(|last| wait > last || (esp_came && wait >= last));
                 require!(
-                    own.last_wait.is_none_or(|last| wait > last),
+                    grows,
                     "RFC 7296 2.1",
                     "request {} again after {wait:?}, and before that after {:?}: waits must grow",
                     header.id,
@@ -296,6 +306,7 @@ impl IkeSa {
             datagrams: datagrams.iter().map(|datagram| datagram.to_vec()).collect(),
             sent_to: BTreeSet::from([remote]),
             last_sent_to: BTreeSet::from([remote]),
+            first_sent: at,
             last_sent: at,
             last_wait: None,
         }));

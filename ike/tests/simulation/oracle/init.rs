@@ -245,9 +245,11 @@ impl Node {
             require!(known.response == datagram, "RFC 7296 2.1", "IKE_SA_INIT answered again with other octets");
             return Ok(());
         }
+        // The same request with another cookie is answered as before, and is no further one.
+        let again = known.is_some_and(|known| known.response == datagram);
         let half_open = self.half_open.len();
         require!(
-            half_open < self.limits.half_open_limit,
+            again || half_open < self.limits.half_open_limit,
             "RFC 7296 2.6 (limit of half-open IKE SAs)",
             "one more beside {half_open}, the limit is {}",
             self.limits.half_open_limit

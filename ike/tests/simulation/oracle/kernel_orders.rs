@@ -1,12 +1,19 @@
 //! What an end orders in its kernel, beside what it negotiated: no SA is answered for before it is
 //! installed, none has other SPIs, keys or selectors, and nothing is sent with one that is gone.
 
+use std::time::Duration;
+
 use edge_ike::event::DownReason;
 use edge_ike::{ChildSa, Event, IkeId, OutboundSwitch};
 
 use super::node::Node;
 use super::octets::{Selector, Spis};
 use super::{Cause, Step, Verdict, broken, require};
+
+/// How long ESP counts as a sign of life.
+const ESP_COUNTS: Duration = Duration::from_secs(2);
+/// How long a request is repeated at least while ESP arrives.
+const REPEATED_WITH_ESP: Duration = Duration::from_secs(60);
 
 fn spis(ike: &IkeId) -> Spis {
     (ike.initiator, ike.responder)
@@ -38,7 +45,13 @@ impl Node {
                     self.use_key(key)?;
                 }
             }
-            Event::IkeDown { ike, .. } | Event::IkeReplaced { old: ike, .. } => self.close(spis(ike)),
+            Event::IkeDown { ike, reason, .. } => {
+                if *reason == DownReason::Timeout {
+                    self.judge_death(spis(ike), step.at)?;
+                }
+                self.close(spis(ike));
+            }
+            Event::IkeReplaced { old: ike, .. } => self.close(spis(ike)),
             Event::ChildUp { peer, child, .. } => {
                 self.install(child)?;
                 self.switched_to.insert(peer.clone(), child.inbound_spi);
@@ -69,6 +82,24 @@ impl Node {
             Event::PeerFailed { .. } | Event::Refused { .. } => {}
         }
         Ok(())
+    }
+
+    /// A peer is dead only when neither its responses nor its ESP come. A request may be repeated
+    /// for a minute.
+    fn judge_death(&self, spis: Spis, at: Duration) -> Verdict {
+        let begun = self.sas.get(&spis).and_then(|sa| sa.own.as_ref()).map(|own| own.first_sent);
+        require!(
+            begun.is_none_or(|begun| at >= begun + REPEATED_WITH_ESP)
+                || self.last_esp(spis).is_none_or(|came| at >= came + ESP_COUNTS),
+            "RFC 7296 2.4",
+            "an IKE SA is given up while ESP of the peer arrives: any cryptographically protected message is proof of liveness"
+        );
+        Ok(())
+    }
+
+    /// When ESP of an IKE SA's CHILD_SAs came last.
+    pub fn last_esp(&self, spis: Spis) -> Option<Duration> {
+        self.children.values().filter(|child| child.ike == spis).filter_map(|child| child.esp_received).max()
     }
 
     fn install(&mut self, sa: &ChildSa) -> Verdict {

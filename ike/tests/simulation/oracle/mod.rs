@@ -75,6 +75,10 @@ pub enum Cause<'a> {
     Timer(Duration),
     /// Its owner asked for something.
     Owner,
+    /// Its owner reports that ESP was sent.
+    EspSent,
+    /// Its owner reports that ESP has come for this SPI.
+    EspReceived(u32),
 }
 
 /// One call into an endpoint.

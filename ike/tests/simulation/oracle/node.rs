@@ -19,7 +19,7 @@ use super::{Cause, Limits, RekeyAge, Shared, Step, Verdict, broken, require};
 pub enum Effect {
     /// No datagram came.
     None,
-    /// Nothing: it is forged, old, or outside of the window.
+    /// Nothing: it is forged, old, or outside of the window. Or ESP was reported.
     Nothing,
     /// An answer in clear, or nothing.
     Unauthenticated,
@@ -95,6 +95,13 @@ impl Node {
         let mut effect = match step.cause {
             Cause::Received(datagram, local, from) => self.receive(datagram, local, from, step, shared, trace),
             Cause::Timer(_) | Cause::Owner => Effect::None,
+            Cause::EspSent => Effect::Nothing,
+            Cause::EspReceived(spi) => {
+                if let Some(child) = self.children.get_mut(&spi) {
+                    child.esp_received = Some(step.at);
+                }
+                Effect::Nothing
+            }
         };
         for event in step.events {
             trace.event(step.at, step.node, event);
@@ -104,7 +111,7 @@ impl Node {
         require!(
             !matches!(effect, Effect::Nothing) || quiet,
             "RFC 7296 2.3, 2.4",
-            "a datagram that is forged, old or outside of the window had effects: {:?}",
+            "ESP, or a datagram that is forged, old or outside of the window had effects: {:?}",
             step.events.iter().map(crate::network::brief).collect::<Vec<_>>()
         );
         if let Effect::Response(spis, own, response) = &effect {
@@ -132,10 +139,13 @@ impl Node {
             }
             let message = self.read(&sent)?;
             trace.message(step.at, step.node, true, sent.remote, sent.header, message.clone());
+            let last_esp = self.last_esp(spis);
             let Some(sa) = self.sas.get_mut(&spis) else { continue };
             if !sent.header.response() {
-                if sa.send_request(&sent.header, message.as_ref(), &sent.datagrams, sent.remote, step.at, step.cause)? {
-                    self.requested(spis, message.as_ref(), step)?;
+                let message = message.as_ref();
+                let (remote, datagrams) = (sent.remote, &sent.datagrams);
+                if sa.send_request(&sent.header, message, datagrams, remote, step.at, step.cause, last_esp)? {
+                    self.requested(spis, message, step)?;
                 }
                 continue;
             }

@@ -1,0 +1,116 @@
+//! What shows that the peer is alive, and when to ask it (RFC 7296 2.4).
+
+use std::time::Duration;
+
+use crate::config::Timing;
+use crate::time::Instant;
+
+/// When the peer was last heard, and what it was sent since.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SignsOfLife {
+    /// When the last authentic IKE message came.
+    ike: Instant,
+    /// When ESP came last, as far as the owner reports it.
+    esp: Option<Instant>,
+    /// When ESP was first sent after the last sign of life.
+    unanswered: Option<Instant>,
+    /// How long no IKE message may come at most. `None`: the owner does not report ESP.
+    idle: Option<Duration>,
+}
+
+impl SignsOfLife {
+    /// The peer has just been heard.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { ike: now, esp: None, unanswered: None, idle: None }
+    }
+
+    /// An authentic IKE message came. `idle`: how long no other one may come, or `None` if the
+    /// owner does not report ESP.
+    pub(crate) fn ike_received(&mut self, now: Instant, idle: Option<Duration>) {
+        self.ike = now;
+        self.idle = idle;
+        self.unanswered = None;
+    }
+
+    /// Authentic ESP came.
+    pub(crate) fn esp_received(&mut self, now: Instant) {
+        self.esp = Some(now);
+        self.unanswered = None;
+    }
+
+    /// ESP was sent.
+    pub(crate) fn esp_sent(&mut self, now: Instant) {
+        if !mutation!("esp_sent_needs_no_answer") {
+            self.unanswered.get_or_insert(now);
+        }
+    }
+
+    /// When the last sign of life came.
+    pub(crate) fn last(&self) -> Instant {
+        self.esp.map_or(self.ike, |esp| esp.max(self.ike))
+    }
+
+    /// Whether ESP came within the liveness interval before now.
+    pub(crate) fn esp_arrives(&self, timing: &Timing, now: Instant) -> bool {
+        self.esp.is_some_and(|esp| now < esp + timing.liveness)
+    }
+
+    /// When to ask the peer. If the owner reports ESP, what was sent must be answered by ESP within
+    /// half of the liveness interval: the owner learns of ESP up to a second late in each direction,
+    /// and the other half covers that. ESP does not replace the check of an idle peer: the kernel of
+    /// a peer goes on sending after its IKE daemon has forgotten us.
+    pub(crate) fn check_at(&self, timing: &Timing) -> Instant {
+        let Some(idle) = self.idle else {
+            return self.ike + timing.liveness;
+        };
+        let check = self.ike + idle.max(timing.liveness);
+        self.unanswered.map_or(check, |sent| check.min(sent + timing.liveness / 2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::new(Duration::from_secs(seconds))
+    }
+
+    fn heard(seconds: u64) -> SignsOfLife {
+        let mut signs = SignsOfLife::new(at(seconds));
+        signs.ike_received(at(seconds), Some(Duration::from_secs(120)));
+        signs
+    }
+
+    #[test]
+    fn an_idle_peer_is_seldom_asked() {
+        assert_eq!(heard(100).check_at(&Timing::default()), at(220));
+    }
+
+    #[test]
+    fn a_peer_is_asked_soon_after_esp_to_which_none_came_back() {
+        let mut signs = heard(100);
+        signs.esp_sent(at(150));
+        signs.esp_sent(at(151));
+        assert_eq!(signs.check_at(&Timing::default()), at(152));
+        signs.esp_received(at(151));
+        assert_eq!(signs.check_at(&Timing::default()), at(220));
+        signs.esp_sent(at(153));
+        signs.ike_received(at(154), Some(Duration::from_secs(120)));
+        assert_eq!(signs.check_at(&Timing::default()), at(274));
+    }
+
+    #[test]
+    fn esp_does_not_replace_the_check_of_an_idle_peer() {
+        let mut signs = heard(100);
+        signs.esp_received(at(219));
+        assert_eq!((signs.check_at(&Timing::default()), signs.last()), (at(220), at(219)));
+    }
+
+    #[test]
+    fn every_silence_counts_where_esp_is_not_reported() {
+        let mut signs = heard(100);
+        signs.ike_received(at(101), None);
+        assert_eq!(signs.check_at(&Timing::default()), at(105));
+    }
+}

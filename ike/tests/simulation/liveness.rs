@@ -1,0 +1,120 @@
+//! Signs of life where the owner reports ESP (RFC 7296 2.4): an idle peer is seldom asked, a busy
+//! one never, and one that does not answer soon.
+
+use std::time::Duration;
+
+use edge_ike::Event;
+use edge_ike::event::DownReason;
+
+use crate::network::LinkQuality;
+use crate::peers::{Pair, SECOND};
+
+fn connected(seed: u64) -> Pair {
+    let mut pair = Pair::reporting_esp(seed, LinkQuality::RELIABLE);
+    pair.start();
+    pair.network.run_for(10 * SECOND);
+    pair.assert_connected();
+    pair.network.wire.clear();
+    pair
+}
+
+/// IKE messages and NAT keepalives that both ends have sent.
+fn sent(pair: &Pair) -> (usize, usize) {
+    let (keepalives, messages): (Vec<_>, Vec<_>) =
+        pair.network.wire.iter().partition(|(_, _, octets)| octets.as_slice() == [0xff]);
+    (messages.len(), keepalives.len())
+}
+
+/// When `a` gave its peer up.
+fn given_up(pair: &Pair) -> Option<Duration> {
+    pair.network.nodes[pair.a].events.iter().find_map(|(at, event)| match event {
+        Event::IkeDown { reason: DownReason::Timeout, .. } => Some(*at),
+        _ => None,
+    })
+}
+
+/// ESP every few milliseconds from `a`, and from `b` if that is up.
+fn traffic_unwatched(pair: &mut Pair, time: Duration) {
+    let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
+    pair.network.run_with_traffic(time, (pair.a, &a_name), (pair.b, &b_name));
+}
+
+#[test]
+pub fn an_idle_peer_is_asked_every_two_minutes() {
+    let mut pair = connected(1);
+    pair.network.run_for(1200 * SECOND);
+    let (messages, keepalives) = sent(&pair);
+    // 10 to 11 checks of two messages, by whichever end is first.
+    assert!((20..=24).contains(&messages), "{messages} messages");
+    // Every 20 s from both ends, less often after a check.
+    assert!((90..=120).contains(&keepalives), "{keepalives} keepalives");
+    pair.assert_connected();
+}
+
+#[test]
+pub fn a_peer_whose_esp_arrives_is_not_asked_and_its_mapping_not_kept_alive() {
+    let mut pair = connected(2);
+    pair.traffic(90 * SECOND);
+    assert_eq!(sent(&pair), (0, 0));
+    // A silent IKE daemon behind a kernel that goes on sending is noticed all the same.
+    pair.traffic(60 * SECOND);
+    assert_eq!(sent(&pair).0, 2);
+    pair.assert_connected();
+}
+
+#[test]
+pub fn a_dead_peer_is_noticed_as_soon_as_without_reports_if_something_is_sent_to_it() {
+    for seed in 0..20 {
+        let mut pair = connected(seed);
+        let busy = pair.network.random.below(3000);
+        traffic_unwatched(&mut pair, Duration::from_millis(busy));
+        pair.network.nodes[pair.b].down = true;
+        let died = pair.network.now;
+        traffic_unwatched(&mut pair, 10 * SECOND);
+        let after = given_up(&pair).expect("the dead peer is given up") - died;
+        assert!(after <= Duration::from_millis(9600), "{after:?}");
+    }
+}
+
+#[test]
+pub fn the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check() {
+    let mut pair = connected(3);
+    pair.network.run_for(50 * SECOND);
+    pair.network.nodes[pair.b].down = true;
+    pair.network.run_for(20 * SECOND);
+    assert_eq!(given_up(&pair), None, "nothing was sent to it");
+    let sent = pair.network.now;
+    let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
+    pair.network.esp((pair.a, &a_name), (pair.b, &b_name));
+    pair.network.run_for(8 * SECOND);
+    assert_eq!(given_up(&pair).map(|at| at - sent), Some(Duration::from_millis(7500)));
+}
+
+#[test]
+pub fn a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost() {
+    let mut pair = connected(4);
+    // A full uplink, at its worst.
+    pair.network.tap = Some(Box::new(|_, _, _| false));
+    let b_name = pair.b_name.clone();
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b_name, now, env));
+    pair.traffic(50 * SECOND);
+    assert_eq!(given_up(&pair), None);
+    pair.network.tap = None;
+    pair.traffic(10 * SECOND);
+    pair.network.run_for(10 * SECOND);
+    pair.assert_connected();
+    let rekeyed = |(_, event): &(Duration, Event)| matches!(event, Event::ChildRekeyed { .. });
+    assert!(pair.network.nodes[pair.a].events.iter().any(rekeyed), "{}", pair.network.history());
+}
+
+#[test]
+pub fn a_peer_whose_ike_daemon_is_gone_is_given_up_after_a_minute_although_its_esp_arrives() {
+    let mut pair = connected(5);
+    pair.network.tap = Some(Box::new(|_, _, _| false));
+    let asked = pair.network.now;
+    let b_name = pair.b_name.clone();
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.check_liveness(&b_name, now, env));
+    traffic_unwatched(&mut pair, 70 * SECOND);
+    let after = given_up(&pair).expect("it is given up") - asked;
+    assert!((60..65).contains(&after.as_secs()), "{after:?}");
+}
