@@ -31,11 +31,11 @@ pub(crate) fn status(config: &Config) -> Result<()> {
 }
 
 /// Finds what makes the next ADD certain to fail: leases or segments cannot be read, the disk is
-/// read-only or full, there are no segments and no agent that could bring any, the cluster's ranges would
-/// cut this host off, the bridge's filter cannot be made and not all pods are excepted, or the
-/// table for forwarded packets cannot be made. Also finds settings that bypass the guard, and other
-/// obstacles. It is no failure if all addresses are taken: that passes as pods go, and the ADD
-/// reports it.
+/// read-only or full, there are no segments and no agent that could bring any, the cluster's ranges
+/// would cut this host off, the bridge's filter cannot be made and not all pods are excepted, or
+/// the table for forwarded packets cannot be made. Also finds settings that bypass the guard, and
+/// other obstacles. It is no failure if all addresses are taken: that passes as pods go, and the
+/// ADD reports it.
 pub(crate) fn findings(config: &Config) -> Findings {
     let mut found = Findings::default();
     let leases = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());

@@ -1,7 +1,7 @@
 //! Networks of hosts, routers and pods.
 //!
-//! A [`NetworkPlan`] declares wires, and nodes with addresses on them. [`Net`] is the network built from
-//! it. Each node is a network namespace with its own mount namespace (own `/run`,
+//! A [`NetworkPlan`] declares wires, and nodes with addresses on them. [`Net`] is the network built
+//! from it. Each node is a network namespace with its own mount namespace (own `/run`,
 //! `/var/lib/edge-cni`, `/etc/swanctl`, ...). Each wire is a bridge in another namespace, so that
 //! it can be slowed down from outside the nodes.
 //!
