@@ -206,6 +206,7 @@ impl TimingSection {
         let default = Timing::default();
         Timing {
             liveness: self.liveness.unwrap_or(default.liveness),
+            idle_liveness: default.idle_liveness,
             retransmit: self.retransmit.unwrap_or(default.retransmit),
             transmissions: self.transmissions.unwrap_or(default.transmissions),
             child_lifetime: self.child_lifetime.unwrap_or(default.child_lifetime),

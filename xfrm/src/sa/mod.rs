@@ -156,8 +156,8 @@ impl Replay {
 }
 
 /// Limits at which the kernel reports an SA ([`crate::events::Event::Expire`]). They count packets
-/// and bytes only: the kernel's timers run on the wall clock, and a step of that clock would end SAs.
-/// `None`: no limit.
+/// and bytes only: the kernel's timers run on the wall clock, and a step of that clock would end
+/// SAs. `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Limits {
     /// Bytes after which to rekey.

@@ -278,8 +278,8 @@ impl IkeSa {
             );
             if matches!(cause, Cause::Timer(Duration::ZERO)) {
                 let wait = at.saturating_sub(own.last_sent);
-                // If ESP comes meanwhile, transmissions go on after the last one that is configured,
-                // and waits stay the same.
+                // If ESP comes meanwhile, transmissions go on after the last one that is
+                // configured, and waits stay the same.
                 let esp_came = last_esp.is_some_and(|came| at < came + ESP_COUNTS_AT_MOST);
                 let grows = own.last_wait.is_none_or(|last| wait > last || (esp_came && wait >= last));
                 require!(
