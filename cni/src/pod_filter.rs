@@ -18,8 +18,8 @@ use crate::segment::PodAddress;
 const ATTEMPTS: usize = 8;
 
 /// Lets a pod send with the addresses that it has leased, and with the MAC address that the runtime
-/// requested for it. Returns false where this kernel has no such filter and the operator has excepted
-/// the pod.
+/// requested for it. Returns false where this kernel has no such filter and the operator has
+/// excepted the pod.
 pub(crate) fn admit(
     config: &Config,
     state_dir: &StateDir,

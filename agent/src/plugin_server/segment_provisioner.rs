@@ -298,6 +298,7 @@ mod tests {
             mtu: 0,
             networks: vec![],
             hub_networks: vec![],
+            bridge: None,
         }
     }
 

@@ -74,9 +74,9 @@ impl StateDir {
         Ok(matches!(segments, Some(NetworkSegments::OfNetwork(_))))
     }
 
-    /// The leases in another state directory of this host, with which the plugin shares the bridge's
-    /// filter. It takes no lock, so a lease that is just entered may be missing. None of a damaged
-    /// journal, or of one of another boot.
+    /// The leases in another state directory of this host, with which the plugin shares the
+    /// bridge's filter. It takes no lock, so a lease that is just entered may be missing. None of a
+    /// damaged journal, or of one of another boot.
     pub(crate) fn leases_in(directory: &Path) -> Result<Vec<(Attachment, Lease)>> {
         journal::read(directory, &boot_id()?)
     }
@@ -196,8 +196,8 @@ impl LockedLeases {
         segment::families(segments).into_iter().map(stock).collect()
     }
 
-    /// Leases one address of each family, the requested one where there is such. None, and no lease,
-    /// where a family has no address left. Fails if a requested address cannot be leased.
+    /// Leases one address of each family, the requested one where there is such. None, and no
+    /// lease, where a family has no address left. Fails if a requested address cannot be leased.
     pub(crate) fn lease_addresses(
         &mut self,
         request: &RuntimeRequest,

@@ -28,8 +28,8 @@ const MAX_ALIAS: usize = 255;
 /// Kernels before 6.8 ignore the limit.
 const MAX_LEARNED: u32 = 4096;
 
-/// Makes the bridge, or gives it what it lacks. Several processes may do so at the same time.
-/// `mtu` is that of pods' interfaces, if it is known. `is_former` says whether a network is one of a
+/// Makes the bridge, or gives it what it lacks. Several processes may do so at the same time. `mtu`
+/// is that of pods' interfaces, if it is known. `is_former` says whether a network is one of a
 /// former segment, without pods.
 pub(crate) fn ensure(
     links: &mut Links,
@@ -104,9 +104,10 @@ pub(crate) fn ensure(
     Ok(bridge)
 }
 
-/// The MTU that the bridge needs, if it is another one. It is never larger than that of a port: what
-/// this host sends to a pod must fit the pod's interface, so that the host fragments it or reports
-/// it as too big. By itself the kernel follows the ports only as long as nobody has set the MTU.
+/// The MTU that the bridge needs, if it is another one. It is never larger than that of a port:
+/// what this host sends to a pod must fit the pod's interface, so that the host fragments it or
+/// reports it as too big. By itself the kernel follows the ports only as long as nobody has set the
+/// MTU.
 fn new_mtu(links: &mut Links, bridge: &Link, mtu: u32) -> Result<Option<u32>> {
     let ports = links.all()?.into_iter().filter(|link| link.master == Some(bridge.index));
     let mtu = ports.map(|port| port.mtu).fold(mtu, u32::min);

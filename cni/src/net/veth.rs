@@ -43,8 +43,8 @@ pub(crate) fn host_name(attachment: &Attachment) -> String {
     format!("{PORT_PREFIX}{:011x}", hash >> 20)
 }
 
-/// The MAC address of the pod's end if the runtime requests none. It follows from the attachment, so
-/// that the bridge's filter can be restored without asking the pod.
+/// The MAC address of the pod's end if the runtime requests none. It follows from the attachment,
+/// so that the bridge's filter can be restored without asking the pod.
 pub(crate) fn pod_mac(attachment: &Attachment) -> Mac {
     generated_mac(attachment, "pod", 0x0a)
 }

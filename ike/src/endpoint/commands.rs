@@ -1,5 +1,5 @@
-//! What the owner asks for or reports: connect, rekey, terminate, check a peer, ESP that was sent or
-//! came, another local address.
+//! What the owner asks for or reports: connect, rekey, terminate, check a peer, ESP that was sent
+//! or came, another local address.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -83,8 +83,8 @@ impl Endpoint {
         spi.is_some()
     }
 
-    /// Authentic ESP of the peer's CHILD_SA with this inbound SPI has come since the last report. The
-    /// time is that of the report: it may be up to a second late. See
+    /// Authentic ESP of the peer's CHILD_SA with this inbound SPI has come since the last report.
+    /// The time is that of the report: it may be up to a second late. See
     /// [`crate::EndpointConfig::esp_reported`].
     pub fn esp_received(&mut self, name: &PeerName, inbound_spi: u32, now: Instant) {
         self.esp_reported(name, |child| child.inbound_spi == inbound_spi, |sa| sa.esp_received(now));

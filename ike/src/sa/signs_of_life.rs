@@ -56,9 +56,9 @@ impl SignsOfLife {
     }
 
     /// When to ask the peer. If the owner reports ESP, what was sent must be answered by ESP within
-    /// half of the liveness interval: the owner learns of ESP up to a second late in each direction,
-    /// and the other half covers that. ESP does not replace the check of an idle peer: the kernel of
-    /// a peer goes on sending after its IKE daemon has forgotten us.
+    /// half of the liveness interval: the owner learns of ESP up to a second late in each
+    /// direction, and the other half covers that. ESP does not replace the check of an idle peer:
+    /// the kernel of a peer goes on sending after its IKE daemon has forgotten us.
     pub(crate) fn check_at(&self, timing: &Timing) -> Instant {
         let Some(idle) = self.idle else {
             return self.ike + timing.liveness;

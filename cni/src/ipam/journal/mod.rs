@@ -386,8 +386,8 @@ fn mac_of(address: &IpAddr) -> Option<Mac> {
     }
 }
 
-/// The leases in the journal below `directory`, without the lock and without changing anything. None
-/// of a damaged journal, or of one of another boot.
+/// The leases in the journal below `directory`, without the lock and without changing anything.
+/// None of a damaged journal, or of one of another boot.
 pub(super) fn read(directory: &Path, boot: &str) -> Result<Vec<(Attachment, Lease)>> {
     let Some(bytes) = read_if_present(&directory.join(LEASES_FILE))? else { return Ok(Vec::new()) };
     let (state, ..) = replay(&bytes, None);
