@@ -53,6 +53,15 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             Ok(())
         })
     }),
+    scenario("interruption/agent-away", "what is lost when the edge's agent is killed, and back after 20 s", |lab| {
+        let lossless = Wanted { lost: Some(0.0), silence: None };
+        Site::build(lab)?.with_agents("agent-away", lossless, |site, edge, _| {
+            edge.process().kill()?;
+            pass(Duration::from_secs(20));
+            *edge = site.start_edge()?;
+            Ok(())
+        })
+    }),
     scenario(
         "interruption/hub-agent-killed",
         "what is lost when the hub's agent is killed, and back after 1 s",
