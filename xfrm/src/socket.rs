@@ -1,5 +1,5 @@
-//! Options of the UDP sockets on which IKE is spoken. The only module with `unsafe`: neither the
-//! standard library nor rustix has them.
+//! Options of the UDP sockets on which IKE is spoken, and the filter of a netlink socket. The only
+//! module with `unsafe`: neither the standard library nor rustix has them.
 
 #![allow(unsafe_code)]
 
@@ -42,6 +42,40 @@ pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
 pub fn decapsulate_esp(socket: &impl AsFd, on: bool) -> Result<()> {
     let kind = if on { UDP_ENCAP_ESPINUDP } else { 0 };
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &kind.to_ne_bytes())
+}
+
+/// Lets only datagrams pass that have this byte at this offset (`SO_ATTACH_FILTER`, `socket(7)`).
+pub(crate) fn accept_byte(socket: &impl AsFd, offset: u32, byte: u8) -> Result<()> {
+    let instruction = |code: u32, jump_false: u8, operand: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: jump_false,
+        k: operand,
+    };
+    let mut program = [
+        instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, offset),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, u32::from(byte)),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
+    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the descriptor is borrowed for the call, the value is one live `sock_fprog` of this
+    // length, and the program that it points to outlives the call, which copies it.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            length,
+        )
+    };
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(Error::SocketOption { option: "SO_ATTACH_FILTER", source: io::Error::last_os_error() })
+    }
 }
 
 /// `struct xfrm_userpolicy_info` of an allow without template.

@@ -1,4 +1,6 @@
-//! The kernel's notifications about SAs and policies, on a socket of their own.
+//! The kernel's notifications about SAs and policies, on a socket of their own. Those about ESP
+//! packets come on another one ([`EspEventSocket`]), because there may be many, and losing some does
+//! no harm.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,6 +18,10 @@ use crate::policy::InstalledPolicy;
 use crate::sa::{Sa, SaId};
 use crate::selector::Selector;
 use crate::uapi;
+
+mod esp;
+
+pub use esp::{EspEvent, EspEventSocket};
 
 /// Largest notification, bytes. An SA with its widest replay window takes less than 2 KiB.
 const MAX_DATAGRAM: usize = 32 << 10;
@@ -105,16 +111,13 @@ impl EventSocket {
     /// Opens it in the thread's network namespace. Open it before the first dump, so that no change
     /// is missed.
     pub fn open() -> Result<Self> {
-        let failed = |doing: &'static str| move |source: io::Error| netlink::Error::Io { doing, source };
-        let mut socket = Socket::new(NETLINK_XFRM).map_err(failed("cannot open a netlink socket"))?;
-        socket.set_non_blocking(true).map_err(failed("cannot set O_NONBLOCK on a netlink socket"))?;
-        widen_buffer(&socket)?;
-        socket.bind(&Port::new(0, 0)).map_err(failed("cannot bind a netlink socket"))?;
-        for group in
-            [nl::XFRMNLGRP_ACQUIRE, nl::XFRMNLGRP_EXPIRE, nl::XFRMNLGRP_SA, nl::XFRMNLGRP_POLICY, nl::XFRMNLGRP_MAPPING]
-        {
-            socket.add_membership(group).map_err(failed("cannot listen to XFRM's notifications"))?;
-        }
+        let socket = open_socket(&[
+            nl::XFRMNLGRP_ACQUIRE,
+            nl::XFRMNLGRP_EXPIRE,
+            nl::XFRMNLGRP_SA,
+            nl::XFRMNLGRP_POLICY,
+            nl::XFRMNLGRP_MAPPING,
+        ])?;
         Ok(Self { socket, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]), queue: VecDeque::new(), ignored: Vec::new() })
     }
 
@@ -175,6 +178,19 @@ impl AsRawFd for EventSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+/// A non-blocking socket that listens to these groups.
+fn open_socket(groups: &[u32]) -> Result<Socket> {
+    let failed = |doing: &'static str| move |source: io::Error| netlink::Error::Io { doing, source };
+    let mut socket = Socket::new(NETLINK_XFRM).map_err(failed("cannot open a netlink socket"))?;
+    socket.set_non_blocking(true).map_err(failed("cannot set O_NONBLOCK on a netlink socket"))?;
+    widen_buffer(&socket)?;
+    socket.bind(&Port::new(0, 0)).map_err(failed("cannot bind a netlink socket"))?;
+    for group in groups {
+        socket.add_membership(*group).map_err(failed("cannot listen to XFRM's notifications"))?;
+    }
+    Ok(socket)
 }
 
 /// `None` for notifications that are not used.

@@ -447,6 +447,8 @@ impl SaParams {
             })
         }));
         attributes.extend(self.replay_attribute(features));
+        // No number of packets leads to a notification ([`crate::events::EspEventSocket`]).
+        attributes.push(nl::XfrmAttrs::ReplayThreshold(0));
         if inbound && self.encap.is_some() {
             attributes.push(nl::XfrmAttrs::MappingTimeThreshold(MAPPING_THRESHOLD_SECONDS));
         }

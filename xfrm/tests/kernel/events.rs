@@ -1,18 +1,23 @@
 //! Notifications of the kernel.
 
-use edge_xfrm::events::{Event, EventSocket};
-use edge_xfrm::{Direction, Policy, Reqid, Xfrm};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use edge_xfrm::events::{EspEvent, EspEventSocket, Event, EventSocket};
+use edge_xfrm::{Direction, Encap, Policy, Replay, Reqid, SaDirection, SaParams, Xfrm};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::Needs::Root;
+use crate::Needs::{Esp, Root};
 use crate::Test;
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, receive, sa};
+use crate::pair::{connect, pair, reversed};
 use crate::policies::selector;
 
 pub(crate) const TESTS: &[Test] = &[
     ("what_others_do_to_policies_is_told_and_what_we_do_is_not", Root, others_changes),
     ("a_packet_without_an_sa_raises_acquire_with_the_reqid_of_its_policy", Root, acquire),
     ("a_full_buffer_is_told_as_overrun", Root, overrun),
+    ("esp_of_our_sas_is_reported_at_most_once_a_second_and_none_while_idle", Esp, esp),
 ];
 
 /// Waits for the next event.
@@ -21,9 +26,76 @@ pub(crate) fn next(events: &mut EventSocket) -> Event {
         if let Some(event) = events.next().unwrap() {
             return event;
         }
-        let patience = rustix::time::Timespec { tv_sec: 30, tv_nsec: 0 };
-        let ready = poll(&mut [PollFd::new(&*events, PollFlags::IN)], Some(&patience)).unwrap();
-        assert_eq!(ready, 1, "no event within 30 s");
+        await_readable(&*events);
+    }
+}
+
+fn await_readable(events: &impl AsFd) {
+    let patience = rustix::time::Timespec { tv_sec: 30, tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&patience)).unwrap();
+    assert_eq!(ready, 1, "no event within 30 s");
+}
+
+fn next_esp(events: &mut EspEventSocket) -> EspEvent {
+    loop {
+        if let Some(event) = events.next().unwrap() {
+            return event;
+        }
+        await_readable(&*events);
+    }
+}
+
+fn esp() {
+    for (replay, encap) in [(Replay::PLAIN, None), (Replay::ESN, Some(4500))] {
+        let encap = encap.map(|port| Encap { source_port: port, destination_port: port });
+        let pair = pair();
+        let [mut at_a, mut at_b] = [&pair.a, &pair.b].map(|end| end.run(|| EspEventSocket::open().unwrap()));
+        let forth = SaParams { replay, encap, ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1) };
+        connect(&pair, &forth, &reversed(&forth, 0x1001), None);
+        // An SA of another program, whose every second packet is reported to those that listen.
+        pair.a.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x2000 reqid 7 mode tunnel \
+             aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128");
+        pair.a.ip(
+            "xfrm policy add dir out src 10.99.0.1/32 dst 10.99.0.2/32 tmpl src 192.0.2.1 dst 192.0.2.2 proto esp \
+             reqid 7 mode tunnel",
+        );
+        pair.a.ip("route add 10.99.0.2/32 via 192.0.2.2");
+        let server = pair.b.listen("10.77.1.1:7");
+        let expected = EspEvent { id: forth.id(), reqid: forth.reqid.raw() };
+        let since = Instant::now();
+        let mut reported = [0_u64; 2];
+        // Each packet is reported, at once or at the end of the interval, at either end.
+        for _ in 0..3 {
+            for _ in 0..20 {
+                pair.a.send("10.99.0.1", "10.99.0.2:7", "of another program");
+                pair.a.send("10.77.0.1", "10.77.1.1:7", "one way");
+                assert_eq!(receive(&server), "one way");
+            }
+            for (events, reported) in [&mut at_a, &mut at_b].into_iter().zip(&mut reported) {
+                assert_eq!(next_esp(events), expected);
+                *reported += 1;
+            }
+        }
+        for (events, reported) in [&mut at_a, &mut at_b].into_iter().zip(&mut reported) {
+            while events.next().unwrap().is_some() {
+                *reported += 1;
+            }
+        }
+        let most = since.elapsed().as_secs() + 2;
+        assert!(reported.iter().all(|reported| *reported <= most), "{reported:?} events, at most one a second: {most}");
+        // The end of the interval of the last packet may bring one more. An idle SA has none.
+        let idle = Instant::now() + Duration::from_secs(4);
+        let mut late = 0;
+        while let Some(left) = idle.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            let wait = rustix::time::Timespec::try_from(left).unwrap();
+            if poll(&mut [PollFd::new(&at_b, PollFlags::IN)], Some(&wait)).unwrap() == 1 {
+                late += usize::from(at_b.next().unwrap().is_some());
+            }
+        }
+        assert!(late <= 1, "{late} events of an idle SA");
+        // The first packet after that is reported at once: the answer to it cannot be there yet.
+        pair.a.send("10.77.0.1", "10.77.1.1:7", "again");
+        assert_eq!(next_esp(&mut at_a), expected);
     }
 }
 
