@@ -172,9 +172,12 @@ impl CniSection {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimingSection {
-    /// Silence of the peer after which its liveness is checked.
+    /// How long nothing may come back for what was sent before the peer's liveness is checked.
     #[serde(with = "duration::optional")]
     pub liveness: Option<Duration>,
+    /// Time without an IKE message after which an idle peer's liveness is checked.
+    #[serde(with = "duration::optional")]
+    pub idle_liveness: Option<Duration>,
     /// Wait before the first retransmission; doubled each time.
     #[serde(with = "duration::optional")]
     pub retransmit: Option<Duration>,
@@ -206,7 +209,7 @@ impl TimingSection {
         let default = Timing::default();
         Timing {
             liveness: self.liveness.unwrap_or(default.liveness),
-            idle_liveness: default.idle_liveness,
+            idle_liveness: self.idle_liveness.unwrap_or(default.idle_liveness),
             retransmit: self.retransmit.unwrap_or(default.retransmit),
             transmissions: self.transmissions.unwrap_or(default.transmissions),
             child_lifetime: self.child_lifetime.unwrap_or(default.child_lifetime),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use edge_xfrm::events::EventSocket;
+use edge_xfrm::events::{EspEventSocket, EventSocket};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -133,6 +133,12 @@ pub(super) fn take_listen_fds(count: RawFd) -> Vec<OwnedFd> {
 pub(super) fn watch(events: EventSocket) -> io::Result<AsyncFd<EventSocket>> {
     // SAFETY: the event socket owns its descriptor and never replaces or closes it before it is
     // dropped.
+    Ok(unsafe { AsyncFd::register(events)? })
+}
+
+/// Registers XFRM's notifications about ESP with the runtime.
+pub(super) fn watch_esp(events: EspEventSocket) -> io::Result<AsyncFd<EspEventSocket>> {
+    // SAFETY: as in `watch`.
     Ok(unsafe { AsyncFd::register(events)? })
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::Context;
 use edge_ike::{Auth, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName};
 use edge_types::api::TunnelCount;
-use edge_xfrm::events::EventSocket;
-use edge_xfrm::{Reqid, Xfrm};
+use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
+use edge_xfrm::{Reqid, SaDirection, Xfrm};
 use ring::rand::SystemRandom;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,6 +39,8 @@ const MAX_DATAGRAM: usize = 65_535;
 /// Largest number of datagrams that wait for the endpoint. Further ones are dropped, as in a
 /// congested network.
 const DATAGRAM_QUEUE: usize = 256;
+/// Largest number of events of ESP that are handled before anything else gets its turn.
+const ESP_EVENTS: usize = 256;
 
 /// Requests to the driver.
 #[derive(Debug)]
@@ -84,6 +86,8 @@ pub struct Driver {
     pub(super) host: watch::Receiver<HostState>,
     sockets: Vec<Arc<Socket>>,
     pub(super) kernel_events: AsyncFd<EventSocket>,
+    /// `None`: the kernel does not report ESP.
+    esp_events: Option<AsyncFd<EspEventSocket>>,
 }
 
 impl Driver {
@@ -99,12 +103,17 @@ impl Driver {
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
         events.ignore_port(xfrm.port());
         let sockets = ike_sockets::open(config.port, config.nat_port, config.hold_sockets)?;
-        let endpoint_config =
-            EndpointConfig { port: config.port, nat_port: config.nat_port, ..EndpointConfig::default() };
-        let child_lifetime = config.timing.resolve().child_lifetime;
+        let timing = config.timing.resolve();
+        let esp_events = open_esp_events(timing.liveness);
+        let endpoint_config = EndpointConfig {
+            port: config.port,
+            nat_port: config.nat_port,
+            esp_reported: esp_events.is_some(),
+            ..EndpointConfig::default()
+        };
         let mut sas = SaTable::default();
         let is_local = |address: IpAddr| source_address(address) == Some(address);
-        sas.inherit(xfrm.sas()?, is_local, boot_time() + child_lifetime);
+        sas.inherit(xfrm.sas()?, is_local, boot_time() + timing.child_lifetime);
         Ok(Self {
             endpoint: Endpoint::new(endpoint_config),
             environment: KernelEnvironment {
@@ -129,6 +138,7 @@ impl Driver {
             host,
             sockets,
             kernel_events: datagram_socket::watch(events)?,
+            esp_events,
         })
     }
 
@@ -172,6 +182,7 @@ impl Driver {
                     self.handle_kernel_events(events?);
                 }
                 () = tokio::time::sleep_until(check_at) => self.check_kernel(),
+                events = esp_events(self.esp_events.as_mut()) => self.handle_esp_events(&events?),
                 _ = count_tick.tick() => {
                     let count = Some(self.count());
                     tunnels.send_if_modified(|sent| std::mem::replace(sent, count) != count);
@@ -293,6 +304,19 @@ impl Driver {
         }
     }
 
+    /// Reports ESP of peers' CHILD_SAs to the endpoint.
+    fn handle_esp_events(&mut self, events: &[EspEvent]) {
+        let now = boot_time();
+        for event in events {
+            match self.sas.usage(event.id) {
+                Some((peer, SaDirection::In)) => self.endpoint.esp_received(peer, event.id.spi, now),
+                Some((peer, SaDirection::Out)) => self.endpoint.esp_sent(peer, event.id.spi, now),
+                // Inherited, or deleted meanwhile.
+                None => {}
+            }
+        }
+    }
+
     fn assign_reqids(&mut self, changes: &PeerChanges) {
         // Until the desired state is complete, reqids of peers that a later view may name stay
         // assigned.
@@ -376,6 +400,37 @@ async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
             }
         }
     }
+}
+
+/// Where the kernel does not report ESP, the endpoint checks every silent peer.
+fn open_esp_events(liveness: Duration) -> Option<AsyncFd<EspEventSocket>> {
+    let opened = EspEventSocket::open().map_err(anyhow::Error::from);
+    match opened.and_then(|events| Ok(datagram_socket::watch_esp(events)?)) {
+        Ok(events) => Some(events),
+        Err(error) => {
+            tracing::warn!(
+                "the kernel does not report ESP packets, so each peer is checked after {liveness:?} without IKE messages: {error:#}"
+            );
+            None
+        }
+    }
+}
+
+/// Waits for ESP and returns its events, at most [`ESP_EVENTS`].
+async fn esp_events(socket: Option<&mut AsyncFd<EspEventSocket>>) -> anyhow::Result<Vec<EspEvent>> {
+    let Some(socket) = socket else { return std::future::pending().await };
+    let mut ready = socket.readable_mut().await.context("XFRM's events of ESP")?;
+    let mut events = Vec::new();
+    while events.len() < ESP_EVENTS {
+        match ready.get_inner_mut().next()? {
+            Some(event) => events.push(event),
+            None => {
+                ready.clear_ready();
+                break;
+            }
+        }
+    }
+    Ok(events)
 }
 
 fn read_events(socket: &mut EventSocket) -> anyhow::Result<Vec<edge_xfrm::events::Event>> {

@@ -426,6 +426,13 @@ impl SaTable {
         self.children.get(self.owners.get(&id)?).map(|child| &child.peer)
     }
 
+    /// The peer of an SA, and the direction of its packets.
+    pub(super) fn usage(&self, id: SaId) -> Option<(&PeerName, SaDirection)> {
+        let child = self.children.get(self.owners.get(&id)?)?;
+        let installed = child.inbound.iter().chain(&child.outbound).find(|sa| sa.id == id)?;
+        Some((&child.peer, installed.direction))
+    }
+
     /// The CHILD_SA with this id.
     pub(super) fn child(&self, id: ChildId) -> Option<&Arc<ChildSa>> {
         self.children.get(&id).map(|child| &child.sa)

@@ -14,8 +14,8 @@ use crate::topology::{NetworkPlan, Node};
 
 const CLOUD: &str = "203.0.113.1";
 
-/// How long an idle edge is watched: some NAT keepalives (every 20 s).
-const IDLE: Duration = Duration::from_secs(60);
+/// How long an idle edge is watched: some NAT keepalives (every 20 s) and a liveness check.
+const IDLE: Duration = Duration::from_secs(120);
 
 /// How long all tunnels of a mesh may take on a loaded machine.
 const UP: Duration = Duration::from_secs(1500);
