@@ -55,8 +55,8 @@ pub struct EspEventSocket {
 }
 
 impl EspEventSocket {
-    /// Opens it in the thread's network namespace. Fails if the kernel cannot report ESP, or does so
-    /// more seldom than once a second.
+    /// Opens it in the thread's network namespace. Fails if the kernel cannot report ESP, or does
+    /// so more seldom than once a second.
     pub fn open() -> Result<Self> {
         check_interval(std::fs::read_to_string(INTERVAL_PATH))?;
         let socket = open_socket(&[nl::XFRMNLGRP_AEVENTS])?;

@@ -1,6 +1,6 @@
 //! The kernel's notifications about SAs and policies, on a socket of their own. Those about ESP
-//! packets come on another one ([`EspEventSocket`]), because there may be many, and losing some does
-//! no harm.
+//! packets come on another one ([`EspEventSocket`]), because there may be many, and losing some
+//! does no harm.
 
 use std::collections::VecDeque;
 use std::io;
