@@ -109,8 +109,8 @@ fn a_deleted_policy_is_told_with_its_templates() {
     let mut nlas = vec![nl::XfrmAttrs::PolicyInfo(raw.user_policy_info)];
     nlas.extend(raw.nlas);
     let body = emitted(&nl::policy::DelGetMessage { user_policy_id: nl::UserPolicyId::default(), nlas });
-    let Ok(Some(Event::PolicyDeleted(told))) = parsed(nl::XFRM_MSG_DELPOLICY, &body) else { panic!() };
-    assert!(told.matches(&policy), "{told}");
+    let Ok(Some(Event::PolicyDeleted(deleted))) = parsed(nl::XFRM_MSG_DELPOLICY, &body) else { panic!() };
+    assert!(deleted.matches(&policy), "{deleted}");
 }
 
 #[test]

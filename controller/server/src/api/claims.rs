@@ -22,7 +22,7 @@ impl ClaimReporter {
     /// refused.
     pub(super) fn publish(&self, node: &NodeName, taken: &[IpNetwork], conflicts: Vec<ClaimConflict>) {
         if !taken.is_empty() {
-            tracing::warn!(%node, segments = ?taken, "it uses segments that nobody was known to hold: they are its own; was an old backup restored?");
+            tracing::warn!(%node, segments = ?taken, "it uses segments that no node was known to hold, and holds them from now on; was an old backup restored?");
             let list: Vec<String> = taken.iter().map(ToString::to_string).collect();
             let note = format!("{}: in use, and not known to be granted; granted to it", list.join(", "));
             self.events.warning(About::EdgeNode, node.as_str(), "SegmentReported", note);

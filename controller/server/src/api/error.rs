@@ -103,7 +103,7 @@ pub enum ApiError {
     #[error("the service account token is refused: {0}")]
     ServiceAccount(String),
     /// The API server did not review the service account token.
-    #[error("the API server does not say whose the service account token is: {0}")]
+    #[error("the API server did not review the service account token: {0}")]
     TokenReview(String),
     /// The node may not join under this name.
     #[error(transparent)]

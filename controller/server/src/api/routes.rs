@@ -36,7 +36,7 @@ async fn serve_openapi() -> impl IntoResponse {
 pub(super) fn routes() -> Vec<Route> {
     vec![
         Route::post("/v1/join", "join", post(join::join))
-            .summary("Join with a token: a certificate for a key that was made on the node.")
+            .summary("Join with a token. The response has a certificate for the node's key.")
             .access(Access::Anyone)
             .request::<JoinRequest>()
             .response::<CertificateResponse>()
@@ -48,7 +48,7 @@ pub(super) fn routes() -> Vec<Route> {
             .response::<CertificateResponse>()
             .errors(&[409]),
         Route::new(Method::PUT, "/v1/nodes/{node}", "report", put(report::report))
-            .summary("Say where the node is found.")
+            .summary("Report the node's addresses, tunnels and segments.")
             .access(Access::Node)
             .request::<NodeReport>()
             .status(204),
@@ -57,13 +57,13 @@ pub(super) fn routes() -> Vec<Route> {
             .access(Access::NodeOrOperator)
             .response::<SegmentResponse>(),
         Route::post("/v1/nodes/{node}/segments", "applyForSegments", post(segments::request))
-            .summary("Apply for one more segment of each family; all or none.")
+            .summary("Request one more segment of each family; all or none.")
             .access(Access::Node)
             .request::<SegmentRequest>()
             .response::<SegmentResponse>()
             .errors(&[409]),
         Route::get("/v1/nodes/{node}/view", "view", get(view::view))
-            .summary("The node and whom it may talk to: once, or as a stream of lines.")
+            .summary("The node and the peers that it may talk to: once, or as a stream of lines.")
             .access(Access::NodeOrOperator)
             .query::<view::Parameters>()
             .response::<NodeView>()
@@ -73,7 +73,7 @@ pub(super) fn routes() -> Vec<Route> {
             .summary("All registered nodes.")
             .response::<Vec<NodeInfo>>(),
         Route::delete("/v1/nodes/{node}", "deregister", delete(operator::deregister))
-            .summary("Take a node out of the network; the segments that it held.")
+            .summary("Deregister a node. The response has the segments that it held.")
             .response::<Vec<SegmentInfo>>(),
         Route::new(Method::PATCH, "/v1/nodes/{node}/labels", "label", patch(operator::label))
             .summary("Set labels, or remove them with null (RFC 7396).")
@@ -86,11 +86,11 @@ pub(super) fn routes() -> Vec<Route> {
             .summary("All communities with their members.")
             .response::<Vec<CommunityInfo>>(),
         Route::new(Method::PUT, "/v1/communities/{name}", "setCommunity", put(operator::set_community))
-            .summary("List who belongs to a community besides those whose labels say so.")
+            .summary("List the members of a community, in addition to those that have its label.")
             .request::<CommunityMembers>()
             .status(204),
         Route::delete("/v1/communities/{name}", "deleteCommunity", delete(operator::delete_community))
-            .summary("Remove a community's list; labels may still name it.")
+            .summary("Remove a community's list. Nodes with its label stay members.")
             .status(204),
         Route::get("/v1/ca", "authorities", get(ca::list))
             .summary("All certificate authorities.")
@@ -101,7 +101,7 @@ pub(super) fn routes() -> Vec<Route> {
             .response::<AuthorityInfo>()
             .errors(&[409]),
         Route::delete("/v1/ca/{id}", "retire", delete(ca::retire))
-            .summary("Trust an authority no more.")
+            .summary("Stop trusting an authority.")
             .query::<ca::Parameters>()
             .response::<AuthorityInfo>()
             .errors(&[409]),
@@ -109,12 +109,12 @@ pub(super) fn routes() -> Vec<Route> {
             .summary("All join tokens, without their secrets.")
             .response::<Vec<TokenInfo>>(),
         Route::post("/v1/tokens", "createToken", post(operator::create_token))
-            .summary("Make a join token: the only response that holds it.")
+            .summary("Make a join token. Only this response contains it.")
             .request::<TokenRequest>()
             .status(201)
             .response::<TokenCreated>(),
         Route::delete("/v1/tokens/{id}", "deleteToken", delete(operator::delete_token))
-            .summary("Let nobody join with a token any more.")
+            .summary("Delete a token: no node can join with it any more.")
             .status(204),
         Route::get("/v1/backup", "backup", get(archive::download))
             .summary("Everything that is kept, private keys included, as an archive.")

@@ -245,7 +245,7 @@ impl ObjectVersions {
                 change
             }
             Err(why) if object_key.0 == Kind::Segment => {
-                self.cannot_read(object_key, &why, "its addresses are given to nobody");
+                self.cannot_read(object_key, &why, "no node gets its addresses");
                 blocked(&object_key.1)?
             }
             Err(why) => {
