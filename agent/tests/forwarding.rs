@@ -14,7 +14,7 @@ use edge_agent::incidents::Incidents;
 use edge_agent::membership::Uplink;
 use edge_types::Role;
 use edge_xfrm::guard::GuardConfig;
-use interop_tests::netns::{ignored_test, is_in_namespaces, obstacle_with_nft, run, succeed};
+use interop_tests::netns::{ignored_test, is_in_namespaces, run, succeed, unavailable_with_nft};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -83,7 +83,7 @@ fn passes(name: &str, path: Option<&Path>) {
 
 #[test]
 fn forwarding_is_turned_on_once_the_table_is_in_place() {
-    if let Some(why) = obstacle_with_nft() {
+    if let Some(why) = unavailable_with_nft() {
         eprintln!("skipped: {why}");
         return;
     }
@@ -112,7 +112,7 @@ fn with_nft() {
 
 #[test]
 fn without_the_table_the_node_does_not_forward_and_status_says_so() {
-    if let Some(why) = obstacle_with_nft() {
+    if let Some(why) = unavailable_with_nft() {
         eprintln!("skipped: {why}");
         return;
     }

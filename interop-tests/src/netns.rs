@@ -11,13 +11,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Why this machine cannot run tests in network namespaces, if so. It makes one to find out.
 #[must_use]
-pub fn obstacle() -> Option<String> {
+pub fn unavailable() -> Option<String> {
     probe(|_| None)
 }
 
-/// As [`obstacle`], for tests that also need `nft`.
+/// As [`unavailable`], for tests that also need `nft`.
 #[must_use]
-pub fn obstacle_with_nft() -> Option<String> {
+pub fn unavailable_with_nft() -> Option<String> {
     probe(|name| {
         let listed = Command::new("ip").args(["netns", "exec", name, "nft", "list", "ruleset"]).output();
         let works = listed.is_ok_and(|output| output.status.success());

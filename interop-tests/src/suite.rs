@@ -17,9 +17,9 @@ pub enum Unrunnable {
 }
 
 /// Runs the tests whose names contain one of the words on the command line, or all of them; with
-/// `--list` it prints their names. `obstacle` says why none of them can run here, if so.
+/// `--list` it prints their names. `unavailable` says why none of them can run here, if so.
 #[must_use]
-pub fn run(tests: &[Test], obstacle: impl FnOnce() -> Option<String>, unrunnable: Unrunnable) -> ExitCode {
+pub fn run(tests: &[Test], unavailable: impl FnOnce() -> Option<String>, unrunnable: Unrunnable) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let chosen: Vec<&Test> =
@@ -30,7 +30,7 @@ pub fn run(tests: &[Test], obstacle: impl FnOnce() -> Option<String>, unrunnable
     }
     println!("\nrunning {} tests", chosen.len());
     if !chosen.is_empty()
-        && let Some(why) = obstacle()
+        && let Some(why) = unavailable()
     {
         return report_unrunnable(&chosen, &why, unrunnable == Unrunnable::FailInCi && is_ci());
     }

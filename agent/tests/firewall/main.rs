@@ -13,5 +13,5 @@ use interop_tests::suite::{self, Test, Unrunnable};
 
 fn main() -> ExitCode {
     let tests: Vec<Test> = [reach::TESTS, keys::TESTS, obstacles::TESTS].concat();
-    suite::run(&tests, netns::obstacle_with_nft, Unrunnable::Skip)
+    suite::run(&tests, netns::unavailable_with_nft, Unrunnable::Skip)
 }

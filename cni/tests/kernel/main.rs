@@ -42,5 +42,5 @@ fn main() -> ExitCode {
         check_and_gc::TESTS,
     ]
     .concat();
-    suite::run(&tests, netns::obstacle, Unrunnable::Skip)
+    suite::run(&tests, netns::unavailable, Unrunnable::Skip)
 }

@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// # Errors
 /// The first check that does not hold.
 pub(super) fn run(lab: &Lab) -> Result<()> {
-    if let Some(why) = kube::obstacle() {
+    if let Some(why) = kube::unavailable() {
         ensure!(!kube::suite::must_run(), why);
         return skip(&why);
     }

@@ -17,6 +17,6 @@ pub mod suite;
 
 pub use build::OVERRIDE;
 pub use control_plane::{ControlPlane, Options, Storage};
-pub use programs::{Programs, RELEASE, ensure, obstacle};
+pub use programs::{Programs, RELEASE, ensure, unavailable};
 pub use rbac::Subject;
 pub use session::session;

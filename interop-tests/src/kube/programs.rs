@@ -89,7 +89,7 @@ pub fn ensure() -> Result<Programs> {
 
 /// Why this machine cannot run a control plane, if so. It builds nothing to find out.
 #[must_use]
-pub fn obstacle() -> Option<String> {
+pub fn unavailable() -> Option<String> {
     let found = || -> Result<()> {
         Helpers::find()?;
         if Programs::overridden()?.is_some() {

@@ -61,7 +61,7 @@ pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
 /// reaches no module proxy. If this machine cannot build them, the scenario reports that.
 pub(super) fn control_plane(scenarios: &[&Scenario]) -> Result<()> {
     let wanted = scenarios.iter().any(|scenario| matches!(scenario.needs, Needs::ControlPlane));
-    if wanted && kube::obstacle().is_none() {
+    if wanted && kube::unavailable().is_none() {
         kube::ensure()?;
     }
     Ok(())
