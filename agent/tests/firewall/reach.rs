@@ -1,7 +1,7 @@
 //! What an edge drops and accepts without keys in `[firewall]`.
 
 use super::Test;
-use super::world::{BOTH, V4, World, passes};
+use super::world::{BOTH, V4, V6, World, passes};
 use edge_agent::config::Config;
 use edge_agent::host::firewall::Firewall;
 use ipnetwork::IpNetwork;
@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_flow_that_was_there_before_the_table_is_judged_too", former_flows),
     ("what_a_node_sends_under_a_client_of_its_own_takes_the_bridges_address", sent_for_others),
     ("a_pod_reaches_itself_by_its_published_port", hairpin),
+    ("neither_pods_nor_lan_hosts_reach_the_nodes_loopback_addresses_and_its_own_processes_do", loopback),
     ("the_plugins_table_goes_when_the_agents_comes", plugins_table),
     ("a_table_of_an_earlier_release_is_replaced", upgrade),
     ("down_keeps_the_table_while_pods_are_attached_and_the_plugin_cannot_make_its_own", down),
@@ -293,6 +294,52 @@ fn hairpin() {
                     "bridge-nf-call: {netfilter}"
                 );
             }
+        }
+    }
+}
+
+/// portmap and kube-proxy let packets to and from 127.0.0.0/8 cross links (`route_localnet`), so
+/// that the node's processes reach published ports there.
+fn loopback() {
+    let world = World::new();
+    world.serve("edge");
+    world.serve("pod");
+    world.sh(
+        "edge",
+        "set -e
+         sysctl -qw net.ipv4.conf.all.route_localnet=1
+         nft 'add table ip publish; add chain ip publish out { type nat hook output priority -100; }; \
+              add chain ip publish post { type nat hook postrouting priority srcnat; }; \
+              add rule ip publish out ip daddr 127.0.0.1 tcp dport 8080 dnat to 10.77.1.2:80; \
+              add rule ip publish post ip saddr 127.0.0.1 oifname ecni0 masquerade'",
+    );
+    for (name, via) in [("pod", [V4.bridge, V6.bridge]), ("lan", [V4.edge_lan, V6.edge_lan])] {
+        world.sh(
+            name,
+            &format!(
+                "sysctl -qw net.ipv4.conf.all.route_localnet=1
+                 ip addr del 127.0.0.1/8 dev lo; ip -6 addr del ::1/128 dev lo
+                 ip route add 127.0.0.1/32 via {} dev eth0; ip -6 route add ::1/128 via {} dev eth0 || true",
+                via[0], via[1]
+            ),
+        );
+        assert!(world.fetch(name, "127.0.0.1", 80).is_some(), "without the table {name} reaches it");
+        // The kernel itself refuses it on every link but `lo`.
+        world.cannot_fetch(name, "::1", 80);
+    }
+    assert!(world.arrives("lan", "127.0.0.5", "edge", V4.edge_lan), "without the table");
+    for netfilter in ["0", "1"] {
+        world.sh("edge", &format!("sysctl -qw net.bridge.bridge-nf-call-iptables={netfilter} || true"));
+        for minimal in [false, true] {
+            world.apply(&Firewall { minimal, ..World::edge() });
+            for name in ["pod", "lan"] {
+                world.cannot_fetch(name, "127.0.0.1", 80);
+                world.cannot_fetch(name, "::1", 80);
+            }
+            world.cannot_pose("lan", "127.0.0.5", "edge", V4.edge_lan);
+            assert!(world.refused("loopback") >= 5, "{}", world.refused("loopback"));
+            assert_eq!(world.fetch("edge", "127.0.0.1", 8080).as_deref(), Some(V4.bridge), "the published port");
+            assert!(world.fetch("edge", "127.0.0.1", 80).is_some() && world.fetch("edge", "::1", 80).is_some());
         }
     }
 }

@@ -63,7 +63,7 @@ impl FilterSet {
     /// sets, chains or rules.
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Ports => "ports-v1",
+            Self::Ports => "ports-v2",
             Self::Macs => "macs",
             Self::Ipv4 => "ipv4",
             Self::Ipv6 => "ipv6",
@@ -172,6 +172,9 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod-arp", vec![count_and_drop()], Some("ARP sender"));
 
     rule("pod-ipv4", vec![layer4(UDP), transport(&[0, 67]), count_and_drop()], Some("DHCP server"));
+    // With `route_localnet`, which portmap and kube-proxy set, the host would take it as its own.
+    let loopback = vec![protocol(0x0800), vec![payload(Base::Network, 16, 1), equals(&[127])], count_and_drop()];
+    rule("pod-ipv4", loopback, Some("loopback address"));
     let igmp = vec![payload(Base::Network, 9, 1), equals(&[2])];
     rule("pod-ipv4", vec![protocol(0x0800), igmp, transport(&[0x11]), count_and_drop()], Some("IGMP query"));
     let source = [port_and(Base::Link, 6, 6), then(Base::Network, 12, 4), in_set(FilterSet::Ipv4)].concat();

@@ -15,7 +15,7 @@ pub(super) const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
 
 /// The set of the pods' bridges. Its version must be raised with every change of sets, chains or
 /// rules.
-pub(super) const BRIDGES: &str = "bridges-v2";
+pub(super) const BRIDGES: &str = "bridges-v3";
 
 /// The kinds of links between which container runtimes, hypervisors and other CNIs forward.
 pub(super) const CONTAINER_KINDS: [&str; 6] = ["bridge", "dummy", "geneve", "netkit", "veth", "vxlan"];
@@ -26,6 +26,7 @@ const UPLINKS: &str = "uplinks";
 /// Addresses at which nothing is published, IPv4 and IPv6.
 const SERVICES: [&str; 2] = ["services4", "services6"];
 
+const PREROUTING: &str = "prerouting";
 const FORWARD: &str = "forward";
 const REDIRECTED: &str = "redirected";
 const TO_PODS: &str = "to-pods";
@@ -34,6 +35,10 @@ const SERVICES_HERE: &str = "services-here";
 
 /// `RTN_LOCAL` (`linux/rtnetlink.h`).
 const LOCAL: u32 = 2;
+
+/// `NF_INET_PRE_ROUTING` with the priority of the agent's chain: before connection tracking (-200),
+/// which restores the destinations of answers.
+const PREROUTING_HOOK: BaseChain = BaseChain { hook: 0, priority: -300 };
 
 /// `NF_INET_LOCAL_IN`, before IPVS (98).
 const INPUT_HOOK: BaseChain = BaseChain { hook: 1, priority: -150 };
@@ -95,6 +100,8 @@ impl TableContent {
         for chain in [REDIRECTED, TO_PODS] {
             messages.push(TABLE.new_chain(chain, None));
         }
+        messages.push(TABLE.new_chain(PREROUTING, Some(&PREROUTING_HOOK)));
+        messages.extend(rules_of_prerouting().iter().map(|rule| TABLE.new_rule(rule)));
         messages.push(TABLE.new_chain(FORWARD, Some(&FORWARD_HOOK)));
         if fib && !self.services.is_empty() {
             messages.push(TABLE.new_chain(SERVICES_HERE, Some(&INPUT_HOOK)));
@@ -196,6 +203,25 @@ impl TableContent {
         }
         rules
     }
+}
+
+/// The rules about loopback addresses, 127.0.0.0/8, on packets of other hosts and pods. The kernel
+/// drops them itself, unless portmap or kube-proxy has set `route_localnet`, and `::1` in any case.
+fn rules_of_prerouting() -> Vec<Rule> {
+    let [ipv4, _] = NFPROTO;
+    let mut rules =
+        vec![vec![meta(Meta::InputName), equals(&interface_key("lo")), Expression::Verdict(Verdict::Accept)]];
+    for offset in [16, 12] {
+        rules.push(vec![
+            meta(Meta::NetfilterProtocol),
+            equals(&[ipv4]),
+            Expression::Payload { base: Base::Network, offset, length: 1, register: 1 },
+            equals(&[127]),
+            Expression::Counter,
+            Expression::Verdict(Verdict::Drop),
+        ]);
+    }
+    rules.into_iter().map(|expressions| Rule { chain: PREROUTING, expressions, comment: None }).collect()
 }
 
 /// `enum byteorder` of nft(8).

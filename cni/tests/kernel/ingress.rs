@@ -21,11 +21,11 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
-const HOST: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
-const NEIGHBOUR: [&str; 2] = ["192.0.2.66", "2001:db8:1::66"];
+pub(crate) const HOST: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
+pub(crate) const NEIGHBOUR: [&str; 2] = ["192.0.2.66", "2001:db8:1::66"];
 
 /// A host on the node's LAN that names the node as its router.
-fn neighbour(world: &World) -> Pod {
+pub(crate) fn neighbour(world: &World) -> Pod {
     let lan = world.pod();
     world.ip(&format!("link add lan0 type veth peer name eth0 netns {}", lan.netns));
     world.ip("link set lan0 up");
@@ -226,7 +226,7 @@ fn pods_of_a_second_network_are_closed_too() {
     let two = world.pod();
     let second = world.add(&two);
     is_closed(&world, &lan, &[first, second].concat());
-    assert!(nft(&world, &["list", "set", "inet", "edge-cni-pods", "bridges-v2"]).contains("\"others0\""));
+    assert!(nft(&world, &["list", "set", "inet", "edge-cni-pods", "bridges-v3"]).contains("\"others0\""));
 }
 
 fn the_agents_table_takes_the_place_of_the_plugins() {

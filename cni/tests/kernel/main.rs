@@ -12,6 +12,7 @@ mod hairpin;
 mod ingress;
 mod input;
 mod lenient;
+mod loopback;
 mod node;
 mod requested;
 mod several_networks;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         lenient::TESTS,
         node::TESTS,
         ingress::TESTS,
+        loopback::TESTS,
         between_networks::TESTS,
         input::TESTS,
         crashes::TESTS,

@@ -158,6 +158,9 @@ fn attacks(own: &Attached, victim: &Attached, other: &Attached) -> Vec<(&'static
         ("a remote pod's IPv4 address", v4(own.mac, remote4, &data)),
         ("the gateway's IPv4 address", v4(own.mac, gateway4, &data)),
         ("an IPv4 address of the outside", v4(own.mac, outside4, &data)),
+        ("a loopback address of the host", {
+            ipv4(victim.mac, own.mac, 17, (own.v4, Ipv4Addr::new(127, 0, 0, 1)), &data)
+        }),
         ("no IPv4 address", v4(own.mac, Ipv4Addr::UNSPECIFIED, &data)),
         ("a neighbour's IPv6 address", v6(other.v6, &data)),
         ("a neighbour's link-local address", v6(other.link_local, &data)),

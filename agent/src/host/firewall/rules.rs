@@ -15,7 +15,8 @@ const BEFORE_OTHERS: i32 = -150;
 const REDIRECTED: i32 = -90;
 
 /// Counters of dropped packets, and what each means for an operator.
-pub(super) const COUNTERS: [(&str, &str); 6] = [
+pub(super) const COUNTERS: [(&str, &str); 7] = [
+    ("loopback", "packets from other hosts or pods to or from this node's loopback addresses (127.0.0.0/8)"),
     ("posing", "packets with a pod's source that came neither from the bridge nor out of a tunnel"),
     ("forged", "pods' packets with a source that is not a pod's"),
     (
@@ -214,6 +215,14 @@ impl Firewall {
     /// Drops packets with forged source addresses.
     fn prerouting(&self, commands: &mut Commands) {
         commands.chain("prerouting", "filter", "prerouting", EARLY);
+        // The kernel drops such packets itself, unless portmap or kube-proxy has set
+        // `route_localnet`. Answers to their redirections of 127.0.0.1 have another destination
+        // here, before connection tracking restores it.
+        let loopback = prefix(&constant_network(IpAddr::from([127, 0, 0, 0]), 8));
+        for field in ["daddr", "saddr"] {
+            let matches = [meta("!=", "iifname", json!("lo")), is("==", FAMILIES[0].field(field), loopback.clone())];
+            commands.rule("prerouting", matches.into_iter().chain(dropped("loopback")));
+        }
         for family in FAMILIES {
             let elsewhere = meta("!=", "iifname", self.bridges_and_lo());
             commands
