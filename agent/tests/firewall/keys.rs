@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_controller_in_the_clouds_networks_answers_and_errors_from_there_arrive", controller),
     ("pods_are_not_masqueraded_for_the_networks_of_a_hub_that_is_gone", former_networks),
     ("a_node_that_was_no_router_is_none_between_its_own_networks", isolated),
+    ("a_host_on_the_lan_reaches_what_containers_of_others_publish_and_nothing_else_of_them", containers_of_others),
 ];
 
 fn networks(list: &[&str]) -> Vec<ipnetwork::IpNetwork> {
@@ -263,4 +264,66 @@ fn isolated() {
     world.apply(&Firewall { isolated: [vec![], uplinks()], ..World::edge() });
     assert!(world.fetch("lan", V4.outside, 80).is_some());
     world.cannot_fetch("lan", V6.outside, 80);
+}
+
+/// Docker closes its containers to other hosts only if it turned forwarding on itself.
+fn containers_of_others() {
+    let world = World::new();
+    for name in ["lan", "far", "outside", "neighbour"] {
+        world.serve(name);
+    }
+    let (containers, others) = (["172.17.0.2", "fd17::2"], ["172.18.0.2", "fd18::2"]);
+    // In place of the far network and of a pod.
+    world.sh(
+        "edge",
+        "set -e
+         ip route flush dev far; ip addr flush dev far; ip link set neighbour nomaster
+         for bridge in docker0/far/17 virbr0/neighbour/18; do
+             IFS=/ read name port number <<-END
+		$bridge
+		END
+             ip link add $name type bridge mcast_snooping 0 forward_delay 0; ip link set $name up; ip link set $port up master $name
+             ip addr add 172.$number.0.1/16 dev $name; ip addr add fd$number::1/64 dev $name nodad
+         done",
+    );
+    for (name, number) in [("far", 17), ("neighbour", 18)] {
+        world.sh(
+            name,
+            &format!(
+                "ip addr flush dev eth0 scope global; ip addr add 172.{number}.0.2/16 dev eth0; ip addr add fd{number}::2/64 dev eth0 nodad
+                 ip route replace default via 172.{number}.0.1; ip -6 route replace default via fd{number}::1"
+            ),
+        );
+    }
+    world.sh("outside", "ip route add default via 203.0.113.10; ip -6 route add default via 2001:db8:9::10");
+    let uplinks = || vec!["lan".to_owned(), "wan".to_owned()];
+    let edge = || Firewall { remote: vec![], isolated: [uplinks(), uplinks()], ..World::edge() };
+    for to in [containers, others].as_flattened() {
+        assert!(world.fetch("lan", to, 80).is_some(), "without the table {to} is reached");
+    }
+    world.apply(&edge());
+    for to in [containers, others].as_flattened() {
+        world.cannot_fetch("lan", to, 80);
+        world.cannot_fetch("outside", to, 80);
+        assert!(world.fetch("pod", to, 80).is_some(), "a pod reaches {to} as before");
+        assert!(world.fetch("edge", to, 80).is_some(), "the node itself reaches {to}");
+    }
+    assert!(world.refused("to-containers") >= 8);
+    for (index, family) in BOTH.into_iter().enumerate() {
+        assert_eq!(world.fetch("far", family.lan, 80).as_deref(), Some(containers[index]));
+        assert_eq!(world.fetch("far", family.outside, 80).as_deref(), Some(containers[index]));
+        assert_eq!(world.fetch("far", others[index], 80).as_deref(), Some(containers[index]));
+        assert_eq!(world.fetch("neighbour", containers[index], 80).as_deref(), Some(others[index]));
+        world.publish(8080, containers[index]);
+        assert_eq!(world.fetch("lan", family.edge_lan, 8080).as_deref(), Some(family.lan), "what is published");
+    }
+    // The pods of another CNI on a hub or cloud node: that CNI decides.
+    world.apply(&Firewall { fronted: networks(&["172.17.0.0/16", "fd17::/64"]), ..edge() });
+    for (container, other) in containers.into_iter().zip(others) {
+        assert!(world.fetch("lan", container, 80).is_some(), "{container} is a pod of the cloud's own CNI");
+        world.cannot_fetch("lan", other, 80);
+    }
+    world.apply(&Firewall { isolated: [vec![], uplinks()], ..edge() });
+    assert!(world.fetch("lan", containers[0], 80).is_some(), "forwarding of IPv4 was on before");
+    world.cannot_fetch("lan", containers[1], 80);
 }

@@ -196,6 +196,7 @@ fn content(links: &mut Links, config: &Config, segments: &SegmentsFile, isolated
         bridges: all.iter().filter(|link| bridge::is_ours(link)).map(|link| link.name.clone()).collect(),
         // Packets from networks that a hub fronts come over its LAN in clear, from cloud nodes.
         sources: segments.networks.iter().chain(&config.lan_to_pods).copied().collect(),
+        fronted: segments.networks.clone(),
         services: segments.hub_networks.iter().chain(&config.service_ranges).copied().collect(),
         isolated,
         uplinks: uplink::of_container_kinds(&all, &routes, &rules::CONTAINER_KINDS),

@@ -17,7 +17,8 @@ pub(super) const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
 /// rules.
 pub(super) const BRIDGES: &str = "bridges-v3";
 
-/// The kinds of links between which container runtimes, hypervisors and other CNIs forward.
+/// The kinds of links of container runtimes, hypervisors and other CNIs. What is behind them reaches
+/// the outside.
 pub(super) const CONTAINER_KINDS: [&str; 6] = ["bridge", "dummy", "geneve", "netkit", "veth", "vxlan"];
 
 const KINDS: &str = "container-kinds";
@@ -64,6 +65,8 @@ pub(super) struct TableContent {
     pub(super) bridges: Vec<String>,
     /// Sources outside that reach pods.
     pub(super) sources: Vec<IpNetwork>,
+    /// The cloud's networks, where this host is a hub.
+    pub(super) fronted: Vec<IpNetwork>,
     /// Networks without published addresses. Redirected connections to them are dropped, unless
     /// pods or these sources began them.
     pub(super) services: Vec<IpNetwork>,
@@ -188,10 +191,16 @@ impl TableContent {
         rule(TO_PODS, vec![drop()]);
         if isolates {
             rule(BETWEEN_UPLINKS, vec![vec![Expression::RouteIntoIpsec, equals(&[1])], accept()]);
-            for (kind, name) in [(Meta::InputKind, Meta::InputName), (Meta::OutputKind, Meta::OutputName)] {
-                let of_containers = vec![meta(kind), Expression::Lookup { set: KINDS, inverted: false }];
+            let of_containers = |kind, name| {
+                let of_kind = vec![meta(kind), Expression::Lookup { set: KINDS, inverted: false }];
                 let leads_inside = vec![meta(name), Expression::Lookup { set: UPLINKS, inverted: true }];
-                rule(BETWEEN_UPLINKS, vec![of_containers, leads_inside, accept()]);
+                [of_kind, leads_inside].concat()
+            };
+            rule(BETWEEN_UPLINKS, vec![of_containers(Meta::InputKind, Meta::InputName), accept()]);
+            // These pods are of another CNI, which decides who reaches them.
+            for network in &self.fronted {
+                let to_pods = of_containers(Meta::OutputKind, Meta::OutputName);
+                rule(BETWEEN_UPLINKS, vec![address_in(network, Address::Destination), to_pods, accept()]);
             }
             // With br_netfilter, packets that a bridge only bridges pass this hook.
             for uplink in self.uplinks.iter().filter(|uplink| uplink.is_bridge) {
@@ -283,9 +292,25 @@ fn connection(key: ConntrackKey, bits: u32) -> Vec<Expression> {
     vec![Expression::Conntrack(key), Expression::Mask(bits.to_ne_bytes().to_vec()), zero]
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Address {
+    Source,
+    Destination,
+}
+
 fn source_in(network: &IpNetwork) -> Vec<Expression> {
+    address_in(network, Address::Source)
+}
+
+fn address_in(network: &IpNetwork, address: Address) -> Vec<Expression> {
     let [ipv4, ipv6] = NFPROTO;
-    let (family, offset) = if network.is_ipv4() { (ipv4, 12) } else { (ipv6, 8) };
+    let family = if network.is_ipv4() { ipv4 } else { ipv6 };
+    let offset = match (address, network) {
+        (Address::Source, IpNetwork::V4(_)) => 12,
+        (Address::Destination, IpNetwork::V4(_)) => 16,
+        (Address::Source, IpNetwork::V6(_)) => 8,
+        (Address::Destination, IpNetwork::V6(_)) => 24,
+    };
     let (first, last) = (octets(network.network()), octets(network.broadcast()));
     vec![
         meta(Meta::NetfilterProtocol),

@@ -10,6 +10,7 @@ use crate::world::{Pod, World, ip};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_host_that_forwards_for_pods_alone_is_no_router_between_its_networks", it_is_no_router),
+    ("containers_of_others_reach_outside_and_hosts_of_the_lan_reach_what_they_publish_alone", containers_of_others),
     ("bridges_of_containers_go_on_forwarding_and_those_that_hold_hardware_do_not", bridges_are_told_apart),
     ("forwarding_that_the_plugin_turns_on_later_makes_no_router_either", a_second_family_is_isolated_too),
 ];
@@ -98,19 +99,73 @@ fn it_is_no_router() {
     is_reached(&one.host, &two.addresses);
 }
 
+/// A container on a bridge of its own, as Docker makes it.
+fn container(world: &World, bridge: &str, number: u8) -> Neighbour {
+    let host = world.pod();
+    let port = format!("veth{number}");
+    world.ip(&format!("link add {bridge} type bridge"));
+    world.ip(&format!("link add {port} type veth peer name eth0 netns {}", host.netns));
+    world.ip(&format!("link set {port} up master {bridge}"));
+    connect(world, bridge, &host, number)
+}
+
+/// Docker closes its containers to other hosts only if it turned forwarding on itself.
+fn containers_of_others() {
+    let world = World::new(DUAL);
+    world.forward(false);
+    let lan = neighbour(&world, 1);
+    let pod = world.pod();
+    world.add(&pod);
+    // They come after the table.
+    let (one, two) = (container(&world, "docker0", 2), container(&world, "virbr0", 4));
+    is_closed(&world, &lan.host, &one.addresses);
+    is_closed(&world, &lan.host, &two.addresses);
+    is_reached(&one.host, &lan.addresses);
+    is_reached(&one.host, &two.addresses);
+    is_reached(&two.host, &one.addresses);
+    is_reached(&pod, &one.addresses);
+    for (family, published, to) in [("ip", "192.0.1.1", &one.addresses[0]), ("ip6", "2001:db8:1::1", &one.addresses[1])]
+    {
+        let rules = format!(
+            "add table {family} docker; add chain {family} docker pre {{ type nat hook prerouting priority dstnat; }}; \
+             add rule {family} docker pre {family} daddr {published} meta l4proto {{ icmp, ipv6-icmp }} dnat to {to}"
+        );
+        nft(&world, &[&rules]);
+        if family == "ip6" {
+            // Neighbour discovery is not redirected.
+            nft(&world, &["insert", "rule", "ip6", "docker", "pre", "icmpv6", "type", "!=", "echo-request", "accept"]);
+        }
+        is_reached(&lan.host, &[published.to_owned()]);
+        nft(&world, &["delete", "table", family, "docker"]);
+    }
+    // The pods of another CNI, on a node that has the cloud's networks.
+    let mut segments: Value = serde_json::from_slice(&std::fs::read(world.state("segments.json")).unwrap()).unwrap();
+    segments["networks"] = json!(["192.0.2.0/24", "2001:db8:2::/64"]);
+    std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
+    assert!(up(&world).ok);
+    is_reached(&lan.host, &one.addresses);
+    is_closed(&world, &lan.host, &two.addresses);
+    world.set("forwardOthers", json!(true));
+    assert!(up(&world).ok);
+    is_reached(&lan.host, &two.addresses);
+
+    // Forwarding was on before us.
+    let world = World::new(DUAL);
+    world.forward(true);
+    let lan = neighbour(&world, 1);
+    world.add(&world.pod());
+    let container = container(&world, "docker0", 2);
+    is_reached(&lan.host, &container.addresses);
+}
+
 fn bridges_are_told_apart() {
     let world = World::new(DUAL);
     world.forward(false);
     let lan = neighbour(&world, 1);
     world.add(&world.pod());
-    // As Docker makes it, after the table.
-    let container = world.pod();
-    world.ip("link add docker0 type bridge");
-    world.ip(&format!("link add veth0 type veth peer name eth0 netns {}", container.netns));
-    world.ip("link set veth0 up master docker0");
-    let container = connect(&world, "docker0", &container, 2);
+    let container = container(&world, "docker0", 2);
     is_reached(&container.host, &lan.addresses);
-    is_reached(&lan.host, &container.addresses);
+    is_closed(&world, &lan.host, &container.addresses);
     // A network card becomes a port of a bridge.
     let other = world.pod();
     let card = network_card(&world, 3, &other);
@@ -120,6 +175,7 @@ fn bridges_are_told_apart() {
     assert!(up(&world).ok);
     is_closed(&world, &lan.host, &other.addresses);
     is_closed(&world, &other.host, &lan.addresses);
+    is_closed(&world, &other.host, &container.addresses);
     is_reached(&container.host, &other.addresses);
     is_reached(&container.host, &lan.addresses);
 }

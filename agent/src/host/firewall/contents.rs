@@ -59,8 +59,8 @@ pub struct Firewall {
     pub service_ranges: Vec<IpNetwork>,
     /// Sources from which pods may send, besides our segments.
     pub pod_sources: Vec<IpNetwork>,
-    /// Interfaces between which nothing is forwarded, for IPv4 and IPv6. Empty for a family if the
-    /// node forwarded before agent or plugin turned that on.
+    /// Interfaces from which nothing is forwarded, except to pods and tunnels, for IPv4 and IPv6.
+    /// Empty for a family if the node forwarded before agent or plugin turned that on.
     pub isolated: [Vec<String>; 2],
     /// Whether to leave out what small kernels lack: `masquerade` (nft_masq) and `fib`
     /// (nft_fib_inet).

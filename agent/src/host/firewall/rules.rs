@@ -15,7 +15,7 @@ const BEFORE_OTHERS: i32 = -150;
 const REDIRECTED: i32 = -90;
 
 /// Counters of dropped packets, and what each means for an operator.
-pub(super) const COUNTERS: [(&str, &str); 7] = [
+pub(super) const COUNTERS: [(&str, &str); 8] = [
     ("loopback", "packets from other hosts or pods to or from this node's loopback addresses (127.0.0.0/8)"),
     ("posing", "packets with a pod's source that came neither from the bridge nor out of a tunnel"),
     ("forged", "pods' packets with a source that is not a pod's"),
@@ -30,6 +30,10 @@ pub(super) const COUNTERS: [(&str, &str); 7] = [
     (
         "between-uplinks",
         "connections between this node's own networks, for which it is no router; [firewall] forward_others allows them",
+    ),
+    (
+        "to-containers",
+        "connections from outside that were routed here to containers of another runtime; [firewall] forward_others allows them",
     ),
     (
         "service-elsewhere",
@@ -303,7 +307,7 @@ impl Firewall {
 
     /// Decides what is forwarded. An accept ends this table's chain only; a drop is final.
     fn forward(&self, commands: &mut Commands) {
-        for target in ["to-tunnels", "to-pods", "between-uplinks"] {
+        for target in ["to-tunnels", "to-pods", "between-uplinks", "to-containers"] {
             commands.target(target);
         }
         commands.chain("forward", "filter", "forward", BEFORE_OTHERS);
@@ -348,12 +352,19 @@ impl Firewall {
             }
             let on = |key: &str| meta("==", key, json!({"set": isolated}));
             commands.rule("forward", [family.any(), on("iifname"), on("oifname"), goto("between-uplinks")]);
+            // The cloud's own CNI decides who reaches its pods on this node.
+            commands.rule("forward", [on("iifname"), family.within("daddr", "fronted"), accept()]);
+            commands.rule("forward", [family.any(), on("iifname"), goto("to-containers")]);
         }
         let into_tunnel = is("==", json!({"rt": {"key": "ipsec"}}), json!(true));
         for statement in [decapsulated(), into_tunnel, redirected()] {
             commands.rule("between-uplinks", [statement, accept()]);
         }
         commands.rule("between-uplinks", dropped("between-uplinks"));
+        for statement in [decapsulated(), redirected()] {
+            commands.rule("to-containers", [statement, accept()]);
+        }
+        commands.rule("to-containers", dropped("to-containers"));
     }
 
     /// Sets the source addresses of packets that leave. The first rule that matches a connection's

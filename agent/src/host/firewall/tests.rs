@@ -96,7 +96,7 @@ fn rules(firewall: &Firewall, chain: &str) -> Vec<String> {
 #[test]
 fn what_is_dropped_is_dropped_after_all_that_is_accepted_and_counted() {
     let firewall = table("", &of_role(Role::Edge));
-    for chain in ["in-clear", "to-tunnels", "to-pods", "between-uplinks"] {
+    for chain in ["in-clear", "to-tunnels", "to-pods", "between-uplinks", "to-containers"] {
         let rules = rules(&firewall, chain);
         let (last, before) = rules.split_last().unwrap();
         assert!(last.contains("drop") && last.contains("counter"), "{chain}: {last}");
