@@ -35,7 +35,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
-pub mod candidates;
+pub mod candidate_addresses;
 pub mod check;
 pub mod cli;
 pub mod clock;

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
-use crate::admin::server::{self, PendingRequest};
+use crate::admin::server::{self, AdminCall};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::clock::CertificateClock;
 use crate::config::Config;
@@ -25,7 +25,7 @@ use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
 use crate::static_peers::StaticPeers;
 use crate::status::Status;
-use crate::tunnels::{Command, Driver};
+use crate::tunnels::{Driver, DriverRequest};
 use crate::{hardening, host, logging, membership, plugin_server, state_dir};
 
 /// Runs until SIGTERM or SIGINT, or until a part fails. What is in the kernel stays there.
@@ -83,10 +83,10 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
     tokio::spawn(statics.follow_names(incidents.clone(), statics_tx).in_current_span());
     let (desired_tx, desired) =
         watch::channel(Arc::new(Desired::compute(&config, &resolved.borrow(), node.membership.borrow().as_ref())));
-    let (commands_tx, commands) = mpsc::channel(16);
+    let (to_driver, driver_requests) = mpsc::channel(16);
     let reconciler =
         HostReconciler::new(config.clone(), incidents.clone(), desired.clone(), host_tx, node.uplink.clone());
-    let tunnels = start_tunnels(&node, incidents.clone(), host.clone(), desired, commands)?;
+    let tunnels = start_tunnels(&node, incidents.clone(), host.clone(), desired, driver_requests)?;
     let until = stop.clone();
     let run_reconciler = async move {
         let outcome = reconciler.run(until.clone()).await;
@@ -96,7 +96,7 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
     let reconciler = tokio::spawn(run_reconciler.in_current_span());
 
     let handler = AdminHandler {
-        commands: commands_tx,
+        driver_requests: to_driver,
         host,
         incidents,
         controller: config.controller.is_some().then(|| node.controller_status.clone()),
@@ -121,7 +121,7 @@ fn start_tunnels(
     incidents: Incidents,
     host: watch::Receiver<HostState>,
     desired: watch::Receiver<Arc<Desired>>,
-    commands: mpsc::Receiver<Command>,
+    driver_requests: mpsc::Receiver<DriverRequest>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
     let (config, clock, stop) = (node.config.clone(), node.clock.clone(), node.stop.clone());
     let tunnels = node.tunnels.clone();
@@ -141,7 +141,7 @@ fn start_tunnels(
                     }
                 };
                 let _ = opened_tx.send(Ok(()));
-                driver.run(desired, commands, tunnels, stop.clone()).await
+                driver.run(desired, driver_requests, tunnels, stop.clone()).await
             })
         };
         let outcome = work();
@@ -177,14 +177,14 @@ async fn recompute_desired(
 
 /// Handles the requests on the admin socket.
 struct AdminHandler {
-    commands: mpsc::Sender<Command>,
+    driver_requests: mpsc::Sender<DriverRequest>,
     host: watch::Receiver<HostState>,
     incidents: Incidents,
     controller: Option<watch::Receiver<ControllerStatus>>,
 }
 
 impl AdminHandler {
-    async fn serve(self, mut requests: mpsc::Receiver<PendingRequest>) {
+    async fn serve(self, mut requests: mpsc::Receiver<AdminCall>) {
         while let Some((request, respond_to)) = requests.recv().await {
             let response = match request {
                 AdminRequest::Status => self.status().await,
@@ -196,7 +196,7 @@ impl AdminHandler {
 
     async fn status(&self) -> Option<AdminResponse> {
         let (to, report) = oneshot::channel();
-        self.commands.send(Command::Report(to)).await.ok()?;
+        self.driver_requests.send(DriverRequest::Report(to)).await.ok()?;
         let report = report.await.ok()?;
         let dropped =
             tokio::task::spawn_blocking(firewall::dropped_packets).await.ok().and_then(Result::ok).unwrap_or_default();
@@ -221,7 +221,7 @@ impl AdminHandler {
 
     async fn rekey(&self, peer: String) -> Option<AdminResponse> {
         let (to, outcome) = oneshot::channel();
-        self.commands.send(Command::Rekey(peer, to)).await.ok()?;
+        self.driver_requests.send(DriverRequest::Rekey(peer, to)).await.ok()?;
         Some(match outcome.await.ok()? {
             Ok(()) => AdminResponse::Done,
             Err(reason) => AdminResponse::Failed { reason },

@@ -14,7 +14,7 @@ use tracing::Instrument;
 use super::{AdminRequest, AdminResponse};
 
 /// A request, and where its response goes.
-pub type PendingRequest = (AdminRequest, oneshot::Sender<AdminResponse>);
+pub type AdminCall = (AdminRequest, oneshot::Sender<AdminResponse>);
 
 /// Longest line that is read, bytes.
 const MAX_LINE: u64 = 4096;
@@ -38,7 +38,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Passes requests on to `to`. If the socket's file is gone, opens it again.
-pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<PendingRequest>) {
+pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<AdminCall>) {
     loop {
         let Ok(accepted) = tokio::time::timeout(CHECK_INTERVAL, listener.accept()).await else {
             if !path.exists() {
@@ -63,7 +63,7 @@ pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<P
     }
 }
 
-async fn respond(mut socket: UnixStream, to: mpsc::Sender<PendingRequest>) -> io::Result<()> {
+async fn respond(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<()> {
     let (read, mut write) = socket.split();
     let mut line = String::new();
     BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;

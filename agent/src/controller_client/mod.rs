@@ -8,7 +8,7 @@
 //! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
 //! - `view_validation`: whether a view may replace the one in force.
 //! - `partial_view`: a view without some of the networks that it adds.
-//! - `view_rollback`, `rollback_state`: whether a view would cut this host off, and the return to
+//! - `view_rollback`: whether a view would cut this host off, and the return to
 //!   the view before if the controller is not heard under the new one.
 //! - `former_networks`: networks of hubs that the view no longer names, which stay guarded.
 //! - `guard_bypass`: connections to the controller that the guard does not block.
@@ -31,7 +31,6 @@ mod join_credential;
 mod node_identity;
 mod partial_view;
 mod renewal;
-mod rollback_state;
 mod segment_request;
 mod session;
 mod stream_state;

@@ -28,7 +28,7 @@ use super::join;
 use super::join_credential::{self, JoinCredential};
 use super::stream_state::StreamState;
 use crate::membership::ControllerStatus;
-use crate::{candidates, logging};
+use crate::{candidate_addresses, logging};
 
 /// If neither view nor heartbeat arrives for this long, the controller counts as lost.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
@@ -334,7 +334,7 @@ async fn report(
     let own = uplink.borrow_and_update().addresses.clone();
     let advertised = controller.config.controller.as_ref().map_or(&[][..], |controller| &controller.advertise);
     let ranges = controller.view.lock().await.as_ref().map_or(vec![], |view| view.cluster_ranges.clone());
-    let (addresses, left_out) = candidates::addresses_to_report(advertised, connection.local, &own, &ranges);
+    let (addresses, left_out) = candidate_addresses::addresses_to_report(advertised, connection.local, &own, &ranges);
     if controller.left_out.swap(left_out, Ordering::Relaxed) != left_out && left_out != 0 {
         info!(
             reported = ?addresses,

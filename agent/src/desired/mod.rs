@@ -21,7 +21,7 @@ use edge_types::{NodeName, NodeView, Peer, Role};
 use edge_xfrm::guard::GuardConfig;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use crate::candidates;
+use crate::candidate_addresses;
 use crate::config::proposal::{default_esp, default_ike};
 use crate::config::{Config, Encap};
 use crate::membership::Membership;
@@ -294,7 +294,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
     PeerConfig {
         name: name.clone(),
         local: None,
-        remotes: candidates::peer_candidates(
+        remotes: candidate_addresses::peer_candidates(
             peer.endpoints.iter().map(|endpoint| endpoint.address),
             &membership.view.cluster_ranges,
         ),

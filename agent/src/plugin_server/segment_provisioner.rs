@@ -27,7 +27,7 @@ const RETRY: Duration = Duration::from_secs(4);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
 type Outcome = Result<SegmentsFile, ControllerError>;
-type PendingRequest = Pin<Box<dyn Future<Output = (Family, Outcome)> + Send>>;
+type SegmentRequestFuture = Pin<Box<dyn Future<Output = (Family, Outcome)> + Send>>;
 
 /// A pod that waits for an address.
 struct WaitingPod {
@@ -65,7 +65,7 @@ pub(super) async fn run(controller: Arc<ControllerClient>, mut queue: mpsc::Rece
     let mut status = controller.status();
     let mut connected = false;
     let mut provisioner = SegmentProvisioner { controller, waiting: Vec::new(), families: BTreeMap::new() };
-    let mut request: Option<PendingRequest> = None;
+    let mut request: Option<SegmentRequestFuture> = None;
     loop {
         if request.is_none() {
             request = provisioner.next_request().await;
@@ -96,7 +96,7 @@ pub(super) async fn run(controller: Arc<ControllerClient>, mut queue: mpsc::Rece
     }
 }
 
-async fn progress(request: &mut Option<PendingRequest>) -> (Family, Outcome) {
+async fn progress(request: &mut Option<SegmentRequestFuture>) -> (Family, Outcome) {
     match request {
         Some(request) => request.await,
         None => std::future::pending().await,
@@ -142,7 +142,7 @@ impl SegmentProvisioner {
     /// The next request: for waiting pods, else one left by an earlier run, else for a spare. It
     /// names one family, since the controller grants a request as a whole or not at all, and the
     /// range of one family may be full.
-    async fn next_request(&mut self) -> Option<PendingRequest> {
+    async fn next_request(&mut self) -> Option<SegmentRequestFuture> {
         let file = self.segments().await;
         let short = |stock: &&Stock| !file.as_ref().is_some_and(|file| has_grown(file, stock));
         let awaited = self.waiting.iter().flat_map(|waiting| &waiting.stock).filter(short);

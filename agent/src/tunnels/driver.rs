@@ -44,7 +44,7 @@ const ESP_EVENTS: usize = 256;
 
 /// Requests to the driver.
 #[derive(Debug)]
-pub enum Command {
+pub enum DriverRequest {
     /// Report the state of all tunnels.
     Report(oneshot::Sender<TunnelsReport>),
     /// Rekey the CHILD_SA with the named peer.
@@ -146,7 +146,7 @@ impl Driver {
     pub async fn run(
         mut self,
         mut desired: watch::Receiver<Arc<Desired>>,
-        mut commands: mpsc::Receiver<Command>,
+        mut requests: mpsc::Receiver<DriverRequest>,
         tunnels: watch::Sender<Option<TunnelCount>>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
@@ -174,7 +174,7 @@ impl Driver {
                     self.apply_desired(new);
                 }
                 Ok(()) = self.host.changed() => self.host_changed(),
-                Some(command) = commands.recv() => self.handle_command(command),
+                Some(request) = requests.recv() => self.handle_request(request),
                 ready = self.kernel_events.readable_mut() => {
                     let mut ready = ready.context("XFRM's notifications")?;
                     let events = read_events(ready.get_inner_mut());
@@ -356,12 +356,12 @@ impl Driver {
         }
     }
 
-    fn handle_command(&mut self, command: Command) {
-        match command {
-            Command::Report(to) => {
+    fn handle_request(&mut self, request: DriverRequest) {
+        match request {
+            DriverRequest::Report(to) => {
                 let _ = to.send(self.report());
             }
-            Command::Rekey(peer, to) => {
+            DriverRequest::Rekey(peer, to) => {
                 let name = PeerName::new(&peer);
                 let outcome = if !self.desired.tunnels.contains_key(&name) {
                     Err(format!("there is no peer {peer:?}; `edge-agent status` lists them"))

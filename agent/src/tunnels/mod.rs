@@ -33,4 +33,4 @@ mod report;
 mod reqids;
 mod sa_table;
 
-pub use driver::{Command, Driver};
+pub use driver::{Driver, DriverRequest};

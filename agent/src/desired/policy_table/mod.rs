@@ -17,7 +17,7 @@ use edge_xfrm::policy::PolicyKey;
 /// It grows with the number of policies.
 #[derive(Debug, Default)]
 pub struct PolicyTable {
-    candidates: BTreeMap<PolicyKey, Candidates>,
+    by_key: BTreeMap<PolicyKey, PoliciesOfKey>,
     /// Keys of each peer's policies.
     keys: HashMap<PeerName, Box<[PolicyKey]>>,
     guard: Vec<PolicyKey>,
@@ -50,14 +50,14 @@ pub struct PolicyChange {
 
 /// The policies with one key, of which the best is the desired one.
 #[derive(Debug)]
-struct Candidates {
-    best: Candidate,
+struct PoliciesOfKey {
+    best: SourcedPolicy,
     /// Strongest first. Nearly always empty.
-    others: Vec<Candidate>,
+    others: Vec<SourcedPolicy>,
 }
 
 #[derive(Debug, Clone)]
-struct Candidate {
+struct SourcedPolicy {
     policy: Policy,
     source: Source,
 }
@@ -79,7 +79,7 @@ impl Source {
     }
 }
 
-impl Candidate {
+impl SourcedPolicy {
     fn rank(&self) -> (u32, &Source) {
         (self.policy.priority, &self.source)
     }
@@ -109,12 +109,12 @@ impl PolicyTable {
 
     /// The desired policy with this key.
     pub fn get(&self, key: &PolicyKey) -> Option<&Policy> {
-        self.candidates.get(key).map(|candidates| &candidates.best.policy)
+        self.by_key.get(key).map(|of_key| &of_key.best.policy)
     }
 
     /// All desired policies, ordered by key.
     pub fn policies(&self) -> impl Iterator<Item = &Policy> {
-        self.candidates.values().map(|candidates| &candidates.best.policy)
+        self.by_key.values().map(|of_key| &of_key.best.policy)
     }
 
     /// The desired policies with keys of a peer, be they its own or those of a stronger peer.
@@ -148,39 +148,39 @@ impl PolicyTable {
             }
         }
         for key in before.iter().filter(|key| !new.contains_key(*key)) {
-            self.set_candidate(*key, source, None);
+            self.set_policy(*key, source, None);
         }
         for (key, policy) in &new {
-            self.set_candidate(*key, source, Some(*policy));
+            self.set_policy(*key, source, Some(*policy));
         }
         new.into_keys().collect()
     }
 
     /// Replaces the policy of a source for one key.
-    fn set_candidate(&mut self, key: PolicyKey, source: &Source, policy: Option<Policy>) {
+    fn set_policy(&mut self, key: PolicyKey, source: &Source, policy: Option<Policy>) {
         let peer = match source {
             Source::Guard => None,
             Source::Peer(_, name) => Some(name),
         };
-        let (before, mut all) = match self.candidates.remove(&key) {
+        let (before, mut all) = match self.by_key.remove(&key) {
             None => (None, vec![]),
-            Some(Candidates { best, mut others }) => {
+            Some(PoliciesOfKey { best, mut others }) => {
                 let before = best.policy;
                 others.insert(0, best);
                 (Some(before), others)
             }
         };
-        all.retain(|candidate| !candidate.source.is(peer));
+        all.retain(|one| !one.source.is(peer));
         if let Some(policy) = policy {
-            let candidate = Candidate { policy, source: source.clone() };
-            let at = all.partition_point(|other| other.rank() < candidate.rank());
-            all.insert(at, candidate);
+            let new = SourcedPolicy { policy, source: source.clone() };
+            let at = all.partition_point(|other| other.rank() < new.rank());
+            all.insert(at, new);
         }
         let mut all = all.into_iter();
         let best = all.next();
         let now = best.as_ref().map(|best| best.policy);
         if let Some(best) = best {
-            self.candidates.insert(key, Candidates { best, others: all.collect() });
+            self.by_key.insert(key, PoliciesOfKey { best, others: all.collect() });
         }
         if before != now {
             self.changed.entry(key).or_insert(before);
