@@ -84,10 +84,10 @@ enum Command {
     HoldSockets,
     /// Register the plugin with the container runtime, once this node has its first segment
     ///
-    /// Writes 10-edge-cni.conflist, atomically, into the folder named by [cni] conf_dir
+    /// Writes 10-edge-cni.conflist, atomically, into the directory named by [cni] conf_dir
     /// (/etc/cni/net.d; on k3s /var/lib/rancher/k3s/agent/etc/cni/net.d, with bin_dir
-    /// /var/lib/rancher/k3s/data/cni). Nothing else in that folder is changed. Waits for the first
-    /// segment, which the running agent requests.
+    /// /var/lib/rancher/k3s/data/cni). Nothing else in that directory is changed. Waits for the
+    /// first segment, which the running agent requests.
     InstallCni {
         #[command(flatten)]
         config: ConfigArgument,

@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn a_time_once_known_for_certain_survives_the_loss_of_power() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
         let clock = CertificateClock::default();
         clock.raise_floor(FAR);
         clock.save_floor(&state).unwrap();
@@ -151,8 +151,8 @@ mod tests {
 
     #[test]
     fn the_systems_clock_is_not_kept_since_it_may_run_ahead() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
         CertificateClock { floor: Mutex::new(Floor { unix_time: 1_000, since: since_boot() }) }
             .save_floor(&state)
             .unwrap();
@@ -162,8 +162,8 @@ mod tests {
 
     #[test]
     fn a_damaged_clock_file_stops_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
         state.write(CLOCK_FILE, b"\0\0\0\0").unwrap();
         let clock = CertificateClock::default();
         clock.load_floor(&state);

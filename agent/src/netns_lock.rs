@@ -1,6 +1,6 @@
 //! The lock that allows one agent in a network namespace. All agents mark what they own in the
 //! kernel alike (reqids, the guard's device, the nftables table, the routes' protocol). So a second
-//! agent would remove what the first one installed, even with other folders and ports.
+//! agent would remove what the first one installed, even with other directories and ports.
 //!
 //! The lock is an abstract unix socket (`unix(7)`). Such a name belongs to the network namespace,
 //! and the kernel frees it however the process ends. But any user may bind the name. So a name is
@@ -34,7 +34,7 @@ const MAX_DESCRIPTION: u64 = 4096 + 64;
 pub struct NetnsLock {
     /// `None` if other users hold every name.
     listener: Option<UnixListener>,
-    /// What [`Self::serve`] sends: process and state folder.
+    /// What [`Self::serve`] sends: process and state directory.
     description: String,
 }
 
@@ -53,7 +53,7 @@ impl NetnsLock {
     /// agent holds it.
     pub fn acquire(state_dir: &Path) -> anyhow::Result<Self> {
         let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
-        let description = format!("process {}, state folder {}\n", std::process::id(), state_dir.display());
+        let description = format!("process {}, state directory {}\n", std::process::id(), state_dir.display());
         refuse_second_agent(None)?;
         for number in 0..NAMES {
             match UnixListener::bind_addr(&address(number)?) {
@@ -96,7 +96,7 @@ fn refuse_second_agent(ours: Option<usize>) -> anyhow::Result<()> {
     for number in (0..NAMES).filter(|number| Some(*number) != ours) {
         match holder(number)? {
             Holder::Agent(who) => bail!(
-                "another edge-agent ({who}) already runs in this network namespace: two would tear down each other's tunnels, whatever their folders and \
+                "another edge-agent ({who}) already runs in this network namespace: two would tear down each other's tunnels, whatever their directories and \
                  ports are. Stop it, or put its peers into one configuration ([controller] and [[peer]] go together), or run this one in a network \
                  namespace of its own"
             ),

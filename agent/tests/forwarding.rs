@@ -27,7 +27,7 @@ fn forwards() -> [bool; 2] {
 }
 
 /// Runs the reconciler for an edge with a segment of each family until its state satisfies `until`.
-fn reconcile(folder: &Path, until: impl FnMut(&HostState) -> bool) -> HostState {
+fn reconcile(directory: &Path, until: impl FnMut(&HostState) -> bool) -> HostState {
     run("ip link set lo up");
     // Links with a default route are the node's own networks, whatever their kind.
     for (link, peer, metric) in [("uplink", "far", 1), ("lan", "host", 2)] {
@@ -40,11 +40,11 @@ fn reconcile(folder: &Path, until: impl FnMut(&HostState) -> bool) -> HostState 
     let text = format!(
         "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\n[controller]\nurls = [\"https://203.0.113.1:8443\"]\n\
          token_file = \"token\"\n",
-        folder.join("state"),
-        folder.join("run")
+        directory.join("state"),
+        directory.join("run")
     );
-    fs::write(folder.join("token"), "t").unwrap();
-    let file = folder.join("agent.toml");
+    fs::write(directory.join("token"), "t").unwrap();
+    let file = directory.join("agent.toml");
     fs::write(&file, text).unwrap();
     let config = Arc::new(Config::load(&file).unwrap());
     let desired = Desired {
@@ -96,14 +96,14 @@ fn with_nft() {
     if !is_in_namespaces() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let state = reconcile(folder.path(), |state| state.firewall);
+    let directory = tempfile::tempdir().unwrap();
+    let state = reconcile(directory.path(), |state| state.firewall);
     assert_eq!(forwards(), [true, true], "{:?}", state.obstacles);
     let table = succeed(std::process::Command::new("nft").args(["list", "table", "inet", "edge-cni"]));
     assert!(table.contains("\"lan\"") && table.contains("\"uplink\""), "the table isolates the node's links: {table}");
 
     // `down` takes away the table, and with it what the node must not do without it.
-    let file = folder.path().join("agent.toml");
+    let file = directory.path().join("agent.toml");
     let down =
         succeed(std::process::Command::new(env!("CARGO_BIN_EXE_edge-agent")).args(["down", "--config"]).arg(&file));
     assert_eq!(forwards(), [false, false], "{down}");
@@ -116,12 +116,12 @@ fn without_the_table_the_node_does_not_forward_and_status_says_so() {
         eprintln!("skipped: {why}");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for program in ["ip", "unshare"] {
         let found = succeed(std::process::Command::new("sh").args(["-c", &format!("command -v {program}")]));
-        std::os::unix::fs::symlink(found.trim(), folder.path().join(program)).unwrap();
+        std::os::unix::fs::symlink(found.trim(), directory.path().join(program)).unwrap();
     }
-    passes("without_nft", Some(folder.path()));
+    passes("without_nft", Some(directory.path()));
 }
 
 #[test]
@@ -130,8 +130,8 @@ fn without_nft() {
     if !is_in_namespaces() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let state = reconcile(folder.path(), |state| !state.obstacles.is_empty());
+    let directory = tempfile::tempdir().unwrap();
+    let state = reconcile(directory.path(), |state| !state.obstacles.is_empty());
     assert_eq!(forwards(), [false, false]);
     assert!(!state.firewall);
     let what: Vec<&str> = state.obstacles.iter().map(|obstacle| obstacle.what.as_str()).collect();

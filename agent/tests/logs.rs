@@ -21,12 +21,12 @@ fn peer(name: &str, remote: &str, network: &str) -> String {
     )
 }
 
-fn configure(folder: &Path) -> PathBuf {
-    let file = folder.join("agent.toml");
+fn configure(directory: &Path) -> PathBuf {
+    let file = directory.join("agent.toml");
     let text = format!(
         "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n[timing]\nretransmit = \"50ms\"\ntransmissions = 2\nretry = \"100ms\"\nretry_max = \"200ms\"\n{}{}",
-        folder.join("state"),
-        folder.join("run"),
+        directory.join("state"),
+        directory.join("run"),
         peer("edge-2", "192.0.2.2", "10.2.0.0/24"),
         peer("edge-20", "192.0.2.20", "10.20.0.0/24"),
     );
@@ -56,8 +56,8 @@ fn a_filter_for_one_peer_shows_more_of_it_than_of_another_peer() {
     if !is_root_or_skips() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let (namespace, file) = (namespace(), configure(folder.path()));
+    let directory = tempfile::tempdir().unwrap();
+    let (namespace, file) = (namespace(), configure(directory.path()));
     let mut agent = Command::new("nsenter");
     agent.arg(format!("--net={}", namespace.path())).args([env!("CARGO_BIN_EXE_edge-agent"), "run", "--config"]);
     agent.arg(file).env("EDGE_AGENT_LOG", "info,[peer{peer=edge-2}]=debug").stderr(Stdio::piped());

@@ -18,17 +18,17 @@ const STRANGER: libc::c_long = 65_534;
 /// Ends a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
-fn agent(before: &[&str], folder: &Path, ports: [u16; 2]) -> Command {
-    fs::create_dir_all(folder).unwrap();
-    let file = folder.join("agent.toml");
+fn agent(before: &[&str], directory: &Path, ports: [u16; 2]) -> Command {
+    fs::create_dir_all(directory).unwrap();
+    let file = directory.join("agent.toml");
     let text = format!(
         "state_dir = \"state\"\nrun_dir = {:?}\nport = {}\nnat_port = {}\nhold_sockets = false\n[[peer]]\nname = \"moon\"\nremote = \"203.0.113.10\"\nlocal_id = \"a.example\"\n\
          remote_id = \"b.example\"\npsk = \"correct horse battery staple\"\nlocal_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"10.2.0.0/24\"]\n",
-        folder.join("run"),
+        directory.join("run"),
         ports[0],
         ports[1]
     )
-    .replace("\"state\"", &format!("{:?}", folder.join("state")));
+    .replace("\"state\"", &format!("{:?}", directory.join("state")));
     fs::write(&file, text).unwrap();
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let mut command = Command::new(before[0]);
@@ -37,13 +37,13 @@ fn agent(before: &[&str], folder: &Path, ports: [u16; 2]) -> Command {
 }
 
 /// Starts an agent in a namespace of its own and waits for its admin socket.
-fn start(folder: &Path) -> KilledOnDrop {
-    let mut child = agent(&["unshare", "--net"], folder, [500, 4500]).stderr(Stdio::piped()).spawn().unwrap();
+fn start(directory: &Path) -> KilledOnDrop {
+    let mut child = agent(&["unshare", "--net"], directory, [500, 4500]).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let running = KilledOnDrop(child);
     let (said, heard) = mpsc::channel();
     std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(said.send(line))));
-    let socket = folder.join("run/admin.sock");
+    let socket = directory.join("run/admin.sock");
     let started = wait::until("the agent to start", HANG, || match socket.exists() {
         true => Ok(()),
         false => anyhow::bail!("it says {:?}", heard.try_iter().collect::<Vec<_>>()),
@@ -52,10 +52,10 @@ fn start(folder: &Path) -> KilledOnDrop {
     running
 }
 
-/// Runs a second agent in the same namespace, with folders and ports of its own, until it ends.
-fn second(first: &KilledOnDrop, folder: &Path) -> Output {
+/// Runs a second agent in the same namespace, with directories and ports of its own, until it ends.
+fn second(first: &KilledOnDrop, directory: &Path) -> Output {
     let namespace = format!("--net=/proc/{}/ns/net", first.0.id());
-    let child = agent(&["nsenter", &namespace], folder, [1500, 14500]).stderr(Stdio::piped()).spawn().unwrap();
+    let child = agent(&["nsenter", &namespace], directory, [1500, 14500]).stderr(Stdio::piped()).spawn().unwrap();
     let id = child.id();
     let (done, ended) = mpsc::channel();
     std::thread::spawn(move || done.send(child.wait_with_output().unwrap()));
@@ -65,10 +65,10 @@ fn second(first: &KilledOnDrop, folder: &Path) -> Output {
     })
 }
 
-fn assert_refused(output: &Output, first: &KilledOnDrop, folder: &Path) {
+fn assert_refused(output: &Output, first: &KilledOnDrop, directory: &Path) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let state = folder.join("state");
+    let state = directory.join("state");
     for words in
         ["already runs in this network namespace", &format!("process {}", first.0.id()), &state.display().to_string()]
     {
@@ -81,8 +81,8 @@ fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_proces
     if !is_root_or_skips() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let directory = tempfile::tempdir().unwrap();
+    let (one, two) = (directory.path().join("one"), directory.path().join("two"));
     let mut first = start(&one);
     assert_refused(&second(&first, &two), &first, &one);
     assert!(!two.join("state").exists() && !two.join("run").exists(), "nothing was touched");
@@ -128,8 +128,8 @@ fn starts_beside_a_squatter(full: bool) {
     if !is_root_or_skips() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let directory = tempfile::tempdir().unwrap();
+    let (one, two) = (directory.path().join("one"), directory.path().join("two"));
     // The names are taken before an agent starts.
     let holder = UnnamedNamespace::new();
     let squatters = squat(vec!["edge-cni-agent".into(), "edge-cni-agent-1".into()], holder.pid(), full);

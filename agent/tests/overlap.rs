@@ -32,14 +32,14 @@ fn a_node_that_joins_where_the_ranges_hold_its_lan_keeps_gateway_and_controller_
 }
 
 /// Starts the controller and another server in the other namespace. They end with the process.
-fn start_controller(folder: &Path) {
+fn start_controller(directory: &Path) {
     let text = format!(
         "server_names = [\"203.0.113.1\"]\nlisten = [\"203.0.113.1:8443\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n[observe]\nlisten = []\n\
          [segments]\ncluster_ranges = [\"192.168.0.0/16\"]\n",
-        folder.join("controller"),
-        folder.join("controller.sock"),
+        directory.join("controller"),
+        directory.join("controller.sock"),
     );
-    let path = folder.join("controller.toml");
+    let path = directory.join("controller.toml");
     fs::write(&path, text).unwrap();
     let (ready, started) = mpsc::channel();
     std::thread::spawn(move || {
@@ -55,8 +55,8 @@ fn start_controller(folder: &Path) {
     started.recv_timeout(HANG).unwrap();
 }
 
-fn operator(folder: &Path, method: &str, path: &str, body: &str) -> Value {
-    let mut stream = UnixStream::connect(folder.join("controller.sock")).unwrap();
+fn operator(directory: &Path, method: &str, path: &str, body: &str) -> Value {
+    let mut stream = UnixStream::connect(directory.join("controller.sock")).unwrap();
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nhost: c\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -88,18 +88,18 @@ fn a_node_in_the_clusters_range() {
     ] {
         run(line);
     }
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    start_controller(folder);
-    let token = operator(folder, "POST", "/v1/tokens", r#"{"role":"edge","ttl_seconds":3600,"uses":1}"#);
-    fs::write(folder.join("token"), token["token"].as_str().unwrap()).unwrap();
-    let file = folder.join("agent.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    start_controller(directory);
+    let token = operator(directory, "POST", "/v1/tokens", r#"{"role":"edge","ttl_seconds":3600,"uses":1}"#);
+    fs::write(directory.join("token"), token["token"].as_str().unwrap()).unwrap();
+    let file = directory.join("agent.toml");
     let text = format!(
         "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n[cni]\nconf_dir = {2:?}\nbin_dir = {2:?}\n[controller]\nurls = [\"https://203.0.113.1:8443\"]\n\
          token_file = \"token\"\n",
-        folder.join("state"),
-        folder.join("run"),
-        folder.join("cni"),
+        directory.join("state"),
+        directory.join("run"),
+        directory.join("cni"),
     );
     fs::write(&file, text).unwrap();
     let program = env!("CARGO_BIN_EXE_edge-agent");
@@ -112,7 +112,7 @@ fn a_node_in_the_clusters_range() {
     });
     assert!(why.contains("cluster range 192.168.0.0/16 holds this node's own address 192.168.1.10"), "{why}");
     let nodes = wait::expect("the operator's sight of it", HANG, || {
-        let nodes = operator(folder, "GET", "/v1/nodes", "");
+        let nodes = operator(directory, "GET", "/v1/nodes", "");
         nodes[0]["refused_view"].as_str().map(str::to_owned)
     });
     assert_eq!(nodes, why);

@@ -15,9 +15,9 @@ use serde_json::Value;
 const HANG: Duration = Duration::from_secs(180);
 
 /// The addresses at which the running agent looks for its peer.
-fn endpoints(folder: &Path) -> Option<Vec<String>> {
+fn endpoints(directory: &Path) -> Option<Vec<String>> {
     let mut status = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
-    let output = status.args(["status", "--json", "--config"]).arg(folder.join("agent.toml")).output().unwrap();
+    let output = status.args(["status", "--json", "--config"]).arg(directory.join("agent.toml")).output().unwrap();
     let status: Value = serde_json::from_slice(&output.stdout).ok()?;
     let endpoints = status["peers"][0]["endpoints"].as_array()?;
     Some(endpoints.iter().map(|endpoint| endpoint.as_str().unwrap().to_owned()).collect())
@@ -28,16 +28,16 @@ fn a_peer_with_a_name_that_is_resolved_later_is_looked_for_at_its_addresses() {
     if !is_root_or_skips() {
         return;
     }
-    let (namespace, folder) = (UnnamedNamespace::new(), tempfile::tempdir().unwrap());
-    let folder = folder.path();
-    let (hosts, config) = (folder.join("hosts"), folder.join("agent.toml"));
+    let (namespace, directory) = (UnnamedNamespace::new(), tempfile::tempdir().unwrap());
+    let directory = directory.path();
+    let (hosts, config) = (directory.join("hosts"), directory.join("agent.toml"));
     fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
     let text = format!(
         "state_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n[[peer]]\nname = \"moon\"\nremote = \"moon.example:4500\"\nlocal_id = \"a.example\"\n\
          remote_id = \"b.example\"\npsk = \"correct horse battery staple\"\nlocal_subnets = [\"10.1.0.0/24\"]\n\
          remote_subnets = [\"10.2.0.0/24\"]\n",
-        folder.join("state"),
-        folder.join("run"),
+        directory.join("state"),
+        directory.join("run"),
     );
     fs::write(&config, text).unwrap();
     fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
@@ -52,11 +52,11 @@ fn a_peer_with_a_name_that_is_resolved_later_is_looked_for_at_its_addresses() {
     let agent = Command::new("nsenter").args([&net, "unshare", "--mount", "sh", "-c", &start]).spawn().unwrap();
     let _agent = KilledOnDrop(agent);
     wait::expect("the agent to run although nothing resolves its peer", HANG, || {
-        endpoints(folder).filter(|endpoints| endpoints.is_empty())
+        endpoints(directory).filter(|endpoints| endpoints.is_empty())
     });
     // Written in place: the mount shows this file, not its name.
     fs::write(&hosts, "192.0.2.7 moon.example\n2001:db8::7 moon.example\n").unwrap();
     wait::expect("the agent to find the peer's addresses", HANG, || {
-        endpoints(folder).filter(|endpoints| endpoints == &["[2001:db8::7]:4500", "192.0.2.7:4500"])
+        endpoints(directory).filter(|endpoints| endpoints == &["[2001:db8::7]:4500", "192.0.2.7:4500"])
     });
 }

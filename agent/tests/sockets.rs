@@ -68,14 +68,14 @@ impl Namespace {
     }
 
     /// The agent's command, which passes these sockets as systemd does.
-    fn agent(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> Command {
-        let file = folder.join("agent.toml");
+    fn agent(&self, directory: &Path, nat_port: u16, passed: &[OwnedFd]) -> Command {
+        let file = directory.join("agent.toml");
         let text = format!(
             "state_dir = {:?}\nrun_dir = {:?}\nnat_port = {nat_port}\nhold_sockets = {}\n[[peer]]\nname = \"moon\"\nremote = \"203.0.113.10\"\nlocal_id = \"a.example\"\n\
              remote_id = \"b.example\"\npsk = \"correct horse battery staple\"\nlocal_subnets = [\"10.1.0.0/24\"]\n\
              remote_subnets = [\"10.2.0.0/24\"]\n",
-            folder.join("state"),
-            folder.join("run"),
+            directory.join("state"),
+            directory.join("run"),
             self.hold_sockets,
         );
         fs::write(&file, text).unwrap();
@@ -102,18 +102,18 @@ impl Namespace {
         command
     }
 
-    fn start(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> KilledOnDrop {
-        let mut agent = KilledOnDrop(self.agent(folder, nat_port, passed).stderr(Stdio::inherit()).spawn().unwrap());
+    fn start(&self, directory: &Path, nat_port: u16, passed: &[OwnedFd]) -> KilledOnDrop {
+        let mut agent = KilledOnDrop(self.agent(directory, nat_port, passed).stderr(Stdio::inherit()).spawn().unwrap());
         wait::expect("the agent to start", HANG, || {
             assert_eq!(agent.0.try_wait().unwrap(), None, "it ends");
-            (folder.join("run/admin.sock").exists() && answers(folder)).then_some(())
+            (directory.join("run/admin.sock").exists() && answers(directory)).then_some(())
         });
         agent
     }
 
     /// Runs the agent until it ends with an error, and returns its standard error.
-    fn fail(&self, folder: &Path, nat_port: u16, passed: &[OwnedFd]) -> String {
-        let child = self.agent(folder, nat_port, passed).spawn().unwrap();
+    fn fail(&self, directory: &Path, nat_port: u16, passed: &[OwnedFd]) -> String {
+        let child = self.agent(directory, nat_port, passed).spawn().unwrap();
         let id = child.id();
         let (done, ended) = mpsc::channel();
         std::thread::spawn(move || done.send(child.wait_with_output().unwrap()));
@@ -126,11 +126,11 @@ impl Namespace {
     }
 }
 
-fn answers(folder: &Path) -> bool {
+fn answers(directory: &Path) -> bool {
     let status = Command::new(env!("CARGO_BIN_EXE_edge-agent"))
         .arg("status")
         .arg("--config")
-        .arg(folder.join("agent.toml"))
+        .arg(directory.join("agent.toml"))
         .output();
     status.unwrap().status.success()
 }
@@ -176,19 +176,19 @@ fn sockets_that_systemd_opened_are_taken_over_and_outlive_the_agent() {
     if !is_root_or_skips() {
         return;
     }
-    let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+    let (namespace, directory) = (Namespace::new(), tempfile::tempdir().unwrap());
     let mut sockets = namespace.within(0, udp(ALL));
     for _ in 0..2 {
-        let agent = namespace.start(folder.path(), 4500, &sockets);
+        let agent = namespace.start(directory.path(), 4500, &sockets);
         // The agent sets the option on the shared socket: the kernel decapsulates ESP on sockets of
         // the NAT traversal port.
         assert_eq!(sockets.iter().map(encapsulation).collect::<Vec<_>>(), [0, 2, 0, 2]);
         drop(agent);
-        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        fs::remove_dir_all(directory.path().join("run")).unwrap();
     }
     // Sockets that are not passed are opened: here those of IPv6.
     sockets.truncate(2);
-    drop(namespace.start(folder.path(), 4500, &sockets));
+    drop(namespace.start(directory.path(), 4500, &sockets));
 }
 
 #[test]
@@ -196,22 +196,22 @@ fn a_socket_that_is_not_what_it_should_be_is_refused_in_words() {
     if !is_root_or_skips() {
         return;
     }
-    let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+    let (namespace, directory) = (Namespace::new(), tempfile::tempdir().unwrap());
     let loopback = "ip link set lo up";
     let entered = Command::new("nsenter").arg(format!("--net={}", namespace.path())).args(loopback.split(' ')).status();
     assert!(entered.unwrap().success());
     let tcp = namespace.within(0, || vec![OwnedFd::from(TcpListener::bind("0.0.0.0:4500").unwrap())]);
-    assert!(namespace.fail(folder.path(), 4500, &tcp).contains("(ike): it is no UDP socket"));
+    assert!(namespace.fail(directory.path(), 4500, &tcp).contains("(ike): it is no UDP socket"));
     drop(tcp);
     let narrow = namespace.within(0, udp(&["127.0.0.1:4500"]));
-    assert!(namespace.fail(folder.path(), 4500, &narrow).contains("it is bound to 127.0.0.1:4500"));
+    assert!(namespace.fail(directory.path(), 4500, &narrow).contains("it is bound to 127.0.0.1:4500"));
     drop(narrow);
     let both = namespace.within(0, || vec![OwnedFd::from(when_free(|| UdpSocket::bind("[::]:4500").ok()))]);
-    assert!(namespace.fail(folder.path(), 4500, &both).contains("BindIPv6Only=ipv6-only"));
+    assert!(namespace.fail(directory.path(), 4500, &both).contains("BindIPv6Only=ipv6-only"));
     drop(both);
     // A socket with a port that the configuration does not use is ignored.
     let other = namespace.within(0, udp(&["0.0.0.0:4500"]));
-    drop(namespace.start(folder.path(), 14500, &other));
+    drop(namespace.start(directory.path(), 14500, &other));
 }
 
 #[test]
@@ -220,9 +220,9 @@ fn a_local_user_who_holds_a_port_is_named() {
         return;
     }
     for address in ["0.0.0.0:4500", "[::]:4500"] {
-        let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+        let (namespace, directory) = (Namespace::new(), tempfile::tempdir().unwrap());
         let taken = namespace.within(STRANGER, move || bind_only(address));
-        let said = namespace.fail(folder.path(), 4500, &[]);
+        let said = namespace.fail(directory.path(), 4500, &[]);
         assert!(said.contains("UDP port 4500") && said.contains("a process of user 65534 holds it"), "{said}");
         drop(taken);
     }
@@ -233,14 +233,14 @@ fn state_and_sockets_are_private_without_a_controller_too_and_no_core_is_written
     if !is_root_or_skips() {
         return;
     }
-    let (namespace, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
-    let mode = |path: &str| fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o777;
+    let (namespace, directory) = (Namespace::new(), tempfile::tempdir().unwrap());
+    let mode = |path: &str| fs::metadata(directory.path().join(path)).unwrap().permissions().mode() & 0o777;
     // As left by an earlier release.
-    fs::create_dir(folder.path().join("state")).unwrap();
-    fs::write(folder.path().join("state/reqids.json"), "{}").unwrap();
-    fs::set_permissions(folder.path().join("state"), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(folder.path().join("state/reqids.json"), fs::Permissions::from_mode(0o644)).unwrap();
-    let agent = namespace.start(folder.path(), 4500, &[]);
+    fs::create_dir(directory.path().join("state")).unwrap();
+    fs::write(directory.path().join("state/reqids.json"), "{}").unwrap();
+    fs::set_permissions(directory.path().join("state"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(directory.path().join("state/reqids.json"), fs::Permissions::from_mode(0o644)).unwrap();
+    let agent = namespace.start(directory.path(), 4500, &[]);
     assert_eq!(["state", "state/reqids.json", "run", "run/admin.sock"].map(mode), [0o700, 0o600, 0o700, 0o600]);
     let limits = fs::read_to_string(format!("/proc/{}/limits", agent.0.id())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
@@ -252,16 +252,16 @@ fn without_systemd_the_sockets_outlive_an_agent_that_is_killed() {
     if !is_root_or_skips() {
         return;
     }
-    let (namespace, folder) = (Namespace { hold_sockets: true, ..Namespace::new() }, tempfile::tempdir().unwrap());
+    let (namespace, directory) = (Namespace { hold_sockets: true, ..Namespace::new() }, tempfile::tempdir().unwrap());
     let killed = |nat_port, other_port| {
-        let agent = namespace.start(folder.path(), nat_port, &[]);
+        let agent = namespace.start(directory.path(), nat_port, &[]);
         let inode = namespace.inode(nat_port);
         // A holder of other ports ends first.
         wait::expect("the holder", HANG, || {
             (namespace.is_held() && namespace.inode(other_port).is_none()).then_some(())
         });
         drop(agent);
-        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        fs::remove_dir_all(directory.path().join("run")).unwrap();
         assert_eq!(namespace.inode(nat_port), inode, "the socket stays open");
         inode.unwrap()
     };
@@ -273,7 +273,7 @@ fn without_systemd_the_sockets_outlive_an_agent_that_is_killed() {
 
     let mut down = Command::new("nsenter");
     down.arg(format!("--net={}", namespace.path())).args([env!("CARGO_BIN_EXE_edge-agent"), "down", "--config"]);
-    let said = down.arg(folder.path().join("agent.toml")).output().unwrap();
+    let said = down.arg(directory.path().join("agent.toml")).output().unwrap();
     assert_eq!(namespace.inode(14500), None, "{}", String::from_utf8_lossy(&said.stderr));
     assert!(String::from_utf8_lossy(&said.stdout).contains("held sockets: 4 removed"), "{said:?}");
 }
@@ -283,8 +283,8 @@ fn a_local_user_gets_no_held_socket() {
     if !is_root_or_skips() {
         return;
     }
-    let (namespace, folder) = (Namespace { hold_sockets: true, ..Namespace::new() }, tempfile::tempdir().unwrap());
-    let agent = namespace.start(folder.path(), 4500, &[]);
+    let (namespace, directory) = (Namespace { hold_sockets: true, ..Namespace::new() }, tempfile::tempdir().unwrap());
+    let agent = namespace.start(directory.path(), 4500, &[]);
     wait::expect("the holder", HANG, || namespace.is_held().then_some(()));
     let ask = || {
         use std::io::{Read, Write};
@@ -308,8 +308,8 @@ fn a_local_user_gets_no_held_socket() {
         let name = std::os::unix::net::SocketAddr::from_abstract_name("edge-cni-sockets").unwrap();
         std::os::unix::net::UnixListener::bind_addr(&name).unwrap()
     });
-    fs::remove_dir_all(folder.path().join("run")).unwrap();
-    drop(namespace.start(folder.path(), 4500, &[]));
+    fs::remove_dir_all(directory.path().join("run")).unwrap();
+    drop(namespace.start(directory.path(), 4500, &[]));
     posing.set_nonblocking(true).unwrap();
     let (mut stream, _) = posing.accept().expect("the agent connects once");
     assert_eq!(std::io::Read::read(&mut stream, &mut [0; 64]).unwrap(), 0, "the agent sends nothing");

@@ -25,8 +25,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the socket, readable and writable by its owner only. Replaces the file of a killed agent.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -86,8 +86,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_gets_its_answer_and_nonsense_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run/admin.sock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/admin.sock");
         let listener = listen(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let (to, mut requests) = mpsc::channel(1);
@@ -108,8 +108,8 @@ mod tests {
             socket.read_to_string(&mut answer).await.unwrap();
             assert!(answer.contains(expected), "{answer}");
         }
-        // If the folder is wiped, the socket comes back.
-        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        // If the directory is wiped, the socket comes back.
+        fs::remove_dir_all(directory.path().join("run")).unwrap();
         while !path.exists() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

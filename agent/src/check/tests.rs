@@ -21,9 +21,9 @@ remote_subnets = ['10.2.0.0/16']
 const PSK: &str = "psk = 'a key of more than sixteen octets'\n";
 const CERTIFICATE: &str = "certificate = 'sun.pem'\nkey = 'sun.key'\ntrust_anchors = 'ca.pem'\n";
 
-struct Folder(tempfile::TempDir);
+struct Directory(tempfile::TempDir);
 
-impl Folder {
+impl Directory {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -76,92 +76,96 @@ impl Folder {
 
 #[test]
 fn what_works_is_reported_as_ok_with_what_was_read() {
-    let folder = Folder::new();
-    let findings = folder.findings(&format!("{PEER}{PSK}"));
+    let directory = Directory::new();
+    let findings = directory.findings(&format!("{PEER}{PSK}"));
     assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
     assert!(findings[0].what.contains("sun.example") && findings[0].what.contains("moon.example"), "{findings:?}");
-    folder.certificate("sun.example", (2020, 2100));
-    let findings = folder.findings(&format!("{PEER}{CERTIFICATE}"));
+    directory.certificate("sun.example", (2020, 2100));
+    let findings = directory.findings(&format!("{PEER}{CERTIFICATE}"));
     assert!(findings.len() == 2 && findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
 }
 
 #[test]
 fn a_file_that_is_missing_or_open_to_others_is_an_error_of_its_peer() {
-    let folder = Folder::new();
+    let directory = Directory::new();
     let config = format!("{PEER}psk_file = 'moon.psk'\n");
-    folder.only_problem(&config, Level::Error, &["moon: ", "moon.psk", "cannot be read"]);
-    folder.write("moon.psk", "a key of more than sixteen octets\n");
-    fs::set_permissions(folder.path("moon.psk"), fs::Permissions::from_mode(0o644)).unwrap();
-    folder.only_problem(&config, Level::Error, &["moon: ", "chmod 600"]);
-    fs::set_permissions(folder.path("moon.psk"), fs::Permissions::from_mode(0o600)).unwrap();
-    assert_eq!(folder.problems(&config), []);
+    directory.only_problem(&config, Level::Error, &["moon: ", "moon.psk", "cannot be read"]);
+    directory.write("moon.psk", "a key of more than sixteen octets\n");
+    fs::set_permissions(directory.path("moon.psk"), fs::Permissions::from_mode(0o644)).unwrap();
+    directory.only_problem(&config, Level::Error, &["moon: ", "chmod 600"]);
+    fs::set_permissions(directory.path("moon.psk"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(directory.problems(&config), []);
 }
 
 #[test]
 fn a_short_key_is_a_warning_that_does_not_show_it() {
-    let folder = Folder::new();
-    folder.only_problem(&format!("{PEER}psk = 'horse'\n"), Level::Warning, &["guessed"]);
-    let findings = format!("{:?}", folder.findings(&format!("{PEER}psk = 'horse'\n")));
+    let directory = Directory::new();
+    directory.only_problem(&format!("{PEER}psk = 'horse'\n"), Level::Warning, &["guessed"]);
+    let findings = format!("{:?}", directory.findings(&format!("{PEER}psk = 'horse'\n")));
     assert!(!findings.contains("horse"), "{findings}");
 }
 
 #[test]
 fn certificates_that_the_peer_will_refuse_are_errors() {
-    let folder = Folder::new();
+    let directory = Directory::new();
     let config = format!("{PEER}{CERTIFICATE}");
-    folder.certificate("sun.example", (2010, 2020));
-    folder.only_problem(&config, Level::Error, &["our certificate", "ended at", "2020"]);
-    folder.certificate("sun.example", (2099, 2100));
-    folder.only_problem(&config, Level::Error, &["our certificate", "valid from", "2099"]);
-    folder.certificate("soon.example", (2020, 2100));
-    folder.only_problem(&config, Level::Error, &["not for local_id", "sun.example"]);
-    folder.certificate("sun.example", (2020, 2100));
+    directory.certificate("sun.example", (2010, 2020));
+    directory.only_problem(&config, Level::Error, &["our certificate", "ended at", "2020"]);
+    directory.certificate("sun.example", (2099, 2100));
+    directory.only_problem(&config, Level::Error, &["our certificate", "valid from", "2099"]);
+    directory.certificate("soon.example", (2020, 2100));
+    directory.only_problem(&config, Level::Error, &["not for local_id", "sun.example"]);
+    directory.certificate("sun.example", (2020, 2100));
     let key_id = config.replace("'moon.example'", "'keyid:moon'");
-    folder.only_problem(&key_id, Level::Error, &["remote_id", "no certificate"]);
-    folder.write("sun.key", &KeyPair::generate().unwrap().serialize_pem());
-    folder.only_problem(&config, Level::Error, &["does not belong to the certificate"]);
+    directory.only_problem(&key_id, Level::Error, &["remote_id", "no certificate"]);
+    directory.write("sun.key", &KeyPair::generate().unwrap().serialize_pem());
+    directory.only_problem(&config, Level::Error, &["does not belong to the certificate"]);
 }
 
 #[test]
 fn a_certificate_that_ends_within_a_month_is_a_warning() {
-    let folder = Folder::new();
+    let directory = Directory::new();
     let now = time::OffsetDateTime::from_unix_timestamp(CertificateClock::default().unix_time() as i64).unwrap();
     let (key, mut parameters) =
         (KeyPair::generate().unwrap(), CertificateParams::new(vec!["sun.example".into()]).unwrap());
     parameters.not_after = now + time::Duration::days(29);
     let certificate = parameters.self_signed(&key).unwrap();
-    folder.certificate("sun.example", (2020, 2100));
-    folder.write("sun.pem", &certificate.pem());
-    folder.write("sun.key", &key.serialize_pem());
-    folder.only_problem(&format!("{PEER}{CERTIFICATE}"), Level::Warning, &["our certificate", "ends soon"]);
+    directory.certificate("sun.example", (2020, 2100));
+    directory.write("sun.pem", &certificate.pem());
+    directory.write("sun.key", &key.serialize_pem());
+    directory.only_problem(&format!("{PEER}{CERTIFICATE}"), Level::Warning, &["our certificate", "ends soon"]);
 }
 
 #[test]
 fn networks_that_get_in_each_others_way_are_warnings() {
-    let folder = Folder::new();
+    let directory = Directory::new();
     let peer = format!("{PEER}{PSK}");
     let overlapping = peer.replace("10.1.0.0/16", "10.0.0.0/8");
-    folder.only_problem(&overlapping, Level::Warning, &["10.0.0.0/8", "10.2.0.0/16", "overlap"]);
+    directory.only_problem(&overlapping, Level::Warning, &["10.0.0.0/8", "10.2.0.0/16", "overlap"]);
     let inside = peer.replace("10.2.0.0/16", "192.0.2.0/24");
-    folder.only_problem(&inside, Level::Warning, &["192.0.2.1", "192.0.2.0/24"]);
+    directory.only_problem(&inside, Level::Warning, &["192.0.2.1", "192.0.2.0/24"]);
     let second = peer.replace("moon", "luna").replace("10.2.0.0/16", "10.2.7.0/24");
-    folder.only_problem(&format!("{peer}{second}"), Level::Warning, &["luna: ", "10.2.7.0/24", "10.2.0.0/16", "moon"]);
+    directory.only_problem(
+        &format!("{peer}{second}"),
+        Level::Warning,
+        &["luna: ", "10.2.7.0/24", "10.2.0.0/16", "moon"],
+    );
     let elsewhere = second.replace("10.1.0.0/16", "10.3.0.0/16");
-    assert_eq!(folder.problems(&format!("{peer}{elsewhere}")), []);
+    assert_eq!(directory.problems(&format!("{peer}{elsewhere}")), []);
 }
 
 #[test]
 fn a_node_that_cannot_join_is_an_error_and_nothing_is_made_on_disk() {
-    let folder = Folder::new();
-    let state = folder.path("state");
+    let directory = Directory::new();
+    let state = directory.path("state");
     let config = format!(
         "name = 'edge-1'\nstate_dir = '{}'\n[controller]\nurls = ['https://c.example:8443']\ntoken_file = 'token'\n",
         state.display()
     );
-    folder.only_problem(&config, Level::Error, &["[controller]", "token create"]);
-    folder.write("token", "no token");
-    folder.only_problem(&config, Level::Error, &["[controller]", "token"]);
-    let problems = folder.problems(&config.replace("https://c.example:8443", "https://:8443"));
+    directory.only_problem(&config, Level::Error, &["[controller]", "token create"]);
+    directory.write("token", "no token");
+    directory.only_problem(&config, Level::Error, &["[controller]", "token"]);
+    let problems = directory.problems(&config.replace("https://c.example:8443", "https://:8443"));
     assert!(problems.len() == 2 && problems[0].1.contains("https://HOST:PORT"), "{problems:?}");
     assert!(!state.exists(), "the state directory was made");
 }

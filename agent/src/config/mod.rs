@@ -40,7 +40,7 @@ pub struct Config {
     /// State directory; must survive reboots.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
-    /// Folder of the sockets; other programs may wipe it at any time.
+    /// Directory of the sockets; other programs may wipe it at any time.
     #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
     /// Interface name of the pods' bridge.
@@ -64,7 +64,7 @@ pub struct Config {
     /// Timers of all tunnels.
     #[serde(default)]
     pub timing: TimingSection,
-    /// Folders and plugins of the container runtime.
+    /// Directories and plugins of the container runtime.
     #[serde(default)]
     pub cni: CniSection,
     /// Options of the table `inet edge-cni`.
@@ -75,9 +75,9 @@ pub struct Config {
     /// The `[[peer]]` tables: peers that do not come from the controller.
     #[serde(default, rename = "peer")]
     pub peers: Vec<PeerSection>,
-    /// The file's folder, to which paths in the file are relative.
+    /// The file's directory, to which paths in the file are relative.
     #[serde(skip)]
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 /// The key `encap`.
@@ -126,9 +126,9 @@ pub struct ControllerSection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CniSection {
-    /// Folder of network configurations. k3s and others do not use the default.
+    /// Directory of network configurations. k3s and others do not use the default.
     pub conf_dir: PathBuf,
-    /// Folder of plugin programs.
+    /// Directory of plugin programs.
     pub bin_dir: PathBuf,
     /// Plugins after `edge-cni` in the conflist, with the keys of their JSON configuration. Unless
     /// set: `portmap`, if it is in `bin_dir`.
@@ -290,7 +290,7 @@ impl Config {
         let text = Zeroizing::new(fs::read_to_string(path).map_err(read_error)?);
         let mode = fs::metadata(path).map_err(read_error)?.permissions().mode();
         let mut config = Self::parse(&text, path)?;
-        config.folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        config.directory = path.parent().unwrap_or(Path::new("")).to_owned();
         if mode & 0o077 != 0 && config.peers.iter().any(|peer| peer.psk.is_some()) {
             return Err(config.content(
                 path,
@@ -319,9 +319,9 @@ impl Config {
         Ok(config)
     }
 
-    /// Resolves a path from the file, relative to the file's folder.
+    /// Resolves a path from the file, relative to the file's directory.
     pub fn path(&self, path: &Path) -> PathBuf {
-        self.folder.join(path)
+        self.directory.join(path)
     }
 
     /// This node's name: the configured one, else the host name. Fails if the host name is no node

@@ -68,8 +68,8 @@ fn no_error_and_no_debug_output_shows_the_secret() {
 
 #[test]
 fn a_secret_in_a_file_that_others_may_read_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("agent.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent.toml");
     fs::write(&path, PEER).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     let error = Config::load(&path).unwrap_err().to_string();
@@ -80,12 +80,12 @@ fn a_secret_in_a_file_that_others_may_read_is_refused() {
 
 #[test]
 fn a_secret_is_read_from_a_file_beside_the_configuration() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("agent.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent.toml");
     fs::write(&path, PEER.replace("psk = \"correct horse\"", "psk_file = \"moon.psk\"")).unwrap();
     let config = Config::load(&path).unwrap();
     assert!(config.peers[0].resolve(&config).unwrap_err().contains("moon.psk"));
-    let psk = folder.path().join("moon.psk");
+    let psk = directory.path().join("moon.psk");
     fs::write(&psk, "correct horse\n").unwrap();
     fs::set_permissions(&psk, fs::Permissions::from_mode(0o640)).unwrap();
     assert!(config.peers[0].resolve(&config).unwrap_err().contains("0640"));

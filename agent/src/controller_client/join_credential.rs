@@ -198,8 +198,8 @@ fn wrong(path: &Path, why: String) -> ControllerError {
 mod tests {
     use super::*;
 
-    fn config(folder: &Path, more: &str) -> Config {
-        let path = folder.join("agent.toml");
+    fn config(directory: &Path, more: &str) -> Config {
+        let path = directory.join("agent.toml");
         let text = format!(
             "{more}\n[controller]\nurls = [\"https://c:8443\"]\nservice_account_token_file = \"token\"\nca_file = \"ca.crt\"\n"
         );
@@ -207,16 +207,16 @@ mod tests {
         Config::load(&path).unwrap()
     }
 
-    fn put_token(folder: &Path, claims: &str) {
+    fn put_token(directory: &Path, claims: &str) {
         let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
-        std::fs::write(folder.join("token"), format!("{}.{}.{}\n", part("{}"), part(claims), part("x"))).unwrap();
+        std::fs::write(directory.join("token"), format!("{}.{}.{}\n", part("{}"), part(claims), part("x"))).unwrap();
     }
 
-    fn put_anchor(folder: &Path) {
+    fn put_anchor(directory: &Path) {
         let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let anchor = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
-        std::fs::write(folder.join("ca.crt"), anchor.pem()).unwrap();
+        std::fs::write(directory.join("ca.crt"), anchor.pem()).unwrap();
     }
 
     const CLAIMS: &str = r#"{"aud":["edge-cni"],"kubernetes.io":{"namespace":"edge-cni","node":{"name":"edge-1","uid":"n"},
@@ -224,32 +224,32 @@ mod tests {
 
     #[test]
     fn a_pods_token_gives_the_nodes_name_and_differs_from_another_pods() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), "");
-        put_anchor(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), "");
+        put_anchor(directory.path());
         assert!(JoinCredential::read(&config).unwrap().is_none(), "the kubelet has not written it yet");
-        assert!(missing(&config, folder.path()).to_string().contains("projected volume"));
-        put_token(folder.path(), CLAIMS);
+        assert!(missing(&config, directory.path()).to_string().contains("projected volume"));
+        put_token(directory.path(), CLAIMS);
         let credential = JoinCredential::read(&config).unwrap().unwrap();
         assert_eq!((credential.id(), credential.agreed_name(&config).unwrap().as_str()), ("pod:u-1", "edge-1"));
         assert_eq!(credential.agreed_role(&config).unwrap(), None, "the controller decides the role");
         assert!(matches!(credential.trust(), Trust::Anchors(anchors) if anchors.len() == 1));
-        put_token(folder.path(), &CLAIMS.replace("u-1", "u-2"));
+        put_token(directory.path(), &CLAIMS.replace("u-1", "u-2"));
         assert_eq!(JoinCredential::read(&config).unwrap().unwrap().id(), "pod:u-2");
     }
 
     #[test]
     fn a_name_that_is_not_the_pods_nodes_an_unbound_token_and_a_missing_ca_are_reported() {
-        let folder = tempfile::tempdir().unwrap();
-        let named = config(folder.path(), "name = \"edge-9\"");
-        put_token(folder.path(), CLAIMS);
+        let directory = tempfile::tempdir().unwrap();
+        let named = config(directory.path(), "name = \"edge-9\"");
+        put_token(directory.path(), CLAIMS);
         let error = JoinCredential::read(&named).err().unwrap().to_string();
         assert!(error.contains("ca.crt"), "{error}");
-        put_anchor(folder.path());
+        put_anchor(directory.path());
         let error = JoinCredential::read(&named).unwrap().unwrap().agreed_name(&named).unwrap_err().to_string();
         assert!(error.contains("edge-9") && error.contains("node edge-1"), "{error}");
         for bad in ["{}", r#"{"kubernetes.io":{"serviceaccount":{"name":"a"}}}"#, "garbage"] {
-            put_token(folder.path(), bad);
+            put_token(directory.path(), bad);
             let error = JoinCredential::read(&named).err().unwrap().to_string();
             assert!(error.contains("bound to a pod"), "{error}");
         }

@@ -77,9 +77,11 @@ impl NodeIdentity {
     }
 
     /// As [`Self::load`], for a program that is not the agent: it takes no lock.
-    pub(super) fn load_from(folder: &Path) -> Result<Option<Self>, StateDirError> {
-        let Some(file) = state_dir::read_json::<IdentityFile>(folder, IDENTITY_FILE, ADVICE)? else { return Ok(None) };
-        let damaged = |why: String| StateDirError::Damaged { path: folder.join(IDENTITY_FILE), why, advice: ADVICE };
+    pub(super) fn load_from(directory: &Path) -> Result<Option<Self>, StateDirError> {
+        let Some(file) = state_dir::read_json::<IdentityFile>(directory, IDENTITY_FILE, ADVICE)? else {
+            return Ok(None);
+        };
+        let damaged = |why: String| StateDirError::Damaged { path: directory.join(IDENTITY_FILE), why, advice: ADVICE };
         if file.version != VERSION {
             return Err(damaged(format!("its version is {}, this agent reads {VERSION}", file.version)));
         }

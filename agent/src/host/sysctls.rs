@@ -170,7 +170,7 @@ mod tests {
     use crate::host::network_state::Route;
 
     struct Host {
-        folder: tempfile::TempDir,
+        directory: tempfile::TempDir,
         observed: NetworkState,
         incidents: Incidents,
     }
@@ -180,7 +180,7 @@ mod tests {
         fn new() -> Self {
             let link = |index, name: &str| Link { index, name: name.into(), up: true, ..Link::default() };
             let host = Self {
-                folder: tempfile::tempdir().unwrap(),
+                directory: tempfile::tempdir().unwrap(),
                 observed: NetworkState {
                     links: vec![
                         link(2, "eth0.5"),
@@ -204,19 +204,19 @@ mod tests {
         }
 
         fn write(&self, name: &str, value: &str) {
-            let path = self.folder.path().join("net").join(name);
+            let path = self.directory.path().join("net").join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, format!("{value}\n")).unwrap();
         }
 
         fn read(&self, name: &str) -> String {
-            fs::read_to_string(self.folder.path().join("net").join(name)).unwrap().trim().to_owned()
+            fs::read_to_string(self.directory.path().join("net").join(name)).unwrap().trim().to_owned()
         }
 
         fn sysctls(&self, boot: &str) -> Sysctls {
-            let root = self.folder.path().join("net");
-            let folders = [self.folder.path().join("state"), self.folder.path().join("run")];
-            Sysctls { forwarding: Forwarding::at(root.clone(), [&folders[0], &folders[1]], boot), root }
+            let root = self.directory.path().join("net");
+            let directories = [self.directory.path().join("state"), self.directory.path().join("run")];
+            Sysctls { forwarding: Forwarding::at(root.clone(), [&directories[0], &directories[1]], boot), root }
         }
 
         fn ensure(&self, boot: &str, forward: [bool; 2]) -> SysctlOutcome {
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn where_nothing_can_be_written_the_node_is_no_router_either_and_status_says_it() {
         let host = Host::new();
-        std::fs::write(host.folder.path().join("run"), "no folder").unwrap();
+        std::fs::write(host.directory.path().join("run"), "no directory").unwrap();
         let mut sysctls = host.sysctls("b1");
         for pass in 0..2 {
             let outcome = host.ensure_by(&mut sysctls, [true, true]);
@@ -260,7 +260,7 @@ mod tests {
             assert!(said.iter().any(|what| what.starts_with(FORWARDING_FILE)), "pass {pass}: {said:?}");
             assert_eq!(host.read("ipv4/ip_forward"), "1");
         }
-        fs::create_dir(host.folder.path().join("state")).unwrap();
+        fs::create_dir(host.directory.path().join("state")).unwrap();
         let outcome = host.ensure_by(&mut sysctls, [true, true]);
         assert_eq!((outcome.ours, outcome.obstacles), ([true, true], vec![]));
         assert_eq!(host.ensure("b1", [true, true]).ours, [true, true], "after a restart");

@@ -30,7 +30,7 @@ pub struct Installed {
     pub conflist: PathBuf,
     /// Whether the file was written because its content changed.
     pub changed: bool,
-    /// Files in the same folder that the runtime uses in preference to it.
+    /// Files in the same directory that the runtime uses in preference to it.
     pub preferred: Vec<PathBuf>,
     /// Types of plugins that others appended to the conflist.
     pub kept: Vec<String>,
@@ -62,7 +62,7 @@ pub fn execute(config: &Config, timeout: Duration) -> anyhow::Result<()> {
         }
         #[expect(
             clippy::disallowed_methods,
-            reason = "another program writes the file; its folder may not be there yet"
+            reason = "another program writes the file; its directory may not be there yet"
         )]
         std::thread::sleep(CHECK_INTERVAL);
     };
@@ -121,7 +121,7 @@ pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
         bail!("{} is not a program: name the edge-cni binary of this release", from.display());
     }
     let to = config.cni.bin_dir.join(PLUGIN);
-    make_folder(&config.cni.bin_dir)?;
+    make_directory(&config.cni.bin_dir)?;
     if fs::read(&to).is_ok_and(|present| present == bytes) {
         return Ok(to);
     }
@@ -143,7 +143,7 @@ pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
     let path = config.cni.conf_dir.join(CONFLIST);
     let chained = conflist::chained_plugins(config, &path)?;
     let text = conflist(config, &segments, &chained.plugins);
-    make_folder(&config.cni.conf_dir)?;
+    make_directory(&config.cni.conf_dir)?;
     let changed = !fs::read(&path).is_ok_and(|present| present == text.as_bytes());
     if changed {
         replace_file(&path, text.as_bytes(), 0o644)?;
@@ -238,7 +238,7 @@ fn preferred(conf_dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(before)
 }
 
-fn make_folder(path: &Path) -> anyhow::Result<()> {
+fn make_directory(path: &Path) -> anyhow::Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
     made.with_context(|| format!("creating {}", path.display()))
 }
@@ -252,22 +252,22 @@ mod tests {
     use super::*;
     use crate::state_dir::{StateDir, segments_file};
 
-    fn config(folder: &Path) -> Config {
+    fn config(directory: &Path) -> Config {
         let text = format!(
             "state_dir = {0:?}\nrun_dir = {0:?}\n[cni]\nconf_dir = {1:?}\nbin_dir = {2:?}\n[controller]\nurls = [\"https://c\"]\n",
-            folder,
-            folder.join("net.d"),
-            folder.join("bin")
+            directory,
+            directory.join("net.d"),
+            directory.join("bin")
         );
         Config::parse(&text, Path::new("agent.toml")).unwrap()
     }
 
     #[test]
     fn the_conflist_comes_after_the_first_segment_and_says_what_the_plugin_needs() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path());
         assert_eq!(install_conflist(&config).unwrap(), None);
-        let state = StateDir::open(folder.path()).unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
         segments_file::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
         assert!(install_conflist(&config).unwrap_err().to_string().contains("--plugin"));
         let program = std::env::current_exe().unwrap();
@@ -279,21 +279,21 @@ mod tests {
         let document: serde_json::Value = serde_json::from_slice(&fs::read(&first.conflist).unwrap()).unwrap();
         assert_eq!(document["cniVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
         assert_eq!(document["plugins"][0]["type"], "edge-cni");
-        assert_eq!(document["plugins"][0]["stateDir"], json!(folder.path()));
+        assert_eq!(document["plugins"][0]["stateDir"], json!(directory.path()));
         remove_conflist(&config).unwrap();
         remove_conflist(&config).unwrap();
         assert!(!first.conflist.exists());
     }
 
-    fn with_a_segment(folder: &Path, cni: &str) -> Config {
+    fn with_a_segment(directory: &Path, cni: &str) -> Config {
         let text = format!(
             "state_dir = {0:?}\nrun_dir = {0:?}\n[controller]\nurls = [\"https://c\"]\n[cni]\nconf_dir = {1:?}\nbin_dir = {2:?}\n{cni}\n",
-            folder,
-            folder.join("net.d"),
-            folder.join("bin")
+            directory,
+            directory.join("net.d"),
+            directory.join("bin")
         );
         let config = Config::parse(&text, Path::new("agent.toml")).unwrap();
-        let state = StateDir::open(folder).unwrap();
+        let state = StateDir::open(directory).unwrap();
         segments_file::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
         install_plugin(&config, &std::env::current_exe().unwrap()).unwrap();
         config
@@ -319,8 +319,8 @@ mod tests {
 
     #[test]
     fn portmap_is_in_the_list_where_its_program_is_there_and_can_be_called() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = with_a_segment(folder.path(), "");
+        let directory = tempfile::tempdir().unwrap();
+        let config = with_a_segment(directory.path(), "");
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
         install_portmap(&config, r#"["0.3.1","0.4.0","1.0.0","1.1.0"]"#);
         let installed = install_conflist(&config).unwrap().unwrap();
@@ -342,15 +342,15 @@ mod tests {
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
         // The configuration takes precedence.
         install_portmap(&config, r#"["1.0.0"]"#);
-        let none = with_a_segment(folder.path(), "plugins = []");
+        let none = with_a_segment(directory.path(), "plugins = []");
         assert_eq!(types(&install_conflist(&none).unwrap().unwrap()), ["edge-cni"]);
     }
 
     #[test]
     fn plugins_of_the_configuration_come_as_they_are_written() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let plugins = "plugins = [{ type = \"bandwidth\", capabilities = { bandwidth = true } }, { type = \"tuning\", sysctl = { \"net.core.somaxconn\" = \"500\" } }]";
-        let config = with_a_segment(folder.path(), plugins);
+        let config = with_a_segment(directory.path(), plugins);
         let installed = install_conflist(&config).unwrap().unwrap();
         assert_eq!(types(&installed), ["edge-cni", "bandwidth", "tuning"]);
         let document: Value = serde_json::from_slice(&fs::read(&installed.conflist).unwrap()).unwrap();
@@ -368,8 +368,8 @@ mod tests {
 
     #[test]
     fn what_an_operator_appended_to_the_list_is_kept_and_reported() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = with_a_segment(folder.path(), "");
+        let directory = tempfile::tempdir().unwrap();
+        let config = with_a_segment(directory.path(), "");
         let installed = install_conflist(&config).unwrap().unwrap();
         let mut document: Value = serde_json::from_slice(&fs::read(&installed.conflist).unwrap()).unwrap();
         let appended = json!({ "type": "portmap", "capabilities": { "portMappings": true }, "conditionsV4": ["!", "-d", "192.0.2.0/24"] });
@@ -383,7 +383,7 @@ mod tests {
         assert_eq!((&document["plugins"][0]["bridge"], &document["plugins"][1]), (&json!("ecni0"), &appended));
         assert!(!install_conflist(&config).unwrap().unwrap().changed);
         // The same type in the configuration takes its place.
-        let config = with_a_segment(folder.path(), "plugins = [{ type = \"portmap\", snat = false }]");
+        let config = with_a_segment(directory.path(), "plugins = [{ type = \"portmap\", snat = false }]");
         let installed = install_conflist(&config).unwrap().unwrap();
         assert_eq!((types(&installed).len(), installed.kept.len()), (2, 0));
         fs::write(&installed.conflist, "{").unwrap();
@@ -392,8 +392,8 @@ mod tests {
 
     #[test]
     fn the_conflist_says_which_pods_and_lan_hosts_the_operator_excepts() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut config = config(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = config(directory.path());
         let segments: SegmentsFile =
             serde_json::from_value(json!({"version": 1, "source": "agent", "segments": []})).unwrap();
         let plugin =
@@ -421,9 +421,9 @@ mod tests {
 
     #[test]
     fn a_configuration_that_the_runtime_prefers_is_reported_and_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path());
-        let state = StateDir::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path());
+        let state = StateDir::open(directory.path()).unwrap();
         segments_file::add_granted(&state, &["10.77.0.0/26".parse().unwrap()]).unwrap();
         install_plugin(&config, &std::env::current_exe().unwrap()).unwrap();
         fs::create_dir_all(&config.cni.conf_dir).unwrap();
@@ -437,10 +437,10 @@ mod tests {
 
     #[test]
     fn what_is_not_a_program_is_not_installed_as_the_plugin() {
-        let folder = tempfile::tempdir().unwrap();
-        let script = folder.path().join("edge-cni");
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("edge-cni");
         fs::write(&script, "#!/bin/sh\n").unwrap();
-        assert!(install_plugin(&config(folder.path()), &script).unwrap_err().to_string().contains("not a program"));
-        assert!(!folder.path().join("bin").exists());
+        assert!(install_plugin(&config(directory.path()), &script).unwrap_err().to_string().contains("not a program"));
+        assert!(!directory.path().join("bin").exists());
     }
 }

@@ -52,12 +52,12 @@ impl Socket {
     /// Makes the socket, with mode 0600 from the moment it has its final name. It replaces an older
     /// one: the lock of the state directory ensures that no other agent uses it.
     pub(super) fn bind(path: &Path) -> anyhow::Result<Self> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
+        let directory = path.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o755)
-            .create(folder)
-            .with_context(|| format!("creating {}", folder.display()))?;
+            .create(directory)
+            .with_context(|| format!("creating {}", directory.display()))?;
         let temporary = path.with_extension("sock.new");
         let made = (|| {
             match fs::remove_file(&temporary) {
@@ -74,7 +74,7 @@ impl Socket {
     }
 
     /// Returns when the file is gone, so that no client can connect any more: other programs may
-    /// wipe folders below /run at any time.
+    /// wipe directories below /run at any time.
     async fn file_gone(&self) {
         while fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             tokio::time::sleep(CHECK_INTERVAL).await;
@@ -187,8 +187,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_socket_is_for_its_owner_alone_and_replaces_what_a_killed_agent_left() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run/agent.sock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/agent.sock");
         let first = Socket::bind(&path).unwrap();
         let socket = Socket::bind(&path).unwrap();
         drop(first);
@@ -207,12 +207,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_whose_folder_was_wiped_is_back_without_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run/agent.sock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/agent.sock");
         let (requests, _queue) = mpsc::channel(1);
         tokio::spawn(serve(Socket::bind(&path).unwrap(), requests));
         assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
-        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        fs::remove_dir_all(directory.path().join("run")).unwrap();
         while !path.exists() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -221,8 +221,8 @@ mod tests {
 
     #[tokio::test]
     async fn invalid_frames_and_those_of_another_release_get_an_error_and_disturb_no_other_client() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("agent.sock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
         let (requests, mut queue) = mpsc::channel(1);
         tokio::spawn(serve(Socket::bind(&path).unwrap(), requests));
         let huge = [&[frame::VERSION][..], &u32::MAX.to_be_bytes()].concat();

@@ -65,7 +65,7 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Makes the folder if it is missing, closes it to other users, and takes the agent's lock.
+    /// Makes the directory if it is missing, closes it to other users, and takes the agent's lock.
     /// Fails with [`StateDirError::Running`] if another agent holds it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         make_private(path).map_err(io_error("making private", path))?;
@@ -93,7 +93,7 @@ impl StateDir {
         Ok(Self { path: path.to_owned(), _agent_lock: lock })
     }
 
-    /// Path of the folder.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -163,8 +163,8 @@ pub struct SharedLock {
     _file: File,
 }
 
-fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
-    let path = folder.join(name);
+fn read(directory: &Path, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
+    let path = directory.join(name);
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -185,13 +185,13 @@ fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
 /// As [`StateDir::read_json`], for a program that is not the agent: it takes no lock. Files are
 /// replaced atomically, so it reads a whole one.
 pub fn read_json<T: DeserializeOwned>(
-    folder: &Path,
+    directory: &Path,
     name: &str,
     advice: &'static str,
 ) -> Result<Option<T>, StateDirError> {
-    let Some(bytes) = read(folder, name)? else { return Ok(None) };
+    let Some(bytes) = read(directory, name)? else { return Ok(None) };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| StateDirError::Damaged {
-        path: folder.join(name),
+        path: directory.join(name),
         // The message names line and column, never content, which may be secret.
         why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
         advice,
@@ -204,8 +204,8 @@ pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateDir
     Ok(())
 }
 
-fn sync_dir(folder: &Path) -> Result<(), StateDirError> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(io_error("syncing", folder))
+fn sync_dir(directory: &Path) -> Result<(), StateDirError> {
+    File::open(directory).and_then(|f| f.sync_all()).map_err(io_error("syncing", directory))
 }
 
 impl From<ReplaceError> for StateDirError {
@@ -235,37 +235,37 @@ mod tests {
 
     #[test]
     fn a_second_agent_on_the_same_folder_is_refused_with_the_first_ones_process() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = StateDir::open(folder.path()).unwrap();
-        let error = StateDir::open(folder.path()).unwrap_err().to_string();
+        let directory = tempfile::tempdir().unwrap();
+        let first = StateDir::open(directory.path()).unwrap();
+        let error = StateDir::open(directory.path()).unwrap_err().to_string();
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(first);
-        StateDir::open(folder.path()).unwrap();
+        StateDir::open(directory.path()).unwrap();
     }
 
     #[test]
     fn what_a_power_cut_left_behind_does_not_keep_a_file_from_being_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
         state.write("view.json", b"old").unwrap();
-        fs::write(folder.path().join("view.json.tmp"), b"ha").unwrap();
+        fs::write(directory.path().join("view.json.tmp"), b"ha").unwrap();
         assert_eq!(state.read("view.json").unwrap().unwrap(), b"old");
         state.write("view.json", b"new").unwrap();
         assert_eq!(state.read("view.json").unwrap().unwrap(), b"new");
-        let mode = fs::metadata(folder.path().join("view.json")).unwrap().permissions().mode();
+        let mode = fs::metadata(directory.path().join("view.json")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(!folder.path().join("view.json.tmp").exists());
+        assert!(!directory.path().join("view.json.tmp").exists());
     }
 
     #[test]
     fn a_damaged_file_is_named_with_the_place_and_what_to_do_but_without_its_content() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
         assert!(state.read_json::<Vec<u32>>("x.json", "remove it").unwrap().is_none());
         for (content, expected) in
             [("", "empty"), ("[1, 2", "cut short"), ("{\"key\": \"hunter2\"}", "expected fields"), ("\0\0", "not JSON")]
         {
-            fs::write(folder.path().join("x.json"), content).unwrap();
+            fs::write(directory.path().join("x.json"), content).unwrap();
             let error = state.read_json::<Vec<u32>>("x.json", "remove it").unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("x.json") && error.contains("remove it"), "{error}");
             assert!(!error.contains("hunter2"), "{error}");

@@ -1,8 +1,8 @@
 //! The agent's files in the state directory.
 //!
-//! - [`StateDir`]: the folder, locked while the agent runs. Files are replaced atomically, so that
-//!   after a power cut they have the old or the new content.
-//! - [`make_private`]: closes the folder to other users.
+//! - [`StateDir`]: the directory, locked while the agent runs. Files are replaced atomically, so
+//!   that after a power cut they have the old or the new content.
+//! - [`make_private`]: closes the directory to other users.
 //! - [`segments_file`]: `segments.json`, which the plugin reads. It is written under the lock that
 //!   both share.
 

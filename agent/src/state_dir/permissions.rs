@@ -1,4 +1,4 @@
-//! Closes the state folder to other users, also one that an earlier release or an operator left
+//! Closes the state directory to other users, also one that an earlier release or an operator left
 //! open.
 
 use std::fs::{self, Permissions};
@@ -10,8 +10,8 @@ use edge_types::forwarding::FORWARDING_FILE;
 use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 use tracing::{info, warn};
 
-/// Prefixes of the files that agent and plugin keep in the folder; suffixes such as `.tmp` and
-/// `.damaged` follow. The sockets are there if `run_dir` is the same folder.
+/// Prefixes of the files that agent and plugin keep in the directory; suffixes such as `.tmp` and
+/// `.damaged` follow. The sockets are there if `run_dir` is the same directory.
 const OURS: [&str; 15] = [
     "admin.sock",
     "agent.lock",
@@ -30,13 +30,13 @@ const OURS: [&str; 15] = [
     SEGMENTS_FILE,
 ];
 
-/// Makes the folder if it is missing, with mode 0700, and sets our files to 0600 where others may
-/// read them. If the folder holds files of other programs, these and the folder's mode are left as
-/// they are: the operator may have named a folder that others need.
-pub fn make_private(folder: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+/// Makes the directory if it is missing, with mode 0700, and sets our files to 0600 where others
+/// may read them. If the directory holds files of other programs, these and the directory's mode
+/// are left as they are: the operator may have named a directory that others need.
+pub fn make_private(directory: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let mut foreign = None;
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
         if !name.to_str().is_some_and(|name| OURS.iter().any(|known| name.starts_with(known))) {
@@ -50,18 +50,18 @@ pub fn make_private(folder: &Path) -> io::Result<()> {
             fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
         }
     }
-    let mode = fs::metadata(folder)?.permissions().mode();
+    let mode = fs::metadata(directory)?.permissions().mode();
     match foreign {
         _ if mode & 0o077 == 0 => {}
         Some(foreign) => warn!(
-            "{} may be read by others (mode {:04o}) and is left so, since {} in it is not ours; keep the state in a folder of its own",
-            folder.display(),
+            "{} may be read by others (mode {:04o}) and is left so, since {} in it is not ours; keep the state in a directory of its own",
+            directory.display(),
             mode & 0o7777,
             foreign.display()
         ),
         None => {
-            info!("{} is no longer readable by others", folder.display());
-            fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+            info!("{} is no longer readable by others", directory.display());
+            fs::set_permissions(directory, Permissions::from_mode(0o700))?;
         }
     }
     Ok(())
@@ -75,9 +75,9 @@ mod tests {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
-    /// The values of `const ...FILE: &str` in the sources below a folder.
-    fn names_in(folder: &Path, found: &mut Vec<String>) {
-        for entry in fs::read_dir(folder).unwrap() {
+    /// The values of `const ...FILE: &str` in the sources below a directory.
+    fn names_in(directory: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 names_in(&path, found);
@@ -94,8 +94,8 @@ mod tests {
     fn every_name_that_agent_and_plugin_write_there_is_ours() {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut names = vec![];
-        for folder in ["src", "../cni/src", "../types/src"] {
-            names_in(&here.join(folder), &mut names);
+        for directory in ["src", "../cni/src", "../types/src"] {
+            names_in(&here.join(directory), &mut names);
         }
         for known in ["reqids.json", "taken-back.json", "leases", FORWARDING_FILE] {
             assert!(names.iter().any(|name| name == known), "{known} is not found in {names:?}");
@@ -106,47 +106,52 @@ mod tests {
             names.push(socket.file_name().unwrap().to_str().unwrap().to_owned());
         }
         let parent = tempfile::tempdir().unwrap();
-        let folder = parent.path().join("state");
-        fs::create_dir(&folder).unwrap();
+        let directory = parent.path().join("state");
+        fs::create_dir(&directory).unwrap();
         for name in &names {
-            fs::write(folder.join(name), "").unwrap();
-            fs::set_permissions(folder.join(name), Permissions::from_mode(0o644)).unwrap();
+            fs::write(directory.join(name), "").unwrap();
+            fs::set_permissions(directory.join(name), Permissions::from_mode(0o644)).unwrap();
         }
-        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
-        make_private(&folder).unwrap();
-        let open: Vec<_> = names.iter().filter(|name| mode(&folder.join(name)) != 0o600).collect();
+        fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
+        make_private(&directory).unwrap();
+        let open: Vec<_> = names.iter().filter(|name| mode(&directory.join(name)) != 0o600).collect();
         assert!(open.is_empty(), "{open:?}");
-        assert_eq!(mode(&folder), 0o700);
+        assert_eq!(mode(&directory), 0o700);
     }
 
     #[test]
     fn what_was_open_to_others_is_closed_and_what_is_not_ours_is_left_alone() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = parent.path().join("deep/state");
-        make_private(&folder).unwrap();
-        assert_eq!(mode(&folder), 0o700);
-        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+        let directory = parent.path().join("deep/state");
+        make_private(&directory).unwrap();
+        assert_eq!(mode(&directory), 0o700);
+        fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
         let outside = parent.path().join("outside");
         fs::write(&outside, "").unwrap();
-        std::os::unix::fs::symlink(&outside, folder.join("view.json.damaged")).unwrap();
+        std::os::unix::fs::symlink(&outside, directory.join("view.json.damaged")).unwrap();
         for name in ["identity.json", "reqids.json", "leases"] {
-            fs::write(folder.join(name), "").unwrap();
+            fs::write(directory.join(name), "").unwrap();
         }
-        for path in [&outside, &folder.join("identity.json"), &folder.join("reqids.json"), &folder.join("leases")] {
+        for path in
+            [&outside, &directory.join("identity.json"), &directory.join("reqids.json"), &directory.join("leases")]
+        {
             fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
         }
-        make_private(&folder).unwrap();
-        assert_eq!(mode(&folder), 0o700);
+        make_private(&directory).unwrap();
+        assert_eq!(mode(&directory), 0o700);
         for name in ["identity.json", "reqids.json", "leases"] {
-            assert_eq!(mode(&folder.join(name)), 0o600, "{name}");
+            assert_eq!(mode(&directory.join(name)), 0o600, "{name}");
         }
         assert_eq!(mode(&outside), 0o644, "no link is followed");
-        // A folder that holds files of other programs as well.
-        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
-        fs::write(folder.join("passwd"), "").unwrap();
-        fs::set_permissions(folder.join("passwd"), Permissions::from_mode(0o644)).unwrap();
-        fs::set_permissions(folder.join("leases"), Permissions::from_mode(0o644)).unwrap();
-        make_private(&folder).unwrap();
-        assert_eq!((mode(&folder), mode(&folder.join("passwd")), mode(&folder.join("leases"))), (0o755, 0o644, 0o600));
+        // A directory that holds files of other programs as well.
+        fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
+        fs::write(directory.join("passwd"), "").unwrap();
+        fs::set_permissions(directory.join("passwd"), Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(directory.join("leases"), Permissions::from_mode(0o644)).unwrap();
+        make_private(&directory).unwrap();
+        assert_eq!(
+            (mode(&directory), mode(&directory.join("passwd")), mode(&directory.join("leases"))),
+            (0o755, 0o644, 0o600)
+        );
     }
 }

@@ -139,14 +139,14 @@ mod tests {
     }
 
     fn state() -> (tempfile::TempDir, StateDir) {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path()).unwrap();
-        (folder, state)
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        (directory, state)
     }
 
     #[test]
     fn a_grant_that_no_view_has_shown_yet_outlives_an_older_view() {
-        let (_folder, state) = state();
+        let (_directory, state) = state();
         let old = view(&["10.77.0.0/26"]);
         follow_view(&state, None, &old, 1380).unwrap();
         add_granted(&state, &nets(&["10.77.0.64/26"])).unwrap();
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_segment_that_a_newer_view_no_longer_shows_is_gone() {
-        let (_folder, state) = state();
+        let (_directory, state) = state();
         let both = view(&["10.77.0.0/26", "10.77.0.64/26"]);
         follow_view(&state, None, &both, 0).unwrap();
         let one = view(&["10.77.0.64/26"]);
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_the_plugin_was_configured_with_holds_until_the_first_grant() {
-        let (_folder, state) = state();
+        let (_directory, state) = state();
         let configured = SegmentsFile {
             version: 1,
             source: SegmentsSource::Configuration,
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn an_edge_learns_the_networks_of_its_hubs_and_a_cloud_node_does_not_take_its_own_for_them() {
-        let (_folder, state) = state();
+        let (_directory, state) = state();
         let mut view = view(&["10.77.0.0/26"]);
         view.peers = ["hub-1", "hub-2"]
             .map(|name| Peer {
@@ -210,17 +210,17 @@ mod tests {
 
     #[test]
     fn a_truncated_file_is_renamed_and_written_again_from_the_view() {
-        let (folder, state) = state();
+        let (directory, state) = state();
         state.write(SEGMENTS_FILE, b"{\"version\": 1, \"sour").unwrap();
         assert!(read(&state).unwrap_err().to_string().contains("cut short"));
         let file = follow_view(&state, None, &view(&["10.77.0.0/26"]), 0).unwrap();
         assert_eq!(file.segments, nets(&["10.77.0.0/26"]));
-        assert!(folder.path().join("segments.json.damaged").exists());
+        assert!(directory.path().join("segments.json.damaged").exists());
     }
 
     #[test]
     fn an_earlier_identitys_grants_are_forgotten_but_not_the_plugins_configuration() {
-        let (_folder, state) = state();
+        let (_directory, state) = state();
         add_granted(&state, &nets(&["10.77.0.0/26"])).unwrap();
         forget_granted(&state).unwrap();
         assert_eq!(read(&state).unwrap(), None);
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn capacity_counts_a_family_alone() {
-        let (_folder, state) = state();
+        let (_directory, state) = state();
         let file = add_granted(&state, &nets(&["10.77.0.0/26", "10.77.0.64/26", "fd77::/120"])).unwrap();
         assert_eq!((capacity(&file, Family::V4), capacity(&file, Family::V6)), (122, 254));
     }

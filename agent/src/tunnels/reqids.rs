@@ -122,11 +122,11 @@ mod tests {
 
     #[test]
     fn a_peer_keeps_its_reqid_over_restarts_and_changes_around_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut reqids = Reqids::load(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let mut reqids = Reqids::load(directory.path());
         reqids.assign(names(&["a", "b"]).iter()).unwrap();
         let a = reqids.of(&PeerName::new("a")).unwrap();
-        let mut reqids = Reqids::load(folder.path());
+        let mut reqids = Reqids::load(directory.path());
         assert_eq!(reqids.of(&PeerName::new("a")), Some(a));
         reqids.assign(names(&["a", "c"]).iter()).unwrap();
         assert_eq!(reqids.of(&PeerName::new("a")), Some(a));
@@ -136,19 +136,19 @@ mod tests {
 
     #[test]
     fn no_two_peers_share_a_reqid_even_if_their_first_choice_is_the_same() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let taken = first_choice("b");
-        fs::write(folder.path().join(FILE), format!("{{\"a\": {taken}}}")).unwrap();
-        let mut reqids = Reqids::load(folder.path());
+        fs::write(directory.path().join(FILE), format!("{{\"a\": {taken}}}")).unwrap();
+        let mut reqids = Reqids::load(directory.path());
         reqids.assign(names(&["a", "b"]).iter()).unwrap();
         assert_eq!(reqids.of(&PeerName::new("b")), Reqid::tunnel((taken + 1) % TUNNELS));
     }
 
     #[test]
     fn a_truncated_file_does_not_stop_the_agent() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(FILE), "{\"a\":").unwrap();
-        let mut reqids = Reqids::load(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), "{\"a\":").unwrap();
+        let mut reqids = Reqids::load(directory.path());
         reqids.assign(names(&["a"]).iter()).unwrap();
         assert!(reqids.of(&PeerName::new("a")).is_some());
     }

@@ -190,7 +190,7 @@ async fn when_the_answer_to_a_join_was_lost_with_the_power_the_same_token_still_
     std::fs::write(node.file("key.pending"), &key).unwrap();
     let agent = node.start();
     agent.joined().await;
-    // Ended, not killed: otherwise a pending write could reach the restored folder.
+    // Ended, not killed: otherwise a pending write could reach the restored directory.
     agent.end().await;
     std::fs::remove_dir_all(node.state()).unwrap();
     std::fs::create_dir_all(node.state()).unwrap();

@@ -36,9 +36,9 @@ pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     tokio::time::timeout(HANG, event).await.unwrap_or_else(|_| panic!("{what} does not happen"))
 }
 
-/// A controller with a folder of its own.
+/// A controller with a directory of its own.
 pub(crate) struct Controller {
-    folder: TempDir,
+    directory: TempDir,
     pub(crate) clock: Clock,
     address: SocketAddr,
     ranges: &'static str,
@@ -63,9 +63,9 @@ impl Controller {
     }
 
     async fn with(ranges: &'static str, networks: &'static str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let address = "127.0.0.1:0".parse().unwrap();
-        let mut controller = Self { folder, clock: Clock::system(), address, ranges, networks, server: None };
+        let mut controller = Self { directory, clock: Clock::system(), address, ranges, networks, server: None };
         controller.start_again().await;
         controller
     }
@@ -77,14 +77,14 @@ impl Controller {
         self.start_again().await;
     }
 
-    /// Starts it again with the same port and folder.
+    /// Starts it again with the same port and directory.
     pub(crate) async fn start_again(&mut self) {
-        let path = self.folder.path().join("controller.toml");
+        let path = self.directory.path().join("controller.toml");
         let text = format!(
             "server_names = [\"127.0.0.1\"]\nlisten = [\"{}\"]\nstate_dir = {:?}\nadmin_socket = {:?}\nheartbeat_seconds = 1\nnetworks = [{}]\n\
              [observe]\nlisten = []\n[segments]\ncluster_ranges = [{}]\nquarantine_seconds = 60\n",
             self.address,
-            self.folder.path().join("state"),
+            self.directory.path().join("state"),
             self.admin_socket(),
             self.networks,
             self.ranges,
@@ -110,8 +110,8 @@ impl Controller {
 
     /// Another controller with the same authority and rows, as a replica.
     pub(crate) async fn replica(&self) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (from, to) = (self.folder.path().join("state"), folder.path().join("state"));
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (self.directory.path().join("state"), directory.path().join("state"));
         std::fs::create_dir(&to).unwrap();
         for file in std::fs::read_dir(from).unwrap() {
             let file = file.unwrap();
@@ -119,7 +119,7 @@ impl Controller {
         }
         let address = "127.0.0.1:0".parse().unwrap();
         let (clock, ranges, networks) = (self.clock.clone(), self.ranges, self.networks);
-        let mut replica = Self { folder, clock, address, ranges, networks, server: None };
+        let mut replica = Self { directory, clock, address, ranges, networks, server: None };
         replica.start_again().await;
         replica
     }
@@ -132,13 +132,13 @@ impl Controller {
         format!("https://{}", self.address)
     }
 
-    /// Path of a file in its state folder.
+    /// Path of a file in its state directory.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join("state").join(name)
+        self.directory.path().join("state").join(name)
     }
 
     fn admin_socket(&self) -> PathBuf {
-        self.folder.path().join("admin.sock")
+        self.directory.path().join("admin.sock")
     }
 
     /// Sends one request over the admin socket, as the operator's commands do.
@@ -236,7 +236,7 @@ impl ControllerProxy {
 
 /// A node's disk and configuration, which outlive its agent.
 pub(crate) struct Node {
-    folder: TempDir,
+    directory: TempDir,
     pub(crate) name: &'static str,
     pub(crate) url: String,
     pub(crate) spare: u32,
@@ -252,7 +252,7 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(name: &'static str, controller: &Controller) -> Self {
         Self {
-            folder: tempfile::tempdir().unwrap(),
+            directory: tempfile::tempdir().unwrap(),
             name,
             url: controller.url(),
             spare: 0,
@@ -264,7 +264,7 @@ impl Node {
     }
 
     pub(crate) fn token_file(&self) -> PathBuf {
-        self.folder.path().join("token")
+        self.directory.path().join("token")
     }
 
     pub(crate) fn put_token(&self, token: &str) {
@@ -272,7 +272,7 @@ impl Node {
     }
 
     pub(crate) fn state(&self) -> PathBuf {
-        self.folder.path().join("state")
+        self.directory.path().join("state")
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -308,14 +308,14 @@ impl Node {
             "name = \"{}\"\nstate_dir = {:?}\nrun_dir = {:?}\n{}\n[controller]\nurls = [\"{}\"]\n{}\nspare = {}\nrollover_spread = \"1ms\"\n{}\n",
             self.name,
             self.state(),
-            self.folder.path().join("run"),
+            self.directory.path().join("run"),
             self.extra,
             self.url,
             self.credential,
             self.spare,
             self.controller_extra,
         );
-        let path = self.folder.path().join("agent.toml");
+        let path = self.directory.path().join("agent.toml");
         std::fs::write(&path, text).unwrap();
         let config = Arc::new(Config::load(&path).unwrap());
         let stop = CancellationToken::new();

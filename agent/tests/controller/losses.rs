@@ -150,7 +150,7 @@ async fn an_identity_that_is_not_whole_stops_the_agent_with_the_file_named_and_u
     }
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
-    let Err(error) = node.try_start(Default::default()) else { panic!("it started with a folder") };
+    let Err(error) = node.try_start(Default::default()) else { panic!("it started with a directory") };
     assert!(error.to_string().contains("reading") && error.to_string().contains("identity.json"), "{error}");
     assert_eq!(controller.nodes().await.len(), 2, "nobody has joined anew");
 }

@@ -382,12 +382,12 @@ fn down() {
     let world = World::new();
     world.serve("pod");
     world.apply(&World::edge());
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let text = format!(
         "state_dir = {0:?}\nrun_dir = {0:?}\n[cni]\nconf_dir = {0:?}\nbin_dir = {0:?}\n[controller]\nurls = [\"https://c\"]\n",
-        folder.path()
+        directory.path()
     );
-    let config = Config::parse(&text, &folder.path().join("agent.toml")).unwrap();
+    let config = Config::parse(&text, &directory.path().join("agent.toml")).unwrap();
     let down = || world.on("edge", || edge_agent::down::down(&config).map_err(|error| format!("{error:#}")));
     let tables = || world.sh("edge", "nft list tables");
     let error = down().unwrap_err();

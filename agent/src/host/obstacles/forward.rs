@@ -191,7 +191,7 @@ fn listed(program: &str) -> Result<String, String> {
 
 fn available(program: &str) -> bool {
     std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).is_file()))
 }
 
 fn call(program: &str, words: &[&str]) -> Result<String, String> {
