@@ -18,6 +18,7 @@ use crate::net::{bridge, sysctl, veth};
 use crate::node_setup;
 use crate::pod_filter;
 use crate::pod_routes::{self, PodRoute, PodsRoutes};
+use crate::reclaim;
 use crate::request::{Attachment, RuntimeRequest};
 use crate::requested::Requested;
 use crate::resolv_conf;
@@ -137,8 +138,10 @@ fn ensure_free(
     links: &mut Links,
     attachment: &Attachment,
 ) -> Result<SegmentsFile> {
+    // A DEL could not end the lease if the disk was full or read-only.
+    let mut end_leftover_lease = || reclaim::end_without_host_end(state_dir, links, |other| other == attachment);
     let (segments, stock) = match read_stock(config, state_dir, attachment) {
-        Err(error) if error.code == Code::AlreadyAttached && end_leftover_lease(state_dir, links, attachment)? => {
+        Err(error) if error.code == Code::AlreadyAttached && end_leftover_lease()? > 0 => {
             read_stock(config, state_dir, attachment)?
         }
         read => read?,
@@ -150,7 +153,7 @@ fn ensure_free(
         return Ok(segments);
     }
     // A pod whose namespace vanished without a DEL still has its lease.
-    if reclaim_vanished(state_dir, links)? > 0 {
+    if reclaim::end_without_host_end(state_dir, links, |_| true)? > 0 {
         let (segments, stock) = read_stock(config, state_dir, attachment)?;
         if let Some(segments) = segments
             && families_short_of_addresses(config, Some(&segments), &stock).is_empty()
@@ -214,31 +217,6 @@ fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>,
         return families.into_iter().map(|family| Stock { family, free: 0, leased: 0 }).collect();
     }
     stock.iter().filter(|stock| stock.free < config.low_water.max(1)).copied().collect()
-}
-
-/// Ends the lease of this attachment if a DEL could not, since the disk was full or read-only.
-fn end_leftover_lease(state_dir: &StateDir, links: &mut Links, attachment: &Attachment) -> Result<bool> {
-    Ok(reclaim_chosen(state_dir, links, |other| other == attachment)? > 0)
-}
-
-/// Ends the leases without a host's end. Returns how many.
-fn reclaim_vanished(state_dir: &StateDir, links: &mut Links) -> Result<usize> {
-    reclaim_chosen(state_dir, links, |_| true)
-}
-
-/// As [`reclaim_vanished`], but looks only at the chosen attachments. The host's end counts as
-/// present if its name or its alias is there. An ADD makes it before it takes an address, so a
-/// lease without it belongs to no pod.
-fn reclaim_chosen(state_dir: &StateDir, links: &mut Links, chosen: impl Fn(&Attachment) -> bool) -> Result<usize> {
-    let mut leases = state_dir.lock()?;
-    let present = links.all()?;
-    let ended = leases.reclaim(|attachment, _| {
-        let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
-        chosen(attachment) && !present.iter().any(|link| link.name == name || link.alias == alias)
-    })?;
-    pod_filter::remove_elements(&ended);
-    leases.commit()?;
-    Ok(ended.len())
 }
 
 /// Leases an address of each family. Applies again where other ADDs were quicker to take the

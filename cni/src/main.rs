@@ -6,7 +6,7 @@
 //! standard output.
 //!
 //! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`],
-//!   [`ingress`]; [`inspect`] answers people.
+//!   [`ingress`], [`reclaim`]; [`inspect`] answers people.
 //! - [`config_file`] reads the configuration from a file, for verbs that no runtime runs.
 //! - [`node_setup`] makes what a node needs before its first pod. [`forward_filter`] decides what
 //!   the node forwards, as long as the agent's firewall does not.
@@ -53,6 +53,7 @@ mod node_setup;
 mod obstacles;
 mod pod_filter;
 mod pod_routes;
+mod reclaim;
 mod request;
 mod requested;
 mod resolv_conf;
@@ -75,6 +76,9 @@ usage: CNI_COMMAND=ADD|DEL|CHECK CNI_CONTAINERID=.. CNI_NETNS=.. CNI_IFNAME=.. e
        edge-cni ingress [FILE]
                             keep hosts outside from attached pods, as FILE says,
                             also while the agent's table does
+       edge-cni reclaim [--grace SECONDS] [FILE]
+                            end the leases of pods that are gone without a DEL for
+                            that time (default 120)
        edge-cni leases [--json] [FILE]
                             list the pods' leases
        edge-cni segments [--json] [FILE]
@@ -128,6 +132,7 @@ fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<(String, bool)
         (Some("up"), [path]) => line(up::up(Path::new(path))?),
         (Some("ingress"), []) => line(ingress::ingress(Path::new(config_file::DEFAULT_CONFLIST))?),
         (Some("ingress"), [path]) => line(ingress::ingress(Path::new(path))?),
+        (Some("reclaim"), arguments) => line(reclaim::reclaim(arguments)?),
         (Some("leases"), arguments) => inspect::leases(arguments)?,
         (Some("segments"), arguments) => inspect::segments(arguments)?,
         (Some("check"), arguments) => return inspect::check(arguments),

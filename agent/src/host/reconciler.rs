@@ -36,6 +36,8 @@ const SETTLE: Duration = Duration::from_millis(60);
 /// How often routes and sysctls are compared without a notification. nftables is not. The kernel
 /// sends none about `disable_policy`, `disable_xfrm` and `accept_ra`.
 const FULL_CHECK: Duration = Duration::from_secs(10);
+/// How often the plugin looks for leases of pods that are gone without a DEL.
+const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Shortest time between two comparisons of the nftables table, while another program changes rules
 /// all the time.
 const FIREWALL_PAUSE: Duration = Duration::from_millis(700);
@@ -111,6 +113,8 @@ impl HostReconciler {
         let mut netconf = NetconfMonitor::open().context("rtnetlink's notifications about forwarding")?;
         let mut full_check = tokio::time::interval(FULL_CHECK);
         full_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reclaim = tokio::time::interval(RECLAIM_INTERVAL);
+        reclaim.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             if let Err(error) = self.refresh(&mut rules).await {
                 self.incidents.error(format!("{error:#}"));
@@ -125,6 +129,7 @@ impl HostReconciler {
                 () = stop.cancelled() => return Ok(()),
                 outcome = self.desired.changed() => if outcome.is_err() { return Ok(()) },
                 _ = full_check.tick() => {}
+                _ = reclaim.tick() => self.reclaim_leases().await,
                 Some(_) = changes.next() => {
                     tokio::time::sleep(SETTLE).await;
                     while let Some(Some(_)) = futures_util::FutureExt::now_or_never(changes.next()) {}
@@ -330,6 +335,29 @@ impl HostReconciler {
 
     fn plugin(&self) -> PathBuf {
         self.config.cni.bin_dir.join("edge-cni")
+    }
+
+    /// Runs `edge-cni reclaim`, which ends the leases of pods that are gone without a DEL, as after
+    /// a kill of the container runtime. Names them in the log.
+    async fn reclaim_leases(&self) {
+        let (plugin, conflist) = (self.plugin(), self.conflist());
+        if !conflist.exists() || !plugin.exists() {
+            return;
+        }
+        let outcome =
+            spawn_blocking(move || Command::new(&plugin).arg("reclaim").arg(&conflist).stdin(Stdio::null()).output());
+        let Ok(Ok(output)) = outcome.await else { return };
+        let printed = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_default();
+        if !output.status.success() {
+            // An earlier plugin does not have the command.
+            tracing::debug!("edge-cni reclaim: {printed}");
+        }
+        for lease in printed["reclaimed"].as_array().into_iter().flatten() {
+            tracing::info!(
+                addresses = %lease["addresses"], pod = %lease["pod"], container = %lease["container"],
+                "the pod is gone without a DEL: its lease has ended"
+            );
+        }
     }
 
     /// Runs `edge-cni up`: the plugin owns the bridge, and makes it as for a pod.

@@ -254,13 +254,18 @@ impl LockedLeases {
         requested.addresses.iter().copied().map(find).collect()
     }
 
+    /// Seconds since the boot.
+    pub(crate) fn now(&self) -> Result<u64> {
+        seconds_since_boot()
+    }
+
     /// Ends the lease of an attachment and returns it; None where there is none.
     pub(crate) fn end(&mut self, attachment: &Attachment) -> Result<Option<Lease>> {
         self.journal.end_lease(attachment, seconds_since_boot()?)
     }
 
     /// Ends the leases of all attachments that are `gone`, and returns these attachments.
-    pub(crate) fn reclaim(&mut self, gone: impl Fn(&Attachment, &Lease) -> bool) -> Result<Vec<Attachment>> {
+    pub(crate) fn reclaim(&mut self, mut gone: impl FnMut(&Attachment, &Lease) -> bool) -> Result<Vec<Attachment>> {
         let held = self.journal.leases().iter().filter(|(attachment, lease)| gone(attachment, lease));
         let dead: Vec<Attachment> = held.map(|(attachment, _)| attachment.clone()).collect();
         for attachment in &dead {

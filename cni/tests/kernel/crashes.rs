@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
+use serde_json::{Value, json};
 
 use crate::filter_table::table;
-use crate::world::{World, addresses, answer, pings};
+use crate::world::{World, addresses, answer, pings, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -27,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
         "a_store_that_cannot_be_read_is_named_and_nothing_is_left_behind",
         a_store_that_cannot_be_read_is_named_and_nothing_is_left_behind,
     ),
+    ("leases_of_pods_that_vanished_end_after_the_grace_time", leases_of_pods_that_vanished_end),
     ("addresses_of_pods_that_vanished_come_back_when_short", addresses_of_pods_that_vanished_come_back_when_short),
 ];
 
@@ -281,4 +284,37 @@ fn addresses_of_pods_that_vanished_come_back_when_short() {
     // The runtime's late DEL does no harm to others.
     world.del(&pods[1]);
     assert_eq!(world.leased().len(), 5);
+}
+
+fn leases_of_pods_that_vanished_end() {
+    let world = World::new(&["10.77.3.0/24"]);
+    let file = world.folder.path().join("plugin.json");
+    let reclaim = |grace: &str| {
+        std::fs::write(&file, world.config.borrow().to_string()).unwrap();
+        let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "reclaim", "--grace", grace];
+        let printed = succeed(Command::new("ip").args(program).arg(&file));
+        serde_json::from_str::<Value>(&printed).unwrap()
+    };
+    assert_eq!(reclaim("0"), json!({"reclaimed": [], "missed": 0}));
+    let (gone, stays) = (world.pod(), world.pod());
+    let addresses = world.add(&gone);
+    world.add(&stays);
+    // A renamed host end belongs to a running pod.
+    let port = world.ports().into_iter().next().unwrap();
+    assert_eq!(reclaim("0"), json!({"reclaimed": [], "missed": 0}));
+    world.destroy(&gone);
+    wait_for("the end of the pair", || world.ports().len() == 1);
+    if world.ports()[0] != port {
+        world.ip(&format!("link set {} name renamed", world.ports()[0]));
+    }
+    // The runtime may come back and run its DEL.
+    for _ in 0..2 {
+        assert_eq!(reclaim("3600"), json!({"reclaimed": [], "missed": 1}));
+    }
+    assert_eq!(world.leased().len(), 2);
+    let expected = json!({"addresses": addresses, "pod": "default/web-container0", "network": "pods", "container": gone.id, "interface": "eth0"});
+    assert_eq!(reclaim("0"), json!({"reclaimed": [expected], "missed": 0}));
+    assert_eq!(world.leased(), [stays.id.as_str()]);
+    assert_eq!(reclaim("0"), json!({"reclaimed": [], "missed": 0}));
+    world.del(&gone);
 }
