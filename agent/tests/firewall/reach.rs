@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("published_ports_of_pods_here_and_elsewhere_are_served_to_the_lan", published_ports),
     ("a_host_on_the_lan_reaches_no_service_by_routing_through_the_edge", lan_host_reaches_no_service),
     ("a_host_on_the_lan_reaches_no_service_that_is_an_address_of_the_edge_as_with_ipvs", lan_host_reaches_no_ipvs),
+    ("a_host_on_the_lan_reaches_no_service_that_is_redirected_to_a_proxy_on_the_edge", lan_host_reaches_no_proxy),
     ("a_flow_that_was_there_before_the_table_is_judged_too", former_flows),
     ("what_a_node_sends_under_a_client_of_its_own_takes_the_bridges_address", sent_for_others),
     ("a_pod_reaches_itself_by_its_published_port", hairpin),
@@ -221,6 +222,55 @@ fn lan_host_reaches_no_ipvs() {
         world.apply(&Firewall { lan_to_pods: lan, ..edge });
         for [_, service, _] in SERVICES {
             assert!(world.fetch("lan", service, 80).is_some(), "the operator lets it use {service}");
+        }
+    }
+}
+
+/// EdgeMesh and other userspace proxies: the Service is redirected to a process of the node, which
+/// calls the pod itself.
+fn lan_host_reaches_no_proxy() {
+    for world in worlds() {
+        world.serve("edge");
+        let proxies = ["169.254.96.16", "fd96:ffff::16"];
+        world.sh("edge", "ip link add edgemesh0 type bridge && ip link set edgemesh0 up && ip addr add 169.254.96.16/32 dev edgemesh0 && ip addr add fd96:ffff::16/128 dev edgemesh0 nodad");
+        for ((family, [_, service, to_lan]), proxy) in BOTH.into_iter().zip(SERVICES).zip(proxies) {
+            world.redirect(service, proxy);
+            assert!(world.fetch("lan", service, 80).is_some(), "without a table {service} is reached");
+            // kube-proxy's rule for a process of the node that calls a Service outside of the cluster,
+            // such as the API server.
+            let target =
+                if proxy.contains(':') { format!("[{}]:80", family.lan) } else { format!("{}:80", family.lan) };
+            world.sh(
+                "edge",
+                &format!(
+                    "nft 'add chain {0} services out {{ type nat hook output priority -100; }}; \
+                 add rule {0} services out {0} daddr {to_lan} tcp dport 80 dnat to {target}'",
+                    family.ip
+                ),
+            );
+        }
+        let service_ranges: Vec<IpNetwork> = SERVICES.map(|family| family[0].parse().unwrap()).to_vec();
+        for minimal in [false, true] {
+            let edge = Firewall { service_ranges: service_ranges.clone(), minimal, ..World::edge() };
+            world.apply(&edge);
+            for ((family, [_, service, to_lan]), proxy) in BOTH.into_iter().zip(SERVICES).zip(proxies) {
+                world.cannot_fetch("lan", service, 80);
+                assert!(world.fetch("pod", service, 80).is_some(), "a pod calls {service}");
+                assert!(world.fetch("edge", to_lan, 80).is_some(), "a process of the node calls {to_lan}");
+                world.publish(30080, proxy);
+                assert!(world.fetch("lan", family.edge_lan, 30080).is_some(), "a NodePort of the proxy");
+                world.sh("edge", &format!("nft delete table {} publish", family.ip));
+            }
+            assert!(world.refused("to-pods") >= 2);
+            for keys in [
+                Firewall { lan_to_pods: BOTH.map(|family| family.lan.parse().unwrap()).to_vec(), ..edge.clone() },
+                Firewall { lan_to_tunnels: BOTH.map(|family| family.lan.parse().unwrap()).to_vec(), ..edge.clone() },
+            ] {
+                world.apply(&keys);
+                for [_, service, _] in SERVICES {
+                    assert!(world.fetch("lan", service, 80).is_some(), "the operator lets it use {service}");
+                }
+            }
         }
     }
 }

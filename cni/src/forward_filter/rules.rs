@@ -54,8 +54,9 @@ const NFPROTO: [u8; 2] = [2, 10];
 /// (`linux/netfilter/nf_conntrack_common.h`).
 const ESTABLISHED: u32 = 1 << 1;
 const RELATED: u32 = 1 << 2;
-/// `IPS_DST_NAT` and `IP_CT_DIR_REPLY` there.
+/// `IPS_DST_NAT`, `IP_CT_DIR_ORIGINAL` and `IP_CT_DIR_REPLY` there.
 const DST_NAT: u32 = 1 << 5;
+const ORIGINAL: u8 = 0;
 const REPLY: u8 = 1;
 
 /// What the table contains.
@@ -106,9 +107,9 @@ impl TableContent {
         messages.push(TABLE.new_chain(PREROUTING, Some(&PREROUTING_HOOK)));
         messages.extend(rules_of_prerouting().iter().map(|rule| TABLE.new_rule(rule)));
         messages.push(TABLE.new_chain(FORWARD, Some(&FORWARD_HOOK)));
-        if fib && !self.services.is_empty() {
+        if !self.services.is_empty() {
             messages.push(TABLE.new_chain(SERVICES_HERE, Some(&INPUT_HOOK)));
-            messages.extend(self.rules_of_services_here().iter().map(|rule| TABLE.new_rule(rule)));
+            messages.extend(self.rules_of_services_here(fib).iter().map(|rule| TABLE.new_rule(rule)));
         }
         messages.extend(self.rules(isolates).iter().map(|rule| TABLE.new_rule(rule)));
         add_names(&mut messages, BRIDGES, self.bridges.iter().map(String::as_str));
@@ -123,10 +124,11 @@ impl TableContent {
         messages
     }
 
-    /// The rules about Services' addresses that IPVS has put on a link of this host (kube-ipvs0).
-    /// IPVS sends such packets on to a pod from the host itself, so they never pass `forward`. An
+    /// The rules about calls of Services that this host would pass on to a pod from itself, so that
+    /// they never pass `forward`: those that are redirected to a proxy on this host (EdgeMesh), and,
+    /// with `fib`, those to addresses that IPVS has put on a link of this host (kube-ipvs0). An
     /// address of the link on which the packet came is the host's own.
-    fn rules_of_services_here(&self) -> Vec<Rule> {
+    fn rules_of_services_here(&self, fib: bool) -> Vec<Rule> {
         let accepted = vec![Expression::Verdict(Verdict::Accept)];
         let mut rules: Vec<Vec<Expression>> = vec![
             vec![meta(Meta::InputName), Expression::Lookup { set: BRIDGES, inverted: false }],
@@ -135,7 +137,16 @@ impl TableContent {
         ];
         rules.extend(self.sources.iter().map(source_in));
         rules.iter_mut().for_each(|rule| rule.extend(accepted.clone()));
-        for ((set, family), (offset, length)) in SERVICES.into_iter().zip(NFPROTO).zip([(16, 4), (24, 16)]) {
+        for (set, ipv4) in SERVICES.into_iter().zip([true, false]) {
+            // Answers to processes of this host that call a Service outside are redirected, too.
+            let from_clients = vec![Expression::Conntrack(ConntrackKey::Direction), equals(&[ORIGINAL])];
+            let sent_to = vec![Expression::OriginalDestination { ipv4 }, Expression::Lookup { set, inverted: false }];
+            let drop = vec![Expression::Counter, Expression::Verdict(Verdict::Drop)];
+            rules.push([connection(ConntrackKey::Status, DST_NAT), from_clients, sent_to, drop].concat());
+        }
+        for ((set, family), (offset, length)) in
+            SERVICES.into_iter().zip(NFPROTO).zip([(16, 4), (24, 16)]).filter(|_| fib)
+        {
             rules.push(vec![
                 meta(Meta::NetfilterProtocol),
                 equals(&[family]),

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_is_published_and_what_lan_to_pods_names_is_reached", what_is_published_and_named_is_reached),
     ("a_service_that_a_host_on_the_lan_routes_to_this_host_is_no_published_port", a_routed_service_is_not_published),
     ("a_service_that_ipvs_has_on_this_host_is_no_published_port", a_service_of_ipvs_is_not_published),
+    ("a_service_that_is_redirected_to_a_proxy_on_this_host_is_no_published_port", a_proxied_service_is_not_published),
     ("pods_of_a_second_network_are_closed_too", pods_of_a_second_network_are_closed_too),
     ("the_agents_table_takes_the_place_of_the_plugins", the_agents_table_takes_the_place_of_the_plugins),
     ("the_table_before_pods_is_the_one_that_the_documentation_prints", it_is_the_documented_one),
@@ -209,6 +210,49 @@ fn a_service_of_ipvs_is_not_published() {
     is_closed(&world, &lan, &services);
     is_reached(&client, &services);
     is_reached(&lan, &HOST.map(str::to_owned));
+    world.set("lanToPods", json!(["192.0.2.0/24"]));
+    assert!(up(&world).ok);
+    is_reached(&lan, &services[..1]);
+    is_closed(&world, &lan, &services[1..]);
+}
+
+/// EdgeMesh and other userspace proxies: a Service is redirected to a process of the host, which
+/// calls the pod itself. Here the host answers.
+fn a_proxied_service_is_not_published() {
+    let world = World::new(DUAL);
+    let (lan, client) = (neighbour(&world), world.pod());
+    world.add(&client);
+    world.ip("link add edgemesh0 type bridge");
+    world.ip("link set edgemesh0 up");
+    let proxies = ["169.254.96.16", "fd96:ffff::16"].map(str::to_owned);
+    world.ip("addr add 169.254.96.16/32 dev edgemesh0");
+    world.ip("addr add fd96:ffff::16/128 dev edgemesh0 nodad");
+    redirect(&world, &proxies);
+    let services = ["10.96.0.1", "fd96::1"].map(str::to_owned);
+    let balancers = ["203.0.113.5", "2001:db8:5::5"].map(str::to_owned);
+    // A process of the host calls a Service whose endpoint is outside, such as the API server.
+    let outside = ["10.96.0.9", "fd96::9"].map(str::to_owned);
+    for ((family, service), to) in ["ip", "ip6"].into_iter().zip(&outside).zip(NEIGHBOUR) {
+        nft(
+            &world,
+            &[&format!(
+                "add chain {family} proxy out {{ type nat hook output priority -100; }}; add rule {family} proxy out {family} daddr {service} dnat to {to}"
+            )],
+        );
+    }
+    world.ip(&format!("route add 10.96.0.0/12 via {}", NEIGHBOUR[0]));
+    world.ip(&format!("-6 route add fd96::/108 via {}", NEIGHBOUR[1]));
+    let by_the_host = || outside.iter().all(|service| pings(&world.host, service));
+    // Nothing says yet that these are Services.
+    is_reached(&lan, &services);
+    assert!(by_the_host());
+    world.set("serviceRanges", json!(["10.96.0.0/12", "fd96::/108"]));
+    assert!(up(&world).ok);
+    is_closed(&world, &lan, &services);
+    is_reached(&client, &services);
+    is_reached(&lan, &balancers);
+    is_reached(&lan, &HOST.map(str::to_owned));
+    assert!(by_the_host());
     world.set("lanToPods", json!(["192.0.2.0/24"]));
     assert!(up(&world).ok);
     is_reached(&lan, &services[..1]);

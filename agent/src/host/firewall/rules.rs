@@ -93,6 +93,11 @@ impl Family {
         is("==", sent_to, json!(format!("@{set}{}", self.suffix)))
     }
 
+    /// Matches sources outside that no key and no role lets call Services.
+    fn no_exception(self) -> [Value; 3] {
+        ["fronted", "lan-to-tunnels", "lan-to-pods"].map(|set| self.outside("saddr", set))
+    }
+
     /// Translates the source to itself, so that later chains do not translate it.
     fn keep(self) -> Value {
         json!({"snat": {"family": self.protocol, "addr": self.field("saddr")}})
@@ -178,6 +183,7 @@ impl Firewall {
         }
         self.sets(&mut commands);
         self.prerouting(&mut commands);
+        self.input(&mut commands);
         self.forward(&mut commands);
         self.sources(&mut commands);
         self.mss(&mut commands);
@@ -283,15 +289,30 @@ impl Firewall {
         for family in FAMILIES {
             let on_node = is("==", kind(json!(["daddr"])), json!("local"));
             let on_other_link = is("!=", kind(json!(["daddr", "iif"])), json!("local"));
-            let allowed = ["fronted", "lan-to-tunnels", "lan-to-pods"].map(|set| family.outside("saddr", set));
-            let from_outside = [
-                meta("!=", "iifname", self.bridges_and_lo()),
-                meta("==", "ipsec", json!(false)),
-                family.within("daddr", "services"),
-            ];
-            let matches = from_outside.into_iter().chain(allowed).chain([on_node, on_other_link]);
+            let to_service = family.within("daddr", "services");
+            let matches = self.from_outside().into_iter().chain([to_service]).chain(family.no_exception());
+            let matches = matches.chain([on_node, on_other_link]);
             commands.rule("prerouting", matches.chain(dropped("to-pods")));
         }
+    }
+
+    /// Drops calls of Services by hosts outside that were redirected to a proxy on this node (EdgeMesh
+    /// and other userspace proxies). The proxy would call the pod as a process of this node.
+    fn input(&self, commands: &mut Commands) {
+        commands.chain("input", "filter", "input", BEFORE_OTHERS);
+        for family in FAMILIES {
+            // Answers to processes of this node that call a Service outside have that status, too.
+            let from_clients = is("==", json!({"ct": {"key": "direction"}}), json!("original"));
+            let matches =
+                self.from_outside().into_iter().chain([redirected(), from_clients, family.sent_to("services")]);
+            let allowed = family.no_exception();
+            commands.rule("input", matches.chain(allowed).chain(dropped("to-pods")));
+        }
+    }
+
+    /// Matches packets that came neither from pods nor from this node nor out of a tunnel.
+    fn from_outside(&self) -> [Value; 2] {
+        [meta("!=", "iifname", self.bridges_and_lo()), meta("==", "ipsec", json!(false))]
     }
 
     /// Matches packets whose destination is this node. The minimal table cannot ask for that: it
