@@ -171,7 +171,9 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4, 0, 1]), from_nowhere, probe, vec![accept.clone()]], None);
     rule("pod-arp", vec![count_and_drop()], Some("ARP sender"));
 
+    // Clients take answers from any source port. A pod may be a client.
     rule("pod-ipv4", vec![layer4(UDP), transport(&[0, 67]), count_and_drop()], Some("DHCP server"));
+    rule("pod-ipv4", vec![layer4(UDP), to_transport_port(68), count_and_drop()], Some("DHCP server"));
     // With `route_localnet`, which portmap and kube-proxy set, the host would take it as its own.
     let loopback = vec![protocol(0x0800), vec![payload(Base::Network, 16, 1), equals(&[127])], count_and_drop()];
     rule("pod-ipv4", loopback, Some("loopback address"));
@@ -185,6 +187,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(kind), count_and_drop()], Some(name));
     }
     rule("pod-ipv6", vec![layer4(UDP), transport(&[2, 35]), count_and_drop()], Some("DHCPv6 server"));
+    rule("pod-ipv6", vec![layer4(UDP), to_transport_port(546), count_and_drop()], Some("DHCPv6 server"));
     // RFC 4861 4.3, 4.4: the target comes after type, code, checksum and flags. Hosts ignore
     // fragments of these messages (RFC 6980).
     let target = || [port_and(Base::Transport, 8, 8), then(Base::Transport, 16, 8)].concat();
@@ -252,6 +255,11 @@ fn layer4(number: u8) -> Vec<Expression> {
 /// Loads the first bytes after the IP header.
 fn transport(bytes: &[u8]) -> Vec<Expression> {
     vec![payload(Base::Transport, 0, bytes.len() as u32), equals(bytes)]
+}
+
+/// Loads the destination port.
+fn to_transport_port(number: u16) -> Vec<Expression> {
+    vec![payload(Base::Transport, 2, 2), equals(&number.to_be_bytes())]
 }
 
 fn icmpv6(kind: u8) -> Vec<Expression> {

@@ -102,6 +102,10 @@ fn honest(own: &Attached, victim: &Attached) -> Vec<(&'static str, Vec<u8>)> {
         ("broadcast", ipv4(BROADCAST, own.mac, 17, (own.v4, Ipv4Addr::BROADCAST), &udp(68, 67, b""))),
         ("fragment", fragment),
         ("IPv6", ipv6(victim.mac, own.mac, 17, (own.v6, victim.v6), &udp(4000, 4000, b"six"))),
+        ("DHCPv6 request", {
+            let servers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+            ipv6([0x33, 0x33, 0, 1, 0, 2], own.mac, 17, (own.link_local, servers), &udp(546, 547, &[1; 20]))
+        }),
         ("IPv6 link-local", ipv6(victim.mac, own.mac, 17, (own.link_local, all_nodes), &udp(4000, 4001, b"six"))),
         ("solicitation", discovery(own.mac, own.v6, 135, &neighbour(0, victim.v6, 1, own.mac))),
         ("advertisement", discovery(own.mac, own.v6, 136, &neighbour(0x20, own.v6, 2, own.mac))),
@@ -182,7 +186,10 @@ fn attacks(own: &Attached, victim: &Attached, other: &Attached) -> Vec<(&'static
             ipv4([1, 0, 0x5e, 0, 0, 1], own.mac, 2, (own.v4, all), &[0x11, 0, 0xee, 0xff, 0, 0, 0, 0])
         }),
         ("DHCP offer", v4(own.mac, own.v4, &udp(67, 68, &[2; 240]))),
+        ("DHCP offer from another port", v4(own.mac, own.v4, &udp(1067, 68, &[2; 240]))),
+        ("DHCP offer from the client's port", v4(own.mac, own.v4, &udp(68, 68, &[2; 240]))),
         ("DHCPv6 answer", v6(own.link_local, &udp(547, 546, &[2; 20]))),
+        ("DHCPv6 answer from another port", v6(own.link_local, &udp(1547, 546, &[2; 20]))),
         ("tagged frame", tagged),
         ("another ethertype", ethernet(BROADCAST, own.mac, 0x88b5, &[0; 50])),
         ("LLDP from another's MAC address", group(0x0e)),
