@@ -18,8 +18,8 @@ use crate::net::veth;
 use crate::pod_filter;
 use crate::request::Attachment;
 
-/// How long the host's end must have been missing before `edge-cni reclaim` ends the lease, seconds.
-/// A runtime that comes back has time for its own DEL.
+/// How long the host's end must have been missing before `edge-cni reclaim` ends the lease,
+/// seconds. A runtime that comes back has time for its own DEL.
 const GRACE_SECONDS: u64 = 120;
 
 /// The file in the state directory with the time at which each host's end was first missed: seconds

@@ -39,8 +39,8 @@ pub(super) fn uplinks<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a L
     observed.links.iter().filter(candidate).filter(wanted).collect()
 }
 
-/// Links from which a node that was no router forwards nothing, except to pods: uplinks, tunnels and
-/// VPNs. Links of containers and of other CNIs are not among them.
+/// Links from which a node that was no router forwards nothing, except to pods: uplinks, tunnels
+/// and VPNs. Links of containers and of other CNIs are not among them.
 pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a Link> {
     let uplinks = uplinks(observed, bridge);
     let ours = |link: &Link| link.name == bridge || link.pod_bridge || link.name == DEVICE;

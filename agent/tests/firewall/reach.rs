@@ -236,8 +236,8 @@ fn lan_host_reaches_no_proxy() {
         for ((family, [_, service, to_lan]), proxy) in BOTH.into_iter().zip(SERVICES).zip(proxies) {
             world.redirect(service, proxy);
             assert!(world.fetch("lan", service, 80).is_some(), "without a table {service} is reached");
-            // kube-proxy's rule for a process of the node that calls a Service outside of the cluster,
-            // such as the API server.
+            // kube-proxy's rule for a process of the node that calls a Service outside of the
+            // cluster, such as the API server.
             let target =
                 if proxy.contains(':') { format!("[{}]:80", family.lan) } else { format!("{}:80", family.lan) };
             world.sh(

@@ -17,8 +17,8 @@ pub(super) const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
 /// rules.
 pub(super) const BRIDGES: &str = "bridges-v3";
 
-/// The kinds of links of container runtimes, hypervisors and other CNIs. What is behind them reaches
-/// the outside.
+/// The kinds of links of container runtimes, hypervisors and other CNIs. What is behind them
+/// reaches the outside.
 pub(super) const CONTAINER_KINDS: [&str; 6] = ["bridge", "dummy", "geneve", "netkit", "veth", "vxlan"];
 
 const KINDS: &str = "container-kinds";
@@ -125,9 +125,9 @@ impl TableContent {
     }
 
     /// The rules about calls of Services that this host would pass on to a pod from itself, so that
-    /// they never pass `forward`: those that are redirected to a proxy on this host (EdgeMesh), and,
-    /// with `fib`, those to addresses that IPVS has put on a link of this host (kube-ipvs0). An
-    /// address of the link on which the packet came is the host's own.
+    /// they never pass `forward`: those that are redirected to a proxy on this host (EdgeMesh),
+    /// and, with `fib`, those to addresses that IPVS has put on a link of this host (kube-ipvs0).
+    /// An address of the link on which the packet came is the host's own.
     fn rules_of_services_here(&self, fib: bool) -> Vec<Rule> {
         let accepted = vec![Expression::Verdict(Verdict::Accept)];
         let mut rules: Vec<Vec<Expression>> = vec![

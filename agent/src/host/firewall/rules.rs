@@ -296,8 +296,9 @@ impl Firewall {
         }
     }
 
-    /// Drops calls of Services by hosts outside that were redirected to a proxy on this node (EdgeMesh
-    /// and other userspace proxies). The proxy would call the pod as a process of this node.
+    /// Drops calls of Services by hosts outside that were redirected to a proxy on this node
+    /// (EdgeMesh and other userspace proxies). The proxy would call the pod as a process of this
+    /// node.
     fn input(&self, commands: &mut Commands) {
         commands.chain("input", "filter", "input", BEFORE_OTHERS);
         for family in FAMILIES {
