@@ -333,11 +333,19 @@ impl Driver {
     /// Configures a peer of the desired state in the endpoint.
     pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
-        let mut peer = tunnel.peer.clone();
+        let (mut peer, origin) = (tunnel.peer.clone(), tunnel.origin);
         if let Some(reqid) = self.environment.reqid(name) {
             self.forget_revoked_sas(&peer, reqid);
             peer.keep_existing = self.sas.has_inherited(reqid);
             self.assume_inherited_ends(name, reqid);
+            // A peer behind a NAT may not notice that we restarted, as long as its ESP is answered.
+            // So we begin, at the address to which the inherited SAs send.
+            if origin == Origin::View
+                && let Some(remote) = self.sas.inherited_remote(reqid)
+                && !peer.remotes.contains(&remote)
+            {
+                peer.remotes.insert(0, remote);
+            }
         }
         if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.environment) {
             let _span = peer_span(name).entered();

@@ -2,7 +2,7 @@
 //! the order of the endpoint's events, so that no packet is lost at a rekey.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,6 +137,13 @@ impl SaTable {
     /// Local and remote address of the inherited SAs with this reqid.
     pub(super) fn inherited_ends(&self, reqid: Reqid) -> Option<(IpAddr, IpAddr)> {
         self.inherited.outbound(reqid).map(|out| (out.source, out.id.destination))
+    }
+
+    /// Where the inherited SAs with this reqid send ESP in UDP: perhaps the only address at which a
+    /// peer behind a NAT can be reached.
+    pub(super) fn inherited_remote(&self, reqid: Reqid) -> Option<SocketAddr> {
+        let sa = self.inherited.outbound(reqid)?;
+        sa.encap.map(|encap| SocketAddr::new(sa.id.destination, encap.destination_port))
     }
 
     /// Uses the inherited SAs with this reqid, which have these ends, for a peer's tunnel, unless
