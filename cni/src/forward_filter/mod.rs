@@ -10,6 +10,7 @@
 
 mod rules;
 
+use edge_types::IpNetwork;
 use edge_types::forwarding::Forwarding;
 use edge_types::shared_files::SegmentsFile;
 use edge_xfrm::netlink::{self, Netlink};
@@ -47,20 +48,23 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     }
     let present = nftables::elements(&mut netlink, &TABLE, BRIDGES).map_err(|error| kernel_error(&error))?;
     let key = interface_key(&config.bridge).to_vec();
-    let add = || vec![TABLE.add_elements(BRIDGES, std::slice::from_ref(&key))];
+    if present.as_ref().is_some_and(|keys| keys.contains(&key)) {
+        return Ok(());
+    }
+    let content = content(links, config, segments, isolated(config))?;
+    // The kernel refuses the addition if the table is of another release, or has networks that
+    // overlap ours.
+    let add_or_replace = |netlink: &mut Netlink| {
+        transact(netlink, rules::add_bridge(&config.bridge, &segments.segments))
+            .or_else(|_| fill(TABLE.delete_and_create().to_vec(), &content, |messages| transact(netlink, messages)))
+    };
     match present {
-        Some(keys) if keys.contains(&key) => return Ok(()),
-        Some(_) => transact(&mut netlink, add()),
-        None => {
-            let content = content(links, config, segments, isolated(config))?;
-            match fill(vec![TABLE.create()], &content, |messages| transact(&mut netlink, messages)) {
-                // Another ADD was quicker, or the table is of another release.
-                Err(error) if error.errno() == Some(libc::EEXIST) => transact(&mut netlink, add()).or_else(|_| {
-                    fill(TABLE.delete_and_create().to_vec(), &content, |messages| transact(&mut netlink, messages))
-                }),
-                made => made,
-            }
-        }
+        Some(_) => add_or_replace(&mut netlink),
+        None => match fill(vec![TABLE.create()], &content, |messages| transact(&mut netlink, messages)) {
+            // Another ADD was quicker, or the table is of another release.
+            Err(error) if error.errno() == Some(libc::EEXIST) => add_or_replace(&mut netlink),
+            made => made,
+        },
     }
     .map_err(|error| kernel_error(&error))?;
     remove_if_agent_has_its_own(&mut netlink)
@@ -192,7 +196,12 @@ fn bridges(links: &mut Links) -> Result<Vec<String>> {
 fn content(links: &mut Links, config: &Config, segments: &SegmentsFile, isolated: [bool; 2]) -> Result<TableContent> {
     let all = links.all()?;
     let routes = links.default_routes()?;
+    let mut own = segments.segments.clone();
+    for bridge in all.iter().filter(|link| bridge::is_ours(link)) {
+        own.extend(links.addresses_with_prefix(bridge)?.into_iter().filter(|network| !is_link_local(network)));
+    }
     Ok(TableContent {
+        own,
         bridges: all.iter().filter(|link| bridge::is_ours(link)).map(|link| link.name.clone()).collect(),
         // Packets from networks that a hub fronts come over its LAN in clear, from cloud nodes.
         sources: segments.networks.iter().chain(&config.lan_to_pods).copied().collect(),
@@ -201,6 +210,10 @@ fn content(links: &mut Links, config: &Config, segments: &SegmentsFile, isolated
         isolated,
         uplinks: uplink::of_container_kinds(&all, &routes, &rules::CONTAINER_KINDS),
     })
+}
+
+fn is_link_local(network: &IpNetwork) -> bool {
+    matches!(network, IpNetwork::V6(network) if network.ip().is_unicast_link_local())
 }
 
 fn kernel_error(error: &netlink::Error) -> Error {

@@ -24,6 +24,8 @@ pub(super) const CONTAINER_KINDS: [&str; 6] = ["bridge", "dummy", "geneve", "net
 const KINDS: &str = "container-kinds";
 /// The links of these kinds that lead outside nevertheless.
 const UPLINKS: &str = "uplinks";
+/// Networks of the pods, IPv4 and IPv6.
+const OWN: [&str; 2] = ["own4", "own6"];
 /// Addresses at which nothing is published, IPv4 and IPv6.
 const SERVICES: [&str; 2] = ["services4", "services6"];
 
@@ -64,6 +66,8 @@ const REPLY: u8 = 1;
 pub(super) struct TableContent {
     /// Names of the pods' bridges, of all networks of the plugin.
     pub(super) bridges: Vec<String>,
+    /// Networks of the pods.
+    pub(super) own: Vec<IpNetwork>,
     /// Sources outside that reach pods.
     pub(super) sources: Vec<IpNetwork>,
     /// The cloud's networks, where this host is a hub.
@@ -84,7 +88,9 @@ impl TableContent {
         let isolates = self.isolated != [false; 2];
         let mut messages = vec![TABLE.new_set(&interfaces(BRIDGES, 1))];
         for (index, (name, key_type, key_length)) in
-            [(SERVICES[0], IPV4, 4), (SERVICES[1], IPV6, 16)].into_iter().enumerate()
+            [(SERVICES[0], IPV4, 4), (SERVICES[1], IPV6, 16), (OWN[0], IPV4, 4), (OWN[1], IPV6, 16)]
+                .into_iter()
+                .enumerate()
         {
             let user_data = byte_order(BIG_ENDIAN);
             messages.push(TABLE.new_set(&Set {
@@ -97,8 +103,8 @@ impl TableContent {
             }));
         }
         if isolates {
-            messages.push(TABLE.new_set(&interfaces(KINDS, 4)));
-            messages.push(TABLE.new_set(&interfaces(UPLINKS, 5)));
+            messages.push(TABLE.new_set(&interfaces(KINDS, 6)));
+            messages.push(TABLE.new_set(&interfaces(UPLINKS, 7)));
             messages.push(TABLE.new_chain(BETWEEN_UPLINKS, None));
         }
         for chain in [REDIRECTED, TO_PODS] {
@@ -113,10 +119,8 @@ impl TableContent {
         }
         messages.extend(self.rules(isolates).iter().map(|rule| TABLE.new_rule(rule)));
         add_names(&mut messages, BRIDGES, self.bridges.iter().map(String::as_str));
-        for (set, ipv4) in SERVICES.into_iter().zip([true, false]) {
-            let intervals = intervals(self.services.iter().filter(|network| network.is_ipv4() == ipv4));
-            messages.extend(intervals.chunks(wire::ELEMENTS / 2).map(|some| TABLE.add_intervals(set, some)));
-        }
+        messages.extend(add_networks(SERVICES, &self.services));
+        messages.extend(add_networks(OWN, &self.own));
         if isolates {
             add_names(&mut messages, KINDS, CONTAINER_KINDS.into_iter());
             add_names(&mut messages, UPLINKS, self.uplinks.iter().map(|uplink| uplink.name.as_str()));
@@ -225,8 +229,10 @@ impl TableContent {
     }
 }
 
-/// The rules about loopback addresses, 127.0.0.0/8, on packets of other hosts and pods. The kernel
-/// drops them itself, unless portmap or kube-proxy has set `route_localnet`, and `::1` in any case.
+/// The rules about sources and destinations that no other host has. First loopback addresses,
+/// 127.0.0.0/8, on packets of other hosts and pods: the kernel drops these packets itself, unless
+/// portmap or kube-proxy has set `route_localnet`, and those with `::1` in any case. Then sources
+/// of pods on packets that did not come from a pods' bridge.
 fn rules_of_prerouting() -> Vec<Rule> {
     let [ipv4, _] = NFPROTO;
     let mut rules =
@@ -237,6 +243,18 @@ fn rules_of_prerouting() -> Vec<Rule> {
             equals(&[ipv4]),
             Expression::Payload { base: Base::Network, offset, length: 1, register: 1 },
             equals(&[127]),
+            Expression::Counter,
+            Expression::Verdict(Verdict::Drop),
+        ]);
+    }
+    let from_bridge = Expression::Lookup { set: BRIDGES, inverted: false };
+    rules.push(vec![meta(Meta::InputName), from_bridge, Expression::Verdict(Verdict::Accept)]);
+    for ((set, family), (offset, length)) in OWN.into_iter().zip(NFPROTO).zip([(12, 4), (8, 16)]) {
+        rules.push(vec![
+            meta(Meta::NetfilterProtocol),
+            equals(&[family]),
+            Expression::Payload { base: Base::Network, offset, length, register: 1 },
+            Expression::Lookup { set, inverted: false },
             Expression::Counter,
             Expression::Verdict(Verdict::Drop),
         ]);
@@ -262,6 +280,22 @@ fn interfaces(name: &'static str, id: u32) -> Set {
 fn add_names<'a>(messages: &mut Vec<(wire::Message, u16)>, set: &str, names: impl Iterator<Item = &'a str>) {
     let keys: Vec<Vec<u8>> = names.map(|name| interface_key(name).to_vec()).collect();
     messages.extend(keys.chunks(wire::ELEMENTS).map(|some| TABLE.add_elements(set, some)));
+}
+
+/// The messages that let a pods' bridge and its networks into a table that exists.
+pub(super) fn add_bridge(bridge: &str, own: &[IpNetwork]) -> Vec<(wire::Message, u16)> {
+    let mut messages = vec![TABLE.add_elements(BRIDGES, &[interface_key(bridge).to_vec()])];
+    messages.extend(add_networks(OWN, own));
+    messages
+}
+
+fn add_networks(sets: [&str; 2], networks: &[IpNetwork]) -> Vec<(wire::Message, u16)> {
+    let mut messages = Vec::new();
+    for (set, ipv4) in sets.into_iter().zip([true, false]) {
+        let intervals = intervals(networks.iter().filter(|network| network.is_ipv4() == ipv4));
+        messages.extend(intervals.chunks(wire::ELEMENTS / 2).map(|some| TABLE.add_intervals(set, some)));
+    }
+    messages
 }
 
 /// The networks as intervals that do not overlap, in order: the first address and the one after the

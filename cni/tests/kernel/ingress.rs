@@ -6,11 +6,13 @@ use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
+use crate::loopback::datagram_arrives;
 use crate::node::{status, up};
 use crate::world::{Pod, World, ip, pings, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_host_on_the_lan_reaches_no_pod_without_an_agent_either", a_lan_host_reaches_no_pod),
+    ("a_host_on_the_lan_poses_as_no_pod_without_an_agent_either", a_lan_host_poses_as_no_pod),
     ("what_is_published_and_what_lan_to_pods_names_is_reached", what_is_published_and_named_is_reached),
     ("a_service_that_a_host_on_the_lan_routes_to_this_host_is_no_published_port", a_routed_service_is_not_published),
     ("a_service_that_ipvs_has_on_this_host_is_no_published_port", a_service_of_ipvs_is_not_published),
@@ -104,6 +106,47 @@ fn a_lan_host_reaches_no_pod() {
     is_reached(&lan, &second);
     world.add(&world.pod());
     is_closed(&world, &lan, &second);
+}
+
+fn a_lan_host_poses_as_no_pod() {
+    let world = World::new(DUAL);
+    let lan = neighbour(&world);
+    let pod = world.pod();
+    let addresses = world.add(&pod);
+    // IPv6 has no such check.
+    for name in ["all", "lan0"] {
+        let setting = format!("net.ipv4.conf.{name}.rp_filter=0");
+        succeed(Command::new("ip").args(["netns", "exec", &world.host, "sysctl", "-qw", &setting]));
+    }
+    // The pod's addresses, free ones, and the bridge's; the kernel refuses its own address in IPv4.
+    let cases = [
+        (addresses[0].as_str(), HOST[0]),
+        ("10.77.3.200", HOST[0]),
+        (&addresses[1], HOST[1]),
+        ("fd77:0:0:3::c8", HOST[1]),
+        ("fd77:0:0:3::1", HOST[1]),
+    ];
+    for (source, to) in cases {
+        let length = if to == HOST[0] { "32" } else { "128 nodad" };
+        ip(&lan.netns, &format!("addr add {source}/{length} dev eth0"));
+    }
+    let arrives = || cases.map(|(source, to)| datagram_arrives(&world, &lan, source, to));
+    let stays_reachable = || {
+        is_reached(&lan, &HOST.map(str::to_owned));
+        is_reached(
+            &pod,
+            &[HOST, ["10.77.3.1", "fd77:0:0:3::1"]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>(),
+        );
+        assert!(addresses.iter().all(|address| pings(&world.host, address)));
+    };
+    let before = dropped(&world);
+    assert_eq!(arrives(), [false; 5]);
+    assert!(dropped(&world) >= before + 5);
+    stays_reachable();
+    world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
+    world.set("forwardOthers", json!(true));
+    assert!(up(&world).ok);
+    assert_eq!(arrives(), [true; 5], "under no table of ours");
 }
 
 fn what_is_published_and_named_is_reached() {
