@@ -202,6 +202,10 @@ fn controller() {
     // sends them from its own.
     let mac = world.sh("edge", "cat /sys/class/net/lan/address");
     world.sh("lan", &format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", V6.edge_lan, mac.trim()));
+    world.serve("edge");
+    for family in BOTH {
+        assert!(world.connects("lan", (family.cloud, 8443), (family.edge_lan, 80)), "without the table");
+    }
     for minimal in [false, true] {
         let mut edge = Firewall { remote_in_clear: false, minimal, ..World::edge() };
         edge.remote.extend(networks(&["10.244.0.0/16", "fd44::/64"]));
@@ -215,6 +219,8 @@ fn controller() {
             assert!(world.is_refused("edge", family.cloud), "an error arrives");
             world.cannot_fetch("pod", family.cloud, 80);
             world.cannot_pose("lan", family.cloud, "edge", family.edge_lan);
+            let connects = world.connects("lan", (family.cloud, 8443), (family.edge_lan, 80));
+            assert!(!connects, "a connection from the controller's port is no answer");
         }
     }
 }

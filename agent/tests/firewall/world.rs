@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use edge_agent::host::firewall::{self, Firewall};
 use interop_tests::netns;
+use tokio::net::TcpSocket;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -239,6 +240,20 @@ impl World {
             let mut text = String::new();
             stream.read_to_string(&mut text).ok()?;
             Some(text)
+        })
+    }
+
+    /// Whether a connection from this address and port is established.
+    pub(crate) fn connects(&self, from: &str, source: (&str, u16), to: (&str, u16)) -> bool {
+        let [source, to] = [source, to].map(|(address, port)| SocketAddr::new(address.parse().unwrap(), port));
+        self.on(from, move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let socket = if source.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
+                socket.set_reuseaddr(true).unwrap();
+                socket.bind(source).unwrap();
+                tokio::time::timeout(SHORT, socket.connect(to)).await.is_ok_and(|connected| connected.is_ok())
+            })
         })
     }
 

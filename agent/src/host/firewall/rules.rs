@@ -126,6 +126,12 @@ fn decapsulated() -> Value {
     meta("==", "ipsec", json!(true))
 }
 
+/// Matches any packet but the first of a TCP connection.
+fn no_syn() -> Value {
+    let flags = json!({"payload": {"protocol": "tcp", "field": "flags"}});
+    is("!=", json!({"&": [flags, ["syn", "ack"]]}), json!("syn"))
+}
+
 fn accept() -> Value {
     json!({"accept": null})
 }
@@ -260,7 +266,7 @@ impl Firewall {
                     if !self.controller_ports.is_empty() {
                         let from = json!({"payload": {"protocol": "tcp", "field": "sport"}});
                         let answers = is("==", from, json!({"set": self.controller_ports}));
-                        commands.rule("in-clear", [family.any(), answers, to_node.clone(), accept()]);
+                        commands.rule("in-clear", [family.any(), answers, no_syn(), to_node.clone(), accept()]);
                     }
                     commands.rule("in-clear", [family.icmp_error(), to_node, accept()]);
                 }
