@@ -14,6 +14,7 @@ mod input;
 mod lenient;
 mod loopback;
 mod node;
+mod portmap;
 mod requested;
 mod several_networks;
 mod spoof;
@@ -44,5 +45,7 @@ fn main() -> ExitCode {
         check_and_gc::TESTS,
     ]
     .concat();
-    suite::run(&tests, netns::unavailable, Unrunnable::Skip)
+    let own = suite::run(&tests, netns::unavailable, Unrunnable::Skip);
+    let with_portmap = suite::run(portmap::TESTS, portmap::unavailable, Unrunnable::Skip);
+    if own == ExitCode::SUCCESS { with_portmap } else { own }
 }

@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -116,8 +116,14 @@ impl World {
 
     /// Starts the plugin on the host with these variables and this standard input.
     pub(crate) fn start(&self, variables: &[(&str, &str)], input: &[u8]) -> Child {
+        self.start_program(Path::new(env!("CARGO_BIN_EXE_edge-cni")), variables, input)
+    }
+
+    /// As [`World::start`], for another plugin.
+    pub(crate) fn start_program(&self, program: &Path, variables: &[(&str, &str)], input: &[u8]) -> Child {
         let mut child = Command::new("ip")
-            .args(["netns", "exec", &self.host, env!("CARGO_BIN_EXE_edge-cni")])
+            .args(["netns", "exec", &self.host])
+            .arg(program)
             .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
