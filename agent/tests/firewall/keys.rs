@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("masquerade_is_left_out_where_it_is_not_wanted", masquerade),
     ("pod_sources_are_more_addresses_that_pods_may_send_from", pod_sources),
     ("a_hub_forwards_for_the_clouds_networks_and_for_nobody_else", hub),
+    ("a_cloud_node_sends_for_the_clouds_networks_in_clear_and_for_nobody_else", cloud),
     ("what_a_bridge_of_the_hosts_only_bridges_goes_on", bridged),
     ("on_a_small_kernel_a_lan_host_is_kept_out_all_the_same", minimal),
     ("pods_of_a_second_network_of_the_plugin_are_pods_too", second_network),
@@ -81,6 +82,66 @@ fn hub() {
         assert!(world.arrives("lan", family.cloud, "pod", family.pod));
         world.cannot_fetch("lan", family.far, 80);
         world.cannot_fetch("lan", family.pod, 80);
+    }
+}
+
+/// The far network is the hub, which sends the edges' packets in clear. The neighbour is a pod of
+/// the cloud's own CNI on this node.
+fn cloud() {
+    let world = World::new();
+    for name in ["far", "neighbour", "lan"] {
+        world.serve(name);
+    }
+    world.sh(
+        "edge",
+        "set -e
+         ip link del ecni0; ip link add cni0 type bridge mcast_snooping 0 forward_delay 0; ip link set cni0 up
+         ip link set neighbour up master cni0
+         ip addr add 10.244.1.1/24 dev cni0; ip addr add fd44:0:0:1::1/64 dev cni0 nodad
+         ip route replace 10.77.2.0/24 via 10.0.0.2; ip -6 route replace fd77::2:0/112 via fd00::2",
+    );
+    world.sh(
+        "neighbour",
+        "set -e
+         ip addr flush dev eth0 scope global
+         ip addr add 10.244.1.3/24 dev eth0; ip addr add fd44:0:0:1::3/64 dev eth0 nodad
+         ip route replace default via 10.244.1.1; ip -6 route replace default via fd44:0:0:1::1",
+    );
+    world.sh(
+        "far",
+        "ip route replace default via 10.0.0.1 src 10.77.2.2; ip -6 route replace default via fd00::1 src fd77::2:2",
+    );
+    world.masquerade_by_others();
+    let edges = || networks(&["10.77.0.0/16", "fd77::/64"]);
+    let uplinks = || ["lan", "wan", "far"].map(str::to_owned).to_vec();
+    let (node, pods) = (["10.244.1.1", "fd44:0:0:1::1"], ["10.244.1.3", "fd44:0:0:1::3"]);
+    let cloud = Firewall {
+        own: vec![],
+        fronted: networks(&["10.244.0.0/16", "fd44::/48"]),
+        remote: edges(),
+        ranges: edges(),
+        addresses: node.map(|address| address.parse().unwrap()).to_vec(),
+        masquerade: false,
+        mtu: 0,
+        ..World::edge()
+    };
+    for family in BOTH {
+        assert!(world.fetch("lan", family.far, 80).is_some(), "without the table");
+    }
+    for isolated in [[vec![], vec![]], [uplinks(), uplinks()]] {
+        world.apply(&Firewall { isolated, ..cloud.clone() });
+        for ((family, node), pod) in BOTH.into_iter().zip(node).zip(pods) {
+            assert_eq!(world.fetch("neighbour", family.far, 80).as_deref(), Some(pod), "a pod to an edge's");
+            assert_eq!(world.fetch("far", pod, 80).as_deref(), Some(family.far), "an edge's pod to one here");
+            assert!(world.arrives("lan", family.cloud, "far", family.far), "a pod of another cloud node");
+            assert_eq!(world.fetch("edge", family.far, 80).as_deref(), Some(node), "the node itself");
+            assert!(world.fetch("lan", pod, 80).is_some(), "the cloud's own CNI decides who reaches its pods");
+            world.cannot_fetch("lan", family.far, 80);
+            world.publish(30080, family.far);
+            assert_eq!(world.fetch("lan", family.edge_lan, 30080).as_deref(), Some(node), "a NodePort");
+            world.sh("edge", &format!("nft delete table {} publish", family.ip));
+        }
+        assert!(world.refused("to-tunnels") >= 2);
     }
 }
 
