@@ -271,7 +271,7 @@ fn refuse_taken_mac(leases: &LockedLeases, links: &mut Links, attachment: &Attac
             format!("the requested MAC address {mac} is that of {owner}; request another one"),
         )
     };
-    let mut others = leases.iter().filter(|(other, _)| *other != attachment);
+    let mut others = leases.iter().filter(|(other, _)| other != attachment);
     if let Some((other, _)) = others.find(|(other, lease)| lease.mac.unwrap_or_else(|| veth::pod_mac(other)) == mac) {
         return Err(taken(other.to_string()));
     }

@@ -21,8 +21,10 @@ struct Arguments {
 pub(crate) fn leases(arguments: &[OsString]) -> Result<String> {
     let arguments = parse(arguments)?;
     let leases = open_leases(&arguments)?;
-    let leases = leases.iter().flat_map(LockedLeases::iter);
+    let mut leases: Vec<_> = leases.iter().flat_map(LockedLeases::iter).collect();
+    leases.sort_by(|(one, _), (other, _)| one.cmp(other));
     let leases: Vec<Value> = leases
+        .into_iter()
         .map(|(attachment, lease)| {
             json!({
                 "addresses": lease.addresses,
@@ -49,8 +51,8 @@ pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
             SegmentsSource::Configuration => "configuration",
         };
         for segment in &file.segments {
-            let addresses = leases.iter().flat_map(LockedLeases::iter).flat_map(|(_, lease)| &lease.addresses);
-            let leased = addresses.filter(|address| segment.contains(**address)).count() as u64;
+            let addresses = leases.iter().flat_map(LockedLeases::iter).flat_map(|(_, lease)| lease.addresses);
+            let leased = addresses.filter(|address| segment.contains(*address)).count() as u64;
             let free = match &leases {
                 Some(leases) => leases.stock(&[*segment]).first().map_or(0, |stock| stock.free),
                 None => config.reserved.capacity(segment),

@@ -92,9 +92,9 @@ pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option
 fn has_pods(config: &Config, segments: &SegmentsFile, network: &IpNetwork) -> Result<bool> {
     let Some(state_dir) = StateDir::existing(config) else { return Ok(false) };
     let leases = state_dir.lock()?;
-    let in_no_segment = |address: &IpAddr| !segments.segments.iter().any(|segment| segment.contains(*address));
-    let mut leased = leases.iter().flat_map(|(_, lease)| &lease.addresses);
-    Ok(leased.any(|address| network.contains(*address) && in_no_segment(address)))
+    let in_no_segment = |address: IpAddr| !segments.segments.iter().any(|segment| segment.contains(address));
+    let mut leased = leases.iter().flat_map(|(_, lease)| lease.addresses);
+    Ok(leased.any(|address| network.contains(address) && in_no_segment(address)))
 }
 
 /// Turns forwarding on for IPv4, IPv6 or both.

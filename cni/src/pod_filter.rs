@@ -91,8 +91,7 @@ fn with_all_ports(
         let unfiltered = if directories.is_empty() { Vec::new() } else { filter.unfiltered()? };
         for directory in directories {
             let leases = StateDir::leases_in(&directory)?;
-            let leases = leases.iter().map(|(attachment, lease)| (attachment, lease));
-            ports.extend(ports_of(leases, links, |port, _| unfiltered.iter().any(|name| name == port))?);
+            ports.extend(ports_of(leases.into_iter(), links, |port, _| unfiltered.iter().any(|name| name == port))?);
         }
         if make(&mut filter, &ports, generation)? {
             return Ok(ports);
@@ -204,8 +203,8 @@ fn attached_ports(config: &Config, leases: &LockedLeases, links: &mut Links) -> 
 }
 
 /// As [`attached_ports`]. `excepted` says by a port's name and its pod whether the pod is excepted.
-fn ports_of<'a>(
-    leases: impl Iterator<Item = (&'a Attachment, &'a Lease)>,
+fn ports_of(
+    leases: impl Iterator<Item = (Attachment, Lease)>,
     links: &mut Links,
     excepted: impl Fn(&str, Option<&str>) -> bool,
 ) -> Result<Vec<PodPort>> {
@@ -213,16 +212,16 @@ fn ports_of<'a>(
     let mut ports = Vec::new();
     let mut former = Vec::new();
     for (attachment, lease) in leases {
-        let name = veth::host_name(attachment);
+        let name = veth::host_name(&attachment);
         let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
         // The kernel chose the MAC address of a pod of an earlier release. A pod of this release is
         // not asked, since it may have changed its address.
-        if link.mac != veth::host_mac(attachment) {
+        if link.mac != veth::host_mac(&attachment) {
             let Some(mac) = links.peer_mac(link)? else { continue };
             former.push(EarlierPort { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
         }
         let unfiltered = excepted(&name, lease.pod.as_deref());
-        let mac = lease.mac.unwrap_or_else(|| veth::pod_mac(attachment));
+        let mac = lease.mac.unwrap_or_else(|| veth::pod_mac(&attachment));
         ports.push(PodPort { name, mac, addresses: lease.addresses.clone(), unfiltered });
     }
     let of_host: BTreeSet<Mac> = present.iter().map(|link| link.mac).collect();

@@ -181,19 +181,18 @@ impl LockedLeases {
     }
 
     /// The lease of an attachment.
-    pub(crate) fn lease(&self, attachment: &Attachment) -> Option<&Lease> {
+    pub(crate) fn lease(&self, attachment: &Attachment) -> Option<Lease> {
         self.journal.leases().get(attachment)
     }
 
-    /// All leases.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Attachment, &Lease)> {
+    /// All leases, in the order in which they began.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Attachment, Lease)> {
         self.journal.leases().iter()
     }
 
     /// How many addresses the segments have, free and leased, by family.
     pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Vec<Stock> {
-        let stock = |family| self.journal.leases().stock(segments, &self.reserved, family);
-        segment::families(segments).into_iter().map(stock).collect()
+        self.journal.leases().stock(segments, &self.reserved)
     }
 
     /// Leases one address of each family, the requested one where there is such. None, and no
@@ -267,7 +266,7 @@ impl LockedLeases {
     /// Ends the leases of all attachments that are `gone`, and returns these attachments.
     pub(crate) fn reclaim(&mut self, mut gone: impl FnMut(&Attachment, &Lease) -> bool) -> Result<Vec<Attachment>> {
         let held = self.journal.leases().iter().filter(|(attachment, lease)| gone(attachment, lease));
-        let dead: Vec<Attachment> = held.map(|(attachment, _)| attachment.clone()).collect();
+        let dead: Vec<Attachment> = held.map(|(attachment, _)| attachment).collect();
         for attachment in &dead {
             self.end(attachment)?;
         }

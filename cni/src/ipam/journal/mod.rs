@@ -31,7 +31,7 @@ use edge_types::shared_files::LEASES_FILE;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::leases::{Lease, Leases};
+use super::leases::{Lease, LeaseRef, Leases, key_of};
 use crate::error::{Code, Context, Error, Result};
 use crate::mac::{self, Mac};
 use crate::request::Attachment;
@@ -40,6 +40,9 @@ const MAGIC: &str = "edge-cni-leases 1";
 
 /// Most freed addresses that a rewritten journal keeps.
 const MAX_FREED: usize = 4096;
+
+/// Length of most lines, bytes, by which room for the leases is made.
+const USUAL_LINE: usize = 100;
 
 /// How much room the next line needs at most, bytes.
 const ROOM: u64 = 1024;
@@ -215,11 +218,13 @@ impl Journal {
 
     /// Enters a lease.
     pub(super) fn enter_lease(&mut self, attachment: &Attachment, lease: Lease) -> Result<()> {
-        let entry = entry_of(attachment, &lease);
+        let key = key_of(attachment);
+        let lease = lease_ref(&key, &lease);
+        let entry = entry_of(lease);
         let refused = |why| Error::new(Code::AlreadyAttached, format!("{why}; run DEL first"));
-        self.state.leases.check(attachment, &lease).map_err(refused)?;
+        self.state.leases.check(lease).map_err(refused)?;
         self.append(&entry)?;
-        self.state.leases.insert(attachment.clone(), lease).map_err(refused)
+        self.state.leases.insert(lease).map_err(refused)
     }
 
     /// Ends a lease and returns it; None where there is none. `now` is in seconds since the boot.
@@ -228,7 +233,7 @@ impl Journal {
             return Ok(None);
         }
         self.append(&format!("- {} {} {now}", attachment.container, attachment.ifname))?;
-        Ok(self.state.leases.remove(attachment, now))
+        Ok(self.state.leases.remove(&key_of(attachment), now))
     }
 
     fn append(&mut self, entry: &str) -> Result<()> {
@@ -258,7 +263,7 @@ impl Journal {
     /// Rewrites the journal if most of its lines are history. Returns the file, which the caller
     /// must make durable before it reports anything, after it has released the lock.
     pub(super) fn finish(mut self) -> File {
-        let needed = self.state.leases.iter().count() + 2;
+        let needed = self.state.leases.count() + 2;
         // A full disk may have no room for another file. What was appended is in the old one.
         if self.state.lines > 2 * needed + REWRITE_MARGIN
             && let Ok((file, state)) = rewrite(&self.path, &self.boot, self.state.clone())
@@ -288,7 +293,7 @@ fn rewrite(path: &Path, boot: &str, state: JournalState) -> Result<(File, Journa
         push(&freed.iter().fold("~".to_owned(), |entry, (address, at)| format!("{entry} {address}={at}")));
     }
     for (attachment, lease) in state.leases.iter() {
-        push(&entry_of(attachment, lease));
+        push(&entry_of(lease_ref(&key_of(&attachment), &lease)));
     }
     next.length = text.len() as u64;
     next.leases = state.leases;
@@ -296,22 +301,27 @@ fn rewrite(path: &Path, boot: &str, state: JournalState) -> Result<(File, Journa
     Ok((file, next))
 }
 
-/// The line, without its checksum, with which a lease begins.
-fn entry_of(attachment: &Attachment, lease: &Lease) -> String {
-    let Attachment { container, ifname } = attachment;
+fn lease_ref<'a>(attachment: &'a str, lease: &'a Lease) -> LeaseRef<'a> {
     let Lease { addresses, network, pod, mac } = lease;
-    let pod = pod.as_deref().unwrap_or("-");
+    LeaseRef { attachment, network, pod: pod.as_deref(), addresses, mac: *mac }
+}
+
+/// The line, without its checksum, with which a lease begins.
+fn entry_of(lease: LeaseRef<'_>) -> String {
+    let LeaseRef { attachment, addresses, network, pod, mac } = lease;
+    let pod = pod.unwrap_or("-");
     let link_local = mac.map(|mac| IpAddr::V6(mac::link_local(mac)));
     addresses
         .iter()
         .chain(&link_local)
-        .fold(format!("+ {container} {ifname} {network} {pod}"), |entry, address| format!("{entry} {address}"))
+        .fold(format!("+ {attachment} {network} {pod}"), |entry, address| format!("{entry} {address}"))
 }
 
 /// Reads lines until the end or the first damaged one. Also returns the checksum at byte `stop`, if
 /// a line ends there.
 fn replay(bytes: &[u8], stop: Option<u64>) -> (JournalState, Option<u32>, Option<Damage>) {
     let mut state = JournalState::default();
+    state.leases.reserve(bytes.len() / USUAL_LINE);
     let mut chain_at_stop = None;
     for raw in bytes.split_inclusive(|byte| *byte == b'\n') {
         let number = state.lines + 1;
@@ -353,18 +363,18 @@ fn apply_entry(state: &mut JournalState, entry: &str, first: bool) -> Option<Res
     let mut words = entry.split(' ');
     match words.next()? {
         "+" => {
-            let attachment = Attachment { container: words.next()?.into(), ifname: words.next()?.into() };
-            let network = words.next()?.into();
-            let pod = Some(words.next()?).filter(|pod| *pod != "-").map(str::to_owned);
+            let attachment = attachment_in(entry, words.next()?, words.next()?)?;
+            let network = words.next()?;
+            let pod = Some(words.next()?).filter(|pod| *pod != "-");
             let mut addresses = words.map(|word| word.parse().ok()).collect::<Option<Vec<IpAddr>>>()?;
             let mac = addresses.iter().find_map(mac_of);
             addresses.retain(|address| mac_of(address).is_none());
-            Some(state.leases.insert(attachment, Lease { addresses, network, pod, mac }))
+            Some(state.leases.insert(LeaseRef { attachment, network, pod, addresses: &addresses, mac }))
         }
         "-" => {
-            let attachment = Attachment { container: words.next()?.into(), ifname: words.next()?.into() };
+            let attachment = attachment_in(entry, words.next()?, words.next()?)?;
             let at = words.next()?.parse().ok()?;
-            let ended = state.leases.remove(&attachment, at);
+            let ended = state.leases.remove(attachment, at);
             Some(ended.map(drop).ok_or_else(|| format!("{attachment} ends a lease that it does not have")))
         }
         "~" => {
@@ -376,6 +386,11 @@ fn apply_entry(state: &mut JournalState, entry: &str, first: bool) -> Option<Res
         }
         _ => None,
     }
+}
+
+/// Container and interface in an entry, after its first two characters.
+fn attachment_in<'a>(entry: &'a str, container: &str, ifname: &str) -> Option<&'a str> {
+    entry.get(2..2 + container.len() + 1 + ifname.len())
 }
 
 /// The MAC address that a link-local address among the addresses of a lease stands for.
@@ -394,7 +409,7 @@ pub(super) fn read(directory: &Path, boot: &str) -> Result<Vec<(Attachment, Leas
     if state.boot != boot {
         return Ok(Vec::new());
     }
-    Ok(state.leases.iter().map(|(attachment, lease)| (attachment.clone(), lease.clone())).collect())
+    Ok(state.leases.iter().collect())
 }
 
 fn format_line(chain: u32, entry: &str) -> (String, u32) {

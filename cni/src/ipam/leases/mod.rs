@@ -4,7 +4,8 @@
 
 mod reserved;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 
 use edge_types::IpNetwork;
@@ -34,67 +35,205 @@ pub(crate) struct Lease {
     pub(crate) mac: Option<Mac>,
 }
 
-/// All leases of the node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// All leases of the node. Every process of the plugin reads all of them, so they take little memory
+/// and few allocations: texts and addresses are in one place each.
+#[derive(Debug, Clone, Default)]
 pub(in crate::ipam) struct Leases {
-    held: BTreeMap<Attachment, Lease>,
-    /// The owner of each leased address. It ensures that no address has two.
-    owners: HashMap<IpAddr, Attachment>,
+    slots: Vec<Slot>,
+    /// Container and interface, network and pod of each slot.
+    texts: String,
+    addresses: Vec<IpAddr>,
+    /// Slots by the hash of container and interface. If another attachment has the same hash, the
+    /// next number is tried.
+    by_attachment: HashMap<u32, u32, BuildHasherDefault<QuickHasher>>,
+    /// The slot of each leased address. It ensures that no address has two owners.
+    owners: HashMap<IpAddr, u32, BuildHasherDefault<QuickHasher>>,
     /// When each address was freed: seconds since the boot, and a number that orders addresses that
     /// were freed in the same second.
-    freed: HashMap<IpAddr, (u64, u64)>,
+    freed: HashMap<IpAddr, (u64, u64), BuildHasherDefault<QuickHasher>>,
     frees: u64,
+    count: usize,
+}
+
+/// A lease, or one that has ended.
+#[derive(Debug, Clone)]
+struct Slot {
+    /// Where its texts begin, and how long they are: container and interface with a blank between
+    /// them, network, pod.
+    text: usize,
+    lengths: [usize; 3],
+    has_pod: bool,
+    /// Where its addresses begin, and how many there are.
+    first_address: usize,
+    address_count: usize,
+    mac: Option<Mac>,
+    held: bool,
+}
+
+/// A lease with borrowed texts, as the journal has it.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ipam) struct LeaseRef<'a> {
+    /// Container and interface with a blank between them.
+    pub(in crate::ipam) attachment: &'a str,
+    pub(in crate::ipam) network: &'a str,
+    pub(in crate::ipam) pod: Option<&'a str>,
+    pub(in crate::ipam) addresses: &'a [IpAddr],
+    pub(in crate::ipam) mac: Option<Mac>,
+}
+
+/// A hasher for addresses and for numbers that are hashes already. Whoever chooses the addresses is
+/// the operator, so it need not withstand chosen keys.
+#[derive(Debug, Default)]
+struct QuickHasher(u64);
+
+impl Hasher for QuickHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
+            self.write_u64(u64::from_ne_bytes(word));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // As FxHash: a rotation, and a product with an odd number without a pattern.
+        self.0 = (self.0.rotate_left(5) ^ number).wrapping_mul(0x517c_c1b7_2722_0a95);
+        // The table takes the upper bits and the lowest ones.
+        self.0 ^= self.0 >> 32;
+    }
 }
 
 impl Leases {
+    /// Makes room for so many further leases.
+    pub(in crate::ipam) fn reserve(&mut self, leases: usize) {
+        self.slots.reserve(leases);
+        self.by_attachment.reserve(leases);
+        self.owners.reserve(leases);
+    }
+
     /// The lease of an attachment.
-    pub(in crate::ipam) fn get(&self, attachment: &Attachment) -> Option<&Lease> {
-        self.held.get(attachment)
+    pub(in crate::ipam) fn get(&self, attachment: &Attachment) -> Option<Lease> {
+        let slot = self.slots.get(self.find(&key_of(attachment))?)?;
+        self.read(slot).map(|(_, lease)| lease)
+    }
+
+    /// All leases, in the order in which they began.
+    pub(in crate::ipam) fn iter(&self) -> impl Iterator<Item = (Attachment, Lease)> {
+        self.slots.iter().filter(|slot| slot.held).filter_map(|slot| self.read(slot))
+    }
+
+    /// How many leases there are.
+    pub(in crate::ipam) const fn count(&self) -> usize {
+        self.count
     }
 
     /// The owner of an address.
-    pub(in crate::ipam) fn owner(&self, address: IpAddr) -> Option<&Attachment> {
-        self.owners.get(&address)
-    }
-
-    /// All leases.
-    pub(in crate::ipam) fn iter(&self) -> impl Iterator<Item = (&Attachment, &Lease)> {
-        self.held.iter()
+    pub(in crate::ipam) fn owner(&self, address: IpAddr) -> Option<Attachment> {
+        let slot = self.slots.get(*self.owners.get(&address)? as usize)?;
+        self.read(slot).map(|(attachment, _)| attachment)
     }
 
     /// Refuses a lease if the attachment has one already, or if another one has an address of the
     /// lease.
-    pub(in crate::ipam) fn check(&self, attachment: &Attachment, lease: &Lease) -> Result<(), String> {
-        if self.held.contains_key(attachment) {
-            return Err(format!("{attachment} has two leases"));
+    pub(in crate::ipam) fn check(&self, lease: LeaseRef<'_>) -> Result<(), String> {
+        let named = |attachment: &str| attachment_of(attachment).map(|attachment| attachment.to_string());
+        let attachment = lease.attachment;
+        if self.find(attachment).is_some() {
+            return Err(format!("{} has two leases", named(attachment).unwrap_or_default()));
         }
-        if let Some((address, owner)) =
-            lease.addresses.iter().find_map(|address| Some((address, self.owners.get(address)?)))
-        {
-            return Err(format!("{address} is leased to {owner} and to {attachment}"));
+        if let Some(address) = lease.addresses.iter().find(|address| self.owners.contains_key(*address)) {
+            let owner = self.owner(*address).map(|owner| owner.to_string()).unwrap_or_default();
+            return Err(format!("{address} is leased to {owner} and to {}", named(attachment).unwrap_or_default()));
         }
         Ok(())
     }
 
     /// Enters a lease, unless [`Self::check`] refuses it.
-    pub(in crate::ipam) fn insert(&mut self, attachment: Attachment, lease: Lease) -> Result<(), String> {
-        self.check(&attachment, &lease)?;
-        for address in &lease.addresses {
-            self.owners.insert(*address, attachment.clone());
-            self.freed.remove(address);
+    pub(in crate::ipam) fn insert(&mut self, lease: LeaseRef<'_>) -> Result<(), String> {
+        self.check(lease)?;
+        let index = u32::try_from(self.slots.len()).map_err(|_| "there are too many leases".to_owned())?;
+        for address in lease.addresses {
+            self.owners.insert(*address, index);
+            if !self.freed.is_empty() {
+                self.freed.remove(address);
+            }
         }
-        self.held.insert(attachment, lease);
+        let pod = lease.pod.unwrap_or_default();
+        self.slots.push(Slot {
+            text: self.texts.len(),
+            lengths: [lease.attachment.len(), lease.network.len(), pod.len()],
+            has_pod: lease.pod.is_some(),
+            first_address: self.addresses.len(),
+            address_count: lease.addresses.len(),
+            mac: lease.mac,
+            held: true,
+        });
+        [lease.attachment, lease.network, pod].into_iter().for_each(|text| self.texts.push_str(text));
+        self.addresses.extend(lease.addresses);
+        let mut hash = hash_of(lease.attachment);
+        while let Some(other) = self.by_attachment.get(&hash)
+            && self.slots.get(*other as usize).is_some_and(|other| other.held)
+        {
+            hash = hash.wrapping_add(1);
+        }
+        self.by_attachment.insert(hash, index);
+        self.count += 1;
         Ok(())
     }
 
     /// Ends a lease. `now` is in seconds since the boot.
-    pub(in crate::ipam) fn remove(&mut self, attachment: &Attachment, now: u64) -> Option<Lease> {
-        let lease = self.held.remove(attachment)?;
+    pub(in crate::ipam) fn remove(&mut self, attachment: &str, now: u64) -> Option<Lease> {
+        let index = self.find(attachment)?;
+        let slot = self.slots.get_mut(index)?;
+        slot.held = false;
+        let slot = slot.clone();
+        let (_, lease) = self.read(&slot)?;
         for address in &lease.addresses {
             self.owners.remove(address);
             self.record_freed(*address, now);
         }
+        self.count -= 1;
         Some(lease)
+    }
+
+    /// The index of the slot of an attachment's lease. It looks on past leases that have ended.
+    fn find(&self, attachment: &str) -> Option<usize> {
+        let mut hash = hash_of(attachment);
+        loop {
+            let index = *self.by_attachment.get(&hash)? as usize;
+            let slot = self.slots.get(index)?;
+            let key = self.texts.get(slot.text..slot.text + slot.lengths[0]);
+            if slot.held && key == Some(attachment) {
+                return Some(index);
+            }
+            hash = hash.wrapping_add(1);
+        }
+    }
+
+    /// The content of a slot.
+    fn read(&self, slot: &Slot) -> Option<(Attachment, Lease)> {
+        let [attachment, network, pod] = slot.lengths;
+        let (network_at, pod_at) = (slot.text + attachment, slot.text + attachment + network);
+        let attachment = attachment_of(self.texts.get(slot.text..network_at)?)?;
+        let lease = Lease {
+            addresses: self.addresses.get(slot.first_address..slot.first_address + slot.address_count)?.to_vec(),
+            network: self.texts.get(network_at..pod_at)?.to_owned(),
+            pod: if slot.has_pod { Some(self.texts.get(pod_at..pod_at + pod)?.to_owned()) } else { None },
+            mac: slot.mac,
+        };
+        Some((attachment, lease))
     }
 
     /// Records when an address was freed.
@@ -110,15 +249,27 @@ impl Leases {
         all.into_iter().map(|((at, _), address)| (address, at)).collect()
     }
 
-    /// How many addresses of a family these segments have, free and leased.
-    pub(in crate::ipam) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved, family: Family) -> Stock {
-        let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
-        let capacity = of_family().map(|segment| reserved.capacity(segment)).fold(0, u64::saturating_add);
-        let leased =
-            || self.owners.keys().filter(|address| of_family().any(|segment| segment::holds_pod(segment, **address)));
-        // An address may have been leased before it was reserved.
-        let taken = leased().filter(|address| reserved.range_of(**address).is_none()).count() as u64;
-        Stock { family, free: capacity.saturating_sub(taken), leased: leased().count() as u64 }
+    /// How many addresses of each family these segments have, free and leased.
+    pub(in crate::ipam) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved) -> Vec<Stock> {
+        let mut stock: Vec<Stock> = segment::families(segments)
+            .into_iter()
+            .map(|family| {
+                let of_family = segments.iter().filter(|segment| Family::of(segment) == family);
+                let free = of_family.map(|segment| reserved.capacity(segment)).fold(0, u64::saturating_add);
+                Stock { family, free, leased: 0 }
+            })
+            .collect();
+        for address in self.owners.keys() {
+            let Some(segment) = segments.iter().find(|segment| segment::holds_pod(segment, *address)) else { continue };
+            let family = Family::of(segment);
+            if let Some(stock) = stock.iter_mut().find(|stock| stock.family == family) {
+                stock.leased += 1;
+                // An address may have been leased before it was reserved.
+                let taken = u64::from(reserved.range_of(*address).is_none());
+                stock.free = stock.free.saturating_sub(taken);
+            }
+        }
+        stock
     }
 
     /// The next address of a family to lease. It comes from the first segment that has an address
@@ -170,6 +321,20 @@ impl Leases {
     }
 }
 
+/// An attachment as [`LeaseRef`] has it.
+pub(in crate::ipam) fn key_of(attachment: &Attachment) -> String {
+    format!("{} {}", attachment.container, attachment.ifname)
+}
+
+fn attachment_of(key: &str) -> Option<Attachment> {
+    let (container, ifname) = key.split_once(' ')?;
+    Some(Attachment { container: container.into(), ifname: ifname.into() })
+}
+
+fn hash_of(attachment: &str) -> u32 {
+    crc32fast::hash(attachment.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,13 +343,28 @@ mod tests {
         Attachment { container: format!("c{number}"), ifname: "eth0".into() }
     }
 
+    fn insert(leases: &mut Leases, number: usize, address: &str) -> Result<(), String> {
+        let (attachment, lease) = (key_of(&attachment(number)), lease(address));
+        let (addresses, network) = (&lease.addresses[..], &lease.network[..]);
+        leases.insert(LeaseRef { attachment: &attachment, network, pod: None, addresses, mac: None })
+    }
+
+    fn remove(leases: &mut Leases, number: usize, now: u64) {
+        leases.remove(&key_of(&attachment(number)), now).unwrap();
+    }
+
+    fn stock(leases: &Leases, segments: &[IpNetwork], reserved: &Reserved, family: Family) -> Stock {
+        let none = Stock { family, free: 0, leased: 0 };
+        leases.stock(segments, reserved).into_iter().find(|stock| stock.family == family).unwrap_or(none)
+    }
+
     fn lease(address: &str) -> Lease {
         Lease { addresses: vec![address.parse().unwrap()], network: "pods".into(), pod: None, mac: None }
     }
 
     fn lease_next(leases: &mut Leases, number: usize, segments: &[IpNetwork], now: u64) -> Option<String> {
         let assigned = leases.next_address(segments, &Reserved::default(), Family::V4, now)?;
-        leases.insert(attachment(number), lease(&assigned.address.to_string())).unwrap();
+        insert(leases, number, &assigned.address.to_string()).unwrap();
         Some(assigned.address.to_string())
     }
 
@@ -194,8 +374,8 @@ mod tests {
         let mut leases = Leases::default();
         let given: Vec<String> = (0..).map_while(|number| lease_next(&mut leases, number, &segments, 0)).collect();
         assert_eq!(given, ["10.0.0.2", "10.0.1.2", "10.0.1.3", "10.0.1.4", "10.0.1.5", "10.0.1.6"]);
-        assert_eq!(leases.stock(&segments, &Reserved::default(), Family::V4).free, 0);
-        assert_eq!(leases.stock(&segments, &Reserved::default(), Family::V6).free, 0);
+        assert_eq!(stock(&leases, &segments, &Reserved::default(), Family::V4).free, 0);
+        assert_eq!(stock(&leases, &segments, &Reserved::default(), Family::V6).free, 0);
     }
 
     #[test]
@@ -205,9 +385,9 @@ mod tests {
         for number in 0..5 {
             lease_next(&mut leases, number, &segments, 0);
         }
-        leases.remove(&attachment(3), 100);
-        leases.remove(&attachment(1), 100);
-        assert_eq!(leases.stock(&segments, &Reserved::default(), Family::V4).free, 7);
+        remove(&mut leases, 3, 100);
+        remove(&mut leases, 1, 100);
+        assert_eq!(stock(&leases, &segments, &Reserved::default(), Family::V4).free, 7);
         // Too early for 10.0.0.5, so the second segment is used.
         assert_eq!(lease_next(&mut leases, 10, &segments, 100 + COOL_DOWN_SECONDS - 1).unwrap(), "10.0.1.2");
         // Cooled down, the address that was freed first comes first.
@@ -222,8 +402,8 @@ mod tests {
         for number in 0..5 {
             lease_next(&mut leases, number, &segments, 0);
         }
-        leases.remove(&attachment(4), 1);
-        leases.remove(&attachment(0), 1);
+        remove(&mut leases, 4, 1);
+        remove(&mut leases, 0, 1);
         assert_eq!(lease_next(&mut leases, 10, &segments, 1).unwrap(), "10.0.0.6");
         assert_eq!(lease_next(&mut leases, 11, &segments, 1).unwrap(), "10.0.0.2");
         assert_eq!(lease_next(&mut leases, 12, &segments, 1), None);
@@ -234,14 +414,14 @@ mod tests {
         let segments = ["10.0.0.0/29".parse().unwrap(), "fd00::/64".parse().unwrap()];
         let mut leases = Leases::default();
         lease_next(&mut leases, 0, &segments, 0);
-        leases.remove(&attachment(0), 1);
+        remove(&mut leases, 0, 1);
         let reserved = ["10.0.0.2", "10.0.0.4-10.0.0.5", "fd00::-fd00::ffff:ffff:ffff"];
         let reserved = Reserved::new(reserved.iter().map(|text| text.parse().unwrap()).collect());
         let mut given = Vec::new();
         while let Some(next) = leases.next_address(&segments, &reserved, Family::V4, 1000) {
-            leases.insert(attachment(given.len()), lease(&next.address.to_string())).unwrap();
+            insert(&mut leases, given.len(), &next.address.to_string()).unwrap();
             given.push(next.address.to_string());
-            assert_eq!(leases.stock(&segments, &reserved, Family::V4).free, 2 - given.len() as u64);
+            assert_eq!(stock(&leases, &segments, &reserved, Family::V4).free, 2 - given.len() as u64);
         }
         assert_eq!(given, ["10.0.0.3", "10.0.0.6"]);
         let next = leases.next_address(&segments, &reserved, Family::V6, 1000).unwrap();
@@ -251,10 +431,9 @@ mod tests {
     #[test]
     fn an_address_never_has_two_owners() {
         let mut leases = Leases::default();
-        let lease = lease("10.0.0.2");
-        leases.insert(attachment(1), lease.clone()).unwrap();
-        assert!(leases.insert(attachment(2), lease.clone()).unwrap_err().contains("10.0.0.2"));
-        assert!(leases.insert(attachment(1), lease).unwrap_err().contains("two leases"));
+        insert(&mut leases, 1, "10.0.0.2").unwrap();
+        assert!(insert(&mut leases, 2, "10.0.0.2").unwrap_err().contains("10.0.0.2"));
+        assert!(insert(&mut leases, 1, "10.0.0.3").unwrap_err().contains("two leases"));
         assert!(leases.get(&attachment(2)).is_none());
     }
 
@@ -262,7 +441,42 @@ mod tests {
     fn leases_outside_the_segments_take_nothing_from_what_is_free() {
         let segments = ["10.0.0.0/29".parse().unwrap()];
         let mut leases = Leases::default();
-        leases.insert(attachment(1), lease("10.9.0.2")).unwrap();
-        assert_eq!(leases.stock(&segments, &Reserved::default(), Family::V4).free, 5);
+        insert(&mut leases, 1, "10.9.0.2").unwrap();
+        assert_eq!(stock(&leases, &segments, &Reserved::default(), Family::V4).free, 5);
+    }
+
+    /// Names of which the CRC-32 is the same.
+    const SAME_HASH: [&str; 2] = ["plumless eth0", "buckeroo eth0"];
+
+    #[test]
+    fn attachments_with_the_same_hash_are_told_apart_also_after_one_has_ended() {
+        let enter = |leases: &mut Leases, attachment: &str, address: &str| {
+            let addresses = [address.parse().unwrap()];
+            leases
+                .insert(LeaseRef { attachment, network: "pods", pod: None, addresses: &addresses, mac: None })
+                .unwrap();
+        };
+        let [one, two] = SAME_HASH;
+        assert_eq!(hash_of(one), hash_of(two));
+        let mut leases = Leases::default();
+        enter(&mut leases, one, "10.0.0.2");
+        enter(&mut leases, two, "10.0.0.3");
+        let address = |leases: &Leases, key: &str| {
+            leases.get(&attachment_of(key).unwrap()).map(|lease| lease.addresses[0].to_string())
+        };
+        assert_eq!(
+            (address(&leases, one).as_deref(), address(&leases, two).as_deref()),
+            (Some("10.0.0.2"), Some("10.0.0.3"))
+        );
+        leases.remove(one, 1).unwrap();
+        assert_eq!((address(&leases, one), address(&leases, two).as_deref()), (None, Some("10.0.0.3")));
+        enter(&mut leases, one, "10.0.0.4");
+        assert_eq!(
+            (address(&leases, one).as_deref(), address(&leases, two).as_deref()),
+            (Some("10.0.0.4"), Some("10.0.0.3"))
+        );
+        leases.remove(two, 1).unwrap();
+        leases.remove(one, 1).unwrap();
+        assert_eq!((leases.count(), leases.iter().count()), (0, 0));
     }
 }
