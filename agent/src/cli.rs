@@ -72,12 +72,15 @@ enum Command {
         #[command(flatten)]
         config: ConfigArgument,
     },
-    /// Make a new CHILD_SA with a peer now, without losing a packet
+    /// Give the CHILD_SA or the IKE SA with a peer new keys now, without losing a packet
     Rekey {
         #[command(flatten)]
         config: ConfigArgument,
         /// The peer's name, as `status` shows it
         peer: String,
+        /// Rekey the IKE SA; its CHILD_SA stays
+        #[arg(long)]
+        ike: bool,
     },
     /// Hold the agent's UDP sockets while no agent runs; started by `run`, not by hand
     #[command(hide = true)]
@@ -120,7 +123,9 @@ impl Cli {
             Command::Check { config, json } => with_config(&config, |config| check::check(&config, json)),
             Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
-            Command::Rekey { config, peer } => with_config(&config, |config| admin::client::rekey(&config, &peer)),
+            Command::Rekey { config, peer, ike } => {
+                with_config(&config, |config| admin::client::rekey(&config, &peer, ike))
+            }
             Command::HoldSockets => exit_code(socket_holder::process::run()),
             Command::InstallCni { config, plugin, timeout, plugin_only, keep, remove } => {
                 with_config(&config, |config| {

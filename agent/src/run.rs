@@ -188,7 +188,7 @@ impl AdminHandler {
         while let Some((request, respond_to)) = requests.recv().await {
             let response = match request {
                 AdminRequest::Status => self.status().await,
-                AdminRequest::Rekey { peer } => self.rekey(peer).await,
+                AdminRequest::Rekey { peer, ike } => self.rekey(peer, ike).await,
             };
             let _ = respond_to.send(response.unwrap_or(AdminResponse::Failed { reason: "the agent is ending".into() }));
         }
@@ -219,9 +219,10 @@ impl AdminHandler {
         Some(AdminResponse::Status { status: Box::new(status) })
     }
 
-    async fn rekey(&self, peer: String) -> Option<AdminResponse> {
+    async fn rekey(&self, peer: String, ike: bool) -> Option<AdminResponse> {
         let (to, outcome) = oneshot::channel();
-        self.driver_requests.send(DriverRequest::Rekey(peer, to)).await.ok()?;
+        let request = if ike { DriverRequest::RekeyIke(peer, to) } else { DriverRequest::Rekey(peer, to) };
+        self.driver_requests.send(request).await.ok()?;
         Some(match outcome.await.ok()? {
             Ok(()) => AdminResponse::Done,
             Err(reason) => AdminResponse::Failed { reason },

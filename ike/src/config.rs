@@ -140,10 +140,15 @@ pub struct Timing {
     /// Lifetime of a CHILD_SA, after which it is rekeyed. Up to a tenth is subtracted at random. A
     /// CHILD_SA that cannot be rekeyed ends after one and a half of it.
     pub child_lifetime: Duration,
-    /// Lifetime of an IKE SA, after which a new one replaces it without a gap. Up to a tenth is
-    /// subtracted at random. It counts from the authentication of the peer on: a rekey of the IKE
-    /// SA does not prolong it. An IKE SA that cannot be replaced ends after one and a half of it.
+    /// Lifetime of the keys of an IKE SA, after which it is rekeyed (RFC 7296 1.3.2). Up to a tenth
+    /// is subtracted at random. If the peer refuses, a new IKE SA by IKE_SA_INIT and IKE_AUTH takes
+    /// its place. An IKE SA that cannot be replaced ends after one and a half of it.
     pub ike_lifetime: Duration,
+    /// How long the peer's authentication holds. After it a new IKE SA by IKE_SA_INIT and IKE_AUTH
+    /// replaces the present one without a gap (RFC 7296 2.8.3). Up to a tenth is subtracted at
+    /// random. A rekey of the IKE SA does not prolong it. A peer that has not authenticated again
+    /// after one and a half of it loses its IKE SA.
+    pub authentication_lifetime: Duration,
     /// How long an old inbound SA lingers after a rekey.
     pub linger: Duration,
     /// Wait after a failed attempt. It doubles up to `retry_max`.
@@ -161,9 +166,15 @@ impl Timing {
         self.child_lifetime.saturating_add(self.child_lifetime / 2)
     }
 
-    /// When an IKE SA ends at the latest, counted from the peer's authentication.
+    /// When an IKE SA ends at the latest, counted from when its keys were made.
     pub(crate) fn ike_hard_lifetime(&self) -> Duration {
         self.ike_lifetime.saturating_add(self.ike_lifetime / 2)
+    }
+
+    /// When an IKE SA and those that it was rekeyed from end at the latest, counted from the peer's
+    /// authentication.
+    pub(crate) fn authentication_hard_lifetime(&self) -> Duration {
+        self.authentication_lifetime.saturating_add(self.authentication_lifetime / 2)
     }
 }
 
@@ -176,6 +187,7 @@ impl Default for Timing {
             transmissions: 4,
             child_lifetime: Duration::from_secs(3600),
             ike_lifetime: Duration::from_secs(4 * 3600),
+            authentication_lifetime: Duration::from_secs(24 * 3600),
             linger: Duration::from_secs(5),
             retry: Duration::from_millis(500),
             retry_max: Duration::from_secs(10),

@@ -275,10 +275,19 @@ impl Tunnel {
         }
     }
 
-    /// Gives the live CHILD_SAs of one IKE SA to the one that replaces it (RFC 7296 2.18).
-    pub(crate) fn move_to(&mut self, from: Spi, to: Spi) {
-        for child in self.children.values_mut().filter(|child| child.owner == from && child.lingering.is_none()) {
-            child.owner = to;
+    /// Gives the live CHILD_SAs of one IKE SA to the one that replaces it (RFC 7296 2.18). A rekey
+    /// of theirs that was under way there begins again at `rekey`.
+    pub(crate) fn move_to(&mut self, from: Spi, to: Spi, rekey: Instant) {
+        let moving = self.ids_of(from);
+        for id in &moving {
+            if let Some(child) = self.children.get_mut(id) {
+                child.owner = to;
+            }
+        }
+        let newest = moving.iter().filter_map(|id| Some((*id, self.children.get(id)?)));
+        let newest = newest.filter(|(_, child)| !child.redundant).max_by_key(|(_, child)| child.established);
+        if let Some(child) = newest.map(|(id, _)| id).and_then(|id| self.children.get_mut(&id)) {
+            child.rekey.get_or_insert(rekey);
         }
     }
 

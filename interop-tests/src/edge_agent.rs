@@ -197,12 +197,47 @@ impl<'a> Agent<'a> {
     /// If it is refused, or none comes in time.
     pub fn rekey(&self, peer: &str) -> Result<Tunnel> {
         let before = self.tunnel(peer)?;
-        self.node.run(self.node.command(&self.program).args(["rekey", "--config", CONFIG, peer]))?;
+        self.ask_to_rekey(peer, false)?;
         wait::for_event("the agent's new CHILD_SA", || {
             let now = self.tunnel(peer)?;
             ensure!(now.spi_in != before.spi_in && now.spi_out != before.spi_out, "it still has {before:x?}");
             Ok(now)
         })
+    }
+
+    /// `edge-agent rekey --ike PEER`, then waits until another IKE SA is the only one.
+    ///
+    /// # Errors
+    /// If it is refused, or none comes in time.
+    pub fn rekey_ike(&self, peer: &str) -> Result<()> {
+        let before = self.ike_sas(peer)?;
+        self.ask_to_rekey(peer, true)?;
+        wait::for_event("the agent's new IKE SA", || {
+            let now = self.ike_sas(peer)?;
+            ensure!(now.len() == 1 && now.iter().all(|spis| !before.contains(spis)), "it has {now:?}, had {before:?}");
+            Ok(())
+        })
+    }
+
+    /// `edge-agent rekey PEER`, or `--ike`, which only begins it.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn ask_to_rekey(&self, peer: &str, ike: bool) -> Result<()> {
+        let what: &[&str] = if ike { &["--ike"] } else { &[] };
+        let mut command = self.node.command(&self.program);
+        self.node.run(command.args(["rekey", "--config", CONFIG, peer]).args(what)).map(drop)
+    }
+
+    /// The SPIs of the IKE SAs with a peer, as the status shows them.
+    ///
+    /// # Errors
+    /// If the agent does not answer.
+    pub fn ike_sas(&self, peer: &str) -> Result<Vec<(String, String)>> {
+        let status = self.status()?;
+        let text = |sa: &Value, key| sa.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let sas = report(&status, peer)?.get("ike_sas").and_then(Value::as_array).cloned().unwrap_or_default();
+        Ok(sas.iter().map(|sa| (text(sa, "initiator_spi"), text(sa, "responder_spi"))).collect())
     }
 
     /// The agent's process.

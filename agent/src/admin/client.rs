@@ -26,9 +26,10 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has the agent rekey the CHILD_SA with `peer`. Fails if there is no such peer or CHILD_SA.
-pub fn rekey(config: &Config, peer: &str) -> anyhow::Result<()> {
-    send(config, &AdminRequest::Rekey { peer: peer.into() }).map(drop)
+/// Has the agent rekey the CHILD_SA with `peer`, or the IKE SA. Fails if there is no such peer or
+/// SA.
+pub fn rekey(config: &Config, peer: &str, ike: bool) -> anyhow::Result<()> {
+    send(config, &AdminRequest::Rekey { peer: peer.into(), ike }).map(drop)
 }
 
 fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<AdminResponse> {

@@ -14,10 +14,13 @@ use crate::status::Status;
 pub enum AdminRequest {
     /// Asks for the document that `status --json` prints.
     Status,
-    /// Rekey the CHILD_SA with a peer.
+    /// Rekey the CHILD_SA or the IKE SA with a peer.
     Rekey {
         /// Name of the peer as `status` lists it.
         peer: String,
+        /// Whether the IKE SA is meant.
+        #[serde(default)]
+        ike: bool,
     },
 }
 

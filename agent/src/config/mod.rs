@@ -186,9 +186,12 @@ pub struct TimingSection {
     /// Soft lifetime of a CHILD_SA.
     #[serde(with = "duration::optional")]
     pub child_lifetime: Option<Duration>,
-    /// Lifetime of an IKE SA.
+    /// Lifetime of the keys of an IKE SA, after which it is rekeyed.
     #[serde(with = "duration::optional")]
     pub ike_lifetime: Option<Duration>,
+    /// How long a peer's authentication holds, however often the IKE SA is rekeyed.
+    #[serde(with = "duration::optional")]
+    pub authentication_lifetime: Option<Duration>,
     /// How long the old inbound SA stays after a rekey.
     #[serde(with = "duration::optional")]
     pub linger: Option<Duration>,
@@ -214,6 +217,7 @@ impl TimingSection {
             transmissions: self.transmissions.unwrap_or(default.transmissions),
             child_lifetime: self.child_lifetime.unwrap_or(default.child_lifetime),
             ike_lifetime: self.ike_lifetime.unwrap_or(default.ike_lifetime),
+            authentication_lifetime: self.authentication_lifetime.unwrap_or(default.authentication_lifetime),
             linger: self.linger.unwrap_or(default.linger),
             retry: self.retry.unwrap_or(default.retry),
             retry_max: self.retry_max.unwrap_or(default.retry_max),

@@ -49,7 +49,12 @@ pub enum DriverRequest {
     Report(oneshot::Sender<TunnelsReport>),
     /// Rekey the CHILD_SA with the named peer.
     Rekey(String, oneshot::Sender<Result<(), String>>),
+    /// Rekey the IKE SA with the named peer.
+    RekeyIke(String, oneshot::Sender<Result<(), String>>),
 }
+
+/// The endpoint's function that rekeys an SA with a peer. False: there is none.
+type RekeyNow = fn(&mut Endpoint, &PeerName, Instant, &mut dyn edge_ike::Environment) -> bool;
 
 /// A datagram, its local and its remote address.
 type Received = (Vec<u8>, SocketAddr, SocketAddr);
@@ -370,17 +375,23 @@ impl Driver {
                 let _ = to.send(self.report());
             }
             DriverRequest::Rekey(peer, to) => {
-                let name = PeerName::new(&peer);
-                let outcome = if !self.desired.tunnels.contains_key(&name) {
-                    Err(format!("there is no peer {peer:?}; `edge-agent status` lists them"))
-                } else if self.endpoint.rekey_child(&name, boot_time(), &mut self.environment) {
-                    Ok(())
-                } else {
-                    Err(format!("peer {peer:?} has no CHILD_SA now; `edge-agent status` says why"))
-                };
-                let _ = to.send(outcome);
+                let _ = to.send(self.rekey(&peer, "CHILD_SA", Endpoint::rekey_child));
+            }
+            DriverRequest::RekeyIke(peer, to) => {
+                let _ = to.send(self.rekey(&peer, "IKE SA", Endpoint::rekey_ike));
             }
         }
+    }
+
+    fn rekey(&mut self, peer: &str, what: &str, rekey: RekeyNow) -> Result<(), String> {
+        let name = PeerName::new(peer);
+        if !self.desired.tunnels.contains_key(&name) {
+            return Err(format!("there is no peer {peer:?}; `edge-agent status` lists them"));
+        }
+        if !rekey(&mut self.endpoint, &name, boot_time(), &mut self.environment) {
+            return Err(format!("peer {peer:?} has no {what} now; `edge-agent status` says why"));
+        }
+        Ok(())
     }
 
     /// The current boot time.

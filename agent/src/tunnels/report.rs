@@ -97,7 +97,12 @@ impl Driver {
             nat_remote: sa.details.nat_remote,
             since: self.wall_time(sa.established),
             heard_seconds_ago: self.now().saturating_since(sa.last_received).as_secs(),
-            renewed_in_seconds: sa.reauthenticate_at.saturating_since(self.now()).as_secs(),
+            renewed_in_seconds: sa
+                .rekey_at
+                .into_iter()
+                .fold(sa.reauthenticate_at, edge_ike::Instant::min)
+                .saturating_since(self.now())
+                .as_secs(),
         }
     }
 

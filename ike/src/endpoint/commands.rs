@@ -46,8 +46,20 @@ impl Endpoint {
         true
     }
 
-    /// Replaces the peer's IKE SA by a new one now, without a gap. False: there is none.
+    /// Rekeys the peer's IKE SA now (RFC 7296 1.3.2). A peer that refuses gets a new one by
+    /// IKE_SA_INIT and IKE_AUTH. False: there is none.
     pub fn rekey_ike(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let _span = peer_span(name).entered();
+        let Some(spi) = self.peers.get(name).and_then(|peer| peer.sas.last().copied()) else {
+            return false;
+        };
+        self.queue_request(spi, QueuedRequest::RekeyIke, now, env);
+        true
+    }
+
+    /// Replaces the peer's IKE SA by a new one now, in which both ends authenticate again, without a
+    /// gap (RFC 7296 2.8.3). False: there is none.
+    pub fn reauthenticate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
             return false;

@@ -101,7 +101,7 @@ impl Endpoint {
 
     /// A peer may begin again and again: its oldest IKE SAs make room. No DELETE is sent, since a
     /// DELETE has to be kept until it is answered.
-    fn limit_ike_sas(&mut self, name: &PeerName, new: Spi, now: Instant, env: &mut dyn Environment) {
+    pub(super) fn limit_ike_sas(&mut self, name: &PeerName, new: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name) else {
             return;
         };
@@ -120,7 +120,8 @@ impl Endpoint {
             let Some(SaState::Established(_, other)) = self.sas.get(spi) else {
                 continue;
             };
-            let before = other.established() < new.initiation().at();
+            // A rekeyed IKE SA counts as the one that the peer authenticated.
+            let before = other.authenticated() < new.initiation().at();
             // Different ends began them while neither was established.
             let crossing = other.initiation().by_us() != new.initiation().by_us() && !before;
             let ours = other.initiation().by_us();

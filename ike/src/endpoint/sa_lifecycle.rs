@@ -3,7 +3,7 @@
 use super::state::{Endpoint, SaState, context};
 use crate::config::PeerName;
 use crate::environment::Environment;
-use crate::event::{DownReason, Event, PeerError};
+use crate::event::{DownReason, Event, IkeId, PeerError};
 use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use crate::time::Instant;
 use crate::tunnel::{Spi, Tunnel};
@@ -36,23 +36,109 @@ impl Endpoint {
                 self.sas.insert(spi, SaState::Established(name.clone(), sa));
                 self.end_sa(&name, spi, reason, error, now, env);
             }
-            SaStep::Rekeyed(new) => self.rekeyed(name, sa, new),
+            SaStep::Rekeyed { new, redundant } => self.rekeyed(name, sa, new, redundant, now, env),
+            SaStep::Redundant(new) => {
+                self.sas.insert(spi, SaState::Established(name.clone(), sa));
+                self.schedule(spi);
+                self.delete_redundant(&name, new, now, env);
+            }
             SaStep::Closed(closed) => self.sa_closed(&name, sa, closed, now, env),
         }
     }
 
-    fn rekeyed(&mut self, name: PeerName, old: Box<IkeSa>, new: Box<IkeSa>) {
-        let (local, remote) = new.addresses();
-        let (spi, ike, details) = (new.spi(), new.ike(), new.details().clone());
-        let event = Event::IkeUp { peer: name.clone(), ike, local, remote, initiator: new.initiator(), details };
-        self.out.event(event);
-        if let Some(peer) = self.peers.get_mut(&name) {
-            peer.sas.push(spi);
+    /// An IKE SA was rekeyed by either end: the new one takes its CHILD_SAs. `redundant`: the one
+    /// that the peer's simultaneous rekey made, from which the new one takes them too (RFC 7296
+    /// 2.8.2).
+    fn rekeyed(
+        &mut self,
+        name: PeerName,
+        mut old: Box<IkeSa>,
+        mut new: Box<IkeSa>,
+        redundant: Option<IkeId>,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let (replaced, spi) = (old.spi(), new.spi());
+        // The SPI of which we are the responder is ours.
+        let mut redundant = redundant.map(|ike| ike.responder).and_then(|spi| match self.sas.remove(&spi) {
+            Some(SaState::Established(_, sa)) => Some(sa),
+            _ => None,
+        });
+        // Meanwhile one with a new authentication may have superseded what it replaces. The peer has
+        // moved the CHILD_SAs all the same.
+        let present = redundant.as_ref().unwrap_or(&old).lifecycle();
+        let superseded = match present {
+            Lifecycle::Superseded(by) => self.begun_by_us(&name, by).map(|ours| (by, ours)),
+            Lifecycle::Active | Lifecycle::Deleting => None,
+        };
+        match self.peers.get_mut(&name).filter(|peer| peer.sas.contains(&replaced)) {
+            Some(peer) => {
+                let mut cx = context!(self, now, env);
+                let (local, remote) = new.addresses();
+                cx.out.event(Event::IkeUp {
+                    peer: name.clone(),
+                    ike: new.ike(),
+                    local,
+                    remote,
+                    initiator: new.initiator(),
+                    details: new.details().clone(),
+                });
+                peer.sas.push(spi);
+                let ours = new.initiator();
+                old.hand_over(&mut new, ours, &mut peer.tunnel, &mut cx);
+                if let Some(redundant) = &mut redundant {
+                    redundant.hand_over(&mut new, false, &mut peer.tunnel, &mut cx);
+                }
+                match superseded {
+                    Some((by, ours)) => new.supersede(by, ours, &mut peer.tunnel, &mut cx),
+                    None => new.take_over(&mut peer.tunnel, &mut cx),
+                }
+                self.sas.insert(spi, SaState::Established(name.clone(), new));
+            }
+            None => self.delete_redundant(&name, new, now, env),
         }
-        let replaced = old.spi();
-        self.sas.insert(replaced, SaState::Established(name.clone(), old));
-        self.sas.insert(spi, SaState::Established(name, new));
-        self.schedule(replaced);
+        for sa in redundant.into_iter().chain([old]) {
+            let spi = sa.spi();
+            self.sas.insert(spi, SaState::Established(name.clone(), sa));
+            self.schedule(spi);
+        }
+        self.limit_ike_sas(&name, spi, now, env);
+        self.schedule(spi);
+    }
+
+    /// Whether we began the IKE SA with these SPIs. `None`: it is gone.
+    fn begun_by_us(&self, name: &PeerName, ike: IkeId) -> Option<bool> {
+        let sas = self.peers.get(name)?.sas.iter().filter_map(|spi| match self.sas.get(spi) {
+            Some(SaState::Established(_, sa)) => Some(sa),
+            _ => None,
+        });
+        sas.filter(|sa| sa.ike() == ike).map(|sa| sa.initiation().by_us()).next()
+    }
+
+    /// RFC 7296 2.8.2: the peer deletes the IKE SA of its rekey, so that of our simultaneous one
+    /// survives. The old one has the CHILD_SAs until it is there.
+    fn return_children(&mut self, name: &PeerName, gone: &mut IkeSa, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        for other in peer.sas.clone() {
+            if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&other)
+                && sa.end_collision(gone.ike())
+            {
+                gone.hand_over_requests(sa, &mut context!(self, now, env));
+                peer.tunnel.move_to(gone.spi(), other, now + peer.config().timing.retry);
+            }
+        }
+    }
+
+    /// Sends DELETE for an IKE SA that our rekey made in vain. It was never reported up.
+    fn delete_redundant(&mut self, name: &PeerName, mut sa: Box<IkeSa>, now: Instant, env: &mut dyn Environment) {
+        if mutation!("redundant_ike_sa_not_deleted") {
+            return;
+        }
+        let spi = sa.spi();
+        sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut context!(self, now, env));
+        self.sas.insert(spi, SaState::Established(name.clone(), sa));
         self.schedule(spi);
     }
 
@@ -93,19 +179,22 @@ impl Endpoint {
     fn sa_closed(
         &mut self,
         name: &PeerName,
-        sa: Box<IkeSa>,
+        mut sa: Box<IkeSa>,
         reason: CloseReason,
         now: Instant,
         env: &mut dyn Environment,
     ) {
         let (spi, ike, lifecycle) = (sa.spi(), sa.ike(), sa.lifecycle());
         let linger = sa.profile().config.timing.linger;
+        if lifecycle != Lifecycle::Deleting {
+            self.reinstate(name, ike, lifecycle);
+            self.return_children(name, &mut sa, now, env);
+        }
         let last_response = sa.release(&mut context!(self, now, env));
         self.keep_last_response(spi, last_response, now);
         if lifecycle == Lifecycle::Deleting {
             return;
         }
-        self.reinstate(name, ike, lifecycle);
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };

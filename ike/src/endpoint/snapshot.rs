@@ -58,7 +58,9 @@ pub struct IkeStatus {
     pub established: Instant,
     /// When the peer's last authentic message came.
     pub last_received: Instant,
-    /// When a new IKE SA is to replace it.
+    /// When it is to be rekeyed. `None`: a rekey is under way, or the peer refuses.
+    pub rekey_at: Option<Instant>,
+    /// When a new IKE SA, in which both ends authenticate again, is to replace it.
     pub reauthenticate_at: Instant,
 }
 
@@ -120,6 +122,7 @@ impl Endpoint {
                 details: sa.details().clone(),
                 established: sa.established(),
                 last_received: sa.last_received(),
+                rekey_at: sa.rekey_at(),
                 reauthenticate_at: sa.reauthenticate_at(),
             }
         });

@@ -26,6 +26,11 @@ pub(crate) struct Chosen<S> {
 }
 
 impl Chosen<IkeSuite> {
+    /// The peer's SPI of the new IKE SA of a rekey. `None`: it is none.
+    pub(crate) fn ike_spi(&self) -> Option<u64> {
+        self.spi.as_slice().try_into().ok().map(u64::from_be_bytes).filter(|spi| *spi != 0)
+    }
+
     /// The chosen proposal for our response, with our SPI (empty in IKE_SA_INIT).
     pub(crate) fn response(&self, spi: Vec<u8>) -> Proposal {
         let IkeSuite { aead, prf, group } = self.suite;

@@ -10,7 +10,7 @@ use super::initiation::Initiation;
 use super::lifetime::Lifetime;
 use super::own_requests::{OutstandingRequest, QueuedRequest};
 use super::profile::Profile;
-use crate::crypto::IkeRole;
+use crate::crypto::{IkeKeys, IkeRole};
 use crate::deadlines::{Timer, Timers};
 use crate::event::{ChildId, DownReason, Event, IkeDetails, IkeId, PeerError};
 use crate::output::Context;
@@ -39,12 +39,20 @@ pub(crate) enum Lifecycle {
 pub(crate) enum SaStep {
     /// Nothing changes for the endpoint.
     Continue,
-    /// A new IKE SA is to replace it.
+    /// A new IKE SA by IKE_SA_INIT and IKE_AUTH is to replace it.
     Reauthenticate,
     /// It must not be used any longer: the endpoint reports it down at once and sends DELETE.
     End(DownReason, PeerError),
-    /// The peer has rekeyed it. This is the new IKE SA; the old one waits to be deleted.
-    Rekeyed(Box<IkeSa>),
+    /// It was rekeyed by either end.
+    Rekeyed {
+        /// The new IKE SA.
+        new: Box<IkeSa>,
+        /// The one that the peer made at the same time, if `new` is to replace it too (RFC 7296
+        /// 2.8.2).
+        redundant: Option<IkeId>,
+    },
+    /// Our rekey made an IKE SA that is redundant: the endpoint sends DELETE for it.
+    Redundant(Box<IkeSa>),
     /// Both ends have deleted it, or it failed: the endpoint releases it.
     Closed(CloseReason),
 }
@@ -76,6 +84,10 @@ pub(crate) struct IkeSa {
     initiation: Initiation,
     established: Instant,
     pub(super) lifetime: Lifetime,
+    /// When it is to be rekeyed. `None`: the peer refuses, or a new IKE SA is to replace it.
+    pub(super) rekey_at: Option<Instant>,
+    /// How often the peer has answered our rekey by TEMPORARY_FAILURE.
+    pub(super) temporary_failures: u8,
     /// Whether the peer is known to have this IKE SA too. As responder we know it by the first
     /// message after IKE_AUTH.
     confirmed: bool,
@@ -96,8 +108,9 @@ impl IkeSa {
         let certificate = details.certificate.as_ref().map(|shown| shown.not_after);
         let lifetime = Lifetime::begin(&profile, certificate, cx.now);
         let mut timers = Timers::default();
-        timers.set(Timer::Reauthenticate, lifetime.renewal(&profile, initiation, cx));
+        timers.set(Timer::Reauthenticate, lifetime.reauthentication(&profile, initiation, cx));
         timers.set(Timer::Expire, lifetime.check_at(cx));
+        let rekey_at = Some(lifetime.rekey(&profile, initiation, cx));
         let mut sa = Self {
             confirmed: channel.role == IkeRole::Initiator,
             channel,
@@ -109,6 +122,8 @@ impl IkeSa {
             initiation,
             established: cx.now,
             lifetime,
+            rekey_at,
+            temporary_failures: 0,
             create_child_at: None,
             timers,
         };
@@ -138,11 +153,17 @@ impl IkeSa {
 
     /// Uses this configuration of the peer from now on.
     pub(crate) fn set_profile(&mut self, profile: Arc<Profile>, cx: &mut Context<'_>) {
-        if self.profile.config.timing.ike_lifetime != profile.config.timing.ike_lifetime {
+        let lifetimes = |profile: &Profile| {
+            let timing = profile.config.timing;
+            (timing.ike_lifetime, timing.authentication_lifetime)
+        };
+        if lifetimes(&self.profile) != lifetimes(&profile) {
             self.lifetime.change(&profile, cx.now);
-            let renewal = self.lifetime.renewal(&profile, self.initiation, cx).max(cx.now);
+            let renewal = self.lifetime.reauthentication(&profile, self.initiation, cx).max(cx.now);
             self.timers.set(Timer::Reauthenticate, renewal);
             self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
+            let rekey = self.lifetime.rekey(&profile, self.initiation, cx).max(cx.now);
+            self.rekey_at = self.rekey_at.map(|_| rekey);
         }
         self.channel.timing = profile.config.timing;
         self.profile = profile;
@@ -157,12 +178,20 @@ impl IkeSa {
         self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
     }
 
-    /// This one replaces `old` by a rekey. The peer has not authenticated again, so the lifetime
-    /// goes on.
-    pub(super) fn inherit_lifetime(&mut self, old: &Self, cx: &Context<'_>) {
-        self.lifetime = old.lifetime;
-        self.timers.set(Timer::Reauthenticate, old.reauthenticate_at().max(cx.now));
-        self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
+    /// The IKE SA that a rekey makes of this one (RFC 7296 2.18). The peer has not authenticated
+    /// again, so that lifetime goes on, and for other IKE SAs with the peer it is as old as this
+    /// one. `role`: whether we began the rekey.
+    pub(super) fn successor(&self, keys: IkeKeys, ike: IkeId, role: IkeRole, cx: &mut Context<'_>) -> Box<Self> {
+        let Channel { path, timing, .. } = self.channel;
+        let channel = Channel::new(keys, ike, role, path, self.channel.fragments(), timing, cx.now);
+        let details = IkeDetails { proposal: channel.keys.suite.to_string(), ..self.details.clone() };
+        let mut new = Self::new(channel, Arc::clone(&self.profile), details, self.initiation, cx);
+        if !mutation!("authentication_prolonged_by_rekey") {
+            new.lifetime = self.lifetime.rekeyed(&self.profile, cx.now);
+            new.timers.set(Timer::Reauthenticate, self.reauthenticate_at().max(cx.now));
+            new.timers.set(Timer::Expire, new.lifetime.check_at(cx));
+        }
+        Box::new(new)
     }
 
     /// What was negotiated, for people.
@@ -183,6 +212,16 @@ impl IkeSa {
     /// When it was established.
     pub(crate) fn established(&self) -> Instant {
         self.established
+    }
+
+    /// When the peer was authenticated, in this IKE SA or in one that it was rekeyed from.
+    pub(crate) fn authenticated(&self) -> Instant {
+        self.lifetime.authenticated()
+    }
+
+    /// When it is to be rekeyed, if that is planned.
+    pub(crate) fn rekey_at(&self) -> Option<Instant> {
+        self.rekey_at
     }
 
     /// When the last authentic message came, or ESP as far as the owner reports it.
@@ -206,7 +245,7 @@ impl IkeSa {
         self.set_timers(now);
     }
 
-    /// When a new one is to replace it.
+    /// When a new one by IKE_SA_INIT and IKE_AUTH is to replace it.
     pub(crate) fn reauthenticate_at(&self) -> Instant {
         self.timers.get(Timer::Reauthenticate).unwrap_or(self.established)
     }
@@ -239,7 +278,8 @@ impl IkeSa {
         let active = self.lifecycle == Lifecycle::Active;
         let children = tunnel.filter(|_| active).into_iter().flat_map(|tunnel| tunnel.children_of(self.spi()));
         let child = children.map(|(_, child)| child.rekey.map_or(child.end, |rekey| rekey.min(child.end))).min();
-        [self.timers.next(), child, self.create_child_at.filter(|_| active)].into_iter().flatten().min()
+        let planned = [self.create_child_at, self.rekey_at].map(|at| at.filter(|_| active));
+        planned.into_iter().chain([self.timers.next(), child]).flatten().min()
     }
 
     /// The IKE SA that superseded this one is gone, and was in this `lifecycle`. If it was
@@ -256,6 +296,17 @@ impl IkeSa {
         } else if !deleting {
             self.lifecycle = Lifecycle::Active;
             self.timers.stop(Timer::Cleanup);
+        }
+    }
+
+    /// The IKE SA that the peer made by a rekey at the same time as ours is gone. False: there was
+    /// no such rekey.
+    pub(crate) fn end_collision(&mut self, gone: IkeId) -> bool {
+        match &mut self.outstanding {
+            Some(OutstandingRequest::RekeyIke(request)) => {
+                request.collision.take_if(|collision| collision.peers_sa == gone).is_some()
+            }
+            _ => false,
         }
     }
 
@@ -310,6 +361,12 @@ impl IkeSa {
             || self.queue.contains(&QueuedRequest::DeleteChild(id))
     }
 
+    /// Whether we are about to delete a CHILD_SA that only the peer has.
+    pub(super) fn is_deleting_unused(&self) -> bool {
+        let queued = |request: &QueuedRequest| matches!(request, QueuedRequest::DeleteUnused(_));
+        matches!(self.outstanding, Some(OutstandingRequest::DeleteUnused(_))) || self.queue.iter().any(queued)
+    }
+
     /// The peer should delete something soon; if it does not, we do.
     pub(super) fn schedule_cleanup(&mut self, now: Instant) {
         self.timers.set(Timer::Cleanup, now + PEER_DELETE_TIMEOUT);
@@ -352,6 +409,8 @@ impl IkeSa {
         cx: &mut Context<'_>,
     ) {
         let alone = tunnel.children_of(self.spi()).next().is_none();
+        // It may have been asked for again meanwhile: that waits too.
+        self.queue.retain(|queued| !matches!(queued, QueuedRequest::RekeyChild(child) if Some(*child) == old));
         match old.and_then(|old| tunnel.live_mut(old)) {
             Some(child) => child.rekey = Some(cx.now + wait),
             None if alone => self.create_child_at = Some(cx.now + wait),

@@ -1,6 +1,7 @@
-//! How long an IKE SA may be used (RFC 7296 2.8: it MUST NOT be used beyond its lifetime). Its
-//! configured lifetime, the peer's certificate and a changed configuration bound it. All of these
-//! count from the peer's authentication on, so a rekey of the IKE SA does not prolong it.
+//! How long an IKE SA may be used (RFC 7296 2.8: it MUST NOT be used beyond its lifetime). Two
+//! things grow old: its keys, which a rekey replaces, and the peer's authentication, which only
+//! IKE_AUTH renews. The authentication also ends with the peer's certificate, or when the
+//! configuration changes. It counts from IKE_AUTH on, so a rekey of the IKE SA does not prolong it.
 
 use std::time::Duration;
 
@@ -27,8 +28,12 @@ const MIN_RENEWAL: Duration = Duration::from_secs(60);
 pub(super) struct Lifetime {
     /// When the peer was authenticated.
     authenticated: Instant,
-    /// When it ends by its configured lifetime.
-    end: Instant,
+    /// When it ends because the peer has not authenticated again.
+    authentication_end: Instant,
+    /// When its keys were made.
+    keyed: Instant,
+    /// When it ends because it has not been rekeyed.
+    keys_end: Instant,
     /// notAfter of the peer's certificate, seconds since 1970-01-01 UTC.
     certificate: Option<u64>,
     /// When it ends because the credentials changed and the peer has not authenticated again.
@@ -38,18 +43,36 @@ pub(super) struct Lifetime {
 impl Lifetime {
     /// Begins with the peer's authentication, which is now.
     pub(super) fn begin(profile: &Profile, certificate: Option<u64>, now: Instant) -> Self {
-        let end = now + profile.config.timing.ike_hard_lifetime();
-        Self { authenticated: now, end, certificate, credentials_changed: None }
+        let timing = profile.config.timing;
+        Self {
+            authenticated: now,
+            authentication_end: now + timing.authentication_hard_lifetime(),
+            keyed: now,
+            keys_end: now + timing.ike_hard_lifetime(),
+            certificate,
+            credentials_changed: None,
+        }
     }
 
-    /// When a new IKE SA is to replace it. The initiator does so. The responder does so only if the
-    /// initiator does not.
-    pub(super) fn renewal(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
-        let lifetime = profile.config.timing.ike_lifetime;
-        let by_lifetime = match initiation {
-            Initiation::ByUs(_) => cx.jittered(lifetime),
-            Initiation::ByPeer(_) => lifetime.saturating_add(lifetime / 4),
-        };
+    /// That of the IKE SA that replaces this one by a rekey, which is now: the keys are new, and the
+    /// peer has not authenticated again.
+    pub(super) fn rekeyed(&self, profile: &Profile, now: Instant) -> Self {
+        Self { keyed: now, keys_end: now + profile.config.timing.ike_hard_lifetime(), ..*self }
+    }
+
+    /// When the peer was authenticated.
+    pub(super) fn authenticated(&self) -> Instant {
+        self.authenticated
+    }
+
+    /// When it is to be rekeyed.
+    pub(super) fn rekey(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
+        self.keyed + soft(profile.config.timing.ike_lifetime, initiation, cx)
+    }
+
+    /// When the peer is to authenticate again.
+    pub(super) fn reauthentication(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
+        let by_lifetime = soft(profile.config.timing.authentication_lifetime, initiation, cx);
         // A certificate is renewed before it ends, and the new one has to be shown in time.
         let ends = self.certificate.into_iter().chain(profile.auth.not_after());
         let by_certificate = ends.min().map(|not_after| {
@@ -63,10 +86,11 @@ impl Lifetime {
         self.authenticated + wait
     }
 
-    /// The configured lifetime changed. If it is over by now, there is time to replace the IKE SA.
+    /// A configured lifetime changed. If it is over by now, there is time to replace the IKE SA.
     pub(super) fn change(&mut self, profile: &Profile, now: Instant) {
-        let end = self.authenticated + profile.config.timing.ike_hard_lifetime();
-        self.end = end.max(now + CREDENTIALS_CHANGE_GRACE);
+        let (timing, grace) = (profile.config.timing, now + CREDENTIALS_CHANGE_GRACE);
+        self.authentication_end = (self.authenticated + timing.authentication_hard_lifetime()).max(grace);
+        self.keys_end = (self.keyed + timing.ike_hard_lifetime()).max(grace);
     }
 
     /// The configured credentials changed. Gives the time at which to authenticate the peer again.
@@ -85,7 +109,8 @@ impl Lifetime {
             let left = end.saturating_add(1).saturating_sub(cx.env.unix_time());
             cx.now + Duration::from_secs(left)
         });
-        [Some(self.end), certificate, self.credentials_changed].into_iter().flatten().min().unwrap_or(self.end)
+        let end = self.authentication_end.min(self.keys_end);
+        [certificate, self.credentials_changed].into_iter().flatten().fold(end, Instant::min)
     }
 
     /// Why it is over, if it is. The wall clock may have been stepped, so this is asked at every
@@ -103,12 +128,27 @@ impl Lifetime {
                  change them at the peer too",
             );
         }
-        if self.end <= cx.now {
+        if self.authentication_end <= cx.now {
             return expired(
-                "no new IKE SA could replace this one within one and a half of its lifetime; earlier errors say why, and if there are none, \
+                "the peer has not authenticated again within one and a half of the lifetime of its authentication; earlier errors say why, and if \
+                 there are none, this node knows no address to begin with and the peer did not begin",
+            );
+        }
+        if self.keys_end <= cx.now {
+            return expired(
+                "the IKE SA was neither rekeyed nor replaced within one and a half of its lifetime; earlier errors say why, and if there are none, \
                  this node knows no address to begin with and the peer did not begin",
             );
         }
         None
+    }
+}
+
+/// How long after its beginning something is to be renewed. The end that began the IKE SA does so.
+/// The other end does so only if that one does not.
+fn soft(lifetime: Duration, initiation: Initiation, cx: &mut Context<'_>) -> Duration {
+    match initiation {
+        Initiation::ByUs(_) => cx.jittered(lifetime),
+        Initiation::ByPeer(_) => lifetime.saturating_add(lifetime / 4),
     }
 }

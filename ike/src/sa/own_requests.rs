@@ -4,7 +4,7 @@ use super::child::ReservedSpi;
 use super::profile::Profile;
 use super::rekey_collision::RekeyCollision;
 use crate::crypto::InitiatorKeyExchange;
-use crate::event::ChildId;
+use crate::event::{ChildId, IkeId};
 use crate::output::Context;
 use crate::wire::ExchangeType;
 
@@ -23,6 +23,8 @@ pub(crate) enum QueuedRequest {
     DeleteUnused(ReservedSpi),
     /// Delete a CHILD_SA that we have removed already, because its lifetime is over.
     DeleteRemoved(ChildId),
+    /// Replace the IKE SA by CREATE_CHILD_SA (RFC 7296 1.3.2).
+    RekeyIke,
     /// Delete the IKE SA.
     DeleteIke,
 }
@@ -32,6 +34,7 @@ pub(crate) enum QueuedRequest {
 pub(super) enum OutstandingRequest {
     Liveness,
     CreateChild(Box<CreateChildRequest>),
+    RekeyIke(Box<RekeyIkeRequest>),
     DeleteChild(ChildId),
     DeleteUnused(ReservedSpi),
     DeleteRemoved,
@@ -51,7 +54,20 @@ pub(super) struct CreateChildRequest {
     /// Whether the peer has already asked for another group.
     pub(super) group_changed: bool,
     /// The peer replaces the same CHILD_SA at the same time.
-    pub(super) collision: Option<RekeyCollision>,
+    pub(super) collision: Option<RekeyCollision<ChildId>>,
+}
+
+/// Our request for an IKE SA that replaces this one.
+#[derive(Debug)]
+pub(super) struct RekeyIkeRequest {
+    /// Our SPI of the new IKE SA.
+    pub(super) spi: u64,
+    pub(super) nonce: [u8; 32],
+    pub(super) key: InitiatorKeyExchange,
+    /// Whether the peer has already asked for another group.
+    pub(super) group_changed: bool,
+    /// The peer rekeys the same IKE SA at the same time.
+    pub(super) collision: Option<RekeyCollision<IkeId>>,
 }
 
 impl QueuedRequest {
@@ -67,7 +83,7 @@ impl OutstandingRequest {
     /// The exchange type in the header of its request and response.
     pub(super) fn exchange(&self) -> ExchangeType {
         match self {
-            Self::CreateChild(_) => ExchangeType::CreateChildSa,
+            Self::CreateChild(_) | Self::RekeyIke(_) => ExchangeType::CreateChildSa,
             _ => ExchangeType::Informational,
         }
     }
@@ -77,7 +93,12 @@ impl OutstandingRequest {
         match self {
             Self::CreateChild(request) => request.inbound.release(profile, cx),
             Self::DeleteUnused(reserved) => reserved.release(profile, cx),
-            Self::Liveness | Self::DeleteChild(_) | Self::DeleteRemoved | Self::DeleteIke | Self::Abandoned => {}
+            Self::Liveness
+            | Self::RekeyIke(_)
+            | Self::DeleteChild(_)
+            | Self::DeleteRemoved
+            | Self::DeleteIke
+            | Self::Abandoned => {}
         }
     }
 }

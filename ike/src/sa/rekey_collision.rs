@@ -1,26 +1,24 @@
-//! Both ends rekey the same CHILD_SA at once (RFC 7296 2.8.1).
+//! Both ends rekey the same SA at once (RFC 7296 2.8.1, 2.8.2).
 
 use crate::crypto::Nonces;
-use crate::event::ChildId;
 
-/// The peer's exchange that replaces the same CHILD_SA as ours.
+/// The peer's exchange that replaces the same SA as ours: a CHILD_SA or an IKE SA.
 #[derive(Debug)]
-pub(super) struct RekeyCollision {
-    /// The CHILD_SA that the peer's exchange made.
-    pub(super) peers_child: ChildId,
+pub(super) struct RekeyCollision<Id> {
+    /// The SA that the peer's exchange made.
+    pub(super) peers_sa: Id,
     /// The lower one of the two nonces of that exchange.
     lower_nonce: Vec<u8>,
 }
 
-impl RekeyCollision {
+impl<Id> RekeyCollision<Id> {
     /// `nonces` are those of the peer's exchange.
-    pub(super) fn new(peers_child: ChildId, nonces: Nonces<'_>) -> Self {
-        Self { peers_child, lower_nonce: lower_nonce(nonces).to_vec() }
+    pub(super) fn new(peers_sa: Id, nonces: Nonces<'_>) -> Self {
+        Self { peers_sa, lower_nonce: lower_nonce(nonces).to_vec() }
     }
 
-    /// Whether the CHILD_SA of our exchange, which used `ours`, is the redundant one. The CHILD_SA
-    /// made with the lowest of the four nonces is redundant; the initiator of its exchange deletes
-    /// it.
+    /// Whether the SA of our exchange, which used `ours`, is the redundant one. The SA made with the
+    /// lowest of the four nonces is redundant; the initiator of its exchange deletes it.
     pub(super) fn makes_ours_redundant(&self, ours: Nonces<'_>) -> bool {
         (lower_nonce(ours) < self.lower_nonce.as_slice()) != mutation!("nonce_rule_inverted")
     }
@@ -39,7 +37,7 @@ mod tests {
     fn the_lowest_of_the_four_nonces_decides_whichever_end_chose_it() {
         let [a, b, c, d] = [[1_u8; 16], [2; 16], [3; 16], [4; 16]];
         let nonces = |initiator, responder| Nonces { initiator, responder };
-        let collides = |theirs, ours| RekeyCollision::new(ChildId(1), theirs).makes_ours_redundant(ours);
+        let collides = |theirs, ours| RekeyCollision::new(1, theirs).makes_ours_redundant(ours);
         assert!(collides(nonces(&b, &c), nonces(&a, &d)));
         assert!(collides(nonces(&b, &c), nonces(&d, &a)));
         assert!(!collides(nonces(&a, &d), nonces(&b, &c)));

@@ -126,7 +126,8 @@ impl World {
     /// The owner gives one of its commands.
     pub(crate) fn owner(&mut self, what: u8) {
         let (now, kernel) = (self.now, &mut self.kernel);
-        match what % 6 {
+        match what % 7 {
+            6 => self.endpoint.reauthenticate(&name(), now, kernel),
             0 => self.endpoint.rekey_child(&name(), now, kernel),
             1 => self.endpoint.rekey_ike(&name(), now, kernel),
             2 => self.endpoint.check_liveness(&name(), now, kernel),

@@ -324,9 +324,9 @@ fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
             }
             assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b_name, now, env)));
             pair.traffic(10 * SECOND);
-            assert!(pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_ike(&a_name, now, env)));
+            assert!(pair.network.call(pair.b, |endpoint, now, env| endpoint.reauthenticate(&a_name, now, env)));
             pair.traffic(10 * SECOND);
-            assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&b_name, now, env)));
+            assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.reauthenticate(&b_name, now, env)));
             pair.traffic(10 * SECOND);
             pair.assert_connected();
         }

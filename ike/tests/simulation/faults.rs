@@ -43,6 +43,7 @@ impl Run {
         let force = random.chance(50);
         let groups = if random.chance(40) { vec![Group::X25519] } else { Vec::new() };
         let (child_lifetime, ike_lifetime) = (12 + random.below(30) as u32, 25 + random.below(70) as u32);
+        let authentication_lifetime = 25 + random.below(150) as u32;
         let transmissions = 4 + random.below(4) as u32;
         let at = |node: usize| if hidden[node] { format!("192.0.2.{node}") } else { format!("10.0.0.{}", node + 1) };
         for (node, hidden) in hidden.iter().enumerate() {
@@ -72,6 +73,7 @@ impl Run {
                     config.child.proposals[0].groups.clone_from(&groups);
                     config.timing.child_lifetime = SECOND * child_lifetime;
                     config.timing.ike_lifetime = SECOND * ike_lifetime;
+                    config.timing.authentication_lifetime = SECOND * authentication_lifetime;
                     config.timing.transmissions = transmissions;
                     config.timing.idle_liveness = 30 * SECOND;
                     configs[us].push(config);
@@ -140,24 +142,27 @@ impl Run {
 
     /// Something happens.
     fn act(&mut self) {
-        let what = self.random.below(24);
+        let what = self.random.below(28);
         match what {
-            0..=5 => {
+            0..=5 | 24 => {
                 if let Some((us, _, peer)) = self.pair() {
                     self.network.call(us, |endpoint, now, env| match what {
                         0..=2 => endpoint.rekey_child(&peer, now, env),
-                        3 => endpoint.rekey_ike(&peer, now, env),
+                        3 => endpoint.reauthenticate(&peer, now, env),
+                        24 => endpoint.rekey_ike(&peer, now, env),
                         _ => endpoint.check_liveness(&peer, now, env),
                     });
                 }
             }
-            6..=9 => {
+            6..=9 | 25..=27 => {
                 // Both ends of a pair at once.
                 if let Some((us, them, peer)) = self.pair() {
                     let ours = name(&id(us));
                     for (node, peer) in [(us, peer), (them, ours)] {
                         self.network.call(node, |endpoint, now, env| match what {
                             6..=8 => endpoint.rekey_child(&peer, now, env),
+                            9 => endpoint.reauthenticate(&peer, now, env),
+                            27 if node == us => endpoint.rekey_child(&peer, now, env),
                             _ => endpoint.rekey_ike(&peer, now, env),
                         });
                     }
@@ -283,6 +288,7 @@ impl Run {
             for config in &mut self.configs[node] {
                 config.timing.child_lifetime = 3600 * SECOND;
                 config.timing.ike_lifetime = 3600 * SECOND;
+                config.timing.authentication_lifetime = 3600 * SECOND;
             }
             self.configure(node);
             for config in self.configs[node].clone().into_iter().filter(|config| config.initiate) {

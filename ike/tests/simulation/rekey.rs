@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use edge_ike::Event;
-use edge_ike::config::Group;
+use edge_ike::config::{Group, Timing};
 use edge_ike::event::DownReason;
 
 use crate::network::LinkQuality;
+use crate::oracle::octets::{Header, exchange};
 use crate::peers::{Pair, SECOND};
 
 fn connected(seed: u64, quality: LinkQuality, change: impl Fn(&mut edge_ike::PeerConfig)) -> Pair {
@@ -18,6 +19,26 @@ fn connected(seed: u64, quality: LinkQuality, change: impl Fn(&mut edge_ike::Pee
 }
 
 impl Pair {
+    fn rekey_ike(&mut self, node: usize) {
+        let name = if node == self.a { self.b_name.clone() } else { self.a_name.clone() };
+        assert!(self.network.call(node, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
+    }
+
+    /// How many IKE_SA_INIT requests were sent.
+    fn count_inits(&self) -> usize {
+        let is_init = |octets: &[u8]| {
+            let message = octets.strip_prefix(&[0; 4]).unwrap_or(octets);
+            Header::read(message).is_ok_and(|header| header.exchange == exchange::IKE_SA_INIT && !header.response())
+        };
+        self.network.wire.iter().filter(|(.., octets)| is_init(octets)).count()
+    }
+
+    /// How often an IKE SA was replaced by another at a node.
+    fn replaced(&self, node: usize) -> usize {
+        let events = self.network.nodes[node].events.iter();
+        events.filter(|(_, event)| matches!(event, Event::IkeReplaced { .. })).count()
+    }
+
     fn rekey(&mut self, node: usize) {
         let name = if node == self.a { self.b_name.clone() } else { self.a_name.clone() };
         assert!(self.network.call(node, |endpoint, now, env| endpoint.rekey_child(&name, now, env)));
@@ -133,11 +154,11 @@ fn a_child_sa_is_rekeyed_by_itself_when_it_grows_old() {
 }
 
 #[test]
-fn an_ike_sa_is_replaced_without_a_gap() {
+fn an_ike_sa_is_replaced_by_a_new_authentication_without_a_gap() {
     for seed in 0..40 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
         let name = pair.b_name.clone();
-        assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
+        assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.reauthenticate(&name, now, env)));
         pair.traffic(15 * SECOND);
         pair.assert_connected();
         let replaced = |event: &Event| matches!(event, Event::IkeReplaced { .. });
@@ -154,10 +175,10 @@ fn both_ends_replacing_their_ike_sa_at_once_leave_one_and_no_gap() {
         pair.start();
         pair.traffic(25 * SECOND);
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
-        assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&b_name, now, env)));
+        assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.reauthenticate(&b_name, now, env)));
         let head_start = Duration::from_millis(pair.network.random.below(400));
         pair.traffic(head_start);
-        assert!(pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_ike(&a_name, now, env)));
+        assert!(pair.network.call(pair.b, |endpoint, now, env| endpoint.reauthenticate(&a_name, now, env)));
         pair.traffic(40 * SECOND);
         pair.assert_connected();
     }
@@ -165,11 +186,18 @@ fn both_ends_replacing_their_ike_sa_at_once_leave_one_and_no_gap() {
 
 #[test]
 fn an_ike_sa_is_replaced_by_itself_when_it_grows_old() {
-    let mut pair = connected(1, LinkQuality::RELIABLE, |config| config.timing.ike_lifetime = 30 * SECOND);
-    pair.traffic(100 * SECOND);
-    let replaced = |event: &Event| matches!(event, Event::IkeReplaced { .. });
-    let times = pair.network.nodes[pair.a].events.iter().filter(|(_, event)| replaced(event)).count();
-    assert!((3..=5).contains(&times), "{times} times");
+    for authenticates in [false, true] {
+        let mut pair = connected(1, LinkQuality::RELIABLE, |config| {
+            let Timing { ike_lifetime, authentication_lifetime, .. } = &mut config.timing;
+            *if authenticates { authentication_lifetime } else { ike_lifetime } = 30 * SECOND;
+        });
+        let before = pair.count_inits();
+        pair.traffic(100 * SECOND);
+        let replaced = |event: &Event| matches!(event, Event::IkeReplaced { .. });
+        let times = pair.network.nodes[pair.a].events.iter().filter(|(_, event)| replaced(event)).count();
+        assert!((3..=5).contains(&times), "{times} times");
+        assert_eq!(pair.count_inits() > before, authenticates, "IKE_SA_INIT for a new authentication only");
+    }
 }
 
 #[test]
@@ -253,4 +281,134 @@ pub fn a_redundant_child_sa_goes_and_the_other_stays_when_its_deletion_is_late()
         pair.network.run_for(60 * SECOND);
         pair.assert_connected();
     }
+}
+
+#[test]
+pub fn a_rekey_of_the_ike_sa_by_either_end_moves_the_child_sa_and_loses_nothing() {
+    for seed in 0..20 {
+        let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
+        let inits = pair.count_inits();
+        let children = pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].inbound.clone();
+        for (times, node) in [pair.a, pair.b, pair.a].into_iter().enumerate() {
+            pair.rekey_ike(node);
+            pair.traffic(5 * SECOND);
+            pair.assert_connected();
+            assert_eq!((pair.replaced(pair.a), pair.replaced(pair.b)), (times + 1, times + 1));
+        }
+        let now = &pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].inbound;
+        assert!(now.keys().eq(children.keys()), "the CHILD_SA stays");
+        assert_eq!(pair.count_inits(), inits, "nobody authenticates again");
+        // The CHILD_SA can be rekeyed and the peer checked where it is now.
+        pair.rekey(pair.b);
+        pair.traffic(10 * SECOND);
+        pair.assert_connected();
+    }
+}
+
+#[test]
+pub fn both_ends_rekeying_the_ike_sa_at_once_keep_one_and_lose_nothing() {
+    for seed in 0..60 {
+        let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
+        let inits = pair.count_inits();
+        pair.rekey_ike(pair.a);
+        let head_start = Duration::from_millis(pair.network.random.below(150));
+        pair.traffic(head_start);
+        pair.rekey_ike(pair.b);
+        pair.traffic(25 * SECOND);
+        pair.assert_connected();
+        assert_eq!(pair.count_inits(), inits);
+        pair.rekey(if seed % 2 == 0 { pair.a } else { pair.b });
+        pair.traffic(10 * SECOND);
+        pair.assert_connected();
+    }
+}
+
+#[test]
+pub fn simultaneous_rekeys_of_the_ike_sa_in_fair_weather_delete_the_one_with_the_lowest_nonce() {
+    for seed in 0..20 {
+        let mut pair = connected(seed, LinkQuality::RELIABLE, |_| {});
+        pair.rekey_ike(pair.a);
+        pair.rekey_ike(pair.b);
+        pair.traffic(5 * SECOND);
+        pair.assert_connected();
+        // The end with the redundant one never reports it; the other end saw it come and go.
+        assert_eq!(pair.replaced(pair.a) + pair.replaced(pair.b), 3, "{}", pair.network.history());
+    }
+}
+
+#[test]
+fn rekeys_of_the_ike_sa_and_of_the_child_sa_that_cross_are_both_made() {
+    // RFC 7296 2.25.2: each end asks the other one to wait.
+    for seed in 0..40 {
+        let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
+        pair.rekey_ike(pair.a);
+        let head_start = Duration::from_millis(pair.network.random.below(100));
+        pair.traffic(head_start);
+        pair.rekey(pair.b);
+        pair.traffic(40 * SECOND);
+        pair.assert_connected();
+        assert!(pair.rekeyed(), "{}", pair.network.history());
+        assert!(pair.replaced(pair.a) > 0 && pair.replaced(pair.b) > 0, "{}", pair.network.history());
+    }
+}
+
+#[test]
+fn rekeys_of_the_ike_sa_despite_loss_lose_no_more_than_the_network_does() {
+    for seed in 0..30 {
+        let mut pair = connected(seed, LinkQuality::RELIABLE, |config| config.timing.transmissions = 10);
+        pair.network.quality = LinkQuality::LOSSY;
+        for _ in 0..3 {
+            pair.rekey_ike(pair.a);
+            let head_start = Duration::from_millis(pair.network.random.below(3000));
+            pair.traffic(head_start);
+            if pair.network.random.chance(50) {
+                pair.rekey_ike(pair.b);
+            }
+            pair.traffic(15 * SECOND);
+        }
+        pair.network.quality = LinkQuality::RELIABLE;
+        pair.traffic(60 * SECOND);
+        pair.assert_connected();
+    }
+}
+
+#[test]
+fn a_rekey_of_the_ike_sa_crossing_its_deletion_leaves_nothing_behind() {
+    for seed in 0..40 {
+        let mut pair = Pair::new(seed, LinkQuality::REORDERING).one_sided();
+        pair.start();
+        pair.network.run_for(3 * SECOND);
+        pair.rekey_ike(pair.a);
+        if seed % 3 == 0 {
+            pair.rekey_ike(pair.b);
+        }
+        let wait = Duration::from_millis(pair.network.random.below(250));
+        pair.network.run_for(wait);
+        let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env));
+        if seed % 2 == 0 {
+            pair.network.call(pair.b, |endpoint, now, env| endpoint.terminate(&a_name, now, env));
+        }
+        pair.network.run_for(60 * SECOND);
+        pair.network.assert_tidy();
+        for node in [pair.a, pair.b] {
+            let kernel = &pair.network.nodes[node].host.kernel;
+            assert!(kernel.ike_sas.is_empty(), "seed {seed}: {}", pair.network.history());
+            assert!(pair.network.nodes[node].endpoint.poll_timeout().is_none(), "nothing is waited for");
+        }
+    }
+}
+
+#[test]
+pub fn a_rekeyed_ike_sa_is_replaced_by_a_new_authentication_in_time() {
+    let mut pair = connected(1, LinkQuality::RELIABLE, |config| {
+        config.timing.ike_lifetime = 10 * SECOND;
+        config.timing.authentication_lifetime = 60 * SECOND;
+    });
+    let before = pair.count_inits();
+    pair.traffic(50 * SECOND);
+    assert_eq!(pair.count_inits(), before);
+    assert!(pair.replaced(pair.a) >= 4);
+    pair.traffic(15 * SECOND);
+    assert!(pair.count_inits() > before, "the rekeys do not put it off");
 }

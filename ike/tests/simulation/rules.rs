@@ -187,3 +187,74 @@ pub fn deletions_that_cross_name_each_spi_once() {
     let crossing = foreign.request(exchange::INFORMATIONAL, &[delete_child(foreign.child.0)]);
     assert!(crossing[0].deleted_children().is_empty(), "{crossing:?}");
 }
+
+/// Our node is asked to rekey its IKE SA. Its request.
+fn ike_rekey_of_ours(foreign: &mut Foreign) -> Message {
+    let name = foreign.config.name.clone();
+    assert!(foreign.network.call(0, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
+    foreign.network.run_for(SECOND / 50);
+    let arrived = foreign.arrived();
+    foreign.open(&arrived[0])
+}
+
+#[test]
+pub fn no_child_sa_is_made_while_we_rekey_the_ike_sa() {
+    // RFC 7296 2.25.2.
+    let mut foreign = Foreign::established(1, |_| {});
+    ike_rekey_of_ours(&mut foreign);
+    let answers = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::rekey_parts(foreign.child.0, 0xf003));
+    assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
+    // A deletion is answered as usual.
+    let answers = foreign.request(exchange::INFORMATIONAL, &[delete_child(foreign.child.0)]);
+    assert_eq!(answers[0].deleted_children(), [foreign.child.1]);
+}
+
+#[test]
+pub fn an_ike_sa_that_was_rekeyed_is_not_rekeyed_again() {
+    // RFC 7296 2.8.2.
+    let mut foreign = Foreign::established(1, |_| {});
+    let parts = foreign.rekey_ike_parts(0x77);
+    assert_eq!(errors(&foreign.request(exchange::CREATE_CHILD_SA, &parts)), [None]);
+    let parts = foreign.rekey_ike_parts(0x78);
+    assert_eq!(errors(&foreign.request(exchange::CREATE_CHILD_SA, &parts)), [Some(notify::TEMPORARY_FAILURE)]);
+}
+
+#[test]
+pub fn a_rekey_of_the_ike_sa_that_is_asked_to_wait_waits() {
+    // RFC 7296 2.25.
+    let mut foreign = Foreign::established(1, |_| {});
+    let mut request = ike_rekey_of_ours(&mut foreign);
+    for _ in 0..3 {
+        let after = foreign.answer(&request, &[notification(notify::TEMPORARY_FAILURE, 0, &[], &[])]);
+        assert_eq!(after, []);
+        // Up to 5.5 s, and liveness checks meanwhile are answered.
+        request = (0..8)
+            .find_map(|_| {
+                foreign.network.run_for(SECOND);
+                let arrived = foreign.arrived();
+                let message = arrived.first().map(|datagram| foreign.open(datagram))?;
+                let rekeys = message.header.exchange == exchange::CREATE_CHILD_SA;
+                if !rekeys {
+                    foreign.answer(&message, &[]);
+                }
+                rekeys.then_some(message)
+            })
+            .expect("it asks again");
+    }
+}
+
+#[test]
+pub fn a_peer_that_refuses_to_rekey_the_ike_sa_is_authenticated_again_instead() {
+    // RFC 7296 2.8.3. NO_ADDITIONAL_SAS, NO_PROPOSAL_CHOSEN, INVALID_SYNTAX.
+    for refusal in [35, 14, 7] {
+        let mut foreign = Foreign::established(1, |_| {});
+        let request = ike_rekey_of_ours(&mut foreign);
+        let datagram =
+            foreign.seal(exchange::CREATE_CHILD_SA, true, request.header.id, &[notification(refusal, 0, &[], &[])]);
+        let arrived = foreign.exchange(datagram);
+        let inits = arrived.iter().filter_map(|datagram| crate::oracle::clear(datagram));
+        let inits: Vec<_> = inits.filter(|message| message.header.exchange == exchange::IKE_SA_INIT).collect();
+        assert!(!inits.is_empty(), "refused by {refusal}");
+        assert!(foreign.network.nodes[0].endpoint.snapshot()[0].children.len() == 1, "the CHILD_SA goes on");
+    }
+}

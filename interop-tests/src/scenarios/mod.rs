@@ -3,6 +3,7 @@
 //! To add one, write a function that takes a [`Lab`](crate::scenario::Lab) in a module here, and
 //! add it to that module's table.
 
+mod agents;
 mod charon;
 mod crate_tests;
 mod failure_reports;
@@ -14,12 +15,19 @@ use crate::scenario::Scenario;
 /// Every scenario there is.
 #[must_use]
 pub fn all() -> Vec<&'static Scenario> {
-    [lab::SCENARIOS, charon::SCENARIOS, crate_tests::SCENARIOS, failure_reports::SCENARIOS, strongswan::SCENARIOS]
-        .into_iter()
-        .flatten()
-        .chain(crate::bench::scenarios())
-        .chain([&crate::demo::FIREWALL, &crate::demo::SCENARIO, &crate::demo::KUBERNETES])
-        .collect()
+    [
+        agents::SCENARIOS,
+        lab::SCENARIOS,
+        charon::SCENARIOS,
+        crate_tests::SCENARIOS,
+        failure_reports::SCENARIOS,
+        strongswan::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
+    .chain(crate::bench::scenarios())
+    .chain([&crate::demo::FIREWALL, &crate::demo::SCENARIO, &crate::demo::KUBERNETES])
+    .collect()
 }
 
 #[cfg(test)]

@@ -75,8 +75,12 @@ fn a_child_sa_that_cannot_be_rekeyed_ends_within_its_lifetime() {
 }
 
 #[test]
-fn an_ike_sa_that_cannot_be_replaced_ends_within_one_and_a_half_of_its_lifetime() {
+fn a_peer_that_does_not_authenticate_again_loses_its_ike_sa_however_often_it_is_rekeyed() {
     let mut pair = Pair::new().one_sided();
+    for config in &mut pair.configs {
+        config.timing.ike_lifetime = HOUR / 2;
+        config.timing.authentication_lifetime = 4 * HOUR;
+    }
     pair.start();
     pair.tap = Box::new(|_, transmit| !is_init(transmit));
     pair.run_for(4 * HOUR + HOUR / 2);

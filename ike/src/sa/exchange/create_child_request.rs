@@ -14,7 +14,8 @@ use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequ
 use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Shortest wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random.
+/// Shortest wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random, so
+/// that two ends that refuse each other do not ask again at the same time.
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
 /// Sends the request for a CHILD_SA that replaces `old`. `group` is the key exchange method that
@@ -63,6 +64,12 @@ pub(super) fn begin(
     Some(OutstandingRequest::CreateChild(Box::new(request)))
 }
 
+/// How long to wait after TEMPORARY_FAILURE.
+pub(super) fn temporary_failure_wait(cx: &mut Context<'_>) -> Duration {
+    let tenth = TEMPORARY_FAILURE_WAIT.saturating_sub(cx.jittered(TEMPORARY_FAILURE_WAIT));
+    TEMPORARY_FAILURE_WAIT.saturating_add(tenth.saturating_mul(10))
+}
+
 /// Installs the CHILD_SA of the response, or handles its error.
 pub(super) fn finish(
     request: CreateChildRequest,
@@ -88,7 +95,7 @@ pub(super) fn finish(
     };
     if let Some(collision) = collision {
         let ours = Nonces { initiator: &nonce, responder: &theirs };
-        if collision.makes_ours_redundant(ours) && tunnel.live(collision.peers_child).is_some() {
+        if collision.makes_ours_redundant(ours) && tunnel.live(collision.peers_sa).is_some() {
             if mutation!("redundant_child_not_deleted") {
                 inbound.release(&sa.profile, cx);
                 return SaStep::Continue;
@@ -96,7 +103,7 @@ pub(super) fn finish(
             sa.enqueue(QueuedRequest::DeleteUnused(inbound));
             return SaStep::Continue;
         }
-        if let Some(other) = tunnel.live_mut(collision.peers_child) {
+        if let Some(other) = tunnel.live_mut(collision.peers_sa) {
             other.redundant = !mutation!("redundant_child_not_marked");
         }
     }
@@ -126,16 +133,14 @@ fn refused(
 ) -> SaStep {
     let CreateChildRequest { old, inbound, group_changed, collision, .. } = request;
     inbound.release(&sa.profile, cx);
-    if collision.is_some_and(|collision| tunnel.live(collision.peers_child).is_some()) {
+    if collision.is_some_and(|collision| tunnel.live(collision.peers_sa).is_some()) {
         // The peer's exchange has replaced the old one.
         return SaStep::Continue;
     }
     let timing = sa.profile.config.timing;
     match notify.kind {
         NotifyType::TemporaryFailure => {
-            let wait = TEMPORARY_FAILURE_WAIT.saturating_add(
-                TEMPORARY_FAILURE_WAIT.saturating_sub(cx.jittered(TEMPORARY_FAILURE_WAIT)).saturating_mul(10),
-            );
+            let wait = temporary_failure_wait(cx);
             let wait = if mutation!("temporary_failure_ignored") { Duration::ZERO } else { wait };
             sa.retry_child_later(old, wait, tunnel, cx);
         }

@@ -2,7 +2,7 @@
 //! 2.25).
 
 use super::error_response::{ErrorResponse, invalid_share, single_notify};
-use super::rekey_ike;
+use super::rekey_ike_response;
 use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::{ChildId, ChildSa};
 use crate::negotiate::{self, ChildKeyExchange};
@@ -24,7 +24,7 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, c
     let rekeys_ike =
         payloads.proposals().is_ok_and(|offers| offers.iter().any(|offer| offer.protocol == Protocol::Ike));
     if rekeys_ike {
-        return rekey_ike::answer(sa, payloads, tunnel, cx);
+        return rekey_ike_response::answer(sa, payloads, cx);
     }
     let answer = match answer_child(sa, payloads, tunnel, cx) {
         Ok(answer) => answer,
@@ -99,7 +99,9 @@ fn answer_child(
 fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<Option<ChildId>, ErrorResponse> {
     let me = sa.spi();
     let refuse = |kind| Err((Notify::new(kind), None));
-    if sa.is_closing() {
+    // RFC 7296 2.25.2: the IKE SA is about to go, or we rekey it.
+    let rekeying = matches!(sa.outstanding, Some(OutstandingRequest::RekeyIke(_)));
+    if sa.is_closing() || (rekeying && !mutation!("child_made_while_ike_is_rekeyed")) {
         return refuse(NotifyType::TemporaryFailure);
     }
     if tunnel.children_of(me).count() >= MAX_CHILDREN {
@@ -111,6 +113,10 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<
     };
     let spi = rekey.child_spi().unwrap_or_default();
     let Some(old) = tunnel.by_outbound_spi(me, spi) else {
+        // RFC 7296 2.25.1: it may be the one that we are about to delete, because we cannot use it.
+        if sa.is_deleting_unused() {
+            return refuse(NotifyType::TemporaryFailure);
+        }
         let spi = if mutation!("unknown_child_not_named") { 0 } else { spi };
         return Err((Notify::about_child(NotifyType::ChildSaNotFound, spi), None));
     };

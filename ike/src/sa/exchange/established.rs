@@ -46,8 +46,9 @@ impl IkeSa {
             Incoming::Request(exchange, Err(error)) => self.answer_invalid(exchange, error, cx),
             Incoming::Response(exchange, payloads) => self.finish(exchange, payloads, tunnel, cx),
         };
-        // Nothing more is sent on an IKE SA that is gone.
-        if !matches!(step, SaStep::Closed(_)) {
+        // Nothing more is sent on an IKE SA that is gone. If it was rekeyed, the new one takes the
+        // queue first.
+        if !matches!(step, SaStep::Closed(_) | SaStep::Rekeyed { .. }) {
             if self.channel.probe_candidate(cx) && self.queue.is_empty() {
                 self.enqueue(QueuedRequest::Liveness);
             }
@@ -115,6 +116,55 @@ impl IkeSa {
         }
     }
 
+    /// `new` replaces this one by a rekey: its CHILD_SAs and what is queued move (RFC 7296 2.18).
+    /// `ours`: we delete this one; otherwise the peer does, or we do after a while.
+    pub(crate) fn hand_over(&mut self, new: &mut Self, ours: bool, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+        if !mutation!("children_left_with_rekeyed_ike_sa") {
+            tunnel.move_to(self.spi(), new.spi(), cx.now + new.channel.timing.retry);
+        }
+        self.hand_over_requests(new, cx);
+        new.create_child_at = new.create_child_at.or(self.create_child_at.take());
+        if tunnel.children_of(new.spi()).nth(1).is_some() {
+            new.schedule_cleanup(cx.now);
+        }
+        if mutation!("rekeyed_ike_sa_kept") {
+            return;
+        }
+        self.supersede(new.ike(), ours, tunnel, cx);
+    }
+
+    /// Gives requests about CHILD_SAs to the IKE SA that has these CHILD_SAs now.
+    pub(crate) fn hand_over_requests(&mut self, new: &mut Self, cx: &mut Context<'_>) {
+        // The peer takes no such request on an IKE SA that is redundant, so it is sent again.
+        let unanswered = match self.outstanding.take() {
+            Some(OutstandingRequest::CreateChild(request)) => {
+                let old = request.old;
+                request.inbound.release(&self.profile, cx);
+                Some(old.map_or(QueuedRequest::CreateChild, QueuedRequest::RekeyChild))
+            }
+            Some(OutstandingRequest::DeleteChild(id)) => Some(QueuedRequest::DeleteChild(id)),
+            Some(OutstandingRequest::DeleteUnused(reserved)) => Some(QueuedRequest::DeleteUnused(reserved)),
+            other => {
+                self.outstanding = other;
+                None
+            }
+        };
+        if unanswered.is_some() {
+            self.outstanding = Some(OutstandingRequest::Abandoned);
+        }
+        for request in unanswered.into_iter().chain(std::mem::take(&mut self.queue)) {
+            match request {
+                QueuedRequest::Liveness | QueuedRequest::RekeyIke | QueuedRequest::DeleteIke => {}
+                request => new.enqueue(request),
+            }
+        }
+    }
+
+    /// Begins its work after [`Self::hand_over`].
+    pub(crate) fn take_over(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+        self.send_queued(tunnel, cx);
+    }
+
     /// Sends DELETE for the IKE SA, once the window is free.
     pub(crate) fn delete(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         self.release_queue(cx);
@@ -124,8 +174,14 @@ impl IkeSa {
     /// As [`Self::delete`], after it was reported down.
     pub(crate) fn delete_reported_down(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Deleting;
-        if let Some(outstanding) = self.outstanding.replace(OutstandingRequest::Abandoned) {
-            outstanding.release(&self.profile, cx);
+        match self.outstanding.take() {
+            // The IKE SA that it makes is to be deleted too.
+            rekey @ Some(OutstandingRequest::RekeyIke(_)) => self.outstanding = rekey,
+            Some(outstanding) => {
+                outstanding.release(&self.profile, cx);
+                self.outstanding = Some(OutstandingRequest::Abandoned);
+            }
+            None => {}
         }
         self.delete(tunnel, cx);
     }
@@ -259,6 +315,10 @@ impl IkeSa {
                 child.rekey = None;
                 self.enqueue(QueuedRequest::RekeyChild(id));
             }
+        }
+        if self.rekey_at.is_some_and(|at| at <= now) {
+            self.rekey_at = None;
+            self.enqueue(QueuedRequest::RekeyIke);
         }
         if self.create_child_at.is_some_and(|at| at <= now) {
             self.create_child_at = None;

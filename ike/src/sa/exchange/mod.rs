@@ -6,7 +6,7 @@
 //! - `request`: begins what is queued, and takes the peer's responses.
 //! - `create_child_request`, `create_child_response`: CREATE_CHILD_SA for CHILD_SAs from either
 //!   end.
-//! - `rekey_ike`: CREATE_CHILD_SA for the IKE SA itself.
+//! - `rekey_ike_request`, `rekey_ike_response`: CREATE_CHILD_SA for the IKE SA itself.
 //! - `informational`: deletion, liveness, errors.
 
 mod create_child_request;
@@ -14,5 +14,6 @@ mod create_child_response;
 mod error_response;
 mod established;
 mod informational;
-mod rekey_ike;
+mod rekey_ike_request;
+mod rekey_ike_response;
 mod request;

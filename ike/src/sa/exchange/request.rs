@@ -1,6 +1,6 @@
 //! Our requests: begun when the window is free, finished by the peer's response.
 
-use super::{create_child_request, informational};
+use super::{create_child_request, informational, rekey_ike_request};
 use crate::output::Context;
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
@@ -36,6 +36,7 @@ pub(super) fn begin(
             informational::delete(sa, Delete::child(id.0), cx);
             Some(OutstandingRequest::DeleteRemoved)
         }
+        QueuedRequest::RekeyIke => rekey_ike_request::begin(sa, None, cx),
         QueuedRequest::DeleteIke => {
             informational::delete(sa, Delete::Ike, cx);
             Some(OutstandingRequest::DeleteIke)
@@ -56,6 +57,7 @@ pub(super) fn finish(
             SaStep::Continue
         }
         OutstandingRequest::CreateChild(request) => create_child_request::finish(*request, sa, payloads, tunnel, cx),
+        OutstandingRequest::RekeyIke(request) => rekey_ike_request::finish(*request, sa, payloads, cx),
         OutstandingRequest::DeleteChild(id) => {
             informational::deleted(sa, id, tunnel, cx);
             SaStep::Continue

@@ -11,9 +11,8 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
     let mut peer = Established::new();
     let begun = peer.now;
     let hours = |hours: u32| begun + Duration::from_secs(3600) * hours;
-    // The configured lifetime is 4 hours. The responder replaces the IKE SA after 5, and it ends
-    // after
-    // 6. The peer rekeys it after 2.
+    // The peer's authentication holds for 24 hours. The responder renews it after 30, and the IKE SA
+    // ends after 36. The peer rekeys it after 2.
     peer.now = hours(2);
     let offers = negotiate::offer_ike(&profile().config.ike_proposals, &7_u64.to_be_bytes());
     let share = InitiatorKeyExchange::start(SUITE.group, &mut Host).unwrap().payload();
@@ -22,14 +21,19 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
         Payload::Nonce(vec![9; 32]),
         Payload::KeyExchange(share),
     ]);
-    let SaStep::Rekeyed(new) = peer.request(ExchangeType::CreateChildSa, &payloads) else {
+    let SaStep::Rekeyed { new, .. } = peer.request(ExchangeType::CreateChildSa, &payloads) else {
         panic!("it is not rekeyed");
     };
-    assert_eq!(new.reauthenticate_at(), hours(5));
+    assert_eq!(new.reauthenticate_at(), hours(30));
+    // Its keys are good for 4 hours from the rekey on, and we rekey them after 5.
+    assert_eq!(new.rekey_at(), Some(hours(7)));
     peer.sa = *new;
-    peer.now = hours(5);
+    // The peer goes on rekeying it: that is not what is tried here.
+    peer.sa.lifetime = peer.sa.lifetime.rekeyed(&profile(), hours(36));
+    peer.sa.rekey_at = None;
+    peer.now = hours(30);
     assert!(matches!(peer.step(|sa, tunnel, cx| sa.handle_timeout(tunnel, cx)), SaStep::Reauthenticate));
-    peer.now = hours(6);
+    peer.now = hours(36);
     let step = peer.step(|sa, tunnel, cx| sa.handle_timeout(tunnel, cx));
     assert!(matches!(step, SaStep::End(DownReason::Expired, _)), "{step:?}");
 }

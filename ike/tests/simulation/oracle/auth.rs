@@ -1,10 +1,15 @@
 //! IKE_AUTH (RFC 7296 1.2, 2.15, 2.4) and the rekey of an IKE SA (1.3.2, 2.18, 2.25.2).
 
-use super::ike_sa::{IkeSa, Init};
+use std::time::Duration;
+
+use edge_ike::Event;
+
+use super::child_sa::{Child, PATIENCE};
+use super::ike_sa::{IkeRekey, IkeSa, Init};
 use super::keys::{Keys, Suite};
 use super::node::Node;
 use super::octets::{Message, PROTOCOL_IKE, Spis, exchange, notify, payload};
-use super::{Shared, Step, Verdict, broken, init, require};
+use super::{Cause, Shared, Step, Verdict, broken, init, require};
 
 /// AUTH by a pre-shared key (3.8).
 const SHARED_KEY: u8 = 2;
@@ -82,23 +87,30 @@ impl Node {
         Ok(())
     }
 
-    /// An IKE SA was rekeyed on the old one, by us or by the peer.
+    /// An IKE SA was rekeyed on the old one, by us or by the peer. `collision`: the one that the peer
+    /// made meanwhile.
+    #[allow(clippy::too_many_arguments)]
     pub fn ike_rekeyed(
         &mut self,
         old: Spis,
         request: &Message,
         response: &Message,
         ours: bool,
+        at: Duration,
+        collision: Option<Spis>,
         shared: &mut Shared,
     ) -> Verdict {
         let Some(before) = self.sas.get(&old) else { return Ok(()) };
         // 2.25.2: the peer is to try again later while we make, rekey or delete a CHILD_SA here.
         let busy = before.own.as_ref().and_then(|own| own.message.as_ref()).filter(|_| !ours).is_some_and(|own| {
-            own.header.exchange == exchange::CREATE_CHILD_SA
+            (own.header.exchange == exchange::CREATE_CHILD_SA && !rekeys_ike(own))
                 || !own.deleted_children().is_empty()
                 || own.deletes_ike_sa()
         });
         require!(!busy, "RFC 7296 2.25.2", "the IKE SA is rekeyed while our request about a CHILD_SA is under way");
+        let late = before.closed;
+        let successor = self.successor_of(old).filter(|_| !ours);
+        require!(successor.is_none(), "RFC 7296 2.8.2", "the IKE SA is rekeyed again, and {successor:x?} replaced it");
         let proposal = init::chosen(request, response)?;
         let offer = request.proposals().into_iter().find(|offer| offer.number == proposal.number);
         let spis = (offer.map_or(0, |offer| offer.spi64()), proposal.spi64());
@@ -123,9 +135,114 @@ impl Node {
         new.peer_identity = before.peer_identity.clone();
         new.peer_proof = before.peer_proof;
         self.use_keys_of(&new.keys)?;
+        let lowest_nonce = nonces.0.min(nonces.1).to_vec();
+        // 2.8.2: of two that replace the same one, that with the lowest of the four nonces is redundant.
+        let mut inherits_from = vec![old];
+        if let Some((other, rival)) = collision.and_then(|other| Some((other, self.sas.get_mut(&other)?)))
+            && !rival.closed
+        {
+            if rival.rekey.as_ref().is_some_and(|rival| lowest_nonce < rival.lowest_nonce) {
+                new.redundant_to = Some(other);
+                inherits_from.clear();
+            } else {
+                rival.redundant_to = Some(spis);
+                inherits_from.push(other);
+            }
+        }
+        // Nobody waits for the answer any more, unless to delete what it makes.
+        new.closed = late;
+        new.rekey = Some(IkeRekey { old, ours, lowest_nonce, at });
         self.sas.insert(spis, new);
-        for child in self.children.values_mut().filter(|child| child.ike == old && !child.dead) {
+        let moves = |child: &&mut Child| inherits_from.contains(&child.ike) && (!child.dead || child.expired);
+        for child in self.children.values_mut().filter(moves) {
             child.ike = spis;
+        }
+        if let Some(own) = self.sas.get_mut(&old).and_then(|sa| sa.own.as_mut()).filter(|_| !ours)
+            && own.message.as_ref().is_some_and(rekeys_ike)
+        {
+            own.ike_collision = Some(spis);
+        }
+        Ok(())
+    }
+
+    /// The IKE SA that has replaced this one by a rekey.
+    fn successor_of(&self, old: Spis) -> Option<Spis> {
+        let made = |sa: &&IkeSa| sa.rekey.as_ref().is_some_and(|rekey| rekey.old == old) && sa.redundant_to.is_none();
+        self.sas.values().filter(made).find(|sa| !sa.closed && !sa.deleting).map(|sa| sa.spis)
+    }
+
+    /// Whether there is an IKE SA with the same peer that neither is one that this one was rekeyed
+    /// from, nor one that was rekeyed from it: then another rule says which of them goes (2.8.3).
+    fn authenticated_beside(&self, spis: Spis, step: &Step<'_>) -> bool {
+        let comes_up = |other: &IkeSa| {
+            step.events
+                .iter()
+                .any(|event| matches!(event, Event::IkeUp { ike, .. } if (ike.initiator, ike.responder) == other.spis))
+        };
+        let origin = |mut of: Spis| {
+            while let Some(rekey) = self.sas.get(&of).and_then(|sa| sa.rekey.as_ref()) {
+                of = rekey.old;
+            }
+            of
+        };
+        let Some(this) = self.sas.get(&spis) else { return false };
+        let up = self.sas.values().filter(|other| other.up || comes_up(other));
+        let mut others = up.filter(|other| other.peer_identity == this.peer_identity);
+        others.any(|other| !other.closed && origin(other.spis) != origin(spis))
+    }
+
+    /// We ask to rekey an IKE SA.
+    pub fn request_ike_rekey(&self, spis: Spis, step: &Step<'_>) -> Verdict {
+        let successor = self.successor_of(spis);
+        require!(successor.is_none(), "RFC 7296 2.8", "an IKE SA is rekeyed, and {successor:x?} has replaced it");
+        let earliest = self.sas.get(&spis).map_or(Duration::ZERO, |sa| sa.rekey_after);
+        require!(
+            step.at >= earliest || matches!(step.cause, Cause::Owner),
+            "RFC 7296 2.25",
+            "an IKE SA is rekeyed again at once after TEMPORARY_FAILURE"
+        );
+        Ok(())
+    }
+
+    /// Who deletes which IKE SA after a rekey (2.8, 2.8.2).
+    pub fn judge_ike_deletion(&mut self, spis: Spis, step: &Step<'_>) -> Verdict {
+        let ends =
+            |event: &Event| matches!(event, Event::IkeDown { ike, .. } if (ike.initiator, ike.responder) == spis);
+        let open = |other: &&IkeSa| !other.closed && !other.deleting;
+        let rival =
+            self.sas.values().filter(open).find(|other| other.redundant_to == Some(spis)).map(|rival| rival.spis);
+        let successor = self.successor_of(spis).and_then(|successor| self.sas.get(&successor)?.rekey.clone());
+        let duplicate = self.authenticated_beside(spis, step);
+        let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
+        sa.deleting = true;
+        if sa.closed || duplicate || step.events.iter().any(ends) || matches!(step.cause, Cause::Owner) {
+            return Ok(());
+        }
+        require!(
+            rival.is_none() || successor.is_some(),
+            "RFC 7296 2.8.2",
+            "an IKE SA is deleted, although {rival:x?} has the lowest nonce"
+        );
+        let made = if sa.redundant_to.is_some() { sa.rekey.clone() } else { successor };
+        require!(
+            made.is_none_or(|made| made.ours || step.at >= made.at + PATIENCE),
+            "RFC 7296 2.8, 2.8.2",
+            "an IKE SA is deleted, which the initiator of the rekey is to delete"
+        );
+        Ok(())
+    }
+
+    pub fn judge_ike_sas_at_rest(&self) -> Verdict {
+        let made = self.sas.values().filter(|sa| sa.rekey.is_some());
+        for sa in made.filter(|sa| !sa.closed && !sa.deleting) {
+            require!(
+                sa.redundant_to.is_none(),
+                "RFC 7296 2.8.2",
+                "the IKE SA {:x?} is redundant, and nobody deleted it",
+                sa.spis
+            );
+            let old = sa.rekey.as_ref().and_then(|rekey| self.sas.get(&rekey.old)).filter(|old| !old.closed);
+            require!(old.is_none_or(|_| !sa.up), "RFC 7296 2.8", "an IKE SA was rekeyed, and nobody deleted it");
         }
         Ok(())
     }
@@ -136,6 +253,12 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Whether a message rekeys an IKE SA.
+pub fn rekeys_ike(message: &Message) -> bool {
+    message.header.exchange == exchange::CREATE_CHILD_SA
+        && message.proposals().iter().any(|offer| offer.protocol == PROTOCOL_IKE)
 }
 
 /// Whether the peer's AUTH is that of a known pre-shared key. `None`: it authenticates otherwise.

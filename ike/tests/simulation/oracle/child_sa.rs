@@ -4,15 +4,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::auth::rekeys_ike;
 use super::ike_sa::OwnRequest;
 use super::init::chosen;
 use super::keys::esp_key_len;
 use super::node::Node;
-use super::octets::{Message, PROTOCOL_ESP, PROTOCOL_IKE, Selector, Spis, exchange, notify, payload};
+use super::octets::{Message, PROTOCOL_ESP, Selector, Spis, exchange, notify, payload};
 use super::{Cause, RekeyAge, Shared, Step, Verdict, broken, require};
 
 /// How long an end waits at least before it deletes what the peer should delete.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How soon an end may repeat a request after TEMPORARY_FAILURE.
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(100);
 
@@ -158,6 +159,9 @@ impl Node {
             exchange::CREATE_CHILD_SA => {
                 let closed = self.sas.get(&spis).is_none_or(|sa| sa.closed);
                 require!(!closed, "RFC 7296 2.25.2", "a CHILD_SA is asked for on an IKE SA that is gone");
+                if rekeys_ike(message) {
+                    return self.request_ike_rekey(spis, step);
+                }
                 let Some(own) = message.rekeys() else { return Ok(()) };
                 let Some(child) = self.alive(own).filter(|child| child.ike == spis) else {
                     broken!("RFC 7296 1.3.3", "REKEY_SA names {own:x}, which is no inbound SPI of ours there");
@@ -179,6 +183,9 @@ impl Node {
                     "RFC 7296 1.4.1",
                     "more than the deletion of the IKE SA"
                 );
+                if closing {
+                    self.judge_ike_deletion(spis, step)?;
+                }
                 for own in message.deleted_children() {
                     self.judge_deletion(spis, own, step.at)?;
                 }
@@ -240,12 +247,10 @@ impl Node {
             return Ok(());
         }
         match request.header.exchange {
-            exchange::CREATE_CHILD_SA if request.proposals().iter().any(|offer| offer.protocol == PROTOCOL_IKE) => {
-                match answer.error() {
-                    Some(_) => Ok(()),
-                    None => self.ike_rekeyed(spis, request, answer, false, shared),
-                }
-            }
+            exchange::CREATE_CHILD_SA if rekeys_ike(request) => match answer.error() {
+                Some(_) => Ok(()),
+                None => self.ike_rekeyed(spis, request, answer, false, step.at, None, shared),
+            },
             exchange::CREATE_CHILD_SA => self.answer_child(spis, request, answer, step, shared),
             _ => self.answer_deletion(spis, request, answer),
         }
@@ -283,6 +288,8 @@ impl Node {
         }
         let closing = own_request.as_ref().is_some_and(Message::deletes_ike_sa);
         require!(!closing, "RFC 7296 2.25.2", "a CHILD_SA is made on an IKE SA that we delete");
+        let rekeying = own_request.as_ref().is_some_and(rekeys_ike);
+        require!(!rekeying, "RFC 7296 2.25.2", "a CHILD_SA is made on an IKE SA that we rekey");
         let nonces = (request.nonce().unwrap_or_default(), answer.nonce().unwrap_or_default());
         let mut child = self.negotiated(spis, request, answer, nonces, false, step.at, shared)?;
         child.replaces = old.and_then(|(_, old)| old);
@@ -347,6 +354,17 @@ impl Node {
                 false => Ok(()),
             };
         }
+        if rekeys_ike(request) {
+            return match response.error() {
+                Some(error) => {
+                    if let Some(sa) = self.sas.get_mut(&spis).filter(|_| error == notify::TEMPORARY_FAILURE) {
+                        sa.rekey_after = step.at + TEMPORARY_FAILURE_WAIT;
+                    }
+                    Ok(())
+                }
+                None => self.ike_rekeyed(spis, request, response, true, step.at, own.ike_collision, shared),
+            };
+        }
         if self.sas.get(&spis).is_none_or(|sa| sa.closed) {
             return Ok(());
         }
@@ -358,12 +376,6 @@ impl Node {
                 self.children.entry(own).and_modify(|child| child.dead = true);
             }
             return Ok(());
-        }
-        if request.proposals().iter().any(|offer| offer.protocol == PROTOCOL_IKE) {
-            return match response.error() {
-                Some(_) => Ok(()),
-                None => self.ike_rekeyed(spis, request, response, true, shared),
-            };
         }
         self.conclude_child(spis, own, request, response, step, shared)
     }
@@ -409,13 +421,25 @@ impl Node {
         if let Some(sa) = self.sas.get_mut(&spis) {
             sa.closed = true;
         }
-        for child in self.children.values_mut().filter(|child| child.ike == spis) {
-            child.dead = true;
+        // 2.8.2: the peer deletes the IKE SA of its rekey, because ours survives. Until ours is there,
+        // the old one has the CHILD_SAs again.
+        let mut rekeying = self.sas.values_mut().filter(|sa| !sa.closed);
+        let heir = rekeying.find_map(|sa| {
+            let own = sa.own.as_mut()?;
+            own.ike_collision.take_if(|other| *other == spis)?;
+            Some(sa.spis)
+        });
+        for child in self.children.values_mut().filter(|child| child.ike == spis && !child.dead) {
+            match heir {
+                Some(heir) => child.ike = heir,
+                None => child.dead = true,
+            }
         }
     }
 
     pub fn judge_children_at_rest(&self) -> Verdict {
-        for child in self.children.values().filter(|child| !child.dead) {
+        let stays = |child: &&Child| !child.dead && !self.sas.get(&child.ike).is_some_and(|sa| sa.deleting);
+        for child in self.children.values().filter(stays) {
             require!(
                 child.redundant_to.is_none(),
                 "RFC 7296 2.8.1",

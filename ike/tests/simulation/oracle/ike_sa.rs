@@ -20,6 +20,16 @@ pub struct Init {
 /// How long ESP may count as a sign of life.
 const ESP_COUNTS_AT_MOST: Duration = Duration::from_secs(5);
 
+/// The exchange that made an IKE SA in place of another.
+#[derive(Debug, Clone)]
+pub struct IkeRekey {
+    pub old: Spis,
+    /// Whether we began it.
+    pub ours: bool,
+    pub lowest_nonce: Vec<u8>,
+    pub at: Duration,
+}
+
 /// Our request whose response has not come.
 #[derive(Debug, Clone)]
 pub struct OwnRequest {
@@ -28,6 +38,8 @@ pub struct OwnRequest {
     pub message: Option<Message>,
     /// The CHILD_SA of the peer's exchange that replaces the same CHILD_SA meanwhile.
     pub collision: Option<u32>,
+    /// The IKE SA of the peer's exchange that rekeys the same IKE SA meanwhile.
+    pub ike_collision: Option<Spis>,
     datagrams: Vec<Vec<u8>>,
     /// Every address that it was sent to, and those of the last time.
     sent_to: BTreeSet<SocketAddr>,
@@ -83,6 +95,14 @@ pub struct IkeSa {
     pub peer_identity: Option<Vec<u8>>,
     /// Whether the peer's AUTH is right; `None`: unknown.
     pub peer_proof: Option<bool>,
+    /// The rekey that made it.
+    pub rekey: Option<IkeRekey>,
+    /// It is the redundant one of a collision, and this one survives.
+    pub redundant_to: Option<Spis>,
+    /// Our DELETE of it is under way or done.
+    pub deleting: bool,
+    /// When it may be rekeyed again after TEMPORARY_FAILURE.
+    pub rekey_after: Duration,
     /// Reported up.
     pub up: bool,
     /// Reported down, or deleted by either end.
@@ -111,6 +131,10 @@ impl IkeSa {
             own: None,
             peer_identity: None,
             peer_proof: None,
+            rekey: None,
+            redundant_to: None,
+            deleting: false,
+            rekey_after: Duration::ZERO,
             up: false,
             closed: false,
             next_own: first_ids.0,
@@ -303,6 +327,7 @@ impl IkeSa {
             header: *header,
             message: message.cloned(),
             collision: None,
+            ike_collision: None,
             datagrams: datagrams.iter().map(|datagram| datagram.to_vec()).collect(),
             sent_to: BTreeSet::from([remote]),
             last_sent_to: BTreeSet::from([remote]),

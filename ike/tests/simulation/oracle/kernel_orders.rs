@@ -39,6 +39,11 @@ impl Node {
                 require!(!sa.up, "RFC 7296 1.2", "an IKE SA is up twice");
                 require!(sa.initiator == *initiator, "RFC 7296 2.2", "the original initiator is the other end");
                 require!(sa.peer_proof != Some(false), "RFC 7296 2.15", "the peer is let in without proof");
+                require!(
+                    sa.redundant_to.is_none(),
+                    "RFC 7296 2.8.2",
+                    "an IKE SA is up that has the lowest nonce of two rekeys"
+                );
                 sa.up = true;
                 let keys = sa.keys.as_ref().filter(|_| sa.init.is_some()).map(|keys| keys.encryption.clone());
                 for key in keys.iter().flatten() {

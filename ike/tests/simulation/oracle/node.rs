@@ -315,6 +315,7 @@ impl Node {
         });
         let waiting = waiting.next().map(|sa| sa.spis);
         require!(waiting.is_none(), "RFC 7296 2.1", "a request of {waiting:x?} waits for its response for ever");
+        self.judge_ike_sas_at_rest()?;
         self.judge_children_at_rest()
     }
 }

@@ -138,6 +138,19 @@ impl<'a> Site<'a> {
         ping.wait_more(5)?;
         back.wait_more(5)?;
         lab.step("the IKE SA rekeyed by charon");
+        let authenticated = self.count_inits()?;
+        for _ in 0..3 {
+            agent.rekey_ike("moon")?;
+            self.same_spis(agent, charon)?;
+            ping.wait_more(3)?;
+            back.wait_more(3)?;
+        }
+        // The CHILD_SA belongs to the new IKE SA, from either end.
+        agent.rekey("moon")?;
+        charon.rekey_child()?;
+        self.same_spis(agent, charon)?;
+        ensure!(self.count_inits()? == authenticated, "the agent began a new IKE SA by IKE_SA_INIT");
+        lab.step("the IKE SA rekeyed by edge-agent");
         self.no_key_is_logged(agent)?;
         let last = agent.tunnel("moon")?;
         ping.stop()?.expect_none_lost()?;
@@ -188,6 +201,13 @@ impl<'a> Site<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The number of IKE_SA_INIT messages on the wire: exchange 34, at offset 18 of the header, on
+    /// port 500 or behind the non-ESP marker of port 4500.
+    fn count_inits(&self) -> Result<usize> {
+        let marked = "udp port 4500 and udp[8:4] = 0 and udp[30] = 34";
+        Ok(self.wire.packets(&format!("(udp port 500 and udp[26] = 34) or ({marked})"))?.len())
     }
 
     /// Agent, charon and both kernels name the same SPIs.

@@ -1,0 +1,136 @@
+//! CREATE_CHILD_SA for the IKE SA itself as initiator: we rekey it (RFC 7296 1.3.2, 2.8.2, 2.18,
+//! 2.25.2). A peer that refuses gets a new IKE SA by IKE_SA_INIT and IKE_AUTH instead (2.8.3).
+
+use std::time::Duration;
+
+use super::create_child_request::temporary_failure_wait;
+use crate::config::Group;
+use crate::crypto::{IkeKeys, IkeRole, InitiatorKeyExchange, Nonces};
+use crate::event::{IkeId, PeerError, PeerErrorKind};
+use crate::negotiate;
+use crate::output::Context;
+use crate::sa::failure::{self, CREATE_CHILD_SA};
+use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
+use crate::sa::own_requests::{OutstandingRequest, QueuedRequest, RekeyIkeRequest};
+use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
+
+/// How often the peer may answer TEMPORARY_FAILURE in a row, about half a minute in all. After that
+/// the ends may have different states (RFC 7296 2.25), and a new IKE SA by IKE_SA_INIT ends that.
+const MAX_TEMPORARY_FAILURES: u8 = 10;
+
+/// Wait after this node could not make a key.
+const LOCAL_FAILURE_WAIT: Duration = Duration::from_secs(60);
+
+/// Sends the request. `group` is the key exchange method that the peer asked for, if it did.
+pub(super) fn begin(sa: &mut IkeSa, group: Option<Group>, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
+    if sa.lifecycle != Lifecycle::Active {
+        return None;
+    }
+    let config = sa.profile.config.clone();
+    let group_changed = group.is_some();
+    let groups = || config.ike_proposals.iter().flat_map(|proposal| &proposal.groups).copied();
+    let present = sa.channel.keys.suite.group;
+    let group = group.or_else(|| groups().find(|group| *group == present)).or_else(|| groups().next())?;
+    let key = match InitiatorKeyExchange::start(group, cx.env) {
+        Ok(key) => key,
+        Err(error) => {
+            sa.report(PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Local, error.to_string()), cx);
+            sa.rekey_at = Some(cx.now + LOCAL_FAILURE_WAIT);
+            return None;
+        }
+    };
+    let (nonce, spi): ([u8; 32], _) = (cx.random(), u64::from_be_bytes(cx.random()).max(1));
+    let payloads = Payloads::from(vec![
+        Payload::SecurityAssociation(negotiate::offer_ike(&config.ike_proposals, &spi.to_be_bytes())),
+        Payload::Nonce(nonce.to_vec()),
+        Payload::KeyExchange(key.payload()),
+    ]);
+    sa.rekey_at = None;
+    sa.channel.request(ExchangeType::CreateChildSa, &payloads, cx);
+    let request = RekeyIkeRequest { spi, nonce, key, group_changed, collision: None };
+    Some(OutstandingRequest::RekeyIke(Box::new(request)))
+}
+
+/// Takes the new IKE SA of the response, or handles its error.
+pub(super) fn finish(request: RekeyIkeRequest, sa: &mut IkeSa, payloads: &Payloads, cx: &mut Context<'_>) -> SaStep {
+    if let Some(notify) = payloads.error() {
+        return refused(request, notify, sa, cx);
+    }
+    let RekeyIkeRequest { spi, nonce, key, collision, .. } = request;
+    let (keys, ike, theirs) = match accept_response(sa, payloads, spi, &nonce, key) {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            // The peer has another IKE SA now, which we cannot use.
+            sa.report(error, cx);
+            return SaStep::Reauthenticate;
+        }
+    };
+    let new = sa.successor(keys, ike, IkeRole::Initiator, cx);
+    let ours = Nonces { initiator: &nonce, responder: &theirs };
+    let peers_sa = collision.as_ref().map(|collision| collision.peers_sa);
+    let loses = collision
+        .is_some_and(|collision| collision.makes_ours_redundant(ours) != mutation!("nonce_rule_of_ike_inverted"));
+    if loses || sa.lifecycle == Lifecycle::Deleting {
+        return SaStep::Redundant(new);
+    }
+    SaStep::Rekeyed { new, redundant: peers_sa }
+}
+
+fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut Context<'_>) -> SaStep {
+    if request.collision.is_some() || sa.lifecycle != Lifecycle::Active {
+        // RFC 7296 2.8.2: the peer had rekeyed it before our request came.
+        return SaStep::Continue;
+    }
+    match notify.kind {
+        NotifyType::TemporaryFailure if sa.temporary_failures < MAX_TEMPORARY_FAILURES => {
+            sa.temporary_failures = sa.temporary_failures.saturating_add(1);
+            let wait = temporary_failure_wait(cx);
+            let wait = if mutation!("refused_ike_rekey_repeated_at_once") { Duration::ZERO } else { wait };
+            sa.rekey_at = Some(cx.now + wait);
+            // It may have been asked for again meanwhile: that waits too.
+            sa.queue.retain(|queued| *queued != QueuedRequest::RekeyIke);
+            return SaStep::Continue;
+        }
+        NotifyType::InvalidKePayload if !request.group_changed => {
+            let offered =
+                |group: &Group| sa.profile.config.ike_proposals.iter().any(|proposal| proposal.groups.contains(group));
+            if let Some(group) = notify.data_u16().and_then(Group::from_number).filter(offered) {
+                sa.outstanding = begin(sa, Some(group), cx);
+                return SaStep::Continue;
+            }
+        }
+        _ => {}
+    }
+    tracing::debug!(ike = ?sa.ike(), notify = %notify.kind, "the peer does not let the IKE SA be rekeyed; a new one replaces it");
+    if mutation!("refused_ike_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
+}
+
+/// The keys and SPIs of the new IKE SA, if the response stays within what we offered; and the
+/// peer's nonce.
+fn accept_response(
+    sa: &IkeSa,
+    payloads: &Payloads,
+    spi: u64,
+    ours: &[u8],
+    key: InitiatorKeyExchange,
+) -> Result<(IkeKeys, IkeId, Vec<u8>), PeerError> {
+    let config = &sa.profile.config;
+    let malformed = |error: InvalidMessage| failure::invalid(CREATE_CHILD_SA, error);
+    let answer = payloads.proposals().map_err(malformed)?;
+    let nonce = payloads.nonce().map_err(malformed)?;
+    let theirs = payloads.key_exchange().map_err(malformed)?;
+    let chosen = negotiate::choose_ike(answer, &config.ike_proposals, Some(theirs.group))
+        .filter(|chosen| negotiate::is_one_choice(answer) && chosen.suite.group == key.group())
+        .filter(|chosen| chosen.ike_spi().is_some());
+    let Some(chosen) = chosen else {
+        let detail = "the peer's answer to the rekey of the IKE SA is not one of our proposals with its own SPI";
+        return Err(PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, detail.to_owned()));
+    };
+    chosen.suite.prf.check_nonce(nonce).map_err(malformed)?;
+    let shared = key
+        .finish(theirs)
+        .map_err(|error| PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string()))?;
+    let ike = IkeId { initiator: spi, responder: chosen.ike_spi().unwrap_or_default() };
+    let nonces = Nonces { initiator: ours, responder: nonce };
+    Ok((sa.channel.keys.rekey(chosen.suite, nonces, ike, &shared), ike, nonce.to_vec()))
+}
