@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::peers::charon::Auth;
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{Netem, Plan};
+use crate::topology::{Netem, NetworkPlan};
 use crate::wait;
 
 pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
@@ -20,7 +20,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
 }];
 
 fn ike_rekey(lab: &Lab) -> Result<()> {
-    let mut plan = Plan::new();
+    let mut plan = NetworkPlan::new();
     // Slow enough that the requests of two commands, one after the other, cross.
     plan.router("isp").on("east", &["192.0.2.1/24"]).on("west", &["203.0.113.1/24"]).slow("west", Netem::delay(200));
     plan.host("edge").on("west", &["203.0.113.10/24"]).via("203.0.113.1");
