@@ -6,94 +6,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use edge_types::IpNetwork;
 use edge_types::network::contains;
 use edge_types::shared_files::SegmentsFile;
-use serde::Deserialize;
-use serde_json::{Value, json};
 
 use crate::cluster_ranges;
 use crate::config::Config;
 use crate::net::link::DefaultRoute;
+use crate::pod_route::PodRoute;
 use crate::segment::PodAddress;
-use crate::version::Version;
 
 /// `RT_SCOPE_LINK` (`linux/rtnetlink.h`). Routes with this scope, or a narrower one, have no
 /// gateway.
 const SCOPE_LINK: u8 = 253;
-
-/// Most routes of the key `routes`.
-pub(crate) const MAX_ROUTES: usize = 64;
-
-/// A route, as the CNI specification's results and the key `routes` write it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PodRoute {
-    #[serde(rename = "dst")]
-    pub(crate) destination: IpNetwork,
-    /// Without it, a route of the key `routes` goes through the bridge's address.
-    #[serde(rename = "gw", default)]
-    pub(crate) gateway: Option<IpAddr>,
-    /// Bytes.
-    #[serde(default)]
-    pub(crate) mtu: Option<u32>,
-    /// Largest segment of TCP to announce, bytes.
-    #[serde(default)]
-    pub(crate) advmss: Option<u32>,
-    /// The metric; a lower one is preferred.
-    #[serde(default)]
-    pub(crate) priority: Option<u32>,
-    /// The routing table. Without it, the main table.
-    #[serde(default)]
-    pub(crate) table: Option<u32>,
-    /// `RT_SCOPE_*`. Without it, 0 (the whole universe).
-    #[serde(default)]
-    pub(crate) scope: Option<u8>,
-}
-
-impl PodRoute {
-    fn to(destination: IpNetwork, gateway: IpAddr) -> Self {
-        let gateway = Some(gateway);
-        Self { destination, gateway, mtu: None, advmss: None, priority: None, table: None, scope: None }
-    }
-
-    /// Whether it is a default route of the main table.
-    fn is_default(&self) -> bool {
-        self.destination.prefix() == 0 && self.table.is_none()
-    }
-
-    /// Says what is wrong with a route of the key `routes`.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let destination = &self.destination;
-        if self.gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.is_ipv4()) {
-            return Err(format!("the gateway of the route to {destination} is of another family"));
-        }
-        if self.table == Some(0) {
-            return Err(format!(
-                "the route to {destination} has the table 0; expected another number, or leave it out"
-            ));
-        }
-        Ok(())
-    }
-
-    /// As the result writes it. Only gateway and destination exist before CNI 1.1.0.
-    pub(crate) fn to_json(&self, version: Version) -> Value {
-        let mut value = json!({ "dst": self.destination.to_string() });
-        if let Some(gateway) = self.gateway {
-            value["gw"] = gateway.to_string().into();
-        }
-        let later = [
-            ("mtu", self.mtu),
-            ("advmss", self.advmss),
-            ("priority", self.priority),
-            ("table", self.table),
-            ("scope", self.scope.map(u32::from)),
-        ];
-        for (key, number) in later {
-            if let Some(number) = number.filter(|_| version >= Version::V1_1_0) {
-                value[key] = number.into();
-            }
-        }
-        value
-    }
-}
 
 /// The routes that a pod has already, by other interfaces.
 #[derive(Debug, Clone, Default)]
@@ -164,8 +86,11 @@ fn cluster(config: &Config, segments: &SegmentsFile) -> Vec<IpNetwork> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::config::parse_object;
+    use crate::version::Version;
 
     fn addresses() -> Vec<PodAddress> {
         [("10.77.3.2", "10.77.3.0/24"), ("fd77::2", "fd77::/120")]
@@ -242,7 +167,5 @@ mod tests {
                 r#"{"dst":"::/0","gw":"fd77::9"}"#,
             ]
         );
-        let route: PodRoute = serde_json::from_value(json!({"dst": "192.0.2.0/24", "mtu": 1300})).unwrap();
-        assert_eq!(route.to_json(Version::V1_0_0), json!({"dst": "192.0.2.0/24"}));
     }
 }

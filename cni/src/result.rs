@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::mac::{self, Mac};
-use crate::pod_routes::PodRoute;
+use crate::pod_route::PodRoute;
 use crate::segment::PodAddress;
 use crate::version::Version;
 

@@ -20,9 +20,9 @@ use serde_json::{Map, Value};
 use self::segments::SegmentEntry;
 
 use crate::error::{Code, Error, Result};
-use crate::ipam::Reserved;
-use crate::pod_routes::{MAX_ROUTES, PodRoute};
+use crate::pod_route::{MAX_ROUTES, PodRoute};
 use crate::requested::Requested;
+use crate::reserved::Reserved;
 use crate::version::Version;
 
 /// Smallest MTU: IPv6 works with no less (RFC 8200 section 5).

@@ -6,7 +6,7 @@ use edge_types::IpNetwork;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::ipam::AddressRange;
+use crate::reserved::AddressRange;
 use crate::segment;
 
 /// One segment.

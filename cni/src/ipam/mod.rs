@@ -12,5 +12,5 @@ mod leases;
 mod segments_file;
 mod state_dir;
 
-pub(crate) use leases::{AddressRange, Lease, Reserved};
+pub(crate) use leases::Lease;
 pub(crate) use state_dir::{LockedLeases, StateDir};

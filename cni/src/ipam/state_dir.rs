@@ -16,13 +16,14 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::journal::{self, Journal};
-use super::leases::{Lease, Reserved};
+use super::leases::Lease;
 use super::segments_file::{self, NetworkSegments};
 use crate::config::Config;
 use crate::error::{Code, Context, Error, Result};
 use crate::net::sysctl;
 use crate::request::{Attachment, RuntimeRequest};
 use crate::requested::Requested;
+use crate::reserved::Reserved;
 use crate::segment::{self, PodAddress};
 
 /// How long a process waits for the lock.

@@ -20,7 +20,7 @@ pub(crate) use netlink_packet_route::link::BridgePortState;
 
 use crate::error::{Code, Error, Result};
 use crate::mac::Mac;
-use crate::pod_routes::PodRoute;
+use crate::pod_route::PodRoute;
 
 /// `group_fwd_mask` of a port. With it, frames to the groups 01:80:c2:00:00:0X are treated like all
 /// others, so that the bridge's filter sees them. Without it, the bridge learns from them and hands

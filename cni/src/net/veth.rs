@@ -13,7 +13,7 @@ use super::{fnv1a, sysctl};
 use crate::bridge_filter::PORT_PREFIX;
 use crate::error::{Code, Error, Result};
 use crate::mac::Mac;
-use crate::pod_routes::PodRoute;
+use crate::pod_route::PodRoute;
 use crate::request::Attachment;
 use crate::segment::{self, PodAddress};
 

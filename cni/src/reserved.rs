@@ -17,16 +17,16 @@ pub(crate) struct AddressRange {
 }
 
 impl AddressRange {
-    /// None where the last one is less than the first, or of another family.
+    /// `None` if the last one is less than the first, or of another family.
     pub(crate) fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
     }
 
-    pub(super) fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         self.first <= address && address <= self.last && self.first.is_ipv4() == address.is_ipv4()
     }
 
-    pub(super) const fn last(&self) -> IpAddr {
+    pub(crate) const fn last(&self) -> IpAddr {
         self.last
     }
 }
@@ -64,7 +64,7 @@ impl Reserved {
     }
 
     /// The range that contains the address, if any.
-    pub(in crate::ipam) fn range_of(&self, address: IpAddr) -> Option<&AddressRange> {
+    pub(crate) fn range_of(&self, address: IpAddr) -> Option<&AddressRange> {
         self.0.iter().find(|range| range.contains(address))
     }
 

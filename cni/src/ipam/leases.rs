@@ -1,8 +1,4 @@
 //! Leases in memory, and the choice of the next address to lease.
-//!
-//! - `reserved`: addresses that no pod gets.
-
-mod reserved;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -14,9 +10,8 @@ use edge_types::api::Family;
 
 use crate::mac::Mac;
 use crate::request::Attachment;
+use crate::reserved::Reserved;
 use crate::segment::{self, PodAddress};
-
-pub(crate) use self::reserved::{AddressRange, Reserved};
 
 /// A freed address is not leased again for so long while another one is free, seconds. Neighbours
 /// may still have its former owner's MAC address in their caches.
