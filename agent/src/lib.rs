@@ -54,7 +54,7 @@ pub mod plugin_server;
 pub mod run;
 pub mod socket_holder;
 pub mod state_dir;
-pub mod static_peers;
+pub mod static_peer_names;
 pub mod status;
 #[cfg(test)]
 mod test_view;

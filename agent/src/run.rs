@@ -23,7 +23,7 @@ use crate::incidents::Incidents;
 use crate::membership::{ControllerStatus, NodeChannels};
 use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
-use crate::static_peers::StaticPeers;
+use crate::static_peer_names::StaticPeers;
 use crate::status::Status;
 use crate::tunnels::{Driver, DriverRequest};
 use crate::{hardening, host, logging, membership, plugin_server, state_dir};

@@ -18,7 +18,7 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 /// Error codes: below 100 the CNI specification's ("Error"), from 100 on our own (`docs/cni.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
-    /// The configuration's cniVersion is none that we speak.
+    /// We do not support the configuration's cniVersion.
     IncompatibleVersion = 1,
     /// The configuration has a key that we do not know.
     UnsupportedField = 2,

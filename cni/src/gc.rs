@@ -1,5 +1,5 @@
 //! GC removes the pairs of links and the leases of this network that belong to no attachment in the
-//! runtime's list.
+//! runtime's list. If the runtime never calls it, `reclaim` ends leases of vanished pods.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,6 @@
-//! The pods' elements in the bridge's filter. ADD adds a pod's elements before its port forwards,
-//! DEL removes them with its lease, and they are restored for all leases where the table was lost.
+//! The pods' elements in the bridge's filter, and the options of their ports (hairpin, isolation).
+//! ADD adds a pod's elements before its port forwards, DEL removes them with its lease, and they
+//! are restored for all leases where the table was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -37,7 +37,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Passes requests on to `to`. If the socket's file is gone, opens it again.
+/// Sends each request into the channel `to`. If the socket's file is gone, opens it again.
 pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<AdminCall>) {
     loop {
         let Ok(accepted) = tokio::time::timeout(CHECK_INTERVAL, listener.accept()).await else {

@@ -136,8 +136,8 @@ impl Remote {
     }
 }
 
-/// RFC 1123 2.1: labels of letters, digits and hyphens, and not an address. An underscore is
-/// tolerated, as resolvers do.
+/// RFC 1123 2.1: labels of letters, digits and hyphens, and not an address. Underscores are
+/// accepted, as resolvers accept them.
 fn is_host_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {

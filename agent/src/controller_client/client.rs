@@ -14,7 +14,7 @@ use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
 use super::http::{HttpClient, Reconnect};
 use super::node_identity::NodeIdentity;
-use super::view_rollback::{TakenBack, UnconfirmedView};
+use super::unconfirmed_view::{TakenBack, UnconfirmedView};
 use super::view_validation::{Validated, ViewRefusal, validate};
 use super::{node_identity, tls};
 use crate::clock::CertificateClock;

@@ -8,6 +8,7 @@
 //! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
 //! - `view_validation`: whether a view may replace the one in force.
 //! - `partial_view`: a view without some of the networks that it adds.
+//! - `unconfirmed_view`: the two views that a rollback knows besides the one in force.
 //! - `view_rollback`: whether a view would cut this host off, and the return to
 //!   the view before if the controller is not heard under the new one.
 //! - `former_networks`: networks of hubs that the view no longer names, which stay guarded.
@@ -35,6 +36,7 @@ mod segment_request;
 mod session;
 mod stream_state;
 mod tls;
+mod unconfirmed_view;
 mod view_rollback;
 mod view_validation;
 

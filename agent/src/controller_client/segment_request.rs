@@ -45,8 +45,8 @@ impl ControllerClient {
             None => {
                 let families = families.to_vec();
                 let request = SegmentRequest { request_id: request_id()?, families, repeated: true };
-                // On disk it is a repeated one: an agent that finds it there cannot know whether it
-                // was sent.
+                // It is stored as repeated, since an agent that reads it after a restart cannot
+                // know whether it was sent.
                 self.state.write_json(REQUEST_FILE, &request)?;
                 SegmentRequest { repeated: false, ..request }
             }

@@ -11,19 +11,19 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use edge_types::NodeView;
 use edge_types::shared_files::VIEW_FILE;
-use edge_types::{IpNetwork, NodeView};
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::client::ControllerClient;
 use super::error::ControllerError;
 use super::partial_view::partial_view;
+use super::unconfirmed_view::{TakenBack, UnconfirmedView};
 use super::view_validation::ViewRefusal;
 use crate::membership::Membership;
 use crate::state_dir::StateDirError;
-use crate::underlay::{added, guarded};
+use crate::underlay::added;
 
 /// The view before an unconfirmed one. If the file exists at start, the view on disk is
 /// unconfirmed.
@@ -44,44 +44,6 @@ const TAKE_BACK_RETRY: Duration = Duration::from_secs(5);
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Largest number of conflicts of the view in force that are reported.
 const MAX_REPORTED_CONFLICTS: usize = 8;
-
-/// Time after which a view that was taken back once is tried a second time, seconds.
-const SECOND_TRY_AFTER_SECONDS: u64 = 3600;
-
-/// Marks the view in force as not confirmed: the controller has not been heard under it.
-#[derive(Debug, Clone)]
-pub(super) struct UnconfirmedView {
-    /// The view to put back.
-    pub(super) before: Arc<NodeView>,
-    /// When the view in force replaced it.
-    pub(super) began: Instant,
-}
-
-/// The view that was taken back last.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct TakenBack {
-    /// Version of that view.
-    pub(super) version: u64,
-    /// Networks that it added, at least one.
-    pub(super) added: Vec<IpNetwork>,
-    /// When it was taken back, seconds since 1970-01-01 UTC.
-    pub(super) at: u64,
-    /// Whether that view cut the node off. Decided when the controller is reached again.
-    pub(super) blamed: bool,
-    /// Number of times in a row.
-    pub(super) times: u32,
-}
-
-impl TakenBack {
-    /// Whether a view may be tried although this one was taken back. While the controller is away,
-    /// a view that adds the same networks is not tried: another failure would prove nothing.
-    pub(super) fn allows(&self, view: &NodeView, now: u64) -> bool {
-        let guarded = guarded(view);
-        // Without networks it would refuse every view.
-        let adds_the_same = !self.added.is_empty() && self.added.iter().all(|network| guarded.contains(network));
-        !adds_the_same || (self.blamed && self.times < 2 && now >= self.at.saturating_add(SECOND_TRY_AFTER_SECONDS))
-    }
-}
 
 impl ControllerClient {
     /// Reads the rollback files of an earlier run.
@@ -347,33 +309,5 @@ impl ControllerClient {
 
     fn take_back_timeout(&self) -> Duration {
         self.config.controller.as_ref().and_then(|controller| controller.take_back).unwrap_or(DEFAULT_TAKE_BACK)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::test_view::empty_view;
-
-    fn view(version: u64, ranges: &[&str]) -> NodeView {
-        NodeView { version, cluster_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(), ..empty_view() }
-    }
-
-    #[test]
-    fn what_was_taken_back_is_not_tried_while_the_controller_is_away_and_once_more_when_it_was_to_blame() {
-        let (same, other) = (view(9, &["10.77.0.0/16", "10.99.0.0/16"]), view(9, &["10.77.0.0/16", "10.98.0.0/16"]));
-        let added = vec!["10.99.0.0/16".parse().unwrap()];
-        let undecided = TakenBack { version: 8, added, at: 1000, blamed: false, times: 1 };
-        let later = 1000 + SECOND_TRY_AFTER_SECONDS;
-        for now in [1000, 1060, later, later * 100] {
-            assert!(!undecided.allows(&same, now), "{now}");
-            assert!(undecided.allows(&other, now), "{now}");
-        }
-        let blamed = TakenBack { blamed: true, ..undecided };
-        assert!(!blamed.allows(&same, later - 1));
-        assert!(blamed.allows(&same, later) && blamed.allows(&other, 1000));
-        assert!(!TakenBack { times: 2, ..blamed.clone() }.allows(&same, later * 100));
-        let empty = TakenBack { added: vec![], ..blamed };
-        assert!(empty.allows(&same, 1000) && empty.allows(&other, 1000), "it says nothing of any view");
     }
 }

@@ -10,8 +10,8 @@ use edge_xfrm::{Policy, guard};
 use super::{Desired, PeerReqids, Standing, Tunnel, TunnelEnds, tunnel_policies};
 
 /// The desired policies of the guard and the tunnels, and the errors of those that are impossible.
-/// If two peers may take the same packets (two hubs that front the same networks), the one with the
-/// best standing does, of equals the one whose name comes first.
+/// If two peers may take the same packets (two hubs that front the same networks), the peer
+/// with the best standing takes them; among equals, the one with the first name.
 pub(super) fn desired_policies(
     desired: &Desired,
     reqids: impl Fn(&PeerName) -> Option<PeerReqids>,

@@ -70,7 +70,8 @@ pub fn tunnel_policies(
 /// Priority of policies for packets to a peer from any other source: below all policies that name a
 /// source.
 const ANY_SOURCE: u32 = 27_000;
-/// Priority of the blocks that keep forged sources from [`ANY_SOURCE`].
+/// Priority of the policies that block forged sources, which policies with the priority
+/// [`ANY_SOURCE`] would otherwise let through.
 const FORGED_SOURCE: u32 = 26_000;
 
 fn all_policies(

@@ -8,14 +8,14 @@
 //! - [`firewall`]: the table `inet edge-cni`.
 //! - `firewall_reconciler`: restores that table, and has the plugin restore `bridge edge-cni`.
 //! - `nft_monitor`: notifications of nftables.
-//! - `netconf_monitor`: notifications about forwarding.
+//! - `forwarding_monitor`: notifications about forwarding.
 //! - [`obstacles`]: rules of other programs that drop pods' packets.
 //! - `sysctls`: forwarding, router advertisements, and settings that turn policies off.
 //! - [`reconciler`]: the loop.
 
 pub mod firewall;
 mod firewall_reconciler;
-mod netconf_monitor;
+mod forwarding_monitor;
 mod network_state;
 mod nft_monitor;
 pub mod obstacles;

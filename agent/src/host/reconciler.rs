@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::firewall::{Firewall, FirewallLinks};
 use super::firewall_reconciler::{BridgeTable, InetTable};
-use super::netconf_monitor::NetconfMonitor;
+use super::forwarding_monitor::ForwardingMonitor;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::obstacles::{self, Obstacle, PodRequirements};
@@ -110,7 +110,7 @@ impl HostReconciler {
         tokio::spawn(connection);
         self.handle = Some(handle);
         let mut rules = NftMonitor::open().context("nftables' notifications")?;
-        let mut netconf = NetconfMonitor::open().context("rtnetlink's notifications about forwarding")?;
+        let mut netconf = ForwardingMonitor::open().context("rtnetlink's notifications about forwarding")?;
         let mut full_check = tokio::time::interval(FULL_CHECK);
         full_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reclaim = tokio::time::interval(RECLAIM_INTERVAL);

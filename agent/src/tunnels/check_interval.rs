@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Shortest time between two comparisons.
 pub(super) const SHORTEST: Duration = Duration::from_secs(10);
-/// The time between two comparisons is so many times the CPU time of one: 0.1% of a core.
+/// The time between two comparisons, as a multiple of the CPU time of one: 0.1% of a core.
 const COST_FACTOR: u32 = 1000;
 /// The same after a comparison that left something undone: 2% of a core.
 const UNDONE_COST_FACTOR: u32 = 50;

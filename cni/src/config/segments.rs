@@ -52,7 +52,7 @@ impl SegmentEntry {
     }
 
     /// What `rangeStart` and `rangeEnd` leave out. Fails if they do not fit the subnet, or if the
-    /// gateway is another than the bridge's address.
+    /// gateway is not the bridge's address.
     pub(super) fn left_out(&self) -> Result<Vec<AddressRange>, String> {
         let Self::Range(range) = self else { return Ok(vec![]) };
         let subnet = &range.subnet;

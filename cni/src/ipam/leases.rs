@@ -30,8 +30,8 @@ pub(crate) struct Lease {
     pub(crate) mac: Option<Mac>,
 }
 
-/// All leases of the node. Every process of the plugin reads all of them, so they take little memory
-/// and few allocations: texts and addresses are in one place each.
+/// All leases of the node. Every process of the plugin reads all of them, so they take little
+/// memory and few allocations: texts and addresses are in one place each.
 #[derive(Debug, Clone, Default)]
 pub(in crate::ipam) struct Leases {
     slots: Vec<Slot>,

@@ -27,9 +27,9 @@ pub(crate) fn of_container_kinds(all: &[Link], routes: &[DefaultRoute], kinds: &
     outside.map(|link| Uplink { name: link.name.clone(), is_bridge: link.kind == "bridge" }).collect()
 }
 
-/// Not an uplink is a bridge's port, a bridge that has only pods and containers as ports, such as
-/// docker0, and a veth without a default route. A veth with one is the uplink of a machine that is
-/// itself a container.
+/// These are no uplinks: a bridge's port, a bridge that has only pods and containers as ports, such
+/// as docker0, and a veth without a default route. A veth with one is the uplink of a machine that
+/// is itself a container.
 fn is_uplink(link: &Link, all: &[Link], routes: &[DefaultRoute]) -> bool {
     let has_default = routes.iter().any(|route| route.main && route.device == link.index && route.gateway.is_some());
     match link.kind.as_str() {

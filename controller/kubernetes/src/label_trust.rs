@@ -1,4 +1,5 @@
-//! Decides whether labels of Node objects put nodes into communities (`trust_node_labels`). A
+//! Decides for the whole cluster whether labels of Node objects put nodes into communities
+//! (`trust_node_labels`); `node_trust` applies that to each Node. A
 //! kubelet can label its own Node, so these labels count only if our admission policy keeps
 //! kubelets from them. The policy is watched, because it may be added or removed at any time.
 //!
@@ -20,9 +21,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use super::admission_policy::{MANIFEST, NAME, stands};
 use super::client::{ApiFailures, version};
 use super::events::{About, Events};
-use super::label_policy::{MANIFEST, NAME, stands};
 use super::list_watch::{ListWatch, ListWatchEvent, WatchStream, list_and_watch};
 
 /// A label that puts an edge into communities and that kubelets cannot set: it always counts.

@@ -11,17 +11,17 @@
 //! - [`store`]: rows as custom resources that all replicas share.
 //! - [`nodes`]: communities and deregistration from Node objects; [`selector`]: which Nodes.
 //! - [`node_trust`]: which labels and addresses of a Node count, since its kubelet can write them.
-//! - [`label_trust`]: whether community labels of Nodes count; [`label_policy`]: the admission
+//! - [`label_trust`]: whether community labels of Nodes count; [`admission_policy`]: the admission
 //!   policy that they need.
 //! - [`trust_bundle`]: publishes the trusted certificates for the agents' pods.
 //! - [`service_account`]: joins with the service account token of the node's pod.
 #![forbid(unsafe_code)]
 
+pub mod admission_policy;
 pub mod ca_secret;
 pub mod client;
 pub mod cluster_identity;
 pub mod events;
-pub mod label_policy;
 pub mod label_trust;
 pub mod list_watch;
 pub mod node_trust;

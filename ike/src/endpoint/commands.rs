@@ -57,8 +57,8 @@ impl Endpoint {
         true
     }
 
-    /// Replaces the peer's IKE SA by a new one now, in which both ends authenticate again, without a
-    /// gap (RFC 7296 2.8.3). False: there is none.
+    /// Replaces the peer's IKE SA by a new one now, in which both ends authenticate again, without
+    /// a gap (RFC 7296 2.8.3). False: there is none.
     pub fn reauthenticate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {

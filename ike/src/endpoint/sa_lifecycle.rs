@@ -64,8 +64,8 @@ impl Endpoint {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
         });
-        // Meanwhile one with a new authentication may have superseded what it replaces. The peer has
-        // moved the CHILD_SAs all the same.
+        // Meanwhile one with a new authentication may have superseded what it replaces. The peer
+        // has moved the CHILD_SAs all the same.
         let present = redundant.as_ref().unwrap_or(&old).lifecycle();
         let superseded = match present {
             Lifecycle::Superseded(by) => self.begun_by_us(&name, by).map(|ours| (by, ours)),

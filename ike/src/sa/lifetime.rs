@@ -54,8 +54,8 @@ impl Lifetime {
         }
     }
 
-    /// That of the IKE SA that replaces this one by a rekey, which is now: the keys are new, and the
-    /// peer has not authenticated again.
+    /// That of the IKE SA that replaces this one by a rekey, which is now: the keys are new, and
+    /// the peer has not authenticated again.
     pub(super) fn rekeyed(&self, profile: &Profile, now: Instant) -> Self {
         Self { keyed: now, keys_end: now + profile.config.timing.ike_hard_lifetime(), ..*self }
     }

@@ -17,8 +17,8 @@ impl<Id> RekeyCollision<Id> {
         Self { peers_sa, lower_nonce: lower_nonce(nonces).to_vec() }
     }
 
-    /// Whether the SA of our exchange, which used `ours`, is the redundant one. The SA made with the
-    /// lowest of the four nonces is redundant; the initiator of its exchange deletes it.
+    /// Whether the SA of our exchange, which used `ours`, is the redundant one. The SA made with
+    /// the lowest of the four nonces is redundant; the initiator of its exchange deletes it.
     pub(super) fn makes_ours_redundant(&self, ours: Nonces<'_>) -> bool {
         (lower_nonce(ours) < self.lower_nonce.as_slice()) != mutation!("nonce_rule_inverted")
     }

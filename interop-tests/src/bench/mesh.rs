@@ -100,7 +100,7 @@ fn idle_edge(lab: &Lab) -> Result<()> {
     results.write(lab.out())
 }
 
-/// Waits until each agent has so many tunnels.
+/// Waits until each agent has at least `tunnels` tunnels.
 fn wait_up(agents: &[Agent<'_>], tunnels: usize) -> Result<()> {
     let begun = Instant::now();
     for agent in agents {

@@ -5,7 +5,7 @@
 //! - `captured_frames`: what the captures hold. `check_runner`: counts the checks and shows them.
 //! - The demo's parts, in their order: `before_agent`, `reach`, `lan_hosts`, `isolation` with
 //!   `pod_spoofing`, `status_and_kernel`, `changes_under_load`, `controller_outage`,
-//!   `deregistration`.
+//!   `deregistration`. Each part calls `check_runner` once for each of its checks.
 //! - `kubernetes`: a scenario with nodes, labels and segments in a real API server (`api_server`).
 //!   Its parts: `ca_rollover`, and `tunnel_watch` for what must not be interrupted meanwhile.
 //! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,

@@ -42,7 +42,7 @@ pub struct Term {
 }
 
 impl Term {
-    /// A new serial number, and a validity of so many days from now on.
+    /// A new serial number, and a validity of `days` days from now on.
     pub fn days(days: u32, now: Seconds) -> Result<Self, CaError> {
         Ok(Self { serial: hex(&serial()?), not_before: now - BACKDATED, not_after: now + i64::from(days) * DAY })
     }

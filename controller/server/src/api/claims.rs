@@ -8,7 +8,7 @@ use edge_types::{IpNetwork, NodeName};
 
 use super::state::from_substates;
 
-/// Publishes what came of claims.
+/// Publishes which claims were granted and which refused.
 #[derive(Clone)]
 pub(super) struct ClaimReporter {
     pub(super) conflicts: ClaimConflicts,

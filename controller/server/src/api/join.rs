@@ -1,4 +1,5 @@
 //! How a node gets its certificate: the first one by a token, each later one by the one before.
+//! `unauthenticated_body` and `connection_limits` limit floods of joins.
 
 use std::borrow::Cow;
 use std::sync::Arc;

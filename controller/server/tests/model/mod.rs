@@ -6,7 +6,7 @@
 //! again. A node without a response asks again, as agents do. Throughout, and at the end:
 //!
 //! - No address has two owners, and none gets another owner before its quarantine is over.
-//! - A granted segment is held until its node is deregistered, and nothing else is held: an
+//! - A granted segment is held until its node is deregistered, and nothing else is held: a
 //!   segment request that is repeated because its response was lost is carried out once.
 //! - A node that repeats a segment request gets the same segments.
 //! - When all have left, and the quarantines are over, every segment can be granted again.

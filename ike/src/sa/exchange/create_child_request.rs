@@ -14,8 +14,8 @@ use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequ
 use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Shortest wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random, so
-/// that two ends that refuse each other do not ask again at the same time.
+/// Shortest wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random,
+/// so that two ends that refuse each other do not ask again at the same time.
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
 /// Sends the request for a CHILD_SA that replaces `old`. `group` is the key exchange method that

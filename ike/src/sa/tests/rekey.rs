@@ -11,8 +11,8 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
     let mut peer = Established::new();
     let begun = peer.now;
     let hours = |hours: u32| begun + Duration::from_secs(3600) * hours;
-    // The peer's authentication holds for 24 hours. The responder renews it after 30, and the IKE SA
-    // ends after 36. The peer rekeys it after 2.
+    // The peer's authentication holds for 24 hours. The responder renews it after 30, and the IKE
+    // SA ends after 36. The peer rekeys it after 2.
     peer.now = hours(2);
     let offers = negotiate::offer_ike(&profile().config.ike_proposals, &7_u64.to_be_bytes());
     let share = InitiatorKeyExchange::start(SUITE.group, &mut Host).unwrap().payload();

@@ -87,8 +87,8 @@ impl Node {
         Ok(())
     }
 
-    /// An IKE SA was rekeyed on the old one, by us or by the peer. `collision`: the one that the peer
-    /// made meanwhile.
+    /// An IKE SA was rekeyed on the old one, by us or by the peer. `collision`: the one that the
+    /// peer made meanwhile.
     #[allow(clippy::too_many_arguments)]
     pub fn ike_rekeyed(
         &mut self,
@@ -136,7 +136,8 @@ impl Node {
         new.peer_proof = before.peer_proof;
         self.use_keys_of(&new.keys)?;
         let lowest_nonce = nonces.0.min(nonces.1).to_vec();
-        // 2.8.2: of two that replace the same one, that with the lowest of the four nonces is redundant.
+        // 2.8.2: of two that replace the same one, that with the lowest of the four nonces is
+        // redundant.
         let mut inherits_from = vec![old];
         if let Some((other, rival)) = collision.and_then(|other| Some((other, self.sas.get_mut(&other)?)))
             && !rival.closed

@@ -421,8 +421,8 @@ impl Node {
         if let Some(sa) = self.sas.get_mut(&spis) {
             sa.closed = true;
         }
-        // 2.8.2: the peer deletes the IKE SA of its rekey, because ours survives. Until ours is there,
-        // the old one has the CHILD_SAs again.
+        // 2.8.2: the peer deletes the IKE SA of its rekey, because ours survives. Until ours is
+        // there, the old one has the CHILD_SAs again.
         let mut rekeying = self.sas.values_mut().filter(|sa| !sa.closed);
         let heir = rekeying.find_map(|sa| {
             let own = sa.own.as_mut()?;

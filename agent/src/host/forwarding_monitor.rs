@@ -12,9 +12,9 @@ const GROUPS: [u32; 2] = [24, 25];
 const AT_ONCE: usize = 10_000;
 
 /// The netlink socket. What the messages say is not looked at: the settings themselves are read.
-pub(super) struct NetconfMonitor(TokioSocket);
+pub(super) struct ForwardingMonitor(TokioSocket);
 
-impl NetconfMonitor {
+impl ForwardingMonitor {
     pub(super) fn open() -> std::io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn the_kernel_says_at_once_that_forwarding_is_turned_off() {
         if is_root_or_skips() {
-            passes_in_namespaces("host::netconf_monitor::tests::forwarding_is_turned_on_and_off");
+            passes_in_namespaces("host::forwarding_monitor::tests::forwarding_is_turned_on_and_off");
         }
     }
 
@@ -67,7 +67,7 @@ mod tests {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut monitor = NetconfMonitor::open().unwrap();
+            let mut monitor = ForwardingMonitor::open().unwrap();
             for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 let path = format!("/proc/sys/net/{setting}");
                 let before = fs::read_to_string(&path).unwrap();
