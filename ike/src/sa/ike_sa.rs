@@ -388,7 +388,7 @@ impl IkeSa {
             }
         }
         if self.channel.path.nat_local {
-            self.timers.set(Timer::Keepalive, (self.channel.last_sent + timing.nat_keepalive).max(now));
+            self.timers.set(Timer::Keepalive, self.channel.keepalive_at().max(now));
         }
     }
 

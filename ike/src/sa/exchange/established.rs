@@ -72,7 +72,7 @@ impl IkeSa {
                 }
                 Timer::Liveness => self.probe_if_silent(cx),
                 Timer::Keepalive => {
-                    if self.channel.last_sent + self.channel.timing.nat_keepalive <= cx.now {
+                    if self.channel.keepalive_at() <= cx.now {
                         self.channel.keepalive(cx);
                     }
                 }
