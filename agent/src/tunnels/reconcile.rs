@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use edge_ike::PeerName;
-use edge_ike::endpoint::Phase;
 use edge_xfrm::events::Event;
 use edge_xfrm::policy::PolicyKey;
 use edge_xfrm::reconcile::SaDiff;
@@ -255,11 +254,7 @@ impl Driver {
     pub(super) fn host_changed(&mut self) {
         self.move_tunnels();
         let now = self.now();
-        for peer in self.endpoint.snapshot() {
-            if matches!(peer.phase, Phase::Waiting { .. } | Phase::Connecting) && peer.ike_sas.is_empty() {
-                self.endpoint.connect(&peer.name, now, &mut self.environment);
-            }
-        }
+        self.endpoint.retry_unreached(now, &mut self.environment);
     }
 
     /// Moves tunnels from an address that is gone to the one that the route now gives. If there is
@@ -269,22 +264,27 @@ impl Driver {
         let host = self.host.borrow_and_update().clone();
         let now = self.now();
         self.retry_move_at = None;
+        if host.local_addresses.is_empty() {
+            return;
+        }
+        let addresses = self.endpoint.ike_addresses();
+        let gone: Vec<(PeerName, IpAddr, IpAddr)> = addresses
+            .filter(|(_, local, _)| !host.local_addresses.contains(&local.ip()))
+            .map(|(peer, local, remote)| (peer.clone(), local.ip(), remote.ip()))
+            .collect();
         // The endpoint moves all tunnels of an address at once.
         let mut moved = BTreeSet::new();
-        for peer in self.endpoint.snapshot() {
-            for ike in &peer.ike_sas {
-                let old = ike.local.ip();
-                if host.local_addresses.is_empty() || host.local_addresses.contains(&old) || moved.contains(&old) {
-                    continue;
+        for (peer, old, remote) in gone {
+            if moved.contains(&old) {
+                continue;
+            }
+            match source_address(remote).filter(|new| *new != old) {
+                Some(new) => {
+                    peer_span(&peer).in_scope(|| tracing::info!(%old, %new, "own address changed"));
+                    self.endpoint.local_address_changed(old, new, now, &mut self.environment);
+                    moved.insert(old);
                 }
-                match source_address(ike.remote.ip()).filter(|new| *new != old) {
-                    Some(new) => {
-                        peer_span(&peer.name).in_scope(|| tracing::info!(%old, %new, "own address changed"));
-                        self.endpoint.local_address_changed(old, new, now, &mut self.environment);
-                        moved.insert(old);
-                    }
-                    None => self.retry_move_at = Some(tokio::time::Instant::now() + ROUTE_RETRY),
-                }
+                None => self.retry_move_at = Some(tokio::time::Instant::now() + ROUTE_RETRY),
             }
         }
     }

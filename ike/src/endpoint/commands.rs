@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::peer::Peer;
 use super::state::{Endpoint, SaState, context, peer_span};
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
@@ -27,6 +28,20 @@ impl Endpoint {
         }
         self.schedule_peer(name);
         true
+    }
+
+    /// Starts an attempt now with each peer that is not up and is being tried or waits after a
+    /// failure: the way to it may have changed.
+    pub fn retry_unreached(&mut self, now: Instant, env: &mut dyn Environment) {
+        let unreached = |peer: &&Peer| {
+            peer.sas.is_empty()
+                && peer.tunnel.outbound().is_none()
+                && (peer.attempt.is_some() || peer.retry_at.is_some())
+        };
+        let names: Vec<PeerName> = self.peers.values().filter(unreached).map(|peer| peer.name().clone()).collect();
+        for name in names {
+            self.connect(&name, now, env);
+        }
     }
 
     /// Rekeys the peer's CHILD_SA now. False: there is none.

@@ -76,6 +76,20 @@ pub struct ChildStatus {
 }
 
 impl Endpoint {
+    /// The peer, our address and the peer's address of each established IKE SA. Copies nothing else,
+    /// so it is cheaper than [`Self::snapshot`].
+    pub fn ike_addresses(&self) -> impl Iterator<Item = (&PeerName, SocketAddr, SocketAddr)> {
+        self.peers.values().flat_map(|peer| peer.sas.iter().map(move |spi| (peer.name(), spi))).filter_map(
+            |(name, spi)| match self.sas.get(spi) {
+                Some(SaState::Established(_, sa)) => {
+                    let (local, remote) = sa.addresses();
+                    Some((name, local, remote))
+                }
+                _ => None,
+            },
+        )
+    }
+
     /// All peers with their SAs, by name.
     pub fn snapshot(&self) -> Vec<PeerStatus> {
         self.peers.values().map(|peer| self.status(peer)).collect()

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::*;
+use crate::endpoint::Phase;
 
 #[test]
 fn a_doubled_request_for_another_group_is_no_failure() {
@@ -111,4 +112,27 @@ fn a_cookie_that_crosses_a_retransmission_spoils_nothing() {
     pair.run_for(SECOND);
     assert!(pair.is_connected(), "{:?}", pair.error_texts(0));
     assert_eq!(pair.errors(0), []);
+}
+
+#[test]
+fn a_peer_that_waits_is_tried_again_at_once_when_the_way_to_it_may_have_changed() {
+    let mut pair = Pair::new().one_sided();
+    pair.ends[1].down = true;
+    pair.start();
+    while !matches!(pair.ends[0].endpoint.snapshot()[0].phase, Phase::Waiting { .. }) {
+        pair.run_for(SECOND);
+    }
+    let addresses = |pair: &Pair| -> Vec<_> {
+        pair.ends[0].endpoint.ike_addresses().map(|(_, local, remote)| (local.ip(), remote.ip())).collect()
+    };
+    assert_eq!((pair.ike_sas(0), addresses(&pair)), (0, vec![]));
+    pair.ends[1].down = false;
+    pair.call(0, |endpoint, now, env| endpoint.retry_unreached(now, env));
+    assert!(pair.is_connected());
+    let [a, b] = ADDRESSES.map(|address| address.parse::<SocketAddr>().unwrap().ip());
+    assert_eq!(addresses(&pair), [(a, b)]);
+    // A peer that is up is left alone.
+    let before = pair.ends[0].events.len();
+    pair.call(0, |endpoint, now, env| endpoint.retry_unreached(now, env));
+    assert_eq!(pair.ends[0].events.len(), before);
 }
