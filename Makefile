@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo test interop bench bench-agent interruptions soak fuzz install
+.PHONY: demo test interop bench bench-cni bench-agent interruptions soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -35,6 +35,10 @@ fuzz:
 
 bench: install
 	.ci/bench
+
+# Calls of the plugin, beside bridge with host-local and a floor.
+bench-cni:
+	.ci/bench-cni
 
 # The agent with many peers, beside charon: `make bench-agent N="100 1000 3000"`.
 bench-agent: install

@@ -103,10 +103,9 @@ impl Hasher for QuickHasher {
     }
 
     fn write_u64(&mut self, number: u64) {
-        // As FxHash: a rotation, and a product with an odd number without a pattern.
-        self.0 = (self.0.rotate_left(5) ^ number).wrapping_mul(0x517c_c1b7_2722_0a95);
-        // The table takes the upper bits and the lowest ones.
-        self.0 ^= self.0 >> 32;
+        // The two halves of the product together depend on all bits of both factors.
+        let product = u128::from(self.0.rotate_left(5) ^ number) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = product as u64 ^ (product >> 64) as u64;
     }
 }
 

@@ -1,0 +1,143 @@
+//! What a call of the plugin costs, beside bridge with host-local, and beside a floor: a program
+//! that makes the same links, addresses and routes, and nothing else.
+//!
+//! `cargo bench -p edge-cni --bench attach` prints a table and writes `target/bench/cni.json`. It
+//! needs root. The programs take turns in one run, each in a network namespace of its own; results
+//! are medians. `EDGE_CNI` names the plugin's program (else the one of the bench profile),
+//! `CNI_PLUGINS` the directory of bridge and host-local. Without `--bench` (as under `cargo test
+//! --all-targets`) each case runs once, and nothing is written.
+
+mod floor;
+mod program;
+mod report;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use interop_tests::netns;
+
+use program::{Host, Program, Usage};
+use report::{Goal, Report};
+
+/// Pods of one round, and how many are attached at once.
+const PODS: usize = 21;
+const AT_ONCE: usize = 50;
+
+/// Leases that are present in the cases `.../5000-leases`.
+const LEASES: usize = 5000;
+
+fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == floor::ARGUMENT) {
+        return floor::run();
+    }
+    let measure = std::env::args().any(|argument| argument == "--bench");
+    if let Some(why) = netns::unavailable() {
+        println!("not measured: {why}");
+        return ExitCode::from(u8::from(measure));
+    }
+    let (pods, at_once) = if measure { (PODS, AT_ONCE) } else { (1, 2) };
+    let mut report = Report::default();
+    let programs = Program::all();
+    let few: Vec<Round> = programs.iter().map(|program| Round::new(program, 0, pods)).collect();
+    let rounds = measured(few, pods);
+    for (verb, index) in [("add", 0), ("check", 1), ("del", 2)] {
+        let of = |program: &str, value: fn(&Usage) -> f64| median(&rounds, program, index, value);
+        let wall_goal = if verb == "add" { Goal::OfFloor(1.25) } else { Goal::None };
+        report.add(&format!("{verb}/wall"), "ms", |program| of(program, |usage| usage.wall), wall_goal);
+        report.add(&format!("{verb}/cpu"), "ms CPU", |program| of(program, |usage| usage.cpu), Goal::OfStock(0.2));
+    }
+    let memory: Vec<(&str, f64)> = programs.iter().map(|program| (program.name, program::memory(program))).collect();
+    let memory_of = |name: &str| memory.iter().find(|(other, _)| *other == name).map(|(_, kib)| *kib);
+    report.add("add/memory", "KiB at most", memory_of, Goal::Ours(2048.0));
+    let many: Vec<Round> = programs
+        .iter()
+        .filter(|program| program.name != program::FLOOR)
+        .map(|program| Round::new(program, LEASES, pods))
+        .collect();
+    let with_leases = measured(many, pods);
+    for (verb, index) in [("add", 0), ("check", 1), ("del", 2)] {
+        let of = |rounds: &[Round], program: &str| median(rounds, program, index, |usage| usage.cpu);
+        report.add(&format!("{verb}/cpu/{LEASES}-leases"), "ms CPU", |program| of(&with_leases, program), Goal::None);
+        let growth = |program: &str| Some(of(&with_leases, program)? / of(&rounds, program)?);
+        report.add(&format!("{verb}/cpu-growth/{LEASES}-leases"), "times", growth, Goal::Ours(1.1));
+        let wall = |rounds: &[Round], program: &str| median(rounds, program, index, |usage| usage.wall);
+        report.add(&format!("{verb}/wall/{LEASES}-leases"), "ms", |program| wall(&with_leases, program), Goal::None);
+    }
+    for leases in [0, LEASES] {
+        let runs: Vec<(&str, program::Burst)> = programs
+            .iter()
+            .filter(|program| program.name != program::FLOOR)
+            .map(|program| (program.name, program::burst(program, leases, at_once)))
+            .collect();
+        let of = |name: &str, value: fn(&program::Burst) -> Option<f64>| {
+            runs.iter().find(|(other, _)| *other == name).and_then(|(_, burst)| value(burst))
+        };
+        let suffix = if leases == 0 { String::new() } else { format!("/{leases}-leases") };
+        report.add(
+            &format!("add/{AT_ONCE}-at-once/wall{suffix}"),
+            "ms",
+            |name| of(name, |burst| Some(burst.wall)),
+            Goal::OfStock(1.0 / 3.0),
+        );
+        report.add(
+            &format!("add/{AT_ONCE}-at-once/memory{suffix}"),
+            "KiB",
+            |name| of(name, |burst| burst.memory),
+            Goal::OfStock(1.0 / 6.0),
+        );
+    }
+    let start = |name: &str| {
+        programs.iter().find(|program| program.name == name).map(|program| program.start(if measure { 101 } else { 1 }))
+    };
+    report.add("version/wall", "ms", start, Goal::OfFloor(1.2));
+    let size = |name: &str| programs.iter().find(|program| program.name == name).map(Program::size);
+    report.add("binary", "KiB", |name| size(name).filter(|_| name != program::FLOOR), Goal::Ours(1024.0));
+    if measure {
+        report.write(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench/cni.json")));
+    }
+    ExitCode::SUCCESS
+}
+
+/// One program on a host of its own, with what its calls used: ADD, CHECK, DEL.
+struct Round<'a> {
+    host: Host<'a>,
+    used: [Vec<Usage>; 3],
+}
+
+impl<'a> Round<'a> {
+    fn new(program: &'a Program, leases: usize, pods: usize) -> Self {
+        Self { host: Host::new(program, leases, pods + 1), used: [Vec::new(), Vec::new(), Vec::new()] }
+    }
+}
+
+/// Attaches, checks and detaches each pod by all programs in turn. The first pod sets the host up
+/// and does not count.
+fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
+    for pod in 0..=pods {
+        for round in &mut rounds {
+            let added = round.host.add(pod);
+            let checked = round.host.check(pod);
+            if pod > 0 {
+                round.used[0].push(added);
+                round.used[1].extend(checked);
+            }
+        }
+    }
+    for pod in 0..=pods {
+        for round in &mut rounds {
+            let deleted = round.host.del(pod);
+            if pod > 0 {
+                round.used[2].push(deleted);
+            }
+        }
+    }
+    rounds
+}
+
+/// None if the program does not have the verb.
+fn median(rounds: &[Round<'_>], program: &str, verb: usize, value: fn(&Usage) -> f64) -> Option<f64> {
+    let round = rounds.iter().find(|round| round.host.program.name == program)?;
+    let mut values: Vec<f64> = round.used.get(verb)?.iter().map(value).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
