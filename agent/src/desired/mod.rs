@@ -10,7 +10,7 @@ pub use policies::{PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, Standing};
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use edge_ike::config::{Auth, CertificateAuth, ChildConfig};
@@ -53,8 +53,11 @@ pub struct Desired {
     /// other route, and if there is one, their packets must not take it in clear while the tunnel
     /// is down.
     pub static_networks: Vec<IpNetwork>,
-    /// On a cloud node: the cluster's ranges, with the hubs as gateways.
-    pub hub_routes: Vec<HubRoute>,
+    /// On a cloud node: the cluster's ranges, which it routes through a hub.
+    pub hub_routes: Vec<IpNetwork>,
+    /// On a cloud node: the addresses of the hubs. Hubs are in the order of their names, in which
+    /// edges choose among them too; a hub's addresses are likeliest first.
+    pub hub_gateways: Vec<HubGateway>,
     /// On a cloud node: the cloud's networks, which the hubs front.
     pub cloud_networks: Vec<IpNetwork>,
     /// Parts of view or configuration that are left out, with the reasons.
@@ -92,13 +95,13 @@ pub struct PeerChanges {
     pub gone: Vec<PeerName>,
 }
 
-/// A route of a cloud node to a cluster range.
+/// An address of a hub, through which a cloud node may route the cluster's ranges.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubRoute {
-    /// Cluster range to which the route leads.
-    pub network: IpNetwork,
-    /// Addresses of hubs, of the same family, likeliest first.
-    pub via: Vec<IpAddr>,
+pub struct HubGateway {
+    /// The hub's name.
+    pub hub: NodeName,
+    /// Its address, and the port on which its IKE responder expects the non-ESP marker (RFC 3948).
+    pub endpoint: SocketAddr,
 }
 
 impl Desired {
@@ -150,7 +153,8 @@ impl Desired {
             return desired;
         }
         if view.role == Role::Cloud {
-            desired.hub_routes = hub_routes(view);
+            desired.hub_routes.clone_from(&view.cluster_ranges);
+            desired.hub_gateways = hub_gateways(view);
             let hubs = view.peers.iter().filter(|peer| peer.role == Role::Hub);
             desired.cloud_networks = hubs.flat_map(|hub| &hub.networks).copied().collect();
             return desired;
@@ -334,17 +338,15 @@ fn guard(view: &NodeView) -> GuardConfig {
     }
 }
 
-fn hub_routes(view: &NodeView) -> Vec<HubRoute> {
-    let hubs = view.peers.iter().filter(|peer| peer.role == Role::Hub);
-    let addresses: Vec<IpAddr> =
-        hubs.flat_map(|hub| hub.endpoints.iter().map(|endpoint| endpoint.address.ip())).collect();
-    view.cluster_ranges
-        .iter()
-        .map(|network| HubRoute {
-            network: *network,
-            via: addresses.iter().filter(|address| address.is_ipv4() == network.is_ipv4()).copied().collect(),
-        })
-        .collect()
+fn hub_gateways(view: &NodeView) -> Vec<HubGateway> {
+    let mut hubs: Vec<&Peer> = view.peers.iter().filter(|peer| peer.role == Role::Hub).collect();
+    hubs.sort_by(|one, other| one.name.cmp(&other.name));
+    let gateways = hubs.into_iter().flat_map(|hub| {
+        let endpoints = hub.endpoints.iter().map(|endpoint| endpoint.address);
+        let endpoints = candidates::peer_candidates(endpoints, &view.cluster_ranges);
+        endpoints.into_iter().map(|endpoint| HubGateway { hub: hub.name.clone(), endpoint })
+    });
+    gateways.collect()
 }
 
 /// Networks of a static peer that can be routed into the guard's device. Left out are networks that

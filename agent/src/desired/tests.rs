@@ -253,23 +253,21 @@ fn a_hub_grants_its_cloud_networks_too() {
 }
 
 #[test]
-fn a_cloud_node_has_no_tunnels_and_routes_the_ranges_to_the_hubs() {
+fn a_cloud_node_has_no_tunnels_and_routes_the_ranges_to_the_hubs_in_the_order_of_their_names() {
+    let hub = |name, endpoint| peer(name, Role::Hub, endpoint, &["10.77.0.0/26"], &["10.244.0.0/16"]);
     let view = membership(
         Role::Cloud,
         &[],
         &[],
-        vec![peer("cloud-1", Role::Hub, "203.0.113.1:4500", &["10.77.0.0/26"], &["10.244.0.0/16"])],
+        vec![hub("hub-2", "203.0.113.1:4500"), hub("hub-10", "203.0.113.2:4500"), hub("hub-1", "203.0.113.3:4500")],
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
     assert!(desired.tunnels.is_empty());
     assert!(desired.guard.cluster_ranges.is_empty(), "packets from edges arrive here in clear, from the hub");
-    assert_eq!(
-        desired.hub_routes,
-        [
-            HubRoute { network: network("10.77.0.0/16"), via: vec!["203.0.113.1".parse().unwrap()] },
-            HubRoute { network: network("fd77::/48"), via: vec![] },
-        ]
-    );
+    assert_eq!(desired.hub_routes, [network("10.77.0.0/16"), network("fd77::/48")]);
+    let gateways: Vec<String> =
+        desired.hub_gateways.iter().map(|gateway| format!("{} {}", gateway.hub, gateway.endpoint)).collect();
+    assert_eq!(gateways, ["hub-1 203.0.113.3:4500", "hub-10 203.0.113.2:4500", "hub-2 203.0.113.1:4500"]);
 }
 
 #[test]

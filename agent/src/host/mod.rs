@@ -4,7 +4,8 @@
 //!
 //! - `network_state`: links, addresses and routes in the kernel.
 //! - `uplink`: uplinks, their addresses, and the MTU of pods. Pure.
-//! - `routes`: the agent's routes.
+//! - `routes`: the agent's routes through the guard's device.
+//! - `hub_routes`: a cloud node's routes, and through which hub they lead.
 //! - [`firewall`]: the table `inet edge-cni`.
 //! - `firewall_reconciler`: restores that table, and has the plugin restore `bridge edge-cni`.
 //! - `nft_monitor`: notifications of nftables.
@@ -16,6 +17,7 @@
 pub mod firewall;
 mod firewall_reconciler;
 mod forwarding_monitor;
+mod hub_routes;
 mod network_state;
 mod nft_monitor;
 pub mod obstacles;

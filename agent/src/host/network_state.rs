@@ -95,6 +95,14 @@ impl NetworkState {
         self.links.iter().find(|link| link.name == name)
     }
 
+    /// Index of the link on which an address is a neighbour of this node. `None` if it is behind a
+    /// router, or cannot be reached.
+    pub(super) fn link_of_neighbour(&self, address: IpAddr) -> Option<u32> {
+        let covering = self.routes.iter().filter(|route| route.destination.contains(address));
+        let best = covering.max_by_key(|route| (route.destination.prefix(), std::cmp::Reverse(route.metric)))?;
+        best.device.filter(|_| best.via.is_none())
+    }
+
     /// Names of the pods' bridges: `own`, whether or not it exists, then others that the plugin
     /// made.
     pub(super) fn pod_bridges(&self, own: &str) -> Vec<String> {
@@ -273,6 +281,36 @@ mod tests {
         assert_eq!(links.iter().filter(|link| link.overlay).count(), 4);
         assert!(links[..4].iter().all(|link| link.overlay) && links.iter().all(|link| link.virtual_kind));
         assert_eq!(links.iter().position(|link| link.bridge), Some(9));
+    }
+
+    #[test]
+    fn an_address_is_a_neighbour_if_the_most_specific_route_has_no_gateway() {
+        let route = |destination: &str, device, via: Option<&str>, metric| Route {
+            destination: destination.parse().unwrap(),
+            device,
+            via: via.map(|text| text.parse().unwrap()),
+            source: None,
+            metric,
+            protocol: 2,
+            message: Box::default(),
+        };
+        let routes = vec![
+            route("0.0.0.0/0", Some(2), Some("192.0.2.254"), 0),
+            route("192.0.2.0/24", Some(2), None, 100),
+            route("192.0.2.0/24", Some(3), None, 600),
+            route("192.0.2.128/25", Some(2), Some("192.0.2.7"), 0),
+            // A multipath route has neither.
+            route("198.51.100.0/24", None, None, 0),
+            route("2001:db8::/64", Some(4), None, 256),
+        ];
+        let observed = NetworkState { links: vec![], routes };
+        let link = |address: &str| observed.link_of_neighbour(address.parse().unwrap());
+        assert_eq!(link("192.0.2.1"), Some(2));
+        assert_eq!(link("192.0.2.130"), None);
+        assert_eq!(link("203.0.113.1"), None);
+        assert_eq!(link("198.51.100.1"), None);
+        assert_eq!(link("2001:db8::1"), Some(4));
+        assert_eq!(link("2001:db9::1"), None);
     }
 
     #[test]

@@ -15,10 +15,12 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::firewall::{Firewall, FirewallLinks};
 use super::firewall_reconciler::{BridgeTable, InetTable};
 use super::forwarding_monitor::ForwardingMonitor;
+use super::hub_routes::HubRoutes;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::obstacles::{self, Obstacle, PodRequirements};
@@ -61,7 +63,9 @@ pub struct HostReconciler {
     again: bool,
     guarded: Option<GuardConfig>,
     guard_failure: Option<String>,
-    hub_routes: Vec<RouteEntry>,
+    /// What the task that keeps the routes through hubs has installed.
+    hub_routes: watch::Receiver<Vec<RouteEntry>>,
+    observed: watch::Sender<Arc<NetworkState>>,
 }
 
 impl HostReconciler {
@@ -88,7 +92,8 @@ impl HostReconciler {
             again: false,
             guarded: None,
             guard_failure: None,
-            hub_routes: vec![],
+            hub_routes: watch::channel(vec![]).1,
+            observed: watch::Sender::default(),
         }
     }
 
@@ -108,6 +113,13 @@ impl HostReconciler {
         let (connection, _listener, mut changes) =
             rtnetlink::new_multicast_connection(&groups).context("rtnetlink's notifications")?;
         tokio::spawn(connection);
+        let (routes, hub_routes) = watch::channel(vec![]);
+        let (connection, own, _) = rtnetlink::new_connection().context("rtnetlink for routes to hubs")?;
+        tokio::spawn(connection);
+        let keeper = HubRoutes::new(own, self.incidents.clone(), routes);
+        let keep = keeper.run(self.desired.clone(), self.observed.subscribe(), stop.clone());
+        tokio::spawn(keep.in_current_span());
+        self.hub_routes = hub_routes;
         self.handle = Some(handle);
         let mut rules = NftMonitor::open().context("nftables' notifications")?;
         let mut netconf = ForwardingMonitor::open().context("rtnetlink's notifications about forwarding")?;
@@ -145,6 +157,7 @@ impl HostReconciler {
                     self.rules_changed(found);
                 }
                 () = self.obstacles.due() => {}
+                Ok(()) = self.hub_routes.changed() => {}
             }
         }
     }
@@ -165,6 +178,8 @@ impl HostReconciler {
         if self.bridge_is_missing(&desired, &observed) && self.make_bridge().await {
             observed = NetworkState::read(&handle).await?;
         }
+        let observed = Arc::new(observed);
+        self.observed.send_replace(observed.clone());
         self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let guarded = guarded(&desired);
@@ -172,25 +187,16 @@ impl HostReconciler {
         uplink.underlay.resolvers = underlay::host_resolvers();
 
         let forward = [true, false].map(|ipv4| {
-            let routed = desired.hub_routes.iter().map(|route| &route.network).chain(&desired.guard.cluster_ranges);
+            let routed = desired.hub_routes.iter().chain(&desired.guard.cluster_ranges);
             routed.chain(&desired.guard.segments).any(|network| network.is_ipv4() == ipv4)
         });
         let guards = !guarded.is_empty() || !desired.tunnels.is_empty();
         let mut settings = self.sysctls.prepare(&observed, &self.config.bridge, forward, guards, &self.incidents);
         self.reconcile_guard(&desired, &guarded, &bridge);
         let mut entries = routes::through_guard(&guarded, &bridge);
-        entries.extend(
-            routes::reconcile_hub_routes(
-                &handle,
-                &observed,
-                &desired.hub_routes,
-                &self.incidents,
-                &mut self.hub_routes,
-            )
-            .await,
-        );
+        entries.extend(self.hub_routes.borrow_and_update().iter().cloned());
         if desired.complete {
-            for stray in routes::stray(&observed, &guarded, &desired.hub_routes) {
+            for stray in routes::stray(&observed, &guarded, &desired) {
                 match routes::delete(&handle, stray).await {
                     Ok(()) => tracing::info!("deleted the route to {}, which is no longer needed", stray.destination),
                     Err(error) => self.incidents.error(format!("route to {}: {error}", stray.destination)),
@@ -285,9 +291,8 @@ impl HostReconciler {
 
     /// What other programs' rules must let pass.
     fn pod_requirements(&self, desired: &Desired) -> PodRequirements {
-        let ranges =
-            desired.hub_routes.iter().map(|route| route.network).chain(desired.guard.cluster_ranges.iter().copied());
-        let mut ranges: Vec<IpNetwork> = ranges.collect();
+        let mut ranges: Vec<IpNetwork> =
+            desired.hub_routes.iter().chain(&desired.guard.cluster_ranges).copied().collect();
         let outside: Vec<IpNetwork> = desired
             .guard
             .segments

@@ -1,17 +1,18 @@
-//! The agent's routes: those of the guard's device, which `edge-xfrm` installs, and a cloud node's
-//! routes to the hub.
+//! The routes of the guard's device, which `edge-xfrm` installs, and routes of ours that are no
+//! longer needed.
 
 use std::net::IpAddr;
 
 use edge_xfrm::guard::{DEVICE, ROUTE_PROTOCOL};
 use ipnetwork::IpNetwork;
-use netlink_packet_route::route::RouteProtocol;
-use rtnetlink::{Handle, RouteMessageBuilder};
+use rtnetlink::Handle;
 
 use super::RouteEntry;
 use super::network_state::{NetworkState, Route};
-use crate::desired::HubRoute;
-use crate::incidents::Incidents;
+use crate::desired::Desired;
+
+/// `ESRCH`, positive.
+const NO_ROUTE: i32 = 3;
 
 /// The expected routes through the guard's device, for `status`.
 pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<RouteEntry> {
@@ -26,8 +27,9 @@ pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<Ro
         .collect()
 }
 
-/// Routes of ours that are no longer needed.
-pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], hubs: &[HubRoute]) -> Vec<&'a Route> {
+/// Routes of ours that are no longer needed. A route to a range that leads through another hub than
+/// it should is not among them: `hub_routes` replaces it in place.
+pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desired: &Desired) -> Vec<&'a Route> {
     let guard = observed.link(DEVICE).map(|link| link.index);
     observed
         .routes
@@ -37,95 +39,27 @@ pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], hubs:
             if route.device.is_some() && route.device == guard {
                 !guarded.contains(&route.destination)
             } else {
-                !hubs
-                    .iter()
-                    .any(|hub| hub.network == route.destination && route.via.is_some_and(|via| hub.via.contains(&via)))
+                let has_hub = |network: &IpNetwork| {
+                    desired.hub_gateways.iter().any(|gateway| gateway.endpoint.is_ipv4() == network.is_ipv4())
+                };
+                !(desired.hub_routes.contains(&route.destination) && has_hub(&route.destination))
             }
         })
         .collect()
 }
 
-/// On a cloud node: routes the ranges through the first hub that is a neighbour of this node.
-/// Returns the routes that are in place. `known` are those of the last call.
-pub(super) async fn reconcile_hub_routes(
-    handle: &Handle,
-    observed: &NetworkState,
-    desired: &[HubRoute],
-    incidents: &Incidents,
-    known: &mut Vec<RouteEntry>,
-) -> Vec<RouteEntry> {
-    let mut routes = Vec::new();
-    for range in desired {
-        let present = observed.routes.iter().find(|route| {
-            route.protocol == ROUTE_PROTOCOL
-                && route.destination == range.network
-                && route.via.is_some_and(|via| range.via.contains(&via))
-        });
-        let entry = |via, device| RouteEntry { destination: range.network, device, via: Some(via), source: None };
-        if let Some(route) = present
-            && let Some(via) = route.via
-        {
-            routes.push(entry(via, route.device.and_then(|index| observed.name_of(index)).map(Into::into)));
-            continue;
-        }
-        if range.via.is_empty() {
-            continue;
-        }
-        let mut refusals = Vec::new();
-        let mut done = None;
-        for via in &range.via {
-            match add(handle, range.network, *via).await {
-                Ok(()) => {
-                    done = Some(*via);
-                    break;
-                }
-                Err(error) => refusals.push(format!("{via}: {error}")),
-            }
-        }
-        match done {
-            Some(via) => {
-                if known.iter().any(|route| route.destination == range.network) {
-                    incidents.repaired(format!("route to {} through {via} was missing", range.network));
-                }
-                routes.push(entry(via, None));
-            }
-            None => incidents.error(format!(
-                "{} cannot be routed to a hub: {}; the hub must be on a network of this node",
-                range.network,
-                refusals.join(", ")
-            )),
-        }
-    }
-    known.clone_from(&routes);
-    routes
-}
-
-async fn add(handle: &Handle, network: IpNetwork, via: IpAddr) -> Result<(), rtnetlink::Error> {
-    let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
-    let message = match (network, via) {
-        (IpNetwork::V4(network), IpAddr::V4(via)) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-            .destination_prefix(network.ip(), network.prefix())
-            .gateway(via)
-            .protocol(protocol)
-            .build(),
-        (IpNetwork::V6(network), IpAddr::V6(via)) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-            .destination_prefix(network.ip(), network.prefix())
-            .gateway(via)
-            .protocol(protocol)
-            .build(),
-        _ => return Err(rtnetlink::Error::RequestFailed),
-    };
-    handle.route().add(message).execute().await
-}
-
-/// Deletes a route as it was read.
+/// Deletes a route as it was read. It may be gone already.
 pub(super) async fn delete(handle: &Handle, route: &Route) -> Result<(), rtnetlink::Error> {
-    handle.route().del((*route.message).clone()).execute().await
+    match handle.route().del((*route.message).clone()).execute().await {
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code().saturating_neg() == NO_ROUTE => Ok(()),
+        outcome => outcome,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::HubGateway;
     use crate::host::network_state::Link;
 
     fn route(destination: &str, device: u32, via: Option<&str>, protocol: u8) -> Route {
@@ -150,10 +84,20 @@ mod tests {
                 route("10.98.0.0/16", 2, Some("192.0.2.1"), 3),
                 route("10.77.0.0/16", 2, Some("192.0.2.1"), ROUTE_PROTOCOL),
                 route("10.77.0.0/16", 2, Some("192.0.2.9"), ROUTE_PROTOCOL),
+                route("10.97.0.0/16", 2, Some("192.0.2.1"), ROUTE_PROTOCOL),
+                route("fd77::/48", 2, Some("2001:db8::1"), ROUTE_PROTOCOL),
             ],
         };
-        let hubs = [HubRoute { network: "10.77.0.0/16".parse().unwrap(), via: vec!["192.0.2.1".parse().unwrap()] }];
-        let stray = stray(&observed, &["10.77.0.0/16".parse().unwrap()], &hubs);
-        assert_eq!(stray, [&observed.routes[1], &observed.routes[4]]);
+        let desired = Desired {
+            hub_routes: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
+            hub_gateways: vec![HubGateway { hub: "hub".parse().unwrap(), endpoint: "192.0.2.1:4500".parse().unwrap() }],
+            ..Desired::default()
+        };
+        let stray = stray(&observed, &["10.77.0.0/16".parse().unwrap()], &desired);
+        assert_eq!(
+            stray,
+            [&observed.routes[1], &observed.routes[5], &observed.routes[6]],
+            "no hub has an IPv6 address"
+        );
     }
 }

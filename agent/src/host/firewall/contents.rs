@@ -111,8 +111,8 @@ impl Firewall {
             return Self {
                 fronted: desired.cloud_networks.clone(),
                 remote_in_clear: true,
-                remote: desired.hub_routes.iter().map(|route| route.network).collect(),
-                ranges: desired.hub_routes.iter().map(|route| route.network).collect(),
+                remote: desired.hub_routes.clone(),
+                ranges: desired.hub_routes.clone(),
                 ..shared
             };
         }

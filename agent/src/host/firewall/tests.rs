@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use super::contents::controller_ports;
 use super::*;
 use crate::config::Config;
-use crate::desired::{Desired, HubRoute};
+use crate::desired::Desired;
 
 fn networks(list: &[&str]) -> Vec<IpNetwork> {
     list.iter().map(|text| text.parse().unwrap()).collect()
@@ -55,7 +55,7 @@ fn a_hub_knows_the_clouds_networks_and_a_cloud_node_gets_the_edges_in_clear() {
     assert_eq!((hub.fronted, hub.remote_in_clear), (networks(&["10.244.0.0/16"]), false));
     let cloud = Desired {
         role: Some(Role::Cloud),
-        hub_routes: vec![HubRoute { network: networks(&["10.77.0.0/16"])[0], via: vec![] }],
+        hub_routes: networks(&["10.77.0.0/16"]),
         cloud_networks: networks(&["10.244.0.0/16"]),
         ..Desired::default()
     };

@@ -1,0 +1,148 @@
+//! IKE probes: whether a hub's agent works.
+//!
+//! A probe is an IKE_SA_INIT request whose key exchange uses a group that no release has. The
+//! responder answers INVALID_KE_PAYLOAD (RFC 7296 1.2), or COOKIE (2.6) under load. It keeps
+//! nothing, computes no key and logs nothing. An answer counts if it has the probe's random SPI.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use edge_ike::config::{Aead, Group, Prf};
+use edge_ike::wire::{
+    ExchangeType, Header, KeyExchange, Message, NotifyType, Payload, Payloads, Proposal, Protocol, Transform,
+    TransformType,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::liveness::AgentAnswer;
+
+/// Before IKE messages on the NAT traversal port (RFC 3948 2.2).
+const NON_ESP_MARKER: [u8; 4] = [0; 4];
+/// Probes of one endpoint whose answers still count. A restarted agent answers those that its
+/// sockets kept.
+const MAX_UNANSWERED: usize = 8;
+/// Most datagrams that are read from one endpoint in a round.
+const MAX_READ: usize = 64;
+/// The 192-bit group of RFC 5114. It is too weak to be ever supported, and its shares are short.
+const UNSUPPORTED_GROUP: u16 = 25;
+const UNSUPPORTED_SHARE: usize = 48;
+
+/// The sockets and unanswered probes of all endpoints.
+#[derive(Debug)]
+pub(super) struct AgentProbes {
+    random: SystemRandom,
+    endpoints: HashMap<SocketAddr, Endpoint>,
+}
+
+/// A socket is connected, so that the kernel drops what others send to it.
+#[derive(Debug)]
+struct Endpoint {
+    socket: UdpSocket,
+    unanswered: VecDeque<u64>,
+}
+
+impl AgentProbes {
+    /// Makes it without any socket.
+    pub(super) fn new() -> Self {
+        Self { random: SystemRandom::new(), endpoints: HashMap::new() }
+    }
+
+    /// Forgets all endpoints but these.
+    pub(super) fn retain(&mut self, endpoints: &[SocketAddr]) {
+        self.endpoints.retain(|endpoint, _| endpoints.contains(endpoint));
+    }
+
+    /// Sends a probe. On an error the next probe has a new socket, since this node's own address
+    /// may have changed.
+    pub(super) fn send(&mut self, to: SocketAddr) -> io::Result<()> {
+        let sent = self.try_send(to);
+        // The error of an earlier probe (ICMP port unreachable) says nothing about the socket.
+        if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::ConnectionRefused) {
+            self.endpoints.remove(&to);
+        }
+        sent
+    }
+
+    fn try_send(&mut self, to: SocketAddr) -> io::Result<()> {
+        let mut bytes = [0; 8 + 16 + UNSUPPORTED_SHARE];
+        self.random.fill(&mut bytes).map_err(|_| io::Error::other("the kernel gives no random numbers"))?;
+        let (spi, rest) = bytes.split_at(8);
+        let (nonce, share) = rest.split_at(16);
+        let spi = spi.try_into().map_or(1, u64::from_be_bytes).max(1);
+        let endpoint = match self.endpoints.entry(to) {
+            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::hash_map::Entry::Vacant(new) => new.insert(Endpoint::open(to)?),
+        };
+        endpoint.unanswered.truncate(MAX_UNANSWERED - 1);
+        endpoint.unanswered.push_front(spi);
+        endpoint.socket.send(&[&NON_ESP_MARKER, probe(spi, nonce, share).as_slice()].concat()).map(drop)
+    }
+
+    /// Reads what has come from an endpoint. Returns its answer to a probe, if there is one.
+    pub(super) fn answer(&mut self, from: SocketAddr) -> Option<AgentAnswer> {
+        let endpoint = self.endpoints.get_mut(&from)?;
+        let mut buffer = [0; 2048];
+        let mut answer = None;
+        for _ in 0..MAX_READ {
+            match endpoint.socket.recv(&mut buffer) {
+                Ok(length) => {
+                    let Some((spi, found)) = buffer.get(..length).and_then(read_answer) else { continue };
+                    if endpoint.unanswered.contains(&spi) {
+                        endpoint.unanswered.retain(|sent| *sent != spi);
+                        answer = Some(found);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // ICMP errors of earlier probes.
+                Err(_) => {}
+            }
+        }
+        answer
+    }
+}
+
+impl Endpoint {
+    fn open(to: SocketAddr) -> io::Result<Self> {
+        let any: SocketAddr =
+            if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+        let socket = UdpSocket::bind(any)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(to)?;
+        Ok(Self { socket, unanswered: VecDeque::new() })
+    }
+}
+
+fn probe(spi: u64, nonce: &[u8], share: &[u8]) -> Vec<u8> {
+    let header = Header {
+        initiator_spi: spi,
+        responder_spi: 0,
+        exchange: ExchangeType::IkeSaInit,
+        from_initiator: true,
+        response: false,
+        message_id: 0,
+    };
+    let transforms = vec![
+        Transform::aead(Aead::Aes256Gcm16),
+        Transform::prf(Prf::HmacSha256),
+        Transform::group(Group::X25519),
+        Transform::new(TransformType::KeyExchange, UNSUPPORTED_GROUP),
+    ];
+    let proposal = Proposal { number: 1, protocol: Protocol::Ike, spi: vec![], transforms };
+    let payloads = Payloads::from(vec![
+        Payload::SecurityAssociation(vec![proposal]),
+        Payload::KeyExchange(KeyExchange { group: UNSUPPORTED_GROUP, data: share.to_vec() }),
+        Payload::Nonce(nonce.to_vec()),
+    ]);
+    Message { header, payloads }.encode()
+}
+
+/// The SPI of an answer, and its meaning. Every response to a probe is a sign of life.
+fn read_answer(datagram: &[u8]) -> Option<(u64, AgentAnswer)> {
+    let message = Message::decode(datagram.strip_prefix(&NON_ESP_MARKER)?).ok()?;
+    let answer = match message.payloads.notify(NotifyType::NoProposalChosen) {
+        Some(_) => AgentAnswer::HasNoPeers,
+        None => AgentAnswer::Serves,
+    };
+    (message.header.response && !message.header.from_initiator).then_some((message.header.initiator_spi, answer))
+}

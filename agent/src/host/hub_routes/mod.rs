@@ -1,0 +1,349 @@
+//! On a cloud node: routes the cluster's ranges through a hub that is alive.
+//!
+//! - [`liveness`]: decides which hub that is. Pure.
+//! - [`neighbours`]: asks the kernel whether a hub's machine answers.
+//! - [`agent_probes`]: asks a hub's IKE responder whether its agent works.
+//!
+//! This is a task of its own, since the reconciler runs programs, which may take seconds.
+
+mod agent_probes;
+mod liveness;
+mod neighbours;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use edge_xfrm::guard::ROUTE_PROTOCOL;
+use ipnetwork::IpNetwork;
+use netlink_packet_route::route::{RouteMessage, RouteProtocol};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use self::agent_probes::AgentProbes;
+use self::liveness::{Health, Liveness, ROUND, Signs};
+use self::neighbours::Neighbour;
+use super::RouteEntry;
+use super::network_state::{NetworkState, Route};
+use crate::desired::{Desired, HubGateway};
+use crate::incidents::Incidents;
+
+/// The metric of an IPv6 route without one.
+const DEFAULT_IPV6_METRIC: u32 = 1024;
+
+/// Keeps the routes through hubs.
+#[derive(Debug)]
+pub(super) struct HubRoutes {
+    handle: Handle,
+    incidents: Incidents,
+    routes: watch::Sender<Vec<RouteEntry>>,
+    desired: Arc<Desired>,
+    observed: Arc<NetworkState>,
+    liveness: Liveness,
+    probes: AgentProbes,
+    /// The gateway in use of each family, at most.
+    in_use: Vec<HubGateway>,
+    /// Gateways whose agents never answered and were named in the log.
+    named_mute: Vec<HubGateway>,
+}
+
+impl HubRoutes {
+    /// Makes it. `routes` gets the routes that are in place. The connection of `handle` must be its
+    /// own: the kernel answers one dump at a time on each (`EBUSY`).
+    pub(super) fn new(handle: Handle, incidents: Incidents, routes: watch::Sender<Vec<RouteEntry>>) -> Self {
+        Self {
+            handle,
+            incidents,
+            routes,
+            desired: Arc::default(),
+            observed: Arc::default(),
+            liveness: Liveness::default(),
+            probes: AgentProbes::new(),
+            in_use: vec![],
+            named_mute: vec![],
+        }
+    }
+
+    /// Runs until `stop` is cancelled, and leaves the routes in place. `observed` is the kernel's
+    /// state after each change.
+    pub(super) async fn run(
+        mut self,
+        mut desired: watch::Receiver<Arc<Desired>>,
+        mut observed: watch::Receiver<Arc<NetworkState>>,
+        stop: CancellationToken,
+    ) {
+        let mut round = tokio::time::interval(ROUND);
+        round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The default state is none of the kernel's.
+        let begun = tokio::select! {
+            () = stop.cancelled() => return,
+            begun = observed.changed() => begun,
+        };
+        if begun.is_err() {
+            return;
+        }
+        loop {
+            self.desired = desired.borrow_and_update().clone();
+            self.observed = observed.borrow_and_update().clone();
+            self.update_gateways();
+            self.choose();
+            self.reconcile().await;
+            loop {
+                let watches = !self.liveness.probed().is_empty();
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = desired.changed() => if changed.is_err() { return } else { break },
+                    changed = observed.changed() => if changed.is_err() { return } else { break },
+                    _ = round.tick(), if watches => {
+                        self.round().await;
+                        if self.choose() {
+                            self.reconcile().await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the hubs of the view that are neighbours of this node.
+    fn update_gateways(&mut self) {
+        let gateways: Vec<HubGateway> = self
+            .desired
+            .hub_gateways
+            .iter()
+            .filter(|gateway| self.observed.link_of_neighbour(gateway.endpoint.ip()).is_some())
+            .cloned()
+            .collect();
+        self.in_use.retain(|gateway| gateways.contains(gateway));
+        for ipv4 in [true, false] {
+            // Of an earlier run of the agent.
+            if self.in_use(ipv4).is_none() {
+                let through = |gateway: &&HubGateway| {
+                    let own = |network: &IpNetwork| self.own_route(&self.observed, *network);
+                    let mut routes = self.desired.hub_routes.iter().filter_map(own);
+                    gateway.endpoint.is_ipv4() == ipv4 && routes.any(|route| route.via == Some(gateway.endpoint.ip()))
+                };
+                let found = gateways.iter().find(through).cloned();
+                self.in_use.extend(found);
+            }
+        }
+        self.liveness.set(gateways, &self.in_use, Instant::now());
+        let probed: Vec<SocketAddr> = self.liveness.probed().iter().map(|gateway| gateway.endpoint).collect();
+        self.probes.retain(&probed);
+    }
+
+    /// Reads the answers to the last probes, and sends the next ones.
+    async fn round(&mut self) {
+        for gateway in self.liveness.probed() {
+            let address = gateway.endpoint.ip();
+            let Some(link) = self.observed.link_of_neighbour(address) else { continue };
+            let known = match neighbours::read(&self.handle, link, address).await {
+                Ok(known) => known,
+                Err(error) => {
+                    self.incidents.error(format!("neighbour entry of hub {} ({address}): {error}", gateway.hub));
+                    // An error here is no sign against the hub.
+                    Neighbour::Fixed
+                }
+            };
+            let signs = Signs {
+                neighbour: matches!(known, Neighbour::Confirmed | Neighbour::Fixed),
+                agent: self.probes.answer(gateway.endpoint),
+            };
+            let due = self.liveness.round(&gateway, signs, Instant::now());
+            if due.neighbour
+                && let Err(error) = neighbours::ask(&self.handle, link, address, known).await
+            {
+                tracing::debug!(hub = %gateway.hub, %address, %error, "the kernel does not probe the neighbour");
+            }
+            if due.agent
+                && let Err(error) = self.probes.send(gateway.endpoint)
+            {
+                tracing::debug!(hub = %gateway.hub, endpoint = %gateway.endpoint, %error, "the IKE probe cannot be sent");
+            }
+            self.name_mute(&gateway);
+        }
+    }
+
+    fn name_mute(&mut self, gateway: &HubGateway) {
+        let health = self.liveness.health(gateway, Instant::now());
+        if matches!(health, Some(Health::Mute | Health::ReturnedMute)) && !self.named_mute.contains(gateway) {
+            self.named_mute.retain(|named| self.desired.hub_gateways.contains(named));
+            self.named_mute.push(gateway.clone());
+            tracing::warn!(
+                "hub {} does not answer IKE at {}: it is used as long as its machine answers and no hub's agent does; \
+                 let UDP port {} pass between this node and the hub",
+                gateway.hub,
+                gateway.endpoint,
+                gateway.endpoint.port()
+            );
+        }
+    }
+
+    fn in_use(&self, ipv4: bool) -> Option<&HubGateway> {
+        self.in_use.iter().find(|gateway| gateway.endpoint.is_ipv4() == ipv4)
+    }
+
+    /// Chooses the gateways. Returns whether one is another than before.
+    fn choose(&mut self) -> bool {
+        let mut changed = false;
+        for ipv4 in [true, false] {
+            let now = Instant::now();
+            let before = self.in_use(ipv4).cloned();
+            let Some(chosen) = self.liveness.choose(ipv4, before.as_ref(), now).cloned() else { continue };
+            if before.as_ref() == Some(&chosen) {
+                continue;
+            }
+            changed = true;
+            let family = if ipv4 { "IPv4" } else { "IPv6" };
+            let HubGateway { hub, endpoint } = &chosen;
+            match before {
+                Some(before) => tracing::warn!(
+                    "{family} to edges goes through hub {hub} ({}) now, and no longer through {} ({}), {}",
+                    endpoint.ip(),
+                    before.hub,
+                    before.endpoint.ip(),
+                    match self.liveness.health(&before, now) {
+                        Some(Health::MachineGone) => "whose machine does not answer",
+                        Some(Health::AgentGone) => "whose agent does not answer",
+                        Some(Health::Mute | Health::ReturnedMute) => "whose agent has never answered",
+                        _ => "which comes after it",
+                    }
+                ),
+                None => tracing::info!("{family} to edges goes through hub {hub} ({})", endpoint.ip()),
+            }
+            self.in_use.retain(|gateway| gateway.endpoint.is_ipv4() != ipv4);
+            self.in_use.push(chosen);
+        }
+        changed
+    }
+
+    /// Routes the ranges through the gateways in use.
+    async fn reconcile(&mut self) {
+        for network in self.desired.hub_routes.iter().filter(|network| self.in_use(network.is_ipv4()).is_none()) {
+            self.say_unreachable(network);
+        }
+        let mut installed = Vec::new();
+        if !self.is_in_place() {
+            // The state that was sent may be older than our last change.
+            match NetworkState::read(&self.handle).await {
+                Ok(observed) => self.observed = Arc::new(observed),
+                // What was sent has to do: a dead hub must not stay because of this.
+                Err(error) => tracing::debug!("the kernel's state cannot be read: {error:#}"),
+            }
+            installed = self.install().await;
+        }
+        let installed = |network: &IpNetwork| installed.iter().find(|entry| entry.destination == *network).cloned();
+        let entry = |network: &IpNetwork| self.entry(*network).or_else(|| installed(network));
+        let routes: Vec<RouteEntry> = self.desired.hub_routes.iter().filter_map(entry).collect();
+        self.routes.send_if_modified(|old| {
+            let differs = *old != routes;
+            *old = routes;
+            differs
+        });
+    }
+
+    /// The route to a range, if it leads through the gateway in use.
+    fn entry(&self, network: IpNetwork) -> Option<RouteEntry> {
+        let via = self.in_use(network.is_ipv4())?.endpoint.ip();
+        let route = self.own_route(&self.observed, network).filter(|route| route.via == Some(via))?;
+        let device = route.device.and_then(|index| self.observed.name_of(index)).map(Into::into);
+        Some(RouteEntry { destination: network, device, via: Some(via), source: None })
+    }
+
+    /// Our route to a range through any address of a hub.
+    fn own_route<'a>(&self, observed: &'a NetworkState, network: IpNetwork) -> Option<&'a Route> {
+        let through_hub = |via| self.desired.hub_gateways.iter().any(|gateway| gateway.endpoint.ip() == via);
+        observed.routes.iter().find(|route| {
+            route.protocol == ROUTE_PROTOCOL && route.destination == network && route.via.is_some_and(through_hub)
+        })
+    }
+
+    /// Whether all ranges for which there is a gateway lead through it.
+    fn is_in_place(&self) -> bool {
+        let mut routed = self.desired.hub_routes.iter().filter(|network| self.in_use(network.is_ipv4()).is_some());
+        routed.all(|network| self.entry(*network).is_some())
+    }
+
+    /// Installs the routes that are missing or lead elsewhere, and returns them.
+    async fn install(&self) -> Vec<RouteEntry> {
+        let mut installed = Vec::new();
+        for network in &self.desired.hub_routes {
+            let Some(gateway) = self.in_use(network.is_ipv4()) else { continue };
+            let via = gateway.endpoint.ip();
+            let present = self.own_route(&self.observed, *network);
+            if present.is_some_and(|route| route.via == Some(via)) {
+                continue;
+            }
+            if present.is_none()
+                && let Some(foreign) = self.observed.routes.iter().find(|route| occupies(route, *network))
+            {
+                let through = foreign.via.map(|via| format!(" through {via}")).unwrap_or_default();
+                self.incidents.foreign(format!(
+                    "another program (route protocol {}) routes {network}{through}, so it does not lead to edges: delete that route",
+                    foreign.protocol
+                ));
+                continue;
+            }
+            let was_known = self.routes.borrow().iter().any(|route| route.destination == *network);
+            match replace(&self.handle, *network, via).await {
+                Ok(()) => {
+                    if present.is_none() && was_known {
+                        self.incidents.repaired(format!("route to {network} through {via} was missing"));
+                    }
+                    installed.push(RouteEntry { destination: *network, device: None, via: Some(via), source: None });
+                }
+                Err(error) => {
+                    self.incidents.error(format!("{network} cannot be routed to hub {} ({via}): {error}", gateway.hub));
+                }
+            }
+        }
+        installed
+    }
+
+    /// In a family in which no hub has an address there is nothing to say.
+    fn say_unreachable(&self, network: &IpNetwork) {
+        let hubs = self.desired.hub_gateways.iter().filter(|gateway| same_family(gateway, network));
+        let hubs: Vec<String> = hubs.map(|gateway| format!("{} ({})", gateway.hub, gateway.endpoint.ip())).collect();
+        if !hubs.is_empty() {
+            self.incidents.error(format!(
+                "{network} cannot be routed to a hub: {} must be on a network of this node",
+                hubs.join(" or ")
+            ));
+        }
+    }
+}
+
+fn same_family(gateway: &HubGateway, network: &IpNetwork) -> bool {
+    gateway.endpoint.is_ipv4() == network.is_ipv4()
+}
+
+/// Whether another program's route is where ours would be: the kernel would replace it.
+fn occupies(route: &Route, network: IpNetwork) -> bool {
+    let metric = if network.is_ipv4() { 0 } else { DEFAULT_IPV6_METRIC };
+    route.destination == network && route.metric == metric && route.protocol != ROUTE_PROTOCOL
+}
+
+/// Adds a route, or replaces one to the same network in place, so that no packet is without one
+/// (`NLM_F_REPLACE`).
+async fn replace(handle: &Handle, network: IpNetwork, via: IpAddr) -> Result<(), rtnetlink::Error> {
+    let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+    let message: RouteMessage = match (network, via) {
+        (IpNetwork::V4(network), IpAddr::V4(via)) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(network.ip(), network.prefix())
+            .gateway(via)
+            .protocol(protocol)
+            .build(),
+        (IpNetwork::V6(network), IpAddr::V6(via)) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(network.ip(), network.prefix())
+            .gateway(via)
+            .protocol(protocol)
+            .build(),
+        _ => return Err(rtnetlink::Error::RequestFailed),
+    };
+    handle.route().add(message).replace().execute().await
+}
+
+#[cfg(test)]
+mod tests;
