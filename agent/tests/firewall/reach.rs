@@ -354,6 +354,7 @@ fn loopback() {
     let world = World::new();
     world.serve("edge");
     world.serve("pod");
+    world.serve("far");
     world.sh(
         "edge",
         "set -e
@@ -361,6 +362,7 @@ fn loopback() {
          nft 'add table ip publish; add chain ip publish out { type nat hook output priority -100; }; \
               add chain ip publish post { type nat hook postrouting priority srcnat; }; \
               add rule ip publish out ip daddr 127.0.0.1 tcp dport 8080 dnat to 10.77.1.2:80; \
+              add rule ip publish out ip daddr 127.0.0.1 tcp dport 30080 dnat to 10.77.2.2:80; \
               add rule ip publish post ip saddr 127.0.0.1 oifname ecni0 masquerade'",
     );
     for (name, via) in [("pod", [V4.bridge, V6.bridge]), ("lan", [V4.edge_lan, V6.edge_lan])] {
@@ -389,6 +391,8 @@ fn loopback() {
             world.cannot_pose("lan", "127.0.0.5", "edge", V4.edge_lan);
             assert!(world.refused("loopback") >= 5, "{}", world.refused("loopback"));
             assert_eq!(world.fetch("edge", "127.0.0.1", 8080).as_deref(), Some(V4.bridge), "the published port");
+            let elsewhere = world.fetch("edge", "127.0.0.1", 30080);
+            assert_eq!(elsewhere.as_deref(), Some(V4.bridge), "a NodePort whose pod is on another node");
             assert!(world.fetch("edge", "127.0.0.1", 80).is_some() && world.fetch("edge", "::1", 80).is_some());
         }
     }
