@@ -155,8 +155,8 @@ pub struct Timing {
     pub retry: Duration,
     /// Longest wait between attempts.
     pub retry_max: Duration,
-    /// Silence after which a NAT keepalive is sent if we are behind a NAT (RFC 3948 4), less up to a
-    /// second.
+    /// Silence after which a NAT keepalive is sent if we are behind a NAT (RFC 3948 4), less up to
+    /// a second.
     pub nat_keepalive: Duration,
 }
 

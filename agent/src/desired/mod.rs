@@ -343,7 +343,7 @@ fn hub_gateways(view: &NodeView) -> Vec<HubGateway> {
     hubs.sort_by(|one, other| one.name.cmp(&other.name));
     let gateways = hubs.into_iter().flat_map(|hub| {
         let endpoints = hub.endpoints.iter().map(|endpoint| endpoint.address);
-        let endpoints = candidates::peer_candidates(endpoints, &view.cluster_ranges);
+        let endpoints = candidate_addresses::peer_candidates(endpoints, &view.cluster_ranges);
         endpoints.into_iter().map(|endpoint| HubGateway { hub: hub.name.clone(), endpoint })
     });
     gateways.collect()

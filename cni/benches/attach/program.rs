@@ -221,8 +221,8 @@ fn wait(child: &Child) -> (i32, libc::rusage) {
     (status, used)
 }
 
-/// KiB of an ADD at the most (`VmHWM`). Its output goes into a pipe that is full, so that the program
-/// waits at its end for as long as it is looked at.
+/// KiB of an ADD at the most (`VmHWM`). Its output goes into a pipe that is full, so that the
+/// program waits at its end for as long as it is looked at.
 pub(crate) fn memory(program: &Program) -> f64 {
     let mut host = Host::new(program, 0, 2);
     host.add(0);

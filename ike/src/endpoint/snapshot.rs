@@ -76,8 +76,8 @@ pub struct ChildStatus {
 }
 
 impl Endpoint {
-    /// The peer, our address and the peer's address of each established IKE SA. Copies nothing else,
-    /// so it is cheaper than [`Self::snapshot`].
+    /// The peer, our address and the peer's address of each established IKE SA. Copies nothing
+    /// else, so it is cheaper than [`Self::snapshot`].
     pub fn ike_addresses(&self) -> impl Iterator<Item = (&PeerName, SocketAddr, SocketAddr)> {
         self.peers.values().flat_map(|peer| peer.sas.iter().map(move |spi| (peer.name(), spi))).filter_map(
             |(name, spi)| match self.sas.get(spi) {
