@@ -2,7 +2,7 @@
 
 use x509_parser::parse_x509_certificate;
 
-use super::{Level, Report, validity};
+use super::report::{Level, Report, validity};
 use crate::config::Config;
 use crate::controller_client;
 

@@ -5,7 +5,7 @@ use edge_ike::{Identity, PeerConfig, certificate_is_for, check_credentials};
 use edge_types::network;
 use x509_parser::parse_x509_certificate;
 
-use super::{Level, Report, validity};
+use super::report::{Level, Report, validity};
 use crate::config::{Config, PeerSection, Remote};
 
 /// A shorter pre-shared key gets a warning, octets: whoever answers in the peer's place can try

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use edge_ike::Instant;
 use edge_xfrm::{Reqid, Sa, SaDirection, SaId};
 
-use super::sa_table::InstalledSa;
+use super::installed_sa::InstalledSa;
 
 /// An inherited SA.
 #[derive(Debug)]

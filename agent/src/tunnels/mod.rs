@@ -11,6 +11,7 @@
 //! - `failure_log`: which failures of peers have a log line of their own.
 //! - `hub_returns`: hubs that were lost and came back.
 //! - `inherited_sas`: the SAs of an earlier run.
+//! - `installed_sa`: an SA of ours in the kernel.
 //! - `kernel_policies`: installs the desired policies, and compares them with the kernel's.
 //! - `reconcile`: corrects policies and SAs in the kernel after changes and notifications.
 //! - `sa_table`: the SAs in the kernel.
@@ -27,6 +28,7 @@ mod failure_log;
 mod hub_returns;
 mod ike_sockets;
 mod inherited_sas;
+mod installed_sa;
 mod kernel_policies;
 mod reconcile;
 mod report;

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::driver::Driver;
-use super::sa_table::InstalledSa;
+use super::installed_sa::InstalledSa;
 use crate::desired::Origin;
 use crate::status::{
     ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,

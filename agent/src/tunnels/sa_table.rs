@@ -9,49 +9,17 @@ use std::time::Duration;
 use edge_ike::config::Aead as IkeAead;
 use edge_ike::{ChildId, ChildSa, Instant, PeerName};
 use edge_xfrm::IN_FLIGHT;
-use edge_xfrm::reconcile::ExpectedSa;
 use edge_xfrm::{
     AeadKey, Algorithm, Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, UdpEncap, Xfrm,
 };
 
 use super::inherited_sas::InheritedSas;
+use super::installed_sa::InstalledSa;
 use crate::desired::{PeerReqids, TunnelEnds};
 
 /// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
 /// of its 32-bit counter.
 const SOFT_PACKETS: u64 = 3 << 30;
-
-/// An SA of ours in the kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct InstalledSa {
-    /// Whether it decrypts (`In`) or encrypts (`Out`).
-    pub(super) direction: SaDirection,
-    /// Source address of the ESP packets.
-    pub(super) source: IpAddr,
-    /// Destination address of the ESP packets, and SPI.
-    pub(super) id: SaId,
-    /// Joins it to the policies of its peer.
-    pub(super) reqid: Reqid,
-    /// UDP ports, if ESP travels in UDP.
-    pub(super) encap: Option<UdpEncap>,
-}
-
-impl InstalledSa {
-    fn of(params: &SaParams) -> Self {
-        Self {
-            direction: params.direction,
-            source: params.source,
-            id: params.id(),
-            reqid: params.reqid,
-            encap: params.encap,
-        }
-    }
-
-    /// The form in which it is compared with the kernel.
-    pub(super) fn expected(&self) -> ExpectedSa {
-        ExpectedSa { id: self.id, reqid: self.reqid.raw(), encap: self.encap }
-    }
-}
 
 /// A CHILD_SA and its installed SAs.
 #[derive(Debug)]

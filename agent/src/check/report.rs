@@ -1,0 +1,85 @@
+//! What a check finds.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+/// A certificate that ends within this time gets a warning, seconds: 30 days.
+const ENDS_SOON: i64 = 30 * 24 * 3600;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// What was read, and needs nothing.
+    Ok,
+    /// It works, and is probably not what the operator wants.
+    Warning,
+    /// The agent does not start, or the tunnel cannot come up.
+    Error,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// The part of the configuration: `[controller]`, or a peer's name.
+    #[serde(rename = "in")]
+    pub section: String,
+    /// What was found, and the remedy.
+    pub what: String,
+}
+
+/// Findings in the order of the file; as many as the file has keys, at most.
+#[derive(Debug, Default)]
+pub struct Report(pub(super) Vec<Finding>);
+
+impl Report {
+    pub(super) fn add(&mut self, level: Level, section: &str, what: impl Into<String>) {
+        self.0.push(Finding { level, section: section.into(), what: what.into() });
+    }
+
+    /// The worst level.
+    pub fn level(&self) -> Level {
+        self.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+    }
+
+    pub(super) fn render(&self) -> String {
+        let mut text = String::new();
+        for Finding { level, section, what } in &self.0 {
+            let level = match level {
+                Level::Ok => "ok",
+                Level::Warning => "WARNING",
+                Level::Error => "ERROR",
+            };
+            let _ = writeln!(text, "{level:8} {section}: {what}");
+        }
+        text
+    }
+}
+
+/// Judges the validity of a certificate: seconds since 1970-01-01 UTC.
+pub(super) fn validity(
+    report: &mut Report,
+    section: &str,
+    whose: &str,
+    certificate: &x509_parser::certificate::X509Certificate<'_>,
+    now: i64,
+) {
+    let (from, until) = (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp());
+    let ends = certificate.validity().not_after.to_string();
+    let (level, what) = if now < from {
+        (
+            Level::Error,
+            format!("{whose} is valid from {} on: correct the clock, or wait", certificate.validity().not_before),
+        )
+    } else if now > until {
+        (Level::Error, format!("{whose} ended at {ends}: renew it, or correct the clock"))
+    } else if until - now < ENDS_SOON {
+        (Level::Warning, format!("{whose} ends soon, at {ends}: renew it"))
+    } else {
+        (Level::Ok, format!("{whose} is valid until {ends}"))
+    };
+    report.add(level, section, what);
+}

@@ -1,0 +1,38 @@
+//! An SA of ours in the kernel.
+
+use std::net::IpAddr;
+
+use edge_xfrm::reconcile::ExpectedSa;
+use edge_xfrm::{Reqid, SaDirection, SaId, SaParams, UdpEncap};
+
+/// An SA of ours in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct InstalledSa {
+    /// Whether it decrypts (`In`) or encrypts (`Out`).
+    pub(super) direction: SaDirection,
+    /// Source address of the ESP packets.
+    pub(super) source: IpAddr,
+    /// Destination address of the ESP packets, and SPI.
+    pub(super) id: SaId,
+    /// Joins it to the policies of its peer.
+    pub(super) reqid: Reqid,
+    /// UDP ports, if ESP travels in UDP.
+    pub(super) encap: Option<UdpEncap>,
+}
+
+impl InstalledSa {
+    pub(super) fn of(params: &SaParams) -> Self {
+        Self {
+            direction: params.direction,
+            source: params.source,
+            id: params.id(),
+            reqid: params.reqid,
+            encap: params.encap,
+        }
+    }
+
+    /// The form in which it is compared with the kernel.
+    pub(super) fn expected(&self) -> ExpectedSa {
+        ExpectedSa { id: self.id, reqid: self.reqid.raw(), encap: self.encap }
+    }
+}
