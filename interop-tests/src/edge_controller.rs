@@ -66,6 +66,15 @@ impl<'a> Controller<'a> {
             printed.split_whitespace().find(|word| word.starts_with("ecni1.")).context("no token was printed")?;
         node.write(TOKEN, token)?;
         node.sh(&format!("chmod 600 {TOKEN}"))?;
+        self.start_again(node)
+    }
+
+    /// Starts the agent of a node that has joined.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_again<'n>(&self, node: &'n Node) -> Result<Agent<'n>> {
+        let name = node.name();
         let config = format!(
             "name = {name:?}\nbridge = \"ecni0\"\n[controller]\nurls = [\"https://{}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
              [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n",

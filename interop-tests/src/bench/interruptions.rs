@@ -24,7 +24,7 @@ const HUB_NETWORK: &str = "10.2.0.0/24";
 const HUB: &str = "203.0.113.10";
 
 /// Interval of the pings in each direction.
-const PACE: Duration = Duration::from_millis(10);
+pub(super) const PACE: Duration = Duration::from_millis(10);
 /// How often each event happens.
 const RUNS: usize = 3;
 /// Pings that must be answered before the next event.
@@ -198,13 +198,13 @@ fn child_deleted(lab: &Lab) -> Result<()> {
 }
 
 /// Lets time pass that belongs to an event.
-fn pass(time: Duration) {
+pub(super) fn pass(time: Duration) {
     #[expect(clippy::disallowed_methods, reason = "the time is a part of the event")]
     std::thread::sleep(time);
 }
 
 /// The longest time between two answers in a row, in seconds.
-fn silence(report: &PingReport) -> f64 {
+pub(super) fn silence(report: &PingReport) -> f64 {
     report.longest_silence.as_secs_f64()
 }
 

@@ -9,6 +9,7 @@
 //! - `tunnels`: N static peers against one agent: up, at rest, rekeyed, shown.
 //! - `mesh`: agents that all have tunnels to each other, and an idle edge with one hub.
 //! - `interruptions`: how many pings through a tunnel are lost at an event, such as a restart.
+//!   `two_hubs`: when a hub dies and another one fronts the same networks.
 //! - `view`: the view of a hub with N edges changes by one edge.
 //! - `usage`: CPU time, memory and octets. `report`: the table, and the files in `target/bench`.
 
@@ -16,6 +17,7 @@ mod interruptions;
 mod mesh;
 mod report;
 mod tunnels;
+mod two_hubs;
 mod usage;
 mod view;
 
@@ -35,7 +37,8 @@ const DEFAULT: [&str; 6] = ["tunnels-100", "tunnels-1000", "view-100", "view-100
 
 /// All measurements, and the scenario that shows that they can measure.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    tunnels::SCENARIOS.iter().chain(mesh::SCENARIOS).chain(interruptions::SCENARIOS).chain(view::SCENARIOS)
+    let agent = tunnels::SCENARIOS.iter().chain(mesh::SCENARIOS).chain(view::SCENARIOS);
+    agent.chain(interruptions::SCENARIOS).chain(two_hubs::SCENARIOS)
 }
 
 /// Runs measurements, prints a table and brings `target/bench/agent.json` up to date. The exit
@@ -54,7 +57,9 @@ pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
 /// # Errors
 /// As [`main`].
 pub fn interruptions(names: &[String], backend: Option<String>) -> Result<ExitCode> {
-    let all = || interruptions::SCENARIOS.iter().map(|scenario| scenario.name.to_owned()).collect();
+    let all = || {
+        interruptions::SCENARIOS.iter().chain(two_hubs::SCENARIOS).map(|scenario| scenario.name.to_owned()).collect()
+    };
     let names = if names.is_empty() { all() } else { names.to_owned() };
     measure(interruptions::AREA, "interruptions", names, backend, |_| Vec::new())
 }

@@ -1,0 +1,190 @@
+//! What pings between a cloud pod and an edge pod lose when the first of two hubs dies, and when it
+//! comes back.
+//!
+//! Both hubs front the cloud's network. A cloud node, which has no tunnels, routes to edges through
+//! one of them. Each event happens once, since a hub that is back counts only 30 s later.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::interruptions::{PACE, pass, silence};
+use super::report::{Goal, Results};
+use crate::edge_agent::Agent;
+use crate::edge_controller::Controller;
+use crate::scenario::{Lab, Needs, Scenario};
+use crate::topology::{Net, NetworkPlan, Node, Ping, PingReport, Pod};
+use crate::wait;
+
+const CONTROLLER: &str = "198.51.100.10";
+const HUB_1: &str = "198.51.100.11";
+const HUB_2: &str = "198.51.100.12";
+const WORKER: &str = "198.51.100.13";
+const CLOUD_NETWORK: &str = "10.244.0.0/16";
+const CLOUD_POD: &str = "10.244.1.2";
+
+/// Pings that must be answered in a row before and after an event.
+const ANSWERED: u64 = 100;
+/// How long a hub that is back is watched: longer than both ends wait until they use it.
+const WATCHED: Duration = Duration::from_secs(45);
+/// The largest silence that is wanted, seconds.
+const SILENCE: f64 = 5.0;
+
+const fn scenario(name: &'static str, about: &'static str, by_default: bool, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { name, about, deadline: Duration::from_secs(300), by_default, needs: Needs::Nothing, run }
+}
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "interruption/hub-power-lost",
+        "cloud pod and edge pod talk through the second hub when the first one loses power",
+        true,
+        |lab| {
+            let mut site = Site::build(lab)?;
+            site.measure("hub-power-lost", Goal::None, Goal::Ours(SILENCE), Site::cut_power)
+        },
+    ),
+    scenario("interruption/hub-back", "what is lost when the first hub is back after it lost power", false, |lab| {
+        let mut site = Site::build(lab)?;
+        site.cut_power()?;
+        site.wait_way(HUB_2)?;
+        site.measure("hub-back", Goal::Ours(0.0), Goal::None, |site| {
+            site.restore_power()?;
+            pass(WATCHED);
+            site.wait_way(HUB_1)
+        })
+    }),
+    scenario(
+        "interruption/hub-agent-gone",
+        "what is lost when the first hub's agent is killed for good while its kernel goes on",
+        false,
+        |lab| {
+            let mut site = Site::build(lab)?;
+            site.measure("hub-agent-gone", Goal::None, Goal::Ours(SILENCE), |site| {
+                site.hub_1.process().kill()?;
+                site.wait_way(HUB_2)
+            })
+        },
+    ),
+];
+
+struct Site<'a> {
+    lab: &'a Lab,
+    net: &'a Net,
+    controller: Controller<'a>,
+    hub_1: Agent<'a>,
+    /// Agents that run until the scenario ends.
+    _agents: Vec<Agent<'a>>,
+    cloud_pod: Pod,
+    edge_pod: Pod,
+    edge_pod_address: String,
+}
+
+impl<'a> Site<'a> {
+    fn build(lab: &'a Lab) -> Result<Self> {
+        let mut plan = NetworkPlan::new();
+        plan.router("isp").on("cloud", &["198.51.100.1/24"]).on("home", &["192.168.1.1/24"]).masquerade("cloud");
+        plan.host("controller").on("cloud", &[&format!("{CONTROLLER}/24")]).own_directory("/etc/edge-controller");
+        for (name, address) in [("hub-1", HUB_1), ("hub-2", HUB_2)] {
+            plan.host(name).on("cloud", &[&format!("{address}/24")]).via("198.51.100.1").route(CLOUD_NETWORK, WORKER);
+        }
+        plan.host("worker").on("cloud", &[&format!("{WORKER}/24")]).via("198.51.100.1");
+        plan.host("edge").on("home", &["192.168.1.10/24"]).via("192.168.1.1");
+        let net = lab.build(&plan)?;
+        let networks = format!("networks = [{CLOUD_NETWORK:?}]");
+        let controller = Controller::start(lab, net.node("controller"), CONTROLLER, &networks)?;
+        // hub-1 is up first, so that nobody waits for it.
+        let mut hub_1 = controller.join(net.node("hub-1"), "hub")?;
+        hub_1.wait_ready()?;
+        let mut edge = controller.join(net.node("edge"), "edge")?;
+        edge.wait_up("hub-1")?;
+        let hub_2 = controller.join(net.node("hub-2"), "hub")?;
+        edge.wait_up("hub-2")?;
+        let worker = controller.join(net.node("worker"), "cloud")?;
+        let cloud_pod = net.node("worker").wired_pod("p", &format!("{CLOUD_POD}/24"), "10.244.1.1/24")?;
+        let (edge_pod, edge_pod_address) = edge_pod(&controller, net.node("edge"))?;
+        let _agents = vec![edge, hub_2, worker];
+        let site = Self { lab, net, controller, hub_1, _agents, cloud_pod, edge_pod, edge_pod_address };
+        site.wait_way(HUB_1)?;
+        Ok(site)
+    }
+
+    /// Waits until both ends send through a hub.
+    fn wait_way(&self, hub: &str) -> Result<()> {
+        wait::until(&format!("both ends to send through {hub}"), WATCHED, || {
+            let route = self.net.node("worker").sh("ip route show 10.64.0.0/10")?;
+            ensure!(route.contains(&format!("via {hub} ")), "the cloud node has {route:?}");
+            let policies = self.net.node("edge").sh(&format!("ip xfrm policy list dir out dst {CLOUD_NETWORK}"))?;
+            ensure!(policies.contains(&format!("dst {hub}\n")), "the edge has {policies}");
+            Ok(())
+        })
+    }
+
+    /// Cuts the hub's link and kills all of it.
+    fn cut_power(&mut self) -> Result<()> {
+        let hub = self.net.node("hub-1");
+        hub.plug("cloud", false)?;
+        self.hub_1.process().kill()?;
+        // What holds its sockets, and what its kernel knew.
+        hub.sh(
+            "for pid in $(ss -Hlunp | grep -o 'pid=[0-9]*' | cut -d = -f 2 | sort -u); do kill -9 $pid; done
+             ip xfrm state flush; ip xfrm policy flush; nft flush ruleset; ip link del ecni-guard; rm -rf /run/edge-cni",
+        )?;
+        Ok(())
+    }
+
+    fn restore_power(&mut self) -> Result<()> {
+        let hub = self.net.node("hub-1");
+        hub.plug("cloud", true)?;
+        self.hub_1 = self.controller.start_again(hub)?;
+        Ok(())
+    }
+
+    fn measure(&mut self, what: &str, lost: Goal, silent: Goal, happens: fn(&mut Self) -> Result<()>) -> Result<()> {
+        let mut there = Ping::start(&self.edge_pod, CLOUD_POD, PACE)?;
+        let mut back = Ping::start(&self.cloud_pod, &self.edge_pod_address, PACE)?;
+        for ping in [&mut there, &mut back] {
+            ping.wait_more(ANSWERED)?;
+        }
+        happens(self)?;
+        for ping in [&mut there, &mut back] {
+            ping.wait_more(ANSWERED).with_context(|| format!("nothing is answered after {what}"))?;
+        }
+        let mut results = Results::default();
+        for (direction, report) in [("from-edge", there.stop()?), ("from-cloud", back.stop()?)] {
+            self.lab.step(&format!("{what}: {direction} {}", shown(&report)));
+            results.add(&format!("{what}/{direction}/lost"), "pings", report.lost() as f64, None, lost);
+            results.add(&format!("{what}/{direction}/silence"), "s", silence(&report), None, silent);
+        }
+        results.write(self.lab.out())
+    }
+}
+
+fn shown(report: &PingReport) -> String {
+    format!("{} of {} lost, {:.2} s", report.lost(), report.sent, silence(report))
+}
+
+/// Makes a pod of the edge, as a plugin would: a port of the bridge, and the first addresses of the
+/// segment. Returns its address too.
+fn edge_pod(controller: &Controller, edge: &Node) -> Result<(Pod, String)> {
+    let segment = wait::for_event("the edge's segment", || {
+        let rows: serde_json::Value = serde_json::from_str(&controller.run(&["segment", "list", "--json"])?)?;
+        let rows = rows.as_array().context("no list")?;
+        let held = rows.iter().find(|row| row["node"] == "edge").context("the edge has no segment")?;
+        Ok(held["segment"].as_str().context("a segment without text")?.parse::<ipnetwork::Ipv4Network>()?)
+    })?;
+    let (gateway, address) = (segment.nth(1).context("too small")?, segment.nth(2).context("too small")?);
+    let pod = edge.pod("p")?;
+    edge.sh(&format!(
+        "set -e
+         ip link add ecni0 type bridge
+         ip addr add {gateway}/26 dev ecni0
+         ip link set ecni0 up
+         ip link add veth-p type veth peer name eth0 netns p
+         ip link set veth-p master ecni0 up
+         ip -n p addr add {address}/26 dev eth0
+         ip -n p link set eth0 up
+         ip -n p route add default via {gateway}"
+    ))?;
+    Ok((pod, address.to_string()))
+}
