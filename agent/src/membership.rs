@@ -2,8 +2,8 @@
 //!
 //! The controller client publishes a [`Membership`] whenever view or certificate change, and the
 //! one on disk at start. The rest of the agent makes tunnels, policies and routes of it, and
-//! publishes [`Uplink`], from which the controller client reports this node's addresses and writes
-//! the pods' MTU.
+//! publishes [`UplinkFacts`], from which the controller client reports this node's addresses and
+//! writes the pods' MTU.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ impl std::fmt::Debug for Credentials {
 
 /// Addresses and MTU that follow from this node's uplinks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Uplink {
+pub struct UplinkFacts {
     /// Global addresses, those of interfaces with a default route first. Addresses of the bridge
     /// and of pods are left out.
     pub addresses: Vec<IpAddr>,
@@ -122,7 +122,7 @@ pub struct ControllerChannels {
     /// Judges certificates; the controller client raises its floor.
     pub clock: Arc<CertificateClock>,
     /// Addresses to report, and the pods' MTU.
-    pub uplink: watch::Receiver<Uplink>,
+    pub uplink: watch::Receiver<UplinkFacts>,
     /// How many tunnels are up, for the report; `None` before the first count.
     pub tunnels: watch::Receiver<Option<TunnelCount>>,
     /// View and credentials; `None` before the first view.
@@ -141,7 +141,7 @@ pub struct NodeChannels {
     /// Judges certificates.
     pub clock: Arc<CertificateClock>,
     /// Addresses and MTU.
-    pub uplink: watch::Sender<Uplink>,
+    pub uplink: watch::Sender<UplinkFacts>,
     /// How many tunnels are up.
     pub tunnels: watch::Sender<Option<TunnelCount>>,
     /// View and credentials.
@@ -160,7 +160,7 @@ pub fn channels(
 ) -> (ControllerChannels, NodeChannels) {
     let (membership_tx, membership) = watch::channel(None);
     let (status_tx, controller_status) = watch::channel(ControllerStatus::default());
-    let (uplink_tx, uplink) = watch::channel(Uplink::default());
+    let (uplink_tx, uplink) = watch::channel(UplinkFacts::default());
     let (tunnels_tx, tunnels) = watch::channel(None);
     let controller_channels = ControllerChannels {
         config: config.clone(),

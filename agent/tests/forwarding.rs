@@ -11,7 +11,7 @@ use edge_agent::desired::Desired;
 use edge_agent::host::HostState;
 use edge_agent::host::reconciler::HostReconciler;
 use edge_agent::incidents::Incidents;
-use edge_agent::membership::Uplink;
+use edge_agent::membership::UplinkFacts;
 use edge_types::Role;
 use edge_xfrm::guard::GuardConfig;
 use interop_tests::netns::{ignored_test, is_in_namespaces, run, succeed, unavailable_with_nft};
@@ -58,7 +58,7 @@ fn reconcile(directory: &Path, until: impl FnMut(&HostState) -> bool) -> HostSta
     };
     let (_desired, desired) = watch::channel(Arc::new(desired));
     let (state, mut observed) = watch::channel(HostState::default());
-    let (uplink, _uplink) = watch::channel(Uplink::default());
+    let (uplink, _uplink) = watch::channel(UplinkFacts::default());
     let reconciler = HostReconciler::new(config, Incidents::default(), desired, state, uplink);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -19,7 +19,7 @@ use super::view_validation::{Validated, ViewRefusal, validate};
 use super::{node_identity, tls};
 use crate::clock::CertificateClock;
 use crate::config::Config;
-use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Membership, Uplink};
+use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Membership, UplinkFacts};
 use crate::state_dir::{StateDir, StateDirError, segments_file};
 
 /// The client of the controller, shared by the agent's tasks.
@@ -28,7 +28,7 @@ pub struct ControllerClient {
     pub(super) config: Arc<Config>,
     pub(super) state: Arc<StateDir>,
     pub(super) clock: Arc<CertificateClock>,
-    pub(super) uplink: watch::Receiver<Uplink>,
+    pub(super) uplink: watch::Receiver<UplinkFacts>,
     pub(super) tunnels: watch::Receiver<Option<TunnelCount>>,
     pub(super) membership: watch::Sender<Option<Membership>>,
     pub(super) status: watch::Sender<ControllerStatus>,

@@ -19,13 +19,13 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tracing::debug;
 
-use crate::membership::Uplink;
+use crate::membership::UplinkFacts;
 use crate::underlay;
 
 /// Connects to the controller past the guard.
 #[derive(Debug)]
 pub(super) struct GuardBypass {
-    uplink: watch::Receiver<Uplink>,
+    uplink: watch::Receiver<UplinkFacts>,
     /// Networks that the view in force makes unreachable outside of a tunnel.
     guarded: Mutex<Vec<IpNetwork>>,
     /// Addresses of the last lookup, by host; no more hosts than there are URLs.
@@ -33,7 +33,7 @@ pub(super) struct GuardBypass {
 }
 
 impl GuardBypass {
-    pub(super) fn new(uplink: watch::Receiver<Uplink>) -> Self {
+    pub(super) fn new(uplink: watch::Receiver<UplinkFacts>) -> Self {
         Self { uplink, guarded: Mutex::default(), lookups: Mutex::default() }
     }
 
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn controller_addresses_are_those_of_urls_and_of_the_last_lookup() {
-        let bypass = GuardBypass::new(watch::channel(Uplink::default()).1);
+        let bypass = GuardBypass::new(watch::channel(UplinkFacts::default()).1);
         let urls = ["https://203.0.113.1:8443", "https://[2001:db8::1]:8443", "https://controller.example:8443"]
             .map(String::from);
         let expect = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn only_a_controller_within_a_guarded_network_is_reached_by_the_uplinks_interface() {
-        let mut uplink = Uplink::default();
+        let mut uplink = UplinkFacts::default();
         uplink.underlay.uplink_v4 = Some("eth0".into());
         let bypass = GuardBypass::new(watch::channel(uplink).1);
         let interface = |text: &str| bypass.interface_past_guard(text.parse().unwrap());
@@ -160,7 +160,7 @@ mod tests {
         let ranges: Vec<IpNetwork> = vec!["10.99.0.0/16".parse().unwrap(), "fd99::/48".parse().unwrap()];
         let guard = edge_xfrm::guard::GuardConfig { cluster_ranges: ranges.clone(), ..Default::default() };
         edge_xfrm::guard::install(&guard).unwrap();
-        let mut uplink = Uplink::default();
+        let mut uplink = UplinkFacts::default();
         uplink.underlay.uplink_v4 = Some("uplink".into());
         uplink.underlay.uplink_v6 = Some("uplink".into());
         let bypass = GuardBypass::new(watch::channel(uplink).1);

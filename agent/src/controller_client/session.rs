@@ -235,7 +235,7 @@ async fn open(
     controller: &ControllerClient,
     member: &Member,
     connection: &Connection,
-    uplink: &mut tokio::sync::watch::Receiver<crate::membership::Uplink>,
+    uplink: &mut tokio::sync::watch::Receiver<crate::membership::UplinkFacts>,
     state: Option<&StreamState>,
 ) -> Result<Incoming, ControllerError> {
     report(controller, member, connection, uplink).await?;
@@ -329,7 +329,7 @@ async fn report(
     controller: &ControllerClient,
     member: &Member,
     connection: &Connection,
-    uplink: &mut tokio::sync::watch::Receiver<crate::membership::Uplink>,
+    uplink: &mut tokio::sync::watch::Receiver<crate::membership::UplinkFacts>,
 ) -> Result<(), ControllerError> {
     let own = uplink.borrow_and_update().addresses.clone();
     let advertised = controller.config.controller.as_ref().map_or(&[][..], |controller| &controller.advertise);

@@ -30,7 +30,7 @@ use crate::config::Config;
 use crate::desired::Desired;
 use crate::incidents::Incidents;
 use crate::install_cni::CONFLIST;
-use crate::membership::Uplink;
+use crate::membership::UplinkFacts;
 use crate::underlay;
 
 /// Wait after a notification of rtnetlink, since several come together.
@@ -53,7 +53,7 @@ pub struct HostReconciler {
     incidents: Incidents,
     desired: watch::Receiver<Arc<Desired>>,
     state: watch::Sender<HostState>,
-    uplink: watch::Sender<Uplink>,
+    uplink: watch::Sender<UplinkFacts>,
     handle: Option<Handle>,
     table: InetTable,
     bridge_table: BridgeTable,
@@ -75,7 +75,7 @@ impl HostReconciler {
         incidents: Incidents,
         desired: watch::Receiver<Arc<Desired>>,
         state: watch::Sender<HostState>,
-        uplink: watch::Sender<Uplink>,
+        uplink: watch::Sender<UplinkFacts>,
     ) -> Self {
         let (table, sysctls) = (InetTable::new(incidents.clone()), Sysctls::new(&config.state_dir, &config.run_dir));
         Self {

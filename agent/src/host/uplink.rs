@@ -6,7 +6,7 @@ use edge_xfrm::guard::DEVICE;
 use ipnetwork::IpNetwork;
 
 use super::network_state::{Link, NetworkState, Route};
-use crate::membership::Uplink;
+use crate::membership::UplinkFacts;
 use crate::underlay::Underlay;
 
 /// Largest overhead of ESP in UDP, bytes, without trailer and padding: outer IPv6 header 40, UDP 8,
@@ -57,7 +57,7 @@ pub(super) fn uplink(
     bridge: &str,
     cluster: &[IpNetwork],
     configured_mtu: Option<u32>,
-) -> Uplink {
+) -> UplinkFacts {
     let carries_default =
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
     let candidate =
@@ -79,7 +79,7 @@ pub(super) fn uplink(
         mtu_of(&mut uplinks.iter().copied()).or_else(|| mtu_of(&mut others.filter(|link| !link.addresses.is_empty())));
     let found = smallest.map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)));
     let underlay = underlay(observed, &uplinks, uplinks.iter().copied().chain(others_again()));
-    Uplink { addresses, pod_mtu: configured_mtu.unwrap_or(found), underlay }
+    UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or(found), underlay }
 }
 
 /// The underlay, without name servers. It includes addresses within the cluster's ranges, since it
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn without_an_uplink_there_is_no_mtu_and_without_a_default_route_any_link_counts() {
-        assert_eq!(uplink(&NetworkState::default(), "ecni0", &[], None), Uplink::default());
+        assert_eq!(uplink(&NetworkState::default(), "ecni0", &[], None), UplinkFacts::default());
         let mut island = host();
         island.routes.clear();
         assert_eq!(uplink(&island, "ecni0", &[], None).addresses.len(), 3);

@@ -12,11 +12,11 @@ use super::{END, HOLD, MAX_MESSAGE, SOCKETS, TAKE, TIMEOUT, address, borrowed, i
 
 /// A connection to the holder. The holder waits for another agent once it is closed.
 #[derive(Debug)]
-pub struct Holder(UnixStream);
+pub struct HolderConnection(UnixStream);
 
 /// Finds the holder of this network namespace, if one runs. Fails if another user's process has
 /// bound the holder's name.
-pub fn find() -> anyhow::Result<Option<Holder>> {
+pub fn find() -> anyhow::Result<Option<HolderConnection>> {
     let stream = match UnixStream::connect_addr(&address()?) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
@@ -27,12 +27,12 @@ pub fn find() -> anyhow::Result<Option<Holder>> {
     }
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    Ok(Some(Holder(stream)))
+    Ok(Some(HolderConnection(stream)))
 }
 
 /// Starts a holder for these sockets, as a process of its own session, so that a signal to the
 /// agent's process group does not reach it.
-pub fn start<F: AsFd>(sockets: &[F]) -> anyhow::Result<Holder> {
+pub fn start<F: AsFd>(sockets: &[F]) -> anyhow::Result<HolderConnection> {
     let (ours, its) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("edge-agent").arg("hold-sockets").stdin(OwnedFd::from(its));
@@ -43,10 +43,10 @@ pub fn start<F: AsFd>(sockets: &[F]) -> anyhow::Result<Holder> {
     send(&ours, HOLD, &borrowed(sockets))?;
     // It is a child of the agent, which must wait for it or leave a zombie.
     std::thread::Builder::new().name("holder".into()).stack_size(64 * 1024).spawn(move || child.wait())?;
-    Ok(Holder(ours))
+    Ok(HolderConnection(ours))
 }
 
-impl Holder {
+impl HolderConnection {
     /// Asks for the sockets. The holder keeps them as well.
     pub fn take(&self) -> anyhow::Result<Vec<OwnedFd>> {
         send(&self.0, TAKE, &[]).context("the holder of the sockets")?;

@@ -14,7 +14,7 @@ use edge_xfrm::socket as options;
 use tracing::Instrument;
 
 use super::datagram_socket::{self, Socket};
-use crate::socket_holder::{self, client::Holder};
+use crate::socket_holder::{self, client::HolderConnection};
 
 /// Largest number of sockets that systemd may pass.
 const MAX_LISTEN_FDS: RawFd = 64;
@@ -83,7 +83,7 @@ fn remove(sockets: &mut Vec<Socket>, ipv4: bool, port: u16) -> Option<Socket> {
 
 /// The holder of an earlier agent, and its sockets. A holder that cannot be used is logged, and
 /// counts as none.
-fn held_sockets() -> (Option<Holder>, Vec<Socket>) {
+fn held_sockets() -> (Option<HolderConnection>, Vec<Socket>) {
     let take = || -> anyhow::Result<_> {
         let Some(holder) = socket_holder::client::find()? else { return Ok((None, vec![])) };
         let adopt = |fd| Socket::adopt(fd).map_err(|problem| anyhow!("a socket that the holder gave: {problem}"));
@@ -97,7 +97,7 @@ fn held_sockets() -> (Option<Holder>, Vec<Socket>) {
 }
 
 /// Starts a holder for these sockets, unless one has them, and another one whenever it ends.
-async fn keep_holder(mut holder: Option<Holder>, sockets: Vec<Arc<Socket>>) {
+async fn keep_holder(mut holder: Option<HolderConnection>, sockets: Vec<Arc<Socket>>) {
     let mut wait = MIN_RETRY;
     loop {
         if holder.is_none() {
@@ -119,7 +119,7 @@ async fn keep_holder(mut holder: Option<Holder>, sockets: Vec<Arc<Socket>>) {
 }
 
 /// Ends a holder of other sockets, and starts one for these.
-fn start_holder(sockets: &[Arc<Socket>]) -> anyhow::Result<Holder> {
+fn start_holder(sockets: &[Arc<Socket>]) -> anyhow::Result<HolderConnection> {
     if let Some(other) = socket_holder::client::find()? {
         other.end()?;
     }
