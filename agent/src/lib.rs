@@ -14,9 +14,9 @@
 //! - [`plugin_server`]: the plugin's socket, and when to request a segment.
 //! - [`state_dir`]: the files on disk.
 //! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
-//! - [`static_peers`]: the static peers, with their host names resolved.
+//! - [`static_peer_names`]: the static peers, with their host names resolved.
 //! - [`desired`]: which tunnels, policies and routes follow from view and static peers. Pure.
-//! - [`candidates`]: at which addresses nodes find each other. Pure.
+//! - [`candidate_addresses`]: at which addresses nodes find each other. Pure.
 //! - [`underlay`]: what this node needs outside of every tunnel, and which view would take it away.
 //!   Pure.
 //! - [`tunnels`]: the IKE driver: endpoint, sockets and XFRM in one loop.
