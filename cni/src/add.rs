@@ -192,6 +192,7 @@ fn read_stock(
     refuse_second_add(&leases, attachment)?;
     let segments = leases.segments(config)?;
     let stock = segments.as_ref().map(|segments| leases.stock(&segments.segments)).unwrap_or_default();
+    state_dir.keep(leases);
     Ok((segments, stock))
 }
 

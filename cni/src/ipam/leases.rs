@@ -114,7 +114,9 @@ impl Leases {
     pub(in crate::ipam) fn reserve(&mut self, leases: usize) {
         self.slots.reserve(leases);
         self.by_attachment.reserve(leases);
-        self.owners.reserve(leases);
+        // Most pods have an address of each family.
+        self.owners.reserve(2 * leases);
+        self.addresses.reserve(2 * leases);
     }
 
     /// The lease of an attachment.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use edge_types::IpNetwork;
@@ -15,7 +16,7 @@ use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SegmentsFile};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::journal::{self, Journal};
+use super::journal::{self, Journal, JournalState};
 use super::leases::Lease;
 use super::segments_file::{self, NetworkSegments};
 use crate::config::Config;
@@ -37,6 +38,8 @@ pub(crate) struct StateDir {
     reserved: Reserved,
     /// The network's bridge.
     bridge: String,
+    /// The journal as this process has read it.
+    known: Arc<Mutex<Option<JournalState>>>,
     attached: CountAttached,
 }
 
@@ -53,14 +56,26 @@ impl StateDir {
             .mode(0o700)
             .create(&directory)
             .context("create the state directory", &directory)?;
-        Ok(Self { directory, reserved: config.reserved.clone(), bridge: config.bridge.clone(), attached })
+        Ok(Self {
+            directory,
+            reserved: config.reserved.clone(),
+            bridge: config.bridge.clone(),
+            known: Arc::default(),
+            attached,
+        })
     }
 
     /// The state directory, if it is there and has a journal of leases.
     pub(crate) fn existing(config: &Config) -> Option<Self> {
         let directory = config.state_dir.clone();
         let (reserved, bridge) = (config.reserved.clone(), config.bridge.clone());
-        Journal::exists(&directory).then_some(Self { directory, reserved, bridge, attached: |_| Ok(0) })
+        Journal::exists(&directory).then_some(Self {
+            directory,
+            reserved,
+            bridge,
+            known: Arc::default(),
+            attached: |_| Ok(0),
+        })
     }
 
     /// The segments that are written there, if any. It needs no lock, since the file is only
@@ -89,8 +104,22 @@ impl StateDir {
         if !Journal::exists(&self.directory) {
             self.refuse_new_journal_with_pods()?;
         }
-        let journal = Journal::open(&self.directory, &boot_id()?)?;
+        let boot = boot_id()?;
+        let known = self.known.lock().ok().and_then(|mut known| known.take());
+        let journal = match known {
+            Some(known) => Journal::reopen(&self.directory, &boot, known)?,
+            None => Journal::open(&self.directory, &boot)?,
+        };
         Ok(LockedLeases { directory: self.directory.clone(), reserved: self.reserved.clone(), lock, journal })
+    }
+
+    /// Releases the lock. The next [`Self::lock`] of this process reads only what others wrote since.
+    pub(crate) fn keep(&self, leases: LockedLeases) {
+        let LockedLeases { lock, journal, .. } = leases;
+        if let Ok(mut known) = self.known.lock() {
+            *known = Some(journal.into_state());
+        }
+        drop(lock);
     }
 
     /// Fails if there are pods without a journal: someone removed it, and a new one would lease

@@ -66,7 +66,7 @@ pub(super) struct Journal {
 
 /// The state after all lines of a journal.
 #[derive(Debug, Clone, Default)]
-struct JournalState {
+pub(super) struct JournalState {
     leases: Leases,
     generation: u64,
     boot: String,
@@ -183,6 +183,38 @@ impl Journal {
             file.set_len(state.length).context("truncate", &path)?;
         }
         Ok(Self { path, mark_path, boot: boot.into(), file, writable, state })
+    }
+
+    /// As [`Self::open`], by a process that has read the journal before and released the lock since.
+    /// It reads only what others wrote meanwhile, as long as nothing is out of the ordinary.
+    pub(super) fn reopen(directory: &Path, boot: &str, known: JournalState) -> Result<Self> {
+        match Self::continue_from(directory, boot, known)? {
+            Some(journal) => Ok(journal),
+            None => Self::open(directory, boot),
+        }
+    }
+
+    /// None if the whole journal must be read.
+    fn continue_from(directory: &Path, boot: &str, known: JournalState) -> Result<Option<Self>> {
+        let (path, mark_path) = (directory.join(LEASES_FILE), mark_path(directory));
+        let mark = read_if_present(&mark_path)?.and_then(|text| Mark::parse(&text));
+        let follows =
+            |mark: &Mark| mark.boot == boot && mark.generation == known.generation && mark.length >= known.length;
+        let Some(mark) = mark.filter(follows) else { return Ok(None) };
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(None) };
+        let size = file.metadata().context("examine", &path)?.len();
+        let Some(length) = size.checked_sub(known.length) else { return Ok(None) };
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut bytes, known.length).context("read", &path)?;
+        let chain = if mark.length == known.length { Some(known.chain) } else { None };
+        let (state, found, damage) = replay_from(known, &bytes, Some(mark.length));
+        let ordinary = damage.is_none() && state.length == size && chain.or(found) == Some(mark.chain);
+        Ok(ordinary.then(|| Self { path, mark_path, boot: boot.into(), file, writable: true, state }))
+    }
+
+    /// What [`Self::reopen`] goes on from.
+    pub(super) fn into_state(self) -> JournalState {
+        self.state
     }
 
     /// Makes an empty journal, the first of this boot.
@@ -322,6 +354,17 @@ fn entry_of(lease: LeaseRef<'_>) -> String {
 fn replay(bytes: &[u8], stop: Option<u64>) -> (JournalState, Option<u32>, Option<Damage>) {
     let mut state = JournalState::default();
     state.leases.reserve(bytes.len() / USUAL_LINE);
+    let (state, chain_at_stop, damage) = replay_from(state, bytes, stop);
+    let empty = (state.lines == 0).then(|| Damage { line: 1, why: "the file is empty".into() });
+    (state, chain_at_stop, damage.or(empty))
+}
+
+/// As [`replay`], for lines that follow those of `state`.
+fn replay_from(
+    mut state: JournalState,
+    bytes: &[u8],
+    stop: Option<u64>,
+) -> (JournalState, Option<u32>, Option<Damage>) {
     let mut chain_at_stop = None;
     for raw in bytes.split_inclusive(|byte| *byte == b'\n') {
         let number = state.lines + 1;
@@ -334,8 +377,7 @@ fn replay(bytes: &[u8], stop: Option<u64>) -> (JournalState, Option<u32>, Option
             chain_at_stop = Some(state.chain);
         }
     }
-    let damage = (state.lines == 0).then(|| Damage { line: 1, why: "the file is empty".into() });
-    (state, chain_at_stop, damage)
+    (state, chain_at_stop, None)
 }
 
 fn read_line(state: &mut JournalState, raw: &[u8], first: bool) -> Result<(), String> {

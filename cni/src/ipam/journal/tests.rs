@@ -176,6 +176,45 @@ fn an_older_copy_of_the_journal_is_not_taken_for_the_present_one() {
     assert!(Journal::open(directory.path(), BOOT).unwrap_err().message.contains("generation"));
 }
 
+#[test]
+fn a_process_that_knows_the_journal_reads_what_came_since_or_all_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("leases");
+    enter(directory.path(), BOOT, 1..=2);
+    let known = || Journal::open(directory.path(), BOOT).unwrap().into_state();
+    let reopened = |known| Journal::reopen(directory.path(), BOOT, known);
+    let containers =
+        |journal: Journal| journal.leases().iter().map(|(attachment, _)| attachment.container).collect::<Vec<_>>();
+    let before = known();
+    assert_eq!(containers(reopened(before.clone()).unwrap()), ["c1", "c2"]);
+    enter(directory.path(), BOOT, [3]);
+    assert_eq!(containers(reopened(before.clone()).unwrap()), ["c1", "c2", "c3"]);
+    // Half a line of a killed process.
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, [&whole[..], b"0123"].concat()).unwrap();
+    assert_eq!(containers(reopened(before.clone()).unwrap()), ["c1", "c2", "c3"]);
+    assert_eq!(fs::read(&path).unwrap(), whole);
+    // Somebody shortened it, or changed what came since.
+    for damaged in
+        [whole[..whole.len() - 1].to_vec(), whole[..40].to_vec(), [&whole[..whole.len() - 3], b"x2\n"].concat()]
+    {
+        fs::write(&path, &damaged).unwrap();
+        assert_eq!(reopened(before.clone()).unwrap_err().code, Code::DamagedState);
+        assert_eq!(fs::read(&path).unwrap(), damaged);
+    }
+    fs::write(&path, &whole).unwrap();
+    let now = known();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(reopened(now).unwrap_err().code, Code::DamagedState);
+    fs::write(&path, &whole).unwrap();
+    // Another generation, and another boot.
+    let journal = Journal::open(directory.path(), BOOT).unwrap();
+    let (file, state) = rewrite(&journal.path, BOOT, journal.state.clone()).unwrap();
+    Journal { file, state, ..journal }.write_mark().unwrap();
+    assert_eq!(containers(reopened(before.clone()).unwrap()), ["c1", "c2", "c3"]);
+    assert!(containers(Journal::reopen(directory.path(), NEXT_BOOT, before).unwrap()).is_empty());
+}
+
 proptest::proptest! {
     #[test]
     fn arbitrary_content_never_panics(bytes: Vec<u8>) {
