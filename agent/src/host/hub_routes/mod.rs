@@ -205,9 +205,9 @@ impl HubRoutes {
                     before.hub,
                     before.endpoint.ip(),
                     match self.liveness.health(&before, now) {
-                        Some(Health::MachineGone) => "whose machine does not answer",
-                        Some(Health::AgentGone) => "whose agent does not answer",
-                        Some(Health::Mute | Health::ReturnedMute) => "whose agent has never answered",
+                        Some(Health::MachineGone) => "which does not answer",
+                        Some(Health::AgentGone) => "which no longer answers IKE",
+                        Some(Health::Mute | Health::ReturnedMute) => "which has never answered IKE",
                         _ => "which comes after it",
                     }
                 ),
