@@ -245,13 +245,24 @@ fn former_segments() {
          ip addr add 10.78.1.2/24 dev eth0; ip addr add fd78::1:2/112 dev eth0 nodad
          ip route replace default via 10.78.1.1; ip -6 route replace default via fd78::1:1",
     );
-    world.apply(&Firewall { pod_networks: networks(&["10.78.1.0/24", "fd78::1:0/112"]), ..World::edge() });
+    let former = Firewall { pod_networks: networks(&["10.78.1.0/24", "fd78::1:0/112"]), ..World::edge() };
+    world.apply(&former);
     for (family, former) in BOTH.into_iter().zip(["10.78.1.2", "fd78::1:2"]) {
         assert_eq!(world.fetch("pod", family.outside, 80).as_deref(), Some(family.edge_up));
         assert_eq!(world.fetch("pod", family.neighbour, 80).as_deref(), Some(former));
         world.cannot_pose("pod", former, "far", family.far);
+        // As the pod's neighbour would send.
+        let unused = if family.ip == "ip" { "10.78.1.9" } else { "fd78::1:9" };
+        world.cannot_pose("lan", unused, "edge", family.edge_lan);
         let forged = if family.ip == "ip" { "10.79.1.2" } else { "fd79::1:2" };
         world.cannot_pose("pod", forged, "outside", family.outside);
+    }
+    // Another node has the former segments by now.
+    let mut granted = former;
+    granted.remote.extend(granted.pod_networks.clone());
+    world.apply(&granted);
+    for (family, source) in BOTH.into_iter().zip(["10.78.1.9", "fd78::1:9"]) {
+        assert!(world.arrives("far", source, "edge", family.edge_lan), "{source} is a pod of another node");
     }
 }
 

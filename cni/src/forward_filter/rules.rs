@@ -249,6 +249,8 @@ fn rules_of_prerouting() -> Vec<Rule> {
     }
     let from_bridge = Expression::Lookup { set: BRIDGES, inverted: false };
     rules.push(vec![meta(Meta::InputName), from_bridge, Expression::Verdict(Verdict::Accept)]);
+    // A former segment may belong to another node by now, and policies have judged the packet.
+    rules.push(vec![meta(Meta::SecurityPath), equals(&[1]), Expression::Verdict(Verdict::Accept)]);
     for ((set, family), (offset, length)) in OWN.into_iter().zip(NFPROTO).zip([(12, 4), (8, 16)]) {
         rules.push(vec![
             meta(Meta::NetfilterProtocol),

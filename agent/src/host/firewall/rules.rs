@@ -241,8 +241,11 @@ impl Firewall {
         }
         for family in FAMILIES {
             let elsewhere = meta("!=", "iifname", self.bridges_and_lo());
-            commands
-                .rule("prerouting", [elsewhere, family.within("saddr", "own")].into_iter().chain(dropped("posing")));
+            let posing = [elsewhere.clone(), family.within("saddr", "own")].into_iter().chain(dropped("posing"));
+            commands.rule("prerouting", posing);
+            // Other networks of the plugin. A former segment may belong to another node by now.
+            let of_bridges = [elsewhere, family.within("saddr", "bridged"), family.outside("saddr", "remote")];
+            commands.rule("prerouting", of_bridges.into_iter().chain(dropped("posing")));
             commands.rule(
                 "prerouting",
                 [self.over_bridges("iifname"), family.outside("saddr", "pods")].into_iter().chain(dropped("forged")),
