@@ -15,7 +15,8 @@ use crate::tunnel::Spi;
 
 impl Endpoint {
     /// Starts an attempt now, whether or not the peer's configuration says `initiate`. Ends a wait
-    /// after a failure. False: there is no such peer.
+    /// after a failure. If the peer has an IKE SA without a CHILD_SA, one is made there. False:
+    /// there is no such peer.
     pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
@@ -26,6 +27,7 @@ impl Endpoint {
         if peer.sas.is_empty() {
             self.start_attempt(name, now, env);
         }
+        self.want_child(name, now, env);
         self.schedule_peer(name);
         true
     }
@@ -42,6 +44,19 @@ impl Endpoint {
         for name in names {
             self.connect(&name, now, env);
         }
+    }
+
+    fn want_child(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.tunnel.outbound().is_none()) else {
+            return;
+        };
+        let Some(spi) = peer.sas.last().copied() else {
+            return;
+        };
+        if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
+            sa.want_child(&peer.tunnel, &mut context!(self, now, env));
+        }
+        self.schedule(spi);
     }
 
     /// Rekeys the peer's CHILD_SA now. False: there is none.

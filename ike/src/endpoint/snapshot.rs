@@ -7,6 +7,7 @@ use super::peer::Peer;
 use super::state::{DeadlineOwner, Endpoint, SaState};
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
+use crate::sa::Lifecycle;
 use crate::time::Instant;
 use crate::tunnel::ChildUse;
 
@@ -30,9 +31,9 @@ pub struct PeerStatus {
 pub enum Phase {
     /// Nothing is under way: the peer must begin, or the owner terminated it.
     Idle,
-    /// IKE_SA_INIT or IKE_AUTH are under way.
+    /// IKE_SA_INIT, IKE_AUTH or the making of a CHILD_SA are under way.
     Connecting,
-    /// An attempt failed, and the next one waits.
+    /// An attempt or a CHILD_SA failed, and the next one waits.
     Waiting {
         /// When the next attempt starts.
         until: Instant,
@@ -121,6 +122,19 @@ impl Endpoint {
         attempts.chain(sas).any(|spi| self.deadlines.has(&DeadlineOwner::Sa(*spi)))
     }
 
+    /// Without an attempt and a CHILD_SA: an IKE SA of the peer may bring one.
+    fn phase_without_attempt(&self, peer: &Peer) -> Phase {
+        let sas = peer.sas.iter().filter_map(|spi| match self.sas.get(spi) {
+            Some(SaState::Established(_, sa)) if sa.brings_child() && sa.lifecycle() == Lifecycle::Active => Some(sa),
+            _ => None,
+        });
+        let mut phase = Phase::Idle;
+        for sa in sas {
+            phase = sa.create_child_at().map_or(Phase::Connecting, |until| Phase::Waiting { until });
+        }
+        phase
+    }
+
     fn status(&self, peer: &Peer) -> PeerStatus {
         let sas = peer.sas.iter().filter_map(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
@@ -149,7 +163,7 @@ impl Endpoint {
             (Some(_), ..) => Phase::Up,
             (None, Some(_), _) => Phase::Connecting,
             (None, None, Some(until)) => Phase::Waiting { until },
-            (None, None, None) => Phase::Idle,
+            (None, None, None) => self.phase_without_attempt(peer),
         };
         PeerStatus {
             name: peer.name().clone(),

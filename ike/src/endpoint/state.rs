@@ -105,6 +105,7 @@ impl Endpoint {
     /// Sets the deadline of an IKE SA, and that of its peer.
     pub(super) fn schedule(&mut self, spi: Spi) {
         let mut owner = None;
+        self.keep_outcome(spi);
         let at = match self.sas.get(&spi) {
             None => None,
             Some(SaState::InitiatorInit(_, init)) => init.next_deadline(),
@@ -119,6 +120,16 @@ impl Endpoint {
         self.deadlines.set(DeadlineOwner::Sa(spi), at);
         if let Some(name) = owner {
             self.schedule_peer(&name);
+        }
+    }
+
+    /// What an IKE SA has reported is the peer's latest failure, until something succeeds.
+    fn keep_outcome(&mut self, spi: Spi) {
+        if let Some(SaState::Established(name, sa)) = self.sas.get_mut(&spi)
+            && let Some(outcome) = sa.take_outcome()
+            && let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.sas.contains(&spi))
+        {
+            peer.last_error = outcome;
         }
     }
 

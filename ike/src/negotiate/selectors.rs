@@ -1,5 +1,7 @@
 //! Traffic selectors: offering, narrowing and checking what was narrowed (RFC 7296 2.9).
 
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 
 use crate::config::ChildConfig;
@@ -27,6 +29,15 @@ impl Narrowed {
     /// The peer's side as networks.
     pub(crate) fn remote_networks(&self) -> Vec<IpNetwork> {
         networks(&self.remote)
+    }
+
+    /// Whether it holds all of these networks of our side and of the peer's.
+    pub(crate) fn covers(&self, local: &[IpNetwork], remote: &[IpNetwork]) -> bool {
+        let within = |networks: &[IpNetwork], selectors: &[TrafficSelector]| {
+            let joined = join_adjacent(selectors);
+            networks.iter().all(|network| joined.iter().any(|wide| wide.contains(&TrafficSelector::from(*network))))
+        };
+        within(local, &self.local) && within(remote, &self.remote)
     }
 
     fn checked(local: Vec<TrafficSelector>, remote: Vec<TrafficSelector>) -> Option<Self> {
@@ -65,15 +76,16 @@ pub(crate) fn narrow(
 
 /// As initiator: the peer's selectors, if they stay within what we offered. `None`: they do not.
 pub(crate) fn accept_narrowed(
-    config: &ChildConfig,
+    asked_local: &[IpNetwork],
+    asked_remote: &[IpNetwork],
     local: &[TrafficSelector],
     remote: &[TrafficSelector],
 ) -> Option<Narrowed> {
     let within = |asked: &[IpNetwork], answer: &[TrafficSelector]| {
-        let asked = without_contained(offer_selectors(asked));
+        let asked = join_adjacent(&offer_selectors(asked));
         answer.iter().all(|selector| asked.iter().any(|asked| asked.contains(selector)) && is_addresses_only(selector))
     };
-    (within(&config.local, local) && within(&config.remote, remote))
+    (within(asked_local, local) && within(asked_remote, remote))
         .then(|| Narrowed::checked(without_contained(local.to_vec()), without_contained(remote.to_vec())))
         .flatten()
 }
@@ -88,6 +100,30 @@ fn intersect(ours: &[TrafficSelector], offered: &[TrafficSelector]) -> Vec<Traff
     let offered = offered.iter().filter(|selector| is_addresses_only(selector));
     let parts = offered.flat_map(|offered| ours.iter().filter_map(|ours| ours.intersection(offered)));
     without_contained(parts.collect())
+}
+
+/// Joins selectors of addresses that overlap or follow each other: a peer may write 10.0.0.0 to
+/// 10.0.1.255 as one range where we have two networks.
+fn join_adjacent(selectors: &[TrafficSelector]) -> Vec<TrafficSelector> {
+    let mut joined: Vec<TrafficSelector> = Vec::new();
+    let mut sorted = selectors.to_vec();
+    sorted.sort_by_key(|selector| (selector.start, selector.end));
+    for selector in sorted {
+        match joined.last_mut() {
+            Some(last) if follows(last.end, selector.start) => last.end = last.end.max(selector.end),
+            _ => joined.push(selector),
+        }
+    }
+    joined
+}
+
+/// Whether an address lies within or directly after a range that ends at `end` and begins before.
+fn follows(end: IpAddr, start: IpAddr) -> bool {
+    match (end, start) {
+        (IpAddr::V4(end), IpAddr::V4(start)) => start.to_bits() <= end.to_bits().saturating_add(1),
+        (IpAddr::V6(end), IpAddr::V6(start)) => start.to_bits() <= end.to_bits().saturating_add(1),
+        _ => false,
+    }
 }
 
 /// Drops selectors that are contained in another one. The others keep their order.
@@ -179,9 +215,30 @@ mod tests {
     #[test]
     fn an_answer_wider_than_the_question_is_refused() {
         let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
-        assert!(accept_narrowed(&ours, &selectors(&["10.1.4.0/24"]), &selectors(&["10.2.0.0/16"])).is_some());
-        assert!(accept_narrowed(&ours, &selectors(&["10.0.0.0/8"]), &selectors(&["10.2.0.0/16"])).is_none());
-        assert!(accept_narrowed(&ours, &selectors(&["10.1.0.0/16"]), &[]).is_none());
+        assert!(
+            accept_narrowed(&ours.local, &ours.remote, &selectors(&["10.1.4.0/24"]), &selectors(&["10.2.0.0/16"]))
+                .is_some()
+        );
+        assert!(
+            accept_narrowed(&ours.local, &ours.remote, &selectors(&["10.0.0.0/8"]), &selectors(&["10.2.0.0/16"]))
+                .is_none()
+        );
+        assert!(accept_narrowed(&ours.local, &ours.remote, &selectors(&["10.1.0.0/16"]), &[]).is_none());
+    }
+
+    #[test]
+    fn a_rekey_keeps_what_is_in_use_however_the_peer_cuts_it() {
+        let in_use = child(&["10.1.0.0/24", "10.1.1.0/24"], &["10.2.0.0/16"]);
+        let narrowed =
+            |local: &[&str], remote: &[&str]| Narrowed { local: selectors(local), remote: selectors(remote) };
+        let keeps = |narrowed: Narrowed| narrowed.covers(&in_use.local, &in_use.remote);
+        assert!(keeps(narrowed(&["10.1.0.0/24", "10.1.1.0/24"], &["10.2.0.0/16"])));
+        assert!(keeps(narrowed(&["10.1.0.0/23"], &["10.2.0.0/17", "10.2.128.0/17"])));
+        assert!(!keeps(narrowed(&["10.1.0.0/24"], &["10.2.0.0/16"])));
+        assert!(!keeps(narrowed(&["10.1.0.0/23"], &["10.2.0.0/17"])));
+        let answer =
+            accept_narrowed(&in_use.local, &in_use.remote, &selectors(&["10.1.0.0/23"]), &selectors(&["10.2.0.0/16"]));
+        assert!(answer.is_some(), "one range instead of two networks is no wider");
     }
 
     #[test]

@@ -20,6 +20,9 @@ use crate::tunnel::Tunnel;
 /// How long the peer may take to delete what it should delete: the old CHILD_SA of its rekey, or
 /// the redundant one of two IKE SAs. After this we delete it. Longer than all retransmissions.
 const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
+/// After this time a new CHILD_SA has proven itself: if the peer deletes it then, another one is
+/// made at once. If the peer deletes it earlier, the wait before the next one doubles.
+const CHILD_PROVEN: Duration = Duration::from_secs(60);
 /// How long an IKE SA may be without a CHILD_SA.
 const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -93,6 +96,11 @@ pub(crate) struct IkeSa {
     confirmed: bool,
     /// When to ask for a CHILD_SA, if there is none.
     pub(super) create_child_at: Option<Instant>,
+    /// When a CHILD_SA was last asked for because there was none, and the wait before that.
+    child_recreated: Option<(Instant, Duration)>,
+    /// The outcome of the latest negotiation that the peer's owner has not been given: `Some`
+    /// error.
+    outcome: Option<Option<PeerError>>,
     pub(super) timers: Timers,
 }
 
@@ -125,6 +133,8 @@ impl IkeSa {
             rekey_at,
             temporary_failures: 0,
             create_child_at: None,
+            child_recreated: None,
+            outcome: None,
             timers,
         };
         sa.set_timers(cx.now);
@@ -217,6 +227,11 @@ impl IkeSa {
     /// When the peer was authenticated, in this IKE SA or in one that it was rekeyed from.
     pub(crate) fn authenticated(&self) -> Instant {
         self.lifetime.authenticated()
+    }
+
+    /// When it asks for a CHILD_SA, if there is none.
+    pub(crate) fn create_child_at(&self) -> Option<Instant> {
+        self.create_child_at
     }
 
     /// When it is to be rekeyed, if that is planned.
@@ -396,8 +411,20 @@ impl IkeSa {
         self.lifecycle != Lifecycle::Active || self.queue.contains(&QueuedRequest::DeleteIke)
     }
 
-    pub(super) fn report(&self, error: PeerError, cx: &mut Context<'_>) {
+    /// Reports a failure to the owner, until the next success.
+    pub(super) fn report(&mut self, error: PeerError, cx: &mut Context<'_>) {
+        self.outcome = Some(Some(error.clone()));
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
+    }
+
+    /// A CHILD_SA was negotiated: what failed before no longer counts.
+    pub(super) fn negotiation_succeeded(&mut self) {
+        self.outcome = Some(None);
+    }
+
+    /// The outcome of the latest negotiation since the last call: its error, if it failed.
+    pub(crate) fn take_outcome(&mut self) -> Option<Option<PeerError>> {
+        self.outcome.take()
     }
 
     /// Schedules another try: to rekey `old`, or to make a CHILD_SA if there is none.
@@ -418,11 +445,41 @@ impl IkeSa {
         }
     }
 
-    /// The last CHILD_SA was deleted, and no other one is being made.
+    /// The last CHILD_SA was deleted, and no other one is being made. If we want one, we ask for it
+    /// at once. A peer that goes on deleting them is asked more and more seldom.
     pub(super) fn last_child_deleted(&mut self, cx: &mut Context<'_>) {
         self.schedule_child_creation(cx);
-        if let Some(create) = &mut self.create_child_at {
-            *create = cx.now + self.profile.config.timing.retry;
+        if self.create_child_at.is_some() {
+            self.recreate_child(cx);
         }
+    }
+
+    /// Asks for a CHILD_SA although the peer usually begins: a packet waits for it. Does nothing if
+    /// there is one, or if one is on its way.
+    pub(crate) fn want_child(&mut self, tunnel: &Tunnel, cx: &mut Context<'_>) {
+        if tunnel.children_of(self.spi()).next().is_none() && !self.brings_child() {
+            self.recreate_child(cx);
+        }
+    }
+
+    /// This one replaces `old` by a rekey: what was planned there goes on here.
+    pub(super) fn inherit_child_creation(&mut self, old: &mut Self) {
+        self.create_child_at = self.create_child_at.or(old.create_child_at.take());
+        self.child_recreated = self.child_recreated.or(old.child_recreated);
+    }
+
+    fn recreate_child(&mut self, cx: &mut Context<'_>) {
+        let timing = self.profile.config.timing;
+        let wait = match self.child_recreated {
+            Some((at, wait)) if cx.now < at + CHILD_PROVEN => {
+                wait.saturating_mul(2).clamp(timing.retry, timing.retry_max)
+            }
+            _ if mutation!("deleted_child_recreated_late") => timing.retry_max,
+            _ => Duration::ZERO,
+        };
+        let wait = if mutation!("deleted_child_recreated_without_bound") { Duration::ZERO } else { wait };
+        let at = cx.now + wait;
+        self.child_recreated = Some((at, wait));
+        self.create_child_at = Some(at);
     }
 }

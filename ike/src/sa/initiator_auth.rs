@@ -199,7 +199,7 @@ impl InitiatorAuth {
             .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config))?;
         let local = payloads.selectors_initiator().map_err(malformed)?;
         let remote = payloads.selectors_responder().map_err(malformed)?;
-        let selectors = negotiate::accept_narrowed(&config.child, local, remote)
+        let selectors = negotiate::accept_narrowed(&config.child.local, &config.child.remote, local, remote)
             .ok_or_else(|| failure::no_selectors(IKE_AUTH, config))?;
         let keys = self.channel.keys.child(chosen.suite.aead, self.transcript.nonces(), None);
         Ok(NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys })

@@ -412,3 +412,50 @@ pub fn a_rekeyed_ike_sa_is_replaced_by_a_new_authentication_in_time() {
     pair.traffic(15 * SECOND);
     assert!(pair.count_inits() > before, "the rekeys do not put it off");
 }
+
+#[test]
+pub fn groups_that_do_not_fit_at_a_rekey_lose_nothing() {
+    // IKE_AUTH has no key exchange for the CHILD_SA, so they come to light at the first rekey.
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| {
+        config.timing.child_lifetime = 20 * SECOND;
+    });
+    pair.a_config.child.proposals[0].groups = vec![Group::X25519];
+    pair.b_config.child.proposals[0].groups = vec![Group::P256];
+    pair.start();
+    pair.traffic(2 * SECOND);
+    let inits = pair.count_inits();
+    pair.traffic(100 * SECOND);
+    pair.assert_connected();
+    assert!(pair.count_inits() > inits + 3, "each time a new IKE SA brings the CHILD_SA");
+}
+
+#[test]
+pub fn a_child_sa_that_only_the_peer_deletes_is_back_at_once_and_a_fight_has_a_bound() {
+    let mut foreign = crate::foreign::Foreign::established(1, |config| config.initiate = true);
+    let mut asked = Vec::new();
+    let mut messages = foreign.request(exchange::INFORMATIONAL, &[crate::foreign::delete_child(foreign.child.0)]);
+    let begun = foreign.network.now;
+    let mut next = 0xf100;
+    while foreign.network.now < begun + 50 * SECOND {
+        for message in messages.iter().filter(|message| !message.header.response()) {
+            if message.header.exchange == exchange::CREATE_CHILD_SA && message.rekeys().is_none() {
+                asked.push(foreign.network.now - begun);
+                next += 1;
+                let parts = crate::foreign::Foreign::child_parts(next, [7; 32]);
+                foreign.answer(message, &parts);
+                foreign.request(exchange::INFORMATIONAL, &[crate::foreign::delete_child(next)]);
+            } else {
+                foreign.answer(message, &[]);
+            }
+        }
+        foreign.network.run_for(SECOND / 10);
+        messages = foreign
+            .arrived()
+            .iter()
+            .filter(|octets| octets[18] != exchange::IKE_SA_INIT)
+            .map(|octets| foreign.open(octets))
+            .collect();
+    }
+    assert!(asked.first().is_some_and(|first| *first < SECOND / 10), "asked after {asked:?}");
+    assert!((5..=11).contains(&asked.len()), "asked after {asked:?}");
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use edge_ike::{EndpointConfig, Event};
 
 use crate::foreign::{Foreign, delete_child, notification};
-use crate::oracle::octets::{Message, exchange, notify};
+use crate::oracle::octets::{Message, exchange, notify, payload};
 use crate::peers::{PSK, SECOND};
 
 fn errors(messages: &[Message]) -> Vec<Option<u16>> {
@@ -256,5 +256,42 @@ pub fn a_peer_that_refuses_to_rekey_the_ike_sa_is_authenticated_again_instead() 
         let inits: Vec<_> = inits.filter(|message| message.header.exchange == exchange::IKE_SA_INIT).collect();
         assert!(!inits.is_empty(), "refused by {refusal}");
         assert!(foreign.network.nodes[0].endpoint.snapshot()[0].children.len() == 1, "the CHILD_SA goes on");
+    }
+}
+
+#[test]
+pub fn a_rekey_does_not_narrow_the_selectors() {
+    // RFC 7296 2.9.2. TS_UNACCEPTABLE.
+    let mut foreign = Foreign::established(1, |_| {});
+    let narrower = (
+        payload::TS_INITIATOR,
+        [[1, 0, 0, 0].as_slice(), &[7, 0, 0, 16, 0, 0, 255, 255], &[10, 0, 0, 0], &[10, 255, 255, 255]].concat(),
+    );
+    let mut parts = Foreign::rekey_parts(foreign.child.0, 0xf003);
+    parts[3] = narrower;
+    let answers = foreign.request(exchange::CREATE_CHILD_SA, &parts);
+    assert_eq!(errors(&answers), [Some(38)]);
+    let answers = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::rekey_parts(foreign.child.0, 0xf003));
+    assert_eq!(errors(&answers), [None], "the same selectors");
+}
+
+#[test]
+pub fn a_child_sa_that_the_peer_does_not_rekey_comes_with_a_new_ike_sa() {
+    // NO_PROPOSAL_CHOSEN; INVALID_KE_PAYLOAD with a group that we do not have (2048-bit MODP).
+    for (refusal, data) in [(14, &[][..]), (notify::INVALID_KE_PAYLOAD, &[0, 14][..])] {
+        let mut foreign = Foreign::established(1, |_| {});
+        let request = foreign.rekey_of_ours();
+        let refused = [notification(refusal, 0, &[], data)];
+        let datagram = foreign.seal(exchange::CREATE_CHILD_SA, true, request.header.id, &refused);
+        let arrived = foreign.exchange(datagram);
+        let messages: Vec<_> = arrived.iter().filter_map(|datagram| crate::oracle::clear(datagram)).collect();
+        assert!(
+            messages.iter().any(|message| message.header.exchange == exchange::IKE_SA_INIT),
+            "refused by {refusal}"
+        );
+        let status = &foreign.network.nodes[0].endpoint.snapshot()[0];
+        assert_eq!(status.children.len(), 1, "the CHILD_SA goes on");
+        let error = status.last_error.as_ref().expect("status says why");
+        assert_eq!(error.kind, edge_ike::event::PeerErrorKind::NoProposalChosen);
     }
 }

@@ -106,3 +106,60 @@ fn an_ike_sa_without_a_child_sa_gets_one_as_soon_as_the_peer_allows_it() {
         assert!(pair.is_connected(), "initiator {initiator}");
     }
 }
+
+/// Deletes all CHILD_SAs of the peer, and nothing else.
+fn delete_children(pair: &mut Pair, us: usize) {
+    for id in children(pair, us) {
+        delete_child(pair, us, id);
+    }
+}
+
+#[test]
+fn a_child_sa_that_the_peer_deletes_alone_is_made_again_at_once() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    pair.run_for(5 * SECOND);
+    delete_children(&mut pair, 1);
+    pair.run_for(Duration::from_millis(100));
+    assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
+    assert_eq!(pair.ike_sas(0), 1, "on the same IKE SA");
+}
+
+#[test]
+fn a_peer_that_goes_on_deleting_child_sas_is_asked_more_and_more_seldom() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    pair.run_for(5 * SECOND);
+    let made = |pair: &Pair| pair.ends[0].events.iter().filter(|event| matches!(event, Event::ChildUp { .. })).count();
+    let before = made(&pair);
+    for _ in 0..600 {
+        delete_children(&mut pair, 1);
+        pair.run_for(SECOND / 10);
+    }
+    let times = made(&pair) - before;
+    assert!((5..=12).contains(&times), "{times} times in a minute");
+    pair.run_for(11 * SECOND);
+    assert!(pair.is_connected());
+    // One that has lasted is made again at once.
+    pair.run_for(70 * SECOND);
+    delete_children(&mut pair, 1);
+    pair.run_for(Duration::from_millis(100));
+    assert!(pair.is_connected());
+}
+
+#[test]
+fn a_packet_brings_a_child_sa_on_an_ike_sa_that_has_none_although_the_peer_usually_begins() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    pair.run_for(5 * SECOND);
+    // The initiator does not want one any more, and deletes it.
+    pair.configs[0].initiate = false;
+    pair.configure(0);
+    delete_children(&mut pair, 0);
+    pair.run_for(SECOND);
+    assert!(!pair.is_connected());
+    let name = PeerName::new(NAMES[0]);
+    pair.call(1, |endpoint, now, env| endpoint.connect(&name, now, env));
+    pair.run_for(Duration::from_millis(100));
+    assert!(pair.is_connected(), "{:?}", pair.ends[1].events);
+}

@@ -1,10 +1,13 @@
 //! CREATE_CHILD_SA for CHILD_SAs as initiator: we make or rekey one (RFC 7296 1.3.1, 1.3.3, 2.25).
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Group;
+use ipnetwork::IpNetwork;
+
+use crate::config::{ChildConfig, Group};
 use crate::crypto::{InitiatorKeyExchange, Nonces};
-use crate::event::{ChildId, DownReason, PeerError, PeerErrorKind};
+use crate::event::{ChildId, ChildSa, DownReason, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange};
 use crate::output::Context;
 use crate::sa::child::{NegotiatedChild, ReservedSpi};
@@ -57,8 +60,10 @@ pub(super) fn begin(
     payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, true)));
     payloads.push(Payload::Nonce(nonce.to_vec()));
     payloads.extend(key.as_ref().map(|key| Payload::KeyExchange(key.payload())));
-    payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer_selectors(&config.child.local)));
-    payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(&config.child.remote)));
+    let in_use = old.and_then(|old| tunnel.live(old)).map(|child| &*child.sa);
+    let (local, remote) = asked(&config.child, in_use);
+    payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer_selectors(local)));
+    payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(remote)));
     sa.channel.request(ExchangeType::CreateChildSa, &payloads, cx);
     let request = CreateChildRequest { old, inbound, nonce, key, group_changed, collision: None };
     Some(OutstandingRequest::CreateChild(Box::new(request)))
@@ -82,7 +87,8 @@ pub(super) fn finish(
         return refused(request, notify, sa, tunnel, cx);
     }
     let CreateChildRequest { old, inbound, nonce, key, collision, .. } = request;
-    let (negotiated, theirs) = match accept_response(sa, payloads, &nonce, key) {
+    let in_use = old.and_then(|old| tunnel.live(old)).map(|child| Arc::clone(&child.sa));
+    let (negotiated, theirs) = match accept_response(sa, payloads, &nonce, key, in_use.as_deref()) {
         Ok(accepted) => accepted,
         Err(error) => {
             // The peer has installed it, and we cannot use it.
@@ -117,6 +123,7 @@ pub(super) fn finish(
     };
     let lifetime = sa.profile.child_lifetime(cx);
     tunnel.add(new, me, arrival, lifetime, cx.now, cx.out);
+    sa.negotiation_succeeded();
     for id in replaced.into_iter().chain(superfluous).filter(|_| !mutation!("replaced_child_not_deleted")) {
         sa.enqueue(QueuedRequest::DeleteChild(id));
     }
@@ -149,10 +156,7 @@ fn refused(
             let group = notify.data_u16().and_then(Group::from_number).filter(offered);
             match group {
                 Some(group) => sa.outstanding = begin(sa, old, Some(group), tunnel, cx),
-                None => {
-                    sa.report(failure::notified(CREATE_CHILD_SA, notify.kind, &sa.profile.config), cx);
-                    sa.retry_child_later(old, timing.retry_max, tunnel, cx);
-                }
+                None => return refused_for_good(old, notify.kind, sa, tunnel, cx),
             }
         }
         // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. If no DELETE of it is
@@ -173,12 +177,31 @@ fn refused(
             sa.retry_child_later(old, timing.retry_max, tunnel, cx);
             return SaStep::Reauthenticate;
         }
-        kind => {
-            sa.report(failure::notified(CREATE_CHILD_SA, kind, &sa.profile.config), cx);
-            sa.retry_child_later(old, timing.retry_max, tunnel, cx);
-        }
+        kind => return refused_for_good(old, kind, sa, tunnel, cx),
     }
     SaStep::Continue
+}
+
+/// The peer does not make this CHILD_SA, for example because it demands another key exchange
+/// method. IKE_AUTH makes one without a key exchange (RFC 7296 1.2), so a new IKE SA brings one
+/// before the old one ends.
+fn refused_for_good(
+    old: Option<ChildId>,
+    kind: NotifyType,
+    sa: &mut IkeSa,
+    tunnel: &mut Tunnel,
+    cx: &mut Context<'_>,
+) -> SaStep {
+    let config = sa.profile.config.clone();
+    sa.report(failure::notified(CREATE_CHILD_SA, kind, &config), cx);
+    sa.retry_child_later(old, config.timing.retry_max, tunnel, cx);
+    if mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
+}
+
+/// The networks of both sides that we ask for: those of the CHILD_SA in use, if there is one (RFC
+/// 7296 2.9.2).
+fn asked<'a>(config: &'a ChildConfig, in_use: Option<&'a ChildSa>) -> (&'a [IpNetwork], &'a [IpNetwork]) {
+    in_use.map_or((&config.local, &config.remote), |old| (&old.local_selectors, &old.remote_selectors))
 }
 
 /// What was negotiated, if the response stays within what we offered; and the peer's nonce.
@@ -187,6 +210,7 @@ fn accept_response(
     payloads: &Payloads,
     ours: &[u8],
     key: Option<InitiatorKeyExchange>,
+    in_use: Option<&ChildSa>,
 ) -> Result<(NegotiatedChild, Vec<u8>), PeerError> {
     let config = &sa.profile.config;
     let malformed = |error: InvalidMessage| failure::invalid(CREATE_CHILD_SA, error);
@@ -202,7 +226,10 @@ fn accept_response(
         .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config))?;
     let local = payloads.selectors_initiator().map_err(malformed)?;
     let remote = payloads.selectors_responder().map_err(malformed)?;
-    let selectors = negotiate::accept_narrowed(&config.child, local, remote)
+    let (ours_asked, theirs_asked) = asked(&config.child, in_use);
+    // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one in use.
+    let selectors = negotiate::accept_narrowed(ours_asked, theirs_asked, local, remote)
+        .filter(|narrowed| in_use.is_none_or(|old| narrowed.covers(&old.local_selectors, &old.remote_selectors)))
         .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config))?;
     let shared = match key.filter(|_| chosen.suite.group.is_some()) {
         Some(key) => {

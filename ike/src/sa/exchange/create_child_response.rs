@@ -60,7 +60,12 @@ fn answer_child(
         .ok_or_else(|| {
             (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_esp_proposal(CREATE_CHILD_SA, config)))
         })?;
-    let selectors = negotiate::narrow(&config.child, local, remote).ok_or_else(|| {
+    // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one that it replaces.
+    let in_use = old.and_then(|old| tunnel.live(old)).filter(|_| !mutation!("selectors_narrowed_by_rekey"));
+    let selectors = negotiate::narrow(&config.child, local, remote);
+    let selectors = selectors
+        .filter(|narrowed| in_use.is_none_or(|old| narrowed.covers(&old.sa.local_selectors, &old.sa.remote_selectors)));
+    let selectors = selectors.ok_or_else(|| {
         (Notify::new(NotifyType::TsUnacceptable), Some(failure::no_selectors(CREATE_CHILD_SA, config)))
     })?;
     let exchanged = match chosen.suite.group {
@@ -156,5 +161,6 @@ fn add_child_of_peer(
         sa.enqueue(QueuedRequest::DeleteChild(old));
     }
     sa.create_child_at = None;
+    sa.negotiation_succeeded();
     sa.schedule_cleanup(cx.now);
 }

@@ -123,7 +123,7 @@ impl IkeSa {
             tunnel.move_to(self.spi(), new.spi(), cx.now + new.channel.timing.retry);
         }
         self.hand_over_requests(new, cx);
-        new.create_child_at = new.create_child_at.or(self.create_child_at.take());
+        new.inherit_child_creation(self);
         if tunnel.children_of(new.spi()).nth(1).is_some() {
             new.schedule_cleanup(cx.now);
         }

@@ -57,6 +57,14 @@ pub struct Child {
     retry_after: Duration,
 }
 
+impl Child {
+    /// Whether the one that replaces it has all of its selectors.
+    fn kept_by(&self, new: &Self) -> bool {
+        let within = |old: &[Selector], new: &[Selector]| old.iter().all(|old| new.iter().any(|new| old.within(new)));
+        within(&self.selectors.0, &new.selectors.0) && within(&self.selectors.1, &new.selectors.1)
+    }
+}
+
 impl Node {
     /// The CHILD_SA that an exchange makes.
     #[allow(clippy::too_many_arguments)]
@@ -293,6 +301,13 @@ impl Node {
         let nonces = (request.nonce().unwrap_or_default(), answer.nonce().unwrap_or_default());
         let mut child = self.negotiated(spis, request, answer, nonces, false, step.at, shared)?;
         child.replaces = old.and_then(|(_, old)| old);
+        let replaced = child.replaces.and_then(|old| self.children.get(&old));
+        require!(
+            replaced.is_none_or(|old| old.kept_by(&child)),
+            "RFC 7296 2.9.2",
+            "a rekey narrows the selectors to {:?}",
+            child.selectors
+        );
         if let (Some(own), Some(old)) = (self.sas.get_mut(&spis).and_then(|sa| sa.own.as_mut()), child.replaces)
             && own.message.as_ref().and_then(Message::rekeys) == Some(old)
         {
