@@ -113,7 +113,8 @@ impl StateDir {
         Ok(LockedLeases { directory: self.directory.clone(), reserved: self.reserved.clone(), lock, journal })
     }
 
-    /// Releases the lock. The next [`Self::lock`] of this process reads only what others wrote since.
+    /// Releases the lock. The next [`Self::lock`] of this process reads only what others wrote
+    /// since.
     pub(crate) fn keep(&self, leases: LockedLeases) {
         let LockedLeases { lock, journal, .. } = leases;
         if let Ok(mut known) = self.known.lock() {

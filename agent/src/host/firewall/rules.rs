@@ -299,7 +299,7 @@ impl Firewall {
             let on_node = is("==", kind(json!(["daddr"])), json!("local"));
             let on_other_link = is("!=", kind(json!(["daddr", "iif"])), json!("local"));
             let to_service = family.within("daddr", "services");
-            let matches = self.from_outside().into_iter().chain([to_service]).chain(family.no_exception());
+            let matches = self.senders_outside().into_iter().chain([to_service]).chain(family.no_exception());
             let matches = matches.chain([on_node, on_other_link]);
             commands.rule("prerouting", matches.chain(dropped("to-pods")));
         }
@@ -314,14 +314,14 @@ impl Firewall {
             // Answers to processes of this node that call a Service outside have that status, too.
             let from_clients = is("==", json!({"ct": {"key": "direction"}}), json!("original"));
             let matches =
-                self.from_outside().into_iter().chain([redirected(), from_clients, family.sent_to("services")]);
+                self.senders_outside().into_iter().chain([redirected(), from_clients, family.sent_to("services")]);
             let allowed = family.no_exception();
             commands.rule("input", matches.chain(allowed).chain(dropped("to-pods")));
         }
     }
 
     /// Matches packets that came neither from pods nor from this node nor out of a tunnel.
-    fn from_outside(&self) -> [Value; 2] {
+    fn senders_outside(&self) -> [Value; 2] {
         [meta("!=", "iifname", self.bridges_and_lo()), meta("==", "ipsec", json!(false))]
     }
 

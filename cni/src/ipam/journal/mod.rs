@@ -185,8 +185,8 @@ impl Journal {
         Ok(Self { path, mark_path, boot: boot.into(), file, writable, state })
     }
 
-    /// As [`Self::open`], by a process that has read the journal before and released the lock since.
-    /// It reads only what others wrote meanwhile, as long as nothing is out of the ordinary.
+    /// As [`Self::open`], by a process that has read the journal before and released the lock
+    /// since. It reads only what others wrote meanwhile, as long as nothing is out of the ordinary.
     pub(super) fn reopen(directory: &Path, boot: &str, known: JournalState) -> Result<Self> {
         match Self::continue_from(directory, boot, known)? {
             Some(journal) => Ok(journal),
