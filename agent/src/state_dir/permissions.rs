@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 /// Prefixes of the files that agent and plugin keep in the directory; suffixes such as `.tmp` and
 /// `.damaged` follow. The sockets are there if `run_dir` is the same directory.
-const OURS: [&str; 15] = [
+const OURS: [&str; 16] = [
     "admin.sock",
     "agent.lock",
     "agent.sock",
@@ -21,6 +21,7 @@ const OURS: [&str; 15] = [
     "former-networks.json",
     "identity.json",
     "key.pending",
+    "missed.json",
     "reqids.json",
     "taken-back.json",
     "view",
