@@ -55,13 +55,9 @@ pub(super) fn seed(directory: &Path, config: &Config) -> Result<()> {
     if config.segments.is_empty() {
         return Ok(());
     }
-    let node = read_file(&directory.join(SEGMENTS_FILE))?;
-    let path = match &node {
+    let path = match read_file(&directory.join(SEGMENTS_FILE))? {
         None => directory.join(SEGMENTS_FILE),
-        Some(node) => {
-            refuse_overlap(node, config)?;
-            own_path(directory, config)
-        }
+        Some(_) => own_path(directory, config),
     };
     let segments = SegmentsFile {
         version: VERSION,
@@ -82,28 +78,18 @@ pub(super) fn seed(directory: &Path, config: &Config) -> Result<()> {
 /// its own. The agent does not say which bridge it serves. But segments that it brings are within
 /// the cluster's ranges, and those of a further network are not.
 fn is_of_another_network(node: &SegmentsFile, config: &Config) -> bool {
-    if config.segments.is_empty() {
+    let overlaps = |range: &IpNetwork| config.segments.iter().any(|segment| overlap(range, segment));
+    // A network that got another bridge keeps its segments.
+    if config.segments.is_empty() || node.segments.iter().any(overlaps) {
         return false;
     }
-    if let Some(bridge) = &node.bridge {
-        return *bridge != config.bridge;
+    match &node.bridge {
+        Some(bridge) => *bridge != config.bridge,
+        None => {
+            let mut ranges = node.cluster_ranges.iter().chain(&config.cluster_ranges);
+            node.source == SegmentsSource::Agent && !ranges.any(overlaps)
+        }
     }
-    let mut of_agent = node.cluster_ranges.iter().chain(&config.cluster_ranges).chain(&node.segments);
-    node.source == SegmentsSource::Agent
-        && !of_agent.any(|range| config.segments.iter().any(|segment| overlap(range, segment)))
-}
-
-fn refuse_overlap(node: &SegmentsFile, config: &Config) -> Result<()> {
-    let overlapping = |segment: &&IpNetwork| node.segments.iter().any(|other| overlap(other, segment));
-    config.segments.iter().find(overlapping).map_or(Ok(()), |segment| {
-        Err(Error::new(
-            Code::InvalidConfig,
-            format!(
-                "the segment {segment} of the network {} overlaps one of another network on this node; choose another one, or use the other network's bridge",
-                config.name
-            ),
-        ))
-    })
 }
 
 fn own_path(directory: &Path, config: &Config) -> PathBuf {
