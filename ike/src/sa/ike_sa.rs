@@ -22,7 +22,7 @@ use crate::tunnel::Tunnel;
 const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 /// After this time a new CHILD_SA has proven itself: if the peer deletes it then, another one is
 /// made at once. If the peer deletes it earlier, the wait before the next one doubles.
-const CHILD_PROVEN: Duration = Duration::from_secs(60);
+const CHILD_PROVEN: Duration = Duration::from_secs(2);
 /// How long an IKE SA may be without a CHILD_SA.
 const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -193,7 +193,7 @@ fn child_deleted(lab: &Lab) -> Result<()> {
     )?;
     let mut edge = site.start_edge()?;
     edge.wait_up("hub")?;
-    let wanted = Wanted { lost: None, silence: None };
+    let wanted = Wanted { lost: None, silence: Some(0.5) };
     site.measure("child-deleted", wanted, || charon.terminate_child())
 }
 

@@ -141,7 +141,7 @@ fn a_peer_that_goes_on_deleting_child_sas_is_asked_more_and_more_seldom() {
     pair.run_for(11 * SECOND);
     assert!(pair.is_connected());
     // One that has lasted is made again at once.
-    pair.run_for(70 * SECOND);
+    pair.run_for(3 * SECOND);
     delete_children(&mut pair, 1);
     pair.run_for(Duration::from_millis(100));
     assert!(pair.is_connected());
