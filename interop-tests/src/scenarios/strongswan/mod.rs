@@ -56,6 +56,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         |lab| nothing_in_common(lab, Initiator::Moon),
     ),
     scenario(
+        "strongswan/groups-differ-at-rekey",
+        "edge-agent and charon want forward secrecy by different groups: each rekey is refused, and a new IKE SA brings the CHILD_SA",
+        groups_differ_at_rekey,
+    ),
+    scenario(
         "strongswan/chacha-p256-ipv6",
         "edge-agent initiates over IPv6 without NAT or default route: ChaCha20-Poly1305, P-256, IPv6 pods",
         chacha_p256_ipv6,
@@ -194,6 +199,28 @@ fn nothing_in_common(lab: &Lab, initiator: Initiator) -> Result<()> {
         agent.process().stop()?;
         lab.step(&format!("{what} are reported"));
     }
+    Ok(())
+}
+
+fn groups_differ_at_rekey(lab: &Lab) -> Result<()> {
+    let initiator = Initiator::Edge;
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
+    let auth = Auth::Psk(SECRET.to_owned());
+    let ike = "aes256gcm16-prfsha256-x25519";
+    let charon = Charon::start(site.moon, &site.connection(auth.clone()).proposals(ike, "aes256gcm16-ecp256"))?;
+    let peer = StaticPeer { esp: vec!["aes256gcm16-x25519".to_owned()], ..site.peer(auth) };
+    let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
+    agent.wait_up("moon")?;
+    charon.wait_up()?;
+    for _ in 0..3 {
+        let before = agent.ike_sas("moon")?;
+        agent.rekey("moon")?;
+        ensure!(agent.ike_sas("moon")? != before, "the CHILD_SA was rekeyed, although the groups differ");
+        charon.wait_up()?;
+        ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "no ping through the tunnel");
+    }
+    agent.process().wait_log("no proposal in common")?;
     Ok(())
 }
 
