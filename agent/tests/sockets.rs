@@ -40,7 +40,8 @@ impl Namespace {
     /// Whether the holder can be reached.
     fn is_held(&self) -> bool {
         let sockets = fs::read_to_string(format!("/proc/{}/net/unix", self.namespace.pid())).unwrap();
-        sockets.contains("@edge-cni-sockets")
+        // `__SO_ACCEPTCON` (`linux/net.h`): it listens.
+        sockets.lines().any(|line| line.ends_with("@edge-cni-sockets") && line.contains(" 00010000 "))
     }
 
     /// The inode of the IPv4 socket that is bound to a port.

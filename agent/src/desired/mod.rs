@@ -12,8 +12,9 @@ pub use policy_table::{PolicyTable, Standing};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use edge_ike::config::{Auth, CertificateAuth, ChildConfig};
+use edge_ike::config::{Auth, CertificateAuth, ChildConfig, Timing};
 use edge_ike::{Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
@@ -25,6 +26,12 @@ use crate::candidate_addresses;
 use crate::config::proposal::{default_esp, default_ike};
 use crate::config::{Config, Encap};
 use crate::membership::Membership;
+
+/// Default of `liveness` towards hubs. The kernel reports ESP once a second, so less would ask hubs
+/// that are there.
+const HUB_LIVENESS: Duration = Duration::from_secs(2);
+/// Default of `idle_liveness` towards hubs, the interval of NAT keepalives.
+const HUB_IDLE_LIVENESS: Duration = Duration::from_secs(20);
 
 /// The tunnels, guard and routes that this node should have.
 #[derive(Debug, Clone, Default)]
@@ -318,8 +325,21 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         initiate: true,
         force_encapsulation: config.encap == Encap::Force,
         keep_existing: false,
-        timing: config.timing.resolve(),
+        timing: timing(config, peer.role),
     }
+}
+
+/// The timers of a tunnel to a node. A hub is asked earlier whether it is there: another one may
+/// take over, and after its reboot nothing else tells an idle edge behind a NAT, which the hub
+/// cannot reach.
+fn timing(config: &Config, peer: Role) -> Timing {
+    let configured = &config.timing;
+    let mut timing = configured.resolve();
+    if peer == Role::Hub {
+        timing.liveness = configured.liveness.unwrap_or(HUB_LIVENESS);
+        timing.idle_liveness = configured.idle_liveness.unwrap_or(HUB_IDLE_LIVENESS);
+    }
+    timing
 }
 
 /// Traffic selectors between our own nodes: everything. Policies decide what may pass.

@@ -396,3 +396,23 @@ fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
         assert_eq!(shared.count(), 1000 - gone.len() - set.iter().filter(|name| all.contains(name)).count(), "{what}");
     }
 }
+
+#[test]
+fn hubs_are_asked_sooner_than_other_peers_unless_the_operator_says_so() {
+    let peers = || {
+        vec![
+            peer("hub-1", Role::Hub, "203.0.113.1:4500", &[], &["10.244.0.0/16"]),
+            peer("edge-a2", Role::Edge, "203.0.113.2:4500", &["10.77.2.0/26"], &[]),
+        ]
+    };
+    let timings = |keys: &str| {
+        let view = membership(Role::Edge, &["10.77.1.0/26"], &[], peers());
+        let desired = Desired::compute(&config(keys), &[], Some(&view));
+        ["hub-1", "edge-a2"].map(|name| {
+            let timing = desired.tunnels[&PeerName::new(name)].peer.timing;
+            (timing.liveness.as_secs(), timing.idle_liveness.as_secs())
+        })
+    };
+    assert_eq!(timings(""), [(2, 20), (4, 120)]);
+    assert_eq!(timings("[timing]\nliveness = \"7s\"\nidle_liveness = \"50s\"\n"), [(7, 50); 2]);
+}
