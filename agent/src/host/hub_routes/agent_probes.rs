@@ -32,12 +32,12 @@ const UNSUPPORTED_SHARE: usize = 48;
 #[derive(Debug)]
 pub(super) struct AgentProbes {
     random: SystemRandom,
-    endpoints: HashMap<SocketAddr, Endpoint>,
+    sockets: HashMap<SocketAddr, ProbeSocket>,
 }
 
 /// A socket is connected, so that the kernel drops what others send to it.
 #[derive(Debug)]
-struct Endpoint {
+struct ProbeSocket {
     socket: UdpSocket,
     unanswered: VecDeque<u64>,
 }
@@ -45,12 +45,12 @@ struct Endpoint {
 impl AgentProbes {
     /// Makes it without any socket.
     pub(super) fn new() -> Self {
-        Self { random: SystemRandom::new(), endpoints: HashMap::new() }
+        Self { random: SystemRandom::new(), sockets: HashMap::new() }
     }
 
     /// Forgets all endpoints but these.
     pub(super) fn retain(&mut self, endpoints: &[SocketAddr]) {
-        self.endpoints.retain(|endpoint, _| endpoints.contains(endpoint));
+        self.sockets.retain(|endpoint, _| endpoints.contains(endpoint));
     }
 
     /// Sends a probe. On an error the next probe has a new socket, since this node's own address
@@ -59,7 +59,7 @@ impl AgentProbes {
         let sent = self.try_send(to);
         // The error of an earlier probe (ICMP port unreachable) says nothing about the socket.
         if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::ConnectionRefused) {
-            self.endpoints.remove(&to);
+            self.sockets.remove(&to);
         }
         sent
     }
@@ -70,9 +70,9 @@ impl AgentProbes {
         let (spi, rest) = bytes.split_at(8);
         let (nonce, share) = rest.split_at(16);
         let spi = spi.try_into().map_or(1, u64::from_be_bytes).max(1);
-        let endpoint = match self.endpoints.entry(to) {
+        let endpoint = match self.sockets.entry(to) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(new) => new.insert(Endpoint::open(to)?),
+            std::collections::hash_map::Entry::Vacant(new) => new.insert(ProbeSocket::open(to)?),
         };
         endpoint.unanswered.truncate(MAX_UNANSWERED - 1);
         endpoint.unanswered.push_front(spi);
@@ -81,7 +81,7 @@ impl AgentProbes {
 
     /// Reads what has come from an endpoint. Returns its answer to a probe, if there is one.
     pub(super) fn answer(&mut self, from: SocketAddr) -> Option<AgentAnswer> {
-        let endpoint = self.endpoints.get_mut(&from)?;
+        let endpoint = self.sockets.get_mut(&from)?;
         let mut buffer = [0; 2048];
         let mut answer = None;
         for _ in 0..MAX_READ {
@@ -102,7 +102,7 @@ impl AgentProbes {
     }
 }
 
-impl Endpoint {
+impl ProbeSocket {
     fn open(to: SocketAddr) -> io::Result<Self> {
         let any: SocketAddr =
             if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
