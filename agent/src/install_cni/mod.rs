@@ -314,7 +314,12 @@ mod tests {
         let script = format!(
             "#!/bin/sh\n[ \"$CNI_COMMAND\" = VERSION ] && echo '{{\"cniVersion\":\"0.4.0\",\"supportedVersions\":{versions}}}'\n"
         );
-        replace_file(&path, script.as_bytes(), 0o755).unwrap();
+        // Another program writes the file: a child that another test forks holds our descriptors
+        // for a moment, and a program that someone may write cannot be run (ETXTBSY).
+        let text = path.with_extension("text");
+        fs::write(&text, script).unwrap();
+        let copied = std::process::Command::new("install").args(["-m", "755"]).arg(&text).arg(&path).status().unwrap();
+        assert!(copied.success());
     }
 
     #[test]
