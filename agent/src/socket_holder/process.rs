@@ -30,19 +30,19 @@ pub fn run() -> anyhow::Result<()> {
     }
     let listener = UnixListener::bind_addr(&address()?).context("another process holds sockets already")?;
     listener.set_nonblocking(true)?;
-    hold(&listener, vec![agent], &sockets, AWAY)
+    hold(listener, vec![agent], sockets, AWAY)
 }
 
 /// Serves agents until one asks for the end, or `away` has passed without any.
 fn hold(
-    listener: &UnixListener,
+    listener: UnixListener,
     mut agents: Vec<UnixStream>,
-    sockets: &[OwnedFd],
+    sockets: Vec<OwnedFd>,
     away: Duration,
 ) -> anyhow::Result<()> {
     let mut alone_since = Instant::now();
     loop {
-        let mut polled = vec![PollFd::new(listener, PollFlags::IN)];
+        let mut polled = vec![PollFd::new(&listener, PollFlags::IN)];
         polled.extend(agents.iter().map(|agent| PollFd::new(agent, PollFlags::IN)));
         let left = away.saturating_sub(alone_since.elapsed());
         let timeout = if agents.is_empty() { Some(Timespec::try_from(left)?) } else { None };
@@ -57,10 +57,15 @@ fn hold(
         let were_there = !agents.is_empty();
         let mut kept = Vec::new();
         for (agent, ready) in agents.into_iter().zip(ready) {
-            match ready.then(|| answer(&agent, sockets)) {
+            match ready.then(|| answer(&agent, &sockets)) {
                 None | Some(Reply::Stay) => kept.push(agent),
                 Some(Reply::Close) => {}
-                Some(Reply::End) => return Ok(()),
+                // The end of its connection says to the caller that it can bind the ports and the
+                // name. So they are closed before the connection is.
+                Some(Reply::End) => {
+                    drop((sockets, listener));
+                    return Ok(());
+                }
             }
         }
         agents = kept;
@@ -98,6 +103,7 @@ fn answer(agent: &UnixStream, sockets: &[OwnedFd]) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::net::UdpSocket;
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::SocketAddr;
@@ -120,7 +126,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let (agent, its) = UnixStream::pair().unwrap();
-        let holder = thread::spawn(move || hold(&listener, vec![its], &[socket.into()], away));
+        let holder = thread::spawn(move || hold(listener, vec![its], vec![socket.into()], away));
         Started { name, agent: Some(agent), port, holder }
     }
 
@@ -148,6 +154,18 @@ mod tests {
         send(&started.connect(), END, &[]).unwrap();
         started.holder.join().unwrap().unwrap();
         assert!(UdpSocket::bind(("127.0.0.1", started.port)).is_ok(), "the port is free again");
+    }
+
+    #[test]
+    fn once_the_connection_is_closed_the_port_and_the_name_are_free() {
+        for round in 0..100 {
+            let mut started = start(&format!("free-{round}"), AWAY);
+            let mut agent = started.agent.take().unwrap();
+            send(&agent, END, &[]).unwrap();
+            assert_eq!(agent.read(&mut [0; 8]).unwrap(), 0);
+            assert!(UdpSocket::bind(("127.0.0.1", started.port)).is_ok(), "the port is free in round {round}");
+            assert!(UnixListener::bind_addr(&started.name).is_ok(), "the name is free in round {round}");
+        }
     }
 
     #[test]
