@@ -43,8 +43,10 @@ const BATCH: usize = 256;
 const EVENTS: usize = 256;
 /// Most registrations that are kept for a slow subscriber.
 const REGISTRATIONS: usize = 1024;
-/// Most attempts of one plan when other replicas change the same rows first.
-const ATTEMPTS: u32 = 16;
+/// How long a plan is made again when other replicas change the same rows first. A replica whose
+/// watch is behind, or that does not know yet why an object is missing, conflicts until it does: a
+/// few seconds on a busy API server.
+const RETRY_TIME: Duration = Duration::from_secs(10);
 /// Longest wait before the next attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -141,21 +143,30 @@ impl Registry {
     }
 
     /// Carries out a plan. The plan reads the state and returns changes, or refuses. This method
-    /// returns when the changes are durable. It may call the plan several times; only the last
-    /// result counts.
+    /// returns when the changes are durable. It may call the plan several times, for up to
+    /// [`RETRY_TIME`]; only the last result counts.
     pub async fn change<T: Send + 'static, E: From<StoreError> + Send + 'static>(
         &self,
         plan: impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static,
     ) -> Result<T, E> {
+        self.change_within(RETRY_TIME, plan).await
+    }
+
+    async fn change_within<T: Send + 'static, E: From<StoreError> + Send + 'static>(
+        &self,
+        retry_time: Duration,
+        plan: impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static,
+    ) -> Result<T, E> {
         let plan = Arc::new(plan);
-        let mut attempt = 0;
+        let started = tokio::time::Instant::now();
+        let mut attempt = 0u32;
         loop {
             attempt += 1;
             match self.attempt(plan.clone()).await {
                 Ok(value) => return Ok(value),
-                Err(AttemptError::Store(error @ StoreError::Conflict { .. })) if attempt < ATTEMPTS => {
+                Err(AttemptError::Store(error @ StoreError::Conflict { .. })) if started.elapsed() < retry_time => {
                     tracing::debug!(%error, attempt, "planning again");
-                    tokio::time::sleep(random::jitter(PAUSE.min(Duration::from_millis(1 << attempt)))).await;
+                    tokio::time::sleep(random::jitter(PAUSE.min(Duration::from_millis(1 << attempt.min(10))))).await;
                 }
                 Err(AttemptError::Store(error)) => return Err(error.into()),
                 Err(AttemptError::Refused(refusal)) => return Err(refusal),

@@ -9,6 +9,9 @@ use crate::state::{CommunityRecord, NodeRecord, Snapshot};
 use crate::store::Committed;
 use crate::store::embedded::Embedded;
 
+/// Longer than any of these tests takes.
+const HANG: Duration = Duration::from_secs(3600);
+
 /// The embedded store on a disk that fills up when the test says so.
 struct FullDisk {
     store: Embedded,
@@ -54,6 +57,34 @@ impl Store for Shared {
             }
             self.store.commit(batch, now).await
         })
+    }
+
+    fn acknowledge(&self, revision: u64) {
+        self.store.acknowledge(revision);
+    }
+}
+
+/// A store whose watch is behind: every commit conflicts until the time is there.
+struct Behind {
+    store: Embedded,
+    until: tokio::time::Instant,
+}
+
+impl Store for Behind {
+    fn load(&self, events: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        self.store.load(events)
+    }
+
+    fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> BoxFuture<'_, Committed> {
+        if tokio::time::Instant::now() < self.until {
+            let conflict = |element: &Vec<Change>| match element.first() {
+                Some(change) => Err(StoreError::Conflict { key: change.key(), current: Vec::new() }),
+                None => Ok(()),
+            };
+            let results = batch.iter().map(conflict).collect();
+            return Box::pin(async { Committed { revision: 0, results } });
+        }
+        self.store.commit(batch, now)
     }
 
     fn acknowledge(&self, revision: u64) {
@@ -117,6 +148,20 @@ async fn a_commit_that_fails_is_reported_and_changes_nothing_and_the_next_one_wo
     put(&registry, "b").await.unwrap();
     assert!(registry.read().await.revision() > revision);
     assert!(registry.read().await.watch(&name("b")).is_some());
+}
+
+#[tokio::test]
+async fn a_plan_waits_for_a_watch_that_is_seconds_behind_but_not_for_ever() {
+    for (behind, retry_time) in [(Duration::from_secs(3), RETRY_TIME), (HANG, Duration::from_millis(100))] {
+        let directory = tempfile::tempdir().unwrap();
+        let until = tokio::time::Instant::now() + behind;
+        let store = Behind { store: Embedded::open(directory.path()).unwrap(), until };
+        let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
+        let record = NodeRecord::new(name("a"), Role::Edge, 0);
+        let put = move |_: &mut State| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]));
+        let result = registry.change_within(retry_time, put).await;
+        assert_eq!(result.is_ok(), behind < retry_time, "{result:?} with a watch {behind:?} behind");
+    }
 }
 
 #[tokio::test]
