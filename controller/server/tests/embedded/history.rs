@@ -11,44 +11,44 @@ use futures_util::future::LocalBoxFuture;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::model::{Dice, Ground, check};
+use crate::model::{Dice, Testbed, check};
 
 struct File;
 
-impl Ground for File {
+impl Testbed for File {
     fn replicas(&self) -> usize {
         1
     }
 
-    fn tables(&self) -> String {
+    fn config_tables(&self) -> String {
         String::new()
     }
 
-    fn ca<'a>(&'a self, state: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>> {
+    fn ca_certificate<'a>(&'a self, state: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>> {
         async { CertificateDer::from_pem_file(state.join("ca.crt")).unwrap() }.boxed_local()
     }
 
-    fn shake<'a>(&'a self, _: &'a mut Dice) -> LocalBoxFuture<'a, bool> {
+    fn disturb<'a>(&'a self, _: &'a mut Dice) -> LocalBoxFuture<'a, bool> {
         async { false }.boxed_local()
     }
 
-    fn bind<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, bool> {
+    fn create_node_object<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, bool> {
         async { false }.boxed_local()
     }
 
-    fn bound<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, ()> {
+    fn node_object_is_known<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, ()> {
         async {}.boxed_local()
     }
 
-    fn unbind<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, ()> {
+    fn delete_node_object<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, ()> {
         async {}.boxed_local()
     }
 
-    fn given<'a>(&'a self, _: &'a str, _: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>> {
+    fn granted_on_join<'a>(&'a self, _: &'a str, _: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>> {
         async { None }.boxed_local()
     }
 
-    fn tidy(&self) -> LocalBoxFuture<'_, ()> {
+    fn release_leftovers(&self) -> LocalBoxFuture<'_, ()> {
         async {}.boxed_local()
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::behaviour::until;
 use crate::cluster::{CONTROLLER, Cluster, NAMESPACE, PLANE, as_user, clean, run_within};
-use crate::model::{Dice, Ground, check};
+use crate::model::{Dice, Testbed, check};
 
 pub(crate) const TESTS: &[Test] =
     &[("through_any_history_of_kills_and_outages_no_segment_has_two_owners_and_none_is_lost", any)];
@@ -63,16 +63,16 @@ impl Shared {
     }
 }
 
-impl Ground for Shared {
+impl Testbed for Shared {
     fn replicas(&self) -> usize {
         3
     }
 
-    fn tables(&self) -> String {
+    fn config_tables(&self) -> String {
         format!("[kubernetes]\nkubeconfig = {:?}\nlease_seconds = 3\nconfirm_deregistrations = false\n", *CONTROLLER)
     }
 
-    fn ca<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>> {
+    fn ca_certificate<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>> {
         async {
             let secrets: Api<Secret> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
             let certificates = secrets.get(ca_secret::NAME).await.unwrap().data.unwrap().remove("ca.crt").unwrap();
@@ -81,7 +81,7 @@ impl Ground for Shared {
         .boxed_local()
     }
 
-    fn shake<'a>(&'a self, dice: &'a mut Dice) -> LocalBoxFuture<'a, bool> {
+    fn disturb<'a>(&'a self, dice: &'a mut Dice) -> LocalBoxFuture<'a, bool> {
         async {
             let etcd = dice.percent(40);
             let restart = move || if etcd { PLANE.restart_etcd() } else { PLANE.restart_api_server() };
@@ -91,7 +91,7 @@ impl Ground for Shared {
         .boxed_local()
     }
 
-    fn bind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, bool> {
+    fn create_node_object<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, bool> {
         async move {
             let metadata = ObjectMeta { name: Some(node.into()), ..ObjectMeta::default() };
             let object = Node { metadata, ..Node::default() };
@@ -109,7 +109,7 @@ impl Ground for Shared {
         .boxed_local()
     }
 
-    fn bound<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()> {
+    fn node_object_is_known<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()> {
         async move {
             until("the Node object to be known", async || {
                 let uid = self.nodes().get(node).await.ok()?.metadata.uid?;
@@ -121,7 +121,7 @@ impl Ground for Shared {
         .boxed_local()
     }
 
-    fn unbind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()> {
+    fn delete_node_object<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()> {
         async move {
             until("a Node object to be deleted", async || {
                 match self.nodes().delete(node, &DeleteParams::default()).await {
@@ -149,7 +149,7 @@ impl Ground for Shared {
         .boxed_local()
     }
 
-    fn given<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>> {
+    fn granted_on_join<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>> {
         async move {
             let its = until("the segments to be listed", async || self.held_by(node).await).await.into_iter();
             let its = its.filter(|spec| spec.request_id == "join" && spec.granted_at.0 >= since - 1);
@@ -158,7 +158,7 @@ impl Ground for Shared {
         .boxed_local()
     }
 
-    fn tidy(&self) -> LocalBoxFuture<'_, ()> {
+    fn release_leftovers(&self) -> LocalBoxFuture<'_, ()> {
         async {
             // The leader's work, with a shorter grace period.
             let replica = self.cluster.replica().await;

@@ -9,7 +9,7 @@ use rcgen::KeyPair;
 use serde_json::{Value, json};
 
 use super::dice::Dice;
-use super::world::{CAPACITY, Patience, World};
+use super::world::{CAPACITY, TimeLimit, World};
 use crate::harness::{Connection, HttpResponse, Node, chain, kind, request_of};
 
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
@@ -24,7 +24,7 @@ pub(super) struct Member<'a> {
     life: u32,
     registered: Option<Registered>,
     /// It has an object; the deletion of that object deregisters it.
-    bound: bool,
+    has_object: bool,
     /// An interrupted action may have left something over: it may hold more than it knows.
     leftovers: bool,
 }
@@ -39,7 +39,7 @@ struct Registered {
 
 impl<'a> Member<'a> {
     pub(super) fn new(world: &'a World<'a>, name: &str, dice: Dice) -> Self {
-        Self { world, name: name.into(), dice, life: 0, registered: None, bound: false, leftovers: false }
+        Self { world, name: name.into(), dice, life: 0, registered: None, has_object: false, leftovers: false }
     }
 
     /// Acts as the dice say until the history ends.
@@ -62,12 +62,12 @@ impl<'a> Member<'a> {
     /// Joins, unless no segment is left.
     async fn join(&mut self) {
         self.life += 1;
-        if !self.bound && self.dice.percent(40) {
-            self.bound = self.world.ground.bind(&self.name).await;
+        if !self.has_object && self.dice.percent(40) {
+            self.has_object = self.world.testbed.create_node_object(&self.name).await;
         }
         #[expect(clippy::disallowed_methods, reason = "compared with the times of the controller under test")]
         let since = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
-        let patience = Patience::new(format!("{} to join", self.name));
+        let limit = TimeLimit::new(format!("{} to join", self.name));
         let mut ways: Vec<(JoinToken, KeyPair)> = vec![(self.token().await, KeyPair::generate().unwrap())];
         let (mut turn, mut unsure) = (0, false);
         let node = loop {
@@ -105,15 +105,15 @@ impl<'a> Member<'a> {
                     format!("{response:?}")
                 }
             };
-            patience.again(last).await;
+            limit.pause(last).await;
         };
         self.leftovers |= unsure && self.world.lags();
         if unsure {
             self.world.model.count("joins repeated");
         }
         self.registered = Some(Registered { node, answered: BTreeMap::new(), segment_requests: 0 });
-        let held = match self.world.ground.given(&self.name, since).await {
-            Some(given) => given,
+        let held = match self.world.testbed.granted_on_join(&self.name, since).await {
+            Some(granted) => granted,
             None => self.list().await,
         };
         let count = |v4| held.iter().filter(|network| network.is_ipv4() == v4).count();
@@ -123,14 +123,14 @@ impl<'a> Member<'a> {
     }
 
     async fn token(&mut self) -> JoinToken {
-        let patience = Patience::new("a token");
+        let limit = TimeLimit::new("a token");
         loop {
             let request = json!({"role": "edge", "ttl_seconds": 3600, "uses": 1});
             let replica = self.world.any(&mut self.dice);
             let response = self.world.operator(replica, Method::POST, "/v1/tokens", Some(request)).await;
             match response {
                 Ok((201, body)) => return body["token"].as_str().unwrap().parse().unwrap(),
-                Ok((503, _)) | Err(_) => patience.again(response).await,
+                Ok((503, _)) | Err(_) => limit.pause(response).await,
                 Ok(other) => panic!("no token: {other:?}"),
             }
         }
@@ -150,7 +150,7 @@ impl<'a> Member<'a> {
 
     /// The segments that it holds, according to some controller.
     async fn list(&mut self) -> BTreeSet<IpNetwork> {
-        let patience = Patience::new(format!("what {} holds", self.name));
+        let limit = TimeLimit::new(format!("what {} holds", self.name));
         loop {
             let response = self.ask(Method::GET, "/segments", None).await;
             match &response {
@@ -159,7 +159,7 @@ impl<'a> Member<'a> {
                 Err(_) => {}
                 Ok(other) => panic!("{} may not see its segments: {other:?}", self.name),
             }
-            patience.again(response).await;
+            limit.pause(response).await;
         }
     }
 
@@ -179,7 +179,7 @@ impl<'a> Member<'a> {
     }
 
     async fn until_granted(&mut self, request: &str, families: &[&str], mut repeated: bool) -> Option<Vec<IpNetwork>> {
-        let patience = Patience::new(format!("a response to {request}"));
+        let limit = TimeLimit::new(format!("a response to {request}"));
         let mut unsure = false;
         loop {
             let body = json!({"request_id": request, "families": families, "repeated": repeated});
@@ -203,7 +203,7 @@ impl<'a> Member<'a> {
                 Err((false, _)) => {}
                 Ok(other) => panic!("{request} is refused: {other:?}"),
             }
-            patience.again(response).await;
+            limit.pause(response).await;
         }
     }
 
@@ -233,7 +233,7 @@ impl<'a> Member<'a> {
     async fn look(&mut self) {
         let known: BTreeSet<IpNetwork> =
             self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();
-        let patience = Patience::new(format!("all that {} was told", self.name));
+        let limit = TimeLimit::new(format!("all that {} was told", self.name));
         loop {
             let held = self.list().await;
             let lost: Vec<_> = known.difference(&held).collect();
@@ -243,7 +243,7 @@ impl<'a> Member<'a> {
                 return;
             }
             assert!(self.world.lags(), "{} lost {lost:?}", self.name);
-            patience.again(lost).await;
+            limit.pause(lost).await;
         }
     }
 
@@ -262,21 +262,21 @@ impl<'a> Member<'a> {
         if self.registered.is_none() {
             return;
         }
-        let by_object = self.bound && self.dice.percent(50);
+        let by_object = self.has_object && self.dice.percent(50);
         if by_object {
-            self.world.ground.bound(&self.name).await;
+            self.world.testbed.node_object_is_known(&self.name).await;
         }
         self.world.model.leaves(&self.name, self.life);
         if by_object {
-            self.world.ground.unbind(&self.name).await;
-            self.bound = false;
+            self.world.testbed.delete_node_object(&self.name).await;
+            self.has_object = false;
             self.world.model.count("left with their object");
             self.half_left();
         } else if self.is_deregistered().await {
             self.half_left();
         }
         self.world.model.count("left");
-        let patience = Patience::new(format!("{} to be refused", self.name));
+        let limit = TimeLimit::new(format!("{} to be refused", self.name));
         loop {
             let response = self.ask(Method::GET, "/segments", None).await;
             match &response {
@@ -284,7 +284,7 @@ impl<'a> Member<'a> {
                 Ok(other) => assert!(self.world.lags(), "{} was deregistered, and is told {other:?}", self.name),
                 Err(_) => {}
             }
-            patience.again(response).await;
+            limit.pause(response).await;
         }
         self.registered = None;
     }
@@ -301,7 +301,7 @@ impl<'a> Member<'a> {
     async fn is_deregistered(&mut self) -> bool {
         let known: BTreeSet<IpNetwork> =
             self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();
-        let patience = Patience::new(format!("{} to be deregistered", self.name));
+        let limit = TimeLimit::new(format!("{} to be deregistered", self.name));
         let mut unsure = false;
         loop {
             let replica = self.world.any(&mut self.dice);
@@ -320,16 +320,16 @@ impl<'a> Member<'a> {
                 Ok((503, _)) | Err(_) => unsure = true,
                 Ok(other) => panic!("{} is not deregistered: {other:?}", self.name),
             }
-            patience.again(response).await;
+            limit.pause(response).await;
         }
     }
 
     /// Takes all segments. No other node is left.
     pub(super) async fn fill(&mut self) {
-        let patience = Patience::new("every segment to be granted again");
+        let limit = TimeLimit::new("every segment to be granted again");
         while self.registered.is_none() {
             self.join().await;
-            patience.again("no segment for a first node").await;
+            limit.pause("no segment for a first node").await;
         }
         for (family, v4) in [("ipv4", true), ("ipv6", false)] {
             loop {
@@ -339,7 +339,7 @@ impl<'a> Member<'a> {
                     break;
                 }
                 assert!(held < CAPACITY, "{held} {family} segments");
-                patience.again(held).await;
+                limit.pause(held).await;
             }
         }
         self.settle().await;

@@ -32,21 +32,21 @@ use futures_util::future::join_all;
 
 pub(crate) use dice::Dice;
 use member::Member;
-pub(crate) use world::Ground;
+pub(crate) use world::Testbed;
 use world::World;
 
 /// Largest number of nodes at a time. They sometimes exhaust the ranges.
 const NODES: u64 = 6;
 
-/// Runs one history on this ground for the time `normally`, unless the environment sets another
-/// one.
-pub(crate) async fn check(ground: &dyn Ground, normally: Duration) {
+/// Runs one history on this testbed. It lasts as long as `normally` says, unless the environment
+/// sets another time.
+pub(crate) async fn check(testbed: &dyn Testbed, normally: Duration) {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     #[expect(clippy::disallowed_methods, reason = "for a seed that differs between runs")]
     let chance = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| u64::from(now.subsec_nanos()));
     let seed = number("EDGE_MODEL_SEED").unwrap_or_else(chance);
     let lasts = number("EDGE_MODEL_SECONDS").map_or(normally, Duration::from_secs);
-    let mut world = World::start(ground).await;
+    let mut world = World::start(testbed).await;
     let _told = FailureReport { seed, words: world.words() };
     let mut members: Vec<Member<'_>> =
         (0..NODES).map(|n| Member::new(&world, &format!("n{n}"), Dice::new(seed, n))).collect();
@@ -60,7 +60,7 @@ pub(crate) async fn check(ground: &dyn Ground, normally: Duration) {
     world.compare().await;
     join_all(members.iter_mut().map(Member::leave)).await;
     drop(members);
-    ground.tidy().await;
+    testbed.release_leftovers().await;
     world.nothing_is_held().await;
     Member::new(&world, "filler", Dice::new(seed, NODES + 1)).fill().await;
     world.model.assert_happened(&["killed", "granted", "granted anew", "asked once more", "left"]);

@@ -21,43 +21,44 @@ use crate::process::Program;
 /// Number of segments in each family.
 pub(super) const CAPACITY: usize = 32;
 /// Longest time to wait for something.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIME_LIMIT: Duration = Duration::from_secs(90);
 
 /// The place where controllers keep their rows, and what else exists there.
-pub(crate) trait Ground: Sync {
+pub(crate) trait Testbed: Sync {
     /// Number of controllers that run at the same time.
     fn replicas(&self) -> usize;
 
     /// Further tables of their configuration.
-    fn tables(&self) -> String;
+    fn config_tables(&self) -> String;
 
     /// Certificate of the signing authority. `state`: the state directory of a controller.
-    fn ca<'a>(&'a self, state: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>>;
+    fn ca_certificate<'a>(&'a self, state: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>>;
 
     /// Disturbs what the controllers depend on, if possible. Returns whether it did.
-    fn shake<'a>(&'a self, dice: &'a mut Dice) -> LocalBoxFuture<'a, bool>;
+    fn disturb<'a>(&'a self, dice: &'a mut Dice) -> LocalBoxFuture<'a, bool>;
 
-    /// Creates an object for a node, if the ground has such objects; the deletion of that object
-    /// deregisters the node.
-    fn bind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, bool>;
+    /// Creates the Kubernetes Node object of a node and returns true, if the testbed has such objects.
+    /// The deletion of that object deregisters the node.
+    fn create_node_object<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, bool>;
 
     /// Returns when the controllers know of that object.
-    fn bound<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
+    fn node_object_is_known<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
 
     /// Deletes that object and returns when the node is deregistered.
-    fn unbind<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
+    fn delete_node_object<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
 
-    /// The segments that a node got by joining since `since`, if controllers cannot tell: one may
-    /// already know a node and not yet the release of the segments of an earlier node of its name.
-    fn given<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>>;
+    /// The segments that a node got by joining since `since`, seconds since 1970-01-01 UTC. `None`:
+    /// each controller can list them. It cannot where it may know a node and not yet the release of
+    /// the segments of an earlier node with this name.
+    fn granted_on_join<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>>;
 
-    /// Releases what an interrupted controller has left over, if that can happen.
-    fn tidy(&self) -> LocalBoxFuture<'_, ()>;
+    /// Releases the segments that an interrupted controller has left over, if that can happen.
+    fn release_leftovers(&self) -> LocalBoxFuture<'_, ()>;
 }
 
 /// The whole system under test.
 pub(super) struct World<'a> {
-    pub(super) ground: &'a dyn Ground,
+    pub(super) testbed: &'a dyn Testbed,
     pub(super) model: Model,
     pub(super) ca: CertificateDer<'static>,
     replicas: Vec<Replica>,
@@ -74,7 +75,7 @@ pub(super) struct Replica {
 }
 
 /// What happens to one controller.
-enum Fate {
+enum Interruption {
     Killed,
     /// Killed, and killed again this time after its restart.
     KilledTwice(Duration),
@@ -86,29 +87,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Retries until a time limit.
-pub(super) struct Patience {
+pub(super) struct TimeLimit {
     what: String,
     since: Instant,
 }
 
-impl Patience {
+impl TimeLimit {
     pub(super) fn new(what: impl Into<String>) -> Self {
         Self { what: what.into(), since: Instant::now() }
     }
 
     /// Waits before the next attempt.
-    pub(super) async fn again(&self, last: impl std::fmt::Debug) {
-        assert!(self.since.elapsed() < PATIENCE, "waited {PATIENCE:?} for {}; the last response: {last:?}", self.what);
+    pub(super) async fn pause(&self, last: impl std::fmt::Debug) {
+        assert!(
+            self.since.elapsed() < TIME_LIMIT,
+            "waited {TIME_LIMIT:?} for {}; the last response: {last:?}",
+            self.what
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 impl Replica {
-    fn new(ground: &dyn Ground) -> Self {
+    fn new(testbed: &dyn Testbed) -> Self {
         let program = Program::with(&format!(
             "cluster_ranges = [\"10.77.0.0/23\", \"fd77::/119\"]\nv4_prefix = 28\nv6_prefix = 124\nmax_per_node = 1000\n\
              quarantine_seconds = {QUARANTINE}\n{}",
-            ground.tables()
+            testbed.config_tables()
         ));
         let (socket, address) = (program.path("run/admin.sock"), Mutex::new(program.addresses[0]));
         Self { program: Arc::new(Mutex::new(program)), socket, address }
@@ -125,23 +130,23 @@ impl Replica {
 
     /// Starts it. What it depends on may be away at the moment, unless it is alone.
     async fn start(&self, alone: bool) {
-        let patience = Patience::new("a controller to start");
+        let limit = TimeLimit::new("a controller to start");
         while let Err(said) = self.with_program(Program::serves).await {
             assert!(!alone, "a controller does not start: {said}");
-            patience.again(said).await;
+            limit.pause(said).await;
         }
         *lock(&self.address) = lock(&self.program).addresses[0];
     }
 }
 
 impl<'a> World<'a> {
-    pub(super) async fn start(ground: &'a dyn Ground) -> Self {
-        let replicas: Vec<Replica> = (0..ground.replicas()).map(|_| Replica::new(ground)).collect();
+    pub(super) async fn start(testbed: &'a dyn Testbed) -> Self {
+        let replicas: Vec<Replica> = (0..testbed.replicas()).map(|_| Replica::new(testbed)).collect();
         join_all(replicas.iter().map(|replica| replica.start(true))).await;
         let state = lock(&replicas[0].program).path("state");
-        let ca = ground.ca(&state).await;
+        let ca = testbed.ca_certificate(&state).await;
         let (model, sent, over) = (Model::default(), AtomicUsize::new(0), AtomicBool::new(false));
-        Self { ground, model, ca, replicas, sent, over }
+        Self { testbed, model, ca, replicas, sent, over }
     }
 
     /// Whether one of several controllers may not know yet what another one knows.
@@ -199,18 +204,18 @@ impl<'a> World<'a> {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             tokio::time::sleep(Duration::from_micros(dice.below(4000) as u64)).await;
-            if dice.percent(12) && self.ground.shake(&mut dice).await {
-                self.model.count("shaken");
+            if dice.percent(12) && self.testbed.disturb(&mut dice).await {
+                self.model.count("disturbed");
                 continue;
             }
             let replica = self.any(&mut dice);
-            let fate = match dice.below(10) {
-                0 => Fate::Stopped,
-                1 => Fate::KilledTwice(Duration::from_millis(dice.below(300) as u64)),
-                _ => Fate::Killed,
+            let interruption = match dice.below(10) {
+                0 => Interruption::Stopped,
+                1 => Interruption::KilledTwice(Duration::from_millis(dice.below(300) as u64)),
+                _ => Interruption::Killed,
             };
-            self.model.count(if matches!(fate, Fate::Stopped) { "stopped" } else { "killed" });
-            replica.with_program(move |program| fate.befall(program)).await;
+            self.model.count(if matches!(interruption, Interruption::Stopped) { "stopped" } else { "killed" });
+            replica.with_program(move |program| interruption.carry_out(program)).await;
             if self.lags() {
                 // The remaining controllers go on alone for a while.
                 tokio::time::sleep(Duration::from_millis(dice.below(500) as u64)).await;
@@ -233,7 +238,7 @@ impl<'a> World<'a> {
     pub(super) async fn compare(&self) {
         let model = self.model.held();
         for replica in &self.replicas {
-            let patience = Patience::new("what was told to be what is held");
+            let limit = TimeLimit::new("what was told to be what is held");
             loop {
                 let held = self.held_at(replica).await;
                 let missing: Vec<_> = model.iter().filter(|(network, node)| held.get(network) != Some(node)).collect();
@@ -242,21 +247,21 @@ impl<'a> World<'a> {
                     break;
                 }
                 assert!(self.lags(), "lost: {missing:?}, held: {held:?}");
-                patience.again(missing).await;
+                limit.pause(missing).await;
             }
         }
     }
 
     pub(super) async fn nothing_is_held(&self) {
         for replica in &self.replicas {
-            let patience = Patience::new("everything to be released");
+            let limit = TimeLimit::new("everything to be released");
             loop {
                 let held = self.held_at(replica).await;
                 if held.is_empty() {
                     break;
                 }
                 assert!(self.lags(), "all nodes have left, and yet: {held:?}");
-                patience.again(held).await;
+                limit.pause(held).await;
             }
         }
     }
@@ -268,15 +273,15 @@ impl<'a> World<'a> {
     }
 }
 
-impl Fate {
-    fn befall(self, program: &mut Program) {
+impl Interruption {
+    fn carry_out(self, program: &mut Program) {
         match self {
-            Fate::Killed => program.kill(),
-            Fate::KilledTwice(after) => {
+            Interruption::Killed => program.kill(),
+            Interruption::KilledTwice(after) => {
                 program.kill();
                 program.start_and_kill(after);
             }
-            Fate::Stopped => assert_eq!(program.stop(), Some(0)),
+            Interruption::Stopped => assert_eq!(program.stop(), Some(0)),
         }
     }
 }
