@@ -33,21 +33,21 @@ pub struct Underlay {
 
 /// A network of a view that contains an address which the node needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conflict {
+pub struct AddressConflict {
     network: IpNetwork,
     of: String,
     address: IpAddr,
     what: &'static str,
 }
 
-impl Conflict {
+impl AddressConflict {
     /// The network of the view that contains the address.
     pub fn network(&self) -> IpNetwork {
         self.network
     }
 }
 
-impl fmt::Display for Conflict {
+impl fmt::Display for AddressConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { network, of, address, what } = self;
         write!(
@@ -66,23 +66,29 @@ impl Underlay {
 
     /// The first address that the view's networks contain, and those of the view in force do not.
     /// `controllers` are addresses of the controller.
-    pub fn conflict(&self, current: Option<&NodeView>, view: &NodeView, controllers: &[IpAddr]) -> Option<Conflict> {
+    pub fn conflict(
+        &self,
+        current: Option<&NodeView>,
+        view: &NodeView,
+        controllers: &[IpAddr],
+    ) -> Option<AddressConflict> {
         let present = current.map_or(vec![], |current| self.conflicts(current, controllers));
-        let is_new = |conflict: &Conflict| present.iter().all(|present| present.address != conflict.address);
+        let is_new = |conflict: &AddressConflict| present.iter().all(|present| present.address != conflict.address);
         self.conflicts(view, controllers).into_iter().find(is_new)
     }
 
     /// The conflicts of a view, at most one for each address.
-    pub fn conflicts(&self, view: &NodeView, controllers: &[IpAddr]) -> Vec<Conflict> {
+    pub fn conflicts(&self, view: &NodeView, controllers: &[IpAddr]) -> Vec<AddressConflict> {
         let find = |address: &IpAddr, what| {
             let (network, of) = holder(view, *address)?;
-            Some(Conflict { network, of, address: *address, what })
+            Some(AddressConflict { network, of, address: *address, what })
         };
         let needed = self.needed(controllers);
-        let mut conflicts: Vec<Conflict> = needed.iter().filter_map(|(address, what)| find(address, *what)).collect();
+        let mut conflicts: Vec<AddressConflict> =
+            needed.iter().filter_map(|(address, what)| find(address, *what)).collect();
         // Name servers are in conflict only if none is left.
         let resolvers = Self::usable(&self.resolvers, NAME_SERVER);
-        let taken: Vec<Conflict> = resolvers.iter().filter_map(|(address, what)| find(address, *what)).collect();
+        let taken: Vec<AddressConflict> = resolvers.iter().filter_map(|(address, what)| find(address, *what)).collect();
         if taken.len() == resolvers.len() {
             conflicts.extend(taken);
         }

@@ -42,7 +42,7 @@ pub(crate) fn refuse_cutting_off_this_host(
     }
     let mut guarded = Vec::new();
     for conflict in conflicts(links, config, &ranges, segments)? {
-        let Conflict { range, what } = &conflict;
+        let AddressConflict { range, what } = &conflict;
         if guarded.contains(range) {
             continue;
         }
@@ -63,7 +63,7 @@ pub(crate) fn refuse_cutting_off_this_host(
 }
 
 /// A range that contains an address that this host needs.
-struct Conflict {
+struct AddressConflict {
     range: IpNetwork,
     what: String,
 }
@@ -75,7 +75,7 @@ fn conflicts(
     config: &Config,
     ranges: &[IpNetwork],
     segments: Option<&SegmentsFile>,
-) -> Result<Vec<Conflict>> {
+) -> Result<Vec<AddressConflict>> {
     let fronted = segments.map(|segments| segments.networks.as_slice()).unwrap_or_default();
     let held = |address: IpAddr| {
         let exempt = is_local(address) || fronted.iter().any(|network| network.contains(address));
@@ -90,11 +90,14 @@ fn conflicts(
     for (index, address, range) in addresses {
         // Another bridge of the plugin has gateways' addresses, too.
         if let Some(link) = present.iter().find(|link| link.index == index && !bridge::is_ours(link)) {
-            conflicts.push(Conflict { range, what: format!("this host's own address {address} on {}", link.name) });
+            conflicts
+                .push(AddressConflict { range, what: format!("this host's own address {address} on {}", link.name) });
         }
     }
     for gateway in links.default_routes()?.iter().filter_map(|route| route.gateway) {
-        conflicts.extend(held(gateway).map(|range| Conflict { range, what: format!("this host's gateway {gateway}") }));
+        conflicts.extend(
+            held(gateway).map(|range| AddressConflict { range, what: format!("this host's gateway {gateway}") }),
+        );
     }
     let mut names = Vec::new();
     for path in RESOLVERS {
@@ -107,12 +110,12 @@ fn conflicts(
 
 /// Conflicts of resolvers. There is none if one resolver is outside of the ranges, since names are
 /// still resolved. Resolvers on this host do not count: they ask others, which are listed, too.
-fn of_resolvers(resolvers: &[(IpAddr, &str)], held: impl Fn(IpAddr) -> Option<IpNetwork>) -> Vec<Conflict> {
+fn of_resolvers(resolvers: &[(IpAddr, &str)], held: impl Fn(IpAddr) -> Option<IpNetwork>) -> Vec<AddressConflict> {
     let remote = resolvers.iter().filter(|(resolver, _)| !resolver.is_loopback() && !resolver.is_unspecified());
     let conflict = |(resolver, path): &(IpAddr, &str)| {
         let what =
             format!("this host's resolver {resolver} ({path}), and all others are within the cluster's ranges, too");
-        held(*resolver).map(|range| Conflict { range, what })
+        held(*resolver).map(|range| AddressConflict { range, what })
     };
     // None as soon as one of them is outside.
     remote.map(conflict).collect::<Option<Vec<_>>>().unwrap_or_default()

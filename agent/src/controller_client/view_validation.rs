@@ -7,7 +7,7 @@ use edge_types::network::contains;
 use edge_types::{IpNetwork, NodeName, NodeView, Role};
 
 use super::node_identity;
-use crate::underlay::Conflict;
+use crate::underlay::AddressConflict;
 
 /// Why a view is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +43,7 @@ pub(super) enum ViewRefusal {
     },
     /// A network of the view contains an address that this node needs outside of tunnels.
     #[error("{0}")]
-    CutsOff(Conflict),
+    CutsOff(AddressConflict),
     /// The view adds the same networks as the view that was taken back, which may have cut this
     /// node off.
     #[error(
