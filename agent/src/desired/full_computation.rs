@@ -7,16 +7,16 @@ use edge_ike::PeerName;
 use edge_xfrm::policy::PolicyKey;
 use edge_xfrm::{Policy, guard};
 
-use super::{Desired, PeerReqids, Standing, Tunnel, TunnelEnds, tunnel_policies};
+use super::{Desired, PeerReqids, Tunnel, TunnelEnds, TunnelState, tunnel_policies};
 
 /// The desired policies of the guard and the tunnels, and the errors of those that are impossible.
 /// If two peers may take the same packets (two hubs that front the same networks), the peer
-/// with the best standing takes them; among equals, the one with the first name.
+/// with the best state takes them; among equals, the one with the first name.
 pub(super) fn desired_policies(
     desired: &Desired,
     reqids: impl Fn(&PeerName) -> Option<PeerReqids>,
     ends: impl Fn(&PeerName) -> Option<TunnelEnds>,
-    standing: impl Fn(&PeerName) -> Standing,
+    state: impl Fn(&PeerName) -> TunnelState,
 ) -> (BTreeMap<PolicyKey, Policy>, Vec<String>) {
     let mut policies = BTreeMap::new();
     let mut problems = Vec::new();
@@ -26,7 +26,7 @@ pub(super) fn desired_policies(
     }
     let mut tunnels: Vec<(&Tunnel, PeerReqids, Option<TunnelEnds>)> =
         desired.tunnels.iter().filter_map(|(name, tunnel)| Some((&**tunnel, reqids(name)?, ends(name)))).collect();
-    tunnels.sort_by_key(|(tunnel, ..)| standing(&tunnel.peer.name));
+    tunnels.sort_by_key(|(tunnel, ..)| state(&tunnel.peer.name));
     for (tunnel, reqid, ends) in &tunnels {
         let (of_tunnel, refused) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, *reqid, ends.as_ref());
         for policy in of_tunnel {

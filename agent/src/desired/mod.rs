@@ -7,7 +7,7 @@ mod policies;
 mod policy_table;
 
 pub use policies::{PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
-pub use policy_table::{PolicyTable, Standing};
+pub use policy_table::{PolicyTable, TunnelState};
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;

@@ -61,8 +61,8 @@ fn reqids(name: &PeerName) -> Option<PeerReqids> {
     Some(PeerReqids { outbound, inbound: if name.as_str().starts_with("hub") { Reqid::FROM_HUBS } else { outbound } })
 }
 
-fn all_up(_: &PeerName) -> Standing {
-    Standing::Up
+fn all_up(_: &PeerName) -> TunnelState {
+    TunnelState::Up
 }
 
 fn up(_: &PeerName) -> Option<TunnelEnds> {
@@ -190,7 +190,7 @@ fn a_redirected_clients_packets_meet_the_tunnel_but_forged_sources_a_block_befor
 #[test]
 fn before_a_tunnel_was_ever_up_nothing_but_the_guard_meets_outgoing_packets() {
     let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-    let (policies, _) = desired_policies(&desired, reqids, |_| None, |_| Standing::Down);
+    let (policies, _) = desired_policies(&desired, reqids, |_| None, |_| TunnelState::Down);
     assert!(lines(&policies, "out").is_empty());
     assert_eq!(lines(&policies, "in").len(), 3);
 }
@@ -208,9 +208,9 @@ fn of_two_hubs_with_the_same_networks_one_takes_the_packets_and_both_may_send() 
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
     assert!(desired.tunnels.values().all(|tunnel| tunnel.hub));
-    let used = |standings: [Standing; 2]| {
-        let standing = |name: &PeerName| standings[usize::from(name.as_str() == "hub-2")];
-        let (policies, _) = desired_policies(&desired, reqids, up, standing);
+    let used = |states: [TunnelState; 2]| {
+        let state = |name: &PeerName| states[usize::from(name.as_str() == "hub-2")];
+        let (policies, _) = desired_policies(&desired, reqids, up, state);
         let reqids_of = |direction: Direction| {
             let of_direction = policies.values().filter(move |policy| policy.direction == direction);
             let reqids = of_direction.filter_map(|policy| match policy.action {
@@ -228,12 +228,12 @@ fn of_two_hubs_with_the_same_networks_one_takes_the_packets_and_both_may_send() 
         outward[0]
     };
     let [first, second] = ["hub-1", "hub-2"].map(|name| reqid(&PeerName::new(name)).unwrap());
-    assert_eq!(used([Standing::Up, Standing::Down]), first);
-    assert_eq!(used([Standing::Down, Standing::Up]), second);
-    assert_eq!(used([Standing::Down, Standing::Down]), first);
-    assert_eq!(used([Standing::Returned, Standing::Up]), second);
-    assert_eq!(used([Standing::Returned, Standing::Down]), first);
-    assert_eq!(used([Standing::Up, Standing::Up]), first);
+    assert_eq!(used([TunnelState::Up, TunnelState::Down]), first);
+    assert_eq!(used([TunnelState::Down, TunnelState::Up]), second);
+    assert_eq!(used([TunnelState::Down, TunnelState::Down]), first);
+    assert_eq!(used([TunnelState::Returned, TunnelState::Up]), second);
+    assert_eq!(used([TunnelState::Returned, TunnelState::Down]), first);
+    assert_eq!(used([TunnelState::Up, TunnelState::Up]), first);
 }
 
 #[test]

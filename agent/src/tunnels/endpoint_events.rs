@@ -92,10 +92,10 @@ impl Driver {
         let (desired, incidents) = (&self.desired, &self.environment.incidents);
         let (held, reqids) = (&mut self.policies, self.environment.reqids_of_sas(peer));
         let now = crate::clock::boot_time();
-        let standing = self.hub_returns.standing(self.desired.tunnels.get(peer), peer, true, now);
+        let state = self.hub_returns.state(self.desired.tunnels.get(peer), peer, true, now);
         let mut refused = false;
         let update_policies = |xfrm: &mut Xfrm, sas: &SaTable| {
-            held.update_peer(peer, desired, reqids, sas.ends(peer).as_ref(), standing, incidents);
+            held.update_peer(peer, desired, reqids, sas.ends(peer).as_ref(), state, incidents);
             refused = held.install_changes(xfrm, incidents);
         };
         let outcome = self.sas.switch_outbound(&mut self.environment.xfrm, child, now, &out_policies, update_policies);

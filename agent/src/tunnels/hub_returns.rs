@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
 
-use crate::desired::{Standing, Tunnel};
+use crate::desired::{Tunnel, TunnelState};
 
 /// How long the tunnel of a hub that came back must be up before the hub is used in the place of
 /// another one. Cloud nodes wait as long.
@@ -24,35 +24,35 @@ pub(super) struct HubReturns {
 }
 
 impl HubReturns {
-    /// The standing of a peer's tunnel, which is up or not. Only hubs wait.
-    pub(super) fn standing(
+    /// The state of a peer's tunnel, which is up or not. Only hubs wait.
+    pub(super) fn state(
         &mut self,
         tunnel: Option<&Arc<Tunnel>>,
         peer: &PeerName,
         up: bool,
         now: Instant,
-    ) -> Standing {
+    ) -> TunnelState {
         if tunnel.is_some_and(|tunnel| tunnel.hub) {
             return self.observe(peer, up, now);
         }
         self.forget(peer);
-        if up { Standing::Up } else { Standing::Down }
+        if up { TunnelState::Up } else { TunnelState::Down }
     }
 
-    /// Records whether a hub's tunnel is up, and returns its standing.
-    fn observe(&mut self, hub: &PeerName, up: bool, now: Instant) -> Standing {
+    /// Records whether a hub's tunnel is up, and returns its state.
+    fn observe(&mut self, hub: &PeerName, up: bool, now: Instant) -> TunnelState {
         if !up {
             self.returned.remove(hub);
             if self.up.remove(hub) {
                 self.lost.insert(hub.clone());
             }
-            return Standing::Down;
+            return TunnelState::Down;
         }
         self.up.insert(hub.clone());
         if self.lost.remove(hub) {
             self.returned.insert(hub.clone(), now + HOLD);
         }
-        if self.returned.get(hub).is_some_and(|until| now < *until) { Standing::Returned } else { Standing::Up }
+        if self.returned.get(hub).is_some_and(|until| now < *until) { TunnelState::Returned } else { TunnelState::Up }
     }
 
     fn forget(&mut self, hub: &PeerName) {
@@ -83,16 +83,16 @@ mod tests {
     #[test]
     fn a_hub_counts_at_once_at_first_and_after_a_loss_only_when_it_stays() {
         let (mut returns, hub) = (HubReturns::default(), PeerName::new("hub-1"));
-        assert_eq!(returns.observe(&hub, false, at(0)), Standing::Down);
-        assert_eq!(returns.observe(&hub, true, at(1)), Standing::Up);
-        assert_eq!(returns.observe(&hub, false, at(2)), Standing::Down);
-        assert_eq!(returns.observe(&hub, true, at(10)), Standing::Returned);
+        assert_eq!(returns.observe(&hub, false, at(0)), TunnelState::Down);
+        assert_eq!(returns.observe(&hub, true, at(1)), TunnelState::Up);
+        assert_eq!(returns.observe(&hub, false, at(2)), TunnelState::Down);
+        assert_eq!(returns.observe(&hub, true, at(10)), TunnelState::Returned);
         assert_eq!((returns.next_due(), returns.take_due(at(39))), (Some(at(40)), vec![]));
         // It goes again: the wait begins anew.
-        assert_eq!(returns.observe(&hub, false, at(39)), Standing::Down);
-        assert_eq!(returns.observe(&hub, true, at(41)), Standing::Returned);
+        assert_eq!(returns.observe(&hub, false, at(39)), TunnelState::Down);
+        assert_eq!(returns.observe(&hub, true, at(41)), TunnelState::Returned);
         assert_eq!(returns.take_due(at(71)), std::slice::from_ref(&hub));
-        assert_eq!(returns.observe(&hub, true, at(71)), Standing::Up);
+        assert_eq!(returns.observe(&hub, true, at(71)), TunnelState::Up);
         assert_eq!(returns.next_due(), None);
     }
 }

@@ -59,9 +59,9 @@ impl Driver {
             }
             let (reqids, ends) = (self.environment.reqids_of_sas(&peer), self.sas.ends(&peer));
             let up = ends.as_ref().is_some_and(|ends| ends.up);
-            let standing = self.hub_returns.standing(self.desired.tunnels.get(&peer), &peer, up, now);
+            let state = self.hub_returns.state(self.desired.tunnels.get(&peer), &peer, up, now);
             let incidents = &self.environment.incidents;
-            self.policies.update_peer(&peer, &self.desired, reqids, ends.as_ref(), standing, incidents);
+            self.policies.update_peer(&peer, &self.desired, reqids, ends.as_ref(), state, incidents);
         }
     }
 

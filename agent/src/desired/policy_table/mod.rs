@@ -11,7 +11,7 @@ use edge_xfrm::policy::PolicyKey;
 ///
 /// The kernel keeps one policy for a direction and selector. If two peers may take the same packets
 /// (two hubs that front the same networks), the policy with the stronger priority is the desired
-/// one. Among equals that is the guard's, then that of the peer with the best [`Standing`], then
+/// one. Among equals that is the guard's, then that of the peer with the best [`TunnelState`], then
 /// that of the peer whose name comes first.
 ///
 /// It grows with the number of policies.
@@ -28,7 +28,7 @@ pub struct PolicyTable {
 
 /// How a peer's tunnel compares with others that may take the same packets; the best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
+pub enum TunnelState {
     /// It can send.
     Up,
     /// It can send again, for a short time.
@@ -59,18 +59,18 @@ struct PoliciesOfKey {
 #[derive(Debug, Clone)]
 struct SourcedPolicy {
     policy: Policy,
-    source: Source,
+    source: PolicySource,
 }
 
 /// Where a policy comes from. Of two policies with the same priority, the one with the smaller
 /// source is desired.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Source {
+enum PolicySource {
     Guard,
-    Peer(Standing, PeerName),
+    Peer(TunnelState, PeerName),
 }
 
-impl Source {
+impl PolicySource {
     fn is(&self, peer: Option<&PeerName>) -> bool {
         match self {
             Self::Guard => peer.is_none(),
@@ -80,15 +80,15 @@ impl Source {
 }
 
 impl SourcedPolicy {
-    fn rank(&self) -> (u32, &Source) {
+    fn rank(&self) -> (u32, &PolicySource) {
         (self.policy.priority, &self.source)
     }
 }
 
 impl PolicyTable {
     /// Replaces the policies of a peer.
-    pub fn set_peer(&mut self, peer: &PeerName, standing: Standing, policies: &[Policy]) {
-        let source = Source::Peer(standing, peer.clone());
+    pub fn set_peer(&mut self, peer: &PeerName, state: TunnelState, policies: &[Policy]) {
+        let source = PolicySource::Peer(state, peer.clone());
         let before = self.keys.remove(peer).unwrap_or_default();
         let keys = self.replace(&before, &source, policies);
         if !keys.is_empty() {
@@ -99,12 +99,12 @@ impl PolicyTable {
     /// Replaces the policies of the guard.
     pub fn set_guard(&mut self, policies: &[Policy]) {
         let before = std::mem::take(&mut self.guard);
-        self.guard = self.replace(&before, &Source::Guard, policies);
+        self.guard = self.replace(&before, &PolicySource::Guard, policies);
     }
 
     /// Removes the policies of a former peer.
     pub fn remove_peer(&mut self, peer: &PeerName) {
-        self.set_peer(peer, Standing::Down, &[]);
+        self.set_peer(peer, TunnelState::Down, &[]);
     }
 
     /// The desired policy with this key.
@@ -138,7 +138,7 @@ impl PolicyTable {
 
     /// Replaces the policies of a source, which had those with the keys `before`. Returns the keys
     /// that it has now.
-    fn replace(&mut self, before: &[PolicyKey], source: &Source, policies: &[Policy]) -> Vec<PolicyKey> {
+    fn replace(&mut self, before: &[PolicyKey], source: &PolicySource, policies: &[Policy]) -> Vec<PolicyKey> {
         // Of two policies of a source with the same key, the first of the stronger priority counts.
         let mut new: BTreeMap<PolicyKey, Policy> = BTreeMap::new();
         for policy in policies {
@@ -157,10 +157,10 @@ impl PolicyTable {
     }
 
     /// Replaces the policy of a source for one key.
-    fn set_policy(&mut self, key: PolicyKey, source: &Source, policy: Option<Policy>) {
+    fn set_policy(&mut self, key: PolicyKey, source: &PolicySource, policy: Option<Policy>) {
         let peer = match source {
-            Source::Guard => None,
-            Source::Peer(_, name) => Some(name),
+            PolicySource::Guard => None,
+            PolicySource::Peer(_, name) => Some(name),
         };
         let (before, mut all) = match self.by_key.remove(&key) {
             None => (None, vec![]),

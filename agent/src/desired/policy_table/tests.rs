@@ -34,7 +34,7 @@ struct Ends {
     remote: u8,
     local_selectors: Vec<usize>,
     remote_selectors: Vec<usize>,
-    standing: Standing,
+    state: TunnelState,
 }
 
 fn some_networks() -> impl Strategy<Value = Vec<usize>> {
@@ -43,14 +43,9 @@ fn some_networks() -> impl Strategy<Value = Vec<usize>> {
 
 fn change() -> impl Strategy<Value = Change> {
     let peer = || 0..PEERS;
-    let standing = prop::sample::select(vec![Standing::Up, Standing::Returned, Standing::Down]);
-    let ends = (0..3u8, some_networks(), some_networks(), standing).prop_map(
-        |(remote, local_selectors, remote_selectors, standing)| Ends {
-            remote,
-            local_selectors,
-            remote_selectors,
-            standing,
-        },
+    let state = prop::sample::select(vec![TunnelState::Up, TunnelState::Returned, TunnelState::Down]);
+    let ends = (0..3u8, some_networks(), some_networks(), state).prop_map(
+        |(remote, local_selectors, remote_selectors, state)| Ends { remote, local_selectors, remote_selectors, state },
     );
     prop_oneof![
         3 => (peer(), some_networks(), some_networks())
@@ -83,7 +78,7 @@ struct Model {
     template: Tunnel,
     desired: Desired,
     ends: BTreeMap<PeerName, TunnelEnds>,
-    standings: BTreeMap<PeerName, Standing>,
+    states: BTreeMap<PeerName, TunnelState>,
     table: PolicyTable,
 }
 
@@ -95,7 +90,7 @@ impl Model {
             template,
             desired: Desired::default(),
             ends: BTreeMap::new(),
-            standings: BTreeMap::new(),
+            states: BTreeMap::new(),
             table: PolicyTable::default(),
         }
     }
@@ -114,19 +109,19 @@ impl Model {
             }
             Change::Ends { peer, ends: None } => {
                 self.ends.remove(&name(*peer));
-                self.standings.remove(&name(*peer));
+                self.states.remove(&name(*peer));
                 self.update_peer(&name(*peer));
             }
             Change::Ends { peer, ends: Some(ends) } => {
-                let standing = &ends.standing;
+                let state = &ends.state;
                 let ends = TunnelEnds {
                     local: "192.0.2.1".parse().unwrap(),
                     remote: [198, 51, 100, ends.remote].into(),
                     local_selectors: networks(&ends.local_selectors),
                     remote_selectors: networks(&ends.remote_selectors),
-                    up: ends.standing != Standing::Down,
+                    up: ends.state != TunnelState::Down,
                 };
-                self.standings.insert(name(*peer), *standing);
+                self.states.insert(name(*peer), *state);
                 self.ends.insert(name(*peer), ends);
                 self.update_peer(&name(*peer));
             }
@@ -157,15 +152,15 @@ impl Model {
         let ends = self.ends.get(name);
         let ranges = &self.desired.guard.cluster_ranges;
         let (policies, _) = tunnel_policies(tunnel, ranges, reqids(name).unwrap(), ends);
-        self.table.set_peer(name, self.standing(name), &policies);
+        self.table.set_peer(name, self.state(name), &policies);
     }
 
-    fn standing(&self, name: &PeerName) -> Standing {
-        self.standings.get(name).copied().unwrap_or(Standing::Down)
+    fn state(&self, name: &PeerName) -> TunnelState {
+        self.states.get(name).copied().unwrap_or(TunnelState::Down)
     }
 
     fn computed_from_nothing(&self) -> BTreeMap<PolicyKey, Policy> {
-        desired_policies(&self.desired, reqids, |name| self.ends.get(name).cloned(), |name| self.standing(name)).0
+        desired_policies(&self.desired, reqids, |name| self.ends.get(name).cloned(), |name| self.state(name)).0
     }
 }
 
@@ -215,22 +210,22 @@ fn a_peer_that_goes_up_takes_only_the_keys_of_those_it_competes_with() {
     };
     let mut table = PolicyTable::default();
     for number in 0..1000 {
-        table.set_peer(&PeerName::new(&format!("edge-{number}")), Standing::Up, &own(number));
+        table.set_peer(&PeerName::new(&format!("edge-{number}")), TunnelState::Up, &own(number));
     }
     let [first, second] = ["hub-1", "hub-2"].map(PeerName::new);
-    table.set_peer(&first, Standing::Down, &policies(2001));
-    table.set_peer(&second, Standing::Down, &policies(2002));
+    table.set_peer(&first, TunnelState::Down, &policies(2001));
+    table.set_peer(&second, TunnelState::Down, &policies(2002));
     assert_eq!(table.take_changes().len(), 1001);
     assert_eq!(table.get(&policies(2001)[0].key()), Some(&policies(2001)[0]));
-    table.set_peer(&second, Standing::Up, &policies(2002));
+    table.set_peer(&second, TunnelState::Up, &policies(2002));
     let changes = table.take_changes();
     assert_eq!(changes.len(), 1);
     assert_eq!((changes[0].before, changes[0].now), (Some(policies(2001)[0]), Some(policies(2002)[0])));
     // A hub that came back a moment ago does not displace another one.
-    table.set_peer(&first, Standing::Returned, &policies(2001));
+    table.set_peer(&first, TunnelState::Returned, &policies(2001));
     assert!(table.take_changes().is_empty());
     // Up and down between two calls is no change.
-    table.set_peer(&first, Standing::Up, &policies(2001));
-    table.set_peer(&first, Standing::Down, &policies(2001));
+    table.set_peer(&first, TunnelState::Up, &policies(2001));
+    table.set_peer(&first, TunnelState::Down, &policies(2001));
     assert!(table.take_changes().is_empty());
 }

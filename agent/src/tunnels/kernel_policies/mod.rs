@@ -10,7 +10,7 @@ use edge_xfrm::policy::{PolicyKey, priority};
 use edge_xfrm::reconcile::{self, PolicyDiff};
 use edge_xfrm::{Direction, Error, InstalledPolicy, Policy, Xfrm};
 
-use crate::desired::{Desired, PeerReqids, PolicyTable, Standing, TunnelEnds, tunnel_policies};
+use crate::desired::{Desired, PeerReqids, PolicyTable, TunnelEnds, TunnelState, tunnel_policies};
 use crate::incidents::Incidents;
 
 /// How long a policy of the guard that is not desired stays. The plugin installs the guard of a new
@@ -39,21 +39,21 @@ pub(super) struct KernelPolicies {
 }
 
 impl KernelPolicies {
-    /// Computes the policies of a peer again. `reqids`, `ends` and `standing` are those of now.
+    /// Computes the policies of a peer again. `reqids`, `ends` and `state` are those of now.
     pub(super) fn update_peer(
         &mut self,
         peer: &PeerName,
         desired: &Desired,
         reqids: Option<PeerReqids>,
         ends: Option<&TunnelEnds>,
-        standing: Standing,
+        state: TunnelState,
         incidents: &Incidents,
     ) {
         let (Some(tunnel), Some(reqids)) = (desired.tunnels.get(peer), reqids) else {
             return self.desired.remove_peer(peer);
         };
         let (policies, problems) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, reqids, ends);
-        self.desired.set_peer(peer, standing, &policies);
+        self.desired.set_peer(peer, state, &policies);
         problems.into_iter().for_each(|problem| incidents.error(problem));
     }
 

@@ -69,8 +69,8 @@ impl Node {
         let reqids = Reqid::tunnel(u32::try_from(number).unwrap())
             .map(|outbound| PeerReqids { outbound, inbound: if hub(name) { Reqid::FROM_HUBS } else { outbound } });
         let ends = self.ends.get(name);
-        let standing = if ends.is_some_and(|ends| ends.up) { Standing::Up } else { Standing::Down };
-        self.policies.update_peer(name, &self.desired, reqids, ends, standing, &self.incidents);
+        let state = if ends.is_some_and(|ends| ends.up) { TunnelState::Up } else { TunnelState::Down };
+        self.policies.update_peer(name, &self.desired, reqids, ends, state, &self.incidents);
     }
 
     fn reconcile(&mut self) {
