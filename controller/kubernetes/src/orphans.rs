@@ -39,13 +39,13 @@ pub struct OrphanCollector {
     edge_nodes: Api<EdgeNode>,
     grace_period: Duration,
     /// Grants to nodes that are not registered, and when each is released.
-    orphans: HashMap<Grant, Instant>,
+    orphans: HashMap<OrphanedSegment, Instant>,
     /// Nodes that were registered at the last check.
     registered: HashSet<NodeName>,
 }
 
 /// A segment and the time of its grant: a later grant of the same segment is another one.
-type Grant = (IpNetwork, Seconds);
+type OrphanedSegment = (IpNetwork, Seconds);
 
 impl OrphanCollector {
     /// Makes a collector that releases after this period.
@@ -81,8 +81,8 @@ impl OrphanCollector {
                 (grant, self.orphans.get(&grant).copied().unwrap_or(at + grace_period))
             };
             let orphans = state.ledger().rows().filter(|row| is_orphan(&state, row));
-            let mut due: HashMap<NodeName, Vec<Grant>> = HashMap::new();
-            let orphans: HashMap<Grant, Instant> = orphans
+            let mut due: HashMap<NodeName, Vec<OrphanedSegment>> = HashMap::new();
+            let orphans: HashMap<OrphanedSegment, Instant> = orphans
                 .map(|row| {
                     let (grant, due_at) = due_at(row);
                     if due_at <= at {
@@ -126,7 +126,7 @@ impl OrphanCollector {
         }
     }
 
-    async fn release(&self, grants: &[Grant], now: Seconds) {
+    async fn release(&self, grants: &[OrphanedSegment], now: Seconds) {
         for (network, granted_at) in grants.iter().copied() {
             let released = self.registry.change(move |state| -> Result<_, StoreError> {
                 let row = state.ledger().row(&network);
