@@ -53,7 +53,7 @@ fn forgotten() {
 /// Authorities that watch their Secret, and the number of times they have read it.
 async fn followed(cluster: &Cluster) -> (Arc<Ca>, watch::Receiver<usize>, JoinHandle<()>) {
     let (counts, loads) = watch::channel(0);
-    let ca = Arc::new(Ca::open(Box::new(Counting(ca_secret(cluster), counts)), None, NOW).await.unwrap());
+    let ca = Arc::new(Ca::open(Box::new(CountingStorage(ca_secret(cluster), counts)), None, NOW).await.unwrap());
     let follower = ca.clone();
     let following = tokio::spawn(async move { follower.follow().await });
     (ca, loads, following)
@@ -86,9 +86,9 @@ fn deleted() {
 }
 
 /// Counts how often the Secret is read.
-struct Counting(CaSecret, watch::Sender<usize>);
+struct CountingStorage(CaSecret, watch::Sender<usize>);
 
-impl CaStorage for Counting {
+impl CaStorage for CountingStorage {
     fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>> {
         Box::pin(async {
             let loaded = self.0.load().await;
