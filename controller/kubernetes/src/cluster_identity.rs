@@ -26,9 +26,9 @@ pub struct ClusterIdentity {
     seen: Arc<Mutex<Option<String>>>,
 }
 
-/// Why nothing that the API server says is believed.
+/// Why the controller does not rely on what the API server says.
 #[derive(Debug, thiserror::Error)]
-pub enum Doubt {
+pub enum ClusterIdentityError {
     /// It is not known which cluster answers.
     #[error("it is not known which cluster answers: {0}")]
     Unknown(String),
@@ -56,10 +56,14 @@ impl ClusterIdentity {
     ///
     /// # Errors
     /// If it is another one, or that cannot be found out.
-    pub async fn check(&self) -> Result<(), Doubt> {
-        let found = uid(&self.api).await.map_err(Doubt::Unknown)?;
+    pub async fn check(&self) -> Result<(), ClusterIdentityError> {
+        let found = uid(&self.api).await.map_err(ClusterIdentityError::Unknown)?;
         let seen = self.seen().clone();
-        let noted = self.registry.note(Note::Cluster).await.map_err(|error| Doubt::Unknown(error.to_string()))?;
+        let noted = self
+            .registry
+            .note(Note::Cluster)
+            .await
+            .map_err(|error| ClusterIdentityError::Unknown(error.to_string()))?;
         match noted.clone().or(seen) {
             Some(known) if known == found => {
                 *self.seen() = Some(found.clone());
@@ -67,12 +71,14 @@ impl ClusterIdentity {
                     return Ok(());
                 }
             }
-            Some(known) if self.accepted.as_ref() != Some(&found) => return Err(Doubt::Other { found, known }),
+            Some(known) if self.accepted.as_ref() != Some(&found) => {
+                return Err(ClusterIdentityError::Other { found, known });
+            }
             Some(known) => tracing::warn!(known, found, "another cluster is accepted (kubernetes.accept_cluster)"),
             None => tracing::info!(cluster = found, "noted which cluster this is"),
         }
         let noted = self.registry.set_note(Note::Cluster, found.clone()).await;
-        noted.map_err(|error| Doubt::Unknown(error.to_string()))?;
+        noted.map_err(|error| ClusterIdentityError::Unknown(error.to_string()))?;
         *self.seen() = Some(found);
         Ok(())
     }

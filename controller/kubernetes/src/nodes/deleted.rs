@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::pending::DeletedNode;
 use super::watch::{NodeWatch, WHAT};
 use crate::client::{REQUEST, explain};
-use crate::cluster_identity::Doubt;
+use crate::cluster_identity::ClusterIdentityError;
 use crate::events::About;
 
 /// Largest number of Nodes that are read at the same time.
@@ -48,7 +48,7 @@ impl NodeWatch {
     ///
     /// # Errors
     /// If it is not certain that our cluster answers.
-    pub(super) async fn decide_deleted(&mut self) -> Result<(), Doubt> {
+    pub(super) async fn decide_deleted(&mut self) -> Result<(), ClusterIdentityError> {
         self.confirm_by_name().await;
         self.forget_deregistered().await;
         let confirmed: Vec<NodeName> =

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::facts::{Facts, facts, name_of};
 use super::pending::{DeletedNode, DeletedNodes, PendingDeregistrations};
 use crate::client::ApiFailures;
-use crate::cluster_identity::{ClusterIdentity, Doubt};
+use crate::cluster_identity::{ClusterIdentity, ClusterIdentityError};
 use crate::events::{About, Events};
 use crate::label_trust::LabelTrust;
 use crate::list_watch::{ListWatchEvent, Metadata, list_and_watch};
@@ -114,11 +114,11 @@ impl NodeWatch {
             match self.identity.check().await {
                 Ok(()) => {
                     self.api_failures.works(CLUSTER);
-                    let doubt = self.watch_nodes(&mut newcomers, &mut resync).await;
-                    self.api_failures.fails(CLUSTER, doubt.to_string());
+                    let error = self.watch_nodes(&mut newcomers, &mut resync).await;
+                    self.api_failures.fails(CLUSTER, error.to_string());
                     self.deleted.clear();
                 }
-                Err(doubt) => self.api_failures.fails(CLUSTER, doubt.to_string()),
+                Err(error) => self.api_failures.fails(CLUSTER, error.to_string()),
             }
             tokio::time::sleep(IDENTITY_RETRY).await;
         }
@@ -129,7 +129,7 @@ impl NodeWatch {
         &mut self,
         newcomers: &mut broadcast::Receiver<NodeName>,
         resync: &mut tokio::time::Interval,
-    ) -> Doubt {
+    ) -> ClusterIdentityError {
         let (sender, mut events) = mpsc::unbounded_channel();
         let source = Metadata(self.api.clone(), WHAT);
         let watching = list_and_watch(source, None, self.api_failures.clone(), move |event| {
@@ -144,8 +144,8 @@ impl NodeWatch {
                 Some(first) = events.recv() => {
                     let mut next = Some(first);
                     while let Some(one) = next {
-                        if let Err(doubt) = self.apply(one).await {
-                            return doubt;
+                        if let Err(error) = self.apply(one).await {
+                            return error;
                         }
                         next = events.try_recv().ok();
                     }
@@ -162,8 +162,8 @@ impl NodeWatch {
             // The watch goes on in the meantime: its events wait in the channel, and further ones
             // in the connection's buffers.
             self.record_changes().await;
-            if let Err(doubt) = self.decide_deleted().await {
-                return doubt;
+            if let Err(error) = self.decide_deleted().await {
+                return error;
             }
         }
     }
@@ -176,7 +176,7 @@ impl NodeWatch {
         }
     }
 
-    async fn apply(&mut self, events: ListWatchEvent<PartialObjectMeta<Node>>) -> Result<(), Doubt> {
+    async fn apply(&mut self, events: ListWatchEvent<PartialObjectMeta<Node>>) -> Result<(), ClusterIdentityError> {
         match events {
             ListWatchEvent::ListStarted | ListWatchEvent::Bookmark(_) => {}
             ListWatchEvent::Applied(node) => {

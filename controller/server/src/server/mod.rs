@@ -35,7 +35,7 @@ use edge_controller_domain::reachability;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
-use edge_controller_kubernetes::cluster_identity::{ClusterIdentity, Doubt};
+use edge_controller_kubernetes::cluster_identity::{ClusterIdentity, ClusterIdentityError};
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_controller_kubernetes::service_account::Reviewer;
@@ -110,8 +110,8 @@ impl Server {
             match identity.check().await {
                 // Without the API server the last known state stays in force. The watch of Nodes
                 // checks again.
-                Ok(()) | Err(Doubt::Unknown(_)) => {}
-                Err(doubt @ Doubt::Other { .. }) => return Err(doubt.into()),
+                Ok(()) | Err(ClusterIdentityError::Unknown(_)) => {}
+                Err(error @ ClusterIdentityError::Other { .. }) => return Err(error.into()),
             }
         }
         check_held(registry.read().await.ledger(), &networks.ranges).map_err(anyhow::Error::msg)?;
