@@ -85,20 +85,20 @@ impl From<TrustNodeLabels> for Written {
 
 /// What community labels of Node objects do at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counting {
+pub enum LabelEffect {
     /// A label puts its node into the communities that it names.
-    Yes,
+    Count,
     /// They add no community. A community that they gave before stays while the Node has the label.
-    Held,
+    Keep,
     /// They do not count.
-    No,
+    Ignore,
 }
 
 /// The effect of labels, with its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelTrust {
-    /// Whether community labels count.
-    pub counting: Counting,
+    /// What community labels do.
+    pub effect: LabelEffect,
     /// The reason, for people.
     pub why: String,
     /// Whether the state of the policy is known.
@@ -108,24 +108,24 @@ pub struct LabelTrust {
 impl LabelTrust {
     /// The effect before the API server was asked.
     pub fn at_start(trust: TrustNodeLabels) -> Self {
-        let (counting, why, known) = match trust {
+        let (effect, why, known) = match trust {
             TrustNodeLabels::Always => {
-                (Counting::Yes, "trust_node_labels = true: also those that a kubelet sets".into(), true)
+                (LabelEffect::Count, "trust_node_labels = true: also those that a kubelet sets".into(), true)
             }
-            TrustNodeLabels::Never => (Counting::No, "trust_node_labels = false".into(), true),
-            TrustNodeLabels::Auto => (Counting::Held, "the API server was not asked yet".into(), false),
+            TrustNodeLabels::Never => (LabelEffect::Ignore, "trust_node_labels = false".into(), true),
+            TrustNodeLabels::Auto => (LabelEffect::Keep, "the API server was not asked yet".into(), false),
         };
-        Self { counting, why, known }
+        Self { effect, why, known }
     }
 
-    fn of(standing: Result<(), String>) -> Self {
-        match standing {
+    fn of(policy_check: Result<(), String>) -> Self {
+        match policy_check {
             Ok(()) => {
                 let why = format!("ValidatingAdmissionPolicy {NAME} keeps kubelets from them");
-                Self { counting: Counting::Yes, why, known: true }
+                Self { effect: LabelEffect::Count, why, known: true }
             }
             Err(why) => Self {
-                counting: Counting::Held,
+                effect: LabelEffect::Keep,
                 why: format!(
                     "ValidatingAdmissionPolicy {NAME}: {why}; to let labels count run kubectl apply -f {MANIFEST}, or set trust_node_labels"
                 ),
@@ -135,7 +135,7 @@ impl LabelTrust {
     }
 
     fn unknown(why: String) -> Self {
-        Self { counting: Counting::Held, why, known: false }
+        Self { effect: LabelEffect::Keep, why, known: false }
     }
 }
 
@@ -143,13 +143,13 @@ impl std::fmt::Display for LabelTrust {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let why = &self.why;
         let others = format!("Community resources and the label {RESTRICTED_COMMUNITY_LABEL} do");
-        match self.counting {
-            Counting::Yes => write!(f, "community labels of Node objects count ({why})"),
-            Counting::Held => write!(
+        match self.effect {
+            LabelEffect::Count => write!(f, "community labels of Node objects count ({why})"),
+            LabelEffect::Keep => write!(
                 f,
                 "community labels of Node objects add no member ({why}); what they gave before goes on to hold; {others} count"
             ),
-            Counting::No => write!(f, "community labels of Node objects do not count ({why}); {others}"),
+            LabelEffect::Ignore => write!(f, "community labels of Node objects do not count ({why}); {others}"),
         }
     }
 }
@@ -217,7 +217,7 @@ impl LabelWatch {
         if !changed {
             return;
         }
-        if now.counting == Counting::Yes {
+        if now.effect == LabelEffect::Count {
             tracing::info!("{now}");
             self.events.normal(About::LabelPolicy, NAME, "NodeLabelsCount", now.to_string());
         } else {
@@ -229,9 +229,9 @@ impl LabelWatch {
 
 /// Logs the configured value if nothing needs to be watched.
 pub fn log_forced(trust: &LabelTrust) {
-    match trust.counting {
-        Counting::Yes => tracing::warn!("{trust}"),
-        Counting::Held | Counting::No => tracing::info!("{trust}"),
+    match trust.effect {
+        LabelEffect::Count => tracing::warn!("{trust}"),
+        LabelEffect::Keep | LabelEffect::Ignore => tracing::info!("{trust}"),
     }
 }
 
@@ -330,13 +330,13 @@ mod tests {
     #[test]
     fn a_policy_that_disappears_adds_and_removes_no_member() {
         let gone = LabelTrust::of(Err("it is not there".into()));
-        assert_eq!(gone.counting, Counting::Held);
+        assert_eq!(gone.effect, LabelEffect::Keep);
         let said = gone.to_string();
         for part in ["it is not there", MANIFEST, RESTRICTED_COMMUNITY_LABEL, "goes on to hold"] {
             assert!(said.contains(part), "{part}: {said}");
         }
-        assert_eq!(LabelTrust::of(Ok(())).counting, Counting::Yes);
-        assert_eq!(LabelTrust::at_start(TrustNodeLabels::Auto).counting, Counting::Held);
-        assert_eq!(LabelTrust::at_start(TrustNodeLabels::Never).counting, Counting::No);
+        assert_eq!(LabelTrust::of(Ok(())).effect, LabelEffect::Count);
+        assert_eq!(LabelTrust::at_start(TrustNodeLabels::Auto).effect, LabelEffect::Keep);
+        assert_eq!(LabelTrust::at_start(TrustNodeLabels::Never).effect, LabelEffect::Ignore);
     }
 }

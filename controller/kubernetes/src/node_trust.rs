@@ -10,7 +10,7 @@ use edge_types::{Communities, NodeName};
 use tokio::sync::watch;
 
 use super::events::{About, Events};
-use super::label_trust::{Counting, LabelTrust, TrustNodeLabels};
+use super::label_trust::{LabelEffect, LabelTrust, TrustNodeLabels};
 
 /// Decides what counts, and reports once for each node which labels do not.
 pub struct NodeTrust {
@@ -32,7 +32,7 @@ impl NodeTrust {
     }
 
     /// Makes labels count as this receiver says.
-    pub fn counting(self, labels: watch::Receiver<LabelTrust>) -> Self {
+    pub fn with_labels(self, labels: watch::Receiver<LabelTrust>) -> Self {
         Self { labels, ..self }
     }
 
@@ -48,7 +48,7 @@ impl NodeTrust {
     pub fn accepted(&mut self, name: &NodeName, said: NodeObject, before: Option<&NodeObject>) -> NodeObject {
         let before = before.filter(|before| before.uid == said.uid);
         let trust = self.labels.borrow().clone();
-        let communities = communities(&said.communities, before, trust.counting);
+        let communities = communities(&said.communities, before, trust.effect);
         if trust.known {
             self.report_ignored(name, &said.communities, &communities, &trust);
         }
@@ -79,14 +79,14 @@ impl NodeTrust {
 }
 
 /// The communities that count, from labels that a kubelet can set.
-fn communities(said: &Communities, before: Option<&NodeObject>, counting: Counting) -> Communities {
-    match counting {
-        Counting::Yes => said.clone(),
-        Counting::Held => {
+fn communities(said: &Communities, before: Option<&NodeObject>, effect: LabelEffect) -> Communities {
+    match effect {
+        LabelEffect::Count => said.clone(),
+        LabelEffect::Keep => {
             let held = before.into_iter().flat_map(|before| &before.communities);
             held.filter(|community| said.contains(*community)).cloned().collect()
         }
-        Counting::No => Communities::new(),
+        LabelEffect::Ignore => Communities::new(),
     }
 }
 
@@ -106,37 +106,37 @@ mod tests {
     }
 
     fn node_trust(trust: &watch::Sender<LabelTrust>) -> NodeTrust {
-        NodeTrust::without_labels(AddressChangeLimits::default(), Events::default()).counting(trust.subscribe())
+        NodeTrust::without_labels(AddressChangeLimits::default(), Events::default()).with_labels(trust.subscribe())
     }
 
     #[test]
     fn labels_that_a_kubelet_may_set_add_no_member_and_what_they_gave_lasts_until_they_are_removed() {
         let trust = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Auto));
         let (mut node_trust, name) = (node_trust(&trust), "n".parse().unwrap());
-        let mut counted = |said: &NodeObject, before: Option<&NodeObject>, counting| {
-            trust.send_modify(|trust| trust.counting = counting);
+        let mut counted = |said: &NodeObject, before: Option<&NodeObject>, effect| {
+            trust.send_modify(|trust| trust.effect = effect);
             node_trust.accepted(&name, said.clone(), before)
         };
         // If nothing keeps kubelets from the label, it adds nothing. The restricted label counts in
         // any case.
         let said = says("alpha beta", "gamma", &[]);
-        assert_eq!(counted(&said, None, Counting::Held), says("", "gamma", &[]));
-        assert_eq!(counted(&said, None, Counting::No), says("", "gamma", &[]));
-        let given = counted(&said, None, Counting::Yes);
+        assert_eq!(counted(&said, None, LabelEffect::Keep), says("", "gamma", &[]));
+        assert_eq!(counted(&said, None, LabelEffect::Ignore), says("", "gamma", &[]));
+        let given = counted(&said, None, LabelEffect::Count);
         assert_eq!(given, said);
         // The policy disappears: a kubelet adds labels and removes another one. A community from
         // the restricted label is not kept by an ordinary one.
-        let held = counted(&says("beta delta gamma", "", &[]), Some(&given), Counting::Held);
+        let held = counted(&says("beta delta gamma", "", &[]), Some(&given), LabelEffect::Keep);
         assert_eq!(held, says("beta", "", &[]));
         assert_eq!(
-            counted(&said, Some(&held), Counting::Held),
+            counted(&said, Some(&held), LabelEffect::Keep),
             says("beta", "gamma", &[]),
             "what was given up is gone"
         );
         // Another Node of this name inherits nothing.
         let another = NodeObject { uid: "other".into(), ..given.clone() };
-        assert_eq!(counted(&said, Some(&another), Counting::Held), says("", "gamma", &[]));
-        assert_eq!(counted(&said, Some(&given), Counting::No), says("", "gamma", &[]));
+        assert_eq!(counted(&said, Some(&another), LabelEffect::Keep), says("", "gamma", &[]));
+        assert_eq!(counted(&said, Some(&given), LabelEffect::Ignore), says("", "gamma", &[]));
     }
 
     #[test]

@@ -100,8 +100,8 @@ impl NodeWatch {
     }
 
     /// Makes community labels count as this receiver says; without it they do not count.
-    pub fn counting(mut self, labels: watch::Receiver<LabelTrust>) -> Self {
-        self.trust = self.trust.counting(labels);
+    pub fn with_labels(mut self, labels: watch::Receiver<LabelTrust>) -> Self {
+        self.trust = self.trust.with_labels(labels);
         self
     }
 

@@ -13,7 +13,7 @@ use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_domain::{tokens, views};
 use edge_controller_kubernetes::events::{About, Events};
-use edge_controller_kubernetes::label_trust::{Counting, LabelTrust};
+use edge_controller_kubernetes::label_trust::{LabelEffect, LabelTrust};
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_types::NodeName;
 use edge_types::api::{
@@ -55,9 +55,9 @@ pub(super) async fn label(
             // removed here.
             let only_removes = patch.values().all(Option::is_none);
             if record.object.is_some() && !only_removes {
-                return Err(match trust.counting {
-                    Counting::Yes => ApiError::LabelledElsewhere(node.clone()),
-                    Counting::Held | Counting::No => {
+                return Err(match trust.effect {
+                    LabelEffect::Count => ApiError::LabelledElsewhere(node.clone()),
+                    LabelEffect::Keep | LabelEffect::Ignore => {
                         ApiError::LabelsNotTrusted { node: node.clone(), why: trust.why.clone() }
                     }
                 });

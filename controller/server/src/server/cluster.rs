@@ -69,7 +69,7 @@ impl Cluster {
         let cluster = ClusterIdentity::new(&client, registry.clone(), kubernetes.accept_cluster.clone());
         let nodes = NodeWatch::new(&client, registry.clone(), selector, api_failures.clone(), events.clone(), cluster)
             .asking(kubernetes.confirm_deregistrations, asked)
-            .counting(label_trust.subscribe());
+            .with_labels(label_trust.subscribe());
         until_stopped("node-objects", Box::pin(nodes.run()));
         match kubernetes.trust_node_labels {
             TrustNodeLabels::Auto => {

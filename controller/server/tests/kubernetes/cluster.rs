@@ -162,7 +162,7 @@ impl Cluster {
         let asked = PendingDeregistrations::default();
         let nodes = NodeWatch::new(client, registry, selector, self.api_failures.clone(), events, identity);
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always)).subscribe();
-        let nodes = nodes.asking(true, asked.clone()).counting(labels);
+        let nodes = nodes.asking(true, asked.clone()).with_labels(labels);
         Watching { asked, task: tokio::spawn(nodes.run()) }
     }
 
