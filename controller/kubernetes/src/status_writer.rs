@@ -44,7 +44,7 @@ const PAGE: u32 = 500;
 pub type AddressesOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync>;
 
 /// What the statuses are made of.
-pub struct Sources {
+pub struct StatusSources {
     /// The rows, and which nodes are connected.
     pub registry: Registry,
     /// What nodes report about their tunnels.
@@ -59,7 +59,7 @@ pub struct Sources {
 
 /// Writes the statuses of EdgeNodes and Communities.
 pub struct StatusWriter {
-    sources: Sources,
+    sources: StatusSources,
     nodes: Api<EdgeNode>,
     communities: Api<Community>,
     leases: Arc<ReplicaLeases>,
@@ -71,7 +71,7 @@ type Write = (NodeName, Value);
 
 impl StatusWriter {
     /// Makes the writer of the replica with this name.
-    pub fn new(client: &Client, sources: Sources, leases: Arc<ReplicaLeases>, replica: &str) -> Self {
+    pub fn new(client: &Client, sources: StatusSources, leases: Arc<ReplicaLeases>, replica: &str) -> Self {
         let (nodes, communities) = (Api::all(client.clone()), Api::all(client.clone()));
         Self { sources, nodes, communities, leases, replica: replica.into() }
     }

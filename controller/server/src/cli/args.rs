@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use edge_types::{NodeName, Role};
 
-use crate::config::{ADMIN_SOCKET, Sources};
+use crate::config::{ADMIN_SOCKET, ConfigSources};
 
 /// Hands out segments and certificates to edge nodes, and tells each whom it may talk to.
 ///
@@ -38,7 +38,7 @@ pub(super) enum Command {
     /// SIGHUP: see reload. Logs go to standard error; RUST_LOG sets their level.
     Run {
         #[command(flatten)]
-        sources: Sources,
+        sources: ConfigSources,
         /// Log as JSON, one object a line.
         #[arg(long)]
         log_json: bool,
@@ -46,7 +46,7 @@ pub(super) enum Command {
     /// Show the configuration that run would use, and where each value comes from.
     Config {
         #[command(flatten)]
-        sources: Sources,
+        sources: ConfigSources,
     },
     /// Let the running server read its configuration again, as SIGHUP does.
     ///
@@ -74,7 +74,7 @@ pub(super) enum Command {
         /// A file that backup or export wrote.
         file: PathBuf,
         #[command(flatten)]
-        sources: Sources,
+        sources: ConfigSources,
         /// The directory may have content; it is moved aside and kept.
         #[arg(long)]
         replace: bool,
@@ -85,7 +85,7 @@ pub(super) enum Command {
         /// Where to; "-" is standard output.
         file: PathBuf,
         #[command(flatten)]
-        sources: Sources,
+        sources: ConfigSources,
     },
     /// Bring a file of backup or export into the configured store, which must be empty. This moves
     /// the rows from one kind of store to another.
@@ -95,7 +95,7 @@ pub(super) enum Command {
         /// A file that backup or export wrote.
         file: PathBuf,
         #[command(flatten)]
-        sources: Sources,
+        sources: ConfigSources,
     },
     /// Say that the configured store is an old copy which was brought back by other means than
     /// restore and import: a snapshot of a disk or of etcd.
@@ -106,7 +106,7 @@ pub(super) enum Command {
     /// server, restart all replicas afterwards.
     Restored {
         #[command(flatten)]
-        sources: Sources,
+        sources: ConfigSources,
     },
     /// Nodes: list, show, label, deregister.
     #[command(subcommand)]

@@ -23,7 +23,7 @@ use edge_controller_domain::clock::Clock;
 use edge_controller_kubernetes::resources;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::Sources;
+use crate::config::ConfigSources;
 use crate::logs::Lines;
 use crate::server::Server;
 use args::{Cli, Command};
@@ -93,7 +93,7 @@ async fn offline(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), (
     work.await.map_err(|error| (REFUSED, error))
 }
 
-async fn run(sources: Sources, log_json: bool) -> anyhow::Result<()> {
+async fn run(sources: ConfigSources, log_json: bool) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)

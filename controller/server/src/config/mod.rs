@@ -3,7 +3,7 @@
 //!
 //! - [`Config`]: all keys, and what they must be.
 //! - [`keys()`]: the table of keys that follows from it.
-//! - [`Sources`]: file, environment and flags.
+//! - [`ConfigSources`]: file, environment and flags.
 //! - [`ConfigError`]: why a configuration cannot be used.
 
 mod error;
@@ -17,4 +17,4 @@ mod tests;
 pub use error::ConfigError;
 pub use file::{ADMIN_SOCKET, Certificates, Config, Hub, Kubernetes, Observe, PORT, Segments};
 pub use keys::{ConfigKey, Reload, keys};
-pub use sources::{Loaded, Origin, Sources};
+pub use sources::{ConfigSources, Loaded, Origin};

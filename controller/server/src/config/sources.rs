@@ -16,7 +16,7 @@ const OTHERS: [&str; 2] = ["EDGE_CONTROLLER_SOCKET", "EDGE_CONTROLLER_CONFIG"];
 
 /// The file and the flags of the command line. The environment is read when it is loaded.
 #[derive(Debug, Clone, Default)]
-pub struct Sources {
+pub struct ConfigSources {
     file: Option<PathBuf>,
     flags: Vec<(&'static ConfigKey, String)>,
 }
@@ -66,7 +66,7 @@ impl Loaded {
     }
 }
 
-impl Sources {
+impl ConfigSources {
     /// Reads this file and the environment, and no flags.
     pub fn file(path: PathBuf) -> Self {
         Self { file: Some(path), flags: Vec::new() }
@@ -152,7 +152,7 @@ fn is_service_link(name: &str) -> bool {
         || name.split_once("_PORT_").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-impl Args for Sources {
+impl Args for ConfigSources {
     fn augment_args(command: Command) -> Command {
         let file = Arg::new("config").long("config").value_name("FILE").value_parser(clap::value_parser!(PathBuf));
         let help = "The configuration file (TOML); may be left out if environment and flags say enough [env: EDGE_CONTROLLER_CONFIG]";
@@ -169,7 +169,7 @@ impl Args for Sources {
     }
 }
 
-impl FromArgMatches for Sources {
+impl FromArgMatches for ConfigSources {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let flag = |key: &'static ConfigKey| Some((key, matches.get_one::<String>(&key.flag)?.clone()));
         let flags = keys().iter().filter_map(flag).collect();
@@ -185,7 +185,7 @@ impl FromArgMatches for Sources {
 impl Config {
     /// Reads and checks a file, under the environment as it is.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Ok(Sources::file(path.into()).load()?.config)
+        Ok(ConfigSources::file(path.into()).load()?.config)
     }
 }
 
@@ -201,7 +201,7 @@ mod tests {
         std::fs::write(&path, file.unwrap_or_default()).unwrap();
         let flag =
             |(path, text): &(&str, &str)| (keys().iter().find(|key| key.path == *path).unwrap(), (*text).to_owned());
-        let sources = Sources { file: file.map(|_| path), flags: flags.iter().map(flag).collect() };
+        let sources = ConfigSources { file: file.map(|_| path), flags: flags.iter().map(flag).collect() };
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         sources.load_with(environment.collect()).map_err(|error| error.to_string())
     }

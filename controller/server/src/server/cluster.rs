@@ -14,7 +14,7 @@ use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeL
 use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::orphans::{self, OrphanCollector};
 use edge_controller_kubernetes::replica_leases::ReplicaLeases;
-use edge_controller_kubernetes::status_writer::{Sources, StatusWriter};
+use edge_controller_kubernetes::status_writer::{StatusSources, StatusWriter};
 use edge_controller_kubernetes::trust_bundle::TrustBundle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -98,7 +98,7 @@ impl Cluster {
         until_stopped("trust", Box::pin(trust.run(leading.clone())));
         let views = live.clone();
         let endpoints = Box::new(move |record: &_| views.now().views.endpoints(record));
-        let sources = Sources { registry, tunnels, conflicts, endpoints, api_failures };
+        let sources = StatusSources { registry, tunnels, conflicts, endpoints, api_failures };
         let statuses = Arc::new(StatusWriter::new(&client, sources, leases, &replica));
         let connections = statuses.clone();
         until_stopped("connections", Box::pin(async move { connections.write_connections().await }));

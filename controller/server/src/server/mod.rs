@@ -151,7 +151,7 @@ impl Server {
             asked: asked.clone(),
             stopping: stopping.clone(),
         });
-        let server = tls::Tls::new(tls::Sources {
+        let server = tls::Tls::new(tls::TlsSources {
             registry: registry.clone(),
             ca: ca.clone(),
             live: live.clone(),

@@ -27,13 +27,13 @@ const CHECK_PERIOD: Duration = Duration::from_secs(600);
 /// TLS for nodes.
 #[derive(Clone)]
 pub(super) struct Tls {
-    from: Sources,
+    from: TlsSources,
     built: Arc<RwLock<Built>>,
 }
 
 /// Where the certificate, its key, the authorities and the registered nodes come from.
 #[derive(Clone)]
-pub(super) struct Sources {
+pub(super) struct TlsSources {
     pub(super) registry: Registry,
     pub(super) ca: Arc<Ca>,
     pub(super) live: Arc<LiveConfig>,
@@ -57,7 +57,7 @@ struct Time(Clock);
 
 impl Tls {
     /// Signs the controller's first certificate and sets up TLS.
-    pub(super) fn new(from: Sources) -> anyhow::Result<Self> {
+    pub(super) fn new(from: TlsSources) -> anyhow::Result<Self> {
         Ok(Self { built: Arc::new(RwLock::new(Built::new(&from)?)), from })
     }
 
@@ -95,7 +95,7 @@ impl Tls {
 }
 
 impl Built {
-    fn new(from: &Sources) -> anyhow::Result<Self> {
+    fn new(from: &TlsSources) -> anyhow::Result<Self> {
         let (authorities, signed_at) = (from.ca.current(), from.registry.clock.now());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut term = Term::days(from.live.now().config.certificates.server_days, signed_at)?;
