@@ -1,6 +1,6 @@
 //! Our credentials towards a peer and the check of the peer's (RFC 7296 2.15).
 
-use super::certificate::{self, CertificateValidator};
+use super::certificate_validator::{self, CertificateValidator};
 use super::error::{AuthError, CredentialError};
 use super::identity::same_identity;
 use super::limits::{MAX_CERTIFICATE, MAX_CHAIN};
@@ -180,12 +180,12 @@ impl Credentials {
             return Err(CredentialError::CertificateTooLarge(large.len()));
         }
         let key = SigningKey::new(&auth.key)?;
-        let certified = certificate::public_key(leaf).ok_or(CredentialError::MalformedCertificate)?;
+        let certified = certificate_validator::public_key(leaf).ok_or(CredentialError::MalformedCertificate)?;
         if !key.belongs_to(&certified) {
             return Err(CredentialError::KeyMismatch);
         }
         let x509 = |data: &Vec<u8>| Certificate { encoding: CertificateEncoding::X509Signature, data: data.clone() };
-        let not_after = certificate::not_after(leaf);
+        let not_after = certificate_validator::not_after(leaf);
         let validator = CertificateValidator::new(auth)?;
         Ok(Self { chain: auth.chain.iter().map(x509).collect(), key, validator, not_after })
     }

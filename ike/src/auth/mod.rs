@@ -6,7 +6,7 @@
 //! has its own [`AuthError`], which says what was expected and what came.
 
 mod authenticator;
-mod certificate;
+mod certificate_validator;
 mod error;
 mod identity;
 mod limits;
