@@ -79,7 +79,7 @@
 //! - [`crypto`]: key exchange, key derivation, and the protection of messages.
 //! - [`auth`]: how both ends prove who they are.
 //!
-//! Private modules: `sa` has the states and exchanges of one IKE SA. `tunnel` has the CHILD_SAs of
+//! Private modules: `sa` has the states and exchanges of one IKE SA. `child_sas` has the CHILD_SAs of
 //! one peer and the order of their events. `negotiate` chooses what both ends agree upon.
 //! `deadlines` and `output` hold deadlines and what goes out. `tests/simulation` tries whole
 //! networks of endpoints, `tests/hostile` hostile ones. `mutations` holds deliberate mistakes,
@@ -91,6 +91,7 @@
 pub mod mutations;
 
 pub mod auth;
+mod child_sas;
 pub mod config;
 pub mod crypto;
 mod deadlines;
@@ -102,7 +103,6 @@ mod output;
 mod sa;
 pub mod secret;
 pub mod time;
-mod tunnel;
 pub mod wire;
 
 pub use auth::{certificate_is_for, check_credentials, same_identity};

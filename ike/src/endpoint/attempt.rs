@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
+use crate::child_sas::Spi;
 use crate::event::{PeerError, PeerErrorKind};
-use crate::tunnel::Spi;
 
 /// Most unauthenticated errors that are kept in one attempt, and most other addresses that its
 /// error names.

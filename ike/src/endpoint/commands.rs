@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::peer::Peer;
 use super::state::{Endpoint, SaState, context, peer_span};
+use crate::child_sas::Spi;
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::ChildSa;
 use crate::sa::{IkeSa, Lifecycle, Profile, QueuedRequest};
 use crate::time::Instant;
-use crate::tunnel::Spi;
 
 impl Endpoint {
     /// Starts an attempt now, whether or not the peer's configuration says `initiate`. Ends a wait
@@ -37,7 +37,7 @@ impl Endpoint {
     pub fn retry_unreached(&mut self, now: Instant, env: &mut dyn Environment) {
         let unreached = |peer: &&Peer| {
             peer.sas.is_empty()
-                && peer.tunnel.outbound().is_none()
+                && peer.child_sas.outbound().is_none()
                 && (peer.attempt.is_some() || peer.retry_at.is_some())
         };
         let names: Vec<PeerName> = self.peers.values().filter(unreached).map(|peer| peer.name().clone()).collect();
@@ -47,14 +47,14 @@ impl Endpoint {
     }
 
     fn want_child(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
-        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.tunnel.outbound().is_none()) else {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.child_sas.outbound().is_none()) else {
             return;
         };
         let Some(spi) = peer.sas.last().copied() else {
             return;
         };
         if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
-            sa.want_child(&peer.tunnel, &mut context!(self, now, env));
+            sa.want_child(&peer.child_sas, &mut context!(self, now, env));
         }
         self.schedule(spi);
     }
@@ -65,7 +65,8 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name) else {
             return false;
         };
-        let Some((id, child)) = peer.tunnel.outbound().and_then(|id| Some((id, peer.tunnel.live_mut(id)?))) else {
+        let Some((id, child)) = peer.child_sas.outbound().and_then(|id| Some((id, peer.child_sas.live_mut(id)?)))
+        else {
             return false;
         };
         // `None` while a replacement is under way: one is enough.
@@ -140,7 +141,7 @@ impl Endpoint {
     /// Reports ESP to the IKE SA of the CHILD_SA. One that lingers after its IKE SA is gone shows
     /// nothing about another IKE SA.
     fn esp_reported(&mut self, name: &PeerName, is: impl Fn(&ChildSa) -> bool, report: impl FnOnce(&mut IkeSa)) {
-        let owner = self.peers.get(name).and_then(|peer| peer.tunnel.all().find(|(_, child)| is(&child.sa)));
+        let owner = self.peers.get(name).and_then(|peer| peer.child_sas.all().find(|(_, child)| is(&child.sa)));
         let Some(owner) = owner.map(|(_, child)| child.owner) else {
             return;
         };
@@ -186,7 +187,7 @@ impl Endpoint {
             {
                 let mut cx = context!(self, now, env);
                 replace |=
-                    !sa.change_local_address(new, &mut peer.tunnel, &mut cx) && sa.lifecycle() == Lifecycle::Active;
+                    !sa.change_local_address(new, &mut peer.child_sas, &mut cx) && sa.lifecycle() == Lifecycle::Active;
             }
         }
         peer.reauthenticate |= replace;
@@ -208,7 +209,7 @@ impl Endpoint {
             && let Some(peer) = self.peers.get_mut(name)
         {
             let mut cx = context!(self, now, env);
-            sa.begin(request, &mut peer.tunnel, &mut cx);
+            sa.begin(request, &mut peer.child_sas, &mut cx);
         }
         self.schedule(spi);
     }

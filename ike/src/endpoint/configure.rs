@@ -5,13 +5,13 @@ use std::sync::Arc;
 use super::peer::{ConfigChange, Peer, credentials_changed};
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
 use crate::auth::CredentialError;
+use crate::child_sas::ChildSas;
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::{DownReason, Event};
 use crate::sa::Profile;
 use crate::sa::failure::auth;
 use crate::time::Instant;
-use crate::tunnel::Tunnel;
 
 impl Endpoint {
     /// Adds a peer, or updates the peer of this name. The same configuration again changes nothing.
@@ -116,13 +116,13 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        peer.tunnel.clear(DownReason::DeletedByUs, &mut self.out);
+        peer.child_sas.clear(DownReason::DeletedByUs, &mut self.out);
         for spi in std::mem::take(&mut peer.sas) {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
                 let event = Event::IkeDown { peer: name.clone(), ike: sa.ike(), reason: DownReason::DeletedByUs };
                 let mut cx = context!(self, now, env);
                 cx.out.event(event);
-                sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut cx);
+                sa.delete_reported_down(&mut ChildSas::new(name.clone()), &mut cx);
             }
             self.schedule(spi);
         }

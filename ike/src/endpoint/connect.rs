@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use super::attempt::{Attempt, AttemptFailure};
 use super::state::{Endpoint, SaState, context};
+use crate::child_sas::Spi;
 use crate::config::PeerName;
 use crate::environment::Environment;
 use crate::event::PeerError;
 use crate::sa::{AuthStep, AuthTurn, InitStep, InitiatorInit};
 use crate::time::Instant;
-use crate::tunnel::Spi;
 
 impl Endpoint {
     /// Starts an attempt, unless one is running.

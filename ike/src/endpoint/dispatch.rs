@@ -7,13 +7,13 @@ use super::initiation_guard::{HALF_OPEN_LIFETIME, InitDecision};
 use super::peer::Peer;
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
 use crate::auth::same_identity;
+use crate::child_sas::{ChildSas, Spi};
 use crate::config::{Identity, PeerName};
 use crate::environment::Environment;
 use crate::event::Event;
 use crate::sa::failure::{IKE_SA_INIT, invalid};
 use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Profile};
 use crate::time::Instant;
-use crate::tunnel::{Spi, Tunnel};
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
 
 /// Largest IKE_SA_INIT request that is read, octets. Nothing proves who sent it, and it is kept
@@ -59,7 +59,7 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        peer.tunnel.handle_timeout(now, &mut self.out);
+        peer.child_sas.handle_timeout(now, &mut self.out);
         if peer.retry_at.is_some_and(|at| at <= now) {
             peer.retry_at = None;
             if peer.reauthenticate || (peer.sas.is_empty() && peer.should_initiate()) {
@@ -114,10 +114,10 @@ impl Endpoint {
                 let mut cx = context!(self, now, env);
                 let step = match self.peers.get_mut(&name) {
                     Some(peer) if peer.sas.contains(&spi) => {
-                        sa.handle(&header, datagram, local, remote, &mut peer.tunnel, &mut cx)
+                        sa.handle(&header, datagram, local, remote, &mut peer.child_sas, &mut cx)
                     }
-                    // It was reported down: its messages no longer concern the peer's tunnel.
-                    _ => sa.handle(&header, datagram, local, remote, &mut Tunnel::new(name.clone()), &mut cx),
+                    // It was reported down: its messages no longer concern the peer's CHILD_SAs.
+                    _ => sa.handle(&header, datagram, local, remote, &mut ChildSas::new(name.clone()), &mut cx),
                 };
                 self.sa_step(name, sa, step, now, env);
             }
@@ -297,7 +297,7 @@ impl Endpoint {
                 // Anybody can claim a configured identity and fail to prove it. It is not the
                 // peer's failure while the peer is up.
                 let is_down =
-                    |name: &PeerName| self.peers.get(name).is_some_and(|peer| peer.tunnel.outbound().is_none());
+                    |name: &PeerName| self.peers.get(name).is_some_and(|peer| peer.child_sas.outbound().is_none());
                 let peer = peer.filter(is_down);
                 let report = self.initiation_guard.may_report(now);
                 let _span = peer.as_ref().map(|name| peer_span(name).entered());
@@ -348,8 +348,8 @@ impl Endpoint {
             }
             SaState::Established(name, mut sa) => {
                 let step = match self.peers.get_mut(&name) {
-                    Some(peer) if peer.sas.contains(&spi) => sa.handle_timeout(&mut peer.tunnel, &mut cx),
-                    _ => sa.handle_timeout(&mut Tunnel::new(name.clone()), &mut cx),
+                    Some(peer) if peer.sas.contains(&spi) => sa.handle_timeout(&mut peer.child_sas, &mut cx),
+                    _ => sa.handle_timeout(&mut ChildSas::new(name.clone()), &mut cx),
                 };
                 self.sa_step(name, sa, step, now, env);
             }

@@ -1,12 +1,12 @@
 //! Several IKE SAs with one peer: which one stays when a new one is established.
 
 use super::state::{Endpoint, SaState, context};
+use crate::child_sas::{Arrival, Spi};
 use crate::config::PeerName;
 use crate::environment::Environment;
 use crate::event::{ChildSa, DownReason, Event, PeerError};
 use crate::sa::{IkeSa, Lifecycle, QueuedRequest};
 use crate::time::Instant;
-use crate::tunnel::{Arrival, Spi};
 
 /// Most IKE SAs with one peer. An honest peer has two for a moment, or three if both ends begin at
 /// once.
@@ -52,7 +52,7 @@ impl Endpoint {
         peer.sas.push(spi);
         let up = match child {
             Ok(child) => {
-                let unconfirmed = peer.tunnel.outbound().and_then(|id| peer.tunnel.live(id)).is_some_and(
+                let unconfirmed = peer.child_sas.outbound().and_then(|id| peer.child_sas.live(id)).is_some_and(
                     |child| matches!(self.sas.get(&child.owner), Some(SaState::Established(_, owner)) if !owner.is_confirmed()),
                 );
                 // As responder we know only by the peer's next message that it is ready. If there
@@ -68,9 +68,9 @@ impl Endpoint {
                 };
                 let arrival = if ready { Arrival::Ready } else { Arrival::Waiting };
                 let lifetime = sa.profile().child_lifetime(&mut cx);
-                let id = peer.tunnel.add(child, spi, arrival, lifetime, now, cx.out);
-                if peer.tunnel.outbound() != Some(id) && duplicates.survivor.is_none() {
-                    sa.begin(QueuedRequest::Liveness, &mut peer.tunnel, &mut cx);
+                let id = peer.child_sas.add(child, spi, arrival, lifetime, now, cx.out);
+                if peer.child_sas.outbound() != Some(id) && duplicates.survivor.is_none() {
+                    sa.begin(QueuedRequest::Liveness, &mut peer.child_sas, &mut cx);
                 }
                 peer.reset_backoff();
                 peer.last_error = None;
@@ -176,7 +176,7 @@ impl Endpoint {
         if let (Some(SaState::Established(_, sa)), Some(peer)) =
             (self.sas.get_mut(&redundant), self.peers.get_mut(name))
         {
-            sa.supersede(by, ours, &mut peer.tunnel, &mut context!(self, now, env));
+            sa.supersede(by, ours, &mut peer.child_sas, &mut context!(self, now, env));
         }
         self.schedule(redundant);
     }
@@ -195,8 +195,8 @@ impl Endpoint {
             return;
         };
         if let Some(peer) = self.peers.get_mut(name) {
-            for id in peer.tunnel.ids_of(old) {
-                peer.tunnel.retire(id, std::time::Duration::ZERO, DownReason::Replaced, now, &mut self.out);
+            for id in peer.child_sas.ids_of(old) {
+                peer.child_sas.retire(id, std::time::Duration::ZERO, DownReason::Replaced, now, &mut self.out);
             }
             peer.sas.retain(|spi| *spi != old);
         }
@@ -222,7 +222,7 @@ impl Endpoint {
             let event = Event::IkeDown { peer: name.clone(), ike: sa.ike(), reason: DownReason::Failed };
             let mut cx = context!(self, now, env);
             cx.out.event(event);
-            sa.delete_reported_down(&mut crate::tunnel::Tunnel::new(name.clone()), &mut cx);
+            sa.delete_reported_down(&mut crate::child_sas::ChildSas::new(name.clone()), &mut cx);
             peer.sas.retain(|known| *known != spi);
             if peer.should_initiate() || peer.reauthenticate {
                 peer.schedule_retry(&mut cx);

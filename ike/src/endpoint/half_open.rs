@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::tunnel::Spi;
+use crate::child_sas::Spi;
 
 /// Most octets of all half-open IKE SAs, without fragments of IKE_AUTH.
 const MAX_OCTETS: usize = 6 << 20;

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::half_open::HalfOpenTable;
+use crate::child_sas::Spi;
 use crate::config::EndpointConfig;
 use crate::crypto::Cookies;
 use crate::output::Context;
 use crate::time::Instant;
-use crate::tunnel::Spi;
 use crate::wire::{Message, Notify, NotifyType, Payload, Payloads};
 
 /// How long an IKE SA may stay half-open: longer than an initiator retransmits.

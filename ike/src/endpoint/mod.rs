@@ -28,7 +28,7 @@ mod sa_lifecycle;
 mod snapshot;
 mod state;
 
-pub use crate::tunnel::ChildUse;
+pub use crate::child_sas::ChildUse;
 pub use snapshot::{ChildStatus, IkeStatus, PeerStatus, Phase};
 pub use state::Endpoint;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::attempt::Attempt;
 use crate::auth::canonical_identity;
+use crate::child_sas::{ChildSas, Spi};
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::{Event, PeerError, PeerErrorKind};
@@ -13,7 +14,6 @@ use crate::output::{Context, Output};
 use crate::sa::Profile;
 use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
-use crate::tunnel::{Spi, Tunnel};
 
 #[cfg(test)]
 thread_local! {
@@ -25,7 +25,7 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) profile: Arc<Profile>,
-    pub(super) tunnel: Tunnel,
+    pub(super) child_sas: ChildSas,
     /// Established IKE SAs by our SPIs, oldest first. IKE SAs that were reported down are not among
     /// them.
     pub(super) sas: Vec<Spi>,
@@ -45,10 +45,10 @@ impl Peer {
     pub(super) fn new(profile: Arc<Profile>) -> Self {
         let name = profile.config.name.clone();
         let backoff = profile.config.timing.retry;
-        let tunnel = Tunnel::new(name);
+        let child_sas = ChildSas::new(name);
         Self {
             profile,
-            tunnel,
+            child_sas,
             sas: Vec::new(),
             attempt: None,
             retry_at: None,
@@ -141,7 +141,7 @@ impl Peer {
 
     /// When it next has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        [self.tunnel.next_deadline(), self.retry_at].into_iter().flatten().min()
+        [self.child_sas.next_deadline(), self.retry_at].into_iter().flatten().min()
     }
 }
 

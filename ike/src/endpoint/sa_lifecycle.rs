@@ -1,12 +1,12 @@
 //! Keeps, rekeys, replaces and removes the established IKE SAs of a peer, as their steps say.
 
 use super::state::{Endpoint, SaState, context};
+use crate::child_sas::{ChildSas, Spi};
 use crate::config::PeerName;
 use crate::environment::Environment;
 use crate::event::{DownReason, Event, IkeId, PeerError};
 use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use crate::time::Instant;
-use crate::tunnel::{Spi, Tunnel};
 
 impl Endpoint {
     /// Handles the result of a step of an established IKE SA.
@@ -85,13 +85,13 @@ impl Endpoint {
                 });
                 peer.sas.push(spi);
                 let ours = new.initiator();
-                old.hand_over(&mut new, ours, &mut peer.tunnel, &mut cx);
+                old.hand_over(&mut new, ours, &mut peer.child_sas, &mut cx);
                 if let Some(redundant) = &mut redundant {
-                    redundant.hand_over(&mut new, false, &mut peer.tunnel, &mut cx);
+                    redundant.hand_over(&mut new, false, &mut peer.child_sas, &mut cx);
                 }
                 match superseded {
-                    Some((by, ours)) => new.supersede(by, ours, &mut peer.tunnel, &mut cx),
-                    None => new.take_over(&mut peer.tunnel, &mut cx),
+                    Some((by, ours)) => new.supersede(by, ours, &mut peer.child_sas, &mut cx),
+                    None => new.take_over(&mut peer.child_sas, &mut cx),
                 }
                 self.sas.insert(spi, SaState::Established(name.clone(), new));
             }
@@ -126,7 +126,7 @@ impl Endpoint {
                 && sa.end_collision(gone.ike())
             {
                 gone.hand_over_requests(sa, &mut context!(self, now, env));
-                peer.tunnel.move_to(gone.spi(), other, now + peer.config().timing.retry);
+                peer.child_sas.move_to(gone.spi(), other, now + peer.config().timing.retry);
             }
         }
     }
@@ -137,7 +137,7 @@ impl Endpoint {
             return;
         }
         let spi = sa.spi();
-        sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut context!(self, now, env));
+        sa.delete_reported_down(&mut ChildSas::new(name.clone()), &mut context!(self, now, env));
         self.sas.insert(spi, SaState::Established(name.clone(), sa));
         self.schedule(spi);
     }
@@ -155,14 +155,14 @@ impl Endpoint {
         let (Some(peer), Some(SaState::Established(_, sa))) = (self.peers.get_mut(name), self.sas.get_mut(&spi)) else {
             return;
         };
-        for id in peer.tunnel.ids_with_lingering(spi) {
-            peer.tunnel.remove_at_once(id, reason, &mut self.out);
+        for id in peer.child_sas.ids_with_lingering(spi) {
+            peer.child_sas.remove_at_once(id, reason, &mut self.out);
         }
         let (ike, lifecycle) = (sa.ike(), sa.lifecycle());
         let mut cx = context!(self, now, env);
         cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason });
         peer.report_failure(error, cx.out);
-        sa.delete_reported_down(&mut Tunnel::new(name.clone()), &mut cx);
+        sa.delete_reported_down(&mut ChildSas::new(name.clone()), &mut cx);
         peer.sas.retain(|known| *known != spi);
         if peer.sas.is_empty() {
             peer.reauthenticate = false;
@@ -215,8 +215,8 @@ impl Endpoint {
             (CloseReason::Timeout, _) => DownReason::Timeout,
             (CloseReason::Failed(_), _) => DownReason::Failed,
         };
-        for id in peer.tunnel.ids_of(spi) {
-            peer.tunnel.retire(id, linger, down_reason, now, cx.out);
+        for id in peer.child_sas.ids_of(spi) {
+            peer.child_sas.retire(id, linger, down_reason, now, cx.out);
         }
         match other {
             Some(new) if down_reason == DownReason::Replaced => {

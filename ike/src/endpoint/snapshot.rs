@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::peer::Peer;
 use super::state::{DeadlineOwner, Endpoint, SaState};
+use crate::child_sas::ChildUse;
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
 use crate::sa::Lifecycle;
 use crate::time::Instant;
-use crate::tunnel::ChildUse;
 
 /// One peer and everything negotiated with it.
 #[derive(Debug, Clone)]
@@ -101,7 +101,7 @@ impl Endpoint {
     #[doc(hidden)]
     pub fn stranded_peers(&self) -> Vec<PeerName> {
         let wanted = |peer: &&Peer| {
-            peer.should_initiate() && !peer.config().remotes.is_empty() && peer.tunnel.outbound().is_none()
+            peer.should_initiate() && !peer.config().remotes.is_empty() && peer.child_sas.outbound().is_none()
         };
         let stranded = self.peers.values().filter(wanted).filter(|peer| !self.brings_child(peer));
         stranded.map(|peer| peer.name().clone()).collect()
@@ -154,12 +154,12 @@ impl Endpoint {
                 reauthenticate_at: sa.reauthenticate_at(),
             }
         });
-        let children = peer.tunnel.all().map(|(usage, child)| ChildStatus {
+        let children = peer.child_sas.all().map(|(usage, child)| ChildStatus {
             sa: Arc::clone(&child.sa),
             usage,
             established: child.established,
         });
-        let phase = match (peer.tunnel.outbound(), &peer.attempt, peer.retry_at) {
+        let phase = match (peer.child_sas.outbound(), &peer.attempt, peer.retry_at) {
             (Some(_), ..) => Phase::Up,
             (None, Some(_), _) => Phase::Connecting,
             (None, None, Some(until)) => Phase::Waiting { until },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::initiation_guard::InitiationGuard;
 use super::peer::Peer;
 use super::peer_index::PeerIndex;
+use crate::child_sas::Spi;
 use crate::config::{EndpointConfig, PeerName};
 use crate::deadlines::Deadlines;
 use crate::environment::Transmit;
@@ -13,7 +14,6 @@ use crate::event::Event;
 use crate::output::Output;
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
 use crate::time::Instant;
-use crate::tunnel::Spi;
 
 /// How long the last response of a deleted IKE SA is kept, in case it was lost.
 const LAST_RESPONSE_LIFETIME: Duration = Duration::from_secs(10);
@@ -114,7 +114,7 @@ impl Endpoint {
             Some(SaState::Rejecting(channel)) => channel.retransmit_at(),
             Some(SaState::Established(name, sa)) => {
                 owner = Some(name.clone());
-                sa.next_deadline(self.peers.get(name).map(|peer| &peer.tunnel))
+                sa.next_deadline(self.peers.get(name).map(|peer| &peer.child_sas))
             }
         };
         self.deadlines.set(DeadlineOwner::Sa(spi), at);

@@ -10,12 +10,12 @@ use super::initiation::Initiation;
 use super::lifetime::Lifetime;
 use super::own_requests::{OutstandingRequest, QueuedRequest};
 use super::profile::Profile;
+use crate::child_sas::ChildSas;
 use crate::crypto::{IkeKeys, IkeRole};
 use crate::deadlines::{Timer, Timers};
 use crate::event::{ChildId, DownReason, Event, IkeDetails, IkeId, PeerError};
 use crate::output::Context;
 use crate::time::Instant;
-use crate::tunnel::Tunnel;
 
 /// How long the peer may take to delete what it should delete: the old CHILD_SA of its rekey, or
 /// the redundant one of two IKE SAs. After this we delete it. Longer than all retransmissions.
@@ -275,23 +275,23 @@ impl IkeSa {
         self.lifecycle
     }
 
-    pub(super) fn confirm(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    pub(super) fn confirm(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         if std::mem::replace(&mut self.confirmed, true) || self.lifecycle != Lifecycle::Active {
             return;
         }
-        if let Some((id, _)) = tunnel
+        if let Some((id, _)) = child_sas
             .children_of(self.spi())
             .filter(|(_, child)| !child.redundant)
             .max_by_key(|(_, child)| child.established)
         {
-            tunnel.switch_to(id, cx.out);
+            child_sas.switch_to(id, cx.out);
         }
     }
 
     /// When to call [`Self::handle_timeout`].
-    pub(crate) fn next_deadline(&self, tunnel: Option<&Tunnel>) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self, child_sas: Option<&ChildSas>) -> Option<Instant> {
         let active = self.lifecycle == Lifecycle::Active;
-        let children = tunnel.filter(|_| active).into_iter().flat_map(|tunnel| tunnel.children_of(self.spi()));
+        let children = child_sas.filter(|_| active).into_iter().flat_map(|child_sas| child_sas.children_of(self.spi()));
         let child = children.map(|(_, child)| child.rekey.map_or(child.end, |rekey| rekey.min(child.end))).min();
         let planned = [self.create_child_at, self.rekey_at].map(|at| at.filter(|_| active));
         planned.into_iter().chain([self.timers.next(), child]).flatten().min()
@@ -432,13 +432,13 @@ impl IkeSa {
         &mut self,
         old: Option<ChildId>,
         wait: Duration,
-        tunnel: &mut Tunnel,
+        child_sas: &mut ChildSas,
         cx: &mut Context<'_>,
     ) {
-        let alone = tunnel.children_of(self.spi()).next().is_none();
+        let alone = child_sas.children_of(self.spi()).next().is_none();
         // It may have been asked for again meanwhile: that waits too.
         self.queue.retain(|queued| !matches!(queued, QueuedRequest::RekeyChild(child) if Some(*child) == old));
-        match old.and_then(|old| tunnel.live_mut(old)) {
+        match old.and_then(|old| child_sas.live_mut(old)) {
             Some(child) => child.rekey = Some(cx.now + wait),
             None if alone => self.create_child_at = Some(cx.now + wait),
             None => {}
@@ -456,8 +456,8 @@ impl IkeSa {
 
     /// Asks for a CHILD_SA although the peer usually begins: a packet waits for it. Does nothing if
     /// there is one, or if one is on its way.
-    pub(crate) fn want_child(&mut self, tunnel: &Tunnel, cx: &mut Context<'_>) {
-        if tunnel.children_of(self.spi()).next().is_none() && !self.brings_child() {
+    pub(crate) fn want_child(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
+        if child_sas.children_of(self.spi()).next().is_none() && !self.brings_child() {
             self.recreate_child(cx);
         }
     }

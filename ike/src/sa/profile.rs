@@ -1,9 +1,9 @@
 //! A configured peer.
 
 use crate::auth::{Authenticator, CredentialError};
+use crate::child_sas::ChildLifetime;
 use crate::config::PeerConfig;
 use crate::output::Context;
-use crate::tunnel::ChildLifetime;
 
 /// A peer's configuration and its prepared credentials.
 #[derive(Debug)]

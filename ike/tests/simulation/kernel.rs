@@ -15,14 +15,14 @@ pub struct Esp {
 }
 
 #[derive(Debug, Default)]
-pub struct Tunnel {
+pub struct InstalledSas {
     pub inbound: BTreeMap<ChildId, Arc<ChildSa>>,
     pub outbound: Option<Arc<ChildSa>>,
 }
 
 #[derive(Debug, Default)]
 pub struct Kernel {
-    pub tunnels: BTreeMap<PeerName, Tunnel>,
+    pub tunnels: BTreeMap<PeerName, InstalledSas>,
     /// The address to which ESP of a CHILD_SA goes.
     pub remotes: BTreeMap<ChildId, SocketAddr>,
     pub reserved: BTreeSet<u32>,
@@ -108,8 +108,9 @@ impl Kernel {
 
     /// The peer from which it is, if this node can decrypt it.
     pub fn decrypts(&self, esp: &Esp) -> Option<PeerName> {
-        let has =
-            |tunnel: &Tunnel| tunnel.inbound.values().any(|sa| sa.inbound_spi == esp.spi && sa.inbound_key == esp.key);
+        let has = |tunnel: &InstalledSas| {
+            tunnel.inbound.values().any(|sa| sa.inbound_spi == esp.spi && sa.inbound_key == esp.key)
+        };
         self.tunnels.iter().find(|(_, tunnel)| has(tunnel)).map(|(peer, _)| peer.clone())
     }
 }

@@ -76,7 +76,7 @@ fn a_child_sa_that_the_peer_has_lost_is_replaced_whatever_it_deletes_meanwhile()
     pair.start();
     // B forgets its CHILD_SA silently.
     let peer = pair.ends[1].endpoint.peers.values_mut().next().unwrap();
-    peer.tunnel.clear(DownReason::Failed, &mut crate::output::Output::default());
+    peer.child_sas.clear(DownReason::Failed, &mut crate::output::Output::default());
     let name = PeerName::new(NAMES[1]);
     assert!(pair.call(0, |endpoint, now, env| endpoint.rekey_child(&name, now, env)));
     for _ in 0..30 {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::child_sas::{Arrival, ChildSas};
 use crate::config::{ChildConfig, Group};
 use crate::crypto::{InitiatorKeyExchange, Nonces};
 use crate::event::{ChildId, ChildSa, DownReason, PeerError, PeerErrorKind};
@@ -14,7 +15,6 @@ use crate::sa::child::{NegotiatedChild, ReservedSpi};
 use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
 use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest};
-use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
 /// Shortest wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random,
@@ -27,20 +27,20 @@ pub(super) fn begin(
     sa: &mut IkeSa,
     old: Option<ChildId>,
     group: Option<Group>,
-    tunnel: &mut Tunnel,
+    child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> Option<OutstandingRequest> {
     let me = sa.spi();
     match old {
         // It is gone, or the peer has replaced it.
-        Some(old) => tunnel.live(old).filter(|child| child.owner == me).map(|_| ())?,
-        None if tunnel.children_of(me).next().is_some() => return None,
+        Some(old) => child_sas.live(old).filter(|child| child.owner == me).map(|_| ())?,
+        None if child_sas.children_of(me).next().is_some() => return None,
         None => {}
     }
     let config = sa.profile.config.clone();
     let Some(inbound) = ReservedSpi::new(&sa.profile, &sa.channel, cx) else {
         sa.report(failure::no_spi(CREATE_CHILD_SA), cx);
-        sa.retry_child_later(old, config.timing.retry_max, tunnel, cx);
+        sa.retry_child_later(old, config.timing.retry_max, child_sas, cx);
         return None;
     };
     let configured = config.child.proposals.iter().flat_map(|proposal| &proposal.groups).copied().next();
@@ -50,7 +50,7 @@ pub(super) fn begin(
         Err(error) => {
             inbound.release(&sa.profile, cx);
             sa.report(PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Local, error.to_string()), cx);
-            sa.retry_child_later(old, config.timing.retry_max, tunnel, cx);
+            sa.retry_child_later(old, config.timing.retry_max, child_sas, cx);
             return None;
         }
     };
@@ -60,7 +60,7 @@ pub(super) fn begin(
     payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, true)));
     payloads.push(Payload::Nonce(nonce.to_vec()));
     payloads.extend(key.as_ref().map(|key| Payload::KeyExchange(key.payload())));
-    let in_use = old.and_then(|old| tunnel.live(old)).map(|child| &*child.sa);
+    let in_use = old.and_then(|old| child_sas.live(old)).map(|child| &*child.sa);
     let (local, remote) = asked(&config.child, in_use);
     payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer_selectors(local)));
     payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(remote)));
@@ -80,14 +80,14 @@ pub(super) fn finish(
     request: CreateChildRequest,
     sa: &mut IkeSa,
     payloads: &Payloads,
-    tunnel: &mut Tunnel,
+    child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
     if let Some(notify) = payloads.error() {
-        return refused(request, notify, sa, tunnel, cx);
+        return refused(request, notify, sa, child_sas, cx);
     }
     let CreateChildRequest { old, inbound, nonce, key, collision, .. } = request;
-    let in_use = old.and_then(|old| tunnel.live(old)).map(|child| Arc::clone(&child.sa));
+    let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
     let (negotiated, theirs) = match accept_response(sa, payloads, &nonce, key, in_use.as_deref()) {
         Ok(accepted) => accepted,
         Err(error) => {
@@ -95,13 +95,13 @@ pub(super) fn finish(
             sa.enqueue(QueuedRequest::DeleteUnused(inbound));
             sa.report(error, cx);
             let wait = sa.profile.config.timing.retry_max;
-            sa.retry_child_later(old, wait, tunnel, cx);
+            sa.retry_child_later(old, wait, child_sas, cx);
             return SaStep::Continue;
         }
     };
     if let Some(collision) = collision {
         let ours = Nonces { initiator: &nonce, responder: &theirs };
-        if collision.makes_ours_redundant(ours) && tunnel.live(collision.peers_sa).is_some() {
+        if collision.makes_ours_redundant(ours) && child_sas.live(collision.peers_sa).is_some() {
             if mutation!("redundant_child_not_deleted") {
                 inbound.release(&sa.profile, cx);
                 return SaStep::Continue;
@@ -109,20 +109,20 @@ pub(super) fn finish(
             sa.enqueue(QueuedRequest::DeleteUnused(inbound));
             return SaStep::Continue;
         }
-        if let Some(other) = tunnel.live_mut(collision.peers_sa) {
+        if let Some(other) = child_sas.live_mut(collision.peers_sa) {
             other.redundant = !mutation!("redundant_child_not_marked");
         }
     }
     let new = negotiated.into_sa(inbound, true, &sa.channel);
     let me = sa.spi();
-    let replaced = old.filter(|old| tunnel.live(*old).is_some());
-    let superfluous: Vec<ChildId> = if old.is_some() && replaced.is_none() { tunnel.ids_of(me) } else { Vec::new() };
+    let replaced = old.filter(|old| child_sas.live(*old).is_some());
+    let superfluous: Vec<ChildId> = if old.is_some() && replaced.is_none() { child_sas.ids_of(me) } else { Vec::new() };
     let arrival = match replaced {
         Some(old) => Arrival::RekeyedByUs(old),
         None => Arrival::Ready,
     };
     let lifetime = sa.profile.child_lifetime(cx);
-    tunnel.add(new, me, arrival, lifetime, cx.now, cx.out);
+    child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
     sa.negotiation_succeeded();
     for id in replaced.into_iter().chain(superfluous).filter(|_| !mutation!("replaced_child_not_deleted")) {
         sa.enqueue(QueuedRequest::DeleteChild(id));
@@ -135,12 +135,12 @@ fn refused(
     request: CreateChildRequest,
     notify: &Notify,
     sa: &mut IkeSa,
-    tunnel: &mut Tunnel,
+    child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
     let CreateChildRequest { old, inbound, group_changed, collision, .. } = request;
     inbound.release(&sa.profile, cx);
-    if collision.is_some_and(|collision| tunnel.live(collision.peers_sa).is_some()) {
+    if collision.is_some_and(|collision| child_sas.live(collision.peers_sa).is_some()) {
         // The peer's exchange has replaced the old one.
         return SaStep::Continue;
     }
@@ -149,24 +149,24 @@ fn refused(
         NotifyType::TemporaryFailure => {
             let wait = temporary_failure_wait(cx);
             let wait = if mutation!("temporary_failure_ignored") { Duration::ZERO } else { wait };
-            sa.retry_child_later(old, wait, tunnel, cx);
+            sa.retry_child_later(old, wait, child_sas, cx);
         }
         NotifyType::InvalidKePayload if !group_changed => {
             let offered = |group: &Group| sa.profile.config.child.proposals.iter().any(|p| p.groups.contains(group));
             let group = notify.data_u16().and_then(Group::from_number).filter(offered);
             match group {
-                Some(group) => sa.outstanding = begin(sa, old, Some(group), tunnel, cx),
-                None => return refused_for_good(old, notify.kind, sa, tunnel, cx),
+                Some(group) => sa.outstanding = begin(sa, old, Some(group), child_sas, cx),
+                None => return refused_for_good(old, notify.kind, sa, child_sas, cx),
             }
         }
         // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. If no DELETE of it is
         // on the way to us, we make a new one.
         NotifyType::ChildSaNotFound => {
             if let Some(old) = old
-                && tunnel.live(old).is_some()
+                && child_sas.live(old).is_some()
             {
-                let alone = tunnel.ids_of(sa.spi()).len() == 1;
-                tunnel.retire(old, timing.linger, DownReason::Failed, cx.now, cx.out);
+                let alone = child_sas.ids_of(sa.spi()).len() == 1;
+                child_sas.retire(old, timing.linger, DownReason::Failed, cx.now, cx.out);
                 if alone {
                     sa.create_child_at = Some(cx.now);
                 }
@@ -174,10 +174,10 @@ fn refused(
         }
         // The peer makes no more CHILD_SAs on this IKE SA (RFC 7296 1.3). A new IKE SA brings one.
         NotifyType::NoAdditionalSas => {
-            sa.retry_child_later(old, timing.retry_max, tunnel, cx);
+            sa.retry_child_later(old, timing.retry_max, child_sas, cx);
             return SaStep::Reauthenticate;
         }
-        kind => return refused_for_good(old, kind, sa, tunnel, cx),
+        kind => return refused_for_good(old, kind, sa, child_sas, cx),
     }
     SaStep::Continue
 }
@@ -189,12 +189,12 @@ fn refused_for_good(
     old: Option<ChildId>,
     kind: NotifyType,
     sa: &mut IkeSa,
-    tunnel: &mut Tunnel,
+    child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
     let config = sa.profile.config.clone();
     sa.report(failure::notified(CREATE_CHILD_SA, kind, &config), cx);
-    sa.retry_child_later(old, config.timing.retry_max, tunnel, cx);
+    sa.retry_child_later(old, config.timing.retry_max, child_sas, cx);
     if mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
 }
 

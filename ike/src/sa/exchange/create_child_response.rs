@@ -3,6 +3,7 @@
 
 use super::error_response::{ErrorResponse, invalid_share, single_notify};
 use super::rekey_ike_response;
+use crate::child_sas::{Arrival, ChildSas};
 use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::{ChildId, ChildSa};
 use crate::negotiate::{self, ChildKeyExchange};
@@ -12,7 +13,6 @@ use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::sa::rekey_collision::RekeyCollision;
-use crate::tunnel::{Arrival, Tunnel};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
 /// Most CHILD_SAs of one IKE SA. A rekey by both ends at once has three: the old one and a new one
@@ -20,13 +20,13 @@ use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Pay
 const MAX_CHILDREN: usize = 4;
 
 /// Answers a CREATE_CHILD_SA request, for a CHILD_SA or for the IKE SA.
-pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
+pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> SaStep {
     let rekeys_ike =
         payloads.proposals().is_ok_and(|offers| offers.iter().any(|offer| offer.protocol == Protocol::Ike));
     if rekeys_ike {
         return rekey_ike_response::answer(sa, payloads, cx);
     }
-    let answer = match answer_child(sa, payloads, tunnel, cx) {
+    let answer = match answer_child(sa, payloads, child_sas, cx) {
         Ok(answer) => answer,
         Err((notify, error)) => {
             if let Some(error) = error {
@@ -42,7 +42,7 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, c
 fn answer_child(
     sa: &mut IkeSa,
     payloads: &Payloads,
-    tunnel: &mut Tunnel,
+    child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> Result<Payloads, ErrorResponse> {
     let malformed = |error: InvalidMessage| (error.notify(), Some(failure::invalid(CREATE_CHILD_SA, error)));
@@ -51,7 +51,7 @@ fn answer_child(
     sa.channel.keys.suite.prf.check_nonce(nonce).map_err(malformed)?;
     let remote = payloads.selectors_initiator().map_err(malformed)?;
     let local = payloads.selectors_responder().map_err(malformed)?;
-    let old = child_to_replace(sa, payloads, tunnel)?;
+    let old = child_to_replace(sa, payloads, child_sas)?;
 
     let config = &sa.profile.config;
     let key_exchange = payloads.key_exchange().ok();
@@ -61,7 +61,7 @@ fn answer_child(
             (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_esp_proposal(CREATE_CHILD_SA, config)))
         })?;
     // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one that it replaces.
-    let in_use = old.and_then(|old| tunnel.live(old)).filter(|_| !mutation!("selectors_narrowed_by_rekey"));
+    let in_use = old.and_then(|old| child_sas.live(old)).filter(|_| !mutation!("selectors_narrowed_by_rekey"));
     let selectors = negotiate::narrow(&config.child, local, remote);
     let selectors = selectors
         .filter(|narrowed| in_use.is_none_or(|old| narrowed.covers(&old.sa.local_selectors, &old.sa.remote_selectors)));
@@ -96,12 +96,12 @@ fn answer_child(
     answer.push(Payload::TrafficSelectorsResponder(selectors.local.clone()));
     let negotiated = NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
     let new = negotiated.into_sa(inbound, false, &sa.channel);
-    add_child_of_peer(sa, old, new, Nonces { initiator: nonce, responder: &ours }, tunnel, cx);
+    add_child_of_peer(sa, old, new, Nonces { initiator: nonce, responder: &ours }, child_sas, cx);
     Ok(answer)
 }
 
 /// The CHILD_SA that the request replaces. `None`: it asks for the first one.
-fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<Option<ChildId>, ErrorResponse> {
+fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Result<Option<ChildId>, ErrorResponse> {
     let me = sa.spi();
     let refuse = |kind| Err((Notify::new(kind), None));
     // RFC 7296 2.25.2: the IKE SA is about to go, or we rekey it.
@@ -109,15 +109,15 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, tunnel: &Tunnel) -> Result<
     if sa.is_closing() || (rekeying && !mutation!("child_made_while_ike_is_rekeyed")) {
         return refuse(NotifyType::TemporaryFailure);
     }
-    if tunnel.children_of(me).count() >= MAX_CHILDREN {
+    if child_sas.children_of(me).count() >= MAX_CHILDREN {
         return refuse(NotifyType::NoAdditionalSas);
     }
     let Some(rekey) = payloads.notify(NotifyType::RekeySa) else {
         // A peer has one CHILD_SA.
-        return if tunnel.children_of(me).next().is_some() { refuse(NotifyType::NoAdditionalSas) } else { Ok(None) };
+        return if child_sas.children_of(me).next().is_some() { refuse(NotifyType::NoAdditionalSas) } else { Ok(None) };
     };
     let spi = rekey.child_spi().unwrap_or_default();
-    let Some(old) = tunnel.by_outbound_spi(me, spi) else {
+    let Some(old) = child_sas.by_outbound_spi(me, spi) else {
         // RFC 7296 2.25.1: it may be the one that we are about to delete, because we cannot use it.
         if sa.is_deleting_unused() {
             return refuse(NotifyType::TemporaryFailure);
@@ -139,13 +139,13 @@ fn add_child_of_peer(
     old: Option<ChildId>,
     new: ChildSa,
     nonces: Nonces<'_>,
-    tunnel: &mut Tunnel,
+    child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) {
     let me = sa.spi();
     let lifetime = sa.profile.child_lifetime(cx);
     let arrival = old.map_or(Arrival::Waiting, Arrival::RekeyedByPeer);
-    let new = tunnel.add(new, me, arrival, lifetime, cx.now, cx.out);
+    let new = child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
     if let Some(OutstandingRequest::CreateChild(ours)) = &mut sa.outstanding
         && ours.old == old
     {
@@ -153,7 +153,7 @@ fn add_child_of_peer(
     }
     if let Some(old) = old {
         sa.drop_requests_of(old);
-        if let Some(child) = tunnel.live_mut(old) {
+        if let Some(child) = child_sas.live_mut(old) {
             child.rekey = None;
         }
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::{create_child_response, informational, request};
+use crate::child_sas::ChildSas;
 use crate::deadlines::Timer;
 use crate::event::{DownReason, Event, IkeId, PeerError, PeerErrorKind};
 use crate::output::Context;
@@ -13,7 +14,6 @@ use crate::sa::failure::{self, INFORMATIONAL};
 use crate::sa::ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::time::Instant;
-use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
 /// Wait before a failed reauthentication starts again.
@@ -29,22 +29,22 @@ impl IkeSa {
         datagram: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
-        tunnel: &mut Tunnel,
+        child_sas: &mut ChildSas,
         cx: &mut Context<'_>,
     ) -> SaStep {
         let incoming = self.channel.receive(header, datagram, local, remote, cx);
         if matches!(incoming, Incoming::Nothing) {
             return SaStep::Continue;
         }
-        self.confirm(tunnel, cx);
+        self.confirm(child_sas, cx);
         if self.channel.take_peer_moved() {
-            self.report_move(tunnel, cx);
+            self.report_move(child_sas, cx);
         }
         let step = match incoming {
             Incoming::Nothing => SaStep::Continue,
-            Incoming::Request(exchange, Ok(payloads)) => self.answer(exchange, &payloads, tunnel, cx),
+            Incoming::Request(exchange, Ok(payloads)) => self.answer(exchange, &payloads, child_sas, cx),
             Incoming::Request(exchange, Err(error)) => self.answer_invalid(exchange, error, cx),
-            Incoming::Response(exchange, payloads) => self.finish(exchange, payloads, tunnel, cx),
+            Incoming::Response(exchange, payloads) => self.finish(exchange, payloads, child_sas, cx),
         };
         // Nothing more is sent on an IKE SA that is gone. If it was rekeyed, the new one takes the
         // queue first.
@@ -52,13 +52,13 @@ impl IkeSa {
             if self.channel.probe_candidate(cx) && self.queue.is_empty() {
                 self.enqueue(QueuedRequest::Liveness);
             }
-            self.send_queued(tunnel, cx);
+            self.send_queued(child_sas, cx);
         }
         step
     }
 
     /// Does what is due.
-    pub(crate) fn handle_timeout(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
+    pub(crate) fn handle_timeout(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> SaStep {
         let mut step = SaStep::Continue;
         // send_queued() sets the timers again.
         while let Some(timer) = self.timers.expired(cx.now) {
@@ -83,34 +83,34 @@ impl IkeSa {
                     }
                 }
                 Timer::Expire => self.timers.set(Timer::Expire, self.lifetime.check_at(cx).max(cx.now + EXPIRY_CHECK)),
-                Timer::Cleanup => self.clean_up(tunnel),
+                Timer::Cleanup => self.clean_up(child_sas),
             }
         }
         if self.lifecycle == Lifecycle::Active {
             if let Some(error) = self.lifetime.over(cx) {
                 return SaStep::End(DownReason::Expired, error);
             }
-            if self.expire_children(tunnel, cx) {
+            if self.expire_children(child_sas, cx) {
                 step = SaStep::Reauthenticate;
             }
-            self.rekey_due(tunnel, cx.now);
+            self.rekey_due(child_sas, cx.now);
         }
-        self.send_queued(tunnel, cx);
+        self.send_queued(child_sas, cx);
         step
     }
 
     /// Queues a request, and sends it at once if the window is free.
-    pub(crate) fn begin(&mut self, request: QueuedRequest, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    pub(crate) fn begin(&mut self, request: QueuedRequest, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.enqueue(request);
-        self.send_queued(tunnel, cx);
+        self.send_queued(child_sas, cx);
     }
 
     /// Another IKE SA has replaced this one. If we began the other one, we delete this one now.
     /// Otherwise the peer deletes it, or we do after a while.
-    pub(crate) fn supersede(&mut self, by: IkeId, ours: bool, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    pub(crate) fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Superseded(by);
         if ours {
-            self.delete(tunnel, cx);
+            self.delete(child_sas, cx);
         } else {
             self.schedule_cleanup(cx.now);
         }
@@ -118,19 +118,19 @@ impl IkeSa {
 
     /// `new` replaces this one by a rekey: its CHILD_SAs and what is queued move (RFC 7296 2.18).
     /// `ours`: we delete this one; otherwise the peer does, or we do after a while.
-    pub(crate) fn hand_over(&mut self, new: &mut Self, ours: bool, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    pub(crate) fn hand_over(&mut self, new: &mut Self, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         if !mutation!("children_left_with_rekeyed_ike_sa") {
-            tunnel.move_to(self.spi(), new.spi(), cx.now + new.channel.timing.retry);
+            child_sas.move_to(self.spi(), new.spi(), cx.now + new.channel.timing.retry);
         }
         self.hand_over_requests(new, cx);
         new.inherit_child_creation(self);
-        if tunnel.children_of(new.spi()).nth(1).is_some() {
+        if child_sas.children_of(new.spi()).nth(1).is_some() {
             new.schedule_cleanup(cx.now);
         }
         if mutation!("rekeyed_ike_sa_kept") {
             return;
         }
-        self.supersede(new.ike(), ours, tunnel, cx);
+        self.supersede(new.ike(), ours, child_sas, cx);
     }
 
     /// Gives requests about CHILD_SAs to the IKE SA that has these CHILD_SAs now.
@@ -161,18 +161,18 @@ impl IkeSa {
     }
 
     /// Begins its work after [`Self::hand_over`].
-    pub(crate) fn take_over(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
-        self.send_queued(tunnel, cx);
+    pub(crate) fn take_over(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        self.send_queued(child_sas, cx);
     }
 
     /// Sends DELETE for the IKE SA, once the window is free.
-    pub(crate) fn delete(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    pub(crate) fn delete(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.release_queue(cx);
-        self.begin(QueuedRequest::DeleteIke, tunnel, cx);
+        self.begin(QueuedRequest::DeleteIke, child_sas, cx);
     }
 
     /// As [`Self::delete`], after it was reported down.
-    pub(crate) fn delete_reported_down(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    pub(crate) fn delete_reported_down(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Deleting;
         match self.outstanding.take() {
             // The IKE SA that it makes is to be deleted too.
@@ -183,30 +183,35 @@ impl IkeSa {
             }
             None => {}
         }
-        self.delete(tunnel, cx);
+        self.delete(child_sas, cx);
     }
 
     /// Changes our address. True: the peer detected a NAT before us and follows the authentic
     /// message that is sent now, as soon as we have answered there (RFC 7296 2.23). False: the peer
     /// goes on sending to the old address until a new IKE SA replaces this one.
-    pub(crate) fn change_local_address(&mut self, local: IpAddr, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn change_local_address(
+        &mut self,
+        local: IpAddr,
+        child_sas: &mut ChildSas,
+        cx: &mut Context<'_>,
+    ) -> bool {
         if self.channel.path.remote.is_ipv4() != local.is_ipv4() {
             return false;
         }
         self.channel.path.local.set_ip(local);
-        self.report_move(tunnel, cx);
+        self.report_move(child_sas, cx);
         if self.channel.busy() {
             self.channel.resend(cx);
             self.set_timers(cx.now);
         } else if self.channel.path.nat_local {
-            self.begin(QueuedRequest::Liveness, tunnel, cx);
+            self.begin(QueuedRequest::Liveness, child_sas, cx);
         }
         self.channel.path.nat_local
     }
 
-    fn report_move(&self, tunnel: &Tunnel, cx: &mut Context<'_>) {
+    fn report_move(&self, child_sas: &ChildSas, cx: &mut Context<'_>) {
         let (local, remote) = self.addresses();
-        let children = tunnel.ids_with_lingering(self.spi());
+        let children = child_sas.ids_with_lingering(self.spi());
         if self.lifecycle != Lifecycle::Deleting {
             cx.out.event(Event::PeerMoved { peer: self.profile.config.name.clone(), children, local, remote });
         }
@@ -216,12 +221,12 @@ impl IkeSa {
         &mut self,
         exchange: ExchangeType,
         payloads: &Payloads,
-        tunnel: &mut Tunnel,
+        child_sas: &mut ChildSas,
         cx: &mut Context<'_>,
     ) -> SaStep {
         match exchange {
-            ExchangeType::Informational => informational::answer(self, payloads, tunnel, cx),
-            ExchangeType::CreateChildSa => create_child_response::answer(self, payloads, tunnel, cx),
+            ExchangeType::Informational => informational::answer(self, payloads, child_sas, cx),
+            ExchangeType::CreateChildSa => create_child_response::answer(self, payloads, child_sas, cx),
             // IKE_AUTH is over, and we announced no other exchanges. Without an answer the peer
             // would send its request again and again and then give up the IKE SA (RFC 7296 2.1,
             // 2.21.3).
@@ -248,7 +253,7 @@ impl IkeSa {
         &mut self,
         exchange: ExchangeType,
         payloads: Result<Payloads, InvalidMessage>,
-        tunnel: &mut Tunnel,
+        child_sas: &mut ChildSas,
         cx: &mut Context<'_>,
     ) -> SaStep {
         let Some(outstanding) = self.outstanding.take() else {
@@ -259,7 +264,7 @@ impl IkeSa {
         match payloads {
             _ if matches!(outstanding, OutstandingRequest::Abandoned) => SaStep::Continue,
             Ok(payloads) if exchange == outstanding.exchange() => {
-                request::finish(outstanding, self, &payloads, tunnel, cx)
+                request::finish(outstanding, self, &payloads, child_sas, cx)
             }
             Ok(_) => {
                 let detail = format!("expected an answer to {}, got one to {exchange}", outstanding.exchange());
@@ -274,8 +279,8 @@ impl IkeSa {
         }
     }
 
-    fn clean_up(&mut self, tunnel: &mut Tunnel) {
-        let best = tunnel
+    fn clean_up(&mut self, child_sas: &mut ChildSas) {
+        let best = child_sas
             .children_of(self.spi())
             .max_by_key(|(_, child)| (!child.redundant, child.established))
             .map(|(id, _)| id);
@@ -283,33 +288,34 @@ impl IkeSa {
             self.enqueue(QueuedRequest::DeleteIke);
             return;
         };
-        for id in tunnel.ids_of(self.spi()).into_iter().filter(|id| *id != best) {
+        for id in child_sas.ids_of(self.spi()).into_iter().filter(|id| *id != best) {
             self.enqueue(QueuedRequest::DeleteChild(id));
         }
     }
 
     /// Removes CHILD_SAs whose lifetime is over (RFC 7296 2.8). True: none is left although we want
     /// one, and only a new IKE SA can still bring one.
-    fn expire_children(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> bool {
+    fn expire_children(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let me = self.spi();
-        let over: Vec<_> = tunnel.children_of(me).filter(|(_, child)| child.end <= cx.now).map(|(id, _)| id).collect();
+        let over: Vec<_> =
+            child_sas.children_of(me).filter(|(_, child)| child.end <= cx.now).map(|(id, _)| id).collect();
         for id in &over {
-            tunnel.remove_at_once(*id, DownReason::Expired, cx.out);
+            child_sas.remove_at_once(*id, DownReason::Expired, cx.out);
             self.drop_requests_of(*id);
             self.enqueue(QueuedRequest::DeleteRemoved(*id));
             let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";
             self.report(PeerError::new(failure::CREATE_CHILD_SA, PeerErrorKind::Expired, detail.to_owned()), cx);
         }
-        if over.is_empty() || tunnel.children_of(me).next().is_some() {
+        if over.is_empty() || child_sas.children_of(me).next().is_some() {
             return false;
         }
         self.last_child_deleted(cx);
         self.profile.config.initiate
     }
 
-    fn rekey_due(&mut self, tunnel: &mut Tunnel, now: Instant) {
-        for id in tunnel.ids_of(self.spi()) {
-            if let Some(child) = tunnel.live_mut(id)
+    fn rekey_due(&mut self, child_sas: &mut ChildSas, now: Instant) {
+        for id in child_sas.ids_of(self.spi()) {
+            if let Some(child) = child_sas.live_mut(id)
                 && child.rekey.is_some_and(|at| at <= now)
             {
                 child.rekey = None;
@@ -329,8 +335,8 @@ impl IkeSa {
     /// An active IKE SA without a CHILD_SA always has something under way: it asks for one, it will
     /// ask, or it goes after a while. Deletions and rekeys of both ends may cross in many ways, so
     /// this is made sure after every step, not by each of them.
-    fn ensure_child(&mut self, tunnel: &Tunnel, cx: &mut Context<'_>) {
-        let childless = self.lifecycle == Lifecycle::Active && tunnel.children_of(self.spi()).next().is_none();
+    fn ensure_child(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
+        let childless = self.lifecycle == Lifecycle::Active && child_sas.children_of(self.spi()).next().is_none();
         let waits = !self.profile.config.initiate && self.timers.get(Timer::Cleanup).is_some();
         if childless && !waits && !self.brings_child() {
             self.last_child_deleted(cx);
@@ -346,14 +352,14 @@ impl IkeSa {
     }
 
     /// Begins what is queued, if the window is free.
-    fn send_queued(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
+    fn send_queued(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         while !self.channel.busy() {
             let Some(queued) = self.queue.pop_front() else {
                 break;
             };
-            self.outstanding = request::begin(queued, self, tunnel, cx);
+            self.outstanding = request::begin(queued, self, child_sas, cx);
         }
-        self.ensure_child(tunnel, cx);
+        self.ensure_child(child_sas, cx);
         self.set_timers(cx.now);
     }
 }

@@ -1,11 +1,11 @@
 //! INFORMATIONAL: deletion (RFC 7296 1.4.1), liveness (2.4), errors after IKE_AUTH (2.21).
 
+use crate::child_sas::ChildSas;
 use crate::event::{ChildId, DownReason};
 use crate::output::Context;
 use crate::sa::failure::{self, INFORMATIONAL};
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
-use crate::tunnel::Tunnel;
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
 
 /// Sends a request that deletes an SA.
@@ -14,12 +14,12 @@ pub(super) fn delete(sa: &mut IkeSa, delete: Delete, cx: &mut Context<'_>) {
 }
 
 /// The peer has confirmed the deletion of a CHILD_SA, or had deleted it at the same time.
-pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, tunnel: &mut Tunnel, cx: &mut Context<'_>) {
-    tunnel.retire(id, sa.profile.config.timing.linger, DownReason::Replaced, cx.now, cx.out);
+pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+    child_sas.retire(id, sa.profile.config.timing.linger, DownReason::Replaced, cx.now, cx.out);
 }
 
 /// Answers an INFORMATIONAL request.
-pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> SaStep {
+pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> SaStep {
     let mut answer = Payloads::new();
     let mut step = SaStep::Continue;
     let mut ours = Vec::new();
@@ -27,7 +27,7 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, c
         match delete {
             Delete::Ike => step = SaStep::Closed(CloseReason::ByPeer),
             Delete::Children { protocol: Protocol::Esp, spis } => {
-                ours.extend(spis.iter().filter_map(|spi| child_deleted(sa, *spi, tunnel, cx)));
+                ours.extend(spis.iter().filter_map(|spi| child_deleted(sa, *spi, child_sas, cx)));
             }
             Delete::Children { .. } => {}
         }
@@ -48,13 +48,13 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, tunnel: &mut Tunnel, c
 /// The peer deletes the CHILD_SA of which `spi` is the peer's inbound SPI. Gives our SPI for the
 /// response, unless we are deleting the CHILD_SA too: then each end has named its own SPI in its
 /// request (RFC 7296 1.4.1).
-fn child_deleted(sa: &mut IkeSa, spi: u32, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Option<u32> {
-    let id = tunnel.by_outbound_spi(sa.spi(), spi)?;
+fn child_deleted(sa: &mut IkeSa, spi: u32, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> Option<u32> {
+    let id = child_sas.by_outbound_spi(sa.spi(), spi)?;
     let crossing = matches!(sa.outstanding, Some(OutstandingRequest::DeleteChild(pending)) if pending == id);
     sa.drop_requests_of(id);
-    let alone = tunnel.ids_of(sa.spi()).len() == 1;
+    let alone = child_sas.ids_of(sa.spi()).len() == 1;
     let reason = if alone { DownReason::DeletedByPeer } else { DownReason::Replaced };
-    tunnel.retire(id, sa.profile.config.timing.linger, reason, cx.now, cx.out);
+    child_sas.retire(id, sa.profile.config.timing.linger, reason, cx.now, cx.out);
     let coming = matches!(sa.outstanding, Some(OutstandingRequest::CreateChild(_)))
         || sa.queue.contains(&QueuedRequest::CreateChild);
     if alone && !coming {

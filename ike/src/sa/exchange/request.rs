@@ -1,17 +1,17 @@
 //! Our requests: begun when the window is free, finished by the peer's response.
 
 use super::{create_child_request, informational, rekey_ike_request};
+use crate::child_sas::ChildSas;
 use crate::output::Context;
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
-use crate::tunnel::Tunnel;
 use crate::wire::{Delete, ExchangeType, Payloads};
 
 /// Sends a queued request. `None` if it is no longer needed.
 pub(super) fn begin(
     queued: QueuedRequest,
     sa: &mut IkeSa,
-    tunnel: &mut Tunnel,
+    child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> Option<OutstandingRequest> {
     match queued {
@@ -19,12 +19,12 @@ pub(super) fn begin(
             sa.channel.request(ExchangeType::Informational, &Payloads::new(), cx);
             Some(OutstandingRequest::Liveness)
         }
-        QueuedRequest::CreateChild => create_child_request::begin(sa, None, None, tunnel, cx),
-        QueuedRequest::RekeyChild(old) => create_child_request::begin(sa, Some(old), None, tunnel, cx),
+        QueuedRequest::CreateChild => create_child_request::begin(sa, None, None, child_sas, cx),
+        QueuedRequest::RekeyChild(old) => create_child_request::begin(sa, Some(old), None, child_sas, cx),
         QueuedRequest::DeleteChild(id) => {
-            tunnel.live(id).filter(|child| child.owner == sa.spi())?;
+            child_sas.live(id).filter(|child| child.owner == sa.spi())?;
             let peers =
-                tunnel.live(id).filter(|_| mutation!("delete_names_peers_spi")).map(|child| child.sa.outbound_spi);
+                child_sas.live(id).filter(|_| mutation!("delete_names_peers_spi")).map(|child| child.sa.outbound_spi);
             informational::delete(sa, Delete::child(peers.unwrap_or(id.0)), cx);
             Some(OutstandingRequest::DeleteChild(id))
         }
@@ -49,17 +49,17 @@ pub(super) fn finish(
     request: OutstandingRequest,
     sa: &mut IkeSa,
     payloads: &Payloads,
-    tunnel: &mut Tunnel,
+    child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
     match request {
         OutstandingRequest::Liveness | OutstandingRequest::DeleteRemoved | OutstandingRequest::Abandoned => {
             SaStep::Continue
         }
-        OutstandingRequest::CreateChild(request) => create_child_request::finish(*request, sa, payloads, tunnel, cx),
+        OutstandingRequest::CreateChild(request) => create_child_request::finish(*request, sa, payloads, child_sas, cx),
         OutstandingRequest::RekeyIke(request) => rekey_ike_request::finish(*request, sa, payloads, cx),
         OutstandingRequest::DeleteChild(id) => {
-            informational::deleted(sa, id, tunnel, cx);
+            informational::deleted(sa, id, child_sas, cx);
             SaStep::Continue
         }
         OutstandingRequest::DeleteUnused(reserved) => {

@@ -29,7 +29,7 @@ fn an_answer_that_cannot_be_read_ends_the_ike_sa_and_the_peer_is_told() {
         [(ExchangeType::Informational, malformed), (ExchangeType::CreateChildSa, Payloads::new())]
     {
         let mut peer = Established::new();
-        peer.step(|sa, tunnel, cx| sa.begin(QueuedRequest::Liveness, tunnel, cx));
+        peer.step(|sa, child_sas, cx| sa.begin(QueuedRequest::Liveness, child_sas, cx));
         let step = peer.respond(exchange, 0, &payloads);
         assert!(matches!(step, SaStep::End(DownReason::Failed, _)), "{step:?}");
     }
@@ -76,7 +76,7 @@ fn fragments_whose_rest_never_comes_are_forgotten() {
     assert!(peer.sa.channel.fragment_octets() > 0);
     for _ in 0..40 {
         peer.now = peer.now + Duration::from_secs(1);
-        peer.step(|sa, tunnel, cx| sa.handle_timeout(tunnel, cx));
+        peer.step(|sa, child_sas, cx| sa.handle_timeout(child_sas, cx));
         let sent = peer.sent();
         for (header, _) in sent.iter().filter(|(header, _)| !header.response) {
             peer.respond(ExchangeType::Informational, header.message_id, &Payloads::new());

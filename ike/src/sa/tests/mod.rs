@@ -12,11 +12,11 @@ use super::ike_sa::{IkeSa, SaStep};
 use super::initiation::Initiation;
 use super::path::Path;
 use super::profile::Profile;
+use crate::child_sas::ChildSas;
 use crate::config::{Aead, Auth, ChildConfig, Group, IkeProposal, PeerConfig, PeerName, Prf, Timing};
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
 use crate::event::{IkeDetails, IkeId};
 use crate::output::{Context, Output};
-use crate::tunnel::Tunnel;
 use crate::wire::{ExchangeType, Header, Payloads};
 use crate::{EndpointConfig, Environment, Identity, Instant, Secret};
 
@@ -68,7 +68,7 @@ fn profile() -> Profile {
 /// Our IKE SA, and the peer's end of it.
 struct Established {
     sa: IkeSa,
-    tunnel: Tunnel,
+    child_sas: ChildSas,
     out: Output,
     config: EndpointConfig,
     now: Instant,
@@ -96,20 +96,20 @@ impl Established {
         let (mut out, config) = (Output::default(), EndpointConfig::default());
         let mut cx = Context { now, env: &mut Host, out: &mut out, config: &config };
         let sa = IkeSa::new(channel, Arc::new(profile()), details, Initiation::ByPeer(now), &mut cx);
-        let tunnel = Tunnel::new(PeerName::new("peer"));
-        Self { sa, tunnel, out, config, now, cipher, next_request: 0 }
+        let child_sas = ChildSas::new(PeerName::new("peer"));
+        Self { sa, child_sas, out, config, now, cipher, next_request: 0 }
     }
 
     /// A step of our IKE SA.
-    fn step<R>(&mut self, step: impl FnOnce(&mut IkeSa, &mut Tunnel, &mut Context<'_>) -> R) -> R {
+    fn step<R>(&mut self, step: impl FnOnce(&mut IkeSa, &mut ChildSas, &mut Context<'_>) -> R) -> R {
         let mut cx = Context { now: self.now, env: &mut Host, out: &mut self.out, config: &self.config };
-        step(&mut self.sa, &mut self.tunnel, &mut cx)
+        step(&mut self.sa, &mut self.child_sas, &mut cx)
     }
 
     /// A datagram of the peer arrives.
     fn arrive(&mut self, datagram: &[u8]) -> SaStep {
         let header = Header::decode(datagram).unwrap();
-        self.step(|sa, tunnel, cx| sa.handle(&header, datagram, local(), remote(), tunnel, cx))
+        self.step(|sa, child_sas, cx| sa.handle(&header, datagram, local(), remote(), child_sas, cx))
     }
 
     fn header(&self, exchange: ExchangeType, response: bool, message_id: u32) -> Header {

@@ -32,8 +32,8 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
     peer.sa.lifetime = peer.sa.lifetime.rekeyed(&profile(), hours(36));
     peer.sa.rekey_at = None;
     peer.now = hours(30);
-    assert!(matches!(peer.step(|sa, tunnel, cx| sa.handle_timeout(tunnel, cx)), SaStep::Reauthenticate));
+    assert!(matches!(peer.step(|sa, child_sas, cx| sa.handle_timeout(child_sas, cx)), SaStep::Reauthenticate));
     peer.now = hours(36);
-    let step = peer.step(|sa, tunnel, cx| sa.handle_timeout(tunnel, cx));
+    let step = peer.step(|sa, child_sas, cx| sa.handle_timeout(child_sas, cx));
     assert!(matches!(step, SaStep::End(DownReason::Expired, _)), "{step:?}");
 }

@@ -79,13 +79,13 @@ pub(crate) enum Arrival {
 
 /// All CHILD_SAs of a peer.
 #[derive(Debug)]
-pub(crate) struct Tunnel {
+pub(crate) struct ChildSas {
     peer: PeerName,
     children: BTreeMap<ChildId, Child>,
     outbound: Option<ChildId>,
 }
 
-impl Tunnel {
+impl ChildSas {
     /// A peer without CHILD_SAs.
     pub(crate) fn new(peer: PeerName) -> Self {
         Self { peer, children: BTreeMap::new(), outbound: None }
