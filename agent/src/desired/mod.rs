@@ -46,7 +46,7 @@ pub struct Desired {
     /// deleted.
     pub complete: bool,
     /// Tunnels by name of the peer. A tunnel that stays the same over views is shared.
-    pub tunnels: BTreeMap<PeerName, Arc<Tunnel>>,
+    pub tunnels: BTreeMap<PeerName, Arc<DesiredTunnel>>,
     /// Networks to and from which nothing travels in clear. Empty on a plain IKEv2 daemon and on
     /// cloud nodes.
     pub guard: GuardConfig,
@@ -73,7 +73,7 @@ pub struct Desired {
 
 /// A tunnel to one peer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Tunnel {
+pub struct DesiredTunnel {
     /// Configuration for the IKE endpoint.
     pub peer: PeerConfig,
     /// Source of the tunnel.
@@ -127,7 +127,7 @@ impl Desired {
     ) -> Self {
         let mut desired = Self { complete: config.controller.is_none() || membership.is_some(), ..Self::default() };
         for peer in static_peers {
-            let tunnel = Tunnel {
+            let tunnel = DesiredTunnel {
                 peer: peer.clone(),
                 origin: Origin::Configuration,
                 permitted: PermittedTraffic::Negotiated,
@@ -182,7 +182,7 @@ impl Desired {
     /// The peers that are new here or differ from those of `before`, and the peers that are gone.
     #[must_use]
     pub fn changes_since(&self, before: &Self) -> PeerChanges {
-        let differs = |(name, tunnel): &(&PeerName, &Arc<Tunnel>)| {
+        let differs = |(name, tunnel): &(&PeerName, &Arc<DesiredTunnel>)| {
             before.tunnels.get(*name).is_none_or(|known| !Arc::ptr_eq(known, tunnel) && known != *tunnel)
         };
         PeerChanges {
@@ -238,7 +238,7 @@ impl Desired {
         let beside = |network: &IpNetwork| !local.iter().any(|own| overlap(own, network));
         let remote = peer.remote_networks().filter(beside).collect();
         let name = PeerName::new(peer.name.as_str());
-        let tunnel = Tunnel {
+        let tunnel = DesiredTunnel {
             peer: peer_config(config, membership, peer, &name),
             origin: Origin::View,
             permitted: PermittedTraffic::Granted { local, remote },
@@ -247,7 +247,7 @@ impl Desired {
         self.add_tunnel(peer, Arc::new(tunnel));
     }
 
-    fn add_tunnel(&mut self, peer: &Peer, tunnel: Arc<Tunnel>) {
+    fn add_tunnel(&mut self, peer: &Peer, tunnel: Arc<DesiredTunnel>) {
         if self.tunnels.insert(tunnel.peer.name.clone(), tunnel).is_some() {
             self.problems.push(format!(
                 "[[peer]] {:?} has the name of a node of the cluster and is left out; give it another name",
@@ -279,7 +279,7 @@ fn known_tunnels<'a>(
     before: &'a Membership,
     desired: &'a Desired,
     now: &Membership,
-) -> HashMap<&'a NodeName, (&'a Peer, &'a Arc<Tunnel>)> {
+) -> HashMap<&'a NodeName, (&'a Peer, &'a Arc<DesiredTunnel>)> {
     let common = |membership: &Membership| {
         let view = &membership.view;
         (view.node.clone(), view.role, view.cluster_ranges.clone(), view.local_networks().collect::<Vec<_>>())

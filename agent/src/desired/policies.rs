@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use edge_xfrm::{Direction, Policy, Reqid, Selector};
 use ipnetwork::IpNetwork;
 
-use super::Tunnel;
+use super::DesiredTunnel;
 
 /// Traffic that may pass through a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub struct TunnelEnds {
 /// `ranges` are the cluster's ranges. `ends` is `None` before the tunnel was ever up: then no
 /// policy sends packets into it.
 pub fn tunnel_policies(
-    tunnel: &Tunnel,
+    tunnel: &DesiredTunnel,
     ranges: &[IpNetwork],
     reqids: PeerReqids,
     ends: Option<&TunnelEnds>,
@@ -75,7 +75,7 @@ const ANY_SOURCE: u32 = 27_000;
 const FORGED_SOURCE: u32 = 26_000;
 
 fn all_policies(
-    tunnel: &Tunnel,
+    tunnel: &DesiredTunnel,
     ranges: &[IpNetwork],
     reqids: PeerReqids,
     ends: Option<&TunnelEnds>,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
 
-use crate::desired::{Tunnel, TunnelState};
+use crate::desired::{DesiredTunnel, TunnelState};
 
 /// How long the tunnel of a hub that came back must be up before the hub is used in the place of
 /// another one. Cloud nodes wait as long.
@@ -27,7 +27,7 @@ impl HubReturns {
     /// The state of a peer's tunnel, which is up or not. Only hubs wait.
     pub(super) fn state(
         &mut self,
-        tunnel: Option<&Arc<Tunnel>>,
+        tunnel: Option<&Arc<DesiredTunnel>>,
         peer: &PeerName,
         up: bool,
         now: Instant,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::full_computation::desired_policies;
 use crate::desired::tests::{config, edge_with_two_peers, network};
-use crate::desired::{Desired, PeerReqids, PermittedTraffic, Tunnel, TunnelEnds, tunnel_policies};
+use crate::desired::{Desired, DesiredTunnel, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 
 /// Few networks and peers, so that policies of several peers and of the guard often have the same
 /// key.
@@ -75,7 +75,7 @@ fn reqids(name: &PeerName) -> Option<PeerReqids> {
 
 /// The state from which both computations start, and the table that follows its changes.
 struct Model {
-    template: Tunnel,
+    template: DesiredTunnel,
     desired: Desired,
     ends: BTreeMap<PeerName, TunnelEnds>,
     states: BTreeMap<PeerName, TunnelState>,
@@ -85,7 +85,7 @@ struct Model {
 impl Model {
     fn new() -> Self {
         let desired = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
-        let template = Tunnel::clone(desired.tunnels.values().next().unwrap());
+        let template = DesiredTunnel::clone(desired.tunnels.values().next().unwrap());
         Self {
             template,
             desired: Desired::default(),
@@ -141,7 +141,7 @@ impl Model {
     }
 
     fn set_tunnel(&mut self, peer: usize, permitted: PermittedTraffic) {
-        let mut tunnel = Tunnel { permitted, ..self.template.clone() };
+        let mut tunnel = DesiredTunnel { permitted, ..self.template.clone() };
         tunnel.peer.name = name(peer);
         self.desired.tunnels.insert(name(peer), tunnel.into());
         self.update_peer(&name(peer));
