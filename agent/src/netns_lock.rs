@@ -39,7 +39,7 @@ pub struct NetnsLock {
 }
 
 /// The holder of a name.
-enum Holder {
+enum LockHolder {
     /// The name is free, or its holder accepts no connection.
     Nobody,
     /// Another agent; its description.
@@ -95,37 +95,37 @@ impl NetnsLock {
 fn refuse_second_agent(ours: Option<usize>) -> anyhow::Result<()> {
     for number in (0..NAMES).filter(|number| Some(*number) != ours) {
         match holder(number)? {
-            Holder::Agent(who) => bail!(
+            LockHolder::Agent(who) => bail!(
                 "another edge-agent ({who}) already runs in this network namespace: two would tear down each other's tunnels, whatever their directories and \
                  ports are. Stop it, or put its peers into one configuration ([controller] and [[peer]] go together), or run this one in a network \
                  namespace of its own"
             ),
-            Holder::OtherUser(user) => {
+            LockHolder::OtherUser(user) => {
                 tracing::warn!(user, "@{}: a process of another user holds this name; it is skipped", name(number));
             }
-            Holder::Nobody => {}
+            LockHolder::Nobody => {}
         }
     }
     Ok(())
 }
 
-fn holder(number: usize) -> anyhow::Result<Holder> {
+fn holder(number: usize) -> anyhow::Result<LockHolder> {
     // Non-blocking: if the holder's queue is full, connect(2) would otherwise wait for it.
     let socket =
         socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
     match connect(&socket, &SocketAddrUnix::new_abstract_name(name(number).as_bytes())?) {
         Ok(()) => {}
-        Err(Errno::CONNREFUSED) => return Ok(Holder::Nobody),
+        Err(Errno::CONNREFUSED) => return Ok(LockHolder::Nobody),
         // The queue is full (EAGAIN), or it is no stream socket. An agent empties its queue, so the
         // holder is no agent.
         Err(error) => {
             tracing::warn!(%error, "@{}: what holds this name accepts no connection; it is skipped", name(number));
-            return Ok(Holder::Nobody);
+            return Ok(LockHolder::Nobody);
         }
     }
     let credentials = socket_peercred(&socket)?;
     if !credentials.uid.is_root() && credentials.uid != geteuid() {
-        return Ok(Holder::OtherUser(credentials.uid.as_raw()));
+        return Ok(LockHolder::OtherUser(credentials.uid.as_raw()));
     }
     let mut stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
@@ -133,7 +133,7 @@ fn holder(number: usize) -> anyhow::Result<Holder> {
     let mut description = Vec::new();
     let _ = (&mut stream).take(MAX_DESCRIPTION).read_to_end(&mut description);
     let description = String::from_utf8_lossy(&description);
-    Ok(Holder::Agent(match description.trim() {
+    Ok(LockHolder::Agent(match description.trim() {
         "" => format!("process {}", credentials.pid.as_raw_nonzero()),
         description => description.chars().filter(|character| !character.is_control()).collect(),
     }))
