@@ -145,7 +145,7 @@ enum GuestVerb {
         keep: bool,
     },
     /// Keeps a node's namespaces alive.
-    Holder,
+    NamespaceHolder,
     /// Plays many IKE peers, described by JSON.
     IkePeers { set: String },
     /// Sends a text to each client that connects.
@@ -186,7 +186,7 @@ fn main() -> ExitCode {
             interop_tests::runner::single(&all(), &name, &out, &programs, keep)
         }
         Verb::Guest(GuestVerb::IkePeers { set }) => interop_tests::ike_peers::main(&set),
-        Verb::Guest(GuestVerb::Holder) => interop_tests::topology::holder(),
+        Verb::Guest(GuestVerb::NamespaceHolder) => interop_tests::topology::namespace_holder(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("interop-tests: {error:#}");

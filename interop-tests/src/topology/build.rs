@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::holder::{Setup, feed};
+use super::namespace_holder::{Setup, feed};
 use super::namespaces::Namespaces;
 use super::plan::{Netem, NetworkPlan, NodePlan};
 
@@ -27,7 +27,7 @@ pub struct Node {
     namespaces: Namespaces,
     /// The wire's end of each veth pair of the node, by wire.
     ports: BTreeMap<String, String>,
-    holder: Holder,
+    holder: NamespaceHolder,
 }
 
 /// A network namespace inside a node, as a container runtime makes one.
@@ -63,7 +63,7 @@ impl Net {
             if node.name.len() > 15 {
                 bail!("the node's name {:?} has more than 15 characters", node.name);
             }
-            holders.push(Holder::start().with_context(|| format!("starting {}", node.name))?);
+            holders.push(NamespaceHolder::start().with_context(|| format!("starting {}", node.name))?);
         }
         let fabric = fabric(plan, &holders)?;
         feed("ip", &["-batch", "-"], &fabric.ip).context("laying the wires")?;
@@ -184,7 +184,7 @@ struct Fabric {
 
 /// Commands for the namespace of the wires: a bridge for each wire, and a veth pair for each node
 /// on it.
-fn fabric(plan: &NetworkPlan, holders: &[Holder]) -> Result<Fabric> {
+fn fabric(plan: &NetworkPlan, holders: &[NamespaceHolder]) -> Result<Fabric> {
     let mut ip = String::new();
     let mut tc = String::new();
     let mut all_ports = Vec::new();
@@ -258,19 +258,19 @@ fn setup(node: &NodePlan) -> Result<Setup> {
 }
 
 /// The process that keeps a node's namespaces alive.
-struct Holder {
+struct NamespaceHolder {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
-impl Holder {
+impl NamespaceHolder {
     fn start() -> Result<Self> {
         // unshare executes the program in its own process, so this process is the holder.
         let mut child = Command::new("unshare")
             .args(["--net", "--mount", "--uts", "--"])
             .arg(std::env::current_exe()?)
-            .args(["guest", "holder"])
+            .args(["guest", "namespace-holder"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

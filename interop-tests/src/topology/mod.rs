@@ -5,7 +5,7 @@
 //! `/var/lib/edge-cni`, `/etc/swanctl`, ...). Each wire is a bridge in another namespace, so that
 //! it can be slowed down from outside the nodes.
 //!
-//! - `plan`, `build`, `holder`: declare a network and make it.
+//! - `plan`, `build`, `namespace_holder`: declare a network and make it.
 //! - [`Namespaces`]: the namespaces of a [`Node`] or a [`Pod`], in which programs run.
 //! - [`Process`], [`Ping`], [`Capture`]: running programs.
 //! - [`xfrm`]: the kernel's SAs and policies.
@@ -13,7 +13,7 @@
 mod build;
 mod capture;
 mod dump;
-mod holder;
+mod namespace_holder;
 mod namespaces;
 mod ping;
 mod plan;
@@ -24,7 +24,7 @@ pub use build::{Net, Node, Pod};
 pub use capture::Capture;
 pub use dump::dump_all;
 pub(crate) use dump::enter_commands;
-pub use holder::main as holder;
+pub use namespace_holder::main as namespace_holder;
 pub use namespaces::Namespaces;
 pub use ping::{Gap, Ping, PingReport};
 pub use plan::{Netem, NetworkPlan, NodePlan};

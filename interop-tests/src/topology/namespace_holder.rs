@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
 
-/// How a holder sets up its namespaces.
+/// How a node's namespaces are set up.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Setup {
     /// The node's name, which becomes its host name.
@@ -30,7 +30,7 @@ pub(super) struct Setup {
     pub(super) nft: String,
 }
 
-/// Runs as a holder.
+/// Runs as the process that keeps a node's namespaces alive.
 ///
 /// # Errors
 /// If standard input or output are closed.
