@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::peers::Credentials;
-use crate::peers::charon::Auth;
 use crate::scenario::Lab;
+use crate::strongswan::Credentials;
+use crate::strongswan::charon::Auth;
 use crate::topology::{Node, Process};
 use crate::wait;
 
@@ -80,9 +80,9 @@ pub struct Agent<'a> {
     process: Process,
 }
 
-/// A CHILD_SA in the output of `edge-agent status --json`.
+/// SPIs of a CHILD_SA, from the output of `edge-agent status --json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tunnel {
+pub struct ChildSpis {
     /// SPI of packets that the agent's host receives.
     pub spi_in: u32,
     /// SPI of packets that the agent's host sends.
@@ -144,7 +144,7 @@ impl<'a> Agent<'a> {
     ///
     /// # Errors
     /// If there is none, or more than one.
-    pub fn tunnel(&self, peer: &str) -> Result<Tunnel> {
+    pub fn tunnel(&self, peer: &str) -> Result<ChildSpis> {
         tunnel(&self.status()?, peer)
     }
 
@@ -152,7 +152,7 @@ impl<'a> Agent<'a> {
     ///
     /// # Errors
     /// If there is none, or more than one, with one of them.
-    pub fn tunnels(&self, peers: impl IntoIterator<Item = String>) -> Result<Vec<Tunnel>> {
+    pub fn tunnels(&self, peers: impl IntoIterator<Item = String>) -> Result<Vec<ChildSpis>> {
         let status = self.status()?;
         peers.into_iter().map(|peer| tunnel(&status, &peer)).collect()
     }
@@ -161,7 +161,7 @@ impl<'a> Agent<'a> {
     ///
     /// # Errors
     /// If there is none in time.
-    pub fn wait_up(&mut self, peer: &str) -> Result<Tunnel> {
+    pub fn wait_up(&mut self, peer: &str) -> Result<ChildSpis> {
         let mut ended = None;
         let got = wait::for_event(&format!("the agent's tunnel to {peer}"), || {
             ended = self.process.exit_status()?;
@@ -195,7 +195,7 @@ impl<'a> Agent<'a> {
     ///
     /// # Errors
     /// If it is refused, or none comes in time.
-    pub fn rekey(&self, peer: &str) -> Result<Tunnel> {
+    pub fn rekey(&self, peer: &str) -> Result<ChildSpis> {
         let before = self.tunnel(peer)?;
         self.ask_to_rekey(peer, false)?;
         wait::for_event("the agent's new CHILD_SA", || {
@@ -263,7 +263,7 @@ fn report<'s>(status: &'s Value, peer: &str) -> Result<&'s Value> {
         .with_context(|| format!("the agent's status has no peer {peer}: {status}"))
 }
 
-fn tunnel(status: &Value, peer: &str) -> Result<Tunnel> {
+fn tunnel(status: &Value, peer: &str) -> Result<ChildSpis> {
     let report = report(status, peer)?;
     let children = report.get("child_sas").and_then(Value::as_array).context("no child_sas")?;
     let in_use: Vec<_> =
@@ -275,7 +275,7 @@ fn tunnel(status: &Value, peer: &str) -> Result<Tunnel> {
         let text = child.get(key).and_then(Value::as_str).with_context(|| format!("no {key} in {child}"))?;
         Ok(u32::from_str_radix(text.trim_start_matches("0x"), 16)?)
     };
-    Ok(Tunnel { spi_in: spi("inbound_spi")?, spi_out: spi("outbound_spi")? })
+    Ok(ChildSpis { spi_in: spi("inbound_spi")?, spi_out: spi("outbound_spi")? })
 }
 
 #[cfg(test)]
@@ -287,7 +287,7 @@ mod tests {
         let child = |usage, spi| serde_json::json!({"usage": usage, "inbound_spi": spi, "outbound_spi": "0x00000002"});
         let status = |children: Vec<Value>| serde_json::json!({"peers": [{"name": "moon", "child_sas": children}]});
         let one = status(vec![child("lingering", "0x00000009"), child("in-use", "0xc0000001")]);
-        assert_eq!(tunnel(&one, "moon").unwrap(), Tunnel { spi_in: 0xc000_0001, spi_out: 2 });
+        assert_eq!(tunnel(&one, "moon").unwrap(), ChildSpis { spi_in: 0xc000_0001, spi_out: 2 });
         assert!(tunnel(&one, "sun").is_err());
         assert!(tunnel(&status(vec![child("lingering", "0x00000009")]), "moon").is_err());
         assert_eq!((count_up(&one), count_up(&status(vec![child("lingering", "0x00000009")]))), (1, 0));

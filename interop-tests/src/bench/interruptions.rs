@@ -9,9 +9,9 @@ use anyhow::{Result, ensure};
 
 use super::report::{Goal, Results};
 use crate::edge_agent::Agent;
-use crate::peers::Charon;
-use crate::peers::charon::{Auth, Connection};
 use crate::scenario::{Lab, Needs, Scenario};
+use crate::strongswan::Charon;
+use crate::strongswan::charon::{Auth, Connection};
 use crate::topology::{Net, NetworkPlan, Node, Ping, PingReport, Pod};
 use crate::wait;
 

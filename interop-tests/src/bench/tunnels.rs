@@ -8,9 +8,9 @@ use super::report::{Goal, Results};
 use super::usage::{Usage, count_traffic, octets, per_day};
 use crate::edge_agent::{Agent, count_up};
 use crate::ike_peers::{Authentication, IkePeers, PeerSet};
-use crate::peers::Charon;
-use crate::peers::charon::{Auth, Connection};
 use crate::scenario::{Lab, Needs, Scenario};
+use crate::strongswan::Charon;
+use crate::strongswan::charon::{Auth, Connection};
 use crate::topology::{NetworkPlan, Node};
 
 /// Beginning of the cases with the CPU time of one tunnel.

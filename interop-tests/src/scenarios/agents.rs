@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::edge_agent::{Agent, StaticPeer};
-use crate::peers::charon::Auth;
 use crate::scenario::{Lab, Needs, Scenario};
+use crate::strongswan::charon::Auth;
 use crate::topology::{Netem, NetworkPlan};
 use crate::wait;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::peers::charon::{Auth, Connection};
-use crate::peers::{Authority, Charon, KeyKind};
 use crate::scenario::{Lab, Needs, Scenario};
+use crate::strongswan::charon::{Auth, Connection};
+use crate::strongswan::{Authority, Charon, KeyKind};
 use crate::topology::{Netem, NetworkPlan};
 
 const DEADLINE: Duration = Duration::from_secs(90);

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::edge_agent::{Agent, StaticPeer};
-use crate::peers::charon::{Auth, Connection};
-use crate::peers::{Authority, Charon, KeyKind, subject};
 use crate::scenario::{Lab, Needs, Scenario};
+use crate::strongswan::charon::{Auth, Connection};
+use crate::strongswan::{Authority, Charon, KeyKind, subject};
 use crate::topology::NetworkPlan;
 use site::{Initiator, SECRET, Site, WRONG_SECRET};
 

@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use data_encoding::HEXLOWER;
 
 use crate::edge_agent::{Agent, StaticPeer};
-use crate::peers::Charon;
-use crate::peers::charon::{Auth, Connection};
 use crate::scenario::Lab;
+use crate::strongswan::Charon;
+use crate::strongswan::charon::{Auth, Connection};
 use crate::topology::{Capture, Net, Netem, NetworkPlan, Node, Pod};
 use crate::wait;
 
