@@ -2,7 +2,8 @@
 //!
 //! - [`SegmentPolicy`]: the operator's rules: ranges, sizes, how many a node may hold.
 //! - [`Ledger`]: the row of every segment. Chooses the next grant; time and changes are arguments.
-//! - [`ClaimConflict`], [`ClaimConflicts`]: segments that nodes claim and do not hold.
+//! - `claim_check`: whether a node may hold a segment that it claims, or a [`ClaimConflict`].
+//!   [`ClaimConflicts`]: the conflicts of all nodes.
 //! - [`Restored`], [`Withheld`]: grants wait after a restore.
 //! - `capacity`: how many segments are free.
 //!
@@ -11,16 +12,16 @@
 //! addresses that were never used, the lowest first.
 
 mod capacity;
-mod claims;
-mod conflicts;
+mod claim_check;
+mod claim_conflicts;
 mod ledger;
 mod policy;
 mod range;
 mod restored;
 
 pub use capacity::free_segments;
-pub use claims::ClaimConflict;
-pub use conflicts::ClaimConflicts;
+pub use claim_check::ClaimConflict;
+pub use claim_conflicts::ClaimConflicts;
 pub use ledger::{Exhausted, Grant, Holding, Ledger, SegmentRecord};
 pub use policy::SegmentPolicy;
 pub use range::{contains, overlap};

@@ -8,8 +8,9 @@
 //!   segments that a node says it holds.
 //! - `joining`: the row of a node that joins, and the segments that it then has.
 //! - `deregistration`: the changes that deregister a node.
-//! - `restored`: which nodes have not reported since the rows were restored.
+//! - `after_restore`: which nodes have not reported since the rows were restored.
 
+mod after_restore;
 mod claims;
 mod deregistration;
 mod grants;
@@ -17,7 +18,6 @@ mod index;
 mod joining;
 mod peers;
 mod records;
-mod restored;
 mod view_delta;
 mod visibility;
 

@@ -3,7 +3,7 @@
 //!
 //! - [`caller`]: who calls, and what it may do. [`authorization`] checks it before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: what nodes ask for.
-//! - [`claims`]: log lines and Events about segments that nodes say they hold.
+//! - [`claim_reporter`]: log lines and Events about segments that nodes say they hold.
 //! - [`operator`], [`ca`], [`archive`]: what the operator asks for.
 //! - [`routes`]: the table of all of these, each a [`route`]; the router and the document of
 //!   [`openapi`] are made from it.
@@ -17,7 +17,7 @@ mod authorization;
 mod body;
 mod ca;
 pub mod caller;
-mod claims;
+mod claim_reporter;
 mod error;
 mod join;
 mod openapi;

@@ -18,7 +18,7 @@ use tracing::Instrument;
 
 use super::body::{Json, Node};
 use super::caller::Caller;
-use super::claims::ClaimReporter;
+use super::claim_reporter::ClaimReporter;
 use super::error::ApiError;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use edge_types::NodeName;
 
-use super::claims::ClaimConflict;
+use super::claim_check::ClaimConflict;
 
 /// Most conflicts of one node that are kept.
 const MOST: usize = 8;
