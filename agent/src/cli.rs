@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
-use crate::{admin, check, down, hardening, install_cni, run, socket_holder};
+use crate::{admin, check, down, hardening, import, install_cni, run, socket_holder};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -54,6 +54,21 @@ enum Command {
         /// Print JSON, for scripts
         #[arg(long)]
         json: bool,
+    },
+    /// Make a configuration of strongSwan's swanctl.conf, to judge with `check`; changes nothing
+    /// else
+    ///
+    /// Each connection becomes a [[peer]], with its keys and certificates from the directories
+    /// beside the file. What is different is said with file and line. A connection whose tunnel
+    /// would be another one is left out, with the reason, and the exit code is 1.
+    Import {
+        /// The file; the files that it includes are read too
+        #[arg(value_name = "FILE", default_value = "/etc/swanctl/swanctl.conf")]
+        file: PathBuf,
+        /// Write agent.toml and the files that it names into this directory; files that are there
+        /// are not replaced. Without it, print the configuration
+        #[arg(long, value_name = "DIRECTORY")]
+        into: Option<PathBuf>,
     },
     /// Show peers, tunnels, obstacles and incidents of the running agent
     Status {
@@ -121,6 +136,7 @@ impl Cli {
         match self.command {
             Command::Run { config } => with_config(&config, run::run),
             Command::Check { config, json } => with_config(&config, |config| check::check(&config, json)),
+            Command::Import { file, into } => exit_code(import::execute(&file, into.as_deref())),
             Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
             Command::Rekey { config, peer, ike } => {

@@ -28,6 +28,7 @@
 //! - [`netns_lock`]: one agent in a network namespace.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`down`]: takes everything away.
+//! - [`import`]: makes a configuration of a `swanctl.conf`.
 //! - [`check`]: judges a configuration without a running agent.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
 // Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the
@@ -45,6 +46,7 @@ pub mod desired;
 pub mod down;
 pub mod hardening;
 pub mod host;
+pub mod import;
 pub mod incidents;
 pub mod install_cni;
 pub mod logging;

@@ -25,7 +25,7 @@ const FORMS: &str = "write an address, a host name, user@domain, a distinguished
 /// Prefixes: `@` and `fqdn:` name, `@@` and `email:` mailbox, `ipv4:` and `ipv6:` address,
 /// `asn1dn:` distinguished name, `keyid:` octets (ID_KEY_ID). `keyid:#` and `asn1dn:#` take
 /// hexadecimal digits, as does `@#` for a key ID; `@[TEXT]` is libreswan's key ID.
-pub(super) fn parse(text: &str) -> Result<Identity, String> {
+pub(crate) fn parse(text: &str) -> Result<Identity, String> {
     parse_form(text.trim()).map_err(|problem| format!("{text:?} is not an identity: {problem}"))
 }
 

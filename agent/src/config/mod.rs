@@ -10,6 +10,7 @@ pub(crate) mod proposal;
 mod secret;
 
 pub use firewall::FirewallSection;
+pub(crate) use identity::parse as parse_identity;
 pub use peer::{PeerSection, Remote, RemoteHost, Start};
 pub use secret::SecretText;
 

@@ -115,7 +115,8 @@ impl Remote {
         self.port.unwrap_or(500)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Parses an address or a host name, with or without a port.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if let Ok(address) = text.parse() {
             return Ok(Self { host: RemoteHost::Address(address), port: None });
         }

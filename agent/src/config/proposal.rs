@@ -30,7 +30,7 @@ fn group(word: &str) -> Option<Group> {
 }
 
 /// Parses an IKE proposal. It needs encryption, a PRF and a group.
-pub(super) fn ike(text: &str) -> Result<IkeProposal, String> {
+pub(crate) fn ike(text: &str) -> Result<IkeProposal, String> {
     let mut proposal = IkeProposal { aeads: vec![], prfs: vec![], groups: vec![] };
     for word in text.split('-') {
         if let Some(aead) = aead(word) {
@@ -59,7 +59,7 @@ pub(super) fn ike(text: &str) -> Result<IkeProposal, String> {
 
 /// Parses an ESP proposal. It needs encryption; groups (forward secrecy at rekeying) and `esn` or
 /// `noesn` are optional.
-pub(super) fn esp(text: &str) -> Result<EspProposal, String> {
+pub(crate) fn esp(text: &str) -> Result<EspProposal, String> {
     let mut proposal = EspProposal { aeads: vec![], groups: vec![], esn: false };
     for word in text.split('-') {
         if let Some(aead) = aead(word) {

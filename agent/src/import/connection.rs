@@ -1,0 +1,353 @@
+//! One connection of `swanctl.conf` becomes one `[[peer]]`.
+
+use std::net::IpAddr;
+
+use edge_ike::{Identity, certificate_is_for};
+use ipnetwork::IpNetwork;
+use x509_parser::parse_x509_certificate;
+use zeroize::Zeroizing;
+
+use super::credentials::{Certificates, CredentialFiles, psk};
+use super::keys::{CHILD, CONNECTION, Findings, LOCAL, REMOTE, normal};
+use super::settings::Section;
+use super::traffic_selector;
+use crate::config::{Remote, parse_identity, proposal};
+
+/// What a `[[peer]]` needs.
+pub(super) struct Peer {
+    pub(super) local: Option<IpAddr>,
+    pub(super) remote: Vec<String>,
+    pub(super) local_id: String,
+    pub(super) remote_id: String,
+    pub(super) credentials: Credentials,
+    pub(super) local_subnets: Vec<IpNetwork>,
+    pub(super) remote_subnets: Vec<IpNetwork>,
+    /// Empty for the agent's defaults.
+    pub(super) ike_proposals: Vec<String>,
+    /// Empty for the agent's defaults.
+    pub(super) esp_proposals: Vec<String>,
+    pub(super) initiates: bool,
+    pub(super) force_encapsulation: bool,
+}
+
+/// How the two ends authenticate.
+pub(super) enum Credentials {
+    /// With a pre-shared key.
+    Psk(Zeroizing<String>),
+    /// With certificates.
+    Certificates(Certificates),
+}
+
+/// Translates a connection. There is no peer if `findings.problems` has an entry.
+pub(super) fn translate(connection: &Section, files: &CredentialFiles<'_>) -> (Option<Peer>, Findings) {
+    let mut findings = Findings::default();
+    let peer = translate_into(connection, files, &mut findings);
+    (peer.filter(|_| findings.problems.is_empty()), findings)
+}
+
+fn translate_into(connection: &Section, files: &CredentialFiles<'_>, findings: &mut Findings) -> Option<Peer> {
+    findings.keys(connection, CONNECTION);
+    if connection.get("version") == Some("1") {
+        findings.problems.push(format!("{}: not supported: IKEv1", connection.at));
+    }
+    let local = only(connection, "local", findings);
+    let remote = only(connection, "remote", findings);
+    let child = child(connection, findings);
+    let (local, remote, child) = (local?, remote?, child?);
+    findings.keys(local, LOCAL);
+    findings.keys(remote, REMOTE);
+    for section in [local, remote] {
+        for (name, inner) in section.sections() {
+            findings.problems.push(format!("{}: section {name}: not supported: certificates on a token", inner.at));
+        }
+    }
+    let (start_none, trap) = start(child, findings);
+    let addresses = addresses(connection, findings);
+    let by_certificate = method(local, remote, findings)?;
+    let (local_id, remote_id, credentials) = match identities(local, remote, &addresses, by_certificate, files) {
+        Ok(parts) => parts,
+        Err(problem) => {
+            findings.problems.push(problem);
+            return None;
+        }
+    };
+    let credentials = match credentials {
+        Some((certificates, note)) => {
+            findings.notes.extend(note);
+            Credentials::Certificates(certificates)
+        }
+        None => {
+            let pair = (parse_identity(&local_id), parse_identity(&remote_id));
+            let (Ok(ours), Ok(theirs)) = pair else { return None };
+            match psk(files.root.section("secrets"), &ours, &theirs) {
+                Ok(psk) => Credentials::Psk(psk),
+                Err(problem) => {
+                    findings.problems.push(problem);
+                    return None;
+                }
+            }
+        }
+    };
+    let initiates = !start_none && !addresses.remote.is_empty();
+    if !start_none && !initiates {
+        findings.notes.push("the peer has no address, so it must begin".into());
+    }
+    if initiates && trap {
+        findings
+            .notes
+            .push(format!("{}: start_action: the tunnel is set up at once, not by the first packet", child.at));
+    }
+    Some(Peer {
+        local: addresses.local,
+        local_subnets: selectors(child, "local_ts", addresses.local, findings),
+        remote_subnets: selectors(child, "remote_ts", addresses.remote_address(), findings),
+        remote: addresses.remote,
+        local_id,
+        remote_id,
+        credentials,
+        ike_proposals: proposals(connection, "proposals", |text| proposal::ike(text).map(drop), findings),
+        esp_proposals: proposals(child, "esp_proposals", |text| proposal::esp(text).map(drop), findings),
+        initiates,
+        force_encapsulation: connection.get("encap").map(normal) == Some("yes"),
+    })
+}
+
+/// The only section of a round of authentication: `local`, or `local` with a suffix.
+fn only<'a>(connection: &'a Section, side: &str, findings: &mut Findings) -> Option<&'a Section> {
+    let all: Vec<&Section> =
+        connection.sections().filter(|(name, _)| name.starts_with(side)).map(|(_, section)| section).collect();
+    match all[..] {
+        [section] => return Some(section),
+        [] => findings.problems.push(format!("{}: it has no section {side}", connection.at)),
+        [_, second, ..] => {
+            findings
+                .problems
+                .push(format!("{}: not supported: several rounds of authentication (RFC 4739)", second.at));
+        }
+    }
+    None
+}
+
+fn child<'a>(connection: &'a Section, findings: &mut Findings) -> Option<&'a Section> {
+    let all: Vec<(&str, &Section)> =
+        connection.section("children").map(|all| all.sections().collect()).unwrap_or_default();
+    match all[..] {
+        [(_, child)] => {
+            findings.keys(child, CHILD);
+            match child.get("mode") {
+                None | Some("tunnel") => {}
+                Some(mode) => findings.problems.push(format!("{}: not supported: mode {mode}", child.at)),
+            }
+            return Some(child);
+        }
+        [] => findings.problems.push(format!("{}: it has no child, so no CHILD_SA", connection.at)),
+        [_, (name, second), ..] => findings.problems.push(format!(
+            "{}: child {name}: not supported: several CHILD_SAs of one connection; if all may have the same proposals, put all \
+             networks into one child",
+            second.at
+        )),
+    }
+    None
+}
+
+/// Whether the file leaves the beginning to the peer, and whether the first packet begins.
+fn start(child: &Section, findings: &mut Findings) -> (bool, bool) {
+    match child.get("start_action").unwrap_or("none") {
+        "none" => (true, false),
+        "start" | "start|trap" | "trap|start" => (false, false),
+        "trap" => (false, true),
+        other => {
+            findings.problems.push(format!("{}: start_action {other:?} is unknown", child.at));
+            (true, false)
+        }
+    }
+}
+
+struct Addresses {
+    local: Option<IpAddr>,
+    remote: Vec<String>,
+}
+
+impl Addresses {
+    /// The peer's address, if there is only one.
+    fn remote_address(&self) -> Option<IpAddr> {
+        match &self.remote[..] {
+            [one] => Remote::parse(one).ok()?.address(),
+            _ => None,
+        }
+    }
+}
+
+fn addresses(connection: &Section, findings: &mut Findings) -> Addresses {
+    let concrete = |key: &str| -> Vec<&str> {
+        connection
+            .list(key)
+            .into_iter()
+            .filter(|text| !text.starts_with("%any") && !matches!(*text, "0.0.0.0" | "::"))
+            .collect()
+    };
+    let ours = concrete("local_addrs");
+    let local = match ours[..] {
+        [] => None,
+        [one] if one.parse::<IpAddr>().is_ok() => one.parse().ok(),
+        _ => {
+            findings
+                .notes
+                .push(format!("{}: local_addrs: the route gives the address that we send from", connection.at));
+            None
+        }
+    };
+    let mut remote = Vec::new();
+    for text in concrete("remote_addrs") {
+        if text.contains('/') || (text.contains('-') && text.split('-').all(|end| end.trim().parse::<IpAddr>().is_ok()))
+        {
+            findings.notes.push(format!("{}: remote_addrs {text}: the peer may come from any address", connection.at));
+            continue;
+        }
+        let text = match connection.get("remote_port") {
+            Some(port) if port != "500" && text.contains(':') => format!("[{text}]:{port}"),
+            Some(port) if port != "500" => format!("{text}:{port}"),
+            _ => text.to_owned(),
+        };
+        match Remote::parse(&text) {
+            Ok(_) => remote.push(text),
+            Err(problem) => findings.problems.push(format!("{}: remote_addrs: {problem}", connection.at)),
+        }
+    }
+    Addresses { local, remote }
+}
+
+/// Whether both ends authenticate with certificates; else both have a pre-shared key.
+fn method(local: &Section, remote: &Section, findings: &mut Findings) -> Option<bool> {
+    let mut kind = |section: &Section| {
+        // What follows the first word narrows the algorithms.
+        let text = section.get("auth").unwrap_or("pubkey");
+        let kind = match text.split(['-', ':']).next().unwrap_or("") {
+            "psk" => Some(false),
+            "pubkey" | "ike" | "ecdsa" | "ed25519" => Some(true),
+            _ => {
+                findings.problems.push(format!(
+                    "{}: not supported: auth = {text}; the agent authenticates with pre-shared keys and with certificates \
+                     (Ed25519 and ECDSA)",
+                    section.at
+                ));
+                None
+            }
+        };
+        if kind == Some(true) && text != "pubkey" {
+            findings.notes.push(format!("{}: auth = {text}: the algorithm is not narrowed", section.at));
+        }
+        kind
+    };
+    let (ours, theirs) = (kind(local)?, kind(remote)?);
+    if ours != theirs {
+        findings
+            .problems
+            .push(format!("{}: not supported: a pre-shared key at one end and a certificate at the other", local.at));
+        return None;
+    }
+    Some(ours)
+}
+
+/// Our identity, the peer's, and for certificates the credentials with a note.
+type Identities = (String, String, Option<(Certificates, Option<String>)>);
+
+/// The identities as the daemon would choose them where the file leaves them out.
+fn identities(
+    local: &Section,
+    remote: &Section,
+    addresses: &Addresses,
+    by_certificate: bool,
+    files: &CredentialFiles<'_>,
+) -> Result<Identities, String> {
+    let given = |section: &Section| -> Result<Option<(String, Identity)>, String> {
+        match section.get("id").filter(|text| !text.starts_with("%any")) {
+            None => Ok(None),
+            Some(text) => match parse_identity(text) {
+                Ok(identity) => Ok(Some((text.to_owned(), identity))),
+                Err(problem) => Err(format!("{}: id: {problem}", section.at)),
+            },
+        }
+    };
+    let remote_id = match (given(remote)?, addresses.remote_address()) {
+        (Some((text, _)), _) => text,
+        (None, Some(address)) => address.to_string(),
+        (None, None) => {
+            return Err(format!("{}: id is missing or %any: write the identity that the peer proves", remote.at));
+        }
+    };
+    let ours = given(local)?;
+    if !by_certificate {
+        let local_id = match (ours, addresses.local) {
+            (Some((text, _)), _) => text,
+            (None, Some(address)) => address.to_string(),
+            (None, None) => return Err(format!("{}: id is missing: write our identity", local.at)),
+        };
+        return Ok((local_id, remote_id, None));
+    }
+    let certificates = files
+        .of(local, remote, ours.as_ref().map(|(_, identity)| identity))
+        .map_err(|problem| format!("{}: {problem}", local.at))?;
+    let leaf = certificates.chain.first().map(Vec::as_slice).unwrap_or_default();
+    let (_, parsed) =
+        parse_x509_certificate(leaf).map_err(|_| format!("{}: our certificate cannot be read", local.at))?;
+    let subject = || format!("asn1dn:#{}", data_encoding::HEXLOWER.encode(parsed.subject().as_raw()));
+    let (local_id, note) = match ours {
+        Some((text, identity)) if certificate_is_for(leaf, &identity) => (text, None),
+        Some((text, _)) => {
+            let note = format!(
+                "{}: our certificate is not for {text}; local_id is its subject, {}",
+                local.at,
+                parsed.subject()
+            );
+            (subject(), Some(note))
+        }
+        None => (subject(), Some(format!("local_id is the subject of our certificate, {}", parsed.subject()))),
+    };
+    Ok((local_id, remote_id, Some((certificates, note))))
+}
+
+fn selectors(child: &Section, key: &str, dynamic: Option<IpAddr>, findings: &mut Findings) -> Vec<IpNetwork> {
+    let mut texts = child.list(key);
+    if texts.is_empty() {
+        texts.push("dynamic");
+    }
+    let mut networks = Vec::new();
+    for text in texts {
+        match traffic_selector::networks(text, dynamic) {
+            Ok(some) => networks.extend(some),
+            Err(problem) => findings.problems.push(format!("{}: {key} {text}: {problem}", child.at)),
+        }
+    }
+    networks
+}
+
+fn proposals(
+    section: &Section,
+    key: &str,
+    parse: impl Fn(&str) -> Result<(), String>,
+    findings: &mut Findings,
+) -> Vec<String> {
+    let texts = section.list(key);
+    let (defaults, texts): (Vec<&str>, Vec<&str>) = texts.into_iter().partition(|text| *text == "default");
+    let mut known = Vec::new();
+    let mut unknown = Vec::new();
+    for text in &texts {
+        match parse(text) {
+            Ok(()) => known.push((*text).to_owned()),
+            Err(problem) => unknown.push(problem),
+        }
+    }
+    if !texts.is_empty() && known.is_empty() && defaults.is_empty() {
+        findings.problems.push(format!("{}: {key}: no proposal is supported: {}", section.at, unknown.join("; ")));
+    } else {
+        findings.notes.extend(unknown.into_iter().map(|problem| format!("{}: {key}: left out: {problem}", section.at)));
+    }
+    if !defaults.is_empty() {
+        if !known.is_empty() {
+            findings.notes.push(format!("{}: {key}: default: the agent's defaults are offered", section.at));
+        }
+        return Vec::new();
+    }
+    known
+}

@@ -1,0 +1,167 @@
+//! What becomes of each key of `swanctl.conf(5)` that is not carried over as it is.
+
+use super::settings::Section;
+
+/// What happens to a key with a value that matters.
+#[derive(Clone, Copy)]
+pub(super) enum Meaning {
+    /// It is carried over; see `connection`.
+    Carried,
+    /// The agent does without it, and nothing changes for the tunnel.
+    NoEffect,
+    /// The tunnel works, but something is different. The text says what.
+    Note(&'static str),
+    /// The tunnel would be another one. The text says what is not supported.
+    Refused(&'static str),
+}
+
+use Meaning::{Carried, NoEffect, Note, Refused};
+
+/// A key, the values that say what the agent does anyway, and the meaning of others.
+type Row = (&'static str, &'static [&'static str], Meaning);
+
+pub(super) const CONNECTION: &[Row] = &[
+    ("version", &[], Carried),
+    ("local_addrs", &[], Carried),
+    ("remote_addrs", &[], Carried),
+    ("remote_port", &[], Carried),
+    ("proposals", &[], Carried),
+    ("encap", &[], Carried),
+    ("local_port", &["500", "4500"], Note("the top-level keys port and nat_port hold for all peers")),
+    ("aggressive", &[], NoEffect),
+    ("pull", &[], NoEffect),
+    ("dpd_timeout", &[], NoEffect),
+    ("send_cert", &[], NoEffect),
+    ("send_certreq", &[], NoEffect),
+    ("ocsp", &[], NoEffect),
+    ("dscp", &["000000"], Note("IKE packets are sent with DSCP 0")),
+    ("mobike", &["no"], Note("MOBIKE is not spoken; a new IKE SA follows a change of address")),
+    ("dpd_delay", &["0"], Note("[timing] liveness and idle_liveness hold for all peers")),
+    ("fragmentation", &["yes", "accept"], Note("messages are fragmented if the peer supports it (RFC 7383)")),
+    ("keyingtries", &["0"], Note("the agent tries for ever")),
+    ("unique", &["no", "replace", "never"], Note("a new IKE SA of the same peer replaces the old one")),
+    ("reauth_time", &["0"], Note("[timing] authentication_lifetime holds for all peers")),
+    ("rekey_time", &[], Note("[timing] ike_lifetime holds for all peers")),
+    ("over_time", &[], Note("an IKE SA ends after one and a half of its lifetime")),
+    ("rand_time", &[], NoEffect),
+    ("childless", &["allow", "never"], Refused("an IKE SA without a CHILD_SA (RFC 6023)")),
+    ("ppk_id", &[], Note("post-quantum pre-shared keys (RFC 8784) are not supported")),
+    ("ppk_required", &["no"], Refused("post-quantum pre-shared keys (RFC 8784)")),
+    ("vips", &[], Refused("an address that the peer assigns (configuration payload)")),
+    ("pools", &[], Refused("addresses that we assign to the peer (configuration payload)")),
+    ("if_id_in", &["0"], Refused("XFRM interfaces")),
+    ("if_id_out", &["0"], Refused("XFRM interfaces")),
+    ("mediation", &["no"], Refused("mediation")),
+    ("mediated_by", &[], Refused("mediation")),
+    ("mediation_peer", &[], Refused("mediation")),
+];
+
+pub(super) const LOCAL: &[Row] = &[
+    ("auth", &[], Carried),
+    ("id", &[], Carried),
+    ("certs", &[], Carried),
+    ("round", &["0"], Refused("several rounds of authentication (RFC 4739)")),
+    ("pubkeys", &[], Refused("raw public keys")),
+    ("eap_id", &[], NoEffect),
+    ("aaa_id", &[], NoEffect),
+    ("xauth_id", &[], NoEffect),
+];
+
+pub(super) const REMOTE: &[Row] = &[
+    ("auth", &[], Carried),
+    ("id", &[], Carried),
+    ("certs", &[], Carried),
+    ("cacerts", &[], Carried),
+    ("round", &["0"], Refused("several rounds of authentication (RFC 4739)")),
+    ("pubkeys", &[], Refused("raw public keys")),
+    ("groups", &[], Refused("peers that are told apart by their groups")),
+    ("cert_policy", &[], Refused("certificate policies that the peer must have")),
+    ("ca_id", &[], Refused("an authority that is given by its name; name its file in cacerts")),
+    ("revocation", &["relaxed"], Refused("revocation lists")),
+    ("eap_id", &[], NoEffect),
+];
+
+pub(super) const CHILD: &[Row] = &[
+    ("local_ts", &[], Carried),
+    ("remote_ts", &[], Carried),
+    ("esp_proposals", &[], Carried),
+    ("mode", &[], Carried),
+    ("start_action", &[], Carried),
+    (
+        "dpd_action",
+        &["none", "clear", "start", "restart"],
+        Note("a tunnel that is lost is set up again as `start` says"),
+    ),
+    ("close_action", &["none", "start"], Note("a tunnel that the peer closes is set up again as `start` says")),
+    ("ah_proposals", &[], Refused("AH")),
+    ("sha256_96", &["no"], Refused("SHA-256 truncated to 96 bits")),
+    ("rekey_time", &[], Note("[timing] child_lifetime holds for all peers")),
+    ("life_time", &[], Note("a CHILD_SA ends after one and a half of its lifetime")),
+    ("rand_time", &[], NoEffect),
+    ("rekey_bytes", &["0"], Note("CHILD_SAs are rekeyed by time alone")),
+    ("life_bytes", &["0"], Note("CHILD_SAs are rekeyed by time alone")),
+    ("rand_bytes", &[], NoEffect),
+    ("rekey_packets", &["0"], Note("CHILD_SAs are rekeyed by time alone")),
+    ("life_packets", &["0"], Note("CHILD_SAs are rekeyed by time alone")),
+    ("rand_packets", &[], NoEffect),
+    ("updown", &[], Note("the script is not run")),
+    ("hostaccess", &[], NoEffect),
+    ("ipcomp", &["no"], Note("packets are not compressed")),
+    ("inactivity", &["0"], Note("a tunnel without traffic stays")),
+    ("reqid", &["0"], Note("the agent chooses the reqid")),
+    ("priority", &["0"], Note("the agent chooses the priority of the policies")),
+    ("interface", &[], Note("the policies hold on all interfaces")),
+    ("policies", &["yes"], Refused("SAs without policies")),
+    ("policies_fwd_out", &[], NoEffect),
+    ("mark_in", &["0", "0/0"], Refused("marks")),
+    ("mark_out", &["0", "0/0"], Refused("marks")),
+    ("mark_in_sa", &["no"], Refused("marks")),
+    ("set_mark_in", &["0", "0/0"], Refused("marks")),
+    ("set_mark_out", &["0", "0/0"], Refused("marks")),
+    ("if_id_in", &["0"], Refused("XFRM interfaces")),
+    ("if_id_out", &["0"], Refused("XFRM interfaces")),
+    ("label", &[], Refused("security labels")),
+    ("label_mode", &[], NoEffect),
+    ("tfc_padding", &["0"], Note("packets are not padded")),
+    ("replay_window", &[], Note("the agent chooses the replay window")),
+    ("per_cpu_sas", &["no"], Note("one SA serves all CPUs")),
+    ("hw_offload", &["no", "auto"], Note("the SAs are not offloaded")),
+    ("copy_df", &["yes"], Note("the DF bit is copied")),
+    ("copy_ecn", &["yes"], Note("ECN is copied")),
+    ("copy_dscp", &["out"], Note("DSCP is copied to the outer header")),
+];
+
+/// What is different from the file, or stands in the way.
+#[derive(Default)]
+pub(super) struct Findings {
+    /// Why the connection cannot be carried over.
+    pub(super) problems: Vec<String>,
+    /// What is different.
+    pub(super) notes: Vec<String>,
+}
+
+impl Findings {
+    /// Judges the keys of a section by a table.
+    pub(super) fn keys(&mut self, section: &Section, table: &[Row]) {
+        for (key, value) in section.keys() {
+            let text = normal(&value.text);
+            let at = &value.at;
+            match table.iter().find(|(name, ..)| *name == key) {
+                None => self.notes.push(format!("{at}: {key} is not a key that swanctl.conf(5) has here")),
+                Some((_, same, _)) if same.contains(&text) => {}
+                Some((_, _, Carried | NoEffect)) => {}
+                Some((_, _, Note(what))) => self.notes.push(format!("{at}: {key}: {what}")),
+                Some((_, _, Refused(what))) => self.problems.push(format!("{at}: {key}: not supported: {what}")),
+            }
+        }
+    }
+}
+
+/// Truth values have many forms.
+pub(super) fn normal(text: &str) -> &str {
+    match text {
+        "true" | "enabled" | "yes" => "yes",
+        "false" | "disabled" | "no" => "no",
+        other => other,
+    }
+}

@@ -1,0 +1,239 @@
+//! `edge-agent import`: makes the agent's configuration of a `swanctl.conf`.
+//!
+//! A connection becomes a `[[peer]]` only if its tunnel stays the same. Everything that is
+//! different is said, with file and line.
+
+mod connection;
+mod credentials;
+mod keys;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod traffic_selector;
+
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use data_encoding::BASE64;
+use pem::Pem;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use connection::{Credentials, Peer};
+use credentials::CredentialFiles;
+use keys::Findings;
+
+use crate::config::Config;
+
+/// Name of the configuration in the directory that is written.
+const CONFIGURATION: &str = "agent.toml";
+
+/// Translates the connections of a `swanctl.conf`. Without `into` it prints the configuration, and
+/// writes nothing. Fails if a connection is not carried over; the others are.
+pub fn execute(file: &Path, into: Option<&Path>) -> anyhow::Result<()> {
+    let import = Import::read(file)?;
+    import.report();
+    match into {
+        Some(directory) => import.write(directory)?,
+        None => {
+            std::io::stdout().write_all(import.text.as_bytes())?;
+            if !import.files.is_empty() {
+                eprintln!("Nothing is written. --into DIRECTORY writes this and the files that it names.");
+            }
+        }
+    }
+    match import.refused() {
+        0 if import.connections.is_empty() => bail!("{}: it has no connection", file.display()),
+        0 => Ok(()),
+        refused => bail!("{refused} of {} connections are not carried over", import.connections.len()),
+    }
+}
+
+/// What is made of a file.
+struct Import {
+    /// `agent.toml`.
+    text: String,
+    /// The files that it names, in its directory.
+    files: Vec<(String, Zeroizing<Vec<u8>>)>,
+    /// Each connection: its name, whether it is carried over, and what was found.
+    connections: Vec<(String, bool, Findings)>,
+}
+
+/// `[[peer]]` as it is written.
+#[derive(Serialize)]
+struct PeerTable<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    remote: &'a [String],
+    local_id: &'a str,
+    remote_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    psk_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust_anchors: Option<String>,
+    local_subnets: Vec<String>,
+    remote_subnets: Vec<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    ike_proposals: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    esp_proposals: &'a [String],
+    start: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encap: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Tables<'a> {
+    peer: [PeerTable<'a>; 1],
+}
+
+impl Import {
+    fn read(file: &Path) -> anyhow::Result<Self> {
+        let root = settings::read(file).map_err(anyhow::Error::msg)?;
+        let directory = file.parent().unwrap_or(Path::new(""));
+        let files = CredentialFiles { directory, root: &root };
+        let mut import = Self {
+            text: format!("# Made from {} by `edge-agent import`.\n", file.display()),
+            files: Vec::new(),
+            connections: Vec::new(),
+        };
+        for (name, section) in root.section("connections").iter().flat_map(|connections| connections.sections()) {
+            let (peer, findings) = connection::translate(section, &files);
+            import.comments(name, peer.is_some(), &findings);
+            if let Some(peer) = &peer {
+                import.peer(name, peer)?;
+            }
+            import.connections.push((name.to_owned(), peer.is_some(), findings));
+        }
+        if import.refused() < import.connections.len() {
+            Config::parse(&import.text, &Path::new("what was made of").join(file))?;
+        }
+        Ok(import)
+    }
+
+    fn refused(&self) -> usize {
+        self.connections.iter().filter(|(_, carried_over, _)| !carried_over).count()
+    }
+
+    fn report(&self) {
+        for (name, carried_over, findings) in &self.connections {
+            eprintln!("{name:?} is {}", if *carried_over { "carried over" } else { "NOT carried over:" });
+            for line in findings.problems.iter().chain(&findings.notes) {
+                eprintln!("  {line}");
+            }
+        }
+    }
+
+    fn comments(&mut self, name: &str, carried_over: bool, findings: &Findings) {
+        let _ =
+            write!(self.text, "\n# Connection {name:?}{}\n", if carried_over { "" } else { " is not carried over:" });
+        for line in findings.problems.iter().chain(&findings.notes) {
+            // What comes from the file must not end the comment.
+            let _ = writeln!(self.text, "# - {}", line.replace(|c: char| c.is_control(), " "));
+        }
+    }
+
+    fn peer(&mut self, name: &str, peer: &Peer) -> anyhow::Result<()> {
+        let (mut psk_file, mut certificate, mut key, mut trust_anchors) = (None, None, None, None);
+        match &peer.credentials {
+            Credentials::Psk(psk) => psk_file = Some(self.file(name, "psk", psk_line(psk))),
+            Credentials::Certificates(parts) => {
+                certificate = Some(self.file(name, "crt", pems("CERTIFICATE", &parts.chain)));
+                key = Some(self.file(name, "key", pems("PRIVATE KEY", &[parts.key.to_vec()])));
+                trust_anchors = Some(self.file(name, "ca.crt", pems("CERTIFICATE", &parts.trust_anchors)));
+            }
+        }
+        let texts = |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect();
+        let table = PeerTable {
+            name,
+            local: peer.local.map(|address| address.to_string()),
+            remote: &peer.remote,
+            local_id: &peer.local_id,
+            remote_id: &peer.remote_id,
+            psk_file,
+            certificate,
+            key,
+            trust_anchors,
+            local_subnets: texts(&peer.local_subnets),
+            remote_subnets: texts(&peer.remote_subnets),
+            ike_proposals: &peer.ike_proposals,
+            esp_proposals: &peer.esp_proposals,
+            start: if peer.initiates { "initiate" } else { "respond" },
+            encap: peer.force_encapsulation.then_some("force"),
+        };
+        self.text += &toml::to_string(&Tables { peer: [table] })?;
+        Ok(())
+    }
+
+    /// Adds a file named after the connection, and returns its name.
+    fn file(&mut self, connection: &str, extension: &str, content: Zeroizing<Vec<u8>>) -> String {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' };
+        let stem: String = connection.chars().map(plain).take(64).collect();
+        let mut name = format!("{stem}.{extension}");
+        let mut number = 2;
+        while self.files.iter().any(|(other, _)| *other == name) {
+            name = format!("{stem}-{number}.{extension}");
+            number += 1;
+        }
+        self.files.push((name.clone(), content));
+        name
+    }
+
+    /// Writes all files, or none. Only their owner can read them. No file is replaced.
+    fn write(&self, directory: &Path) -> anyhow::Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .with_context(|| directory.display().to_string())?;
+        let files = self.files.iter().map(|(name, content)| (name.as_str(), content.as_slice()));
+        let mut written: Vec<PathBuf> = Vec::new();
+        // The configuration comes last, when all that it names is there.
+        for (name, content) in files.chain([(CONFIGURATION, self.text.as_bytes())]) {
+            let path = directory.join(name);
+            let outcome =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(|mut file| {
+                    written.push(path.clone());
+                    file.write_all(content)?;
+                    file.sync_all()
+                });
+            if let Err(error) = outcome {
+                for path in &written {
+                    let _ = fs::remove_file(path);
+                }
+                let advice = match error.kind() {
+                    std::io::ErrorKind::AlreadyExists => "; choose an empty directory, and move the files afterwards",
+                    _ => "",
+                };
+                bail!("{}: {error}{advice}; nothing is written", path.display());
+            }
+        }
+        let path = directory.join(CONFIGURATION);
+        eprintln!("{} is written. `edge-agent check --config {}` judges it.", path.display(), path.display());
+        Ok(())
+    }
+}
+
+/// The only line of a `psk_file`. strongSwan's forms `0x` and `0s` are ours, too.
+fn psk_line(psk: &str) -> Zeroizing<Vec<u8>> {
+    let is_line = !psk.contains(|c: char| c.is_control()) && !psk.starts_with("0t");
+    let text = if is_line { psk.to_owned() } else { format!("0s{}", BASE64.encode(psk.as_bytes())) };
+    Zeroizing::new((text + "\n").into_bytes())
+}
+
+fn pems(label: &str, ders: &[Vec<u8>]) -> Zeroizing<Vec<u8>> {
+    let all: Vec<Pem> = ders.iter().map(|der| Pem::new(label, der.as_slice())).collect();
+    Zeroizing::new(
+        pem::encode_many_config(&all, pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF)).into_bytes(),
+    )
+}
