@@ -1,6 +1,7 @@
 //! The table `inet edge-cni` on a real kernel: which hosts reach which, and with which source
 //! address. Each test has its own network namespaces. The lab tests packets from ESP.
 
+mod ike_ports;
 mod keys;
 mod obstacles;
 mod reach;
@@ -12,6 +13,6 @@ use interop_tests::netns;
 use interop_tests::suite::{self, Test, Unrunnable};
 
 fn main() -> ExitCode {
-    let tests: Vec<Test> = [reach::TESTS, keys::TESTS, obstacles::TESTS].concat();
+    let tests: Vec<Test> = [reach::TESTS, keys::TESTS, ike_ports::TESTS, obstacles::TESTS].concat();
     suite::run(&tests, netns::unavailable_with_nft, Unrunnable::Skip)
 }

@@ -135,6 +135,17 @@ impl Firewall {
     pub fn is_empty(&self) -> bool {
         self.own.is_empty() && self.remote.is_empty()
     }
+
+    /// First and last of the ports that pods' masqueraded datagrams may have: the widest range
+    /// without privileged ports and without those of IKE.
+    pub(super) fn ports_without_ike(&self) -> (u16, u16) {
+        let mut ports = self.ike_ports;
+        ports.sort_unstable();
+        let [low, high] = ports;
+        let ranges = [(1024, low.saturating_sub(1)), (low.saturating_add(1).max(1024), high.saturating_sub(1))];
+        let last = (high.saturating_add(1).max(1024), u16::MAX);
+        ranges.into_iter().chain([last]).max_by_key(|(first, last)| last.saturating_sub(*first)).unwrap_or(last)
+    }
 }
 
 /// Ports of the controllers' URLs, each once, in order.

@@ -425,6 +425,12 @@ impl Firewall {
             if self.masquerade && !self.minimal {
                 let leaves = meta("!=", "oifname", self.bridges_and_lo());
                 let statements = [family.within("saddr", "bridged"), leaves, family.outside("daddr", "inside")];
+                // Connection tracking would give a pod that kept an IKE port what that peer sends to
+                // this node's port.
+                let (first, last) = self.ports_without_ike();
+                let udp =
+                    [meta("==", "l4proto", json!("udp")), json!({"masquerade": {"port": {"range": [first, last]}}})];
+                commands.rule("sources", statements.clone().into_iter().chain(udp));
                 commands.rule("sources", statements.into_iter().chain([json!({"masquerade": null})]));
             }
         }

@@ -115,3 +115,18 @@ fn a_network_within_another_is_no_element_of_its_own() {
     let own = sets.into_iter().find(|set| set["name"] == "own4").unwrap();
     assert_eq!(own["elem"], serde_json::json!([{"prefix": {"addr": "10.77.0.0", "len": 16}}]));
 }
+
+#[test]
+fn pods_datagrams_get_the_widest_range_of_ports_without_those_of_ike() {
+    for (ike_ports, range) in [
+        ([500, 4500], (4501, 65535)),
+        ([4500, 500], (4501, 65535)),
+        ([20500, 45000], (20501, 44999)),
+        ([60000, 65535], (1024, 59999)),
+        ([1, 1], (1024, 65535)),
+        ([1023, 1024], (1025, 65535)),
+        ([0, 65535], (1024, 65534)),
+    ] {
+        assert_eq!(Firewall { ike_ports, ..Firewall::default() }.ports_without_ike(), range, "{ike_ports:?}");
+    }
+}
