@@ -14,7 +14,7 @@ use super::check_interval;
 use super::driver::Driver;
 use super::environment::{KernelEnvironment, source_address};
 use super::installed_sa::InstalledSa;
-use super::kernel_policies::Knowledge;
+use super::kernel_policies::DesiredCompleteness;
 use super::sa_table::LostSa;
 use crate::clock::thread_cpu_time;
 use crate::desired::{Origin, TunnelEnds};
@@ -65,23 +65,23 @@ impl Driver {
         }
     }
 
-    fn knowledge(&self) -> Knowledge {
-        Knowledge { complete: self.desired.complete, settled: self.settled }
+    fn completeness(&self) -> DesiredCompleteness {
+        DesiredCompleteness { complete: self.desired.complete, settled: self.settled }
     }
 
     /// Compares all policies with the kernel's. True: something is left for later.
     pub(super) fn reconcile(&mut self) -> bool {
         self.compute_changed_peers();
-        let (knowledge, now) = (self.knowledge(), self.now());
-        self.policies.reconcile(&mut self.environment.xfrm, &self.environment.incidents, knowledge, now)
+        let (completeness, now) = (self.completeness(), self.now());
+        self.policies.reconcile(&mut self.environment.xfrm, &self.environment.incidents, completeness, now)
     }
 
     /// Compares the policies with these keys with the kernel's.
     fn reconcile_keys(&mut self, keys: &BTreeSet<PolicyKey>) {
         self.compute_changed_peers();
-        let (knowledge, now) = (self.knowledge(), self.now());
+        let (completeness, now) = (self.completeness(), self.now());
         let KernelEnvironment { xfrm, incidents, .. } = &mut self.environment;
-        if self.policies.reconcile_keys(keys, xfrm, incidents, knowledge, now) {
+        if self.policies.reconcile_keys(keys, xfrm, incidents, completeness, now) {
             self.check_soon();
         }
     }

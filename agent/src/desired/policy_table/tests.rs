@@ -16,7 +16,7 @@ const PEERS: usize = 5;
 
 /// Something that changes the desired policies. Networks are numbers of [`NETWORKS`].
 #[derive(Debug, Clone)]
-enum Change {
+enum TableChange {
     /// The view grants other networks to a peer, or names it for the first time.
     Granted { peer: usize, local: Vec<usize>, remote: Vec<usize> },
     /// A peer of the configuration.
@@ -41,7 +41,7 @@ fn some_networks() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(0..NETWORKS.len(), 0..3)
 }
 
-fn change() -> impl Strategy<Value = Change> {
+fn change() -> impl Strategy<Value = TableChange> {
     let peer = || 0..PEERS;
     let state = prop::sample::select(vec![TunnelState::Up, TunnelState::Returned, TunnelState::Down]);
     let ends = (0..3u8, some_networks(), some_networks(), state).prop_map(
@@ -49,12 +49,12 @@ fn change() -> impl Strategy<Value = Change> {
     );
     prop_oneof![
         3 => (peer(), some_networks(), some_networks())
-            .prop_map(|(peer, local, remote)| Change::Granted { peer, local, remote }),
-        1 => peer().prop_map(|peer| Change::Negotiated { peer }),
-        1 => peer().prop_map(|peer| Change::Removed { peer }),
-        4 => (peer(), prop::option::weighted(0.8, ends)).prop_map(|(peer, ends)| Change::Ends { peer, ends }),
+            .prop_map(|(peer, local, remote)| TableChange::Granted { peer, local, remote }),
+        1 => peer().prop_map(|peer| TableChange::Negotiated { peer }),
+        1 => peer().prop_map(|peer| TableChange::Removed { peer }),
+        4 => (peer(), prop::option::weighted(0.8, ends)).prop_map(|(peer, ends)| TableChange::Ends { peer, ends }),
         1 => (some_networks(), some_networks(), some_networks())
-            .prop_map(|(ranges, segments, networks)| Change::Guard { ranges, segments, networks }),
+            .prop_map(|(ranges, segments, networks)| TableChange::Guard { ranges, segments, networks }),
     ]
 }
 
@@ -96,23 +96,23 @@ impl Model {
     }
 
     /// Makes a change, and tells the table which peer it concerns.
-    fn apply(&mut self, change: &Change) {
+    fn apply(&mut self, change: &TableChange) {
         match change {
-            Change::Granted { peer, local, remote } => {
+            TableChange::Granted { peer, local, remote } => {
                 let (local, remote) = (networks(local), networks(remote));
                 self.set_tunnel(*peer, PermittedTraffic::Granted { local, remote });
             }
-            Change::Negotiated { peer } => self.set_tunnel(*peer, PermittedTraffic::Negotiated),
-            Change::Removed { peer } => {
+            TableChange::Negotiated { peer } => self.set_tunnel(*peer, PermittedTraffic::Negotiated),
+            TableChange::Removed { peer } => {
                 self.desired.tunnels.remove(&name(*peer));
                 self.update_peer(&name(*peer));
             }
-            Change::Ends { peer, ends: None } => {
+            TableChange::Ends { peer, ends: None } => {
                 self.ends.remove(&name(*peer));
                 self.states.remove(&name(*peer));
                 self.update_peer(&name(*peer));
             }
-            Change::Ends { peer, ends: Some(ends) } => {
+            TableChange::Ends { peer, ends: Some(ends) } => {
                 let state = &ends.state;
                 let ends = TunnelEnds {
                     local: "192.0.2.1".parse().unwrap(),
@@ -125,7 +125,7 @@ impl Model {
                 self.ends.insert(name(*peer), ends);
                 self.update_peer(&name(*peer));
             }
-            Change::Guard { ranges, segments, networks: fronted } => {
+            TableChange::Guard { ranges, segments, networks: fronted } => {
                 self.desired.guard = GuardConfig {
                     cluster_ranges: networks(ranges),
                     segments: networks(segments),

@@ -17,9 +17,9 @@ use crate::incidents::Incidents;
 /// segment before the view names that segment.
 const STRAY_GUARD_LINGER: Duration = Duration::from_secs(10);
 
-/// How far the desired state is known.
+/// Whether the desired state is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Knowledge {
+pub(super) struct DesiredCompleteness {
     /// All peers are known, so other policies of ours are deleted.
     pub(super) complete: bool,
     /// A complete desired state has been applied, so another policy of ours is not left by an
@@ -126,7 +126,7 @@ impl KernelPolicies {
         &mut self,
         xfrm: &mut Xfrm,
         incidents: &Incidents,
-        knowledge: Knowledge,
+        completeness: DesiredCompleteness,
         now: Instant,
     ) -> bool {
         let before: BTreeMap<PolicyKey, Option<Policy>> =
@@ -143,7 +143,7 @@ impl KernelPolicies {
         let stray: BTreeSet<u32> = plan.stray.iter().map(|policy| policy.index).collect();
         self.stray_guards.retain(|index, _| stray.contains(index));
         let was_unmet = std::mem::take(&mut self.unmet);
-        self.correct(plan, &before, &was_unmet, xfrm, incidents, knowledge, now)
+        self.correct(plan, &before, &was_unmet, xfrm, incidents, completeness, now)
     }
 
     /// As [`Self::reconcile`], for the policies with these keys, about which the kernel sent
@@ -153,7 +153,7 @@ impl KernelPolicies {
         keys: &BTreeSet<PolicyKey>,
         xfrm: &mut Xfrm,
         incidents: &Incidents,
-        knowledge: Knowledge,
+        completeness: DesiredCompleteness,
         now: Instant,
     ) -> bool {
         self.install_changes(xfrm, incidents);
@@ -172,7 +172,7 @@ impl KernelPolicies {
             }
         };
         let was_unmet = keys.iter().filter(|key| self.unmet.remove(*key)).copied().collect();
-        self.correct(plan, &BTreeMap::new(), &was_unmet, xfrm, incidents, knowledge, now)
+        self.correct(plan, &BTreeMap::new(), &was_unmet, xfrm, incidents, completeness, now)
     }
 
     /// Carries out a plan. `before`: what was desired until now, where it changed. `was_unmet`:
@@ -185,7 +185,7 @@ impl KernelPolicies {
         was_unmet: &BTreeSet<PolicyKey>,
         xfrm: &mut Xfrm,
         incidents: &Incidents,
-        knowledge: Knowledge,
+        completeness: DesiredCompleteness,
         now: Instant,
     ) -> bool {
         let was_there = |key: &PolicyKey| !before.contains_key(key) && !was_unmet.contains(key);
@@ -196,7 +196,7 @@ impl KernelPolicies {
             incidents.repaired(format!("policy was changed by another program: {policy}, found {found}"));
         }
         let desired_before = |key: &PolicyKey| before.get(key).is_some_and(Option::is_some);
-        select_stray(&mut self.stray_guards, &mut plan.stray, desired_before, incidents, knowledge, now);
+        select_stray(&mut self.stray_guards, &mut plan.stray, desired_before, incidents, completeness, now);
         // Policies of other programs are not replaced. Each comparison tries again.
         self.unmet.extend(plan.occupied.iter().map(|(policy, _)| policy.key()));
         let installed: Vec<Policy> =
@@ -247,10 +247,10 @@ fn select_stray(
     stray: &mut Vec<InstalledPolicy>,
     desired_before: impl Fn(&PolicyKey) -> bool,
     incidents: &Incidents,
-    knowledge: Knowledge,
+    completeness: DesiredCompleteness,
     now: Instant,
 ) {
-    if !knowledge.complete {
+    if !completeness.complete {
         stray.clear();
         return;
     }
@@ -264,7 +264,7 @@ fn select_stray(
         let since = *stray_guards.entry(policy.index).or_insert(now);
         now.saturating_since(since) >= STRAY_GUARD_LINGER
     });
-    for policy in stray.iter().filter(|policy| knowledge.settled && !desired_before(&policy.key())) {
+    for policy in stray.iter().filter(|policy| completeness.settled && !desired_before(&policy.key())) {
         if guards(policy) {
             tracing::info!("deleted a policy of the guard that is no longer needed: {policy}");
         } else {

@@ -8,7 +8,7 @@ use crate::desired::tests::{config, membership, peer};
 
 const COUNTS: &str = "tunnels::kernel_policies::tests::requests_among_ten_and_among_a_thousand";
 const FOREIGN: &str = "tunnels::kernel_policies::tests::policies_beside_a_foreign_one";
-const KNOWN: Knowledge = Knowledge { complete: true, settled: true };
+const KNOWN: DesiredCompleteness = DesiredCompleteness { complete: true, settled: true };
 
 #[test]
 fn an_event_of_one_of_a_thousand_peers_sends_the_kernel_as_many_requests_as_of_one_of_ten() {
