@@ -25,9 +25,9 @@ const HOLD: Duration = Duration::from_secs(30);
 /// each such question, and it has no packets to forward.
 const PEERLESS_PAUSE: u32 = 120;
 
-/// What a gateway's probes have brought since the last round.
+/// What the probes of a gateway have found since the last round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Signs {
+pub(super) struct ProbeResults {
     /// Whether the neighbour entry was confirmed, or cannot be probed.
     pub(super) neighbour: bool,
     /// What the hub's agent answered, if it did.
@@ -73,11 +73,11 @@ pub(super) enum Health {
 /// The gateways and what is known about them.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
-    gateways: Vec<(HubGateway, Watched)>,
+    gateways: Vec<(HubGateway, GatewayHealth)>,
 }
 
 #[derive(Debug, Clone)]
-struct Watched {
+struct GatewayHealth {
     neighbour: Signal,
     agent: Signal,
     dead: bool,
@@ -112,20 +112,20 @@ impl Signal {
     }
 }
 
-impl Watched {
+impl GatewayHealth {
     fn new(returned_at: Option<Instant>) -> Self {
         // A first silent round, so that it is asked at once.
         let signal = Signal { silent: 1, ever: false };
         Self { neighbour: signal, agent: signal, dead: false, returned_at, pause: 0 }
     }
 
-    fn round(&mut self, signs: Signs, now: Instant) {
+    fn round(&mut self, results: ProbeResults, now: Instant) {
         self.pause = self.pause.saturating_sub(1);
-        if signs.agent == Some(AgentAnswer::HasNoPeers) {
+        if results.agent == Some(AgentAnswer::HasNoPeers) {
             self.pause = PEERLESS_PAUSE;
         }
-        self.neighbour.round(signs.neighbour);
-        self.agent.round(signs.agent.is_some() || self.pause > 0);
+        self.neighbour.round(results.neighbour);
+        self.agent.round(results.agent.is_some() || self.pause > 0);
         let dead = self.machine_gone() || self.agent_gone();
         if self.dead && !dead {
             self.returned_at = Some(now);
@@ -168,7 +168,7 @@ impl Liveness {
                 .any(|other| other != gateway && is_ipv4(other) == is_ipv4(gateway) && gateways.contains(other))
         };
         let watched = gateways.iter().map(|gateway| {
-            let new = || Watched::new(others(gateway).then_some(now));
+            let new = || GatewayHealth::new(others(gateway).then_some(now));
             (gateway.clone(), known(gateway).cloned().unwrap_or_else(new))
         });
         self.gateways = watched.collect();
@@ -182,11 +182,11 @@ impl Liveness {
     }
 
     /// Ends a round of a gateway, and returns the probes to send in the next one.
-    pub(super) fn round(&mut self, gateway: &HubGateway, signs: Signs, now: Instant) -> Probes {
+    pub(super) fn round(&mut self, gateway: &HubGateway, results: ProbeResults, now: Instant) -> Probes {
         let Some((_, watched)) = self.gateways.iter_mut().find(|(known, _)| known == gateway) else {
             return Probes { neighbour: false, agent: false };
         };
-        watched.round(signs, now);
+        watched.round(results, now);
         Probes { neighbour: watched.neighbour.is_due(), agent: watched.pause == 0 && watched.agent.is_due() }
     }
 
@@ -206,7 +206,7 @@ impl Liveness {
         self.gateways.iter().find(|(known, _)| known == gateway).map(|(_, watched)| watched.health(now))
     }
 
-    fn of_family(&self, ipv4: bool) -> impl Iterator<Item = &(HubGateway, Watched)> {
+    fn of_family(&self, ipv4: bool) -> impl Iterator<Item = &(HubGateway, GatewayHealth)> {
         self.gateways.iter().filter(move |(gateway, _)| is_ipv4(gateway) == ipv4)
     }
 }
@@ -266,11 +266,11 @@ mod tests {
                 self.now += ROUND;
                 for (index, gateway) in self.gateways.iter().enumerate() {
                     let ((machine, agent), asked) = (self.answers[index], self.asked[index]);
-                    let signs = Signs {
+                    let results = ProbeResults {
                         neighbour: asked.neighbour && machine,
                         agent: SERVES.filter(|_| asked.agent && machine && agent),
                     };
-                    self.asked[index] = self.liveness.round(gateway, signs, self.now);
+                    self.asked[index] = self.liveness.round(gateway, results, self.now);
                     self.sent[index] += u32::from(self.asked[index].agent);
                 }
                 self.choose();
@@ -391,13 +391,13 @@ mod tests {
         let (first, second, now) = (gateway("hub-1", "192.0.2.1"), gateway("hub-2", "192.0.2.2"), Instant::now());
         liveness.set(vec![first.clone(), second], &[], now);
         let mut asked = Vec::new();
-        let mut probes = liveness.round(&first, Signs { neighbour: true, agent: None }, now);
+        let mut probes = liveness.round(&first, ProbeResults { neighbour: true, agent: None }, now);
         for round in 0..300 {
             if probes.agent {
                 asked.push(round);
             }
             let agent = probes.agent.then_some(AgentAnswer::HasNoPeers);
-            probes = liveness.round(&first, Signs { neighbour: true, agent }, now);
+            probes = liveness.round(&first, ProbeResults { neighbour: true, agent }, now);
             assert_eq!(liveness.health(&first, now), Some(Health::Good));
         }
         assert!(asked.len() == 3 && asked[1] - asked[0] >= 120, "{asked:?}");
@@ -413,8 +413,8 @@ mod tests {
         assert_eq!(liveness.probed(), [gateways[0].clone(), gateways[2].clone()]);
         assert_eq!(liveness.choose(false, None, now), Some(&gateways[1]));
         for _ in 0..10 {
-            liveness.round(&gateways[0], Signs { neighbour: false, agent: None }, now);
-            liveness.round(&gateways[2], Signs { neighbour: true, agent: None }, now);
+            liveness.round(&gateways[0], ProbeResults { neighbour: false, agent: None }, now);
+            liveness.round(&gateways[2], ProbeResults { neighbour: true, agent: None }, now);
         }
         assert_eq!(liveness.choose(true, Some(&gateways[0]), now), Some(&gateways[2]));
         assert_eq!(liveness.choose(false, Some(&gateways[1]), now), Some(&gateways[1]));

@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use self::agent_probes::AgentProbes;
-use self::liveness::{Health, Liveness, ROUND, Signs};
+use self::liveness::{Health, Liveness, ProbeResults, ROUND};
 use self::neighbours::Neighbour;
 use super::RouteEntry;
 use super::network_state::{NetworkState, Route};
@@ -147,11 +147,11 @@ impl HubRoutes {
                     Neighbour::Fixed
                 }
             };
-            let signs = Signs {
+            let results = ProbeResults {
                 neighbour: matches!(known, Neighbour::Confirmed | Neighbour::Fixed),
                 agent: self.probes.answer(gateway.endpoint),
             };
-            let due = self.liveness.round(&gateway, signs, Instant::now());
+            let due = self.liveness.round(&gateway, results, Instant::now());
             if due.neighbour
                 && let Err(error) = neighbours::ask(&self.handle, link, address, known).await
             {
