@@ -55,7 +55,7 @@ impl ControllerClient {
         view: &NodeView,
     ) -> Result<Arc<Vec<FormerNetwork>>, StateDirError> {
         let held = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let former = held_under(&held, before, view, &Now::read(self.clock.unix_time()));
+        let former = held_under(&held, before, view, &ClockReadings::read(self.clock.unix_time()));
         if former == *held {
             return Ok(held);
         }
@@ -87,13 +87,13 @@ impl ControllerClient {
 
 /// The present by both clocks. A step of the system clock must not end a hold, so the boot-time
 /// clock measures within a boot.
-struct Now {
+struct ClockReadings {
     /// Seconds since 1970-01-01 UTC.
     unix_time: u64,
     boot: BootTime,
 }
 
-impl Now {
+impl ClockReadings {
     fn read(unix_time: u64) -> Self {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let seconds = i64::try_from(boot_time().since_start().as_secs()).unwrap_or(i64::MAX);
@@ -119,7 +119,12 @@ impl Now {
 }
 
 /// The networks that stay guarded after `view` has replaced `before`.
-fn held_under(held: &[FormerNetwork], before: Option<&NodeView>, view: &NodeView, now: &Now) -> Vec<FormerNetwork> {
+fn held_under(
+    held: &[FormerNetwork],
+    before: Option<&NodeView>,
+    view: &NodeView,
+    now: &ClockReadings,
+) -> Vec<FormerNetwork> {
     if view.role == Role::Cloud {
         // A cloud node reaches the cloud's networks without a tunnel.
         return vec![];
@@ -175,9 +180,9 @@ mod tests {
     }
 
     /// So many seconds after a moment, in the first boot.
-    fn at(seconds: i64) -> Now {
+    fn at(seconds: i64) -> ClockReadings {
         let unix_time = 1_800_000_000 + u64::try_from(seconds).unwrap();
-        Now { unix_time, boot: BootTime { boot_id: "b1".into(), seconds } }
+        ClockReadings { unix_time, boot: BootTime { boot_id: "b1".into(), seconds } }
     }
 
     fn texts(former: &[FormerNetwork]) -> Vec<String> {
@@ -226,12 +231,12 @@ mod tests {
         let held = held_under(&[], Some(&before), &none, &at(1000));
         let day = HOLD_SECONDS;
         for unix_time in [1, u64::MAX] {
-            let stepped = |seconds| Now { unix_time, ..at(seconds) };
+            let stepped = |seconds| ClockReadings { unix_time, ..at(seconds) };
             assert_eq!(held_under(&held, None, &none, &stepped(1000 + day - 1)), held, "{unix_time}");
             assert_eq!(held_under(&held, None, &none, &stepped(1000 + day)), [], "{unix_time}");
         }
         // After a reboot the system clock says how much of the day is over.
-        let next = |unix_time, seconds| Now { unix_time, boot: BootTime { boot_id: "b2".into(), seconds } };
+        let next = |unix_time, seconds| ClockReadings { unix_time, boot: BootTime { boot_id: "b2".into(), seconds } };
         let half = held_under(&held, None, &none, &next(at(1000 + day / 2).unix_time, 5));
         assert_eq!(half.len(), 1);
         assert_eq!(held_under(&half, None, &none, &next(1, 5 + day / 2 - 1)).len(), 1);

@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use super::client::ControllerClient;
 use super::error::ControllerError;
 use super::partial_view::partial_view;
-use super::unconfirmed_view::{TakenBack, UnconfirmedView};
+use super::unconfirmed_view::{RevertedView, UnconfirmedView};
 use super::view_validation::ViewRefusal;
 use crate::membership::Membership;
 use crate::state_dir::StateDirError;
@@ -28,7 +28,7 @@ use crate::underlay::added;
 /// The view before an unconfirmed one. If the file exists at start, the view on disk is
 /// unconfirmed.
 const BEFORE_FILE: &str = "view-before.json";
-/// The view that was taken back last, a [`TakenBack`].
+/// The last [`RevertedView`].
 const TAKEN_BACK_FILE: &str = "taken-back.json";
 /// Only messages that arrive this long after a view came into force confirm it. Earlier ones may
 /// have been on their way before policies and routes changed.
@@ -48,10 +48,11 @@ const MAX_REPORTED_CONFLICTS: usize = 8;
 impl ControllerClient {
     /// Reads the rollback files of an earlier run.
     pub(super) fn load_unconfirmed_view(&self) {
-        let taken_back = self.state.read_json::<TakenBack>(TAKEN_BACK_FILE, "it is ignored").unwrap_or_else(|error| {
-            warn!("{error}");
-            None
-        });
+        let taken_back =
+            self.state.read_json::<RevertedView>(TAKEN_BACK_FILE, "it is ignored").unwrap_or_else(|error| {
+                warn!("{error}");
+                None
+            });
         *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = taken_back;
         match self.state.read_json::<NodeView>(BEFORE_FILE, "it is ignored") {
             Ok(Some(before)) => {
@@ -79,10 +80,10 @@ impl ControllerClient {
         }
         let taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
         match taken_back.as_ref().filter(|taken_back| !taken_back.allows(view, self.clock.unix_time())) {
-            Some(TakenBack { version, added, blamed: false, .. }) => {
+            Some(RevertedView { version, added, blamed: false, .. }) => {
                 Err(ViewRefusal::Undecided { version: *version, added: added.clone() })
             }
-            Some(TakenBack { version, added, .. }) => Err(ViewRefusal::TakenBack {
+            Some(RevertedView { version, added, .. }) => Err(ViewRefusal::TakenBack {
                 version: *version,
                 added: added.clone(),
                 file: self.state.path().join(TAKEN_BACK_FILE),
@@ -252,7 +253,7 @@ impl ControllerClient {
             let former = taken_back.as_ref().filter(|former| former.added == added);
             let times = former.map_or(0, |former| former.times) + 1;
             let (version, added, at) = (view.version, added.clone(), self.clock.unix_time());
-            let entry = TakenBack { version, added, at, blamed: false, times };
+            let entry = RevertedView { version, added, at, blamed: false, times };
             self.state.write_json(TAKEN_BACK_FILE, &entry)?;
             *taken_back = Some(entry);
             times
