@@ -19,7 +19,7 @@ use crate::incidents::Incidents;
 
 /// How often a name is looked up.
 #[derive(Debug, Clone, Copy)]
-struct Pace {
+struct LookupTiming {
     /// Time between two lookups, less up to a fifth.
     interval: Duration,
     /// Wait after the first failed lookup. It is doubled after each further one, up to `interval`.
@@ -27,7 +27,8 @@ struct Pace {
 }
 
 /// Providers of dynamic names use a lifetime of about a minute.
-const PACE: Pace = Pace { interval: Duration::from_secs(60), first_retry: Duration::from_secs(2) };
+const LOOKUP_TIMING: LookupTiming =
+    LookupTiming { interval: Duration::from_secs(60), first_retry: Duration::from_secs(2) };
 /// Most addresses of one name that are used. Each is tried.
 const MAX_ADDRESSES: usize = 8;
 
@@ -53,13 +54,13 @@ impl StaticPeers {
     /// Looks up the names until the receivers of `to` are gone, and sends the peers whenever
     /// addresses have changed. Returns at once if there is no name.
     pub async fn follow_names(self, incidents: Incidents, to: watch::Sender<Vec<PeerConfig>>) {
-        self.follow_names_by(lookup, PACE, incidents, to).await;
+        self.follow_names_by(lookup, LOOKUP_TIMING, incidents, to).await;
     }
 
     async fn follow_names_by<L>(
         self,
         lookup: impl Fn(String) -> L,
-        pace: Pace,
+        timing: LookupTiming,
         incidents: Incidents,
         to: watch::Sender<Vec<PeerConfig>>,
     ) where
@@ -68,7 +69,7 @@ impl StaticPeers {
         let (mut known, mut lookups) = (Addresses::new(), JoinSet::new());
         let first = |name: String| {
             let found = lookup(name.clone());
-            async move { (name, found.await, pace.first_retry) }.in_current_span()
+            async move { (name, found.await, timing.first_retry) }.in_current_span()
         };
         for name in self.names() {
             lookups.spawn(first(name));
@@ -91,14 +92,14 @@ impl StaticPeers {
                         tracing::info!(%name, addresses = ?known.get(&name), "resolved");
                         to.send_replace(self.with(&known));
                     }
-                    (pace.interval, pace.first_retry)
+                    (timing.interval, timing.first_retry)
                 }
                 Err(error) => {
                     let peers = self.peers_at(&name).join(", ");
                     let last =
                         if known.contains_key(&name) { "its last addresses are used" } else { "it is tried again" };
                     incidents.error(format!("peer {peers}: remote {name:?} cannot be resolved ({error}); {last}"));
-                    (retry, (retry * 2).min(pace.interval))
+                    (retry, (retry * 2).min(timing.interval))
                 }
             };
             let next = lookup(name.clone());
@@ -196,7 +197,8 @@ remote_subnets = ['10.3.0.0/16']
         }
     }
 
-    const QUICK: Pace = Pace { interval: Duration::from_millis(20), first_retry: Duration::from_millis(5) };
+    const QUICK: LookupTiming =
+        LookupTiming { interval: Duration::from_millis(20), first_retry: Duration::from_millis(5) };
 
     fn start(resolver: &Resolver) -> (watch::Receiver<Vec<PeerConfig>>, Incidents) {
         let config = Config::parse(PEERS, Path::new("agent.toml")).unwrap();
