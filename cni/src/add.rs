@@ -86,8 +86,8 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     Ok(attached.to_json(config.version, dns.as_ref()))
 }
 
-/// What an ADD has added to a pair of links.
-struct Made {
+/// A pod that an ADD has attached.
+struct AttachedPod {
     addresses: Vec<PodAddress>,
     routes: Vec<PodRoute>,
     /// The node's addresses after this ADD.
@@ -105,7 +105,7 @@ fn lease_and_configure(
     links: &mut Links,
     pod: &Namespace,
     seen: SegmentsFile,
-) -> Result<Made> {
+) -> Result<AttachedPod> {
     let attachment = &request.attachment;
     let (addresses, stock, segments) = lease_addresses(config, request, requested, state_dir, links)?;
     if segments != seen {
@@ -128,7 +128,7 @@ fn lease_and_configure(
     let end = veth::configure(pod, &attachment.ifname, &addresses, config.detect_duplicates, routes)?;
     let host = veth::wait_until_forwarding(links, attachment)?;
     addresses.iter().try_for_each(|assigned| end.announcer.announce(assigned.address))?;
-    Ok(Made { addresses, routes: end.routes, stock, host, pod: end.link })
+    Ok(AttachedPod { addresses, routes: end.routes, stock, host, pod: end.link })
 }
 
 /// Ensures that each family has a free address. Applies for another segment where free addresses

@@ -86,7 +86,7 @@ struct Damage {
 
 /// The state of the [`Journal`] after its last line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mark {
+struct JournalEnd {
     generation: u64,
     length: u64,
     chain: u32,
@@ -104,7 +104,7 @@ impl Journal {
     pub(super) fn open(directory: &Path, boot: &str) -> Result<Self> {
         let path = directory.join(LEASES_FILE);
         let mark_path = mark_path(directory);
-        let mark = read_if_present(&mark_path)?.and_then(|text| Mark::parse(&text));
+        let mark = read_if_present(&mark_path)?.and_then(|text| JournalEnd::parse(&text));
         let same_boot = |recorded: &str| recorded == boot;
         let damaged = |why: String| {
             Error::new(
@@ -197,9 +197,9 @@ impl Journal {
     /// None if the whole journal must be read.
     fn continue_from(directory: &Path, boot: &str, known: JournalState) -> Result<Option<Self>> {
         let (path, mark_path) = (directory.join(LEASES_FILE), mark_path(directory));
-        let mark = read_if_present(&mark_path)?.and_then(|text| Mark::parse(&text));
+        let mark = read_if_present(&mark_path)?.and_then(|text| JournalEnd::parse(&text));
         let follows =
-            |mark: &Mark| mark.boot == boot && mark.generation == known.generation && mark.length >= known.length;
+            |mark: &JournalEnd| mark.boot == boot && mark.generation == known.generation && mark.length >= known.length;
         let Some(mark) = mark.filter(follows) else { return Ok(None) };
         let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(None) };
         let size = file.metadata().context("examine", &path)?.len();
@@ -286,7 +286,7 @@ impl Journal {
 
     fn write_mark(&self) -> io::Result<File> {
         let JournalState { generation, length, chain, .. } = self.state;
-        let mark = Mark { generation, length, chain, boot: self.boot.clone() };
+        let mark = JournalEnd { generation, length, chain, boot: self.boot.clone() };
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&self.mark_path)?;
         file.write_all_at(mark.to_string().as_bytes(), 0)?;
         Ok(file)
@@ -483,14 +483,14 @@ impl std::fmt::Display for Damage {
     }
 }
 
-impl std::fmt::Display for Mark {
+impl std::fmt::Display for JournalEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Of a fixed width, so that a new mark overwrites the old one completely.
         writeln!(f, "{:020} {:020} {:08x} {}", self.generation, self.length, self.chain, self.boot)
     }
 }
 
-impl Mark {
+impl JournalEnd {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut words = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?.split(' ');
         let mark = Self {

@@ -219,6 +219,6 @@ proptest::proptest! {
     #[test]
     fn arbitrary_content_never_panics(bytes: Vec<u8>) {
         let _ = replay(&bytes, Some(3));
-        let _ = Mark::parse(&bytes);
+        let _ = JournalEnd::parse(&bytes);
     }
 }
