@@ -4,7 +4,7 @@
 //! - [`Ledger`]: the row of every segment. Chooses the next grant; time and changes are arguments.
 //! - `claim_check`: whether a node may hold a segment that it claims, or a [`ClaimConflict`].
 //!   [`ClaimConflicts`]: the conflicts of all nodes.
-//! - [`Restored`], [`Withheld`]: grants wait after a restore.
+//! - [`Restored`], [`GrantsPaused`]: grants wait after a restore.
 //! - `capacity`: how many segments are free.
 //!
 //! A released segment keeps its row. It is granted to no node until its quarantine has passed, so
@@ -25,4 +25,4 @@ pub use claim_conflicts::ClaimConflicts;
 pub use ledger::{Exhausted, Grant, Holding, Ledger, SegmentRecord};
 pub use policy::SegmentPolicy;
 pub use range::{contains, overlap};
-pub use restored::{Restored, Withheld};
+pub use restored::{GrantsPaused, Restored};

@@ -61,7 +61,7 @@ impl Restored {
      them); this node keeps what it holds, and asks again",
     rfc3339(*until), rfc3339(*restored_at), missing
 )]
-pub struct Withheld {
+pub struct GrantsPaused {
     /// When the store was restored.
     pub restored_at: Seconds,
     /// Latest end of the wait.
@@ -72,7 +72,7 @@ pub struct Withheld {
     pub named: Vec<String>,
 }
 
-impl Withheld {
+impl GrantsPaused {
     /// The text with the names of the missing edges.
     pub fn for_the_operator(&self) -> String {
         format!("{self}. Missing: {}", self.named.join(", "))
@@ -116,14 +116,14 @@ mod tests {
         let policy = SegmentPolicy { restore_grace: 600, ..super::super::policy::tests::policy() };
         let nodes: Vec<NodeName> = (0..8).map(|n| format!("edge-{n}").parse().unwrap()).collect();
         let restored = Restored { at: 1_793_491_200, served_from: Some(1_793_491_260) };
-        let withheld = |nodes: &[NodeName]| Withheld::until_all_reported(&restored, &policy, nodes.iter());
-        assert_eq!(withheld(&[]), None);
-        let text = withheld(&nodes).unwrap().to_string();
+        let paused = |nodes: &[NodeName]| GrantsPaused::until_all_reported(&restored, &policy, nodes.iter());
+        assert_eq!(paused(&[]), None);
+        let text = paused(&nodes).unwrap().to_string();
         assert!(text.contains("8 of the registered edges") && !text.contains("edge-0"), "{text}");
-        let said = withheld(&nodes).unwrap().for_the_operator();
+        let said = paused(&nodes).unwrap().for_the_operator();
         assert!(said.starts_with(&text) && said.contains("edge-4, ..."), "{said}");
         assert!(said.contains("until 2026-11-01T00:11:00Z") && !said.contains("edge-5"), "{said}");
-        let said = withheld(&nodes[..5]).unwrap().for_the_operator();
+        let said = paused(&nodes[..5]).unwrap().for_the_operator();
         assert!(said.ends_with("edge-4"), "{said}");
     }
 }

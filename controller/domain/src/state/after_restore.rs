@@ -4,7 +4,7 @@ use edge_types::Role;
 
 use super::{NodeRecord, State};
 use crate::clock::Seconds;
-use crate::segments::{Restored, SegmentPolicy, Withheld};
+use crate::segments::{GrantsPaused, Restored, SegmentPolicy};
 
 impl State {
     /// Records when the rows were restored; `None` if they never were.
@@ -17,13 +17,13 @@ impl State {
     ///
     /// # Errors
     /// How long grants wait, and which edges have not reported yet.
-    pub fn may_grant(&self, policy: &SegmentPolicy, now: Seconds) -> Result<(), Withheld> {
+    pub fn may_grant(&self, policy: &SegmentPolicy, now: Seconds) -> Result<(), GrantsPaused> {
         let waiting = self.restored.filter(|restored| now < restored.grants_wait_until(policy));
         let Some(restored) = waiting else { return Ok(()) };
         let missing =
             self.nodes_of_role(Role::Edge).filter(|record| record.reported_since_restore != Some(restored.at));
-        match Withheld::until_all_reported(&restored, policy, missing.map(|record| &record.name)) {
-            Some(withheld) => Err(withheld),
+        match GrantsPaused::until_all_reported(&restored, policy, missing.map(|record| &record.name)) {
+            Some(paused) => Err(paused),
             None => Ok(()),
         }
     }

@@ -5,7 +5,7 @@ use edge_types::{IpNetwork, NodeName};
 
 use super::{Change, State};
 use crate::clock::Seconds;
-use crate::segments::{Exhausted, SegmentPolicy, SegmentRecord, Withheld};
+use crate::segments::{Exhausted, GrantsPaused, SegmentPolicy, SegmentRecord};
 
 /// Why a node gets no segment.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum SegmentError {
     Exhausted(#[from] Exhausted),
     /// No segment is granted yet after a restore.
     #[error(transparent)]
-    Withheld(#[from] Withheld),
+    GrantsPaused(#[from] GrantsPaused),
     /// The node holds as many segments of the family as it may.
     #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
     TooMany {

@@ -3,7 +3,7 @@
 use edge_controller_domain::ca::CaError;
 use edge_controller_domain::ca::request::CsrError;
 use edge_controller_domain::certificates::CertificateError;
-use edge_controller_domain::segments::Withheld;
+use edge_controller_domain::segments::GrantsPaused;
 use edge_controller_domain::state::{JoinError, SegmentError};
 use edge_controller_domain::store::StoreError;
 use edge_controller_domain::tokens::TokenError;
@@ -179,9 +179,9 @@ impl From<SegmentError> for ApiError {
     }
 }
 
-impl From<Withheld> for ApiError {
-    fn from(withheld: Withheld) -> Self {
-        ApiError::Segment(withheld.into())
+impl From<GrantsPaused> for ApiError {
+    fn from(paused: GrantsPaused) -> Self {
+        ApiError::Segment(paused.into())
     }
 }
 
@@ -262,7 +262,7 @@ impl ApiError {
             ApiError::Segment(error) => match error {
                 SegmentError::NotRegistered(_) => (403, "node-deregistered", "The node is not registered"),
                 SegmentError::Exhausted(_) => (409, "range-exhausted", "No segment is left"),
-                SegmentError::Withheld(_) => (503, "segments-withheld", "Segments are not granted yet"),
+                SegmentError::GrantsPaused(_) => (503, "segments-withheld", "Segments are not granted yet"),
                 SegmentError::TooMany { .. } => (409, "too-many-segments", "The node holds as many segments as it may"),
                 SegmentError::NoSuchFamily(_) => (409, "no-such-family", "There is no range of this family"),
                 SegmentError::RequestIdReused(_) => {
@@ -288,7 +288,7 @@ impl ApiError {
     /// time is not known.
     pub fn retry_after(&self) -> Option<u32> {
         match self {
-            ApiError::Segment(SegmentError::Withheld(_)) => Some(REPORTS_WITHIN),
+            ApiError::Segment(SegmentError::GrantsPaused(_)) => Some(REPORTS_WITHIN),
             _ => None,
         }
     }

@@ -63,12 +63,12 @@ pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Respons
 #[cfg(test)]
 mod tests {
     use super::*;
-    use edge_controller_domain::segments::Withheld;
+    use edge_controller_domain::segments::GrantsPaused;
 
     #[test]
     fn a_refusal_that_ends_by_itself_says_when_to_ask_again() {
-        let withheld = Withheld { restored_at: 0, until: 600, missing: 1, named: vec!["edge-1".into()] };
-        let response = ApiError::from(withheld).into_response();
+        let paused = GrantsPaused { restored_at: 0, until: 600, missing: 1, named: vec!["edge-1".into()] };
+        let response = ApiError::from(paused).into_response();
         assert_eq!(
             (response.status().as_u16(), &response.headers()[header::RETRY_AFTER]),
             (503, &"10".parse().unwrap())

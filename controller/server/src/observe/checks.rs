@@ -54,20 +54,12 @@ pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
 /// otherwise.
 pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
     let (now, settings) = (server.registry.clock.now(), server.live.now());
-    let withheld = server.registry.read().await.may_grant(&settings.policy, now).err();
+    let paused = server.registry.read().await.may_grant(&settings.policy, now).err();
     let missed = server.api_failures.aside().map(|why| format!("[!]kubernetes: {why}"));
-    let withheld = withheld.map(|withheld| format!("[!]restore: {}", withheld.for_the_operator()));
+    let paused = paused.map(|paused| format!("[!]restore: {}", paused.for_the_operator()));
     let watched = server.live.now().config.kubernetes.is_some();
     let labels = watched.then(|| format!("[i]node-labels: {}", *server.label_trust.borrow()));
-    server
-        .asked
-        .note()
-        .map(|note| format!("[!]{note}"))
-        .into_iter()
-        .chain(withheld)
-        .chain(missed)
-        .chain(labels)
-        .collect()
+    server.asked.note().map(|note| format!("[!]{note}")).into_iter().chain(paused).chain(missed).chain(labels).collect()
 }
 
 /// Whether the registry still carries out plans: `false` if it does not answer in time, an error if

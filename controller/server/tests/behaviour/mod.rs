@@ -382,7 +382,7 @@ async fn imported(fixture: &dyn StoreFixture) -> Grants {
 /// The edges that a refused segment request waits for.
 async fn waits_for(grants: &Grants, request: &str) -> Vec<String> {
     match grants.try_request_segments("a", request).await {
-        Err(ApiError::Segment(SegmentError::Withheld(withheld))) => withheld.named,
+        Err(ApiError::Segment(SegmentError::GrantsPaused(paused))) => paused.named,
         other => panic!("expected that the grant waits, got {other:?}"),
     }
 }
