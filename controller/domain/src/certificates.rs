@@ -20,7 +20,7 @@ pub fn record_of(issued: &Issued, key: &NodeKey) -> Certificate {
 
 /// Why a node requests a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occasion {
+pub enum CertificateReason {
     /// It joins with a token, and has no certificate that counts.
     Join,
     /// It renews its certificate.
@@ -44,7 +44,7 @@ pub enum CertificateError {
 pub fn term(
     record: Option<&NodeRecord>,
     key: &NodeKey,
-    occasion: Occasion,
+    reason: CertificateReason,
     active: &Authority,
     days: u32,
     (now, issue_time): (Seconds, Seconds),
@@ -58,15 +58,15 @@ pub fn term(
     let mut term = Term::days(days, now)?;
     // Peers check the validity with their own clocks, which were not ahead when this one was.
     term.not_before = term.not_before.min(issue_time - BACKDATED);
-    term.not_before = match occasion {
+    term.not_before = match reason {
         // Later than every certificate of this node so far, also within one second: peers tell the
         // joins apart by `notBefore`.
-        Occasion::Join => {
+        CertificateReason::Join => {
             let latest = known.map(|known| known.not_before).max().unwrap_or(0);
             term.not_before.max(latest).saturating_add(1)
         }
         // However often a node renews, `notBefore` gets no further ahead than that of its join.
-        Occasion::Renewal => term.not_before.max(record.map_or(0, |record| record.certificates_from)),
+        CertificateReason::Renewal => term.not_before.max(record.map_or(0, |record| record.certificates_from)),
     };
     Ok(term)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use edge_controller_domain::ca::request::{self, NodeKey};
 use edge_controller_domain::ca::{Ca, Issued};
-use edge_controller_domain::certificates::{self, Occasion};
+use edge_controller_domain::certificates::{self, CertificateReason};
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows, TokenRecord};
@@ -68,7 +68,7 @@ pub(super) async fn join(
     request_span::set_node(&caller, &node);
     let key = request::read(&csr, &node)?;
     let role = admission.role();
-    let issued = issuer.issue(&node, role, &key, Occasion::Join).await?;
+    let issued = issuer.issue(&node, role, &key, CertificateReason::Join).await?;
     let certificate = certificates::record_of(&issued, &key);
     let name = node.clone();
     registry
@@ -108,7 +108,7 @@ pub(super) async fn renew(
 ) -> Result<axum::Json<CertificateResponse>, ApiError> {
     let present = caller.require_node_now(&registry, &node).await?;
     let key = request::read(&renewal.csr, &node)?;
-    let issued = issuer.issue(&node, present.role, &key, Occasion::Renewal).await?;
+    let issued = issuer.issue(&node, present.role, &key, CertificateReason::Renewal).await?;
     let certificate = certificates::record_of(&issued, &key);
     let (name, serial) = (node.clone(), present.serial);
     registry
@@ -169,12 +169,18 @@ pub(super) struct Issuer {
 from_substates!(Issuer { registry, ca, live });
 
 impl Issuer {
-    async fn issue(&self, node: &NodeName, role: Role, key: &NodeKey, occasion: Occasion) -> Result<Issued, ApiError> {
+    async fn issue(
+        &self,
+        node: &NodeName,
+        role: Role,
+        key: &NodeKey,
+        reason: CertificateReason,
+    ) -> Result<Issued, ApiError> {
         let authorities = self.ca.current();
         let now = (self.registry.clock.now(), self.registry.clock.issue_time());
         let days = self.live.now().config.certificates.node_days;
         let state = self.registry.read().await;
-        let term = certificates::term(state.node(node), key, occasion, authorities.active(), days, now)?;
+        let term = certificates::term(state.node(node), key, reason, authorities.active(), days, now)?;
         drop(state);
         Ok(authorities.sign_node(node, role, key, &term)?)
     }
