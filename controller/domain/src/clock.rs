@@ -25,7 +25,7 @@ pub struct Clock(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     started: Instant,
-    last: Mutex<Last>,
+    last: Mutex<LastReading>,
     /// Time that tests let pass, nanoseconds; otherwise zero.
     passed: AtomicI64,
     /// Offset by which tests set the machine's clock, nanoseconds; otherwise zero.
@@ -34,7 +34,7 @@ struct Inner {
 
 /// The last reading, nanoseconds.
 #[derive(Debug)]
-struct Last {
+struct LastReading {
     monotonic: i64,
     now: i64,
 }
@@ -44,7 +44,7 @@ impl Clock {
     pub fn system() -> Self {
         Self(Arc::new(Inner {
             started: Instant::now(),
-            last: Mutex::new(Last { monotonic: 0, now: EARLIEST * SECOND }),
+            last: Mutex::new(LastReading { monotonic: 0, now: EARLIEST * SECOND }),
             passed: AtomicI64::new(0),
             set: AtomicI64::new(0),
         }))
@@ -57,7 +57,8 @@ impl Clock {
         let passed = (monotonic - last.monotonic).max(0);
         // A machine's clock before the first release shows no time to slow down for.
         let pace = if system < EARLIEST * SECOND { passed } else { passed / 2 };
-        *last = Last { monotonic: last.monotonic.max(monotonic), now: system.max(last.now.saturating_add(pace)) };
+        *last =
+            LastReading { monotonic: last.monotonic.max(monotonic), now: system.max(last.now.saturating_add(pace)) };
         last.now / SECOND
     }
 
@@ -93,7 +94,7 @@ impl Clock {
         self.0.set.fetch_add(seconds * SECOND, Ordering::Relaxed);
     }
 
-    fn last(&self) -> MutexGuard<'_, Last> {
+    fn last(&self) -> MutexGuard<'_, LastReading> {
         self.0.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

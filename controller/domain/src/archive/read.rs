@@ -49,7 +49,7 @@ pub enum ArchiveError {
 
 /// The part of the first line that every version has.
 #[derive(Deserialize)]
-struct First {
+struct FirstLine {
     header: Versioned,
 }
 
@@ -69,7 +69,7 @@ pub fn read(mut from: impl BufRead) -> Result<Archive, ArchiveError> {
         let mut line = Vec::new();
         (&mut from).take(LONGEST).read_until(b'\n', &mut line)?;
         if header.is_none() {
-            let first: First = serde_json::from_slice(&line).map_err(|_| ArchiveError::Foreign)?;
+            let first: FirstLine = serde_json::from_slice(&line).map_err(|_| ArchiveError::Foreign)?;
             if first.header.format != FORMAT {
                 return Err(ArchiveError::Foreign);
             }

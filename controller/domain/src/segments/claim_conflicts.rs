@@ -17,11 +17,11 @@ const PAUSE: Duration = Duration::from_secs(60);
 
 /// The conflicts of each node, as of its last report. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct ClaimConflicts(Arc<Mutex<BTreeMap<NodeName, OfNode>>>);
+pub struct ClaimConflicts(Arc<Mutex<BTreeMap<NodeName, NodeConflicts>>>);
 
 /// The conflicts of one node.
 #[derive(Debug, Default)]
-struct OfNode {
+struct NodeConflicts {
     /// Conflicts of its latest report, at most [`MOST`].
     conflicts: Vec<ClaimConflict>,
     /// When a new conflict was last reported. This stays when the conflicts are gone, since they
@@ -29,7 +29,7 @@ struct OfNode {
     reported_at: Option<Instant>,
 }
 
-impl OfNode {
+impl NodeConflicts {
     /// Whether `conflicts` has a new one and at least [`PAUSE`] has passed since the last report of
     /// a new one.
     fn has_new(&self, conflicts: &[ClaimConflict], now: Instant) -> bool {
