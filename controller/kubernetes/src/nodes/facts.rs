@@ -20,7 +20,7 @@ const LONGEST_ADDRESS: usize = 64;
 
 /// What the controller takes from a Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct NodeFacts {
     pub(super) object: NodeObject,
     /// Messages about labels and addresses that are not valid.
     pub(super) rejected: Vec<String>,
@@ -31,7 +31,7 @@ pub(super) fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {
 }
 
 /// Reads what a Node says; `None` without a UID. Labels count only if `selector` selects the Node.
-pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Facts> {
+pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<NodeFacts> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
     let mut rejected = Vec::new();
@@ -70,7 +70,7 @@ pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<Fa
     }
     let uid = metadata.uid.clone()?;
     let object = NodeObject { uid, machine_id: String::new(), communities, restricted_communities, public_addresses };
-    Some(Facts { object, rejected })
+    Some(NodeFacts { object, rejected })
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ impl NodeWatch {
             facts.filter(|(name, object)| differs(&state, name, object, !asked.contains(name))).collect()
         };
         let watch = &*self;
-        let recorded: Vec<(NodeName, Recorded)> = stream::iter(differing)
+        let recorded: Vec<(NodeName, RecordOutcome)> = stream::iter(differing)
             .map(|(name, object)| async move {
                 let recorded = watch.record(&name, object).await;
                 (name, recorded)
@@ -44,12 +44,12 @@ impl NodeWatch {
             .await;
         for (name, recorded) in recorded {
             match recorded {
-                Recorded::Done => {
+                RecordOutcome::Done => {
                     self.machine_unknown.remove(&name);
                     self.machines_read.insert(name);
                 }
-                Recorded::NotYet => drop(self.changed.insert(name)),
-                Recorded::MachineUnknown(uid) => {
+                RecordOutcome::NotYet => drop(self.changed.insert(name)),
+                RecordOutcome::MachineUnknown(uid) => {
                     let since = *self.machine_unknown.entry(name.clone()).or_insert_with(Instant::now);
                     if since.elapsed() < MACHINE_ID_WAIT {
                         self.changed.insert(name);
@@ -57,7 +57,7 @@ impl NodeWatch {
                         self.deleted.entry(name).or_insert_with(|| DeletedNode::replaced(uid));
                     }
                 }
-                Recorded::Replaced(uid) => {
+                RecordOutcome::Replaced(uid) => {
                     self.machine_unknown.remove(&name);
                     self.deleted.entry(name).or_insert_with(|| DeletedNode::replaced(uid));
                 }
@@ -92,7 +92,7 @@ impl NodeWatch {
 
     /// Puts what a Node says into the record of the node with this name. A Node with another UID is
     /// the same node if it is the same machine.
-    async fn record(&self, name: &NodeName, object: NodeObject) -> Recorded {
+    async fn record(&self, name: &NodeName, object: NodeObject) -> RecordOutcome {
         let before = {
             let state = self.registry.read().await;
             state.node(name).and_then(|record| record.object.clone())
@@ -101,12 +101,12 @@ impl NodeWatch {
         let known = before.as_ref().map(|before| before.machine_id.clone()).unwrap_or_default();
         let machine_id = match another {
             None if !known.is_empty() => known.clone(),
-            Some(before) if known.is_empty() => return Recorded::Replaced(before.uid.clone()),
+            Some(before) if known.is_empty() => return RecordOutcome::Replaced(before.uid.clone()),
             _ => match self.machine_id(name, &object.uid).await {
                 Ok(machine_id) => machine_id,
                 Err(why) => {
                     tracing::warn!(node = %name, why, "what its Node object says is not recorded yet");
-                    return Recorded::NotYet;
+                    return RecordOutcome::NotYet;
                 }
             },
         };
@@ -114,26 +114,30 @@ impl NodeWatch {
             && machine_id != known
         {
             let uid = before.uid.clone();
-            return if machine_id.is_empty() { Recorded::MachineUnknown(uid) } else { Recorded::Replaced(uid) };
+            return if machine_id.is_empty() {
+                RecordOutcome::MachineUnknown(uid)
+            } else {
+                RecordOutcome::Replaced(uid)
+            };
         }
         let recreated = another.is_some();
         let object = NodeObject { machine_id, ..object };
         let (node, clock) = (name.clone(), self.registry.clock.clone());
         let plan = move |state: &mut State| -> Result<_, StoreError> {
             let Some(record) = state.node(&node).filter(|record| record.object.as_ref() != Some(&object)) else {
-                return Ok((Recorded::Done, Vec::new()));
+                return Ok((RecordOutcome::Done, Vec::new()));
             };
             let other = record.object.as_ref().filter(|now| now.uid != object.uid);
             if let Some(other) = other {
                 let certificates = &record.certificates;
                 let valid = certificates.iter().any(|certificate| certificate.not_after > clock.now());
                 if !recreated || other.machine_id != object.machine_id || !valid {
-                    return Ok((Recorded::Replaced(other.uid.clone()), Vec::new()));
+                    return Ok((RecordOutcome::Replaced(other.uid.clone()), Vec::new()));
                 }
                 tracing::info!(%node, "its Node object was deleted and made again by the same machine: it stays registered");
             }
             let record = NodeRecord { object: Some(object.clone()), ..record.clone() };
-            Ok((Recorded::Done, vec![Change::PutNode(record)]))
+            Ok((RecordOutcome::Done, vec![Change::PutNode(record)]))
         };
         match self.registry.change(plan).await {
             Ok(recorded) => {
@@ -142,7 +146,7 @@ impl NodeWatch {
             }
             Err(error) => {
                 tracing::warn!(node = %name, %error, "what its Node object says is not recorded yet");
-                Recorded::NotYet
+                RecordOutcome::NotYet
             }
         }
     }
@@ -171,7 +175,7 @@ impl NodeWatch {
 
 /// Outcome of an update of a record.
 #[derive(Debug)]
-enum Recorded {
+enum RecordOutcome {
     /// The record is up to date.
     Done,
     /// It must be tried again.

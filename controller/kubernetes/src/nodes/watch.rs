@@ -14,7 +14,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
-use super::facts::{Facts, facts, name_of};
+use super::facts::{NodeFacts, facts, name_of};
 use super::pending::{DeletedNode, DeletedNodes, PendingDeregistrations};
 use crate::client::ApiFailures;
 use crate::cluster_identity::{ClusterIdentity, ClusterIdentityError};
@@ -42,7 +42,7 @@ pub struct NodeWatch {
     pub(super) trust: NodeTrust,
     pub(super) api_failures: ApiFailures,
     pub(super) events: Events,
-    pub(super) known: BTreeMap<NodeName, Facts>,
+    pub(super) known: BTreeMap<NodeName, NodeFacts>,
     /// Nodes that must be compared with their records.
     pub(super) changed: BTreeSet<NodeName>,
     /// Nodes with a machine ID that was read since the last resync.

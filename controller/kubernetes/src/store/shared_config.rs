@@ -54,7 +54,7 @@ pub(super) struct SharedConfig {
 }
 
 /// What earlier runs have stored.
-pub(super) struct Noted {
+pub(super) struct StoredConfig {
     /// The latest time that was stored, seconds since the epoch.
     pub(super) time: Seconds,
     /// All revisions are higher than this one.
@@ -76,14 +76,14 @@ impl SharedConfig {
     }
 
     /// Reads what earlier runs have stored, without taking part in the cluster.
-    pub(super) async fn noted(&self) -> Result<Noted, StoreError> {
+    pub(super) async fn noted(&self) -> Result<StoredConfig, StoreError> {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
         understood(&data).map_err(StoreError::Failed)?;
-        Ok(Noted { time: time(&data), offset: offset(&data) })
+        Ok(StoredConfig { time: time(&data), offset: offset(&data) })
     }
 
     /// Puts our sizes and our layout in force, and returns what earlier runs have stored.
-    pub(super) async fn put_in_force(&self) -> Result<Noted, StoreError> {
+    pub(super) async fn put_in_force(&self) -> Result<StoredConfig, StoreError> {
         let (v4, v6) = (self.ours.v4.to_string(), self.ours.v6.to_string());
         let (before, _) = self
             .write(|data| {
@@ -91,7 +91,7 @@ impl SharedConfig {
                 data.insert(V4.into(), v4.clone());
                 data.insert(V6.into(), v6.clone());
                 data.insert(VERSION.into(), LAYOUT.to_string());
-                (before, Noted { time: time(data), offset: offset(data) })
+                (before, StoredConfig { time: time(data), offset: offset(data) })
             })
             .await?;
         let ((before_v4, before_v6), noted) = before;
