@@ -9,7 +9,7 @@ use axum::Router;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::connections::{self, Open};
+use super::connections::{self, OpenConnections};
 use crate::api::caller::CallerIdentity;
 
 /// Opens the socket with mode 0600, in place of one that a killed server left behind.
@@ -46,7 +46,7 @@ pub(super) async fn serve(
     path: PathBuf,
     router: Router,
     closing: CancellationToken,
-    open: Open,
+    open: OpenConnections,
 ) {
     loop {
         let accepted = tokio::select! {

@@ -53,11 +53,11 @@ pub(super) struct ConnectionLimits {
 struct Connections {
     strangers: SourceShares,
     /// One map for all nodes, which takes less memory than a list for each node.
-    nodes: BTreeMap<(NodeName, u64), Known>,
+    nodes: BTreeMap<(NodeName, u64), NodeConnection>,
     next: u64,
 }
 
-struct Known {
+struct NodeConnection {
     /// Serial number of its certificate.
     serial: String,
     connection: CancellationToken,
@@ -65,12 +65,12 @@ struct Known {
 
 /// Permission for one connection; it ends when this is dropped.
 pub(super) struct ConnectionPermit {
-    counted_as: CountedAs,
+    owner: ConnectionOwner,
     limits: Arc<ConnectionLimits>,
     _one_of_all: OwnedSemaphorePermit,
 }
 
-enum CountedAs {
+enum ConnectionOwner {
     Stranger(Share),
     Node(NodeName, u64),
 }
@@ -98,7 +98,7 @@ impl ConnectionLimits {
         let (share, displaced) = taken.strangers.enter(from, 1, now);
         drop(taken);
         let permit =
-            ConnectionPermit { counted_as: CountedAs::Stranger(share), limits: self.clone(), _one_of_all: permit };
+            ConnectionPermit { owner: ConnectionOwner::Stranger(share), limits: self.clone(), _one_of_all: permit };
         Some((permit, displaced))
     }
 
@@ -132,25 +132,25 @@ impl ConnectionPermit {
     pub(super) fn identify(&mut self, certificate: &NodeCertificate, connection: &CancellationToken) {
         let NodeCertificate { name: node, serial, .. } = certificate;
         let mut taken = self.limits.taken();
-        if let CountedAs::Stranger(share) = self.counted_as {
+        if let ConnectionOwner::Stranger(share) = self.owner {
             taken.strangers.leave(share);
         }
         taken.displace_connection_of(node);
         let number = taken.next;
         taken.next += 1;
-        let known = Known { serial: serial.clone(), connection: connection.clone() };
+        let known = NodeConnection { serial: serial.clone(), connection: connection.clone() };
         taken.nodes.insert((node.clone(), number), known);
         drop(taken);
-        self.counted_as = CountedAs::Node(node.clone(), number);
+        self.owner = ConnectionOwner::Node(node.clone(), number);
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut taken = self.limits.taken();
-        match &self.counted_as {
-            CountedAs::Stranger(share) => taken.strangers.leave(*share),
-            CountedAs::Node(node, number) => drop(taken.nodes.remove(&(node.clone(), *number))),
+        match &self.owner {
+            ConnectionOwner::Stranger(share) => taken.strangers.leave(*share),
+            ConnectionOwner::Node(node, number) => drop(taken.nodes.remove(&(node.clone(), *number))),
         }
     }
 }

@@ -38,7 +38,7 @@ const IDLE_SHUTDOWN: Duration = Duration::from_secs(1);
 
 /// Limits of what one connection may make us buffer and do.
 #[derive(Debug)]
-pub(super) struct Bounds {
+pub(super) struct ConnectionBounds {
     /// Concurrent requests on HTTP/2.
     streams: u32,
     /// Bytes of all headers of a request: on HTTP/2 as counted in RFC 9113 section 6.5.2, on
@@ -54,16 +54,26 @@ pub(super) struct Bounds {
 }
 
 /// Limits for nodes and the operator.
-pub(super) static KNOWN: Bounds =
-    Bounds { streams: 16, head: 16 * 1024, window: (64 * 1024, 256 * 1024), response: 400 * 1024, requests: None };
+pub(super) static KNOWN: ConnectionBounds = ConnectionBounds {
+    streams: 16,
+    head: 16 * 1024,
+    window: (64 * 1024, 256 * 1024),
+    response: 400 * 1024,
+    requests: None,
+};
 /// Limits for peers without a certificate of a registered node, which have only one thing to ask:
 /// to join.
-static STRANGER: Bounds =
-    Bounds { streams: 4, head: 4 * 1024, window: (16 * 1024, 64 * 1024 - 1), response: 16 * 1024, requests: Some(100) };
+static STRANGER: ConnectionBounds = ConnectionBounds {
+    streams: 4,
+    head: 4 * 1024,
+    window: (16 * 1024, 64 * 1024 - 1),
+    response: 16 * 1024,
+    requests: Some(100),
+};
 
 /// The connections that a listener has accepted.
 #[derive(Clone)]
-pub(super) struct Open {
+pub(super) struct OpenConnections {
     /// Ends them after their open requests.
     pub(super) stopping: CancellationToken,
     /// The tasks that serve them.
@@ -96,7 +106,7 @@ pub(super) async fn serve_nodes(
     router: Router,
     limits: Arc<ConnectionLimits>,
     closing: CancellationToken,
-    open: Open,
+    open: OpenConnections,
 ) {
     loop {
         let accepted = tokio::select! {
@@ -161,7 +171,7 @@ pub(super) fn caller(identity: CallerIdentity, address: Option<IpAddr>) -> Calle
 }
 
 /// Configures HTTP with these limits.
-fn http(bounds: &Bounds) -> Builder<TokioExecutor> {
+fn http(bounds: &ConnectionBounds) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     let head = usize::try_from(bounds.head).unwrap_or(usize::MAX).max(8 * 1024);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(head);
@@ -186,7 +196,7 @@ static HTTP_FOR_STRANGERS: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| h
 pub(super) fn serve<S>(
     stream: S,
     caller: Caller,
-    bounds: &'static Bounds,
+    bounds: &'static ConnectionBounds,
     router: Router,
     stopping: CancellationToken,
 ) -> impl Future<Output = ()> + Send

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::connections::{self, Open};
+use super::connections::{self, OpenConnections};
 use crate::api::caller::CallerIdentity;
 
 /// Largest number of connections: a few probes and scrapers.
@@ -70,7 +70,12 @@ impl HealthConnections {
 }
 
 /// Accepts connections until the server stops.
-pub(super) async fn serve(listener: TcpListener, router: Router, limits: Arc<HealthConnections>, open: Open) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Arc<HealthConnections>,
+    open: OpenConnections,
+) {
     loop {
         let accept = async {
             let socket = limits.sockets.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -143,7 +148,7 @@ mod tests {
         for _ in 0..BURST {
             clients.push(TcpStream::connect(address).await.unwrap());
         }
-        let open = Open { stopping: CancellationToken::new(), tasks: TaskTracker::new() };
+        let open = OpenConnections { stopping: CancellationToken::new(), tasks: TaskTracker::new() };
         let serving = tokio::spawn(serve(listener, Router::new(), HealthConnections::new(), open.clone()));
         let mut most = 0;
         while clients.len() > CONNECTIONS {

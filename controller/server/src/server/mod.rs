@@ -52,7 +52,7 @@ use crate::observe::{Health, MeasuredStore, Metrics};
 pub(crate) use backends::Backends;
 use cluster::Cluster;
 use connection_limits::ConnectionLimits;
-use connections::Open;
+use connections::OpenConnections;
 pub(crate) use state_dir::make as make_state_dir;
 
 /// Longest time for open requests to end when the server stops.
@@ -137,7 +137,7 @@ impl Server {
         let (tunnels, conflicts, asked) =
             (TunnelReports::default(), ClaimConflicts::default(), PendingDeregistrations::default());
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
-        let open = Open { stopping: stopping.clone(), tasks: tasks.clone() };
+        let open = OpenConnections { stopping: stopping.clone(), tasks: tasks.clone() };
         let router = api::router(api::Services {
             registry: registry.clone(),
             ca: ca.clone(),
@@ -202,7 +202,7 @@ impl Server {
         let router = crate::observe::router(Arc::new(parts));
         let limits = health_listener::HealthConnections::new();
         for listener in observers {
-            let open = Open { stopping: silent.clone(), tasks: observing.clone() };
+            let open = OpenConnections { stopping: silent.clone(), tasks: observing.clone() };
             observing.spawn(health_listener::serve(listener, router.clone(), limits.clone(), open));
         }
         Ok(Self {

@@ -26,7 +26,7 @@ pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.with_context(|| format!("cannot make the state directory {}", path.display()))?;
     let directory = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
-    let found = Found::look(config, &directory)
+    let found = DirectoryContents::look(config, &directory)
         .with_context(|| format!("cannot read the state directory {}", path.display()))?;
     let mode = directory.mode() & 0o7777;
     let shared = match &found.foreign {
@@ -54,7 +54,7 @@ pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
 
 /// What is in the directory.
 #[derive(Default)]
-struct Found {
+struct DirectoryContents {
     /// Our files and directories. Links are left out, because they may lead anywhere. A directory
     /// among them (an earlier state) is closed as a whole.
     ours: Vec<PathBuf>,
@@ -65,7 +65,7 @@ struct Found {
     state: bool,
 }
 
-impl Found {
+impl DirectoryContents {
     fn look(config: &Config, directory: &Metadata) -> std::io::Result<Self> {
         let mut found = Self::default();
         let mut unsure = Vec::new();
