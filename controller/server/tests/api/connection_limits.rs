@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::harness::{Cloud, Connection, Node};
 use crate::process::{Program, text};
-use crate::strangers::Door;
+use crate::strangers::AttackTarget;
 use hyper::Method;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
@@ -85,8 +85,8 @@ async fn where_few_files_may_be_open_strangers_leave_some_to_everyone_else() {
     }
     let output = program.run(&["token", "create", "--role", "edge", "--node", "edge-1"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let door = Door::of(&program);
-    let node = Node::join(door.address, door.ca.clone(), &text(&output.stdout).parse().unwrap(), "edge-1").await;
+    let target = AttackTarget::of(&program);
+    let node = Node::join(target.address, target.ca.clone(), &text(&output.stdout).parse().unwrap(), "edge-1").await;
     assert_eq!(node.ask(Method::GET, "/view", None).await.0, 200);
     program.stop();
     let log = program.log();

@@ -4,15 +4,15 @@ use hyper::Method;
 
 use crate::harness::{Node, kind};
 use crate::process::{Program, text};
-use crate::strangers::Door;
+use crate::strangers::AttackTarget;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_concerns_a_node_is_logged_within_a_span_that_names_it_once() {
     let mut program = Program::new();
     program.start();
     let token = text(&program.run(&["token", "create", "--role", "edge", "--node", "edge-1"]).stdout);
-    let door = Door::of(&program);
-    let node = Node::join(door.address, door.ca.clone(), &token.parse().unwrap(), "edge-1").await;
+    let target = AttackTarget::of(&program);
+    let node = Node::join(target.address, target.ca.clone(), &token.parse().unwrap(), "edge-1").await;
     assert_eq!(kind(&node.ask(Method::GET, "/view?watch=perhaps", None).await), (422, "bad-value"));
     let mut stream = node.watch().await;
     stream.view().await;

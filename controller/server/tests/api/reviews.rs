@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::Cloud;
-use crate::strangers::{Door, head_of_response, host};
+use crate::strangers::{AttackTarget, head_of_response, host};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http_body_util::Full;
@@ -99,9 +99,9 @@ fn token(audience: &str, end: i64) -> String {
 }
 
 /// Joins with this token from the nth address. Returns the head of the response.
-async fn join(door: Door, nth: usize, token: String) -> String {
+async fn join(target: AttackTarget, nth: usize, token: String) -> String {
     let body = json!({"service_account_token": token, "node": "edge-1", "csr": ""}).to_string();
-    let mut stream = door.open(host(nth), b"http/1.1").await.unwrap();
+    let mut stream = target.open(host(nth), b"http/1.1").await.unwrap();
     let head = format!("POST /v1/join HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     head_of_response(&mut stream, &head).await
 }
@@ -111,11 +111,11 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     let mut api = ApiServer::start().await;
     let directory = tempfile::tempdir().unwrap();
     let cloud = api.cloud(directory.path()).await;
-    let (door, now) = (Door::of_cloud(&cloud), cloud.clock.now());
+    let (target, now) = (AttackTarget::of_cloud(&cloud), cloud.clock.now());
     for none in
         ["", "a.b.c", "e30.e30.e30", &token("https://kubernetes.default.svc", now + 60), &token("edge-cni", now - 3600)]
     {
-        let response = join(door.clone(), 1, none.to_owned()).await;
+        let response = join(target.clone(), 1, none.to_owned()).await;
         assert!(response.starts_with("HTTP/1.1 403"), "{none}: {response}");
     }
     assert!(api.came.try_recv().is_err(), "it was asked about what is none");
@@ -124,7 +124,7 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     let mut joins = JoinSet::new();
     let one = token("edge-cni", now + 3600);
     for _ in 0..3 * OF_ONE_SOURCE {
-        joins.spawn(join(door.clone(), 1, one.clone()));
+        joins.spawn(join(target.clone(), 1, one.clone()));
     }
     for _ in 0..OF_ONE_SOURCE {
         api.came.recv().await.unwrap();
@@ -132,14 +132,14 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     // Other sources get their reviews while the first waits, up to the limit in all.
     for nth in 2..6 {
         for _ in 0..OF_ONE_SOURCE {
-            joins.spawn(join(door.clone(), nth, one.clone()));
+            joins.spawn(join(target.clone(), nth, one.clone()));
         }
     }
     for _ in OF_ONE_SOURCE..AT_ONCE {
         api.came.recv().await.unwrap();
     }
     // Other requests are answered in the meantime.
-    assert!(join(door.clone(), 1, "a.b.c".into()).await.starts_with("HTTP/1.1 403"));
+    assert!(join(target.clone(), 1, "a.b.c".into()).await.starts_with("HTTP/1.1 403"));
     assert_eq!(api.most_at_once.load(Ordering::SeqCst), AT_ONCE);
     api.responses.add_permits(1000);
     while let Some(response) = joins.join_next().await {

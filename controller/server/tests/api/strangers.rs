@@ -26,12 +26,12 @@ const MOST: u64 = 64 * 1024 * 1024;
 
 /// The address at which strangers reach a controller.
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct AttackTarget {
     pub(crate) address: std::net::SocketAddr,
     pub(crate) ca: CertificateDer<'static>,
 }
 
-impl Door {
+impl AttackTarget {
     pub(crate) fn of(program: &Program) -> Self {
         let ca = CertificateDer::from_pem_file(program.path("state/ca.crt")).unwrap();
         Self { address: program.addresses[0], ca }
@@ -95,8 +95,8 @@ fn half_a_body(length: usize) -> Vec<u8> {
 }
 
 /// HTTP/1.1: everything but the last bytes.
-async fn slowly_by_http_1(door: &Door, from: Ipv4Addr, length: usize) -> Option<TlsStream<TcpStream>> {
-    let mut stream = door.open(from, b"http/1.1").await.ok()?;
+async fn slowly_by_http_1(target: &AttackTarget, from: Ipv4Addr, length: usize) -> Option<TlsStream<TcpStream>> {
+    let mut stream = target.open(from, b"http/1.1").await.ok()?;
     // The server has ended the handshake: there is another limit for what comes with that.
     head_of_response(&mut stream, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let head = format!(
@@ -111,8 +111,8 @@ async fn slowly_by_http_1(door: &Door, from: Ipv4Addr, length: usize) -> Option<
 
 /// HTTP/2 that ignores the server's settings: all that the first window of a connection takes, on
 /// several streams.
-async fn carelessly_by_http_2(door: &Door, from: Ipv4Addr) -> Option<TlsStream<TcpStream>> {
-    let mut stream = door.open(from, b"h2").await.ok()?;
+async fn carelessly_by_http_2(target: &AttackTarget, from: Ipv4Addr) -> Option<TlsStream<TcpStream>> {
+    let mut stream = target.open(from, b"h2").await.ok()?;
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.ok()?;
     stream.flush().await.ok()?;
     // The head of the server's SETTINGS: it has ended the handshake.
@@ -128,8 +128,8 @@ async fn carelessly_by_http_2(door: &Door, from: Ipv4Addr) -> Option<TlsStream<T
 }
 
 /// Correct HTTP/2: as many streams, and as much on each, as the server takes.
-async fn politely_by_http_2(door: &Door, from: Ipv4Addr) -> Option<tokio::task::JoinSet<()>> {
-    let stream = door.open(from, b"h2").await.ok()?;
+async fn politely_by_http_2(target: &AttackTarget, from: Ipv4Addr) -> Option<tokio::task::JoinSet<()>> {
+    let stream = target.open(from, b"h2").await.ok()?;
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
     let (sender, connection) = handshake.ok()?;
     let mut requests = tokio::task::JoinSet::new();
@@ -161,23 +161,23 @@ fn memory(program: &Program, line: &str) -> u64 {
 async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_no_node_out() {
     let mut program = Program::new();
     program.start();
-    let door = Door::of(&program);
+    let target = AttackTarget::of(&program);
     let token = |node: &str| {
         let output = program.run(&["token", "create", "--role", "edge", "--node", node]);
         crate::process::text(&output.stdout).parse::<edge_types::JoinToken>().unwrap()
     };
-    let node = Node::join(door.address, door.ca.clone(), &token("edge-1"), "edge-1").await;
+    let node = Node::join(target.address, target.ca.clone(), &token("edge-1"), "edge-1").await;
     let (mut open, later) = (node.connect().await.unwrap(), token("edge-2"));
     let base = memory(&program, "VmRSS:");
 
     let kinds = (0..CONNECTIONS).map(|nth| {
-        let (door, from) = (door.clone(), host(nth));
+        let (target, from) = (target.clone(), host(nth));
         async move {
             match nth % 8 {
-                0 => (slowly_by_http_1(&door, from, 16_000).await, None),
-                1 => (slowly_by_http_1(&door, from, 60_000).await, None),
-                2 => (None, politely_by_http_2(&door, from).await),
-                _ => (carelessly_by_http_2(&door, from).await, None),
+                0 => (slowly_by_http_1(&target, from, 16_000).await, None),
+                1 => (slowly_by_http_1(&target, from, 60_000).await, None),
+                2 => (None, politely_by_http_2(&target, from).await),
+                _ => (carelessly_by_http_2(&target, from).await, None),
             }
         }
     });
@@ -188,7 +188,7 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
     let path = "/v1/nodes/edge-1/segments";
     assert_eq!(open.ask(Method::GET, path, None).await.0, 200, "a node goes on");
     assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 200, "and comes back");
-    Node::join(door.address, door.ca.clone(), &later, "edge-2").await;
+    Node::join(target.address, target.ca.clone(), &later, "edge-2").await;
 
     // Until all HTTP/1.1 connections are refused for their size or slowness, or displaced.
     let mut refused = 0;
@@ -226,7 +226,7 @@ pub(crate) async fn head_of_response(stream: &mut TlsStream<TcpStream>, request:
 async fn whoever_may_not_is_refused_before_a_body_has_arrived() {
     let cloud = Cloud::start().await;
     let (a, _b) = (cloud.node("edge", "a").await, cloud.node("edge", "b").await);
-    let door = Door::of_cloud(&cloud);
+    let target = AttackTarget::of_cloud(&cloud);
     for (request, of_stranger, of_node) in [
         ("PUT /v1/nodes/b", 401, 403),
         ("POST /v1/nodes/b/segments", 401, 403),
@@ -239,7 +239,7 @@ async fn whoever_may_not_is_refused_before_a_body_has_arrived() {
         ("POST /v1/other", 404, 404),
     ] {
         let text = format!("{request} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{{");
-        let mut stranger = door.open(host(1), b"http/1.1").await.unwrap();
+        let mut stranger = target.open(host(1), b"http/1.1").await.unwrap();
         let response = head_of_response(&mut stranger, &text).await;
         assert!(response.starts_with(&format!("HTTP/1.1 {of_stranger}")), "{request}: {response}");
         let response = head_of_response(&mut a.connect_tls().await, &text).await;
@@ -250,7 +250,7 @@ async fn whoever_may_not_is_refused_before_a_body_has_arrived() {
 #[tokio::test]
 async fn who_was_refused_early_may_send_the_rest_and_ask_again() {
     let cloud = Cloud::start().await;
-    let mut stranger = Door::of_cloud(&cloud).open(host(1), b"http/1.1").await.unwrap();
+    let mut stranger = AttackTarget::of_cloud(&cloud).open(host(1), b"http/1.1").await.unwrap();
     let (length, head) = (10_000, "PUT /v1/nodes/b HTTP/1.1\r\nhost: x\r\ncontent-length: 10000\r\n\r\n");
     assert!(head_of_response(&mut stranger, head).await.starts_with("HTTP/1.1 401"));
     stranger.write_all(&half_a_body(length)).await.unwrap();
@@ -316,8 +316,8 @@ async fn a_stranger_who_asks_without_end_is_cut_off_and_a_node_is_not() {
 
 /// Sends this repeatedly, with the number of the next stream, until the server takes no more. The
 /// connection must be cut off.
-async fn until_cut_off(door: &Door, first: &[u8], again: impl Fn(u32) -> Vec<u8>) {
-    let mut stream = door.open(host(2), b"h2").await.unwrap();
+async fn until_cut_off(target: &AttackTarget, first: &[u8], again: impl Fn(u32) -> Vec<u8>) {
+    let mut stream = target.open(host(2), b"h2").await.unwrap();
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), first].concat()).await.unwrap();
     let (mut reading, mut writing) = tokio::io::split(stream);
     // The responses are read, so that only what is sent counts.
@@ -335,26 +335,27 @@ async fn floods_of_http_2_end_the_connection_and_nothing_else() {
     let cloud = Cloud::start().await;
     let node = cloud.node("edge", "edge-1").await;
     let mut open = node.connect().await.unwrap();
-    let (door, path) = (Door::of_cloud(&cloud), "/v1/nodes/edge-1/view");
+    let (target, path) = (AttackTarget::of_cloud(&cloud), "/v1/nodes/edge-1/view");
     // Headers that never end (CVE-2024-27983 and similar).
     let header = literal(b"\0\x01x", &"y".repeat(100));
-    until_cut_off(&door, &frame(HEADERS, END_STREAM, 1, &head_of_join()), |_| frame(CONTINUATION, 0, 1, &header)).await;
+    until_cut_off(&target, &frame(HEADERS, END_STREAM, 1, &head_of_join()), |_| frame(CONTINUATION, 0, 1, &header))
+        .await;
     // Empty frames, which add no length.
-    until_cut_off(&door, &frame(HEADERS, END_STREAM, 1, &head_of_join()), |_| frame(CONTINUATION, 0, 1, &[])).await;
+    until_cut_off(&target, &frame(HEADERS, END_STREAM, 1, &head_of_join()), |_| frame(CONTINUATION, 0, 1, &[])).await;
     // Requests that are cancelled at once (CVE-2023-44487).
-    until_cut_off(&door, &[], |nth| {
+    until_cut_off(&target, &[], |nth| {
         let stream = 2 * nth + 1;
         let cancel = 8_u32.to_be_bytes();
         [frame(HEADERS, END_HEADERS, stream, &head_of_join()), frame(RST_STREAM, 0, stream, &cancel)].concat()
     })
     .await;
     // Empty DATA frames.
-    until_cut_off(&door, &frame(HEADERS, END_HEADERS, 1, &head_of_join()), |_| frame(DATA, 0, 1, &[])).await;
+    until_cut_off(&target, &frame(HEADERS, END_HEADERS, 1, &head_of_join()), |_| frame(DATA, 0, 1, &[])).await;
     // Frames that each cost the server a response.
-    until_cut_off(&door, &[], |_| frame(PING, 0, 0, &[7; 8]).repeat(100)).await;
-    until_cut_off(&door, &[], |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]).repeat(100)).await;
+    until_cut_off(&target, &[], |_| frame(PING, 0, 0, &[7; 8]).repeat(100)).await;
+    until_cut_off(&target, &[], |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]).repeat(100)).await;
     // More streams than a stranger may have, all unfinished.
-    until_cut_off(&door, &[], |nth| frame(HEADERS, END_HEADERS, 2 * nth + 1, &head_of_join())).await;
+    until_cut_off(&target, &[], |nth| frame(HEADERS, END_HEADERS, 2 * nth + 1, &head_of_join())).await;
     assert_eq!(open.ask(Method::GET, path, None).await.0, 200);
     assert_eq!(node.ask(Method::GET, "/view", None).await.0, 200);
 }
@@ -362,12 +363,12 @@ async fn floods_of_http_2_end_the_connection_and_nothing_else() {
 #[tokio::test]
 async fn headers_that_are_too_many_are_refused_by_both_protocols() {
     let cloud = Cloud::start().await;
-    let door = Door::of_cloud(&cloud);
-    let mut stranger = door.open(host(4), b"http/1.1").await.unwrap();
+    let target = AttackTarget::of_cloud(&cloud);
+    let mut stranger = target.open(host(4), b"http/1.1").await.unwrap();
     let many = format!("GET /v1/nodes HTTP/1.1\r\nhost: x\r\n{}\r\n", "x-a: 0123456789\r\n".repeat(1000));
     let response = head_of_response(&mut stranger, &many).await;
     assert!(response.starts_with("HTTP/1.1 431"), "{response}");
-    let stream = door.open(host(4), b"h2").await.unwrap();
+    let stream = target.open(host(4), b"h2").await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
@@ -399,15 +400,15 @@ async fn a_handshake_that_grows_without_end_is_cut_off_by_its_size() {
 async fn strangers_get_twenty_lines_of_the_log_a_second_and_the_rest_is_counted() {
     let mut program = Program::new();
     program.start();
-    let (door, started) = (Door::of(&program), Instant::now());
+    let (target, started) = (AttackTarget::of(&program), Instant::now());
     let without_tls = async || {
-        let mut stream = TcpStream::connect(door.address).await.unwrap();
+        let mut stream = TcpStream::connect(target.address).await.unwrap();
         // The server may have cut it off already.
         let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
         let _ = stream.read_to_end(&mut Vec::new()).await;
     };
     'until_counted: loop {
-        let mut stranger = door.open(host(7), b"http/1.1").await.unwrap();
+        let mut stranger = target.open(host(7), b"http/1.1").await.unwrap();
         // As many requests as a stranger may make on one connection.
         for _ in 0..100 {
             without_tls().await;
@@ -429,10 +430,10 @@ async fn strangers_get_twenty_lines_of_the_log_a_second_and_the_rest_is_counted(
 async fn the_log_is_lines_with_addresses_and_without_what_strangers_send() {
     let mut program = Program::new();
     program.start();
-    let door = Door::of(&program);
+    let target = AttackTarget::of(&program);
     let output = program.run(&["token", "create", "--role", "edge", "--node", "edge-1"]);
     let token = crate::process::text(&output.stdout).parse().unwrap();
-    let node = Node::join(door.address, door.ca.clone(), &token, "edge-1").await;
+    let node = Node::join(target.address, target.ca.clone(), &token, "edge-1").await;
     for body in [
         r#"{"token":"marker.marker","node":"marker","csr":"marker"}"#,
         r#"{"token":"marker.marker","node":"Marker\u001b[2J\nmarker","csr":"marker"}"#,
@@ -440,13 +441,13 @@ async fn the_log_is_lines_with_addresses_and_without_what_strangers_send() {
         r#"{"token":["marker\nmarker"],"node":"marker"}"#,
         "marker",
     ] {
-        let mut stranger = door.open(host(5), b"http/1.1").await.unwrap();
+        let mut stranger = target.open(host(5), b"http/1.1").await.unwrap();
         let length = body.len();
         let request = format!("POST /v1/join HTTP/1.1\r\nhost: marker\r\ncontent-length: {length}\r\n\r\n{body}");
         let response = head_of_response(&mut stranger, &request).await;
         assert!(response.starts_with("HTTP/1.1 4"), "{response}");
     }
-    let mut stranger = door.open(host(6), b"http/1.1").await.unwrap();
+    let mut stranger = target.open(host(6), b"http/1.1").await.unwrap();
     let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "p".repeat(6000));
     head_of_response(&mut stranger, &long).await;
     let evil = "ipv4`\nINFO forged: \u{1b}[2J\u{202e}";
