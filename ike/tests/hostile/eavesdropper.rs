@@ -39,13 +39,13 @@ fn addition() -> impl Strategy<Value = Addition> {
 }
 
 /// The path between both ends. The first end has the smaller identity.
-struct Way {
+struct ForwardedPath {
     ends: [(Endpoint, Kernel, SocketAddr); 2],
     now: Instant,
     seen: Vec<Vec<u8>>,
 }
 
-impl Way {
+impl ForwardedPath {
     fn new(seed: u64) -> Self {
         let ends = [0, 1].map(|us| {
             let mut kernel = Kernel::generous(seed.wrapping_add(us as u64).max(1));
@@ -145,27 +145,27 @@ proptest! {
         additions in vec(addition(), 1..24),
         owners in vec((0..2_usize, 0..3_u8), 0..6),
     ) {
-        let mut way = Way::new(seed);
-        let (endpoint, kernel, _) = &mut way.ends[0];
-        endpoint.connect(&peer::honest(0).name, way.now, kernel);
-        way.carry(&additions, false);
-        prop_assert!(way.up(), "a tunnel at once");
+        let mut path = ForwardedPath::new(seed);
+        let (endpoint, kernel, _) = &mut path.ends[0];
+        endpoint.connect(&peer::honest(0).name, path.now, kernel);
+        path.carry(&additions, false);
+        prop_assert!(path.up(), "a tunnel at once");
         for (end, what) in &owners {
             let name = peer::honest(*end).name;
-            let now = way.now;
-            let (endpoint, kernel, _) = &mut way.ends[*end];
+            let now = path.now;
+            let (endpoint, kernel, _) = &mut path.ends[*end];
             match what {
                 0 => endpoint.rekey_child(&name, now, kernel),
                 1 => endpoint.rekey_ike(&name, now, kernel),
                 _ => endpoint.check_liveness(&name, now, kernel),
             };
-            way.carry(&additions, false);
-            prop_assert!(way.up(), "a tunnel always");
-            way.wait(Duration::from_millis(1500), &additions, false);
-            prop_assert!(way.up(), "a tunnel always");
+            path.carry(&additions, false);
+            prop_assert!(path.up(), "a tunnel always");
+            path.wait(Duration::from_millis(1500), &additions, false);
+            prop_assert!(path.up(), "a tunnel always");
         }
-        way.wait(Duration::from_secs(30), &additions, false);
-        for (endpoint, kernel, _) in &way.ends {
+        path.wait(Duration::from_secs(30), &additions, false);
+        for (endpoint, kernel, _) in &path.ends {
             prop_assert_eq!(kernel.inbound.len(), 1, "one tunnel in the end: {:?}", endpoint.snapshot());
             prop_assert!(kernel.reserved.is_empty());
         }
@@ -173,23 +173,23 @@ proptest! {
 
     #[test]
     fn who_adds_what_comes_early_is_forgotten_when_he_stops(seed in 1..u64::MAX, additions in vec(addition(), 1..24)) {
-        let mut way = Way::new(seed);
-        let (endpoint, kernel, _) = &mut way.ends[0];
-        endpoint.connect(&peer::honest(0).name, way.now, kernel);
-        way.carry(&additions, true);
-        way.wait(Duration::from_secs(20), &additions, true);
+        let mut path = ForwardedPath::new(seed);
+        let (endpoint, kernel, _) = &mut path.ends[0];
+        endpoint.connect(&peer::honest(0).name, path.now, kernel);
+        path.carry(&additions, true);
+        path.wait(Duration::from_secs(20), &additions, true);
         // The attacker has stopped, and the owner asks for the peer again.
-        let now = way.now;
-        let (endpoint, kernel, _) = &mut way.ends[0];
+        let now = path.now;
+        let (endpoint, kernel, _) = &mut path.ends[0];
         endpoint.connect(&peer::honest(0).name, now, kernel);
-        way.carry(&[], false);
-        way.wait(Duration::from_secs(60), &[], false);
-        let (endpoint, kernel, _) = &mut way.ends[0];
-        endpoint.connect(&peer::honest(0).name, way.now, kernel);
-        way.carry(&[], false);
-        prop_assert!(way.up());
-        way.wait(Duration::from_secs(60), &[], false);
-        for (_, kernel, _) in &way.ends {
+        path.carry(&[], false);
+        path.wait(Duration::from_secs(60), &[], false);
+        let (endpoint, kernel, _) = &mut path.ends[0];
+        endpoint.connect(&peer::honest(0).name, path.now, kernel);
+        path.carry(&[], false);
+        prop_assert!(path.up());
+        path.wait(Duration::from_secs(60), &[], false);
+        for (_, kernel, _) in &path.ends {
             prop_assert_eq!(kernel.inbound.len(), 1);
             prop_assert!(kernel.reserved.is_empty());
         }

@@ -9,14 +9,14 @@ use super::ike_sa::{IkeRekey, IkeSa, Init};
 use super::keys::{Keys, Suite};
 use super::node::Node;
 use super::octets::{Message, PROTOCOL_IKE, Spis, exchange, notify, payload};
-use super::{Cause, Shared, Step, Verdict, broken, init, require};
+use super::{Cause, Judged, Shared, Step, broken, init, require};
 
 /// AUTH by a pre-shared key (3.8).
 const SHARED_KEY: u8 = 2;
 
 impl Node {
     /// We send an IKE_AUTH request.
-    pub fn request_auth(&mut self, spis: Spis, message: &Message) -> Verdict {
+    pub fn request_auth(&mut self, spis: Spis, message: &Message) -> Judged {
         let peer = message.find(payload::ID_RESPONDER);
         let known =
             self.sas.values().find(|sa| sa.up && !sa.closed && sa.spis != spis && sa.peer_identity.as_deref() == peer);
@@ -37,7 +37,7 @@ impl Node {
         answer: &Message,
         step: &Step<'_>,
         shared: &mut Shared,
-    ) -> Verdict {
+    ) -> Judged {
         let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
         sa.peer_identity = request.find(payload::ID_INITIATOR).map(<[u8]>::to_vec);
         sa.peer_proof = peer_proof(sa, request, payload::ID_INITIATOR, shared);
@@ -65,7 +65,7 @@ impl Node {
         response: &Message,
         step: &Step<'_>,
         shared: &mut Shared,
-    ) -> Verdict {
+    ) -> Judged {
         let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
         sa.peer_identity = response.find(payload::ID_RESPONDER).map(<[u8]>::to_vec);
         sa.peer_proof = peer_proof(sa, response, payload::ID_RESPONDER, shared);
@@ -99,7 +99,7 @@ impl Node {
         at: Duration,
         collision: Option<Spis>,
         shared: &mut Shared,
-    ) -> Verdict {
+    ) -> Judged {
         let Some(before) = self.sas.get(&old) else { return Ok(()) };
         // 2.25.2: the peer is to try again later while we make, rekey or delete a CHILD_SA here.
         let busy = before.own.as_ref().and_then(|own| own.message.as_ref()).filter(|_| !ours).is_some_and(|own| {
@@ -193,7 +193,7 @@ impl Node {
     }
 
     /// We ask to rekey an IKE SA.
-    pub fn request_ike_rekey(&self, spis: Spis, step: &Step<'_>) -> Verdict {
+    pub fn request_ike_rekey(&self, spis: Spis, step: &Step<'_>) -> Judged {
         let successor = self.successor_of(spis);
         require!(successor.is_none(), "RFC 7296 2.8", "an IKE SA is rekeyed, and {successor:x?} has replaced it");
         let earliest = self.sas.get(&spis).map_or(Duration::ZERO, |sa| sa.rekey_after);
@@ -206,7 +206,7 @@ impl Node {
     }
 
     /// Who deletes which IKE SA after a rekey (2.8, 2.8.2).
-    pub fn judge_ike_deletion(&mut self, spis: Spis, step: &Step<'_>) -> Verdict {
+    pub fn judge_ike_deletion(&mut self, spis: Spis, step: &Step<'_>) -> Judged {
         let ends =
             |event: &Event| matches!(event, Event::IkeDown { ike, .. } if (ike.initiator, ike.responder) == spis);
         let open = |other: &&IkeSa| !other.closed && !other.deleting;
@@ -233,7 +233,7 @@ impl Node {
         Ok(())
     }
 
-    pub fn judge_ike_sas_at_rest(&self) -> Verdict {
+    pub fn judge_ike_sas_at_rest(&self) -> Judged {
         let made = self.sas.values().filter(|sa| sa.rekey.is_some());
         for sa in made.filter(|sa| !sa.closed && !sa.deleting) {
             require!(
@@ -248,7 +248,7 @@ impl Node {
         Ok(())
     }
 
-    fn use_keys_of(&mut self, keys: &Option<Keys>) -> Verdict {
+    fn use_keys_of(&mut self, keys: &Option<Keys>) -> Judged {
         for key in keys.iter().flat_map(|keys| &keys.encryption) {
             self.use_key(key)?;
         }

@@ -10,7 +10,7 @@ use super::init::chosen;
 use super::keys::esp_key_len;
 use super::node::Node;
 use super::octets::{Message, PROTOCOL_ESP, Selector, Spis, exchange, notify, payload};
-use super::{Cause, RekeyAge, Shared, Step, Verdict, broken, require};
+use super::{Cause, Judged, RekeyAge, Shared, Step, broken, require};
 
 /// How long an end waits at least before it deletes what the peer should delete.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,7 +77,7 @@ impl Node {
         ours: bool,
         at: Duration,
         shared: &mut Shared,
-    ) -> Verdict<Child> {
+    ) -> Judged<Child> {
         let proposal = chosen(request, response)?;
         let offer = request.proposals().into_iter().find(|offer| offer.number == proposal.number);
         let (first, second) = (offer.map_or(0, |offer| offer.spi32()), proposal.spi32());
@@ -160,7 +160,7 @@ impl Node {
     }
 
     /// We send a new request.
-    pub fn requested(&mut self, spis: Spis, message: Option<&Message>, step: &Step<'_>) -> Verdict {
+    pub fn requested(&mut self, spis: Spis, message: Option<&Message>, step: &Step<'_>) -> Judged {
         let Some(message) = message else { return Ok(()) };
         match message.header.exchange {
             exchange::IKE_AUTH => self.request_auth(spis, message),
@@ -203,7 +203,7 @@ impl Node {
     }
 
     /// Who deletes which CHILD_SA (1.4.1, 2.8, 2.8.1).
-    fn judge_deletion(&self, spis: Spis, own: u32, at: Duration) -> Verdict {
+    fn judge_deletion(&self, spis: Spis, own: u32, at: Duration) -> Judged {
         if self.children.get(&own).is_some_and(|child| child.expired && child.ike == spis) {
             return Ok(());
         }
@@ -247,7 +247,7 @@ impl Node {
         answer: &Message,
         step: &Step<'_>,
         shared: &mut Shared,
-    ) -> Verdict {
+    ) -> Judged {
         if request.header.exchange == exchange::IKE_AUTH {
             return self.answer_auth(spis, request, answer, step, shared);
         }
@@ -271,7 +271,7 @@ impl Node {
         answer: &Message,
         step: &Step<'_>,
         shared: &mut Shared,
-    ) -> Verdict {
+    ) -> Judged {
         let old = request.rekeys().map(|peer| (peer, self.named(spis, peer)));
         if let Some(error) = answer.error() {
             if let Some((peer, None)) = old {
@@ -318,7 +318,7 @@ impl Node {
         Ok(())
     }
 
-    fn answer_deletion(&mut self, spis: Spis, request: &Message, answer: &Message) -> Verdict {
+    fn answer_deletion(&mut self, spis: Spis, request: &Message, answer: &Message) -> Judged {
         if request.deletes_ike_sa() {
             require!(
                 answer.payloads.is_empty(),
@@ -357,7 +357,7 @@ impl Node {
         response: Option<&Message>,
         step: &Step<'_>,
         shared: &mut Shared,
-    ) -> Verdict {
+    ) -> Judged {
         let (Some(request), Some(response)) = (own.message.as_ref(), response) else {
             return Ok(());
         };
@@ -403,7 +403,7 @@ impl Node {
         response: &Message,
         step: &Step<'_>,
         shared: &mut Shared,
-    ) -> Verdict {
+    ) -> Judged {
         let old = request.rekeys();
         if let Some(error) = response.error() {
             if let Some(old) = old.and_then(|old| self.children.get_mut(&old)) {
@@ -452,7 +452,7 @@ impl Node {
         }
     }
 
-    pub fn judge_children_at_rest(&self) -> Verdict {
+    pub fn judge_children_at_rest(&self) -> Judged {
         let stays = |child: &&Child| !child.dead && !self.sas.get(&child.ike).is_some_and(|sa| sa.deleting);
         for child in self.children.values().filter(stays) {
             require!(

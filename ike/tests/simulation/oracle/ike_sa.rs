@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::keys::{Keys, Opened};
 use super::octets::{Header, Message, Spis, chain};
-use super::{Cause, Verdict, broken, require};
+use super::{Cause, Judged, broken, require};
 
 /// The IKE_SA_INIT exchange as one end saw it.
 #[derive(Debug, Clone)]
@@ -214,7 +214,7 @@ impl IkeSa {
     }
 
     /// Judges a message of ours by its outside, and reads it.
-    pub fn read_sent(&self, sent: &[&[u8]], header: &Header, limit: usize) -> Verdict<Option<Message>> {
+    pub fn read_sent(&self, sent: &[&[u8]], header: &Header, limit: usize) -> Judged<Option<Message>> {
         require!(header.version == 0x20, "RFC 7296 3.1", "version {:x} of a message", header.version);
         require!(header.flags & !0x28 == 0, "RFC 7296 3.1", "flags {:02x}: unknown ones must be clear", header.flags);
         require!(
@@ -270,7 +270,7 @@ impl IkeSa {
         at: Duration,
         cause: Cause<'_>,
         last_esp: Option<Duration>,
-    ) -> Verdict<bool> {
+    ) -> Judged<bool> {
         if self.remotes.is_empty() {
             self.remotes.insert(remote);
         }
@@ -340,7 +340,7 @@ impl IkeSa {
     }
 
     /// Judges a response that we send for the first time.
-    pub fn send_response(&mut self, header: &Header, request: &Header, datagrams: &[&[u8]]) -> Verdict {
+    pub fn send_response(&mut self, header: &Header, request: &Header, datagrams: &[&[u8]]) -> Judged {
         require!(
             header.id == request.id && header.exchange == request.exchange,
             "RFC 7296 2.2",
@@ -359,7 +359,7 @@ impl IkeSa {
     }
 
     /// Judges a response that we send again.
-    pub fn send_response_again(&self, header: &Header, datagrams: &[&[u8]]) -> Verdict {
+    pub fn send_response_again(&self, header: &Header, datagrams: &[&[u8]]) -> Judged {
         let same = self.answer.as_ref().is_some_and(|answer| answer.id == header.id && answer.datagrams == datagrams);
         require!(same, "RFC 7296 2.1", "response {} again with other octets", header.id);
         Ok(())

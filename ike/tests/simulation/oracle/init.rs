@@ -12,7 +12,7 @@ use super::node::{Effect, Node, Sent};
 use super::octets::{
     FLAG_INITIATOR, FLAG_RESPONSE, HEADER_LEN, Header, Message, Payload, Proposal, Spis, chain, notify, payload,
 };
-use super::{Shared, Verdict, broken, require};
+use super::{Judged, Shared, broken, require};
 
 /// How long a responder keeps an IKE SA half-open.
 const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
@@ -60,7 +60,7 @@ fn behind_nat(message: &Message, spis: Spis, from: SocketAddr) -> bool {
 }
 
 /// Judges our NAT_DETECTION_DESTINATION_IP. The source's may be false on purpose.
-fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Verdict {
+fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Judged {
     let destination = message.notify(notify::NAT_DETECTION_DESTINATION_IP);
     require!(
         destination.is_none_or(|destination| destination.data == nat_hash(spis, to)),
@@ -71,7 +71,7 @@ fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Verdict
 }
 
 /// The one proposal of a response, if it is a choice from what the request offered (2.7, 3.3.6).
-pub fn chosen(request: &Message, response: &Message) -> Verdict<Proposal> {
+pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
     let answers = response.proposals();
     let [answer] = answers.as_slice() else {
         broken!("RFC 7296 3.3", "{} proposals in a response, exactly one is to be chosen", answers.len());
@@ -124,7 +124,7 @@ impl Node {
     }
 
     /// Judges an IKE_SA_INIT request of ours.
-    pub fn send_init_request(&mut self, sent: &Sent<'_>, effect: &Effect) -> Verdict {
+    pub fn send_init_request(&mut self, sent: &Sent<'_>, effect: &Effect) -> Judged {
         let datagram = sent.datagrams[0];
         let Some(message) = clear(datagram) else {
             broken!("RFC 7296 3", "an IKE_SA_INIT request of ours cannot be read");
@@ -210,7 +210,7 @@ impl Node {
         from: SocketAddr,
         at: Duration,
         shared: &mut Shared,
-    ) -> Verdict {
+    ) -> Judged {
         let datagram = sent.datagrams[0];
         let (Some(response), Ok(asked)) = (clear(datagram), Header::read(request)) else {
             broken!("RFC 7296 2.21.1", "an answer to what has no header, or one without payloads");

@@ -8,7 +8,7 @@ use edge_ike::{ChildSa, Event, IkeId, OutboundSwitch};
 
 use super::node::Node;
 use super::octets::{Selector, Spis};
-use super::{Cause, Step, Verdict, broken, require};
+use super::{Cause, Judged, Step, broken, require};
 
 /// How long ESP counts as a sign of life.
 const ESP_COUNTS: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ impl Node {
     }
 
     /// Judges an event.
-    pub fn ordered(&mut self, event: &Event, step: &Step<'_>) -> Verdict {
+    pub fn ordered(&mut self, event: &Event, step: &Step<'_>) -> Judged {
         match event {
             Event::IkeUp { ike, initiator, .. } => {
                 let Some(sa) = self.sas.get_mut(&spis(ike)) else {
@@ -91,7 +91,7 @@ impl Node {
 
     /// A peer is dead only when neither its responses nor its ESP come. A request may be repeated
     /// for a minute.
-    fn judge_death(&self, spis: Spis, at: Duration) -> Verdict {
+    fn judge_death(&self, spis: Spis, at: Duration) -> Judged {
         let begun = self.sas.get(&spis).and_then(|sa| sa.own.as_ref()).map(|own| own.first_sent);
         require!(
             begun.is_none_or(|begun| at >= begun + REPEATED_WITH_ESP)
@@ -107,7 +107,7 @@ impl Node {
         self.children.values().filter(|child| child.ike == spis).filter_map(|child| child.esp_received).max()
     }
 
-    fn install(&mut self, sa: &ChildSa) -> Verdict {
+    fn install(&mut self, sa: &ChildSa) -> Judged {
         let Some(child) = self.children.get_mut(&sa.inbound_spi) else {
             if self.sas.get(&spis(&sa.ike)).is_some_and(|sa| sa.keys.is_none()) {
                 return Ok(()); // The oracle could not read how it was negotiated.
@@ -147,7 +147,7 @@ impl Node {
     }
 
     /// Judges what is sent with after this step. What was left or removed in it does not count.
-    pub fn judge_switches(&mut self) -> Verdict {
+    pub fn judge_switches(&mut self) -> Judged {
         for own in std::mem::take(&mut self.switched_to).into_values() {
             let Some(child) = self.children.get(&own).filter(|child| child.installed) else { continue };
             require!(!child.dead, "RFC 7296 1.4.1", "{own:x} is sent with, which is deleted");
@@ -162,7 +162,7 @@ impl Node {
     }
 
     /// What we answered for in this step must be installed: the peer may use it at once.
-    pub fn judge_installed(&mut self, step: &Step<'_>) -> Verdict {
+    pub fn judge_installed(&mut self, step: &Step<'_>) -> Judged {
         for own in std::mem::take(&mut self.to_be_installed) {
             let child = self.children.get(&own);
             require!(

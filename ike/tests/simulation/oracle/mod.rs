@@ -46,7 +46,7 @@ pub struct Violation {
     pub found: String,
 }
 
-pub type Verdict<T = ()> = Result<T, Violation>;
+pub type Judged<T = ()> = Result<T, Violation>;
 
 /// Ends the judgement of a step with a violation if the condition does not hold.
 macro_rules! require {

@@ -12,7 +12,7 @@ use super::init::{Initiation, clear};
 use super::keys::Sealed;
 use super::octets::{Header, Message, Spis, exchange};
 use super::trace::Trace;
-use super::{Cause, Limits, RekeyAge, Shared, Step, Verdict, broken, require};
+use super::{Cause, Judged, Limits, RekeyAge, Shared, Step, broken, require};
 
 /// What a datagram that came may lead to.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl Node {
         self.children.clear();
     }
 
-    pub fn judge(&mut self, step: &Step<'_>, shared: &mut Shared, trace: &mut Trace) -> Verdict {
+    pub fn judge(&mut self, step: &Step<'_>, shared: &mut Shared, trace: &mut Trace) -> Judged {
         let mut effect = match step.cause {
             Cause::Received(datagram, local, from) => self.receive(datagram, local, from, step, shared, trace),
             Cause::Timer(_) | Cause::Owner => Effect::None,
@@ -237,7 +237,7 @@ impl Node {
     }
 
     /// The messages of a step: fragments of one message together.
-    fn messages<'a>(&self, step: &Step<'a>) -> Verdict<Vec<Sent<'a>>> {
+    fn messages<'a>(&self, step: &Step<'a>) -> Judged<Vec<Sent<'a>>> {
         let mut messages: Vec<Sent<'a>> = Vec::new();
         for transmit in step.sent {
             if transmit.payload == [0xff] {
@@ -275,7 +275,7 @@ impl Node {
     }
 
     /// Reads an encrypted message that we sent, and judges its outside.
-    fn read(&mut self, sent: &Sent<'_>) -> Verdict<Option<Message>> {
+    fn read(&mut self, sent: &Sent<'_>) -> Judged<Option<Message>> {
         let spis = sent.header.spis;
         if !self.sas.contains_key(&spis) {
             let initiation = self.initiations.get(&spis.0);
@@ -302,12 +302,12 @@ impl Node {
     }
 
     /// A key must not be used for two SAs.
-    pub fn use_key(&mut self, key: &[u8]) -> Verdict {
+    pub fn use_key(&mut self, key: &[u8]) -> Judged {
         require!(self.keys_used.insert(key.to_vec()), "RFC 7296 2.17", "one key for two SAs");
         Ok(())
     }
 
-    pub fn judge_at_rest(&self) -> Verdict {
+    pub fn judge_at_rest(&self) -> Judged {
         let open = self.sas.values().filter(|sa| sa.up && !sa.closed);
         // Only liveness checks go on for ever (2.4).
         let mut waiting = open.filter(|sa| {
