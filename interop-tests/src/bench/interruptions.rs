@@ -37,7 +37,7 @@ const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Resu
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("interruption/agent-restarted", "what is lost when the edge's agent is restarted", |lab| {
-        let lossless = Wanted { lost: Some(0.0), silence: None };
+        let lossless = Goals { lost: Some(0.0), silence: None };
         Site::build(lab)?.with_agents("agent-restarted", lossless, |site, edge, _| {
             edge.process().stop()?;
             *edge = site.start_edge()?;
@@ -45,7 +45,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         })
     }),
     scenario("interruption/agent-killed", "what is lost when the edge's agent is killed, and back after 1 s", |lab| {
-        let lossless = Wanted { lost: Some(0.0), silence: None };
+        let lossless = Goals { lost: Some(0.0), silence: None };
         Site::build(lab)?.with_agents("agent-killed", lossless, |site, edge, _| {
             edge.process().kill()?;
             pass(Duration::from_secs(1));
@@ -54,7 +54,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         })
     }),
     scenario("interruption/agent-away", "what is lost when the edge's agent is killed, and back after 20 s", |lab| {
-        let lossless = Wanted { lost: Some(0.0), silence: None };
+        let lossless = Goals { lost: Some(0.0), silence: None };
         Site::build(lab)?.with_agents("agent-away", lossless, |site, edge, _| {
             edge.process().kill()?;
             pass(Duration::from_secs(20));
@@ -66,7 +66,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "interruption/hub-agent-killed",
         "what is lost when the hub's agent is killed, and back after 1 s",
         |lab| {
-            let lossless = Wanted { lost: Some(0.0), silence: None };
+            let lossless = Goals { lost: Some(0.0), silence: None };
             Site::build(lab)?.with_agents("hub-agent-killed", lossless, |site, _, hub| {
                 hub.process().kill()?;
                 pass(Duration::from_secs(1));
@@ -76,16 +76,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
     ),
     scenario("interruption/link-down-2s", "what is lost when the edge's link is down for 2 s", |lab| {
-        let wanted = Wanted { lost: None, silence: Some(2.1) };
-        Site::build(lab)?.with_agents("link-down-2s", wanted, |site, _, _| {
+        let goals = Goals { lost: None, silence: Some(2.1) };
+        Site::build(lab)?.with_agents("link-down-2s", goals, |site, _, _| {
             site.edge().plug("home", false)?;
             pass(Duration::from_secs(2));
             site.edge().plug("home", true)
         })
     }),
     scenario("interruption/xfrm-flushed", "what is lost when someone flushes the edge's SAs and policies", |lab| {
-        let wanted = Wanted { lost: Some(2.0), silence: Some(1.0) };
-        Site::build(lab)?.with_agents("xfrm-flushed", wanted, |site, _, _| {
+        let goals = Goals { lost: Some(2.0), silence: Some(1.0) };
+        Site::build(lab)?.with_agents("xfrm-flushed", goals, |site, _, _| {
             site.edge().sh("ip xfrm state flush; ip xfrm policy flush").map(drop)
         })
     }),
@@ -94,7 +94,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 /// The largest values that are wanted, of each direction.
 #[derive(Clone, Copy)]
-struct Wanted {
+struct Goals {
     /// Pings.
     lost: Option<f64>,
     /// Seconds without an answer.
@@ -108,7 +108,7 @@ struct Site<'a> {
     hub_pod: Pod,
 }
 
-type Happens<'a> = fn(&Site<'a>, &mut Agent<'a>, &mut Agent<'a>) -> Result<()>;
+type Interruption<'a> = fn(&Site<'a>, &mut Agent<'a>, &mut Agent<'a>) -> Result<()>;
 
 impl<'a> Site<'a> {
     fn build(lab: &'a Lab) -> Result<Self> {
@@ -143,13 +143,13 @@ impl<'a> Site<'a> {
     }
 
     /// Measures an event between two agents.
-    fn with_agents(&self, what: &str, wanted: Wanted, happens: Happens<'a>) -> Result<()> {
+    fn with_agents(&self, what: &str, goals: Goals, interruption: Interruption<'a>) -> Result<()> {
         let (mut hub, mut edge) = (self.start_hub()?, self.start_edge()?);
         edge.wait_up("hub")?;
-        self.measure(what, wanted, || happens(self, &mut edge, &mut hub))
+        self.measure(what, goals, || interruption(self, &mut edge, &mut hub))
     }
 
-    fn measure(&self, what: &str, wanted: Wanted, mut happens: impl FnMut() -> Result<()>) -> Result<()> {
+    fn measure(&self, what: &str, goals: Goals, mut interruption: impl FnMut() -> Result<()>) -> Result<()> {
         let mut reports = Vec::new();
         for run in 1..=RUNS {
             wait::for_event("pings through the tunnel", || {
@@ -161,7 +161,7 @@ impl<'a> Site<'a> {
             let mut back = Ping::start(&self.hub_pod, "10.1.0.2", PACE)?;
             there.wait_more(ANSWERED)?;
             back.wait_more(ANSWERED)?;
-            happens()?;
+            interruption()?;
             there.wait_more(ANSWERED)?;
             back.wait_more(ANSWERED)?;
             let both = [there.stop()?, back.stop()?];
@@ -170,12 +170,12 @@ impl<'a> Site<'a> {
             reports.push(both);
         }
         let mut results = Results::default();
-        let goal = |wanted: Option<f64>| wanted.map_or(Goal::None, Goal::Ours);
+        let goal = |limit: Option<f64>| limit.map_or(Goal::None, Goal::Ours);
         for (index, direction) in ["from-edge", "from-hub"].iter().enumerate() {
             let lost = median(reports.iter().map(|both| both[index].lost() as f64));
             let silent = median(reports.iter().map(|both| silence(&both[index])));
-            results.add(&format!("{what}/{direction}/lost"), "pings", lost, None, goal(wanted.lost));
-            results.add(&format!("{what}/{direction}/silence"), "s", silent, None, goal(wanted.silence));
+            results.add(&format!("{what}/{direction}/lost"), "pings", lost, None, goal(goals.lost));
+            results.add(&format!("{what}/{direction}/silence"), "s", silent, None, goal(goals.silence));
         }
         results.write(self.lab.out())
     }
@@ -193,8 +193,8 @@ fn child_deleted(lab: &Lab) -> Result<()> {
     )?;
     let mut edge = site.start_edge()?;
     edge.wait_up("hub")?;
-    let wanted = Wanted { lost: None, silence: Some(0.5) };
-    site.measure("child-deleted", wanted, || charon.terminate_child())
+    let goals = Goals { lost: None, silence: Some(0.5) };
+    site.measure("child-deleted", goals, || charon.terminate_child())
 }
 
 /// Lets time pass that belongs to an event.

@@ -61,7 +61,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// What a responder used for its tunnels.
-struct Cost {
+struct ResponderUsage {
     /// CPU time of one tunnel, ms.
     up_ms: f64,
     /// Seconds until all were up.
@@ -86,7 +86,7 @@ fn measure(lab: &Lab, count: u32) -> Result<()> {
     let reference = (count <= REFERENCE_UP_TO).then(|| charon(lab, net.node("charon"), net.node("peers"), count));
     let reference = reference.transpose()?;
     let ours = agent(lab, net.node("agent"), net.node("peers"), count)?;
-    let mut add = |case: &str, unit: &str, value: fn(&Cost) -> f64, goal| {
+    let mut add = |case: &str, unit: &str, value: fn(&ResponderUsage) -> f64, goal| {
         let reference = reference.as_ref().map(|reference| (value(reference), "charon"));
         results.add(&format!("{case}{count}"), unit, value(&ours), reference, goal);
     };
@@ -144,13 +144,13 @@ fn agent_config(count: u32) -> String {
     text
 }
 
-fn agent(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<Cost> {
+fn agent(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<ResponderUsage> {
     connect(peers, node)?;
     let mut agent = Agent::start_with(lab, node, &agent_config(count), "info")?;
     agent.wait_ready()?;
     let pid = agent.process().pid();
     let mut status_seconds = 0.0;
-    let cost = exercise(lab, node, peers, count, pid, || {
+    let usage = exercise(lab, node, peers, count, pid, || {
         let begun = Instant::now();
         let status = agent.status()?;
         status_seconds = begun.elapsed().as_secs_f64();
@@ -159,10 +159,10 @@ fn agent(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<Cost> {
         Ok(())
     })?;
     agent.process().stop()?;
-    Ok(Cost { status_seconds, ..cost })
+    Ok(ResponderUsage { status_seconds, ..usage })
 }
 
-fn charon(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<Cost> {
+fn charon(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<ResponderUsage> {
     connect(peers, node)?;
     let connection = Connection {
         // As often as the agent.
@@ -176,7 +176,7 @@ fn charon(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<Cost> {
     let mut charon = Charon::start_for_many(node, &connection)?;
     let pid = charon.process().pid();
     let mut status_seconds = 0.0;
-    let cost = exercise(lab, node, peers, count, pid, || {
+    let usage = exercise(lab, node, peers, count, pid, || {
         let begun = Instant::now();
         let up = charon.installed()?.len();
         status_seconds = begun.elapsed().as_secs_f64();
@@ -184,7 +184,7 @@ fn charon(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<Cost> {
         Ok(())
     })?;
     charon.process().kill()?;
-    Ok(Cost { status_seconds, ..cost })
+    Ok(ResponderUsage { status_seconds, ..usage })
 }
 
 /// Brings tunnels up, watches them at rest, lists them, and rekeys them.
@@ -195,7 +195,7 @@ fn exercise(
     count: u32,
     pid: u32,
     list: impl FnOnce() -> Result<()>,
-) -> Result<Cost> {
+) -> Result<ResponderUsage> {
     let per_tunnel = |time: Duration| time.as_secs_f64() * 1000.0 / f64::from(count);
     let name = node.name();
     count_traffic(node)?;
@@ -222,7 +222,7 @@ fn exercise(
     let rekey_cpu = Usage::of(pid)?.cpu - before_rekey.cpu;
     lab.step(&format!("{name}: rekeyed in {:.1} s: {rekey_cpu:?} CPU", rekeyed.seconds));
 
-    Ok(Cost {
+    Ok(ResponderUsage {
         up_ms: per_tunnel(all.cpu - idle.cpu),
         all_seconds: up.seconds,
         memory_kib: (all.memory_kib - idle.memory_kib) / f64::from(count),

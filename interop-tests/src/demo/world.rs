@@ -118,7 +118,7 @@ fn plan() -> NetworkPlan {
     plan
 }
 
-struct Watched {
+struct CapturedWire {
     router: &'static str,
     beyond: &'static str,
     capture: Capture,
@@ -138,7 +138,7 @@ pub(super) struct World<'lab> {
     /// The API server from which the controller learns of nodes. Without one, the operator's
     /// commands tell it.
     pub(super) kubernetes: Option<Kubernetes>,
-    watched: RefCell<Vec<Watched>>,
+    captures: RefCell<Vec<CapturedWire>>,
     known: ExpectedTraffic,
 }
 
@@ -149,10 +149,10 @@ impl<'lab> World<'lab> {
     /// If the kernel refuses something.
     pub(super) fn build(lab: &'lab Lab) -> Result<Self> {
         let net = lab.build(&plan())?;
-        let mut watched = Vec::new();
+        let mut captures = Vec::new();
         for (router, interface, beyond) in WATCHED {
             let capture = net.node(router).capture(interface)?;
-            watched.push(Watched { router, beyond, capture, read: 0 });
+            captures.push(CapturedWire { router, beyond, capture, read: 0 });
         }
         let guarded =
             CLUSTER_RANGES.iter().chain(&CLOUD_NETWORKS).map(|range| range.parse()).collect::<Result<_, _>>()?;
@@ -162,7 +162,7 @@ impl<'lab> World<'lab> {
             checks: Checks::new(),
             running: RefCell::default(),
             kubernetes: None,
-            watched: RefCell::new(watched),
+            captures: RefCell::new(captures),
             known: ExpectedTraffic { guarded, controller_ports: [CONTROLLER_PORT, REPLICA_PORT] },
         })
     }
@@ -179,23 +179,23 @@ impl<'lab> World<'lab> {
     /// If a mark is not answered, or a file cannot be read.
     pub(super) fn new_frames(&self) -> Result<FrameCounts> {
         let mut all = FrameCounts::default();
-        for watched in self.watched.borrow_mut().iter_mut() {
-            let router = self.node(watched.router);
+        for wire in self.captures.borrow_mut().iter_mut() {
+            let router = self.node(wire.router);
             let mark = |seen: &FrameCounts| seen.count(|kind| *kind == Kind::Mark);
-            let before = mark(&FrameCounts::read(watched.capture.file(), watched.read, &self.known)?);
+            let before = mark(&FrameCounts::read(wire.capture.file(), wire.read, &self.known)?);
             // The answer comes after all earlier frames on this wire.
-            router.run(router.command("ping").args(["-n", "-q", "-c", "1", "-W", "5", watched.beyond]))?;
+            router.run(router.command("ping").args(["-n", "-q", "-c", "1", "-W", "5", wire.beyond]))?;
             let seen = crate::wait::for_event("a mark in the capture", || {
-                let seen = FrameCounts::read(watched.capture.file(), watched.read, &self.known)?;
+                let seen = FrameCounts::read(wire.capture.file(), wire.read, &self.known)?;
                 anyhow::ensure!(
                     mark(&seen) >= before + 2,
                     "{} holds {} marks",
-                    watched.capture.file().display(),
+                    wire.capture.file().display(),
                     mark(&seen)
                 );
                 Ok(seen)
             })?;
-            watched.read += seen.frames();
+            wire.read += seen.frames();
             all.join(seen);
         }
         Ok(all)
@@ -206,7 +206,7 @@ impl<'lab> World<'lab> {
     /// # Errors
     /// In this case.
     pub(super) fn end_captures(&self) -> Result<()> {
-        self.watched.borrow_mut().iter_mut().try_for_each(|watched| watched.capture.stop())
+        self.captures.borrow_mut().iter_mut().try_for_each(|wire| wire.capture.stop())
     }
 
     /// Starts a program on a node and remembers it as `key`. Its log is `NODE.PROGRAM.log`.
