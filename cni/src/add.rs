@@ -26,8 +26,8 @@ use crate::resolv_conf;
 use crate::result::{AddResult, Interface};
 use crate::segment::{self, PodAddress};
 
-/// How many times one ADD tries to take an address. It applies for another segment again where
-/// other ADDs took all addresses of the last one.
+/// How many times one ADD tries to take an address. It requests another segment again if other ADDs
+/// took all addresses of the last one.
 const ATTEMPTS: usize = 3;
 
 /// Attaches a container. Returns the result for standard output.
@@ -131,8 +131,8 @@ fn lease_and_configure(
     Ok(AttachedPod { addresses, routes: end.routes, stock, host, pod: end.link })
 }
 
-/// Ensures that each family has a free address. Applies for another segment where free addresses
-/// run short. Returns the segments.
+/// Ensures that each family has a free address. Requests another segment if free addresses run
+/// short. Returns the segments.
 fn ensure_free(
     config: &Config,
     state_dir: &StateDir,
@@ -165,14 +165,14 @@ fn ensure_free(
     let outcome = apply_for_segment(config, short)?;
     let (segments, stock) = read_stock(config, state_dir, attachment)?;
     match segments {
-        // The remaining addresses are enough for this pod, even if the application failed.
+        // The remaining addresses are enough for this pod, even if the request failed.
         Some(segments) if stock.iter().all(|stock| stock.free > 0) && !stock.is_empty() => Ok(segments),
         Some(_) => Err(no_address_free(&stock, outcome)),
         None => Err(no_segments(outcome)),
     }
 }
 
-/// Applies for a segment through the agent, unless the network has segments of its own.
+/// Requests a segment through the agent, unless the network has segments of its own.
 fn apply_for_segment(config: &Config, short: Vec<Stock>) -> Result<Outcome> {
     if StateDir::has_own_segments(config)? {
         let reason =
@@ -222,7 +222,7 @@ fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>,
 }
 
 /// Leases an address of each family. Applies again where other ADDs were quicker to take the
-/// addresses that an application had brought.
+/// addresses that a segment request had brought.
 fn lease_addresses(
     config: &Config,
     request: &RuntimeRequest,

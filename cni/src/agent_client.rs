@@ -61,8 +61,8 @@ fn request(socket: &Path, request: &AgentRequest, limit: Duration) -> Result<Age
     frame::read(&mut DeadlineReader { stream, deadline })
 }
 
-/// Connects. The time limit is set first, since connecting waits, too, where the listener's queue
-/// is full.
+/// Connects. The time limit is set first, since connecting also waits if the listener's queue is
+/// full.
 fn connect_within(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(socket)?;
     let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

@@ -13,7 +13,8 @@ use crate::error::{Code, Error, Result};
 use crate::net::bridge;
 use crate::net::link::Links;
 
-/// Where the first names systemd-resolved alone, the second has the real resolvers.
+/// Files that name the resolvers. If the first one names only systemd-resolved, the second has the
+/// real ones.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
 /// All cluster ranges: those that the agent wrote and those of the configuration.
@@ -117,7 +118,7 @@ fn of_resolvers(resolvers: &[(IpAddr, &str)], held: impl Fn(IpAddr) -> Option<Ip
             format!("this host's resolver {resolver} ({path}), and all others are within the cluster's ranges, too");
         held(*resolver).map(|range| AddressConflict { range, what })
     };
-    // None as soon as one of them is outside.
+    // Nothing if one of them is outside.
     remote.map(conflict).collect::<Option<Vec<_>>>().unwrap_or_default()
 }
 
@@ -127,7 +128,7 @@ fn is_guarded(range: IpNetwork) -> bool {
     let guard = GuardConfig { cluster_ranges: vec![range], ..GuardConfig::default() };
     let wanted = guard::policies(&guard).map(|policies| policies.len() + 1);
     let missing = guard::check(&guard).map(|defects| {
-        // A changed policy is there all the same; it occurs where a segment is the whole range.
+        // A changed policy counts as installed; it occurs if a segment is the whole range.
         let missing = |defect: &&Defect| matches!(defect, Defect::Missing(_) | Defect::Occupied(..) | Defect::Route(_));
         defects.iter().filter(missing).count()
     });

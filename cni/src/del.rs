@@ -1,5 +1,5 @@
 //! DEL detaches a container. It may run any number of times, with or without a namespace, and
-//! succeeds where nothing is left to do.
+//! succeeds if nothing is left to do.
 
 use crate::config::Config;
 use crate::error::{Code, Result};

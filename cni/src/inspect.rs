@@ -109,7 +109,7 @@ fn parse(arguments: &[OsString]) -> Result<Arguments> {
     Ok(Arguments { json, file: file.unwrap_or_else(|| config_file::DEFAULT_CONFLIST.into()) })
 }
 
-/// The leases of this configuration. None where there is no journal yet.
+/// The leases of this configuration. `None` if there is no journal yet.
 fn open_leases(arguments: &Arguments) -> Result<Option<LockedLeases>> {
     StateDir::existing(&config_file::read(&arguments.file)?).map(|state_dir| state_dir.lock()).transpose()
 }

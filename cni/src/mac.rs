@@ -11,7 +11,7 @@ pub(crate) fn text(mac: Mac) -> String {
     mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
-/// Reads six octets of two digits, with `:` or `-` between them. None for anything else, and for
+/// Reads six octets of two digits, with `:` or `-` between them. `None` for anything else, and for
 /// addresses that no interface may have: groups, and the one of zeros alone.
 pub(crate) fn parse(text: &str) -> Option<Mac> {
     let octet = |digits: &str| {
@@ -31,7 +31,7 @@ pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
-/// The MAC address from which a link-local address follows. None for other addresses.
+/// The MAC address from which a link-local address follows. `None` for other addresses.
 pub(crate) fn of_link_local(address: Ipv6Addr) -> Option<Mac> {
     let [.., a, b, c, _, _, d, e, f] = address.octets();
     let mac = [a ^ 2, b, c, d, e, f];

@@ -71,7 +71,7 @@ fn guard_config(config: &Config, segments: &SegmentsFile) -> Result<GuardConfig>
 }
 
 /// Says what of the guard, or of the table that decides what this host forwards, is missing or
-/// changed. None if both are in place. Changes nothing.
+/// changed. `None` if both are in place. Changes nothing.
 pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option<String>> {
     let defects = guard::check(&guard_config(config, segments)?).map_err(|error| {
         Error::new(

@@ -1,6 +1,6 @@
 //! The pods' elements in the bridge's filter, and the options of their ports (hairpin, isolation).
 //! ADD adds a pod's elements before its port forwards, DEL removes them with its lease, and they
-//! are restored for all leases where the table was lost.
+//! are restored for all leases if the table was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,8 +19,8 @@ use crate::segment::PodAddress;
 const ATTEMPTS: usize = 8;
 
 /// Lets a pod send with the addresses that it has leased, and with the MAC address that the runtime
-/// requested for it. Returns false where this kernel has no such filter and the operator has
-/// excepted the pod.
+/// requested for it. Returns false if this kernel has no such filter and the operator has excepted
+/// the pod.
 pub(crate) fn admit(
     config: &Config,
     state_dir: &StateDir,
@@ -123,7 +123,7 @@ pub(crate) fn remove_elements(ended: &[Attachment]) {
 /// Removes the elements of ports while other work goes on.
 #[derive(Debug)]
 pub(crate) struct ElementRemoval {
-    /// None where this kernel has no filter.
+    /// `None` if this kernel has no filter.
     filter: Option<Filter>,
     names: Vec<String>,
 }
@@ -178,8 +178,8 @@ fn remove_ports(names: &[String]) {
     }
 }
 
-/// Says which elements the filter lacks for a pod. None where it has all, or where the pod is
-/// excepted and there is no filter.
+/// Says which elements the filter lacks for a pod. `None` if it has all, or if the pod is excepted
+/// and there is no filter.
 pub(crate) fn missing_elements(
     config: &Config,
     links: &mut Links,

@@ -48,7 +48,7 @@ pub(crate) fn count_for_pods(segment: &IpNetwork, first: IpAddr, last: IpAddr) -
     last.checked_sub(first).map_or(0, |difference| difference.saturating_add(1))
 }
 
-/// The address after this one. None after the last one of the family.
+/// The address after this one. `None` after the last one of the family.
 pub(crate) fn next(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(address) => Some(IpAddr::V4(address.to_bits().checked_add(1)?.into())),
@@ -56,7 +56,7 @@ pub(crate) fn next(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// The address before this one. None before the first one of the family.
+/// The address before this one. `None` before the first one of the family.
 pub(crate) fn previous(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(address) => Some(IpAddr::V4(address.to_bits().checked_sub(1)?.into())),

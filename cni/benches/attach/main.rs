@@ -134,7 +134,7 @@ fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
     rounds
 }
 
-/// None if the program does not have the verb.
+/// `None` if the program does not have the verb.
 fn median(rounds: &[Round<'_>], program: &str, verb: usize, value: fn(&Usage) -> f64) -> Option<f64> {
     let round = rounds.iter().find(|round| round.host.program.name == program)?;
     let mut values: Vec<f64> = round.used.get(verb)?.iter().map(value).collect();

@@ -78,7 +78,7 @@ impl Program {
     /// KiB.
     pub(crate) fn size(&self) -> f64 {
         let size = |path: &Path| std::fs::metadata(path).expect("the program is there").len() as f64 / 1024.0;
-        // host-local is a part of it.
+        // The bridge plugin runs host-local, so that counts too.
         let host_local = self.path.with_file_name("host-local");
         size(&self.path) + if self.name == STOCK { size(&host_local) } else { 0.0 }
     }
@@ -131,7 +131,7 @@ impl<'a> Host<'a> {
         usage
     }
 
-    /// None for the floor, which has no CHECK.
+    /// `None` for the floor, which has no CHECK.
     pub(crate) fn check(&self, pod: usize) -> Option<Usage> {
         let result = self.results.get(pod).filter(|_| self.program.name != FLOOR)?;
         Some(run(self.command("CHECK", pod), self.config(Some(result)).to_string().as_bytes()).0)
@@ -271,7 +271,7 @@ struct Group {
 }
 
 impl Group {
-    /// None where this machine has no such cgroups, or not for us.
+    /// `None` if this machine has no such cgroups, or we may not use them.
     fn enter() -> Option<Self> {
         let parent = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
             .map(PathBuf::from)

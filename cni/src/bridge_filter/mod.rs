@@ -168,7 +168,7 @@ impl Filter {
         Ok(keys.iter().filter_map(|key| Some((interface_of(key), mac(key)?))).collect())
     }
 
-    /// Says which elements a port lacks, for CHECK. None if it has all.
+    /// Says which elements a port lacks, for CHECK. `None` if it has all.
     pub(crate) fn missing_for(&mut self, port: &PodPort) -> Result<Option<String>> {
         for (set, keys) in elements_of(std::slice::from_ref(port)) {
             let Some(present) = self.elements(set)? else {
@@ -217,7 +217,7 @@ impl Filter {
         Ok(elements)
     }
 
-    /// The keys in a set. None if there is no table of this version.
+    /// The keys in a set. `None` if there is no table of this version.
     fn elements(&mut self, set: FilterSet) -> Result<Option<Vec<Vec<u8>>>> {
         nftables::elements(&mut self.netlink, &TABLE, set.name())
             .map_err(|error| kernel_error("read the bridge's filter, `table bridge edge-cni`", &error))

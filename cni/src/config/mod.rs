@@ -28,7 +28,7 @@ use crate::version::Version;
 /// Smallest MTU: IPv6 works with no less (RFC 8200 section 5).
 const MIN_MTU: u32 = 1280;
 
-/// The network's name where a verb does not need it and the configuration's is invalid.
+/// The network's name if the configuration's is invalid and the verb does not need one.
 const UNNAMED: &str = "unnamed";
 
 /// Longest name of a network, bytes. Each lease carries the name.
@@ -57,7 +57,7 @@ pub(crate) struct Config {
     pub(crate) reserved: Reserved,
     /// MTU of pods' interfaces, bytes. Without it the agent's value applies, or else the kernel's.
     pub(crate) mtu: Option<u32>,
-    /// ADD applies for another segment where a family has fewer free addresses than this.
+    /// ADD requests another segment if a family has fewer free addresses than this.
     pub(crate) low_water: u64,
     /// Copied into the result.
     pub(crate) dns: Option<Value>,
@@ -321,8 +321,8 @@ impl Config {
         }
     }
 
-    /// The MTU of pods' interfaces, bytes. None where neither the configuration nor the agent says
-    /// it; the kernel's applies.
+    /// The MTU of pods' interfaces, bytes. `None` if neither the configuration nor the agent sets
+    /// it; then the kernel's default applies.
     pub(crate) fn pod_mtu(&self, segments: &SegmentsFile) -> Option<u32> {
         self.mtu.or((segments.mtu > 0).then_some(segments.mtu))
     }

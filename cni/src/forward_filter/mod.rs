@@ -97,7 +97,7 @@ pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segment
     Ok(true)
 }
 
-/// Says that the table, or the configured bridge in it, is missing. None if it is in place or not
+/// Says that the table, or the configured bridge in it, is missing. `None` if it is in place or not
 /// needed.
 pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option<String>> {
     if all_sources_are_allowed(config, segments) && isolated(config) == [false; 2] {

@@ -70,7 +70,7 @@ pub(super) struct TableContent {
     pub(super) own: Vec<IpNetwork>,
     /// Sources outside that reach pods.
     pub(super) sources: Vec<IpNetwork>,
-    /// The cloud's networks, where this host is a hub.
+    /// The cloud's networks, if this host is a hub.
     pub(super) fronted: Vec<IpNetwork>,
     /// Networks without published addresses. Redirected connections to them are dropped, unless
     /// pods or these sources began them.

@@ -13,7 +13,7 @@ use crate::request::Attachment;
 use crate::reserved::Reserved;
 use crate::segment::{self, PodAddress};
 
-/// A freed address is not leased again for so long while another one is free, seconds. Neighbours
+/// Seconds for which a freed address is not leased again while another one is free. Neighbours
 /// may still have its former owner's MAC address in their caches.
 pub(in crate::ipam) const COOL_DOWN_SECONDS: u64 = 60;
 

@@ -35,7 +35,7 @@ impl NetworkSegments {
     }
 }
 
-/// Reads the segments of a network. None where there are none yet. It needs no lock, since files
+/// Reads the segments of a network. `None` if there are none yet. It needs no lock, since files
 /// are only replaced as a whole.
 pub(super) fn read(directory: &Path, config: &Config) -> Result<Option<NetworkSegments>> {
     let Some(node) = read_file(&directory.join(SEGMENTS_FILE))? else { return Ok(None) };
@@ -50,7 +50,7 @@ pub(super) fn read(directory: &Path, config: &Config) -> Result<Option<NetworkSe
 }
 
 /// Writes the file of a network that has none yet, from `segments` in its configuration. Does
-/// nothing where there are none. The caller holds the lock.
+/// nothing if there are none. The caller holds the lock.
 pub(super) fn seed(directory: &Path, config: &Config) -> Result<()> {
     if config.segments.is_empty() {
         return Ok(());

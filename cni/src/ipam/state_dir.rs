@@ -153,8 +153,8 @@ impl StateDir {
     }
 }
 
-/// Locks a file, or gives up. A process that holds it for so long is stuck, and more waiting
-/// processes would not help.
+/// Locks a file, or gives up. A process that holds it longer is stuck, and more waiting processes
+/// would not help.
 fn lock_within(timeout: Duration, file: File, path: &Path) -> Result<File> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => return Ok(file),
@@ -191,8 +191,8 @@ pub(crate) struct LockedLeases {
 }
 
 impl LockedLeases {
-    /// The node's segments. The agent wrote them, or the configuration seeds them where the agent
-    /// has not. None where there are none at all.
+    /// The node's segments. The agent wrote them. If it did not, they come from the configuration.
+    /// `None` if there are none at all.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
         let read = || segments_file::read(&self.directory, config);
         let segments = match read()? {
@@ -226,8 +226,9 @@ impl LockedLeases {
         self.journal.leases().stock(segments, &self.reserved)
     }
 
-    /// Leases one address of each family, the requested one where there is such. None, and no
-    /// lease, where a family has no address left. Fails if a requested address cannot be leased.
+    /// Leases one address of each family, the requested one if there is one. Returns `None` and
+    /// leases nothing if a family has no address left. Fails if a requested address cannot be
+    /// leased.
     pub(crate) fn lease_addresses(
         &mut self,
         request: &RuntimeRequest,
@@ -289,7 +290,7 @@ impl LockedLeases {
         seconds_since_boot()
     }
 
-    /// Ends the lease of an attachment and returns it; None where there is none.
+    /// Ends the lease of an attachment and returns it; `None` if there is none.
     pub(crate) fn end(&mut self, attachment: &Attachment) -> Result<Option<Lease>> {
         self.journal.end_lease(attachment, seconds_since_boot()?)
     }

@@ -106,8 +106,7 @@ pub(crate) fn ensure(
 
 /// The MTU that the bridge needs, if it is another one. It is never larger than that of a port:
 /// what this host sends to a pod must fit the pod's interface, so that the host fragments it or
-/// reports it as too big. By itself the kernel follows the ports only as long as nobody has set the
-/// MTU.
+/// reports it as too big. The kernel adapts the MTU to the ports only until somebody sets it.
 fn new_mtu(links: &mut Links, bridge: &Link, mtu: u32) -> Result<Option<u32>> {
     let ports = links.all()?.into_iter().filter(|link| link.master == Some(bridge.index));
     let mtu = ports.map(|port| port.mtu).fold(mtu, u32::min);
@@ -167,7 +166,7 @@ fn alias_of(state_dir: &Path) -> String {
     if state_dir == Path::new(STATE_DIR) || alias.len() > MAX_ALIAS { ALIAS.into() } else { alias }
 }
 
-/// The state directory of a bridge of ours. None for any other link.
+/// The state directory of a bridge of ours. `None` for any other link.
 pub(crate) fn state_dir_of(link: &Link) -> Option<PathBuf> {
     let directory = (link.kind == "bridge").then(|| link.alias.strip_prefix(ALIAS)).flatten()?;
     if directory.is_empty() { Some(STATE_DIR.into()) } else { directory.strip_prefix(' ').map(PathBuf::from) }
@@ -214,7 +213,7 @@ fn create(links: &mut Links, name: &str, mac: Mac, mtu: Option<u32>) -> Result<L
     message.attributes.extend(mtu.map(LinkAttribute::Mtu));
     let limit = LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::FdbMaxLearned(MAX_LEARNED)]));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), limit]));
-    // Where another ADD was quicker, its bridge is found below.
+    // If another ADD was quicker, its bridge is found below.
     links.create(&format!("the bridge {name}"), message)?;
     links.find(name)?.ok_or_else(|| {
         Error::new(Code::Kernel, format!("the bridge {name} was removed while a pod was being attached; try again"))

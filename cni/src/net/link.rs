@@ -89,7 +89,7 @@ impl Links {
         Ok(links.collect())
     }
 
-    /// Makes a link. Returns false where there is one of that name.
+    /// Makes a link. Returns false if there is one of that name.
     pub(crate) fn create(&mut self, what: &str, message: LinkMessage) -> Result<bool> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), flags) {
@@ -153,7 +153,7 @@ impl Links {
         self.set_link(&format!("set the alias of {}", link.name), message)
     }
 
-    /// The MAC address of a veth's other end in another namespace. None where that end is gone.
+    /// The MAC address of a veth's other end in another namespace. `None` if that end is gone.
     pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<Mac>> {
         let Some((index, namespace)) = link.peer else { return Ok(None) };
         let mut message = LinkMessage::default();
@@ -390,7 +390,7 @@ impl PortSettings {
         ]
     }
 
-    /// The settings with these attributes. None where `group_fwd_mask` is another.
+    /// The settings with these attributes. `None` if `group_fwd_mask` has another value.
     fn read(attributes: &[InfoBridgePort]) -> Option<Self> {
         let hairpin = attributes.contains(&InfoBridgePort::HairpinMode(true));
         let isolated = attributes.contains(&InfoBridgePort::Isolated(true));

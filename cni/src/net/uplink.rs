@@ -19,7 +19,7 @@ pub(crate) struct Uplink {
 }
 
 /// The links of these kinds that lead outside: bridges that hold hardware, and each that carries a
-/// default route. A pods' bridge is none of them.
+/// default route. Bridges of pods are left out.
 pub(crate) fn of_container_kinds(all: &[Link], routes: &[DefaultRoute], kinds: &[&str]) -> Vec<Uplink> {
     let carries_default = |link: &Link| routes.iter().any(|route| route.main && route.device == link.index);
     let of_kind = all.iter().filter(|link| kinds.contains(&link.kind.as_str()) && !bridge::is_ours(link));

@@ -49,8 +49,8 @@ pub(crate) fn pod_mac(attachment: &Attachment) -> Mac {
     generated_mac(attachment, "pod", 0x0a)
 }
 
-/// The MAC address of the host's end. Where an earlier release made the pair, both ends have other
-/// addresses than this and [`pod_mac`].
+/// The MAC address of the host's end. If an earlier release made the pair, its ends have other
+/// addresses than this one and [`pod_mac`].
 pub(crate) fn host_mac(attachment: &Attachment) -> Mac {
     generated_mac(attachment, "host", 0x0e)
 }
@@ -67,7 +67,7 @@ pub(crate) fn alias(attachment: &Attachment) -> String {
     format!("{ALIAS_PREFIX}{} {}", attachment.container, attachment.ifname)
 }
 
-/// The attachment that this link is the host's end of. None unless name and alias both fit.
+/// The attachment that this link is the host's end of. `None` unless name and alias both fit.
 pub(crate) fn attachment_of(link: &Link) -> Option<Attachment> {
     // Another program's alias may look like ours, but the name would not follow from it.
     attachment_by_alias(link).filter(|attachment| link.name == host_name(attachment))

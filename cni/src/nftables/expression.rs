@@ -25,7 +25,8 @@ pub(crate) enum Expression {
     Payload { base: Base, offset: u32, length: u32, register: u32 },
     /// Continues the rule if `NFT_REG_1` compares with the value in this way (`enum nft_cmp_ops`).
     Compare { operation: Comparison, value: Vec<u8> },
-    /// Continues the rule if the registers from `NFT_REG_1` on are an element, or if they are none.
+    /// Continues the rule if the set has the registers from `NFT_REG_1` on as an element;
+    /// `inverted`, if it does not.
     Lookup { set: &'static str, inverted: bool },
     /// Loads data of connection tracking (`enum nft_ct_keys`) into `NFT_REG_1`.
     Conntrack(ConntrackKey),
@@ -56,7 +57,7 @@ pub(crate) enum Meta {
     PacketType = 19,
     /// Whether it came out of ESP.
     SecurityPath = 25,
-    /// Kind of the interface, such as `bridge`. Ends the rule for hardware, which has none.
+    /// Kind of the interface, such as `bridge`. Hardware has no kind, and the rule ends there.
     InputKind = 26,
     OutputKind = 27,
 }

@@ -76,7 +76,7 @@ pub(crate) fn interface_of(key: &[u8]) -> String {
     String::from_utf8(name).unwrap_or_default()
 }
 
-/// The keys in a set. None where there is no such table, or no such set in it.
+/// The keys in a set. `None` if there is no such table, or no such set in it.
 pub(crate) fn elements(netlink: &mut Netlink, table: &Table, set: &str) -> Result<Option<Vec<Vec<u8>>>, Error> {
     match netlink.dump::<_, wire::Message>("NFT_MSG_GETSETELEM", table.get_elements(set)) {
         Ok(messages) => Ok(Some(messages.iter().flat_map(wire::keys_of).collect())),

@@ -90,7 +90,7 @@ pub(crate) fn get_generation() -> Message {
     Message { kind: SUBSYSTEM << 8 | verb::GETGEN, body: vec![0; 4] }
 }
 
-/// The generation in the answer to [`get_generation`]. None in any other message.
+/// The generation in the answer to [`get_generation`]. `None` for any other message.
 pub(crate) fn generation_in(message: &Message) -> Option<u32> {
     // NFTA_GEN_ID.
     let attributes = attributes_of(message.body.get(4..)?);

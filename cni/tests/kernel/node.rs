@@ -257,7 +257,8 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
             assert!(answer.ok, "{named}: {}", answer.json);
             assert_eq!(answer.said.matches(named).count(), 1, "{}", answer.said);
         }
-        // The rest of the guard shows that it stood. It is completed.
+        // What is left of the guard shows that it was installed before. It is installed again in
+        // full.
         world.ip("link del ecni-guard");
         assert!(with_resolvers(&world, resolvers, add).ok);
         world.ip("xfrm policy flush");

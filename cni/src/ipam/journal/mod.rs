@@ -194,7 +194,7 @@ impl Journal {
         }
     }
 
-    /// None if the whole journal must be read.
+    /// `None` if the whole journal must be read.
     fn continue_from(directory: &Path, boot: &str, known: JournalState) -> Result<Option<Self>> {
         let (path, mark_path) = (directory.join(LEASES_FILE), mark_path(directory));
         let mark = read_if_present(&mark_path)?.and_then(|text| JournalEnd::parse(&text));
@@ -228,7 +228,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Fails on a read-only disk, where no lease can be entered.
+    /// Fails on a read-only disk, since no lease can be written there.
     fn require_writable(&self) -> Result<()> {
         if self.writable { Ok(()) } else { Err(Error::io("write", &self.path, "the file system is read-only")) }
     }
@@ -259,7 +259,7 @@ impl Journal {
         self.state.leases.insert(lease).map_err(refused)
     }
 
-    /// Ends a lease and returns it; None where there is none. `now` is in seconds since the boot.
+    /// Ends a lease and returns it; `None` if there is none. `now` is in seconds since the boot.
     pub(super) fn end_lease(&mut self, attachment: &Attachment, now: u64) -> Result<Option<Lease>> {
         if self.state.leases.get(attachment).is_none() {
             return Ok(None);
@@ -394,7 +394,7 @@ fn read_line(state: &mut JournalState, raw: &[u8], first: bool) -> Result<(), St
     Ok(())
 }
 
-/// Applies one entry. None where it does not have the form of an entry.
+/// Applies one entry. `None` if it does not have the form of an entry.
 fn apply_entry(state: &mut JournalState, entry: &str, first: bool) -> Option<Result<(), String>> {
     if first {
         let mut words = entry.strip_prefix(MAGIC)?.split_ascii_whitespace();
@@ -444,7 +444,7 @@ fn mac_of(address: &IpAddr) -> Option<Mac> {
 }
 
 /// The leases in the journal below `directory`, without the lock and without changing anything.
-/// None of a damaged journal, or of one of another boot.
+/// `None` for a damaged journal, or one of another boot.
 pub(super) fn read(directory: &Path, boot: &str) -> Result<Vec<(Attachment, Lease)>> {
     let Some(bytes) = read_if_present(&directory.join(LEASES_FILE))? else { return Ok(Vec::new()) };
     let (state, ..) = replay(&bytes, None);
