@@ -140,7 +140,7 @@ impl CertificateValidator {
             Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
                 Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
             }
-            // Where another CA has the same name, only the signature is wrong.
+            // If another CA has the same name, only the signature is wrong.
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
                 let invalid =
                     verify(self.anchors.all()).ok().and_then(|path| self.anchors.invalid(path.anchor(), unix_time));

@@ -26,7 +26,7 @@ pub(crate) struct Chosen<S> {
 }
 
 impl Chosen<IkeSuite> {
-    /// The peer's SPI of the new IKE SA of a rekey. `None`: it is none.
+    /// The peer's SPI of the new IKE SA of a rekey. `None` if the proposal has none.
     pub(crate) fn ike_spi(&self) -> Option<u64> {
         self.spi.as_slice().try_into().ok().map(u64::from_be_bytes).filter(|spi| *spi != 0)
     }

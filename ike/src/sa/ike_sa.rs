@@ -250,8 +250,8 @@ impl IkeSa {
         self.set_timers(now);
     }
 
-    /// ESP of one of its CHILD_SAs was sent. Where it travels in UDP, it also keeps the mapping of
-    /// a NAT before us (RFC 3948 4).
+    /// ESP of one of its CHILD_SAs was sent. If it travels in UDP, it also keeps the mapping of a
+    /// NAT in front of us (RFC 3948 4).
     pub(crate) fn esp_sent(&mut self, now: Instant) {
         self.channel.signs.esp_sent(now);
         if self.channel.path.encapsulated() {

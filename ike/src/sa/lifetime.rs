@@ -144,8 +144,8 @@ impl Lifetime {
     }
 }
 
-/// How long after its beginning something is to be renewed. The end that began the IKE SA does so.
-/// The other end does so only if that one does not.
+/// The time after which an SA is renewed. Normally the end that began the IKE SA renews it; the
+/// other end waits longer, and renews only if the first one did not.
 fn soft(lifetime: Duration, initiation: Initiation, cx: &mut Context<'_>) -> Duration {
     match initiation {
         Initiation::ByUs(_) => cx.jittered(lifetime),

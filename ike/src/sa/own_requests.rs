@@ -13,7 +13,7 @@ use crate::wire::ExchangeType;
 pub(crate) enum QueuedRequest {
     /// An empty INFORMATIONAL request (RFC 7296 2.4).
     Liveness,
-    /// Make a CHILD_SA where there is none.
+    /// Make a CHILD_SA, because there is none.
     CreateChild,
     /// Replace a CHILD_SA by CREATE_CHILD_SA with REKEY_SA (RFC 7296 1.3.3).
     RekeyChild(ChildId),

@@ -16,7 +16,7 @@ use crate::peer;
 /// What the attacker adds to a datagram that passes.
 #[derive(Debug, Clone)]
 enum Addition {
-    /// The datagram with some octets changed, to where it goes.
+    /// The datagram with some octets changed, to the same receiver.
     Mutilated(Vec<(Index, u8)>),
     /// Its beginning only.
     Cut(Index),
@@ -24,7 +24,7 @@ enum Addition {
     Again,
     /// The same datagram to its sender.
     Reflected,
-    /// An older one to where this one goes.
+    /// An older datagram, to the receiver of this one.
     Older(Index),
 }
 

@@ -19,8 +19,8 @@ use crate::network::{LinkQuality, Nat, Network, Random};
 use crate::oracle::octets::{FLAG_INITIATOR, Header, exchange, notify, payload};
 use crate::peers::{SECOND, name, peer};
 
-/// How long after the network has healed everything may take: longer than all waits after
-/// failures, what half-open IKE SAs live, and what a dead IKE SA is believed in.
+/// Seconds that recovery may take after the network has healed: longer than all waits after
+/// failures, the lifetime of half-open IKE SAs, and the time until a dead IKE SA is noticed.
 const RECOVERY: u64 = 240;
 
 /// A run from a seed.

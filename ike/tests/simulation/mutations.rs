@@ -17,7 +17,7 @@ use crate::{changes, liveness, rekey, rules};
 const FAULTY_RUNS: u64 = 200;
 
 thread_local! {
-    /// A panic of this thread is what is hoped for: it is not printed.
+    /// The test wants this thread to panic, so the panic is not printed.
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 

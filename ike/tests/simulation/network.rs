@@ -221,8 +221,7 @@ pub struct Network {
     pub tap: Option<Tap>,
     /// Directed pairs of hosts between which nothing passes.
     pub cut: BTreeSet<(usize, usize)>,
-    /// SAs whose ESP was reported lately: until when it is not reported again, and whether there
-    /// was more.
+    /// SAs that recently reported ESP: when they may report it again, and whether there was more.
     esp_reports: BTreeMap<EspReport, (Duration, bool)>,
     sequence: u64,
     flying: BinaryHeap<Reverse<(Duration, u64)>>,

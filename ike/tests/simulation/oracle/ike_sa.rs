@@ -289,7 +289,8 @@ impl IkeSa {
                 own.header.id
             );
             require!(own.datagrams == datagrams, "RFC 7296 2.1", "request {} again with other octets", header.id);
-            // To one more address is no retransmission: whether the peer has moved there is tried.
+            // A copy to one more address is no retransmission: it tries whether the peer has moved
+            // there.
             let more = own.last_sent == at && own.last_sent_to.insert(remote);
             if own.sent_to.insert(remote) || more {
                 return Ok(false);

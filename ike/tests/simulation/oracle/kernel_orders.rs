@@ -1,5 +1,6 @@
-//! What an end orders in its kernel, beside what it negotiated: no SA is answered for before it is
-//! installed, none has other SPIs, keys or selectors, and nothing is sent with one that is gone.
+//! Compares what an end orders in its kernel with what it negotiated: no SA is answered for before
+//! it is installed, none has other SPIs, keys or selectors, and nothing is sent with one that is
+//! gone.
 
 use std::time::Duration;
 

@@ -71,7 +71,7 @@ use broken;
 pub enum Cause<'a> {
     /// A datagram came, to this address and from that one.
     Received(&'a [u8], SocketAddr, SocketAddr),
-    /// A deadline came, so long ago.
+    /// A deadline came this long ago.
     Timer(Duration),
     /// Its owner asked for something.
     Owner,
@@ -146,7 +146,7 @@ impl Oracle {
         }
     }
 
-    /// What is under way, or would be so for ever.
+    /// Something that is under way although the network is at rest, if there is such.
     pub fn unrest(&self) -> Option<Violation> {
         self.nodes.iter().find_map(|node| node.judge_at_rest().err())
     }
