@@ -329,8 +329,8 @@ mod tests {
         for (networks, key) in [(&wide, "segments.cluster_ranges"), (&fronting, "networks")] {
             let why = check(networks, &[], Some(&before), &[], &home).unwrap_err();
             assert!(why.contains(key) && why.contains("192.168.1.10") && why.contains("edge-1"), "{why}");
-            // An address that lay in a network before is no reason to refuse. Nor is any if it is
-            // not known what was in force before.
+            // An address that lay in a network before is no reason to refuse. Without knowledge of
+            // what was in force before, no address is one either.
             check(networks, &[], Some(&networks.into()), &[], &home).unwrap();
             check(networks, &[], None, &[], &home).unwrap();
         }

@@ -44,7 +44,7 @@ impl NodeTrust {
         self.reported.clear();
     }
 
-    /// The part of a Node's words that counts, given what counted before.
+    /// The labels and addresses of a Node that count, given those that counted before.
     pub fn accepted(&mut self, name: &NodeName, said: NodeObject, before: Option<&NodeObject>) -> NodeObject {
         let before = before.filter(|before| before.uid == said.uid);
         let trust = self.labels.borrow().clone();

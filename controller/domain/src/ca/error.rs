@@ -45,7 +45,7 @@ pub enum CaError {
         /// When it expired, RFC 3339.
         at: String,
     },
-    /// As many authorities are trusted as may be.
+    /// The limit of trusted authorities is reached.
     #[error(
         "{MOST_TRUSTED} authorities are trusted already; retire the oldest first: `edge-controller ca list`, `edge-controller ca retire`"
     )]

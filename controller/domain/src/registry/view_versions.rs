@@ -1,8 +1,8 @@
 //! For each node, the version of its view and what changed lately. A node that knows an earlier
 //! version gets only the difference.
 //!
-//! A node that changed is recorded once for each of its visibility groups, where a thousand viewers
-//! read it. Peers that come into a view or leave it are recorded for that viewer.
+//! A node that changed is recorded once for each of its visibility groups, however many viewers the
+//! group has. Peers that come into a view or leave it are recorded for that viewer.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -19,7 +19,7 @@ const REMEMBERED: usize = 64;
 pub(super) struct ViewVersions {
     viewers: HashMap<NodeName, Viewer>,
     groups: HashMap<VisibilityGroup, Log<NodeName>>,
-    /// Where a group has no log, all of its changes were in versions up to this one.
+    /// If a group has no log, all of its changes were in versions up to this one.
     since: u64,
 }
 

@@ -15,7 +15,7 @@ pub(super) fn bounds(network: &IpNetwork) -> (AddressKey, u128) {
         IpAddr::V4(ip) => (u128::from(u32::from(ip)), 32 - u32::from(network.prefix())),
         IpAddr::V6(ip) => (u128::from(ip), 128 - u32::from(network.prefix())),
     };
-    // The size of ::/0, 2^128, does not fit: hence the checked shift.
+    // The size of ::/0, 2^128, does not fit, so the shift is checked.
     let last = first | 1u128.checked_shl(bits).map_or(u128::MAX, |size| size - 1);
     ((Family::of(network), first), last)
 }

@@ -12,7 +12,7 @@ const FEW: usize = 8;
 const REPORTED: &str = "reported";
 
 impl State {
-    /// Plans the changes that make claimed segments the node's where no other node holds them. Also
+    /// Plans the changes that grant the node those claimed segments that no other node holds. Also
     /// returns a conflict for each other claimed segment.
     pub fn claims(
         &self,

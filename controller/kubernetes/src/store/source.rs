@@ -1,5 +1,5 @@
-//! Lists and watches objects. Only the parts that rows and writes need are read, and from the API
-//! server's watch cache wherever that loses nothing.
+//! Lists and watches objects. Only the parts that rows and writes need are read, from the API
+//! server's watch cache if that loses nothing.
 //!
 //! A complete list is normally read from etcd, and every object is decoded on the way. The watch
 //! cache needs a quarter of the time. For complete lists API servers use it only from 1.31 on, and

@@ -106,7 +106,7 @@ pub struct Segments {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Certificates {
-    /// Days for which a node's certificate holds: for so long a site works without the cloud.
+    /// Days for which a node's certificate holds. A site works without the cloud for that time.
     pub node_days: u32,
     /// Days for which the controller's own certificate holds; it is renewed in place.
     pub server_days: u32,

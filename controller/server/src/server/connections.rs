@@ -130,8 +130,8 @@ pub(super) async fn serve_nodes(
         };
         let (tls, router, stopping) = (tls.clone(), router.clone(), open.stopping.clone());
         open.tasks.spawn(async move {
-            // Boxed here and below, so that ten thousand tasks hold no memory for what only some
-            // moments need.
+            // Boxed here and below, so that ten thousand tasks hold no memory that they need only
+            // for a short time.
             let accepted = handshake::accept(stream, tls, from.ip().to_canonical());
             let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, accepted));
             let handshake = tokio::select! {

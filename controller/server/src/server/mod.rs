@@ -59,8 +59,8 @@ pub(crate) use state_dir::make as make_state_dir;
 const GRACE: Duration = Duration::from_secs(7);
 /// Longest time for health and metrics to end after them.
 const OBSERVE_GRACE: Duration = Duration::from_millis(500);
-/// Longest time for the whole stop. The store, which may wait for a busy disk, has what is left of
-/// it. systemd kills after ten seconds.
+/// Longest time for the whole stop. The store may wait for a busy disk and gets what is left of
+/// this time. systemd kills the process after ten seconds.
 const END: Duration = Duration::from_millis(9500);
 
 /// A server that has opened its listeners and serves.
@@ -197,7 +197,7 @@ impl Server {
         }
         let serving = admin::serve(admin, live.now().config.admin_socket.clone(), router, closing.clone(), open);
         health.watch("admin-listener", &listening.spawn(serving).abort_handle());
-        // This comes last, so that nobody sees a server that is half open.
+        // This comes last, so that no client sees a server that is only partly open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
         let router = crate::observe::router(Arc::new(parts));
         let limits = health_listener::HealthConnections::new();

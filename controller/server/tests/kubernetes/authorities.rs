@@ -76,7 +76,7 @@ fn deleted() {
         let before = *loads.borrow();
         ca_secret(&cluster).store(&foreign, Some(&revision)).await.unwrap();
         loads.wait_for(|loads| *loads > before).await.unwrap();
-        // What is taken is taken at once after it was read, before anything else is heard.
+        // The replica uses a document as soon as it has read it, before it handles another event.
         let before = *loads.borrow();
         PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
         loads.wait_for(|loads| *loads > before).await.unwrap();

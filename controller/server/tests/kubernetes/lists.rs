@@ -14,7 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_long_list_is_read_also_by_one_who_may_not_write", reader),
 ];
 
-/// More than are read wherever the API server likes.
+/// So many objects that the store reads them from the watch cache.
 const MANY: u32 = 600;
 
 async fn filled() {

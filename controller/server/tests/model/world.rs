@@ -37,8 +37,8 @@ pub(crate) trait Testbed: Sync {
     /// Disturbs what the controllers depend on, if possible. Returns whether it did.
     fn disturb<'a>(&'a self, dice: &'a mut Dice) -> LocalBoxFuture<'a, bool>;
 
-    /// Creates the Kubernetes Node object of a node and returns true, if the testbed has such objects.
-    /// The deletion of that object deregisters the node.
+    /// Creates the Kubernetes Node object of a node and returns true, if the testbed has such
+    /// objects. The deletion of that object deregisters the node.
     fn create_node_object<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, bool>;
 
     /// Returns when the controllers know of that object.
@@ -48,7 +48,7 @@ pub(crate) trait Testbed: Sync {
     fn delete_node_object<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
 
     /// The segments that a node got by joining since `since`, seconds since 1970-01-01 UTC. `None`:
-    /// each controller can list them. It cannot where it may know a node and not yet the release of
+    /// each controller can list them. It cannot if it may know a node and not yet the release of
     /// the segments of an earlier node with this name.
     fn granted_on_join<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>>;
 

@@ -107,8 +107,8 @@ async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_c
     }
 }
 
-/// Wherever a bit is flipped and wherever the file is cut: an error, all rows, or the rows of
-/// the commit before.
+/// Flips each bit and cuts the file at each length. The result is an error, all rows, or the rows
+/// of the commit before.
 #[tokio::test]
 async fn damage_anywhere_is_refused_or_harmless_and_never_other_rows() {
     let directory = tempfile::tempdir().unwrap();
