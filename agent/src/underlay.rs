@@ -139,8 +139,8 @@ pub fn host_resolvers() -> Vec<IpAddr> {
     if direct.is_empty() { read("/run/systemd/resolve/resolv.conf") } else { direct }
 }
 
-/// Name servers of a `resolv.conf` (resolv.conf(5)). None if it is Kubernetes' file for pods, whose
-/// search list has `svc.DOMAIN`: the cluster's DNS is reached through the tunnel.
+/// Name servers of a `resolv.conf` (resolv.conf(5)). `None` if it is Kubernetes' file for pods,
+/// whose search list has `svc.DOMAIN`: the cluster's DNS is reached through the tunnel.
 pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
     let lines = || resolv_conf.lines().map(|line| line.split_whitespace());
     let of_the_cluster = lines().any(|mut words| {

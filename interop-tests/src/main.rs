@@ -11,7 +11,7 @@ use interop_tests::scenarios::all;
 
 /// Runs networks of real programs on a real kernel with IPsec, on an ordinary machine.
 ///
-/// Where the host's kernel has ESP and we are root, the lab is a set of network namespaces.
+/// If the host's kernel has ESP and we are root, the lab is a set of network namespaces.
 /// Everywhere else it is a User-Mode Linux kernel, an ordinary process, which is built once (about
 /// 10 CPU-minutes) and kept in $XDG_CACHE_HOME/edge-cni.
 #[derive(Parser)]

@@ -12,7 +12,7 @@ pub type Test = (&'static str, fn());
 pub enum Unrunnable {
     /// They count as skipped.
     Skip,
-    /// They count as failed where the environment variable `CI` is set, as skipped elsewhere.
+    /// They count as failed if the environment variable `CI` is set, otherwise as skipped.
     FailInCi,
 }
 

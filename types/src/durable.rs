@@ -47,7 +47,7 @@ pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<File, Repl
     Ok(file)
 }
 
-/// Removes what a killed [`replace_file`] of `path` left; nothing there is as good as removed.
+/// Removes what a killed [`replace_file`] of `path` left. Succeeds if there is nothing.
 ///
 /// # Errors
 /// If a temporary file is there and cannot be removed.

@@ -28,11 +28,11 @@ struct Record {
 #[derive(Debug, Clone)]
 pub struct Forwarding {
     sysctls: PathBuf,
-    /// The state directory first, then the directory of the sockets: it is in memory, so that it
-    /// can be written where the disk is full or read-only, and the note need not outlive the boot.
+    /// The state directory first, then the directory of the sockets: it is in memory, so it can be
+    /// written if the disk is full or read-only, and the note need not outlive the boot.
     directories: [PathBuf; 2],
     boot_id: String,
-    /// What this process has noted, also where no file could be written.
+    /// What this process has noted, even if no file could be written.
     noted: [bool; 2],
 }
 

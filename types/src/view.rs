@@ -202,7 +202,7 @@ impl<P> NodeView<P> {
 }
 
 impl Peer {
-    /// The networks that may be reached at this peer. Only from them may its packets come.
+    /// The networks that may be reached at this peer, and from which its packets may come.
     pub fn remote_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.segments.iter().chain(&self.networks).copied()
     }

@@ -89,7 +89,7 @@ pub(super) async fn run(controller: &ControllerClient) {
     }
 }
 
-/// The stream ended without a failure: where it is opened again.
+/// The stream ended without a failure. This says where it is opened again.
 enum Reopen {
     /// At the same controller: this node's address or certificate has changed.
     Now,

@@ -33,7 +33,7 @@ pub fn run() -> anyhow::Result<()> {
     hold(listener, vec![agent], sockets, AWAY)
 }
 
-/// Serves agents until one asks for the end, or `away` has passed without any.
+/// Serves agents until one asks it to end, or until no agent has been there for `away`.
 fn hold(
     listener: UnixListener,
     mut agents: Vec<UnixStream>,

@@ -421,7 +421,7 @@ async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
     }
 }
 
-/// Where the kernel does not report ESP, the endpoint checks every silent peer.
+/// If the kernel does not report ESP, the endpoint checks every silent peer.
 fn open_esp_events(liveness: Duration) -> Option<AsyncFd<EspEventSocket>> {
     let opened = EspEventSocket::open().map_err(anyhow::Error::from);
     match opened.and_then(|events| Ok(datagram_socket::watch_esp(events)?)) {

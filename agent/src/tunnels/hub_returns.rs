@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(returns.observe(&hub, false, at(2)), TunnelState::Down);
         assert_eq!(returns.observe(&hub, true, at(10)), TunnelState::Returned);
         assert_eq!((returns.next_due(), returns.take_due(at(39))), (Some(at(40)), vec![]));
-        // It goes again: the wait begins anew.
+        // It goes down again, so the wait starts again.
         assert_eq!(returns.observe(&hub, false, at(39)), TunnelState::Down);
         assert_eq!(returns.observe(&hub, true, at(41)), TunnelState::Returned);
         assert_eq!(returns.take_due(at(71)), std::slice::from_ref(&hub));

@@ -1,5 +1,5 @@
 //! Runs a test binary's tests that need a control plane. On a build machine (`CI` is set) they must
-//! run; elsewhere they are skipped if there is no control plane to be had.
+//! run; elsewhere they are skipped if no control plane can be started.
 
 use std::process::ExitCode;
 

@@ -11,7 +11,7 @@ use super::build;
 use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
 use crate::scenario::{Outcome, Scenario, TestResult, directory, select};
 
-/// If a guest reports nothing for so long after a scenario's deadline, the guest itself hangs.
+/// If a guest reports nothing for this time after a scenario's deadline, the guest itself hangs.
 const GUEST_GRACE: Duration = Duration::from_secs(60);
 
 /// Options of a run.

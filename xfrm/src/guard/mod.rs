@@ -1,13 +1,14 @@
-//! The guard: it stands before the first pod and outlives the agent. With it no packet to or from a
-//! cluster range leaves or enters this node in clear.
+//! The guard is installed before the first pod and outlives the agent. It lets no packet to or from
+//! a cluster range leave or enter this node in clear.
 //!
 //! Its policies, below those of peers, are allows for the node's own segments and below them blocks
 //! for the whole cluster ranges: `out` to them, `in` and `fwd` from them. So pods of this node
 //! reach each other, the host and the internet, and the host reaches its own pods. A packet with a
 //! forged source of another node, from a pod or from a neighbour on the uplink, is dropped and
-//! counted (`XfrmInPolBlock`). So is a packet that would leave for another node's pods without a
-//! tunnel (`XfrmOutPolBlock`). Bridged packets and ARP never meet XFRM. Neighbour discovery,
-//! loopback and the uplink's own addresses are outside the ranges or inside the allows.
+//! counted (`XfrmInPolBlock`). A packet that would leave for another node's pods without a tunnel
+//! is dropped and counted, too (`XfrmOutPolBlock`). Bridged packets and ARP never meet XFRM.
+//! Neighbour discovery, loopback and the uplink's own addresses are outside the ranges or inside
+//! the allows.
 
 use ipnetwork::IpNetwork;
 
@@ -113,8 +114,8 @@ pub fn policies(config: &GuardConfig) -> Result<Vec<Policy>> {
         allow(segment, &mut policies)?;
     }
     for range in &config.cluster_ranges {
-        // Where a node owns a whole range, the allow holds the selector, and there is nothing left
-        // to block.
+        // If a node owns a whole range, the allow policy holds the selector, and there is nothing
+        // left to block.
         if config.segments.iter().any(|segment| contains(segment, range)) {
             continue;
         }

@@ -92,8 +92,7 @@ impl Frame<'_> {
         match self.kind {
             NLMSG_ERROR => {
                 let (code, rest) = self.body.split_first_chunk::<4>().ok_or("an acknowledgement without a code")?;
-                // After the code come the request's header, its body unless capped, and the
-                // attributes.
+                // The request's header, its body unless capped, and the attributes follow the code.
                 let header = rest.first_chunk::<4>().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
                 let skip = if self.flags & NLM_F_CAPPED != 0 { HEADER_LEN } else { header.next_multiple_of(4) };
                 Ok(Some(acknowledgement(*code, self.flags, rest.get(skip..).unwrap_or_default())))

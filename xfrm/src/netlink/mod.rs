@@ -3,7 +3,7 @@
 //!
 //! It never joins multicast groups: notifications of our own changes carry the sequence number of
 //! the request and would be taken for its response. Nothing here prints a message, and the kernel
-//! is told not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
+//! is asked not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
 
 use std::io;
 use std::time::Duration;

@@ -52,7 +52,8 @@ fn esp() {
         let [mut at_a, mut at_b] = [&pair.a, &pair.b].map(|end| end.run(|| EspEventSocket::open().unwrap()));
         let forth = SaParams { replay, encap, ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1) };
         connect(&pair, &forth, &reversed(&forth, 0x1001), None);
-        // An SA of another program, whose every second packet is reported to those that listen.
+        // An SA of another program. The kernel reports every second packet of it to all that
+        // listen.
         pair.a.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x2000 reqid 7 mode tunnel \
              aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128");
         pair.a.ip(

@@ -76,7 +76,7 @@ impl HubRoutes {
     ) {
         let mut round = tokio::time::interval(ROUND);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The default state is none of the kernel's.
+        // The default value does not come from the kernel.
         let begun = tokio::select! {
             () = stop.cancelled() => return,
             begun = observed.changed() => begun,
@@ -302,7 +302,7 @@ impl HubRoutes {
         installed
     }
 
-    /// In a family in which no hub has an address there is nothing to say.
+    /// Logs nothing in a family in which no hub has an address.
     fn say_unreachable(&self, network: &IpNetwork) {
         let hubs = self.desired.hub_gateways.iter().filter(|gateway| same_family(gateway, network));
         let hubs: Vec<String> = hubs.map(|gateway| format!("{} ({})", gateway.hub, gateway.endpoint.ip())).collect();
