@@ -7,7 +7,7 @@ use edge_types::api::Family;
 use edge_types::shared_files::SegmentsFile;
 use serde_json::Value;
 
-use crate::agent_client::{self, Outcome};
+use crate::agent_client::{self, SegmentRequestOutcome};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
@@ -162,7 +162,7 @@ fn ensure_free(
             return Ok(segments);
         }
     }
-    let outcome = apply_for_segment(config, short)?;
+    let outcome = request_segment(config, short)?;
     let (segments, stock) = read_stock(config, state_dir, attachment)?;
     match segments {
         // The remaining addresses are enough for this pod, even if the request failed.
@@ -173,13 +173,13 @@ fn ensure_free(
 }
 
 /// Requests a segment through the agent, unless the network has segments of its own.
-fn apply_for_segment(config: &Config, short: Vec<Stock>) -> Result<Outcome> {
+fn request_segment(config: &Config, short: Vec<Stock>) -> Result<SegmentRequestOutcome> {
     if StateDir::has_own_segments(config)? {
         let reason =
             format!("the segments of the network {} are those of its configuration; add some there", config.name);
-        return Ok(Outcome::Failed { reason, temporary: true });
+        return Ok(SegmentRequestOutcome::Failed { reason, temporary: true });
     }
-    Ok(agent_client::apply_for_segment(&config.agent_socket, short))
+    Ok(agent_client::request_segment(&config.agent_socket, short))
 }
 
 /// Reads segments and stock under one lock.
@@ -230,7 +230,7 @@ fn lease_addresses(
     state_dir: &StateDir,
     links: &mut Links,
 ) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
-    let mut outcome = Outcome::Applied;
+    let mut outcome = SegmentRequestOutcome::Granted;
     for attempt in 0..ATTEMPTS {
         let mut leases = state_dir.lock()?;
         refuse_second_add(&leases, &request.attachment)?;
@@ -245,10 +245,10 @@ fn lease_addresses(
             return Ok((addresses, stock, segments));
         }
         drop(leases);
-        if matches!(outcome, Outcome::Failed { .. }) || attempt + 1 == ATTEMPTS {
+        if matches!(outcome, SegmentRequestOutcome::Failed { .. }) || attempt + 1 == ATTEMPTS {
             return Err(no_address_free(&stock, outcome));
         }
-        outcome = apply_for_segment(config, families_short_of_addresses(config, Some(&segments), &stock))?;
+        outcome = request_segment(config, families_short_of_addresses(config, Some(&segments), &stock))?;
     }
     Err(no_segments(outcome))
 }
@@ -283,7 +283,7 @@ fn refuse_taken_mac(leases: &LockedLeases, links: &mut Links, attachment: &Attac
     }
 }
 
-fn no_address_free(stock: &[Stock], outcome: Outcome) -> Error {
+fn no_address_free(stock: &[Stock], outcome: SegmentRequestOutcome) -> Error {
     let all = |stock: &Stock| {
         let family = if stock.family == Family::V4 { "IPv4" } else { "IPv6" };
         format!("all {} {family} addresses of this node are taken", stock.leased)
@@ -293,19 +293,19 @@ fn no_address_free(stock: &[Stock], outcome: Outcome) -> Error {
     unavailable(&what, outcome)
 }
 
-fn no_segments(outcome: Outcome) -> Error {
+fn no_segments(outcome: SegmentRequestOutcome) -> Error {
     unavailable(
         "this node has no segment to take an address from, neither from edge-agent nor from `segments` in the configuration",
         outcome,
     )
 }
 
-fn unavailable(what: &str, outcome: Outcome) -> Error {
+fn unavailable(what: &str, outcome: SegmentRequestOutcome) -> Error {
     match outcome {
-        Outcome::Applied => {
+        SegmentRequestOutcome::Granted => {
             Error::new(Code::TryAgainLater, format!("{what}; another segment came, but other pods took it; try again"))
         }
-        Outcome::Failed { reason, temporary } => {
+        SegmentRequestOutcome::Failed { reason, temporary } => {
             let code = if temporary { Code::TryAgainLater } else { Code::RangeFull };
             Error::new(code, format!("{what}, and no further segment can be had: {reason}"))
         }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use edge_types::agent_protocol::{APPLICATION_TIMEOUT_SECONDS, AgentRequest, AgentResponse, Stock};
+use edge_types::agent_protocol::{AgentRequest, AgentResponse, SEGMENT_REQUEST_TIMEOUT_SECONDS, Stock};
 use edge_types::frame::{self, FrameError};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -16,26 +16,28 @@ const NOTICE_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the agent may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The result of an application for a segment.
+/// The result of a segment request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum SegmentRequestOutcome {
     /// The agent has written all segments that it got to the segments' file.
-    Applied,
+    Granted,
     /// No segment came. `temporary` says whether a later attempt may succeed.
     Failed { reason: String, temporary: bool },
 }
 
-/// Applies for another segment for the families in `stock`.
-pub(crate) fn apply_for_segment(socket: &Path, stock: Vec<Stock>) -> Outcome {
-    let limit = Duration::from_secs(APPLICATION_TIMEOUT_SECONDS);
-    match request(socket, &AgentRequest::ApplyForSegment { stock }, limit) {
-        Ok(AgentResponse::Done) => Outcome::Applied,
-        Ok(AgentResponse::Failed { reason, temporary }) => Outcome::Failed { reason, temporary },
-        Err(FrameError::Io(error)) => Outcome::Failed { reason: explain_io_error(socket, &error), temporary: true },
+/// Requests another segment for the families in `stock`.
+pub(crate) fn request_segment(socket: &Path, stock: Vec<Stock>) -> SegmentRequestOutcome {
+    let limit = Duration::from_secs(SEGMENT_REQUEST_TIMEOUT_SECONDS);
+    match request(socket, &AgentRequest::RequestSegment { stock }, limit) {
+        Ok(AgentResponse::Done) => SegmentRequestOutcome::Granted,
+        Ok(AgentResponse::Failed { reason, temporary }) => SegmentRequestOutcome::Failed { reason, temporary },
+        Err(FrameError::Io(error)) => {
+            SegmentRequestOutcome::Failed { reason: explain_io_error(socket, &error), temporary: true }
+        }
         Err(error) => {
             let reason =
                 format!("the agent on {} answered what this edge-cni does not understand: {error}", socket.display());
-            Outcome::Failed { reason, temporary: true }
+            SegmentRequestOutcome::Failed { reason, temporary: true }
         }
     }
 }
@@ -98,7 +100,7 @@ fn explain_io_error(socket: &Path, error: &io::Error) -> String {
             format!("edge-agent is not running (no process listens on {socket}); start it, or add a segment by hand")
         }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
-            "edge-agent has not brought another segment within {APPLICATION_TIMEOUT_SECONDS} s; see `edge-agent status`"
+            "edge-agent has not brought another segment within {SEGMENT_REQUEST_TIMEOUT_SECONDS} s; see `edge-agent status`"
         ),
         io::ErrorKind::UnexpectedEof => format!("edge-agent closed {socket} without an answer; see its log"),
         _ => format!("edge-agent cannot be asked through {socket}: {error}"),
@@ -132,27 +134,27 @@ mod tests {
     }
 
     #[test]
-    fn an_application_carries_the_stock_and_brings_the_answer_back() {
+    fn a_segment_request_carries_the_stock_and_brings_the_answer_back() {
         let failed = AgentResponse::Failed { reason: "the range is full".into(), temporary: false };
         for (answer, expected) in [
-            (AgentResponse::Done, Outcome::Applied),
-            (failed, Outcome::Failed { reason: "the range is full".into(), temporary: false }),
+            (AgentResponse::Done, SegmentRequestOutcome::Granted),
+            (failed, SegmentRequestOutcome::Failed { reason: "the range is full".into(), temporary: false }),
         ] {
             let (directory, agent) = answering(frame::encode(&answer).unwrap());
-            assert_eq!(apply_for_segment(&directory.path().join("agent.sock"), stock()), expected);
-            assert_eq!(agent.join().unwrap(), AgentRequest::ApplyForSegment { stock: stock() });
+            assert_eq!(request_segment(&directory.path().join("agent.sock"), stock()), expected);
+            assert_eq!(agent.join().unwrap(), AgentRequest::RequestSegment { stock: stock() });
         }
     }
 
     #[test]
     fn an_agent_that_is_absent_or_odd_is_a_reason_to_try_later() {
-        let absent = apply_for_segment(Path::new("/no/such/agent.sock"), stock());
-        let Outcome::Failed { reason, temporary: true } = absent else { panic!("{absent:?}") };
+        let absent = request_segment(Path::new("/no/such/agent.sock"), stock());
+        let SegmentRequestOutcome::Failed { reason, temporary: true } = absent else { panic!("{absent:?}") };
         assert!(reason.contains("not running") && reason.contains("/no/such/agent.sock"), "{reason}");
         for answer in [vec![], vec![9, 0, 0, 0, 1, 0], vec![1, 0, 0, 0, 1, 77]] {
             let (directory, _agent) = answering(answer);
-            let outcome = apply_for_segment(&directory.path().join("agent.sock"), stock());
-            assert!(matches!(outcome, Outcome::Failed { temporary: true, .. }), "{outcome:?}");
+            let outcome = request_segment(&directory.path().join("agent.sock"), stock());
+            assert!(matches!(outcome, SegmentRequestOutcome::Failed { temporary: true, .. }), "{outcome:?}");
         }
     }
 

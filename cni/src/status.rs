@@ -66,7 +66,7 @@ pub(crate) fn findings(config: &Config) -> Findings {
         found.failures.push(Error::new(
             Code::NotAvailable,
             format!(
-                "this node has no segment, and edge-agent, which could apply for one, does not answer on {}; start it, or add `segments` to the configuration",
+                "this node has no segment, and edge-agent, which could request one, does not answer on {}; start it, or add `segments` to the configuration",
                 config.agent_socket.display()
             ),
         ));

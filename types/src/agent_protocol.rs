@@ -8,9 +8,9 @@ use crate::api::Family;
 /// Default path of the agent's socket.
 pub const AGENT_SOCKET: &str = "/run/edge-cni/agent.sock";
 
-/// How long the plugin waits for the response to [`AgentRequest::ApplyForSegment`] before it fails
+/// How long the plugin waits for the response to [`AgentRequest::RequestSegment`] before it fails
 /// with CNI error 11, seconds.
-pub const APPLICATION_TIMEOUT_SECONDS: u64 = 5;
+pub const SEGMENT_REQUEST_TIMEOUT_SECONDS: u64 = 5;
 
 /// A request of the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub enum AgentRequest {
     /// Free addresses run short: request another segment. The agent responds when the new segments
     /// are in the state directory, or at once if an earlier request has brought some since the
     /// plugin counted.
-    ApplyForSegment {
+    RequestSegment {
         /// The families that run short.
         stock: Vec<Stock>,
     },

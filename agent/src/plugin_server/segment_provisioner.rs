@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_types::agent_protocol::{APPLICATION_TIMEOUT_SECONDS, AgentResponse, Stock};
+use edge_types::agent_protocol::{AgentResponse, SEGMENT_REQUEST_TIMEOUT_SECONDS, Stock};
 use edge_types::api::Family;
 use edge_types::shared_files::{SegmentsFile, pod_capacity};
 use edge_types::{IpNetwork, NodeView, Role};
@@ -21,7 +21,7 @@ use crate::controller_client::{ControllerClient, ControllerError};
 use crate::state_dir::segments_file::capacity;
 
 /// A waiting pod gets a response after this time at the latest, before the plugin's own timeout.
-const RESPONSE_DEADLINE: Duration = Duration::from_millis(APPLICATION_TIMEOUT_SECONDS * 1000 - 700);
+const RESPONSE_DEADLINE: Duration = Duration::from_millis(SEGMENT_REQUEST_TIMEOUT_SECONDS * 1000 - 700);
 /// Wait before a spare is requested again after a failure; doubled up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_secs(4);
 const MAX_RETRY: Duration = Duration::from_secs(60);

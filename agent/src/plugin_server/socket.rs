@@ -140,7 +140,7 @@ async fn respond(mut stream: UnixStream, requests: &mpsc::Sender<PluginRequest>)
             let _ = requests.try_send(PluginRequest::AddressesTaken(stock));
             AgentResponse::Done
         }
-        Ok(AgentRequest::ApplyForSegment { stock }) => {
+        Ok(AgentRequest::RequestSegment { stock }) => {
             let (sender, receiver) = oneshot::channel();
             let ended =
                 || AgentResponse::Failed { reason: "the agent is ending; it will be back".into(), temporary: true };
@@ -197,7 +197,7 @@ mod tests {
         tokio::spawn(serve(socket, requests));
         assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
         let stock = vec![Stock { family: Family::V4, free: 1, leased: 60 }];
-        let pending = ask(&path, AgentRequest::ApplyForSegment { stock: stock.clone() });
+        let pending = ask(&path, AgentRequest::RequestSegment { stock: stock.clone() });
         let Some(PluginRequest::Segment { stock: seen, response }) = queue.recv().await else { panic!("no request") };
         assert_eq!(seen, stock);
         let full = AgentResponse::Failed { reason: "the range is full".into(), temporary: false };

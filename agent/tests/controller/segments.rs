@@ -12,7 +12,7 @@ async fn pods_that_wait_for_the_same_family_are_served_by_one_request() {
     let node = controller.edge("edge-1").await;
     let (agent, _) = node.start_as_member().await;
     let full = stock(&node.segments(), Family::V4, 61);
-    let pods: Vec<_> = (0..20).map(|_| agent.ask(AgentRequest::ApplyForSegment { stock: vec![full] })).collect();
+    let pods: Vec<_> = (0..20).map(|_| agent.ask(AgentRequest::RequestSegment { stock: vec![full] })).collect();
     for pod in pods {
         assert_eq!(pod.await.unwrap(), AgentResponse::Done);
     }
@@ -31,7 +31,7 @@ async fn one_request_for_both_families_brings_both() {
     let (agent, _) = node.start_as_member().await;
     let file = node.segments();
     let both = vec![stock(&file, Family::V4, 61), stock(&file, Family::V6, 254)];
-    assert_eq!(agent.ask_and_wait(AgentRequest::ApplyForSegment { stock: both }).await, AgentResponse::Done);
+    assert_eq!(agent.ask_and_wait(AgentRequest::RequestSegment { stock: both }).await, AgentResponse::Done);
     assert_eq!(controller.ledger("edge-1").await.len(), 4);
     agent.end().await;
 }
@@ -43,14 +43,14 @@ async fn a_request_whose_response_was_lost_is_repeated_and_grants_nothing_twice(
     let (agent, _) = node.start_as_member().await;
     agent.kill().await;
     // The power fails after the request was sent: the request is on disk, the response is not.
-    let application = json!({"request_id": "0123456789abcdef", "families": ["ipv4"]}).to_string();
-    std::fs::write(node.file("application.json"), &application).unwrap();
+    let request = json!({"request_id": "0123456789abcdef", "families": ["ipv4"]}).to_string();
+    std::fs::write(node.file("application.json"), &request).unwrap();
     let agent = node.start();
     agent.membership("the segment", |m| m.view.segments.len() == 3).await;
-    until("the end of the application", || async { !exists(node.file("application.json")) }).await;
+    until("the end of the request", || async { !exists(node.file("application.json")) }).await;
     agent.kill().await;
     // The same request again, as if the first response had been lost.
-    std::fs::write(node.file("application.json"), &application).unwrap();
+    std::fs::write(node.file("application.json"), &request).unwrap();
     let agent = node.start();
     until("the same answer", || async { !exists(node.file("application.json")) }).await;
     assert_eq!(controller.ledger("edge-1").await.len(), 3);
@@ -65,7 +65,7 @@ async fn without_the_controller_a_pod_gets_an_error_in_time_and_the_request_is_a
     let (agent, _) = node.start_as_member().await;
     controller.stop().await;
     agent.status("the loss", |status| !status.connected).await;
-    let full = AgentRequest::ApplyForSegment { stock: vec![stock(&node.segments(), Family::V4, 61)] };
+    let full = AgentRequest::RequestSegment { stock: vec![stock(&node.segments(), Family::V4, 61)] };
     let AgentResponse::Failed { reason, temporary: true } = agent.ask_and_wait(full).await else {
         panic!("not a failure that may pass")
     };
@@ -89,7 +89,7 @@ async fn a_spare_is_kept_as_pods_take_addresses() {
     until("the spare", || async { node.segments().segments.len() == 3 }).await;
     // The same count again, from before the spare was granted, brings no second one.
     assert_eq!(agent.ask_and_wait(taken).await, AgentResponse::Done);
-    let full = AgentRequest::ApplyForSegment { stock: vec![stock(&first, Family::V4, 61)] };
+    let full = AgentRequest::RequestSegment { stock: vec![stock(&first, Family::V4, 61)] };
     assert_eq!(agent.ask_and_wait(full).await, AgentResponse::Done);
     let all_of_one = AgentRequest::AddressesTaken { stock: vec![stock(&node.segments(), Family::V4, 62)] };
     assert_eq!(agent.ask_and_wait(all_of_one).await, AgentResponse::Done);
@@ -104,14 +104,14 @@ async fn a_full_range_is_reported_to_the_pod_and_in_the_status_and_the_other_fam
     let node = controller.edge("edge-1").await;
     let (agent, _) = node.start_as_member().await;
     let file = node.segments();
-    let full = AgentRequest::ApplyForSegment { stock: vec![stock(&file, Family::V4, 61)] };
+    let full = AgentRequest::RequestSegment { stock: vec![stock(&file, Family::V4, 61)] };
     let AgentResponse::Failed { reason, temporary: false } = agent.ask_and_wait(full).await else {
         panic!("not a lasting failure")
     };
     assert!(reason.contains("10.77.0.0/26"), "{reason}");
     agent.error_with("10.77.0.0/26").await;
     assert!(!exists(node.file("application.json")), "it was answered");
-    let other = AgentRequest::ApplyForSegment { stock: vec![stock(&file, Family::V6, 254)] };
+    let other = AgentRequest::RequestSegment { stock: vec![stock(&file, Family::V6, 254)] };
     assert_eq!(agent.ask_and_wait(other).await, AgentResponse::Done);
     agent.end().await;
 }
@@ -123,7 +123,7 @@ async fn before_it_has_joined_an_agent_gives_pods_a_temporary_error() {
     let agent = node.start();
     agent.error().await;
     let none = edge_types::agent_protocol::Stock { family: Family::V4, free: 0, leased: 0 };
-    let answer = agent.ask_and_wait(AgentRequest::ApplyForSegment { stock: vec![none] }).await;
+    let answer = agent.ask_and_wait(AgentRequest::RequestSegment { stock: vec![none] }).await;
     let AgentResponse::Failed { reason, temporary: true } = answer else { panic!("{answer:?}") };
     assert!(reason.contains("has not joined"), "{reason}");
     agent.end().await;

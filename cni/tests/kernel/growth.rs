@@ -32,8 +32,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_first_segment_may_come_with_the_first_pod", the_first_segment_may_come_with_the_first_pod),
 ];
 
-/// Starts a peer on the agent's socket. It grants each application the next of `grants`, and then
-/// refuses with `refusal`. The receiver gets its requests in order.
+/// Starts a peer on the agent's socket. It answers each segment request with the next of `grants`,
+/// and then refuses with `refusal`. The receiver gets its requests in order.
 fn agent(world: &World, grants: &[&str], refusal: Option<AgentResponse>) -> Receiver<AgentRequest> {
     let listener = UnixListener::bind(world.folder.path().join("agent.sock")).unwrap();
     let path = world.state("segments.json");
@@ -43,11 +43,11 @@ fn agent(world: &World, grants: &[&str], refusal: Option<AgentResponse>) -> Rece
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let request: AgentRequest = frame::read(&mut stream).unwrap();
-            let apply = matches!(request, AgentRequest::ApplyForSegment { .. });
+            let for_segment = matches!(request, AgentRequest::RequestSegment { .. });
             if heard.send(request).is_err() {
                 return;
             }
-            let response = match (apply, grants.pop()) {
+            let response = match (for_segment, grants.pop()) {
                 (false, grant) => {
                     grants.extend(grant);
                     Some(AgentResponse::Done)
@@ -108,7 +108,7 @@ fn a_full_segment_grows_through_the_agent() {
         let got = world.add(&pod);
         assert_eq!(got[0], expected);
         let short = vec![Stock { family: Family::V4, free: 0, leased }];
-        assert_eq!(heard(&requests), AgentRequest::ApplyForSegment { stock: short });
+        assert_eq!(heard(&requests), AgentRequest::RequestSegment { stock: short });
         assert!(matches!(heard(&requests), AgentRequest::AddressesTaken { .. }));
         // Gateway, guard and routes of the new segment are there.
         assert!(pings(&pod.netns, "10.77.3.2") && pings(&first.netns, expected) && pings(&world.host, expected));
@@ -151,9 +151,10 @@ fn an_agent_that_cannot_help_costs_no_pod_the_last_addresses() {
     let message = world.add_fails(&world.pod(), 11);
     assert!(message.contains(reason), "{message}");
     let all: Vec<AgentRequest> = requests.try_iter().collect();
-    let applications = all.iter().filter(|request| matches!(request, AgentRequest::ApplyForSegment { .. })).count();
+    let requests_for_segments =
+        all.iter().filter(|request| matches!(request, AgentRequest::RequestSegment { .. })).count();
     // With 3, 2, 1 and 0 left, before the ADD.
-    assert_eq!(applications, 4, "{all:?}");
+    assert_eq!(requests_for_segments, 4, "{all:?}");
 }
 
 fn an_agent_that_never_answers_is_not_waited_for_longer_than_the_limit() {
@@ -170,6 +171,6 @@ fn the_first_segment_may_come_with_the_first_pod() {
     let pod = world.pod();
     assert_eq!(world.add(&pod), ["10.77.3.2"]);
     assert!(pings(&pod.netns, "10.77.3.1"));
-    let AgentRequest::ApplyForSegment { stock } = heard(&requests) else { panic!("no application") };
+    let AgentRequest::RequestSegment { stock } = heard(&requests) else { panic!("no segment request") };
     assert_eq!(stock.iter().map(|stock| stock.family).collect::<Vec<_>>(), [Family::V4, Family::V6]);
 }

@@ -17,7 +17,7 @@ async fn a_retry_with_the_same_id_gets_the_same_segments_and_one_row() {
 }
 
 #[tokio::test]
-async fn applications_of_many_nodes_at_once_never_overlap() {
+async fn segment_requests_of_many_nodes_at_once_never_overlap() {
     let cloud = Cloud::with("cluster_ranges = [\"10.77.0.0/20\"]\nv4_prefix = 28\nmin_per_node = 0").await;
     let mut nodes = Vec::new();
     for index in 0..8 {

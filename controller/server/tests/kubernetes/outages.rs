@@ -17,7 +17,7 @@ use crate::cluster::{PLANE, as_user, clean, controller, install, run};
 pub(crate) const TESTS: &[Test] = &[
     ("while_the_api_server_is_away_what_was_known_holds_and_afterwards_all_goes_on", away),
     ("after_etcd_was_compacted_everything_is_read_anew", compacted),
-    ("applications_that_are_repeated_through_outages_give_no_address_to_two_nodes_and_lose_none", storm),
+    ("segment_requests_that_are_repeated_through_outages_give_no_address_to_two_nodes_and_lose_none", storm),
     ("a_lost_right_tears_nothing_down_and_is_told_with_its_manifest", rights),
     ("without_its_definitions_a_controller_does_not_start_and_says_which_manifest_helps", definitions),
 ];

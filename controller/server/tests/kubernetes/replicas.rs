@@ -18,7 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("three_replicas_that_grant_at_once_give_no_address_to_two_nodes", three),
     ("what_one_replica_writes_the_others_know", known_to_all),
     ("of_two_replicas_that_change_one_node_none_loses_the_others_change", both),
-    ("an_application_that_is_repeated_at_another_replica_gets_the_same_segment", repeated),
+    ("a_segment_request_that_is_repeated_at_another_replica_gets_the_same_segment", repeated),
     ("a_replica_catches_up_with_the_revision_of_another", caught_up),
     ("a_replica_whose_clock_is_ahead_ends_no_quarantine_that_it_saw_begin", fast),
     ("replicas_with_other_sizes_of_segments_grant_nothing_that_overlaps", sizes),

@@ -25,7 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_object_that_is_made_anew_as_it_was_shows_its_status_again", anew),
     ("a_condition_keeps_its_time_until_its_status_changes_whoever_leads", transition),
     ("communities_are_listed_by_command_as_by_kubectl", communities),
-    ("an_application_that_cannot_be_completed_any_more_leaves_nothing", all_or_none),
+    ("a_request_that_cannot_be_completed_any_more_leaves_nothing", all_or_none),
     ("a_node_that_joins_before_its_deregistration_is_complete_keeps_what_it_is_given", half_left),
 ];
 
