@@ -79,8 +79,8 @@
 //! - [`crypto`]: key exchange, key derivation, and the protection of messages.
 //! - [`auth`]: how both ends prove who they are.
 //!
-//! Private modules: `sa` has the states and exchanges of one IKE SA. `child_sas` has the CHILD_SAs of
-//! one peer and the order of their events. `negotiate` chooses what both ends agree upon.
+//! Private modules: `sa` has the states and exchanges of one IKE SA. `child_sas` has the CHILD_SAs
+//! of one peer and the order of their events. `negotiate` chooses what both ends agree upon.
 //! `deadlines` and `output` hold deadlines and what goes out. `tests/simulation` tries whole
 //! networks of endpoints, `tests/hostile` hostile ones. `mutations` holds deliberate mistakes,
 //! which these tests must notice; no release build has them.

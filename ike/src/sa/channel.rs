@@ -1,5 +1,5 @@
 //! The protected channel of an IKE SA: message IDs and windows of one request (RFC 7296 2.2, 2.3),
-//! retransmission, fragments, and addresses that change (2.23).
+//! retransmission, fragments, NAT keepalives (RFC 3948 2.3), and addresses that change (2.23).
 
 use std::net::SocketAddr;
 use std::time::Duration;
