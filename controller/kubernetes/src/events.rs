@@ -33,7 +33,7 @@ const NOTE: usize = 1024;
 
 /// The kind of object that an Event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum About {
+pub enum Regarding {
     /// A Node.
     Node,
     /// An EdgeNode.
@@ -48,7 +48,7 @@ pub enum About {
 
 #[derive(Debug)]
 struct PendingEvent {
-    about: About,
+    regarding: Regarding,
     name: String,
     warning: bool,
     reason: &'static str,
@@ -57,9 +57,9 @@ struct PendingEvent {
 
 /// Writes Events; does nothing without Kubernetes.
 #[derive(Debug, Clone, Default)]
-pub struct Events(Option<mpsc::Sender<PendingEvent>>);
+pub struct EventRecorder(Option<mpsc::Sender<PendingEvent>>);
 
-impl Events {
+impl EventRecorder {
     /// Starts to write Events in the cluster that the client reaches, until all clones are dropped.
     pub fn start(client: &Client, replica: &str, api_failures: ApiFailures) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
@@ -68,13 +68,13 @@ impl Events {
     }
 
     /// Writes an Event of type Normal.
-    pub fn normal(&self, about: About, name: &str, reason: &'static str, note: String) {
-        self.enqueue(PendingEvent { about, name: name.into(), warning: false, reason, note });
+    pub fn normal(&self, regarding: Regarding, name: &str, reason: &'static str, note: String) {
+        self.enqueue(PendingEvent { regarding, name: name.into(), warning: false, reason, note });
     }
 
     /// Writes an Event of type Warning, for what an operator should look at.
-    pub fn warning(&self, about: About, name: &str, reason: &'static str, note: String) {
-        self.enqueue(PendingEvent { about, name: name.into(), warning: true, reason, note });
+    pub fn warning(&self, regarding: Regarding, name: &str, reason: &'static str, note: String) {
+        self.enqueue(PendingEvent { regarding, name: name.into(), warning: true, reason, note });
     }
 
     fn enqueue(&self, pending: PendingEvent) {
@@ -104,25 +104,25 @@ async fn write(client: Client, replica: String, api_failures: ApiFailures, mut r
     }
 }
 
-fn resource(about: About) -> ApiResource {
-    match about {
-        About::Node => ApiResource::erase::<Node>(&()),
-        About::EdgeNode => ApiResource::erase::<EdgeNode>(&()),
-        About::Segment => ApiResource::erase::<Segment>(&()),
-        About::Community => ApiResource::erase::<Community>(&()),
-        About::LabelPolicy => ApiResource::erase::<ValidatingAdmissionPolicy>(&()),
+fn resource(regarding: Regarding) -> ApiResource {
+    match regarding {
+        Regarding::Node => ApiResource::erase::<Node>(&()),
+        Regarding::EdgeNode => ApiResource::erase::<EdgeNode>(&()),
+        Regarding::Segment => ApiResource::erase::<Segment>(&()),
+        Regarding::Community => ApiResource::erase::<Community>(&()),
+        Regarding::LabelPolicy => ApiResource::erase::<ValidatingAdmissionPolicy>(&()),
     }
 }
 
 /// Readers find Events by the UID of their object; an object that is gone has none.
 async fn uid(client: &Client, pending: &PendingEvent) -> Option<String> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(pending.about));
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(pending.regarding));
     api.get_metadata_opt(&pending.name).await.ok().flatten()?.meta().uid.clone()
 }
 
 fn event(pending: &PendingEvent, uid: Option<String>, replica: &str) -> Event {
     let now = Timestamp::now();
-    let resource = resource(pending.about);
+    let resource = resource(pending.regarding);
     let mut note = pending.note.clone();
     if note.len() > NOTE {
         note.truncate(note.floor_char_boundary(NOTE - 3));
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn equal_events_of_two_replicas_are_one_and_a_long_note_is_cut() {
         let pending = |note: &str| PendingEvent {
-            about: About::EdgeNode,
+            regarding: Regarding::EdgeNode,
             name: "a".into(),
             warning: true,
             reason: "SegmentsExhausted",

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::admission_policy::{MANIFEST, NAME, stands};
 use super::client::{ApiFailures, version};
-use super::events::{About, Events};
+use super::events::{EventRecorder, Regarding};
 use super::list_watch::{ListWatch, ListWatchEvent, WatchStream, list_and_watch};
 
 /// A label that puts an edge into communities and that kubelets cannot set: it always counts.
@@ -158,12 +158,12 @@ impl std::fmt::Display for LabelTrust {
 pub struct LabelWatch {
     client: Client,
     trust: watch::Sender<LabelTrust>,
-    events: Events,
+    events: EventRecorder,
 }
 
 impl LabelWatch {
     /// Makes a watch that reports to `trust`.
-    pub fn new(client: &Client, trust: watch::Sender<LabelTrust>, events: Events) -> Self {
+    pub fn new(client: &Client, trust: watch::Sender<LabelTrust>, events: EventRecorder) -> Self {
         Self { client: client.clone(), trust, events }
     }
 
@@ -219,10 +219,10 @@ impl LabelWatch {
         }
         if now.effect == LabelEffect::Count {
             tracing::info!("{now}");
-            self.events.normal(About::LabelPolicy, NAME, "NodeLabelsCount", now.to_string());
+            self.events.normal(Regarding::LabelPolicy, NAME, "NodeLabelsCount", now.to_string());
         } else {
             tracing::warn!("{now}");
-            self.events.warning(About::LabelPolicy, NAME, "NodeLabelsDoNotCount", now.to_string());
+            self.events.warning(Regarding::LabelPolicy, NAME, "NodeLabelsDoNotCount", now.to_string());
         }
     }
 }

@@ -9,14 +9,14 @@ use edge_controller_domain::state::NodeObject;
 use edge_types::{Communities, NodeName};
 use tokio::sync::watch;
 
-use super::events::{About, Events};
+use super::events::{EventRecorder, Regarding};
 use super::label_trust::{LabelEffect, LabelTrust, TrustNodeLabels};
 
 /// Decides what counts, and reports once for each node which labels do not.
 pub struct NodeTrust {
     labels: watch::Receiver<LabelTrust>,
     address_changes: AddressChangeLimits,
-    events: Events,
+    events: EventRecorder,
     /// Nodes with ignored labels that were reported.
     reported: BTreeSet<NodeName>,
     /// Nodes with changed addresses that wait for the rate limit.
@@ -25,7 +25,7 @@ pub struct NodeTrust {
 
 impl NodeTrust {
     /// Accepts no label that a kubelet can set.
-    pub fn without_labels(address_changes: AddressChangeLimits, events: Events) -> Self {
+    pub fn without_labels(address_changes: AddressChangeLimits, events: EventRecorder) -> Self {
         // This value never changes.
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Never)).subscribe();
         Self { labels, address_changes, events, reported: BTreeSet::new(), waiting: BTreeSet::new() }
@@ -74,7 +74,12 @@ impl NodeTrust {
         }
         let without = without.join(", ");
         tracing::warn!(node = %name, "its labels do not put it into {without}: {trust}");
-        self.events.warning(About::Node, name.as_str(), "LabelsDoNotCount", format!("not put into {without}: {trust}"));
+        self.events.warning(
+            Regarding::Node,
+            name.as_str(),
+            "LabelsDoNotCount",
+            format!("not put into {without}: {trust}"),
+        );
     }
 }
 
@@ -106,7 +111,8 @@ mod tests {
     }
 
     fn node_trust(trust: &watch::Sender<LabelTrust>) -> NodeTrust {
-        NodeTrust::without_labels(AddressChangeLimits::default(), Events::default()).with_labels(trust.subscribe())
+        NodeTrust::without_labels(AddressChangeLimits::default(), EventRecorder::default())
+            .with_labels(trust.subscribe())
     }
 
     #[test]

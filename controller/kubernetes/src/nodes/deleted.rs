@@ -18,7 +18,7 @@ use super::pending::DeletedNode;
 use super::watch::{NodeWatch, WHAT};
 use crate::client::{REQUEST, explain};
 use crate::cluster_identity::ClusterIdentityError;
-use crate::events::About;
+use crate::events::Regarding;
 
 /// Largest number of Nodes that are read at the same time.
 const CONCURRENT_READS: usize = 32;
@@ -99,7 +99,7 @@ impl NodeWatch {
                  it, edge-controller node deregister {name}, and all of them, edge-controller node deregister --confirm"
             );
             tracing::warn!(node = %name, "{note}");
-            self.events.warning(About::EdgeNode, name.as_str(), "NodeMissing", note);
+            self.events.warning(Regarding::EdgeNode, name.as_str(), "NodeMissing", note);
         }
     }
 
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
     use crate::client::ApiFailures;
     use crate::cluster_identity::ClusterIdentity;
-    use crate::events::Events;
+    use crate::events::EventRecorder;
     use crate::selector::NodeSelector;
 
     /// A watch of three registered nodes with Node objects. Nothing listens at its API server's
@@ -200,7 +200,7 @@ mod tests {
         let client = Client::try_from(Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
         let identity = ClusterIdentity::new(&client, registry.clone(), None);
         let (failures, selector) = (ApiFailures::default(), NodeSelector::edges());
-        NodeWatch::new(&client, registry, selector, failures, Events::default(), identity)
+        NodeWatch::new(&client, registry, selector, failures, EventRecorder::default(), identity)
     }
 
     async fn commit(registry: &Registry, change: Change) {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::pending::DeletedNode;
 use super::watch::{NodeWatch, WHAT};
 use crate::client::{REQUEST, explain};
-use crate::events::About;
+use crate::events::Regarding;
 
 /// Time that a new Node has to report its machine ID.
 const MACHINE_ID_WAIT: Duration = Duration::from_secs(60);
@@ -169,7 +169,7 @@ impl NodeWatch {
     fn report_deregistered(&self, name: &NodeName, segments: usize, why: &str) {
         tracing::info!(node = %name, segments, "deregistered: {why}");
         let note = format!("{why}; its certificate is refused from now on");
-        self.events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
+        self.events.normal(Regarding::EdgeNode, name.as_str(), "Deregistered", note);
     }
 }
 

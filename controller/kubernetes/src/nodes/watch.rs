@@ -18,7 +18,7 @@ use super::facts::{NodeFacts, facts, name_of};
 use super::pending::{DeletedNode, DeletedNodes, PendingDeregistrations};
 use crate::client::ApiFailures;
 use crate::cluster_identity::{ClusterIdentity, ClusterIdentityError};
-use crate::events::{About, Events};
+use crate::events::{EventRecorder, Regarding};
 use crate::label_trust::LabelTrust;
 use crate::list_watch::{ListWatchEvent, Metadata, list_and_watch};
 use crate::node_trust::NodeTrust;
@@ -41,7 +41,7 @@ pub struct NodeWatch {
     pub(super) selector: NodeSelector,
     pub(super) trust: NodeTrust,
     pub(super) api_failures: ApiFailures,
-    pub(super) events: Events,
+    pub(super) events: EventRecorder,
     pub(super) known: BTreeMap<NodeName, NodeFacts>,
     /// Nodes that must be compared with their records.
     pub(super) changed: BTreeSet<NodeName>,
@@ -70,7 +70,7 @@ impl NodeWatch {
         registry: Registry,
         selector: NodeSelector,
         api_failures: ApiFailures,
-        events: Events,
+        events: EventRecorder,
         identity: ClusterIdentity,
     ) -> Self {
         Self {
@@ -221,7 +221,7 @@ impl NodeWatch {
             for rejected in &facts.rejected {
                 tracing::warn!(node = %name, "{rejected}; the rest of its Node object counts");
                 let note = format!("{rejected}; the rest counts");
-                self.events.warning(About::Node, name.as_str(), "LabelRefused", note);
+                self.events.warning(Regarding::Node, name.as_str(), "LabelRefused", note);
             }
         }
         if before != Some(&facts) {

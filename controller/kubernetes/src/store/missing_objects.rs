@@ -26,7 +26,7 @@ use super::definitions::DefinitionState;
 use super::object_versions::Missing;
 use super::recreate::{Recreation, recreate};
 use super::store_core::StoreCore;
-use crate::events::About;
+use crate::events::Regarding;
 use crate::resources::kinds::{Kind, is_blocked};
 use crate::resources::object_name;
 
@@ -226,7 +226,7 @@ async fn decide_segments(core: &StoreCore, missing: Vec<Missing>, rows: &KnownRo
                 };
                 tracing::warn!(%segment, node = %row.node, "its object was deleted and is written again: {so}");
                 let note = format!("deleted and written again: {so}");
-                core.events.warning(About::Segment, &object_name(&segment), "DeletionUndone", note);
+                core.events.warning(Regarding::Segment, &object_name(&segment), "DeletionUndone", note);
             }
             Recreation::Pending(why) => {
                 tracing::warn!(%segment, why, "its object was deleted and is not written again yet");
@@ -269,7 +269,7 @@ async fn decide_nodes(core: &StoreCore, missing: Vec<Missing>, rows: &KnownRows,
                      deregister {name}"
                 );
                 tracing::warn!(node = %name, "{note}");
-                core.events.warning(About::EdgeNode, name.as_str(), "DeletionUndone", note);
+                core.events.warning(Regarding::EdgeNode, name.as_str(), "DeletionUndone", note);
             }
             Recreation::Pending(why) => {
                 tracing::warn!(node = %name, why, "its EdgeNode was deleted and is not written again yet");

@@ -47,7 +47,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::ApiFailures;
-use crate::events::Events;
+use crate::events::EventRecorder;
 use crate::list_watch::{list_and_watch, list_pages};
 use crate::resources::kinds::{self, Apis, Kind, StoredObject};
 use definitions::Definitions;
@@ -81,7 +81,7 @@ impl Kubernetes {
         namespace: &str,
         sizes: SegmentPrefix,
         api_failures: ApiFailures,
-        events: Events,
+        events: EventRecorder,
     ) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
         let core = StoreCore {
@@ -162,7 +162,7 @@ impl Store for Kubernetes {
     fn read(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
             let noted = self.core.shared_config.noted().await?;
-            let mut objects = ObjectVersions::new(mpsc::unbounded_channel().0, Events::default());
+            let mut objects = ObjectVersions::new(mpsc::unbounded_channel().0, EventRecorder::default());
             objects.begin_above(noted.offset);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
             let definitions = self.core.definitions.all_there().await?;

@@ -13,7 +13,7 @@ use super::object_versions::{ObjectEvent, ObjectVersions};
 use super::shared_config::SharedConfig;
 use super::source::RowSource;
 use crate::client::{ApiFailures, REQUEST};
-use crate::events::Events;
+use crate::events::EventRecorder;
 use crate::list_watch::{ListWatchEvent, list};
 use crate::resources::kinds::{Apis, Kind, StoredObject};
 
@@ -24,7 +24,7 @@ pub(super) struct StoreCore {
     pub(super) shared_config: SharedConfig,
     pub(super) definitions: Definitions,
     pub(super) api_failures: ApiFailures,
-    pub(super) events: Events,
+    pub(super) events: EventRecorder,
     /// Whether many deletions at once are undone until the operator confirms them.
     pub(super) confirm: AtomicBool,
     /// Sends events to the registry.

@@ -10,7 +10,7 @@ use edge_controller_domain::clock::Clock;
 use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_kubernetes::ca_secret::CaSecret;
 use edge_controller_kubernetes::client::{ApiFailures, connect};
-use edge_controller_kubernetes::events::Events;
+use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::resources::{EdgeNode, Segment, SegmentSpec, object_name};
 use edge_controller_kubernetes::store::Kubernetes;
 use edge_types::IpNetwork;
@@ -56,7 +56,7 @@ pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let client = runtime.block_on(connect(Some(&kubeconfig))).expect("a client");
     let (cluster, filled) = runtime.block_on(async {
-        let store = Kubernetes::new(&client, NAMESPACE, SIZES, ApiFailures::default(), Events::default());
+        let store = Kubernetes::new(&client, NAMESPACE, SIZES, ApiFailures::default(), EventRecorder::default());
         let ca_secret = Box::new(CaSecret::new(&client, NAMESPACE));
         let began = Instant::now();
         let config = format!("[kubernetes]\nkubeconfig = {kubeconfig:?}\n");

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use edge_controller_domain::segments::{ClaimConflict, ClaimConflicts};
-use edge_controller_kubernetes::events::{About, Events};
+use edge_controller_kubernetes::events::{EventRecorder, Regarding};
 use edge_types::{IpNetwork, NodeName};
 
 use super::state::from_substates;
@@ -12,7 +12,7 @@ use super::state::from_substates;
 #[derive(Clone)]
 pub(super) struct ClaimReporter {
     pub(super) conflicts: ClaimConflicts,
-    events: Events,
+    events: EventRecorder,
 }
 
 from_substates!(ClaimReporter { conflicts, events });
@@ -25,7 +25,7 @@ impl ClaimReporter {
             tracing::warn!(%node, segments = ?taken, "it uses segments that no node was known to hold, and holds them from now on; was an old backup restored?");
             let list: Vec<String> = taken.iter().map(ToString::to_string).collect();
             let note = format!("{}: in use, and not known to be granted; granted to it", list.join(", "));
-            self.events.warning(About::EdgeNode, node.as_str(), "SegmentReported", note);
+            self.events.warning(Regarding::EdgeNode, node.as_str(), "SegmentReported", note);
         }
         let news = self.conflicts.note(node, conflicts, Instant::now());
         if news.is_empty() {
@@ -34,6 +34,6 @@ impl ClaimReporter {
         let list: Vec<String> = news.iter().map(ToString::to_string).collect();
         let note = list.join("; ");
         tracing::error!(%node, "{note}");
-        self.events.warning(About::EdgeNode, node.as_str(), "SegmentConflict", note);
+        self.events.warning(Regarding::EdgeNode, node.as_str(), "SegmentConflict", note);
     }
 }

@@ -12,7 +12,7 @@ use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows, TokenRecord};
 use edge_controller_domain::tokens::{self, TokenError};
-use edge_controller_kubernetes::events::{About, Events};
+use edge_controller_kubernetes::events::{EventRecorder, Regarding};
 use edge_types::api::{CertificateResponse, JoinRequest, RenewalRequest};
 use edge_types::{NodeName, Role};
 use serde::Deserialize;
@@ -42,7 +42,7 @@ pub(super) async fn join(
     State(live): State<Arc<LiveConfig>>,
     State(issuer): State<Issuer>,
     State(reviews): State<AccountReviews>,
-    State(events): State<Events>,
+    State(events): State<EventRecorder>,
     caller: Caller,
     UnauthenticatedBody(body): UnauthenticatedBody,
 ) -> Result<axum::Json<CertificateResponse>, ApiError> {
@@ -84,7 +84,7 @@ pub(super) async fn join(
         })
         .await?;
     tracing::info!(%node, %role, from = %caller, serial = issued.term.serial, key = key.fingerprint, "joined");
-    events.normal(About::EdgeNode, node.as_str(), "Joined", format!("joined as {role}"));
+    events.normal(Regarding::EdgeNode, node.as_str(), "Joined", format!("joined as {role}"));
     Ok(axum::Json(issuer.response(node, role, issued)))
 }
 

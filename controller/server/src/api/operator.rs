@@ -12,7 +12,7 @@ use edge_controller_domain::segments::{ClaimConflicts, Holding, SegmentRecord};
 use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_domain::{tokens, views};
-use edge_controller_kubernetes::events::{About, Events};
+use edge_controller_kubernetes::events::{EventRecorder, Regarding};
 use edge_controller_kubernetes::label_trust::{LabelEffect, LabelTrust};
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_types::NodeName;
@@ -77,7 +77,7 @@ pub(super) async fn deregister(
     State(live): State<Arc<LiveConfig>>,
     State(tunnels): State<TunnelReports>,
     State(conflicts): State<ClaimConflicts>,
-    State(events): State<Events>,
+    State(events): State<EventRecorder>,
     caller: Caller,
     Node(node): Node,
 ) -> Result<axum::Json<Vec<SegmentInfo>>, ApiError> {
@@ -98,7 +98,7 @@ pub(super) async fn deregister(
     tunnels.retain(|kept| *kept != name);
     conflicts.retain(|kept| *kept != name);
     let note = "by the operator; its certificate is refused from now on".to_owned();
-    events.normal(About::EdgeNode, name.as_str(), "Deregistered", note);
+    events.normal(Regarding::EdgeNode, name.as_str(), "Deregistered", note);
     Ok(axum::Json(released.iter().map(|row| segment_info(row, quarantine, now)).collect()))
 }
 

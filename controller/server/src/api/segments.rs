@@ -7,7 +7,7 @@ use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::{SegmentPolicy, SegmentRecord};
 use edge_controller_domain::state::{Change, SegmentError};
 use edge_controller_domain::views;
-use edge_controller_kubernetes::events::{About, Events};
+use edge_controller_kubernetes::events::{EventRecorder, Regarding};
 use edge_types::NodeName;
 use edge_types::api::{SegmentRequest, SegmentResponse};
 
@@ -32,7 +32,7 @@ pub(super) async fn list(
 pub(super) async fn request(
     State(registry): State<Registry>,
     State(live): State<Arc<LiveConfig>>,
-    State(events): State<Events>,
+    State(events): State<EventRecorder>,
     caller: Caller,
     Node(node): Node,
     Json(request): Json<SegmentRequest>,
@@ -71,11 +71,11 @@ pub(super) async fn request(
     match &granted {
         Ok((segments, true)) => {
             let list: Vec<String> = segments.iter().map(ToString::to_string).collect();
-            events.normal(About::EdgeNode, name.as_str(), "SegmentGranted", list.join(", "));
+            events.normal(Regarding::EdgeNode, name.as_str(), "SegmentGranted", list.join(", "));
         }
         Err(refusal @ ApiError::Segment(SegmentError::Exhausted(_) | SegmentError::TooMany { .. })) => {
             release_partial_grant(&registry, &name, id).await;
-            events.warning(About::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
+            events.warning(Regarding::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
         }
         _ => {}
     }

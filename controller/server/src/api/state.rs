@@ -7,7 +7,7 @@ use edge_controller_domain::ca::Ca;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
-use edge_controller_kubernetes::events::Events;
+use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::label_trust::LabelTrust;
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_controller_kubernetes::service_account::{ReviewLimits, Reviewer};
@@ -31,7 +31,7 @@ pub struct Services {
     /// Counters of what the handlers do.
     pub metrics: Metrics,
     /// Publishes Kubernetes Events.
-    pub events: Events,
+    pub events: EventRecorder,
     /// What nodes report about their tunnels.
     pub tunnels: TunnelReports,
     /// Segments that nodes claim and do not hold.
@@ -88,7 +88,7 @@ substates! {
     live: Arc<LiveConfig>,
     reviewer: Option<Reviewer>,
     metrics: Metrics,
-    events: Events,
+    events: EventRecorder,
     tunnels: TunnelReports,
     conflicts: ClaimConflicts,
     label_trust: watch::Receiver<LabelTrust>,

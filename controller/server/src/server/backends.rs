@@ -9,7 +9,7 @@ use edge_controller_domain::store::Store;
 use edge_controller_domain::store::embedded::{Embedded, FILE};
 use edge_controller_kubernetes::ca_secret::CaSecret;
 use edge_controller_kubernetes::client::{ApiFailures, Client, connect};
-use edge_controller_kubernetes::events::Events;
+use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::replica_leases;
 use edge_controller_kubernetes::store::Kubernetes;
 
@@ -26,7 +26,7 @@ pub(crate) struct Backends {
     /// What does not work at the API server.
     pub(crate) api_failures: ApiFailures,
     /// Writes Kubernetes Events.
-    pub(crate) events: Events,
+    pub(crate) events: EventRecorder,
     /// Name of this run of this replica.
     pub(crate) replica: String,
 }
@@ -41,10 +41,17 @@ impl Backends {
         let (api_failures, replica) = (ApiFailures::default(), replica_leases::replica_name());
         let Some(kubernetes) = &config.kubernetes else {
             let (store, ca_storage) = embedded(config, now)?;
-            return Ok(Self { store, ca_storage, client: None, api_failures, events: Events::default(), replica });
+            return Ok(Self {
+                store,
+                ca_storage,
+                client: None,
+                api_failures,
+                events: EventRecorder::default(),
+                replica,
+            });
         };
         let client = connect(kubernetes.kubeconfig.as_deref()).await?;
-        let events = Events::start(&client, &replica, api_failures.clone());
+        let events = EventRecorder::start(&client, &replica, api_failures.clone());
         let (store, ca_storage): (Arc<dyn Store>, Box<dyn CaStorage>) = if kubernetes.store {
             let (namespace, sizes) = (&kubernetes.namespace, config.segment_policy().prefix);
             let store = Kubernetes::new(&client, namespace, sizes, api_failures.clone(), events.clone())

@@ -9,7 +9,7 @@ use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::client::{ApiFailures, Client};
 use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
-use edge_controller_kubernetes::events::Events;
+use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeLabels, log_forced};
 use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::orphans::{self, OrphanCollector};
@@ -33,7 +33,7 @@ pub(super) struct Cluster {
     pub(super) live: Arc<LiveConfig>,
     pub(super) health: Arc<Health>,
     pub(super) api_failures: ApiFailures,
-    pub(super) events: Events,
+    pub(super) events: EventRecorder,
     pub(super) tunnels: TunnelReports,
     pub(super) conflicts: ClaimConflicts,
     pub(super) label_trust: watch::Sender<LabelTrust>,

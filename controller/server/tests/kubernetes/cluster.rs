@@ -7,7 +7,7 @@ use std::time::Duration;
 use edge_controller_domain::store::Store;
 use edge_controller_kubernetes::client::{ApiFailures, connect};
 use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
-use edge_controller_kubernetes::events::Events;
+use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::resources::{Community, EdgeNode, Segment, definitions, manifest};
@@ -132,7 +132,13 @@ pub(crate) async fn event(client: Client, reason: &str, about: Option<(&str, &st
 
 impl Cluster {
     pub(crate) fn store(&self) -> Arc<dyn Store> {
-        Arc::new(Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.api_failures.clone(), Events::default()))
+        Arc::new(Kubernetes::new(
+            &self.client,
+            NAMESPACE,
+            self.sizes,
+            self.api_failures.clone(),
+            EventRecorder::default(),
+        ))
     }
 
     /// A replica of the controller.
@@ -142,7 +148,7 @@ impl Cluster {
 
     /// A replica that writes Events.
     pub(crate) async fn replica_with_events(&self) -> Grants {
-        let events = Events::start(&self.client, "test", self.api_failures.clone());
+        let events = EventRecorder::start(&self.client, "test", self.api_failures.clone());
         let store = Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.api_failures.clone(), events);
         self.replica_on(Arc::new(store)).await
     }
@@ -156,7 +162,7 @@ impl Cluster {
     /// Makes a replica watch Nodes.
     pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
         let selector = NodeSelector::edges();
-        let events = Events::start(&self.client, "test", self.api_failures.clone());
+        let events = EventRecorder::start(&self.client, "test", self.api_failures.clone());
         let (client, registry) = (&self.client, replica.registry.clone());
         let identity = ClusterIdentity::new(client, registry.clone(), None);
         let asked = PendingDeregistrations::default();

@@ -3,7 +3,7 @@ use tokio::sync::mpsc;
 
 use super::versions::REVISIONS_PER_VERSION;
 use super::*;
-use crate::events::Events;
+use crate::events::EventRecorder;
 use crate::resources::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
 
 fn object_key() -> ObjectKey {
@@ -26,7 +26,7 @@ fn node(version: u64, port: u16) -> StoredObject {
 
 fn objects() -> (ObjectVersions, mpsc::UnboundedReceiver<NumberedEvent>) {
     let (sender, events) = mpsc::unbounded_channel();
-    let mut objects = ObjectVersions::new(sender, Events::default());
+    let mut objects = ObjectVersions::new(sender, EventRecorder::default());
     objects.load(Kind::Node, vec![node(5, 1)], 7);
     (objects, events)
 }

@@ -7,7 +7,7 @@ use edge_controller_domain::state::Change;
 use tokio::sync::{Notify, mpsc};
 
 use super::entry::{Absent, Entry, NumberedEvent, ObjectEvent, RowEvent, deletion};
-use crate::events::{About, Events};
+use crate::events::{EventRecorder, Regarding};
 use crate::resources::kinds::{Kind, ObjectKey, StoredObject, blocked};
 
 /// Number of revisions for one resourceVersion. Events that come late, from the slower of two
@@ -29,7 +29,7 @@ pub(in crate::store) struct ObjectVersions {
     /// The registry has processed the events up to this number.
     pub(super) acknowledged: u64,
     pub(super) sender: mpsc::UnboundedSender<NumberedEvent>,
-    pub(super) events: Events,
+    pub(super) events: EventRecorder,
     /// Objects that cannot be read, and why. Each reason is reported once and not with every list.
     pub(super) unreadable: HashMap<ObjectKey, String>,
     /// Objects that this replica is writing, with the watch's events since the write began.
@@ -48,7 +48,7 @@ pub(in crate::store) struct ObjectVersions {
 }
 
 impl ObjectVersions {
-    pub(in crate::store) fn new(sender: mpsc::UnboundedSender<NumberedEvent>, events: Events) -> Self {
+    pub(in crate::store) fn new(sender: mpsc::UnboundedSender<NumberedEvent>, events: EventRecorder) -> Self {
         Self {
             entries: HashMap::new(),
             at: [0; 4],
@@ -264,9 +264,9 @@ impl ObjectVersions {
         let ((kind, name), what) = (object_key, object_key.0.what());
         tracing::error!(what, name, "the object cannot be read: {why}; {so}; correct it or delete it");
         let about = match kind {
-            Kind::Node => About::EdgeNode,
-            Kind::Segment => About::Segment,
-            Kind::Community => About::Community,
+            Kind::Node => Regarding::EdgeNode,
+            Kind::Segment => Regarding::Segment,
+            Kind::Community => Regarding::Community,
             Kind::Token => return,
         };
         self.events.warning(about, name, "Unreadable", format!("{why}; {so}"));
