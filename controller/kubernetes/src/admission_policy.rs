@@ -59,7 +59,7 @@ const RESOURCES: [&str; 2] = ["nodes", "nodes/status"];
 ///
 /// # Errors
 /// What is missing or differs.
-pub fn stands(
+pub fn check(
     policy: Option<&ValidatingAdmissionPolicy>,
     bindings: &[&ValidatingAdmissionPolicyBinding],
 ) -> Result<(), String> {
@@ -212,9 +212,9 @@ mod tests {
     #[test]
     fn a_policy_that_refuses_less_than_ours_is_none() {
         let (policy, binding) = shipped();
-        assert_eq!(stands(Some(&policy), &[&binding]), Ok(()));
-        assert!(stands(None, &[&binding]).unwrap_err().contains("not there"));
-        assert!(stands(Some(&policy), &[]).unwrap_err().contains("binding"));
+        assert_eq!(check(Some(&policy), &[&binding]), Ok(()));
+        assert!(check(None, &[&binding]).unwrap_err().contains("not there"));
+        assert!(check(Some(&policy), &[]).unwrap_err().contains("binding"));
         type Edit = fn(&mut ValidatingAdmissionPolicySpec);
         let weaker: [(&str, Edit); 10] = [
             ("failurePolicy", |spec| spec.failure_policy = Some("Ignore".into())),
@@ -252,7 +252,7 @@ mod tests {
         for (says, change) in weaker {
             let mut policy = policy.clone();
             change(policy.spec.as_mut().unwrap());
-            let why = stands(Some(&policy), &[&binding]).unwrap_err();
+            let why = check(Some(&policy), &[&binding]).unwrap_err();
             assert!(why.contains(says), "{says}: {why}");
         }
         let mut warns = binding.clone();
@@ -262,8 +262,8 @@ mod tests {
         narrow.spec.match_resources = rules;
         let mut other = binding.clone();
         other.spec.policy_name = "other".into();
-        assert!(stands(Some(&policy), &[&warns, &narrow, &other]).is_err());
-        assert_eq!(stands(Some(&policy), &[&warns, &binding]), Ok(()), "one that denies is enough");
+        assert!(check(Some(&policy), &[&warns, &narrow, &other]).is_err());
+        assert_eq!(check(Some(&policy), &[&warns, &binding]), Ok(()), "one that denies is enough");
     }
 
     #[test]
@@ -275,6 +275,6 @@ mod tests {
         spec.variables.as_mut().unwrap()[0].expression = serde_json::to_string(&labels).unwrap();
         let more = spec.validations.as_ref().unwrap()[0].clone();
         spec.validations.as_mut().unwrap().insert(0, more);
-        assert_eq!(stands(Some(&policy), &[&binding]), Ok(()));
+        assert_eq!(check(Some(&policy), &[&binding]), Ok(()));
     }
 }

@@ -100,19 +100,19 @@ pub struct ApiFailures(Arc<Mutex<BTreeMap<String, ApiFailure>>>);
 struct ApiFailure {
     why: String,
     /// Nodes are served all the same; only people see less.
-    aside: bool,
+    minor: bool,
 }
 
 impl ApiFailures {
     /// Notes a failure on which serving nodes depends. It is logged when it is new.
-    pub fn fails(&self, what: &str, why: String) {
-        self.note(what, ApiFailure { why, aside: false });
+    pub fn record(&self, what: &str, why: String) {
+        self.note(what, ApiFailure { why, minor: false });
     }
 
     /// Notes a failure that only people notice, such as missing Events. It is logged when it is
     /// new.
-    pub fn fails_aside(&self, what: &str, why: String) {
-        self.note(what, ApiFailure { why, aside: true });
+    pub fn record_minor(&self, what: &str, why: String) {
+        self.note(what, ApiFailure { why, minor: true });
     }
 
     fn note(&self, what: &str, failure: ApiFailure) {
@@ -123,8 +123,8 @@ impl ApiFailures {
         }
     }
 
-    /// Notes that it works.
-    pub fn works(&self, what: &str) {
+    /// Removes the failure of `what`, which works again.
+    pub fn clear(&self, what: &str) {
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.remove(what).is_some() {
             tracing::info!(what, "works again");
@@ -132,18 +132,18 @@ impl ApiFailures {
     }
 
     /// The reasons of all failures, joined by `; `; `None` if all works.
-    pub fn everything(&self) -> Option<String> {
+    pub fn all_reasons(&self) -> Option<String> {
         self.join_reasons(|_| true)
     }
 
     /// Failures that only people notice; `None` if there are none.
-    pub fn aside(&self) -> Option<String> {
-        self.join_reasons(|failure| failure.aside)
+    pub fn minor_reasons(&self) -> Option<String> {
+        self.join_reasons(|failure| failure.minor)
     }
 
     /// Failures on which serving nodes depends; `None` if there are none.
-    pub fn all(&self) -> Option<String> {
-        self.join_reasons(|failure| !failure.aside)
+    pub fn serving_reasons(&self) -> Option<String> {
+        self.join_reasons(|failure| !failure.minor)
     }
 
     fn join_reasons(&self, counts: impl Fn(&ApiFailure) -> bool) -> Option<String> {
@@ -209,13 +209,13 @@ mod tests {
     #[test]
     fn failures_are_listed_until_they_work_again() {
         let api_failures = ApiFailures::default();
-        assert_eq!(api_failures.all(), None);
-        api_failures.fails("b", "two".into());
-        api_failures.fails("a", "one".into());
-        api_failures.fails_aside("events", "no Events".into());
-        assert_eq!(api_failures.all().as_deref(), Some("one; two"), "nodes are served without events");
-        api_failures.works("a");
-        api_failures.works("b");
-        assert_eq!(api_failures.all(), None);
+        assert_eq!(api_failures.serving_reasons(), None);
+        api_failures.record("b", "two".into());
+        api_failures.record("a", "one".into());
+        api_failures.record_minor("events", "no Events".into());
+        assert_eq!(api_failures.serving_reasons().as_deref(), Some("one; two"), "nodes are served without events");
+        api_failures.clear("a");
+        api_failures.clear("b");
+        assert_eq!(api_failures.serving_reasons(), None);
     }
 }

@@ -95,11 +95,11 @@ async fn write(client: Client, replica: String, api_failures: ApiFailures, mut r
         let uid = tokio::time::timeout(REQUEST, uid(&client, &pending)).await.ok().flatten();
         let event = event(&pending, uid, &replica);
         match tokio::time::timeout(REQUEST, api.create(&PostParams::default(), &event)).await {
-            Ok(Ok(_)) => api_failures.works(WHAT),
+            Ok(Ok(_)) => api_failures.clear(WHAT),
             // Another replica has written it.
-            Ok(Err(kube::Error::Api(status))) if status.code == 409 => api_failures.works(WHAT),
-            Ok(Err(error)) => api_failures.fails_aside(WHAT, explain(WHAT, &error)),
-            Err(_) => api_failures.fails_aside(WHAT, format!("the API server does not answer about {WHAT}")),
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => api_failures.clear(WHAT),
+            Ok(Err(error)) => api_failures.record_minor(WHAT, explain(WHAT, &error)),
+            Err(_) => api_failures.record_minor(WHAT, format!("the API server does not answer about {WHAT}")),
         }
     }
 }

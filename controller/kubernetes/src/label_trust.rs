@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
-use super::admission_policy::{MANIFEST, NAME, stands};
+use super::admission_policy::{self, MANIFEST, NAME};
 use super::client::{ApiFailures, version};
 use super::events::{EventRecorder, Regarding};
 use super::list_watch::{ListWatch, ListWatchEvent, WatchStream, list_and_watch};
@@ -201,8 +201,8 @@ impl LabelWatch {
             }
             if policy.listed && bound.listed {
                 let bindings: Vec<_> = bound.objects.values().collect();
-                self.report(LabelTrust::of(stands(policy.objects.get(NAME), &bindings)));
-            } else if let Some(why) = api_failures.everything() {
+                self.report(LabelTrust::of(admission_policy::check(policy.objects.get(NAME), &bindings)));
+            } else if let Some(why) = api_failures.all_reasons() {
                 self.report(LabelTrust::unknown(why));
             }
         }

@@ -66,10 +66,10 @@ impl ReplicaLeases {
                         renewed = begun;
                     }
                     self.set(&leading, holds);
-                    self.api_failures.works(WHAT);
+                    self.api_failures.clear(WHAT);
                 }
-                Ok(Err(error)) => self.api_failures.fails(WHAT, explain(WHAT, &error)),
-                Err(_) => self.api_failures.fails(WHAT, format!("the API server does not answer about {WHAT}")),
+                Ok(Err(error)) => self.api_failures.record(WHAT, explain(WHAT, &error)),
+                Err(_) => self.api_failures.record(WHAT, format!("the API server does not answer about {WHAT}")),
             }
             // This is well before another replica takes the Lease.
             if renewed.elapsed() >= self.duration * 2 / 3 {
@@ -82,7 +82,7 @@ impl ReplicaLeases {
             }
         }
         if leading.send_replace(false)
-            && let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(1), self.give_back()).await
+            && let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(1), self.release_leadership()).await
         {
             tracing::debug!(%error, "the lease was not given back; it ends by itself");
         }
@@ -97,7 +97,7 @@ impl ReplicaLeases {
     /// Takes or renews the Lease if that is allowed. Returns whether this replica holds it.
     async fn take(&self, seen: &mut Option<Seen>) -> kube::Result<bool> {
         let Some(lease) = self.api.get_opt(LEADER).await? else {
-            return won(self.api.create(&PostParams::default(), &self.lease(LEADER, None, 0)).await);
+            return acquired(self.api.create(&PostParams::default(), &self.lease(LEADER, None, 0)).await);
         };
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         if seen.as_ref().is_none_or(|seen| seen.version != version) {
@@ -117,10 +117,10 @@ impl ReplicaLeases {
         if ours && let Some(mine) = &mut mine.spec {
             mine.acquire_time = spec.acquire_time;
         }
-        won(self.api.replace(LEADER, &PostParams::default(), &mine).await)
+        acquired(self.api.replace(LEADER, &PostParams::default(), &mine).await)
     }
 
-    async fn give_back(&self) -> kube::Result<()> {
+    async fn release_leadership(&self) -> kube::Result<()> {
         let mut lease = self.api.get(LEADER).await?;
         match &mut lease.spec {
             Some(spec) if spec.holder_identity.as_ref() == Some(&self.replica) => spec.holder_identity = None,
@@ -148,14 +148,14 @@ impl ReplicaLeases {
     }
 
     /// Renews the Lease that shows that this replica is running, until `stopping`.
-    pub async fn be_there(&self, stopping: CancellationToken) {
+    pub async fn renew_own_lease(&self, stopping: CancellationToken) {
         let name = format!("edge-controller-{}", self.replica);
         loop {
             let shown = tokio::time::timeout(REQUEST, self.show(&name)).await;
             if let Ok(Err(error)) = shown {
-                self.api_failures.fails_aside("replica", explain(WHAT, &error));
+                self.api_failures.record_minor("replica", explain(WHAT, &error));
             } else {
-                self.api_failures.works("replica");
+                self.api_failures.clear("replica");
             }
             tokio::select! {
                 () = stopping.cancelled() => break,
@@ -181,7 +181,7 @@ impl ReplicaLeases {
     }
 }
 
-fn won(written: kube::Result<Lease>) -> kube::Result<bool> {
+fn acquired(written: kube::Result<Lease>) -> kube::Result<bool> {
     match written {
         Ok(_) => Ok(true),
         // Another replica was faster.

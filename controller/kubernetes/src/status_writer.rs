@@ -195,7 +195,7 @@ impl StatusWriter {
                 None => match tokio::time::timeout(REQUEST * 6, self.read_statuses()).await {
                     Ok(Ok(known)) => known,
                     Ok(Err(error)) => {
-                        self.sources.api_failures.fails_aside("statuses", error);
+                        self.sources.api_failures.record_minor("statuses", error);
                         continue;
                     }
                     Err(_) => continue,
@@ -294,7 +294,7 @@ impl StatusWriter {
             let params = PatchParams::default();
             match tokio::time::timeout(REQUEST, self.communities.patch_status(&name, &params, &patch)).await {
                 Ok(Err(error)) if !is_absent(&error) => {
-                    self.sources.api_failures.fails_aside("statuses", explain("communities.edge-cni.io", &error));
+                    self.sources.api_failures.record_minor("statuses", explain("communities.edge-cni.io", &error));
                 }
                 Ok(_) => {
                     let written = WrittenStatus { digest: digest(&shown), at: revision, complete: Some(complete) };
@@ -360,12 +360,12 @@ impl StatusWriter {
         let patch = Patch::Merge(patch);
         let params = PatchParams::default();
         match tokio::time::timeout(REQUEST, self.nodes.patch_status(name.as_str(), &params, &patch)).await {
-            Ok(Ok(_)) => self.sources.api_failures.works("statuses"),
+            Ok(Ok(_)) => self.sources.api_failures.clear("statuses"),
             // The object is gone, and so is its status.
             Ok(Err(error)) if is_absent(&error) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => return false,
             Ok(Err(error)) => {
-                self.sources.api_failures.fails_aside("statuses", explain("edgenodes.edge-cni.io", &error));
+                self.sources.api_failures.record_minor("statuses", explain("edgenodes.edge-cni.io", &error));
                 return false;
             }
             Err(_) => return false,

@@ -46,10 +46,10 @@ impl TrustBundle {
             }
             let certificates = changes.borrow_and_update().anchors().concat();
             match tokio::time::timeout(REQUEST, self.publish(&certificates)).await {
-                Ok(Ok(())) => self.api_failures.works(NAME),
+                Ok(Ok(())) => self.api_failures.clear(NAME),
                 // Nodes that have joined do not need it.
-                Ok(Err(error)) => self.api_failures.fails_aside(NAME, explain(WHAT, &error)),
-                Err(_) => self.api_failures.fails_aside(NAME, format!("the API server does not answer about {WHAT}")),
+                Ok(Err(error)) => self.api_failures.record_minor(NAME, explain(WHAT, &error)),
+                Err(_) => self.api_failures.record_minor(NAME, format!("the API server does not answer about {WHAT}")),
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },

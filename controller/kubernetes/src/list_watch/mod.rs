@@ -228,7 +228,7 @@ pub async fn list_and_watch<S: ListWatch>(
             }
         };
         if let Some(error) = failed {
-            api_failures.fails(source.what(), error);
+            api_failures.record(source.what(), error);
             tokio::time::sleep(backoff / 2 + random::jitter(backoff / 2)).await;
             backoff = (backoff * 2).min(BACKOFF.1);
         }
@@ -266,7 +266,7 @@ async fn watch<S: ListWatch>(
             ));
         }
     };
-    api_failures.works(what);
+    api_failures.clear(what);
     let end = tokio::time::Instant::now() + Duration::from_secs(WATCH_SECONDS.into()) + WATCH_GRACE;
     loop {
         let event = match tokio::time::timeout_at(end, events.next()).await {

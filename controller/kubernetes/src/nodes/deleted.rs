@@ -128,12 +128,12 @@ impl NodeWatch {
                 }
                 // The others would probably fail too; they are read later.
                 Err(why) => {
-                    self.api_failures.fails("a deleted node", why);
+                    self.api_failures.record("a deleted node", why);
                     return;
                 }
             }
         }
-        self.api_failures.works("a deleted node");
+        self.api_failures.clear("a deleted node");
     }
 
     /// Drops nodes for which there is nothing to decide any more.

@@ -113,12 +113,12 @@ impl NodeWatch {
         loop {
             match self.identity.check().await {
                 Ok(()) => {
-                    self.api_failures.works(CLUSTER);
+                    self.api_failures.clear(CLUSTER);
                     let error = self.watch_nodes(&mut newcomers, &mut resync).await;
-                    self.api_failures.fails(CLUSTER, error.to_string());
+                    self.api_failures.record(CLUSTER, error.to_string());
                     self.deleted.clear();
                 }
-                Err(error) => self.api_failures.fails(CLUSTER, error.to_string()),
+                Err(error) => self.api_failures.record(CLUSTER, error.to_string()),
             }
             tokio::time::sleep(IDENTITY_RETRY).await;
         }

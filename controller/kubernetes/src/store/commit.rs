@@ -43,7 +43,7 @@ pub(super) async fn commit(core: Arc<StoreCore>, batch: Vec<Vec<Change>>, now: S
     let mut results: Vec<Result<(), StoreError>> = results.into_iter().map(|(_, result)| result).collect();
     if batch.iter().any(Vec::is_empty) {
         // An empty element asks for a revision higher than all others; the API server gives it.
-        let touched = core.shared_config.touch(now).await.map(|version| core.objects().raise_number(version));
+        let touched = core.shared_config.advance_version(now).await.map(|version| core.objects().raise_number(version));
         for (_, result) in batch.iter().zip(&mut results).filter(|(element, _)| element.is_empty()) {
             result.clone_from(&touched);
         }

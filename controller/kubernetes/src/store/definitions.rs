@@ -73,7 +73,7 @@ impl Definitions {
     ///
     /// # Errors
     /// If one of them is missing or about to be deleted, or the API server cannot be asked.
-    pub(super) async fn all_there(&self) -> Result<Uids, StoreError> {
+    pub(super) async fn require_all(&self) -> Result<Uids, StoreError> {
         let mut uids = Uids::new();
         for kind in Kind::CUSTOM {
             match state(kind, self.read(kind).await?, None) {
@@ -87,7 +87,7 @@ impl Definitions {
 
     /// Makes sure that the definitions have not changed since `before`.
     pub(super) async fn check_same(&self, before: &Uids) -> Result<(), StoreError> {
-        match self.all_there().await? == *before {
+        match self.require_all().await? == *before {
             true => Ok(()),
             false => Err(StoreError::Failed(
                 "the definitions of our resources (CRDs) were created again while they were read; start the controller again".into(),
@@ -96,13 +96,13 @@ impl Definitions {
     }
 
     /// Notes the definitions with which the known objects exist.
-    pub(super) fn know(&self, uids: Uids) {
+    pub(super) fn set_known(&self, uids: Uids) {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = uids;
     }
 
     /// Notes that all objects of a kind were created again with this definition. Returns all
     /// definitions.
-    pub(super) fn know_one(&self, kind: Kind, uid: String) -> Uids {
+    pub(super) fn set_known_kind(&self, kind: Kind, uid: String) -> Uids {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(kind, uid);
         known.clone()

@@ -71,12 +71,12 @@ async fn decide(core: &StoreCore, kind: Kind, recent: &mut RecentDeletions) -> b
     match core.definitions.state(kind).await {
         Ok(DefinitionState::Unchanged) => {
             core.objects().freeze(kind, None);
-            core.api_failures.works(&what);
+            core.api_failures.clear(&what);
             missing.is_empty() || decide_missing(core, kind, missing, recent).await
         }
         Ok(DefinitionState::Unavailable(why)) => {
             core.objects().freeze(kind, Some(why.clone()));
-            core.api_failures.fails(&what, why);
+            core.api_failures.record(&what, why);
             false
         }
         Ok(DefinitionState::Recreated(uid)) => {
@@ -90,17 +90,17 @@ async fn decide(core: &StoreCore, kind: Kind, recent: &mut RecentDeletions) -> b
                         "objects were written again: their definition was deleted and made again"
                     );
                     core.objects().freeze(kind, None);
-                    core.api_failures.works(&what);
+                    core.api_failures.clear(&what);
                     true
                 }
                 Err(why) => {
-                    core.api_failures.fails(&what, format!("{so}: {why}"));
+                    core.api_failures.record(&what, format!("{so}: {why}"));
                     false
                 }
             }
         }
         Err(error) => {
-            core.api_failures.fails(&what, error.to_string());
+            core.api_failures.record(&what, error.to_string());
             missing.is_empty()
         }
     }
@@ -131,8 +131,8 @@ async fn recreate_all(core: &StoreCore, kind: Kind, uid: String) -> Result<usize
     // can be created for them.
     let left = core.objects().missing(kind);
     left.iter().for_each(|missing| core.objects().keep_row(&missing.object_key));
-    let known = core.definitions.know_one(kind, uid);
-    core.shared_config.renote_definitions(&known).await.map_err(|error| error.to_string())?;
+    let known = core.definitions.set_known_kind(kind, uid);
+    core.shared_config.store_definitions(&known).await.map_err(|error| error.to_string())?;
     Ok(count)
 }
 

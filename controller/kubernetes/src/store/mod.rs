@@ -120,7 +120,7 @@ impl Store for Kubernetes {
             let noted = self.core.shared_config.put_in_force().await?;
             self.core.objects().begin_above(noted.offset);
             let _ = self.core.registry_events.set(followed.clone());
-            let definitions = self.core.definitions.all_there().await?;
+            let definitions = self.core.definitions.require_all().await?;
             for kind in Kind::CUSTOM {
                 self.core.look_at_fields(kind).await?;
             }
@@ -136,7 +136,7 @@ impl Store for Kubernetes {
             // Objects that were deleted with their definition are not in the lists.
             self.core.definitions.check_same(&definitions).await?;
             self.core.shared_config.note_definitions(&definitions).await?;
-            self.core.definitions.know(definitions);
+            self.core.definitions.set_known(definitions);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
             let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
             for (kind, objects, at) in lists {
@@ -165,7 +165,7 @@ impl Store for Kubernetes {
             let mut objects = ObjectVersions::new(mpsc::unbounded_channel().0, EventRecorder::default());
             objects.begin_above(noted.offset);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
-            let definitions = self.core.definitions.all_there().await?;
+            let definitions = self.core.definitions.require_all().await?;
             for kind in Kind::ALL {
                 // By pages, because reading the watch cache needs a write, and this must write
                 // nothing.

@@ -78,7 +78,7 @@ impl SharedConfig {
     /// Reads what earlier runs have stored, without taking part in the cluster.
     pub(super) async fn noted(&self) -> Result<StoredConfig, StoreError> {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
-        understood(&data).map_err(StoreError::Failed)?;
+        check_layout(&data).map_err(StoreError::Failed)?;
         Ok(StoredConfig { time: time(&data), offset: offset(&data) })
     }
 
@@ -124,12 +124,12 @@ impl SharedConfig {
         }
         match noted(&data, definitions) {
             true => Ok(()),
-            false => self.renote_definitions(definitions).await,
+            false => self.store_definitions(definitions).await,
         }
     }
 
     /// Stores that all objects were created again with these definitions.
-    pub(super) async fn renote_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
+    pub(super) async fn store_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
         let edit = |data: &mut BTreeMap<String, String>| {
             for (kind, uid) in definitions {
                 data.insert(format!("{DEFINITION}{}", kind.what()), uid.clone());
@@ -171,7 +171,7 @@ impl SharedConfig {
     }
 
     /// Gets a new resourceVersion, which is later than all before, and stores the time.
-    pub(super) async fn touch(&self, now: Seconds) -> Result<u64, StoreError> {
+    pub(super) async fn advance_version(&self, now: Seconds) -> Result<u64, StoreError> {
         let (_, version) = self
             .write(|data| {
                 let now = now.max(time(data));
@@ -198,7 +198,7 @@ impl SharedConfig {
     pub(super) async fn in_force(&self) -> InForce {
         let map = self.get().await?.unwrap_or_default();
         let data = map.data.unwrap_or_default();
-        if let Err(why) = understood(&data) {
+        if let Err(why) = check_layout(&data) {
             return Ok(Err(why));
         }
         let (v4, v6) = sizes(&data);
@@ -230,7 +230,7 @@ impl SharedConfig {
                 ..ConfigMap::default()
             });
             let data = map.data.get_or_insert_default();
-            understood(data).map_err(StoreError::Failed)?;
+            check_layout(data).map_err(StoreError::Failed)?;
             let result = edit(data);
             let post = PostParams::default();
             // Over the version that was read, or as a new object.
@@ -268,7 +268,7 @@ fn silent() -> StoreError {
 }
 
 /// Refuses the layout of a later release.
-fn understood(data: &BTreeMap<String, String>) -> Result<(), String> {
+fn check_layout(data: &BTreeMap<String, String>) -> Result<(), String> {
     match data.get(VERSION).map(|layout| layout.parse::<u32>()) {
         None => Ok(()),
         Some(Ok(layout)) if layout <= LAYOUT => Ok(()),

@@ -48,8 +48,8 @@ impl StoreCore {
     pub(super) async fn look_at_fields(&self, kind: Kind) -> Result<(), StoreError> {
         let what = format!("fields of {}", kind.what());
         match fields::warning(kind, &self.definitions.look_at_fields(kind).await?) {
-            Some(why) => self.api_failures.fails_aside(&what, why),
-            None => self.api_failures.works(&what),
+            Some(why) => self.api_failures.record_minor(&what, why),
+            None => self.api_failures.clear(&what),
         }
         Ok(())
     }

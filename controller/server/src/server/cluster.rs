@@ -89,7 +89,7 @@ impl Cluster {
         let (taking, there) = (leases.clone(), leases.clone());
         let (lead_until, present_until) = (stopping.clone(), stopping.clone());
         health.watch("lease", &tasks.spawn(async move { taking.lead(lead, lead_until).await }).abort_handle());
-        health.watch("replica", &tasks.spawn(async move { there.be_there(present_until).await }).abort_handle());
+        health.watch("replica", &tasks.spawn(async move { there.renew_own_lease(present_until).await }).abort_handle());
         until_stopped(
             "garbage",
             Box::pin(OrphanCollector::new(&client, registry.clone(), orphans::GRACE_PERIOD).run(leading.clone())),

@@ -93,9 +93,10 @@ fn definitions() {
             .await
             .unwrap()
             .unwrap();
-        let message =
-            until("it to be reported", async || cluster.api_failures.all().filter(|message| message.contains("(CRD)")))
-                .await;
+        let message = until("it to be reported", async || {
+            cluster.api_failures.serving_reasons().filter(|message| message.contains("(CRD)"))
+        })
+        .await;
         assert!(message.contains("kubectl apply -f deploy/crds"), "{message}");
         let error = replicas[0].try_request_segments("a", "later").await.unwrap_err().to_string();
         assert!(error.contains("edge-cni.io"), "{error}");
@@ -105,7 +106,8 @@ fn definitions() {
         }
         install(&PLANE);
         until("all segments to be written again", async || (kept(&cluster).await == before).then_some(())).await;
-        until("nothing to stand in the way", async || cluster.api_failures.all().is_none().then_some(())).await;
+        until("nothing to stand in the way", async || cluster.api_failures.serving_reasons().is_none().then_some(()))
+            .await;
         for replica in &replicas {
             registered(replica, 2).await;
             assert_eq!(known(replica).await, before);
@@ -151,7 +153,7 @@ fn terminating() {
         api.delete(SEGMENTS, &DeleteParams::default()).await.unwrap();
         until("its objects to be deleted", async || kept(&cluster).await.is_empty().then_some(())).await;
         let message = until("it to be reported", async || {
-            cluster.api_failures.all().filter(|message| message.contains(SEGMENTS))
+            cluster.api_failures.serving_reasons().filter(|message| message.contains(SEGMENTS))
         })
         .await;
         assert!(message.contains("being deleted"), "{message}");
@@ -163,7 +165,8 @@ fn terminating() {
         assert_eq!(known(&replica).await, before);
         install(&PLANE);
         until("all segments to be written again", async || (kept(&cluster).await == before).then_some(())).await;
-        until("nothing to stand in the way", async || cluster.api_failures.all().is_none().then_some(())).await;
+        until("nothing to stand in the way", async || cluster.api_failures.serving_reasons().is_none().then_some(()))
+            .await;
         assert_eq!(known(&replica).await, before);
     });
 }
@@ -328,13 +331,13 @@ fn older() {
             .await
             .unwrap();
         let segments = replica.request_segments("a", "r").await;
-        assert_eq!(cluster.api_failures.everything(), None);
+        assert_eq!(cluster.api_failures.all_reasons(), None);
 
         install_older();
         let message = until("it to be reported", async || {
             cluster
                 .api_failures
-                .everything()
+                .all_reasons()
                 .filter(|message| message.contains("keptUntil") && message.contains("machineId"))
         })
         .await;
@@ -343,7 +346,7 @@ fn older() {
             message.contains("edgenodes.edge-cni.io") && message.contains("spec.nodeObject.machineId"),
             "{message}"
         );
-        assert_eq!(cluster.api_failures.all(), None, "nodes are served as ever");
+        assert_eq!(cluster.api_failures.serving_reasons(), None, "nodes are served as ever");
         let departs = async |replica: &Grants| {
             let now = replica.registry.clock.now();
             let departure = move |state: &mut State| {
@@ -364,7 +367,7 @@ fn older() {
         cloud.server.stop().await;
 
         install(&PLANE);
-        until("nothing to be missed", async || cluster.api_failures.everything().is_none().then_some(())).await;
+        until("nothing to be missed", async || cluster.api_failures.all_reasons().is_none().then_some(())).await;
         departs(&replica).await.unwrap();
         let kept = cluster.segments().list(&ListParams::default()).await.unwrap().items;
         assert_eq!(kept.len(), segments.len() + more.len());

@@ -126,7 +126,7 @@ fn gone() {
         let there: Vec<_> = ["a", "b"]
             .map(|identity| {
                 let leases = leases(&cluster, identity, Duration::from_secs(1));
-                tokio::spawn(async move { leases.be_there(CancellationToken::new()).await })
+                tokio::spawn(async move { leases.renew_own_lease(CancellationToken::new()).await })
             })
             .into();
         let mine = leases(&cluster, "c", Duration::from_secs(1));

@@ -128,7 +128,7 @@ fn other_cluster() {
         let replica = Grants::start(store().await).await;
         let there = as_user(other.kubeconfig()).await;
         let watching = there.watch_nodes(&replica);
-        let message = until("it to be reported", async || there.api_failures.all()).await;
+        let message = until("it to be reported", async || there.api_failures.serving_reasons()).await;
         assert!(message.contains("another cluster") && message.contains("accept_cluster"), "{message}");
         let found = other.kubectl(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]).unwrap();
         assert!(message.contains(&found), "{found} in {message}");

@@ -57,12 +57,13 @@ fn away() {
         let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("API server"), "{error}");
         everything_is_there(&replica).await;
-        until("the outage to be reported", async || cluster.api_failures.all()).await;
+        until("the outage to be reported", async || cluster.api_failures.serving_reasons()).await;
         PLANE.start_api_server().unwrap();
         community(&replica, "alpha").await;
         everything_is_there(&replica).await;
         replica.request_segments("b", "r").await;
-        until("nothing to stand in the way", async || cluster.api_failures.all().is_none().then_some(())).await;
+        until("nothing to stand in the way", async || cluster.api_failures.serving_reasons().is_none().then_some(()))
+            .await;
     });
 }
 
@@ -76,7 +77,7 @@ fn compacted() {
         PLANE.wait_right(Subject::User("cut-off"), "watch", "edgenodes.edge-cni.io", false).unwrap();
         PLANE.restart_api_server().unwrap();
         until("nobody to watch", async || {
-            cluster.api_failures.all().filter(|message| message.contains("edgenodes.edge-cni.io"))
+            cluster.api_failures.serving_reasons().filter(|message| message.contains("edgenodes.edge-cni.io"))
         })
         .await;
         // An object is added, one is deleted, and the history is compacted.
@@ -117,7 +118,7 @@ fn rights() {
         let message = until("the lost right to be reported", async || {
             cluster
                 .api_failures
-                .all()
+                .serving_reasons()
                 .filter(|message| message.contains("segments.edge-cni.io") && message.contains("nodes"))
         })
         .await;
