@@ -182,7 +182,7 @@ impl AddressChangeLimits {
     }
 
     /// A node reported the addresses that it has: a change that waits is void.
-    pub fn stays(&self, node: &NodeName) {
+    pub fn cancel_waiting(&self, node: &NodeName) {
         if let Some(limit) = self.nodes().all.get_mut(node) {
             limit.waiting = None;
         }
@@ -190,7 +190,7 @@ impl AddressChangeLimits {
 
     /// A change that could not be stored waits again, unless a later one waits. Returns whether the
     /// caller has to wait with it.
-    pub fn again(&self, node: &NodeName, addresses: ReportedAddresses) -> bool {
+    pub fn wait_again(&self, node: &NodeName, addresses: ReportedAddresses) -> bool {
         self.with_limit(node, Instant::now(), |limit| {
             let again = limit.waiting.is_none() && !limit.has_waiter;
             if again {
@@ -333,7 +333,7 @@ mod tests {
         // If the node reports its former addresses before that, nothing waits any more.
         let now = begin + PERIOD * 11 - Duration::from_secs(1);
         assert_eq!(changes.moved_at(&node, &addresses(102), now), ChangeDecision::Schedule);
-        changes.stays(&node);
+        changes.cancel_waiting(&node);
         assert_eq!(changes.readiness_at(&node, now), Readiness::Now(None));
         // A node that was quiet may change them as often as at first.
         let late = now + PERIOD * (BURST + 1);

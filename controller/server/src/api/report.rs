@@ -91,7 +91,7 @@ struct NotedReport {
 }
 
 /// Writes a node's place into its record.
-fn set_place(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
+fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
     record.reported.clone_from(&place.reported);
     record.port = place.port;
     // Something between the nodes and the controller, such as a cloud node that forwards, may
@@ -116,7 +116,7 @@ async fn note_report(
         let node = &noted.node;
         let mut record = state.node(node).ok_or_else(|| ApiError::Deregistered(node.clone()))?.clone();
         if let Some(place) = &noted.place {
-            set_place(&mut record, state, place);
+            set_addresses(&mut record, state, place);
         }
         certificates::note_use(&mut record, &noted.serial);
         let (mut changes, conflicts) = match &noted.segments {
@@ -152,12 +152,12 @@ impl AddressChanges {
             let state = self.registry.read().await;
             state.node(node).is_some_and(|record| {
                 let mut there = record.clone();
-                set_place(&mut there, &state, &place);
+                set_addresses(&mut there, &state, &place);
                 there == *record
             })
         };
         if stays {
-            self.registry.address_changes.stays(node);
+            self.registry.address_changes.cancel_waiting(node);
             return None;
         }
         match self.registry.address_changes.moved(node, &place) {
@@ -181,7 +181,7 @@ impl AddressChanges {
                 // The node may have been deregistered meanwhile.
                 let changed = state.node(&node).map(|record| {
                     let mut record = record.clone();
-                    set_place(&mut record, state, &at);
+                    set_addresses(&mut record, state, &at);
                     Change::PutNode(record)
                 });
                 Ok(((), changed.into_iter().collect()))
@@ -190,7 +190,7 @@ impl AddressChanges {
                 Ok(()) => return,
                 Err(error) => tracing::warn!(node = %name, %error, "where it is now is not noted yet"),
             }
-            if !changes.again(&name, place) {
+            if !changes.wait_again(&name, place) {
                 return;
             }
         }
@@ -213,16 +213,16 @@ mod tests {
         let mut edge = NodeRecord::new("edge".parse().unwrap(), Role::Edge, 0);
         let state = Rows::load(Snapshot { nodes: vec![hub.clone(), cloud, edge.clone()], ..Snapshot::default() }, true);
         for of_the_cloud in [1, 2] {
-            set_place(&mut edge, &state, &place(seen(of_the_cloud)));
+            set_addresses(&mut edge, &state, &place(seen(of_the_cloud)));
             assert_eq!(edge.observed, None);
         }
-        set_place(&mut edge, &state, &place(seen(7)));
+        set_addresses(&mut edge, &state, &place(seen(7)));
         assert_eq!(edge.observed, seen(7));
         for nothing_new in [seen(1), None] {
-            set_place(&mut edge, &state, &place(nothing_new));
+            set_addresses(&mut edge, &state, &place(nothing_new));
             assert_eq!(edge.observed, seen(7));
         }
-        set_place(&mut hub, &state, &place(seen(1)));
+        set_addresses(&mut hub, &state, &place(seen(1)));
         assert_eq!(hub.observed, seen(1), "a hub's own");
     }
 }

@@ -136,7 +136,7 @@ async fn send_lines(
     loop {
         let quiet = tokio::select! {
             () = streams.stopping.cancelled() => {
-                say_goodbye(&lines, &stream).await;
+                send_goodbye(&lines, &stream).await;
                 return stream.end(StreamEnd::Stopping);
             }
             () = lines.closed() => return,
@@ -190,7 +190,7 @@ fn line(event: &Line) -> Bytes {
 
 /// Sends the node to another controller. The streams end one after the other: each of them costs
 /// the other controllers a TLS handshake.
-async fn say_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
+async fn send_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
     let open = u32::try_from(stream.open_now()).unwrap_or(0);
     let all = HANDOVER.min(Duration::from_secs(1) * open / HANDED_OVER_A_SECOND);
     tokio::select! {

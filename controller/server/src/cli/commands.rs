@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::archive;
 use super::args::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
 use super::client::Client;
-use super::table::{list, print, say, say_once};
+use super::table::{list, print, print_line, print_required_line};
 
 const NOTHING: Option<&()> = None;
 
@@ -36,7 +36,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             if json {
                 return show_json(&reloaded);
             }
-            say(format_args!("in force, and changed: {}", list(&reloaded.changed)))
+            print_line(format_args!("in force, and changed: {}", list(&reloaded.changed)))
         }
         Command::Backup { file } => archive::backup(client, &file).await,
         Command::Node(NodeCommand::List) => {
@@ -78,7 +78,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             // Only the token goes to standard output, so that it can be piped into a file.
             let shown = if json { serde_json::to_string_pretty(&created)? } else { created.token.to_string() };
             let id = &created.info.id;
-            say_once(shown).with_context(|| {
+            print_required_line(shown).with_context(|| {
                 format!("token {id} is made, but was not shown: edge-controller token delete {id}, and make another")
             })?;
             if json {
@@ -108,7 +108,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             if json {
                 return show_json(&new);
             }
-            say(format_args!(
+            print_line(format_args!(
                 "authority {} signs from now on; those before it stay trusted until they are retired",
                 new.id
             ))
@@ -124,7 +124,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             if json {
                 return show_json(&retired);
             }
-            say(format_args!("authority {} is retired; certificates of it are refused from now on", retired.id))
+            print_line(format_args!("authority {} is retired; certificates of it are refused from now on", retired.id))
         }
     }
 }
@@ -134,7 +134,7 @@ async fn deregister(client: &Client, json: bool, node: &NodeName) -> anyhow::Res
     if json {
         return show_json(&released);
     }
-    say(format_args!("node {node} is deregistered; its certificate is refused from now on"))?;
+    print_line(format_args!("node {node} is deregistered; its certificate is refused from now on"))?;
     if released.is_empty() { Ok(()) } else { show_segments(&released) }
 }
 
@@ -143,7 +143,7 @@ async fn deregister_missing(client: &Client, json: bool) -> anyhow::Result<()> {
     let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
     let missing: Vec<NodeName> = nodes.into_iter().filter(|info| info.missing).map(|info| info.name).collect();
     if missing.is_empty() && !json {
-        say("no node waits for that")?;
+        print_line("no node waits for that")?;
     }
     for node in &missing {
         deregister(client, json, node).await?;
@@ -161,7 +161,7 @@ fn label(text: &str) -> anyhow::Result<(String, Option<String>)> {
 }
 
 fn show_json(value: &impl Serialize) -> anyhow::Result<()> {
-    say(serde_json::to_string_pretty(value)?)
+    print_line(serde_json::to_string_pretty(value)?)
 }
 
 fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
@@ -171,7 +171,7 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
             [
                 node.name.to_string(),
                 node.role.to_string(),
-                yes(node.connected),
+                yes_or_no(node.connected),
                 list(&node.communities),
                 list(&node.segments),
                 list(node.endpoints.iter().map(|endpoint| endpoint.address)),
@@ -180,12 +180,12 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
     )?;
     for node in nodes {
         for problem in problems(node) {
-            say(format_args!("{}: {problem}", node.name))?;
+            print_line(format_args!("{}: {problem}", node.name))?;
         }
     }
     for (address, names) in shared(nodes) {
         let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
-        say(format_args!(
+        print_line(format_args!(
             "{address}: the controller sees {} there: a NAT before all of them, or something before the controller that hides where they are \
              (externalTrafficPolicy: Cluster, an ingress); peers try it last",
             names.join(", ")
@@ -229,7 +229,7 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
         ["NODE", node.name.as_str()],
         [
             row("role", node.role.to_string()),
-            row("connected", yes(node.connected)),
+            row("connected", yes_or_no(node.connected)),
             row("view refused", node.refused_view.clone().unwrap_or_else(|| "-".into())),
             row("tunnels up", node.tunnels.map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted))),
             row("labels", list(node.labels.iter().map(|(key, value)| format!("{key}={value}")))),
@@ -305,7 +305,7 @@ fn show_authorities(authorities: &[AuthorityInfo]) -> anyhow::Result<()> {
     )
 }
 
-fn yes(it: bool) -> String {
+fn yes_or_no(it: bool) -> String {
     if it { "yes" } else { "no" }.into()
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::table::{print, say};
+use super::table::{print, print_line};
 use crate::config::Loaded;
 
 pub(super) fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
@@ -13,7 +13,7 @@ pub(super) fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
                 json!({"key": key.path, "value": value, "from": origin.to_string(), "env": key.env, "flag": key.flag})
             })
             .collect();
-        return say(serde_json::to_string_pretty(&all)?);
+        return print_line(serde_json::to_string_pretty(&all)?);
     }
     let row = |(key, value, origin): (&crate::config::ConfigKey, toml::Value, crate::config::Origin)| {
         [key.path.clone(), value.to_string(), origin.to_string()]

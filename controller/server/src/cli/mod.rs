@@ -83,7 +83,7 @@ pub fn main() -> ExitCode {
 
 fn crds() -> anyhow::Result<()> {
     for (_, definition) in resources::definitions() {
-        table::say(format_args!("---\n{}", resources::manifest(&definition)?.trim_end()))?;
+        table::print_line(format_args!("---\n{}", resources::manifest(&definition)?.trim_end()))?;
     }
     Ok(())
 }

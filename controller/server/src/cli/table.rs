@@ -17,12 +17,12 @@ pub(super) fn print<const N: usize>(
     for row in rows {
         table.add_row(row);
     }
-    say(table)
+    print_line(table)
 }
 
 /// Writes a line. A reader that has closed its end, such as `head`, is not an error: the command
 /// still does its work.
-pub(super) fn say(line: impl Display) -> anyhow::Result<()> {
+pub(super) fn print_line(line: impl Display) -> anyhow::Result<()> {
     match write(&line) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),
@@ -30,7 +30,7 @@ pub(super) fn say(line: impl Display) -> anyhow::Result<()> {
 }
 
 /// Writes a line that must not be lost: here a missing reader is an error.
-pub(super) fn say_once(line: impl Display) -> anyhow::Result<()> {
+pub(super) fn print_required_line(line: impl Display) -> anyhow::Result<()> {
     write(&line).context("cannot write to standard output")
 }
 

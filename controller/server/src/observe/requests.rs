@@ -18,7 +18,7 @@ pub(crate) struct ProblemKind(pub(crate) &'static str);
 pub(crate) async fn count(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     // The path with its placeholders, so that it holds no node's name.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let method = word(request.method());
+    let method = method_label(request.method());
     let begun = Instant::now();
     let response = next.run(request).await;
     let took = begun.elapsed();
@@ -44,7 +44,7 @@ const JOIN: &str = "/v1/join";
 const RENEW: &str = "/v1/nodes/{node}/certificate";
 
 /// A caller can invent methods, and the number of series must not grow with them.
-fn word(method: &Method) -> &'static str {
+fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
         "HEAD" => "HEAD",
