@@ -13,8 +13,9 @@ pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 /// Our plugin's configuration in this file, which holds a list or one plugin's configuration.
 pub(crate) fn read(path: &Path) -> Result<Config> {
     let text = std::fs::read(path).context("read", path)?;
-    let config =
-        plugin_of(parse_object(&text)?).and_then(Config::from_object).map_err(|error| error.about(path.display()))?;
+    let config = plugin_of(parse_object(&text)?)
+        .and_then(Config::from_object)
+        .map_err(|error| error.with_subject(path.display()))?;
     config.report_unknown_keys();
     Ok(config)
 }

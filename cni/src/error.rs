@@ -72,7 +72,7 @@ impl Error {
     }
 
     /// Puts the subject before the message, such as the pod or the file.
-    pub(crate) fn about(mut self, subject: impl fmt::Display) -> Self {
+    pub(crate) fn with_subject(mut self, subject: impl fmt::Display) -> Self {
         self.message = format!("{subject}: {}", self.message);
         self
     }

@@ -196,15 +196,15 @@ fn run_command(version: &mut Version) -> Result<String> {
     match command {
         Command::Add => {
             let request = RuntimeRequest::read(lookup)?;
-            add::add(&config, &request).map(line).map_err(|error| error.about(&request))
+            add::add(&config, &request).map(line).map_err(|error| error.with_subject(&request))
         }
         Command::Del => {
             let request = RuntimeRequest::lenient(lookup)?;
-            del::del(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
+            del::del(&config, &request).map(|()| String::new()).map_err(|error| error.with_subject(&request))
         }
         Command::Check => {
             let request = RuntimeRequest::lenient(lookup)?;
-            check::check(&config, &request).map(|()| String::new()).map_err(|error| error.about(&request))
+            check::check(&config, &request).map(|()| String::new()).map_err(|error| error.with_subject(&request))
         }
         Command::Status => status::status(&config).map(|()| String::new()),
         Command::Gc => gc::gc(&config).map(|()| String::new()),

@@ -46,7 +46,7 @@ pub(crate) fn of_pod(
             defaults.any(|route| route.gateway.is_some_and(|gateway| others.gateways.contains(&gateway)));
         if !configured().any(PodRoute::is_default) && !reaches_cluster {
             if config.is_default_gateway && !has_default {
-                routes.push(PodRoute::to(everything(ipv4), gateway));
+                routes.push(PodRoute::to(any_network(ipv4), gateway));
             } else {
                 let networks = cluster(config, segments);
                 let routed = networks.iter().filter(|network| network.is_ipv4() == ipv4);
@@ -66,7 +66,7 @@ pub(crate) fn of_pod(
 }
 
 /// All addresses of a family.
-fn everything(ipv4: bool) -> IpNetwork {
+fn any_network(ipv4: bool) -> IpNetwork {
     const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let address = if ipv4 { V4 } else { V6 };

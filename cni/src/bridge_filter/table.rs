@@ -163,10 +163,12 @@ pub(super) fn rules() -> Vec<Rule> {
 
     // RFC 826: Ethernet and IPv4, with addresses of 6 and 4 octets. The sender's addresses must be
     // the pod's.
-    let sender = [port_and(Base::Network, 8, 6), then(Base::Network, 14, 4), in_set(FilterSet::Ipv4)].concat();
+    let sender =
+        [port_and(Base::Network, 8, 6), load_into_third(Base::Network, 14, 4), in_set(FilterSet::Ipv4)].concat();
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4]), sender, vec![accept.clone()]], None);
     // RFC 5227 2.1.1: a probe comes from 0.0.0.0 and asks for the sender's own address.
-    let probe = [port_and(Base::Network, 8, 6), then(Base::Network, 24, 4), in_set(FilterSet::Ipv4)].concat();
+    let probe =
+        [port_and(Base::Network, 8, 6), load_into_third(Base::Network, 24, 4), in_set(FilterSet::Ipv4)].concat();
     let from_nowhere = vec![payload(Base::Network, 14, 4), equals(&[0; 4])];
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4, 0, 1]), from_nowhere, probe, vec![accept.clone()]], None);
     rule("pod-arp", vec![count_and_drop()], Some("ARP sender"));
@@ -179,7 +181,7 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod-ipv4", loopback, Some("loopback address"));
     let igmp = vec![payload(Base::Network, 9, 1), equals(&[2])];
     rule("pod-ipv4", vec![protocol(0x0800), igmp, transport(&[0x11]), count_and_drop()], Some("IGMP query"));
-    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 12, 4), in_set(FilterSet::Ipv4)].concat();
+    let source = [port_and(Base::Link, 6, 6), load_into_third(Base::Network, 12, 4), in_set(FilterSet::Ipv4)].concat();
     rule("pod-ipv4", vec![protocol(0x0800), source, vec![accept.clone()]], None);
     rule("pod-ipv4", vec![count_and_drop()], Some("IPv4 source"));
 
@@ -190,10 +192,10 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod-ipv6", vec![layer4(UDP), to_transport_port(546), count_and_drop()], Some("DHCPv6 server"));
     // RFC 4861 4.3, 4.4: the target comes after type, code, checksum and flags. Hosts ignore
     // fragments of these messages (RFC 6980).
-    let target = || [port_and(Base::Transport, 8, 8), then(Base::Transport, 16, 8)].concat();
+    let target = || [port_and(Base::Transport, 8, 8), load_into_third(Base::Transport, 16, 8)].concat();
     let foreign = [target(), not_in_set(FilterSet::Targets)].concat();
     rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(136), foreign, count_and_drop()], Some("advertised address"));
-    let source = [port_and(Base::Link, 6, 6), then(Base::Network, 8, 16), in_set(FilterSet::Ipv6)].concat();
+    let source = [port_and(Base::Link, 6, 6), load_into_third(Base::Network, 8, 16), in_set(FilterSet::Ipv6)].concat();
     rule("pod-ipv6", vec![protocol(0x86dd), source, vec![accept.clone()]], None);
     // A pod has no address yet during duplicate address detection (RFC 4862 5.4.2) and in its
     // reports of groups (RFC 3590).
@@ -271,7 +273,7 @@ fn port_and(base: Base, offset: u32, length: u32) -> Vec<Expression> {
     [input_name(), vec![Expression::Payload { base, offset, length, register: SECOND }]].concat()
 }
 
-fn then(base: Base, offset: u32, length: u32) -> Vec<Expression> {
+fn load_into_third(base: Base, offset: u32, length: u32) -> Vec<Expression> {
     vec![Expression::Payload { base, offset, length, register: THIRD }]
 }
 

@@ -125,21 +125,21 @@ struct RawConfig {
     service_ranges: Vec<IpNetwork>,
     #[serde(default)]
     forward_others: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     hairpin_mode: bool,
     #[serde(default)]
     port_isolation: bool,
     #[serde(default, rename = "enabledad")]
     detect_duplicates: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     is_gateway: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     is_default_gateway: bool,
     #[serde(default)]
     routes: Vec<PodRoute>,
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 fn default_bridge() -> String {
