@@ -235,7 +235,7 @@ impl Channel {
             return Some(());
         };
         let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now) && !mutation!("esp_is_no_sign_of_life");
-        in_flight.retransmission.again(&self.timing, esp_arrives, cx.now)?;
+        in_flight.retransmission.advance(&self.timing, esp_arrives, cx.now)?;
         if mutation!("request_changes") {
             in_flight.packets.iter_mut().filter_map(|packet| packet.last_mut()).for_each(|octet| *octet ^= 1);
         }

@@ -152,7 +152,7 @@ impl InitiatorInit {
             return Ok(());
         }
         let timing = &self.profile.config.timing;
-        match self.retransmission.again(timing, false, cx.now) {
+        match self.retransmission.advance(timing, false, cx.now) {
             Some(()) => self.transmit(cx),
             None => return Err(failure::silence(IKE_SA_INIT, self.path.remote, timing.transmissions)),
         }

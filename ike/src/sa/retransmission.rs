@@ -32,7 +32,7 @@ impl Retransmission {
     /// Counts one more transmission. `None`: all are used up. Waits double, but the last one is as
     /// long as the one before, since no transmission follows it. While ESP of the peer arrives,
     /// transmissions go on with this wait for [`ESP_ARRIVES`].
-    pub(crate) fn again(&mut self, timing: &Timing, esp_arrives: bool, now: Instant) -> Option<()> {
+    pub(crate) fn advance(&mut self, timing: &Timing, esp_arrives: bool, now: Instant) -> Option<()> {
         if self.sent >= timing.transmissions {
             if !esp_arrives || now >= self.begun + ESP_ARRIVES {
                 return None;
@@ -54,7 +54,7 @@ mod tests {
     fn given_up_after(timing: &Timing) -> (u32, Duration) {
         let mut schedule = Retransmission::begin(timing, Instant::default());
         let mut transmissions = 1;
-        while schedule.again(timing, false, schedule.next()).is_some() {
+        while schedule.advance(timing, false, schedule.next()).is_some() {
             transmissions += 1;
         }
         (transmissions, schedule.next().since_start())
@@ -73,7 +73,7 @@ mod tests {
         let timing = Timing::default();
         let mut schedule = Retransmission::begin(&timing, Instant::default());
         let mut before = Duration::ZERO;
-        while schedule.again(&timing, true, schedule.next()).is_some() {
+        while schedule.advance(&timing, true, schedule.next()).is_some() {
             let wait = schedule.next().since_start() - before;
             assert!(wait <= timing.liveness, "{wait:?}");
             before = schedule.next().since_start();
