@@ -425,8 +425,8 @@ impl Firewall {
             if self.masquerade && !self.minimal {
                 let leaves = meta("!=", "oifname", self.bridges_and_lo());
                 let statements = [family.within("saddr", "bridged"), leaves, family.outside("daddr", "inside")];
-                // Connection tracking would give a pod that kept an IKE port what that peer sends to
-                // this node's port.
+                // Connection tracking would give a pod that kept an IKE port what that peer sends
+                // to this node's port.
                 let (first, last) = self.ports_without_ike();
                 let udp =
                     [meta("==", "l4proto", json!("udp")), json!({"masquerade": {"port": {"range": [first, last]}}})];

@@ -162,11 +162,11 @@ impl HubRoutes {
             {
                 tracing::debug!(hub = %gateway.hub, endpoint = %gateway.endpoint, %error, "the IKE probe cannot be sent");
             }
-            self.name_mute(&gateway);
+            self.log_mute_gateway(&gateway);
         }
     }
 
-    fn name_mute(&mut self, gateway: &HubGateway) {
+    fn log_mute_gateway(&mut self, gateway: &HubGateway) {
         let health = self.liveness.health(gateway, Instant::now());
         if matches!(health, Some(Health::Mute | Health::ReturnedMute)) && !self.named_mute.contains(gateway) {
             self.named_mute.retain(|named| self.desired.hub_gateways.contains(named));
