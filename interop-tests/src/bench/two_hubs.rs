@@ -47,11 +47,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("interruption/hub-back", "what is lost when the first hub is back after it lost power", false, |lab| {
         let mut site = Site::build(lab)?;
         site.cut_power()?;
-        site.wait_way(HUB_2)?;
+        site.wait_path(HUB_2)?;
         site.measure("hub-back", Goal::Ours(0.0), Goal::None, |site| {
             site.restore_power()?;
             pass(WATCHED);
-            site.wait_way(HUB_1)
+            site.wait_path(HUB_1)
         })
     }),
     scenario(
@@ -62,7 +62,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             let mut site = Site::build(lab)?;
             site.measure("hub-agent-gone", Goal::None, Goal::Ours(SILENCE), |site| {
                 site.hub_1.process().kill()?;
-                site.wait_way(HUB_2)
+                site.wait_path(HUB_2)
             })
         },
     ),
@@ -105,12 +105,12 @@ impl<'a> Site<'a> {
         let (edge_pod, edge_pod_address) = edge_pod(&controller, net.node("edge"))?;
         let _agents = vec![edge, hub_2, worker];
         let site = Self { lab, net, controller, hub_1, _agents, cloud_pod, edge_pod, edge_pod_address };
-        site.wait_way(HUB_1)?;
+        site.wait_path(HUB_1)?;
         Ok(site)
     }
 
     /// Waits until both ends send through a hub.
-    fn wait_way(&self, hub: &str) -> Result<()> {
+    fn wait_path(&self, hub: &str) -> Result<()> {
         wait::until(&format!("both ends to send through {hub}"), WATCHED, || {
             let route = self.net.node("worker").sh("ip route show 10.64.0.0/10")?;
             ensure!(route.contains(&format!("via {hub} ")), "the cloud node has {route:?}");

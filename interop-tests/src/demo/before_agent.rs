@@ -31,7 +31,7 @@ pub(super) fn nothing_leaves_in_clear(world: &World) -> Result<()> {
         }
         pods.push(world.add_pod(node, "early")?);
     }
-    checks.holds("a pod gets its addresses without any daemon", "*.cni-stdin.json, commands.log", || {
+    checks.check("a pod gets its addresses without any daemon", "*.cni-stdin.json, commands.log", || {
         ensure!(pods.iter().all(|pod| pod.v4.is_some() && pod.v6.is_some()), "an address is missing");
         Ok(format!("{} pods, both families", pods.len()))
     })?;
@@ -42,17 +42,17 @@ pub(super) fn nothing_leaves_in_clear(world: &World) -> Result<()> {
             pairs.extend(to.addresses().into_iter().map(|address| (&*from.pod, address)));
         }
     }
-    checks.holds("no pod reaches another site's pod", "ip xfrm policy, ip route on the edge nodes", || {
+    checks.check("no pod reaches another site's pod", "ip xfrm policy, ip route on the edge nodes", || {
         let answered = answered(&pairs)?;
         ensure!(answered.is_empty(), "answers came: {}", answered.join(", "));
         Ok(format!("{} pairs tried", pairs.len()))
     })?;
-    checks.holds("no pod address is on a wire", "*.pcap", || {
+    checks.check("no pod address is on a wire", "*.pcap", || {
         let seen = world.new_frames()?;
         ensure!(seen.clear() == 0, "{seen}");
         Ok(seen)
     })?;
-    checks.holds("the captures would have shown it: a deliberate clear ping is caught", "r-a1-lan-a1.pcap", || {
+    checks.check("the captures would have shown it: a deliberate clear ping is caught", "r-a1-lan-a1.pcap", || {
         let neighbour = world.node("neighbour");
         neighbour
             .sh("ip addr add 10.77.0.250/32 dev lo && ping -n -q -c 1 -W 0.2 -I 10.77.0.250 203.0.113.1 || true")?;

@@ -27,7 +27,7 @@ pub(super) fn to_another_authority(world: &World, pods: &Pods) -> Result<()> {
     let first = authorities(world)?.into_iter().find(|one| one["state"] == "active").context("none signs")?;
     let first = first["id"].as_str().context("it has no id")?.to_owned();
     world.controller(&["ca", "rollover"])?;
-    checks.comes_true("soon no node needs the first authority", "*.edge-agent.log", TIMEOUT, || {
+    checks.eventually("soon no node needs the first authority", "*.edge-agent.log", TIMEOUT, || {
         let all = authorities(world)?;
         let old = all.iter().find(|one| one["id"] == first.as_str()).context("it is not listed")?;
         ensure!(old["needed_by"].as_array().is_some_and(Vec::is_empty), "{} need it", old["needed_by"]);
@@ -37,7 +37,7 @@ pub(super) fn to_another_authority(world: &World, pods: &Pods) -> Result<()> {
     watch.end_after_replacements()?;
     let before = super::tunnel_watch::tunnels(world)?;
     world.restart_agent("edge-a2")?;
-    checks.comes_true("a2 and a1 trust what the new one has signed", "edge-a2.edge-agent.log", TIMEOUT, || {
+    checks.eventually("a2 and a1 trust what the new one has signed", "edge-a2.edge-agent.log", TIMEOUT, || {
         ensure!(super::tunnel_watch::tunnels(world)? != before, "a1 has the SAs from before a2 started again");
         world.tunnel_is_up("edge-a2", "edge-a1")?;
         world.tunnel_is_up("edge-a1", "edge-a2")?;

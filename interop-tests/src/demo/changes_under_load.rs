@@ -19,7 +19,7 @@ pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
     let (a1, a2) = (pods.of("edge-a1"), pods.of("edge-a2"));
     let to_a2 = a2.v4.context("a2's pod has an IPv4 address")?.to_string();
     for (node, peer) in [("edge-a1", "edge-a2"), ("edge-a2", "edge-a1")] {
-        checks.holds(
+        checks.check(
             &format!("a CHILD rekey by {node} under load loses nothing"),
             "ping logs, *.edge-agent.log",
             || {
@@ -50,7 +50,7 @@ pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
          ip route replace default via 192.168.1.1")?;
     let moved = Instant::now();
     let before = ping.received();
-    checks.comes_true(
+    checks.eventually(
         "a2's address changes under load: pods talk again within 5 s",
         "*.edge-agent.log",
         Duration::from_secs(5),
@@ -82,7 +82,7 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
     for spare in [1, 0] {
         if spare == 0 {
             world.restart_agent_with_spare("edge-a1", 0)?;
-            checks.comes_true(
+            checks.eventually(
                 "restarted with spare = 0, a1 has its tunnel",
                 "*.edge-agent.log",
                 Duration::from_secs(20),
@@ -110,7 +110,7 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
             }
         }
         let last = made.last().context("a pod was made")?;
-        checks.comes_true(
+        checks.eventually(
             &format!("with spare = {spare}, the ledger grows by one"),
             "edge-controller segment list",
             Duration::from_secs(10),
@@ -122,13 +122,13 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
         )?;
         world.route_ledger_in_clear()?;
         let address = last.v4.context("the pod has no IPv4 address")?;
-        checks.comes_true(
+        checks.eventually(
             &format!("a2's pod reaches the new pod at {address}"),
             "ip xfrm policy",
             Duration::from_secs(5),
             || reaches(&pods.of("edge-a2").pod, address.into()),
         )?;
-        checks.holds("the ping meanwhile lost nothing", "ping logs", || {
+        checks.check("the ping meanwhile lost nothing", "ping logs", || {
             let report = ping.stop()?;
             report.expect_none_lost()?;
             Ok(format!("{} pings", report.sent))

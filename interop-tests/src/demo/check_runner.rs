@@ -48,7 +48,7 @@ impl Checks {
     ///
     /// # Errors
     /// If the probe fails. The message says what was expected, what was seen and where to look.
-    pub(super) fn holds<T: Display>(&self, what: &str, look: &str, probe: impl FnOnce() -> Result<T>) -> Result<()> {
+    pub(super) fn check<T: Display>(&self, what: &str, look: &str, probe: impl FnOnce() -> Result<T>) -> Result<()> {
         let seen = probe().map_err(|error| failed(what, look, &error))?;
         self.passed_check(what, &seen.to_string());
         Ok(())
@@ -57,8 +57,8 @@ impl Checks {
     /// Checks that `what` becomes true within `timeout`; shows how long it took.
     ///
     /// # Errors
-    /// As [`Self::holds`].
-    pub(super) fn comes_true<T>(
+    /// As [`Self::check`].
+    pub(super) fn eventually<T>(
         &self,
         what: &str,
         look: &str,
@@ -95,8 +95,8 @@ mod tests {
     #[test]
     fn a_failed_check_says_what_was_expected_what_was_seen_and_where_to_look() {
         let checks = Checks::new();
-        checks.holds("water is wet", "the sea", || Ok("")).unwrap();
-        let error = checks.holds("fire is cold", "the stove", || Err::<String, _>(anyhow!("it burns"))).unwrap_err();
+        checks.check("water is wet", "the sea", || Ok("")).unwrap();
+        let error = checks.check("fire is cold", "the stove", || Err::<String, _>(anyhow!("it burns"))).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("fire is cold") && text.contains("it burns") && text.contains("the stove"), "{text}");
         assert_eq!(checks.passed(), 1);

@@ -26,12 +26,12 @@ pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
     let (a1, a2) = (pods.of("edge-a1"), pods.of("edge-a2"));
     let (v4_a1, v4_a2) = (a1.v4.context("no IPv4")?, a2.v4.context("no IPv4")?);
     checks
-        .comes_true("pods still talk", "*.edge-agent.log", Duration::from_secs(3), || reaches(&a1.pod, v4_a2.into()))?;
+        .eventually("pods still talk", "*.edge-agent.log", Duration::from_secs(3), || reaches(&a1.pod, v4_a2.into()))?;
     let first = world.add_pod("edge-a1", "alone-0")?;
-    checks.comes_true("a new pod gets an address and reaches a2", "commands.log", Duration::from_secs(3), || {
+    checks.eventually("a new pod gets an address and reaches a2", "commands.log", Duration::from_secs(3), || {
         reaches(&first.pod, v4_a2.into())
     })?;
-    checks.holds("with all addresses used, ADD answers code 11", "commands.log", || {
+    checks.check("with all addresses used, ADD answers code 11", "commands.log", || {
         for number in 1..20 {
             let name = format!("alone-{number}");
             let pod = world.node("edge-a1").pod(&name)?;
@@ -60,7 +60,7 @@ pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
     let began = Instant::now();
     world.start_agent("edge-a1")?;
     world.start_agent("edge-a2")?;
-    checks.comes_true("from disk alone they find each other again", "*.edge-agent.log", TIMEOUT, || {
+    checks.eventually("from disk alone they find each other again", "*.edge-agent.log", TIMEOUT, || {
         reaches(&a1.pod, v4_a2.into())?;
         reaches(&a2.pod, v4_a1.into())
     })?;

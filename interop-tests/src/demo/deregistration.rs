@@ -21,7 +21,7 @@ pub(super) fn a2_leaves(world: &World, pods: &Pods) -> Result<()> {
     checks.part("End: a2 leaves its community, then the cluster");
     // An agent that still waits before its next attempt would get the next views only after the
     // quarantine. So wait until all agents are connected.
-    checks.comes_true("the agents find the controller again", "*.edge-agent.log", TIMEOUT, || {
+    checks.eventually("the agents find the controller again", "*.edge-agent.log", TIMEOUT, || {
         for node in NODES {
             let status = world.status(node)?;
             ensure!(status["cloud"]["connected"] == true, "{node}: {}", status["cloud"]);
@@ -37,7 +37,7 @@ pub(super) fn a2_leaves(world: &World, pods: &Pods) -> Result<()> {
     }
     world.label("edge-a2", "bocloud.com/edge-community-")?;
     for ((node, peer), reqid) in pairs.into_iter().zip(reqids) {
-        checks.comes_true(
+        checks.eventually(
             &format!("without its label, {node} has no tunnel to {peer}"),
             "*.edge-agent.log",
             TIMEOUT,
@@ -55,7 +55,7 @@ pub(super) fn a2_leaves(world: &World, pods: &Pods) -> Result<()> {
         )?;
     }
     let address = pods.of("edge-a2").v4.context("no IPv4")?;
-    checks.holds("and their pods do not reach each other", "ip xfrm policy", || {
+    checks.check("and their pods do not reach each other", "ip xfrm policy", || {
         ensure!(reaches(&pods.of("edge-a1").pod, address.into()).is_err(), "a2's pod answers a1's");
         Ok("")
     })?;
@@ -67,20 +67,20 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
     let held = world.segments_of("edge-a2", false)?;
     let released = Instant::now();
     world.controller(&["node", "deregister", "edge-a2"])?;
-    checks.comes_true("deregistered, a2's certificate is refused", "edge-a2.edge-agent.log", TIMEOUT, || {
+    checks.eventually("deregistered, a2's certificate is refused", "edge-a2.edge-agent.log", TIMEOUT, || {
         let cloud = &world.status("edge-a2")?["cloud"];
         ensure!(cloud["connected"] == false, "a2 is still connected: {cloud}");
         let error = cloud["last_error"].as_str().unwrap_or_default().to_owned();
         ensure!(error.contains("deregistered"), "a2 does not say why: {cloud}");
         Ok(())
     })?;
-    checks.comes_true("and its tunnel to the hub is gone at the hub", "cloud-1.edge-agent.log", TIMEOUT, || {
+    checks.eventually("and its tunnel to the hub is gone at the hub", "cloud-1.edge-agent.log", TIMEOUT, || {
         ensure!(super::status::peer(&world.status("cloud-1")?, "edge-a2").is_none(), "the hub still names it");
         Ok(())
     })?;
     // a1 requests all segments. Those in quarantine are the last ones.
     world.restart_agent_with_spare("edge-a1", 60)?;
-    checks.comes_true(
+    checks.eventually(
         "a1 gets every free segment but a2's, which are in quarantine",
         "edge-controller segment list",
         TIMEOUT,
@@ -96,7 +96,7 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
             Ok(())
         },
     )?;
-    checks.comes_true(
+    checks.eventually(
         "after the quarantine it gets that very segment",
         "edge-controller segment list",
         QUARANTINE + TIMEOUT,
@@ -108,7 +108,7 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
         },
     )?;
     // a2 still has its certificate and its last view, and tries again and again.
-    checks.comes_true("the hub refuses a2's certificate, good as it is", "edge-a2.edge-agent.log", TIMEOUT, || {
+    checks.eventually("the hub refuses a2's certificate, good as it is", "edge-a2.edge-agent.log", TIMEOUT, || {
         let status = world.status("edge-a2")?;
         let hub = super::status::peer(&status, "cloud-1").context("a2 has forgotten the hub")?;
         let error = hub["last_error"].as_str().unwrap_or_default();
@@ -124,13 +124,13 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
 pub(super) fn agent_down(world: &World) -> Result<()> {
     let host = world.node("edge-c1");
     world.end("edge-c1", Signal::TERM)?;
-    world.checks.holds("a stopped agent leaves its policies in the kernel", "ip xfrm policy on edge-c1", || {
+    world.checks.check("a stopped agent leaves its policies in the kernel", "ip xfrm policy on edge-c1", || {
         let policies = host.xfrm_policies()?.len();
         ensure!(policies > 0, "there are none");
         Ok(format!("{policies} of them"))
     })?;
     world.agent("edge-c1", &["down"])?;
-    world.checks.holds("`edge-agent down` removes all that is ours", "ip xfrm, nft, ip link on edge-c1", || {
+    world.checks.check("`edge-agent down` removes all that is ours", "ip xfrm, nft, ip link on edge-c1", || {
         let (states, policies) = (host.xfrm_states()?, host.xfrm_policies()?);
         ensure!(states.is_empty() && policies.is_empty(), "left are {states:?} and {policies:?}");
         let rest = host

@@ -134,7 +134,7 @@ impl<'a> LanTest<'a> {
     }
 
     fn seen_as(&self, from: &Namespaces, to: IpAddr, port: u16, source: IpAddr, what: &str) -> Result<()> {
-        self.world.checks.comes_true(what, LOOK, TIMEOUT, || {
+        self.world.checks.eventually(what, LOOK, TIMEOUT, || {
             let seen = self.seen(from, to, port)?;
             ensure!(seen == source, "it is seen as {seen}, not as {source}");
             Ok(())
@@ -179,7 +179,7 @@ impl<'a> LanTest<'a> {
         let neighbour = self.world.node("neighbour");
         let targets = [self.own, self.far, self.cloud].concat();
         let what = format!("{others}, it reaches neither a1's pod nor a2's nor the cloud's through a1");
-        checks.holds(&what, LOOK, || {
+        checks.check(&what, LOOK, || {
             let pairs: Vec<(&Namespaces, IpAddr)> = targets.iter().map(|to| (&**neighbour, *to)).collect();
             let answers = self.through_the_edge(&targets, || answered(&pairs))?;
             ensure!(answers.is_empty(), "answers came: {}", answers.join(", "));
@@ -201,7 +201,7 @@ impl<'a> LanTest<'a> {
             (world.node("edge-a1"), self.edge),
         ];
         let what = format!("{others}, it poses as no pod, towards pods, through tunnels, or towards a1");
-        world.checks.holds(&what, LOOK, || {
+        world.checks.check(&what, LOOK, || {
             for (victim, _) in &victims {
                 let rules: String = sources
                     .iter()
@@ -315,7 +315,7 @@ impl<'a> LanTest<'a> {
         let world = self.world;
         world.checks.part("Forwarding that our agent turned on");
         let internet = both(INTERNET)?;
-        world.checks.holds("a1 is no router for its LAN", LOOK, || {
+        world.checks.check("a1 is no router for its LAN", LOOK, || {
             let before = self.refused("edge-a1", "between-uplinks")?;
             let neighbour = world.node("neighbour");
             // a1 would redirect the neighbour to the router.
@@ -358,7 +358,7 @@ impl<'a> LanTest<'a> {
             self.own[0],
             "a Service whose endpoint is in the cloud is served through the hub",
         )?;
-        self.world.checks.holds(
+        self.world.checks.check(
             "one whose endpoint is at another edge is not, and the hub's status says why",
             "cloud-1.edge-agent.log",
             || {
@@ -382,7 +382,7 @@ impl<'a> LanTest<'a> {
             ["delete table inet edge-cni", "flush chain inet edge-cni prerouting", "flush set inet edge-cni own4"]
         {
             edge.sh(&format!("nft {harm}"))?;
-            world.checks.comes_true(&format!("after `nft {harm}` the table is as it was"), LOOK, TIMEOUT, || {
+            world.checks.eventually(&format!("after `nft {harm}` the table is as it was"), LOOK, TIMEOUT, || {
                 let now = shown()?;
                 let lost: Vec<&str> = before.lines().filter(|line| !now.contains(line)).collect();
                 ensure!(lost.is_empty(), "it lacks {}", lost.join(", "));
@@ -403,10 +403,10 @@ impl<'a> LanTest<'a> {
             ensure!(listed.contains("hook prerouting"), "it has no chain at the hook: {listed}");
             Ok(())
         };
-        self.world.checks.holds("the plugin's table knows a1's pod", LOOK, || stands().map(|()| ""))?;
+        self.world.checks.check("the plugin's table knows a1's pod", LOOK, || stands().map(|()| ""))?;
         for harm in ["delete table bridge edge-cni", "flush set bridge edge-cni ipv4", "flush ruleset"] {
             edge.sh(&format!("nft {harm}"))?;
-            self.world.checks.comes_true(&format!("after `nft {harm}` it is back"), LOOK, TIMEOUT, stands)?;
+            self.world.checks.eventually(&format!("after `nft {harm}` it is back"), LOOK, TIMEOUT, stands)?;
         }
         Ok(())
     }
@@ -421,7 +421,7 @@ impl<'a> LanTest<'a> {
             let what = format!("where FORWARD drops by policy, a1's pod still reaches a2's at {far}");
             self.seen_as(pod, far, PORT, self.own[family], &what)?;
         }
-        self.world.checks.holds("that is no obstacle any more", LOOK, || {
+        self.world.checks.check("that is no obstacle any more", LOOK, || {
             let left = self.obstacles()?;
             ensure!(left.is_empty(), "{left:?}");
             Ok("two rules a range")
@@ -435,7 +435,7 @@ impl<'a> LanTest<'a> {
         let pod = &self.pods.of("edge-a1").pod;
         edge.sh("nft 'add table inet fw; add chain inet fw pre { type filter hook prerouting priority raw + 10; }; \
              add rule inet fw pre meta nfproto ipv6 fib saddr . mark . iif oif missing drop'")?;
-        let command = self.world.checks.comes_true(
+        let command = self.world.checks.eventually(
             "a reverse path check is named in status, with a command",
             LOOK,
             TIMEOUT,
@@ -449,7 +449,7 @@ impl<'a> LanTest<'a> {
         ensure!(self.seen(pod, self.far[1], PORT).is_err(), "the check drops nothing, so that this proves nothing");
         edge.sh(&command)?;
         self.seen_as(pod, self.far[1], PORT, self.own[1], "the command helps")?;
-        self.world.checks.comes_true("and status names it no more", LOOK, TIMEOUT, || {
+        self.world.checks.eventually("and status names it no more", LOOK, TIMEOUT, || {
             let left = self.obstacles()?;
             ensure!(left.is_empty(), "{left:?}");
             Ok(())
@@ -463,7 +463,7 @@ impl<'a> LanTest<'a> {
         let keys = "net.ipv4.conf.all.disable_policy net.ipv4.conf.lan-a1.disable_policy net.ipv6.conf.all.disable_policy \
                     net.ipv4.conf.all.disable_xfrm net.ipv4.conf.ecni-guard.disable_xfrm";
         edge.sh(&format!("for key in {keys}; do sysctl -qw $key=1; done"))?;
-        self.world.checks.comes_true("policies that others turned off are asked again", LOOK, TIMEOUT, || {
+        self.world.checks.eventually("policies that others turned off are asked again", LOOK, TIMEOUT, || {
             let values = edge.sh(&format!("sysctl -n {keys}"))?;
             ensure!(values.split_whitespace().all(|value| value == "0"), "{values:?}");
             Ok(())

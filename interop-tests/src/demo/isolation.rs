@@ -28,7 +28,7 @@ pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Resu
             pairs.extend(outsider.addresses().into_iter().map(|to| (&*member.pod, to)));
         }
     }
-    world.checks.holds(
+    world.checks.check(
         &format!("{when}, b1 and c1 do not reach a1 and a2, nor the other way"),
         "ip xfrm policy",
         || {
@@ -126,7 +126,7 @@ fn forger(world: &World, pods: &Pods) -> Result<()> {
     let source = forged(pods)?;
     let target = pods.of("edge-a1").v4.context("a1's pod has an IPv4 address")?;
     pod.sh(&format!("ip addr add {source}/32 dev eth0"))?;
-    world.checks.holds(
+    world.checks.check(
         "a pod on a2 that forges an address of b1's gets nothing through",
         "nft list table bridge edge-cni on edge-a2",
         || {
@@ -173,7 +173,7 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
               add rule ip hostile post ip saddr {source} snat to {source}'",
         outer.src, outer.dst
     ))?;
-    world.checks.holds(
+    world.checks.check(
         "a member that opens its own policies to forged packets gets nothing through a1",
         "ip -s xfrm policy and /proc/net/xfrm_stat on edge-a1",
         || {
@@ -188,7 +188,7 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
     ))?;
     pod.sh(&format!("ip addr del {source}/32 dev eth0"))?;
     world.start_agent("edge-a2")?;
-    world.checks.comes_true(
+    world.checks.eventually(
         "honest again, a2 has its tunnel",
         "edge-a2.edge-agent.log",
         Duration::from_secs(20),
@@ -206,7 +206,7 @@ fn neighbour(world: &World, pods: &Pods) -> Result<()> {
     let source: IpAddr = pods.of("edge-a2").v4.context("a2's pod has an IPv4 address")?.into();
     let target = pods.of("edge-a1").v4.context("a1's pod has an IPv4 address")?;
     neighbour.sh(&format!("ip addr add {source}/32 dev lo && ip route add {target}/32 via 192.0.2.10"))?;
-    world.checks.holds(
+    world.checks.check(
         "a neighbour of a1 with a2's pod's address reaches no pod",
         "ip xfrm policy on edge-a1",
         || {
@@ -232,7 +232,7 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
     world.start_agent("edge-a1")?;
     world.start_agent("edge-b1")?;
     for (node, peer) in [("edge-a1", "edge-a2"), ("edge-b1", "cloud-1"), ("edge-a1", "cloud-1")] {
-        world.checks.comes_true(
+        world.checks.eventually(
             &format!("restarted, {node} has its tunnel to {peer} again"),
             "*.edge-agent.log",
             Duration::from_secs(20),
@@ -254,7 +254,7 @@ pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     let ping = Ping::start(&b1.pod, &address.to_string(), Duration::from_millis(50))?;
     let began = Instant::now();
     world.label("edge-b1", "fabedge/edge-community=alpha")?;
-    world.checks.comes_true(
+    world.checks.eventually(
         "labelled alpha, b1 reaches a1 within a second",
         "*.edge-agent.log",
         Duration::from_secs(1),
@@ -266,13 +266,13 @@ pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     world.checks.note(format!("{:.2} s from the operator's command on", began.elapsed().as_secs_f64()));
     ping.stop()?;
     world.label("edge-b1", "fabedge/edge-community-")?;
-    world.checks.comes_true("unlabelled, it does not any more", "*.edge-agent.log", Duration::from_secs(5), || {
+    world.checks.eventually("unlabelled, it does not any more", "*.edge-agent.log", Duration::from_secs(5), || {
         ensure!(reaches(&b1.pod, address).is_err(), "b1 still reaches a1");
         Ok(())
     })?;
     world.label("edge-b1", "fabedge/edge-community=beta")?;
     let cloud = pods.cloud[0].addresses[0];
-    world.checks.comes_true(
+    world.checks.eventually(
         "and c1, in no community, still reaches the cloud",
         "*.edge-agent.log",
         Duration::from_secs(5),

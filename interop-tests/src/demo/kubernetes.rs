@@ -53,7 +53,7 @@ fn members_reach(world: &World, pods: &Pods) -> Result<()> {
     for (from, to) in [(a1, a2), (a2, a1)] {
         let address = to.v4.context("no IPv4")?.into();
         let what = format!("{}'s pod reaches {}'s", from.node, to.node);
-        world.checks.comes_true(&what, "*.edge-agent.log", TIMEOUT, || reaches(&from.pod, address))?;
+        world.checks.eventually(&what, "*.edge-agent.log", TIMEOUT, || reaches(&from.pod, address))?;
     }
     Ok(())
 }
@@ -61,7 +61,7 @@ fn members_reach(world: &World, pods: &Pods) -> Result<()> {
 /// kubectl shows nodes and segments to an operator.
 fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
     world.checks.part("What kubectl shows");
-    world.checks.comes_true(
+    world.checks.eventually(
         "kubectl get edgenodes shows roles, communities, segments, tunnels",
         "kubectl",
         TIMEOUT,
@@ -77,7 +77,7 @@ fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
             Ok(())
         },
     )?;
-    world.checks.holds("kubectl get segments shows who holds what, as the ledger does", "kubectl", || {
+    world.checks.check("kubectl get segments shows who holds what, as the ledger does", "kubectl", || {
         let table = kubernetes.plane.kubectl(&["get", "segments"])?;
         for row in world.ledger()? {
             let name = row.segment.network().to_string();
@@ -95,7 +95,7 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     world.start_replica()?;
     let watch = TunnelWatch::begin(world, pods)?;
     let follow = |what: &str, port: u16| {
-        checks.comes_true(what, "*.edge-agent.log", TIMEOUT, || {
+        checks.eventually(what, "*.edge-agent.log", TIMEOUT, || {
             for node in NODES {
                 let cloud = &world.status(node)?["cloud"];
                 let there = cloud["url"].as_str().is_some_and(|url| url.contains(&format!(":{port}")));
@@ -107,18 +107,18 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     let first = kubernetes.leader()?;
     world.end("controller", Signal::KILL)?;
     follow("the first is killed, and all agents follow the second", REPLICA_PORT)?;
-    checks.comes_true("which leads when the lease of the first has run out", "*.controller.log", TIMEOUT, || {
+    checks.eventually("which leads when the lease of the first has run out", "*.controller.log", TIMEOUT, || {
         let now = kubernetes.leader()?;
         ensure!(!now.is_empty() && now != first, "{now:?} leads");
         Ok(())
     })?;
     world.label("edge-b1", "fabedge/edge-community=alpha")?;
-    checks.comes_true("it tells a1 of a new member", "*.edge-agent.log", TIMEOUT, || {
+    checks.eventually("it tells a1 of a new member", "*.edge-agent.log", TIMEOUT, || {
         ensure!(super::status::peer(&world.status("edge-a1")?, "edge-b1").is_some(), "it does not know b1");
         Ok(())
     })?;
     world.label("edge-b1", "fabedge/edge-community-")?;
-    checks.comes_true("and that it is none any more", "*.edge-agent.log", TIMEOUT, || {
+    checks.eventually("and that it is none any more", "*.edge-agent.log", TIMEOUT, || {
         ensure!(super::status::peer(&world.status("edge-a1")?, "edge-b1").is_none(), "it still knows b1");
         Ok(())
     })?;
@@ -144,7 +144,7 @@ fn without_the_api_server(world: &World, kubernetes: &Kubernetes, pods: &Pods) -
     kubernetes.plane.kill_api_server()?;
     let address = pods.of("edge-a2").v4.context("no IPv4")?.into();
     let talk = |when: &str| {
-        checks.holds(&format!("{when}, pods still talk and tunnels stand"), "*.log", || {
+        checks.check(&format!("{when}, pods still talk and tunnels stand"), "*.log", || {
             reaches(&pods.of("edge-a1").pod, address)?;
             world.tunnel_is_up("edge-a1", "edge-a2")?;
             world.tunnel_is_up("edge-a2", "cloud-1")?;
@@ -156,7 +156,7 @@ fn without_the_api_server(world: &World, kubernetes: &Kubernetes, pods: &Pods) -
     talk("without the controller as well")?;
     kubernetes.plane.start_api_server()?;
     world.start_controller()?;
-    checks.comes_true("both back, the agents find them", "*.edge-agent.log", TIMEOUT, || {
+    checks.eventually("both back, the agents find them", "*.edge-agent.log", TIMEOUT, || {
         for node in ["edge-a1", "edge-a2"] {
             let status = world.status(node)?;
             ensure!(status["cloud"]["connected"] == true, "{node}: {}", status["cloud"]);
@@ -171,18 +171,18 @@ fn a_node_that_is_deleted(world: &World, kubernetes: &Kubernetes, pods: &Pods) -
     let checks = &world.checks;
     checks.part("End: the Node object of a2 is deleted");
     kubernetes.plane.kubectl(&["delete", "node", "edge-a2", "--wait=false"])?;
-    checks.comes_true("its tunnel to a1 is gone at a1's end", "*.edge-agent.log", TIMEOUT, || {
+    checks.eventually("its tunnel to a1 is gone at a1's end", "*.edge-agent.log", TIMEOUT, || {
         ensure!(super::status::peer(&world.status("edge-a1")?, "edge-a2").is_none(), "status still names it");
         Ok(())
     })?;
-    checks.comes_true("its certificate is refused", "edge-a2.edge-agent.log", TIMEOUT, || {
+    checks.eventually("its certificate is refused", "edge-a2.edge-agent.log", TIMEOUT, || {
         let status = world.status("edge-a2")?;
         ensure!(status["cloud"]["connected"] == false, "it is connected: {}", status["cloud"]);
         let said = status["cloud"]["last_error"].as_str().unwrap_or_default();
         ensure!(said.contains("deregistered"), "it says {said:?}");
         Ok(())
     })?;
-    checks.holds("its segments are kept from others for a while, and kubectl says so", "kubectl get segments", || {
+    checks.check("its segments are kept from others for a while, and kubectl says so", "kubectl get segments", || {
         let table = kubernetes.plane.kubectl(&["get", "segments"])?;
         let own = pods.of("edge-a2").v4.context("no IPv4")?;
         let held = world.segments_of("edge-a2", false)?;

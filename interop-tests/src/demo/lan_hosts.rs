@@ -32,7 +32,7 @@ pub(super) fn no_way_in_but_a_way_out(world: &World, pods: &Pods) -> Result<()> 
 fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
     route_through_a1(neighbour, "add")?;
-    world.checks.holds(
+    world.checks.check(
         "a host on a1's LAN that routes through a1 reaches no pod, neither a1's nor others' nor the cloud's",
         "nft list table inet edge-cni, ip xfrm policy on edge-a1",
         || {
@@ -67,7 +67,7 @@ fn lan_host_poses_as_a_local_pod(world: &World, pods: &Pods) -> Result<()> {
             "nft 'add table inet watch; add chain inet watch in {{ type filter hook input priority -300; }}; \
              add rule inet watch in {family} saddr {source} counter'"
         ))?;
-        world.checks.holds(
+        world.checks.check(
             &format!("a host on a1's LAN with the address of a1's pod, {source}, gets no packet to the cloud"),
             "nft list table inet edge-cni on edge-a1",
             || {
@@ -100,7 +100,7 @@ fn route_through_a1(neighbour: &Namespaces, verb: &str) -> Result<()> {
 
 /// The routers see the node's address and no pod's.
 fn pods_reach_the_internet(world: &World, pods: &Pods) -> Result<()> {
-    world.checks.holds(
+    world.checks.check(
         "pods reach the internet under their node's address",
         "nft list table inet edge-cni on the edge nodes; *.pcap",
         || {

@@ -24,7 +24,7 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods) -> Result<()> {
     let thief = world.add_pod(NODE, "thief")?;
     let cloud = &pods.cloud[0];
     let victims_mac = mac(&victim.pod)?;
-    world.checks.holds(
+    world.checks.check(
         "a pod on c1 that takes its neighbour's IPv4, IPv6 and MAC addresses gets nothing of the neighbour's traffic",
         "nft list table bridge edge-cni, ip neigh and bridge fdb on edge-c1",
         || {

@@ -56,7 +56,7 @@ pub(super) fn bring_up(world: &World) -> Result<Pods> {
         world.configure_agent(node, role, spare, true)?;
         world.start_agent(node)?;
     }
-    checks.comes_true("all six nodes have joined", "*.edge-agent.log", TIMEOUT, || {
+    checks.eventually("all six nodes have joined", "*.edge-agent.log", TIMEOUT, || {
         let nodes: serde_json::Value = serde_json::from_str(&world.controller(&["node", "list", "--json"])?)?;
         let count = nodes.as_array().map_or(0, Vec::len);
         ensure!(count == NODES.len(), "{count} of {}", NODES.len());
@@ -70,7 +70,7 @@ pub(super) fn bring_up(world: &World) -> Result<Pods> {
         tunnels.extend([(edge, "cloud-1"), ("cloud-1", edge)]);
     }
     for (node, peer) in tunnels {
-        checks.comes_true(&format!("{node} has a tunnel to {peer}"), "*.edge-agent.log", TIMEOUT, || {
+        checks.eventually(&format!("{node} has a tunnel to {peer}"), "*.edge-agent.log", TIMEOUT, || {
             world.tunnel_is_up(node, peer)
         })?;
     }
@@ -116,7 +116,7 @@ pub(super) fn everyone_reaches(world: &World, pods: &Pods) -> Result<()> {
     let both = |from: &DemoPod, to: &DemoPod| -> Result<()> {
         for address in to.addresses() {
             let what = format!("{}'s pod reaches {}'s pod at {address}", from.node, to.node);
-            checks.comes_true(&what, look, TIMEOUT, || reaches(&from.pod, address))?;
+            checks.eventually(&what, look, TIMEOUT, || reaches(&from.pod, address))?;
         }
         Ok(())
     };
@@ -127,16 +127,16 @@ pub(super) fn everyone_reaches(world: &World, pods: &Pods) -> Result<()> {
         for cloud in &pods.cloud {
             for address in cloud.addresses {
                 let what = format!("{edge}'s pod reaches the pod on {} at {address}", cloud.node);
-                checks.comes_true(&what, look, TIMEOUT, || reaches(&from.pod, address))?;
+                checks.eventually(&what, look, TIMEOUT, || reaches(&from.pod, address))?;
             }
             for address in from.addresses() {
                 let what = format!("the pod on {} reaches {edge}'s pod at {address}", cloud.node);
-                checks.comes_true(&what, look, TIMEOUT, || reaches(&cloud.pod, address))?;
+                checks.eventually(&what, look, TIMEOUT, || reaches(&cloud.pod, address))?;
             }
         }
     }
     for address in pods.of("edge-a2").addresses() {
-        checks.comes_true(&format!("a process on a1 reaches a2's pod at {address}"), look, TIMEOUT, || {
+        checks.eventually(&format!("a process on a1 reaches a2's pod at {address}"), look, TIMEOUT, || {
             reaches(world.node("edge-a1"), address)
         })?;
     }
@@ -159,14 +159,14 @@ fn published_port(world: &World, pods: &Pods) -> Result<()> {
         Ok(())
     };
     let look = "nft list ruleset on edge-a1; conntrack; edge-a2.web.web.log";
-    checks.comes_true("a process on a1's host network speaks TCP with a2's pod", look, TIMEOUT, || {
+    checks.eventually("a process on a1's host network speaks TCP with a2's pod", look, TIMEOUT, || {
         fetch("edge-a1", &format!("{v4}:80"))
     })?;
     world.node("edge-a1").sh(&format!(
         "nft 'add table ip nodeport; add chain ip nodeport pre {{ type nat hook prerouting priority dstnat; }}; \
          add rule ip nodeport pre tcp dport 30080 dnat to {v4}:80'"
     ))?;
-    checks.comes_true("a neighbour reaches a2's pod through a port published on a1", look, TIMEOUT, || {
+    checks.eventually("a neighbour reaches a2's pod through a port published on a1", look, TIMEOUT, || {
         fetch("neighbour", "192.0.2.10:30080")
     })
 }
@@ -177,7 +177,7 @@ fn published_port(world: &World, pods: &Pods) -> Result<()> {
 /// # Errors
 /// If there was any other frame.
 pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
-    world.checks.holds(&format!("{when}, the routers saw ESP, IKE and TLS, and no pod address"), "*.pcap", || {
+    world.checks.check(&format!("{when}, the routers saw ESP, IKE and TLS, and no pod address"), "*.pcap", || {
         let seen = world.new_frames()?;
         ensure!(seen.clear() == 0 && seen.unexpected() == 0, "{seen}");
         Ok(seen)
@@ -189,7 +189,7 @@ pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
 /// # Errors
 /// If that does not hold.
 pub(super) fn spis_are_the_kernels(world: &World) -> Result<()> {
-    world.checks.holds("every SPI on the wires is in ip xfrm state, and nothing is in clear", "*.pcap", || {
+    world.checks.check("every SPI on the wires is in ip xfrm state, and nothing is in clear", "*.pcap", || {
         let seen = world.new_frames()?;
         let mut known = BTreeSet::new();
         for node in NODES {

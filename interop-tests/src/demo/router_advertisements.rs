@@ -35,14 +35,14 @@ pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
          add rule inet watch in iifname {UPLINK} icmpv6 type nd-router-advert counter'"
     ))?;
     let _router = advertise(world.node("r-a1"), UPLINK, "2001:db8:a1::/64")?;
-    world.checks.comes_true("a1 gets its default route from the router that begins late", LOOK, TIMEOUT, || {
+    world.checks.eventually("a1 gets its default route from the router that begins late", LOOK, TIMEOUT, || {
         let routes = edge.sh("ip -6 route show default")?;
         let from_router = |line: &str| line.contains("proto ra") && line.contains(&format!("dev {UPLINK}"));
         ensure!(routes.lines().any(from_router), "its default routes are {routes:?}");
         Ok(())
     })?;
     let _container = advertise(&container, "eth0", "2001:db8:dead::/64")?;
-    world.checks.comes_true("a container advertises itself on docker0", LOOK, TIMEOUT, || {
+    world.checks.eventually("a container advertises itself on docker0", LOOK, TIMEOUT, || {
         let counted = edge.sh("nft list chain inet watch in")?;
         let heard = |line: &str| line.contains("docker0") && !line.contains("packets 0 ");
         ensure!(counted.lines().any(heard), "a1 heard nothing: {counted}");
@@ -50,7 +50,7 @@ pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
     })?;
     let pod = &pods.of(NODE).pod;
     let _pod = advertise(pod, "eth0", "2001:db8:beef::/64")?;
-    world.checks.comes_true(
+    world.checks.eventually(
         "a1's pod does so on the pods' bridge, where the plugin's table drops it",
         LOOK,
         TIMEOUT,
@@ -61,7 +61,7 @@ pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
             Ok(())
         },
     )?;
-    world.checks.holds("a1 has no route or address by either", LOOK, || {
+    world.checks.check("a1 has no route or address by either", LOOK, || {
         let (routes, addresses) = (edge.sh("ip -6 route show table all")?, edge.sh("ip -6 -o addr show")?);
         for prefix in ["2001:db8:dead:", "2001:db8:beef:"] {
             ensure!(!routes.contains(prefix) && !addresses.contains(prefix), "{routes}\n{addresses}");

@@ -15,7 +15,7 @@ pub(super) fn kernel_and_status_agree(world: &World) -> Result<()> {
     let checks = &world.checks;
     checks.part("Truth");
     for node in NODES {
-        checks.comes_true(
+        checks.eventually(
             &format!("ip xfrm and status agree entry by entry on {node}"),
             "edge-agent status --json; ip xfrm state; ip xfrm policy",
             Duration::from_secs(10),
@@ -91,7 +91,7 @@ fn repairs_are_reported(world: &World) -> Result<()> {
         .find(|policy| policy.dir == "out" && policy.action == "allow" && !policy.reqids.is_empty())
         .context("a1 has no policy with a template")?;
     host.sh(&format!("ip xfrm policy delete src {} dst {} dir out", policy.src, policy.dst))?;
-    world.checks.comes_true(
+    world.checks.eventually(
         "an outsider deletes a policy: it is reported, and back",
         "edge-agent status",
         Duration::from_secs(5),
@@ -107,7 +107,7 @@ fn repairs_are_reported(world: &World) -> Result<()> {
         .find(|state| state.src.to_string() == "192.0.2.10")
         .context("a1 has no outbound SA")?;
     host.sh(&format!("ip xfrm state delete src {} dst {} proto esp spi {:#x}", state.src, state.dst, state.spi))?;
-    world.checks.comes_true(
+    world.checks.eventually(
         "an outsider deletes a state: it is reported, and the tunnel is whole again",
         "edge-agent status",
         Duration::from_secs(10),

@@ -42,7 +42,7 @@ impl<'a> TunnelWatch<'a> {
     pub(super) fn end(mut self) -> Result<()> {
         self.ping.wait_more(10)?;
         let said = "a1's pod and a2's talked meanwhile, and a1's SAs are the same";
-        self.world.checks.holds(said, "ping logs", || {
+        self.world.checks.check(said, "ping logs", || {
             let report = self.ping.stop()?;
             report.expect_lost_at_most(TOLERATED)?;
             let (before, now) = (&self.tunnels, tunnels(self.world)?);
@@ -57,7 +57,7 @@ impl<'a> TunnelWatch<'a> {
     /// If more than [`TOLERATED`] pings were lost.
     pub(super) fn end_after_replacements(mut self) -> Result<()> {
         self.ping.wait_more(10)?;
-        self.world.checks.holds("a1's pod and a2's talked meanwhile", "ping logs", || {
+        self.world.checks.check("a1's pod and a2's talked meanwhile", "ping logs", || {
             let report = self.ping.stop()?;
             report.expect_lost_at_most(TOLERATED)?;
             Ok(format!("{} of {} pings lost", report.lost(), report.sent))

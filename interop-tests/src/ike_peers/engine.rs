@@ -137,7 +137,7 @@ impl Engine {
                 }
             }
             self.timeouts()?;
-            self.go_on()?;
+            self.begin_next()?;
         }
     }
 
@@ -159,7 +159,7 @@ impl Engine {
     }
 
     /// Begins with further peers, or reports that all are done.
-    fn go_on(&mut self) -> Result<()> {
+    fn begin_next(&mut self) -> Result<()> {
         while let Some(work) = &mut self.work {
             if work.next < self.set.count && work.under_way < self.set.window {
                 let (index, request) = (work.next, work.request);

@@ -9,19 +9,19 @@ use crate::cache::{self, BuildCache};
 
 /// The directory of built kernels for one set of options.
 pub(super) struct Cache {
-    shelf: BuildCache,
+    cache: BuildCache,
     options: String,
 }
 
 impl Cache {
     /// Opens the cache for kernels with these options, and makes its directory if needed.
     pub(super) fn open(options: &str) -> Result<Self> {
-        Ok(Self { shelf: BuildCache::open("lab-kernel", "the lab kernel")?, options: cache::digest(&[options]) })
+        Ok(Self { cache: BuildCache::open("lab-kernel", "the lab kernel")?, options: cache::digest(&[options]) })
     }
 
     /// The kernel of one source version, if it is there.
     pub(super) fn of_version(&self, version: &str) -> Option<PathBuf> {
-        let path = self.shelf.root().join(self.name(version)).join("linux");
+        let path = self.cache.root().join(self.name(version)).join("linux");
         path.is_file().then_some(path)
     }
 
@@ -29,7 +29,7 @@ impl Cache {
     pub(super) fn newest(&self) -> Result<Option<PathBuf>> {
         let suffix = format!("-{}", self.options);
         let mut found = Vec::new();
-        for entry in fs::read_dir(self.shelf.root())? {
+        for entry in fs::read_dir(self.cache.root())? {
             let entry = entry?;
             let linux = entry.path().join("linux");
             if entry.file_name().to_string_lossy().ends_with(&suffix)
@@ -43,17 +43,17 @@ impl Cache {
 
     /// Waits until no other process builds. The lock is released when the file is dropped.
     pub(super) fn lock(&self) -> Result<File> {
-        self.shelf.lock()
+        self.cache.lock()
     }
 
     /// A directory for sources and objects (about 2.5 GB), removed when dropped.
     pub(super) fn scratch(&self) -> Result<tempfile::TempDir> {
-        self.shelf.scratch()
+        self.cache.scratch()
     }
 
     /// Keeps a built kernel, in one step.
     pub(super) fn publish(&self, version: &str, linux: &Path) -> Result<PathBuf> {
-        Ok(self.shelf.publish(&self.name(version), &[linux])?.join("linux"))
+        Ok(self.cache.publish(&self.name(version), &[linux])?.join("linux"))
     }
 
     fn name(&self, version: &str) -> String {

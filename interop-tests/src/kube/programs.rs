@@ -69,21 +69,21 @@ pub fn ensure() -> Result<Programs> {
     if let Some(programs) = Programs::overridden()? {
         return Ok(programs);
     }
-    let (shelf, name) = shelf()?;
-    let built = shelf.root().join(&name);
+    let (cache, name) = build_cache()?;
+    let built = cache.root().join(&name);
     if let Some(programs) = Programs::in_directory(&built) {
         return Ok(programs);
     }
-    let _lock = shelf.lock()?;
+    let _lock = cache.lock()?;
     // Another process may have built them while this one waited for the lock.
     if let Some(programs) = Programs::in_directory(&built) {
         return Ok(programs);
     }
     let go = build::go()?;
     eprintln!("no {API_SERVER} {RELEASE} yet: building it and {KUBECTL} once, {}", build::COST);
-    let scratch = shelf.scratch()?;
+    let scratch = cache.scratch()?;
     let out = build::build(&go, scratch.path(), RELEASE)?;
-    let built = shelf.publish(&name, &[&out.join(API_SERVER), &out.join(KUBECTL)])?;
+    let built = cache.publish(&name, &[&out.join(API_SERVER), &out.join(KUBECTL)])?;
     Programs::in_directory(&built).with_context(|| format!("{} lost what was just put there", built.display()))
 }
 
@@ -95,8 +95,8 @@ pub fn unavailable() -> Option<String> {
         if Programs::overridden()?.is_some() {
             return Ok(());
         }
-        let (shelf, name) = shelf()?;
-        if Programs::in_directory(&shelf.root().join(name)).is_none() {
+        let (cache, name) = build_cache()?;
+        if Programs::in_directory(&cache.root().join(name)).is_none() {
             build::go()?;
         }
         Ok(())
@@ -104,7 +104,7 @@ pub fn unavailable() -> Option<String> {
     found().err().map(|error| format!("{error:#}"))
 }
 
-fn shelf() -> Result<(BuildCache, String)> {
+fn build_cache() -> Result<(BuildCache, String)> {
     let pin = ["k8s.io/kubernetes", RELEASE];
     if !build::GO_MOD.lines().any(|line| line.trim_start_matches("require ").split_whitespace().take(2).eq(pin)) {
         bail!("interop-tests/kube/go.mod does not pin {RELEASE}: run interop-tests/kube/pin {RELEASE}");
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_pinned_modules_are_those_of_the_named_release() {
-        let (_, name) = shelf().unwrap();
+        let (_, name) = build_cache().unwrap();
         assert!(name.starts_with(RELEASE), "{name}");
         let staging = RELEASE.replacen("v1.", "v0.", 1);
         for module in ["k8s.io/api", "k8s.io/apiserver", "k8s.io/client-go", "k8s.io/kubectl"] {
