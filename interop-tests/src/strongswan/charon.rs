@@ -267,6 +267,12 @@ impl<'a> Charon<'a> {
     }
 
     fn start_with(node: &'a Node, settings: &str, connection: &Connection) -> Result<Self> {
+        let mut charon = Self::spawn(node, settings)?;
+        charon.load(connection)?;
+        Ok(charon)
+    }
+
+    fn spawn(node: &'a Node, settings: &str) -> Result<Self> {
         node.write("/etc/swanctl/strongswan.conf", settings)?;
         let process = node
             .start("charon", node.command("charon-systemd").env("STRONGSWAN_CONF", "/etc/swanctl/strongswan.conf"))?;
@@ -282,7 +288,17 @@ impl<'a> Charon<'a> {
         if let Some(status) = ended {
             bail!("charon on {} ended ({status}):\n{}", node.name(), charon.process.log());
         }
-        charon.load(connection)?;
+        Ok(charon)
+    }
+
+    /// Starts charon on `node` with this `swanctl.conf`, which has one connection of this name. Its
+    /// certificates and keys are there already.
+    ///
+    /// # Errors
+    /// If it does not start or refuses the configuration.
+    pub fn start_with_file(node: &'a Node, name: &str, swanctl_conf: &str) -> Result<Self> {
+        let mut charon = Self::spawn(node, STRONGSWAN_CONF)?;
+        charon.load_file(name, swanctl_conf)?;
         Ok(charon)
     }
 
@@ -298,14 +314,19 @@ impl<'a> Charon<'a> {
             node.write(&format!("/etc/swanctl/private/{name}.pem"), &credentials.key_pem)?;
             node.write(&format!("/etc/swanctl/x509ca/{name}-ca.pem"), authority)?;
         }
-        node.write("/etc/swanctl/swanctl.conf", &connection.swanctl_conf()?)?;
+        self.load_file(&connection.name, &connection.swanctl_conf()?)
+    }
+
+    fn load_file(&mut self, name: &str, swanctl_conf: &str) -> Result<()> {
+        let node = self.node;
+        node.write("/etc/swanctl/swanctl.conf", swanctl_conf)?;
         let said = self.swanctl(&["--load-all", "--noprompt"])?;
         anyhow::ensure!(
             said.contains("successfully loaded 1 connections"),
             "charon on {} did not take its connection:\n{said}",
             node.name()
         );
-        self.loaded = connection.name.clone();
+        self.loaded = name.to_owned();
         Ok(())
     }
 

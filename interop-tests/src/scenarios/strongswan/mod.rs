@@ -1,6 +1,7 @@
 //! edge-agent with static peers against Debian's strongSwan, each as initiator and as responder,
 //! with pre-shared keys and with certificates.
 
+mod migrate;
 mod site;
 
 use std::time::Duration;
@@ -54,6 +55,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "strongswan/nothing-in-common-responder",
         "charon initiates with other IKE proposals, ESP proposals or networks than edge-agent has: reported, and nothing is left",
         |lab| nothing_in_common(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/migrate-psk",
+        "a site with swanctl.conf and a PSK changes to edge-agent by its import, as docs/migrate.md has it; the other end keeps strongSwan",
+        migrate::psk,
+    ),
+    scenario(
+        "strongswan/migrate-certificates",
+        "the same with certificates: import brings them, the key and the authority",
+        migrate::certificates,
     ),
     scenario(
         "strongswan/groups-differ-at-rekey",
