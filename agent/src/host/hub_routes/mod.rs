@@ -45,6 +45,8 @@ pub(super) struct HubRoutes {
     probes: AgentProbes,
     /// The gateway in use of each family, at most.
     in_use: Vec<HubGateway>,
+    /// Gateways whose neighbour entries were probed in the last round.
+    probed_neighbours: Vec<HubGateway>,
     /// Gateways whose agents never answered and were named in the log.
     named_mute: Vec<HubGateway>,
 }
@@ -62,6 +64,7 @@ impl HubRoutes {
             liveness: Liveness::default(),
             probes: AgentProbes::new(),
             in_use: vec![],
+            probed_neighbours: vec![],
             named_mute: vec![],
         }
     }
@@ -136,6 +139,7 @@ impl HubRoutes {
 
     /// Reads the answers to the last probes, and sends the next ones.
     async fn round(&mut self) {
+        let probed = std::mem::take(&mut self.probed_neighbours);
         for gateway in self.liveness.probed() {
             let address = gateway.endpoint.ip();
             let Some(link) = self.observed.link_of_neighbour(address) else { continue };
@@ -148,14 +152,24 @@ impl HubRoutes {
                 }
             };
             let results = ProbeResults {
-                neighbour: matches!(known, Neighbour::Confirmed | Neighbour::Fixed),
+                // An entry stays reachable for half a minute without an answer (base_reachable_time
+                // in Documentation/networking/ip-sysctl.rst). Only a probe since the last round
+                // says that the machine is there now.
+                neighbour: match known {
+                    Neighbour::Confirmed => probed.contains(&gateway),
+                    Neighbour::Fixed => true,
+                    Neighbour::Asked | Neighbour::Unknown => false,
+                },
                 agent: self.probes.answer(gateway.endpoint),
             };
             let due = self.liveness.round(&gateway, results, Instant::now());
-            if due.neighbour
-                && let Err(error) = neighbours::ask(&self.handle, link, address, known).await
-            {
-                tracing::debug!(hub = %gateway.hub, %address, %error, "the kernel does not probe the neighbour");
+            if due.neighbour {
+                match neighbours::ask(&self.handle, link, address, known).await {
+                    Ok(()) => self.probed_neighbours.push(gateway.clone()),
+                    Err(error) => {
+                        tracing::debug!(hub = %gateway.hub, %address, %error, "the kernel does not probe the neighbour");
+                    }
+                }
             }
             if due.agent
                 && let Err(error) = self.probes.send(gateway.endpoint)

@@ -134,6 +134,9 @@ fn a_cloud_node_with_two_hubs() {
     add_far_host();
     for line in [
         "sysctl -qw net.ipv6.conf.uplink.accept_dad=0",
+        // An hour. The kernel's own idea of reachable neighbours must not count.
+        "sysctl -qw net.ipv4.neigh.uplink.base_reachable_time_ms=3600000",
+        "sysctl -qw net.ipv6.neigh.uplink.base_reachable_time_ms=3600000",
         "ip addr add 192.0.2.10/24 dev uplink",
         "ip addr add 2001:db8::10/64 dev uplink nodad",
         "ip -n far addr add 192.0.2.1/24 dev far",
