@@ -24,7 +24,7 @@ pub struct Authorities {
     /// with them.
     cross: Vec<CertificateDer<'static>>,
     /// Those that are retired, oldest first.
-    retired: Vec<Retired>,
+    retired: Vec<RetiredAuthority>,
     /// Key hash of the first authority ever. It is the issuer of every certificate whose issuer was
     /// not recorded.
     first: String,
@@ -34,7 +34,7 @@ pub struct Authorities {
 
 /// An authority that is not trusted any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retired {
+pub struct RetiredAuthority {
     /// SHA-256 of its key, hexadecimal.
     pub id: String,
     /// Subject of its certificate (RFC 5280), as text.
@@ -118,7 +118,7 @@ impl Authorities {
     }
 
     /// Those that are retired, oldest first.
-    pub fn retired(&self) -> &[Retired] {
+    pub fn retired(&self) -> &[RetiredAuthority] {
         &self.retired
     }
 
@@ -179,12 +179,12 @@ impl Authorities {
     }
 }
 
-fn read_retired(record: &AuthorityRecord, retired_at: Seconds) -> Result<Retired, CaError> {
+fn read_retired(record: &AuthorityRecord, retired_at: Seconds) -> Result<RetiredAuthority, CaError> {
     let der = CertificateDer::from_pem_slice(record.certificate.as_bytes())
         .map_err(|e| CaError::Document(format!("a retired authority's certificate is not PEM ({e})")))?;
     let (_, certificate) = X509Certificate::from_der(&der)
         .map_err(|e| CaError::Document(format!("a retired authority's certificate is not X.509 ({e})")))?;
-    Ok(Retired {
+    Ok(RetiredAuthority {
         id: hex(&sha256(certificate.public_key().raw)),
         subject: certificate.subject().to_string(),
         pem: record.certificate.clone(),

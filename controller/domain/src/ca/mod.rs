@@ -26,7 +26,7 @@ pub mod storage;
 #[cfg(test)]
 mod tests;
 
-pub use authorities::{Authorities, Issued, Retired};
+pub use authorities::{Authorities, Issued, RetiredAuthority};
 pub use authority::{Authority, BACKDATED, Term, not_after};
 pub use document::CaDocument;
 pub use error::CaError;

@@ -86,14 +86,14 @@ enum Command {
 }
 
 /// The changes of a plan, and the callback for their outcome.
-struct Planned {
+struct PlannedChanges {
     changes: Vec<Change>,
     reply: Reply,
 }
 
 type Reply = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
-type Plan = Box<dyn FnOnce(&mut State) -> Planned + Send>;
+type Plan = Box<dyn FnOnce(&mut State) -> PlannedChanges + Send>;
 
 /// Why one attempt failed.
 enum AttemptError<E> {
@@ -182,14 +182,14 @@ impl Registry {
         // The registry's task makes the plan. The log shows it as a part of the caller's request.
         let span = Span::current();
         let plan: Plan = Box::new(move |state| match span.in_scope(|| plan(state)) {
-            Ok((value, changes)) => Planned {
+            Ok((value, changes)) => PlannedChanges {
                 changes,
                 // The caller may have gone. Then nothing receives the result.
                 reply: Box::new(move |committed| {
                     let _ = result.send(committed.map(|()| value).map_err(AttemptError::Store));
                 }),
             },
-            Err(refusal) => Planned {
+            Err(refusal) => PlannedChanges {
                 changes: Vec::new(),
                 reply: Box::new(move |_| {
                     let _ = result.send(Err(AttemptError::Refused(refusal)));
@@ -374,7 +374,7 @@ impl Task {
         let mut replies = Vec::new();
         let mut shared = self.shared.write().await;
         let shared = &mut *shared;
-        for Planned { changes, reply } in planned {
+        for PlannedChanges { changes, reply } in planned {
             let result = if changes.is_empty() { Ok(()) } else { results.next().unwrap_or_else(no_result) };
             match &result {
                 Ok(()) => shared.apply(changes),

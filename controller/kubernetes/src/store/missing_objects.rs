@@ -23,7 +23,7 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::definitions::DefinitionState;
-use super::object_versions::Missing;
+use super::object_versions::MissingObject;
 use super::recreate::{Recreation, recreate};
 use super::store_core::StoreCore;
 use crate::events::Regarding;
@@ -137,8 +137,14 @@ async fn recreate_all(core: &StoreCore, kind: Kind, uid: String) -> Result<usize
 }
 
 /// Decides about objects that somebody deleted while their definition stayed the same.
-async fn decide_missing(core: &StoreCore, kind: Kind, missing: Vec<Missing>, recent: &mut RecentDeletions) -> bool {
-    let (recreated, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.recreated);
+async fn decide_missing(
+    core: &StoreCore,
+    kind: Kind,
+    missing: Vec<MissingObject>,
+    recent: &mut RecentDeletions,
+) -> bool {
+    let (recreated, missing): (Vec<MissingObject>, Vec<MissingObject>) =
+        missing.into_iter().partition(|missing| missing.recreated);
     recreated.iter().for_each(|missing| core.objects().keep_row(&missing.object_key));
     if missing.is_empty() {
         return true;
@@ -150,7 +156,8 @@ async fn decide_missing(core: &StoreCore, kind: Kind, missing: Vec<Missing>, rec
             return false;
         }
     };
-    let (restored, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|missing| missing.restored);
+    let (restored, missing): (Vec<MissingObject>, Vec<MissingObject>) =
+        missing.into_iter().partition(|missing| missing.restored);
     let written = recreate_lost_by_restore(core, restored, &rows).await;
     let decided = match kind {
         _ if missing.is_empty() => true,
@@ -174,9 +181,9 @@ async fn recreate_rows(core: &StoreCore, changes: Vec<Change>) -> Vec<(Change, R
 }
 
 /// Creates objects again that etcd lacks since it was restored from a backup.
-async fn recreate_lost_by_restore(core: &StoreCore, missing: Vec<Missing>, rows: &KnownRows) -> bool {
+async fn recreate_lost_by_restore(core: &StoreCore, missing: Vec<MissingObject>, rows: &KnownRows) -> bool {
     let mut changes = Vec::new();
-    for Missing { object_key, key, .. } in missing {
+    for MissingObject { object_key, key, .. } in missing {
         let change = match &key {
             RowKey::Node(name) => rows.nodes.get(name).cloned().map(Change::PutNode),
             RowKey::Segment(network) => rows.needed(network).cloned().map(Change::PutSegment),
@@ -203,9 +210,9 @@ async fn recreate_lost_by_restore(core: &StoreCore, missing: Vec<Missing>, rows:
     decided
 }
 
-async fn decide_segments(core: &StoreCore, missing: Vec<Missing>, rows: &KnownRows) -> bool {
+async fn decide_segments(core: &StoreCore, missing: Vec<MissingObject>, rows: &KnownRows) -> bool {
     let mut changes = Vec::new();
-    for Missing { object_key, key, .. } in missing {
+    for MissingObject { object_key, key, .. } in missing {
         let RowKey::Segment(network) = key else { continue };
         match rows.needed(&network) {
             Some(row) => changes.push(Change::PutSegment(row.clone())),
@@ -237,9 +244,14 @@ async fn decide_segments(core: &StoreCore, missing: Vec<Missing>, rows: &KnownRo
     decided
 }
 
-async fn decide_nodes(core: &StoreCore, missing: Vec<Missing>, rows: &KnownRows, recent: &mut RecentDeletions) -> bool {
+async fn decide_nodes(
+    core: &StoreCore,
+    missing: Vec<MissingObject>,
+    rows: &KnownRows,
+    recent: &mut RecentDeletions,
+) -> bool {
     let (mut unexplained, mut newest) = (Vec::new(), None::<Instant>);
-    for Missing { object_key, key, since, .. } in missing {
+    for MissingObject { object_key, key, since, .. } in missing {
         let RowKey::Node(name) = key else { continue };
         match rows.nodes.get(&name) {
             Some(record) if !rows.has_left(record) => {

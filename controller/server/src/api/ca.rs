@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use edge_controller_domain::ca::{Authorities, Authority, Ca, Retired};
+use edge_controller_domain::ca::{Authorities, Authority, Ca, RetiredAuthority};
 use edge_controller_domain::certificates;
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::Registry;
@@ -87,7 +87,7 @@ fn info(authority: &Authority, authorities: &Authorities, rows: &Rows, now: Seco
     }
 }
 
-fn retired(former: &Retired) -> AuthorityInfo {
+fn retired(former: &RetiredAuthority) -> AuthorityInfo {
     AuthorityInfo {
         id: former.id.clone(),
         subject: former.subject.clone(),

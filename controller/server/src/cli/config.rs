@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::table::{print, print_line};
-use crate::config::Loaded;
+use crate::config::LoadedConfig;
 
-pub(super) fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
+pub(super) fn show(loaded: &LoadedConfig, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         let all: Vec<_> = loaded
             .values()

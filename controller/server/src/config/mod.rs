@@ -17,4 +17,4 @@ mod tests;
 pub use error::ConfigError;
 pub use file::{ADMIN_SOCKET, Certificates, Config, Hub, Kubernetes, Observe, PORT, Segments};
 pub use keys::{ConfigKey, Reload, keys};
-pub use sources::{ConfigSources, Loaded, Origin};
+pub use sources::{ConfigSources, LoadedConfig, Origin};

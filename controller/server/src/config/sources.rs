@@ -47,14 +47,14 @@ impl fmt::Display for Origin {
 
 /// A configuration that was read and checked.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The values of all keys.
     pub config: Config,
     /// Where values came from, by path of the key; all others are defaults.
     origins: BTreeMap<String, Origin>,
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// Every key with its value and where that came from. Keys without a value are left out.
     pub fn values(&self) -> impl Iterator<Item = (&'static ConfigKey, toml::Value, Origin)> {
         // What was read can be written.
@@ -73,7 +73,7 @@ impl ConfigSources {
     }
 
     /// Reads the sources, merges them by precedence and checks the result.
-    pub fn load(&self) -> Result<Loaded, ConfigError> {
+    pub fn load(&self) -> Result<LoadedConfig, ConfigError> {
         let ours = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             let name = name.to_str().filter(|name| name.starts_with(ENV_PREFIX))?.to_owned();
             Some((name, value.to_string_lossy().into_owned()))
@@ -82,7 +82,7 @@ impl ConfigSources {
     }
 
     /// The same with this environment.
-    pub(super) fn load_with(&self, environment: BTreeMap<String, String>) -> Result<Loaded, ConfigError> {
+    pub(super) fn load_with(&self, environment: BTreeMap<String, String>) -> Result<LoadedConfig, ConfigError> {
         let (mut table, mut origins) = (toml::Table::new(), BTreeMap::new());
         let file = self.file.clone().or_else(|| environment.get("EDGE_CONTROLLER_CONFIG").map(PathBuf::from));
         if let Some(path) = file {
@@ -122,7 +122,7 @@ impl ConfigSources {
         };
         let config = Config::deserialize(table).map_err(|error| wrong("", error.message().to_owned()))?;
         config.check().map_err(|(key, why)| wrong(key, why))?;
-        Ok(Loaded { config, origins })
+        Ok(LoadedConfig { config, origins })
     }
 }
 
@@ -195,7 +195,7 @@ mod tests {
 
     const FILE: &str = "server_names = [\"cloud\"]\nheartbeat_seconds = 3\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\nv4_prefix = 27\n";
 
-    fn load(file: Option<&str>, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, String> {
+    fn load(file: Option<&str>, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<LoadedConfig, String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("c.toml");
         std::fs::write(&path, file.unwrap_or_default()).unwrap();
@@ -206,7 +206,7 @@ mod tests {
         sources.load_with(environment.collect()).map_err(|error| error.to_string())
     }
 
-    fn origin(loaded: &Loaded, path: &str) -> String {
+    fn origin(loaded: &LoadedConfig, path: &str) -> String {
         loaded.values().find(|(key, ..)| key.path == path).unwrap().2.to_string()
     }
 

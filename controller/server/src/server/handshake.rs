@@ -29,7 +29,7 @@ const STRANGERS_RESPONSES: usize = 8 * 1024;
 
 /// A connection after its handshake.
 pub(super) struct Accepted {
-    pub(super) stream: Box<TlsStream<Limited<TcpStream>>>,
+    pub(super) stream: Box<TlsStream<LimitedStream<TcpStream>>>,
     pub(super) caller: Caller,
     /// The certificate of a registered node, if the peer has shown a valid one.
     pub(super) certificate: Option<NodeCertificate>,
@@ -41,7 +41,8 @@ pub(super) async fn accept(stream: TcpStream, tls: Tls, address: IpAddr) -> io::
     let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&stream, silence)?;
     let (config, authorities) = tls.now();
-    let mut stream = TlsAcceptor::from(config).accept(Limited { inner: stream, remaining: Some(LONGEST) }).await?;
+    let mut stream =
+        TlsAcceptor::from(config).accept(LimitedStream { inner: stream, remaining: Some(LONGEST) }).await?;
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = leaf.map_or(CallerIdentity::Anonymous, CallerIdentity::of_certificate);
@@ -65,12 +66,12 @@ pub(super) async fn accept(stream: TcpStream, tls: Tls, address: IpAddr) -> io::
 
 /// A stream that fails when more bytes are read than remain.
 #[derive(Debug)]
-pub(super) struct Limited<S> {
+pub(super) struct LimitedStream<S> {
     inner: S,
     remaining: Option<usize>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for LimitedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
@@ -90,7 +91,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Limited<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }

@@ -28,7 +28,7 @@ const CHECK_PERIOD: Duration = Duration::from_secs(600);
 #[derive(Clone)]
 pub(super) struct Tls {
     from: TlsSources,
-    built: Arc<RwLock<Built>>,
+    built: Arc<RwLock<BuiltTls>>,
 }
 
 /// Where the certificate, its key, the authorities and the registered nodes come from.
@@ -41,7 +41,7 @@ pub(super) struct TlsSources {
 }
 
 /// TLS for one set of authorities.
-struct Built {
+struct BuiltTls {
     authorities: Arc<Authorities>,
     signed_at: Seconds,
     config: Arc<ServerConfig>,
@@ -58,7 +58,7 @@ struct Time(Clock);
 impl Tls {
     /// Signs the controller's first certificate and sets up TLS.
     pub(super) fn new(from: TlsSources) -> anyhow::Result<Self> {
-        Ok(Self { built: Arc::new(RwLock::new(Built::new(&from)?)), from })
+        Ok(Self { built: Arc::new(RwLock::new(BuiltTls::new(&from)?)), from })
     }
 
     /// TLS for the next connection, with the authorities of this moment.
@@ -84,7 +84,7 @@ impl Tls {
 
     /// Signs a new certificate of the controller's own.
     fn build(&self) {
-        match Built::new(&self.from) {
+        match BuiltTls::new(&self.from) {
             Ok(new) => {
                 *self.built.write().unwrap_or_else(PoisonError::into_inner) = new;
                 tracing::info!("renewed the controller's own certificate");
@@ -94,7 +94,7 @@ impl Tls {
     }
 }
 
-impl Built {
+impl BuiltTls {
     fn new(from: &TlsSources) -> anyhow::Result<Self> {
         let (authorities, signed_at) = (from.ca.current(), from.registry.clock.now());
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -53,7 +53,7 @@ pub(in crate::store) enum ObjectEvent {
 }
 
 /// A missing object while its row stays in force.
-pub(super) struct Absent {
+pub(super) struct AbsentObject {
     pub(super) uid: String,
     pub(super) version: u64,
     pub(super) since: Instant,
@@ -63,7 +63,7 @@ pub(super) struct Absent {
 
 /// A missing object.
 #[derive(Debug, Clone)]
-pub(in crate::store) struct Missing {
+pub(in crate::store) struct MissingObject {
     pub(in crate::store) object_key: ObjectKey,
     pub(in crate::store) key: RowKey,
     pub(in crate::store) since: Instant,

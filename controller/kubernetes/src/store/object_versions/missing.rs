@@ -6,7 +6,7 @@ use edge_controller_domain::state::Change;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::entry::{Absent, Entry, Missing, ObjectEvent, RowEvent};
+use super::entry::{AbsentObject, Entry, MissingObject, ObjectEvent, RowEvent};
 use super::versions::ObjectVersions;
 use crate::resources::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
 
@@ -18,7 +18,7 @@ impl ObjectVersions {
             return;
         }
         let (uid, since) = (entry.uid.clone(), Instant::now());
-        self.absent.insert(object_key, Absent { uid, version, since, waiting: Vec::new() });
+        self.absent.insert(object_key, AbsentObject { uid, version, since, waiting: Vec::new() });
         self.absence.notify_one();
     }
 
@@ -28,7 +28,7 @@ impl ObjectVersions {
     }
 
     /// The missing objects of a kind.
-    pub(in crate::store) fn missing(&self, kind: Kind) -> Vec<Missing> {
+    pub(in crate::store) fn missing(&self, kind: Kind) -> Vec<MissingObject> {
         let of_kind = self.absent.iter().filter(|(object_key, _)| object_key.0 == kind);
         let missing = of_kind.filter_map(|(object_key, absent)| {
             let another =
@@ -36,7 +36,7 @@ impl ObjectVersions {
             let recreated = absent.waiting.iter().any(another);
             let key = self.entries.get(object_key)?.key.clone();
             let restored = self.restored_at.get(&kind) == Some(&absent.version);
-            Some(Missing { object_key: object_key.clone(), key, since: absent.since, recreated, restored })
+            Some(MissingObject { object_key: object_key.clone(), key, since: absent.since, recreated, restored })
         });
         missing.collect()
     }

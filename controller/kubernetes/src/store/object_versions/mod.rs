@@ -23,7 +23,7 @@ mod missing;
 mod versions;
 mod writes;
 
-pub(super) use entry::{Missing, NumberedEvent, ObjectEvent, RowEvent, deletion};
+pub(super) use entry::{MissingObject, NumberedEvent, ObjectEvent, RowEvent, deletion};
 pub(super) use versions::ObjectVersions;
 pub(super) use writes::{NotWritable, WriteBase};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use edge_controller_domain::state::Change;
 use tokio::sync::{Notify, mpsc};
 
-use super::entry::{Absent, Entry, NumberedEvent, ObjectEvent, RowEvent, deletion};
+use super::entry::{AbsentObject, Entry, NumberedEvent, ObjectEvent, RowEvent, deletion};
 use crate::events::{EventRecorder, Regarding};
 use crate::resources::kinds::{Kind, ObjectKey, StoredObject, blocked};
 
@@ -36,7 +36,7 @@ pub(in crate::store) struct ObjectVersions {
     pub(super) in_flight: HashMap<ObjectKey, Vec<ObjectEvent>>,
     /// Missing objects for which the reason is not known yet. There is at most one for each entry;
     /// the events that wait there are as many as people make changes.
-    pub(super) absent: HashMap<ObjectKey, Absent>,
+    pub(super) absent: HashMap<ObjectKey, AbsentObject>,
     /// Kinds with a definition that is missing or was created again, with the reason why deletions
     /// of this kind do not count.
     pub(super) frozen: HashMap<Kind, String>,
