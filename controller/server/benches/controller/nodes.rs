@@ -27,13 +27,13 @@ const AT_ONCE: usize = 64;
 const LOOK: usize = 4096;
 
 /// A line that arrived.
-pub(crate) struct Heard {
+pub(crate) struct ReceivedLine {
     pub(crate) at: Instant,
     /// Its beginning.
     pub(crate) line: Vec<u8>,
 }
 
-impl Heard {
+impl ReceivedLine {
     pub(crate) fn is(&self, kind: &str) -> bool {
         self.line.starts_with(format!("{{\"type\":\"{kind}\"").as_bytes())
     }
@@ -88,7 +88,7 @@ pub(crate) async fn each<'a, T, F: Future<Output = T>>(
 }
 
 /// Opens a node's view stream; its lines go to `heard`.
-pub(crate) async fn follow(connection: &mut Connection, name: &str, heard: mpsc::UnboundedSender<Heard>) {
+pub(crate) async fn follow(connection: &mut Connection, name: &str, heard: mpsc::UnboundedSender<ReceivedLine>) {
     let path = format!("/v1/nodes/{name}/view?watch=true&changes=true");
     let mut body = connection.ask(Method::GET, &path, None).await.into_body();
     tokio::spawn(async move {
@@ -99,7 +99,7 @@ pub(crate) async fn follow(connection: &mut Connection, name: &str, heard: mpsc:
             while let Some(end) = data.iter().position(|byte| *byte == b'\n') {
                 look(&mut line, &data.split_to(end + 1));
                 // The measurement may have ended.
-                let _ = heard.send(Heard { at, line: std::mem::take(&mut line) });
+                let _ = heard.send(ReceivedLine { at, line: std::mem::take(&mut line) });
             }
             look(&mut line, &data);
         }

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::cluster::Cluster;
-use crate::nodes::{self, Connection, Heard};
+use crate::nodes::{self, Connection, ReceivedLine};
 use crate::program::{Program, cores, stay_on};
 use crate::report::{Goal, Report, percentile};
 use crate::{Size, bare};
@@ -101,6 +101,6 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
     Measured { memory, latencies }
 }
 
-async fn next(news: &mut mpsc::UnboundedReceiver<Heard>) -> Heard {
+async fn next(news: &mut mpsc::UnboundedReceiver<ReceivedLine>) -> ReceivedLine {
     tokio::time::timeout(HANG, news.recv()).await.expect("something is said").expect("streams are open")
 }

@@ -216,9 +216,9 @@ async fn what_is_missing_for_readiness_is_named_and_does_not_end_the_process() {
 }
 
 /// A monitoring connection that stays open between requests.
-struct Kept(hyper::client::conn::http1::SendRequest<Empty<Bytes>>);
+struct KeptConnection(hyper::client::conn::http1::SendRequest<Empty<Bytes>>);
 
-impl Kept {
+impl KeptConnection {
     async fn open(cloud: &Cloud) -> Self {
         let stream = tokio::net::TcpStream::connect(cloud.server.observe[0]).await.unwrap();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -242,7 +242,7 @@ async fn the_oldest_connection_makes_room_however_busy_it_is() {
     let mut all = Vec::new();
     // One more than the limit.
     for _ in 0..65 {
-        let mut kept = Kept::open(&cloud).await;
+        let mut kept = KeptConnection::open(&cloud).await;
         assert!(kept.ask().await, "whoever comes is let in");
         all.push(kept);
     }

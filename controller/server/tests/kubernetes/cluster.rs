@@ -160,7 +160,7 @@ impl Cluster {
     }
 
     /// Makes a replica watch Nodes.
-    pub(crate) fn watch_nodes(&self, replica: &Grants) -> Watching {
+    pub(crate) fn watch_nodes(&self, replica: &Grants) -> RunningWatch {
         let selector = NodeSelector::edges();
         let events = EventRecorder::start(&self.client, "test", self.api_failures.clone());
         let (client, registry) = (&self.client, replica.registry.clone());
@@ -169,7 +169,7 @@ impl Cluster {
         let nodes = NodeWatch::new(client, registry, selector, self.api_failures.clone(), events, identity);
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Always)).subscribe();
         let nodes = nodes.asking(true, asked.clone()).with_labels(labels);
-        Watching { asked, task: tokio::spawn(nodes.run()) }
+        RunningWatch { asked, task: tokio::spawn(nodes.run()) }
     }
 
     pub(crate) fn segments(&self) -> Api<Segment> {
@@ -188,12 +188,12 @@ impl StoreFixture for Cluster {
 }
 
 /// Ends with the test.
-pub(crate) struct Watching {
+pub(crate) struct RunningWatch {
     pub(crate) asked: PendingDeregistrations,
     task: JoinHandle<()>,
 }
 
-impl Drop for Watching {
+impl Drop for RunningWatch {
     fn drop(&mut self) {
         self.task.abort();
     }

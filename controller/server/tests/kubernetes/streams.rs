@@ -81,7 +81,7 @@ struct Follower {
 
 /// A received line.
 #[derive(Debug, PartialEq, Eq)]
-enum Heard {
+enum ReceivedEvent {
     News,
     Heartbeat,
     Goodbye,
@@ -105,26 +105,26 @@ impl Follower {
 
     /// Reads the next line, and asserts that it is nothing older and that a change applies to the
     /// present view.
-    async fn hear(&mut self) -> Heard {
+    async fn hear(&mut self) -> ReceivedEvent {
         let line = tokio::time::timeout(Duration::from_secs(60), self.stream.line()).await.expect("a line within 60 s");
         match line {
-            None => Heard::End,
-            Some(ViewEvent::Goodbye { .. }) => Heard::Goodbye,
+            None => ReceivedEvent::End,
+            Some(ViewEvent::Goodbye { .. }) => ReceivedEvent::Goodbye,
             Some(ViewEvent::Heartbeat { version }) => {
                 assert!(version == self.view.version || self.arrived && version == 0, "{version}");
-                Heard::Heartbeat
+                ReceivedEvent::Heartbeat
             }
             Some(ViewEvent::View { epoch, view }) => {
                 assert!(view.version >= self.view.version, "{} after {}", view.version, self.view.version);
                 (self.view, self.epoch, self.arrived) = (*view, epoch.unwrap(), false);
-                Heard::News
+                ReceivedEvent::News
             }
             Some(ViewEvent::Change(change)) => {
                 assert!(!self.arrived, "no replica knows what another one remembers");
                 assert!(change.version > self.view.version, "{} after {}", change.version, self.view.version);
                 let view = self.view.clone();
                 self.view = change.apply_to(view).expect("a difference to what was told before");
-                Heard::News
+                ReceivedEvent::News
             }
         }
     }
@@ -132,16 +132,16 @@ impl Follower {
     /// Reads until it sees a peer. After a move the first line is a whole view; changes follow.
     async fn sees(&mut self, peer: &str) {
         while !self.view.peers.iter().any(|known| known.name.as_str() == peer) {
-            assert!(matches!(self.hear().await, Heard::News | Heard::Heartbeat), "the stream ends");
+            assert!(matches!(self.hear().await, ReceivedEvent::News | ReceivedEvent::Heartbeat), "the stream ends");
         }
     }
 
     /// Reads until the stream ends. Returns the last line.
-    async fn last(&mut self) -> Heard {
-        let mut last = Heard::End;
+    async fn last(&mut self) -> ReceivedEvent {
+        let mut last = ReceivedEvent::End;
         loop {
             match self.hear().await {
-                Heard::End => return last,
+                ReceivedEvent::End => return last,
                 heard => last = heard,
             }
         }
@@ -195,7 +195,7 @@ fn goes_on() {
             assert_eq!(other.program.stop(), Some(0));
         });
         one.node("p4").await;
-        assert_eq!(follower.last().await, Heard::Goodbye);
+        assert_eq!(follower.last().await, ReceivedEvent::Goodbye);
         follower.go_on(&mut node, &one).await;
         follower.sees("p4").await;
         follower.has_all(&node).await;
@@ -229,11 +229,11 @@ fn behind() {
         let had = follower.view.version;
         follower.go_on(&mut node, &late).await;
         for _ in 0..2 {
-            assert_eq!(follower.hear().await, Heard::Heartbeat, "{:?}", follower.view);
+            assert_eq!(follower.hear().await, ReceivedEvent::Heartbeat, "{:?}", follower.view);
         }
         assert!(late.operator(Method::GET, "/v1/nodes", None).await.as_array().unwrap().len() == 1, "it is behind");
         controller("late");
-        while follower.hear().await == Heard::Heartbeat {}
+        while follower.hear().await == ReceivedEvent::Heartbeat {}
         assert!(follower.view.version >= had);
         follower.sees("new").await;
         follower.has_all(&node).await;

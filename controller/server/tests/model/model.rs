@@ -19,12 +19,12 @@ pub(super) struct Model(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    tenures: Vec<Tenure>,
+    held_segments: Vec<HeldSegment>,
     counts: BTreeMap<&'static str, usize>,
 }
 
 /// The time for which one node holds one segment.
-struct Tenure {
+struct HeldSegment {
     network: IpNetwork,
     node: String,
     /// How often the node had joined before.
@@ -67,25 +67,25 @@ impl Model {
         let mut inner = self.inner();
         let now = Instant::now();
         let mut again = false;
-        for tenure in inner.tenures.iter().filter(|tenure| overlap(&tenure.network, &network)) {
+        for held in inner.held_segments.iter().filter(|held| overlap(&held.network, &network)) {
             let said = || {
-                let (heard, left) = (tenure.from.elapsed(), tenure.until.map(|until| until.elapsed()));
-                let (before, its) = (tenure.network, (&tenure.node, tenure.life, &tenure.request));
+                let (heard, left) = (held.from.elapsed(), held.until.map(|until| until.elapsed()));
+                let (before, its) = (held.network, (&held.node, held.life, &held.request));
                 format!(
                     "{network} is told {node} (life {life}, {request}); {before} was told {its:?} {heard:?} ago, which left {left:?} ago"
                 )
             };
-            if (tenure.node.as_str(), tenure.life) == (node, life) {
-                assert!(tenure.network == network && tenure.request == request, "twice for one node: {}", said());
+            if (held.node.as_str(), held.life) == (node, life) {
+                assert!(held.network == network && held.request == request, "twice for one node: {}", said());
                 return;
             }
-            let until = tenure.until.unwrap_or_else(|| panic!("two owners: {}", said()));
+            let until = held.until.unwrap_or_else(|| panic!("two owners: {}", said()));
             let early = now.duration_since(until) + ROUNDING < Duration::from_secs(QUARANTINE);
-            let kept = tenure.inherited && tenure.node == node;
+            let kept = held.inherited && held.node == node;
             assert!(!early || kept, "before its quarantine was over: {}", said());
             again = true;
         }
-        let tenure = Tenure {
+        let held = HeldSegment {
             network,
             node: node.into(),
             life,
@@ -94,7 +94,7 @@ impl Model {
             until: None,
             inherited: false,
         };
-        inner.tenures.push(tenure);
+        inner.held_segments.push(held);
         *inner.counts.entry(if again { "granted anew" } else { "granted" }).or_default() += 1;
     }
 
@@ -102,21 +102,21 @@ impl Model {
     pub(super) fn leaves(&self, node: &str, life: u32) {
         let now = Instant::now();
         let mut inner = self.inner();
-        let its = inner.tenures.iter_mut().filter(|tenure| tenure.node == node && tenure.life == life);
-        its.for_each(|tenure| tenure.until = Some(now));
+        let its = inner.held_segments.iter_mut().filter(|held| held.node == node && held.life == life);
+        its.for_each(|held| held.until = Some(now));
     }
 
     /// Notes that the deregistration of a node may be incomplete.
     pub(super) fn half_left(&self, node: &str, life: u32) {
         let mut inner = self.inner();
-        let its = inner.tenures.iter_mut().filter(|tenure| tenure.node == node && tenure.life == life);
-        its.for_each(|tenure| tenure.inherited = true);
+        let its = inner.held_segments.iter_mut().filter(|held| held.node == node && held.life == life);
+        its.for_each(|held| held.inherited = true);
     }
 
     /// All held segments and their nodes.
     pub(super) fn held(&self) -> BTreeMap<IpNetwork, String> {
         let inner = self.inner();
-        let held = inner.tenures.iter().filter(|tenure| tenure.until.is_none());
-        held.map(|tenure| (tenure.network, tenure.node.clone())).collect()
+        let held = inner.held_segments.iter().filter(|held| held.until.is_none());
+        held.map(|held| (held.network, held.node.clone())).collect()
     }
 }
