@@ -27,7 +27,7 @@ const GRACE_SECONDS: u64 = 120;
 const MISSED_FILE: &str = "missed.json";
 
 /// When a host's end was first missed, by its attachment as text.
-type Missed = BTreeMap<String, u64>;
+type MissingLeases = BTreeMap<String, u64>;
 
 /// Ends the leases of all networks in the state directory of which the host's end has been missing
 /// for the grace time. Returns them.
@@ -56,7 +56,7 @@ pub(crate) fn reclaim(arguments: &[OsString]) -> Result<Value> {
         }
         ends
     })?;
-    let left: Missed =
+    let left: MissingLeases =
         missed.into_iter().filter(|(name, _)| !ended.iter().any(|ended| ended.to_string() == *name)).collect();
     if left != before {
         let text = serde_json::to_vec(&left).map_err(|error| Error::io("write", &path, error))?;
@@ -99,13 +99,13 @@ fn without_host_end(
 }
 
 /// Since when each of the missing host's ends has been missed.
-fn missed_since(before: &Missed, missing: &[Attachment], now: u64) -> Missed {
+fn missed_since(before: &MissingLeases, missing: &[Attachment], now: u64) -> MissingLeases {
     let since = |name: &String| before.get(name).copied().filter(|since| *since <= now).unwrap_or(now);
     missing.iter().map(ToString::to_string).map(|name| (name.clone(), since(&name))).collect()
 }
 
 /// What the last call found. A file that cannot be read only begins the grace time again.
-fn read_missed(path: &Path) -> Missed {
+fn read_missed(path: &Path) -> MissingLeases {
     std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
@@ -140,8 +140,9 @@ mod tests {
     #[test]
     fn the_grace_time_runs_from_the_first_miss_and_begins_again_after_a_return_or_a_boot() {
         let (a, b) = (attachment("a"), attachment("b"));
-        let names = |missed: &Missed| missed.iter().map(|(name, since)| (name.clone(), *since)).collect::<Vec<_>>();
-        let first = missed_since(&Missed::new(), std::slice::from_ref(&a), 100);
+        let names =
+            |missed: &MissingLeases| missed.iter().map(|(name, since)| (name.clone(), *since)).collect::<Vec<_>>();
+        let first = missed_since(&MissingLeases::new(), std::slice::from_ref(&a), 100);
         let second = missed_since(&first, &[a.clone(), b.clone()], 150);
         assert_eq!(names(&second), [(a.to_string(), 100), (b.to_string(), 150)]);
         let returned = missed_since(&second, std::slice::from_ref(&b), 160);

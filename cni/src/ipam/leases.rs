@@ -34,7 +34,7 @@ pub(crate) struct Lease {
 /// memory and few allocations: texts and addresses are in one place each.
 #[derive(Debug, Clone, Default)]
 pub(in crate::ipam) struct Leases {
-    slots: Vec<Slot>,
+    slots: Vec<LeaseEntry>,
     /// Container and interface, network and pod of each slot.
     texts: String,
     addresses: Vec<IpAddr>,
@@ -52,7 +52,7 @@ pub(in crate::ipam) struct Leases {
 
 /// A lease, or one that has ended.
 #[derive(Debug, Clone)]
-struct Slot {
+struct LeaseEntry {
     /// Where its texts begin, and how long they are: container and interface with a blank between
     /// them, network, pod.
     text: usize,
@@ -167,7 +167,7 @@ impl Leases {
             }
         }
         let pod = lease.pod.unwrap_or_default();
-        self.slots.push(Slot {
+        self.slots.push(LeaseEntry {
             text: self.texts.len(),
             lengths: [lease.attachment.len(), lease.network.len(), pod.len()],
             has_pod: lease.pod.is_some(),
@@ -219,7 +219,7 @@ impl Leases {
     }
 
     /// The content of a slot.
-    fn read(&self, slot: &Slot) -> Option<(Attachment, Lease)> {
+    fn read(&self, slot: &LeaseEntry) -> Option<(Attachment, Lease)> {
         let [attachment, network, pod] = slot.lengths;
         let (network_at, pod_at) = (slot.text + attachment, slot.text + attachment + network);
         let attachment = attachment_of(self.texts.get(slot.text..network_at)?)?;
