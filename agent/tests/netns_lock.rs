@@ -94,11 +94,11 @@ fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_proces
 }
 
 /// A socket of another user with a name of the lock, and the connections that fill its queue.
-type Squatter = (UnixListener, Option<UnixStream>);
+type ForeignListener = (UnixListener, Option<UnixStream>);
 
 /// Listens on names as another user, in the namespace of a process. With `full` the queue accepts
 /// no further connection.
-fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<Squatter> {
+fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<ForeignListener> {
     let path = format!("/proc/{process}/ns/net");
     std::thread::spawn(move || {
         let namespace = fs::File::open(path).unwrap();

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::error::ControllerError;
 use super::node_identity;
-use super::tls::Trust;
+use super::tls::ControllerTrust;
 use crate::config::{Config, ControllerSection};
 
 /// Longest token file that is read, bytes.
@@ -64,10 +64,10 @@ impl JoinCredential {
     }
 
     /// Trust anchors for the controller's certificate while joining.
-    pub(super) fn trust(&self) -> Trust {
+    pub(super) fn trust(&self) -> ControllerTrust {
         match self {
-            Self::Token(token) => Trust::Pinned(token.ca_hash),
-            Self::ServiceAccount { anchors, .. } => Trust::Anchors(anchors.clone()),
+            Self::Token(token) => ControllerTrust::Pinned(token.ca_hash),
+            Self::ServiceAccount { anchors, .. } => ControllerTrust::Anchors(anchors.clone()),
         }
     }
 
@@ -233,7 +233,7 @@ mod tests {
         let credential = JoinCredential::read(&config).unwrap().unwrap();
         assert_eq!((credential.id(), credential.agreed_name(&config).unwrap().as_str()), ("pod:u-1", "edge-1"));
         assert_eq!(credential.agreed_role(&config).unwrap(), None, "the controller decides the role");
-        assert!(matches!(credential.trust(), Trust::Anchors(anchors) if anchors.len() == 1));
+        assert!(matches!(credential.trust(), ControllerTrust::Anchors(anchors) if anchors.len() == 1));
         put_token(directory.path(), &CLAIMS.replace("u-1", "u-2"));
         assert_eq!(JoinCredential::read(&config).unwrap().unwrap().id(), "pod:u-2");
     }

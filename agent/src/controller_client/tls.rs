@@ -18,7 +18,7 @@ const EKU_SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 
 /// Trust anchors for the controller's certificate.
 #[derive(Debug, Clone)]
-pub(super) enum Trust {
+pub(super) enum ControllerTrust {
     /// The SHA-256 of the CA's DER SubjectPublicKeyInfo. The server must send that CA in its chain.
     /// For joining with a token.
     Pinned([u8; 32]),
@@ -32,7 +32,7 @@ pub(super) enum Trust {
 pub(super) struct CertificateRejected(String);
 
 /// TLS configuration of a node that has no certificate yet.
-pub(super) fn join_config(trust: Trust, clock: Arc<CertificateClock>) -> Result<ClientConfig, Error> {
+pub(super) fn join_config(trust: ControllerTrust, clock: Arc<CertificateClock>) -> Result<ClientConfig, Error> {
     Ok(finish(builder(trust, clock)?.with_no_client_auth()))
 }
 
@@ -40,13 +40,13 @@ pub(super) fn join_config(trust: Trust, clock: Arc<CertificateClock>) -> Result<
 pub(super) fn member_config(credentials: &Credentials, clock: Arc<CertificateClock>) -> Result<ClientConfig, Error> {
     let chain = credentials.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(credentials.key.expose().to_vec()));
-    let trust = Trust::Anchors(credentials.trust_anchors.clone());
+    let trust = ControllerTrust::Anchors(credentials.trust_anchors.clone());
     builder(trust, clock)?.with_client_auth_cert(chain, key).map(finish)
 }
 
 type Builder = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
 
-fn builder(trust: Trust, clock: Arc<CertificateClock>) -> Result<Builder, Error> {
+fn builder(trust: ControllerTrust, clock: Arc<CertificateClock>) -> Result<Builder, Error> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier { trust, clock, provider: provider.clone() };
     Ok(ClientConfig::builder_with_provider(provider)
@@ -66,7 +66,7 @@ fn finish(mut config: ClientConfig) -> ClientConfig {
 /// that only controllers have.
 #[derive(Debug)]
 struct Verifier {
-    trust: Trust,
+    trust: ControllerTrust,
     clock: Arc<CertificateClock>,
     provider: Arc<CryptoProvider>,
 }
@@ -79,8 +79,10 @@ impl Verifier {
     /// The trust anchors, given the certificates that the server sent.
     fn anchors<'a>(&'a self, sent: &'a [CertificateDer<'a>]) -> Result<Vec<CertificateDer<'a>>, CertificateRejected> {
         match &self.trust {
-            Trust::Anchors(anchors) => Ok(anchors.iter().map(|der| CertificateDer::from(der.as_slice())).collect()),
-            Trust::Pinned(hash) => sent
+            ControllerTrust::Anchors(anchors) => {
+                Ok(anchors.iter().map(|der| CertificateDer::from(der.as_slice())).collect())
+            }
+            ControllerTrust::Pinned(hash) => sent
                 .iter()
                 .find(|der| spki_sha256(der).is_some_and(|found| found == *hash))
                 .map(|der| vec![CertificateDer::from(der.as_ref())])

@@ -26,8 +26,8 @@ const RESPONSE_DEADLINE: Duration = Duration::from_millis(SEGMENT_REQUEST_TIMEOU
 const RETRY: Duration = Duration::from_secs(4);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
-type Outcome = Result<SegmentsFile, ControllerError>;
-type SegmentRequestFuture = Pin<Box<dyn Future<Output = (Family, Outcome)> + Send>>;
+type SegmentRequestResult = Result<SegmentsFile, ControllerError>;
+type SegmentRequestFuture = Pin<Box<dyn Future<Output = (Family, SegmentRequestResult)> + Send>>;
 
 /// A pod that waits for an address.
 struct WaitingPod {
@@ -96,7 +96,7 @@ pub(super) async fn run(controller: Arc<ControllerClient>, mut queue: mpsc::Rece
     }
 }
 
-async fn progress(request: &mut Option<SegmentRequestFuture>) -> (Family, Outcome) {
+async fn progress(request: &mut Option<SegmentRequestFuture>) -> (Family, SegmentRequestResult) {
     match request {
         Some(request) => request.await,
         None => std::future::pending().await,
@@ -175,7 +175,7 @@ impl SegmentProvisioner {
         }))
     }
 
-    fn finished(&mut self, family: Family, outcome: Outcome) {
+    fn finished(&mut self, family: Family, outcome: SegmentRequestResult) {
         let state = self.families.entry(family).or_default();
         match outcome {
             Ok(file) => {

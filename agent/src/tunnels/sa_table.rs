@@ -46,7 +46,7 @@ pub(super) enum OutboundSwitchOutcome {
 
 /// A replaced outbound SA. It stays until its last packets are encrypted.
 #[derive(Debug)]
-struct Retiring {
+struct RetiringSa {
     sa: InstalledSa,
     until: Instant,
 }
@@ -80,7 +80,7 @@ pub(super) struct SaTable {
     peers: HashMap<PeerName, PeerSas>,
     inherited: InheritedSas,
     /// Those of the last [`IN_FLIGHT`].
-    retiring: Vec<Retiring>,
+    retiring: Vec<RetiringSa>,
 }
 
 impl SaTable {
@@ -269,7 +269,7 @@ impl SaTable {
         }
         let until = now + IN_FLIGHT;
         match &installed {
-            Ok(()) => self.retiring.extend(old.into_iter().map(|old| Retiring { sa: old, until })),
+            Ok(()) => self.retiring.extend(old.into_iter().map(|old| RetiringSa { sa: old, until })),
             // The old SAs go on sending.
             Err(_) => self.restore(&peer, of_children),
         }
@@ -293,7 +293,7 @@ impl SaTable {
                 |id: &&ChildId| self.children.get(id).is_some_and(|child| child.sa.outbound_spi == old.id.spi);
             match of_peer.iter().find(sends_with).copied() {
                 Some(owner) => self.set_installed(owner, old),
-                None => self.retiring.push(Retiring { sa: old, until: Instant::new(Duration::MAX) }),
+                None => self.retiring.push(RetiringSa { sa: old, until: Instant::new(Duration::MAX) }),
             }
         }
     }
