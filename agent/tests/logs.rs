@@ -5,7 +5,7 @@ use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -38,7 +38,6 @@ fn configure(directory: &Path) -> PathBuf {
 /// A namespace whose uplink reaches nobody.
 fn namespace() -> UnnamedNamespace {
     let namespace = UnnamedNamespace::new();
-    let entered = format!("--net={}", namespace.path());
     for line in [
         "link set lo up",
         "link add eth0 type veth peer name other",
@@ -46,7 +45,7 @@ fn namespace() -> UnnamedNamespace {
         "link set eth0 up",
         "link set other up",
     ] {
-        succeed(Command::new("nsenter").arg(&entered).arg("ip").args(line.split(' ')));
+        succeed(namespace.command("ip").args(line.split(' ')));
     }
     namespace
 }
@@ -58,9 +57,12 @@ fn a_filter_for_one_peer_shows_more_of_it_than_of_another_peer() {
     }
     let directory = tempfile::tempdir().unwrap();
     let (namespace, file) = (namespace(), configure(directory.path()));
-    let mut agent = Command::new("nsenter");
-    agent.arg(format!("--net={}", namespace.path())).args([env!("CARGO_BIN_EXE_edge-agent"), "run", "--config"]);
-    agent.arg(file).env("EDGE_AGENT_LOG", "info,[peer{peer=edge-2}]=debug").stderr(Stdio::piped());
+    let mut agent = namespace.command(env!("CARGO_BIN_EXE_edge-agent"));
+    agent
+        .args(["run", "--config"])
+        .arg(file)
+        .env("EDGE_AGENT_LOG", "info,[peer{peer=edge-2}]=debug")
+        .stderr(Stdio::piped());
     let mut child = agent.spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let _running = KilledOnDrop(child);

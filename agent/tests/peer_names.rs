@@ -48,8 +48,7 @@ fn a_peer_with_a_name_that_is_resolved_later_is_looked_for_at_its_addresses() {
         env!("CARGO_BIN_EXE_edge-agent"),
         config.display()
     );
-    let net = format!("--net={}", namespace.path());
-    let agent = Command::new("nsenter").args([&net, "unshare", "--mount", "sh", "-c", &start]).spawn().unwrap();
+    let agent = namespace.command("unshare").args(["--mount", "sh", "-c", &start]).spawn().unwrap();
     let _agent = KilledOnDrop(agent);
     wait::expect("the agent to run although nothing resolves its peer", HANG, || {
         endpoints(directory).filter(|endpoints| endpoints.is_empty())

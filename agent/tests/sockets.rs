@@ -81,10 +81,10 @@ impl Namespace {
         );
         fs::write(&file, text).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-        let mut command = Command::new("nsenter");
+        let mut command = self.namespace.command("sh");
         // LISTEN_PID must be the child's process id, which exec keeps.
         let start = format!("LISTEN_PID=$$ exec {} run --config {}", env!("CARGO_BIN_EXE_edge-agent"), file.display());
-        command.arg(format!("--net={}", self.path())).args(["sh", "-c", &start]).stderr(Stdio::piped());
+        command.args(["-c", &start]).stderr(Stdio::piped());
         let fds: Vec<RawFd> = passed.iter().map(AsRawFd::as_raw_fd).collect();
         command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", vec!["ike"; fds.len()].join(":"));
         // SAFETY: dup and dup2 may be called between fork and exec. The descriptors are first
@@ -198,9 +198,8 @@ fn a_socket_that_is_not_what_it_should_be_is_refused_in_words() {
         return;
     }
     let (namespace, directory) = (Namespace::new(), tempfile::tempdir().unwrap());
-    let loopback = "ip link set lo up";
-    let entered = Command::new("nsenter").arg(format!("--net={}", namespace.path())).args(loopback.split(' ')).status();
-    assert!(entered.unwrap().success());
+    let status = namespace.namespace.command("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(status.unwrap().success());
     let tcp = namespace.within(0, || vec![OwnedFd::from(TcpListener::bind("0.0.0.0:4500").unwrap())]);
     assert!(namespace.fail(directory.path(), 4500, &tcp).contains("(ike): it is no UDP socket"));
     drop(tcp);
@@ -272,9 +271,8 @@ fn without_systemd_the_sockets_outlive_an_agent_that_is_killed() {
     killed(14500, 4500);
     assert_eq!(namespace.inode(4500), None);
 
-    let mut down = Command::new("nsenter");
-    down.arg(format!("--net={}", namespace.path())).args([env!("CARGO_BIN_EXE_edge-agent"), "down", "--config"]);
-    let said = down.arg(directory.path().join("agent.toml")).output().unwrap();
+    let mut down = namespace.namespace.command(env!("CARGO_BIN_EXE_edge-agent"));
+    let said = down.args(["down", "--config"]).arg(directory.path().join("agent.toml")).output().unwrap();
     assert_eq!(namespace.inode(14500), None, "{}", String::from_utf8_lossy(&said.stderr));
     assert!(String::from_utf8_lossy(&said.stdout).contains("held sockets: 4 removed"), "{said:?}");
 }

@@ -213,4 +213,12 @@ impl UnnamedNamespace {
     pub fn path(&self) -> String {
         format!("/proc/{}/ns/net", self.pid())
     }
+
+    /// A command that runs `program` in it.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path())).arg(program);
+        command
+    }
 }
