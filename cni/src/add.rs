@@ -221,7 +221,7 @@ fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>,
     stock.iter().filter(|stock| stock.free < config.low_water.max(1)).copied().collect()
 }
 
-/// Leases an address of each family. Applies again where other ADDs were quicker to take the
+/// Leases an address of each family. Requests again if other ADDs were quicker to take the
 /// addresses that a segment request had brought.
 fn lease_addresses(
     config: &Config,

@@ -102,7 +102,7 @@ struct Node {
 impl Node {
     fn new(socket: UdpSocket, peer: PeerConfig, first_spi: u32) -> Result<Self, Failure> {
         let local = socket.local_addr()?;
-        // One socket is enough where both ends use the NAT traversal port from the first message
+        // One socket is enough if both ends use the NAT traversal port from the first message
         // on.
         let config = EndpointConfig { nat_port: local.port(), ..EndpointConfig::default() };
         let (mut endpoint, mut system) = (Endpoint::new(config), System { next_spi: first_spi });

@@ -1,5 +1,5 @@
 //! Network namespaces and programs for the tests of a single crate, without the lab. Like all tests
-//! they panic where something that they need fails.
+//! they panic if something that they need fails.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;

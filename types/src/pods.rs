@@ -5,7 +5,7 @@
 /// rule of each, all in one message.
 pub const MAX_LAN_TO_PODS: usize = 128;
 
-/// Most ranges of Services. A cluster has one or two, and gets more where they are
+/// Most ranges of Services. A cluster has one or two, and gets more if they are
 /// extended.
 pub const MAX_SERVICE_RANGES: usize = 64;
 

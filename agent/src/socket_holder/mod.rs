@@ -1,4 +1,4 @@
-//! Keeps the agent's UDP sockets open while no agent runs, where systemd does not
+//! Keeps the agent's UDP sockets open while no agent runs, unless systemd does
 //! (`edge-agent.socket`). The kernel decapsulates ESP in UDP only as long as a socket with
 //! `UDP_ENCAP` is open. So without a holder every packet that arrives is lost from the end of the
 //! agent to its next start.

@@ -31,9 +31,9 @@ const OURS: [&str; 16] = [
     SEGMENTS_FILE,
 ];
 
-/// Makes the directory if it is missing, with mode 0700, and sets our files to 0600 where others
-/// may read them. If the directory holds files of other programs, these and the directory's mode
-/// are left as they are: the operator may have named a directory that others need.
+/// Makes the directory if it is missing, with mode 0700, and sets our files to 0600 if others may
+/// read them. If the directory holds files of other programs, these and the directory's mode are
+/// left as they are: the operator may have named a directory that others need.
 pub fn make_private(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let mut foreign = None;

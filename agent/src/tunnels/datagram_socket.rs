@@ -185,8 +185,8 @@ fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr, 
 /// The destination address in the packet's IP header.
 fn destination(header: &libc::msghdr) -> Option<IpAddr> {
     // SAFETY: `header` was filled by recvmsg, its control buffer is alive and aligned; the CMSG
-    // macros stay within it. The data is read unaligned and only where the kernel says that it is
-    // of this type.
+    // macros stay within it. The data is read unaligned and only if the kernel says that it is of
+    // this type.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {

@@ -1,5 +1,5 @@
-//! Settings below `/proc/sys/net`, of the thread's network namespace. A setting is only written
-//! where its value is wrong, so that a read-only `/proc/sys` with the right values does no harm.
+//! Settings below `/proc/sys/net`, of the thread's network namespace. A setting is only written if
+//! its value is wrong, so that a read-only `/proc/sys` with the right values does no harm.
 
 use std::fs;
 use std::io;

@@ -1,5 +1,5 @@
-//! The host's loopback addresses where packets to and from them may cross links (`route_localnet`),
-//! as portmap and kube-proxy set it so that the host's processes reach published ports there.
+//! The host's loopback addresses, if packets to and from them may cross links (`route_localnet`).
+//! portmap and kube-proxy allow that, so that the host's processes reach published ports there.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -56,7 +56,8 @@ pub fn term(
         return Ok(Term { serial: same.serial.clone(), not_before: same.not_before, not_after: same.not_after });
     }
     let mut term = Term::days(days, now)?;
-    // Peers check the validity with their own clocks, which were not ahead when this one was.
+    // This controller's clock may have been ahead, and the clocks of the peers that check the
+    // validity were not.
     term.not_before = term.not_before.min(issue_time - BACKDATED);
     term.not_before = match reason {
         // Later than every certificate of this node so far, also within one second: peers tell the

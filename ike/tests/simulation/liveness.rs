@@ -1,4 +1,4 @@
-//! Signs of life where the owner reports ESP (RFC 7296 2.4): an idle peer is seldom asked, a busy
+//! Signs of life if the owner reports ESP (RFC 7296 2.4): an idle peer is seldom asked, a busy
 //! one never, and one that does not answer soon.
 
 use std::time::Duration;

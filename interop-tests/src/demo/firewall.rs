@@ -329,7 +329,7 @@ impl<'a> LanTest<'a> {
         })
     }
 
-    /// Of a cloud node's addresses, edges accept only those of the cloud's CNI.
+    /// Edges accept only those addresses of a cloud node that belong to the cloud's CNI.
     fn cloud_nodes(&self) -> Result<()> {
         self.world.checks.part("The cloud");
         let node = self.world.node("cloud-2");

@@ -51,7 +51,7 @@ impl<'a> TunnelWatch<'a> {
         })
     }
 
-    /// As [`Self::end`], where SAs may be replaced.
+    /// As [`Self::end`], but SAs may be replaced.
     ///
     /// # Errors
     /// If more than [`TOLERATED`] pings were lost.

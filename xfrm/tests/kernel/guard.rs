@@ -136,7 +136,7 @@ fn packets() {
     let bridge = ["10.77.0.1", "fd77::1"];
     node.run(move || guard::install(&config(&bridge)).map(|_| ()).unwrap());
 
-    // What must pass: pod to pod, pod to node and back, IPv6 after neighbour discovery, pod to the
+    // These must pass: pod to pod, pod to node and back, IPv6 after neighbour discovery, pod to the
     // internet and back.
     two.ip("neigh flush all");
     node.ip("neigh flush all");
@@ -159,8 +159,8 @@ fn packets() {
     neighbour.send("198.51.100.1", "10.77.0.2:7", "answer");
     assert_eq!(receive(&at_one), "answer");
 
-    // What must not pass: from a pod and from the node to a remote pod, even with a source of the
-    // uplink, as another program's masquerading leaves it.
+    // Packets from a pod or the node to a remote pod must not pass, even with the uplink's address
+    // as source, which another program's masquerading gives them.
     let dropped = node.counter("XfrmOutPolBlock");
     one.send("10.77.0.2", "10.77.1.2:7", "refused");
     node.send("10.77.0.1", "10.77.1.2:7", "refused");

@@ -175,8 +175,8 @@ impl KernelPolicies {
         self.correct(plan, &BTreeMap::new(), &was_unmet, xfrm, incidents, completeness, now)
     }
 
-    /// Carries out a plan. `before`: what was desired until now, where it changed. `was_unmet`:
-    /// what the kernel did not have at the last comparison.
+    /// Carries out a plan. `before`: what was desired until now, for the keys that changed.
+    /// `was_unmet`: what the kernel did not have at the last comparison.
     #[expect(clippy::too_many_arguments, reason = "what both comparisons know")]
     fn correct(
         &mut self,

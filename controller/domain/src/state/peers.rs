@@ -156,7 +156,7 @@ mod tests {
                 assert_eq!(heard, sees, "group_viewers: {pair}");
             }
         }
-        // Both results occur where communities decide, and every pair of roles is there.
+        // Both results occur if communities decide, and every pair of roles is there.
         assert_eq!(pairs.len(), EXPECTED.len() + 1, "{pairs:?}");
     }
 

@@ -98,9 +98,9 @@ async fn may_grant(
     }
 }
 
-/// Releases what was granted of a refused segment request. Where grants are made one by one,
-/// another replica may have taken the last segment of one family when that of the other was
-/// granted; or the one that granted it died between the two.
+/// Releases what was granted of a refused segment request. If grants are made one by one, another
+/// replica may have taken the last segment of one family when that of the other was granted; or the
+/// one that granted it died between the two.
 async fn release_partial_grant(registry: &Registry, node: &NodeName, request_id: String) {
     let (name, now) = (node.clone(), registry.clock.now());
     let released = registry.change(move |state| -> Result<_, ApiError> {

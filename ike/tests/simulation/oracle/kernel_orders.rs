@@ -147,7 +147,8 @@ impl Node {
         Ok(())
     }
 
-    /// Judges what is sent with after this step. What was left or removed in it does not count.
+    /// Judges the SAs that send after this step. Those that stopped or were removed in it do not
+    /// count.
     pub fn judge_switches(&mut self) -> Judged {
         for own in std::mem::take(&mut self.switched_to).into_values() {
             let Some(child) = self.children.get(&own).filter(|child| child.installed) else { continue };
