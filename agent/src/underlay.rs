@@ -1,7 +1,7 @@
 //! The underlay: addresses that this node needs outside of every tunnel. These are its own, those
-//! of its gateways and name servers, and the controller's. A view whose networks contain one of
-//! them is refused, since the node could not receive a correction. Pure, except for
-//! [`host_resolvers`].
+//! of its gateways and name servers, the controller's, and those that every host needs, such as
+//! multicast addresses. A view whose networks contain one of them is refused, since the node could
+//! not receive a correction. Pure, except for [`host_resolvers`].
 //!
 //! Any host on the node's network can change most of these addresses by a router advertisement or a
 //! DHCP lease. So an address is a reason to refuse a view only if the view in force does not
@@ -10,7 +10,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use edge_types::network::{contains, overlap};
+use edge_types::network::{contains, overlap, special_use};
 use edge_types::{NodeView, Role};
 use ipnetwork::IpNetwork;
 
@@ -86,6 +86,7 @@ impl Underlay {
         let needed = self.needed(controllers);
         let mut conflicts: Vec<AddressConflict> =
             needed.iter().filter_map(|(address, what)| find(address, *what)).collect();
+        conflicts.extend(special_networks(view));
         // Name servers are in conflict only if none is left.
         let resolvers = Self::usable(&self.resolvers, NAME_SERVER);
         let taken: Vec<AddressConflict> = resolvers.iter().filter_map(|(address, what)| find(address, *what)).collect();
@@ -107,6 +108,24 @@ impl Underlay {
         let canonical = addresses.iter().map(|address| (address.to_canonical(), what));
         canonical.filter(|(address, _)| !address.is_loopback() && !address.is_unspecified()).collect()
     }
+}
+
+/// The networks of the view that contain addresses which every host needs.
+fn special_networks(view: &NodeView) -> Vec<AddressConflict> {
+    let named = |networks: &[IpNetwork], of: &str| -> Vec<(IpNetwork, String)> {
+        networks.iter().map(|network| (*network, of.to_owned())).collect()
+    };
+    let mut networks = named(&view.cluster_ranges, "cluster range");
+    networks.extend(named(&view.segments, "segment"));
+    for peer in view.peers.iter().filter(|_| view.role != Role::Cloud) {
+        networks.extend(named(&peer.networks, &format!("the network of {}", peer.name)));
+    }
+    let conflict = |(network, of): (IpNetwork, String)| {
+        let special = special_use(&network)?;
+        let address = network.network().max(special.network.network());
+        Some(AddressConflict { network, of, address, what: special.what })
+    };
+    networks.into_iter().filter_map(conflict).collect()
 }
 
 /// The network of the view by which packets for this address enter a tunnel, and its description.
@@ -247,6 +266,30 @@ mod tests {
     }
 
     #[test]
+    fn networks_with_addresses_that_every_node_needs_are_refused_and_those_in_force_stay() {
+        let here = Underlay::default();
+        let good = view(Role::Edge, &["10.77.0.0/16"], &["10.244.0.0/16"]);
+        assert_eq!(here.conflict(None, &good, &[]), None);
+        for special in ["ff00::/8", "fe80::/64", "::/64", "224.0.0.0/4", "127.0.0.0/8", "169.254.0.0/16", "::/0"] {
+            for (role, ranges, hub) in [
+                (Role::Edge, &["10.77.0.0/16", special][..], &[][..]),
+                (Role::Edge, &["10.77.0.0/16"], &[special]),
+                (Role::Hub, &["10.77.0.0/16", special], &[]),
+                (Role::Cloud, &["10.77.0.0/16", special], &[]),
+            ] {
+                let careless = view(role, ranges, hub);
+                let refused = here.conflict(Some(&good), &careless, &[]).unwrap();
+                assert_eq!(refused.network(), special.parse().unwrap());
+                assert!(refused.to_string().contains("addresses"), "{refused}");
+                assert_eq!(here.conflict(Some(&careless), &careless, &[]), None, "it was in force");
+            }
+        }
+        let mut own = good;
+        own.segments = networks(&["fe80::/120"]);
+        assert!(here.conflict(None, &own, &[]).unwrap().to_string().starts_with("segment fe80::/120"));
+    }
+
+    #[test]
     fn what_the_view_in_force_takes_away_already_is_no_reason_to_refuse_another() {
         // A router advertisement gave this node an address within the cluster's range, and a DHCP
         // lease another name server.
@@ -314,10 +357,7 @@ mod tests {
     #[test]
     fn loopback_addresses_cause_no_conflict() {
         let here = Underlay { addresses: addresses(&["127.0.0.1", "::1"]), ..Underlay::default() };
-        assert_eq!(
-            here.conflict(None, &view(Role::Edge, &["127.0.0.0/8", "::/64"], &[]), &addresses(&["127.0.0.1"])),
-            None
-        );
+        assert_eq!(here.needed(&addresses(&["127.0.0.1"])), []);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! - [`error`]: errors with their causes, in one line.
 //! - [`frame`]: frames in bincode, with a size limit and a version byte.
 //! - `jitter`: waits of random length, with the feature of this name.
-//! - [`network`]: whether one network contains or overlaps another.
+//! - [`network`]: whether one network contains or overlaps another, or has a meaning of its own.
 //! - [`pods`]: patterns for pods in configuration files.
 //! - [`pki`]: the names and usages in certificates.
 //! - [`token`]: the join token that brings a new node in.

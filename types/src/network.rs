@@ -1,4 +1,8 @@
-//! Relations of two networks. `ipnetwork` has these tests for [`ipnetwork::Ipv4Network`] only.
+//! Relations of two networks, which `ipnetwork` has for [`ipnetwork::Ipv4Network`] only, networks
+//! that have a meaning of their own on every host, and names of bridges.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
@@ -15,9 +19,91 @@ pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     contains(a, b) || contains(b, a)
 }
 
+/// What [`is_bridge_name`] expects, for error messages.
+pub const BRIDGE_NAME: &str = "expected 1 to 15 characters without '/', ':', '%' and blanks, and none of \".\", \"..\", \"all\", \"default\" and \"lo\"";
+
+/// Whether a bridge may have this name. The kernel has settings named "all" and "default", which
+/// are those of all interfaces.
+#[must_use]
+pub fn is_bridge_name(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && !matches!(name, "." | ".." | "all" | "default" | "lo")
+        && name.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%'))
+}
+
+/// Addresses that every host needs for itself or on its links (RFC 6890), so that neither pods nor
+/// Services can have them. Without multicast and link-local addresses IPv6 finds no neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpecialUse {
+    /// The whole network.
+    pub network: IpNetwork,
+    /// What its addresses are for.
+    pub what: &'static str,
+}
+
+impl fmt::Display for SpecialUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.what, self.network)
+    }
+}
+
+/// The first of these networks that shares an address with `network`.
+#[must_use]
+pub fn special_use(network: &IpNetwork) -> Option<SpecialUse> {
+    let v4 = |a, b, length, what| (IpAddr::from(Ipv4Addr::new(a, b, 0, 0)), length, what);
+    let v6 = |first, length, what| (IpAddr::from(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0)), length, what);
+    [
+        v4(0, 0, 8, "addresses of \"this network\""),
+        v4(127, 0, 8, "loopback addresses"),
+        v4(169, 254, 16, "link-local addresses"),
+        v4(224, 0, 4, "multicast addresses"),
+        (Ipv4Addr::BROADCAST.into(), 32, "the broadcast address"),
+        v6(0, 96, "the unspecified, the loopback and IPv4-compatible addresses"),
+        (Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(), 96, "IPv4-mapped addresses"),
+        v6(0xfe80, 10, "link-local addresses"),
+        v6(0xff00, 8, "multicast addresses"),
+    ]
+    .into_iter()
+    .filter_map(|(address, length, what)| Some(SpecialUse { network: IpNetwork::new(address, length).ok()?, what }))
+    .find(|special| overlap(&special.network, network))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_with_addresses_that_every_host_needs_are_named() {
+        for (network, special) in [
+            ("0.0.0.0/0", "0.0.0.0/8"),
+            ("64.0.0.0/2", "127.0.0.0/8"),
+            ("127.0.0.53/32", "127.0.0.0/8"),
+            ("169.254.169.254/32", "169.254.0.0/16"),
+            ("224.0.0.0/24", "224.0.0.0/4"),
+            ("240.0.0.0/4", "255.255.255.255/32"),
+            ("::/0", "::/96"),
+            ("::1/128", "::/96"),
+            ("::ffff:10.0.0.0/104", "::ffff:0.0.0.0/96"),
+            ("fe00::/8", "fe80::/10"),
+            ("febf::/64", "fe80::/10"),
+            ("ff02::/16", "ff00::/8"),
+        ] {
+            let found = special_use(&network.parse().unwrap()).unwrap_or_else(|| panic!("{network}"));
+            assert_eq!(found.network, special.parse().unwrap(), "{network}");
+        }
+        for network in [
+            "10.0.0.0/8",
+            "192.168.0.0/16",
+            "240.0.0.0/5",
+            "100.64.0.0/10",
+            "1.0.0.0/8",
+            "fd00::/8",
+            "2000::/3",
+            "64:ff9b::/96",
+        ] {
+            assert_eq!(special_use(&network.parse().unwrap()), None, "{network}");
+        }
+    }
 
     #[test]
     fn networks_overlap_where_one_contains_the_other() {

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The longest duration, 10 years. With it no moment in the future is beyond what a clock holds.
+const LONGEST: Duration = Duration::from_secs(87_600 * 3600);
+
 pub(super) fn parse(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..digits].parse().ok()?;
@@ -12,7 +15,7 @@ pub(super) fn parse(text: &str) -> Option<Duration> {
         "h" => number.checked_mul(3600).map(Duration::from_secs),
         _ => None,
     }
-    .filter(|duration| !duration.is_zero())
+    .filter(|duration| !duration.is_zero() && *duration <= LONGEST)
 }
 
 pub(super) mod optional {
@@ -24,7 +27,7 @@ pub(super) mod optional {
         let text = String::deserialize(from)?;
         super::parse(&text).map(Some).ok_or_else(|| {
             D::Error::custom(format!(
-                "{text:?} is not a duration: write a whole number above 0 and ms, s, m or h, as in \"500ms\""
+                "{text:?} is not a duration: write a whole number above 0 and ms, s, m or h, as in \"500ms\", of at most 10 years"
             ))
         })
     }
@@ -38,7 +41,10 @@ mod tests {
     fn durations_have_a_number_and_a_unit() {
         assert_eq!(parse("500ms"), Some(Duration::from_millis(500)));
         assert_eq!(parse("2h"), Some(Duration::from_secs(7200)));
-        for bad in ["", "5", "s", "0s", "-1s", "1.5s", "5 s", "1d", "99999999999999999999s", "18446744073709551615h"] {
+        assert_eq!(parse("87600h"), Some(LONGEST));
+        for bad in
+            ["", "87601h", "5", "s", "0s", "-1s", "1.5s", "5 s", "1d", "99999999999999999999s", "18446744073709551615h"]
+        {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -21,12 +21,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edge_ike::config::Timing;
+use edge_types::network::{BRIDGE_NAME, is_bridge_name, special_use};
 use edge_types::{NodeName, Role, pods, shared_files};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 /// Path of the file, unless `--config` gives another.
 pub const DEFAULT_PATH: &str = "/etc/edge-cni/agent.toml";
+
+/// Most transmissions of one request. Half a second, doubled as often, is three days.
+const MAX_TRANSMISSIONS: u32 = 20;
 
 /// The agent's TOML file, with defaults for keys that it does not name.
 #[derive(Debug, Clone, Deserialize)]
@@ -368,6 +372,13 @@ impl Config {
                 return Err(format!("[firewall]: {key} has {count} networks; expected at most {limit}, merge some"));
             }
         }
+        for range in &self.firewall.service_ranges {
+            if let Some(special) = special_use(range) {
+                return Err(format!(
+                    "[firewall]: service_ranges has {range}, which holds {special}: no Service is there"
+                ));
+            }
+        }
         if self.controller.is_none() && self.peers.is_empty() {
             return Err("neither [controller] nor any [[peer]]: there is nothing to do; add one of them".into());
         }
@@ -396,14 +407,21 @@ impl Config {
         if self.port == self.nat_port {
             return Err(format!("port and nat_port are both {}; they need two", self.port));
         }
-        if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
-            return Err(format!(
-                "bridge {:?} is not an interface name: 1 to 15 characters, no '/' or space",
-                self.bridge
-            ));
+        for (key, port) in [("port", self.port), ("nat_port", self.nat_port)] {
+            if port == 0 {
+                return Err(format!("{key} is 0, and peers must know it; leave it out for the default"));
+            }
+        }
+        if !is_bridge_name(&self.bridge) {
+            return Err(format!("bridge {:?} is not an interface name: {BRIDGE_NAME}", self.bridge));
         }
         if self.mtu.is_some_and(|mtu| !(576..=65535).contains(&mtu)) {
             return Err("mtu must lie between 576 and 65535; leave it out to derive it from the uplink".into());
+        }
+        if let Some(count) = self.timing.transmissions.filter(|count| !(1..=MAX_TRANSMISSIONS).contains(count)) {
+            return Err(format!(
+                "[timing]: transmissions is {count}; expected 1 to {MAX_TRANSMISSIONS}, since the wait doubles each time"
+            ));
         }
         for (at, peer) in self.peers.iter().enumerate() {
             peer.check().map_err(|problem| format!("[[peer]] {:?}: {problem}", peer.name))?;

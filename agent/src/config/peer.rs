@@ -120,7 +120,7 @@ impl Remote {
         if let Ok(address) = text.parse() {
             return Ok(Self { host: RemoteHost::Address(address), port: None });
         }
-        if let Ok(socket) = text.parse::<SocketAddr>() {
+        if let Some(socket) = text.parse::<SocketAddr>().ok().filter(|socket| socket.port() != 0) {
             return Ok(Self { host: RemoteHost::Address(socket.ip()), port: Some(socket.port()) });
         }
         let (name, port) = match text.split_once(':') {

@@ -8,10 +8,9 @@ mod segments;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use edge_types::network::overlap;
+use edge_types::network::{BRIDGE_NAME, is_bridge_name, overlap, special_use};
 use edge_types::shared_files::SegmentsFile;
 use edge_types::{IpNetwork, pods};
 use serde::Deserialize;
@@ -271,14 +270,8 @@ impl Config {
                 self.name
             )));
         }
-        let bridge = &self.bridge;
-        let good_bridge = (1..=15).contains(&bridge.len())
-            && !matches!(bridge.as_str(), "." | ".." | "all" | "default" | "lo")
-            && bridge.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%'));
-        if !good_bridge {
-            return Err(invalid(format!(
-                "bridge is {bridge:?}; expected an interface's name of 1 to 15 characters without '/', ':', '%' and blanks"
-            )));
+        if !is_bridge_name(&self.bridge) {
+            return Err(invalid(format!("bridge is {:?}; {BRIDGE_NAME}", self.bridge)));
         }
         let paths = [("stateDir", &self.state_dir), ("agentSocket", &self.agent_socket)];
         for (key, path) in paths.into_iter().chain(self.resolv_conf.iter().map(|path| ("resolvConf", path))) {
@@ -292,6 +285,12 @@ impl Config {
             return Err(invalid(format!("mtu is {mtu}; expected {MIN_MTU} to 65535 bytes, or leave it out")));
         }
         check_segments(&self.segments).map_err(|why| invalid(format!("segments: {why}")))?;
+        for (key, networks) in [("clusterRanges", &self.cluster_ranges), ("serviceRanges", &self.service_ranges)] {
+            if let Some((network, special)) = networks.iter().find_map(|network| Some((network, special_use(network)?)))
+            {
+                return Err(invalid(format!("{key} has {network}, which holds {special}: this host would be cut off")));
+            }
+        }
         if self.dns.as_ref().is_some_and(|dns| !dns.is_object()) {
             return Err(invalid("dns is not an object".into()));
         }
@@ -365,19 +364,8 @@ pub(crate) fn check_segments(segments: &[IpNetwork]) -> Result<(), String> {
         if spare_bits > 120 || (segment.is_ipv4() && segment.prefix() < 8) {
             return Err(format!("{segment} is too large to belong to one node; use a longer prefix"));
         }
-        let special = match segment.network() {
-            IpAddr::V4(address) => {
-                address.is_loopback() || address.is_multicast() || address.is_link_local() || address.octets()[0] == 0
-            }
-            IpAddr::V6(address) => {
-                address.is_loopback()
-                    || address.is_multicast()
-                    || address.is_unicast_link_local()
-                    || address.to_ipv4_mapped().is_some()
-            }
-        };
-        if special {
-            return Err(format!("{segment} is no range for pods: loopback, link-local and multicast are reserved"));
+        if let Some(special) = special_use(segment) {
+            return Err(format!("{segment} is no range for pods: it holds {special}"));
         }
         if let Some(other) = segments.iter().take(index).find(|other| overlap(other, segment)) {
             return Err(format!("{segment} overlaps {other}"));

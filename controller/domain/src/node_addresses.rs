@@ -31,6 +31,13 @@ pub fn is_reachable<'a>(address: &IpAddr, mut networks: impl Iterator<Item = &'a
     usable && !networks.any(|network| network.contains(address))
 }
 
+/// Whether a host can be reached at this address from another one, as far as the address says: it
+/// is not a loopback, multicast, broadcast or unspecified one.
+pub fn is_of_a_host(address: &IpAddr) -> bool {
+    let address = address.to_canonical();
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || address == Ipv4Addr::BROADCAST)
+}
+
 fn is_usable_v4(ip: &Ipv4Addr) -> bool {
     // "This network" 0.0.0.0/8, and 240.0.0.0/4 with the broadcast address.
     let reserved = ip.octets()[0] == 0 || ip.octets()[0] >= 240;

@@ -2,6 +2,7 @@
 
 use edge_types::IpNetwork;
 use edge_types::api::Family;
+use edge_types::network::special_use;
 use edge_types::view::SegmentPrefix;
 
 use super::range::{contains, overlap};
@@ -76,6 +77,11 @@ impl SegmentPolicy {
                     key,
                     format!("{odd} has bits set beyond its prefix; meant {}/{}?", odd.network(), odd.prefix()),
                 ));
+            }
+        }
+        for range in &self.ranges {
+            if let Some(special) = special_use(range) {
+                return Err(("cluster_ranges", format!("{range} holds {special}, which every node needs for itself")));
             }
         }
         for (index, range) in self.ranges.iter().enumerate() {

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use edge_controller_domain::ca::OperatorCa;
 use edge_controller_domain::networks::{ClusterNetworks, HubNetworks};
+use edge_controller_domain::node_addresses::is_of_a_host;
 use edge_controller_domain::segments::{SegmentPolicy, overlap};
 use edge_controller_kubernetes::label_trust::TrustNodeLabels;
 use edge_controller_kubernetes::selector::NodeSelector;
 use edge_controller_kubernetes::service_account::{JoinAccounts, RoleSelectors};
 use edge_types::api::VIEW_SILENCE_SECONDS;
+use edge_types::network::special_use;
 use edge_types::view::SegmentPrefix;
 use edge_types::{IpNetwork, NodeName};
 use schemars::JsonSchema;
@@ -265,6 +267,13 @@ impl Config {
                 return Err(("server_names", format!("{name:?} is neither a DNS name nor an IP address")));
             }
         }
+        let nowhere = |name: &&String| {
+            let address: Option<IpAddr> = name.parse().ok();
+            address.is_some_and(|address| !address.is_loopback() && !is_of_a_host(&address))
+        };
+        if let Some(name) = self.server_names.iter().find(nowhere) {
+            return Err(("server_names", format!("nobody can connect to {name}; name an address of this controller")));
+        }
         // One lost heartbeat must not make a node connect again.
         let most = VIEW_SILENCE_SECONDS / 2;
         if self.heartbeat_seconds == 0 || self.heartbeat_seconds > most {
@@ -299,10 +308,30 @@ impl Config {
                 accounts.check().map_err(|why| ("kubernetes.join", why))?;
             }
         }
+        let Segments { min_per_node: min, max_per_node: max, .. } = self.segments;
+        if min > max {
+            return Err(("min_per_node", format!("{min} is more than max_per_node, {max}")));
+        }
         self.segment_policy().check()?;
+        self.check_networks()
+    }
+
+    fn check_networks(&self) -> Result<(), (&'static str, String)> {
+        for (name, hub) in &self.hub {
+            let nowhere = |at: &&SocketAddr| at.port() == 0 || !is_of_a_host(&at.ip());
+            if let Some(at) = hub.endpoints.iter().find(nowhere) {
+                return Err((
+                    "hub",
+                    format!("hub.{name}.endpoints: no node can send to {at}; name address and port of the hub"),
+                ));
+            }
+        }
         for network in self.cluster_networks().all_fronted() {
             if network.ip() != network.network() {
                 return Err(("networks", format!("{network} has bits set beyond its prefix")));
+            }
+            if let Some(special) = special_use(network) {
+                return Err(("networks", format!("{network} holds {special}, which every node needs for itself")));
             }
             if let Some(range) = self.segments.cluster_ranges.iter().find(|range| overlap(range, network)) {
                 return Err(("networks", format!("{network} overlaps the cluster range {range}, which is the edges'")));

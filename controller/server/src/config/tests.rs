@@ -50,6 +50,52 @@ fn values_that_make_no_sense_are_refused_with_their_key() {
 }
 
 #[test]
+fn ranges_and_networks_with_addresses_that_every_host_needs_are_refused() {
+    for special in
+        ["127.0.0.0/8", "224.0.0.0/4", "169.254.0.0/16", "0.0.0.0/0", "fe80::/10", "ff00::/8", "::/64", "::/0"]
+    {
+        let range = format!("server_names = [\"a\"]\n[segments]\nv4_prefix = 26\ncluster_ranges = [\"{special}\"]");
+        let small = "[segments]\ncluster_ranges = [\"10.77.0.0/16\", \"fd77::/64\"]";
+        let networks = format!("server_names = [\"a\"]\nnetworks = [\"{special}\"]\n{small}");
+        let hub = format!("server_names = [\"a\"]\n{small}\n[hub.h]\nnetworks = [\"{special}\"]");
+        for (text, key) in [(range, "segments.cluster_ranges"), (networks, "networks"), (hub, "networks")] {
+            let error = load(&text).unwrap_err();
+            assert!(error.contains(key) && error.contains(special) && error.contains("address"), "{text}: {error}");
+        }
+    }
+}
+
+#[test]
+fn endpoints_and_limits_that_no_node_can_use_are_refused() {
+    let endpoint = |text: &str| format!("{SMALLEST}[hub.h]\nendpoints = [\"203.0.113.1:4500\", \"{text}\"]");
+    for text in [
+        "0.0.0.0:4500",
+        "[::]:4500",
+        "127.0.0.1:4500",
+        "[::1]:4500",
+        "224.0.0.1:4500",
+        "[ff02::1]:4500",
+        "255.255.255.255:4500",
+        "203.0.113.1:0",
+        "[::ffff:127.0.0.1]:4500",
+    ] {
+        let error = load(&endpoint(text)).unwrap_err();
+        assert!(error.contains("hub.h.endpoints") && error.contains(text), "{text}: {error}");
+    }
+    load(&endpoint("[2001:db8::1]:4500")).unwrap();
+    for (keys, key) in [("min_per_node = 65", "min_per_node"), ("min_per_node = 3\nmax_per_node = 2", "min_per_node")] {
+        let error = load(&format!("{SMALLEST}{keys}")).unwrap_err();
+        assert!(error.contains(key), "{keys}: {error}");
+    }
+    load(&format!("{SMALLEST}min_per_node = 64")).unwrap();
+    for name in ["0.0.0.0", "::", "255.255.255.255", "224.0.0.1", "ff02::1"] {
+        let error = load(&SMALLEST.replace("cloud", name)).unwrap_err();
+        assert!(error.contains("server_names") && error.contains(name), "{name}: {error}");
+    }
+    load(&SMALLEST.replace("cloud", "127.0.0.1")).unwrap();
+}
+
+#[test]
 fn the_documented_example_is_accepted() {
     let document = include_str!("../../../../docs/configuration.md");
     let section = document.split("## edge-controller").nth(1).expect("a section for edge-controller");
