@@ -12,7 +12,8 @@
 //!   nodes off from the controller.
 //! - Reports of nodes, for the operator: [`tunnel_reports`].
 //! - Limits: [`mass_deletion`] limits how many nodes may disappear without a question,
-//!   [`source_shares`] divides a limited resource fairly among unknown sources.
+//!   [`request_limits`] how often one node asks for what costs much, and [`source_shares`] divides
+//!   a limited resource fairly among unknown sources.
 //! - [`clock`], [`random`] and [`text`] serve the others.
 #![forbid(unsafe_code)]
 
@@ -26,6 +27,7 @@ pub mod node_addresses;
 pub mod random;
 pub mod reachability;
 pub mod registry;
+pub mod request_limits;
 pub mod segments;
 pub mod source_shares;
 pub mod state;

@@ -3,6 +3,7 @@
 use edge_controller_domain::ca::CaError;
 use edge_controller_domain::ca::request::CsrError;
 use edge_controller_domain::certificates::CertificateError;
+use edge_controller_domain::request_limits::TooOften;
 use edge_controller_domain::segments::GrantsPaused;
 use edge_controller_domain::state::{JoinError, SegmentError};
 use edge_controller_domain::store::StoreError;
@@ -136,6 +137,9 @@ pub enum ApiError {
         /// How many it may have open.
         most: usize,
     },
+    /// The node asks more often than it may.
+    #[error(transparent)]
+    TooOften(#[from] TooOften),
     /// The labels of this node are set on its Node object.
     #[error(
         "node {0} has a Node object in Kubernetes, and its labels are set there: kubectl label node {0} KEY=VALUE (or list it in a Community); \
@@ -270,6 +274,7 @@ impl ApiError {
                 }
             },
             ApiError::TooManyStreams { .. } => (429, "too-many-streams", "The node has too many streams"),
+            ApiError::TooOften(_) => (429, "too-often", "The node asks too often"),
             ApiError::LabelledElsewhere(_) | ApiError::LabelsNotTrusted { .. } => {
                 (409, "labelled-elsewhere", "The node is labelled in Kubernetes")
             }
@@ -289,6 +294,7 @@ impl ApiError {
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             ApiError::Segment(SegmentError::GrantsPaused(_)) => Some(REPORTS_WITHIN),
+            ApiError::TooOften(refused) => Some(refused.seconds),
             _ => None,
         }
     }

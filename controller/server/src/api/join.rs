@@ -23,7 +23,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::request_span;
 use super::service_account::AccountReviews;
-use super::state::from_substates;
+use super::state::{CertificateLimit, from_substates};
 use super::unauthenticated_body::UnauthenticatedBody;
 use crate::live_config::LiveConfig;
 
@@ -68,6 +68,9 @@ pub(super) async fn join(
     request_span::set_node(&caller, &node);
     let key = request::read(&csr, &node)?;
     let role = admission.role();
+    // Nothing is signed for a caller that may not have the name, nor counted against its limit.
+    admission.record(&*registry.read().await, &node, &key.fingerprint, now)?;
+    issuer.limit.0.take(&node)?;
     let issued = issuer.issue(&node, role, &key, CertificateReason::Join).await?;
     let certificate = certificates::record_of(&issued, &key);
     let name = node.clone();
@@ -107,6 +110,7 @@ pub(super) async fn renew(
     Json(renewal): Json<RenewalRequest>,
 ) -> Result<axum::Json<CertificateResponse>, ApiError> {
     let present = caller.require_node_now(&registry, &node).await?;
+    issuer.limit.0.take(&node)?;
     let key = request::read(&renewal.csr, &node)?;
     let issued = issuer.issue(&node, present.role, &key, CertificateReason::Renewal).await?;
     let certificate = certificates::record_of(&issued, &key);
@@ -164,9 +168,10 @@ pub(super) struct Issuer {
     registry: Registry,
     ca: Arc<Ca>,
     live: Arc<LiveConfig>,
+    limit: CertificateLimit,
 }
 
-from_substates!(Issuer { registry, ca, live });
+from_substates!(Issuer { registry, ca, live, limit });
 
 impl Issuer {
     async fn issue(

@@ -40,13 +40,13 @@ pub(super) fn routes() -> Vec<Route> {
             .access(Access::Anyone)
             .request::<JoinRequest>()
             .response::<CertificateResponse>()
-            .errors(&[403, 409]),
+            .errors(&[403, 409, 429]),
         Route::post("/v1/nodes/{node}/certificate", "renew", post(join::renew))
             .summary("Renew the certificate with which this request comes.")
             .access(Access::Node)
             .request::<RenewalRequest>()
             .response::<CertificateResponse>()
-            .errors(&[409]),
+            .errors(&[409, 429]),
         Route::new(Method::PUT, "/v1/nodes/{node}", "report", put(report::report))
             .summary("Report the node's addresses, tunnels and segments.")
             .access(Access::Node)
@@ -61,7 +61,7 @@ pub(super) fn routes() -> Vec<Route> {
             .access(Access::Node)
             .request::<SegmentRequest>()
             .response::<SegmentResponse>()
-            .errors(&[409]),
+            .errors(&[409, 429]),
         Route::get("/v1/nodes/{node}/view", "view", get(view::view))
             .summary("The node and the peers that it may talk to: once, or as a stream of lines.")
             .access(Access::NodeOrOperator)

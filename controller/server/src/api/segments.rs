@@ -14,6 +14,7 @@ use edge_types::api::{SegmentRequest, SegmentResponse};
 use super::body::{Json, Node};
 use super::caller::Caller;
 use super::error::ApiError;
+use super::state::ReloadLimit;
 use crate::live_config::LiveConfig;
 
 /// Longest request id, bytes.
@@ -33,6 +34,7 @@ pub(super) async fn request(
     State(registry): State<Registry>,
     State(live): State<Arc<LiveConfig>>,
     State(events): State<EventRecorder>,
+    State(reloads): State<ReloadLimit>,
     caller: Caller,
     Node(node): Node,
     Json(request): Json<SegmentRequest>,
@@ -54,6 +56,7 @@ pub(super) async fn request(
     // have reported.
     may_grant(&registry, &live.now().policy, &node, &request_id).await?;
     if repeated {
+        reloads.0.take(&node)?;
         registry.reload_segments().await?;
     }
     let now = registry.clock.now();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::registry::Registry;
+use edge_controller_domain::request_limits::RequestLimit;
 use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::events::EventRecorder;
@@ -52,11 +53,27 @@ struct Shared {
     services: Services,
     review_limits: Arc<ReviewLimits>,
     bodies: BodyBudget,
+    certificates: CertificateLimit,
+    reloads: ReloadLimit,
 }
+
+/// Limits how often a node gets a certificate.
+#[derive(Clone, Default)]
+pub(super) struct CertificateLimit(pub(super) RequestLimit);
+
+/// Limits how often a node has all segments read again.
+#[derive(Clone, Default)]
+pub(super) struct ReloadLimit(pub(super) RequestLimit);
 
 impl From<Services> for ApiState {
     fn from(services: Services) -> Self {
-        Self(Arc::new(Shared { services, review_limits: Arc::default(), bodies: BodyBudget::default() }))
+        Self(Arc::new(Shared {
+            services,
+            review_limits: Arc::default(),
+            bodies: BodyBudget::default(),
+            certificates: CertificateLimit::default(),
+            reloads: ReloadLimit::default(),
+        }))
     }
 }
 
@@ -69,6 +86,18 @@ impl FromRef<ApiState> for Arc<ReviewLimits> {
 impl FromRef<ApiState> for BodyBudget {
     fn from_ref(state: &ApiState) -> Self {
         state.0.bodies.clone()
+    }
+}
+
+impl FromRef<ApiState> for CertificateLimit {
+    fn from_ref(state: &ApiState) -> Self {
+        state.0.certificates.clone()
+    }
+}
+
+impl FromRef<ApiState> for ReloadLimit {
+    fn from_ref(state: &ApiState) -> Self {
+        state.0.reloads.clone()
     }
 }
 

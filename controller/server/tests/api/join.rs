@@ -173,6 +173,52 @@ async fn a_renewed_certificate_works_and_the_old_one_until_the_next_renewal() {
 }
 
 #[tokio::test]
+async fn a_node_that_asks_for_certificates_or_all_segments_without_end_is_served_seldom() {
+    const ASKED: usize = 40;
+    let cloud = Cloud::start().await;
+    let other = cloud.node("edge", "edge-2").await;
+    let token = cloud.token("edge", None).await;
+    let csr = request_of(&KeyPair::generate().unwrap());
+    let mut joined = 0;
+    // As if the response was lost each time.
+    for _ in 0..ASKED {
+        let answer = cloud.join(&token, "edge-1", &csr).await;
+        joined += usize::from(answer.0 == 200);
+        assert!(answer.0 == 200 || kind(&answer) == (429, "too-often"), "{answer:?}");
+    }
+    assert!((4..ASKED / 2).contains(&joined), "{joined} of {ASKED} joins");
+    // Whoever may not have the name does not use up its limit.
+    let stranger = cloud.token("edge", None).await;
+    for _ in 0..ASKED {
+        let foreign = request_of(&KeyPair::generate().unwrap());
+        assert_eq!(kind(&cloud.join(&stranger, "edge-2", &foreign).await), (409, "name-taken"));
+    }
+    let mut latest = other;
+    let mut renewed = 0;
+    for _ in 0..ASKED {
+        let key = KeyPair::generate().unwrap();
+        let answer = latest.ask(Method::POST, "/certificate", Some(json!({"csr": request_of(&key)}))).await;
+        if answer.0 == 200 {
+            renewed += 1;
+            latest = Node::new(&cloud, "edge-2", answer.1["certificate"].as_str().unwrap(), &key);
+        } else {
+            assert_eq!(kind(&answer), (429, "too-often"));
+            assert!(detail(&answer).contains("edge-2"), "{}", detail(&answer));
+        }
+    }
+    assert!((4..ASKED / 2).contains(&renewed), "{renewed} of {ASKED} renewals");
+    let again = json!({"request_id": "a", "families": ["ipv4"], "repeated": true});
+    let mut reloads = 0;
+    for _ in 0..ASKED {
+        let answer = latest.ask(Method::POST, "/segments", Some(again.clone())).await;
+        reloads += usize::from(answer.0 == 200);
+        assert!(answer.0 == 200 || kind(&answer) == (429, "too-often"), "{answer:?}");
+    }
+    assert!((4..ASKED / 2).contains(&reloads), "{reloads} of {ASKED} lists of all segments");
+    assert_eq!(latest.request_segments("b", &["ipv4"]).await.0, 200, "other requests are served");
+}
+
+#[tokio::test]
 async fn a_full_range_refuses_the_join_and_says_who_holds_it() {
     let cloud = Cloud::with("cluster_ranges = [\"10.77.0.0/26\"]").await;
     cloud.node("edge", "edge-1").await;

@@ -1,0 +1,94 @@
+//! Limits how often one node has the controller do what costs much: a certificate that is signed
+//! and stored, or a list of all segments. A node needs that seldom. Without a limit, one node could
+//! keep the controller and the API server's store busy.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use edge_types::NodeName;
+use tokio::time::Instant;
+
+/// Number of requests of a node that are served at once.
+const BURST: u32 = 16;
+/// After that one request is served in each period of this length.
+const PERIOD: Duration = Duration::from_secs(10);
+/// Above this number of nodes those are forgotten that have their whole burst again.
+const REMEMBERED: usize = 1024;
+
+/// Why a request is not served now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("node {node} asks for this more often than {BURST} times at once and then every {} s; it may ask again in {seconds} s", PERIOD.as_secs())]
+pub struct TooOften {
+    /// Name of the node.
+    pub node: NodeName,
+    /// Seconds until the next request is served, at least 1.
+    pub seconds: u32,
+}
+
+/// Counts the requests of each node for one thing. Clones share the counts.
+#[derive(Debug, Clone, Default)]
+pub struct RequestLimit(Arc<Mutex<HashMap<NodeName, Instant>>>);
+
+impl RequestLimit {
+    /// Counts a request of a node.
+    ///
+    /// # Errors
+    /// If the node had its burst, and the period since its last request is not over. Then the
+    /// request does not count.
+    pub fn take(&self, node: &NodeName) -> Result<(), TooOften> {
+        self.take_at(node, Instant::now())
+    }
+
+    fn take_at(&self, node: &NodeName, now: Instant) -> Result<(), TooOften> {
+        let mut nodes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if nodes.len() >= REMEMBERED {
+            nodes.retain(|_, due| *due > now);
+        }
+        // The theoretical arrival time of the generic cell rate algorithm.
+        let due = nodes.entry(node.clone()).or_insert(now);
+        let wait = due.saturating_duration_since(now).saturating_sub(PERIOD * (BURST - 1));
+        if !wait.is_zero() {
+            let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+            return Err(TooOften { node: node.clone(), seconds });
+        }
+        *due = (*due).max(now) + PERIOD;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_burst_a_node_waits_and_others_do_not() {
+        let (limit, mut now) = (RequestLimit::default(), Instant::now());
+        let [one, other]: [NodeName; 2] = ["edge-1", "edge-2"].map(|name| name.parse().unwrap());
+        for _ in 0..BURST {
+            limit.take_at(&one, now).unwrap();
+        }
+        for _ in 0..1000 {
+            assert_eq!(limit.take_at(&one, now).unwrap_err().seconds, 11, "refused requests do not count");
+        }
+        limit.take_at(&other, now).unwrap();
+        now += PERIOD;
+        limit.take_at(&one, now).unwrap();
+        limit.take_at(&one, now).unwrap_err();
+        now += PERIOD * BURST;
+        for _ in 0..BURST {
+            limit.take_at(&one, now).unwrap();
+        }
+        limit.take_at(&one, now).unwrap_err();
+    }
+
+    #[test]
+    fn nodes_that_ask_no_more_are_forgotten() {
+        let (limit, mut now) = (RequestLimit::default(), Instant::now());
+        for number in 0..2 * REMEMBERED {
+            limit.take_at(&format!("edge-{number}").parse().unwrap(), now).unwrap();
+            now += PERIOD;
+        }
+        assert!(limit.0.lock().unwrap().len() <= REMEMBERED);
+    }
+}
