@@ -251,7 +251,10 @@ fn elements_of(ports: &[PodPort]) -> Elements {
         put(FilterSet::Macs, &[&name, &padded]);
         for address in port.addresses.iter().copied().chain([IpAddr::V6(mac::link_local(port.mac))]) {
             match address {
-                IpAddr::V4(address) => put(FilterSet::Ipv4, &[&name, &padded, &address.octets()]),
+                IpAddr::V4(address) => {
+                    put(FilterSet::Ipv4, &[&name, &padded, &address.octets()]);
+                    put(FilterSet::ErrorTargets, &[&name, &address.octets()]);
+                }
                 IpAddr::V6(address) => {
                     put(FilterSet::Ipv6, &[&name, &padded, &address.octets()]);
                     put(FilterSet::Targets, &[&name, &address.octets()]);

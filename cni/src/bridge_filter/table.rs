@@ -22,13 +22,23 @@ const PRIORITY: i32 = -200;
 const SECOND: u32 = 2;
 const THIRD: u32 = 14;
 
-/// `IPPROTO_UDP`.
+/// `IPPROTO_ICMP`, `IPPROTO_UDP` and `IPPROTO_ICMPV6`.
+const ICMP: u8 = 1;
 const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+
+/// Types of ICMP messages about a packet, of which they carry the beginning (RFC 792): destination
+/// unreachable, source quench, redirect, time exceeded, parameter problem.
+const ICMP_ERRORS: [u8; 5] = [3, 4, 5, 11, 12];
 
 /// The chains. A chain comes before the chains with rules that lead to it.
-pub(super) const CHAINS: [(&str, Option<BaseChain>); 6] = [
+pub(super) const CHAINS: [(&str, Option<BaseChain>); 10] = [
     ("pod-arp", None),
+    ("source-ipv4", None),
+    ("errors-ipv4", None),
     ("pod-ipv4", None),
+    ("source-ipv6", None),
+    ("errors-ipv6", None),
     ("pod-ipv6", None),
     ("pod", None),
     // The bridge learns a MAC address after this hook (br_handle_frame_finish), so it does not
@@ -49,25 +59,28 @@ pub(crate) enum FilterSet {
     Ipv4,
     /// Port, MAC address and IPv6 address, including the link-local one.
     Ipv6,
-    /// Port and an IPv6 address that the pod may advertise.
+    /// Port and an IPv6 address that the pod may advertise, and send errors about.
     Targets,
+    /// Port and an IPv4 address that the pod may send errors about.
+    ErrorTargets,
     /// Ports of pods that the operator has excepted.
     Unfiltered,
 }
 
 impl FilterSet {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Ports, Self::Macs, Self::Ipv4, Self::Ipv6, Self::Targets, Self::Unfiltered];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Ports, Self::Macs, Self::Ipv4, Self::Ipv6, Self::Targets, Self::ErrorTargets, Self::Unfiltered];
 
     /// The set's name. The version in [`FilterSet::Ports`] must be raised with every change of
     /// sets, chains or rules.
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Ports => "ports-v2",
+            Self::Ports => "ports-v3",
             Self::Macs => "macs",
             Self::Ipv4 => "ipv4",
             Self::Ipv6 => "ipv6",
             Self::Targets => "nd-targets",
+            Self::ErrorTargets => "error-targets",
             Self::Unfiltered => "unfiltered",
         }
     }
@@ -79,6 +92,7 @@ impl FilterSet {
             Self::Ipv4 => &[INTERFACE, MAC, IPV4],
             Self::Ipv6 => &[INTERFACE, MAC, IPV6],
             Self::Targets => &[INTERFACE, INTEGER, INTEGER],
+            Self::ErrorTargets => &[INTERFACE, INTEGER],
             Self::Unfiltered => &[INTERFACE],
         }
     }
@@ -104,34 +118,50 @@ impl FilterSet {
     pub(super) fn key_length(self) -> u32 {
         let length = |part: &u32| match *part {
             INTERFACE => 16,
-            MAC | INTEGER => 8,
+            MAC => 8,
             IPV4 => 4,
+            INTEGER => 0,
             _ => 16,
         };
-        self.types().iter().map(length).sum()
+        let integers = self.parts_of_packets().iter().map(|(_, bits)| bits / 8);
+        self.types().iter().map(length).chain(integers).sum()
+    }
+
+    /// Offset and length, in bits, of the parts of a packet that the integers are, from the
+    /// transport header on.
+    const fn parts_of_packets(self) -> &'static [(u32, u32)] {
+        match self {
+            Self::Targets => &[(64, 64), (128, 64)],
+            Self::ErrorTargets => &[(192, 32)],
+            _ => &[],
+        }
     }
 
     /// User data that nft(8) needs to show the set as it was written (libnftnl/udata.h,
-    /// set_udata_key_* in nft): the key's byte order, and for [`FilterSet::Targets`] that the key
-    /// has the type of `iifname . @th,64,64 . @th,128,64`. (nft before 1.0.8 has no `icmpv6 taddr`.
-    /// Later releases show the two halves as that.)
+    /// set_udata_key_* in nft): the key's byte order, and for [`FilterSet::Targets`] and
+    /// [`FilterSet::ErrorTargets`] that the key has the type of `iifname . @th,64,64 . @th,128,64`
+    /// or `iifname . @th,192,32`. (nft before 1.0.8 has no `icmpv6 taddr`. Later releases show the
+    /// two halves as that.)
     pub(super) fn user_data(self) -> Vec<u8> {
         let field = |kind: u8, value: &[u8]| [&[kind, value.len() as u8], value].concat();
         let number = |kind: u8, value: u32| field(kind, &value.to_ne_bytes());
         // NFTNL_UDATA_SET_KEYBYTEORDER: an interface's name is in the host's, a concatenation has
         // none.
         let order = number(0, u32::from(self == Self::Unfiltered));
-        if self != Self::Targets {
+        if self.parts_of_packets().is_empty() {
             return order;
         }
         // `enum expr_types`: EXPR_META with NFT_META_IIFNAME.
         let name = [number(0, 9), field(1, &number(0, Meta::InputName as u32))].concat();
         // EXPR_PAYLOAD of no protocol, at PROTO_BASE_TRANSPORT_HDR, offset and length in bits.
-        let half = |offset| {
-            let place = [number(0, 0), number(1, 0), number(2, 3), number(3, offset), number(4, 64)].concat();
+        let part = |(offset, length): &(u32, u32)| {
+            let place = [number(0, 0), number(1, 0), number(2, 3), number(3, *offset), number(4, *length)].concat();
             [number(0, 7), field(1, &place)].concat()
         };
-        let parts = [field(0, &name), field(1, &half(64)), field(2, &half(128))].concat();
+        let mut parts = field(0, &name);
+        for (index, place) in (1..).zip(self.parts_of_packets()) {
+            parts.extend(field(index, &part(place)));
+        }
         // NFTNL_UDATA_SET_KEY_TYPEOF of EXPR_CONCAT.
         [order, field(3, &[number(0, 13), field(1, &parts)].concat())].concat()
     }
@@ -181,9 +211,19 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod-ipv4", loopback, Some("loopback address"));
     let igmp = vec![payload(Base::Network, 9, 1), equals(&[2])];
     rule("pod-ipv4", vec![protocol(0x0800), igmp, transport(&[0x11]), count_and_drop()], Some("IGMP query"));
+    for kind in ICMP_ERRORS {
+        rule("pod-ipv4", vec![ethertype(0x0800), layer4(ICMP), transport(&[kind]), goto("errors-ipv4")], None);
+    }
+    rule("pod-ipv4", vec![goto("source-ipv4")], None);
+    // Who receives an error believes it whoever sent it, for example that the way to another node
+    // carries only small packets. A pod can know only of what was sent to it: the destination of
+    // the packet within (RFC 792) is the pod.
+    let about_own = [port_and(Base::Transport, 24, 4), in_set(FilterSet::ErrorTargets)].concat();
+    rule("errors-ipv4", vec![about_own, goto("source-ipv4")], None);
+    rule("errors-ipv4", vec![count_and_drop()], Some("ICMP error about another's packet"));
     let source = [port_and(Base::Link, 6, 6), load_into_third(Base::Network, 12, 4), in_set(FilterSet::Ipv4)].concat();
-    rule("pod-ipv4", vec![protocol(0x0800), source, vec![accept.clone()]], None);
-    rule("pod-ipv4", vec![count_and_drop()], Some("IPv4 source"));
+    rule("source-ipv4", vec![protocol(0x0800), source, vec![accept.clone()]], None);
+    rule("source-ipv4", vec![count_and_drop()], Some("IPv4 source"));
 
     for (kind, name) in [(134, "router advertisement"), (137, "redirect"), (130, "MLD query")] {
         rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(kind), count_and_drop()], Some(name));
@@ -195,17 +235,24 @@ pub(super) fn rules() -> Vec<Rule> {
     let target = || [port_and(Base::Transport, 8, 8), load_into_third(Base::Transport, 16, 8)].concat();
     let foreign = [target(), not_in_set(FilterSet::Targets)].concat();
     rule("pod-ipv6", vec![ethertype(0x86dd), icmpv6(136), foreign, count_and_drop()], Some("advertised address"));
+    rule("pod-ipv6", vec![ethertype(0x86dd), layer4(ICMPV6), icmpv6_error(), goto("errors-ipv6")], None);
+    rule("pod-ipv6", vec![goto("source-ipv6")], None);
+    // RFC 4443 3.
+    let halves = [port_and(Base::Transport, 32, 8), load_into_third(Base::Transport, 40, 8)].concat();
+    let about_own = [halves, in_set(FilterSet::Targets)].concat();
+    rule("errors-ipv6", vec![about_own, goto("source-ipv6")], None);
+    rule("errors-ipv6", vec![count_and_drop()], Some("ICMPv6 error about another's packet"));
     let source = [port_and(Base::Link, 6, 6), load_into_third(Base::Network, 8, 16), in_set(FilterSet::Ipv6)].concat();
-    rule("pod-ipv6", vec![protocol(0x86dd), source, vec![accept.clone()]], None);
+    rule("source-ipv6", vec![protocol(0x86dd), source, vec![accept.clone()]], None);
     // A pod has no address yet during duplicate address detection (RFC 4862 5.4.2) and in its
     // reports of groups (RFC 3590).
     let unspecified = || [protocol(0x86dd), vec![payload(Base::Network, 8, 16), equals(&[0; 16])]].concat();
     let own = [target(), in_set(FilterSet::Targets)].concat();
-    rule("pod-ipv6", vec![unspecified(), icmpv6(135), own, vec![accept.clone()]], None);
+    rule("source-ipv6", vec![unspecified(), icmpv6(135), own, vec![accept.clone()]], None);
     for report in [131, 132, 143] {
-        rule("pod-ipv6", vec![unspecified(), icmpv6(report), vec![accept.clone()]], None);
+        rule("source-ipv6", vec![unspecified(), icmpv6(report), vec![accept.clone()]], None);
     }
-    rule("pod-ipv6", vec![count_and_drop()], Some("IPv6 source"));
+    rule("source-ipv6", vec![count_and_drop()], Some("IPv6 source"));
     rules
 }
 
@@ -265,7 +312,12 @@ fn to_transport_port(number: u16) -> Vec<Expression> {
 }
 
 fn icmpv6(kind: u8) -> Vec<Expression> {
-    [layer4(58), transport(&[kind])].concat()
+    [layer4(ICMPV6), transport(&[kind])].concat()
+}
+
+/// Matches the types of errors (RFC 4443 2.1).
+fn icmpv6_error() -> Vec<Expression> {
+    vec![payload(Base::Transport, 0, 1), Expression::Compare { operation: Comparison::AtMost, value: vec![127] }]
 }
 
 /// Loads the port's name and then bytes of the packet.

@@ -59,6 +59,8 @@ fn a_set_is_asked_for_as_nft_does() {
         (FilterSet::Macs, 0xa49, 24),
         (FilterSet::Ipv4, 0x29247, 28),
         (FilterSet::Ipv6, 0x29248, 40),
+        (FilterSet::Targets, 0x29104, 32),
+        (FilterSet::ErrorTargets, 0xa44, 20),
     ] {
         assert_eq!((set.key_type(), set.key_length()), (kind, length), "{set:?}");
     }

@@ -176,8 +176,8 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     // As a table of the plugin that another program owns.
     nft(&world, &["delete", "table", "bridge", "edge-cni"]);
     let mut owner =
-        nft_session(&world, "add table bridge edge-cni { flags owner; set ports-v2 { type ifname . ifname; }; }\n");
-    wait_for("the other's table", || table(&world).contains("ports-v2"));
+        nft_session(&world, "add table bridge edge-cni { flags owner; set ports-v3 { type ifname . ifname; }; }\n");
+    wait_for("the other's table", || table(&world).contains("ports-v3"));
     status_fails(&world);
     drop(owner.stdin.take());
     owner.wait().unwrap();

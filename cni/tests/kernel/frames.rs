@@ -97,10 +97,40 @@ pub(crate) fn ipv4(to: Mac, from: Mac, protocol: u8, addresses: (Ipv4Addr, Ipv4A
 /// Turns it into the last fragment of an IPv4 packet, at offset 8.
 pub(crate) fn last_fragment(mut frame: Vec<u8>) -> Vec<u8> {
     frame[20..22].copy_from_slice(&[0, 1]);
-    frame[24..26].fill(0);
-    let sum = checksum(&frame[14..34]);
-    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    sum_header(&mut frame);
     frame
+}
+
+/// Turns it into the first fragment of an IPv4 packet, with all of its content so far.
+pub(crate) fn first_fragment(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[20] = 0x20;
+    sum_header(&mut frame);
+    frame
+}
+
+/// Cuts the content of an IPv4 packet to this length.
+pub(crate) fn shortened(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
+    frame.truncate(34 + length);
+    frame[16..18].copy_from_slice(&(20 + length as u16).to_be_bytes());
+    sum_header(&mut frame);
+    frame
+}
+
+/// Inserts options into an IPv4 packet, whose lengths are multiples of four.
+pub(crate) fn with_options(mut frame: Vec<u8>, options: &[u8]) -> Vec<u8> {
+    frame.splice(34..34, options.iter().copied());
+    frame[14] += (options.len() / 4) as u8;
+    let length = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&length.to_be_bytes());
+    sum_header(&mut frame);
+    frame
+}
+
+fn sum_header(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let end = 14 + usize::from(frame[14] & 0xf) * 4;
+    let sum = checksum(&frame[14..end]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
 }
 
 pub(crate) fn udp(from: u16, to: u16, content: &[u8]) -> Vec<u8> {
@@ -142,6 +172,20 @@ pub(crate) fn discovery(from: Mac, source: Ipv6Addr, kind: u8, rest: &[u8]) -> V
 /// option (1 or 2) with the link-layer address (RFC 4861 4.3, 4.4).
 pub(crate) fn neighbour(flags: u8, target: Ipv6Addr, option: u8, link: Mac) -> Vec<u8> {
     [&[flags, 0, 0, 0][..], &target.octets(), &[option, 1], &link].concat()
+}
+
+/// An ICMP error (RFC 792), or one of ICMPv6, about a datagram between these addresses.
+pub(crate) fn error4(kind: u8, about: (Ipv4Addr, Ipv4Addr)) -> Vec<u8> {
+    let datagram = ipv4(BROADCAST, BROADCAST, 17, about, &udp(4500, 4500, &[0; 32]));
+    let mut message = [&[kind, 4, 0, 0, 0, 0, 2, 88][..], &datagram[14..]].concat();
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
+pub(crate) fn error6(addresses: (Ipv6Addr, Ipv6Addr), kind: u8, about: (Ipv6Addr, Ipv6Addr)) -> Vec<u8> {
+    let datagram = ipv6(BROADCAST, BROADCAST, 17, about, &udp(4500, 4500, &[0; 32]));
+    icmpv6(addresses, kind, &[&[0, 0, 5, 0][..], &datagram[14..]].concat())
 }
 
 /// A router advertisement's content (RFC 4861 4.2) with a prefix for addresses.

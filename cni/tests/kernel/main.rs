@@ -9,6 +9,7 @@ mod filter_table;
 mod frames;
 mod growth;
 mod hairpin;
+mod hidden;
 mod ingress;
 mod input;
 mod lenient;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         requested::TESTS,
         several_networks::TESTS,
         spoof::TESTS,
+        hidden::TESTS,
         filter_table::TESTS,
         earlier_release::TESTS,
         hairpin::TESTS,

@@ -99,6 +99,18 @@ fn honest(own: &Attached, victim: &Attached) -> Vec<(&'static str, Vec<u8>)> {
         ("ARP request", arp(own.mac, 1, (own.mac, own.v4), victim.v4)),
         ("ARP reply", arp(own.mac, 2, (own.mac, own.v4), victim.v4)),
         ("ARP probe", arp(own.mac, 1, (own.mac, Ipv4Addr::UNSPECIFIED), own.v4)),
+        ("ping", ipv4(victim.mac, own.mac, 1, (own.v4, victim.v4), &[8, 0, 0xf7, 0xff, 0, 0, 0, 0])),
+        ("an error about what came", {
+            ipv4(victim.mac, own.mac, 1, (own.v4, victim.v4), &frames::error4(3, (victim.v4, own.v4)))
+        }),
+        ("an IPv6 error about what came", {
+            let addresses = (own.v6, victim.v6);
+            ipv6(victim.mac, own.mac, 58, addresses, &frames::error6(addresses, 2, (victim.v6, own.v6)))
+        }),
+        ("an IPv6 error about what came to the link-local address", {
+            let addresses = (own.link_local, victim.v6);
+            ipv6(victim.mac, own.mac, 58, addresses, &frames::error6(addresses, 1, (victim.v6, own.link_local)))
+        }),
         ("broadcast", ipv4(BROADCAST, own.mac, 17, (own.v4, Ipv4Addr::BROADCAST), &udp(68, 67, b""))),
         ("fragment", fragment),
         ("IPv6", ipv6(victim.mac, own.mac, 17, (own.v6, victim.v6), &udp(4000, 4000, b"six"))),
@@ -144,7 +156,26 @@ fn attacks(own: &Attached, victim: &Attached, other: &Attached) -> Vec<(&'static
         frame
     };
     let group = |last| ethernet([1, 0x80, 0xc2, 0, 0, last], other.mac, 0x88cc, &[0; 50]);
+    let about_others = |kind| {
+        let about = frames::error4(kind, (victim.v4, outside4));
+        ipv4(victim.mac, own.mac, 1, (own.v4, victim.v4), &about)
+    };
+    let about_others6 = |kind, to| {
+        let addresses = (own.v6, victim.v6);
+        ipv6(victim.mac, own.mac, 58, addresses, &frames::error6(addresses, kind, (victim.v6, to)))
+    };
     vec![
+        ("too large for the way to the outside", about_others(3)),
+        ("source quench for the outside", about_others(4)),
+        ("redirect of the outside", about_others(5)),
+        ("time exceeded on the way to the outside", about_others(11)),
+        ("an error about a parameter for the outside", about_others(12)),
+        ("unreachable outside by IPv6", about_others6(1, outside6)),
+        ("too large for the way to the outside by IPv6", about_others6(2, outside6)),
+        ("too large for a neighbour", about_others6(2, other.v6)),
+        ("time exceeded on the way to the outside by IPv6", about_others6(3, outside6)),
+        ("an error about a parameter for a remote pod", about_others6(4, remote6)),
+        ("an unknown error", about_others6(127, outside6)),
         ("ARP reply for the gateway", arp(own.mac, 2, (own.mac, gateway4), victim.v4)),
         ("ARP request as the gateway", arp(own.mac, 1, (own.mac, gateway4), victim.v4)),
         ("ARP reply for a neighbour", arp(own.mac, 2, (own.mac, other.v4), victim.v4)),
