@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
 use edge_ike::event::IkeDetails;
 use edge_ike::{
     Auth, ChildConfig, ChildSa, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerConfig, PeerName,
@@ -38,7 +38,7 @@ fn main() -> Result<(), Failure> {
         println!("{name}");
         println!("  IKE SA    {} authenticated by {}", ike.proposal, ike.authentication);
         println!("  tunnel    {} to {}, ESP in UDP: {}", child.local, child.remote, child.encapsulated);
-        println!("  CHILD_SA  {} in {:#010x} out {:#010x}", child.aead, child.inbound_spi, child.outbound_spi);
+        println!("  CHILD_SA  {} in {:#010x} out {:#010x}", child.cipher, child.inbound_spi, child.outbound_spi);
         for (local, remote) in child.local_selectors.iter().zip(&child.remote_selectors) {
             println!("  traffic   {local} to {remote}");
         }
@@ -74,12 +74,12 @@ fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> 
         remote_id: Identity::Fqdn(them.to_owned()),
         auth: Auth::Psk(Secret::new(b"a secret that both ends were given".to_vec())),
         ike_proposals: vec![IkeProposal {
-            aeads: vec![Aead::Aes256Gcm16],
+            ciphers: vec![Cipher::Aes256Gcm16],
             prfs: vec![Prf::HmacSha256],
             groups: vec![Group::X25519],
         }],
         child: ChildConfig {
-            proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: Vec::new(), esn: true }],
+            proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: Vec::new(), esn: true }],
             local: everything(),
             remote: everything(),
         },

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
 use edge_ike::wire::{Fragment, Header, Message, Payloads, Reassembly};
 use edge_ike::{
     Auth, ChildConfig, Endpoint, EndpointConfig, Environment, Identity, Instant, PeerConfig, PeerName, Secret,
@@ -93,12 +93,12 @@ fn peer() -> PeerConfig {
         remote_id: Identity::Fqdn("them.example".into()),
         auth: Auth::Psk(Secret::new(b"known to both".to_vec())),
         ike_proposals: vec![IkeProposal {
-            aeads: vec![Aead::Aes256Gcm16],
+            ciphers: vec![Cipher::Aes256Gcm16],
             prfs: vec![Prf::HmacSha256],
             groups: vec![Group::X25519],
         }],
         child: ChildConfig {
-            proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: Vec::new(), esn: true }],
+            proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: Vec::new(), esn: true }],
             local: everything.clone(),
             remote: everything,
         },

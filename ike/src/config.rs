@@ -237,23 +237,80 @@ impl fmt::Debug for CertificateAuth {
     }
 }
 
-/// An AEAD with 16-octet ICV, for IKE (RFC 5282, RFC 7634) and for ESP (RFC 4106, RFC 7634).
+/// What protects the messages of an IKE SA or the packets of a CHILD_SA: an AEAD, or AES-CBC with
+/// an integrity algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Aead {
-    /// ENCR_AES_GCM_16 with a 128-bit key.
+pub enum Cipher {
+    /// ENCR_AES_GCM_16 with a 128-bit key (RFC 5282, RFC 4106).
     Aes128Gcm16,
     /// ENCR_AES_GCM_16 with a 256-bit key.
     Aes256Gcm16,
-    /// ENCR_CHACHA20_POLY1305.
+    /// ENCR_CHACHA20_POLY1305 (RFC 7634).
     ChaCha20Poly1305,
+    /// ENCR_AES_CBC (RFC 3602) with an integrity algorithm over the ciphertext.
+    AesCbc(AesKeyLength, Integrity),
 }
 
-impl fmt::Display for Aead {
+impl Cipher {
+    /// The integrity algorithm beside AES-CBC. `None`: an AEAD.
+    pub fn integrity(self) -> Option<Integrity> {
+        match self {
+            Self::AesCbc(_, integrity) => Some(integrity),
+            Self::Aes128Gcm16 | Self::Aes256Gcm16 | Self::ChaCha20Poly1305 => None,
+        }
+    }
+}
+
+impl fmt::Display for Cipher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aes128Gcm16 => f.write_str("AES_GCM_16-128"),
+            Self::Aes256Gcm16 => f.write_str("AES_GCM_16-256"),
+            Self::ChaCha20Poly1305 => f.write_str("CHACHA20_POLY1305"),
+            Self::AesCbc(key, integrity) => write!(f, "AES_CBC-{}/{integrity}", key.bits()),
+        }
+    }
+}
+
+/// Length of a key of AES.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AesKeyLength {
+    /// 128 bits.
+    Bits128,
+    /// 192 bits.
+    Bits192,
+    /// 256 bits.
+    Bits256,
+}
+
+impl AesKeyLength {
+    /// The length in bits.
+    pub fn bits(self) -> u16 {
+        match self {
+            Self::Bits128 => 128,
+            Self::Bits192 => 192,
+            Self::Bits256 => 256,
+        }
+    }
+}
+
+/// An integrity algorithm (RFC 4868).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Integrity {
+    /// AUTH_HMAC_SHA2_256_128.
+    HmacSha256,
+    /// AUTH_HMAC_SHA2_384_192.
+    HmacSha384,
+    /// AUTH_HMAC_SHA2_512_256.
+    HmacSha512,
+}
+
+impl fmt::Display for Integrity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Aes128Gcm16 => "AES_GCM_16-128",
-            Self::Aes256Gcm16 => "AES_GCM_16-256",
-            Self::ChaCha20Poly1305 => "CHACHA20_POLY1305",
+            Self::HmacSha256 => "HMAC_SHA2_256_128",
+            Self::HmacSha384 => "HMAC_SHA2_384_192",
+            Self::HmacSha512 => "HMAC_SHA2_512_256",
         })
     }
 }
@@ -291,8 +348,8 @@ pub enum Group {
 /// One IKE SA proposal: any combination of what it lists, best first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IkeProposal {
-    /// Encryption.
-    pub aeads: Vec<Aead>,
+    /// Encryption and integrity.
+    pub ciphers: Vec<Cipher>,
     /// PRFs.
     pub prfs: Vec<Prf>,
     /// Key exchange methods. IKE_SA_INIT carries a share of the first one.
@@ -302,8 +359,8 @@ pub struct IkeProposal {
 /// One ESP proposal: any combination of what it lists, best first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EspProposal {
-    /// Encryption.
-    pub aeads: Vec<Aead>,
+    /// Encryption and integrity.
+    pub ciphers: Vec<Cipher>,
     /// Key exchange methods for rekeying with forward secrecy. Empty: without forward secrecy.
     pub groups: Vec<Group>,
     /// Whether extended sequence numbers are offered and accepted. Short ones always are.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::config::{Aead, Identity, PeerName};
+use crate::config::{Cipher, Identity, PeerName};
 use crate::secret::Secret;
 
 /// The SPIs of an IKE SA. They identify it in events and logs.
@@ -34,10 +34,10 @@ pub struct ChildSa {
     /// SPI that the peer allocated; we send with it.
     pub outbound_spi: u32,
     /// Cipher of both directions.
-    pub aead: Aead,
-    /// Key and salt for what we receive, as RFC 4106 8.1 (or RFC 7634 2) lays them out.
+    pub cipher: Cipher,
+    /// Keys for what we receive, in the layout of [`ChildKeys`](crate::crypto::ChildKeys).
     pub inbound_key: Secret,
-    /// Key and salt for what we send.
+    /// Keys for what we send.
     pub outbound_key: Secret,
     /// Whether extended sequence numbers are used.
     pub esn: bool,

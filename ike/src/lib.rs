@@ -10,7 +10,7 @@
 //! ```
 //! use std::net::IpAddr;
 //!
-//! use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
+//! use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
 //! use edge_ike::wire::{ExchangeType, Message};
 //! use edge_ike::{Auth, ChildConfig, Endpoint, EndpointConfig, Environment};
 //! use edge_ike::{Identity, Instant, PeerConfig, PeerName, Secret};
@@ -40,13 +40,13 @@
 //!     remote_id: Identity::Fqdn("hub.example".into()),
 //!     auth: Auth::Psk(Secret::new(b"a secret that both ends were given".to_vec())),
 //!     ike_proposals: vec![IkeProposal {
-//!         aeads: vec![Aead::Aes256Gcm16],
+//!         ciphers: vec![Cipher::Aes256Gcm16],
 //!         prfs: vec![Prf::HmacSha256],
 //!         groups: vec![Group::X25519],
 //!     }],
 //!     child: ChildConfig {
 //!         proposals: vec![EspProposal {
-//!             aeads: vec![Aead::Aes256Gcm16],
+//!             ciphers: vec![Cipher::Aes256Gcm16],
 //!             groups: vec![],
 //!             esn: true,
 //!         }],

@@ -54,5 +54,8 @@ pub use database::{IN_FLIGHT, Xfrm};
 pub use error::{Error, Result};
 pub use policy::{Action, Direction, InstalledPolicy, Policy, Template};
 pub use reqid::Reqid;
-pub use sa::{AeadKey, Algorithm, Counters, Limits, Replay, Sa, SaDirection, SaId, SaParams, SpiRange, UdpEncap};
+pub use sa::{
+    AesKeyLength, Algorithm, Counters, EspKey, Integrity, Limits, Replay, Sa, SaDirection, SaId, SaParams, SpiRange,
+    UdpEncap,
+};
 pub use selector::{PortMask, Selector};

@@ -27,8 +27,11 @@ impl Drop for XfrmRequest {
 pub(crate) fn wipe(message: &mut XfrmMessage) {
     if let XfrmMessage::AddSa(message) | XfrmMessage::UpdateSa(message) = message {
         for attribute in &mut message.nlas {
-            if let nl::XfrmAttrs::EncryptionAlgAead(algorithm) = attribute {
-                algorithm.alg_key.zeroize();
+            match attribute {
+                nl::XfrmAttrs::EncryptionAlgAead(algorithm) => algorithm.alg_key.zeroize(),
+                nl::XfrmAttrs::EncryptionAlg(algorithm) => algorithm.alg_key.zeroize(),
+                nl::XfrmAttrs::AuthenticationAlgTrunc(algorithm) => algorithm.alg_key.zeroize(),
+                _ => {}
             }
         }
     }

@@ -23,7 +23,7 @@ use edge_xfrm::guard::GuardConfig;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::candidate_addresses;
-use crate::config::proposal::{default_esp, default_ike};
+use crate::config::proposal::{node_esp, node_ike};
 use crate::config::{Config, Encap};
 use crate::membership::Membership;
 
@@ -319,8 +319,8 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             remote_key_usages: vec![EKU_IPSEC_IKE_DER.to_vec()],
             remote_not_before: u64::try_from(peer.certificates_from).unwrap_or(0),
         }),
-        ike_proposals: default_ike(),
-        child: ChildConfig { proposals: default_esp(), local: any.clone(), remote: any },
+        ike_proposals: node_ike(),
+        child: ChildConfig { proposals: node_esp(), local: any.clone(), remote: any },
         // Both ends initiate, since it may be that only one can reach the other.
         initiate: true,
         force_encapsulation: config.encap == Encap::Force,

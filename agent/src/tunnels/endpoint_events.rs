@@ -34,7 +34,7 @@ impl Driver {
                 tracing::info!(
                     inbound = format_args!("{:08x}", child.inbound_spi),
                     outbound = format_args!("{:08x}", child.outbound_spi),
-                    cipher = %child.aead,
+                    cipher = %child.cipher,
                     replaces = replaces.map(|id| format!("{:08x}", id.0)),
                     "CHILD_SA established"
                 );

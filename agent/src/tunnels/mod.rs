@@ -24,6 +24,7 @@ mod datagram_socket;
 pub mod driver;
 mod endpoint_events;
 mod environment;
+mod esp_key;
 mod failure_log;
 mod hub_returns;
 mod ike_sockets;

@@ -111,7 +111,7 @@ impl Driver {
         ChildStatus {
             inbound_spi: spi(child.sa.inbound_spi),
             outbound_spi: spi(child.sa.outbound_spi),
-            cipher: child.sa.aead.to_string(),
+            cipher: child.sa.cipher.to_string(),
             esn: child.sa.esn,
             encapsulated: child.sa.encapsulated,
             local: child.sa.local.to_string(),

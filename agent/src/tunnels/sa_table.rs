@@ -6,13 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_ike::config::Aead as IkeAead;
 use edge_ike::{ChildId, ChildSa, Instant, PeerName};
 use edge_xfrm::IN_FLIGHT;
-use edge_xfrm::{
-    AeadKey, Algorithm, Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, UdpEncap, Xfrm,
-};
+use edge_xfrm::{Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, UdpEncap, Xfrm};
 
+use super::esp_key::esp_key;
 use super::inherited_sas::InheritedSas;
 use super::installed_sa::InstalledSa;
 use crate::desired::{PeerReqids, TunnelEnds};
@@ -433,15 +431,6 @@ fn ignore_missing(outcome: Result<()>) -> Result<()> {
     }
 }
 
-fn aead(sa: &ChildSa, key: &edge_ike::Secret) -> Result<AeadKey> {
-    let algorithm = match sa.aead {
-        IkeAead::Aes128Gcm16 => Algorithm::Aes128Gcm16,
-        IkeAead::Aes256Gcm16 => Algorithm::Aes256Gcm16,
-        IkeAead::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
-    };
-    Ok(AeadKey::new(algorithm, key.expose())?)
-}
-
 fn replay(sa: &ChildSa) -> Replay {
     if sa.esn { Replay::ESN } else { Replay::PLAIN }
 }
@@ -457,7 +446,7 @@ fn inbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         destination: sa.local.ip(),
         spi: sa.inbound_spi,
         reqid,
-        aead: aead(sa, &sa.inbound_key)?,
+        key: esp_key(sa, &sa.inbound_key)?,
         encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.remote.port(), destination_port: sa.local.port() }),
         replay: replay(sa),
         selector: None,
@@ -472,7 +461,7 @@ fn outbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         destination: sa.remote.ip(),
         spi: sa.outbound_spi,
         reqid,
-        aead: aead(sa, &sa.outbound_key)?,
+        key: esp_key(sa, &sa.outbound_key)?,
         encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.local.port(), destination_port: sa.remote.port() }),
         replay: replay(sa),
         selector: None,

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use edge_ike::config::{
-    Aead, Auth, CertificateAuth, ChildConfig, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing,
+    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing,
 };
 use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret};
 use rcgen::{
@@ -56,12 +56,12 @@ fn peer(us: usize, auth: Auth) -> PeerConfig {
         remote_id: Identity::Fqdn(NAMES[them].into()),
         auth,
         ike_proposals: vec![IkeProposal {
-            aeads: vec![Aead::Aes256Gcm16],
+            ciphers: vec![Cipher::Aes256Gcm16],
             prfs: vec![Prf::HmacSha256],
             groups: vec![Group::X25519],
         }],
         child: ChildConfig {
-            proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: vec![Group::X25519], esn: true }],
+            proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: vec![Group::X25519], esn: true }],
             local: everything(),
             remote: everything(),
         },

@@ -1,19 +1,14 @@
-//! The Encrypted payload (RFC 7296 3.14) with AEADs (RFC 5282, RFC 7634), whole or in fragments
-//! (RFC 7383).
+//! The Encrypted payload (RFC 7296 3.14) with AEADs (RFC 5282, RFC 7634) or with AES-CBC and HMAC,
+//! whole or in fragments (RFC 7383).
 
-use ring::aead::{self, LessSafeKey, UnboundKey};
 use zeroize::Zeroize;
 
+use super::direction_key::DirectionKey;
 use super::keys::IkeKeys;
-use crate::config::Aead;
-use crate::secret::Secret;
 use crate::wire::{
     EncryptedMessage, EncryptedPrefix, Fragment, Header, InvalidMessage, MAX_FRAGMENTS, PayloadType, Payloads,
 };
 
-const SALT_LEN: usize = 4;
-const IV_LEN: usize = 8;
-const ICV_LEN: usize = 16;
 /// Smallest part of a message in a fragment, whatever limit is asked for.
 const MIN_FRAGMENT_PART: usize = 64;
 
@@ -66,30 +61,24 @@ pub enum Opened {
     Fragment(Fragment),
 }
 
-/// Protects the messages of one IKE SA in both directions. Initialization vectors are a counter, so
-/// none is used twice with one key.
+/// Protects the messages of one IKE SA in both directions. Initialization vectors are made of a
+/// counter, so none is used twice with one key.
 pub struct IkeCipher {
     seal: DirectionKey,
     open: DirectionKey,
     sealed: u64,
 }
 
-struct DirectionKey {
-    /// `None` if the cipher does not take keying material of this length, which [`IkeKeys`] never
-    /// makes. Then nothing is sealed or opened.
-    key: Option<LessSafeKey>,
-    salt: [u8; SALT_LEN],
-}
-
 impl IkeCipher {
     /// The cipher of an IKE SA with these keys, at this end.
     pub fn new(keys: &IkeKeys, role: IkeRole) -> Self {
-        let (seal, open) = match role {
-            IkeRole::Initiator => (&keys.ei, &keys.er),
-            IkeRole::Responder => (&keys.er, &keys.ei),
-        };
-        let aead = keys.suite.aead;
-        Self { seal: DirectionKey::new(aead, seal), open: DirectionKey::new(aead, open), sealed: 0 }
+        let cipher = keys.suite.cipher;
+        let initiator = DirectionKey::new(cipher, &keys.ei, &keys.ai);
+        let responder = DirectionKey::new(cipher, &keys.er, &keys.ar);
+        match role {
+            IkeRole::Initiator => Self { seal: initiator, open: responder, sealed: 0 },
+            IkeRole::Responder => Self { seal: responder, open: initiator, sealed: 0 },
+        }
     }
 
     /// Datagrams (without non-ESP marker) that carry a message: one, or several if the message is
@@ -119,14 +108,15 @@ impl IkeCipher {
     ) -> Result<Vec<Vec<u8>>, SealError> {
         let too_large = SealError::TooLarge(inner.len());
         let whole = EncryptedPrefix::Whole { first };
-        if limit.is_none_or(|limit| whole.len().saturating_add(Self::sealed_len(inner.len())) <= limit) {
-            if Self::sealed_len(inner.len()) > EncryptedPrefix::MAX_BODY {
+        let sealed_len = self.seal.sealed_len(inner.len());
+        if limit.is_none_or(|limit| whole.len().saturating_add(sealed_len) <= limit) {
+            if sealed_len > EncryptedPrefix::MAX_BODY {
                 return Err(too_large);
             }
             return Ok(vec![self.seal_one(header, whole, inner)?]);
         }
-        let overhead = EncryptedPrefix::FRAGMENT_LEN.saturating_add(Self::sealed_len(0));
-        let part_len = limit.unwrap_or(0).saturating_sub(overhead).max(MIN_FRAGMENT_PART);
+        let room = limit.unwrap_or(0).saturating_sub(EncryptedPrefix::FRAGMENT_LEN);
+        let part_len = self.seal.contents_len(room).max(MIN_FRAGMENT_PART);
         let parts = inner.chunks(part_len);
         let total = u16::try_from(parts.len()).ok().filter(|&total| total <= MAX_FRAGMENTS).ok_or(too_large)?;
         // RFC 7383 2.5: the first fragment names the first payload, the others name none.
@@ -153,30 +143,11 @@ impl IkeCipher {
         self.seal_one(header, EncryptedPrefix::Fragment { first, number, total }, part)
     }
 
-    /// Octets of a payload's body that carries `len` octets: IV, contents, pad length (no padding),
-    /// ICV.
-    fn sealed_len(len: usize) -> usize {
-        len.saturating_add(IV_LEN).saturating_add(1).saturating_add(ICV_LEN)
-    }
-
     fn seal_one(&mut self, header: &Header, front: EncryptedPrefix, inner: &[u8]) -> Result<Vec<u8>, SealError> {
-        let iv = if mutation!("nonce_repeated") { 0 } else { self.sealed }.to_be_bytes();
+        let number = if mutation!("nonce_repeated") { 0 } else { self.sealed };
         self.sealed = self.sealed.checked_add(1).ok_or(SealError::Exhausted)?;
-        let body_len = Self::sealed_len(inner.len());
-        let mut message = front.encode(header, body_len);
-        let associated = aead::Aad::from(message.clone());
-        // RFC 5282 4: padding is not needed; the pad length octet is.
-        let mut contents = Vec::with_capacity(body_len);
-        contents.extend_from_slice(inner);
-        contents.push(0);
-        let key = self.seal.key.as_ref().ok_or(SealError::NoKey)?;
-        if key.seal_in_place_append_tag(self.seal.nonce(iv), associated, &mut contents).is_err() {
-            contents.zeroize();
-            return Err(SealError::TooLarge(inner.len()));
-        }
-        message.extend_from_slice(&iv);
-        message.extend_from_slice(&contents);
-        Ok(message)
+        let message = front.encode(header, self.seal.sealed_len(inner.len()));
+        self.seal.seal(message, number, inner)
     }
 
     /// Opens a datagram (without non-ESP marker). Payloads in clear before the encrypted one are
@@ -186,20 +157,8 @@ impl IkeCipher {
     /// See [`OpenError`].
     pub fn open(&self, datagram: &[u8]) -> Result<Opened, OpenError> {
         let protected = EncryptedMessage::read(datagram).map_err(OpenError::Malformed)?;
-        let Some((&iv, sealed)) = protected.body.split_first_chunk() else {
-            let left = protected.body.len();
-            let what = "encrypted payload";
-            return Err(OpenError::Malformed(InvalidMessage::Truncated { what, needed: IV_LEN, left }));
-        };
-        let mut contents = sealed.to_vec();
-        let associated = aead::Aad::from(protected.associated);
-        let key = self.open.key.as_ref().ok_or(OpenError::Forged)?;
-        let opened = match key.open_in_place(self.open.nonce(iv), associated, &mut contents) {
-            Ok(plain) => decode_plaintext(protected.front, plain).map_err(OpenError::Contents),
-            Err(_) => Err(OpenError::Forged),
-        };
-        contents.zeroize();
-        opened
+        let plain = self.open.open(protected.associated, protected.body)?;
+        decode_plaintext(protected.front, &plain).map_err(OpenError::Contents)
     }
 }
 
@@ -215,27 +174,6 @@ fn decode_plaintext(front: EncryptedPrefix, plain: &[u8]) -> Result<Opened, Inva
         EncryptedPrefix::Fragment { first, number, total } => {
             Ok(Opened::Fragment(Fragment { number, total, first, data: inner.to_vec() }))
         }
-    }
-}
-
-impl DirectionKey {
-    fn new(aead: Aead, keymat: &Secret) -> Self {
-        let algorithm = match aead {
-            Aead::Aes128Gcm16 => &aead::AES_128_GCM,
-            Aead::Aes256Gcm16 => &aead::AES_256_GCM,
-            Aead::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
-        };
-        let (key, salt) = keymat.expose().split_last_chunk().unwrap_or((&[], &[0; SALT_LEN]));
-        Self { key: UnboundKey::new(algorithm, key).ok().map(LessSafeKey::new), salt: *salt }
-    }
-
-    /// Salt and explicit IV (RFC 5282 4, RFC 7634 2).
-    fn nonce(&self, iv: [u8; IV_LEN]) -> aead::Nonce {
-        let mut nonce = [0; aead::NONCE_LEN];
-        for (octet, value) in nonce.iter_mut().zip(self.salt.iter().chain(&iv)) {
-            *octet = *value;
-        }
-        aead::Nonce::assume_unique_for_key(nonce)
     }
 }
 

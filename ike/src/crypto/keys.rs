@@ -1,6 +1,6 @@
 //! Keys of IKE SAs and CHILD_SAs.
 
-use crate::config::{Aead, Group, Prf};
+use crate::config::{Cipher, Group, Prf};
 use crate::event::IkeId;
 use crate::secret::Secret;
 
@@ -8,7 +8,7 @@ use crate::secret::Secret;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IkeSuite {
     /// Protects the messages of the IKE SA.
-    pub aead: Aead,
+    pub cipher: Cipher,
     /// Derives keys and computes AUTH.
     pub prf: Prf,
     /// Method of the exchange that made the keys.
@@ -17,7 +17,7 @@ pub struct IkeSuite {
 
 impl std::fmt::Display for IkeSuite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}/{}", self.aead, self.prf, self.group)
+        write!(f, "{}/{}/{}", self.cipher, self.prf, self.group)
     }
 }
 
@@ -30,16 +30,20 @@ pub struct Nonces<'a> {
     pub responder: &'a [u8],
 }
 
-/// Keys of an IKE SA (RFC 7296 2.14). With AEADs there are no SK_ai and SK_ar (RFC 5282 7).
+/// Keys of an IKE SA (RFC 7296 2.14).
 #[derive(Debug, Clone)]
 pub struct IkeKeys {
     /// The algorithms that use them.
     pub suite: IkeSuite,
     /// SK_d: derives keys of CHILD_SAs and of the next IKE SA.
     pub(crate) d: Secret,
-    /// SK_ei: encrypts what the original initiator sends; key and salt.
+    /// SK_ai: authenticates what the original initiator sends. Empty with an AEAD (RFC 5282 7).
+    pub(crate) ai: Secret,
+    /// SK_ar: authenticates what the original responder sends. Empty with an AEAD.
+    pub(crate) ar: Secret,
+    /// SK_ei: encrypts what the original initiator sends; key, and salt of an AEAD.
     pub(crate) ei: Secret,
-    /// SK_er: encrypts what the original responder sends; key and salt.
+    /// SK_er: encrypts what the original responder sends; key, and salt of an AEAD.
     pub(crate) er: Secret,
     /// SK_pi: goes into the initiator's AUTH.
     pub(crate) pi: Secret,
@@ -65,40 +69,43 @@ impl IkeKeys {
         Self::expand(suite, &skeyseed, nonces, ike)
     }
 
-    /// {SK_d | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr).
+    /// {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi |
+    /// SPIr).
     fn expand(suite: IkeSuite, skeyseed: &Secret, nonces: Nonces<'_>, ike: IkeId) -> Self {
         let responder = if mutation!("ike_keys_without_spi") { 0 } else { ike.responder };
         let (initiator, responder) = (ike.initiator.to_be_bytes(), responder.to_be_bytes());
         let seed = [nonces.initiator, nonces.responder, &initiator, &responder];
-        let (prf_len, key_len) = (suite.prf.output_len(), suite.aead.keymat_len());
-        let total = prf_len.saturating_mul(3).saturating_add(key_len.saturating_mul(2));
+        let (prf_len, key_len) = (suite.prf.output_len(), suite.cipher.encryption_key_len());
+        let integrity_len = suite.cipher.integrity_key_len();
+        let total = prf_len.saturating_mul(3).saturating_add(suite.cipher.keymat_len().saturating_mul(2));
         let keys = suite.prf.expand(skeyseed.expose(), &seed, total);
         let mut keys = KeyMaterial(keys.expose());
-        Self {
-            suite,
-            d: keys.next(prf_len),
-            ei: keys.next(key_len),
-            er: keys.next(key_len),
-            pi: keys.next(prf_len),
-            pr: keys.next(prf_len),
-        }
+        let d = keys.next(prf_len);
+        let (ai, ar, ei, er) = if mutation!("encryption_keys_first") {
+            let (ei, er) = (keys.next(key_len), keys.next(key_len));
+            (keys.next(integrity_len), keys.next(integrity_len), ei, er)
+        } else {
+            let (ai, ar) = (keys.next(integrity_len), keys.next(integrity_len));
+            (ai, ar, keys.next(key_len), keys.next(key_len))
+        };
+        Self { suite, d, ai, ar, ei, er, pi: keys.next(prf_len), pr: keys.next(prf_len) }
     }
 
     /// Keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17). The nonces
     /// are those of the exchange that makes it.
-    pub fn child(&self, aead: Aead, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
+    pub fn child(&self, cipher: Cipher, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
         let shared = shared.filter(|_| !mutation!("child_keys_without_secret"));
         let shared = shared.map_or([].as_slice(), Secret::expose);
         let seed = [shared, nonces.initiator, nonces.responder];
-        let key_len = aead.keymat_len();
+        let key_len = cipher.keymat_len();
         let keys = self.suite.prf.expand(self.d.expose(), &seed, key_len.saturating_mul(2));
         let mut keys = KeyMaterial(keys.expose());
         ChildKeys { from_initiator: keys.next(key_len), from_responder: keys.next(key_len) }
     }
 }
 
-/// Keys of a CHILD_SA, each key and salt in the layout that the kernel takes (RFC 4106 8.1, RFC
-/// 7634 2).
+/// Keys of a CHILD_SA, each in the layout that the kernel takes: of an AEAD key and salt (RFC 4106
+/// 8.1, RFC 7634 2), otherwise the encryption key and the integrity key (RFC 7296 2.17).
 #[derive(Debug, Clone)]
 pub struct ChildKeys {
     /// Protects what the initiator of the exchange sends.
@@ -107,14 +114,11 @@ pub struct ChildKeys {
     pub from_responder: Secret,
 }
 
-impl Aead {
-    /// Octets of keying material for one direction: key and 4 octets of salt (RFC 5282 7.1, RFC
-    /// 4106 8.1, RFC 7634 2).
+impl Cipher {
+    /// Octets of keying material for one direction: key and 4 octets of salt of an AEAD (RFC 4106
+    /// 8.1, RFC 7634 2), encryption key and integrity key otherwise (RFC 7296 2.17).
     pub fn keymat_len(self) -> usize {
-        match self {
-            Self::Aes128Gcm16 => 20,
-            Self::Aes256Gcm16 | Self::ChaCha20Poly1305 => 36,
-        }
+        self.encryption_key_len().saturating_add(self.integrity_key_len())
     }
 }
 

@@ -1,15 +1,18 @@
 //! The cryptography of IKE: key exchange, derivation of keys, and the protection of messages.
-//! Primitives come from `ring` and `x25519-dalek`; this module combines them as RFC 7296 says.
+//! Primitives come from `ring`, `x25519-dalek`, `aes` and `cbc`; this module combines them as RFC 7296 says.
 //!
 //! - [`InitiatorKeyExchange`], [`ResponderKeyExchange`]: key exchange methods (RFC 8031, RFC 5903).
 //! - [`IkeKeys`], [`ChildKeys`]: SKEYSEED, SK_*, KEYMAT (RFC 7296 2.14, 2.17, 2.18).
-//! - [`IkeCipher`]: the Encrypted payload and its fragments (RFC 5282, RFC 7634, RFC 7383).
+//! - [`IkeCipher`]: the Encrypted payload and its fragments (RFC 7296 3.14, RFC 5282, RFC 7634, RFC
+//!   7383).
 //! - [`Cookies`], [`nat_detection_hash`]: hashes of addresses in IKE_SA_INIT.
 //!
 //! Keys live in [`Secret`](crate::Secret) or in `ring`'s own key types; nothing here prints them.
 
+mod cbc_hmac;
 mod cipher;
 mod cookie;
+mod direction_key;
 mod key_exchange;
 mod keys;
 mod nat;

@@ -1,6 +1,6 @@
 //! Proposals: offering and choosing (RFC 7296 2.7, 3.3).
 
-use crate::config::{Aead, EspProposal, Group, IkeProposal};
+use crate::config::{Cipher, EspProposal, Group, IkeProposal, Integrity, Prf};
 use crate::crypto::IkeSuite;
 use crate::wire::{Proposal, Protocol, Transform, TransformType};
 
@@ -8,7 +8,7 @@ use crate::wire::{Proposal, Protocol, Transform, TransformType};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EspSuite {
     /// Protects the packets, both directions.
-    pub(crate) aead: Aead,
+    pub(crate) cipher: Cipher,
     /// Key exchange method, if the exchange has one.
     pub(crate) group: Option<Group>,
     /// Whether sequence numbers have 64 bits (RFC 4303 2.2.1).
@@ -33,8 +33,10 @@ impl Chosen<IkeSuite> {
 
     /// The chosen proposal for our response, with our SPI (empty in IKE_SA_INIT).
     pub(crate) fn response(&self, spi: Vec<u8>) -> Proposal {
-        let IkeSuite { aead, prf, group } = self.suite;
-        let transforms = vec![Transform::aead(aead), Transform::prf(prf), Transform::group(group)];
+        let IkeSuite { cipher, prf, group } = self.suite;
+        let mut transforms = vec![Transform::encryption(cipher), Transform::prf(prf)];
+        transforms.extend(cipher.integrity().map(Transform::integrity));
+        transforms.push(Transform::group(group));
         Proposal { number: self.number, protocol: Protocol::Ike, spi, transforms }
     }
 }
@@ -48,7 +50,8 @@ impl Chosen<EspSuite> {
 
     /// The chosen proposal for our response, with our SPI.
     pub(crate) fn response(&self, spi: u32) -> Proposal {
-        let mut transforms = vec![Transform::aead(self.suite.aead)];
+        let mut transforms = vec![Transform::encryption(self.suite.cipher)];
+        transforms.extend(self.suite.cipher.integrity().map(Transform::integrity));
         transforms.extend(self.suite.group.map(Transform::group));
         transforms.push(Transform::sequence_numbers(self.suite.esn));
         Proposal { number: self.number, protocol: Protocol::Esp, spi: spi.to_be_bytes().to_vec(), transforms }
@@ -57,24 +60,45 @@ impl Chosen<EspSuite> {
 
 /// Our IKE SA proposals with our SPI (empty in IKE_SA_INIT).
 pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
-    let transforms = ours.iter().map(|proposal| {
-        let aeads = proposal.aeads.iter().map(|&aead| Transform::aead(aead));
-        let prfs = proposal.prfs.iter().map(|&prf| Transform::prf(prf));
-        let groups = proposal.groups.iter().map(|&group| Transform::group(group));
-        aeads.chain(prfs).chain(groups).collect()
+    let transforms = ours.iter().flat_map(|proposal| {
+        protections(&proposal.ciphers).into_iter().map(|mut transforms| {
+            transforms.extend(proposal.prfs.iter().map(|&prf| Transform::prf(prf)));
+            transforms.extend(proposal.groups.iter().map(|&group| Transform::group(group)));
+            transforms
+        })
     });
     numbered(Protocol::Ike, spi, transforms)
 }
 
 /// Our ESP proposals with our SPI. `groups`: whether the exchange carries a key exchange.
 pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Proposal> {
-    let transforms = ours.iter().map(|proposal| {
-        let aeads = proposal.aeads.iter().map(|&aead| Transform::aead(aead));
-        let groups = proposal.groups.iter().filter(|_| groups).map(|&group| Transform::group(group));
-        let esn = if proposal.esn { [true, false].as_slice() } else { &[false] };
-        aeads.chain(groups).chain(esn.iter().map(|&extended| Transform::sequence_numbers(extended))).collect()
+    let transforms = ours.iter().flat_map(|proposal| {
+        protections(&proposal.ciphers).into_iter().map(move |mut transforms| {
+            transforms.extend(proposal.groups.iter().filter(|_| groups).map(|&group| Transform::group(group)));
+            let esn = if proposal.esn { [true, false].as_slice() } else { &[false] };
+            transforms.extend(esn.iter().map(|&extended| Transform::sequence_numbers(extended)));
+            transforms
+        })
     });
     numbered(Protocol::Esp, &spi.to_be_bytes(), transforms)
+}
+
+/// The transforms of these ciphers, for one proposal each. A proposal stands for any combination of
+/// what it lists, so AEADs and AES-CBC (RFC 7296 3.3) are apart, and so are integrity algorithms.
+fn protections(ciphers: &[Cipher]) -> Vec<Vec<Transform>> {
+    let mut groups: Vec<(Option<Integrity>, Vec<Transform>)> = Vec::new();
+    for &cipher in ciphers {
+        let (integrity, encryption) = (cipher.integrity(), Transform::encryption(cipher));
+        match groups.iter_mut().find(|(known, _)| *known == integrity) {
+            Some((_, transforms)) => transforms.push(encryption),
+            None => groups.push((integrity, vec![encryption])),
+        }
+    }
+    let with_integrity = |(integrity, mut transforms): (Option<Integrity>, Vec<Transform>)| {
+        transforms.extend(integrity.map(Transform::integrity));
+        transforms
+    };
+    groups.into_iter().map(with_integrity).collect()
 }
 
 fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec<Transform>>) -> Vec<Proposal> {
@@ -91,14 +115,14 @@ pub(crate) fn choose_ike<'a>(
     ours: impl IntoIterator<Item = &'a IkeProposal>,
     sent: Option<u16>,
 ) -> Option<Chosen<IkeSuite>> {
-    let offers =
-        || usable(offers, Protocol::Ike, &[TransformType::Encryption, TransformType::Prf, TransformType::KeyExchange]);
+    let known = [TransformType::Encryption, TransformType::Integrity, TransformType::Prf, TransformType::KeyExchange];
+    let offers = || usable(offers, Protocol::Ike, &known);
     ours.into_iter().find_map(|ours| {
         offers().find_map(|offer| {
-            let aead = first_offered(&ours.aeads, offer, TransformType::Encryption, Transform::as_aead)?;
-            let prf = first_offered(&ours.prfs, offer, TransformType::Prf, Transform::as_prf)?;
+            let cipher = choose_cipher(&ours.ciphers, offer)?;
+            let prf = choose_prf(&ours.prfs, offer)?;
             let group = choose_group(&ours.groups, offer, sent)?;
-            Some(Chosen { suite: IkeSuite { aead, prf, group }, spi: offer.spi.clone(), number: offer.number })
+            Some(Chosen { suite: IkeSuite { cipher, prf, group }, spi: offer.spi.clone(), number: offer.number })
         })
     })
 }
@@ -106,7 +130,7 @@ pub(crate) fn choose_ike<'a>(
 impl IkeProposal {
     /// Whether it allows this choice.
     pub(crate) fn allows(&self, suite: IkeSuite) -> bool {
-        self.aeads.contains(&suite.aead) && self.prfs.contains(&suite.prf) && self.groups.contains(&suite.group)
+        self.ciphers.contains(&suite.cipher) && self.prfs.contains(&suite.prf) && self.groups.contains(&suite.group)
     }
 }
 
@@ -138,11 +162,16 @@ pub(crate) fn choose_esp(
     ours: &[EspProposal],
     exchange: ChildKeyExchange,
 ) -> Option<Chosen<EspSuite>> {
-    let known = [TransformType::Encryption, TransformType::KeyExchange, TransformType::SequenceNumbers];
+    let known = [
+        TransformType::Encryption,
+        TransformType::Integrity,
+        TransformType::KeyExchange,
+        TransformType::SequenceNumbers,
+    ];
     let offers = || usable(offers, Protocol::Esp, &known).filter(|offer| offer.child_spi().is_some_and(|spi| spi != 0));
     ours.iter().find_map(|ours| {
         offers().find_map(|offer| {
-            let aead = first_offered(&ours.aeads, offer, TransformType::Encryption, Transform::as_aead)?;
+            let cipher = choose_cipher(&ours.ciphers, offer)?;
             // An offer without ESN transforms means short sequence numbers.
             let offered_esn = |extended| {
                 offer.transforms_of(TransformType::SequenceNumbers).any(|t| t.as_sequence_numbers() == Some(extended))
@@ -160,14 +189,13 @@ pub(crate) fn choose_esp(
                 }
                 ChildKeyExchange::Configured { sent } => Some(choose_group(&ours.groups, offer, sent)?),
             };
-            Some(Chosen { suite: EspSuite { aead, group, esn }, spi: offer.spi.clone(), number: offer.number })
+            Some(Chosen { suite: EspSuite { cipher, group, esn }, spi: offer.spi.clone(), number: offer.number })
         })
     })
 }
 
 /// Offers of a protocol in which we understand every transform type. Another type is accepted only
-/// if "none" is offered for it (INTEG beside an AEAD, RFC 5282 8; additional key exchanges, RFC
-/// 9370).
+/// if "none" is offered for it (additional key exchanges, RFC 9370).
 fn usable<'a>(
     offers: &'a [Proposal],
     protocol: Protocol,
@@ -181,13 +209,26 @@ fn usable<'a>(
     })
 }
 
-fn first_offered<T: Copy + PartialEq>(
-    ours: &[T],
-    offer: &Proposal,
-    kind: TransformType,
-    understand: impl Fn(&Transform) -> Option<T>,
-) -> Option<T> {
-    ours.iter().copied().find(|ours| offer.transforms_of(kind).any(|transform| understand(transform) == Some(*ours)))
+/// The first of our ciphers that is offered. With an AEAD no integrity algorithm may be needed (RFC
+/// 5282 8).
+fn choose_cipher(ours: &[Cipher], offer: &Proposal) -> Option<Cipher> {
+    let no_integrity = || {
+        let mut offered = offer.transforms_of(TransformType::Integrity).peekable();
+        offered.peek().is_none() || offered.any(Transform::is_none)
+    };
+    let offered = |cipher: &Cipher| {
+        offer.transforms.contains(&Transform::encryption(*cipher))
+            && match cipher.integrity() {
+                Some(integrity) => offer.transforms.contains(&Transform::integrity(integrity)),
+                None => no_integrity(),
+            }
+    };
+    ours.iter().copied().find(offered)
+}
+
+fn choose_prf(ours: &[Prf], offer: &Proposal) -> Option<Prf> {
+    let offered = |prf: &Prf| offer.transforms_of(TransformType::Prf).any(|transform| transform.as_prf() == Some(*prf));
+    ours.iter().copied().find(offered)
 }
 
 fn choose_group(ours: &[Group], offer: &Proposal, sent: Option<u16>) -> Option<Group> {
@@ -201,45 +242,45 @@ fn choose_group(ours: &[Group], offer: &Proposal, sent: Option<u16>) -> Option<G
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Prf;
+    use crate::config::AesKeyLength;
 
-    fn ike(aeads: &[Aead], groups: &[Group]) -> IkeProposal {
-        IkeProposal { aeads: aeads.to_vec(), prfs: vec![Prf::HmacSha256], groups: groups.to_vec() }
+    fn ike(ciphers: &[Cipher], groups: &[Group]) -> IkeProposal {
+        IkeProposal { ciphers: ciphers.to_vec(), prfs: vec![Prf::HmacSha256], groups: groups.to_vec() }
     }
 
-    fn esp(aeads: &[Aead], groups: &[Group], esn: bool) -> EspProposal {
-        EspProposal { aeads: aeads.to_vec(), groups: groups.to_vec(), esn }
+    fn esp(ciphers: &[Cipher], groups: &[Group], esn: bool) -> EspProposal {
+        EspProposal { ciphers: ciphers.to_vec(), groups: groups.to_vec(), esn }
     }
 
     const BOTH: [Group; 2] = [Group::X25519, Group::P256];
 
     #[test]
     fn our_order_decides_among_what_is_offered() {
-        let offers = offer_ike(&[ike(&[Aead::Aes128Gcm16, Aead::Aes256Gcm16], &BOTH)], &[]);
-        let ours = [ike(&[Aead::ChaCha20Poly1305, Aead::Aes256Gcm16, Aead::Aes128Gcm16], &BOTH)];
+        let offers = offer_ike(&[ike(&[Cipher::Aes128Gcm16, Cipher::Aes256Gcm16], &BOTH)], &[]);
+        let ours = [ike(&[Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm16, Cipher::Aes128Gcm16], &BOTH)];
         let chosen = choose_ike(&offers, &ours, None).unwrap();
-        assert_eq!(chosen.suite, IkeSuite { aead: Aead::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 });
+        assert_eq!(chosen.suite, IkeSuite { cipher: Cipher::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 });
         assert_eq!(chosen.response(Vec::new()).transforms.len(), 3);
     }
 
     #[test]
     fn a_public_key_that_came_already_saves_a_round_trip() {
-        let offers = offer_ike(&[ike(&[Aead::Aes256Gcm16], &BOTH)], &[]);
-        let chosen = choose_ike(&offers, &[ike(&[Aead::Aes256Gcm16], &BOTH)], Some(19)).unwrap();
+        let offers = offer_ike(&[ike(&[Cipher::Aes256Gcm16], &BOTH)], &[]);
+        let chosen = choose_ike(&offers, &[ike(&[Cipher::Aes256Gcm16], &BOTH)], Some(19)).unwrap();
         assert_eq!(chosen.suite.group, Group::P256);
     }
 
     #[test]
     fn nothing_in_common_is_nothing_chosen() {
-        let offers = offer_ike(&[ike(&[Aead::Aes128Gcm16], &BOTH)], &[]);
-        assert!(choose_ike(&offers, &[ike(&[Aead::Aes256Gcm16], &BOTH)], None).is_none());
+        let offers = offer_ike(&[ike(&[Cipher::Aes128Gcm16], &BOTH)], &[]);
+        assert!(choose_ike(&offers, &[ike(&[Cipher::Aes256Gcm16], &BOTH)], None).is_none());
     }
 
     #[test]
     fn integrity_beside_an_aead_and_unknown_types_are_not_chosen_unless_none() {
-        let mut offers = offer_ike(&[ike(&[Aead::Aes256Gcm16], &BOTH)], &[]);
+        let mut offers = offer_ike(&[ike(&[Cipher::Aes256Gcm16], &BOTH)], &[]);
         offers[0].transforms.push(Transform::new(TransformType::Integrity, 12));
-        let ours = [ike(&[Aead::Aes256Gcm16], &BOTH)];
+        let ours = [ike(&[Cipher::Aes256Gcm16], &BOTH)];
         assert!(choose_ike(&offers, &ours, None).is_none());
         offers[0].transforms.push(Transform::new(TransformType::Integrity, 0));
         assert!(choose_ike(&offers, &ours, None).is_some());
@@ -247,11 +288,59 @@ mod tests {
         assert!(choose_ike(&offers, &ours, None).is_none());
     }
 
+    const CBC_128: Cipher = Cipher::AesCbc(AesKeyLength::Bits128, Integrity::HmacSha256);
+    const CBC_256: Cipher = Cipher::AesCbc(AesKeyLength::Bits256, Integrity::HmacSha256);
+    const CBC_256_SHA512: Cipher = Cipher::AesCbc(AesKeyLength::Bits256, Integrity::HmacSha512);
+
+    #[test]
+    fn aes_cbc_is_offered_in_proposals_of_its_own() {
+        let ours = [ike(&[Cipher::Aes256Gcm16, CBC_256, CBC_256_SHA512, CBC_128], &BOTH)];
+        let offers = offer_ike(&ours, &[]);
+        assert_eq!(offers.iter().map(|offer| offer.number).collect::<Vec<_>>(), [1, 2, 3]);
+        let count = |number: usize, kind| offers[number].transforms_of(kind).count();
+        assert_eq!([0, 1, 2].map(|number| count(number, TransformType::Integrity)), [0, 1, 1]);
+        assert_eq!([0, 1, 2].map(|number| count(number, TransformType::Encryption)), [1, 2, 1]);
+        assert_eq!(offer_esp(&[esp(&[CBC_256], &[], false)], 7, false)[0].transforms.len(), 3);
+    }
+
+    #[test]
+    fn aes_cbc_is_chosen_with_its_integrity_algorithm_only() {
+        let offers = offer_ike(&[ike(&[CBC_256, CBC_128], &BOTH)], &[]);
+        let choose = |offers: &[Proposal], ours| choose_ike(offers, &[ike(ours, &BOTH)], None);
+        assert!(choose(&offers, &[CBC_256_SHA512]).is_none());
+        let chosen = choose(&offers, &[Cipher::Aes256Gcm16, CBC_256_SHA512, CBC_128]).unwrap();
+        assert_eq!(chosen.suite.cipher, CBC_128);
+        let answer = chosen.response(Vec::new());
+        assert_eq!((answer.transforms.len(), is_one_choice(std::slice::from_ref(&answer))), (4, true));
+        assert_eq!(choose(&[answer], &[CBC_128]).unwrap().suite, chosen.suite);
+        // RFC 7296 3.3.3: a cipher that is no AEAD needs integrity.
+        let mut without = offers;
+        without[0].transforms.retain(|transform| transform.kind != TransformType::Integrity);
+        assert!(choose(&without, &[CBC_256, CBC_128]).is_none());
+        without[0].transforms.push(Transform::new(TransformType::Integrity, 0));
+        assert!(choose(&without, &[CBC_256, CBC_128]).is_none());
+    }
+
+    #[test]
+    fn a_transform_with_another_key_length_or_attribute_is_not_chosen() {
+        use crate::wire::Attribute;
+        // RFC 7296 3.3.5: AES needs a key length. 3.3.6: an attribute that is not understood.
+        let strange = Attribute::OtherShort { kind: 77, value: 1 };
+        for attributes in [vec![], vec![Attribute::KeyLength(192)], vec![Attribute::KeyLength(256), strange]] {
+            for cipher in [Cipher::Aes256Gcm16, CBC_256] {
+                let mut offers = offer_ike(&[ike(&[cipher], &BOTH)], &[]);
+                assert!(choose_ike(&offers, &[ike(&[cipher], &BOTH)], None).is_some());
+                offers[0].transforms[0].attributes = attributes.clone();
+                assert!(choose_ike(&offers, &[ike(&[cipher], &BOTH)], None).is_none(), "{attributes:?}");
+            }
+        }
+    }
+
     #[test]
     fn extended_sequence_numbers_are_taken_where_both_want_them() {
-        let offers = |esn| offer_esp(&[esp(&[Aead::Aes256Gcm16], &[], esn)], 7, false);
+        let offers = |esn| offer_esp(&[esp(&[Cipher::Aes256Gcm16], &[], esn)], 7, false);
         let choose = |theirs, ours| {
-            choose_esp(&offers(theirs), &[esp(&[Aead::Aes256Gcm16], &[], ours)], ChildKeyExchange::Ignored)
+            choose_esp(&offers(theirs), &[esp(&[Cipher::Aes256Gcm16], &[], ours)], ChildKeyExchange::Ignored)
                 .unwrap()
                 .suite
                 .esn
@@ -259,16 +348,16 @@ mod tests {
         assert_eq!((choose(true, true), choose(true, false), choose(false, true)), (true, false, false));
         let mut only = offers(true);
         only[0].transforms.retain(|t| t.as_sequence_numbers() != Some(false));
-        let ours = [esp(&[Aead::Aes256Gcm16], &[], false)];
+        let ours = [esp(&[Cipher::Aes256Gcm16], &[], false)];
         assert!(choose_esp(&only, &ours, ChildKeyExchange::Ignored).is_none());
     }
 
     #[test]
     fn forward_secrecy_is_not_given_up_silently() {
-        let without = offer_esp(&[esp(&[Aead::Aes256Gcm16], &BOTH, false)], 7, false);
-        let with = offer_esp(&[esp(&[Aead::Aes256Gcm16], &BOTH, false)], 7, true);
-        let pfs = [esp(&[Aead::Aes256Gcm16], &[Group::P256], false)];
-        let plain = [esp(&[Aead::Aes256Gcm16], &[], false)];
+        let without = offer_esp(&[esp(&[Cipher::Aes256Gcm16], &BOTH, false)], 7, false);
+        let with = offer_esp(&[esp(&[Cipher::Aes256Gcm16], &BOTH, false)], 7, true);
+        let pfs = [esp(&[Cipher::Aes256Gcm16], &[Group::P256], false)];
+        let plain = [esp(&[Cipher::Aes256Gcm16], &[], false)];
         let configured = ChildKeyExchange::Configured { sent: Some(31) };
         assert!(choose_esp(&without, &pfs, configured).is_none());
         assert!(choose_esp(&with, &plain, configured).is_none());
@@ -278,8 +367,8 @@ mod tests {
 
     #[test]
     fn an_esp_offer_without_an_spi_is_not_chosen() {
-        let mut offers = offer_esp(&[esp(&[Aead::Aes256Gcm16], &[], false)], 7, false);
+        let mut offers = offer_esp(&[esp(&[Cipher::Aes256Gcm16], &[], false)], 7, false);
         offers[0].spi.clear();
-        assert!(choose_esp(&offers, &[esp(&[Aead::Aes256Gcm16], &[], false)], ChildKeyExchange::Ignored).is_none());
+        assert!(choose_esp(&offers, &[esp(&[Cipher::Aes256Gcm16], &[], false)], ChildKeyExchange::Ignored).is_none());
     }
 }

@@ -55,7 +55,7 @@ impl NegotiatedChild {
             ike: channel.ike,
             inbound_spi: inbound.spi,
             outbound_spi: self.outbound_spi,
-            aead: self.suite.aead,
+            cipher: self.suite.cipher,
             inbound_key,
             outbound_key,
             esn: self.suite.esn,

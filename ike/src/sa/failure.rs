@@ -114,14 +114,14 @@ fn selectors(peer: &PeerConfig) -> String {
 }
 
 fn ike_texts(proposals: &[IkeProposal]) -> String {
-    let text = |p: &IkeProposal| format!("{}/{}/{}", join(&p.aeads), join(&p.prfs), join(&p.groups));
+    let text = |p: &IkeProposal| format!("{}/{}/{}", join(&p.ciphers), join(&p.prfs), join(&p.groups));
     proposals.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 fn esp_texts(proposals: &[EspProposal]) -> String {
     let text = |p: &EspProposal| {
         let groups = if p.groups.is_empty() { String::new() } else { format!("/{}", join(&p.groups)) };
-        format!("{}{groups}{}", join(&p.aeads), if p.esn { "/ESN" } else { "" })
+        format!("{}{groups}{}", join(&p.ciphers), if p.esn { "/ESN" } else { "" })
     };
     proposals.iter().map(text).collect::<Vec<_>>().join(", ")
 }

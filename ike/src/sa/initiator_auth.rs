@@ -201,7 +201,7 @@ impl InitiatorAuth {
         let remote = payloads.selectors_responder().map_err(malformed)?;
         let selectors = negotiate::accept_narrowed(&config.child.local, &config.child.remote, local, remote)
             .ok_or_else(|| failure::no_selectors(IKE_AUTH, config))?;
-        let keys = self.channel.keys.child(chosen.suite.aead, self.transcript.nonces(), None);
+        let keys = self.channel.keys.child(chosen.suite.cipher, self.transcript.nonces(), None);
         Ok(NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys })
     }
 }

@@ -449,7 +449,7 @@ fn child(
         Payload::TrafficSelectorsInitiator(selectors.remote.clone()),
         Payload::TrafficSelectorsResponder(selectors.local.clone()),
     ];
-    let keys = channel.keys.child(chosen.suite.aead, transcript.nonces(), None);
+    let keys = channel.keys.child(chosen.suite.cipher, transcript.nonces(), None);
     let negotiated = NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
     Ok((negotiated.into_sa(inbound, false, channel), answer))
 }

@@ -139,6 +139,9 @@ pub enum InvalidMessage {
     /// The padding of a decrypted payload is longer than the payload (RFC 7296 3.14).
     #[error("padding of {0} octets is longer than what was decrypted")]
     Padding(u8),
+    /// The ciphertext does not consist of whole blocks (RFC 7296 3.14). Holds its octets.
+    #[error("ciphertext of {0} octets, expected whole blocks of 16")]
+    PartialBlock(usize),
 }
 
 /// Reads octets and never goes past the end.

@@ -2,7 +2,7 @@
 
 use super::numbers::{Protocol, TransformType};
 use super::reader::{Codec, InvalidMessage, Reader, with_length};
-use crate::config::{Aead, Group, Prf};
+use crate::config::{Cipher, Group, Integrity, Prf};
 
 /// Most proposals of one payload; honest peers send below ten.
 pub const MAX_PROPOSALS: usize = 32;
@@ -87,16 +87,27 @@ impl Transform {
         Self { kind, id, attributes: Vec::new() }
     }
 
-    /// A transform of type ENCR.
-    pub fn aead(aead: Aead) -> Self {
+    /// A transform of type ENCR. AES-CBC also needs one of type INTEG ([`Self::integrity`]).
+    pub fn encryption(cipher: Cipher) -> Self {
         // RFC 7634 4: the key length of ChaCha20-Poly1305 is fixed and must not be stated.
-        let (id, key_length) = match aead {
-            Aead::Aes128Gcm16 => (20, Some(128)),
-            Aead::Aes256Gcm16 => (20, Some(256)),
-            Aead::ChaCha20Poly1305 => (28, None),
+        let (id, key_length) = match cipher {
+            Cipher::AesCbc(length, _) => (12, Some(length.bits())),
+            Cipher::Aes128Gcm16 => (20, Some(128)),
+            Cipher::Aes256Gcm16 => (20, Some(256)),
+            Cipher::ChaCha20Poly1305 => (28, None),
         };
         let attributes = key_length.map(Attribute::KeyLength).into_iter().collect();
         Self { kind: TransformType::Encryption, id, attributes }
+    }
+
+    /// A transform of type INTEG.
+    pub fn integrity(integrity: Integrity) -> Self {
+        let id = match integrity {
+            Integrity::HmacSha256 => 12,
+            Integrity::HmacSha384 => 13,
+            Integrity::HmacSha512 => 14,
+        };
+        Self::new(TransformType::Integrity, id)
     }
 
     /// A transform of type PRF.
@@ -125,16 +136,6 @@ impl Transform {
             [] => Ok(None),
             [Attribute::KeyLength(bits)] => Ok(Some(*bits)),
             _ => Err(UnknownAttributes),
-        }
-    }
-
-    /// The cipher, if this is one that we know.
-    pub fn as_aead(&self) -> Option<Aead> {
-        match (self.kind, self.id, self.key_length().ok()?) {
-            (TransformType::Encryption, 20, Some(128)) => Some(Aead::Aes128Gcm16),
-            (TransformType::Encryption, 20, Some(256)) => Some(Aead::Aes256Gcm16),
-            (TransformType::Encryption, 28, None) => Some(Aead::ChaCha20Poly1305),
-            _ => None,
         }
     }
 

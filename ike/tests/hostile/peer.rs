@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use edge_ike::auth::{Authenticator, SignedOctets};
-use edge_ike::config::{Aead, Auth, ChildConfig, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing};
+use edge_ike::config::{Auth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing};
 use edge_ike::crypto::{
     IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces, Opened, ResponderKeyExchange,
 };
@@ -45,18 +45,19 @@ fn our_id() -> Identity {
     Identity::Fqdn("victim.example".into())
 }
 
-const SUITE: IkeSuite = IkeSuite { aead: Aead::Aes128Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
+const SUITE: IkeSuite = IkeSuite { cipher: Cipher::Aes128Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
 
 /// A good IKE proposal.
 pub(crate) fn ike(spi: u64) -> Proposal {
-    let transforms = vec![Transform::aead(SUITE.aead), Transform::prf(SUITE.prf), Transform::group(SUITE.group)];
+    let transforms =
+        vec![Transform::encryption(SUITE.cipher), Transform::prf(SUITE.prf), Transform::group(SUITE.group)];
     let spi = if spi == 0 { Vec::new() } else { spi.to_be_bytes().to_vec() };
     Proposal { number: 1, protocol: Protocol::Ike, spi, transforms }
 }
 
 /// A good ESP proposal.
 pub(crate) fn esp(spi: u32, group: bool) -> Proposal {
-    let mut transforms = vec![Transform::aead(Aead::Aes128Gcm16), Transform::sequence_numbers(false)];
+    let mut transforms = vec![Transform::encryption(Cipher::Aes128Gcm16), Transform::sequence_numbers(false)];
     transforms.extend(group.then(|| Transform::group(Group::X25519)));
     Proposal { number: 1, protocol: Protocol::Esp, spi: spi.to_be_bytes().to_vec(), transforms }
 }
@@ -179,13 +180,13 @@ fn config() -> PeerConfig {
         remote_id: Identity::Fqdn("hostile.example".into()),
         auth: Auth::Psk(Secret::new(PSK.to_vec())),
         ike_proposals: vec![IkeProposal {
-            aeads: vec![SUITE.aead],
+            ciphers: vec![SUITE.cipher],
             prfs: vec![SUITE.prf],
             groups: vec![Group::X25519, Group::P256],
         }],
         child: ChildConfig {
             proposals: vec![EspProposal {
-                aeads: vec![Aead::Aes128Gcm16],
+                ciphers: vec![Cipher::Aes128Gcm16],
                 groups: vec![Group::X25519, Group::P256],
                 esn: false,
             }],

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::config::Aead;
+use edge_ike::config::Cipher;
 use edge_ike::event::PeerErrorKind;
 use edge_ike::{Event, PeerConfig};
 
@@ -131,10 +131,10 @@ fn an_answer_without_proof_from_an_unlikely_address_does_not_hide_the_likeliest(
     let a = network.add("10.0.0.1", None);
     let stranger = network.add("10.0.0.3", None);
     let mut config = PeerConfig { initiate: false, ..peer("d.example", "e.example", &[]) };
-    config.ike_proposals[0].aeads = vec![Aead::ChaCha20Poly1305];
+    config.ike_proposals[0].ciphers = vec![Cipher::ChaCha20Poly1305];
     network.call(stranger, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
     let mut config = peer("a.example", "b.example", &["10.0.0.9", "10.0.0.3"]);
-    config.ike_proposals[0].aeads = vec![Aead::Aes256Gcm16];
+    config.ike_proposals[0].ciphers = vec![Cipher::Aes256Gcm16];
     network.call(a, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
     network.run_for(60 * SECOND);
     let errors = network.nodes[a].errors();

@@ -20,3 +20,4 @@ mod oracle;
 mod peers;
 mod rekey;
 mod rules;
+mod suites;

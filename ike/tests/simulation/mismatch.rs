@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use edge_ike::config::{Aead, EspProposal, Group};
+use edge_ike::config::{Cipher, EspProposal, Group};
 use edge_ike::event::{DownReason, PeerErrorKind};
 use edge_ike::{Auth, EndpointConfig, Event, Identity, PeerConfig, Secret};
 
@@ -46,8 +46,8 @@ fn a_responder_is_only_who_was_dialled() {
 #[test]
 fn no_ike_proposal_in_common_is_an_error_at_both_ends() {
     let Refused { a, b, network } = refused(|a, b| {
-        a.ike_proposals[0].aeads = vec![Aead::Aes128Gcm16];
-        b.ike_proposals[0].aeads = vec![Aead::ChaCha20Poly1305];
+        a.ike_proposals[0].ciphers = vec![Cipher::Aes128Gcm16];
+        b.ike_proposals[0].ciphers = vec![Cipher::ChaCha20Poly1305];
     });
     a.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of our IKE proposals", "AES_GCM_16-128"]);
     b.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of the peer's IKE proposals", "CHACHA20_POLY1305"]);
@@ -58,10 +58,10 @@ fn no_ike_proposal_in_common_is_an_error_at_both_ends() {
 
 #[test]
 fn no_esp_proposal_in_common_is_an_error_at_both_ends() {
-    let esp = |aead| vec![EspProposal { aeads: vec![aead], groups: Vec::new(), esn: false }];
+    let esp = |cipher| vec![EspProposal { ciphers: vec![cipher], groups: Vec::new(), esn: false }];
     let Refused { a, b, .. } = refused(|a, b| {
-        a.child.proposals = esp(Aead::Aes128Gcm16);
-        b.child.proposals = esp(Aead::ChaCha20Poly1305);
+        a.child.proposals = esp(Cipher::Aes128Gcm16);
+        b.child.proposals = esp(Cipher::ChaCha20Poly1305);
     });
     a.is(PeerErrorKind::NoProposalChosen, &["IKE_AUTH", "none of our proposals (ESP: AES_GCM_16-128)"]);
     b.is(PeerErrorKind::NoProposalChosen, &["IKE_AUTH", "none of the peer's ESP proposals", "CHACHA20_POLY1305"]);

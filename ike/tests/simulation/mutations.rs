@@ -11,7 +11,7 @@ use edge_ike::mutations::{ALL, activate};
 use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
-use crate::{changes, liveness, rekey, rules};
+use crate::{changes, liveness, rekey, rules, suites};
 
 /// Runs under faults that are tried after everything else.
 const FAULTY_RUNS: u64 = 200;
@@ -55,6 +55,7 @@ const TESTS: &[(&str, fn())] = &[
     ("signs of life", liveness::a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost),
     ("idle peer", liveness::an_idle_peer_is_asked_every_two_minutes),
     ("unanswered ESP", liveness::the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check),
+    ("algorithms", suites::every_algorithm_carries_an_ike_sa_and_a_child_sa_through_their_rekeys),
     ("faults", faulty_runs),
 ];
 

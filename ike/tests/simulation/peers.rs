@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
 use edge_ike::event::{PeerError, PeerErrorKind};
 use edge_ike::{Auth, ChildConfig, Endpoint, EndpointConfig, Event, Identity, PeerConfig, PeerName, Secret};
 
@@ -31,12 +31,12 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
         remote_id: Identity::Fqdn(them.to_owned()),
         auth: Auth::Psk(Secret::new(PSK.to_vec())),
         ike_proposals: vec![IkeProposal {
-            aeads: vec![Aead::Aes256Gcm16, Aead::ChaCha20Poly1305],
+            ciphers: vec![Cipher::Aes256Gcm16, Cipher::ChaCha20Poly1305],
             prfs: vec![Prf::HmacSha256],
             groups: vec![Group::X25519, Group::P256],
         }],
         child: ChildConfig {
-            proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: Vec::new(), esn: true }],
+            proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: Vec::new(), esn: true }],
             local: everything.clone(),
             remote: everything,
         },

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::{Context as _, Result, ensure};
-use edge_ike::config::{Aead, EspProposal, Group, IkeProposal, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
 use edge_ike::{Auth, ChildConfig, Endpoint, EndpointConfig, Event, Identity, Instant, PeerConfig, PeerName, Secret};
 use rustix::event::{Timespec, epoll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -302,12 +302,12 @@ fn peer_config(set: &PeerSet, index: u32) -> PeerConfig {
         remote_id: Identity::Fqdn(set.responder_id.clone()),
         auth: Auth::Psk(Secret::new(secret.clone().into_bytes())),
         ike_proposals: vec![IkeProposal {
-            aeads: vec![Aead::Aes256Gcm16],
+            ciphers: vec![Cipher::Aes256Gcm16],
             prfs: vec![Prf::HmacSha256],
             groups: vec![Group::X25519],
         }],
         child: ChildConfig {
-            proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: vec![], esn: true }],
+            proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: vec![], esn: true }],
             local: vec![PeerSet::network(index)],
             remote: vec![set.responder_network],
         },

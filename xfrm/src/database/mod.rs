@@ -277,7 +277,7 @@ fn sa_error(error: netlink::Error, id: SaId, params: Option<&SaParams>) -> Error
         (Some(libc::ESRCH), _) => Error::NoSuchSa { id },
         // ENOSYS: no such algorithm; EPROTONOSUPPORT: no ESP.
         (Some(libc::ENOSYS | libc::EPROTONOSUPPORT | libc::ENOENT), Some(sa)) => {
-            Error::Unsupported { algorithm: sa.aead.algorithm().kernel_name(), reason: error.to_string() }
+            Error::Unsupported { algorithm: sa.key.algorithm().kernel_name(), reason: error.to_string() }
         }
         _ => error.into(),
     }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::{Direction, Policy};
-use crate::sa::{AeadKey, Algorithm, Features, Limits, Replay, SaDirection, SaParams};
+use crate::sa::{Algorithm, EspKey, Features, Limits, Replay, SaDirection, SaParams};
 use crate::{Reqid, Selector};
 
 fn selector() -> Selector {
@@ -17,7 +17,7 @@ fn params() -> SaParams {
         destination: "2001:db8::1".parse().unwrap(),
         spi: 0xc001_0203,
         reqid: Reqid::tunnel(7).unwrap(),
-        aead: AeadKey::new(Algorithm::ChaCha20Poly1305, &[0x5a; 36]).unwrap(),
+        key: EspKey::new(Algorithm::ChaCha20Poly1305, &[0x5a; 36]).unwrap(),
         encap: None,
         replay: Replay::ESN,
         selector: None,

@@ -1,11 +1,14 @@
-//! Security associations: ESP in tunnel mode with an AEAD, as the kernel takes them.
+//! Security associations: ESP in tunnel mode, as the kernel takes them.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_xfrm as nl;
-use zeroize::Zeroizing;
+
+mod algorithm;
+
+pub use algorithm::{AesKeyLength, Algorithm, EspKey, Integrity, KeyLength};
 
 use crate::reqid::Reqid;
 use crate::selector::{MixedFamilies, Selector};
@@ -49,80 +52,6 @@ impl SaId {
             family: uapi::family_of(self.destination),
             proto: nl::IPPROTO_ESP,
         }
-    }
-}
-
-/// An AEAD for ESP, with an ICV of 128 bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Algorithm {
-    /// AES-128-GCM, RFC 4106: 16 bytes of key, 4 of salt.
-    Aes128Gcm16,
-    /// AES-256-GCM, RFC 4106: 32 bytes of key, 4 of salt.
-    Aes256Gcm16,
-    /// ChaCha20-Poly1305, RFC 7634: 32 bytes of key, 4 of salt.
-    ChaCha20Poly1305,
-}
-
-impl Algorithm {
-    /// Length of key and salt together, bytes.
-    pub const fn key_length(self) -> usize {
-        match self {
-            Algorithm::Aes128Gcm16 => 20,
-            Algorithm::Aes256Gcm16 | Algorithm::ChaCha20Poly1305 => 36,
-        }
-    }
-
-    /// Its name in the kernel.
-    pub const fn kernel_name(self) -> &'static str {
-        match self {
-            Algorithm::Aes128Gcm16 | Algorithm::Aes256Gcm16 => "rfc4106(gcm(aes))",
-            Algorithm::ChaCha20Poly1305 => "rfc7539esp(chacha20,poly1305)",
-        }
-    }
-}
-
-/// A key of the wrong length for its algorithm. Holds lengths only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{algorithm} takes {expected} bytes of key and salt, {got} were given")]
-pub struct KeyLength {
-    /// The algorithm, in the kernel's words.
-    pub algorithm: &'static str,
-    /// Bytes that it takes.
-    pub expected: usize,
-    /// Bytes that were given.
-    pub got: usize,
-}
-
-/// An algorithm with its key and salt. Wiped when dropped; `Debug` shows the algorithm only.
-#[derive(Clone)]
-pub struct AeadKey {
-    algorithm: Algorithm,
-    key: Zeroizing<Vec<u8>>,
-}
-
-impl AeadKey {
-    /// Takes key and salt as RFC 4106 8.1 and RFC 7634 2 lay them out: the key, then four bytes of
-    /// salt.
-    pub fn new(algorithm: Algorithm, key_and_salt: &[u8]) -> Result<Self, KeyLength> {
-        if key_and_salt.len() != algorithm.key_length() {
-            return Err(KeyLength {
-                algorithm: algorithm.kernel_name(),
-                expected: algorithm.key_length(),
-                got: key_and_salt.len(),
-            });
-        }
-        Ok(Self { algorithm, key: Zeroizing::new(key_and_salt.to_vec()) })
-    }
-
-    /// The algorithm.
-    pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
-    }
-}
-
-impl fmt::Debug for AeadKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, key withheld", self.algorithm.kernel_name())
     }
 }
 
@@ -183,8 +112,8 @@ pub struct SaParams {
     pub spi: u32,
     /// Joins it to policies.
     pub reqid: Reqid,
-    /// Algorithm and key.
-    pub aead: AeadKey,
+    /// Algorithm and keys.
+    pub key: EspKey,
     /// ESP in UDP.
     pub encap: Option<UdpEncap>,
     /// Sequence numbers and replay protection.
@@ -233,8 +162,8 @@ pub struct Sa {
     pub mode: u8,
     /// Its direction, if the kernel knows it: 6.10 and later, if the installing program stated it.
     pub direction: Option<SaDirection>,
-    /// The kernel's name of the AEAD or cipher. `None`: it is larval, that is, a reserved SPI or an
-    /// acquire under way.
+    /// The kernel's name of the AEAD or cipher; of AH, that of the integrity algorithm. `None`: it
+    /// is larval, that is, a reserved SPI or an acquire under way.
     pub algorithm: Option<String>,
     /// ESP in UDP.
     pub encap: Option<UdpEncap>,
@@ -342,7 +271,11 @@ impl Sa {
             nl::XFRMA_ALG_AEAD | nl::XFRMA_ALG_CRYPT | nl::XFRMA_ALG_AUTH | nl::XFRMA_ALG_AUTH_TRUNC => {
                 let name = value.get(..nl::XFRM_ALG_AEAD_NAME_LEN).ok_or("algorithm shorter than its name")?;
                 let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-                self.algorithm.get_or_insert_with(|| String::from_utf8_lossy(name).into_owned());
+                let name = String::from_utf8_lossy(name).into_owned();
+                match kind {
+                    nl::XFRMA_ALG_AEAD | nl::XFRMA_ALG_CRYPT => self.algorithm = Some(name),
+                    _ => drop(self.algorithm.get_or_insert(name)),
+                }
             }
             nl::XFRMA_ENCAP => {
                 let encap = nl::EncapTmpl::parse(value).map_err(|error| error.to_string())?;
@@ -437,7 +370,7 @@ impl SaParams {
         };
         let inbound = self.direction == SaDirection::In;
 
-        let mut attributes = vec![nl::XfrmAttrs::EncryptionAlgAead(aead_to_kernel(&self.aead))];
+        let mut attributes = self.key.to_kernel();
         attributes.extend(self.encap.map(|encap| {
             nl::XfrmAttrs::EncapsulationTemplate(nl::EncapTmpl {
                 encap_type: nl::UDP_ENCAP_ESPINUDP,
@@ -475,14 +408,6 @@ impl SaParams {
             ..nl::ReplayEsn::default()
         }))
     }
-}
-
-fn aead_to_kernel(aead: &AeadKey) -> nl::AlgAead {
-    let mut name = [0; nl::XFRM_ALG_AEAD_NAME_LEN];
-    for (to, from) in name.iter_mut().zip(aead.algorithm.kernel_name().bytes()) {
-        *to = from;
-    }
-    nl::AlgAead { alg_name: name, alg_key_len: aead.key.len() as u32 * 8, alg_icv_len: 128, alg_key: aead.key.to_vec() }
 }
 
 #[cfg(test)]

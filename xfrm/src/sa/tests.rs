@@ -14,7 +14,7 @@ fn params() -> SaParams {
         destination: "192.0.2.2".parse().unwrap(),
         spi: 0xc000_0001,
         reqid: Reqid::tunnel(1).unwrap(),
-        aead: AeadKey::new(Algorithm::Aes256Gcm16, &KEY).unwrap(),
+        key: EspKey::new(Algorithm::Aes256Gcm16, &KEY).unwrap(),
         encap: Some(UdpEncap { source_port: 4500, destination_port: 4501 }),
         replay: Replay::ESN,
         selector: None,
@@ -37,15 +37,15 @@ fn nothing_that_can_be_printed_shows_a_key() {
         }
     };
     let params = params();
-    shown(format!("{params:?} {:?} {params:#?}", params.aead));
+    shown(format!("{params:?} {:?} {params:#?}", params.key));
     let decoded = Sa::decode(&bytes(&params, Features::default())).unwrap();
     shown(format!("{decoded:?}"));
     shown(format!("{:?}", crate::events::Event::SaChanged(Box::new(decoded))));
     for error in [
         Error::SaExists { id: params.id() },
         Error::NoSuchSa { id: params.id() },
-        AeadKey::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err().into(),
-        Error::Unsupported { algorithm: params.aead.algorithm().kernel_name(), reason: "no".into() },
+        EspKey::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err().into(),
+        Error::Unsupported { algorithm: params.key.algorithm().kernel_name(), reason: "no".into() },
     ] {
         shown(format!("{error:?} {error}"));
     }
@@ -53,8 +53,8 @@ fn nothing_that_can_be_printed_shows_a_key() {
 
 #[test]
 fn a_key_of_the_wrong_length_is_refused_by_lengths_alone() {
-    let error = AeadKey::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err().to_string();
-    assert_eq!(error, "rfc4106(gcm(aes)) takes 20 bytes of key and salt, 36 were given");
+    let error = EspKey::new(Algorithm::Aes128Gcm16, &KEY).unwrap_err().to_string();
+    assert_eq!(error, "rfc4106(gcm(aes)) takes 20 bytes of keying material, 36 were given");
 }
 
 #[test]
@@ -75,16 +75,38 @@ fn what_is_sent_is_what_was_asked_for() {
     assert_eq!((sa.replay_window, sa.esn), (1024, false));
 }
 
+fn cbc() -> SaParams {
+    let algorithm = Algorithm::AesCbc(AesKeyLength::Bits192, Integrity::HmacSha384);
+    SaParams { key: EspKey::new(algorithm, &[KEY, KEY].concat()).unwrap(), ..params() }
+}
+
 #[test]
-fn a_request_wipes_its_key_when_it_goes() {
+fn a_request_wipes_its_keys_when_it_goes() {
     // The request owns the attribute's buffer, so nobody else can see it after the wipe. The test
     // calls the wipe itself, as `drop` does.
-    let mut message = nl::XfrmMessage::AddSa(params().to_kernel(Features::default()).unwrap());
-    crate::message::wipe(&mut message);
-    let mut sent = vec![0; NetlinkSerializable::buffer_len(&message)];
-    message.serialize(&mut sent);
-    assert!(!sent.windows(4).any(|window| window == &KEY[..4]));
-    drop(XfrmRequest::from(message));
+    for params in [params(), cbc()] {
+        let mut message = nl::XfrmMessage::AddSa(params.to_kernel(Features::default()).unwrap());
+        crate::message::wipe(&mut message);
+        let mut sent = vec![0; NetlinkSerializable::buffer_len(&message)];
+        message.serialize(&mut sent);
+        assert!(!sent.windows(4).any(|window| window == &KEY[..4]));
+        drop(XfrmRequest::from(message));
+    }
+}
+
+#[test]
+fn an_sa_without_an_aead_has_two_algorithms_and_is_named_by_its_cipher() {
+    let attributes = cbc().to_kernel(Features::default()).unwrap().nlas;
+    let cipher = attributes.iter().find_map(|attribute| match attribute {
+        nl::XfrmAttrs::EncryptionAlg(alg) => Some((alg.alg_key_len, alg.alg_key.len())),
+        _ => None,
+    });
+    let integrity = attributes.iter().find_map(|attribute| match attribute {
+        nl::XfrmAttrs::AuthenticationAlgTrunc(alg) => Some((alg.alg_key_len, alg.alg_trunc_len, alg.alg_key.len())),
+        _ => None,
+    });
+    assert_eq!((cipher, integrity), (Some((192, 24)), Some((384, 192, 48))));
+    assert_eq!(Sa::decode(&bytes(&cbc(), Features::default())).unwrap().algorithm.as_deref(), Some("cbc(aes)"));
 }
 
 #[test]

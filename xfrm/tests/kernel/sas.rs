@@ -4,8 +4,8 @@ use edge_xfrm::events::{Event, EventSocket};
 use edge_xfrm::reconcile::{self, ExpectedSa};
 use edge_xfrm::sa::Features;
 use edge_xfrm::{
-    AeadKey, Algorithm, Direction, Error, Limits, Policy, Replay, Reqid, SaDirection, SaParams, SpiRange, UdpEncap,
-    Xfrm,
+    AesKeyLength, Algorithm, Direction, Error, EspKey, Integrity, Limits, Policy, Replay, Reqid, SaDirection, SaParams,
+    SpiRange, UdpEncap, Xfrm,
 };
 
 use crate::Needs::{Esp, Root};
@@ -62,14 +62,21 @@ fn reservation() {
 fn every_kind() {
     let pair = pair();
     let mut spi = 0x1000;
-    for algorithm in [Algorithm::Aes128Gcm16, Algorithm::Aes256Gcm16, Algorithm::ChaCha20Poly1305] {
+    for algorithm in [
+        Algorithm::Aes128Gcm16,
+        Algorithm::Aes256Gcm16,
+        Algorithm::ChaCha20Poly1305,
+        Algorithm::AesCbc(AesKeyLength::Bits128, Integrity::HmacSha256),
+        Algorithm::AesCbc(AesKeyLength::Bits192, Integrity::HmacSha384),
+        Algorithm::AesCbc(AesKeyLength::Bits256, Integrity::HmacSha512),
+    ] {
         for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
             for encap in [None, Some(UdpEncap { source_port: 4500, destination_port: 4500 })] {
                 for replay in [Replay::PLAIN, Replay::ESN] {
                     spi += 2;
-                    let aead = AeadKey::new(algorithm, &KEY.repeat(2)[..algorithm.key_length()]).unwrap();
+                    let key = EspKey::new(algorithm, &KEY.repeat(5)[..algorithm.key_length()]).unwrap();
                     let plain = sa(SaDirection::Out, source, destination, spi, 1);
-                    let forth = SaParams { aead, encap, replay, ..plain };
+                    let forth = SaParams { key, encap, replay, ..plain };
                     let back = reversed(&forth, spi + 1);
                     connect(&pair, &forth, &back, None);
                     talk(&pair);
@@ -234,8 +241,8 @@ fn wrong_key() {
     let forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
     let back = reversed(&forth, 0x1001);
     connect(&pair, &forth, &back, None);
-    let aead = AeadKey::new(Algorithm::Aes128Gcm16, &[7; 20]).unwrap();
-    let (id, other) = (forth.id(), SaParams { aead, direction: SaDirection::Out, ..forth.clone() });
+    let key = EspKey::new(Algorithm::Aes128Gcm16, &[7; 20]).unwrap();
+    let (id, other) = (forth.id(), SaParams { key, direction: SaDirection::Out, ..forth.clone() });
     pair.a.run(move || {
         let mut xfrm = Xfrm::open().unwrap();
         xfrm.delete_sa(id).unwrap();

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use edge_ike::config::{Aead, Group, Prf};
+use edge_ike::config::{Cipher, Group, Prf};
 use edge_ike::wire::{
     ExchangeType, Header, KeyExchange, Message, NotifyType, Payload, Payloads, Proposal, Protocol, Transform,
     TransformType,
@@ -123,7 +123,7 @@ fn probe(spi: u64, nonce: &[u8], share: &[u8]) -> Vec<u8> {
         message_id: 0,
     };
     let transforms = vec![
-        Transform::aead(Aead::Aes256Gcm16),
+        Transform::encryption(Cipher::Aes256Gcm16),
         Transform::prf(Prf::HmacSha256),
         Transform::group(Group::X25519),
         Transform::new(TransformType::KeyExchange, UNSUPPORTED_GROUP),

@@ -16,7 +16,7 @@ use interop_tests::wait;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::*;
-use crate::config::proposal::{default_esp, default_ike};
+use crate::config::proposal::{node_esp, node_ike};
 use crate::incidents::IncidentKind;
 
 const TEST: &str = "host::hub_routes::tests::a_cloud_node_with_two_hubs";
@@ -85,8 +85,8 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool) -> usize {
         local_id: Identity::Fqdn("hub.example".into()),
         remote_id: Identity::Fqdn("edge.example".into()),
         auth: Auth::Psk(Secret::new(b"a secret of the test".to_vec())),
-        ike_proposals: default_ike(),
-        child: ChildConfig { proposals: default_esp(), local: any.clone(), remote: any },
+        ike_proposals: node_ike(),
+        child: ChildConfig { proposals: node_esp(), local: any.clone(), remote: any },
         initiate: false,
         force_encapsulation: false,
         keep_existing: false,

@@ -12,7 +12,7 @@ use rcgen::{
 };
 
 use super::*;
-use crate::config::{Aead, Auth, CertificateAuth, Group, Identity, Prf};
+use crate::config::{Auth, CertificateAuth, Cipher, Group, Identity, Prf};
 use crate::crypto::{IkeKeys, IkeSuite, Nonces};
 use crate::event::{IkeId, PeerErrorKind};
 use crate::secret::Secret;
@@ -109,7 +109,7 @@ fn authenticator(auth: &CertificateAuth) -> Authenticator {
 }
 
 fn keys(prf: Prf) -> IkeKeys {
-    let suite = IkeSuite { aead: Aead::Aes256Gcm16, prf, group: Group::X25519 };
+    let suite = IkeSuite { cipher: Cipher::Aes256Gcm16, prf, group: Group::X25519 };
     let (ni, nr): (Vec<u8>, Vec<u8>) = ((0x10..0x30).collect(), (0x80..0x98).collect());
     let shared = Secret::new((0..32_u8).map(|at| at.wrapping_mul(7).wrapping_add(3)).collect());
     let ike = IkeId { initiator: 0x0102_0304_0506_0708, responder: 0x1112_1314_1516_1718 };

@@ -8,7 +8,7 @@ use crate::wire::{Message, NotifyType, Payload, Proposal, Transform};
 fn after_answer(prf: Prf, change: impl Fn(&mut Proposal), nonce: Vec<u8>) -> usize {
     let mut pair = Pair::new().one_sided();
     pair.configs[0].ike_proposals[0].prfs = vec![prf];
-    pair.configs[0].ike_proposals[0].aeads = vec![Aead::Aes256Gcm16, Aead::ChaCha20Poly1305];
+    pair.configs[0].ike_proposals[0].ciphers = vec![Cipher::Aes256Gcm16, Cipher::ChaCha20Poly1305];
     let config = pair.configs[0].clone();
     let End { endpoint, host, .. } = &mut pair.ends[0];
     let now = Instant::new(pair.now);
@@ -17,7 +17,7 @@ fn after_answer(prf: Prf, change: impl Fn(&mut Proposal), nonce: Vec<u8>) -> usi
     let request = Message::decode(&sent.payload).unwrap();
     let mut proposal = request.payloads.proposals().unwrap()[0].clone();
     proposal.transforms =
-        vec![Transform::aead(Aead::Aes256Gcm16), Transform::prf(prf), Transform::group(Group::X25519)];
+        vec![Transform::encryption(Cipher::Aes256Gcm16), Transform::prf(prf), Transform::group(Group::X25519)];
     change(&mut proposal);
     let key = ResponderKeyExchange::respond(Group::X25519, request.payloads.key_exchange().unwrap(), host).unwrap();
     let payloads =
@@ -31,7 +31,8 @@ fn after_answer(prf: Prf, change: impl Fn(&mut Proposal), nonce: Vec<u8>) -> usi
 fn an_answer_with_two_algorithms_of_a_kind_is_not_accepted() {
     let good = |_: &mut Proposal| {};
     assert_eq!(after_answer(Prf::HmacSha256, good, vec![1; 32]), 1, "IKE_AUTH follows a good answer");
-    let two_ciphers = |proposal: &mut Proposal| proposal.transforms.push(Transform::aead(Aead::ChaCha20Poly1305));
+    let two_ciphers =
+        |proposal: &mut Proposal| proposal.transforms.push(Transform::encryption(Cipher::ChaCha20Poly1305));
     let two_groups = |proposal: &mut Proposal| proposal.transforms.push(Transform::group(Group::P256));
     assert_eq!(after_answer(Prf::HmacSha256, two_ciphers, vec![1; 32]), 0);
     assert_eq!(after_answer(Prf::HmacSha256, two_groups, vec![1; 32]), 0);

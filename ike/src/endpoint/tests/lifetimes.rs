@@ -59,7 +59,7 @@ fn a_child_sa_that_cannot_be_rekeyed_ends_within_its_lifetime() {
     pair.start();
     let first = pair.ends[0].endpoint.snapshot()[0].children[0].sa.id;
     // The peer accepts none of our proposals any more.
-    pair.configs[1].child.proposals[0].aeads = vec![Aead::ChaCha20Poly1305];
+    pair.configs[1].child.proposals[0].ciphers = vec![Cipher::ChaCha20Poly1305];
     pair.configure(1);
     pair.run_for(2 * HOUR);
     for us in 0..2 {
@@ -68,7 +68,7 @@ fn a_child_sa_that_cannot_be_rekeyed_ends_within_its_lifetime() {
         assert!(old.is_none() && snapshot[0].children.is_empty(), "at {us}: {:?}", snapshot[0].children);
     }
     assert!(pair.errors(0).contains(&PeerErrorKind::NoProposalChosen));
-    pair.configs[1].child.proposals[0].aeads = vec![Aead::Aes256Gcm16];
+    pair.configs[1].child.proposals[0].ciphers = vec![Cipher::Aes256Gcm16];
     pair.configure(1);
     pair.run_for(30 * SECOND);
     assert!(pair.is_connected(), "it comes back as soon as the peer lets it");

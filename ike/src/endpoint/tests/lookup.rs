@@ -78,13 +78,13 @@ fn the_proposals_of_the_peers_at_an_address_come_before_those_of_all_others() {
     let mut pair = Pair::new().one_sided();
     let strong = pair.configs[1].ike_proposals.clone();
     let mut both = strong.clone();
-    both[0].aeads = vec![Aead::Aes128Gcm16, Aead::Aes256Gcm16];
+    both[0].ciphers = vec![Cipher::Aes128Gcm16, Cipher::Aes256Gcm16];
     // Another peer of the responder prefers what this one does not accept.
     let mut other = pair.configs[1].clone();
     other.name = PeerName::new("z");
     other.remote_id = Identity::Fqdn("z.example".into());
     other.remotes = vec!["192.0.2.77:500".parse().unwrap()];
-    other.ike_proposals[0].aeads = vec![Aead::Aes128Gcm16];
+    other.ike_proposals[0].ciphers = vec![Cipher::Aes128Gcm16];
     pair.call(1, |endpoint, now, env| endpoint.set_peer(other, now, env).unwrap());
     pair.configs[0].ike_proposals = both;
     pair.configure(1);

@@ -20,7 +20,7 @@ use rcgen::{
 };
 
 use crate::config::{
-    Aead, Auth, CertificateAuth, ChildConfig, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing,
+    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing,
 };
 use crate::event::{DownReason, PeerErrorKind};
 use crate::{Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret, Transmit};
@@ -260,12 +260,12 @@ fn config(us: usize, auth: Auth) -> PeerConfig {
         remote_id: Identity::Fqdn(NAMES[them].into()),
         auth,
         ike_proposals: vec![IkeProposal {
-            aeads: vec![Aead::Aes256Gcm16],
+            ciphers: vec![Cipher::Aes256Gcm16],
             prfs: vec![Prf::HmacSha256],
             groups: vec![Group::X25519, Group::P256],
         }],
         child: ChildConfig {
-            proposals: vec![EspProposal { aeads: vec![Aead::Aes256Gcm16], groups: Vec::new(), esn: true }],
+            proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: Vec::new(), esn: true }],
             local: everything(),
             remote: everything(),
         },

@@ -77,8 +77,11 @@ impl Init {
     }
 
     fn encode(&self, cookie: Option<Vec<u8>>) -> Vec<u8> {
-        let transforms =
-            vec![Transform::aead(Aead::Aes256Gcm16), Transform::prf(Prf::HmacSha256), Transform::group(Group::X25519)];
+        let transforms = vec![
+            Transform::encryption(Cipher::Aes256Gcm16),
+            Transform::prf(Prf::HmacSha256),
+            Transform::group(Group::X25519),
+        ];
         let proposal = Proposal { number: 1, protocol: Protocol::Ike, spi: Vec::new(), transforms };
         let header = Header {
             initiator_spi: self.spi,
@@ -185,7 +188,7 @@ fn fragments_before_authentication_take_little_memory_in_all() {
         let response = Message::decode(&response).unwrap();
         let ike = IkeId { initiator: number, responder: response.header.responder_spi };
         let shared = key.finish(response.payloads.key_exchange().unwrap()).unwrap();
-        let suite = IkeSuite { aead: Aead::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
+        let suite = IkeSuite { cipher: Cipher::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
         let nonces = Nonces { initiator: &NONCE, responder: response.payloads.nonce().unwrap() };
         let mut cipher = IkeCipher::new(&IkeKeys::initial(suite, nonces, ike, &shared), IkeRole::Initiator);
         let header = Header {

@@ -94,7 +94,7 @@ fn an_ike_sa_without_a_child_sa_gets_one_as_soon_as_the_peer_allows_it() {
         pair.configs[initiator].initiate = true;
         pair.configs[1 - initiator].initiate = false;
         let good = pair.configs[1 - initiator].child.proposals.clone();
-        pair.configs[1 - initiator].child.proposals[0].aeads = vec![Aead::ChaCha20Poly1305];
+        pair.configs[1 - initiator].child.proposals[0].ciphers = vec![Cipher::ChaCha20Poly1305];
         pair.start();
         for _ in 0..20 {
             pair.run_for(SECOND);

@@ -239,6 +239,6 @@ fn accept_response(
         None => None,
     };
     let nonces = Nonces { initiator: ours, responder: nonce };
-    let keys = sa.channel.keys.child(chosen.suite.aead, nonces, shared.as_ref());
+    let keys = sa.channel.keys.child(chosen.suite.cipher, nonces, shared.as_ref());
     Ok((NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys }, nonce.to_vec()))
 }

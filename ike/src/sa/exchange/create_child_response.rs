@@ -86,7 +86,8 @@ fn answer_child(
         .ok_or_else(|| (Notify::new(NotifyType::TemporaryFailure), Some(failure::no_spi(CREATE_CHILD_SA))))?;
     let ours: [u8; 32] = cx.random();
     let (payload, shared) = exchanged.unzip();
-    let keys = sa.channel.keys.child(chosen.suite.aead, Nonces { initiator: nonce, responder: &ours }, shared.as_ref());
+    let keys =
+        sa.channel.keys.child(chosen.suite.cipher, Nonces { initiator: nonce, responder: &ours }, shared.as_ref());
 
     let mut answer = Payloads::new();
     answer.push(Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]));

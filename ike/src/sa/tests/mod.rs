@@ -13,14 +13,14 @@ use super::initiation::Initiation;
 use super::path::Path;
 use super::profile::Profile;
 use crate::child_sas::ChildSas;
-use crate::config::{Aead, Auth, ChildConfig, Group, IkeProposal, PeerConfig, PeerName, Prf, Timing};
+use crate::config::{Auth, ChildConfig, Cipher, Group, IkeProposal, PeerConfig, PeerName, Prf, Timing};
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
 use crate::event::{IkeDetails, IkeId};
 use crate::output::{Context, Output};
 use crate::wire::{ExchangeType, Header, Payloads};
 use crate::{EndpointConfig, Environment, Identity, Instant, Secret};
 
-const SUITE: IkeSuite = IkeSuite { aead: Aead::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
+const SUITE: IkeSuite = IkeSuite { cipher: Cipher::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
 const IKE: IkeId = IkeId { initiator: 1, responder: 2 };
 
 struct Host;
@@ -47,7 +47,7 @@ fn remote() -> SocketAddr {
 }
 
 fn profile() -> Profile {
-    let proposal = IkeProposal { aeads: vec![SUITE.aead], prfs: vec![SUITE.prf], groups: vec![SUITE.group] };
+    let proposal = IkeProposal { ciphers: vec![SUITE.cipher], prfs: vec![SUITE.prf], groups: vec![SUITE.group] };
     Profile::new(PeerConfig {
         name: PeerName::new("peer"),
         local: None,

@@ -12,7 +12,7 @@ mod traffic_selectors;
 use ipnetwork::IpNetwork;
 
 use super::*;
-use crate::config::{Aead, Group, Identity, Prf};
+use crate::config::{AesKeyLength, Cipher, Group, Identity, Integrity, Prf};
 
 fn header() -> Header {
     Header {

@@ -8,7 +8,7 @@ fn a_proposal_is_laid_out_as_rfc_7296_draws_it() {
         number: 1,
         protocol: Protocol::Esp,
         spi: vec![0xca, 0xfe, 0xba, 0xbe],
-        transforms: vec![Transform::aead(Aead::Aes256Gcm16), Transform::sequence_numbers(false)],
+        transforms: vec![Transform::encryption(Cipher::Aes256Gcm16), Transform::sequence_numbers(false)],
     };
     let expected = [
         0, 0, 0, 32, 1, 3, 4, 2, 0xca, 0xfe, 0xba, 0xbe, // proposal
@@ -23,9 +23,6 @@ fn a_proposal_is_laid_out_as_rfc_7296_draws_it() {
 
 #[test]
 fn every_algorithm_is_known_again_and_no_other_number_is_taken_for_one() {
-    for aead in [Aead::Aes128Gcm16, Aead::Aes256Gcm16, Aead::ChaCha20Poly1305] {
-        assert_eq!(Transform::aead(aead).as_aead(), Some(aead));
-    }
     for prf in [Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512] {
         assert_eq!(Transform::prf(prf).as_prf(), Some(prf));
     }
@@ -35,14 +32,27 @@ fn every_algorithm_is_known_again_and_no_other_number_is_taken_for_one() {
     for extended in [false, true] {
         assert_eq!(Transform::sequence_numbers(extended).as_sequence_numbers(), Some(extended));
     }
-    let aes = |attributes| Transform { kind: TransformType::Encryption, id: 20, attributes };
-    assert_eq!(aes(vec![]).as_aead(), None, "RFC 7296 3.3.5: AES needs a key length");
-    assert_eq!(aes(vec![Attribute::KeyLength(192)]).as_aead(), None);
-    // RFC 7296 3.3.6: a transform with an attribute that is not understood must not be chosen.
-    let strange = Attribute::OtherShort { kind: 99, value: 1 };
-    assert_eq!(aes(vec![Attribute::KeyLength(256), strange]).as_aead(), None);
     assert!(Transform::new(TransformType::Integrity, 0).is_none());
     assert!(!Transform::new(TransformType::SequenceNumbers, 0).is_none());
+}
+
+#[test]
+fn encryption_and_integrity_have_the_numbers_of_the_registry() {
+    let cbc = |length, integrity| Cipher::AesCbc(length, integrity);
+    for (cipher, encryption, integrity) in [
+        (Cipher::Aes128Gcm16, (20, Some(128)), None),
+        (Cipher::Aes256Gcm16, (20, Some(256)), None),
+        (Cipher::ChaCha20Poly1305, (28, None), None),
+        (cbc(AesKeyLength::Bits128, Integrity::HmacSha256), (12, Some(128)), Some(12)),
+        (cbc(AesKeyLength::Bits192, Integrity::HmacSha384), (12, Some(192)), Some(13)),
+        (cbc(AesKeyLength::Bits256, Integrity::HmacSha512), (12, Some(256)), Some(14)),
+    ] {
+        let attributes = encryption.1.map(Attribute::KeyLength).into_iter().collect();
+        let expected = Transform { kind: TransformType::Encryption, id: encryption.0, attributes };
+        assert_eq!(Transform::encryption(cipher), expected);
+        let expected = integrity.map(|id| Transform::new(TransformType::Integrity, id));
+        assert_eq!(cipher.integrity().map(Transform::integrity), expected);
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The key schedule (RFC 7296 2.13 to 2.18) and the Encrypted payload (RFC 5282, RFC 7634), from
-//! the formulas of the RFCs. Nothing here comes from the library: the private keys of the key
+//! The key schedule (RFC 7296 2.13 to 2.18) and the Encrypted payload (RFC 5282, RFC 7634, RFC 3602,
+//! RFC 4868), from the formulas of the RFCs. Nothing here comes from the library: the private keys of the key
 //! exchanges are found among the random octets that the endpoints drew.
 
 use std::collections::HashMap;
@@ -12,9 +12,12 @@ use super::octets::{HEADER_LEN, Header, Octets, Proposal, Spis, payload};
 /// The transform types of RFC 7296 3.3.2.
 const ENCR: u8 = 1;
 const PRF: u8 = 2;
+const INTEG: u8 = 3;
 
 const SALT_LEN: usize = 4;
 const IV_LEN: usize = 8;
+/// Octets of a block of AES, and of the initialization vector of AES-CBC.
+const BLOCK_LEN: usize = 16;
 
 /// Curve25519 (RFC 8031).
 pub const CURVE25519: u16 = 31;
@@ -60,12 +63,13 @@ impl PrivateKeys {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Suite {
     encryption: (u16, u16),
+    integrity: u16,
     prf: u16,
 }
 
 impl Suite {
     pub fn of(proposal: &Proposal) -> Self {
-        Self { encryption: proposal.one(ENCR), prf: proposal.one(PRF).0 }
+        Self { encryption: proposal.one(ENCR), integrity: proposal.one(INTEG).0, prf: proposal.one(PRF).0 }
     }
 
     fn prf(self) -> Option<hmac::Algorithm> {
@@ -87,13 +91,34 @@ impl Suite {
     }
 }
 
-/// Octets of keying material for one direction of an ESP SA: key and salt.
-pub fn esp_key_len(proposal: &Proposal) -> usize {
-    match proposal.one(ENCR) {
-        (20, bits) => usize::from(bits) / 8 + SALT_LEN,
-        (28, 0) => 32 + SALT_LEN,
-        _ => 0,
+/// The hash of an integrity algorithm of RFC 4868. Its output is as long as the key and twice as
+/// long as the ICV.
+fn integrity_hash(id: u16) -> Option<hmac::Algorithm> {
+    match id {
+        12 => Some(hmac::HMAC_SHA256),
+        13 => Some(hmac::HMAC_SHA384),
+        14 => Some(hmac::HMAC_SHA512),
+        _ => None,
     }
+}
+
+/// Octets of keys for one direction: of encryption (with the salt of an AEAD) and of integrity.
+fn key_lens(encryption: (u16, u16), integrity: u16) -> Option<(usize, usize)> {
+    match encryption {
+        (12, 128 | 192 | 256) => {
+            let hash = integrity_hash(integrity)?;
+            Some((usize::from(encryption.1) / 8, hash.digest_algorithm().output_len()))
+        }
+        (20, 128 | 256) => Some((usize::from(encryption.1) / 8 + SALT_LEN, 0)),
+        (28, 0) => Some((32 + SALT_LEN, 0)),
+        _ => None,
+    }
+}
+
+/// Octets of keying material for one direction of an ESP SA.
+pub fn esp_key_len(proposal: &Proposal) -> usize {
+    let (encryption, integrity) = key_lens(proposal.one(ENCR), proposal.one(INTEG).0).unwrap_or_default();
+    encryption + integrity
 }
 
 fn prf(algorithm: hmac::Algorithm, key: &[u8], data: &[&[u8]]) -> Vec<u8> {
@@ -119,7 +144,11 @@ pub struct Keys {
     suite: Suite,
     prf: hmac::Algorithm,
     d: Vec<u8>,
-    /// What the original initiator and the original responder encrypt with: key and salt.
+    /// What the original initiator and the original responder authenticate with. Empty with an
+    /// AEAD.
+    integrity: [Vec<u8>; 2],
+    /// What the original initiator and the original responder encrypt with: key, and salt of an
+    /// AEAD.
     pub encryption: [Vec<u8>; 2],
     p: [Vec<u8>; 2],
 }
@@ -139,15 +168,17 @@ impl Keys {
 
     fn expand(suite: Suite, skeyseed: &[u8], nonces: (&[u8], &[u8]), spis: Spis) -> Option<Self> {
         let algorithm = suite.prf()?;
-        let (prf_len, key_len) = (algorithm.digest_algorithm().output_len(), suite.aead()?.key_len() + SALT_LEN);
+        let prf_len = algorithm.digest_algorithm().output_len();
+        let (key_len, integrity_len) = key_lens(suite.encryption, suite.integrity)?;
         let seed = [nonces.0, nonces.1, &spis.0.to_be_bytes(), &spis.1.to_be_bytes()].concat();
-        let all = prf_plus(algorithm, skeyseed, &seed, 3 * prf_len + 2 * key_len);
+        let all = prf_plus(algorithm, skeyseed, &seed, 3 * prf_len + 2 * (integrity_len + key_len));
         let mut all = Octets(&all);
         let mut next = |len| all.take(len).map(<[u8]>::to_vec).ok();
         let d = next(prf_len)?;
+        let integrity = [next(integrity_len)?, next(integrity_len)?];
         let encryption = [next(key_len)?, next(key_len)?];
         let p = [next(prf_len)?, next(prf_len)?];
-        Some(Self { suite, prf: algorithm, d, encryption, p })
+        Some(Self { suite, prf: algorithm, d, integrity, encryption, p })
     }
 
     /// KEYMAT of a CHILD_SA (2.17): what the initiator of the exchange sends with, and what the
@@ -170,16 +201,45 @@ impl Keys {
     /// Opens a datagram that the original initiator or responder encrypted.
     pub fn open(&self, from_initiator: bool, datagram: &[u8]) -> Option<Opened> {
         let sealed = Sealed::read(datagram)?;
-        let (key, salt) = self.key(from_initiator)?;
-        let nonce = aead::Nonce::try_assume_unique_for_key(&[salt, sealed.iv].concat()).ok()?;
-        let mut contents = sealed.ciphertext.to_vec();
-        let plain = key.open_in_place(nonce, aead::Aad::from(sealed.associated), &mut contents).ok()?;
+        let plain = match self.suite.encryption.0 {
+            12 => self.open_cbc(from_initiator, &sealed)?,
+            _ => self.open_aead(from_initiator, &sealed)?,
+        };
         let (padding, rest) = plain.split_last()?;
         let inner = rest.get(..rest.len().checked_sub(usize::from(*padding))?)?.to_vec();
         Some(Opened { first: sealed.first, fragment: sealed.fragment, inner })
     }
 
-    /// Encrypts a message of the original initiator or responder in one datagram.
+    fn open_aead(&self, from_initiator: bool, sealed: &Sealed<'_>) -> Option<Vec<u8>> {
+        let (key, salt) = self.key(from_initiator)?;
+        let (iv, ciphertext) = sealed.body.split_at_checked(IV_LEN)?;
+        let nonce = aead::Nonce::try_assume_unique_for_key(&[salt, iv].concat()).ok()?;
+        let mut contents = ciphertext.to_vec();
+        Some(key.open_in_place(nonce, aead::Aad::from(sealed.associated), &mut contents).ok()?.to_vec())
+    }
+
+    /// 3.14: the ICV is computed over everything before it, and the ciphertext is a chain of blocks
+    /// (NIST SP 800-38A 6.2).
+    fn open_cbc(&self, from_initiator: bool, sealed: &Sealed<'_>) -> Option<Vec<u8>> {
+        let end = usize::from(!from_initiator);
+        let icv_len = self.integrity[end].len() / 2;
+        let (authenticated, icv) = sealed.body.split_at_checked(sealed.body.len().checked_sub(icv_len)?)?;
+        let expected =
+            prf(integrity_hash(self.suite.integrity)?, &self.integrity[end], &[sealed.associated, authenticated]);
+        if !expected.starts_with(icv) {
+            return None;
+        }
+        let mut blocks = authenticated.chunks(BLOCK_LEN);
+        let (mut last, mut plain) = (blocks.next()?, Vec::new());
+        for block in blocks {
+            let decrypted = decrypt_block(&self.encryption[end], block)?;
+            plain.extend(decrypted.iter().zip(last).map(|(octet, chained)| octet ^ chained));
+            last = block;
+        }
+        Some(plain)
+    }
+
+    /// Encrypts a message of the original initiator or responder in one datagram, with an AEAD.
     pub fn seal(&self, header: Header, first: u8, inner: &[u8], iv: u64) -> Option<Vec<u8>> {
         let (key, salt) = self.key(header.initiator_flag())?;
         let payload_len = 4 + IV_LEN + inner.len() + 1 + 16;
@@ -194,11 +254,28 @@ impl Keys {
         Some(datagram)
     }
 
+    /// The initialization vector of a datagram.
+    pub fn initialization_vector<'a>(&self, sealed: &Sealed<'a>) -> Option<&'a [u8]> {
+        sealed.body.get(..if self.suite.encryption.0 == 12 { BLOCK_LEN } else { IV_LEN })
+    }
+
     fn key(&self, from_initiator: bool) -> Option<(aead::LessSafeKey, &[u8])> {
         let keymat = &self.encryption[usize::from(!from_initiator)];
         let (key, salt) = keymat.split_at_checked(keymat.len() - SALT_LEN)?;
         Some((aead::LessSafeKey::new(aead::UnboundKey::new(self.suite.aead()?, key).ok()?), salt))
     }
+}
+
+/// AES of one block (FIPS 197).
+fn decrypt_block(key: &[u8], block: &[u8]) -> Option<[u8; BLOCK_LEN]> {
+    use aes::cipher::{BlockCipherDecrypt, KeyInit};
+    let mut block = <[u8; BLOCK_LEN]>::try_from(block).ok()?.into();
+    match key.len() {
+        16 => aes::Aes128::new_from_slice(key).ok()?.decrypt_block(&mut block),
+        24 => aes::Aes192::new_from_slice(key).ok()?.decrypt_block(&mut block),
+        _ => aes::Aes256::new_from_slice(key).ok()?.decrypt_block(&mut block),
+    }
+    Some(block.into())
 }
 
 /// The octets of a header.
@@ -225,8 +302,8 @@ pub struct Sealed<'a> {
     first: u8,
     pub fragment: Option<(u16, u16)>,
     associated: &'a [u8],
-    pub iv: &'a [u8],
-    ciphertext: &'a [u8],
+    /// Initialization vector, ciphertext and ICV.
+    body: &'a [u8],
 }
 
 impl<'a> Sealed<'a> {
@@ -244,6 +321,6 @@ impl<'a> Sealed<'a> {
             _ => return None,
         };
         let associated = datagram.get(..datagram.len() - octets.0.len())?;
-        Some(Self { first, fragment, associated, iv: octets.take(IV_LEN).ok()?, ciphertext: octets.0 })
+        Some(Self { first, fragment, associated, body: octets.0 })
     }
 }

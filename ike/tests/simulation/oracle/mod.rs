@@ -151,6 +151,11 @@ impl Oracle {
         self.nodes.iter().find_map(|node| node.judge_at_rest().err())
     }
 
+    /// Whether there are messages that were not read: nothing is known of the key exchange.
+    pub fn is_blind(&self) -> bool {
+        self.nodes.iter().any(Node::is_blind)
+    }
+
     /// Judges what must be true when nothing is under way any more.
     pub fn judge_at_rest(&self, at: Duration) {
         for (index, node) in self.nodes.iter().enumerate() {

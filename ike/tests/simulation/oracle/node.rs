@@ -286,15 +286,15 @@ impl Node {
         let Some(sa) = self.sas.get(&spis) else { return Ok(None) };
         let marker = if sent.local.port() == self.limits.nat_port { 4 } else { 0 };
         let message = sa.read_sent(&sent.datagrams, &sent.header, self.limits.fragment_size.saturating_sub(marker))?;
-        let key = sa.keys.as_ref().map(|keys| keys.encryption[usize::from(!sa.initiator)].clone());
         for datagram in &sent.datagrams {
-            if let (Some(key), Some(sealed)) = (&key, Sealed::read(datagram)) {
-                let before = self.sealed.insert((key.clone(), sealed.iv.to_vec()), datagram.to_vec());
+            if let (Some(keys), Some(sealed)) = (&sa.keys, Sealed::read(datagram)) {
+                let key = keys.encryption[usize::from(!sa.initiator)].clone();
+                let iv = keys.initialization_vector(&sealed).unwrap_or_default();
+                let before = self.sealed.insert((key, iv.to_vec()), datagram.to_vec());
                 require!(
                     before.is_none_or(|before| before == *datagram),
                     "RFC 5282 3.1",
-                    "two messages with the initialization vector {:x?} and one key",
-                    sealed.iv
+                    "two messages with the initialization vector {iv:x?} and one key"
                 );
             }
         }
@@ -305,6 +305,12 @@ impl Node {
     pub fn use_key(&mut self, key: &[u8]) -> Judged {
         require!(self.keys_used.insert(key.to_vec()), "RFC 7296 2.17", "one key for two SAs");
         Ok(())
+    }
+
+    /// Whether there is an IKE SA whose messages cannot be read, since the oracle does not know its
+    /// key exchange.
+    pub fn is_blind(&self) -> bool {
+        self.sas.values().any(|sa| sa.keys.is_none())
     }
 
     pub fn judge_at_rest(&self) -> Judged {

@@ -7,13 +7,15 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Aead, Group, Prf};
+use crate::config::{AesKeyLength, Cipher, Group, Integrity, Prf};
 use crate::event::IkeId;
 use crate::wire::{
     Certificate, CertificateEncoding, ExchangeType, Header, KeyExchange, Notify, NotifyType, Payload, Payloads,
     Reassembly,
 };
 use crate::{Environment, Instant, PeerName, Secret};
+
+mod cbc_hmac;
 
 /// "Random" bytes that are the same in every run.
 struct Env(u8);
@@ -142,8 +144,8 @@ fn a_key_of_another_group_or_length_is_refused() {
 
 const IKE: IkeId = IkeId { initiator: 0x0102_0304_0506_0708, responder: 0x1112_1314_1516_1718 };
 
-fn suite(prf: Prf, aead: Aead) -> IkeSuite {
-    IkeSuite { aead, prf, group: Group::X25519 }
+fn suite(prf: Prf, cipher: Cipher) -> IkeSuite {
+    IkeSuite { cipher, prf, group: Group::X25519 }
 }
 
 fn inputs() -> (Vec<u8>, Vec<u8>, Secret, Secret) {
@@ -153,27 +155,27 @@ fn inputs() -> (Vec<u8>, Vec<u8>, Secret, Secret) {
     ((0x10..0x30).collect(), (0x80..0x98).collect(), shared(7, 3), shared(11, 5))
 }
 
-fn keys(prf: Prf, aead: Aead) -> IkeKeys {
+fn keys(prf: Prf, cipher: Cipher) -> IkeKeys {
     let (ni, nr, shared, _) = inputs();
-    IkeKeys::initial(suite(prf, aead), Nonces { initiator: &ni, responder: &nr }, IKE, &shared)
+    IkeKeys::initial(suite(prf, cipher), Nonces { initiator: &ni, responder: &nr }, IKE, &shared)
 }
 
 #[test]
 fn keys_of_an_ike_sa_are_those_of_an_independent_computation() {
-    let sha256 = keys(Prf::HmacSha256, Aead::Aes256Gcm16);
+    let sha256 = keys(Prf::HmacSha256, Cipher::Aes256Gcm16);
     assert_eq!(shown(&sha256.d), "8e6aad0f429087d742a90090e102bc19965447c2892ff1a8062f9df5df8b02da");
     assert_eq!(shown(&sha256.ei), "d7141ed77824f0c30ef209b5fc38dc63f943986d38e3561c0397930d4a33697c847ccee8");
     assert_eq!(shown(&sha256.er), "59d25fd375b3e44ec07a6721688efcf7de0cabc9c2f5f5dcf350637450549bf3c288f028");
     assert_eq!(shown(&sha256.pi), "0c63f13f9c78de147f6b12baa0b79bf36bd3bb254e68def5e5911495ceccc24c");
     assert_eq!(shown(&sha256.pr), "ee5a4129ca3f72533e2e4d8a26256020cf07047aec029a4d975271adcedafc3a");
-    let sha384 = keys(Prf::HmacSha384, Aead::Aes128Gcm16);
+    let sha384 = keys(Prf::HmacSha384, Cipher::Aes128Gcm16);
     assert_eq!(
         shown(&sha384.d),
         "ad78733f7e01d0fd94278bc70d88227eb6dd7f524fcab0e0533e0452df7e90d5dd84adb15db88c84019a0c9b2740b8f7"
     );
     assert_eq!(shown(&sha384.ei), "119bd9aa4ac277bd812b15a8274244bcb71f9f5c");
     assert_eq!(shown(&sha384.er), "56a4592b17052a554bf112d88f4c462b21827191");
-    let sha512 = keys(Prf::HmacSha512, Aead::ChaCha20Poly1305);
+    let sha512 = keys(Prf::HmacSha512, Cipher::ChaCha20Poly1305);
     assert_eq!(shown(&sha512.ei), "d03228be2a5b1cbebd76dadbb2487f436847d776d5607cf9c53e8721bccf1b85c33a6ca5");
     assert_eq!(
         shown(&sha512.pr),
@@ -186,8 +188,8 @@ fn keys_of_an_ike_sa_are_those_of_an_independent_computation() {
 fn keys_of_child_sas_are_those_of_an_independent_computation() {
     let (ni, nr, _, fresh) = inputs();
     let nonces = Nonces { initiator: &ni, responder: &nr };
-    let ike = keys(Prf::HmacSha256, Aead::Aes256Gcm16);
-    let first = ike.child(Aead::Aes256Gcm16, nonces, None);
+    let ike = keys(Prf::HmacSha256, Cipher::Aes256Gcm16);
+    let first = ike.child(Cipher::Aes256Gcm16, nonces, None);
     assert_eq!(
         shown(&first.from_initiator),
         "5d7635d6e3c81ef2c0699431e2cdf22d602e4876056187635616f7df417a173be9480b3c"
@@ -196,7 +198,7 @@ fn keys_of_child_sas_are_those_of_an_independent_computation() {
         shown(&first.from_responder),
         "8f3ef255b55080cd6114b572738fb14d7cb069d449b72fcb432738186bb6e02a868f596e"
     );
-    let with_secrecy = ike.child(Aead::ChaCha20Poly1305, nonces, Some(&fresh));
+    let with_secrecy = ike.child(Cipher::ChaCha20Poly1305, nonces, Some(&fresh));
     assert_eq!(
         shown(&with_secrecy.from_initiator),
         "38881a60872fff9d249388d8e811d2350a86ea6be5cb0ad2b10c9f5c16206aa918061649"
@@ -211,31 +213,35 @@ fn keys_of_child_sas_are_those_of_an_independent_computation() {
 fn a_rekeyed_ike_sa_derives_its_seed_by_the_old_prf_and_its_keys_by_the_new_one() {
     let (ni, nr, _, fresh) = inputs();
     let spis = IkeId { initiator: IKE.responder, responder: IKE.initiator };
-    let new = suite(Prf::HmacSha256, Aead::Aes256Gcm16);
+    let new = suite(Prf::HmacSha256, Cipher::Aes256Gcm16);
     for (old, expected) in [
         (Prf::HmacSha256, "a8ca546974b1376da4bda69a7961182de1b152395dfce48afe7b4c624649e919"),
         (Prf::HmacSha384, "e738a3fe38cdd0594093517a768e6938ec1416190a87dd5b1769ebe2ca1af69d"),
         (Prf::HmacSha512, "4caf47b07193738b11240ee409dd171c16d3de703295e13329ac84a3fff1d289"),
     ] {
-        let aead = if old == Prf::HmacSha384 { Aead::Aes128Gcm16 } else { Aead::Aes256Gcm16 };
+        let cipher = if old == Prf::HmacSha384 { Cipher::Aes128Gcm16 } else { Cipher::Aes256Gcm16 };
         let nonces = Nonces { initiator: &ni, responder: &nr };
-        assert_eq!(shown(&keys(old, aead).rekey(new, nonces, spis, &fresh).d), expected);
+        assert_eq!(shown(&keys(old, cipher).rekey(new, nonces, spis, &fresh).d), expected);
     }
 }
 
 #[test]
 fn debug_shows_no_key() {
-    let keys = keys(Prf::HmacSha256, Aead::Aes256Gcm16);
+    let keys = keys(Prf::HmacSha256, Cipher::Aes256Gcm16);
     let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
     let pair = InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
     let jar = Cookies::new(&mut Env(1), Instant::default());
     let shown_by_debug = format!("{keys:?} {cipher:?} {pair:?} {jar:?}");
     assert!(!shown_by_debug.contains("142, 106"), "the first octets of SK_d in decimal");
     assert!(!shown_by_debug.contains("8e6a"));
-    assert_eq!(shown_by_debug.matches("<secret>").count(), 5);
+    assert_eq!(shown_by_debug.matches("<secret>").count(), 7);
 }
 
 // ---- cipher
+
+const CBC_SHA256: Cipher = Cipher::AesCbc(AesKeyLength::Bits256, Integrity::HmacSha256);
+const CBC_SHA384: Cipher = Cipher::AesCbc(AesKeyLength::Bits192, Integrity::HmacSha384);
+const CBC_SHA512: Cipher = Cipher::AesCbc(AesKeyLength::Bits128, Integrity::HmacSha512);
 
 fn header() -> Header {
     Header {
@@ -248,8 +254,8 @@ fn header() -> Header {
     }
 }
 
-fn pair(aead: Aead) -> (IkeCipher, IkeCipher) {
-    let keys = keys(Prf::HmacSha256, aead);
+fn pair(cipher: Cipher) -> (IkeCipher, IkeCipher) {
+    let keys = keys(Prf::HmacSha256, cipher);
     (IkeCipher::new(&keys, IkeRole::Initiator), IkeCipher::new(&keys, IkeRole::Responder))
 }
 
@@ -265,19 +271,19 @@ fn chain(octets: usize) -> Payloads {
 
 #[test]
 fn sealed_messages_are_those_of_an_independent_computation() {
-    for (aead, expected) in [
+    for (cipher, expected) in [
         (
-            Aead::Aes256Gcm16,
+            Cipher::Aes256Gcm16,
             "010203040506070811121314151617182e20250800000005000000412900002500000000000000006346c58eba4f2fd5\
              1e99f80d8f679e5b586ce62feed84ac18d",
         ),
         (
-            Aead::ChaCha20Poly1305,
+            Cipher::ChaCha20Poly1305,
             "010203040506070811121314151617182e2025080000000500000041290000250000000000000000b3440caf2b734f92\
              2739481665f78737bae3548482585eb79a",
         ),
     ] {
-        let (mut initiator, responder) = pair(aead);
+        let (mut initiator, responder) = pair(cipher);
         let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap();
         assert_eq!(sealed, [hex(expected)]);
         assert_eq!(responder.open(&sealed[0]).unwrap(), Opened::Message(initial_contact()));
@@ -286,7 +292,7 @@ fn sealed_messages_are_those_of_an_independent_computation() {
 
 #[test]
 fn no_initialization_vector_comes_twice() {
-    let (mut initiator, _) = pair(Aead::Aes128Gcm16);
+    let (mut initiator, _) = pair(Cipher::Aes128Gcm16);
     let mut seen = std::collections::HashSet::new();
     for _ in 0..20 {
         for datagram in initiator.seal(&header(), &chain(1000), Some(400)).unwrap() {
@@ -299,26 +305,30 @@ fn no_initialization_vector_comes_twice() {
 
 #[test]
 fn a_message_with_any_bit_changed_is_not_believed() {
-    let (mut initiator, responder) = pair(Aead::Aes256Gcm16);
-    let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap().remove(0);
-    for bit in 0..sealed.len() * 8 {
-        let mut forged = sealed.clone();
-        forged[bit / 8] ^= 1 << (bit % 8);
-        let error = responder.open(&forged).unwrap_err();
-        assert!(matches!(error, OpenError::Forged | OpenError::Malformed(_)), "bit {bit}: {error}");
+    for cipher in [Cipher::Aes256Gcm16, CBC_SHA256, CBC_SHA512] {
+        let (mut initiator, responder) = pair(cipher);
+        let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap().remove(0);
+        for bit in 0..sealed.len() * 8 {
+            let mut forged = sealed.clone();
+            forged[bit / 8] ^= 1 << (bit % 8);
+            let error = responder.open(&forged).unwrap_err();
+            assert!(matches!(error, OpenError::Forged | OpenError::Malformed(_)), "bit {bit}: {error}");
+        }
     }
 }
 
 #[test]
 fn a_message_reflected_to_its_sender_is_not_believed() {
-    let (mut initiator, _) = pair(Aead::Aes256Gcm16);
-    let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap();
-    assert_eq!(initiator.open(&sealed[0]), Err(OpenError::Forged));
+    for cipher in [Cipher::Aes256Gcm16, CBC_SHA256] {
+        let (mut initiator, _) = pair(cipher);
+        let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap();
+        assert_eq!(initiator.open(&sealed[0]), Err(OpenError::Forged));
+    }
 }
 
 #[test]
 fn an_authentic_message_with_malformed_contents_is_told_apart_from_a_forged_one() {
-    let (mut initiator, responder) = pair(Aead::Aes256Gcm16);
+    let (mut initiator, responder) = pair(Cipher::Aes256Gcm16);
     let unknown = Payload::Unknown { kind: 200.into(), data: vec![1, 2, 3] };
     let sealed = initiator.seal(&header(), &Payloads::from(vec![unknown.clone()]), None).unwrap();
     // It is not critical, so it is kept.
@@ -332,14 +342,14 @@ fn an_authentic_message_with_malformed_contents_is_told_apart_from_a_forged_one(
 
 #[test]
 fn an_empty_message_is_a_message() {
-    let (mut initiator, responder) = pair(Aead::ChaCha20Poly1305);
+    let (mut initiator, responder) = pair(Cipher::ChaCha20Poly1305);
     let sealed = initiator.seal(&header(), &Payloads::new(), Some(1232)).unwrap();
     assert_eq!(responder.open(&sealed[0]), Ok(Opened::Message(Payloads::new())));
 }
 
 #[test]
 fn a_large_message_travels_in_fragments_that_each_fit_the_limit() {
-    let (mut initiator, responder) = pair(Aead::Aes256Gcm16);
+    let (mut initiator, responder) = pair(Cipher::Aes256Gcm16);
     let sealed = initiator.seal(&header(), &chain(3000), Some(1232)).unwrap();
     assert_eq!(sealed.len(), 3);
     let mut reassembly = Reassembly::new();
@@ -355,16 +365,20 @@ fn a_large_message_travels_in_fragments_that_each_fit_the_limit() {
 
 #[test]
 fn a_message_that_just_fits_is_not_fragmented() {
-    let (mut initiator, _) = pair(Aead::Aes256Gcm16);
-    let whole = initiator.seal(&header(), &chain(500), None).unwrap();
-    let len = whole[0].len();
-    assert_eq!(initiator.seal(&header(), &chain(500), Some(len)).unwrap().len(), 1);
-    assert_eq!(initiator.seal(&header(), &chain(500), Some(len - 1)).unwrap().len(), 2);
+    for cipher in [Cipher::Aes256Gcm16, CBC_SHA256] {
+        let (mut initiator, _) = pair(cipher);
+        let whole = initiator.seal(&header(), &chain(500), None).unwrap();
+        let len = whole[0].len();
+        assert_eq!(initiator.seal(&header(), &chain(500), Some(len)).unwrap().len(), 1);
+        let fragments = initiator.seal(&header(), &chain(500), Some(len - 1)).unwrap();
+        assert_eq!(fragments.len(), 2);
+        assert!(fragments[0].len() > len - 17 && fragments[0].len() < len, "no octet more than needed is left out");
+    }
 }
 
 #[test]
 fn a_message_beyond_all_limits_is_refused_before_it_is_sent() {
-    let (mut initiator, _) = pair(Aead::Aes256Gcm16);
+    let (mut initiator, _) = pair(Cipher::Aes256Gcm16);
     let huge: Payloads = (0..3).flat_map(|_| chain(30_000).iter().cloned().collect::<Vec<_>>()).collect();
     assert!(matches!(initiator.seal(&header(), &huge, None), Err(SealError::TooLarge(_))));
     assert!(matches!(initiator.seal(&header(), &huge, Some(576)), Err(SealError::TooLarge(_))));
@@ -376,17 +390,26 @@ fn a_message_beyond_all_limits_is_refused_before_it_is_sent() {
 
 proptest! {
     #[test]
-    fn arbitrary_octets_are_never_opened_and_never_panic(octets in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let (_, responder) = pair(Aead::Aes256Gcm16);
+    fn arbitrary_octets_are_never_opened_and_never_panic(
+        cipher in any_cipher(),
+        octets in proptest::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let (_, responder) = pair(cipher);
         prop_assert!(responder.open(&octets).is_err());
+        prop_assert!(responder.open(&[&encrypted_header(octets.len())[..], &octets].concat()).is_err());
     }
 
     #[test]
-    fn whatever_is_sealed_is_opened(octets in 0_usize..5000, limit in proptest::option::of(100_usize..2000)) {
-        let (mut initiator, responder) = pair(Aead::ChaCha20Poly1305);
+    fn whatever_is_sealed_is_opened(
+        cipher in any_cipher(),
+        octets in 0_usize..5000,
+        limit in proptest::option::of(100_usize..2000),
+    ) {
+        let (mut initiator, responder) = pair(cipher);
         let mut reassembly = Reassembly::new();
         let mut got = None;
         for datagram in initiator.seal(&header(), &chain(octets), limit).unwrap() {
+            prop_assert!(limit.is_none_or(|limit| datagram.len() <= limit.max(200)));
             got = match responder.open(&datagram).unwrap() {
                 Opened::Message(payloads) => Some(payloads),
                 Opened::Fragment(fragment) => reassembly.add(fragment).unwrap(),
@@ -394,6 +417,20 @@ proptest! {
         }
         prop_assert_eq!(got, Some(chain(octets)));
     }
+}
+
+fn any_cipher() -> impl Strategy<Value = Cipher> {
+    proptest::sample::select(vec![Cipher::Aes256Gcm16, Cipher::ChaCha20Poly1305, CBC_SHA256, CBC_SHA384, CBC_SHA512])
+}
+
+/// Everything before the body of an encrypted message whose body has this many octets.
+fn encrypted_header(body: usize) -> Vec<u8> {
+    let mut out = [IKE.initiator.to_be_bytes(), IKE.responder.to_be_bytes()].concat();
+    out.extend_from_slice(&[46, 0x20, 37, 8, 0, 0, 0, 5]);
+    out.extend_from_slice(&(32 + body as u32).to_be_bytes());
+    out.extend_from_slice(&[41, 0]);
+    out.extend_from_slice(&(4 + body as u16).to_be_bytes());
+    out
 }
 
 // ---- hashes of addresses

@@ -1,0 +1,161 @@
+//! The keys of one direction of an IKE SA, and what they do to one message.
+
+use ring::aead::{self, LessSafeKey, UnboundKey};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::cbc_hmac::{BLOCK_LEN, CbcHmac};
+use super::cipher::{OpenError, SealError};
+use crate::config::Cipher;
+use crate::secret::Secret;
+use crate::wire::InvalidMessage;
+
+/// Octets of the salt behind an AEAD's key (RFC 5282 7.1, RFC 7634 2).
+pub(super) const SALT_LEN: usize = 4;
+/// Octets of an AEAD's initialization vector.
+const AEAD_IV_LEN: usize = 8;
+/// Octets of an AEAD's ICV.
+const AEAD_ICV_LEN: usize = 16;
+
+/// Protects what one end of an IKE SA sends.
+pub(super) struct DirectionKey {
+    cipher: Cipher,
+    protection: Protection,
+}
+
+enum Protection {
+    Aead {
+        key: Box<LessSafeKey>,
+        salt: [u8; SALT_LEN],
+    },
+    CbcHmac(Box<CbcHmac>),
+    /// The cipher does not take keys of this length, which [`super::IkeKeys`] never makes. Then
+    /// nothing is sealed or opened.
+    Unusable,
+}
+
+impl DirectionKey {
+    /// `encryption` is SK_ei or SK_er; `integrity` is SK_ai or SK_ar, empty for an AEAD.
+    pub(super) fn new(cipher: Cipher, encryption: &Secret, integrity: &Secret) -> Self {
+        let algorithm = match cipher {
+            Cipher::Aes128Gcm16 => &aead::AES_128_GCM,
+            Cipher::Aes256Gcm16 => &aead::AES_256_GCM,
+            Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
+            Cipher::AesCbc(length, algorithm) => {
+                let keys = CbcHmac::new(length, algorithm, encryption, integrity);
+                return Self { cipher, protection: Protection::CbcHmac(Box::new(keys)) };
+            }
+        };
+        let (key, salt) = encryption.expose().split_last_chunk().unwrap_or((&[], &[0; SALT_LEN]));
+        let protection = match UnboundKey::new(algorithm, key) {
+            Ok(key) => Protection::Aead { key: Box::new(LessSafeKey::new(key)), salt: *salt },
+            Err(_) => Protection::Unusable,
+        };
+        Self { cipher, protection }
+    }
+
+    /// Octets of a payload's body that carries `len` octets: IV, contents, padding, pad length, ICV
+    /// (RFC 7296 3.14).
+    pub(super) fn sealed_len(&self, len: usize) -> usize {
+        let (iv, block, icv) = self.cipher.layout();
+        len.saturating_add(1).next_multiple_of(block).saturating_add(iv).saturating_add(icv)
+    }
+
+    /// Most octets that a body of `room` octets carries.
+    pub(super) fn contents_len(&self, room: usize) -> usize {
+        let (iv, block, icv) = self.cipher.layout();
+        let room = room.saturating_sub(iv).saturating_sub(icv);
+        room.saturating_sub(room % block).saturating_sub(1)
+    }
+
+    /// Appends the body of the Encrypted payload to everything before it. `number` must never be
+    /// used twice.
+    pub(super) fn seal(&self, message: Vec<u8>, number: u64, inner: &[u8]) -> Result<Vec<u8>, SealError> {
+        match &self.protection {
+            Protection::Aead { key, salt } => seal_aead(key, *salt, message, number, inner),
+            Protection::CbcHmac(keys) => keys.seal(message, number, inner).ok_or(SealError::NoKey),
+            Protection::Unusable => Err(SealError::NoKey),
+        }
+    }
+
+    /// Decrypts the body of an Encrypted payload: contents, padding, pad length. `associated` is
+    /// everything before it.
+    pub(super) fn open(&self, associated: &[u8], body: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        match &self.protection {
+            Protection::Aead { key, salt } => open_aead(key, *salt, associated, body),
+            Protection::CbcHmac(keys) => keys.open(associated, body),
+            Protection::Unusable => Err(OpenError::Forged),
+        }
+    }
+}
+
+fn seal_aead(
+    key: &LessSafeKey,
+    salt: [u8; SALT_LEN],
+    mut message: Vec<u8>,
+    number: u64,
+    inner: &[u8],
+) -> Result<Vec<u8>, SealError> {
+    let iv = number.to_be_bytes();
+    let associated = aead::Aad::from(message.clone());
+    // RFC 5282 4: padding is not needed; the pad length octet is.
+    let mut contents = Vec::with_capacity(inner.len().saturating_add(1).saturating_add(AEAD_ICV_LEN));
+    contents.extend_from_slice(inner);
+    contents.push(0);
+    if key.seal_in_place_append_tag(nonce(salt, iv), associated, &mut contents).is_err() {
+        contents.zeroize();
+        return Err(SealError::TooLarge(inner.len()));
+    }
+    message.extend_from_slice(&iv);
+    message.extend_from_slice(&contents);
+    Ok(message)
+}
+
+fn open_aead(
+    key: &LessSafeKey,
+    salt: [u8; SALT_LEN],
+    associated: &[u8],
+    body: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+    let Some((&iv, sealed)) = body.split_first_chunk() else {
+        let what = "encrypted payload";
+        return Err(OpenError::Malformed(InvalidMessage::Truncated { what, needed: AEAD_IV_LEN, left: body.len() }));
+    };
+    let mut contents = Zeroizing::new(sealed.to_vec());
+    let opened = key.open_in_place(nonce(salt, iv), aead::Aad::from(associated), &mut contents);
+    let len = opened.map_err(|_| OpenError::Forged)?.len();
+    contents.truncate(len);
+    Ok(contents)
+}
+
+/// Salt and explicit IV (RFC 5282 4, RFC 7634 2).
+fn nonce(salt: [u8; SALT_LEN], iv: [u8; AEAD_IV_LEN]) -> aead::Nonce {
+    let mut nonce = [0; aead::NONCE_LEN];
+    for (octet, value) in nonce.iter_mut().zip(salt.iter().chain(&iv)) {
+        *octet = *value;
+    }
+    aead::Nonce::assume_unique_for_key(nonce)
+}
+
+impl Cipher {
+    /// Octets of IV, block and ICV of an Encrypted payload.
+    fn layout(self) -> (usize, usize, usize) {
+        match self.integrity() {
+            Some(integrity) => (BLOCK_LEN, BLOCK_LEN, integrity.icv_len()),
+            None => (AEAD_IV_LEN, 1, AEAD_ICV_LEN),
+        }
+    }
+
+    /// Octets of SK_ei and SK_er: key, and 4 octets of salt of an AEAD (RFC 5282 7.1, RFC 7634 2).
+    pub(super) fn encryption_key_len(self) -> usize {
+        match self {
+            Self::Aes128Gcm16 => 20,
+            Self::Aes256Gcm16 | Self::ChaCha20Poly1305 => 36,
+            Self::AesCbc(length, _) => usize::from(length.bits() / 8),
+        }
+    }
+
+    /// Octets of SK_ai and SK_ar. 0 for an AEAD (RFC 5282 7).
+    pub(super) fn integrity_key_len(self) -> usize {
+        self.integrity().map_or(0, crate::config::Integrity::key_len)
+    }
+}
