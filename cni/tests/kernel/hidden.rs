@@ -1,5 +1,5 @@
-//! What a pod hides from the filter behind IPv6 extension headers, IPv4 options, fragments, tags and
-//! other encapsulations.
+//! What a pod hides from the filter behind IPv6 extension headers, IPv4 options, fragments, tags
+//! and other encapsulations.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

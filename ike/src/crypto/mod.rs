@@ -1,5 +1,6 @@
 //! The cryptography of IKE: key exchange, derivation of keys, and the protection of messages.
-//! Primitives come from `ring`, `x25519-dalek`, `aes` and `cbc`; this module combines them as RFC 7296 says.
+//! Primitives come from `ring`, `x25519-dalek`, `aes` and `cbc`; this module combines them as RFC
+//! 7296 says.
 //!
 //! - [`InitiatorKeyExchange`], [`ResponderKeyExchange`]: key exchange methods (RFC 8031, RFC 5903).
 //! - [`IkeKeys`], [`ChildKeys`]: SKEYSEED, SK_*, KEYMAT (RFC 7296 2.14, 2.17, 2.18).

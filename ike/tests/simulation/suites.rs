@@ -1,5 +1,5 @@
-//! Each algorithm from its first use to rekeys of both kinds of SAs. The oracle derives all keys and
-//! reads all messages by itself.
+//! Each algorithm from its first use to rekeys of both kinds of SAs. The oracle derives all keys
+//! and reads all messages by itself.
 
 use edge_ike::config::{AesKeyLength, Cipher, EspProposal, Group, IkeProposal, Integrity, Prf};
 

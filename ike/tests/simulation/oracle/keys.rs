@@ -1,6 +1,6 @@
-//! The key schedule (RFC 7296 2.13 to 2.18) and the Encrypted payload (RFC 5282, RFC 7634, RFC 3602,
-//! RFC 4868), from the formulas of the RFCs. Nothing here comes from the library: the private keys of the key
-//! exchanges are found among the random octets that the endpoints drew.
+//! The key schedule (RFC 7296 2.13 to 2.18) and the Encrypted payload (RFC 5282, RFC 7634, RFC
+//! 3602, RFC 4868), from the formulas of the RFCs. Nothing here comes from the library: the private
+//! keys of the key exchanges are found among the random octets that the endpoints drew.
 
 use std::collections::HashMap;
 
