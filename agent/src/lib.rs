@@ -24,6 +24,7 @@
 //! - [`incidents`]: what was repaired, what is in the way, what went wrong.
 //! - [`logging`]: the log, its filter, and spans for node and peer.
 //! - [`status`]: the document of `status --json`, and the table.
+//! - `observe`: metrics and probes.
 //! - [`hardening`]: no core dumps, private files.
 //! - [`netns_lock`]: one agent in a network namespace.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
@@ -52,6 +53,7 @@ pub mod install_cni;
 pub mod logging;
 pub mod membership;
 pub mod netns_lock;
+mod observe;
 pub mod plugin_server;
 pub mod run;
 pub mod socket_holder;

@@ -26,7 +26,7 @@ use crate::state_dir::StateDir;
 use crate::static_peer_names::StaticPeers;
 use crate::status::Status;
 use crate::tunnels::{Driver, DriverRequest};
-use crate::{hardening, host, logging, membership, plugin_server, state_dir};
+use crate::{hardening, host, logging, membership, observe, plugin_server, state_dir};
 
 /// Runs until SIGTERM or SIGINT, or until a part fails. What is in the kernel stays there.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -76,7 +76,9 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
     let socket = config.admin_socket();
     let admin = server::listen(&socket).with_context(|| format!("{}: cannot be opened", socket.display()))?;
     let (requests_tx, requests) = mpsc::channel(16);
-    tokio::spawn(server::serve(socket.clone(), admin, requests_tx).in_current_span());
+    tokio::spawn(server::serve(socket.clone(), admin, requests_tx.clone()).in_current_span());
+    let (observe, needs_view) = (config.observe.clone(), config.controller.is_some());
+    tokio::spawn(observe::serve(observe.listen, observe.peer_series, needs_view, requests_tx).in_current_span());
 
     let (host_tx, host) = watch::channel(HostState::default());
     let (statics_tx, resolved) = watch::channel(statics.unresolved());

@@ -5,12 +5,14 @@ mod distinguished_name;
 mod duration;
 mod firewall;
 mod identity;
+mod observe;
 mod peer;
 pub(crate) mod proposal;
 mod secret;
 
 pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
+pub use observe::ObserveSection;
 pub use peer::{PeerSection, Remote, RemoteHost, Start};
 pub use secret::SecretText;
 
@@ -75,6 +77,9 @@ pub struct Config {
     /// Options of the table `inet edge-cni`.
     #[serde(default)]
     pub firewall: FirewallSection,
+    /// Metrics and probes.
+    #[serde(default)]
+    pub observe: ObserveSection,
     /// The controller; absent on a plain IKEv2 daemon.
     pub controller: Option<ControllerSection>,
     /// The `[[peer]]` tables: peers that do not come from the controller.

@@ -1,0 +1,35 @@
+//! `/healthz`: whether the agent's parts work; if not, a restart may help. `/readyz`: whether the
+//! node has what its pods need.
+
+use std::fmt::Write as _;
+
+use super::Observer;
+
+/// What is said while the thread of the tunnels, or the handler of requests, does not answer.
+pub(super) const NO_STATUS: &str = "the agent does not report its state in time";
+
+pub(super) async fn healthz(observer: &Observer) -> Result<String, String> {
+    match observer.status().await {
+        Some(_) => Ok("ok\n".into()),
+        None => Err(format!("{NO_STATUS}\n")),
+    }
+}
+
+/// Obstacles do not make the node unready: its other pods work. They are listed.
+pub(super) async fn readyz(observer: &Observer) -> Result<String, String> {
+    let status = observer.status().await.ok_or_else(|| format!("{NO_STATUS}\n"))?;
+    let mut text = String::new();
+    let mut ready = true;
+    if observer.needs_view && status.view_version.is_none() {
+        ready = false;
+        text += "no view: this node has not joined, or its controller has not sent a view yet\n";
+    }
+    if observer.needs_view && !status.host.firewall {
+        ready = false;
+        text += "the table inet edge-cni does not stand\n";
+    }
+    for obstacle in &status.obstacles {
+        let _ = writeln!(text, "note: {}", obstacle.what);
+    }
+    if ready { Ok(format!("ready\n{text}")) } else { Err(text) }
+}

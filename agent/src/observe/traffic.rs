@@ -1,0 +1,88 @@
+//! The traffic of each peer over all its SAs. The kernel counts for each SA, and a rekey replaces
+//! it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::status::{Counters, PeerReport};
+
+/// The traffic since the agent began to count, by peer. A peer that is gone is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    peers: BTreeMap<String, PeerTraffic>,
+}
+
+/// The traffic of a peer. What an SA counted between the last look and its end is missing.
+#[derive(Debug, Default)]
+pub(super) struct PeerTraffic {
+    /// From the peer.
+    pub(super) received: Direction,
+    /// To the peer.
+    pub(super) sent: Direction,
+}
+
+/// The traffic in one direction.
+#[derive(Debug, Default)]
+pub(super) struct Direction {
+    pub(super) packets: u64,
+    pub(super) bytes: u64,
+    /// What each SA had counted at the last look, by SPI.
+    last: HashMap<String, Counters>,
+}
+
+impl Traffic {
+    /// Adds what the SAs have counted since the last call.
+    pub(super) fn add(&mut self, peers: &[PeerReport]) {
+        let mut before = std::mem::take(&mut self.peers);
+        for peer in peers {
+            let mut traffic = before.remove(&peer.name).unwrap_or_default();
+            let children = &peer.child_sas;
+            traffic.received.add(children.iter().filter_map(|child| Some((&*child.inbound_spi, child.received?))));
+            traffic.sent.add(children.iter().filter_map(|child| Some((&*child.outbound_spi, child.sent?))));
+            self.peers.insert(peer.name.clone(), traffic);
+        }
+    }
+
+    /// The peers by name.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (&str, &PeerTraffic)> {
+        self.peers.iter().map(|(name, traffic)| (name.as_str(), traffic))
+    }
+}
+
+impl Direction {
+    fn add<'a>(&mut self, sas: impl Iterator<Item = (&'a str, Counters)>) {
+        let before = std::mem::take(&mut self.last);
+        for (spi, now) in sas {
+            // A smaller number: another SA has got the SPI.
+            let last = before.get(spi).filter(|last| last.packets <= now.packets && last.bytes <= now.bytes);
+            let (packets, bytes) = last.map_or((0, 0), |last| (last.packets, last.bytes));
+            self.packets = self.packets.saturating_add(now.packets - packets);
+            self.bytes = self.bytes.saturating_add(now.bytes - bytes);
+            self.last.insert(spi.to_owned(), now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(direction: &mut Direction, sas: &[(&str, u64)]) -> (u64, u64) {
+        let counters = |packets| Counters { packets, bytes: packets * 100 };
+        direction.add(sas.iter().map(|(spi, packets)| (*spi, counters(*packets))));
+        (direction.packets, direction.bytes)
+    }
+
+    #[test]
+    fn traffic_only_grows_while_sas_are_replaced() {
+        let mut direction = Direction::default();
+        assert_eq!(add(&mut direction, &[("a", 5)]), (5, 500));
+        assert_eq!(add(&mut direction, &[("a", 7)]), (7, 700));
+        // A rekey: both count for a while, then the first is gone.
+        assert_eq!(add(&mut direction, &[("a", 8), ("b", 2)]), (10, 1000));
+        assert_eq!(add(&mut direction, &[("b", 4)]), (12, 1200));
+        assert_eq!(direction.last.len(), 1);
+        // Another SA with the same SPI, and none at all.
+        assert_eq!(add(&mut direction, &[("b", 1)]), (13, 1300));
+        assert_eq!(add(&mut direction, &[]), (13, 1300));
+    }
+}

@@ -1,0 +1,100 @@
+//! Metrics and probes of the program, in a namespace of its own, with a static peer that does not
+//! answer.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, enter, is_root_or_skips};
+use interop_tests::wait;
+
+/// Ends a test that hangs.
+const HANG: Duration = Duration::from_secs(60);
+const ADDRESS: &str = "127.0.0.1:9644";
+/// More than the agent keeps open.
+const SILENT: usize = 40;
+
+fn agent(namespace: &UnnamedNamespace, directory: &Path) -> Command {
+    let file = directory.join("agent.toml");
+    let text = format!(
+        "state_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n[observe]\nlisten = [\"{ADDRESS}\"]\n[[peer]]\nname = \"moon\"\n\
+         remote = \"203.0.113.10\"\nlocal_id = \"a.example\"\nremote_id = \"b.example\"\npsk = \"correct horse battery staple\"\n\
+         local_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"10.2.0.0/24\"]\n",
+        directory.join("state"),
+        directory.join("run"),
+    );
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut command = namespace.command(env!("CARGO_BIN_EXE_edge-agent"));
+    command.args(["run", "--config"]).arg(file);
+    command
+}
+
+/// Runs `work` on a thread in the namespace.
+fn within<T: Send + 'static>(namespace: &UnnamedNamespace, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let path = namespace.path();
+    let thread = std::thread::spawn(move || {
+        enter(Path::new(&path));
+        work()
+    });
+    thread.join().unwrap()
+}
+
+/// The status line and the body of a response.
+fn request(method: &str, path: &str) -> std::io::Result<(String, String)> {
+    let mut stream = TcpStream::connect(ADDRESS)?;
+    stream.set_read_timeout(Some(HANG))?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
+    Ok((head.lines().next().unwrap_or("").to_owned(), body.to_owned()))
+}
+
+#[test]
+fn probes_and_metrics_are_served_beside_silent_connections() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (namespace, directory) = (UnnamedNamespace::new(), tempfile::tempdir().unwrap());
+    assert!(namespace.command("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+    let _agent = KilledOnDrop(agent(&namespace, directory.path()).stderr(Stdio::null()).spawn().unwrap());
+    within(&namespace, || {
+        wait::expect("the agent to listen", HANG, || request("GET", "/healthz").ok());
+        let _silent: Vec<TcpStream> = (0..SILENT).map(|_| TcpStream::connect(ADDRESS).unwrap()).collect();
+        assert_eq!(request("GET", "/healthz").unwrap(), ("HTTP/1.1 200 OK".into(), "ok\n".into()));
+        let (status, body) = request("GET", "/readyz").unwrap();
+        assert_eq!(status, "HTTP/1.1 200 OK", "without a controller a view is not needed: {body}");
+        let (status, body) = request("GET", "/metrics").unwrap();
+        assert_eq!(status, "HTTP/1.1 200 OK");
+        for line in ["edge_agent_peer_up{peer=\"moon\"} 0.0", "edge_agent_received_bytes_total 0"] {
+            assert!(body.lines().any(|found| found == line), "{line} is not in\n{body}");
+        }
+        assert!(body.contains("edge_agent_xfrm_errors_total{counter=\"XfrmInNoStates\"}"), "{body}");
+        assert!(body.ends_with("# EOF\n") && !body.contains("horse"), "{body}");
+        assert_eq!(request("POST", "/metrics").unwrap().0, "HTTP/1.1 405 Method Not Allowed");
+        assert_eq!(request("GET", "/").unwrap().0, "HTTP/1.1 404 Not Found");
+    });
+}
+
+#[test]
+fn an_address_that_is_in_use_is_named_and_served_once_it_is_free() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (namespace, directory) = (UnnamedNamespace::new(), tempfile::tempdir().unwrap());
+    assert!(namespace.command("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+    let other = within(&namespace, || TcpListener::bind(ADDRESS).unwrap());
+    let log = fs::File::create(directory.path().join("log")).unwrap();
+    let _agent = KilledOnDrop(agent(&namespace, directory.path()).stderr(log).spawn().unwrap());
+    let said = || fs::read_to_string(directory.path().join("log")).unwrap();
+    wait::expect("the error", HANG, || {
+        said().contains("[observe] listen: 127.0.0.1:9644 cannot be opened").then_some(())
+    });
+    drop(other);
+    within(&namespace, || wait::expect("the agent to listen", HANG, || request("GET", "/healthz").ok()));
+}
