@@ -4,11 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tokio::task::spawn_blocking;
 
 use super::Obstacle;
-use super::firewall::{self, Firewall, PODS_TABLE, TABLE};
+use super::firewall::{self, Firewall, KernelTable, PODS_TABLE, TABLE};
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use crate::incidents::Incidents;
 
@@ -48,7 +47,7 @@ impl Retry {
 pub(super) struct InetTable {
     incidents: Incidents,
     /// The table that was applied, and its form in the kernel right after.
-    applied: Option<(Firewall, Value)>,
+    applied: Option<(Firewall, KernelTable)>,
     /// Whether another program may have changed it.
     pub(super) suspect: bool,
     retry: Retry,
@@ -69,6 +68,8 @@ enum TableAction {
     Verify,
     /// The minimal table is in place: try the full one.
     RetryFull,
+    /// A table with the same rules is in place: change the elements of its sets.
+    Update,
     /// Another table is in place, or none: replace it.
     Replace,
     /// The last attempt failed: wait.
@@ -154,6 +155,15 @@ impl InetTable {
                     (Err(error), _) => self.record(Err(error)),
                 }
             }
+            TableAction::Update => match self.update(&desired, rules, found).await {
+                Ok(true) => return true,
+                Ok(false) => {
+                    self.incidents.repaired(format!("nftables table inet {TABLE} was changed by another program"));
+                }
+                Err(error) => {
+                    tracing::debug!("table inet {TABLE} is replaced, since its sets refuse changes: {error:#}")
+                }
+            },
             TableAction::Replace => {}
         }
         match self.apply(&desired, false, rules, found).await {
@@ -177,11 +187,17 @@ impl InetTable {
                 _ => TableAction::None,
             };
         }
-        if self.failure.is_some() && !self.retry.ready() { TableAction::Wait } else { TableAction::Replace }
+        if self.failure.is_some() && !self.retry.ready() {
+            return TableAction::Wait;
+        }
+        match &self.applied {
+            Some((applied, _)) if !self.suspect && applied.has_rules_of(desired) => TableAction::Update,
+            _ => TableAction::Replace,
+        }
     }
 
     /// Records that a table is in place: the full one, or the minimal one with the reason.
-    fn record_applied(&mut self, desired: Firewall, shown: Value, reduced: Option<String>) {
+    fn record_applied(&mut self, desired: Firewall, shown: KernelTable, reduced: Option<String>) {
         if reduced.is_some() {
             self.full.failed();
         } else {
@@ -194,7 +210,7 @@ impl InetTable {
 
     /// Records the outcome of trying the full table. After a failure the minimal one should still
     /// be in place; the next action verifies that.
-    fn retried_full(&mut self, desired: Firewall, outcome: anyhow::Result<Value>) {
+    fn retried_full(&mut self, desired: Firewall, outcome: anyhow::Result<KernelTable>) {
         match outcome {
             Ok(shown) => {
                 tracing::info!("the nftables table inet {TABLE} is complete again");
@@ -216,14 +232,14 @@ impl InetTable {
         only_full: bool,
         rules: &mut NftMonitor,
         found: &mut RulesetChanges,
-    ) -> anyhow::Result<(Value, Option<String>)> {
+    ) -> anyhow::Result<(KernelTable, Option<String>)> {
         for _ in 0..ATTEMPTS {
             found.add(rules.drain());
-            let placed = apply_full_or_minimal(desired, only_full).await?;
+            let (shown, reduced, own) = apply_full_or_minimal(desired, only_full).await?;
             let meanwhile = rules.drain();
             found.add(meanwhile);
-            if meanwhile.transactions <= 1 && !meanwhile.lost {
-                return Ok(placed);
+            if meanwhile.transactions <= own && !meanwhile.lost {
+                return Ok((shown, reduced));
             }
             self.incidents
                 .repaired(format!("nftables table inet {TABLE} was changed by another program while it was replaced"));
@@ -231,6 +247,32 @@ impl InetTable {
         anyhow::bail!(
             "the table inet {TABLE} is changed by another program whenever it is replaced; find it with `nft monitor`"
         )
+    }
+
+    /// Changes the elements of the table's sets. False: another program has changed the table.
+    async fn update(
+        &mut self,
+        desired: &Firewall,
+        rules: &mut NftMonitor,
+        found: &mut RulesetChanges,
+    ) -> anyhow::Result<bool> {
+        let Some((_, mut table)) = self.applied.take() else { return Ok(false) };
+        let before = rules.drain();
+        found.add(before);
+        if before.ours {
+            return Ok(false);
+        }
+        let update = desired.clone();
+        let updated = spawn_blocking(move || {
+            let mut own = 0;
+            update.update(&mut table, &mut own)?;
+            anyhow::Ok((table, own))
+        });
+        let (table, own) = updated.await??;
+        let meanwhile = rules.drain();
+        found.add(meanwhile);
+        self.applied = Some((desired.clone(), table));
+        Ok(meanwhile.transactions <= own && !meanwhile.lost)
     }
 
     fn record(&mut self, outcome: anyhow::Result<()>) {
@@ -251,16 +293,22 @@ impl InetTable {
 }
 
 /// Applies the full table; if the kernel refuses it, the minimal one, which at least keeps others
-/// out. Returns the reason in that case.
-async fn apply_full_or_minimal(desired: &Firewall, only_full: bool) -> anyhow::Result<(Value, Option<String>)> {
+/// out. Returns the reason in that case, and the number of transactions.
+async fn apply_full_or_minimal(
+    desired: &Firewall,
+    only_full: bool,
+) -> anyhow::Result<(KernelTable, Option<String>, u32)> {
     let (full, minimal) = (desired.clone(), Firewall { minimal: true, ..desired.clone() });
-    let outcome = spawn_blocking(move || match full.apply() {
-        Ok(shown) => Ok((shown, None)),
-        Err(refusal) if only_full => Err(refusal),
-        Err(refusal) => match minimal.apply() {
-            Ok(shown) => Ok((shown, Some(format!("{refusal:#}")))),
-            Err(_) => Err(refusal),
-        },
+    let outcome = spawn_blocking(move || {
+        let mut own = 0;
+        match full.replace(&mut own) {
+            Ok(shown) => Ok((shown, None, own)),
+            Err(refusal) if only_full => Err(refusal),
+            Err(refusal) => match minimal.replace(&mut own) {
+                Ok(shown) => Ok((shown, Some(format!("{refusal:#}")), own)),
+                Err(_) => Err(refusal),
+            },
+        }
     });
     outcome.await.map_err(Into::into).flatten()
 }
@@ -345,7 +393,8 @@ mod tests {
 
     #[test]
     fn the_full_table_is_tried_again_while_the_minimal_one_is_in_place() {
-        let (desired, shown) = (Firewall { mtu: 1418, ..Firewall::default() }, |text: &str| Value::from(text));
+        let desired = Firewall { mtu: 1418, ..Firewall::default() };
+        let shown = |text: &str| KernelTable { objects: text.into(), ..KernelTable::default() };
         let mut table = InetTable::new(Incidents::default());
         assert_eq!(table.next_action(&desired), TableAction::Replace);
         table.record_applied(desired.clone(), shown("plain"), Some("No buffer space available".into()));
@@ -371,6 +420,19 @@ mod tests {
         table.retried_full(desired.clone(), Ok(shown("whole")));
         assert_eq!((table.next_action(&desired), table.obstacle(false)), (TableAction::None, None));
         assert_eq!(table.applied, Some((desired, shown("whole"))));
+    }
+
+    #[test]
+    fn a_table_with_the_same_rules_gets_other_elements_unless_another_program_may_have_changed_it() {
+        let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
+        let desired = Firewall { remote: networks(&["10.77.2.0/26"]), mtu: 1418, ..Firewall::default() };
+        let mut table = InetTable::new(Incidents::default());
+        table.record_applied(desired.clone(), KernelTable::default(), None);
+        let further = Firewall { remote: networks(&["10.77.2.0/26", "10.77.3.0/26"]), ..desired.clone() };
+        assert_eq!(table.next_action(&further), TableAction::Update);
+        assert_eq!(table.next_action(&Firewall { mtu: 1280, ..further.clone() }), TableAction::Replace);
+        table.suspect = true;
+        assert_eq!(table.next_action(&further), TableAction::Replace);
     }
 
     #[test]

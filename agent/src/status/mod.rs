@@ -43,7 +43,7 @@ pub struct Status {
     /// What keeps pods' packets from arriving, each with the command that helps.
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,
-    /// Packets that the firewall dropped since its table was last replaced.
+    /// Packets that the firewall dropped since its table was made.
     #[serde(default, rename = "refused")]
     pub dropped: Vec<DroppedPackets>,
     /// The latest incidents, oldest first.

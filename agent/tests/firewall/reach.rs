@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("neither_pods_nor_lan_hosts_reach_the_nodes_loopback_addresses_and_its_own_processes_do", loopback),
     ("the_plugins_table_goes_when_the_agents_comes", plugins_table),
     ("a_table_of_an_earlier_release_is_replaced", upgrade),
+    ("a_table_that_is_replaced_keeps_its_sets_and_counts", replaced),
     ("down_keeps_the_table_while_pods_are_attached_and_the_plugin_cannot_make_its_own", down),
 ];
 
@@ -430,6 +431,27 @@ fn upgrade() {
     assert_eq!(world.fetch("lan", "10.77.2.2", 80).as_deref(), Some("10.77.1.1"), "the hole of then");
     world.apply(&World::edge());
     world.cannot_fetch("lan", "10.77.2.2", 80);
+}
+
+/// Since Linux 7.0, a set that is made with the rules that look in it is empty for a moment.
+fn replaced() {
+    let world = World::new();
+    world.serve("far");
+    world.apply(&World::edge());
+    world.cannot_fetch("lan", V4.far, 80);
+    let sets = || world.sh("edge", "nft -a list sets table inet edge-cni | grep 'set .* # handle'");
+    let (before, refused) = (sets(), world.refused("to-tunnels"));
+    assert!(before.contains("remote4") && refused > 0, "{before} {refused}");
+    world.sh("edge", "nft 'add set inet edge-cni stray { type ipv4_addr; }; add chain inet edge-cni stray'");
+    let further = ["10.77.2.0/24", "fd77::2:0/112", "10.77.3.0/26"].map(|text| text.parse().unwrap()).to_vec();
+    world.apply(&Firewall { remote: further, mtu: 1280, ..World::edge() });
+    assert_eq!(sets(), before);
+    assert_eq!(world.refused("to-tunnels"), refused);
+    let table = world.sh("edge", "nft list table inet edge-cni");
+    assert!(table.contains("10.77.3.0/26") && table.contains("maxseg size set 1240"), "{table}");
+    assert!(!table.contains("1378") && !table.contains("stray"), "{table}");
+    assert_eq!(world.fetch("pod", V4.far, 80).as_deref(), Some(V4.pod));
+    world.cannot_fetch("lan", V4.far, 80);
 }
 
 fn down() {

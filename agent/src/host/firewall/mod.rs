@@ -6,15 +6,17 @@
 //!
 //! - `contents`: what the table contains, derived from configuration and desired state. Pure.
 //! - `rules`: the table as commands of `nft -j`. Pure.
-//! - `nft`: applies, reads and removes the table.
+//! - `sets`: the networks in its sets, and the commands that change them. Pure.
+//! - `nft`: applies, updates, reads and removes the table.
 
 mod contents;
 mod nft;
 mod rules;
+mod sets;
 
 pub use contents::{Firewall, FirewallLinks, PODS_TABLE, TABLE};
 pub(crate) use nft::pods_table_exists;
-pub use nft::{DroppedPackets, dropped_packets, read, remove, remove_bridge_filter};
+pub use nft::{DroppedPackets, KernelTable, dropped_packets, read, remove, remove_bridge_filter};
 pub(in crate::host) use nft::{list, run};
 
 #[cfg(test)]

@@ -9,35 +9,110 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::contents::{Firewall, PODS_TABLE, TABLE};
-use super::rules::COUNTERS;
+use super::rules::{COUNTERS, counters};
+use super::sets::{Sets, changes, parse};
 
-/// Number of packets that a rule dropped since the table was last replaced.
+/// Number of packets that a rule dropped since the table was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedPackets {
     /// Name of the counter in the table.
     pub counter: String,
-    /// Packets since the table was last replaced.
+    /// Packets since the table was made.
     pub packets: u64,
     /// Description of these packets, with the key that allows them.
     pub what: String,
 }
 
+/// The table as the kernel has it, without handles and counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelTable {
+    /// nft's objects, without the elements of the sets in `sets`.
+    pub(in crate::host) objects: Value,
+    /// Sets of networks. A set with other elements is only in `objects`.
+    pub(in crate::host) sets: Sets,
+}
+
 impl Firewall {
-    /// Replaces the table, and returns its form in the kernel. Fails if nft refuses it.
-    pub fn apply(&self) -> anyhow::Result<Value> {
-        run(&self.commands()).context("the table inet edge-cni (nftables 0.9.3 or later is needed)")?;
+    /// Replaces the table, and returns it as the kernel has it. Fails if nft refuses it.
+    pub fn apply(&self) -> anyhow::Result<KernelTable> {
+        self.replace(&mut 0)
+    }
+
+    /// As [`Self::apply`]. Adds the number of transactions that changed the table.
+    ///
+    /// Sets first, and then the rules that look in them: since Linux 7.0, the elements of a new set
+    /// are found a moment after the rules of the same transaction come into force. Packets of that
+    /// moment would be dropped.
+    pub(in crate::host) fn replace(&self, transactions: &mut u32) -> anyhow::Result<KernelTable> {
+        let replaced = match read()? {
+            Some(found) => self.replace_in_steps(&found, transactions).inspect_err(|error| {
+                tracing::debug!("table inet {TABLE}: {error:#}");
+            }),
+            // If the rules did not follow, the plugin would take the table for the whole one.
+            None => Ok(false),
+        };
+        if !replaced.unwrap_or(false) {
+            run(&self.commands()).context("the table inet edge-cni (nftables 0.9.3 or later is needed)")?;
+            *transactions += 1;
+        }
         match read()? {
             Some(table) => Ok(table),
             None => bail!("the table inet edge-cni is not there although nft accepted it: another program deletes it"),
         }
     }
+
+    /// False: the table has objects that ours has not, so it must be deleted.
+    fn replace_in_steps(&self, found: &KernelTable, transactions: &mut u32) -> anyhow::Result<bool> {
+        let Some(deletions) = found.delete_rules(&self.sets()) else { return Ok(false) };
+        run_counted(changes(&found.sets, &self.sets()), transactions)?;
+        run_counted(deletions.into_iter().chain(counters()).chain(self.rules()).collect(), transactions)?;
+        Ok(true)
+    }
+
+    /// Changes the elements of the sets of `table`, which has the rules of this firewall.
+    pub(in crate::host) fn update(&self, table: &mut KernelTable, transactions: &mut u32) -> anyhow::Result<()> {
+        let sets = self.sets();
+        run_counted(changes(&table.sets, &sets), transactions)?;
+        table.sets = sets;
+        Ok(())
+    }
+
+    /// Whether both tables have the same rules, so that only elements of sets differ.
+    pub(in crate::host) fn has_rules_of(&self, other: &Self) -> bool {
+        self.rules() == other.rules()
+    }
 }
 
-/// Reads the table, without handles and counters; `None` if it does not exist.
-pub fn read() -> anyhow::Result<Option<Value>> {
+impl KernelTable {
+    /// The commands that delete all but the `wanted` sets and the counters. `None` if there are
+    /// objects that ours has not.
+    fn delete_rules(&self, wanted: &Sets) -> Option<Vec<Value>> {
+        let table = json!({"table": {"family": "inet", "name": TABLE}});
+        let mut commands = vec![json!({"flush": table})];
+        for object in self.objects.as_array()? {
+            let (kind, fields) = object.as_object()?.iter().next()?;
+            let name = fields["name"].as_str();
+            let stays = match kind.as_str() {
+                "table" | "rule" => true,
+                "chain" => false,
+                "set" => wanted.contains_key(name?),
+                "counter" => COUNTERS.iter().any(|(known, _)| Some(*known) == name),
+                _ => return None,
+            };
+            if !stays {
+                commands.push(json!({"delete": {kind: {"family": "inet", "table": TABLE, "name": name}}}));
+            }
+        }
+        Some(commands)
+    }
+}
+
+/// Reads the table; `None` if it does not exist.
+pub fn read() -> anyhow::Result<Option<KernelTable>> {
     let Some(mut table) = list(&["list", "table", "inet", TABLE])? else { return Ok(None) };
     let Some(objects) = table["nftables"].as_array_mut() else { bail!("nft's output has no list") };
     objects.retain(|object| object.get("metainfo").is_none());
+    let mut sets = Sets::new();
     for inner in objects.iter_mut().filter_map(Value::as_object_mut).flat_map(|object| object.values_mut()) {
         if let Some(fields) = inner.as_object_mut() {
             for volatile in ["handle", "packets", "bytes"] {
@@ -45,7 +120,14 @@ pub fn read() -> anyhow::Result<Option<Value>> {
             }
         }
     }
-    Ok(Some(table))
+    for set in objects.iter_mut().filter_map(|object| object.get_mut("set")?.as_object_mut()) {
+        let name = set.get("name").and_then(Value::as_str).map(str::to_owned);
+        if let (Some(name), Some(networks)) = (name, parse(set.get("elem").unwrap_or(&Value::Null))) {
+            sets.insert(name, networks);
+            set.remove("elem");
+        }
+    }
+    Ok(Some(KernelTable { objects: table["nftables"].take(), sets }))
 }
 
 /// Reads the counters of dropped packets that are above 0; none if the table does not exist.
@@ -116,6 +198,15 @@ pub(in crate::host) fn run(commands: &Value) -> anyhow::Result<()> {
     let output = nft.wait_with_output()?;
     if !output.status.success() {
         bail!("nft refused it: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Runs commands in one transaction, if there are any, and counts it.
+fn run_counted(commands: Vec<Value>, transactions: &mut u32) -> anyhow::Result<()> {
+    if !commands.is_empty() {
+        run(&json!({ "nftables": commands }))?;
+        *transactions += 1;
     }
     Ok(())
 }

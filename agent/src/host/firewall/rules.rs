@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::contents::{Firewall, PODS_TABLE, TABLE};
+use super::sets;
 
 /// Before connection tracking (-200), which thus does not see packets that are dropped here.
 const EARLY: i32 = -300;
@@ -43,15 +44,15 @@ pub(super) const COUNTERS: [(&str, &str); 8] = [
 
 /// An address family in nft's words.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Family {
+pub(super) struct Family {
     ipv4: bool,
     /// `ip` or `ip6`.
     protocol: &'static str,
     /// Suffix of the names of its sets.
-    suffix: &'static str,
+    pub(super) suffix: &'static str,
 }
 
-const FAMILIES: [Family; 2] =
+pub(super) const FAMILIES: [Family; 2] =
     [Family { ipv4: true, protocol: "ip", suffix: "4" }, Family { ipv4: false, protocol: "ip6", suffix: "6" }];
 
 impl Family {
@@ -152,18 +153,6 @@ impl Commands {
         self.0.push(json!({"add": {"chain": {"family": "inet", "table": TABLE, "name": name}}}));
     }
 
-    fn set<'a>(&mut self, name: &str, networks: impl Iterator<Item = &'a IpNetwork> + Clone) {
-        for family in FAMILIES {
-            let elements = elements(networks.clone().filter(|network| family.has(network.ip())));
-            let mut set = json!({"family": "inet", "table": TABLE, "name": format!("{name}{}", family.suffix),
-                                 "type": if family.ipv4 { "ipv4_addr" } else { "ipv6_addr" }, "flags": ["interval"]});
-            if !elements.is_empty() {
-                set["elem"] = json!(elements);
-            }
-            self.0.push(json!({"add": {"set": set}}));
-        }
-    }
-
     fn rule(&mut self, chain: &str, statements: impl IntoIterator<Item = Value>) {
         let statements: Vec<Value> = statements.into_iter().collect();
         self.0.push(json!({"add": {"rule": {"family": "inet", "table": TABLE, "chain": chain, "expr": statements}}}));
@@ -174,26 +163,26 @@ impl Firewall {
     /// The commands that replace our table, whichever release made it, and the plugin's
     /// [`PODS_TABLE`], in one transaction.
     pub(super) fn commands(&self) -> Value {
-        let named = |name: &str| json!({"table": {"family": "inet", "name": name}});
-        let (table, plugins) = (named(TABLE), named(PODS_TABLE));
-        // Each table is added before it is deleted, since deletion fails if it does not exist.
-        let mut commands = Commands(vec![
-            json!({"add": table}),
-            json!({"delete": table}),
-            json!({"add": table}),
-            json!({"add": plugins}),
-            json!({"delete": plugins}),
-        ]);
-        for (name, _) in COUNTERS {
-            commands.0.push(json!({"add": {"counter": {"family": "inet", "table": TABLE, "name": name}}}));
-        }
-        self.sets(&mut commands);
+        let table = table(TABLE);
+        // The table is added before it is deleted, since deletion fails if it does not exist.
+        let mut commands = vec![json!({"add": table}), json!({"delete": table}), json!({"add": table})];
+        commands.extend(counters());
+        commands.extend(self.sets().iter().map(|(name, networks)| sets::make(name, networks)));
+        commands.extend(self.rules());
+        json!({ "nftables": commands })
+    }
+
+    /// The commands that make the chains with their rules, and delete [`PODS_TABLE`]. They need the
+    /// sets and the [`counters`].
+    pub(super) fn rules(&self) -> Vec<Value> {
+        let plugins = table(PODS_TABLE);
+        let mut commands = Commands(vec![json!({"add": plugins}), json!({"delete": plugins})]);
         self.prerouting(&mut commands);
         self.input(&mut commands);
         self.forward(&mut commands);
         self.sources(&mut commands);
         self.mss(&mut commands);
-        json!({ "nftables": commands.0 })
+        commands.0
     }
 
     /// Matches packets from pods (`iifname`) or to pods (`oifname`).
@@ -204,28 +193,6 @@ impl Firewall {
     fn bridges_and_lo(&self) -> Value {
         let names: Vec<&str> = self.pod_bridges.iter().map(String::as_str).chain(["lo"]).collect();
         json!({ "set": names })
-    }
-
-    fn sets(&self, commands: &mut Commands) {
-        let unspecified: [IpNetwork; 3] = [
-            constant_network(IpAddr::from([0; 4]), 32),
-            constant_network(IpAddr::from([0; 16]), 128),
-            constant_network(IpAddr::from([0xfe80_u16, 0, 0, 0, 0, 0, 0, 0]), 10),
-        ];
-        commands.set("own", self.own.iter());
-        let bridged = || self.own.iter().chain(&self.pod_networks);
-        commands.set("bridged", bridged());
-        commands.set("pods", bridged().chain(&self.pod_sources).chain(&unspecified));
-        commands.set("fronted", self.fronted.iter());
-        commands.set("remote", self.remote.iter());
-        commands.set("services", self.remote.iter().chain(&self.service_ranges));
-        commands.set("ranges", self.ranges.iter());
-        commands.set("inside", {
-            let cluster = self.ranges.iter().chain(&self.remote).chain(&self.own).chain(&self.fronted);
-            cluster.chain(&self.former).chain(&self.masquerade_except)
-        });
-        commands.set("lan-to-pods", self.lan_to_pods.iter());
-        commands.set("lan-to-tunnels", self.lan_to_tunnels.iter());
     }
 
     /// Drops packets with forged source addresses.
@@ -459,29 +426,25 @@ impl Firewall {
     }
 }
 
+/// The commands that make the counters. An existing counter keeps its number.
+pub(super) fn counters() -> impl Iterator<Item = Value> {
+    let counter = |name| json!({"add": {"counter": {"family": "inet", "table": TABLE, "name": name}}});
+    COUNTERS.into_iter().map(move |(name, _)| counter(name))
+}
+
+fn table(name: &str) -> Value {
+    json!({"table": {"family": "inet", "name": name}})
+}
+
 fn goto(target: &str) -> Value {
     json!({"goto": {"target": target}})
 }
 
 /// A network with a valid prefix length.
-fn constant_network(address: IpAddr, prefix: u8) -> IpNetwork {
+pub(super) fn constant_network(address: IpAddr, prefix: u8) -> IpNetwork {
     IpNetwork::new(address, prefix).unwrap_or_else(|_| IpNetwork::from(address))
 }
 
-fn prefix(network: &IpNetwork) -> Value {
+pub(super) fn prefix(network: &IpNetwork) -> Value {
     json!({"prefix": {"addr": network.network().to_string(), "len": network.prefix()}})
-}
-
-/// Elements of an interval set. They must not overlap, so networks within others are left out.
-fn elements<'a>(networks: impl Iterator<Item = &'a IpNetwork>) -> Vec<Value> {
-    let mut networks: Vec<&IpNetwork> = networks.collect();
-    networks.sort_by_key(|network| (network.network(), network.prefix()));
-    let mut kept: Vec<&IpNetwork> = Vec::new();
-    for network in networks {
-        // Since they are sorted, only the last one kept can contain it.
-        if !kept.last().is_some_and(|outer| outer.contains(network.network())) {
-            kept.push(network);
-        }
-    }
-    kept.into_iter().map(prefix).collect()
 }
