@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 
 use crate::edge_agent::Agent;
 use crate::scenario::Lab;
-use crate::topology::{Node, Process};
+use crate::topology::{Node, Pod, Process};
 use crate::wait;
 
 const CONFIG: &str = "/etc/edge-controller/controller.toml";
@@ -81,6 +81,34 @@ impl<'a> Controller<'a> {
             self.address
         );
         Agent::start_with(self.lab, node, &config, "info")
+    }
+
+    /// Makes a pod of an edge, as a plugin would: a port of the bridge, and the first addresses of
+    /// the edge's segment. Returns its address too.
+    ///
+    /// # Errors
+    /// If the edge gets no segment, or an interface cannot be made.
+    pub fn pod_of(&self, edge: &Node) -> Result<(Pod, String)> {
+        let segment = wait::for_event("the edge's segment", || {
+            let rows: serde_json::Value = serde_json::from_str(&self.run(&["segment", "list", "--json"])?)?;
+            let rows = rows.as_array().context("no list")?;
+            let held = rows.iter().find(|row| row["node"] == edge.name()).context("the edge has no segment")?;
+            Ok(held["segment"].as_str().context("a segment without text")?.parse::<ipnetwork::Ipv4Network>()?)
+        })?;
+        let (gateway, address) = (segment.nth(1).context("too small")?, segment.nth(2).context("too small")?);
+        let pod = edge.pod("p")?;
+        edge.sh(&format!(
+            "set -e
+             ip link add ecni0 type bridge
+             ip addr add {gateway}/26 dev ecni0
+             ip link set ecni0 up
+             ip link add veth-p type veth peer name eth0 netns p
+             ip link set veth-p master ecni0 up
+             ip -n p addr add {address}/26 dev eth0
+             ip -n p link set eth0 up
+             ip -n p route add default via {gateway}"
+        ))?;
+        Ok((pod, address.to_string()))
     }
 
     /// The controller's process.

@@ -26,6 +26,7 @@ pub mod progress;
 pub mod runner;
 pub mod scenario;
 pub mod scenarios;
+pub mod stored_edges;
 pub mod strongswan;
 pub mod suite;
 pub mod topology;

@@ -13,7 +13,7 @@ use super::report::{Goal, Results};
 use crate::edge_agent::Agent;
 use crate::edge_controller::Controller;
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{Net, NetworkPlan, Node, Ping, PingReport, Pod};
+use crate::topology::{Net, NetworkPlan, Ping, PingReport, Pod};
 use crate::wait;
 
 const CONTROLLER: &str = "198.51.100.10";
@@ -102,7 +102,7 @@ impl<'a> Site<'a> {
         edge.wait_up("hub-2")?;
         let worker = controller.join(net.node("worker"), "cloud")?;
         let cloud_pod = net.node("worker").wired_pod("p", &format!("{CLOUD_POD}/24"), "10.244.1.1/24")?;
-        let (edge_pod, edge_pod_address) = edge_pod(&controller, net.node("edge"))?;
+        let (edge_pod, edge_pod_address) = controller.pod_of(net.node("edge"))?;
         let _agents = vec![edge, hub_2, worker];
         let site = Self { lab, net, controller, hub_1, _agents, cloud_pod, edge_pod, edge_pod_address };
         site.wait_path(HUB_1)?;
@@ -162,29 +162,4 @@ impl<'a> Site<'a> {
 
 fn shown(report: &PingReport) -> String {
     format!("{} of {} lost, {:.2} s", report.lost(), report.sent, silence(report))
-}
-
-/// Makes a pod of the edge, as a plugin would: a port of the bridge, and the first addresses of the
-/// segment. Returns its address too.
-fn edge_pod(controller: &Controller, edge: &Node) -> Result<(Pod, String)> {
-    let segment = wait::for_event("the edge's segment", || {
-        let rows: serde_json::Value = serde_json::from_str(&controller.run(&["segment", "list", "--json"])?)?;
-        let rows = rows.as_array().context("no list")?;
-        let held = rows.iter().find(|row| row["node"] == "edge").context("the edge has no segment")?;
-        Ok(held["segment"].as_str().context("a segment without text")?.parse::<ipnetwork::Ipv4Network>()?)
-    })?;
-    let (gateway, address) = (segment.nth(1).context("too small")?, segment.nth(2).context("too small")?);
-    let pod = edge.pod("p")?;
-    edge.sh(&format!(
-        "set -e
-         ip link add ecni0 type bridge
-         ip addr add {gateway}/26 dev ecni0
-         ip link set ecni0 up
-         ip link add veth-p type veth peer name eth0 netns p
-         ip link set veth-p master ecni0 up
-         ip -n p addr add {address}/26 dev eth0
-         ip -n p link set eth0 up
-         ip -n p route add default via {gateway}"
-    ))?;
-    Ok((pod, address.to_string()))
 }

@@ -3,25 +3,16 @@
 //! The edges are in the controller's store alone. They have no addresses, so the hub waits for them
 //! and negotiates with none.
 
-use std::net::Ipv4Addr;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use edge_controller_domain::ca::{Ca, Files};
-use edge_controller_domain::clock::Clock;
-use edge_controller_domain::segments::SegmentRecord;
-use edge_controller_domain::state::{Change, NodeRecord};
-use edge_controller_domain::store::Store as _;
-use edge_controller_domain::store::embedded::Embedded;
+use anyhow::{Result, ensure};
 use edge_types::shared_files::VIEW_FILE;
-use edge_types::{NodeName, Role};
-use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::report::{Goal, Results};
 use super::usage::Usage;
-use crate::edge_controller::{CLUSTER_RANGE, Controller, STATE_DIR};
+use crate::edge_controller::{Controller, STATE_DIR};
 use crate::scenario::{Lab, Needs, Scenario};
+use crate::stored_edges;
 use crate::topology::{NetworkPlan, Node};
 use crate::wait;
 
@@ -56,7 +47,7 @@ fn measure(lab: &Lab, count: u32) -> Result<()> {
     plan.host("hub").on("wire", &["203.0.113.10/24"]);
     let net = lab.build(&plan)?;
     let (cloud, hub) = (net.node("cloud"), net.node("hub"));
-    fill(&cloud.path(STATE_DIR), count)?;
+    stored_edges::fill(&cloud.path(STATE_DIR), count)?;
     let controller = Controller::start(lab, cloud, CLOUD, "networks = [\"10.244.0.0/16\"]")?;
     let mut agent = controller.join(hub, "hub")?;
     agent.wait_ready()?;
@@ -77,7 +68,7 @@ fn measure(lab: &Lab, count: u32) -> Result<()> {
 
     let (before, begun) = (Usage::of(pid)?.cpu, Instant::now());
     for index in 0..CHANGES {
-        let name = name(index);
+        let name = stored_edges::name(index);
         controller.run(&["node", "deregister", &name])?;
         wait::for_event(&format!("a view without {name}"), || lacks(hub, &name))?;
     }
@@ -99,37 +90,4 @@ fn lacks(hub: &Node, name: &str) -> Result<()> {
     let view = hub.read(&format!("/var/lib/edge-cni/{VIEW_FILE}"))?;
     ensure!(!view.contains(name), "it is still there");
     Ok(())
-}
-
-fn name(index: u32) -> String {
-    format!("node-{index:05}")
-}
-
-/// Fills the store of a new controller with edges, each with a segment.
-fn fill(state: &Path, count: u32) -> Result<()> {
-    let range: Ipv4Network = CLUSTER_RANGE.parse()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let now = Clock::system().now();
-        Ca::open(Box::new(Files::new(state, now)), None, now).await?;
-        let store = Embedded::open(state)?;
-        let mut batch = Vec::new();
-        for index in 0..count {
-            let name: NodeName = name(index).parse()?;
-            // The upper half of the range, since the controller grants from the lower one.
-            let address = Ipv4Addr::from(u32::from(range.network()) + (range.size() / 2) + (index << 6));
-            let segment = IpNetwork::from(Ipv4Network::new(address, 26)?);
-            let row = SegmentRecord::new(segment, name.clone(), "request-0".to_owned(), now, None);
-            let record = NodeRecord::new(name, Role::Edge, now);
-            batch.push(vec![Change::GrantSegment(row), Change::PutNode(record)]);
-        }
-        let (to, mut events) = tokio::sync::mpsc::channel(1);
-        store.load(to).await?;
-        let committed = tokio::select! {
-            committed = store.commit(batch, now) => committed,
-            () = async { while events.recv().await.is_some() {} } => anyhow::bail!("the store is closed"),
-        };
-        committed.results.into_iter().collect::<Result<(), _>>().context("filling the store")?;
-        Ok(())
-    })
 }

@@ -9,6 +9,7 @@ mod crate_tests;
 mod failure_reports;
 mod lab;
 mod strongswan;
+mod view_changes;
 
 use crate::scenario::Scenario;
 
@@ -22,6 +23,7 @@ pub fn all() -> Vec<&'static Scenario> {
         crate_tests::SCENARIOS,
         failure_reports::SCENARIOS,
         strongswan::SCENARIOS,
+        view_changes::SCENARIOS,
     ]
     .into_iter()
     .flatten()

@@ -53,19 +53,10 @@ impl PingReport {
     /// # Errors
     /// In these cases. The message has the gaps.
     pub fn expect_none_lost(&self) -> Result<()> {
-        self.expect_lost_at_most(0)
-    }
-
-    /// Fails if more requests were lost, or if fewer than five were sent, which would prove
-    /// nothing.
-    ///
-    /// # Errors
-    /// In these cases. The message has the gaps.
-    pub fn expect_lost_at_most(&self, most: u64) -> Result<()> {
         anyhow::ensure!(self.sent >= 5, "only {} pings were sent, which proves nothing", self.sent);
         anyhow::ensure!(
-            self.lost() <= most,
-            "at most {most} pings should be lost, but {} of {} were: {:?}",
+            self.lost() == 0,
+            "no ping should be lost, but {} of {} were: {:?}",
             self.lost(),
             self.sent,
             self.gaps
