@@ -74,7 +74,13 @@ enum Command {
     Status {
         #[command(flatten)]
         config: ConfigArgument,
-        /// Print JSON, for scripts
+        /// Show only these peers, with their SAs, selectors and traffic; `*` stands for any text
+        #[arg(value_name = "PEER")]
+        peers: Vec<String>,
+        /// Show it again every 2 s, until Ctrl-C
+        #[arg(long, short)]
+        watch: bool,
+        /// Print JSON, for scripts; with --watch one document in a line
         #[arg(long)]
         json: bool,
     },
@@ -137,7 +143,10 @@ impl Cli {
             Command::Run { config } => with_config(&config, run::run),
             Command::Check { config, json } => with_config(&config, |config| check::check(&config, json)),
             Command::Import { file, into } => exit_code(import::execute(&file, into.as_deref())),
-            Command::Status { config, json } => with_config(&config, |config| admin::client::status(&config, json)),
+            Command::Status { config, peers, watch, json } => with_config(&config, |config| match watch {
+                true => admin::client::watch_status(&config, &peers, json),
+                false => admin::client::status(&config, &peers, json),
+            }),
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
             Command::Rekey { config, peer, ike } => {
                 with_config(&config, |config| admin::client::rekey(&config, &peer, ike))

@@ -1,8 +1,8 @@
-//! Metrics and probes of the program, in a namespace of its own, with a static peer that does not
-//! answer.
+//! Metrics, probes and `status` of the program, in a namespace of its own, with a static peer that
+//! does not answer.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -97,4 +97,40 @@ fn an_address_that_is_in_use_is_named_and_served_once_it_is_free() {
     });
     drop(other);
     within(&namespace, || wait::expect("the agent to listen", HANG, || request("GET", "/healthz").ok()));
+}
+
+#[test]
+fn status_shows_one_peer_and_watches_until_its_reader_goes() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (namespace, directory) = (UnnamedNamespace::new(), tempfile::tempdir().unwrap());
+    let _agent = KilledOnDrop(agent(&namespace, directory.path()).stderr(Stdio::null()).spawn().unwrap());
+    let status = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
+        command.arg("status").args(arguments).arg("--config").arg(directory.path().join("agent.toml"));
+        command
+    };
+    let shown = |arguments: &[&str]| {
+        let output = status(arguments).output().unwrap();
+        let text = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    wait::expect("the agent to answer", HANG, || (shown(&[]).0 == Some(0)).then_some(()));
+    let (code, out, _) = shown(&["mo*"]);
+    assert_eq!(code, Some(0));
+    assert!(out.starts_with("moon, from the configuration: ") && out.contains("addresses  203.0.113.10:500"), "{out}");
+    let (code, _, error) = shown(&["luna"]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("no peer is called luna"), "{error}");
+
+    let mut watching = KilledOnDrop(status(&["--watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(watching.0.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.starts_with('{') && line.contains("\"moon\"") && line.ends_with('}'), "{line}");
+    }
+    drop(lines);
+    let ended = wait::expect("status --watch to end", HANG, || watching.0.try_wait().unwrap());
+    assert!(ended.success(), "{ended}");
 }

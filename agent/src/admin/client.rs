@@ -1,29 +1,75 @@
 //! The client: `edge-agent status` and `edge-agent rekey`.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{AdminRequest, AdminResponse};
 use crate::config::Config;
-use crate::status;
+use crate::status::{self, Status};
 
 /// Longest wait for the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between two looks of `status --watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Prints the agent's status, as a table or as JSON. Fails if no agent answers.
-pub fn status(config: &Config, json: bool) -> anyhow::Result<()> {
-    let AdminResponse::Status { status } = send(config, &AdminRequest::Status)? else {
+/// Prints the agent's status, as a table or as JSON. `peers` are patterns: if there are any, only
+/// what concerns these peers is printed. Fails if no agent answers, or no peer has such a name.
+pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
+    let status = request_status(config, peers)?;
+    let text = if json { serde_json::to_string_pretty(&status)? + "\n" } else { render(&status, peers) };
+    print(&text).map(drop)
+}
+
+/// Prints the agent's status again and again, until the reader goes. On a terminal each replaces
+/// the last. With `json` each is a line. An agent that does not answer is waited for.
+pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
+    let out = io::stdout();
+    // Home, and nothing below it (ECMA-48 CUP, ED).
+    let clear = if out.is_terminal() && !json { "\x1b[H\x1b[2J" } else { "" };
+    let interval = Timespec::try_from(WATCH_INTERVAL)?;
+    loop {
+        let text = match request_status(config, peers) {
+            Ok(status) if json => serde_json::to_string(&status)? + "\n",
+            Ok(status) => render(&status, peers),
+            Err(error) => {
+                eprintln!("edge-agent: {error:#}");
+                String::new()
+            }
+        };
+        // A reader that has gone shows as an error of the descriptor, without any event asked for.
+        let mut polled = [PollFd::new(&out, PollFlags::empty())];
+        if !print(&format!("{clear}{text}"))? || poll(&mut polled, Some(&interval))? > 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn render(status: &Status, peers: &[String]) -> String {
+    if peers.is_empty() { status::render(status) } else { status::render_peers(status) }
+}
+
+fn request_status(config: &Config, peers: &[String]) -> anyhow::Result<Status> {
+    let AdminResponse::Status { mut status } = send(config, &AdminRequest::Status)? else {
         bail!("the agent sent another response than the status")
     };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-        return Ok(());
+    if !peers.is_empty() {
+        status::only_peers(&mut status, peers).map_err(anyhow::Error::msg)?;
     }
-    print!("{}", status::render(&status));
-    Ok(())
+    Ok(*status)
+}
+
+/// Prints to standard output. Returns whether it is still read: `head` goes when it has enough.
+fn print(text: &str) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("standard output"),
+    }
 }
 
 /// Has the agent rekey the CHILD_SA with `peer`, or the IKE SA. Fails if there is no such peer or

@@ -1,7 +1,9 @@
-//! The document of `status --json`, and the table of `status`.
+//! The document of `status --json`, the table of `status`, and the peers of `status PEER`.
 
+mod details;
 mod table;
 
+pub use details::{only_peers, render_peers};
 pub use table::render;
 
 use std::net::IpAddr;

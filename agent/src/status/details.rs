@@ -1,0 +1,225 @@
+//! What `edge-agent status PEER` shows: everything about a few peers.
+
+use std::fmt::Write;
+
+use super::{ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, Status};
+
+/// Keeps what concerns the peers that the patterns name (`*` and `?` as in a shell), with their SAs
+/// and policies. Fails if a pattern names none.
+pub fn only_peers(status: &mut Status, patterns: &[String]) -> Result<(), String> {
+    let mut named = vec![false; status.peers.len()];
+    for text in patterns {
+        let pattern = glob::Pattern::new(text).map_err(|error| format!("{text:?} is not a pattern: {}", error.msg))?;
+        let mut any = false;
+        for (named, peer) in named.iter_mut().zip(&status.peers) {
+            if pattern.matches(&peer.name) {
+                (*named, any) = (true, true);
+            }
+        }
+        if !any {
+            return Err(format!("no peer is called {text}; `edge-agent status` lists them"));
+        }
+    }
+    let mut named = named.into_iter();
+    status.peers.retain(|_| named.next() == Some(true));
+    let reqids: Vec<u32> = status.peers.iter().filter_map(|peer| peer.reqid).collect();
+    status.states.retain(|state| reqids.contains(&state.reqid));
+    let uses = |policy: &PolicyEntry| policy.template.as_ref().is_some_and(|template| reqids.contains(&template.reqid));
+    status.policies.retain(uses);
+    Ok(())
+}
+
+/// Renders each peer with its SAs.
+pub fn render_peers(status: &Status) -> String {
+    let mut text = String::new();
+    for (number, peer) in status.peers.iter().enumerate() {
+        if number > 0 {
+            text.push('\n');
+        }
+        render_peer(&mut text, peer);
+        let reqid = peer.reqid;
+        let count = |of: &dyn Fn(u32) -> usize| reqid.map_or(0, of);
+        let states =
+            count(&|reqid| status.states.iter().filter(|state| state.reqid == reqid && state.in_kernel).count());
+        let policies = count(&|reqid| {
+            let templates = status.policies.iter().filter_map(|policy| policy.template.as_ref());
+            templates.filter(|template| template.reqid == reqid).count()
+        });
+        let _ = writeln!(text, "  kernel     {states} states, {policies} policies");
+        if let Some(error) = &peer.last_error {
+            let _ = writeln!(text, "  error      {error}");
+        }
+    }
+    text
+}
+
+fn render_peer(text: &mut String, peer: &PeerReport) {
+    let _ = writeln!(text, "{}, from the {}: {}", peer.name, peer.origin, peer.phase);
+    let addresses = if peer.endpoints.is_empty() { "not known".into() } else { peer.endpoints.join(" ") };
+    let _ = writeln!(text, "  addresses  {addresses}");
+    for sa in &peer.ike_sas {
+        ike_sa(text, sa);
+    }
+    for sa in &peer.child_sas {
+        child_sa(text, sa);
+    }
+}
+
+fn ike_sa(text: &mut String, sa: &IkeStatus) {
+    let began = if sa.initiator { "we began" } else { "the peer began" };
+    let nat = match (sa.nat_local, sa.nat_remote) {
+        (false, false) => "no NAT",
+        (true, false) => "NAT at our end",
+        (false, true) => "NAT at the peer's end",
+        (true, true) => "NAT at both ends",
+    };
+    let _ = writeln!(
+        text,
+        "  IKE SA     {} {}, {} - {}, {began}, {nat}",
+        sa.initiator_spi, sa.responder_spi, sa.local, sa.remote
+    );
+    let _ = writeln!(text, "             {}, the peer proved itself by {}", sa.proposal, sa.authentication);
+    let _ = writeln!(
+        text,
+        "             since {}, heard {} s ago, renewed in {} s",
+        sa.since, sa.heard_seconds_ago, sa.renewed_in_seconds
+    );
+}
+
+fn child_sa(text: &mut String, sa: &ChildStatus) {
+    let esn = if sa.esn { ", ESN" } else { "" };
+    let udp = if sa.encapsulated { ", in UDP" } else { "" };
+    let _ = writeln!(
+        text,
+        "  CHILD_SA   {} in, {} out, {}, {}{esn}{udp}, since {}",
+        sa.inbound_spi, sa.outbound_spi, sa.usage, sa.cipher, sa.since
+    );
+    let networks =
+        |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let _ = writeln!(text, "             {} - {}", networks(&sa.local_selectors), networks(&sa.remote_selectors));
+    let _ = writeln!(text, "             received {}, sent {}", traffic(sa.received), traffic(sa.sent));
+}
+
+fn traffic(counters: Option<Counters>) -> String {
+    match counters {
+        Some(Counters { packets, bytes }) => format!("{packets} packets ({bytes} bytes)"),
+        None => "nothing: the kernel has no such SA".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{StateEntry, TemplateEntry};
+
+    fn status() -> Status {
+        let child = ChildStatus {
+            inbound_spi: "0xc0000001".into(),
+            outbound_spi: "0xc0000002".into(),
+            cipher: "aes256gcm16".into(),
+            esn: true,
+            encapsulated: true,
+            local: "192.0.2.1:4500".into(),
+            remote: "203.0.113.10:4500".into(),
+            local_selectors: vec!["10.1.0.0/24".parse().unwrap()],
+            remote_selectors: vec!["10.2.0.0/24".parse().unwrap(), "fd02::/64".parse().unwrap()],
+            usage: "in-use".into(),
+            since: "2026-01-01T00:00:00Z".into(),
+            received: Some(Counters { packets: 7, bytes: 588 }),
+            sent: None,
+        };
+        let ike = IkeStatus {
+            initiator_spi: "0011223344556677".into(),
+            responder_spi: "8899aabbccddeeff".into(),
+            local: "192.0.2.1:4500".into(),
+            remote: "203.0.113.10:4500".into(),
+            initiator: true,
+            proposal: "aes256gcm16-prfsha256-x25519".into(),
+            authentication: "psk".into(),
+            nat_local: true,
+            nat_remote: false,
+            since: "2026-01-01T00:00:00Z".into(),
+            heard_seconds_ago: 3,
+            renewed_in_seconds: 600,
+        };
+        let peer = |name: &str, reqid: u32| PeerReport {
+            name: name.into(),
+            origin: "view".into(),
+            phase: "up".into(),
+            reqid: Some(reqid),
+            endpoints: vec!["203.0.113.10:4500".into()],
+            ike_sas: vec![ike.clone()],
+            child_sas: vec![child.clone()],
+            last_error: Some(format!("{name} does not answer")),
+        };
+        let state = |reqid| StateEntry {
+            source: "192.0.2.1".parse().unwrap(),
+            destination: "203.0.113.10".parse().unwrap(),
+            protocol: "esp".into(),
+            spi: "0xc0000001".into(),
+            reqid,
+            mode: "tunnel".into(),
+            direction: "in".into(),
+            algorithm: None,
+            encap: None,
+            in_kernel: true,
+        };
+        let policy = |reqid: Option<u32>| PolicyEntry {
+            direction: "out".into(),
+            source: "10.1.0.0/24".parse().unwrap(),
+            destination: "10.2.0.0/24".parse().unwrap(),
+            priority: 1,
+            action: "allow".into(),
+            template: reqid.map(|reqid| TemplateEntry { reqid, source: None, destination: None }),
+        };
+        Status {
+            version: "1".into(),
+            pid: 1,
+            node: None,
+            role: None,
+            view_version: None,
+            controller: None,
+            peers: vec![peer("edge-1", 1), peer("edge-2", 2), peer("hub", 3)],
+            states: vec![state(1), state(2), state(3)],
+            policies: vec![policy(Some(1)), policy(Some(3)), policy(None)],
+            host: Default::default(),
+            obstacles: vec![],
+            dropped: vec![],
+            incidents: vec![],
+        }
+    }
+
+    #[test]
+    fn patterns_choose_peers_with_their_states_and_policies() {
+        let chosen = |patterns: &[&str]| {
+            let mut status = status();
+            let patterns: Vec<String> = patterns.iter().map(|text| (*text).to_owned()).collect();
+            only_peers(&mut status, &patterns)?;
+            let names = status.peers.iter().map(|peer| peer.name.clone()).collect::<Vec<_>>().join(" ");
+            Ok::<_, String>((names, status.states.len(), status.policies.len()))
+        };
+        assert_eq!(chosen(&["hub"]).unwrap(), ("hub".into(), 1, 1));
+        assert_eq!(chosen(&["edge-*", "edge-1"]).unwrap(), ("edge-1 edge-2".into(), 2, 1));
+        assert!(chosen(&["hub", "moon"]).unwrap_err().contains("no peer is called moon"));
+        assert!(chosen(&["["]).unwrap_err().contains("not a pattern"));
+    }
+
+    #[test]
+    fn a_peer_is_shown_with_its_path_keys_and_traffic() {
+        let mut status = status();
+        only_peers(&mut status, &["hub".into()]).unwrap();
+        assert_eq!(
+            render_peers(&status),
+            "hub, from the view: up\n\
+             \x20 addresses  203.0.113.10:4500\n\
+             \x20 IKE SA     0011223344556677 8899aabbccddeeff, 192.0.2.1:4500 - 203.0.113.10:4500, we began, NAT at our end\n\
+             \x20            aes256gcm16-prfsha256-x25519, the peer proved itself by psk\n\
+             \x20            since 2026-01-01T00:00:00Z, heard 3 s ago, renewed in 600 s\n\
+             \x20 CHILD_SA   0xc0000001 in, 0xc0000002 out, in-use, aes256gcm16, ESN, in UDP, since 2026-01-01T00:00:00Z\n\
+             \x20            10.1.0.0/24 - 10.2.0.0/24 fd02::/64\n\
+             \x20            received 7 packets (588 bytes), sent nothing: the kernel has no such SA\n\
+             \x20 kernel     1 states, 1 policies\n\
+             \x20 error      hub does not answer\n"
+        );
+    }
+}
