@@ -136,7 +136,7 @@ pub(super) fn missing(config: &Config, state: &Path) -> ControllerError {
 /// Claims of a service account token. They choose the node name and identify the token; the API
 /// server verifies them.
 #[derive(Deserialize)]
-struct Claims {
+struct JwtClaims {
     #[serde(rename = "kubernetes.io")]
     kubernetes: KubernetesClaims,
 }
@@ -166,7 +166,7 @@ fn service_account(
     let token = Zeroizing::new(token.trim().to_owned());
     // RFC 7515 3.1: header, claims and signature, base64url, separated by dots.
     let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok()).map(Zeroizing::new);
-    let claims = claims.and_then(|claims| serde_json::from_slice::<Claims>(&claims).ok()).ok_or_else(|| {
+    let claims = claims.and_then(|claims| serde_json::from_slice::<JwtClaims>(&claims).ok()).ok_or_else(|| {
         wrong(path, "this is no service account token that is bound to a pod: mount a projected volume for the audience edge-cni".into())
     })?;
     let KubernetesClaims { pod, node } = claims.kubernetes;

@@ -26,7 +26,7 @@ struct Header {
 
 /// Claims (RFC 7519 section 4.1); the API server judges the others.
 #[derive(Deserialize)]
-struct Claims {
+struct JwtClaims {
     iss: String,
     sub: String,
     aud: Audiences,
@@ -69,7 +69,7 @@ pub fn check(token: &str, now: Seconds) -> Result<(), String> {
     if !(alg.starts_with("RS") || alg.starts_with("ES") || alg.starts_with("PS")) || signature.is_empty() {
         return Err(not("it is not signed by an API server"));
     }
-    let Ok(Claims { iss, sub, aud, exp }) = serde_json::from_slice(&claims) else {
+    let Ok(JwtClaims { iss, sub, aud, exp }) = serde_json::from_slice(&claims) else {
         return Err(not("its claims are not those of a service account"));
     };
     if iss.is_empty() || !sub.starts_with("system:serviceaccount:") {

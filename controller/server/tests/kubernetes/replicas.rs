@@ -143,7 +143,7 @@ fn repeated() {
         let revision = one.registry.read().await.revision();
         other.registry.catch_up(revision).await.unwrap();
         assert_eq!(other.request_segments("a", "r").await, first);
-        // A replica that dies between two claims leaves half of the request, as if one object had
+        // A replica that dies between two grants leaves half of the request, as if one object had
         // been deleted.
         let object = edge_controller_kubernetes::resources::object_name(&first[1]);
         PLANE.kubectl(&["annotate", "segment", &object, "edge-cni.io/deleting=test"]).unwrap();

@@ -355,7 +355,7 @@ fn all_or_none() {
         // One IPv6 segment, which the node gets when it joins.
         let cloud = controller_of(&cluster, "fd77::/124", "").await;
         let node = cloud.node("edge", "edge-1").await;
-        // Of two claims one succeeded, and another replica took the other segment.
+        // Of two grants one succeeded, and another replica took the other segment.
         let (other, ..) = loaded(&cluster).await;
         let half = SegmentRecord::new(network("10.77.1.0/28"), name("edge-1"), "r".into(), 1_793_491_300, None);
         commit(&other, vec![Change::GrantSegment(half)]).await.unwrap();
