@@ -16,6 +16,14 @@ const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 /// Stands for the segments that a node gets when it joins.
 const JOIN: &str = "join";
 
+/// Why a segment request has no segments.
+enum NotGranted {
+    /// No segment is left.
+    Exhausted,
+    /// It was answered before, and the node repeats requests too often.
+    TooOften,
+}
+
 /// A node name with one life for each time that it has joined.
 pub(super) struct Member<'a> {
     world: &'a World<'a>,
@@ -169,7 +177,7 @@ impl<'a> Member<'a> {
         let registered = self.registered.as_mut().unwrap();
         registered.segment_requests += 1;
         let request = format!("{}-{}-{}", self.name, self.life, registered.segment_requests);
-        let granted = self.until_granted(&request, families, false).await?;
+        let granted = self.until_granted(&request, families, false).await.ok()?;
         let of = |v4: bool| granted.iter().filter(|network| network.is_ipv4() == v4).count();
         let wanted = |family| usize::from(families.contains(&family));
         assert_eq!((of(true), of(false)), (wanted("ipv4"), wanted("ipv6")), "{request}: {granted:?}");
@@ -178,7 +186,13 @@ impl<'a> Member<'a> {
         Some(granted)
     }
 
-    async fn until_granted(&mut self, request: &str, families: &[&str], mut repeated: bool) -> Option<Vec<IpNetwork>> {
+    /// Repeats a request until it is answered.
+    async fn until_granted(
+        &mut self,
+        request: &str,
+        families: &[&str],
+        mut repeated: bool,
+    ) -> Result<Vec<IpNetwork>, NotGranted> {
         let limit = TimeLimit::new(format!("a response to {request}"));
         let mut unsure = false;
         loop {
@@ -189,16 +203,23 @@ impl<'a> Member<'a> {
                     if unsure {
                         self.world.model.count("segment requests repeated");
                     }
-                    return Some(networks(body));
+                    return Ok(networks(body));
                 }
                 Ok(refusal) if kind(refusal).1 == "range-exhausted" => {
                     // A controller may have granted half of the request and died before it granted
                     // the rest or took that half back.
                     self.leftovers |= unsure && self.world.lags();
                     self.world.model.count("exhausted");
-                    return None;
+                    return Err(NotGranted::Exhausted);
                 }
                 Ok((403, _)) if self.world.lags() => {}
+                // It waits; but what was answered before need not be asked again.
+                Ok((429, _)) if repeated => {
+                    self.world.model.count("repeated too often");
+                    if !unsure {
+                        return Err(NotGranted::TooOften);
+                    }
+                }
                 Ok((503, _)) | Err((true, _)) => (unsure, repeated) = (true, true),
                 Err((false, _)) => {}
                 Ok(other) => panic!("{request} is refused: {other:?}"),
@@ -224,9 +245,25 @@ impl<'a> Member<'a> {
     async fn repeat_this(&mut self, request: &str, granted: &[IpNetwork]) {
         let families: Vec<&str> =
             granted.iter().map(|network| if network.is_ipv4() { "ipv4" } else { "ipv6" }).collect();
-        let again = self.until_granted(request, &families, true).await;
-        assert_eq!(again.as_deref(), Some(granted), "{request} is repeated");
-        self.world.model.count("asked once more");
+        match self.until_granted(request, &families, true).await {
+            Ok(again) => {
+                assert_eq!(again, granted, "{request} is repeated");
+                self.world.model.count("asked once more");
+            }
+            Err(NotGranted::Exhausted) => {
+                panic!("{request} was answered with {granted:?}, and nothing is left when it is repeated")
+            }
+            Err(NotGranted::TooOften) => {
+                let limit = TimeLimit::new(format!("{} to hold what answered {request}", self.name));
+                loop {
+                    let held = self.list().await;
+                    if granted.iter().all(|network| held.contains(network)) {
+                        break;
+                    }
+                    limit.pause(held).await;
+                }
+            }
+        }
     }
 
     /// Asserts that it holds what it was granted.
