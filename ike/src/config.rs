@@ -343,6 +343,16 @@ pub enum Group {
     X25519,
     /// 256-bit random ECP (RFC 5903), 19.
     P256,
+    /// 384-bit random ECP (RFC 5903), 20.
+    P384,
+    /// 521-bit random ECP (RFC 5903), 21.
+    P521,
+    /// 2048-bit MODP (RFC 3526), 14.
+    Modp2048,
+    /// 3072-bit MODP (RFC 3526), 15.
+    Modp3072,
+    /// 4096-bit MODP (RFC 3526), 16.
+    Modp4096,
 }
 
 /// One IKE SA proposal: any combination of what it lists, best first.

@@ -31,6 +31,11 @@ const KEYWORDS: &[(&[&str], Keyword)] = &[
     (&["prfsha512"], Keyword::Prf(Prf::HmacSha512)),
     (&["x25519", "curve25519"], Keyword::Group(Group::X25519)),
     (&["ecp256", "p256"], Keyword::Group(Group::P256)),
+    (&["ecp384", "p384"], Keyword::Group(Group::P384)),
+    (&["ecp521", "p521"], Keyword::Group(Group::P521)),
+    (&["modp2048"], Keyword::Group(Group::Modp2048)),
+    (&["modp3072"], Keyword::Group(Group::Modp3072)),
+    (&["modp4096"], Keyword::Group(Group::Modp4096)),
     (&["esn"], Keyword::Esn(true)),
     (&["noesn"], Keyword::Esn(false)),
 ];
@@ -131,6 +136,9 @@ pub(crate) fn esp(text: &str) -> Result<EspProposal, String> {
 const AEADS: [Cipher; 3] = [Cipher::Aes256Gcm16, Cipher::Aes128Gcm16, Cipher::ChaCha20Poly1305];
 const PRFS: [Prf; 3] = [Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512];
 const GROUPS: [Group; 2] = [Group::X25519, Group::P256];
+/// Also for peers that have none of [`GROUPS`]. The expensive ones come last.
+const ALL_GROUPS: [Group; 7] =
+    [Group::X25519, Group::P256, Group::P384, Group::Modp2048, Group::Modp3072, Group::P521, Group::Modp4096];
 
 /// AES-CBC for peers that have no AEAD.
 fn aes_cbc() -> Vec<Cipher> {
@@ -151,16 +159,16 @@ pub(crate) fn node_esp() -> Vec<EspProposal> {
 }
 
 /// IKE proposals towards a static peer that names none: AEADs first, then AES-CBC for peers that
-/// have nothing else.
+/// have nothing else. With each, any group.
 pub(super) fn default_ike() -> Vec<IkeProposal> {
-    let proposal = |ciphers| IkeProposal { ciphers, prfs: PRFS.to_vec(), groups: GROUPS.to_vec() };
+    let proposal = |ciphers| IkeProposal { ciphers, prfs: PRFS.to_vec(), groups: ALL_GROUPS.to_vec() };
     vec![proposal(AEADS.to_vec()), proposal(aes_cbc())]
 }
 
 /// ESP proposals towards a static peer that names none. Forward secrecy at rekeying is preferred,
 /// and not demanded.
 pub(super) fn default_esp() -> Vec<EspProposal> {
-    with_and_without_forward_secrecy(&[AEADS.to_vec(), aes_cbc()], &GROUPS)
+    with_and_without_forward_secrecy(&[AEADS.to_vec(), aes_cbc()], &ALL_GROUPS)
 }
 
 fn with_and_without_forward_secrecy(ciphers: &[Vec<Cipher>], groups: &[Group]) -> Vec<EspProposal> {
@@ -216,9 +224,18 @@ mod tests {
     }
 
     #[test]
+    fn what_appliances_have_by_default_is_read() {
+        let proposal = ike("aes256-sha256-modp2048").unwrap();
+        assert_eq!(proposal.ciphers, [Cipher::AesCbc(AesKeyLength::Bits256, Integrity::HmacSha256)]);
+        assert_eq!((proposal.prfs, proposal.groups), (vec![Prf::HmacSha256], vec![Group::Modp2048]));
+        let groups = ike("aes128gcm16-prfsha256-ecp384-ecp521-modp3072-modp4096").unwrap().groups;
+        assert_eq!(groups, [Group::P384, Group::P521, Group::Modp3072, Group::Modp4096]);
+    }
+
+    #[test]
     fn an_unknown_or_missing_word_is_named() {
         let unknown = ike("aes256gcm16-prfsha256-modp1024").unwrap_err();
-        assert!(unknown.contains("\"modp1024\"") && unknown.contains("prfsha512 x25519 ecp256"), "{unknown}");
+        assert!(unknown.contains("\"modp1024\"") && unknown.contains("prfsha512 x25519 ecp256 ecp384"), "{unknown}");
         assert!(!esp("md5").unwrap_err().contains("prfsha256"), "an ESP proposal has no PRF");
         assert!(ike("aes256gcm16-x25519").unwrap_err().contains("lacks a PRF"));
         assert!(ike("aes256-prfsha256-x25519").unwrap_err().contains("lacks integrity"));
@@ -229,11 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn nodes_have_aeads_only_and_static_peers_also_aes_cbc_after_them() {
+    fn nodes_have_strong_algorithms_only_and_static_peers_others_after_them() {
         let is_aead = |cipher: &Cipher| cipher.integrity().is_none();
         assert!(node_ike().iter().all(|proposal| proposal.ciphers.iter().all(is_aead)));
         assert!(node_esp().iter().all(|proposal| proposal.ciphers.iter().all(is_aead)));
-        assert_eq!(default_ike()[0], node_ike()[0]);
+        assert_eq!(default_ike()[0].ciphers, node_ike()[0].ciphers);
+        assert_eq!((&node_ike()[0].groups[..], &default_ike()[0].groups[..2]), (&GROUPS[..], &GROUPS[..]));
         assert!(!default_ike()[1].ciphers.iter().any(is_aead));
         assert_eq!(default_esp().len(), 4);
     }

@@ -231,6 +231,7 @@ impl Endpoint {
             InitOutcome::HalfOpen(half_open) => {
                 let spi = half_open.spi();
                 let octets = half_open.octets();
+                self.initiation_guard.count_work(half_open.group());
                 self.initiation_guard.half_open.insert(remote, message.header.initiator_spi, spi, octets);
                 self.sas.insert(spi, SaState::HalfOpen(half_open, now + HALF_OPEN_LIFETIME));
                 self.schedule(spi);

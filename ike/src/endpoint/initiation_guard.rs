@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::half_open::HalfOpenTable;
 use crate::child_sas::Spi;
-use crate::config::EndpointConfig;
+use crate::config::{EndpointConfig, Group};
 use crate::crypto::Cookies;
 use crate::output::Context;
 use crate::time::Instant;
@@ -17,6 +17,13 @@ pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 /// must fill neither the wire nor a log.
 const MAX_REPORTS: u32 = 16;
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
+/// Most work for expensive key exchanges ([`Group::expense`]) that initiators may cause in each
+/// [`WORK_PERIOD`] before they prove who they are, microseconds. Further IKE_SA_INIT requests with
+/// such a share are dropped; an honest initiator sends its request again.
+const MAX_WORK: u32 = 250_000;
+/// From this much work in a period on, an initiator with such a share must return a cookie.
+const MAX_WORK_WITHOUT_COOKIE: u32 = 25_000;
+const WORK_PERIOD: Duration = Duration::from_secs(1);
 
 /// What is kept about initiators that have not proved who they are.
 #[derive(Debug, Default)]
@@ -25,6 +32,9 @@ pub(super) struct InitiationGuard {
     pub(super) half_open: HalfOpenTable,
     reports_left: u32,
     period_ends: Instant,
+    /// Work in the period that ends at `work_period_ends`, microseconds.
+    work: u32,
+    work_period_ends: Instant,
 }
 
 /// What to do with an IKE_SA_INIT request.
@@ -58,7 +68,14 @@ impl InitiationGuard {
         if full || !self.half_open.has_room(request_len) {
             return InitDecision::Discard;
         }
-        if self.half_open.len() < config.cookie_threshold || mutation!("no_cookies") {
+        let work = self.work_with(message, cx.now);
+        if work.is_some_and(|work| work > MAX_WORK) {
+            tracing::trace!(%remote, "too many expensive key exchanges");
+            return InitDecision::Discard;
+        }
+        let busy = self.half_open.len() >= config.cookie_threshold;
+        let expensive = work.is_some_and(|work| work > MAX_WORK_WITHOUT_COOKIE);
+        if !(busy || expensive) || mutation!("no_cookies") {
             return InitDecision::Accept;
         }
         let Ok(nonce) = message.payloads.nonce() else {
@@ -76,6 +93,22 @@ impl InitiationGuard {
         let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(cookie)]));
         cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
         InitDecision::Discard
+    }
+
+    /// The work of this period if this request is answered. `None`: it needs none that counts.
+    fn work_with(&mut self, message: &Message, now: Instant) -> Option<u32> {
+        if self.work_period_ends <= now {
+            self.work_period_ends = now + WORK_PERIOD;
+            self.work = 0;
+        }
+        let share = message.payloads.key_exchange().ok()?;
+        let expense = Group::from_number(share.group)?.expense();
+        (expense > 0).then(|| self.work.saturating_add(expense))
+    }
+
+    /// An IKE_SA_INIT request was answered by a key exchange of this method.
+    pub(super) fn count_work(&mut self, group: Group) {
+        self.work = self.work.saturating_add(group.expense());
     }
 
     /// Whether an IKE_SA_INIT request returns a cookie that we have sent to this initiator.

@@ -12,7 +12,7 @@ use super::initiation::Initiation;
 use super::path::Path;
 use super::profile::Profile;
 use crate::auth::Presented;
-use crate::config::{Identity, IkeProposal, PeerName};
+use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange};
@@ -165,6 +165,11 @@ impl HalfOpen {
             KeyState::Derived(channel) => channel.fragment_octets(),
             KeyState::Pending(_) | KeyState::Invalid => 0,
         }
+    }
+
+    /// Method of the key exchange.
+    pub(crate) fn group(&self) -> Group {
+        self.suite.group
     }
 
     /// Our SPI: the endpoint finds the half-open IKE SA by it.

@@ -26,6 +26,10 @@ pub enum KeyExchangeError {
     /// (RFC 8031 5).
     #[error("the public key is of small order")]
     SmallOrder,
+    /// The peer's share is not between 1 and p - 1, both excluded (RFC 6989 2.1): it would give
+    /// away the secret.
+    #[error("the public key is not between 1 and p - 1")]
+    OutOfRange,
     /// The system's random source failed.
     #[error("no randomness for a key")]
     NoRandomness,

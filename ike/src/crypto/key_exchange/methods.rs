@@ -4,13 +4,15 @@
 use std::fmt;
 
 use super::diffie_hellman::DiffieHellman;
+use super::ecp::{Ecp, P256, P384};
 use super::method::KeyExchangeMethod;
-use super::p256::P256;
+use super::modp::{KeyExchange, Modp2048, Modp3072, Modp4096};
+use super::p521::P521;
 use super::x25519::X25519;
 use crate::config::Group;
 
 macro_rules! methods {
-    ($($group:ident = $transform_id:literal $name:literal $method:ty;)+) => {
+    ($($group:ident = $transform_id:literal $name:literal $microseconds:literal $method:ty;)+) => {
         impl Group {
             /// Its transform ID, which also stands in the Key Exchange payload.
             pub fn number(self) -> u16 {
@@ -24,6 +26,14 @@ macro_rules! methods {
                 match number {
                     $($transform_id => Some(Self::$group),)+
                     _ => None,
+                }
+            }
+
+            /// Microseconds that both steps of the responder take on a slow processor, if so much that a
+            /// stranger who makes us take them must be limited. 0 otherwise.
+            pub(crate) fn expense(self) -> u32 {
+                match self {
+                    $(Self::$group => $microseconds,)+
                 }
             }
 
@@ -44,8 +54,13 @@ macro_rules! methods {
     };
 }
 
-// Group, transform ID, name in logs and errors, implementation.
+// Group, transform ID, name in logs and errors, expense, implementation.
 methods! {
-    P256 = 19 "ECP_256" DiffieHellman<P256>;
-    X25519 = 31 "CURVE_25519" DiffieHellman<X25519>;
+    Modp2048 = 14 "MODP_2048" 1_500 DiffieHellman<<Modp2048 as KeyExchange>::Pair>;
+    Modp3072 = 15 "MODP_3072" 4_000 DiffieHellman<<Modp3072 as KeyExchange>::Pair>;
+    Modp4096 = 16 "MODP_4096" 7_500 DiffieHellman<<Modp4096 as KeyExchange>::Pair>;
+    P256 = 19 "ECP_256" 0 DiffieHellman<Ecp<P256>>;
+    P384 = 20 "ECP_384" 2_000 DiffieHellman<Ecp<P384>>;
+    P521 = 21 "ECP_521" 4_000 DiffieHellman<P521>;
+    X25519 = 31 "CURVE_25519" 0 DiffieHellman<X25519>;
 }

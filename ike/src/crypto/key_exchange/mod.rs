@@ -1,11 +1,13 @@
 //! Key exchange: one file for each method, one table of all of them.
 
 mod diffie_hellman;
+mod ecp;
 mod error;
 mod exchange;
 mod method;
 mod methods;
-mod p256;
+mod modp;
+mod p521;
 mod x25519;
 
 pub use error::KeyExchangeError;

@@ -16,6 +16,7 @@ use crate::wire::{
 use crate::{Environment, Instant, PeerName, Secret};
 
 mod cbc_hmac;
+mod key_exchange;
 
 /// "Random" bytes that are the same in every run.
 struct Env(u8);
@@ -42,102 +43,6 @@ fn hex(text: &str) -> Vec<u8> {
 
 fn shown(secret: &Secret) -> String {
     secret.expose().iter().map(|octet| format!("{octet:02x}")).collect()
-}
-
-// ---- key exchange
-
-#[test]
-fn x25519_gives_the_secrets_of_rfc_7748() {
-    // RFC 7748 5.2, with the scalar as the private key.
-    for (scalar, point, expected) in [
-        (
-            "a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4",
-            "e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c",
-            "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552",
-        ),
-        (
-            "4b66e9d4d1b4673c5ad22691957d6af5c11b6421e0ea01d42ca4169e7918ba0d",
-            "e5210f12786811d3f4b7959d0538ae2c31dbe7106fc03c3efc4cd549c715a493",
-            "95cbde9476e8907d7aade45cb4b873f88b595a68799fa152e6f8f7647aac7957",
-        ),
-    ] {
-        struct Fixed(Vec<u8>);
-        impl Environment for Fixed {
-            fn fill_random(&mut self, bytes: &mut [u8]) {
-                bytes.copy_from_slice(&self.0);
-            }
-            fn unix_time(&self) -> u64 {
-                0
-            }
-            fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
-                None
-            }
-            fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
-        }
-        let pair = InitiatorKeyExchange::start(Group::X25519, &mut Fixed(hex(scalar))).unwrap();
-        let shared = pair.finish(&KeyExchange { group: 31, data: hex(point) }).unwrap();
-        assert_eq!(shown(&shared), expected);
-    }
-}
-
-#[test]
-fn both_ends_agree_on_the_same_secret_in_every_group() {
-    for (group, public_len) in [(Group::X25519, 32), (Group::P256, 64)] {
-        let ours = InitiatorKeyExchange::start(group, &mut Env(1)).unwrap();
-        let our_key = ours.payload();
-        let theirs = ResponderKeyExchange::respond(group, &our_key, &mut Env(2)).unwrap();
-        let their_key = theirs.payload();
-        for key in [&our_key, &their_key] {
-            assert_eq!((key.group, key.data.len()), (group.number(), public_len));
-        }
-        let (a, b) = (ours.finish(&their_key).unwrap(), theirs.secret().unwrap());
-        assert_eq!(a, b);
-        assert_eq!(a.expose().len(), 32);
-    }
-}
-
-#[test]
-fn an_x25519_key_of_small_order_is_refused() {
-    // RFC 7748 6.1, RFC 8031 5: these give zero whatever the private key.
-    for point in [
-        "0000000000000000000000000000000000000000000000000000000000000000",
-        "0100000000000000000000000000000000000000000000000000000000000000",
-        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
-        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
-        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
-    ] {
-        let pair = InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
-        let error = pair.finish(&KeyExchange { group: 31, data: hex(point) }).unwrap_err();
-        assert_eq!(error, KeyExchangeError::SmallOrder);
-    }
-}
-
-#[test]
-fn a_p256_key_must_be_a_point_of_the_curve_without_format_octet() {
-    // RFC 5903 8.1: grx | gry is taken, the same with one bit changed is not.
-    let point = "D12DFB5289C8D4F81208B70270398C342296970A0BCCB74C736FC7554494BF63\
-                 56FBF3CA366CC23E8157854C13C58D6AAC23F046ADA30F8353E74F33039872AB";
-    let agree = |data: Vec<u8>| {
-        InitiatorKeyExchange::start(Group::P256, &mut Env(1)).unwrap().finish(&KeyExchange { group: 19, data })
-    };
-    assert!(agree(hex(point)).is_ok());
-    let mut off = hex(point);
-    off[63] ^= 1;
-    assert_eq!(agree(off).unwrap_err(), KeyExchangeError::InvalidPoint);
-    assert_eq!(agree(vec![0; 64]).unwrap_err(), KeyExchangeError::InvalidPoint);
-    let with_format = [vec![4], hex(point)].concat();
-    assert_eq!(agree(with_format).unwrap_err(), KeyExchangeError::Length { expected: 64, found: 65 });
-}
-
-#[test]
-fn a_key_of_another_group_or_length_is_refused() {
-    let pair = || InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
-    let other_group = KeyExchange { group: 19, data: vec![9; 32] };
-    assert_eq!(pair().finish(&other_group).unwrap_err(), KeyExchangeError::Group { expected: 31, found: 19 });
-    for found in [0, 31, 33] {
-        let short = KeyExchange { group: 31, data: vec![9; found] };
-        assert_eq!(pair().finish(&short).unwrap_err(), KeyExchangeError::Length { expected: 32, found });
-    }
 }
 
 // ---- keys

@@ -6,6 +6,7 @@ use crate::endpoint::state::SaState;
 use crate::event::IkeId;
 use crate::wire::{
     ExchangeType, Header, KeyExchange, Message, Notify, NotifyType, Payload, Payloads, Proposal, Protocol, Transform,
+    TransformType,
 };
 
 const NONCE: [u8; 32] = [0x5a; 32];
@@ -80,7 +81,7 @@ impl Init {
         let transforms = vec![
             Transform::encryption(Cipher::Aes256Gcm16),
             Transform::prf(Prf::HmacSha256),
-            Transform::group(Group::X25519),
+            Transform::new(TransformType::KeyExchange, self.share.group),
         ];
         let proposal = Proposal { number: 1, protocol: Protocol::Ike, spi: Vec::new(), transforms };
         let header = Header {
@@ -144,6 +145,44 @@ fn one_address_does_not_take_all_places_of_half_open_ike_sas() {
     for other in 2..=1000 {
         let answer = victim.take_init(&Init::new(7), source(other)).expect("it is served");
         assert_ne!(Message::decode(&answer).unwrap().header.responder_spi, 0, "address {other}");
+    }
+}
+
+/// A request with a share that costs much to answer.
+fn expensive(spi: u64) -> Init {
+    let share = KeyExchange { group: Group::Modp4096.number(), data: [vec![0; 511], vec![9]].concat() };
+    Init { share, ..Init::new(spi) }
+}
+
+#[test]
+fn strangers_cause_a_bounded_amount_of_expensive_key_exchanges() {
+    let mut victim = Victim::new();
+    let peer = PeerConfig {
+        initiate: false,
+        ike_proposals: vec![IkeProposal {
+            ciphers: vec![Cipher::Aes256Gcm16],
+            prfs: vec![Prf::HmacSha256],
+            groups: vec![Group::X25519, Group::Modp4096],
+        }],
+        ..super::config(1, Auth::Psk(Secret::new(b"not known to strangers".to_vec())))
+    };
+    victim.endpoint.set_peer(peer, Instant::new(victim.now), &mut victim.host).unwrap();
+    let is_cookie = |answer: &[u8]| Message::decode(answer).unwrap().payloads.notify(NotifyType::Cookie).is_some();
+    for second in 0..2 {
+        // The sources may be forged: soon a cookie is asked for, although few are half-open.
+        let answers: Vec<_> = (0..20)
+            .map(|n| victim.take(&expensive(n + 1).encode(None), source(second * 1000 + n as u32)).unwrap())
+            .collect();
+        let answered = answers.iter().filter(|answer| !is_cookie(answer)).count();
+        assert!((1..=4).contains(&answered), "{answered} without a cookie");
+        // The sources are real: a quarter of a processor is theirs, and nothing more.
+        let served =
+            (100..160).filter(|&n| victim.take_init(&expensive(n), source(second * 1000 + n as u32)).is_some());
+        let served = served.count() + answered;
+        assert!((20..=34).contains(&served), "{served} in a second");
+        // Nobody else is kept waiting.
+        assert!(!is_cookie(&victim.take_init(&Init::new(999), source(5000 + second)).unwrap()));
+        victim.now += Duration::from_secs(1);
     }
 }
 

@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 
 use ring::{aead, hmac};
-use x25519_dalek::{PublicKey, StaticSecret};
 
+use super::key_exchange;
 use super::octets::{HEADER_LEN, Header, Octets, Proposal, Spis, payload};
 
 /// The transform types of RFC 7296 3.3.2.
@@ -22,40 +22,41 @@ const BLOCK_LEN: usize = 16;
 /// Curve25519 (RFC 8031).
 pub const CURVE25519: u16 = 31;
 
-/// Private keys of Curve25519 by their public ones.
+/// Private keys of key exchanges by their public ones.
 #[derive(Debug, Default)]
 pub struct PrivateKeys {
-    drawn: Vec<[u8; 32]>,
-    by_public: HashMap<[u8; 32], [u8; 32]>,
+    drawn: Vec<Vec<u8>>,
+    by_public: HashMap<(u16, Vec<u8>), Vec<u8>>,
 }
 
 impl PrivateKeys {
     /// An endpoint drew these random octets: perhaps a private key.
     pub fn drawn(&mut self, octets: &[u8]) {
-        if let Ok(octets) = octets.try_into() {
-            self.drawn.push(octets);
-        }
+        self.drawn.push(octets.to_vec());
     }
 
-    fn private(&mut self, public: [u8; 32]) -> Option<[u8; 32]> {
-        while !self.by_public.contains_key(&public) {
+    fn private(&mut self, group: u16, public: &[u8]) -> Option<Vec<u8>> {
+        let wanted = (group, public.to_vec());
+        while !self.by_public.contains_key(&wanted) {
             let private = self.drawn.pop()?;
-            self.by_public.insert(PublicKey::from(&StaticSecret::from(private)).to_bytes(), private);
+            if let Some(public) = key_exchange::public(group, &private) {
+                self.by_public.insert((group, public), private);
+            }
         }
-        self.by_public.get(&public).copied()
+        self.by_public.get(&wanted).cloned()
     }
 
-    /// The secret of a key exchange, if it is one of Curve25519 and one private key was drawn.
+    /// The secret of a key exchange, if the oracle knows its method and one private key was drawn.
     pub fn secret(&mut self, ours: (u16, &[u8]), theirs: (u16, &[u8])) -> Option<Vec<u8>> {
-        if (ours.0, theirs.0) != (CURVE25519, CURVE25519) {
+        let group = ours.0;
+        if group != theirs.0 || !key_exchange::is_known(group) {
             return None;
         }
-        let (ours, theirs): ([u8; 32], [u8; 32]) = (ours.1.try_into().ok()?, theirs.1.try_into().ok()?);
-        let (private, public) = match self.private(ours) {
-            Some(private) => (private, theirs),
-            None => (self.private(theirs)?, ours),
+        let (private, public) = match self.private(group, ours.1) {
+            Some(private) => (private, theirs.1),
+            None => (self.private(group, theirs.1)?, ours.1),
         };
-        Some(StaticSecret::from(private).diffie_hellman(&PublicKey::from(public)).as_bytes().to_vec())
+        key_exchange::secret(group, &private, public)
     }
 }
 

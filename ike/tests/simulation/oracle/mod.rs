@@ -8,6 +8,7 @@
 //! endpoint: its cause, the events that it reported and the datagrams that it sent.
 //!
 //! - `octets`: messages as octets.
+//! - `key_exchange`: secrets of key exchanges.
 //! - `keys`: the key schedule and the Encrypted payload.
 //! - `node`: one end, and the order of judgement within a step.
 //! - `init`: IKE_SA_INIT: cookies, half-open IKE SAs, other key exchange methods, NATs.
@@ -22,6 +23,7 @@ mod child_sa;
 mod ike_sa;
 mod init;
 mod kernel_orders;
+mod key_exchange;
 pub mod keys;
 mod node;
 pub mod octets;
