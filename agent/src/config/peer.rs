@@ -51,7 +51,8 @@ pub struct PeerSection {
     pub psk_file: Option<PathBuf>,
     /// File with this node's certificate and intermediates, PEM, leaf first.
     pub certificate: Option<PathBuf>,
-    /// File with this node's private key, PKCS#8 PEM (Ed25519 or ECDSA P-256).
+    /// File with this node's private key, PKCS#8 PEM (Ed25519, ECDSA P-256 or P-384,
+    /// RSA).
     pub key: Option<PathBuf>,
     /// File with the trust anchors for the peer's certificate, PEM.
     pub trust_anchors: Option<PathBuf>,

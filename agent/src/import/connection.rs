@@ -224,11 +224,11 @@ fn method(local: &Section, remote: &Section, findings: &mut Findings) -> Option<
         let text = section.get("auth").unwrap_or("pubkey");
         let kind = match text.split(['-', ':']).next().unwrap_or("") {
             "psk" => Some(false),
-            "pubkey" | "ike" | "ecdsa" | "ed25519" => Some(true),
+            "pubkey" | "ike" | "ecdsa" | "ed25519" | "rsa" => Some(true),
             _ => {
                 findings.problems.push(format!(
                     "{}: not supported: auth = {text}; the agent authenticates with pre-shared keys and with certificates \
-                     (Ed25519 and ECDSA)",
+                     (Ed25519, ECDSA and RSA)",
                     section.at
                 ));
                 None

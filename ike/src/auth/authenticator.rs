@@ -56,6 +56,8 @@ pub struct Presented<'a> {
 
 impl Authenticator {
     /// Hash algorithms that we accept in signatures, for SIGNATURE_HASH_ALGORITHMS (RFC 7427 4).
+    /// SHA2-512 is accepted from RSA keys, but not announced: a peer with an ECDSA key could choose
+    /// it, and `ring` does not verify that.
     pub const HASHES: [HashAlgorithm; 3] = [HashAlgorithm::Identity, HashAlgorithm::Sha2_256, HashAlgorithm::Sha2_384];
 
     /// Checks and prepares the configured credentials.
@@ -90,7 +92,8 @@ impl Authenticator {
     }
 
     /// Our AUTH. `peer_hashes` are the algorithms in the peer's SIGNATURE_HASH_ALGORITHMS. `None`:
-    /// it sent none, so it may not know RFC 7427, and only ECDSA by RFC 4754 is possible.
+    /// it sent none, so it may not know RFC 7427, and only ECDSA by RFC 4754 and RSA by method 1 are
+    /// possible.
     ///
     /// # Errors
     /// If our key can make no signature that the peer understands.

@@ -16,8 +16,7 @@ use crate::config::{CertificateAuth, Identity};
 use crate::event::PeerCertificate;
 use crate::wire::{Certificate, CertificateEncoding};
 
-/// Signature algorithms that are accepted on certificates. RSA is accepted here only: the CA of a
-/// foreign peer may have an RSA key.
+/// Signature algorithms that are accepted on certificates.
 static CHAIN_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     webpki::ring::ED25519,
     webpki::ring::ECDSA_P256_SHA256,
@@ -27,6 +26,9 @@ static CHAIN_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     webpki::ring::RSA_PKCS1_2048_8192_SHA256,
     webpki::ring::RSA_PKCS1_2048_8192_SHA384,
     webpki::ring::RSA_PKCS1_2048_8192_SHA512,
+    webpki::ring::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+    webpki::ring::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
+    webpki::ring::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
 ];
 
 /// anyExtendedKeyUsage, 2.5.29.37.0 (RFC 5280 4.2.1.12).

@@ -117,7 +117,7 @@ pub enum AuthError {
     },
     /// The signature algorithm or the certificate's key is not supported. Holds which.
     #[error(
-        "the peer signed with an algorithm or key that is not supported ({0}); supported are Ed25519 and ECDSA on P-256 or P-384 with SHA-256 or SHA-384"
+        "the peer signed with an algorithm or key that is not supported ({0}); supported are Ed25519, ECDSA on P-256 or P-384 with SHA-256 or SHA-384, and RSA of 2048 bits or more with SHA-2"
     )]
     UnsupportedSignature(String),
     /// The signature algorithm does not fit the certificate's key.
@@ -184,10 +184,10 @@ pub enum CredentialError {
     #[error("a certificate of {0} octets, at most {limit} are possible", limit = MAX_CERTIFICATE)]
     CertificateTooLarge(usize),
     /// Our certificate cannot be parsed.
-    #[error("our certificate is not DER of an X.509 certificate with an Ed25519 or ECDSA P-256 key")]
+    #[error("our certificate is not DER of an X.509 certificate with an Ed25519, ECDSA (P-256, P-384) or RSA key")]
     MalformedCertificate,
     /// Our private key cannot be parsed.
-    #[error("the private key is not PKCS#8 of an Ed25519 or ECDSA P-256 key")]
+    #[error("the private key is not PKCS#8 of an Ed25519, ECDSA (P-256, P-384) or RSA (2048 to 4096 bits) key")]
     UnsupportedKey,
     /// Our private key does not belong to our certificate.
     #[error("the private key does not belong to the certificate")]

@@ -12,6 +12,7 @@ mod identity;
 mod limits;
 mod proof;
 mod psk;
+mod rsa;
 mod signature;
 mod signed_octets;
 mod trust_anchors;

@@ -11,6 +11,8 @@ pub enum Proof {
     EcdsaP256,
     /// By an ECDSA signature on the curve P-384.
     EcdsaP384,
+    /// By an RSA signature.
+    Rsa,
 }
 
 impl std::fmt::Display for Proof {
@@ -20,6 +22,7 @@ impl std::fmt::Display for Proof {
             Self::Ed25519 => "ed25519",
             Self::EcdsaP256 => "ecdsa-p256",
             Self::EcdsaP384 => "ecdsa-p384",
+            Self::Rsa => "rsa",
         })
     }
 }

@@ -1,16 +1,18 @@
-//! Digital signatures (RFC 7427, RFC 8420) and ECDSA by RFC 4754.
+//! Digital signatures (RFC 7427, RFC 8420), ECDSA by RFC 4754 and RSA by RFC 7296.
 
 use data_encoding::HEXLOWER;
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING,
-    ECDSA_P256_SHA384_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_FIXED, ED25519,
-    EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, UnparsedPublicKey, VerificationAlgorithm,
+    ECDSA_P256_SHA384_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_ASN1_SIGNING,
+    ECDSA_P384_SHA384_FIXED, ECDSA_P384_SHA384_FIXED_SIGNING, ED25519, EcdsaKeyPair, EcdsaSigningAlgorithm,
+    Ed25519KeyPair, KeyPair, UnparsedPublicKey, VerificationAlgorithm,
 };
 use x509_parser::prelude::X509Certificate;
 
 use super::error::{AuthError, CredentialError};
 use super::proof::Proof;
+use super::rsa::{self, RsaSigner};
 use crate::secret::Secret;
 use crate::wire::{AuthMethod, Authentication, HashAlgorithm};
 
@@ -29,13 +31,68 @@ const OID_P384: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x22];
 /// Our private key, ready to sign.
 pub(super) enum SigningKey {
     Ed25519(Box<Ed25519KeyPair>),
-    EcdsaP256 {
+    Ecdsa {
+        curve: EcdsaCurve,
         /// Signs as RFC 7427 wants it (DER).
         key: Box<EcdsaKeyPair>,
         /// The same key in PKCS#8. A signing key for RFC 4754 (r | s) is made from it only when a
         /// peer needs it.
         pkcs8: Secret,
     },
+    Rsa(Box<RsaSigner>),
+}
+
+/// A curve on which we can sign, with the one hash algorithm that `ring` signs with on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EcdsaCurve {
+    P256,
+    P384,
+}
+
+impl EcdsaCurve {
+    fn kind(self) -> KeyKind {
+        match self {
+            Self::P256 => KeyKind::P256,
+            Self::P384 => KeyKind::P384,
+        }
+    }
+
+    /// Signs as RFC 7427 wants it, and as RFC 4754 does.
+    fn algorithms(self) -> (&'static EcdsaSigningAlgorithm, &'static EcdsaSigningAlgorithm) {
+        match self {
+            Self::P256 => (&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P256_SHA256_FIXED_SIGNING),
+            Self::P384 => (&ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P384_SHA384_FIXED_SIGNING),
+        }
+    }
+
+    fn hash(self) -> HashAlgorithm {
+        match self {
+            Self::P256 => HashAlgorithm::Sha2_256,
+            Self::P384 => HashAlgorithm::Sha2_384,
+        }
+    }
+
+    fn identifier(self) -> &'static [u8] {
+        match self {
+            Self::P256 => ECDSA_WITH_SHA256,
+            Self::P384 => ECDSA_WITH_SHA384,
+        }
+    }
+
+    /// The method of RFC 4754.
+    fn method(self) -> AuthMethod {
+        match self {
+            Self::P256 => AuthMethod::EcdsaP256Sha256,
+            Self::P384 => AuthMethod::EcdsaP384Sha384,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "ECDSA P-256",
+            Self::P384 => "ECDSA P-384",
+        }
+    }
 }
 
 impl SigningKey {
@@ -45,16 +102,21 @@ impl SigningKey {
         if let Ok(key) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8.expose()) {
             return Ok(Self::Ed25519(Box::new(key)));
         }
-        let key = ecdsa(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8).ok_or(CredentialError::UnsupportedKey)?;
-        Ok(Self::EcdsaP256 { key: Box::new(key), pkcs8: pkcs8.clone() })
+        for curve in [EcdsaCurve::P256, EcdsaCurve::P384] {
+            if let Some(key) = ecdsa(curve.algorithms().0, pkcs8) {
+                return Ok(Self::Ecdsa { curve, key: Box::new(key), pkcs8: pkcs8.clone() });
+            }
+        }
+        RsaSigner::new(pkcs8).map(|key| Self::Rsa(Box::new(key))).ok_or(CredentialError::UnsupportedKey)
     }
 
     pub(super) fn belongs_to(&self, certified: &PublicKey) -> bool {
-        let (curve, key) = match self {
-            Self::Ed25519(key) => (Curve::Ed25519, key.public_key().as_ref()),
-            Self::EcdsaP256 { key, .. } => (Curve::P256, key.public_key().as_ref()),
+        let (kind, key) = match self {
+            Self::Ed25519(key) => (KeyKind::Ed25519, key.public_key().as_ref()),
+            Self::Ecdsa { curve, key, .. } => (curve.kind(), key.public_key().as_ref()),
+            Self::Rsa(key) => (KeyKind::Rsa, key.public_key()),
         };
-        certified.curve == curve && certified.key == key
+        certified.kind == kind && certified.key == key
     }
 
     pub(super) fn sign(
@@ -68,18 +130,26 @@ impl SigningKey {
             Self::Ed25519(key) if accepts(HashAlgorithm::Identity) => {
                 Ok(digital_signature(ID_ED25519, key.sign(octets).as_ref()))
             }
-            Self::EcdsaP256 { key, .. } if accepts(HashAlgorithm::Sha2_256) => {
+            Self::Ecdsa { curve, key, .. } if accepts(curve.hash()) => {
                 let signature = key.sign(&SystemRandom::new(), octets).map_err(|_| AuthError::Signing)?;
-                Ok(digital_signature(ECDSA_WITH_SHA256, signature.as_ref()))
+                Ok(digital_signature(curve.identifier(), signature.as_ref()))
             }
             // RFC 7427 4: without SIGNATURE_HASH_ALGORITHMS the peer may not know method 14.
-            Self::EcdsaP256 { pkcs8, .. } if peer_hashes.is_none() => {
-                let key = ecdsa(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).ok_or(AuthError::Signing)?;
+            Self::Ecdsa { curve, pkcs8, .. } if peer_hashes.is_none() => {
+                let key = ecdsa(curve.algorithms().1, pkcs8).ok_or(AuthError::Signing)?;
                 let signature = key.sign(&SystemRandom::new(), octets).map_err(|_| AuthError::Signing)?;
-                Ok(Authentication { method: AuthMethod::EcdsaP256Sha256, data: signature.as_ref().to_vec() })
+                Ok(Authentication { method: curve.method(), data: signature.as_ref().to_vec() })
             }
+            Self::Rsa(key) => match peer_hashes {
+                Some(hashes) => {
+                    let signed = key.sign_pss(octets, hashes)?;
+                    let signed = signed.ok_or_else(|| no_common_signature("RSA", peer_hashes))?;
+                    Ok(digital_signature(&signed.identifier, &signed.signature))
+                }
+                None => Ok(Authentication { method: AuthMethod::RsaSignature, data: key.sign_pkcs1(octets)? }),
+            },
             Self::Ed25519(_) => Err(no_common_signature("Ed25519", peer_hashes)),
-            Self::EcdsaP256 { .. } => Err(no_common_signature("ECDSA P-256", peer_hashes)),
+            Self::Ecdsa { curve, .. } => Err(no_common_signature(curve.name(), peer_hashes)),
         }
     }
 }
@@ -88,7 +158,9 @@ impl std::fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Ed25519(_) => "Ed25519",
-            Self::EcdsaP256 { .. } => "EcdsaP256",
+            Self::Ecdsa { curve: EcdsaCurve::P256, .. } => "EcdsaP256",
+            Self::Ecdsa { curve: EcdsaCurve::P384, .. } => "EcdsaP384",
+            Self::Rsa(_) => "Rsa",
         })
     }
 }
@@ -112,15 +184,16 @@ fn no_common_signature(key: &'static str, peer_hashes: Option<&[HashAlgorithm]>)
 /// A public key from a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PublicKey {
-    curve: Curve,
+    kind: KeyKind,
     key: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Curve {
+enum KeyKind {
     Ed25519,
     P256,
     P384,
+    Rsa,
 }
 
 impl PublicKey {
@@ -128,54 +201,72 @@ impl PublicKey {
         let info = certificate.public_key();
         let oid = info.algorithm.algorithm.as_bytes();
         let parameters = info.algorithm.parameters.as_ref().map(|parameters| parameters.data);
-        let curve = match (oid, parameters) {
-            (OID_ED25519, None) => Curve::Ed25519,
-            (OID_EC_PUBLIC_KEY, Some(OID_P256)) => Curve::P256,
-            (OID_EC_PUBLIC_KEY, Some(OID_P384)) => Curve::P384,
+        let kind = match (oid, parameters) {
+            (OID_ED25519, None) => KeyKind::Ed25519,
+            (OID_EC_PUBLIC_KEY, Some(OID_P256)) => KeyKind::P256,
+            (OID_EC_PUBLIC_KEY, Some(OID_P384)) => KeyKind::P384,
+            (rsa::OID_RSA_ENCRYPTION, _) => {
+                rsa::check_size(info)?;
+                KeyKind::Rsa
+            }
             _ => return Err(AuthError::UnsupportedSignature(format!("key {}", info.algorithm.algorithm))),
         };
-        Ok(Self { curve, key: info.subject_public_key.data.to_vec() })
+        Ok(Self { kind, key: info.subject_public_key.data.to_vec() })
     }
 
     /// Checks that AUTH is a signature by this key.
     pub(super) fn verify(&self, octets: &[u8], auth: &Authentication) -> Result<Proof, AuthError> {
-        let (algorithm, signature) = self.algorithm(auth)?;
-        UnparsedPublicKey::new(algorithm, &self.key).verify(octets, signature).map_err(|_| AuthError::Signature).map(
-            |()| match self.curve {
-                Curve::Ed25519 => Proof::Ed25519,
-                Curve::P256 => Proof::EcdsaP256,
-                Curve::P384 => Proof::EcdsaP384,
-            },
-        )
+        let (algorithms, signature) = self.algorithms(auth)?;
+        let verified = |algorithm: &&'static dyn VerificationAlgorithm| {
+            UnparsedPublicKey::new(*algorithm, &self.key).verify(octets, signature).is_ok()
+        };
+        if !algorithms.iter().any(verified) {
+            return Err(AuthError::Signature);
+        }
+        Ok(match self.kind {
+            KeyKind::Ed25519 => Proof::Ed25519,
+            KeyKind::P256 => Proof::EcdsaP256,
+            KeyKind::P384 => Proof::EcdsaP384,
+            KeyKind::Rsa => Proof::Rsa,
+        })
     }
 
-    fn algorithm<'a>(
+    /// The algorithms that AUTH may be made with, and the signature in it.
+    fn algorithms<'a>(
         &self,
         auth: &'a Authentication,
-    ) -> Result<(&'static dyn VerificationAlgorithm, &'a [u8]), AuthError> {
+    ) -> Result<(Vec<&'static dyn VerificationAlgorithm>, &'a [u8]), AuthError> {
         let data = auth.data.as_slice();
-        match (auth.method, self.curve) {
-            (AuthMethod::DigitalSignature, curve) => {
+        match (auth.method, self.kind) {
+            (AuthMethod::DigitalSignature, kind) => {
                 let identifier_and_signature =
                     data.split_first().and_then(|(&length, rest)| rest.split_at_checked(length.into()));
                 let (identifier, signature) = identifier_and_signature.ok_or(AuthError::Signature)?;
-                let algorithm: &dyn VerificationAlgorithm = match (identifier, curve) {
-                    (ID_ED25519, Curve::Ed25519) => &ED25519,
-                    (ECDSA_WITH_SHA256, Curve::P256) => &ECDSA_P256_SHA256_ASN1,
-                    (ECDSA_WITH_SHA384, Curve::P256) => &ECDSA_P256_SHA384_ASN1,
-                    (ECDSA_WITH_SHA256, Curve::P384) => &ECDSA_P384_SHA256_ASN1,
-                    (ECDSA_WITH_SHA384, Curve::P384) => &ECDSA_P384_SHA384_ASN1,
+                let rsa = rsa::algorithm(identifier);
+                let algorithm: &'static dyn VerificationAlgorithm = match (identifier, kind) {
+                    (ID_ED25519, KeyKind::Ed25519) => &ED25519,
+                    (ECDSA_WITH_SHA256, KeyKind::P256) => &ECDSA_P256_SHA256_ASN1,
+                    (ECDSA_WITH_SHA384, KeyKind::P256) => &ECDSA_P256_SHA384_ASN1,
+                    (ECDSA_WITH_SHA256, KeyKind::P384) => &ECDSA_P384_SHA256_ASN1,
+                    (ECDSA_WITH_SHA384, KeyKind::P384) => &ECDSA_P384_SHA384_ASN1,
                     (ID_ED25519 | ECDSA_WITH_SHA256 | ECDSA_WITH_SHA384, _) => {
                         return Err(AuthError::AlgorithmMismatch);
                     }
-                    (other, _) => return Err(AuthError::UnsupportedSignature(shown(other))),
+                    (other, kind) => match (rsa, kind) {
+                        (Some(algorithm), KeyKind::Rsa) => algorithm,
+                        (Some(_), _) => return Err(AuthError::AlgorithmMismatch),
+                        (None, _) => return Err(AuthError::UnsupportedSignature(shown(other))),
+                    },
                 };
-                Ok((algorithm, signature))
+                Ok((vec![algorithm], signature))
             }
             // RFC 4754: r | s.
-            (AuthMethod::EcdsaP256Sha256, Curve::P256) => Ok((&ECDSA_P256_SHA256_FIXED, data)),
-            (AuthMethod::EcdsaP384Sha384, Curve::P384) => Ok((&ECDSA_P384_SHA384_FIXED, data)),
-            (AuthMethod::EcdsaP256Sha256 | AuthMethod::EcdsaP384Sha384, _) => Err(AuthError::AlgorithmMismatch),
+            (AuthMethod::EcdsaP256Sha256, KeyKind::P256) => Ok((vec![&ECDSA_P256_SHA256_FIXED], data)),
+            (AuthMethod::EcdsaP384Sha384, KeyKind::P384) => Ok((vec![&ECDSA_P384_SHA384_FIXED], data)),
+            (AuthMethod::RsaSignature, KeyKind::Rsa) => Ok((rsa::PKCS1.to_vec(), data)),
+            (AuthMethod::EcdsaP256Sha256 | AuthMethod::EcdsaP384Sha384 | AuthMethod::RsaSignature, _) => {
+                Err(AuthError::AlgorithmMismatch)
+            }
             (found, _) => Err(AuthError::Method { expected: "a digital signature", found }),
         }
     }

@@ -5,6 +5,7 @@ mod credentials;
 mod mutilated;
 mod names;
 mod psk;
+mod rsa;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -63,7 +64,11 @@ impl Authority {
         algorithm: &'static SignatureAlgorithm,
         change: impl FnOnce(&mut CertificateParams),
     ) -> (Vec<u8>, Secret) {
-        let key = KeyPair::generate_for(algorithm).unwrap();
+        self.certify(KeyPair::generate_for(algorithm).unwrap(), change)
+    }
+
+    /// The same for this key.
+    fn certify(&self, key: KeyPair, change: impl FnOnce(&mut CertificateParams)) -> (Vec<u8>, Secret) {
         let mut params = CertificateParams::default();
         params.distinguished_name = named("edge-a1");
         params.not_before = date_time_ymd(2025, 1, 1);
