@@ -95,7 +95,7 @@ impl InetTable {
         if let Some(refusal) = self.reduced.as_ref().filter(|_| self.failure.is_none()) {
             return Some(Obstacle {
                 what: format!("the kernel refuses part of the firewall ({refusal}): pods do not reach the outside"),
-                command: "modprobe -a nft_masq nft_fib_inet".into(),
+                command: "modprobe -a nft_masq nft_fib_inet nft_limit".into(),
             });
         }
         let effect = if not_forwarding {
@@ -105,7 +105,7 @@ impl InetTable {
         };
         self.failure.as_ref().map(|failure| Obstacle {
             what: format!("the firewall is not in place ({failure}): {effect}"),
-            command: "apt-get install nftables; modprobe -a nf_tables nft_fib_inet nft_masq nft_ct".into(),
+            command: "apt-get install nftables; modprobe -a nf_tables nft_fib_inet nft_masq nft_ct nft_limit".into(),
         })
     }
 

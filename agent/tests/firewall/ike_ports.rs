@@ -1,4 +1,5 @@
-//! The ports of IKE stay the edge's own, whatever source ports its pods choose.
+//! Pods do not keep peers from the edge, with which they share an address: the ports of IKE stay the
+//! edge's own, and pods begin few IKE SAs.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -8,10 +9,16 @@ use edge_agent::host::firewall::Firewall;
 use super::Test;
 use super::world::{BOTH, Family, World};
 
-pub(crate) const TESTS: &[Test] = &[(
-    "a_pod_that_sends_from_an_ike_port_gets_no_packets_of_peers_for_the_edge",
-    a_pod_that_sends_from_an_ike_port_gets_no_packets_of_peers_for_the_edge,
-)];
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "a_pod_that_sends_from_an_ike_port_gets_no_packets_of_peers_for_the_edge",
+        a_pod_that_sends_from_an_ike_port_gets_no_packets_of_peers_for_the_edge,
+    ),
+    (
+        "pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer",
+        pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer,
+    ),
+];
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -61,4 +68,61 @@ fn the_edge_keeps(world: &World, family: &Family, port: u16) {
     // The pod is still served.
     peer.send_to(b"answer", seen).unwrap();
     assert_eq!(pod.recv_from(&mut buffer).unwrap().0, 6);
+}
+
+/// An IKE header (RFC 7296 3.1) with a body. The number makes the initiator's SPI differ.
+fn ike(number: u64, responder_spi: u64, exchange: u8, version: u8) -> Vec<u8> {
+    let mut message = [number.to_be_bytes(), responder_spi.to_be_bytes()].concat();
+    message.extend([33, version, exchange, 8, 0, 0, 0, 0, 0, 0, 1, 0]);
+    message.resize(256, 0);
+    message
+}
+
+fn pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer() {
+    const SENT: u64 = 100;
+    const IKE_SA_INIT: u8 = 34;
+    const CREATE_CHILD_SA: u8 = 36;
+    let world = World::new();
+    world.apply(&World::edge());
+    let mut begun = 0;
+    // A peer may have any port, for example behind a port forwarding.
+    for (family, port) in BOTH.into_iter().flat_map(|family| [(family, 500), (family, 7000)]) {
+        for marker in [&[][..], &[0; 4]] {
+            let arrived = |make: &dyn Fn(u64) -> Vec<u8>| {
+                let datagrams = (1..=SENT).map(|number| [marker, &make(number)].concat()).collect();
+                arrivals(&world, family, port, datagrams)
+            };
+            for version in [0x20, 0x2f] {
+                let arrived = arrived(&|number| ike(number, 0, IKE_SA_INIT, version));
+                // A peer accepts 64 in 30 s.
+                assert!(arrived < 60, "{} {port} {version}: {arrived} of {SENT}", family.ip);
+                begun += arrived;
+            }
+            assert_eq!(arrived(&|number| ike(number, number, CREATE_CHILD_SA, 0x20)), SENT as usize);
+            assert_eq!(arrived(&|number| number.to_be_bytes().repeat(32)), SENT as usize, "other datagrams");
+        }
+    }
+    assert!(begun > 0 && world.refused("ike-sa-init") > 0, "{begun} began");
+}
+
+/// How many of these datagrams of a pod arrive outside. Each comes after the answer to a datagram
+/// that always passes, so that none is lost for lack of room.
+fn arrivals(world: &World, family: &Family, port: u16, datagrams: Vec<Vec<u8>>) -> usize {
+    let at = SocketAddr::new(family.outside.parse::<IpAddr>().unwrap(), port);
+    let peer = world.on("outside", move || UdpSocket::bind(at).unwrap());
+    let from = SocketAddr::new(family.pod.parse::<IpAddr>().unwrap(), 0);
+    let pod = world.on("pod", move || UdpSocket::bind(from).unwrap());
+    for socket in [&peer, &pod] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    let mut buffer = [0; 512];
+    let mut arrived = 0;
+    for datagram in datagrams {
+        pod.send_to(&datagram, at).unwrap();
+        pod.send_to(b"end", at).unwrap();
+        while peer.recv_from(&mut buffer).unwrap().0 != 3 {
+            arrived += 1;
+        }
+    }
+    arrived
 }

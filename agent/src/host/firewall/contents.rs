@@ -62,8 +62,8 @@ pub struct Firewall {
     /// Interfaces from which nothing is forwarded, except to pods and tunnels, for IPv4 and IPv6.
     /// Empty for a family if the node forwarded before agent or plugin turned that on.
     pub isolated: [Vec<String>; 2],
-    /// Whether to leave out what small kernels lack: `masquerade` (nft_masq) and `fib`
-    /// (nft_fib_inet).
+    /// Whether to leave out what small kernels lack: `masquerade` (nft_masq), `fib` (nft_fib_inet)
+    /// and `limit` (nft_limit).
     pub minimal: bool,
     /// Bridges among the isolated interfaces. With br_netfilter, bridged packets look as if they
     /// were forwarded from a bridge to itself.

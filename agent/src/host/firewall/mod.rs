@@ -5,11 +5,13 @@
 //! table does that. `docs/firewall.md` describes each chain, and the path of each kind of packet.
 //!
 //! - `contents`: what the table contains, derived from configuration and desired state. Pure.
+//! - `counters`: the counters of dropped packets, and what each means.
 //! - `rules`: the table as commands of `nft -j`. Pure.
 //! - `sets`: the networks in its sets, and the commands that change them. Pure.
 //! - `nft`: applies, updates, reads and removes the table.
 
 mod contents;
+mod counters;
 mod nft;
 mod rules;
 mod sets;

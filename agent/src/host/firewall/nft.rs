@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::contents::{Firewall, PODS_TABLE, TABLE};
-use super::rules::{COUNTERS, counters};
+use super::counters::COUNTERS;
+use super::rules::counters;
 use super::sets::{Sets, changes, parse};
 
 /// Number of packets that a rule dropped since the table was made.

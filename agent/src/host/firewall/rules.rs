@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::contents::{Firewall, PODS_TABLE, TABLE};
+use super::counters::COUNTERS;
 use super::sets;
 
 /// Before connection tracking (-200), which thus does not see packets that are dropped here.
@@ -14,33 +15,6 @@ const EARLY: i32 = -300;
 const BEFORE_OTHERS: i32 = -150;
 /// After the translation of destinations (-100), before the route lookup.
 const REDIRECTED: i32 = -90;
-
-/// Counters of dropped packets, and what each means for an operator.
-pub(super) const COUNTERS: [(&str, &str); 8] = [
-    ("loopback", "packets from other hosts or pods to or from this node's loopback addresses (127.0.0.0/8)"),
-    ("posing", "packets with a pod's source that came neither from the bridge nor out of a tunnel"),
-    ("forged", "pods' packets with a source that is not a pod's"),
-    (
-        "to-tunnels",
-        "connections from outside the cluster that were routed here to enter a tunnel; [firewall] lan_to_tunnels allows them",
-    ),
-    (
-        "to-pods",
-        "connections from outside the cluster that were routed here to a pod; [firewall] lan_to_pods allows them",
-    ),
-    (
-        "between-uplinks",
-        "connections between this node's own networks, for which it is no router; [firewall] forward_others allows them",
-    ),
-    (
-        "to-containers",
-        "connections from outside that were routed here to containers of another runtime; [firewall] forward_others allows them",
-    ),
-    (
-        "service-elsewhere",
-        "calls of a Service through this hub whose endpoint is at another edge; run kube-proxy on the edges",
-    ),
-];
 
 /// An address family in nft's words.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -318,6 +292,9 @@ impl Firewall {
             commands.rule("forward", [family.within("daddr", "remote"), goto("to-tunnels")]);
         }
         commands.rule("forward", [self.over_bridges("oifname"), goto("to-pods")]);
+        if self.masquerade && !self.minimal {
+            self.ike_of_pods(commands);
+        }
         let from_pods = || self.over_bridges("iifname");
 
         for family in FAMILIES {
@@ -363,6 +340,29 @@ impl Firewall {
             commands.rule("to-containers", [statement, accept()]);
         }
         commands.rule("to-containers", dropped("to-containers"));
+    }
+
+    /// Lets pods begin few IKE SAs with hosts outside, at whatever port. Pods share this node's
+    /// address, and a peer accepts 64 half-open IKE SAs of one address in 30 s: a pod could keep
+    /// this node from its peers.
+    fn ike_of_pods(&self, commands: &mut Commands) {
+        let bits = |offset: u32, length: u32| json!({"payload": {"base": "th", "offset": offset, "len": length}});
+        commands.target("ike-of-pods");
+        // RFC 7296 3.1, behind the UDP header: no SPI of the responder, major version 2, exchange
+        // type IKE_SA_INIT. On the port behind NATs four octets of zero come before (RFC 3948 2.2).
+        for marker in [0, 32] {
+            let mut matches = vec![self.over_bridges("iifname"), meta("==", "l4proto", json!("udp"))];
+            if marker > 0 {
+                matches.push(is("==", bits(64, 32), json!(0)));
+            }
+            matches.push(is("==", bits(128 + marker, 64), json!(0)));
+            matches.push(is("==", bits(200 + marker, 4), json!(2)));
+            matches.push(is("==", bits(208 + marker, 8), json!(34)));
+            matches.push(json!({"jump": {"target": "ike-of-pods"}}));
+            commands.rule("forward", matches);
+        }
+        let over = json!({"limit": {"rate": 1, "per": "second", "burst": 16, "burst_unit": "packets", "inv": true}});
+        commands.rule("ike-of-pods", [over].into_iter().chain(dropped("ike-sa-init")));
     }
 
     /// Sets the source addresses of packets that leave. The first rule that matches a connection's
