@@ -8,6 +8,10 @@ use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
 
+/// With these the peer says that it has removed the IKE SA, or never made it (RFC 7296 2.21.2).
+const ENDS_IKE_SA: [NotifyType; 3] =
+    [NotifyType::AuthenticationFailed, NotifyType::InvalidSyntax, NotifyType::UnsupportedCriticalPayload];
+
 /// Sends a request that deletes an SA.
 pub(super) fn delete(sa: &mut IkeSa, delete: Delete, cx: &mut Context<'_>) {
     sa.channel.request(ExchangeType::Informational, &Payloads::from(vec![Payload::Delete(delete)]), cx);
@@ -37,9 +41,8 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
     }
     sa.channel.respond(ExchangeType::Informational, &answer, cx);
     // RFC 7296 2.21.2: the initiator could not accept our IKE_AUTH response.
-    if let Some(notify) =
-        payloads.notify(NotifyType::AuthenticationFailed).or_else(|| payloads.notify(NotifyType::InvalidSyntax))
-    {
+    let mut ended = ENDS_IKE_SA.iter().filter_map(|kind| payloads.notify(*kind));
+    if let Some(notify) = ended.next() {
         return SaStep::Closed(CloseReason::Failed(failure::notified(INFORMATIONAL, notify.kind, &sa.profile.config)));
     }
     step

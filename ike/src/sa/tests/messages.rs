@@ -3,7 +3,8 @@
 use super::*;
 use crate::event::DownReason;
 use crate::sa::QueuedRequest;
-use crate::wire::{NotifyType, Payload, PayloadType};
+use crate::sa::ike_sa::CloseReason;
+use crate::wire::{Notify, NotifyType, Payload, PayloadType};
 
 /// A vendor ID that does not fit one small fragment.
 fn large() -> Payloads {
@@ -101,4 +102,23 @@ fn copies_of_a_request_are_answered_as_often_as_an_honest_peer_sends_it_again() 
     peer.next_request = 1;
     assert!(matches!(peer.request(ExchangeType::Informational, &Payloads::new()), SaStep::Continue));
     assert_eq!(peer.sent().len(), 1, "the next request is answered");
+}
+
+#[test]
+fn an_initiator_that_cannot_take_our_answer_ends_the_ike_sa() {
+    for kind in [NotifyType::AuthenticationFailed, NotifyType::InvalidSyntax, NotifyType::UnsupportedCriticalPayload] {
+        let mut peer = Established::new();
+        let step = peer.request(ExchangeType::Informational, &vec![Payload::Notify(Notify::new(kind))].into());
+        assert!(matches!(step, SaStep::Closed(CloseReason::Failed(_))), "{kind}: {step:?}");
+        assert!(peer.sent()[0].1.is_empty(), "it is answered");
+    }
+}
+
+#[test]
+fn a_malformed_request_ends_the_ike_sa() {
+    let mut peer = Established::new();
+    let step = peer.request(ExchangeType::Informational, &vec![Payload::Nonce(vec![1; 3])].into());
+    assert!(matches!(step, SaStep::Closed(CloseReason::Failed(_))), "{step:?}");
+    let (header, payloads) = peer.sent().remove(0);
+    assert!(header.response && payloads.notify(NotifyType::InvalidSyntax).is_some());
 }
