@@ -24,6 +24,9 @@ pub(super) const MAX_REPEATS: u8 = 16;
 /// How long fragments wait for the rest of their message: longer than the peer sends it again.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The last message ID but for a thousand, with which an IKE SA still tells the peer that it ends.
+const LAST_MESSAGE_ID: u32 = u32::MAX - 1000;
+
 /// What a datagram contained.
 #[derive(Debug)]
 pub(crate) enum Incoming {
@@ -191,6 +194,17 @@ impl Channel {
     /// Whether a request is under way, which fills the window.
     pub(crate) fn busy(&self) -> bool {
         self.in_flight.is_some()
+    }
+
+    /// Whether it must end because its message IDs do not fit 32 bits for long (RFC 7296 2.2).
+    pub(crate) fn message_ids_are_used_up(&self) -> bool {
+        self.next_request.max(self.next_expected) > LAST_MESSAGE_ID
+    }
+
+    /// Both ends have used all message IDs before this one.
+    #[cfg(test)]
+    pub(super) fn skip_to_message_id(&mut self, id: u32) {
+        (self.next_request, self.next_expected) = (id, id);
     }
 
     /// Sends our next request; the window must be free.

@@ -46,6 +46,16 @@ impl IkeSa {
             Incoming::Request(exchange, Err(error)) => self.answer_invalid(exchange, error, cx),
             Incoming::Response(exchange, payloads) => self.finish(exchange, payloads, child_sas, cx),
         };
+        let step = match step {
+            SaStep::Continue if self.lifecycle == Lifecycle::Active && self.channel.message_ids_are_used_up() => {
+                let detail = "the message IDs of the IKE SA are used up; a new one begins again";
+                SaStep::End(
+                    DownReason::Expired,
+                    PeerError::new(INFORMATIONAL, PeerErrorKind::Expired, detail.to_owned()),
+                )
+            }
+            step => step,
+        };
         // Nothing more is sent on an IKE SA that is gone. If it was rekeyed, the new one takes the
         // queue first.
         if !matches!(step, SaStep::Closed(_) | SaStep::Rekeyed { .. }) {

@@ -122,3 +122,14 @@ fn a_malformed_request_ends_the_ike_sa() {
     let (header, payloads) = peer.sent().remove(0);
     assert!(header.response && payloads.notify(NotifyType::InvalidSyntax).is_some());
 }
+
+#[test]
+fn an_ike_sa_ends_before_its_message_ids_are_used_up() {
+    let mut peer = Established::new();
+    let first = u32::MAX - 2000;
+    peer.sa.channel.skip_to_message_id(first);
+    peer.next_request = first;
+    let steps = std::iter::from_fn(|| Some(peer.request(ExchangeType::Informational, &Payloads::new())));
+    let ended = steps.take(1500).position(|step| matches!(step, SaStep::End(DownReason::Expired, _)));
+    assert!(ended.is_some_and(|ended| ended > 0), "{ended:?}");
+}
