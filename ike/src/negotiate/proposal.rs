@@ -371,4 +371,28 @@ mod tests {
         offers[0].spi.clear();
         assert!(choose_esp(&offers, &[esp(&[Cipher::Aes256Gcm16], &[], false)], ChildKeyExchange::Ignored).is_none());
     }
+
+    #[test]
+    fn an_offer_without_key_exchange_leaves_the_transform_out() {
+        let ours = [esp(&[Cipher::Aes256Gcm16], &BOTH, false)];
+        let groups = |offered| offer_esp(&ours, 7, offered)[0].transforms_of(TransformType::KeyExchange).count();
+        assert_eq!((groups(false), groups(true)), (0, 2));
+    }
+
+    #[test]
+    fn an_ike_sa_without_a_key_exchange_is_neither_offered_nor_chosen() {
+        let ours = [ike(&[Cipher::Aes256Gcm16], &BOTH)];
+        let mut offers = offer_ike(&ours, &[]);
+        assert!(offers[0].transforms_of(TransformType::KeyExchange).all(|transform| transform.as_group().is_some()));
+        assert!(choose_ike(&offers, &ours, None).is_some());
+        offers[0].transforms.retain(|transform| transform.kind != TransformType::KeyExchange);
+        assert!(choose_ike(&offers, &ours, None).is_none(), "left out");
+        offers[0].transforms.push(Transform::new(TransformType::KeyExchange, 0));
+        assert!(choose_ike(&offers, &ours, None).is_none(), "NONE");
+        for kind in [TransformType::Encryption, TransformType::Prf] {
+            let mut offers = offer_ike(&ours, &[]);
+            offers[0].transforms.retain(|transform| transform.kind != kind);
+            assert!(choose_ike(&offers, &ours, None).is_none(), "{kind:?} is mandatory");
+        }
+    }
 }

@@ -43,4 +43,11 @@ mod tests {
         assert!(!collides(nonces(&a, &d), nonces(&b, &c)));
         assert!(!collides(nonces(&d, &a), nonces(&b, &c)));
     }
+
+    #[test]
+    fn a_nonce_that_is_the_beginning_of_another_is_the_lower_one() {
+        let (short, long, high) = ([1_u8; 16], [1_u8; 32], [9_u8; 16]);
+        assert_eq!(lower_nonce(Nonces { initiator: &long, responder: &short }), short);
+        assert_eq!(lower_nonce(Nonces { initiator: &high, responder: &long }), long, "octet by octet, not as numbers");
+    }
 }

@@ -19,11 +19,16 @@ pub type Part = (u8, Vec<u8>);
 pub const FOREIGN_ID: &str = "foreign.example";
 const OUR_ID: &str = "a.example";
 
+/// Payloads of this type and above are sent as critical.
+pub const CRITICAL: u8 = 250;
+
 /// The octets of a chain of payloads.
 fn encode_chain(parts: &[Part]) -> Vec<u8> {
     let next = parts.iter().skip(1).map(|part| part.0).chain([0]);
-    let payload =
-        |((_, body), next): (&Part, u8)| [[next, 0].as_slice(), &(body.len() as u16 + 4).to_be_bytes(), body].concat();
+    let payload = |((kind, body), next): (&Part, u8)| {
+        let critical = if *kind >= CRITICAL { 0x80 } else { 0 };
+        [[next, critical].as_slice(), &(body.len() as u16 + 4).to_be_bytes(), body].concat()
+    };
     parts.iter().zip(next).flat_map(payload).collect()
 }
 
@@ -191,6 +196,11 @@ impl Foreign {
 
     /// IKE_SA_INIT and IKE_AUTH with this pre-shared key. The response to IKE_AUTH.
     pub fn authenticate(&mut self, psk: &[u8]) -> Message {
+        self.authenticate_with(psk, |_| {})
+    }
+
+    /// As [`Self::authenticate`], with changed payloads of IKE_AUTH.
+    pub fn authenticate_with(&mut self, psk: &[u8], change: impl FnOnce(&mut Vec<Part>)) -> Message {
         let request = self.init_request(&self.init_parts());
         let response = self.exchange(request.clone()).remove(0);
         let answer = crate::oracle::clear(&response).unwrap();
@@ -205,13 +215,14 @@ impl Foreign {
         let auth = keys.psk_auth(true, psk, &request, nonces.1, &id);
         self.keys = Some(keys);
         self.next_id = 1;
-        let parts = [
+        let mut parts = vec![
             (payload::ID_INITIATOR, id),
             (payload::AUTH, [[2, 0, 0, 0].as_slice(), &auth].concat()),
             esp_proposal(self.child.0),
             everything(payload::TS_INITIATOR),
             everything(payload::TS_RESPONDER),
         ];
+        change(&mut parts);
         self.request(exchange::IKE_AUTH, &parts).remove(0)
     }
 

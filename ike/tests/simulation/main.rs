@@ -12,6 +12,7 @@ mod foreign;
 mod kernel;
 mod liveness;
 mod logs;
+mod messages;
 mod mismatch;
 #[cfg(debug_assertions)]
 mod mutations;

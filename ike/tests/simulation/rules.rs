@@ -189,7 +189,7 @@ pub fn deletions_that_cross_name_each_spi_once() {
 }
 
 /// Our node is asked to rekey its IKE SA. Its request.
-fn ike_rekey_of_ours(foreign: &mut Foreign) -> Message {
+pub fn ike_rekey_of_ours(foreign: &mut Foreign) -> Message {
     let name = foreign.config.name.clone();
     assert!(foreign.network.call(0, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
     foreign.network.run_for(SECOND / 50);

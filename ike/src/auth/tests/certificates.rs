@@ -71,6 +71,18 @@ fn a_chain_with_an_intermediate_is_believed_and_without_it_is_not() {
 }
 
 #[test]
+fn a_chain_of_four_certificates_is_believed() {
+    let root = Authority::root("root");
+    let upper = root.intermediate("upper", |_| {});
+    let middle = upper.intermediate("middle", |_| {});
+    let lower = middle.intermediate("lower", |_| {});
+    let mut auth = config(&root, lower.issue(&PKCS_ED25519, |_| {}));
+    // All but the first may come in any order.
+    auth.chain.extend([upper.der, lower.der, middle.der]);
+    assert_eq!(judged(&authenticator(&auth), &authenticator(&auth), &fqdn()), Ok(Proof::Ed25519));
+}
+
+#[test]
 fn an_issuer_limited_to_other_usages_is_not_believed() {
     let root = Authority::root("root");
     let intermediate = root.intermediate("web only", |params| {

@@ -3,6 +3,7 @@
 
 mod answers;
 mod attempts;
+mod beginnings;
 mod lifetimes;
 mod limits;
 mod lookup;

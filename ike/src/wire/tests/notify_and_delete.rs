@@ -12,6 +12,16 @@ fn a_notification_about_a_child_names_its_spi() {
 }
 
 #[test]
+fn a_protocol_without_an_spi_does_not_matter() {
+    let Ok(Payload::Notify(notify)) = read_one(41, &[3, 0, 0x40, 0]) else { panic!("a notification") };
+    assert_eq!((notify.kind, notify.child_spi()), (NotifyType::InitialContact, None));
+    let payloads = Payloads::from(vec![Payload::Notify(notify)]);
+    assert!(payloads.notify(NotifyType::InitialContact).is_some());
+    let ours = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::InitialContact))]);
+    assert_eq!(ours.encode(), [0, 0, 0, 8, 0, 0, 0x40, 0]);
+}
+
+#[test]
 fn unknown_notifications_are_kept_and_sorted_into_errors_and_status() {
     let Ok(Payload::Notify(error)) = read_one(41, &[0, 0, 0x1f, 0xff, 1]) else { panic!("a notification") };
     assert_eq!((error.kind, error.data.as_slice()), (NotifyType::Unknown(8191), [1].as_slice()));

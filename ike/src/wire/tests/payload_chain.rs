@@ -65,3 +65,37 @@ fn a_missing_payload_is_named() {
     assert_eq!(Payloads::new().nonce(), Err(InvalidMessage::Missing(PayloadType::Nonce)));
     assert_eq!(InvalidMessage::Missing(PayloadType::Nonce).to_string(), "payload Nonce is missing");
 }
+
+#[test]
+fn reserved_bits_and_octets_are_ignored_wherever_they_stand() {
+    let security_association = [0, 0, 0, 16, 1, 1, 0, 1, 0, 0, 0, 8, 2, 0, 0, 5];
+    let selectors = [1, 0, 0, 0, 7, 0, 0, 16, 0, 0, 255, 255, 10, 0, 0, 0, 10, 255, 255, 255];
+    for (kind, contents, reserved) in [
+        (33, security_association.as_slice(), [1, 9, 13].as_slice()),
+        (34, &[0, 31, 0, 0, 1, 2, 3], &[2, 3]),
+        (39, &[2, 0, 0, 0, 9], &[1, 2, 3]),
+        (44, &selectors, &[1, 2, 3]),
+    ] {
+        let mut octets = raw(kind, false, contents);
+        let expected = Message::decode(&octets).unwrap();
+        octets[29] = 0x7f;
+        for at in reserved {
+            octets[32 + at] = 0xff;
+        }
+        assert_eq!(Message::decode(&octets), Ok(expected), "payload type {kind}");
+    }
+}
+
+#[test]
+fn an_encrypted_payload_is_the_last_one_and_holds_no_other() {
+    let mut octets = raw(46, false, &[0; 40]);
+    assert!(EncryptedMessage::read(&octets).is_ok());
+    octets.extend_from_slice(&[0, 0, 0, 4]);
+    let len = octets.len() as u32;
+    octets[24..28].copy_from_slice(&len.to_be_bytes());
+    assert!(matches!(EncryptedMessage::read(&octets), Err(InvalidMessage::TrailingBytes { octets: 4, .. })));
+    for kind in [PayloadType::Encrypted, PayloadType::EncryptedFragment] {
+        let inner = [0, 0, 0, 12, 0, 1, 0, 1, 1, 2, 3, 4];
+        assert_eq!(Payloads::decode(kind, &inner), Err(InvalidMessage::MisplacedEncrypted));
+    }
+}
