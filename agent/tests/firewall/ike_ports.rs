@@ -1,5 +1,5 @@
-//! Pods do not keep peers from the edge, with which they share an address: the ports of IKE stay the
-//! edge's own, and pods begin few IKE SAs.
+//! Pods do not keep peers from the edge, with which they share an address: the ports of IKE stay
+//! the edge's own, and pods begin few IKE SAs.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;

@@ -92,8 +92,8 @@ impl Authenticator {
     }
 
     /// Our AUTH. `peer_hashes` are the algorithms in the peer's SIGNATURE_HASH_ALGORITHMS. `None`:
-    /// it sent none, so it may not know RFC 7427, and only ECDSA by RFC 4754 and RSA by method 1 are
-    /// possible.
+    /// it sent none, so it may not know RFC 7427, and only ECDSA by RFC 4754 and RSA by method 1
+    /// are possible.
     ///
     /// # Errors
     /// If our key can make no signature that the peer understands.

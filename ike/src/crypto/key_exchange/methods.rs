@@ -29,8 +29,8 @@ macro_rules! methods {
                 }
             }
 
-            /// Microseconds that both steps of the responder take on a slow processor, if so much that a
-            /// stranger who makes us take them must be limited. 0 otherwise.
+            /// Microseconds that both steps of the responder take on a slow processor, if so much
+            /// that a stranger who makes us take them must be limited. 0 otherwise.
             pub(crate) fn expense(self) -> u32 {
                 match self {
                     $(Self::$group => $microseconds,)+
