@@ -170,6 +170,7 @@ impl ChildSas {
             // The one that is replaced is the one that we send with, unless it belongs to a
             // redundant IKE SA. Then nothing is switched.
             Arrival::RekeyedByUs(old) => (self.outbound, self.outbound == Some(old)),
+            //= RFC 7296 2.8 REQUIRED 11: the responder sends on the old SA
             Arrival::RekeyedByPeer(_) => (self.outbound, mutation!("sent_before_peer_is_ready")),
         };
         let rekeyed = matches!(arrival, Arrival::RekeyedByUs(_) | Arrival::RekeyedByPeer(_));
@@ -217,6 +218,7 @@ impl ChildSas {
         if self.outbound == Some(id) || linger.is_zero() || mutation!("nothing_lingers") {
             self.remove(id, reason, out);
         } else if let Some(child) = self.children.get_mut(&id) {
+            //= RFC 7296 2.8.1 MUST 2: packets come through either SA
             child.lingering = Some(Lingering { until: now + linger, reason });
             self.limit_lingering(out);
         }
@@ -260,6 +262,7 @@ impl ChildSas {
     }
 
     fn remove(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {
+        //= RFC 7296 1.4.1 MUST 1: both directions go
         self.children.remove(&id);
         if self.outbound == Some(id) {
             self.outbound = None;
@@ -281,6 +284,7 @@ impl ChildSas {
         let moving = self.ids_of(from);
         for id in &moving {
             if let Some(child) = self.children.get_mut(id) {
+                //= RFC 7296 2.8 REQUIRED 5: CHILD_SAs move
                 child.owner = to;
             }
         }

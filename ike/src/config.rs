@@ -357,6 +357,7 @@ pub enum Group {
 
 /// One IKE SA proposal: any combination of what it lists, best first.
 #[derive(Debug, Clone, PartialEq, Eq)]
+//= RFC 7296 3.3.4 MUST 3: suites are configured
 pub struct IkeProposal {
     /// Encryption and integrity.
     pub ciphers: Vec<Cipher>,

@@ -25,6 +25,7 @@ impl Output {
     /// Queues an IKE message. On the NAT traversal port the non-ESP marker goes before it (RFC 3948
     /// 2.2).
     pub(crate) fn message(&mut self, local: SocketAddr, remote: SocketAddr, nat_port: u16, message: &[u8]) {
+        //= RFC 7296 2 MUST 3: four octets of zero on port 4500
         let marker: &[u8] = if local.port() == nat_port { &[0; 4] } else { &[] };
         self.transmits.push_back(Transmit { local, remote, payload: [marker, message].concat() });
     }
@@ -48,6 +49,7 @@ impl Context<'_> {
 
     /// Shortens a time by up to a tenth at random, so that two ends, or a thousand peers, seldom
     /// act at once.
+    //= RFC 7296 2.8.1 SHOULD 1: jitter
     pub(crate) fn jittered(&mut self, time: std::time::Duration) -> std::time::Duration {
         let share = if mutation!("no_jitter") { 0 } else { u32::from(u16::from_be_bytes(self.random())) };
         time.saturating_sub((time / 10).saturating_mul(share) / u32::from(u16::MAX))

@@ -4,6 +4,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Secret bytes: wiped when dropped, never shown by `Debug`, compared in constant time.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
+//= RFC 7296 2.12 MUST 1: keys are forgotten
 pub struct Secret(Vec<u8>);
 
 impl Secret {

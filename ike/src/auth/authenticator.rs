@@ -85,6 +85,7 @@ impl Authenticator {
         match &self.0 {
             Method::Psk(_) => None,
             Method::Certificate(credentials) => Some(CertificateRequest {
+                //= RFC 7296 3.7 SHOULD NOT 1: X.509 only
                 encoding: CertificateEncoding::X509Signature,
                 authorities: credentials.validator.authorities().to_vec(),
             }),
@@ -136,17 +137,20 @@ impl Authenticator {
         unix_time: u64,
     ) -> Result<(Proof, Option<PeerCertificate>), AuthError> {
         let claimed = presented.id.identity().ok_or(AuthError::UnknownIdType(presented.id.kind))?;
+        //= RFC 7296 1.2 MUST 3: the name belongs to the secret
         if !same_identity(expected, &claimed) {
             return Err(AuthError::UnexpectedIdentity { expected: expected.clone(), claimed });
         }
         let authentication = presented.authentication;
         match &self.0 {
+            //= RFC 7296 1.2 MUST 2: verify signatures and MACs
             Method::Psk(psk) => psk::verify(octets, psk, authentication).map(|()| (Proof::Psk, None)),
             Method::Certificate(_) if authentication.method == AuthMethod::SharedKey => {
                 Err(AuthError::Method { expected: "a signature", found: authentication.method })
             }
             Method::Certificate(credentials) => {
                 let valid = credentials.validator.validate(presented.certificates, &claimed, unix_time)?;
+                //= RFC 7296 1.2 MUST 2: verify signatures and MACs
                 let proof = valid.key.verify(octets.as_slice(), authentication)?;
                 Ok((proof, Some(valid.shown)))
             }
@@ -184,6 +188,7 @@ impl Credentials {
         }
         let key = SigningKey::new(&auth.key)?;
         let certified = certificate_validator::public_key(leaf).ok_or(CredentialError::MalformedCertificate)?;
+        //= RFC 7296 1.2 MUST 1: the key's certificate is first
         if !key.belongs_to(&certified) {
             return Err(CredentialError::KeyMismatch);
         }

@@ -78,6 +78,7 @@ impl CertificateValidator {
             .map(|certificate| CertificateDer::from(certificate.data.as_slice()))
             .take(MAX_CHAIN);
         // RFC 7296 3.6: the first certificate holds the key of AUTH.
+        //= RFC 7296 3.6 MUST 4: the key's certificate is first
         let leaf = chain.next().ok_or(AuthError::NoCertificate)?;
         let intermediates: Vec<_> = chain.collect();
         let parsed = parse(&leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;

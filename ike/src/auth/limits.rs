@@ -1,6 +1,7 @@
 //! Limits of certificate chains.
 
 /// Most certificates of a chain, ours or the peer's. Further certificates of a peer are ignored.
+//= RFC 7296 3.6 MUST 2: four certificates
 pub const MAX_CHAIN: usize = 8;
 
 /// Most octets of one of our certificates.

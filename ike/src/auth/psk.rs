@@ -10,6 +10,7 @@ const KEY_PAD: &[u8] = b"Key Pad for IKEv2";
 /// AUTH = prf(prf(Shared Secret, "Key Pad for IKEv2"), SignedOctets).
 pub(super) fn shared_key_mic(octets: &SignedOctets, psk: &Secret) -> Secret {
     let pad: &[u8] = if mutation!("no_key_pad") { &[] } else { KEY_PAD };
+    //= RFC 7296 2.15 REQUIRED 3: the key pad
     let key = octets.prf().compute(psk.expose(), &[pad]);
     octets.prf().compute(key.expose(), &[octets.as_slice()])
 }

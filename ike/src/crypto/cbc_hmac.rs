@@ -43,6 +43,8 @@ impl CbcHmac {
         let start = message.len();
         message.extend_from_slice(inner);
         // RFC 7296 3.14: no more padding than needed. Its length stands behind it.
+        //= RFC 7296 3.14 MUST 5: padding to the block size
+        //= RFC 7296 3.14 SHOULD 6: the least padding
         let padding = BLOCK_LEN.wrapping_sub(inner.len()).wrapping_sub(1) % BLOCK_LEN;
         message.resize(message.len().saturating_add(padding), 0);
         message.push(u8::try_from(padding).ok()?);
@@ -59,7 +61,9 @@ impl CbcHmac {
         let short = InvalidMessage::Truncated { what: "encrypted payload", needed: least, left: body.len() };
         let parts = body.len().checked_sub(self.icv_len).and_then(|len| body.split_at_checked(len));
         let (authenticated, icv) = parts.ok_or(OpenError::Malformed(short))?;
+        //= RFC 7296 3.14 MUST 4: any IV is taken
         let (iv, ciphertext) = authenticated.split_first_chunk().ok_or(OpenError::Malformed(short))?;
+        //= RFC 7296 3.14 MUST 8: the checksum covers the encrypted message
         let expected = self.icv(associated, authenticated);
         let expected = expected.as_ref().get(..self.icv_len).ok_or(OpenError::Forged)?;
         if !bool::from(expected.ct_eq(icv)) {
@@ -86,6 +90,7 @@ impl CbcHmac {
     /// RFC 7296 3.14 and RFC 3602 3 want an initialization vector that nobody can foresee. It is a
     /// block that is encrypted once only, under the same key: the first method of NIST SP 800-38A
     /// C. So it needs no randomness, which could fail.
+    //= RFC 7296 3.14 MUST 3: an IV that cannot be predicted
     fn initialization_vector(&self, number: u64) -> Option<Block> {
         let mut block = [0; BLOCK_LEN];
         *block.last_chunk_mut()? = number.to_be_bytes();

@@ -73,6 +73,7 @@ impl IkeCipher {
     /// The cipher of an IKE SA with these keys, at this end.
     pub fn new(keys: &IkeKeys, role: IkeRole) -> Self {
         let cipher = keys.suite.cipher;
+        //= RFC 7296 2.14 REQUIRED 4: a key for each direction
         let initiator = DirectionKey::new(cipher, &keys.ei, &keys.ai);
         let responder = DirectionKey::new(cipher, &keys.er, &keys.ar);
         match role {
@@ -95,6 +96,7 @@ impl IkeCipher {
     ) -> Result<Vec<Vec<u8>>, SealError> {
         let mut inner = payloads.encode();
         let result = self.seal_encoded(header, payloads.first_kind(), &inner, limit);
+        //= RFC 7296 2.12 MUST 1: keys are forgotten
         inner.zeroize();
         result
     }
@@ -167,6 +169,7 @@ fn decode_plaintext(front: EncryptedPrefix, plain: &[u8]) -> Result<Opened, Inva
     let Some((&padding, rest)) = plain.split_last() else {
         return Err(InvalidMessage::Truncated { what: "encrypted payload", needed: 1, left: 0 });
     };
+    //= RFC 7296 3.14 MUST 7: any padding is taken
     let len = rest.len().checked_sub(padding.into()).ok_or(InvalidMessage::Padding(padding))?;
     let inner = rest.get(..len).unwrap_or_default();
     match front {

@@ -42,6 +42,7 @@ impl Cookies {
         initiator_spi: u64,
     ) -> Vec<u8> {
         self.rotate(env, now);
+        //= RFC 7296 2.6 MUST 5: 1 to 64 octets
         let mut cookie = vec![self.current.version];
         cookie.extend_from_slice(self.current.hash(nonce, from, initiator_spi).as_ref());
         cookie
@@ -86,6 +87,7 @@ impl CookieSecret {
         Self { version, secret: hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref()), since: now }
     }
 
+    //= RFC 7296 2.6.1 SHOULD 1: the cookie stays for another group
     fn hash(&self, nonce: &[u8], from: IpAddr, initiator_spi: u64) -> hmac::Tag {
         let mut context = hmac::Context::with_key(&self.secret);
         // IPv4 addresses are mapped, so that every part but the last has a fixed length and no two

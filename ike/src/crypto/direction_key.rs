@@ -96,10 +96,12 @@ fn seal_aead(
     inner: &[u8],
 ) -> Result<Vec<u8>, SealError> {
     let iv = number.to_be_bytes();
+    //= RFC 7296 3.14 MUST 8: the checksum covers the encrypted message
     let associated = aead::Aad::from(message.clone());
     // RFC 5282 4: padding is not needed; the pad length octet is.
     let mut contents = Vec::with_capacity(inner.len().saturating_add(1).saturating_add(AEAD_ICV_LEN));
     contents.extend_from_slice(inner);
+    //= RFC 7296 3.14 SHOULD 6: the least padding
     contents.push(0);
     if key.seal_in_place_append_tag(nonce(salt, iv), associated, &mut contents).is_err() {
         contents.zeroize();
@@ -121,6 +123,7 @@ fn open_aead(
         return Err(OpenError::Malformed(InvalidMessage::Truncated { what, needed: AEAD_IV_LEN, left: body.len() }));
     };
     let mut contents = Zeroizing::new(sealed.to_vec());
+    //= RFC 7296 3.14 MUST 4: any IV is taken
     let opened = key.open_in_place(nonce(salt, iv), aead::Aad::from(associated), &mut contents);
     let len = opened.map_err(|_| OpenError::Forged)?.len();
     contents.truncate(len);

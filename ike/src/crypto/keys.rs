@@ -55,6 +55,7 @@ impl IkeKeys {
     /// Keys of an IKE SA that IKE_SA_INIT makes: SKEYSEED = prf(Ni | Nr, g^ir).
     pub fn initial(suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
         let nonce = if mutation!("skeyseed_of_one_nonce") { nonces.initiator } else { nonces.responder };
+        //= RFC 7296 2.14 REQUIRED 2: SKEYSEED
         let key = Secret::new([nonces.initiator, nonce].concat());
         let skeyseed = suite.prf.compute(key.expose(), &[shared.expose()]);
         Self::expand(suite, &skeyseed, nonces, ike)
@@ -64,6 +65,7 @@ impl IkeKeys {
     /// by the old SA's PRF (RFC 7296 2.18). `ike` holds the new SPIs; its initiator is the
     /// initiator of the exchange.
     pub fn rekey(&self, suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
+        //= RFC 7296 2.18 REQUIRED 5: SKEYSEED of a rekey
         let data = [shared.expose(), nonces.initiator, nonces.responder];
         let skeyseed = self.suite.prf.compute(self.d.expose(), &data);
         Self::expand(suite, &skeyseed, nonces, ike)
@@ -75,11 +77,13 @@ impl IkeKeys {
         let responder = if mutation!("ike_keys_without_spi") { 0 } else { ike.responder };
         let (initiator, responder) = (ike.initiator.to_be_bytes(), responder.to_be_bytes());
         let seed = [nonces.initiator, nonces.responder, &initiator, &responder];
+        //= RFC 7296 2.14 MUST 1: lengths of SK_d, SK_pi and SK_pr
         let (prf_len, key_len) = (suite.prf.output_len(), suite.cipher.encryption_key_len());
         let integrity_len = suite.cipher.integrity_key_len();
         let total = prf_len.saturating_mul(3).saturating_add(suite.cipher.keymat_len().saturating_mul(2));
         let keys = suite.prf.expand(skeyseed.expose(), &seed, total);
         let mut keys = KeyMaterial(keys.expose());
+        //= RFC 7296 2.14 REQUIRED 3: the order of the keys
         let d = keys.next(prf_len);
         let (ai, ar, ei, er) = if mutation!("encryption_keys_first") {
             let (ei, er) = (keys.next(key_len), keys.next(key_len));
@@ -96,10 +100,12 @@ impl IkeKeys {
     pub fn child(&self, cipher: Cipher, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
         let shared = shared.filter(|_| !mutation!("child_keys_without_secret"));
         let shared = shared.map_or([].as_slice(), Secret::expose);
+        //= RFC 7296 2.17 REQUIRED 3: KEYMAT
         let seed = [shared, nonces.initiator, nonces.responder];
         let key_len = cipher.keymat_len();
         let keys = self.suite.prf.expand(self.d.expose(), &seed, key_len.saturating_mul(2));
         let mut keys = KeyMaterial(keys.expose());
+        //= RFC 7296 2.17 MUST 1: keys of the initiator's direction first
         ChildKeys { from_initiator: keys.next(key_len), from_responder: keys.next(key_len) }
     }
 }
@@ -117,6 +123,7 @@ pub struct ChildKeys {
 impl Cipher {
     /// Octets of keying material for one direction: key and 4 octets of salt of an AEAD (RFC 4106
     /// 8.1, RFC 7634 2), encryption key and integrity key otherwise (RFC 7296 2.17).
+    //= RFC 7296 2.17 MUST 2: the encryption key first
     pub fn keymat_len(self) -> usize {
         self.encryption_key_len().saturating_add(self.integrity_key_len())
     }

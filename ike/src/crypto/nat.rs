@@ -9,6 +9,7 @@ use crate::event::IkeId;
 /// Data of NAT_DETECTION_SOURCE_IP and NAT_DETECTION_DESTINATION_IP: SHA-1 of SPIi | SPIr | address
 /// | port. The responder's SPI is 0 in the first message.
 pub fn nat_detection_hash(ike: IkeId, address: SocketAddr) -> [u8; 20] {
+    //= RFC 7296 2.23 REQUIRED 9: what is hashed
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(&ike.initiator.to_be_bytes());
     hash.update(&ike.responder.to_be_bytes());

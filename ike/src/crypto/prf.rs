@@ -9,6 +9,7 @@ use crate::wire::InvalidMessage;
 
 impl Prf {
     /// Octets of its output. SK_d, SK_pi and SK_pr have the same length (RFC 7296 2.14).
+    //= RFC 7296 2.13 MUST 3: SK_d, SK_pi and SK_pr
     pub(crate) fn output_len(self) -> usize {
         match self {
             Self::HmacSha256 => 32,
@@ -21,6 +22,7 @@ impl Prf {
     /// that of the output.
     pub(crate) fn check_nonce(self, nonce: &[u8]) -> Result<(), InvalidMessage> {
         let (found, least) = (nonce.len(), self.output_len() / 2);
+        //= RFC 7296 2.10 MUST 3: half the PRF's key
         if found >= least { Ok(()) } else { Err(InvalidMessage::ShortNonce { found, least }) }
     }
 
@@ -34,6 +36,7 @@ impl Prf {
 
     /// prf(key, data), the data in parts.
     pub(crate) fn compute(self, key: &[u8], data: &[&[u8]]) -> Secret {
+        //= RFC 7296 1.7 MUST 2: a PRF takes a key of any length
         let mut context = hmac::Context::with_key(&hmac::Key::new(self.algorithm(), key));
         for part in data {
             context.update(part);
@@ -49,6 +52,7 @@ impl Prf {
         let key = hmac::Key::new(self.algorithm(), key);
         let mut out = Vec::with_capacity(len.next_multiple_of(self.output_len()));
         let mut last: Option<hmac::Tag> = None;
+        //= RFC 7296 2.13 REQUIRED 5: prf+
         for counter in 1..=u8::MAX {
             if out.len() >= len {
                 break;

@@ -179,6 +179,7 @@ impl Endpoint {
             Some(attempt) if attempt.authenticating.is_some() => AuthTurn::Wait,
             _ => AuthTurn::Proceed {
                 initial_contact: mutation!("initial_contact_always")
+                    //= RFC 7296 2.4 MUST NOT 1: INITIAL_CONTACT only if we are alone
                     || peer.sas.is_empty() && !peer.config().keep_existing,
             },
         }

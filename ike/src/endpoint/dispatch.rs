@@ -18,11 +18,15 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloa
 
 /// Largest IKE_SA_INIT request that is read, octets. Nothing proves who sent it, and it is kept
 /// until IKE_AUTH. RFC 7296 2 wants 3000 octets to be accepted; a share of ML-KEM-1024 fits too.
+//= RFC 7296 2 MUST 1: messages of 1280 octets
+//= RFC 7296 2 SHOULD 2: messages of 3000 octets
 const MAX_INIT_REQUEST: usize = 4096;
 
 impl Endpoint {
     /// Takes a datagram from a socket. `local` is its destination address (IP_PKTINFO) with the
     /// socket's port. On the socket of `nat_port` the payload still has the non-ESP marker.
+    //= RFC 7296 2.11 MUST 1: requests from any port
+    //= RFC 7296 2.23 MUST 2: messages from any port
     pub fn handle(
         &mut self,
         datagram: &[u8],
@@ -33,6 +37,7 @@ impl Endpoint {
     ) {
         let message = if local.port() == self.config.nat_port {
             // RFC 3948 2.2, 2.3: ESP, which the kernel takes, and keepalives have no marker.
+            //= RFC 7296 2 MUST 3: four octets of zero on port 4500
             datagram.strip_prefix(&[0; 4])
         } else {
             Some(datagram)
@@ -89,8 +94,11 @@ impl Endpoint {
             return;
         }
         // The Initiator flag says which of the two SPIs is ours.
+        //= RFC 7296 2.6 REQUIRED 2: the SPI alone finds the IKE SA
         let spi = if header.from_initiator { header.responder_spi } else { header.initiator_spi };
+        //= RFC 7296 2.21.4 MUST NOT 1: no answer to a response
         let Some(state) = self.sas.remove(&spi) else {
+            //= RFC 7296 1.5 MUST NOT 1: nothing answers outside of an IKE SA
             // RFC 7296 2.21.4 allows INVALID_IKE_SPI in clear. A peer must not act on it, so we do
             // not send it.
             tracing::trace!(%remote, spi = format_args!("{spi:016x}"), "message for no IKE SA of ours");
@@ -155,6 +163,7 @@ impl Endpoint {
             return;
         };
         let begins = header.initiator_spi != 0 && header.responder_spi == 0;
+        //= RFC 7296 2.5 SHOULD 3: INVALID_MAJOR_VERSION
         if version > 2 || (version == 1 && begins) {
             self.reject_unauthenticated(&header, error, version > 2, local, remote, now, env);
         }
@@ -173,6 +182,7 @@ impl Endpoint {
         now: Instant,
         env: &mut dyn Environment,
     ) {
+        //= RFC 7296 2.21.4 REQUIRED 11: rate of answers
         if !self.initiation_guard.may_report(now) {
             return;
         }
@@ -202,6 +212,7 @@ impl Endpoint {
             Err(error) => {
                 // RFC 7296 2.5: an unknown critical payload is answered. 2.21.1: a malformed
                 // message is not, since anybody may have sent it.
+                //= RFC 7296 3.10.1 REQUIRED 5: INVALID_SYNTAX is encrypted
                 let answer = matches!(error, InvalidMessage::UnsupportedCriticalPayload(_));
                 return self.reject_unauthenticated(header, error, answer, local, remote, now, env);
             }

@@ -125,6 +125,7 @@ impl Endpoint {
             // Different ends began them while neither was established.
             let crossing = other.initiation().by_us() != new.initiation().by_us() && !before;
             let ours = other.initiation().by_us();
+            //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
             if initial_contact && before {
                 duplicates.forgotten.push(*spi);
             } else if other.lifecycle() != Lifecycle::Active {
@@ -176,6 +177,7 @@ impl Endpoint {
         if let (Some(SaState::Established(_, sa)), Some(peer)) =
             (self.sas.get_mut(&redundant), self.peers.get_mut(name))
         {
+            //= RFC 7296 2.8.3 REQUIRED 1: reauthentication is a new IKE SA
             sa.supersede(by, ours, &mut peer.child_sas, &mut context!(self, now, env));
         }
         self.schedule(redundant);

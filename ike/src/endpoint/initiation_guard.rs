@@ -73,6 +73,7 @@ impl InitiationGuard {
             tracing::trace!(%remote, "too many expensive key exchanges");
             return InitDecision::Discard;
         }
+        //= RFC 7296 2.6 SHOULD 4: cookies against floods
         let busy = self.half_open.len() >= config.cookie_threshold;
         let expensive = work.is_some_and(|work| work > MAX_WORK_WITHOUT_COOKIE);
         if !(busy || expensive) || mutation!("no_cookies") {
@@ -85,11 +86,13 @@ impl InitiationGuard {
             Some(cookies) => cookies,
             None => self.cookies.insert(Cookies::new(cx.env, cx.now)),
         };
+        //= RFC 7296 2.6 MUST 7: a wrong cookie is none
         if has_good_cookie(cookies, message, remote, cx) {
             let full = self.half_open.is_full_for(remote);
             return if full { InitDecision::Discard } else { InitDecision::Accept };
         }
         let cookie = Notify::with_data(NotifyType::Cookie, cookies.cookie(cx.env, cx.now, nonce, remote.ip(), spi));
+        //= RFC 7296 2.6 REQUIRED 3: SPI zero before there is one
         let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(cookie)]));
         cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
         InitDecision::Discard
@@ -118,6 +121,7 @@ impl InitiationGuard {
 
     /// Whether an unauthenticated message may be reported or answered now. Counts towards
     /// [`MAX_REPORTS`].
+    //= RFC 7296 2.4 MUST 5: rate of what unprotected messages cause
     pub(super) fn may_report(&mut self, now: Instant) -> bool {
         if self.period_ends <= now {
             self.period_ends = now + REPORT_PERIOD;

@@ -87,6 +87,7 @@ impl Endpoint {
                 let ours = new.initiator();
                 old.hand_over(&mut new, ours, &mut peer.child_sas, &mut cx);
                 if let Some(redundant) = &mut redundant {
+                    //= RFC 7296 2.8.2 MUST 2: the other one takes the CHILD_SAs
                     redundant.hand_over(&mut new, false, &mut peer.child_sas, &mut cx);
                 }
                 match superseded {
@@ -215,6 +216,7 @@ impl Endpoint {
             (CloseReason::Timeout, _) => DownReason::Timeout,
             (CloseReason::Failed(_), _) => DownReason::Failed,
         };
+        //= RFC 7296 1.4.1 REQUIRED 8: CHILD_SAs go with the IKE SA
         for id in peer.child_sas.ids_of(spi) {
             peer.child_sas.retire(id, linger, down_reason, now, cx.out);
         }

@@ -22,6 +22,7 @@ pub(crate) struct Chosen<S> {
     pub(crate) suite: S,
     /// The peer's SPI: empty in IKE_SA_INIT.
     pub(crate) spi: Vec<u8>,
+    //= RFC 7296 3.3.1 MUST 5: the answer has the number
     number: u8,
 }
 
@@ -32,11 +33,13 @@ impl Chosen<IkeSuite> {
     }
 
     /// The chosen proposal for our response, with our SPI (empty in IKE_SA_INIT).
+    //= RFC 7296 3.3.6 MUST 2: one proposal
     pub(crate) fn response(&self, spi: Vec<u8>) -> Proposal {
         let IkeSuite { cipher, prf, group } = self.suite;
         let mut transforms = vec![Transform::encryption(cipher), Transform::prf(prf)];
         transforms.extend(cipher.integrity().map(Transform::integrity));
         transforms.push(Transform::group(group));
+        //= RFC 7296 2.7 MUST 2: the same protocol
         Proposal { number: self.number, protocol: Protocol::Ike, spi, transforms }
     }
 }
@@ -54,15 +57,18 @@ impl Chosen<EspSuite> {
         transforms.extend(self.suite.cipher.integrity().map(Transform::integrity));
         transforms.extend(self.suite.group.map(Transform::group));
         transforms.push(Transform::sequence_numbers(self.suite.esn));
+        //= RFC 7296 2.7 MUST 2: the same protocol
         Proposal { number: self.number, protocol: Protocol::Esp, spi: spi.to_be_bytes().to_vec(), transforms }
     }
 }
 
 /// Our IKE SA proposals with our SPI (empty in IKE_SA_INIT).
 pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
+    //= RFC 7296 3.3 MUST 1: the best proposal is first
     let transforms = ours.iter().flat_map(|proposal| {
         protections(&proposal.ciphers).into_iter().map(|mut transforms| {
             transforms.extend(proposal.prfs.iter().map(|&prf| Transform::prf(prf)));
+            //= RFC 7296 2.18 MUST NOT 2: NONE is not proposed
             transforms.extend(proposal.groups.iter().map(|&group| Transform::group(group)));
             transforms
         })
@@ -74,6 +80,7 @@ pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
 pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Proposal> {
     let transforms = ours.iter().flat_map(|proposal| {
         protections(&proposal.ciphers).into_iter().map(move |mut transforms| {
+            //= RFC 7296 1.2 SHOULD 6: no KE transform in IKE_AUTH
             transforms.extend(proposal.groups.iter().filter(|_| groups).map(|&group| Transform::group(group)));
             let esn = if proposal.esn { [true, false].as_slice() } else { &[false] };
             transforms.extend(esn.iter().map(|&extended| Transform::sequence_numbers(extended)));
@@ -85,6 +92,7 @@ pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Pro
 
 /// The transforms of these ciphers, for one proposal each. A proposal stands for any combination of
 /// what it lists, so AEADs and AES-CBC (RFC 7296 3.3) are apart, and so are integrity algorithms.
+//= RFC 7296 3.3 MUST 5: no integrity beside an AEAD
 fn protections(ciphers: &[Cipher]) -> Vec<Vec<Transform>> {
     let mut groups: Vec<(Option<Integrity>, Vec<Transform>)> = Vec::new();
     for &cipher in ciphers {
@@ -102,6 +110,10 @@ fn protections(ciphers: &[Cipher]) -> Vec<Vec<Transform>> {
 }
 
 fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec<Transform>>) -> Vec<Proposal> {
+    //= RFC 7296 3.3 MUST 3: numbers grow by one
+    //= RFC 7296 3.3 MUST 4: the first number is one
+    //= RFC 7296 3.3.1 MUST 3: the first number is one
+    //= RFC 7296 3.3.1 MUST 4: numbers grow by one
     (1..=u8::MAX)
         .zip(transforms)
         .map(|(number, transforms)| Proposal { number, protocol, spi: spi.to_vec(), transforms })
@@ -110,17 +122,21 @@ fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec
 
 /// Chooses the best of our proposals among the peer's offers. `sent` is the key exchange method
 /// of the share that came: it is preferred to one that costs a round trip.
+//= RFC 7296 2.7 MUST 1: one suite
+//= RFC 7296 3.3.6 MUST 1: one set of parameters
 pub(crate) fn choose_ike<'a>(
     offers: &[Proposal],
     ours: impl IntoIterator<Item = &'a IkeProposal>,
     sent: Option<u16>,
 ) -> Option<Chosen<IkeSuite>> {
+    //= RFC 7296 3.3.3 MUST 1: all types are understood
     let known = [TransformType::Encryption, TransformType::Integrity, TransformType::Prf, TransformType::KeyExchange];
     let offers = || usable(offers, Protocol::Ike, &known);
     ours.into_iter().find_map(|ours| {
         offers().find_map(|offer| {
             let cipher = choose_cipher(&ours.ciphers, offer)?;
             let prf = choose_prf(&ours.prfs, offer)?;
+            //= RFC 7296 2.18 MUST NOT 3: NONE is not accepted
             let group = choose_group(&ours.groups, offer, sent)?;
             Some(Chosen { suite: IkeSuite { cipher, prf, group }, spi: offer.spi.clone(), number: offer.number })
         })
@@ -135,6 +151,7 @@ impl IkeProposal {
 }
 
 /// Whether an answer is one proposal with one transform of each type at most (RFC 7296 2.7).
+//= RFC 7296 2.7 MUST 4: one transform of each type
 pub(crate) fn is_one_choice(answer: &[Proposal]) -> bool {
     let [chosen] = answer else {
         return false;
@@ -157,11 +174,13 @@ pub(crate) enum ChildKeyExchange {
 }
 
 /// Chooses the best of our proposals among the peer's offers.
+//= RFC 7296 2.7 MUST 1: one suite
 pub(crate) fn choose_esp(
     offers: &[Proposal],
     ours: &[EspProposal],
     exchange: ChildKeyExchange,
 ) -> Option<Chosen<EspSuite>> {
+    //= RFC 7296 3.3.3 MUST 1: all types are understood
     let known = [
         TransformType::Encryption,
         TransformType::Integrity,
@@ -172,6 +191,7 @@ pub(crate) fn choose_esp(
     ours.iter().find_map(|ours| {
         offers().find_map(|offer| {
             let cipher = choose_cipher(&ours.ciphers, offer)?;
+            //= RFC 7296 3.3.6 MUST 8: mandatory transform types
             // An offer without ESN transforms means short sequence numbers.
             let offered_esn = |extended| {
                 offer.transforms_of(TransformType::SequenceNumbers).any(|t| t.as_sequence_numbers() == Some(extended))
@@ -202,6 +222,7 @@ fn usable<'a>(
     known: &'a [TransformType],
 ) -> impl Iterator<Item = &'a Proposal> {
     offers.iter().filter(move |offer| {
+        //= RFC 7296 3.3.6 MUST 7: unknown transform types
         let optional = |transform: &Transform| {
             offer.transforms_of(transform.kind).any(Transform::is_none) || known.contains(&transform.kind)
         };
@@ -211,18 +232,23 @@ fn usable<'a>(
 
 /// The first of our ciphers that is offered. With an AEAD no integrity algorithm may be needed (RFC
 /// 5282 8).
+//= RFC 7296 3.3.4 MUST 4: offers are compared with the configuration
 fn choose_cipher(ours: &[Cipher], offer: &Proposal) -> Option<Cipher> {
+    //= RFC 7296 3.3 MUST 5: no integrity beside an AEAD
     let no_integrity = || {
         let mut offered = offer.transforms_of(TransformType::Integrity).peekable();
         offered.peek().is_none() || offered.any(Transform::is_none)
     };
     let offered = |cipher: &Cipher| {
+        //= RFC 7296 3.3.5 MUST 6: AES without length is refused
+        //= RFC 7296 3.3.6 MUST 9: unknown transforms and attributes
         offer.transforms.contains(&Transform::encryption(*cipher))
             && match cipher.integrity() {
                 Some(integrity) => offer.transforms.contains(&Transform::integrity(integrity)),
                 None => no_integrity(),
             }
     };
+    //= RFC 7296 3.3.6 MUST 3: one transform of a type
     ours.iter().copied().find(offered)
 }
 
@@ -256,6 +282,11 @@ mod tests {
 
     #[test]
     fn our_order_decides_among_what_is_offered() {
+        //= RFC 7296 2.7 MUST 1: one suite
+        //= RFC 7296 3.3 MUST 7: a transform for each key length
+        //= RFC 7296 3.3.4 MUST 4: offers are compared with the configuration
+        //= RFC 7296 3.3.6 MUST 1: one set of parameters
+        //= RFC 7296 3.3.6 MUST 3: one transform of a type
         let offers = offer_ike(&[ike(&[Cipher::Aes128Gcm16, Cipher::Aes256Gcm16], &BOTH)], &[]);
         let ours = [ike(&[Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm16, Cipher::Aes128Gcm16], &BOTH)];
         let chosen = choose_ike(&offers, &ours, None).unwrap();
@@ -272,12 +303,17 @@ mod tests {
 
     #[test]
     fn nothing_in_common_is_nothing_chosen() {
+        //= RFC 7296 3.3.4 MUST 3: suites are configured
+        //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
         let offers = offer_ike(&[ike(&[Cipher::Aes128Gcm16], &BOTH)], &[]);
         assert!(choose_ike(&offers, &[ike(&[Cipher::Aes256Gcm16], &BOTH)], None).is_none());
     }
 
     #[test]
     fn integrity_beside_an_aead_and_unknown_types_are_not_chosen_unless_none() {
+        //= RFC 7296 3.3 MUST 5: no integrity beside an AEAD
+        //= RFC 7296 3.3.3 MUST 1: all types are understood
+        //= RFC 7296 3.3.6 MUST 7: unknown transform types
         let mut offers = offer_ike(&[ike(&[Cipher::Aes256Gcm16], &BOTH)], &[]);
         offers[0].transforms.push(Transform::new(TransformType::Integrity, 12));
         let ours = [ike(&[Cipher::Aes256Gcm16], &BOTH)];
@@ -294,6 +330,7 @@ mod tests {
 
     #[test]
     fn aes_cbc_is_offered_in_proposals_of_its_own() {
+        //= RFC 7296 3.3 MUST 5: no integrity beside an AEAD
         let ours = [ike(&[Cipher::Aes256Gcm16, CBC_256, CBC_256_SHA512, CBC_128], &BOTH)];
         let offers = offer_ike(&ours, &[]);
         assert_eq!(offers.iter().map(|offer| offer.number).collect::<Vec<_>>(), [1, 2, 3]);
@@ -323,6 +360,8 @@ mod tests {
 
     #[test]
     fn a_transform_with_another_key_length_or_attribute_is_not_chosen() {
+        //= RFC 7296 3.3.5 MUST 6: AES without length is refused
+        //= RFC 7296 3.3.6 MUST 9: unknown transforms and attributes
         use crate::wire::Attribute;
         // RFC 7296 3.3.5: AES needs a key length. 3.3.6: an attribute that is not understood.
         let strange = Attribute::OtherShort { kind: 77, value: 1 };
@@ -338,6 +377,7 @@ mod tests {
 
     #[test]
     fn extended_sequence_numbers_are_taken_where_both_want_them() {
+        //= RFC 7296 3.3.3 MUST 1: all types are understood
         let offers = |esn| offer_esp(&[esp(&[Cipher::Aes256Gcm16], &[], esn)], 7, false);
         let choose = |theirs, ours| {
             choose_esp(&offers(theirs), &[esp(&[Cipher::Aes256Gcm16], &[], ours)], ChildKeyExchange::Ignored)
@@ -374,6 +414,7 @@ mod tests {
 
     #[test]
     fn an_offer_without_key_exchange_leaves_the_transform_out() {
+        //= RFC 7296 1.2 SHOULD 6: no KE transform in IKE_AUTH
         let ours = [esp(&[Cipher::Aes256Gcm16], &BOTH, false)];
         let groups = |offered| offer_esp(&ours, 7, offered)[0].transforms_of(TransformType::KeyExchange).count();
         assert_eq!((groups(false), groups(true)), (0, 2));
@@ -381,6 +422,9 @@ mod tests {
 
     #[test]
     fn an_ike_sa_without_a_key_exchange_is_neither_offered_nor_chosen() {
+        //= RFC 7296 2.18 MUST NOT 2: NONE is not proposed
+        //= RFC 7296 2.18 MUST NOT 3: NONE is not accepted
+        //= RFC 7296 3.3.6 MUST 8: mandatory transform types
         let ours = [ike(&[Cipher::Aes256Gcm16], &BOTH)];
         let mut offers = offer_ike(&ours, &[]);
         assert!(offers[0].transforms_of(TransformType::KeyExchange).all(|transform| transform.as_group().is_some()));

@@ -63,6 +63,7 @@ pub(crate) fn offer_selectors(networks: &[IpNetwork]) -> Vec<TrafficSelector> {
 
 /// As responder: the largest part of the peer's offer that our policy allows. `None`:
 /// TS_UNACCEPTABLE.
+//= RFC 7296 2.9 SHOULD 3: narrow, not SINGLE_PAIR_REQUIRED
 pub(crate) fn narrow(
     config: &ChildConfig,
     offered_local: &[TrafficSelector],
@@ -75,6 +76,7 @@ pub(crate) fn narrow(
 }
 
 /// As initiator: the peer's selectors, if they stay within what we offered. `None`: they do not.
+//= RFC 7296 2.9 REQUIRED 6: no more than was asked for
 pub(crate) fn accept_narrowed(
     asked_local: &[IpNetwork],
     asked_remote: &[IpNetwork],
@@ -99,6 +101,7 @@ fn is_addresses_only(selector: &TrafficSelector) -> bool {
 fn intersect(ours: &[TrafficSelector], offered: &[TrafficSelector]) -> Vec<TrafficSelector> {
     let offered = offered.iter().filter(|selector| is_addresses_only(selector));
     let parts = offered.flat_map(|offered| ours.iter().filter_map(|ours| ours.intersection(offered)));
+    //= RFC 7296 2.9 MUST 2: the first selectors are kept
     without_contained(parts.collect())
 }
 
@@ -161,6 +164,7 @@ mod tests {
 
     #[test]
     fn a_wide_offer_is_narrowed_to_our_policy() {
+        //= RFC 7296 2.9 SHOULD 3: narrow, not SINGLE_PAIR_REQUIRED
         let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
         let narrowed = narrow(&ours, &selectors(&["0.0.0.0/0"]), &selectors(&["0.0.0.0/0"])).unwrap();
         assert_eq!(texts(narrowed.local_networks()), ["10.1.0.0/16"]);
@@ -169,6 +173,7 @@ mod tests {
 
     #[test]
     fn a_narrow_offer_stays_as_it_is() {
+        //= RFC 7296 2.9 MUST 2: the first selectors are kept
         let ours = child(&["0.0.0.0/0", "::/0"], &["0.0.0.0/0", "::/0"]);
         let narrowed = narrow(&ours, &selectors(&["10.1.2.0/24"]), &selectors(&["10.9.0.0/16"])).unwrap();
         assert_eq!(texts(narrowed.local_networks()), ["10.1.2.0/24"]);
@@ -194,6 +199,7 @@ mod tests {
 
     #[test]
     fn selectors_apart_are_unacceptable() {
+        //= RFC 7296 2.9 REQUIRED 4: TS_UNACCEPTABLE
         let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
         assert!(narrow(&ours, &selectors(&["10.3.0.0/16"]), &selectors(&["10.2.0.0/16"])).is_none());
         assert!(narrow(&ours, &selectors(&["10.1.0.0/16"]), &[]).is_none());
@@ -201,6 +207,7 @@ mod tests {
 
     #[test]
     fn the_specific_first_selector_of_a_triggering_packet_does_not_narrow_the_rest() {
+        //= RFC 7296 2.9 MUST 2: the first selectors are kept
         // RFC 7296 2.9: the first selector is that of the packet, with its protocol and ports.
         let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
         let mut packet = selectors(&["10.1.0.5/32"])[0];
@@ -214,6 +221,7 @@ mod tests {
 
     #[test]
     fn an_answer_wider_than_the_question_is_refused() {
+        //= RFC 7296 2.9 REQUIRED 6: no more than was asked for
         let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
         assert!(
             accept_narrowed(&ours.local, &ours.remote, &selectors(&["10.1.4.0/24"]), &selectors(&["10.2.0.0/16"]))
@@ -228,6 +236,7 @@ mod tests {
 
     #[test]
     fn a_rekey_keeps_what_is_in_use_however_the_peer_cuts_it() {
+        //= RFC 7296 2.9.2 MUST NOT 1: a rekey narrows nothing
         let in_use = child(&["10.1.0.0/24", "10.1.1.0/24"], &["10.2.0.0/16"]);
         let narrowed =
             |local: &[&str], remote: &[&str]| Narrowed { local: selectors(local), remote: selectors(remote) };

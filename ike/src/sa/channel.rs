@@ -59,8 +59,10 @@ pub(crate) struct Channel {
     cipher: IkeCipher,
     fragments: bool,
     next_request: u32,
+    //= RFC 7296 2.1 MUST 3: the request is kept
     in_flight: Option<InFlight>,
     next_expected: u32,
+    //= RFC 7296 2.3 MUST 7: a copy of the response
     last_response: Option<LastResponse>,
     partial_request: PartialMessage,
     partial_response: PartialMessage,
@@ -75,6 +77,7 @@ pub(crate) struct Channel {
 }
 
 #[derive(Debug)]
+//= RFC 7296 2.3 MUST 6: a copy of the request
 struct InFlight {
     id: u32,
     packets: Vec<Vec<u8>>,
@@ -97,12 +100,14 @@ impl LastResponse {
     /// Sends the response again if this datagram is the request (or its first fragment, RFC 7383
     /// 2.6.1).
     pub(crate) fn repeat(&mut self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+        //= RFC 7296 2.1 MUST NOT 1: no response unasked
         if sha256(datagram) == self.request || mutation!("any_old_request_answered") {
             self.send(local, remote, cx);
         }
     }
 
     fn send(&mut self, local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+        //= RFC 7296 2.1 MUST 5: a forgotten response is not made again
         if self.repeats >= MAX_REPEATS {
             return;
         }
@@ -198,6 +203,7 @@ impl Channel {
 
     /// Whether it must end because its message IDs do not fit 32 bits for long (RFC 7296 2.2).
     pub(crate) fn message_ids_are_used_up(&self) -> bool {
+        //= RFC 7296 2.2 MUST 2: message IDs end with the IKE SA
         self.next_request.max(self.next_expected) > LAST_MESSAGE_ID
     }
 
@@ -211,6 +217,7 @@ impl Channel {
     pub(crate) fn request(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
         let id = self.next_request;
         let packets = self.seal(exchange, false, id, payloads, cx);
+        //= RFC 7296 2.2 REQUIRED 3: message IDs begin at 0
         self.next_request = self.next_request.saturating_add(1);
         self.partial_response = PartialMessage::default();
         let retransmission = Retransmission::begin(&self.timing, cx.now);
@@ -219,17 +226,22 @@ impl Channel {
 
     /// Answers the request of [`Incoming::Request`].
     pub(crate) fn respond(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
+        //= RFC 7296 2.2 REQUIRED 4: the response has the request's ID
         let packets = self.seal(exchange, true, self.next_expected, payloads, cx);
         self.next_expected = self.next_expected.saturating_add(1);
         let Path { local: ours, remote: theirs, .. } = self.path;
+        //= RFC 7296 2.11 MUST 2: the response goes back
+        //= RFC 7296 2.23 MUST 3: responses go to the request's port
         let (local, remote) = if mutation!("response_sent_elsewhere") { (ours, theirs) } else { self.response_path };
         self.transmit(&packets, local, remote, cx);
         let request = std::mem::take(&mut self.partial_request).first_datagram.unwrap_or_default();
+        //= RFC 7296 2.1 MUST 4: the response is kept
         let kept = LastResponse { request, packets, repeats: 0 };
         self.last_response = Some(kept).filter(|_| !mutation!("response_not_kept"));
     }
 
     /// Sends the request under way again at once, to the present addresses.
+    //= RFC 7296 2.2 MUST 1: the same message ID again
     pub(crate) fn resend(&mut self, cx: &mut Context<'_>) {
         if let Some(in_flight) = self.in_flight.take() {
             let retransmission = Retransmission::begin(&self.timing, cx.now);
@@ -249,6 +261,7 @@ impl Channel {
             return Some(());
         };
         let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now) && !mutation!("esp_is_no_sign_of_life");
+        //= RFC 7296 2.1 MUST 6: retransmit
         in_flight.retransmission.advance(&self.timing, esp_arrives, cx.now)?;
         if mutation!("request_changes") {
             in_flight.packets.iter_mut().filter_map(|packet| packet.last_mut()).for_each(|octet| *octet ^= 1);
@@ -261,6 +274,7 @@ impl Channel {
     /// answers where it is.
     fn transmit_request(&mut self, mut in_flight: InFlight, cx: &mut Context<'_>) {
         let Path { local, remote, .. } = self.path;
+        //= RFC 7296 2.1 MUST 8: the same octets again
         self.transmit(&in_flight.packets, local, remote, cx);
         if let Some(candidate) = self.candidate {
             self.transmit(&in_flight.packets, local, candidate, cx);
@@ -331,6 +345,7 @@ impl Channel {
             return Incoming::Nothing;
         }
         if header.response {
+            //= RFC 7296 3.1 MUST NOT 14: responses are not answered
             if self.in_flight.as_ref().is_none_or(|in_flight| in_flight.id != header.message_id) {
                 return Incoming::Nothing;
             }
@@ -341,13 +356,17 @@ impl Channel {
                 if matches!(self.cipher.open(datagram), Ok(Opened::Fragment(fragment)) if fragment.number == 1) {
                     last_response.send(local, remote, cx);
                 } else {
+                    //= RFC 7296 2.1 MUST 2: a repeated request does nothing else
                     last_response.repeat(datagram, local, remote, cx);
                 }
             }
+            //= RFC 7296 2.23 REQUIRED 18: old messages move nothing
             if mutation!("followed_by_old_message") {
                 self.update_path(local, remote, true);
             }
             return Incoming::Nothing;
+        //= RFC 7296 2.3 MUST NOT 8: no INVALID_MESSAGE_ID in a response
+        //= RFC 7296 2.3 MUST NOT 9: no answer outside of the window
         } else if header.message_id != self.next_expected && !mutation!("window_not_enforced") {
             return Incoming::Nothing;
         }
@@ -374,16 +393,21 @@ impl Channel {
                 partial.first_datagram = Some(sha256(datagram));
                 Err(error)
             }
+            //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
+            //= RFC 7296 2.21.4 MUST NOT 5: INVALID_IKE_SPI is not answered
+            //= RFC 7296 2.21.4 MUST NOT 6: INVALID_IKE_SPI changes nothing
             Err(OpenError::Malformed(_) | OpenError::Forged) => return Incoming::Nothing,
         };
         let idle = cx.config.esp_reported.then(|| cx.jittered(self.timing.idle_liveness));
         self.signs.ike_received(cx.now, idle);
+        //= RFC 7296 2.23 SHOULD NOT 17: followed when the peer has answered there
         let confirmed =
             header.response && self.in_flight.take().is_some_and(|in_flight| in_flight.sent_to == Some(remote));
         self.update_path(local, remote, confirmed);
         if header.response {
             Incoming::Response(header.exchange, payloads)
         } else {
+            //= RFC 7296 2.3 MUST 3: requests are taken while ours waits
             Incoming::Request(header.exchange, payloads)
         }
     }
@@ -393,6 +417,7 @@ impl Channel {
     /// (`confirmed`) moves the SAs: then it is no danger either that we may be behind a NAT
     /// ourselves, which is why 2.23 tells such hosts not to follow.
     fn update_path(&mut self, local: SocketAddr, remote: SocketAddr, confirmed: bool) {
+        //= RFC 7296 2.11 MUST 3: the response comes from there
         self.response_path = (local, remote);
         if self.path.local.ip().is_unspecified() {
             self.path.local.set_ip(local.ip());
@@ -403,7 +428,9 @@ impl Channel {
         if self.path.remote == remote {
             self.candidate = None;
         } else if confirmed || mutation!("followed_without_nat") {
+            //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed
             self.path.remote = remote;
+            //= RFC 7296 2.23 SHOULD 16: the new address is kept
             self.peer_moved = true;
             self.candidate = None;
         } else if self.candidate != Some(remote) {
@@ -424,6 +451,7 @@ impl Channel {
             initiator_spi: self.ike.initiator,
             responder_spi: self.ike.responder,
             exchange,
+            //= RFC 7296 3.1 MUST 18: none of the responder
             from_initiator: self.role == IkeRole::Initiator,
             response,
             message_id,
@@ -467,6 +495,7 @@ mod tests {
 
     #[test]
     fn keepalives_are_due_on_whole_seconds_and_not_late() {
+        //= RFC 7296 2.23 SHOULD 11: keepalives behind a NAT
         for last_sent in [0, 1, 300, 999] {
             assert_eq!(keepalive_at(at(10_000 + last_sent), Duration::from_secs(20)), at(30_000));
         }

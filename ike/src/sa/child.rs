@@ -61,6 +61,7 @@ impl NegotiatedChild {
             esn: self.suite.esn,
             local: channel.path.local,
             remote: channel.path.remote,
+            //= RFC 7296 2.23 MUST 7: a NAT means encapsulation
             encapsulated: channel.path.encapsulated(),
             local_selectors: self.selectors.local_networks(),
             remote_selectors: self.selectors.remote_networks(),

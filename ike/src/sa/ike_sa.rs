@@ -193,6 +193,7 @@ impl IkeSa {
     /// one. `role`: whether we began the rekey.
     pub(super) fn successor(&self, keys: IkeKeys, ike: IkeId, role: IkeRole, cx: &mut Context<'_>) -> Box<Self> {
         let Channel { path, timing, .. } = self.channel;
+        //= RFC 7296 2.18 MUST 4: message IDs begin at 0 again
         let channel = Channel::new(keys, ike, role, path, self.channel.fragments(), timing, cx.now);
         let details = IkeDetails { proposal: channel.keys.suite.to_string(), ..self.details.clone() };
         let mut new = Self::new(channel, Arc::clone(&self.profile), details, self.initiation, cx);
@@ -284,6 +285,7 @@ impl IkeSa {
             .filter(|(_, child)| !child.redundant)
             .max_by_key(|(_, child)| child.established)
         {
+            //= RFC 7296 2.8 REQUIRED 11: the responder sends on the old SA
             child_sas.switch_to(id, cx.out);
         }
     }
@@ -402,6 +404,7 @@ impl IkeSa {
                 self.timers.set(Timer::Liveness, check_at.max(now));
             }
         }
+        //= RFC 7296 2.23 SHOULD 11: keepalives behind a NAT
         if self.channel.path.nat_local {
             self.timers.set(Timer::Keepalive, self.channel.keepalive_at().max(now));
         }

@@ -68,9 +68,12 @@ impl InitiatorAuth {
         let inbound = ReservedSpi::new(&profile, &channel, cx).ok_or_else(|| failure::no_spi(IKE_AUTH))?;
 
         let mut payloads = Payloads::new();
+        //= RFC 7296 2.5 SHOULD 15: the usual order of payloads
         payloads.push(Payload::IdInitiator(id));
+        //= RFC 7296 3.6 SHOULD 1: certificates are sent
         payloads.extend(profile.auth.certificates().iter().cloned().map(Payload::Certificate));
         if initial_contact {
+            //= RFC 7296 2.4 MUST 2: INITIAL_CONTACT in the first IKE_AUTH
             payloads.push_notify(Notify::new(NotifyType::InitialContact));
         }
         payloads.extend(profile.auth.certificate_request().map(Payload::CertificateRequest));
@@ -142,6 +145,7 @@ impl InitiatorAuth {
         };
         let child = self.child(payloads);
         let Self { profile, begun, channel, inbound, .. } = self;
+        //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
             Ok(negotiated) => Ok(negotiated.into_sa(inbound, true, &channel)),
             Err(error) => {

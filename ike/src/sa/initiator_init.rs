@@ -36,6 +36,7 @@ pub(crate) struct InitiatorInit {
     forced: bool,
     nonce: [u8; 32],
     key: InitiatorKeyExchange,
+    //= RFC 7296 2.6.1 SHOULD 1: the cookie stays for another group
     cookie: Option<Vec<u8>>,
     request: Vec<u8>,
     retransmission: Retransmission,
@@ -67,6 +68,8 @@ impl InitiatorInit {
     /// Sends the IKE_SA_INIT request to one address.
     pub(crate) fn begin(profile: Arc<Profile>, remote: SocketAddr, cx: &mut Context<'_>) -> Result<Self, PeerError> {
         let groups = profile.config.ike_proposals.iter().flat_map(|proposal| &proposal.groups);
+        //= RFC 7296 3.3.6 SHOULD 10: a likely group first
+        //= RFC 7296 3.4 SHOULD 3: the first group of the offer
         let group = groups.copied().next().ok_or_else(|| {
             let detail = "no key exchange method is configured in ike_proposals".to_owned();
             PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, detail)
@@ -74,10 +77,12 @@ impl InitiatorInit {
         let path = Path::to(&profile.config, remote, cx);
         let mut init = Self {
             begun: cx.now,
+            //= RFC 7296 2.6 MUST 1: unique SPIs
             spi: u64::from_be_bytes(cx.random()).max(1),
             // An unknown source address cannot be hashed truly.
             forced: profile.config.force_encapsulation || path.local.ip().is_unspecified(),
             path,
+            //= RFC 7296 2.10 MUST 1: random nonces
             nonce: cx.random(),
             key: start_key_exchange(group, cx)?,
             cookie: None,
@@ -97,14 +102,21 @@ impl InitiatorInit {
         let mut payloads = Payloads::new();
         // RFC 7296 2.6: the cookie comes first, the rest stays as it was.
         payloads
+            //= RFC 7296 2.6 MUST 6: the cookie comes first, the rest stays
             .extend(self.cookie.clone().map(|cookie| Payload::Notify(Notify::with_data(NotifyType::Cookie, cookie))));
+        //= RFC 7296 1.2 MUST 5: all suites again
+        //= RFC 7296 3.3.1 MUST 6: no SPI in IKE_SA_INIT
+        //= RFC 7296 3.3.6 SHOULD 12: all groups again
         payloads.push(Payload::SecurityAssociation(negotiate::offer_ike(&self.profile.config.ike_proposals, &[])));
+        //= RFC 7296 3.4 MUST 2: the group is in the offer
         payloads.push(Payload::KeyExchange(self.key.payload()));
         payloads.push(Payload::Nonce(self.nonce.to_vec()));
+        //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
         payloads.extend(self.path.notifies(ike, self.forced).map(Payload::Notify));
         payloads.extend(capabilities().map(Payload::Notify));
         let header = Header {
             initiator_spi: self.spi,
+            //= RFC 7296 3.1 MUST 4: the responder's SPI begins as zero
             responder_spi: 0,
             exchange: ExchangeType::IkeSaInit,
             from_initiator: true,
@@ -117,6 +129,7 @@ impl InitiatorInit {
             let (last, first): (Vec<_>, Vec<_>) = payloads.iter().cloned().partition(is_cookie);
             payloads = first.into_iter().chain(last).collect();
         }
+        //= RFC 7296 2.15 REQUIRED 2: the latest IKE_SA_INIT counts
         self.request = Message { header, payloads }.encode();
         self.retransmission = Retransmission::begin(&self.profile.config.timing, cx.now);
         self.transmit(cx);
@@ -184,7 +197,9 @@ impl InitiatorInit {
         if let Some(cookie) = payloads.notify(NotifyType::Cookie) {
             // RFC 7296 2.6: 1 to 64 octets. The same cookie again is a doubled response: the
             // request with it is already under way.
+            //= RFC 7296 2.6.1 MUST NOT 2: another cookie is no failure
             let new = self.cookie.as_ref() != Some(&cookie.data);
+            //= RFC 7296 2.6 MUST 5: 1 to 64 octets
             if (1..=64).contains(&cookie.data.len()) && new && self.another_round() {
                 self.cookie = Some(cookie.data.clone());
                 if mutation!("nonce_changes_with_cookie") {
@@ -203,6 +218,8 @@ impl InitiatorInit {
         if let Some(notify) = payloads.error() {
             // RFC 7296 2.21.1: anybody could have sent this. It is reported, and the attempt goes
             // on.
+            //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
+            //= RFC 7296 2.21.1 REQUIRED 1: go on after an unauthenticated error
             self.unverified_error = Some(failure::notified(IKE_SA_INIT, notify.kind, &self.profile.config));
             return InitStep::Stay(self);
         }
@@ -242,7 +259,9 @@ impl InitiatorInit {
             return Ok(());
         }
         match wanted.filter(|group| *group != self.key.group()) {
+            //= RFC 7296 1.2 MUST 4: another group is taken up
             Some(group) if self.another_round() => {
+                //= RFC 7296 3.3.6 SHOULD 11: a share of the wanted group
                 self.key = start_key_exchange(group, cx)?;
                 self.send(cx);
             }
@@ -263,9 +282,11 @@ impl InitiatorInit {
         let group = payloads.key_exchange().map_err(malformed)?.group;
         let answer = payloads.proposals().map_err(malformed)?;
         let chosen = negotiate::choose_ike(answer, &self.profile.config.ike_proposals, Some(group));
+        //= RFC 7296 3.3.6 MUST 5: the answer is one of our proposals
         let within = chosen
             .as_ref()
             .is_some_and(|chosen| chosen.suite.group == self.key.group() && group == chosen.suite.group.number());
+        //= RFC 7296 3.3.6 MUST 6: otherwise it is over
         if !within || !negotiate::is_one_choice(answer) || message.header.responder_spi == 0 {
             let detail = "the peer's answer is not one of our proposals with its own SPI".to_owned();
             return Err(PeerError::new(IKE_SA_INIT, PeerErrorKind::Protocol, detail));
@@ -287,6 +308,7 @@ impl InitiatorInit {
             self.path.local.set_ip(local.ip());
         }
         self.path.detect(ike, payloads, self.forced);
+        //= RFC 7296 2.23 MUST 12: the initiator moves to port 4500
         self.path.float(cx.config);
         let (Ok(proposals), Ok(key_exchange), Ok(nonce)) =
             (payloads.proposals(), payloads.key_exchange(), payloads.nonce())

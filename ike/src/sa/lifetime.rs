@@ -115,6 +115,7 @@ impl Lifetime {
 
     /// Why it is over, if it is. The wall clock may have been stepped, so this is asked at every
     /// deadline.
+    //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
     pub(super) fn over(&self, cx: &Context<'_>) -> Option<PeerError> {
         let now = cx.env.unix_time();
         let grace = cx.config.certificate_grace.as_secs();
@@ -146,6 +147,7 @@ impl Lifetime {
 
 /// The time after which an SA is renewed. Normally the end that began the IKE SA renews it; the
 /// other end waits longer, and renews only if the first one did not.
+//= RFC 7296 2.8 REQUIRED 8: rekey in time
 fn soft(lifetime: Duration, initiation: Initiation, cx: &mut Context<'_>) -> Duration {
     match initiation {
         Initiation::ByUs(_) => cx.jittered(lifetime),

@@ -35,6 +35,7 @@ impl Path {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         });
+        //= RFC 7296 2.23 MUST 1: from and to ports 500 and 4500
         let port = if remote.port() == IKE_PORT { cx.config.port } else { cx.config.nat_port };
         Self { local: SocketAddr::new(local, port), remote, nat_local: false, nat_remote: false }
     }
@@ -60,6 +61,7 @@ impl Path {
             && of(NotifyType::NatDetectionDestinationIp).next().is_some();
         if supported {
             // There may be several source hashes, one for each address of the peer.
+            //= RFC 7296 2.23 SHOULD 10: a mismatch is a NAT
             self.nat_remote = !of(NotifyType::NatDetectionSourceIp).any(is(self.remote));
             self.nat_local = forced || !of(NotifyType::NatDetectionDestinationIp).any(is(self.local));
         }
@@ -70,6 +72,7 @@ impl Path {
     /// IKE_AUTH.
     pub(crate) fn float(&mut self, config: &EndpointConfig) {
         if self.encapsulated() {
+            //= RFC 7296 2.23 MUST 4: port 4500 behind a NAT
             self.local.set_port(config.nat_port);
             if self.remote.port() == IKE_PORT {
                 self.remote.set_port(NAT_PORT);

@@ -20,12 +20,14 @@ impl<Id> RekeyCollision<Id> {
     /// Whether the SA of our exchange, which used `ours`, is the redundant one. The SA made with
     /// the lowest of the four nonces is redundant; the initiator of its exchange deletes it.
     pub(super) fn makes_ours_redundant(&self, ours: Nonces<'_>) -> bool {
+        //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
         (lower_nonce(ours) < self.lower_nonce.as_slice()) != mutation!("nonce_rule_inverted")
     }
 }
 
 /// Nonces compare octet by octet; a nonce that is a prefix of the other is the lower one.
 fn lower_nonce(nonces: Nonces<'_>) -> &[u8] {
+    //= RFC 7296 2.8.1 REQUIRED 4: nonces compare octet by octet
     nonces.initiator.min(nonces.responder)
 }
 
@@ -35,6 +37,7 @@ mod tests {
 
     #[test]
     fn the_lowest_of_the_four_nonces_decides_whichever_end_chose_it() {
+        //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
         let [a, b, c, d] = [[1_u8; 16], [2; 16], [3; 16], [4; 16]];
         let nonces = |initiator, responder| Nonces { initiator, responder };
         let collides = |theirs, ours| RekeyCollision::new(1, theirs).makes_ours_redundant(ours);
@@ -46,6 +49,7 @@ mod tests {
 
     #[test]
     fn a_nonce_that_is_the_beginning_of_another_is_the_lower_one() {
+        //= RFC 7296 2.8.1 REQUIRED 4: nonces compare octet by octet
         let (short, long, high) = ([1_u8; 16], [1_u8; 32], [9_u8; 16]);
         assert_eq!(lower_nonce(Nonces { initiator: &long, responder: &short }), short);
         assert_eq!(lower_nonce(Nonces { initiator: &high, responder: &long }), long, "octet by octet, not as numbers");

@@ -92,10 +92,12 @@ impl HalfOpen {
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return InitOutcome::Malformed(error),
         };
         let refuse = |notify, cx: &mut Context<'_>| {
+            //= RFC 7296 2.6 REQUIRED 3: SPI zero before there is one
             let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(notify)]));
             cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
         };
         let Some(chosen) = negotiate::choose_ike(offers, policy.proposals, Some(key_exchange.group)) else {
+            //= RFC 7296 2.7 MUST 3: one proposal or NO_PROPOSAL_CHOSEN
             refuse(Notify::new(NotifyType::NoProposalChosen), cx);
             return InitOutcome::Refused(Some(failure::no_ike_proposal(policy.proposals)));
         };
@@ -104,6 +106,7 @@ impl HalfOpen {
         }
         if key_exchange.group != chosen.suite.group.number() {
             // RFC 7296 1.2: the initiator guessed another group.
+            //= RFC 7296 3.4 MUST 5: INVALID_KE_PAYLOAD
             refuse(Notify::invalid_ke(chosen.suite.group.number()), cx);
             return InitOutcome::Refused(None);
         }
@@ -114,11 +117,13 @@ impl HalfOpen {
                 return InitOutcome::Unanswered(PeerError::new(IKE_SA_INIT, kind, error.to_string()));
             }
         };
+        //= RFC 7296 2.6 MUST 1: unique SPIs
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
         let mut path = Path { local, remote, nat_local: false, nat_remote: false };
         // The request was hashed before we had an SPI (RFC 7296 2.23).
         let forced = policy.force_encapsulation;
         let natt = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);
+        //= RFC 7296 2.10 MUST 1: random nonces
         let ours: [u8; 32] = cx.random();
 
         let mut answer = Payloads::new();
@@ -126,6 +131,7 @@ impl HalfOpen {
         answer.push(Payload::KeyExchange(key_exchange.payload()));
         answer.push(Payload::Nonce(ours.to_vec()));
         if natt {
+            //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
             answer.extend(path.notifies(ike, forced).map(Payload::Notify));
         }
         answer.extend(policy.request.cloned().map(Payload::CertificateRequest));
@@ -189,12 +195,14 @@ impl HalfOpen {
         };
         let earlier = Message::decode(&self.transcript.request);
         if earlier.is_ok_and(|earlier| without_cookie(&earlier) == without_cookie(message)) {
+            //= RFC 7296 2.15 REQUIRED 2: the latest IKE_SA_INIT counts
             self.transcript.request = datagram.to_vec();
         }
     }
 
     /// Sends the IKE_SA_INIT response again, if this is the request.
     pub(crate) fn repeat(&mut self, datagram: &[u8], cx: &mut Context<'_>) {
+        //= RFC 7296 2.1 REQUIRED 9: IKE_SA_INIT again is the whole message
         if self.transcript.request == datagram && self.repeats < MAX_REPEATS {
             self.repeats = self.repeats.saturating_add(1);
             cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.transcript.response);
@@ -251,6 +259,7 @@ impl HalfOpen {
             }
         };
         let incoming = channel.receive(header, datagram, local, remote, cx);
+        //= RFC 7296 1.4 MUST 1: no INFORMATIONAL before IKE_AUTH
         let Incoming::Request(ExchangeType::IkeAuth, payloads) = incoming else {
             self.key_state = KeyState::Derived(channel);
             return AuthOutcome::Stay(self);
@@ -262,6 +271,7 @@ impl HalfOpen {
             Ok(payloads) => payloads,
             Err(error) => {
                 let rejection =
+                    //= RFC 7296 2.21.2 MUST 2: a malformed IKE_AUTH is rejected whole
                     AuthRejection { notify: error.notify(), error: failure::invalid(IKE_AUTH, error), peer: None };
                 return reject(*channel, identity, rejection, remote, cx);
             }
@@ -303,6 +313,7 @@ impl HalfOpen {
         let name = profile.config.name.clone();
         let refused = |error: PeerError| AuthRejection::authentication(error, Some(name.clone()));
         // IKE_SA_INIT was answered with the proposals of all peers. Now the peer is known.
+        //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
         if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
             let error = failure::no_ike_proposal(&profile.config.ike_proposals);
             let notify = Notify::new(NotifyType::NoProposalChosen);
@@ -328,6 +339,7 @@ impl HalfOpen {
         channel.timing = profile.config.timing;
         let answer = [Payload::IdResponder(our_id)]
             .into_iter()
+            //= RFC 7296 3.7 SHOULD 2: what is asked for is sent
             .chain(profile.auth.certificates().iter().cloned().map(Payload::Certificate))
             .chain([Payload::Authentication(authentication)])
             .collect();
@@ -349,6 +361,7 @@ impl HalfOpen {
             }
             Err((error, notify)) => {
                 // RFC 7296 1.2: the IKE SA is made nevertheless.
+                //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
                 answer.push_notify(notify);
                 Err(error)
             }
@@ -384,6 +397,7 @@ struct AuthRejection {
 
 impl AuthRejection {
     fn authentication(error: PeerError, peer: Option<PeerName>) -> Box<Self> {
+        //= RFC 7296 2.21.2 SHOULD 1: AUTHENTICATION_FAILED
         Box::new(Self { notify: Notify::new(NotifyType::AuthenticationFailed), error, peer })
     }
 }
@@ -425,6 +439,7 @@ fn reject(
     cx: &mut Context<'_>,
 ) -> AuthOutcome {
     let AuthRejection { notify, error, peer } = rejection;
+    //= RFC 7296 2.21.2 MUST 3: by one of two notifications
     channel.respond(ExchangeType::IkeAuth, &Payloads::from(vec![Payload::Notify(notify)]), cx);
     AuthOutcome::Refused { peer, identity, from, error, last_response: channel.into_last_response() }
 }
@@ -446,6 +461,7 @@ fn child(
     let chosen = negotiate::choose_esp(offers, &config.child.proposals, ChildKeyExchange::Ignored)
         .ok_or_else(|| (failure::no_esp_proposal(IKE_AUTH, config), Notify::new(NotifyType::NoProposalChosen)))?;
     let selectors = negotiate::narrow(&config.child, local, remote)
+        //= RFC 7296 2.9 REQUIRED 4: TS_UNACCEPTABLE
         .ok_or_else(|| (failure::no_selectors(IKE_AUTH, config), Notify::new(NotifyType::TsUnacceptable)))?;
     let inbound = ReservedSpi::new(profile, channel, cx)
         .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;

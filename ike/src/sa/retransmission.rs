@@ -34,6 +34,7 @@ impl Retransmission {
     /// transmissions go on with this wait for [`ESP_ARRIVES`].
     pub(crate) fn advance(&mut self, timing: &Timing, esp_arrives: bool, now: Instant) -> Option<()> {
         if self.sent >= timing.transmissions {
+            //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
             if !esp_arrives || now >= self.begun + ESP_ARRIVES {
                 return None;
             }
@@ -42,6 +43,7 @@ impl Retransmission {
         }
         let sent = if mutation!("waits_do_not_grow") { 1 } else { self.sent };
         let doublings = sent.min(timing.transmissions.saturating_sub(1)).saturating_sub(1);
+        //= RFC 7296 2.4 MUST 6: waits double
         self.next = now + timing.retransmit.saturating_mul(2_u32.saturating_pow(doublings));
         Some(())
     }
@@ -62,6 +64,7 @@ mod tests {
 
     #[test]
     fn a_silent_peer_is_given_up_in_less_than_ten_seconds_by_default() {
+        //= RFC 7296 2.4 MUST 6: waits double
         let timing = Timing::default();
         let (transmissions, after) = given_up_after(&timing);
         assert_eq!((transmissions, after), (4, Duration::from_millis(5500)));

@@ -9,6 +9,8 @@ pub enum Delete {
     /// This IKE SA with all its CHILD_SAs.
     Ike,
     /// CHILD_SAs, by the SPIs with which the sender receives.
+    //= RFC 7296 3.11 MUST 1: SPIs of one protocol
+    //= RFC 7296 3.11 MUST NOT 2: protocols are not mixed
     Children {
         /// ESP or AH (or what else has SPIs of 4 octets).
         protocol: Protocol,
@@ -43,6 +45,7 @@ impl Codec for Delete {
         let count = reader.u16()?;
         match (Protocol::from(protocol), size, count) {
             (Protocol::Ike, 0, 0) => Ok(Self::Ike),
+            //= RFC 7296 3.11 MUST 3: SPIs of no or four octets
             (Protocol::Ike, ..) => Err(InvalidMessage::DeleteSpis { protocol, size, count }),
             (protocol, 4, count) => {
                 // Bounded by the payload's length, which take() checks before anything is stored.

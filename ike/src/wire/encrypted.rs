@@ -78,6 +78,7 @@ impl<'a> EncryptedMessage<'a> {
         let mut kind = CheckedHeader::read(&mut reader, datagram.len())?.next_payload;
         for _ in 0..MAX_PAYLOADS {
             if kind == PayloadType::None {
+                //= RFC 7296 1.4 MUST 1: no INFORMATIONAL before IKE_AUTH
                 return Err(InvalidMessage::NotEncrypted);
             }
             let generic = GenericHeader::read(&mut reader)?;
@@ -94,6 +95,8 @@ impl<'a> EncryptedMessage<'a> {
                 }
             };
             // RFC 7296 3.14: it is the last payload; its "next payload" names the first one inside.
+            //= RFC 7296 3.1 MUST 1: SK is the last payload
+            //= RFC 7296 3.14 MUST 1: SK is the last payload
             reader.finish()?;
             let body = contents.rest();
             let associated = datagram.get(..datagram.len().saturating_sub(body.len())).unwrap_or_default();

@@ -8,6 +8,8 @@ pub const HEADER_LEN: usize = 28;
 
 const FLAG_INITIATOR: u8 = 0x08;
 const FLAG_RESPONSE: u8 = 0x20;
+//= RFC 7296 3.1 MUST 5: major version 2
+//= RFC 7296 3.1 MUST 8: minor version 0
 const VERSION: u8 = 0x20;
 
 /// The IKE header, without the fields that follow from the contents (next payload, length).
@@ -55,13 +57,19 @@ impl Header {
     pub(crate) fn encode(&self, out: &mut Vec<u8>, next_payload: PayloadType) {
         out.extend_from_slice(&self.initiator_spi.to_be_bytes());
         out.extend_from_slice(&self.responder_spi.to_be_bytes());
+        //= RFC 7296 3.1 MUST 10: unknown flags are clear
+        //= RFC 7296 3.1 MUST 15: the Version flag is clear
         let mut flags = 0;
         if self.from_initiator {
+            //= RFC 7296 3.1 MUST 17: the Initiator flag of the initiator
             flags |= FLAG_INITIATOR;
         }
+        //= RFC 7296 3.1 MUST 12: requests have no Response flag
         if self.response {
+            //= RFC 7296 3.1 MUST 13: responses have the Response flag
             flags |= FLAG_RESPONSE;
         }
+        //= RFC 7296 2.5 MUST 5: answers have the request's version
         out.extend_from_slice(&[next_payload.into(), VERSION, self.exchange.into(), flags]);
         out.extend_from_slice(&self.message_id.to_be_bytes());
         out.extend_from_slice(&[0; 4]);
@@ -80,13 +88,18 @@ impl CheckedHeader {
     pub(crate) fn read(reader: &mut Reader<'_>, actual: usize) -> Result<Self, InvalidMessage> {
         let raw = RawHeader::read(reader)?;
         // The version is checked first: a later version may lay out the rest differently.
+        //= RFC 7296 2.5 MUST 1: minor versions are ignored
+        //= RFC 7296 3.1 MUST 9: the peer's minor version is ignored
         if raw.version >> 4 != VERSION >> 4 {
+            //= RFC 7296 2.5 MUST 2: later major versions are dropped
+            //= RFC 7296 3.1 MUST 7: later versions are refused
             return Err(InvalidMessage::MajorVersion(raw.version >> 4));
         }
         if usize::try_from(raw.length) != Ok(actual) {
             return Err(InvalidMessage::LengthMismatch { stated: raw.length, actual });
         }
         if raw.header.initiator_spi == 0 {
+            //= RFC 7296 3.1 MUST NOT 3: the initiator's SPI is not zero
             return Err(InvalidMessage::ZeroInitiatorSpi);
         }
         Ok(Self { header: raw.header, next_payload: raw.next_payload })
@@ -108,6 +121,8 @@ impl RawHeader {
         let version = reader.u8()?;
         let exchange = reader.u8()?.into();
         // The other bits, the version flag among them, are ignored on receipt (RFC 7296 3.1).
+        //= RFC 7296 3.1 MUST 11: unknown flags are ignored
+        //= RFC 7296 3.1 MUST 16: the Version flag is ignored
         let flags = reader.u8()?;
         let message_id = reader.u32()?;
         let length = reader.u32()?;

@@ -33,9 +33,11 @@ impl Id {
         let text = || std::str::from_utf8(data).ok().filter(|text| !text.is_empty()).map(str::to_owned);
         match self.kind {
             IdType::Ipv4Address => <[u8; 4]>::try_from(data).ok().map(|octets| Identity::Address(IpAddr::from(octets))),
+            //= RFC 7296 3.5 MUST 8: IPv6 addresses
             IdType::Ipv6Address => {
                 <[u8; 16]>::try_from(data).ok().map(|octets| Identity::Address(IpAddr::from(octets)))
             }
+            //= RFC 7296 3.5 MUST 6: four types to accept
             IdType::Fqdn => text().map(Identity::Fqdn),
             IdType::Rfc822Address => text().map(Identity::Email),
             IdType::DerAsn1Dn => Some(Identity::DistinguishedName(data.to_vec())),
@@ -45,16 +47,19 @@ impl Id {
     }
 }
 
+//= RFC 7296 3.5 SHOULD 7: all types
 impl From<&Identity> for Id {
     fn from(identity: &Identity) -> Self {
         let (kind, data) = match identity {
             Identity::Address(IpAddr::V4(address)) => (IdType::Ipv4Address, address.octets().to_vec()),
             Identity::Address(IpAddr::V6(address)) => (IdType::Ipv6Address, address.octets().to_vec()),
+            //= RFC 7296 3.5 MUST 5: one type to send
             Identity::Fqdn(name) => (IdType::Fqdn, name.clone().into_bytes()),
             Identity::Email(address) => (IdType::Rfc822Address, address.clone().into_bytes()),
             Identity::DistinguishedName(der) => (IdType::DerAsn1Dn, der.clone()),
             Identity::KeyId(id) => (IdType::KeyId, id.clone()),
         };
+        //= RFC 7296 3.5 MUST 1: RESERVED is zero
         Self { kind, reserved: [0; 3], data }
     }
 }
@@ -67,6 +72,7 @@ impl Codec for Id {
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
+        //= RFC 7296 3.5 MUST 2: RESERVED is ignored
         Ok(Self { kind: reader.u8()?.into(), reserved: reader.array()?, data: reader.rest().to_vec() })
     }
 }

@@ -3,6 +3,7 @@
 use super::reader::{Codec, InvalidMessage, Reader};
 
 /// Shortest nonce, octets.
+//= RFC 7296 2.10 MUST 2: 128 bits
 pub const NONCE_MIN: usize = 16;
 /// Longest nonce, octets.
 pub const NONCE_MAX: usize = 256;
@@ -34,6 +35,7 @@ impl Codec for KeyExchange {
 /// Reads a nonce of a permitted length.
 pub(crate) fn read_nonce(reader: &mut Reader<'_>) -> Result<Vec<u8>, InvalidMessage> {
     let nonce = reader.rest();
+    //= RFC 7296 3.9 MUST 1: 16 to 256 octets
     if !(NONCE_MIN..=NONCE_MAX).contains(&nonce.len()) {
         return Err(InvalidMessage::NonceLength(nonce.len()));
     }

@@ -30,6 +30,7 @@ impl Message {
     /// A response in clear to the request with this header. `responder_spi` is ours, or 0 before
     /// there is one.
     pub(crate) fn response(request: &Header, responder_spi: u64, payloads: Payloads) -> Self {
+        //= RFC 7296 1.5 REQUIRED 2: the answer copies the request's header
         let header = Header { responder_spi, from_initiator: !request.from_initiator, response: true, ..*request };
         Self { header, payloads }
     }
@@ -92,6 +93,7 @@ impl Payloads {
     }
 
     fn find<'a, T>(&'a self, kind: PayloadType, pick: impl Fn(&'a Payload) -> Option<T>) -> Result<T, InvalidMessage> {
+        //= RFC 7296 2.5 MUST NOT 16: any order of payloads
         self.0.iter().find_map(pick).ok_or(InvalidMessage::Missing(kind))
     }
 
@@ -209,11 +211,14 @@ impl Payloads {
 
     /// The first notification of a type.
     pub fn notify(&self, kind: NotifyType) -> Option<&Notify> {
+        //= RFC 7296 3.10.1 MUST 2: unknown notifications are ignored
+        //= RFC 7296 3.10.1 MUST 3: unknown status types are ignored
         self.notifies().find(|notify| notify.kind == kind)
     }
 
     /// The first notification that reports an error.
     pub fn error(&self) -> Option<&Notify> {
+        //= RFC 7296 3.10.1 MUST 1: an unknown error is an error
         self.notifies().find(|notify| notify.kind.is_error())
     }
 
@@ -297,6 +302,8 @@ impl GenericHeader {
 
     pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
         let next = reader.u8()?.into();
+        //= RFC 7296 2.5 MUST 8: RESERVED is ignored
+        //= RFC 7296 3.2 MUST 7: reserved bits are ignored
         let critical = reader.u8()? & CRITICAL != 0;
         Ok(Self { next, critical, length: reader.u16()? })
     }

@@ -25,12 +25,16 @@ impl Notify {
 
     /// A notification with data.
     pub fn with_data(kind: NotifyType, data: Vec<u8>) -> Self {
+        //= RFC 7296 3.10 MUST 2: no protocol without SPI
+        //= RFC 7296 3.10 MUST 4: no SPI of the IKE SA
         Self { kind, protocol: Protocol::None, spi: Vec::new(), data }
     }
 
     /// A notification about an ESP SA, by the SPI with which its sender receives: REKEY_SA,
     /// CHILD_SA_NOT_FOUND.
     pub fn about_child(kind: NotifyType, spi: u32) -> Self {
+        //= RFC 7296 1.3.3 REQUIRED 2: REKEY_SA names our inbound SPI
+        //= RFC 7296 3.10 MUST 1: the protocol of a CHILD_SA
         Self { kind, protocol: Protocol::Esp, spi: spi.to_be_bytes().to_vec(), data: Vec::new() }
     }
 
@@ -50,6 +54,7 @@ impl Notify {
         if !matches!(self.protocol, Protocol::Esp | Protocol::Ah) {
             return None;
         }
+        //= RFC 7296 3.10 MUST 3: the protocol is ignored without SPI
         self.spi.as_slice().try_into().ok().map(u32::from_be_bytes)
     }
 
@@ -96,9 +101,11 @@ impl InvalidMessage {
     pub fn notify(&self) -> Notify {
         match *self {
             Self::UnsupportedCriticalPayload(kind) => {
+                //= RFC 7296 2.5 MUST 11: UNSUPPORTED_CRITICAL_PAYLOAD
                 Notify::with_data(NotifyType::UnsupportedCriticalPayload, vec![kind])
             }
             Self::MajorVersion(_) => Notify::with_data(NotifyType::InvalidMajorVersion, vec![2]),
+            //= RFC 7296 3.10.1 MUST 4: INVALID_SYNTAX is for the rest
             _ => Notify::new(NotifyType::InvalidSyntax),
         }
     }

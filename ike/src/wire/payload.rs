@@ -87,6 +87,11 @@ impl Payload {
     /// Writes generic header and contents.
     pub(crate) fn encode(&self, next: PayloadType, out: &mut Vec<u8>) {
         with_length(out, 2, |out| {
+            //= RFC 7296 2.5 MUST 7: RESERVED is zero
+            //= RFC 7296 2.5 MUST NOT 13: no critical flag in responses
+            //= RFC 7296 3.2 MUST 1: critical is zero to be skipped
+            //= RFC 7296 3.2 MUST 4: critical is zero for the RFC's types
+            //= RFC 7296 3.2 MUST 6: reserved bits are zero
             out.extend_from_slice(&[next.into(), 0, 0, 0]);
             match self {
                 Self::SecurityAssociation(proposals) => encode_proposals(proposals, out),
@@ -121,16 +126,24 @@ impl Payload {
             PayloadType::Nonce => Self::Nonce(read_nonce(contents)?),
             PayloadType::Notify => Self::Notify(Notify::read(contents)?),
             PayloadType::Delete => Self::Delete(Delete::read(contents)?),
+            //= RFC 7296 3.12 MUST 3: unknown vendor IDs are ignored
             PayloadType::VendorId => Self::VendorId(contents.rest().to_vec()),
             PayloadType::TrafficSelectorsInitiator => Self::TrafficSelectorsInitiator(read_selectors(contents)?),
             PayloadType::TrafficSelectorsResponder => Self::TrafficSelectorsResponder(read_selectors(contents)?),
+            //= RFC 7296 3.1 MUST NOT 2: no SK in SK
             PayloadType::Encrypted | PayloadType::EncryptedFragment => return Err(InvalidMessage::MisplacedEncrypted),
             // RFC 7296 2.5: the critical bit counts only for types that are not understood. Types
             // of RFC 7296 itself count as understood.
+            //= RFC 7296 2.5 REQUIRED 14: critical is for the type alone
+            //= RFC 7296 3.2 MUST 3: critical does not matter for known types
             PayloadType::Unknown(number) if critical => {
+                //= RFC 7296 2.5 MUST 10: unknown and critical is refused
                 return Err(InvalidMessage::UnsupportedCriticalPayload(number));
             }
+            //= RFC 7296 3.2 MUST 5: all types are understood
             PayloadType::Configuration | PayloadType::Eap | PayloadType::None | PayloadType::Unknown(_) => {
+                //= RFC 7296 2.5 MUST 9: undefined payloads are skipped
+                //= RFC 7296 2.5 MUST 12: unknown and not critical is ignored
                 Self::Unknown { kind, data: contents.rest().to_vec() }
             }
         };

@@ -88,14 +88,21 @@ impl Transform {
     }
 
     /// A transform of type ENCR. AES-CBC also needs one of type INTEG ([`Self::integrity`]).
+    //= RFC 7296 3 SHOULD NOT 1: nothing unspecified
+    //= RFC 7296 3.3.6 MUST 4: attributes come back unchanged
+    //= RFC 7296 3.14 MUST NOT 2: only specified transforms
     pub fn encryption(cipher: Cipher) -> Self {
         // RFC 7634 4: the key length of ChaCha20-Poly1305 is fixed and must not be stated.
         let (id, key_length) = match cipher {
             Cipher::AesCbc(length, _) => (12, Some(length.bits())),
+            //= RFC 7296 3.3 MUST 7: a transform for each key length
             Cipher::Aes128Gcm16 => (20, Some(128)),
             Cipher::Aes256Gcm16 => (20, Some(256)),
+            //= RFC 7296 3.3.5 MUST NOT 4: no length of fixed keys
             Cipher::ChaCha20Poly1305 => (28, None),
         };
+        //= RFC 7296 2.13 MUST 1: the key length is negotiated
+        //= RFC 7296 3.3.5 MUST 5: the length of AES keys
         let attributes = key_length.map(Attribute::KeyLength).into_iter().collect();
         Self { kind: TransformType::Encryption, id, attributes }
     }
@@ -134,7 +141,9 @@ impl Transform {
     fn key_length(&self) -> Result<Option<u16>, UnknownAttributes> {
         match self.attributes.as_slice() {
             [] => Ok(None),
+            //= RFC 7296 3.3 MUST NOT 6: one attribute of a type
             [Attribute::KeyLength(bits)] => Ok(Some(*bits)),
+            //= RFC 7296 3.3.6 MUST 9: unknown transforms and attributes
             _ => Err(UnknownAttributes),
         }
     }
@@ -184,6 +193,7 @@ pub(crate) fn encode_proposals(proposals: &[Proposal], out: &mut Vec<u8>) {
         left = left.saturating_sub(1);
         with_length(out, 2, |out| {
             // RFC 7296 3.3.1: 2 if another proposal follows.
+            //= RFC 7296 3.3.1 MUST 1: RESERVED is zero
             out.extend_from_slice(&[if left == 0 { 0 } else { 2 }, 0, 0, 0]);
             proposal.encode(out);
         });
@@ -221,10 +231,12 @@ fn substructure<'a>(
     }
     let found = reader.u8()?;
     reader.u8()?;
+    //= RFC 7296 3.3.1 MUST 2: RESERVED is ignored
     let length = reader.u16()?;
     let inner = reader.sub(what, length, 4)?;
     let expected = if reader.is_empty() { 0 } else { more };
     if found != expected {
+        //= RFC 7296 3.3 MUST 2: lengths and counts agree
         return Err(InvalidMessage::SubstructureMarker { what, found });
     }
     Ok(Some(inner))
@@ -263,6 +275,7 @@ impl Codec for Proposal {
             transforms.push(Transform::read(&mut inner)?);
             inner.finish()?;
         }
+        //= RFC 7296 3.3 MUST 2: lengths and counts agree
         if transforms.len() != usize::from(stated) {
             return Err(InvalidMessage::TransformCount { number, stated, actual: transforms.len() });
         }
@@ -272,6 +285,7 @@ impl Codec for Proposal {
 
 impl Codec for Transform {
     fn encode(&self, out: &mut Vec<u8>) {
+        //= RFC 7296 3.3.2 MUST 1: RESERVED is zero
         out.extend_from_slice(&[self.kind.into(), 0]);
         out.extend_from_slice(&self.id.to_be_bytes());
         for attribute in &self.attributes {
@@ -282,6 +296,7 @@ impl Codec for Transform {
     fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage> {
         let kind = reader.u8()?.into();
         reader.u8()?;
+        //= RFC 7296 3.3.2 MUST 2: RESERVED is ignored
         let id = reader.u16()?;
         let mut attributes = Vec::new();
         while !reader.is_empty() {
@@ -297,6 +312,7 @@ impl Codec for Transform {
 impl Codec for Attribute {
     fn encode(&self, out: &mut Vec<u8>) {
         let (kind, second, value) = match self {
+            //= RFC 7296 3.3.5 MUST NOT 1: fixed length is short form
             Self::KeyLength(bits) => (ATTRIBUTE_SHORT | ATTRIBUTE_KEY_LENGTH, *bits, [].as_slice()),
             Self::OtherShort { kind, value } => (ATTRIBUTE_SHORT | *kind, *value, [].as_slice()),
             Self::OtherLong { kind, value } => {
@@ -305,6 +321,7 @@ impl Codec for Attribute {
             }
         };
         out.extend_from_slice(&kind.to_be_bytes());
+        //= RFC 7296 3.3.5 MUST 3: network byte order
         out.extend_from_slice(&second.to_be_bytes());
         out.extend_from_slice(value);
     }

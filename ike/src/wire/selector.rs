@@ -33,10 +33,13 @@ impl TrafficSelector {
     /// are of two families or in the wrong order.
     pub fn addresses(start: IpAddr, end: IpAddr) -> Option<Self> {
         let ordered = start <= end && start.is_ipv4() == end.is_ipv4();
+        //= RFC 7296 3.13.1 MUST 1: all ports begin at 0
+        //= RFC 7296 3.13.1 MUST 2: all ports end at 65535
         ordered.then_some(Self { protocol: 0, start_port: 0, end_port: u16::MAX, start, end })
     }
 
     /// Whether it matches all ports.
+    //= RFC 7296 3.13.1 MUST 3: ANY
     pub fn any_port(&self) -> bool {
         self.start_port == 0 && self.end_port == u16::MAX
     }
@@ -120,6 +123,7 @@ impl From<IpNetwork> for TrafficSelector {
 pub(crate) fn encode_selectors(selectors: &[TrafficSelector], out: &mut Vec<u8>) {
     let selectors = selectors.get(..MAX_SELECTORS).unwrap_or(selectors);
     out.push(u8::try_from(selectors.len()).unwrap_or(u8::MAX));
+    //= RFC 7296 3.13 MUST 1: RESERVED is zero
     out.extend_from_slice(&[0; 3]);
     for selector in selectors {
         selector.encode(out);
@@ -130,6 +134,7 @@ pub(crate) fn encode_selectors(selectors: &[TrafficSelector], out: &mut Vec<u8>)
 /// are left out. That narrows the offer: what we do not understand, we do not accept.
 pub(crate) fn read_selectors(reader: &mut Reader<'_>) -> Result<Vec<TrafficSelector>, InvalidMessage> {
     let stated = reader.u8()?;
+    //= RFC 7296 3.13 MUST 2: RESERVED is ignored
     reader.array::<3>()?;
     let mut selectors = Vec::new();
     let mut actual = 0;
@@ -154,6 +159,7 @@ fn read_selector(reader: &mut Reader<'_>) -> Result<Option<TrafficSelector>, Inv
     let size = match kind {
         TS_IPV4_ADDR_RANGE => 16,
         TS_IPV6_ADDR_RANGE => 40,
+        //= RFC 7296 2.9 REQUIRED 5: unknown types of selectors
         _ => return Ok(None),
     };
     if length != size {
@@ -167,6 +173,7 @@ fn read_selector(reader: &mut Reader<'_>) -> Result<Option<TrafficSelector>, Inv
         (inner.array::<16>()?.into(), inner.array::<16>()?.into())
     };
     // RFC 7296 3.13.1: OPAQUE ports are 65535 to 0.
+    //= RFC 7296 3.13.1 MUST 4: OPAQUE
     let opaque = start_port == u16::MAX && end_port == 0;
     if start > end || (start_port > end_port && !opaque) {
         return Err(InvalidMessage::SelectorRange);

@@ -145,6 +145,8 @@ proptest! {
         additions in vec(addition(), 1..24),
         owners in vec((0..2_usize, 0..3_u8), 0..6),
     ) {
+        //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
+        //= RFC 7296 2.21.4 MUST NOT 6: INVALID_IKE_SPI changes nothing
         let mut path = ForwardedPath::new(seed);
         let (endpoint, kernel, _) = &mut path.ends[0];
         endpoint.connect(&peer::honest(0).name, path.now, kernel);

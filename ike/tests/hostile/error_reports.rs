@@ -19,6 +19,7 @@ fn first_request(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 #[test]
 fn a_malformed_first_request_is_told_with_what_is_wrong_and_not_answered() {
+    //= RFC 7296 3.10.1 REQUIRED 5: INVALID_SYNTAX is encrypted
     let mut world = World::new(7);
     world.deliver(&first_request(|datagram| datagram.truncate(60)));
     assert_eq!(world.sent.len(), 0);
@@ -30,6 +31,7 @@ fn a_malformed_first_request_is_told_with_what_is_wrong_and_not_answered() {
 
 #[test]
 fn a_first_request_without_a_nonce_is_told() {
+    //= RFC 7296 3.10.1 REQUIRED 5: INVALID_SYNTAX is encrypted
     let mut world = World::new(7);
     let message = Message::decode(&Hostile::first_request(1)).unwrap();
     let rest = message.payloads.iter().filter(|payload| !matches!(payload, Payload::Nonce(_))).cloned().collect();
@@ -70,6 +72,10 @@ fn an_ike_auth_that_wants_another_way_to_authenticate_is_told_what_to_configure(
 
 #[test]
 fn a_later_version_and_an_unknown_critical_payload_are_answered_as_the_rfc_wants() {
+    //= RFC 7296 1.5 REQUIRED 2: the answer copies the request's header
+    //= RFC 7296 2.5 SHOULD 3: INVALID_MAJOR_VERSION
+    //= RFC 7296 2.5 MUST 11: UNSUPPORTED_CRITICAL_PAYLOAD
+    //= RFC 7296 3.1 MUST 7: later versions are refused
     let mut world = World::new(7);
     world.deliver(&first_request(|datagram| datagram[17] = 0x30));
     world.deliver(&first_request(|datagram| {
@@ -89,6 +95,8 @@ fn a_later_version_and_an_unknown_critical_payload_are_answered_as_the_rfc_wants
 
 #[test]
 fn a_peer_that_speaks_ikev1_is_told_of_and_not_answered() {
+    //= RFC 7296 2.4 MUST 5: rate of what unprotected messages cause
+    //= RFC 7296 2.21.4 REQUIRED 11: rate of answers
     let mut world = World::new(7);
     // Main Mode (RFC 2409 5): version 1.0, exchange 2, no flags.
     let main_mode = first_request(|datagram| datagram[17..20].copy_from_slice(&[0x10, 2, 0]));
@@ -117,6 +125,7 @@ fn a_wrong_secret_is_told_and_leaves_nothing_behind() {
 
 #[test]
 fn those_who_guess_secrets_do_not_fill_the_log() {
+    //= RFC 7296 2.4 MUST 5: rate of what unprotected messages cause
     let mut world = World::new(7);
     for _ in 0..40 {
         Hostile::establish_by(b"a guess", &mut world, false);
@@ -130,6 +139,11 @@ fn those_who_guess_secrets_do_not_fill_the_log() {
 
 #[test]
 fn messages_to_nobody_are_not_answered() {
+    //= RFC 7296 1.4 MUST 1: no INFORMATIONAL before IKE_AUTH
+    //= RFC 7296 1.5 MUST NOT 1: nothing answers outside of an IKE SA
+    //= RFC 7296 2.21.4 MUST NOT 1: no answer to a response
+    //= RFC 7296 2.21.4 MUST NOT 5: INVALID_IKE_SPI is not answered
+    //= RFC 7296 3.1 MUST NOT 14: responses are not answered
     let mut world = World::new(7);
     for exchange in [34, 35, 36, 37, 43, 99] {
         world.deliver(&peer::in_clear([9; 16], exchange, [2, 0, 0, 1], Payloads::new()));

@@ -127,6 +127,7 @@ fn what_answers_as_somebody_else_is_only_that_and_the_likeliest_addresss_error_i
 
 #[test]
 fn an_answer_without_proof_from_an_unlikely_address_does_not_hide_the_likeliest() {
+    //= RFC 7296 2.21.1 REQUIRED 1: go on after an unauthenticated error
     let mut network = Network::new(1, LinkQuality::RELIABLE);
     let a = network.add("10.0.0.1", None);
     let stranger = network.add("10.0.0.3", None);

@@ -101,6 +101,8 @@ fn pair(seed: u64, quality: LinkQuality, a: Auth, b: Auth) -> Pair {
 
 #[test]
 fn certificates_prove_both_ends_in_fragments_despite_loss() {
+    //= RFC 7296 3.6 SHOULD 1: certificates are sent
+    //= RFC 7296 3.7 SHOULD 2: what is asked for is sent
     let authority = Authority::new("CA");
     for seed in 0..20 {
         let a = authority.certify("a.example", &PKCS_ED25519);

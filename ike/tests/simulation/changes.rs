@@ -11,6 +11,9 @@ use crate::peers::{OTHER_PSK, Pair, SECOND};
 
 #[test]
 fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
+    //= RFC 7296 2.23 MUST 3: responses go to the request's port
+    //= RFC 7296 2.23 MUST 4: port 4500 behind a NAT
+    //= RFC 7296 2.23 SHOULD 10: a mismatch is a NAT
     for seed in 0..30 {
         let nat = Nat::new("192.0.2.1");
         let mut pair = Pair::with_nats(seed, LinkQuality::REORDERING, Some(nat), None)
@@ -68,6 +71,7 @@ fn change_address(pair: &mut Pair) {
 
 #[test]
 pub fn a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again() {
+    //= RFC 7296 2.1 REQUIRED 7: an unanswered IKE SA goes
     for seed in 0..20 {
         let mut pair = Pair::new(seed, LinkQuality::RELIABLE);
         pair.start();
@@ -91,6 +95,8 @@ pub fn a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again() {
 
 #[test]
 fn a_peer_that_restarts_replaces_what_it_has_forgotten() {
+    //= RFC 7296 2.4 MUST 2: INITIAL_CONTACT in the first IKE_AUTH
+    //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
     for keep in [false, true] {
         let mut pair = Pair::new(3, LinkQuality::RELIABLE).one_sided();
         pair.start();
@@ -191,6 +197,9 @@ fn a_changed_pre_shared_key_is_taken_up_when_both_ends_have_it() {
 
 #[test]
 fn a_removed_peer_is_told_and_everything_of_it_goes() {
+    //= RFC 7296 1.4 MUST 2: about an IKE SA on that IKE SA
+    //= RFC 7296 1.4.1 REQUIRED 8: CHILD_SAs go with the IKE SA
+    //= RFC 7296 2.4 SHOULD 10: the peer is told of a deleted IKE SA
     for seed in 0..20 {
         let mut pair = Pair::new(seed, LinkQuality::LOSSY).one_sided();
         pair.start();
@@ -222,6 +231,7 @@ fn all_addresses_are_tried_at_once_and_the_first_that_answers_wins() {
 
 #[test]
 fn a_peer_may_be_spoken_to_on_the_nat_traversal_port_from_the_first_message_on() {
+    //= RFC 7296 2 MUST 3: four octets of zero on port 4500
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.a_config.remotes = vec!["10.0.0.2:4500".parse().unwrap()];
     pair.start();

@@ -17,6 +17,7 @@ fn a_tunnel_comes_up_with_a_pre_shared_key() {
 
 #[test]
 fn a_tunnel_comes_up_through_loss_and_reordering() {
+    //= RFC 7296 2.1 MUST 6: retransmit
     for seed in 0..100 {
         let mut pair = Pair::new(seed, LinkQuality::LOSSY).one_sided();
         pair.start();
@@ -86,6 +87,8 @@ fn both_ends_reconnect_after_loss_has_broken_sas() {
 
 #[test]
 fn a_mesh_of_nodes_some_behind_nats_comes_up_when_all_start_at_once_despite_loss() {
+    //= RFC 7296 2.11 MUST 1: requests from any port
+    //= RFC 7296 2.23 MUST 2: messages from any port
     const NODES: usize = 8;
     for seed in 0..5 {
         let mut network = Network::new(seed, LinkQuality::LOSSY);

@@ -393,6 +393,7 @@ const SEEDS: u64 = 3000;
 
 #[test]
 fn every_pair_comes_to_rest_after_any_faults() {
+    //= RFC 7296 2.8.1 REQUIRED 6: a refusal after the peer's rekey
     let first = number("SEED", 0);
     let next = AtomicU64::new(first);
     let end = first + number("SEEDS", SEEDS);

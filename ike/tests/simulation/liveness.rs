@@ -41,6 +41,7 @@ fn traffic_unwatched(pair: &mut Pair, time: Duration) {
 
 #[test]
 pub fn an_idle_peer_is_asked_every_two_minutes() {
+    //= RFC 7296 2.4 REQUIRED 7: a silent peer is asked
     let mut pair = connected(1);
     pair.network.run_for(1200 * SECOND);
     let (messages, keepalives) = sent(&pair);
@@ -53,6 +54,7 @@ pub fn an_idle_peer_is_asked_every_two_minutes() {
 
 #[test]
 pub fn a_peer_whose_esp_arrives_is_not_asked_and_its_mapping_not_kept_alive() {
+    //= RFC 7296 2.23 SHOULD 11: keepalives behind a NAT
     let mut pair = connected(2);
     pair.traffic(90 * SECOND);
     assert_eq!(sent(&pair), (0, 0));
@@ -78,6 +80,7 @@ pub fn a_dead_peer_is_noticed_as_soon_as_without_reports_if_something_is_sent_to
 
 #[test]
 pub fn the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check() {
+    //= RFC 7296 2.4 REQUIRED 7: a silent peer is asked
     let mut pair = connected(3);
     pair.network.run_for(50 * SECOND);
     pair.network.nodes[pair.b].down = true;

@@ -31,6 +31,8 @@ fn unsupported() -> Vec<Part> {
 
 #[test]
 fn payloads_come_in_the_order_of_the_rfc() {
+    //= RFC 7296 2.5 SHOULD 15: the usual order of payloads
+    //= RFC 7296 3.4 MUST NOT 4: no KE without a group
     use payload::{AUTH, ID_RESPONDER, KE, NONCE, NOTIFY, SA, TS_INITIATOR, TS_RESPONDER};
     let mut foreign = Foreign::new(1, |_| {});
     let request = foreign.init_request(&foreign.init_parts());
@@ -47,6 +49,7 @@ fn payloads_come_in_the_order_of_the_rfc() {
 
 #[test]
 fn payloads_are_taken_in_any_order() {
+    //= RFC 7296 2.5 MUST NOT 16: any order of payloads
     let mut foreign = Foreign::new(1, |_| {});
     let reversed = |parts: Vec<Part>| -> Vec<Part> { parts.into_iter().rev().collect() };
     let request = foreign.init_request(&reversed(foreign.init_parts()));
@@ -60,6 +63,12 @@ fn payloads_are_taken_in_any_order() {
 
 #[test]
 fn payloads_and_attributes_that_we_do_not_support_change_nothing() {
+    //= RFC 7296 2.5 MUST 12: unknown and not critical is ignored
+    //= RFC 7296 2.20 MUST 1: no version is told
+    //= RFC 7296 2.21.4 MUST NOT 10: such a notification changes nothing
+    //= RFC 7296 3.10.1 MUST 2: unknown notifications are ignored
+    //= RFC 7296 3.10.1 MUST 3: unknown status types are ignored
+    //= RFC 7296 3.12 MUST 3: unknown vendor IDs are ignored
     let mut foreign = Foreign::new(1, |_| {});
     let parts = [foreign.init_parts(), unsupported()].concat();
     let answer = foreign.exchange(foreign.init_request(&parts)).remove(0);
@@ -82,6 +91,8 @@ fn payloads_and_attributes_that_we_do_not_support_change_nothing() {
 
 #[test]
 fn an_unreadable_ike_auth_is_answered_by_what_is_wrong_alone() {
+    //= RFC 7296 2.21.2 MUST 2: a malformed IKE_AUTH is rejected whole
+    //= RFC 7296 2.21.2 MUST 3: by one of two notifications
     // A nonce of 3 octets: INVALID_SYNTAX. An unknown critical payload: its own notification. The
     // secret is wrong too, and that is not looked at.
     for (part, expected) in [((payload::NONCE, vec![1; 3]), 7), ((CRITICAL, Vec::new()), 1)] {
@@ -93,6 +104,8 @@ fn an_unreadable_ike_auth_is_answered_by_what_is_wrong_alone() {
 
 #[test]
 fn deletions_of_what_we_rekey_or_do_not_know_are_answered_as_usual() {
+    //= RFC 7296 2.25.1 SHOULD 6: closed while we rekey it
+    //= RFC 7296 2.25.1 SHOULD 7: closed and not there
     let mut foreign = Foreign::established(1, |_| {});
     let answers = foreign.request(exchange::INFORMATIONAL, &[delete_child(0xbad)]);
     assert_eq!(kinds(&answers[0]), [0_u8; 0]);
@@ -103,6 +116,9 @@ fn deletions_of_what_we_rekey_or_do_not_know_are_answered_as_usual() {
 
 #[test]
 fn a_deletion_of_the_ike_sa_is_answered_by_an_empty_message_even_while_we_delete_it() {
+    //= RFC 7296 1.4.1 REQUIRED 9: an empty response to the IKE SA's DELETE
+    //= RFC 7296 2.25.2 SHOULD 3: rekeyed while we close it
+    //= RFC 7296 2.25.2 SHOULD 5: closed while we close it
     let mut foreign = Foreign::established(1, |_| {});
     let name = foreign.config.name.clone();
     foreign.network.call(0, |endpoint, now, env| endpoint.terminate(&name, now, env));
@@ -120,6 +136,7 @@ fn a_deletion_of_the_ike_sa_is_answered_by_an_empty_message_even_while_we_delete
 
 #[test]
 fn a_peer_that_always_puts_off_the_rekey_of_the_ike_sa_is_authenticated_again() {
+    //= RFC 7296 2.25 SHOULD 4: not for ever
     let mut foreign = Foreign::established(1, |_| {});
     let mut request = ike_rekey_of_ours(&mut foreign);
     for refusals in 1.. {
@@ -149,6 +166,7 @@ fn a_peer_that_always_puts_off_the_rekey_of_the_ike_sa_is_authenticated_again() 
 
 #[test]
 fn a_refusal_of_an_unknown_kind_is_a_refusal() {
+    //= RFC 7296 3.10.1 MUST 1: an unknown error is an error
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
     let refused = [notification(8191, 0, &[], &[])];
@@ -159,6 +177,7 @@ fn a_refusal_of_an_unknown_kind_is_a_refusal() {
 
 #[test]
 fn a_child_sa_that_is_unusable_keeps_its_spi_until_its_deletion_is_answered() {
+    //= RFC 7296 1.4.1 MUST NOT 6: no SPI is free before the answer
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
     let ours = request.proposals()[0].spi32();

@@ -45,6 +45,8 @@ fn a_responder_is_only_who_was_dialled() {
 
 #[test]
 fn no_ike_proposal_in_common_is_an_error_at_both_ends() {
+    //= RFC 7296 2.7 MUST 3: one proposal or NO_PROPOSAL_CHOSEN
+    //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
     let Refused { a, b, network } = refused(|a, b| {
         a.ike_proposals[0].ciphers = vec![Cipher::Aes128Gcm16];
         b.ike_proposals[0].ciphers = vec![Cipher::ChaCha20Poly1305];
@@ -58,6 +60,8 @@ fn no_ike_proposal_in_common_is_an_error_at_both_ends() {
 
 #[test]
 fn no_esp_proposal_in_common_is_an_error_at_both_ends() {
+    //= RFC 7296 2.7 MUST 3: one proposal or NO_PROPOSAL_CHOSEN
+    //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
     let esp = |cipher| vec![EspProposal { ciphers: vec![cipher], groups: Vec::new(), esn: false }];
     let Refused { a, b, .. } = refused(|a, b| {
         a.child.proposals = esp(Cipher::Aes128Gcm16);
@@ -69,6 +73,8 @@ fn no_esp_proposal_in_common_is_an_error_at_both_ends() {
 
 #[test]
 fn selectors_that_do_not_meet_are_an_error_at_both_ends() {
+    //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
+    //= RFC 7296 2.9 REQUIRED 4: TS_UNACCEPTABLE
     let Refused { a, b, .. } = refused(|a, b| {
         a.child.local = vec!["10.1.0.0/16".parse().unwrap()];
         b.child.remote = vec!["10.3.0.0/16".parse().unwrap()];
@@ -79,6 +85,7 @@ fn selectors_that_do_not_meet_are_an_error_at_both_ends() {
 
 #[test]
 fn selectors_are_narrowed_to_what_both_ends_want() {
+    //= RFC 7296 2.9 SHOULD 3: narrow, not SINGLE_PAIR_REQUIRED
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.b_config.child.local = vec!["10.2.0.0/16".parse().unwrap()];
     pair.b_config.child.remote = vec!["10.1.4.0/24".parse().unwrap(), "10.1.6.0/24".parse().unwrap()];
@@ -92,6 +99,10 @@ fn selectors_are_narrowed_to_what_both_ends_want() {
 
 #[test]
 fn a_guess_at_the_wrong_group_costs_one_round_trip() {
+    //= RFC 7296 1.2 MUST 4: another group is taken up
+    //= RFC 7296 3.3.6 SHOULD 10: a likely group first
+    //= RFC 7296 3.3.6 SHOULD 11: a share of the wanted group
+    //= RFC 7296 3.4 MUST 5: INVALID_KE_PAYLOAD
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.a_config.ike_proposals[0].groups = vec![Group::X25519, Group::P256];
     pair.b_config.ike_proposals[0].groups = vec![Group::P256];
@@ -103,6 +114,8 @@ fn a_guess_at_the_wrong_group_costs_one_round_trip() {
 
 #[test]
 fn cookies_are_asked_for_and_brought() {
+    //= RFC 7296 2.6 MUST 6: the cookie comes first, the rest stays
+    //= RFC 7296 2.15 REQUIRED 2: the latest IKE_SA_INIT counts
     let mut network = Network::new(1, LinkQuality::RELIABLE);
     let a = network.add("10.0.0.1", None);
     let b = network.add_with("10.0.0.2", None, EndpointConfig { cookie_threshold: 0, ..EndpointConfig::default() });

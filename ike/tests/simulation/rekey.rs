@@ -53,6 +53,8 @@ impl Pair {
 
 #[test]
 fn a_rekey_by_either_end_loses_nothing() {
+    //= RFC 7296 2.8 REQUIRED 3: the old CHILD_SA is deleted
+    //= RFC 7296 2.8 REQUIRED 11: the responder sends on the old SA
     for seed in 0..40 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
         for node in [pair.a, pair.b] {
@@ -67,6 +69,8 @@ fn a_rekey_by_either_end_loses_nothing() {
 
 #[test]
 pub fn both_ends_rekeying_at_once_keep_one_child_sa_and_lose_nothing() {
+    //= RFC 7296 2.8.1 MUST 2: packets come through either SA
+    //= RFC 7296 2.25.1 SHOULD 2: rekeyed while we rekey it
     for seed in 0..100 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
         pair.rekey(pair.a);
@@ -81,6 +85,8 @@ pub fn both_ends_rekeying_at_once_keep_one_child_sa_and_lose_nothing() {
 
 #[test]
 fn simultaneous_rekeys_in_fair_weather_delete_the_child_sa_with_the_lowest_nonce() {
+    //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
+    //= RFC 7296 2.8.1 REQUIRED 5: the winner deletes the old SA
     for seed in 0..20 {
         let mut pair = connected(seed, LinkQuality::RELIABLE, |_| {});
         pair.rekey(pair.a);
@@ -98,6 +104,7 @@ fn simultaneous_rekeys_in_fair_weather_delete_the_child_sa_with_the_lowest_nonce
 
 #[test]
 fn rekeys_despite_loss_lose_no_more_than_the_network_does() {
+    //= RFC 7296 2.1 MUST 3: the request is kept
     for seed in 0..40 {
         let mut pair = connected(seed, LinkQuality::RELIABLE, |config| {
             // Many transmissions: giving up an IKE SA under loss is right, but not what this test
@@ -122,6 +129,7 @@ fn rekeys_despite_loss_lose_no_more_than_the_network_does() {
 
 #[test]
 fn forward_secrecy_takes_a_key_exchange_for_each_rekey() {
+    //= RFC 7296 1.3 MUST 1: KEi is in the offer
     let mut pair = connected(1, LinkQuality::RELIABLE, |config| config.child.proposals[0].groups = vec![Group::X25519]);
     pair.rekey(pair.b);
     pair.traffic(8 * SECOND);
@@ -131,6 +139,8 @@ fn forward_secrecy_takes_a_key_exchange_for_each_rekey() {
 
 #[test]
 fn a_rekey_follows_the_peer_to_the_group_that_it_wants() {
+    //= RFC 7296 1.3 MUST 2: KEi is of a likely group
+    //= RFC 7296 1.3 MUST 3: INVALID_KE_PAYLOAD names the group
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.a_config.child.proposals[0].groups = vec![Group::X25519, Group::P256];
     pair.b_config.child.proposals[0].groups = vec![Group::P256];
@@ -145,6 +155,7 @@ fn a_rekey_follows_the_peer_to_the_group_that_it_wants() {
 
 #[test]
 fn a_child_sa_is_rekeyed_by_itself_when_it_grows_old() {
+    //= RFC 7296 2.8 REQUIRED 8: rekey in time
     let mut pair = connected(1, LinkQuality::RELIABLE, |config| config.timing.child_lifetime = 20 * SECOND);
     pair.traffic(90 * SECOND);
     let rekeys = pair.network.nodes[pair.a].events.iter();
@@ -155,6 +166,7 @@ fn a_child_sa_is_rekeyed_by_itself_when_it_grows_old() {
 
 #[test]
 fn an_ike_sa_is_replaced_by_a_new_authentication_without_a_gap() {
+    //= RFC 7296 2.8.3 REQUIRED 1: reauthentication is a new IKE SA
     for seed in 0..40 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
         let name = pair.b_name.clone();
@@ -186,6 +198,7 @@ fn both_ends_replacing_their_ike_sa_at_once_leave_one_and_no_gap() {
 
 #[test]
 fn an_ike_sa_is_replaced_by_itself_when_it_grows_old() {
+    //= RFC 7296 2.8 REQUIRED 8: rekey in time
     for authenticates in [false, true] {
         let mut pair = connected(1, LinkQuality::RELIABLE, |config| {
             let Timing { ike_lifetime, authentication_lifetime, .. } = &mut config.timing;
@@ -224,6 +237,7 @@ fn a_rekey_crossing_the_peers_deletion_of_the_ike_sa_leaves_nothing_behind() {
 
 #[test]
 fn an_old_inbound_sa_lingers_after_a_rekey() {
+    //= RFC 7296 2.8.1 MUST 2: packets come through either SA
     let mut pair = connected(1, LinkQuality::RELIABLE, |_| {});
     pair.rekey(pair.a);
     pair.traffic(SECOND);
@@ -246,6 +260,7 @@ fn an_old_inbound_sa_lingers_after_a_rekey() {
 
 #[test]
 pub fn the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifetime() {
+    //= RFC 7296 2.8.1 SHOULD 1: jitter
     // RFC 7296 2.8: the timing SHOULD be jittered, so that both ends seldom begin at once.
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| {
         config.timing.child_lifetime = 20 * SECOND;
@@ -265,6 +280,7 @@ pub fn the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_li
 
 #[test]
 pub fn a_redundant_child_sa_goes_and_the_other_stays_when_its_deletion_is_late() {
+    //= RFC 7296 2.25.1 SHOULD 3: the redundant one is known
     for seed in 0..8 {
         let mut pair = connected(seed, LinkQuality::RELIABLE, |config| config.timing.transmissions = 10);
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
@@ -285,6 +301,7 @@ pub fn a_redundant_child_sa_goes_and_the_other_stays_when_its_deletion_is_late()
 
 #[test]
 pub fn a_rekey_of_the_ike_sa_by_either_end_moves_the_child_sa_and_loses_nothing() {
+    //= RFC 7296 2.8 REQUIRED 5: CHILD_SAs move
     for seed in 0..20 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
         let inits = pair.count_inits();
@@ -307,6 +324,8 @@ pub fn a_rekey_of_the_ike_sa_by_either_end_moves_the_child_sa_and_loses_nothing(
 
 #[test]
 pub fn both_ends_rekeying_the_ike_sa_at_once_keep_one_and_lose_nothing() {
+    //= RFC 7296 2.8.2 MUST 2: the other one takes the CHILD_SAs
+    //= RFC 7296 2.25.2 SHOULD 1: rekeyed while we rekey it
     for seed in 0..60 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
         let inits = pair.count_inits();
@@ -325,6 +344,8 @@ pub fn both_ends_rekeying_the_ike_sa_at_once_keep_one_and_lose_nothing() {
 
 #[test]
 pub fn simultaneous_rekeys_of_the_ike_sa_in_fair_weather_delete_the_one_with_the_lowest_nonce() {
+    //= RFC 7296 2.8.2 SHOULD 1: the IKE SA of the lowest nonce goes
+    //= RFC 7296 2.25.2 SHOULD 2: the redundant one is known
     for seed in 0..20 {
         let mut pair = connected(seed, LinkQuality::RELIABLE, |_| {});
         pair.rekey_ike(pair.a);
@@ -338,6 +359,7 @@ pub fn simultaneous_rekeys_of_the_ike_sa_in_fair_weather_delete_the_one_with_the
 
 #[test]
 fn rekeys_of_the_ike_sa_and_of_the_child_sa_that_cross_are_both_made() {
+    //= RFC 7296 1.3.2 SHOULD NOT 2: nothing new on the old IKE SA
     // RFC 7296 2.25.2: each end asks the other one to wait.
     for seed in 0..40 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
@@ -374,6 +396,8 @@ fn rekeys_of_the_ike_sa_despite_loss_lose_no_more_than_the_network_does() {
 
 #[test]
 fn a_rekey_of_the_ike_sa_crossing_its_deletion_leaves_nothing_behind() {
+    //= RFC 7296 2.8.2 REQUIRED 4: DELETE ends our rekey
+    //= RFC 7296 2.25.2 SHOULD 4: closed while we rekey it
     for seed in 0..40 {
         let mut pair = Pair::new(seed, LinkQuality::REORDERING).one_sided();
         pair.start();
@@ -401,6 +425,7 @@ fn a_rekey_of_the_ike_sa_crossing_its_deletion_leaves_nothing_behind() {
 
 #[test]
 pub fn a_rekeyed_ike_sa_is_replaced_by_a_new_authentication_in_time() {
+    //= RFC 7296 2.8.3 REQUIRED 1: reauthentication is a new IKE SA
     let mut pair = connected(1, LinkQuality::RELIABLE, |config| {
         config.timing.ike_lifetime = 10 * SECOND;
         config.timing.authentication_lifetime = 60 * SECOND;
@@ -431,6 +456,7 @@ pub fn groups_that_do_not_fit_at_a_rekey_lose_nothing() {
 
 #[test]
 pub fn a_child_sa_that_only_the_peer_deletes_is_back_at_once_and_a_fight_has_a_bound() {
+    //= RFC 7296 1.4.1 MUST 3: the named SAs are closed
     let mut foreign = crate::foreign::Foreign::established(1, |config| config.initiate = true);
     let mut asked = Vec::new();
     let mut messages = foreign.request(exchange::INFORMATIONAL, &[crate::foreign::delete_child(foreign.child.0)]);

@@ -14,6 +14,8 @@ fn errors(messages: &[Message]) -> Vec<Option<u16>> {
 
 #[test]
 pub fn a_foreign_peer_comes_up_and_is_let_in_by_its_secret_alone() {
+    //= RFC 7296 2.21.2 SHOULD 1: AUTHENTICATION_FAILED
+    //= RFC 7296 3.14 MUST 4: any IV is taken
     let foreign = Foreign::established(1, |_| {});
     assert!(foreign.network.nodes[0].events.iter().any(|(_, event)| matches!(event, Event::ChildUp { .. })));
     let mut foreign = Foreign::new(1, |_| {});
@@ -23,6 +25,9 @@ pub fn a_foreign_peer_comes_up_and_is_let_in_by_its_secret_alone() {
 
 #[test]
 pub fn an_ike_sa_is_rekeyed_when_nothing_else_is_under_way() {
+    //= RFC 7296 1.4 MUST 3: about a CHILD_SA on its IKE SA
+    //= RFC 7296 2.8 REQUIRED 5: CHILD_SAs move
+    //= RFC 7296 2.18 MUST 4: message IDs begin at 0 again
     let mut foreign = Foreign::established(1, |_| {});
     let parts = foreign.rekey_ike_parts(0x77);
     let response = foreign.request(exchange::CREATE_CHILD_SA, &parts).remove(0);
@@ -35,6 +40,9 @@ pub fn an_ike_sa_is_rekeyed_when_nothing_else_is_under_way() {
 
 #[test]
 pub fn an_ike_sa_is_not_rekeyed_while_a_child_sa_is() {
+    //= RFC 7296 2.3 MUST 3: requests are taken while ours waits
+    //= RFC 7296 2.25 SHOULD 1: TEMPORARY_FAILURE
+    //= RFC 7296 2.25.1 SHOULD 8: the IKE SA waits for CHILD_SAs
     // RFC 7296 2.25.2.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
@@ -53,6 +61,7 @@ pub fn an_ike_sa_is_not_rekeyed_while_a_child_sa_is() {
 
 #[test]
 pub fn a_child_sa_that_is_being_deleted_is_not_rekeyed() {
+    //= RFC 7296 2.25.1 SHOULD 1: rekeyed while we close it
     // RFC 7296 2.25.1.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
@@ -64,6 +73,9 @@ pub fn a_child_sa_that_is_being_deleted_is_not_rekeyed() {
 
 #[test]
 pub fn a_child_sa_that_is_unknown_is_not_rekeyed() {
+    //= RFC 7296 2.25 SHOULD 5: CHILD_SA_NOT_FOUND
+    //= RFC 7296 2.25 REQUIRED 6: it names the SPI
+    //= RFC 7296 2.25.1 SHOULD 4: rekeyed and not there
     // RFC 7296 2.25: the notification names the SPI of the request.
     let mut foreign = Foreign::established(1, |_| {});
     let answer = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::rekey_parts(0xbad, 0xf003)).remove(0);
@@ -73,6 +85,9 @@ pub fn a_child_sa_that_is_unknown_is_not_rekeyed() {
 
 #[test]
 pub fn what_is_asked_to_wait_waits() {
+    //= RFC 7296 1.3.3 MUST 1: REKEY_SA
+    //= RFC 7296 2.25 MUST NOT 2: no repetition at once
+    //= RFC 7296 2.25 MUST 3: wait
     // RFC 7296 2.25: after TEMPORARY_FAILURE the request is not repeated at once.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
@@ -85,6 +100,9 @@ pub fn what_is_asked_to_wait_waits() {
 
 #[test]
 pub fn requests_outside_of_the_window_are_not_answered() {
+    //= RFC 7296 1.4 MUST 4: every request is answered
+    //= RFC 7296 2.3 MUST NOT 8: no INVALID_MESSAGE_ID in a response
+    //= RFC 7296 2.3 MUST NOT 9: no answer outside of the window
     // RFC 7296 2.2, 2.3: our window is one request.
     let mut foreign = Foreign::established(1, |_| {});
     let next = foreign.next_id;
@@ -97,6 +115,8 @@ pub fn requests_outside_of_the_window_are_not_answered() {
 
 #[test]
 pub fn a_response_is_repeated_to_the_same_request_and_to_nothing_else() {
+    //= RFC 7296 2.1 MUST NOT 1: no response unasked
+    //= RFC 7296 2.1 MUST 2: a repeated request does nothing else
     // RFC 7296 2.1.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, &[]);
@@ -110,6 +130,8 @@ pub fn a_response_is_repeated_to_the_same_request_and_to_nothing_else() {
 
 #[test]
 pub fn a_peer_without_a_nat_is_answered_where_it_is_but_not_followed() {
+    //= RFC 7296 2.6 REQUIRED 2: the SPI alone finds the IKE SA
+    //= RFC 7296 2.11 MUST 2: the response goes back
     // RFC 7296 2.11, 2.23.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, &[]);
@@ -127,6 +149,8 @@ fn narrow() -> EndpointConfig {
 
 #[test]
 pub fn with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more() {
+    //= RFC 7296 2.6 SHOULD 4: cookies against floods
+    //= RFC 7296 2.6 MUST 7: a wrong cookie is none
     // RFC 7296 2.6: the cookie is bound to address, SPI and nonce.
     let mut foreign = Foreign::with(1, narrow(), |_| {});
     let parts = foreign.init_parts();
@@ -179,6 +203,8 @@ pub fn who_does_not_support_fragments_gets_none() {
 
 #[test]
 pub fn deletions_that_cross_name_each_spi_once() {
+    //= RFC 7296 1.4.1 MUST NOT 5: no SPI twice in crossing deletions
+    //= RFC 7296 2.25.1 SHOULD 5: closed while we close it
     // RFC 7296 1.4.1.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
@@ -199,6 +225,9 @@ pub fn ike_rekey_of_ours(foreign: &mut Foreign) -> Message {
 
 #[test]
 pub fn no_child_sa_is_made_while_we_rekey_the_ike_sa() {
+    //= RFC 7296 1.4.1 REQUIRED 7: the response names the other direction
+    //= RFC 7296 2.25.2 SHOULD 6: no CHILD_SA while we rekey the IKE SA
+    //= RFC 7296 2.25.2 SHOULD 7: deletions while we rekey the IKE SA
     // RFC 7296 2.25.2.
     let mut foreign = Foreign::established(1, |_| {});
     ike_rekey_of_ours(&mut foreign);
@@ -211,6 +240,7 @@ pub fn no_child_sa_is_made_while_we_rekey_the_ike_sa() {
 
 #[test]
 pub fn an_ike_sa_that_was_rekeyed_is_not_rekeyed_again() {
+    //= RFC 7296 2.8.2 SHOULD 3: no second rekey
     // RFC 7296 2.8.2.
     let mut foreign = Foreign::established(1, |_| {});
     let parts = foreign.rekey_ike_parts(0x77);
@@ -221,6 +251,7 @@ pub fn an_ike_sa_that_was_rekeyed_is_not_rekeyed_again() {
 
 #[test]
 pub fn a_rekey_of_the_ike_sa_that_is_asked_to_wait_waits() {
+    //= RFC 7296 2.25 MUST NOT 2: no repetition at once
     // RFC 7296 2.25.
     let mut foreign = Foreign::established(1, |_| {});
     let mut request = ike_rekey_of_ours(&mut foreign);
@@ -261,6 +292,10 @@ pub fn a_peer_that_refuses_to_rekey_the_ike_sa_is_authenticated_again_instead() 
 
 #[test]
 pub fn a_rekey_does_not_narrow_the_selectors() {
+    //= RFC 7296 1.3.1 SHOULD NOT 3: a refusal ends no IKE SA
+    //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
+    //= RFC 7296 2.9.2 MUST NOT 1: a rekey narrows nothing
+    //= RFC 7296 2.9.2 MUST NOT 3: the responder keeps what is in use
     // RFC 7296 2.9.2. TS_UNACCEPTABLE.
     let mut foreign = Foreign::established(1, |_| {});
     let narrower = (
@@ -277,6 +312,7 @@ pub fn a_rekey_does_not_narrow_the_selectors() {
 
 #[test]
 pub fn a_child_sa_that_the_peer_does_not_rekey_comes_with_a_new_ike_sa() {
+    //= RFC 7296 1.3.1 SHOULD NOT 3: a refusal ends no IKE SA
     // NO_PROPOSAL_CHOSEN; INVALID_KE_PAYLOAD with a group that we do not have (2048-bit MODP).
     for (refusal, data) in [(14, &[][..]), (notify::INVALID_KE_PAYLOAD, &[0, 14][..])] {
         let mut foreign = Foreign::established(1, |_| {});

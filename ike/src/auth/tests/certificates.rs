@@ -60,6 +60,7 @@ fn a_p256_key_signs_by_rfc_4754_for_a_peer_that_announced_no_hashes_and_ed25519_
 
 #[test]
 fn a_chain_with_an_intermediate_is_believed_and_without_it_is_not() {
+    //= RFC 7296 3.6 MUST 4: the key's certificate is first
     let root = Authority::root("root");
     let intermediate = root.intermediate("intermediate", |_| {});
     let mut auth = config(&root, intermediate.issue(&PKCS_ED25519, |_| {}));
@@ -72,6 +73,7 @@ fn a_chain_with_an_intermediate_is_believed_and_without_it_is_not() {
 
 #[test]
 fn a_chain_of_four_certificates_is_believed() {
+    //= RFC 7296 3.6 MUST 2: four certificates
     let root = Authority::root("root");
     let upper = root.intermediate("upper", |_| {});
     let middle = upper.intermediate("middle", |_| {});
@@ -164,6 +166,7 @@ fn a_usage_that_is_well_known_is_recognized_by_its_oid() {
 
 #[test]
 fn a_good_certificate_with_a_signature_of_another_key_is_refused() {
+    //= RFC 7296 3.6 MUST 4: the key's certificate is first
     let root = Authority::root("root");
     let honest = authenticator(&config(&root, root.issue(&PKCS_ED25519, |_| {})));
     let thief = authenticator(&config(&root, root.issue(&PKCS_ED25519, |_| {})));
@@ -176,6 +179,7 @@ fn a_good_certificate_with_a_signature_of_another_key_is_refused() {
 
 #[test]
 fn a_signature_over_other_octets_is_refused() {
+    //= RFC 7296 1.2 MUST 2: verify signatures and MACs
     let root = Authority::root("root");
     for algorithm in [&PKCS_ED25519, &PKCS_ECDSA_P256_SHA256] {
         let auth = authenticator(&config(&root, root.issue(algorithm, |_| {})));

@@ -4,6 +4,7 @@ use super::*;
 
 #[test]
 fn credentials_that_cannot_work_are_refused_when_they_are_configured() {
+    //= RFC 7296 1.2 MUST 1: the key's certificate is first
     let root = Authority::root("root");
     let good = config(&root, root.issue(&PKCS_ED25519, |_| {}));
     let refused = |change: &dyn Fn(&mut CertificateAuth)| {
@@ -24,6 +25,7 @@ fn credentials_that_cannot_work_are_refused_when_they_are_configured() {
 
 #[test]
 fn the_certificate_request_names_the_trust_anchors_by_the_hash_of_their_key() {
+    //= RFC 7296 3.7 SHOULD NOT 1: X.509 only
     let root = Authority::root("root");
     let auth = authenticator(&config(&root, root.issue(&PKCS_ED25519, |_| {})));
     let request = auth.certificate_request().unwrap();

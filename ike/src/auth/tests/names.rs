@@ -8,6 +8,7 @@ use super::*;
 
 #[test]
 fn somebody_else_than_expected_is_refused_though_its_proof_is_good() {
+    //= RFC 7296 1.2 MUST 3: the name belongs to the secret
     let psk = Authenticator::new(&Auth::Psk(Secret::new(b"secret".to_vec()))).unwrap();
     let id = Id::from(&fqdn());
     let auth = psk.prove(&octets(&id), None).unwrap();

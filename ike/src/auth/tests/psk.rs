@@ -4,6 +4,9 @@ use super::*;
 
 #[test]
 fn a_psk_makes_the_auth_of_an_independent_computation() {
+    //= RFC 7296 1.7 MUST 2: a PRF takes a key of any length
+    //= RFC 7296 2.15 REQUIRED 1: what AUTH covers
+    //= RFC 7296 2.15 REQUIRED 3: the key pad
     let psk = Authenticator::new(&Auth::Psk(Secret::new(b"secret".to_vec()))).unwrap();
     let id = Id::from(&Identity::Fqdn("moon.example".into()));
     for (prf, expected) in [
@@ -24,6 +27,7 @@ fn a_psk_makes_the_auth_of_an_independent_computation() {
 
 #[test]
 fn one_letter_of_the_psk_makes_the_difference() {
+    //= RFC 7296 1.2 MUST 2: verify signatures and MACs
     let psk = |text: &[u8]| Authenticator::new(&Auth::Psk(Secret::new(text.to_vec()))).unwrap();
     assert_eq!(judged(&psk(b"open sesame"), &psk(b"open sesame"), &fqdn()), Ok(Proof::Psk));
     let error = judged(&psk(b"open sesame"), &psk(b"open Sesame"), &fqdn()).unwrap_err();
@@ -34,6 +38,7 @@ fn one_letter_of_the_psk_makes_the_difference() {
 
 #[test]
 fn initiator_and_responder_cover_different_octets() {
+    //= RFC 7296 2.15 REQUIRED 1: what AUTH covers
     let psk = Authenticator::new(&Auth::Psk(Secret::new(b"secret".to_vec()))).unwrap();
     let (id, keys) = (Id::from(&fqdn()), keys(Prf::HmacSha256));
     let ours = SignedOctets::initiator(&keys, b"message", &[1; 16], &id);

@@ -9,6 +9,8 @@ use crate::wire::InvalidMessage;
 
 #[test]
 fn keys_and_messages_are_those_of_an_independent_computation() {
+    //= RFC 7296 3.14 MUST 5: padding to the block size
+    //= RFC 7296 3.14 SHOULD 6: the least padding
     for (cipher, prf, ai, er, pr, message, child) in [
         (
             CBC_SHA256,
@@ -79,6 +81,7 @@ fn open(plain: &[u8]) -> Result<Opened, OpenError> {
 
 #[test]
 fn padding_of_any_length_and_contents_is_accepted() {
+    //= RFC 7296 3.14 MUST 7: any padding is taken
     // RFC 7296 3.14: the recipient must accept any length that results in proper alignment.
     let notify = initial_contact().encode();
     for padding in (0..=255_usize).filter(|padding| (notify.len() + padding + 1).is_multiple_of(16)) {
@@ -99,6 +102,7 @@ fn authentic_messages_with_wrong_padding_are_malformed() {
 
 #[test]
 fn a_message_that_is_not_authentic_is_forged_whatever_its_padding_is() {
+    //= RFC 7296 3.14 MUST 8: the checksum covers the encrypted message
     // Otherwise the answer would say what the padding is, for messages that somebody else makes.
     let (_, responder) = pair(CBC_SHA256);
     for plain in [&[0; 16][..], &[255; 16], &[0; 15], &[]] {
@@ -110,6 +114,7 @@ fn a_message_that_is_not_authentic_is_forged_whatever_its_padding_is() {
 
 #[test]
 fn initialization_vectors_cannot_be_foreseen_from_the_ones_before() {
+    //= RFC 7296 3.14 MUST 3: an IV that cannot be predicted
     let (mut initiator, _) = pair(CBC_SHA512);
     let mut iv = || initiator.seal(&header(), &initial_contact(), None).unwrap()[0][32..48].to_vec();
     let (first, second) = (iv(), iv());

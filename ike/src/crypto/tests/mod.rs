@@ -67,6 +67,11 @@ fn keys(prf: Prf, cipher: Cipher) -> IkeKeys {
 
 #[test]
 fn keys_of_an_ike_sa_are_those_of_an_independent_computation() {
+    //= RFC 7296 2.13 MUST 3: SK_d, SK_pi and SK_pr
+    //= RFC 7296 2.13 REQUIRED 5: prf+
+    //= RFC 7296 2.14 MUST 1: lengths of SK_d, SK_pi and SK_pr
+    //= RFC 7296 2.14 REQUIRED 2: SKEYSEED
+    //= RFC 7296 2.14 REQUIRED 3: the order of the keys
     let sha256 = keys(Prf::HmacSha256, Cipher::Aes256Gcm16);
     assert_eq!(shown(&sha256.d), "8e6aad0f429087d742a90090e102bc19965447c2892ff1a8062f9df5df8b02da");
     assert_eq!(shown(&sha256.ei), "d7141ed77824f0c30ef209b5fc38dc63f943986d38e3561c0397930d4a33697c847ccee8");
@@ -91,6 +96,9 @@ fn keys_of_an_ike_sa_are_those_of_an_independent_computation() {
 
 #[test]
 fn keys_of_child_sas_are_those_of_an_independent_computation() {
+    //= RFC 7296 2.17 MUST 1: keys of the initiator's direction first
+    //= RFC 7296 2.17 MUST 2: the encryption key first
+    //= RFC 7296 2.17 REQUIRED 3: KEYMAT
     let (ni, nr, _, fresh) = inputs();
     let nonces = Nonces { initiator: &ni, responder: &nr };
     let ike = keys(Prf::HmacSha256, Cipher::Aes256Gcm16);
@@ -116,6 +124,7 @@ fn keys_of_child_sas_are_those_of_an_independent_computation() {
 
 #[test]
 fn a_rekeyed_ike_sa_derives_its_seed_by_the_old_prf_and_its_keys_by_the_new_one() {
+    //= RFC 7296 2.18 REQUIRED 5: SKEYSEED of a rekey
     let (ni, nr, _, fresh) = inputs();
     let spis = IkeId { initiator: IKE.responder, responder: IKE.initiator };
     let new = suite(Prf::HmacSha256, Cipher::Aes256Gcm16);
@@ -176,6 +185,7 @@ fn chain(octets: usize) -> Payloads {
 
 #[test]
 fn sealed_messages_are_those_of_an_independent_computation() {
+    //= RFC 7296 3.14 SHOULD 6: the least padding
     for (cipher, expected) in [
         (
             Cipher::Aes256Gcm16,
@@ -210,6 +220,7 @@ fn no_initialization_vector_comes_twice() {
 
 #[test]
 fn a_message_with_any_bit_changed_is_not_believed() {
+    //= RFC 7296 3.14 MUST 8: the checksum covers the encrypted message
     for cipher in [Cipher::Aes256Gcm16, CBC_SHA256, CBC_SHA512] {
         let (mut initiator, responder) = pair(cipher);
         let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap().remove(0);
@@ -224,6 +235,7 @@ fn a_message_with_any_bit_changed_is_not_believed() {
 
 #[test]
 fn a_message_reflected_to_its_sender_is_not_believed() {
+    //= RFC 7296 2.14 REQUIRED 4: a key for each direction
     for cipher in [Cipher::Aes256Gcm16, CBC_SHA256] {
         let (mut initiator, _) = pair(cipher);
         let sealed = initiator.seal(&header(), &initial_contact(), None).unwrap();
@@ -342,6 +354,7 @@ fn encrypted_header(body: usize) -> Vec<u8> {
 
 #[test]
 fn the_nat_detection_hash_is_that_of_an_independent_computation() {
+    //= RFC 7296 2.23 REQUIRED 9: what is hashed
     let ike = IkeId { initiator: IKE.initiator, responder: 0 };
     let expected = hex("644b4575455bd6fcc1efe2be8162a9218e448e5f");
     for address in ["192.0.2.1:500", "[::ffff:192.0.2.1]:500"] {

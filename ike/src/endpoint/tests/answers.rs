@@ -29,6 +29,9 @@ fn after_answer(prf: Prf, change: impl Fn(&mut Proposal), nonce: Vec<u8>) -> usi
 
 #[test]
 fn an_answer_with_two_algorithms_of_a_kind_is_not_accepted() {
+    //= RFC 7296 2.7 MUST 4: one transform of each type
+    //= RFC 7296 3.3.6 MUST 5: the answer is one of our proposals
+    //= RFC 7296 3.3.6 MUST 6: otherwise it is over
     let good = |_: &mut Proposal| {};
     assert_eq!(after_answer(Prf::HmacSha256, good, vec![1; 32]), 1, "IKE_AUTH follows a good answer");
     let two_ciphers =
@@ -40,6 +43,7 @@ fn an_answer_with_two_algorithms_of_a_kind_is_not_accepted() {
 
 #[test]
 fn a_nonce_has_at_least_half_the_key_of_the_prf() {
+    //= RFC 7296 2.10 MUST 3: half the PRF's key
     for (prf, least) in [(Prf::HmacSha256, 16), (Prf::HmacSha384, 24), (Prf::HmacSha512, 32)] {
         assert_eq!(after_answer(prf, |_| {}, vec![1; least]), 1, "{prf}");
         if least > 16 {
@@ -50,6 +54,7 @@ fn a_nonce_has_at_least_half_the_key_of_the_prf() {
 
 #[test]
 fn a_responder_refuses_a_short_nonce_too() {
+    //= RFC 7296 2.10 MUST 3: half the PRF's key
     for len in [31, 32] {
         let mut pair = Pair::new().one_sided();
         for config in &mut pair.configs {

@@ -8,6 +8,7 @@ use crate::endpoint::Phase;
 
 #[test]
 fn a_doubled_request_for_another_group_is_no_failure() {
+    //= RFC 7296 2.21.1 REQUIRED 1: go on after an unauthenticated error
     let mut pair = Pair::new().one_sided();
     pair.configs[0].ike_proposals[0].groups = vec![Group::P256, Group::X25519];
     pair.configs[1].ike_proposals[0].groups = vec![Group::X25519];
@@ -53,6 +54,7 @@ fn guess(pair: &mut Pair) {
 
 #[test]
 fn a_strangers_guess_is_no_failure_of_a_peer_that_is_up() {
+    //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
     let mut pair = Pair::new().one_sided();
     pair.start();
     guess(&mut pair);
@@ -88,6 +90,7 @@ fn every_port_of_an_address_is_tried() {
 /// The responder asks for a cookie, then no longer, and its cookie crosses the retransmission.
 #[test]
 fn a_cookie_that_crosses_a_retransmission_spoils_nothing() {
+    //= RFC 7296 2.15 REQUIRED 2: the latest IKE_SA_INIT counts
     let mut pair = Pair::new().one_sided();
     pair.configure(1);
     let caught = Rc::new(RefCell::new(Vec::new()));

@@ -29,6 +29,7 @@ fn cookie(octets: &[u8]) -> Notify {
 
 #[test]
 fn ike_begins_from_and_to_port_500() {
+    //= RFC 7296 2.23 MUST 1: from and to ports 500 and 4500
     let mut pair = Pair::new().one_sided();
     let request = begin(&mut pair);
     assert_eq!([request.local, request.remote], ADDRESSES.map(|address| address.parse().unwrap()));
@@ -36,6 +37,7 @@ fn ike_begins_from_and_to_port_500() {
 
 #[test]
 fn a_cookie_of_no_octets_or_too_many_is_not_brought_back() {
+    //= RFC 7296 2.6 MUST 5: 1 to 64 octets
     for (len, brought) in [(0, false), (1, true), (64, true), (65, false)] {
         let mut pair = Pair::new().one_sided();
         let request = begin(&mut pair);
@@ -45,6 +47,8 @@ fn a_cookie_of_no_octets_or_too_many_is_not_brought_back() {
 
 #[test]
 fn a_cookie_stays_when_another_group_is_wanted_and_gives_way_to_another_cookie() {
+    //= RFC 7296 2.6.1 SHOULD 1: the cookie stays for another group
+    //= RFC 7296 2.6.1 MUST NOT 2: another cookie is no failure
     let mut pair = Pair::new().one_sided();
     let first = begin(&mut pair);
     let second = answer(&mut pair, &first, cookie(&[1; 8])).unwrap();
@@ -59,6 +63,7 @@ fn a_cookie_stays_when_another_group_is_wanted_and_gives_way_to_another_cookie()
 
 #[test]
 fn a_cookie_and_another_group_take_three_requests() {
+    //= RFC 7296 2.6.1 SHOULD 1: the cookie stays for another group
     let mut pair = Pair::new().one_sided();
     pair.ends[1].endpoint.config.cookie_threshold = 0;
     pair.configs[1].ike_proposals[0].groups = vec![Group::P256];
@@ -76,6 +81,15 @@ fn a_cookie_and_another_group_take_three_requests() {
 
 #[test]
 fn proposals_are_numbered_from_one_in_the_order_of_preference() {
+    //= RFC 7296 3.3 MUST 1: the best proposal is first
+    //= RFC 7296 3.3 MUST 3: numbers grow by one
+    //= RFC 7296 3.3 MUST 4: the first number is one
+    //= RFC 7296 3.3.1 MUST 3: the first number is one
+    //= RFC 7296 3.3.1 MUST 4: numbers grow by one
+    //= RFC 7296 3.3.1 MUST 5: the answer has the number
+    //= RFC 7296 3.3.1 MUST 6: no SPI in IKE_SA_INIT
+    //= RFC 7296 3.4 MUST 2: the group is in the offer
+    //= RFC 7296 3.4 SHOULD 3: the first group of the offer
     let mut pair = Pair::new().one_sided();
     let other = IkeProposal { ciphers: vec![Cipher::ChaCha20Poly1305], ..pair.configs[0].ike_proposals[0].clone() };
     pair.configs[0].ike_proposals.push(other.clone());

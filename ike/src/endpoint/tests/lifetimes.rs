@@ -20,6 +20,7 @@ fn certified(authority: &Authority) -> Pair {
 
 #[test]
 fn an_ike_sa_ends_when_the_peers_certificate_expires() {
+    //= RFC 7296 2.4 SHOULD 10: the peer is told of a deleted IKE SA
     let authority = Authority::new("CA");
     let mut pair = certified(&authority);
     pair.start();
@@ -55,6 +56,8 @@ fn a_renewed_certificate_is_shown_before_the_old_one_ends() {
 
 #[test]
 fn a_child_sa_that_cannot_be_rekeyed_ends_within_its_lifetime() {
+    //= RFC 7296 2.4 MUST 9: the peer is told of a deleted CHILD_SA
+    //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
     let mut pair = Pair::new().one_sided();
     pair.start();
     let first = pair.ends[0].endpoint.snapshot()[0].children[0].sa.id;
@@ -76,6 +79,8 @@ fn a_child_sa_that_cannot_be_rekeyed_ends_within_its_lifetime() {
 
 #[test]
 fn a_peer_that_does_not_authenticate_again_loses_its_ike_sa_however_often_it_is_rekeyed() {
+    //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
+    //= RFC 7296 2.8 MUST 2: what cannot be rekeyed ends
     let mut pair = Pair::new().one_sided();
     for config in &mut pair.configs {
         config.timing.ike_lifetime = HOUR / 2;

@@ -31,6 +31,7 @@ fn catch_from(pair: &mut Pair, us: usize) -> Vec<Transmit> {
 
 #[test]
 fn a_copy_of_a_packet_from_a_forged_source_turns_no_traffic_away() {
+    //= RFC 7296 2.23 SHOULD NOT 17: followed when the peer has answered there
     for us in 0..2 {
         let mut pair = Pair::new().one_sided();
         pair.start();
@@ -50,6 +51,7 @@ fn a_copy_of_a_packet_from_a_forged_source_turns_no_traffic_away() {
 
 #[test]
 fn a_copy_whose_original_never_arrives_turns_no_traffic_away_either() {
+    //= RFC 7296 2.23 REQUIRED 18: old messages move nothing
     let mut pair = Pair::new().one_sided();
     pair.start();
     let before = remote(&pair, 1);
@@ -65,6 +67,7 @@ fn a_copy_whose_original_never_arrives_turns_no_traffic_away_either() {
 
 #[test]
 fn a_peer_behind_a_nat_is_followed_when_it_has_answered_at_its_new_address() {
+    //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed
     for forced in [false, true] {
         let mut pair = Pair::new().one_sided();
         pair.configs.iter_mut().for_each(|config| config.force_encapsulation = forced);
@@ -83,6 +86,7 @@ fn a_peer_behind_a_nat_is_followed_when_it_has_answered_at_its_new_address() {
 
 #[test]
 fn a_peer_is_followed_while_our_own_request_still_goes_to_its_old_address() {
+    //= RFC 7296 2.23 SHOULD 16: the new address is kept
     let mut pair = Pair::new().one_sided();
     pair.nat = Some(20_000);
     pair.start();

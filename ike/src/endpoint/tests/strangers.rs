@@ -125,6 +125,8 @@ fn a_share_of_another_length_than_the_groups_is_not_kept() {
 
 #[test]
 fn a_first_message_larger_than_any_honest_one_is_not_read() {
+    //= RFC 7296 2 MUST 1: messages of 1280 octets
+    //= RFC 7296 2 SHOULD 2: messages of 3000 octets
     let mut victim = Victim::new();
     let mut init = Init::new(1);
     init.more = vec![Payload::VendorId(vec![7; 3000])];
@@ -256,6 +258,7 @@ fn fragments_before_authentication_take_little_memory_in_all() {
 
 #[test]
 fn copies_of_a_first_request_are_answered_as_often_as_an_honest_initiator_sends_it_again() {
+    //= RFC 7296 2.1 REQUIRED 9: IKE_SA_INIT again is the whole message
     let mut victim = Victim::new();
     let request = Init::new(1).encode(None);
     let answers = (0..1000).filter(|_| victim.take(&request, source(1)).is_some()).count();

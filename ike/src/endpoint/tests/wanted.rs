@@ -54,6 +54,7 @@ fn a_deletion_of_the_new_child_sa_that_crosses_ours_of_the_old_one_is_made_good(
 /// Both ends delete the only CHILD_SA at once.
 #[test]
 fn crossing_deletions_of_the_only_child_sa_are_made_good() {
+    //= RFC 7296 1.4.1 MUST 4: deletions cross
     let mut pair = Pair::new().one_sided();
     pair.start();
     let (a, b) = (children(&pair, 0)[0], children(&pair, 1)[0]);
@@ -72,6 +73,7 @@ fn crossing_deletions_of_the_only_child_sa_are_made_good() {
 /// while we ask.
 #[test]
 fn a_child_sa_that_the_peer_has_lost_is_replaced_whatever_it_deletes_meanwhile() {
+    //= RFC 7296 2.25 SHOULD 7: a lost CHILD_SA is made again
     let mut pair = Pair::new().one_sided();
     pair.start();
     // B forgets its CHILD_SA silently.
@@ -116,6 +118,7 @@ fn delete_children(pair: &mut Pair, us: usize) {
 
 #[test]
 fn a_child_sa_that_the_peer_deletes_alone_is_made_again_at_once() {
+    //= RFC 7296 1.4.1 MUST 1: both directions go
     let mut pair = Pair::new().one_sided();
     pair.start();
     pair.run_for(5 * SECOND);

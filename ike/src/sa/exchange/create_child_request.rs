@@ -19,6 +19,7 @@ use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Pay
 
 /// Shortest wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random,
 /// so that two ends that refuse each other do not ask again at the same time.
+//= RFC 7296 2.25 MUST 3: wait
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
 /// Sends the request for a CHILD_SA that replaces `old`. `group` is the key exchange method that
@@ -43,8 +44,10 @@ pub(super) fn begin(
         sa.retry_child_later(old, config.timing.retry_max, child_sas, cx);
         return None;
     };
+    //= RFC 7296 1.3 MUST 1: KEi is in the offer
     let configured = config.child.proposals.iter().flat_map(|proposal| &proposal.groups).copied().next();
     let group_changed = group.is_some();
+    //= RFC 7296 1.3 MUST 2: KEi is of a likely group
     let key = match group.or(configured).map(|group| InitiatorKeyExchange::start(group, cx.env)).transpose() {
         Ok(key) => key,
         Err(error) => {
@@ -54,13 +57,18 @@ pub(super) fn begin(
             return None;
         }
     };
+    //= RFC 7296 3.9 MUST NOT 2: no nonce twice
     let nonce: [u8; 32] = cx.random();
     let mut payloads = Payloads::new();
+    //= RFC 7296 1.3.3 MUST 1: REKEY_SA
     payloads.extend(old.map(|old| Payload::Notify(Notify::about_child(NotifyType::RekeySa, old.0))));
     payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, true)));
     payloads.push(Payload::Nonce(nonce.to_vec()));
+    //= RFC 7296 3.4 MUST NOT 4: no KE without a group
     payloads.extend(key.as_ref().map(|key| Payload::KeyExchange(key.payload())));
     let in_use = old.and_then(|old| child_sas.live(old)).map(|child| &*child.sa);
+    //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
+    //= RFC 7296 2.9.2 SHOULD NOT 4: no packet in a rekey
     let (local, remote) = asked(&config.child, in_use);
     payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer_selectors(local)));
     payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(remote)));
@@ -101,6 +109,7 @@ pub(super) fn finish(
     };
     if let Some(collision) = collision {
         let ours = Nonces { initiator: &nonce, responder: &theirs };
+        //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
         if collision.makes_ours_redundant(ours) && child_sas.live(collision.peers_sa).is_some() {
             if mutation!("redundant_child_not_deleted") {
                 inbound.release(&sa.profile, cx);
@@ -110,6 +119,7 @@ pub(super) fn finish(
             return SaStep::Continue;
         }
         if let Some(other) = child_sas.live_mut(collision.peers_sa) {
+            //= RFC 7296 2.8.1 REQUIRED 5: the winner deletes the old SA
             other.redundant = !mutation!("redundant_child_not_marked");
         }
     }
@@ -124,6 +134,7 @@ pub(super) fn finish(
     let lifetime = sa.profile.child_lifetime(cx);
     child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
     sa.negotiation_succeeded();
+    //= RFC 7296 2.8 REQUIRED 3: the old CHILD_SA is deleted
     for id in replaced.into_iter().chain(superfluous).filter(|_| !mutation!("replaced_child_not_deleted")) {
         sa.enqueue(QueuedRequest::DeleteChild(id));
     }
@@ -140,6 +151,7 @@ fn refused(
 ) -> SaStep {
     let CreateChildRequest { old, inbound, group_changed, collision, .. } = request;
     inbound.release(&sa.profile, cx);
+    //= RFC 7296 2.8.1 REQUIRED 6: a refusal after the peer's rekey
     if collision.is_some_and(|collision| child_sas.live(collision.peers_sa).is_some()) {
         // The peer's exchange has replaced the old one.
         return SaStep::Continue;
@@ -147,6 +159,7 @@ fn refused(
     let timing = sa.profile.config.timing;
     match notify.kind {
         NotifyType::TemporaryFailure => {
+            //= RFC 7296 2.25 MUST NOT 2: no repetition at once
             let wait = temporary_failure_wait(cx);
             let wait = if mutation!("temporary_failure_ignored") { Duration::ZERO } else { wait };
             sa.retry_child_later(old, wait, child_sas, cx);
@@ -166,6 +179,7 @@ fn refused(
                 && child_sas.live(old).is_some()
             {
                 let alone = child_sas.ids_of(sa.spi()).len() == 1;
+                //= RFC 7296 2.25 SHOULD 7: a lost CHILD_SA is made again
                 child_sas.retire(old, timing.linger, DownReason::Failed, cx.now, cx.out);
                 if alone {
                     sa.create_child_at = Some(cx.now);
@@ -177,6 +191,7 @@ fn refused(
             sa.retry_child_later(old, timing.retry_max, child_sas, cx);
             return SaStep::Reauthenticate;
         }
+        //= RFC 7296 2.21.3 REQUIRED 4: INVALID_SYNTAX in a response
         kind => return refused_for_good(old, kind, sa, child_sas, cx),
     }
     SaStep::Continue
@@ -201,6 +216,7 @@ fn refused_for_good(
 /// The networks of both sides that we ask for: those of the CHILD_SA in use, if there is one (RFC
 /// 7296 2.9.2).
 fn asked<'a>(config: &'a ChildConfig, in_use: Option<&'a ChildSa>) -> (&'a [IpNetwork], &'a [IpNetwork]) {
+    //= RFC 7296 2.9.2 SHOULD 2: ask for what is in use
     in_use.map_or((&config.local, &config.remote), |old| (&old.local_selectors, &old.remote_selectors))
 }
 
@@ -229,6 +245,7 @@ fn accept_response(
     let (ours_asked, theirs_asked) = asked(&config.child, in_use);
     // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one in use.
     let selectors = negotiate::accept_narrowed(ours_asked, theirs_asked, local, remote)
+        //= RFC 7296 2.9.2 MUST NOT 1: a rekey narrows nothing
         .filter(|narrowed| in_use.is_none_or(|old| narrowed.covers(&old.local_selectors, &old.remote_selectors)))
         .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config))?;
     let shared = match key.filter(|_| chosen.suite.group.is_some()) {

@@ -28,10 +28,12 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
     }
     let answer = match answer_child(sa, payloads, child_sas, cx) {
         Ok(answer) => answer,
+        //= RFC 7296 2.21.3 MUST 1: errors are answered
         Err((notify, error)) => {
             if let Some(error) = error {
                 sa.report(error, cx);
             }
+            //= RFC 7296 1.3.1 SHOULD NOT 3: a refusal ends no IKE SA
             single_notify(notify)
         }
     };
@@ -61,6 +63,7 @@ fn answer_child(
             (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_esp_proposal(CREATE_CHILD_SA, config)))
         })?;
     // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one that it replaces.
+    //= RFC 7296 2.9.2 MUST NOT 3: the responder keeps what is in use
     let in_use = old.and_then(|old| child_sas.live(old)).filter(|_| !mutation!("selectors_narrowed_by_rekey"));
     let selectors = negotiate::narrow(&config.child, local, remote);
     let selectors = selectors
@@ -69,8 +72,10 @@ fn answer_child(
         (Notify::new(NotifyType::TsUnacceptable), Some(failure::no_selectors(CREATE_CHILD_SA, config)))
     })?;
     let exchanged = match chosen.suite.group {
+        //= RFC 7296 3.3.6 MUST 13: NONE leaves KE out
         None => None,
         Some(group) => {
+            //= RFC 7296 1.3 MUST 3: INVALID_KE_PAYLOAD names the group
             let wanted = || (Notify::invalid_ke(group.number()), None);
             let theirs = key_exchange.filter(|theirs| theirs.group == group.number()).ok_or_else(wanted)?;
             let failed = |error: KeyExchangeError| match error.is_local() {
@@ -84,6 +89,7 @@ fn answer_child(
     };
     let inbound = ReservedSpi::new(&sa.profile, &sa.channel, cx)
         .ok_or_else(|| (Notify::new(NotifyType::TemporaryFailure), Some(failure::no_spi(CREATE_CHILD_SA))))?;
+    //= RFC 7296 3.9 MUST NOT 2: no nonce twice
     let ours: [u8; 32] = cx.random();
     let (payload, shared) = exchanged.unzip();
     let keys =
@@ -97,6 +103,7 @@ fn answer_child(
     answer.push(Payload::TrafficSelectorsResponder(selectors.local.clone()));
     let negotiated = NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
     let new = negotiated.into_sa(inbound, false, &sa.channel);
+    //= RFC 7296 2.8 MUST 10: ready before the response
     add_child_of_peer(sa, old, new, Nonces { initiator: nonce, responder: &ours }, child_sas, cx);
     Ok(answer)
 }
@@ -106,8 +113,10 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
     let me = sa.spi();
     let refuse = |kind| Err((Notify::new(kind), None));
     // RFC 7296 2.25.2: the IKE SA is about to go, or we rekey it.
+    //= RFC 7296 2.25.2 SHOULD 6: no CHILD_SA while we rekey the IKE SA
     let rekeying = matches!(sa.outstanding, Some(OutstandingRequest::RekeyIke(_)));
     if sa.is_closing() || (rekeying && !mutation!("child_made_while_ike_is_rekeyed")) {
+        //= RFC 7296 2.25 SHOULD 1: TEMPORARY_FAILURE
         return refuse(NotifyType::TemporaryFailure);
     }
     if child_sas.children_of(me).count() >= MAX_CHILDREN {
@@ -118,18 +127,23 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
         return if child_sas.children_of(me).next().is_some() { refuse(NotifyType::NoAdditionalSas) } else { Ok(None) };
     };
     let spi = rekey.child_spi().unwrap_or_default();
+    //= RFC 7296 2.25.1 SHOULD 4: rekeyed and not there
     let Some(old) = child_sas.by_outbound_spi(me, spi) else {
         // RFC 7296 2.25.1: it may be the one that we are about to delete, because we cannot use it.
         if sa.is_deleting_unused() {
             return refuse(NotifyType::TemporaryFailure);
         }
         let spi = if mutation!("unknown_child_not_named") { 0 } else { spi };
+        //= RFC 7296 2.25 SHOULD 5: CHILD_SA_NOT_FOUND
+        //= RFC 7296 2.25 REQUIRED 6: it names the SPI
         return Err((Notify::about_child(NotifyType::ChildSaNotFound, spi), None));
     };
     // RFC 7296 2.25.1: we are about to delete it.
+    //= RFC 7296 2.25.1 SHOULD 1: rekeyed while we close it
     if sa.is_deleting(old) && !mutation!("deleted_child_rekeyed") {
         refuse(NotifyType::TemporaryFailure)
     } else {
+        //= RFC 7296 2.25.1 SHOULD 2: rekeyed while we rekey it
         Ok(Some(old))
     }
 }
@@ -150,6 +164,7 @@ fn add_child_of_peer(
     if let Some(OutstandingRequest::CreateChild(ours)) = &mut sa.outstanding
         && ours.old == old
     {
+        //= RFC 7296 2.25.1 SHOULD 3: the redundant one is known
         ours.collision = Some(RekeyCollision::new(new, nonces));
     }
     if let Some(old) = old {

@@ -47,6 +47,7 @@ impl IkeSa {
             Incoming::Response(exchange, payloads) => self.finish(exchange, payloads, child_sas, cx),
         };
         let step = match step {
+            //= RFC 7296 2.2 MUST 2: message IDs end with the IKE SA
             SaStep::Continue if self.lifecycle == Lifecycle::Active && self.channel.message_ids_are_used_up() => {
                 let detail = "the message IDs of the IKE SA are used up; a new one begins again";
                 SaStep::End(
@@ -77,6 +78,7 @@ impl IkeSa {
                     if self.channel.retransmit_at().is_some_and(|at| at <= cx.now)
                         && self.channel.retransmit(cx).is_none()
                     {
+                        //= RFC 7296 2.1 REQUIRED 7: an unanswered IKE SA goes
                         return SaStep::Closed(CloseReason::Timeout);
                     }
                 }
@@ -98,6 +100,7 @@ impl IkeSa {
         }
         if self.lifecycle == Lifecycle::Active {
             if let Some(error) = self.lifetime.over(cx) {
+                //= RFC 7296 2.8 MUST 2: what cannot be rekeyed ends
                 return SaStep::End(DownReason::Expired, error);
             }
             if self.expire_children(child_sas, cx) {
@@ -130,6 +133,7 @@ impl IkeSa {
     /// `ours`: we delete this one; otherwise the peer does, or we do after a while.
     pub(crate) fn hand_over(&mut self, new: &mut Self, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         if !mutation!("children_left_with_rekeyed_ike_sa") {
+            //= RFC 7296 2.8 REQUIRED 5: CHILD_SAs move
             child_sas.move_to(self.spi(), new.spi(), cx.now + new.channel.timing.retry);
         }
         self.hand_over_requests(new, cx);
@@ -140,6 +144,7 @@ impl IkeSa {
         if mutation!("rekeyed_ike_sa_kept") {
             return;
         }
+        //= RFC 7296 2.8 REQUIRED 7: the old IKE SA is deleted
         self.supersede(new.ike(), ours, child_sas, cx);
     }
 
@@ -162,6 +167,7 @@ impl IkeSa {
         if unanswered.is_some() {
             self.outstanding = Some(OutstandingRequest::Abandoned);
         }
+        //= RFC 7296 1.3.2 SHOULD NOT 2: nothing new on the old IKE SA
         for request in unanswered.into_iter().chain(std::mem::take(&mut self.queue)) {
             match request {
                 QueuedRequest::Liveness | QueuedRequest::RekeyIke | QueuedRequest::DeleteIke => {}
@@ -177,11 +183,13 @@ impl IkeSa {
 
     /// Sends DELETE for the IKE SA, once the window is free.
     pub(crate) fn delete(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        //= RFC 7296 2.8 MUST 6: DELETE is the last request
         self.release_queue(cx);
         self.begin(QueuedRequest::DeleteIke, child_sas, cx);
     }
 
     /// As [`Self::delete`], after it was reported down.
+    //= RFC 7296 2.4 SHOULD 10: the peer is told of a deleted IKE SA
     pub(crate) fn delete_reported_down(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Deleting;
         match self.outstanding.take() {
@@ -250,11 +258,13 @@ impl IkeSa {
 
     /// RFC 7296 2.21.3: INVALID_SYNTAX in an authentic message is fatal for both ends; an unknown
     /// critical payload is not.
+    //= RFC 7296 2.21.3 MUST 1: errors are answered
     fn answer_invalid(&mut self, exchange: ExchangeType, error: InvalidMessage, cx: &mut Context<'_>) -> SaStep {
         let payloads = Payloads::from(vec![Payload::Notify(error.notify())]);
         self.channel.respond(exchange, &payloads, cx);
         match error {
             InvalidMessage::UnsupportedCriticalPayload(_) => SaStep::Continue,
+            //= RFC 7296 2.21.3 REQUIRED 3: INVALID_SYNTAX is the end
             _ => SaStep::Closed(CloseReason::Failed(failure::invalid(exchange_name(exchange), error))),
         }
     }
@@ -282,6 +292,8 @@ impl IkeSa {
                 let kind = PeerErrorKind::Protocol;
                 SaStep::End(DownReason::Failed, PeerError::new(INFORMATIONAL, kind, detail))
             }
+            //= RFC 7296 2.21 REQUIRED 1: no error about a response
+            //= RFC 7296 2.21.3 SHOULD NOT 2: no INFORMATIONAL about a response
             Err(error) => {
                 outstanding.release(&self.profile, cx);
                 SaStep::End(DownReason::Failed, failure::invalid(exchange_name(exchange), error))
@@ -298,6 +310,7 @@ impl IkeSa {
             self.enqueue(QueuedRequest::DeleteIke);
             return;
         };
+        //= RFC 7296 2.8 SHOULD NOT 9: one CHILD_SA is left
         for id in child_sas.ids_of(self.spi()).into_iter().filter(|id| *id != best) {
             self.enqueue(QueuedRequest::DeleteChild(id));
         }
@@ -310,8 +323,10 @@ impl IkeSa {
         let over: Vec<_> =
             child_sas.children_of(me).filter(|(_, child)| child.end <= cx.now).map(|(id, _)| id).collect();
         for id in &over {
+            //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
             child_sas.remove_at_once(*id, DownReason::Expired, cx.out);
             self.drop_requests_of(*id);
+            //= RFC 7296 2.4 MUST 9: the peer is told of a deleted CHILD_SA
             self.enqueue(QueuedRequest::DeleteRemoved(*id));
             let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";
             self.report(PeerError::new(failure::CREATE_CHILD_SA, PeerErrorKind::Expired, detail.to_owned()), cx);
@@ -355,6 +370,7 @@ impl IkeSa {
 
     fn probe_if_silent(&mut self, cx: &Context<'_>) {
         self.channel.forget_stale_fragments(cx.now);
+        //= RFC 7296 2.4 REQUIRED 7: a silent peer is asked
         let silent = self.channel.signs.check_at(&self.channel.timing) <= cx.now;
         if silent && !self.channel.busy() && self.queue.is_empty() {
             self.enqueue(QueuedRequest::Liveness);
@@ -363,6 +379,9 @@ impl IkeSa {
 
     /// Begins what is queued, if the window is free.
     fn send_queued(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        //= RFC 7296 2.3 MUST 2: one request at a time
+        //= RFC 7296 2.3 MUST NOT 4: within the peer's window
+        //= RFC 7296 2.3 MUST 5: wait for the window
         while !self.channel.busy() {
             let Some(queued) = self.queue.pop_front() else {
                 break;

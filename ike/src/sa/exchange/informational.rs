@@ -24,23 +24,34 @@ pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, child_sas: &mut ChildSas, cx:
 
 /// Answers an INFORMATIONAL request.
 pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> SaStep {
+    //= RFC 7296 2.20 MUST 1: no version is told
     let mut answer = Payloads::new();
+    //= RFC 7296 2.21.4 MUST NOT 10: such a notification changes nothing
     let mut step = SaStep::Continue;
     let mut ours = Vec::new();
     for delete in payloads.deletes() {
         match delete {
+            //= RFC 7296 1.4.1 REQUIRED 9: an empty response to the IKE SA's DELETE
+            //= RFC 7296 2.8.2 REQUIRED 4: DELETE ends our rekey
+            //= RFC 7296 2.25.2 SHOULD 4: closed while we rekey it
+            //= RFC 7296 2.25.2 SHOULD 5: closed while we close it
             Delete::Ike => step = SaStep::Closed(CloseReason::ByPeer),
             Delete::Children { protocol: Protocol::Esp, spis } => {
+                //= RFC 7296 2.25.2 SHOULD 7: deletions while we rekey the IKE SA
                 ours.extend(spis.iter().filter_map(|spi| child_deleted(sa, *spi, child_sas, cx)));
             }
             Delete::Children { .. } => {}
         }
     }
     if !ours.is_empty() {
+        //= RFC 7296 1.4.1 REQUIRED 7: the response names the other direction
+        //= RFC 7296 2.25.1 SHOULD 6: closed while we rekey it
         answer.push(Payload::Delete(Delete::Children { protocol: Protocol::Esp, spis: ours }));
     }
+    //= RFC 7296 1.4 MUST 4: every request is answered
     sa.channel.respond(ExchangeType::Informational, &answer, cx);
     // RFC 7296 2.21.2: the initiator could not accept our IKE_AUTH response.
+    //= RFC 7296 2.21.2 REQUIRED 6: three notifications end the IKE SA
     let mut ended = ENDS_IKE_SA.iter().filter_map(|kind| payloads.notify(*kind));
     if let Some(notify) = ended.next() {
         return SaStep::Closed(CloseReason::Failed(failure::notified(INFORMATIONAL, notify.kind, &sa.profile.config)));
@@ -52,16 +63,21 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
 /// response, unless we are deleting the CHILD_SA too: then each end has named its own SPI in its
 /// request (RFC 7296 1.4.1).
 fn child_deleted(sa: &mut IkeSa, spi: u32, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> Option<u32> {
+    //= RFC 7296 2.25.1 SHOULD 7: closed and not there
     let id = child_sas.by_outbound_spi(sa.spi(), spi)?;
+    //= RFC 7296 1.4.1 MUST 4: deletions cross
+    //= RFC 7296 2.25.1 SHOULD 5: closed while we close it
     let crossing = matches!(sa.outstanding, Some(OutstandingRequest::DeleteChild(pending)) if pending == id);
     sa.drop_requests_of(id);
     let alone = child_sas.ids_of(sa.spi()).len() == 1;
     let reason = if alone { DownReason::DeletedByPeer } else { DownReason::Replaced };
+    //= RFC 7296 1.4.1 MUST 3: the named SAs are closed
     child_sas.retire(id, sa.profile.config.timing.linger, reason, cx.now, cx.out);
     let coming = matches!(sa.outstanding, Some(OutstandingRequest::CreateChild(_)))
         || sa.queue.contains(&QueuedRequest::CreateChild);
     if alone && !coming {
         sa.last_child_deleted(cx);
     }
+    //= RFC 7296 1.4.1 MUST NOT 5: no SPI twice in crossing deletions
     ((!crossing || mutation!("crossing_deletion_repeated")) && !mutation!("deletion_of_one_direction")).then_some(id.0)
 }

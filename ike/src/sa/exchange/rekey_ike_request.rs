@@ -31,6 +31,7 @@ pub(super) fn begin(sa: &mut IkeSa, group: Option<Group>, cx: &mut Context<'_>) 
     let groups = || config.ike_proposals.iter().flat_map(|proposal| &proposal.groups).copied();
     let present = sa.channel.keys.suite.group;
     let group = group.or_else(|| groups().find(|group| *group == present)).or_else(|| groups().next())?;
+    //= RFC 7296 2.18 MUST 1: a new key exchange
     let key = match InitiatorKeyExchange::start(group, cx.env) {
         Ok(key) => key,
         Err(error) => {
@@ -39,10 +40,13 @@ pub(super) fn begin(sa: &mut IkeSa, group: Option<Group>, cx: &mut Context<'_>) 
             return None;
         }
     };
+    //= RFC 7296 2.6 MUST 1: unique SPIs
     let (nonce, spi): ([u8; 32], _) = (cx.random(), u64::from_be_bytes(cx.random()).max(1));
     let payloads = Payloads::from(vec![
+        //= RFC 7296 1.3.2 REQUIRED 3: new SPIs in the SA payload
         Payload::SecurityAssociation(negotiate::offer_ike(&config.ike_proposals, &spi.to_be_bytes())),
         Payload::Nonce(nonce.to_vec()),
+        //= RFC 7296 1.3.2 MUST 1: KEi in a rekey of the IKE SA
         Payload::KeyExchange(key.payload()),
     ]);
     sa.rekey_at = None;
@@ -68,6 +72,7 @@ pub(super) fn finish(request: RekeyIkeRequest, sa: &mut IkeSa, payloads: &Payloa
     let new = sa.successor(keys, ike, IkeRole::Initiator, cx);
     let ours = Nonces { initiator: &nonce, responder: &theirs };
     let peers_sa = collision.as_ref().map(|collision| collision.peers_sa);
+    //= RFC 7296 2.8.2 SHOULD 1: the IKE SA of the lowest nonce goes
     let loses = collision
         .is_some_and(|collision| collision.makes_ours_redundant(ours) != mutation!("nonce_rule_of_ike_inverted"));
     if loses || sa.lifecycle == Lifecycle::Deleting {
@@ -82,8 +87,10 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
         return SaStep::Continue;
     }
     match notify.kind {
+        //= RFC 7296 2.25 SHOULD 4: not for ever
         NotifyType::TemporaryFailure if sa.temporary_failures < MAX_TEMPORARY_FAILURES => {
             sa.temporary_failures = sa.temporary_failures.saturating_add(1);
+            //= RFC 7296 2.25 MUST NOT 2: no repetition at once
             let wait = temporary_failure_wait(cx);
             let wait = if mutation!("refused_ike_rekey_repeated_at_once") { Duration::ZERO } else { wait };
             sa.rekey_at = Some(cx.now + wait);

@@ -22,9 +22,11 @@ pub(super) fn begin(
         QueuedRequest::CreateChild => create_child_request::begin(sa, None, None, child_sas, cx),
         QueuedRequest::RekeyChild(old) => create_child_request::begin(sa, Some(old), None, child_sas, cx),
         QueuedRequest::DeleteChild(id) => {
+            //= RFC 7296 1.4 MUST 3: about a CHILD_SA on its IKE SA
             child_sas.live(id).filter(|child| child.owner == sa.spi())?;
             let peers =
                 child_sas.live(id).filter(|_| mutation!("delete_names_peers_spi")).map(|child| child.sa.outbound_spi);
+            //= RFC 7296 1.4.1 MUST 2: each end closes what it receives with
             informational::delete(sa, Delete::child(peers.unwrap_or(id.0)), cx);
             Some(OutstandingRequest::DeleteChild(id))
         }
@@ -38,6 +40,7 @@ pub(super) fn begin(
         }
         QueuedRequest::RekeyIke => rekey_ike_request::begin(sa, None, cx),
         QueuedRequest::DeleteIke => {
+            //= RFC 7296 1.4 MUST 2: about an IKE SA on that IKE SA
             informational::delete(sa, Delete::Ike, cx);
             Some(OutstandingRequest::DeleteIke)
         }
@@ -62,6 +65,7 @@ pub(super) fn finish(
             informational::deleted(sa, id, child_sas, cx);
             SaStep::Continue
         }
+        //= RFC 7296 1.4.1 MUST NOT 6: no SPI is free before the answer
         OutstandingRequest::DeleteUnused(reserved) => {
             reserved.release(&sa.profile, cx);
             SaStep::Continue

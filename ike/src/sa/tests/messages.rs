@@ -13,6 +13,8 @@ fn large() -> Payloads {
 
 #[test]
 fn a_request_of_an_unknown_exchange_is_answered_and_the_next_one_too() {
+    //= RFC 7296 2.21.3 MUST 1: errors are answered
+    //= RFC 7296 3.10.1 MUST 4: INVALID_SYNTAX is for the rest
     let mut peer = Established::new();
     let unknown = ExchangeType::from(200);
     assert!(matches!(peer.request(unknown, &Payloads::new()), SaStep::Continue));
@@ -25,6 +27,8 @@ fn a_request_of_an_unknown_exchange_is_answered_and_the_next_one_too() {
 
 #[test]
 fn an_answer_that_cannot_be_read_ends_the_ike_sa_and_the_peer_is_told() {
+    //= RFC 7296 2.21 REQUIRED 1: no error about a response
+    //= RFC 7296 2.21.3 SHOULD NOT 2: no INFORMATIONAL about a response
     let malformed = Payloads::from(vec![Payload::Nonce(vec![1; 3])]);
     for (exchange, payloads) in
         [(ExchangeType::Informational, malformed), (ExchangeType::CreateChildSa, Payloads::new())]
@@ -38,6 +42,7 @@ fn an_answer_that_cannot_be_read_ends_the_ike_sa_and_the_peer_is_told() {
 
 #[test]
 fn a_request_that_comes_again_in_smaller_fragments_is_answered_again_once() {
+    //= RFC 7296 2.1 MUST 2: a repeated request does nothing else
     let mut peer = Established::new();
     assert!(matches!(peer.request(ExchangeType::Informational, &large()), SaStep::Continue));
     let first = peer.sent();
@@ -92,6 +97,7 @@ fn fragments_whose_rest_never_comes_are_forgotten() {
 
 #[test]
 fn copies_of_a_request_are_answered_as_often_as_an_honest_peer_sends_it_again() {
+    //= RFC 7296 2.1 MUST 5: a forgotten response is not made again
     let mut peer = Established::new();
     let datagram = peer.seal(ExchangeType::Informational, 0, &large(), None).remove(0);
     for _ in 0..1000 {
@@ -106,6 +112,7 @@ fn copies_of_a_request_are_answered_as_often_as_an_honest_peer_sends_it_again() 
 
 #[test]
 fn an_initiator_that_cannot_take_our_answer_ends_the_ike_sa() {
+    //= RFC 7296 2.21.2 REQUIRED 6: three notifications end the IKE SA
     for kind in [NotifyType::AuthenticationFailed, NotifyType::InvalidSyntax, NotifyType::UnsupportedCriticalPayload] {
         let mut peer = Established::new();
         let step = peer.request(ExchangeType::Informational, &vec![Payload::Notify(Notify::new(kind))].into());
@@ -116,6 +123,7 @@ fn an_initiator_that_cannot_take_our_answer_ends_the_ike_sa() {
 
 #[test]
 fn a_malformed_request_ends_the_ike_sa() {
+    //= RFC 7296 2.21.3 REQUIRED 3: INVALID_SYNTAX is the end
     let mut peer = Established::new();
     let step = peer.request(ExchangeType::Informational, &vec![Payload::Nonce(vec![1; 3])].into());
     assert!(matches!(step, SaStep::Closed(CloseReason::Failed(_))), "{step:?}");
@@ -125,6 +133,7 @@ fn a_malformed_request_ends_the_ike_sa() {
 
 #[test]
 fn an_ike_sa_ends_before_its_message_ids_are_used_up() {
+    //= RFC 7296 2.2 MUST 2: message IDs end with the IKE SA
     let mut peer = Established::new();
     let first = u32::MAX - 2000;
     peer.sa.channel.skip_to_message_id(first);

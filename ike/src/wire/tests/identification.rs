@@ -4,6 +4,11 @@ use super::*;
 
 #[test]
 fn identities_survive_the_wire_and_odd_ones_are_nobody() {
+    //= RFC 7296 3.5 MUST 1: RESERVED is zero
+    //= RFC 7296 3.5 MUST 5: one type to send
+    //= RFC 7296 3.5 MUST 6: four types to accept
+    //= RFC 7296 3.5 SHOULD 7: all types
+    //= RFC 7296 3.5 MUST 8: IPv6 addresses
     for identity in [
         Identity::Address("192.0.2.1".parse().unwrap()),
         Identity::Address("2001:db8::1".parse().unwrap()),
@@ -28,6 +33,7 @@ fn identities_survive_the_wire_and_odd_ones_are_nobody() {
 
 #[test]
 fn reserved_octets_of_an_identification_stay_as_they_came() {
+    //= RFC 7296 3.5 MUST 2: RESERVED is ignored
     let Ok(Payload::IdInitiator(id)) = read_one(35, &[2, 7, 8, 9, b'a']) else { panic!("an identification") };
     assert_eq!(id.body(), [2, 7, 8, 9, b'a'], "AUTH covers them");
 }

@@ -4,6 +4,7 @@ use super::*;
 
 #[test]
 fn an_unknown_critical_payload_is_refused_with_its_type() {
+    //= RFC 7296 2.5 MUST 10: unknown and critical is refused
     let error = Message::decode(&raw(200, true, &[])).unwrap_err();
     assert_eq!(error, InvalidMessage::UnsupportedCriticalPayload(200));
     assert_eq!(error.notify(), Notify::with_data(NotifyType::UnsupportedCriticalPayload, vec![200]));
@@ -11,11 +12,16 @@ fn an_unknown_critical_payload_is_refused_with_its_type() {
 
 #[test]
 fn an_unknown_payload_that_is_not_critical_is_kept() {
+    //= RFC 7296 2.5 MUST 9: undefined payloads are skipped
+    //= RFC 7296 2.5 MUST 12: unknown and not critical is ignored
     assert_eq!(read_one(200, &[1, 2]), Ok(Payload::Unknown { kind: PayloadType::Unknown(200), data: vec![1, 2] }));
 }
 
 #[test]
 fn the_critical_bit_of_payloads_that_rfc_7296_defines_is_ignored() {
+    //= RFC 7296 2.5 REQUIRED 14: critical is for the type alone
+    //= RFC 7296 3.2 MUST 3: critical does not matter for known types
+    //= RFC 7296 3.2 MUST 5: all types are understood
     for (kind, contents) in [(40, vec![9; 16]), (47, vec![1, 0, 0, 0]), (48, vec![1]), (43, vec![])] {
         assert!(Message::decode(&raw(kind, true, &contents)).is_ok(), "payload type {kind}");
     }
@@ -55,6 +61,8 @@ fn more_payloads_than_any_honest_peer_sends_are_refused() {
 
 #[test]
 fn nonces_have_16_to_256_octets() {
+    //= RFC 7296 2.10 MUST 2: 128 bits
+    //= RFC 7296 3.9 MUST 1: 16 to 256 octets
     for (len, good) in [(15, false), (16, true), (256, true), (257, false)] {
         assert_eq!(read_one(40, &vec![1; len]).is_ok(), good, "{len} octets");
     }
@@ -68,6 +76,11 @@ fn a_missing_payload_is_named() {
 
 #[test]
 fn reserved_bits_and_octets_are_ignored_wherever_they_stand() {
+    //= RFC 7296 2.5 MUST 8: RESERVED is ignored
+    //= RFC 7296 3.2 MUST 7: reserved bits are ignored
+    //= RFC 7296 3.3.1 MUST 2: RESERVED is ignored
+    //= RFC 7296 3.3.2 MUST 2: RESERVED is ignored
+    //= RFC 7296 3.13 MUST 2: RESERVED is ignored
     let security_association = [0, 0, 0, 16, 1, 1, 0, 1, 0, 0, 0, 8, 2, 0, 0, 5];
     let selectors = [1, 0, 0, 0, 7, 0, 0, 16, 0, 0, 255, 255, 10, 0, 0, 0, 10, 255, 255, 255];
     for (kind, contents, reserved) in [
@@ -88,6 +101,9 @@ fn reserved_bits_and_octets_are_ignored_wherever_they_stand() {
 
 #[test]
 fn an_encrypted_payload_is_the_last_one_and_holds_no_other() {
+    //= RFC 7296 3.1 MUST 1: SK is the last payload
+    //= RFC 7296 3.1 MUST NOT 2: no SK in SK
+    //= RFC 7296 3.14 MUST 1: SK is the last payload
     let mut octets = raw(46, false, &[0; 40]);
     assert!(EncryptedMessage::read(&octets).is_ok());
     octets.extend_from_slice(&[0, 0, 0, 4]);

@@ -4,6 +4,12 @@ use super::*;
 
 #[test]
 fn a_proposal_is_laid_out_as_rfc_7296_draws_it() {
+    //= RFC 7296 2.5 MUST 7: RESERVED is zero
+    //= RFC 7296 3.3.1 MUST 1: RESERVED is zero
+    //= RFC 7296 3.3.2 MUST 1: RESERVED is zero
+    //= RFC 7296 3.3.5 MUST NOT 1: fixed length is short form
+    //= RFC 7296 3.3.5 MUST 3: network byte order
+    //= RFC 7296 3.3.5 MUST 5: the length of AES keys
     let proposal = Proposal {
         number: 1,
         protocol: Protocol::Esp,
@@ -38,6 +44,11 @@ fn every_algorithm_is_known_again_and_no_other_number_is_taken_for_one() {
 
 #[test]
 fn encryption_and_integrity_have_the_numbers_of_the_registry() {
+    //= RFC 7296 2.13 MUST 1: the key length is negotiated
+    //= RFC 7296 3 SHOULD NOT 1: nothing unspecified
+    //= RFC 7296 3.3 MUST NOT 6: one attribute of a type
+    //= RFC 7296 3.3.5 MUST NOT 4: no length of fixed keys
+    //= RFC 7296 3.14 MUST NOT 2: only specified transforms
     let cbc = |length, integrity| Cipher::AesCbc(length, integrity);
     for (cipher, encryption, integrity) in [
         (Cipher::Aes128Gcm16, (20, Some(128)), None),
@@ -57,6 +68,7 @@ fn encryption_and_integrity_have_the_numbers_of_the_registry() {
 
 #[test]
 fn wrong_counts_and_markers_in_an_sa_payload_are_named() {
+    //= RFC 7296 3.3 MUST 2: lengths and counts agree
     let good = [0, 0, 0, 16, 1, 1, 0, 1, 0, 0, 0, 8, 2, 0, 0, 5];
     assert!(read_one(33, &good).is_ok());
     let with = |at: usize, value: u8| {

@@ -4,6 +4,9 @@ use super::*;
 
 #[test]
 fn selectors_are_laid_out_as_rfc_7296_draws_them() {
+    //= RFC 7296 3.13 MUST 1: RESERVED is zero
+    //= RFC 7296 3.13.1 MUST 1: all ports begin at 0
+    //= RFC 7296 3.13.1 MUST 2: all ports end at 65535
     let selectors = vec![range("10.0.0.0", "10.0.0.255"), TrafficSelector::from("::/0".parse::<IpNetwork>().unwrap())];
     let payloads = Payloads::from(vec![Payload::TrafficSelectorsInitiator(selectors.clone())]);
     let octets = payloads.encode();
@@ -14,6 +17,7 @@ fn selectors_are_laid_out_as_rfc_7296_draws_them() {
 
 #[test]
 fn malformed_selectors_are_named_and_unknown_types_left_out() {
+    //= RFC 7296 2.9 REQUIRED 5: unknown types of selectors
     let v4 = [7, 0, 0, 16, 0, 0, 255, 255, 10, 0, 0, 0, 10, 0, 0, 255];
     let payload =
         |count: u8, selectors: &[&[u8]]| read_one(44, &[&[count, 0, 0, 0], selectors.concat().as_slice()].concat());
@@ -34,6 +38,8 @@ fn malformed_selectors_are_named_and_unknown_types_left_out() {
 
 #[test]
 fn what_two_selectors_share_is_their_intersection() {
+    //= RFC 7296 3.13.1 MUST 3: ANY
+    //= RFC 7296 3.13.1 MUST 4: OPAQUE
     let wide = TrafficSelector::from("10.0.0.0/8".parse::<IpNetwork>().unwrap());
     let narrow = TrafficSelector::from("10.1.0.0/16".parse::<IpNetwork>().unwrap());
     assert_eq!(wide.intersection(&narrow), Some(narrow));

@@ -20,6 +20,7 @@ impl Node {
         let peer = message.find(payload::ID_RESPONDER);
         let known =
             self.sas.values().find(|sa| sa.up && !sa.closed && sa.spis != spis && sa.peer_identity.as_deref() == peer);
+        //= RFC 7296 2.4 MUST NOT 1: INITIAL_CONTACT only if we are alone
         require!(
             message.notify(notify::INITIAL_CONTACT).is_none() || known.is_none() || peer.is_none(),
             "RFC 7296 2.4",
@@ -47,6 +48,7 @@ impl Node {
         if answer.find(payload::AUTH).is_none() {
             return Ok(());
         }
+        //= RFC 7296 1.2 MUST 2: verify signatures and MACs
         require!(sa.peer_proof != Some(false), "RFC 7296 2.15", "AUTH of the initiator is wrong, and it is let in");
         let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
         if answer.find(payload::SA).is_some() {
@@ -69,6 +71,7 @@ impl Node {
         let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
         sa.peer_identity = response.find(payload::ID_RESPONDER).map(<[u8]>::to_vec);
         sa.peer_proof = peer_proof(sa, response, payload::ID_RESPONDER, shared);
+        //= RFC 7296 2.15 REQUIRED 1: what AUTH covers
         require!(
             sa.peer_proof != Some(false) && response.find(payload::AUTH).is_some(),
             "RFC 7296 2.15",
@@ -107,6 +110,7 @@ impl Node {
                 || !own.deleted_children().is_empty()
                 || own.deletes_ike_sa()
         });
+        //= RFC 7296 2.25.1 SHOULD 8: the IKE SA waits for CHILD_SAs
         require!(!busy, "RFC 7296 2.25.2", "the IKE SA is rekeyed while our request about a CHILD_SA is under way");
         let late = before.closed;
         let successor = self.successor_of(old).filter(|_| !ours);
@@ -114,6 +118,7 @@ impl Node {
         let proposal = init::chosen(request, response)?;
         let offer = request.proposals().into_iter().find(|offer| offer.number == proposal.number);
         let spis = (offer.map_or(0, |offer| offer.spi64()), proposal.spi64());
+        //= RFC 7296 1.3.2 REQUIRED 3: new SPIs in the SA payload
         require!(
             proposal.protocol == PROTOCOL_IKE && spis.0 != 0 && spis.1 != 0,
             "RFC 7296 1.3.2",
@@ -121,6 +126,8 @@ impl Node {
         );
         let nonces = (request.nonce().unwrap_or_default(), response.nonce().unwrap_or_default());
         let (Some(theirs), Some(mine)) = (response.key_exchange(), request.key_exchange()) else {
+            //= RFC 7296 1.3.2 MUST 1: KEi in a rekey of the IKE SA
+            //= RFC 7296 2.18 MUST 1: a new key exchange
             broken!("RFC 7296 1.3.2", "an IKE SA is rekeyed without a key exchange");
         };
         let secret = shared.private_keys.secret(mine, theirs);
@@ -197,6 +204,7 @@ impl Node {
         let successor = self.successor_of(spis);
         require!(successor.is_none(), "RFC 7296 2.8", "an IKE SA is rekeyed, and {successor:x?} has replaced it");
         let earliest = self.sas.get(&spis).map_or(Duration::ZERO, |sa| sa.rekey_after);
+        //= RFC 7296 2.25 MUST NOT 2: no repetition at once
         require!(
             step.at >= earliest || matches!(step.cause, Cause::Owner),
             "RFC 7296 2.25",
@@ -219,12 +227,14 @@ impl Node {
         if sa.closed || duplicate || step.events.iter().any(ends) || matches!(step.cause, Cause::Owner) {
             return Ok(());
         }
+        //= RFC 7296 2.8.2 SHOULD 1: the IKE SA of the lowest nonce goes
         require!(
             rival.is_none() || successor.is_some(),
             "RFC 7296 2.8.2",
             "an IKE SA is deleted, although {rival:x?} has the lowest nonce"
         );
         let made = if sa.redundant_to.is_some() { sa.rekey.clone() } else { successor };
+        //= RFC 7296 2.25.2 SHOULD 2: the redundant one is known
         require!(
             made.is_none_or(|made| made.ours || step.at >= made.at + PATIENCE),
             "RFC 7296 2.8, 2.8.2",
@@ -243,6 +253,7 @@ impl Node {
                 sa.spis
             );
             let old = sa.rekey.as_ref().and_then(|rekey| self.sas.get(&rekey.old)).filter(|old| !old.closed);
+            //= RFC 7296 2.8 REQUIRED 7: the old IKE SA is deleted
             require!(old.is_none_or(|_| !sa.up), "RFC 7296 2.8", "an IKE SA was rekeyed, and nobody deleted it");
         }
         Ok(())

@@ -91,6 +91,7 @@ impl Node {
         let secret = match response.key_exchange() {
             Some(theirs) => {
                 let mine = request.key_exchange().unwrap_or_default();
+                //= RFC 7296 3.3.6 MUST 13: NONE leaves KE out
                 require!(
                     (mine.0, theirs.0) == (group, group),
                     "RFC 7296 1.3.1",
@@ -108,6 +109,7 @@ impl Node {
         let selectors = [payload::TS_INITIATOR, payload::TS_RESPONDER].map(|kind| {
             let (offered, narrowed) = (request.selectors(kind), response.selectors(kind));
             let within = narrowed.iter().all(|narrow| offered.iter().any(|wide| narrow.within(wide)));
+            //= RFC 7296 2.9 REQUIRED 6: no more than was asked for
             require!(
                 within && !narrowed.is_empty(),
                 "RFC 7296 2.9",
@@ -166,14 +168,18 @@ impl Node {
             exchange::IKE_AUTH => self.request_auth(spis, message),
             exchange::CREATE_CHILD_SA => {
                 let closed = self.sas.get(&spis).is_none_or(|sa| sa.closed);
+                //= RFC 7296 1.3.2 SHOULD NOT 2: nothing new on the old IKE SA
+                //= RFC 7296 2.8 MUST 6: DELETE is the last request
                 require!(!closed, "RFC 7296 2.25.2", "a CHILD_SA is asked for on an IKE SA that is gone");
                 if rekeys_ike(message) {
                     return self.request_ike_rekey(spis, step);
                 }
                 let Some(own) = message.rekeys() else { return Ok(()) };
                 let Some(child) = self.alive(own).filter(|child| child.ike == spis) else {
+                    //= RFC 7296 1.3.3 REQUIRED 2: REKEY_SA names our inbound SPI
                     broken!("RFC 7296 1.3.3", "REKEY_SA names {own:x}, which is no inbound SPI of ours there");
                 };
+                //= RFC 7296 2.25 MUST 3: wait
                 require!(
                     step.at >= child.retry_after || matches!(step.cause, Cause::Owner),
                     "RFC 7296 2.25",
@@ -208,11 +214,14 @@ impl Node {
             return Ok(());
         }
         let Some(child) = self.alive(own).filter(|child| child.ike == spis) else {
+            //= RFC 7296 1.4 MUST 3: about a CHILD_SA on its IKE SA
+            //= RFC 7296 1.4.1 MUST 2: each end closes what it receives with
             broken!("RFC 7296 1.4.1", "DELETE names {own:x}, which is no inbound SPI of a CHILD_SA of ours there");
         };
         let living = || self.children.values().filter(|other| other.ike == spis && !other.dead && other.own != own);
         let successors = || living().filter(|other| other.replaces == Some(own));
         let rival = living().find(|other| other.redundant_to == Some(own));
+        //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
         require!(
             rival.is_none() || successors().next().is_some(),
             "RFC 7296 2.8.1",
@@ -220,6 +229,7 @@ impl Node {
             rival.map_or(0, |rival| rival.own)
         );
         if child.redundant_to.is_some() {
+            //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
             require!(
                 child.ours || at >= child.at + PATIENCE,
                 "RFC 7296 2.8.1",
@@ -289,19 +299,24 @@ impl Node {
         }
         let own_request = self.sas.get(&spis).and_then(|sa| sa.own.as_ref()?.message.clone());
         if let Some((peer, old)) = old {
+            //= RFC 7296 2.25 SHOULD 5: CHILD_SA_NOT_FOUND
             require!(old.is_some(), "RFC 7296 2.25", "{peer:x} is rekeyed, which is gone: CHILD_SA_NOT_FOUND is due");
             let deleting =
                 own_request.as_ref().zip(old).is_some_and(|(own, old)| own.deleted_children().contains(&old));
+            //= RFC 7296 2.25.1 SHOULD 1: rekeyed while we close it
             require!(!deleting, "RFC 7296 2.25.1", "{peer:x} is rekeyed, while we delete it");
         }
         let closing = own_request.as_ref().is_some_and(Message::deletes_ike_sa);
         require!(!closing, "RFC 7296 2.25.2", "a CHILD_SA is made on an IKE SA that we delete");
         let rekeying = own_request.as_ref().is_some_and(rekeys_ike);
+        //= RFC 7296 2.25.2 SHOULD 6: no CHILD_SA while we rekey the IKE SA
         require!(!rekeying, "RFC 7296 2.25.2", "a CHILD_SA is made on an IKE SA that we rekey");
         let nonces = (request.nonce().unwrap_or_default(), answer.nonce().unwrap_or_default());
         let mut child = self.negotiated(spis, request, answer, nonces, false, step.at, shared)?;
         child.replaces = old.and_then(|(_, old)| old);
         let replaced = child.replaces.and_then(|old| self.children.get(&old));
+        //= RFC 7296 2.9.2 SHOULD 2: ask for what is in use
+        //= RFC 7296 2.9.2 SHOULD NOT 4: no packet in a rekey
         require!(
             replaced.is_none_or(|old| old.kept_by(&child)),
             "RFC 7296 2.9.2",
@@ -320,6 +335,7 @@ impl Node {
 
     fn answer_deletion(&mut self, spis: Spis, request: &Message, answer: &Message) -> Judged {
         if request.deletes_ike_sa() {
+            //= RFC 7296 1.4.1 REQUIRED 9: an empty response to the IKE SA's DELETE
             require!(
                 answer.payloads.is_empty(),
                 "RFC 7296 1.4.1",
@@ -336,6 +352,7 @@ impl Node {
         for own in &named {
             let Some(child) = self.children.get_mut(own) else { continue };
             child.dead = true;
+            //= RFC 7296 2.25.1 SHOULD 5: closed while we close it
             require!(
                 deleted.contains(own) != crossing.contains(own) || !child.was_installed || child.expired,
                 "RFC 7296 1.4.1",
@@ -345,6 +362,7 @@ impl Node {
             );
         }
         let other = deleted.iter().find(|own| !named.contains(own));
+        //= RFC 7296 1.4.1 REQUIRED 7: the response names the other direction
         require!(other.is_none(), "RFC 7296 1.4.1", "the response deletes {other:x?}, which was not asked for");
         Ok(())
     }
@@ -462,6 +480,7 @@ impl Node {
                 child.own
             );
             let replaced = self.children.values().find(|other| !other.dead && other.replaces == Some(child.own));
+            //= RFC 7296 2.8 REQUIRED 3: the old CHILD_SA is deleted
             require!(replaced.is_none(), "RFC 7296 2.8", "{:x} was replaced, and nobody deleted it", child.own);
             require!(child.installed, "RFC 7296 1.3", "{:x} is not in the kernel, and nobody deleted it", child.own);
         }

@@ -215,8 +215,15 @@ impl IkeSa {
 
     /// Judges a message of ours by its outside, and reads it.
     pub fn read_sent(&self, sent: &[&[u8]], header: &Header, limit: usize) -> Judged<Option<Message>> {
+        //= RFC 7296 2.5 MUST 5: answers have the request's version
+        //= RFC 7296 3.1 MUST 5: major version 2
+        //= RFC 7296 3.1 MUST 8: minor version 0
         require!(header.version == 0x20, "RFC 7296 3.1", "version {:x} of a message", header.version);
+        //= RFC 7296 3.1 MUST 10: unknown flags are clear
+        //= RFC 7296 3.1 MUST 15: the Version flag is clear
         require!(header.flags & !0x28 == 0, "RFC 7296 3.1", "flags {:02x}: unknown ones must be clear", header.flags);
+        //= RFC 7296 3.1 MUST 17: the Initiator flag of the initiator
+        //= RFC 7296 3.1 MUST 18: none of the responder
         require!(
             header.initiator_flag() == self.initiator,
             "RFC 7296 3.1",
@@ -236,6 +243,7 @@ impl IkeSa {
         let (mut inner, mut first) = (Vec::new(), 0);
         for (number, datagram) in (1_u16..).zip(sent) {
             let Some(opened) = keys.open(self.initiator, datagram) else {
+                //= RFC 7296 2.14 REQUIRED 2: SKEYSEED
                 broken!("RFC 7296 2.14", "message {} is not encrypted with the keys of 2.14", header.id);
             };
             let expected = (sent.len() > 1).then_some((number, u16::try_from(sent.len()).unwrap_or(0)));
@@ -250,6 +258,11 @@ impl IkeSa {
         match chain(first, &inner) {
             Ok(payloads) => {
                 let flagged = payloads.iter().find(|payload| payload.flags != 0);
+                //= RFC 7296 2.5 MUST 7: RESERVED is zero
+                //= RFC 7296 2.5 MUST NOT 13: no critical flag in responses
+                //= RFC 7296 3.2 MUST 1: critical is zero to be skipped
+                //= RFC 7296 3.2 MUST 4: critical is zero for the RFC's types
+                //= RFC 7296 3.2 MUST 6: reserved bits are zero
                 require!(flagged.is_none(), "RFC 7296 3.2", "critical or reserved bits are set in {flagged:?}");
                 Ok(Some(Message { header: *header, payloads }))
             }
@@ -274,6 +287,8 @@ impl IkeSa {
         if self.remotes.is_empty() {
             self.remotes.insert(remote);
         }
+        //= RFC 7296 2.23 MUST 4: port 4500 behind a NAT
+        //= RFC 7296 2.23 MUST 12: the initiator moves to port 4500
         require!(
             self.remotes.contains(&remote),
             "RFC 7296 2.23",
@@ -281,6 +296,9 @@ impl IkeSa {
             self.remotes
         );
         if let Some(own) = &mut self.own {
+            //= RFC 7296 2.3 MUST 2: one request at a time
+            //= RFC 7296 2.3 MUST NOT 4: within the peer's window
+            //= RFC 7296 2.3 MUST 5: wait for the window
             require!(
                 own.header.id == header.id,
                 "RFC 7296 2.3",
@@ -288,6 +306,8 @@ impl IkeSa {
                 header.id,
                 own.header.id
             );
+            //= RFC 7296 2.1 MUST 8: the same octets again
+            //= RFC 7296 2.3 MUST 6: a copy of the request
             require!(own.datagrams == datagrams, "RFC 7296 2.1", "request {} again with other octets", header.id);
             // A copy to one more address is no retransmission: it tries whether the peer has moved
             // there.
@@ -307,6 +327,7 @@ impl IkeSa {
                 // configured, and waits stay the same.
                 let esp_came = last_esp.is_some_and(|came| at < came + ESP_COUNTS_AT_MOST);
                 let grows = own.last_wait.is_none_or(|last| wait > last || (esp_came && wait >= last));
+                //= RFC 7296 2.4 MUST 6: waits double
                 require!(
                     grows,
                     "RFC 7296 2.1",
@@ -322,6 +343,9 @@ impl IkeSa {
             own.last_sent_to = BTreeSet::from([remote]);
             return Ok(false);
         }
+        //= RFC 7296 2.2 MUST 1: the same message ID again
+        //= RFC 7296 2.2 REQUIRED 3: message IDs begin at 0
+        //= RFC 7296 2.18 MUST 4: message IDs begin at 0 again
         require!(header.id == self.next_own, "RFC 7296 2.2", "request {} where {} is next", header.id, self.next_own);
         self.next_own += 1;
         self.own = Some(Box::new(OwnRequest {
@@ -342,6 +366,7 @@ impl IkeSa {
 
     /// Judges a response that we send for the first time.
     pub fn send_response(&mut self, header: &Header, request: &Header, datagrams: &[&[u8]]) -> Judged {
+        //= RFC 7296 2.2 REQUIRED 4: the response has the request's ID
         require!(
             header.id == request.id && header.exchange == request.exchange,
             "RFC 7296 2.2",
@@ -362,6 +387,7 @@ impl IkeSa {
     /// Judges a response that we send again.
     pub fn send_response_again(&self, header: &Header, datagrams: &[&[u8]]) -> Judged {
         let same = self.answer.as_ref().is_some_and(|answer| answer.id == header.id && answer.datagrams == datagrams);
+        //= RFC 7296 2.3 MUST 7: a copy of the response
         require!(same, "RFC 7296 2.1", "response {} again with other octets", header.id);
         Ok(())
     }

@@ -62,6 +62,7 @@ fn behind_nat(message: &Message, spis: Spis, from: SocketAddr) -> bool {
 /// Judges our NAT_DETECTION_DESTINATION_IP. The source's may be false on purpose.
 fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Judged {
     let destination = message.notify(notify::NAT_DETECTION_DESTINATION_IP);
+    //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
     require!(
         destination.is_none_or(|destination| destination.data == nat_hash(spis, to)),
         "RFC 7296 2.23",
@@ -74,6 +75,8 @@ fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Judged 
 pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
     let answers = response.proposals();
     let [answer] = answers.as_slice() else {
+        //= RFC 7296 2.7 MUST 4: one transform of each type
+        //= RFC 7296 3.3.6 MUST 2: one proposal
         broken!("RFC 7296 3.3", "{} proposals in a response, exactly one is to be chosen", answers.len());
     };
     let offers = request.proposals();
@@ -89,6 +92,9 @@ pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
                     || (*id == 0 || offer.transforms.iter().any(|(other, id, _)| other == kind && *id == 0))
             })
     });
+    //= RFC 7296 2.7 MUST 2: the same protocol
+    //= RFC 7296 3.3.6 MUST 1: one set of parameters
+    //= RFC 7296 3.3.6 MUST 4: attributes come back unchanged
     require!(within, "RFC 7296 3.3.6", "the response chooses {answer:?} from {offers:?}");
     Ok(answer.clone())
 }
@@ -129,12 +135,16 @@ impl Node {
         let Some(message) = clear(datagram) else {
             broken!("RFC 7296 3", "an IKE_SA_INIT request of ours cannot be read");
         };
+        //= RFC 7296 2.2 REQUIRED 3: message IDs begin at 0
+        //= RFC 7296 3.1 MUST 4: the responder's SPI begins as zero
+        //= RFC 7296 3.1 MUST 12: requests have no Response flag
         require!(
             (message.header.id, message.header.spis.1, message.header.flags) == (0, 0, 8),
             "RFC 7296 2.2",
             "header of IKE_SA_INIT: {:?}",
             message.header
         );
+        //= RFC 7296 3.9 MUST 1: 16 to 256 octets
         require!(
             message.nonce().is_some_and(|nonce| (16..=256).contains(&nonce.len())),
             "RFC 7296 3.9",
@@ -169,11 +179,13 @@ impl Node {
             Some(Retry::Cookie(cookie)) => {
                 let first = message.payloads.first().map(|payload| payload.body.clone());
                 let expected = [[0, 0].as_slice(), &notify::COOKIE.to_be_bytes(), &cookie].concat();
+                //= RFC 7296 2.6 MUST 6: the cookie comes first, the rest stays
                 require!(
                     first.as_deref() == Some(&expected),
                     "RFC 7296 2.6",
                     "the first payload after a cookie was asked for is not the cookie"
                 );
+                //= RFC 7296 2.6 MUST 6: the cookie comes first, the rest stays
                 require!(
                     without(&message, notify::COOKIE) == without(&before.message, notify::COOKIE),
                     "RFC 7296 2.6",
@@ -189,12 +201,15 @@ impl Node {
                     "RFC 7296 1.3",
                     "INVALID_KE_PAYLOAD asks for {group} (offered: {offered}), and {sent_group:?} is sent"
                 );
+                //= RFC 7296 1.2 MUST 5: all suites again
+                //= RFC 7296 3.3.6 SHOULD 12: all groups again
                 require!(
                     message.find(payload::SA) == before.message.find(payload::SA),
                     "RFC 7296 1.3",
                     "the proposals changed with the key exchange method"
                 );
             }
+            //= RFC 7296 2.1 MUST 8: the same octets again
             None => broken!("RFC 7296 2.1", "an IKE_SA_INIT request again with other octets"),
         }
         before.datagram = datagram.to_vec();
@@ -216,6 +231,7 @@ impl Node {
             broken!("RFC 7296 2.21.1", "an answer to what has no header, or one without payloads");
         };
         let flags = FLAG_RESPONSE | (!asked.flags & FLAG_INITIATOR);
+        //= RFC 7296 2.6 REQUIRED 3: SPI zero before there is one
         require!(
             response.header.flags == flags && response.header.id == asked.id && response.header.spis.0 == asked.spis.0,
             "RFC 7296 2.5",
@@ -227,6 +243,7 @@ impl Node {
         };
         let (nonce, spi) = (request_message.nonce().unwrap_or_default().to_vec(), asked.spis.0);
         if let Some(cookie) = response.notify(notify::COOKIE) {
+            //= RFC 7296 2.6 REQUIRED 3: SPI zero before there is one
             require!(
                 response.header.spis.1 == 0 && (1..=64).contains(&cookie.data.len()),
                 "RFC 7296 2.6",
@@ -242,6 +259,7 @@ impl Node {
         self.half_open.retain(|_, (since, _)| at < *since + HALF_OPEN_LIFETIME);
         let known = self.half_open.get(&(from, spi)).and_then(|(_, spis)| self.sas.get(spis)?.init.as_ref());
         if let Some(known) = known.filter(|known| known.request == request) {
+            //= RFC 7296 2.1 REQUIRED 9: IKE_SA_INIT again is the whole message
             require!(known.response == datagram, "RFC 7296 2.1", "IKE_SA_INIT answered again with other octets");
             return Ok(());
         }
@@ -271,6 +289,7 @@ impl Node {
         let groups = (request_message.key_exchange(), response.key_exchange());
         let same =
             matches!(groups, (Some((theirs, _)), Some((ours, _))) if theirs == ours && proposal.one(4).0 == ours);
+        //= RFC 7296 3.4 MUST 2: the group is in the offer
         require!(same, "RFC 7296 1.2", "the groups of request, response and proposal differ");
         sa.peer_behind_nat = behind_nat(&request_message, (spi, 0), from);
         sa.begun_from = Some(from);

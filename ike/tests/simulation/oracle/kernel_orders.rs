@@ -79,6 +79,8 @@ impl Node {
             Event::PeerMoved { children, remote, .. } => {
                 let moved = children.iter().filter_map(|child| self.sas.get(&self.children.get(&child.0)?.ike));
                 let mut strayed = moved.filter(|sa| !sa.remotes.contains(remote) && !sa.remotes.is_empty());
+                //= RFC 7296 2.23 MUST 7: a NAT means encapsulation
+                //= RFC 7296 2.23 REQUIRED 18: old messages move nothing
                 require!(
                     matches!(step.cause, Cause::Owner) || strayed.next().is_none(),
                     "RFC 7296 2.23",
@@ -94,6 +96,7 @@ impl Node {
     /// for a minute.
     fn judge_death(&self, spis: Spis, at: Duration) -> Judged {
         let begun = self.sas.get(&spis).and_then(|sa| sa.own.as_ref()).map(|own| own.first_sent);
+        //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
         require!(
             begun.is_none_or(|begun| at >= begun + REPEATED_WITH_ESP)
                 || self.last_esp(spis).is_none_or(|came| at >= came + ESP_COUNTS),
@@ -126,6 +129,8 @@ impl Node {
             sa.initiator
         );
         if let Some((inbound, outbound)) = &child.keys {
+            //= RFC 7296 2.17 MUST 1: keys of the initiator's direction first
+            //= RFC 7296 2.17 REQUIRED 3: KEYMAT
             require!(
                 sa.inbound_key.expose() == inbound && sa.outbound_key.expose() == outbound,
                 "RFC 7296 2.17",
@@ -152,6 +157,7 @@ impl Node {
     pub fn judge_switches(&mut self) -> Judged {
         for own in std::mem::take(&mut self.switched_to).into_values() {
             let Some(child) = self.children.get(&own).filter(|child| child.installed) else { continue };
+            //= RFC 7296 1.4.1 MUST 3: the named SAs are closed
             require!(!child.dead, "RFC 7296 1.4.1", "{own:x} is sent with, which is deleted");
             let survivor = child.redundant_to.and_then(|survivor| self.children.get(&survivor));
             require!(
@@ -167,6 +173,7 @@ impl Node {
     pub fn judge_installed(&mut self, step: &Step<'_>) -> Judged {
         for own in std::mem::take(&mut self.to_be_installed) {
             let child = self.children.get(&own);
+            //= RFC 7296 2.8 MUST 10: ready before the response
             require!(
                 child.is_none_or(|child| child.was_installed || child.dead),
                 "RFC 7296 2.8",

@@ -108,6 +108,7 @@ impl Node {
             self.note_expiry(event);
         }
         let quiet = step.events.is_empty() && step.sent.is_empty();
+        //= RFC 7296 2.3 MUST NOT 9: no answer outside of the window
         require!(
             !matches!(effect, Effect::Nothing) || quiet,
             "RFC 7296 2.3, 2.4",
@@ -150,8 +151,12 @@ impl Node {
                 continue;
             }
             let Cause::Received(_, local, from) = step.cause else {
+                //= RFC 7296 3.1 MUST NOT 14: responses are not answered
                 broken!("RFC 7296 2.1", "response {} without a request", sent.header.id);
             };
+            //= RFC 7296 2.11 MUST 2: the response goes back
+            //= RFC 7296 2.11 MUST 3: the response comes from there
+            //= RFC 7296 2.23 MUST 3: responses go to the request's port
             require!(
                 sent.remote == from && sent.local == local,
                 "RFC 7296 2.11",
@@ -172,6 +177,7 @@ impl Node {
                     sa.send_response_again(&sent.header, &sent.datagrams)?;
                     repeated = true;
                 }
+                //= RFC 7296 2.1 MUST NOT 1: no response unasked
                 _ => broken!("RFC 7296 2.1", "response {} without its request", sent.header.id),
             }
         }
@@ -184,9 +190,11 @@ impl Node {
         match &effect {
             Effect::Request(spis, header, _) if open(spis) => {
                 let ours = matches!(header.exchange, exchange::CREATE_CHILD_SA | exchange::INFORMATIONAL);
+                //= RFC 7296 1.4 MUST 4: every request is answered
                 require!(answered || !ours, "RFC 7296 2.1", "request {} has no response", header.id);
             }
             Effect::Repeated(spis) if open(spis) => {
+                //= RFC 7296 2.1 MUST 4: the response is kept
                 require!(repeated, "RFC 7296 2.1", "a repeated request does not have its response again");
             }
             _ => {}
@@ -320,6 +328,7 @@ impl Node {
             sa.own.as_ref().and_then(|own| own.message.as_ref()).is_some_and(|own| !own.payloads.is_empty())
         });
         let waiting = waiting.next().map(|sa| sa.spis);
+        //= RFC 7296 2.1 MUST 6: retransmit
         require!(waiting.is_none(), "RFC 7296 2.1", "a request of {waiting:x?} waits for its response for ever");
         self.judge_ike_sas_at_rest()?;
         self.judge_children_at_rest()
