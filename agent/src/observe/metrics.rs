@@ -11,9 +11,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::probes::NO_STATUS;
+use super::observer::{Latest, NO_STATUS, Observer};
 use super::traffic::Traffic;
-use super::{Latest, Observer};
 use crate::status::{PeerReport, Status};
 
 /// The phases of a peer (`status`).

@@ -3,10 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::Observer;
-
-/// What is said while the thread of the tunnels, or the handler of requests, does not answer.
-pub(super) const NO_STATUS: &str = "the agent does not report its state in time";
+use super::observer::{NO_STATUS, Observer};
 
 pub(super) async fn healthz(observer: &Observer) -> Result<String, String> {
     match observer.status().await {

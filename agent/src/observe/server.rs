@@ -17,7 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument;
 
-use super::{Observer, metrics, probes};
+use super::observer::Observer;
+use super::{metrics, probes};
 
 /// Largest number of connections of a listener: a few probes and scrapers. A new one displaces the
 /// oldest, so that silent connections do not keep a probe out.
