@@ -8,7 +8,7 @@ use ring::hmac;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::cipher::OpenError;
+use super::error::OpenError;
 use crate::config::{AesKeyLength, Integrity};
 use crate::secret::Secret;
 use crate::wire::InvalidMessage;

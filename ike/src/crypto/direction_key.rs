@@ -4,7 +4,7 @@ use ring::aead::{self, LessSafeKey, UnboundKey};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::cbc_hmac::{BLOCK_LEN, CbcHmac};
-use super::cipher::{OpenError, SealError};
+use super::error::{OpenError, SealError};
 use crate::config::Cipher;
 use crate::secret::Secret;
 use crate::wire::InvalidMessage;

@@ -4,23 +4,25 @@
 //!
 //! - [`InitiatorKeyExchange`], [`ResponderKeyExchange`]: key exchange methods (RFC 8031, RFC 5903).
 //! - [`IkeKeys`], [`ChildKeys`]: SKEYSEED, SK_*, KEYMAT (RFC 7296 2.14, 2.17, 2.18).
-//! - [`IkeCipher`]: the Encrypted payload and its fragments (RFC 7296 3.14, RFC 5282, RFC 7634, RFC
-//!   7383).
+//! - [`IkeCipher`], in `encrypted_payload`: the Encrypted payload and its fragments (RFC 7296 3.14,
+//!   RFC 5282, RFC 7634, RFC 7383).
 //! - [`Cookies`], [`nat_detection_hash`]: hashes of addresses in IKE_SA_INIT.
 //!
 //! Keys live in [`Secret`](crate::Secret) or in `ring`'s own key types; nothing here prints them.
 
 mod cbc_hmac;
-mod cipher;
 mod cookie;
 mod direction_key;
+mod encrypted_payload;
+mod error;
 mod key_exchange;
 mod keys;
 mod nat;
 mod prf;
 
-pub use cipher::{IkeCipher, IkeRole, OpenError, Opened, SealError};
 pub use cookie::{COOKIE_LIFETIME, Cookies};
+pub use encrypted_payload::{IkeCipher, IkeRole, Opened};
+pub use error::{OpenError, SealError};
 pub use key_exchange::{InitiatorKeyExchange, KeyExchangeError, ResponderKeyExchange};
 pub use keys::{ChildKeys, IkeKeys, IkeSuite, Nonces};
 pub use nat::nat_detection_hash;
