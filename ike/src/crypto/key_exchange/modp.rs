@@ -114,6 +114,7 @@ impl<G: Group<LIMBS>, const LIMBS: usize> KeyPair for Modp<G, LIMBS> {
         let exponent = Zeroizing::new(U320::from_be_slice(octets.as_ref()));
         let mut pair = Self { exponent, public: Vec::new(), group: PhantomData };
         // RFC 7296 3.4: as long as the prime.
+        //= RFC 7296 3.4 MUST 1: a share as long as the prime
         pair.public = octets_of(&pair.power(&Uint::from_u8(2)));
         Ok(pair)
     }
@@ -133,6 +134,7 @@ impl<G: Group<LIMBS>, const LIMBS: usize> KeyPair for Modp<G, LIMBS> {
             return Err(KeyExchangeError::OutOfRange);
         }
         // RFC 7296 2.14: as long as the prime.
+        //= RFC 7296 2.14 REQUIRED 5: a secret as long as the prime
         let shared = Zeroizing::new(self.power(&peer));
         Ok(Secret::new(octets_of(&shared)))
     }

@@ -26,6 +26,8 @@ fn sha256(octets: &[u8]) -> String {
 
 #[test]
 fn modp_groups_give_the_shares_and_secrets_of_an_independent_computation() {
+    //= RFC 7296 2.14 REQUIRED 5: a secret as long as the prime
+    //= RFC 7296 3.4 MUST 1: a share as long as the prime
     // By Python's integers, with the primes of RFC 3526; hashed, since they are long.
     for (group, len, ours, theirs, secret) in [
         (
