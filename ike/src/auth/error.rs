@@ -174,6 +174,9 @@ pub enum CredentialError {
     /// The pre-shared key is empty.
     #[error("the pre-shared key is empty")]
     EmptyPsk,
+    /// Our name or mail address has a control character.
+    #[error("our name or mail address has a control character, such as a line break; remove it")]
+    ControlCharacter,
     /// There is no certificate of our own.
     #[error("no certificate of our own")]
     NoCertificate,

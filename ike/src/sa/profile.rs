@@ -2,7 +2,7 @@
 
 use crate::auth::{Authenticator, CredentialError};
 use crate::child_sas::ChildLifetime;
-use crate::config::PeerConfig;
+use crate::config::{Identity, PeerConfig};
 use crate::output::Context;
 
 /// A peer's configuration and its prepared credentials.
@@ -14,6 +14,13 @@ pub(crate) struct Profile {
 
 impl Profile {
     pub(crate) fn new(config: PeerConfig) -> Result<Self, CredentialError> {
+        //= RFC 7296 3.5 MUST NOT 3: no terminator in a name
+        //= RFC 7296 3.5 MUST NOT 4: no terminator in a mail address
+        if let Identity::Fqdn(text) | Identity::Email(text) = &config.local_id
+            && text.contains(char::is_control)
+        {
+            return Err(CredentialError::ControlCharacter);
+        }
         Ok(Self { auth: Authenticator::new(&config.auth)?, config })
     }
 

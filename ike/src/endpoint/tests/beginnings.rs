@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::*;
+use crate::auth::CredentialError;
 use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Transform};
 
 /// The first request of `a`, which does not arrive.
@@ -107,4 +108,23 @@ fn proposals_are_numbered_from_one_in_the_order_of_preference() {
     pair.arrive(1, &sent.payload, sent.remote, sent.local);
     let response = Message::decode(&pair.ends[1].endpoint.poll_transmit().unwrap().payload).unwrap();
     assert_eq!(response.payloads.proposals().unwrap()[0].number, 2, "the answer names the proposal by its number");
+}
+
+#[test]
+fn our_name_has_no_control_character() {
+    //= RFC 7296 3.5 MUST NOT 3: no terminator in a name
+    //= RFC 7296 3.5 MUST NOT 4: no terminator in a mail address
+    let set = |local_id: Identity| {
+        let mut pair = Pair::new();
+        pair.configs[0].local_id = local_id;
+        let (config, now) = (pair.configs[0].clone(), Instant::new(pair.now));
+        let End { endpoint, host, .. } = &mut pair.ends[0];
+        endpoint.set_peer(config, now, host)
+    };
+    for text in ["a.example\0", "a.example\r\n", "a\u{85}.example"] {
+        for local_id in [Identity::Fqdn(text.into()), Identity::Email(format!("ops@{text}"))] {
+            assert_eq!(set(local_id), Err(CredentialError::ControlCharacter));
+        }
+    }
+    assert_eq!(set(Identity::KeyId(vec![0, 13])), Ok(()), "octets of any value");
 }
