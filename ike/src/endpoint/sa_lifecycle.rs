@@ -116,8 +116,8 @@ impl Endpoint {
         sas.filter(|sa| sa.ike() == ike).map(|sa| sa.initiation().by_us()).next()
     }
 
-    /// RFC 7296 2.8.2: the peer deletes the IKE SA of its rekey, so that of our simultaneous one
-    /// survives. The old one has the CHILD_SAs until it is there.
+    /// RFC 7296 2.8.2: both ends rekeyed the IKE SA at once, and the peer deletes the IKE SA that
+    /// its rekey made. The old IKE SA gets the CHILD_SAs back until our rekey is complete.
     fn return_children(&mut self, name: &PeerName, gone: &mut IkeSa, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;

@@ -14,7 +14,8 @@ pub(crate) struct SignsOfLife {
     esp: Option<Instant>,
     /// When ESP was first sent after the last sign of life.
     unanswered: Option<Instant>,
-    /// How long no IKE message may come at most. `None`: the owner does not report ESP.
+    /// After this time without an IKE message the peer is asked. `None`: the owner does not report
+    /// ESP.
     idle: Option<Duration>,
 }
 
@@ -24,8 +25,8 @@ impl SignsOfLife {
         Self { ike: now, esp: None, unanswered: None, idle: None }
     }
 
-    /// An authentic IKE message came. `idle`: how long no other one may come, or `None` if the
-    /// owner does not report ESP.
+    /// An authentic IKE message came. `idle`: after this time without another one the peer is
+    /// asked; `None` if the owner does not report ESP.
     pub(crate) fn ike_received(&mut self, now: Instant, idle: Option<Duration>) {
         self.ike = now;
         self.idle = idle;

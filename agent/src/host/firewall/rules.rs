@@ -246,13 +246,13 @@ impl Firewall {
         }
     }
 
-    /// Drops calls of Services by hosts outside that were redirected to a proxy on this node
+    /// Drops packets of hosts outside to a Service that were redirected to a proxy on this node
     /// (EdgeMesh and other userspace proxies). The proxy would call the pod as a process of this
     /// node.
     fn input(&self, commands: &mut Commands) {
         commands.chain("input", "filter", "input", BEFORE_OTHERS);
         for family in FAMILIES {
-            // Answers to processes of this node that call a Service outside have that status, too.
+            // If a process of this node calls a Service, the replies have the status `dnat`, too.
             let from_clients = is("==", json!({"ct": {"key": "direction"}}), json!("original"));
             let matches =
                 self.senders_outside().into_iter().chain([redirected(), from_clients, family.sent_to("services")]);
@@ -261,7 +261,7 @@ impl Firewall {
         }
     }
 
-    /// Matches packets that came neither from pods nor from this node nor out of a tunnel.
+    /// Matches packets of hosts outside: none of a pod, of this node or out of a tunnel.
     fn senders_outside(&self) -> [Value; 2] {
         [meta("!=", "iifname", self.bridges_and_lo()), meta("==", "ipsec", json!(false))]
     }
