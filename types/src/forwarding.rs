@@ -78,7 +78,7 @@ impl Forwarding {
         let [state_dir, run_dir] = &self.directories;
         self.write(state_dir, ours).or_else(|error| {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir)?;
-            // The first error is the one to mend.
+            // The operator must correct the first error: the run directory is lost at a reboot.
             self.write(run_dir, ours).map_err(|_| error)
         })
     }

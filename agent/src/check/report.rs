@@ -11,7 +11,7 @@ const ENDS_SOON: i64 = 30 * 24 * 3600;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// What was read, and needs nothing.
+    /// The agent accepts this part of the configuration.
     Ok,
     /// It works, and is probably not what the operator wants.
     Warning,
@@ -31,7 +31,7 @@ pub struct Finding {
     pub what: String,
 }
 
-/// Findings in the order of the file; as many as the file has keys, at most.
+/// The findings in the order of the file. There are at most as many as the file has keys.
 #[derive(Debug, Default)]
 pub struct Report(pub(super) Vec<Finding>);
 

@@ -111,7 +111,7 @@ fn address(address: IpAddr) -> Result<Identity, String> {
 
 fn fqdn(name: &str) -> Result<Identity, String> {
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '=' | ',' | '"' | '*' | '%' | '@' | ':' | '/');
-    // As identity any name may stand, but the longest name in DNS has 253 characters (RFC 1035).
+    // An identity need not be in DNS, but no name is longer than DNS allows (RFC 1035).
     if name.is_empty() || name.len() > 253 || name.chars().all(|c| c == '.') {
         return Err("a host name has 1 to 253 characters".into());
     }

@@ -85,8 +85,8 @@ impl ControllerClient {
     }
 }
 
-/// The present by both clocks. A step of the system clock must not end a hold, so the boot-time
-/// clock measures within a boot.
+/// The current time by the system clock and by the boot-time clock. Within a boot the boot-time
+/// clock counts, since a step of the system clock must not end the guard of a network.
 struct ClockReadings {
     /// Seconds since 1970-01-01 UTC.
     unix_time: u64,
@@ -100,7 +100,7 @@ impl ClockReadings {
         Self { unix_time, boot: BootTime { boot_id: boot_id.trim().to_owned(), seconds } }
     }
 
-    /// `former` with its time by the clock of this boot. A `since` in the future counts as now.
+    /// Converts the time of `former` to this boot's clock. A `since` in the future counts as now.
     fn anchored(&self, former: &FormerNetwork) -> FormerNetwork {
         let mut former = former.clone();
         if former.boot_time.as_ref().is_none_or(|time| time.boot_id != self.boot.boot_id) {
@@ -145,7 +145,7 @@ fn held_under(
             && !view.peers.iter().any(|peer| peer.name == former.hub)
             && !present.iter().any(|network| contains(network, &former.network))
     };
-    // Each network once, with the latest hub.
+    // If several hubs had a network, the hub that disappeared last counts.
     let held = held.iter().map(|former| now.anchored(former));
     let each: BTreeMap<_, _> = held.chain(disappeared).map(|former| (former.network, former)).collect();
     let mut former: Vec<FormerNetwork> = each.into_values().filter(lasts).collect();

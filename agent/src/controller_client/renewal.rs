@@ -17,8 +17,8 @@ use super::http::Reconnect;
 use super::node_identity::{self, NodeIdentity};
 use super::tls::date;
 
-/// Longest sleep between two checks of the clock, since the clock may be set meanwhile. The floor
-/// of the clock is written to disk as often.
+/// Longest sleep between two checks of the clock, since the clock may be set meanwhile. After each
+/// sleep, the earliest time that the clock may show is written to disk (see [`crate::clock`]).
 const CHECK_INTERVAL: Duration = Duration::from_secs(600);
 /// Wait after a refusal, and after a renewal by which the certificate is still of the old
 /// authority.

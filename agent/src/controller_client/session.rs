@@ -350,8 +350,8 @@ async fn report(
     member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report).await.map(drop)
 }
 
-/// Granted segments from `segments.json`; `None` if the file cannot be read, so that the report
-/// goes out all the same and does not count as one of the segments.
+/// Granted segments from `segments.json`; `None` if the file cannot be read: the report
+/// is sent all the same, and says nothing about the segments.
 async fn granted(controller: &ControllerClient) -> Option<Vec<IpNetwork>> {
     match controller.segments().await {
         // Segments from the plugin's configuration are not grants.

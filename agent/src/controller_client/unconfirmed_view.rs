@@ -32,7 +32,7 @@ pub(super) struct RevertedView {
     pub(super) at: u64,
     /// Whether that view cut the node off. Decided when the controller is reached again.
     pub(super) blamed: bool,
-    /// Number of times in a row.
+    /// How many views in a row that added these networks were taken back.
     pub(super) times: u32,
 }
 
@@ -41,7 +41,7 @@ impl RevertedView {
     /// a view that adds the same networks is not tried: another failure would prove nothing.
     pub(super) fn allows(&self, view: &NodeView, now: u64) -> bool {
         let guarded = guarded(view);
-        // Without networks it would refuse every view.
+        // `all` is true for an empty list, which would refuse every view.
         let adds_the_same = !self.added.is_empty() && self.added.iter().all(|network| guarded.contains(network));
         !adds_the_same || (self.blamed && self.times < 2 && now >= self.at.saturating_add(SECOND_TRY_AFTER_SECONDS))
     }

@@ -11,8 +11,8 @@ pub struct GuardConfig {
     pub cluster_ranges: Vec<IpNetwork>,
     /// This node's own segments.
     pub segments: Vec<IpNetwork>,
-    /// On a hub: the cloud's networks that it fronts. Those outside the ranges need no allow and
-    /// get none.
+    /// On a hub: the cloud's networks that it fronts. A network outside the cluster ranges gets no
+    /// allow policy, since no policy blocks it.
     pub networks: Vec<IpNetwork>,
     /// The bridge's addresses, one for each family. The node's own traffic to remote pods takes
     /// them as source. Empty until the bridge has them: the kernel refuses an address that the host

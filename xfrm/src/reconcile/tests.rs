@@ -63,8 +63,8 @@ fn any_policy() -> impl Strategy<Value = Policy> {
 }
 
 proptest! {
-    /// A plan that is carried out leaves nothing to do and touches no other program's policy. What
-    /// was wanted and possible is there.
+    /// After a plan is carried out, a second plan has nothing to do. No other program's policy has
+    /// changed. Each desired policy is installed, unless another program's policy has its place.
     #[test]
     fn a_plan_carried_out_leaves_nothing_to_do(
         desired in proptest::collection::vec(any_policy(), 0..12),

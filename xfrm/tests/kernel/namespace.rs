@@ -60,8 +60,8 @@ impl Namespace {
         })
     }
 
-    /// A cable to another namespace: `here` and `there` name its ends, each with an address and its
-    /// prefix length.
+    /// Makes a veth pair to another namespace. `here` and `there` are its ends: the device's name,
+    /// and its addresses with their prefix lengths.
     pub(crate) fn wire(&self, here: (&str, &[&str]), other: &Namespace, there: (&str, &[&str])) {
         self.ip(&format!("link add {} type veth peer name {} netns {}", here.0, there.0, other.thread));
         for (namespace, (name, addresses)) in [(self, here), (other, there)] {
@@ -88,7 +88,7 @@ impl Namespace {
         let (from, to): (IpAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let text = text.to_owned();
         self.run(move || {
-            // A block makes this fail. The test looks at what arrives.
+            // A block policy makes this fail. The tests check what arrives instead.
             let _ = bind_freebind(SocketAddr::new(from, 0)).send_to(text.as_bytes(), to);
         });
     }
@@ -102,12 +102,12 @@ impl Namespace {
         })
     }
 
-    /// Waits until a counter of `/proc/net/xfrm_stat` has a value; more than that is a failure.
+    /// Waits until a counter of `/proc/net/xfrm_stat` has a value. Fails if it has a higher one.
     pub(crate) fn await_counter(&self, name: &'static str, value: u64) {
         self.await_value(name, value, |namespace| namespace.counter(name));
     }
 
-    /// Waits until something has a value; more than that is a failure.
+    /// Waits until `read` returns a value. Fails if it returns a higher one.
     pub(crate) fn await_value(&self, what: &str, value: u64, read: impl Fn(&Namespace) -> u64) {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {

@@ -114,7 +114,7 @@ impl Signal {
 
 impl GatewayHealth {
     fn new(returned_at: Option<Instant>) -> Self {
-        // A first silent round, so that it is asked at once.
+        // It starts with one silent round, so that it is probed at once.
         let signal = Signal { silent: 1, ever: false };
         Self { neighbour: signal, agent: signal, dead: false, returned_at, pause: 0 }
     }

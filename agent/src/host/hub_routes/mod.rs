@@ -243,7 +243,7 @@ impl HubRoutes {
             // The state that was sent may be older than our last change.
             match NetworkState::read(&self.handle).await {
                 Ok(observed) => self.observed = Arc::new(observed),
-                // What was sent has to do: a dead hub must not stay because of this.
+                // The state that was sent is used: the routes must leave a dead hub all the same.
                 Err(error) => tracing::debug!("the kernel's state cannot be read: {error:#}"),
             }
             installed = self.install().await;

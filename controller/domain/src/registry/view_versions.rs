@@ -135,7 +135,8 @@ impl ViewVersions {
         let mut all = ViewDelta::default();
         viewer.log.after(known)?.for_each(|delta| all.join(delta));
         for log in state.groups_seen_by(record).iter().filter_map(|group| self.groups.get(group)) {
-            // A peer that left the view meanwhile is in the viewer's own log.
+            // A peer that is no longer in the view is skipped: the viewer's own log has its
+            // removal.
             let peers = log.after(known)?.filter(|name| !all.peers.contains(*name));
             let peers = peers.filter(|name| state.node(name).is_some_and(|peer| state.is_peer(record, peer)));
             let peers: Vec<NodeName> = peers.cloned().collect();

@@ -231,8 +231,8 @@ impl Store for Kubernetes {
             }
             {
                 let mut objects = self.core.objects();
-                // The revision is of this history and higher than ours, because another replica
-                // heard of a change later than this one.
+                // All objects are read up to that version. The other replica's revision is still
+                // higher if it heard of a change later than this replica.
                 if objects.revision() <= revision && objects.behind(version).is_empty() {
                     objects.rise_above(revision);
                 }
