@@ -31,9 +31,9 @@ pub struct StaticPeer {
     pub local_subnets: Vec<String>,
     /// Networks behind the peer.
     pub remote_subnets: Vec<String>,
-    /// IKE proposals, as in `ike_proposals`.
+    /// IKE proposals, as in `ike_proposals`. None: the agent's defaults.
     pub ike: Vec<String>,
-    /// ESP proposals, as in `esp_proposals`.
+    /// ESP proposals, as in `esp_proposals`. None: the agent's defaults.
     pub esp: Vec<String>,
     /// `initiate` or `respond`.
     pub start: &'static str,
@@ -51,7 +51,12 @@ impl StaticPeer {
         }
         writeln!(text, "local_id = {:?}\nremote_id = {:?}", self.local_id, self.remote_id)?;
         writeln!(text, "local_subnets = {:?}\nremote_subnets = {:?}", self.local_subnets, self.remote_subnets)?;
-        writeln!(text, "ike_proposals = {:?}\nesp_proposals = {:?}", self.ike, self.esp)?;
+        if !self.ike.is_empty() {
+            writeln!(text, "ike_proposals = {:?}", self.ike)?;
+        }
+        if !self.esp.is_empty() {
+            writeln!(text, "esp_proposals = {:?}", self.esp)?;
+        }
         writeln!(text, "start = {:?}", self.start)?;
         let file = |name: &str, content: &str| -> Result<String> {
             let path = format!("{directory}/{name}");

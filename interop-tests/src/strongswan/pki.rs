@@ -12,6 +12,8 @@ pub enum KeyKind {
     Ed25519,
     /// ECDSA on P-256 with SHA-256.
     P256,
+    /// RSA with 2048 bits.
+    Rsa,
 }
 
 impl KeyKind {
@@ -21,6 +23,7 @@ impl KeyKind {
         let args: &[&str] = match self {
             Self::Ed25519 => &["-algorithm", "ed25519"],
             Self::P256 => &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+            Self::Rsa => &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"],
         };
         let out = std::process::Command::new("openssl")
             .arg("genpkey")

@@ -37,6 +37,36 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         cert_responder,
     ),
     scenario(
+        "strongswan/rsa-initiator",
+        "edge-agent initiates with an RSA certificate, as charon has one; a wrong name and an unknown CA are reported",
+        |lab| certificates(lab, Initiator::Edge, KeyKind::Rsa, KeyKind::Rsa),
+    ),
+    scenario(
+        "strongswan/rsa-responder",
+        "charon initiates with an RSA certificate, as edge-agent has one; a wrong name and an unknown CA are reported",
+        |lab| certificates(lab, Initiator::Moon, KeyKind::Rsa, KeyKind::Rsa),
+    ),
+    scenario(
+        "strongswan/default-proposals-initiator",
+        "edge-agent initiates, and neither it nor charon has proposals configured: pings, rekeys by each side",
+        |lab| unconfigured(lab, Initiator::Edge, "default"),
+    ),
+    scenario(
+        "strongswan/default-proposals-responder",
+        "charon initiates, and neither it nor edge-agent has proposals configured: pings, rekeys by each side",
+        |lab| unconfigured(lab, Initiator::Moon, "default"),
+    ),
+    scenario(
+        "strongswan/aes256-sha256-modp2048-initiator",
+        "edge-agent initiates without proposals; charon has the suite of old appliances, with forward secrecy: pings, rekeys",
+        |lab| unconfigured(lab, Initiator::Edge, "aes256-sha256-modp2048"),
+    ),
+    scenario(
+        "strongswan/aes256-sha256-modp2048-responder",
+        "charon initiates with the suite of old appliances and forward secrecy; edge-agent has no proposals: pings, rekeys",
+        |lab| unconfigured(lab, Initiator::Moon, "aes256-sha256-modp2048"),
+    ),
+    scenario(
         "strongswan/distinguished-name-initiator",
         "edge-agent initiates; the certificates have no other name than their subjects, and charon's configuration has no id",
         |lab| distinguished_names(lab, Initiator::Edge),
@@ -154,6 +184,17 @@ fn cert_initiator(lab: &Lab) -> Result<()> {
 
 fn cert_responder(lab: &Lab) -> Result<()> {
     certificates(lab, Initiator::Moon, KeyKind::P256, KeyKind::Ed25519)
+}
+
+/// charon has this for `proposals` and `esp_proposals`, and edge-agent nothing.
+fn unconfigured(lab: &Lab, initiator: Initiator, proposals: &str) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
+    let auth = Auth::Psk(SECRET.to_owned());
+    let charon = Charon::start(site.moon, &site.connection(auth.clone()).proposals(proposals, proposals))?;
+    let peer = StaticPeer { ike: Vec::new(), esp: Vec::new(), ..site.peer(auth) };
+    let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
+    site.check_tunnel(lab, &mut agent, &charon)
 }
 
 fn distinguished_names(lab: &Lab, initiator: Initiator) -> Result<()> {

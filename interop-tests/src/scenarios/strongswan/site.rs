@@ -185,7 +185,8 @@ impl<'a> Site<'a> {
             let der = rcgen::KeyPair::from_pem(&pem)?.serialize_der();
             keys.push(der.get(36..48).context("the private key is too short")?.to_vec());
         }
-        for line in text.lines().filter(|line| line.contains("aead ")) {
+        let has_key = |line: &&str| ["aead ", "enc ", "auth-trunc "].iter().any(|word| line.contains(word));
+        for line in text.lines().filter(has_key) {
             let hex = line.split_once("0x").and_then(|(_, rest)| rest.split_whitespace().next()).unwrap_or_default();
             keys.push(HEXLOWER.decode(hex.as_bytes())?);
         }
