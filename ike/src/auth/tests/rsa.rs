@@ -1,4 +1,8 @@
-//! RSA signatures. The key is one for tests, made by OpenSSL: `ring` makes none.
+//! RSA signatures. `openssl` makes the keys: `ring` makes none.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use ring::signature::{
     RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding,
@@ -9,10 +13,28 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 use super::super::rsa::check_size;
 use super::*;
 
-const KEY: &[u8] = include_bytes!("keys/rsa2048.pk8");
+/// A key of 2048 bits, PKCS#8.
+static KEY: LazyLock<Vec<u8>> = LazyLock::new(|| make_key(2048));
+
+fn make_key(bits: usize) -> Vec<u8> {
+    let size = format!("rsa_keygen_bits:{bits}");
+    let key = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", &size], &[]);
+    openssl(&["pkcs8", "-topk8", "-nocrypt", "-outform", "DER"], &key)
+}
+
+/// Runs `openssl` and returns its output.
+fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut command = Command::new("openssl");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("openssl");
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
 
 fn key_pair() -> KeyPair {
-    KeyPair::from_pkcs8_der_and_sign_algo(&KEY.into(), &rcgen::PKCS_RSA_SHA256).unwrap()
+    KeyPair::from_pkcs8_der_and_sign_algo(&KEY.as_slice().into(), &rcgen::PKCS_RSA_SHA256).unwrap()
 }
 
 fn with_rsa(root: &Authority) -> Authenticator {
@@ -29,7 +51,7 @@ fn verify(auth: &Authenticator, method: AuthMethod, data: Vec<u8>) -> Result<Pro
 }
 
 fn signature(encoding: &'static dyn RsaEncoding) -> Vec<u8> {
-    let key = ring::rsa::KeyPair::from_pkcs8(KEY).unwrap();
+    let key = ring::rsa::KeyPair::from_pkcs8(&KEY).unwrap();
     let mut signature = vec![0; key.public().modulus_len()];
     let octets = octets(&Id::from(&fqdn()));
     key.sign(encoding, &ring::rand::SystemRandom::new(), octets.as_slice(), &mut signature).unwrap();
@@ -149,7 +171,9 @@ fn an_rsa_certificate_with_an_ecdsa_or_wrong_signature_is_refused() {
 
 #[test]
 fn a_short_rsa_key_is_refused_with_its_length() {
-    let (_, info) = SubjectPublicKeyInfo::from_der(include_bytes!("keys/rsa1024.spki")).unwrap();
+    let public = ["pkey", "-inform", "DER", "-pubout", "-outform", "DER"];
+    let public = openssl(&public, &make_key(1024));
+    let (_, info) = SubjectPublicKeyInfo::from_der(&public).unwrap();
     let error = check_size(&info).unwrap_err();
     assert!(error.to_string().contains("1024 bits, expected 2048"), "{error}");
 }
