@@ -208,11 +208,7 @@ impl HostReconciler {
             links.iter().filter(move |link| !bridges || link.bridge).map(|link| link.name.clone()).collect()
         };
         let isolated = settings.ours.map(|ours| if ours { names(false) } else { vec![] });
-        let addresses = if desired.hub_routes.is_empty() {
-            bridge.clone()
-        } else {
-            addresses_within(&observed, &desired.cloud_networks)
-        };
+        let addresses = tunnel_sources(&observed, &desired, &bridge);
         let links = FirewallLinks {
             pod_bridges: observed.pod_bridges(&self.config.bridge),
             pod_networks: observed.pod_networks(&self.config.bridge),
@@ -445,11 +441,18 @@ impl Obstacles {
     }
 }
 
-/// On a cloud node: its addresses within the cloud's networks, one of each family. They are the
-/// source of its own traffic to edges.
-fn addresses_within(observed: &NetworkState, networks: &[IpNetwork]) -> Vec<IpAddr> {
-    let inside = |address: &&IpAddr| networks.iter().any(|network| network.contains(**address));
-    let all = || observed.links.iter().flat_map(|link| &link.addresses).filter(inside);
+/// The sources of the node's own traffic and of redirected connections in tunnels, one of each
+/// family: the bridge's addresses, and on hubs without pods of ours and on cloud nodes those that
+/// the node has within the cloud's networks.
+fn tunnel_sources(observed: &NetworkState, desired: &Desired, bridge: &[IpAddr]) -> Vec<IpAddr> {
+    let (bridge, fronted) = if desired.hub_routes.is_empty() {
+        (bridge, &desired.guard.networks)
+    } else {
+        (&[][..], &desired.cloud_networks)
+    };
+    let inside = |address: &&IpAddr| fronted.iter().any(|network| network.contains(**address));
+    let within = observed.links.iter().flat_map(|link| &link.addresses).filter(inside);
+    let all = || bridge.iter().chain(within.clone());
     [true, false].into_iter().filter_map(|ipv4| all().find(|address| address.is_ipv4() == ipv4).copied()).collect()
 }
 
@@ -472,6 +475,7 @@ fn families(segments: &[IpNetwork]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::network_state::Link;
     use super::*;
 
     #[test]
@@ -484,5 +488,25 @@ mod tests {
             ..Desired::default()
         };
         assert_eq!(guarded(&desired), networks(&["10.77.0.0/16", "10.244.0.0/16", "10.96.0.0/12"]));
+    }
+
+    #[test]
+    fn what_a_hub_sends_into_tunnels_has_its_address_within_the_clouds_networks() {
+        let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
+        let addresses = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let link = |list: &[&str]| Link { addresses: addresses(list), ..Link::default() };
+        let observed = NetworkState {
+            links: vec![link(&["198.51.100.11", "2001:db8::11"]), link(&["10.244.1.1", "fd44::1:1"])],
+            ..NetworkState::default()
+        };
+        let clouds = networks(&["10.244.0.0/16", "fd44::/64"]);
+        let hub =
+            Desired { guard: GuardConfig { networks: clouds.clone(), ..GuardConfig::default() }, ..Desired::default() };
+        let sources = |desired: &Desired, bridge: &[&str]| tunnel_sources(&observed, desired, &addresses(bridge));
+        assert_eq!(sources(&hub, &[]), addresses(&["10.244.1.1", "fd44::1:1"]));
+        assert_eq!(sources(&hub, &["10.77.1.1"]), addresses(&["10.77.1.1", "fd44::1:1"]));
+        let cloud = Desired { hub_routes: networks(&["10.77.0.0/16"]), cloud_networks: clouds, ..Desired::default() };
+        assert_eq!(sources(&cloud, &["10.77.1.1"]), addresses(&["10.244.1.1", "fd44::1:1"]));
+        assert_eq!(sources(&Desired::default(), &["10.77.1.1"]), addresses(&["10.77.1.1"]));
     }
 }
