@@ -46,7 +46,7 @@ pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Resu
 pub(super) fn check_isolation(world: &World, pods: &Pods) -> Result<()> {
     world.checks.part("No reach");
     outsiders_stay_out(world, pods, "with all agents running")?;
-    super::pod_spoofing::a_pod_is_itself(world, pods)?;
+    super::pod_spoofing::a_pod_is_itself(world, pods, "edge-c1", "edge-b1")?;
     forger(world, pods)?;
     hostile_member(world, pods)?;
     neighbour(world, pods)?;

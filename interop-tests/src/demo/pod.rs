@@ -109,6 +109,14 @@ impl World<'_> {
     /// # Errors
     /// If ADD fails.
     pub(super) fn add_pod(&self, node: &str, name: &str) -> Result<DemoPod> {
+        self.add_pod_with_result(node, name).map(|(pod, _)| pod)
+    }
+
+    /// As [`Self::add_pod`], with the plugin's result, which the next plugin of a list gets.
+    ///
+    /// # Errors
+    /// As [`Self::add_pod`].
+    pub(super) fn add_pod_with_result(&self, node: &str, name: &str) -> Result<(DemoPod, Value)> {
         let pod = self.node(node).pod(name)?;
         let container_id = format!("{name}-{node}");
         let answer = self.cni(node, "ADD", &container_id, pod.netns())?;
@@ -122,7 +130,7 @@ impl World<'_> {
             }
         }
         ensure!(!made.addresses().is_empty(), "ADD of {name} on {node} gave no address: {}", answer.body);
-        Ok(made)
+        Ok((made, answer.body))
     }
 
     /// Runs DEL and removes the namespace.

@@ -1,4 +1,4 @@
-//! A pod that poses as its neighbour on the same bridge.
+//! A pod that poses as its neighbour, as the gateway and as a pod of another node.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,73 +10,222 @@ use super::reach::Pods;
 use super::world::World;
 use crate::topology::{Namespaces, Ping};
 
-/// The node with both pods.
-const NODE: &str = "edge-c1";
+/// A node, a pod of it, and another pod there that attacks.
+struct Attack<'a> {
+    world: &'a World<'a>,
+    node: &'a Namespaces,
+    victim: &'a DemoPod,
+    thief: &'a DemoPod,
+}
 
-/// A second pod on c1 takes the first one's IP addresses and then its MAC address, and sends with
-/// them. It gets none of the first pod's packets, and the first pod's traffic with the cloud goes
-/// on.
+/// A second pod on the node takes the first one's addresses by ARP, by ND and by its MAC address,
+/// the gateway's addresses, and those of another node's pod. It gets none of the first pod's
+/// packets, nobody gets what it sends under these addresses, and the first pod's traffic with the
+/// cloud goes on.
 ///
 /// # Errors
 /// The first check that does not hold.
-pub(super) fn a_pod_is_itself(world: &World, pods: &Pods) -> Result<()> {
-    let victim = pods.of(NODE);
-    let thief = world.add_pod(NODE, "thief")?;
-    let cloud = &pods.cloud[0];
-    let victims_mac = mac(&victim.pod)?;
+pub(super) fn a_pod_is_itself(world: &World, pods: &Pods, node: &str, other_node: &str) -> Result<()> {
+    let (victim, cloud) = (pods.of(node), &pods.cloud[0]);
+    let thief = world.add_pod(node, "thief")?;
+    let attack = Attack { world, node: world.node(node), victim, thief: &thief };
+    let mut flows = victim
+        .addresses()
+        .iter()
+        .map(|address| Ping::start(&cloud.pod, &address.to_string(), Duration::from_millis(50)))
+        .collect::<Result<Vec<_>>>()?;
+    thief.pod.sh(
+        "nft 'add table inet watch; add chain inet watch in { type filter hook prerouting priority -300; }; add counter inet watch stolen'",
+    )?;
+    let mut goes_on = || flows.iter_mut().try_for_each(|flow| flow.wait_more(5));
+    goes_on()?;
+
+    let (own_mac, victims_mac) = (mac(&thief.pod)?, mac(&victim.pod)?);
+    for (address, way, comment) in [
+        (victim.v4.map(IpAddr::from), "its neighbour's IPv4 address by ARP", "ARP sender"),
+        (victim.v6.map(IpAddr::from), "its neighbour's IPv6 address by ND", "advertised address"),
+    ] {
+        let address = address.context("an address of each family")?;
+        attack.gets_nothing(way, &[comment], || {
+            take_address(&thief.pod, address)?;
+            // The node asks who has the address, and the thief answers.
+            attack.node.sh(&format!("ip neigh del {address} dev ecni0 || true"))?;
+            goes_on()
+        })?;
+    }
+    attack.gets_nothing("its neighbour's MAC address", &["source MAC address"], || {
+        thief.pod.sh(&format!("ip link set eth0 address {victims_mac}"))?;
+        for address in victim.addresses() {
+            ping_gateway(&thief.pod, address)?;
+        }
+        goes_on()?;
+        thief.pod.sh(&format!("ip link set eth0 address {own_mac}")).map(drop)
+    })?;
+    for address in victim.addresses() {
+        drop_address(&thief.pod, address)?;
+    }
+    let gateways: Vec<IpAddr> = victim.addresses().into_iter().map(gateway).collect();
+    attack.gets_nothing("the gateway's addresses", &["ARP sender", "IPv6 source"], || {
+        for (gateway, address) in gateways.iter().zip(victim.addresses()) {
+            watch(&thief.pod, *gateway)?;
+            // It asks for the victim itself, since the way through the gateway is its own now.
+            thief.pod.sh(&format!("ip neigh flush dev eth0; ip route replace {address} dev eth0"))?;
+            ping_from(&thief.pod, *gateway, address)?;
+        }
+        victim.pod.sh("ip neigh flush dev eth0")?;
+        for address in victim.addresses() {
+            reaches(&victim.pod, gateway(address))?;
+        }
+        goes_on()?;
+        let bridge = link_address(attack.node, "ecni0")?;
+        for gateway in &gateways {
+            let known = victim.pod.sh(&format!("ip neigh show {gateway} dev eth0"))?;
+            ensure!(known.contains(&bridge), "the victim takes {known:?} for the gateway, not {bridge}");
+            drop_address(&thief.pod, *gateway)?;
+        }
+        Ok(())
+    })?;
+    let remote = pods.of(other_node).addresses();
+    attack.sends_nothing_as(&remote, &[(&cloud.pod, cloud.addresses.to_vec()), (&victim.pod, victim.addresses())])?;
+
     world.checks.check(
-        "a pod on c1 that takes its neighbour's IPv4, IPv6 and MAC addresses gets nothing of the neighbour's traffic",
-        "nft list table bridge edge-cni, ip neigh and bridge fdb on edge-c1",
+        &format!("none of the pings from the cloud to the neighbour on {node} were lost meanwhile"),
+        "ip neigh and bridge fdb on the node",
         || {
-            let mut flow = Ping::start(&cloud.pod, &victim.v4.context("an IPv4 address")?.to_string(), Duration::from_millis(50))?;
-            flow.wait_more(2)?;
-            thief.pod.sh(
-                "nft 'add table inet watch; add chain inet watch in { type filter hook prerouting priority -300; }; add counter inet watch stolen'",
-            )?;
-            for address in victim.addresses() {
-                take_address(&thief, address)?;
+            for flow in flows {
+                flow.stop()?.expect_none_lost()?;
             }
-            thief.pod.sh(&format!("ip link set eth0 address {victims_mac}"))?;
-            for address in victim.addresses() {
-                ping_gateway(&thief.pod, address)?;
-            }
-            flow.wait_more(5)?;
-            flow.stop()?.expect_none_lost()?;
-            let counted = thief.pod.sh("nft list counter inet watch stolen")?;
-            ensure!(counted.contains("packets 0 "), "the thief got packets: {counted}");
-            Ok("none of the pings from the cloud were lost meanwhile")
+            Ok("")
         },
     )?;
-    for address in victim.addresses() {
-        reaches(&cloud.pod, address)?;
-    }
     world.delete_pod(thief)
 }
 
-/// The thief takes an address and sends with it.
-fn take_address(thief: &DemoPod, address: IpAddr) -> Result<()> {
-    let (family, prefix, nodad) = if address.is_ipv4() { ("ip", 32, "") } else { ("ip6", 128, " nodad") };
-    thief.pod.sh(&format!(
-        "nft add rule inet watch in iifname eth0 {family} daddr {address} counter name stolen && ip addr add {address}/{prefix} dev eth0{nodad}"
-    ))?;
-    ping_gateway(&thief.pod, address)
+impl Attack<'_> {
+    fn look(&self) -> String {
+        format!("nft list table bridge edge-cni, ip neigh and bridge fdb on {}", self.node.name())
+    }
+
+    /// Checks that the pod gets nothing by what `act` does, and that the plugin's table drops its
+    /// frames under each of these comments.
+    fn gets_nothing(&self, way: &str, comments: &[&str], act: impl FnOnce() -> Result<()>) -> Result<()> {
+        let node = self.node.name();
+        let what = format!("a pod on {node} that takes {way} gets nothing of the neighbour's traffic");
+        self.world.checks.check(&what, &self.look(), || {
+            let counts = || comments.iter().map(|comment| dropped(self.node, comment)).collect::<Result<Vec<_>>>();
+            let before = counts()?;
+            act()?;
+            let counted = self.thief.pod.sh("nft list counter inet watch stolen")?;
+            ensure!(counted.contains("packets 0 "), "the thief got packets: {counted}");
+            let mut shown = Vec::new();
+            for ((comment, before), after) in comments.iter().zip(before).zip(counts()?) {
+                ensure!(after > before, "the table dropped nothing as {comment:?}: nothing was sent");
+                shown.push(format!("{comment} +{}", after - before));
+            }
+            Ok(shown.join(", "))
+        })
+    }
+
+    /// Checks that packets of the pod with these sources arrive nowhere.
+    fn sends_nothing_as(&self, sources: &[IpAddr], targets: &[(&Namespaces, Vec<IpAddr>)]) -> Result<()> {
+        let (thief, node) = (&self.thief.pod, self.node.name());
+        let what = format!(
+            "a pod on {node} that sends with addresses of another node's pod reaches neither the cloud nor its neighbour"
+        );
+        self.world.checks.check(&what, &self.look(), || {
+            // It asks nobody for the way, so that its packets themselves are judged.
+            let (bridge, neighbour) = (link_address(self.node, "ecni0")?, mac(&self.victim.pod)?);
+            for address in self.victim.addresses() {
+                thief.sh(&format!("ip neigh replace {} lladdr {bridge} dev eth0 nud permanent", gateway(address)))?;
+                thief.sh(&format!("ip neigh replace {address} lladdr {neighbour} dev eth0 nud permanent"))?;
+            }
+            let before = dropped(self.node, "IPv4 source")? + dropped(self.node, "IPv6 source")?;
+            for source in sources {
+                let (family, prefix, nodad) = words(*source);
+                thief.sh(&format!("ip addr add {source}/{prefix} dev eth0{nodad}"))?;
+                for (target, addresses) in targets {
+                    target.sh(&format!(
+                        "nft 'add table inet watch; add chain inet watch in {{ type filter hook input priority -300; }}; \
+                         add rule inet watch in {family} saddr {source} counter'"
+                    ))?;
+                    for address in addresses.iter().filter(|address| address.is_ipv4() == source.is_ipv4()) {
+                        ping_from(thief, *source, *address)?;
+                    }
+                    let arrived = target.sh("nft list table inet watch; nft delete table inet watch")?;
+                    ensure!(arrived.contains("packets 0 "), "{} got packets: {arrived}", target.name());
+                }
+                thief.sh(&format!("ip addr del {source}/{prefix} dev eth0"))?;
+            }
+            let counted = dropped(self.node, "IPv4 source")? + dropped(self.node, "IPv6 source")? - before;
+            ensure!(counted >= 4, "the table dropped {counted} packets: they were not sent");
+            Ok(format!("{counted} packets dropped"))
+        })
+    }
+}
+
+/// Frames that the plugin's table dropped by the rules with this comment.
+fn dropped(node: &Namespaces, comment: &str) -> Result<u64> {
+    let listed = node.sh("nft list table bridge edge-cni")?;
+    let rules = listed.lines().filter(|line| line.contains(&format!("comment \"{comment}\"")));
+    let count = |rule: &str| rule.split_whitespace().skip_while(|word| *word != "packets").nth(1)?.parse::<u64>().ok();
+    Ok(rules.filter_map(count).sum())
+}
+
+/// nft's family, the prefix length of a single address, and what keeps it from duplicate address
+/// detection.
+fn words(address: IpAddr) -> (&'static str, u8, &'static str) {
+    if address.is_ipv4() { ("ip", 32, "") } else { ("ip6", 128, " nodad") }
+}
+
+/// Takes an address, and counts packets to it that arrive.
+fn watch(thief: &Namespaces, address: IpAddr) -> Result<()> {
+    let (family, prefix, nodad) = words(address);
+    thief
+        .sh(&format!(
+            "nft add rule inet watch in iifname eth0 {family} daddr {address} counter name stolen && ip addr add {address}/{prefix} dev eth0{nodad}"
+        ))
+        .map(drop)
+}
+
+/// Takes an address and sends with it.
+fn take_address(thief: &Namespaces, address: IpAddr) -> Result<()> {
+    watch(thief, address)?;
+    ping_gateway(thief, address)
+}
+
+fn drop_address(thief: &Namespaces, address: IpAddr) -> Result<()> {
+    let (_, prefix, _) = words(address);
+    thief.sh(&format!("ip addr del {address}/{prefix} dev eth0")).map(drop)
+}
+
+/// The gateway of a pod with this address.
+fn gateway(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => IpAddr::from((u32::from(address) & !7 | 1).to_be_bytes()),
+        IpAddr::V6(address) => IpAddr::from((u128::from(address) & !0xff | 1).to_be_bytes()),
+    }
 }
 
 /// Pings the gateway from that address. The request for the gateway's MAC address contains the
 /// sender's, which neighbours learn.
 fn ping_gateway(pod: &Namespaces, source: IpAddr) -> Result<()> {
-    let gateway = match source {
-        IpAddr::V4(address) => IpAddr::from((u32::from(address) & !7 | 1).to_be_bytes()),
-        IpAddr::V6(address) => IpAddr::from((u128::from(address) & !0xff | 1).to_be_bytes()),
-    };
-    let (source, gateway) = (source.to_string(), gateway.to_string());
     pod.sh("ip neigh flush dev eth0")?;
-    pod.output(pod.command("ping").args(["-n", "-q", "-c", "3", "-i", "0.1", "-W", "0.3", "-I", &source, &gateway]))?;
+    ping_from(pod, source, gateway(source))
+}
+
+fn ping_from(pod: &Namespaces, source: IpAddr, to: IpAddr) -> Result<()> {
+    let (source, to) = (source.to_string(), to.to_string());
+    pod.output(pod.command("ping").args(["-n", "-q", "-c", "3", "-i", "0.1", "-W", "0.3", "-I", &source, &to]))?;
     Ok(())
 }
 
 fn mac(pod: &Namespaces) -> Result<String> {
-    let shown = pod.sh("ip -o link show dev eth0")?;
+    link_address(pod, "eth0")
+}
+
+/// The MAC address of a link.
+fn link_address(place: &Namespaces, link: &str) -> Result<String> {
+    let shown = place.sh(&format!("ip -o link show dev {link}"))?;
     let words: Vec<&str> = shown.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "link/ether").context("no link/ether")?;
     Ok((*words.get(at + 1).context("no address behind link/ether")?).to_owned())

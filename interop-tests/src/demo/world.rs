@@ -115,6 +115,8 @@ fn plan() -> NetworkPlan {
     // a2 has.
     plan.host("neighbour").on("lan-a1", &["192.0.2.66/24", "2001:db8:a1::66/64"]).via("192.0.2.1");
     plan.host("printer").on("lan-a2", &["192.168.1.254/24"]).via("192.168.1.1");
+    // A machine on the cloud's LAN that misbehaves, too.
+    plan.host("cloud-neighbour").on("cloud", &["198.51.100.66/24", "2001:db8:c::66/64"]).via("198.51.100.1");
     plan
 }
 

@@ -2,6 +2,14 @@
 //! rules of other programs are coped with or named in the status. All that is checked in the demo's
 //! network with real tunnels and both families, with and without another program that masquerades
 //! all that it forwards.
+//!
+//! - `cloud_lan`: a host on the LAN of the hub and the cloud nodes.
+//! - `services`: ClusterIPs, which hosts on either LAN route through a node.
+//! - `host_ports`: hostPorts by the real `portmap`.
+
+mod cloud_lan;
+mod host_ports;
+mod services;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,16 +19,16 @@ use serde_json::Value;
 
 use super::pod::answered;
 use super::reach::{self, Pods};
-use super::router_advertisements;
 use super::tcp::SOURCE;
 use super::world::{World, site};
+use super::{pod_spoofing, router_advertisements};
 use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{Namespaces, Process};
 
 /// Hosts on an edge's LAN and rules of other programs, as a scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "firewall/lan-hosts",
-    about: "a LAN host reaches nothing by routing through an edge, pods reach the outside, others' rules are coped with or named, router advertisements are heard by uplinks alone",
+    about: "a LAN host reaches nothing by routing through an edge, a hub or a cloud node, hostPorts by portmap, a pod poses as nobody, pods reach the outside, others' rules are coped with or named, router advertisements are heard by uplinks alone",
     deadline: Duration::from_secs(300),
     by_default: true,
     needs: Needs::Nothing,
@@ -59,14 +67,19 @@ fn run(lab: &Lab) -> Result<()> {
         test.lan_host_reaches_nothing(others)?;
         test.lan_host_cannot_pose(others)?;
         test.published_ports(others)?;
+        host_ports::served_to_all(&test, others)?;
         test.pods_and_node_reach_all(others)?;
         if others != "without" {
             world.node("edge-a1").sh("nft delete table inet lab")?;
         }
     }
+    services::lan_host_calls_none(&test)?;
     test.no_router()?;
     test.cloud_nodes()?;
-    test.service_at_another_edge()?;
+    services::endpoint_at_another_edge(&test)?;
+    world.checks.part("A pod on a1");
+    pod_spoofing::a_pod_is_itself(&world, &pods, "edge-a1", "edge-a2")?;
+    cloud_lan::host_reaches_no_edge(&test)?;
     test.table_is_kept()?;
     test.bridge_table_is_kept()?;
     test.forward_drop()?;
@@ -92,12 +105,68 @@ fn socket(address: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(address, port).to_string()
 }
 
+/// What a server answers to `from`.
+fn fetched(from: &Namespaces, to: IpAddr, port: u16) -> Result<String> {
+    let own = std::env::current_exe()?;
+    from.run(from.command(&own).args(["guest", "tcp-fetch", &socket(to, port)]))
+}
+
 /// An address of the same /120 or /29 that no pod has; pods have the first ones.
 fn beside(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) + 2).into()),
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) + 0x20).into()),
     }
+}
+
+/// Sends some packets from a host with each of these sources to each of these targets. Returns the
+/// number of pairs.
+fn forge(host: &Namespaces, sources: &[IpAddr], targets: &[[IpAddr; 2]]) -> Result<u64> {
+    for source in sources {
+        let (length, nodad) = if source.is_ipv4() { (32, "") } else { (128, "nodad") };
+        host.sh(&format!("ip addr add {source}/{length} dev lo {nodad}"))?;
+    }
+    let pairs = std::thread::scope(|scope| {
+        let mut pings = Vec::new();
+        for source in sources {
+            for target in targets.iter().flatten().filter(|target| target.is_ipv4() == source.is_ipv4()) {
+                let (source, target) = (source.to_string(), target.to_string());
+                pings.push(scope.spawn(move || {
+                    let command = ["-n", "-q", "-c", "2", "-i", "0.1", "-W", "0.3", "-I", &source, &target];
+                    host.output(host.command("ping").args(command))
+                }));
+            }
+        }
+        let pairs = pings.len() as u64;
+        for ping in pings {
+            let said = ping.join().map_err(|_| anyhow::anyhow!("a ping's thread panicked"))??;
+            ensure!(said.status.code() != Some(0), "an answer came");
+        }
+        Ok(pairs)
+    })?;
+    for source in sources {
+        host.sh(&format!("ip addr del {source} dev lo"))?;
+    }
+    Ok(pairs)
+}
+
+/// Makes a host route packets for these addresses through a gateway while `act` runs. The gateway
+/// has an address of each family.
+fn routed_through<T>(
+    host: &Namespaces,
+    gateway: [IpAddr; 2],
+    to: &[IpAddr],
+    act: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let via = |to: &IpAddr| gateway[usize::from(to.is_ipv6())];
+    for to in to {
+        host.sh(&format!("ip route replace {to} via {}", via(to)))?;
+    }
+    let done = act();
+    for to in to {
+        host.sh(&format!("ip route del {to} via {}", via(to)))?;
+    }
+    done
 }
 
 impl<'a> LanTest<'a> {
@@ -128,8 +197,7 @@ impl<'a> LanTest<'a> {
 
     /// The source address that a server sees when `from` connects to it.
     fn seen(&self, from: &Namespaces, to: IpAddr, port: u16) -> Result<IpAddr> {
-        let own = std::env::current_exe()?;
-        let text = from.run(from.command(&own).args(["guest", "tcp-fetch", &socket(to, port)]))?;
+        let text = fetched(from, to, port)?;
         text.parse().with_context(|| format!("{to} said {text:?}"))
     }
 
@@ -152,8 +220,8 @@ impl<'a> LanTest<'a> {
             .unwrap_or(0))
     }
 
-    fn obstacles(&self) -> Result<Vec<Value>> {
-        let status = self.world.status("edge-a1")?;
+    fn obstacles(&self, node: &str) -> Result<Vec<Value>> {
+        let status = self.world.status(node)?;
         let all = status["obstacles"].as_array().cloned().context("status has no list of obstacles")?;
         // The lab's kernel has it off, which the status names. No check here needs it.
         Ok(all.into_iter().filter(|one| !one["what"].as_str().unwrap_or_default().contains("bridge-nf-call")).collect())
@@ -161,16 +229,7 @@ impl<'a> LanTest<'a> {
 
     /// Makes the neighbour route packets for these addresses through a1 while `act` runs.
     fn through_the_edge<T>(&self, to: &[IpAddr], act: impl FnOnce() -> Result<T>) -> Result<T> {
-        let neighbour = self.world.node("neighbour");
-        let via = |to: &IpAddr| self.edge[usize::from(to.is_ipv6())];
-        for to in to {
-            neighbour.sh(&format!("ip route replace {to} via {}", via(to)))?;
-        }
-        let done = act();
-        for to in to {
-            neighbour.sh(&format!("ip route del {to} via {}", via(to)))?;
-        }
-        done
+        routed_through(self.world.node("neighbour"), self.edge, to, act)
     }
 
     fn lan_host_reaches_nothing(&self, others: &str) -> Result<()> {
@@ -192,16 +251,29 @@ impl<'a> LanTest<'a> {
     /// The neighbour sends with sources of a local pod, of a remote pod and of the cloud, towards
     /// a1's pod, a2's pod, the cloud's pod and a1 itself.
     fn lan_host_cannot_pose(&self, others: &str) -> Result<()> {
-        let world = self.world;
         let sources = [self.own.map(beside), self.far.map(beside), self.cloud.map(beside)].concat();
+        let what = format!("{others}, it poses as no pod, towards pods, through tunnels, or towards a1");
+        self.cannot_pose("neighbour", "edge-a1", self.edge, &sources, &what)
+    }
+
+    /// A host on a node's LAN sends with these sources, towards a1's pod, a2's pod, the cloud's pod
+    /// and the node itself. No packet arrives.
+    fn cannot_pose(
+        &self,
+        host: &str,
+        node: &str,
+        addresses: [IpAddr; 2],
+        sources: &[IpAddr],
+        what: &str,
+    ) -> Result<()> {
+        let world = self.world;
         let victims: [(&Namespaces, [IpAddr; 2]); 4] = [
             (&self.pods.of("edge-a1").pod, self.own),
             (&self.pods.of("edge-a2").pod, self.far),
             (&self.pods.cloud[0].pod, self.cloud),
-            (world.node("edge-a1"), self.edge),
+            (world.node(node), addresses),
         ];
-        let what = format!("{others}, it poses as no pod, towards pods, through tunnels, or towards a1");
-        world.checks.check(&what, LOOK, || {
+        world.checks.check(what, LOOK, || {
             for (victim, _) in &victims {
                 let rules: String = sources
                     .iter()
@@ -215,8 +287,11 @@ impl<'a> LanTest<'a> {
                 ))?;
             }
             let targets: Vec<IpAddr> = victims[..3].iter().flat_map(|(_, addresses)| *addresses).collect();
-            let before = self.refused("edge-a1", "posing")?;
-            self.through_the_edge(&targets, || self.forge(&sources, &victims.map(|(_, addresses)| addresses)))?;
+            let before = self.refused(node, "posing")?;
+            let host = world.node(host);
+            let sent = routed_through(host, addresses, &targets, || {
+                forge(host, sources, &victims.map(|(_, addresses)| addresses))
+            })?;
             for (victim, _) in &victims {
                 let listed = victim.sh("nft list table inet watch")?;
                 victim.sh("nft delete table inet watch")?;
@@ -224,40 +299,10 @@ impl<'a> LanTest<'a> {
                     listed.lines().filter(|line| line.contains("counter") && !line.contains("packets 0 ")).collect();
                 ensure!(arrived.is_empty(), "{} got {}", victim.name(), arrived.join(", "));
             }
-            let counted = self.refused("edge-a1", "posing")? - before;
-            ensure!(counted >= 24, "a1's firewall counted {counted} packets: they never got there");
+            let counted = self.refused(node, "posing")? - before;
+            ensure!(counted >= sent, "{node}'s firewall counted {counted} packets of {sent} pairs: they never got there");
             Ok(format!("{counted} packets dropped"))
         })
-    }
-
-    /// Sends some packets from the neighbour with each of these sources to each of these targets.
-    fn forge(&self, sources: &[IpAddr], targets: &[[IpAddr; 2]]) -> Result<()> {
-        let neighbour = self.world.node("neighbour");
-        for source in sources {
-            let (length, nodad) = if source.is_ipv4() { (32, "") } else { (128, "nodad") };
-            neighbour.sh(&format!("ip addr add {source}/{length} dev lo {nodad}"))?;
-        }
-        std::thread::scope(|scope| {
-            let mut pings = Vec::new();
-            for source in sources {
-                for target in targets.iter().flatten().filter(|target| target.is_ipv4() == source.is_ipv4()) {
-                    let (source, target) = (source.to_string(), target.to_string());
-                    pings.push(scope.spawn(move || {
-                        let command = ["-n", "-q", "-c", "2", "-i", "0.1", "-W", "0.3", "-I", &source, &target];
-                        neighbour.output(neighbour.command("ping").args(command))
-                    }));
-                }
-            }
-            for ping in pings {
-                let said = ping.join().map_err(|_| anyhow::anyhow!("a ping's thread panicked"))??;
-                ensure!(said.status.code() != Some(0), "an answer came");
-            }
-            Ok(())
-        })?;
-        for source in sources {
-            neighbour.sh(&format!("ip addr del {source} dev lo"))?;
-        }
-        Ok(())
     }
 
     /// Publishes ports as kube-proxy (NodePort) and portmap (hostPort) do.
@@ -341,36 +386,6 @@ impl<'a> LanTest<'a> {
         Ok(())
     }
 
-    fn service_at_another_edge(&self) -> Result<()> {
-        let hub = self.world.node("cloud-1");
-        let pod = &self.pods.of("edge-a1").pod;
-        let [service, other]: [IpAddr; 2] = ["10.244.99.1".parse()?, "10.244.99.2".parse()?];
-        hub.sh(&format!(
-            "nft 'add table ip service; add chain ip service pre {{ type nat hook prerouting priority dstnat; }}; \
-             add rule ip service pre ip daddr {service} tcp dport 80 dnat to {}; add rule ip service pre ip daddr {other} tcp dport 80 dnat to {}'",
-            socket(self.cloud[0], PORT),
-            socket(self.far[0], PORT)
-        ))?;
-        self.seen_as(
-            pod,
-            service,
-            80,
-            self.own[0],
-            "a Service whose endpoint is in the cloud is served through the hub",
-        )?;
-        self.world.checks.check(
-            "one whose endpoint is at another edge is not, and the hub's status says why",
-            "cloud-1.edge-agent.log",
-            || {
-                ensure!(self.seen(pod, other, 80).is_err(), "it is served");
-                let counted = self.refused("cloud-1", "service-elsewhere")?;
-                ensure!(counted > 0, "the hub counted nothing");
-                Ok(format!("{counted} packets"))
-            },
-        )?;
-        hub.sh("nft delete table ip service").map(drop)
-    }
-
     fn table_is_kept(&self) -> Result<()> {
         let world = self.world;
         world.checks.part("Other programs' rules");
@@ -422,7 +437,7 @@ impl<'a> LanTest<'a> {
             self.seen_as(pod, far, PORT, self.own[family], &what)?;
         }
         self.world.checks.check("that is no obstacle any more", LOOK, || {
-            let left = self.obstacles()?;
+            let left = self.obstacles("edge-a1")?;
             ensure!(left.is_empty(), "{left:?}");
             Ok("two rules a range")
         })?;
@@ -440,7 +455,7 @@ impl<'a> LanTest<'a> {
             LOOK,
             TIMEOUT,
             || {
-                let found = self.obstacles()?;
+                let found = self.obstacles("edge-a1")?;
                 let [one] = found.as_slice() else { bail!("status names {found:?}") };
                 ensure!(one["what"].as_str().unwrap_or_default().contains("inet fw pre"), "{one}");
                 one["command"].as_str().map(str::to_owned).context("no command")
@@ -450,7 +465,7 @@ impl<'a> LanTest<'a> {
         edge.sh(&command)?;
         self.seen_as(pod, self.far[1], PORT, self.own[1], "the command helps")?;
         self.world.checks.eventually("and status names it no more", LOOK, TIMEOUT, || {
-            let left = self.obstacles()?;
+            let left = self.obstacles("edge-a1")?;
             ensure!(left.is_empty(), "{left:?}");
             Ok(())
         })?;
