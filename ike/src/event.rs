@@ -158,6 +158,17 @@ pub enum Event {
         /// The peer's address now.
         remote: SocketAddr,
     },
+    /// The peer has not answered three transmissions of a request, and no ESP of it comes. Its IKE
+    /// SA stays until all transmissions are used up, but another peer may take its packets.
+    PeerSilent {
+        /// The peer.
+        peer: PeerName,
+    },
+    /// The peer of an earlier [`Event::PeerSilent`] has sent an authentic IKE message.
+    PeerHeard {
+        /// The peer.
+        peer: PeerName,
+    },
     /// An attempt failed; the endpoint will try again by itself if the peer's configuration says
     /// `initiate`.
     PeerFailed {

@@ -314,7 +314,12 @@ impl Driver {
         let now = boot_time();
         for event in events {
             match self.sas.usage(event.id) {
-                Some((peer, SaDirection::In)) => self.endpoint.esp_received(peer, event.id.spi, now),
+                Some((peer, SaDirection::In)) => {
+                    self.endpoint.esp_received(peer, event.id.spi, now);
+                    if self.hub_returns.heard(peer) {
+                        self.changed_peers.insert(peer.clone());
+                    }
+                }
                 Some((peer, SaDirection::Out)) => self.endpoint.esp_sent(peer, event.id.spi, now),
                 // Inherited, or deleted meanwhile.
                 None => {}

@@ -14,13 +14,16 @@ impl Driver {
     pub(super) fn handle_event(&mut self, event: Event) {
         let _span = peer_of(&event).map(|peer| peer_span(peer).entered());
         match event {
-            Event::IkeUp { ike, local, remote, initiator, details, .. } => tracing::info!(
-                ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),
-                %local, %remote, initiator,
-                proposal = details.proposal,
-                authentication = details.authentication,
-                "IKE SA established"
-            ),
+            Event::IkeUp { peer, ike, local, remote, initiator, details } => {
+                tracing::info!(
+                    ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),
+                    %local, %remote, initiator,
+                    proposal = details.proposal,
+                    authentication = details.authentication,
+                    "IKE SA established"
+                );
+                self.peer_heard(&peer);
+            }
             Event::IkeReplaced { old, new, .. } => tracing::info!(
                 old = format_args!("{:016x}_{:016x}", old.initiator, old.responder),
                 new = format_args!("{:016x}_{:016x}", new.initiator, new.responder),
@@ -67,6 +70,13 @@ impl Driver {
                     self.move_child(&peer, id, local, remote);
                 }
             }
+            Event::PeerSilent { peer } => {
+                if self.hub_returns.silent(self.desired.tunnels.get(&peer), &peer) {
+                    tracing::info!("the hub does not answer: another one is used if there is one");
+                    self.changed_peers.insert(peer);
+                }
+            }
+            Event::PeerHeard { peer } => self.peer_heard(&peer),
             Event::PeerFailed { peer, error } => {
                 if self.failures.record(&peer, &error, self.now()) {
                     tracing::warn!("peer {peer}: {error}");
@@ -77,6 +87,13 @@ impl Driver {
             Event::Refused { from, identity, error } => {
                 tracing::warn!(%from, identity = identity.map(|identity| identity.to_string()), "refused: {error}");
             }
+        }
+    }
+
+    /// A peer that did not answer is there again.
+    pub(super) fn peer_heard(&mut self, peer: &PeerName) {
+        if self.hub_returns.heard(peer) {
+            self.changed_peers.insert(peer.clone());
         }
     }
 
@@ -141,6 +158,8 @@ fn peer_of(event: &Event) -> Option<&PeerName> {
         | Event::OutboundSwitch { peer, .. }
         | Event::ChildDown { peer, .. }
         | Event::PeerMoved { peer, .. }
+        | Event::PeerSilent { peer }
+        | Event::PeerHeard { peer }
         | Event::PeerFailed { peer, .. } => Some(peer),
         Event::Refused { .. } => None,
     }

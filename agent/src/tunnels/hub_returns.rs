@@ -19,6 +19,8 @@ const HOLD: Duration = Duration::from_secs(30);
 pub(super) struct HubReturns {
     up: HashSet<PeerName>,
     lost: HashSet<PeerName>,
+    /// Hubs with a tunnel that do not answer.
+    silent: HashSet<PeerName>,
     /// Hubs that came back, and until when they wait.
     returned: BTreeMap<PeerName, Instant>,
 }
@@ -55,7 +57,19 @@ impl HubReturns {
         if self.returned.get(hub).is_some_and(|until| now < *until) { TunnelState::Returned } else { TunnelState::Up }
     }
 
+    /// A peer does not answer. True: it is a hub, and another one should take its packets, although
+    /// its tunnel stays for now.
+    pub(super) fn silent(&mut self, tunnel: Option<&Arc<DesiredTunnel>>, peer: &PeerName) -> bool {
+        tunnel.is_some_and(|tunnel| tunnel.hub) && self.silent.insert(peer.clone())
+    }
+
+    /// A peer was heard. True: it was a hub that did not answer.
+    pub(super) fn heard(&mut self, peer: &PeerName) -> bool {
+        self.silent.remove(peer)
+    }
+
     fn forget(&mut self, hub: &PeerName) {
+        self.silent.remove(hub);
         self.up.remove(hub);
         self.lost.remove(hub);
         self.returned.remove(hub);
@@ -94,5 +108,16 @@ mod tests {
         assert_eq!(returns.take_due(at(71)), std::slice::from_ref(&hub));
         assert_eq!(returns.observe(&hub, true, at(71)), TunnelState::Up);
         assert_eq!(returns.next_due(), None);
+    }
+
+    #[test]
+    fn a_hub_that_does_not_answer_is_left_before_its_tunnel_is_down() {
+        let (mut returns, hub) = (HubReturns::default(), PeerName::new("hub-1"));
+        assert_eq!(returns.observe(&hub, true, at(0)), TunnelState::Up);
+        returns.silent.insert(hub.clone());
+        assert_eq!(returns.observe(&hub, true, at(1)), TunnelState::Down);
+        assert!(returns.heard(&hub) && !returns.heard(&hub));
+        assert_eq!(returns.observe(&hub, true, at(2)), TunnelState::Returned);
+        assert_eq!(returns.observe(&hub, true, at(32)), TunnelState::Up);
     }
 }

@@ -270,6 +270,12 @@ impl Channel {
         Some(())
     }
 
+    /// Whether the request under way was sent this often, and no ESP comes either.
+    pub(crate) fn unanswered_after(&self, transmissions: u32, now: Instant) -> bool {
+        let sent = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.retransmission.sent());
+        sent >= transmissions && !self.signs.esp_arrives(&self.timing, now)
+    }
+
     /// Sends a request to the peer's address and, if there is one, to the candidate. The peer
     /// answers where it is.
     fn transmit_request(&mut self, mut in_flight: InFlight, cx: &mut Context<'_>) {

@@ -94,6 +94,8 @@ pub(crate) struct IkeSa {
     /// Whether the peer is known to have this IKE SA too. As responder we know it by the first
     /// message after IKE_AUTH.
     confirmed: bool,
+    /// Whether the last report of [`Event::PeerSilent`] and [`Event::PeerHeard`] was the first one.
+    pub(super) silent: bool,
     /// When to ask for a CHILD_SA, if there is none.
     pub(super) create_child_at: Option<Instant>,
     /// When a CHILD_SA was last asked for because there was none, and the wait before that.
@@ -121,6 +123,7 @@ impl IkeSa {
         let rekey_at = Some(lifetime.rekey(&profile, initiation, cx));
         let mut sa = Self {
             confirmed: channel.role == IkeRole::Initiator,
+            silent: false,
             channel,
             profile,
             details,

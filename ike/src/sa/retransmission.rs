@@ -24,6 +24,12 @@ impl Retransmission {
         Self { begun: now, sent: 1, next: now + timing.retransmit }
     }
 
+    /// How often the request was sent. Transmissions beyond the limit, while ESP arrives, do not
+    /// count.
+    pub(crate) fn sent(&self) -> u32 {
+        self.sent
+    }
+
     /// When the next transmission is due.
     pub(crate) fn next(&self) -> Instant {
         self.next

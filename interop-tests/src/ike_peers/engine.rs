@@ -253,7 +253,9 @@ impl Engine {
                 Event::IkeUp { .. }
                 | Event::IkeReplaced { .. }
                 | Event::OutboundSwitch { .. }
-                | Event::PeerMoved { .. } => {}
+                | Event::PeerMoved { .. }
+                | Event::PeerSilent { .. }
+                | Event::PeerHeard { .. } => {}
             }
         }
         match (was_up, peer.children > 0) {

@@ -101,3 +101,27 @@ fn a_peer_is_followed_while_our_own_request_still_goes_to_its_old_address() {
     pair.run_for(60 * SECOND);
     assert!(pair.is_connected() && pair.downs(1).is_empty());
 }
+
+#[test]
+fn a_peer_that_answers_no_third_transmission_is_reported_and_so_is_its_return() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    let reports = |pair: &Pair| {
+        let count = |is: fn(&Event) -> bool| pair.ends[0].events.iter().filter(|event| is(event)).count();
+        (
+            count(|event| matches!(event, Event::PeerSilent { .. })),
+            count(|event| matches!(event, Event::PeerHeard { .. })),
+        )
+    };
+    pair.tap = Box::new(|_, _| false);
+    let name = PeerName::new(NAMES[1]);
+    pair.call(0, |endpoint, now, env| endpoint.check_liveness(&name, now, env));
+    pair.run_for(SECOND);
+    assert_eq!(reports(&pair), (0, 0), "two transmissions");
+    pair.run_for(SECOND);
+    assert_eq!(reports(&pair), (1, 0), "three transmissions");
+    pair.tap = Box::new(|_, _| true);
+    pair.run_for(3 * SECOND);
+    assert_eq!(reports(&pair), (1, 1));
+    assert!(pair.is_connected());
+}

@@ -20,6 +20,8 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payl
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
 /// Shortest wait before an IKE SA that is not over yet is looked at again.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
+/// Transmissions of a request after which a peer counts as silent.
+const SILENT_AFTER: u32 = 3;
 
 impl IkeSa {
     /// Takes a datagram (without marker) for our SPI.
@@ -37,6 +39,9 @@ impl IkeSa {
             return SaStep::Continue;
         }
         self.confirm(child_sas, cx);
+        if std::mem::take(&mut self.silent) {
+            cx.out.event(Event::PeerHeard { peer: self.profile.config.name.clone() });
+        }
         if self.channel.take_peer_moved() {
             self.report_move(child_sas, cx);
         }
@@ -81,6 +86,7 @@ impl IkeSa {
                         //= RFC 7296 2.1 REQUIRED 7: an unanswered IKE SA goes
                         return SaStep::Closed(CloseReason::Timeout);
                     }
+                    self.report_silence(cx);
                 }
                 Timer::Liveness => self.probe_if_silent(cx),
                 Timer::Keepalive => {
@@ -225,6 +231,14 @@ impl IkeSa {
             self.begin(QueuedRequest::Liveness, child_sas, cx);
         }
         self.channel.path.nat_local
+    }
+
+    /// Reports a peer that does not answer, once until it is heard.
+    fn report_silence(&mut self, cx: &mut Context<'_>) {
+        let silent = self.lifecycle == Lifecycle::Active && self.channel.unanswered_after(SILENT_AFTER, cx.now);
+        if silent && !std::mem::replace(&mut self.silent, true) {
+            cx.out.event(Event::PeerSilent { peer: self.profile.config.name.clone() });
+        }
     }
 
     fn report_move(&self, child_sas: &ChildSas, cx: &mut Context<'_>) {

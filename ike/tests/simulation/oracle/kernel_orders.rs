@@ -87,7 +87,7 @@ impl Node {
                     "the peer is followed to {remote}, from where no new authentic message came through a NAT"
                 );
             }
-            Event::PeerFailed { .. } | Event::Refused { .. } => {}
+            Event::PeerSilent { .. } | Event::PeerHeard { .. } | Event::PeerFailed { .. } | Event::Refused { .. } => {}
         }
         Ok(())
     }
