@@ -297,7 +297,15 @@ impl HostReconciler {
             .copied()
             .collect();
         ranges.extend(outside);
-        PodRequirements { bridge: self.config.bridge.clone(), ranges, accept: self.config.firewall.accept_in_forward }
+        let clouds = desired.guard.networks.iter().chain(&desired.cloud_networks);
+        let mut elsewhere: Vec<IpNetwork> = Vec::new();
+        for network in desired.remote_networks.iter().chain(clouds) {
+            if !ranges.iter().chain(&elsewhere).any(|known| known.contains(network.ip())) {
+                elsewhere.push(*network);
+            }
+        }
+        let accept = self.config.firewall.accept_in_forward;
+        PodRequirements { bridge: self.config.bridge.clone(), ranges, elsewhere, accept }
     }
 
     /// Has the plugin restore `bridge edge-cni`, by which it keeps pods from sending under other

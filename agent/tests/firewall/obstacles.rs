@@ -16,6 +16,7 @@ fn needs(accept: bool) -> PodRequirements {
     PodRequirements {
         bridge: "ecni0".into(),
         ranges: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/64".parse().unwrap()],
+        elsewhere: vec!["10.244.0.0/16".parse().unwrap()],
         accept,
     }
 }
@@ -85,6 +86,20 @@ fn named() {
             && said[0].command.starts_with("firewall-cmd --permanent --zone=trusted --add-source=10.77.0.0/16"),
         "{said:?}"
     );
+    // With the ranges in zone `trusted` alone, the cloud's pods still do not reach pods here.
+    world.sh(
+        "edge",
+        "nft 'add chain inet firewalld filter_FORWARD_ZONES; add rule inet firewalld filter_FORWARD_ZONES ip saddr 10.77.0.0/16 accept; \
+         add rule inet firewalld filter_FORWARD_ZONES ip6 saddr fd77::/64 accept'",
+    );
+    let said = look(&world, true);
+    assert!(
+        said.len() == 1
+            && said[0].command.starts_with("firewall-cmd --permanent --zone=trusted --add-source=10.244.0.0/16 &&"),
+        "{said:?}"
+    );
+    world.sh("edge", "nft add rule inet firewalld filter_FORWARD_ZONES ip saddr 10.0.0.0/8 accept");
+    assert_eq!(look(&world, true), []);
 }
 
 /// iptables-legacy reads its rules through a raw socket.

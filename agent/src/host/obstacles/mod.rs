@@ -34,6 +34,8 @@ pub struct PodRequirements {
     pub bridge: String,
     /// Addresses of pods: the cluster's ranges and our segments.
     pub ranges: Vec<IpNetwork>,
+    /// Networks outside of `ranges` from which pods are reached, such as the cloud's.
+    pub elsewhere: Vec<IpNetwork>,
     /// Whether accept rules may be added to `FORWARD`.
     pub accept: bool,
 }
@@ -118,22 +120,30 @@ fn forward_chains(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec
         }
         let rules = chain.rules();
         let refuses_the_rest = rules.last().is_some_and(refuses_everything);
-        if !(chain.drops || refuses_the_rest) || mentions(&rules, needs) {
+        if !(chain.drops || refuses_the_rest) {
             continue;
         }
         let obstacle = if chain.table == "firewalld" {
-            let ranges: Vec<String> = needs.ranges.iter().map(|range| format!("--add-source={range}")).collect();
-            // firewalld keeps zones by source in chains of their own.
-            if mentions_anywhere(&chain.family, &chain.table, needs) {
+            let missing = unknown_to_firewalld(&chain.family, needs);
+            if missing.is_empty() {
                 continue;
             }
+            let list = |before: &str, between: &str| {
+                let items: Vec<String> = missing.iter().map(|network| format!("{before}{network}")).collect();
+                items.join(between)
+            };
             Obstacle {
-                what: "firewalld rejects what it forwards: pods reach neither other nodes' pods nor the outside".into(),
+                what: format!(
+                    "firewalld rejects what it forwards from {}: it reaches neither pods nor the outside",
+                    list("", ", ")
+                ),
                 command: format!(
                     "firewall-cmd --permanent --zone=trusted {} && firewall-cmd --reload",
-                    ranges.join(" ")
+                    list("--add-source=", " ")
                 ),
             }
+        } else if mentions(&rules, needs) {
+            continue;
         } else {
             let bridge = &needs.bridge;
             Obstacle {
@@ -173,10 +183,37 @@ fn mentions(rules: &[Value], needs: &PodRequirements) -> bool {
         || needs.ranges.iter().any(|range| text.contains(&format!("\"{}\"", range.network())))
 }
 
-fn mentions_anywhere(family: &str, table: &str, needs: &PodRequirements) -> bool {
-    match firewall::list(&["list", "table", family, table]) {
-        Ok(Some(listed)) => mentions(&[listed], needs),
-        _ => false,
+/// Networks that no rule of firewalld names, so that it judges their packets by the zone of the link
+/// from which they come. Each needs to be a source of a zone: packets out of a tunnel come from an
+/// uplink. If a rule names the bridge, the operator has decided.
+fn unknown_to_firewalld(family: &str, needs: &PodRequirements) -> Vec<IpNetwork> {
+    // firewalld keeps zones by source in chains of their own.
+    let Ok(Some(listed)) = firewall::list(&["list", "table", family, "firewalld"]) else { return vec![] };
+    if listed.to_string().contains(&format!("\"{}\"", needs.bridge)) {
+        return vec![];
+    }
+    let mut known = Vec::new();
+    prefixes(&listed, &mut known);
+    let is_known = |network: &&IpNetwork| {
+        known.iter().any(|known: &IpNetwork| known.contains(network.ip()) && known.prefix() <= network.prefix())
+    };
+    needs.ranges.iter().chain(&needs.elsewhere).filter(|network| !is_known(network)).copied().collect()
+}
+
+/// All prefixes in rules and sets, as `nft -j` writes them.
+fn prefixes(value: &Value, found: &mut Vec<IpNetwork>) {
+    match value {
+        Value::Object(fields) => {
+            let prefix = &value["prefix"];
+            let address = prefix["addr"].as_str().and_then(|address| address.parse().ok());
+            let length = prefix["len"].as_u64().and_then(|length| u8::try_from(length).ok());
+            if let (Some(address), Some(length)) = (address, length) {
+                found.extend(IpNetwork::new(address, length));
+            }
+            fields.values().for_each(|field| prefixes(field, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| prefixes(item, found)),
+        _ => {}
     }
 }
 

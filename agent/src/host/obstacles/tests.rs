@@ -6,6 +6,7 @@ fn needs() -> PodRequirements {
     PodRequirements {
         bridge: "ecni0".into(),
         ranges: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/64".parse().unwrap()],
+        elsewhere: vec![],
         accept: true,
     }
 }
