@@ -10,6 +10,7 @@
 //!   Its parts: `ca_rollover`, and `tunnel_watch` for what must not be interrupted meanwhile.
 //! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,
 //!   and rules of other programs are handled or reported. `router_advertisements` is a part of it.
+//!   A second scenario there has the rules of Docker and firewalld.
 
 mod api_server;
 mod before_agent;
@@ -42,7 +43,7 @@ use crate::runner::{RunOptions, outcomes};
 use crate::scenario::{Lab, Needs, Scenario, TestResult};
 use world::World;
 
-pub use firewall::SCENARIO as FIREWALL;
+pub use firewall::{DOCKER_AND_FIREWALLD, SCENARIO as FIREWALL};
 
 /// The demo as a scenario: `make test` runs it as well.
 pub const SCENARIO: Scenario = Scenario {

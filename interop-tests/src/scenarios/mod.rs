@@ -28,7 +28,12 @@ pub fn all() -> Vec<&'static Scenario> {
     .into_iter()
     .flatten()
     .chain(crate::bench::scenarios())
-    .chain([&crate::demo::FIREWALL, &crate::demo::SCENARIO, &crate::demo::KUBERNETES])
+    .chain([
+        &crate::demo::FIREWALL,
+        &crate::demo::DOCKER_AND_FIREWALLD,
+        &crate::demo::SCENARIO,
+        &crate::demo::KUBERNETES,
+    ])
     .collect()
 }
 

@@ -6,8 +6,10 @@
 //! - `cloud_lan`: a host on the LAN of the hub and the cloud nodes.
 //! - `services`: ClusterIPs, which hosts on either LAN route through a node.
 //! - `host_ports`: hostPorts by the real `portmap`.
+//! - `docker_and_firewalld`: a scenario of its own, with the rules of these two.
 
 mod cloud_lan;
+mod docker_and_firewalld;
 mod host_ports;
 mod services;
 
@@ -24,6 +26,8 @@ use super::world::{World, site};
 use super::{pod_spoofing, router_advertisements};
 use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{Namespaces, Process};
+
+pub use docker_and_firewalld::SCENARIO as DOCKER_AND_FIREWALLD;
 
 /// Hosts on an edge's LAN and rules of other programs, as a scenario.
 pub const SCENARIO: Scenario = Scenario {
