@@ -40,14 +40,14 @@ pub fn is_candidate(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
 /// own addresses are not filtered here, since they change; the IKE endpoint skips them when it
 /// connects.
 pub fn peer_candidates(
-    endpoints: impl IntoIterator<Item = SocketAddr>,
+    addresses: impl IntoIterator<Item = SocketAddr>,
     cluster_ranges: &[IpNetwork],
 ) -> Vec<SocketAddr> {
     let mut usable: Vec<SocketAddr> = Vec::new();
-    for endpoint in endpoints {
-        let endpoint = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
-        if endpoint.port() != 0 && is_candidate(endpoint.ip(), cluster_ranges) && !usable.contains(&endpoint) {
-            usable.push(endpoint);
+    for address in addresses {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        if address.port() != 0 && is_candidate(address.ip(), cluster_ranges) && !usable.contains(&address) {
+            usable.push(address);
         }
     }
     usable.truncate(MAX_CANDIDATES);

@@ -108,7 +108,7 @@ pub struct HubGateway {
     /// The hub's name.
     pub hub: NodeName,
     /// Its address, and the port on which its IKE responder expects the non-ESP marker (RFC 3948).
-    pub endpoint: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Desired {
@@ -362,9 +362,9 @@ fn hub_gateways(view: &NodeView) -> Vec<HubGateway> {
     let mut hubs: Vec<&Peer> = view.peers.iter().filter(|peer| peer.role == Role::Hub).collect();
     hubs.sort_by(|one, other| one.name.cmp(&other.name));
     let gateways = hubs.into_iter().flat_map(|hub| {
-        let endpoints = hub.endpoints.iter().map(|endpoint| endpoint.address);
-        let endpoints = candidate_addresses::peer_candidates(endpoints, &view.cluster_ranges);
-        endpoints.into_iter().map(|endpoint| HubGateway { hub: hub.name.clone(), endpoint })
+        let addresses = hub.endpoints.iter().map(|endpoint| endpoint.address);
+        let addresses = candidate_addresses::peer_candidates(addresses, &view.cluster_ranges);
+        addresses.into_iter().map(|address| HubGateway { hub: hub.name.clone(), address })
     });
     gateways.collect()
 }

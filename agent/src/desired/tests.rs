@@ -266,7 +266,7 @@ fn a_cloud_node_has_no_tunnels_and_routes_the_ranges_to_the_hubs_in_the_order_of
     assert!(desired.guard.cluster_ranges.is_empty(), "packets from edges arrive here in clear, from the hub");
     assert_eq!(desired.hub_routes, [network("10.77.0.0/16"), network("fd77::/48")]);
     let gateways: Vec<String> =
-        desired.hub_gateways.iter().map(|gateway| format!("{} {}", gateway.hub, gateway.endpoint)).collect();
+        desired.hub_gateways.iter().map(|gateway| format!("{} {}", gateway.hub, gateway.address)).collect();
     assert_eq!(gateways, ["hub-1 203.0.113.3:4500", "hub-10 203.0.113.2:4500", "hub-2 203.0.113.1:4500"]);
 }
 

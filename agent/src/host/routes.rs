@@ -40,7 +40,7 @@ pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desir
                 !guarded.contains(&route.destination)
             } else {
                 let has_hub = |network: &IpNetwork| {
-                    desired.hub_gateways.iter().any(|gateway| gateway.endpoint.is_ipv4() == network.is_ipv4())
+                    desired.hub_gateways.iter().any(|gateway| gateway.address.is_ipv4() == network.is_ipv4())
                 };
                 !(desired.hub_routes.contains(&route.destination) && has_hub(&route.destination))
             }
@@ -90,7 +90,7 @@ mod tests {
         };
         let desired = Desired {
             hub_routes: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
-            hub_gateways: vec![HubGateway { hub: "hub".parse().unwrap(), endpoint: "192.0.2.1:4500".parse().unwrap() }],
+            hub_gateways: vec![HubGateway { hub: "hub".parse().unwrap(), address: "192.0.2.1:4500".parse().unwrap() }],
             ..Desired::default()
         };
         let stray = stray(&observed, &["10.77.0.0/16".parse().unwrap()], &desired);

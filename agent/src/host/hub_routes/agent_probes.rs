@@ -19,16 +19,16 @@ use super::liveness::AgentAnswer;
 
 /// Before IKE messages on the NAT traversal port (RFC 3948 2.2).
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
-/// Probes of one endpoint whose answers still count. A restarted agent answers those that its
+/// Probes to one address whose answers still count. A restarted agent answers those that its
 /// sockets kept.
 const MAX_UNANSWERED: usize = 8;
-/// Most datagrams that are read from one endpoint in a round.
+/// Most datagrams that are read from one address in a round.
 const MAX_READ: usize = 64;
 /// The 192-bit group of RFC 5114. It is too weak to be ever supported, and its shares are short.
 const UNSUPPORTED_GROUP: u16 = 25;
 const UNSUPPORTED_SHARE: usize = 48;
 
-/// The sockets and unanswered probes of all endpoints.
+/// The sockets and unanswered probes of all gateways.
 #[derive(Debug)]
 pub(super) struct AgentProbes {
     random: SystemRandom,
@@ -48,9 +48,9 @@ impl AgentProbes {
         Self { random: SystemRandom::new(), sockets: HashMap::new() }
     }
 
-    /// Forgets all endpoints but these.
-    pub(super) fn retain(&mut self, endpoints: &[SocketAddr]) {
-        self.sockets.retain(|endpoint, _| endpoints.contains(endpoint));
+    /// Forgets all addresses but these.
+    pub(super) fn retain(&mut self, addresses: &[SocketAddr]) {
+        self.sockets.retain(|address, _| addresses.contains(address));
     }
 
     /// Sends a probe. On an error the next probe has a new socket, since this node's own address
@@ -70,26 +70,26 @@ impl AgentProbes {
         let (spi, rest) = bytes.split_at(8);
         let (nonce, share) = rest.split_at(16);
         let spi = spi.try_into().map_or(1, u64::from_be_bytes).max(1);
-        let endpoint = match self.sockets.entry(to) {
+        let probe_socket = match self.sockets.entry(to) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::hash_map::Entry::Vacant(new) => new.insert(ProbeSocket::open(to)?),
         };
-        endpoint.unanswered.truncate(MAX_UNANSWERED - 1);
-        endpoint.unanswered.push_front(spi);
-        endpoint.socket.send(&[&NON_ESP_MARKER, probe(spi, nonce, share).as_slice()].concat()).map(drop)
+        probe_socket.unanswered.truncate(MAX_UNANSWERED - 1);
+        probe_socket.unanswered.push_front(spi);
+        probe_socket.socket.send(&[&NON_ESP_MARKER, probe(spi, nonce, share).as_slice()].concat()).map(drop)
     }
 
-    /// Reads what has come from an endpoint. Returns its answer to a probe, if there is one.
+    /// Reads what has come from an address. Returns its answer to a probe, if there is one.
     pub(super) fn answer(&mut self, from: SocketAddr) -> Option<AgentAnswer> {
-        let endpoint = self.sockets.get_mut(&from)?;
+        let probe_socket = self.sockets.get_mut(&from)?;
         let mut buffer = [0; 2048];
         let mut answer = None;
         for _ in 0..MAX_READ {
-            match endpoint.socket.recv(&mut buffer) {
+            match probe_socket.socket.recv(&mut buffer) {
                 Ok(length) => {
                     let Some((spi, found)) = buffer.get(..length).and_then(read_answer) else { continue };
-                    if endpoint.unanswered.contains(&spi) {
-                        endpoint.unanswered.retain(|sent| *sent != spi);
+                    if probe_socket.unanswered.contains(&spi) {
+                        probe_socket.unanswered.retain(|sent| *sent != spi);
                         answer = Some(found);
                     }
                 }

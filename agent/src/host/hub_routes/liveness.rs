@@ -212,7 +212,7 @@ impl Liveness {
 }
 
 fn is_ipv4(gateway: &HubGateway) -> bool {
-    gateway.endpoint.is_ipv4()
+    gateway.address.is_ipv4()
 }
 
 #[cfg(test)]
@@ -222,7 +222,7 @@ mod tests {
     const SERVES: Option<AgentAnswer> = Some(AgentAnswer::Serves);
 
     fn gateway(hub: &str, address: &str) -> HubGateway {
-        HubGateway { hub: hub.parse().unwrap(), endpoint: format!("{address}:4500").parse().unwrap() }
+        HubGateway { hub: hub.parse().unwrap(), address: format!("{address}:4500").parse().unwrap() }
     }
 
     /// Two hubs, what answers there, and a clock.

@@ -116,7 +116,7 @@ impl HubRoutes {
             .desired
             .hub_gateways
             .iter()
-            .filter(|gateway| self.observed.link_of_neighbour(gateway.endpoint.ip()).is_some())
+            .filter(|gateway| self.observed.link_of_neighbour(gateway.address.ip()).is_some())
             .cloned()
             .collect();
         self.in_use.retain(|gateway| gateways.contains(gateway));
@@ -126,14 +126,14 @@ impl HubRoutes {
                 let through = |gateway: &&HubGateway| {
                     let own = |network: &IpNetwork| self.own_route(&self.observed, *network);
                     let mut routes = self.desired.hub_routes.iter().filter_map(own);
-                    gateway.endpoint.is_ipv4() == ipv4 && routes.any(|route| route.via == Some(gateway.endpoint.ip()))
+                    gateway.address.is_ipv4() == ipv4 && routes.any(|route| route.via == Some(gateway.address.ip()))
                 };
                 let found = gateways.iter().find(through).cloned();
                 self.in_use.extend(found);
             }
         }
         self.liveness.set(gateways, &self.in_use, Instant::now());
-        let probed: Vec<SocketAddr> = self.liveness.probed().iter().map(|gateway| gateway.endpoint).collect();
+        let probed: Vec<SocketAddr> = self.liveness.probed().iter().map(|gateway| gateway.address).collect();
         self.probes.retain(&probed);
     }
 
@@ -141,7 +141,7 @@ impl HubRoutes {
     async fn round(&mut self) {
         let probed = std::mem::take(&mut self.probed_neighbours);
         for gateway in self.liveness.probed() {
-            let address = gateway.endpoint.ip();
+            let address = gateway.address.ip();
             let Some(link) = self.observed.link_of_neighbour(address) else { continue };
             let known = match neighbours::read(&self.handle, link, address).await {
                 Ok(known) => known,
@@ -160,7 +160,7 @@ impl HubRoutes {
                     Neighbour::Fixed => true,
                     Neighbour::Asked | Neighbour::Unknown => false,
                 },
-                agent: self.probes.answer(gateway.endpoint),
+                agent: self.probes.answer(gateway.address),
             };
             let due = self.liveness.round(&gateway, results, Instant::now());
             if due.neighbour {
@@ -172,9 +172,9 @@ impl HubRoutes {
                 }
             }
             if due.agent
-                && let Err(error) = self.probes.send(gateway.endpoint)
+                && let Err(error) = self.probes.send(gateway.address)
             {
-                tracing::debug!(hub = %gateway.hub, endpoint = %gateway.endpoint, %error, "the IKE probe cannot be sent");
+                tracing::debug!(hub = %gateway.hub, address = %gateway.address, %error, "the IKE probe cannot be sent");
             }
             self.log_mute_gateway(&gateway);
         }
@@ -189,14 +189,14 @@ impl HubRoutes {
                 "hub {} does not answer IKE at {}: it is used as long as its machine answers and no hub's agent does; \
                  let UDP port {} pass between this node and the hub",
                 gateway.hub,
-                gateway.endpoint,
-                gateway.endpoint.port()
+                gateway.address,
+                gateway.address.port()
             );
         }
     }
 
     fn in_use(&self, ipv4: bool) -> Option<&HubGateway> {
-        self.in_use.iter().find(|gateway| gateway.endpoint.is_ipv4() == ipv4)
+        self.in_use.iter().find(|gateway| gateway.address.is_ipv4() == ipv4)
     }
 
     /// Chooses the gateways. Returns whether one is another than before.
@@ -211,13 +211,13 @@ impl HubRoutes {
             }
             changed = true;
             let family = if ipv4 { "IPv4" } else { "IPv6" };
-            let HubGateway { hub, endpoint } = &chosen;
+            let HubGateway { hub, address } = &chosen;
             match before {
                 Some(before) => tracing::warn!(
                     "{family} to edges goes through hub {hub} ({}) now, and no longer through {} ({}), {}",
-                    endpoint.ip(),
+                    address.ip(),
                     before.hub,
-                    before.endpoint.ip(),
+                    before.address.ip(),
                     match self.liveness.health(&before, now) {
                         Some(Health::MachineGone) => "which does not answer",
                         Some(Health::AgentGone) => "which no longer answers IKE",
@@ -225,9 +225,9 @@ impl HubRoutes {
                         _ => "which comes after it",
                     }
                 ),
-                None => tracing::info!("{family} to edges goes through hub {hub} ({})", endpoint.ip()),
+                None => tracing::info!("{family} to edges goes through hub {hub} ({})", address.ip()),
             }
-            self.in_use.retain(|gateway| gateway.endpoint.is_ipv4() != ipv4);
+            self.in_use.retain(|gateway| gateway.address.is_ipv4() != ipv4);
             self.in_use.push(chosen);
         }
         changed
@@ -260,7 +260,7 @@ impl HubRoutes {
 
     /// The route to a range, if it leads through the gateway in use.
     fn entry(&self, network: IpNetwork) -> Option<RouteEntry> {
-        let via = self.in_use(network.is_ipv4())?.endpoint.ip();
+        let via = self.in_use(network.is_ipv4())?.address.ip();
         let route = self.own_route(&self.observed, network).filter(|route| route.via == Some(via))?;
         let device = route.device.and_then(|index| self.observed.name_of(index)).map(Into::into);
         Some(RouteEntry { destination: network, device, via: Some(via), source: None })
@@ -268,7 +268,7 @@ impl HubRoutes {
 
     /// Our route to a range through any address of a hub.
     fn own_route<'a>(&self, observed: &'a NetworkState, network: IpNetwork) -> Option<&'a Route> {
-        let through_hub = |via| self.desired.hub_gateways.iter().any(|gateway| gateway.endpoint.ip() == via);
+        let through_hub = |via| self.desired.hub_gateways.iter().any(|gateway| gateway.address.ip() == via);
         observed.routes.iter().find(|route| {
             route.protocol == ROUTE_PROTOCOL && route.destination == network && route.via.is_some_and(through_hub)
         })
@@ -285,7 +285,7 @@ impl HubRoutes {
         let mut installed = Vec::new();
         for network in &self.desired.hub_routes {
             let Some(gateway) = self.in_use(network.is_ipv4()) else { continue };
-            let via = gateway.endpoint.ip();
+            let via = gateway.address.ip();
             let present = self.own_route(&self.observed, *network);
             if present.is_some_and(|route| route.via == Some(via)) {
                 continue;
@@ -319,7 +319,7 @@ impl HubRoutes {
     /// Logs nothing in a family in which no hub has an address.
     fn say_unreachable(&self, network: &IpNetwork) {
         let hubs = self.desired.hub_gateways.iter().filter(|gateway| same_family(gateway, network));
-        let hubs: Vec<String> = hubs.map(|gateway| format!("{} ({})", gateway.hub, gateway.endpoint.ip())).collect();
+        let hubs: Vec<String> = hubs.map(|gateway| format!("{} ({})", gateway.hub, gateway.address.ip())).collect();
         if !hubs.is_empty() {
             self.incidents.error(format!(
                 "{network} cannot be routed to a hub: {} must be on a network of this node",
@@ -330,7 +330,7 @@ impl HubRoutes {
 }
 
 fn same_family(gateway: &HubGateway, network: &IpNetwork) -> bool {
-    gateway.endpoint.is_ipv4() == network.is_ipv4()
+    gateway.address.is_ipv4() == network.is_ipv4()
 }
 
 /// Whether another program's route is where ours would be: the kernel would replace it.

@@ -110,7 +110,7 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool) -> usize {
 }
 
 fn gateway(hub: &str, address: &str) -> HubGateway {
-    HubGateway { hub: hub.parse().unwrap(), endpoint: format!("{address}:4500").parse().unwrap() }
+    HubGateway { hub: hub.parse().unwrap(), address: format!("{address}:4500").parse().unwrap() }
 }
 
 fn routes(family: &str, network: &str) -> Vec<String> {
