@@ -14,7 +14,7 @@ use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
 use super::http::{HttpClient, Reconnect};
 use super::node_identity::NodeIdentity;
-use super::unconfirmed_view::{RevertedView, UnconfirmedView};
+use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
 use super::view_validation::{Validated, ViewRefusal, validate};
 use super::{node_identity, tls};
 use crate::clock::CertificateClock;
@@ -38,7 +38,7 @@ pub struct ControllerClient {
     pub(super) view: Mutex<Option<Arc<NodeView>>>,
     /// Set while the view in force may have cut this node off from the controller.
     pub(super) unconfirmed: watch::Sender<Option<UnconfirmedView>>,
-    pub(super) taken_back: std::sync::Mutex<Option<RevertedView>>,
+    pub(super) taken_back: std::sync::Mutex<Option<TakenBackView>>,
     /// The latest view that this host refuses. It is validated again when the host changes.
     pub(super) refused: std::sync::Mutex<Option<Arc<NodeView>>>,
     /// Networks of hubs that the view no longer names.

@@ -8,8 +8,8 @@
 //! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
 //! - `view_validation`: whether a view may replace the one in force.
 //! - `partial_view`: a view without some of the networks that it adds.
-//! - `unconfirmed_view`: the two views that a rollback knows besides the one in force.
-//! - `view_rollback`: whether a view would cut this host off, and the return to
+//! - `unconfirmed_view`: the two views that taking back needs besides the one in force.
+//! - `take_back`: whether a view would cut this host off, and the return to
 //!   the view before if the controller is not heard under the new one.
 //! - `former_networks`: networks of hubs that the view no longer names, which stay guarded.
 //! - `guard_bypass`: connections to the controller that the guard does not block.
@@ -35,9 +35,9 @@ mod renewal;
 mod segment_request;
 mod session;
 mod stream_state;
+mod take_back;
 mod tls;
 mod unconfirmed_view;
-mod view_rollback;
 mod view_validation;
 
 pub use check::{certificate_on_disk, check_join_credential, check_url};

@@ -1,4 +1,4 @@
-//! The two views that a rollback knows besides the one in force: the view before, and the one that
+//! The two views that taking back needs besides the one in force: the view before, and the one that
 //! was taken back last.
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(super) struct UnconfirmedView {
 
 /// The last view that was taken back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct RevertedView {
+pub(super) struct TakenBackView {
     /// Version of that view.
     pub(super) version: u64,
     /// Networks that it added, at least one.
@@ -36,7 +36,7 @@ pub(super) struct RevertedView {
     pub(super) times: u32,
 }
 
-impl RevertedView {
+impl TakenBackView {
     /// Whether a view may be tried although this one was taken back. While the controller is away,
     /// a view that adds the same networks is not tried: another failure would prove nothing.
     pub(super) fn allows(&self, view: &NodeView, now: u64) -> bool {
@@ -60,17 +60,17 @@ mod tests {
     fn what_was_taken_back_is_not_tried_while_the_controller_is_away_and_once_more_when_it_was_to_blame() {
         let (same, other) = (view(9, &["10.77.0.0/16", "10.99.0.0/16"]), view(9, &["10.77.0.0/16", "10.98.0.0/16"]));
         let added = vec!["10.99.0.0/16".parse().unwrap()];
-        let undecided = RevertedView { version: 8, added, at: 1000, blamed: false, times: 1 };
+        let undecided = TakenBackView { version: 8, added, at: 1000, blamed: false, times: 1 };
         let later = 1000 + SECOND_TRY_AFTER_SECONDS;
         for now in [1000, 1060, later, later * 100] {
             assert!(!undecided.allows(&same, now), "{now}");
             assert!(undecided.allows(&other, now), "{now}");
         }
-        let blamed = RevertedView { blamed: true, ..undecided };
+        let blamed = TakenBackView { blamed: true, ..undecided };
         assert!(!blamed.allows(&same, later - 1));
         assert!(blamed.allows(&same, later) && blamed.allows(&other, 1000));
-        assert!(!RevertedView { times: 2, ..blamed.clone() }.allows(&same, later * 100));
-        let empty = RevertedView { added: vec![], ..blamed };
+        assert!(!TakenBackView { times: 2, ..blamed.clone() }.allows(&same, later * 100));
+        let empty = TakenBackView { added: vec![], ..blamed };
         assert!(empty.allows(&same, 1000) && empty.allows(&other, 1000), "it says nothing of any view");
     }
 }

@@ -1,4 +1,4 @@
-//! Rollback of a view that cuts the node off from the controller. A view that adds networks to the
+//! Takes back a view that cuts the node off from the controller. A view that adds networks to the
 //! tunnels is unconfirmed until the controller is heard under it. If that does not happen within
 //! `take_back`, the view is taken back: the view before is in force again. A view that adds no
 //! network, or under which the controller was heard once, is never taken back. Nor is a view that
@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use super::client::ControllerClient;
 use super::error::ControllerError;
 use super::partial_view::partial_view;
-use super::unconfirmed_view::{RevertedView, UnconfirmedView};
+use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
 use super::view_validation::ViewRefusal;
 use crate::membership::Membership;
 use crate::state_dir::StateDirError;
@@ -28,7 +28,7 @@ use crate::underlay::added;
 /// The view before an unconfirmed one. If the file exists at start, the view on disk is
 /// unconfirmed.
 const BEFORE_FILE: &str = "view-before.json";
-/// The last [`RevertedView`].
+/// The last [`TakenBackView`].
 const TAKEN_BACK_FILE: &str = "taken-back.json";
 /// Only messages that arrive this long after a view came into force confirm it. Earlier ones may
 /// have been on their way before policies and routes changed.
@@ -46,10 +46,10 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 const MAX_REPORTED_CONFLICTS: usize = 8;
 
 impl ControllerClient {
-    /// Reads the rollback files of an earlier run.
+    /// Reads the files of an earlier run: an unconfirmed view and the last one that was taken back.
     pub(super) fn load_unconfirmed_view(&self) {
         let taken_back =
-            self.state.read_json::<RevertedView>(TAKEN_BACK_FILE, "it is ignored").unwrap_or_else(|error| {
+            self.state.read_json::<TakenBackView>(TAKEN_BACK_FILE, "it is ignored").unwrap_or_else(|error| {
                 warn!("{error}");
                 None
             });
@@ -68,7 +68,7 @@ impl ControllerClient {
         self.set_unconfirmed(None);
         self.set_refused_view(None, None);
         *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.remove_rollback_files();
+        self.remove_take_back_files();
     }
 
     /// Checks whether the view would cut this host off. Fails if it takes an address that the view
@@ -80,10 +80,10 @@ impl ControllerClient {
         }
         let taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
         match taken_back.as_ref().filter(|taken_back| !taken_back.allows(view, self.clock.unix_time())) {
-            Some(RevertedView { version, added, blamed: false, .. }) => {
+            Some(TakenBackView { version, added, blamed: false, .. }) => {
                 Err(ViewRefusal::Undecided { version: *version, added: added.clone() })
             }
-            Some(RevertedView { version, added, .. }) => Err(ViewRefusal::TakenBack {
+            Some(TakenBackView { version, added, .. }) => Err(ViewRefusal::TakenBack {
                 version: *version,
                 added: added.clone(),
                 file: self.state.path().join(TAKEN_BACK_FILE),
@@ -144,10 +144,10 @@ impl ControllerClient {
         }
         self.set_unconfirmed(None);
         *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.remove_rollback_files();
+        self.remove_take_back_files();
     }
 
-    fn remove_rollback_files(&self) {
+    fn remove_take_back_files(&self) {
         for file in [BEFORE_FILE, TAKEN_BACK_FILE] {
             if let Err(error) = self.state.remove(file) {
                 warn!("{error}");
@@ -253,7 +253,7 @@ impl ControllerClient {
             let former = taken_back.as_ref().filter(|former| former.added == added);
             let times = former.map_or(0, |former| former.times) + 1;
             let (version, added, at) = (view.version, added.clone(), self.clock.unix_time());
-            let entry = RevertedView { version, added, at, blamed: false, times };
+            let entry = TakenBackView { version, added, at, blamed: false, times };
             self.state.write_json(TAKEN_BACK_FILE, &entry)?;
             *taken_back = Some(entry);
             times
