@@ -100,7 +100,7 @@ impl ControllerClient {
                 client.report_conflicts(view);
                 info!(node = %identity.node, version = view.version, peers = view.peers.len(), "the last view is in force");
                 let credentials = identity.credentials.clone();
-                let former_networks = client.hold_former_networks(None, view)?;
+                let former_networks = client.update_former_networks(None, view)?;
                 client.membership.send_replace(Some(Membership { view: view.clone(), credentials, former_networks }));
             }
             client.member.send_replace(Some(Member { identity, http: Arc::new(http) }));
@@ -215,7 +215,7 @@ impl ControllerClient {
     ) -> Result<(), ViewError> {
         self.mark_unconfirmed(current.as_ref(), &view)?;
         self.write_segments(current.clone(), view.clone()).await?;
-        let former_networks = self.hold_former_networks(current.as_deref(), &view)?;
+        let former_networks = self.update_former_networks(current.as_deref(), &view)?;
         self.state.write_json(VIEW_FILE, &*view)?;
         self.confirm_if_nothing_is_added(&view);
         self.bypass.set_guarded(&view);

@@ -1,8 +1,8 @@
 //! Networks of a hub that the view no longer names. Packets for them must not leave in clear
 //! because the hub is away: it may be joining again, or the controller may not know it after a
 //! restore of an old backup. So these networks stay guarded for a day, or until a hub has them
-//! again. A network that a hub in the view no longer has is not held, since somebody corrected the
-//! hub's networks.
+//! again. A network that a hub in the view no longer has does not stay guarded, since somebody
+//! corrected the hub's networks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -20,12 +20,12 @@ use crate::underlay::guarded;
 /// A list of [`FormerNetwork`] in the state directory.
 const FORMER_NETWORKS_FILE: &str = "former-networks.json";
 /// For how long a network stays guarded after its hub has disappeared from the view.
-const HOLD_SECONDS: i64 = 24 * 3600;
-/// How many networks are held at most; the latest win. A hub has few.
+const GUARDED_SECONDS: i64 = 24 * 3600;
+/// Most networks that stay guarded; the latest win. A hub has few.
 const MAX_FORMER_NETWORKS: usize = 256;
 
 impl ControllerClient {
-    /// Reads the networks that an earlier run held.
+    /// Reads the networks that an earlier run kept guarded.
     pub(super) fn load_former_networks(&self) {
         let read = self.state.read_json::<Vec<FormerNetwork>>(FORMER_NETWORKS_FILE, "it is ignored");
         let former = read.unwrap_or_else(|error| {
@@ -43,31 +43,31 @@ impl ControllerClient {
         }
     }
 
-    /// Holds the networks of hubs that `before` names and `view` does not, and stops holding those
-    /// that `view` or time has settled. Writes them to disk and returns all that are held. `before`
-    /// is the view that `view` replaces; `None` if its hubs do not count.
+    /// Guards the networks of hubs that `before` names and `view` does not, and stops guarding
+    /// those that `view` or time has settled. Writes them to disk and returns all that stay
+    /// guarded. `before` is the view that `view` replaces; `None` if its hubs do not count.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub(super) fn hold_former_networks(
+    pub(super) fn update_former_networks(
         &self,
         before: Option<&NodeView>,
         view: &NodeView,
     ) -> Result<Arc<Vec<FormerNetwork>>, StateDirError> {
-        let held = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let former = held_under(&held, before, view, &ClockReadings::read(self.clock.unix_time()));
-        if former == *held {
-            return Ok(held);
+        let known = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let former = guarded_under(&known, before, view, &ClockReadings::read(self.clock.unix_time()));
+        if former == *known {
+            return Ok(known);
         }
         self.state.write_json(FORMER_NETWORKS_FILE, &former)?;
         Ok(self.set_former_networks(former))
     }
 
-    /// Stops holding the networks whose time is over, and publishes the rest.
-    pub(super) fn release_former_networks(&self, view: &NodeView) {
-        let held = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match self.hold_former_networks(None, view) {
-            Ok(former) if former != held => {
+    /// Stops guarding the networks whose time is over, and publishes the rest.
+    pub(super) fn expire_former_networks(&self, view: &NodeView) {
+        let known = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match self.update_former_networks(None, view) {
+            Ok(former) if former != known => {
                 let publish = |membership: &mut Option<Membership>| {
                     membership.as_mut().map(|membership| membership.former_networks = former).is_some()
                 };
@@ -119,8 +119,8 @@ impl ClockReadings {
 }
 
 /// The networks that stay guarded after `view` has replaced `before`.
-fn held_under(
-    held: &[FormerNetwork],
+fn guarded_under(
+    known: &[FormerNetwork],
     before: Option<&NodeView>,
     view: &NodeView,
     now: &ClockReadings,
@@ -141,13 +141,13 @@ fn held_under(
     });
     let present = guarded(view);
     let lasts = |former: &FormerNetwork| {
-        former.boot_time.as_ref().is_some_and(|time| now.since(time) < HOLD_SECONDS)
+        former.boot_time.as_ref().is_some_and(|time| now.since(time) < GUARDED_SECONDS)
             && !view.peers.iter().any(|peer| peer.name == former.hub)
             && !present.iter().any(|network| contains(network, &former.network))
     };
     // If several hubs had a network, the hub that disappeared last counts.
-    let held = held.iter().map(|former| now.anchored(former));
-    let each: BTreeMap<_, _> = held.chain(disappeared).map(|former| (former.network, former)).collect();
+    let known = known.iter().map(|former| now.anchored(former));
+    let each: BTreeMap<_, _> = known.chain(disappeared).map(|former| (former.network, former)).collect();
     let mut former: Vec<FormerNetwork> = each.into_values().filter(lasts).collect();
     if former.len() > MAX_FORMER_NETWORKS {
         former.sort_by_key(|former| std::cmp::Reverse(former.since));
@@ -197,19 +197,19 @@ mod tests {
         );
         let second = view(Role::Edge, vec![hub("cloud-2", &["10.96.0.0/12"])]);
         let none = view(Role::Edge, vec![]);
-        let held = held_under(&[], Some(&both), &second, &at(1000));
-        assert_eq!(texts(&held), ["cloud-1 10.244.0.0/16"], "another has 10.96, and 10.50 was corrected");
-        let held = held_under(&held, Some(&second), &none, &at(2000));
-        assert_eq!(texts(&held), ["cloud-2 10.96.0.0/12", "cloud-1 10.244.0.0/16"]);
-        assert_eq!(held_under(&held, Some(&none), &none, &at(2001)), held);
-        assert_eq!(texts(&held_under(&held, None, &none, &at(1000 + HOLD_SECONDS))), ["cloud-2 10.96.0.0/12"]);
-        assert_eq!(held_under(&held, None, &none, &at(2000 + HOLD_SECONDS)), []);
+        let known = guarded_under(&[], Some(&both), &second, &at(1000));
+        assert_eq!(texts(&known), ["cloud-1 10.244.0.0/16"], "another has 10.96, and 10.50 was corrected");
+        let known = guarded_under(&known, Some(&second), &none, &at(2000));
+        assert_eq!(texts(&known), ["cloud-2 10.96.0.0/12", "cloud-1 10.244.0.0/16"]);
+        assert_eq!(guarded_under(&known, Some(&none), &none, &at(2001)), known);
+        assert_eq!(texts(&guarded_under(&known, None, &none, &at(1000 + GUARDED_SECONDS))), ["cloud-2 10.96.0.0/12"]);
+        assert_eq!(guarded_under(&known, None, &none, &at(2000 + GUARDED_SECONDS)), []);
         // When the hub is back, its networks count.
         let back = view(Role::Edge, vec![hub("cloud-1", &["10.240.0.0/16"])]);
-        assert_eq!(texts(&held_under(&held, Some(&none), &back, &at(2002))), ["cloud-2 10.96.0.0/12"]);
+        assert_eq!(texts(&guarded_under(&known, Some(&none), &back, &at(2002))), ["cloud-2 10.96.0.0/12"]);
         let other = view(Role::Edge, vec![hub("cloud-9", &["10.0.0.0/8"])]);
-        assert_eq!(held_under(&held, Some(&none), &other, &at(2002)), []);
-        assert_eq!(held_under(&held, Some(&both), &view(Role::Cloud, vec![]), &at(2002)), []);
+        assert_eq!(guarded_under(&known, Some(&none), &other, &at(2002)), []);
+        assert_eq!(guarded_under(&known, Some(&both), &view(Role::Cloud, vec![]), &at(2002)), []);
     }
 
     #[test]
@@ -218,9 +218,9 @@ mod tests {
         let networks: Vec<&str> = networks.iter().map(String::as_str).collect();
         let before = view(Role::Edge, vec![hub("cloud-1", &networks)]);
         let old: IpNetwork = "10.50.0.0/16".parse().unwrap();
-        let held =
+        let known =
             FormerNetwork { hub: "cloud-2".parse().unwrap(), network: old, since: 1_800_000_000, boot_time: None };
-        let former = held_under(&[held], Some(&before), &view(Role::Edge, vec![]), &at(1000));
+        let former = guarded_under(&[known], Some(&before), &view(Role::Edge, vec![]), &at(1000));
         assert_eq!(former.len(), MAX_FORMER_NETWORKS);
         assert!(former.iter().all(|former| former.network != old));
     }
@@ -228,23 +228,23 @@ mod tests {
     #[test]
     fn a_step_of_the_system_clock_ends_no_hold_and_prolongs_none() {
         let (before, none) = (view(Role::Edge, vec![hub("cloud-1", &["10.244.0.0/16"])]), view(Role::Edge, vec![]));
-        let held = held_under(&[], Some(&before), &none, &at(1000));
-        let day = HOLD_SECONDS;
+        let known = guarded_under(&[], Some(&before), &none, &at(1000));
+        let day = GUARDED_SECONDS;
         for unix_time in [1, u64::MAX] {
             let stepped = |seconds| ClockReadings { unix_time, ..at(seconds) };
-            assert_eq!(held_under(&held, None, &none, &stepped(1000 + day - 1)), held, "{unix_time}");
-            assert_eq!(held_under(&held, None, &none, &stepped(1000 + day)), [], "{unix_time}");
+            assert_eq!(guarded_under(&known, None, &none, &stepped(1000 + day - 1)), known, "{unix_time}");
+            assert_eq!(guarded_under(&known, None, &none, &stepped(1000 + day)), [], "{unix_time}");
         }
         // After a reboot the system clock says how much of the day is over.
         let next = |unix_time, seconds| ClockReadings { unix_time, boot: BootTime { boot_id: "b2".into(), seconds } };
-        let half = held_under(&held, None, &none, &next(at(1000 + day / 2).unix_time, 5));
+        let half = guarded_under(&known, None, &none, &next(at(1000 + day / 2).unix_time, 5));
         assert_eq!(half.len(), 1);
-        assert_eq!(held_under(&half, None, &none, &next(1, 5 + day / 2 - 1)).len(), 1);
-        assert_eq!(held_under(&half, None, &none, &next(1, 5 + day / 2)), []);
+        assert_eq!(guarded_under(&half, None, &none, &next(1, 5 + day / 2 - 1)).len(), 1);
+        assert_eq!(guarded_under(&half, None, &none, &next(1, 5 + day / 2)), []);
         // If it is behind, the day begins with the boot.
-        let behind = held_under(&held, None, &none, &next(2000, 5));
+        let behind = guarded_under(&known, None, &none, &next(2000, 5));
         assert_eq!(behind[0].since, 2000);
-        assert_eq!(held_under(&behind, None, &none, &next(u64::MAX, 5 + day - 1)), behind);
-        assert_eq!(held_under(&behind, None, &none, &next(2000, 5 + day)), []);
+        assert_eq!(guarded_under(&behind, None, &none, &next(u64::MAX, 5 + day - 1)), behind);
+        assert_eq!(guarded_under(&behind, None, &none, &next(2000, 5 + day)), []);
     }
 }

@@ -222,7 +222,7 @@ impl ControllerClient {
         }
         if let Some(view) = self.view.lock().await.as_ref() {
             self.report_conflicts(view);
-            self.release_former_networks(view);
+            self.expire_former_networks(view);
         }
     }
 
@@ -259,8 +259,8 @@ impl ControllerClient {
             times
         };
         self.write_segments(Some(view.clone()), before.clone()).await?;
-        // Networks that only the taken back view named are not held.
-        let former_networks = self.hold_former_networks(None, &before)?;
+        // Networks that only the taken back view named are not guarded any longer.
+        let former_networks = self.update_former_networks(None, &before)?;
         self.state.write_json(VIEW_FILE, &*before)?;
         self.state.remove(BEFORE_FILE)?;
         self.set_unconfirmed(None);

@@ -259,12 +259,12 @@ impl Desired {
     /// Keeps packets for the networks of a hub that is gone from leaving in clear.
     fn add_former_networks(&mut self, membership: &Membership) {
         let beside = |network: &IpNetwork| !membership.view.local_networks().any(|own| overlap(&own, network));
-        let held: Vec<_> = membership.former_networks.iter().filter(|former| beside(&former.network)).collect();
-        if held.is_empty() {
+        let beside_own: Vec<_> = membership.former_networks.iter().filter(|former| beside(&former.network)).collect();
+        if beside_own.is_empty() {
             return;
         }
-        self.former_networks = held.iter().map(|former| former.network).collect();
-        let named: Vec<_> = held.iter().map(|former| format!("{} of {}", former.network, former.hub)).collect();
+        self.former_networks = beside_own.iter().map(|former| former.network).collect();
+        let named: Vec<_> = beside_own.iter().map(|former| format!("{} of {}", former.network, former.hub)).collect();
         self.problems.push(format!(
             "the view no longer names the hubs of {}: for a day nothing leaves this node for there in clear; if they are gone for good, stop the \
              agent, remove former-networks.json from the state directory, and start it",
