@@ -6,11 +6,11 @@
 //! - `client`: the view in force, the member's identity and the status; how each of them changes.
 //! - `session`: joins if needed, reports, and follows the view stream; reconnects when it ends.
 //! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
-//! - `view_validation`: whether a view may replace the one in force.
+//! - `view_validation`: whether a view may replace the one in force: not if it contradicts itself,
+//!   or would cut this host off.
 //! - `partial_view`: a view without some of the networks that it adds.
 //! - `unconfirmed_view`: the two views that taking back needs besides the one in force.
-//! - `take_back`: whether a view would cut this host off, and the return to
-//!   the view before if the controller is not heard under the new one.
+//! - `take_back`: the return to the view before if the controller is not heard under the new one.
 //! - `former_networks`: networks of hubs that the view no longer names, which stay guarded.
 //! - `guard_bypass`: connections to the controller that the guard does not block.
 //! - `node_identity`: key, certificate and trust anchors of this node.

@@ -20,7 +20,6 @@ use super::client::ControllerClient;
 use super::error::ControllerError;
 use super::partial_view::partial_view;
 use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
-use super::view_validation::ViewRefusal;
 use crate::membership::Membership;
 use crate::state_dir::StateDirError;
 use crate::underlay::added;
@@ -29,7 +28,7 @@ use crate::underlay::added;
 /// unconfirmed.
 const BEFORE_FILE: &str = "view-before.json";
 /// The last [`TakenBackView`].
-const TAKEN_BACK_FILE: &str = "taken-back.json";
+pub(super) const TAKEN_BACK_FILE: &str = "taken-back.json";
 /// Only messages that arrive this long after a view came into force confirm it. Earlier ones may
 /// have been on their way before policies and routes changed.
 const CONFIRM_AFTER: Duration = Duration::from_secs(15);
@@ -69,27 +68,6 @@ impl ControllerClient {
         self.set_refused_view(None, None);
         *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.remove_take_back_files();
-    }
-
-    /// Checks whether the view would cut this host off. Fails if it takes an address that the view
-    /// in force does not take, or adds networks of a view that was taken back.
-    pub(super) fn check_against_host(&self, current: Option<&NodeView>, view: &NodeView) -> Result<(), ViewRefusal> {
-        let controllers = self.bypass.controller_addresses(self.urls());
-        if let Some(conflict) = self.uplink.borrow().underlay.conflict(current, view, &controllers) {
-            return Err(ViewRefusal::CutsOff(conflict));
-        }
-        let taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
-        match taken_back.as_ref().filter(|taken_back| !taken_back.allows(view, self.clock.unix_time())) {
-            Some(TakenBackView { version, added, blamed: false, .. }) => {
-                Err(ViewRefusal::Undecided { version: *version, added: added.clone() })
-            }
-            Some(TakenBackView { version, added, .. }) => Err(ViewRefusal::TakenBack {
-                version: *version,
-                added: added.clone(),
-                file: self.state.path().join(TAKEN_BACK_FILE),
-            }),
-            None => Ok(()),
-        }
     }
 
     /// Reports in `status` and the log which addresses of this node the view in force takes.

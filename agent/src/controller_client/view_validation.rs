@@ -2,11 +2,15 @@
 //! it removes, so a view that contradicts itself is refused as a whole.
 
 use std::collections::HashSet;
+use std::sync::PoisonError;
 
 use edge_types::network::contains;
 use edge_types::{IpNetwork, NodeName, NodeView, Role};
 
+use super::client::ControllerClient;
 use super::node_identity;
+use super::take_back::TAKEN_BACK_FILE;
+use super::unconfirmed_view::TakenBackView;
 use crate::underlay::AddressConflict;
 
 /// Why a view is refused.
@@ -154,6 +158,29 @@ fn check_consistency(view: &NodeView) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+impl ControllerClient {
+    /// Checks whether the view would cut this host off. Fails if it takes an address that the view
+    /// in force does not take, or adds networks of a view that was taken back.
+    pub(super) fn check_against_host(&self, current: Option<&NodeView>, view: &NodeView) -> Result<(), ViewRefusal> {
+        let controllers = self.bypass.controller_addresses(self.urls());
+        if let Some(conflict) = self.uplink.borrow().underlay.conflict(current, view, &controllers) {
+            return Err(ViewRefusal::CutsOff(conflict));
+        }
+        let taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
+        match taken_back.as_ref().filter(|taken_back| !taken_back.allows(view, self.clock.unix_time())) {
+            Some(TakenBackView { version, added, blamed: false, .. }) => {
+                Err(ViewRefusal::Undecided { version: *version, added: added.clone() })
+            }
+            Some(TakenBackView { version, added, .. }) => Err(ViewRefusal::TakenBack {
+                version: *version,
+                added: added.clone(),
+                file: self.state.path().join(TAKEN_BACK_FILE),
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
