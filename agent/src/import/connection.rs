@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::credentials::{Certificates, CredentialFiles, psk};
 use super::keys::{CHILD, CONNECTION, Findings, LOCAL, REMOTE, normal};
-use super::settings::Section;
+use super::swanctl_file::Section;
 use super::traffic_selector;
 use crate::config::{Remote, parse_identity, proposal};
 

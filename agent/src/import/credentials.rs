@@ -11,7 +11,7 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::parse_x509_certificate;
 use zeroize::Zeroizing;
 
-use super::settings::Section;
+use super::swanctl_file::Section;
 use crate::config::parse_identity;
 
 /// Directories of private keys, beside the file.

@@ -1,6 +1,6 @@
 //! What becomes of each key of `swanctl.conf(5)` that is not carried over as it is.
 
-use super::settings::Section;
+use super::swanctl_file::Section;
 
 /// What happens to a key with a value that matters.
 #[derive(Clone, Copy)]

@@ -6,7 +6,7 @@
 mod connection;
 mod credentials;
 mod keys;
-mod settings;
+mod swanctl_file;
 #[cfg(test)]
 mod tests;
 mod traffic_selector;
@@ -99,7 +99,7 @@ struct Tables<'a> {
 
 impl Import {
     fn read(file: &Path) -> anyhow::Result<Self> {
-        let root = settings::read(file).map_err(anyhow::Error::msg)?;
+        let root = swanctl_file::read(file).map_err(anyhow::Error::msg)?;
         let directory = file.parent().unwrap_or(Path::new(""));
         let files = CredentialFiles { directory, root: &root };
         let mut import = Self {

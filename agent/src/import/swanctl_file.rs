@@ -1,4 +1,4 @@
-//! strongSwan's settings files (`strongswan.conf(5)`): sections, keys and `include`.
+//! Reads a `swanctl.conf`, in the syntax of `strongswan.conf(5)`: sections, keys and `include`.
 
 use std::fs;
 use std::iter::Peekable;
