@@ -19,7 +19,7 @@ pub(super) struct Peer {
     pub(super) remote: Vec<String>,
     pub(super) local_id: String,
     pub(super) remote_id: String,
-    pub(super) credentials: Credentials,
+    pub(super) credentials: ImportedCredentials,
     pub(super) local_subnets: Vec<IpNetwork>,
     pub(super) remote_subnets: Vec<IpNetwork>,
     /// Empty for the agent's defaults.
@@ -31,7 +31,7 @@ pub(super) struct Peer {
 }
 
 /// How the two ends authenticate.
-pub(super) enum Credentials {
+pub(super) enum ImportedCredentials {
     /// With a pre-shared key.
     Psk(Zeroizing<String>),
     /// With certificates.
@@ -74,13 +74,13 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, findings: &
     let credentials = match credentials {
         Some((certificates, note)) => {
             findings.notes.extend(note);
-            Credentials::Certificates(certificates)
+            ImportedCredentials::Certificates(certificates)
         }
         None => {
             let pair = (parse_identity(&local_id), parse_identity(&remote_id));
             let (Ok(ours), Ok(theirs)) = pair else { return None };
             match psk(files.root.section("secrets"), &ours, &theirs) {
-                Ok(psk) => Credentials::Psk(psk),
+                Ok(psk) => ImportedCredentials::Psk(psk),
                 Err(problem) => {
                     findings.problems.push(problem);
                     return None;

@@ -23,7 +23,7 @@ use pem::Pem;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use connection::{Credentials, Peer};
+use connection::{ImportedCredentials, Peer};
 use credentials::CredentialFiles;
 use keys::Findings;
 
@@ -146,8 +146,8 @@ impl Import {
     fn peer(&mut self, name: &str, peer: &Peer) -> anyhow::Result<()> {
         let (mut psk_file, mut certificate, mut key, mut trust_anchors) = (None, None, None, None);
         match &peer.credentials {
-            Credentials::Psk(psk) => psk_file = Some(self.file(name, "psk", psk_line(psk))),
-            Credentials::Certificates(parts) => {
+            ImportedCredentials::Psk(psk) => psk_file = Some(self.file(name, "psk", psk_line(psk))),
+            ImportedCredentials::Certificates(parts) => {
                 certificate = Some(self.file(name, "crt", pems("CERTIFICATE", &parts.chain)));
                 key = Some(self.file(name, "key", pems("PRIVATE KEY", &[parts.key.to_vec()])));
                 trust_anchors = Some(self.file(name, "ca.crt", pems("CERTIFICATE", &parts.trust_anchors)));
