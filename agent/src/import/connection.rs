@@ -8,7 +8,7 @@ use x509_parser::parse_x509_certificate;
 use zeroize::Zeroizing;
 
 use super::credentials::{Certificates, CredentialFiles, psk};
-use super::keys::{CHILD, CONNECTION, Findings, LOCAL, REMOTE, normal};
+use super::keys::{CHILD, CONNECTION, ImportReport, LOCAL, REMOTE, normal};
 use super::swanctl_file::Section;
 use super::traffic_selector;
 use crate::config::{Remote, parse_identity, proposal};
@@ -38,42 +38,42 @@ pub(super) enum ImportedCredentials {
     Certificates(Certificates),
 }
 
-/// Translates a connection. There is no peer if `findings.problems` has an entry.
-pub(super) fn translate(connection: &Section, files: &CredentialFiles<'_>) -> (Option<Peer>, Findings) {
-    let mut findings = Findings::default();
-    let peer = translate_into(connection, files, &mut findings);
-    (peer.filter(|_| findings.problems.is_empty()), findings)
+/// Translates a connection. There is no peer if `report.problems` has an entry.
+pub(super) fn translate(connection: &Section, files: &CredentialFiles<'_>) -> (Option<Peer>, ImportReport) {
+    let mut report = ImportReport::default();
+    let peer = translate_into(connection, files, &mut report);
+    (peer.filter(|_| report.problems.is_empty()), report)
 }
 
-fn translate_into(connection: &Section, files: &CredentialFiles<'_>, findings: &mut Findings) -> Option<Peer> {
-    findings.keys(connection, CONNECTION);
+fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mut ImportReport) -> Option<Peer> {
+    report.keys(connection, CONNECTION);
     if connection.get("version") == Some("1") {
-        findings.problems.push(format!("{}: not supported: IKEv1", connection.at));
+        report.problems.push(format!("{}: not supported: IKEv1", connection.at));
     }
-    let local = only(connection, "local", findings);
-    let remote = only(connection, "remote", findings);
-    let child = child(connection, findings);
+    let local = only(connection, "local", report);
+    let remote = only(connection, "remote", report);
+    let child = child(connection, report);
     let (local, remote, child) = (local?, remote?, child?);
-    findings.keys(local, LOCAL);
-    findings.keys(remote, REMOTE);
+    report.keys(local, LOCAL);
+    report.keys(remote, REMOTE);
     for section in [local, remote] {
         for (name, inner) in section.sections() {
-            findings.problems.push(format!("{}: section {name}: not supported: certificates on a token", inner.at));
+            report.problems.push(format!("{}: section {name}: not supported: certificates on a token", inner.at));
         }
     }
-    let (start_none, trap) = start(child, findings);
-    let addresses = addresses(connection, findings);
-    let by_certificate = method(local, remote, findings)?;
+    let (start_none, trap) = start(child, report);
+    let addresses = addresses(connection, report);
+    let by_certificate = method(local, remote, report)?;
     let (local_id, remote_id, credentials) = match identities(local, remote, &addresses, by_certificate, files) {
         Ok(parts) => parts,
         Err(problem) => {
-            findings.problems.push(problem);
+            report.problems.push(problem);
             return None;
         }
     };
     let credentials = match credentials {
         Some((certificates, note)) => {
-            findings.notes.extend(note);
+            report.notes.extend(note);
             ImportedCredentials::Certificates(certificates)
         }
         None => {
@@ -82,7 +82,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, findings: &
             match psk(files.root.section("secrets"), &ours, &theirs) {
                 Ok(psk) => ImportedCredentials::Psk(psk),
                 Err(problem) => {
-                    findings.problems.push(problem);
+                    report.problems.push(problem);
                     return None;
                 }
             }
@@ -90,58 +90,54 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, findings: &
     };
     let initiates = !start_none && !addresses.remote.is_empty();
     if !start_none && !initiates {
-        findings.notes.push("the peer has no address, so it must begin".into());
+        report.notes.push("the peer has no address, so it must begin".into());
     }
     if initiates && trap {
-        findings
-            .notes
-            .push(format!("{}: start_action: the tunnel is set up at once, not by the first packet", child.at));
+        report.notes.push(format!("{}: start_action: the tunnel is set up at once, not by the first packet", child.at));
     }
     Some(Peer {
         local: addresses.local,
-        local_subnets: selectors(child, "local_ts", addresses.local, findings),
-        remote_subnets: selectors(child, "remote_ts", addresses.remote_address(), findings),
+        local_subnets: selectors(child, "local_ts", addresses.local, report),
+        remote_subnets: selectors(child, "remote_ts", addresses.remote_address(), report),
         remote: addresses.remote,
         local_id,
         remote_id,
         credentials,
-        ike_proposals: proposals(connection, "proposals", |text| proposal::ike(text).map(drop), findings),
-        esp_proposals: proposals(child, "esp_proposals", |text| proposal::esp(text).map(drop), findings),
+        ike_proposals: proposals(connection, "proposals", |text| proposal::ike(text).map(drop), report),
+        esp_proposals: proposals(child, "esp_proposals", |text| proposal::esp(text).map(drop), report),
         initiates,
         force_encapsulation: connection.get("encap").map(normal) == Some("yes"),
     })
 }
 
 /// The only section of a round of authentication: `local`, or `local` with a suffix.
-fn only<'a>(connection: &'a Section, side: &str, findings: &mut Findings) -> Option<&'a Section> {
+fn only<'a>(connection: &'a Section, side: &str, report: &mut ImportReport) -> Option<&'a Section> {
     let all: Vec<&Section> =
         connection.sections().filter(|(name, _)| name.starts_with(side)).map(|(_, section)| section).collect();
     match all[..] {
         [section] => return Some(section),
-        [] => findings.problems.push(format!("{}: it has no section {side}", connection.at)),
+        [] => report.problems.push(format!("{}: it has no section {side}", connection.at)),
         [_, second, ..] => {
-            findings
-                .problems
-                .push(format!("{}: not supported: several rounds of authentication (RFC 4739)", second.at));
+            report.problems.push(format!("{}: not supported: several rounds of authentication (RFC 4739)", second.at));
         }
     }
     None
 }
 
-fn child<'a>(connection: &'a Section, findings: &mut Findings) -> Option<&'a Section> {
+fn child<'a>(connection: &'a Section, report: &mut ImportReport) -> Option<&'a Section> {
     let all: Vec<(&str, &Section)> =
         connection.section("children").map(|all| all.sections().collect()).unwrap_or_default();
     match all[..] {
         [(_, child)] => {
-            findings.keys(child, CHILD);
+            report.keys(child, CHILD);
             match child.get("mode") {
                 None | Some("tunnel") => {}
-                Some(mode) => findings.problems.push(format!("{}: not supported: mode {mode}", child.at)),
+                Some(mode) => report.problems.push(format!("{}: not supported: mode {mode}", child.at)),
             }
             return Some(child);
         }
-        [] => findings.problems.push(format!("{}: it has no child, so no CHILD_SA", connection.at)),
-        [_, (name, second), ..] => findings.problems.push(format!(
+        [] => report.problems.push(format!("{}: it has no child, so no CHILD_SA", connection.at)),
+        [_, (name, second), ..] => report.problems.push(format!(
             "{}: child {name}: not supported: several CHILD_SAs of one connection; if all may have the same proposals, put all \
              networks into one child",
             second.at
@@ -151,13 +147,13 @@ fn child<'a>(connection: &'a Section, findings: &mut Findings) -> Option<&'a Sec
 }
 
 /// Whether the file leaves the beginning to the peer, and whether the first packet begins.
-fn start(child: &Section, findings: &mut Findings) -> (bool, bool) {
+fn start(child: &Section, report: &mut ImportReport) -> (bool, bool) {
     match child.get("start_action").unwrap_or("none") {
         "none" => (true, false),
         "start" | "start|trap" | "trap|start" => (false, false),
         "trap" => (false, true),
         other => {
-            findings.problems.push(format!("{}: start_action {other:?} is unknown", child.at));
+            report.problems.push(format!("{}: start_action {other:?} is unknown", child.at));
             (true, false)
         }
     }
@@ -178,7 +174,7 @@ impl Addresses {
     }
 }
 
-fn addresses(connection: &Section, findings: &mut Findings) -> Addresses {
+fn addresses(connection: &Section, report: &mut ImportReport) -> Addresses {
     let concrete = |key: &str| -> Vec<&str> {
         connection
             .list(key)
@@ -191,9 +187,7 @@ fn addresses(connection: &Section, findings: &mut Findings) -> Addresses {
         [] => None,
         [one] if one.parse::<IpAddr>().is_ok() => one.parse().ok(),
         _ => {
-            findings
-                .notes
-                .push(format!("{}: local_addrs: the route gives the address that we send from", connection.at));
+            report.notes.push(format!("{}: local_addrs: the route gives the address that we send from", connection.at));
             None
         }
     };
@@ -201,7 +195,7 @@ fn addresses(connection: &Section, findings: &mut Findings) -> Addresses {
     for text in concrete("remote_addrs") {
         if text.contains('/') || (text.contains('-') && text.split('-').all(|end| end.trim().parse::<IpAddr>().is_ok()))
         {
-            findings.notes.push(format!("{}: remote_addrs {text}: the peer may come from any address", connection.at));
+            report.notes.push(format!("{}: remote_addrs {text}: the peer may come from any address", connection.at));
             continue;
         }
         let text = match connection.get("remote_port") {
@@ -211,14 +205,14 @@ fn addresses(connection: &Section, findings: &mut Findings) -> Addresses {
         };
         match Remote::parse(&text) {
             Ok(_) => remote.push(text),
-            Err(problem) => findings.problems.push(format!("{}: remote_addrs: {problem}", connection.at)),
+            Err(problem) => report.problems.push(format!("{}: remote_addrs: {problem}", connection.at)),
         }
     }
     Addresses { local, remote }
 }
 
 /// Whether both ends authenticate with certificates; else both have a pre-shared key.
-fn method(local: &Section, remote: &Section, findings: &mut Findings) -> Option<bool> {
+fn method(local: &Section, remote: &Section, report: &mut ImportReport) -> Option<bool> {
     let mut kind = |section: &Section| {
         // What follows the first word narrows the algorithms.
         let text = section.get("auth").unwrap_or("pubkey");
@@ -226,7 +220,7 @@ fn method(local: &Section, remote: &Section, findings: &mut Findings) -> Option<
             "psk" => Some(false),
             "pubkey" | "ike" | "ecdsa" | "ed25519" | "rsa" => Some(true),
             _ => {
-                findings.problems.push(format!(
+                report.problems.push(format!(
                     "{}: not supported: auth = {text}; the agent authenticates with pre-shared keys and with certificates \
                      (Ed25519, ECDSA and RSA)",
                     section.at
@@ -235,13 +229,13 @@ fn method(local: &Section, remote: &Section, findings: &mut Findings) -> Option<
             }
         };
         if kind == Some(true) && text != "pubkey" {
-            findings.notes.push(format!("{}: auth = {text}: the algorithm is not narrowed", section.at));
+            report.notes.push(format!("{}: auth = {text}: the algorithm is not narrowed", section.at));
         }
         kind
     };
     let (ours, theirs) = (kind(local)?, kind(remote)?);
     if ours != theirs {
-        findings
+        report
             .problems
             .push(format!("{}: not supported: a pre-shared key at one end and a certificate at the other", local.at));
         return None;
@@ -307,7 +301,7 @@ fn identities(
     Ok((local_id, remote_id, Some((certificates, note))))
 }
 
-fn selectors(child: &Section, key: &str, dynamic: Option<IpAddr>, findings: &mut Findings) -> Vec<IpNetwork> {
+fn selectors(child: &Section, key: &str, dynamic: Option<IpAddr>, report: &mut ImportReport) -> Vec<IpNetwork> {
     let mut texts = child.list(key);
     if texts.is_empty() {
         texts.push("dynamic");
@@ -316,7 +310,7 @@ fn selectors(child: &Section, key: &str, dynamic: Option<IpAddr>, findings: &mut
     for text in texts {
         match traffic_selector::networks(text, dynamic) {
             Ok(some) => networks.extend(some),
-            Err(problem) => findings.problems.push(format!("{}: {key} {text}: {problem}", child.at)),
+            Err(problem) => report.problems.push(format!("{}: {key} {text}: {problem}", child.at)),
         }
     }
     networks
@@ -326,7 +320,7 @@ fn proposals(
     section: &Section,
     key: &str,
     parse: impl Fn(&str) -> Result<(), String>,
-    findings: &mut Findings,
+    report: &mut ImportReport,
 ) -> Vec<String> {
     let texts = section.list(key);
     let (defaults, texts): (Vec<&str>, Vec<&str>) = texts.into_iter().partition(|text| *text == "default");
@@ -339,13 +333,13 @@ fn proposals(
         }
     }
     if !texts.is_empty() && known.is_empty() && defaults.is_empty() {
-        findings.problems.push(format!("{}: {key}: no proposal is supported: {}", section.at, unknown.join("; ")));
+        report.problems.push(format!("{}: {key}: no proposal is supported: {}", section.at, unknown.join("; ")));
     } else {
-        findings.notes.extend(unknown.into_iter().map(|problem| format!("{}: {key}: left out: {problem}", section.at)));
+        report.notes.extend(unknown.into_iter().map(|problem| format!("{}: {key}: left out: {problem}", section.at)));
     }
     if !defaults.is_empty() {
         if !known.is_empty() {
-            findings.notes.push(format!("{}: {key}: default: the agent's defaults are offered", section.at));
+            report.notes.push(format!("{}: {key}: default: the agent's defaults are offered", section.at));
         }
         return Vec::new();
     }

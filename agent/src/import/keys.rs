@@ -131,16 +131,16 @@ pub(super) const CHILD: &[Row] = &[
     ("copy_dscp", &["out"], Note("DSCP is copied to the outer header")),
 ];
 
-/// What is different from the file, or stands in the way.
+/// What is different after the import of a connection, or prevents it.
 #[derive(Default)]
-pub(super) struct Findings {
+pub(super) struct ImportReport {
     /// Why the connection cannot be carried over.
     pub(super) problems: Vec<String>,
     /// What is different.
     pub(super) notes: Vec<String>,
 }
 
-impl Findings {
+impl ImportReport {
     /// Judges the keys of a section by a table.
     pub(super) fn keys(&mut self, section: &Section, table: &[Row]) {
         for (key, value) in section.keys() {

@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 
 use connection::{ImportedCredentials, Peer};
 use credentials::CredentialFiles;
-use keys::Findings;
+use keys::ImportReport;
 
 use crate::config::Config;
 
@@ -60,7 +60,7 @@ struct Import {
     /// The files that it names, in its directory.
     files: Vec<(String, Zeroizing<Vec<u8>>)>,
     /// Each connection: its name, whether it is carried over, and what was found.
-    connections: Vec<(String, bool, Findings)>,
+    connections: Vec<(String, bool, ImportReport)>,
 }
 
 /// `[[peer]]` as it is written.
@@ -108,12 +108,12 @@ impl Import {
             connections: Vec::new(),
         };
         for (name, section) in root.section("connections").iter().flat_map(|connections| connections.sections()) {
-            let (peer, findings) = connection::translate(section, &files);
-            import.comments(name, peer.is_some(), &findings);
+            let (peer, report) = connection::translate(section, &files);
+            import.comments(name, peer.is_some(), &report);
             if let Some(peer) = &peer {
                 import.peer(name, peer)?;
             }
-            import.connections.push((name.to_owned(), peer.is_some(), findings));
+            import.connections.push((name.to_owned(), peer.is_some(), report));
         }
         if import.refused() < import.connections.len() {
             Config::parse(&import.text, &Path::new("what was made of").join(file))?;
@@ -126,18 +126,18 @@ impl Import {
     }
 
     fn report(&self) {
-        for (name, carried_over, findings) in &self.connections {
+        for (name, carried_over, report) in &self.connections {
             eprintln!("{name:?} is {}", if *carried_over { "carried over" } else { "NOT carried over:" });
-            for line in findings.problems.iter().chain(&findings.notes) {
+            for line in report.problems.iter().chain(&report.notes) {
                 eprintln!("  {line}");
             }
         }
     }
 
-    fn comments(&mut self, name: &str, carried_over: bool, findings: &Findings) {
+    fn comments(&mut self, name: &str, carried_over: bool, report: &ImportReport) {
         let _ =
             write!(self.text, "\n# Connection {name:?}{}\n", if carried_over { "" } else { " is not carried over:" });
-        for line in findings.problems.iter().chain(&findings.notes) {
+        for line in report.problems.iter().chain(&report.notes) {
             // What comes from the file must not end the comment.
             let _ = writeln!(self.text, "# - {}", line.replace(|c: char| c.is_control(), " "));
         }
