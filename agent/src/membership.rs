@@ -25,7 +25,7 @@ pub struct Membership {
     /// The view in force, from the controller or from disk.
     pub view: Arc<NodeView>,
     /// The current certificate with its key.
-    pub credentials: Arc<Credentials>,
+    pub credentials: Arc<NodeCredentials>,
     /// Networks of hubs that the view no longer names. No packet for them leaves in clear.
     pub former_networks: Arc<Vec<FormerNetwork>>,
 }
@@ -56,7 +56,7 @@ pub struct BootTime {
 
 /// This node's certificate, key and trust anchors.
 #[derive(Clone)]
-pub struct Credentials {
+pub struct NodeCredentials {
     /// Certificate and intermediates, DER, leaf first.
     pub chain: Vec<Vec<u8>>,
     /// Private key, PKCS#8 DER.
@@ -67,9 +67,9 @@ pub struct Credentials {
     pub not_after: i64,
 }
 
-impl std::fmt::Debug for Credentials {
+impl std::fmt::Debug for NodeCredentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials")
+        f.debug_struct("NodeCredentials")
             .field("chain", &self.chain.len())
             .field("key", &self.key)
             .field("trust_anchors", &self.trust_anchors.len())

@@ -245,7 +245,7 @@ impl ControllerClient {
         &self,
         identity: NodeIdentity,
         reconnect: Reconnect,
-    ) -> Result<Arc<crate::membership::Credentials>, ControllerError> {
+    ) -> Result<Arc<crate::membership::NodeCredentials>, ControllerError> {
         let tls = self.member_tls(&identity)?;
         let present = self.member.borrow().as_ref().map(|member| member.http.clone());
         let http = match present {

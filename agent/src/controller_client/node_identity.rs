@@ -22,7 +22,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::error::ControllerError;
 use super::tls;
 use crate::clock::CertificateClock;
-use crate::membership::Credentials;
+use crate::membership::NodeCredentials;
 use crate::state_dir::{self, StateDir, StateDirError};
 
 /// Key, certificate and trust anchors. Mode 0600.
@@ -46,7 +46,7 @@ pub(super) struct NodeIdentity {
     pub(super) token_id: String,
     /// notBefore of the certificate, seconds since 1970-01-01 UTC.
     pub(super) not_before: i64,
-    pub(super) credentials: Arc<Credentials>,
+    pub(super) credentials: Arc<NodeCredentials>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,7 +97,7 @@ impl NodeIdentity {
             role: file.role,
             token_id: file.token_id.clone(),
             not_before: leaf.not_before,
-            credentials: Arc::new(Credentials {
+            credentials: Arc::new(NodeCredentials {
                 chain: chain.clone(),
                 key: Secret::new(key.secret_pkcs8_der().to_vec()),
                 trust_anchors,
@@ -140,7 +140,7 @@ impl NodeIdentity {
             role,
             token_id: token_id.to_owned(),
             not_before: leaf.not_before,
-            credentials: Arc::new(Credentials {
+            credentials: Arc::new(NodeCredentials {
                 chain,
                 key: Secret::new(key.serialize_der()),
                 trust_anchors,
@@ -154,7 +154,7 @@ impl NodeIdentity {
         if trust_anchors == self.credentials.trust_anchors {
             return None;
         }
-        let credentials = Credentials { trust_anchors, ..(*self.credentials).clone() };
+        let credentials = NodeCredentials { trust_anchors, ..(*self.credentials).clone() };
         Some(Self { credentials: Arc::new(credentials), ..self.clone() })
     }
 

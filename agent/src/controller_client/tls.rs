@@ -11,7 +11,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::clock::CertificateClock;
-use crate::membership::Credentials;
+use crate::membership::NodeCredentials;
 
 /// id-kp-serverAuth, 1.3.6.1.5.5.7.3.1 (RFC 5280 4.2.1.12), DER content.
 const EKU_SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
@@ -37,7 +37,10 @@ pub(super) fn join_config(trust: ControllerTrust, clock: Arc<CertificateClock>) 
 }
 
 /// TLS configuration of a member, with its client certificate.
-pub(super) fn member_config(credentials: &Credentials, clock: Arc<CertificateClock>) -> Result<ClientConfig, Error> {
+pub(super) fn member_config(
+    credentials: &NodeCredentials,
+    clock: Arc<CertificateClock>,
+) -> Result<ClientConfig, Error> {
     let chain = credentials.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(credentials.key.expose().to_vec()));
     let trust = ControllerTrust::Anchors(credentials.trust_anchors.clone());

@@ -7,7 +7,7 @@ use edge_xfrm::{Action, Direction, Reqid};
 
 use super::full_computation::desired_policies;
 use super::*;
-use crate::membership::{Credentials, FormerNetwork};
+use crate::membership::{FormerNetwork, NodeCredentials};
 
 pub(crate) fn network(text: &str) -> IpNetwork {
     text.parse().unwrap()
@@ -38,7 +38,7 @@ pub(crate) fn membership(role: Role, segments: &[&str], networks: &[&str], peers
             trust_anchors: vec![],
             segment_prefix: SegmentPrefix::default(),
         }),
-        credentials: Arc::new(Credentials {
+        credentials: Arc::new(NodeCredentials {
             chain: vec![vec![1]],
             key: Secret::new(vec![2]),
             trust_anchors: vec![vec![3]],
@@ -373,7 +373,7 @@ fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
     let all: Vec<PeerName> = desired.tunnels.keys().cloned().collect();
     let names = |names: &[&str]| names.iter().map(|name| PeerName::new(name)).collect::<Vec<_>>();
     let other_credentials = Membership {
-        credentials: Arc::new(Credentials { chain: vec![vec![9]], ..(*before.credentials).clone() }),
+        credentials: Arc::new(NodeCredentials { chain: vec![vec![9]], ..(*before.credentials).clone() }),
         ..before.clone()
     };
     for (what, now, set, gone) in [

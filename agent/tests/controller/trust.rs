@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use edge_agent::membership::Credentials;
+use edge_agent::membership::NodeCredentials;
 use edge_types::Role;
 use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -39,7 +39,7 @@ async fn a_controller_under_a_name_that_its_certificate_lacks_is_not_trusted() {
 
 /// A member of the cluster that poses as the controller: it shows its own certificate, and the
 /// authority that signed it.
-async fn impostor(credentials: &Credentials) -> String {
+async fn impostor(credentials: &NodeCredentials) -> String {
     let chain = credentials.chain.iter().chain(&credentials.trust_anchors);
     let chain = chain.map(|der| CertificateDer::from(der.clone())).collect();
     let key = PrivatePkcs8KeyDer::from(credentials.key.expose().to_vec());
