@@ -12,8 +12,9 @@
 //! - `hub_returns`: hubs that were lost and came back.
 //! - `inherited_sas`: the SAs of an earlier run.
 //! - `installed_sa`: an SA of ours in the kernel.
+//! - `kernel_events`: handles the notifications of the kernel.
 //! - `kernel_policies`: installs the desired policies, and compares them with the kernel's.
-//! - `reconcile`: corrects policies and SAs in the kernel after changes and notifications.
+//! - `reconcile`: compares policies and SAs with the kernel's and corrects differences.
 //! - `sa_table`: the SAs in the kernel.
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
 //! - `report`: the part of the status about tunnels.
@@ -30,6 +31,7 @@ mod hub_returns;
 mod ike_sockets;
 mod inherited_sas;
 mod installed_sa;
+mod kernel_events;
 mod kernel_policies;
 mod reconcile;
 mod report;

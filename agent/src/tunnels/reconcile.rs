@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use edge_ike::PeerName;
-use edge_xfrm::events::Event;
 use edge_xfrm::policy::PolicyKey;
 use edge_xfrm::reconcile::SaDiff;
 use edge_xfrm::{Error, Reqid, Sa, SaId, reconcile};
@@ -22,8 +21,6 @@ use crate::logging::peer_span;
 
 /// Wait between two attempts to find a route.
 const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
-/// If more objects changed at once, everything is compared.
-const MAX_SINGLE_CHECKS: usize = 256;
 
 impl Driver {
     /// Uses the ends of inherited SAs for the policies of a peer's tunnel.
@@ -77,7 +74,7 @@ impl Driver {
     }
 
     /// Compares the policies with these keys with the kernel's.
-    fn reconcile_keys(&mut self, keys: &BTreeSet<PolicyKey>) {
+    pub(super) fn reconcile_keys(&mut self, keys: &BTreeSet<PolicyKey>) {
         self.compute_changed_peers();
         let (completeness, now) = (self.completeness(), self.now());
         let KernelEnvironment { xfrm, incidents, .. } = &mut self.environment;
@@ -138,7 +135,7 @@ impl Driver {
     }
 
     /// Compares one SA with the kernel's.
-    fn check_sa(&mut self, id: SaId) {
+    pub(super) fn check_sa(&mut self, id: SaId) {
         let found = match self.environment.xfrm.sa(id) {
             Ok(found) => found,
             Err(error) => {
@@ -180,7 +177,7 @@ impl Driver {
 
     /// Handles an SA that is gone from the kernel. It must not be installed again, since its nonces
     /// would repeat: the CHILD_SA is rekeyed.
-    fn handle_missing_sa(&mut self, id: SaId, how: &str) {
+    pub(super) fn handle_missing_sa(&mut self, id: SaId, how: &str) {
         match self.sas.lost(id) {
             Some(LostSa::OfChild(peer)) => {
                 let _span = peer_span(&peer).entered();
@@ -203,51 +200,6 @@ impl Driver {
             self.set_peer(&peer, self.now());
         }
         self.changed_peers.insert(peer);
-    }
-
-    /// Handles the kernel's notifications, which exclude those of our own changes.
-    pub(super) fn handle_kernel_events(&mut self, events: Vec<Event>) {
-        let (mut all_policies, mut all) = (false, false);
-        let (mut keys, mut changed_sas) = (BTreeSet::new(), BTreeSet::new());
-        let now = self.now();
-        for event in events {
-            match event {
-                Event::Acquire { reqid, .. } => {
-                    if let Some(peer) = self.environment.reqids.peer(reqid) {
-                        self.endpoint.connect(&peer, now, &mut self.environment);
-                    }
-                }
-                Event::Expire { id, hard: false, .. } => {
-                    if let Some(peer) = self.sas.owner(id).cloned() {
-                        self.to_rekey.push(peer);
-                    }
-                }
-                Event::Expire { id, hard: true, .. } => self.handle_missing_sa(id, "reached its limit"),
-                Event::SaDeleted { id, .. } => self.handle_missing_sa(id, "was deleted by another program"),
-                Event::PolicyChanged(policy) if policy.is_ours() || self.policies.wants(&policy.key()) => {
-                    keys.insert(policy.key());
-                }
-                Event::PolicyDeleted(policy) if policy.shares_key_space() => drop(keys.insert(policy.key())),
-                Event::PoliciesFlushed => all_policies = true,
-                Event::SasFlushed | Event::Overrun => all = true,
-                Event::SaChanged(sa) if sa.is_ours() && !sa.is_larval() => drop(changed_sas.insert(sa.id)),
-                _ => {}
-            }
-        }
-        if all || keys.len() + changed_sas.len() > MAX_SINGLE_CHECKS {
-            return self.check_kernel();
-        }
-        changed_sas.into_iter().for_each(|id| self.check_sa(id));
-        if !self.desired.complete {
-            return;
-        }
-        if all_policies {
-            if self.reconcile() {
-                self.check_soon();
-            }
-        } else if !keys.is_empty() {
-            self.reconcile_keys(&keys);
-        }
     }
 
     /// This node's addresses changed: moves tunnels whose address is gone, and tries peers again

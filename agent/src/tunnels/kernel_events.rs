@@ -1,0 +1,58 @@
+//! Handles the kernel's notifications: connects to the peer of an acquired policy, rekeys SAs that
+//! expire or are gone, and compares what other programs changed.
+
+use std::collections::BTreeSet;
+
+use edge_xfrm::events::Event;
+
+use super::driver::Driver;
+
+/// If more objects changed at once, everything is compared.
+const MAX_SINGLE_CHECKS: usize = 256;
+
+impl Driver {
+    /// Handles the kernel's notifications, which exclude those of our own changes.
+    pub(super) fn handle_kernel_events(&mut self, events: Vec<Event>) {
+        let (mut all_policies, mut all) = (false, false);
+        let (mut keys, mut changed_sas) = (BTreeSet::new(), BTreeSet::new());
+        let now = self.now();
+        for event in events {
+            match event {
+                Event::Acquire { reqid, .. } => {
+                    if let Some(peer) = self.environment.reqids.peer(reqid) {
+                        self.endpoint.connect(&peer, now, &mut self.environment);
+                    }
+                }
+                Event::Expire { id, hard: false, .. } => {
+                    if let Some(peer) = self.sas.owner(id).cloned() {
+                        self.to_rekey.push(peer);
+                    }
+                }
+                Event::Expire { id, hard: true, .. } => self.handle_missing_sa(id, "reached its limit"),
+                Event::SaDeleted { id, .. } => self.handle_missing_sa(id, "was deleted by another program"),
+                Event::PolicyChanged(policy) if policy.is_ours() || self.policies.wants(&policy.key()) => {
+                    keys.insert(policy.key());
+                }
+                Event::PolicyDeleted(policy) if policy.shares_key_space() => drop(keys.insert(policy.key())),
+                Event::PoliciesFlushed => all_policies = true,
+                Event::SasFlushed | Event::Overrun => all = true,
+                Event::SaChanged(sa) if sa.is_ours() && !sa.is_larval() => drop(changed_sas.insert(sa.id)),
+                _ => {}
+            }
+        }
+        if all || keys.len() + changed_sas.len() > MAX_SINGLE_CHECKS {
+            return self.check_kernel();
+        }
+        changed_sas.into_iter().for_each(|id| self.check_sa(id));
+        if !self.desired.complete {
+            return;
+        }
+        if all_policies {
+            if self.reconcile() {
+                self.check_soon();
+            }
+        } else if !keys.is_empty() {
+            self.reconcile_keys(&keys);
+        }
+    }
+}
