@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use super::client::ControllerClient;
 use super::error::ControllerError;
 use super::partial_view::partial_view;
-use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
+use super::unconfirmed_view::{TAKEN_BACK_FILE, TakenBackView, UnconfirmedView};
 use crate::membership::Membership;
 use crate::state_dir::StateDirError;
 use crate::underlay::added;
@@ -27,8 +27,6 @@ use crate::underlay::added;
 /// The view before an unconfirmed one. If the file exists at start, the view on disk is
 /// unconfirmed.
 const BEFORE_FILE: &str = "view-before.json";
-/// The last [`TakenBackView`].
-pub(super) const TAKEN_BACK_FILE: &str = "taken-back.json";
 /// Only messages that arrive this long after a view came into force confirm it. Earlier ones may
 /// have been on their way before policies and routes changed.
 const CONFIRM_AFTER: Duration = Duration::from_secs(15);

@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 use crate::underlay::guarded;
 
+/// The last [`TakenBackView`], in the state directory.
+pub(super) const TAKEN_BACK_FILE: &str = "taken-back.json";
 /// Time after which a view that was taken back once is tried a second time, seconds.
 const SECOND_TRY_AFTER_SECONDS: u64 = 3600;
 

@@ -9,8 +9,7 @@ use edge_types::{IpNetwork, NodeName, NodeView, Role};
 
 use super::client::ControllerClient;
 use super::node_identity;
-use super::take_back::TAKEN_BACK_FILE;
-use super::unconfirmed_view::TakenBackView;
+use super::unconfirmed_view::{TAKEN_BACK_FILE, TakenBackView};
 use crate::underlay::AddressConflict;
 
 /// Why a view is refused.

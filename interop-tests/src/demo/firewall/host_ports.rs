@@ -7,7 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{LOOK, LanTest, NEIGHBOUR, PORT, TIMEOUT, both, fetched};
+use super::lan_test::{LOOK, LanTest, NEIGHBOUR, PORT, TIMEOUT, both, fetched};
 use crate::demo::pod::{CONFLIST, DemoPod};
 use crate::demo::tcp::SOURCE;
 use crate::demo::world::site;

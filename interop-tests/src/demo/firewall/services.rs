@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 
-use super::{LOOK, LanTest, PORT, both, fetched, routed_through, socket};
+use super::lan_test::{LOOK, LanTest, PORT, both, fetched, routed_through, socket};
 use crate::topology::Namespaces;
 
 /// The port of Services.
