@@ -21,7 +21,7 @@ use crate::pod_route::PodRoute;
 use crate::pod_routes::{self, PodsRoutes};
 use crate::reclaim;
 use crate::request::{Attachment, RuntimeRequest};
-use crate::requested::Requested;
+use crate::requested_addresses::RequestedAddresses;
 use crate::resolv_conf;
 use crate::result::{AddResult, Interface};
 use crate::segment::{self, PodAddress};
@@ -57,7 +57,7 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     let attachment = &request.attachment;
 
     let segments = ensure_free(config, &state_dir, &mut links, attachment)?;
-    if *requested != Requested::default() {
+    if *requested != RequestedAddresses::default() {
         // Refused before anything is made.
         refuse_taken(&state_dir.lock()?, &mut links, attachment, requested, &segments.segments)?;
     }
@@ -100,7 +100,7 @@ struct AttachedPod {
 fn lease_and_configure(
     config: &Config,
     request: &RuntimeRequest,
-    requested: &Requested,
+    requested: &RequestedAddresses,
     state_dir: &StateDir,
     links: &mut Links,
     pod: &Namespace,
@@ -226,7 +226,7 @@ fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>,
 fn lease_addresses(
     config: &Config,
     request: &RuntimeRequest,
-    requested: &Requested,
+    requested: &RequestedAddresses,
     state_dir: &StateDir,
     links: &mut Links,
 ) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
@@ -258,7 +258,7 @@ fn refuse_taken(
     leases: &LockedLeases,
     links: &mut Links,
     attachment: &Attachment,
-    requested: &Requested,
+    requested: &RequestedAddresses,
     segments: &[IpNetwork],
 ) -> Result<()> {
     leases.requested_addresses(segments, requested)?;

@@ -56,7 +56,7 @@ mod pod_route;
 mod pod_routes;
 mod reclaim;
 mod request;
-mod requested;
+mod requested_addresses;
 mod reserved;
 mod resolv_conf;
 mod result;

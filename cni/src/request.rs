@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::error::{Code, Error, Result};
-use crate::requested::Requested;
+use crate::requested_addresses::RequestedAddresses;
 use crate::version::Version;
 
 /// Longest container ID: it must fit the alias of the host's end (255 bytes) together with the
@@ -87,7 +87,7 @@ pub(crate) struct RuntimeRequest {
     /// `namespace/name` from `CNI_ARGS`, if the runtime gave it.
     pub(crate) pod: Option<String>,
     /// What `CNI_ARGS` requests for the pod.
-    pub(crate) requested: Requested,
+    pub(crate) requested: RequestedAddresses,
 }
 
 impl fmt::Display for RuntimeRequest {
@@ -190,12 +190,12 @@ pub(crate) fn required(lookup: Lookup<'_>, name: &str) -> Result<String> {
 struct Args {
     /// `namespace/name`.
     pod: Option<String>,
-    requested: Requested,
+    requested: RequestedAddresses,
 }
 
 /// Reads `CNI_ARGS`: `KEY=VALUE` separated by `;`.
 fn read_args(text: &str) -> Result<Args> {
-    let mut requested = Requested::default();
+    let mut requested = RequestedAddresses::default();
     let (mut namespace, mut name, mut unknown, mut ignore_unknown) = (None, None, None, false);
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').ok_or_else(|| {

@@ -20,7 +20,7 @@ use self::segments::SegmentEntry;
 
 use crate::error::{Code, Error, Result};
 use crate::pod_route::{MAX_ROUTES, PodRoute};
-use crate::requested::Requested;
+use crate::requested_addresses::RequestedAddresses;
 use crate::reserved::Reserved;
 use crate::version::Version;
 
@@ -84,7 +84,7 @@ pub(crate) struct Config {
     /// The result of an earlier plugin, or with CHECK the result of our own ADD.
     pub(crate) previous: Option<Value>,
     /// What `runtimeConfig` and `args` request for the pod.
-    pub(crate) requested: Requested,
+    pub(crate) requested: RequestedAddresses,
     /// The attachments that the runtime still has; for GC.
     pub(crate) valid_attachments: Option<Value>,
     /// Keys that have no effect.
@@ -183,7 +183,7 @@ impl Config {
         let version = version_of(&json)?;
         let unknown_keys = keys::unknown_keys(&json)?;
         let previous = json.get("prevResult").filter(|result| !result.is_null()).cloned();
-        let requested = Requested::of_config(&json).map_err(invalid)?;
+        let requested = RequestedAddresses::of_config(&json).map_err(invalid)?;
         let valid_attachments = json.get("cni.dev/valid-attachments").cloned();
         let raw: RawConfig = serde_json::from_value(Value::Object(json)).map_err(|error| invalid(error.to_string()))?;
         if !raw.is_gateway {

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::error::{Code, Context, Error, Result};
 use crate::net::sysctl;
 use crate::request::{Attachment, RuntimeRequest};
-use crate::requested::Requested;
+use crate::requested_addresses::RequestedAddresses;
 use crate::reserved::Reserved;
 use crate::segment::{self, PodAddress};
 
@@ -234,7 +234,7 @@ impl LockedLeases {
         request: &RuntimeRequest,
         network: &str,
         segments: &[IpNetwork],
-        requested: &Requested,
+        requested: &RequestedAddresses,
     ) -> Result<Option<Vec<PodAddress>>> {
         let now = seconds_since_boot()?;
         let mut assigned = self.requested_addresses(segments, requested)?;
@@ -258,7 +258,11 @@ impl LockedLeases {
     }
 
     /// The requested addresses with their segments. Fails if one cannot be leased now.
-    pub(crate) fn requested_addresses(&self, segments: &[IpNetwork], requested: &Requested) -> Result<Vec<PodAddress>> {
+    pub(crate) fn requested_addresses(
+        &self,
+        segments: &[IpNetwork],
+        requested: &RequestedAddresses,
+    ) -> Result<Vec<PodAddress>> {
         let find = |address: IpAddr| {
             let refused =
                 |why: String| Error::new(Code::InvalidConfig, format!("the requested address {address} {why}"));
@@ -358,7 +362,7 @@ mod tests {
 
     fn request(number: usize) -> RuntimeRequest {
         let attachment = Attachment { container: format!("c{number}"), ifname: "eth0".into() };
-        RuntimeRequest { attachment, netns: None, pod: None, requested: Requested::default() }
+        RuntimeRequest { attachment, netns: None, pod: None, requested: RequestedAddresses::default() }
     }
 
     #[test]
@@ -398,16 +402,23 @@ mod tests {
         let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         for number in 0..2 {
             let mut leases = state_dir.lock().unwrap();
-            let got =
-                leases.lease_addresses(&request(number), "pods", &segments, &Requested::default()).unwrap().unwrap();
+            let got = leases
+                .lease_addresses(&request(number), "pods", &segments, &RequestedAddresses::default())
+                .unwrap()
+                .unwrap();
             assert_eq!(got.len(), 2);
             leases.commit().unwrap();
         }
         let mut leases = state_dir.lock().unwrap();
-        assert_eq!(leases.lease_addresses(&request(9), "pods", &segments, &Requested::default()).unwrap(), None);
+        assert_eq!(
+            leases.lease_addresses(&request(9), "pods", &segments, &RequestedAddresses::default()).unwrap(),
+            None
+        );
         assert_eq!(leases.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
         assert_eq!(leases.reclaim(|attachment, _| attachment.container == "c0").unwrap().len(), 1);
-        assert!(leases.lease_addresses(&request(9), "pods", &segments, &Requested::default()).unwrap().is_some());
+        assert!(
+            leases.lease_addresses(&request(9), "pods", &segments, &RequestedAddresses::default()).unwrap().is_some()
+        );
     }
 
     #[test]
@@ -451,7 +462,7 @@ mod tests {
                     scope.spawn(move || {
                         let mut leases = state_dir.lock().unwrap();
                         let got = leases
-                            .lease_addresses(&request(number), "pods", segments, &Requested::default())
+                            .lease_addresses(&request(number), "pods", segments, &RequestedAddresses::default())
                             .unwrap()
                             .unwrap();
                         leases.commit().unwrap();

@@ -10,13 +10,13 @@ use crate::mac::{self, Mac};
 
 /// The requested addresses, without duplicates. A pod gets no other address of the same family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Requested {
+pub(crate) struct RequestedAddresses {
     /// At most one of each family.
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) mac: Option<Mac>,
 }
 
-impl Requested {
+impl RequestedAddresses {
     /// Reads `ips` and `mac` of `runtimeConfig` and `args.cni`. The error says what is wrong.
     pub(crate) fn of_config(json: &Map<String, Value>) -> Result<Self, String> {
         let mut requested = Self::default();
@@ -85,8 +85,8 @@ mod tests {
 
     use super::*;
 
-    fn of(value: Value) -> Result<Requested, String> {
-        Requested::of_config(value.as_object().unwrap())
+    fn of(value: Value) -> Result<RequestedAddresses, String> {
+        RequestedAddresses::of_config(value.as_object().unwrap())
     }
 
     #[test]
@@ -100,8 +100,8 @@ mod tests {
         assert_eq!(requested.mac, Some([2, 0, 0, 0, 0, 10]));
         let nothing =
             json!({"runtimeConfig": {"ips": [], "mac": "", "portMappings": []}, "args": {"cni": {"ips": null}}});
-        assert_eq!(of(nothing), Ok(Requested::default()));
-        let mut other = Requested::default();
+        assert_eq!(of(nothing), Ok(RequestedAddresses::default()));
+        let mut other = RequestedAddresses::default();
         other.add_address("10.77.0.8").unwrap();
         let error = requested.and(&other).unwrap_err();
         assert!(error.contains("10.77.0.9") && error.contains("10.77.0.8"), "{error}");
