@@ -18,12 +18,12 @@ use crate::net::{bridge, sysctl, veth};
 use crate::node_setup;
 use crate::pod_filter;
 use crate::pod_route::PodRoute;
-use crate::pod_routes::{self, PodsRoutes};
 use crate::reclaim;
 use crate::request::{Attachment, RuntimeRequest};
 use crate::requested_addresses::RequestedAddresses;
 use crate::resolv_conf;
 use crate::result::{AddResult, Interface};
+use crate::route_selection::{self, PodsRoutes};
 use crate::segment::{self, PodAddress};
 
 /// How many times one ADD tries to take an address. It requests another segment again if other ADDs
@@ -120,10 +120,10 @@ fn lease_and_configure(
     let routes = |pod: &mut Links| {
         let others = PodsRoutes { default: pod.default_routes()?, ..PodsRoutes::default() };
         if others.default.is_empty() && config.is_default_gateway {
-            return Ok(pod_routes::of_pod(config, &segments, &addresses, &others));
+            return Ok(route_selection::of_pod(config, &segments, &addresses, &others));
         }
         let others = PodsRoutes { gateways: bridge::gateways(links)?, destinations: pod.destinations()?, ..others };
-        Ok(pod_routes::of_pod(config, &segments, &addresses, &others))
+        Ok(route_selection::of_pod(config, &segments, &addresses, &others))
     };
     let end = veth::configure(pod, &attachment.ifname, &addresses, config.detect_duplicates, routes)?;
     let host = veth::wait_until_forwarding(links, attachment)?;

@@ -10,8 +10,8 @@
 //! - [`config_file`] reads the configuration from a file, for verbs that no runtime runs.
 //! - [`node_setup`] makes what a node needs before its first pod. [`forward_filter`] decides what
 //!   the node forwards, as long as the agent's firewall does not.
-//! - [`ipam`] leases addresses from the node's segments ([`segment`]). [`pod_routes`] chooses a
-//!   pod's routes.
+//! - [`ipam`] leases addresses from the node's segments ([`segment`]). [`route_selection`] chooses
+//!   a pod's routes.
 //! - [`net`] changes links, addresses and routes.
 //! - [`bridge_filter`] is the bridge's filter, and [`pod_filter`] the pods' elements in it.
 //!   [`nftables`] has the messages for both tables.
@@ -53,13 +53,13 @@ mod node_setup;
 mod obstacles;
 mod pod_filter;
 mod pod_route;
-mod pod_routes;
 mod reclaim;
 mod request;
 mod requested_addresses;
 mod reserved;
 mod resolv_conf;
 mod result;
+mod route_selection;
 mod segment;
 mod status;
 mod up;
