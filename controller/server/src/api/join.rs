@@ -78,9 +78,9 @@ pub(super) async fn join(
         .change(move |state| -> Result<_, ApiError> {
             let (mut record, used) = admission.record(state, &name, &certificate.key, now)?;
             certificates::join(&mut record, &certificate)?;
-            let settings = live.now();
-            let min = settings.config.segments.min_per_node;
-            let mut changes = state.segments_at_join(&settings.policy, &name, record.role, min, now)?;
+            let in_force = live.now();
+            let min = in_force.config.segments.min_per_node;
+            let mut changes = state.segments_at_join(&in_force.policy, &name, record.role, min, now)?;
             changes.extend(used.map(Change::PutToken));
             changes.push(Change::PutNode(record));
             Ok(((), changes))

@@ -48,8 +48,8 @@ pub(super) async fn report(
     if report.port == 0 {
         return Err(ApiError::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
     }
-    let settings = live.now();
-    let tunnelled = settings.networks.tunnelled(shown.role);
+    let in_force = live.now();
+    let tunnelled = in_force.networks.tunnelled(shown.role);
     // The source address of a report says nothing about the node's place if the report came through
     // a tunnel or from this machine.
     let observed = caller.address.map(|address| address.to_canonical());

@@ -53,8 +53,8 @@ pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
 /// What the operator should know although nodes are served: `[!]` if the operator has to act, `[i]`
 /// otherwise.
 pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
-    let (now, settings) = (server.registry.clock.now(), server.live.now());
-    let paused = server.registry.read().await.may_grant(&settings.policy, now).err();
+    let (now, in_force) = (server.registry.clock.now(), server.live.now());
+    let paused = server.registry.read().await.may_grant(&in_force.policy, now).err();
     let missed = server.api_failures.minor_reasons().map(|why| format!("[!]kubernetes: {why}"));
     let paused = paused.map(|paused| format!("[!]restore: {}", paused.for_the_operator()));
     let watched = server.live.now().config.kubernetes.is_some();

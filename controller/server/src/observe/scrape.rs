@@ -18,8 +18,8 @@ pub(super) async fn scrape(server: &ServerParts) -> Result<String, std::fmt::Err
 
 async fn read_gauges(server: &ServerParts) {
     let metrics = &server.metrics;
-    let (settings, now) = (server.live.now(), server.registry.clock.now());
-    let policy = &settings.policy;
+    let (in_force, now) = (server.live.now(), server.registry.clock.now());
+    let policy = &in_force.policy;
     let mut nodes = BTreeMap::from([Role::Edge, Role::Hub, Role::Cloud].map(|role| (role, (0, 0))));
     let mut segments = BTreeMap::new();
     for family in [Family::V4, Family::V6] {

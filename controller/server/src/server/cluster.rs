@@ -59,8 +59,8 @@ impl Cluster {
             asked,
             stopping,
         } = self;
-        let settings = live.now();
-        let Some(kubernetes) = &settings.config.kubernetes else { return };
+        let in_force = live.now();
+        let Some(kubernetes) = &in_force.config.kubernetes else { return };
         let until_stopped = |name: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             let work = stopping.clone().run_until_cancelled_owned(work);
             health.watch(name, &tasks.spawn(work).abort_handle());
