@@ -1,4 +1,5 @@
-//! XFRM policies of one tunnel, derived from the tunnel and its state.
+//! XFRM policies of one tunnel, derived from the tunnel and its state. `policy_table` decides which
+//! of them is installed if several tunnels want the same selector.
 
 use std::net::IpAddr;
 

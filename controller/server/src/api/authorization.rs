@@ -1,5 +1,5 @@
 //! Checks the access to a route before the body of the request is read: see the column `access` of
-//! the table of routes.
+//! the table of routes. `caller` says who calls, and this module whether the caller may.
 
 use std::time::Duration;
 
