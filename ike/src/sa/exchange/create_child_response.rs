@@ -1,8 +1,8 @@
 //! CREATE_CHILD_SA for CHILD_SAs as responder: the peer makes or rekeys one (RFC 7296 1.3.1, 1.3.3,
 //! 2.25).
 
-use super::error_response::{ErrorResponse, invalid_share, single_notify};
 use super::rekey_ike_response;
+use super::{ErrorResponse, invalid_share, single_notify};
 use crate::child_sas::{Arrival, ChildSas};
 use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::{ChildId, ChildSa};

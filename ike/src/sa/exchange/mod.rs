@@ -11,9 +11,27 @@
 
 mod create_child_request;
 mod create_child_response;
-mod error_response;
 mod established;
 mod informational;
 mod rekey_ike_request;
 mod rekey_ike_response;
 mod request;
+
+use crate::crypto::KeyExchangeError;
+use crate::event::{PeerError, PeerErrorKind};
+use crate::sa::failure::CREATE_CHILD_SA;
+use crate::wire::{Notify, NotifyType, Payload, Payloads};
+
+/// The error notification that answers a request, and the error to report if there is one.
+type ErrorResponse = (Notify, Option<PeerError>);
+
+/// A response that holds one notification.
+fn single_notify(notify: Notify) -> Payloads {
+    Payloads::from(vec![Payload::Notify(notify)])
+}
+
+/// The peer's share of a key exchange cannot be used.
+fn invalid_share(error: KeyExchangeError) -> ErrorResponse {
+    let error = PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string());
+    (Notify::new(NotifyType::InvalidSyntax), Some(error))
+}

@@ -1,7 +1,7 @@
 //! CREATE_CHILD_SA for the IKE SA itself as responder: the peer rekeys it (RFC 7296 1.3.2, 2.8.2,
 //! 2.18, 2.25.2).
 
-use super::error_response::{ErrorResponse, invalid_share, single_notify};
+use super::{ErrorResponse, invalid_share, single_notify};
 use crate::config::Group;
 use crate::crypto::{IkeRole, KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::IkeId;
