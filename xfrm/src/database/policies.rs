@@ -7,7 +7,7 @@ use netlink_packet_xfrm::XfrmMessage;
 
 use crate::error::{Error, Result};
 use crate::message::{XfrmRequest, XfrmResponse};
-use crate::netlink::{self, Netlink, Rejection};
+use crate::netlink::{self, KernelRefusal, Netlink};
 use crate::policy::{Action, Direction, InstalledPolicy, Policy};
 use crate::reconcile::PolicyDiff;
 use crate::reqid::{FIRST_INDEX, LAST_INDEX, Reqid, index_is_ours};
@@ -48,11 +48,11 @@ fn by_index(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<Option<In
     netlink.get_all(READ, vec![XfrmRequest::from(message)])?.pop().map_or(Ok(None), found)
 }
 
-fn found(answer: Result<XfrmResponse, Rejection>) -> Result<Option<InstalledPolicy>> {
+fn found(answer: Result<XfrmResponse, KernelRefusal>) -> Result<Option<InstalledPolicy>> {
     match answer {
         Ok(XfrmResponse::Policy(policy)) => Ok(Some(*policy)),
-        Ok(_) | Err(Rejection { errno: libc::ENOENT, .. }) => Ok(None),
-        Err(rejection) => Err(netlink::Error::Rejected { request: READ, rejection }.into()),
+        Ok(_) | Err(KernelRefusal { errno: libc::ENOENT, .. }) => Ok(None),
+        Err(refusal) => Err(netlink::Error::Rejected { request: READ, refusal }.into()),
     }
 }
 

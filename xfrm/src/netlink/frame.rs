@@ -19,7 +19,7 @@ const ATTRIBUTE_OFFSET: u16 = 2;
 
 /// The kernel's refusal: its error number and, if it states one, its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejection {
+pub struct KernelRefusal {
     /// Error number, positive.
     pub errno: i32,
     /// The kernel's reason (`NLMSGERR_ATTR_MSG`).
@@ -28,7 +28,7 @@ pub struct Rejection {
     pub offset: Option<u32>,
 }
 
-impl fmt::Display for Rejection {
+impl fmt::Display for KernelRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", io::Error::from_raw_os_error(self.errno))?;
         if let Some(text) = &self.text {
@@ -88,7 +88,7 @@ impl<'a> Iterator for Frames<'a> {
 impl Frame<'_> {
     /// Whether it ends its request: acknowledged, refused, or a dump's end. `None` for a message
     /// with content.
-    pub(crate) fn outcome(&self) -> Result<Option<Result<(), Rejection>>, String> {
+    pub(crate) fn outcome(&self) -> Result<Option<Result<(), KernelRefusal>>, String> {
         match self.kind {
             NLMSG_ERROR => {
                 let (code, rest) = self.body.split_first_chunk::<4>().ok_or("an acknowledgement without a code")?;
@@ -121,27 +121,27 @@ impl Frame<'_> {
     }
 }
 
-fn acknowledgement(code: [u8; 4], flags: u16, attributes: &[u8]) -> Result<(), Rejection> {
+fn acknowledgement(code: [u8; 4], flags: u16, attributes: &[u8]) -> Result<(), KernelRefusal> {
     let errno = i32::from_ne_bytes(code).saturating_neg();
     if errno <= 0 {
         return Ok(());
     }
-    let mut rejection = Rejection { errno, text: None, offset: None };
+    let mut refusal = KernelRefusal { errno, text: None, offset: None };
     if flags & NLM_F_ACK_TLVS != 0 {
         // If the reason cannot be read, the error itself is still reported.
         let _ = uapi::attributes(attributes, |kind, value| {
             match kind {
                 ATTRIBUTE_TEXT => {
                     let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
-                    rejection.text = Some(String::from_utf8_lossy(text).into_owned());
+                    refusal.text = Some(String::from_utf8_lossy(text).into_owned());
                 }
-                ATTRIBUTE_OFFSET => rejection.offset = uapi::u32_of(value),
+                ATTRIBUTE_OFFSET => refusal.offset = uapi::u32_of(value),
                 _ => {}
             }
             Ok(())
         });
     }
-    Err(rejection)
+    Err(refusal)
 }
 
 #[cfg(test)]
@@ -168,7 +168,7 @@ mod tests {
         bytes
     }
 
-    fn outcome(bytes: &[u8]) -> Option<Result<(), Rejection>> {
+    fn outcome(bytes: &[u8]) -> Option<Result<(), KernelRefusal>> {
         Frames::new(bytes).next().unwrap().unwrap().outcome().unwrap()
     }
 

@@ -18,7 +18,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 mod frame;
 
-pub use frame::Rejection;
+pub use frame::KernelRefusal;
 pub(crate) use frame::{Frame, Frames};
 
 /// How long the kernel may take to answer. The kernel handles requests while they are sent, so this
@@ -41,12 +41,12 @@ const MAX_QUERIES: usize = 32;
 #[non_exhaustive]
 pub enum Error {
     /// The kernel refused it.
-    #[error("{request}: {rejection}")]
+    #[error("{request}: {refusal}")]
     Rejected {
         /// The request.
         request: &'static str,
         /// The kernel's response.
-        rejection: Rejection,
+        refusal: KernelRefusal,
     },
     /// No response came.
     #[error("{request}: no answer from the kernel within {ANSWER_TIMEOUT:?}")]
@@ -86,7 +86,7 @@ impl Error {
     /// The error number with which the kernel refused, if it did.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Error::Rejected { rejection, .. } => Some(rejection.errno),
+            Error::Rejected { refusal, .. } => Some(refusal.errno),
             _ => None,
         }
     }
@@ -147,7 +147,7 @@ impl Netlink {
     pub fn execute<Q: NetlinkSerializable>(&mut self, request: &'static str, message: Q, flags: u16) -> Result<()> {
         let mut results = self.batch(request, vec![(message, flags)])?;
         match results.pop() {
-            Some(Err(rejection)) => Err(Error::Rejected { request, rejection }),
+            Some(Err(refusal)) => Err(Error::Rejected { request, refusal }),
             _ => Ok(()),
         }
     }
@@ -159,7 +159,7 @@ impl Netlink {
         &mut self,
         request: &'static str,
         messages: Vec<(Q, u16)>,
-    ) -> Result<Vec<Result<(), Rejection>>> {
+    ) -> Result<Vec<Result<(), KernelRefusal>>> {
         let mut results = Vec::with_capacity(messages.len());
         let mut messages = messages.into_iter().peekable();
         while messages.peek().is_some() {
@@ -171,7 +171,7 @@ impl Netlink {
                 count += 1;
             }
             self.send(&bytes)?;
-            let mut answers: Vec<Option<Result<(), Rejection>>> = (0..count).map(|_| None).collect();
+            let mut answers: Vec<Option<Result<(), KernelRefusal>>> = (0..count).map(|_| None).collect();
             while answers.iter().any(Option::is_none) {
                 self.receive(request, |frame| {
                     let number = frame.sequence.wrapping_sub(first) as usize;
@@ -223,14 +223,14 @@ impl Netlink {
                     // If the whole transaction is refused, the refusal has the sequence number of
                     // `begin`.
                     answered |= frame.sequence == final_sequence || (frame.sequence == first && outcome.is_err());
-                    if let Err(rejection) = outcome {
-                        refusal.get_or_insert(rejection);
+                    if let Err(other) = outcome {
+                        refusal.get_or_insert(other);
                     }
                 }
                 Ok(())
             })?;
         }
-        refusal.map_or(Ok(()), |rejection| Err(Error::Rejected { request, rejection }))
+        refusal.map_or(Ok(()), |refusal| Err(Error::Rejected { request, refusal }))
     }
 
     /// Sends a request that is answered by one message. `NLM_F_ACK` is not set: the response is the
@@ -243,14 +243,14 @@ impl Netlink {
         let mut answers = self.get_all(request, vec![message])?;
         match answers.pop() {
             Some(Ok(answer)) => Ok(answer),
-            Some(Err(rejection)) => Err(Error::Rejected { request, rejection }),
+            Some(Err(refusal)) => Err(Error::Rejected { request, refusal }),
             None => Err(Error::Timeout { request }),
         }
     }
 
     /// Sends several requests in one datagram, each answered by one message. Responses come in
     /// order. More than 32 requests go in several datagrams.
-    pub fn get_all<Q, R>(&mut self, request: &'static str, messages: Vec<Q>) -> Result<Vec<Result<R, Rejection>>>
+    pub fn get_all<Q, R>(&mut self, request: &'static str, messages: Vec<Q>) -> Result<Vec<Result<R, KernelRefusal>>>
     where
         Q: NetlinkSerializable,
         R: NetlinkDeserializable,
@@ -260,7 +260,7 @@ impl Netlink {
         while messages.peek().is_some() {
             let first = self.sequence.wrapping_add(1);
             let mut bytes = Zeroizing::new(Vec::new());
-            let mut answers: Vec<Option<Result<R, Rejection>>> = Vec::new();
+            let mut answers: Vec<Option<Result<R, KernelRefusal>>> = Vec::new();
             for message in messages.by_ref().take(MAX_QUERIES) {
                 self.append(&mut bytes, message, NLM_F_REQUEST);
                 answers.push(None);
@@ -271,7 +271,7 @@ impl Netlink {
                     let number = frame.sequence.wrapping_sub(first) as usize;
                     let Some(slot @ None) = answers.get_mut(number) else { return Ok(()) };
                     match frame.outcome()? {
-                        Some(Err(rejection)) => *slot = Some(Err(rejection)),
+                        Some(Err(refusal)) => *slot = Some(Err(refusal)),
                         Some(Ok(())) => return Err("an acknowledgement without an answer".into()),
                         None => *slot = Some(Ok(frame.decode()?)),
                     }
@@ -318,8 +318,8 @@ impl Netlink {
                     received => received?,
                 }
             }
-            if let Some(Err(rejection)) = end {
-                return Err(Error::Rejected { request, rejection });
+            if let Some(Err(refusal)) = end {
+                return Err(Error::Rejected { request, refusal });
             }
             if let Some(reason) = misread {
                 return Err(Error::Malformed { request, reason });
