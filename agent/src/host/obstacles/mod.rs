@@ -183,9 +183,9 @@ fn mentions(rules: &[Value], needs: &PodRequirements) -> bool {
         || needs.ranges.iter().any(|range| text.contains(&format!("\"{}\"", range.network())))
 }
 
-/// Networks that no rule of firewalld names, so that it judges their packets by the zone of the link
-/// from which they come. Each needs to be a source of a zone: packets out of a tunnel come from an
-/// uplink. If a rule names the bridge, the operator has decided.
+/// Networks that no rule of firewalld names, so that it judges their packets by the zone of the
+/// link from which they come. Each needs to be a source of a zone: packets out of a tunnel come
+/// from an uplink. If a rule names the bridge, the operator has decided.
 fn unknown_to_firewalld(family: &str, needs: &PodRequirements) -> Vec<IpNetwork> {
     // firewalld keeps zones by source in chains of their own.
     let Ok(Some(listed)) = firewall::list(&["list", "table", family, "firewalld"]) else { return vec![] };

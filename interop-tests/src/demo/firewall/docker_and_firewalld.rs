@@ -128,8 +128,8 @@ fn container(test: &LanTest) -> Result<()> {
     test.seen_as(neighbour, test.edge[0], PUBLISHED, NEIGHBOUR[0].parse()?, what)?;
     let outside = both(INTERNET)?[0];
     test.seen_as(&pod, outside, PORT, test.edge[0], "the container reaches the internet")?;
-    // Docker forwarded before us, so that it alone decides. Its rules accept a published port of the
-    // container from everywhere.
+    // Docker forwarded before us, so that it alone decides. Its rules accept a published port of
+    // the container from everywhere.
     let container: IpAddr = CONTAINER.parse()?;
     let own = std::env::current_exe()?;
     let private = UNPUBLISHED.to_string();
