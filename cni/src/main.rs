@@ -1,7 +1,7 @@
 //! `edge-cni`, the CNI plugin of edge-cni: bridge, veth and addresses of a node's pods.
 //!
 //! Each invocation is one synchronous process. The runtime says by environment variables what to do
-//! ([`request`], [`requested`]), hands over the network's configuration on standard input
+//! ([`request`], [`requested_addresses`]), hands over the network's configuration on standard input
 //! ([`config`]) and reads a result ([`result`], [`resolv_conf`]) or an error ([`error`]) from
 //! standard output.
 //!

@@ -44,6 +44,10 @@ impl HubReturns {
     /// Records whether a hub's tunnel is up, and returns its state.
     fn observe(&mut self, hub: &PeerName, up: bool, now: Instant) -> TunnelState {
         if !up {
+            // An IKE SA that is new was answered.
+            self.silent.remove(hub);
+        }
+        if !up || self.silent.contains(hub) {
             self.returned.remove(hub);
             if self.up.remove(hub) {
                 self.lost.insert(hub.clone());
@@ -119,5 +123,11 @@ mod tests {
         assert!(returns.heard(&hub) && !returns.heard(&hub));
         assert_eq!(returns.observe(&hub, true, at(2)), TunnelState::Returned);
         assert_eq!(returns.observe(&hub, true, at(32)), TunnelState::Up);
+        // Its tunnel goes after that, and another one comes.
+        returns.silent.insert(hub.clone());
+        assert_eq!(returns.observe(&hub, true, at(40)), TunnelState::Down);
+        assert_eq!(returns.observe(&hub, false, at(44)), TunnelState::Down);
+        assert_eq!(returns.observe(&hub, true, at(50)), TunnelState::Returned);
+        assert_eq!(returns.observe(&hub, true, at(80)), TunnelState::Up);
     }
 }
