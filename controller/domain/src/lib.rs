@@ -2,7 +2,7 @@
 //! stores, and the views that it computes for nodes. It depends on neither HTTP nor Kubernetes.
 //!
 //! - Segments: [`segments`].
-//! - Certificates: [`ca`] signs them, [`certificates`] decides which ones a node may use,
+//! - Certificates: [`ca`] signs them, [`node_certificates`] decides which ones a node may use,
 //!   [`tokens`] let nodes join and get their first one.
 //! - Rows: [`registry`] plans changes against the [`state`], commits them to the [`store`], then
 //!   publishes them. [`archive`] is all rows and authorities in one file; [`state_files`] names the
@@ -19,11 +19,11 @@
 
 pub mod archive;
 pub mod ca;
-pub mod certificates;
 pub mod clock;
 pub mod mass_deletion;
 pub mod networks;
 pub mod node_addresses;
+pub mod node_certificates;
 pub mod random;
 pub mod reachability;
 pub mod registry;

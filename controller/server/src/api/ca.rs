@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use edge_controller_domain::ca::{Authorities, Authority, Ca, RetiredAuthority};
-use edge_controller_domain::certificates;
 use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::node_certificates;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::State as Rows;
 use edge_types::api::{AuthorityInfo, AuthorityState};
@@ -62,7 +62,7 @@ pub(super) async fn retire(
     let is_needed = !before.needed_by.is_empty() || !before.pinned_by.is_empty();
     if is_needed && !force {
         let tokens = before.pinned_by.iter().map(|id| format!("join token {id}"));
-        let by = certificates::shortened(before.needed_by.iter()).into_iter().chain(tokens).collect();
+        let by = node_certificates::shortened(before.needed_by.iter()).into_iter().chain(tokens).collect();
         return Err(ApiError::AuthorityNeeded { authority: before.id, by });
     }
     ca.retire(&before.id, now).await?;
@@ -72,8 +72,9 @@ pub(super) async fn retire(
 fn info(authority: &Authority, authorities: &Authorities, rows: &Rows, now: Seconds) -> AuthorityInfo {
     let active = authority.id() == authorities.active().id();
     // All nodes need the active authority, which cannot be retired.
-    let needing = rows.nodes().filter(|record| !active && certificates::needs(record, authority, authorities, now));
-    let pinning = rows.tokens().filter(|token| !active && certificates::pins(token, authority, authorities, now));
+    let needing =
+        rows.nodes().filter(|record| !active && node_certificates::needs(record, authority, authorities, now));
+    let pinning = rows.tokens().filter(|token| !active && node_certificates::pins(token, authority, authorities, now));
     AuthorityInfo {
         id: authority.id(),
         subject: authority.subject().into(),

@@ -2,7 +2,7 @@
 
 use edge_controller_domain::ca::CaError;
 use edge_controller_domain::ca::request::CsrError;
-use edge_controller_domain::certificates::CertificateError;
+use edge_controller_domain::node_certificates::CertificateError;
 use edge_controller_domain::request_limits::TooOften;
 use edge_controller_domain::segments::GrantsPaused;
 use edge_controller_domain::state::{JoinError, SegmentError};

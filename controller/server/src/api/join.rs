@@ -7,8 +7,8 @@ use std::sync::Arc;
 use axum::extract::State;
 use edge_controller_domain::ca::request::{self, NodeKey};
 use edge_controller_domain::ca::{Ca, Issued};
-use edge_controller_domain::certificates::{self, CertificateReason};
 use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::node_certificates::{self, CertificateReason};
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows, TokenRecord};
 use edge_controller_domain::tokens::{self, TokenError};
@@ -72,12 +72,12 @@ pub(super) async fn join(
     admission.record(&*registry.read().await, &node, &key.fingerprint, now)?;
     issuer.limit.0.take(&node)?;
     let issued = issuer.issue(&node, role, &key, CertificateReason::Join).await?;
-    let certificate = certificates::record_of(&issued, &key);
+    let certificate = node_certificates::record_of(&issued, &key);
     let name = node.clone();
     registry
         .change(move |state| -> Result<_, ApiError> {
             let (mut record, used) = admission.record(state, &name, &certificate.key, now)?;
-            certificates::join(&mut record, &certificate)?;
+            node_certificates::join(&mut record, &certificate)?;
             let in_force = live.now();
             let min = in_force.config.segments.min_per_node;
             let mut changes = state.segments_at_join(&in_force.policy, &name, record.role, min, now)?;
@@ -113,12 +113,12 @@ pub(super) async fn renew(
     issuer.limit.0.take(&node)?;
     let key = request::read(&renewal.csr, &node)?;
     let issued = issuer.issue(&node, present.role, &key, CertificateReason::Renewal).await?;
-    let certificate = certificates::record_of(&issued, &key);
+    let certificate = node_certificates::record_of(&issued, &key);
     let (name, serial) = (node.clone(), present.serial);
     registry
         .change(move |state| -> Result<_, ApiError> {
             let mut record = state.node(&name).ok_or_else(|| ApiError::Deregistered(name.clone()))?.clone();
-            certificates::renew(&mut record, &serial, &certificate)?;
+            node_certificates::renew(&mut record, &serial, &certificate)?;
             Ok(((), vec![Change::PutNode(record)]))
         })
         .await?;
@@ -185,7 +185,7 @@ impl Issuer {
         let now = (self.registry.clock.now(), self.registry.clock.issue_time());
         let days = self.live.now().config.certificates.node_days;
         let state = self.registry.read().await;
-        let term = certificates::term(state.node(node), key, reason, authorities.active(), days, now)?;
+        let term = node_certificates::term(state.node(node), key, reason, authorities.active(), days, now)?;
         drop(state);
         Ok(authorities.sign_node(node, role, key, &term)?)
     }

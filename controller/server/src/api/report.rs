@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use edge_controller_domain::certificates;
 use edge_controller_domain::node_addresses::{ChangeDecision, ReportedAddresses, is_reachable, usable_addresses};
+use edge_controller_domain::node_certificates;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflict;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows};
@@ -118,7 +118,7 @@ async fn note_report(
         if let Some(place) = &noted.place {
             set_addresses(&mut record, state, place);
         }
-        certificates::note_use(&mut record, &noted.serial);
+        node_certificates::note_use(&mut record, &noted.serial);
         let (mut changes, conflicts) = match &noted.segments {
             Some(segments) => {
                 state.note_reported(&mut record);

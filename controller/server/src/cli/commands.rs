@@ -295,7 +295,7 @@ fn show_authorities(authorities: &[AuthorityInfo]) -> anyhow::Result<()> {
                 rfc3339(authority.created_at),
                 rfc3339(authority.not_after),
                 list(
-                    edge_controller_domain::certificates::shortened(authority.needed_by.iter())
+                    edge_controller_domain::node_certificates::shortened(authority.needed_by.iter())
                         .into_iter()
                         .chain(tokens),
                 ),
