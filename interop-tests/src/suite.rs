@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// A test and its name, the sentence that it proves.
 pub type Test = (&'static str, fn());
@@ -35,6 +36,7 @@ pub fn run(tests: &[Test], unavailable: impl FnOnce() -> Option<String>, unrunna
         return report_unrunnable(&chosen, &why, unrunnable == Unrunnable::FailInCi && is_ci());
     }
     let mut failed = Vec::new();
+    let started = Instant::now();
     for (name, test) in &chosen {
         let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
         println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
@@ -43,7 +45,12 @@ pub fn run(tests: &[Test], unavailable: impl FnOnce() -> Option<String>, unrunna
         }
     }
     let result = if failed.is_empty() { "ok" } else { "FAILED" };
-    println!("\ntest result: {result}. {} passed; {} failed; 0 skipped\n", chosen.len() - failed.len(), failed.len());
+    println!(
+        "\ntest result: {result}. {} passed; {} failed; 0 skipped; finished in {:.2}s\n",
+        chosen.len() - failed.len(),
+        failed.len(),
+        started.elapsed().as_secs_f64()
+    );
     failed.iter().for_each(|name| println!("failed: {name}"));
     ExitCode::from(u8::from(!failed.is_empty()))
 }
