@@ -160,7 +160,7 @@ fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Ch
         .args(["seccomp=on", "ncpus=2"])
         .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
         .arg(format!("init={}/init", dir.display()))
-        .args(["con=null", "con0=null,fd:1", "ssl=null", "quiet"])
+        .args(["con=null", "con0=null,fd:1", "ssl=null", "loglevel=5"])
         .args(&lines)
         .arg(format!("uml_dir={}", dir.display()))
         .args(["--", "guest", "init"])

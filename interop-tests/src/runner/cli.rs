@@ -103,21 +103,53 @@ pub fn outcomes(
     let out = build::target_directory()?.join("lab-logs");
     std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
     let mut all = Vec::new();
+    let mut record = |outcome: Outcome| {
+        ended(&outcome, &directory(&out, &outcome.scenario))?;
+        all.push(outcome);
+        anyhow::Ok(())
+    };
+    // The scenario that runs once more, because the lab's kernel panicked.
+    let mut repeated = None;
     while !queue.is_empty() {
-        let before = all.len();
-        one_lab(&queue, &backend, &out, &programs, &tests, options.keep, |outcome| {
-            ended(&outcome, &directory(&out, &outcome.scenario))?;
-            all.push(outcome);
-            Ok(())
+        let (done, death) = one_lab(&queue, &backend, &out, &programs, &tests, options.keep, |mut outcome| {
+            if outcome.result == TestResult::Pass && repeated.as_ref() == Some(&outcome.scenario) {
+                outcome.why = "at its second run: in the first one, the lab's kernel panicked".to_owned();
+            }
+            record(outcome)
         })?;
-        // A lab that died ended its scenario, too. The other scenarios get a new lab.
-        queue.drain(..all.len() - before);
+        queue.drain(..done);
+        let Some(LabDeath { why, console, seconds }) = death else { continue };
+        let Some(scenario) = queue.first() else { bail!("{why}") };
+        let name = scenario.name.to_owned();
+        if is_kernel_panic(&console) && repeated.as_ref() != Some(&name) {
+            eprintln!("  after {seconds:.1} s, {why}\n  the lab's kernel panicked; {name} runs once more");
+            repeated = Some(name);
+            continue;
+        }
+        std::fs::write(directory(&out, &name).join("console.log"), console).ok();
+        record(Outcome { scenario: name, result: TestResult::Fail, seconds, why })?;
+        queue.remove(0);
     }
     Ok(all)
 }
 
-/// Runs scenarios in one lab until all of them or the lab have ended. At least one scenario has
-/// ended then.
+/// A lab that ended while a scenario ran, or after the last one.
+struct LabDeath {
+    /// What happened, with the lab's console.
+    why: String,
+    console: String,
+    /// How long the scenario had run.
+    seconds: f64,
+}
+
+/// Whether a kernel ended by a fault of its own. It also panics if its first process ends, which is
+/// our program.
+fn is_kernel_panic(console: &str) -> bool {
+    console.contains("Kernel panic") && !console.contains("Attempted to kill init")
+}
+
+/// Runs scenarios in one lab until all of them or the lab have ended. Returns how many have ended,
+/// and how the lab died if it died.
 fn one_lab(
     queue: &[&Scenario],
     backend: &Backend,
@@ -126,7 +158,7 @@ fn one_lab(
     tests: &[(String, String)],
     keep: bool,
     mut ended: impl FnMut(Outcome) -> Result<()>,
-) -> Result<()> {
+) -> Result<(usize, Option<LabDeath>)> {
     let spec = Spec {
         writable: vec![out.to_owned()],
         cwd: out.to_owned(),
@@ -163,7 +195,7 @@ fn one_lab(
             Ok(Some(Event::Exit { .. })) => {
                 lab.finish()?;
                 anyhow::ensure!(done == queue.len(), "the lab ended after {done} of {} scenarios", queue.len());
-                return Ok(());
+                return Ok((done, None));
             }
             Ok(Some(Event::Broken { why })) => bail!("the lab could not begin: {why}"),
             Ok(None) => {
@@ -172,16 +204,19 @@ fn one_lab(
             }
             Err(error) => format!("{error:#}"),
         };
-        let Some(scenario) = queue.get(done) else {
-            bail!("{why}");
-        };
-        let outcome = Outcome {
-            scenario: scenario.name.to_owned(),
-            result: TestResult::Fail,
-            seconds: begun.elapsed().as_secs_f64(),
-            why,
-        };
-        std::fs::write(directory(out, scenario.name).join("console.log"), lab.console()).ok();
-        return ended(outcome);
+        let (console, seconds) = (lab.console(), begun.elapsed().as_secs_f64());
+        return Ok((done, Some(LabDeath { why, console, seconds })));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_kernel_panic;
+
+    #[test]
+    fn a_kernel_that_panics_is_told_apart_from_our_first_process_that_ends() {
+        assert!(is_kernel_panic("x\nKernel panic - not syncing: Segfault without recovery target"));
+        assert!(!is_kernel_panic("Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100"));
+        assert!(!is_kernel_panic(""));
     }
 }

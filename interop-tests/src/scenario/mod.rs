@@ -76,7 +76,7 @@ pub struct Outcome {
     pub result: TestResult,
     /// How long it took, in seconds.
     pub seconds: f64,
-    /// Why it failed or was skipped; empty for one that passed.
+    /// Why it failed or was skipped; for one that passed, empty or why it had to run twice.
     pub why: String,
 }
 
