@@ -18,6 +18,10 @@ use super::{Backend, Event, Spec};
 /// Memory of the guest, MiB. It is a sparse file of the host, so only used memory counts.
 const MEMORY_MIB: u64 = 2560;
 
+/// How much of the console an error shows. The registers of a panic are at the level "debug", so the
+/// kernel writes everything.
+const CONSOLE_LINES: usize = 80;
+
 /// Where the job's standard output and error go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
@@ -89,16 +93,13 @@ impl Guest {
         }
     }
 
-    /// What the guest's kernel and init wrote, without the messages about consoles that are not
-    /// open.
+    /// The last [`CONSOLE_LINES`] that the guest's kernel and init wrote, without the messages about
+    /// consoles that are not open.
     #[must_use]
     pub fn console(&self) -> String {
-        fs::read_to_string(self.dir.path().join("console.log"))
-            .unwrap_or_default()
-            .lines()
-            .filter(|line| !is_noise(line))
-            .collect::<Vec<_>>()
-            .join("\n")
+        let written = fs::read_to_string(self.dir.path().join("console.log")).unwrap_or_default();
+        let lines: Vec<_> = written.lines().filter(|line| !is_noise(line)).collect();
+        lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n")
     }
 
     /// Waits until the guest is off and all its output has been copied.
@@ -160,7 +161,7 @@ fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Ch
         .args(["seccomp=on", "ncpus=2"])
         .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
         .arg(format!("init={}/init", dir.display()))
-        .args(["con=null", "con0=null,fd:1", "ssl=null", "loglevel=5"])
+        .args(["con=null", "con0=null,fd:1", "ssl=null", "ignore_loglevel"])
         .args(&lines)
         .arg(format!("uml_dir={}", dir.display()))
         .args(["--", "guest", "init"])
