@@ -243,8 +243,15 @@ pub(crate) fn ip(netns: &str, arguments: &str) -> String {
 
 /// Whether an address answers a ping from a namespace.
 pub(crate) fn pings(netns: &str, address: &str) -> bool {
-    let ping = ["netns", "exec", netns, "ping", "-n", "-q", "-c", "1", "-W", "3", address];
-    Command::new("ip").args(ping).output().unwrap().status.success()
+    // A busy machine may need more than the 2 s for the first one.
+    (0..3).any(|_| {
+        let ping = ["netns", "exec", netns, "ping", "-n", "-q", "-c", "1", "-W", "2", address];
+        let answered = Command::new("ip").args(ping).output().unwrap().status.success();
+        if !answered {
+            eprintln!("no answer of {address} within 2 s");
+        }
+        answered
+    })
 }
 
 /// Reads a file of /proc/sys/net in a namespace.
