@@ -18,8 +18,8 @@ use super::{Backend, Event, Spec};
 /// Memory of the guest, MiB. It is a sparse file of the host, so only used memory counts.
 const MEMORY_MIB: u64 = 2560;
 
-/// How much of the console an error shows. The registers of a panic are at the level "debug", so the
-/// kernel writes everything.
+/// How much of the console an error shows. The registers of a panic are at the level "debug", so
+/// the kernel writes everything.
 const CONSOLE_LINES: usize = 80;
 
 /// Where the job's standard output and error go.
@@ -93,8 +93,8 @@ impl Guest {
         }
     }
 
-    /// The last [`CONSOLE_LINES`] that the guest's kernel and init wrote, without the messages about
-    /// consoles that are not open.
+    /// The last [`CONSOLE_LINES`] that the guest's kernel and init wrote, without the messages
+    /// about consoles that are not open.
     #[must_use]
     pub fn console(&self) -> String {
         let written = fs::read_to_string(self.dir.path().join("console.log")).unwrap_or_default();
