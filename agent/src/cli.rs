@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
-use crate::{admin, check, down, hardening, import, install_cni, run, socket_holder};
+use crate::{admin, check, diagnose, down, hardening, import, install_cni, run, socket_holder};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -84,6 +84,23 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what keeps this node, a peer or a pod from being reached, and what to do; changes
+    /// nothing
+    ///
+    /// Looks at configuration, disk, controller, view, firewall, obstacles, tunnels and the
+    /// kernel's counters, and asks whether an IKE daemon answers at the addresses of the peer, or
+    /// of the peers that are not up. Takes up to 3 s. Ends with one sentence. Exits with 1 if
+    /// something is wrong.
+    Diagnose {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// A peer's name as `status` shows it, or the address of a pod or service
+        #[arg(value_name = "PEER | ADDRESS")]
+        about: Option<String>,
+        /// Print JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table, and
     /// last the guard
     ///
@@ -147,6 +164,9 @@ impl Cli {
                 true => admin::client::watch_status(&config, &peers, json),
                 false => admin::client::status(&config, &peers, json),
             }),
+            Command::Diagnose { config, about, json } => {
+                with_config(&config, |config| diagnose::diagnose(&config, about.as_deref(), json))
+            }
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
             Command::Rekey { config, peer, ike } => {
                 with_config(&config, |config| admin::client::rekey(&config, &peer, ike))

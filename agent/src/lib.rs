@@ -31,6 +31,7 @@
 //! - [`down`]: takes everything away.
 //! - [`import`]: makes a configuration of a `swanctl.conf`.
 //! - [`check`]: judges a configuration without a running agent.
+//! - [`diagnose`]: says what keeps a node, a peer or a pod from being reached.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
 // Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the
 // clock need it.
@@ -44,6 +45,7 @@ pub mod clock;
 pub mod config;
 pub mod controller_client;
 pub mod desired;
+pub mod diagnose;
 pub mod down;
 pub mod hardening;
 pub mod host;

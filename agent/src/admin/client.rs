@@ -19,7 +19,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Prints the agent's status, as a table or as JSON. `peers` are patterns: if there are any, only
 /// what concerns these peers is printed. Fails if no agent answers, or no peer has such a name.
 pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
-    let status = request_status(config, peers)?;
+    let status = status_of(config, peers)?;
     let text = if json { serde_json::to_string_pretty(&status)? + "\n" } else { render(&status, peers) };
     print(&text).map(drop)
 }
@@ -32,7 +32,7 @@ pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Re
     let clear = if out.is_terminal() && !json { "\x1b[H\x1b[2J" } else { "" };
     let interval = Timespec::try_from(WATCH_INTERVAL)?;
     loop {
-        let text = match request_status(config, peers) {
+        let text = match status_of(config, peers) {
             Ok(status) if json => serde_json::to_string(&status)? + "\n",
             Ok(status) => render(&status, peers),
             Err(error) => {
@@ -52,14 +52,20 @@ fn render(status: &Status, peers: &[String]) -> String {
     if peers.is_empty() { status::render(status) } else { status::render_peers(status) }
 }
 
-fn request_status(config: &Config, peers: &[String]) -> anyhow::Result<Status> {
-    let AdminResponse::Status { mut status } = send(config, &AdminRequest::Status)? else {
-        bail!("the agent sent another response than the status")
-    };
+fn status_of(config: &Config, peers: &[String]) -> anyhow::Result<Status> {
+    let mut status = request_status(config)?;
     if !peers.is_empty() {
         status::only_peers(&mut status, peers).map_err(anyhow::Error::msg)?;
     }
     Ok(*status)
+}
+
+/// Asks the running agent for its status. Fails if no agent answers.
+pub fn request_status(config: &Config) -> anyhow::Result<Box<Status>> {
+    match send(config, &AdminRequest::Status)? {
+        AdminResponse::Status { status } => Ok(status),
+        _ => bail!("the agent sent another response than the status"),
+    }
 }
 
 /// Prints to standard output. Returns whether it is still read: `head` goes when it has enough.

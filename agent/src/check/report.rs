@@ -31,13 +31,30 @@ pub struct Finding {
     pub what: String,
 }
 
-/// The findings in the order of the file. There are at most as many as the file has keys.
-#[derive(Debug, Default)]
+/// The findings, in the order of what was judged. A check has at most as many as the file has keys.
+#[derive(Debug, Default, Serialize)]
 pub struct Report(pub(super) Vec<Finding>);
 
 impl Report {
-    pub(super) fn add(&mut self, level: Level, section: &str, what: impl Into<String>) {
+    pub(crate) fn add(&mut self, level: Level, section: &str, what: impl Into<String>) {
         self.0.push(Finding { level, section: section.into(), what: what.into() });
+    }
+
+    /// Adds at most `limit` of another report's findings that are not fine. Returns how many.
+    pub(crate) fn append_problems(&mut self, other: &Report, limit: usize) -> usize {
+        let before = self.0.len();
+        self.0.extend(other.0.iter().filter(|finding| finding.level != Level::Ok).take(limit).cloned());
+        self.0.len() - before
+    }
+
+    /// The findings, in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Finding> {
+        self.0.iter()
+    }
+
+    /// Number of errors.
+    pub fn errors(&self) -> usize {
+        self.0.iter().filter(|finding| finding.level == Level::Error).count()
     }
 
     /// The worst level.
@@ -45,7 +62,7 @@ impl Report {
         self.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
     }
 
-    pub(super) fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         for Finding { level, section, what } in &self.0 {
             let level = match level {

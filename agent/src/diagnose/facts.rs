@@ -1,0 +1,134 @@
+//! Reads what a diagnosis rests on. Changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use super::ike_probe::{self, ProbedAddress};
+use super::target::Target;
+use crate::admin;
+use crate::check;
+use crate::clock::CertificateClock;
+use crate::config::Config;
+use crate::status::{PeerReport, Status};
+
+/// Largest number of peers whose addresses are probed.
+pub(super) const MAX_PROBED_PEERS: usize = 16;
+/// Largest number of addresses that are probed for each peer.
+const MAX_ADDRESSES: usize = 8;
+/// UDP ports of IKE (RFC 7296 section 2, RFC 3948).
+const PORTS: [u16; 2] = [500, 4500];
+
+/// Everything that is judged.
+#[derive(Debug)]
+pub(super) struct Facts {
+    /// Findings about the configuration and its files.
+    pub(super) configuration: check::Report,
+    /// The running agent's status, or why there is none.
+    pub(super) status: Result<Box<Status>, String>,
+    /// What the operator asks about.
+    pub(super) target: Option<Target>,
+    pub(super) disk: Result<Disk, String>,
+    /// Probed addresses by peer.
+    pub(super) probes: BTreeMap<String, Vec<ProbedAddress>>,
+    /// Drops that XFRM counts, or why they cannot be read.
+    pub(super) drops: Result<Vec<Drops>, String>,
+}
+
+/// The file system of the state directory.
+#[derive(Debug, Clone)]
+pub(super) struct Disk {
+    pub(super) directory: PathBuf,
+    pub(super) free_bytes: u64,
+    pub(super) read_only: bool,
+}
+
+/// A counter of `/proc/net/xfrm_stat` that is not 0.
+#[derive(Debug, Clone)]
+pub(super) struct Drops {
+    pub(super) counter: String,
+    pub(super) packets: u64,
+    /// How many of them while the diagnosis ran.
+    pub(super) now: u64,
+}
+
+/// Reads the facts. `about`: a peer's name or an address.
+///
+/// # Errors
+/// If the agent runs and knows no such peer.
+pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts, String> {
+    let before = edge_xfrm::stat::read();
+    let status = admin::client::request_status(config).map_err(|error| format!("{error:#}"));
+    let target = match (about, &status) {
+        (Some(about), Ok(status)) => Some(Target::find(about, status, &config.peers)?),
+        _ => None,
+    };
+    let probed = status.as_ref().map_or(vec![], |status| to_probe(status, target.as_ref()));
+    let mut probes = BTreeMap::new();
+    let addresses: Vec<SocketAddr> = probed.iter().flat_map(|(_, addresses)| addresses.clone()).collect();
+    let mut outcomes = ike_probe::probe(&addresses).await.into_iter();
+    for (peer, addresses) in probed {
+        probes.insert(peer, outcomes.by_ref().take(addresses.len()).collect());
+    }
+    let drops = match (before, edge_xfrm::stat::read()) {
+        (Ok(before), Ok(after)) => Ok(drops(&before, after)),
+        (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
+    };
+    Ok(Facts {
+        configuration: check::report(config, &CertificateClock::default()),
+        status,
+        target,
+        disk: disk(config),
+        probes,
+        drops,
+    })
+}
+
+/// The peers in question and their addresses: those of the target, else of peers that are not up.
+fn to_probe(status: &Status, target: Option<&Target>) -> Vec<(String, Vec<SocketAddr>)> {
+    let chosen: Vec<&PeerReport> = match target {
+        Some(target) => status.peers.iter().filter(|peer| target.peer() == Some(&peer.name)).collect(),
+        None => status.peers.iter().filter(|peer| peer.phase != "up").collect(),
+    };
+    chosen.into_iter().take(MAX_PROBED_PEERS).map(|peer| (peer.name.clone(), addresses(peer))).collect()
+}
+
+/// The addresses of a peer, each with both ports of IKE unless the peer has other ports.
+fn addresses(peer: &PeerReport) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for known in peer.endpoints.iter().filter_map(|endpoint| endpoint.parse::<SocketAddr>().ok()) {
+        let both = PORTS.contains(&known.port());
+        let ports: &[u16] = if both { &PORTS } else { &[known.port()] };
+        for &port in ports {
+            let address = SocketAddr::new(known.ip(), port);
+            if addresses.len() < MAX_ADDRESSES && !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    addresses
+}
+
+fn disk(config: &Config) -> Result<Disk, String> {
+    let directory = config.state_dir.clone();
+    let found = rustix::fs::statvfs(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    Ok(Disk {
+        directory,
+        free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+        read_only: found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+    })
+}
+
+fn drops(before: &BTreeMap<String, u64>, after: BTreeMap<String, u64>) -> Vec<Drops> {
+    let counted = after.into_iter().filter(|(_, packets)| *packets > 0);
+    let drops = counted.map(|(counter, packets)| {
+        let now = packets.saturating_sub(before.get(&counter).copied().unwrap_or(0));
+        Drops { counter, packets, now }
+    });
+    drops.collect()
+}
+
+/// Whether the address is one of this machine's pods or interfaces, as far as the status tells.
+pub(super) fn is_own(status: &Status, address: IpAddr) -> bool {
+    status.host.local_addresses.contains(&address) || status.host.bridge_addresses.contains(&address)
+}

@@ -1,0 +1,344 @@
+//! What the facts mean: a finding for each, in the order of cause and effect, so that the first
+//! error is the one to mend.
+
+use super::facts::{Disk, Drops, Facts, MAX_PROBED_PEERS};
+use super::ike_probe::{ProbeOutcome, ProbedAddress};
+use super::target::Target;
+use crate::check::{Level, Report};
+use crate::status::{ChildStatus, PeerReport, Status};
+
+/// The state directory needs more than this for a new view and certificate, bytes.
+const ENOUGH_SPACE: u64 = 4 << 20;
+/// Largest number of doubts about tunnels that are up; who asks about one peer sees them all.
+const MAX_DOUBTS: usize = 16;
+/// The port at which a handshake begins (RFC 7296 section 2).
+const IKE_PORT: u16 = 500;
+/// An IKE SA whose peer was not heard for longer than this is doubtful, seconds.
+const LONG_SILENCE: u64 = 120;
+/// Smallest path MTU over which pods have the IPv6 minimum of 1280 after the overhead of ESP in
+/// UDP, bytes.
+const SMALL_PATH_MTU: u32 = 1400;
+
+/// Judges the facts.
+pub(super) fn judge(facts: &Facts) -> Report {
+    let mut report = Report::default();
+    if report.append_problems(&facts.configuration, usize::MAX) == 0 {
+        report.add(Level::Ok, "configuration", "the file and the files that it names are good");
+    }
+    match &facts.disk {
+        Ok(found) => disk(&mut report, found),
+        Err(error) => {
+            report.add(Level::Warning, "disk", format!("{error}; the agent makes its directory when it starts"))
+        }
+    }
+    let status = match &facts.status {
+        Ok(status) => status,
+        Err(error) => {
+            report.add(Level::Error, "agent", error.clone());
+            return report;
+        }
+    };
+    report.add(Level::Ok, "agent", format!("version {} answers, pid {}", status.version, status.pid));
+    controller(&mut report, status);
+    host(&mut report, status);
+    if let Some(target) = &facts.target {
+        about(&mut report, target);
+    }
+    peers(&mut report, facts, status);
+    match &facts.drops {
+        Ok(found) => drops(&mut report, found),
+        Err(error) => report.add(Level::Warning, "kernel", format!("its counters cannot be read: {error}")),
+    }
+    report
+}
+
+/// One sentence: what is wrong and what to do.
+pub(super) fn conclusion(report: &Report) -> String {
+    let first = |level| report.iter().find(|finding| finding.level == level);
+    if let Some(error) = first(Level::Error) {
+        return format!("What is wrong: {}: {}", error.section, error.what);
+    }
+    if let Some(warning) = first(Level::Warning) {
+        return format!("Nothing is broken; look at this: {}: {}", warning.section, warning.what);
+    }
+    "Nothing is wrong as far as this node can see; if packets are lost, run `edge-agent diagnose` at the other end"
+        .to_owned()
+}
+
+fn disk(report: &mut Report, disk: &Disk) {
+    let at = disk.directory.display();
+    let (level, what) = if disk.read_only {
+        (Level::Error, format!("{at} is read-only: a new view or certificate cannot be kept; mount it writable"))
+    } else if disk.free_bytes < ENOUGH_SPACE {
+        (
+            Level::Error,
+            format!("{at} has {} KiB left: a new view or certificate cannot be kept; make room", disk.free_bytes >> 10),
+        )
+    } else {
+        (Level::Ok, format!("{at} is writable and has {} MiB left", disk.free_bytes >> 20))
+    };
+    report.add(level, "disk", what);
+}
+
+fn controller(report: &mut Report, status: &Status) {
+    let Some(controller) = &status.controller else {
+        return report.add(Level::Ok, "controller", "none is configured: all peers are in the file");
+    };
+    let url = controller.url.as_deref().unwrap_or("(none tried yet)");
+    let why = controller.last_error.as_deref().map_or(String::new(), |error| format!(": {error}"));
+    match (controller.connected, status.view_version) {
+        (true, _) => report.add(Level::Ok, "controller", format!("{url} is connected")),
+        (false, Some(_)) => {
+            report.add(Level::Warning, "controller", format!("{url} is not connected, and the last view goes on{why}"))
+        }
+        (false, None) => {
+            report.add(Level::Error, "controller", format!("{url} is not connected, and there is no view{why}"))
+        }
+    }
+    match (status.view_version, &controller.refused_view) {
+        (_, Some(why)) => report.add(Level::Error, "view", why.clone()),
+        (Some(version), None) => {
+            let source = controller.view_source.as_deref().unwrap_or("?");
+            report.add(
+                Level::Ok,
+                "view",
+                format!("version {version}, from the {source}, with {} peers", status.peers.len()),
+            );
+        }
+        (None, None) => {
+            report.add(Level::Error, "view", "there is none: this node has not joined, or its first view has not come")
+        }
+    }
+    for conflict in &controller.conflicts {
+        report.add(Level::Warning, "view", conflict.clone());
+    }
+}
+
+fn host(report: &mut Report, status: &Status) {
+    if status.view_version.is_some() {
+        let (level, what) = match status.host.firewall {
+            true => (Level::Ok, "the table inet edge-cni is in place"),
+            false => (Level::Error, "the table inet edge-cni is missing: see the agent's log for what nft says"),
+        };
+        report.add(level, "firewall", what);
+    }
+    for obstacle in &status.obstacles {
+        report.add(Level::Error, "host", format!("{}; do: {}", obstacle.what, obstacle.command));
+    }
+    for dropped in &status.dropped {
+        report.add(Level::Ok, "firewall", format!("has dropped {} packets: {}", dropped.packets, dropped.what));
+    }
+    let missing = status.states.iter().filter(|state| !state.in_kernel).count();
+    if missing > 0 {
+        report.add(
+            Level::Error,
+            "kernel",
+            format!(
+                "{missing} of {} SAs are missing; the agent's log says why it cannot restore them",
+                status.states.len()
+            ),
+        );
+    }
+    if status.host.pod_mtu > 0 {
+        report.add(Level::Ok, "host", format!("pods have an MTU of {}", status.host.pod_mtu));
+    }
+}
+
+fn about(report: &mut Report, target: &Target) {
+    match target {
+        Target::Peer(_) => {}
+        Target::PeerAddress { address, network, peer } => {
+            report.add(Level::Ok, "policy", format!("{address} is in {network}, to which the tunnel to {peer} leads"));
+        }
+        Target::Local(address) => {
+            report.add(Level::Ok, "policy", format!("{address} is on this node: no tunnel is involved"));
+        }
+        Target::Blocked { address, range } => report.add(
+            Level::Error,
+            "policy",
+            format!(
+                "{address} is in {range}, and no member of this node's communities has it: its packets are dropped; \
+                 `edge-controller segment list` says who has it, `edge-controller community list` who is a member"
+            ),
+        ),
+        Target::Outside(address) => report.add(
+            Level::Warning,
+            "policy",
+            format!("{address} is in no network of the cluster: packets leave by the node's routes, in clear"),
+        ),
+    }
+}
+
+fn peers(report: &mut Report, facts: &Facts, status: &Status) {
+    let up = status.peers.iter().filter(|peer| peer.phase == "up").count();
+    match &facts.target {
+        Some(target) => {
+            for found in status.peers.iter().filter(|peer| target.peer() == Some(&peer.name)) {
+                peer(report, facts, found);
+            }
+        }
+        None => {
+            report.add(Level::Ok, "peers", format!("{up} of {} tunnels are up", status.peers.len()));
+            let mut doubts = Report::default();
+            let (up_peers, down): (Vec<_>, Vec<_>) = status.peers.iter().partition(|peer| peer.phase == "up");
+            up_peers.into_iter().for_each(|peer| tunnel(&mut doubts, peer));
+            report.append_problems(&doubts, MAX_DOUBTS);
+            let rest = down.len().saturating_sub(MAX_PROBED_PEERS);
+            down.into_iter().take(MAX_PROBED_PEERS).for_each(|found| peer(report, facts, found));
+            if rest > 0 {
+                report.add(
+                    Level::Warning,
+                    "peers",
+                    format!("{rest} further tunnels are not up; name one to diagnose it"),
+                );
+            }
+        }
+    }
+}
+
+fn peer(report: &mut Report, facts: &Facts, peer: &PeerReport) {
+    let probes = facts.probes.get(&peer.name).map(Vec::as_slice).unwrap_or_default();
+    ways(report, peer, probes);
+    if peer.phase == "up" {
+        tunnel(report, peer);
+    } else {
+        down(report, peer, probes);
+    }
+}
+
+/// What the probes found.
+fn ways(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
+    for ProbedAddress { address, outcome } in probes {
+        match outcome {
+            ProbeOutcome::Answered { path_mtu } => {
+                let mtu = path_mtu.map_or(String::new(), |mtu| format!(", path MTU {mtu}"));
+                report.add(Level::Ok, &peer.name, format!("an IKE daemon answers at {address}{mtu}"));
+                if let Some(mtu) = path_mtu.filter(|mtu| *mtu < SMALL_PATH_MTU) {
+                    report.add(
+                        Level::Warning,
+                        &peer.name,
+                        format!(
+                            "the path to {address} takes only {mtu} bytes: pods' packets of full size are cut or lost"
+                        ),
+                    );
+                }
+            }
+            // What follows from these is said once for the peer.
+            ProbeOutcome::Silent => report.add(Level::Ok, &peer.name, format!("nothing answers at UDP {address}")),
+            ProbeOutcome::Closed => report.add(Level::Ok, &peer.name, format!("UDP {address} is closed")),
+            ProbeOutcome::Unsent(error) => report.add(Level::Ok, &peer.name, format!("UDP {address}: {error}")),
+        }
+    }
+}
+
+fn tunnel(report: &mut Report, peer: &PeerReport) {
+    for sa in &peer.ike_sas {
+        let nat = match (sa.nat_local, sa.nat_remote) {
+            (false, false) => "no NAT between",
+            (true, false) => "this node is behind a NAT",
+            (false, true) => "the peer is behind a NAT",
+            (true, true) => "both are behind a NAT",
+        };
+        let level = if sa.heard_seconds_ago > LONG_SILENCE { Level::Warning } else { Level::Ok };
+        report.add(
+            level,
+            &peer.name,
+            format!("IKE SA {} - {}, {nat}, last heard {} s ago", sa.local, sa.remote, sa.heard_seconds_ago),
+        );
+    }
+    for sa in peer.child_sas.iter().filter(|sa| sa.usage == "in-use") {
+        traffic(report, peer, sa);
+    }
+}
+
+fn traffic(report: &mut Report, peer: &PeerReport, sa: &ChildStatus) {
+    let Some((received, sent)) = sa.received.zip(sa.sent) else {
+        let what = format!("the kernel lacks an SA of the CHILD_SA {}; the agent's log says why", sa.inbound_spi);
+        return report.add(Level::Error, &peer.name, what);
+    };
+    let what = format!("{} packets received, {} sent since {}", received.packets, sent.packets, sa.since);
+    if sent.packets > 0 && received.packets == 0 {
+        let transport = if sa.encapsulated { "UDP port 4500" } else { "IP protocol 50 (ESP)" };
+        return report.add(
+            Level::Warning,
+            &peer.name,
+            format!(
+                "{what}: either nobody answers there, or {transport} does not pass; run `edge-agent diagnose` there too"
+            ),
+        );
+    }
+    report.add(Level::Ok, &peer.name, what);
+}
+
+fn down(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
+    let state = format!("the tunnel is not up ({})", peer.phase);
+    if peer.endpoints.is_empty() {
+        let hint = "its address is not known here: it must connect to this node, and is not connected to the controller or behind a NAT";
+        return report.add(Level::Error, &peer.name, format!("{state}: {hint}"));
+    }
+    if let Some(hint) = closed_way(probes) {
+        return report.add(Level::Error, &peer.name, format!("{state}: {hint}"));
+    }
+    let why =
+        peer.last_error.clone().unwrap_or_else(|| "no attempt has failed yet; ask again in a few seconds".to_owned());
+    report.add(Level::Error, &peer.name, format!("{state}: {why}"));
+}
+
+/// What is wrong with the way to a peer, if no IKE daemon answers there, or only at port 500.
+fn closed_way(probes: &[ProbedAddress]) -> Option<String> {
+    let (answering, rest): (Vec<_>, Vec<_>) =
+        probes.iter().partition(|probe| matches!(probe.outcome, ProbeOutcome::Answered { .. }));
+    let addresses = rest.iter().map(|probe| probe.address.to_string()).collect::<Vec<_>>().join(" ");
+    if let Some(only) = answering.first().filter(|_| answering.iter().all(|probe| probe.address.port() == IKE_PORT)) {
+        let ip = only.address.ip();
+        return rest.iter().any(|probe| probe.address.ip() == ip).then(|| {
+            format!("{ip} answers at UDP port {IKE_PORT} alone: open port 4500 too, on the way and there; ESP and the end of the handshake use it")
+        });
+    }
+    if !answering.is_empty() || rest.is_empty() {
+        return None;
+    }
+    Some(if rest.iter().all(|probe| matches!(probe.outcome, ProbeOutcome::Unsent(_))) {
+        format!("this node cannot send to {addresses}: look at its links, routes and firewall")
+    } else if rest.iter().any(|probe| probe.outcome == ProbeOutcome::Closed) {
+        format!("no IKE daemon runs at {addresses}: start it there")
+    } else {
+        format!(
+            "nothing answers at {addresses}: UDP ports 500 and 4500 must be open on the way and there, and the machine must be up"
+        )
+    })
+}
+
+/// What XFRM dropped. Only what grows while one looks is worth a warning.
+fn drops(report: &mut Report, drops: &[Drops]) {
+    for Drops { counter, packets, now } in drops {
+        let level = if *now > 0 { Level::Warning } else { Level::Ok };
+        let meaning = meaning(counter);
+        report.add(level, "kernel", format!("{counter}: {packets} packets dropped, {now} of them just now: {meaning}"));
+    }
+}
+
+/// The meaning of a counter of `/proc/net/xfrm_stat` on a node (Linux
+/// Documentation/networking/xfrm/xfrm_proc.rst).
+fn meaning(counter: &str) -> &'static str {
+    match counter {
+        "XfrmOutPolBlock" => "a pod or this node sent to a range to which no tunnel leads",
+        "XfrmInPolBlock" => {
+            "they came in clear with a source in the cluster's ranges: forged, or from a neighbour on the LAN"
+        }
+        "XfrmInNoPols" => "they came out of a tunnel, and no peer may use their source",
+        "XfrmInTmplMismatch" => {
+            "they came out of a tunnel and their source belongs to another peer, or in clear where a tunnel is demanded"
+        }
+        "XfrmInStateProtoError" => "their integrity check failed: damaged, forged, or from a sender with other keys",
+        "XfrmInNoStates" => "their SA is gone here: the peer still sends with old keys, or somebody guesses",
+        "XfrmOutNoStates" => "there was no SA yet, or no longer",
+        "XfrmInStateSeqError" => "they came twice, or too late for the replay window",
+        "XfrmInStateModeError" | "XfrmInStateMismatch" => "their SA does not fit the policy",
+        "XfrmOutStateExpired" | "XfrmInStateExpired" => "their SA had ended",
+        "XfrmInError" | "XfrmOutError" | "XfrmInBufferError" | "XfrmOutBundleGenError" => {
+            "the kernel lacked memory or a route"
+        }
+        _ => "see the kernel's documentation, xfrm_proc.rst",
+    }
+}

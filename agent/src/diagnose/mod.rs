@@ -1,0 +1,46 @@
+//! `edge-agent diagnose`: says what keeps a node, a peer or a pod from being reached. It asks the
+//! running agent, the kernel and the peers' ports, changes nothing, and ends with one sentence.
+//!
+//! - `facts`: reads what the diagnosis rests on.
+//! - `ike_probe`: asks whether an IKE daemon answers at an address.
+//! - `target`: what the operator asks about.
+//! - `judgement`: what the facts mean. Pure.
+
+mod facts;
+mod ike_probe;
+mod judgement;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use crate::check::Report;
+use crate::config::Config;
+
+/// What `edge-agent diagnose --json` prints.
+#[derive(Debug, Serialize)]
+struct Diagnosis<'a> {
+    findings: &'a Report,
+    conclusion: &'a str,
+}
+
+/// Prints the diagnosis of this node, or of what `about` names: a peer, or an address. Fails if
+/// something is wrong, or `about` is unknown.
+pub fn diagnose(config: &Config, about: Option<&str>, json: bool) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let facts = runtime.block_on(facts::gather(config, about)).map_err(anyhow::Error::msg)?;
+    let report = judgement::judge(&facts);
+    let conclusion = judgement::conclusion(&report);
+    let text = if json {
+        serde_json::to_string_pretty(&Diagnosis { findings: &report, conclusion: &conclusion })? + "\n"
+    } else {
+        format!("{}\n{conclusion}\n", report.render())
+    };
+    std::io::stdout().lock().write_all(text.as_bytes()).context("standard output")?;
+    anyhow::ensure!(report.errors() == 0, "{} of {} findings are errors", report.errors(), report.iter().len());
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! What the operator asks about: a peer, or the peer to which an address belongs.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::facts::is_own;
+use crate::config::PeerSection;
+use crate::status::{PolicyEntry, Status};
+
+/// What a diagnosis is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    /// A peer.
+    Peer(String),
+    /// An address that a peer's networks contain.
+    PeerAddress {
+        /// The address.
+        address: IpAddr,
+        /// The network of the policy that leads to the peer.
+        network: IpNetwork,
+        /// The peer's name.
+        peer: String,
+    },
+    /// An address of this node or of a segment of it.
+    Local(IpAddr),
+    /// An address in the cluster's ranges to which no tunnel of this node leads.
+    Blocked {
+        /// The address.
+        address: IpAddr,
+        /// The range.
+        range: IpNetwork,
+    },
+    /// An address outside of everything that the agent knows.
+    Outside(IpAddr),
+}
+
+impl Target {
+    /// Finds what the text means. `static_peers` are those of the configuration. Fails if it is
+    /// neither an address nor a peer's name.
+    pub(super) fn find(text: &str, status: &Status, static_peers: &[PeerSection]) -> Result<Self, String> {
+        if let Some(peer) = status.peers.iter().find(|peer| peer.name == text) {
+            return Ok(Self::Peer(peer.name.clone()));
+        }
+        let address: IpAddr = text
+            .parse()
+            .map_err(|_| format!("{text:?} is neither a peer nor an address; `edge-agent status` lists the peers"))?;
+        if is_own(status, address) {
+            return Ok(Self::Local(address));
+        }
+        // The kernel applies the policy with the smallest priority.
+        let policies = status.policies.iter().filter(|policy| policy.direction == "out");
+        let applies =
+            policies.filter(|policy| policy.destination.contains(address)).min_by_key(|policy| policy.priority);
+        Ok(match applies {
+            Some(policy) => Self::by_policy(address, policy, status),
+            // A static peer has policies only while its tunnel is up.
+            None => static_peers
+                .iter()
+                .find_map(|peer| {
+                    let network = *peer.remote_subnets.iter().find(|network| network.contains(address))?;
+                    Some(Self::PeerAddress { address, network, peer: peer.name.to_string() })
+                })
+                .unwrap_or(Self::Outside(address)),
+        })
+    }
+
+    fn by_policy(address: IpAddr, policy: &PolicyEntry, status: &Status) -> Self {
+        let range = policy.destination;
+        if policy.action == "block" {
+            return Self::Blocked { address, range };
+        }
+        let Some(template) = &policy.template else { return Self::Local(address) };
+        match status.peers.iter().find(|peer| peer.reqid == Some(template.reqid)) {
+            Some(peer) => Self::PeerAddress { address, network: range, peer: peer.name.clone() },
+            None => Self::Blocked { address, range },
+        }
+    }
+
+    /// The peer that it is about.
+    pub(super) fn peer(&self) -> Option<&String> {
+        match self {
+            Self::Peer(peer) | Self::PeerAddress { peer, .. } => Some(peer),
+            Self::Local(_) | Self::Blocked { .. } | Self::Outside(_) => None,
+        }
+    }
+}

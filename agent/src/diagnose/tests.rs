@@ -1,0 +1,264 @@
+use std::net::SocketAddr;
+
+use super::facts::{Disk, Drops, Facts};
+use super::ike_probe::{ProbeOutcome, ProbedAddress};
+use super::judgement::{conclusion, judge};
+use super::target::Target;
+use crate::check::{Level, Report};
+use crate::host::Obstacle;
+use crate::membership::ControllerStatus;
+use crate::status::{ChildStatus, Counters, PeerReport, PolicyEntry, StateEntry, Status, TemplateEntry};
+
+const ADDRESS: &str = "203.0.113.10:500";
+
+fn policy(destination: &str, priority: u32, action: &str, reqid: Option<u32>) -> PolicyEntry {
+    PolicyEntry {
+        direction: "out".into(),
+        source: "0.0.0.0/0".parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        priority,
+        action: action.into(),
+        template: reqid.map(|reqid| TemplateEntry { reqid, source: None, destination: None }),
+    }
+}
+
+fn child() -> ChildStatus {
+    let counters = Some(Counters { packets: 7, bytes: 588 });
+    ChildStatus {
+        inbound_spi: "0xc0000001".into(),
+        outbound_spi: "0xc0000002".into(),
+        cipher: "aes256gcm16".into(),
+        esn: true,
+        encapsulated: true,
+        local: "192.0.2.1:4500".into(),
+        remote: "203.0.113.10:4500".into(),
+        local_selectors: vec![],
+        remote_selectors: vec![],
+        usage: "in-use".into(),
+        since: "2026-01-01T00:00:00Z".into(),
+        received: counters,
+        sent: counters,
+    }
+}
+
+fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
+    PeerReport {
+        name: name.into(),
+        origin: "view".into(),
+        phase: phase.into(),
+        reqid: Some(reqid),
+        endpoints: vec![ADDRESS.into()],
+        ike_sas: vec![],
+        child_sas: if phase == "up" { vec![child()] } else { vec![] },
+        last_error: None,
+    }
+}
+
+/// A node on which nothing is wrong: its peers are `hub` and `edge-2`.
+fn healthy() -> Facts {
+    let status = Status {
+        version: "1".into(),
+        pid: 1,
+        node: Some("edge-1".into()),
+        role: Some("edge".into()),
+        view_version: Some(7),
+        controller: Some(ControllerStatus {
+            url: Some("https://cloud:8443".into()),
+            connected: true,
+            view_source: Some("controller".into()),
+            ..ControllerStatus::default()
+        }),
+        peers: vec![peer("hub", 1, "up"), peer("edge-2", 2, "up")],
+        states: vec![StateEntry {
+            source: "192.0.2.1".parse().unwrap(),
+            destination: "203.0.113.10".parse().unwrap(),
+            protocol: "esp".into(),
+            spi: "0xc0000001".into(),
+            reqid: 1,
+            mode: "tunnel".into(),
+            direction: "in".into(),
+            algorithm: None,
+            encap: None,
+            in_kernel: true,
+        }],
+        policies: vec![
+            policy("10.96.0.0/12", 10_100, "allow", Some(1)),
+            policy("10.233.2.0/28", 10_050, "allow", Some(2)),
+            policy("10.233.1.0/28", 20_000, "allow", None),
+            policy("10.233.0.0/16", 30_000, "block", Some(0xecf0_0000)),
+        ],
+        host: crate::host::HostState { firewall: true, pod_mtu: 1420, ..Default::default() },
+        obstacles: vec![],
+        dropped: vec![],
+        incidents: vec![],
+    };
+    Facts {
+        configuration: Report::default(),
+        status: Ok(Box::new(status)),
+        target: None,
+        disk: Ok(Disk { directory: "/var/lib/edge-agent".into(), free_bytes: 1 << 30, read_only: false }),
+        probes: Default::default(),
+        drops: Ok(vec![]),
+    }
+}
+
+/// The conclusion after this change of a healthy node.
+fn concluded(change: impl FnOnce(&mut Facts, &mut Status)) -> String {
+    let mut facts = healthy();
+    let mut status = *std::mem::replace(&mut facts.status, Err(String::new())).unwrap();
+    change(&mut facts, &mut status);
+    if facts.status == Err(String::new()) {
+        facts.status = Ok(Box::new(status));
+    }
+    conclusion(&judge(&facts))
+}
+
+/// The conclusion if edge-2 is not up, and its ports answered like this.
+fn with_probes(outcomes: &[(u16, ProbeOutcome)]) -> String {
+    concluded(|facts, status| {
+        status.peers[1] = peer("edge-2", 2, "waiting");
+        status.peers[1].last_error = Some("the peer did not accept our pre-shared key".into());
+        let probe = |(port, outcome): &(u16, ProbeOutcome)| ProbedAddress {
+            address: SocketAddr::new("203.0.113.10".parse().unwrap(), *port),
+            outcome: outcome.clone(),
+        };
+        facts.probes.insert("edge-2".into(), outcomes.iter().map(probe).collect());
+    })
+}
+
+#[test]
+fn a_healthy_node_has_no_complaint_and_points_at_the_other_end() {
+    let facts = healthy();
+    let report = judge(&facts);
+    assert!(report.iter().all(|finding| finding.level == Level::Ok), "{}", report.render());
+    assert!(conclusion(&report).starts_with("Nothing is wrong as far as this node can see"));
+}
+
+#[test]
+fn what_is_wrong_with_the_node_itself_is_named_before_its_consequences() {
+    let cases: Vec<(&str, String)> = vec![
+        (
+            "configuration: psk is empty",
+            concluded(|facts, status| {
+                facts.configuration.add(Level::Error, "configuration", "psk is empty");
+                status.peers[0].phase = "waiting".into();
+            }),
+        ),
+        (
+            "disk: /var/lib/edge-agent is read-only",
+            concluded(|facts, _| {
+                facts.disk.as_mut().unwrap().read_only = true;
+            }),
+        ),
+        (
+            "disk: /var/lib/edge-agent has 12 KiB left",
+            concluded(|facts, _| {
+                facts.disk.as_mut().unwrap().free_bytes = 12 << 10;
+            }),
+        ),
+        ("agent: no agent answers", concluded(|facts, _| facts.status = Err("no agent answers".into()))),
+        (
+            "controller: https://cloud:8443 is not connected, and there is no view: refused",
+            concluded(|_, status| {
+                let controller = status.controller.as_mut().unwrap();
+                (controller.connected, controller.last_error) = (false, Some("refused".into()));
+                status.view_version = None;
+            }),
+        ),
+        (
+            "view: its ranges hold the gateway",
+            concluded(|_, status| {
+                status.controller.as_mut().unwrap().refused_view = Some("its ranges hold the gateway".into());
+            }),
+        ),
+        ("firewall: the table inet edge-cni is missing", concluded(|_, status| status.host.firewall = false)),
+        (
+            "host: FORWARD drops; do: iptables -P FORWARD ACCEPT",
+            concluded(|_, status| {
+                let (what, command) = ("FORWARD drops".into(), "iptables -P FORWARD ACCEPT".into());
+                status.obstacles.push(Obstacle { what, command });
+            }),
+        ),
+        ("kernel: 1 of 1 SAs are missing", concluded(|_, status| status.states[0].in_kernel = false)),
+    ];
+    for (expected, found) in cases {
+        assert!(found.starts_with(&format!("What is wrong: {expected}")), "{expected}: {found}");
+    }
+}
+
+#[test]
+fn a_tunnel_that_is_not_up_is_explained_by_the_first_thing_on_its_way_that_fails() {
+    use ProbeOutcome::{Answered, Closed, Silent, Unsent};
+    let answered = || Answered { path_mtu: Some(1500) };
+    let unsent = || Unsent("Network is unreachable".into());
+    let cases = [
+        ("did not accept our pre-shared key", with_probes(&[(500, answered()), (4500, answered())])),
+        ("answers at UDP port 500 alone: open port 4500", with_probes(&[(500, answered()), (4500, Silent)])),
+        ("nothing answers at 203.0.113.10:500 203.0.113.10:4500", with_probes(&[(500, Silent), (4500, Silent)])),
+        ("no IKE daemon runs at 203.0.113.10:500", with_probes(&[(500, Closed), (4500, Closed)])),
+        ("this node cannot send to 203.0.113.10:500", with_probes(&[(500, unsent()), (4500, unsent())])),
+        (
+            "its address is not known here",
+            concluded(|_, status| {
+                status.peers[1] = peer("edge-2", 2, "idle");
+                status.peers[1].endpoints.clear();
+            }),
+        ),
+    ];
+    for (expected, found) in cases {
+        assert!(
+            found.starts_with("What is wrong: edge-2: the tunnel is not up") && found.contains(expected),
+            "{found}"
+        );
+    }
+}
+
+#[test]
+fn a_tunnel_that_is_up_is_doubted_if_nothing_comes_back_or_the_kernel_lacks_it() {
+    let one_way = concluded(|_, status| {
+        status.peers[1].child_sas[0].received = Some(Counters { packets: 0, bytes: 0 });
+    });
+    assert!(
+        one_way.contains("Nothing is broken") && one_way.contains("run `edge-agent diagnose` there too"),
+        "{one_way}"
+    );
+    let missing = concluded(|facts, status| {
+        status.peers[1].child_sas[0].sent = None;
+        facts.target = Some(Target::Peer("edge-2".into()));
+    });
+    assert!(missing.contains("the kernel lacks an SA of the CHILD_SA 0xc0000001"), "{missing}");
+}
+
+#[test]
+fn drops_count_only_while_one_looks() {
+    let drops = |now| {
+        concluded(|facts, _| {
+            facts.drops = Ok(vec![Drops { counter: "XfrmInNoPols".into(), packets: 9, now }]);
+        })
+    };
+    assert!(drops(0).starts_with("Nothing is wrong"));
+    let growing = drops(2);
+    assert!(
+        growing.contains("XfrmInNoPols: 9 packets dropped, 2 of them just now: they came out of a tunnel"),
+        "{growing}"
+    );
+}
+
+#[test]
+fn an_address_leads_to_the_peer_of_the_strongest_policy() {
+    let status = *healthy().status.unwrap();
+    let found = |text: &str| Target::find(text, &status, &[]);
+    assert_eq!(found("edge-2"), Ok(Target::Peer("edge-2".into())));
+    let edge_2 = found("10.233.2.5").unwrap();
+    assert_eq!(edge_2.peer(), Some(&"edge-2".to_owned()), "although the guard's range holds it too");
+    assert_eq!(found("10.96.0.10").unwrap().peer(), Some(&"hub".to_owned()));
+    assert_eq!(found("10.233.1.3"), Ok(Target::Local("10.233.1.3".parse().unwrap())));
+    assert!(matches!(found("10.233.9.9"), Ok(Target::Blocked { .. })));
+    assert_eq!(found("8.8.8.8"), Ok(Target::Outside("8.8.8.8".parse().unwrap())));
+    assert!(found("edge-9").unwrap_err().contains("neither a peer nor an address"));
+    let blocked = concluded(|facts, _| facts.target = Some(found("10.233.9.9").unwrap()));
+    assert!(
+        blocked.contains("10.233.9.9 is in 10.233.0.0/16, and no member of this node's communities has it"),
+        "{blocked}"
+    );
+}
