@@ -21,6 +21,8 @@ pub struct EndpointConfig {
     pub cookie_threshold: usize,
     /// Most half-open IKE SAs. Further IKE_SA_INIT requests are dropped.
     pub half_open_limit: usize,
+    /// Most attempts at once that packets begin ([`crate::Endpoint::acquire`]); at least 1 counts.
+    pub acquire_limit: usize,
     /// Messages larger than this are sent in fragments if the peer supports that (RFC 7383). Bytes
     /// of UDP payload.
     pub fragment_size: usize,
@@ -40,6 +42,7 @@ impl Default for EndpointConfig {
             nat_port: 4500,
             cookie_threshold: 64,
             half_open_limit: 4096,
+            acquire_limit: 32,
             fragment_size: 1232,
             certificate_grace: Duration::ZERO,
             esp_reported: false,
@@ -113,7 +116,8 @@ pub struct PeerConfig {
     pub ike_proposals: Vec<IkeProposal>,
     /// The one CHILD_SA wanted with this peer.
     pub child: ChildConfig,
-    /// Whether we begin, and begin again when the peer is lost.
+    /// Whether we begin, and begin again when the peer is lost. If not, the peer begins, or a
+    /// packet ([`crate::Endpoint::acquire`]).
     pub initiate: bool,
     /// Whether we make both ends detect a NAT, so that ESP travels in UDP.
     pub force_encapsulation: bool,

@@ -91,6 +91,8 @@ pub struct Driver {
     pub(super) host: watch::Receiver<HostState>,
     sockets: Vec<Arc<Socket>>,
     pub(super) kernel_events: AsyncFd<EventSocket>,
+    /// How long the kernel reports no further packet of a flow that waits for an SA.
+    pub(super) acquire_lifetime: Duration,
     /// `None`: the kernel does not report ESP.
     esp_events: Option<AsyncFd<EspEventSocket>>,
 }
@@ -143,6 +145,7 @@ impl Driver {
             host,
             sockets,
             kernel_events: datagram_socket::watch(events)?,
+            acquire_lifetime: edge_xfrm::events::acquire_lifetime(),
             esp_events,
         })
     }

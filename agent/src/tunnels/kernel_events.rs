@@ -20,7 +20,8 @@ impl Driver {
             match event {
                 Event::Acquire { reqid, .. } => {
                     if let Some(peer) = self.environment.reqids.peer(reqid) {
-                        self.endpoint.connect(&peer, now, &mut self.environment);
+                        let until = now + self.acquire_lifetime;
+                        self.endpoint.acquire(&peer, until, now, &mut self.environment);
                     }
                 }
                 Event::Expire { id, hard: false, .. } => {

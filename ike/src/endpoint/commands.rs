@@ -38,15 +38,20 @@ impl Endpoint {
         let unreached = |peer: &&Peer| {
             peer.sas.is_empty()
                 && peer.child_sas.outbound().is_none()
-                && (peer.attempt.is_some() || peer.retry_at.is_some())
+                && (peer.attempt.is_some() || (peer.retry_at.is_some() && peer.should_initiate(now)))
         };
         let names: Vec<PeerName> = self.peers.values().filter(unreached).map(|peer| peer.name().clone()).collect();
         for name in names {
-            self.connect(&name, now, env);
+            let _span = peer_span(&name).entered();
+            if let Some(peer) = self.peers.get_mut(&name) {
+                peer.reset_backoff();
+            }
+            self.start_or_queue_attempt(&name, now, env);
+            self.schedule_peer(&name);
         }
     }
 
-    fn want_child(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+    pub(super) fn want_child(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.child_sas.outbound().is_none()) else {
             return;
         };
@@ -191,7 +196,7 @@ impl Endpoint {
             }
         }
         peer.reauthenticate |= replace;
-        let begin = replace || (peer.sas.is_empty() && (peer.should_initiate() || peer.attempt.is_some()));
+        let begin = replace || (peer.sas.is_empty() && (peer.should_initiate(now) || peer.attempt.is_some()));
         for spi in peer.sas.clone() {
             self.schedule(spi);
         }

@@ -15,8 +15,8 @@ use crate::time::Instant;
 
 impl Endpoint {
     /// Adds a peer, or updates the peer of this name. The same configuration again changes nothing.
-    /// Other `remotes` alone do not shorten a wait after a failure. A running tunnel stays, except
-    /// in these cases:
+    /// Other `remotes` alone shorten a wait after a failure to ten seconds. A running tunnel stays,
+    /// except in these cases:
     /// - Identities changed: it ends and begins again.
     /// - The pre-shared key or selectors changed, and we initiate: a new IKE SA replaces it without
     ///   a gap.
@@ -35,7 +35,7 @@ impl Endpoint {
         let Some(peer) = self.peers.get(&name) else {
             let peer = Peer::new(Arc::new(Profile::new(config)?));
             self.peer_index.add(&peer.profile);
-            let begin = peer.should_initiate();
+            let begin = peer.should_initiate(now);
             self.peers.insert(name.clone(), peer);
             if begin {
                 self.start_attempt(&name, now, env);
@@ -62,8 +62,9 @@ impl Endpoint {
             return Ok(());
         }
         peer.reset_backoff();
-        peer.reauthenticate = change == ConfigChange::Reauthenticate && peer.should_initiate() && !peer.sas.is_empty();
-        if peer.should_initiate() && (peer.reauthenticate || peer.sas.is_empty()) {
+        peer.reauthenticate =
+            change == ConfigChange::Reauthenticate && peer.should_initiate(now) && !peer.sas.is_empty();
+        if peer.should_initiate(now) && (peer.reauthenticate || peer.sas.is_empty()) {
             self.cancel_attempt(&name, now, env);
             self.start_attempt(&name, now, env);
         }

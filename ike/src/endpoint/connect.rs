@@ -75,11 +75,12 @@ impl Endpoint {
         }
     }
 
-    /// The peer has other addresses. New ones join a running attempt. A wait after a failure goes
-    /// on: the peer itself decides its addresses and how often they change, and must not
-    /// make us send more.
+    /// The peer has other addresses. New ones join a running attempt. A wait after a failure is
+    /// shortened, but does not end at once: the peer itself decides its addresses and how often
+    /// they change, and must not make us send more.
     pub(super) fn addresses_changed(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
-        let Some(peer) = self.peers.get(name).filter(|peer| peer.should_initiate() && peer.sas.is_empty()) else {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.should_initiate(now) && peer.sas.is_empty())
+        else {
             return;
         };
         match &peer.attempt {
@@ -89,8 +90,11 @@ impl Endpoint {
                 new.truncate(attempt.remaining_candidates());
                 self.send_init_to(name, new, now, env);
             }
-            None if peer.retry_at.is_none() => self.start_attempt(name, now, env),
-            None => {}
+            None if peer.retry_at.is_none() => self.start_or_queue_attempt(name, now, env),
+            None => {
+                peer.shorten_wait(now);
+                self.schedule_peer(name);
+            }
         }
     }
 
@@ -99,6 +103,7 @@ impl Endpoint {
         let Some(attempt) = self.peers.get_mut(name).and_then(|peer| peer.attempt.take()) else {
             return;
         };
+        self.acquire_attempt_over(name, now);
         for spi in attempt.initiating.into_iter().chain(attempt.authenticating) {
             if let Some(SaState::InitiatorAuth(_, auth)) = self.sas.remove(&spi) {
                 auth.release(&mut context!(self, now, env));
@@ -233,10 +238,11 @@ impl Endpoint {
                 Some(AttemptFailure { error, reported: true }) => peer.last_error = Some(error),
                 None => {}
             }
-            if peer.should_initiate() || peer.reauthenticate {
+            if peer.should_retry() {
                 peer.schedule_retry(&mut cx);
             }
         }
+        self.acquire_attempt_over(name, now);
         self.schedule_peer(name);
     }
 }

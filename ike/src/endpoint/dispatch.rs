@@ -22,6 +22,9 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloa
 //= RFC 7296 2 SHOULD 2: messages of 3000 octets
 const MAX_INIT_REQUEST: usize = 4096;
 
+/// Most peers at one address that a datagram from there concerns. Many may be behind one NAT.
+const MAX_HEARD_PEERS: usize = 8;
+
 impl Endpoint {
     /// Takes a datagram from a socket. `local` is its destination address (IP_PKTINFO) with the
     /// socket's port. On the socket of `nat_port` the payload still has the non-ESP marker.
@@ -55,6 +58,7 @@ impl Endpoint {
             match owner {
                 DeadlineOwner::Sa(spi) => self.handle_sa_timeout(spi, now, env),
                 DeadlineOwner::Peer(name) => self.handle_peer_timeout(&name, now, env),
+                DeadlineOwner::AcquireQueue => self.start_queued_attempts(now, env),
             }
         }
     }
@@ -67,8 +71,8 @@ impl Endpoint {
         peer.child_sas.handle_timeout(now, &mut self.out);
         if peer.retry_at.is_some_and(|at| at <= now) {
             peer.retry_at = None;
-            if peer.reauthenticate || (peer.sas.is_empty() && peer.should_initiate()) {
-                self.start_attempt(name, now, env);
+            if peer.reauthenticate || (peer.sas.is_empty() && peer.should_initiate(now)) {
+                self.start_or_queue_attempt(name, now, env);
             }
         }
         self.schedule_peer(name);
@@ -102,6 +106,7 @@ impl Endpoint {
             // RFC 7296 2.21.4 allows INVALID_IKE_SPI in clear. A peer must not act on it, so we do
             // not send it.
             tracing::trace!(%remote, spi = format_args!("{spi:016x}"), "message for no IKE SA of ours");
+            self.address_heard(remote, now);
             return;
         };
         let _span = state.peer().map(|name| peer_span(name).entered());
@@ -140,6 +145,18 @@ impl Endpoint {
                 last_response.repeat(datagram, local, remote, &mut context!(self, now, env));
                 self.sas.insert(spi, SaState::Closed(last_response, until));
             }
+        }
+    }
+
+    /// Something came from this address that nothing authenticates. If a peer with this address
+    /// waits after a failure, it may be there again.
+    fn address_heard(&mut self, remote: SocketAddr, now: Instant) {
+        let names: Vec<PeerName> = self.peer_index.at_address(remote.ip()).take(MAX_HEARD_PEERS).cloned().collect();
+        for name in names {
+            if let Some(peer) = self.peers.get_mut(&name) {
+                peer.shorten_wait(now);
+            }
+            self.schedule_peer(&name);
         }
     }
 
@@ -240,6 +257,7 @@ impl Endpoint {
         let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
             InitOutcome::HalfOpen(half_open) => {
+                self.address_heard(remote, now);
                 let spi = half_open.spi();
                 let octets = half_open.octets();
                 self.initiation_guard.count_work(half_open.group());

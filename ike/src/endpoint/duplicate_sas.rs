@@ -226,7 +226,7 @@ impl Endpoint {
             cx.out.event(event);
             sa.delete_reported_down(&mut crate::child_sas::ChildSas::new(name.clone()), &mut cx);
             peer.sas.retain(|known| *known != spi);
-            if peer.should_initiate() || peer.reauthenticate {
+            if peer.should_retry() {
                 peer.schedule_retry(&mut cx);
             }
         }

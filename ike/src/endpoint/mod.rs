@@ -14,6 +14,7 @@
 //! whose IKE SA would lose stops its attempt while that is still in IKE_SA_INIT. And no end
 //! replaces an IKE SA of which it is the responder before the initiator has sent a message on it.
 
+mod acquire;
 mod attempt;
 mod commands;
 mod configure;

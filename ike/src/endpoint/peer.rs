@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::acquire::{FAILURE_MEMORY, MAX_RETRY};
 use super::attempt::Attempt;
 use crate::auth::canonical_identity;
 use crate::child_sas::{ChildSas, Spi};
@@ -14,6 +15,10 @@ use crate::output::{Context, Output};
 use crate::sa::Profile;
 use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
+
+/// Shortest time between a failed attempt and the next one if something that anybody may have sent
+/// leads to it.
+const UNPROVEN_WAIT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 thread_local! {
@@ -34,6 +39,10 @@ pub(super) struct Peer {
     pub(super) retry_at: Option<Instant>,
     /// The next wait after a failure.
     backoff: Duration,
+    /// When an attempt last failed, until a success.
+    failed_at: Option<Instant>,
+    /// Until when a packet waits for a tunnel ([`super::Endpoint::acquire`]).
+    pub(super) acquired_until: Option<Instant>,
     /// The owner terminated the peer: no attempt starts by itself.
     pub(super) terminated: bool,
     /// A new IKE SA is to replace the present one.
@@ -53,6 +62,8 @@ impl Peer {
             attempt: None,
             retry_at: None,
             backoff,
+            failed_at: None,
+            acquired_until: None,
             terminated: false,
             reauthenticate: false,
             last_error: None,
@@ -78,21 +89,56 @@ impl Peer {
         (ours != theirs).then_some(ours < theirs)
     }
 
-    /// Whether attempts start by themselves.
-    pub(super) fn should_initiate(&self) -> bool {
-        self.config().initiate && !self.terminated
+    /// Whether attempts start by themselves: the configuration says so, or a packet waits.
+    pub(super) fn should_initiate(&self, now: Instant) -> bool {
+        let acquired = self.acquired_until.is_some_and(|until| now < until);
+        (self.config().initiate || acquired) && !self.terminated
+    }
+
+    /// Whether the next attempt is scheduled after a failure. If only packets begin attempts, the
+    /// wait counts also for a packet that comes later.
+    pub(super) fn should_retry(&self) -> bool {
+        (self.config().initiate || self.acquired_until.is_some()) && !self.terminated || self.reauthenticate
+    }
+
+    /// Whether the last attempt failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed_at.is_some()
+    }
+
+    /// Begins again with the shortest wait if the last failure was long ago.
+    pub(super) fn forget_old_failure(&mut self, now: Instant) {
+        if self.failed_at.is_some_and(|failed| now >= failed + FAILURE_MEMORY) {
+            self.reset_backoff();
+        }
+    }
+
+    fn longest_wait(&self) -> Duration {
+        let longest = self.config().timing.retry_max;
+        if self.config().initiate { longest } else { longest.min(MAX_RETRY) }
+    }
+
+    /// Something says that the peer may be reached again. If nothing proves who said it, a wait
+    /// after a failure is still [`UNPROVEN_WAIT`] long, so that nobody makes us send more.
+    pub(super) fn shorten_wait(&mut self, now: Instant) {
+        if let (Some(at), Some(failed)) = (self.retry_at, self.failed_at) {
+            self.retry_at = Some(at.min((failed + UNPROVEN_WAIT).max(now)));
+        }
     }
 
     /// Forgets past failures: no wait is running, and the next one is the shortest.
     pub(super) fn reset_backoff(&mut self) {
         self.backoff = self.config().timing.retry;
         self.retry_at = None;
+        self.failed_at = None;
     }
 
-    /// Schedules the next attempt. The wait doubles each time, up to `retry_max`.
+    /// Schedules the next attempt after a failure. The wait doubles each time, up to the longest
+    /// one.
     pub(super) fn schedule_retry(&mut self, cx: &mut Context<'_>) {
         self.retry_at = Some(cx.now + cx.jittered(self.backoff));
-        self.backoff = self.backoff.saturating_mul(2).min(self.config().timing.retry_max);
+        self.failed_at = Some(cx.now);
+        self.backoff = self.backoff.saturating_mul(2).min(self.longest_wait());
     }
 
     /// Reports a failure to the owner.

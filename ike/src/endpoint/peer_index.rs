@@ -21,7 +21,7 @@ pub(super) struct PeerIndex {
 /// them begins. Each setting is counted, so that it goes with the last peer that has it.
 #[derive(Debug, Default)]
 struct InitTerms {
-    peers: usize,
+    peers: BTreeSet<PeerName>,
     proposals: Vec<(IkeProposal, usize)>,
     certificate_requests: Vec<(CertificateRequest, usize)>,
     force_encapsulation: usize,
@@ -44,7 +44,7 @@ impl PeerIndex {
         for address in addresses(profile) {
             if let Some(terms) = self.by_address.get_mut(&address) {
                 terms.remove(profile);
-                if terms.peers == 0 {
+                if terms.peers.is_empty() {
                     self.by_address.remove(&address);
                 }
             }
@@ -88,6 +88,11 @@ impl PeerIndex {
         self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).force_encapsulation > 0
     }
 
+    /// The peers with this address.
+    pub(super) fn at_address(&self, address: IpAddr) -> impl Iterator<Item = &PeerName> {
+        self.by_address.get(&address.to_canonical()).into_iter().flat_map(|terms| &terms.peers)
+    }
+
     /// The peers with this identity.
     pub(super) fn with_identity(&self, identity: &Identity) -> impl Iterator<Item = &PeerName> {
         self.by_identity.get(&canonical_identity(identity)).into_iter().flatten()
@@ -96,7 +101,7 @@ impl PeerIndex {
 
 impl InitTerms {
     fn add(&mut self, profile: &Profile) {
-        self.peers = self.peers.saturating_add(1);
+        self.peers.insert(profile.config.name.clone());
         for proposal in &profile.config.ike_proposals {
             count(&mut self.proposals, proposal);
         }
@@ -108,7 +113,7 @@ impl InitTerms {
     }
 
     fn remove(&mut self, profile: &Profile) {
-        self.peers = self.peers.saturating_sub(1);
+        self.peers.remove(&profile.config.name);
         for proposal in &profile.config.ike_proposals {
             discount(&mut self.proposals, proposal);
         }

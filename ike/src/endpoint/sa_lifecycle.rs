@@ -167,7 +167,7 @@ impl Endpoint {
         peer.sas.retain(|known| *known != spi);
         if peer.sas.is_empty() {
             peer.reauthenticate = false;
-            if peer.attempt.is_none() && peer.should_initiate() {
+            if peer.attempt.is_none() && peer.should_retry() {
                 peer.schedule_retry(&mut cx);
             }
         }
@@ -230,7 +230,7 @@ impl Endpoint {
         if let CloseReason::Failed(error) = reason {
             peer.report_failure(error, cx.out);
         }
-        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate() {
+        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate(now) {
             if timeout {
                 // The peer answered until lately: do not wait.
                 peer.reset_backoff();

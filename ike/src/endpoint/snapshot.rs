@@ -101,7 +101,10 @@ impl Endpoint {
     #[doc(hidden)]
     pub fn stranded_peers(&self) -> Vec<PeerName> {
         let wanted = |peer: &&Peer| {
-            peer.should_initiate() && !peer.config().remotes.is_empty() && peer.child_sas.outbound().is_none()
+            peer.config().initiate
+                && !peer.terminated
+                && !peer.config().remotes.is_empty()
+                && peer.child_sas.outbound().is_none()
         };
         let stranded = self.peers.values().filter(wanted).filter(|peer| !self.brings_child(peer));
         stranded.map(|peer| peer.name().clone()).collect()

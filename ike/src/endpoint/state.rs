@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use super::acquire::AcquireQueue;
 use super::initiation_guard::InitiationGuard;
 use super::peer::Peer;
 use super::peer_index::PeerIndex;
@@ -26,6 +27,7 @@ pub struct Endpoint {
     pub(super) peer_index: PeerIndex,
     pub(super) sas: HashMap<Spi, SaState>,
     pub(super) initiation_guard: InitiationGuard,
+    pub(super) acquire_queue: AcquireQueue,
     pub(super) deadlines: Deadlines<DeadlineOwner>,
     pub(super) out: Output,
 }
@@ -35,6 +37,8 @@ pub struct Endpoint {
 pub(super) enum DeadlineOwner {
     Sa(Spi),
     Peer(PeerName),
+    /// Attempts that wait for their turn.
+    AcquireQueue,
 }
 
 /// The state of one IKE SA.
@@ -77,6 +81,7 @@ impl Endpoint {
             peer_index: PeerIndex::default(),
             sas: HashMap::new(),
             initiation_guard: InitiationGuard::default(),
+            acquire_queue: AcquireQueue::default(),
             deadlines: Deadlines::new(),
             out: Output::default(),
         }

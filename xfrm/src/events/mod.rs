@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use netlink_packet_xfrm as nl;
 use netlink_sys::protocols::NETLINK_XFRM;
@@ -22,6 +23,9 @@ use crate::uapi;
 mod esp;
 
 pub use esp::{EspEvent, EspEventSocket};
+
+/// The lifetime of an acquire's larval state, seconds.
+const ACQUIRE_LIFETIME_PATH: &str = "/proc/sys/net/core/xfrm_acq_expires";
 
 /// Largest notification, bytes. An SA with its widest replay window takes less than 2 KiB.
 const MAX_DATAGRAM: usize = 32 << 10;
@@ -178,6 +182,13 @@ impl AsRawFd for EventSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+/// How long the larval state of an acquire lasts in the thread's network namespace: meanwhile no
+/// [`Event::Acquire`] reports the flow again. The kernel's default, 30 s, if it cannot be read.
+pub fn acquire_lifetime() -> Duration {
+    let seconds = std::fs::read_to_string(ACQUIRE_LIFETIME_PATH).ok().and_then(|text| text.trim().parse().ok());
+    Duration::from_secs(seconds.unwrap_or(30))
 }
 
 /// A non-blocking socket that listens to these groups.

@@ -1,6 +1,7 @@
 //! Two endpoints in one thread, and the rules of RFC 7296 that concern a whole endpoint. Datagrams
 //! arrive at once and in order, unless a test's tap drops or changes them.
 
+mod acquires;
 mod answers;
 mod attempts;
 mod beginnings;

@@ -1,0 +1,136 @@
+//! Tunnels on demand: packets that wait for a peer begin an attempt, but not each of them, and not
+//! too many at once.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::state::{DeadlineOwner, Endpoint, peer_span};
+use crate::config::PeerName;
+use crate::environment::Environment;
+use crate::time::Instant;
+
+/// Longest wait between two attempts that packets begin. A peer with which both ends begin on
+/// demand does not begin by itself when it is back, so this stays below the time that packets wait.
+pub(super) const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// How long a failure makes the attempts of later packets wait. Longer than [`MAX_RETRY`], so that
+/// packets at intervals lead to few attempts too.
+pub(super) const FAILURE_MEMORY: Duration = Duration::from_secs(120);
+
+/// The peers to which packets wait, while the attempts that run at once are limited. It holds each
+/// peer once.
+#[derive(Debug, Default)]
+pub(super) struct AcquireQueue {
+    running: BTreeSet<PeerName>,
+    /// Peers whose last attempt did not fail. They come first, so that many dead peers do not delay
+    /// the others.
+    fresh: VecDeque<PeerName>,
+    failed: VecDeque<PeerName>,
+    queued: BTreeSet<PeerName>,
+}
+
+impl AcquireQueue {
+    /// Takes a peer in. True: its attempt may run now.
+    fn begin(&mut self, name: &PeerName, has_failed: bool, limit: usize) -> bool {
+        if self.running.len() < limit || self.running.contains(name) {
+            self.running.insert(name.clone());
+            return true;
+        }
+        if self.queued.insert(name.clone()) {
+            let queue = if has_failed { &mut self.failed } else { &mut self.fresh };
+            queue.push_back(name.clone());
+        }
+        false
+    }
+
+    /// The attempt with a peer is over. True: another peer may have its turn.
+    fn end(&mut self, name: &PeerName) -> bool {
+        self.running.remove(name) && !self.queued.is_empty()
+    }
+
+    /// Takes the peer whose turn it is.
+    fn next(&mut self, limit: usize) -> Option<PeerName> {
+        if self.running.len() >= limit {
+            return None;
+        }
+        let name = self.fresh.pop_front().or_else(|| self.failed.pop_front())?;
+        self.queued.remove(&name);
+        Some(name)
+    }
+}
+
+impl Endpoint {
+    /// A packet waits for a tunnel to this peer (the kernel's ACQUIRE), until `until`. An attempt
+    /// starts, and starts again after a failure until then, whether or not the configuration says
+    /// `initiate`. A wait after a failure goes on, so any number of packets leads to few attempts.
+    /// If [`crate::EndpointConfig::acquire_limit`] such attempts run, the peer waits for its turn.
+    /// If the peer has an IKE SA without a CHILD_SA, one is made there. False: there is no such
+    /// peer.
+    pub fn acquire(&mut self, name: &PeerName, until: Instant, now: Instant, env: &mut dyn Environment) -> bool {
+        let _span = peer_span(name).entered();
+        let Some(peer) = self.peers.get_mut(name) else {
+            return false;
+        };
+        peer.terminated = false;
+        peer.acquired_until = peer.acquired_until.max(Some(until));
+        if !peer.sas.is_empty() {
+            self.want_child(name, now, env);
+        } else if peer.attempt.is_none() && peer.retry_at.is_none() {
+            peer.forget_old_failure(now);
+            self.start_or_queue_attempt(name, now, env);
+        } else if peer.config().initiate {
+            peer.shorten_wait(now);
+        }
+        self.schedule_peer(name);
+        true
+    }
+
+    /// Starts an attempt. One that only packets ask for waits for its turn.
+    pub(super) fn start_or_queue_attempt(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get(name) else {
+            return;
+        };
+        let limit = self.config.acquire_limit.max(1);
+        let limited = !peer.config().initiate && !peer.reauthenticate;
+        if limited && !self.acquire_queue.begin(name, peer.has_failed(), limit) {
+            return;
+        }
+        self.start_attempt(name, now, env);
+        if self.peers.get(name).is_none_or(|peer| peer.attempt.is_none()) {
+            self.acquire_attempt_over(name, now);
+        }
+    }
+
+    /// The attempt with a peer is over: another one may start.
+    pub(super) fn acquire_attempt_over(&mut self, name: &PeerName, now: Instant) {
+        if self.acquire_queue.end(name) {
+            self.deadlines.set(DeadlineOwner::AcquireQueue, Some(now));
+        }
+    }
+
+    /// Starts attempts with the peers whose turn it is. For some the packets may be gone by now.
+    pub(super) fn start_queued_attempts(&mut self, now: Instant, env: &mut dyn Environment) {
+        while let Some(name) = self.acquire_queue.next(self.config.acquire_limit.max(1)) {
+            let idle = |peer: &&super::peer::Peer| {
+                peer.should_initiate(now)
+                    && peer.sas.is_empty()
+                    && peer.attempt.is_none()
+                    && peer.retry_at.is_none_or(|at| at <= now)
+            };
+            if self.peers.get(&name).filter(idle).is_some() {
+                let _span = peer_span(&name).entered();
+                self.start_or_queue_attempt(&name, now, env);
+            }
+        }
+    }
+
+    /// Whether we began the present IKE SA with the peer, by IKE_SA_INIT. A rekey does not change
+    /// it. `None`: there is no IKE SA.
+    pub fn is_initiator(&self, name: &PeerName) -> Option<bool> {
+        let spi = self.peers.get(name)?.sas.last()?;
+        match self.sas.get(spi)? {
+            super::state::SaState::Established(_, sa) => Some(sa.initiation().by_us()),
+            _ => None,
+        }
+    }
+}
