@@ -1,6 +1,7 @@
 //! `edge-cni up` makes what a node needs before its first pod, without a pod. The agent runs it
 //! after a reboot, so that the node's own packets to remote pods can have the bridge's address as
-//! their source.
+//! their source, and after another program removed the bridge, to which the pods are attached
+//! again.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +13,8 @@ use crate::config::Config;
 use crate::config_file;
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
-use crate::net::link::Links;
+use crate::net::announce::Announcer;
+use crate::net::link::{Link, Links, PortSettings};
 use crate::net::veth;
 use crate::node_setup;
 use crate::{forward_filter, obstacles, pod_filter, segment};
@@ -38,13 +40,56 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     let stock = leases.stock(&segments.segments);
     let larger_mtu = pods_with_larger_mtu(&config, &segments, &leases, &mut links)?;
     drop(leases);
-    node_setup::ensure(&mut links, &config, &segments)?;
+    let bridge = node_setup::ensure(&mut links, &config, &segments)?;
+    let attached = attach_detached_pods(&config, &state_dir.lock()?, &mut links, &bridge)?;
+    if !attached.is_empty() {
+        // A port may have a smaller MTU than the new bridge.
+        node_setup::ensure(&mut links, &config, &segments)?;
+        announce_gateways(&bridge, &segments)?;
+    }
     forward_filter::recreate(&mut links, &config, &segments)?;
     restored?;
     let gateways: Vec<String> = segments.segments.iter().map(|segment| segment::gateway(segment).to_string()).collect();
     let obstacles = obstacles::find(&mut links, &config, Some(&segments))?;
     let obstacles: Vec<String> = obstacles.into_iter().map(|obstacle| obstacle.message).chain(larger_mtu).collect();
-    Ok(json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock, "obstacles": obstacles }))
+    Ok(
+        json!({ "bridge": config.bridge, "addresses": gateways, "stock": stock, "obstacles": obstacles, "attached": attached }),
+    )
+}
+
+/// Makes the host's ends of this network's pods ports of the bridge again if they are ports of no
+/// bridge: another program removed the bridge, or detached them. Returns their names.
+fn attach_detached_pods(
+    config: &Config,
+    leases: &LockedLeases,
+    links: &mut Links,
+    bridge: &Link,
+) -> Result<Vec<String>> {
+    let mut detached: Vec<Link> =
+        links.all()?.into_iter().filter(|link| link.kind == "veth" && link.master.is_none()).collect();
+    // Usually there is none, and the leases need not be read.
+    if detached.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pods: BTreeSet<String> = leases
+        .iter()
+        .filter(|(_, lease)| lease.network == config.name)
+        .map(|(attachment, _)| veth::host_name(&attachment))
+        .collect();
+    detached.retain(|link| pods.contains(&link.name));
+    let settings = PortSettings { hairpin: config.hairpin_mode, isolated: config.port_isolation };
+    for link in &detached {
+        links.make_port(link, bridge)?;
+        links.bring_port_up(link, link.alias.clone(), settings)?;
+    }
+    Ok(detached.into_iter().map(|link| link.name).collect())
+}
+
+/// Tells the pods the bridge's MAC address. It is another one than that of the former bridge if the
+/// plugin now runs in a container with another machine-id.
+fn announce_gateways(bridge: &Link, segments: &SegmentsFile) -> Result<()> {
+    let announcer = Announcer::open(bridge.index, bridge.mac)?;
+    segments.segments.iter().try_for_each(|segment| announcer.announce(segment::gateway(segment)))
 }
 
 /// Names the attached pods with a larger MTU than the node has for pods now. Only a new start

@@ -120,6 +120,18 @@ impl Links {
         self.set_link(&format!("bring {} up", link.name), message)
     }
 
+    /// Makes a link, which is down afterwards, a port of a bridge. So nothing passes before
+    /// [`Self::bring_port_up`] has set the port's options, which the kernel refuses earlier.
+    pub(crate) fn make_port(&mut self, link: &Link, bridge: &Link) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.header.change_mask = LinkFlags::Up;
+        self.set_link(&format!("bring {} down", link.name), message.clone())?;
+        message.header.change_mask = LinkFlags::empty();
+        message.attributes.push(LinkAttribute::Controller(bridge.index));
+        self.set_link(&format!("make {} a port of {}", link.name, bridge.name), message)
+    }
+
     /// Gives a bridge's port an alias and these settings, and brings it up.
     pub(crate) fn bring_port_up(&mut self, link: &Link, alias: String, port: PortSettings) -> Result<()> {
         let mut message = LinkMessage::default();

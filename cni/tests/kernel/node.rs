@@ -6,12 +6,13 @@ use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
-use crate::world::{PluginOutput, World, addresses, answer, ip, path, pings, sysctl};
+use crate::world::{PluginOutput, World, addresses, answer, ip, path, pings, sysctl, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_bridge_of_the_hosts_own_is_left_alone", a_bridge_of_the_hosts_own_is_left_alone),
     ("gateways_of_former_segments_and_prefix_lengths_leave_the_bridge", former_gateways_leave_the_bridge),
     ("pods_with_a_larger_mtu_than_the_nodes_are_named", pods_with_a_larger_mtu_are_named),
+    ("up_attaches_pods_again_whose_bridge_was_deleted", up_attaches_pods_again_whose_bridge_was_deleted),
     ("the_bridge_has_the_mtu_of_pods_and_no_larger_one_than_a_port", the_bridge_has_the_pods_mtu),
     ("a_bridge_without_ports_and_those_of_earlier_releases_are_taken", {
         a_bridge_without_ports_and_those_of_earlier_releases_are_taken
@@ -393,6 +394,36 @@ fn pods_with_a_larger_mtu_are_named() {
     let obstacles = up(&world).json["obstacles"].to_string();
     assert!(obstacles.contains("1300") && obstacles.contains(&format!("default/web-{}", large.id)), "{obstacles}");
     assert!(!obstacles.contains(&format!("default/web-{}", small.id)), "{obstacles}");
+}
+
+fn up_attaches_pods_again_whose_bridge_was_deleted() {
+    let world = World::new(DUAL);
+    world.set("portIsolation", json!(false));
+    let (one, other) = (world.pod(), world.pod());
+    world.add(&one);
+    let theirs = world.add(&other);
+    let port = |id: &str| {
+        let name = |link: &Value| link["ifname"].as_str().unwrap_or_default().to_owned();
+        let links: Value = serde_json::from_str(&world.ip("-json -details link show type veth")).unwrap();
+        let alias = format!("edge-cni {id} eth0");
+        links.as_array().unwrap().iter().find(|link| link["ifalias"] == *alias).map(name).unwrap()
+    };
+    // A veth of another program stays alone.
+    world.ip("link add other0 type veth peer name other1");
+    for cut in ["link delete ecni0".to_owned(), format!("link set {} nomaster", port(&one.id))] {
+        world.ip(&cut);
+        for address in &theirs {
+            assert!(!pings(&one.netns, address), "{cut}");
+        }
+        let attached = up(&world).json["attached"].as_array().unwrap().clone();
+        assert!(attached.contains(&json!(port(&one.id))), "{cut}: {attached:?}");
+        assert_eq!(attached.len(), if cut.contains("ecni0") { 2 } else { 1 }, "{cut}: {attached:?}");
+        for address in theirs.iter().map(String::as_str).chain(["10.77.3.1", "fd77:0:0:3::1"]) {
+            wait_for(&format!("the pod reaches {address} after {cut}"), || pings(&one.netns, address));
+        }
+    }
+    assert!(!world.ip("link show other0").contains("master"));
+    assert_eq!(up(&world).json["attached"], json!([]));
 }
 
 fn the_bridge_has_the_pods_mtu() {
