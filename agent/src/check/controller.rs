@@ -2,7 +2,7 @@
 
 use x509_parser::parse_x509_certificate;
 
-use super::report::{Level, Report, validity};
+use super::report::{Level, RenewedBy, Report, validity};
 use crate::config::Config;
 use crate::controller_client;
 
@@ -29,7 +29,7 @@ pub(super) fn check(config: &Config, now: i64, report: &mut Report) {
                 );
             }
             if let Ok((_, certificate)) = parse_x509_certificate(&der) {
-                validity(report, SECTION, &format!("the certificate of {node}"), &certificate, now);
+                validity(report, SECTION, &format!("the certificate of {node}"), &certificate, now, RenewedBy::Agent);
             }
         }
         Ok(None) => match controller_client::check_join_credential(config) {

@@ -5,7 +5,7 @@ use edge_ike::{Identity, PeerConfig, certificate_is_for, check_credentials};
 use edge_types::network;
 use x509_parser::parse_x509_certificate;
 
-use super::report::{Level, Report, validity};
+use super::report::{Level, RenewedBy, Report, validity};
 use crate::config::{Config, PeerSection, Remote};
 
 /// A shorter pre-shared key gets a warning, octets: whoever answers in the peer's place can try
@@ -52,7 +52,7 @@ fn certificates(peer: &PeerConfig, auth: &CertificateAuth, section: &str, now: i
         } else {
             format!("the intermediate certificate {subject}")
         };
-        validity(report, section, &whose, &certificate, now);
+        validity(report, section, &whose, &certificate, now, RenewedBy::Operator);
     }
     if let Some(leaf) = auth.chain.first()
         && !certificate_is_for(leaf, &peer.local_id)
@@ -80,7 +80,14 @@ fn certificates(peer: &PeerConfig, auth: &CertificateAuth, section: &str, now: i
     for der in &auth.trust_anchors {
         match parse_x509_certificate(der) {
             Ok((_, anchor)) => {
-                validity(report, section, &format!("the trust anchor {}", anchor.subject()), &anchor, now);
+                validity(
+                    report,
+                    section,
+                    &format!("the trust anchor {}", anchor.subject()),
+                    &anchor,
+                    now,
+                    RenewedBy::Operator,
+                );
                 if !anchor.is_ca() {
                     report.add(
                         Level::Warning,

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// A certificate that ends within this time gets a warning, seconds: 30 days.
+/// A certificate that the operator renews gets a warning if it ends within this time, seconds: 30
+/// days.
 const ENDS_SOON: i64 = 30 * 24 * 3600;
 
 /// How bad a finding is.
@@ -76,13 +77,42 @@ impl Report {
     }
 }
 
-/// Judges the validity of a certificate: seconds since 1970-01-01 UTC.
+/// Who renews a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RenewedBy {
+    /// A person, or a program that we do not know.
+    Operator,
+    /// The agent, when half of the lifetime is over.
+    Agent,
+}
+
+impl RenewedBy {
+    /// With less time left than this a certificate should be newer, seconds. `lifetime` in seconds.
+    fn ends_soon(self, lifetime: i64) -> i64 {
+        match self {
+            Self::Operator => ENDS_SOON,
+            Self::Agent => lifetime / 3,
+        }
+    }
+
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Operator => "renew it",
+            Self::Agent => {
+                "the agent did not renew it when half of its lifetime was over; look at its connection to the controller"
+            }
+        }
+    }
+}
+
+/// Judges the validity of a certificate. `now`: seconds since 1970-01-01 UTC.
 pub(super) fn validity(
     report: &mut Report,
     section: &str,
     whose: &str,
     certificate: &x509_parser::certificate::X509Certificate<'_>,
     now: i64,
+    renewed_by: RenewedBy,
 ) {
     let (from, until) = (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp());
     let ends = certificate.validity().not_after.to_string();
@@ -93,8 +123,8 @@ pub(super) fn validity(
         )
     } else if now > until {
         (Level::Error, format!("{whose} ended at {ends}: renew it, or correct the clock"))
-    } else if until - now < ENDS_SOON {
-        (Level::Warning, format!("{whose} ends soon, at {ends}: renew it"))
+    } else if until - now < renewed_by.ends_soon(until - from) {
+        (Level::Warning, format!("{whose} ends soon, at {ends}: {}", renewed_by.remedy()))
     } else {
         (Level::Ok, format!("{whose} is valid until {ends}"))
     };

@@ -137,6 +137,25 @@ fn a_certificate_that_ends_within_a_month_is_a_warning() {
 }
 
 #[test]
+fn a_certificate_that_the_agent_renews_is_a_warning_only_if_it_did_not() {
+    let now = time::OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+    let mut parameters = CertificateParams::new(vec!["edge-1".into()]).unwrap();
+    (parameters.not_before, parameters.not_after) = (now, now + time::Duration::days(7));
+    let certificate = parameters.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate.der()).unwrap();
+    let level_after = |days: i64| {
+        let mut report = Report::default();
+        let now = now.unix_timestamp() + days * 24 * 3600;
+        report::validity(&mut report, "[controller]", "it", &certificate, now, report::RenewedBy::Agent);
+        report.level()
+    };
+    assert_eq!([0, 3, 4, 5, 6, 8].map(level_after), {
+        use Level::{Error, Ok, Warning};
+        [Ok, Ok, Ok, Warning, Warning, Error]
+    });
+}
+
+#[test]
 fn networks_that_get_in_each_others_way_are_warnings() {
     let directory = Directory::new();
     let peer = format!("{PEER}{PSK}");
