@@ -4,7 +4,7 @@
 use super::facts::{Disk, Drops, Facts, MAX_PROBED_PEERS};
 use super::ike_probe::{ProbeOutcome, ProbedAddress};
 use super::target::Target;
-use crate::check::{Level, Report};
+use crate::check::{Finding, Level, Report};
 use crate::status::{ChildStatus, PeerReport, Status};
 
 /// The state directory needs more than this for a new view and certificate, bytes.
@@ -52,17 +52,22 @@ pub(super) fn judge(facts: &Facts) -> Report {
     report
 }
 
-/// One sentence: what is wrong and what to do.
+/// What is wrong and what to do, in one sentence. A warning about something that comes before the
+/// first error may be its cause.
 pub(super) fn conclusion(report: &Report) -> String {
-    let first = |level| report.iter().find(|finding| finding.level == level);
-    if let Some(error) = first(Level::Error) {
-        return format!("What is wrong: {}: {}", error.section, error.what);
+    let first = |level| report.iter().enumerate().find(|(_, finding)| finding.level == level);
+    let text = |finding: &Finding| format!("{}: {}", finding.section, finding.what);
+    match (first(Level::Error), first(Level::Warning)) {
+        (Some((error_at, error)), Some((warning_at, warning))) if warning_at < error_at => {
+            format!("What is wrong: {}. Perhaps because of this: {}", text(error), text(warning))
+        }
+        (Some((_, error)), _) => format!("What is wrong: {}", text(error)),
+        (None, Some((_, warning))) => format!("Nothing is broken; look at this: {}", text(warning)),
+        (None, None) => {
+            "Nothing is wrong as far as this node can see; if packets are lost, run `edge-agent diagnose` at the other end"
+                .to_owned()
+        }
     }
-    if let Some(warning) = first(Level::Warning) {
-        return format!("Nothing is broken; look at this: {}: {}", warning.section, warning.what);
-    }
-    "Nothing is wrong as far as this node can see; if packets are lost, run `edge-agent diagnose` at the other end"
-        .to_owned()
 }
 
 fn disk(report: &mut Report, disk: &Disk) {

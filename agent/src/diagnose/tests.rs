@@ -214,6 +214,17 @@ fn a_tunnel_that_is_not_up_is_explained_by_the_first_thing_on_its_way_that_fails
 }
 
 #[test]
+fn what_an_error_may_follow_from_is_said_behind_it() {
+    let both = concluded(|_, status| {
+        let controller = status.controller.as_mut().unwrap();
+        (controller.connected, controller.last_error) = (false, Some("this node was deregistered".into()));
+        status.peers[1] = peer("edge-2", 2, "waiting");
+        status.peers[1].last_error = Some("the peer does not accept us".into());
+    });
+    assert!(both.starts_with("What is wrong: edge-2: ") && both.ends_with("this node was deregistered"), "{both}");
+}
+
+#[test]
 fn a_tunnel_that_is_up_is_doubted_if_nothing_comes_back_or_the_kernel_lacks_it() {
     let one_way = concluded(|_, status| {
         status.peers[1].child_sas[0].received = Some(Counters { packets: 0, bytes: 0 });

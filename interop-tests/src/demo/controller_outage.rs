@@ -27,6 +27,11 @@ pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
     let (v4_a1, v4_a2) = (a1.v4.context("no IPv4")?, a2.v4.context("no IPv4")?);
     checks
         .eventually("pods still talk", "*.edge-agent.log", Duration::from_secs(3), || reaches(&a1.pod, v4_a2.into()))?;
+    checks.eventually("a1's diagnosis names the controller", "edge-agent diagnose on edge-a1", TIMEOUT, || {
+        let conclusion = world.diagnosis("edge-a1", None)?;
+        ensure!(conclusion.contains("is not connected, and the last view goes on"), "{conclusion}");
+        Ok(())
+    })?;
     let first = world.add_pod("edge-a1", "alone-0")?;
     checks.eventually("a new pod gets an address and reaches a2", "commands.log", Duration::from_secs(3), || {
         reaches(&first.pod, v4_a2.into())

@@ -114,6 +114,11 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
         let error = hub["last_error"].as_str().unwrap_or_default();
         ensure!(error.contains(r#"does not accept that we are "edge-a2""#), "a2 says {hub}");
         Ok(())
+    })?;
+    checks.check("a2's diagnosis says that it was deregistered", "edge-agent diagnose on edge-a2", || {
+        let conclusion = world.diagnosis("edge-a2", None)?;
+        ensure!(conclusion.starts_with("What is wrong: ") && conclusion.contains("deregistered"), "{conclusion}");
+        Ok("")
     })
 }
 

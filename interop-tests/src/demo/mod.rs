@@ -89,7 +89,7 @@ fn run(lab: &Lab) -> Result<()> {
     reach::spis_are_the_kernels(&world)?;
     lan_hosts::no_way_in_but_a_way_out(&world, &pods)?;
     isolation::check_isolation(&world, &pods)?;
-    status_and_kernel::kernel_and_status_agree(&world)?;
+    status_and_kernel::kernel_and_status_agree(&world, &pods)?;
     changes_under_load::rekey_and_move(&world, &pods)?;
     let _grown = changes_under_load::growth(&world, &pods)?;
     controller_outage::pods_keep_talking(&world, &pods)?;

@@ -216,6 +216,19 @@ impl World<'_> {
         host.run(host.command(self.lab.program("edge-agent")?).args(args).args(["--config", AGENT_CONFIG]))
     }
 
+    /// The conclusion of `edge-agent diagnose` on a node, about everything or about one thing.
+    ///
+    /// # Errors
+    /// If the agent does not run.
+    pub(super) fn diagnosis(&self, node: &str, about: Option<&str>) -> Result<String> {
+        let host = self.node(node);
+        let mut command = host.command(self.lab.program("edge-agent")?);
+        let output = command.args(["diagnose", "--json", "--config", AGENT_CONFIG]).args(about).output()?;
+        let diagnosis: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("diagnose says {}", String::from_utf8_lossy(&output.stderr)))?;
+        Ok(diagnosis["conclusion"].as_str().context("no conclusion")?.to_owned())
+    }
+
     /// Fails unless `node` reports that its tunnel to `peer` is up.
     ///
     /// # Errors

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::reach::Pods;
 use super::world::{NODES, World};
 
-/// Compares status and kernel on every host, then deletes a policy and an SA by hand.
+/// Compares status and kernel on every host, then deletes a policy and an SA by hand. Then compares
+/// what `diagnose` says with who may reach whom.
 ///
 /// # Errors
 /// The first check that does not hold.
-pub(super) fn kernel_and_status_agree(world: &World) -> Result<()> {
+pub(super) fn kernel_and_status_agree(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Truth");
     for node in NODES {
@@ -22,7 +24,31 @@ pub(super) fn kernel_and_status_agree(world: &World) -> Result<()> {
             || agree(world, node),
         )?;
     }
-    repairs_are_reported(world)
+    repairs_are_reported(world)?;
+    diagnosis_names_the_way(world, pods)
+}
+
+/// Asks `edge-agent diagnose` about the node, a permitted pod and a forbidden one.
+fn diagnosis_names_the_way(world: &World, pods: &Pods) -> Result<()> {
+    let address = |node: &str| anyhow::Ok(pods.of(node).v4.context("no IPv4")?.to_string());
+    for (about, expected) in [
+        (None, "Nothing is "),
+        (Some(address("edge-a2")?), "Nothing is "),
+        (Some(address("edge-b1")?), "no member of this node's communities has it"),
+    ] {
+        let whom = about.as_deref().unwrap_or("itself");
+        world.checks.eventually(
+            &format!("edge-a1's diagnosis of {whom}: {expected}"),
+            "edge-agent diagnose on edge-a1",
+            Duration::from_secs(10),
+            || {
+                let conclusion = world.diagnosis("edge-a1", about.as_deref())?;
+                ensure!(conclusion.contains(expected), "{conclusion}");
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
 }
 
 fn agree(world: &World, node: &str) -> Result<()> {
