@@ -125,9 +125,9 @@ fn lease_and_configure(
         let others = PodsRoutes { gateways: bridge::gateways(links)?, destinations: pod.destinations()?, ..others };
         Ok(route_selection::of_pod(config, &segments, &addresses, &others))
     };
-    let end = veth::configure(pod, &attachment.ifname, &addresses, config.detect_duplicates, routes)?;
+    let mut end = veth::configure(pod, &attachment.ifname, &addresses, config.detect_duplicates, routes)?;
     let host = veth::wait_until_forwarding(links, attachment)?;
-    addresses.iter().try_for_each(|assigned| end.announcer.announce(assigned.address))?;
+    end.announce()?;
     Ok(AttachedPod { addresses, routes: end.routes, stock, host, pod: end.link })
 }
 

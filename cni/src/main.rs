@@ -18,7 +18,7 @@
 //! - [`cluster_ranges`] refuses ranges that would cut this host off, and [`obstacles`] names
 //!   settings of the host that break pods' network.
 //! - [`agent_client`] asks the agent for more addresses.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! The kernel's links, addresses, routes and settings, and the frames that announce a pod.
+//! The kernel's links, addresses, routes and settings.
 //!
 //! - [`netns`]: network namespaces, compared by inode.
 //! - [`link`]: links, addresses and routes through one netlink socket of one namespace.
@@ -6,9 +6,7 @@
 //! - [`veth`]: the pair between a pod and the bridge.
 //! - [`uplink`]: which links lead to the outside.
 //! - [`sysctl`]: settings below `/proc/sys/net`.
-//! - [`announce`]: gratuitous ARP and unsolicited neighbour advertisements.
 
-pub(crate) mod announce;
 pub(crate) mod bridge;
 pub(crate) mod link;
 pub(crate) mod netns;

@@ -6,7 +6,6 @@ use edge_types::IpNetwork;
 use edge_types::api::Family;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 
-use super::announce::Announcer;
 use super::link::{BridgePortState, Link, Links, PortSettings};
 use super::netns::Namespace;
 use super::{fnv1a, sysctl};
@@ -31,9 +30,20 @@ const ALIAS_PREFIX: &str = "edge-cni ";
 #[derive(Debug)]
 pub(crate) struct PodEnd {
     pub(crate) link: Link,
-    pub(crate) announcer: Announcer,
     /// The routes over it.
     pub(crate) routes: Vec<PodRoute>,
+    /// Access to the pod's namespace.
+    links: Links,
+}
+
+impl PodEnd {
+    /// Announces the addresses to the neighbours, by gratuitous ARP (RFC 5227 2.3) and unsolicited
+    /// neighbour advertisements (RFC 4861 7.2.6). The kernel sends them when a link's MAC address
+    /// is set, also if it stays the same. (A packet socket could send them, too, but to close one
+    /// takes the kernel as long as the rest of an ADD.)
+    pub(crate) fn announce(&mut self) -> Result<()> {
+        self.links.set_mac(&self.link, self.link.mac)
+    }
 }
 
 /// The name of the host's end. It follows from the attachment, so that DEL finds it without a
@@ -165,6 +175,9 @@ pub(crate) fn configure(
         sysctl::ignore_router_advertisements(ifname)?;
         // The bridge's filter expects the link-local address that follows from the MAC address.
         sysctl::set_if_present(&format!("ipv6/conf/{ifname}/addr_gen_mode"), "0")?;
+        // For `PodEnd::announce`.
+        sysctl::set(&format!("ipv4/conf/{ifname}/arp_notify"), "1")?;
+        sysctl::set_if_present(&format!("ipv6/conf/{ifname}/ndisc_notify"), "1")?;
         if segment::families(&segments).contains(&Family::V6) {
             // Some runtimes turn IPv6 off in new namespaces.
             sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
@@ -181,8 +194,7 @@ pub(crate) fn configure(
         }
         let routes = routes(&mut links)?;
         routes.iter().try_for_each(|route| links.add_route(&link, route))?;
-        let announcer = Announcer::open(link.index, link.mac)?;
-        Ok(PodEnd { link, announcer, routes })
+        Ok(PodEnd { link, routes, links })
     })
 }
 
