@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::agent_client::{self, SegmentRequestOutcome};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::ipam::{LockedLeases, StateDir};
+use crate::ipam::{Commit, LockedLeases, StateDir};
 use crate::mac::{self, Mac};
 use crate::net::link::{Link, Links, PortSettings};
 use crate::net::netns::Namespace;
@@ -107,7 +107,7 @@ fn lease_and_configure(
     seen: SegmentsFile,
 ) -> Result<AttachedPod> {
     let attachment = &request.attachment;
-    let (addresses, stock, segments) = lease_addresses(config, request, requested, state_dir, links)?;
+    let (addresses, stock, segments, commit) = lease_addresses(config, request, requested, state_dir, links)?;
     if segments != seen {
         // Another segment came meanwhile. Its gateway's address is not on the bridge yet, and the
         // guard does not include it.
@@ -128,6 +128,7 @@ fn lease_and_configure(
     let mut end = veth::configure(pod, &attachment.ifname, &addresses, config.detect_duplicates, routes)?;
     let host = veth::wait_until_forwarding(links, attachment)?;
     end.announce()?;
+    commit.finish()?;
     Ok(AttachedPod { addresses, routes: end.routes, stock, host, pod: end.link })
 }
 
@@ -222,14 +223,14 @@ fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>,
 }
 
 /// Leases an address of each family. Requests again if other ADDs were quicker to take the
-/// addresses that a segment request had brought.
+/// addresses that a segment request had brought. The lease is made durable meanwhile.
 fn lease_addresses(
     config: &Config,
     request: &RuntimeRequest,
     requested: &RequestedAddresses,
     state_dir: &StateDir,
     links: &mut Links,
-) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile)> {
+) -> Result<(Vec<PodAddress>, Vec<Stock>, SegmentsFile, Commit)> {
     let mut outcome = SegmentRequestOutcome::Granted;
     for attempt in 0..ATTEMPTS {
         let mut leases = state_dir.lock()?;
@@ -241,8 +242,7 @@ fn lease_addresses(
         let taken = leases.lease_addresses(request, &config.name, &segments.segments, requested)?;
         let stock = leases.stock(&segments.segments);
         if let Some(addresses) = taken {
-            leases.commit()?;
-            return Ok((addresses, stock, segments));
+            return Ok((addresses, stock, segments, leases.begin_commit()));
         }
         drop(leases);
         if matches!(outcome, SegmentRequestOutcome::Failed { .. }) || attempt + 1 == ATTEMPTS {

@@ -13,4 +13,4 @@ mod segments_file;
 mod state_dir;
 
 pub(crate) use leases::Lease;
-pub(crate) use state_dir::{LockedLeases, StateDir};
+pub(crate) use state_dir::{Commit, LockedLeases, StateDir};

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use edge_types::IpNetwork;
@@ -29,6 +30,9 @@ use crate::segment::{self, PodAddress};
 
 /// How long a process waits for the lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Stack of the thread that waits for the disk, bytes.
+const FLUSH_STACK: usize = 64 << 10;
 
 /// The state directory.
 #[derive(Debug, Clone)]
@@ -311,10 +315,37 @@ impl LockedLeases {
 
     /// Releases the lock and makes the new entries durable. They may be reported only after that.
     pub(crate) fn commit(self) -> Result<()> {
+        self.begin_commit().finish()
+    }
+
+    /// Releases the lock and begins to make the new entries durable. They may be reported only
+    /// after [`Commit::finish`].
+    pub(crate) fn begin_commit(self) -> Commit {
         let Self { directory: _, reserved: _, lock, journal } = self;
-        let file = journal.finish();
+        let file = Arc::new(journal.finish());
         drop(lock);
-        file.sync_data().map_err(|error| Error::new(Code::Io, format!("cannot make the leases durable: {error}")))
+        let flushed = Arc::clone(&file);
+        let thread = std::thread::Builder::new().stack_size(FLUSH_STACK).spawn(move || flushed.sync_data());
+        // Without another thread it waits at the end.
+        Commit { file, thread: thread.ok() }
+    }
+}
+
+/// Entries of the journal that are on their way to the disk. The disk takes longer than an ADD has
+/// other work to do.
+#[derive(Debug)]
+#[must_use = "the entries may be reported only after `finish`"]
+pub(crate) struct Commit {
+    file: Arc<File>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Commit {
+    /// Waits until the entries are durable.
+    pub(crate) fn finish(self) -> Result<()> {
+        let outcome = self.thread.and_then(|thread| thread.join().ok());
+        let outcome = outcome.unwrap_or_else(|| self.file.sync_data());
+        outcome.map_err(|error| Error::new(Code::Io, format!("cannot make the leases durable: {error}")))
     }
 }
 
