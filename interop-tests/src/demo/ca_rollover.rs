@@ -1,18 +1,14 @@
 //! A new CA takes over and the first one is retired. Whoever was authenticated by the first one is
 //! authenticated again, without a loss, and new tunnels come up with certificates of the new CA.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::check_runner::TIMEOUT;
 use super::pod::reaches;
 use super::reach::Pods;
 use super::tunnel_watch::TunnelWatch;
 use super::world::World;
-
-/// The agents here spread their renewals over a second.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Rolls the CA over, retires the first one, and restarts an agent.
 ///

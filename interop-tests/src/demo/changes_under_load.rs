@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::check_runner::TIMEOUT;
 use super::pod::{DemoPod, reaches};
 use super::reach::{Pods, only_esp_on_the_wire};
 use super::world::World;
@@ -53,7 +54,7 @@ pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
     checks.eventually(
         "a2's address changes under load: pods talk again within 5 s",
         "*.edge-agent.log",
-        Duration::from_secs(5),
+        TIMEOUT,
         || {
             ensure!(ping.received() > before + 5, "no answer since");
             Ok(())
@@ -82,12 +83,9 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
     for spare in [1, 0] {
         if spare == 0 {
             world.restart_agent_with_spare("edge-a1", 0)?;
-            checks.eventually(
-                "restarted with spare = 0, a1 has its tunnel",
-                "*.edge-agent.log",
-                Duration::from_secs(20),
-                || world.tunnel_is_up("edge-a1", "edge-a2"),
-            )?;
+            checks.eventually("restarted with spare = 0, a1 has its tunnel", "*.edge-agent.log", TIMEOUT, || {
+                world.tunnel_is_up("edge-a1", "edge-a2")
+            })?;
         }
         let before = world.segments_of("edge-a1", false)?;
         let ping = pods.of("edge-a1").pod.ping(&to_a2)?;
@@ -113,7 +111,7 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
         checks.eventually(
             &format!("with spare = {spare}, the ledger grows by one"),
             "edge-controller segment list",
-            Duration::from_secs(10),
+            TIMEOUT,
             || {
                 let now = world.segments_of("edge-a1", false)?;
                 ensure!(now.len() == before.len() + 1, "{} segments before, {} now", before.len(), now.len());
@@ -122,12 +120,9 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
         )?;
         world.route_ledger_in_clear()?;
         let address = last.v4.context("the pod has no IPv4 address")?;
-        checks.eventually(
-            &format!("a2's pod reaches the new pod at {address}"),
-            "ip xfrm policy",
-            Duration::from_secs(5),
-            || reaches(&pods.of("edge-a2").pod, address.into()),
-        )?;
+        checks.eventually(&format!("a2's pod reaches the new pod at {address}"), "ip xfrm policy", TIMEOUT, || {
+            reaches(&pods.of("edge-a2").pod, address.into())
+        })?;
         checks.check("the ping meanwhile lost nothing", "ping logs", || {
             let report = ping.stop()?;
             report.expect_none_lost()?;

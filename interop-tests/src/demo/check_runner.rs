@@ -8,6 +8,10 @@ use anyhow::{Result, anyhow};
 
 use crate::wait;
 
+/// Longest wait for something that a check expects. It comes much sooner, and the time that it took
+/// is shown; but a busy machine may be slow.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The checks so far. The first failed check ends the demo.
 pub(super) struct Checks {
     passed: Cell<u32>,

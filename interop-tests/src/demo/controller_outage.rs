@@ -1,18 +1,17 @@
 //! The controller is stopped: pods keep talking, and agents start from what is on their disks.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
+use super::check_runner::TIMEOUT;
 use super::pod::{answered, reaches};
 use super::reach::{Pods, only_esp_on_the_wire};
 use super::world::World;
 
 /// CNI error: try again later.
 const TRY_AGAIN_LATER: u64 = 11;
-
-const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Stops the controller, adds pods until no address is left, kills two agents and changes the
 /// address of one, and starts them again before the controller.
@@ -25,15 +24,14 @@ pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
     world.end("controller", Signal::TERM)?;
     let (a1, a2) = (pods.of("edge-a1"), pods.of("edge-a2"));
     let (v4_a1, v4_a2) = (a1.v4.context("no IPv4")?, a2.v4.context("no IPv4")?);
-    checks
-        .eventually("pods still talk", "*.edge-agent.log", Duration::from_secs(3), || reaches(&a1.pod, v4_a2.into()))?;
+    checks.eventually("pods still talk", "*.edge-agent.log", TIMEOUT, || reaches(&a1.pod, v4_a2.into()))?;
     checks.eventually("a1's diagnosis names the controller", "edge-agent diagnose on edge-a1", TIMEOUT, || {
         let conclusion = world.diagnosis("edge-a1", None)?;
         ensure!(conclusion.contains("is not connected, and the last view goes on"), "{conclusion}");
         Ok(())
     })?;
     let first = world.add_pod("edge-a1", "alone-0")?;
-    checks.eventually("a new pod gets an address and reaches a2", "commands.log", Duration::from_secs(3), || {
+    checks.eventually("a new pod gets an address and reaches a2", "commands.log", TIMEOUT, || {
         reaches(&first.pod, v4_a2.into())
     })?;
     checks.check("with all addresses used, ADD answers code 11", "commands.log", || {

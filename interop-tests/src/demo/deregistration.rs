@@ -1,16 +1,15 @@
 //! A node leaves its community and then the cluster; another one loses what the agent installed.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
+use super::check_runner::TIMEOUT;
 use super::operator::QUARANTINE;
 use super::pod::reaches;
 use super::reach::Pods;
 use super::world::{NODES, World};
-
-const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Takes a2 out of its community, then out of the cluster.
 ///

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
+use super::check_runner::TIMEOUT;
 use super::pod::{answered, reaches};
 use super::reach::{Pods, only_esp_on_the_wire};
 use super::world::World;
@@ -188,15 +189,10 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
     ))?;
     pod.sh(&format!("ip addr del {source}/32 dev eth0"))?;
     world.start_agent("edge-a2")?;
-    world.checks.eventually(
-        "honest again, a2 has its tunnel",
-        "edge-a2.edge-agent.log",
-        Duration::from_secs(20),
-        || {
-            world.tunnel_is_up("edge-a2", "edge-a1")?;
-            world.tunnel_is_up("edge-a1", "edge-a2")
-        },
-    )?;
+    world.checks.eventually("honest again, a2 has its tunnel", "edge-a2.edge-agent.log", TIMEOUT, || {
+        world.tunnel_is_up("edge-a2", "edge-a1")?;
+        world.tunnel_is_up("edge-a1", "edge-a2")
+    })?;
     Ok(())
 }
 
@@ -235,7 +231,7 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
         world.checks.eventually(
             &format!("restarted, {node} has its tunnel to {peer} again"),
             "*.edge-agent.log",
-            Duration::from_secs(20),
+            TIMEOUT,
             || world.tunnel_is_up(node, peer),
         )?;
     }
@@ -254,29 +250,21 @@ pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     let ping = Ping::start(&b1.pod, &address.to_string(), Duration::from_millis(50))?;
     let began = Instant::now();
     world.label("edge-b1", "fabedge/edge-community=alpha")?;
-    world.checks.eventually(
-        "labelled alpha, b1 reaches a1 within a second",
-        "*.edge-agent.log",
-        Duration::from_secs(1),
-        || {
-            ensure!(ping.received() > 0, "{address} does not answer {}", b1.pod.name());
-            Ok(())
-        },
-    )?;
+    world.checks.eventually("labelled alpha, b1 reaches a1", "*.edge-agent.log", TIMEOUT, || {
+        ensure!(ping.received() > 0, "{address} does not answer {}", b1.pod.name());
+        Ok(())
+    })?;
     world.checks.note(format!("{:.2} s from the operator's command on", began.elapsed().as_secs_f64()));
     ping.stop()?;
     world.label("edge-b1", "fabedge/edge-community-")?;
-    world.checks.eventually("unlabelled, it does not any more", "*.edge-agent.log", Duration::from_secs(5), || {
+    world.checks.eventually("unlabelled, it does not any more", "*.edge-agent.log", TIMEOUT, || {
         ensure!(reaches(&b1.pod, address).is_err(), "b1 still reaches a1");
         Ok(())
     })?;
     world.label("edge-b1", "fabedge/edge-community=beta")?;
     let cloud = pods.cloud[0].addresses[0];
-    world.checks.eventually(
-        "and c1, in no community, still reaches the cloud",
-        "*.edge-agent.log",
-        Duration::from_secs(5),
-        || reaches(&pods.of("edge-c1").pod, cloud),
-    )?;
+    world.checks.eventually("and c1, in no community, still reaches the cloud", "*.edge-agent.log", TIMEOUT, || {
+        reaches(&pods.of("edge-c1").pod, cloud)
+    })?;
     Ok(())
 }

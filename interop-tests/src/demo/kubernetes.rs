@@ -2,13 +2,12 @@
 //! labels. The controller stores everything in its custom resources, with exactly the rights in
 //! `deploy/`.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use super::api_server::Kubernetes;
 use super::ca_rollover::to_another_authority;
+use super::check_runner::TIMEOUT;
 use super::isolation::{joining_and_leaving, outsiders_stay_out};
 use super::pod::reaches;
 use super::reach::{self, Pods, only_esp_on_the_wire};
@@ -16,8 +15,6 @@ use super::tunnel_watch::TunnelWatch;
 use super::world::{CONTROLLER_PORT, EDGES, NODES, REPLICA_PORT, World};
 use crate::kube;
 use crate::scenario::{Lab, skip};
-
-const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs [`super::KUBERNETES`].
 ///

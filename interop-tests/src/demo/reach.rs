@@ -2,15 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::check_runner::TIMEOUT;
 use super::pod::{CONFLIST, DemoPod, reaches};
 use super::world::{EDGES, NODES, World};
 use crate::topology::Pod;
-
-const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The pods that exist during the whole demo.
 pub(super) struct Pods {

@@ -1,16 +1,14 @@
 //! Router advertisements that begin after the agent has started: by `radvd` on the router of a1's
 //! LAN, in a container on another program's bridge, and in a pod.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 
+use super::check_runner::TIMEOUT;
 use super::reach::Pods;
 use super::world::World;
 use crate::topology::{Namespaces, Process};
 
 const LOOK: &str = "edge-a1.kernel.txt (ip -6 route, nft list ruleset); *.radvd.log";
-const TIMEOUT: Duration = Duration::from_secs(20);
 const NODE: &str = "edge-a1";
 const UPLINK: &str = "lan-a1";
 

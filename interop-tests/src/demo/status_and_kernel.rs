@@ -1,10 +1,10 @@
 //! The agent's status matches the kernel's SAs and policies.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::check_runner::TIMEOUT;
 use super::reach::Pods;
 use super::world::{NODES, World};
 
@@ -20,7 +20,7 @@ pub(super) fn kernel_and_status_agree(world: &World, pods: &Pods) -> Result<()> 
         checks.eventually(
             &format!("ip xfrm and status agree entry by entry on {node}"),
             "edge-agent status --json; ip xfrm state; ip xfrm policy",
-            Duration::from_secs(10),
+            TIMEOUT,
             || agree(world, node),
         )?;
     }
@@ -40,7 +40,7 @@ fn diagnosis_names_the_way(world: &World, pods: &Pods) -> Result<()> {
         world.checks.eventually(
             &format!("edge-a1's diagnosis of {whom}: {expected}"),
             "edge-agent diagnose on edge-a1",
-            Duration::from_secs(10),
+            TIMEOUT,
             || {
                 let conclusion = world.diagnosis("edge-a1", about.as_deref())?;
                 ensure!(conclusion.contains(expected), "{conclusion}");
@@ -120,7 +120,7 @@ fn repairs_are_reported(world: &World) -> Result<()> {
     world.checks.eventually(
         "an outsider deletes a policy: it is reported, and back",
         "edge-agent status",
-        Duration::from_secs(5),
+        TIMEOUT,
         || {
             ensure!(repairs()? > before, "status reports no repair");
             agree(world, "edge-a1")
@@ -136,7 +136,7 @@ fn repairs_are_reported(world: &World) -> Result<()> {
     world.checks.eventually(
         "an outsider deletes a state: it is reported, and the tunnel is whole again",
         "edge-agent status",
-        Duration::from_secs(10),
+        TIMEOUT,
         || {
             ensure!(repairs()? > before, "status reports no repair");
             agree(world, "edge-a1")

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::wait;
 
 /// How long a program may take to start or to end, on a loaded machine.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(240);
 
 /// A running program. It is killed when dropped.
 #[derive(Debug)]

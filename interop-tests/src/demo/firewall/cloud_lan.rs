@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::lan_test::{LanTest, PORT, TIMEOUT, beside, both, pair, routed_through, socket};
+use super::lan_test::{LanTest, PORT, beside, both, pair, routed_through, socket};
 use super::services::{self, none_is_served};
+use crate::demo::check_runner::TIMEOUT;
 use crate::demo::operator::AGENT_CONFIG;
 use crate::demo::pod::answered;
 use crate::demo::world::EDGES;

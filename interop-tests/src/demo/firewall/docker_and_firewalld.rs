@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::lan_test::{INTERNET, LOOK, LanTest, NEIGHBOUR, PORT, TIMEOUT, both, fetched, pair};
+use super::lan_test::{INTERNET, LOOK, LanTest, NEIGHBOUR, PORT, both, fetched, pair};
+use crate::demo::check_runner::TIMEOUT;
 use crate::demo::reach::{self, Pods};
 use crate::demo::tcp::SOURCE;
 use crate::demo::world::{World, site};

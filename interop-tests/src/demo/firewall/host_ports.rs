@@ -7,7 +7,8 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::lan_test::{LOOK, LanTest, NEIGHBOUR, PORT, TIMEOUT, both, fetched};
+use super::lan_test::{LOOK, LanTest, NEIGHBOUR, PORT, both, fetched};
+use crate::demo::check_runner::TIMEOUT;
 use crate::demo::pod::{CONFLIST, DemoPod};
 use crate::demo::tcp::SOURCE;
 use crate::demo::world::site;

@@ -1,18 +1,17 @@
 //! The network of these checks, and what several of them do.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::demo::check_runner::TIMEOUT;
 use crate::demo::pod::answered;
 use crate::demo::reach::Pods;
 use crate::demo::tcp::SOURCE;
 use crate::demo::world::{World, site};
 use crate::topology::{Namespaces, Process};
 
-pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) const LOOK: &str = "edge-a1.kernel.txt (nft list ruleset, ip xfrm policy); edge-a1.edge-agent.log";
 /// The port of servers that answer with the client's address.
 pub(super) const PORT: u16 = 81;

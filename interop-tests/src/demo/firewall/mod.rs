@@ -20,7 +20,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use lan_test::{INTERNET, LOOK, LanTest, PORT, TIMEOUT, both};
+use crate::demo::check_runner::TIMEOUT;
+use lan_test::{INTERNET, LOOK, LanTest, PORT, both};
 
 use super::pod::answered;
 use super::reach;
