@@ -1,7 +1,7 @@
 //! Reads what a diagnosis rests on. Changes nothing.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::ike_probe::{self, ProbedAddress};
@@ -126,9 +126,4 @@ fn drops(before: &BTreeMap<String, u64>, after: BTreeMap<String, u64>) -> Vec<Dr
         Drops { counter, packets, now }
     });
     drops.collect()
-}
-
-/// Whether the address is one of this machine's pods or interfaces, as far as the status tells.
-pub(super) fn is_own(status: &Status, address: IpAddr) -> bool {
-    status.host.local_addresses.contains(&address) || status.host.bridge_addresses.contains(&address)
 }

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::facts::is_own;
 use crate::config::PeerSection;
 use crate::status::{PolicyEntry, Status};
 
@@ -84,4 +83,9 @@ impl Target {
             Self::Local(_) | Self::Blocked { .. } | Self::Outside(_) => None,
         }
     }
+}
+
+/// Whether the address is one of this machine's interfaces.
+fn is_own(status: &Status, address: IpAddr) -> bool {
+    status.host.local_addresses.contains(&address) || status.host.bridge_addresses.contains(&address)
 }

@@ -6,12 +6,14 @@
 //!
 //! - `contents`: what the table contains, derived from configuration and desired state. Pure.
 //! - `counters`: the counters of dropped packets, and what each means.
+//! - `expressions`: the parts of rules in nft's JSON.
 //! - `rules`: the table as commands of `nft -j`. Pure.
 //! - `sets`: the networks in its sets, and the commands that change them. Pure.
 //! - `nft`: applies, updates, reads and removes the table.
 
 mod contents;
 mod counters;
+mod expressions;
 mod nft;
 mod rules;
 mod sets;

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 
 use super::contents::{Firewall, PODS_TABLE, TABLE};
 use super::counters::COUNTERS;
+use super::expressions::{
+    FAMILIES, Family, accept, constant_network, ct, decapsulated, dropped, goto, is, meta, no_syn, prefix, redirected,
+};
 use super::sets;
 
 /// Before connection tracking (-200), which thus does not see packets that are dropped here.
@@ -15,105 +18,6 @@ const EARLY: i32 = -300;
 const BEFORE_OTHERS: i32 = -150;
 /// After the translation of destinations (-100), before the route lookup.
 const REDIRECTED: i32 = -90;
-
-/// An address family in nft's words.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Family {
-    ipv4: bool,
-    /// `ip` or `ip6`.
-    protocol: &'static str,
-    /// Suffix of the names of its sets.
-    pub(super) suffix: &'static str,
-}
-
-pub(super) const FAMILIES: [Family; 2] =
-    [Family { ipv4: true, protocol: "ip", suffix: "4" }, Family { ipv4: false, protocol: "ip6", suffix: "6" }];
-
-impl Family {
-    fn has(self, address: IpAddr) -> bool {
-        address.is_ipv4() == self.ipv4
-    }
-
-    fn field(self, field: &str) -> Value {
-        json!({"payload": {"protocol": self.protocol, "field": field}})
-    }
-
-    /// `ip saddr @own4`
-    fn within(self, field: &str, set: &str) -> Value {
-        is("==", self.field(field), json!(format!("@{set}{}", self.suffix)))
-    }
-
-    fn outside(self, field: &str, set: &str) -> Value {
-        is("!=", self.field(field), json!(format!("@{set}{}", self.suffix)))
-    }
-
-    /// Matches any packet of this family.
-    fn any(self) -> Value {
-        meta("==", "nfproto", json!(if self.ipv4 { "ipv4" } else { "ipv6" }))
-    }
-
-    /// Matches an error of ICMP (RFC 792) or ICMPv6 (RFC 4443), for example about our ESP.
-    fn icmp_error(self) -> Value {
-        let (protocol, types) = if self.ipv4 {
-            ("icmp", vec!["destination-unreachable", "time-exceeded", "parameter-problem"])
-        } else {
-            ("icmpv6", vec!["destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"])
-        };
-        is("==", json!({"payload": {"protocol": protocol, "field": "type"}}), json!({ "set": types }))
-    }
-
-    /// Matches if the destination before any redirection is in the set.
-    fn sent_to(self, set: &str) -> Value {
-        let sent_to = json!({"ct": {"key": format!("{} daddr", self.protocol), "dir": "original"}});
-        is("==", sent_to, json!(format!("@{set}{}", self.suffix)))
-    }
-
-    /// Matches sources outside that no key and no role lets call Services.
-    fn no_exception(self) -> [Value; 3] {
-        ["fronted", "lan-to-tunnels", "lan-to-pods"].map(|set| self.outside("saddr", set))
-    }
-
-    /// Translates the source to itself, so that later chains do not translate it.
-    fn keep(self) -> Value {
-        json!({"snat": {"family": self.protocol, "addr": self.field("saddr")}})
-    }
-}
-
-fn is(op: &str, left: Value, right: Value) -> Value {
-    json!({"match": {"op": op, "left": left, "right": right}})
-}
-
-fn meta(op: &str, key: &str, right: Value) -> Value {
-    is(op, json!({"meta": {"key": key}}), right)
-}
-
-fn ct(key: &str, right: Value) -> Value {
-    is("in", json!({"ct": {"key": key}}), right)
-}
-
-/// Matches if the destination was translated, as for a published port or a Service.
-fn redirected() -> Value {
-    ct("status", json!("dnat"))
-}
-
-/// Matches a packet that was decapsulated from ESP, and so has passed a policy.
-fn decapsulated() -> Value {
-    meta("==", "ipsec", json!(true))
-}
-
-/// Matches any packet but the first of a TCP connection.
-fn no_syn() -> Value {
-    let flags = json!({"payload": {"protocol": "tcp", "field": "flags"}});
-    is("!=", json!({"&": [flags, ["syn", "ack"]]}), json!("syn"))
-}
-
-fn accept() -> Value {
-    json!({"accept": null})
-}
-
-fn dropped(counter: &str) -> [Value; 2] {
-    [json!({"counter": counter}), json!({"drop": null})]
-}
 
 struct Commands(Vec<Value>);
 
@@ -434,17 +338,4 @@ pub(super) fn counters() -> impl Iterator<Item = Value> {
 
 fn table(name: &str) -> Value {
     json!({"table": {"family": "inet", "name": name}})
-}
-
-fn goto(target: &str) -> Value {
-    json!({"goto": {"target": target}})
-}
-
-/// A network with a valid prefix length.
-pub(super) fn constant_network(address: IpAddr, prefix: u8) -> IpNetwork {
-    IpNetwork::new(address, prefix).unwrap_or_else(|_| IpNetwork::from(address))
-}
-
-pub(super) fn prefix(network: &IpNetwork) -> Value {
-    json!({"prefix": {"addr": network.network().to_string(), "len": network.prefix()}})
 }

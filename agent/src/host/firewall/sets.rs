@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::contents::{Firewall, TABLE};
-use super::rules::{FAMILIES, constant_network, prefix};
+use super::expressions::{FAMILIES, constant_network, prefix};
 
 /// Networks of each set, by the set's name. No network contains another one of the same set.
 pub(super) type Sets = BTreeMap<String, BTreeSet<IpNetwork>>;
