@@ -2,9 +2,11 @@
 //!
 //! - `keys`: which keys it may have.
 //! - `segments`: the forms of a segment.
+//! - `state_dir`: which directory may hold the plugin's state.
 
 mod keys;
 mod segments;
+mod state_dir;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +37,13 @@ const MAX_NAME: usize = 253;
 
 /// Most entries of `reserved`.
 const MAX_RESERVED: usize = 256;
+
+/// Most entries of `clusterRanges`. The guard has three policies and a route for each, and every ADD
+/// compares them.
+const MAX_CLUSTER_RANGES: usize = 128;
+
+/// Most entries of `segments`.
+const MAX_SEGMENTS: usize = 128;
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -279,10 +288,22 @@ impl Config {
                 return Err(invalid(format!("{key} is {path:?}; expected an absolute path")));
             }
         }
+        state_dir::check(&self.state_dir).map_err(invalid)?;
         if let Some(mtu) = self.mtu
             && !(MIN_MTU..=65535).contains(&mtu)
         {
             return Err(invalid(format!("mtu is {mtu}; expected {MIN_MTU} to 65535 bytes, or leave it out")));
+        }
+        for (key, networks, limit) in [
+            ("clusterRanges", &self.cluster_ranges, MAX_CLUSTER_RANGES),
+            ("segments", &self.segments, MAX_SEGMENTS),
+            ("lanToPods", &self.lan_to_pods, pods::MAX_LAN_TO_PODS),
+            ("serviceRanges", &self.service_ranges, pods::MAX_SERVICE_RANGES),
+        ] {
+            let count = networks.len();
+            if count > limit {
+                return Err(invalid(format!("{key} has {count} networks; expected at most {limit}, merge some")));
+            }
         }
         check_segments(&self.segments).map_err(|why| invalid(format!("segments: {why}")))?;
         for (key, networks) in [("clusterRanges", &self.cluster_ranges), ("serviceRanges", &self.service_ranges)] {
@@ -296,15 +317,6 @@ impl Config {
         }
         if let Some(pattern) = self.unfiltered_pods.iter().find(|pattern| !pods::is_pattern(pattern)) {
             return Err(invalid(format!("unfilteredPods has {pattern:?}; expected {}", pods::EXPECTED)));
-        }
-        for (key, networks, limit) in [
-            ("lanToPods", &self.lan_to_pods, pods::MAX_LAN_TO_PODS),
-            ("serviceRanges", &self.service_ranges, pods::MAX_SERVICE_RANGES),
-        ] {
-            let count = networks.len();
-            if count > limit {
-                return Err(invalid(format!("{key} has {count} networks; expected at most {limit}, merge some")));
-            }
         }
         if self.routes.len() > MAX_ROUTES {
             return Err(invalid(format!("routes has {} routes; expected at most {MAX_ROUTES}", self.routes.len())));

@@ -134,3 +134,35 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_state_directory_that_other_programs_use_is_refused() {
+    let with = |directory: &str| parse(&format!(r#"{{"cniVersion":"1.0.0","name":"pods","stateDir":{directory:?}}}"#));
+    for directory in
+        ["/", "//", "/.", "/var", "/tmp/", "/var/lib", "/var/lib/.", "/var/lib/x/..", "/proc/self", "/dev/shm/edge-cni"]
+    {
+        let error = with(directory).unwrap_err();
+        assert_eq!(error.code, Code::InvalidConfig, "{directory}");
+        assert!(error.message.contains(directory) && error.message.contains("/var/lib/edge-cni"), "{error}");
+    }
+    for directory in ["/var/lib/edge-cni", "/tmp/state", "/run/edge-cni/leases"] {
+        with(directory).unwrap();
+    }
+}
+
+#[test]
+fn cluster_ranges_and_segments_have_a_limit() {
+    let with = |key: &str, count: usize| {
+        let networks: Vec<String> =
+            (0..count).map(|number| format!("10.{}.{}.0/24", number / 256, number % 256)).collect();
+        parse(&serde_json::json!({ "cniVersion": "1.0.0", "name": "pods", key: networks }).to_string())
+    };
+    for key in ["clusterRanges", "segments"] {
+        with(key, 128).unwrap();
+        let error = with(key, 1500).unwrap_err();
+        assert_eq!(error.code, Code::InvalidConfig);
+        for part in [key, "1500", "at most 128"] {
+            assert!(error.message.contains(part), "{error}");
+        }
+    }
+}

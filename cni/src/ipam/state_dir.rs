@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -60,6 +60,7 @@ impl StateDir {
             .mode(0o700)
             .create(&directory)
             .context("create the state directory", &directory)?;
+        refuse_writable_by_all(&directory)?;
         Ok(Self {
             directory,
             reserved: config.reserved.clone(),
@@ -155,6 +156,23 @@ impl StateDir {
         let file = file.context("open", &path)?;
         lock_within(LOCK_TIMEOUT, file, &path)
     }
+}
+
+/// Refuses a directory in which any user may make and remove files, such as `/var/tmp/pods` of mode
+/// 0777: a user could take the leases away.
+fn refuse_writable_by_all(directory: &Path) -> Result<()> {
+    let mode = fs::metadata(directory).context("examine", directory)?.mode() & 0o7777;
+    if mode & 0o002 == 0 {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::InvalidConfig,
+        format!(
+            "every user may write to the state directory {} (mode {mode:04o}); expected 0700, run chmod 0700 {} or give another stateDir",
+            directory.display(),
+            directory.display()
+        ),
+    ))
 }
 
 /// Locks a file, or gives up. A process that holds it longer is stuck, and more waiting processes
@@ -380,6 +398,8 @@ fn seconds_since_boot() -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use edge_types::shared_files::SegmentsSource;
 
     use super::*;
@@ -394,6 +414,19 @@ mod tests {
     fn request(number: usize) -> RuntimeRequest {
         let attachment = Attachment { container: format!("c{number}"), ifname: "eth0".into() };
         RuntimeRequest { attachment, netns: None, pod: None, requested: RequestedAddresses::default() }
+    }
+
+    #[test]
+    fn a_state_directory_that_every_user_may_write_to_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), &[]);
+        for (mode, refused) in [(0o1777, true), (0o702, true), (0o755, false), (0o700, false)] {
+            fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
+            match StateDir::create(&config, |_| Ok(0)) {
+                Err(error) => assert!(refused && error.message.contains(&format!("{mode:04o}")), "{mode:o}: {error}"),
+                Ok(_) => assert!(!refused, "{mode:o}"),
+            }
+        }
     }
 
     #[test]
