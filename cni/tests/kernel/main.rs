@@ -16,6 +16,7 @@ mod lenient;
 mod loopback;
 mod node;
 mod portmap;
+mod random_calls;
 mod requested;
 mod several_networks;
 mod spoof;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         between_networks::TESTS,
         input::TESTS,
         crashes::TESTS,
+        random_calls::TESTS,
         growth::TESTS,
         check_and_gc::TESTS,
     ]

@@ -121,18 +121,7 @@ impl World {
 
     /// As [`World::start`], for another plugin.
     pub(crate) fn start_program(&self, program: &Path, variables: &[(&str, &str)], input: &[u8]) -> Child {
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", &self.host])
-            .arg(program)
-            .envs(variables.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The plugin may end before it reads its input.
-        let _ = child.stdin.take().unwrap().write_all(input);
-        child
+        start_in(&self.host, program, variables, input)
     }
 
     pub(crate) fn start_verb(&self, verb: &str, pod: &Pod) -> Child {
@@ -212,6 +201,22 @@ impl Drop for World {
             netns::delete(name);
         }
     }
+}
+
+/// Starts a plugin in a namespace with these variables and this standard input.
+pub(crate) fn start_in(netns: &str, program: &Path, variables: &[(&str, &str)], input: &[u8]) -> Child {
+    let mut child = Command::new("ip")
+        .args(["netns", "exec", netns])
+        .arg(program)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The plugin may end before it reads its input.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child
 }
 
 /// `CNI_NETNS` of a container.
