@@ -3,6 +3,7 @@
 mod attach;
 mod between_networks;
 mod check_and_gc;
+mod cnitool;
 mod crashes;
 mod earlier_release;
 mod filter_table;
@@ -49,7 +50,11 @@ fn main() -> ExitCode {
         check_and_gc::TESTS,
     ]
     .concat();
-    let own = suite::run(&tests, netns::unavailable, Unrunnable::Skip);
-    let with_portmap = suite::run(portmap::TESTS, portmap::unavailable, Unrunnable::Skip);
-    if own == ExitCode::SUCCESS { with_portmap } else { own }
+    let runs = [
+        suite::run(&tests, netns::unavailable, Unrunnable::Skip),
+        suite::run(portmap::TESTS, portmap::unavailable, Unrunnable::Skip),
+        suite::run(cnitool::TESTS, cnitool::unavailable, Unrunnable::Skip),
+        suite::run(cnitool::CHAINED, cnitool::unavailable_chained, Unrunnable::Skip),
+    ];
+    runs.into_iter().find(|run| *run != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
 }

@@ -246,6 +246,11 @@ pub(crate) fn ip(netns: &str, arguments: &str) -> String {
     succeed(Command::new("ip").args(["-n", netns]).args(arguments.split_whitespace()))
 }
 
+/// Runs `tc` in a namespace.
+pub(crate) fn tc(netns: &str, arguments: &str) -> String {
+    succeed(Command::new("tc").args(["-n", netns]).args(arguments.split_whitespace()))
+}
+
 /// Whether an address answers a ping from a namespace.
 pub(crate) fn pings(netns: &str, address: &str) -> bool {
     // A busy machine may need more than the 2 s for the first one.
