@@ -13,9 +13,8 @@ use crate::config::Config;
 use crate::config_file;
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
-use crate::net::announce::Announcer;
 use crate::net::link::{Link, Links, PortSettings};
-use crate::net::veth;
+use crate::net::{sysctl, veth};
 use crate::node_setup;
 use crate::{forward_filter, obstacles, pod_filter, segment};
 
@@ -45,7 +44,7 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     if !attached.is_empty() {
         // A port may have a smaller MTU than the new bridge.
         node_setup::ensure(&mut links, &config, &segments)?;
-        announce_gateways(&bridge, &segments)?;
+        announce_gateways(&mut links, &bridge)?;
     }
     forward_filter::recreate(&mut links, &config, &segments)?;
     restored?;
@@ -87,9 +86,9 @@ fn attach_detached_pods(
 
 /// Tells the pods the bridge's MAC address. It is another one than that of the former bridge if the
 /// plugin now runs in a container with another machine-id.
-fn announce_gateways(bridge: &Link, segments: &SegmentsFile) -> Result<()> {
-    let announcer = Announcer::open(bridge.index, bridge.mac)?;
-    segments.segments.iter().try_for_each(|segment| announcer.announce(segment::gateway(segment)))
+fn announce_gateways(links: &mut Links, bridge: &Link) -> Result<()> {
+    sysctl::announce_addresses(&bridge.name)?;
+    links.set_mac(bridge, bridge.mac)
 }
 
 /// Names the attached pods with a larger MTU than the node has for pods now. Only a new start

@@ -36,6 +36,13 @@ pub(crate) fn ignore_router_advertisements(interface: &str) -> Result<()> {
     set_if_present(&format!("ipv6/conf/{interface}/autoconf"), "0")
 }
 
+/// Has the kernel announce the interface's addresses whenever its MAC address is set: by gratuitous
+/// ARP (RFC 5227 2.3) and unsolicited neighbour advertisements (RFC 4861 7.2.6).
+pub(crate) fn announce_addresses(interface: &str) -> Result<()> {
+    set(&format!("ipv4/conf/{interface}/arp_notify"), "1")?;
+    set_if_present(&format!("ipv6/conf/{interface}/ndisc_notify"), "1")
+}
+
 /// Whether this host forwards packets of the family. A setting that cannot be read counts as off.
 pub(crate) fn forwards(family: Family) -> bool {
     let name = if family == Family::V4 { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };

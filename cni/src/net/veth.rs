@@ -176,8 +176,7 @@ pub(crate) fn configure(
         // The bridge's filter expects the link-local address that follows from the MAC address.
         sysctl::set_if_present(&format!("ipv6/conf/{ifname}/addr_gen_mode"), "0")?;
         // For `PodEnd::announce`.
-        sysctl::set(&format!("ipv4/conf/{ifname}/arp_notify"), "1")?;
-        sysctl::set_if_present(&format!("ipv6/conf/{ifname}/ndisc_notify"), "1")?;
+        sysctl::announce_addresses(ifname)?;
         if segment::families(&segments).contains(&Family::V6) {
             // Some runtimes turn IPv6 off in new namespaces.
             sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
