@@ -48,7 +48,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     if config.controller.is_some() {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
         // Needed before the view on disk comes into force.
-        let underlay = runtime.block_on(host::read_underlay(&config.bridge))?;
+        let underlay = runtime.block_on(host::read_underlay(&config))?;
         node.uplink.send_modify(|uplink| uplink.underlay = underlay);
         let controller = ControllerClient::load(controller, state)?;
         // Otherwise the node has no name before it has joined.

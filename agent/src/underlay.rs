@@ -23,7 +23,7 @@ pub struct Underlay {
     pub addresses: Vec<IpAddr>,
     /// Gateways of the default routes.
     pub gateways: Vec<IpAddr>,
-    /// Name servers, unless they are the cluster's own.
+    /// Name servers, without those that the operator says are reached through the tunnels.
     pub resolvers: Vec<IpAddr>,
     /// Interface of the first IPv4 default route.
     pub uplink_v4: Option<String>,
@@ -54,7 +54,14 @@ impl fmt::Display for AddressConflict {
             f,
             "{of} {network} holds {what} {address}: that cuts this node off, since nothing to or from {network} travels outside of a tunnel; \
              correct the ranges or networks at the controller, or renumber this node's network"
-        )
+        )?;
+        if *what == NAME_SERVER {
+            write!(
+                f,
+                "; or, if the node reaches it through the tunnels, list it in agent.toml: resolvers_behind_tunnels = [\"{address}\"]"
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -87,20 +94,15 @@ impl Underlay {
         let mut conflicts: Vec<AddressConflict> =
             needed.iter().filter_map(|(address, what)| find(address, *what)).collect();
         conflicts.extend(special_networks(view));
-        // Name servers are in conflict only if none is left.
-        let resolvers = Self::usable(&self.resolvers, NAME_SERVER);
-        let taken: Vec<AddressConflict> = resolvers.iter().filter_map(|(address, what)| find(address, *what)).collect();
-        if taken.len() == resolvers.len() {
-            conflicts.extend(taken);
-        }
         conflicts
     }
 
-    /// The addresses of which each one is needed.
+    /// The addresses that the node needs, each with what it is.
     fn needed(&self, controllers: &[IpAddr]) -> Vec<(IpAddr, &'static str)> {
         let mut needed = Self::usable(&self.addresses, "this node's own address");
         needed.extend(Self::usable(&self.gateways, "its gateway"));
         needed.extend(Self::usable(controllers, "the controller's address"));
+        needed.extend(Self::usable(&self.resolvers, NAME_SERVER));
         needed
     }
 
@@ -150,29 +152,29 @@ fn holder(view: &NodeView, address: IpAddr) -> Option<(IpNetwork, String)> {
     })
 }
 
-/// Name servers of this host. If `/etc/resolv.conf` names the host itself, those of
-/// systemd-resolved.
-pub fn host_resolvers() -> Vec<IpAddr> {
-    let read = |path: &str| std::fs::read_to_string(path).map_or(vec![], |text| resolvers(&text));
-    let direct = read("/etc/resolv.conf");
-    if direct.is_empty() { read("/run/systemd/resolve/resolv.conf") } else { direct }
+/// Name servers of this host, and those that systemd-resolved asks, without those in
+/// `behind_tunnels`.
+pub fn host_resolvers(behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    resolvers(&[read("/etc/resolv.conf"), read("/run/systemd/resolve/resolv.conf")], behind_tunnels)
 }
 
-/// Name servers of a `resolv.conf` (resolv.conf(5)). `None` if it is Kubernetes' file for pods,
-/// whose search list has `svc.DOMAIN`: the cluster's DNS is reached through the tunnel.
-pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
-    let lines = || resolv_conf.lines().map(|line| line.split_whitespace());
-    let of_the_cluster = lines().any(|mut words| {
-        matches!(words.next(), Some("search" | "domain")) && words.any(|domain| domain.starts_with("svc."))
-    });
-    if of_the_cluster {
-        return vec![];
-    }
-    let server = |mut words: std::str::SplitWhitespace<'_>| {
+/// Name servers of files in the form of resolv.conf(5), each once, without those of the host itself
+/// and those in `behind_tunnels`.
+fn resolvers(files: &[String], behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
+    let server = |line: &str| -> Option<IpAddr> {
+        let mut words = line.split_whitespace();
         let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
-        address.split('%').next()?.parse().ok()
+        Some(address.split('%').next()?.parse::<IpAddr>().ok()?.to_canonical())
     };
-    lines().filter_map(server).filter(|address: &IpAddr| !address.is_loopback()).collect()
+    let mut found = Vec::new();
+    for address in files.iter().flat_map(|text| text.lines()).filter_map(server) {
+        let listed = behind_tunnels.iter().any(|listed| listed.to_canonical() == address);
+        if !listed && !address.is_loopback() && !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    found
 }
 
 /// Networks that a view makes unreachable outside of a tunnel, each once, in order.
@@ -320,14 +322,24 @@ mod tests {
     }
 
     #[test]
-    fn name_servers_are_taken_away_when_none_is_left() {
-        let mut here = Underlay { resolvers: addresses(&["10.77.0.53", "192.0.2.53"]), ..Underlay::default() };
+    fn each_name_server_counts_also_if_another_one_is_left() {
+        let here = Underlay { resolvers: addresses(&["192.0.2.53", "10.77.0.53"]), ..Underlay::default() };
+        for (ranges, hub, words) in [
+            (&["10.77.0.0/16"][..], &[][..], "cluster range 10.77.0.0/16 holds its name server 10.77.0.53"),
+            (
+                &["10.78.0.0/16"],
+                &["192.0.2.0/24"],
+                "the network of cloud-1 192.0.2.0/24 holds its name server 192.0.2.53",
+            ),
+        ] {
+            let refused = here.conflict(None, &view(Role::Edge, ranges, hub), &[]).unwrap().to_string();
+            assert!(refused.contains(words) && refused.contains("resolvers_behind_tunnels"), "{refused}");
+        }
+        // Neither is a reason to refuse the next view if it is in force already.
+        let current = view(Role::Edge, &["10.77.0.0/16"], &[]);
+        assert_eq!(here.conflict(Some(&current), &current, &[]), None);
         let both = view(Role::Edge, &["10.77.0.0/16"], &["192.0.2.0/24"]);
-        let one = view(Role::Edge, &["10.77.0.0/16"], &[]);
-        assert_eq!(here.conflict(None, &one, &[]), None);
-        assert!(here.conflict(Some(&one), &both, &[]).unwrap().to_string().contains("its name server 10.77.0.53"));
-        here.resolvers.pop();
-        assert!(here.conflict(None, &one, &[]).is_some());
+        assert!(here.conflict(Some(&current), &both, &[]).unwrap().to_string().contains("its name server 192.0.2.53"));
     }
 
     #[test]
@@ -361,11 +373,20 @@ mod tests {
     }
 
     #[test]
-    fn name_servers_are_those_of_the_network_and_not_the_clusters_own() {
+    fn name_servers_are_those_of_the_files_without_the_host_itself_and_those_that_the_operator_lists() {
+        let read = |files: &[&str], listed: &[&str]| {
+            let files: Vec<String> = files.iter().map(|text| (*text).to_owned()).collect();
+            resolvers(&files, &addresses(listed))
+        };
         let host = "# made by hand\nsearch lan\nnameserver 192.168.1.1\nnameserver fe80::1%eth0\n nameserver 127.0.0.53\noptions edns0\n";
-        assert_eq!(resolvers(host), addresses(&["192.168.1.1", "fe80::1"]));
-        let pod = "search edge-cni.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n";
-        assert_eq!(resolvers(pod), addresses(&[]));
-        assert_eq!(resolvers("nameserver\nnameserver x\n"), addresses(&[]));
+        assert_eq!(read(&[host], &[]), addresses(&["192.168.1.1", "fe80::1"]));
+        assert!(read(&["nameserver\nnameserver x\n"], &[]).is_empty());
+        // systemd-resolved asks others, also if the file names more than it.
+        let asked = "nameserver 192.168.1.1\nnameserver 10.0.0.53\n";
+        assert_eq!(read(&[host, asked], &[]), addresses(&["192.168.1.1", "fe80::1", "10.0.0.53"]));
+        // Only the operator says that a name server is the cluster's own.
+        let pod = "search edge-cni.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n";
+        assert_eq!(read(&[pod], &[]), addresses(&["10.96.0.10"]));
+        assert_eq!(read(&[pod, asked], &["10.96.0.10", "::ffff:10.0.0.53"]), addresses(&["192.168.1.1"]));
     }
 }

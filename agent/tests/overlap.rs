@@ -1,5 +1,5 @@
-//! A node whose LAN lies within the cluster's ranges. Tests the program with a real controller and
-//! real XFRM policies, in namespaces of their own.
+//! A node whose LAN or resolver lies within the cluster's ranges. Tests the program with a real
+//! controller and real XFRM policies, in namespaces of their own.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -31,11 +31,29 @@ fn a_node_that_joins_where_the_ranges_hold_its_lan_keeps_gateway_and_controller_
     passes_in_namespaces("a_node_in_the_clusters_range");
 }
 
-/// Starts the controller and another server in the other namespace. They end with the process.
-fn start_controller(directory: &Path) {
+#[test]
+fn a_view_whose_ranges_hold_a_resolver_is_refused_unless_the_operator_lists_it() {
+    if !is_root_or_skips() {
+        return;
+    }
+    passes_in_namespaces("a_resolver_in_the_clusters_range");
+}
+
+/// Makes the node's network, and starts the controller and another server in the other namespace.
+/// They end with the process. Writes a token for the node.
+fn start_controller(directory: &Path, range: &str) {
+    add_far_host();
+    for line in [
+        "ip addr add 192.168.1.10/24 dev uplink",
+        "ip -n far addr add 192.168.1.1/24 dev far",
+        "ip -n far addr add 203.0.113.1/32 dev lo",
+        "ip route add default via 192.168.1.1",
+    ] {
+        run(line);
+    }
     let text = format!(
         "server_names = [\"203.0.113.1\"]\nlisten = [\"203.0.113.1:8443\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n[observe]\nlisten = []\n\
-         [segments]\ncluster_ranges = [\"192.168.0.0/16\"]\n",
+         [segments]\ncluster_ranges = [{range:?}]\n",
         directory.join("controller"),
         directory.join("controller.sock"),
     );
@@ -53,6 +71,47 @@ fn start_controller(directory: &Path) {
         });
     });
     started.recv_timeout(HANG).unwrap();
+    let token = operator(directory, "POST", "/v1/tokens", r#"{"role":"edge","ttl_seconds":3600,"uses":1}"#);
+    fs::write(directory.join("token"), token["token"].as_str().unwrap()).unwrap();
+}
+
+/// The agent's program, with these lines in its configuration.
+struct Agent<'a> {
+    directory: &'a Path,
+    _process: KilledOnDrop,
+}
+
+impl<'a> Agent<'a> {
+    fn start(directory: &'a Path, keys: &str) -> Self {
+        let text = format!(
+            "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n{keys}\n[cni]\nconf_dir = {2:?}\nbin_dir = {2:?}\n\
+             [controller]\nurls = [\"https://203.0.113.1:8443\"]\ntoken_file = \"token\"\n",
+            directory.join("state"),
+            directory.join("run"),
+            directory.join("cni"),
+        );
+        fs::write(directory.join("agent.toml"), text).unwrap();
+        let mut command = Self::command(directory, "run");
+        Self { directory, _process: KilledOnDrop(command.stdout(Stdio::null()).spawn().unwrap()) }
+    }
+
+    fn command(directory: &Path, name: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
+        command.args([name, "--config"]).arg(directory.join("agent.toml"));
+        command
+    }
+
+    /// What `status` says of the controller, once it satisfies the condition.
+    fn status<T>(&self, what: &str, condition: impl Fn(&Value) -> Option<T>) -> T {
+        wait::expect(what, HANG, || {
+            let status = Self::command(self.directory, "status").arg("--json").output().unwrap();
+            condition(&serde_json::from_slice::<Value>(&status.stdout).ok()?["cloud"])
+        })
+    }
+
+    fn refusal(&self) -> String {
+        self.status("the refusal", |cloud| cloud["refused_view"].as_str().map(str::to_owned))
+    }
 }
 
 fn operator(directory: &Path, method: &str, path: &str, body: &str) -> Value {
@@ -79,37 +138,11 @@ fn a_node_in_the_clusters_range() {
     if !is_in_namespaces() {
         return;
     }
-    add_far_host();
-    for line in [
-        "ip addr add 192.168.1.10/24 dev uplink",
-        "ip -n far addr add 192.168.1.1/24 dev far",
-        "ip -n far addr add 203.0.113.1/32 dev lo",
-        "ip route add default via 192.168.1.1",
-    ] {
-        run(line);
-    }
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
-    start_controller(directory);
-    let token = operator(directory, "POST", "/v1/tokens", r#"{"role":"edge","ttl_seconds":3600,"uses":1}"#);
-    fs::write(directory.join("token"), token["token"].as_str().unwrap()).unwrap();
-    let file = directory.join("agent.toml");
-    let text = format!(
-        "name = \"edge-1\"\nstate_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n[cni]\nconf_dir = {2:?}\nbin_dir = {2:?}\n[controller]\nurls = [\"https://203.0.113.1:8443\"]\n\
-         token_file = \"token\"\n",
-        directory.join("state"),
-        directory.join("run"),
-        directory.join("cni"),
-    );
-    fs::write(&file, text).unwrap();
-    let program = env!("CARGO_BIN_EXE_edge-agent");
-    let agent = Command::new(program).args(["run", "--config"]).arg(&file).stdout(Stdio::null()).spawn();
-    let _agent = KilledOnDrop(agent.unwrap());
-    let why = wait::expect("the refusal", HANG, || {
-        let status = Command::new(program).args(["status", "--json", "--config"]).arg(&file).output().unwrap();
-        let status: Value = serde_json::from_slice(&status.stdout).ok()?;
-        status["cloud"]["refused_view"].as_str().map(str::to_owned)
-    });
+    start_controller(directory, "192.168.0.0/16");
+    let agent = Agent::start(directory, "");
+    let why = agent.refusal();
     assert!(why.contains("cluster range 192.168.0.0/16 holds this node's own address 192.168.1.10"), "{why}");
     let nodes = wait::expect("the operator's sight of it", HANG, || {
         let nodes = operator(directory, "GET", "/v1/nodes", "");
@@ -119,4 +152,32 @@ fn a_node_in_the_clusters_range() {
     assert!(reaches(ON_THE_GATEWAY) && reaches("203.0.113.1:8443"));
     let routes = Command::new("ip").args(["route"]).output().unwrap();
     assert!(!String::from_utf8_lossy(&routes.stdout).contains("ecni-guard"), "nothing was installed");
+}
+
+#[test]
+#[ignore = "runs in a namespace, started by the test before"]
+fn a_resolver_in_the_clusters_range() {
+    if !is_in_namespaces() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    start_controller(directory, "10.77.0.0/16");
+    // Another resolver, outside of the range, and a search list as in pods make no difference.
+    let text = "search svc.cluster.local\nnameserver 192.0.2.53\nnameserver 10.77.0.53\n";
+    fs::write(directory.join("resolv.conf"), text).unwrap();
+    run(&format!("mount --bind {} /etc/resolv.conf", directory.join("resolv.conf").display()));
+    let agent = Agent::start(directory, "");
+    let why = agent.refusal();
+    for words in ["cluster range 10.77.0.0/16 holds its name server 10.77.0.53", "resolvers_behind_tunnels"] {
+        assert!(why.contains(words), "{why}");
+    }
+    assert!(!directory.join("state/segments.json").exists() && !directory.join("state/view.json").exists());
+    drop(agent);
+    let agent = Agent::start(directory, "resolvers_behind_tunnels = [\"192.0.2.53\"]");
+    assert_eq!(agent.refusal(), why, "the key excepts other addresses alone");
+    drop(agent);
+    let agent = Agent::start(directory, "resolvers_behind_tunnels = [\"10.77.0.53\"]");
+    agent.status("the view", |cloud| (cloud["connected"] == true && cloud["refused_view"].is_null()).then_some(()));
+    wait::expect("the view on disk", HANG, || directory.join("state/view.json").exists().then_some(()));
 }

@@ -13,8 +13,8 @@ use crate::error::{Code, Error, Result};
 use crate::net::bridge;
 use crate::net::link::Links;
 
-/// Files that name the resolvers. If the first one names only systemd-resolved, the second has the
-/// real ones.
+/// Files that name the resolvers. If the first one names systemd-resolved, the second has those
+/// that it asks.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
 /// All cluster ranges: those that the agent wrote and those of the configuration.
@@ -43,7 +43,7 @@ pub(crate) fn refuse_cutting_off_this_host(
     }
     let mut guarded = Vec::new();
     for conflict in conflicts(links, config, &ranges, segments)? {
-        let AddressConflict { range, what } = &conflict;
+        let AddressConflict { range, what, .. } = &conflict;
         if guarded.contains(range) {
             continue;
         }
@@ -52,7 +52,7 @@ pub(crate) fn refuse_cutting_off_this_host(
         let agents =
             segments.is_some_and(|file| file.source == SegmentsSource::Agent && file.cluster_ranges.contains(range));
         if !agents && !is_guarded(*range) {
-            return Err(refused(*range, what));
+            return Err(refused(&conflict));
         }
         eprintln!(
             "edge-cni: the cluster's range {range} holds {what}. This range is guarded already, so pods are attached all the same, but nothing \
@@ -67,6 +67,8 @@ pub(crate) fn refuse_cutting_off_this_host(
 struct AddressConflict {
     range: IpNetwork,
     what: String,
+    /// The address is that of a resolver, which the operator may except.
+    resolver: Option<IpAddr>,
 }
 
 /// All addresses that this host needs and that are in the ranges. Networks that a hub fronts are
@@ -91,35 +93,27 @@ fn conflicts(
     for (index, address, range) in addresses {
         // Another bridge of the plugin has gateways' addresses, too.
         if let Some(link) = present.iter().find(|link| link.index == index && !bridge::is_ours(link)) {
-            conflicts
-                .push(AddressConflict { range, what: format!("this host's own address {address} on {}", link.name) });
+            let what = format!("this host's own address {address} on {}", link.name);
+            conflicts.push(AddressConflict { range, what, resolver: None });
         }
     }
     for gateway in links.default_routes()?.iter().filter_map(|route| route.gateway) {
-        conflicts.extend(
-            held(gateway).map(|range| AddressConflict { range, what: format!("this host's gateway {gateway}") }),
-        );
+        let what = format!("this host's gateway {gateway}");
+        conflicts.extend(held(gateway).map(|range| AddressConflict { range, what, resolver: None }));
     }
-    let mut names = Vec::new();
     for path in RESOLVERS {
         let text = std::fs::read_to_string(Path::new(path)).unwrap_or_default();
-        names.extend(resolvers(&text).map(|resolver| (resolver, path)));
+        for resolver in resolvers(&text).filter(|resolver| !is_listed(config, *resolver)) {
+            let what = format!("this host's resolver {resolver} ({path})");
+            conflicts.extend(held(resolver).map(|range| AddressConflict { range, what, resolver: Some(resolver) }));
+        }
     }
-    conflicts.extend(of_resolvers(&names, held));
     Ok(conflicts)
 }
 
-/// Conflicts of resolvers. There is none if one resolver is outside of the ranges, since names are
-/// still resolved. Resolvers on this host do not count: they ask others, which are listed, too.
-fn of_resolvers(resolvers: &[(IpAddr, &str)], held: impl Fn(IpAddr) -> Option<IpNetwork>) -> Vec<AddressConflict> {
-    let remote = resolvers.iter().filter(|(resolver, _)| !resolver.is_loopback() && !resolver.is_unspecified());
-    let conflict = |(resolver, path): &(IpAddr, &str)| {
-        let what =
-            format!("this host's resolver {resolver} ({path}), and all others are within the cluster's ranges, too");
-        held(*resolver).map(|range| AddressConflict { range, what })
-    };
-    // Nothing if one of them is outside.
-    remote.map(conflict).collect::<Option<Vec<_>>>().unwrap_or_default()
+/// Whether the operator says that this host reaches the resolver through the tunnels.
+fn is_listed(config: &Config, resolver: IpAddr) -> bool {
+    config.resolvers_behind_tunnels.iter().any(|listed| listed.to_canonical() == resolver.to_canonical())
 }
 
 /// Whether the guard of a range is installed. A part of it is enough: it was installed once, and
@@ -136,12 +130,18 @@ fn is_guarded(range: IpNetwork) -> bool {
     matches!((missing, wanted), (Ok(missing), Ok(wanted)) if missing < wanted)
 }
 
-fn refused(range: IpNetwork, what: &str) -> Error {
+fn refused(AddressConflict { range, what, resolver }: &AddressConflict) -> Error {
+    let unless = resolver.map_or_else(String::new, |resolver| {
+        format!(
+            "; or, if the resolver is reached through the tunnels, list it: \"resolversBehindTunnels\": [\"{resolver}\"] \
+             (resolvers_behind_tunnels of the agent)"
+        )
+    });
     Error::new(
         Code::InvalidConfig,
         format!(
             "the cluster's range {range} holds {what}: the guard would cut this host off from it. Nothing was installed; choose cluster ranges (clusterRanges, \
-             or cluster_ranges of the controller) that no node's own network overlaps, or move this host"
+             or cluster_ranges of the controller) that no node's own network overlaps, or move this host{unless}"
         ),
     )
 }
@@ -173,21 +173,5 @@ mod tests {
         let found: Vec<String> = resolvers(text).map(|address| address.to_string()).collect();
         assert_eq!(found, ["192.0.2.1", "fe80::1", "127.0.0.53"]);
         assert!(is_local("127.0.0.53".parse().unwrap()) && is_local("fe80::1".parse().unwrap()));
-    }
-    #[test]
-    fn resolvers_are_a_conflict_only_where_none_is_outside() {
-        let range: IpNetwork = "10.77.0.0/16".parse().unwrap();
-        let held = |address: IpAddr| range.contains(address).then_some(range);
-        for (list, conflicts) in [
-            (&[][..], 0),
-            (&["127.0.0.53", "::1", "0.0.0.0"], 0),
-            (&["10.77.0.53"], 1),
-            (&["127.0.0.53", "10.77.0.53", "10.77.0.54"], 2),
-            (&["10.77.0.53", "192.0.2.1"], 0),
-            (&["fe80::1", "10.77.0.53"], 0),
-        ] {
-            let list: Vec<_> = list.iter().map(|address| (address.parse().unwrap(), "resolv.conf")).collect();
-            assert_eq!(of_resolvers(&list, held).len(), conflicts, "{list:?}");
-        }
     }
 }

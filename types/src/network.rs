@@ -1,5 +1,5 @@
 //! Relations of two networks, which `ipnetwork` has for [`ipnetwork::Ipv4Network`] only, networks
-//! that have a meaning of their own on every host, and names of bridges.
+//! that have a meaning of their own on every host, names of bridges, and a limit.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,6 +18,10 @@ pub fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
 pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     contains(a, b) || contains(b, a)
 }
+
+/// Most addresses of the plugin's `resolversBehindTunnels` and the agent's
+/// `resolvers_behind_tunnels`. A host has two or three resolvers.
+pub const MAX_RESOLVERS_BEHIND_TUNNELS: usize = 16;
 
 /// What [`is_bridge_name`] expects, for error messages.
 pub const BRIDGE_NAME: &str = "expected 1 to 15 characters without '/', ':', '%' and blanks, and none of \".\", \"..\", \"all\", \"default\" and \"lo\"";

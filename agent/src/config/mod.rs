@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edge_ike::config::Timing;
-use edge_types::network::{BRIDGE_NAME, is_bridge_name, special_use};
+use edge_types::network::{BRIDGE_NAME, MAX_RESOLVERS_BEHIND_TUNNELS, is_bridge_name, special_use};
 use edge_types::{NodeName, Role, pods, shared_files};
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -68,6 +68,10 @@ pub struct Config {
     pub encap: Encap,
     /// MTU of pods, bytes; derived from the uplink unless set.
     pub mtu: Option<u32>,
+    /// This node's resolvers that the networks of a view may hold, because the node reaches them
+    /// through the tunnels.
+    #[serde(default)]
+    pub resolvers_behind_tunnels: Vec<IpAddr>,
     /// Timers of all tunnels.
     #[serde(default)]
     pub timing: TimingSection,
@@ -383,6 +387,12 @@ impl Config {
                     "[firewall]: service_ranges has {range}, which holds {special}: no Service is there"
                 ));
             }
+        }
+        let count = self.resolvers_behind_tunnels.len();
+        if count > MAX_RESOLVERS_BEHIND_TUNNELS {
+            return Err(format!(
+                "resolvers_behind_tunnels has {count} addresses; expected at most {MAX_RESOLVERS_BEHIND_TUNNELS}"
+            ));
         }
         if self.controller.is_none() && self.peers.is_empty() {
             return Err("neither [controller] nor any [[peer]]: there is nothing to do; add one of them".into());

@@ -117,6 +117,9 @@ fn what_makes_no_sense_together_is_refused_with_advice() {
         ("[[peer]]", "[timing]\ntransmissions = 21\n[[peer]]", "transmissions is 21"),
         ("[[peer]]", "[firewall]\nservice_ranges = [\"::/0\"]\n[[peer]]", "service_ranges"),
         ("[[peer]]", "[firewall]\nservice_ranges = [\"224.0.0.0/4\"]\n[[peer]]", "multicast"),
+        ("[[peer]]", "resolvers_behind_tunnels = [\"10.96.0.0/12\"]\n[[peer]]", "line 2, column"),
+        ("[[peer]]", "resolvers_behind_tunnels = true\n[[peer]]", "line 2, column"),
+        ("[[peer]]", &format!("resolvers_behind_tunnels = [{}]\n[[peer]]", "\"10.96.0.10\",".repeat(17)), "at most 16"),
         ("[[peer]]", "[controller]\nurls = []\n[[peer]]", "urls is empty"),
         ("[[peer]]", "[controller]\nurls = [\"http://x\"]\n[[peer]]", "https"),
         (

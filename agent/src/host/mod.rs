@@ -34,6 +34,7 @@ use anyhow::Context as _;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::underlay::{self, Underlay};
 
 /// State of the host, for `status` and the tunnels.
@@ -70,13 +71,13 @@ pub struct RouteEntry {
 
 /// Reads addresses, gateways, uplinks and name servers of this node, before a view from disk comes
 /// into force. To be called within a tokio runtime. Fails if rtnetlink does.
-pub async fn read_underlay(bridge: &str) -> anyhow::Result<Underlay> {
+pub async fn read_underlay(config: &Config) -> anyhow::Result<Underlay> {
     let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
     let connection = tokio::spawn(connection);
     let state = network_state::NetworkState::read(&handle).await;
     connection.abort();
-    let found = uplink::uplink(&state?, bridge, &[], None).underlay;
-    Ok(Underlay { resolvers: underlay::host_resolvers(), ..found })
+    let found = uplink::uplink(&state?, &config.bridge, &[], None).underlay;
+    Ok(Underlay { resolvers: underlay::host_resolvers(&config.resolvers_behind_tunnels), ..found })
 }
 
 /// Whether a bridge for pods has a port: the bridge `own`, or one that the plugin made for another

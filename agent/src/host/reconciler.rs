@@ -184,7 +184,7 @@ impl HostReconciler {
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let guarded = guarded(&desired);
         let mut uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
-        uplink.underlay.resolvers = underlay::host_resolvers();
+        uplink.underlay.resolvers = underlay::host_resolvers(&self.config.resolvers_behind_tunnels);
 
         let forward = [true, false].map(|ipv4| {
             let routed = desired.hub_routes.iter().chain(&desired.guard.cluster_ranges);

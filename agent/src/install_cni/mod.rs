@@ -192,6 +192,9 @@ fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> Stri
     if config.firewall.forward_others {
         ours["forwardOthers"] = json!(true);
     }
+    if !config.resolvers_behind_tunnels.is_empty() {
+        ours["resolversBehindTunnels"] = json!(config.resolvers_behind_tunnels);
+    }
     let plugins: Vec<&Value> = std::iter::once(&ours).chain(chained).collect();
     let document = json!({
         "cniVersion": conflist::VERSION,
@@ -396,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn the_conflist_says_which_pods_and_lan_hosts_the_operator_excepts() {
+    fn the_conflist_says_what_the_operator_excepts() {
         let directory = tempfile::tempdir().unwrap();
         let mut config = config(directory.path());
         let segments: SegmentsFile =
@@ -412,6 +415,9 @@ mod tests {
         assert!(plugin(&config)["plugins"][0].get("serviceRanges").is_none());
         config.firewall.service_ranges = vec!["10.96.0.0/12".parse().unwrap()];
         assert_eq!(plugin(&config)["plugins"][0]["serviceRanges"], json!(["10.96.0.0/12"]));
+        assert!(plugin(&config)["plugins"][0].get("resolversBehindTunnels").is_none());
+        config.resolvers_behind_tunnels = vec!["10.96.0.10".parse().unwrap()];
+        assert_eq!(plugin(&config)["plugins"][0]["resolversBehindTunnels"], json!(["10.96.0.10"]));
         assert!(plugin(&config)["plugins"][0].get("forwardOthers").is_none());
         config.firewall.forward_others = true;
         assert_eq!(plugin(&config)["plugins"][0]["forwardOthers"], json!(true));

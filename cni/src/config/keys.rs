@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Code, Error, Result};
 
 /// The plugin's own keys.
-pub(super) const OWN_KEYS: [&str; 20] = [
+pub(super) const OWN_KEYS: [&str; 21] = [
     "bridge",
     "stateDir",
     "agentSocket",
@@ -20,6 +20,7 @@ pub(super) const OWN_KEYS: [&str; 20] = [
     "lanToPods",
     "serviceRanges",
     "forwardOthers",
+    "resolversBehindTunnels",
     "isGateway",
     "isDefaultGateway",
     "routes",

@@ -10,9 +10,10 @@ mod state_dir;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use edge_types::network::{BRIDGE_NAME, is_bridge_name, overlap, special_use};
+use edge_types::network::{BRIDGE_NAME, MAX_RESOLVERS_BEHIND_TUNNELS, is_bridge_name, overlap, special_use};
 use edge_types::shared_files::SegmentsFile;
 use edge_types::{IpNetwork, pods};
 use serde::Deserialize;
@@ -80,6 +81,8 @@ pub(crate) struct Config {
     pub(crate) service_ranges: Vec<IpNetwork>,
     /// Whether this host also forwards between its own networks if it forwards for pods alone.
     pub(crate) forward_others: bool,
+    /// Resolvers of this host that the cluster's ranges may hold.
+    pub(crate) resolvers_behind_tunnels: Vec<IpAddr>,
     /// Whether the bridge sends a pod's packets back to it.
     pub(crate) hairpin_mode: bool,
     /// Whether pods of this node do not reach each other over the bridge.
@@ -133,6 +136,8 @@ struct RawConfig {
     service_ranges: Vec<IpNetwork>,
     #[serde(default)]
     forward_others: bool,
+    #[serde(default)]
+    resolvers_behind_tunnels: Vec<String>,
     #[serde(default = "default_true")]
     hairpin_mode: bool,
     #[serde(default)]
@@ -203,6 +208,7 @@ impl Config {
             ));
         }
         let reserved = reserved(&raw)?;
+        let resolvers_behind_tunnels = resolvers_behind_tunnels(&raw)?;
         let config = Self {
             version,
             name: raw.name,
@@ -220,6 +226,7 @@ impl Config {
             lan_to_pods: raw.lan_to_pods.iter().map(canonical).collect(),
             service_ranges: raw.service_ranges.iter().map(canonical).collect(),
             forward_others: raw.forward_others,
+            resolvers_behind_tunnels,
             hairpin_mode: raw.hairpin_mode,
             port_isolation: raw.port_isolation,
             detect_duplicates: raw.detect_duplicates,
@@ -363,6 +370,25 @@ fn reserved(raw: &RawConfig) -> Result<Reserved> {
         ranges.extend(entry.left_out().map_err(|why| invalid(format!("segments: {why}")))?);
     }
     Ok(Reserved::new(ranges))
+}
+
+/// The addresses of `resolversBehindTunnels`.
+fn resolvers_behind_tunnels(raw: &RawConfig) -> Result<Vec<IpAddr>> {
+    let texts = &raw.resolvers_behind_tunnels;
+    if texts.len() > MAX_RESOLVERS_BEHIND_TUNNELS {
+        return Err(invalid(format!(
+            "resolversBehindTunnels has {} addresses; expected at most {MAX_RESOLVERS_BEHIND_TUNNELS}",
+            texts.len()
+        )));
+    }
+    let address = |text: &String| {
+        text.parse().map_err(|_| {
+            invalid(format!(
+                "resolversBehindTunnels has {text:?}; expected the address of one resolver, as in /etc/resolv.conf"
+            ))
+        })
+    };
+    texts.iter().map(address).collect()
 }
 
 /// Refuses segments that pods cannot use: too small for a gateway and a pod, too large for one

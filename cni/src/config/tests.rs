@@ -103,6 +103,8 @@ fn wrong_values_are_refused_and_named() {
         (r#""lowWater":-1"#, "-1"),
         (r#""runtimeConfig":{"ips":["10.77.0"]}"#, "10.77.0"),
         (r#""lanToPods":["lan0"]"#, "lan0"),
+        (r#""resolversBehindTunnels":["10.96.0.0/12"]"#, "resolversBehindTunnels has \"10.96.0.0/12\""),
+        (r#""resolversBehindTunnels":true"#, "true"),
         (r#""resolvConf":"resolv.conf""#, "resolv.conf"),
         (r#""isGateway":false"#, "isDefaultGateway"),
         (r#""routes":[{"dst":"192.0.2.0/24","gw":"fd77::1"}]"#, "192.0.2.0/24"),

@@ -212,13 +212,30 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
         }
     }
     let world = World::new(DUAL);
-    let refused = with_resolvers(&world, "nameserver 127.0.0.53\nnameserver 10.77.0.53\n", || status(&world));
-    assert!(refused.json["msg"].as_str().unwrap().contains("resolver 10.77.0.53"), "{}", refused.json);
     let taken = with_resolvers(&world, "nameserver 127.0.0.53\nnameserver 10.78.0.53\n", || status(&world));
     assert!(taken.ok, "{}", taken.json);
-    // The other resolver answers.
-    let taken = with_resolvers(&world, "nameserver 10.77.0.53\nnameserver 10.78.0.53\n", || status(&world));
-    assert!(taken.ok, "{}", taken.json);
+    // Another resolver outside of the ranges does not help: a program asks the first one.
+    for text in [
+        "nameserver 127.0.0.53\nnameserver 10.77.0.53\n",
+        "nameserver 10.78.0.53\nnameserver 10.77.0.53\n",
+        "search edge-cni.svc.cluster.local svc.cluster.local\nnameserver 10.77.0.53\nnameserver 10.78.0.53\n",
+    ] {
+        let refused = with_resolvers(&world, text, || world.verb("ADD", &world.pod()));
+        let message = refused.json["msg"].as_str().unwrap();
+        for named in ["resolver 10.77.0.53", "10.77.0.0/16", "resolversBehindTunnels"] {
+            assert!(message.contains(named), "{text}: {message}");
+        }
+        assert_eq!(world.ip("xfrm policy"), "");
+        assert!(!world.ip("link").contains("ecni"));
+    }
+    // The key excepts these addresses alone.
+    let both = "nameserver 10.77.0.53\nnameserver fd77::53\n";
+    world.set("resolversBehindTunnels", json!(["10.77.0.53"]));
+    let refused = with_resolvers(&world, both, || status(&world));
+    assert!(refused.json["msg"].as_str().unwrap().contains("resolver fd77::53"), "{}", refused.json);
+    world.set("resolversBehindTunnels", json!(["10.77.0.53", "fd77::53"]));
+    let taken = with_resolvers(&world, both, || world.verb("ADD", &world.pod()));
+    assert!(taken.ok && !taken.said.contains("53"), "{} {}", taken.json, taken.said);
 }
 
 /// `ip netns exec` shows the files of this folder as those of /etc.
