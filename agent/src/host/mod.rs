@@ -5,6 +5,8 @@
 //! - `network_state`: links, addresses and routes in the kernel.
 //! - `uplink`: uplinks, their addresses, and the MTU of pods. Pure.
 //! - `routes`: the agent's routes through the guard's device.
+//! - `pod_bridge`: has the plugin make the pods' bridge and attach pods again; the bridge's routes.
+//! - `peer_routes`: whether this host has routes to its peers.
 //! - `hub_routes`: a cloud node's routes, and through which hub they lead.
 //! - [`firewall`]: the table `inet edge-cni`.
 //! - `firewall_reconciler`: restores that table, and has the plugin restore `bridge edge-cni`.
@@ -21,6 +23,8 @@ mod hub_routes;
 mod network_state;
 mod nft_monitor;
 pub mod obstacles;
+mod peer_routes;
+mod pod_bridge;
 pub mod reconciler;
 mod routes;
 mod sysctls;

@@ -13,6 +13,8 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// The alias that the plugin gives to its bridges.
 const POD_BRIDGE: &str = "edge-cni bridge";
+/// What the alias of the host's end of a pod begins with: container and interface follow.
+const POD_PORT: &str = "edge-cni ";
 
 /// An interface and its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,6 +34,8 @@ pub(super) struct Link {
     pub(super) pod_bridge: bool,
     /// Whether it is a veth, whose other end may be in a pod.
     pub(super) veth: bool,
+    /// Whether it is the host's end of a pod that the plugin attached.
+    pub(super) pod_port: bool,
     /// Index of the bridge or bond of which it is a port.
     pub(super) controller: Option<u32>,
     pub(super) addresses: Vec<IpAddr>,
@@ -140,11 +144,12 @@ fn link(message: &LinkMessage) -> Link {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         ..Link::default()
     };
-    let mut marked = false;
+    let (mut marked, mut pod_alias) = (false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfAlias(alias) => {
                 // The plugin's state directory may follow.
+                pod_alias = alias.starts_with(POD_PORT);
                 marked = alias.strip_prefix(POD_BRIDGE).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
             }
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -172,6 +177,7 @@ fn link(message: &LinkMessage) -> Link {
         }
     }
     link.pod_bridge = marked && link.bridge;
+    link.pod_port = pod_alias && link.veth;
     link
 }
 
@@ -202,7 +208,7 @@ fn usable(message: &AddressMessage) -> Option<IpAddr> {
     (!link_local && !address.is_loopback()).then_some(address)
 }
 
-fn route(message: RouteMessage) -> Option<Route> {
+pub(super) fn route(message: RouteMessage) -> Option<Route> {
     if message.header.kind != RouteType::Unicast || message.header.address_family == AddressFamily::Mpls {
         return None;
     }
@@ -331,5 +337,7 @@ mod tests {
         assert_eq!(observed.pod_networks("ecni0"), networks(&["10.77.1.0/26", "10.77.3.0/26"]));
         observed.links.clear();
         assert_eq!(observed.pod_bridges("ecni0"), ["ecni0"], "it comes with the first pod");
+        let port = link(&message(6, "ecnip1", InfoKind::Veth, Some("edge-cni c0ffee eth0")));
+        assert!(port.pod_port && !links.iter().any(|other| link(other).pod_port));
     }
 }

@@ -1,7 +1,7 @@
 //! The loop that brings the host to its desired state and publishes its observed state.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::ops::RangeInclusive;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +24,12 @@ use super::hub_routes::HubRoutes;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::obstacles::{self, Obstacle, PodRequirements};
+use super::pod_bridge::{PodBridge, bridge_addresses};
 use super::sysctls::Sysctls;
-use super::{HostState, RouteEntry, routes, uplink};
+use super::{HostState, RouteEntry, peer_routes, routes, uplink};
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::incidents::Incidents;
-use crate::install_cni::CONFLIST;
 use crate::membership::UplinkFacts;
 use crate::underlay;
 
@@ -43,8 +43,11 @@ const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Shortest time between two comparisons of the nftables table, while another program changes rules
 /// all the time.
 const FIREWALL_PAUSE: Duration = Duration::from_millis(700);
-/// Shortest time between two readings of other programs' rules.
-const OBSTACLES_PAUSE: Duration = Duration::from_secs(5);
+/// Shortest and longest time between two readings of other programs' rules. A reading that takes
+/// long on a host with thousands of rules is followed by a longer pause.
+const OBSTACLES_PAUSE: RangeInclusive<Duration> = Duration::from_millis(700)..=Duration::from_secs(30);
+/// Share of the time in which rules may be read, as a divisor: 5%.
+const OBSTACLES_SHARE: u32 = 20;
 
 /// Keeps routes, bridge, sysctls and firewall of this host in the desired state.
 #[derive(Debug)]
@@ -55,6 +58,7 @@ pub struct HostReconciler {
     state: watch::Sender<HostState>,
     uplink: watch::Sender<UplinkFacts>,
     handle: Option<Handle>,
+    bridge: PodBridge,
     table: InetTable,
     bridge_table: BridgeTable,
     sysctls: Sysctls,
@@ -79,6 +83,7 @@ impl HostReconciler {
     ) -> Self {
         let (table, sysctls) = (InetTable::new(incidents.clone()), Sysctls::new(&config.state_dir, &config.run_dir));
         Self {
+            bridge: PodBridge::new(config.clone(), incidents.clone()),
             config,
             incidents,
             desired,
@@ -174,11 +179,8 @@ impl HostReconciler {
     async fn refresh(&mut self, rules: &mut NftMonitor) -> anyhow::Result<()> {
         let Some(handle) = self.handle.clone() else { return Ok(()) };
         let desired = self.desired.borrow_and_update().clone();
-        let mut observed = NetworkState::read(&handle).await?;
-        if self.bridge_is_missing(&desired, &observed) && self.make_bridge().await {
-            observed = NetworkState::read(&handle).await?;
-        }
-        let observed = Arc::new(observed);
+        let observed = NetworkState::read(&handle).await?;
+        let observed = Arc::new(self.bridge.reconcile(&handle, &desired, observed).await?);
         self.observed.send_replace(observed.clone());
         self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
@@ -228,7 +230,9 @@ impl HostReconciler {
         let mut all_obstacles = settings.obstacles;
         let not_forwarding = forward.into_iter().zip(self.sysctls.forwarding_is_off()).any(|(needs, off)| needs && off);
         all_obstacles.extend(self.table.obstacle(not_forwarding));
-        all_obstacles.extend(self.bridge_table.obstacle(&self.conflist()));
+        all_obstacles.extend(self.bridge.obstacles(&observed));
+        all_obstacles.extend(peer_routes::obstacle(&desired));
+        all_obstacles.extend(self.bridge_table.obstacle(&self.bridge.conflist()));
         all_obstacles.extend(self.guard_failure.as_ref().map(|failure| Obstacle {
             what: format!("the guard is not in place ({failure}): pods' packets may leave in clear"),
             command: "modprobe dummy; ip link show ecni-guard; ip xfrm policy".into(),
@@ -312,14 +316,10 @@ impl HostReconciler {
     /// addresses, if another program removed it.
     async fn reconcile_bridge_table(&mut self, desired: &Desired, observed: &NetworkState, rules: &mut NftMonitor) {
         let there = observed.link(&self.config.bridge).is_some() && !desired.guard.segments.is_empty();
-        if !there
-            || !self.conflist().exists()
-            || !self.plugin().exists()
-            || !self.bridge_table.needs_restore(&self.incidents).await
-        {
+        if !there || !self.bridge.is_installed() || !self.bridge_table.needs_restore(&self.incidents).await {
             return;
         }
-        let made = self.make_bridge().await;
+        let made = self.bridge.up().await;
         self.bridge_table.restored(made);
         // Changes by the plugin itself do not count.
         let found = rules.drain();
@@ -327,29 +327,10 @@ impl HostReconciler {
         self.rules_changed(found);
     }
 
-    /// Whether the bridge must be made: after a reboot it is missing until the first pod starts,
-    /// and with it the source address of the node's own packets.
-    fn bridge_is_missing(&self, desired: &Desired, observed: &NetworkState) -> bool {
-        let segments = &desired.guard.segments;
-        !segments.is_empty()
-            && desired.complete
-            && bridge_addresses(observed, &self.config.bridge, segments).len() < families(segments)
-            && self.conflist().exists()
-            && self.plugin().exists()
-    }
-
-    fn conflist(&self) -> PathBuf {
-        self.config.path(&self.config.cni.conf_dir).join(CONFLIST)
-    }
-
-    fn plugin(&self) -> PathBuf {
-        self.config.cni.bin_dir.join("edge-cni")
-    }
-
     /// Runs `edge-cni reclaim`, which ends the leases of pods that are gone without a DEL, as after
     /// a kill of the container runtime. Names them in the log.
     async fn reclaim_leases(&self) {
-        let (plugin, conflist) = (self.plugin(), self.conflist());
+        let (plugin, conflist) = (self.bridge.plugin(), self.bridge.conflist());
         if !conflist.exists() || !plugin.exists() {
             return;
         }
@@ -366,33 +347,6 @@ impl HostReconciler {
                 addresses = %lease["addresses"], pod = %lease["pod"], container = %lease["container"],
                 "the pod is gone without a DEL: its lease has ended"
             );
-        }
-    }
-
-    /// Runs `edge-cni up`: the plugin owns the bridge, and makes it as for a pod.
-    async fn make_bridge(&self) -> bool {
-        let (plugin, conflist) = (self.plugin(), self.conflist());
-        let outcome =
-            spawn_blocking(move || Command::new(&plugin).arg("up").arg(&conflist).stdin(Stdio::null()).output());
-        match outcome.await {
-            Ok(Ok(output)) if output.status.success() => {
-                tracing::info!("bridge {} made", self.config.bridge);
-                true
-            }
-            Ok(Ok(output)) => {
-                let said = [output.stdout, output.stderr].concat();
-                self.incidents.error(format!(
-                    "bridge {} cannot be made: edge-cni up: {}",
-                    self.config.bridge,
-                    String::from_utf8_lossy(&said).trim()
-                ));
-                false
-            }
-            Ok(Err(error)) => {
-                self.incidents.error(format!("edge-cni up: {error}"));
-                false
-            }
-            Err(_) => false,
         }
     }
 }
@@ -443,10 +397,15 @@ impl Obstacles {
         let needs = looked_at.0.clone();
         let span = tracing::Span::current();
         let check = move || span.in_scope(|| obstacles::check(&needs));
+        let began = tokio::time::Instant::now();
         self.found = spawn_blocking(check).await.unwrap_or_default();
         self.requirements = Some(looked_at);
-        self.not_before = tokio::time::Instant::now() + OBSTACLES_PAUSE;
+        self.not_before = tokio::time::Instant::now() + pause_after_reading(began.elapsed());
     }
+}
+
+fn pause_after_reading(took: Duration) -> Duration {
+    (took * OBSTACLES_SHARE).clamp(*OBSTACLES_PAUSE.start(), *OBSTACLES_PAUSE.end())
 }
 
 /// The sources of the node's own traffic and of redirected connections in tunnels, one of each
@@ -464,27 +423,16 @@ fn tunnel_sources(observed: &NetworkState, desired: &Desired, bridge: &[IpAddr])
     [true, false].into_iter().filter_map(|ipv4| all().find(|address| address.is_ipv4() == ipv4).copied()).collect()
 }
 
-/// The bridge's addresses within our segments, one of each family, in the order of the segments.
-fn bridge_addresses(observed: &NetworkState, bridge: &str, segments: &[IpNetwork]) -> Vec<IpAddr> {
-    let Some(link) = observed.link(bridge) else { return vec![] };
-    let mut found: Vec<IpAddr> = Vec::new();
-    for segment in segments {
-        if found.iter().any(|address| address.is_ipv4() == segment.is_ipv4()) {
-            continue;
-        }
-        found.extend(link.addresses.iter().find(|address| segment.contains(**address)));
-    }
-    found
-}
-
-fn families(segments: &[IpNetwork]) -> usize {
-    usize::from(segments.iter().any(IpNetwork::is_ipv4)) + usize::from(segments.iter().any(IpNetwork::is_ipv6))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::network_state::Link;
     use super::*;
+
+    #[test]
+    fn other_programs_rules_are_read_soon_again_unless_reading_them_takes_long() {
+        let pauses = [10, 100, 10_000].map(|took| pause_after_reading(Duration::from_millis(took)).as_millis());
+        assert_eq!(pauses, [700, 2000, 30_000]);
+    }
 
     #[test]
     fn networks_of_a_hub_that_is_gone_are_routed_to_the_guard() {
