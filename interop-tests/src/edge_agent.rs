@@ -245,6 +245,16 @@ impl<'a> Agent<'a> {
         Ok(sas.iter().map(|sa| (text(sa, "initiator_spi"), text(sa, "responder_spi"))).collect())
     }
 
+    /// `edge-agent install-cni`: installs the plugin and its list of network configurations.
+    ///
+    /// # Errors
+    /// If it does not end with 0.
+    pub fn install_cni(&self, lab: &Lab) -> Result<()> {
+        let plugin = lab.program("edge-cni")?;
+        let mut command = self.node.command(&self.program);
+        self.node.run(command.args(["install-cni", "--config", CONFIG, "--plugin"]).arg(plugin)).map(drop)
+    }
+
     /// The agent's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

@@ -12,6 +12,7 @@
 
 pub mod bench;
 mod cache;
+mod cni_plugin;
 pub mod demo;
 pub mod edge_agent;
 pub mod edge_controller;

@@ -83,6 +83,46 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             site.edge().plug("home", true)
         })
     }),
+    scenario(
+        "interruption/address-replaced",
+        "what is lost when the edge behind the NAT gets another address",
+        |lab| {
+            let goals = Goals { lost: None, silence: Some(0.1) };
+            Site::build(lab)?.with_agents("address-replaced", goals, |site, _, _| {
+                site.edge().sh("old=$(ip -4 -o addr show dev home | awk '{print $4}')
+                 case $old in *.10/24) new=192.168.1.77/24;; *) new=192.168.1.10/24;; esac
+                 ip addr del $old dev home && ip addr add $new dev home && ip route replace default via 192.168.1.1")?;
+                Ok(())
+            })
+        },
+    ),
+    scenario("interruption/nat-rebooted", "what is lost when the edge's NAT forgets its mappings", |lab| {
+        let goals = Goals { lost: None, silence: Some(2.0) };
+        Site::build(lab)?.with_agents("nat-rebooted", goals, |site, _, _| {
+            // The kernel drops the mappings of an interface that goes down.
+            site.net.node("isp").sh("nft flush ruleset
+                 ip link set internet down
+                 from=$((20000 + $(od -An -N2 -tu2 /dev/urandom) % 20000))
+                 nft 'add table ip nat; add chain ip nat post { type nat hook postrouting priority srcnat; }'
+                 nft add rule ip nat post oifname internet ip protocol udp masquerade to :$from-$((from + 99))
+                 nft add rule ip nat post oifname internet masquerade
+                 ip link set internet up")?;
+            Ok(())
+        })
+    }),
+    scenario(
+        "interruption/public-address-replaced",
+        "what is lost when the provider changes the public address",
+        |lab| {
+            let goals = Goals { lost: None, silence: Some(2.0) };
+            Site::build(lab)?.with_agents("public-address-replaced", goals, |site, _, _| {
+                site.net.node("isp").sh("old=$(ip -4 -o addr show dev internet | awk '{print $4}')
+                 case $old in *.1/24) new=203.0.113.2/24;; *) new=203.0.113.1/24;; esac
+                 ip addr del $old dev internet && ip addr add $new dev internet")?;
+                Ok(())
+            })
+        },
+    ),
     scenario("interruption/xfrm-flushed", "what is lost when someone flushes the edge's SAs and policies", |lab| {
         let goals = Goals { lost: Some(2.0), silence: Some(1.0) };
         Site::build(lab)?.with_agents("xfrm-flushed", goals, |site, _, _| {
@@ -94,11 +134,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 /// The largest values that are wanted, of each direction.
 #[derive(Clone, Copy)]
-struct Goals {
+pub(super) struct Goals {
     /// Pings.
-    lost: Option<f64>,
+    pub(super) lost: Option<f64>,
     /// Seconds without an answer.
-    silence: Option<f64>,
+    pub(super) silence: Option<f64>,
 }
 
 struct Site<'a> {
@@ -149,36 +189,48 @@ impl<'a> Site<'a> {
         self.measure(what, goals, || interruption(self, &mut edge, &mut hub))
     }
 
-    fn measure(&self, what: &str, goals: Goals, mut interruption: impl FnMut() -> Result<()>) -> Result<()> {
-        let mut reports = Vec::new();
-        for run in 1..=RUNS {
-            wait::for_event("pings through the tunnel", || {
-                let reached = self.edge_pod.reaches("10.2.0.2", Duration::from_secs(1))?;
-                ensure!(reached, "the hub's pod does not answer");
-                Ok(())
-            })?;
-            let mut there = Ping::start(&self.edge_pod, "10.2.0.2", PACE)?;
-            let mut back = Ping::start(&self.hub_pod, "10.1.0.2", PACE)?;
-            there.wait_more(ANSWERED)?;
-            back.wait_more(ANSWERED)?;
-            interruption()?;
-            there.wait_more(ANSWERED)?;
-            back.wait_more(ANSWERED)?;
-            let both = [there.stop()?, back.stop()?];
-            let shown = both.each_ref().map(|report| format!("{} lost, {:.2} s", report.lost(), silence(report)));
-            self.lab.step(&format!("{what}, run {run}: from the edge {}; from the hub {}", shown[0], shown[1]));
-            reports.push(both);
-        }
-        let mut results = Results::default();
-        let goal = |limit: Option<f64>| limit.map_or(Goal::None, Goal::Ours);
-        for (index, direction) in ["from-edge", "from-hub"].iter().enumerate() {
-            let lost = median(reports.iter().map(|both| both[index].lost() as f64));
-            let silent = median(reports.iter().map(|both| silence(&both[index])));
-            results.add(&format!("{what}/{direction}/lost"), "pings", lost, None, goal(goals.lost));
-            results.add(&format!("{what}/{direction}/silence"), "s", silent, None, goal(goals.silence));
-        }
-        results.write(self.lab.out())
+    fn measure(&self, what: &str, goals: Goals, interruption: impl FnMut() -> Result<()>) -> Result<()> {
+        measure(self.lab, what, goals, [(&self.edge_pod, "10.2.0.2"), (&self.hub_pod, "10.1.0.2")], interruption)
     }
+}
+
+/// Measures an event between two pods. Each of them pings the address beside it: the edge's pod
+/// first, then the hub's.
+pub(super) fn measure(
+    lab: &Lab,
+    what: &str,
+    goals: Goals,
+    [from_edge, from_hub]: [(&Pod, &str); 2],
+    mut interruption: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    let mut reports = Vec::new();
+    for run in 1..=RUNS {
+        wait::for_event("pings through the tunnel", || {
+            let reached = from_edge.0.reaches(from_edge.1, Duration::from_secs(1))?;
+            ensure!(reached, "the hub's pod does not answer");
+            Ok(())
+        })?;
+        let mut there = Ping::start(from_edge.0, from_edge.1, PACE)?;
+        let mut back = Ping::start(from_hub.0, from_hub.1, PACE)?;
+        there.wait_more(ANSWERED)?;
+        back.wait_more(ANSWERED)?;
+        interruption()?;
+        there.wait_more(ANSWERED)?;
+        back.wait_more(ANSWERED)?;
+        let both = [there.stop()?, back.stop()?];
+        let shown = both.each_ref().map(|report| format!("{} lost, {:.2} s", report.lost(), silence(report)));
+        lab.step(&format!("{what}, run {run}: from the edge {}; from the hub {}", shown[0], shown[1]));
+        reports.push(both);
+    }
+    let mut results = Results::default();
+    let goal = |limit: Option<f64>| limit.map_or(Goal::None, Goal::Ours);
+    for (index, direction) in ["from-edge", "from-hub"].iter().enumerate() {
+        let lost = median(reports.iter().map(|both| both[index].lost() as f64));
+        let silent = median(reports.iter().map(|both| silence(&both[index])));
+        results.add(&format!("{what}/{direction}/lost"), "pings", lost, None, goal(goals.lost));
+        results.add(&format!("{what}/{direction}/silence"), "s", silent, None, goal(goals.silence));
+    }
+    results.write(lab.out())
 }
 
 fn child_deleted(lab: &Lab) -> Result<()> {

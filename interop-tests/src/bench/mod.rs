@@ -9,10 +9,12 @@
 //! - `tunnels`: N static peers against one agent: up, at rest, rekeyed, shown.
 //! - `mesh`: agents that all have tunnels to each other, and an idle edge with one hub.
 //! - `interruptions`: how many pings through a tunnel are lost at an event, such as a restart.
+//!   `host_changes`: when another program changes the edge's bridge, routes, rules or settings.
 //!   `two_hubs`: when a hub dies and another one fronts the same networks.
 //! - `view`: the view of a hub with N edges changes by one edge.
 //! - `usage`: CPU time, memory and octets. `report`: the table, and the files in `target/bench`.
 
+mod host_changes;
 mod interruptions;
 mod mesh;
 mod report;
@@ -38,7 +40,12 @@ const DEFAULT: [&str; 6] = ["tunnels-100", "tunnels-1000", "view-100", "view-100
 /// All measurements, and the scenario that shows that they can measure.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     let agent = tunnels::SCENARIOS.iter().chain(mesh::SCENARIOS).chain(view::SCENARIOS);
-    agent.chain(interruptions::SCENARIOS).chain(two_hubs::SCENARIOS)
+    agent.chain(events())
+}
+
+/// The measurements of what is lost at an event.
+fn events() -> impl Iterator<Item = &'static Scenario> {
+    interruptions::SCENARIOS.iter().chain(host_changes::SCENARIOS).chain(two_hubs::SCENARIOS)
 }
 
 /// Runs measurements, prints a table and brings `target/bench/agent.json` up to date. The exit
@@ -57,9 +64,7 @@ pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
 /// # Errors
 /// As [`main`].
 pub fn interruptions(names: &[String], backend: Option<String>) -> Result<ExitCode> {
-    let all = || {
-        interruptions::SCENARIOS.iter().chain(two_hubs::SCENARIOS).map(|scenario| scenario.name.to_owned()).collect()
-    };
+    let all = || events().map(|scenario| scenario.name.to_owned()).collect();
     let names = if names.is_empty() { all() } else { names.to_owned() };
     measure(interruptions::AREA, "interruptions", names, backend, |_| Vec::new())
 }
@@ -75,7 +80,7 @@ fn measure(
     let names = names.iter().map(|name| format!("{area}{}", name.trim_start_matches(area))).collect();
     let scenarios: Vec<&Scenario> = scenarios().filter(|scenario| scenario.name.starts_with(area)).collect();
     let mut results: Vec<Measured> = Vec::new();
-    let options = RunOptions { names, backend, keep: false };
+    let options = RunOptions { names, backend, ..RunOptions::default() };
     let directory = target_directory()?.join("bench");
     let all = outcomes(&scenarios, &options, |outcome, kept| {
         if outcome.result != TestResult::Pass {

@@ -1,18 +1,14 @@
 //! Pods, attached by running `edge-cni` exactly as a container runtime does.
 
-use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::world::{CLUSTER_RANGES, World};
+use crate::cni_plugin::{self, CONFLIST, PluginOutput};
 use crate::topology::{Namespaces, Pod};
-
-/// The network configuration list that `edge-agent install-cni` writes and a runtime reads.
-pub(super) const CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 
 /// How long an answer through an idle tunnel may take on a loaded machine.
 pub(super) const ANSWER: Duration = Duration::from_millis(700);
@@ -31,14 +27,6 @@ pub(super) struct DemoPod {
     pub(super) v6: Option<Ipv6Addr>,
 }
 
-/// The plugin's exit status and output.
-pub(super) struct PluginOutput {
-    /// Whether it ended with 0.
-    pub(super) ok: bool,
-    /// Its result or error.
-    pub(super) body: Value,
-}
-
 impl DemoPod {
     /// The pod's addresses, IPv4 first.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
@@ -47,16 +35,6 @@ impl DemoPod {
 }
 
 impl World<'_> {
-    /// The network configuration that a runtime makes of the installed list: the first plugin's,
-    /// with the list's name and version.
-    fn network_configuration(&self, node: &str) -> Result<Value> {
-        let list: Value = serde_json::from_str(&self.node(node).read(CONFLIST)?)?;
-        let mut plugin = list["plugins"][0].clone();
-        plugin["name"] = list["name"].clone();
-        plugin["cniVersion"] = json!("1.0.0");
-        Ok(plugin)
-    }
-
     /// Writes a network configuration list as an operator does where no agent has run.
     ///
     /// # Errors
@@ -82,26 +60,7 @@ impl World<'_> {
     /// # Errors
     /// If it cannot be run or its output is not JSON.
     pub(super) fn cni(&self, node: &str, verb: &str, container_id: &str, netns: &str) -> Result<PluginOutput> {
-        let host = self.node(node);
-        let stdin = host.out().join(format!("{node}.cni-stdin.json"));
-        std::fs::write(&stdin, self.network_configuration(node)?.to_string())?;
-        let out = host.output(
-            host.command(self.lab.program("edge-cni")?)
-                .env("CNI_COMMAND", verb)
-                .env("CNI_CONTAINERID", container_id)
-                .env("CNI_NETNS", netns)
-                .env("CNI_IFNAME", "eth0")
-                .env("CNI_PATH", "/opt/cni/bin")
-                .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=demo;K8S_POD_NAME={container_id}"))
-                .stdin(Stdio::from(File::open(stdin)?)),
-        )?;
-        let text = String::from_utf8_lossy(&out.stdout);
-        let body = if text.trim().is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_str(&text).with_context(|| format!("{verb} answered {text:?}"))?
-        };
-        Ok(PluginOutput { ok: out.status.success(), body })
+        cni_plugin::call(self.lab, self.node(node), verb, container_id, netns)
     }
 
     /// Makes a pod's namespace and runs ADD.
@@ -117,20 +76,18 @@ impl World<'_> {
     /// # Errors
     /// As [`Self::add_pod`].
     pub(super) fn add_pod_with_result(&self, node: &str, name: &str) -> Result<(DemoPod, Value)> {
-        let pod = self.node(node).pod(name)?;
-        let container_id = format!("{name}-{node}");
-        let answer = self.cni(node, "ADD", &container_id, pod.netns())?;
-        ensure!(answer.ok, "ADD of {name} on {node} failed: {}", answer.body);
+        let (pod, result) = cni_plugin::add(self.lab, self.node(node), name)?;
+        let container_id = cni_plugin::container_id(self.node(node), name);
         let mut made = DemoPod { node: node.to_owned(), pod, container_id, v4: None, v6: None };
-        for entry in answer.body["ips"].as_array().into_iter().flatten() {
+        for entry in result["ips"].as_array().into_iter().flatten() {
             let address = entry["address"].as_str().context("an address without text")?;
             match address.split('/').next().unwrap_or(address).parse()? {
                 IpAddr::V4(v4) => made.v4 = Some(v4),
                 IpAddr::V6(v6) => made.v6 = Some(v6),
             }
         }
-        ensure!(!made.addresses().is_empty(), "ADD of {name} on {node} gave no address: {}", answer.body);
-        Ok((made, answer.body))
+        ensure!(!made.addresses().is_empty(), "ADD of {name} on {node} gave no address: {result}");
+        Ok((made, result))
     }
 
     /// Runs DEL and removes the namespace.

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, ensure};
 
 use super::check_runner::TIMEOUT;
-use super::pod::{CONFLIST, DemoPod, reaches};
+use super::pod::{DemoPod, reaches};
 use super::world::{EDGES, NODES, World};
+use crate::cni_plugin::CONFLIST;
 use crate::topology::Pod;
 
 /// The pods that exist during the whole demo.
