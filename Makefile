@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo test interop bench bench-cni bench-agent interruptions soak fuzz install
+.PHONY: demo test interop bench bench-cni bench-agent interruptions chaos soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -25,6 +25,10 @@ SEED ?= 0
 SEEDS ?= 20000
 soak:
 	SEED=$(SEED) SEEDS=$(SEEDS) cargo test --locked -p edge-ike --test simulation faults
+
+# Random events in the demo's network for MINUTES from the seed SEED on, with its claims checked after each round.
+chaos: install
+	cargo run --quiet --profile lab -p interop-tests -- chaos --minutes $(MINUTES) --seed $(SEED)
 
 # libFuzzer on each target of ike/fuzz, MINUTES each. Needs a nightly compiler and cargo-fuzz.
 MINUTES ?= 5

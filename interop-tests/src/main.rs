@@ -71,6 +71,20 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
+    /// Let random events happen in the demo's network, and check its claims after each round.
+    ///
+    /// The same seed gives the same events. Ends at the first check that fails, with exit status 1.
+    Chaos {
+        /// Duration, minutes.
+        #[arg(long, default_value_t = 5)]
+        minutes: u64,
+        /// The seed of the events.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
+        #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
+        backend: Option<String>,
+    },
     /// Measure edge-agent with many peers, print a table and write target/bench/agent.json.
     ///
     /// Run it from a build as quick as a release's, with programs of the same kind in
@@ -168,9 +182,12 @@ fn main() -> ExitCode {
         Verb::Kube { api_server, argv } => interop_tests::kube::session(api_server, argv),
         Verb::Guest(GuestVerb::Init { dir, .. }) => Ok(interop_tests::guest::init(&dir)),
         Verb::List { json } => interop_tests::runner::list(&all(), json),
-        Verb::Run { names, backend, keep } => interop_tests::runner::run(&all(), &RunOptions { names, backend, keep }),
+        Verb::Run { names, backend, keep } => {
+            interop_tests::runner::run(&all(), &RunOptions { names, backend, keep, ..RunOptions::default() })
+        }
         Verb::Bench { names, backend } => interop_tests::bench::main(&names, backend),
         Verb::Interruptions { names, backend } => interop_tests::bench::interruptions(&names, backend),
+        Verb::Chaos { minutes, seed, backend } => interop_tests::demo::chaos::main(minutes, seed, backend),
         Verb::Demo { backend, keep } => interop_tests::demo::main(backend, keep),
         Verb::Guest(GuestVerb::TcpServe { port, text }) => {
             interop_tests::demo::tcp::serve(port, &text).map(|()| ExitCode::SUCCESS)

@@ -11,12 +11,14 @@
 //! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,
 //!   and rules of other programs are handled or reported. `router_advertisements` is a part of it.
 //!   A second scenario there has the rules of Docker and firewalld.
+//! - [`chaos`]: random events in the same network.
 
 mod api_server;
 mod before_agent;
 mod ca_rollover;
 mod captured_frames;
 mod changes_under_load;
+pub mod chaos;
 mod check_runner;
 mod controller_outage;
 mod deregistration;
@@ -71,7 +73,7 @@ pub const KUBERNETES: Scenario = Scenario {
 /// # Errors
 /// If there is no lab or the programs do not build.
 pub fn main(backend: Option<String>, keep: bool) -> Result<ExitCode> {
-    let options = RunOptions { names: vec![SCENARIO.name.to_owned()], backend, keep };
+    let options = RunOptions { names: vec![SCENARIO.name.to_owned()], backend, keep, ..RunOptions::default() };
     let outcomes = outcomes(&[&SCENARIO], &options, |outcome, kept| {
         if outcome.result != TestResult::Pass {
             eprintln!("\ndemo: {}\n  logs and captures: {}", outcome.why, kept.display());

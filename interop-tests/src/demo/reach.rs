@@ -34,6 +34,11 @@ impl Pods {
     pub(super) fn of(&self, node: &str) -> &DemoPod {
         &self.ours[node]
     }
+
+    /// Puts another pod of an edge node in the place of its pod, which is returned.
+    pub(super) fn replace(&mut self, node: &'static str, pod: DemoPod) -> Option<DemoPod> {
+        self.ours.insert(node, pod)
+    }
 }
 
 /// Starts controller and agents, labels the nodes, adds pods.

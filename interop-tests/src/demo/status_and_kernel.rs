@@ -51,7 +51,11 @@ fn diagnosis_names_the_way(world: &World, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-fn agree(world: &World, node: &str) -> Result<()> {
+/// Fails unless a node's status and its kernel have the same SAs and policies.
+///
+/// # Errors
+/// In this case.
+pub(super) fn agree(world: &World, node: &str) -> Result<()> {
     let status = world.status(node)?;
     let host = world.node(node);
     let kernel: BTreeSet<String> = host

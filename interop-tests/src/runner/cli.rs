@@ -23,6 +23,8 @@ pub struct RunOptions {
     pub backend: Option<String>,
     /// Whether to open a shell in the lab of a failed scenario.
     pub keep: bool,
+    /// Environment variables for the scenarios, besides this process's.
+    pub env: Vec<(String, String)>,
 }
 
 /// Prints the scenarios, as a table or as JSON.
@@ -98,7 +100,7 @@ pub fn outcomes(
     }
     let backend = choose(options.backend.as_deref())?;
     let programs = build::programs()?;
-    let tests = build::tests(&queue)?;
+    let env: Vec<_> = build::tests(&queue)?.into_iter().chain(options.env.iter().cloned()).collect();
     build::control_plane(&queue)?;
     let out = build::target_directory()?.join("lab-logs");
     std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
@@ -111,7 +113,7 @@ pub fn outcomes(
     // The scenario that runs once more, because the lab's kernel panicked.
     let mut repeated = None;
     while !queue.is_empty() {
-        let (done, death) = one_lab(&queue, &backend, &out, &programs, &tests, options.keep, |mut outcome| {
+        let (done, death) = one_lab(&queue, &backend, &out, &programs, &env, options.keep, |mut outcome| {
             if outcome.result == TestResult::Pass && repeated.as_ref() == Some(&outcome.scenario) {
                 outcome.why = "at its second run: in the first one, the lab's kernel panicked".to_owned();
             }
@@ -155,14 +157,14 @@ fn one_lab(
     backend: &Backend,
     out: &Path,
     programs: &Path,
-    tests: &[(String, String)],
+    env: &[(String, String)],
     keep: bool,
     mut ended: impl FnMut(Outcome) -> Result<()>,
 ) -> Result<(usize, Option<LabDeath>)> {
     let spec = Spec {
         writable: vec![out.to_owned()],
         cwd: out.to_owned(),
-        env: crate::exec::environment().into_iter().chain(tests.iter().cloned()).collect(),
+        env: crate::exec::environment().into_iter().chain(env.iter().cloned()).collect(),
         window: rustix::termios::tcgetwinsize(std::io::stderr()).ok().map(|size| (size.ws_row, size.ws_col)),
         job: Job::Run {
             scenarios: queue.iter().map(|scenario| scenario.name.to_owned()).collect(),

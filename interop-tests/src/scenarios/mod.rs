@@ -33,6 +33,8 @@ pub fn all() -> Vec<&'static Scenario> {
         &crate::demo::DOCKER_AND_FIREWALLD,
         &crate::demo::SCENARIO,
         &crate::demo::KUBERNETES,
+        &crate::demo::chaos::SHORT,
+        &crate::demo::chaos::LONG,
     ])
     .collect()
 }

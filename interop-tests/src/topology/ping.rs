@@ -134,6 +134,18 @@ impl Ping {
         Ok(PingReport { longest_silence: longest_silence(&text), ..report(sent, &self.replies(), self.pace) })
     }
 
+    /// Ends a ping that must not be answered, without waiting for answers that are on their way.
+    /// Returns how many requests were answered.
+    ///
+    /// # Errors
+    /// If ping does not end.
+    pub fn end(mut self) -> Result<u64> {
+        self.process.signal(Signal::INT)?;
+        self.process.wait_end(Duration::from_secs(60))?;
+        anyhow::ensure!(summary(&self.text()).is_ok_and(|sent| sent > 0), "ping sent nothing:\n{}", self.text());
+        Ok(self.received())
+    }
+
     fn text(&self) -> String {
         self.process.log().split_off(self.begin)
     }
