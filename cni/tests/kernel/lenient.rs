@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_disk_that_cannot_be_written_makes_no_router_of_the_host", a_disk_that_cannot_be_written_makes_no_router),
     ("a_container_comes_again_whose_lease_could_not_be_ended", a_container_comes_again_whose_lease_could_not_be_ended),
     ("what_del_does_not_need_does_not_stop_it", what_del_does_not_need_does_not_stop_it),
+    ("del_says_that_it_cannot_look_for_a_lease", del_says_that_it_cannot_look_for_a_lease),
     ("gc_needs_state_and_name_alone", gc_needs_state_and_name_alone),
 ];
 
@@ -212,6 +213,19 @@ fn what_del_does_not_need_does_not_stop_it() {
     let pod = world.pod();
     world.set("stateDir", json!("relative"));
     assert_eq!(world.verb("DEL", &pod).json["code"], 7);
+}
+
+fn del_says_that_it_cannot_look_for_a_lease() {
+    let world = World::new(DUAL);
+    let pod = world.pod();
+    world.add(&pod);
+    // A link to itself, since a disk that fails cannot be had.
+    let broken = world.folder.path().join("broken");
+    std::os::unix::fs::symlink(&broken, &broken).unwrap();
+    world.set("stateDir", json!(broken));
+    let answer = world.verb("DEL", &pod);
+    assert!(answer.ok && world.ports().is_empty(), "{}", answer.json);
+    assert!(answer.said.contains("its lease could not be ended") && answer.said.contains("broken"), "{}", answer.said);
 }
 
 fn gc_needs_state_and_name_alone() {

@@ -94,10 +94,11 @@ struct JournalEnd {
 }
 
 impl Journal {
-    /// Whether a journal or its mark is there, damaged or not.
+    /// Whether a journal or its mark is there, damaged or not. Also if the disk cannot say: then it
+    /// cannot be read, which the caller must hear of.
     pub(super) fn exists(directory: &Path) -> bool {
-        let path = directory.join(LEASES_FILE);
-        path.exists() || mark_path(directory).exists()
+        let is_there = |path: &Path| path.try_exists().unwrap_or(true);
+        is_there(&directory.join(LEASES_FILE)) || is_there(&mark_path(directory))
     }
 
     /// Opens the journal below `directory`, or makes it. `boot` is the kernel's boot ID.
