@@ -39,8 +39,8 @@ const MAX_NAME: usize = 253;
 /// Most entries of `reserved`.
 const MAX_RESERVED: usize = 256;
 
-/// Most entries of `clusterRanges`. The guard has three policies and a route for each, and every ADD
-/// compares them.
+/// Most entries of `clusterRanges`. The guard has three policies and a route for each, and every
+/// ADD compares them.
 const MAX_CLUSTER_RANGES: usize = 128;
 
 /// Most entries of `segments`.

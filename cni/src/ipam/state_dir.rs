@@ -333,19 +333,24 @@ impl LockedLeases {
 
     /// Releases the lock and makes the new entries durable. They may be reported only after that.
     pub(crate) fn commit(self) -> Result<()> {
-        self.begin_commit().finish()
+        self.release_lock().finish()
     }
 
     /// Releases the lock and begins to make the new entries durable. They may be reported only
     /// after [`Commit::finish`].
     pub(crate) fn begin_commit(self) -> Commit {
-        let Self { directory: _, reserved: _, lock, journal } = self;
-        let file = Arc::new(journal.finish());
-        drop(lock);
+        let Commit { file, .. } = self.release_lock();
         let flushed = Arc::clone(&file);
         let thread = std::thread::Builder::new().stack_size(FLUSH_STACK).spawn(move || flushed.sync_data());
         // Without another thread it waits at the end.
         Commit { file, thread: thread.ok() }
+    }
+
+    fn release_lock(self) -> Commit {
+        let Self { directory: _, reserved: _, lock, journal } = self;
+        let file = Arc::new(journal.finish());
+        drop(lock);
+        Commit { file, thread: None }
     }
 }
 

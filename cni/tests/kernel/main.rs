@@ -17,6 +17,7 @@ mod lenient;
 mod loopback;
 mod node;
 mod portmap;
+mod power_cut;
 mod random_calls;
 mod requested;
 mod several_networks;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     let runs = [
         suite::run(&tests, netns::unavailable, Unrunnable::Skip),
         suite::run(portmap::TESTS, portmap::unavailable, Unrunnable::Skip),
+        suite::run(power_cut::TESTS, power_cut::unavailable, Unrunnable::Skip),
         suite::run(cnitool::TESTS, cnitool::unavailable, Unrunnable::Skip),
         suite::run(cnitool::CHAINED, cnitool::unavailable_chained, Unrunnable::Skip),
     ];

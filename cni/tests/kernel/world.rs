@@ -180,18 +180,7 @@ impl World {
 
     /// Containers that have a lease, by the journal's lines.
     pub(crate) fn leased(&self) -> Vec<String> {
-        let mut held = Vec::new();
-        for line in std::fs::read_to_string(self.state("leases")).unwrap_or_default().lines() {
-            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            match words.get(1..4) {
-                Some([verb, container, ifname]) if verb == "+" => held.push((container.clone(), ifname.clone())),
-                Some([verb, container, ifname]) if verb == "-" => {
-                    held.retain(|(other, name)| (other, name) != (container, ifname));
-                }
-                _ => {}
-            }
-        }
-        held.into_iter().map(|(container, _)| container).collect()
+        held(&std::fs::read_to_string(self.state("leases")).unwrap_or_default())
     }
 }
 
@@ -203,17 +192,32 @@ impl Drop for World {
     }
 }
 
+/// Containers that have a lease in a journal.
+pub(crate) fn held(journal: &str) -> Vec<String> {
+    let mut held = Vec::new();
+    for line in journal.lines() {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        match words.get(1..4) {
+            Some([verb, container, ifname]) if verb == "+" => held.push((container.clone(), ifname.clone())),
+            Some([verb, container, ifname]) if verb == "-" => {
+                held.retain(|(other, name)| (other, name) != (container, ifname));
+            }
+            _ => {}
+        }
+    }
+    held.into_iter().map(|(container, _)| container).collect()
+}
+
 /// Starts a plugin in a namespace with these variables and this standard input.
 pub(crate) fn start_in(netns: &str, program: &Path, variables: &[(&str, &str)], input: &[u8]) -> Child {
-    let mut child = Command::new("ip")
-        .args(["netns", "exec", netns])
-        .arg(program)
-        .envs(variables.iter().copied())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", netns]).arg(program).envs(variables.iter().copied());
+    start_with(command, input)
+}
+
+/// Starts a program with this standard input.
+pub(crate) fn start_with(mut command: Command, input: &[u8]) -> Child {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // The plugin may end before it reads its input.
     let _ = child.stdin.take().unwrap().write_all(input);
     child
