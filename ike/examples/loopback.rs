@@ -10,11 +10,11 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
 use edge_ike::event::IkeDetails;
 use edge_ike::{
-    Auth, ChildConfig, ChildSa, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerConfig, PeerName,
-    Secret,
+    Auth, ChildConfig, ChildName, ChildSa, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerConfig,
+    PeerName, Secret,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 
@@ -79,10 +79,14 @@ fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> 
             groups: vec![Group::X25519],
         }],
         child: ChildConfig {
+            name: ChildName::new("net"),
             proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: Vec::new(), esn: true }],
             local: everything(),
             remote: everything(),
+            next_layer: NextLayer::ANY,
         },
+        additional_children: vec![],
+        max_children: 1,
         initiate: remote.is_some(),
         force_encapsulation: true,
         keep_existing: false,

@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
 use edge_ike::wire::{Fragment, Header, Message, Payloads, Reassembly};
 use edge_ike::{
-    Auth, ChildConfig, Endpoint, EndpointConfig, Environment, Identity, Instant, PeerConfig, PeerName, Secret,
+    Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, Instant, PeerConfig, PeerName,
+    Secret,
 };
 
 /// A target: its name and its function.
@@ -98,10 +99,14 @@ fn peer() -> PeerConfig {
             groups: vec![Group::X25519],
         }],
         child: ChildConfig {
+            name: ChildName::new("net"),
             proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: Vec::new(), esn: true }],
             local: everything.clone(),
             remote: everything,
+            next_layer: NextLayer::ANY,
         },
+        additional_children: vec![],
+        max_children: 1,
         initiate: true,
         force_encapsulation: false,
         keep_existing: false,

@@ -2,21 +2,23 @@
 //! linger, and the events that keep the kernel in step without a gap. This module knows nothing of
 //! messages.
 //!
-//! At any time at most one outbound SA of a peer is in the kernel; inbound ones may be several.
+//! At any time at most one outbound SA of each purpose is in the kernel; inbound ones may be
+//! several.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::PeerName;
 use crate::event::{ChildId, ChildSa, DownReason, Event, OutboundSwitch};
 use crate::output::Output;
+use crate::purpose::{ChildName, Purpose};
 use crate::time::Instant;
 
 /// Our SPI of an IKE SA. It identifies the IKE SA within this endpoint.
 pub(crate) type Spi = u64;
 
-/// Most CHILD_SAs of a peer that linger. An honest peer has one or two.
+/// Most CHILD_SAs of one purpose that linger. An honest peer has one or two.
 const MAX_LINGERING: usize = 8;
 
 /// A CHILD_SA, and what is planned for it.
@@ -82,18 +84,39 @@ pub(crate) enum Arrival {
 pub(crate) struct ChildSas {
     peer: PeerName,
     children: BTreeMap<ChildId, Child>,
-    outbound: Option<ChildId>,
+    /// The CHILD_SA of each purpose that we send with.
+    outbound: BTreeMap<Purpose, ChildId>,
 }
 
 impl ChildSas {
     /// A peer without CHILD_SAs.
     pub(crate) fn new(peer: PeerName) -> Self {
-        Self { peer, children: BTreeMap::new(), outbound: None }
+        Self { peer, children: BTreeMap::new(), outbound: BTreeMap::new() }
     }
 
-    /// The CHILD_SA that we send with.
-    pub(crate) fn outbound(&self) -> Option<ChildId> {
-        self.outbound
+    /// The CHILD_SA of this purpose that we send with.
+    pub(crate) fn outbound(&self, purpose: &Purpose) -> Option<ChildId> {
+        self.outbound.get(purpose).copied()
+    }
+
+    /// The CHILD_SAs that we send with, one of each purpose.
+    pub(crate) fn all_outbound(&self) -> impl Iterator<Item = ChildId> {
+        self.outbound.values().copied()
+    }
+
+    /// Whether we send with any CHILD_SA.
+    pub(crate) fn sends(&self) -> bool {
+        !self.outbound.is_empty()
+    }
+
+    /// Whether we send with a CHILD_SA of this configured child, be it for all of its traffic or
+    /// for a part.
+    pub(crate) fn sends_for(&self, child: &ChildName) -> bool {
+        self.outbound.keys().any(|purpose| purpose.child == *child)
+    }
+
+    fn is_outbound(&self, id: ChildId) -> bool {
+        self.children.get(&id).is_some_and(|child| self.outbound(&child.sa.purpose) == Some(id))
     }
 
     /// A live CHILD_SA: its IKE SA has not released it.
@@ -119,6 +142,27 @@ impl ChildSas {
         self.children_of(owner).map(|(id, _)| id).collect()
     }
 
+    /// The identifiers of the live CHILD_SAs of an IKE SA that have this purpose.
+    pub(crate) fn ids_for(&self, owner: Spi, purpose: &Purpose) -> Vec<ChildId> {
+        self.children_of(owner).filter(|(_, child)| child.sa.purpose == *purpose).map(|(id, _)| id).collect()
+    }
+
+    /// Whether an IKE SA has a live CHILD_SA that serves this purpose.
+    pub(crate) fn serves(&self, owner: Spi, purpose: &Purpose) -> bool {
+        self.children_of(owner).any(|(_, child)| child.sa.purpose.serves(purpose))
+    }
+
+    /// Whether another IKE SA than this one has a live CHILD_SA of this purpose.
+    pub(crate) fn is_served_beside(&self, owner: Spi, purpose: &Purpose) -> bool {
+        let mut others = self.children.values().filter(|child| child.owner != owner && child.lingering.is_none());
+        others.any(|child| child.sa.purpose.serves(purpose))
+    }
+
+    /// What the live CHILD_SAs of an IKE SA are for.
+    pub(crate) fn purposes_of(&self, owner: Spi) -> BTreeSet<&Purpose> {
+        self.children_of(owner).map(|(_, child)| &child.sa.purpose).collect()
+    }
+
     /// The identifiers of all CHILD_SAs of an IKE SA, including those that linger.
     pub(crate) fn ids_with_lingering(&self, owner: Spi) -> Vec<ChildId> {
         self.children.iter().filter(|(_, child)| child.owner == owner).map(|(id, _)| *id).collect()
@@ -132,7 +176,7 @@ impl ChildSas {
     /// All CHILD_SAs, including those that linger, with their use.
     pub(crate) fn all(&self) -> impl Iterator<Item = (ChildUse, &Child)> {
         self.children.iter().map(|(id, child)| {
-            let usage = match (&child.lingering, self.outbound == Some(*id)) {
+            let usage = match (&child.lingering, self.outbound(&child.sa.purpose) == Some(*id)) {
                 (Some(_), _) => ChildUse::Lingering,
                 (None, true) => ChildUse::InUse,
                 (None, false) => ChildUse::Successor,
@@ -164,14 +208,17 @@ impl ChildSas {
         };
         self.children.insert(id, child);
         let peer = self.peer.clone();
-        let (old, ready) = match arrival {
-            Arrival::Ready => (self.outbound, true),
-            Arrival::Waiting => (self.outbound, false),
+        let purpose = if mutation!("purposes_mixed_up") { self.outbound.keys().next() } else { None };
+        let purpose = purpose.unwrap_or(&sa.purpose).clone();
+        let old = self.outbound(&purpose);
+        let ready = match arrival {
+            Arrival::Ready => true,
+            Arrival::Waiting => false,
             // The one that is replaced is the one that we send with, unless it belongs to a
             // redundant IKE SA. Then nothing is switched.
-            Arrival::RekeyedByUs(old) => (self.outbound, self.outbound == Some(old)),
+            Arrival::RekeyedByUs(replaced) => old == Some(replaced),
             //= RFC 7296 2.8 REQUIRED 11: the responder sends on the old SA
-            Arrival::RekeyedByPeer(_) => (self.outbound, mutation!("sent_before_peer_is_ready")),
+            Arrival::RekeyedByPeer(_) => mutation!("sent_before_peer_is_ready"),
         };
         let rekeyed = matches!(arrival, Arrival::RekeyedByUs(_) | Arrival::RekeyedByPeer(_));
         let event = match old {
@@ -183,7 +230,7 @@ impl ChildSas {
             }
         };
         if old.is_none() || ready {
-            self.outbound = Some(id);
+            self.outbound.insert(purpose, id);
         }
         out.event(event);
         id
@@ -191,16 +238,12 @@ impl ChildSas {
 
     /// Sends with this live CHILD_SA from now on.
     pub(crate) fn switch_to(&mut self, id: ChildId, out: &mut Output) {
-        if self.outbound == Some(id) {
-            return;
-        }
-        let Some(new) = self.live(id).map(|child| Arc::clone(&child.sa)) else {
+        let Some(new) = self.live(id).map(|child| Arc::clone(&child.sa)).filter(|_| !self.is_outbound(id)) else {
             return;
         };
-        if let Some(old) = self.outbound {
+        if let Some(old) = self.outbound.insert(new.purpose.clone(), id) {
             out.event(Event::OutboundSwitch { peer: self.peer.clone(), old, new });
         }
-        self.outbound = Some(id);
     }
 
     /// The IKE SA releases this CHILD_SA. If there is another one to send with, we switch to it,
@@ -210,25 +253,27 @@ impl ChildSas {
         if self.live(id).is_none() {
             return;
         }
-        if self.outbound == Some(id)
+        if self.is_outbound(id)
             && let Some(successor) = self.successor(id)
         {
             self.switch_to(successor, out);
         }
-        if self.outbound == Some(id) || linger.is_zero() || mutation!("nothing_lingers") {
+        if self.is_outbound(id) || linger.is_zero() || mutation!("nothing_lingers") {
             self.remove(id, reason, out);
         } else if let Some(child) = self.children.get_mut(&id) {
             //= RFC 7296 2.8.1 MUST 2: packets come through either SA
             child.lingering = Some(Lingering { until: now + linger, reason });
-            self.limit_lingering(out);
+            let purpose = child.sa.purpose.clone();
+            self.limit_lingering(&purpose, out);
         }
     }
 
     /// A peer may rekey without pause: what has lingered longest makes room.
-    fn limit_lingering(&mut self, out: &mut Output) {
+    fn limit_lingering(&mut self, purpose: &Purpose, out: &mut Output) {
         let mut lingering: Vec<(Instant, ChildId, DownReason)> = self
             .children
             .iter()
+            .filter(|(_, child)| child.sa.purpose == *purpose)
             .filter_map(|(id, child)| {
                 child.lingering.as_ref().map(|lingering| (lingering.until, *id, lingering.reason))
             })
@@ -243,7 +288,7 @@ impl ChildSas {
     /// Removes this CHILD_SA at once, whether it is live or lingers. Switches to another one if
     /// there is one.
     pub(crate) fn remove_at_once(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {
-        if self.outbound == Some(id)
+        if self.is_outbound(id)
             && let Some(successor) = self.successor(id)
         {
             self.switch_to(successor, out);
@@ -253,20 +298,19 @@ impl ChildSas {
         }
     }
 
-    /// The live CHILD_SA to send with when `leaving` goes. Preferred are those that are not
-    /// redundant, then those of the same IKE SA, then the newest.
+    /// The live CHILD_SA of the same purpose to send with when `leaving` goes. Preferred are those
+    /// that are not redundant, then those of the same IKE SA, then the newest.
     fn successor(&self, leaving: ChildId) -> Option<ChildId> {
-        let owner = self.children.get(&leaving)?.owner;
+        let Child { owner, sa, .. } = self.children.get(&leaving)?;
         let living = self.children.iter().filter(|(id, child)| **id != leaving && child.lingering.is_none());
-        living.max_by_key(|(_, child)| (!child.redundant, child.owner == owner, child.established)).map(|(id, _)| *id)
+        let same = living.filter(|(_, child)| child.sa.purpose == sa.purpose);
+        same.max_by_key(|(_, child)| (!child.redundant, child.owner == *owner, child.established)).map(|(id, _)| *id)
     }
 
     fn remove(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {
         //= RFC 7296 1.4.1 MUST 1: both directions go
         self.children.remove(&id);
-        if self.outbound == Some(id) {
-            self.outbound = None;
-        }
+        self.outbound.retain(|_, outbound| *outbound != id);
         out.event(Event::ChildDown { peer: self.peer.clone(), child: id, reason });
     }
 
@@ -276,6 +320,16 @@ impl ChildSas {
         for id in ids {
             self.remove(id, reason, out);
         }
+    }
+
+    /// The newest live CHILD_SA of each purpose of an IKE SA, without the redundant ones.
+    pub(crate) fn newest_of(&self, owner: Spi) -> Vec<ChildId> {
+        let mut newest: BTreeMap<&Purpose, (Instant, ChildId)> = BTreeMap::new();
+        for (id, child) in self.children_of(owner).filter(|(_, child)| !child.redundant) {
+            let known = newest.entry(&child.sa.purpose).or_insert((child.established, id));
+            *known = (child.established, id).max(*known);
+        }
+        newest.into_values().map(|(_, id)| id).collect()
     }
 
     /// Gives the live CHILD_SAs of one IKE SA to the one that replaces it (RFC 7296 2.18). A rekey
@@ -288,10 +342,10 @@ impl ChildSas {
                 child.owner = to;
             }
         }
-        let newest = moving.iter().filter_map(|id| Some((*id, self.children.get(id)?)));
-        let newest = newest.filter(|(_, child)| !child.redundant).max_by_key(|(_, child)| child.established);
-        if let Some(child) = newest.map(|(id, _)| id).and_then(|id| self.children.get_mut(&id)) {
-            child.rekey.get_or_insert(rekey);
+        for id in self.newest_of(to) {
+            if let Some(child) = self.children.get_mut(&id).filter(|_| moving.contains(&id)) {
+                child.rekey.get_or_insert(rekey);
+            }
         }
     }
 

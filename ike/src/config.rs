@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::purpose::ChildName;
 use crate::secret::Secret;
 
 /// Configuration of the whole endpoint.
@@ -114,8 +115,15 @@ pub struct PeerConfig {
     pub auth: Auth,
     /// IKE SA proposals, best first.
     pub ike_proposals: Vec<IkeProposal>,
-    /// The one CHILD_SA wanted with this peer.
+    /// The CHILD_SA that IKE_AUTH makes if we begin.
     pub child: ChildConfig,
+    /// CHILD_SAs that are wanted beside it, under the same IKE SA (RFC 7296 1.3.1). Their names
+    /// differ from each other and from that of `child`.
+    pub additional_children: Vec<ChildConfig>,
+    /// Most purposes of CHILD_SAs of one IKE SA. Further ones are refused with NO_ADDITIONAL_SAS.
+    /// 1: one CHILD_SA carries everything, as between our own nodes. More: the peer may make
+    /// several within the selectors of one child, as if it has one for each pair of its subnets.
+    pub max_children: usize,
     /// Whether we begin, and begin again when the peer is lost. If not, the peer begins, or a
     /// packet ([`crate::Endpoint::acquire`]).
     pub initiate: bool,
@@ -126,6 +134,18 @@ pub struct PeerConfig {
     pub keep_existing: bool,
     /// Timers.
     pub timing: Timing,
+}
+
+impl PeerConfig {
+    /// All children that are configured: `child`, then the additional ones.
+    pub fn children(&self) -> impl Iterator<Item = &ChildConfig> {
+        std::iter::once(&self.child).chain(&self.additional_children)
+    }
+
+    /// The child with this name.
+    pub fn child_named(&self, name: &ChildName) -> Option<&ChildConfig> {
+        self.children().find(|child| child.name == *name)
+    }
 }
 
 /// Timers of one peer.
@@ -382,13 +402,33 @@ pub struct EspProposal {
     pub esn: bool,
 }
 
-/// The CHILD_SA wanted with a peer: tunnel mode.
+/// A CHILD_SA that is wanted with a peer: tunnel mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildConfig {
+    /// Our name for it.
+    pub name: ChildName,
     /// ESP proposals, best first.
     pub proposals: Vec<EspProposal>,
     /// Traffic selectors of our side; between our own nodes 0.0.0.0/0 and ::/0.
     pub local: Vec<IpNetwork>,
     /// Traffic selectors of the peer's side.
     pub remote: Vec<IpNetwork>,
+    /// What the packets carry. The selectors of both sides name it (RFC 7296 3.13.1).
+    pub next_layer: NextLayer,
+}
+
+/// The next layer protocol and the ports of traffic selectors (RFC 4301 4.4.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NextLayer {
+    /// IP protocol; 0 is any.
+    pub protocol: u8,
+    /// Port of our side. `None`: any.
+    pub local_port: Option<u16>,
+    /// Port of the peer's side. `None`: any.
+    pub remote_port: Option<u16>,
+}
+
+impl NextLayer {
+    /// Any protocol and any port.
+    pub const ANY: Self = Self { protocol: 0, local_port: None, remote_port: None };
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::config::{Cipher, Identity, PeerName};
+use crate::config::{Cipher, Identity, NextLayer, PeerName};
+use crate::purpose::Purpose;
 use crate::secret::Secret;
 
 /// The SPIs of an IKE SA. They identify it in events and logs.
@@ -29,6 +30,8 @@ pub struct ChildSa {
     pub id: ChildId,
     /// The IKE SA that it belongs to now.
     pub ike: IkeId,
+    /// What it is for. Of the CHILD_SAs of one purpose one sends.
+    pub purpose: Purpose,
     /// SPI that we allocated; the peer sends with it.
     pub inbound_spi: u32,
     /// SPI that the peer allocated; we send with it.
@@ -51,6 +54,8 @@ pub struct ChildSa {
     pub local_selectors: Vec<IpNetwork>,
     /// Negotiated selectors of the peer's side.
     pub remote_selectors: Vec<IpNetwork>,
+    /// The protocol and the ports of the selectors.
+    pub next_layer: NextLayer,
     /// Whether we began the exchange that made it.
     pub initiator: bool,
 }
@@ -103,9 +108,10 @@ pub enum Event {
         /// Why it is gone.
         reason: DownReason,
     },
-    /// A CHILD_SA of a new IKE SA: install the inbound SA, then the outbound one. If `replaces` is
-    /// set, delete the outbound SA of that CHILD_SA in the same batch; its inbound SA stays until
-    /// its [`Event::ChildDown`].
+    /// A CHILD_SA that replaces none, or that of a new IKE SA: install the inbound SA, then the
+    /// outbound one. Others stay as they are: only CHILD_SAs of the same [`Purpose`] replace each
+    /// other. If `replaces` is set, delete the outbound SA of that CHILD_SA in the same batch; its
+    /// inbound SA stays until its [`Event::ChildDown`].
     ChildUp {
         /// The peer.
         peer: PeerName,
@@ -290,6 +296,9 @@ pub enum PeerErrorKind {
     /// The lifetime of an SA is over, and nothing has replaced it.
     #[error("the lifetime is over")]
     Expired,
+    /// The peer asks for more CHILD_SAs than [`PeerConfig::max_children`](crate::PeerConfig).
+    #[error("too many CHILD_SAs")]
+    TooManyChildren,
     /// Any other error notification from the peer.
     #[error("the peer reported an error")]
     Notified,

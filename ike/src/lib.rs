@@ -10,9 +10,9 @@
 //! ```
 //! use std::net::IpAddr;
 //!
-//! use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
+//! use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
 //! use edge_ike::wire::{ExchangeType, Message};
-//! use edge_ike::{Auth, ChildConfig, Endpoint, EndpointConfig, Environment};
+//! use edge_ike::{Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment};
 //! use edge_ike::{Identity, Instant, PeerConfig, PeerName, Secret};
 //!
 //! /// What an endpoint cannot know by itself.
@@ -45,6 +45,7 @@
 //!         groups: vec![Group::X25519],
 //!     }],
 //!     child: ChildConfig {
+//!         name: ChildName::new("net"),
 //!         proposals: vec![EspProposal {
 //!             ciphers: vec![Cipher::Aes256Gcm16],
 //!             groups: vec![],
@@ -52,7 +53,10 @@
 //!         }],
 //!         local: vec!["0.0.0.0/0".parse()?],
 //!         remote: vec!["0.0.0.0/0".parse()?],
+//!         next_layer: NextLayer::ANY,
 //!     },
+//!     additional_children: vec![],
+//!     max_children: 1,
 //!     initiate: true,
 //!     force_encapsulation: true,
 //!     keep_existing: false,
@@ -100,6 +104,7 @@ mod environment;
 pub mod event;
 mod negotiate;
 mod output;
+mod purpose;
 mod sa;
 pub mod secret;
 pub mod time;
@@ -110,5 +115,6 @@ pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerNa
 pub use endpoint::Endpoint;
 pub use environment::{Environment, Transmit};
 pub use event::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
+pub use purpose::{ChildName, InvalidPurpose, Purpose, TrafficPart};
 pub use secret::Secret;
 pub use time::Instant;

@@ -81,6 +81,10 @@ mod active {
         ("esp_sent_needs_no_answer", "RFC 7296 2.4: a peer that does not answer ESP is not asked."),
         ("second_ike_sa_kept", "RFC 7296 2.8.3: of two IKE SAs both stay."),
         ("nat_hash_without_port", "RFC 7296 2.23: the hash lacks the port, at both ends."),
+        ("purposes_mixed_up", "RFC 7296 1.3.1: one CHILD_SA takes the place of another one with other selectors."),
+        ("additional_child_forgotten", "a CHILD_SA that is wanted beside the first one is not asked for."),
+        ("children_without_limit", "CHILD_SAs of one IKE SA without limit."),
+        ("replaced_before_children_are_made", "RFC 7296 2.8.3: an IKE SA goes before the new one has its CHILD_SAs."),
         ("nothing_lingers", "RFC 7296 2.8: the old inbound SA goes at once."),
         ("sent_before_peer_is_ready", "RFC 7296 2.8: the responder of a rekey sends before the initiator is ready."),
     ];

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use edge_ike::config::{Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal};
-use edge_ike::{Identity, PeerConfig, PeerName, Secret, same_identity};
+use edge_ike::config::{Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, NextLayer};
+use edge_ike::{ChildName, Identity, PeerConfig, PeerName, Secret, same_identity};
 use ipnetwork::IpNetwork;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -235,10 +235,14 @@ impl PeerSection {
             auth,
             ike_proposals: self.ike_proposals.clone(),
             child: ChildConfig {
+                name: ChildName::new("net"),
                 proposals: self.esp_proposals.clone(),
                 local: self.local_subnets.clone(),
                 remote: self.remote_subnets.clone(),
+                next_layer: NextLayer::ANY,
             },
+            additional_children: vec![],
+            max_children: 1,
             initiate: self.start == Start::Initiate,
             force_encapsulation: self.encap == Encap::Force,
             keep_existing: false,

@@ -14,8 +14,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_ike::config::{Auth, CertificateAuth, ChildConfig, Timing};
-use edge_ike::{Identity, PeerConfig, PeerName};
+use edge_ike::config::{Auth, CertificateAuth, ChildConfig, NextLayer, Timing};
+use edge_ike::{ChildName, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
 use edge_types::{NodeName, NodeView, Peer, Role};
@@ -320,7 +320,15 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             remote_not_before: u64::try_from(peer.certificates_from).unwrap_or(0),
         }),
         ike_proposals: node_ike(),
-        child: ChildConfig { proposals: node_esp(), local: any.clone(), remote: any },
+        child: ChildConfig {
+            name: ChildName::new("net"),
+            proposals: node_esp(),
+            local: any.clone(),
+            remote: any,
+            next_layer: NextLayer::ANY,
+        },
+        additional_children: vec![],
+        max_children: 1,
         // Both ends initiate, since it may be that only one can reach the other.
         initiate: true,
         force_encapsulation: config.encap == Encap::Force,

@@ -211,7 +211,7 @@ impl Driver {
             }
             self.update_policies();
             let Some(peer) = self.to_rekey.pop() else { break };
-            self.endpoint.rekey_child(&peer, boot_time(), &mut self.environment);
+            self.endpoint.rekey_children(&peer, boot_time(), &mut self.environment);
         }
         while let Some(transmit) = self.endpoint.poll_transmit() {
             self.send(&transmit);
@@ -383,7 +383,7 @@ impl Driver {
                 let _ = to.send(self.report());
             }
             DriverRequest::Rekey(peer, to) => {
-                let _ = to.send(self.rekey(&peer, "CHILD_SA", Endpoint::rekey_child));
+                let _ = to.send(self.rekey(&peer, "CHILD_SA", Endpoint::rekey_children));
             }
             DriverRequest::RekeyIke(peer, to) => {
                 let _ = to.send(self.rekey(&peer, "IKE SA", Endpoint::rekey_ike));

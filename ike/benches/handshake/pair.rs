@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use edge_ike::config::{
-    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing,
+    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, NextLayer, PeerConfig, Prf, Timing,
 };
-use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret};
+use edge_ike::{ChildName, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret};
 use rcgen::{
     BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
     SignatureAlgorithm,
@@ -61,10 +61,14 @@ fn peer(us: usize, auth: Auth) -> PeerConfig {
             groups: vec![Group::X25519],
         }],
         child: ChildConfig {
+            name: ChildName::new("net"),
             proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: vec![Group::X25519], esn: true }],
             local: everything(),
             remote: everything(),
+            next_layer: NextLayer::ANY,
         },
+        additional_children: vec![],
+        max_children: 1,
         initiate: false,
         force_encapsulation: false,
         keep_existing: false,

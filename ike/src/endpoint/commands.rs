@@ -9,13 +9,13 @@ use super::state::{Endpoint, SaState, context, peer_span};
 use crate::child_sas::Spi;
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
-use crate::event::ChildSa;
+use crate::event::{ChildId, ChildSa};
 use crate::sa::{IkeSa, Lifecycle, Profile, QueuedRequest};
 use crate::time::Instant;
 
 impl Endpoint {
     /// Starts an attempt now, whether or not the peer's configuration says `initiate`. Ends a wait
-    /// after a failure. If the peer has an IKE SA without a CHILD_SA, one is made there. False:
+    /// after a failure. If the peer has an IKE SA that lacks CHILD_SAs, they are made there. False:
     /// there is no such peer.
     pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
@@ -27,7 +27,7 @@ impl Endpoint {
         if peer.sas.is_empty() {
             self.start_attempt(name, now, env);
         }
-        self.want_child(name, now, env);
+        self.want_children(name, now, env);
         self.schedule_peer(name);
         true
     }
@@ -37,7 +37,7 @@ impl Endpoint {
     pub fn retry_unreached(&mut self, now: Instant, env: &mut dyn Environment) {
         let unreached = |peer: &&Peer| {
             peer.sas.is_empty()
-                && peer.child_sas.outbound().is_none()
+                && !peer.child_sas.sends()
                 && (peer.attempt.is_some() || (peer.retry_at.is_some() && peer.should_initiate(now)))
         };
         let names: Vec<PeerName> = self.peers.values().filter(unreached).map(|peer| peer.name().clone()).collect();
@@ -51,27 +51,37 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn want_child(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
-        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.child_sas.outbound().is_none()) else {
+    pub(super) fn want_children(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.missing_child().is_some()) else {
             return;
         };
         let Some(spi) = peer.sas.last().copied() else {
             return;
         };
         if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
-            sa.want_child(&peer.child_sas, &mut context!(self, now, env));
+            sa.want_children(&peer.child_sas, &mut context!(self, now, env));
         }
         self.schedule(spi);
     }
 
-    /// Rekeys the peer's CHILD_SA now. False: there is none.
-    pub fn rekey_child(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+    /// Rekeys the peer's CHILD_SAs now. False: there is none.
+    pub fn rekey_children(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
+        let ids: Vec<ChildId> =
+            self.peers.get(name).into_iter().flat_map(|peer| peer.child_sas.all_outbound()).collect();
+        let mut any = false;
+        for id in ids {
+            any |= self.rekey_child(name, id, now, env);
+        }
+        any
+    }
+
+    /// Rekeys a CHILD_SA of the peer now. False: it is gone.
+    pub fn rekey_child(&mut self, name: &PeerName, id: ChildId, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
             return false;
         };
-        let Some((id, child)) = peer.child_sas.outbound().and_then(|id| Some((id, peer.child_sas.live_mut(id)?)))
-        else {
+        let Some(child) = peer.child_sas.live_mut(id) else {
             return false;
         };
         // `None` while a replacement is under way: one is enough.

@@ -326,8 +326,7 @@ impl Endpoint {
                 self.keep_last_response(spi, last_response, now);
                 // Anybody can claim a configured identity and fail to prove it. It is not the
                 // peer's failure while the peer is up.
-                let is_down =
-                    |name: &PeerName| self.peers.get(name).is_some_and(|peer| peer.child_sas.outbound().is_none());
+                let is_down = |name: &PeerName| self.peers.get(name).is_some_and(|peer| !peer.child_sas.sends());
                 let peer = peer.filter(is_down);
                 let report = self.initiation_guard.may_report(now);
                 let _span = peer.as_ref().map(|name| peer_span(name).entered());

@@ -5,6 +5,7 @@ use crate::child_sas::{Arrival, Spi};
 use crate::config::PeerName;
 use crate::environment::Environment;
 use crate::event::{ChildSa, DownReason, Event, PeerError};
+use crate::purpose::Purpose;
 use crate::sa::{IkeSa, Lifecycle, QueuedRequest};
 use crate::time::Instant;
 
@@ -50,9 +51,15 @@ impl Endpoint {
             details: sa.details().clone(),
         });
         peer.sas.push(spi);
+        // What the IKE SAs that it replaces have CHILD_SAs for.
+        let replaced: Vec<Purpose> = (duplicates.replaced.iter().chain(&duplicates.forgotten))
+            .flat_map(|old| peer.child_sas.purposes_of(*old))
+            .cloned()
+            .collect();
         let up = match child {
             Ok(child) => {
-                let unconfirmed = peer.child_sas.outbound().and_then(|id| peer.child_sas.live(id)).is_some_and(
+                let present = peer.child_sas.outbound(&child.purpose);
+                let unconfirmed = present.and_then(|id| peer.child_sas.live(id)).is_some_and(
                     |child| matches!(self.sas.get(&child.owner), Some(SaState::Established(_, owner)) if !owner.is_confirmed()),
                 );
                 // As responder we know only by the peer's next message that it is ready. If there
@@ -68,8 +75,10 @@ impl Endpoint {
                 };
                 let arrival = if ready { Arrival::Ready } else { Arrival::Waiting };
                 let lifetime = sa.profile().child_lifetime(&mut cx);
+                let purpose = child.purpose.clone();
                 let id = peer.child_sas.add(child, spi, arrival, lifetime, now, cx.out);
-                if peer.child_sas.outbound() != Some(id) && duplicates.survivor.is_none() {
+                sa.plan_children(&replaced, &peer.child_sas, &mut cx);
+                if peer.child_sas.outbound(&purpose) != Some(id) && duplicates.survivor.is_none() {
                     sa.begin(QueuedRequest::Liveness, &mut peer.child_sas, &mut cx);
                 }
                 peer.reset_backoff();
@@ -79,6 +88,7 @@ impl Endpoint {
             }
             Err(error) => {
                 peer.report_failure(error, cx.out);
+                sa.plan_children(&replaced, &peer.child_sas, &mut cx);
                 false
             }
         };

@@ -4,14 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 use super::acquire::{FAILURE_MEMORY, MAX_RETRY};
 use super::attempt::Attempt;
 use crate::auth::canonical_identity;
 use crate::child_sas::{ChildSas, Spi};
-use crate::config::{PeerConfig, PeerName};
+use crate::config::{ChildConfig, NextLayer, PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::{Event, PeerError, PeerErrorKind};
 use crate::output::{Context, Output};
+use crate::purpose::ChildName;
 use crate::sa::Profile;
 use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
@@ -126,6 +129,11 @@ impl Peer {
         }
     }
 
+    /// A configured child with whose CHILD_SAs we do not send.
+    pub(super) fn missing_child(&self) -> Option<&ChildConfig> {
+        self.config().children().find(|child| !self.child_sas.sends_for(&child.name))
+    }
+
     /// Forgets past failures: no wait is running, and the next one is the shortest.
     pub(super) fn reset_backoff(&mut self) {
         self.backoff = self.config().timing.retry;
@@ -209,14 +217,14 @@ pub(super) enum ConfigChange {
 
 impl ConfigChange {
     pub(super) fn between(old: &PeerConfig, new: &PeerConfig) -> Self {
+        fn traffic(child: &ChildConfig) -> (&ChildName, &[IpNetwork], &[IpNetwork], NextLayer) {
+            (&child.name, &child.local, &child.remote, child.next_layer)
+        }
         if old == new {
             Self::None
         } else if old.local_id != new.local_id || old.remote_id != new.remote_id {
             Self::Restart
-        } else if old.child.local != new.child.local
-            || old.child.remote != new.child.remote
-            || credentials_changed(old, new)
-        {
+        } else if !old.children().map(traffic).eq(new.children().map(traffic)) || credentials_changed(old, new) {
             Self::Reauthenticate
         } else if *new == (PeerConfig { remotes: new.remotes.clone(), ..old.clone() }) {
             Self::Addresses

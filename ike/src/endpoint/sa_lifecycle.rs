@@ -21,8 +21,9 @@ impl Endpoint {
         let spi = sa.spi();
         match step {
             SaStep::Continue => {
-                self.sas.insert(spi, SaState::Established(name, sa));
+                self.sas.insert(spi, SaState::Established(name.clone(), sa));
                 self.schedule(spi);
+                self.delete_served(&name, now, env);
             }
             SaStep::Reauthenticate => {
                 self.sas.insert(spi, SaState::Established(name.clone(), sa));
@@ -105,6 +106,20 @@ impl Endpoint {
         }
         self.limit_ike_sas(&name, spi, now, env);
         self.schedule(spi);
+    }
+
+    /// Deletes the peer's superseded IKE SAs whose CHILD_SAs are replaced by now.
+    fn delete_served(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.sas.len() > 1) else {
+            return;
+        };
+        let sas = peer.sas.clone();
+        for spi in &sas {
+            if let Some(SaState::Established(_, sa)) = self.sas.get_mut(spi) {
+                sa.delete_if_served(&mut peer.child_sas, &mut context!(self, now, env));
+            }
+        }
+        sas.into_iter().for_each(|spi| self.schedule(spi));
     }
 
     /// Whether we began the IKE SA with these SPIs. `None`: it is gone.

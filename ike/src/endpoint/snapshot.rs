@@ -8,6 +8,7 @@ use super::state::{DeadlineOwner, Endpoint, SaState};
 use crate::child_sas::ChildUse;
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
+use crate::purpose::Purpose;
 use crate::sa::Lifecycle;
 use crate::time::Instant;
 
@@ -96,23 +97,22 @@ impl Endpoint {
         self.peers.values().map(|peer| self.status(peer)).collect()
     }
 
-    /// Peers that we want a CHILD_SA with and have none with, although nothing that would bring one
-    /// is under way or has a deadline. There must never be one: tests ask after every step.
+    /// Peers that we want CHILD_SAs with and lack one of, although nothing that would bring it is
+    /// under way or has a deadline. There must never be one: tests ask after every step.
     #[doc(hidden)]
     pub fn stranded_peers(&self) -> Vec<PeerName> {
-        let wanted = |peer: &&Peer| {
-            peer.config().initiate
-                && !peer.terminated
-                && !peer.config().remotes.is_empty()
-                && peer.child_sas.outbound().is_none()
+        let wanted = |peer: &&Peer| peer.config().initiate && !peer.terminated && !peer.config().remotes.is_empty();
+        let lacks = |peer: &&Peer| {
+            let mut missing = peer.config().children().filter(|child| !peer.child_sas.sends_for(&child.name));
+            missing.any(|child| !self.brings_child(peer, &Purpose::whole(&child.name)))
         };
-        let stranded = self.peers.values().filter(wanted).filter(|peer| !self.brings_child(peer));
+        let stranded = self.peers.values().filter(wanted).filter(lacks);
         stranded.map(|peer| peer.name().clone()).collect()
     }
 
-    /// Whether an attempt runs or waits, or an IKE SA of the peer asks for a CHILD_SA or is about
-    /// to go, each with a deadline.
-    fn brings_child(&self, peer: &Peer) -> bool {
+    /// Whether an attempt runs or waits, or an IKE SA of the peer asks for this CHILD_SA or is
+    /// about to go, each with a deadline.
+    fn brings_child(&self, peer: &Peer, purpose: &Purpose) -> bool {
         let name = peer.name();
         if peer.retry_at.is_some() && self.deadlines.has(&DeadlineOwner::Peer(name.clone())) {
             return true;
@@ -121,7 +121,7 @@ impl Endpoint {
         let sas = peer
             .sas
             .iter()
-            .filter(|spi| matches!(self.sas.get(spi), Some(SaState::Established(_, sa)) if sa.brings_child()));
+            .filter(|spi| matches!(self.sas.get(spi), Some(SaState::Established(_, sa)) if sa.brings(purpose)));
         attempts.chain(sas).any(|spi| self.deadlines.has(&DeadlineOwner::Sa(*spi)))
     }
 
@@ -162,11 +162,11 @@ impl Endpoint {
             usage,
             established: child.established,
         });
-        let phase = match (peer.child_sas.outbound(), &peer.attempt, peer.retry_at) {
-            (Some(_), ..) => Phase::Up,
-            (None, Some(_), _) => Phase::Connecting,
-            (None, None, Some(until)) => Phase::Waiting { until },
-            (None, None, None) => self.phase_without_attempt(peer),
+        let phase = match (peer.child_sas.sends(), &peer.attempt, peer.retry_at) {
+            (true, ..) => Phase::Up,
+            (false, Some(_), _) => Phase::Connecting,
+            (false, None, Some(until)) => Phase::Waiting { until },
+            (false, None, None) => self.phase_without_attempt(peer),
         };
         PeerStatus {
             name: peer.name().clone(),

@@ -4,12 +4,54 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::config::ChildConfig;
+use crate::config::{ChildConfig, NextLayer};
+use crate::event::ChildSa;
 use crate::wire::TrafficSelector;
 
 /// Most networks of one side of a CHILD_SA. Ranges of an honest peer are networks; odd ranges split
 /// into many.
 const MAX_NETWORKS: usize = 256;
+
+/// The traffic of a configured child, of a part of it, or of a CHILD_SA.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Traffic<'a> {
+    /// Networks of our side.
+    pub(crate) local: &'a [IpNetwork],
+    /// Networks of the peer's side.
+    pub(crate) remote: &'a [IpNetwork],
+    /// What the packets carry.
+    pub(crate) next_layer: NextLayer,
+}
+
+impl<'a> From<&'a ChildConfig> for Traffic<'a> {
+    fn from(child: &'a ChildConfig) -> Self {
+        Self { local: &child.local, remote: &child.remote, next_layer: child.next_layer }
+    }
+}
+
+impl<'a> From<&'a ChildSa> for Traffic<'a> {
+    fn from(sa: &'a ChildSa) -> Self {
+        Self { local: &sa.local_selectors, remote: &sa.remote_selectors, next_layer: sa.next_layer }
+    }
+}
+
+impl Traffic<'_> {
+    /// The selectors of our side that we offer.
+    pub(crate) fn local_selectors(&self) -> Vec<TrafficSelector> {
+        selectors(self.local, self.next_layer.protocol, self.next_layer.local_port)
+    }
+
+    /// The selectors of the peer's side that we offer.
+    pub(crate) fn remote_selectors(&self) -> Vec<TrafficSelector> {
+        selectors(self.remote, self.next_layer.protocol, self.next_layer.remote_port)
+    }
+}
+
+fn selectors(networks: &[IpNetwork], protocol: u8, port: Option<u16>) -> Vec<TrafficSelector> {
+    let (start_port, end_port) = port.map_or((0, u16::MAX), |port| (port, port));
+    let of = |network: &IpNetwork| TrafficSelector { protocol, start_port, end_port, ..(*network).into() };
+    networks.iter().map(of).collect()
+}
 
 /// Selectors both ends agreed upon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,13 +73,21 @@ impl Narrowed {
         networks(&self.remote)
     }
 
-    /// Whether it holds all of these networks of our side and of the peer's.
-    pub(crate) fn covers(&self, local: &[IpNetwork], remote: &[IpNetwork]) -> bool {
-        let within = |networks: &[IpNetwork], selectors: &[TrafficSelector]| {
+    /// Whether it holds all of this traffic.
+    pub(crate) fn covers(&self, traffic: Traffic<'_>) -> bool {
+        let within = |asked: Vec<TrafficSelector>, selectors: &[TrafficSelector]| {
             let joined = join_adjacent(selectors);
-            networks.iter().all(|network| joined.iter().any(|wide| wide.contains(&TrafficSelector::from(*network))))
+            asked.iter().all(|asked| joined.iter().any(|wide| wide.contains(asked)))
         };
-        within(local, &self.local) && within(remote, &self.remote)
+        within(traffic.local_selectors(), &self.local) && within(traffic.remote_selectors(), &self.remote)
+    }
+
+    /// Whether it holds all traffic of a child that one CHILD_SA can carry.
+    pub(crate) fn is_whole(&self, child: Traffic<'_>) -> bool {
+        Self::checked(child.local_selectors(), child.remote_selectors()).is_some_and(|whole| {
+            let (local, remote) = (whole.local_networks(), whole.remote_networks());
+            self.covers(Traffic { local: &local, remote: &remote, ..child })
+        })
     }
 
     fn checked(local: Vec<TrafficSelector>, remote: Vec<TrafficSelector>) -> Option<Self> {
@@ -56,51 +106,49 @@ impl Narrowed {
     }
 }
 
-/// Our networks as the selectors that we offer.
-pub(crate) fn offer_selectors(networks: &[IpNetwork]) -> Vec<TrafficSelector> {
-    networks.iter().copied().map(TrafficSelector::from).collect()
-}
-
 /// As responder: the largest part of the peer's offer that our policy allows. `None`:
 /// TS_UNACCEPTABLE.
 //= RFC 7296 2.9 SHOULD 3: narrow, not SINGLE_PAIR_REQUIRED
 pub(crate) fn narrow(
-    config: &ChildConfig,
+    ours: Traffic<'_>,
     offered_local: &[TrafficSelector],
     offered_remote: &[TrafficSelector],
 ) -> Option<Narrowed> {
     Narrowed::checked(
-        intersect(&offer_selectors(&config.local), offered_local),
-        intersect(&offer_selectors(&config.remote), offered_remote),
+        intersect(&ours.local_selectors(), offered_local),
+        intersect(&ours.remote_selectors(), offered_remote),
     )
 }
 
 /// As initiator: the peer's selectors, if they stay within what we offered. `None`: they do not.
 //= RFC 7296 2.9 REQUIRED 6: no more than was asked for
 pub(crate) fn accept_narrowed(
-    asked_local: &[IpNetwork],
-    asked_remote: &[IpNetwork],
+    asked: Traffic<'_>,
     local: &[TrafficSelector],
     remote: &[TrafficSelector],
 ) -> Option<Narrowed> {
-    let within = |asked: &[IpNetwork], answer: &[TrafficSelector]| {
-        let asked = join_adjacent(&offer_selectors(asked));
-        answer.iter().all(|selector| asked.iter().any(|asked| asked.contains(selector)) && is_addresses_only(selector))
+    let within = |asked: Vec<TrafficSelector>, answer: &[TrafficSelector]| {
+        let asked = join_adjacent(&asked);
+        answer
+            .iter()
+            .all(|selector| asked.iter().any(|asked| asked.contains(selector) && has_next_layer_of(selector, asked)))
     };
-    (within(asked_local, local) && within(asked_remote, remote))
+    (within(asked.local_selectors(), local) && within(asked.remote_selectors(), remote))
         .then(|| Narrowed::checked(without_contained(local.to_vec()), without_contained(remote.to_vec())))
         .flatten()
 }
 
-/// Whether a selector covers all protocols and ports. Our policies match addresses only and cannot
-/// keep what a narrower selector promises.
-fn is_addresses_only(selector: &TrafficSelector) -> bool {
-    selector.protocol == 0 && selector.any_port()
+/// Whether a selector has the protocol and the ports of one of ours. Our policies match those, and
+/// cannot keep what a narrower selector promises.
+fn has_next_layer_of(selector: &TrafficSelector, ours: &TrafficSelector) -> bool {
+    (selector.protocol, selector.start_port, selector.end_port) == (ours.protocol, ours.start_port, ours.end_port)
 }
 
 fn intersect(ours: &[TrafficSelector], offered: &[TrafficSelector]) -> Vec<TrafficSelector> {
-    let offered = offered.iter().filter(|selector| is_addresses_only(selector));
-    let parts = offered.flat_map(|offered| ours.iter().filter_map(|ours| ours.intersection(offered)));
+    let part = |offered: &TrafficSelector, ours: &TrafficSelector| {
+        ours.intersection(offered).filter(|part| has_next_layer_of(part, ours))
+    };
+    let parts = offered.iter().flat_map(|offered| ours.iter().filter_map(move |ours| part(offered, ours)));
     //= RFC 7296 2.9 MUST 2: the first selectors are kept
     without_contained(parts.collect())
 }
@@ -148,10 +196,21 @@ fn networks(selectors: &[TrafficSelector]) -> Vec<IpNetwork> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::purpose::ChildName;
 
     fn child(local: &[&str], remote: &[&str]) -> ChildConfig {
         let parse = |networks: &[&str]| networks.iter().map(|text| text.parse().unwrap()).collect();
-        ChildConfig { proposals: Vec::new(), local: parse(local), remote: parse(remote) }
+        ChildConfig {
+            name: ChildName::new("net"),
+            proposals: Vec::new(),
+            local: parse(local),
+            remote: parse(remote),
+            next_layer: NextLayer::ANY,
+        }
+    }
+
+    fn narrow(ours: &ChildConfig, local: &[TrafficSelector], remote: &[TrafficSelector]) -> Option<Narrowed> {
+        super::narrow(ours.into(), local, remote)
     }
 
     fn selectors(networks: &[&str]) -> Vec<TrafficSelector> {
@@ -223,15 +282,9 @@ mod tests {
     fn an_answer_wider_than_the_question_is_refused() {
         //= RFC 7296 2.9 REQUIRED 6: no more than was asked for
         let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
-        assert!(
-            accept_narrowed(&ours.local, &ours.remote, &selectors(&["10.1.4.0/24"]), &selectors(&["10.2.0.0/16"]))
-                .is_some()
-        );
-        assert!(
-            accept_narrowed(&ours.local, &ours.remote, &selectors(&["10.0.0.0/8"]), &selectors(&["10.2.0.0/16"]))
-                .is_none()
-        );
-        assert!(accept_narrowed(&ours.local, &ours.remote, &selectors(&["10.1.0.0/16"]), &[]).is_none());
+        assert!(accept_narrowed((&ours).into(), &selectors(&["10.1.4.0/24"]), &selectors(&["10.2.0.0/16"])).is_some());
+        assert!(accept_narrowed((&ours).into(), &selectors(&["10.0.0.0/8"]), &selectors(&["10.2.0.0/16"])).is_none());
+        assert!(accept_narrowed((&ours).into(), &selectors(&["10.1.0.0/16"]), &[]).is_none());
     }
 
     #[test]
@@ -240,13 +293,12 @@ mod tests {
         let in_use = child(&["10.1.0.0/24", "10.1.1.0/24"], &["10.2.0.0/16"]);
         let narrowed =
             |local: &[&str], remote: &[&str]| Narrowed { local: selectors(local), remote: selectors(remote) };
-        let keeps = |narrowed: Narrowed| narrowed.covers(&in_use.local, &in_use.remote);
+        let keeps = |narrowed: Narrowed| narrowed.covers((&in_use).into());
         assert!(keeps(narrowed(&["10.1.0.0/24", "10.1.1.0/24"], &["10.2.0.0/16"])));
         assert!(keeps(narrowed(&["10.1.0.0/23"], &["10.2.0.0/17", "10.2.128.0/17"])));
         assert!(!keeps(narrowed(&["10.1.0.0/24"], &["10.2.0.0/16"])));
         assert!(!keeps(narrowed(&["10.1.0.0/23"], &["10.2.0.0/17"])));
-        let answer =
-            accept_narrowed(&in_use.local, &in_use.remote, &selectors(&["10.1.0.0/23"]), &selectors(&["10.2.0.0/16"]));
+        let answer = accept_narrowed((&in_use).into(), &selectors(&["10.1.0.0/23"]), &selectors(&["10.2.0.0/16"]));
         assert!(answer.is_some(), "one range instead of two networks is no wider");
     }
 
@@ -260,5 +312,34 @@ mod tests {
         };
         let many: Vec<_> = (1..200).map(odd).collect();
         assert!(narrow(&ours, &many, &many).is_none());
+    }
+
+    #[test]
+    fn a_child_of_one_port_takes_that_port_of_a_wider_offer_and_nothing_narrower() {
+        let mut ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
+        ours.next_layer = NextLayer { protocol: 6, local_port: Some(22), remote_port: None };
+        let narrowed = narrow(&ours, &selectors(&["0.0.0.0/0"]), &selectors(&["0.0.0.0/0"])).unwrap();
+        let ports = |s: &TrafficSelector| (s.protocol, s.start_port, s.end_port);
+        assert_eq!((ports(&narrowed.local[0]), ports(&narrowed.remote[0])), ((6, 22, 22), (6, 0, u16::MAX)));
+        assert!(narrowed.is_whole((&ours).into()));
+        let mut one_port = selectors(&["10.2.0.0/16"]);
+        (one_port[0].protocol, one_port[0].start_port, one_port[0].end_port) = (6, 4000, 4000);
+        assert!(narrow(&ours, &selectors(&["0.0.0.0/0"]), &one_port).is_none());
+        let mut udp = selectors(&["10.2.0.0/16"]);
+        udp[0].protocol = 17;
+        assert!(narrow(&ours, &selectors(&["0.0.0.0/0"]), &udp).is_none());
+        assert!(accept_narrowed((&ours).into(), &narrowed.local, &narrowed.remote).is_some());
+        let addresses = selectors(&["10.1.0.0/16"]);
+        assert!(accept_narrowed((&ours).into(), &addresses, &narrowed.remote).is_none(), "wider than asked for");
+    }
+
+    #[test]
+    fn one_pair_of_several_networks_is_a_part_and_a_family_of_one_side_is_none() {
+        let ours = child(&["10.1.0.0/24", "10.3.0.0/24"], &["10.2.0.0/24"]);
+        let all = selectors(&["0.0.0.0/0"]);
+        let whole =
+            |ours: &ChildConfig, local: &[TrafficSelector]| narrow(ours, local, &all).unwrap().is_whole(ours.into());
+        assert!(whole(&ours, &all) && !whole(&ours, &selectors(&["10.1.0.0/24"])));
+        assert!(whole(&child(&["10.1.0.0/24", "fd00::/64"], &["10.2.0.0/24"]), &all), "no packet could use the rest");
     }
 }

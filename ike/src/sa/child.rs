@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use super::channel::Channel;
 use super::profile::Profile;
+use crate::config::NextLayer;
 use crate::crypto::ChildKeys;
 use crate::event::{ChildId, ChildSa};
 use crate::negotiate::{EspSuite, Narrowed};
 use crate::output::Context;
+use crate::purpose::Purpose;
 
 /// An inbound SPI that the kernel has reserved. It goes into a [`ChildSa`] or must be released.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,6 +37,8 @@ impl ReservedSpi {
 /// What was negotiated for a CHILD_SA.
 #[derive(Debug)]
 pub(crate) struct NegotiatedChild {
+    pub(crate) purpose: Purpose,
+    pub(crate) next_layer: NextLayer,
     pub(crate) outbound_spi: u32,
     pub(crate) suite: EspSuite,
     pub(crate) selectors: Narrowed,
@@ -53,6 +57,7 @@ impl NegotiatedChild {
         ChildSa {
             id: ChildId(inbound.spi),
             ike: channel.ike,
+            purpose: self.purpose,
             inbound_spi: inbound.spi,
             outbound_spi: self.outbound_spi,
             cipher: self.suite.cipher,
@@ -65,6 +70,7 @@ impl NegotiatedChild {
             encapsulated: channel.path.encapsulated(),
             local_selectors: self.selectors.local_networks(),
             remote_selectors: self.selectors.remote_networks(),
+            next_layer: self.next_layer,
             initiator,
         }
     }

@@ -1,8 +1,9 @@
 //! Errors as the operator reads them: which exchange, what was expected, what came, what to do.
 
 use crate::auth::AuthError;
-use crate::config::{EspProposal, IkeProposal, PeerConfig};
+use crate::config::{ChildConfig, EspProposal, IkeProposal, NextLayer, PeerConfig};
 use crate::event::{PeerError, PeerErrorKind};
+use crate::purpose::Purpose;
 use crate::wire::{InvalidMessage, NotifyType};
 
 pub(crate) const IKE_SA_INIT: &str = "IKE_SA_INIT";
@@ -17,7 +18,7 @@ pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerCo
             (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our IKE proposals ({}); compare them with the peer's", ike_texts(&peer.ike_proposals)))
         }
         NotifyType::NoProposalChosen => {
-            (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our proposals (ESP: {}); compare them with the peer's", esp_texts(&peer.child.proposals)))
+            (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our proposals (ESP: {}); compare them with the peer's", all_esp_texts(peer)))
         }
         NotifyType::AuthenticationFailed => (
             PeerErrorKind::RefusedByPeer,
@@ -66,7 +67,7 @@ pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
 
 /// None of the peer's ESP proposals is acceptable.
 pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig) -> PeerError {
-    let ours = esp_texts(&peer.child.proposals);
+    let ours = all_esp_texts(peer);
     let detail = format!(
         "none of the peer's ESP proposals is acceptable; configured here: {ours} (compare ciphers, groups and sequence numbers)"
     );
@@ -103,14 +104,44 @@ pub(crate) fn no_spi(exchange: &'static str) -> PeerError {
     )
 }
 
+/// The peer does not make one of several CHILD_SAs.
+pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerConfig) -> PeerError {
+    let mut error = notified(CREATE_CHILD_SA, notify, peer);
+    if !peer.additional_children.is_empty() || purpose.part.is_some() {
+        error.detail = format!("child {purpose}: {}", error.detail);
+    }
+    error
+}
+
+/// The peer asks for more CHILD_SAs than there may be.
+pub(crate) fn too_many_children(purpose: &Purpose, peer: &PeerConfig) -> PeerError {
+    let detail = format!(
+        "the peer asks for another CHILD_SA ({purpose}) beside {} others, which is the most; let the peer put several subnets into one",
+        peer.max_children
+    );
+    PeerError::new(CREATE_CHILD_SA, PeerErrorKind::TooManyChildren, detail)
+}
+
 fn selectors(peer: &PeerConfig) -> String {
     let list =
         |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let child = |child: &ChildConfig| {
+        let NextLayer { protocol, local_port, remote_port } = child.next_layer;
+        let port = |port: Option<u16>| port.map_or(String::new(), |port| format!(" port {port}"));
+        let protocol = if protocol == 0 { String::new() } else { format!(", protocol {protocol}") };
+        let (local, remote) = (list(&child.local), list(&child.remote));
+        format!("local {local}{}, remote {remote}{}{protocol}", port(local_port), port(remote_port))
+    };
     format!(
-        "configured here: local {}, remote {}; the peer must have them the other way round",
-        list(&peer.child.local),
-        list(&peer.child.remote)
+        "configured here: {}; the peer must have them the other way round",
+        peer.children().map(child).collect::<Vec<_>>().join("; ")
     )
+}
+
+fn all_esp_texts(peer: &PeerConfig) -> String {
+    let mut texts: Vec<String> = peer.children().map(|child| esp_texts(&child.proposals)).collect();
+    texts.dedup();
+    texts.join(", ")
 }
 
 fn ike_texts(proposals: &[IkeProposal]) -> String {

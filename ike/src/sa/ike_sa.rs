@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::channel::{Channel, LastResponse};
 use super::initiation::Initiation;
 use super::lifetime::Lifetime;
+use super::missing_children::MissingChildren;
 use super::own_requests::{OutstandingRequest, QueuedRequest};
 use super::profile::Profile;
 use crate::child_sas::ChildSas;
@@ -15,16 +16,12 @@ use crate::crypto::{IkeKeys, IkeRole};
 use crate::deadlines::{Timer, Timers};
 use crate::event::{ChildId, DownReason, Event, IkeDetails, IkeId, PeerError};
 use crate::output::Context;
+use crate::purpose::Purpose;
 use crate::time::Instant;
 
 /// How long the peer may take to delete what it should delete: the old CHILD_SA of its rekey, or
 /// the redundant one of two IKE SAs. After this we delete it. Longer than all retransmissions.
 const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
-/// After this time a new CHILD_SA has proven itself: if the peer deletes it then, another one is
-/// made at once. If the peer deletes it earlier, the wait before the next one doubles.
-const CHILD_PROVEN: Duration = Duration::from_secs(2);
-/// How long an IKE SA may be without a CHILD_SA.
-const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where an IKE SA is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,9 +77,12 @@ pub(crate) struct IkeSa {
     pub(super) profile: Arc<Profile>,
     pub(super) details: IkeDetails,
     pub(super) lifecycle: Lifecycle,
+    /// It is superseded by one that we began, and we delete it as soon as that one has all the
+    /// CHILD_SAs.
+    pub(super) delete_when_served: bool,
     pub(super) outstanding: Option<OutstandingRequest>,
     /// Requests to send when the window is free. None is queued twice, so there are a few at most
-    /// for each of the `MAX_CHILDREN` CHILD_SAs.
+    /// for each CHILD_SA and each purpose.
     pub(super) queue: VecDeque<QueuedRequest>,
     initiation: Initiation,
     established: Instant,
@@ -96,10 +96,8 @@ pub(crate) struct IkeSa {
     confirmed: bool,
     /// Whether the last report of [`Event::PeerSilent`] and [`Event::PeerHeard`] was the first one.
     pub(super) silent: bool,
-    /// When to ask for a CHILD_SA, if there is none.
-    pub(super) create_child_at: Option<Instant>,
-    /// When a CHILD_SA was last asked for because there was none, and the wait before that.
-    child_recreated: Option<(Instant, Duration)>,
+    /// When to ask for the CHILD_SAs that are missing.
+    pub(super) missing: MissingChildren,
     /// The outcome of the latest negotiation that the peer's owner has not been given: `Some`
     /// error.
     outcome: Option<Option<PeerError>>,
@@ -128,6 +126,7 @@ impl IkeSa {
             profile,
             details,
             lifecycle: Lifecycle::Active,
+            delete_when_served: false,
             outstanding: None,
             queue: VecDeque::new(),
             initiation,
@@ -135,8 +134,7 @@ impl IkeSa {
             lifetime,
             rekey_at,
             temporary_failures: 0,
-            create_child_at: None,
-            child_recreated: None,
+            missing: MissingChildren::default(),
             outcome: None,
             timers,
         };
@@ -233,9 +231,9 @@ impl IkeSa {
         self.lifetime.authenticated()
     }
 
-    /// When it asks for a CHILD_SA, if there is none.
+    /// When it asks for the next CHILD_SA that is missing.
     pub(crate) fn create_child_at(&self) -> Option<Instant> {
-        self.create_child_at
+        self.missing.next()
     }
 
     /// When it is to be rekeyed, if that is planned.
@@ -283,11 +281,7 @@ impl IkeSa {
         if std::mem::replace(&mut self.confirmed, true) || self.lifecycle != Lifecycle::Active {
             return;
         }
-        if let Some((id, _)) = child_sas
-            .children_of(self.spi())
-            .filter(|(_, child)| !child.redundant)
-            .max_by_key(|(_, child)| child.established)
-        {
+        for id in child_sas.newest_of(self.spi()) {
             //= RFC 7296 2.8 REQUIRED 11: the responder sends on the old SA
             child_sas.switch_to(id, cx.out);
         }
@@ -298,7 +292,7 @@ impl IkeSa {
         let active = self.lifecycle == Lifecycle::Active;
         let children = child_sas.filter(|_| active).into_iter().flat_map(|child_sas| child_sas.children_of(self.spi()));
         let child = children.map(|(_, child)| child.rekey.map_or(child.end, |rekey| rekey.min(child.end))).min();
-        let planned = [self.create_child_at, self.rekey_at].map(|at| at.filter(|_| active));
+        let planned = [self.missing.next(), self.rekey_at].map(|at| at.filter(|_| active));
         planned.into_iter().chain([self.timers.next(), child]).flatten().min()
     }
 
@@ -315,6 +309,7 @@ impl IkeSa {
             self.lifecycle = Lifecycle::Superseded(by);
         } else if !deleting {
             self.lifecycle = Lifecycle::Active;
+            self.delete_when_served = false;
             self.timers.stop(Timer::Cleanup);
         }
     }
@@ -330,23 +325,41 @@ impl IkeSa {
         }
     }
 
-    /// It has no CHILD_SA. If we initiate, we ask for one later; otherwise the peer may ask for
-    /// one.
-    pub(crate) fn schedule_child_creation(&mut self, cx: &mut Context<'_>) {
-        if self.profile.config.initiate {
-            self.create_child_at = Some(cx.now + self.profile.config.timing.retry_max);
-        } else {
-            self.timers.set(Timer::Cleanup, cx.now + CHILDLESS_TIMEOUT);
-        }
-    }
-
     /// Whether it asks for a CHILD_SA, will ask for one, or is about to go, so that another IKE SA
     /// brings one.
     pub(crate) fn brings_child(&self) -> bool {
+        let queued = |request: &QueuedRequest| matches!(request, QueuedRequest::CreateChild(_));
         self.is_closing()
-            || self.create_child_at.is_some()
-            || self.queue.contains(&QueuedRequest::CreateChild)
+            || self.missing.next().is_some()
+            || self.queue.iter().any(queued)
             || matches!(self.outstanding, Some(OutstandingRequest::CreateChild(_) | OutstandingRequest::DeleteIke))
+    }
+
+    /// As [`Self::brings_child`], for a CHILD_SA of this purpose.
+    pub(crate) fn brings(&self, purpose: &Purpose) -> bool {
+        let queued =
+            |request: &QueuedRequest| matches!(request, QueuedRequest::CreateChild(queued) if queued == purpose);
+        let asked = |request: &OutstandingRequest| match request {
+            OutstandingRequest::CreateChild(request) => {
+                request.purpose == *purpose || (purpose.part.is_none() && request.purpose.child == purpose.child)
+            }
+            OutstandingRequest::DeleteIke => true,
+            _ => false,
+        };
+        self.is_closing()
+            || self.missing.is_planned(purpose)
+            || self.queue.iter().any(queued)
+            || self.outstanding.as_ref().is_some_and(asked)
+    }
+
+    /// Whether a request for a CHILD_SA of this configured child is under way or queued.
+    pub(super) fn is_asking_for(&self, purpose: &Purpose) -> bool {
+        let asked = matches!(&self.outstanding, Some(OutstandingRequest::CreateChild(request)) if request.purpose.child == purpose.child);
+        asked
+            || self
+                .queue
+                .iter()
+                .any(|request| matches!(request, QueuedRequest::CreateChild(queued) if queued.child == purpose.child))
     }
 
     /// Releases what is reserved. Gives the last response, to be repeated if it was lost.
@@ -431,61 +444,5 @@ impl IkeSa {
     /// The outcome of the latest negotiation since the last call: its error, if it failed.
     pub(crate) fn take_outcome(&mut self) -> Option<Option<PeerError>> {
         self.outcome.take()
-    }
-
-    /// Schedules another try: to rekey `old`, or to make a CHILD_SA if there is none.
-    pub(super) fn retry_child_later(
-        &mut self,
-        old: Option<ChildId>,
-        wait: Duration,
-        child_sas: &mut ChildSas,
-        cx: &mut Context<'_>,
-    ) {
-        let alone = child_sas.children_of(self.spi()).next().is_none();
-        // It may have been asked for again meanwhile: that waits too.
-        self.queue.retain(|queued| !matches!(queued, QueuedRequest::RekeyChild(child) if Some(*child) == old));
-        match old.and_then(|old| child_sas.live_mut(old)) {
-            Some(child) => child.rekey = Some(cx.now + wait),
-            None if alone => self.create_child_at = Some(cx.now + wait),
-            None => {}
-        }
-    }
-
-    /// The last CHILD_SA was deleted, and no other one is being made. If we want one, we ask for it
-    /// at once. A peer that goes on deleting them is asked more and more seldom.
-    pub(super) fn last_child_deleted(&mut self, cx: &mut Context<'_>) {
-        self.schedule_child_creation(cx);
-        if self.create_child_at.is_some() {
-            self.recreate_child(cx);
-        }
-    }
-
-    /// Asks for a CHILD_SA although the peer usually begins: a packet waits for it. Does nothing if
-    /// there is one, or if one is on its way.
-    pub(crate) fn want_child(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
-        if child_sas.children_of(self.spi()).next().is_none() && !self.brings_child() {
-            self.recreate_child(cx);
-        }
-    }
-
-    /// This one replaces `old` by a rekey: what was planned there goes on here.
-    pub(super) fn inherit_child_creation(&mut self, old: &mut Self) {
-        self.create_child_at = self.create_child_at.or(old.create_child_at.take());
-        self.child_recreated = self.child_recreated.or(old.child_recreated);
-    }
-
-    fn recreate_child(&mut self, cx: &mut Context<'_>) {
-        let timing = self.profile.config.timing;
-        let wait = match self.child_recreated {
-            Some((at, wait)) if cx.now < at + CHILD_PROVEN => {
-                wait.saturating_mul(2).clamp(timing.retry, timing.retry_max)
-            }
-            _ if mutation!("deleted_child_recreated_late") => timing.retry_max,
-            _ => Duration::ZERO,
-        };
-        let wait = if mutation!("deleted_child_recreated_without_bound") { Duration::ZERO } else { wait };
-        let at = cx.now + wait;
-        self.child_recreated = Some((at, wait));
-        self.create_child_at = Some(at);
     }
 }

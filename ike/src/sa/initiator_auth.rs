@@ -12,7 +12,7 @@ use super::initiation::Initiation;
 use super::profile::Profile;
 use crate::auth::Presented;
 use crate::event::{ChildSa, IkeDetails, PeerCertificate, PeerError, PeerErrorKind};
-use crate::negotiate::{self, ChildKeyExchange};
+use crate::negotiate::{self, ChildKeyExchange, Traffic};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{
@@ -80,8 +80,9 @@ impl InitiatorAuth {
         payloads.push(Payload::IdResponder(Id::from(&config.remote_id)));
         payloads.push(Payload::Authentication(authentication));
         payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, false)));
-        payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer_selectors(&config.child.local)));
-        payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(&config.child.remote)));
+        let asked = Traffic::from(&config.child);
+        payloads.push(Payload::TrafficSelectorsInitiator(asked.local_selectors()));
+        payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
         channel.request(ExchangeType::IkeAuth, &payloads, cx);
         Ok(Self { profile, begun, channel, transcript, inbound })
     }
@@ -203,9 +204,17 @@ impl InitiatorAuth {
             .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config))?;
         let local = payloads.selectors_initiator().map_err(malformed)?;
         let remote = payloads.selectors_responder().map_err(malformed)?;
-        let selectors = negotiate::accept_narrowed(&config.child.local, &config.child.remote, local, remote)
+        let selectors = negotiate::accept_narrowed((&config.child).into(), local, remote)
             .ok_or_else(|| failure::no_selectors(IKE_AUTH, config))?;
+        let (purpose, next_layer) = (config.purpose(&config.child, &selectors), config.child.next_layer);
         let keys = self.channel.keys.child(chosen.suite.cipher, self.transcript.nonces(), None);
-        Ok(NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys })
+        Ok(NegotiatedChild {
+            purpose,
+            next_layer,
+            outbound_spi: chosen.child_spi(),
+            suite: chosen.suite,
+            selectors,
+            keys,
+        })
     }
 }

@@ -16,6 +16,7 @@ mod initiation;
 mod initiator_auth;
 mod initiator_init;
 mod lifetime;
+mod missing_children;
 mod own_requests;
 mod path;
 mod profile;

@@ -6,6 +6,7 @@ use super::rekey_collision::RekeyCollision;
 use crate::crypto::InitiatorKeyExchange;
 use crate::event::{ChildId, IkeId};
 use crate::output::Context;
+use crate::purpose::Purpose;
 use crate::wire::ExchangeType;
 
 /// A request to send when the window is free.
@@ -13,8 +14,8 @@ use crate::wire::ExchangeType;
 pub(crate) enum QueuedRequest {
     /// An empty INFORMATIONAL request (RFC 7296 2.4).
     Liveness,
-    /// Make a CHILD_SA, because there is none.
-    CreateChild,
+    /// Make a CHILD_SA for this, because there is none.
+    CreateChild(Purpose),
     /// Replace a CHILD_SA by CREATE_CHILD_SA with REKEY_SA (RFC 7296 1.3.3).
     RekeyChild(ChildId),
     /// Send DELETE with our SPI of a CHILD_SA (RFC 7296 1.4.1).
@@ -48,6 +49,8 @@ pub(super) enum OutstandingRequest {
 pub(super) struct CreateChildRequest {
     /// The CHILD_SA to replace.
     pub(super) old: Option<ChildId>,
+    /// What the CHILD_SA is for.
+    pub(super) purpose: Purpose,
     pub(super) inbound: ReservedSpi,
     pub(super) nonce: [u8; 32],
     pub(super) key: Option<InitiatorKeyExchange>,

@@ -15,7 +15,7 @@ use crate::auth::Presented;
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
-use crate::negotiate::{self, ChildKeyExchange};
+use crate::negotiate::{self, Agreed, ChildKeyExchange, Disagreement};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{
@@ -458,11 +458,15 @@ fn child(
     let offers = payloads.proposals().map_err(malformed)?;
     let remote = payloads.selectors_initiator().map_err(malformed)?;
     let local = payloads.selectors_responder().map_err(malformed)?;
-    let chosen = negotiate::choose_esp(offers, &config.child.proposals, ChildKeyExchange::Ignored)
-        .ok_or_else(|| (failure::no_esp_proposal(IKE_AUTH, config), Notify::new(NotifyType::NoProposalChosen)))?;
-    let selectors = negotiate::narrow(&config.child, local, remote)
+    let agreed = negotiate::agree(config.children(), offers, ChildKeyExchange::Ignored, local, remote, |_| true);
+    let Agreed { child, chosen, selectors } = agreed.map_err(|disagreement| match disagreement {
+        Disagreement::Proposals => {
+            (failure::no_esp_proposal(IKE_AUTH, config), Notify::new(NotifyType::NoProposalChosen))
+        }
         //= RFC 7296 2.9 REQUIRED 4: TS_UNACCEPTABLE
-        .ok_or_else(|| (failure::no_selectors(IKE_AUTH, config), Notify::new(NotifyType::TsUnacceptable)))?;
+        Disagreement::Selectors => (failure::no_selectors(IKE_AUTH, config), Notify::new(NotifyType::TsUnacceptable)),
+    })?;
+    let (purpose, next_layer) = (config.purpose(child, &selectors), child.next_layer);
     let inbound = ReservedSpi::new(profile, channel, cx)
         .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;
     let answer = [
@@ -471,6 +475,7 @@ fn child(
         Payload::TrafficSelectorsResponder(selectors.local.clone()),
     ];
     let keys = channel.keys.child(chosen.suite.cipher, transcript.nonces(), None);
-    let negotiated = NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    let negotiated =
+        NegotiatedChild { purpose, next_layer, outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
     Ok((negotiated.into_sa(inbound, false, channel), answer))
 }

@@ -157,7 +157,7 @@ proptest! {
             let now = path.now;
             let (endpoint, kernel, _) = &mut path.ends[*end];
             match what {
-                0 => endpoint.rekey_child(&name, now, kernel),
+                0 => endpoint.rekey_children(&name, now, kernel),
                 1 => endpoint.rekey_ike(&name, now, kernel),
                 _ => endpoint.check_liveness(&name, now, kernel),
             };

@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use edge_ike::auth::{Authenticator, SignedOctets};
-use edge_ike::config::{Auth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing};
+use edge_ike::config::{
+    Auth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, NextLayer, PeerConfig, Prf, Timing,
+};
 use edge_ike::crypto::{
     IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces, Opened, ResponderKeyExchange,
 };
@@ -16,7 +18,7 @@ use edge_ike::wire::{
     ExchangeType, Header, Id, KeyExchange, Message, Notify, NotifyType, Payload, Payloads, Proposal, Protocol,
     TrafficSelector, Transform,
 };
-use edge_ike::{Endpoint, EndpointConfig, Event, Identity, IkeId, Instant, PeerName, Secret};
+use edge_ike::{ChildName, Endpoint, EndpointConfig, Event, Identity, IkeId, Instant, PeerName, Secret};
 use proptest::sample::Index;
 
 use crate::kernel::Kernel;
@@ -129,7 +131,7 @@ impl World {
         let (now, kernel) = (self.now, &mut self.kernel);
         match what % 7 {
             6 => self.endpoint.reauthenticate(&name(), now, kernel),
-            0 => self.endpoint.rekey_child(&name(), now, kernel),
+            0 => self.endpoint.rekey_children(&name(), now, kernel),
             1 => self.endpoint.rekey_ike(&name(), now, kernel),
             2 => self.endpoint.check_liveness(&name(), now, kernel),
             3 => self.endpoint.connect(&name(), now, kernel),
@@ -185,6 +187,7 @@ fn config() -> PeerConfig {
             groups: vec![Group::X25519, Group::P256],
         }],
         child: ChildConfig {
+            name: ChildName::new("net"),
             proposals: vec![EspProposal {
                 ciphers: vec![Cipher::Aes128Gcm16],
                 groups: vec![Group::X25519, Group::P256],
@@ -192,7 +195,10 @@ fn config() -> PeerConfig {
             }],
             local: networks(),
             remote: networks(),
+            next_layer: NextLayer::ANY,
         },
+        additional_children: vec![],
+        max_children: 1,
         initiate: false,
         force_encapsulation: false,
         keep_existing: false,

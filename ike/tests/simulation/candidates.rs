@@ -95,7 +95,11 @@ fn a_peer_that_has_only_addresses_of_ours_is_named_and_found_when_it_comes_or_ou
     let config = PeerConfig { initiate: false, ..peer("b.example", "a.example", &[]) };
     network.call(b, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
     network.run_for(20 * SECOND);
-    assert!(network.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.is_some(), "{}", network.history());
+    assert!(
+        network.nodes[a].host.kernel.tunnels[&name("b.example")].sole_outbound().is_some(),
+        "{}",
+        network.history()
+    );
 }
 
 #[test]
@@ -122,7 +126,11 @@ fn what_answers_as_somebody_else_is_only_that_and_the_likeliest_addresss_error_i
     let config = PeerConfig { initiate: false, ..peer("b.example", "a.example", &[]) };
     network.call(b, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
     network.run_for(20 * SECOND);
-    assert!(network.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.is_some(), "{}", network.history());
+    assert!(
+        network.nodes[a].host.kernel.tunnels[&name("b.example")].sole_outbound().is_some(),
+        "{}",
+        network.history()
+    );
 }
 
 #[test]

@@ -324,7 +324,7 @@ fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
                 pair.b_config.auth = auth;
                 pair.start_b();
             }
-            assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b_name, now, env)));
+            assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b_name, now, env)));
             pair.traffic(10 * SECOND);
             assert!(pair.network.call(pair.b, |endpoint, now, env| endpoint.reauthenticate(&a_name, now, env)));
             pair.traffic(10 * SECOND);
@@ -359,7 +359,7 @@ fn a_certificate_that_is_revoked_ends_its_ike_sa_at_once_and_convinces_nobody_an
     pair.b_config.auth = with(pair.b_config.auth.clone(), |auth| auth.remote_not_before = year(2002));
     pair.start_b();
     assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty(), "before anything is heard from the peer");
-    assert!(pair.network.nodes[pair.b].host.kernel.tunnels[&pair.a_name].outbound.is_none());
+    assert!(pair.network.nodes[pair.b].host.kernel.tunnels[&pair.a_name].sole_outbound().is_none());
     pair.network.run_for(30 * SECOND);
     assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty(), "the peer tried in vain");
     let said = pair.network.nodes[pair.b].endpoint.snapshot()[0].last_error.clone().unwrap();
@@ -391,6 +391,6 @@ fn a_certificate_that_is_revoked_while_it_is_being_shown_does_not_slip_through()
         pair.network.run_for(20 * SECOND);
         let kernel = &pair.network.nodes[pair.b].host.kernel;
         assert!(kernel.ike_sas.is_empty(), "{milliseconds} ms: {}", pair.network.history());
-        assert!(kernel.tunnels.values().all(|tunnel| tunnel.outbound.is_none()));
+        assert!(kernel.tunnels.values().all(|tunnel| tunnel.sole_outbound().is_none()));
     }
 }

@@ -58,7 +58,7 @@ fn a_changed_address_of_ours_replaces_the_ike_sa_at_once_where_none_is() {
     change_address(&mut pair);
     pair.network.run_for(SECOND);
     let a = &pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name];
-    assert_eq!(a.outbound.as_ref().unwrap().local.ip().to_string(), "10.0.0.9");
+    assert_eq!(a.sole_outbound().unwrap().local.ip().to_string(), "10.0.0.9");
     pair.network.run_for(30 * SECOND);
     pair.assert_connected();
 }
@@ -85,7 +85,7 @@ pub fn a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again() {
             _ => None,
         });
         assert!(noticed.unwrap() <= died + 10 * SECOND);
-        assert!(pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.is_none());
+        assert!(pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].sole_outbound().is_none());
         pair.network.run_for(40 * SECOND);
         pair.network.nodes[pair.b].down = false;
         pair.network.run_for(60 * SECOND);
@@ -108,11 +108,11 @@ fn a_peer_that_restarts_replaces_what_it_has_forgotten() {
         pair.a_config.keep_existing = keep;
         pair.start_a();
         pair.network.run_for(SECOND);
-        let a = pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.as_ref().unwrap().outbound_spi;
+        let a = pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].sole_outbound().unwrap().outbound_spi;
         let b = &pair.network.nodes[pair.b].host.kernel.tunnels[&pair.a_name];
         assert_eq!(
-            b.outbound.as_ref().unwrap().outbound_spi,
-            pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.as_ref().unwrap().inbound_spi
+            b.sole_outbound().unwrap().outbound_spi,
+            pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].sole_outbound().unwrap().inbound_spi
         );
         assert!(b.inbound.values().any(|sa| sa.inbound_spi == a));
         pair.network.run_for(60 * SECOND);
@@ -158,7 +158,7 @@ fn changed_selectors_replace_the_child_sa_without_a_gap() {
         pair.start_a();
         pair.traffic(25 * SECOND);
         pair.assert_connected();
-        let sa = pair.network.nodes[pair.b].host.kernel.tunnels[&pair.a_name].outbound.clone().unwrap();
+        let sa = pair.network.nodes[pair.b].host.kernel.tunnels[&pair.a_name].sole_outbound().cloned().unwrap();
         assert_eq!(sa.local_selectors, ["10.2.0.0/16".parse().unwrap()]);
     }
 }

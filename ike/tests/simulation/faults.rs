@@ -1,8 +1,8 @@
 //! Whole runs from a seed: a few endpoints, a network that loses, doubles, reorders, delays and
 //! corrupts, partitions, NATs that rebind, sleeping and restarting nodes, kernels that refuse,
 //! owners that act, strangers that replay, divert and flood. Then the network heals, and each pair
-//! must come to rest with one IKE SA and one CHILD_SA, the same at both ends. The oracle judges
-//! every step on the way.
+//! must come to rest with one IKE SA and one CHILD_SA of each purpose, the same at both ends. The
+//! oracle judges every step on the way.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use edge_ike::config::Group;
-use edge_ike::{EndpointConfig, PeerConfig, PeerName};
+use edge_ike::{EndpointConfig, PeerConfig, PeerName, Purpose};
 
 use crate::foreign;
 use crate::network::{LinkQuality, Nat, Network, Random};
 use crate::oracle::octets::{FLAG_INITIATOR, Header, exchange, notify, payload};
-use crate::peers::{SECOND, name, peer};
+use crate::peers::{SECOND, name, peer, with_children};
 
 /// Seconds that recovery may take after the network has healed: longer than all waits after
 /// failures, the lifetime of half-open IKE SAs, and the time until a dead IKE SA is noticed.
@@ -64,13 +64,17 @@ impl Run {
                     continue;
                 }
                 let both = random.chance(60);
+                let children = if random.chance(35) { 2 + random.below(2) as usize } else { 1 };
                 for (us, them, begins) in [(us, them, true), (them, us, false)] {
                     let address = at(them);
                     let remotes: &[&str] = if hidden[them] { &[] } else { &[&address] };
                     let mut config = peer(&id(us), &id(them), remotes);
                     config.initiate = both || hidden[us] || (begins && !hidden[them]);
                     config.force_encapsulation = force;
-                    config.child.proposals[0].groups.clone_from(&groups);
+                    with_children(&mut config, children);
+                    for child in [&mut config.child].into_iter().chain(&mut config.additional_children) {
+                        child.proposals[0].groups.clone_from(&groups);
+                    }
                     config.timing.child_lifetime = SECOND * child_lifetime;
                     config.timing.ike_lifetime = SECOND * ike_lifetime;
                     config.timing.authentication_lifetime = SECOND * authentication_lifetime;
@@ -147,7 +151,7 @@ impl Run {
             0..=5 | 24 => {
                 if let Some((us, _, peer)) = self.pair() {
                     self.network.call(us, |endpoint, now, env| match what {
-                        0..=2 => endpoint.rekey_child(&peer, now, env),
+                        0..=2 => endpoint.rekey_children(&peer, now, env),
                         3 => endpoint.reauthenticate(&peer, now, env),
                         24 => endpoint.rekey_ike(&peer, now, env),
                         _ => endpoint.check_liveness(&peer, now, env),
@@ -160,9 +164,9 @@ impl Run {
                     let ours = name(&id(us));
                     for (node, peer) in [(us, peer), (them, ours)] {
                         self.network.call(node, |endpoint, now, env| match what {
-                            6..=8 => endpoint.rekey_child(&peer, now, env),
+                            6..=8 => endpoint.rekey_children(&peer, now, env),
                             9 => endpoint.reauthenticate(&peer, now, env),
-                            27 if node == us => endpoint.rekey_child(&peer, now, env),
+                            27 if node == us => endpoint.rekey_children(&peer, now, env),
                             _ => endpoint.rekey_ike(&peer, now, env),
                         });
                     }
@@ -335,21 +339,24 @@ impl Run {
                 let (Some(a), Some(b)) = (kernel.tunnels.get(&config.name), theirs.tunnels.get(&ours)) else {
                     return Some(format!("nodes {us} and {them} never had a CHILD_SA"));
                 };
-                let (Some(out), Some(back)) = (&a.outbound, &b.outbound) else {
-                    return Some(format!("nodes {us} and {them} have no CHILD_SA"));
-                };
-                let same = out.outbound_spi == back.inbound_spi
-                    && back.outbound_spi == out.inbound_spi
-                    && out.outbound_key == back.inbound_key
-                    && back.outbound_key == out.inbound_key;
-                if !same || a.inbound.len() != 1 || b.inbound.len() != 1 {
-                    return Some(format!(
-                        "node {us} sends with {:x} and has {:x?}, node {them} with {:x} and {:x?}",
-                        out.outbound_spi,
-                        a.inbound.keys(),
-                        back.outbound_spi,
-                        b.inbound.keys()
-                    ));
+                let children = config.children().count();
+                for purpose in config.children().map(|child| Purpose { child: child.name.clone(), part: None }) {
+                    let (Some(out), Some(back)) = (a.outbound.get(&purpose), b.outbound.get(&purpose)) else {
+                        return Some(format!("nodes {us} and {them} have no CHILD_SA for {purpose}"));
+                    };
+                    let same = out.outbound_spi == back.inbound_spi
+                        && back.outbound_spi == out.inbound_spi
+                        && out.outbound_key == back.inbound_key
+                        && back.outbound_key == out.inbound_key;
+                    if !same || a.inbound.len() != children || b.inbound.len() != children {
+                        return Some(format!(
+                            "node {us} sends with {:x} for {purpose} and has {:x?}, node {them} with {:x} and {:x?}",
+                            out.outbound_spi,
+                            a.inbound.keys(),
+                            back.outbound_spi,
+                            b.inbound.keys()
+                        ));
+                    }
                 }
             }
         }

@@ -283,7 +283,7 @@ impl Foreign {
     /// Our node is asked to rekey its CHILD_SA. Its request.
     pub fn rekey_of_ours(&mut self) -> Message {
         let name = self.config.name.clone();
-        assert!(self.network.call(0, |endpoint, now, env| endpoint.rekey_child(&name, now, env)));
+        assert!(self.network.call(0, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));
         self.network.run_for(SECOND / 50);
         let arrived = self.arrived();
         self.open(&arrived[0])

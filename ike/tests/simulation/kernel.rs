@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName, Secret};
+use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose, Secret};
 
 /// What an ESP packet carries in this model.
 #[derive(Debug, Clone)]
@@ -17,7 +17,22 @@ pub struct Esp {
 #[derive(Debug, Default)]
 pub struct InstalledSas {
     pub inbound: BTreeMap<ChildId, Arc<ChildSa>>,
-    pub outbound: Option<Arc<ChildSa>>,
+    /// The one of each purpose that is sent with.
+    pub outbound: BTreeMap<Purpose, Arc<ChildSa>>,
+}
+
+impl InstalledSas {
+    /// The SA that is sent with, if there is one for everything.
+    pub fn sole_outbound(&self) -> Option<&Arc<ChildSa>> {
+        assert!(self.outbound.len() <= 1, "several CHILD_SAs are sent with");
+        self.outbound.values().next()
+    }
+
+    /// Sends with `new`, and with what `old` says until now.
+    fn switch(&mut self, old: Option<ChildId>, new: &Arc<ChildSa>) {
+        let before = self.outbound.insert(new.purpose.clone(), Arc::clone(new));
+        assert_eq!(before.map(|sa| sa.id), old, "switched from what is sent with");
+    }
 }
 
 #[derive(Debug, Default)]
@@ -52,30 +67,25 @@ impl Kernel {
             Event::ChildUp { peer, child, replaces } => {
                 self.install_inbound(peer, child);
                 let tunnel = self.tunnels.get_mut(peer).unwrap();
-                assert_eq!(tunnel.outbound.as_ref().map(|sa| sa.id), *replaces, "ChildUp replaces what is sent with");
-                tunnel.outbound = Some(Arc::clone(child));
+                tunnel.switch(*replaces, child);
             }
             Event::ChildRekeyed { peer, old, new, switch } => {
                 self.install_inbound(peer, new);
                 let tunnel = self.tunnels.get_mut(peer).unwrap();
                 if *switch == OutboundSwitch::Now {
-                    assert_eq!(tunnel.outbound.as_ref().map(|sa| sa.id), Some(*old), "switched from what is sent with");
-                    tunnel.outbound = Some(Arc::clone(new));
+                    tunnel.switch(Some(*old), new);
                 }
             }
             Event::OutboundSwitch { peer, old, new } => {
                 let tunnel = self.tunnels.get_mut(peer).unwrap();
-                assert_eq!(tunnel.outbound.as_ref().map(|sa| sa.id), Some(*old), "switched from what is sent with");
                 assert!(tunnel.inbound.contains_key(&new.id), "switched to what was installed before");
-                tunnel.outbound = Some(Arc::clone(new));
+                tunnel.switch(Some(*old), new);
             }
             Event::ChildDown { peer, child, .. } => {
                 let tunnel = self.tunnels.get_mut(peer).unwrap();
                 assert!(tunnel.inbound.remove(child).is_some(), "only what is there goes");
                 self.remotes.remove(child);
-                if tunnel.outbound.as_ref().is_some_and(|sa| sa.id == *child) {
-                    tunnel.outbound = None;
-                }
+                tunnel.outbound.retain(|_, sa| sa.id != *child);
             }
             Event::PeerMoved { children, remote, .. } => {
                 for child in children {
@@ -100,10 +110,11 @@ impl Kernel {
         assert!(before.is_none(), "an inbound SA is installed once");
     }
 
-    /// The ESP packet that is sent to a peer now, and its destination.
-    pub fn encrypt(&self, peer: &PeerName) -> Option<(Esp, SocketAddr)> {
-        let sa = self.tunnels.get(peer)?.outbound.as_ref()?;
-        Some((Esp { spi: sa.outbound_spi, key: sa.outbound_key.clone() }, self.remotes[&sa.id]))
+    /// The ESP packets that are sent to a peer now, one for each purpose, and their destinations.
+    pub fn encrypt(&self, peer: &PeerName) -> BTreeMap<Purpose, (Esp, SocketAddr)> {
+        let outbound = self.tunnels.get(peer).into_iter().flat_map(|tunnel| &tunnel.outbound);
+        let packet = |sa: &ChildSa| (Esp { spi: sa.outbound_spi, key: sa.outbound_key.clone() }, self.remotes[&sa.id]);
+        outbound.map(|(purpose, sa)| (purpose.clone(), packet(sa))).collect()
     }
 
     /// The peer from which it is, if this node can decrypt it.

@@ -99,7 +99,7 @@ pub fn a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost() {
     // A full uplink, at its worst.
     pair.network.tap = Some(Box::new(|_, _, _| false));
     let b_name = pair.b_name.clone();
-    pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b_name, now, env));
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b_name, now, env));
     pair.traffic(50 * SECOND);
     assert_eq!(given_up(&pair), None);
     pair.network.tap = None;

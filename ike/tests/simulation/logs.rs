@@ -52,7 +52,7 @@ fn whole_life(mut pair: Pair) -> Vec<Secret> {
     pair.start();
     pair.network.run_for(2 * SECOND);
     let peer = pair.b_name.clone();
-    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&peer, now, env)));
+    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&peer, now, env)));
     pair.network.run_for(2 * SECOND);
     assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&peer, now, env)));
     pair.network.run_for(20 * SECOND);

@@ -6,6 +6,7 @@
 mod candidates;
 mod certificates;
 mod changes;
+mod children;
 mod establishment;
 mod faults;
 mod foreign;

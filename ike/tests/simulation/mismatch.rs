@@ -92,7 +92,7 @@ fn selectors_are_narrowed_to_what_both_ends_want() {
     pair.start();
     pair.network.run_for(SECOND);
     pair.assert_connected();
-    let sa = pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].outbound.clone().unwrap();
+    let sa = pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].sole_outbound().cloned().unwrap();
     assert_eq!(sa.local_selectors, pair.b_config.child.remote);
     assert_eq!(sa.remote_selectors, pair.b_config.child.local);
 }
@@ -124,7 +124,7 @@ fn cookies_are_asked_for_and_brought() {
     network.call(b, |endpoint, now, env| endpoint.set_peer(wait, now, env)).unwrap();
     network.call(a, |endpoint, now, env| endpoint.set_peer(dial, now, env)).unwrap();
     network.run_for(SECOND);
-    assert!(network.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.is_some());
+    assert!(network.nodes[a].host.kernel.tunnels[&name("b.example")].sole_outbound().is_some());
     assert_eq!(network.wire.len(), 6);
 }
 
@@ -142,7 +142,7 @@ fn a_wrong_secret_on_one_address_does_not_keep_another_from_winning() {
     network.call(impostor, |endpoint, now, env| endpoint.set_peer(wrong, now, env)).unwrap();
     network.call(a, |endpoint, now, env| endpoint.set_peer(dial, now, env)).unwrap();
     network.run_for(SECOND);
-    let sa = network.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.clone().unwrap();
+    let sa = network.nodes[a].host.kernel.tunnels[&name("b.example")].sole_outbound().cloned().unwrap();
     assert_eq!(sa.remote.ip().to_string(), "10.0.0.2");
     assert!(network.nodes[a].errors().is_empty());
 }
@@ -178,5 +178,5 @@ fn fifty_peers_that_are_down_hold_up_nobody() {
     let dial = peer("a.example", "b.example", &["10.0.0.2"]);
     network.call(a, |endpoint, now, env| endpoint.set_peer(dial, now, env)).unwrap();
     network.run_for(Duration::from_millis(50));
-    assert!(network.nodes[a].host.kernel.tunnels[&name("b.example")].outbound.is_some());
+    assert!(network.nodes[a].host.kernel.tunnels[&name("b.example")].sole_outbound().is_some());
 }

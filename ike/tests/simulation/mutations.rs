@@ -11,7 +11,7 @@ use edge_ike::mutations::{ALL, activate};
 use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
-use crate::{changes, liveness, rekey, rules, suites};
+use crate::{changes, children, liveness, rekey, rules, suites};
 
 /// Runs under faults that are tried after everything else.
 const FAULTY_RUNS: u64 = 200;
@@ -55,6 +55,10 @@ const TESTS: &[(&str, fn())] = &[
     ("signs of life", liveness::a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost),
     ("idle peer", liveness::an_idle_peer_is_asked_every_two_minutes),
     ("unanswered ESP", liveness::the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check),
+    ("several CHILD_SAs", children::each_child_sa_is_rekeyed_by_itself_and_the_others_stay),
+    ("too many CHILD_SAs", children::a_child_sa_beyond_the_limit_is_refused_and_the_others_stay),
+    ("rekey of the IKE SA of several", children::a_rekey_of_the_ike_sa_moves_all_child_sas),
+    ("authentication of several", children::a_new_authentication_makes_all_child_sas_before_the_old_ones_go),
     ("algorithms", suites::every_algorithm_carries_an_ike_sa_and_a_child_sa_through_their_rekeys),
     ("faults", faulty_runs),
 ];
@@ -65,7 +69,7 @@ fn traffic_through_rekeys() {
         pair.start();
         pair.traffic(SECOND);
         for (node, peer) in [(pair.a, pair.b_name.clone()), (pair.b, pair.a_name.clone())] {
-            pair.network.call(node, |endpoint, now, env| endpoint.rekey_child(&peer, now, env));
+            pair.network.call(node, |endpoint, now, env| endpoint.rekey_children(&peer, now, env));
             pair.traffic(SECOND);
         }
         pair.network.run_for(10 * SECOND);

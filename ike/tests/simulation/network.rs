@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use edge_ike::event::{PeerError, PeerErrorKind};
-use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Instant, PeerName, Transmit};
+use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Instant, PeerName, Purpose, Transmit};
 
 use crate::kernel::{Esp, Kernel};
 use crate::oracle::{Cause, Limits, Oracle, Step};
@@ -184,11 +184,14 @@ struct EspReport {
     sent: bool,
 }
 
+/// From node to node, and the purpose of the CHILD_SA at the first one.
+pub type Way = (usize, usize, Purpose);
+
 #[derive(Debug, Clone)]
 enum Payload {
     Ike(Vec<u8>),
-    /// From node to node, and whether this direction had worked before.
-    Esp(Esp, (usize, usize), bool),
+    /// Its way, and whether that had worked before.
+    Esp(Esp, Way, bool),
 }
 
 #[derive(Debug, Clone)]
@@ -208,8 +211,8 @@ pub struct Network {
     pub nodes: Vec<Node>,
     pub quality: LinkQuality,
     pub random: Random,
-    /// Directions from node to node that have worked once. From then on they are watched.
-    pub working: BTreeSet<(usize, usize)>,
+    /// Ways that have worked once. From then on they are watched.
+    pub working: BTreeSet<Way>,
     pub watch: bool,
     pub esp_sent: u64,
     pub esp_arrived: u64,
@@ -429,25 +432,26 @@ impl Network {
         }
     }
 
-    /// Sends one ESP packet each way between two nodes.
+    /// Sends one ESP packet of each purpose each way between two nodes.
     pub fn esp(&mut self, a: (usize, &PeerName), b: (usize, &PeerName)) {
         for ((from, _), (to, peer)) in [(b, (a.0, a.1)), (a, (b.0, b.1))].map(|(from, to)| (from, to)) {
-            let worked = self.working.contains(&(from, to));
-            match self.nodes[from].host.kernel.encrypt(peer) {
-                Some((esp, remote)) => {
-                    self.esp_sent += 1;
-                    let (peer, spi) = (peer.clone(), esp.spi);
-                    self.note_esp(EspReport { node: from, peer, spi, sent: true });
-                    self.send(from, 4500, remote, Payload::Esp(esp, (from, to), worked));
-                }
-                None if self.watch && worked => {
-                    panic!(
-                        "at {:?}: node {from} has nothing to send with to node {to}; before that{}",
-                        self.now,
-                        self.history()
-                    );
-                }
-                None => {}
+            let packets = self.nodes[from].host.kernel.encrypt(peer);
+            let worked = |way: &&Way| self.watch && (way.0, way.1) == (from, to);
+            if let Some(way) = self.working.iter().filter(worked).find(|way| !packets.contains_key(&way.2)) {
+                panic!(
+                    "at {:?}: node {from} has nothing to send with to node {to} for {}; before that{}",
+                    self.now,
+                    way.2,
+                    self.history()
+                );
+            }
+            for (purpose, (esp, remote)) in packets {
+                self.esp_sent += 1;
+                let (peer, spi) = (peer.clone(), esp.spi);
+                self.note_esp(EspReport { node: from, peer, spi, sent: true });
+                let way = (from, to, purpose);
+                let worked = self.working.contains(&way);
+                self.send(from, 4500, remote, Payload::Esp(esp, way, worked));
             }
         }
     }
@@ -544,14 +548,14 @@ impl Network {
     }
 
     /// Checks that nothing is left that should have gone: reserved SPIs, IKE SAs beyond one for
-    /// each peer, CHILD_SAs beyond one.
+    /// each peer, CHILD_SAs beyond one of each purpose.
     pub fn assert_tidy(&self) {
         self.oracle.judge_at_rest(self.now);
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.down) {
             assert!(node.host.kernel.reserved.is_empty(), "node {index} has reserved SPIs left");
             for (peer, tunnel) in &node.host.kernel.tunnels {
-                assert!(tunnel.inbound.len() <= 1, "node {index} has several SAs of {peer}:{}", self.history());
-                assert_eq!(tunnel.inbound.len(), usize::from(tunnel.outbound.is_some()));
+                let (inbound, outbound) = (tunnel.inbound.len(), tunnel.outbound.len());
+                assert_eq!(inbound, outbound, "node {index} has too many SAs of {peer}:{}", self.history());
                 let ike = node.host.kernel.ike_sas.iter().filter(|(name, _)| name == peer).count();
                 assert!(ike <= 1, "node {index} has {ike} IKE SAs with {peer}");
             }
@@ -562,7 +566,8 @@ impl Network {
     pub fn assert_nothing_left(&self) {
         for (index, node) in self.nodes.iter().enumerate() {
             let kernel = &node.host.kernel;
-            let tunnels = kernel.tunnels.values().any(|tunnel| !tunnel.inbound.is_empty() || tunnel.outbound.is_some());
+            let tunnels =
+                kernel.tunnels.values().any(|tunnel| !tunnel.inbound.is_empty() || !tunnel.outbound.is_empty());
             assert!(!tunnels && kernel.ike_sas.is_empty(), "node {index} has an SA left:{}", self.history());
             assert!(kernel.reserved.is_empty(), "node {index} has reserved SPIs left: {:x?}", kernel.reserved);
             assert_eq!(node.endpoint.poll_timeout(), None, "node {index} waits for something");

@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
 use edge_ike::event::{PeerError, PeerErrorKind};
-use edge_ike::{Auth, ChildConfig, Endpoint, EndpointConfig, Event, Identity, PeerConfig, PeerName, Secret};
+use edge_ike::{Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, PeerConfig, PeerName, Secret};
 
 use crate::network::{LinkQuality, Nat, Network};
 
@@ -36,15 +36,34 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
             groups: vec![Group::X25519, Group::P256],
         }],
         child: ChildConfig {
+            name: ChildName::new("net"),
             proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: Vec::new(), esn: true }],
             local: everything.clone(),
             remote: everything,
+            next_layer: NextLayer::ANY,
         },
+        additional_children: vec![],
+        max_children: 1,
         initiate: true,
         force_encapsulation: true,
         keep_existing: false,
         timing: Timing::default(),
     }
+}
+
+/// Gives a peer so many CHILD_SAs, each for networks of its own.
+pub fn with_children(config: &mut PeerConfig, children: usize) {
+    if children == 1 {
+        return;
+    }
+    let child = |index: usize| {
+        let networks = vec![format!("10.{index}.0.0/16").parse().unwrap()];
+        let name = ChildName::new(&format!("net{index}"));
+        ChildConfig { name, local: networks.clone(), remote: networks, ..config.child.clone() }
+    };
+    config.additional_children = (1..children).map(child).collect();
+    config.child = child(0);
+    config.max_children = children;
 }
 
 /// Two nodes. `b` has the larger identity.
@@ -154,8 +173,8 @@ impl Pair {
     /// Checks that both ends have one IKE SA and one CHILD_SA with each other, and agree.
     pub fn assert_connected(&self) {
         let (a, b) = (&self.network.nodes[self.a].host.kernel, &self.network.nodes[self.b].host.kernel);
-        let a_out = a.tunnels[&self.b_name].outbound.as_ref().expect("a sends");
-        let b_out = b.tunnels[&self.a_name].outbound.as_ref().expect("b sends");
+        let a_out = a.tunnels[&self.b_name].sole_outbound().expect("a sends");
+        let b_out = b.tunnels[&self.a_name].sole_outbound().expect("b sends");
         assert_eq!(a_out.outbound_spi, b_out.inbound_spi);
         assert_eq!(b_out.outbound_spi, a_out.inbound_spi);
         assert!(a_out.outbound_key == b_out.inbound_key && b_out.outbound_key == a_out.inbound_key);

@@ -41,7 +41,7 @@ impl Pair {
 
     fn rekey(&mut self, node: usize) {
         let name = if node == self.a { self.b_name.clone() } else { self.a_name.clone() };
-        assert!(self.network.call(node, |endpoint, now, env| endpoint.rekey_child(&name, now, env)));
+        assert!(self.network.call(node, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));
     }
 
     /// Whether a pair of nodes uses another CHILD_SA than the first one.
@@ -286,9 +286,9 @@ pub fn a_redundant_child_sa_goes_and_the_other_stays_when_its_deletion_is_late()
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
         // Both ends begin so that each response arrives together with the other end's request: both
         // new CHILD_SAs are made in the same instant.
-        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b_name, now, env));
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b_name, now, env));
         pair.network.now += Duration::from_millis(5);
-        pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_child(&a_name, now, env));
+        pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_children(&a_name, now, env));
         pair.network.run_for(Duration::from_millis(6));
         // Nothing of `b` arrives until after `a` has lost its patience.
         pair.network.cut.insert((pair.b, pair.a));

@@ -59,11 +59,11 @@ impl Suite {
         pair.start();
         pair.traffic(3 * SECOND);
         let (a, b) = (pair.a_name.clone(), pair.b_name.clone());
-        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b, now, env));
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b, now, env));
         pair.traffic(3 * SECOND);
         pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_ike(&a, now, env));
         pair.traffic(3 * SECOND);
-        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_child(&b, now, env));
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b, now, env));
         pair.traffic(20 * SECOND);
         pair.assert_connected();
         let ((cipher, prf, group), (esp, esn)) = (self.ike, self.esp);

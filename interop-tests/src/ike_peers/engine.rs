@@ -8,8 +8,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::{Context as _, Result, ensure};
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Prf, Timing};
-use edge_ike::{Auth, ChildConfig, Endpoint, EndpointConfig, Event, Identity, Instant, PeerConfig, PeerName, Secret};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
+use edge_ike::{
+    Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, Instant, PeerConfig, PeerName, Secret,
+};
 use rustix::event::{Timespec, epoll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -185,7 +187,7 @@ impl Engine {
         match config {
             Some(config) => peer.endpoint.set_peer(config, now, &mut self.system)?,
             None => {
-                let begun = peer.endpoint.rekey_child(&peer.name, now, &mut self.system);
+                let begun = peer.endpoint.rekey_children(&peer.name, now, &mut self.system);
                 ensure!(begun, "{} has no CHILD_SA to rekey", PeerSet::name(index));
             }
         }
@@ -309,10 +311,14 @@ fn peer_config(set: &PeerSet, index: u32) -> PeerConfig {
             groups: vec![Group::X25519],
         }],
         child: ChildConfig {
+            name: ChildName::new("net"),
             proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: vec![], esn: true }],
             local: vec![PeerSet::network(index)],
             remote: vec![set.responder_network],
+            next_layer: NextLayer::ANY,
         },
+        additional_children: vec![],
+        max_children: 1,
         initiate: true,
         force_encapsulation: true,
         keep_existing: false,

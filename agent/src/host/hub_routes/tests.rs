@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use edge_ike::config::Timing;
-use edge_ike::{Auth, ChildConfig, Endpoint, EndpointConfig, Environment, Identity, PeerConfig, PeerName, Secret};
+use edge_ike::config::{NextLayer, Timing};
+use edge_ike::{
+    Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, PeerConfig, PeerName, Secret,
+};
 use interop_tests::netns::{
     KilledOnDrop, add_far_host, enter, is_in_namespaces, is_root_or_skips, passes_in_namespaces, run, succeed,
 };
@@ -86,7 +88,15 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool) -> usize {
         remote_id: Identity::Fqdn("edge.example".into()),
         auth: Auth::Psk(Secret::new(b"a secret of the test".to_vec())),
         ike_proposals: node_ike(),
-        child: ChildConfig { proposals: node_esp(), local: any.clone(), remote: any },
+        child: ChildConfig {
+            name: ChildName::new("net"),
+            proposals: node_esp(),
+            local: any.clone(),
+            remote: any,
+            next_layer: NextLayer::ANY,
+        },
+        additional_children: vec![],
+        max_children: 1,
         initiate: false,
         force_encapsulation: false,
         keep_existing: false,

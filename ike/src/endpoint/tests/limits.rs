@@ -24,7 +24,7 @@ fn a_peer_that_rekeys_without_pause_has_a_few_inbound_sas_at_once() {
     pair.start();
     let name = PeerName::new(NAMES[1]);
     for _ in 0..100 {
-        pair.call(0, |endpoint, now, env| endpoint.rekey_child(&name, now, env));
+        pair.call(0, |endpoint, now, env| endpoint.rekey_children(&name, now, env));
         pair.run_for(Duration::from_millis(10));
         assert!(pair.children(1) <= 16, "{}", pair.children(1));
     }

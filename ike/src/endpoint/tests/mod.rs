@@ -22,9 +22,10 @@ use rcgen::{
 };
 
 use crate::config::{
-    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, PeerConfig, Prf, Timing,
+    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, NextLayer, PeerConfig, Prf, Timing,
 };
 use crate::event::{DownReason, PeerErrorKind};
+use crate::purpose::ChildName;
 use crate::{Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret, Transmit};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -267,10 +268,14 @@ fn config(us: usize, auth: Auth) -> PeerConfig {
             groups: vec![Group::X25519, Group::P256],
         }],
         child: ChildConfig {
+            name: ChildName::new("net"),
             proposals: vec![EspProposal { ciphers: vec![Cipher::Aes256Gcm16], groups: Vec::new(), esn: true }],
             local: everything(),
             remote: everything(),
+            next_layer: NextLayer::ANY,
         },
+        additional_children: vec![],
+        max_children: 1,
         initiate: true,
         force_encapsulation: true,
         keep_existing: false,

@@ -39,7 +39,7 @@ fn a_deletion_of_the_new_child_sa_that_crosses_ours_of_the_old_one_is_made_good(
         let old = children(&pair, them);
         pair.tap = Box::new(move |from, sent| from != us || !is_request(sent, ExchangeType::Informational));
         let name = PeerName::new(NAMES[them]);
-        assert!(pair.call(us, |endpoint, now, env| endpoint.rekey_child(&name, now, env)));
+        assert!(pair.call(us, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));
         let new = *children(&pair, them).iter().find(|id| !old.contains(id)).expect("it is rekeyed");
         delete_child(&mut pair, them, new);
         pair.tap = Box::new(|_, _| true);
@@ -80,7 +80,7 @@ fn a_child_sa_that_the_peer_has_lost_is_replaced_whatever_it_deletes_meanwhile()
     let peer = pair.ends[1].endpoint.peers.values_mut().next().unwrap();
     peer.child_sas.clear(DownReason::Failed, &mut crate::output::Output::default());
     let name = PeerName::new(NAMES[1]);
-    assert!(pair.call(0, |endpoint, now, env| endpoint.rekey_child(&name, now, env)));
+    assert!(pair.call(0, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));
     for _ in 0..30 {
         pair.run_for(SECOND);
         assert_not_stranded(&pair);

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnetwork::IpNetwork;
-
 use crate::child_sas::{Arrival, ChildSas};
-use crate::config::{ChildConfig, Group};
+use crate::config::{Group, NextLayer, PeerConfig};
 use crate::crypto::{InitiatorKeyExchange, Nonces};
 use crate::event::{ChildId, ChildSa, DownReason, PeerError, PeerErrorKind};
-use crate::negotiate::{self, ChildKeyExchange};
+use crate::negotiate::{self, ChildKeyExchange, Traffic};
 use crate::output::Context;
+use crate::purpose::Purpose;
 use crate::sa::child::{NegotiatedChild, ReservedSpi};
 use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
@@ -22,11 +21,12 @@ use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Pay
 //= RFC 7296 2.25 MUST 3: wait
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
-/// Sends the request for a CHILD_SA that replaces `old`. `group` is the key exchange method that
-/// the peer asked for, if it did.
+/// Sends the request for a CHILD_SA of this purpose, which replaces `old`. `group` is the key
+/// exchange method that the peer asked for, if it did.
 pub(super) fn begin(
     sa: &mut IkeSa,
     old: Option<ChildId>,
+    purpose: Purpose,
     group: Option<Group>,
     child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
@@ -35,17 +35,24 @@ pub(super) fn begin(
     match old {
         // It is gone, or the peer has replaced it.
         Some(old) => child_sas.live(old).filter(|child| child.owner == me).map(|_| ())?,
-        None if child_sas.children_of(me).next().is_some() => return None,
+        None if child_sas.serves(me, &purpose) => return None,
         None => {}
     }
-    let config = sa.profile.config.clone();
+    let profile = Arc::clone(&sa.profile);
+    let config = &profile.config;
+    // It is no longer configured, so that a new IKE SA replaces this one.
+    let child = config.child_named(&purpose.child)?;
+    let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
+    //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
+    //= RFC 7296 2.9.2 SHOULD NOT 4: no packet in a rekey
+    let asked = asked(config, &purpose, in_use.as_deref())?;
     let Some(inbound) = ReservedSpi::new(&sa.profile, &sa.channel, cx) else {
         sa.report(failure::no_spi(CREATE_CHILD_SA), cx);
-        sa.retry_child_later(old, config.timing.retry_max, child_sas, cx);
+        sa.retry_child_later(old, &purpose, config.timing.retry_max, child_sas, cx);
         return None;
     };
     //= RFC 7296 1.3 MUST 1: KEi is in the offer
-    let configured = config.child.proposals.iter().flat_map(|proposal| &proposal.groups).copied().next();
+    let configured = child.proposals.iter().flat_map(|proposal| &proposal.groups).copied().next();
     let group_changed = group.is_some();
     //= RFC 7296 1.3 MUST 2: KEi is of a likely group
     let key = match group.or(configured).map(|group| InitiatorKeyExchange::start(group, cx.env)).transpose() {
@@ -53,7 +60,7 @@ pub(super) fn begin(
         Err(error) => {
             inbound.release(&sa.profile, cx);
             sa.report(PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Local, error.to_string()), cx);
-            sa.retry_child_later(old, config.timing.retry_max, child_sas, cx);
+            sa.retry_child_later(old, &purpose, config.timing.retry_max, child_sas, cx);
             return None;
         }
     };
@@ -62,18 +69,14 @@ pub(super) fn begin(
     let mut payloads = Payloads::new();
     //= RFC 7296 1.3.3 MUST 1: REKEY_SA
     payloads.extend(old.map(|old| Payload::Notify(Notify::about_child(NotifyType::RekeySa, old.0))));
-    payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, true)));
+    payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&child.proposals, inbound.spi, true)));
     payloads.push(Payload::Nonce(nonce.to_vec()));
     //= RFC 7296 3.4 MUST NOT 4: no KE without a group
     payloads.extend(key.as_ref().map(|key| Payload::KeyExchange(key.payload())));
-    let in_use = old.and_then(|old| child_sas.live(old)).map(|child| &*child.sa);
-    //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
-    //= RFC 7296 2.9.2 SHOULD NOT 4: no packet in a rekey
-    let (local, remote) = asked(&config.child, in_use);
-    payloads.push(Payload::TrafficSelectorsInitiator(negotiate::offer_selectors(local)));
-    payloads.push(Payload::TrafficSelectorsResponder(negotiate::offer_selectors(remote)));
+    payloads.push(Payload::TrafficSelectorsInitiator(asked.local_selectors()));
+    payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
     sa.channel.request(ExchangeType::CreateChildSa, &payloads, cx);
-    let request = CreateChildRequest { old, inbound, nonce, key, group_changed, collision: None };
+    let request = CreateChildRequest { old, purpose, inbound, nonce, key, group_changed, collision: None };
     Some(OutstandingRequest::CreateChild(Box::new(request)))
 }
 
@@ -94,20 +97,24 @@ pub(super) fn finish(
     if let Some(notify) = payloads.error() {
         return refused(request, notify, sa, child_sas, cx);
     }
-    let CreateChildRequest { old, inbound, nonce, key, collision, .. } = request;
+    let CreateChildRequest { old, purpose: asked_for, inbound, nonce, key, collision, .. } = request;
     let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
-    let (negotiated, theirs) = match accept_response(sa, payloads, &nonce, key, in_use.as_deref()) {
-        Ok(accepted) => accepted,
-        Err(error) => {
-            // The peer has installed it, and we cannot use it.
-            sa.enqueue(QueuedRequest::DeleteUnused(inbound));
-            sa.report(error, cx);
-            let wait = sa.profile.config.timing.retry_max;
-            sa.retry_child_later(old, wait, child_sas, cx);
-            return SaStep::Continue;
-        }
-    };
-    if let Some(collision) = collision {
+    let (negotiated, theirs) =
+        match accept_response(sa, &asked_for, payloads, &nonce, key, old.is_some(), in_use.as_deref()) {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // The peer has installed it, and we cannot use it.
+                sa.enqueue(QueuedRequest::DeleteUnused(inbound));
+                sa.report(error, cx);
+                let wait = sa.profile.config.timing.retry_max;
+                sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
+                return SaStep::Continue;
+            }
+        };
+    let purpose = negotiated.purpose.clone();
+    // The peer's CHILD_SA may be for another part of the traffic.
+    let same = |id: &ChildId| child_sas.live(*id).is_none_or(|child| child.sa.purpose == purpose);
+    if let Some(collision) = collision.filter(|collision| same(&collision.peers_sa)) {
         let ours = Nonces { initiator: &nonce, responder: &theirs };
         //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
         if collision.makes_ours_redundant(ours) && child_sas.live(collision.peers_sa).is_some() {
@@ -126,13 +133,17 @@ pub(super) fn finish(
     let new = negotiated.into_sa(inbound, true, &sa.channel);
     let me = sa.spi();
     let replaced = old.filter(|old| child_sas.live(*old).is_some());
-    let superfluous: Vec<ChildId> = if old.is_some() && replaced.is_none() { child_sas.ids_of(me) } else { Vec::new() };
+    let superfluous: Vec<ChildId> = match replaced {
+        None if old.is_some() => child_sas.ids_for(me, &purpose),
+        _ => Vec::new(),
+    };
     let arrival = match replaced {
         Some(old) => Arrival::RekeyedByUs(old),
         None => Arrival::Ready,
     };
     let lifetime = sa.profile.child_lifetime(cx);
     child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
+    sa.missing.cancel(&asked_for);
     sa.negotiation_succeeded();
     //= RFC 7296 2.8 REQUIRED 3: the old CHILD_SA is deleted
     for id in replaced.into_iter().chain(superfluous).filter(|_| !mutation!("replaced_child_not_deleted")) {
@@ -149,7 +160,7 @@ fn refused(
     child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
-    let CreateChildRequest { old, inbound, group_changed, collision, .. } = request;
+    let CreateChildRequest { old, purpose, inbound, group_changed, collision, .. } = request;
     inbound.release(&sa.profile, cx);
     //= RFC 7296 2.8.1 REQUIRED 6: a refusal after the peer's rekey
     if collision.is_some_and(|collision| child_sas.live(collision.peers_sa).is_some()) {
@@ -162,14 +173,17 @@ fn refused(
             //= RFC 7296 2.25 MUST NOT 2: no repetition at once
             let wait = temporary_failure_wait(cx);
             let wait = if mutation!("temporary_failure_ignored") { Duration::ZERO } else { wait };
-            sa.retry_child_later(old, wait, child_sas, cx);
+            sa.retry_child_later(old, &purpose, wait, child_sas, cx);
         }
         NotifyType::InvalidKePayload if !group_changed => {
-            let offered = |group: &Group| sa.profile.config.child.proposals.iter().any(|p| p.groups.contains(group));
+            let child = sa.profile.config.child_named(&purpose.child);
+            let offered = |group: &Group| {
+                child.is_some_and(|child| child.proposals.iter().any(|proposal| proposal.groups.contains(group)))
+            };
             let group = notify.data_u16().and_then(Group::from_number).filter(offered);
             match group {
-                Some(group) => sa.outstanding = begin(sa, old, Some(group), child_sas, cx),
-                None => return refused_for_good(old, notify.kind, sa, child_sas, cx),
+                Some(group) => sa.outstanding = begin(sa, old, purpose, Some(group), child_sas, cx),
+                None => return refused_for_good(old, &purpose, notify.kind, sa, child_sas, cx),
             }
         }
         // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. If no DELETE of it is
@@ -178,54 +192,64 @@ fn refused(
             if let Some(old) = old
                 && child_sas.live(old).is_some()
             {
-                let alone = child_sas.ids_of(sa.spi()).len() == 1;
                 //= RFC 7296 2.25 SHOULD 7: a lost CHILD_SA is made again
                 child_sas.retire(old, timing.linger, DownReason::Failed, cx.now, cx.out);
-                if alone {
-                    sa.create_child_at = Some(cx.now);
+                if !child_sas.serves(sa.spi(), &purpose) {
+                    sa.missing.plan_again(purpose, cx.now);
                 }
             }
         }
         // The peer makes no more CHILD_SAs on this IKE SA (RFC 7296 1.3). A new IKE SA brings one.
-        NotifyType::NoAdditionalSas => {
-            sa.retry_child_later(old, timing.retry_max, child_sas, cx);
+        NotifyType::NoAdditionalSas if is_made_by_new_ike_sa(sa, old, &purpose, child_sas) => {
+            sa.retry_child_later(old, &purpose, timing.retry_max, child_sas, cx);
             return SaStep::Reauthenticate;
         }
         //= RFC 7296 2.21.3 REQUIRED 4: INVALID_SYNTAX in a response
-        kind => return refused_for_good(old, kind, sa, child_sas, cx),
+        kind => return refused_for_good(old, &purpose, kind, sa, child_sas, cx),
     }
     SaStep::Continue
 }
 
 /// The peer does not make this CHILD_SA, for example because it demands another key exchange
 /// method. IKE_AUTH makes one without a key exchange (RFC 7296 1.2), so a new IKE SA brings one
-/// before the old one ends.
+/// before the old one ends. Others are asked for again later.
 fn refused_for_good(
     old: Option<ChildId>,
+    purpose: &Purpose,
     kind: NotifyType,
     sa: &mut IkeSa,
     child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
-    let config = sa.profile.config.clone();
-    sa.report(failure::notified(CREATE_CHILD_SA, kind, &config), cx);
-    sa.retry_child_later(old, config.timing.retry_max, child_sas, cx);
-    if mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
+    let profile = Arc::clone(&sa.profile);
+    sa.report(failure::child_refused(kind, purpose, &profile.config), cx);
+    let anew = is_made_by_new_ike_sa(sa, old, purpose, child_sas);
+    sa.retry_child_later(old, purpose, profile.config.timing.retry_max, child_sas, cx);
+    if !anew || mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
 }
 
-/// The networks of both sides that we ask for: those of the CHILD_SA in use, if there is one (RFC
-/// 7296 2.9.2).
-fn asked<'a>(config: &'a ChildConfig, in_use: Option<&'a ChildSa>) -> (&'a [IpNetwork], &'a [IpNetwork]) {
+/// Whether a new IKE SA may bring a CHILD_SA that the peer does not make on this one: IKE_AUTH
+/// makes the first child. If it is missing beside others, a new IKE SA is not worth while.
+fn is_made_by_new_ike_sa(sa: &IkeSa, old: Option<ChildId>, purpose: &Purpose, child_sas: &ChildSas) -> bool {
+    let first = purpose.child == sa.profile.config.child.name;
+    first && (old.is_some() || child_sas.children_of(sa.spi()).next().is_none())
+}
+
+/// The traffic that we ask for: that of the CHILD_SA in use, if there is one (RFC 7296 2.9.2).
+fn asked<'a>(config: &'a PeerConfig, purpose: &'a Purpose, in_use: Option<&'a ChildSa>) -> Option<Traffic<'a>> {
     //= RFC 7296 2.9.2 SHOULD 2: ask for what is in use
-    in_use.map_or((&config.local, &config.remote), |old| (&old.local_selectors, &old.remote_selectors))
+    in_use.map_or_else(|| config.traffic(purpose), |in_use| Some(in_use.into()))
 }
 
 /// What was negotiated, if the response stays within what we offered; and the peer's nonce.
+/// `rekey`: whether it is to replace another one, which is `in_use` if it is still there.
 fn accept_response(
     sa: &IkeSa,
+    asked_for: &Purpose,
     payloads: &Payloads,
     ours: &[u8],
     key: Option<InitiatorKeyExchange>,
+    rekey: bool,
     in_use: Option<&ChildSa>,
 ) -> Result<(NegotiatedChild, Vec<u8>), PeerError> {
     let config = &sa.profile.config;
@@ -234,7 +258,9 @@ fn accept_response(
     let nonce = payloads.nonce().map_err(malformed)?;
     sa.channel.keys.suite.prf.check_nonce(nonce).map_err(malformed)?;
     let exchange = ChildKeyExchange::Configured { sent: key.as_ref().map(|key| key.group().number()) };
-    let chosen = negotiate::choose_esp(answer, &config.child.proposals, exchange)
+    let child = config.child_named(&asked_for.child);
+    let chosen = child
+        .and_then(|child| negotiate::choose_esp(answer, &child.proposals, exchange))
         .filter(|chosen| {
             negotiate::is_one_choice(answer)
                 && (chosen.suite.group.is_none() || chosen.suite.group == key.as_ref().map(InitiatorKeyExchange::group))
@@ -242,11 +268,11 @@ fn accept_response(
         .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config))?;
     let local = payloads.selectors_initiator().map_err(malformed)?;
     let remote = payloads.selectors_responder().map_err(malformed)?;
-    let (ours_asked, theirs_asked) = asked(&config.child, in_use);
     // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one in use.
-    let selectors = negotiate::accept_narrowed(ours_asked, theirs_asked, local, remote)
+    let selectors = asked(config, asked_for, in_use)
+        .and_then(|asked| negotiate::accept_narrowed(asked, local, remote))
         //= RFC 7296 2.9.2 MUST NOT 1: a rekey narrows nothing
-        .filter(|narrowed| in_use.is_none_or(|old| narrowed.covers(&old.local_selectors, &old.remote_selectors)))
+        .filter(|narrowed| in_use.is_none_or(|old| narrowed.covers(old.into())))
         .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config))?;
     let shared = match key.filter(|_| chosen.suite.group.is_some()) {
         Some(key) => {
@@ -257,5 +283,12 @@ fn accept_response(
     };
     let nonces = Nonces { initiator: ours, responder: nonce };
     let keys = sa.channel.keys.child(chosen.suite.cipher, nonces, shared.as_ref());
-    Ok((NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys }, nonce.to_vec()))
+    let (purpose, next_layer) = match (in_use, child) {
+        (Some(old), _) => (old.purpose.clone(), old.next_layer),
+        (None, Some(child)) if !rekey => (config.purpose(child, &selectors), child.next_layer),
+        (None, child) => (asked_for.clone(), child.map_or(NextLayer::ANY, |child| child.next_layer)),
+    };
+    let negotiated =
+        NegotiatedChild { purpose, next_layer, outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    Ok((negotiated, nonce.to_vec()))
 }

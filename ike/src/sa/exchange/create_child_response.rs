@@ -1,13 +1,17 @@
 //! CREATE_CHILD_SA for CHILD_SAs as responder: the peer makes or rekeys one (RFC 7296 1.3.1, 1.3.3,
 //! 2.25).
 
+use std::sync::Arc;
+
 use super::rekey_ike_response;
 use super::{ErrorResponse, invalid_share, single_notify};
-use crate::child_sas::{Arrival, ChildSas};
+use crate::child_sas::{Arrival, ChildSas, Spi};
+use crate::config::{ChildConfig, PeerConfig};
 use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::{ChildId, ChildSa};
-use crate::negotiate::{self, ChildKeyExchange};
+use crate::negotiate::{self, Agreed, ChildKeyExchange, Disagreement};
 use crate::output::Context;
+use crate::purpose::Purpose;
 use crate::sa::child::{NegotiatedChild, ReservedSpi};
 use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
@@ -15,9 +19,9 @@ use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::sa::rekey_collision::RekeyCollision;
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
-/// Most CHILD_SAs of one IKE SA. A rekey by both ends at once has three: the old one and a new one
-/// from each end. One more may wait to be deleted.
-const MAX_CHILDREN: usize = 4;
+/// Most CHILD_SAs of one purpose under one IKE SA. A rekey by both ends at once has three: the old
+/// one and a new one from each end. One more may wait to be deleted.
+const MAX_OF_PURPOSE: usize = 4;
 
 /// Answers a CREATE_CHILD_SA request, for a CHILD_SA or for the IKE SA.
 pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> SaStep {
@@ -55,22 +59,35 @@ fn answer_child(
     let local = payloads.selectors_responder().map_err(malformed)?;
     let old = child_to_replace(sa, payloads, child_sas)?;
 
-    let config = &sa.profile.config;
+    let profile = Arc::clone(&sa.profile);
+    let config = &profile.config;
     let key_exchange = payloads.key_exchange().ok();
     let sent = key_exchange.map(|key_exchange| key_exchange.group);
-    let chosen = negotiate::choose_esp(offers, &config.child.proposals, ChildKeyExchange::Configured { sent })
-        .ok_or_else(|| {
+    let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
+    // A rekey is for what the old one is for.
+    let candidates =
+        config.children().filter(|child| in_use.as_ref().is_none_or(|old| old.purpose.child == child.name));
+    let me = sa.spi();
+    let missing = |child: &ChildConfig| !child_sas.serves(me, &Purpose::whole(&child.name));
+    let exchange = ChildKeyExchange::Configured { sent };
+    let no_selectors =
+        || (Notify::new(NotifyType::TsUnacceptable), Some(failure::no_selectors(CREATE_CHILD_SA, config)));
+    let agreed = negotiate::agree(candidates, offers, exchange, local, remote, missing);
+    let Agreed { child, chosen, selectors } = agreed.map_err(|disagreement| match disagreement {
+        Disagreement::Proposals => {
             (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_esp_proposal(CREATE_CHILD_SA, config)))
-        })?;
+        }
+        Disagreement::Selectors => no_selectors(),
+    })?;
     // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one that it replaces.
     //= RFC 7296 2.9.2 MUST NOT 3: the responder keeps what is in use
-    let in_use = old.and_then(|old| child_sas.live(old)).filter(|_| !mutation!("selectors_narrowed_by_rekey"));
-    let selectors = negotiate::narrow(&config.child, local, remote);
-    let selectors = selectors
-        .filter(|narrowed| in_use.is_none_or(|old| narrowed.covers(&old.sa.local_selectors, &old.sa.remote_selectors)));
-    let selectors = selectors.ok_or_else(|| {
-        (Notify::new(NotifyType::TsUnacceptable), Some(failure::no_selectors(CREATE_CHILD_SA, config)))
-    })?;
+    let kept = in_use.as_ref().is_none_or(|old| selectors.covers((&**old).into()));
+    if !kept && !mutation!("selectors_narrowed_by_rekey") {
+        return Err(no_selectors());
+    }
+    let purpose = in_use.as_ref().map_or_else(|| config.purpose(child, &selectors), |old| old.purpose.clone());
+    check_limits(config, me, old, &purpose, child_sas)?;
+    let next_layer = child.next_layer;
     let exchanged = match chosen.suite.group {
         //= RFC 7296 3.3.6 MUST 13: NONE leaves KE out
         None => None,
@@ -101,14 +118,15 @@ fn answer_child(
     answer.extend(payload);
     answer.push(Payload::TrafficSelectorsInitiator(selectors.remote.clone()));
     answer.push(Payload::TrafficSelectorsResponder(selectors.local.clone()));
-    let negotiated = NegotiatedChild { outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    let negotiated =
+        NegotiatedChild { purpose, next_layer, outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
     let new = negotiated.into_sa(inbound, false, &sa.channel);
     //= RFC 7296 2.8 MUST 10: ready before the response
     add_child_of_peer(sa, old, new, Nonces { initiator: nonce, responder: &ours }, child_sas, cx);
     Ok(answer)
 }
 
-/// The CHILD_SA that the request replaces. `None`: it asks for the first one.
+/// The CHILD_SA that the request replaces. `None`: it asks for another one.
 fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Result<Option<ChildId>, ErrorResponse> {
     let me = sa.spi();
     let refuse = |kind| Err((Notify::new(kind), None));
@@ -119,12 +137,8 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
         //= RFC 7296 2.25 SHOULD 1: TEMPORARY_FAILURE
         return refuse(NotifyType::TemporaryFailure);
     }
-    if child_sas.children_of(me).count() >= MAX_CHILDREN {
-        return refuse(NotifyType::NoAdditionalSas);
-    }
     let Some(rekey) = payloads.notify(NotifyType::RekeySa) else {
-        // A peer has one CHILD_SA.
-        return if child_sas.children_of(me).next().is_some() { refuse(NotifyType::NoAdditionalSas) } else { Ok(None) };
+        return Ok(None);
     };
     let spi = rekey.child_spi().unwrap_or_default();
     //= RFC 7296 2.25.1 SHOULD 4: rekeyed and not there
@@ -148,6 +162,30 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
     }
 }
 
+/// Refuses a CHILD_SA if there are too many.
+fn check_limits(
+    config: &PeerConfig,
+    owner: Spi,
+    old: Option<ChildId>,
+    purpose: &Purpose,
+    child_sas: &ChildSas,
+) -> Result<(), ErrorResponse> {
+    let purposes = child_sas.purposes_of(owner);
+    let known = purposes.contains(purpose);
+    // A peer that asks for a second one of the same purpose has lost the first. One CHILD_SA that
+    // carries everything is not asked for twice, but by both ends at once.
+    let again = known && old.is_none() && config.max_children <= 1;
+    // RFC 7296 1.3: NO_ADDITIONAL_SAS.
+    let error = if again || child_sas.ids_for(owner, purpose).len() >= MAX_OF_PURPOSE {
+        None
+    } else if !known && purposes.len() >= config.max_children && !mutation!("children_without_limit") {
+        (config.max_children > 1).then(|| failure::too_many_children(purpose, config))
+    } else {
+        return Ok(());
+    };
+    Err((Notify::new(NotifyType::NoAdditionalSas), error))
+}
+
 /// Adds the CHILD_SA that the peer's request made.
 fn add_child_of_peer(
     sa: &mut IkeSa,
@@ -159,10 +197,17 @@ fn add_child_of_peer(
 ) {
     let me = sa.spi();
     let lifetime = sa.profile.child_lifetime(cx);
-    let arrival = old.map_or(Arrival::Waiting, Arrival::RekeyedByPeer);
+    let purpose = new.purpose.clone();
+    let arrival = match old {
+        Some(old) => Arrival::RekeyedByPeer(old),
+        // The peer has lost the one before.
+        None if !child_sas.ids_for(me, &purpose).is_empty() => Arrival::Ready,
+        None => Arrival::Waiting,
+    };
     let new = child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
     if let Some(OutstandingRequest::CreateChild(ours)) = &mut sa.outstanding
         && ours.old == old
+        && ours.purpose.child == purpose.child
     {
         //= RFC 7296 2.25.1 SHOULD 3: the redundant one is known
         ours.collision = Some(RekeyCollision::new(new, nonces));
@@ -176,7 +221,8 @@ fn add_child_of_peer(
     if let Some(old) = old.filter(|_| mutation!("responder_deletes_replaced")) {
         sa.enqueue(QueuedRequest::DeleteChild(old));
     }
-    sa.create_child_at = None;
+    sa.missing.cancel(&purpose);
+    sa.missing.cancel(&Purpose::whole(&purpose.child));
     sa.negotiation_succeeded();
     sa.schedule_cleanup(cx.now);
 }

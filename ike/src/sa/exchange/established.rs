@@ -2,6 +2,7 @@
 //! deadlines.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{create_child_response, informational, request};
@@ -9,10 +10,11 @@ use crate::child_sas::ChildSas;
 use crate::deadlines::Timer;
 use crate::event::{DownReason, Event, IkeId, PeerError, PeerErrorKind};
 use crate::output::Context;
+use crate::purpose::Purpose;
 use crate::sa::channel::Incoming;
 use crate::sa::failure::{self, INFORMATIONAL};
 use crate::sa::ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
-use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
+use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest};
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
@@ -124,15 +126,29 @@ impl IkeSa {
         self.send_queued(child_sas, cx);
     }
 
-    /// Another IKE SA has replaced this one. If we began the other one, we delete this one now.
-    /// Otherwise the peer deletes it, or we do after a while.
+    /// Another IKE SA has replaced this one. If we began the other one, we delete this one as soon
+    /// as the other one has all CHILD_SAs. Otherwise the peer deletes it, or we do after a while.
     pub(crate) fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Superseded(by);
-        if ours {
-            self.delete(child_sas, cx);
-        } else {
+        self.delete_when_served = ours;
+        if !self.delete_if_served(child_sas, cx) {
             self.schedule_cleanup(cx.now);
         }
+    }
+
+    /// Deletes this one, if [`Self::supersede`] waited for the CHILD_SAs of the other one and they
+    /// are there. True: it does.
+    pub(crate) fn delete_if_served(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
+        let purposes = child_sas.purposes_of(self.spi());
+        let served = purposes
+            .into_iter()
+            .all(|purpose| child_sas.is_served_beside(self.spi(), purpose) || !self.profile.config.may_have(purpose));
+        let delete =
+            (served || mutation!("replaced_before_children_are_made")) && std::mem::take(&mut self.delete_when_served);
+        if delete {
+            self.delete(child_sas, cx);
+        }
+        delete
     }
 
     /// `new` replaces this one by a rekey: its CHILD_SAs and what is queued move (RFC 7296 2.18).
@@ -143,7 +159,7 @@ impl IkeSa {
             child_sas.move_to(self.spi(), new.spi(), cx.now + new.channel.timing.retry);
         }
         self.hand_over_requests(new, cx);
-        new.inherit_child_creation(self);
+        new.missing.inherit(&mut self.missing);
         if child_sas.children_of(new.spi()).nth(1).is_some() {
             new.schedule_cleanup(cx.now);
         }
@@ -159,9 +175,9 @@ impl IkeSa {
         // The peer takes no such request on an IKE SA that is redundant, so it is sent again.
         let unanswered = match self.outstanding.take() {
             Some(OutstandingRequest::CreateChild(request)) => {
-                let old = request.old;
-                request.inbound.release(&self.profile, cx);
-                Some(old.map_or(QueuedRequest::CreateChild, QueuedRequest::RekeyChild))
+                let CreateChildRequest { old, purpose, inbound, .. } = *request;
+                inbound.release(&self.profile, cx);
+                Some(old.map_or(QueuedRequest::CreateChild(purpose), QueuedRequest::RekeyChild))
             }
             Some(OutstandingRequest::DeleteChild(id)) => Some(QueuedRequest::DeleteChild(id)),
             Some(OutstandingRequest::DeleteUnused(reserved)) => Some(QueuedRequest::DeleteUnused(reserved)),
@@ -316,27 +332,36 @@ impl IkeSa {
     }
 
     fn clean_up(&mut self, child_sas: &mut ChildSas) {
-        let best = child_sas
-            .children_of(self.spi())
-            .max_by_key(|(_, child)| (!child.redundant, child.established))
-            .map(|(id, _)| id);
-        let Some(best) = best.filter(|_| self.lifecycle == Lifecycle::Active) else {
+        let me = self.spi();
+        let purposes = child_sas.purposes_of(me);
+        if purposes.is_empty() || self.lifecycle != Lifecycle::Active {
             self.enqueue(QueuedRequest::DeleteIke);
             return;
-        };
-        //= RFC 7296 2.8 SHOULD NOT 9: one CHILD_SA is left
-        for id in child_sas.ids_of(self.spi()).into_iter().filter(|id| *id != best) {
-            self.enqueue(QueuedRequest::DeleteChild(id));
+        }
+        for purpose in purposes {
+            let best = child_sas
+                .children_of(me)
+                .filter(|(_, child)| child.sa.purpose == *purpose)
+                .max_by_key(|(_, child)| (!child.redundant, child.established))
+                .map(|(id, _)| id);
+            //= RFC 7296 2.8 SHOULD NOT 9: one CHILD_SA is left
+            for id in child_sas.ids_for(me, purpose).into_iter().filter(|id| Some(*id) != best) {
+                self.enqueue(QueuedRequest::DeleteChild(id));
+            }
         }
     }
 
-    /// Removes CHILD_SAs whose lifetime is over (RFC 7296 2.8). True: none is left although we want
-    /// one, and only a new IKE SA can still bring one.
+    /// Removes CHILD_SAs whose lifetime is over (RFC 7296 2.8). True: the first child is gone
+    /// although we want it, and only a new IKE SA can still bring it.
     fn expire_children(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let me = self.spi();
-        let over: Vec<_> =
-            child_sas.children_of(me).filter(|(_, child)| child.end <= cx.now).map(|(id, _)| id).collect();
-        for id in &over {
+        let over: Vec<_> = child_sas
+            .children_of(me)
+            .filter(|(_, child)| child.end <= cx.now)
+            .map(|(id, child)| (id, child.sa.purpose.clone()))
+            .collect();
+        let mut renew = false;
+        for (id, purpose) in &over {
             //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
             child_sas.remove_at_once(*id, DownReason::Expired, cx.out);
             self.drop_requests_of(*id);
@@ -344,12 +369,12 @@ impl IkeSa {
             self.enqueue(QueuedRequest::DeleteRemoved(*id));
             let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";
             self.report(PeerError::new(failure::CREATE_CHILD_SA, PeerErrorKind::Expired, detail.to_owned()), cx);
+            let config = &self.profile.config;
+            let first = purpose.child == config.child.name && !child_sas.serves(me, purpose);
+            renew |= config.initiate && first;
+            self.child_deleted(purpose, child_sas, cx);
         }
-        if over.is_empty() || child_sas.children_of(me).next().is_some() {
-            return false;
-        }
-        self.last_child_deleted(cx);
-        self.profile.config.initiate
+        renew
     }
 
     fn rekey_due(&mut self, child_sas: &mut ChildSas, now: Instant) {
@@ -365,20 +390,31 @@ impl IkeSa {
             self.rekey_at = None;
             self.enqueue(QueuedRequest::RekeyIke);
         }
-        if self.create_child_at.is_some_and(|at| at <= now) {
-            self.create_child_at = None;
-            self.enqueue(QueuedRequest::CreateChild);
+        for purpose in self.missing.take_due(now) {
+            self.enqueue(QueuedRequest::CreateChild(purpose));
         }
     }
 
-    /// An active IKE SA without a CHILD_SA always has something under way: it asks for one, it will
-    /// ask, or it goes after a while. Deletions and rekeys of both ends may cross in many ways, so
-    /// this is made sure after every step, not by each of them.
-    fn ensure_child(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
-        let childless = self.lifecycle == Lifecycle::Active && child_sas.children_of(self.spi()).next().is_none();
-        let waits = !self.profile.config.initiate && self.timers.get(Timer::Cleanup).is_some();
-        if childless && !waits && !self.brings_child() {
-            self.last_child_deleted(cx);
+    /// An active IKE SA that lacks a configured CHILD_SA always has something under way: it asks
+    /// for it, it will ask, or it goes after a while. Deletions and rekeys of both ends may cross
+    /// in many ways, so this is made sure after every step, not by each of them.
+    fn ensure_children(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
+        if self.lifecycle != Lifecycle::Active {
+            return;
+        }
+        let (me, profile) = (self.spi(), Arc::clone(&self.profile));
+        if !profile.config.initiate {
+            let childless = child_sas.children_of(me).next().is_none();
+            if childless && self.timers.get(Timer::Cleanup).is_none() && !self.brings_child() {
+                self.child_deleted(&Purpose::whole(&profile.config.child.name), child_sas, cx);
+            }
+            return;
+        }
+        for purpose in profile.config.children().map(|child| Purpose::whole(&child.name)) {
+            let forgotten = purpose.child != profile.config.child.name && mutation!("additional_child_forgotten");
+            if !child_sas.serves(me, &purpose) && !self.brings(&purpose) && !forgotten {
+                self.child_deleted(&purpose, child_sas, cx);
+            }
         }
     }
 
@@ -402,7 +438,7 @@ impl IkeSa {
             };
             self.outstanding = request::begin(queued, self, child_sas, cx);
         }
-        self.ensure_child(child_sas, cx);
+        self.ensure_children(child_sas, cx);
         self.set_timers(cx.now);
     }
 }

@@ -5,7 +5,7 @@ use crate::event::{ChildId, DownReason};
 use crate::output::Context;
 use crate::sa::failure::{self, INFORMATIONAL};
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
-use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
+use crate::sa::own_requests::OutstandingRequest;
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
 
 /// With these the peer says that it has removed the IKE SA, or never made it (RFC 7296 2.21.2).
@@ -69,14 +69,13 @@ fn child_deleted(sa: &mut IkeSa, spi: u32, child_sas: &mut ChildSas, cx: &mut Co
     //= RFC 7296 2.25.1 SHOULD 5: closed while we close it
     let crossing = matches!(sa.outstanding, Some(OutstandingRequest::DeleteChild(pending)) if pending == id);
     sa.drop_requests_of(id);
-    let alone = child_sas.ids_of(sa.spi()).len() == 1;
+    let purpose = child_sas.live(id)?.sa.purpose.clone();
+    let alone = child_sas.ids_for(sa.spi(), &purpose).len() == 1;
     let reason = if alone { DownReason::DeletedByPeer } else { DownReason::Replaced };
     //= RFC 7296 1.4.1 MUST 3: the named SAs are closed
     child_sas.retire(id, sa.profile.config.timing.linger, reason, cx.now, cx.out);
-    let coming = matches!(sa.outstanding, Some(OutstandingRequest::CreateChild(_)))
-        || sa.queue.contains(&QueuedRequest::CreateChild);
-    if alone && !coming {
-        sa.last_child_deleted(cx);
+    if alone && !sa.is_asking_for(&purpose) {
+        sa.child_deleted(&purpose, child_sas, cx);
     }
     //= RFC 7296 1.4.1 MUST NOT 5: no SPI twice in crossing deletions
     ((!crossing || mutation!("crossing_deletion_repeated")) && !mutation!("deletion_of_one_direction")).then_some(id.0)

@@ -19,8 +19,11 @@ pub(super) fn begin(
             sa.channel.request(ExchangeType::Informational, &Payloads::new(), cx);
             Some(OutstandingRequest::Liveness)
         }
-        QueuedRequest::CreateChild => create_child_request::begin(sa, None, None, child_sas, cx),
-        QueuedRequest::RekeyChild(old) => create_child_request::begin(sa, Some(old), None, child_sas, cx),
+        QueuedRequest::CreateChild(purpose) => create_child_request::begin(sa, None, purpose, None, child_sas, cx),
+        QueuedRequest::RekeyChild(old) => {
+            let purpose = child_sas.live(old)?.sa.purpose.clone();
+            create_child_request::begin(sa, Some(old), purpose, None, child_sas, cx)
+        }
         QueuedRequest::DeleteChild(id) => {
             //= RFC 7296 1.4 MUST 3: about a CHILD_SA on its IKE SA
             child_sas.live(id).filter(|child| child.owner == sa.spi())?;

@@ -13,10 +13,11 @@ use super::initiation::Initiation;
 use super::path::Path;
 use super::profile::Profile;
 use crate::child_sas::ChildSas;
-use crate::config::{Auth, ChildConfig, Cipher, Group, IkeProposal, PeerConfig, PeerName, Prf, Timing};
+use crate::config::{Auth, ChildConfig, Cipher, Group, IkeProposal, NextLayer, PeerConfig, PeerName, Prf, Timing};
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
 use crate::event::{IkeDetails, IkeId};
 use crate::output::{Context, Output};
+use crate::purpose::ChildName;
 use crate::wire::{ExchangeType, Header, Payloads};
 use crate::{EndpointConfig, Environment, Identity, Instant, Secret};
 
@@ -56,7 +57,15 @@ fn profile() -> Profile {
         remote_id: Identity::Fqdn("peer.example".into()),
         auth: Auth::Psk(Secret::new(b"secret".to_vec())),
         ike_proposals: vec![proposal],
-        child: ChildConfig { proposals: Vec::new(), local: Vec::new(), remote: Vec::new() },
+        child: ChildConfig {
+            name: ChildName::new("net"),
+            proposals: Vec::new(),
+            local: Vec::new(),
+            remote: Vec::new(),
+            next_layer: NextLayer::ANY,
+        },
+        additional_children: vec![],
+        max_children: 1,
         initiate: false,
         force_encapsulation: false,
         keep_existing: false,

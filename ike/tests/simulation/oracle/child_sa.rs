@@ -54,10 +54,16 @@ pub struct Child {
     /// What it replaces was gone when it was made.
     late: bool,
     lowest_nonce: Vec<u8>,
-    retry_after: Duration,
+    /// When it may be rekeyed again after TEMPORARY_FAILURE.
+    pub retry_after: Duration,
 }
 
 impl Child {
+    /// Whether both are for the same traffic: the selectors of one are within those of the other.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.kept_by(other) || other.kept_by(self)
+    }
+
     /// Whether the one that replaces it has all of its selectors.
     fn kept_by(&self, new: &Self) -> bool {
         let within = |old: &[Selector], new: &[Selector]| old.iter().all(|old| new.iter().any(|new| old.within(new)));
@@ -218,7 +224,8 @@ impl Node {
             //= RFC 7296 1.4.1 MUST 2: each end closes what it receives with
             broken!("RFC 7296 1.4.1", "DELETE names {own:x}, which is no inbound SPI of a CHILD_SA of ours there");
         };
-        let living = || self.children.values().filter(|other| other.ike == spis && !other.dead && other.own != own);
+        let beside = |other: &&Child| other.ike == spis && !other.dead && other.own != own && other.is_like(child);
+        let living = || self.children.values().filter(beside);
         let successors = || living().filter(|other| other.replaces == Some(own));
         let rival = living().find(|other| other.redundant_to == Some(own));
         //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
@@ -483,6 +490,16 @@ impl Node {
             //= RFC 7296 2.8 REQUIRED 3: the old CHILD_SA is deleted
             require!(replaced.is_none(), "RFC 7296 2.8", "{:x} was replaced, and nobody deleted it", child.own);
             require!(child.installed, "RFC 7296 1.3", "{:x} is not in the kernel, and nobody deleted it", child.own);
+            let beside = |other: &&Child| other.ike == child.ike && other.own != child.own;
+            let double = self.children.values().filter(stays).filter(beside).find(|other| other.is_like(child));
+            //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
+            require!(
+                double.is_none(),
+                "RFC 7296 2.8",
+                "{:x} and {:x} are for the same traffic, and nobody deleted one of them",
+                child.own,
+                double.map_or(0, |double| double.own)
+            );
         }
         Ok(())
     }

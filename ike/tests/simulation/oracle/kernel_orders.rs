@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use edge_ike::event::DownReason;
-use edge_ike::{ChildSa, Event, IkeId, OutboundSwitch};
+use edge_ike::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
 
 use super::node::Node;
 use super::octets::{Selector, Spis};
@@ -58,18 +58,21 @@ impl Node {
                 self.close(spis(ike));
             }
             Event::IkeReplaced { old: ike, .. } => self.close(spis(ike)),
-            Event::ChildUp { peer, child, .. } => {
+            Event::ChildUp { peer, child, replaces } => {
                 self.install(child)?;
-                self.switched_to.insert(peer.clone(), child.inbound_spi);
+                self.judge_replacement(*replaces, child)?;
+                self.switched_to.insert((peer.clone(), child.purpose.clone()), child.inbound_spi);
             }
-            Event::ChildRekeyed { peer, new, switch, .. } => {
+            Event::ChildRekeyed { peer, old, new, switch } => {
                 self.install(new)?;
+                self.judge_replacement(Some(*old), new)?;
                 if *switch == OutboundSwitch::Now {
-                    self.switched_to.insert(peer.clone(), new.inbound_spi);
+                    self.switched_to.insert((peer.clone(), new.purpose.clone()), new.inbound_spi);
                 }
             }
-            Event::OutboundSwitch { peer, new, .. } => {
-                self.switched_to.insert(peer.clone(), new.inbound_spi);
+            Event::OutboundSwitch { peer, old, new } => {
+                self.judge_replacement(Some(*old), new)?;
+                self.switched_to.insert((peer.clone(), new.purpose.clone()), new.inbound_spi);
             }
             Event::ChildDown { child, .. } => {
                 if let Some(child) = self.children.get_mut(&child.0) {
@@ -149,6 +152,23 @@ impl Node {
         }
         child.installed = true;
         child.was_installed = true;
+        Ok(())
+    }
+
+    /// What takes the packets of another SA is for the same traffic: selectors say what an SA
+    /// carries (2.9).
+    fn judge_replacement(&self, old: Option<ChildId>, new: &ChildSa) -> Judged {
+        let old = old.and_then(|old| self.children.get(&old.0));
+        let new = self.children.get(&new.inbound_spi);
+        let (Some(old), Some(new)) = (old, new) else { return Ok(()) };
+        require!(
+            old.is_like(new),
+            "RFC 7296 2.9",
+            "{:x} takes the packets of {:x}, which has other selectors: {:?}",
+            new.own,
+            old.own,
+            old.selectors
+        );
         Ok(())
     }
 

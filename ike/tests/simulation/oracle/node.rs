@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::PeerName;
+use edge_ike::{PeerName, Purpose};
 
 use super::child_sa::Child;
 use super::ike_sa::{IkeSa, OwnRequest, Received};
@@ -56,8 +56,8 @@ pub struct Node {
     pub children: BTreeMap<u32, Child>,
     /// Answered for in this step.
     pub to_be_installed: Vec<u32>,
-    /// Sent with since this step, by peer.
-    pub switched_to: BTreeMap<PeerName, u32>,
+    /// Sent with since this step, by peer and purpose.
+    pub switched_to: BTreeMap<(PeerName, Purpose), u32>,
     pub rekey_ages: Vec<RekeyAge>,
     /// Every key that it used, for any SA.
     pub keys_used: BTreeSet<Vec<u8>>,
@@ -92,6 +92,10 @@ impl Node {
     }
 
     pub fn judge(&mut self, step: &Step<'_>, shared: &mut Shared, trace: &mut Trace) -> Judged {
+        if matches!(step.cause, Cause::Owner) {
+            // The owner may ask for a rekey of every CHILD_SA. The second one waits for the window.
+            self.children.values_mut().for_each(|child| child.retry_after = Duration::ZERO);
+        }
         let mut effect = match step.cause {
             Cause::Received(datagram, local, from) => self.receive(datagram, local, from, step, shared, trace),
             Cause::Timer(_) | Cause::Owner => Effect::None,

@@ -1,0 +1,169 @@
+//! When an IKE SA asks for the CHILD_SAs that are wanted and missing, or for another one in the
+//! place of one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ike_sa::IkeSa;
+use super::own_requests::QueuedRequest;
+use crate::child_sas::ChildSas;
+use crate::config::Timing;
+use crate::deadlines::Timer;
+use crate::event::ChildId;
+use crate::output::Context;
+use crate::purpose::Purpose;
+use crate::time::Instant;
+
+/// After this time a new CHILD_SA has proven itself: if the peer deletes it then, another one is
+/// made at once. If the peer deletes it earlier, the wait before the next one doubles.
+const CHILD_PROVEN: Duration = Duration::from_secs(2);
+
+/// How long an IKE SA may be without a CHILD_SA.
+const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is planned for missing CHILD_SAs. Purposes are those of the configured children, and those
+/// that an IKE SA had which this one replaces, so there are no more than
+/// [`max_children`](crate::PeerConfig::max_children) and configured children together.
+#[derive(Debug, Default)]
+pub(super) struct MissingChildren {
+    /// When to ask for each.
+    planned: BTreeMap<Purpose, Instant>,
+    /// When each was last asked for because it was missing, and the wait before that.
+    recreated: BTreeMap<Purpose, (Instant, Duration)>,
+}
+
+impl MissingChildren {
+    /// Plans to ask for this one, unless that is planned already.
+    pub(super) fn plan(&mut self, purpose: Purpose, at: Instant) {
+        self.planned.entry(purpose).or_insert(at);
+    }
+
+    /// Plans to ask for this one then, whatever was planned.
+    pub(super) fn plan_again(&mut self, purpose: Purpose, at: Instant) {
+        self.planned.insert(purpose, at);
+    }
+
+    /// Plans to ask for one that was there until now: at once, but more and more seldom if the peer
+    /// goes on deleting it.
+    pub(super) fn recreate(&mut self, purpose: Purpose, timing: &Timing, now: Instant) {
+        let wait = match self.recreated.get(&purpose) {
+            Some((at, wait)) if now < *at + CHILD_PROVEN => {
+                wait.saturating_mul(2).clamp(timing.retry, timing.retry_max)
+            }
+            _ if mutation!("deleted_child_recreated_late") => timing.retry_max,
+            _ => Duration::ZERO,
+        };
+        let wait = if mutation!("deleted_child_recreated_without_bound") { Duration::ZERO } else { wait };
+        let at = now + wait;
+        self.recreated.insert(purpose.clone(), (at, wait));
+        self.planned.insert(purpose, at);
+    }
+
+    /// It is there, or nobody wants it any more.
+    pub(super) fn cancel(&mut self, purpose: &Purpose) {
+        self.planned.remove(purpose);
+    }
+
+    /// Whether it is planned to ask for this one.
+    pub(super) fn is_planned(&self, purpose: &Purpose) -> bool {
+        self.planned.contains_key(purpose)
+    }
+
+    /// When to ask for the next one.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.planned.values().min().copied()
+    }
+
+    /// Takes those to ask for now.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<Purpose> {
+        self.planned.extract_if(.., |_, at| *at <= now).map(|(purpose, _)| purpose).collect()
+    }
+
+    /// Takes the plans of an IKE SA that this one replaces.
+    pub(super) fn inherit(&mut self, old: &mut Self) {
+        for (purpose, at) in std::mem::take(&mut old.planned) {
+            self.plan(purpose, at);
+        }
+        for (purpose, last) in std::mem::take(&mut old.recreated) {
+            self.recreated.entry(purpose).or_insert(last);
+        }
+    }
+}
+
+impl IkeSa {
+    /// It is established. If we began it or initiate, we ask for the CHILD_SAs that IKE_AUTH did
+    /// not make, and for those of the IKE SAs that it replaces (`replaced`). The end that began it
+    /// asks at once, the other one after a while.
+    pub(crate) fn plan_children(&mut self, replaced: &[Purpose], child_sas: &ChildSas, cx: &mut Context<'_>) {
+        let profile = Arc::clone(&self.profile);
+        let config = &profile.config;
+        let (me, ours) = (self.spi(), self.initiation().by_us());
+        if (!ours && !config.initiate) || mutation!("additional_child_forgotten") {
+            return;
+        }
+        let later = cx.now + config.timing.retry_max;
+        let at = if ours { cx.now } else { later };
+        let configured = config.additional_children.iter().map(|child| Purpose::whole(&child.name));
+        let replaced = replaced.iter().filter(|purpose| config.may_have(purpose)).cloned();
+        for purpose in configured.chain(replaced).filter(|purpose| !child_sas.serves(me, purpose)) {
+            // IKE_AUTH has just failed to make this one.
+            let at = if purpose.child == config.child.name && purpose.part.is_none() { later } else { at };
+            self.missing.plan(purpose, at);
+        }
+    }
+
+    /// It has no CHILD_SA. If we initiate, we ask for them later; otherwise the peer may ask for
+    /// one.
+    pub(crate) fn schedule_child_creation(&mut self, cx: &mut Context<'_>) {
+        let config = &self.profile.config;
+        if config.initiate {
+            for child in config.children() {
+                self.missing.plan_again(Purpose::whole(&child.name), cx.now + config.timing.retry_max);
+            }
+        } else {
+            self.timers.set(Timer::Cleanup, cx.now + CHILDLESS_TIMEOUT);
+        }
+    }
+
+    /// Schedules another try: to rekey `old`, or to make a CHILD_SA if there is none for this.
+    pub(super) fn retry_child_later(
+        &mut self,
+        old: Option<ChildId>,
+        purpose: &Purpose,
+        wait: Duration,
+        child_sas: &mut ChildSas,
+        cx: &mut Context<'_>,
+    ) {
+        // It may have been asked for again meanwhile: that waits too.
+        self.queue.retain(|queued| !matches!(queued, QueuedRequest::RekeyChild(child) if Some(*child) == old));
+        if let Some(child) = old.and_then(|old| child_sas.live_mut(old)) {
+            child.rekey = Some(cx.now + wait);
+        } else if !child_sas.serves(self.spi(), purpose) {
+            self.missing.plan_again(purpose.clone(), cx.now + wait);
+        }
+    }
+
+    /// A configured CHILD_SA was deleted, and no other one is being made. If we want one, we ask
+    /// for it at once. A peer that goes on deleting them is asked more and more seldom.
+    pub(super) fn child_deleted(&mut self, purpose: &Purpose, child_sas: &ChildSas, cx: &mut Context<'_>) {
+        let whole = Purpose::whole(&purpose.child);
+        let config = &self.profile.config;
+        let wanted = config.initiate && config.child_named(&whole.child).is_some();
+        if wanted && !child_sas.serves(self.spi(), &whole) {
+            self.missing.recreate(whole, &config.timing, cx.now);
+        } else if !config.initiate && child_sas.children_of(self.spi()).next().is_none() {
+            self.timers.set(Timer::Cleanup, cx.now + CHILDLESS_TIMEOUT);
+        }
+    }
+
+    /// Asks for the configured CHILD_SAs although the peer usually begins: a packet waits. Does
+    /// nothing about those that are there or on their way.
+    pub(crate) fn want_children(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
+        for purpose in self.profile.config.children().map(|child| Purpose::whole(&child.name)) {
+            if !child_sas.serves(self.spi(), &purpose) && !self.brings(&purpose) {
+                self.missing.recreate(purpose, &self.profile.config.timing, cx.now);
+            }
+        }
+    }
+}
