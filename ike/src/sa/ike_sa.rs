@@ -400,6 +400,17 @@ impl IkeSa {
         matches!(self.outstanding, Some(OutstandingRequest::DeleteUnused(_))) || self.queue.iter().any(queued)
     }
 
+    /// Our SPI of a CHILD_SA that only the peer has and that we have not begun to delete, if the
+    /// peer's SPI is this. It is no longer to be deleted.
+    pub(super) fn take_unused(&mut self, outbound: u32, cx: &mut Context<'_>) -> Option<u32> {
+        let is = |request: &QueuedRequest| matches!(request, QueuedRequest::DeleteUnused(unused) if unused.outbound == Some(outbound));
+        let at = self.queue.iter().position(is)?;
+        let Some(QueuedRequest::DeleteUnused(unused)) = self.queue.remove(at) else { return None };
+        let spi = unused.inbound.spi;
+        unused.inbound.release(&self.profile, cx);
+        Some(spi)
+    }
+
     /// The peer should delete something soon; if it does not, we do.
     pub(super) fn schedule_cleanup(&mut self, now: Instant) {
         self.timers.set(Timer::Cleanup, now + PEER_DELETE_TIMEOUT);

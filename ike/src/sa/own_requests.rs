@@ -21,7 +21,7 @@ pub(crate) enum QueuedRequest {
     /// Send DELETE with our SPI of a CHILD_SA (RFC 7296 1.4.1).
     DeleteChild(ChildId),
     /// Delete a CHILD_SA that only the peer has.
-    DeleteUnused(ReservedSpi),
+    DeleteUnused(UnusedChild),
     /// Delete a CHILD_SA that we have removed already, because its lifetime is over.
     DeleteRemoved(ChildId),
     /// Replace the IKE SA by CREATE_CHILD_SA (RFC 7296 1.3.2).
@@ -37,7 +37,7 @@ pub(super) enum OutstandingRequest {
     CreateChild(Box<CreateChildRequest>),
     RekeyIke(Box<RekeyIkeRequest>),
     DeleteChild(ChildId),
-    DeleteUnused(ReservedSpi),
+    DeleteUnused(UnusedChild),
     DeleteRemoved,
     DeleteIke,
     /// The IKE SA was reported down: the response does not matter.
@@ -73,11 +73,20 @@ pub(super) struct RekeyIkeRequest {
     pub(super) collision: Option<RekeyCollision<IkeId>>,
 }
 
+/// A CHILD_SA that only the peer has installed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UnusedChild {
+    /// Our SPI, which names it in our DELETE.
+    pub(crate) inbound: ReservedSpi,
+    /// The peer's SPI, which names it in the peer's DELETE; `None` if its response had none.
+    pub(crate) outbound: Option<u32>,
+}
+
 impl QueuedRequest {
     /// Releases what is reserved.
     pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
-        if let Self::DeleteUnused(reserved) = self {
-            reserved.release(profile, cx);
+        if let Self::DeleteUnused(unused) = self {
+            unused.inbound.release(profile, cx);
         }
     }
 }
@@ -95,7 +104,7 @@ impl OutstandingRequest {
     pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         match self {
             Self::CreateChild(request) => request.inbound.release(profile, cx),
-            Self::DeleteUnused(reserved) => reserved.release(profile, cx),
+            Self::DeleteUnused(unused) => unused.inbound.release(profile, cx),
             Self::Liveness
             | Self::RekeyIke(_)
             | Self::DeleteChild(_)

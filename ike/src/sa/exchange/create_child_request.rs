@@ -13,7 +13,7 @@ use crate::purpose::Purpose;
 use crate::sa::child::{NegotiatedChild, ReservedSpi};
 use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
-use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest};
+use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest, UnusedChild};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
 /// Shortest wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random,
@@ -104,7 +104,8 @@ pub(super) fn finish(
             Ok(accepted) => accepted,
             Err(error) => {
                 // The peer has installed it, and we cannot use it.
-                sa.enqueue(QueuedRequest::DeleteUnused(inbound));
+                let outbound = payloads.proposals().ok().and_then(|proposals| proposals.first()?.child_spi());
+                sa.enqueue(QueuedRequest::DeleteUnused(UnusedChild { inbound, outbound }));
                 sa.report(error, cx);
                 let wait = sa.profile.config.timing.retry_max;
                 sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
@@ -122,7 +123,8 @@ pub(super) fn finish(
                 inbound.release(&sa.profile, cx);
                 return SaStep::Continue;
             }
-            sa.enqueue(QueuedRequest::DeleteUnused(inbound));
+            let outbound = Some(negotiated.outbound_spi);
+            sa.enqueue(QueuedRequest::DeleteUnused(UnusedChild { inbound, outbound }));
             return SaStep::Continue;
         }
         if let Some(other) = child_sas.live_mut(collision.peers_sa) {

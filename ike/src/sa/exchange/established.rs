@@ -180,7 +180,7 @@ impl IkeSa {
                 Some(old.map_or(QueuedRequest::CreateChild(purpose), QueuedRequest::RekeyChild))
             }
             Some(OutstandingRequest::DeleteChild(id)) => Some(QueuedRequest::DeleteChild(id)),
-            Some(OutstandingRequest::DeleteUnused(reserved)) => Some(QueuedRequest::DeleteUnused(reserved)),
+            Some(OutstandingRequest::DeleteUnused(unused)) => Some(QueuedRequest::DeleteUnused(unused)),
             other => {
                 self.outstanding = other;
                 None

@@ -33,9 +33,9 @@ pub(super) fn begin(
             informational::delete(sa, Delete::child(peers.unwrap_or(id.0)), cx);
             Some(OutstandingRequest::DeleteChild(id))
         }
-        QueuedRequest::DeleteUnused(reserved) => {
-            informational::delete(sa, Delete::child(reserved.spi), cx);
-            Some(OutstandingRequest::DeleteUnused(reserved))
+        QueuedRequest::DeleteUnused(unused) => {
+            informational::delete(sa, Delete::child(unused.inbound.spi), cx);
+            Some(OutstandingRequest::DeleteUnused(unused))
         }
         QueuedRequest::DeleteRemoved(id) => {
             informational::delete(sa, Delete::child(id.0), cx);
@@ -69,8 +69,8 @@ pub(super) fn finish(
             SaStep::Continue
         }
         //= RFC 7296 1.4.1 MUST NOT 6: no SPI is free before the answer
-        OutstandingRequest::DeleteUnused(reserved) => {
-            reserved.release(&sa.profile, cx);
+        OutstandingRequest::DeleteUnused(unused) => {
+            unused.inbound.release(&sa.profile, cx);
             SaStep::Continue
         }
         OutstandingRequest::DeleteIke => SaStep::Closed(CloseReason::ByUs),
