@@ -271,7 +271,7 @@ impl Run {
             let Some(cookie) = answer.notify(notify::COOKIE) else { continue };
             let (mut cookie, mut spi, mut from) = (cookie.data, answer.header.spis.0, at);
             match self.random.below(6) {
-                0 => cookie[1] ^= 1,
+                0 => cookie.iter_mut().take(2).for_each(|octet| *octet ^= 1),
                 1 => spi ^= 1 << 40,
                 2 => from.set_ip(stranger(10 + self.random.below(9)).ip()),
                 _ => {}

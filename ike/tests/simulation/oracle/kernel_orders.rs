@@ -7,6 +7,7 @@ use std::time::Duration;
 use edge_ike::event::DownReason;
 use edge_ike::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
 
+use super::ike_sa::IkeSa;
 use super::node::Node;
 use super::octets::{Selector, Spis};
 use super::{Cause, Judged, Step, broken, require};
@@ -34,6 +35,11 @@ impl Node {
     pub fn ordered(&mut self, event: &Event, step: &Step<'_>) -> Judged {
         match event {
             Event::IkeUp { ike, initiator, .. } => {
+                if self.is_blind() {
+                    // A rekey of an IKE SA that cannot be read makes another one that cannot.
+                    let unread = || IkeSa::new(spis(ike), *initiator, None, (0, 0));
+                    self.sas.entry(spis(ike)).or_insert_with(unread);
+                }
                 let Some(sa) = self.sas.get_mut(&spis(ike)) else {
                     broken!("RFC 7296 1.2", "an IKE SA {:x?} is up that nobody negotiated", spis(ike));
                 };

@@ -10,7 +10,7 @@ use super::child_sa::Child;
 use super::ike_sa::{IkeSa, OwnRequest, Received};
 use super::init::{Initiation, clear};
 use super::keys::Sealed;
-use super::octets::{Header, Message, Spis, exchange};
+use super::octets::{FLAG_INITIATOR, Header, Message, Spis, exchange};
 use super::trace::Trace;
 use super::{Cause, Judged, Limits, RekeyAge, Shared, Step, broken, require};
 
@@ -292,6 +292,9 @@ impl Node {
         if !self.sas.contains_key(&spis) {
             let initiation = self.initiations.get(&spis.0);
             let sa = initiation.and_then(|initiation| initiation.select(&sent.header, sent.datagrams[0]));
+            // A rekey of an IKE SA that cannot be read makes another one that cannot.
+            let initiator = sent.header.flags & FLAG_INITIATOR != 0;
+            let sa = sa.or_else(|| self.is_blind().then(|| IkeSa::new(spis, initiator, None, (0, 0))));
             require!(sa.is_some(), "RFC 7296 2.14", "a message of an IKE SA that is none, or with other keys");
             self.sas.extend(sa.map(|sa| (spis, sa)));
         }
