@@ -365,7 +365,11 @@ async fn headers_that_are_too_many_are_refused_by_both_protocols() {
     let cloud = Cloud::start().await;
     let target = AttackTarget::of_cloud(&cloud);
     let mut stranger = target.open(host(4), b"http/1.1").await.unwrap();
-    let many = format!("GET /v1/nodes HTTP/1.1\r\nhost: x\r\n{}\r\n", "x-a: 0123456789\r\n".repeat(1000));
+    // The server has ended the handshake: there is another limit for what comes with that.
+    head_of_response(&mut stranger, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    // Few enough bytes for one TLS record. What the server does not read resets the connection, and
+    // the response would be lost.
+    let many = format!("GET /v1/nodes HTTP/1.1\r\nhost: x\r\n{}\r\n", "x-a: 0123456789\r\n".repeat(200));
     let response = head_of_response(&mut stranger, &many).await;
     assert!(response.starts_with("HTTP/1.1 431"), "{response}");
     let stream = target.open(host(4), b"h2").await.unwrap();
