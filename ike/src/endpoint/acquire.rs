@@ -72,10 +72,13 @@ impl Endpoint {
             return false;
         };
         peer.terminated = false;
-        peer.acquired_until = peer.acquired_until.max(Some(until));
         if !peer.sas.is_empty() {
             self.want_children(name, now, env);
-        } else if peer.attempt.is_none() && peer.retry_at.is_none() {
+            self.schedule_peer(name);
+            return true;
+        }
+        peer.acquired_until = peer.acquired_until.max(Some(until));
+        if peer.attempt.is_none() && peer.retry_at.is_none() {
             peer.forget_old_failure(now);
             self.start_or_queue_attempt(name, now, env);
         } else if peer.config().initiate {

@@ -82,6 +82,7 @@ impl Endpoint {
                     sa.begin(QueuedRequest::Liveness, &mut peer.child_sas, &mut cx);
                 }
                 peer.reset_backoff();
+                peer.acquired_until = None;
                 peer.last_error = None;
                 peer.reauthenticate &= !sa.initiator();
                 true

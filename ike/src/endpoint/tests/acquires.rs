@@ -82,8 +82,15 @@ fn packets_at_both_ends_at_once_leave_one_tunnel() {
         endpoint.acquire(&PeerName::new(NAMES[1 - us]), now + HELD, now, host);
     }
     pair.deliver();
-    pair.run_for(60 * SECOND);
+    // Another packet that met the policy before the tunnel was there.
+    (0..2).for_each(|us| acquire(&mut pair, us));
+    pair.run_for(10 * SECOND);
     assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
+    // The packets have their tunnel, and ask for no other one.
+    let name = PeerName::new(NAMES[1]);
+    pair.call(0, |endpoint, now, env| endpoint.terminate(&name, now, env));
+    pair.run_for(60 * SECOND);
+    assert_eq!((pair.ike_sas(0), pair.ike_sas(1)), (0, 0));
 }
 
 #[test]
