@@ -35,7 +35,7 @@ pub struct StaticPeer {
     pub ike: Vec<String>,
     /// ESP proposals, as in `esp_proposals`. None: the agent's defaults.
     pub esp: Vec<String>,
-    /// `initiate` or `respond`.
+    /// `initiate`, `respond` or `on-demand`.
     pub start: &'static str,
 }
 
@@ -184,6 +184,19 @@ impl<'a> Agent<'a> {
                 self.process.log()
             ),
         }
+    }
+
+    /// Waits until the status shows this phase of a peer.
+    ///
+    /// # Errors
+    /// If it does not in time.
+    pub fn wait_phase(&self, peer: &str, phase: &str) -> Result<()> {
+        wait::for_event(&format!("{} to show {peer} as {phase}", self.node.name()), || {
+            let status = self.status()?;
+            let found = report(&status, peer)?.get("phase").and_then(Value::as_str).unwrap_or_default().to_owned();
+            ensure!(found == phase, "it is {found}");
+            Ok(())
+        })
     }
 
     /// The reason why the latest attempt with a peer failed.

@@ -6,6 +6,7 @@ mod duration;
 mod firewall;
 mod identity;
 mod observe;
+mod on_demand;
 mod peer;
 pub(crate) mod proposal;
 mod secret;
@@ -13,6 +14,7 @@ mod secret;
 pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;
+pub use on_demand::OnDemandSection;
 pub use peer::{PeerSection, Remote, RemoteHost, Start};
 pub use secret::SecretText;
 
@@ -84,6 +86,9 @@ pub struct Config {
     /// Metrics and probes.
     #[serde(default)]
     pub observe: ObserveSection,
+    /// Tunnels that the first packet brings.
+    #[serde(default)]
+    pub on_demand: OnDemandSection,
     /// The controller; absent on a plain IKEv2 daemon.
     pub controller: Option<ControllerSection>,
     /// The `[[peer]]` tables: peers that do not come from the controller.

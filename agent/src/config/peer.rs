@@ -18,13 +18,15 @@ use super::{Config, Encap, identity, proposal};
 
 /// Which end initiates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Start {
     /// This node initiates, and again whenever the tunnel is lost.
     #[default]
     Initiate,
     /// The peer initiates.
     Respond,
+    /// The first packet makes this node initiate. The peer may initiate too.
+    OnDemand,
 }
 
 /// A table `[[peer]]`.
@@ -179,8 +181,14 @@ impl PeerSection {
         if self.name.is_empty() || self.name.chars().any(char::is_control) {
             return Err("name must be printable text".into());
         }
-        if self.start == Start::Initiate && self.remote.is_empty() {
-            return Err("start = \"initiate\" needs remote; or set start = \"respond\"".into());
+        if self.remote.is_empty()
+            && let Some(word) = match self.start {
+                Start::Initiate => Some("initiate"),
+                Start::OnDemand => Some("on-demand"),
+                Start::Respond => None,
+            }
+        {
+            return Err(format!("start = \"{word}\" needs remote; or set start = \"respond\""));
         }
         if self.local_subnets.is_empty() || self.remote_subnets.is_empty() {
             return Err("local_subnets and remote_subnets need at least one network each".into());

@@ -98,6 +98,7 @@ fn a_secret_is_read_from_a_file_beside_the_configuration() {
 fn what_makes_no_sense_together_is_refused_with_advice() {
     for (from, to, expected) in [
         ("remote = \"192.0.2.1\"", "", "start = \"respond\""),
+        ("remote = \"192.0.2.1\"", "start = \"on-demand\"", "\"on-demand\" needs remote"),
         ("psk = \"correct horse\"", "", "psk_file"),
         ("psk = \"correct horse\"", "certificate = \"a\"", "go together"),
         ("remote_subnets = [\"10.2.0.0/16\"]", "remote_subnets = []", "at least one"),
@@ -153,6 +154,9 @@ fn the_documented_example_is_accepted_and_says_the_defaults() {
     assert_eq!((&config.state_dir, &config.run_dir, &config.bridge), (&bare.state_dir, &bare.run_dir, &bare.bridge));
     assert_eq!((config.port, config.nat_port, config.encap), (bare.port, bare.nat_port, bare.encap));
     assert_eq!((&config.cni.conf_dir, &config.cni.bin_dir), (&bare.cni.conf_dir, &bare.cni.bin_dir));
+    assert_eq!(config.on_demand.idle_timeout(), bare.on_demand.idle_timeout());
+    assert_eq!(config.on_demand.hold_packets, bare.on_demand.hold_packets);
+    assert_eq!(config.on_demand.eager, bare.on_demand.eager);
     assert_eq!(config.controller.unwrap().spare, default_spare());
     assert_eq!(config.peers.len(), 2);
 }

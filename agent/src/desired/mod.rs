@@ -9,7 +9,7 @@ mod policy_table;
 pub use policies::{PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::candidate_addresses;
 use crate::config::proposal::{node_esp, node_ike};
-use crate::config::{Config, Encap};
+use crate::config::{Config, Encap, Start};
 use crate::membership::Membership;
 
 /// Default of `liveness` towards hubs. The kernel reports ESP once a second, so less would ask hubs
@@ -82,6 +82,15 @@ pub struct DesiredTunnel {
     pub permitted: PermittedTraffic,
     /// Whether the peer is a hub of the view.
     pub hub: bool,
+    /// Whether the first packet brings the tunnel.
+    pub on_demand: bool,
+}
+
+impl DesiredTunnel {
+    /// Whether the controller counts it among the tunnels that should be up.
+    pub fn counts(&self) -> bool {
+        self.origin == Origin::View && !self.on_demand
+    }
 }
 
 /// Source of a tunnel.
@@ -126,12 +135,15 @@ impl Desired {
         previous: Option<(&Membership, &Self)>,
     ) -> Self {
         let mut desired = Self { complete: config.controller.is_none() || membership.is_some(), ..Self::default() };
+        let on_demand: HashSet<&str> =
+            (config.peers.iter()).filter(|peer| peer.start == Start::OnDemand).map(|peer| peer.name.as_str()).collect();
         for peer in static_peers {
             let tunnel = DesiredTunnel {
                 peer: peer.clone(),
                 origin: Origin::Configuration,
                 permitted: PermittedTraffic::Negotiated,
                 hub: false,
+                on_demand: on_demand.contains(peer.name.as_str()),
             };
             desired.tunnels.insert(peer.name.clone(), Arc::new(tunnel));
             desired.static_networks.extend(routable_networks(peer, static_peers));
@@ -169,10 +181,14 @@ impl Desired {
         desired.guard = guard(view);
         desired.remote_networks = desired.networks_of_peers(membership);
         let known = previous.map(|(before, desired)| known_tunnels(before, desired, membership)).unwrap_or_default();
+        let members = community_members(view);
         for peer in tunnel_peers(view) {
+            let on_demand = !is_eager(view.role, peer.role, members, config.on_demand.eager);
             match known.get(&peer.name) {
-                Some((before, tunnel)) if *before == peer => desired.add_tunnel(peer, Arc::clone(tunnel)),
-                _ => desired.add_peer(config, membership, peer),
+                Some((before, tunnel)) if *before == peer && tunnel.on_demand == on_demand => {
+                    desired.add_tunnel(peer, Arc::clone(tunnel));
+                }
+                _ => desired.add_peer(config, membership, peer, on_demand),
             }
         }
         desired.add_former_networks(membership);
@@ -233,16 +249,19 @@ impl Desired {
         all
     }
 
-    fn add_peer(&mut self, config: &Config, membership: &Membership, peer: &Peer) {
+    fn add_peer(&mut self, config: &Config, membership: &Membership, peer: &Peer, on_demand: bool) {
         let local: Vec<_> = membership.view.local_networks().collect();
         let beside = |network: &IpNetwork| !local.iter().any(|own| overlap(own, network));
         let remote = peer.remote_networks().filter(beside).collect();
         let name = PeerName::new(peer.name.as_str());
         let tunnel = DesiredTunnel {
-            peer: peer_config(config, membership, peer, &name),
+            // Unless a packet is waited for, both ends initiate: it may be that only one can reach
+            // the other.
+            peer: PeerConfig { initiate: !on_demand, ..peer_config(config, membership, peer, &name) },
             origin: Origin::View,
             permitted: PermittedTraffic::Granted { local, remote },
             hub: peer.role == Role::Hub,
+            on_demand,
         };
         self.add_tunnel(peer, Arc::new(tunnel));
     }
@@ -299,6 +318,18 @@ fn tunnel_peers(view: &NodeView) -> impl Iterator<Item = &Peer> {
     view.peers.iter().filter(|peer| peer.name != view.node && peer.role != Role::Cloud)
 }
 
+/// Number of members of this node's communities, this node included. The view does not say who is
+/// in which of several communities.
+fn community_members(view: &NodeView) -> usize {
+    1 + tunnel_peers(view).filter(|peer| peer.role != Role::Hub).count()
+}
+
+/// Whether the tunnel to a peer is set up before a packet needs it. Those of hubs always are.
+/// `members`: [`community_members`]. `limit`: from how many members on tunnels wait for packets.
+fn is_eager(own: Role, peer: Role, members: usize, limit: usize) -> bool {
+    own == Role::Hub || peer == Role::Hub || members <= limit
+}
+
 fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &PeerName) -> PeerConfig {
     let credentials = &membership.credentials;
     let any: Vec<IpNetwork> = any_networks();
@@ -329,7 +360,6 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         },
         additional_children: vec![],
         max_children: 1,
-        // Both ends initiate, since it may be that only one can reach the other.
         initiate: true,
         force_encapsulation: config.encap == Encap::Force,
         keep_existing: false,
@@ -337,9 +367,9 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
     }
 }
 
-/// The timers of a tunnel to a node. A hub is asked earlier whether it is there: another one may
-/// take over, and after its reboot nothing else tells an idle edge behind a NAT, which the hub
-/// cannot reach.
+/// The timers of a tunnel to a node. A hub is tried more often, and asked earlier whether it is
+/// there: another one may take over, and after its reboot nothing else tells an idle edge behind a
+/// NAT, which the hub cannot reach.
 fn timing(config: &Config, peer: Role) -> Timing {
     let configured = &config.timing;
     let mut timing = configured.resolve();

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use edge_xfrm::policy::priority;
 use edge_xfrm::{Direction, Policy, Reqid, Selector};
 use ipnetwork::IpNetwork;
 
@@ -94,8 +95,25 @@ fn all_policies(
         (PermittedTraffic::Negotiated, Some(ends)) => {
             granted_policies(&ends.local_selectors, &ends.remote_selectors, reqids, Some(ends))
         }
+        (PermittedTraffic::Negotiated, None) if tunnel.on_demand => blocked(tunnel),
         (PermittedTraffic::Negotiated, None) => vec![],
     }
+}
+
+/// Blocks for packets to a peer on demand whose address is not known yet. A policy that reports
+/// packets needs an address.
+fn blocked(tunnel: &DesiredTunnel) -> Vec<edge_xfrm::Result<Policy>> {
+    let child = &tunnel.peer.child;
+    let remotes = |local: &IpNetwork| {
+        let family = local.is_ipv4();
+        child.remote.iter().filter(move |remote| remote.is_ipv4() == family)
+    };
+    let pairs = child.local.iter().flat_map(|local| remotes(local).map(move |remote| (*local, *remote)));
+    let block = |(local, remote)| {
+        let selector = Selector::new(local, remote)?;
+        Ok(Policy { priority: priority::peer(&selector), ..Policy::block(Direction::Out, selector) })
+    };
+    pairs.map(block).collect()
 }
 
 fn granted_policies(

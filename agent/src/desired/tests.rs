@@ -416,3 +416,76 @@ fn hubs_are_asked_sooner_than_other_peers_unless_the_operator_says_so() {
     assert_eq!(timings(""), [(2, 20), (4, 120)]);
     assert_eq!(timings("[timing]\nliveness = \"7s\"\nidle_liveness = \"50s\"\n"), [(7, 50); 2]);
 }
+
+#[test]
+fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_and_reported_from_then_on() {
+    let text = "[[peer]]\nname = \"moon\"\nremote = \"moon.example\"\nlocal_id = \"sun\"\nremote_id = \"moon\"\npsk = \"secret\"\n\
+                local_subnets = [\"10.1.0.0/24\", \"fd01::/64\"]\nremote_subnets = [\"10.2.0.0/24\", \"fd02::/64\"]\nstart = \"on-demand\"";
+    let config = Config::parse(text, Path::new("x")).unwrap();
+    let statics = [config.peers[0].resolve(&config).unwrap()];
+    let desired = Desired::compute(&config, &statics, None);
+    let tunnel = &desired.tunnels[&PeerName::new("moon")];
+    assert!(tunnel.on_demand && !tunnel.counts() && !tunnel.peer.initiate && tunnel.peer.remotes.is_empty());
+    let reqid = Reqid::tunnel(7).unwrap();
+    let reqids = PeerReqids { outbound: reqid, inbound: reqid };
+    let outward = |ends: Option<&TunnelEnds>| {
+        let (policies, problems) = tunnel_policies(tunnel, &[], reqids, ends);
+        assert!(problems.is_empty(), "{problems:?}");
+        let out = policies.into_iter().filter(|policy| policy.direction == Direction::Out);
+        out.map(|policy| policy.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        outward(None),
+        ["out 10.1.0.0/24 -> 10.2.0.0/24 priority 10016 block", "out fd01::/64 -> fd02::/64 priority 10128 block"]
+    );
+    let ends = TunnelEnds {
+        local: "192.0.2.1".parse().unwrap(),
+        remote: "192.0.2.2".parse().unwrap(),
+        local_selectors: tunnel.peer.child.local.clone(),
+        remote_selectors: tunnel.peer.child.remote.clone(),
+        up: false,
+    };
+    assert_eq!(
+        outward(Some(&ends)),
+        [
+            "out 10.1.0.0/24 -> 10.2.0.0/24 priority 10016 esp reqid 0xec000007 192.0.2.1 -> 192.0.2.2",
+            "out fd01::/64 -> fd02::/64 priority 10128 esp reqid 0xec000007 192.0.2.1 -> 192.0.2.2"
+        ]
+    );
+}
+
+#[test]
+fn tunnels_to_members_of_large_communities_wait_for_a_packet_and_those_of_hubs_do_not() {
+    let with = |own, edges: usize| {
+        let edge = |n: usize| {
+            let segment = format!("10.77.{}.{}/30", 16 + n / 64, n % 64 * 4);
+            peer(&format!("edge-{n}"), Role::Edge, "203.0.113.2:4500", &[&segment], &[])
+        };
+        let mut peers: Vec<Peer> = (0..edges).map(edge).collect();
+        peers.push(peer("hub-1", Role::Hub, "203.0.113.1:4500", &[], &["10.244.0.0/16"]));
+        membership(own, &["10.77.1.0/26"], &[], peers)
+    };
+    let on_demand = |keys: &str, own, edges| {
+        let desired = Desired::compute(&config(keys), &[], Some(&with(own, edges)));
+        assert!(desired.tunnels.values().all(|tunnel| tunnel.on_demand != tunnel.peer.initiate));
+        assert!(!desired.tunnels[&PeerName::new("hub-1")].on_demand);
+        desired.tunnels.values().filter(|tunnel| tunnel.on_demand).count()
+    };
+    for (keys, own, edges, expected) in [
+        ("", Role::Edge, 63, 0),
+        ("", Role::Edge, 64, 64),
+        ("", Role::Hub, 200, 0),
+        ("[on_demand]\neager = 1\n", Role::Edge, 1, 1),
+        ("[on_demand]\neager = 2\n", Role::Edge, 1, 0),
+        ("[on_demand]\neager = 1000\n", Role::Edge, 999, 0),
+    ] {
+        assert_eq!(on_demand(keys, own, edges), expected, "{keys} {own} {edges}");
+    }
+    // One member more changes all tunnels but the hub's.
+    let (before, now) = (with(Role::Edge, 63), with(Role::Edge, 64));
+    let now = Membership { credentials: Arc::clone(&before.credentials), ..now };
+    let known = Desired::compute(&config(""), &[], Some(&before));
+    let updated = Desired::update(&config(""), &[], Some(&now), Some((&before, &known)));
+    assert_eq!(updated.tunnels, Desired::compute(&config(""), &[], Some(&now)).tunnels);
+    assert_eq!(updated.changes_since(&known).set.len(), 64);
+}

@@ -26,7 +26,7 @@ pub(super) struct Peer {
     pub(super) ike_proposals: Vec<String>,
     /// Empty for the agent's defaults.
     pub(super) esp_proposals: Vec<String>,
-    pub(super) initiates: bool,
+    pub(super) start: &'static str,
     pub(super) force_encapsulation: bool,
 }
 
@@ -61,7 +61,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
             report.problems.push(format!("{}: section {name}: not supported: certificates on a token", inner.at));
         }
     }
-    let (start_none, trap) = start(child, report);
+    let start = start(child, report);
     let addresses = addresses(connection, report);
     let by_certificate = method(local, remote, report)?;
     let (local_id, remote_id, credentials) = match identities(local, remote, &addresses, by_certificate, files) {
@@ -88,13 +88,12 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
             }
         }
     };
-    let initiates = !start_none && !addresses.remote.is_empty();
-    if !start_none && !initiates {
+    let start = if addresses.remote.is_empty() && start != "respond" {
         report.notes.push("the peer has no address, so it must begin".into());
-    }
-    if initiates && trap {
-        report.notes.push(format!("{}: start_action: the tunnel is set up at once, not by the first packet", child.at));
-    }
+        "respond"
+    } else {
+        start
+    };
     Some(Peer {
         local: addresses.local,
         local_subnets: selectors(child, "local_ts", addresses.local, report),
@@ -105,7 +104,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
         credentials,
         ike_proposals: proposals(connection, "proposals", |text| proposal::ike(text).map(drop), report),
         esp_proposals: proposals(child, "esp_proposals", |text| proposal::esp(text).map(drop), report),
-        initiates,
+        start,
         force_encapsulation: connection.get("encap").map(normal) == Some("yes"),
     })
 }
@@ -146,15 +145,15 @@ fn child<'a>(connection: &'a Section, report: &mut ImportReport) -> Option<&'a S
     None
 }
 
-/// Whether the file leaves the beginning to the peer, and whether the first packet begins.
-fn start(child: &Section, report: &mut ImportReport) -> (bool, bool) {
+/// Which end begins, as the key `start` of `[[peer]]` says it.
+fn start(child: &Section, report: &mut ImportReport) -> &'static str {
     match child.get("start_action").unwrap_or("none") {
-        "none" => (true, false),
-        "start" | "start|trap" | "trap|start" => (false, false),
-        "trap" => (false, true),
+        "none" => "respond",
+        "start" | "start|trap" | "trap|start" => "initiate",
+        "trap" => "on-demand",
         other => {
             report.problems.push(format!("{}: start_action {other:?} is unknown", child.at));
-            (true, false)
+            "respond"
         }
     }
 }

@@ -168,7 +168,7 @@ impl Import {
             remote_subnets: texts(&peer.remote_subnets),
             ike_proposals: &peer.ike_proposals,
             esp_proposals: &peer.esp_proposals,
-            start: if peer.initiates { "initiate" } else { "respond" },
+            start: peer.start,
             encap: peer.force_encapsulation.then_some("force"),
         };
         self.text += &toml::to_string(&Tables { peer: [table] })?;

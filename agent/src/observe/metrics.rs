@@ -16,7 +16,7 @@ use super::traffic::Traffic;
 use crate::status::{PeerReport, Status};
 
 /// The phases of a peer (`status`).
-const PHASES: [&str; 4] = ["idle", "connecting", "waiting", "up"];
+const PHASES: [&str; 5] = ["idle", "on-demand", "connecting", "waiting", "up"];
 
 pub(super) async fn scrape(observer: &Observer) -> Result<String, String> {
     let status = observer.status().await.ok_or(NO_STATUS)?;
@@ -218,7 +218,7 @@ mod tests {
             role: None,
             view_version: None,
             controller: None,
-            peers: vec![peer("a\"\n\\", "up"), peer("b", "idle"), peer("c", "up")],
+            peers: vec![peer("a\"\n\\", "up"), peer("b", "on-demand"), peer("c", "up")],
             states: vec![],
             policies: vec![],
             host: Default::default(),
@@ -232,6 +232,7 @@ mod tests {
         let has = |line: &str| assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         has("edge_agent_build{version=\"1.2.3\"} 1.0");
         has("edge_agent_peers{phase=\"up\"} 2.0");
+        has("edge_agent_peers{phase=\"on-demand\"} 1.0");
         has("edge_agent_peer_up{peer=\"a\\\"\\n\\\\\"} 1.0");
         has("edge_agent_peer_up{peer=\"b\"} 0.0");
         has("edge_agent_peer_received_bytes_total{peer=\"b\"} 0");

@@ -77,7 +77,8 @@ pub struct PeerReport {
     pub name: String,
     /// Where the peer comes from: `view` or `configuration`.
     pub origin: String,
-    /// `idle`, `connecting`, `waiting` (for the next attempt) or `up`.
+    /// `idle`, `on-demand` (the next packet brings the tunnel), `connecting`, `waiting` (for the
+    /// next attempt) or `up`.
     pub phase: String,
     /// Reqid of its policies and SAs.
     pub reqid: Option<u32>,

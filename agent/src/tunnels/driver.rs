@@ -1,6 +1,6 @@
 //! The event loop around the IKE endpoint.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,8 +20,10 @@ use super::datagram_socket::{self, Socket};
 use super::environment::{KernelEnvironment, source_address};
 use super::failure_log::FailureLog;
 use super::hub_returns::HubReturns;
+use super::idle_tunnels::IdleTunnels;
 use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
+use super::on_demand::DeferredSwitch;
 use super::reqids::Reqids;
 use super::sa_table::SaTable;
 use crate::clock::{CertificateClock, boot_time};
@@ -84,6 +86,12 @@ pub struct Driver {
     pub(super) to_rekey: Vec<PeerName>,
     /// Hubs that were lost and came back.
     pub(super) hub_returns: HubReturns,
+    /// Tunnels on demand that are up.
+    pub(super) idle_tunnels: IdleTunnels,
+    /// Outbound SAs of tunnels on demand that wait for the peer. Each waits for a moment.
+    pub(super) deferred_switches: BTreeMap<PeerName, DeferredSwitch>,
+    /// Whether the kernel is to hold packets that wait for a tunnel on demand.
+    pub(super) hold_packets: bool,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
     /// Whether a complete desired state has been applied.
@@ -140,6 +148,9 @@ impl Driver {
             retry_move_at: None,
             to_rekey: vec![],
             hub_returns: HubReturns::default(),
+            idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
+            deferred_switches: BTreeMap::new(),
+            hold_packets: config.on_demand.hold_packets,
             failures: FailureLog::default(),
             settled: false,
             host,
@@ -235,8 +246,16 @@ impl Driver {
     }
 
     fn until_timeout(&self) -> Duration {
-        let due =
-            [self.endpoint.poll_timeout(), self.sas.next_expiry(), self.failures.due(), self.hub_returns.next_due()];
+        // Without reports of ESP no tunnel is known to be idle.
+        let idle = self.esp_events.as_ref().and_then(|_| self.idle_tunnels.next_check());
+        let due = [
+            self.endpoint.poll_timeout(),
+            self.sas.next_expiry(),
+            self.failures.due(),
+            self.hub_returns.next_due(),
+            idle,
+            self.next_deferral_end(),
+        ];
         let next = due.into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
     }
@@ -248,6 +267,10 @@ impl Driver {
             tracing::warn!("{line}");
         }
         self.changed_peers.extend(self.hub_returns.take_due(now));
+        self.end_deferrals(now);
+        if self.esp_events.is_some() {
+            self.close_idle_tunnels(now);
+        }
         let (expired, outcome) = self.sas.expire(&mut self.environment.xfrm, now);
         expired.into_iter().for_each(|reqid| self.inherited_sa_gone(reqid));
         if let Err(error) = outcome {
@@ -289,7 +312,9 @@ impl Driver {
         }
         for name in &changes.set {
             self.set_peer(name, now);
+            self.watch_if_on_demand(name, now);
         }
+        self.hold_packets_if_on_demand();
         // A node that loses its view keeps the guard.
         if self.desired.complete {
             self.policies.update_guard(&self.desired.guard, &self.environment.incidents);
@@ -299,7 +324,7 @@ impl Driver {
             self.changed_peers.extend(self.desired.tunnels.keys().cloned());
         }
         self.changed_peers.extend(changes.gone.into_iter().chain(changes.set));
-        self.wanted_from_view = self.desired.tunnels.values().filter(|tunnel| tunnel.origin == Origin::View).count();
+        self.wanted_from_view = self.desired.tunnels.values().filter(|tunnel| tunnel.counts()).count();
         if self.settled {
             return self.update_policies();
         }
@@ -315,19 +340,28 @@ impl Driver {
     /// Reports ESP of peers' CHILD_SAs to the endpoint.
     fn handle_esp_events(&mut self, events: &[EspEvent]) {
         let now = boot_time();
+        let mut heard = Vec::new();
         for event in events {
             match self.sas.usage(event.id) {
                 Some((peer, SaDirection::In)) => {
+                    self.idle_tunnels.used(peer, now);
+                    if self.deferred_switches.contains_key(peer) {
+                        heard.push(peer.clone());
+                    }
                     self.endpoint.esp_received(peer, event.id.spi, now);
                     if self.hub_returns.heard(peer) {
                         self.changed_peers.insert(peer.clone());
                     }
                 }
-                Some((peer, SaDirection::Out)) => self.endpoint.esp_sent(peer, event.id.spi, now),
+                Some((peer, SaDirection::Out)) => {
+                    self.idle_tunnels.used(peer, now);
+                    self.endpoint.esp_sent(peer, event.id.spi, now);
+                }
                 // Inherited, or deleted meanwhile.
                 None => {}
             }
         }
+        heard.iter().for_each(|peer| self.end_deferral(peer));
     }
 
     fn assign_reqids(&mut self, changes: &PeerChanges) {
@@ -346,10 +380,12 @@ impl Driver {
     /// Configures a peer of the desired state in the endpoint.
     pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
-        let (mut peer, origin) = (tunnel.peer.clone(), tunnel.origin);
+        let (mut peer, origin, on_demand) = (tunnel.peer.clone(), tunnel.origin, tunnel.on_demand);
         if let Some(reqid) = self.environment.reqid(name) {
             self.forget_revoked_sas(&peer, reqid);
             peer.keep_existing = self.sas.has_inherited(reqid);
+            // While there are inherited SAs, no packet asks for a tunnel.
+            peer.initiate |= on_demand && peer.keep_existing;
             self.assume_inherited_ends(name, reqid);
             // A peer behind a NAT may not notice that we restarted, as long as its ESP is answered.
             // So we begin, at the address to which the inherited SAs send.
@@ -436,7 +472,7 @@ fn open_esp_events(liveness: Duration) -> Option<AsyncFd<EspEventSocket>> {
         Ok(events) => Some(events),
         Err(error) => {
             tracing::warn!(
-                "the kernel does not report ESP packets, so each peer is checked after {liveness:?} without IKE messages: {error:#}"
+                "the kernel does not report ESP packets, so each peer is checked after {liveness:?} without IKE messages, and tunnels on demand stay although they are idle: {error:#}"
             );
             None
         }

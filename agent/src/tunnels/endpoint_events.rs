@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use edge_ike::event::DownReason;
 use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName};
-use edge_xfrm::Xfrm;
+use edge_xfrm::{Reqid, Xfrm};
 
 use super::driver::Driver;
 use super::sa_table::{INHERITED_LINGER, OutboundSwitchOutcome, SaTable};
@@ -42,7 +42,9 @@ impl Driver {
                     "CHILD_SA established"
                 );
                 self.install(&peer, &child);
-                self.switch_outbound(&peer, child.id);
+                if !self.defer_switch(&peer, &child, self.now()) {
+                    self.switch_outbound(&peer, child.id);
+                }
             }
             Event::ChildRekeyed { peer, old, new, switch } => {
                 tracing::info!(
@@ -62,6 +64,10 @@ impl Driver {
                 self.changed_peers.insert(peer.clone());
                 if let Err(error) = self.sas.remove(&mut self.environment.xfrm, child) {
                     self.environment.incidents.error(format!("peer {peer}: {error}"));
+                }
+                self.cancel_deferral(&peer, child);
+                if !self.sas.sends(&peer) {
+                    self.idle_tunnels.forget(&peer);
                 }
             }
             Event::PeerMoved { peer, children, local, remote } => {
@@ -104,7 +110,9 @@ impl Driver {
         }
     }
 
-    fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
+    pub(super) fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
+        self.deferred_switches.remove(peer);
+        let begins = self.is_on_demand(peer) && !self.sas.sends(peer);
         let out_policies = self.policies.outbound_of(peer);
         let (desired, incidents) = (&self.desired, &self.environment.incidents);
         let (held, reqids) = (&mut self.policies, self.environment.reqids_of_sas(peer));
@@ -127,8 +135,21 @@ impl Driver {
         if let Some(reqids) = reqids {
             let until = self.now() + INHERITED_LINGER;
             self.sas.limit_inherited(reqids.outbound, until);
+            if begins {
+                self.watch_if_on_demand(peer, now);
+                self.send_held_packets(peer, reqids.outbound);
+            }
         }
         self.changed_peers.insert(peer.clone());
+    }
+
+    /// Lets packets go that waited for the tunnel. Otherwise the kernel tries them again after a
+    /// while, and later each time.
+    fn send_held_packets(&mut self, peer: &PeerName, reqid: Reqid) {
+        let policies = self.policies.outbound_of(peer);
+        if let Err(error) = self.environment.xfrm.send_held_packets(reqid, &policies) {
+            self.environment.incidents.error(format!("peer {peer}: {error}"));
+        }
     }
 
     fn move_child(&mut self, peer: &PeerName, id: ChildId, local: std::net::SocketAddr, remote: std::net::SocketAddr) {

@@ -10,10 +10,12 @@
 //! - `endpoint_events`: handles the events of the endpoint.
 //! - `failure_log`: which failures of peers have a log line of their own.
 //! - `hub_returns`: hubs that were lost and came back.
+//! - `idle_tunnels`: tunnels on demand, and when each was last used.
 //! - `inherited_sas`: the SAs of an earlier run.
 //! - `installed_sa`: an SA of ours in the kernel.
 //! - `kernel_events`: handles the notifications of the kernel.
 //! - `kernel_policies`: installs the desired policies, and compares them with the kernel's.
+//! - `on_demand`: tunnels that the first packet brings.
 //! - `reconcile`: compares policies and SAs with the kernel's and corrects differences.
 //! - `sa_table`: the SAs in the kernel.
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
@@ -28,11 +30,13 @@ mod environment;
 mod esp_key;
 mod failure_log;
 mod hub_returns;
+mod idle_tunnels;
 mod ike_sockets;
 mod inherited_sas;
 mod installed_sa;
 mod kernel_events;
 mod kernel_policies;
+mod on_demand;
 mod reconcile;
 mod report;
 mod reqids;

@@ -16,7 +16,7 @@ use super::installed_sa::InstalledSa;
 use super::kernel_policies::DesiredCompleteness;
 use super::sa_table::LostSa;
 use crate::clock::thread_cpu_time;
-use crate::desired::{Origin, TunnelEnds};
+use crate::desired::TunnelEnds;
 use crate::logging::peer_span;
 
 /// Wait between two attempts to find a route.
@@ -49,12 +49,12 @@ impl Driver {
         let now = self.now();
         for peer in std::mem::take(&mut self.changed_peers) {
             let tunnel = self.desired.tunnels.get(&peer);
-            if tunnel.is_some_and(|tunnel| tunnel.origin == Origin::View) && self.sas.sends(&peer) {
+            if tunnel.is_some_and(|tunnel| tunnel.counts()) && self.sas.sends(&peer) {
                 self.up_from_view.insert(peer.clone());
             } else {
                 self.up_from_view.remove(&peer);
             }
-            let (reqids, ends) = (self.environment.reqids_of_sas(&peer), self.sas.ends(&peer));
+            let (reqids, ends) = (self.environment.reqids_of_sas(&peer), self.policy_ends(&peer));
             let up = ends.as_ref().is_some_and(|ends| ends.up);
             let state = self.hub_returns.state(self.desired.tunnels.get(&peer), &peer, up, now);
             let incidents = &self.environment.incidents;

@@ -56,7 +56,9 @@ impl Driver {
         sas: &HashMap<SaId, Sa>,
     ) -> PeerReport {
         let tunnel = self.desired.tunnels.get(name);
+        let waits_for_packet = tunnel.is_some_and(|tunnel| tunnel.on_demand && !tunnel.peer.remotes.is_empty());
         let phase = match status.map(|status| status.phase) {
+            None | Some(Phase::Idle) if waits_for_packet => "on-demand",
             None | Some(Phase::Idle) => "idle",
             Some(Phase::Connecting) => "connecting",
             Some(Phase::Waiting { .. }) => "waiting",

@@ -10,26 +10,38 @@ use crate::strongswan::charon::Auth;
 use crate::topology::{Netem, NetworkPlan};
 use crate::wait;
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "agent/ike-rekey",
-    about: "two agents rekey their IKE SA, each alone, both at once, and while the other one rekeys the CHILD_SA: no ping is lost",
-    deadline: Duration::from_secs(120),
-    by_default: true,
-    needs: Needs::Nothing,
-    run: ike_rekey,
-}];
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "agent/ike-rekey",
+        about: "two agents rekey their IKE SA, each alone, both at once, and while the other one rekeys the CHILD_SA: no ping is lost",
+        deadline: Duration::from_secs(120),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: ike_rekey,
+    },
+    Scenario {
+        name: "agent/on-demand",
+        about: "two agents on demand: the first packet of either end, or of both at once, brings one tunnel and is answered; idle ones go",
+        deadline: Duration::from_secs(120),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: on_demand,
+    },
+];
 
-fn ike_rekey(lab: &Lab) -> Result<()> {
+/// Two hosts, `delay` milliseconds apart.
+fn two_hosts(delay: u32) -> NetworkPlan {
     let mut plan = NetworkPlan::new();
-    // Slow enough that the requests of two commands, one after the other, cross.
-    plan.router("isp").on("east", &["192.0.2.1/24"]).on("west", &["203.0.113.1/24"]).slow("west", Netem::delay(200));
+    plan.router("isp").on("east", &["192.0.2.1/24"]).on("west", &["203.0.113.1/24"]).slow("west", Netem::delay(delay));
     plan.host("edge").on("west", &["203.0.113.10/24"]).via("203.0.113.1");
     plan.host("moon").on("east", &["192.0.2.10/24"]).via("192.0.2.1");
-    let net = lab.build(&plan)?;
-    let (edge, moon) = (net.node("edge"), net.node("moon"));
-    let edge_pod = edge.wired_pod("p", "10.1.0.2/24", "10.1.0.1/24")?;
-    let moon_pod = moon.wired_pod("p", "10.2.0.2/24", "10.2.0.1/24")?;
-    let peer = |us: &str, them: &str, remote: &str, start| StaticPeer {
+    plan
+}
+
+/// The table of host `us`, one of the two hosts, about the other one.
+fn peer(us: &str, start: &'static str) -> StaticPeer {
+    let (them, remote) = if us == "edge" { ("moon", "192.0.2.10") } else { ("edge", "203.0.113.10") };
+    StaticPeer {
         name: them.to_owned(),
         remote: vec![remote.to_owned()],
         local_id: format!("{us}.example"),
@@ -40,9 +52,17 @@ fn ike_rekey(lab: &Lab) -> Result<()> {
         ike: vec!["aes256gcm16-prfsha256-x25519".to_owned()],
         esp: vec!["aes256gcm16".to_owned()],
         start,
-    };
-    let mut a = Agent::start(lab, edge, "", &[peer("edge", "moon", "192.0.2.10", "initiate")])?;
-    let mut b = Agent::start(lab, moon, "", &[peer("moon", "edge", "203.0.113.10", "respond")])?;
+    }
+}
+
+fn ike_rekey(lab: &Lab) -> Result<()> {
+    // Slow enough that the requests of two commands, one after the other, cross.
+    let net = lab.build(&two_hosts(200))?;
+    let (edge, moon) = (net.node("edge"), net.node("moon"));
+    let edge_pod = edge.wired_pod("p", "10.1.0.2/24", "10.1.0.1/24")?;
+    let moon_pod = moon.wired_pod("p", "10.2.0.2/24", "10.2.0.1/24")?;
+    let mut a = Agent::start(lab, edge, "", &[peer("edge", "initiate")])?;
+    let mut b = Agent::start(lab, moon, "", &[peer("moon", "respond")])?;
     a.wait_up("moon")?;
     b.wait_up("edge")?;
     let (mut ping, mut back) = (edge_pod.ping("10.2.0.2")?, moon_pod.ping("10.1.0.2")?);
@@ -92,4 +112,55 @@ fn ike_rekey(lab: &Lab) -> Result<()> {
     back.wait_more(5)?;
     ping.stop()?.expect_none_lost()?;
     back.stop()?.expect_none_lost()
+}
+
+/// How long a single packet may wait for its tunnel and its answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn on_demand(lab: &Lab) -> Result<()> {
+    let net = lab.build(&two_hosts(60))?;
+    let (edge, moon) = (net.node("edge"), net.node("moon"));
+    let edge_pod = edge.wired_pod("p", "10.1.0.2/24", "10.1.0.1/24")?;
+    let moon_pod = moon.wired_pod("p", "10.2.0.2/24", "10.2.0.1/24")?;
+    let mut wire = net.node("isp").capture("east")?;
+    let idle = "[on_demand]\nidle_timeout = \"2s\"";
+    let mut a = Agent::start(lab, edge, idle, &[peer("edge", "on-demand")])?;
+    let mut b = Agent::start(lab, moon, idle, &[peer("moon", "on-demand")])?;
+    a.wait_ready()?;
+    b.wait_ready()?;
+    let both_wait = || -> Result<()> {
+        a.wait_phase("moon", "on-demand")?;
+        b.wait_phase("edge", "on-demand")?;
+        ensure!(a.ike_sas("moon")?.is_empty() && b.ike_sas("edge")?.is_empty(), "an IKE SA is left");
+        Ok(())
+    };
+    both_wait()?;
+    lab.step("neither end begins");
+
+    for (pod, to) in [(&edge_pod, "10.2.0.2"), (&moon_pod, "10.1.0.2")] {
+        // One packet, which brings the tunnel.
+        ensure!(pod.reaches(to, PATIENCE)?, "the first packet to {to} was lost");
+        both_wait()?;
+    }
+    lab.step("the first packet of either end is answered, and idle tunnels go");
+
+    let (mut ping, mut back) = (edge_pod.ping("10.2.0.2")?, moon_pod.ping("10.1.0.2")?);
+    ping.wait_more(5)?;
+    back.wait_more(5)?;
+    wait::for_event("both agents to have one and the same tunnel", || {
+        let (ours, theirs) = (a.ike_sas("moon")?, b.ike_sas("edge")?);
+        ensure!(ours.len() == 1 && ours == theirs, "they name {ours:?} and {theirs:?}");
+        let (ours, theirs) = (a.tunnel("moon")?, b.tunnel("edge")?);
+        ensure!((ours.spi_in, ours.spi_out) == (theirs.spi_out, theirs.spi_in), "{ours:x?} and {theirs:x?}");
+        Ok(())
+    })?;
+    ping.wait_more(5)?;
+    back.wait_more(5)?;
+    for report in [ping.stop()?, back.stop()?] {
+        lab.step(&format!("both ends begin at once: {report:?}"));
+        ensure!(report.gaps.iter().all(|gap| gap.first > 1), "the first packet was lost: {report:?}");
+    }
+    both_wait()?;
+    wire.expect_none("net 10.0.0.0/8")?;
+    wire.stop()
 }

@@ -197,6 +197,14 @@ impl Xfrm {
         Ok(old_is_there)
     }
 
+    /// Sends the packets that the kernel holds for these `out` policies of a reqid, now that there
+    /// is an SA: each policy is replaced by itself (`xfrm_policy_requeue`). Policies that the
+    /// kernel does not have are left out.
+    pub fn send_held_packets(&mut self, reqid: Reqid, policies: &[Policy]) -> Result<()> {
+        let installed: Vec<InstalledPolicy> = self.holders(policies)?.into_iter().flatten().collect();
+        policies::renew_outbound(&mut self.netlink, reqid, &installed)
+    }
+
     /// Installs a new outbound SA. `false`: the old one is not there any more.
     fn add_beside(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         let old_is_there = match self.require_ours(old) {

@@ -13,6 +13,7 @@ use crate::scenario::{Lab, Needs, Scenario};
 use crate::strongswan::charon::{Auth, Connection};
 use crate::strongswan::{Authority, Charon, KeyKind, subject};
 use crate::topology::NetworkPlan;
+use crate::wait;
 use site::{Initiator, SECRET, Site, WRONG_SECRET};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -102,6 +103,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         groups_differ_at_rekey,
     ),
     scenario(
+        "strongswan/on-demand",
+        "edge-agent sets the tunnel to charon up by the first packet, closes it when it is idle, and again after charon has closed it",
+        on_demand,
+    ),
+    scenario(
         "strongswan/chacha-p256-ipv6",
         "edge-agent initiates over IPv6 without NAT or default route: ChaCha20-Poly1305, P-256, IPv6 pods",
         chacha_p256_ipv6,
@@ -129,6 +135,36 @@ fn psk(lab: &Lab, initiator: Initiator) -> Result<()> {
 
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(SECRET.to_owned()))])?;
     site.check_tunnel(lab, &mut agent, &charon)
+}
+
+fn on_demand(lab: &Lab) -> Result<()> {
+    let net = lab.build(&Site::plan(Initiator::Edge))?;
+    let site = Site::new(net, Initiator::Edge)?;
+    let auth = || Auth::Psk(SECRET.to_owned());
+    let charon = Charon::start(site.moon, &site.connection(auth()))?;
+    let peer = StaticPeer { start: "on-demand", ..site.peer(auth()) };
+    let mut agent = Agent::start(lab, site.edge, "[on_demand]\nidle_timeout = \"2s\"", &[peer])?;
+    agent.wait_ready()?;
+    for closes in ["edge-agent", "charon"] {
+        agent.wait_phase("moon", "on-demand")?;
+        wait::for_event("charon to have no IKE SA", || {
+            ensure!(charon.sas()?.is_empty(), "it still has one");
+            Ok(())
+        })?;
+        ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(30))?, "the first packet was lost");
+        // edge-agent closes the tunnel when nothing is sent.
+        if closes == "charon" {
+            charon.terminate()?;
+        }
+    }
+    agent.wait_phase("moon", "on-demand")?;
+    ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(30))?, "the first packet was lost");
+    let mut ping = site.edge_pod.ping("10.2.0.2")?;
+    ping.wait_more(3)?;
+    let (ours, theirs) = (agent.wait_up("moon")?, charon.wait_up()?);
+    ensure!((ours.spi_in, ours.spi_out) == (theirs.spi_out, theirs.spi_in), "{ours:x?} and {theirs:x?}");
+    ping.stop()?.expect_none_lost()?;
+    site.wire.expect_none("net 10.0.0.0/8")
 }
 
 fn psk_initiator(lab: &Lab) -> Result<()> {

@@ -1,0 +1,112 @@
+//! Tunnels on demand that are up, and when each was last used. Pure.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use edge_ike::{Instant, PeerName};
+
+/// The tunnels on demand that are up. It grows with their number.
+#[derive(Debug)]
+pub(super) struct IdleTunnels {
+    timeout: Duration,
+    tunnels: HashMap<PeerName, TunnelUse>,
+    checks: BTreeSet<(Instant, PeerName)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct TunnelUse {
+    last: Instant,
+    /// When it is looked at again. It may have been used meanwhile.
+    check: Instant,
+}
+
+impl IdleTunnels {
+    /// No tunnels. Each is to be closed after `timeout` without a packet.
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self { timeout, tunnels: HashMap::new(), checks: BTreeSet::new() }
+    }
+
+    /// A tunnel on demand is up, or is to stay for another timeout.
+    pub(super) fn watch(&mut self, peer: &PeerName, now: Instant) {
+        self.forget(peer);
+        self.insert(peer.clone(), now);
+    }
+
+    /// A packet went through the tunnel of a peer, in either direction. Other peers are ignored.
+    pub(super) fn used(&mut self, peer: &PeerName, now: Instant) {
+        if let Some(tunnel) = self.tunnels.get_mut(peer) {
+            tunnel.last = now;
+        }
+    }
+
+    /// The tunnel is down, or no longer on demand.
+    pub(super) fn forget(&mut self, peer: &PeerName) {
+        if let Some(tunnel) = self.tunnels.remove(peer) {
+            self.checks.remove(&(tunnel.check, peer.clone()));
+        }
+    }
+
+    /// When [`Self::take_idle`] has something to do.
+    pub(super) fn next_check(&self) -> Option<Instant> {
+        self.checks.first().map(|(at, _)| *at)
+    }
+
+    /// Takes the peers whose tunnels carried no packet for the timeout.
+    pub(super) fn take_idle(&mut self, now: Instant) -> Vec<PeerName> {
+        let mut idle = Vec::new();
+        while let Some((_, peer)) = self.checks.first().filter(|(at, _)| *at <= now).cloned() {
+            let last = self.tunnels.get(&peer).map_or(now, |tunnel| tunnel.last);
+            self.forget(&peer);
+            if last + self.timeout > now {
+                self.insert(peer, last);
+            } else {
+                idle.push(peer);
+            }
+        }
+        idle
+    }
+
+    fn insert(&mut self, peer: PeerName, last: Instant) {
+        let check = last + self.timeout;
+        self.checks.insert((check, peer.clone()));
+        self.tunnels.insert(peer, TunnelUse { last, check });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::new(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_tunnel_is_idle_when_the_timeout_has_passed_since_its_last_packet() {
+        let mut tunnels = IdleTunnels::new(Duration::from_secs(600));
+        let [a, b, c] = ["a", "b", "c"].map(PeerName::new);
+        tunnels.watch(&a, at(0));
+        tunnels.watch(&b, at(10));
+        tunnels.used(&a, at(300));
+        tunnels.used(&c, at(300));
+        assert_eq!((tunnels.next_check(), tunnels.take_idle(at(599))), (Some(at(600)), vec![]));
+        assert_eq!(tunnels.take_idle(at(610)), std::slice::from_ref(&b));
+        assert_eq!((tunnels.next_check(), tunnels.take_idle(at(899))), (Some(at(900)), vec![]));
+        assert_eq!(tunnels.take_idle(at(900)), std::slice::from_ref(&a));
+        assert_eq!(tunnels.next_check(), None);
+    }
+
+    #[test]
+    fn a_tunnel_that_went_down_and_came_back_is_looked_at_for_its_new_life() {
+        let mut tunnels = IdleTunnels::new(Duration::from_secs(600));
+        let a = PeerName::new("a");
+        tunnels.watch(&a, at(0));
+        tunnels.forget(&a);
+        tunnels.watch(&a, at(500));
+        tunnels.watch(&a, at(600));
+        assert_eq!(tunnels.take_idle(at(600)), []);
+        assert_eq!(tunnels.take_idle(at(1199)), []);
+        assert_eq!(tunnels.take_idle(at(1200)), std::slice::from_ref(&a));
+        assert_eq!((tunnels.take_idle(at(9999)), tunnels.next_check()), (vec![], None));
+    }
+}

@@ -1,0 +1,152 @@
+//! Tunnels on demand. A policy without an SA makes the kernel report the first packet (ACQUIRE),
+//! and hold packets until the tunnel is up. A tunnel that nobody uses is closed, and the policy
+//! stays.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use edge_ike::{ChildId, ChildSa, Instant, PeerName};
+
+use super::driver::Driver;
+use super::environment::source_address;
+use crate::desired::{DesiredTunnel, TunnelEnds};
+use crate::logging::peer_span;
+
+/// Whether the kernel drops packets that wait for an SA, of this network namespace.
+const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
+
+/// How long a responder's packets wait at most for a sign that the initiator has its SAs.
+const RESPONDER_WAIT: Duration = Duration::from_millis(500);
+
+/// An outbound SA that is not installed yet.
+#[derive(Debug)]
+pub(super) struct DeferredSwitch {
+    child: ChildId,
+    until: Instant,
+}
+
+impl Driver {
+    /// Defers the outbound SA of a new tunnel on demand for which the peer began. The peer gets our
+    /// response and our first packets at the same time, and drops packets until it has installed
+    /// its SAs. So the kernel holds packets until one of the peer has come, or for
+    /// [`RESPONDER_WAIT`]. False: there is no reason to wait.
+    pub(super) fn defer_switch(&mut self, peer: &PeerName, child: &ChildSa, now: Instant) -> bool {
+        let sends = self.sas.ends(peer).is_some_and(|ends| ends.up);
+        let defers = self.hold_packets && self.is_on_demand(peer) && !child.initiator && !sends;
+        if defers {
+            let deferred = DeferredSwitch { child: child.id, until: now + RESPONDER_WAIT };
+            self.deferred_switches.insert(peer.clone(), deferred);
+        }
+        defers
+    }
+
+    /// When [`Self::end_deferrals`] has something to do.
+    pub(super) fn next_deferral_end(&self) -> Option<Instant> {
+        self.deferred_switches.values().map(|deferred| deferred.until).min()
+    }
+
+    /// Installs outbound SAs that have been deferred for long enough.
+    pub(super) fn end_deferrals(&mut self, now: Instant) {
+        let due = self.deferred_switches.iter().filter(|(_, deferred)| deferred.until <= now);
+        for peer in due.map(|(peer, _)| peer.clone()).collect::<Vec<_>>() {
+            self.end_deferral(&peer);
+        }
+    }
+
+    /// A packet of the peer has come: its SAs are installed.
+    pub(super) fn end_deferral(&mut self, peer: &PeerName) {
+        if let Some(deferred) = self.deferred_switches.remove(peer) {
+            let _span = peer_span(peer).entered();
+            self.switch_outbound(peer, deferred.child);
+        }
+    }
+
+    /// A deferred outbound SA is not to be installed any more.
+    pub(super) fn cancel_deferral(&mut self, peer: &PeerName, child: ChildId) {
+        if self.deferred_switches.get(peer).is_some_and(|deferred| deferred.child == child) {
+            self.deferred_switches.remove(peer);
+        }
+    }
+
+    /// The ends for the policies of a peer's tunnel: those of the tunnel, or of a policy without an
+    /// SA that waits for the first packet.
+    pub(super) fn policy_ends(&self, peer: &PeerName) -> Option<TunnelEnds> {
+        let ends = self.sas.ends(peer);
+        match self.desired.tunnels.get(peer) {
+            Some(tunnel) if tunnel.on_demand && !ends.as_ref().is_some_and(|ends| ends.up) => {
+                acquire_ends(tunnel).or(ends)
+            }
+            _ => ends,
+        }
+    }
+
+    /// A tunnel is up: one on demand is closed when it is idle.
+    pub(super) fn watch_if_on_demand(&mut self, peer: &PeerName, now: Instant) {
+        if self.is_on_demand(peer) && self.sas.sends(peer) {
+            self.idle_tunnels.watch(peer, now);
+        }
+    }
+
+    /// Whether packets bring the tunnel to a peer.
+    pub(super) fn is_on_demand(&self, peer: &PeerName) -> bool {
+        self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.on_demand)
+    }
+
+    /// Closes idle tunnels that this node began. A tunnel that the peer began is the peer's to
+    /// close: it may want it at all times.
+    pub(super) fn close_idle_tunnels(&mut self, now: Instant) {
+        for peer in self.idle_tunnels.take_idle(now) {
+            if !self.is_on_demand(&peer) {
+                continue;
+            }
+            if self.endpoint.is_initiator(&peer) == Some(true) {
+                let _span = peer_span(&peer).entered();
+                tracing::info!("tunnel on demand closed: it is idle");
+                self.endpoint.terminate(&peer, now, &mut self.environment);
+            } else {
+                self.watch_if_on_demand(&peer, now);
+            }
+        }
+    }
+
+    /// Makes the kernel hold packets that wait for a tunnel, if there are tunnels on demand.
+    pub(super) fn hold_packets_if_on_demand(&mut self) {
+        if !self.hold_packets || !self.desired.tunnels.values().any(|tunnel| tunnel.on_demand) {
+            return;
+        }
+        match hold_packets() {
+            Ok(false) => {}
+            Ok(true) => tracing::info!("net.core.xfrm_larval_drop set to 0: packets wait for tunnels on demand"),
+            Err(error) => self.environment.incidents.error(format!(
+                "net.core.xfrm_larval_drop cannot be set to 0 ({error}): the first packets to a peer on demand are lost; run \
+                 `sysctl -w net.core.xfrm_larval_drop=0`, or set hold_packets = false in [on_demand]"
+            )),
+        }
+    }
+}
+
+/// True: the setting was another one.
+fn hold_packets() -> io::Result<bool> {
+    if fs::read_to_string(LARVAL_DROP)?.trim() == "0" {
+        return Ok(false);
+    }
+    fs::write(LARVAL_DROP, "0").map(|()| true)
+}
+
+/// The ends of a policy without an SA. The addresses only make the kernel report a packet: the peer
+/// is then dialled at all its addresses, and the policy gets those of the tunnel. `None`: no
+/// address of the peer is known.
+fn acquire_ends(tunnel: &DesiredTunnel) -> Option<TunnelEnds> {
+    let remote = tunnel.peer.remotes.first()?.ip();
+    let loopback: IpAddr = if remote.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    let local = tunnel.peer.local.filter(|local| local.is_ipv4() == remote.is_ipv4());
+    Some(TunnelEnds {
+        local: local.or_else(|| source_address(remote)).unwrap_or(loopback),
+        remote,
+        local_selectors: tunnel.peer.child.local.clone(),
+        remote_selectors: tunnel.peer.child.remote.clone(),
+        up: false,
+    })
+}
