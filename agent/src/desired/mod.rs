@@ -32,6 +32,8 @@ use crate::membership::Membership;
 const HUB_LIVENESS: Duration = Duration::from_secs(2);
 /// Default of `idle_liveness` towards hubs, the interval of NAT keepalives.
 const HUB_IDLE_LIVENESS: Duration = Duration::from_secs(20);
+/// Default of `retry_max` towards edges. An edge that comes back begins by itself.
+const EDGE_RETRY_MAX: Duration = Duration::from_secs(120);
 
 /// The tunnels, guard and routes that this node should have.
 #[derive(Debug, Clone, Default)]
@@ -376,6 +378,8 @@ fn timing(config: &Config, peer: Role) -> Timing {
     if peer == Role::Hub {
         timing.liveness = configured.liveness.unwrap_or(HUB_LIVENESS);
         timing.idle_liveness = configured.idle_liveness.unwrap_or(HUB_IDLE_LIVENESS);
+    } else {
+        timing.retry_max = configured.retry_max.unwrap_or(EDGE_RETRY_MAX);
     }
     timing
 }

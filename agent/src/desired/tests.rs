@@ -489,3 +489,13 @@ fn tunnels_to_members_of_large_communities_wait_for_a_packet_and_those_of_hubs_d
     assert_eq!(updated.tunnels, Desired::compute(&config(""), &[], Some(&now)).tunnels);
     assert_eq!(updated.changes_since(&known).set.len(), 64);
 }
+
+#[test]
+fn an_edge_that_stays_silent_is_tried_more_seldom_than_a_hub() {
+    let longest = |keys: &str| {
+        let desired = Desired::compute(&config(keys), &[], Some(&edge_with_two_peers()));
+        ["edge-a2", "cloud-1"].map(|name| desired.tunnels[&PeerName::new(name)].peer.timing.retry_max.as_secs())
+    };
+    assert_eq!(longest(""), [120, 10]);
+    assert_eq!(longest("[timing]\nretry_max = \"7s\"\n"), [7, 7]);
+}

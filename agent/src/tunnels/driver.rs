@@ -82,6 +82,9 @@ pub struct Driver {
     /// When to look for a route again, if a tunnel's local address is gone and there is no route
     /// yet.
     pub(super) retry_move_at: Option<tokio::time::Instant>,
+    /// A hub came up: peers that could not be reached are tried again once the pending events are
+    /// handled.
+    pub(super) retry_unreached: bool,
     /// Peers to rekey once the pending events are handled.
     pub(super) to_rekey: Vec<PeerName>,
     /// Hubs that were lost and came back.
@@ -146,6 +149,7 @@ impl Driver {
             wanted_from_view: 0,
             up_from_view: HashSet::new(),
             retry_move_at: None,
+            retry_unreached: false,
             to_rekey: vec![],
             hub_returns: HubReturns::default(),
             idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
@@ -221,6 +225,10 @@ impl Driver {
                 self.handle_event(event);
             }
             self.update_policies();
+            if std::mem::take(&mut self.retry_unreached) {
+                self.endpoint.retry_unreached(boot_time(), &mut self.environment);
+                continue;
+            }
             let Some(peer) = self.to_rekey.pop() else { break };
             self.endpoint.rekey_children(&peer, boot_time(), &mut self.environment);
         }

@@ -23,6 +23,9 @@ impl Driver {
                     "IKE SA established"
                 );
                 self.peer_heard(&peer);
+                // This node has its network again, or the hub's part of it is there again.
+                let hub = self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);
+                self.retry_unreached |= hub && !self.sas.sends(&peer);
             }
             Event::IkeReplaced { old, new, .. } => tracing::info!(
                 old = format_args!("{:016x}_{:016x}", old.initiator, old.responder),
