@@ -57,13 +57,18 @@ pub mod priority {
     /// Blocks of the guard, weaker than all our other policies.
     pub const BLOCK: u32 = 30_000;
 
-    /// The priority of a peer's policy: the narrower its selector, the stronger.
+    /// Policies of one protocol are by so much stronger than those of any protocol.
+    const ONE_PROTOCOL: u32 = 1_000;
+
+    /// The priority of a peer's policy: the narrower its selector, the stronger. One of a single
+    /// protocol is stronger than all of any protocol.
     pub fn peer(selector: &Selector) -> u32 {
         let bits = |network: ipnetwork::IpNetwork| u32::from(network.prefix());
         let width = if selector.is_ipv4() { 64 } else { 256 };
         let (source, destination) = (bits(selector.source()), bits(selector.destination()));
         let base = if source == 0 || destination == 0 { PEER_DEFAULT_ROUTE } else { PEER };
-        base + width - source - destination
+        let protocol = if selector.protocol() == 0 { 0 } else { ONE_PROTOCOL };
+        base + width - source - destination - protocol
     }
 }
 

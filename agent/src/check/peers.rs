@@ -105,18 +105,18 @@ fn certificates(peer: &PeerConfig, auth: &CertificateAuth, section: &str, now: i
 }
 
 fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
-    for local in &peer.local_subnets {
-        for remote in peer.remote_subnets.iter().filter(|remote| network::overlap(local, remote)) {
+    for local in peer.all_local_subnets() {
+        for remote in peer.all_remote_subnets().filter(|remote| network::overlap(local, remote)) {
             report.add(
                 Level::Warning,
                 &peer.name,
                 format!(
-                    "local_subnets {local} and remote_subnets {remote} overlap: what both contain goes into the tunnel"
+                    "local_subnets {local} and remote_subnets {remote} overlap: hosts of local_subnets reach each other without the tunnel"
                 ),
             );
         }
     }
-    for remote in &peer.remote_subnets {
+    for remote in peer.all_remote_subnets() {
         for address in peer.remote.iter().filter_map(Remote::address).filter(|address| remote.contains(*address)) {
             report.add(
                 Level::Warning,
@@ -127,10 +127,9 @@ fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
         for other in before {
             let shared = |theirs: &&ipnetwork::IpNetwork| network::overlap(remote, theirs);
             let locals = peer
-                .local_subnets
-                .iter()
-                .any(|local| other.local_subnets.iter().any(|theirs| network::overlap(local, theirs)));
-            if let Some(theirs) = other.remote_subnets.iter().find(shared).filter(|_| locals) {
+                .all_local_subnets()
+                .any(|local| other.all_local_subnets().any(|theirs| network::overlap(local, theirs)));
+            if let Some(theirs) = other.all_remote_subnets().find(shared).filter(|_| locals) {
                 report.add(
                     Level::Warning,
                     &peer.name,

@@ -1,6 +1,7 @@
 //! The agent's TOML file. `docs/configuration.md` lists every key with its default; unknown keys
 //! are refused.
 
+mod child;
 mod distinguished_name;
 mod duration;
 mod firewall;
@@ -11,6 +12,7 @@ mod peer;
 pub(crate) mod proposal;
 mod secret;
 
+pub use child::{ChildSection, DEFAULT_CHILD};
 pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;

@@ -5,14 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use edge_ike::config::{Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, NextLayer};
-use edge_ike::{ChildName, Identity, PeerConfig, PeerName, Secret, same_identity};
+use edge_ike::config::{Auth, CertificateAuth, EspProposal, IkeProposal};
+use edge_ike::{Identity, PeerConfig, PeerName, Secret, same_identity};
 use ipnetwork::IpNetwork;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
+use super::child::{ChildSection, MAX_CHILD_SAS};
 use super::secret::{self, SecretText};
 use super::{Config, Encap, identity, proposal};
 
@@ -58,10 +59,15 @@ pub struct PeerSection {
     pub key: Option<PathBuf>,
     /// File with the trust anchors for the peer's certificate, PEM.
     pub trust_anchors: Option<PathBuf>,
-    /// Networks behind this node.
+    /// Networks behind this node. Empty if `children` has them.
+    #[serde(default)]
     pub local_subnets: Vec<IpNetwork>,
-    /// Networks behind the peer.
+    /// Networks behind the peer. Empty if `children` has them.
+    #[serde(default)]
     pub remote_subnets: Vec<IpNetwork>,
+    /// Several CHILD_SAs, each with networks of its own.
+    #[serde(default, rename = "child")]
+    pub children: Vec<ChildSection>,
     /// IKE proposals, best first.
     #[serde(default = "proposal::default_ike", deserialize_with = "proposal::ike_list")]
     pub ike_proposals: Vec<IkeProposal>,
@@ -190,9 +196,7 @@ impl PeerSection {
         {
             return Err(format!("start = \"{word}\" needs remote; or set start = \"respond\""));
         }
-        if self.local_subnets.is_empty() || self.remote_subnets.is_empty() {
-            return Err("local_subnets and remote_subnets need at least one network each".into());
-        }
+        self.check_children()?;
         if self.ike_proposals.is_empty() || self.esp_proposals.is_empty() {
             return Err("an empty list of proposals never matches the peer's; leave it out for the defaults".into());
         }
@@ -232,6 +236,7 @@ impl PeerSection {
     pub fn resolve(&self, config: &Config) -> Result<PeerConfig, String> {
         let wrong = |problem: String| format!("[[peer]] {:?}: {problem}", self.name);
         let auth = self.auth(config).map_err(wrong)?;
+        let (child, additional_children) = self.child_configs();
         Ok(PeerConfig {
             name: PeerName::new(&self.name),
             local: self.local,
@@ -242,15 +247,9 @@ impl PeerSection {
             remote_id: self.remote_id.clone(),
             auth,
             ike_proposals: self.ike_proposals.clone(),
-            child: ChildConfig {
-                name: ChildName::new("net"),
-                proposals: self.esp_proposals.clone(),
-                local: self.local_subnets.clone(),
-                remote: self.remote_subnets.clone(),
-                next_layer: NextLayer::ANY,
-            },
-            additional_children: vec![],
-            max_children: 1,
+            child,
+            additional_children,
+            max_children: MAX_CHILD_SAS,
             initiate: self.start == Start::Initiate,
             force_encapsulation: self.encap == Encap::Force,
             keep_existing: false,

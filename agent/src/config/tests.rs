@@ -198,3 +198,46 @@ fn two_peers_that_cannot_be_told_apart_are_refused_with_both_names() {
     refused(&[("remote = \"192.0.2.1\"", "remote = [\"192.0.2.10\", \"192.0.2.1\"]")]);
     refused(&[("remote = \"192.0.2.1\"", "start = \"respond\"")]);
 }
+
+/// [`PEER`] with two children instead of networks of its own.
+fn with_children(first: &str, second: &str) -> String {
+    let networks = "local_subnets = [\"10.1.0.0/16\"]\nremote_subnets = [\"10.2.0.0/16\"]\n";
+    let children =
+        format!("[[peer.child]]\nname = \"net\"\n{networks}{first}\n[[peer.child]]\nname = \"voice\"\n{second}\n");
+    PEER.replace(networks, "") + &children
+}
+
+#[test]
+fn a_peer_may_have_several_children_with_networks_proposals_and_ports_of_their_own() {
+    let voice = "local_subnets = [\"10.3.0.0/16\"]\nremote_subnets = [\"10.4.0.0/16\"]\nesp_proposals = [\"aes256gcm16\"]\n\
+                 protocol = \"udp\"\nremote_port = 5060";
+    let config = parse(&with_children("", voice)).unwrap();
+    let peer = config.peers[0].resolve(&config).unwrap();
+    let children: Vec<String> = peer.children().map(|child| format!("{} {}", child.name, child.local[0])).collect();
+    assert_eq!(children, ["net 10.1.0.0/16", "voice 10.3.0.0/16"]);
+    let voice = &peer.additional_children[0];
+    let next_layer = edge_ike::config::NextLayer { protocol: 17, local_port: None, remote_port: Some(5060) };
+    assert_eq!((voice.proposals.len(), voice.next_layer), (1, next_layer));
+    assert_eq!(peer.child.proposals, config.peers[0].esp_proposals);
+}
+
+#[test]
+fn children_that_make_no_sense_are_refused_with_advice() {
+    let networks = "local_subnets = [\"10.3.0.0/16\"]\nremote_subnets = [\"10.4.0.0/16\"]";
+    for (voice, expected) in [
+        (networks.replace("[\"10.4.0.0/16\"]", "[]"), "at least one"),
+        (format!("{networks}\nremote_port = 80"), "need protocol"),
+        (format!("{networks}\nprotocol = \"icmp\"\nlocal_port = 8"), "need protocol"),
+        (format!("{networks}\nprotocol = \"quic\""), "is not known"),
+        (format!("{networks}\nprotocol = 0"), "leave it out"),
+        (format!("{networks}\nesp_proposals = []"), "empty list"),
+        (format!("{networks}\nmode = \"transport\""), "mode"),
+        (format!("{networks}\n[[peer.child]]\nname = \"net\"\n{networks}"), "two [[peer.child]] are called"),
+        (format!("{networks}\n[[peer.child]]\nname = \"a b\"\n{networks}"), "letters"),
+    ] {
+        let error = parse(&with_children("", &voice)).expect_err(expected).to_string();
+        assert!(error.contains(expected) && error.contains("moon") || error.contains("line"), "{error}");
+    }
+    let both = PEER.to_owned() + "[[peer.child]]\nname = \"voice\"\n" + networks;
+    assert!(parse(&both).unwrap_err().to_string().contains("either in [[peer]]"));
+}

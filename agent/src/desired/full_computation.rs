@@ -7,7 +7,7 @@ use edge_ike::PeerName;
 use edge_xfrm::policy::PolicyKey;
 use edge_xfrm::{Policy, guard};
 
-use super::{Desired, DesiredTunnel, PeerReqids, TunnelEnds, TunnelState, tunnel_policies};
+use super::{ChildEnds, Desired, DesiredTunnel, PeerReqids, TunnelEnds, TunnelState, tunnel_policies};
 
 /// The desired policies of the guard and the tunnels, and the errors of those that are impossible.
 /// If two peers may take the same packets (two hubs that front the same networks), the peer
@@ -24,11 +24,12 @@ pub(super) fn desired_policies(
         Ok(guards) => policies.extend(guards.into_iter().map(|policy| (policy.key(), policy))),
         Err(error) => problems.push(error.to_string()),
     }
-    let mut tunnels: Vec<(&DesiredTunnel, PeerReqids, Option<TunnelEnds>)> =
-        desired.tunnels.iter().filter_map(|(name, tunnel)| Some((&**tunnel, reqids(name)?, ends(name)))).collect();
+    let child = |name| Some(ChildEnds { reqids: reqids(name)?, ends: ends(name) });
+    let mut tunnels: Vec<(&DesiredTunnel, ChildEnds)> =
+        desired.tunnels.iter().filter_map(|(name, tunnel)| Some((&**tunnel, child(name)?))).collect();
     tunnels.sort_by_key(|(tunnel, ..)| state(&tunnel.peer.name));
-    for (tunnel, reqid, ends) in &tunnels {
-        let (of_tunnel, refused) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, *reqid, ends.as_ref());
+    for (tunnel, child) in &tunnels {
+        let (of_tunnel, refused) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, std::slice::from_ref(child));
         for policy in of_tunnel {
             match policies.entry(policy.key()) {
                 Entry::Vacant(free) => drop(free.insert(policy)),

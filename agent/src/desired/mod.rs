@@ -6,7 +6,7 @@ mod full_computation;
 mod policies;
 mod policy_table;
 
-pub use policies::{PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
+pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -24,7 +24,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::candidate_addresses;
 use crate::config::proposal::{node_esp, node_ike};
-use crate::config::{Config, Encap, Start};
+use crate::config::{Config, DEFAULT_CHILD, Encap, Start};
 use crate::membership::Membership;
 
 /// Default of `liveness` towards hubs. The kernel reports ESP once a second, so less would ask hubs
@@ -215,7 +215,7 @@ impl Desired {
     pub fn static_pairs(&self, segments: &[IpNetwork]) -> Vec<(IpNetwork, IpNetwork)> {
         let static_peers = self.tunnels.values().filter(|tunnel| tunnel.origin == Origin::Configuration);
         let mut pairs = Vec::new();
-        for child in static_peers.map(|tunnel| &tunnel.peer.child) {
+        for child in static_peers.flat_map(|tunnel| tunnel.peer.children()) {
             for local in &child.local {
                 for segment in segments.iter().filter(|segment| overlap(segment, local)) {
                     let narrower = if local.prefix() > segment.prefix() { local } else { segment };
@@ -354,7 +354,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         }),
         ike_proposals: node_ike(),
         child: ChildConfig {
-            name: ChildName::new("net"),
+            name: ChildName::new(DEFAULT_CHILD),
             proposals: node_esp(),
             local: any.clone(),
             remote: any,
@@ -412,17 +412,18 @@ fn hub_gateways(view: &NodeView) -> Vec<HubGateway> {
 }
 
 /// Networks of a static peer that can be routed into the guard's device. Left out are networks that
-/// contain a peer's address, since ESP itself is sent there; a whole family; and networks that
-/// overlap ours. For a peer without a known address, a host network is left out too: it may be the
-/// peer itself.
+/// contain a peer's address, since ESP itself is sent there; a whole family; networks that overlap
+/// ours; and networks to which only some protocols go through the tunnel. For a peer without a
+/// known address, a host network is left out too: it may be the peer itself.
 fn routable_networks<'a>(peer: &'a PeerConfig, static_peers: &'a [PeerConfig]) -> impl Iterator<Item = IpNetwork> + 'a {
-    peer.child.remote.iter().copied().filter(move |network| {
+    let whole = peer.children().filter(|child| child.next_layer == NextLayer::ANY);
+    whole.flat_map(|child| &child.remote).copied().filter(move |network| {
         let holds_a_peer =
             static_peers.iter().flat_map(|peer| &peer.remotes).any(|remote| network.contains(remote.ip()));
         let all = network.prefix() == 0;
         let host = network.prefix() == if network.is_ipv4() { 32 } else { 128 };
         let perhaps_itself = host && peer.remotes.is_empty();
-        let ours = peer.child.local.iter().any(|own| overlap(own, network));
+        let ours = peer.children().flat_map(|child| &child.local).any(|own| overlap(own, network));
         !(all || holds_a_peer || perhaps_itself || ours)
     })
 }

@@ -3,8 +3,11 @@
 
 use std::net::IpAddr;
 
+use edge_ike::ChildConfig;
+use edge_ike::config::NextLayer;
+use edge_types::network::overlap;
 use edge_xfrm::policy::priority;
-use edge_xfrm::{Direction, Policy, Reqid, Selector};
+use edge_xfrm::{Direction, Policy, PortMask, Reqid, Selector};
 use ipnetwork::IpNetwork;
 
 use super::DesiredTunnel;
@@ -46,21 +49,37 @@ pub struct TunnelEnds {
     pub local_selectors: Vec<IpNetwork>,
     /// Negotiated selectors of the peer.
     pub remote_selectors: Vec<IpNetwork>,
+    /// The protocol and the ports of the selectors.
+    pub next_layer: NextLayer,
     /// Whether there is an outbound SA.
     pub up: bool,
 }
 
+/// What the policies of one of a peer's CHILD_SAs are computed from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildEnds {
+    /// The reqids of its SAs and policies.
+    pub reqids: PeerReqids,
+    /// The ends and selectors. `None` before it was ever up.
+    pub ends: Option<TunnelEnds>,
+}
+
 /// The policies that a tunnel to a peer needs, and the errors of those that are impossible.
-/// `ranges` are the cluster's ranges. `ends` is `None` before the tunnel was ever up: then no
-/// policy sends packets into it.
+/// `ranges` are the cluster's ranges. `children` are those of the peer's CHILD_SAs, those that send
+/// first: of two with the same selector the first counts. Before one was ever up, no policy sends
+/// packets into it.
 pub fn tunnel_policies(
     tunnel: &DesiredTunnel,
     ranges: &[IpNetwork],
-    reqids: PeerReqids,
-    ends: Option<&TunnelEnds>,
+    children: &[ChildEnds],
 ) -> (Vec<Policy>, Vec<String>) {
     let (mut policies, mut problems) = (Vec::new(), Vec::new());
-    for policy in all_policies(tunnel, ranges, reqids, ends) {
+    let of_children = children.iter().flat_map(|child| all_policies(tunnel, ranges, child.reqids, child.ends.as_ref()));
+    let of_site = children.iter().filter_map(|child| child.ends.as_ref()).flat_map(|ends| match tunnel.permitted {
+        PermittedTraffic::Granted { .. } => vec![],
+        PermittedTraffic::Negotiated => own_site_policies(ends),
+    });
+    for policy in of_children.chain(of_site) {
         match policy {
             Ok(policy) => policies.push(policy),
             Err(error) => problems.push(format!("peer {}: {error}", tunnel.peer.name)),
@@ -84,7 +103,7 @@ fn all_policies(
 ) -> Vec<edge_xfrm::Result<Policy>> {
     match (&tunnel.permitted, ends) {
         (PermittedTraffic::Granted { local, remote }, _) => {
-            let mut policies = granted_policies(local, remote, reqids, ends);
+            let mut policies = granted_policies(local, remote, NextLayer::ANY, reqids, ends);
             if let Some(ends) = ends {
                 for remote in remote {
                     policies.extend(any_source_policies(ranges, *remote, reqids.outbound, ends));
@@ -93,7 +112,7 @@ fn all_policies(
             policies
         }
         (PermittedTraffic::Negotiated, Some(ends)) => {
-            granted_policies(&ends.local_selectors, &ends.remote_selectors, reqids, Some(ends))
+            granted_policies(&ends.local_selectors, &ends.remote_selectors, ends.next_layer, reqids, Some(ends))
         }
         (PermittedTraffic::Negotiated, None) if tunnel.on_demand => blocked(tunnel),
         (PermittedTraffic::Negotiated, None) => vec![],
@@ -103,22 +122,67 @@ fn all_policies(
 /// Blocks for packets to a peer on demand whose address is not known yet. A policy that reports
 /// packets needs an address.
 fn blocked(tunnel: &DesiredTunnel) -> Vec<edge_xfrm::Result<Policy>> {
-    let child = &tunnel.peer.child;
-    let remotes = |local: &IpNetwork| {
-        let family = local.is_ipv4();
-        child.remote.iter().filter(move |remote| remote.is_ipv4() == family)
+    let pairs_of = |child: &ChildConfig| -> Vec<(IpNetwork, IpNetwork)> {
+        let remotes =
+            |local: IpNetwork| child.remote.iter().copied().filter(move |remote| remote.is_ipv4() == local.is_ipv4());
+        child.local.iter().flat_map(|local| remotes(*local).map(move |remote| (*local, remote))).collect()
     };
-    let pairs = child.local.iter().flat_map(|local| remotes(local).map(move |remote| (*local, *remote)));
     let block = |(local, remote)| {
         let selector = Selector::new(local, remote)?;
         Ok(Policy { priority: priority::peer(&selector), ..Policy::block(Direction::Out, selector) })
     };
-    pairs.map(block).collect()
+    tunnel.peer.children().flat_map(pairs_of).map(block).collect()
+}
+
+/// Addresses of a link: its hosts send from and to them whatever their other addresses, for
+/// neighbour discovery (RFC 4861), mDNS and DHCP.
+const LINK_LOCAL: [&str; 4] = ["fe80::/10", "ff02::/16", "224.0.0.0/24", "255.255.255.255/32"];
+
+/// Policies that keep a site talking to itself although the peer's networks contain its own, such
+/// as 10.0.0.0/8 or `::/0` (RFC 4301 4.4.1: BYPASS). They are as strong as their selectors are
+/// narrow, so that a peer's network within ours still goes into the tunnel.
+fn own_site_policies(ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
+    let within = |network: &IpNetwork| ends.remote_selectors.iter().any(|remote| overlap(remote, network));
+    let own: Vec<IpNetwork> = ends.local_selectors.clone();
+    let link_local = LINK_LOCAL.iter().filter_map(|network| network.parse().ok());
+    let peers_of = |local: &IpNetwork| -> Vec<IpNetwork> {
+        let same_family = |network: &IpNetwork| network.is_ipv4() == local.is_ipv4();
+        own.iter()
+            .copied()
+            .chain(link_local.clone())
+            .filter(|network| same_family(network) && within(network))
+            .collect()
+    };
+    let mut policies = Vec::new();
+    for local in &own {
+        for other in peers_of(local) {
+            let selector = match Selector::new(*local, other) {
+                Ok(selector) => selector,
+                Err(error) => {
+                    policies.push(Err(error.into()));
+                    continue;
+                }
+            };
+            let allow = |direction, selector: Selector| {
+                Ok(Policy { priority: priority::peer(&selector), ..Policy::allow(direction, selector) })
+            };
+            policies.push(allow(Direction::Out, selector));
+            policies.push(allow(Direction::In, selector.reversed()));
+            policies.push(allow(Direction::Fwd, selector.reversed()));
+            if other != *local {
+                policies.push(allow(Direction::Out, selector.reversed()));
+                policies.push(allow(Direction::In, selector));
+                policies.push(allow(Direction::Fwd, selector));
+            }
+        }
+    }
+    policies
 }
 
 fn granted_policies(
     local: &[IpNetwork],
     remote: &[IpNetwork],
+    next_layer: NextLayer,
     reqids: PeerReqids,
     ends: Option<&TunnelEnds>,
 ) -> Vec<edge_xfrm::Result<Policy>> {
@@ -126,7 +190,11 @@ fn granted_policies(
     for local in local {
         for remote in remote.iter().filter(|remote| remote.is_ipv4() == local.is_ipv4()) {
             let outward = match Selector::new(*local, *remote) {
-                Ok(selector) => selector,
+                Ok(selector) => selector.with_protocol(
+                    next_layer.protocol,
+                    next_layer.local_port.map_or(PortMask::ANY, PortMask::exactly),
+                    next_layer.remote_port.map_or(PortMask::ANY, PortMask::exactly),
+                ),
                 Err(error) => {
                     policies.push(Err(error.into()));
                     continue;
@@ -170,4 +238,134 @@ fn any_source_policies(
 /// `0.0.0.0/0` or `::/0`, of the same family as `network`.
 fn any_of_family(network: IpNetwork) -> IpNetwork {
     Selector::any(network.is_ipv4()).source()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use edge_xfrm::Action;
+    use edge_xfrm::policy::PolicyKey;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::desired::{Desired, Origin};
+
+    fn tunnel() -> DesiredTunnel {
+        let text = "[[peer]]\nname = 'moon'\nremote = '192.0.2.1'\nlocal_id = 'sun'\nremote_id = 'moon'\npsk = 'secret'\n\
+                    local_subnets = ['10.1.2.0/24']\nremote_subnets = ['10.2.0.0/24']\n";
+        let config = Config::parse(text, Path::new("x")).unwrap();
+        let peers = [config.peers[0].resolve(&config).unwrap()];
+        let desired = Desired::compute(&config, &peers, None);
+        let tunnel = DesiredTunnel::clone(desired.tunnels.values().next().unwrap());
+        assert_eq!(tunnel.origin, Origin::Configuration);
+        tunnel
+    }
+
+    fn ends(number: u32, local: &[&str], remote: &[&str], next_layer: NextLayer) -> ChildEnds {
+        let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let reqid = Reqid::tunnel(number).unwrap();
+        let ends = TunnelEnds {
+            local: "192.0.2.7".parse().unwrap(),
+            remote: "192.0.2.1".parse().unwrap(),
+            local_selectors: networks(local),
+            remote_selectors: networks(remote),
+            next_layer,
+            up: true,
+        };
+        ChildEnds { reqids: PeerReqids { outbound: reqid, inbound: reqid }, ends: Some(ends) }
+    }
+
+    /// What the kernel does with a packet: the policy with the smallest priority decides.
+    fn decides(policies: &[Policy], direction: Direction, from: &str, to: &str) -> Option<Action> {
+        let packet = Selector::new(from.parse().unwrap(), to.parse().unwrap()).unwrap();
+        let holds = |wide: IpNetwork, narrow: IpNetwork| wide.contains(narrow.ip());
+        let matching = policies.iter().filter(|policy| {
+            policy.direction == direction
+                && holds(policy.selector.source(), packet.source())
+                && holds(policy.selector.destination(), packet.destination())
+        });
+        matching.min_by_key(|policy| policy.priority).map(|policy| policy.action)
+    }
+
+    #[test]
+    fn a_site_within_the_peers_networks_keeps_talking_to_itself() {
+        for remote in [&["10.0.0.0/8", "fd00::/8"][..], &["0.0.0.0/0", "::/0"]] {
+            let child = ends(1, &["10.1.2.0/24", "10.1.3.0/24", "fd01::/64"], remote, NextLayer::ANY);
+            let (policies, problems) = tunnel_policies(&tunnel(), &[], &[child]);
+            assert_eq!(problems, Vec::<String>::new());
+            for (from, to) in [("10.1.2.1", "10.1.2.50"), ("10.1.3.9", "10.1.2.1"), ("fd01::1", "fd01::50")] {
+                for (from, to) in [(from, to), (to, from)] {
+                    for direction in [Direction::Out, Direction::In, Direction::Fwd] {
+                        assert_eq!(
+                            decides(&policies, direction, from, to),
+                            Some(Action::Allow),
+                            "{direction} {from} {to}"
+                        );
+                    }
+                }
+            }
+            for (from, to) in [("10.1.2.1", "10.9.0.1"), ("fd01::1", "fd09::1")] {
+                assert!(matches!(decides(&policies, Direction::Out, from, to), Some(Action::Protect(_))), "{to}");
+                assert!(matches!(decides(&policies, Direction::In, to, from), Some(Action::Protect(_))), "{to}");
+            }
+        }
+    }
+
+    #[test]
+    fn neighbour_discovery_stays_on_the_link_where_the_peer_has_every_network() {
+        let child = ends(1, &["10.1.2.0/24", "fd01::/64"], &["0.0.0.0/0", "::/0"], NextLayer::ANY);
+        let (policies, _) = tunnel_policies(&tunnel(), &[], &[child]);
+        for (from, to) in [("fd01::1", "ff02::1:ff00:50"), ("fd01::1", "fe80::50"), ("10.1.2.1", "255.255.255.255")] {
+            assert_eq!(decides(&policies, Direction::Out, from, to), Some(Action::Allow), "{from} {to}");
+        }
+        assert_eq!(decides(&policies, Direction::In, "fe80::50", "fd01::1"), Some(Action::Allow));
+        let narrow = ends(1, &["10.1.2.0/24"], &["10.2.0.0/24"], NextLayer::ANY);
+        let (policies, _) = tunnel_policies(&tunnel(), &[], &[narrow]);
+        assert!(policies.iter().all(|policy| matches!(policy.action, Action::Protect(_))), "nothing more is allowed");
+    }
+
+    #[test]
+    fn a_peers_network_within_ours_still_goes_into_the_tunnel() {
+        let child = ends(1, &["10.0.0.0/8"], &["10.2.0.0/24"], NextLayer::ANY);
+        let (policies, _) = tunnel_policies(&tunnel(), &[], &[child]);
+        assert!(matches!(decides(&policies, Direction::Out, "10.1.0.1", "10.2.0.1"), Some(Action::Protect(_))));
+    }
+
+    #[test]
+    fn each_child_sends_with_its_own_reqid_and_of_two_for_the_same_the_first_counts() {
+        let up = ends(1, &["10.1.0.0/24"], &["10.2.0.0/24"], NextLayer::ANY);
+        let other = ends(2, &["10.1.0.0/24"], &["10.3.0.0/24"], NextLayer::ANY);
+        let mut down = ends(3, &["10.1.0.0/24"], &["10.2.0.0/24", "10.4.0.0/24"], NextLayer::ANY);
+        down.ends.as_mut().unwrap().up = false;
+        let (policies, _) = tunnel_policies(&tunnel(), &[], &[up, other, down]);
+        let mut table = crate::desired::PolicyTable::default();
+        table.set_peer(&tunnel().peer.name, crate::desired::TunnelState::Up, &policies);
+        let reqid = |remote: &str| {
+            let selector = Selector::new("10.1.0.0/24".parse().unwrap(), remote.parse().unwrap()).unwrap();
+            let key: PolicyKey = (Direction::Out, selector);
+            match table.get(&key).unwrap().action {
+                Action::Protect(template) => template.reqid,
+                other => panic!("{other:?}"),
+            }
+        };
+        let numbers = ["10.2.0.0/24", "10.3.0.0/24", "10.4.0.0/24"].map(|remote| reqid(remote).tunnel_number());
+        assert_eq!(numbers, [Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn a_child_of_one_port_takes_packets_of_that_port_from_a_child_of_any() {
+        let any = ends(1, &["10.1.0.0/24"], &["10.2.0.0/24"], NextLayer::ANY);
+        let ssh = NextLayer { protocol: 6, local_port: None, remote_port: Some(22) };
+        let (policies, _) = tunnel_policies(&tunnel(), &[], &[any, ends(2, &["10.1.0.0/16"], &["10.2.0.0/16"], ssh)]);
+        let of = |number| {
+            let reqid = Reqid::tunnel(number).unwrap();
+            let uses =
+                move |policy: &&Policy| matches!(policy.action, Action::Protect(template) if template.reqid == reqid);
+            *policies.iter().filter(|policy| policy.direction == Direction::Out).find(uses).unwrap()
+        };
+        assert_eq!(of(2).selector.protocol(), 6);
+        assert_eq!(of(2).selector.destination_port(), PortMask::exactly(22));
+        assert!(of(2).priority < of(1).priority);
+    }
 }

@@ -71,6 +71,7 @@ fn up(_: &PeerName) -> Option<TunnelEnds> {
         remote: "192.0.2.2".parse().unwrap(),
         local_selectors: any_networks(),
         remote_selectors: any_networks(),
+        next_layer: NextLayer::ANY,
         up: true,
     })
 }
@@ -429,7 +430,8 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
     let reqid = Reqid::tunnel(7).unwrap();
     let reqids = PeerReqids { outbound: reqid, inbound: reqid };
     let outward = |ends: Option<&TunnelEnds>| {
-        let (policies, problems) = tunnel_policies(tunnel, &[], reqids, ends);
+        let child = ChildEnds { reqids, ends: ends.cloned() };
+        let (policies, problems) = tunnel_policies(tunnel, &[], &[child]);
         assert!(problems.is_empty(), "{problems:?}");
         let out = policies.into_iter().filter(|policy| policy.direction == Direction::Out);
         out.map(|policy| policy.to_string()).collect::<Vec<_>>()
@@ -443,6 +445,7 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
         remote: "192.0.2.2".parse().unwrap(),
         local_selectors: tunnel.peer.child.local.clone(),
         remote_selectors: tunnel.peer.child.remote.clone(),
+        next_layer: tunnel.peer.child.next_layer,
         up: false,
     };
     assert_eq!(

@@ -25,6 +25,11 @@ fn policy(destination: &str, priority: u32, action: &str, reqid: Option<u32>) ->
 fn child() -> ChildStatus {
     let counters = Some(Counters { packets: 7, bytes: 588 });
     ChildStatus {
+        child: "net".into(),
+        reqid: None,
+        protocol: 0,
+        local_port: None,
+        remote_port: None,
         inbound_spi: "0xc0000001".into(),
         outbound_spi: "0xc0000002".into(),
         cipher: "aes256gcm16".into(),
@@ -50,6 +55,7 @@ fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
         endpoints: vec![ADDRESS.into()],
         ike_sas: vec![],
         child_sas: if phase == "up" { vec![child()] } else { vec![] },
+        not_carried: vec![],
         last_error: None,
     }
 }

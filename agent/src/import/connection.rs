@@ -20,14 +20,21 @@ pub(super) struct Peer {
     pub(super) local_id: String,
     pub(super) remote_id: String,
     pub(super) credentials: ImportedCredentials,
+    /// At least one.
+    pub(super) children: Vec<Child>,
+    /// Empty for the agent's defaults.
+    pub(super) ike_proposals: Vec<String>,
+    pub(super) start: &'static str,
+    pub(super) force_encapsulation: bool,
+}
+
+/// What a `[[peer.child]]` needs.
+pub(super) struct Child {
+    pub(super) name: String,
     pub(super) local_subnets: Vec<IpNetwork>,
     pub(super) remote_subnets: Vec<IpNetwork>,
     /// Empty for the agent's defaults.
-    pub(super) ike_proposals: Vec<String>,
-    /// Empty for the agent's defaults.
     pub(super) esp_proposals: Vec<String>,
-    pub(super) start: &'static str,
-    pub(super) force_encapsulation: bool,
 }
 
 /// How the two ends authenticate.
@@ -52,8 +59,11 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
     }
     let local = only(connection, "local", report);
     let remote = only(connection, "remote", report);
-    let child = child(connection, report);
-    let (local, remote, child) = (local?, remote?, child?);
+    let children = children(connection, report);
+    let (local, remote) = (local?, remote?);
+    if children.is_empty() {
+        return None;
+    }
     report.keys(local, LOCAL);
     report.keys(remote, REMOTE);
     for section in [local, remote] {
@@ -61,7 +71,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
             report.problems.push(format!("{}: section {name}: not supported: certificates on a token", inner.at));
         }
     }
-    let start = start(child, report);
+    let start = start(&children, report);
     let addresses = addresses(connection, report);
     let by_certificate = method(local, remote, report)?;
     let (local_id, remote_id, credentials) = match identities(local, remote, &addresses, by_certificate, files) {
@@ -94,16 +104,21 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
     } else {
         start
     };
-    Some(Peer {
-        local: addresses.local,
+    let of_child = |(name, child): &(&str, &Section), report: &mut ImportReport| Child {
+        name: (*name).to_owned(),
         local_subnets: selectors(child, "local_ts", addresses.local, report),
         remote_subnets: selectors(child, "remote_ts", addresses.remote_address(), report),
+        esp_proposals: proposals(child, "esp_proposals", |text| proposal::esp(text).map(drop), report),
+    };
+    let children = children.iter().map(|child| of_child(child, report)).collect();
+    Some(Peer {
+        local: addresses.local,
+        children,
         remote: addresses.remote,
         local_id,
         remote_id,
         credentials,
         ike_proposals: proposals(connection, "proposals", |text| proposal::ike(text).map(drop), report),
-        esp_proposals: proposals(child, "esp_proposals", |text| proposal::esp(text).map(drop), report),
         start,
         force_encapsulation: connection.get("encap").map(normal) == Some("yes"),
     })
@@ -123,39 +138,44 @@ fn only<'a>(connection: &'a Section, side: &str, report: &mut ImportReport) -> O
     None
 }
 
-fn child<'a>(connection: &'a Section, report: &mut ImportReport) -> Option<&'a Section> {
+/// The children with their names.
+fn children<'a>(connection: &'a Section, report: &mut ImportReport) -> Vec<(&'a str, &'a Section)> {
     let all: Vec<(&str, &Section)> =
         connection.section("children").map(|all| all.sections().collect()).unwrap_or_default();
-    match all[..] {
-        [(_, child)] => {
-            report.keys(child, CHILD);
-            match child.get("mode") {
-                None | Some("tunnel") => {}
-                Some(mode) => report.problems.push(format!("{}: not supported: mode {mode}", child.at)),
-            }
-            return Some(child);
-        }
-        [] => report.problems.push(format!("{}: it has no child, so no CHILD_SA", connection.at)),
-        [_, (name, second), ..] => report.problems.push(format!(
-            "{}: child {name}: not supported: several CHILD_SAs of one connection; if all may have the same proposals, put all \
-             networks into one child",
-            second.at
-        )),
+    if all.is_empty() {
+        report.problems.push(format!("{}: it has no child, so no CHILD_SA", connection.at));
     }
-    None
+    for (_, child) in &all {
+        report.keys(child, CHILD);
+        match child.get("mode") {
+            None | Some("tunnel") => {}
+            Some(mode) => report.problems.push(format!("{}: not supported: mode {mode}", child.at)),
+        }
+    }
+    all
 }
 
-/// Which end begins, as the key `start` of `[[peer]]` says it.
-fn start(child: &Section, report: &mut ImportReport) -> &'static str {
-    match child.get("start_action").unwrap_or("none") {
-        "none" => "respond",
-        "start" | "start|trap" | "trap|start" => "initiate",
-        "trap" => "on-demand",
-        other => {
-            report.problems.push(format!("{}: start_action {other:?} is unknown", child.at));
-            "respond"
-        }
+/// Which end begins, as the key `start` of `[[peer]]` says it. All children begin together.
+fn start(children: &[(&str, &Section)], report: &mut ImportReport) -> &'static str {
+    let mut starts = Vec::new();
+    for (_, child) in children {
+        starts.push(match child.get("start_action").unwrap_or("none") {
+            "none" => "respond",
+            "start" | "start|trap" | "trap|start" => "initiate",
+            "trap" => "on-demand",
+            other => {
+                report.problems.push(format!("{}: start_action {other:?} is unknown", child.at));
+                "respond"
+            }
+        });
     }
+    let chosen = ["initiate", "on-demand"].into_iter().find(|start| starts.contains(start)).unwrap_or("respond");
+    if let Some((_, child)) = children.first().filter(|_| starts.iter().any(|start| *start != chosen)) {
+        report
+            .notes
+            .push(format!("{}: start_action: all children of the connection have start = {chosen:?}", child.at));
+    }
+    chosen
 }
 
 struct Addresses {

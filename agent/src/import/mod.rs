@@ -23,7 +23,7 @@ use pem::Pem;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use connection::{ImportedCredentials, Peer};
+use connection::{Child, ImportedCredentials, Peer};
 use credentials::CredentialFiles;
 use keys::ImportReport;
 
@@ -63,6 +63,21 @@ struct Import {
     connections: Vec<(String, bool, ImportReport)>,
 }
 
+/// The names of the children: what the agent's file does not take in them is an underscore, and no
+/// two are the same.
+fn child_names(children: &[Child]) -> Vec<String> {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
+    let mut names: Vec<String> = Vec::new();
+    for child in children {
+        let mut name: String = child.name.chars().map(plain).collect();
+        while names.contains(&name) {
+            name.push('_');
+        }
+        names.push(name);
+    }
+    names
+}
+
 /// `[[peer]]` as it is written.
 #[derive(Serialize)]
 struct PeerTable<'a> {
@@ -81,7 +96,9 @@ struct PeerTable<'a> {
     key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     trust_anchors: Option<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
     local_subnets: Vec<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
     remote_subnets: Vec<String>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     ike_proposals: &'a [String],
@@ -90,6 +107,18 @@ struct PeerTable<'a> {
     start: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     encap: Option<&'static str>,
+    #[serde(rename = "child", skip_serializing_if = "Vec::is_empty")]
+    children: Vec<ChildTable<'a>>,
+}
+
+/// `[[peer.child]]` as it is written.
+#[derive(Serialize)]
+struct ChildTable<'a> {
+    name: &'a str,
+    local_subnets: Vec<String>,
+    remote_subnets: Vec<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    esp_proposals: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -154,6 +183,12 @@ impl Import {
             }
         }
         let texts = |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect();
+        // Without a name of its own in the agent's file, one child stands in the peer itself.
+        let (only, children) = match &peer.children[..] {
+            [only] => (Some(only), &[][..]),
+            several => (None, several),
+        };
+        let names = child_names(children);
         let table = PeerTable {
             name,
             local: peer.local.map(|address| address.to_string()),
@@ -164,12 +199,22 @@ impl Import {
             certificate,
             key,
             trust_anchors,
-            local_subnets: texts(&peer.local_subnets),
-            remote_subnets: texts(&peer.remote_subnets),
+            local_subnets: only.map(|child| texts(&child.local_subnets)).unwrap_or_default(),
+            remote_subnets: only.map(|child| texts(&child.remote_subnets)).unwrap_or_default(),
             ike_proposals: &peer.ike_proposals,
-            esp_proposals: &peer.esp_proposals,
+            esp_proposals: only.map(|child| child.esp_proposals.as_slice()).unwrap_or_default(),
             start: peer.start,
             encap: peer.force_encapsulation.then_some("force"),
+            children: children
+                .iter()
+                .zip(&names)
+                .map(|(child, name)| ChildTable {
+                    name,
+                    local_subnets: texts(&child.local_subnets),
+                    remote_subnets: texts(&child.remote_subnets),
+                    esp_proposals: &child.esp_proposals,
+                })
+                .collect(),
         };
         self.text += &toml::to_string(&Tables { peer: [table] })?;
         Ok(())

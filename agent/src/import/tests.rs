@@ -112,7 +112,6 @@ fn a_connection_that_would_be_another_tunnel_is_left_out_with_the_reason() {
         ("start_action = start", "start_action = later", "is unknown"),
         ("start_action = start", "mark_in = 42", "marks"),
         ("start_action = start", "esp_proposals = null", "no proposal is supported"),
-        ("net-net {", "other { }\n   net-net {", "several CHILD_SAs"),
         ("auth = psk\n   id = moon.example", "auth = eap-mschapv2\n   id = moon.example", "auth = eap-mschapv2"),
         ("auth = psk\n   id = moon.example", "auth = pubkey\n   id = moon.example", "at one end and a certificate"),
         ("id = moon.example", "id = *.example", "patterns"),
@@ -288,4 +287,22 @@ fn the_documentation_names_every_key() {
     for (key, ..) in [keys::CONNECTION, keys::LOCAL, keys::REMOTE, keys::CHILD].concat() {
         assert!(text.contains(&format!("`{key}")), "docs/migrate.md does not name {key}");
     }
+}
+
+#[test]
+fn several_children_become_several_child_sas() {
+    let text = site("", "").replace(
+        "children {",
+        "children {\n   voice/1 {\n    local_ts = 10.3.0.0/16\n    remote_ts = 10.4.0.0/16, fd04::/64\n    esp_proposals = aes256gcm16\n    \
+         start_action = start\n   }\n",
+    );
+    let import = import(&text);
+    let (carried_over, found) = findings(&import);
+    assert!(carried_over, "{found}");
+    let peer = &parsed(&import).peers[0];
+    let children: Vec<(&str, String)> =
+        peer.children.iter().map(|child| (child.name.as_str(), child.local_subnets[0].to_string())).collect();
+    assert_eq!(children, [("voice_1", "10.3.0.0/16".to_owned()), ("net-net", "10.1.0.0/16".to_owned())]);
+    assert!(peer.children[0].esp_proposals.is_some() && peer.children[1].esp_proposals.is_none());
+    assert!(peer.local_subnets.is_empty());
 }

@@ -209,6 +209,7 @@ mod tests {
             endpoints: vec![],
             ike_sas: vec![],
             child_sas: vec![],
+            not_carried: vec![],
             last_error: None,
         };
         let status = Status {

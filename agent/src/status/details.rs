@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, Status};
+use super::{ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, Status};
 
 /// Keeps what concerns the peers that the patterns name (`*` and `?` as in a shell), with their SAs
 /// and policies. Fails if a pattern names none.
@@ -22,11 +22,20 @@ pub fn only_peers(status: &mut Status, patterns: &[String]) -> Result<(), String
     }
     let mut named = named.into_iter();
     status.peers.retain(|_| named.next() == Some(true));
-    let reqids: Vec<u32> = status.peers.iter().filter_map(|peer| peer.reqid).collect();
+    let reqids: Vec<u32> = status.peers.iter().flat_map(reqids).collect();
     status.states.retain(|state| reqids.contains(&state.reqid));
     let uses = |policy: &PolicyEntry| policy.template.as_ref().is_some_and(|template| reqids.contains(&template.reqid));
     status.policies.retain(uses);
     Ok(())
+}
+
+/// The reqids of a peer's policies and SAs.
+fn reqids(peer: &PeerReport) -> Vec<u32> {
+    let mut reqids: Vec<u32> =
+        peer.reqid.into_iter().chain(peer.child_sas.iter().filter_map(|child| child.reqid)).collect();
+    reqids.sort_unstable();
+    reqids.dedup();
+    reqids
 }
 
 /// Renders each peer with its SAs.
@@ -37,8 +46,8 @@ pub fn render_peers(status: &Status) -> String {
             text.push('\n');
         }
         render_peer(&mut text, peer);
-        let reqid = peer.reqid;
-        let count = |of: &dyn Fn(u32) -> usize| reqid.map_or(0, of);
+        let reqids = reqids(peer);
+        let count = |of: &dyn Fn(u32) -> usize| -> usize { reqids.iter().copied().map(of).sum() };
         let states =
             count(&|reqid| status.states.iter().filter(|state| state.reqid == reqid && state.in_kernel).count());
         let policies = count(&|reqid| {
@@ -46,6 +55,9 @@ pub fn render_peers(status: &Status) -> String {
             templates.filter(|template| template.reqid == reqid).count()
         });
         let _ = writeln!(text, "  kernel     {states} states, {policies} policies");
+        for NotCarried { child, local, remote } in &peer.not_carried {
+            let _ = writeln!(text, "  missing    {local} - {remote} of child {child}: no CHILD_SA carries it");
+        }
         if let Some(error) = &peer.last_error {
             let _ = writeln!(text, "  error      {error}");
         }
@@ -96,7 +108,11 @@ fn child_sa(text: &mut String, sa: &ChildStatus) {
     );
     let networks =
         |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-    let _ = writeln!(text, "             {} - {}", networks(&sa.local_selectors), networks(&sa.remote_selectors));
+    let port = |port: Option<u16>| port.map_or(String::new(), |port| format!(" port {port}"));
+    let protocol = if sa.protocol == 0 { String::new() } else { format!(", protocol {}", sa.protocol) };
+    let (local, remote) = (networks(&sa.local_selectors), networks(&sa.remote_selectors));
+    let (local_port, remote_port) = (port(sa.local_port), port(sa.remote_port));
+    let _ = writeln!(text, "             {}: {local}{local_port} - {remote}{remote_port}{protocol}", sa.child);
     let _ = writeln!(text, "             received {}, sent {}", traffic(sa.received), traffic(sa.sent));
 }
 
@@ -114,6 +130,8 @@ mod tests {
 
     fn status() -> Status {
         let child = ChildStatus {
+            child: "net".into(),
+            reqid: None,
             inbound_spi: "0xc0000001".into(),
             outbound_spi: "0xc0000002".into(),
             cipher: "aes256gcm16".into(),
@@ -123,6 +141,9 @@ mod tests {
             remote: "203.0.113.10:4500".into(),
             local_selectors: vec!["10.1.0.0/24".parse().unwrap()],
             remote_selectors: vec!["10.2.0.0/24".parse().unwrap(), "fd02::/64".parse().unwrap()],
+            protocol: 6,
+            local_port: None,
+            remote_port: Some(443),
             usage: "in-use".into(),
             since: "2026-01-01T00:00:00Z".into(),
             received: Some(Counters { packets: 7, bytes: 588 }),
@@ -150,6 +171,7 @@ mod tests {
             endpoints: vec!["203.0.113.10:4500".into()],
             ike_sas: vec![ike.clone()],
             child_sas: vec![child.clone()],
+            not_carried: vec![],
             last_error: Some(format!("{name} does not answer")),
         };
         let state = |reqid| StateEntry {
@@ -216,7 +238,7 @@ mod tests {
              \x20            aes256gcm16-prfsha256-x25519, the peer proved itself by psk\n\
              \x20            since 2026-01-01T00:00:00Z, heard 3 s ago, renewed in 600 s\n\
              \x20 CHILD_SA   0xc0000001 in, 0xc0000002 out, in-use, aes256gcm16, ESN, in UDP, since 2026-01-01T00:00:00Z\n\
-             \x20            10.1.0.0/24 - 10.2.0.0/24 fd02::/64\n\
+             \x20            net: 10.1.0.0/24 - 10.2.0.0/24 fd02::/64 port 443, protocol 6\n\
              \x20            received 7 packets (588 bytes), sent nothing: the kernel has no such SA\n\
              \x20 kernel     1 states, 1 policies\n\
              \x20 error      hub does not answer\n"

@@ -80,7 +80,7 @@ pub struct PeerReport {
     /// `idle`, `on-demand` (the next packet brings the tunnel), `connecting`, `waiting` (for the
     /// next attempt) or `up`.
     pub phase: String,
-    /// Reqid of its policies and SAs.
+    /// Reqid of the policies and SAs of its first child.
     pub reqid: Option<u32>,
     /// Candidate addresses, with ports.
     pub endpoints: Vec<String>,
@@ -88,8 +88,23 @@ pub struct PeerReport {
     pub ike_sas: Vec<IkeStatus>,
     /// Its CHILD_SAs.
     pub child_sas: Vec<ChildStatus>,
+    /// Pairs of configured networks that no CHILD_SA carries although the peer is up: it has
+    /// narrowed the selectors, or it refuses a child. Empty for peers of the view.
+    #[serde(default)]
+    pub not_carried: Vec<NotCarried>,
     /// The latest error since the last success.
     pub last_error: Option<String>,
+}
+
+/// Networks between which nothing passes although they are configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCarried {
+    /// Name of the configured child.
+    pub child: String,
+    /// Network of this node.
+    pub local: IpNetwork,
+    /// Network of the peer.
+    pub remote: IpNetwork,
 }
 
 /// State of an IKE SA.
@@ -124,6 +139,12 @@ pub struct IkeStatus {
 /// State of a CHILD_SA.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChildStatus {
+    /// Name of the configured child.
+    #[serde(default)]
+    pub child: String,
+    /// Reqid of its policies and SAs.
+    #[serde(default)]
+    pub reqid: Option<u32>,
     /// SPI of the inbound SA: `0x` and 8 hexadecimal digits, as `ip xfrm state` writes it.
     pub inbound_spi: String,
     /// SPI of the outbound SA, in the same form.
@@ -142,6 +163,15 @@ pub struct ChildStatus {
     pub local_selectors: Vec<IpNetwork>,
     /// Negotiated traffic selectors of the peer.
     pub remote_selectors: Vec<IpNetwork>,
+    /// IP protocol of the selectors, 0 for any.
+    #[serde(default)]
+    pub protocol: u8,
+    /// Port of this node's selectors; absent for any.
+    #[serde(default)]
+    pub local_port: Option<u16>,
+    /// Port of the peer's selectors; absent for any.
+    #[serde(default)]
+    pub remote_port: Option<u16>,
     /// `in-use`, `successor` or `lingering`.
     pub usage: String,
     /// When it was established, RFC 3339.

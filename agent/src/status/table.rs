@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{Table, presets};
 
-use super::{PeerReport, Status};
+use super::{ChildStatus, NotCarried, PeerReport, Status};
 use crate::incidents::IncidentKind;
 
 /// Renders the status as text for a terminal.
@@ -47,10 +47,23 @@ pub fn render(status: &Status) -> String {
         "SENT",
     ]);
     for peer in &status.peers {
-        table.add_row(row(peer));
+        let mut sending = peer.child_sas.iter().filter(|child| child.usage == "in-use");
+        table.add_row(row(peer, sending.next()));
+        for child in sending {
+            table.add_row(of_child(format!("{} {}", peer.name, child.child), String::new(), child));
+        }
     }
     if !status.peers.is_empty() {
         let _ = writeln!(text, "\n{table}");
+    }
+    for peer in &status.peers {
+        for NotCarried { child, local, remote } in &peer.not_carried {
+            let _ = writeln!(
+                text,
+                "peer {}: no CHILD_SA carries {local} - {remote} (child {child}): compare the networks with the peer's",
+                peer.name
+            );
+        }
     }
     for error in status.peers.iter().filter_map(|peer| peer.last_error.as_ref()) {
         let _ = writeln!(text, "{error}");
@@ -86,18 +99,27 @@ pub fn render(status: &Status) -> String {
     text
 }
 
-fn row(peer: &PeerReport) -> Vec<String> {
-    let child = peer.child_sas.iter().find(|child| child.usage == "in-use");
+fn row(peer: &PeerReport, child: Option<&ChildStatus>) -> Vec<String> {
+    match child {
+        Some(child) => of_child(peer.name.clone(), peer.phase.clone(), child),
+        None => {
+            let nothing = std::iter::repeat_n(String::new(), 4);
+            [peer.name.clone(), peer.phase.clone(), peer.endpoints.join(" ")].into_iter().chain(nothing).collect()
+        }
+    }
+}
+
+fn of_child(name: String, phase: String, child: &ChildStatus) -> Vec<String> {
     let packets = |counters: Option<super::Counters>| {
         counters.map_or(String::new(), |counters| format!("{} packets", counters.packets))
     };
     vec![
-        peer.name.clone(),
-        peer.phase.clone(),
-        child.map_or_else(|| peer.endpoints.join(" "), |child| child.remote.clone()),
-        child.map_or(String::new(), |child| format!("{} {}", child.inbound_spi, child.outbound_spi)),
-        child.map_or(String::new(), |child| child.cipher.clone()),
-        packets(child.and_then(|child| child.received)),
-        packets(child.and_then(|child| child.sent)),
+        name,
+        phase,
+        child.remote.clone(),
+        format!("{} {}", child.inbound_spi, child.outbound_spi),
+        child.cipher.clone(),
+        packets(child.received),
+        packets(child.sent),
     ]
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use edge_ike::{Auth, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName};
+use edge_ike::config::ChildConfig;
+use edge_ike::{Auth, ChildId, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName, Purpose};
 use edge_types::api::TunnelCount;
 use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
@@ -92,7 +93,7 @@ pub struct Driver {
     /// Tunnels on demand that are up.
     pub(super) idle_tunnels: IdleTunnels,
     /// Outbound SAs of tunnels on demand that wait for the peer. Each waits for a moment.
-    pub(super) deferred_switches: BTreeMap<PeerName, DeferredSwitch>,
+    pub(super) deferred_switches: BTreeMap<ChildId, DeferredSwitch>,
     /// Whether the kernel is to hold packets that wait for a tunnel on demand.
     pub(super) hold_packets: bool,
     /// Failures of peers that wait for a common log line.
@@ -300,9 +301,8 @@ impl Driver {
             self.handle_event(event);
         }
         for name in &changes.gone {
-            if let Some(reqid) = self.environment.reqid(name)
-                && let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, reqid)
-            {
+            let reqids = self.environment.reqids.all_of(name);
+            if let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, &reqids) {
                 let _span = peer_span(name).entered();
                 self.environment.incidents.error(format!("peer {name}: {error}"));
             }
@@ -321,6 +321,7 @@ impl Driver {
         for name in &changes.set {
             self.set_peer(name, now);
             self.watch_if_on_demand(name, now);
+            self.forget_unwanted(name);
         }
         self.hold_packets_if_on_demand();
         // A node that loses its view keeps the guard.
@@ -353,7 +354,7 @@ impl Driver {
             match self.sas.usage(event.id) {
                 Some((peer, SaDirection::In)) => {
                     self.idle_tunnels.used(peer, now);
-                    if self.deferred_switches.contains_key(peer) {
+                    if self.defers(peer) {
                         heard.push(peer.clone());
                     }
                     self.endpoint.esp_received(peer, event.id.spi, now);
@@ -369,18 +370,23 @@ impl Driver {
                 None => {}
             }
         }
-        heard.iter().for_each(|peer| self.end_deferral(peer));
+        heard.iter().for_each(|peer| self.end_deferrals_of(peer));
     }
 
     fn assign_reqids(&mut self, changes: &PeerChanges) {
         // Until the desired state is complete, reqids of peers that a later view may name stay
         // assigned.
         let first_complete = self.desired.complete && !self.settled;
-        let unknown = changes.set.iter().any(|name| self.environment.reqid(name).is_none());
+        let tunnels = changes.set.iter().filter_map(|name| Some((name, self.desired.tunnels.get(name)?)));
+        let mut purposes = tunnels
+            .flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, Purpose::whole(&child.name))));
+        let unknown = purposes.any(|(name, purpose)| self.environment.reqids.of_purpose(name, &purpose).is_none());
         if !(first_complete || unknown || (self.desired.complete && !changes.gone.is_empty())) {
             return;
         }
-        if let Err(error) = self.environment.reqids.assign(self.desired.tunnels.keys()) {
+        let tunnels = self.desired.tunnels.iter();
+        let children = tunnels.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
+        if let Err(error) = self.environment.reqids.assign(children) {
             self.environment.incidents.error(format!("reqids cannot be written to disk: {error}"));
         }
     }
@@ -389,12 +395,15 @@ impl Driver {
     pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
         let (mut peer, origin, on_demand) = (tunnel.peer.clone(), tunnel.origin, tunnel.on_demand);
-        if let Some(reqid) = self.environment.reqid(name) {
+        let children: Vec<ChildConfig> = peer.children().cloned().collect();
+        for child in &children {
+            let purpose = Purpose::whole(&child.name);
+            let Some(reqid) = self.environment.reqids.of_purpose(name, &purpose) else { continue };
             self.forget_revoked_sas(&peer, reqid);
-            peer.keep_existing = self.sas.has_inherited(reqid);
+            peer.keep_existing |= self.sas.has_inherited(reqid);
             // While there are inherited SAs, no packet asks for a tunnel.
             peer.initiate |= on_demand && peer.keep_existing;
-            self.assume_inherited_ends(name, reqid);
+            self.assume_inherited_ends(name, child, reqid);
             // A peer behind a NAT may not notice that we restarted, as long as its ESP is answered.
             // So we begin, at the address to which the inherited SAs send.
             if origin == Origin::View

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use edge_ike::event::DownReason;
-use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName};
+use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose};
 use edge_xfrm::{Reqid, Xfrm};
 
 use super::driver::Driver;
+use super::on_demand::acquire_ends;
+use super::reqids::Reqids;
 use super::sa_table::{INHERITED_LINGER, OutboundSwitchOutcome, SaTable};
+use crate::desired::{ChildEnds, Desired, TunnelEnds};
 use crate::logging::peer_span;
 
 impl Driver {
@@ -41,6 +44,7 @@ impl Driver {
                     inbound = format_args!("{:08x}", child.inbound_spi),
                     outbound = format_args!("{:08x}", child.outbound_spi),
                     cipher = %child.cipher,
+                    child = %child.purpose,
                     replaces = replaces.map(|id| format!("{:08x}", id.0)),
                     "CHILD_SA established"
                 );
@@ -53,6 +57,7 @@ impl Driver {
                 tracing::info!(
                     inbound = format_args!("{:08x}", new.inbound_spi),
                     outbound = format_args!("{:08x}", new.outbound_spi),
+                    child = %new.purpose,
                     old = format_args!("{:08x}", old.0),
                     "CHILD_SA rekeyed"
                 );
@@ -68,10 +73,11 @@ impl Driver {
                 if let Err(error) = self.sas.remove(&mut self.environment.xfrm, child) {
                     self.environment.incidents.error(format!("peer {peer}: {error}"));
                 }
-                self.cancel_deferral(&peer, child);
+                self.deferred_switches.remove(&child);
                 if !self.sas.sends(&peer) {
                     self.idle_tunnels.forget(&peer);
                 }
+                self.forget_unwanted(&peer);
             }
             Event::PeerMoved { peer, children, local, remote } => {
                 tracing::info!(%local, %remote, "peer moved");
@@ -99,6 +105,15 @@ impl Driver {
         }
     }
 
+    /// Forgets the tunnels of a peer that are down and that nobody wants any more, with their
+    /// reqids.
+    pub(super) fn forget_unwanted(&mut self, peer: &PeerName) {
+        let tunnel = self.desired.tunnels.get(peer);
+        let wanted = |purpose: &Purpose| tunnel.is_some_and(|tunnel| tunnel.peer.child_named(&purpose.child).is_some());
+        let left = self.sas.forget_unwanted(peer, wanted);
+        self.environment.reqids.retain_parts(peer, &left);
+    }
+
     /// A peer that did not answer is there again.
     pub(super) fn peer_heard(&mut self, peer: &PeerName) {
         if self.hub_returns.heard(peer) {
@@ -107,23 +122,26 @@ impl Driver {
     }
 
     fn install(&mut self, peer: &PeerName, child: &Arc<ChildSa>) {
-        let Some(reqids) = self.environment.reqids_of_sas(peer) else { return };
+        self.environment.reqids.assign_part(peer, &child.purpose);
+        let Some(reqids) = self.environment.reqids_of_sas(peer, &child.purpose) else { return };
         if let Err(error) = self.sas.install_inbound(&mut self.environment.xfrm, peer, reqids, child) {
             self.environment.incidents.error(format!("peer {peer}: {error}"));
         }
     }
 
     pub(super) fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
-        self.deferred_switches.remove(peer);
-        let begins = self.is_on_demand(peer) && !self.sas.sends(peer);
-        let out_policies = self.policies.outbound_of(peer);
+        self.deferred_switches.remove(&child);
+        let sa = self.sas.child(child);
+        let begins = self.is_on_demand(peer) && sa.is_some_and(|sa| !self.is_up(peer, &sa.purpose));
+        let reqids = sa.and_then(|sa| self.environment.reqids_of_sas(peer, &sa.purpose));
+        let out_policies = reqids.map(|reqids| self.policies.outbound_of(peer, reqids.outbound)).unwrap_or_default();
         let (desired, incidents) = (&self.desired, &self.environment.incidents);
-        let (held, reqids) = (&mut self.policies, self.environment.reqids_of_sas(peer));
+        let (held, all_reqids) = (&mut self.policies, &self.environment.reqids);
         let now = crate::clock::boot_time();
         let state = self.hub_returns.state(self.desired.tunnels.get(peer), peer, true, now);
         let mut refused = false;
         let update_policies = |xfrm: &mut Xfrm, sas: &SaTable| {
-            held.update_peer(peer, desired, reqids, sas.ends(peer).as_ref(), state, incidents);
+            held.update_peer(peer, desired, &children_of(peer, desired, sas, all_reqids), state, incidents);
             refused = held.install_changes(xfrm, incidents);
         };
         let outcome = self.sas.switch_outbound(&mut self.environment.xfrm, child, now, &out_policies, update_policies);
@@ -149,7 +167,7 @@ impl Driver {
     /// Lets packets go that waited for the tunnel. Otherwise the kernel tries them again after a
     /// while, and later each time.
     fn send_held_packets(&mut self, peer: &PeerName, reqid: Reqid) {
-        let policies = self.policies.outbound_of(peer);
+        let policies = self.policies.outbound_of(peer, reqid);
         if let Err(error) = self.environment.xfrm.send_held_packets(reqid, &policies) {
             self.environment.incidents.error(format!("peer {peer}: {error}"));
         }
@@ -169,6 +187,34 @@ impl Driver {
             }
         }
     }
+}
+
+/// What the policies of a peer are computed from.
+pub(super) fn children_of(peer: &PeerName, desired: &Desired, sas: &SaTable, reqids: &Reqids) -> Vec<ChildEnds> {
+    let tunnel = desired.tunnels.get(peer);
+    let mut ends = sas.ends(peer);
+    let waiting: Vec<(Purpose, TunnelEnds)> = tunnel
+        .filter(|tunnel| tunnel.on_demand)
+        .into_iter()
+        .flat_map(|tunnel| tunnel.peer.children().map(move |child| (tunnel, child)))
+        .filter_map(|(tunnel, child)| Some((Purpose::whole(&child.name), acquire_ends(tunnel, child)?)))
+        .filter(|(purpose, _)| !ends.iter().any(|(of, ends)| *of == purpose && ends.up))
+        .collect();
+    // What waits for the first packet has its configured selectors again.
+    ends.retain(|(of, _)| !waiting.iter().any(|(purpose, _)| *of == purpose));
+    ends.extend(waiting.iter().map(|(purpose, ends)| (purpose, ends.clone())));
+    let mut children: Vec<ChildEnds> = ends
+        .into_iter()
+        .filter_map(|(purpose, ends)| Some(ChildEnds { reqids: reqids.of_sas(peer, purpose)?, ends: Some(ends) }))
+        .collect();
+    // What a view grants comes in through the tunnel only, even before it was ever up.
+    if children.is_empty()
+        && let Some(tunnel) = tunnel
+        && let Some(reqids) = reqids.of_sas(peer, &Purpose::whole(&tunnel.peer.child.name))
+    {
+        children.push(ChildEnds { reqids, ends: None });
+    }
+    children
 }
 
 /// The peer that an event concerns.

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use edge_ike::{Environment, PeerName};
-use edge_xfrm::{Reqid, SaId, SpiRange, Xfrm};
+use edge_ike::{Environment, PeerName, Purpose};
+use edge_xfrm::{SaId, SpiRange, Xfrm};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::reqids::Reqids;
@@ -23,12 +23,8 @@ pub(super) struct KernelEnvironment {
 }
 
 impl KernelEnvironment {
-    pub(super) fn reqid(&self, peer: &PeerName) -> Option<Reqid> {
-        self.reqids.of(peer)
-    }
-
-    pub(super) fn reqids_of_sas(&self, peer: &PeerName) -> Option<PeerReqids> {
-        self.reqids.of_sas(peer)
+    pub(super) fn reqids_of_sas(&self, peer: &PeerName, purpose: &Purpose) -> Option<PeerReqids> {
+        self.reqids.of_sas(peer, purpose)
     }
 }
 
@@ -43,7 +39,8 @@ impl Environment for KernelEnvironment {
     }
 
     fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32> {
-        let reqid = self.reqids_of_sas(peer)?.inbound;
+        // The SA that takes the reserved SPI has the reqid of its purpose.
+        let reqid = self.reqids.any_of(peer)?;
         match self.xfrm.allocate_spi(remote, local, reqid, SpiRange::default()) {
             Ok(spi) => Some(spi),
             Err(error) => {

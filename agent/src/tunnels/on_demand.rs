@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use edge_ike::{ChildId, ChildSa, Instant, PeerName};
+use edge_ike::{ChildConfig, ChildSa, Instant, PeerName, Purpose};
 
 use super::driver::Driver;
 use super::environment::source_address;
@@ -23,7 +23,7 @@ const RESPONDER_WAIT: Duration = Duration::from_millis(500);
 /// An outbound SA that is not installed yet.
 #[derive(Debug)]
 pub(super) struct DeferredSwitch {
-    child: ChildId,
+    peer: PeerName,
     until: Instant,
 }
 
@@ -33,13 +33,23 @@ impl Driver {
     /// its SAs. So the kernel holds packets until one of the peer has come, or for
     /// [`RESPONDER_WAIT`]. False: there is no reason to wait.
     pub(super) fn defer_switch(&mut self, peer: &PeerName, child: &ChildSa, now: Instant) -> bool {
-        let sends = self.sas.ends(peer).is_some_and(|ends| ends.up);
-        let defers = self.hold_packets && self.is_on_demand(peer) && !child.initiator && !sends;
+        let defers =
+            self.hold_packets && self.is_on_demand(peer) && !child.initiator && !self.is_up(peer, &child.purpose);
         if defers {
-            let deferred = DeferredSwitch { child: child.id, until: now + RESPONDER_WAIT };
-            self.deferred_switches.insert(peer.clone(), deferred);
+            let deferred = DeferredSwitch { peer: peer.clone(), until: now + RESPONDER_WAIT };
+            self.deferred_switches.insert(child.id, deferred);
         }
         defers
+    }
+
+    /// Whether packets are sent for this purpose.
+    pub(super) fn is_up(&self, peer: &PeerName, purpose: &Purpose) -> bool {
+        self.sas.ends(peer).iter().any(|(of, ends)| *of == purpose && ends.up)
+    }
+
+    /// Whether an outbound SA of the peer is deferred.
+    pub(super) fn defers(&self, peer: &PeerName) -> bool {
+        self.deferred_switches.values().any(|deferred| deferred.peer == *peer)
     }
 
     /// When [`Self::end_deferrals`] has something to do.
@@ -49,36 +59,19 @@ impl Driver {
 
     /// Installs outbound SAs that have been deferred for long enough.
     pub(super) fn end_deferrals(&mut self, now: Instant) {
-        let due = self.deferred_switches.iter().filter(|(_, deferred)| deferred.until <= now);
-        for peer in due.map(|(peer, _)| peer.clone()).collect::<Vec<_>>() {
-            self.end_deferral(&peer);
-        }
+        self.end_deferrals_if(|deferred| deferred.until <= now);
     }
 
     /// A packet of the peer has come: its SAs are installed.
-    pub(super) fn end_deferral(&mut self, peer: &PeerName) {
-        if let Some(deferred) = self.deferred_switches.remove(peer) {
-            let _span = peer_span(peer).entered();
-            self.switch_outbound(peer, deferred.child);
-        }
+    pub(super) fn end_deferrals_of(&mut self, peer: &PeerName) {
+        self.end_deferrals_if(|deferred| deferred.peer == *peer);
     }
 
-    /// A deferred outbound SA is not to be installed any more.
-    pub(super) fn cancel_deferral(&mut self, peer: &PeerName, child: ChildId) {
-        if self.deferred_switches.get(peer).is_some_and(|deferred| deferred.child == child) {
-            self.deferred_switches.remove(peer);
-        }
-    }
-
-    /// The ends for the policies of a peer's tunnel: those of the tunnel, or of a policy without an
-    /// SA that waits for the first packet.
-    pub(super) fn policy_ends(&self, peer: &PeerName) -> Option<TunnelEnds> {
-        let ends = self.sas.ends(peer);
-        match self.desired.tunnels.get(peer) {
-            Some(tunnel) if tunnel.on_demand && !ends.as_ref().is_some_and(|ends| ends.up) => {
-                acquire_ends(tunnel).or(ends)
-            }
-            _ => ends,
+    fn end_deferrals_if(&mut self, ends: impl Fn(&DeferredSwitch) -> bool) {
+        let due = self.deferred_switches.iter().filter(|(_, deferred)| ends(deferred));
+        for (child, peer) in due.map(|(child, deferred)| (*child, deferred.peer.clone())).collect::<Vec<_>>() {
+            let _span = peer_span(&peer).entered();
+            self.switch_outbound(&peer, child);
         }
     }
 
@@ -138,15 +131,16 @@ fn hold_packets() -> io::Result<bool> {
 /// The ends of a policy without an SA. The addresses only make the kernel report a packet: the peer
 /// is then dialled at all its addresses, and the policy gets those of the tunnel. `None`: no
 /// address of the peer is known.
-fn acquire_ends(tunnel: &DesiredTunnel) -> Option<TunnelEnds> {
+pub(super) fn acquire_ends(tunnel: &DesiredTunnel, child: &ChildConfig) -> Option<TunnelEnds> {
     let remote = tunnel.peer.remotes.first()?.ip();
     let loopback: IpAddr = if remote.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
     let local = tunnel.peer.local.filter(|local| local.is_ipv4() == remote.is_ipv4());
     Some(TunnelEnds {
         local: local.or_else(|| source_address(remote)).unwrap_or(loopback),
         remote,
-        local_selectors: tunnel.peer.child.local.clone(),
-        remote_selectors: tunnel.peer.child.remote.clone(),
+        local_selectors: child.local.clone(),
+        remote_selectors: child.remote.clone(),
+        next_layer: child.next_layer,
         up: false,
     })
 }

@@ -4,13 +4,15 @@
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use edge_ike::PeerName;
+use edge_ike::config::ChildConfig;
+use edge_ike::{PeerName, Purpose};
 use edge_xfrm::policy::PolicyKey;
 use edge_xfrm::reconcile::SaDiff;
 use edge_xfrm::{Error, Reqid, Sa, SaId, reconcile};
 
 use super::check_interval;
 use super::driver::Driver;
+use super::endpoint_events::children_of;
 use super::environment::{KernelEnvironment, source_address};
 use super::installed_sa::InstalledSa;
 use super::kernel_policies::DesiredCompleteness;
@@ -23,18 +25,18 @@ use crate::logging::peer_span;
 const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
 
 impl Driver {
-    /// Uses the ends of inherited SAs for the policies of a peer's tunnel.
-    pub(super) fn assume_inherited_ends(&mut self, peer: &PeerName, reqid: Reqid) {
+    /// Uses the ends of inherited SAs for the policies of a peer's configured child.
+    pub(super) fn assume_inherited_ends(&mut self, peer: &PeerName, child: &ChildConfig, reqid: Reqid) {
         let Some((local, remote)) = self.sas.inherited_ends(reqid) else { return };
-        let Some(tunnel) = self.desired.tunnels.get(peer) else { return };
         let ends = TunnelEnds {
             local,
             remote,
-            local_selectors: tunnel.peer.child.local.clone(),
-            remote_selectors: tunnel.peer.child.remote.clone(),
+            local_selectors: child.local.clone(),
+            remote_selectors: child.remote.clone(),
+            next_layer: child.next_layer,
             up: true,
         };
-        self.sas.use_inherited(peer, reqid, ends);
+        self.sas.use_inherited(peer, Purpose::whole(&child.name), reqid, ends);
     }
 
     /// Updates the policies of the peers whose tunnels changed.
@@ -54,11 +56,11 @@ impl Driver {
             } else {
                 self.up_from_view.remove(&peer);
             }
-            let (reqids, ends) = (self.environment.reqids_of_sas(&peer), self.policy_ends(&peer));
-            let up = ends.as_ref().is_some_and(|ends| ends.up);
+            let children = children_of(&peer, &self.desired, &self.sas, &self.environment.reqids);
+            let up = children.iter().any(|child| child.ends.as_ref().is_some_and(|ends| ends.up));
             let state = self.hub_returns.state(self.desired.tunnels.get(&peer), &peer, up, now);
             let incidents = &self.environment.incidents;
-            self.policies.update_peer(&peer, &self.desired, reqids, ends.as_ref(), state, incidents);
+            self.policies.update_peer(&peer, &self.desired, &children, state, incidents);
         }
     }
 
@@ -91,7 +93,7 @@ impl Driver {
     /// Deletes SAs of an earlier run that belong to no peer any more.
     pub(super) fn delete_orphaned_sas(&mut self) {
         let held: BTreeSet<u32> =
-            self.desired.tunnels.keys().filter_map(|name| self.environment.reqid(name)).map(Reqid::raw).collect();
+            self.desired.tunnels.keys().flat_map(|name| self.environment.reqids.all_of(name)).map(Reqid::raw).collect();
         let sas = match self.environment.xfrm.sas() {
             Ok(sas) => sas,
             Err(error) => return self.environment.incidents.error(format!("SAs cannot be read: {error}")),

@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
-use edge_ike::{Instant, PeerName};
+use edge_ike::{Instant, PeerName, Purpose};
 use edge_types::api::TunnelCount;
+use edge_types::network::contains;
 use edge_xfrm::{Action, Policy, Sa, SaDirection, SaId, UdpEncap};
+use ipnetwork::IpNetwork;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::driver::Driver;
 use super::installed_sa::InstalledSa;
-use crate::desired::Origin;
+use crate::desired::{DesiredTunnel, Origin};
 use crate::status::{
-    ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
+    ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
 };
 
 impl Driver {
@@ -72,14 +74,17 @@ impl Driver {
             }
             .into(),
             phase: phase.into(),
-            reqid: self.environment.reqid(name).map(edge_xfrm::Reqid::raw),
+            reqid: tunnel
+                .and_then(|tunnel| self.environment.reqids.of_purpose(name, &Purpose::whole(&tunnel.peer.child.name)))
+                .map(edge_xfrm::Reqid::raw),
             endpoints: tunnel
                 .map(|tunnel| tunnel.peer.remotes.iter().map(ToString::to_string).collect())
                 .unwrap_or_default(),
             ike_sas: status.map(|status| status.ike_sas.iter().map(|sa| self.ike(sa)).collect()).unwrap_or_default(),
             child_sas: status
-                .map(|status| status.children.iter().map(|child| self.child(child, sas)).collect())
+                .map(|status| status.children.iter().map(|child| self.child(name, child, sas)).collect())
                 .unwrap_or_default(),
+            not_carried: tunnel.zip(status).map(|(tunnel, status)| not_carried(tunnel, status)).unwrap_or_default(),
             last_error: status
                 .and_then(|status| status.last_error.as_ref())
                 .map(|error| format!("peer {name}: {error}")),
@@ -108,9 +113,12 @@ impl Driver {
         }
     }
 
-    fn child(&self, child: &edge_ike::endpoint::ChildStatus, sas: &HashMap<SaId, Sa>) -> ChildStatus {
+    fn child(&self, peer: &PeerName, child: &edge_ike::endpoint::ChildStatus, sas: &HashMap<SaId, Sa>) -> ChildStatus {
         let (inbound, outbound) = self.sas.of_child(child.sa.id);
+        let reqid = self.environment.reqids.of_purpose(peer, &child.sa.purpose);
         ChildStatus {
+            child: child.sa.purpose.child.to_string(),
+            reqid: reqid.map(edge_xfrm::Reqid::raw),
             inbound_spi: spi(child.sa.inbound_spi),
             outbound_spi: spi(child.sa.outbound_spi),
             cipher: child.sa.cipher.to_string(),
@@ -120,6 +128,9 @@ impl Driver {
             remote: child.sa.remote.to_string(),
             local_selectors: child.sa.local_selectors.clone(),
             remote_selectors: child.sa.remote_selectors.clone(),
+            protocol: child.sa.next_layer.protocol,
+            local_port: child.sa.next_layer.local_port,
+            remote_port: child.sa.next_layer.remote_port,
             usage: match child.usage {
                 ChildUse::InUse => "in-use",
                 ChildUse::Successor => "successor",
@@ -137,6 +148,27 @@ impl Driver {
         let ago = self.now().saturating_since(moment);
         (OffsetDateTime::now_utc() - ago).format(&Rfc3339).unwrap_or_default()
     }
+}
+
+/// Pairs of networks of a static peer that are configured, but that no CHILD_SA carries although
+/// the peer is up: the peer has narrowed the selectors, or refuses a child.
+fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<NotCarried> {
+    if tunnel.origin != Origin::Configuration || status.phase != Phase::Up {
+        return vec![];
+    }
+    let covers = |networks: &[IpNetwork], network: &IpNetwork| networks.iter().any(|wide| contains(wide, network));
+    let mut missing = Vec::new();
+    for child in tunnel.peer.children() {
+        let sas = || status.children.iter().map(|one| &one.sa).filter(|sa| sa.purpose.child == child.name);
+        for local in &child.local {
+            for remote in child.remote.iter().filter(|remote| remote.is_ipv4() == local.is_ipv4()) {
+                if !sas().any(|sa| covers(&sa.local_selectors, local) && covers(&sa.remote_selectors, remote)) {
+                    missing.push(NotCarried { child: child.name.to_string(), local: *local, remote: *remote });
+                }
+            }
+        }
+    }
+    missing
 }
 
 fn counters(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> Option<Counters> {

@@ -1,27 +1,33 @@
-//! Reqids of the peers. A peer keeps its reqid over rekeys, restarts and reboots, so that SAs of an
-//! earlier run are recognised as the peer's.
+//! Reqids of the peers' CHILD_SAs, one for each purpose. A purpose of the configuration keeps its
+//! reqid over rekeys, restarts and reboots, so that SAs of an earlier run are recognised as the
+//! peer's.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use edge_ike::PeerName;
+use edge_ike::{ChildName, PeerName, Purpose};
 use edge_xfrm::Reqid;
 use edge_xfrm::reqid::TUNNELS;
 use ring::digest::{SHA256, digest};
 
+use crate::config::DEFAULT_CHILD;
 use crate::desired::PeerReqids;
 use crate::state_dir::{make_private, replace_file};
 
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
 
-/// The reqid of each peer, and the file that keeps them.
+/// The reqids of each peer, and the file that keeps them.
 #[derive(Debug)]
 pub(super) struct Reqids {
     path: PathBuf,
+    /// By [`key`].
     numbers: BTreeMap<String, u32>,
+    /// Those of parts of configured children, which only this run knows. The peer decides what
+    /// parts there are, so their number is that of `SaTable`'s.
+    parts: HashMap<(PeerName, Purpose), u32>,
     peers: HashMap<u32, PeerName>,
     hubs: HashSet<PeerName>,
 }
@@ -43,18 +49,72 @@ impl Reqids {
                 BTreeMap::new()
             }
         };
-        let peers = numbers.iter().map(|(name, number)| (*number, PeerName::new(name))).collect();
-        Self { path, numbers, peers, hubs: HashSet::new() }
+        let peers = numbers.iter().map(|(key, number)| (*number, PeerName::new(peer_of_key(key)))).collect();
+        Self { path, numbers, parts: HashMap::new(), peers, hubs: HashSet::new() }
     }
 
-    /// The peer's reqid; `None` before [`Self::assign`].
-    pub(super) fn of(&self, peer: &PeerName) -> Option<Reqid> {
-        self.numbers.get(peer.as_str()).and_then(|number| Reqid::tunnel(*number))
+    /// A reqid of the peer; `None` before [`Self::assign`].
+    pub(super) fn any_of(&self, peer: &PeerName) -> Option<Reqid> {
+        self.of_configuration(peer).next()
     }
 
-    /// The reqids of the peer's SAs and policies; `None` before [`Self::assign`].
-    pub(super) fn of_sas(&self, peer: &PeerName) -> Option<PeerReqids> {
-        let outbound = self.of(peer)?;
+    /// The reqids of the peer's configured children.
+    fn of_configuration(&self, peer: &PeerName) -> impl Iterator<Item = Reqid> {
+        // A line break comes before every letter of a name, so the peer's keys stand together.
+        let from = self.numbers.range(peer.as_str().to_owned()..);
+        from.take_while(|(key, _)| peer_of_key(key) == peer.as_str()).filter_map(|(_, number)| Reqid::tunnel(*number))
+    }
+
+    /// All reqids of the peer.
+    pub(super) fn all_of(&self, peer: &PeerName) -> Vec<Reqid> {
+        let parts = self.parts.iter().filter(|((of, _), _)| of == peer);
+        self.of_configuration(peer).chain(parts.filter_map(|(_, number)| Reqid::tunnel(*number))).collect()
+    }
+
+    /// The reqid of the peer's CHILD_SAs of this purpose; `None` before [`Self::assign`] and, for a
+    /// part, before [`Self::assign_part`].
+    pub(super) fn of_purpose(&self, peer: &PeerName, purpose: &Purpose) -> Option<Reqid> {
+        let number = match purpose.part {
+            None => self.numbers.get(&key(peer, &purpose.child)),
+            Some(_) => self.parts.get(&(peer.clone(), purpose.clone())),
+        };
+        number.and_then(|number| Reqid::tunnel(*number))
+    }
+
+    /// Assigns a reqid to the part of a configured child, if it has none.
+    pub(super) fn assign_part(&mut self, peer: &PeerName, purpose: &Purpose) {
+        if purpose.part.is_none() || self.of_purpose(peer, purpose).is_some() {
+            return;
+        }
+        let number = self.free(&format!("{}\n{purpose}", peer.as_str()));
+        self.parts.insert((peer.clone(), purpose.clone()), number);
+        self.peers.insert(number, peer.clone());
+    }
+
+    /// Gives back the reqids of those parts that are not among `purposes`.
+    pub(super) fn retain_parts(&mut self, peer: &PeerName, purposes: &[Purpose]) {
+        let peers = &mut self.peers;
+        self.parts.retain(|(of, purpose), number| {
+            let keep = of != peer || purposes.contains(purpose);
+            if !keep {
+                peers.remove(number);
+            }
+            keep
+        });
+    }
+
+    fn free(&self, name: &str) -> u32 {
+        let mut number = first_choice(name);
+        while self.peers.contains_key(&number) {
+            number = (number + 1) % TUNNELS;
+        }
+        number
+    }
+
+    /// The reqids of the peer's SAs and policies of this purpose; `None` as for
+    /// [`Self::of_purpose`].
+    pub(super) fn of_sas(&self, peer: &PeerName, purpose: &Purpose) -> Option<PeerReqids> {
+        let outbound = self.of_purpose(peer, purpose)?;
         let inbound = if self.hubs.contains(peer) { Reqid::FROM_HUBS } else { outbound };
         Some(PeerReqids { outbound, inbound })
     }
@@ -70,30 +130,30 @@ impl Reqids {
         self.peers.get(&number).cloned()
     }
 
-    /// Assigns a reqid to each peer, removes those of former peers, and writes the file. Fails if
-    /// the file cannot be written; the reqids are in use all the same.
-    pub(super) fn assign<'a>(&mut self, peers: impl Iterator<Item = &'a PeerName>) -> io::Result<()> {
-        let peers: BTreeSet<&str> = peers.map(PeerName::as_str).collect();
+    /// Assigns a reqid to each child of each peer, removes those of former ones, and writes the
+    /// file. Fails if the file cannot be written; the reqids are in use all the same.
+    pub(super) fn assign<'a>(
+        &mut self,
+        children: impl Iterator<Item = (&'a PeerName, &'a ChildName)>,
+    ) -> io::Result<()> {
+        let keys: BTreeMap<String, &PeerName> = children.map(|(peer, child)| (key(peer, child), peer)).collect();
         let mut changed = false;
         self.numbers.retain(|name, number| {
-            let keep = peers.contains(name.as_str()) && *number < TUNNELS;
+            let keep = keys.contains_key(name) && *number < TUNNELS;
             if !keep {
                 changed = true;
                 // Only a damaged file gives two peers one number.
-                if self.peers.get(number).is_some_and(|holder| holder.as_str() == name) {
+                if self.peers.get(number).is_some_and(|holder| holder.as_str() == peer_of_key(name)) {
                     self.peers.remove(number);
                 }
             }
             keep
         });
-        for name in peers {
-            if !self.numbers.contains_key(name) {
-                let mut number = first_choice(name);
-                while self.peers.contains_key(&number) {
-                    number = (number + 1) % TUNNELS;
-                }
-                self.numbers.insert(name.to_owned(), number);
-                self.peers.insert(number, PeerName::new(name));
+        for (name, peer) in keys {
+            if !self.numbers.contains_key(&name) {
+                let number = self.free(&name);
+                self.numbers.insert(name, number);
+                self.peers.insert(number, peer.clone());
                 changed = true;
             }
         }
@@ -104,6 +164,19 @@ impl Reqids {
         make_private(self.path.parent().unwrap_or(Path::new(".")))?;
         replace_file(&self.path, &serde_json::to_vec_pretty(&self.numbers)?, 0o600).map_err(io::Error::other)
     }
+}
+
+/// The key of a configured child in the file: the peer's name, followed by that of the child after
+/// a line break unless it is the only one. Names of peers have no line break.
+fn key(peer: &PeerName, child: &ChildName) -> String {
+    match child.as_str() {
+        DEFAULT_CHILD => peer.as_str().to_owned(),
+        child => format!("{}\n{child}", peer.as_str()),
+    }
+}
+
+fn peer_of_key(key: &str) -> &str {
+    key.split('\n').next().unwrap_or_default()
 }
 
 fn first_choice(name: &str) -> u32 {
@@ -120,17 +193,47 @@ mod tests {
         texts.iter().map(|text| PeerName::new(text)).collect()
     }
 
+    fn of(reqids: &Reqids, peer: &str) -> Option<Reqid> {
+        reqids.of_purpose(&PeerName::new(peer), &Purpose::whole(&ChildName::new(DEFAULT_CHILD)))
+    }
+
+    fn assign(reqids: &mut Reqids, peers: &[PeerName]) -> io::Result<()> {
+        let child = ChildName::new(DEFAULT_CHILD);
+        reqids.assign(peers.iter().map(|peer| (peer, &child)))
+    }
+
+    #[test]
+    fn each_child_of_a_peer_has_its_reqid_and_only_those_of_parts_are_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let (moon, children) = (PeerName::new("moon"), ["net", "voice"].map(ChildName::new));
+        let mut reqids = Reqids::load(directory.path());
+        reqids.assign(children.iter().map(|child| (&moon, child))).unwrap();
+        let [net, voice] = children.each_ref().map(|child| Purpose::whole(child));
+        let part: Purpose = "voice[10.1.0.0/24=10.2.0.0/24]".parse().unwrap();
+        assert_eq!(reqids.of_purpose(&moon, &part), None);
+        reqids.assign_part(&moon, &part);
+        let all = [&net, &voice, &part].map(|purpose| reqids.of_purpose(&moon, purpose).unwrap());
+        assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2]);
+        assert!(all.iter().all(|reqid| reqids.peer(reqid.raw()) == Some(moon.clone())));
+        assert_eq!(reqids.all_of(&moon).len(), 3);
+        let known = Reqids::load(directory.path());
+        assert_eq!([&net, &voice].map(|purpose| known.of_purpose(&moon, purpose)), [Some(all[0]), Some(all[1])]);
+        assert_eq!(known.of_purpose(&moon, &part), None);
+        reqids.retain_parts(&moon, &[]);
+        assert_eq!((reqids.of_purpose(&moon, &part), reqids.peer(all[2].raw())), (None, None));
+    }
+
     #[test]
     fn a_peer_keeps_its_reqid_over_restarts_and_changes_around_it() {
         let directory = tempfile::tempdir().unwrap();
         let mut reqids = Reqids::load(directory.path());
-        reqids.assign(names(&["a", "b"]).iter()).unwrap();
-        let a = reqids.of(&PeerName::new("a")).unwrap();
+        assign(&mut reqids, &names(&["a", "b"])).unwrap();
+        let a = of(&reqids, "a").unwrap();
         let mut reqids = Reqids::load(directory.path());
-        assert_eq!(reqids.of(&PeerName::new("a")), Some(a));
-        reqids.assign(names(&["a", "c"]).iter()).unwrap();
-        assert_eq!(reqids.of(&PeerName::new("a")), Some(a));
-        assert_eq!(reqids.of(&PeerName::new("b")), None);
+        assert_eq!(of(&reqids, "a"), Some(a));
+        assign(&mut reqids, &names(&["a", "c"])).unwrap();
+        assert_eq!(of(&reqids, "a"), Some(a));
+        assert_eq!(of(&reqids, "b"), None);
         assert_eq!(reqids.peer(a.raw()), Some(PeerName::new("a")));
     }
 
@@ -140,8 +243,8 @@ mod tests {
         let taken = first_choice("b");
         fs::write(directory.path().join(FILE), format!("{{\"a\": {taken}}}")).unwrap();
         let mut reqids = Reqids::load(directory.path());
-        reqids.assign(names(&["a", "b"]).iter()).unwrap();
-        assert_eq!(reqids.of(&PeerName::new("b")), Reqid::tunnel((taken + 1) % TUNNELS));
+        assign(&mut reqids, &names(&["a", "b"])).unwrap();
+        assert_eq!(of(&reqids, "b"), Reqid::tunnel((taken + 1) % TUNNELS));
     }
 
     #[test]
@@ -149,7 +252,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(FILE), "{\"a\":").unwrap();
         let mut reqids = Reqids::load(directory.path());
-        reqids.assign(names(&["a"]).iter()).unwrap();
-        assert!(reqids.of(&PeerName::new("a")).is_some());
+        assign(&mut reqids, &names(&["a"])).unwrap();
+        assert!(of(&reqids, "a").is_some());
     }
 }

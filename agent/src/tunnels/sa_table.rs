@@ -1,12 +1,12 @@
 //! The SAs that the agent has installed in the kernel. They are installed, switched and deleted in
 //! the order of the endpoint's events, so that no packet is lost at a rekey.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_ike::{ChildId, ChildSa, Instant, PeerName};
+use edge_ike::{ChildId, ChildName, ChildSa, Instant, PeerName, Purpose};
 use edge_xfrm::IN_FLIGHT;
 use edge_xfrm::{Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, UdpEncap, Xfrm};
 
@@ -49,16 +49,23 @@ struct RetiringSa {
     until: Instant,
 }
 
-/// What belongs to one peer.
+/// What belongs to one peer, by purpose.
+type PeerSas = BTreeMap<Purpose, PurposeSas>;
+
+/// The CHILD_SAs of one purpose.
 #[derive(Debug, Default)]
-struct PeerSas {
-    /// Its CHILD_SAs: usually one, two while one replaces the other.
+struct PurposeSas {
+    /// Usually one, two while one replaces the other.
     children: Vec<ChildId>,
     /// The ends of its tunnel, after it was up once. `up` is not kept here.
     ends: Option<TunnelEnds>,
     /// The reqid of the inherited SAs that its policies use.
     inherited: Option<Reqid>,
 }
+
+/// Most purposes of a peer whose tunnels are down and whose policies stay. The peer chooses the
+/// parts of a configured child, so those that are down beyond it go.
+const MAX_DOWN: usize = 64;
 
 /// An SA that is no longer in the kernel.
 #[derive(Debug, PartialEq, Eq)]
@@ -112,41 +119,77 @@ impl SaTable {
         sa.encap.map(|encap| SocketAddr::new(sa.id.destination, encap.destination_port))
     }
 
-    /// Uses the inherited SAs with this reqid, which have these ends, for a peer's tunnel, unless
-    /// the tunnel has been up in this run.
-    pub(super) fn use_inherited(&mut self, peer: &PeerName, reqid: Reqid, ends: TunnelEnds) {
-        let of_peer = self.peers.entry(peer.clone()).or_default();
-        if of_peer.ends.is_none() {
-            of_peer.ends = Some(ends);
-            of_peer.inherited = Some(reqid);
+    /// Uses the inherited SAs with this reqid, which have these ends, for a peer's tunnel of this
+    /// purpose, unless it has been up in this run.
+    pub(super) fn use_inherited(&mut self, peer: &PeerName, purpose: Purpose, reqid: Reqid, ends: TunnelEnds) {
+        let of_purpose = self.peers.entry(peer.clone()).or_default().entry(purpose).or_default();
+        if of_purpose.ends.is_none() {
+            of_purpose.ends = Some(ends);
+            of_purpose.inherited = Some(reqid);
         }
     }
 
     /// Whether a CHILD_SA of the peer sends.
     pub(super) fn sends(&self, peer: &PeerName) -> bool {
+        self.peers.get(peer).is_some_and(|of_peer| of_peer.values().any(|of_purpose| self.sends_with(of_purpose)))
+    }
+
+    fn sends_with(&self, of_purpose: &PurposeSas) -> bool {
         let sends = |id: &ChildId| self.children.get(id).is_some_and(|child| child.outbound.is_some());
-        self.peers.get(peer).is_some_and(|of_peer| of_peer.children.iter().any(sends))
+        of_purpose.children.iter().any(sends)
     }
 
-    /// The ends of a peer's tunnel.
-    pub(super) fn ends(&self, peer: &PeerName) -> Option<TunnelEnds> {
-        let of_peer = self.peers.get(peer)?;
-        let inherited = of_peer.inherited.is_some_and(|reqid| self.inherited.outbound(reqid).is_some());
-        Some(TunnelEnds { up: inherited || self.sends(peer), ..of_peer.ends.clone()? })
+    /// The ends of a peer's tunnels by purpose, those that are up first. A part is left out if it
+    /// is down and the tunnel for the whole is up, which carries its packets too.
+    pub(super) fn ends(&self, peer: &PeerName) -> Vec<(&Purpose, TunnelEnds)> {
+        let ends = self.peers.get(peer).into_iter().flatten().filter_map(|(purpose, of_purpose)| {
+            let inherited = of_purpose.inherited.is_some_and(|reqid| self.inherited.outbound(reqid).is_some());
+            let up = inherited || self.sends_with(of_purpose);
+            Some((purpose, TunnelEnds { up, ..of_purpose.ends.clone()? }))
+        });
+        let mut all: Vec<(&Purpose, TunnelEnds)> = ends.collect();
+        let whole: Vec<ChildName> = all
+            .iter()
+            .filter(|(purpose, ends)| ends.up && purpose.part.is_none())
+            .map(|(purpose, _)| purpose.child.clone())
+            .collect();
+        all.retain(|(purpose, ends)| ends.up || purpose.part.is_none() || !whole.contains(&purpose.child));
+        all.sort_by_key(|(_, ends)| !ends.up);
+        all
     }
 
-    /// Removes a former peer: its inherited SAs and its tunnel ends.
-    pub(super) fn forget(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqid: Reqid) -> Result<()> {
-        if let Some(of_peer) = self.peers.get_mut(peer) {
-            (of_peer.ends, of_peer.inherited) = (None, None);
-            self.drop_peer_without_state(peer);
+    /// Forgets the ends of tunnels that are down: of purposes that `wanted` does not name, and of
+    /// some parts if there are many. Returns the purposes that are left.
+    pub(super) fn forget_unwanted(&mut self, peer: &PeerName, wanted: impl Fn(&Purpose) -> bool) -> Vec<Purpose> {
+        let Some(of_peer) = self.peers.get_mut(peer) else { return vec![] };
+        let is_down = |of_purpose: &PurposeSas| of_purpose.children.is_empty() && of_purpose.inherited.is_none();
+        let mut down = 0;
+        of_peer.retain(|purpose, of_purpose| {
+            if !is_down(of_purpose) {
+                return true;
+            }
+            down += 1;
+            wanted(purpose) && (purpose.part.is_none() || down <= MAX_DOWN)
+        });
+        of_peer.keys().cloned().collect()
+    }
+
+    /// Removes a former peer, with these reqids: its inherited SAs and its tunnel ends.
+    pub(super) fn forget(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqids: &[Reqid]) -> Result<()> {
+        for of_purpose in self.peers.get_mut(peer).into_iter().flat_map(BTreeMap::values_mut) {
+            (of_purpose.ends, of_purpose.inherited) = (None, None);
         }
+        self.drop_peer_without_state(peer);
         for retiring in &mut self.retiring {
-            if retiring.sa.reqid == reqid {
+            if reqids.contains(&retiring.sa.reqid) {
                 retiring.until = Instant::default();
             }
         }
-        delete_all(xfrm, self.inherited.take(reqid))
+        let mut outcome = Ok(());
+        for reqid in reqids {
+            outcome = outcome.and(delete_all(xfrm, self.inherited.take(*reqid)));
+        }
+        outcome
     }
 
     /// Deletes inherited SAs with this reqid that were installed before `moment`, a time of the
@@ -156,7 +199,9 @@ impl SaTable {
     }
 
     fn drop_peer_without_state(&mut self, peer: &PeerName) {
-        if self.peers.get(peer).is_some_and(|of_peer| of_peer.children.is_empty() && of_peer.ends.is_none()) {
+        let Some(of_peer) = self.peers.get_mut(peer) else { return };
+        of_peer.retain(|_, of_purpose| !of_purpose.children.is_empty() || of_purpose.ends.is_some());
+        if of_peer.is_empty() {
             self.peers.remove(peer);
         }
     }
@@ -191,7 +236,7 @@ impl SaTable {
         let child =
             Child { peer: peer.clone(), reqids, sa: sa.clone(), inbound: None, outbound: None, outbound_used: false };
         self.children.insert(sa.id, child);
-        let children = &mut self.peers.entry(peer.clone()).or_default().children;
+        let children = &mut self.of_purpose(peer, &sa.purpose).children;
         if !children.contains(&sa.id) {
             children.push(sa.id);
         }
@@ -199,9 +244,13 @@ impl SaTable {
         Ok(())
     }
 
-    /// Makes a CHILD_SA the peer's only one that sends. [`Self::expire`] later deletes the outbound
-    /// SAs of the others. `out_policies` are those that use the tunnel now. `update_policies` is
-    /// called if the policies' templates do not name the new SA's ends yet.
+    fn of_purpose(&mut self, peer: &PeerName, purpose: &Purpose) -> &mut PurposeSas {
+        self.peers.entry(peer.clone()).or_default().entry(purpose.clone()).or_default()
+    }
+
+    /// Makes a CHILD_SA the only one of its purpose that sends. [`Self::expire`] later deletes the
+    /// outbound SAs of the others. `out_policies` are those that use the tunnel now.
+    /// `update_policies` is called if the policies' templates do not name the new SA's ends yet.
     pub(super) fn switch_outbound(
         &mut self,
         xfrm: &mut Xfrm,
@@ -214,13 +263,14 @@ impl SaTable {
         if child.outbound.is_some() {
             return Ok(OutboundSwitchOutcome::Switched);
         }
-        let (peer, reqid) = (child.peer.clone(), child.reqids.outbound);
+        let (peer, purpose, reqid) = (child.peer.clone(), child.sa.purpose.clone(), child.reqids.outbound);
         let params = outbound(&child.sa, reqid)?;
         let ends = TunnelEnds {
             local: params.source,
             remote: params.destination,
             local_selectors: child.sa.local_selectors.clone(),
             remote_selectors: child.sa.remote_selectors.clone(),
+            next_layer: child.sa.next_layer,
             up: false,
         };
         // Of two CHILD_SAs made at once, the survivor may have been replaced a moment ago.
@@ -228,14 +278,14 @@ impl SaTable {
         if child.outbound_used && retired.is_none() {
             return Ok(OutboundSwitchOutcome::NeedsRekey);
         }
-        let of_peer = self.peers.entry(peer.clone()).or_default().children.clone();
-        let mut old: Vec<InstalledSa> = of_peer.into_iter().filter_map(|other| self.take_outbound(other)).collect();
+        let others = self.of_purpose(&peer, &purpose).children.clone();
+        let mut old: Vec<InstalledSa> = others.into_iter().filter_map(|other| self.take_outbound(other)).collect();
         // This SA is still in the kernel and cannot be added again. Since the kernel prefers the SA
         // that was added last, the others are deleted at once.
         if let Some(at) = retired {
             let back = self.retiring.swap_remove(at).sa;
             self.set_installed(id, back);
-            if self.set_ends(&peer, ends) {
+            if self.set_ends(&peer, &purpose, ends) {
                 update_policies(xfrm, self);
             }
             for sa in old {
@@ -262,34 +312,35 @@ impl SaTable {
             self.inherited.take_outbound(reqid);
         }
         let elsewhere = same.is_none();
-        if installed.is_ok() && (self.set_ends(&peer, ends) || elsewhere) {
+        if installed.is_ok() && (self.set_ends(&peer, &purpose, ends) || elsewhere) {
             update_policies(xfrm, self);
         }
         let until = now + IN_FLIGHT;
         match &installed {
             Ok(()) => self.retiring.extend(old.into_iter().map(|old| RetiringSa { sa: old, until })),
             // The old SAs go on sending.
-            Err(_) => self.restore(&peer, of_children),
+            Err(_) => self.restore(&peer, &purpose, of_children),
         }
         installed.map(|()| OutboundSwitchOutcome::Switched)
     }
 
     /// Sets the ends of a peer's tunnel, which inherited SAs no longer decide. True: they changed.
-    fn set_ends(&mut self, peer: &PeerName, ends: TunnelEnds) -> bool {
-        let of_peer = self.peers.entry(peer.clone()).or_default();
-        let inherited = of_peer.inherited.take().is_some();
-        let changed = of_peer.ends.as_ref() != Some(&ends);
-        of_peer.ends = Some(ends);
+    fn set_ends(&mut self, peer: &PeerName, purpose: &Purpose, ends: TunnelEnds) -> bool {
+        let of_purpose = self.of_purpose(peer, purpose);
+        let inherited = of_purpose.inherited.take().is_some();
+        let changed = of_purpose.ends.as_ref() != Some(&ends);
+        of_purpose.ends = Some(ends);
         changed || inherited
     }
 
     /// Gives outbound SAs back to the CHILD_SAs from which they were taken.
-    fn restore(&mut self, peer: &PeerName, old: Vec<InstalledSa>) {
+    fn restore(&mut self, peer: &PeerName, purpose: &Purpose, old: Vec<InstalledSa>) {
         for old in old {
-            let of_peer = self.peers.get(peer).map(|of_peer| of_peer.children.as_slice()).unwrap_or_default();
+            let of_purpose = self.peers.get(peer).and_then(|of_peer| of_peer.get(purpose));
+            let children = of_purpose.map(|of_purpose| of_purpose.children.as_slice()).unwrap_or_default();
             let sends_with =
                 |id: &&ChildId| self.children.get(id).is_some_and(|child| child.sa.outbound_spi == old.id.spi);
-            match of_peer.iter().find(sends_with).copied() {
+            match children.iter().find(sends_with).copied() {
                 Some(owner) => self.set_installed(owner, old),
                 None => self.retiring.push(RetiringSa { sa: old, until: Instant::new(Duration::MAX) }),
             }
@@ -304,10 +355,10 @@ impl SaTable {
     /// Deletes the remaining SAs of a CHILD_SA.
     pub(super) fn remove(&mut self, xfrm: &mut Xfrm, id: ChildId) -> Result<()> {
         let Some(child) = self.children.remove(&id) else { return Ok(()) };
-        if let Some(of_peer) = self.peers.get_mut(&child.peer) {
-            of_peer.children.retain(|other| *other != id);
-            self.drop_peer_without_state(&child.peer);
+        for of_purpose in self.peers.get_mut(&child.peer).into_iter().flat_map(BTreeMap::values_mut) {
+            of_purpose.children.retain(|other| *other != id);
         }
+        self.drop_peer_without_state(&child.peer);
         let installed: Vec<InstalledSa> = child.inbound.into_iter().chain(child.outbound).collect();
         for sa in &installed {
             self.owners.remove(&sa.id);

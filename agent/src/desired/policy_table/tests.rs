@@ -1,3 +1,4 @@
+use edge_ike::config::NextLayer;
 use edge_xfrm::guard::{self, GuardConfig};
 use edge_xfrm::{Direction, Reqid, Selector};
 use ipnetwork::IpNetwork;
@@ -6,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::full_computation::desired_policies;
 use crate::desired::tests::{config, edge_with_two_peers, network};
-use crate::desired::{Desired, DesiredTunnel, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
+use crate::desired::{ChildEnds, Desired, DesiredTunnel, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 
 /// Few networks and peers, so that policies of several peers and of the guard often have the same
 /// key.
@@ -119,6 +120,7 @@ impl Model {
                     remote: [198, 51, 100, ends.remote].into(),
                     local_selectors: networks(&ends.local_selectors),
                     remote_selectors: networks(&ends.remote_selectors),
+                    next_layer: NextLayer::ANY,
                     up: ends.state != TunnelState::Down,
                 };
                 self.states.insert(name(*peer), *state);
@@ -149,9 +151,9 @@ impl Model {
 
     fn update_peer(&mut self, name: &PeerName) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return self.table.remove_peer(name) };
-        let ends = self.ends.get(name);
+        let child = ChildEnds { reqids: reqids(name).unwrap(), ends: self.ends.get(name).cloned() };
         let ranges = &self.desired.guard.cluster_ranges;
-        let (policies, _) = tunnel_policies(tunnel, ranges, reqids(name).unwrap(), ends);
+        let (policies, _) = tunnel_policies(tunnel, ranges, &[child]);
         self.table.set_peer(name, self.state(name), &policies);
     }
 

@@ -8,9 +8,9 @@ use edge_ike::{Instant, PeerName};
 use edge_xfrm::guard::{self, GuardConfig};
 use edge_xfrm::policy::{PolicyKey, priority};
 use edge_xfrm::reconcile::{self, PolicyDiff};
-use edge_xfrm::{Direction, Error, InstalledPolicy, Policy, Xfrm};
+use edge_xfrm::{Action, Direction, Error, InstalledPolicy, Policy, Reqid, Xfrm};
 
-use crate::desired::{Desired, PeerReqids, PolicyTable, TunnelEnds, TunnelState, tunnel_policies};
+use crate::desired::{ChildEnds, Desired, PolicyTable, TunnelState, tunnel_policies};
 use crate::incidents::Incidents;
 
 /// How long a policy of the guard that is not desired stays. The plugin installs the guard of a new
@@ -39,20 +39,19 @@ pub(super) struct KernelPolicies {
 }
 
 impl KernelPolicies {
-    /// Computes the policies of a peer again. `reqids`, `ends` and `state` are those of now.
+    /// Computes the policies of a peer again. `children` and `state` are those of now.
     pub(super) fn update_peer(
         &mut self,
         peer: &PeerName,
         desired: &Desired,
-        reqids: Option<PeerReqids>,
-        ends: Option<&TunnelEnds>,
+        children: &[ChildEnds],
         state: TunnelState,
         incidents: &Incidents,
     ) {
-        let (Some(tunnel), Some(reqids)) = (desired.tunnels.get(peer), reqids) else {
+        let Some(tunnel) = desired.tunnels.get(peer) else {
             return self.desired.remove_peer(peer);
         };
-        let (policies, problems) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, reqids, ends);
+        let (policies, problems) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, children);
         self.desired.set_peer(peer, state, &policies);
         problems.into_iter().for_each(|problem| incidents.error(problem));
     }
@@ -73,9 +72,13 @@ impl KernelPolicies {
         self.desired.get(key).is_some()
     }
 
-    /// The policies through which a peer's tunnel sends.
-    pub(super) fn outbound_of(&self, peer: &PeerName) -> Vec<Policy> {
-        self.desired.policies_of(peer).filter(|policy| policy.direction == Direction::Out).copied().collect()
+    /// The policies that send with a peer's SAs of this reqid.
+    pub(super) fn outbound_of(&self, peer: &PeerName, reqid: Reqid) -> Vec<Policy> {
+        let sends = |policy: &&Policy| match policy.action {
+            Action::Protect(template) => policy.direction == Direction::Out && template.reqid == reqid,
+            Action::Allow | Action::Block => false,
+        };
+        self.desired.policies_of(peer).filter(sends).copied().collect()
     }
 
     /// The policies that the kernel should have and that no other program keeps out.

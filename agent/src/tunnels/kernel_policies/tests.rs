@@ -5,6 +5,7 @@ use interop_tests::netns::{is_in_namespaces, is_root_or_skips, passes_in_namespa
 
 use super::*;
 use crate::desired::tests::{config, membership, peer};
+use crate::desired::{PeerReqids, TunnelEnds};
 
 const COUNTS: &str = "tunnels::kernel_policies::tests::requests_among_ten_and_among_a_thousand";
 const FOREIGN: &str = "tunnels::kernel_policies::tests::policies_beside_a_foreign_one";
@@ -68,9 +69,10 @@ impl Node {
         let number = self.desired.tunnels.keys().position(|known| known == name).unwrap_or_default();
         let reqids = Reqid::tunnel(u32::try_from(number).unwrap())
             .map(|outbound| PeerReqids { outbound, inbound: if hub(name) { Reqid::FROM_HUBS } else { outbound } });
-        let ends = self.ends.get(name);
-        let state = if ends.is_some_and(|ends| ends.up) { TunnelState::Up } else { TunnelState::Down };
-        self.policies.update_peer(name, &self.desired, reqids, ends, state, &self.incidents);
+        let ends = self.ends.get(name).cloned();
+        let state = if ends.as_ref().is_some_and(|ends| ends.up) { TunnelState::Up } else { TunnelState::Down };
+        let children: Vec<ChildEnds> = reqids.map(|reqids| ChildEnds { reqids, ends }).into_iter().collect();
+        self.policies.update_peer(name, &self.desired, &children, state, &self.incidents);
     }
 
     fn reconcile(&mut self) {
@@ -90,6 +92,7 @@ impl Node {
                     remote: remote.parse().unwrap(),
                     local_selectors: child.local,
                     remote_selectors: child.remote,
+                    next_layer: child.next_layer,
                     up,
                 };
                 self.ends.insert(name.clone(), ends);
