@@ -208,7 +208,7 @@ mod tests {
         let (moon, children) = (PeerName::new("moon"), ["net", "voice"].map(ChildName::new));
         let mut reqids = Reqids::load(directory.path());
         reqids.assign(children.iter().map(|child| (&moon, child))).unwrap();
-        let [net, voice] = children.each_ref().map(|child| Purpose::whole(child));
+        let [net, voice] = children.each_ref().map(Purpose::whole);
         let part: Purpose = "voice[10.1.0.0/24=10.2.0.0/24]".parse().unwrap();
         assert_eq!(reqids.of_purpose(&moon, &part), None);
         reqids.assign_part(&moon, &part);
