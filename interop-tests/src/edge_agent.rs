@@ -1,5 +1,6 @@
 //! `edge-agent` on a host of the lab.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -162,6 +163,32 @@ impl<'a> Agent<'a> {
         peers.into_iter().map(|peer| tunnel(&status, &peer)).collect()
     }
 
+    /// The CHILD_SAs in use with a peer, by the networks of the peer that they carry.
+    ///
+    /// # Errors
+    /// If the agent does not answer.
+    pub fn children(&self, peer: &str) -> Result<BTreeMap<String, ChildSpis>> {
+        let status = self.status()?;
+        let children = list(report(&status, peer)?, "child_sas");
+        let in_use = children.iter().filter(|child| child.get("usage").and_then(Value::as_str) == Some("in-use"));
+        let networks = |child: &Value| {
+            let texts: Vec<String> =
+                list(child, "remote_selectors").iter().filter_map(|text| Some(text.as_str()?.to_owned())).collect();
+            texts.join(" ")
+        };
+        in_use.map(|child| Ok((networks(child), spis(child)?))).collect()
+    }
+
+    /// The networks of a peer that no CHILD_SA carries although they are configured.
+    ///
+    /// # Errors
+    /// If the agent does not answer.
+    pub fn not_carried(&self, peer: &str) -> Result<Vec<String>> {
+        let status = self.status()?;
+        let missing = list(report(&status, peer)?, "not_carried");
+        Ok(missing.iter().filter_map(|pair| Some(pair.get("remote")?.as_str()?.to_owned())).collect())
+    }
+
     /// Waits for the CHILD_SA with a peer.
     ///
     /// # Errors
@@ -277,9 +304,20 @@ impl<'a> Agent<'a> {
 /// The number of peers with a CHILD_SA in use in this output of `edge-agent status --json`.
 #[must_use]
 pub fn count_up(status: &Value) -> usize {
-    let list = |value: &Value, key| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let in_use = |child: &Value| child.get("usage").and_then(Value::as_str) == Some("in-use");
     list(status, "peers").iter().filter(|peer| list(peer, "child_sas").iter().any(in_use)).count()
+}
+
+fn list(value: &Value, key: &str) -> Vec<Value> {
+    value.get(key).and_then(Value::as_array).cloned().unwrap_or_default()
+}
+
+fn spis(child: &Value) -> Result<ChildSpis> {
+    let spi = |key| -> Result<u32> {
+        let text = child.get(key).and_then(Value::as_str).with_context(|| format!("no {key} in {child}"))?;
+        Ok(u32::from_str_radix(text.trim_start_matches("0x"), 16)?)
+    };
+    Ok(ChildSpis { spi_in: spi("inbound_spi")?, spi_out: spi("outbound_spi")? })
 }
 
 /// A peer's entry in the status.
@@ -299,11 +337,7 @@ fn tunnel(status: &Value, peer: &str) -> Result<ChildSpis> {
     let [child] = in_use.as_slice() else {
         bail!("the agent has {} CHILD_SAs in use with {peer}: {report}", in_use.len());
     };
-    let spi = |key| -> Result<u32> {
-        let text = child.get(key).and_then(Value::as_str).with_context(|| format!("no {key} in {child}"))?;
-        Ok(u32::from_str_radix(text.trim_start_matches("0x"), 16)?)
-    };
-    Ok(ChildSpis { spi_in: spi("inbound_spi")?, spi_out: spi("outbound_spi")? })
+    spis(child)
 }
 
 #[cfg(test)]

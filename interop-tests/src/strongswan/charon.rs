@@ -335,7 +335,36 @@ impl<'a> Charon<'a> {
     /// # Errors
     /// If it is refused or does not come up. The message has charon's output.
     pub fn initiate(&self) -> Result<()> {
-        self.swanctl(&["--initiate", "--child", "net", "--timeout", "20"]).map(drop)
+        self.initiate_child("net")
+    }
+
+    /// Initiates one of several children and waits until it is up.
+    ///
+    /// # Errors
+    /// As [`Self::initiate`].
+    pub fn initiate_child(&self, child: &str) -> Result<()> {
+        self.swanctl(&["--initiate", "--child", child, "--timeout", "20"]).map(drop)
+    }
+
+    /// Lets charon rekey one of several children, and waits until a new one is installed and the
+    /// others are as before.
+    ///
+    /// # Errors
+    /// If that does not happen in time.
+    pub fn rekey_one_child(&self, child: &str) -> Result<()> {
+        let spis = |name: bool| -> Result<Vec<u32>> {
+            let mut of: Vec<u32> =
+                self.installed()?.iter().filter(|sa| (sa.name == child) == name).map(|sa| sa.spi_in).collect();
+            of.sort_unstable();
+            Ok(of)
+        };
+        let (old, others) = (spis(true)?, spis(false)?);
+        self.swanctl(&["--rekey", "--child", child])?;
+        wait::for_event(&format!("charon's new CHILD_SA {child}"), || {
+            let now = spis(true)?;
+            anyhow::ensure!(now.len() == 1 && now != old && spis(false)? == others, "it has {now:x?}, had {old:x?}");
+            Ok(())
+        })
     }
 
     /// Lets charon rekey the child, and waits until a new one is installed.

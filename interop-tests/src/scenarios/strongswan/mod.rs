@@ -1,6 +1,7 @@
 //! edge-agent with static peers against Debian's strongSwan, each as initiator and as responder,
 //! with pre-shared keys and with certificates.
 
+mod children;
 mod migrate;
 mod site;
 
@@ -96,6 +97,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "strongswan/migrate-certificates",
         "the same with certificates: import brings them, the key and the authority",
         migrate::certificates,
+    ),
+    scenario(
+        "strongswan/children-initiator",
+        "edge-agent initiates two CHILD_SAs under one IKE SA, and one that charon narrows: pings, a rekey of one, status",
+        |lab| children::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/children-responder",
+        "charon initiates two CHILD_SAs under one IKE SA, also with an edge-agent that has one for both: pings, a rekey of one",
+        |lab| children::run(lab, Initiator::Moon),
     ),
     scenario(
         "strongswan/groups-differ-at-rekey",

@@ -31,7 +31,7 @@ pub(super) struct Site<'a> {
     pub(super) edge: &'a Node,
     pub(super) moon: &'a Node,
     pub(super) edge_pod: Pod,
-    moon_pod: Pod,
+    pub(super) moon_pod: Pod,
     pub(super) wire: Capture,
 }
 
