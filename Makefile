@@ -1,10 +1,14 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo test interop bench bench-cni bench-agent interruptions chaos soak fuzz install
+.PHONY: demo release test interop bench bench-cni bench-agent interruptions chaos soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
 	cargo run --quiet --profile lab -p interop-tests -- demo
+
+# The programs that users get, in target/release.
+release:
+	.ci/release
 
 # Everything: formatting, lints, licences, unit tests, kernel tests, simulations, lab scenarios, the demo.
 test:
