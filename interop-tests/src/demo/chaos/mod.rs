@@ -34,6 +34,8 @@ const DEFAULT_SEED: u64 = 1;
 const MOST_SECONDS: u64 = 24 * 3600;
 /// How long the network may take to recover, on a busy machine.
 const RECOVERY: Duration = Duration::from_secs(120);
+/// Pairs of pods that ping each other at the same time.
+const AT_ONCE: usize = 12;
 /// Interval of the pings that nobody must answer.
 const FORBIDDEN_PACE: Duration = Duration::from_millis(100);
 
@@ -199,10 +201,11 @@ fn recovered(world: &World, pods: &Pods, guests: &BTreeSet<&'static str>) -> Res
     }
     let count = reached.len();
     checks.eventually(&format!("{count} pairs of pods reach each other"), "*.edge-agent.log", RECOVERY, || {
-        while let Some((from, to)) = reached.last() {
-            reaches(from, *to)?;
-            reached.pop();
-        }
+        let (first, rest) = reached.split_at(reached.len().min(AT_ONCE));
+        let (mut left, why) = unreached(first);
+        left.extend(rest);
+        reached = left;
+        ensure!(reached.is_empty(), "{} of {count} are left{why}", reached.len());
         Ok(())
     })?;
     let mut tunnels: Vec<(&str, &str)> = wanted;
@@ -212,6 +215,27 @@ fn recovered(world: &World, pods: &Pods, guests: &BTreeSet<&'static str>) -> Res
     })?;
     checks.eventually("the kernels have what the agents say", "ip xfrm; edge-agent status --json", RECOVERY, || {
         NODES.into_iter().try_for_each(|node| agree(world, node).with_context(|| node.to_owned()))
+    })
+}
+
+/// Sends a ping for each pair at the same time. Returns the pairs that were not answered, and the
+/// reason for the last one.
+fn unreached<'a>(pairs: &[(&'a Namespaces, IpAddr)]) -> (Vec<(&'a Namespaces, IpAddr)>, String) {
+    std::thread::scope(|scope| {
+        let pings: Vec<_> =
+            pairs.iter().map(|&(from, to)| ((from, to), scope.spawn(move || reaches(from, to)))).collect();
+        let (mut left, mut why) = (Vec::new(), String::new());
+        for (pair, ping) in pings {
+            match ping.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    why = format!(": {error:#}");
+                    left.push(pair);
+                }
+                Err(_) => left.push(pair),
+            }
+        }
+        (left, why)
     })
 }
 
