@@ -184,11 +184,20 @@ pub struct Timing {
     pub nat_keepalive: Duration,
 }
 
+/// See [`Timing::child_retry_max`].
+const LONGEST_CHILD_RETRY: Duration = Duration::from_secs(10);
+
 impl Timing {
     /// When a CHILD_SA ends at the latest, counted from when it was made (RFC 7296 2.8: it MUST NOT
     /// be used beyond its lifetime).
     pub(crate) fn child_hard_lifetime(&self) -> Duration {
         self.child_lifetime.saturating_add(self.child_lifetime / 2)
+    }
+
+    /// Longest wait before a CHILD_SA is asked for again on an IKE SA that is up: the peer is there,
+    /// so it is no reason to wait for as long as for a peer that is silent.
+    pub(crate) fn child_retry_max(&self) -> Duration {
+        self.retry_max.min(LONGEST_CHILD_RETRY).max(self.retry)
     }
 
     /// When an IKE SA ends at the latest, counted from when its keys were made.
@@ -431,4 +440,19 @@ pub struct NextLayer {
 impl NextLayer {
     /// Any protocol and any port.
     pub const ANY: Self = Self { protocol: 0, local_port: None, remote_port: None };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_asked_for_again_soon_also_where_silent_peers_are_tried_seldom() {
+        let seconds = Duration::from_secs;
+        let wait = |retry, retry_max| Timing { retry, retry_max, ..Timing::default() }.child_retry_max();
+        assert_eq!(wait(seconds(1), seconds(120)), seconds(10));
+        assert_eq!(wait(seconds(1), seconds(5)), seconds(5));
+        assert_eq!(wait(seconds(20), seconds(120)), seconds(20));
+        assert_eq!(wait(seconds(20), seconds(5)), seconds(20));
+    }
 }

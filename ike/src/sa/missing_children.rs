@@ -49,9 +49,9 @@ impl MissingChildren {
     pub(super) fn recreate(&mut self, purpose: Purpose, timing: &Timing, now: Instant) {
         let wait = match self.recreated.get(&purpose) {
             Some((at, wait)) if now < *at + CHILD_PROVEN => {
-                wait.saturating_mul(2).clamp(timing.retry, timing.retry_max)
+                wait.saturating_mul(2).clamp(timing.retry, timing.child_retry_max())
             }
-            _ if mutation!("deleted_child_recreated_late") => timing.retry_max,
+            _ if mutation!("deleted_child_recreated_late") => timing.child_retry_max(),
             _ => Duration::ZERO,
         };
         let wait = if mutation!("deleted_child_recreated_without_bound") { Duration::ZERO } else { wait };
@@ -102,7 +102,7 @@ impl IkeSa {
         if (!ours && !config.initiate) || mutation!("additional_child_forgotten") {
             return;
         }
-        let later = cx.now + config.timing.retry_max;
+        let later = cx.now + config.timing.child_retry_max();
         let at = if ours { cx.now } else { later };
         let configured = config.additional_children.iter().map(|child| Purpose::whole(&child.name));
         let replaced = replaced.iter().filter(|purpose| config.may_have(purpose)).cloned();
@@ -119,7 +119,7 @@ impl IkeSa {
         let config = &self.profile.config;
         if config.initiate {
             for child in config.children() {
-                self.missing.plan_again(Purpose::whole(&child.name), cx.now + config.timing.retry_max);
+                self.missing.plan_again(Purpose::whole(&child.name), cx.now + config.timing.child_retry_max());
             }
         } else {
             self.timers.set(Timer::Cleanup, cx.now + CHILDLESS_TIMEOUT);

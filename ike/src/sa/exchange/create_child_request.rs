@@ -48,7 +48,7 @@ pub(super) fn begin(
     let asked = asked(config, &purpose, in_use.as_deref())?;
     let Some(inbound) = ReservedSpi::new(&sa.profile, &sa.channel, cx) else {
         sa.report(failure::no_spi(CREATE_CHILD_SA), cx);
-        sa.retry_child_later(old, &purpose, config.timing.retry_max, child_sas, cx);
+        sa.retry_child_later(old, &purpose, config.timing.child_retry_max(), child_sas, cx);
         return None;
     };
     //= RFC 7296 1.3 MUST 1: KEi is in the offer
@@ -60,7 +60,7 @@ pub(super) fn begin(
         Err(error) => {
             inbound.release(&sa.profile, cx);
             sa.report(PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Local, error.to_string()), cx);
-            sa.retry_child_later(old, &purpose, config.timing.retry_max, child_sas, cx);
+            sa.retry_child_later(old, &purpose, config.timing.child_retry_max(), child_sas, cx);
             return None;
         }
     };
@@ -107,7 +107,7 @@ pub(super) fn finish(
                 let outbound = payloads.proposals().ok().and_then(|proposals| proposals.first()?.child_spi());
                 sa.enqueue(QueuedRequest::DeleteUnused(UnusedChild { inbound, outbound }));
                 sa.report(error, cx);
-                let wait = sa.profile.config.timing.retry_max;
+                let wait = sa.profile.config.timing.child_retry_max();
                 sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
                 return SaStep::Continue;
             }
@@ -203,7 +203,7 @@ fn refused(
         }
         // The peer makes no more CHILD_SAs on this IKE SA (RFC 7296 1.3). A new IKE SA brings one.
         NotifyType::NoAdditionalSas if is_made_by_new_ike_sa(sa, old, &purpose, child_sas) => {
-            sa.retry_child_later(old, &purpose, timing.retry_max, child_sas, cx);
+            sa.retry_child_later(old, &purpose, timing.child_retry_max(), child_sas, cx);
             return SaStep::Reauthenticate;
         }
         //= RFC 7296 2.21.3 REQUIRED 4: INVALID_SYNTAX in a response
@@ -226,7 +226,7 @@ fn refused_for_good(
     let profile = Arc::clone(&sa.profile);
     sa.report(failure::child_refused(kind, purpose, &profile.config), cx);
     let anew = is_made_by_new_ike_sa(sa, old, purpose, child_sas);
-    sa.retry_child_later(old, purpose, profile.config.timing.retry_max, child_sas, cx);
+    sa.retry_child_later(old, purpose, profile.config.timing.child_retry_max(), child_sas, cx);
     if !anew || mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
 }
 
