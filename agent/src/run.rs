@@ -47,9 +47,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (controller, node) = membership::channels(config.clone(), Arc::new(CertificateClock::default()), stop.clone());
     if config.controller.is_some() {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
-        // Needed before the view on disk comes into force.
-        let underlay = runtime.block_on(host::read_underlay(&config))?;
-        node.uplink.send_modify(|uplink| uplink.underlay = underlay);
+        // Needed before the view on disk comes into force. A report without addresses would take
+        // those that peers use out of their views for a moment.
+        node.uplink.send_replace(runtime.block_on(host::read_uplink(&config))?);
         let controller = ControllerClient::load(controller, state)?;
         // Otherwise the node has no name before it has joined.
         if let Some(name) = controller.node().or(config.name.clone()) {

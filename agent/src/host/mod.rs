@@ -39,7 +39,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::underlay::{self, Underlay};
+use crate::membership::UplinkFacts;
+use crate::underlay;
 
 /// State of the host, for `status` and the tunnels.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,15 +74,17 @@ pub struct RouteEntry {
     pub source: Option<IpAddr>,
 }
 
-/// Reads addresses, gateways, uplinks and name servers of this node, before a view from disk comes
-/// into force. To be called within a tokio runtime. Fails if rtnetlink does.
-pub async fn read_underlay(config: &Config) -> anyhow::Result<Underlay> {
+/// Reads what follows from this node's uplinks, before a view from disk comes into force and before
+/// the first report to the controller. To be called within a tokio runtime. Fails if rtnetlink
+/// does.
+pub async fn read_uplink(config: &Config) -> anyhow::Result<UplinkFacts> {
     let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
     let connection = tokio::spawn(connection);
     let state = network_state::NetworkState::read(&handle).await;
     connection.abort();
-    let found = uplink::uplink(&state?, &config.bridge, &[], None).underlay;
-    Ok(Underlay { resolvers: underlay::host_resolvers(&config.resolvers_behind_tunnels), ..found })
+    let mut facts = uplink::uplink(&state?, &config.bridge, &[], config.mtu);
+    facts.underlay.resolvers = underlay::host_resolvers(&config.resolvers_behind_tunnels);
+    Ok(facts)
 }
 
 /// Whether a bridge for pods has a port: the bridge `own`, or one that the plugin made for another
