@@ -135,10 +135,12 @@ pub(super) fn finish(
     let new = negotiated.into_sa(inbound, true, &sa.channel);
     let me = sa.spi();
     let replaced = old.filter(|old| child_sas.live(*old).is_some());
-    let superfluous: Vec<ChildId> = match replaced {
+    let mut superfluous: Vec<ChildId> = match replaced {
         None if old.is_some() => child_sas.ids_for(me, &purpose),
         _ => Vec::new(),
     };
+    //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
+    superfluous.retain(|id| child_sas.live(*id).is_none_or(|child| !child.redundant));
     let arrival = match replaced {
         Some(old) => Arrival::RekeyedByUs(old),
         None => Arrival::Ready,
