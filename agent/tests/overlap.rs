@@ -175,7 +175,9 @@ fn a_resolver_in_the_clusters_range() {
     assert!(!directory.join("state/segments.json").exists() && !directory.join("state/view.json").exists());
     drop(agent);
     let agent = Agent::start(directory, "resolvers_behind_tunnels = [\"192.0.2.53\"]");
-    assert_eq!(agent.refusal(), why, "the key excepts other addresses alone");
+    // The view's version may be another one.
+    let reason = |why: &str| why.split_once(" is refused").unwrap().1.to_owned();
+    assert_eq!(reason(&agent.refusal()), reason(&why), "the key excepts other addresses alone");
     drop(agent);
     let agent = Agent::start(directory, "resolvers_behind_tunnels = [\"10.77.0.53\"]");
     agent.status("the view", |cloud| (cloud["connected"] == true && cloud["refused_view"].is_null()).then_some(()));

@@ -24,12 +24,38 @@ mod several_networks;
 mod spoof;
 mod world;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use interop_tests::netns;
 use interop_tests::suite::{self, Test, Unrunnable};
 
+/// Set in the process whose `/tmp` is in memory.
+const IN_MEMORY: &str = "EDGE_CNI_TESTS_IN_MEMORY";
+
+/// Runs the tests in a process whose `/tmp` is in memory. There are thousands of ADDs, and each
+/// waits for the disk. `None`: this is that process, or there can be none.
+fn run_in_memory() -> Option<ExitCode> {
+    let with_mounts = || {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+        command
+    };
+    let mount = "mount -t tmpfs -o mode=1777 tmpfs /tmp";
+    let possible = || with_mounts().arg(mount).output().is_ok_and(|output| output.status.success());
+    if std::env::var_os(IN_MEMORY).is_some() || !possible() {
+        return None;
+    }
+    let script = format!("{mount} && exec \"$@\"");
+    let mut command = with_mounts();
+    command.args([&script, "sh"]).arg(std::env::current_exe().ok()?).args(std::env::args_os().skip(1));
+    let status = command.env(IN_MEMORY, "1").status().ok()?;
+    Some(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
 fn main() -> ExitCode {
+    if let Some(ended) = run_in_memory() {
+        return ended;
+    }
     let tests: Vec<Test> = [
         attach::TESTS,
         requested::TESTS,
