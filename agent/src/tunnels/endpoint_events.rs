@@ -130,10 +130,12 @@ impl Driver {
     }
 
     pub(super) fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
-        self.deferred_switches.remove(&child);
-        let sa = self.sas.child(child);
-        let begins = self.is_on_demand(peer) && sa.is_some_and(|sa| !self.is_up(peer, &sa.purpose));
-        let reqids = sa.and_then(|sa| self.environment.reqids_of_sas(peer, &sa.purpose));
+        let purpose = self.sas.child(child).map(|sa| sa.purpose.clone());
+        let begins = self.is_on_demand(peer) && purpose.as_ref().is_some_and(|purpose| !self.is_up(peer, purpose));
+        if let Some(purpose) = &purpose {
+            self.cancel_deferrals(peer, purpose);
+        }
+        let reqids = purpose.as_ref().and_then(|purpose| self.environment.reqids_of_sas(peer, purpose));
         let out_policies = reqids.map(|reqids| self.policies.outbound_of(peer, reqids.outbound)).unwrap_or_default();
         let (desired, incidents) = (&self.desired, &self.environment.incidents);
         let (held, all_reqids) = (&mut self.policies, &self.environment.reqids);

@@ -24,6 +24,7 @@ const RESPONDER_WAIT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct DeferredSwitch {
     peer: PeerName,
+    purpose: Purpose,
     until: Instant,
 }
 
@@ -36,7 +37,8 @@ impl Driver {
         let defers =
             self.hold_packets && self.is_on_demand(peer) && !child.initiator && !self.is_up(peer, &child.purpose);
         if defers {
-            let deferred = DeferredSwitch { peer: peer.clone(), until: now + RESPONDER_WAIT };
+            let deferred =
+                DeferredSwitch { peer: peer.clone(), purpose: child.purpose.clone(), until: now + RESPONDER_WAIT };
             self.deferred_switches.insert(child.id, deferred);
         }
         defers
@@ -45,6 +47,11 @@ impl Driver {
     /// Whether packets are sent for this purpose.
     pub(super) fn is_up(&self, peer: &PeerName, purpose: &Purpose) -> bool {
         self.sas.ends(peer).iter().any(|(of, ends)| *of == purpose && ends.up)
+    }
+
+    /// Another outbound SA for this purpose comes instead of one that is deferred.
+    pub(super) fn cancel_deferrals(&mut self, peer: &PeerName, purpose: &Purpose) {
+        self.deferred_switches.retain(|_, deferred| deferred.peer != *peer || deferred.purpose != *purpose);
     }
 
     /// Whether an outbound SA of the peer is deferred.
