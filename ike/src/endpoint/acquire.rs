@@ -1,63 +1,10 @@
 //! Tunnels on demand: packets that wait for a peer begin an attempt, but not each of them, and not
 //! too many at once.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::time::Duration;
-
 use super::state::{DeadlineOwner, Endpoint, peer_span};
 use crate::config::PeerName;
 use crate::environment::Environment;
 use crate::time::Instant;
-
-/// Longest wait between two attempts that packets begin. A peer with which both ends begin on
-/// demand does not begin by itself when it is back, so this stays below the time that packets wait.
-pub(super) const MAX_RETRY: Duration = Duration::from_secs(30);
-
-/// How long a failure makes the attempts of later packets wait. Longer than [`MAX_RETRY`], so that
-/// packets at intervals lead to few attempts too.
-pub(super) const FAILURE_MEMORY: Duration = Duration::from_secs(120);
-
-/// The peers to which packets wait, while the attempts that run at once are limited. It holds each
-/// peer once.
-#[derive(Debug, Default)]
-pub(super) struct AcquireQueue {
-    running: BTreeSet<PeerName>,
-    /// Peers whose last attempt did not fail. They come first, so that many dead peers do not delay
-    /// the others.
-    fresh: VecDeque<PeerName>,
-    failed: VecDeque<PeerName>,
-    queued: BTreeSet<PeerName>,
-}
-
-impl AcquireQueue {
-    /// Takes a peer in. True: its attempt may run now.
-    fn begin(&mut self, name: &PeerName, has_failed: bool, limit: usize) -> bool {
-        if self.running.len() < limit || self.running.contains(name) {
-            self.running.insert(name.clone());
-            return true;
-        }
-        if self.queued.insert(name.clone()) {
-            let queue = if has_failed { &mut self.failed } else { &mut self.fresh };
-            queue.push_back(name.clone());
-        }
-        false
-    }
-
-    /// The attempt with a peer is over. True: another peer may have its turn.
-    fn end(&mut self, name: &PeerName) -> bool {
-        self.running.remove(name) && !self.queued.is_empty()
-    }
-
-    /// Takes the peer whose turn it is.
-    fn next(&mut self, limit: usize) -> Option<PeerName> {
-        if self.running.len() >= limit {
-            return None;
-        }
-        let name = self.fresh.pop_front().or_else(|| self.failed.pop_front())?;
-        self.queued.remove(&name);
-        Some(name)
-    }
-}
 
 impl Endpoint {
     /// A packet waits for a tunnel to this peer (the kernel's ACQUIRE), until `until`. An attempt

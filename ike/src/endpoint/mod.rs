@@ -15,6 +15,7 @@
 //! replaces an IKE SA of which it is the responder before the initiator has sent a message on it.
 
 mod acquire;
+mod acquire_queue;
 mod attempt;
 mod commands;
 mod configure;

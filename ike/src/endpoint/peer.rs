@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::acquire::{FAILURE_MEMORY, MAX_RETRY};
 use super::attempt::Attempt;
 use crate::auth::canonical_identity;
 use crate::child_sas::{ChildSas, Spi};
@@ -19,6 +18,13 @@ use crate::sa::Profile;
 use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 
+/// Longest wait between two attempts that packets begin. A peer with which both ends begin on
+/// demand does not begin by itself when it is back, so this stays below the time that packets wait.
+const MAX_ACQUIRE_RETRY: Duration = Duration::from_secs(30);
+
+/// How long a failure makes the attempts of later packets wait. Longer than [`MAX_ACQUIRE_RETRY`],
+/// so that packets at intervals lead to few attempts too.
+const FAILURE_MEMORY: Duration = Duration::from_secs(120);
 /// Shortest time between a failed attempt and the next one if something that anybody may have sent
 /// leads to it.
 const UNPROVEN_WAIT: Duration = Duration::from_secs(10);
@@ -118,7 +124,7 @@ impl Peer {
 
     fn longest_wait(&self) -> Duration {
         let longest = self.config().timing.retry_max;
-        if self.config().initiate { longest } else { longest.min(MAX_RETRY) }
+        if self.config().initiate { longest } else { longest.min(MAX_ACQUIRE_RETRY) }
     }
 
     /// Something says that the peer may be reached again. If nothing proves who said it, a wait

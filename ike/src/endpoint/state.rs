@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::acquire::AcquireQueue;
+use super::acquire_queue::AcquireQueue;
 use super::initiation_guard::InitiationGuard;
 use super::peer::Peer;
 use super::peer_index::PeerIndex;
