@@ -194,8 +194,8 @@ impl Timing {
         self.child_lifetime.saturating_add(self.child_lifetime / 2)
     }
 
-    /// Longest wait before a CHILD_SA is asked for again on an IKE SA that is up: the peer is there,
-    /// so it is no reason to wait for as long as for a peer that is silent.
+    /// Longest wait before a CHILD_SA is asked for again on an IKE SA that is up: the peer is
+    /// there, so it is no reason to wait for as long as for a peer that is silent.
     pub(crate) fn child_retry_max(&self) -> Duration {
         self.retry_max.min(LONGEST_CHILD_RETRY).max(self.retry)
     }
