@@ -17,14 +17,16 @@ pub enum Unrunnable {
     FailInCi,
 }
 
-/// Runs the tests whose names contain one of the words on the command line, or all of them; with
-/// `--list` it prints their names. `unavailable` says why none of them can run here, if so.
+/// Runs the tests whose names contain one of the words on the command line, or all of them. With
+/// `--exact` a name must be one of the words; with `--list` it prints the names. `unavailable` says
+/// why none of them can run here, if so.
 #[must_use]
 pub fn run(tests: &[Test], unavailable: impl FnOnce() -> Option<String>, unrunnable: Unrunnable) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let chosen: Vec<&Test> =
-        tests.iter().filter(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(*word))).collect();
+    let exact = arguments.iter().any(|argument| argument == "--exact");
+    let is_chosen = |name: &str| words.iter().any(|word| if exact { name == *word } else { name.contains(*word) });
+    let chosen: Vec<&Test> = tests.iter().filter(|(name, _)| words.is_empty() || is_chosen(name)).collect();
     if arguments.iter().any(|argument| argument == "--list") {
         chosen.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
