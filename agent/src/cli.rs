@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
-use crate::{admin, check, diagnose, down, hardening, import, install_cni, run, socket_holder};
+use crate::{admin, check, diagnose, down, hardening, import, install_cni, join, run, socket_holder, uninstall};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -42,6 +42,29 @@ enum Command {
     Run {
         #[command(flatten)]
         config: ConfigArgument,
+    },
+    /// Make this machine a node: write the configuration and the join token, start the agent's
+    /// unit, wait until the node has joined, and show its status
+    ///
+    /// Get a token by `edge-controller token create --role edge --node NODE`. Without systemd,
+    /// start `edge-agent run` yourself meanwhile. A configuration that is there is not changed. A
+    /// second run waits and shows the status. Exits with 1 if the node has not joined in time.
+    Join {
+        /// The TOML file
+        #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_PATH, env = "EDGE_AGENT_CONFIG")]
+        config: PathBuf,
+        /// This node's name, if the token is bound to none. (Default: the host name)
+        #[arg(long, value_name = "NODE")]
+        name: Option<edge_types::NodeName>,
+        /// Longest wait, seconds; 0: only write the files and start the unit
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u64,
+        /// The controller's addresses, https://HOST:PORT, tried in this order
+        #[arg(value_name = "URL", required = true)]
+        urls: Vec<String>,
+        /// The join token; - reads it from standard input, where other users do not see it
+        #[arg(value_name = "TOKEN", allow_hyphen_values = true)]
+        token: String,
     },
     /// Judge the configuration and the files that it names; needs no running agent, changes nothing
     ///
@@ -110,6 +133,21 @@ enum Command {
         #[command(flatten)]
         config: ConfigArgument,
     },
+    /// Remove all that agent and plugin made on this host, so that it is as before
+    ///
+    /// Removes conflist and plugin, the bridge, what `down` removes, and the files below state_dir
+    /// and run_dir, with this node's certificate. Turns forwarding off if it was off before. Stop
+    /// the agent and drain the node first. A second run finds nothing.
+    Uninstall {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Go on although pods are attached: they lose the network
+        #[arg(long)]
+        cut_off_pods: bool,
+        /// Remove the configuration and the join token as well; keys of static peers stay
+        #[arg(long)]
+        purge: bool,
+    },
     /// Give the CHILD_SA or the IKE SA with a peer new keys now, without losing a packet
     Rekey {
         #[command(flatten)]
@@ -158,6 +196,11 @@ impl Cli {
         hardening::forbid_dumps();
         match self.command {
             Command::Run { config } => with_config(&config, run::run),
+            Command::Join { config, name, timeout, urls, token } => {
+                let options = join::JoinOptions { urls, file: config, name, timeout: Duration::from_secs(timeout) };
+                let token = zeroize::Zeroizing::new(token);
+                exit_code(join::join(&options, &token))
+            }
             Command::Check { config, json } => with_config(&config, |config| check::check(&config, json)),
             Command::Import { file, into } => exit_code(import::execute(&file, into.as_deref())),
             Command::Status { config, peers, watch, json } => with_config(&config, |config| match watch {
@@ -168,6 +211,11 @@ impl Cli {
                 with_config(&config, |config| diagnose::diagnose(&config, about.as_deref(), json))
             }
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
+            Command::Uninstall { config, cut_off_pods, purge } => {
+                let file = config.config.clone();
+                let extent = uninstall::Extent { cut_off_pods, purge };
+                with_config(&config, |config| uninstall::uninstall(&config, &file, extent))
+            }
             Command::Rekey { config, peer, ike } => {
                 with_config(&config, |config| admin::client::rekey(&config, &peer, ike))
             }

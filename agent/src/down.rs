@@ -13,6 +13,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::RouteMessageBuilder;
 
 use crate::config::Config;
+use crate::host::firewall::PODS_TABLE;
 use crate::host::{self, firewall, obstacles};
 use crate::install_cni::{self, CONFLIST};
 use crate::socket_holder;
@@ -22,39 +23,84 @@ use crate::socket_holder;
 /// table for them, the agent's table stays. Goes on after a failure, and reports all failures.
 /// Fails if the agent runs.
 pub fn down(config: &Config) -> anyhow::Result<()> {
+    refuse_beside_agent(config)?;
+    let removal = remove_from_kernel(config, true);
+    for (what, count) in &removal.removed {
+        println!("{what}: {count} removed");
+    }
+    removal.notes.iter().for_each(|line| println!("{line}"));
+    removal.result()
+}
+
+/// Fails if the agent runs: it would put everything back.
+pub(crate) fn refuse_beside_agent(config: &Config) -> anyhow::Result<()> {
     let socket = config.admin_socket();
     if UnixStream::connect(&socket).is_ok() {
         bail!("the agent is running ({}); stop it first, or it puts everything back", socket.display());
     }
-    let mut failures = Vec::new();
-    let report = |failures: &mut Vec<String>, what: &str, outcome: anyhow::Result<usize>| match outcome {
-        Ok(count) => println!("{what}: {count} removed"),
-        Err(error) => failures.push(format!("{what}: {error:#}")),
-    };
-    report(&mut failures, "held sockets", held_sockets());
-    report(&mut failures, "SAs", sas());
+    Ok(())
+}
+
+/// What was removed, and what could not be.
+#[derive(Debug, Default)]
+pub(crate) struct Removal {
+    /// Each kind of thing, and how many there were.
+    pub(crate) removed: Vec<(String, usize)>,
+    /// What the operator should know besides, a line each.
+    pub(crate) notes: Vec<String>,
+    pub(crate) failures: Vec<String>,
+}
+
+impl Removal {
+    pub(crate) fn record(&mut self, what: impl Into<String>, outcome: anyhow::Result<usize>) {
+        let what = what.into();
+        match outcome {
+            Ok(count) => self.removed.push((what, count)),
+            Err(error) => self.failures.push(format!("{what}: {error:#}")),
+        }
+    }
+
+    /// An error with all failures, if there are any.
+    pub(crate) fn result(&self) -> anyhow::Result<()> {
+        match self.failures.is_empty() {
+            true => Ok(()),
+            false => bail!("not everything is removed: {}", self.failures.join("; ")),
+        }
+    }
+}
+
+/// Removes what agent and plugin keep in the kernel, except bridges and pods' interfaces. With
+/// `for_pods`, what remaining pods need stays: a table that closes them, and forwarding.
+pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
+    let mut removal = Removal::default();
+    removal.record("held sockets", held_sockets());
+    removal.record("SAs", sas());
     // The guard is removed last: until then packets of remaining pods are dropped instead of
     // leaving in clear.
-    report(&mut failures, "policies", policies());
-    report(&mut failures, "routes", routes());
+    removal.record("policies", policies());
+    removal.record("routes", routes());
     // Both tables drop and neither accepts for the other, so both may exist at the same time.
-    match close_pods(config) {
+    let closed = if for_pods { close_pods(config) } else { Ok(()) };
+    match closed {
         Ok(()) => {
             // Without a table the node would route between its own networks.
-            match restore_forwarding(config) {
-                Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
-                Err(error) => failures.push(format!("forwarding: {error:#}")),
+            match restore_forwarding(config, for_pods) {
+                Ok(lines) => removal.notes.extend(lines),
+                Err(error) => removal.failures.push(format!("forwarding: {error:#}")),
             }
-            report(&mut failures, "table inet edge-cni", agents_table());
+            removal.record("table inet edge-cni", agents_table());
         }
-        Err(error) => failures.push(format!(
+        Err(error) => removal.failures.push(format!(
             "table inet edge-cni is kept, since nothing else keeps hosts outside from the attached pods: {error:#}"
         )),
     }
-    report(&mut failures, "table bridge edge-cni", firewall::remove_bridge_filter().map(usize::from));
-    report(&mut failures, "accept rules in FORWARD", obstacles::remove_accepts());
-    report(&mut failures, "guard", guard::remove().map(|()| 1).map_err(Into::into));
-    if failures.is_empty() { Ok(()) } else { bail!("not everything is removed: {}", failures.join("; ")) }
+    if !for_pods {
+        removal.record(format!("table inet {PODS_TABLE}"), firewall::remove_pods_table().map(usize::from));
+    }
+    removal.record("table bridge edge-cni", firewall::remove_bridge_filter().map(usize::from));
+    removal.record("accept rules in FORWARD", obstacles::remove_accepts());
+    removal.record("guard", guard::remove().map_err(Into::into));
+    removal
 }
 
 /// Ends the process that holds the UDP sockets; 0 if there is none.
@@ -174,9 +220,9 @@ fn make_pods_table(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Turns forwarding off again if it was off before agent or plugin turned it on, unless the
-/// plugin's table stays: it has the same rules, and pods need forwarding.
-fn restore_forwarding(config: &Config) -> anyhow::Result<Vec<String>> {
-    if firewall::pods_table_exists()? {
+/// plugin's table stays `for_pods`: it has the same rules, and pods need forwarding.
+fn restore_forwarding(config: &Config, for_pods: bool) -> anyhow::Result<Vec<String>> {
+    if for_pods && firewall::pods_table_exists()? {
         return Ok(vec![]);
     }
     let turned_off = Forwarding::new(&config.state_dir, &config.run_dir).restore()?;

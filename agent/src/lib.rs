@@ -28,7 +28,9 @@
 //! - [`hardening`]: no core dumps, private files.
 //! - [`netns_lock`]: one agent in a network namespace.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
-//! - [`down`]: takes everything away.
+//! - [`join`]: makes a plain machine a node.
+//! - [`down`]: takes away what is in the kernel.
+//! - [`uninstall`]: takes away everything, so that the host is as before.
 //! - [`import`]: makes a configuration of a `swanctl.conf`.
 //! - [`check`]: judges a configuration without a running agent.
 //! - [`diagnose`]: says what keeps a node, a peer or a pod from being reached.
@@ -52,6 +54,7 @@ pub mod host;
 pub mod import;
 pub mod incidents;
 pub mod install_cni;
+pub mod join;
 pub mod logging;
 pub mod membership;
 pub mod netns_lock;
@@ -66,3 +69,4 @@ pub mod status;
 mod test_view;
 pub mod tunnels;
 pub mod underlay;
+pub mod uninstall;

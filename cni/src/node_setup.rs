@@ -41,7 +41,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         // Its rules follow from the record, and must be in place before this host forwards.
         forward_filter::recreate(links, config, segments)?;
     }
-    forward(links, turned_on)?;
+    forward(links, config, turned_on)?;
     guard::install(&guard_config(config, segments)?).map_err(|error| {
         Error::new(
             Code::Guard,
@@ -98,12 +98,16 @@ fn has_pods(config: &Config, segments: &SegmentsFile, network: &IpNetwork) -> Re
 }
 
 /// Turns forwarding on for IPv4, IPv6 or both.
-fn forward(links: &mut Links, [ipv4, ipv6]: [bool; 2]) -> Result<()> {
+fn forward(links: &mut Links, config: &Config, [ipv4, ipv6]: [bool; 2]) -> Result<()> {
     if ipv4 {
         sysctl::forward_ipv4()?;
     }
     if ipv6 {
-        sysctl::forward_ipv6(&uplink::names(links)?)?;
+        let mut forwarding = forward_filter::forwarding(config);
+        sysctl::forward_ipv6(&uplink::names(links)?, |uplink| {
+            // Without the record `edge-agent down` leaves the setting as it is.
+            let _ = forwarding.note_accept_ra(uplink);
+        })?;
     }
     Ok(())
 }

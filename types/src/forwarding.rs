@@ -1,8 +1,9 @@
-//! Records whether we turned forwarding on. A host that forwarded packets before us is a router and
-//! stays one. If agent or plugin turned forwarding on for pods, the agent's firewall keeps the host
-//! from routing between its own networks. Both programs write one file, which holds for one boot,
-//! like the settings.
+//! Records whether we turned forwarding on, and on which uplinks we set `accept_ra` for it. A host
+//! that forwarded packets before us is a router and stays one. If agent or plugin turned forwarding
+//! on for pods, the agent's firewall keeps the host from routing between its own networks. Both
+//! programs write one file, which holds for one boot, like the settings.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -15,6 +16,10 @@ pub const FORWARDING_FILE: &str = "forwarding.json";
 
 const SETTINGS: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 
+/// Most uplinks of which `accept_ra` is recorded. `restore` leaves those of further ones as they
+/// are.
+const MAX_UPLINKS: usize = 64;
+
 /// Content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
@@ -22,6 +27,27 @@ struct Record {
     boot_id: String,
     /// IPv4 and IPv6.
     ours: [bool; 2],
+    /// Earlier releases did not write it.
+    #[serde(default)]
+    accept_ra: BTreeSet<String>,
+}
+
+/// What our programs changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Changes {
+    /// Whether they turned forwarding on: IPv4 and IPv6.
+    ours: [bool; 2],
+    /// The interfaces whose `accept_ra` they changed from 1 to 2.
+    accept_ra: BTreeSet<String>,
+}
+
+impl Changes {
+    fn and(mut self, other: Self) -> Self {
+        self.ours = [self.ours[0] || other.ours[0], self.ours[1] || other.ours[1]];
+        let room = MAX_UPLINKS.saturating_sub(self.accept_ra.len());
+        self.accept_ra.extend(other.accept_ra.into_iter().take(room));
+        self
+    }
 }
 
 /// The forwarding settings, and the file.
@@ -33,7 +59,7 @@ pub struct Forwarding {
     directories: [PathBuf; 2],
     boot_id: String,
     /// What this process has noted, even if no file could be written.
-    noted: [bool; 2],
+    noted: Changes,
 }
 
 impl Forwarding {
@@ -48,14 +74,14 @@ impl Forwarding {
     #[must_use]
     pub fn at(sysctls: PathBuf, directories: [&Path; 2], boot_id: &str) -> Self {
         let directories = directories.map(Path::to_owned);
-        Self { sysctls, directories, boot_id: boot_id.to_owned(), noted: [false; 2] }
+        Self { sysctls, directories, boot_id: boot_id.to_owned(), noted: Changes::default() }
     }
 
     /// For IPv4 and IPv6: whether forwarding was off on this boot until one of our programs turned
     /// it on. A file that cannot be read counts as missing.
     #[must_use]
     pub fn ours(&self) -> [bool; 2] {
-        either(self.noted, self.on_disk())
+        self.on_disk().and(self.noted.clone()).ours
     }
 
     /// Call it before you turn forwarding of these families on. It records the families for which
@@ -69,36 +95,57 @@ impl Forwarding {
         for ((off, wanted), setting) in off.iter_mut().zip(families).zip(SETTINGS) {
             *off = wanted && fs::read_to_string(self.sysctls.join(setting)).is_ok_and(|text| text.trim() == "0");
         }
-        self.noted = either(self.noted, off);
+        self.record(Changes { ours: off, ..Changes::default() })
+    }
+
+    /// Call it before you set `accept_ra` of this interface from 1 to 2.
+    ///
+    /// # Errors
+    /// As [`Self::note`].
+    pub fn note_accept_ra(&mut self, interface: &str) -> io::Result<()> {
+        self.record(Changes { accept_ra: [interface.to_owned()].into(), ..Changes::default() })
+    }
+
+    fn record(&mut self, changes: Changes) -> io::Result<()> {
+        self.noted = std::mem::take(&mut self.noted).and(changes);
         let on_disk = self.on_disk();
-        let ours = either(self.noted, on_disk);
-        if ours == on_disk {
+        let all = on_disk.clone().and(self.noted.clone());
+        if all == on_disk {
             return Ok(());
         }
         let [state_dir, run_dir] = &self.directories;
-        self.write(state_dir, ours).or_else(|error| {
+        self.write(state_dir, &all).or_else(|error| {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir)?;
             // The operator must correct the first error: the run directory is lost at a reboot.
-            self.write(run_dir, ours).map_err(|_| error)
+            self.write(run_dir, &all).map_err(|_| error)
         })
     }
 
-    /// Turns forwarding off again for the families for which one of our programs turned it on, and
-    /// deletes the record. Returns the families (IPv4, IPv6) that forwarded until now.
+    /// Turns forwarding off again for the families for which one of our programs turned it on, sets
+    /// `accept_ra` of the recorded uplinks to 1 again, and deletes the record. Returns the families
+    /// (IPv4, IPv6) that forwarded until now.
     ///
     /// # Errors
     /// When a setting cannot be written or a file cannot be deleted. The record stays in the first
     /// case.
     pub fn restore(&mut self) -> io::Result<[bool; 2]> {
         let mut turned_off = [false; 2];
-        for ((turned_off, ours), setting) in turned_off.iter_mut().zip(self.ours()).zip(SETTINGS) {
+        let changes = self.on_disk().and(self.noted.clone());
+        for ((turned_off, ours), setting) in turned_off.iter_mut().zip(changes.ours).zip(SETTINGS) {
             let setting = self.sysctls.join(setting);
             if ours && fs::read_to_string(&setting).is_ok_and(|text| text.trim() != "0") {
                 fs::write(&setting, "0")?;
                 *turned_off = true;
             }
         }
-        self.noted = [false; 2];
+        // After that: as long as the host forwards, 1 would make it lose its default route.
+        for interface in &changes.accept_ra {
+            let setting = self.sysctls.join("ipv6/conf").join(interface).join("accept_ra");
+            if fs::read_to_string(&setting).is_ok_and(|text| text.trim() == "2") {
+                fs::write(&setting, "1")?;
+            }
+        }
+        self.noted = Changes::default();
         for folder in &self.directories {
             match fs::remove_file(folder.join(FORWARDING_FILE)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -108,17 +155,21 @@ impl Forwarding {
         Ok(turned_off)
     }
 
-    fn on_disk(&self) -> [bool; 2] {
+    fn on_disk(&self) -> Changes {
         let read = |directory: &PathBuf| {
             let text = fs::read(directory.join(FORWARDING_FILE)).ok()?;
             serde_json::from_slice::<Record>(&text).ok().filter(|record| record.boot_id == self.boot_id)
         };
-        self.directories.iter().filter_map(read).fold([false; 2], |all, record| either(all, record.ours))
+        self.directories
+            .iter()
+            .filter_map(read)
+            .fold(Changes::default(), |all, Record { ours, accept_ra, .. }| all.and(Changes { ours, accept_ra }))
     }
 
-    fn write(&self, directory: &Path, ours: [bool; 2]) -> io::Result<()> {
+    fn write(&self, directory: &Path, changes: &Changes) -> io::Result<()> {
         let file = directory.join(FORWARDING_FILE);
-        let record = Record { boot_id: self.boot_id.clone(), ours };
+        let Changes { ours, accept_ra } = changes.clone();
+        let record = Record { boot_id: self.boot_id.clone(), ours, accept_ra };
         let mut beside = file.clone().into_os_string();
         beside.push(format!(".{}", std::process::id()));
         let written = private(Path::new(&beside)).and_then(|mut private| {
@@ -131,10 +182,6 @@ impl Forwarding {
         }
         written
     }
-}
-
-fn either(one: [bool; 2], other: [bool; 2]) -> [bool; 2] {
-    [one[0] || other[0], one[1] || other[1]]
 }
 
 fn private(path: &Path) -> io::Result<File> {
@@ -190,6 +237,31 @@ mod tests {
         assert_eq!(of(&host, "b1").ours(), [true, false]);
         of(&host, "b1").note([true, true]).unwrap();
         assert_eq!(of(&host, "b1").ours(), [true, true]);
+    }
+
+    #[test]
+    fn uplinks_hear_routers_as_before_us() {
+        let host = host("0", "0");
+        let accept_ra = |interface: &str| host.path().join("ipv6/conf").join(interface).join("accept_ra");
+        for (interface, value) in [("eth0.5", "2"), ("eth1", "0"), ("eth2", "2")] {
+            fs::create_dir(accept_ra(interface).parent().unwrap()).unwrap();
+            fs::write(accept_ra(interface), value).unwrap();
+        }
+        // The last one was 2 before us. The operator has changed eth1 since, and usb0 is unplugged.
+        for interface in ["eth0.5", "eth1", "usb0"] {
+            of(&host, "b1").note_accept_ra(interface).unwrap();
+        }
+        of(&host, "b1").note([false, true]).unwrap();
+        of(&host, "b1").restore().unwrap();
+        let values = ["eth0.5", "eth1", "eth2"].map(|interface| fs::read_to_string(accept_ra(interface)).unwrap());
+        assert_eq!(values, ["1", "0", "2"]);
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_release_is_read() {
+        let host = host("1", "1");
+        fs::write(host.path().join(FORWARDING_FILE), r#"{"boot_id":"b1","ours":[true,false]}"#).unwrap();
+        assert_eq!(of(&host, "b1").ours(), [true, false]);
     }
 
     #[test]

@@ -90,10 +90,50 @@ pub async fn read_uplink(config: &Config) -> anyhow::Result<UplinkFacts> {
 /// Whether a bridge for pods has a port: the bridge `own`, or one that the plugin made for another
 /// network.
 pub(crate) fn has_attached_pods(own: &str) -> anyhow::Result<bool> {
+    with_netlink(async |handle| Ok(network_state::NetworkState::read(&handle).await?.has_attached_pods(own)))
+}
+
+/// The interfaces that the plugin made: its bridges, and the host's ends of pods' interfaces.
+pub(crate) struct PluginInterfaces {
+    bridges: Vec<(u32, String)>,
+    /// Names of the host's ends.
+    pub(crate) pods: Vec<String>,
+}
+
+/// Looks for the plugin's interfaces. They carry its alias.
+pub(crate) fn plugin_interfaces() -> anyhow::Result<PluginInterfaces> {
+    let links = with_netlink(async |handle| Ok(network_state::NetworkState::read(&handle).await?.links))?;
+    let (mut bridges, mut pods) = (Vec::new(), Vec::new());
+    for link in links {
+        if link.pod_bridge {
+            bridges.push((link.index, link.name));
+        } else if link.pod_port {
+            pods.push(link.name);
+        }
+    }
+    Ok(PluginInterfaces { bridges, pods })
+}
+
+impl PluginInterfaces {
+    /// Deletes the bridges. Pods' interfaces stay, without a network. Returns the bridges' names.
+    pub(crate) fn delete_bridges(&self) -> anyhow::Result<Vec<&str>> {
+        with_netlink(async |handle| {
+            let mut deleted = Vec::new();
+            for (index, name) in &self.bridges {
+                let deletion = handle.link().del(*index).execute().await;
+                deletion.with_context(|| format!("deleting the bridge {name}"))?;
+                deleted.push(name.as_str());
+            }
+            Ok(deleted)
+        })
+    }
+}
+
+fn with_netlink<T>(work: impl AsyncFnOnce(rtnetlink::Handle) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
         tokio::spawn(connection);
-        Ok(network_state::NetworkState::read(&handle).await?.has_attached_pods(own))
+        work(handle).await
     })
 }

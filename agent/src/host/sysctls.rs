@@ -67,7 +67,7 @@ impl Sysctls {
     /// Turns on forwarding for the families in `forward`. Only with the table `inet edge-cni` in
     /// place: without it, a host that was no router would route between its own networks.
     pub(super) fn forward(
-        &self,
+        &mut self,
         observed: &NetworkState,
         bridge: &str,
         forward: [bool; 2],
@@ -95,10 +95,12 @@ impl Sysctls {
     /// Sets `accept_ra` to 2 on uplinks (ip-sysctl.rst). Otherwise a host that forwards ignores
     /// router advertisements and loses its default route. Other interfaces are left alone, so that
     /// advertisements of pods have no effect.
-    fn accept_router_advertisements(&self, uplinks: &[&Link], outcome: &mut SysctlOutcome) {
+    fn accept_router_advertisements(&mut self, uplinks: &[&Link], outcome: &mut SysctlOutcome) {
         for link in uplinks {
             let name = format!("ipv6/conf/{}/accept_ra", link.name);
             if self.is(&name, "1") {
+                // `prepare` names the obstacle if the record cannot be written.
+                let _ = self.forwarding.note_accept_ra(&link.name);
                 let what =
                     format!("{} ignores router advertisements, and this host loses its IPv6 default route", link.name);
                 self.set(&name, "2", &what, outcome);
@@ -240,6 +242,11 @@ mod tests {
             assert_eq!(accepts(&host, other), "1", "{other}");
         }
         assert_eq!((host.read("ipv6/conf/all/forwarding"), host.read("ipv4/ip_forward")), ("1".into(), "1".into()));
+
+        // Once the node is no router any more, they hear routers as before.
+        host.sysctls("b1").forwarding.clone().restore().unwrap();
+        assert_eq!((accepts(&host, "eth0.5"), host.read("ipv6/conf/all/forwarding")), ("1".into(), "0".into()));
+        assert_eq!(host.ensure("b1", [true, true]).ours, [true, true]);
 
         host.observed.links.push(Link { index: 9, name: "usb0".into(), ..Link::default() });
         host.write("ipv6/conf/usb0/accept_ra", "1");

@@ -113,6 +113,11 @@ fn print_outcome(installed: &Installed) {
     }
 }
 
+/// The plugin's place, in `bin_dir`.
+pub(crate) fn plugin_path(config: &Config) -> PathBuf {
+    config.cni.bin_dir.join(PLUGIN)
+}
+
 /// Copies the plugin atomically into `bin_dir`, and returns its path there. Fails if `from` is no
 /// ELF program.
 pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
@@ -120,7 +125,7 @@ pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
     if bytes.get(..4) != Some(b"\x7fELF") {
         bail!("{} is not a program: name the edge-cni binary of this release", from.display());
     }
-    let to = config.cni.bin_dir.join(PLUGIN);
+    let to = plugin_path(config);
     make_directory(&config.cni.bin_dir)?;
     if fs::read(&to).is_ok_and(|present| present == bytes) {
         return Ok(to);

@@ -3,12 +3,15 @@
 //! - [`StateDir`]: the directory, locked while the agent runs. Files are replaced atomically, so
 //!   that after a power cut they have the old or the new content.
 //! - [`make_private`]: closes the directory to other users.
+//! - [`remove_ours`]: removes what agent and plugin keep in it.
 //! - [`segments_file`]: `segments.json`, which the plugin reads. It is written under the lock that
 //!   both share.
 
+mod contents;
 mod dir;
 mod permissions;
 pub mod segments_file;
 
+pub use contents::{RemovedFiles, remove_ours};
 pub use dir::{SharedLock, StateDir, StateDirError, read_json, replace_file};
 pub use permissions::make_private;

@@ -6,30 +6,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
-use edge_types::forwarding::FORWARDING_FILE;
-use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 use tracing::{info, warn};
 
-/// Prefixes of the files that agent and plugin keep in the directory; suffixes such as `.tmp` and
-/// `.damaged` follow. The sockets are there if `run_dir` is the same directory.
-const OURS: [&str; 16] = [
-    "admin.sock",
-    "agent.lock",
-    "agent.sock",
-    "application.json",
-    "clock.json",
-    "former-networks.json",
-    "identity.json",
-    "key.pending",
-    "missed.json",
-    "reqids.json",
-    "taken-back.json",
-    "view",
-    FORWARDING_FILE,
-    LEASES_FILE,
-    LOCK_FILE,
-    SEGMENTS_FILE,
-];
+use super::contents::is_ours;
 
 /// Makes the directory if it is missing, with mode 0700, and sets our files to 0600 if others may
 /// read them. If the directory holds files of other programs, these and the directory's mode are
@@ -40,7 +19,7 @@ pub fn make_private(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
-        if !name.to_str().is_some_and(|name| OURS.iter().any(|known| name.starts_with(known))) {
+        if !is_ours(&name) {
             foreign = Some(entry.path());
             continue;
         }
@@ -70,6 +49,8 @@ pub fn make_private(directory: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use edge_types::forwarding::FORWARDING_FILE;
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {

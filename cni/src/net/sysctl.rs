@@ -61,18 +61,21 @@ pub(crate) fn has_ipv6() -> bool {
 
 /// Turns IPv6 forwarding on. A host that forwards ignores router advertisements, unless `accept_ra`
 /// is 2, and would lose its default route. So the uplinks are set to 2 first. Other interfaces are
-/// not: from there this host must take no route.
-pub(crate) fn forward_ipv6(uplinks: &[String]) -> Result<()> {
+/// not: from there this host must take no route. `note` is called before an uplink is changed.
+pub(crate) fn forward_ipv6(uplinks: &[String], mut note: impl FnMut(&str)) -> Result<()> {
     let conf = Path::new(ROOT).join("ipv6/conf");
     for uplink in uplinks {
-        accept_ra_while_forwarding(&conf.join(uplink).join("accept_ra"))?;
+        accept_ra_while_forwarding(&conf.join(uplink).join("accept_ra"), || note(uplink))?;
     }
     set("ipv6/conf/all/forwarding", "1")
 }
 
-fn accept_ra_while_forwarding(accept_ra: &Path) -> Result<()> {
-    if read(accept_ra).is_ok_and(|value| value == "1")
-        && let Err(error) = fs::write(accept_ra, "2")
+fn accept_ra_while_forwarding(accept_ra: &Path, note: impl FnOnce()) -> Result<()> {
+    if !read(accept_ra).is_ok_and(|value| value == "1") {
+        return Ok(());
+    }
+    note();
+    if let Err(error) = fs::write(accept_ra, "2")
         // The interface may have gone meanwhile.
         && error.kind() != io::ErrorKind::NotFound
     {

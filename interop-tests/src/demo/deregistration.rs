@@ -1,8 +1,10 @@
-//! A node leaves its community and then the cluster; another one loses what the agent installed.
+//! A node leaves its community and then the cluster; another one loses what the agent installed,
+//! and then everything of ours.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 
 use super::check_runner::TIMEOUT;
@@ -143,5 +145,48 @@ pub(super) fn agent_down(world: &World) -> Result<()> {
         let left: Vec<&str> = rest.lines().filter(ours).collect();
         ensure!(left == ["table inet edge-cni-pods"], "left is {rest}");
         Ok("but for the table that keeps hosts outside from pods")
+    })
+}
+
+/// What `edge-agent uninstall` must leave as it was: interfaces, addresses, routes, rules, settings
+/// and directories of a host.
+///
+/// # Errors
+/// If a program of the host cannot be run.
+pub(super) fn host_before_us(world: &World) -> Result<String> {
+    world.node("edge-c1").sh("ip -o link show | cut -d' ' -f2
+         ip -o address show | cut -d' ' -f2-7
+         ip route show table all; ip -6 route show table all; ip rule; ip -6 rule
+         nft list tables; ip xfrm state; ip xfrm policy
+         sysctl -a 2>/dev/null | grep '^net\\.' | grep -v 'conntrack_count\\|stable_secret'
+         find /etc/cni -type f 2>/dev/null
+         ls -A /etc/edge-cni /run/edge-cni /var/lib/edge-cni 2>/dev/null || true")
+}
+
+/// `edge-agent uninstall` on c1 leaves the host as it was at first.
+///
+/// # Errors
+/// The first check that does not hold.
+pub(super) fn uninstalled(world: &World, before: &str) -> Result<()> {
+    let host = world.node("edge-c1");
+    world.checks.check("`edge-agent uninstall` cuts off no pod unasked", "edge-agent uninstall on edge-c1", || {
+        let Err(refusal) = world.agent("edge-c1", &["uninstall"]) else { bail!("it did") };
+        let refusal = refusal.to_string();
+        ensure!(refusal.contains("pods are attached") && refusal.contains("kubectl drain"), "it says {refusal}");
+        Ok("")
+    })?;
+    host.sh("ip -o link show master ecni0 | cut -d' ' -f2 | cut -d@ -f1 | xargs -n 1 ip link del")?;
+    world.checks.check("without pods it leaves the host as it was", "edge-agent uninstall on edge-c1", || {
+        world.agent("edge-c1", &["uninstall"])?;
+        let again = world.agent("edge-c1", &["uninstall"])?;
+        ensure!(again.trim() == "nothing of edge-cni was on this host", "a second run says {again}");
+        world.agent("edge-c1", &["uninstall", "--purge"])?;
+        let after = host_before_us(world)?;
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+        let (before, after) = (lines(before), lines(&after));
+        let (gone, left) =
+            (before.difference(&after).collect::<Vec<_>>(), after.difference(&before).collect::<Vec<_>>());
+        ensure!(gone.is_empty() && left.is_empty(), "gone is {gone:#?}, left is {left:#?}");
+        Ok(format!("{} lines of its state compared", after.len()))
     })
 }

@@ -85,6 +85,7 @@ pub fn main(backend: Option<String>, keep: bool) -> Result<ExitCode> {
 
 fn run(lab: &Lab) -> Result<()> {
     let world = World::build(lab)?;
+    let before = deregistration::host_before_us(&world)?;
     before_agent::nothing_leaves_in_clear(&world)?;
     let pods = reach::bring_up(&world)?;
     reach::everyone_reaches(&world, &pods)?;
@@ -98,6 +99,7 @@ fn run(lab: &Lab) -> Result<()> {
     deregistration::a2_leaves(&world, &pods)?;
     reach::only_esp_on_the_wire(&world, "to the very end")?;
     deregistration::agent_down(&world)?;
+    deregistration::uninstalled(&world, &before)?;
     world.end_captures()?;
     eprintln!("\ndemo: {} checks passed in {:.0} s", world.checks.passed(), world.checks.elapsed().as_secs_f64());
     Ok(())

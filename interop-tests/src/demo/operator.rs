@@ -144,13 +144,6 @@ impl World<'_> {
     /// If the controller refuses a token.
     pub(super) fn configure_agent(&self, node: &str, role: &str, spare: u32, join: bool) -> Result<()> {
         let host = self.node(node);
-        if join {
-            let token = self.controller(&["token", "create", "--role", role, "--node", node])?;
-            let word =
-                token.split_whitespace().find(|word| word.starts_with("ecni1.")).context("no token was printed")?;
-            host.write("/etc/edge-cni/token", word)?;
-            host.sh("chmod 600 /etc/edge-cni/token")?;
-        }
         let cloud = site("cloud-1").inside;
         let reached = if site(node).inside[0].is_some() { cloud[0] } else { cloud[1].map(|_| "[2001:db8:c::11]") };
         let reached = reached.context("the cloud has an address")?;
@@ -162,7 +155,27 @@ impl World<'_> {
              [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n",
             urls.join(", "),
         );
-        host.write(AGENT_CONFIG, &config)
+        host.write(AGENT_CONFIG, &config)?;
+        if !join {
+            return Ok(());
+        }
+        let token = self.controller(&["token", "create", "--role", role, "--node", node])?;
+        let word = token.split_whitespace().find(|word| word.starts_with("ecni1.")).context("no token was printed")?;
+        host.write("/run/join-token", word)?;
+        self.join(node, "--timeout 0").map(drop)
+    }
+
+    /// Runs `edge-agent join` with the node's join token. Returns what it prints.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub(super) fn join(&self, node: &str, options: &str) -> Result<String> {
+        let program = self.lab.program("edge-agent")?;
+        // The configuration has the URLs.
+        self.node(node).sh(&format!(
+            "{} join --config {AGENT_CONFIG} {options} $(grep -o 'https://[^\"]*' {AGENT_CONFIG}) - </run/join-token",
+            program.display()
+        ))
     }
 
     /// Starts a node's agent.

@@ -66,6 +66,15 @@ pub(super) fn bring_up(world: &World) -> Result<Pods> {
         ensure!(count == NODES.len(), "{count} of {}", NODES.len());
         Ok(())
     })?;
+    checks.check(
+        "`edge-agent join` shows the status of a node that has joined",
+        "edge-agent join on edge-b1",
+        || {
+            let shown = world.join("edge-b1", "")?;
+            ensure!(shown.contains("edge-b1") && shown.contains("cloud-1"), "it shows {shown}");
+            Ok("")
+        },
+    )?;
     world.label("edge-a1", "fabedge/edge-community=alpha")?;
     world.label("edge-a2", "bocloud.com/edge-community=alpha")?;
     world.label("edge-b1", "fabedge/edge-community=beta")?;

@@ -79,14 +79,15 @@ impl Device {
         Ok(defects)
     }
 
-    pub(super) fn remove(&mut self) -> Result<()> {
-        let Some((index, _)) = self.find()? else { return Ok(()) };
+    /// Whether it was there.
+    pub(super) fn remove(&mut self) -> Result<bool> {
+        let Some((index, _)) = self.find()? else { return Ok(false) };
         let mut message = LinkMessage::default();
         message.header.index = index;
         match self.netlink.execute("delete the guard's device (RTM_DELLINK)", RouteNetlinkMessage::DelLink(message), 0)
         {
-            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(()),
-            outcome => Ok(outcome?),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(false),
+            outcome => Ok(outcome.map(|()| true)?),
         }
     }
 

@@ -70,20 +70,23 @@ pub fn install_routes(config: &GuardConfig) -> Result<Vec<Defect>> {
 }
 
 /// Removes the guard: all our policies with its priorities, blocks first, then the device with its
-/// routes. Pods that are left may send in clear from then on.
-pub fn remove() -> Result<()> {
+/// routes. Pods that are left may send in clear from then on. Returns how many policies and devices
+/// there were.
+pub fn remove() -> Result<usize> {
     let mut xfrm = Xfrm::open()?;
+    let mut count = 0;
     let mut policies = xfrm.policies()?;
     policies.retain(|policy| policy.is_ours() && matches!(policy.priority, priority::ALLOW | priority::BLOCK));
     policies.sort_by_key(|policy| !policy.blocks);
     for policy in &policies {
         match xfrm.delete_policy(policy) {
+            Ok(was_there) => count += usize::from(was_there),
             // Another program has taken the index meanwhile.
-            Ok(_) | Err(Error::PolicyOfOther { .. }) => {}
+            Err(Error::PolicyOfOther { .. }) => {}
             Err(error) => return Err(error),
         }
     }
-    device::Device::open()?.remove()
+    Ok(count + usize::from(device::Device::open()?.remove()?))
 }
 
 fn policy_defects(xfrm: &mut Xfrm, wanted: &[Policy]) -> Result<Vec<Defect>> {

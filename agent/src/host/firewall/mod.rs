@@ -19,9 +19,9 @@ mod rules;
 mod sets;
 
 pub use contents::{Firewall, FirewallLinks, PODS_TABLE, TABLE};
-pub(crate) use nft::pods_table_exists;
 pub use nft::{DroppedPackets, KernelTable, dropped_packets, read, remove, remove_bridge_filter};
 pub(in crate::host) use nft::{list, run};
+pub(crate) use nft::{pods_table_exists, remove_pods_table};
 
 #[cfg(test)]
 mod tests;

@@ -148,7 +148,7 @@ pub fn dropped_packets() -> anyhow::Result<Vec<DroppedPackets>> {
 
 /// Removes the table `inet edge-cni`.
 pub fn remove() -> anyhow::Result<()> {
-    delete("inet")
+    delete("inet", TABLE)
 }
 
 /// Whether the plugin's table `inet edge-cni-pods` exists.
@@ -156,19 +156,26 @@ pub(crate) fn pods_table_exists() -> anyhow::Result<bool> {
     Ok(list(&["list", "table", "inet", PODS_TABLE])?.is_some())
 }
 
+/// Removes the plugin's table `inet edge-cni-pods`. False if it does not exist.
+pub(crate) fn remove_pods_table() -> anyhow::Result<bool> {
+    match pods_table_exists()? {
+        true => delete("inet", PODS_TABLE).map(|()| true),
+        false => Ok(false),
+    }
+}
+
 /// Removes the plugin's table, `bridge edge-cni`, which the next ADD makes again. False if it does
 /// not exist.
 pub fn remove_bridge_filter() -> anyhow::Result<bool> {
     match list(&["list", "table", "bridge", TABLE])? {
-        Some(_) => delete("bridge").map(|()| true),
+        Some(_) => delete("bridge", TABLE).map(|()| true),
         None => Ok(false),
     }
 }
 
-fn delete(family: &str) -> anyhow::Result<()> {
-    let table = json!({"table": {"family": family, "name": TABLE}});
-    run(&json!({"nftables": [{"add": table}, {"delete": table}]}))
-        .with_context(|| format!("the table {family} edge-cni"))
+fn delete(family: &str, name: &str) -> anyhow::Result<()> {
+    let table = json!({"table": {"family": family, "name": name}});
+    run(&json!({"nftables": [{"add": table}, {"delete": table}]})).with_context(|| format!("the table {family} {name}"))
 }
 
 /// Runs `nft -j` with arguments that list something; `None` if it does not exist.

@@ -1,0 +1,108 @@
+//! Which files in the state directory, and in the directory of the sockets, are ours.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use edge_types::forwarding::FORWARDING_FILE;
+use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
+
+/// Prefixes of the files that agent and plugin keep in the directory; suffixes such as `.tmp` and
+/// `.damaged` follow. The sockets are there if `run_dir` is the same directory.
+const OURS: [&str; 16] = [
+    "admin.sock",
+    "agent.lock",
+    "agent.sock",
+    "application.json",
+    "clock.json",
+    "former-networks.json",
+    "identity.json",
+    "key.pending",
+    "missed.json",
+    "reqids.json",
+    "taken-back.json",
+    "view",
+    FORWARDING_FILE,
+    LEASES_FILE,
+    LOCK_FILE,
+    SEGMENTS_FILE,
+];
+
+/// The plugin's segments of a network with another bridge: `segments-BRIDGE.json`.
+const OTHER_NETWORKS: &str = "segments-";
+
+/// Whether agent or plugin keep a file of this name.
+pub(super) fn is_ours(name: &OsStr) -> bool {
+    let known = |name: &str| OURS.iter().chain([&OTHER_NETWORKS]).any(|known| name.starts_with(known));
+    name.to_str().is_some_and(known)
+}
+
+/// What [`remove_ours`] did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct RemovedFiles {
+    /// How many files and directories went.
+    pub count: usize,
+    /// What is not ours, and stays.
+    pub kept: Vec<PathBuf>,
+}
+
+/// Removes our files from a directory, and the directory itself if nothing else is in it. Does not
+/// follow symbolic links. A missing directory is no error.
+///
+/// # Errors
+/// If the directory cannot be read, or a file cannot be removed.
+pub fn remove_ours(directory: &Path) -> io::Result<RemovedFiles> {
+    let mut removed = RemovedFiles::default();
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if !is_ours(&entry.file_name()) {
+            removed.kept.push(entry.path());
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+        removed.count += 1;
+    }
+    if removed.kept.is_empty() {
+        match fs::remove_dir(directory) {
+            Ok(()) => removed.count += 1,
+            // A mount point, such as a container's volume.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_files_go_and_those_of_others_stay() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("state");
+        fs::create_dir(&directory).unwrap();
+        let outside = parent.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("file"), "").unwrap();
+        std::os::unix::fs::symlink(&outside, directory.join("view-before.json")).unwrap();
+        for name in ["identity.json", "view.json.damaged", "lock", "leases.tmp", "segments-br1.json", "passwd"] {
+            fs::write(directory.join(name), "").unwrap();
+        }
+        let removed = remove_ours(&directory).unwrap();
+        assert_eq!(removed, RemovedFiles { count: 6, kept: vec![directory.join("passwd")] });
+        assert!(outside.join("file").exists(), "no link is followed");
+        fs::remove_file(directory.join("passwd")).unwrap();
+        assert_eq!(remove_ours(&directory).unwrap().count, 1);
+        assert_eq!(remove_ours(&directory).unwrap(), RemovedFiles::default());
+    }
+}

@@ -1,0 +1,136 @@
+//! `edge-agent uninstall`: leaves the host as it was before edge-cni.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use crate::config::Config;
+use crate::down::{Removal, refuse_beside_agent, remove_from_kernel};
+use crate::{host, install_cni, state_dir};
+
+/// Most pods that one message names.
+const NAMED_PODS: usize = 10;
+
+/// Whether the kernel drops packets that wait for an SA (ip-sysctl.rst).
+const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
+
+/// How much to remove.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    /// Go on although pods are attached. They lose the network.
+    pub cut_off_pods: bool,
+    /// Also remove the configuration and the join token.
+    pub purge: bool,
+}
+
+/// Removes what agent and plugin keep on this host: the conflist and the plugin, all that `down`
+/// removes, bridges, forwarding, and the files below `state_dir` and `run_dir`. `file` is the
+/// configuration. Changes nothing if the agent runs, or if pods are attached and may not be cut
+/// off. Otherwise goes on after a failure, and reports all failures.
+pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result<()> {
+    refuse_beside_agent(config).context(
+        "on a host with systemd: systemctl disable --now edge-agent-install-cni edge-agent edge-agent.socket edge-agent-ipv6.socket",
+    )?;
+    refuse_attached_pods(extent)?;
+    let mut removal = Removal::default();
+    // From here on the runtime attaches no more pods.
+    let conflist = config.path(&config.cni.conf_dir).join(install_cni::CONFLIST);
+    remove_file(&mut removal, &conflist);
+    // A pod may have come in between.
+    refuse_attached_pods(extent)?;
+    removal.record("bridges", delete_bridges());
+    let kernel = remove_from_kernel(config, false);
+    removal.removed.extend(kernel.removed);
+    removal.notes.extend(kernel.notes);
+    removal.failures.extend(kernel.failures);
+    if removal.failures.is_empty() {
+        remove_file(&mut removal, &install_cni::plugin_path(config));
+        // The record of forwarding and the identity stay until all else has gone, so that the
+        // command can be repeated.
+        for directory in [&config.run_dir, &config.state_dir] {
+            remove_directory(&mut removal, directory);
+        }
+    }
+    if extent.purge && removal.failures.is_empty() {
+        purge(&mut removal, config, file);
+    }
+    // Not changed back: it holds for all programs, and nothing says what it was before.
+    if fs::read_to_string(LARVAL_DROP).is_ok_and(|value| value.trim() == "0") {
+        removal.notes.push(
+            "net.core.xfrm_larval_drop is 0, perhaps for our tunnels on demand; the kernel's default: sysctl -w net.core.xfrm_larval_drop=1"
+                .to_owned(),
+        );
+    }
+    print(&removal, config);
+    removal.result()
+}
+
+fn refuse_attached_pods(extent: Extent) -> anyhow::Result<()> {
+    let pods = host::plugin_interfaces()?.pods;
+    if pods.is_empty() || extent.cut_off_pods {
+        return Ok(());
+    }
+    let named = pods.iter().take(NAMED_PODS).cloned().collect::<Vec<_>>().join(", ");
+    let more = pods.len().checked_sub(NAMED_PODS).filter(|more| *more > 0);
+    let more = more.map_or_else(String::new, |more| format!(" and {more} more"));
+    bail!(
+        "pods are attached: {named}{more}. Drain the node (kubectl drain), or remove them through their runtime; `edge-cni leases` names them. \
+         With --cut-off-pods they lose the network instead"
+    )
+}
+
+fn delete_bridges() -> anyhow::Result<usize> {
+    Ok(host::plugin_interfaces()?.delete_bridges()?.len())
+}
+
+fn remove_file(removal: &mut Removal, path: &Path) {
+    let outcome = match fs::remove_file(path) {
+        Ok(()) => Ok(1),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error.into()),
+    };
+    removal.record(path.display().to_string(), outcome);
+}
+
+fn remove_directory(removal: &mut Removal, directory: &Path) {
+    match state_dir::remove_ours(directory) {
+        Ok(removed) => {
+            for kept in &removed.kept {
+                removal.notes.push(format!("{} is kept: it is not ours", kept.display()));
+            }
+            removal.record(directory.display().to_string(), Ok(removed.count));
+        }
+        Err(error) => removal.record(directory.display().to_string(), Err(error.into())),
+    }
+}
+
+/// Removes the configuration and the join token, and their directory if nothing else is in it. Keys
+/// and certificates of static peers are the operator's.
+fn purge(removal: &mut Removal, config: &Config, file: &Path) {
+    if let Some(token) = config.controller.as_ref().and_then(|controller| controller.token_file.as_ref()) {
+        remove_file(removal, &config.path(token));
+    }
+    remove_file(removal, file);
+    if let Some(directory) = file.parent()
+        && fs::remove_dir(directory).is_ok()
+    {
+        removal.record(directory.display().to_string(), Ok(1));
+    }
+}
+
+fn print(removal: &Removal, config: &Config) {
+    let mut found = false;
+    for (what, count) in removal.removed.iter().filter(|(_, count)| *count > 0) {
+        found = true;
+        println!("{what}: {count} removed");
+    }
+    removal.notes.iter().for_each(|line| println!("{line}"));
+    if !found && removal.failures.is_empty() {
+        println!("nothing of edge-cni was on this host");
+    } else if config.controller.is_some() {
+        let name = config.node_name().map_or_else(|_| "NODE".to_owned(), |name| name.to_string());
+        println!("the controller still holds this node's segments for it: edge-controller node deregister {name}");
+    }
+}
