@@ -28,6 +28,10 @@ mod active {
             "RFC 7296 2.8.1: the end that keeps its SA does not know that the other one is redundant.",
         ),
         ("redundant_child_not_deleted", "RFC 7296 2.8.1: the redundant SA stays."),
+        (
+            "rekey_of_survivor_not_followed",
+            "RFC 7296 2.8.1: the redundant SA stays if the other one is rekeyed before the end of the collision.",
+        ),
         ("replaced_child_not_deleted", "RFC 7296 2.8: the initiator of a rekey does not delete the old SA."),
         ("temporary_failure_ignored", "RFC 7296 2.25: the request is repeated at once."),
         ("any_cookie_accepted", "RFC 7296 2.6: a cookie is not compared."),

@@ -5,7 +5,7 @@ use crate::crypto::Nonces;
 /// The peer's exchange that replaces the same SA as ours: a CHILD_SA or an IKE SA.
 #[derive(Debug)]
 pub(super) struct RekeyCollision<Id> {
-    /// The SA that the peer's exchange made.
+    /// The SA that the peer's exchange made, or the one that has replaced it since.
     pub(super) peers_sa: Id,
     /// The lower one of the two nonces of that exchange.
     lower_nonce: Vec<u8>,
@@ -15,6 +15,15 @@ impl<Id> RekeyCollision<Id> {
     /// `nonces` are those of the peer's exchange.
     pub(super) fn new(peers_sa: Id, nonces: Nonces<'_>) -> Self {
         Self { peers_sa, lower_nonce: lower_nonce(nonces).to_vec() }
+    }
+
+    /// The peer has rekeyed the SA of its exchange before the response to ours came. The nonces that
+    /// decide stay those of the colliding exchanges: the peer has compared them already, and waits
+    /// for us to delete our SA if it is the redundant one.
+    pub(super) fn follow_rekey(&mut self, new: Id) {
+        if !mutation!("rekey_of_survivor_not_followed") {
+            self.peers_sa = new;
+        }
     }
 
     /// Whether the SA of our exchange, which used `ours`, is the redundant one. The SA made with

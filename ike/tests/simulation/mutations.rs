@@ -27,6 +27,10 @@ const TESTS: &[(&str, fn())] = &[
     ("rekey of an IKE SA", rules::an_ike_sa_is_rekeyed_when_nothing_else_is_under_way),
     ("rekey of a busy IKE SA", rules::an_ike_sa_is_not_rekeyed_while_a_child_sa_is),
     ("rekey of what is deleted", rules::a_child_sa_that_is_being_deleted_is_not_rekeyed),
+    (
+        "rekey of what survived a collision",
+        rules::the_redundant_child_sa_of_a_collision_goes_although_the_other_one_was_rekeyed_meanwhile,
+    ),
     ("rekey of what is unknown", rules::a_child_sa_that_is_unknown_is_not_rekeyed),
     ("TEMPORARY_FAILURE", rules::what_is_asked_to_wait_waits),
     ("window", rules::requests_outside_of_the_window_are_not_answered),

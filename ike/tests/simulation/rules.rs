@@ -71,6 +71,31 @@ pub fn a_child_sa_that_is_being_deleted_is_not_rekeyed() {
     assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
 }
 
+/// The peer rekeys the CHILD_SA that we rekey, and answers us with this nonce after it has rekeyed
+/// its own new CHILD_SA once more and deleted the two old ones. Our next message, and our SPI of
+/// the peer's last CHILD_SA.
+fn collision_with_a_survivor_that_is_rekeyed(nonce: [u8; 32]) -> (Message, u32) {
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.rekey_of_ours();
+    let mut ours = 0;
+    for (old, new) in [(foreign.child.0, 0xf002), (0xf002, 0xf003)] {
+        let answer = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::rekey_parts(old, new)).remove(0);
+        assert_eq!(answer.error(), None);
+        ours = answer.proposals()[0].spi32();
+        assert_eq!(foreign.request(exchange::INFORMATIONAL, &[delete_child(old)])[0].deleted_children().len(), 1);
+    }
+    (foreign.answer(&request, &Foreign::child_parts(0xf004, nonce)).remove(0), ours)
+}
+
+#[test]
+pub fn the_redundant_child_sa_of_a_collision_goes_although_the_other_one_was_rekeyed_meanwhile() {
+    //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
+    //= RFC 7296 2.25.1 SHOULD 3: the redundant one is known
+    let (deletion, survivor) = collision_with_a_survivor_that_is_rekeyed([0; 32]);
+    assert_eq!(deletion.deleted_children().len(), 1, "ours has the lowest nonce");
+    assert_ne!(deletion.deleted_children(), [survivor]);
+}
+
 #[test]
 pub fn a_child_sa_that_is_unknown_is_not_rekeyed() {
     //= RFC 7296 2.25 SHOULD 5: CHILD_SA_NOT_FOUND

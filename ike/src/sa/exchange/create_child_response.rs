@@ -205,12 +205,13 @@ fn add_child_of_peer(
         None => Arrival::Waiting,
     };
     let new = child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
-    if let Some(OutstandingRequest::CreateChild(ours)) = &mut sa.outstanding
-        && ours.old == old
-        && ours.purpose.child == purpose.child
-    {
-        //= RFC 7296 2.25.1 SHOULD 3: the redundant one is known
-        ours.collision = Some(RekeyCollision::new(new, nonces));
+    if let Some(OutstandingRequest::CreateChild(ours)) = &mut sa.outstanding {
+        if ours.old == old && ours.purpose.child == purpose.child {
+            //= RFC 7296 2.25.1 SHOULD 3: the redundant one is known
+            ours.collision = Some(RekeyCollision::new(new, nonces));
+        } else if let Some(collision) = ours.collision.as_mut().filter(|collision| old == Some(collision.peers_sa)) {
+            collision.follow_rekey(new);
+        }
     }
     if let Some(old) = old {
         sa.drop_requests_of(old);

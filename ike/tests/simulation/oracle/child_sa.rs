@@ -45,7 +45,8 @@ pub struct Child {
     /// Its lifetime is over (2.8): we have removed it, and our DELETE of it follows when the window
     /// is free.
     pub expired: bool,
-    /// It is the redundant one of a collision, and this one survives.
+    /// It is the redundant one of a collision, and this one survived. [`Node::survivor`] says
+    /// whether it still does.
     pub redundant_to: Option<u32>,
     /// When its ESP was reported to have come last.
     pub esp_received: Option<Duration>,
@@ -161,6 +162,18 @@ impl Node {
         self.children.get(&own).filter(|child| !child.dead)
     }
 
+    /// The CHILD_SA that makes this one redundant (2.8.1), or the one that has replaced it since.
+    /// `None`: this one is not redundant, or the other one ended without a successor, so that this
+    /// one is all that is left.
+    pub fn survivor(&self, redundant: &Child) -> Option<&Child> {
+        let mut survivor = self.children.get(&redundant.redundant_to?)?;
+        while survivor.dead || survivor.expired {
+            let gone = survivor.own;
+            survivor = self.children.values().find(|other| other.replaces == Some(gone))?;
+        }
+        Some(survivor).filter(|survivor| survivor.own != redundant.own)
+    }
+
     /// Our inbound SPI of the CHILD_SA that the peer names.
     fn named(&self, spis: Spis, peer: u32) -> Option<u32> {
         let mut of = self.children.values().filter(|child| child.ike == spis && child.peer == peer && !child.dead);
@@ -227,7 +240,7 @@ impl Node {
         let beside = |other: &&Child| other.ike == spis && !other.dead && other.own != own && other.is_like(child);
         let living = || self.children.values().filter(beside);
         let successors = || living().filter(|other| other.replaces == Some(own));
-        let rival = living().find(|other| other.redundant_to == Some(own));
+        let rival = living().find(|other| self.survivor(other).is_some_and(|survivor| survivor.own == own));
         //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
         require!(
             rival.is_none() || successors().next().is_some(),
@@ -235,7 +248,7 @@ impl Node {
             "{own:x} is deleted, although {:x} has the lowest nonce",
             rival.map_or(0, |rival| rival.own)
         );
-        if child.redundant_to.is_some() {
+        if self.survivor(child).is_some() {
             //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
             require!(
                 child.ours || at >= child.at + PATIENCE,
@@ -445,7 +458,8 @@ impl Node {
         child.replaces = old;
         child.late = old.is_some_and(|old| self.alive(old).is_none());
         // 2.8.1: the SA made with the lowest of the four nonces is the redundant one.
-        if let Some(rival) = own.collision.and_then(|rival| self.children.get_mut(&rival)).filter(|rival| !rival.dead) {
+        // The nonces of the two exchanges decide, whatever has replaced the other one since.
+        if let Some(rival) = own.collision.and_then(|rival| self.children.get_mut(&rival)) {
             if child.lowest_nonce < rival.lowest_nonce {
                 child.redundant_to = Some(rival.own);
             } else {
@@ -481,7 +495,7 @@ impl Node {
         let stays = |child: &&Child| !child.dead && !self.sas.get(&child.ike).is_some_and(|sa| sa.deleting);
         for child in self.children.values().filter(stays) {
             require!(
-                child.redundant_to.is_none(),
+                self.survivor(child).is_none(),
                 "RFC 7296 2.8.1",
                 "{:x} is redundant, and nobody deleted it",
                 child.own

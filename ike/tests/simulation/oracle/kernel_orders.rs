@@ -185,12 +185,7 @@ impl Node {
             let Some(child) = self.children.get(&own).filter(|child| child.installed) else { continue };
             //= RFC 7296 1.4.1 MUST 3: the named SAs are closed
             require!(!child.dead, "RFC 7296 1.4.1", "{own:x} is sent with, which is deleted");
-            let survivor = child.redundant_to.and_then(|survivor| self.children.get(&survivor));
-            require!(
-                survivor.is_none_or(|survivor| survivor.dead),
-                "RFC 7296 2.8.1",
-                "{own:x} is sent with, which is redundant"
-            );
+            require!(self.survivor(child).is_none(), "RFC 7296 2.8.1", "{own:x} is sent with, which is redundant");
         }
         Ok(())
     }
