@@ -56,9 +56,8 @@ pub struct Presented<'a> {
 
 impl Authenticator {
     /// Hash algorithms that we accept in signatures, for SIGNATURE_HASH_ALGORITHMS (RFC 7427 4).
-    /// SHA2-512 is accepted from RSA keys, but not announced: a peer with an ECDSA key could choose
-    /// it, and `ring` does not verify that.
-    pub const HASHES: [HashAlgorithm; 3] = [HashAlgorithm::Identity, HashAlgorithm::Sha2_256, HashAlgorithm::Sha2_384];
+    pub const HASHES: [HashAlgorithm; 4] =
+        [HashAlgorithm::Identity, HashAlgorithm::Sha2_256, HashAlgorithm::Sha2_384, HashAlgorithm::Sha2_512];
 
     /// Checks and prepares the configured credentials.
     ///

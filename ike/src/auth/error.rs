@@ -117,7 +117,7 @@ pub enum AuthError {
     },
     /// The signature algorithm or the certificate's key is not supported. Holds which.
     #[error(
-        "the peer signed with an algorithm or key that is not supported ({0}); supported are Ed25519, ECDSA on P-256 or P-384 with SHA-256 or SHA-384, and RSA of 2048 bits or more with SHA-2"
+        "the peer signed with an algorithm or key that is not supported ({0}); supported are Ed25519, ECDSA on P-256 or P-384 with SHA-2, and RSA of 2048 bits or more with SHA-2"
     )]
     UnsupportedSignature(String),
     /// The signature algorithm does not fit the certificate's key.

@@ -7,6 +7,7 @@
 
 mod authenticator;
 mod certificate_validator;
+mod ecdsa;
 mod error;
 mod identity;
 mod limits;

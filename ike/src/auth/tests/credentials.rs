@@ -42,5 +42,5 @@ fn debug_of_credentials_shows_no_key() {
     let shown = format!("{:?}", authenticator(&config(&root, (der, key.clone()))));
     let octets: Vec<String> = key.expose()[36..44].iter().map(u8::to_string).collect();
     assert!(!shown.contains(&octets.join(", ")), "octets of the private key");
-    assert!(shown.contains("EcdsaP256"));
+    assert!(shown.contains("ECDSA P-256"));
 }

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod credentials;
+mod ecdsa;
 mod mutilated;
 mod names;
 mod psk;
