@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
+use crate::stdout::print;
 use crate::{admin, check, diagnose, down, hardening, import, install_cni, join, run, socket_holder, uninstall};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
@@ -226,7 +227,8 @@ impl Cli {
                         return install_cni::remove_conflist(&config);
                     }
                     if let Some(plugin) = plugin {
-                        println!("{} installed", install_cni::install_plugin(&config, &plugin)?.display());
+                        let installed = install_cni::install_plugin(&config, &plugin)?;
+                        print(&format!("{} installed\n", installed.display()))?;
                     }
                     match (plugin_only, keep) {
                         (true, _) => Ok(()),

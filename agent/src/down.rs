@@ -17,6 +17,7 @@ use crate::host::firewall::PODS_TABLE;
 use crate::host::{self, firewall, obstacles};
 use crate::install_cni::{self, CONFLIST};
 use crate::socket_holder;
+use crate::stdout::print;
 
 /// Removes our SAs, policies, routes, nftables tables and the guard, and nothing that belongs to
 /// other programs. Remaining pods stay closed to hosts outside: if the plugin cannot make its own
@@ -25,10 +26,10 @@ use crate::socket_holder;
 pub fn down(config: &Config) -> anyhow::Result<()> {
     refuse_beside_agent(config)?;
     let removal = remove_from_kernel(config, true);
-    for (what, count) in &removal.removed {
-        println!("{what}: {count} removed");
+    let lines = removal.removed.iter().map(|(what, count)| format!("{what}: {count} removed"));
+    for line in lines.chain(removal.notes.iter().cloned()) {
+        print(&format!("{line}\n"))?;
     }
-    removal.notes.iter().for_each(|line| println!("{line}"));
     removal.result()
 }
 

@@ -16,6 +16,7 @@ use crate::admin;
 use crate::config::Config;
 use crate::membership::ControllerStatus;
 use crate::state_dir::replace_file;
+use crate::stdout::print;
 
 /// The token's file beside a configuration that this command writes.
 const TOKEN_FILE: &str = "token";
@@ -56,7 +57,7 @@ pub fn join(options: &JoinOptions, token: &str) -> anyhow::Result<()> {
     let token_file = token_path(&config, &options.file)?;
     if !fs::read(&token_file).is_ok_and(|present| present.trim_ascii() == token.trim().as_bytes()) {
         replace_file(&token_file, format!("{}\n", token.trim()).as_bytes(), 0o600)?;
-        println!("{} written", token_file.display());
+        print(&format!("{} written\n", token_file.display()))?;
     }
     start_units(&options.file)?;
     if options.timeout.is_zero() {
@@ -104,7 +105,7 @@ fn ensure_configuration(options: &JoinOptions) -> anyhow::Result<Config> {
         made.with_context(|| format!("creating {}", directory.display()))?;
     }
     replace_file(file, text.as_bytes(), 0o644)?;
-    println!("{} written", file.display());
+    print(&format!("{} written\n", file.display()))?;
     Ok(Config::load(file)?)
 }
 
@@ -133,8 +134,7 @@ fn start_units(file: &Path) -> anyhow::Result<()> {
     if !output.status.success() {
         bail!("systemctl enable --now {}: {}", UNITS.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
-    println!("edge-agent.service started");
-    Ok(())
+    print("edge-agent.service started\n").map(drop)
 }
 
 /// Waits until the agent has a certificate and the controller's view.

@@ -34,6 +34,7 @@
 //! - [`import`]: makes a configuration of a `swanctl.conf`.
 //! - [`check`]: judges a configuration without a running agent.
 //! - [`diagnose`]: says what keeps a node, a peer or a pod from being reached.
+//! - [`stdout`]: prints what the commands say.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
 // Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the
 // clock need it.
@@ -65,6 +66,7 @@ pub mod socket_holder;
 pub mod state_dir;
 pub mod static_peer_names;
 pub mod status;
+pub mod stdout;
 #[cfg(test)]
 mod test_view;
 pub mod tunnels;

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 
 use crate::config::Config;
 use crate::down::{Removal, refuse_beside_agent, remove_from_kernel};
+use crate::stdout::print;
 use crate::{host, install_cni, state_dir};
 
 /// Most pods that one message names.
@@ -63,7 +64,7 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
                 .to_owned(),
         );
     }
-    print(&removal, config);
+    report(&removal, config)?;
     removal.result()
 }
 
@@ -120,17 +121,18 @@ fn purge(removal: &mut Removal, config: &Config, file: &Path) {
     }
 }
 
-fn print(removal: &Removal, config: &Config) {
-    let mut found = false;
-    for (what, count) in removal.removed.iter().filter(|(_, count)| *count > 0) {
-        found = true;
-        println!("{what}: {count} removed");
-    }
-    removal.notes.iter().for_each(|line| println!("{line}"));
-    if !found && removal.failures.is_empty() {
-        println!("nothing of edge-cni was on this host");
+fn report(removal: &Removal, config: &Config) -> anyhow::Result<()> {
+    let found = removal.removed.iter().filter(|(_, count)| *count > 0);
+    let mut lines: Vec<String> = found.map(|(what, count)| format!("{what}: {count} removed")).collect();
+    let nothing = lines.is_empty() && removal.failures.is_empty();
+    lines.extend(removal.notes.iter().cloned());
+    if nothing {
+        lines.push("nothing of edge-cni was on this host".to_owned());
     } else if config.controller.is_some() {
         let name = config.node_name().map_or_else(|_| "NODE".to_owned(), |name| name.to_string());
-        println!("the controller still holds this node's segments for it: edge-controller node deregister {name}");
+        lines.push(format!(
+            "the controller still holds this node's segments for it: edge-controller node deregister {name}"
+        ));
     }
+    lines.iter().try_for_each(|line| print(&format!("{line}\n")).map(drop))
 }

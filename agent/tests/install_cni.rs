@@ -45,6 +45,39 @@ fn the_plugin_alone_is_installed_before_there_is_a_segment() {
 }
 
 #[test]
+fn a_reader_that_goes_away_ends_no_command_with_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("agent.toml");
+    let swanctl = directory.path().join("swanctl.conf");
+    let connection = "connections { a { remote_addrs = 192.0.2.1\n local { auth = psk\n id = a }\n remote { auth = psk\n id = b }\n \
+                      children { c { local_ts = 10.1.0.0/24\n remote_ts = 10.2.0.0/24\n } } } }\n\
+                      secrets { ike-1 { id = b\n secret = \"0123456789abcdef0123456789abcdef\" } }\n";
+    fs::write(&swanctl, connection).unwrap();
+    let program = env!("CARGO_BIN_EXE_edge-agent");
+    let config = file.to_str().unwrap();
+    let run = |arguments: &[&str], out: std::process::Stdio| {
+        drop(agent(directory.path(), &[]));
+        Command::new(program).current_dir(directory.path()).args(arguments).stdout(out).output().unwrap()
+    };
+    for arguments in [
+        &["install-cni", "--config", config, "--plugin", program, "--plugin-only"][..],
+        &["import", swanctl.to_str().unwrap()],
+        &["check", "--config", config],
+        &["check", "--config", config, "--json"],
+        &["diagnose", "--config", config],
+    ] {
+        let read = run(arguments, std::process::Stdio::piped());
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let unread = run(arguments, writer.into());
+        assert!(!read.stdout.is_empty(), "{arguments:?} prints nothing");
+        let said = String::from_utf8_lossy(&unread.stderr);
+        assert!(!said.contains("ipe"), "{arguments:?}: {said}");
+        assert_eq!(unread.status, read.status, "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn the_conflist_is_kept_it_comes_after_the_first_segment_and_again_when_it_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let program = env!("CARGO_BIN_EXE_edge-agent");

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{AdminRequest, AdminResponse};
 use crate::config::Config;
 use crate::status::{self, Status};
+use crate::stdout::print;
 
 /// Longest wait for the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,16 +66,6 @@ pub fn request_status(config: &Config) -> anyhow::Result<Box<Status>> {
     match send(config, &AdminRequest::Status)? {
         AdminResponse::Status { status } => Ok(status),
         _ => bail!("the agent sent another response than the status"),
-    }
-}
-
-/// Prints to standard output. Returns whether it is still read: `head` goes when it has enough.
-fn print(text: &str) -> anyhow::Result<bool> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(error).context("standard output"),
     }
 }
 

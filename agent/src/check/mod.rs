@@ -10,6 +10,7 @@ pub use report::{Finding, Level, Report};
 
 use crate::clock::CertificateClock;
 use crate::config::Config;
+use crate::stdout::print;
 
 /// Judges the configuration by this clock.
 pub fn report(config: &Config, clock: &CertificateClock) -> Report {
@@ -25,11 +26,7 @@ pub fn report(config: &Config, clock: &CertificateClock) -> Report {
 /// Prints the report. Fails if it contains an error.
 pub fn check(config: &Config, json: bool) -> anyhow::Result<()> {
     let report = report(config, &CertificateClock::default());
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report.0)?);
-    } else {
-        print!("{}", report.render());
-    }
+    print(&if json { serde_json::to_string_pretty(&report.0)? + "\n" } else { report.render() })?;
     let errors = report.0.iter().filter(|finding| finding.level == Level::Error).count();
     anyhow::ensure!(errors == 0, "{errors} of {} findings are errors", report.0.len());
     Ok(())

@@ -13,13 +13,11 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-use std::io::Write as _;
-
-use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::check::Report;
 use crate::config::Config;
+use crate::stdout::print;
 
 /// What `edge-agent diagnose --json` prints.
 #[derive(Debug, Serialize)]
@@ -40,7 +38,7 @@ pub fn diagnose(config: &Config, about: Option<&str>, json: bool) -> anyhow::Res
     } else {
         format!("{}\n{conclusion}\n", report.render())
     };
-    std::io::stdout().lock().write_all(text.as_bytes()).context("standard output")?;
+    print(&text)?;
     anyhow::ensure!(report.errors() == 0, "{} of {} findings are errors", report.errors(), report.iter().len());
     Ok(())
 }

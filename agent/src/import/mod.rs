@@ -28,6 +28,7 @@ use credentials::CredentialFiles;
 use keys::ImportReport;
 
 use crate::config::Config;
+use crate::stdout::print;
 
 /// Name of the configuration in the directory that is written.
 const CONFIGURATION: &str = "agent.toml";
@@ -40,7 +41,7 @@ pub fn execute(file: &Path, into: Option<&Path>) -> anyhow::Result<()> {
     match into {
         Some(directory) => import.write(directory)?,
         None => {
-            std::io::stdout().write_all(import.text.as_bytes())?;
+            print(&import.text)?;
             if !import.files.is_empty() {
                 eprintln!("Nothing is written. --into DIRECTORY writes this and the files that it names.");
             }

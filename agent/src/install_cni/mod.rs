@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::state_dir::replace_file;
+use crate::stdout::print;
 
 /// Name of the conflist. The runtime uses the first file in the order of names.
 pub const CONFLIST: &str = "10-edge-cni.conflist";
@@ -66,8 +67,7 @@ pub fn execute(config: &Config, timeout: Duration) -> anyhow::Result<()> {
         )]
         std::thread::sleep(CHECK_INTERVAL);
     };
-    print_outcome(&installed);
-    Ok(())
+    print_outcome(&installed)
 }
 
 /// Writes the conflist after the first segment, and again whenever the file is lost or its content
@@ -78,8 +78,10 @@ pub fn keep_installed(config: &Config) -> anyhow::Result<()> {
         match install_conflist(config) {
             Ok(None) => {}
             Ok(Some(installed)) => {
-                if installed.changed {
-                    print_outcome(&installed);
+                if installed.changed
+                    && let Err(error) = print_outcome(&installed)
+                {
+                    eprintln!("edge-agent: {error:#}");
                 }
                 reported = None;
             }
@@ -96,14 +98,14 @@ pub fn keep_installed(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-fn print_outcome(installed: &Installed) {
+fn print_outcome(installed: &Installed) -> anyhow::Result<()> {
     let how = if installed.changed { "written" } else { "is up to date" };
-    println!("{} {how}", installed.conflist.display());
+    print(&format!("{} {how}\n", installed.conflist.display()))?;
     if !installed.kept.is_empty() {
-        println!(
-            "kept, though not in [cni] plugins: {}; to remove it, edit the file by hand",
+        print(&format!(
+            "kept, though not in [cni] plugins: {}; to remove it, edit the file by hand\n",
             installed.kept.join(", ")
-        );
+        ))?;
     }
     for other in &installed.preferred {
         eprintln!(
@@ -111,6 +113,7 @@ fn print_outcome(installed: &Installed) {
             other.display()
         );
     }
+    Ok(())
 }
 
 /// The plugin's place, in `bin_dir`.

@@ -1,0 +1,19 @@
+//! Standard output of the commands. A reader that has gone, such as `head`, is not an error: a
+//! command still does its work.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+
+/// Prints a text. Returns whether standard output is still read.
+///
+/// # Errors
+/// If it cannot be written for another reason, such as a full disk.
+pub fn print(text: &str) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("standard output"),
+    }
+}
