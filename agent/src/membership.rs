@@ -125,6 +125,8 @@ pub struct ControllerChannels {
     pub uplink: watch::Receiver<UplinkFacts>,
     /// How many tunnels are up, for the report; `None` before the first count.
     pub tunnels: watch::Receiver<Option<TunnelCount>>,
+    /// What keeps pods' packets from arriving, for the report.
+    pub obstacles: watch::Receiver<Vec<String>>,
     /// View and credentials; `None` before the first view.
     pub membership: watch::Sender<Option<Membership>>,
     /// Connection, certificate and view, for `edge-agent status`.
@@ -144,6 +146,8 @@ pub struct NodeChannels {
     pub uplink: watch::Sender<UplinkFacts>,
     /// How many tunnels are up.
     pub tunnels: watch::Sender<Option<TunnelCount>>,
+    /// What keeps pods' packets from arriving, one sentence each.
+    pub obstacles: watch::Sender<Vec<String>>,
     /// View and credentials.
     pub membership: watch::Receiver<Option<Membership>>,
     /// Connection, certificate and view, for `edge-agent status`.
@@ -162,17 +166,28 @@ pub fn channels(
     let (status_tx, controller_status) = watch::channel(ControllerStatus::default());
     let (uplink_tx, uplink) = watch::channel(UplinkFacts::default());
     let (tunnels_tx, tunnels) = watch::channel(None);
+    let (obstacles_tx, obstacles) = watch::channel(Vec::new());
     let controller_channels = ControllerChannels {
         config: config.clone(),
         clock: clock.clone(),
         uplink,
         tunnels,
+        obstacles,
         membership: membership_tx,
         status: status_tx,
         stop: stop.clone(),
     };
     (
         controller_channels,
-        NodeChannels { config, clock, uplink: uplink_tx, tunnels: tunnels_tx, membership, controller_status, stop },
+        NodeChannels {
+            config,
+            clock,
+            uplink: uplink_tx,
+            tunnels: tunnels_tx,
+            obstacles: obstacles_tx,
+            membership,
+            controller_status,
+            stop,
+        },
     )
 }

@@ -2,9 +2,11 @@
 //! pool, and the tunnels on a thread of their own; ends them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use edge_ike::PeerConfig;
+use edge_types::api::{LONGEST_OBSTACLE, MOST_OBSTACLES};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,6 +29,9 @@ use crate::static_peer_names::StaticPeers;
 use crate::status::Status;
 use crate::tunnels::{Driver, DriverRequest};
 use crate::{hardening, host, logging, membership, observe, plugin_server, state_dir};
+
+/// Least time between two reports of changed obstacles.
+const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT, or until a part fails. What is in the kernel stays there.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -97,6 +102,7 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
     };
     let reconciler = tokio::spawn(run_reconciler.in_current_span());
 
+    tokio::spawn(publish_obstacles(host.clone(), node.obstacles.clone()).in_current_span());
     let handler = AdminHandler {
         driver_requests: to_driver,
         host,
@@ -174,6 +180,28 @@ async fn recompute_desired(
         let desired = Arc::new(Desired::update(&config, &statics.borrow_and_update(), now.as_ref(), before));
         previous = now.map(|now| (now, desired.clone()));
         to.send_replace(desired);
+    }
+}
+
+/// Publishes what keeps pods' packets from arriving, for the report to the controller: at most
+/// [`MOST_OBSTACLES`] texts of [`LONGEST_OBSTACLE`] characters, and not more often than every
+/// [`OBSTACLES_INTERVAL`].
+async fn publish_obstacles(mut host: watch::Receiver<HostState>, to: watch::Sender<Vec<String>>) {
+    loop {
+        let found = host.borrow_and_update().obstacles.clone();
+        let texts = found.into_iter().take(MOST_OBSTACLES);
+        let texts: Vec<String> = texts.map(|obstacle| obstacle.what.chars().take(LONGEST_OBSTACLE).collect()).collect();
+        let changed = to.send_if_modified(|published| {
+            let changed = *published != texts;
+            *published = texts;
+            changed
+        });
+        if changed {
+            tokio::time::sleep(OBSTACLES_INTERVAL).await;
+        }
+        if host.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -82,7 +82,21 @@ pub struct NodeReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<String>>"))]
     pub segments: Option<Vec<IpNetwork>>,
+    /// Release of its agent, at most [`LONGEST_VERSION`] characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// What keeps its pods' packets from arriving, one sentence each. The controller keeps the
+    /// first [`MOST_OBSTACLES`], and of each the first [`LONGEST_OBSTACLE`] characters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub obstacles: Vec<String>,
 }
+
+/// Longest version of an agent in [`NodeReport`], characters.
+pub const LONGEST_VERSION: usize = 64;
+/// Largest number of obstacles in [`NodeReport`].
+pub const MOST_OBSTACLES: usize = 8;
+/// Longest obstacle in [`NodeReport`], characters.
+pub const LONGEST_OBSTACLE: usize = 300;
 
 /// The state of a node's tunnels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,9 +206,12 @@ pub struct NodeInfo {
     pub segments: Vec<IpNetwork>,
     /// Addresses that it reported, and the one from which it was seen.
     pub endpoints: Vec<crate::view::NodeAddress>,
-    /// Whether its view stream is open now.
+    /// Whether its view stream is open now, at this controller or at another replica.
     pub connected: bool,
-    /// Its tunnels, as it last reported them to this controller.
+    /// The replica to which it is connected, if several share a store and it is not this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
+    /// Its tunnels, as it last reported them.
     #[serde(default)]
     pub tunnels: Option<TunnelCount>,
     /// What it reports to hold and does not hold, in words.
@@ -204,11 +221,66 @@ pub struct NodeInfo {
     /// believed. Only the operator can deregister it then.
     #[serde(default)]
     pub missing: bool,
-    /// Why its view is not in force on the node, as it last reported to this controller.
+    /// Why its view is not in force on the node, as it last reported to this controller. Other
+    /// replicas have it among the obstacles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_view: Option<String>,
+    /// Release of its agent, as it last reported it.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// What keeps its pods' packets from arriving, as it last reported it.
+    #[serde(default)]
+    pub obstacles: Vec<String>,
+    /// When a controller last had a connection of it, seconds since 1970-01-01 UTC: now while it is
+    /// connected. Absent if that is not known: the controller was restarted since, or the node
+    /// never connected.
+    #[serde(default)]
+    pub last_seen: Option<i64>,
     /// notAfter of its certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: i64,
+    /// Whether less than a third of the validity of its certificate is left. Nodes renew at half of
+    /// it.
+    #[serde(default)]
+    pub certificate_ends_soon: bool,
+}
+
+/// Response to `GET /v1/status`, for the operator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ControllerStatus {
+    /// Release of this controller.
+    pub version: String,
+    /// The time of the controller, seconds since 1970-01-01 UTC.
+    pub time: i64,
+    /// All registered nodes. What other replicas know of them may be some seconds old.
+    pub nodes: Vec<NodeInfo>,
+    /// All communities.
+    pub communities: Vec<CommunityInfo>,
+    /// The ranges of segments.
+    pub ranges: Vec<RangeUsage>,
+    /// notAfter of the certificate of the authority that signs, seconds since 1970-01-01 UTC.
+    pub authority_not_after: i64,
+    /// What the operator should look at besides the nodes, in words.
+    pub problems: Vec<String>,
+}
+
+/// How much of a range is granted. Numbers beyond the largest one of 64 bits are that one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RangeUsage {
+    /// The range.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
+    pub range: IpNetwork,
+    /// Prefix length of the segments that are granted from it.
+    pub prefix: u8,
+    /// How many such segments fit into it.
+    pub segments: u64,
+    /// How many of them can be granted now.
+    pub free: u64,
+    /// Segments in it that nodes hold.
+    pub held: u64,
+    /// Segments in it that were released and are in quarantine.
+    pub quarantined: u64,
 }
 
 /// `PATCH /v1/nodes/{node}/labels`, for the operator: a JSON merge patch (RFC 7396); `null` removes

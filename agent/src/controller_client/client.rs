@@ -30,6 +30,7 @@ pub struct ControllerClient {
     pub(super) clock: Arc<CertificateClock>,
     pub(super) uplink: watch::Receiver<UplinkFacts>,
     pub(super) tunnels: watch::Receiver<Option<TunnelCount>>,
+    pub(super) obstacles: watch::Receiver<Vec<String>>,
     pub(super) membership: watch::Sender<Option<Membership>>,
     pub(super) status: watch::Sender<ControllerStatus>,
     /// `None` until this node has joined.
@@ -71,6 +72,7 @@ impl ControllerClient {
             clock: channels.clock,
             uplink: channels.uplink,
             tunnels: channels.tunnels,
+            obstacles: channels.obstacles,
             membership: channels.membership,
             status: channels.status,
             member: watch::Sender::new(None),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use edge_types::IpNetwork;
-use edge_types::api::{NodeReport, VIEW_SILENCE_SECONDS, ViewEvent};
+use edge_types::api::{LONGEST_VERSION, NodeReport, VIEW_SILENCE_SECONDS, ViewEvent};
 use edge_types::shared_files::SegmentsSource;
 use futures_util::stream::MapErr;
 use futures_util::{StreamExt, TryStreamExt};
@@ -128,11 +128,13 @@ async fn follow_stream(
     let http = &member.http;
     let connection = http.connection().await?;
     let (mut uplink, mut tunnels) = (controller.uplink.clone(), controller.tunnels.clone());
+    let mut obstacles = controller.obstacles.clone();
     let mut refused_view = RefusedViewChanges {
         status: controller.status.subscribe(),
         reported: controller.status.borrow().refused_view.clone(),
     };
     tunnels.mark_unchanged();
+    obstacles.mark_unchanged();
     let body = match open(controller, &member, &connection, &mut uplink, stream.state.as_ref()).await {
         Err(ControllerError::Problem(problem)) if problem.status >= 500 => {
             http.try_next_after(&connection.url).await;
@@ -216,6 +218,11 @@ async fn follow_stream(
             // The driver changes the count every few seconds at most.
             Ok(()) = tunnels.changed() => {
                 tunnels.mark_unchanged();
+                report(controller, &member, &connection, &mut uplink).await?;
+            }
+            // They change every few seconds at most.
+            Ok(()) = obstacles.changed() => {
+                obstacles.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
             // After a renewal the node reconnects, so that the controller sees the new certificate.
@@ -324,7 +331,7 @@ async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, 
     member.ok_or_else(|| ControllerError::Unacceptable("joined, but no longer a member".into()))
 }
 
-/// Reports addresses, port, tunnels, segments and the refused view.
+/// Reports addresses, port, tunnels, segments, the refused view, version and obstacles.
 async fn report(
     controller: &ControllerClient,
     member: &Member,
@@ -344,7 +351,16 @@ async fn report(
     }
     let refused_view = controller.status.borrow().refused_view.clone();
     let (port, tunnels) = (controller.config.nat_port, *controller.tunnels.borrow());
-    let report = NodeReport { addresses, port, tunnels, refused_view, segments: granted(controller).await };
+    let version = env!("CARGO_PKG_VERSION").chars().take(LONGEST_VERSION).collect();
+    let report = NodeReport {
+        addresses,
+        port,
+        tunnels,
+        refused_view,
+        segments: granted(controller).await,
+        version: Some(version),
+        obstacles: controller.obstacles.borrow().clone(),
+    };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());
     member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report).await.map(drop)

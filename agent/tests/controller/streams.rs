@@ -92,3 +92,27 @@ async fn the_controller_hears_how_the_tunnels_are_at_once_and_whenever_that_chan
         .await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_sees_the_release_the_obstacles_and_the_tunnels_of_a_node_as_they_change() {
+    let controller = Controller::start().await;
+    let node = controller.edge("edge-1").await;
+    let (agent, _) = node.start_as_member().await;
+    agent.status("the stream", |status| status.connected).await;
+    let shown = async |what: &str, expected: Value| {
+        until(what, || async {
+            let shown = &controller.nodes().await[0];
+            expected.as_object().unwrap().iter().all(|(key, value)| shown[key] == *value)
+        })
+        .await;
+    };
+    shown("the release", json!({"version": env!("CARGO_PKG_VERSION"), "obstacles": [], "tunnels": null})).await;
+    let obstacle = "chain FORWARD of ufw drops pods' packets";
+    agent.node.obstacles.send_replace(vec![obstacle.into()]);
+    shown("the obstacle", json!({"obstacles": [obstacle]})).await;
+    agent.node.tunnels.send_replace(Some(TunnelCount { up: 1, wanted: 2 }));
+    shown("the tunnels", json!({"obstacles": [obstacle], "tunnels": {"up": 1, "wanted": 2}})).await;
+    agent.node.obstacles.send_replace(Vec::new());
+    shown("its end", json!({"obstacles": [], "tunnels": {"up": 1, "wanted": 2}})).await;
+    agent.end().await;
+}

@@ -10,7 +10,7 @@
 //! - Views: [`views`] are built from the state, from the [`networks`] that the operator configures,
 //!   and from addresses ([`node_addresses`]). [`reachability`] refuses networks that would cut
 //!   nodes off from the controller.
-//! - Reports of nodes, for the operator: [`tunnel_reports`].
+//! - Reports of nodes, for the operator: [`node_reports`].
 //! - Limits: [`mass_deletion`] limits how many nodes may disappear without a question,
 //!   [`request_limits`] how often one node asks for what costs much, and [`source_shares`] divides
 //!   a limited resource fairly among unknown sources.
@@ -24,6 +24,7 @@ pub mod mass_deletion;
 pub mod networks;
 pub mod node_addresses;
 pub mod node_certificates;
+pub mod node_reports;
 pub mod random;
 pub mod reachability;
 pub mod registry;
@@ -35,5 +36,4 @@ pub mod state_files;
 pub mod store;
 pub mod text;
 pub mod tokens;
-pub mod tunnel_reports;
 pub mod views;

@@ -5,6 +5,7 @@
 //! - [`client`]: connects to the API server and explains its errors.
 //! - [`ca_secret`]: the certificate authorities in a Secret that all replicas share.
 //! - [`events`], [`status_writer`]: Events and statuses, for people.
+//! - [`node_statuses`]: what all replicas wrote into the statuses of nodes, for the operator.
 //! - [`replica_leases`]: which replica leads; [`orphans`]: what the leader collects.
 //! - [`list_watch`]: a list that is kept up to date by a watch.
 //! - [`cluster_identity`]: checks that it is still the same cluster.
@@ -24,6 +25,7 @@ pub mod cluster_identity;
 pub mod events;
 pub mod label_trust;
 pub mod list_watch;
+pub mod node_statuses;
 pub mod node_trust;
 pub mod nodes;
 pub mod orphans;

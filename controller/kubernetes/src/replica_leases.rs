@@ -6,9 +6,10 @@
 //! believe that they lead, as with any such scheme. The API server checks the versions of a
 //! leader's writes all the same.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::random;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -25,6 +26,8 @@ use super::client::{ApiFailures, REQUEST, explain, is_absent};
 pub const LEADER: &str = "edge-cni-controller";
 /// Label of the Leases that show which replicas are running.
 const REPLICA: (&str, &str) = ("edge-cni.io/kind", "replica");
+/// Largest number of replicas that are gone and remembered.
+const MOST_GONE: usize = 100;
 const WHAT: &str = "leases.coordination.k8s.io";
 
 /// The Leases of one replica.
@@ -194,6 +197,8 @@ fn acquired(written: kube::Result<Lease>) -> kube::Result<bool> {
 #[derive(Default)]
 pub struct Replicas {
     seen: HashMap<String, Seen>,
+    /// When the replicas that are gone last renewed their Leases, the latest to go first.
+    gone: VecDeque<(String, Seconds)>,
 }
 
 impl Replicas {
@@ -216,11 +221,19 @@ impl Replicas {
             let since = seen.unwrap_or_else(Instant::now);
             self.seen.insert(name.clone(), Seen { version, since });
             // Twice the duration: a replica that is slow to renew does not count as gone.
-            let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+            let spec = lease.spec.unwrap_or_default();
+            let holder = spec.holder_identity.unwrap_or_default();
+            let renewed = spec.renew_time.map(|at| at.0.as_second());
             if since.elapsed() < leases.duration * 2 {
                 there.push(holder);
             } else {
                 tracing::info!(replica = holder, "a replica is gone");
+                if let Some(renewed) = renewed
+                    && self.last_renewal(&holder).is_none()
+                {
+                    self.gone.truncate(MOST_GONE - 1);
+                    self.gone.push_front((holder, renewed));
+                }
                 let params = DeleteParams::default();
                 let gone = leases.api.delete(&name, &params);
                 match tokio::time::timeout(REQUEST, gone).await {
@@ -232,6 +245,12 @@ impl Replicas {
         }
         self.seen.retain(|name, _| names.contains(name));
         Ok(there)
+    }
+
+    /// When a replica that is gone last renewed its Lease, by its own clock; `None` if that is not
+    /// known.
+    pub fn last_renewal(&self, replica: &str) -> Option<Seconds> {
+        self.gone.iter().find(|(name, _)| name == replica).map(|(_, renewed)| *renewed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writes the status of objects for people. It is never read back as data, so nothing depends on
 //! it.
 //!
-//! The replica to which a node is connected writes its connection and its tunnels. The leader
+//! The replica to which a node is connected writes its connection and what it reports. The leader
 //! writes everything that follows from the rows. Changes within a few seconds are written once.
 
 use std::collections::{HashMap, HashSet};
@@ -9,10 +9,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::node_reports::{LastReport, NodeReports, UnseenReports};
 use edge_controller_domain::registry::{Registry, StateGuard};
 use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_domain::state::{CommunityRecord, NodeRecord, RowKey};
-use edge_controller_domain::tunnel_reports::{TunnelReports, UnseenReports};
+use edge_types::api::TunnelCount;
 use edge_types::{NodeAddress, NodeName};
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -35,6 +37,8 @@ const COMPARE_PERIOD: Duration = Duration::from_secs(5);
 const CONCURRENT_WRITES: usize = 8;
 /// Largest number of missing members in a status.
 const NAMED: usize = 20;
+/// Reason of the condition of a node that has not connected yet.
+const NEVER_CONNECTED: &str = "NeverConnected";
 /// Type of a community's condition.
 const COMPLETE: &str = "Complete";
 /// Number of objects in one page.
@@ -47,8 +51,8 @@ pub type AddressesOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync
 pub struct StatusSources {
     /// The rows, and which nodes are connected.
     pub registry: Registry,
-    /// What nodes report about their tunnels.
-    pub tunnels: TunnelReports,
+    /// What nodes report about themselves.
+    pub reports: NodeReports,
     /// Segments that nodes claim and do not hold.
     pub conflicts: ClaimConflicts,
     /// Addresses that a node's peers get.
@@ -88,9 +92,9 @@ impl StatusWriter {
                 let state = self.sources.registry.read().await;
                 let registered = |name: &NodeName| state.node(name).is_some();
                 let connected = |name: &NodeName| state.is_connected(name);
-                self.sources.tunnels.retain(registered);
+                self.sources.reports.retain(registered);
                 self.sources.conflicts.retain(registered);
-                let UnseenReports { begun, changed } = self.sources.tunnels.take_unseen();
+                let UnseenReports { begun, changed } = self.sources.reports.take_unseen();
                 pending.begun.extend(begun);
                 pending.changed.extend(changed);
                 // Other replicas write the status of the other nodes.
@@ -106,14 +110,11 @@ impl StatusWriter {
             let now = self.sources.registry.clock.now();
             let mut writes: HashMap<NodeName, Value> = HashMap::new();
             for name in opened {
-                writes.insert(name, self.connection_status(now, true));
+                writes.insert(name, self.connected_status(now));
             }
             for name in &pending.changed {
-                let Some(count) = self.sources.tunnels.of(name) else { continue };
-                let status = writes.entry(name.clone()).or_insert_with(|| json!({}));
-                status["tunnels"] = json!({
-                    "up": count.up, "wanted": count.wanted, "shown": format!("{}/{}", count.up, count.wanted)
-                });
+                let Some(last) = self.sources.reports.of(name) else { continue };
+                write_report(writes.entry(name.clone()).or_insert_with(|| json!({})), &last);
             }
             let written = self.write(writes.into_iter().collect()).await;
             for name in &written {
@@ -124,55 +125,58 @@ impl StatusWriter {
                 }
             }
             for name in closed {
-                if self.write_disconnected(&name, now, |replica| replica == self.replica).await {
+                let last_seen = self.sources.reports.last_seen(&name).unwrap_or(now);
+                if self.write_disconnected(&name, now, |replica| (replica == self.replica).then_some(last_seen)).await {
                     shown.remove(&name);
                 }
             }
         }
     }
 
-    fn connection_status(&self, now: i64, up: bool) -> Value {
-        let condition = |status: &str, reason: &str, message: String| {
-            json!([Condition {
-                type_: "Connected".into(),
-                status: status.into(),
-                reason: reason.into(),
-                message,
-                last_transition_time: Time(jiff::Timestamp::from_second(now).unwrap_or_default()),
-                observed_generation: None,
-            }])
-        };
-        if up {
-            let message = format!("follows its view at {}", self.replica);
-            json!({
-                "connectedSince": Timestamp(now), "replica": self.replica,
-                "conditions": condition("True", "ViewStream", message),
-            })
-        } else {
-            let message = "does not follow its view; its tunnels stay as they are".to_owned();
-            json!({
-                "connectedSince": null, "replica": null, "conditions": condition("False", "NoViewStream", message),
-            })
-        }
+    fn connected_status(&self, now: i64) -> Value {
+        let message = format!("follows its view at {}", self.replica);
+        json!({
+            "connectedSince": Timestamp(now), "lastSeen": null, "replica": self.replica,
+            "conditions": connection_condition(now, "True", "ViewStream", &message),
+        })
     }
 
-    /// Writes that a node is not connected, if the replica in its status is one of `of`. Returns
-    /// whether nothing is left to do.
-    async fn write_disconnected(&self, name: &NodeName, now: i64, of: impl Fn(&str) -> bool) -> bool {
+    /// Writes that a node is not connected, if `last_seen` gives a time for the replica in its
+    /// status. Returns whether nothing is left to do.
+    async fn write_disconnected(&self, name: &NodeName, now: i64, last_seen: impl Fn(&str) -> Option<Seconds>) -> bool {
         let shown = match tokio::time::timeout(REQUEST, self.nodes.get_opt(name.as_str())).await {
             Ok(Ok(object)) => object,
             _ => return false,
         };
         let Some(object) = shown else { return true };
         let replica = object.status.as_ref().and_then(|status| status.replica.clone()).unwrap_or_default();
-        if !of(&replica) {
-            return true;
-        }
+        let Some(last_seen) = last_seen(&replica) else { return true };
+        let message = "does not follow its view; its tunnels stay as they are";
+        let status = json!({
+            "connectedSince": null, "lastSeen": Timestamp(last_seen), "replica": null,
+            "conditions": connection_condition(now, "False", "NoViewStream", message),
+        });
         // Only over the version that was read: another replica may write at this moment that the
         // node is connected.
-        let mut status = json!({"metadata": {"resourceVersion": object.metadata.resource_version}});
-        status["status"] = self.connection_status(now, false);
-        self.patch(name, status).await
+        let version = json!({"resourceVersion": object.metadata.resource_version});
+        self.patch(name, json!({"metadata": version, "status": status})).await
+    }
+
+    /// Writes that a node has never connected, unless its status has a condition already. Returns
+    /// whether nothing is left to do.
+    async fn write_never_connected(&self, name: &NodeName, now: i64) -> bool {
+        let Ok(Ok(shown)) = tokio::time::timeout(REQUEST, self.nodes.get_opt(name.as_str())).await else {
+            return false;
+        };
+        let Some(object) = shown else { return true };
+        if object.status.is_some_and(|status| !status.conditions.is_empty()) {
+            return true;
+        }
+        let message =
+            "has not followed its view since it joined: is its agent running, and does it reach a controller?";
+        let version = json!({"resourceVersion": object.metadata.resource_version});
+        let conditions = connection_condition(now, "False", NEVER_CONNECTED, message);
+        self.patch(name, json!({"metadata": version, "status": {"conditions": conditions}})).await
     }
 
     /// Writes what follows from the rows, while this replica leads. Returns when the sender of
@@ -203,7 +207,7 @@ impl StatusWriter {
             };
             self.compare(&mut now).await;
             match replicas.look(&self.leases).await {
-                Ok(there) => self.disconnect_orphans(&mut now, &there).await,
+                Ok(there) => self.disconnect_orphans(&mut now, &there, &replicas).await,
                 Err(error) => tracing::debug!(error, "who is there is not known"),
             }
             known = Some(now);
@@ -225,7 +229,8 @@ impl StatusWriter {
                     "communities": status.communities, "addresses": status.addresses, "segments": status.segments,
                     "certificateUntil": status.certificate_until,
                 });
-                known.nodes.insert(name, WrittenStatus { digest: digest(&rows), at, complete: None });
+                let has_condition = !status.conditions.is_empty();
+                known.nodes.insert(name, WrittenStatus { digest: digest(&rows), at, complete: None, has_condition });
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
@@ -238,13 +243,14 @@ impl StatusWriter {
             let (Some(name), Some(status)) = (object.metadata.name, object.status) else { continue };
             let shown = json!({"listed": status.listed, "registered": status.registered, "missing": status.missing});
             let complete = status.conditions.into_iter().find(|condition| condition.type_ == COMPLETE);
-            known.communities.insert(name, WrittenStatus { digest: digest(&shown), at, complete });
+            known.communities.insert(name, WrittenStatus { digest: digest(&shown), at, complete, has_condition: true });
         }
         Ok(known)
     }
 
     async fn compare(&self, known: &mut KnownStatuses) {
-        let (revision, nodes, communities) = {
+        let now = self.sources.registry.clock.now();
+        let (revision, nodes, communities, silent) = {
             let state = self.sources.registry.read().await;
             if known.revision == Some(state.revision()) {
                 return;
@@ -254,14 +260,15 @@ impl StatusWriter {
                 .nodes()
                 .map(|record| (record.name.clone(), self.row_status(&state, record)))
                 .filter(|(name, rows)| {
-                    let written = known
-                        .nodes
-                        .get(name)
-                        .filter(|written| written.is_of(state.created_at_revision(&RowKey::Node(name.clone()))));
+                    let written = known.nodes.get(name);
                     written.is_none_or(|written| written.digest != digest(rows))
                 })
                 .collect();
-            let now = self.sources.registry.clock.now();
+            // A node reports its port before it opens the stream of its view.
+            let silent = state.nodes().filter(|record| record.port == 0);
+            let silent =
+                silent.filter(|record| !known.nodes.get(&record.name).is_some_and(|known| known.has_condition));
+            let silent: Vec<NodeName> = silent.map(|record| record.name.clone()).collect();
             let communities: Vec<(String, Value, Condition)> = state
                 .listed_communities()
                 .filter_map(|community| {
@@ -276,7 +283,7 @@ impl StatusWriter {
                     Some((name, shown, complete))
                 })
                 .collect();
-            (state.revision(), nodes, communities)
+            (state.revision(), nodes, communities, silent)
         };
         let digests: HashMap<NodeName, u64> = nodes.iter().map(|(name, rows)| (name.clone(), digest(rows))).collect();
         let wanted = nodes.len() + communities.len();
@@ -284,7 +291,16 @@ impl StatusWriter {
         let mut done = written.len();
         for name in written {
             if let Some(digest) = digests.get(&name) {
-                known.nodes.insert(name, WrittenStatus { digest: *digest, at: revision, complete: None });
+                let has_condition = known.nodes.get(&name).is_some_and(|known| known.has_condition);
+                let written = WrittenStatus { digest: *digest, at: revision, complete: None, has_condition };
+                known.nodes.insert(name, written);
+            }
+        }
+        let shown_as_absent = self.write_never_connected_of(&silent, now).await;
+        let all_shown = shown_as_absent.len() == silent.len();
+        for name in shown_as_absent {
+            if let Some(known) = known.nodes.get_mut(&name) {
+                known.has_condition = true;
             }
         }
         for (name, shown, complete) in communities {
@@ -297,14 +313,30 @@ impl StatusWriter {
                     self.sources.api_failures.record_minor("statuses", explain("communities.edge-cni.io", &error));
                 }
                 Ok(_) => {
-                    let written = WrittenStatus { digest: digest(&shown), at: revision, complete: Some(complete) };
+                    let written = WrittenStatus {
+                        digest: digest(&shown),
+                        at: revision,
+                        complete: Some(complete),
+                        has_condition: true,
+                    };
                     known.communities.insert(name, written);
                     done += 1;
                 }
                 Err(_) => {}
             }
         }
-        known.revision = (done == wanted).then_some(revision);
+        known.revision = (done == wanted && all_shown).then_some(revision);
+    }
+
+    /// [`Self::write_never_connected`] of several nodes. Returns those of which nothing is left to
+    /// do.
+    async fn write_never_connected_of(&self, names: &[NodeName], now: i64) -> Vec<NodeName> {
+        stream::iter(names.to_vec())
+            .map(|name| async move { self.write_never_connected(&name, now).await.then_some(name) })
+            .buffer_unordered(CONCURRENT_WRITES)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
     }
 
     fn row_status(&self, state: &StateGuard<'_>, record: &NodeRecord) -> Value {
@@ -319,8 +351,12 @@ impl StatusWriter {
     }
 
     /// Writes that nodes are not connected if their replica is gone.
-    async fn disconnect_orphans(&self, known: &mut KnownStatuses, there: &[String]) {
-        let gone = |replica: &str| !replica.is_empty() && !there.iter().any(|name| name == replica);
+    async fn disconnect_orphans(&self, known: &mut KnownStatuses, there: &[String], replicas: &Replicas) {
+        let now = self.sources.registry.clock.now();
+        let gone = |replica: &str| {
+            let gone = !replica.is_empty() && !there.iter().any(|name| name == replica);
+            gone.then(|| replicas.last_renewal(replica).unwrap_or(now))
+        };
         let key = there.to_vec();
         if known.replicas.as_ref() == Some(&key) {
             return;
@@ -331,7 +367,7 @@ impl StatusWriter {
             for object in page.items {
                 let replica = object.status.and_then(|status| status.replica).unwrap_or_default();
                 let Some(name) = object.metadata.name.and_then(|name| name.parse::<NodeName>().ok()) else { continue };
-                if gone(&replica) && !self.write_disconnected(&name, self.sources.registry.clock.now(), gone).await {
+                if gone(&replica).is_some() && !self.write_disconnected(&name, now, gone).await {
                     return;
                 }
             }
@@ -387,7 +423,9 @@ struct KnownStatuses {
 
 impl KnownStatuses {
     fn forget_absent(&mut self, state: &StateGuard<'_>) {
-        self.nodes.retain(|name, _| state.node(name).is_some());
+        self.nodes.retain(|name, written| {
+            state.node(name).is_some() && written.is_of(state.created_at_revision(&RowKey::Node(name.clone())))
+        });
         let present: HashSet<String> =
             state.listed_communities().map(|community| community_object_name(&community.name)).collect();
         self.communities.retain(|name, _| present.contains(name));
@@ -401,6 +439,8 @@ struct WrittenStatus {
     at: u64,
     /// The condition of a community.
     complete: Option<Condition>,
+    /// Whether the object has a condition.
+    has_condition: bool,
 }
 
 impl WrittenStatus {
@@ -409,6 +449,28 @@ impl WrittenStatus {
     fn is_of(&self, came: u64) -> bool {
         came <= self.at
     }
+}
+
+/// Writes what a node reports into a status.
+fn write_report(status: &mut Value, last: &LastReport) {
+    if let Some(TunnelCount { up, wanted }) = last.tunnels {
+        status["tunnels"] = json!({"up": up, "wanted": wanted, "shown": format!("{up}/{wanted}")});
+    }
+    let obstacles: Vec<&String> = last.refused_view.iter().chain(&last.obstacles).collect();
+    status["agentVersion"] = json!(last.version);
+    status["obstacles"] = json!({"count": obstacles.len(), "list": obstacles});
+}
+
+/// The condition Connected, which changes at `now`.
+fn connection_condition(now: i64, status: &str, reason: &str, message: &str) -> [Condition; 1] {
+    [Condition {
+        type_: "Connected".into(),
+        status: status.into(),
+        reason: reason.into(),
+        message: message.into(),
+        last_transition_time: Time(jiff::Timestamp::from_second(now).unwrap_or_default()),
+        observed_generation: None,
+    }]
 }
 
 fn member_counts(state: &StateGuard<'_>, community: &CommunityRecord) -> Value {

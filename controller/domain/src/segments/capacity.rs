@@ -1,16 +1,51 @@
 //! How many segments are free, and in which state a segment is.
 
-use edge_types::api::{Family, SegmentState};
+use edge_types::IpNetwork;
+use edge_types::api::{Family, RangeUsage, SegmentState};
 
 use super::ledger::{Ledger, SegmentRecord};
 use super::policy::SegmentPolicy;
-use super::range::{bounds, size};
+use super::range::{bounds, contains, size};
 use crate::clock::Seconds;
 
 /// How many segments of a family can be granted now: those that overlap nothing that is held, in
 /// quarantine or reserved.
 pub fn free_segments(ledger: &Ledger, policy: &SegmentPolicy, family: Family, now: Seconds) -> u128 {
-    let step = size(family, policy.prefix(family));
+    let blocked = blocked(ledger, policy, family, now);
+    policy.ranges(family).map(|range| free_in(range, &blocked, policy)).fold(0, u128::saturating_add)
+}
+
+/// How much of each range is granted, in the order of the ranges. Rows outside of all ranges are
+/// left out.
+pub fn range_usage(ledger: &Ledger, policy: &SegmentPolicy, now: Seconds) -> Vec<RangeUsage> {
+    let number = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
+    let blocked = [Family::V4, Family::V6].map(|family| blocked(ledger, policy, family, now));
+    let usage = policy.ranges.iter().map(|range| {
+        let family = Family::of(range);
+        let ((_, first), last) = bounds(range);
+        RangeUsage {
+            range: *range,
+            prefix: policy.prefix(family),
+            segments: number(((last - first) / size(family, policy.prefix(family))).saturating_add(1)),
+            free: number(free_in(range, &blocked[family as usize], policy)),
+            held: 0,
+            quarantined: 0,
+        }
+    });
+    let mut usage: Vec<RangeUsage> = usage.collect();
+    for row in ledger.rows() {
+        let Some(usage) = usage.iter_mut().find(|usage| contains(&usage.range, &row.network)) else { continue };
+        match row.state(policy.quarantine, now) {
+            SegmentState::Held => usage.held += 1,
+            SegmentState::Quarantined => usage.quarantined += 1,
+            SegmentState::Free => {}
+        }
+    }
+    usage
+}
+
+/// First and last addresses of all that cannot be granted now, in order.
+fn blocked(ledger: &Ledger, policy: &SegmentPolicy, family: Family, now: Seconds) -> Vec<(u128, u128)> {
     let taken = ledger.rows().filter(|row| !ledger.is_free(row, policy, now)).map(|row| &row.network);
     let mut blocked: Vec<(u128, u128)> = taken
         .chain(&policy.reserved)
@@ -21,20 +56,24 @@ pub fn free_segments(ledger: &Ledger, policy: &SegmentPolicy, family: Family, no
         })
         .collect();
     blocked.sort_unstable();
-    let free = policy.ranges(family).map(|range| {
-        let ((_, start), end) = bounds(range);
-        let mut free = ((end - start) / step).saturating_add(1);
-        // Segments below this number are counted.
-        let mut next = 0;
-        for (first, last) in blocked.iter().filter(|(first, last)| *first <= end && *last >= start) {
-            let from = ((*first).max(start) - start) / step;
-            let to = ((*last).min(end) - start) / step;
-            free -= (to + 1).saturating_sub(from.max(next));
-            next = next.max(to + 1);
-        }
-        free
-    });
-    free.fold(0, u128::saturating_add)
+    blocked
+}
+
+/// How many segments of a range overlap nothing of `blocked`.
+fn free_in(range: &IpNetwork, blocked: &[(u128, u128)], policy: &SegmentPolicy) -> u128 {
+    let family = Family::of(range);
+    let step = size(family, policy.prefix(family));
+    let ((_, start), end) = bounds(range);
+    let mut free = ((end - start) / step).saturating_add(1);
+    // Segments below this number are counted.
+    let mut next = 0;
+    for (first, last) in blocked.iter().filter(|(first, last)| *first <= end && *last >= start) {
+        let from = ((*first).max(start) - start) / step;
+        let to = ((*last).min(end) - start) / step;
+        free -= (to + 1).saturating_sub(from.max(next));
+        next = next.max(to + 1);
+    }
+    free
 }
 
 impl SegmentRecord {
@@ -84,6 +123,12 @@ mod tests {
             }
             let (policy, now) = (policy(prefix), 150);
             let free = free_segments(&ledger, &policy, Family::V4, now);
+            let usage = range_usage(&ledger, &policy, now);
+            prop_assert_eq!(free, usage.iter().map(|range| u128::from(range.free)).sum::<u128>());
+            let taken = |usage: &RangeUsage| usage.held + usage.quarantined;
+            let rows = ledger.rows().filter(|row| row.state(policy.quarantine, now) != SegmentState::Free).count();
+            prop_assert_eq!(usage.iter().map(taken).sum::<u64>(), rows as u64);
+            prop_assert_eq!(usage[1].segments, 1 << (prefix - 26));
             let mut chosen: Vec<Grant> = Vec::new();
             while let Ok(grant) = ledger.grant(&policy, Family::V4, &chosen, now) {
                 chosen.push(grant);

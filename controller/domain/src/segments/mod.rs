@@ -19,7 +19,7 @@ mod policy;
 mod range;
 mod restored;
 
-pub use capacity::free_segments;
+pub use capacity::{free_segments, range_usage};
 pub use claim_check::ClaimConflict;
 pub use claim_conflicts::ClaimConflicts;
 pub use ledger::{Exhausted, Grant, Holding, Ledger, SegmentRecord};

@@ -29,7 +29,10 @@ use super::timestamp::Timestamp;
     printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
     printcolumn(name = "Segments", type_ = "string", json_path = ".status.segments"),
     printcolumn(name = "Tunnels", type_ = "string", json_path = ".status.tunnels.shown"),
+    printcolumn(name = "Obstacles", type_ = "integer", json_path = ".status.obstacles.count"),
     printcolumn(name = "Connected", type_ = "date", json_path = ".status.connectedSince"),
+    printcolumn(name = "Last seen", type_ = "date", json_path = ".status.lastSeen"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion"),
     printcolumn(name = "Certificate", type_ = "string", json_path = ".status.certificateUntil"),
     printcolumn(name = "Replica", type_ = "string", json_path = ".status.replica", priority = 1),
     printcolumn(name = "Joined", type_ = "date", json_path = ".spec.joinedAt", priority = 1)
@@ -143,12 +146,19 @@ pub struct EdgeNodeStatus {
     pub segments: Vec<String>,
     /// Since when it has been connected to the controller; absent while it is not connected.
     pub connected_since: Option<Timestamp>,
+    /// When it was last connected to the controller; absent while it is connected, and if it never
+    /// was.
+    pub last_seen: Option<Timestamp>,
     /// The controller replica to which it is connected.
     pub replica: Option<String>,
     /// End of validity of its certificate.
     pub certificate_until: Option<Timestamp>,
     /// State of its tunnels, as the node reports it.
     pub tunnels: Option<TunnelsStatus>,
+    /// Release of its agent, as the agent reports it.
+    pub agent_version: Option<String>,
+    /// What keeps its pods' packets from arriving, as its agent reports it.
+    pub obstacles: Option<ObstaclesStatus>,
     /// Connected: whether it is connected to the controller.
     pub conditions: Vec<Condition>,
 }
@@ -164,6 +174,16 @@ pub struct TunnelsStatus {
     pub wanted: i32,
     /// Both numbers, for a column.
     pub shown: String,
+}
+
+/// What keeps the packets of a node's pods from arriving.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObstaclesStatus {
+    /// Number of obstacles.
+    #[schemars(range(min = 0))]
+    pub count: i32,
+    /// The obstacles, one sentence each.
+    pub list: Vec<String>,
 }
 
 impl EdgeNodeSpec {

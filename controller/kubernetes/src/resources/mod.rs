@@ -42,7 +42,7 @@ use kube::CustomResourceExt;
 
 pub use community::object_name as community_object_name;
 pub use community::{Community, CommunitySpec, CommunityStatus};
-pub use edge_node::{EdgeNode, EdgeNodeSpec, EdgeNodeStatus, TunnelsStatus};
+pub use edge_node::{EdgeNode, EdgeNodeSpec, EdgeNodeStatus, ObstaclesStatus, TunnelsStatus};
 pub use segment::{Segment, SegmentSpec, network_of, object_name};
 pub use timestamp::Timestamp;
 

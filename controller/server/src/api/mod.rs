@@ -4,7 +4,8 @@
 //! - [`caller`]: who calls, and what it may do. [`authorization`] checks it before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: what nodes ask for.
 //! - [`claim_reporter`]: log lines and Events about segments that nodes say they hold.
-//! - [`operator`], [`ca`], [`archive`]: what the operator asks for.
+//! - [`operator`], [`ca`], [`archive`], [`status`] (with [`node_infos`]): what the operator asks
+//!   for.
 //! - [`routes`]: the table of all of these, each a [`route`]; the router and the document of
 //!   [`openapi`] are made from it.
 //! - [`state`]: which part of the server a handler may ask for.
@@ -20,6 +21,7 @@ pub mod caller;
 mod claim_reporter;
 mod error;
 mod join;
+mod node_infos;
 mod openapi;
 mod operator;
 mod problem;
@@ -30,10 +32,12 @@ mod routes;
 mod segments;
 mod service_account;
 mod state;
+mod status;
 mod unauthenticated_body;
 mod view;
 
 pub use error::ApiError;
+pub use node_infos::ReplicaName;
 pub use routes::openapi_document;
 pub use state::Services;
 

@@ -7,14 +7,13 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Seconds;
-use edge_controller_domain::registry::{Registry, StateGuard};
+use edge_controller_domain::node_reports::NodeReports;
+use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::{ClaimConflicts, Holding, SegmentRecord};
-use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
-use edge_controller_domain::tunnel_reports::TunnelReports;
-use edge_controller_domain::{tokens, views};
+use edge_controller_domain::state::{Change, CommunityRecord};
+use edge_controller_domain::tokens;
 use edge_controller_kubernetes::events::{EventRecorder, Regarding};
 use edge_controller_kubernetes::label_trust::{LabelEffect, LabelTrust};
-use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_types::NodeName;
 use edge_types::api::{
     CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentHolding, SegmentInfo, TokenCreated, TokenInfo,
@@ -25,7 +24,7 @@ use tokio::sync::watch;
 use super::body::{Json, Node};
 use super::caller::Caller;
 use super::error::ApiError;
-use super::state::from_substates;
+use super::node_infos::NodeInfos;
 use crate::live_config::LiveConfig;
 
 pub(super) async fn nodes(
@@ -34,8 +33,8 @@ pub(super) async fn nodes(
     caller: Caller,
 ) -> Result<axum::Json<Vec<NodeInfo>>, ApiError> {
     caller.require_operator()?;
-    let state = registry.read().await;
-    Ok(axum::Json(state.nodes().map(|record| infos.info(&state, record)).collect()))
+    // What the other replicas know is left out if the API server does not answer.
+    Ok(axum::Json(infos.all(&registry).await.0))
 }
 
 pub(super) async fn label(
@@ -69,13 +68,13 @@ pub(super) async fn label(
         .await?;
     let state = registry.read().await;
     let record = state.node(&name).ok_or_else(|| ApiError::NoSuchNode(name.clone()))?;
-    Ok(axum::Json(infos.info(&state, record)))
+    Ok(axum::Json(infos.info(&state, record, registry.clock.now())))
 }
 
 pub(super) async fn deregister(
     State(registry): State<Registry>,
     State(live): State<Arc<LiveConfig>>,
-    State(tunnels): State<TunnelReports>,
+    State(reports): State<NodeReports>,
     State(conflicts): State<ClaimConflicts>,
     State(events): State<EventRecorder>,
     caller: Caller,
@@ -95,7 +94,7 @@ pub(super) async fn deregister(
             Ok((rows, changes))
         })
         .await?;
-    tunnels.retain(|kept| *kept != name);
+    reports.retain(|kept| *kept != name);
     conflicts.retain(|kept| *kept != name);
     let note = "by the operator; its certificate is refused from now on".to_owned();
     events.normal(Regarding::EdgeNode, name.as_str(), "Deregistered", note);
@@ -118,12 +117,16 @@ pub(super) async fn communities(
     caller: Caller,
 ) -> Result<axum::Json<Vec<CommunityInfo>>, ApiError> {
     caller.require_operator()?;
-    let state = registry.read().await;
+    Ok(axum::Json(community_infos(&*registry.read().await)))
+}
+
+/// All communities with their members.
+pub(super) fn community_infos(state: &edge_controller_domain::state::State) -> Vec<CommunityInfo> {
     let info = |(name, members): (&edge_types::Community, &std::collections::BTreeSet<NodeName>)| CommunityInfo {
         name: name.clone(),
         members: members.iter().cloned().collect(),
     };
-    Ok(axum::Json(state.communities().map(info).collect()))
+    state.communities().map(info).collect()
 }
 
 type CommunityPath = Result<Path<edge_types::Community>, axum::extract::rejection::PathRejection>;
@@ -268,36 +271,6 @@ fn segment_info(row: &SegmentRecord, quarantine: i64, now: Seconds) -> SegmentIn
         released_at: row.released_at,
         quarantined_until: row.free_from(quarantine),
         past: past.collect(),
-    }
-}
-
-/// Collects what the operator sees of a node.
-#[derive(Clone)]
-pub(super) struct NodeInfos {
-    live: Arc<LiveConfig>,
-    tunnels: TunnelReports,
-    conflicts: ClaimConflicts,
-    asked: PendingDeregistrations,
-}
-
-from_substates!(NodeInfos { live, tunnels, conflicts, asked });
-
-impl NodeInfos {
-    fn info(&self, state: &StateGuard<'_>, record: &NodeRecord) -> NodeInfo {
-        NodeInfo {
-            name: record.name.clone(),
-            role: record.role,
-            labels: record.labels.clone(),
-            communities: state.communities_of(record),
-            segments: views::segments(state, &record.name),
-            endpoints: self.live.now().views.endpoints(record),
-            connected: state.is_connected(&record.name),
-            tunnels: self.tunnels.of(&record.name),
-            conflicts: self.conflicts.of(&record.name),
-            missing: self.asked.contains(&record.name),
-            refused_view: self.tunnels.refusal_of(&record.name),
-            certificate_not_after: record.certificates.iter().map(|c| c.not_after).max().unwrap_or(0),
-        }
     }
 }
 

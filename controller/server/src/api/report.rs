@@ -7,10 +7,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use edge_controller_domain::node_addresses::{ChangeDecision, ReportedAddresses, is_reachable, usable_addresses};
 use edge_controller_domain::node_certificates;
+use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflict;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows};
-use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_types::api::NodeReport;
 use edge_types::{IpNetwork, NodeName, Role};
 use tokio_util::sync::CancellationToken;
@@ -28,12 +28,12 @@ use crate::live_config::LiveConfig;
 pub(super) struct Reports {
     registry: Registry,
     live: Arc<LiveConfig>,
-    tunnels: TunnelReports,
+    reports: NodeReports,
     addresses: AddressChanges,
     claims: ClaimReporter,
 }
 
-from_substates!(Reports { registry, live, tunnels, addresses, claims });
+from_substates!(Reports { registry, live, reports, addresses, claims });
 
 /// Takes a report. Addresses that peers cannot use, and those beyond the limit, are left out: the
 /// node gets its view nevertheless.
@@ -43,11 +43,12 @@ pub(super) async fn report(
     Node(node): Node,
     Json(report): Json<NodeReport>,
 ) -> Result<StatusCode, ApiError> {
-    let Reports { registry, live, tunnels, addresses, claims } = reports;
+    let Reports { registry, live, reports, addresses, claims } = reports;
     let shown = caller.require_node_now(&registry, &node).await?;
     if report.port == 0 {
         return Err(ApiError::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
     }
+    reports.reported(&node, &report, registry.clock.now());
     let in_force = live.now();
     let tunnelled = in_force.networks.tunnelled(shown.role);
     // The source address of a report says nothing about the node's place if the report came through
@@ -56,10 +57,6 @@ pub(super) async fn report(
     let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
     let place =
         ReportedAddresses { reported: usable_addresses(report.addresses, tunnelled), port: report.port, observed };
-    if let Some(count) = report.tunnels {
-        tunnels.reported(&node, count);
-    }
-    tunnels.refused(&node, report.refused_view.as_deref());
     let place = addresses.now_or_postpone(&node, place).await;
     let noted = NotedReport { node, serial: shown.serial, place, segments: report.segments };
     let (mut taken, mut conflicts) = note_report(&registry, &live, noted.clone()).await?;

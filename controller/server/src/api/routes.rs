@@ -8,15 +8,15 @@ use axum::response::IntoResponse;
 use axum::routing::{delete, get, patch, post, put};
 use edge_types::NodeView;
 use edge_types::api::{
-    AuthorityInfo, CertificateResponse, CommunityInfo, CommunityMembers, JoinRequest, LabelsPatch, NodeInfo,
-    NodeReport, ReloadResponse, RenewalRequest, SegmentInfo, SegmentRequest, SegmentResponse, TokenCreated, TokenInfo,
-    TokenRequest, ViewEvent,
+    AuthorityInfo, CertificateResponse, CommunityInfo, CommunityMembers, ControllerStatus, JoinRequest, LabelsPatch,
+    NodeInfo, NodeReport, ReloadResponse, RenewalRequest, SegmentInfo, SegmentRequest, SegmentResponse, TokenCreated,
+    TokenInfo, TokenRequest, ViewEvent,
 };
 use hyper::body::Bytes;
 use serde_json::Value;
 
 use super::route::{Access, NDJSON, Route};
-use super::{archive, ca, join, openapi, operator, report, segments, view};
+use super::{archive, ca, join, openapi, operator, report, segments, status, view};
 
 /// The OpenAPI document as JSON, made once and shared by all responses.
 static OPENAPI: LazyLock<Bytes> = LazyLock::new(|| openapi_document().to_string().into());
@@ -69,6 +69,9 @@ pub(super) fn routes() -> Vec<Route> {
             .response::<NodeView>()
             .response_as::<ViewEvent>(NDJSON)
             .errors(&[429]),
+        Route::get("/v1/status", "status", get(status::status))
+            .summary("Nodes, communities, ranges, and what the operator should look at.")
+            .response::<ControllerStatus>(),
         Route::get("/v1/nodes", "nodes", get(operator::nodes))
             .summary("All registered nodes.")
             .response::<Vec<NodeInfo>>(),

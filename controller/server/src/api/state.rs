@@ -4,17 +4,20 @@ use std::sync::Arc;
 
 use axum::extract::FromRef;
 use edge_controller_domain::ca::Ca;
+use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::request_limits::RequestLimit;
 use edge_controller_domain::segments::ClaimConflicts;
-use edge_controller_domain::tunnel_reports::TunnelReports;
+use edge_controller_kubernetes::client::ApiFailures;
 use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::label_trust::LabelTrust;
+use edge_controller_kubernetes::node_statuses::NodeStatuses;
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_controller_kubernetes::service_account::{ReviewLimits, Reviewer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::node_infos::ReplicaName;
 use super::unauthenticated_body::BodyBudget;
 use crate::live_config::LiveConfig;
 use crate::observe::Metrics;
@@ -33,14 +36,20 @@ pub struct Services {
     pub metrics: Metrics,
     /// Publishes Kubernetes Events.
     pub events: EventRecorder,
-    /// What nodes report about their tunnels.
-    pub tunnels: TunnelReports,
+    /// What nodes report about themselves.
+    pub reports: NodeReports,
     /// Segments that nodes claim and do not hold.
     pub conflicts: ClaimConflicts,
     /// Whether labels of Node objects put nodes into communities.
     pub label_trust: watch::Receiver<LabelTrust>,
     /// Nodes that lost their Node object and wait for the operator's word.
     pub asked: PendingDeregistrations,
+    /// What other replicas wrote about nodes; `None` if the store is not shared.
+    pub statuses: Option<NodeStatuses>,
+    /// Name of this run of this replica.
+    pub replica: ReplicaName,
+    /// What does not work at the API server of Kubernetes.
+    pub api_failures: ApiFailures,
     /// Cancelled when the server stops; then the view streams end.
     pub stopping: CancellationToken,
 }
@@ -118,10 +127,13 @@ substates! {
     reviewer: Option<Reviewer>,
     metrics: Metrics,
     events: EventRecorder,
-    tunnels: TunnelReports,
+    reports: NodeReports,
     conflicts: ClaimConflicts,
     label_trust: watch::Receiver<LabelTrust>,
     asked: PendingDeregistrations,
+    statuses: Option<NodeStatuses>,
+    replica: ReplicaName,
+    api_failures: ApiFailures,
     stopping: CancellationToken,
 }
 

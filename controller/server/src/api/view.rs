@@ -8,9 +8,9 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::random;
 use edge_controller_domain::registry::{PeerJson, Registry};
-use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_types::NodeName;
 use edge_types::api::ViewEvent;
 use hyper::body::Bytes;
@@ -61,12 +61,12 @@ type Line = ViewEvent<PeerJson>;
 pub(super) struct ViewStreams {
     registry: Registry,
     live: Arc<LiveConfig>,
-    tunnels: TunnelReports,
+    reports: NodeReports,
     metrics: Metrics,
     stopping: CancellationToken,
 }
 
-from_substates!(ViewStreams { registry, live, tunnels, metrics, stopping });
+from_substates!(ViewStreams { registry, live, reports, metrics, stopping });
 
 pub(super) async fn view(
     State(streams): State<ViewStreams>,
@@ -85,14 +85,19 @@ pub(super) async fn view(
         return Err(ApiError::TooManyStreams { node, most: MOST_STREAMS });
     }
     let mut changes = state.watch(&node).ok_or_else(missing)?;
-    streams.tunnels.begins(&node);
+    streams.reports.begins(&node, streams.registry.clock.now());
     drop(state);
     // So that the first view is sent.
     changes.mark_changed();
     // At most one line waits. Changes in the meantime become one later line.
     let (lines, taken) = mpsc::channel(1);
     let reader = Reader::new(&parameters, streams.registry.epoch());
-    tokio::spawn(send_lines(streams, caller, node, reader, changes, lines).in_current_span());
+    let work = async move {
+        send_lines(&streams, caller, &node, reader, &mut changes, lines).await;
+        // Before `changes` is dropped: a node that is not connected any more was seen until now.
+        streams.reports.ends(&node, streams.registry.clock.now());
+    };
+    tokio::spawn(work.in_current_span());
     let body = futures_util::stream::unfold(taken, async |mut taken| {
         taken.recv().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
     });
@@ -123,11 +128,11 @@ impl Reader {
 /// Sends lines until the reader leaves, the server stops, or the node may not read its view any
 /// more.
 async fn send_lines(
-    streams: ViewStreams,
+    streams: &ViewStreams,
     caller: Caller,
-    node: NodeName,
+    node: &NodeName,
     mut reader: Reader,
-    mut changes: watch::Receiver<u64>,
+    changes: &mut watch::Receiver<u64>,
     lines: mpsc::Sender<Bytes>,
 ) {
     let stream = streams.metrics.stream();
@@ -149,7 +154,7 @@ async fn send_lines(
             },
             _ = heartbeat.tick() => true,
         };
-        let event = match next_line(&streams, &caller, &node, &mut reader, &mut changes).await {
+        let event = match next_line(streams, &caller, node, &mut reader, changes).await {
             Ok(Some(event)) => event,
             Ok(None) if quiet => Line::Heartbeat { version: reader.known.unwrap_or(0) },
             Ok(None) => continue,

@@ -108,6 +108,12 @@ pub(super) enum Command {
         #[command(flatten)]
         sources: ConfigSources,
     },
+    /// Show nodes, tunnels, segments, communities and what is wrong, at one glance.
+    ///
+    /// The command asks one replica, which reads what the others know of nodes from the API server.
+    /// A node has a problem if it is not connected, has fewer tunnels than it should, reports an
+    /// obstacle, refuses its view, or has a certificate that should have been renewed.
+    Status(StatusArguments),
     /// Nodes: list, show, label, deregister.
     #[command(subcommand)]
     Node(NodeCommand),
@@ -123,6 +129,33 @@ pub(super) enum Command {
     /// Certificate authorities: list, roll over to a new one, retire an old one.
     #[command(subcommand)]
     Ca(CaCommand),
+}
+
+/// Which nodes `status` shows. All filters must match.
+#[derive(clap::Args)]
+pub(super) struct StatusArguments {
+    /// Show only these nodes, without segments and communities.
+    #[arg(value_name = "NODE")]
+    pub(super) nodes: Vec<NodeName>,
+    /// Show only nodes of this role: edge, hub or cloud.
+    #[arg(long)]
+    pub(super) role: Option<Role>,
+    /// Show only members of this community.
+    #[arg(long, value_name = "NAME")]
+    pub(super) community: Option<edge_types::Community>,
+    /// Show only nodes that have a problem.
+    #[arg(long)]
+    pub(super) problems: bool,
+    /// Show it again every two seconds. With --json each is one line.
+    #[arg(long)]
+    pub(super) watch: bool,
+}
+
+impl StatusArguments {
+    /// Whether no filter is set.
+    pub(super) fn shows_all(&self) -> bool {
+        self.nodes.is_empty() && self.role.is_none() && self.community.is_none() && !self.problems
+    }
 }
 
 #[derive(Subcommand)]

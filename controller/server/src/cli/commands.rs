@@ -16,9 +16,13 @@ use serde::Serialize;
 use super::archive;
 use super::args::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
 use super::client::Client;
+use super::problems;
+use super::status;
 use super::table::{list, print, print_line, print_required_line};
 
 const NOTHING: Option<&()> = None;
+/// Number of nodes that are named in a cell.
+const NAMED: usize = 10;
 
 pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> anyhow::Result<()> {
     match command {
@@ -38,6 +42,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             }
             print_line(format_args!("in force, and changed: {}", list(&reloaded.changed)))
         }
+        Command::Status(arguments) => status::show(client, json, &arguments).await,
         Command::Backup { file } => archive::backup(client, &file).await,
         Command::Node(NodeCommand::List) => {
             let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
@@ -206,15 +211,6 @@ fn shared(nodes: &[NodeInfo]) -> BTreeMap<SocketAddr, Vec<&NodeName>> {
     seen
 }
 
-/// Problems of a node that the operator should look at.
-fn problems(node: &NodeInfo) -> Vec<String> {
-    let missing = "its Node object is gone, with so many others that it was not believed: \
-                   edge-controller node deregister --confirm, if it is meant";
-    let refused = node.refused_view.as_ref().map(|why| format!("it does not take its view: {why}"));
-    let missing = node.missing.then(|| missing.to_owned());
-    missing.into_iter().chain(refused).chain(node.conflicts.iter().cloned()).collect()
-}
-
 fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
     let endpoint = |endpoint: &edge_types::NodeAddress| {
         let source = match endpoint.source {
@@ -230,6 +226,9 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
         [
             row("role", node.role.to_string()),
             row("connected", yes_or_no(node.connected)),
+            row("replica", list(&node.replica)),
+            row("last seen", node.last_seen.map_or("-".into(), rfc3339)),
+            row("agent", list(&node.version)),
             row("view refused", node.refused_view.clone().unwrap_or_else(|| "-".into())),
             row("tunnels up", node.tunnels.map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted))),
             row("labels", list(node.labels.iter().map(|(key, value)| format!("{key}={value}")))),
@@ -238,6 +237,7 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
             row("endpoints", list(node.endpoints.iter().map(endpoint))),
             row("certificate until", rfc3339(node.certificate_not_after)),
             row("problems", list(problems(node))),
+            row("obstacles", list(&node.obstacles)),
         ],
     )
 }
@@ -276,6 +276,18 @@ fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {
             ]
         }),
     )
+}
+
+/// The first few of several nodes, and how many more there are.
+pub(super) fn first_of(nodes: &[NodeName]) -> String {
+    if nodes.is_empty() {
+        return "-".into();
+    }
+    let named: Vec<&str> = nodes.iter().take(NAMED).map(NodeName::as_str).collect();
+    match nodes.len() - named.len() {
+        0 => named.join(" "),
+        more => format!("{} and {more} more", named.join(" ")),
+    }
 }
 
 fn show_authorities(authorities: &[AuthorityInfo]) -> anyhow::Result<()> {

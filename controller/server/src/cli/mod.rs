@@ -6,6 +6,7 @@
 //! - [`client`]: HTTP over the admin socket.
 //! - [`config`]: prints the configuration.
 //! - [`commands`]: the requests and the output of each command.
+//! - [`status`]: the overview. [`problems`]: what is wrong with a node.
 //! - [`core_dumps`]: keeps keys out of core files.
 
 mod archive;
@@ -14,6 +15,8 @@ mod client;
 mod commands;
 mod config;
 mod core_dumps;
+mod problems;
+mod status;
 mod table;
 
 use std::process::ExitCode;
@@ -27,6 +30,7 @@ use crate::config::ConfigSources;
 use crate::logs::Lines;
 use crate::server::Server;
 use args::{Cli, Command};
+use problems::problems;
 
 /// Exit code of a command that the server refused.
 const REFUSED: u8 = 1;

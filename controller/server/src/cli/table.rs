@@ -11,13 +11,18 @@ pub(super) fn print<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> anyhow::Result<()> {
+    print_line(rendered(header, rows))
+}
+
+/// A table without frames, as wide as the terminal.
+pub(super) fn rendered<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header);
     for row in rows {
         table.add_row(row);
     }
-    print_line(table)
+    table
 }
 
 /// Writes a line. A reader that has closed its end, such as `head`, is not an error: the command

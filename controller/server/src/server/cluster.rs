@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_controller_domain::ca::Ca;
+use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
-use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::client::{ApiFailures, Client};
 use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
 use edge_controller_kubernetes::events::EventRecorder;
@@ -34,7 +34,7 @@ pub(super) struct Cluster {
     pub(super) health: Arc<Health>,
     pub(super) api_failures: ApiFailures,
     pub(super) events: EventRecorder,
-    pub(super) tunnels: TunnelReports,
+    pub(super) reports: NodeReports,
     pub(super) conflicts: ClaimConflicts,
     pub(super) label_trust: watch::Sender<LabelTrust>,
     pub(super) asked: PendingDeregistrations,
@@ -53,7 +53,7 @@ impl Cluster {
             health,
             api_failures,
             events,
-            tunnels,
+            reports,
             conflicts,
             label_trust,
             asked,
@@ -98,7 +98,7 @@ impl Cluster {
         until_stopped("trust", Box::pin(trust.run(leading.clone())));
         let views = live.clone();
         let endpoints = Box::new(move |record: &_| views.now().views.endpoints(record));
-        let sources = StatusSources { registry, tunnels, conflicts, endpoints, api_failures };
+        let sources = StatusSources { registry, reports, conflicts, endpoints, api_failures };
         let statuses = Arc::new(StatusWriter::new(&client, sources, leases, &replica));
         let connections = statuses.clone();
         until_stopped("connections", Box::pin(async move { connections.write_connections().await }));

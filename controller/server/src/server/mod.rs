@@ -31,12 +31,13 @@ use anyhow::Context as _;
 use edge_controller_domain::archive;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Clock;
+use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::reachability;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
-use edge_controller_domain::tunnel_reports::TunnelReports;
 use edge_controller_kubernetes::cluster_identity::{ClusterIdentity, ClusterIdentityError};
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
+use edge_controller_kubernetes::node_statuses::NodeStatuses;
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_controller_kubernetes::service_account::Reviewer;
 use tokio::net::TcpListener;
@@ -134,10 +135,12 @@ impl Server {
         let stopping = CancellationToken::new();
         let (live, health) = (Arc::new(LiveConfig::new(config, ca.clone(), reader)), Arc::new(Health::default()));
         let label_trust = watch::Sender::new(LabelTrust::at_start(trust));
-        let (tunnels, conflicts, asked) =
-            (TunnelReports::default(), ClaimConflicts::default(), PendingDeregistrations::default());
+        let (reports, conflicts, asked) =
+            (NodeReports::default(), ClaimConflicts::default(), PendingDeregistrations::default());
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
         let open = OpenConnections { stopping: stopping.clone(), tasks: tasks.clone() };
+        let shared = client.as_ref().filter(|_| live.now().config.store_is_at_api_server());
+        let statuses = shared.map(NodeStatuses::new);
         let router = api::router(api::Services {
             registry: registry.clone(),
             ca: ca.clone(),
@@ -145,10 +148,13 @@ impl Server {
             reviewer,
             metrics: metrics.clone(),
             events: events.clone(),
-            tunnels: tunnels.clone(),
+            reports: reports.clone(),
             conflicts: conflicts.clone(),
             label_trust: label_trust.subscribe(),
             asked: asked.clone(),
+            statuses,
+            replica: api::ReplicaName(replica.clone()),
+            api_failures: api_failures.clone(),
             stopping: stopping.clone(),
         });
         let server = tls::Tls::new(tls::TlsSources {
@@ -187,7 +193,7 @@ impl Server {
                 health: health.clone(),
                 api_failures,
                 events,
-                tunnels,
+                reports,
                 conflicts,
                 label_trust,
                 asked,

@@ -1,8 +1,10 @@
 //! The program as an operator runs it: its commands, its exit codes, and what a kill leaves behind.
 
 use std::process::Command;
+use std::time::Duration;
 
-use serde_json::Value;
+use hyper::Method;
+use serde_json::{Value, json};
 
 use crate::harness::Cloud;
 use crate::process::{Program, exists, text};
@@ -46,6 +48,119 @@ fn a_token_stands_alone_on_standard_output_and_refusals_end_with_1() {
     }
     assert!(program.run(&["token", "delete", &token.id]).status.success());
     assert_eq!(program.json(&["token", "list"]), Value::Array(Vec::new()));
+}
+
+/// A reader such as `head` has what it wants and goes.
+#[test]
+fn a_reader_that_goes_away_ends_no_command_with_an_error() {
+    let mut program = Program::new();
+    program.start();
+    let config = program.path("c.toml");
+    let config = config.to_str().unwrap();
+    for args in [
+        &["status"][..],
+        &["status", "--json"],
+        &["status", "--watch"],
+        &["status", "--watch", "--json"],
+        &["node", "list"],
+        &["segment", "list"],
+        &["community", "list"],
+        &["token", "list"],
+        &["ca", "list"],
+        &["crds"],
+        &["config", "--config", config],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = program.command(args).stdout(writer).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {}", text(&output.stderr));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_overview_shows_what_is_well_and_what_is_not_and_filters_choose_nodes() {
+    let cloud = Cloud::with(
+        "cluster_ranges = [\"10.77.0.0/24\", \"fd77::/118\"]\nmin_per_node = 1\nreserved = [\"10.77.0.128/25\"]",
+    )
+    .await;
+    let (edge, hub) = (cloud.node("edge", "edge-1").await, cloud.node("hub", "cloud-1").await);
+    cloud.node("edge", "edge-2").await;
+    cloud.label("edge-1", Some("alpha")).await;
+    let report = |tunnels: Value, obstacles: Value| json!({"addresses": ["192.0.2.1"], "port": 4500, "tunnels": tunnels, "version": "7.8.9", "obstacles": obstacles});
+    let obstacle = "chain FORWARD of ufw drops packets";
+    let well = report(json!({"up": 1, "wanted": 1}), json!([]));
+    assert_eq!(hub.ask(Method::PUT, "", Some(well)).await.0, 204);
+    let obstructed = report(json!({"up": 1, "wanted": 2}), json!([obstacle]));
+    assert_eq!(edge.ask(Method::PUT, "", Some(obstructed)).await.0, 204);
+    let (mut of_edge, mut of_hub) = (edge.watch().await, hub.watch().await);
+    of_edge.view().await;
+    of_hub.view().await;
+    let socket = cloud.directory.path().join("admin.sock");
+    let run = |args: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
+        let output = command.args(args.split_whitespace()).env("EDGE_CONTROLLER_SOCKET", &socket).output().unwrap();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, shown, _) = run("status");
+    assert_eq!(code, 0);
+    let line = |name: &str| {
+        shown.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{shown}"))
+    };
+    for (name, words) in [
+        ("edge-1 ", &["edge", "now", "1 of 2", "7.8.9", "alpha", "10.77.0.0/26", "left"][..]),
+        ("edge-2 ", &["never", "10.77.0.64/26"]),
+        ("cloud-1 ", &["hub", "now", "1 of 1"]),
+        // 2 of 4 segments are reserved, the others are held.
+        ("10.77.0.0/24", &["100%", "████████████████████", "2 held", "0 free of 4 (/26)"]),
+        ("fd77::/118", &["50%", "██████████░░░░░░░░░░", "2 held", "2 free of 4 (/120)"]),
+        ("alpha", &["1 of 1", "edge-1"]),
+    ] {
+        assert!(words.iter().all(|word| line(name).contains(word)), "{name} {words:?}:\n{shown}");
+    }
+    for problem in [
+        "edge-1: 1 of 2 tunnels are down",
+        &format!("edge-1: {obstacle}"),
+        "edge-2: it has never connected",
+        "no segment is left in 10.77.0.0/24",
+    ] {
+        assert!(shown.contains(problem), "{problem}:\n{shown}");
+    }
+    let names = |args: &str| {
+        let (code, shown, said) = run(&format!("status --json {args}"));
+        assert_eq!(code, 0, "{said}");
+        let status: Value = serde_json::from_str(&shown).unwrap();
+        let names = status["nodes"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap().to_owned());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    for (filters, expected) in [
+        ("--role edge", "edge-1 edge-2"),
+        ("--role hub", "cloud-1"),
+        ("--community alpha", "edge-1"),
+        ("--problems", "edge-1 edge-2"),
+        ("--problems --community alpha", "edge-1"),
+        ("cloud-1 edge-2", "cloud-1 edge-2"),
+        ("cloud-1 --problems", ""),
+    ] {
+        assert_eq!(names(filters), expected, "{filters}");
+    }
+    let (code, shown, _) = run("status cloud-1");
+    assert!(code == 0 && shown.contains("no problems") && !shown.contains("10.77.0.0/24"), "{shown}");
+    let (code, _, said) = run("status nobody");
+    assert!(code == 1 && said.contains("no node nobody is registered"), "{said}");
+    // What it was when it left stays, with the time.
+    drop(of_edge);
+    let away = async {
+        loop {
+            let (_, status) = cloud.operator(Method::GET, "/v1/status", None).await;
+            let node = status["nodes"].as_array().unwrap().iter().find(|node| node["name"] == "edge-1").unwrap();
+            if node["connected"] == false {
+                return node.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let node = tokio::time::timeout(Duration::from_secs(60), away).await.expect("the stream ends");
+    assert!(node["last_seen"].as_i64().unwrap() > 0 && node["version"] == "7.8.9", "{node}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

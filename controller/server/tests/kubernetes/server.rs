@@ -67,7 +67,11 @@ fn picture() {
         let node = cloud.node("edge", "edge-1").await;
         let mut stream = node.watch().await;
         while stream.view().await.communities.len() != 2 {}
-        let report = json!({"addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": 3, "wanted": 4}});
+        let obstacle = "chain FORWARD of ufw drops packets";
+        let report = json!({
+            "addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": 3, "wanted": 4},
+            "version": "7.8.9", "obstacles": [obstacle],
+        });
         assert_eq!(node.ask(Method::PUT, "", Some(report)).await.0, 204);
         assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 200);
         let object = status(&cluster, "edge-1", "all of it to be shown", |object| {
@@ -78,14 +82,38 @@ fn picture() {
                     && status.addresses.first().is_some_and(|address| address == "192.0.2.1:4500")
                     && status.certificate_until.is_some()
                     && status.tunnels.as_ref().is_some_and(|tunnels| tunnels.shown == "3/4")
+                    && status.agent_version.as_deref() == Some("7.8.9")
+                    && status.obstacles.as_ref().is_some_and(|obstacles| obstacles.list == [obstacle])
             })
         })
         .await;
         assert_eq!(object.status.unwrap().conditions[0].status, "True");
         let shown = PLANE.kubectl(&["get", "en", "edge-1"]).unwrap();
-        for part in ["edge", r#"["alpha","b"]"#, "192.0.2.1:4500", "3/4"] {
+        for part in ["edge", r#"["alpha","b"]"#, "192.0.2.1:4500", "3/4", "OBSTACLES", "LAST SEEN", "7.8.9"] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
+        // Another replica knows the same, and that a node has never connected.
+        let other = controller(&cluster).await;
+        other.node("edge", "edge-2").await;
+        let of_other = async |name: &str| {
+            let (code, overview) = other.operator(Method::GET, "/v1/status", None).await;
+            assert_eq!(code, 200, "{overview}");
+            overview["nodes"].as_array().unwrap().iter().find(|node| node["name"] == name).unwrap().clone()
+        };
+        until("the other replica to show the node", async || {
+            let node = of_other("edge-1").await;
+            (node["connected"] == true
+                && node["replica"].is_string()
+                && node["tunnels"]["wanted"] == 4
+                && node["obstacles"] == json!([obstacle]))
+            .then_some(())
+        })
+        .await;
+        status(&cluster, "edge-2", "it to be shown as never connected", |object| {
+            let conditions = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+            conditions.iter().any(|condition| condition.reason == "NeverConnected" && condition.status == "False")
+        })
+        .await;
         // The Events are about the objects concerned.
         let events: Api<Event> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, "default");
         for (reason, about, note) in [
@@ -115,12 +143,17 @@ fn picture() {
         assert_eq!(kind(&refused), (409, "labelled-elsewhere"));
         drop(stream);
         status(&cluster, "edge-1", "the node to be shown as away", |object| {
-            object
-                .status
-                .as_ref()
-                .is_some_and(|status| status.connected_since.is_none() && status.conditions[0].status == "False")
+            object.status.as_ref().is_some_and(|status| {
+                status.connected_since.is_none() && status.last_seen.is_some() && status.conditions[0].status == "False"
+            })
         })
         .await;
+        until("the other replica to know when it was last seen", async || {
+            let node = of_other("edge-1").await;
+            (node["connected"] == false && node["last_seen"].is_i64() && node["version"] == "7.8.9").then_some(())
+        })
+        .await;
+        other.server.stop().await;
         PLANE.kubectl(&["delete", "node", "edge-1"]).unwrap();
         until("the node to be refused", async || {
             (node.ask(Method::GET, "/segments", None).await.0 == 403).then_some(())

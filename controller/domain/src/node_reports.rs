@@ -1,0 +1,183 @@
+//! What nodes report about themselves, and when they were last seen. It is kept in memory, for the
+//! operator.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use edge_types::NodeName;
+use edge_types::api::{LONGEST_OBSTACLE, LONGEST_VERSION, MOST_OBSTACLES, NodeReport, TunnelCount};
+
+use crate::clock::Seconds;
+use crate::text::is_invisible;
+
+/// Longest reason of a node that is kept, in characters.
+const LONGEST_REASON: usize = 500;
+
+/// The last report of each node to this replica. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct NodeReports(Arc<Mutex<Reports>>);
+
+#[derive(Debug, Default)]
+struct Reports {
+    last: HashMap<NodeName, LastReport>,
+    last_seen: HashMap<NodeName, Seconds>,
+    unseen: UnseenReports,
+}
+
+/// What a node reported last, as far as only people read it. Texts are limited in length, and
+/// characters that hide, reorder or break text are removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LastReport {
+    /// Its tunnels; `None` if it has not counted them yet.
+    pub tunnels: Option<TunnelCount>,
+    /// Release of its agent; `None` if the agent does not report it.
+    pub version: Option<String>,
+    /// What keeps its pods' packets from arriving, one sentence each.
+    pub obstacles: Vec<String>,
+    /// Why its view is not in force, if it is not.
+    pub refused_view: Option<String>,
+}
+
+/// Changes that the status writer has not read yet.
+#[derive(Debug, Default)]
+pub struct UnseenReports {
+    /// Nodes that opened a stream of their view here. Another replica may have written their status
+    /// meanwhile.
+    pub begun: HashSet<NodeName>,
+    /// Nodes of which the report changed.
+    pub changed: HashSet<NodeName>,
+}
+
+impl LastReport {
+    /// What a report says. A report without tunnels does not change the count of the one before.
+    fn of(report: &NodeReport, before: Option<&Self>) -> Self {
+        let obstacles = report.obstacles.iter().take(MOST_OBSTACLES);
+        Self {
+            tunnels: report.tunnels.or(before.and_then(|before| before.tunnels)),
+            version: report.version.as_ref().map(|text| shown(text, LONGEST_VERSION)),
+            obstacles: obstacles.map(|text| shown(text, LONGEST_OBSTACLE)).collect(),
+            refused_view: report.refused_view.as_ref().map(|text| shown(text, LONGEST_REASON)),
+        }
+    }
+}
+
+impl NodeReports {
+    fn reports(&self) -> MutexGuard<'_, Reports> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node opened a stream of its view here. It may have reported the same to this replica
+    /// before.
+    pub fn begins(&self, node: &NodeName, now: Seconds) {
+        let mut reports = self.reports();
+        reports.last_seen.insert(node.clone(), now);
+        reports.unseen.begun.insert(node.clone());
+        reports.unseen.changed.insert(node.clone());
+    }
+
+    /// A stream of a node's view ended here.
+    pub fn ends(&self, node: &NodeName, now: Seconds) {
+        self.reports().last_seen.insert(node.clone(), now);
+    }
+
+    /// A node reported.
+    pub fn reported(&self, node: &NodeName, report: &NodeReport, now: Seconds) {
+        let mut reports = self.reports();
+        reports.last_seen.insert(node.clone(), now);
+        let before = reports.last.get(node);
+        let last = LastReport::of(report, before);
+        if before != Some(&last) {
+            reports.last.insert(node.clone(), last);
+            reports.unseen.changed.insert(node.clone());
+        }
+    }
+
+    /// The last report of a node; `None` if it has not reported to this replica.
+    pub fn of(&self, node: &NodeName) -> Option<LastReport> {
+        self.reports().last.get(node).cloned()
+    }
+
+    /// When a node last reported to this replica, opened a stream of its view, or lost it.
+    pub fn last_seen(&self, node: &NodeName) -> Option<Seconds> {
+        self.reports().last_seen.get(node).copied()
+    }
+
+    /// Forgets all nodes for which `kept` is false.
+    pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
+        let mut reports = self.reports();
+        reports.last.retain(|name, _| kept(name));
+        reports.last_seen.retain(|name, _| kept(name));
+        reports.unseen.begun.retain(&kept);
+        reports.unseen.changed.retain(&kept);
+    }
+
+    /// The changes since the last call.
+    pub fn take_unseen(&self) -> UnseenReports {
+        std::mem::take(&mut self.reports().unseen)
+    }
+}
+
+/// At most `longest` characters of a text, without those that hide, reorder or break text.
+fn shown(text: &str, longest: usize) -> String {
+    text.chars().filter(|character| !is_invisible(*character)).take(longest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> NodeReport {
+        NodeReport {
+            addresses: Vec::new(),
+            port: 4500,
+            tunnels: Some(TunnelCount { up: 1, wanted: 2 }),
+            refused_view: None,
+            segments: None,
+            version: None,
+            obstacles: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn texts_of_a_node_are_short_lines_and_are_forgotten_with_the_node() {
+        let reports = NodeReports::default();
+        let node: NodeName = "edge-1".parse().unwrap();
+        let long = |text: &str| format!("{text}\u{1b}[31m:\r\n{}", "x".repeat(10_000));
+        let full = NodeReport {
+            refused_view: Some(long("view 3 is refused")),
+            version: Some(long("1.2.3")),
+            obstacles: vec![long("ufw drops"); 100],
+            ..report()
+        };
+        reports.reported(&node, &full, 7);
+        let last = reports.of(&node).unwrap();
+        let refused = last.refused_view.unwrap();
+        assert!(refused.starts_with("view 3 is refused[31m:xxx"), "{refused}");
+        assert_eq!(refused.chars().count(), LONGEST_REASON);
+        assert_eq!(last.version.unwrap().chars().count(), LONGEST_VERSION);
+        assert_eq!(last.obstacles.len(), MOST_OBSTACLES);
+        assert!(last.obstacles.iter().all(|text| text.chars().count() == LONGEST_OBSTACLE));
+        assert!(last.obstacles[0].starts_with("ufw drops[31m:xxx"), "{}", last.obstacles[0]);
+        reports.reported(&node, &report(), 8);
+        let last = reports.of(&node).unwrap();
+        assert_eq!((last.refused_view, last.version, last.obstacles), (None, None, Vec::new()));
+        reports.retain(|_| false);
+        assert_eq!((reports.of(&node), reports.last_seen(&node)), (None, None));
+    }
+
+    #[test]
+    fn only_a_report_that_says_something_new_is_written_to_the_status() {
+        let reports = NodeReports::default();
+        let node: NodeName = "edge-1".parse().unwrap();
+        let changes = |report: NodeReport| {
+            reports.reported(&node, &report, 9);
+            reports.take_unseen().changed.contains(&node)
+        };
+        assert!(changes(report()));
+        assert!(!changes(report()));
+        assert!(!changes(NodeReport { tunnels: None, ..report() }), "it counts no tunnels yet");
+        assert!(changes(NodeReport { obstacles: vec!["ufw drops".into()], ..report() }));
+        assert!(changes(NodeReport { version: Some("1.0".into()), ..report() }));
+        assert_eq!(reports.last_seen(&node), Some(9));
+    }
+}

@@ -1,0 +1,53 @@
+//! The overview for the operator: nodes, communities, ranges, and what is wrong.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use edge_controller_domain::ca::Ca;
+use edge_controller_domain::registry::Registry;
+use edge_controller_domain::segments::range_usage;
+use edge_controller_kubernetes::client::ApiFailures;
+use edge_controller_kubernetes::nodes::PendingDeregistrations;
+use edge_types::api::ControllerStatus;
+
+use super::caller::Caller;
+use super::error::ApiError;
+use super::node_infos::NodeInfos;
+use super::operator::community_infos;
+use super::state::from_substates;
+use crate::live_config::LiveConfig;
+
+/// What the overview is made of.
+#[derive(Clone)]
+pub(super) struct Overview {
+    registry: Registry,
+    live: Arc<LiveConfig>,
+    ca: Arc<Ca>,
+    infos: NodeInfos,
+    asked: PendingDeregistrations,
+    api_failures: ApiFailures,
+}
+
+from_substates!(Overview { registry, live, ca, infos, asked, api_failures });
+
+pub(super) async fn status(
+    State(overview): State<Overview>,
+    caller: Caller,
+) -> Result<axum::Json<ControllerStatus>, ApiError> {
+    caller.require_operator()?;
+    let Overview { registry, live, ca, infos, asked, api_failures } = overview;
+    let (nodes, unknown) = infos.all(&registry).await;
+    let (state, now, in_force) = (registry.read().await, registry.clock.now(), live.now());
+    let unknown = unknown.map(|why| format!("what other replicas know of nodes is not shown: {why}"));
+    let paused = state.may_grant(&in_force.policy, now).err().map(|paused| paused.for_the_operator());
+    let problems = asked.note().into_iter().chain(paused).chain(unknown).chain(api_failures.all_reasons());
+    Ok(axum::Json(ControllerStatus {
+        version: env!("CARGO_PKG_VERSION").into(),
+        time: now,
+        nodes,
+        communities: community_infos(&state),
+        ranges: range_usage(state.ledger(), &in_force.policy, now),
+        authority_not_after: ca.not_after(),
+        problems: problems.collect(),
+    }))
+}
