@@ -334,7 +334,11 @@ pub struct TokenInfo {
     pub node: Option<NodeName>,
     /// How many nodes may join with it.
     pub uses: u32,
-    /// Nodes that joined with it.
+    /// How many nodes joined with it.
+    #[serde(default)]
+    pub used: u32,
+    /// The nodes that joined with it, as far as they are registered and have not joined again with
+    /// another one.
     pub used_by: Vec<NodeName>,
     /// When it was made, seconds since 1970-01-01 UTC.
     pub created_at: i64,

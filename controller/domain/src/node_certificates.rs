@@ -122,9 +122,7 @@ pub fn needs(record: &NodeRecord, authority: &Authority, authorities: &Authoriti
 /// Whether a token that can still be used pins this authority. A node could not join with it if the
 /// authority were retired.
 pub fn pins(token: &TokenRecord, authority: &Authority, authorities: &Authorities, now: Seconds) -> bool {
-    now < token.expires_at
-        && token.redemptions.len() < token.uses as usize
-        && authorities.is_issuer(&token.authority, authority)
+    now < token.expires_at && token.used() < token.uses() && authorities.is_issuer(&token.authority, authority)
 }
 
 /// The names for a message: the first 20 nodes, and the number of the others.

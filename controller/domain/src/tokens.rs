@@ -1,6 +1,8 @@
 //! Join tokens. The operator creates them for a number of uses and a time, and the controller
 //! stores only their hashes.
 
+use std::collections::{BTreeSet, HashMap};
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use edge_types::api::{TokenInfo, TokenRequest};
@@ -10,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::{Seconds, rfc3339};
 use crate::random::NoRandomness;
-use crate::state::{Redemption, State, TokenRecord};
+use crate::state::{NodeRecord, Redemption, State, TokenRecord};
 
 /// Longest validity of a token, seconds: a year.
 const LONGEST: u64 = 366 * 24 * 3600;
@@ -84,7 +86,8 @@ pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result
         secret_hash: hash(&token.secret),
         role: request.role,
         node: request.node.clone(),
-        uses: request.uses,
+        uses_left: request.uses,
+        created_uses: request.uses,
         created_at: now,
         expires_at: now.saturating_add_unsigned(request.ttl_seconds),
         authority: crate::ca::hex(&ca_hash),
@@ -109,7 +112,7 @@ fn find<'a>(state: &'a State, credential: &str) -> Result<&'a TokenRecord, Token
 }
 
 /// Checks the credential of a node that joins with this key. Returns the record of the token after
-/// this use.
+/// this use. If it is that of before, this repeats an earlier request: see [`is_repeated`].
 pub fn redeem(
     state: &State,
     credential: &str,
@@ -125,24 +128,27 @@ pub fn redeem(
     if let Some(bound) = token.node.as_ref().filter(|bound| *bound != node) {
         return Err(TokenError::OfAnother { id: id(), bound: bound.clone(), node: node.clone() });
     }
-    let redemption = Redemption { node: node.clone(), key: key.into() };
     // The response to an earlier request may have been lost. A request with the same key is
     // accepted again while the node is registered with that key.
-    let registered = state.node(node).is_some_and(|known| known.certificates.iter().any(|c| c.key == key));
-    if registered && token.redemptions.contains(&redemption) {
+    let joined = |known: &NodeRecord| {
+        let redemption = Redemption { node: node.clone(), key: key.into() };
+        known.join_token.as_ref() == Some(&token.id) || token.redemptions.contains(&redemption)
+    };
+    let registered = state.node(node).filter(|known| known.certificates.iter().any(|c| c.key == key));
+    if registered.is_some_and(joined) {
         return Ok(token.clone());
     }
-    if token.redemptions.len() >= token.uses as usize {
-        return Err(TokenError::Used { id: id(), uses: token.uses });
+    if token.used() >= token.uses() {
+        return Err(TokenError::Used { id: id(), uses: token.uses() });
     }
-    let mut token = token.clone();
-    token.redemptions.push(redemption);
-    Ok(token)
+    let mut after = token.clone();
+    after.set_used(token.used() + 1);
+    Ok(after)
 }
 
 /// Whether this use repeats an earlier request: see [`redeem`].
 pub fn is_repeated(before: &State, after: &TokenRecord) -> bool {
-    before.token(&after.id).is_some_and(|token| token.redemptions.len() == after.redemptions.len())
+    before.token(&after.id).is_some_and(|token| token.used() == after.used())
 }
 
 /// Ids of tokens that expired so long ago that they are deleted.
@@ -151,14 +157,29 @@ pub fn forgotten(state: &State, now: Seconds) -> Vec<String> {
     state.tokens().filter(old).map(|token| token.id.clone()).collect()
 }
 
-/// The token as the API shows it to the operator.
-pub fn info(token: &TokenRecord) -> TokenInfo {
+/// All tokens as the API shows them to the operator.
+pub fn infos(state: &State) -> Vec<TokenInfo> {
+    let mut nodes: HashMap<&str, Vec<NodeName>> = HashMap::new();
+    for node in state.nodes() {
+        if let Some(token) = &node.join_token {
+            nodes.entry(token).or_default().push(node.name.clone());
+        }
+    }
+    let mut joined = |token: &TokenRecord| nodes.remove(token.id.as_str()).unwrap_or_default();
+    state.tokens().map(|token| info(token, joined(token))).collect()
+}
+
+/// A token as the API shows it to the operator, with the registered nodes that joined with it.
+pub fn info(token: &TokenRecord, joined: Vec<NodeName>) -> TokenInfo {
+    let noted = token.redemptions.iter().map(|redemption| redemption.node.clone());
+    let used_by: BTreeSet<NodeName> = noted.chain(joined).collect();
     TokenInfo {
         id: token.id.clone(),
         role: token.role,
         node: token.node.clone(),
-        uses: token.uses,
-        used_by: token.redemptions.iter().map(|redemption| redemption.node.clone()).collect(),
+        uses: token.uses(),
+        used: token.used(),
+        used_by: used_by.into_iter().collect(),
         created_at: token.created_at,
         expires_at: token.expires_at,
     }
@@ -186,7 +207,7 @@ fn hash(secret: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{Certificate, Change, NodeRecord};
+    use crate::state::{Certificate, Change};
     use edge_types::Role;
 
     fn made(uses: u32, node: Option<&str>) -> (State, JoinToken) {
@@ -208,6 +229,7 @@ mod tests {
         let name: NodeName = node.parse().unwrap();
         let record = redeem(state, &token.credential(), &name, key, now)?;
         let mut node = NodeRecord::new(name, Role::Edge, now);
+        node.join_token = Some(token.id.clone());
         node.certificates.push(Certificate {
             serial: "1".into(),
             key: key.into(),
@@ -233,6 +255,73 @@ mod tests {
         state.apply(Change::DeleteNode("a".parse().unwrap()));
         let refused = redeem_and_keep(&mut state, &token, "a", "ka", 1004);
         assert!(matches!(refused, Err(TokenError::Used { .. })), "deregistered: no way back by an old token");
+    }
+
+    #[test]
+    fn a_token_takes_no_more_room_with_each_use_and_the_nodes_say_who_used_it() {
+        let (mut state, token) = made(1000, None);
+        let size = |state: &State| serde_json::to_vec(state.token(&token.id).unwrap()).unwrap().len();
+        let before = size(&state);
+        for number in 0..1000 {
+            redeem_and_keep(&mut state, &token, &format!("node-{number:03}"), &format!("k{number}"), 1000).unwrap();
+        }
+        assert!(size(&state) <= before, "{} bytes after {before}", size(&state));
+        assert!(matches!(
+            redeem_and_keep(&mut state, &token, "late", "k", 1000),
+            Err(TokenError::Used { uses: 1000, .. })
+        ));
+        state.apply(Change::DeleteNode("node-500".parse().unwrap()));
+        let info = infos(&state).remove(0);
+        assert_eq!((info.uses, info.used, info.used_by.len()), (1000, 1000, 999));
+        assert!(!info.used_by.iter().any(|name| name.as_str() == "node-500"), "it is not registered any more");
+    }
+
+    /// What a release wrote that noted each join in the row of the token.
+    #[test]
+    fn the_uses_that_an_earlier_release_wrote_count_and_its_lost_answers_are_repeated() {
+        let (mut state, token) = made(0x7fff, None);
+        let mut earlier = serde_json::to_value(state.token(&token.id).unwrap()).unwrap();
+        let row = earlier.as_object_mut().unwrap();
+        row.remove("created_uses").unwrap();
+        row.insert("uses".into(), 3.into());
+        row.insert("redemptions".into(), serde_json::json!([{"node": "a", "key": "ka"}, {"node": "b", "key": "kb"}]));
+        let earlier: TokenRecord = serde_json::from_value(earlier).unwrap();
+        assert_eq!((earlier.uses(), earlier.used()), (3, 2));
+        state.apply(Change::PutToken(earlier));
+        let mut a = NodeRecord::new("a".parse().unwrap(), Role::Edge, 0);
+        a.certificates.push(Certificate {
+            serial: "1".into(),
+            key: "ka".into(),
+            not_after: 0,
+            not_before: 0,
+            issuer: String::new(),
+            used: false,
+        });
+        state.apply(Change::PutNode(a));
+        let repeated = redeem(&state, &token.credential(), &"a".parse().unwrap(), "ka", 1000).unwrap();
+        assert!(is_repeated(&state, &repeated));
+        assert_eq!(infos(&state)[0].used_by.len(), 2);
+        redeem_and_keep(&mut state, &token, "c", "kc", 1000).unwrap();
+        let refused = redeem_and_keep(&mut state, &token, "d", "kd", 1000);
+        assert!(matches!(refused, Err(TokenError::Used { uses: 3, .. })));
+        // An earlier release lets nobody join with what is written now: it compares the number of
+        // redemptions with `uses`.
+        let now = serde_json::to_value(state.token(&token.id).unwrap()).unwrap();
+        assert_eq!((&now["uses"], now.get("redemptions")), (&0.into(), None));
+    }
+
+    /// While replicas of both releases run, the earlier one adds its joins to the row.
+    #[test]
+    fn a_use_that_an_earlier_release_adds_to_a_row_of_this_one_counts_once() {
+        let (mut state, token) = made(5, None);
+        redeem_and_keep(&mut state, &token, "a", "ka", 1000).unwrap();
+        let mut record = state.token(&token.id).unwrap().clone();
+        record.redemptions.push(Redemption { node: "b".parse().unwrap(), key: "kb".into() });
+        assert_eq!((record.uses(), record.used()), (5, 2));
+        state.apply(Change::PutToken(record));
+        redeem_and_keep(&mut state, &token, "c", "kc", 1000).unwrap();
+        let record = state.token(&token.id).unwrap();
+        assert_eq!((record.uses(), record.used(), record.uses_left), (5, 3, 2));
     }
 
     #[test]

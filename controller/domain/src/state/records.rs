@@ -45,6 +45,10 @@ pub struct NodeRecord {
     pub certificates_from: Seconds,
     /// When it was registered, seconds since 1970-01-01 UTC.
     pub joined_at: Seconds,
+    /// Id of the join token with which it joined last; `None` if it joined without one, or if an
+    /// earlier release wrote the row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join_token: Option<String>,
     /// Time of the restore after which it reported its segments; `None` if it has not reported
     /// since one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,8 +151,14 @@ pub struct TokenRecord {
     /// The only node that may join with it; `None` if any node may.
     #[serde(default)]
     pub node: Option<NodeName>,
-    /// How many nodes may join with it.
-    pub uses: u32,
+    /// How many nodes may still join with it; joins in `redemptions` are not subtracted. The store
+    /// calls it `uses`, because earlier releases enforce it under this name.
+    #[serde(rename = "uses")]
+    pub uses_left: u32,
+    /// How many nodes could join with it when it was created; 0 if an earlier release wrote the
+    /// row: then `uses_left`.
+    #[serde(default)]
+    pub created_uses: u32,
     /// When it was created, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
     /// From this time on it is refused.
@@ -157,12 +167,33 @@ pub struct TokenRecord {
     /// did not record it.
     #[serde(default)]
     pub authority: String,
-    /// The joins that used it.
-    #[serde(default)]
+    /// Joins that an earlier release wrote. Now the row of the node says with which token it joined
+    /// ([`NodeRecord::join_token`]), so that this row does not grow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redemptions: Vec<Redemption>,
 }
 
-/// One join with a token.
+impl TokenRecord {
+    /// How many nodes may join with it in all.
+    pub fn uses(&self) -> u32 {
+        if self.created_uses == 0 { self.uses_left } else { self.created_uses }
+    }
+
+    /// How often it was used.
+    pub fn used(&self) -> u32 {
+        let noted = u32::try_from(self.redemptions.len()).unwrap_or(u32::MAX);
+        self.uses().saturating_sub(self.uses_left).saturating_add(noted)
+    }
+
+    /// Sets how often it was used. The joins that an earlier release wrote are not kept.
+    pub fn set_used(&mut self, used: u32) {
+        self.created_uses = self.uses();
+        self.uses_left = self.created_uses.saturating_sub(used);
+        self.redemptions = Vec::new();
+    }
+}
+
+/// One join with a token, in rows of earlier releases.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Redemption {
     /// The node that joined.
@@ -275,6 +306,7 @@ impl NodeRecord {
             certificates: Vec::new(),
             certificates_from: 0,
             joined_at,
+            join_token: None,
             reported_since_restore: None,
         }
     }

@@ -47,6 +47,10 @@ pub struct EdgeNodeSpec {
     pub role: Role,
     /// When it was registered.
     pub joined_at: Timestamp,
+    /// ID of the join token with which it joined last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub join_token: Option<String>,
     /// Labels that the operator set with edge-controller, for nodes without a Node object.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -201,11 +205,13 @@ impl EdgeNodeSpec {
             certificates,
             certificates_from,
             joined_at,
+            join_token,
             reported_since_restore,
         } = record;
         Self {
             role: (*role).into(),
             joined_at: Timestamp(*joined_at),
+            join_token: join_token.clone(),
             labels: labels.clone(),
             communities: texts(communities),
             node_object: object.as_ref().map(NodeObjectSpec::of),
@@ -236,6 +242,7 @@ impl EdgeNodeSpec {
             certificates: self.certificates.iter().map(CertificateSpec::certificate).collect(),
             certificates_from: self.certificates_from.map_or(0, |from| from.0),
             joined_at: self.joined_at.0,
+            join_token: self.join_token.clone(),
             reported_since_restore: self.reported_since_restore.map(|at| at.0),
         })
     }
@@ -357,6 +364,7 @@ mod tests {
             used: true,
         }];
         record.certificates_from = 1_793_491_200;
+        record.join_token = Some("Ab_-9".into());
         record.reported_since_restore = Some(1_793_491_300);
         for record in [record, bare] {
             let json = serde_json::to_string(&EdgeNodeSpec::of(&record)).unwrap();

@@ -268,11 +268,10 @@ async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError
 /// Gives back the use of a token if its element failed. If that fails too, the use is lost: the
 /// token then lets one node fewer join.
 async fn give_back_tokens(core: &StoreCore, done: &mut Vec<Change>) {
-    let used =
-        done.iter().position(|change| matches!(change, Change::PutToken(token) if !token.redemptions.is_empty()));
+    let used = done.iter().position(|change| matches!(change, Change::PutToken(token) if token.used() > 0));
     let Some(index) = used else { return };
     let Change::PutToken(mut token) = done[index].clone() else { return };
-    token.redemptions.pop();
+    token.set_used(token.used() - 1);
     match write(core, &Change::PutToken(token.clone())).await {
         Ok(_) => drop(done.remove(index)),
         Err(error) => tracing::warn!(id = token.id, %error, "a use of a join token was not given back"),

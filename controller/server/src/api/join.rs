@@ -141,7 +141,7 @@ impl Admission {
         }
     }
 
-    /// The records of the node and of its token after a join with this key.
+    /// The record of the node after a join with this key, and that of its token if it is used.
     fn record(
         &self,
         state: &Rows,
@@ -153,11 +153,17 @@ impl Admission {
             // The token is checked once more here, where it is used up.
             Admission::Token(credential, _) => {
                 let used = tokens::redeem(state, credential, name, key, now)?;
-                let takes_over = used.node.is_some() || tokens::is_repeated(state, &used);
-                Ok((state.joining(name, used.role, takes_over, now)?, Some(used)))
+                let repeated = tokens::is_repeated(state, &used);
+                let mut record = state.joining(name, used.role, used.node.is_some() || repeated, now)?;
+                record.join_token = Some(used.id.clone());
+                // Of a repeated request nothing is used, so that nothing is given back if it fails.
+                Ok((record, (!repeated).then_some(used)))
             }
             // The API server vouches that the pod runs on the node of this name.
-            Admission::ServiceAccount(role) => Ok((state.joining(name, *role, true, now)?, None)),
+            Admission::ServiceAccount(role) => {
+                let record = state.joining(name, *role, true, now)?;
+                Ok((NodeRecord { join_token: None, ..record }, None))
+            }
         }
     }
 }

@@ -171,7 +171,7 @@ pub(super) async fn tokens(
 ) -> Result<axum::Json<Vec<TokenInfo>>, ApiError> {
     caller.require_operator()?;
     let state = registry.read().await;
-    Ok(axum::Json(state.tokens().map(tokens::info).collect()))
+    Ok(axum::Json(tokens::infos(&state)))
 }
 
 pub(super) async fn create_token(
@@ -183,8 +183,8 @@ pub(super) async fn create_token(
     caller.require_operator()?;
     let now = registry.clock.now();
     let (token, record) = tokens::create(&request, ca.current().active().key_hash(), now)?;
-    let info = tokens::info(&record);
-    tracing::info!(id = record.id, role = %record.role, node = ?record.node, uses = record.uses, "join token made");
+    let info = tokens::info(&record, Vec::new());
+    tracing::info!(id = record.id, role = %record.role, node = ?record.node, uses = record.uses(), "join token made");
     registry
         .change(move |state| -> Result<_, ApiError> {
             let mut changes: Vec<Change> = tokens::forgotten(state, now).into_iter().map(Change::DeleteToken).collect();

@@ -270,9 +270,9 @@ fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {
                 token.id.clone(),
                 token.role.to_string(),
                 list(&token.node),
-                format!("{}/{}", token.used_by.len(), token.uses),
+                format!("{}/{}", token.used, token.uses),
                 rfc3339(token.expires_at),
-                list(&token.used_by),
+                first_of(&token.used_by),
             ]
         }),
     )
