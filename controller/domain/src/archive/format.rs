@@ -1,5 +1,8 @@
 //! The content of an archive, and the lines of its file.
 
+use std::collections::HashSet;
+
+use edge_types::NodeName;
 use serde::{Deserialize, Serialize};
 
 use crate::ca::CaDocument;
@@ -18,6 +21,8 @@ pub(super) const VERSION: u32 = 1;
 pub struct Archive {
     /// When it was written, seconds since 1970-01-01 UTC.
     pub written_at: Seconds,
+    /// How many segments were held by nodes that are not among the rows, and count as released.
+    pub orphans: usize,
     /// All rows, as the store had them at one revision.
     pub rows: Snapshot,
     /// The authorities; `None` if the store had none yet.
@@ -56,13 +61,32 @@ pub(super) struct End {
 }
 
 impl Archive {
+    /// Makes an archive that is written at this time.
+    ///
+    /// A store that writes one row after the other may hold a segment of a node that is just
+    /// joining, or is just deregistered. Such a segment is written as released at this time: if it
+    /// stayed held, it might stay so for ever where the archive is restored.
+    pub fn new(written_at: Seconds, mut rows: Snapshot, ca: Option<CaDocument>) -> Self {
+        let nodes: HashSet<&NodeName> = rows.nodes.iter().map(|node| &node.name).collect();
+        let mut orphans = 0;
+        for row in rows.segments.iter_mut().filter(|row| row.released_at.is_none() && !nodes.contains(&row.node)) {
+            row.released_at = Some(written_at.max(row.granted_at));
+            orphans += 1;
+        }
+        Self { written_at, orphans, rows, ca }
+    }
+
     /// A summary of the content, for the operator.
     pub fn summary(&self) -> String {
         let Snapshot { nodes, tokens, segments, communities, .. } = &self.rows;
         let held = segments.iter().filter(|row| row.released_at.is_none()).count();
         let ca = if self.ca.is_some() { "the authorities" } else { "no authority" };
+        let orphans = match self.orphans {
+            0 => String::new(),
+            orphans => format!(", {orphans} of nodes that are not registered counted as released"),
+        };
         format!(
-            "{} nodes, {} segments ({held} held), {} tokens, {} listed communities, {ca}",
+            "{} nodes, {} segments ({held} held{orphans}), {} tokens, {} listed communities, {ca}",
             nodes.len(),
             segments.len(),
             tokens.len(),

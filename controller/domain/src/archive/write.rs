@@ -20,7 +20,7 @@ pub struct Chunks {
 
 impl From<Archive> for Chunks {
     fn from(archive: Archive) -> Self {
-        let Archive { written_at, rows, ca } = archive;
+        let Archive { written_at, orphans: _, rows, ca } = archive;
         let header = Header {
             format: FORMAT.into(),
             version: VERSION,

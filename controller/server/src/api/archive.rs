@@ -34,7 +34,7 @@ pub(super) async fn download(
         time: now,
     };
     drop(state);
-    let archive = Archive { written_at: now, rows, ca };
+    let archive = Archive::new(now, rows, ca);
     tracing::info!(content = archive.summary(), "backup");
     let pieces = futures_util::stream::iter(Chunks::from(archive).map(Ok::<_, Infallible>));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pieces)).into_response())

@@ -7,30 +7,39 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use edge_controller_domain::archive::{self, Archive};
-use edge_controller_domain::clock::Clock;
+use edge_controller_domain::clock::{Clock, Seconds, rfc3339};
 use edge_controller_domain::segments::Restored;
 use edge_controller_domain::store::{Note, embedded};
 
+use super::args::ArchiveTarget;
 use super::client::Client;
 use crate::config::Config;
 use crate::server::Backends;
 
+/// Beginning and end of the names of archives in a directory. The time is between them.
+const PREFIX: &str = "edge-controller-";
+const SUFFIX: &str = ".archive";
+
 /// Takes a backup from the running server.
-pub(super) async fn backup(client: &Client, file: &Path) -> anyhow::Result<()> {
-    if file == Path::new("-") {
+pub(super) async fn backup(client: &Client, target: &ArchiveTarget) -> anyhow::Result<()> {
+    target.check()?;
+    if target.file == Path::new("-") {
         return client.download("/v1/backup", &mut io::stdout()).await;
     }
+    let file = &target.path(Clock::system().now());
     let staged = StagedFile::create(file)?;
     client.download("/v1/backup", &mut &staged.open).await?;
     // A backup that cannot be read must be noticed now, not when it is needed.
     let archive = read(&staged.path)?;
     staged.publish(file)?;
     report(file, &archive.summary());
-    Ok(())
+    target.remove_older()
 }
 
-/// Exports the store while no server runs.
-pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
+/// Exports the store: one in the state directory while no server runs, one at the API server at any
+/// time.
+pub(super) async fn export(config: &Config, target: &ArchiveTarget) -> anyhow::Result<()> {
+    target.check()?;
     check_store(config)?;
     let now = Clock::system().now();
     let backends = Backends::open(config, now)
@@ -38,8 +47,9 @@ pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
         .context("while the server runs, `edge-controller backup` writes the same file")?;
     let rows = backends.store.read().await?;
     let ca = backends.ca_storage.load().await?.map(|(document, _)| document);
-    let archive = Archive { written_at: now, rows, ca };
+    let archive = Archive::new(now, rows, ca);
     let summary = archive.summary();
+    let file = &target.path(now);
     if file == Path::new("-") {
         return Ok(archive::write(archive, &mut io::stdout().lock())?);
     }
@@ -50,7 +60,46 @@ pub(super) async fn export(config: &Config, file: &Path) -> anyhow::Result<()> {
     drop(to);
     staged.publish(file)?;
     report(file, &summary);
-    Ok(())
+    target.remove_older()
+}
+
+impl ArchiveTarget {
+    fn check(&self) -> anyhow::Result<()> {
+        let sensible = self.keep.is_none() || self.file.is_dir();
+        ensure!(sensible, "--keep is for a directory, and {} is none; nothing was written", self.file.display());
+        Ok(())
+    }
+
+    /// The file that is written. In a directory it has a name of its own, which sorts by time.
+    fn path(&self, now: Seconds) -> PathBuf {
+        match self.file.is_dir() {
+            true => self.file.join(format!("{PREFIX}{}{SUFFIX}", rfc3339(now).replace([':', '-'], ""))),
+            false => self.file.clone(),
+        }
+    }
+
+    /// Removes the oldest archives of the directory, as far as there are more than are kept. Files
+    /// with other names stay.
+    fn remove_older(&self) -> anyhow::Result<()> {
+        let Some(keep) = self.keep.filter(|_| self.file.is_dir()) else { return Ok(()) };
+        let listed = std::fs::read_dir(&self.file).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        let listed = listed.with_context(|| format!("cannot list {}", self.file.display()))?;
+        let is_archive = |name: &str| {
+            let time = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
+            time.is_some_and(|time| time.len() == "20261127T000512Z".len() && time.ends_with('Z'))
+        };
+        let mut names: Vec<String> =
+            listed.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.retain(|name| is_archive(name));
+        names.sort_unstable();
+        let more = names.len().saturating_sub(keep.get().try_into()?);
+        for name in &names[..more] {
+            let path = self.file.join(name);
+            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            eprintln!("removed {}", path.display());
+        }
+        Ok(())
+    }
 }
 
 /// Imports an archive into the configured store.
@@ -117,13 +166,13 @@ fn report(file: &Path, summary: &str) {
 }
 
 /// A file that is written under another name first, and removed unless it is published.
-struct StagedFile {
+pub(super) struct StagedFile {
     path: PathBuf,
-    open: File,
+    pub(super) open: File,
 }
 
 impl StagedFile {
-    fn create(file: &Path) -> anyhow::Result<Self> {
+    pub(super) fn create(file: &Path) -> anyhow::Result<Self> {
         let mut name = file.file_name().with_context(|| format!("{} is no file name", file.display()))?.to_owned();
         name.push(".part");
         let path = file.with_file_name(name);
@@ -139,7 +188,7 @@ impl StagedFile {
         Ok(Self { path, open })
     }
 
-    fn publish(&self, file: &Path) -> anyhow::Result<()> {
+    pub(super) fn publish(&self, file: &Path) -> anyhow::Result<()> {
         let published = (|| {
             self.open.sync_all()?;
             std::fs::rename(&self.path, file)?;

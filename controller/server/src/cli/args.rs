@@ -63,8 +63,8 @@ pub(super) enum Command {
     /// must stay as secret as that. It is checked before it takes its place. "-" writes to standard
     /// output, for example into a program that encrypts it.
     Backup {
-        /// File that is written; "-" is standard output.
-        file: PathBuf,
+        #[command(flatten)]
+        target: ArchiveTarget,
     },
     /// Put a backup in place of the state directory, while no server runs. Nodes go on with the
     /// certificates that they have.
@@ -79,11 +79,12 @@ pub(super) enum Command {
         #[arg(long)]
         replace: bool,
     },
-    /// Write all that the configured store holds into one file, as backup does, while no server
-    /// runs.
+    /// Write all that the configured store holds into one file, as backup does. If the store is in
+    /// the state directory, no server may run meanwhile. If it is at the Kubernetes API server, the
+    /// replicas may run: so a CronJob can do it.
     Export {
-        /// Where to; "-" is standard output.
-        file: PathBuf,
+        #[command(flatten)]
+        target: ArchiveTarget,
         #[command(flatten)]
         sources: ConfigSources,
     },
@@ -129,6 +130,17 @@ pub(super) enum Command {
     /// Certificate authorities: list, roll over to a new one, retire an old one.
     #[command(subcommand)]
     Ca(CaCommand),
+}
+
+/// Where an archive is written to.
+#[derive(clap::Args)]
+pub(super) struct ArchiveTarget {
+    /// File that is written; "-" is standard output. In a directory the file is called
+    /// edge-controller-TIME.archive.
+    pub(super) file: PathBuf,
+    /// In a directory: remove the oldest files of such names, so that N are left.
+    #[arg(long, value_name = "N")]
+    pub(super) keep: Option<std::num::NonZeroU32>,
 }
 
 /// Which nodes `status` shows. All filters must match.

@@ -43,7 +43,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             print_line(format_args!("in force, and changed: {}", list(&reloaded.changed)))
         }
         Command::Status(arguments) => status::show(client, json, &arguments).await,
-        Command::Backup { file } => archive::backup(client, &file).await,
+        Command::Backup { target } => archive::backup(client, &target).await,
         Command::Node(NodeCommand::List) => {
             let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
             if json { show_json(&nodes) } else { show_nodes(&nodes) }

@@ -63,8 +63,8 @@ pub fn main() -> ExitCode {
                 offline(async { archive::restore(&sources.load()?.config, &file, replace).await }).await
             }
             Command::Config { sources } => offline(async { config::show(&sources.load()?, cli.json) }).await,
-            Command::Export { file, sources } => {
-                offline(async { archive::export(&sources.load()?.config, &file).await }).await
+            Command::Export { target, sources } => {
+                offline(async { archive::export(&sources.load()?.config, &target).await }).await
             }
             Command::Import { file, sources } => {
                 offline(async { archive::import(&sources.load()?.config, &file).await }).await

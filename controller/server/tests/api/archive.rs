@@ -318,6 +318,66 @@ async fn nothing_is_restored_where_the_store_is_not_in_the_state_directory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn archives_in_a_directory_are_named_after_the_time_and_only_the_latest_are_kept() {
+    let mut site = Site::start().await;
+    let program = &site.program;
+    let directory = program.path("backups");
+    std::fs::create_dir(&directory).unwrap();
+    let older = ["edge-controller-20250101T000000Z.archive", "edge-controller-20250102T000000Z.archive"];
+    let foreign = ["edge-controller-notes.archive", "edge-controller-20240101T000000Z.archive.gpg", "other"];
+    for name in older.iter().chain(&foreign) {
+        std::fs::write(directory.join(name), "x").unwrap();
+    }
+    let names = || {
+        let mut names: Vec<String> =
+            std::fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| !foreign.contains(&name.as_str()));
+        names.sort();
+        names
+    };
+    done(program, &["backup", directory.to_str().unwrap()]);
+    let kept = names();
+    assert_eq!((kept.len(), &kept[..2]), (3, &older.map(String::from)[..]), "without --keep nothing is removed");
+    assert!(!rows(&directory.join(&kept[2])).is_empty());
+    site.program.kill();
+    let program = &site.program;
+    let config = program.path("c.toml");
+    let args = ["export", directory.to_str().unwrap(), "--keep", "2", "--config", config.to_str().unwrap()];
+    done(program, &args);
+    let now = names();
+    // Both may be of the same second.
+    assert!(now.len() == 2 && !now.contains(&older[0].to_owned()) && now[1] >= kept[2], "{now:?}");
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2 + foreign.len());
+    let file = program.path("file");
+    let said =
+        refused(program, &["export", file.to_str().unwrap(), "--keep", "2", "--config", config.to_str().unwrap()]);
+    assert!(said.contains("is for a directory") && !exists(&file), "{said}");
+}
+
+/// Earlier releases wrote the rows of a node that was just deregistered, or was just joining.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_with_a_segment_of_no_node_is_restored_and_the_segment_is_in_quarantine() {
+    let site = Site::start().await;
+    let file = site.program.path("backup");
+    done(&site.program, &["backup", file.to_str().unwrap()]);
+    let whole = std::fs::read_to_string(&file).unwrap();
+    let rest: Vec<&str> =
+        whole.lines().filter(|line| !line.starts_with("{\"node\"") && !line.starts_with("{\"end\"")).collect();
+    let mut orphaned = rest.join("\n") + "\n";
+    let digest = ring::digest::digest(&ring::digest::SHA256, orphaned.as_bytes());
+    let sha256 = edge_controller_domain::ca::hex(digest.as_ref());
+    orphaned += &format!("{{\"end\":{{\"lines\":{},\"sha256\":\"{sha256}\"}}}}\n", rest.len());
+    std::fs::write(&file, orphaned).unwrap();
+    let mut other = Program::new();
+    let config = other.path("c.toml");
+    let said = done(&other, &["restore", file.to_str().unwrap(), "--config", config.to_str().unwrap()]);
+    assert!(said.contains("1 of nodes that are not registered"), "{said}");
+    other.start();
+    let segments = other.json(&["segment", "list"]);
+    assert_eq!((&segments[0]["node"], &segments[0]["state"]), (&"edge-1".into(), &"quarantined".into()), "{segments}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn files_that_are_cut_altered_or_newer_change_nothing() {
     let site = Site::start().await;
     let file = site.program.path("backup");

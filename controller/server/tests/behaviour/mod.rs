@@ -375,7 +375,7 @@ async fn imported(fixture: &dyn StoreFixture) -> Grants {
         ..Snapshot::default()
     };
     let (directory, now) = (tempfile::tempdir().unwrap(), Clock::system().now());
-    let archive = Archive { written_at: now, rows, ca: None };
+    let archive = Archive::new(now, rows, None);
     archive::import(&*fixture.open().await, &Files::new(directory.path(), now), archive, now).await.unwrap();
     Grants::start(fixture.open().await).await
 }

@@ -275,9 +275,7 @@ fn moved() {
         let kept = Files::new(directories[0].path(), now).load().await.unwrap().map(|(document, _)| document);
         let secret = CaSecret::new(&cluster.client, NAMESPACE);
         let before = rows.revision;
-        let missing = archive::import(&*cluster.store(), &secret, Archive { written_at: now, rows, ca: kept }, now)
-            .await
-            .unwrap();
+        let missing = archive::import(&*cluster.store(), &secret, Archive::new(now, rows, kept), now).await.unwrap();
         assert_eq!(missing, 3);
         let replica = cluster.replica().await;
         assert_eq!(replica.request_segments("a", "r").await, granted, "nobody is renumbered");
@@ -288,7 +286,7 @@ fn moved() {
         let kept = secret.load().await.unwrap().map(|(document, _)| document);
         let store = Embedded::open(directories[1].path()).unwrap();
         let files = Files::new(directories[1].path(), now);
-        archive::import(&store, &files, Archive { written_at: now, rows, ca: kept }, now).await.unwrap();
+        archive::import(&store, &files, Archive::new(now, rows, kept), now).await.unwrap();
         let rows = store.load(mpsc::channel(1).0).await.unwrap();
         assert_eq!(rows.segments.iter().map(|row| row.network).collect::<Vec<_>>(), granted);
     });

@@ -217,7 +217,7 @@ fn aside() {
         assert_eq!((read.nodes.len(), read.segments.len()), (1, granted.len()));
         assert!(read.revision > 0);
         let ca_secret = CaSecret::new(&other.client, NAMESPACE);
-        let empty = Archive { written_at: 0, rows: Snapshot::default(), ca: None };
+        let empty = Archive::new(0, Snapshot::default(), None);
         let refused = archive::import(&*other.store(), &ca_secret, empty, 1_793_500_000).await.unwrap_err();
         assert!(matches!(refused, ImportError::NotEmpty(_)), "{refused}");
         let after = cluster.segments().list(&ListParams::default()).await.unwrap();
