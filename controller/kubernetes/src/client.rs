@@ -1,6 +1,6 @@
 //! Connects to the API server and explains its errors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -94,7 +94,10 @@ pub fn is_absent(error: &kube::Error) -> bool {
 
 /// What does not work at present, for logs and for readiness.
 #[derive(Debug, Clone, Default)]
-pub struct ApiFailures(Arc<Mutex<BTreeMap<String, ApiFailure>>>);
+pub struct ApiFailures {
+    failing: Arc<Mutex<BTreeMap<String, ApiFailure>>>,
+    lacking: Arc<Mutex<BTreeSet<String>>>,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ApiFailure {
@@ -115,8 +118,15 @@ impl ApiFailures {
         self.note(what, ApiFailure { why, minor: true });
     }
 
+    /// Sets the resources, as plural and group, to which the controller's account lacks a right.
+    /// All replicas lack it. So their failures are not a reason to send nodes elsewhere: they count
+    /// as minor.
+    pub fn set_lacking(&self, resources: BTreeSet<String>) {
+        *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = resources;
+    }
+
     fn note(&self, what: &str, failure: ApiFailure) {
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = failing.insert(what.to_owned(), failure.clone());
         if before.as_ref() != Some(&failure) {
             tracing::warn!(what, "{}; the last known state stays in force", failure.why);
@@ -125,7 +135,7 @@ impl ApiFailures {
 
     /// Removes the failure of `what`, which works again.
     pub fn clear(&self, what: &str) {
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.remove(what).is_some() {
             tracing::info!(what, "works again");
         }
@@ -133,23 +143,34 @@ impl ApiFailures {
 
     /// The reasons of all failures, joined by `; `; `None` if all works.
     pub fn all_reasons(&self) -> Option<String> {
-        self.join_reasons(|_| true)
+        self.join_reasons(|_, _| true)
     }
 
-    /// Failures that only people notice; `None` if there are none.
+    /// Failures that only people notice, or that all replicas share; `None` if there are none.
     pub fn minor_reasons(&self) -> Option<String> {
-        self.join_reasons(|failure| failure.minor)
+        self.join_reasons(|failure, shared| failure.minor || shared)
     }
 
-    /// Failures on which serving nodes depends; `None` if there are none.
+    /// Failures for which nodes should go to another replica; `None` if there are none.
     pub fn serving_reasons(&self) -> Option<String> {
-        self.join_reasons(|failure| !failure.minor)
+        self.join_reasons(|failure, shared| !failure.minor && !shared)
     }
 
-    fn join_reasons(&self, counts: impl Fn(&ApiFailure) -> bool) -> Option<String> {
-        let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: Vec<&str> =
-            failing.values().filter(|failure| counts(failure)).map(|failure| failure.why.as_str()).collect();
+    /// How many failures there are of which [`Self::serving_reasons`] and [`Self::minor_reasons`]
+    /// tell.
+    pub fn counts(&self) -> (usize, usize) {
+        let lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let minor = failing.iter().filter(|(what, failure)| failure.minor || lacking.contains(*what)).count();
+        (failing.len() - minor, minor)
+    }
+
+    /// `counts` gets a failure, and whether all replicas share it.
+    fn join_reasons(&self, counts: impl Fn(&ApiFailure, bool) -> bool) -> Option<String> {
+        let lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = failing.iter().filter(|(what, failure)| counts(failure, lacking.contains(*what)));
+        let all: Vec<&str> = counted.map(|(_, failure)| failure.why.as_str()).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }
@@ -214,6 +235,13 @@ mod tests {
         api_failures.record("a", "one".into());
         api_failures.record_minor("events", "no Events".into());
         assert_eq!(api_failures.serving_reasons().as_deref(), Some("one; two"), "nodes are served without events");
+        assert_eq!(api_failures.counts(), (2, 1));
+        api_failures.set_lacking(["a".to_owned()].into());
+        assert_eq!(api_failures.serving_reasons().as_deref(), Some("two"), "all replicas lack the right to a");
+        assert_eq!(api_failures.minor_reasons().as_deref(), Some("one; no Events"));
+        assert_eq!(api_failures.counts(), (1, 2));
+        api_failures.set_lacking(Default::default());
+        assert_eq!(api_failures.serving_reasons().as_deref(), Some("one; two"));
         api_failures.clear("a");
         api_failures.clear("b");
         assert_eq!(api_failures.serving_reasons(), None);

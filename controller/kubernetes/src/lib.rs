@@ -8,6 +8,7 @@
 //! - [`node_statuses`]: what all replicas wrote into the statuses of nodes, for the operator.
 //! - [`replica_leases`]: which replica leads; [`orphans`]: what the leader collects.
 //! - [`list_watch`]: a list that is kept up to date by a watch.
+//! - [`own_rights`]: which rights the controller's account lacks.
 //! - [`cluster_identity`]: checks that it is still the same cluster.
 //! - [`store`]: rows as custom resources that all replicas share.
 //! - [`nodes`]: communities and deregistration from Node objects; [`selector`]: which Nodes.
@@ -29,6 +30,7 @@ pub mod node_statuses;
 pub mod node_trust;
 pub mod nodes;
 pub mod orphans;
+pub mod own_rights;
 pub mod replica_leases;
 pub mod resources;
 pub mod selector;
