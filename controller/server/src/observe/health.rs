@@ -1,9 +1,10 @@
 //! What is known of this process beyond the registry's state.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use edge_controller_domain::clock::Seconds;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 /// The tasks of this process, whether it stops, and the end of its own certificate.
@@ -11,6 +12,8 @@ use tokio::task::AbortHandle;
 pub struct Health {
     /// Tasks that run as long as the server does.
     tasks: Mutex<Vec<(&'static str, AbortHandle)>>,
+    /// Whether this replica leads; `None` if there is no leader.
+    leading: OnceLock<watch::Receiver<bool>>,
     stopping: AtomicBool,
     server_certificate_end: AtomicI64,
 }
@@ -22,6 +25,17 @@ impl Health {
     /// Adds a task that must run as long as the server does.
     pub(crate) fn watch(&self, name: &'static str, task: &AbortHandle) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push((name, task.clone()));
+    }
+
+    /// Sets from where it is known whether this replica leads.
+    pub(crate) fn follow_leadership(&self, leading: watch::Receiver<bool>) {
+        // It is called once.
+        let _ = self.leading.set(leading);
+    }
+
+    /// Whether this replica leads.
+    pub(super) fn leads(&self) -> bool {
+        self.leading.get().is_some_and(|leading| *leading.borrow())
     }
 
     /// Notes that the server stops: it is not ready any more.

@@ -33,6 +33,10 @@ pub struct Metrics {
     pub(super) segments: Family<SegmentLabels, Gauge>,
     pub(super) free_segments: Family<FamilyLabels, Gauge<f64, AtomicU64>>,
     pub(super) ends: Family<CertificateLabels, Gauge>,
+    pub(super) leads: Gauge,
+    pub(super) api_failures: Family<SeverityLabels, Gauge>,
+    pub(super) tunnels: Family<StateLabels, Gauge>,
+    pub(super) obstructed: Gauge,
     streams: Gauge,
     streams_ended: Family<EndedLabels, Counter>,
     stream_lines: Family<LineLabels, Counter>,
@@ -79,6 +83,16 @@ pub(super) struct SegmentLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct FamilyLabels {
     pub(super) family: FamilyLabel,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SeverityLabels {
+    pub(super) severity: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct StateLabels {
+    pub(super) state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -164,6 +178,10 @@ impl Metrics {
             segments: Family::default(),
             free_segments: Family::default(),
             ends: Family::default(),
+            leads: Gauge::default(),
+            api_failures: Family::default(),
+            tunnels: Family::default(),
+            obstructed: Gauge::default(),
             streams: Gauge::default(),
             streams_ended: Family::default(),
             stream_lines: Family::default(),
@@ -208,6 +226,14 @@ impl Metrics {
         ours.register("join_refusals", "Refused joins, by kind of problem", self.join_refusals.clone());
         let help = "Earliest end of the certificates of the authority and of the controller itself, in Unix time";
         ours.register_with_unit("certificate_end_timestamp", help, Unit::Seconds, self.ends.clone());
+        let help = "Whether this replica leads: 1 or 0; always 0 with the embedded store";
+        ours.register("leader", help, self.leads.clone());
+        let help = "What does not work at the API server; serving: nodes should go to another replica";
+        ours.register("api_server_failures", help, self.api_failures.clone());
+        let help = "Tunnels of the nodes that are connected here, as they report them";
+        ours.register("tunnels", help, self.tunnels.clone());
+        let help = "Nodes connected here that report an obstacle, or refuse their view";
+        ours.register("nodes_obstructed", help, self.obstructed.clone());
         all.register_collector(Box::new(Process));
         all
     }

@@ -6,7 +6,7 @@ use edge_controller_domain::segments::free_segments;
 use edge_types::Role;
 use edge_types::api::{Family, SegmentState};
 
-use super::metrics::{CertificateLabels, FamilyLabel, FamilyLabels, SegmentLabels};
+use super::metrics::{CertificateLabels, FamilyLabel, FamilyLabels, SegmentLabels, SeverityLabels, StateLabels};
 use super::server_parts::ServerParts;
 
 pub(super) async fn scrape(server: &ServerParts) -> Result<String, std::fmt::Error> {
@@ -27,11 +27,18 @@ async fn read_gauges(server: &ServerParts) {
             segments.insert((family, state), 0);
         }
     }
+    let (mut up, mut wanted, mut obstructed) = (0, 0, 0);
     let state = server.registry.read().await;
     for node in state.nodes() {
         let (all, connected) = nodes.entry(node.role).or_default();
         *all += 1;
-        *connected += i64::from(state.is_connected(&node.name));
+        let is_connected = state.is_connected(&node.name);
+        *connected += i64::from(is_connected);
+        if let Some(report) = server.reports.of(&node.name).filter(|_| is_connected) {
+            up += report.tunnels.map_or(0, |count| i64::from(count.up));
+            wanted += report.tunnels.map_or(0, |count| i64::from(count.wanted));
+            obstructed += i64::from(!report.obstacles.is_empty() || report.refused_view.is_some());
+        }
     }
     let ledger = state.ledger();
     for row in ledger.rows() {
@@ -53,6 +60,16 @@ async fn read_gauges(server: &ServerParts) {
     }
     for (family, count) in free {
         metrics.free_segments.get_or_create(&FamilyLabels { family: FamilyLabel(family) }).set(count as f64);
+    }
+    for (state, count) in [("up", up), ("wanted", wanted)] {
+        metrics.tunnels.get_or_create(&StateLabels { state }).set(count);
+    }
+    metrics.obstructed.set(obstructed);
+    metrics.leads.set(server.health.leads().into());
+    let (serving, minor) = server.api_failures.counts();
+    for (severity, count) in [("serving", serving), ("minor", minor)] {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.api_failures.get_or_create(&SeverityLabels { severity }).set(count);
     }
     metrics.ends.get_or_create(&CertificateLabels { of: "authority" }).set(server.ca.not_after());
     if let Some(end) = server.health.server_certificate_end() {

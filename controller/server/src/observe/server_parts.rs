@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use edge_controller_domain::ca::Ca;
+use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::registry::Registry;
 use edge_controller_kubernetes::client::ApiFailures;
 use edge_controller_kubernetes::label_trust::LabelTrust;
@@ -21,6 +22,8 @@ pub(crate) struct ServerParts {
     pub(crate) live: Arc<LiveConfig>,
     /// The authorities; their end is a gauge and a check.
     pub(crate) ca: Arc<Ca>,
+    /// What nodes report about themselves.
+    pub(crate) reports: NodeReports,
     /// What is counted as it happens.
     pub(crate) metrics: Metrics,
     /// What is known of this process.

@@ -89,6 +89,7 @@ impl Cluster {
         let leases =
             Arc::new(ReplicaLeases::new(&client, &kubernetes.namespace, &replica, duration, api_failures.clone()));
         let (lead, leading) = watch::channel(false);
+        health.follow_leadership(leading.clone());
         // These tasks give their Leases back and end by themselves.
         let (taking, there) = (leases.clone(), leases.clone());
         let (lead_until, present_until) = (stopping.clone(), stopping.clone());

@@ -177,6 +177,7 @@ impl Server {
             registry: registry.clone(),
             live: live.clone(),
             ca: ca.clone(),
+            reports: reports.clone(),
             metrics,
             health: health.clone(),
             api_failures: api_failures.clone(),

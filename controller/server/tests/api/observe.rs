@@ -123,6 +123,10 @@ async fn metrics_count_what_happened_and_every_line_of_them_is_understood() {
     cloud.deregister("edge-2").await;
     let mut stream = edge.watch().await;
     stream.view().await;
+    let report = json!({"addresses": [], "port": 4500, "tunnels": {"up": 1, "wanted": 3}, "obstacles": ["ufw drops"]});
+    assert_eq!(edge.ask(Method::PUT, "", Some(report.clone())).await.0, 204);
+    // It is not connected here, so another replica may count it.
+    assert_eq!(hub.ask(Method::PUT, "", Some(report)).await.0, 204);
     let csr = json!({"csr": request_of(&KeyPair::generate().unwrap())});
     assert_eq!(hub.ask(Method::POST, "/certificate", Some(csr)).await.0, 200);
     let token = cloud.token("edge", None).await;
@@ -151,6 +155,12 @@ async fn metrics_count_what_happened_and_every_line_of_them_is_understood() {
         ("edge_controller_requests_total", &[("route", "/v1/join"), ("method", "POST"), ("status", "422")], 1.0),
         ("edge_controller_request_duration_seconds_count", &[("route", "/v1/join"), ("method", "POST")], 4.0),
         ("edge_controller_view_lines_sent_total", &[("type", "view")], 1.0),
+        ("edge_controller_tunnels", &[("state", "up")], 1.0),
+        ("edge_controller_tunnels", &[("state", "wanted")], 3.0),
+        ("edge_controller_nodes_obstructed", &[], 1.0),
+        ("edge_controller_leader", &[], 0.0),
+        ("edge_controller_api_server_failures", &[("severity", "serving")], 0.0),
+        ("edge_controller_api_server_failures", &[("severity", "minor")], 0.0),
     ] {
         assert_eq!(scrape.get(name, labels), Some(value), "{name} {labels:?}");
     }
