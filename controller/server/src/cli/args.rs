@@ -115,6 +115,18 @@ pub(super) enum Command {
     /// A node has a problem if it is not connected, has fewer tunnels than it should, reports an
     /// obstacle, refuses its view, or has a certificate that should have been renewed.
     Status(StatusArguments),
+    /// Write what helps to find a fault into one file, without any secret: the overview, segments,
+    /// communities, tokens without their secrets, certificates of the authorities, the
+    /// configuration, health and metrics.
+    ///
+    /// The file has the names, addresses and labels of nodes. If the server does not run, it says
+    /// so in the file, and the configuration is there.
+    Gather {
+        /// File that is written (JSON, mode 0600).
+        file: PathBuf,
+        #[command(flatten)]
+        sources: ConfigSources,
+    },
     /// Nodes: list, show, label, deregister.
     #[command(subcommand)]
     Node(NodeCommand),

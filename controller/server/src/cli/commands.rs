@@ -13,12 +13,12 @@ use edge_types::api::{
 use edge_types::{AddressSource, NodeName, Role};
 use serde::Serialize;
 
-use super::archive;
 use super::args::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
 use super::client::Client;
 use super::problems;
 use super::status;
 use super::table::{list, print, print_line, print_required_line};
+use super::{archive, gather};
 
 const NOTHING: Option<&()> = None;
 /// Number of nodes that are named in a cell.
@@ -43,6 +43,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             print_line(format_args!("in force, and changed: {}", list(&reloaded.changed)))
         }
         Command::Status(arguments) => status::show(client, json, &arguments).await,
+        Command::Gather { file, sources } => gather::gather(client, &file, &sources).await,
         Command::Backup { target } => archive::backup(client, &target).await,
         Command::Node(NodeCommand::List) => {
             let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;

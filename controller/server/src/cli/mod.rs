@@ -7,6 +7,7 @@
 //! - [`config`]: prints the configuration.
 //! - [`commands`]: the requests and the output of each command.
 //! - [`status`]: the overview. [`problems`]: what is wrong with a node.
+//! - [`gather`]: one file for whoever looks for a fault.
 //! - [`core_dumps`]: keeps keys out of core files.
 
 mod archive;
@@ -15,6 +16,7 @@ mod client;
 mod commands;
 mod config;
 mod core_dumps;
+mod gather;
 mod problems;
 mod status;
 mod table;

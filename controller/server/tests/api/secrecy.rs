@@ -8,7 +8,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::process::Program;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use crate::harness::Node;
+use crate::process::{Program, text};
 
 /// The unprivileged user as which root runs the program here. Otherwise every file in `/proc` of
 /// the process would belong to root.
@@ -48,6 +52,50 @@ fn no_core_is_written_and_no_process_of_the_same_user_may_look_into_its_memory()
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().skip(4).collect::<Vec<_>>(), ["0", "0", "bytes"], "{core}");
     assert_eq!(owner.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_gathered_helps_to_find_a_fault_and_contains_no_secret() {
+    let mut program = Program::with("cluster_ranges = [\"10.77.0.0/16\"]\n");
+    program.start();
+    let token = text(&program.run(&["token", "create", "--role", "edge"]).stdout);
+    let token: edge_types::JoinToken = token.parse().unwrap();
+    let ca = CertificateDer::from_pem_file(program.path("state/ca.crt")).unwrap();
+    let node = Node::join(program.addresses[0], ca, &token, "edge-1").await;
+    let report = serde_json::json!({"addresses": ["192.0.2.1"], "port": 4500, "obstacles": ["ufw drops"]});
+    assert_eq!(node.ask(hyper::Method::PUT, "", Some(report)).await.0, 204);
+    let (bundle, config) = (program.path("bundle.json"), program.path("c.toml"));
+    let observe = format!("--observe-listen={}", program.addresses[1]);
+    let args = ["gather", bundle.to_str().unwrap(), "--config", config.to_str().unwrap(), &observe];
+    let output = program.run(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(mode(&bundle), 0o600);
+    let written = fs::read_to_string(&bundle).unwrap();
+    for expected in
+        ["edge-1", "ufw drops", "10.77.0.0/26", &token.id, "BEGIN CERTIFICATE", "[+]store ok", "edge_controller_nodes"]
+    {
+        assert!(written.contains(expected), "{expected} is missing:\n{written}");
+    }
+    assert!(!written.contains("\"error\""), "{written}");
+    // Secrets that are there: the token's, its hash, and the authority's key, in any line of it.
+    let kept = fs::read_to_string(program.path("state/ca.json")).unwrap();
+    let key = kept.split("PRIVATE KEY-----").nth(1).expect("the authority has a key");
+    let lines = key.split("\\n").filter(|line| line.len() > 20 && !line.contains("END"));
+    let hash =
+        edge_controller_domain::ca::hex(ring::digest::digest(&ring::digest::SHA256, token.secret.as_bytes()).as_ref());
+    let secrets: Vec<&str> = lines.chain([token.secret.as_str(), hash.as_str(), "PRIVATE KEY"]).collect();
+    assert!(secrets.len() > 3, "{}", secrets.len());
+    for secret in secrets {
+        assert!(kept.contains(secret) || secret == token.secret.as_str() || secret == hash);
+        assert!(!written.contains(secret), "a secret of {} characters is in it", secret.len());
+    }
+    // Without the server it says what is missing, and has the rest.
+    program.kill();
+    let output = program.run(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let written: serde_json::Value = serde_json::from_str(&fs::read_to_string(&bundle).unwrap()).unwrap();
+    assert!(written["status"]["error"].as_str().unwrap().contains("no edge-controller answers"), "{written}");
+    assert!(written["configuration"].to_string().contains("10.77.0.0/16"), "{written}");
 }
 
 /// A controller that has run, its state directory, and the files in it.
