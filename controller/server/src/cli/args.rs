@@ -127,6 +127,22 @@ pub(super) enum Command {
         #[command(flatten)]
         sources: ConfigSources,
     },
+    /// Print what FabEdge's resources become here: commands, annotations of Nodes, and values for
+    /// the configuration. What cannot be carried over is named on standard error.
+    ///
+    ///   kubectl get communities.fabedge.io,clusters.fabedge.io,nodes -o json > fabedge.json
+    ///   edge-controller import-fabedge fabedge.json --cluster beijing
+    #[command(verbatim_doc_comment)]
+    ImportFabedge {
+        /// What kubectl printed.
+        file: PathBuf,
+        /// FabEdge's name of this cluster, if the file has nodes of several.
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+        /// List the communities at the running server.
+        #[arg(long)]
+        apply: bool,
+    },
     /// Nodes: list, show, label, deregister.
     #[command(subcommand)]
     Node(NodeCommand),

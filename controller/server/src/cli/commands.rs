@@ -18,7 +18,7 @@ use super::client::Client;
 use super::problems;
 use super::status;
 use super::table::{list, print, print_line, print_required_line};
-use super::{archive, gather};
+use super::{archive, gather, import_fabedge};
 
 const NOTHING: Option<&()> = None;
 /// Number of nodes that are named in a cell.
@@ -43,6 +43,9 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             print_line(format_args!("in force, and changed: {}", list(&reloaded.changed)))
         }
         Command::Status(arguments) => status::show(client, json, &arguments).await,
+        Command::ImportFabedge { file, cluster, apply } => {
+            import_fabedge::import(client, &file, cluster.as_deref(), apply).await
+        }
         Command::Gather { file, sources } => gather::gather(client, &file, &sources).await,
         Command::Backup { target } => archive::backup(client, &target).await,
         Command::Node(NodeCommand::List) => {

@@ -8,6 +8,7 @@
 //! - [`commands`]: the requests and the output of each command.
 //! - [`status`]: the overview. [`problems`]: what is wrong with a node.
 //! - [`gather`]: one file for whoever looks for a fault.
+//! - [`import_fabedge`]: what FabEdge's resources become here.
 //! - [`core_dumps`]: keeps keys out of core files.
 
 mod archive;
@@ -17,6 +18,7 @@ mod commands;
 mod config;
 mod core_dumps;
 mod gather;
+mod import_fabedge;
 mod problems;
 mod status;
 mod table;
