@@ -192,13 +192,12 @@ fn read_stock(
     let leases = state_dir.lock()?;
     refuse_second_add(&leases, attachment)?;
     let segments = leases.segments(config)?;
-    let stock = segments.as_ref().map(|segments| leases.stock(&segments.segments)).unwrap_or_default();
-    state_dir.keep(leases);
+    let stock = segments.as_ref().map(|segments| leases.stock(&segments.segments)).transpose()?.unwrap_or_default();
     Ok((segments, stock))
 }
 
 fn refuse_second_add(leases: &LockedLeases, attachment: &Attachment) -> Result<()> {
-    let Some(lease) = leases.lease(attachment) else { return Ok(()) };
+    let Some(lease) = leases.lease(attachment)? else { return Ok(()) };
     let addresses: Vec<String> = lease.addresses.iter().map(ToString::to_string).collect();
     Err(Error::new(
         Code::AlreadyAttached,
@@ -240,7 +239,7 @@ fn lease_addresses(
             refuse_taken_mac(&leases, links, &request.attachment, mac)?;
         }
         let taken = leases.lease_addresses(request, &config.name, &segments.segments, requested)?;
-        let stock = leases.stock(&segments.segments);
+        let stock = leases.stock(&segments.segments)?;
         if let Some(addresses) = taken {
             return Ok((addresses, stock, segments, leases.begin_commit()));
         }
@@ -273,7 +272,7 @@ fn refuse_taken_mac(leases: &LockedLeases, links: &mut Links, attachment: &Attac
             format!("the requested MAC address {mac} is that of {owner}; request another one"),
         )
     };
-    let mut others = leases.iter().filter(|(other, _)| other != attachment);
+    let mut others = leases.all()?.filter(|(other, _)| other != attachment);
     if let Some((other, _)) = others.find(|(other, lease)| lease.mac.unwrap_or_else(|| veth::pod_mac(other)) == mac) {
         return Err(taken(other.to_string()));
     }

@@ -137,7 +137,7 @@ fn check_lease(
 ) -> Result<CheckedLease> {
     let no_lease = || not_as_attached("there is no lease for it".into());
     let leases = StateDir::existing(config).ok_or_else(no_lease)?.lock()?;
-    let lease = leases.lease(attachment).ok_or_else(no_lease)?;
+    let lease = leases.lease(attachment)?.ok_or_else(no_lease)?;
     if let Some(address) = expected.iter().find(|address| !lease.addresses.contains(&address.ip())) {
         return Err(not_as_attached(format!("{} is not leased to it", address.ip())));
     }

@@ -29,7 +29,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     let bridge = links.find(&config.bridge)?.map(|bridge| bridge.index);
     for link in links.all()? {
         let Some(attachment) = veth::attachment_by_alias(&link) else { continue };
-        let lease = leases.lease(&attachment);
+        let lease = leases.lease(&attachment)?;
         // A renamed link may be another program's, unless the alias names a lease.
         if lease.is_none() && veth::attachment_of(&link).is_none() {
             continue;

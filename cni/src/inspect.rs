@@ -21,7 +21,10 @@ struct Arguments {
 pub(crate) fn leases(arguments: &[OsString]) -> Result<String> {
     let arguments = parse(arguments)?;
     let leases = open_leases(&arguments)?;
-    let mut leases: Vec<_> = leases.iter().flat_map(LockedLeases::iter).collect();
+    let mut leases: Vec<_> = match &leases {
+        Some(leases) => leases.all()?.collect(),
+        None => Vec::new(),
+    };
     leases.sort_by(|(one, _), (other, _)| one.cmp(other));
     let leases: Vec<Value> = leases
         .into_iter()
@@ -51,12 +54,12 @@ pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
             SegmentsSource::Configuration => "configuration",
         };
         for segment in &file.segments {
-            let addresses = leases.iter().flat_map(LockedLeases::iter).flat_map(|(_, lease)| lease.addresses);
-            let leased = addresses.filter(|address| segment.contains(*address)).count() as u64;
-            let free = match &leases {
-                Some(leases) => leases.stock(&[*segment]).first().map_or(0, |stock| stock.free),
-                None => config.reserved.capacity(segment),
+            let stock = match &leases {
+                Some(leases) => leases.stock(&[*segment])?.first().copied(),
+                None => None,
             };
+            let (leased, free) =
+                stock.map_or_else(|| (0, config.reserved.capacity(segment)), |stock| (stock.leased, stock.free));
             rows.push(json!({
                 "segment": segment,
                 "gateway": segment::gateway(segment),

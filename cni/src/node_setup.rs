@@ -93,7 +93,7 @@ fn has_pods(config: &Config, segments: &SegmentsFile, network: &IpNetwork) -> Re
     let Some(state_dir) = StateDir::existing(config) else { return Ok(false) };
     let leases = state_dir.lock()?;
     let in_no_segment = |address: IpAddr| !segments.segments.iter().any(|segment| segment.contains(address));
-    let mut leased = leases.iter().flat_map(|(_, lease)| lease.addresses);
+    let mut leased = leases.all()?.flat_map(|(_, lease)| lease.addresses);
     Ok(leased.any(|address| network.contains(address) && in_no_segment(address)))
 }
 

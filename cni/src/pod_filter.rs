@@ -186,11 +186,7 @@ pub(crate) fn missing_elements(
     leases: &LockedLeases,
     attachment: &Attachment,
 ) -> Result<Option<String>> {
-    let Some(port) =
-        attached_ports(config, leases, links)?.into_iter().find(|port| port.name == veth::host_name(attachment))
-    else {
-        return Ok(None);
-    };
+    let Some(port) = port_of(config, leases, links, attachment)? else { return Ok(None) };
     match Filter::open().and_then(|mut filter| filter.missing_for(&port)) {
         // An excepted pod needs no filter.
         Err(_) if port.unfiltered => Ok(None),
@@ -198,9 +194,28 @@ pub(crate) fn missing_elements(
     }
 }
 
+/// The port of one lease, if it has a host's end.
+fn port_of(
+    config: &Config,
+    leases: &LockedLeases,
+    links: &mut Links,
+    attachment: &Attachment,
+) -> Result<Option<PodPort>> {
+    let name = veth::host_name(attachment);
+    let link = links.find(&name)?.filter(|link| link.kind == "veth");
+    let (Some(link), Some(lease)) = (link, leases.lease(attachment)?) else { return Ok(None) };
+    // Which MAC address a pod of an earlier release keeps depends on all others.
+    if link.mac != veth::host_mac(attachment) {
+        return Ok(attached_ports(config, leases, links)?.into_iter().find(|port| port.name == name));
+    }
+    let unfiltered = config.excepts(lease.pod.as_deref());
+    let mac = lease.mac.unwrap_or_else(|| veth::pod_mac(attachment));
+    Ok(Some(PodPort { name, mac, addresses: lease.addresses, unfiltered }))
+}
+
 /// The ports of all leases that have a host's end.
 fn attached_ports(config: &Config, leases: &LockedLeases, links: &mut Links) -> Result<Vec<PodPort>> {
-    ports_of(leases.iter(), links, |_, pod| config.excepts(pod))
+    ports_of(leases.all()?, links, |_, pod| config.excepts(pod))
 }
 
 /// As [`attached_ports`]. `excepted` says by a port's name and its pod whether the pod is excepted.

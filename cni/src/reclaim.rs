@@ -95,7 +95,7 @@ fn without_host_end(
         let (name, alias) = (veth::host_name(attachment), veth::alias(attachment));
         chosen(attachment) && !present.iter().any(|link| link.name == name || link.alias == alias)
     };
-    Ok(leases.iter().map(|(attachment, _)| attachment).filter(is_missing).collect())
+    Ok(leases.all()?.map(|(attachment, _)| attachment).filter(is_missing).collect())
 }
 
 /// Since when each of the missing host's ends has been missed.

@@ -26,6 +26,10 @@ impl AddressRange {
         self.first <= address && address <= self.last && self.first.is_ipv4() == address.is_ipv4()
     }
 
+    pub(crate) const fn first(&self) -> IpAddr {
+        self.first
+    }
+
     pub(crate) const fn last(&self) -> IpAddr {
         self.last
     }
@@ -61,6 +65,11 @@ impl Reserved {
             }
         }
         Self(merged)
+    }
+
+    /// All ranges, in order.
+    pub(crate) fn ranges(&self) -> &[AddressRange] {
+        &self.0
     }
 
     /// The range that contains the address, if any.

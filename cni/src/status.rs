@@ -39,7 +39,7 @@ pub(crate) fn status(config: &Config) -> Result<()> {
 pub(crate) fn findings(config: &Config) -> Findings {
     let mut found = Findings::default();
     let leases = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());
-    let segments = leases.and_then(|leases| leases.require_room().and_then(|()| leases.segments(config)));
+    let segments = leases.and_then(|mut leases| leases.require_room().and_then(|()| leases.segments(config)));
     let segments = segments.map_err(|error| found.failures.push(error)).ok();
     let links = Links::open().map_err(|error| found.failures.push(error)).ok();
     // What follows from the segments cannot be found without them.

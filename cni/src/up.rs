@@ -36,7 +36,7 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
             "this node has no segment yet, so that the bridge has no address; start edge-agent, or add `segments` to the configuration",
         )
     })?;
-    let stock = leases.stock(&segments.segments);
+    let stock = leases.stock(&segments.segments)?;
     let larger_mtu = pods_with_larger_mtu(&config, &segments, &leases, &mut links)?;
     drop(leases);
     let bridge = node_setup::ensure(&mut links, &config, &segments)?;
@@ -71,7 +71,7 @@ fn attach_detached_pods(
         return Ok(Vec::new());
     }
     let pods: BTreeSet<String> = leases
-        .iter()
+        .all()?
         .filter(|(_, lease)| lease.network == config.name)
         .map(|(attachment, _)| veth::host_name(&attachment))
         .collect();
@@ -104,7 +104,7 @@ fn pods_with_larger_mtu(
     let larger: BTreeSet<String> =
         links.all()?.into_iter().filter(|link| link.kind == "veth" && link.mtu > mtu).map(|link| link.name).collect();
     let concerned = leases
-        .iter()
+        .all()?
         .filter(|(attachment, lease)| lease.network == config.name && larger.contains(&veth::host_name(attachment)));
     let names: Vec<String> =
         concerned.map(|(attachment, lease)| lease.pod.clone().unwrap_or_else(|| attachment.to_string())).collect();

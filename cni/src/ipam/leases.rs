@@ -1,21 +1,13 @@
-//! Leases in memory, and the choice of the next address to lease.
+//! All leases in memory.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 
-use edge_types::IpNetwork;
-use edge_types::agent_protocol::Stock;
-use edge_types::api::Family;
-
+use super::journal::Line;
+use super::used_addresses::{FreedAddress, UsedAddresses};
 use crate::mac::Mac;
 use crate::request::Attachment;
-use crate::reserved::Reserved;
-use crate::segment::{self, PodAddress};
-
-/// Seconds for which a freed address is not leased again while another one is free. Neighbours
-/// may still have its former owner's MAC address in their caches.
-pub(in crate::ipam) const COOL_DOWN_SECONDS: u64 = 60;
 
 /// What one attachment has leased.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +22,8 @@ pub(crate) struct Lease {
     pub(crate) mac: Option<Mac>,
 }
 
-/// All leases of the node. Every process of the plugin reads all of them, so they take little
-/// memory and few allocations: texts and addresses are in one place each.
+/// All leases of the node. They take little memory and few allocations: texts and addresses are in
+/// one place each.
 #[derive(Debug, Clone, Default)]
 pub(in crate::ipam) struct Leases {
     slots: Vec<LeaseEntry>,
@@ -41,8 +33,8 @@ pub(in crate::ipam) struct Leases {
     /// Slots by the hash of container and interface. If another attachment has the same hash, the
     /// next number is tried.
     by_attachment: HashMap<u32, u32, BuildHasherDefault<QuickHasher>>,
-    /// The slot of each leased address. It ensures that no address has two owners.
-    owners: HashMap<IpAddr, u32, BuildHasherDefault<QuickHasher>>,
+    /// It ensures that no address has two owners.
+    used: UsedAddresses,
     /// When each address was freed: seconds since the boot, and a number that orders addresses that
     /// were freed in the same second.
     freed: HashMap<IpAddr, (u64, u64), BuildHasherDefault<QuickHasher>>,
@@ -62,6 +54,7 @@ struct LeaseEntry {
     first_address: usize,
     address_count: usize,
     mac: Option<Mac>,
+    line: Line,
     held: bool,
 }
 
@@ -115,7 +108,6 @@ impl Leases {
         self.slots.reserve(leases);
         self.by_attachment.reserve(leases);
         // Most pods have an address of each family.
-        self.owners.reserve(2 * leases);
         self.addresses.reserve(2 * leases);
     }
 
@@ -123,6 +115,17 @@ impl Leases {
     pub(in crate::ipam) fn get(&self, attachment: &Attachment) -> Option<Lease> {
         let slot = self.slots.get(self.find(&key_of(attachment))?)?;
         self.read(slot).map(|(_, lease)| lease)
+    }
+
+    /// The line of the journal with which an attachment's lease begins.
+    pub(in crate::ipam) fn line(&self, attachment: &Attachment) -> Option<Line> {
+        Some(self.slots.get(self.find(&key_of(attachment))?)?.line)
+    }
+
+    /// All attachments as [`LeaseRef`] has them, with the lines with which their leases begin.
+    pub(in crate::ipam) fn lines(&self) -> impl Iterator<Item = (&str, Line)> {
+        let held = self.slots.iter().filter(|slot| slot.held);
+        held.filter_map(|slot| Some((self.texts.get(slot.text..slot.text + slot.lengths[0])?, slot.line)))
     }
 
     /// All leases, in the order in which they began.
@@ -135,10 +138,17 @@ impl Leases {
         self.count
     }
 
+    /// Leased and freed addresses.
+    pub(in crate::ipam) const fn used(&self) -> &UsedAddresses {
+        &self.used
+    }
+
     /// The owner of an address.
     pub(in crate::ipam) fn owner(&self, address: IpAddr) -> Option<Attachment> {
-        let slot = self.slots.get(*self.owners.get(&address)? as usize)?;
-        self.read(slot).map(|(attachment, _)| attachment)
+        if !self.used.is_leased(address) {
+            return None;
+        }
+        self.iter().find(|(_, lease)| lease.addresses.contains(&address)).map(|(attachment, _)| attachment)
     }
 
     /// Refuses a lease if the attachment has one already, or if another one has an address of the
@@ -149,19 +159,19 @@ impl Leases {
         if self.find(attachment).is_some() {
             return Err(format!("{} has two leases", named(attachment).unwrap_or_default()));
         }
-        if let Some(address) = lease.addresses.iter().find(|address| self.owners.contains_key(*address)) {
+        if let Some(address) = lease.addresses.iter().find(|address| self.used.is_leased(**address)) {
             let owner = self.owner(*address).map(|owner| owner.to_string()).unwrap_or_default();
             return Err(format!("{address} is leased to {owner} and to {}", named(attachment).unwrap_or_default()));
         }
         Ok(())
     }
 
-    /// Enters a lease, unless [`Self::check`] refuses it.
-    pub(in crate::ipam) fn insert(&mut self, lease: LeaseRef<'_>) -> Result<(), String> {
+    /// Enters a lease that begins with this line, unless [`Self::check`] refuses it.
+    pub(in crate::ipam) fn insert(&mut self, lease: LeaseRef<'_>, line: Line) -> Result<(), String> {
         self.check(lease)?;
         let index = u32::try_from(self.slots.len()).map_err(|_| "there are too many leases".to_owned())?;
         for address in lease.addresses {
-            self.owners.insert(*address, index);
+            self.used.set_leased(*address);
             if !self.freed.is_empty() {
                 self.freed.remove(address);
             }
@@ -174,6 +184,7 @@ impl Leases {
             first_address: self.addresses.len(),
             address_count: lease.addresses.len(),
             mac: lease.mac,
+            line,
             held: true,
         });
         [lease.attachment, lease.network, pod].into_iter().for_each(|text| self.texts.push_str(text));
@@ -197,7 +208,6 @@ impl Leases {
         let slot = slot.clone();
         let (_, lease) = self.read(&slot)?;
         for address in &lease.addresses {
-            self.owners.remove(address);
             self.record_freed(*address, now);
         }
         self.count -= 1;
@@ -234,6 +244,7 @@ impl Leases {
 
     /// Records when an address was freed.
     pub(in crate::ipam) fn record_freed(&mut self, address: IpAddr, at: u64) {
+        self.used.set_freed(address);
         self.frees += 1;
         self.freed.insert(address, (at, self.frees));
     }
@@ -245,75 +256,14 @@ impl Leases {
         all.into_iter().map(|((at, _), address)| (address, at)).collect()
     }
 
-    /// How many addresses of each family these segments have, free and leased.
-    pub(in crate::ipam) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved) -> Vec<Stock> {
-        let mut stock: Vec<Stock> = segment::families(segments)
-            .into_iter()
-            .map(|family| {
-                let of_family = segments.iter().filter(|segment| Family::of(segment) == family);
-                let free = of_family.map(|segment| reserved.capacity(segment)).fold(0, u64::saturating_add);
-                Stock { family, free, leased: 0 }
-            })
-            .collect();
-        for address in self.owners.keys() {
-            let Some(segment) = segments.iter().find(|segment| segment::holds_pod(segment, *address)) else { continue };
-            let family = Family::of(segment);
-            if let Some(stock) = stock.iter_mut().find(|stock| stock.family == family) {
-                stock.leased += 1;
-                // An address may have been leased before it was reserved.
-                let taken = u64::from(reserved.range_of(*address).is_none());
-                stock.free = stock.free.saturating_sub(taken);
-            }
-        }
-        stock
-    }
-
-    /// The next address of a family to lease. It comes from the first segment that has an address
-    /// which was never used or has cooled down. If none has, it is the address that was freed
-    /// longest ago.
-    pub(in crate::ipam) fn next_address(
-        &self,
-        segments: &[IpNetwork],
-        reserved: &Reserved,
-        family: Family,
-        now: u64,
-    ) -> Option<PodAddress> {
-        let of_family = || segments.iter().filter(|segment| Family::of(segment) == family);
-        let longest_ago = |segment: &IpNetwork| {
-            self.freed
-                .iter()
-                .filter(|(address, _)| segment::holds_pod(segment, **address))
-                .filter(|(address, _)| reserved.range_of(**address).is_none())
-                .min_by_key(|(_, order)| **order)
-                .map(|(address, order)| (*order, PodAddress { address: *address, segment: *segment }))
-        };
-        for segment in of_family() {
-            if let Some(address) = self.first_unused(segment, reserved) {
-                return Some(PodAddress { address, segment: *segment });
-            }
-            if let Some(((at, _), assigned)) = longest_ago(segment)
-                && now.saturating_sub(at) >= COOL_DOWN_SECONDS
-            {
-                return Some(assigned);
-            }
-        }
-        of_family().filter_map(longest_ago).min_by_key(|(order, _)| *order).map(|(_, assigned)| assigned)
-    }
-
-    /// The first address of a segment that was never used and is not reserved.
-    fn first_unused(&self, segment: &IpNetwork, reserved: &Reserved) -> Option<IpAddr> {
-        let (mut address, last) = segment::pod_range(segment);
-        while address <= last {
-            // A range may have more addresses than can be looked at one by one.
-            if let Some(range) = reserved.range_of(address) {
-                address = segment::next(range.last())?;
-            } else if self.owners.contains_key(&address) || self.freed.contains_key(&address) {
-                address = segment::next(address)?;
-            } else {
-                return Some(address);
-            }
-        }
-        None
+    /// The freed address with this property that was freed longest ago.
+    pub(in crate::ipam) fn freed_longest_ago(&self, chosen: &dyn Fn(IpAddr) -> bool) -> Option<FreedAddress> {
+        let all = self.freed.iter().filter(|(address, _)| chosen(**address));
+        all.min_by_key(|(_, (_, order))| *order).map(|(address, (at, order))| FreedAddress {
+            address: *address,
+            at: *at,
+            order: *order,
+        })
     }
 }
 
@@ -327,13 +277,21 @@ fn attachment_of(key: &str) -> Option<Attachment> {
     Some(Attachment { container: container.into(), ifname: ifname.into() })
 }
 
-fn hash_of(attachment: &str) -> u32 {
+/// The hash by which an attachment is found.
+pub(in crate::ipam) fn hash_of(attachment: &str) -> u32 {
     crc32fast::hash(attachment.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
+    use edge_types::IpNetwork;
+    use edge_types::agent_protocol::Stock;
+    use edge_types::api::Family;
+
     use super::*;
+    use crate::ipam::COOL_DOWN_SECONDS;
+    use crate::reserved::Reserved;
+    use crate::segment::PodAddress;
 
     fn attachment(number: usize) -> Attachment {
         Attachment { container: format!("c{number}"), ifname: "eth0".into() }
@@ -342,7 +300,7 @@ mod tests {
     fn insert(leases: &mut Leases, number: usize, address: &str) -> Result<(), String> {
         let (attachment, lease) = (key_of(&attachment(number)), lease(address));
         let (addresses, network) = (&lease.addresses[..], &lease.network[..]);
-        leases.insert(LeaseRef { attachment: &attachment, network, pod: None, addresses, mac: None })
+        leases.insert(LeaseRef { attachment: &attachment, network, pod: None, addresses, mac: None }, Line::default())
     }
 
     fn remove(leases: &mut Leases, number: usize, now: u64) {
@@ -351,15 +309,26 @@ mod tests {
 
     fn stock(leases: &Leases, segments: &[IpNetwork], reserved: &Reserved, family: Family) -> Stock {
         let none = Stock { family, free: 0, leased: 0 };
-        leases.stock(segments, reserved).into_iter().find(|stock| stock.family == family).unwrap_or(none)
+        leases.used().stock(segments, reserved).into_iter().find(|stock| stock.family == family).unwrap_or(none)
     }
 
     fn lease(address: &str) -> Lease {
         Lease { addresses: vec![address.parse().unwrap()], network: "pods".into(), pod: None, mac: None }
     }
 
+    fn next_address(
+        leases: &Leases,
+        segments: &[IpNetwork],
+        reserved: &Reserved,
+        family: Family,
+        now: u64,
+    ) -> Option<PodAddress> {
+        let longest_ago = |chosen: &dyn Fn(IpAddr) -> bool| Ok::<_, ()>(leases.freed_longest_ago(chosen));
+        leases.used().next_address(segments, reserved, family, now, longest_ago).unwrap()
+    }
+
     fn lease_next(leases: &mut Leases, number: usize, segments: &[IpNetwork], now: u64) -> Option<String> {
-        let assigned = leases.next_address(segments, &Reserved::default(), Family::V4, now)?;
+        let assigned = next_address(leases, segments, &Reserved::default(), Family::V4, now)?;
         insert(leases, number, &assigned.address.to_string()).unwrap();
         Some(assigned.address.to_string())
     }
@@ -414,13 +383,13 @@ mod tests {
         let reserved = ["10.0.0.2", "10.0.0.4-10.0.0.5", "fd00::-fd00::ffff:ffff:ffff"];
         let reserved = Reserved::new(reserved.iter().map(|text| text.parse().unwrap()).collect());
         let mut given = Vec::new();
-        while let Some(next) = leases.next_address(&segments, &reserved, Family::V4, 1000) {
+        while let Some(next) = next_address(&leases, &segments, &reserved, Family::V4, 1000) {
             insert(&mut leases, given.len(), &next.address.to_string()).unwrap();
             given.push(next.address.to_string());
             assert_eq!(stock(&leases, &segments, &reserved, Family::V4).free, 2 - given.len() as u64);
         }
         assert_eq!(given, ["10.0.0.3", "10.0.0.6"]);
-        let next = leases.next_address(&segments, &reserved, Family::V6, 1000).unwrap();
+        let next = next_address(&leases, &segments, &reserved, Family::V6, 1000).unwrap();
         assert_eq!(next.address.to_string(), "fd00::1:0:0:0");
     }
 
@@ -449,7 +418,10 @@ mod tests {
         let enter = |leases: &mut Leases, attachment: &str, address: &str| {
             let addresses = [address.parse().unwrap()];
             leases
-                .insert(LeaseRef { attachment, network: "pods", pod: None, addresses: &addresses, mac: None })
+                .insert(
+                    LeaseRef { attachment, network: "pods", pod: None, addresses: &addresses, mac: None },
+                    Line::default(),
+                )
                 .unwrap();
         };
         let [one, two] = SAME_HASH;

@@ -5,8 +5,8 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SegmentsFile};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::journal::{self, Journal, JournalState};
+use super::journal::{self, Journal};
 use super::leases::Lease;
 use super::segments_file::{self, NetworkSegments};
 use crate::config::Config;
@@ -42,8 +42,6 @@ pub(crate) struct StateDir {
     reserved: Reserved,
     /// The network's bridge.
     bridge: String,
-    /// The journal as this process has read it.
-    known: Arc<Mutex<Option<JournalState>>>,
     attached: CountAttached,
 }
 
@@ -61,26 +59,14 @@ impl StateDir {
             .create(&directory)
             .context("create the state directory", &directory)?;
         refuse_writable_by_all(&directory)?;
-        Ok(Self {
-            directory,
-            reserved: config.reserved.clone(),
-            bridge: config.bridge.clone(),
-            known: Arc::default(),
-            attached,
-        })
+        Ok(Self { directory, reserved: config.reserved.clone(), bridge: config.bridge.clone(), attached })
     }
 
     /// The state directory, if it is there and has a journal of leases.
     pub(crate) fn existing(config: &Config) -> Option<Self> {
         let directory = config.state_dir.clone();
         let (reserved, bridge) = (config.reserved.clone(), config.bridge.clone());
-        Journal::exists(&directory).then_some(Self {
-            directory,
-            reserved,
-            bridge,
-            known: Arc::default(),
-            attached: |_| Ok(0),
-        })
+        Journal::exists(&directory).then_some(Self { directory, reserved, bridge, attached: |_| Ok(0) })
     }
 
     /// The segments that are written there, if any. It needs no lock, since the file is only
@@ -102,7 +88,7 @@ impl StateDir {
         journal::read(directory, &boot_id()?)
     }
 
-    /// Waits for the lock and reads the leases.
+    /// Waits for the lock and opens the leases.
     pub(crate) fn lock(&self) -> Result<LockedLeases> {
         let lock = self.take_lock()?;
         journal::remove_leftovers(&self.directory);
@@ -110,22 +96,8 @@ impl StateDir {
             self.refuse_new_journal_with_pods()?;
         }
         let boot = boot_id()?;
-        let known = self.known.lock().ok().and_then(|mut known| known.take());
-        let journal = match known {
-            Some(known) => Journal::reopen(&self.directory, &boot, known)?,
-            None => Journal::open(&self.directory, &boot)?,
-        };
+        let journal = Journal::open(&self.directory, &boot)?;
         Ok(LockedLeases { directory: self.directory.clone(), reserved: self.reserved.clone(), lock, journal })
-    }
-
-    /// Releases the lock. The next [`Self::lock`] of this process reads only what others wrote
-    /// since.
-    pub(crate) fn keep(&self, leases: LockedLeases) {
-        let LockedLeases { lock, journal, .. } = leases;
-        if let Ok(mut known) = self.known.lock() {
-            *known = Some(journal.into_state());
-        }
-        drop(lock);
     }
 
     /// Fails if there are pods without a journal: someone removed it, and a new one would lease
@@ -229,23 +201,24 @@ impl LockedLeases {
     }
 
     /// Fails if no lease can be entered, on a read-only or full disk.
-    pub(crate) fn require_room(&self) -> Result<()> {
+    pub(crate) fn require_room(&mut self) -> Result<()> {
         self.journal.require_room()
     }
 
     /// The lease of an attachment.
-    pub(crate) fn lease(&self, attachment: &Attachment) -> Option<Lease> {
-        self.journal.leases().get(attachment)
+    pub(crate) fn lease(&self, attachment: &Attachment) -> Result<Option<Lease>> {
+        self.journal.get(attachment)
     }
 
-    /// All leases, in the order in which they began.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Attachment, Lease)> {
-        self.journal.leases().iter()
+    /// All leases, in the order in which they began. It reads the whole journal, which takes time
+    /// if there are thousands of leases.
+    pub(crate) fn all(&self) -> Result<impl Iterator<Item = (Attachment, Lease)>> {
+        Ok(self.journal.whole()?.iter())
     }
 
     /// How many addresses the segments have, free and leased, by family.
-    pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Vec<Stock> {
-        self.journal.leases().stock(segments, &self.reserved)
+    pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Result<Vec<Stock>> {
+        self.journal.stock(segments, &self.reserved)
     }
 
     /// Leases one address of each family, the requested one if there is one. Returns `None` and
@@ -264,7 +237,7 @@ impl LockedLeases {
             if assigned.iter().any(|assigned| Family::of(&assigned.segment) == family) {
                 continue;
             }
-            match self.journal.leases().next_address(segments, &self.reserved, family, now) {
+            match self.journal.next_address(segments, &self.reserved, family, now)? {
                 Some(address) => assigned.push(address),
                 None => return Ok(None),
             }
@@ -275,7 +248,7 @@ impl LockedLeases {
         assigned.sort_by_key(|assigned| assigned.address.is_ipv6());
         let addresses: Vec<IpAddr> = assigned.iter().map(|assigned| assigned.address).collect();
         let lease = Lease { addresses, network: network.to_owned(), pod: request.pod.clone(), mac: requested.mac };
-        self.journal.enter_lease(&request.attachment, lease)?;
+        self.journal.enter_lease(&request.attachment, &lease)?;
         Ok(Some(assigned))
     }
 
@@ -303,7 +276,7 @@ impl LockedLeases {
                     "is reserved by the configuration (`reserved`, or `rangeStart` and `rangeEnd`)".into(),
                 ));
             }
-            if let Some(owner) = self.journal.leases().owner(address) {
+            if let Some(owner) = self.journal.owner(address)? {
                 return Err(Error { code: Code::TryAgainLater, ..refused(format!("is leased to {owner}")) });
             }
             Ok(PodAddress { address, segment: *segment })
@@ -323,7 +296,7 @@ impl LockedLeases {
 
     /// Ends the leases of all attachments that are `gone`, and returns these attachments.
     pub(crate) fn reclaim(&mut self, mut gone: impl FnMut(&Attachment, &Lease) -> bool) -> Result<Vec<Attachment>> {
-        let held = self.journal.leases().iter().filter(|(attachment, lease)| gone(attachment, lease));
+        let held = self.journal.whole()?.iter().filter(|(attachment, lease)| gone(attachment, lease));
         let dead: Vec<Attachment> = held.map(|(attachment, _)| attachment).collect();
         for attachment in &dead {
             self.end(attachment)?;
@@ -483,7 +456,7 @@ mod tests {
             leases.lease_addresses(&request(9), "pods", &segments, &RequestedAddresses::default()).unwrap(),
             None
         );
-        assert_eq!(leases.stock(&segments)[0], Stock { family: Family::V4, free: 3, leased: 2 });
+        assert_eq!(leases.stock(&segments).unwrap()[0], Stock { family: Family::V4, free: 3, leased: 2 });
         assert_eq!(leases.reclaim(|attachment, _| attachment.container == "c0").unwrap().len(), 1);
         assert!(
             leases.lease_addresses(&request(9), "pods", &segments, &RequestedAddresses::default()).unwrap().is_some()
@@ -542,6 +515,6 @@ mod tests {
             takers.into_iter().map(|taker| taker.join().unwrap()).collect()
         });
         assert_eq!(addresses.len(), 50);
-        assert_eq!(state_dir.lock().unwrap().stock(&segments)[0].leased, 50);
+        assert_eq!(state_dir.lock().unwrap().stock(&segments).unwrap()[0].leased, 50);
     }
 }

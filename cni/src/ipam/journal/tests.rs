@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::lines::crc32;
 use super::*;
 
 const BOOT: &str = "11111111-2222-3333-4444-555555555555";
@@ -27,14 +28,14 @@ fn lease(number: usize) -> Lease {
 fn enter(directory: &Path, boot: &str, numbers: impl IntoIterator<Item = usize>) {
     let mut journal = Journal::open(directory, boot).unwrap();
     for number in numbers {
-        journal.enter_lease(&attachment(number), lease(number)).unwrap();
+        journal.enter_lease(&attachment(number), &lease(number)).unwrap();
     }
     journal.finish().sync_data().unwrap();
 }
 
 fn held(directory: &Path, boot: &str) -> Vec<String> {
     let journal = Journal::open(directory, boot).unwrap();
-    journal.leases().iter().map(|(attachment, _)| attachment.container.clone()).collect()
+    journal.whole().unwrap().iter().map(|(attachment, _)| attachment.container.clone()).collect()
 }
 
 #[test]
@@ -48,11 +49,12 @@ fn leases_come_back_as_they_were() {
     let directory = tempfile::tempdir().unwrap();
     enter(directory.path(), BOOT, 1..=3);
     let mut journal = Journal::open(directory.path(), BOOT).unwrap();
-    assert_eq!(journal.leases().get(&attachment(2)), Some(lease(2)));
-    assert_eq!(journal.leases().get(&attachment(3)), Some(lease(3)));
+    assert_eq!(journal.get(&attachment(2)).unwrap(), Some(lease(2)));
+    assert_eq!(journal.get(&attachment(3)).unwrap(), Some(lease(3)));
     assert_eq!(journal.end_lease(&attachment(2), 7).unwrap(), Some(lease(2)));
     assert_eq!(journal.end_lease(&attachment(2), 8).unwrap(), None);
-    let all = |journal: &Journal| (journal.leases().iter().collect::<Vec<_>>(), journal.leases().freed());
+    let all =
+        |journal: &Journal| (journal.whole().unwrap().iter().collect::<Vec<_>>(), journal.whole().unwrap().freed());
     let before = all(&journal);
     drop(journal);
     assert_eq!(all(&Journal::open(directory.path(), BOOT).unwrap()), before);
@@ -65,15 +67,15 @@ fn history_is_dropped_and_the_order_of_freed_addresses_kept() {
     for round in 0..2000 {
         let mut journal = Journal::open(directory.path(), BOOT).unwrap();
         let number = 10 + round % 5;
-        journal.enter_lease(&attachment(number), lease(number)).unwrap();
+        journal.enter_lease(&attachment(number), &lease(number)).unwrap();
         journal.end_lease(&attachment(number), round as u64).unwrap();
         drop(journal.finish());
     }
     let size = fs::metadata(directory.path().join("leases")).unwrap().len();
     assert!(size < 64 * 1024, "{size} bytes");
     let journal = Journal::open(directory.path(), BOOT).unwrap();
-    assert_eq!(journal.leases().iter().count(), 2);
-    let freed: Vec<u64> = journal.leases().freed().into_iter().map(|(_, at)| at).collect();
+    assert_eq!(journal.whole().unwrap().iter().count(), 2);
+    let freed: Vec<u64> = journal.whole().unwrap().freed().into_iter().map(|(_, at)| at).collect();
     assert_eq!(freed, [1995, 1995, 1996, 1996, 1997, 1997, 1998, 1998, 1999, 1999]);
 }
 
@@ -135,7 +137,7 @@ fn a_kill_between_rewriting_and_marking_loses_nothing() {
     enter(directory.path(), BOOT, 1..=2);
     let mark = fs::read(directory.path().join("leases.mark")).unwrap();
     let journal = Journal::open(directory.path(), BOOT).unwrap();
-    rewrite(&journal.path, BOOT, journal.state.clone()).unwrap();
+    rewrite(&journal.path, BOOT, journal.whole().unwrap(), journal.end.generation).unwrap();
     assert_eq!(fs::read(directory.path().join("leases.mark")).unwrap(), mark);
     assert_eq!(held(directory.path(), BOOT), ["c1", "c2"]);
 }
@@ -170,49 +172,11 @@ fn an_older_copy_of_the_journal_is_not_taken_for_the_present_one() {
     let path = directory.path().join("leases");
     let old = fs::read(&path).unwrap();
     let journal = Journal::open(directory.path(), BOOT).unwrap();
-    let (file, state) = rewrite(&journal.path, BOOT, journal.state.clone()).unwrap();
-    Journal { file, state, ..journal }.write_mark().unwrap();
+    let leases = journal.whole().unwrap();
+    let (file, end, lines) = rewrite(&journal.path, BOOT, leases, journal.end.generation).unwrap();
+    Journal { file, end, lines, ..journal }.write_mark().unwrap();
     fs::write(&path, old).unwrap();
     assert!(Journal::open(directory.path(), BOOT).unwrap_err().message.contains("generation"));
-}
-
-#[test]
-fn a_process_that_knows_the_journal_reads_what_came_since_or_all_of_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("leases");
-    enter(directory.path(), BOOT, 1..=2);
-    let known = || Journal::open(directory.path(), BOOT).unwrap().into_state();
-    let reopened = |known| Journal::reopen(directory.path(), BOOT, known);
-    let containers =
-        |journal: Journal| journal.leases().iter().map(|(attachment, _)| attachment.container).collect::<Vec<_>>();
-    let before = known();
-    assert_eq!(containers(reopened(before.clone()).unwrap()), ["c1", "c2"]);
-    enter(directory.path(), BOOT, [3]);
-    assert_eq!(containers(reopened(before.clone()).unwrap()), ["c1", "c2", "c3"]);
-    // Half a line of a killed process.
-    let whole = fs::read(&path).unwrap();
-    fs::write(&path, [&whole[..], b"0123"].concat()).unwrap();
-    assert_eq!(containers(reopened(before.clone()).unwrap()), ["c1", "c2", "c3"]);
-    assert_eq!(fs::read(&path).unwrap(), whole);
-    // Somebody shortened it, or changed what came since.
-    for damaged in
-        [whole[..whole.len() - 1].to_vec(), whole[..40].to_vec(), [&whole[..whole.len() - 3], b"x2\n"].concat()]
-    {
-        fs::write(&path, &damaged).unwrap();
-        assert_eq!(reopened(before.clone()).unwrap_err().code, Code::DamagedState);
-        assert_eq!(fs::read(&path).unwrap(), damaged);
-    }
-    fs::write(&path, &whole).unwrap();
-    let now = known();
-    fs::remove_file(&path).unwrap();
-    assert_eq!(reopened(now).unwrap_err().code, Code::DamagedState);
-    fs::write(&path, &whole).unwrap();
-    // Another generation, and another boot.
-    let journal = Journal::open(directory.path(), BOOT).unwrap();
-    let (file, state) = rewrite(&journal.path, BOOT, journal.state.clone()).unwrap();
-    Journal { file, state, ..journal }.write_mark().unwrap();
-    assert_eq!(containers(reopened(before.clone()).unwrap()), ["c1", "c2", "c3"]);
-    assert!(containers(Journal::reopen(directory.path(), NEXT_BOOT, before).unwrap()).is_empty());
 }
 
 proptest::proptest! {
