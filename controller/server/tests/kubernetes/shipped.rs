@@ -46,10 +46,10 @@ fn configuration() -> String {
     text.replace("[::]:8443", "127.0.0.1:0").replace("[::]:9643", "127.0.0.1:0")
 }
 
-/// Starts the controller in its own mount namespace with what the kubelet mounts: the account's
-/// token, the configuration, and writable directories that belong to root and are open to the pod
-/// (an emptyDir with fsGroup).
-fn start(directory: &Path) -> Running {
+/// Runs the controller's program in its own mount namespace with what the kubelet mounts: the
+/// account's token, the configuration, and writable directories that belong to root and are open to
+/// the pod (an emptyDir with fsGroup).
+fn in_pod(directory: &Path, arguments: &[&str]) -> Command {
     assert!(rustix::process::geteuid().is_root(), "run it as root: it needs a mount namespace and another user");
     let read = Kubeconfig::read_from(&*CONTROLLER).unwrap();
     let cluster = read.clusters[0].cluster.clone().unwrap();
@@ -78,22 +78,21 @@ fn start(directory: &Path) -> Running {
         mount -t tmpfs pod /mnt; cp \"$1\"/* /mnt; mount -t tmpfs run /run; mount -t tmpfs lib /var/lib\n\
         account=/run/secrets/kubernetes.io/serviceaccount; mkdir -p $account; cp /mnt/token /mnt/ca.crt /mnt/namespace $account\n\
         install -d -g 65532 -m 2777 /run/edge-controller /var/lib/edge-controller\n\
-        exec setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
-        /mnt/edge-controller run --config /mnt/controller.toml --log-json";
-    let child = Command::new("unshare")
+        shift; exec setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
+        /mnt/edge-controller \"$@\" --config /mnt/controller.toml";
+    let mut command = Command::new("unshare");
+    command
         .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
         .arg(directory)
+        .args(arguments)
         .env_clear()
         .envs([
             ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
             ("KUBERNETES_SERVICE_HOST", host),
             ("KUBERNETES_SERVICE_PORT", port),
         ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    Running(child.unwrap())
+        .stdin(Stdio::null());
+    command
 }
 
 fn in_a_pod() {
@@ -101,7 +100,8 @@ fn in_a_pod() {
         clean().await;
         PLANE.apply(&deploy("kubernetes/60-networkpolicy.yaml")).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let mut running = start(directory.path());
+        let mut command = in_pod(directory.path(), &["run", "--log-json"]);
+        let mut running = Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
         let lines = BufReader::new(running.0.stderr.take().unwrap()).lines();
         let (said, mut log) = tokio::sync::mpsc::unbounded_channel();
         let reading = std::thread::spawn(move || {
@@ -136,6 +136,16 @@ fn in_a_pod() {
         let secret =
             PLANE.kubectl(&["get", "secret", "edge-cni-ca", "--namespace", NAMESPACE, "--output=name"]).unwrap();
         assert_eq!(secret.trim(), "secret/edge-cni-ca");
+        // The CronJob of the chart, while replicas run.
+        PLANE
+            .apply_text("{apiVersion: edge-cni.io/v1alpha1, kind: Community, metadata: {name: alpha}, spec: {members: [edge-a1]}}")
+            .unwrap();
+        let out = in_pod(directory.path(), &["export", "-"]).output().unwrap();
+        let (archive, said) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "{said}");
+        for kind in ["{\"header\":", "{\"ca\":", "{\"community\":{\"name\":\"alpha\"", "{\"end\":"] {
+            assert_eq!(archive.lines().filter(|line| line.starts_with(kind)).count(), 1, "{kind} in {archive}");
+        }
         kill_process(Pid::from_child(&running.0), Signal::TERM).unwrap();
         assert!(running.0.wait().unwrap().success());
         reading.join().unwrap();

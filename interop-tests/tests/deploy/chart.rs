@@ -1,0 +1,286 @@
+//! The chart: what its values do, and Helm on a real API server.
+
+use std::fs;
+use std::process::Command;
+
+use interop_tests::kube::ControlPlane;
+use interop_tests::suite::Test;
+use serde_json::Value;
+
+use crate::helm::{helm, objects, template};
+use crate::programs::{built, output, workspace};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("helm_finds_nothing_wrong_with_the_chart", lint),
+    ("values_that_are_unknown_or_of_another_form_are_refused_by_their_name", refused),
+    ("the_programs_accept_every_configuration_that_the_chart_writes", configurations),
+    ("a_role_has_the_same_label_in_its_daemonset_the_controller_and_the_admission_policy", roles),
+    ("helm_installs_upgrades_cleans_up_and_uninstalls_on_an_api_server", installed),
+];
+
+/// Values that turn on everything that is off, and change whatever has another form then.
+const EVERYTHING: &str = r#"
+image: {repository: registry.example.org/edge-cni, tag: "7", pullPolicy: Always, pullSecrets: [registry]}
+segments: {clusterRanges: ["10.80.0.0/16", "fd77::/48"], reserved: ["10.80.255.0/24"], v4Prefix: 25, v6Prefix: 121}
+networks: ["10.42.0.0/16", "10.43.0.0/16"]
+hubs:
+  cloud-1.example: {networks: ["10.42.0.0/16"], endpoints: ["203.0.113.10:4500"]}
+  cloud-2: {endpoints: ["203.0.113.11:4500"]}
+roles:
+  edge: {label: example.org/edge}
+  hub: {label: node-restriction.kubernetes.io/edge-hub, value: "yes"}
+  cloud: {label: node-restriction.kubernetes.io/edge-cloud, value: "yes"}
+nodeLabels: {trust: false, protect: [example.org/site], speakers: ["cloudcore"]}
+controller:
+  replicas: 3
+  serverNames: [controller.example.org, "203.0.113.5"]
+  service: {type: NodePort, port: 8444, nodePort: 30443, annotations: {example.org/pool: edge}}
+  certificates: {nodeDays: 14, serverDays: 60, authoritySecret: edge-cni-authority}
+  environment: {EDGE_CONTROLLER_SEGMENTS_MAX_PER_NODE: "128"}
+agents: {observe: ["127.0.0.1:9744", "[::1]:9744"]}
+hub: {extraConfig: "[timing]\nliveness = \"5s\"\n"}
+cloud: {extraConfig: "[timing]\nliveness = \"6s\"\n"}
+edge:
+  controllerUrls: ["https://controller.example.org:30443", "https://203.0.113.5:30443"]
+  mtu: 1380
+  join: tokenFile
+  cni: {confDir: /var/lib/rancher/k3s/agent/etc/cni/net.d, binDir: /var/lib/rancher/k3s/data/cni}
+  extraConfig: "[firewall]\nlan_to_pods = [\"192.168.1.0/24\"]\n"
+networkPolicy: {monitoringNamespace: observability}
+monitoring: {serviceMonitor: {enabled: true, interval: 15s, labels: {release: prometheus}}}
+backup: {enabled: true, claim: backups}
+"#;
+
+/// [`EVERYTHING`] in a file.
+fn everything() -> tempfile::NamedTempFile {
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    fs::write(file.path(), EVERYTHING).unwrap();
+    file
+}
+
+fn values(file: &tempfile::NamedTempFile) -> [&str; 2] {
+    ["--values", file.path().to_str().expect("a path in UTF-8")]
+}
+
+fn lint() {
+    let all = everything();
+    for arguments in [&[][..], &values(&all), &["--set=cleanup.enabled=true"]] {
+        let mut command = helm();
+        command.args(["lint", "--strict", "--quiet"]).args(arguments).arg(workspace("deploy/helm"));
+        output(&mut command).unwrap();
+    }
+}
+
+fn refused() {
+    for (value, named) in [
+        ("--set=controler.replicas=3", "controler"),
+        ("--set=edge.cni.confdir=/etc/cni", "confdir"),
+        ("--set=edge.join=token", "/edge/join"),
+        ("--set=edge.controllerUrls={http://controller.example.org}", "/edge/controllerUrls/0"),
+        ("--set=edge.mtu=100", "/edge/mtu"),
+        ("--set=networks={10.244.0.0}", "/networks/0"),
+        ("--set=segments.clusterRanges=null", "clusterRanges"),
+        ("--set=segments.v4Prefix=33", "/segments/v4Prefix"),
+        ("--set=nodeLabels.trust=maybe", "/nodeLabels/trust"),
+        ("--set=agents.observe={0.0.0.0:9644}", "/agents/observe/0"),
+        ("--set=controller.service.type=ExternalName", "/controller/service/type"),
+        ("--set=hubs.cloud-1.endpoint={192.0.2.1:4500}", "endpoint"),
+        ("--set=roles.hub.value=two words", "/roles/hub/value"),
+    ] {
+        let Err(why) = template(&[value]) else { panic!("{value} is accepted") };
+        assert!(why.contains("don't meet the specifications of the schema") && why.contains(named), "{value}: {why}");
+    }
+}
+
+/// Kind and name of an object.
+fn is(object: &Value, kind: &str, name: &str) -> bool {
+    object["kind"] == kind && object["metadata"]["name"] == name
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    objects.iter().find(|object| is(object, kind, name)).unwrap_or_else(|| panic!("{kind} {name}"))
+}
+
+/// The files in the ConfigMaps: the name of the map, and the content.
+fn files<'a>(objects: &'a [Value], file: &str) -> Vec<(&'a str, &'a str)> {
+    let maps = objects.iter().filter(|object| object["kind"] == "ConfigMap");
+    maps.filter_map(|map| Some((map["metadata"]["name"].as_str()?, map["data"][file].as_str()?))).collect()
+}
+
+fn configurations() {
+    let (all, directory) = (everything(), tempfile::tempdir().unwrap());
+    for arguments in [&[][..], &values(&all), &["--set=cleanup.enabled=true"]] {
+        let objects = objects(&template(arguments).unwrap());
+        let mut seen = Vec::new();
+        for (map, text) in files(&objects, "agent.toml") {
+            let path = directory.path().join("agent.toml");
+            fs::write(&path, text).unwrap();
+            let out =
+                Command::new(built("edge-agent")).args(["check", "--json", "--config"]).arg(&path).output().unwrap();
+            // 1: a finding, since this machine has no token. 2: the file is refused.
+            assert_ne!(out.status.code(), Some(2), "{map}: {}\n{text}", String::from_utf8_lossy(&out.stderr));
+            let findings: Value = serde_json::from_slice(&out.stdout).unwrap();
+            let about = |what: &str| {
+                findings.as_array().unwrap().iter().any(|one| one["what"].as_str().unwrap().contains(what))
+            };
+            assert!(about("controller at https://"), "{map}: {findings}");
+            seen.push(map);
+        }
+        for (map, text) in files(&objects, "controller.toml") {
+            let path = directory.path().join("controller.toml");
+            fs::write(&path, text).unwrap();
+            let mut command = Command::new(built("edge-controller"));
+            let shown = output(command.args(["config", "--json", "--config"]).arg(&path))
+                .unwrap_or_else(|e| panic!("{e}\n{text}"));
+            assert!(shown.contains("edge-controller.edge-cni.svc"), "{shown}");
+            seen.push(map);
+        }
+        let cleanup = arguments.contains(&"--set=cleanup.enabled=true");
+        assert_eq!(seen.len(), if cleanup { 5 } else { 4 }, "{seen:?}");
+    }
+    // What the values add is there, at the place where it counts.
+    let objects = objects(&template(&values(&all)).unwrap());
+    let agent = |map: &str| {
+        let text = files(&objects, "agent.toml").into_iter().find(|(name, _)| *name == map).expect("the agent's").1;
+        text.parse::<toml::Table>().unwrap()
+    };
+    let edge = agent("edge-agent");
+    assert_eq!(edge["mtu"].as_integer(), Some(1380));
+    assert_eq!(edge["controller"]["urls"].as_array().unwrap().len(), 2);
+    assert_eq!(edge["cni"]["bin_dir"].as_str(), Some("/var/lib/rancher/k3s/data/cni"));
+    assert_eq!(edge["firewall"]["lan_to_pods"][0].as_str(), Some("192.168.1.0/24"));
+    assert!(edge["controller"].get("service_account_token_file").is_none());
+    assert_eq!(agent("hub-agent")["controller"]["urls"][0].as_str(), Some("https://edge-controller.edge-cni.svc:8444"));
+    assert_eq!(agent("cloud-agent")["timing"]["liveness"].as_str(), Some("6s"));
+    let controller: toml::Table = files(&objects, "controller.toml")[0].1.parse().unwrap();
+    assert_eq!(controller["hub"]["cloud-1.example"]["endpoints"][0].as_str(), Some("203.0.113.10:4500"));
+    assert_eq!(controller["certificates"]["node_days"].as_integer(), Some(14));
+    assert_eq!(controller["segments"]["v4_prefix"].as_integer(), Some(25));
+    assert_eq!(controller["kubernetes"]["trust_node_labels"].as_bool(), Some(false));
+}
+
+/// The keys that a pod's node must or must not have, with operator and values.
+fn wanted(object: &Value) -> Vec<Value> {
+    let affinity = &object["spec"]["template"]["spec"]["affinity"]["nodeAffinity"];
+    let terms = &affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+    terms.as_array().expect("terms").iter().map(|term| term["matchExpressions"].clone()).collect()
+}
+
+fn roles() {
+    use serde_json::json;
+    let all = everything();
+    let objects = objects(&template(&values(&all)).unwrap());
+    let key = |name: &str| format!("node-restriction.kubernetes.io/edge-{name}");
+    let cloud_side = |name: &str| json!([{"key": key(name), "operator": "In", "values": ["yes"]}, {"key": "example.org/edge", "operator": "DoesNotExist"}]);
+    assert_eq!(wanted(find(&objects, "DaemonSet", "hub-agent")), [cloud_side("hub")]);
+    assert_eq!(wanted(find(&objects, "DaemonSet", "cloud-agent")), [cloud_side("cloud")]);
+    assert_eq!(
+        wanted(find(&objects, "DaemonSet", "edge-agent")),
+        [json!([{"key": "example.org/edge", "operator": "Exists"}])]
+    );
+    assert_eq!(wanted(find(&objects, "Deployment", "edge-controller")), [cloud_side("hub"), cloud_side("cloud")]);
+    let controller: toml::Table = files(&objects, "controller.toml")[0].1.parse().unwrap();
+    let kubernetes = controller["kubernetes"].as_table().unwrap();
+    assert_eq!(kubernetes["edge_selector"].as_str(), Some("example.org/edge"));
+    assert_eq!(kubernetes["hub_selector"].as_str(), Some("node-restriction.kubernetes.io/edge-hub=yes"));
+    assert_eq!(kubernetes["cloud_selector"].as_str(), Some("node-restriction.kubernetes.io/edge-cloud=yes"));
+    // A kubelet could make its own Node an edge by a label that the policy does not know.
+    let variables = &find(&objects, "ValidatingAdmissionPolicy", "edge-cni-node-labels")["spec"]["variables"];
+    assert_eq!(variables[0]["name"], "labels");
+    let protected: Vec<String> = serde_json::from_str(variables[0]["expression"].as_str().unwrap()).unwrap();
+    for label in ["node-role.kubernetes.io/edge", "example.org/edge", "example.org/site"] {
+        assert!(protected.iter().any(|one| one == label), "{label}: {protected:?}");
+    }
+    assert_eq!(variables[1]["expression"], r#"["system:serviceaccount:kubeedge:cloudcore", "cloudcore"]"#);
+}
+
+/// The resource of the Prometheus operator, which is not installed here, as far as the API server
+/// has to know it.
+const SERVICE_MONITORS: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: servicemonitors.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  names: {kind: ServiceMonitor, plural: servicemonitors, singular: servicemonitor}
+  scope: Namespaced
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+";
+
+fn installed() {
+    let (plane, all) = (ControlPlane::start("helm").unwrap(), everything());
+    plane.apply_text(SERVICE_MONITORS).unwrap();
+    let crd = "crd/servicemonitors.monitoring.coreos.com";
+    plane.kubectl(&["wait", "--for=condition=Established", crd, "--timeout=120s"]).unwrap();
+    // As docs/install/kubernetes.md has it.
+    plane.kubectl(&["create", "namespace", "edge-cni"]).unwrap();
+    let label = "pod-security.kubernetes.io/enforce=privileged";
+    plane.kubectl(&["label", "namespace", "edge-cni", label]).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = helm();
+        command.args(["--namespace", "edge-cni"]).args(arguments);
+        command.env("KUBECONFIG", plane.kubeconfig()).env("HELM_CACHE_HOME", home.path());
+        output(&mut command)
+    };
+    let chart = workspace("deploy/helm");
+    let chart = chart.to_str().expect("a path in UTF-8");
+    let there = || {
+        let kinds =
+            "daemonset,deployment,cronjob,pdb,networkpolicy,role,rolebinding,servicemonitor,serviceaccount,service";
+        let named = plane.kubectl(&["-n", "edge-cni", "get", kinds, "--output=name"]).unwrap();
+        let mut names: Vec<String> = named
+            .lines()
+            .map(|line| {
+                line.split_once('.').map_or_else(
+                    || line.to_owned(),
+                    |(kind, rest)| format!("{kind}/{}", rest.split_once('/').expect("a name").1),
+                )
+            })
+            .filter(|name| name != "serviceaccount/default")
+            .collect();
+        names.sort();
+        names
+    };
+    // The API server says nothing about a field that it does not know, unless it is asked to.
+    let rendered = template(&values(&all)).unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, rendered.as_bytes()).unwrap();
+    let path = file.path().to_str().expect("a path in UTF-8");
+    plane
+        .kubectl(&["apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", path])
+        .unwrap();
+
+    run(&["install", "edge-cni", chart]).unwrap();
+    let first = there();
+    for name in ["daemonset/edge-agent", "daemonset/hub-agent", "daemonset/cloud-agent", "deployment/edge-controller"] {
+        assert!(first.iter().any(|one| one == name), "{name}: {first:?}");
+    }
+    assert!(!first.iter().any(|name| name.contains("backup") || name.contains("monitor")), "{first:?}");
+    plane.kubectl(&["get", "segments,edgenodes,communities"]).unwrap();
+    run(&[&["upgrade", "edge-cni", chart][..], &values(&all)].concat()).unwrap();
+    let second = there();
+    for name in ["backup-daily", "backup-hourly", "backup-weekly"] {
+        assert!(second.iter().any(|one| *one == format!("cronjob/edge-cni-{name}")), "{name}: {second:?}");
+    }
+    assert!(second.iter().any(|name| name == "servicemonitor/edge-controller"), "{second:?}");
+
+    run(&["upgrade", "edge-cni", chart, "--reuse-values", "--set=cleanup.enabled=true"]).unwrap();
+    let third = there();
+    let daemon_sets: Vec<&String> = third.iter().filter(|name| name.starts_with("daemonset/")).collect();
+    assert_eq!(daemon_sets, ["daemonset/edge-cni-cleanup"], "no agent puts back what is removed");
+    run(&["rollback", "edge-cni", "1"]).unwrap();
+    assert_eq!(there(), first, "a rollback has what the first installation had");
+
+    run(&["uninstall", "edge-cni"]).unwrap();
+    assert_eq!(there(), [""; 0], "nothing of the namespace is left");
+    let cluster = "clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding";
+    let left = plane.kubectl(&["get", cluster, "--output=name"]).unwrap();
+    assert!(!left.contains("edge-cni"), "{left}");
+    // Helm keeps definitions, and with them the rows.
+    plane.kubectl(&["get", "segments,edgenodes,communities"]).unwrap();
+}

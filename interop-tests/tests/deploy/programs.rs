@@ -1,0 +1,24 @@
+//! Files of the workspace, and programs that are run.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A file of the workspace.
+pub(crate) fn workspace(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// A program that `cargo test --workspace` has built beside this test.
+pub(crate) fn built(program: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps").join(program);
+    assert!(path.is_file(), "{} is missing: run cargo build -p {program}", path.display());
+    path
+}
+
+/// Runs a command to its end. Returns its standard output, or its standard error.
+pub(crate) fn output(command: &mut Command) -> Result<String, String> {
+    let out = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    if out.status.success() { Ok(text(out.stdout)) } else { Err(text(out.stderr)) }
+}
