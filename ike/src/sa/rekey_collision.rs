@@ -17,9 +17,9 @@ impl<Id> RekeyCollision<Id> {
         Self { peers_sa, lower_nonce: lower_nonce(nonces).to_vec() }
     }
 
-    /// The peer has rekeyed the SA of its exchange before the response to ours came. The nonces that
-    /// decide stay those of the colliding exchanges: the peer has compared them already, and waits
-    /// for us to delete our SA if it is the redundant one.
+    /// The peer has rekeyed the SA of its exchange before the response to ours came. The nonces
+    /// that decide stay those of the colliding exchanges: the peer has compared them already, and
+    /// waits for us to delete our SA if it is the redundant one.
     pub(super) fn follow_rekey(&mut self, new: Id) {
         if !mutation!("rekey_of_survivor_not_followed") {
             self.peers_sa = new;
