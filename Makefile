@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo release test interop bench bench-cni bench-agent interruptions chaos soak fuzz install
+.PHONY: demo release image test interop bench bench-cni bench-agent interruptions chaos soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -9,6 +9,10 @@ demo: install
 # The programs that users get, in target/release.
 release:
 	.ci/release
+
+# The image that the chart names, in target/image/edge-cni.tar.
+image: release
+	deploy/image
 
 # Everything: formatting, lints, licences, unit tests, kernel tests, simulations, lab scenarios, the demo.
 test:

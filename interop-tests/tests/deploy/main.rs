@@ -1,11 +1,13 @@
-//! What `deploy/` holds: the chart, and the manifests that are rendered from it.
+//! What `deploy/` holds: the chart and the manifests that are rendered from it, and the image.
 //!
 //! - `chart`: the chart's values, and a real API server that Helm installs it on.
+//! - `image`: the image in containerd.
 //! - `manifests`: `deploy/kubernetes` is the chart with its default values.
 //! - `helm`: renders the chart; `programs`: files and programs of the workspace.
 
 mod chart;
 mod helm;
+mod image;
 mod manifests;
 mod programs;
 
@@ -14,6 +16,7 @@ use std::process::ExitCode;
 use interop_tests::suite::{Test, Unrunnable, run};
 
 fn main() -> ExitCode {
-    let tests: Vec<Test> = [manifests::TESTS, chart::TESTS].concat();
-    run(&tests, || helm::unavailable().or_else(interop_tests::kube::unavailable), Unrunnable::FailInCi)
+    let tests: Vec<Test> = [manifests::TESTS, chart::TESTS, image::TESTS].concat();
+    let unavailable = || helm::unavailable().or_else(image::unavailable).or_else(interop_tests::kube::unavailable);
+    run(&tests, unavailable, Unrunnable::FailInCi)
 }
