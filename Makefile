@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo release image test interop bench bench-cni bench-agent interruptions chaos soak fuzz install
+.PHONY: demo release image packages test interop bench bench-cni bench-agent interruptions chaos soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -13,6 +13,10 @@ release:
 # The image that the chart names, in target/image/edge-cni.tar.
 image: release
 	deploy/image
+
+# The Debian packages, in target/packages.
+packages: release
+	deploy/debian/build target/release target/packages
 
 # Everything: formatting, lints, licences, unit tests, kernel tests, simulations, lab scenarios, the demo.
 test:

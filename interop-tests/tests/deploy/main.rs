@@ -1,14 +1,17 @@
-//! What `deploy/` holds: the chart and the manifests that are rendered from it, and the image.
+//! What `deploy/` holds: the chart and the manifests that are rendered from it, the image, the
+//! packages.
 //!
 //! - `chart`: the chart's values, and a real API server that Helm installs it on.
 //! - `image`: the image in containerd.
 //! - `manifests`: `deploy/kubernetes` is the chart with its default values.
+//! - `packages`: the Debian packages in a copy of this machine's system.
 //! - `helm`: renders the chart; `programs`: files and programs of the workspace.
 
 mod chart;
 mod helm;
 mod image;
 mod manifests;
+mod packages;
 mod programs;
 
 use std::process::ExitCode;
@@ -16,7 +19,7 @@ use std::process::ExitCode;
 use interop_tests::suite::{Test, Unrunnable, run};
 
 fn main() -> ExitCode {
-    let tests: Vec<Test> = [manifests::TESTS, chart::TESTS, image::TESTS].concat();
+    let tests: Vec<Test> = [manifests::TESTS, chart::TESTS, image::TESTS, packages::TESTS].concat();
     let unavailable = || helm::unavailable().or_else(image::unavailable).or_else(interop_tests::kube::unavailable);
     run(&tests, unavailable, Unrunnable::FailInCi)
 }
