@@ -3,6 +3,7 @@
 //!
 //! - `chart`: the chart's values, and a real API server that Helm installs it on.
 //! - `image`: the image in containerd.
+//! - `install`: the files and commands in `docs/install`.
 //! - `manifests`: `deploy/kubernetes` is the chart with its default values.
 //! - `packages`: the Debian packages in a copy of this machine's system.
 //! - `helm`: renders the chart; `programs`: files and programs of the workspace.
@@ -10,6 +11,7 @@
 mod chart;
 mod helm;
 mod image;
+mod install;
 mod manifests;
 mod packages;
 mod programs;
@@ -19,7 +21,7 @@ use std::process::ExitCode;
 use interop_tests::suite::{Test, Unrunnable, run};
 
 fn main() -> ExitCode {
-    let tests: Vec<Test> = [manifests::TESTS, chart::TESTS, image::TESTS, packages::TESTS].concat();
+    let tests: Vec<Test> = [manifests::TESTS, chart::TESTS, image::TESTS, install::TESTS, packages::TESTS].concat();
     let unavailable = || helm::unavailable().or_else(image::unavailable).or_else(interop_tests::kube::unavailable);
     run(&tests, unavailable, Unrunnable::FailInCi)
 }
