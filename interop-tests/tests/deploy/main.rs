@@ -5,6 +5,7 @@
 //! - `image`: the image in containerd.
 //! - `install`: the files and commands in `docs/install`.
 //! - `manifests`: `deploy/kubernetes` is the chart with its default values.
+//! - `monitoring`: the alert rules.
 //! - `packages`: the Debian packages in a copy of this machine's system.
 //! - `helm`: renders the chart; `programs`: files and programs of the workspace.
 
@@ -13,6 +14,7 @@ mod helm;
 mod image;
 mod install;
 mod manifests;
+mod monitoring;
 mod packages;
 mod programs;
 
@@ -21,7 +23,13 @@ use std::process::ExitCode;
 use interop_tests::suite::{Test, Unrunnable, run};
 
 fn main() -> ExitCode {
-    let tests: Vec<Test> = [manifests::TESTS, chart::TESTS, image::TESTS, install::TESTS, packages::TESTS].concat();
-    let unavailable = || helm::unavailable().or_else(image::unavailable).or_else(interop_tests::kube::unavailable);
+    let tests: Vec<Test> =
+        [manifests::TESTS, chart::TESTS, image::TESTS, install::TESTS, monitoring::TESTS, packages::TESTS].concat();
+    let unavailable = || {
+        helm::unavailable()
+            .or_else(image::unavailable)
+            .or_else(monitoring::unavailable)
+            .or_else(interop_tests::kube::unavailable)
+    };
     run(&tests, unavailable, Unrunnable::FailInCi)
 }
