@@ -149,15 +149,18 @@ enum Command {
         #[arg(long)]
         purge: bool,
     },
-    /// Give the CHILD_SA or the IKE SA with a peer new keys now, without losing a packet
+    /// Give the CHILD_SAs or the IKE SA with a peer new keys now, without losing a packet
     Rekey {
         #[command(flatten)]
         config: ConfigArgument,
         /// The peer's name, as `status` shows it
         peer: String,
-        /// Rekey the IKE SA; its CHILD_SA stays
+        /// Rekey the IKE SA; its CHILD_SAs stay
         #[arg(long)]
         ike: bool,
+        /// Rekey only the CHILD_SAs of this [[peer.child]]
+        #[arg(long, value_name = "NAME", conflicts_with = "ike")]
+        child: Option<String>,
     },
     /// Hold the agent's UDP sockets while no agent runs; started by `run`, not by hand
     #[command(hide = true)]
@@ -217,8 +220,8 @@ impl Cli {
                 let extent = uninstall::Extent { cut_off_pods, purge };
                 with_config(&config, |config| uninstall::uninstall(&config, &file, extent))
             }
-            Command::Rekey { config, peer, ike } => {
-                with_config(&config, |config| admin::client::rekey(&config, &peer, ike))
+            Command::Rekey { config, peer, ike, child } => {
+                with_config(&config, |config| admin::client::rekey(&config, &peer, child, ike))
             }
             Command::HoldSockets => exit_code(socket_holder::process::run()),
             Command::InstallCni { config, plugin, timeout, plugin_only, keep, remove } => {

@@ -27,7 +27,7 @@ use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
 use crate::static_peer_names::StaticPeers;
 use crate::status::Status;
-use crate::tunnels::{Driver, DriverRequest};
+use crate::tunnels::{Driver, DriverRequest, SasToRekey};
 use crate::{hardening, host, logging, membership, observe, plugin_server, state_dir};
 
 /// Least time between two reports of changed obstacles.
@@ -218,7 +218,7 @@ impl AdminHandler {
         while let Some((request, respond_to)) = requests.recv().await {
             let response = match request {
                 AdminRequest::Status => self.status().await,
-                AdminRequest::Rekey { peer, ike } => self.rekey(peer, ike).await,
+                AdminRequest::Rekey { peer, ike, child } => self.rekey(peer, ike, child).await,
             };
             let _ = respond_to.send(response.unwrap_or(AdminResponse::Failed { reason: "the agent is ending".into() }));
         }
@@ -249,10 +249,14 @@ impl AdminHandler {
         Some(AdminResponse::Status { status: Box::new(status) })
     }
 
-    async fn rekey(&self, peer: String, ike: bool) -> Option<AdminResponse> {
+    async fn rekey(&self, peer: String, ike: bool, child: Option<String>) -> Option<AdminResponse> {
         let (to, outcome) = oneshot::channel();
-        let request = if ike { DriverRequest::RekeyIke(peer, to) } else { DriverRequest::Rekey(peer, to) };
-        self.driver_requests.send(request).await.ok()?;
+        let sas = match child {
+            _ if ike => SasToRekey::Ike,
+            Some(child) => SasToRekey::ChildrenNamed(child),
+            None => SasToRekey::AllChildren,
+        };
+        self.driver_requests.send(DriverRequest::Rekey(peer, sas, to)).await.ok()?;
         Some(match outcome.await.ok()? {
             Ok(()) => AdminResponse::Done,
             Err(reason) => AdminResponse::Failed { reason },

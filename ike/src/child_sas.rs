@@ -104,6 +104,12 @@ impl ChildSas {
         self.outbound.values().copied()
     }
 
+    /// The CHILD_SAs of this configured child that we send with: one for all of its traffic, or for
+    /// each part.
+    pub(crate) fn outbound_named(&self, child: &ChildName) -> impl Iterator<Item = ChildId> {
+        self.outbound.iter().filter(move |(purpose, _)| purpose.child == *child).map(|(_, id)| *id)
+    }
+
     /// Whether we send with any CHILD_SA.
     pub(crate) fn sends(&self) -> bool {
         !self.outbound.is_empty()

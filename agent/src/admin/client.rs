@@ -69,10 +69,10 @@ pub fn request_status(config: &Config) -> anyhow::Result<Box<Status>> {
     }
 }
 
-/// Has the agent rekey the CHILD_SA with `peer`, or the IKE SA. Fails if there is no such peer or
-/// SA.
-pub fn rekey(config: &Config, peer: &str, ike: bool) -> anyhow::Result<()> {
-    send(config, &AdminRequest::Rekey { peer: peer.into(), ike }).map(drop)
+/// Has the agent rekey the CHILD_SAs with `peer`, those of its `child` alone, or the IKE SA. Fails
+/// if there is no such peer, child or SA.
+pub fn rekey(config: &Config, peer: &str, child: Option<String>, ike: bool) -> anyhow::Result<()> {
+    send(config, &AdminRequest::Rekey { peer: peer.into(), ike, child }).map(drop)
 }
 
 fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<AdminResponse> {

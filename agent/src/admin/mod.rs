@@ -14,13 +14,16 @@ use crate::status::Status;
 pub enum AdminRequest {
     /// Asks for the document that `status --json` prints.
     Status,
-    /// Rekey the CHILD_SA or the IKE SA with a peer.
+    /// Rekey the CHILD_SAs or the IKE SA with a peer.
     Rekey {
         /// Name of the peer as `status` lists it.
         peer: String,
         /// Whether the IKE SA is meant.
         #[serde(default)]
         ike: bool,
+        /// Name of the configured child whose CHILD_SAs are meant. `None`: all of the peer's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        child: Option<String>,
     },
 }
 

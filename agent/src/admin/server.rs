@@ -94,7 +94,7 @@ mod tests {
         tokio::spawn(serve(path.clone(), listener, to));
         tokio::spawn(async move {
             while let Some((request, respond_to)) = requests.recv().await {
-                assert_eq!(request, AdminRequest::Rekey { peer: "moon".into(), ike: false });
+                assert_eq!(request, AdminRequest::Rekey { peer: "moon".into(), ike: false, child: None });
                 let _ = respond_to.send(AdminResponse::Done);
             }
         });

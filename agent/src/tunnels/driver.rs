@@ -14,7 +14,7 @@ use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
 use ring::rand::SystemRandom;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::datagram_socket::{self, Socket};
@@ -26,6 +26,7 @@ use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
 use super::on_demand::DeferredSwitch;
 use super::reqids::Reqids;
+use super::requests::DriverRequest;
 use super::sa_table::SaTable;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
@@ -33,7 +34,6 @@ use crate::desired::{Desired, Origin, PeerChanges};
 use crate::host::HostState;
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
-use crate::status::TunnelsReport;
 
 /// How often the number of tunnels is reported.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
@@ -44,20 +44,6 @@ const MAX_DATAGRAM: usize = 65_535;
 const DATAGRAM_QUEUE: usize = 256;
 /// Largest number of events of ESP that are handled before anything else gets its turn.
 const ESP_EVENTS: usize = 256;
-
-/// Requests to the driver.
-#[derive(Debug)]
-pub enum DriverRequest {
-    /// Report the state of all tunnels.
-    Report(oneshot::Sender<TunnelsReport>),
-    /// Rekey the CHILD_SA with the named peer.
-    Rekey(String, oneshot::Sender<Result<(), String>>),
-    /// Rekey the IKE SA with the named peer.
-    RekeyIke(String, oneshot::Sender<Result<(), String>>),
-}
-
-/// The endpoint's function that rekeys an SA with a peer. False: there is none.
-type RekeyNow = fn(&mut Endpoint, &PeerName, Instant, &mut dyn edge_ike::Environment) -> bool;
 
 /// A datagram, its local and its remote address.
 type Received = (Vec<u8>, SocketAddr, SocketAddr);
@@ -428,31 +414,6 @@ impl Driver {
             let _span = peer_span(&peer.name).entered();
             self.environment.incidents.error(format!("peer {}: {error}", peer.name));
         }
-    }
-
-    fn handle_request(&mut self, request: DriverRequest) {
-        match request {
-            DriverRequest::Report(to) => {
-                let _ = to.send(self.report());
-            }
-            DriverRequest::Rekey(peer, to) => {
-                let _ = to.send(self.rekey(&peer, "CHILD_SA", Endpoint::rekey_children));
-            }
-            DriverRequest::RekeyIke(peer, to) => {
-                let _ = to.send(self.rekey(&peer, "IKE SA", Endpoint::rekey_ike));
-            }
-        }
-    }
-
-    fn rekey(&mut self, peer: &str, what: &str, rekey: RekeyNow) -> Result<(), String> {
-        let name = PeerName::new(peer);
-        if !self.desired.tunnels.contains_key(&name) {
-            return Err(format!("there is no peer {peer:?}; `edge-agent status` lists them"));
-        }
-        if !rekey(&mut self.endpoint, &name, boot_time(), &mut self.environment) {
-            return Err(format!("peer {peer:?} has no {what} now; `edge-agent status` says why"));
-        }
-        Ok(())
     }
 
     /// The current boot time.

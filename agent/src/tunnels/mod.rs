@@ -19,6 +19,7 @@
 //! - `reconcile`: compares policies and SAs with the kernel's and corrects differences.
 //! - `sa_table`: the SAs in the kernel.
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
+//! - `requests`: what commands of `edge-agent` ask for.
 //! - `report`: the part of the status about tunnels.
 
 mod check_interval;
@@ -40,6 +41,8 @@ mod on_demand;
 mod reconcile;
 mod report;
 mod reqids;
+mod requests;
 mod sa_table;
 
-pub use driver::{Driver, DriverRequest};
+pub use driver::Driver;
+pub use requests::{DriverRequest, SasToRekey};

@@ -10,6 +10,7 @@ use crate::child_sas::Spi;
 use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::{ChildId, ChildSa};
+use crate::purpose::ChildName;
 use crate::sa::{IkeSa, Lifecycle, Profile, QueuedRequest};
 use crate::time::Instant;
 
@@ -66,8 +67,24 @@ impl Endpoint {
 
     /// Rekeys the peer's CHILD_SAs now. False: there is none.
     pub fn rekey_children(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
-        let ids: Vec<ChildId> =
-            self.peers.get(name).into_iter().flat_map(|peer| peer.child_sas.all_outbound()).collect();
+        let ids = self.peers.get(name).into_iter().flat_map(|peer| peer.child_sas.all_outbound()).collect();
+        self.rekey_each(name, ids, now, env)
+    }
+
+    /// Rekeys the peer's CHILD_SAs of this configured child now: the one for all of its traffic, or
+    /// those for parts of it. False: there is none.
+    pub fn rekey_children_named(
+        &mut self,
+        name: &PeerName,
+        child: &ChildName,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) -> bool {
+        let ids = self.peers.get(name).into_iter().flat_map(|peer| peer.child_sas.outbound_named(child)).collect();
+        self.rekey_each(name, ids, now, env)
+    }
+
+    fn rekey_each(&mut self, name: &PeerName, ids: Vec<ChildId>, now: Instant, env: &mut dyn Environment) -> bool {
         let mut any = false;
         for id in ids {
             any |= self.rekey_child(name, id, now, env);

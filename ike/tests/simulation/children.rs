@@ -60,8 +60,12 @@ pub fn each_child_sa_is_rekeyed_by_itself_and_the_others_stay() {
             for index in 0..3 {
                 let before = pair.outbound(node);
                 let name = if node == pair.a { pair.b_name.clone() } else { pair.a_name.clone() };
-                let id = before[index].1;
-                assert!(pair.network.call(node, |endpoint, now, env| endpoint.rekey_child(&name, id, now, env)));
+                let child = &before[index].0.child;
+                assert!(pair.network.call(node, |endpoint, now, env| {
+                    let stranger = ChildName::new("no such child");
+                    assert!(!endpoint.rekey_children_named(&name, &stranger, now, env));
+                    endpoint.rekey_children_named(&name, child, now, env)
+                }));
                 pair.traffic(10 * SECOND);
                 pair.assert_children(3);
                 let changed = |at: &usize| pair.outbound(node)[*at] != before[*at];
