@@ -269,7 +269,18 @@ impl<'a> Agent<'a> {
     /// # Errors
     /// If it is refused.
     pub fn ask_to_rekey(&self, peer: &str, ike: bool) -> Result<()> {
-        let what: &[&str] = if ike { &["--ike"] } else { &[] };
+        self.run_rekey(peer, if ike { &["--ike"] } else { &[] })
+    }
+
+    /// `edge-agent rekey PEER --child CHILD`, which only begins it.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn ask_to_rekey_child(&self, peer: &str, child: &str) -> Result<()> {
+        self.run_rekey(peer, &["--child", child])
+    }
+
+    fn run_rekey(&self, peer: &str, what: &[&str]) -> Result<()> {
         let mut command = self.node.command(&self.program);
         self.node.run(command.args(["rekey", "--config", CONFIG, peer]).args(what)).map(drop)
     }

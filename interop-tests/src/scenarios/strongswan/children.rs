@@ -42,12 +42,21 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
         ping.wait_more(5)?;
     }
     lab.step("one is rekeyed by charon, the other stays");
+    agent.ask_to_rekey_child("moon", "net")?;
+    let third = wait::for_event("a new CHILD_SA of the agent's rekey", || {
+        let now = wait_children(&agent, &[NET, VOICE])?;
+        ensure!(now.get(NET) != second.get(NET), "it still has {second:x?}");
+        Ok(now)
+    })?;
+    ensure!(third.get(VOICE) == second.get(VOICE), "the other CHILD_SA changed: {second:x?} {third:x?}");
+    ensure!(agent.ask_to_rekey_child("moon", "no such child").is_err(), "it rekeys a child that there is not");
+    lab.step("the other one is rekeyed by edge-agent, the first stays");
     charon.rekey_ike()?;
     agent.ask_to_rekey("moon", false)?;
     wait::for_event("new CHILD_SAs of the agent's rekey", || {
         let now = agent.children("moon")?;
-        let changed = |(networks, spis): (&String, &ChildSpis)| second.get(networks).is_some_and(|old| old != spis);
-        ensure!(now.len() == 2 && now.iter().all(changed), "it has {now:x?}, had {second:x?}");
+        let changed = |(networks, spis): (&String, &ChildSpis)| third.get(networks).is_some_and(|old| old != spis);
+        ensure!(now.len() == 2 && now.iter().all(changed), "it has {now:x?}, had {third:x?}");
         Ok(())
     })?;
     for ping in &mut pings {
