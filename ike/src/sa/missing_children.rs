@@ -144,6 +144,22 @@ impl IkeSa {
         }
     }
 
+    /// A CHILD_SA of this purpose has gone. If one is left, and its deletion waits until the window
+    /// is free, it was superfluous beside the one that has gone: now it stays.
+    pub(super) fn keep_last_child(&mut self, purpose: &Purpose, child_sas: &mut ChildSas, now: Instant) {
+        let left = child_sas.ids_for(self.spi(), purpose);
+        let [last] = left.as_slice() else { return };
+        if !self.queue.contains(&QueuedRequest::DeleteChild(*last)) {
+            return;
+        }
+        self.drop_requests_of(*last);
+        if let Some(child) = child_sas.live_mut(*last) {
+            child.redundant = false;
+            // Its replacement has gone.
+            child.rekey.get_or_insert(now + self.channel.timing.retry);
+        }
+    }
+
     /// A configured CHILD_SA was deleted, and no other one is being made. If we want one, we ask
     /// for it at once. A peer that goes on deleting them is asked more and more seldom.
     pub(super) fn child_deleted(&mut self, purpose: &Purpose, child_sas: &ChildSas, cx: &mut Context<'_>) {

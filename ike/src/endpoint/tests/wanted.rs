@@ -1,6 +1,7 @@
 //! A peer that we want a CHILD_SA with and have none with is never left alone.
 
 use super::*;
+use crate::child_sas::ChildUse;
 use crate::event::ChildId;
 use crate::sa::QueuedRequest;
 use crate::wire::{ExchangeType, Header};
@@ -49,6 +50,36 @@ fn a_deletion_of_the_new_child_sa_that_crosses_ours_of_the_old_one_is_made_good(
         }
         assert!(pair.is_connected(), "initiator {us}: {:?}", pair.ends[us].events);
     }
+}
+
+/// Our DELETE of the old CHILD_SA waits behind a liveness check while the peer deletes the new one.
+#[test]
+fn a_child_sa_whose_deletion_waits_stays_if_the_one_beside_it_goes() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    pair.run_for(5 * SECOND);
+    let (old, theirs) = (children(&pair, 0), children(&pair, 1));
+    let name = PeerName::new(NAMES[1]);
+    pair.tap = Box::new(|from, _| from == 1);
+    assert!(pair.call(0, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));
+    assert!(pair.call(0, |endpoint, now, env| endpoint.check_liveness(&name, now, env)));
+    let is_check = |sent: &Transmit| is_request(sent, ExchangeType::Informational);
+    pair.tap = Box::new(move |from, sent| from == 1 || !is_check(sent));
+    pair.run_for(2 * SECOND);
+    let new = *children(&pair, 1).iter().find(|id| !theirs.contains(id)).expect("it is rekeyed");
+    delete_child(&mut pair, 1, new);
+    pair.tap = Box::new(|_, _| true);
+    let live = |pair: &Pair| {
+        let children = pair.ends[0].endpoint.snapshot()[0].children.clone();
+        children.iter().filter(|child| child.usage == ChildUse::InUse).map(|child| child.sa.id).collect::<Vec<_>>()
+    };
+    assert_eq!(live(&pair), old);
+    // Its rekey is made up for.
+    pair.run_for(30 * SECOND);
+    assert_ne!(live(&pair), old);
+    assert!(pair.is_connected());
+    let made = pair.ends[0].events.iter().filter(|event| matches!(event, Event::ChildUp { .. })).count();
+    assert_eq!(made, 1, "{:?}", pair.ends[0].events);
 }
 
 /// Both ends delete the only CHILD_SA at once.

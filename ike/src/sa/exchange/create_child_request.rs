@@ -198,6 +198,7 @@ fn refused(
             {
                 //= RFC 7296 2.25 SHOULD 7: a lost CHILD_SA is made again
                 child_sas.retire(old, timing.linger, DownReason::Failed, cx.now, cx.out);
+                sa.keep_last_child(&purpose, child_sas, cx.now);
                 if !child_sas.serves(sa.spi(), &purpose) {
                     sa.missing.plan_again(purpose, cx.now);
                 }

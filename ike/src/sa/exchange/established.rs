@@ -365,6 +365,7 @@ impl IkeSa {
             //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
             child_sas.remove_at_once(*id, DownReason::Expired, cx.out);
             self.drop_requests_of(*id);
+            self.keep_last_child(purpose, child_sas, cx.now);
             //= RFC 7296 2.4 MUST 9: the peer is told of a deleted CHILD_SA
             self.enqueue(QueuedRequest::DeleteRemoved(*id));
             let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";

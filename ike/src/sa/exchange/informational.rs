@@ -19,7 +19,11 @@ pub(super) fn delete(sa: &mut IkeSa, delete: Delete, cx: &mut Context<'_>) {
 
 /// The peer has confirmed the deletion of a CHILD_SA, or had deleted it at the same time.
 pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+    let purpose = child_sas.live(id).map(|child| child.sa.purpose.clone());
     child_sas.retire(id, sa.profile.config.timing.linger, DownReason::Replaced, cx.now, cx.out);
+    if let Some(purpose) = purpose {
+        sa.keep_last_child(&purpose, child_sas, cx.now);
+    }
 }
 
 /// Answers an INFORMATIONAL request.
@@ -76,6 +80,7 @@ fn child_deleted(sa: &mut IkeSa, spi: u32, child_sas: &mut ChildSas, cx: &mut Co
     let reason = if alone { DownReason::DeletedByPeer } else { DownReason::Replaced };
     //= RFC 7296 1.4.1 MUST 3: the named SAs are closed
     child_sas.retire(id, sa.profile.config.timing.linger, reason, cx.now, cx.out);
+    sa.keep_last_child(&purpose, child_sas, cx.now);
     if alone && !sa.is_asking_for(&purpose) {
         sa.child_deleted(&purpose, child_sas, cx);
     }
