@@ -26,10 +26,10 @@ const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 /// The plugins that are chained.
 const OTHERS: [&str; 4] = ["tuning", "bandwidth", "firewall", "portmap"];
 
-/// Where `.ci/install test` puts cnitool.
-const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/cni-plugins");
+/// Where `.ci/install test` puts cnitool and crictl.
+pub(crate) const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/cni-plugins");
 
-fn find(program: &str, directories: &[&str]) -> Option<PathBuf> {
+pub(crate) fn find(program: &str, directories: &[&str]) -> Option<PathBuf> {
     let named = std::env::var_os("CNI_PATH").unwrap_or_default();
     let all = std::env::split_paths(&named).chain(directories.iter().map(PathBuf::from));
     all.map(|directory| directory.join(program)).find(|file| file.is_file())
@@ -39,7 +39,7 @@ fn cnitool() -> Option<PathBuf> {
     find("cnitool", &[INSTALLED, "/usr/local/bin", "/usr/bin"])
 }
 
-fn plugin(name: &str) -> Option<PathBuf> {
+pub(crate) fn plugin(name: &str) -> Option<PathBuf> {
     find(name, &["/usr/lib/cni", "/opt/cni/bin"])
 }
 

@@ -4,6 +4,7 @@ mod attach;
 mod between_networks;
 mod check_and_gc;
 mod cnitool;
+mod containerd;
 mod crashes;
 mod earlier_release;
 mod filter_table;
@@ -16,10 +17,12 @@ mod input;
 mod lenient;
 mod loopback;
 mod node;
+mod oci_image;
 mod portmap;
 mod power_cut;
 mod random_calls;
 mod requested;
+mod runtime_host;
 mod several_networks;
 mod spoof;
 mod world;
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         suite::run(power_cut::TESTS, power_cut::unavailable, Unrunnable::Skip),
         suite::run(cnitool::TESTS, cnitool::unavailable, Unrunnable::Skip),
         suite::run(cnitool::CHAINED, cnitool::unavailable_chained, Unrunnable::Skip),
+        suite::run(containerd::TESTS, containerd::unavailable, Unrunnable::Skip),
     ];
     runs.into_iter().find(|run| *run != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
 }
