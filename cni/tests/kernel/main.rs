@@ -18,6 +18,7 @@ mod lenient;
 mod loopback;
 mod node;
 mod oci_image;
+mod podman;
 mod portmap;
 mod power_cut;
 mod random_calls;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         suite::run(cnitool::TESTS, cnitool::unavailable, Unrunnable::Skip),
         suite::run(cnitool::CHAINED, cnitool::unavailable_chained, Unrunnable::Skip),
         suite::run(containerd::TESTS, containerd::unavailable, Unrunnable::Skip),
+        suite::run(podman::TESTS, podman::unavailable, Unrunnable::Skip),
     ];
     runs.into_iter().find(|run| *run != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
 }
