@@ -255,8 +255,11 @@ fn pods_come_during_a_kill() {
     let given: BTreeSet<&String> = pods.iter().flat_map(|pod| &pod.addresses).collect();
     assert_eq!(given.len(), 2 * pods.len(), "{given:?}");
     pods.windows(2).for_each(|pair| reach_each_other(&containerd, &pair[0], &pair[1]));
+    let forgotten = containerd.remove_all();
+    let leased = host.leased();
+    assert!(pods.iter().all(|pod| !leased.contains(&pod.id)), "leases outlive the DELs of their pods: {leased:?}");
     // containerd may have forgotten a namespace that it had just made. A reboot would remove it.
-    for namespace in containerd.remove_all() {
+    for namespace in forgotten {
         succeed(host.command("ip").args(["netns", "del", &namespace]));
     }
     // The leases in it end as the agent ends them.
