@@ -9,6 +9,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 
 use super::client::{ApiFailures, REQUEST};
+use super::nodes::CLUSTER;
 
 /// How often the rights are read.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -49,7 +50,8 @@ const fn right(
 }
 
 const OURS: &str = "edge-cni.io";
-const DEFINITIONS: (&str, &str) = ("apiextensions.k8s.io", "customresourcedefinitions");
+const EXTENSIONS: &str = "apiextensions.k8s.io";
+const DEFINITION: &str = "customresourcedefinitions";
 const ALL: &[&str] = &["get", "list", "watch", "create", "update", "delete"];
 
 const RIGHTS: &[Right] = &[
@@ -61,9 +63,9 @@ const RIGHTS: &[Right] = &[
     right(Need::Store, OURS, "communities", None, ALL),
     right(Need::Store, OURS, "edgenodes/status", None, &["patch"]),
     right(Need::Store, OURS, "communities/status", None, &["patch"]),
-    right(Need::Store, DEFINITIONS.0, DEFINITIONS.1, Some("segments.edge-cni.io"), &["get"]),
-    right(Need::Store, DEFINITIONS.0, DEFINITIONS.1, Some("edgenodes.edge-cni.io"), &["get"]),
-    right(Need::Store, DEFINITIONS.0, DEFINITIONS.1, Some("communities.edge-cni.io"), &["get"]),
+    right(Need::Store, EXTENSIONS, DEFINITION, Some("segments.edge-cni.io"), &["get"]),
+    right(Need::Store, EXTENSIONS, DEFINITION, Some("edgenodes.edge-cni.io"), &["get"]),
+    right(Need::Store, EXTENSIONS, DEFINITION, Some("communities.edge-cni.io"), &["get"]),
     right(Need::Store, "", "secrets", None, ALL),
     right(Need::Store, "", "configmaps", None, &["create"]),
     right(Need::Store, "", "configmaps", Some("edge-cni-controller"), &["get", "update"]),
@@ -121,7 +123,8 @@ impl OwnRights {
     }
 }
 
-/// The rights that the rules do not give, in words, and the resources concerned: `leases.GROUP`.
+/// The rights that the rules do not give, in words, and the names of the failures that follow from
+/// it: mostly the resource, `leases.GROUP`.
 fn missing(rules: &[ResourceRule], needs: &[Need]) -> (Vec<String>, BTreeSet<String>) {
     let mut resources = BTreeSet::new();
     let mut texts = Vec::new();
@@ -136,6 +139,12 @@ fn missing(rules: &[ResourceRule], needs: &[Need]) -> (Vec<String>, BTreeSet<Str
         let name = right.name.map(|name| format!(" {name}")).unwrap_or_default();
         texts.push(format!("{} {resource}{name}", lacking.join("/")));
         resources.insert(resource);
+        // These failures are not called after their resource.
+        match (right.resource, right.name) {
+            ("namespaces", _) => drop(resources.insert(CLUSTER.into())),
+            (DEFINITION, Some(kind)) => drop(resources.insert(format!("the definition {kind}"))),
+            _ => {}
+        }
     }
     (texts, resources)
 }
@@ -184,6 +193,8 @@ mod tests {
         let rules = shipped();
         assert_eq!(missing(&rules, EVERYTHING).0, [""; 0]);
         assert_eq!(missing(&[], &[Need::Nodes]).0.len(), 3);
+        let failures = missing(&[], EVERYTHING).1;
+        assert!(failures.contains(CLUSTER) && failures.contains("the definition segments.edge-cni.io"), "{failures:?}");
         let mut taken = 0;
         for (index, rule) in rules.iter().enumerate() {
             // What the controller only reads to say whether labels count.

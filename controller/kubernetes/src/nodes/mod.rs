@@ -19,4 +19,5 @@ mod watch;
 
 pub use facts::ADDRESSES;
 pub use pending::PendingDeregistrations;
+pub(crate) use watch::CLUSTER;
 pub use watch::NodeWatch;

@@ -26,7 +26,8 @@ use crate::selector::NodeSelector;
 
 /// Plural of the kind, for messages.
 pub(super) const WHAT: &str = "nodes";
-const CLUSTER: &str = "the cluster";
+/// Name of the failure to know whether it is still the same cluster.
+pub(crate) const CLUSTER: &str = "the cluster";
 /// Wait before the cluster's identity is checked again.
 const IDENTITY_RETRY: Duration = Duration::from_secs(5);
 /// Wait before failed work is tried again.

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use edge_controller_domain::state::{Change, CommunityRecord};
+use edge_controller_kubernetes::own_rights::OwnRights;
 use edge_types::IpNetwork;
 use futures_util::future::join_all;
 use interop_tests::kube::suite::Test;
 use interop_tests::kube::{ControlPlane, Subject};
 
 use crate::behaviour::{Grants, assert_disjoint, commit, loaded, name, until};
-use crate::cluster::{PLANE, as_user, clean, controller, install, run};
+use crate::cluster::{NAMESPACE, PLANE, as_user, clean, controller, install, run};
 
 pub(crate) const TESTS: &[Test] = &[
     ("while_the_api_server_is_away_what_was_known_holds_and_afterwards_all_goes_on", away),
@@ -123,6 +124,23 @@ fn rights() {
         })
         .await;
         assert!(message.contains("deploy/kubernetes/10-rbac.yaml"), "{message}");
+        // The account's rights are read, and as all replicas lack them, this one stays ready.
+        let rights = OwnRights::new(&cluster.client, NAMESPACE, true, false, cluster.api_failures.clone());
+        let reading = tokio::spawn(rights.run());
+        let named = until("the missing rights to be named", async || {
+            cluster.api_failures.minor_reasons().filter(|message| message.contains("account may not"))
+        })
+        .await;
+        for right in ["create/update/delete segments.edge-cni.io", "nodes", "10-rbac.yaml"] {
+            assert!(named.contains(right), "{right}: {named}");
+        }
+        until("what follows from it to be no reason to send nodes elsewhere", async || {
+            let reasons = cluster.api_failures.serving_reasons().unwrap_or_default();
+            (!reasons.contains("resource \"segments\"") && !reasons.contains("resource \"nodes\"")).then_some(())
+        })
+        .await;
+        reading.abort();
+        cluster.api_failures.set_lacking(Default::default());
         everything_is_there(&replica).await;
         let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("10-rbac.yaml"), "{error}");
