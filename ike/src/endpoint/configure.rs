@@ -15,8 +15,9 @@ use crate::time::Instant;
 
 impl Endpoint {
     /// Adds a peer, or updates the peer of this name. The same configuration again changes nothing.
-    /// Other `remotes` alone shorten a wait after a failure to ten seconds. A running tunnel stays,
-    /// except in these cases:
+    /// Other `remotes` alone shorten a wait after a failure to ten seconds. If the one that a
+    /// tunnel uses is no longer among them, the others are tried at once, and the tunnel stays
+    /// meanwhile. A running tunnel stays, except in these cases:
     /// - Identities changed: it ends and begins again.
     /// - The pre-shared key or selectors changed, and we initiate: a new IKE SA replaces it without
     ///   a gap.
@@ -46,6 +47,7 @@ impl Endpoint {
         if change == ConfigChange::None {
             return Ok(());
         }
+        let remotes_before = peer.config().remotes.clone();
         let profile = Arc::new(Profile::new(config)?);
         if change == ConfigChange::Restart {
             self.delete_peer(&name, now, env);
@@ -58,7 +60,7 @@ impl Endpoint {
         };
         peer.terminated = false;
         if change == ConfigChange::Addresses {
-            self.addresses_changed(&name, now, env);
+            self.addresses_changed(&name, &remotes_before, now, env);
             return Ok(());
         }
         peer.reset_backoff();

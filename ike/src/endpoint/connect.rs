@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::attempt::{Attempt, AttemptFailure};
+use super::peer::Peer;
 use super::state::{Endpoint, SaState, context};
 use crate::child_sas::Spi;
 use crate::config::PeerName;
@@ -44,6 +45,14 @@ impl Endpoint {
             }
             return;
         }
+        self.begin_attempt(name, remotes, now, env);
+    }
+
+    /// Starts an attempt at these addresses, at least one.
+    fn begin_attempt(&mut self, name: &PeerName, remotes: Vec<SocketAddr>, now: Instant, env: &mut dyn Environment) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
         peer.retry_at = None;
         peer.attempt = Some(Attempt::default());
         self.send_init_to(name, remotes, now, env);
@@ -77,8 +86,15 @@ impl Endpoint {
 
     /// The peer has other addresses. New ones join a running attempt. A wait after a failure is
     /// shortened, but does not end at once: the peer itself decides its addresses and how often
-    /// they change, and must not make us send more.
-    pub(super) fn addresses_changed(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
+    /// they change, and must not make us send more. `before`: the addresses until now.
+    pub(super) fn addresses_changed(
+        &mut self,
+        name: &PeerName,
+        before: &[SocketAddr],
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        self.follow_to_new_address(name, before, now, env);
         let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.should_initiate(now) && peer.sas.is_empty())
         else {
             return;
@@ -95,6 +111,36 @@ impl Endpoint {
                 peer.shorten_wait(now);
                 self.schedule_peer(name);
             }
+        }
+    }
+
+    /// If the peer has left the address to which we send, it is tried at its new ones at once, so
+    /// that nothing waits for a timeout. The present IKE SA stays until another one is up, since
+    /// the old path may still work.
+    fn follow_to_new_address(
+        &mut self,
+        name: &PeerName,
+        before: &[SocketAddr],
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let may = |peer: &&mut Peer| peer.should_initiate(now) && peer.attempt.is_none();
+        let Some(peer) = self.peers.get_mut(name).filter(may) else {
+            return;
+        };
+        // An IKE SA that is not confirmed has just been made.
+        let Some(SaState::Established(_, sa)) = peer.sas.last().and_then(|spi| self.sas.get(spi)) else {
+            return;
+        };
+        let current = sa.addresses().1.ip();
+        let names = |remotes: &[SocketAddr]| remotes.iter().any(|remote| remote.ip() == current);
+        // An address that was never configured is that of a NAT.
+        if !sa.is_confirmed() || !names(before) || names(&peer.config().remotes) {
+            return;
+        }
+        let remotes = peer.remotes(None, env);
+        if !remotes.is_empty() && peer.may_follow(now) {
+            self.begin_attempt(name, remotes, now, env);
         }
     }
 

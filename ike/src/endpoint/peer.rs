@@ -48,6 +48,8 @@ pub(super) struct Peer {
     pub(super) retry_at: Option<Instant>,
     /// The next wait after a failure.
     backoff: Duration,
+    /// When the peer was last tried at new addresses because it had left the one in use.
+    followed_at: Option<Instant>,
     /// When an attempt last failed, until a success.
     failed_at: Option<Instant>,
     /// Until when a packet waits for a tunnel ([`super::Endpoint::acquire`]).
@@ -71,6 +73,7 @@ impl Peer {
             attempt: None,
             retry_at: None,
             backoff,
+            followed_at: None,
             failed_at: None,
             acquired_until: None,
             terminated: false,
@@ -133,6 +136,16 @@ impl Peer {
         if let (Some(at), Some(failed)) = (self.retry_at, self.failed_at) {
             self.retry_at = Some(at.min((failed + UNPROVEN_WAIT).max(now)));
         }
+    }
+
+    /// Whether the peer may be tried at new addresses now. The peer itself decides how often they
+    /// change, so this is the case once in [`UNPROVEN_WAIT`].
+    pub(super) fn may_follow(&mut self, now: Instant) -> bool {
+        let may = self.followed_at.is_none_or(|followed| now >= followed + UNPROVEN_WAIT);
+        if may {
+            self.followed_at = Some(now);
+        }
+        may
     }
 
     /// A configured child with whose CHILD_SAs we do not send.

@@ -1,6 +1,7 @@
 //! What changes while tunnels are up: addresses, NAT mappings, configurations, peers that die and
 //! come back.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use edge_ike::event::{DownReason, PeerErrorKind};
@@ -60,6 +61,61 @@ fn a_changed_address_of_ours_replaces_the_ike_sa_at_once_where_none_is() {
     let a = &pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name];
     assert_eq!(a.sole_outbound().unwrap().local.ip().to_string(), "10.0.0.9");
     pair.network.run_for(30 * SECOND);
+    pair.assert_connected();
+}
+
+/// `b` gets another address behind a firewall that lets in only what was asked for, so it cannot
+/// call `a`, and `a` learns the address from its configuration.
+fn move_b(pair: &mut Pair, new: &'static str) {
+    let (old, address) = (pair.network.nodes[pair.b].host.address, new.parse().unwrap());
+    pair.network.nodes[pair.b].host.address = address;
+    let mut called = false;
+    pair.network.tap = Some(Box::new(move |from, to, _| {
+        called |= to.ip() == address;
+        called || from.ip() != address
+    }));
+    pair.network.call(pair.b, |endpoint, now, env| endpoint.local_address_changed(old, address, now, env));
+    pair.a_config.remotes = vec![SocketAddr::new(address, 4500)];
+}
+
+#[test]
+fn a_peer_that_has_left_its_address_is_tried_at_the_new_one_at_once() {
+    for seed in 0..20 {
+        let mut pair = Pair::new(seed, LinkQuality::RELIABLE);
+        pair.start();
+        pair.network.run_for(25 * SECOND);
+        pair.assert_connected();
+        move_b(&mut pair, "10.0.0.9");
+        pair.network.run_for(SECOND);
+        pair.start_a();
+        pair.network.working.clear();
+        pair.traffic(SECOND);
+        assert_eq!(pair.network.working.len(), 2, "{}", pair.network.history());
+        pair.network.tap = None;
+        pair.network.run_for(60 * SECOND);
+        pair.assert_connected();
+    }
+}
+
+#[test]
+fn a_peer_whose_addresses_change_all_the_time_does_not_make_us_send_more() {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    pair.start();
+    pair.network.run_for(25 * SECOND);
+    pair.assert_connected();
+    let used = pair.a_config.remotes.clone();
+    pair.network.wire.clear();
+    for host in 0..100 {
+        pair.a_config.remotes = vec![SocketAddr::new(IpAddr::from([10, 0, 1, host]), 4500)];
+        pair.start_a();
+        pair.network.run_for(SECOND / 4);
+        pair.a_config.remotes.clone_from(&used);
+        pair.start_a();
+        pair.network.run_for(SECOND / 4);
+    }
+    let wrong = pair.network.wire.iter().filter(|(_, to, _)| to.ip().to_string().starts_with("10.0.1.")).count();
+    // An attempt in ten seconds, of a few transmissions to one address.
+    assert!((1..=6 * 5).contains(&wrong), "{wrong}");
     pair.assert_connected();
 }
 
