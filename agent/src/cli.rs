@@ -64,7 +64,7 @@ enum Command {
         #[arg(value_name = "URL", required = true)]
         urls: Vec<String>,
         /// The join token; - reads it from standard input, where other users do not see it
-        #[arg(value_name = "TOKEN", allow_hyphen_values = true)]
+        #[arg(value_name = "TOKEN")]
         token: String,
     },
     /// Judge the configuration and the files that it names; needs no running agent, changes nothing

@@ -6,7 +6,7 @@
 //! - [`client`]: HTTP over the admin socket.
 //! - [`config`]: prints the configuration.
 //! - [`commands`]: the requests and the output of each command.
-//! - [`status`]: the overview. [`problems`]: what is wrong with a node.
+//! - [`status`]: the overview. [`problems`](mod@problems): what is wrong with a node.
 //! - [`gather`]: one file for whoever looks for a fault.
 //! - [`import_fabedge`]: what FabEdge's resources become here.
 //! - [`core_dumps`]: keeps keys out of core files.
