@@ -18,8 +18,8 @@ use crate::membership::ControllerStatus;
 use crate::state_dir::replace_file;
 use crate::stdout::print;
 
-/// The token's file beside a configuration that this command writes.
-const TOKEN_FILE: &str = "token";
+/// Name of the token's file, beside a configuration that this command writes.
+const TOKEN_NAME: &str = "token";
 /// Longest join token that is read, bytes.
 const MAX_TOKEN: u64 = 16 * 1024;
 /// How often the running agent is asked.
@@ -96,7 +96,7 @@ fn ensure_configuration(options: &JoinOptions) -> anyhow::Result<Config> {
     let name = options.name.as_ref().map(|name| format!("name = \"{name}\"\n")).unwrap_or_default();
     let urls = toml::Value::from(options.urls.clone());
     let text = format!(
-        "# All keys: docs/configuration.md\n{name}[controller]\nurls = {urls}\ntoken_file = \"{TOKEN_FILE}\"\n"
+        "# All keys: docs/configuration.md\n{name}[controller]\nurls = {urls}\ntoken_file = \"{TOKEN_NAME}\"\n"
     );
     // Errors of a URL come before anything is written.
     Config::parse(&text, file)?;
@@ -112,7 +112,7 @@ fn ensure_configuration(options: &JoinOptions) -> anyhow::Result<Config> {
 fn token_path(config: &Config, file: &Path) -> anyhow::Result<PathBuf> {
     let controller = config.controller.as_ref();
     let token_file = controller.and_then(|controller| controller.token_file.as_ref()).with_context(|| {
-        format!("{} names no `token_file` in [controller]: add token_file = \"{TOKEN_FILE}\"", file.display())
+        format!("{} names no `token_file` in [controller]: add token_file = \"{TOKEN_NAME}\"", file.display())
     })?;
     Ok(config.path(token_file))
 }
