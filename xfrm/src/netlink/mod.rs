@@ -28,8 +28,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Largest datagram, bytes. Those of a dump have at most 32 KiB, single responses far less.
 const MAX_DATAGRAM: usize = 64 << 10;
-/// How often a dump is read again if it changes meanwhile.
-const DUMP_ATTEMPTS: usize = 8;
+/// How often a dump is read at most, because it changes meanwhile. With the waits between them, that
+/// takes at least 1.4 s: on a node that starts fifty pods at once the links change all the time.
+const DUMP_ATTEMPTS: u32 = 42;
+/// The wait before another attempt grows by this time, from the third one on.
+const DUMP_WAIT: Duration = Duration::from_millis(2);
+/// Longest wait before another attempt.
+const LONGEST_DUMP_WAIT: Duration = Duration::from_millis(50);
 /// Most requests in one datagram of a batch. Their acknowledgements fit into the smallest receive
 /// buffer.
 const MAX_BATCH: usize = 128;
@@ -289,7 +294,9 @@ impl Netlink {
         Q: NetlinkSerializable + Clone,
         R: NetlinkDeserializable,
     {
-        for _ in 0..DUMP_ATTEMPTS {
+        for attempt in 0..DUMP_ATTEMPTS {
+            #[expect(clippy::disallowed_methods, reason = "nothing tells when others have ended their changes")]
+            std::thread::sleep((DUMP_WAIT * attempt.saturating_sub(1)).min(LONGEST_DUMP_WAIT));
             let mut bytes = Zeroizing::new(Vec::new());
             self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
             let sequence = self.sequence;
