@@ -28,8 +28,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Largest datagram, bytes. Those of a dump have at most 32 KiB, single responses far less.
 const MAX_DATAGRAM: usize = 64 << 10;
-/// How often a dump is read at most, because it changes meanwhile. With the waits between them, that
-/// takes at least 1.4 s: on a node that starts fifty pods at once the links change all the time.
+/// How often a dump is read at most, because it changes meanwhile. With the waits between them,
+/// that takes at least 1.4 s: on a node that starts fifty pods at once the links change all the
+/// time.
 const DUMP_ATTEMPTS: u32 = 42;
 /// The wait before another attempt grows by this time, from the third one on.
 const DUMP_WAIT: Duration = Duration::from_millis(2);
