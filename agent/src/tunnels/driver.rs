@@ -18,13 +18,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::datagram_socket::{self, Socket};
+use super::deferred_switch::DeferredSwitch;
 use super::environment::{KernelEnvironment, source_address};
 use super::failure_log::FailureLog;
 use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
 use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
-use super::on_demand::DeferredSwitch;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
 use super::sa_table::SaTable;

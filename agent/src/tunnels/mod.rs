@@ -3,7 +3,9 @@
 //! step.
 //!
 //! - `check_interval`: when everything is compared with the kernel next.
+//! - `commands`: carries out what commands of `edge-agent` ask for.
 //! - `datagram_socket`: a UDP socket that knows the local address of each datagram.
+//! - `deferred_switch`: the switch to an outbound SA that waits for the peer.
 //! - `ike_sockets`: the four sockets of IKE, which systemd may have opened.
 //! - `environment`: [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
@@ -19,12 +21,14 @@
 //! - `reconcile`: compares policies and SAs with the kernel's and corrects differences.
 //! - `sa_table`: the SAs in the kernel.
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
-//! - `requests`: what commands of `edge-agent` ask for.
+//! - `requests`: what commands of `edge-agent` ask for, as messages.
 //! - `report`: the part of the status about tunnels.
 
 mod check_interval;
+mod commands;
 #[allow(unsafe_code)]
 mod datagram_socket;
+mod deferred_switch;
 pub mod driver;
 mod endpoint_events;
 mod environment;
