@@ -17,6 +17,7 @@
 //! - `installed_sa`: an SA of ours in the kernel.
 //! - `kernel_events`: handles the notifications of the kernel.
 //! - `kernel_policies`: installs the desired policies, and compares them with the kernel's.
+//! - `not_carried`: what is configured for a peer and no CHILD_SA carries.
 //! - `on_demand`: tunnels that the first packet brings.
 //! - `reconcile`: compares policies and SAs with the kernel's and corrects differences.
 //! - `sa_table`: the SAs in the kernel.
@@ -41,6 +42,7 @@ mod inherited_sas;
 mod installed_sa;
 mod kernel_events;
 mod kernel_policies;
+mod not_carried;
 mod on_demand;
 mod reconcile;
 mod report;

@@ -5,17 +5,16 @@ use std::collections::HashMap;
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName, Purpose};
 use edge_types::api::TunnelCount;
-use edge_types::network::contains;
 use edge_xfrm::{Action, Policy, Sa, SaDirection, SaId, UdpEncap};
-use ipnetwork::IpNetwork;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::driver::Driver;
 use super::installed_sa::InstalledSa;
-use crate::desired::{DesiredTunnel, Origin};
+use super::not_carried::not_carried;
+use crate::desired::Origin;
 use crate::status::{
-    ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
+    ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
 };
 
 impl Driver {
@@ -148,27 +147,6 @@ impl Driver {
         let ago = self.now().saturating_since(moment);
         (OffsetDateTime::now_utc() - ago).format(&Rfc3339).unwrap_or_default()
     }
-}
-
-/// Pairs of networks of a static peer that are configured, but that no CHILD_SA carries although
-/// the peer is up: the peer has narrowed the selectors, or refuses a child.
-fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<NotCarried> {
-    if tunnel.origin != Origin::Configuration || status.phase != Phase::Up {
-        return vec![];
-    }
-    let covers = |networks: &[IpNetwork], network: &IpNetwork| networks.iter().any(|wide| contains(wide, network));
-    let mut missing = Vec::new();
-    for child in tunnel.peer.children() {
-        let sas = || status.children.iter().map(|one| &one.sa).filter(|sa| sa.purpose.child == child.name);
-        for local in &child.local {
-            for remote in child.remote.iter().filter(|remote| remote.is_ipv4() == local.is_ipv4()) {
-                if !sas().any(|sa| covers(&sa.local_selectors, local) && covers(&sa.remote_selectors, remote)) {
-                    missing.push(NotCarried { child: child.name.to_string(), local: *local, remote: *remote });
-                }
-            }
-        }
-    }
-    missing
 }
 
 fn counters(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> Option<Counters> {
