@@ -202,6 +202,7 @@ impl Driver {
         for reader in readers {
             reader.abort();
         }
+        self.environment.save_reqids(Instant::new(Duration::MAX));
         Ok(())
     }
 
@@ -250,6 +251,7 @@ impl Driver {
             self.hub_returns.next_due(),
             idle,
             self.next_deferral_end(),
+            self.environment.reqids.save_due(),
         ];
         let next = due.into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
@@ -261,6 +263,7 @@ impl Driver {
         if let Some(line) = self.failures.end_period(now) {
             tracing::warn!("{line}");
         }
+        self.environment.save_reqids(now);
         self.changed_peers.extend(self.hub_returns.take_due(now));
         self.end_deferrals(now);
         if self.esp_events.is_some() {
@@ -382,14 +385,21 @@ impl Driver {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
         let (mut peer, origin, on_demand) = (tunnel.peer.clone(), tunnel.origin, tunnel.on_demand);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
-        for child in &children {
-            let purpose = Purpose::whole(&child.name);
-            let Some(reqid) = self.environment.reqids.of_purpose(name, &purpose) else { continue };
+        let reqids = &self.environment.reqids;
+        let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children
+            .iter()
+            .flat_map(|child| reqids.of_child(name, &child.name).into_iter().map(move |of| (child, of)))
+            .collect();
+        for (child, (purpose, reqid)) in purposes {
+            // The configuration has changed meanwhile.
+            if !peer.may_have(&purpose) {
+                continue;
+            }
             self.forget_revoked_sas(&peer, reqid);
             peer.keep_existing |= self.sas.has_inherited(reqid);
             // While there are inherited SAs, no packet asks for a tunnel.
             peer.initiate |= on_demand && peer.keep_existing;
-            self.assume_inherited_ends(name, child, reqid);
+            self.assume_inherited_ends(name, child, purpose, reqid);
             // A peer behind a NAT may not notice that we restarted, as long as its ESP is answered.
             // So we begin, at the address to which the inherited SAs send.
             if origin == Origin::View

@@ -1,13 +1,13 @@
-//! Reqids of the peers' CHILD_SAs, one for each purpose. A purpose of the configuration keeps its
-//! reqid over rekeys, restarts and reboots, so that SAs of an earlier run are recognised as the
-//! peer's.
+//! Reqids of the peers' CHILD_SAs, one for each purpose. A purpose keeps its reqid over rekeys,
+//! restarts and reboots, so that SAs of an earlier run are recognised as the peer's.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use edge_ike::{ChildName, PeerName, Purpose};
+use edge_ike::{ChildName, Instant, PeerName, Purpose};
 use edge_xfrm::Reqid;
 use edge_xfrm::reqid::TUNNELS;
 use ring::digest::{SHA256, digest};
@@ -19,15 +19,21 @@ use crate::state_dir::{make_private, replace_file};
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
 
+/// How long a change of parts waits for others before the file is written: each is a peer's choice,
+/// which must not cost a write to the disk.
+const PARTS_UNSAVED: Duration = Duration::from_secs(1);
+
 /// The reqids of each peer, and the file that keeps them.
 #[derive(Debug)]
 pub(super) struct Reqids {
     path: PathBuf,
     /// By [`key`].
     numbers: BTreeMap<String, u32>,
-    /// Those of parts of configured children, which only this run knows. The peer decides what
-    /// parts there are, so their number is that of `SaTable`'s.
+    /// Those of parts of configured children. The peer decides what parts there are, so their
+    /// number is that of `SaTable`'s.
     parts: HashMap<(PeerName, Purpose), u32>,
+    /// Since when the file lacks a change of the parts.
+    unsaved_since: Option<Instant>,
     peers: HashMap<u32, PeerName>,
     hubs: HashSet<PeerName>,
 }
@@ -37,7 +43,7 @@ impl Reqids {
     /// the same, since the first choice is a hash of the name.
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
-        let numbers = match fs::read(&path).map(|text| serde_json::from_slice::<BTreeMap<String, u32>>(&text)) {
+        let mut numbers = match fs::read(&path).map(|text| serde_json::from_slice::<BTreeMap<String, u32>>(&text)) {
             Ok(Ok(numbers)) => numbers,
             Ok(Err(error)) => {
                 tracing::warn!("{}: {error}; reqids are assigned again", path.display());
@@ -49,8 +55,19 @@ impl Reqids {
                 BTreeMap::new()
             }
         };
-        let peers = numbers.iter().map(|(key, number)| (*number, PeerName::new(peer_of_key(key)))).collect();
-        Self { path, numbers, parts: HashMap::new(), peers, hubs: HashSet::new() }
+        let of_parts: Vec<(String, u32)> = numbers.extract_if(.., |key, _| part_of_key(key).is_some()).collect();
+        let mut peers: HashMap<u32, PeerName> =
+            numbers.iter().map(|(key, number)| (*number, PeerName::new(peer_of_key(key)))).collect();
+        let mut parts = HashMap::new();
+        for (key, number) in of_parts {
+            // Only a damaged file has a number twice, or one out of range.
+            let Some(part) = part_of_key(&key).filter(|_| number < TUNNELS && !peers.contains_key(&number)) else {
+                continue;
+            };
+            peers.insert(number, part.0.clone());
+            parts.insert(part, number);
+        }
+        Self { path, numbers, parts, unsaved_since: None, peers, hubs: HashSet::new() }
     }
 
     /// A reqid of the peer; `None` before [`Self::assign`].
@@ -81,26 +98,51 @@ impl Reqids {
         number.and_then(|number| Reqid::tunnel(*number))
     }
 
+    /// The purposes of a configured child of the peer that have a reqid: the whole and parts.
+    pub(super) fn of_child(&self, peer: &PeerName, child: &ChildName) -> Vec<(Purpose, Reqid)> {
+        let whole = Purpose::whole(child);
+        let whole = self.of_purpose(peer, &whole).map(|reqid| (whole, reqid));
+        let parts = self.parts.iter().filter(|((of, purpose), _)| of == peer && purpose.child == *child);
+        let parts = parts.filter_map(|((_, purpose), number)| Some((purpose.clone(), Reqid::tunnel(*number)?)));
+        whole.into_iter().chain(parts).collect()
+    }
+
     /// Assigns a reqid to the part of a configured child, if it has none.
-    pub(super) fn assign_part(&mut self, peer: &PeerName, purpose: &Purpose) {
+    pub(super) fn assign_part(&mut self, peer: &PeerName, purpose: &Purpose, now: Instant) {
         if purpose.part.is_none() || self.of_purpose(peer, purpose).is_some() {
             return;
         }
-        let number = self.free(&format!("{}\n{purpose}", peer.as_str()));
+        let number = self.free(&part_key(peer, purpose));
         self.parts.insert((peer.clone(), purpose.clone()), number);
         self.peers.insert(number, peer.clone());
+        self.unsaved_since.get_or_insert(now);
     }
 
     /// Gives back the reqids of those parts that are not among `purposes`.
-    pub(super) fn retain_parts(&mut self, peer: &PeerName, purposes: &[Purpose]) {
-        let peers = &mut self.peers;
+    pub(super) fn retain_parts(&mut self, peer: &PeerName, purposes: &[Purpose], now: Instant) {
+        let (peers, mut changed) = (&mut self.peers, false);
         self.parts.retain(|(of, purpose), number| {
             let keep = of != peer || purposes.contains(purpose);
             if !keep {
                 peers.remove(number);
+                changed = true;
             }
             keep
         });
+        if changed {
+            self.unsaved_since.get_or_insert(now);
+        }
+    }
+
+    /// When [`Self::save_parts`] has something to write.
+    pub(super) fn save_due(&self) -> Option<Instant> {
+        self.unsaved_since.map(|since| since + PARTS_UNSAVED)
+    }
+
+    /// Writes changes of the parts that are due at `now`. Fails if the file cannot be written; the
+    /// reqids are in use all the same, and the next change tries again.
+    pub(super) fn save_parts(&mut self, now: Instant) -> io::Result<()> {
+        if self.save_due().is_some_and(|due| due <= now) { self.save() } else { Ok(()) }
     }
 
     fn free(&self, name: &str) -> u32 {
@@ -138,6 +180,15 @@ impl Reqids {
     ) -> io::Result<()> {
         let keys: BTreeMap<String, &PeerName> = children.map(|(peer, child)| (key(peer, child), peer)).collect();
         let mut changed = false;
+        let peers = &mut self.peers;
+        self.parts.retain(|(peer, purpose), number| {
+            let keep = keys.contains_key(&key(peer, &purpose.child));
+            if !keep {
+                peers.remove(number);
+                changed = true;
+            }
+            keep
+        });
         self.numbers.retain(|name, number| {
             let keep = keys.contains_key(name) && *number < TUNNELS;
             if !keep {
@@ -160,9 +211,12 @@ impl Reqids {
         if changed { self.save() } else { Ok(()) }
     }
 
-    fn save(&self) -> io::Result<()> {
+    fn save(&mut self) -> io::Result<()> {
+        self.unsaved_since = None;
+        let parts = self.parts.iter().map(|((peer, purpose), number)| (part_key(peer, purpose), *number));
+        let all: BTreeMap<String, u32> = self.numbers.clone().into_iter().chain(parts).collect();
         make_private(self.path.parent().unwrap_or(Path::new(".")))?;
-        replace_file(&self.path, &serde_json::to_vec_pretty(&self.numbers)?, 0o600).map_err(io::Error::other)
+        replace_file(&self.path, &serde_json::to_vec_pretty(&all)?, 0o600).map_err(io::Error::other)
     }
 }
 
@@ -173,6 +227,20 @@ fn key(peer: &PeerName, child: &ChildName) -> String {
         DEFAULT_CHILD => peer.as_str().to_owned(),
         child => format!("{}\n{child}", peer.as_str()),
     }
+}
+
+/// The key of a part in the file: the peer's name, a line break, and the part as [`Purpose`] shows
+/// it. Names of children have no bracket.
+fn part_key(peer: &PeerName, purpose: &Purpose) -> String {
+    format!("{}\n{purpose}", peer.as_str())
+}
+
+/// The part of which this is the key, if it is one.
+fn part_of_key(key: &str) -> Option<(PeerName, Purpose)> {
+    let (peer, purpose) = key.split_once('\n')?;
+    let purpose: Purpose = purpose.parse().ok()?;
+    purpose.part.as_ref()?;
+    Some((PeerName::new(peer), purpose))
 }
 
 fn peer_of_key(key: &str) -> &str {
@@ -203,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn each_child_of_a_peer_has_its_reqid_and_only_those_of_parts_are_forgotten() {
+    fn each_child_of_a_peer_has_its_reqid_and_so_has_each_part_over_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let (moon, children) = (PeerName::new("moon"), ["net", "voice"].map(ChildName::new));
         let mut reqids = Reqids::load(directory.path());
@@ -211,16 +279,47 @@ mod tests {
         let [net, voice] = children.each_ref().map(Purpose::whole);
         let part: Purpose = "voice[10.1.0.0/24=10.2.0.0/24]".parse().unwrap();
         assert_eq!(reqids.of_purpose(&moon, &part), None);
-        reqids.assign_part(&moon, &part);
+        let at = |seconds| Instant::new(Duration::from_secs(seconds));
+        reqids.assign_part(&moon, &part, at(10));
         let all = [&net, &voice, &part].map(|purpose| reqids.of_purpose(&moon, purpose).unwrap());
         assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2]);
         assert!(all.iter().all(|reqid| reqids.peer(reqid.raw()) == Some(moon.clone())));
         assert_eq!(reqids.all_of(&moon).len(), 3);
         let known = Reqids::load(directory.path());
         assert_eq!([&net, &voice].map(|purpose| known.of_purpose(&moon, purpose)), [Some(all[0]), Some(all[1])]);
-        assert_eq!(known.of_purpose(&moon, &part), None);
-        reqids.retain_parts(&moon, &[]);
+        assert_eq!(known.of_purpose(&moon, &part), None, "it is not written at once");
+        reqids.save_parts(at(10)).unwrap();
+        assert_eq!(reqids.save_due(), Some(at(11)));
+        reqids.save_parts(at(11)).unwrap();
+        assert_eq!(reqids.save_due(), None);
+        let mut known = Reqids::load(directory.path());
+        let voices = known.of_child(&moon, &children[1]);
+        assert_eq!(voices, [(voice.clone(), all[1]), (part.clone(), all[2])]);
+        assert_eq!(known.peer(all[2].raw()), Some(moon.clone()));
+        // Its child is no longer configured.
+        known.assign([(&moon, &children[0])].into_iter()).unwrap();
+        assert_eq!((known.of_purpose(&moon, &part), known.peer(all[2].raw())), (None, None));
+        assert_eq!(Reqids::load(directory.path()).of_purpose(&moon, &part), None);
+        reqids.retain_parts(&moon, &[], at(12));
         assert_eq!((reqids.of_purpose(&moon, &part), reqids.peer(all[2].raw())), (None, None));
+        assert_eq!(reqids.save_due(), Some(at(13)));
+    }
+
+    #[test]
+    fn parts_in_a_damaged_file_take_no_number_of_another_and_none_out_of_range() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!(
+            "{{\"a\": 7, \"a\\nnet[10.1.0.0/24=10.2.0.0/24]\": 7, \"b\\nnet[10.1.0.0/24=10.2.0.0/24]\": {TUNNELS}, \"c\\nnet[x=y]\": 9}}"
+        );
+        fs::write(directory.path().join(FILE), text).unwrap();
+        let mut reqids = Reqids::load(directory.path());
+        assign(&mut reqids, &names(&["a", "b", "c"])).unwrap();
+        let part: Purpose = "net[10.1.0.0/24=10.2.0.0/24]".parse().unwrap();
+        for peer in names(&["a", "b", "c"]) {
+            assert_eq!(reqids.of_purpose(&peer, &part), None);
+            assert_eq!(reqids.all_of(&peer).len(), 1, "{peer}");
+        }
+        assert_eq!(of(&reqids, "a"), Reqid::tunnel(7));
     }
 
     #[test]

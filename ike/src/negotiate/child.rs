@@ -74,7 +74,7 @@ impl PeerConfig {
 
 impl PeerConfig {
     /// Whether the configuration still has what a CHILD_SA is for.
-    pub(crate) fn may_have(&self, purpose: &Purpose) -> bool {
+    pub fn may_have(&self, purpose: &Purpose) -> bool {
         let may_have = self.child_named(&purpose.child).and_then(|child| {
             let asked = self.traffic(purpose)?;
             let narrowed = narrow(child.into(), &asked.local_selectors(), &asked.remote_selectors())?;
