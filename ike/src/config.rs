@@ -411,7 +411,7 @@ pub struct EspProposal {
     pub esn: bool,
 }
 
-/// A CHILD_SA that is wanted with a peer: tunnel mode.
+/// A CHILD_SA that is wanted with a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildConfig {
     /// Our name for it.
@@ -424,6 +424,18 @@ pub struct ChildConfig {
     pub remote: Vec<IpNetwork>,
     /// What the packets carry. The selectors of both sides name it (RFC 7296 3.13.1).
     pub next_layer: NextLayer,
+    /// What ESP protects. In transport mode `local` and `remote` are the addresses of the IKE SA.
+    pub mode: Mode,
+}
+
+/// What ESP protects (RFC 4301 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Mode {
+    /// Whole packets.
+    #[default]
+    Tunnel,
+    /// What packets between the two ends themselves carry. It is not negotiated through a NAT.
+    Transport,
 }
 
 /// The next layer protocol and the ports of traffic selectors (RFC 4301 4.4.1.1).

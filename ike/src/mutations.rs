@@ -86,6 +86,11 @@ mod active {
         ("second_ike_sa_kept", "RFC 7296 2.8.3: of two IKE SAs both stay."),
         ("nat_hash_without_port", "RFC 7296 2.23: the hash lacks the port, at both ends."),
         ("purposes_mixed_up", "RFC 7296 1.3.1: one CHILD_SA takes the place of another one with other selectors."),
+        (
+            "transport_mode_granted_silently",
+            "RFC 7296 1.3.1: the response does not grant transport mode, and it is used.",
+        ),
+        ("declined_transport_mode_used", "RFC 7296 1.3.1: transport mode is used, which the peer has declined."),
         ("additional_child_forgotten", "a CHILD_SA that is wanted beside the first one is not asked for."),
         ("children_without_limit", "CHILD_SAs of one IKE SA without limit."),
         ("replaced_before_children_are_made", "RFC 7296 2.8.3: an IKE SA goes before the new one has its CHILD_SAs."),

@@ -12,7 +12,7 @@ mod peer;
 pub(crate) mod proposal;
 mod secret;
 
-pub use child::{ChildSection, DEFAULT_CHILD};
+pub use child::{ChildMode, ChildSection, DEFAULT_CHILD};
 pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;

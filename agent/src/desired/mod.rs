@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_ike::config::{Auth, CertificateAuth, ChildConfig, NextLayer, Timing};
+use edge_ike::config::{Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
 use edge_ike::{ChildName, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
@@ -359,6 +359,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             local: any.clone(),
             remote: any,
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

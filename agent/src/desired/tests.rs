@@ -72,6 +72,7 @@ fn up(_: &PeerName) -> Option<TunnelEnds> {
         local_selectors: any_networks(),
         remote_selectors: any_networks(),
         next_layer: NextLayer::ANY,
+        mode: Mode::Tunnel,
         up: true,
     })
 }
@@ -446,6 +447,7 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
         local_selectors: tunnel.peer.child.local.clone(),
         remote_selectors: tunnel.peer.child.remote.clone(),
         next_layer: tunnel.peer.child.next_layer,
+        mode: tunnel.peer.child.mode,
         up: false,
     };
     assert_eq!(

@@ -101,9 +101,10 @@ fn ike_sa(text: &mut String, sa: &IkeStatus) {
 fn child_sa(text: &mut String, sa: &ChildStatus) {
     let esn = if sa.esn { ", ESN" } else { "" };
     let udp = if sa.encapsulated { ", in UDP" } else { "" };
+    let mode = if sa.mode == "transport" { ", transport mode" } else { "" };
     let _ = writeln!(
         text,
-        "  CHILD_SA   {} in, {} out, {}, {}{esn}{udp}, since {}",
+        "  CHILD_SA   {} in, {} out, {}, {}{esn}{udp}{mode}, since {}",
         sa.inbound_spi, sa.outbound_spi, sa.usage, sa.cipher, sa.since
     );
     let networks =
@@ -136,6 +137,7 @@ mod tests {
             outbound_spi: "0xc0000002".into(),
             cipher: "aes256gcm16".into(),
             esn: true,
+            mode: "tunnel".into(),
             encapsulated: true,
             local: "192.0.2.1:4500".into(),
             remote: "203.0.113.10:4500".into(),

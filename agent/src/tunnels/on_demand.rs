@@ -141,6 +141,7 @@ pub(super) fn acquire_ends(tunnel: &DesiredTunnel, child: &ChildConfig) -> Optio
         local_selectors: child.local.clone(),
         remote_selectors: child.remote.clone(),
         next_layer: child.next_layer,
+        mode: child.mode,
         up: false,
     })
 }

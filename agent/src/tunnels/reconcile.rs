@@ -45,6 +45,7 @@ impl Driver {
             local_selectors,
             remote_selectors,
             next_layer: child.next_layer,
+            mode: child.mode,
             up: true,
         };
         self.sas.use_inherited(peer, purpose, reqid, ends);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use edge_ike::config::Mode;
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName, Purpose};
 use edge_types::api::TunnelCount;
@@ -122,6 +123,7 @@ impl Driver {
             outbound_spi: spi(child.sa.outbound_spi),
             cipher: child.sa.cipher.to_string(),
             esn: child.sa.esn,
+            mode: mode_name(child.sa.mode).into(),
             encapsulated: child.sa.encapsulated,
             local: child.sa.local.to_string(),
             remote: child.sa.remote.to_string(),
@@ -166,7 +168,7 @@ fn state(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> StateEntry {
         protocol: "esp".into(),
         spi: spi(installed.id.spi),
         reqid: installed.reqid.raw(),
-        mode: "tunnel".into(),
+        mode: installed.mode.to_string(),
         direction: match installed.direction {
             SaDirection::In => "in",
             SaDirection::Out => "out",
@@ -175,6 +177,13 @@ fn state(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> StateEntry {
         algorithm: found.and_then(|sa| sa.algorithm.clone()),
         encap: installed.encap.map(|UdpEncap { source_port, destination_port }| (source_port, destination_port)),
         in_kernel: found.is_some(),
+    }
+}
+
+fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Tunnel => "tunnel",
+        Mode::Transport => "transport",
     }
 }
 

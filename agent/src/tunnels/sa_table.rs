@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_ike::config::Mode;
 use edge_ike::{ChildId, ChildName, ChildSa, Instant, PeerName, Purpose};
 use edge_xfrm::IN_FLIGHT;
 use edge_xfrm::{Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, UdpEncap, Xfrm};
@@ -271,6 +272,7 @@ impl SaTable {
             local_selectors: child.sa.local_selectors.clone(),
             remote_selectors: child.sa.remote_selectors.clone(),
             next_layer: child.sa.next_layer,
+            mode: child.sa.mode,
             up: false,
         };
         // Of two CHILD_SAs made at once, the survivor may have been replaced a moment ago.
@@ -486,6 +488,13 @@ fn replay(sa: &ChildSa) -> Replay {
     if sa.esn { Replay::ESN } else { Replay::PLAIN }
 }
 
+fn mode(sa: &ChildSa) -> edge_xfrm::Mode {
+    match sa.mode {
+        Mode::Tunnel => edge_xfrm::Mode::Tunnel,
+        Mode::Transport => edge_xfrm::Mode::Transport,
+    }
+}
+
 fn limits(sa: &ChildSa) -> Limits {
     Limits { soft_packets: (!sa.esn).then_some(SOFT_PACKETS), ..Limits::default() }
 }
@@ -497,6 +506,7 @@ fn inbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         destination: sa.local.ip(),
         spi: sa.inbound_spi,
         reqid,
+        mode: mode(sa),
         key: esp_key(sa, &sa.inbound_key)?,
         encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.remote.port(), destination_port: sa.local.port() }),
         replay: replay(sa),
@@ -512,6 +522,7 @@ fn outbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         destination: sa.remote.ip(),
         spi: sa.outbound_spi,
         reqid,
+        mode: mode(sa),
         key: esp_key(sa, &sa.outbound_key)?,
         encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.local.port(), destination_port: sa.remote.port() }),
         replay: replay(sa),

@@ -23,3 +23,4 @@ mod peers;
 mod rekey;
 mod rules;
 mod suites;
+mod transport;

@@ -37,6 +37,8 @@ pub struct Child {
     pub ours: bool,
     /// Our side's selectors, and the peer's.
     pub selectors: (Vec<Selector>, Vec<Selector>),
+    /// Whether it is in transport mode (1.3.1).
+    pub transport: bool,
     /// In the kernel.
     pub installed: bool,
     pub was_installed: bool,
@@ -60,9 +62,10 @@ pub struct Child {
 }
 
 impl Child {
-    /// Whether both are for the same traffic: the selectors of one are within those of the other.
+    /// Whether both are for the same traffic in the same mode: the selectors of one are within
+    /// those of the other.
     pub fn is_like(&self, other: &Self) -> bool {
-        self.kept_by(other) || other.kept_by(self)
+        self.transport == other.transport && (self.kept_by(other) || other.kept_by(self))
     }
 
     /// Whether the one that replaces it has all of its selectors.
@@ -126,6 +129,19 @@ impl Node {
         });
         let [of_initiator, of_responder] = selectors;
         let (of_initiator, of_responder) = (of_initiator?, of_responder?);
+        let [asked, granted] = [request, response].map(|message| message.notify(notify::USE_TRANSPORT_MODE).is_some());
+        //= RFC 7296 1.3.1 MUST 1: USE_TRANSPORT_MODE in the response
+        require!(asked || !granted, "RFC 7296 1.3.1", "transport mode is granted, and nobody asked for it");
+        let one_address = |selectors: &[Selector]| {
+            let Some(first) = selectors.first().map(|selector| selector.addresses) else { return false };
+            first.0 == first.1 && selectors.iter().all(|selector| selector.addresses == first)
+        };
+        //= RFC 7296 2.23 MUST 14: one address each in transport mode
+        require!(
+            !granted || (one_address(&of_initiator) && one_address(&of_responder)),
+            "RFC 7296 2.23",
+            "transport mode between {of_initiator:?} and {of_responder:?}"
+        );
         let keys = self.sas.get(&spis).and_then(|sa| sa.keys.clone());
         let keys = keys.filter(|_| secret != Some(None));
         let keys = keys.map(|keys| keys.child(esp_key_len(&proposal), secret.flatten().as_deref(), nonces));
@@ -144,6 +160,7 @@ impl Node {
             esn: proposal.one(SEQUENCE_NUMBERS).0 == 1,
             ours,
             selectors,
+            transport: granted,
             installed: false,
             was_installed: false,
             dead: false,
