@@ -77,6 +77,14 @@ mod active {
         ("responder_deletes_replaced", "RFC 7296 2.8: the responder of a rekey deletes the old SA."),
         ("deleted_child_rekeyed", "RFC 7296 2.25.1: an SA is rekeyed while it is deleted."),
         ("unknown_child_not_named", "RFC 7296 2.25: CHILD_SA_NOT_FOUND does not name the SPI."),
+        (
+            "child_of_late_response_not_found",
+            "RFC 7296 2.25: CHILD_SA_NOT_FOUND for what our request made whose response has not come yet.",
+        ),
+        (
+            "deletion_before_response_forgotten",
+            "RFC 7296 1.4.1: a CHILD_SA is used that the peer deleted before the response that made it came.",
+        ),
         ("initial_contact_always", "RFC 7296 2.4: INITIAL_CONTACT beside another IKE SA."),
         ("nonce_changes_with_cookie", "RFC 7296 2.6: the request with the cookie has another nonce."),
         ("cookie_is_last", "RFC 7296 2.6: the cookie is not the first payload."),

@@ -32,6 +32,8 @@ const TESTS: &[(&str, fn())] = &[
         rules::the_redundant_child_sa_of_a_collision_goes_although_the_other_one_was_rekeyed_meanwhile,
     ),
     ("rekey of what is unknown", rules::a_child_sa_that_is_unknown_is_not_rekeyed),
+    ("rekey of what is not known yet", rules::a_child_sa_that_our_unanswered_request_may_have_made_is_rekeyed_later),
+    ("deletion of what is not known yet", rules::a_child_sa_that_the_peer_deleted_before_its_late_response_is_not_used),
     ("TEMPORARY_FAILURE", rules::what_is_asked_to_wait_waits),
     ("window", rules::requests_outside_of_the_window_are_not_answered),
     ("repeated requests", rules::a_response_is_repeated_to_the_same_request_and_to_nothing_else),

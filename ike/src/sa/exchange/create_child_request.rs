@@ -82,7 +82,8 @@ pub(super) fn begin(
     payloads.push(Payload::TrafficSelectorsInitiator(asked.local_selectors()));
     payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
     sa.channel.request(ExchangeType::CreateChildSa, &payloads, cx);
-    let request = CreateChildRequest { old, purpose, inbound, nonce, key, group_changed, collision: None };
+    let request =
+        CreateChildRequest { old, purpose, inbound, nonce, key, group_changed, collision: None, deleted: Vec::new() };
     Some(OutstandingRequest::CreateChild(Box::new(request)))
 }
 
@@ -103,7 +104,7 @@ pub(super) fn finish(
     if let Some(notify) = payloads.error() {
         return refused(request, notify, sa, child_sas, cx);
     }
-    let CreateChildRequest { old, purpose: asked_for, inbound, nonce, key, collision, .. } = request;
+    let CreateChildRequest { old, purpose: asked_for, inbound, nonce, key, collision, deleted, .. } = request;
     let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
     let (negotiated, theirs) =
         match accept_response(sa, &asked_for, payloads, &nonce, key, old.is_some(), in_use.as_deref()) {
@@ -118,6 +119,13 @@ pub(super) fn finish(
                 return SaStep::Continue;
             }
         };
+    if deleted.contains(&negotiated.outbound_spi) {
+        // It was there at the peer only, and is gone.
+        inbound.release(&sa.profile, cx);
+        let wait = sa.profile.config.timing.retry;
+        sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
+        return SaStep::Continue;
+    }
     let purpose = negotiated.purpose.clone();
     // The peer's CHILD_SA may be for another part of the traffic.
     let same = |id: &ChildId| child_sas.live(*id).is_none_or(|child| child.sa.purpose == purpose);

@@ -152,7 +152,10 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
     //= RFC 7296 2.25.1 SHOULD 4: rekeyed and not there
     let Some(old) = child_sas.by_outbound_spi(me, spi) else {
         // RFC 7296 2.25.1: it may be the one that we are about to delete, because we cannot use it.
-        if sa.is_deleting_unused() {
+        // Or our own request made it, and the response has not come yet.
+        let not_known_yet = matches!(sa.outstanding, Some(OutstandingRequest::CreateChild(_)))
+            && !mutation!("child_of_late_response_not_found");
+        if sa.is_deleting_unused() || not_known_yet {
             return refuse(NotifyType::TemporaryFailure);
         }
         let spi = if mutation!("unknown_child_not_named") { 0 } else { spi };

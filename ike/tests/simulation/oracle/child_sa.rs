@@ -191,6 +191,13 @@ impl Node {
         Some(survivor).filter(|survivor| survivor.own != redundant.own)
     }
 
+    /// Whether our exchange made this one, or one that it has replaced since, after that time, and
+    /// what was to be replaced was gone by then.
+    fn came_late(&self, child: &Child, after: Duration) -> bool {
+        let mut line = std::iter::successors(Some(child), |child| self.children.get(&child.replaces?));
+        line.any(|child| child.ours && child.late && child.at >= after)
+    }
+
     /// Our inbound SPI of the CHILD_SA that the peer names.
     fn named(&self, spis: Spis, peer: u32) -> Option<u32> {
         let mut of = self.children.values().filter(|child| child.ike == spis && child.peer == peer && !child.dead);
@@ -275,7 +282,7 @@ impl Node {
             return Ok(());
         }
         let by_us = successors().any(|other| other.ours) || !child.was_installed;
-        let crossed = living().any(|other| other.ours && other.late && other.at >= child.at);
+        let crossed = living().any(|other| self.came_late(other, child.at));
         let patient = living().any(|other| at >= other.at + PATIENCE) && at >= child.at + PATIENCE;
         require!(
             by_us || crossed || patient,
@@ -385,6 +392,12 @@ impl Node {
         let crossing = own_request.map(|own| own.deleted_children()).unwrap_or_default();
         let named: Vec<u32> =
             request.deleted_children().into_iter().filter_map(|peer| self.named(spis, peer)).collect();
+        // The response that makes one of them may still be on its way.
+        let unknown: Vec<u32> =
+            request.deleted_children().into_iter().filter(|peer| self.named(spis, *peer).is_none()).collect();
+        if let Some(own) = self.sas.get_mut(&spis).and_then(|sa| sa.own.as_mut()) {
+            own.deleted.extend(unknown);
+        }
         let deleted: BTreeSet<u32> = answer.deleted_children().into_iter().collect();
         for own in &named {
             let Some(child) = self.children.get_mut(own) else { continue };
@@ -474,6 +487,7 @@ impl Node {
         let mut child = self.negotiated(spis, request, response, nonces, true, step.at, shared)?;
         child.replaces = old;
         child.late = old.is_some_and(|old| self.alive(old).is_none());
+        child.dead = own.deleted.contains(&child.peer);
         // 2.8.1: the SA made with the lowest of the four nonces is the redundant one.
         // The nonces of the two exchanges decide, whatever has replaced the other one since.
         if let Some(rival) = own.collision.and_then(|rival| self.children.get_mut(&rival)) {
