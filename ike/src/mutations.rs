@@ -85,6 +85,7 @@ mod active {
             "deletion_before_response_forgotten",
             "RFC 7296 1.4.1: a CHILD_SA is used that the peer deleted before the response that made it came.",
         ),
+        ("superseded_ike_sa_not_asked", "RFC 7296 2.4: an IKE SA stays that the peer has forgotten."),
         ("initial_contact_always", "RFC 7296 2.4: INITIAL_CONTACT beside another IKE SA."),
         ("nonce_changes_with_cookie", "RFC 7296 2.6: the request with the cookie has another nonce."),
         ("cookie_is_last", "RFC 7296 2.6: the cookie is not the first payload."),

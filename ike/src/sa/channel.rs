@@ -262,7 +262,8 @@ impl Channel {
         };
         let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now) && !mutation!("esp_is_no_sign_of_life");
         //= RFC 7296 2.1 MUST 6: retransmit
-        in_flight.retransmission.advance(&self.timing, esp_arrives, cx.now)?;
+        let limit = self.signs.transmissions(&self.timing);
+        in_flight.retransmission.advance(&self.timing, limit, esp_arrives, cx.now)?;
         if mutation!("request_changes") {
             in_flight.packets.iter_mut().filter_map(|packet| packet.last_mut()).for_each(|octet| *octet ^= 1);
         }

@@ -165,7 +165,7 @@ impl InitiatorInit {
             return Ok(());
         }
         let timing = &self.profile.config.timing;
-        match self.retransmission.advance(timing, false, cx.now) {
+        match self.retransmission.advance(timing, timing.transmissions, false, cx.now) {
             Some(()) => self.transmit(cx),
             None => return Err(failure::silence(IKE_SA_INIT, self.path.remote, timing.transmissions)),
         }

@@ -126,9 +126,23 @@ impl IkeSa {
         self.send_queued(child_sas, cx);
     }
 
+    /// An IKE SA for which the peer authenticated anew has replaced this one. The peer may have been
+    /// restarted and have forgotten this one, so it is asked soon.
+    pub(crate) fn supersede_by_new_authentication(
+        &mut self,
+        by: IkeId,
+        ours: bool,
+        child_sas: &mut ChildSas,
+        cx: &mut Context<'_>,
+    ) {
+        self.channel.signs.superseded(cx.now);
+        self.supersede(by, ours, child_sas, cx);
+        self.set_timers(cx.now);
+    }
+
     /// Another IKE SA has replaced this one. If we began the other one, we delete this one as soon
     /// as the other one has all CHILD_SAs. Otherwise the peer deletes it, or we do after a while.
-    pub(crate) fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+    fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Superseded(by);
         self.delete_when_served = ours;
         if !self.delete_if_served(child_sas, cx) {
