@@ -291,6 +291,22 @@ impl Channel {
         self.in_flight = Some(in_flight);
     }
 
+    /// Authentic ESP of the peer came from this address. It becomes a candidate, if the peer may have
+    /// moved there.
+    pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
+        let same_family = remote.is_ipv4() == self.path.remote.is_ipv4();
+        if self.path.nat_remote && same_family && remote != self.path.remote {
+            self.set_candidate(remote);
+        }
+    }
+
+    fn set_candidate(&mut self, remote: SocketAddr) {
+        if self.candidate != Some(remote) {
+            self.candidate = Some(remote);
+            self.candidate_is_new = true;
+        }
+    }
+
     /// Sends the request under way to a candidate to which nothing was sent yet. True: there is
     /// such a candidate, and no request to send.
     pub(crate) fn probe_candidate(&mut self, cx: &mut Context<'_>) -> bool {
@@ -440,9 +456,8 @@ impl Channel {
             //= RFC 7296 2.23 SHOULD 16: the new address is kept
             self.peer_moved = true;
             self.candidate = None;
-        } else if self.candidate != Some(remote) {
-            self.candidate = Some(remote);
-            self.candidate_is_new = true;
+        } else {
+            self.set_candidate(remote);
         }
     }
 

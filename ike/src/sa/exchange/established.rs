@@ -67,9 +67,7 @@ impl IkeSa {
         // Nothing more is sent on an IKE SA that is gone. If it was rekeyed, the new one takes the
         // queue first.
         if !matches!(step, SaStep::Closed(_) | SaStep::Rekeyed { .. }) {
-            if self.channel.probe_candidate(cx) && self.queue.is_empty() {
-                self.enqueue(QueuedRequest::Liveness);
-            }
+            self.probe_candidate(cx);
             self.send_queued(child_sas, cx);
         }
         step
@@ -261,6 +259,21 @@ impl IkeSa {
             self.begin(QueuedRequest::Liveness, child_sas, cx);
         }
         self.channel.path.nat_local
+    }
+
+    /// Authentic ESP of one of its CHILD_SAs came from another address than the one that we send to.
+    /// A stranger can copy a packet and forge its source, so the peer is asked there first (RFC
+    /// 7296 2.23).
+    pub(crate) fn esp_came_from(&mut self, remote: SocketAddr, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        self.channel.esp_came_from(remote);
+        self.probe_candidate(cx);
+        self.send_queued(child_sas, cx);
+    }
+
+    fn probe_candidate(&mut self, cx: &mut Context<'_>) {
+        if self.channel.probe_candidate(cx) && self.queue.is_empty() {
+            self.enqueue(QueuedRequest::Liveness);
+        }
     }
 
     /// Reports a peer that does not answer, once until it is heard.

@@ -106,6 +106,13 @@ impl Node {
                 }
                 Effect::Nothing
             }
+            Cause::EspFrom(spi, remote) => {
+                let owner = self.children.get(&spi).and_then(|child| self.sas.get_mut(&child.ike));
+                if let Some(sa) = owner.filter(|sa| sa.peer_behind_nat) {
+                    sa.remotes.insert(remote);
+                }
+                Effect::None
+            }
         };
         for event in step.events {
             trace.event(step.at, step.node, event);
