@@ -172,8 +172,9 @@ impl Endpoint {
 
     /// Authentic ESP of the peer's CHILD_SA with this inbound SPI comes from `remote`, to which we
     /// do not send: a NAT before the peer has changed its mapping, or somebody has copied a packet.
-    /// The peer is asked there, and the SAs move when it answers ([`crate::Event::PeerMoved`]). Call this
-    /// at most once a second for each CHILD_SA, since each call may send a datagram there.
+    /// The peer is asked there, and the SAs move when it answers ([`crate::Event::PeerMoved`]).
+    /// Call this at most once a second for each CHILD_SA, since each call may send a datagram
+    /// there.
     pub fn esp_came_from(
         &mut self,
         name: &PeerName,

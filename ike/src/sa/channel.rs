@@ -291,8 +291,8 @@ impl Channel {
         self.in_flight = Some(in_flight);
     }
 
-    /// Authentic ESP of the peer came from this address. It becomes a candidate, if the peer may have
-    /// moved there.
+    /// Authentic ESP of the peer came from this address. It becomes a candidate, if the peer may
+    /// have moved there.
     pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
         let same_family = remote.is_ipv4() == self.path.remote.is_ipv4();
         if self.path.nat_remote && same_family && remote != self.path.remote {

@@ -35,9 +35,9 @@ impl Retransmission {
         self.next
     }
 
-    /// Counts one more transmission, of `limit` at most. `None`: all are used up. Waits double, but the last one is as
-    /// long as the one before, since no transmission follows it. While ESP of the peer arrives,
-    /// transmissions go on with this wait for [`ESP_ARRIVES`].
+    /// Counts one more transmission, of `limit` at most. `None`: all are used up. Waits double, but
+    /// the last one is as long as the one before, since no transmission follows it. While ESP of
+    /// the peer arrives, transmissions go on with this wait for [`ESP_ARRIVES`].
     pub(crate) fn advance(&mut self, timing: &Timing, limit: u32, esp_arrives: bool, now: Instant) -> Option<()> {
         if self.sent >= limit {
             //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT

@@ -124,8 +124,8 @@ impl IkeSa {
         self.send_queued(child_sas, cx);
     }
 
-    /// An IKE SA for which the peer authenticated anew has replaced this one. The peer may have been
-    /// restarted and have forgotten this one, so it is asked soon.
+    /// An IKE SA for which the peer authenticated anew has replaced this one. The peer may have
+    /// been restarted and have forgotten this one, so it is asked soon.
     pub(crate) fn supersede_by_new_authentication(
         &mut self,
         by: IkeId,
@@ -261,8 +261,8 @@ impl IkeSa {
         self.channel.path.nat_local
     }
 
-    /// Authentic ESP of one of its CHILD_SAs came from another address than the one that we send to.
-    /// A stranger can copy a packet and forge its source, so the peer is asked there first (RFC
+    /// Authentic ESP of one of its CHILD_SAs came from another address than the one that we send
+    /// to. A stranger can copy a packet and forge its source, so the peer is asked there first (RFC
     /// 7296 2.23).
     pub(crate) fn esp_came_from(&mut self, remote: SocketAddr, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.channel.esp_came_from(remote);

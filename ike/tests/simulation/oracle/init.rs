@@ -100,8 +100,8 @@ pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
 }
 
 impl Initiation {
-    /// The IKE SA that a sent message belongs to: the one whose keys open it, or else one
-    /// that the oracle cannot read.
+    /// The IKE SA that a sent message belongs to: the one whose keys open it, or else one that the
+    /// oracle cannot read.
     pub fn select(&self, header: &Header, datagram: &[u8]) -> Option<IkeSa> {
         let of = || self.candidates.iter().filter(|sa| sa.spis == header.spis);
         let opens = |sa: &&IkeSa| sa.keys.as_ref().is_some_and(|keys| keys.open(true, datagram).is_some());
