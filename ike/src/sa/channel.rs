@@ -13,7 +13,7 @@ use crate::config::Timing;
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
 use crate::event::IkeId;
 use crate::output::Context;
-use crate::time::Instant;
+use crate::time::{Instant, on_whole_second};
 use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
 
 /// Octets of the non-ESP marker, which count towards the datagram's size.
@@ -333,7 +333,7 @@ impl Channel {
     /// When the next NAT keepalive is due. It is a whole second, so that an owner with many IKE SAs
     /// wakes up once a second for them, not once for each.
     pub(crate) fn keepalive_at(&self) -> Instant {
-        keepalive_at(self.last_sent, self.timing.nat_keepalive)
+        on_whole_second(self.last_sent, self.timing.nat_keepalive)
     }
 
     /// NAT keepalive: one octet of ones (RFC 3948 2.3).
@@ -496,12 +496,6 @@ impl Channel {
     }
 }
 
-fn keepalive_at(last_sent: Instant, interval: Duration) -> Instant {
-    let due = last_sent + interval;
-    let second = Instant::new(Duration::from_secs(due.since_start().as_secs()));
-    if second > last_sent { second } else { due }
-}
-
 fn sha256(datagram: &[u8]) -> [u8; 32] {
     let hash: Digest = digest(&SHA256, datagram);
     hash.as_ref().first_chunk().copied().unwrap_or_default()
@@ -519,11 +513,11 @@ mod tests {
     fn keepalives_are_due_on_whole_seconds_and_not_late() {
         //= RFC 7296 2.23 SHOULD 11: keepalives behind a NAT
         for last_sent in [0, 1, 300, 999] {
-            assert_eq!(keepalive_at(at(10_000 + last_sent), Duration::from_secs(20)), at(30_000));
+            assert_eq!(on_whole_second(at(10_000 + last_sent), Duration::from_secs(20)), at(30_000));
         }
         // Not at once, however short the interval is.
         for (last_sent, interval, due) in [(10_000, 500, 10_500), (10_700, 500, 11_000), (10_700, 200, 10_900)] {
-            assert_eq!(keepalive_at(at(last_sent), Duration::from_millis(interval)), at(due));
+            assert_eq!(on_whole_second(at(last_sent), Duration::from_millis(interval)), at(due));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::Timing;
-use crate::time::Instant;
+use crate::time::{Instant, on_whole_second};
 
 /// How soon the peer is asked whether it still has an IKE SA that a newer one has superseded. By
 /// then the peer has normally deleted it. A peer that was restarted has forgotten it.
@@ -87,6 +87,9 @@ impl SignsOfLife {
     /// half of the liveness interval: the owner learns of ESP up to a second late in each
     /// direction, and the other half covers that. ESP does not replace the check of an idle peer:
     /// the kernel of a peer goes on sending after its IKE daemon has forgotten us.
+    ///
+    /// The check of an idle peer is due on a whole second, so that an owner with many peers wakes
+    /// up once a second for them, not once for each.
     pub(crate) fn check_at(&self, timing: &Timing) -> Instant {
         let check = self.check_of_active_at(timing);
         let superseded = self.superseded.filter(|at| self.ike <= *at);
@@ -97,7 +100,7 @@ impl SignsOfLife {
         let Some(idle) = self.idle else {
             return self.ike + timing.liveness;
         };
-        let check = self.ike + idle.max(timing.liveness);
+        let check = on_whole_second(self.ike, idle.max(timing.liveness));
         self.unanswered.map_or(check, |sent| check.min(sent + timing.liveness / 2))
     }
 }
@@ -119,6 +122,23 @@ mod tests {
     #[test]
     fn an_idle_peer_is_seldom_asked() {
         assert_eq!(heard(100).check_at(&Timing::default()), at(220));
+    }
+
+    #[test]
+    fn ten_thousand_idle_peers_are_asked_at_no_more_moments_than_there_are_seconds() {
+        let timing = Timing::default();
+        let mut moments = std::collections::BTreeSet::new();
+        for peer in 0..10_000_u64 {
+            let mut signs = SignsOfLife::new(at(0));
+            // Each was heard, and is to be asked, at a moment of its own.
+            let heard = Instant::new(Duration::from_micros(peer * 97));
+            let idle = Duration::from_secs(110) + Duration::from_micros(peer * 1009);
+            signs.ike_received(heard, Some(idle));
+            let check = signs.check_at(&timing);
+            assert!(check <= heard + idle && heard + idle < check + Duration::from_secs(1), "{peer}");
+            moments.insert(check);
+        }
+        assert_eq!(moments.len(), 12);
     }
 
     #[test]
