@@ -20,6 +20,7 @@
 //! - `not_carried`: what is configured for a peer and no CHILD_SA carries.
 //! - `on_demand`: tunnels that the first packet brings.
 //! - `reconcile`: compares policies and SAs with the kernel's and corrects differences.
+//! - `retiring_sas`: outbound SAs that were replaced, until they are deleted.
 //! - `sa_table`: the SAs in the kernel.
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
 //! - `requests`: what commands of `edge-agent` ask for, as messages.
@@ -48,6 +49,7 @@ mod reconcile;
 mod report;
 mod reqids;
 mod requests;
+mod retiring_sas;
 mod sa_table;
 
 pub use driver::Driver;
