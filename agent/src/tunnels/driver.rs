@@ -42,6 +42,9 @@ const MAX_DATAGRAM: usize = 65_535;
 /// Largest number of datagrams that wait for the endpoint. Further ones are dropped, as in a
 /// congested network.
 const DATAGRAM_QUEUE: usize = 256;
+/// Largest number of datagrams that are handled before responses are sent and anything else gets its
+/// turn.
+const DATAGRAM_BATCH: usize = 16;
 /// Largest number of events of ESP that are handled before anything else gets its turn.
 const ESP_EVENTS: usize = 256;
 
@@ -161,6 +164,7 @@ impl Driver {
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let (to, mut datagrams) = mpsc::channel(DATAGRAM_QUEUE);
+        let mut batch: Vec<Received> = Vec::with_capacity(DATAGRAM_BATCH);
         let readers: Vec<_> =
             self.sockets.iter().map(|socket| tokio::spawn(read(socket.clone(), to.clone()))).collect();
         let mut count_tick = tokio::time::interval(COUNT_INTERVAL);
@@ -175,8 +179,10 @@ impl Driver {
                 () = stop.cancelled() => break,
                 () = async { tokio::time::sleep_until(retry_move_at.unwrap_or_else(tokio::time::Instant::now)).await },
                     if retry_move_at.is_some() => self.move_tunnels(),
-                Some((datagram, local, remote)) = datagrams.recv() => {
-                    self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.environment);
+                1.. = datagrams.recv_many(&mut batch, DATAGRAM_BATCH) => {
+                    for (datagram, local, remote) in batch.drain(..) {
+                        self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.environment);
+                    }
                 }
                 () = tokio::time::sleep(wait) => self.timeout(),
                 Ok(()) = desired.changed() => {
@@ -363,19 +369,21 @@ impl Driver {
     }
 
     fn assign_reqids(&mut self, changes: &PeerChanges) {
-        // Until the desired state is complete, reqids of peers that a later view may name stay
-        // assigned.
-        let first_complete = self.desired.complete && !self.settled;
-        let tunnels = changes.set.iter().filter_map(|name| Some((name, self.desired.tunnels.get(name)?)));
-        let mut purposes = tunnels
-            .flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, Purpose::whole(&child.name))));
-        let unknown = purposes.any(|(name, purpose)| self.environment.reqids.of_purpose(name, &purpose).is_none());
-        if !(first_complete || unknown || (self.desired.complete && !changes.gone.is_empty())) {
-            return;
-        }
-        let tunnels = self.desired.tunnels.iter();
-        let children = tunnels.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
-        if let Err(error) = self.environment.reqids.assign(children) {
+        let reqids = &mut self.environment.reqids;
+        let outcome = if self.desired.complete && !self.settled {
+            let tunnels = self.desired.tunnels.iter();
+            let children =
+                tunnels.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
+            reqids.assign(children)
+        } else {
+            let set = changes.set.iter().filter_map(|name| Some((name, self.desired.tunnels.get(name)?)));
+            let children = set.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
+            // Until the desired state is complete, reqids of peers that a later view may name stay
+            // assigned.
+            let gone: &[PeerName] = if self.desired.complete { &changes.gone } else { &[] };
+            reqids.assign_changes(children, gone)
+        };
+        if let Err(error) = outcome {
             self.environment.incidents.error(format!("reqids cannot be written to disk: {error}"));
         }
     }
