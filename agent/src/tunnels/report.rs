@@ -32,14 +32,15 @@ impl Driver {
         states.sort_by(|one, other| {
             (one.reqid, &one.direction, &one.spi).cmp(&(other.reqid, &other.direction, &other.spi))
         });
-        let snapshot = self.endpoint.snapshot();
-        let snapshot: HashMap<&PeerName, &PeerStatus> = snapshot.iter().map(|status| (&status.name, status)).collect();
-        let peers = self
-            .desired
-            .tunnels
-            .iter()
-            .map(|(name, tunnel)| self.peer(name, tunnel.origin, snapshot.get(name).copied(), &sas))
-            .collect();
+        let report = Reported { sas, boot_time: self.now(), wall_time: OffsetDateTime::now_utc() };
+        // Both are in the order of the names.
+        let mut statuses = self.endpoint.statuses().peekable();
+        let mut status_of = |name: &PeerName| {
+            while statuses.next_if(|status| status.name < *name).is_some() {}
+            statuses.next_if(|status| status.name == *name)
+        };
+        let tunnels = self.desired.tunnels.iter();
+        let peers = tunnels.map(|(name, tunnel)| self.peer(name, tunnel, status_of(name).as_ref(), &report)).collect();
         TunnelsReport {
             node: self.desired.node.clone(),
             role: self.desired.role.map(|role| role.to_string()),
@@ -53,12 +54,11 @@ impl Driver {
     fn peer(
         &self,
         name: &PeerName,
-        origin: Origin,
+        tunnel: &DesiredTunnel,
         status: Option<&PeerStatus>,
-        sas: &HashMap<SaId, Sa>,
+        report: &Reported,
     ) -> PeerReport {
-        let tunnel = self.desired.tunnels.get(name);
-        let waits_for_packet = tunnel.is_some_and(|tunnel| tunnel.on_demand && !tunnel.peer.remotes.is_empty());
+        let waits_for_packet = tunnel.on_demand && !tunnel.peer.remotes.is_empty();
         let phase = match status.map(|status| status.phase) {
             None | Some(Phase::Idle) if waits_for_packet => "on-demand",
             None | Some(Phase::Idle) => "idle",
@@ -68,52 +68,30 @@ impl Driver {
         };
         PeerReport {
             name: name.to_string(),
-            origin: match origin {
+            origin: match tunnel.origin {
                 Origin::View => "view",
                 Origin::Configuration => "configuration",
             }
             .into(),
             phase: phase.into(),
-            reqid: tunnel
-                .and_then(|tunnel| self.environment.reqids.of_purpose(name, &Purpose::whole(&tunnel.peer.child.name)))
+            reqid: self
+                .environment
+                .reqids
+                .of_purpose(name, &Purpose::whole(&tunnel.peer.child.name))
                 .map(edge_xfrm::Reqid::raw),
-            endpoints: tunnel
-                .map(|tunnel| tunnel.peer.remotes.iter().map(ToString::to_string).collect())
-                .unwrap_or_default(),
-            ike_sas: status.map(|status| status.ike_sas.iter().map(|sa| self.ike(sa)).collect()).unwrap_or_default(),
+            endpoints: tunnel.peer.remotes.iter().map(ToString::to_string).collect(),
+            ike_sas: status.map(|status| status.ike_sas.iter().map(|sa| report.ike(sa)).collect()).unwrap_or_default(),
             child_sas: status
-                .map(|status| status.children.iter().map(|child| self.child(name, child, sas)).collect())
+                .map(|status| status.children.iter().map(|child| self.child(name, child, report)).collect())
                 .unwrap_or_default(),
-            not_carried: tunnel.zip(status).map(|(tunnel, status)| not_carried(tunnel, status)).unwrap_or_default(),
+            not_carried: status.map(|status| not_carried(tunnel, status)).unwrap_or_default(),
             last_error: status
                 .and_then(|status| status.last_error.as_ref())
                 .map(|error| format!("peer {name}: {error}")),
         }
     }
 
-    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus) -> IkeStatus {
-        IkeStatus {
-            initiator_spi: format!("{:016x}", sa.ike.initiator),
-            responder_spi: format!("{:016x}", sa.ike.responder),
-            local: sa.local.to_string(),
-            remote: sa.remote.to_string(),
-            initiator: sa.initiator,
-            proposal: sa.details.proposal.clone(),
-            authentication: sa.details.authentication.clone(),
-            nat_local: sa.details.nat_local,
-            nat_remote: sa.details.nat_remote,
-            since: self.wall_time(sa.established),
-            heard_seconds_ago: self.now().saturating_since(sa.last_received).as_secs(),
-            renewed_in_seconds: sa
-                .rekey_at
-                .into_iter()
-                .fold(sa.reauthenticate_at, edge_ike::Instant::min)
-                .saturating_since(self.now())
-                .as_secs(),
-        }
-    }
-
-    fn child(&self, peer: &PeerName, child: &edge_ike::endpoint::ChildStatus, sas: &HashMap<SaId, Sa>) -> ChildStatus {
+    fn child(&self, peer: &PeerName, child: &edge_ike::endpoint::ChildStatus, report: &Reported) -> ChildStatus {
         let (inbound, outbound) = self.sas.of_child(child.sa.id);
         let reqid = self.environment.reqids.of_purpose(peer, &child.sa.purpose);
         ChildStatus {
@@ -138,16 +116,48 @@ impl Driver {
                 ChildUse::Lingering => "lingering",
             }
             .into(),
-            since: self.wall_time(child.established),
-            received: inbound.and_then(|installed| counters(installed, sas)),
-            sent: outbound.and_then(|installed| counters(installed, sas)),
+            since: report.wall_time(child.established),
+            received: inbound.and_then(|installed| counters(installed, &report.sas)),
+            sent: outbound.and_then(|installed| counters(installed, &report.sas)),
+        }
+    }
+}
+
+/// What a report is made from, read once for all peers.
+struct Reported {
+    /// The SAs in the kernel.
+    sas: HashMap<SaId, Sa>,
+    boot_time: Instant,
+    wall_time: OffsetDateTime,
+}
+
+impl Reported {
+    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus) -> IkeStatus {
+        IkeStatus {
+            initiator_spi: format!("{:016x}", sa.ike.initiator),
+            responder_spi: format!("{:016x}", sa.ike.responder),
+            local: sa.local.to_string(),
+            remote: sa.remote.to_string(),
+            initiator: sa.initiator,
+            proposal: sa.details.proposal.clone(),
+            authentication: sa.details.authentication.clone(),
+            nat_local: sa.details.nat_local,
+            nat_remote: sa.details.nat_remote,
+            since: self.wall_time(sa.established),
+            heard_seconds_ago: self.boot_time.saturating_since(sa.last_received).as_secs(),
+            renewed_in_seconds: sa
+                .rekey_at
+                .into_iter()
+                .fold(sa.reauthenticate_at, edge_ike::Instant::min)
+                .saturating_since(self.boot_time)
+                .as_secs(),
         }
     }
 
     /// Converts a boot time to RFC 3339.
     fn wall_time(&self, moment: Instant) -> String {
-        let ago = self.now().saturating_since(moment);
-        (OffsetDateTime::now_utc() - ago).format(&Rfc3339).unwrap_or_default()
+        let ago = self.boot_time.saturating_since(moment);
+        (self.wall_time - ago).format(&Rfc3339).unwrap_or_default()
     }
 }
 
