@@ -42,8 +42,8 @@ const MAX_DATAGRAM: usize = 65_535;
 /// Largest number of datagrams that wait for the endpoint. Further ones are dropped, as in a
 /// congested network.
 const DATAGRAM_QUEUE: usize = 256;
-/// Largest number of datagrams that are handled before responses are sent and anything else gets its
-/// turn.
+/// Largest number of datagrams that are handled before responses are sent and anything else gets
+/// its turn.
 const DATAGRAM_BATCH: usize = 16;
 /// Largest number of events of ESP that are handled before anything else gets its turn.
 const ESP_EVENTS: usize = 256;
