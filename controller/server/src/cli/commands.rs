@@ -15,10 +15,10 @@ use serde::Serialize;
 
 use super::args::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
 use super::client::Client;
-use super::problems;
 use super::status;
 use super::table::{list, print, print_line, print_required_line};
 use super::{archive, gather, import_fabedge};
+use crate::node_problems::problems;
 
 const NOTHING: Option<&()> = None;
 /// Number of nodes that are named in a cell.

@@ -6,7 +6,7 @@
 //! - [`client`]: HTTP over the admin socket.
 //! - [`config`]: prints the configuration.
 //! - [`commands`]: the requests and the output of each command.
-//! - [`status`]: the overview. [`problems`](mod@problems): what is wrong with a node.
+//! - [`status`]: the overview.
 //! - [`gather`]: one file for whoever looks for a fault.
 //! - [`import_fabedge`]: what FabEdge's resources become here.
 //! - [`core_dumps`]: keeps keys out of core files.
@@ -19,7 +19,6 @@ mod config;
 mod core_dumps;
 mod gather;
 mod import_fabedge;
-mod problems;
 mod status;
 mod table;
 
@@ -34,7 +33,6 @@ use crate::config::ConfigSources;
 use crate::logs::Lines;
 use crate::server::Server;
 use args::{Cli, Command};
-use problems::problems;
 
 /// Exit code of a command that the server refused.
 const REFUSED: u8 = 1;
