@@ -1,5 +1,5 @@
 //! What the operator should look at, in words: of a node, and of the network as a whole. `status`
-//! and `node list` show it.
+//! and the page show the same.
 
 use edge_controller_domain::clock::rfc3339;
 use edge_types::AddressSource;
