@@ -15,6 +15,7 @@ mod connection_limits;
 mod join;
 mod logs;
 mod observe;
+mod page;
 mod program;
 mod reload;
 mod reviews;
