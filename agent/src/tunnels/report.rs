@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use super::driver::Driver;
 use super::installed_sa::InstalledSa;
 use super::not_carried::not_carried;
-use crate::desired::Origin;
+use crate::desired::{DesiredTunnel, Origin};
 use crate::status::{
     ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
 };
