@@ -3,8 +3,8 @@
 //!
 //! A boot attaches a pod for each address of a segment, detaches two of them, and then attaches two
 //! more while it detaches a third (`guest.sh`). What it reported before the cut must be on the disk
-//! after it. The next boot's pods get all addresses of the segment, each of them once: so no address
-//! is lost for ever, and none is held by two.
+//! after it. The next boot's pods get all addresses of the segment, each of them once: so no
+//! address is lost for ever, and none is held by two.
 
 use std::collections::BTreeSet;
 use std::fs;

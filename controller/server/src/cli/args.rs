@@ -119,8 +119,8 @@ pub(super) enum Command {
     ///
     /// The server must serve it: [page] listen in its configuration. The link contains the
     /// credential of a session, which ends after twelve hours or when the server stops. There are
-    /// at most 16 sessions: the next one ends the oldest. Of several replicas only the one that this
-    /// command asks knows the session.
+    /// at most 16 sessions: the next one ends the oldest. Of several replicas only the one that
+    /// this command asks knows the session.
     Page {
         /// End all sessions instead.
         #[arg(long)]
