@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo release image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts soak fuzz install
+.PHONY: demo release reproducible image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -9,6 +9,10 @@ demo: install
 # The programs that users get, in target/release.
 release:
 	.ci/release
+
+# Whether two builds of the last commit, in two directories, give the same bytes.
+reproducible:
+	.ci/reproducible
 
 # The image that the chart names, in target/image/edge-cni.tar.
 image: release
