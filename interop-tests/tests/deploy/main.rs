@@ -2,6 +2,7 @@
 //! packages.
 //!
 //! - `chart`: the chart's values, and a real API server that Helm installs it on.
+//! - `cleanup`: the chart's cleanup of a node.
 //! - `image`: the image in containerd.
 //! - `install`: the files and commands in `docs/install`.
 //! - `manifests`: `deploy/kubernetes` is the chart with its default values.
@@ -10,6 +11,7 @@
 //! - `helm`: renders the chart; `programs`: files and programs of the workspace.
 
 mod chart;
+mod cleanup;
 mod helm;
 mod image;
 mod install;
@@ -24,7 +26,8 @@ use interop_tests::suite::{Test, Unrunnable, run};
 
 fn main() -> ExitCode {
     let tests: Vec<Test> =
-        [manifests::TESTS, chart::TESTS, image::TESTS, install::TESTS, monitoring::TESTS, packages::TESTS].concat();
+        [manifests::TESTS, chart::TESTS, cleanup::TESTS, image::TESTS, install::TESTS, monitoring::TESTS, packages::TESTS]
+            .concat();
     let unavailable = || {
         helm::unavailable()
             .or_else(image::unavailable)
