@@ -3,6 +3,7 @@
 //!
 //! - `chart`: the chart's values, and a real API server that Helm installs it on.
 //! - `cleanup`: the chart's cleanup of a node.
+//! - `dashboard`: the Grafana dashboard.
 //! - `image`: the image in containerd.
 //! - `install`: the files and commands in `docs/install`.
 //! - `manifests`: `deploy/kubernetes` is the chart with its default values.
@@ -12,6 +13,7 @@
 
 mod chart;
 mod cleanup;
+mod dashboard;
 mod helm;
 mod image;
 mod install;
@@ -25,9 +27,17 @@ use std::process::ExitCode;
 use interop_tests::suite::{Test, Unrunnable, run};
 
 fn main() -> ExitCode {
-    let tests: Vec<Test> =
-        [manifests::TESTS, chart::TESTS, cleanup::TESTS, image::TESTS, install::TESTS, monitoring::TESTS, packages::TESTS]
-            .concat();
+    let tests: Vec<Test> = [
+        manifests::TESTS,
+        chart::TESTS,
+        cleanup::TESTS,
+        image::TESTS,
+        install::TESTS,
+        monitoring::TESTS,
+        dashboard::TESTS,
+        packages::TESTS,
+    ]
+    .concat();
     let unavailable = || {
         helm::unavailable()
             .or_else(image::unavailable)
