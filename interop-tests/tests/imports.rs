@@ -1,6 +1,6 @@
 //! Checks that files do not import each other in circles: at most two files may, if they are in
-//! the same folder. Where a file names an item that another one re-exports, it imports the file
-//! that defines the item. Tests, macros and `pub use` lines count for nothing.
+//! the same folder. A file that names an item which another one re-exports imports both: that one,
+//! and the file that defines the item. Tests and macros count for nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -27,7 +27,7 @@ struct Module {
     bindings: BTreeMap<String, Names>,
     /// The modules whose items it brings in with a `*`.
     globs: Vec<Names>,
-    /// The paths that it uses: those of private `use` lines, and those in its code.
+    /// The paths that it uses: those of `use` lines, and those in its code.
     used: BTreeSet<Names>,
 }
 
@@ -119,9 +119,7 @@ impl<'source> Visit<'source> for Module {
         let mut found = Vec::new();
         bindings(&item.tree, &mut Names::new(), &mut found);
         for (path, name) in found {
-            if matches!(item.vis, Visibility::Inherited) {
-                self.used.insert(path.clone());
-            }
+            self.used.insert(path.clone());
             match name {
                 Some(name) => {
                     self.bindings.insert(name, path);
@@ -230,11 +228,33 @@ impl Crate {
     fn imports(&self) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
         let mut imports: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
         for module in self.0.values() {
-            let used = module.used.iter().filter_map(|names| self.definition(module, names, REEXPORTS));
+            let used = module.used.iter().flat_map(|names| {
+                let defines = self.definition(module, names, REEXPORTS);
+                [defines, self.named(module, names)].into_iter().flatten()
+            });
             let files = used.map(|module| module.file.clone()).filter(|file| *file != module.file);
             imports.entry(module.file.clone()).or_default().extend(files);
         }
         imports
+    }
+
+    /// The module that `names` leads to in `module` by the names of modules alone.
+    fn named<'read>(&'read self, module: &'read Module, names: &[String]) -> Option<&'read Module> {
+        let mut at = module;
+        for (index, name) in names.iter().enumerate() {
+            let path = match name.as_str() {
+                "crate" => Names::new(),
+                "self" => continue,
+                "super" => at.path.split_last()?.1.to_vec(),
+                _ => [&at.path[..], std::slice::from_ref(name)].concat(),
+            };
+            match self.0.get(&path) {
+                Some(next) => at = next,
+                None if index == 0 => return None,
+                None => break,
+            }
+        }
+        Some(at)
     }
 }
 
@@ -329,12 +349,28 @@ fn a_circle_of_three_files_is_found_and_one_of_two_is_allowed() {
 }
 
 #[test]
+fn a_file_that_re_exports_an_item_is_imported_with_the_one_that_defines_it() {
+    let root = ("lib.rs", "pub use a::A; pub use b::B; mod a; mod b;");
+    let (a, b) = (("a.rs", "use crate::B; pub struct A;"), ("b.rs", "pub struct B;"));
+    assert_eq!(faults_of(&[root, a, b]), [""; 0]);
+    let found = faults_of(&[root, a, ("b.rs", "pub type B = crate::A;")]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("circle of 3 files:"), "{found:?}");
+}
+
+#[test]
 fn a_circle_between_two_folders_is_found_through_re_exports_and_in_code() {
     let root = ("lib.rs", "mod a; mod b;");
     let folder = ("a/mod.rs", "mod inner; pub(crate) use inner::*;");
     let inner = ("a/inner.rs", "pub struct A; fn f() { crate::b::f(); }");
     let found = faults_of(&[root, folder, inner, ("b.rs", "use crate::a::A; pub fn f() {}")]);
-    assert_eq!(found, ["circle of 2 files:\n    a/inner.rs imports b.rs\n    b.rs imports a/inner.rs"]);
+    let lines = [
+        "circle of 3 files:",
+        "a/inner.rs imports b.rs",
+        "a/mod.rs imports a/inner.rs",
+        "b.rs imports a/inner.rs, a/mod.rs",
+    ];
+    assert_eq!(found, [lines.join("\n    ")]);
 }
 
 #[test]

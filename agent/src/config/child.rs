@@ -5,14 +5,13 @@ use edge_ike::config::{ChildConfig, EspProposal, Mode, NextLayer};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer};
 
-use super::peer::PeerSection;
-use super::{Encap, proposal};
+use super::proposal;
 
 /// Name of the child of a `[[peer]]` without `[[peer.child]]`, and of the only one of a node.
 pub const DEFAULT_CHILD: &str = "net";
 
 /// Most `[[peer.child]]` of a peer.
-const MAX_CHILDREN: usize = 32;
+pub(super) const MAX_CHILDREN: usize = 32;
 /// Most CHILD_SAs of a static peer that stand side by side: it may make one for each pair of its
 /// networks. More than [`MAX_CHILDREN`].
 pub(super) const MAX_CHILD_SAS: usize = 64;
@@ -102,7 +101,7 @@ pub(crate) fn has_ports(protocol: u8) -> bool {
 }
 
 impl ChildSection {
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if self.name.is_empty() || !self.name.chars().all(letter) {
             return Err("its name consists of letters, digits, '-', '_' and '.'".into());
@@ -138,70 +137,16 @@ impl ChildSection {
         }
     }
 
-    fn config(&self, peer: &PeerSection) -> ChildConfig {
+    /// `proposals` are those of the peer.
+    pub(super) fn config(&self, proposals: &[EspProposal]) -> ChildConfig {
         let Self { protocol, local_port, remote_port, .. } = *self;
         ChildConfig {
             name: ChildName::new(&self.name),
-            proposals: self.esp_proposals.clone().unwrap_or_else(|| peer.esp_proposals.clone()),
+            proposals: self.esp_proposals.clone().unwrap_or_else(|| proposals.to_vec()),
             local: self.local_subnets.clone(),
             remote: self.remote_subnets.clone(),
             next_layer: NextLayer { protocol, local_port, remote_port },
             mode: self.mode.into(),
         }
-    }
-}
-
-impl PeerSection {
-    pub(super) fn check_children(&self) -> Result<(), String> {
-        let own = !self.local_subnets.is_empty() || !self.remote_subnets.is_empty();
-        if self.children.is_empty() && (self.local_subnets.is_empty() || self.remote_subnets.is_empty()) {
-            return Err(
-                "local_subnets and remote_subnets need at least one network each, or [[peer.child]] has them".into()
-            );
-        }
-        if !self.children.is_empty() && own {
-            return Err("local_subnets and remote_subnets stand either in [[peer]] or in its [[peer.child]]".into());
-        }
-        let transport = self.children.iter().find(|child| child.mode == ChildMode::Transport);
-        if let Some(child) = transport.filter(|_| self.encap == Encap::Force) {
-            return Err(format!(
-                "[[peer.child]] {:?}: mode = \"transport\" does not work with encap = \"force\"; leave encap out",
-                child.name
-            ));
-        }
-        if self.children.len() > MAX_CHILDREN {
-            return Err(format!("it has {} [[peer.child]]; {MAX_CHILDREN} are the most", self.children.len()));
-        }
-        for (at, child) in self.children.iter().enumerate() {
-            child.check().map_err(|problem| format!("[[peer.child]] {:?}: {problem}", child.name))?;
-            if self.children.iter().take(at).any(|other| other.name == child.name) {
-                return Err(format!("two [[peer.child]] are called {:?}", child.name));
-            }
-        }
-        Ok(())
-    }
-
-    /// Networks behind this node, of all children.
-    pub fn all_local_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
-        self.local_subnets.iter().chain(self.children.iter().flat_map(|child| &child.local_subnets))
-    }
-
-    /// Networks behind the peer, of all children.
-    pub fn all_remote_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
-        self.remote_subnets.iter().chain(self.children.iter().flat_map(|child| &child.remote_subnets))
-    }
-
-    /// The children of a peer: the first one, then the others.
-    pub(super) fn child_configs(&self) -> (ChildConfig, Vec<ChildConfig>) {
-        let mut children = self.children.iter().map(|child| child.config(self));
-        let only = || ChildConfig {
-            name: ChildName::new(DEFAULT_CHILD),
-            proposals: self.esp_proposals.clone(),
-            local: self.local_subnets.clone(),
-            remote: self.remote_subnets.clone(),
-            next_layer: NextLayer::ANY,
-            mode: Mode::Tunnel,
-        };
-        (children.next().unwrap_or_else(only), children.collect())
     }
 }

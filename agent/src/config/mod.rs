@@ -4,6 +4,7 @@
 mod child;
 mod distinguished_name;
 mod duration;
+mod encap;
 mod firewall;
 mod identity;
 mod observe;
@@ -14,6 +15,7 @@ mod secret;
 
 pub use child::{ChildMode, ChildSection, DEFAULT_CHILD};
 pub(crate) use child::{has_ports, protocol_named};
+pub use encap::Encap;
 pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;
@@ -100,17 +102,6 @@ pub struct Config {
     /// The file's directory, to which paths in the file are relative.
     #[serde(skip)]
     directory: PathBuf,
-}
-
-/// The key `encap`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Encap {
-    /// Always in UDP: firewalls that pass IKE and drop ESP are common.
-    #[default]
-    Force,
-    /// Only if a NAT is detected.
-    Auto,
 }
 
 /// The table `[controller]`.

@@ -5,17 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use edge_ike::config::{Auth, CertificateAuth, EspProposal, IkeProposal};
-use edge_ike::{Identity, PeerConfig, PeerName, Secret, same_identity};
+use edge_ike::config::{Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer};
+use edge_ike::{ChildName, Identity, PeerConfig, PeerName, Secret, same_identity};
 use ipnetwork::IpNetwork;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-use super::child::{ChildSection, MAX_CHILD_SAS};
+use super::child::{ChildMode, ChildSection, DEFAULT_CHILD, MAX_CHILD_SAS, MAX_CHILDREN};
+use super::encap::Encap;
 use super::secret::{self, SecretText};
-use super::{Config, Encap, identity, proposal};
+use super::{Config, identity, proposal};
 
 /// Which end initiates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -215,6 +216,35 @@ impl PeerSection {
         }
     }
 
+    fn check_children(&self) -> Result<(), String> {
+        let own = !self.local_subnets.is_empty() || !self.remote_subnets.is_empty();
+        if self.children.is_empty() && (self.local_subnets.is_empty() || self.remote_subnets.is_empty()) {
+            return Err(
+                "local_subnets and remote_subnets need at least one network each, or [[peer.child]] has them".into()
+            );
+        }
+        if !self.children.is_empty() && own {
+            return Err("local_subnets and remote_subnets stand either in [[peer]] or in its [[peer.child]]".into());
+        }
+        let transport = self.children.iter().find(|child| child.mode == ChildMode::Transport);
+        if let Some(child) = transport.filter(|_| self.encap == Encap::Force) {
+            return Err(format!(
+                "[[peer.child]] {:?}: mode = \"transport\" does not work with encap = \"force\"; leave encap out",
+                child.name
+            ));
+        }
+        if self.children.len() > MAX_CHILDREN {
+            return Err(format!("it has {} [[peer.child]]; {MAX_CHILDREN} are the most", self.children.len()));
+        }
+        for (at, child) in self.children.iter().enumerate() {
+            child.check().map_err(|problem| format!("[[peer.child]] {:?}: {problem}", child.name))?;
+            if self.children.iter().take(at).any(|other| other.name == child.name) {
+                return Err(format!("two [[peer.child]] are called {:?}", child.name));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a request from one of two peers could be from the other: they have the same
     /// identities, and no addresses that tell them apart. Then only one of their keys would ever
     /// count.
@@ -255,6 +285,30 @@ impl PeerSection {
             keep_existing: false,
             timing: config.timing.resolve(),
         })
+    }
+
+    /// Networks behind this node, of all children.
+    pub fn all_local_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
+        self.local_subnets.iter().chain(self.children.iter().flat_map(|child| &child.local_subnets))
+    }
+
+    /// Networks behind the peer, of all children.
+    pub fn all_remote_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
+        self.remote_subnets.iter().chain(self.children.iter().flat_map(|child| &child.remote_subnets))
+    }
+
+    /// The children of a peer: the first one, then the others.
+    fn child_configs(&self) -> (ChildConfig, Vec<ChildConfig>) {
+        let mut children = self.children.iter().map(|child| child.config(&self.esp_proposals));
+        let only = || ChildConfig {
+            name: ChildName::new(DEFAULT_CHILD),
+            proposals: self.esp_proposals.clone(),
+            local: self.local_subnets.clone(),
+            remote: self.remote_subnets.clone(),
+            next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
+        };
+        (children.next().unwrap_or_else(only), children.collect())
     }
 
     fn auth(&self, config: &Config) -> Result<Auth, String> {

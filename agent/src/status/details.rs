@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
-use super::{ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, Status};
+use super::document::{ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, Status};
 
 /// Keeps what concerns the peers that the patterns name (`*` and `?` as in a shell), with their SAs
 /// and policies. Fails if a pattern names none.

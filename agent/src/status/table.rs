@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{Table, presets};
 
-use super::{ChildStatus, NotCarried, PeerReport, Status};
+use super::document::{ChildStatus, NotCarried, PeerReport, Status};
 use crate::incidents::IncidentKind;
 
 /// Renders the status as text for a terminal.

@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, bail};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::{Backend, Event, Spec};
+use super::backend::Backend;
+use super::spec::{Event, Spec};
 
 /// Memory of the guest, MiB. It is a sparse file of the host, so only used memory counts.
 const MEMORY_MIB: u64 = 2560;

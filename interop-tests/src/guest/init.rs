@@ -10,7 +10,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{WaitOptions, pivot_root, wait};
 use rustix::system::RebootCommand;
 
-use super::Spec;
+use super::spec::Spec;
 
 /// Runs as `init` of the guest. `dir` is the boot's directory, which holds the [`Spec`].
 ///

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::daemon::{Daemon, Directory};
 use super::pki::{Authority, Proof, kubeconfig, token_keys};
-use super::programs::{Helpers, Programs};
+use super::programs::{self, Helpers, Programs};
 use super::reserved_port::ReservedPort;
 
 /// etcd's sockets, in the control plane's private directory. etcd requires the form of host and
@@ -88,7 +88,7 @@ impl ControlPlane {
     /// If a program is missing, ends, or is not ready in time. The message has the end of its
     /// output and the path of its log.
     pub fn start_with(name: &str, options: Options) -> Result<Self> {
-        let programs = super::ensure()?;
+        let programs = programs::ensure()?;
         let helpers = Helpers::find()?;
         let logs = options.logs.clone().unwrap_or_else(|| target_directory().join("kube-logs").join(name));
         // The directory has the logs of the last run only.

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow, ensure};
 
-use super::ControlPlane;
+use super::control_plane::ControlPlane;
 use crate::wait;
 
 /// The holder of a right.

@@ -5,7 +5,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use super::{ControlPlane, Options};
+use super::control_plane::{ControlPlane, Options};
+use super::programs;
 use crate::progress::Progress;
 
 /// Runs `argv`, by default a shell, beside a fresh control plane, and returns its exit status.
@@ -13,11 +14,11 @@ use crate::progress::Progress;
 /// # Errors
 /// If the control plane or the command does not start.
 pub fn session(api_server: Vec<String>, argv: Vec<String>) -> Result<ExitCode> {
-    let programs = super::ensure()?;
+    let programs = programs::ensure()?;
     let progress = Progress::start("starting etcd and kube-apiserver");
     let plane = ControlPlane::start_with("session", Options { api_server, ..Options::default() })?;
     progress.done();
-    eprintln!("Kubernetes {} at {}; logs are in {}", super::RELEASE, plane.url(), plane.logs().display());
+    eprintln!("Kubernetes {} at {}; logs are in {}", programs::RELEASE, plane.url(), plane.logs().display());
     let argv = if argv.is_empty() { vec![std::env::var("SHELL").unwrap_or_else(|_| "sh".to_owned())] } else { argv };
     let tools = programs.kubectl.parent().context("kubectl lies in no directory")?;
     let status = Command::new(&argv[0])

@@ -10,5 +10,5 @@ use crate::suite::{Unrunnable, run as run_suite};
 /// Runs the tests that the command line chooses, as [`crate::suite::run`] does.
 #[must_use]
 pub fn run(tests: &[Test]) -> ExitCode {
-    run_suite(tests, super::unavailable, Unrunnable::FailInCi)
+    run_suite(tests, super::programs::unavailable, Unrunnable::FailInCi)
 }

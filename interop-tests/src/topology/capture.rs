@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 
-use super::{Namespaces, Process};
+use super::namespaces::Namespaces;
+use super::process::Process;
 
 /// A running capture of one interface, into `NODE-INTERFACE.pcap` in the scenario's directory.
 pub struct Capture {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use super::Namespaces;
+use super::namespaces::Namespaces;
 
 /// The namespaces of all nodes and pods of this scenario. It is global, since another thread dumps
 /// a scenario that hangs.

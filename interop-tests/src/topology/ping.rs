@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use rustix::process::Signal;
 
-use super::{Namespaces, Process};
+use super::namespaces::Namespaces;
+use super::process::Process;
 use crate::wait;
 
 /// A running ping.

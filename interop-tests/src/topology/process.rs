@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Namespaces;
+use super::namespaces::Namespaces;
 use crate::wait;
 
 /// A started program. It goes on running if this handle is dropped, and ends with the scenario at

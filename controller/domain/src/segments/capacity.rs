@@ -117,7 +117,7 @@ mod tests {
             for (place, size, released_at) in rows {
                 let network = format!("10.77.0.{}/{size}", (place * 32) & (255u8 << (32 - size))).parse().unwrap();
                 let row = SegmentRecord::new(network, "a".parse().unwrap(), String::new(), 0, released_at);
-                if !ledger.rows().any(|other| super::super::overlap(&other.network, &network)) {
+                if !ledger.rows().any(|other| crate::segments::overlap(&other.network, &network)) {
                     ledger.insert(row);
                 }
             }

@@ -7,7 +7,7 @@ use edge_types::{IpNetwork, NodeName};
 use serde::{Deserialize, Serialize};
 
 use super::policy::SegmentPolicy;
-use super::range::{AddressKey, bounds, network_at, size};
+use super::range::{AddressKey, bounds, network_at, overlap, size};
 use crate::clock::{Clock, Seconds, rfc3339};
 
 /// Most holders that an error names when a range is exhausted.
@@ -172,7 +172,7 @@ impl Ledger {
     ) -> Result<Grant, Exhausted> {
         let again = self.released.iter().filter(|(of, _)| *of == family).find_map(|place| {
             let row = self.rows.get(place)?;
-            let clear = !chosen.iter().any(|grant| super::overlap(&grant.network, &row.network));
+            let clear = !chosen.iter().any(|grant| overlap(&grant.network, &row.network));
             (clear && self.is_free(row, policy, now) && policy.allows(&row.network)).then_some(row.network)
         });
         if let Some(network) = again {
@@ -272,7 +272,7 @@ impl Ledger {
             let network = network_at((family, at), prefix)?;
             let end = at + (step - 1);
             let reserved = policy.reserved.iter().chain(chosen.iter().map(|grant| &grant.network));
-            let reserved = reserved.filter(|r| super::overlap(r, &network)).map(|r| bounds(r).1).max();
+            let reserved = reserved.filter(|r| overlap(r, &network)).map(|r| bounds(r).1).max();
             let mut replaces = Vec::new();
             let mut taken = None;
             for row in self.overlapping(family, at, end) {
@@ -416,9 +416,9 @@ mod tests {
         policy.prefix.v4 = 28;
         release(&mut ledger, gone, 0);
         let early = take(&mut ledger, &policy, "c", Family::V4, 1).unwrap();
-        assert!(!super::super::overlap(&early, &held) && !super::super::overlap(&early, &gone));
+        assert!(!overlap(&early, &held) && !overlap(&early, &gone));
         while let Ok(next) = take(&mut ledger, &policy, "c", Family::V4, 1) {
-            assert!(!super::super::overlap(&next, &gone));
+            assert!(!overlap(&next, &gone));
         }
         assert_eq!(take(&mut ledger, &policy, "d", Family::V4, 100).unwrap().to_string(), "10.77.0.32/28");
         assert_eq!(take(&mut ledger, &policy, "d", Family::V4, 100).unwrap().to_string(), "10.77.0.48/28");
@@ -458,7 +458,7 @@ mod tests {
                         let blocked: Vec<IpNetwork> = ledger.rows()
                             .filter(|row| row.released_at.is_none_or(|at| now < at + policy.quarantine))
                             .map(|row| row.network).chain(policy.reserved.iter().copied()).collect();
-                        let free = |network: &IpNetwork| !blocked.iter().any(|other| super::super::overlap(network, other));
+                        let free = |network: &IpNetwork| !blocked.iter().any(|other| overlap(network, other));
                         match take(&mut ledger, &policy, &format!("n{node}"), family, now) {
                             Ok(network) => {
                                 prop_assert!(free(&network), "{network} is taken");
@@ -492,7 +492,7 @@ mod tests {
                 }
                 let rows: Vec<&SegmentRecord> = ledger.rows().collect();
                 for (index, row) in rows.iter().enumerate() {
-                    prop_assert!(rows[index + 1..].iter().all(|other| !super::super::overlap(&row.network, &other.network)));
+                    prop_assert!(rows[index + 1..].iter().all(|other| !overlap(&row.network, &other.network)));
                 }
             }
         }

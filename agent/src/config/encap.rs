@@ -1,0 +1,14 @@
+//! Whether ESP travels in UDP.
+
+use serde::Deserialize;
+
+/// The key `encap`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encap {
+    /// Always in UDP: firewalls that pass IKE and drop ESP are common.
+    #[default]
+    Force,
+    /// Only if a NAT is detected.
+    Auto,
+}

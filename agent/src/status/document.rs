@@ -1,0 +1,247 @@
+//! The document of `status --json`.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::host::firewall::DroppedPackets;
+use crate::host::{HostState, Obstacle};
+use crate::incidents::Incident;
+use crate::membership::ControllerStatus;
+
+/// The document of `status --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// Name of this node; absent without a view.
+    pub node: Option<String>,
+    /// Role of this node; absent without a view.
+    pub role: Option<String>,
+    /// Version of the view in force.
+    pub view_version: Option<u64>,
+    /// Connection, certificate and view; absent without `[controller]`.
+    #[serde(rename = "cloud")]
+    pub controller: Option<ControllerStatus>,
+    /// Peers, by name.
+    pub peers: Vec<PeerReport>,
+    /// SAs that the kernel should have: what `ip xfrm state` shows with reqids from 0xec000000 to
+    /// 0xecffffff, reservations (no algorithm) left out.
+    pub states: Vec<StateEntry>,
+    /// Policies that the kernel should have: what `ip xfrm policy` shows with such reqids, or with
+    /// such an index.
+    pub policies: Vec<PolicyEntry>,
+    /// Routes, addresses and firewall.
+    pub host: HostState,
+    /// What keeps pods' packets from arriving, each with the command that helps.
+    #[serde(default)]
+    pub obstacles: Vec<Obstacle>,
+    /// Packets that the firewall dropped since its table was made.
+    #[serde(default, rename = "refused")]
+    pub dropped: Vec<DroppedPackets>,
+    /// The latest incidents, oldest first.
+    #[serde(rename = "journal")]
+    pub incidents: Vec<Incident>,
+}
+
+/// The part of the status about tunnels.
+#[derive(Debug)]
+pub struct TunnelsReport {
+    /// Name of this node; absent without a view.
+    pub node: Option<String>,
+    /// Role of this node; absent without a view.
+    pub role: Option<String>,
+    /// Version of the view in force.
+    pub view_version: Option<u64>,
+    /// Peers, by name.
+    pub peers: Vec<PeerReport>,
+    /// SAs that the kernel should have.
+    pub states: Vec<StateEntry>,
+    /// Policies that the kernel should have.
+    pub policies: Vec<PolicyEntry>,
+}
+
+/// State of a peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// The peer's name: its node name, or that of the `[[peer]]` table.
+    pub name: String,
+    /// Where the peer comes from: `view` or `configuration`.
+    pub origin: String,
+    /// `idle`, `on-demand` (the next packet brings the tunnel), `connecting`, `waiting` (for the
+    /// next attempt) or `up`.
+    pub phase: String,
+    /// Reqid of the policies and SAs of its first child.
+    pub reqid: Option<u32>,
+    /// Candidate addresses, with ports.
+    pub endpoints: Vec<String>,
+    /// Its established IKE SAs: usually one, two while one replaces the other.
+    pub ike_sas: Vec<IkeStatus>,
+    /// Its CHILD_SAs.
+    pub child_sas: Vec<ChildStatus>,
+    /// Pairs of configured networks that no CHILD_SA carries although the peer is up: it has
+    /// narrowed the selectors, or it refuses a child. Empty for peers of the view.
+    #[serde(default)]
+    pub not_carried: Vec<NotCarried>,
+    /// The latest error since the last success.
+    pub last_error: Option<String>,
+}
+
+/// Networks between which nothing passes although they are configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCarried {
+    /// Name of the configured child.
+    pub child: String,
+    /// Network of this node.
+    pub local: IpNetwork,
+    /// Network of the peer.
+    pub remote: IpNetwork,
+}
+
+/// State of an IKE SA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IkeStatus {
+    /// Initiator's SPI, 16 hexadecimal digits.
+    pub initiator_spi: String,
+    /// Responder's SPI, 16 hexadecimal digits.
+    pub responder_spi: String,
+    /// Our address and port.
+    pub local: String,
+    /// The peer's address and port.
+    pub remote: String,
+    /// Whether this node is the original initiator.
+    pub initiator: bool,
+    /// Negotiated encryption, PRF, integrity and key exchange, as `edge-agent` logs them.
+    pub proposal: String,
+    /// The peer's authentication method.
+    pub authentication: String,
+    /// Whether this node is behind a NAT, or NAT detection was forced.
+    pub nat_local: bool,
+    /// Whether the peer is behind a NAT.
+    pub nat_remote: bool,
+    /// When it was established, RFC 3339.
+    pub since: String,
+    /// Seconds since the last authentic message.
+    pub heard_seconds_ago: u64,
+    /// Seconds until it is rekeyed or re-authenticated.
+    pub renewed_in_seconds: u64,
+}
+
+/// State of a CHILD_SA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildStatus {
+    /// Name of the configured child.
+    #[serde(default)]
+    pub child: String,
+    /// Reqid of its policies and SAs.
+    #[serde(default)]
+    pub reqid: Option<u32>,
+    /// SPI of the inbound SA: `0x` and 8 hexadecimal digits, as `ip xfrm state` writes it.
+    pub inbound_spi: String,
+    /// SPI of the outbound SA, in the same form.
+    pub outbound_spi: String,
+    /// Negotiated AEAD of ESP.
+    pub cipher: String,
+    /// Whether it has extended sequence numbers.
+    pub esn: bool,
+    /// `tunnel` or `transport`.
+    #[serde(default = "tunnel")]
+    pub mode: String,
+    /// Whether ESP travels in UDP.
+    pub encapsulated: bool,
+    /// This node's address and port.
+    pub local: String,
+    /// The peer's address and port.
+    pub remote: String,
+    /// Negotiated traffic selectors of this node.
+    pub local_selectors: Vec<IpNetwork>,
+    /// Negotiated traffic selectors of the peer.
+    pub remote_selectors: Vec<IpNetwork>,
+    /// IP protocol of the selectors, 0 for any.
+    #[serde(default)]
+    pub protocol: u8,
+    /// Port of this node's selectors; absent for any.
+    #[serde(default)]
+    pub local_port: Option<u16>,
+    /// Port of the peer's selectors; absent for any.
+    #[serde(default)]
+    pub remote_port: Option<u16>,
+    /// `in-use`, `successor` or `lingering`.
+    pub usage: String,
+    /// When it was established, RFC 3339.
+    pub since: String,
+    /// Counters of the inbound SA; absent if the kernel has none.
+    pub received: Option<Counters>,
+    /// Counters of the outbound SA; absent if the kernel has none.
+    pub sent: Option<Counters>,
+}
+
+/// The mode of CHILD_SAs that an older agent reports.
+fn tunnel() -> String {
+    "tunnel".to_owned()
+}
+
+/// Counters of an SA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Number of packets since the SA was installed.
+    pub packets: u64,
+    /// Number of bytes, without the overhead of ESP.
+    pub bytes: u64,
+}
+
+/// An SA that the kernel should have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateEntry {
+    /// Source address of the ESP packets.
+    pub source: IpAddr,
+    /// Destination address of the ESP packets.
+    pub destination: IpAddr,
+    /// Always `esp`.
+    pub protocol: String,
+    /// SPI: `0x` and 8 hexadecimal digits.
+    pub spi: String,
+    /// Joins it to the policies whose template has the same number.
+    pub reqid: u32,
+    /// `tunnel` or `transport`.
+    pub mode: String,
+    /// Direction: `in` or `out`.
+    pub direction: String,
+    /// The kernel's name of the algorithm; absent if the SA is not in the kernel.
+    pub algorithm: Option<String>,
+    /// UDP source and destination port; absent if ESP does not travel in UDP.
+    pub encap: Option<(u16, u16)>,
+    /// Whether the kernel has it.
+    pub in_kernel: bool,
+}
+
+/// A policy that the kernel should have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyEntry {
+    /// Direction: `in`, `out` or `fwd`.
+    pub direction: String,
+    /// Network of the packets' sources.
+    pub source: IpNetwork,
+    /// Network of the packets' destinations.
+    pub destination: IpNetwork,
+    /// Priority; the policy with the smallest number applies.
+    pub priority: u32,
+    /// `allow` or `block`.
+    pub action: String,
+    /// Absent on policies that allow packets in clear.
+    pub template: Option<TemplateEntry>,
+}
+
+/// Template of a policy: ESP, without SPI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateEntry {
+    /// Reqid of the SAs.
+    pub reqid: u32,
+    /// Tunnel source; absent for any, and in transport mode.
+    pub source: Option<IpAddr>,
+    /// Tunnel destination; absent for any, and in transport mode.
+    pub destination: Option<IpAddr>,
+}
