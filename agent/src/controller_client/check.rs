@@ -5,15 +5,15 @@ use std::path::Path;
 
 use edge_types::NodeName;
 
+use super::controller_choice;
 use super::error::ControllerError;
-use super::http;
 use super::join_credential::{self, JoinCredential};
 use super::node_identity::NodeIdentity;
 use crate::config::Config;
 
 /// Fails if this is no URL of a controller.
 pub fn check_url(url: &str) -> Result<(), ControllerError> {
-    http::parse_url(url).map(drop)
+    controller_choice::parse_url(url).map(drop)
 }
 
 /// The name and the certificate (DER) of this node; `None` if it has not joined. Fails if the file

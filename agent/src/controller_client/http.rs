@@ -1,5 +1,6 @@
 //! One HTTP/2 connection to the controller, which all requests share. It is opened when a request
-//! needs it, and opened again after it broke.
+//! needs it, and opened again after it broke: to which controller is decided in
+//! `controller_choice`.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +23,7 @@ use tokio_rustls::TlsConnector;
 use tracing::{Instrument, debug, warn};
 use zeroize::Zeroizing;
 
+use super::controller_choice::ControllerChoice;
 use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
 use super::tls::CertificateRejected;
@@ -50,7 +52,6 @@ pub(super) enum Reconnect {
 /// Sends requests to the first of several controllers that accepts a connection.
 #[derive(Debug)]
 pub(super) struct HttpClient {
-    urls: Vec<Uri>,
     clock: Arc<CertificateClock>,
     bypass: Arc<GuardBypass>,
     tls: Mutex<Arc<ClientConfig>>,
@@ -58,13 +59,11 @@ pub(super) struct HttpClient {
     active: tokio::sync::Mutex<Active>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Active {
     /// The open connection.
     connection: Option<Connection>,
-    /// Index in `urls` of the controller that is tried first: the one in use, or, after it failed
-    /// or sent a goodbye, the next one.
-    first_url: usize,
+    choice: ControllerChoice,
 }
 
 /// An open connection.
@@ -77,14 +76,6 @@ pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
 }
 
-/// Parses the URL of a controller. Fails if it is not `https://` with a host.
-pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
-    match text.parse::<Uri>() {
-        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.scheme_str() == Some("https") => Ok(uri),
-        _ => Err(ControllerError::Unacceptable(format!("[controller]: {text:?} is not a URL https://HOST:PORT"))),
-    }
-}
-
 impl HttpClient {
     /// A client of the controllers at `urls`. Does not connect yet. Fails if one of them is no
     /// `https://` URL with a host.
@@ -94,8 +85,8 @@ impl HttpClient {
         clock: Arc<CertificateClock>,
         bypass: Arc<GuardBypass>,
     ) -> Result<Self, ControllerError> {
-        let urls = urls.iter().map(|text| parse_url(text)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { urls, clock, bypass, tls: Mutex::new(Arc::new(tls)), active: tokio::sync::Mutex::default() })
+        let active = Active { connection: None, choice: ControllerChoice::new(urls)? };
+        Ok(Self { clock, bypass, tls: Mutex::new(Arc::new(tls)), active: tokio::sync::Mutex::new(active) })
     }
 
     /// New connections use `tls` from now on.
@@ -116,11 +107,7 @@ impl HttpClient {
     pub(super) async fn try_next_after(&self, url: &Uri) {
         let mut active = self.active.lock().await;
         active.connection.take_if(|connection| connection.url == *url);
-        active.first_url = self.index_after(url);
-    }
-
-    fn index_after(&self, url: &Uri) -> usize {
-        self.urls.iter().position(|other| other == url).map_or(0, |index| (index + 1) % self.urls.len())
+        active.choice.failed(url);
     }
 
     /// The current connection, or a new one.
@@ -130,18 +117,19 @@ impl HttpClient {
             return Ok(connection.clone());
         }
         if let Some(broken) = active.connection.take() {
-            active.first_url = self.index_after(&broken.url);
+            active.choice.failed(&broken.url);
         }
         let mut failure = None;
-        for (index, url) in self.urls.iter().enumerate().cycle().skip(active.first_url).take(self.urls.len()) {
+        let urls = active.choice.in_order();
+        for url in &urls {
             match self.connect(url).await {
                 Ok(new) => {
-                    active.first_url = index;
+                    active.choice.connected(url);
                     debug!(%url, local = %new.local, "connected to the controller");
                     return Ok(active.connection.insert(new).clone());
                 }
                 Err(error) => {
-                    if self.urls.len() > 1 {
+                    if urls.len() > 1 {
                         debug!(%error, "trying the next controller");
                     }
                     // Errors that need a person are reported in preference to temporary ones.

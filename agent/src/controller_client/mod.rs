@@ -19,11 +19,13 @@
 //!   and the later ones.
 //! - `segment_request`: a request for a segment, with an id that survives a crash.
 //! - `check`: what `edge-agent check` asks without a connection.
+//! - `controller_choice`: which controller the next connection goes to.
 //! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
 
 mod backoff;
 mod check;
 mod client;
+mod controller_choice;
 mod error;
 mod former_networks;
 mod guard_bypass;

@@ -17,7 +17,7 @@ mod encrypted_payload;
 mod error;
 mod key_exchange;
 mod keys;
-mod nat;
+mod nat_detection_hash;
 mod prf;
 
 pub use cookie::{COOKIE_LIFETIME, Cookies};
@@ -25,7 +25,7 @@ pub use encrypted_payload::{IkeCipher, IkeRole, Opened};
 pub use error::{OpenError, SealError};
 pub use key_exchange::{InitiatorKeyExchange, KeyExchangeError, ResponderKeyExchange};
 pub use keys::{ChildKeys, IkeKeys, IkeSuite, Nonces};
-pub use nat::nat_detection_hash;
+pub use nat_detection_hash::nat_detection_hash;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::initiation_guard::{HALF_OPEN_LIFETIME, InitDecision};
+use super::init_request_guard::{HALF_OPEN_LIFETIME, InitDecision};
 use super::peer::Peer;
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
 use crate::auth::same_identity;
@@ -200,7 +200,7 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         //= RFC 7296 2.21.4 REQUIRED 11: rate of answers
-        if !self.initiation_guard.may_report(now) {
+        if !self.init_request_guard.may_report(now) {
             return;
         }
         if answer {
@@ -238,11 +238,11 @@ impl Endpoint {
             return;
         }
         let mut cx = context!(self, now, env);
-        match self.initiation_guard.check(&message, datagram.len(), local, remote, &self.config, &mut cx) {
+        match self.init_request_guard.check(&message, datagram.len(), local, remote, &self.config, &mut cx) {
             InitDecision::Discard => return,
             InitDecision::Retransmission(spi) => {
                 if let Some(SaState::HalfOpen(half_open, _)) = self.sas.get_mut(&spi) {
-                    if self.initiation_guard.returns_cookie(&message, remote, &mut cx) {
+                    if self.init_request_guard.returns_cookie(&message, remote, &mut cx) {
                         half_open.adopt_cookie(&message, datagram);
                     }
                     half_open.repeat(datagram, &mut cx);
@@ -260,13 +260,13 @@ impl Endpoint {
                 self.address_heard(remote, now);
                 let spi = half_open.spi();
                 let octets = half_open.octets();
-                self.initiation_guard.count_work(half_open.group());
-                self.initiation_guard.half_open.insert(remote, message.header.initiator_spi, spi, octets);
+                self.init_request_guard.count_work(half_open.group());
+                self.init_request_guard.half_open.insert(remote, message.header.initiator_spi, spi, octets);
                 self.sas.insert(spi, SaState::HalfOpen(half_open, now + HALF_OPEN_LIFETIME));
                 self.schedule(spi);
             }
             InitOutcome::Refused(Some(error)) | InitOutcome::Unanswered(error) => {
-                if self.initiation_guard.may_report(now) {
+                if self.init_request_guard.may_report(now) {
                     self.out.event(Event::Refused { from: remote, identity: None, error });
                 }
             }
@@ -308,27 +308,27 @@ impl Endpoint {
         match outcome {
             AuthOutcome::Stay(half_open) => {
                 let fragments = half_open.fragment_octets();
-                if self.initiation_guard.half_open.set_fragment_octets(entered.0, entered.1, fragments) {
+                if self.init_request_guard.half_open.set_fragment_octets(entered.0, entered.1, fragments) {
                     self.sas.insert(spi, SaState::HalfOpen(half_open, until));
                 } else {
-                    self.initiation_guard.half_open.remove(entered.0, entered.1);
+                    self.init_request_guard.half_open.remove(entered.0, entered.1);
                     self.schedule(spi);
                 }
             }
             AuthOutcome::Up { sa, child, initial_contact } => {
-                self.initiation_guard.half_open.remove(entered.0, entered.1);
+                self.init_request_guard.half_open.remove(entered.0, entered.1);
                 let name = sa.profile().config.name.clone();
                 let _span = peer_span(&name).entered();
                 self.add_established(&name, sa, child, initial_contact, now, env);
             }
             AuthOutcome::Refused { peer, identity, from, error, last_response } => {
-                self.initiation_guard.half_open.remove(entered.0, entered.1);
+                self.init_request_guard.half_open.remove(entered.0, entered.1);
                 self.keep_last_response(spi, last_response, now);
                 // Anybody can claim a configured identity and fail to prove it. It is not the
                 // peer's failure while the peer is up.
                 let is_down = |name: &PeerName| self.peers.get(name).is_some_and(|peer| !peer.child_sas.sends());
                 let peer = peer.filter(is_down);
-                let report = self.initiation_guard.may_report(now);
+                let report = self.init_request_guard.may_report(now);
                 let _span = peer.as_ref().map(|name| peer_span(name).entered());
                 match peer.and_then(|name| self.peers.get_mut(&name)) {
                     Some(peer) if report => peer.report_failure(error, &mut self.out),
@@ -364,7 +364,7 @@ impl Endpoint {
                 }
             },
             SaState::HalfOpen(half_open, until) if until <= now => {
-                self.initiation_guard.half_open.remove(half_open.remote(), half_open.initiator_spi());
+                self.init_request_guard.half_open.remove(half_open.remote(), half_open.initiator_spi());
             }
             SaState::Closed(_, until) if until <= now => {}
             state @ (SaState::HalfOpen(..) | SaState::Closed(..)) => {

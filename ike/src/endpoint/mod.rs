@@ -23,7 +23,7 @@ mod connect;
 mod dispatch;
 mod duplicate_sas;
 mod half_open;
-mod initiation_guard;
+mod init_request_guard;
 mod peer;
 mod peer_index;
 mod sa_lifecycle;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::acquire_queue::AcquireQueue;
-use super::initiation_guard::InitiationGuard;
+use super::init_request_guard::InitRequestGuard;
 use super::peer::Peer;
 use super::peer_index::PeerIndex;
 use crate::child_sas::Spi;
@@ -26,7 +26,7 @@ pub struct Endpoint {
     pub(super) peers: BTreeMap<PeerName, Peer>,
     pub(super) peer_index: PeerIndex,
     pub(super) sas: HashMap<Spi, SaState>,
-    pub(super) initiation_guard: InitiationGuard,
+    pub(super) init_request_guard: InitRequestGuard,
     pub(super) acquire_queue: AcquireQueue,
     pub(super) deadlines: Deadlines<DeadlineOwner>,
     pub(super) out: Output,
@@ -80,7 +80,7 @@ impl Endpoint {
             peers: BTreeMap::new(),
             peer_index: PeerIndex::default(),
             sas: HashMap::new(),
-            initiation_guard: InitiationGuard::default(),
+            init_request_guard: InitRequestGuard::default(),
             acquire_queue: AcquireQueue::default(),
             deadlines: Deadlines::new(),
             out: Output::default(),

@@ -1,13 +1,13 @@
 //! The protected channel of an IKE SA: message IDs and windows of one request (RFC 7296 2.2, 2.3),
-//! retransmission, fragments, NAT keepalives (RFC 3948 2.3), and addresses that change (2.23).
+//! requests and responses sent again (`retransmission_timer`, `last_response`), fragments, NAT
+//! keepalives (RFC 3948 2.3), and addresses that change (2.23).
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ring::digest::{Digest, SHA256, digest};
-
+use super::last_response::{LastResponse, fingerprint};
 use super::path::Path;
-use super::retransmission::Retransmission;
+use super::retransmission_timer::RetransmissionTimer;
 use super::signs_of_life::SignsOfLife;
 use crate::config::Timing;
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
@@ -18,9 +18,6 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
 
 /// Octets of the non-ESP marker, which count towards the datagram's size.
 const MARKER_LEN: usize = 4;
-/// How often a response is sent again. RFC 7296 2.4 suggests a dozen transmissions of a request; a
-/// stranger who copies the request must not have the response sent to somebody else for ever.
-pub(super) const MAX_REPEATS: u8 = 16;
 /// How long fragments wait for the rest of their message: longer than the peer sends it again.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -81,41 +78,9 @@ pub(crate) struct Channel {
 struct InFlight {
     id: u32,
     packets: Vec<Vec<u8>>,
-    retransmission: Retransmission,
+    retransmission: RetransmissionTimer,
     /// The candidate to which it was sent too.
     sent_to: Option<SocketAddr>,
-}
-
-/// The last response, kept until the next request (RFC 7296 2.1). A retransmitted request is
-/// recognized by its hash, so a stranger cannot have the response
-/// sent to another address.
-#[derive(Debug)]
-pub(crate) struct LastResponse {
-    request: [u8; 32],
-    packets: Vec<Vec<u8>>,
-    repeats: u8,
-}
-
-impl LastResponse {
-    /// Sends the response again if this datagram is the request (or its first fragment, RFC 7383
-    /// 2.6.1).
-    pub(crate) fn repeat(&mut self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
-        //= RFC 7296 2.1 MUST NOT 1: no response unasked
-        if sha256(datagram) == self.request || mutation!("any_old_request_answered") {
-            self.send(local, remote, cx);
-        }
-    }
-
-    fn send(&mut self, local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
-        //= RFC 7296 2.1 MUST 5: a forgotten response is not made again
-        if self.repeats >= MAX_REPEATS {
-            return;
-        }
-        self.repeats = self.repeats.saturating_add(1);
-        for packet in &self.packets {
-            cx.out.message(local, remote, cx.config.nat_port, packet);
-        }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -220,7 +185,7 @@ impl Channel {
         //= RFC 7296 2.2 REQUIRED 3: message IDs begin at 0
         self.next_request = self.next_request.saturating_add(1);
         self.partial_response = PartialMessage::default();
-        let retransmission = Retransmission::begin(&self.timing, cx.now);
+        let retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
         self.transmit_request(InFlight { id, packets, retransmission, sent_to: None }, cx);
     }
 
@@ -236,7 +201,7 @@ impl Channel {
         self.transmit(&packets, local, remote, cx);
         let request = std::mem::take(&mut self.partial_request).first_datagram.unwrap_or_default();
         //= RFC 7296 2.1 MUST 4: the response is kept
-        let kept = LastResponse { request, packets, repeats: 0 };
+        let kept = LastResponse::new(request, packets);
         self.last_response = Some(kept).filter(|_| !mutation!("response_not_kept"));
     }
 
@@ -244,7 +209,7 @@ impl Channel {
     //= RFC 7296 2.2 MUST 1: the same message ID again
     pub(crate) fn resend(&mut self, cx: &mut Context<'_>) {
         if let Some(in_flight) = self.in_flight.take() {
-            let retransmission = Retransmission::begin(&self.timing, cx.now);
+            let retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
             self.transmit_request(InFlight { retransmission, ..in_flight }, cx);
         }
     }
@@ -397,12 +362,12 @@ impl Channel {
         let partial = if header.response { &mut self.partial_response } else { &mut self.partial_request };
         let payloads = match opened {
             Ok(Opened::Message(payloads)) => {
-                partial.first_datagram = Some(sha256(datagram));
+                partial.first_datagram = Some(fingerprint(datagram));
                 Ok(payloads)
             }
             Ok(Opened::Fragment(fragment)) => {
                 if fragment.number == 1 {
-                    partial.first_datagram = Some(sha256(datagram));
+                    partial.first_datagram = Some(fingerprint(datagram));
                 }
                 partial.since.get_or_insert(cx.now);
                 match partial.reassembly.add(fragment) {
@@ -413,7 +378,7 @@ impl Channel {
                 }
             }
             Err(OpenError::Contents(error)) => {
-                partial.first_datagram = Some(sha256(datagram));
+                partial.first_datagram = Some(fingerprint(datagram));
                 Err(error)
             }
             //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
@@ -494,11 +459,6 @@ impl Channel {
             cx.out.message(local, remote, cx.config.nat_port, packet);
         }
     }
-}
-
-fn sha256(datagram: &[u8]) -> [u8; 32] {
-    let hash: Digest = digest(&SHA256, datagram);
-    hash.as_ref().first_chunk().copied().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::channel::{Channel, LastResponse};
+use super::channel::Channel;
 use super::initiation::Initiation;
+use super::last_response::LastResponse;
 use super::lifetime::Lifetime;
 use super::missing_children::MissingChildren;
 use super::own_requests::{OutstandingRequest, QueuedRequest};

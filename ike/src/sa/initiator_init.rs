@@ -9,7 +9,7 @@ use super::init_transcript::{InitTranscript, capabilities};
 use super::initiator_auth::InitiatorAuth;
 use super::path::Path;
 use super::profile::Profile;
-use super::retransmission::Retransmission;
+use super::retransmission_timer::RetransmissionTimer;
 use crate::config::Group;
 use crate::crypto::{IkeKeys, IkeRole, InitiatorKeyExchange, Nonces};
 use crate::event::{IkeId, PeerError, PeerErrorKind};
@@ -39,7 +39,7 @@ pub(crate) struct InitiatorInit {
     //= RFC 7296 2.6.1 SHOULD 1: the cookie stays for another group
     cookie: Option<Vec<u8>>,
     request: Vec<u8>,
-    retransmission: Retransmission,
+    retransmission: RetransmissionTimer,
     rounds: u8,
     deferred: Option<DeferredResponse>,
     unverified_error: Option<PeerError>,
@@ -87,7 +87,7 @@ impl InitiatorInit {
             key: start_key_exchange(group, cx)?,
             cookie: None,
             request: Vec::new(),
-            retransmission: Retransmission::begin(&profile.config.timing, cx.now),
+            retransmission: RetransmissionTimer::begin(&profile.config.timing, cx.now),
             rounds: 0,
             deferred: None,
             unverified_error: None,
@@ -131,7 +131,7 @@ impl InitiatorInit {
         }
         //= RFC 7296 2.15 REQUIRED 2: the latest IKE_SA_INIT counts
         self.request = Message { header, payloads }.encode();
-        self.retransmission = Retransmission::begin(&self.profile.config.timing, cx.now);
+        self.retransmission = RetransmissionTimer::begin(&self.profile.config.timing, cx.now);
         self.transmit(cx);
     }
 

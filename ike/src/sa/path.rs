@@ -1,13 +1,11 @@
-//! The addresses of an IKE SA, and the NATs between them (RFC 7296 2.23).
+//! The addresses of an IKE SA, and the NATs between them (RFC 7296 2.23), which `nat_detection`
+//! finds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::{EndpointConfig, PeerConfig};
-use crate::crypto::nat_detection_hash;
-use crate::event::IkeId;
 use crate::negotiate::Ends;
 use crate::output::Context;
-use crate::wire::{Notify, NotifyType, Payloads};
 
 /// The plain IKE port (RFC 7296 2).
 const IKE_PORT: u16 = 500;
@@ -49,29 +47,6 @@ impl Path {
     /// Where the IKE SA ends.
     pub(crate) fn ends(&self) -> Ends {
         Ends { local: self.local.ip(), remote: self.remote.ip(), nat: self.encapsulated() }
-    }
-
-    /// Our NAT_DETECTION_*_IP. With `force`, the source hash is that of an impossible address, so
-    /// that the peer detects a NAT before us.
-    pub(crate) fn notifies(&self, ike: IkeId, force: bool) -> [Notify; 2] {
-        let source = if force { SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0) } else { self.local };
-        let hash = |kind, address| Notify::with_data(kind, nat_detection_hash(ike, address).to_vec());
-        [hash(NotifyType::NatDetectionSourceIp, source), hash(NotifyType::NatDetectionDestinationIp, self.remote)]
-    }
-
-    /// Reads the peer's NAT_DETECTION_*_IP. True: the peer supports NAT traversal.
-    pub(crate) fn detect(&mut self, ike: IkeId, payloads: &Payloads, forced: bool) -> bool {
-        let of = |kind| payloads.notifies().filter(move |notify| notify.kind == kind);
-        let is = |address: SocketAddr| move |notify: &Notify| notify.data == nat_detection_hash(ike, address);
-        let supported = of(NotifyType::NatDetectionSourceIp).next().is_some()
-            && of(NotifyType::NatDetectionDestinationIp).next().is_some();
-        if supported {
-            // There may be several source hashes, one for each address of the peer.
-            //= RFC 7296 2.23 SHOULD 10: a mismatch is a NAT
-            self.nat_remote = !of(NotifyType::NatDetectionSourceIp).any(is(self.remote));
-            self.nat_local = forced || !of(NotifyType::NatDetectionDestinationIp).any(is(self.local));
-        }
-        supported
     }
 
     /// Moves to the NAT traversal ports if a NAT was detected (RFC 7296 2.23). As initiator, before

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::channel::{Channel, Incoming, LastResponse, MAX_REPEATS};
+use super::channel::{Channel, Incoming};
 use super::child::{NegotiatedChild, ReservedSpi};
 use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
 use super::ike_sa::IkeSa;
 use super::init_transcript::{InitTranscript, capabilities};
 use super::initiation::Initiation;
+use super::last_response::{LastResponse, MAX_REPEATS};
 use super::path::Path;
 use super::profile::Profile;
 use crate::auth::Presented;

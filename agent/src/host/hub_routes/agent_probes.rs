@@ -15,7 +15,7 @@ use edge_ike::wire::{
 };
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::liveness::AgentAnswer;
+use super::hub_choice::AgentAnswer;
 
 /// Before IKE messages on the NAT traversal port (RFC 3948 2.2).
 const NON_ESP_MARKER: [u8; 4] = [0; 4];

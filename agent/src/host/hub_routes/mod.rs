@@ -1,13 +1,13 @@
 //! On a cloud node: routes the cluster's ranges through a hub that is alive.
 //!
-//! - [`liveness`]: decides which hub that is. Pure.
+//! - [`hub_choice`]: decides which hub that is. Pure.
 //! - [`neighbours`]: asks the kernel whether a hub's machine answers.
 //! - [`agent_probes`]: asks a hub's IKE responder whether its agent works.
 //!
 //! This is a task of its own, since the reconciler runs programs, which may take seconds.
 
 mod agent_probes;
-mod liveness;
+mod hub_choice;
 mod neighbours;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use self::agent_probes::AgentProbes;
-use self::liveness::{Health, Liveness, ProbeResults, ROUND};
+use self::hub_choice::{Health, HubChoice, ProbeResults, ROUND};
 use self::neighbours::Neighbour;
 use super::RouteEntry;
 use super::network_state::{NetworkState, Route};
@@ -41,7 +41,7 @@ pub(super) struct HubRoutes {
     routes: watch::Sender<Vec<RouteEntry>>,
     desired: Arc<Desired>,
     observed: Arc<NetworkState>,
-    liveness: Liveness,
+    hub_choice: HubChoice,
     probes: AgentProbes,
     /// The gateway in use of each family, at most.
     in_use: Vec<HubGateway>,
@@ -61,7 +61,7 @@ impl HubRoutes {
             routes,
             desired: Arc::default(),
             observed: Arc::default(),
-            liveness: Liveness::default(),
+            hub_choice: HubChoice::default(),
             probes: AgentProbes::new(),
             in_use: vec![],
             probed_neighbours: vec![],
@@ -94,7 +94,7 @@ impl HubRoutes {
             self.choose();
             self.reconcile().await;
             loop {
-                let watches = !self.liveness.probed().is_empty();
+                let watches = !self.hub_choice.probed().is_empty();
                 tokio::select! {
                     () = stop.cancelled() => return,
                     changed = desired.changed() => if changed.is_err() { return } else { break },
@@ -132,15 +132,15 @@ impl HubRoutes {
                 self.in_use.extend(found);
             }
         }
-        self.liveness.set(gateways, &self.in_use, Instant::now());
-        let probed: Vec<SocketAddr> = self.liveness.probed().iter().map(|gateway| gateway.address).collect();
+        self.hub_choice.set(gateways, &self.in_use, Instant::now());
+        let probed: Vec<SocketAddr> = self.hub_choice.probed().iter().map(|gateway| gateway.address).collect();
         self.probes.retain(&probed);
     }
 
     /// Reads the answers to the last probes, and sends the next ones.
     async fn round(&mut self) {
         let probed = std::mem::take(&mut self.probed_neighbours);
-        for gateway in self.liveness.probed() {
+        for gateway in self.hub_choice.probed() {
             let address = gateway.address.ip();
             let Some(link) = self.observed.link_of_neighbour(address) else { continue };
             let known = match neighbours::read(&self.handle, link, address).await {
@@ -162,7 +162,7 @@ impl HubRoutes {
                 },
                 agent: self.probes.answer(gateway.address),
             };
-            let due = self.liveness.round(&gateway, results, Instant::now());
+            let due = self.hub_choice.round(&gateway, results, Instant::now());
             if due.neighbour {
                 match neighbours::ask(&self.handle, link, address, known).await {
                     Ok(()) => self.probed_neighbours.push(gateway.clone()),
@@ -181,7 +181,7 @@ impl HubRoutes {
     }
 
     fn log_mute_gateway(&mut self, gateway: &HubGateway) {
-        let health = self.liveness.health(gateway, Instant::now());
+        let health = self.hub_choice.health(gateway, Instant::now());
         if matches!(health, Some(Health::Mute | Health::ReturnedMute)) && !self.named_mute.contains(gateway) {
             self.named_mute.retain(|named| self.desired.hub_gateways.contains(named));
             self.named_mute.push(gateway.clone());
@@ -205,7 +205,7 @@ impl HubRoutes {
         for ipv4 in [true, false] {
             let now = Instant::now();
             let before = self.in_use(ipv4).cloned();
-            let Some(chosen) = self.liveness.choose(ipv4, before.as_ref(), now).cloned() else { continue };
+            let Some(chosen) = self.hub_choice.choose(ipv4, before.as_ref(), now).cloned() else { continue };
             if before.as_ref() == Some(&chosen) {
                 continue;
             }
@@ -218,7 +218,7 @@ impl HubRoutes {
                     address.ip(),
                     before.hub,
                     before.address.ip(),
-                    match self.liveness.health(&before, now) {
+                    match self.hub_choice.health(&before, now) {
                         Some(Health::MachineGone) => "which does not answer",
                         Some(Health::AgentGone) => "which no longer answers IKE",
                         Some(Health::Mute | Health::ReturnedMute) => "which has never answered IKE",

@@ -11,14 +11,14 @@
 //! If the runtime requested the pod's MAC address, the link-local address that follows from it is
 //! among the addresses. Releases that know no requested MAC addresses take it for a leased one.
 //!
-//! A line is written under the state directory's lock and made durable (`fdatasync`) after the lock
-//! is released, so that concurrent ADDs share the disk's work. No lease is reported before it is
-//! durable. Beside the journal is the mark: generation, length and checksum of the journal after
-//! the last line. The mark is only compared within one boot, so it need not be durable. Within a
-//! boot, a journal that is shorter than its mark was cut by someone, and leases are missing. That
-//! is an error, never a fresh start. An unreadable line after the mark is from a process that was
-//! killed while it wrote. Its lease was never reported. After a reboot no earlier pod exists, so
-//! the leases are void and a damaged journal is replaced.
+//! A line is written under the lock of the state directory (`state_dir`), which makes it durable
+//! (`fdatasync`) after the lock is released, so that concurrent ADDs share the disk's work. No
+//! lease is reported before it is durable. Beside the journal is the mark: generation, length and
+//! checksum of the journal after the last line. The mark is only compared within one boot, so it
+//! need not be durable. Within a boot, a journal that is shorter than its mark was cut by someone,
+//! and leases are missing. That is an error, never a fresh start. An unreadable line after the mark
+//! is from a process that was killed while it wrote. Its lease was never reported. After a reboot
+//! no earlier pod exists, so the leases are void and a damaged journal is replaced.
 //!
 //! [`lines`] reads and writes the lines. [`index`] finds a lease without reading all of them. If
 //! the index does not hold for the journal's present state, the whole journal is read.

@@ -29,7 +29,7 @@ use crate::clock::{Clock, Seconds};
 use crate::node_addresses::AddressChangeLimits;
 use crate::random;
 use crate::segments::Restored;
-use crate::state::{Change, RowKey, State, ViewDelta};
+use crate::state::{Change, ChangedParts, RowKey, State};
 use crate::store::{Note, Store, StoreError, StoreEvent};
 use peer_cache::PeerCache;
 pub use peer_cache::PeerJson;
@@ -286,8 +286,8 @@ impl StateGuard<'_> {
 
     /// What changed in a node's view after a version of this epoch; `None` if that is not known any
     /// more.
-    pub fn delta_since(&self, node: &NodeName, version: u64) -> Option<ViewDelta> {
-        self.shared.view_versions.delta_since(&self.shared.state, node, version)
+    pub fn changed_since(&self, node: &NodeName, version: u64) -> Option<ChangedParts> {
+        self.shared.view_versions.changed_since(&self.shared.state, node, version)
     }
 
     /// A registered node as JSON, as its viewers see it. `make` is called if nothing is cached
@@ -357,7 +357,7 @@ impl Task {
                 }
             }
             undo.into_iter().rev().for_each(|change| shared.state.apply(change));
-            shared.state.take_view_deltas();
+            shared.state.take_changed_views();
         }
         // An empty element gives the refresh a revision.
         let mut batch: Vec<Vec<Change>> =
@@ -463,14 +463,14 @@ impl Shared {
     }
 
     fn publish(&mut self, revision: u64) {
-        let deltas = self.state.take_view_deltas();
+        let changed = self.state.take_changed_views();
         // News of other replicas may arrive after a later commit of ours. Such changes get a new
         // revision all the same.
         let late = u64::from(std::mem::take(&mut self.changed));
         self.revision = revision.max(self.revision + late);
         // Drops the JSON of all nodes that changed in a view.
-        self.peers.forget(deltas.peers());
-        self.view_versions.publish(&self.state, deltas, self.revision);
+        self.peers.forget(changed.peers());
+        self.view_versions.publish(&self.state, changed, self.revision);
     }
 }
 

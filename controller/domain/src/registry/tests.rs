@@ -201,8 +201,8 @@ async fn a_refresh_gives_every_view_a_new_version_and_no_memory_of_older_ones() 
     registry.refresh().await;
     assert!(watch.has_changed().unwrap() && *watch.borrow() > before);
     let state = registry.read().await;
-    assert_eq!(state.delta_since(&name("a"), before), None);
-    assert_eq!(state.delta_since(&name("a"), state.revision()), Some(ViewDelta::default()));
+    assert_eq!(state.changed_since(&name("a"), before), None);
+    assert_eq!(state.changed_since(&name("a"), state.revision()), Some(ChangedParts::default()));
 }
 
 #[tokio::test]

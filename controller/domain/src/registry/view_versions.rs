@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use edge_types::NodeName;
 use tokio::sync::watch;
 
-use crate::state::{State, ViewDelta, ViewDeltas, VisibilityGroup};
+use crate::state::{ChangedParts, ChangedViews, State, VisibilityGroup};
 
 /// Changes remembered for each viewer, and at least so many for each group. A viewer that knows
 /// only an older version gets the whole view.
@@ -26,7 +26,7 @@ pub(super) struct ViewVersions {
 #[derive(Debug)]
 struct Viewer {
     version: watch::Sender<u64>,
-    log: Log<ViewDelta>,
+    log: Log<ChangedParts>,
 }
 
 /// The latest changes of a group of views, the oldest first.
@@ -71,22 +71,22 @@ impl ViewVersions {
     }
 
     /// Records the changes and wakes the viewers that they concern.
-    pub(super) fn publish(&mut self, state: &State, deltas: ViewDeltas, revision: u64) {
-        for (name, delta) in deltas.views {
+    pub(super) fn publish(&mut self, state: &State, changed: ChangedViews, revision: u64) {
+        for (name, parts) in changed.views {
             if state.node(&name).is_none() {
                 continue;
             }
-            if delta.new {
+            if parts.new {
                 // A former node of this name is gone. Dropping its sender ends its streams.
                 self.viewers.insert(name, Viewer::new(revision));
                 continue;
             }
             let viewer = self.viewers.entry(name).or_insert_with(|| Viewer::new(revision.saturating_sub(1)));
-            viewer.log.push(revision, delta, REMEMBERED);
+            viewer.log.push(revision, parts, REMEMBERED);
             viewer.version.send_replace(revision);
         }
         let mut groups = BTreeSet::new();
-        for name in deltas.changed_nodes {
+        for name in changed.changed_nodes {
             for group in state.node(&name).map(|node| state.groups_of(node)).unwrap_or_default() {
                 let log = self.groups.entry(group.clone()).or_insert_with(|| Log::new(self.since));
                 log.push(revision, name.clone(), state.group_size(&group));
@@ -130,10 +130,10 @@ impl ViewVersions {
 
     /// All changes of a node's view in versions above `known`; `None` if some of them are
     /// forgotten.
-    pub(super) fn delta_since(&self, state: &State, node: &NodeName, known: u64) -> Option<ViewDelta> {
+    pub(super) fn changed_since(&self, state: &State, node: &NodeName, known: u64) -> Option<ChangedParts> {
         let (viewer, record) = (self.viewers.get(node)?, state.node(node)?);
-        let mut all = ViewDelta::default();
-        viewer.log.after(known)?.for_each(|delta| all.join(delta));
+        let mut all = ChangedParts::default();
+        viewer.log.after(known)?.for_each(|parts| all.join(parts));
         for log in state.groups_seen_by(record).iter().filter_map(|group| self.groups.get(group)) {
             // A peer that is no longer in the view is skipped: the viewer's own log has its
             // removal.
@@ -152,18 +152,18 @@ mod tests {
     use crate::state::{Change, NodeRecord};
     use edge_types::Role;
 
-    fn peer_delta(peer: &str) -> ViewDelta {
-        ViewDelta { peers: [peer.parse().unwrap()].into(), ..ViewDelta::default() }
+    fn changed_peer(peer: &str) -> ChangedParts {
+        ChangedParts { peers: [peer.parse().unwrap()].into(), ..ChangedParts::default() }
     }
 
-    fn only_view(viewer: &NodeName, delta: ViewDelta) -> ViewDeltas {
-        ViewDeltas { views: [(viewer.clone(), delta)].into(), ..ViewDeltas::default() }
+    fn only_view(viewer: &NodeName, parts: ChangedParts) -> ChangedViews {
+        ChangedViews { views: [(viewer.clone(), parts)].into(), ..ChangedViews::default() }
     }
 
     /// Names of the peers that changed, on one line.
     fn since(viewers: &ViewVersions, state: &State, viewer: &NodeName, known: u64) -> Option<String> {
-        let delta = viewers.delta_since(state, viewer, known)?;
-        Some(delta.peers.into_iter().map(String::from).collect::<Vec<_>>().join(" "))
+        let parts = viewers.changed_since(state, viewer, known)?;
+        Some(parts.peers.into_iter().map(String::from).collect::<Vec<_>>().join(" "))
     }
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
         state.apply(Change::PutNode(NodeRecord::new(a.clone(), Role::Edge, 0)));
         let mut viewers = ViewVersions::new(&state, 10);
         for (revision, peer) in [(11, "x"), (12, "y"), (15, "z")] {
-            viewers.publish(&state, only_view(&a, peer_delta(peer)), revision);
+            viewers.publish(&state, only_view(&a, changed_peer(peer)), revision);
         }
         let since = |viewers: &ViewVersions, known| since(viewers, &state, &a, known);
         assert_eq!(since(&viewers, 10).as_deref(), Some("x y z"));
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(since(&viewers, 15).as_deref(), Some(""));
         assert_eq!(since(&viewers, 9), None);
         for revision in 16..16 + REMEMBERED as u64 {
-            viewers.publish(&state, only_view(&a, peer_delta("w")), revision);
+            viewers.publish(&state, only_view(&a, changed_peer("w")), revision);
         }
         assert_eq!(since(&viewers, 15).as_deref(), Some("w"));
         assert_eq!(since(&viewers, 14), None);
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(since(&viewers, 999), None);
         assert_eq!(since(&viewers, 1000).as_deref(), Some(""));
         let watch = viewers.watch(&a).unwrap();
-        viewers.publish(&state, only_view(&a, ViewDelta { new: true, ..peer_delta("v") }), 1001);
+        viewers.publish(&state, only_view(&a, ChangedParts { new: true, ..changed_peer("v") }), 1001);
         assert_eq!(since(&viewers, 1000), None, "another node of the same name");
         assert!(watch.has_changed().is_err(), "the streams of the former one end");
     }
@@ -208,7 +208,7 @@ mod tests {
         let [a, b, c, hub] = ["a", "b", "c", "hub"].map(|name| name.parse::<NodeName>().unwrap());
         let mut viewers = ViewVersions::new(&state, 10);
         let heard = [&a, &b, &c, &hub].map(|name| viewers.watch(name).unwrap());
-        viewers.publish(&state, ViewDeltas { changed_nodes: [b.clone()].into(), ..ViewDeltas::default() }, 11);
+        viewers.publish(&state, ChangedViews { changed_nodes: [b.clone()].into(), ..ChangedViews::default() }, 11);
         assert_eq!(heard.each_ref().map(|watch| watch.has_changed().unwrap()), [true, true, false, true]);
         let seen = [&a, &b, &c, &hub].map(|name| since(&viewers, &state, name, 10).unwrap());
         assert_eq!(seen, ["b", "", "", "b"], "b has itself not in its view");
@@ -216,7 +216,7 @@ mod tests {
         for revision in 12..12 + REMEMBERED as u64 {
             viewers.publish(
                 &state,
-                ViewDeltas { changed_nodes: [c.clone()].into(), ..ViewDeltas::default() },
+                ChangedViews { changed_nodes: [c.clone()].into(), ..ChangedViews::default() },
                 revision,
             );
         }

@@ -3,7 +3,7 @@
 //! - [`State`]: the rows and the indexes. [`State::apply`] is the only way to change them.
 //! - `records`: the rows, and [`Change`], which writes or removes one.
 //! - `visibility`: the rule by which nodes see each other. `peers`: who sees whom by that rule.
-//! - `view_delta`: which views a change alters, and in which part.
+//! - `changed_views`: which views a change alters, and in which part.
 //! - `grants`: which segments a node gets when it asks. `claims`: the changes that follow from the
 //!   segments that a node says it holds.
 //! - `errors`: why a node gets no segment, or may not join.
@@ -12,6 +12,7 @@
 //! - `after_restore`: which nodes have not reported since the rows were restored.
 
 mod after_restore;
+mod changed_views;
 mod claims;
 mod deregistration;
 mod errors;
@@ -20,7 +21,6 @@ mod index;
 mod joining;
 mod peers;
 mod records;
-mod view_delta;
 mod visibility;
 
 #[cfg(test)]
@@ -30,12 +30,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use edge_types::{Communities, Community, NodeName, Role};
 
+pub use changed_views::{ChangedParts, ChangedViews};
 pub use errors::{JoinError, SegmentError};
 pub use records::{
     Certificate, Change, CommunityRecord, NodeObject, NodeRecord, PublicAddress, Redemption, RowKey, Snapshot,
     TokenRecord,
 };
-pub use view_delta::{ViewDelta, ViewDeltas};
 pub use visibility::VisibilityGroup;
 
 use crate::segments::{Ledger, Restored, SegmentRecord};
@@ -53,7 +53,7 @@ pub struct State {
     index: Index,
     trust_node_labels: bool,
     restored: Option<Restored>,
-    view_deltas: ViewDeltas,
+    changed_views: ChangedViews,
 }
 
 /// The nodes that see a node, and those that it sees, at one moment.
@@ -250,7 +250,7 @@ impl State {
             old.as_ref().is_some_and(|old| old.role == node.role && self.communities_of(old) == communities);
         if sees_the_same {
             if old.is_some_and(|old| !old.looks_like(&node)) {
-                self.view_deltas.note_changed(&name);
+                self.changed_views.note_changed(&name);
             }
             self.nodes.insert(name, node);
             return;
@@ -262,12 +262,12 @@ impl State {
         self.index.insert(&node, &communities);
         let after = self.neighbours(&node);
         if old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
-            self.view_deltas.note_changed(&name);
+            self.changed_views.note_changed(&name);
         }
         self.note_move(&name, &before, &after);
         match old {
-            Some(_) => self.view_deltas.note_own(&name),
-            None => self.view_deltas.note_new(&name),
+            Some(_) => self.changed_views.note_own(&name),
+            None => self.changed_views.note_new(&name),
         }
         self.nodes.insert(name, node);
     }
@@ -275,8 +275,8 @@ impl State {
     fn delete_node(&mut self, name: &NodeName) {
         let Some(old) = self.nodes.remove(name) else { return };
         let viewers: BTreeSet<NodeName> = self.viewers_of(&old).into_iter().cloned().collect();
-        self.view_deltas.note_peer(&viewers, name);
-        self.view_deltas.forget(name);
+        self.changed_views.note_peer(&viewers, name);
+        self.changed_views.forget(name);
         self.index.remove(&old, &self.communities_of(&old));
     }
 
@@ -308,7 +308,7 @@ impl State {
             if now != communities {
                 let after = self.neighbours(&node);
                 self.note_move(member, &before, &after);
-                self.view_deltas.note_own(member);
+                self.changed_views.note_own(member);
             }
         }
     }
@@ -316,8 +316,8 @@ impl State {
     /// Records that a node moved: it comes into views or leaves them, and other nodes come into its
     /// own view or leave it.
     fn note_move(&mut self, name: &NodeName, before: &Neighbours, after: &Neighbours) {
-        self.view_deltas.note_peer(before.viewers.symmetric_difference(&after.viewers), name);
-        self.view_deltas.note_peers(name, before.peers.symmetric_difference(&after.peers));
+        self.changed_views.note_peer(before.viewers.symmetric_difference(&after.viewers), name);
+        self.changed_views.note_peers(name, before.peers.symmetric_difference(&after.peers));
     }
 
     /// Records that a segment changed hands: both holders change, for themselves and for their
@@ -327,14 +327,14 @@ impl State {
             rows.into_iter().flatten().filter(|row| row.released_at.is_none()).map(|row| row.node).collect();
         for holder in holders {
             if self.nodes.contains_key(&holder) {
-                self.view_deltas.note_changed(&holder);
-                self.view_deltas.note_own(&holder);
+                self.changed_views.note_changed(&holder);
+                self.changed_views.note_own(&holder);
             }
         }
     }
 
     /// The changes of all views since the last call.
-    pub fn take_view_deltas(&mut self) -> ViewDeltas {
-        std::mem::take(&mut self.view_deltas)
+    pub fn take_changed_views(&mut self) -> ChangedViews {
+        std::mem::take(&mut self.changed_views)
     }
 }

@@ -22,7 +22,7 @@ fn cluster() -> State {
     ] {
         state.apply(Change::PutNode(record));
     }
-    state.take_view_deltas();
+    state.take_changed_views();
     state
 }
 
@@ -41,7 +41,7 @@ fn peers_are_hubs_and_members_of_the_same_communities() {
 /// For each view that changed a line: the viewer, `self` if its own part changed, and the peers
 /// that did.
 fn changed_views(state: &mut State) -> Vec<String> {
-    let ViewDeltas { changed_nodes, mut views } = state.take_view_deltas();
+    let ChangedViews { changed_nodes, mut views } = state.take_changed_views();
     for peer in changed_nodes {
         for group in state.groups_of(state.node(&peer).unwrap()) {
             for viewer in state.group_viewers(&group).filter(|viewer| **viewer != peer) {
@@ -49,9 +49,9 @@ fn changed_views(state: &mut State) -> Vec<String> {
             }
         }
     }
-    let show = |(viewer, delta): (NodeName, ViewDelta)| {
-        let own = delta.own.then(|| "self".to_owned());
-        let parts: Vec<String> = own.into_iter().chain(delta.peers.into_iter().map(String::from)).collect();
+    let show = |(viewer, parts): (NodeName, ChangedParts)| {
+        let own = parts.own.then(|| "self".to_owned());
+        let parts: Vec<String> = own.into_iter().chain(parts.peers.into_iter().map(String::from)).collect();
         format!("{viewer}: {}", parts.join(" "))
     };
     views.into_iter().map(show).collect()
@@ -73,7 +73,7 @@ fn a_change_alters_only_the_views_in_which_the_node_is() {
     assert_eq!(changed_views(&mut state), ["a1: a2", "b1: a2", "hub: a2"]);
     state.apply(Change::DeleteNode("c1".parse().unwrap()));
     state.apply(Change::PutNode(node("c1", Role::Cloud, "")));
-    let c1 = &state.take_view_deltas().views[&"c1".parse::<NodeName>().unwrap()];
+    let c1 = &state.take_changed_views().views[&"c1".parse::<NodeName>().unwrap()];
     assert!(c1.new, "nothing of what the former c1 saw counts for this one");
     assert_eq!(state.communities().count(), 1);
 }

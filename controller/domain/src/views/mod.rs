@@ -1,15 +1,19 @@
 //! Views: what the controller sends a node about itself and about its peers.
+//!
+//! - `view_change`: what it sends when a part of the view changed.
+
+mod view_change;
 
 use std::sync::Arc;
 
 use edge_types::view::SegmentPrefix;
-use edge_types::{AddressSource, NodeAddress, NodeName, NodeView, Peer, Role, ViewChange};
+use edge_types::{AddressSource, NodeAddress, NodeName, NodeView, Peer, Role};
 
 use crate::ca::Ca;
 use crate::networks::ClusterNetworks;
 use crate::node_addresses::{self, is_reachable};
 use crate::registry::{PeerJson, StateGuard};
-use crate::state::{NodeRecord, State, ViewDelta};
+use crate::state::{NodeRecord, State};
 
 /// Builds views from the state, the configuration and the authorities.
 #[derive(Clone)]
@@ -34,29 +38,6 @@ impl ViewBuilder {
     /// node is not registered.
     pub fn view_json(&self, state: &StateGuard<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
         self.build(state, node, state.revision(), |peer| self.peer_json(state, peer))
-    }
-
-    /// The change of a registered node's view from version `from` to now. `delta` says which parts
-    /// changed since then. `None` if the node is not registered.
-    pub fn view_change(
-        &self,
-        state: &StateGuard<'_>,
-        node: &NodeName,
-        from: u64,
-        delta: &ViewDelta,
-    ) -> Option<ViewChange<PeerJson>> {
-        let record = state.node(node)?;
-        let mut change = ViewChange { from, version: state.revision(), own: None, put: Vec::new(), gone: Vec::new() };
-        if delta.own {
-            change.own = Some(Box::new(self.own_part(state, record, change.version)));
-        }
-        for name in &delta.peers {
-            match state.node(name).filter(|peer| state.is_peer(record, peer)) {
-                Some(peer) => change.put.push(self.peer_json(state, peer)?),
-                None => change.gone.push(name.clone()),
-            }
-        }
-        Some(change)
     }
 
     fn build<P>(

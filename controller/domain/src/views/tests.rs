@@ -114,7 +114,7 @@ async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_a
 
 /// The line that a node reads on its stream.
 fn line(builder: &ViewBuilder, state: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
-    let line = match known.and_then(|known| Some((known, state.delta_since(node, known)?))) {
+    let line = match known.and_then(|known| Some((known, state.changed_since(node, known)?))) {
         Some((known, touched)) => ViewEvent::Change(builder.view_change(state, node, known, &touched)?),
         None => ViewEvent::View { epoch: None, view: Box::new(builder.view_json(state, node)?) },
     };

@@ -228,11 +228,11 @@ async fn next_line(
     // Nothing is published while the state is read. What is published later is sent later.
     changes.mark_unchanged();
     let missing = || ApiError::NoSuchNode(node.clone());
-    let touched = reader.known.and_then(|known| Some((known, state.delta_since(node, known)?)));
-    let event = match touched {
-        Some((_, touched)) if touched.is_empty() => return Ok(None),
-        Some((known, touched)) if reader.changes => {
-            Line::Change(streams.live.now().views.view_change(&state, node, known, &touched).ok_or_else(missing)?)
+    let changed = reader.known.and_then(|known| Some((known, state.changed_since(node, known)?)));
+    let event = match changed {
+        Some((_, changed)) if changed.is_empty() => return Ok(None),
+        Some((known, changed)) if reader.changes => {
+            Line::Change(streams.live.now().views.view_change(&state, node, known, &changed).ok_or_else(missing)?)
         }
         _ => {
             let whole = streams.live.now().views.view_json(&state, node).ok_or_else(missing)?;

@@ -72,7 +72,7 @@ pub(super) enum Health {
 
 /// The gateways and what is known about them.
 #[derive(Debug, Default)]
-pub(super) struct Liveness {
+pub(super) struct HubChoice {
     gateways: Vec<(HubGateway, GatewayHealth)>,
 }
 
@@ -156,7 +156,7 @@ impl GatewayHealth {
     }
 }
 
-impl Liveness {
+impl HubChoice {
     /// Sets the gateways, best first. What is known about a gateway that stays is kept. A new one
     /// waits as if it had come back if packets of its family already take another way.
     pub(super) fn set(&mut self, gateways: Vec<HubGateway>, in_use: &[HubGateway], now: Instant) {
@@ -227,7 +227,7 @@ mod tests {
 
     /// Two hubs, what answers there, and a clock.
     struct Pair {
-        liveness: Liveness,
+        hub_choice: HubChoice,
         gateways: [HubGateway; 2],
         /// Whether each machine and its agent answer probes.
         answers: [(bool, bool); 2],
@@ -244,15 +244,15 @@ mod tests {
             let gateways = [gateway("hub-1", "192.0.2.1"), gateway("hub-2", "192.0.2.2")];
             let now = Instant::now();
             let in_use = in_use.map(|index| gateways[index].clone());
-            let mut liveness = Liveness::default();
-            liveness.set(gateways.to_vec(), in_use.as_slice(), now);
+            let mut hub_choice = HubChoice::default();
+            hub_choice.set(gateways.to_vec(), in_use.as_slice(), now);
             let asked = [Probes { neighbour: false, agent: false }; 2];
             let answers = [(true, true); 2];
-            Self { liveness, gateways, answers, asked, sent: [0; 2], in_use, now, changes: vec![], begun: now }
+            Self { hub_choice, gateways, answers, asked, sent: [0; 2], in_use, now, changes: vec![], begun: now }
         }
 
         fn choose(&mut self) {
-            let chosen = self.liveness.choose(true, self.in_use.as_ref(), self.now).cloned();
+            let chosen = self.hub_choice.choose(true, self.in_use.as_ref(), self.now).cloned();
             if chosen != self.in_use {
                 let hub = chosen.as_ref().unwrap().hub.to_string();
                 self.changes.push((self.now.duration_since(self.begun).as_millis(), hub));
@@ -270,7 +270,7 @@ mod tests {
                         neighbour: asked.neighbour && machine,
                         agent: SERVES.filter(|_| asked.agent && machine && agent),
                     };
-                    self.asked[index] = self.liveness.round(gateway, results, self.now);
+                    self.asked[index] = self.hub_choice.round(gateway, results, self.now);
                     self.sent[index] += u32::from(self.asked[index].agent);
                 }
                 self.choose();
@@ -338,7 +338,7 @@ mod tests {
         pair.answers = [(true, false), (true, false)];
         pair.seconds(60);
         assert_eq!(pair.changes(), [(0, "hub-1".to_owned())], "both are mute");
-        assert_eq!(pair.liveness.health(&pair.gateways[0], pair.now), Some(Health::Mute));
+        assert_eq!(pair.hub_choice.health(&pair.gateways[0], pair.now), Some(Health::Mute));
         pair.answers[1] = (true, true);
         assert_eq!(pair.seconds(10).in_use(), "hub-2");
         let mut pair = Pair::new(None);
@@ -387,44 +387,44 @@ mod tests {
 
     #[test]
     fn a_hub_without_peers_is_asked_once_a_minute_and_counts() {
-        let mut liveness = Liveness::default();
+        let mut hub_choice = HubChoice::default();
         let (first, second, now) = (gateway("hub-1", "192.0.2.1"), gateway("hub-2", "192.0.2.2"), Instant::now());
-        liveness.set(vec![first.clone(), second], &[], now);
+        hub_choice.set(vec![first.clone(), second], &[], now);
         let mut asked = Vec::new();
-        let mut probes = liveness.round(&first, ProbeResults { neighbour: true, agent: None }, now);
+        let mut probes = hub_choice.round(&first, ProbeResults { neighbour: true, agent: None }, now);
         for round in 0..300 {
             if probes.agent {
                 asked.push(round);
             }
             let agent = probes.agent.then_some(AgentAnswer::HasNoPeers);
-            probes = liveness.round(&first, ProbeResults { neighbour: true, agent }, now);
-            assert_eq!(liveness.health(&first, now), Some(Health::Good));
+            probes = hub_choice.round(&first, ProbeResults { neighbour: true, agent }, now);
+            assert_eq!(hub_choice.health(&first, now), Some(Health::Good));
         }
         assert!(asked.len() == 3 && asked[1] - asked[0] >= 120, "{asked:?}");
     }
 
     #[test]
     fn families_are_chosen_apart_and_a_single_gateway_is_not_probed() {
-        let mut liveness = Liveness::default();
+        let mut hub_choice = HubChoice::default();
         let gateways =
             vec![gateway("hub-1", "192.0.2.1"), gateway("hub-1", "[2001:db8::1]"), gateway("hub-2", "192.0.2.2")];
         let now = Instant::now();
-        liveness.set(gateways.clone(), &[], now);
-        assert_eq!(liveness.probed(), [gateways[0].clone(), gateways[2].clone()]);
-        assert_eq!(liveness.choose(false, None, now), Some(&gateways[1]));
+        hub_choice.set(gateways.clone(), &[], now);
+        assert_eq!(hub_choice.probed(), [gateways[0].clone(), gateways[2].clone()]);
+        assert_eq!(hub_choice.choose(false, None, now), Some(&gateways[1]));
         for _ in 0..10 {
-            liveness.round(&gateways[0], ProbeResults { neighbour: false, agent: None }, now);
-            liveness.round(&gateways[2], ProbeResults { neighbour: true, agent: None }, now);
+            hub_choice.round(&gateways[0], ProbeResults { neighbour: false, agent: None }, now);
+            hub_choice.round(&gateways[2], ProbeResults { neighbour: true, agent: None }, now);
         }
-        assert_eq!(liveness.choose(true, Some(&gateways[0]), now), Some(&gateways[2]));
-        assert_eq!(liveness.choose(false, Some(&gateways[1]), now), Some(&gateways[1]));
+        assert_eq!(hub_choice.choose(true, Some(&gateways[0]), now), Some(&gateways[2]));
+        assert_eq!(hub_choice.choose(false, Some(&gateways[1]), now), Some(&gateways[1]));
         // A hub that the view adds waits; what is known about the others stays.
         let mut more = gateways.clone();
         more.insert(0, gateway("hub-0", "192.0.2.9"));
-        liveness.set(more.clone(), &[gateways[2].clone()], now);
-        assert_eq!(liveness.choose(true, Some(&gateways[2]), now), Some(&gateways[2]));
-        assert_eq!(liveness.health(&gateways[0], now), Some(Health::MachineGone));
-        assert_eq!(liveness.health(&more[0], now), Some(Health::Returned));
-        assert_eq!(liveness.choose(true, Some(&gateways[2]), now + HOLD), Some(&more[0]));
+        hub_choice.set(more.clone(), &[gateways[2].clone()], now);
+        assert_eq!(hub_choice.choose(true, Some(&gateways[2]), now), Some(&gateways[2]));
+        assert_eq!(hub_choice.health(&gateways[0], now), Some(Health::MachineGone));
+        assert_eq!(hub_choice.health(&more[0], now), Some(Health::Returned));
+        assert_eq!(hub_choice.choose(true, Some(&gateways[2]), now + HOLD), Some(&more[0]));
     }
 }

@@ -1,4 +1,5 @@
-//! Guards IKE_SA_INIT requests, which anybody can send: cookies and limits.
+//! Decides about IKE_SA_INIT requests, which anybody can send: whether one must return a cookie
+//! first, and whether the limits let it in.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,7 +28,7 @@ const WORK_PERIOD: Duration = Duration::from_secs(1);
 
 /// What is kept about initiators that have not proved who they are.
 #[derive(Debug, Default)]
-pub(super) struct InitiationGuard {
+pub(super) struct InitRequestGuard {
     cookies: Option<Cookies>,
     pub(super) half_open: HalfOpenTable,
     reports_left: u32,
@@ -49,7 +50,7 @@ pub(super) enum InitDecision {
     Discard,
 }
 
-impl InitiationGuard {
+impl InitRequestGuard {
     /// Decides about an IKE_SA_INIT request. Sends a cookie back if one is needed (RFC 7296 2.6).
     pub(super) fn check(
         &mut self,

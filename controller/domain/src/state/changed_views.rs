@@ -7,7 +7,7 @@ use edge_types::NodeName;
 
 /// The parts of one node's view that changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ViewDelta {
+pub struct ChangedParts {
     /// The node was registered just now. An earlier view under this name was another node's.
     pub new: bool,
     /// What the view says about the node itself changed: role, communities, segments.
@@ -16,7 +16,7 @@ pub struct ViewDelta {
     pub peers: BTreeSet<NodeName>,
 }
 
-impl ViewDelta {
+impl ChangedParts {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         !self.new && !self.own && self.peers.is_empty()
@@ -32,15 +32,15 @@ impl ViewDelta {
 
 /// What a series of changes altered in all views.
 #[derive(Debug, Default)]
-pub struct ViewDeltas {
+pub struct ChangedViews {
     /// Nodes whose viewers see them changed. The viewers are not listed here: they follow from the
     /// node's visibility groups.
     pub changed_nodes: BTreeSet<NodeName>,
     /// Views that changed for another reason: a peer came or left, or the node's own part changed.
-    pub views: BTreeMap<NodeName, ViewDelta>,
+    pub views: BTreeMap<NodeName, ChangedParts>,
 }
 
-impl ViewDeltas {
+impl ChangedViews {
     /// Whether no view changed.
     pub fn is_empty(&self) -> bool {
         self.changed_nodes.is_empty() && self.views.is_empty()
@@ -48,7 +48,7 @@ impl ViewDeltas {
 
     /// All nodes that changed in at least one view.
     pub fn peers(&self) -> impl Iterator<Item = &NodeName> {
-        self.changed_nodes.iter().chain(self.views.values().flat_map(|delta| &delta.peers))
+        self.changed_nodes.iter().chain(self.views.values().flat_map(|parts| &parts.peers))
     }
 
     /// The viewers of `node` see it changed.
@@ -78,8 +78,8 @@ impl ViewDeltas {
 
     /// `viewer` was registered.
     pub(super) fn note_new(&mut self, viewer: &NodeName) {
-        let delta = self.views.entry(viewer.clone()).or_default();
-        (delta.new, delta.own) = (true, true);
+        let parts = self.views.entry(viewer.clone()).or_default();
+        (parts.new, parts.own) = (true, true);
     }
 
     /// `viewer` was deregistered.

@@ -1,4 +1,4 @@
-//! When a request is sent again, and when it is given up.
+//! When a request of ours is sent again, and when it is given up. `channel` sends it.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ const ESP_ARRIVES: Duration = Duration::from_secs(60);
 
 /// When a request is sent again, and when it is given up (RFC 7296 2.4).
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Retransmission {
+pub(crate) struct RetransmissionTimer {
     begun: Instant,
     sent: u32,
     next: Instant,
 }
 
-impl Retransmission {
+impl RetransmissionTimer {
     /// The request was sent for the first time.
     pub(crate) fn begin(timing: &Timing, now: Instant) -> Self {
         Self { begun: now, sent: 1, next: now + timing.retransmit }
@@ -60,12 +60,12 @@ mod tests {
     use super::*;
 
     fn given_up_after(timing: &Timing) -> (u32, Duration) {
-        let mut schedule = Retransmission::begin(timing, Instant::default());
+        let mut timer = RetransmissionTimer::begin(timing, Instant::default());
         let mut transmissions = 1;
-        while schedule.advance(timing, timing.transmissions, false, schedule.next()).is_some() {
+        while timer.advance(timing, timing.transmissions, false, timer.next()).is_some() {
             transmissions += 1;
         }
-        (transmissions, schedule.next().since_start())
+        (transmissions, timer.next().since_start())
     }
 
     #[test]
@@ -80,12 +80,12 @@ mod tests {
     #[test]
     fn a_request_is_repeated_for_a_minute_while_esp_arrives() {
         let timing = Timing::default();
-        let mut schedule = Retransmission::begin(&timing, Instant::default());
+        let mut timer = RetransmissionTimer::begin(&timing, Instant::default());
         let mut before = Duration::ZERO;
-        while schedule.advance(&timing, timing.transmissions, true, schedule.next()).is_some() {
-            let wait = schedule.next().since_start() - before;
+        while timer.advance(&timing, timing.transmissions, true, timer.next()).is_some() {
+            let wait = timer.next().since_start() - before;
             assert!(wait <= timing.liveness, "{wait:?}");
-            before = schedule.next().since_start();
+            before = timer.next().since_start();
         }
         assert!((60..65).contains(&before.as_secs()), "{before:?}");
     }

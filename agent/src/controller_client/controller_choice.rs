@@ -1,0 +1,85 @@
+//! Which controller the next connection goes to: the one in use, or, after it failed or sent a
+//! goodbye, the next one of those that are configured.
+
+use hyper::Uri;
+
+use super::error::ControllerError;
+
+/// The controllers in the order in which they are tried.
+#[derive(Debug)]
+pub(super) struct ControllerChoice {
+    urls: Vec<Uri>,
+    /// Index of the one that is tried first.
+    first: usize,
+}
+
+/// Parses the URL of a controller. Fails if it is not `https://` with a host.
+pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
+    match text.parse::<Uri>() {
+        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.scheme_str() == Some("https") => Ok(uri),
+        _ => Err(ControllerError::Unacceptable(format!("[controller]: {text:?} is not a URL https://HOST:PORT"))),
+    }
+}
+
+impl ControllerChoice {
+    /// The first of `urls` is tried first. Fails if one of them is no `https://` URL with a host.
+    pub(super) fn new(urls: &[String]) -> Result<Self, ControllerError> {
+        let urls = urls.iter().map(|text| parse_url(text)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { urls, first: 0 })
+    }
+
+    /// All controllers, each once, in the order in which they are tried.
+    pub(super) fn in_order(&self) -> Vec<Uri> {
+        self.urls.iter().cycle().skip(self.first).take(self.urls.len()).cloned().collect()
+    }
+
+    /// The controller at `url` is in use.
+    pub(super) fn connected(&mut self, url: &Uri) {
+        self.first = self.index(url).unwrap_or(0);
+    }
+
+    /// The controller at `url` failed or shuts down: the one after it is tried first.
+    pub(super) fn failed(&mut self, url: &Uri) {
+        self.first = self.index(url).map_or(0, |index| (index + 1) % self.urls.len());
+    }
+
+    fn index(&self, url: &Uri) -> Option<usize> {
+        self.urls.iter().position(|other| other == url)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_controller_failed_the_next_one_is_tried_first_and_the_last_is_followed_by_the_first() {
+        let urls = ["https://a:1", "https://b:1", "https://c:1"].map(str::to_owned);
+        let mut choice = ControllerChoice::new(&urls).unwrap();
+        let hosts = |choice: &ControllerChoice| -> String {
+            choice.in_order().iter().map(|url| url.host().unwrap().to_owned()).collect()
+        };
+        assert_eq!(hosts(&choice), "abc");
+        choice.failed(&choice.urls[0].clone());
+        assert_eq!(hosts(&choice), "bca");
+        choice.connected(&choice.urls[2].clone());
+        assert_eq!(hosts(&choice), "cab");
+        choice.failed(&choice.urls[2].clone());
+        assert_eq!(hosts(&choice), "abc");
+    }
+
+    #[test]
+    fn one_controller_is_tried_again_after_it_failed() {
+        let mut choice = ControllerChoice::new(&["https://[2001:db8::1]:8443".to_owned()]).unwrap();
+        choice.failed(&choice.urls[0].clone());
+        assert_eq!(choice.in_order().len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_https_url_with_a_host_is_refused() {
+        for text in ["http://a:1", "https://", "a:1", ""] {
+            let error = ControllerChoice::new(&[text.to_owned()]).unwrap_err();
+            assert!(error.to_string().contains(&format!("{text:?} is not a URL https://HOST:PORT")), "{error}");
+        }
+    }
+}

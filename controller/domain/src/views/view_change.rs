@@ -1,0 +1,32 @@
+//! The small message to a node whose view changed in a part.
+
+use edge_types::{NodeName, ViewChange};
+
+use super::ViewBuilder;
+use crate::registry::{PeerJson, StateGuard};
+use crate::state::ChangedParts;
+
+impl ViewBuilder {
+    /// The change of a registered node's view from version `from` to now. `changed` says which
+    /// parts changed since then. `None` if the node is not registered.
+    pub fn view_change(
+        &self,
+        state: &StateGuard<'_>,
+        node: &NodeName,
+        from: u64,
+        changed: &ChangedParts,
+    ) -> Option<ViewChange<PeerJson>> {
+        let record = state.node(node)?;
+        let mut change = ViewChange { from, version: state.revision(), own: None, put: Vec::new(), gone: Vec::new() };
+        if changed.own {
+            change.own = Some(Box::new(self.own_part(state, record, change.version)));
+        }
+        for name in &changed.peers {
+            match state.node(name).filter(|peer| state.is_peer(record, peer)) {
+                Some(peer) => change.put.push(self.peer_json(state, peer)?),
+                None => change.gone.push(name.clone()),
+            }
+        }
+        Some(change)
+    }
+}

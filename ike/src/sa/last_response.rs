@@ -1,0 +1,55 @@
+//! Answers a retransmitted request with the same response again (RFC 7296 2.1). For IKE_SA_INIT,
+//! `responder` does.
+
+use std::net::SocketAddr;
+
+use ring::digest::{SHA256, digest};
+
+use crate::output::Context;
+
+/// How often a response is sent again. RFC 7296 2.4 suggests a dozen transmissions of a request; a
+/// stranger who copies the request must not have the response sent to somebody else for ever.
+pub(super) const MAX_REPEATS: u8 = 16;
+
+/// The last response, kept until the next request (RFC 7296 2.1). A retransmitted request is
+/// recognized by its hash, so a stranger cannot have the response sent to another address.
+#[derive(Debug)]
+pub(crate) struct LastResponse {
+    request: [u8; 32],
+    packets: Vec<Vec<u8>>,
+    repeats: u8,
+}
+
+impl LastResponse {
+    /// The packets that answer the request whose datagram (or first fragment) has this
+    /// [`fingerprint`].
+    pub(super) fn new(request: [u8; 32], packets: Vec<Vec<u8>>) -> Self {
+        Self { request, packets, repeats: 0 }
+    }
+
+    /// Sends the response again if this datagram is the request (or its first fragment, RFC 7383
+    /// 2.6.1).
+    pub(crate) fn repeat(&mut self, datagram: &[u8], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+        //= RFC 7296 2.1 MUST NOT 1: no response unasked
+        if fingerprint(datagram) == self.request || mutation!("any_old_request_answered") {
+            self.send(local, remote, cx);
+        }
+    }
+
+    /// Sends the response again, [`MAX_REPEATS`] times in all.
+    pub(super) fn send(&mut self, local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+        //= RFC 7296 2.1 MUST 5: a forgotten response is not made again
+        if self.repeats >= MAX_REPEATS {
+            return;
+        }
+        self.repeats = self.repeats.saturating_add(1);
+        for packet in &self.packets {
+            cx.out.message(local, remote, cx.config.nat_port, packet);
+        }
+    }
+}
+
+/// By what a datagram is recognized that comes again.
+pub(super) fn fingerprint(datagram: &[u8]) -> [u8; 32] {
+    digest(&SHA256, datagram).as_ref().try_into().unwrap_or_default()
+}
