@@ -91,7 +91,7 @@ fn held_sockets() -> (Option<HolderConnection>, Vec<Socket>) {
         Ok((Some(holder), sockets))
     };
     take().unwrap_or_else(|error| {
-        tracing::warn!("{error:#}; the sockets are opened anew");
+        tracing::warn!("{error:#}; the sockets are opened again");
         (None, vec![])
     })
 }
