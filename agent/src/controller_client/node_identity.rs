@@ -78,7 +78,7 @@ impl NodeIdentity {
 
     /// As [`Self::load`], for a program that is not the agent: it takes no lock.
     pub(super) fn load_from(directory: &Path) -> Result<Option<Self>, StateDirError> {
-        let Some(file) = state_dir::read_json::<IdentityFile>(directory, IDENTITY_FILE, ADVICE)? else {
+        let Some(file) = state_dir::read_layout::<IdentityFile>(directory, IDENTITY_FILE, VERSION, ADVICE)? else {
             return Ok(None);
         };
         let damaged = |why: String| StateDirError::Damaged { path: directory.join(IDENTITY_FILE), why, advice: ADVICE };

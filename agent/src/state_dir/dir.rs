@@ -54,6 +54,18 @@ pub enum StateDirError {
         /// The remedy.
         advice: &'static str,
     },
+    /// A newer release wrote a file.
+    #[error(
+        "{path} is of layout {found}, which a newer release wrote; this one reads layouts up to {known}: install the newer release again"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The number of its layout.
+        found: u64,
+        /// The highest number that this release reads.
+        known: u32,
+    },
 }
 
 /// The state directory, locked against a second agent while this value lives.
@@ -122,6 +134,16 @@ impl StateDir {
     /// damaged file.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str, advice: &'static str) -> Result<Option<T>, StateDirError> {
         read_json(&self.path, name, advice)
+    }
+
+    /// As [`Self::read_json`], for a file whose key `version` is the number of its layout.
+    pub fn read_layout<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        known: u32,
+        advice: &'static str,
+    ) -> Result<Option<T>, StateDirError> {
+        read_layout(&self.path, name, known, advice)
     }
 
     /// Replaces a JSON file atomically.
@@ -209,6 +231,30 @@ pub(super) fn parse_json<T: DeserializeOwned>(
         why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
         advice,
     })
+}
+
+/// As [`StateDir::read_layout`], for a program that is not the agent.
+///
+/// # Errors
+/// [`StateDirError::Newer`] if the layout's number is higher than `known`, whatever else is in the
+/// file; otherwise as [`read_json`].
+pub fn read_layout<T: DeserializeOwned>(
+    directory: &Path,
+    name: &str,
+    known: u32,
+    advice: &'static str,
+) -> Result<Option<T>, StateDirError> {
+    #[derive(serde::Deserialize)]
+    struct Layout {
+        version: u64,
+    }
+    // A file without a number is damaged, and reading it as a whole says how.
+    if let Ok(Some(Layout { version: found })) = read_json(directory, name, advice)
+        && found > u64::from(known)
+    {
+        return Err(StateDirError::Newer { path: directory.join(name), found, known });
+    }
+    read_json(directory, name, advice)
 }
 
 /// [`durable::replace_file`] with [`StateDirError`].

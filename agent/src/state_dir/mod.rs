@@ -16,5 +16,5 @@ pub mod segments_file;
 
 pub use change_log::{ChangeLog, read_json_with_changes};
 pub use contents::{RemovedFiles, remove_ours};
-pub use dir::{SharedLock, StateDir, StateDirError, json_bytes, read_json, replace_file};
+pub use dir::{SharedLock, StateDir, StateDirError, json_bytes, read_json, read_layout, replace_file};
 pub use permissions::make_private;

@@ -13,7 +13,7 @@ const VERSION: u32 = 1;
 /// Reads the file; `None` if it does not exist. Fails if it is damaged.
 pub fn read(state: &StateDir) -> Result<Option<SegmentsFile>, StateDirError> {
     let _lock = state.lock_shared_files()?;
-    state.read_json(SEGMENTS_FILE, ADVICE)
+    state.read_layout(SEGMENTS_FILE, VERSION, ADVICE)
 }
 
 /// Writes the segments, cluster ranges and networks of a view. The view's segments come first, in
@@ -78,7 +78,7 @@ pub fn add_granted(state: &StateDir, granted: &[IpNetwork]) -> Result<SegmentsFi
 /// Removes granted segments: they belong to an earlier identity of this node.
 pub fn forget_granted(state: &StateDir) -> Result<(), StateDirError> {
     let _lock = state.lock_shared_files()?;
-    match state.read_json::<SegmentsFile>(SEGMENTS_FILE, ADVICE) {
+    match state.read_layout::<SegmentsFile>(SEGMENTS_FILE, VERSION, ADVICE) {
         Ok(Some(file)) if file.source == SegmentsSource::Agent => state.remove(SEGMENTS_FILE),
         Ok(_) => Ok(()),
         Err(StateDirError::Damaged { .. }) => state.remove(SEGMENTS_FILE),
@@ -95,7 +95,7 @@ const ADVICE: &str = "the agent writes it again from its view: see whether it ru
 
 fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<SegmentsFile, StateDirError> {
     let _lock = state.lock_shared_files()?;
-    let before = match state.read_json::<SegmentsFile>(SEGMENTS_FILE, ADVICE) {
+    let before = match state.read_layout::<SegmentsFile>(SEGMENTS_FILE, VERSION, ADVICE) {
         Ok(file) => file,
         Err(error @ StateDirError::Damaged { .. }) => {
             // The view has everything that was in it.
@@ -142,6 +142,23 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(directory.path()).unwrap();
         (directory, state)
+    }
+
+    #[test]
+    fn the_layout_of_a_newer_release_is_refused_and_left_as_it_is() {
+        let (directory, state) = state();
+        let newer = b"{\"version\": 2, \"grants\": {\"10.77.0.0/26\": {}}}";
+        state.write(SEGMENTS_FILE, newer).unwrap();
+        for refused in [
+            read(&state).map(drop),
+            follow_view(&state, None, &view(&["10.77.0.64/26"]), 1380).map(drop),
+            add_granted(&state, &nets(&["10.77.0.64/26"])).map(drop),
+            forget_granted(&state),
+        ] {
+            let why = refused.unwrap_err().to_string();
+            assert!(why.contains("segments.json is of layout 2") && why.contains("newer release"), "{why}");
+        }
+        assert_eq!(std::fs::read(directory.path().join(SEGMENTS_FILE)).unwrap(), newer);
     }
 
     #[test]

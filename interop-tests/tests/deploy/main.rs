@@ -6,10 +6,11 @@
 //! - `dashboard`: the Grafana dashboard.
 //! - `image`: the image in containerd.
 //! - `install`: the files and commands in `docs/install`.
+//! - `layouts`: state that earlier releases left on disk.
 //! - `manifests`: `deploy/kubernetes` is the chart with its default values.
 //! - `monitoring`: the alert rules.
 //! - `packages`: the Debian packages in a copy of this machine's system.
-//! - `helm`: renders the chart; `programs`: files and programs of the workspace.
+//! - `helm`: renders the chart; `pair`: controller and agent; `programs`: files and programs of the workspace.
 
 mod chart;
 mod cleanup;
@@ -17,9 +18,11 @@ mod dashboard;
 mod helm;
 mod image;
 mod install;
+mod layouts;
 mod manifests;
 mod monitoring;
 mod packages;
+mod pair;
 mod programs;
 
 use std::process::ExitCode;
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         cleanup::TESTS,
         image::TESTS,
         install::TESTS,
+        layouts::TESTS,
         monitoring::TESTS,
         dashboard::TESTS,
         packages::TESTS,
