@@ -46,9 +46,14 @@ fn within<T: Send + 'static>(namespace: &UnnamedNamespace, work: impl FnOnce() -
 
 /// The status line and the body of a response.
 fn request(method: &str, path: &str) -> std::io::Result<(String, String)> {
+    request_for(method, path, "*/*")
+}
+
+/// Accepts this media type.
+fn request_for(method: &str, path: &str, accept: &str) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect(ADDRESS)?;
     stream.set_read_timeout(Some(HANG))?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: agent\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")?;
     let mut response = String::new();
     stream.read_to_string(&mut response)?;
     let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
@@ -75,6 +80,10 @@ fn probes_and_metrics_are_served_beside_silent_connections() {
             assert!(body.lines().any(|found| found == line), "{line} is not in\n{body}");
         }
         assert!(body.contains("edge_agent_xfrm_errors_total{counter=\"XfrmInNoStates\"}"), "{body}");
+        assert!(body.contains("\n# TYPE edge_agent_received_bytes_total counter\n"), "{body}");
+        assert!(!body.contains("# EOF") && !body.contains("horse"), "{body}");
+        let (_, body) = request_for("GET", "/metrics", "application/openmetrics-text; version=1.0.0").unwrap();
+        assert!(body.contains("\n# TYPE edge_agent_received_bytes counter\n"), "{body}");
         assert!(body.ends_with("# EOF\n") && !body.contains("horse"), "{body}");
         assert_eq!(request("POST", "/metrics").unwrap().0, "HTTP/1.1 405 Method Not Allowed");
         assert_eq!(request("GET", "/").unwrap().0, "HTTP/1.1 404 Not Found");

@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_types::exposition::Exposition;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -37,7 +38,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(2);
 
 const TEXT: &str = "text/plain; charset=utf-8";
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves each address. An address that cannot be opened is tried again: it may not be there yet,
 /// and tunnels must not wait for it.
@@ -109,7 +109,11 @@ async fn respond(request: &Request<Incoming>, observer: &Observer) -> Response<F
         "/healthz" => probe(probes::healthz(observer).await),
         "/readyz" => probe(probes::readyz(observer).await),
         "/metrics" => match metrics::scrape(observer).await {
-            Ok(text) => response(StatusCode::OK, OPENMETRICS, text),
+            Ok(text) => {
+                let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+                let format = Exposition::accepted(accept);
+                response(StatusCode::OK, format.media_type(), format.write(text))
+            }
             Err(problem) => response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{problem}\n")),
         },
         _ => response(StatusCode::NOT_FOUND, TEXT, "here are /healthz, /readyz and /metrics\n".into()),
