@@ -164,6 +164,54 @@ fn the_documented_example_is_accepted_and_says_the_defaults() {
 }
 
 #[test]
+fn every_key_of_every_table_is_in_the_documented_example_and_no_other_is_there() {
+    // A key that no table has makes the error list those that the table has.
+    let known = |table: &str, header: &str| {
+        let error = parse(&format!("{header}\nno_such_key = 1\n")).expect_err(table).to_string();
+        let list = error.split_once("`, expected ").unwrap_or_else(|| panic!("{table}: {error}")).1;
+        let names = list.split('`').skip(1).step_by(2).map(str::to_owned);
+        names.collect::<std::collections::BTreeSet<String>>()
+    };
+    let document = include_str!("../../../docs/configuration.md");
+    let section = document.split("## edge-agent").nth(1).unwrap().split("\n## ").next().unwrap();
+    let example = section.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let mut documented = std::collections::BTreeMap::<&str, std::collections::BTreeSet<String>>::new();
+    let mut table = "";
+    for line in example.lines() {
+        // Keys that exclude others of the example are commented out.
+        let line = line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line);
+        if let Some(header) = line.strip_prefix('[') {
+            table = header.trim_matches(['[', ']']);
+            documented.entry("").or_default().extend((!table.contains('.')).then(|| table.to_owned()));
+            documented.entry("peer").or_default().extend((table == "peer.child").then(|| "child".to_owned()));
+        } else if is_key(line) {
+            documented.entry(table).or_default().insert(line.split(' ').next().unwrap().to_owned());
+        }
+    }
+    let tables = [
+        ("", ""),
+        ("controller", "[controller]\nurls = [\"https://x\"]"),
+        ("cni", "[cni]"),
+        ("timing", "[timing]"),
+        ("on_demand", "[on_demand]"),
+        ("observe", "[observe]"),
+        ("firewall", "[firewall]"),
+        ("peer", "[[peer]]"),
+        ("peer.child", "[[peer]]\n[[peer.child]]"),
+    ];
+    assert_eq!(documented.keys().copied().collect::<Vec<_>>().len(), tables.len(), "{documented:?}");
+    for (table, header) in tables {
+        assert_eq!(documented.get(table), Some(&known(table, header)), "[{table}]");
+    }
+}
+
+/// Whether a line of TOML sets a key.
+fn is_key(line: &str) -> bool {
+    let name = line.split(" = ").next().unwrap_or_default();
+    line.contains(" = ") && !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+}
+
+#[test]
 fn the_manifests_configurations_are_accepted() {
     for manifest in [
         include_str!("../../../deploy/kubernetes/30-hub.yaml"),

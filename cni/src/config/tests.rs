@@ -28,6 +28,15 @@ fn the_documented_example_is_accepted() {
 }
 
 #[test]
+fn every_key_of_ours_has_a_row_in_the_documents_and_every_row_a_key() {
+    let document = include_str!("../../../docs/cni.md");
+    let section = document.split("## Configuration\n").nth(1).and_then(|rest| rest.split("\n#").next()).unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let rows: std::collections::BTreeSet<&str> = rows.map(|(key, _)| key).collect();
+    assert_eq!(rows, keys::OWN_KEYS.into_iter().collect());
+}
+
+#[test]
 fn what_a_verb_does_not_need_does_not_stop_it() {
     let lenient = |text: &str, needed: &[&str]| Config::lenient(parse_object(text.as_bytes()).unwrap(), needed);
     let config = lenient(

@@ -10,7 +10,8 @@
 //! - `manifests`: `deploy/kubernetes` is the chart with its default values.
 //! - `monitoring`: the alert rules.
 //! - `packages`: the Debian packages in a copy of this machine's system.
-//! - `helm`: renders the chart; `pair`: controller and agent; `programs`: files and programs of the workspace.
+//! - `helm`: renders the chart; `pair`: controller and agent; `programs`: files and programs of the
+//!   workspace.
 
 mod chart;
 mod cleanup;
