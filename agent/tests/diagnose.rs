@@ -70,12 +70,12 @@ impl Node {
 
     /// Waits until the diagnosis ends with these words.
     fn concludes(&self, expected: &str) {
-        let mut last = String::new();
         let found = wait::until(expected, HANG, || {
-            last = self.conclusion(&[]).0;
-            Ok(last.contains(expected).then_some(()))
+            let (last, _) = self.conclusion(&[]);
+            anyhow::ensure!(last.contains(expected), "the last conclusion: {last}");
+            Ok(())
         });
-        found.unwrap_or_else(|error| panic!("{error}; the last conclusion: {last}"));
+        found.unwrap_or_else(|error| panic!("{error}"));
     }
 }
 
