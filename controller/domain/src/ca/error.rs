@@ -7,12 +7,12 @@ pub(super) const MOST_TRUSTED: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// A file cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     File {
         /// Path of the file.
         path: std::path::PathBuf,
         /// The system's error.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// A file does not hold what it should.
     #[error("{path} {why}")]

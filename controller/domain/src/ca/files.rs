@@ -131,14 +131,14 @@ fn read(directory: &Path, name: &str) -> Result<Option<Zeroizing<String>>, CaErr
     match std::fs::read_to_string(directory.join(name)) {
         Ok(text) => Ok(Some(Zeroizing::new(text))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(CaError::File { path: directory.join(name), source }),
+        Err(error) => Err(CaError::File { path: directory.join(name), error }),
     }
 }
 
 fn remove(directory: &Path, name: &str) -> Result<(), CaError> {
     match std::fs::remove_file(directory.join(name)) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(CaError::File { path: directory.join(name), source })
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(CaError::File { path: directory.join(name), error })
         }
         _ => Ok(()),
     }
@@ -146,7 +146,7 @@ fn remove(directory: &Path, name: &str) -> Result<(), CaError> {
 
 fn write(directory: &Path, name: &str, text: &str) -> Result<(), CaError> {
     let written = replace_file(&directory.join(name), text.as_bytes(), 0o600);
-    written.map(drop).map_err(|ReplaceError { path, error, .. }| CaError::File { path, source: error })
+    written.map(drop).map_err(|ReplaceError { path, error, .. }| CaError::File { path, error })
 }
 
 fn content(directory: &Path, name: &str, why: String) -> CaError {

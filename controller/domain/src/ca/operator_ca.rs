@@ -38,7 +38,7 @@ impl OperatorCa {
             _ => return Err(wrong(&self.certificate, "is not a certificate in PEM".into())),
         };
         check(&certificate, now).map_err(|why| wrong(&self.certificate, why))?;
-        let file = |source| CaError::File { path: self.key.clone(), source };
+        let file = |error| CaError::File { path: self.key.clone(), error };
         let mode = std::fs::metadata(&self.key).map_err(file)?.permissions().mode();
         // The group may read it: Kubernetes mounts Secrets so for a user that is not root.
         if mode & 0o027 != 0 {
@@ -61,7 +61,7 @@ impl OperatorCa {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<String>, CaError> {
-    let text = std::fs::read_to_string(path).map_err(|source| CaError::File { path: path.into(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|error| CaError::File { path: path.into(), error })?;
     Ok(Zeroizing::new(text))
 }
 

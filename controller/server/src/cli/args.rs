@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use edge_types::{NodeName, Role};
 
-use crate::config::{ADMIN_SOCKET, ConfigSources};
+use crate::config::{ADMIN_SOCKET, ConfigError, ConfigSources};
 
 /// Hands out segments and certificates to edge nodes, and tells each whom it may talk to.
 ///
@@ -22,14 +22,39 @@ use crate::config::{ADMIN_SOCKET, ConfigSources};
 #[derive(Parser)]
 #[command(name = "edge-controller", version, max_term_width = 100, verbatim_doc_comment)]
 pub(super) struct Cli {
-    /// Admin socket of the running server.
-    #[arg(long, global = true, default_value = ADMIN_SOCKET, env = "EDGE_CONTROLLER_SOCKET", value_name = "PATH")]
-    pub(super) socket: PathBuf,
+    #[command(flatten)]
+    pub(super) server: ServerArguments,
     /// Print JSON, for scripts, instead of tables.
     #[arg(long, global = true)]
     pub(super) json: bool,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// Where the running server is.
+#[derive(clap::Args)]
+pub(super) struct ServerArguments {
+    /// Admin socket of the running server. (Default: admin_socket of --config, else
+    /// /run/edge-controller/admin.sock)
+    #[arg(long, global = true, env = "EDGE_CONTROLLER_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// The server's configuration file, from which the operator's commands take the admin socket.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ServerArguments {
+    /// The admin socket of the running server: the one that is named, or that of the configuration.
+    ///
+    /// # Errors
+    /// If the configuration cannot be used.
+    pub(super) fn admin_socket(&self) -> Result<PathBuf, ConfigError> {
+        match (&self.socket, &self.config) {
+            (Some(socket), _) => Ok(socket.clone()),
+            (None, Some(file)) => Ok(ConfigSources::file(file.clone()).load()?.config.admin_socket),
+            (None, None) => Ok(ADMIN_SOCKET.into()),
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -349,10 +374,13 @@ pub(super) enum CaCommand {
 fn duration(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let seconds = match unit {
-        "s" | "" => 1,
+        "s" => 1,
         "m" => 60,
         "h" => 3600,
         "d" => 24 * 3600,
+        "" if !number.is_empty() => {
+            return Err(format!("it has no unit: write {number}s, {number}m, {number}h or {number}d"));
+        }
         _ => return Err(format!("{unit:?} is none of s, m, h, d")),
     };
     let number: u64 = number.parse().map_err(|_| "it does not begin with a number".to_owned())?;
@@ -366,10 +394,32 @@ mod tests {
     #[test]
     fn durations_are_read_as_written() {
         assert_eq!(duration("24h"), Ok(86_400));
-        assert_eq!(duration("90"), Ok(90));
-        for bad in ["", "h", "1w", "1.5h", "-1h", "99999999999999999999d", "18446744073709551615d"] {
+        assert_eq!(duration("90s"), Ok(90));
+        assert_eq!(duration("5"), Err("it has no unit: write 5s, 5m, 5h or 5d".into()));
+        for bad in ["", "90", "h", "1w", "1.5h", "-1h", "99999999999999999999d", "18446744073709551615d"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_admin_socket_is_the_named_one_or_that_of_the_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("controller.toml");
+        let text =
+            "server_names = [\"x\"]\nadmin_socket = \"/run/x.sock\"\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n";
+        std::fs::write(&file, text).unwrap();
+        let file = file.to_str().unwrap();
+        let socket = |words: &[&str]| {
+            let cli = Cli::try_parse_from([&["edge-controller"], words].concat()).unwrap();
+            cli.server.admin_socket().map(|path| path.display().to_string()).map_err(|error| error.to_string())
+        };
+        assert_eq!(socket(&["node", "list", "--config", file]).unwrap(), "/run/x.sock");
+        assert_eq!(socket(&["--config", file, "node", "list"]).unwrap(), "/run/x.sock");
+        assert_eq!(socket(&["gather", "out", "--config", file]).unwrap(), "/run/x.sock");
+        assert_eq!(socket(&["--socket", "/s", "status", "--config", file]).unwrap(), "/s");
+        assert_eq!(socket(&["status"]).unwrap(), ADMIN_SOCKET);
+        let missing = socket(&["status", "--config", "/nowhere/c.toml"]).unwrap_err();
+        assert!(missing.contains("/nowhere/c.toml") && missing.matches("os error").count() == 1, "{missing}");
     }
 
     #[test]

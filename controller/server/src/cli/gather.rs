@@ -65,7 +65,7 @@ pub(super) async fn gather(client: &Client, file: &Path, sources: &ConfigSources
 }
 
 fn or_error(found: anyhow::Result<Value>) -> Value {
-    found.unwrap_or_else(|error| json!({"error": format!("{error:#}")}))
+    found.unwrap_or_else(|error| json!({"error": edge_types::error::with_causes(error.as_ref())}))
 }
 
 /// The pages of the first listener for health and metrics.

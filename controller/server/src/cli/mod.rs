@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use edge_controller_domain::clock::Clock;
 use edge_controller_kubernetes::resources;
+use edge_types::error::with_causes;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::ConfigSources;
@@ -73,15 +74,18 @@ pub fn main() -> ExitCode {
                 offline(async { archive::import(&sources.load()?.config, &file).await }).await
             }
             Command::Restored { sources } => offline(async { archive::restored(&sources.load()?.config).await }).await,
-            command => commands::carry_out(&client::Client::new(cli.socket), cli.json, command).await.map_err(|e| {
-                let code = if e.is::<edge_types::api::Problem>() { REFUSED } else { UNREACHABLE };
-                (code, e)
-            }),
+            command => match cli.server.admin_socket() {
+                Ok(socket) => commands::carry_out(&client::Client::new(socket), cli.json, command).await.map_err(|e| {
+                    let code = if e.is::<edge_types::api::Problem>() { REFUSED } else { UNREACHABLE };
+                    (code, e)
+                }),
+                Err(error) => Err((UNREACHABLE, error.into())),
+            },
         };
         match outcome {
             Ok(()) => ExitCode::SUCCESS,
             Err((code, error)) => {
-                eprintln!("edge-controller: {error:#}");
+                eprintln!("edge-controller: {}", with_causes(error.as_ref()));
                 ExitCode::from(code)
             }
         }

@@ -35,7 +35,7 @@ pub(super) async fn show(client: &Client, json: bool, arguments: &StatusArgument
         match ask(client, arguments).await {
             Ok(status) if json => print_line(serde_json::to_string(&status)?)?,
             Ok(status) => print_line(format_args!("{clear}{}", text(&status, arguments)))?,
-            Err(error) => eprintln!("edge-controller: {error:#}"),
+            Err(error) => eprintln!("edge-controller: {}", edge_types::error::with_causes(error.as_ref())),
         }
         if tokio::task::spawn_blocking(wait_or_reader_gone).await?? {
             return Ok(());

@@ -6,20 +6,20 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {path}: {error}")]
     Read {
         /// Path of the configuration file.
         path: PathBuf,
         /// The system's error.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The file is not TOML of this shape.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Syntax {
         /// Path of the configuration file.
         path: PathBuf,
         /// Line, column and what is wrong there.
-        source: Box<toml::de::Error>,
+        error: Box<toml::de::Error>,
     },
     /// A value makes no sense.
     #[error("{origin}: {key}: {why}")]

@@ -9,11 +9,11 @@ use std::time::Duration;
 use edge_controller_domain::ca::OperatorCa;
 use edge_controller_domain::networks::{ClusterNetworks, HubNetworks};
 use edge_controller_domain::node_addresses::is_of_a_host;
-use edge_controller_domain::segments::{SegmentPolicy, overlap};
+use edge_controller_domain::segments::{Ledger, SegmentPolicy, free_segments, overlap};
 use edge_controller_kubernetes::label_trust::TrustNodeLabels;
 use edge_controller_kubernetes::selector::NodeSelector;
 use edge_controller_kubernetes::service_account::{JoinAccounts, RoleSelectors};
-use edge_types::api::VIEW_SILENCE_SECONDS;
+use edge_types::api::{Family, VIEW_SILENCE_SECONDS};
 use edge_types::network::special_use;
 use edge_types::view::SegmentPrefix;
 use edge_types::{IpNetwork, NodeName};
@@ -331,7 +331,19 @@ impl Config {
             return Err(("min_per_node", format!("{min} is more than max_per_node, {max}")));
         }
         self.segment_policy().check()?;
+        self.check_reserved()?;
         self.check_networks()
+    }
+
+    /// Some segment must be left. Ranges of one family may be reserved as a whole, so that they are
+    /// granted no more while nodes still hold segments in them.
+    fn check_reserved(&self) -> Result<(), (&'static str, String)> {
+        let policy = self.segment_policy();
+        let free = |family| free_segments(&Ledger::default(), &policy, family, 0);
+        if free(Family::V4) == 0 && free(Family::V6) == 0 {
+            return Err(("reserved", "it leaves no segment in any of cluster_ranges, so no node would get one".into()));
+        }
+        Ok(())
     }
 
     fn check_networks(&self) -> Result<(), (&'static str, String)> {

@@ -129,8 +129,8 @@ impl ConfigSources {
 /// A file's table. What it sets is checked here, where its lines are known; what it lacks may come
 /// from elsewhere.
 fn read(path: &PathBuf) -> Result<toml::Table, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-    let syntax = |error| ConfigError::Syntax { path: path.clone(), source: Box::new(error) };
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.clone(), error })?;
+    let syntax = |error| ConfigError::Syntax { path: path.clone(), error: Box::new(error) };
     match toml::from_str::<Config>(&text) {
         Err(error) if !is_missing(&error) => return Err(syntax(error)),
         _ => {}

@@ -88,6 +88,12 @@ fn endpoints_and_limits_that_no_node_can_use_are_refused() {
         assert!(error.contains(key), "{keys}: {error}");
     }
     load(&format!("{SMALLEST}min_per_node = 64")).unwrap();
+    let everything = "cluster_ranges = [\"10.77.0.0/16\", \"fd77::/112\"]\nreserved = [\"10.77.0.0/17\", \"10.77.128.0/17\", \"fd77::/64\"]\n";
+    let reserved = |keys: &str| load(&format!("server_names = [\"cloud\"]\n[segments]\n{keys}"));
+    let error = reserved(everything).unwrap_err();
+    assert!(error.contains("reserved") && error.contains("leaves no segment"), "{error}");
+    reserved(&everything.replace("10.77.128.0/17", "10.77.128.0/18")).unwrap();
+    reserved(&everything.replace(", \"fd77::/64\"", "")).unwrap();
     for name in ["0.0.0.0", "::", "255.255.255.255", "224.0.0.1", "ff02::1"] {
         let error = load(&SMALLEST.replace("cloud", name)).unwrap_err();
         assert!(error.contains("server_names") && error.contains(name), "{name}: {error}");
