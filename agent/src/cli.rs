@@ -262,7 +262,7 @@ fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("edge-agent: {error:#}");
+            eprintln!("edge-agent: {}", edge_types::error::with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use edge_types::error::with_causes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -50,7 +51,7 @@ pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Re
             Ok(status) if json => serde_json::to_string(&status)? + "\n",
             Ok(status) => render(&status, peers),
             Err(error) => {
-                eprintln!("edge-agent: {error:#}");
+                eprintln!("edge-agent: {}", with_causes(error.as_ref()));
                 String::new()
             }
         };

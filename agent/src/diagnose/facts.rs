@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use edge_types::error::with_causes;
+
 use super::ike_probe::{self, ProbedAddress};
 use super::target::Target;
 use crate::admin;
@@ -58,7 +60,7 @@ pub(super) struct Drops {
 /// If the agent runs and knows no such peer.
 pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts, String> {
     let before = edge_xfrm::stat::read();
-    let status = admin::client::request_status(config).map_err(|error| format!("{error:#}"));
+    let status = admin::client::request_status(config).map_err(|error| with_causes(error.as_ref()));
     let target = match (about, &status) {
         (Some(about), Ok(status)) => Some(Target::find(about, status, &config.peers)?),
         _ => None,

@@ -245,6 +245,7 @@ impl HostReconciler {
         all_obstacles.extend(self.table.obstacle(not_forwarding));
         all_obstacles.extend(self.bridge.obstacles(&observed));
         all_obstacles.extend(peer_routes::obstacle(&desired));
+        all_obstacles.extend(uplink::mtu_obstacle(&observed, &self.config.bridge, self.config.mtu));
         all_obstacles.extend(self.bridge_table.obstacle(&self.bridge.conflist()));
         all_obstacles.extend(self.guard_failure.as_ref().map(|failure| Obstacle {
             what: format!("the guard is not in place ({failure}): pods' packets may leave in clear"),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use edge_xfrm::guard::DEVICE;
 use ipnetwork::IpNetwork;
 
+use super::Obstacle;
 use super::network_state::{Link, NetworkState, Route};
 use crate::membership::UplinkFacts;
 use crate::underlay::Underlay;
@@ -58,28 +59,48 @@ pub(super) fn uplink(
     cluster: &[IpNetwork],
     configured_mtu: Option<u32>,
 ) -> UplinkFacts {
-    let carries_default =
-        |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
-    let candidate =
-        |link: &&Link| link.up && !link.loopback && link.name != bridge && !link.pod_bridge && link.name != DEVICE;
-    let uplinks: Vec<&Link> = observed.links.iter().filter(candidate).filter(carries_default).collect();
-    let others_again = || {
-        let others = observed.links.iter().filter(candidate);
-        others.filter(|link| !carries_default(link) && !link.virtual_kind && link.controller.is_none())
-    };
-    let others = others_again();
+    let (uplinks, others) = links_outside(observed, bridge);
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in uplinks.iter().copied().chain(others.clone()).flat_map(|link| &link.addresses) {
+    for address in uplinks.iter().chain(&others).flat_map(|link| &link.addresses) {
         if !cluster.iter().any(|network| network.contains(*address)) && !addresses.contains(address) {
             addresses.push(*address);
         }
     }
-    let mtu_of = |links: &mut dyn Iterator<Item = &Link>| links.map(|link| link.mtu).min();
+    let underlay = underlay(observed, &uplinks, uplinks.iter().chain(&others).copied());
+    UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or_else(|| fitting_mtu(&uplinks, &others)), underlay }
+}
+
+/// Links with a default route, and others that may lead outside.
+fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>, Vec<&'a Link>) {
+    let carries_default =
+        |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
+    let candidate =
+        |link: &&Link| link.up && !link.loopback && link.name != bridge && !link.pod_bridge && link.name != DEVICE;
+    let (uplinks, mut others): (Vec<_>, Vec<_>) = observed.links.iter().filter(candidate).partition(carries_default);
+    others.retain(|link| !link.virtual_kind && link.controller.is_none());
+    (uplinks, others)
+}
+
+/// The largest MTU of pods with which their packets fit through the smallest uplink, bytes; 0
+/// without an uplink.
+fn fitting_mtu(uplinks: &[&Link], others: &[&Link]) -> u32 {
+    let smallest = uplinks.iter().map(|link| link.mtu).min();
     let smallest =
-        mtu_of(&mut uplinks.iter().copied()).or_else(|| mtu_of(&mut others.filter(|link| !link.addresses.is_empty())));
-    let found = smallest.map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)));
-    let underlay = underlay(observed, &uplinks, uplinks.iter().copied().chain(others_again()));
-    UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or(found), underlay }
+        smallest.or_else(|| others.iter().filter(|link| !link.addresses.is_empty()).map(|link| link.mtu).min());
+    smallest.map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)))
+}
+
+/// A configured MTU of pods that is too large for the uplink.
+pub(super) fn mtu_obstacle(observed: &NetworkState, bridge: &str, configured: Option<u32>) -> Option<Obstacle> {
+    let (uplinks, others) = links_outside(observed, bridge);
+    let (configured, fitting) = (configured?, fitting_mtu(&uplinks, &others));
+    (fitting > 0 && configured > fitting).then(|| Obstacle {
+        what: format!(
+            "mtu = {configured} in the configuration is more than the {fitting} that fit through the uplink with ESP: \
+             large packets of pods are fragmented or lost"
+        ),
+        command: format!("set mtu = {fitting} or leave it out, and restart the agent"),
+    })
 }
 
 /// The underlay, without name servers. It includes addresses within the cluster's ranges, since it
@@ -222,6 +243,18 @@ mod tests {
         assert_eq!(names(uplinks(&host, "ecni0")), ["lan", "wan"]);
         host.routes.push(default_route(15));
         assert_eq!(names(isolated_links(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0", "virbr0"]);
+    }
+
+    #[test]
+    fn a_configured_mtu_that_does_not_fit_through_the_uplink_is_an_obstacle() {
+        let host = host();
+        let fitting = uplink(&host, "ecni0", &[], None).pod_mtu;
+        assert_eq!(mtu_obstacle(&host, "ecni0", None), None);
+        assert_eq!(mtu_obstacle(&host, "ecni0", Some(fitting)), None);
+        let obstacle = mtu_obstacle(&host, "ecni0", Some(fitting + 1)).unwrap();
+        assert!(obstacle.what.contains(&format!("mtu = {}", fitting + 1)), "{obstacle:?}");
+        assert!(obstacle.command.contains(&format!("mtu = {fitting}")), "{obstacle:?}");
+        assert_eq!(mtu_obstacle(&NetworkState::default(), "ecni0", Some(9000)), None, "no uplink to judge by");
     }
 
     #[test]
