@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
 use crate::stdout::print;
-use crate::{admin, check, diagnose, down, hardening, import, install_cni, join, run, socket_holder, uninstall};
+use crate::{admin, check, diagnose, down, hardening, import, install_cni, join, ping, run, socket_holder, uninstall};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -125,6 +125,30 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure round trip and loss through the tunnel to a peer or a pod
+    ///
+    /// Sends ICMP echo requests from an address of this node. Of a peer of the view, the address of
+    /// its bridge is asked, in each family; of others, name an address. If nothing can be sent, says
+    /// why. Exits with 1 then, and if an address has not answered at all.
+    Ping {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// A peer's name as `status` shows it, or the address of a pod or service
+        #[arg(value_name = "PEER | ADDRESS")]
+        to: String,
+        /// Number of requests
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=i64::from(ping::MAX_COUNT)))]
+        count: u16,
+        /// Time from one request to the next, at least 10ms
+        #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = ping_interval)]
+        interval: Duration,
+        /// Longest wait for the answers to the last requests
+        #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+        timeout: Duration,
+        /// Print JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table, and
     /// last the guard
     ///
@@ -214,6 +238,10 @@ impl Cli {
             Command::Diagnose { config, about, json } => {
                 with_config(&config, |config| diagnose::diagnose(&config, about.as_deref(), json))
             }
+            Command::Ping { config, to, count, interval, timeout, json } => {
+                let options = ping::PingOptions { count, interval, timeout };
+                with_config(&config, |config| ping::ping(&config, &to, options, json))
+            }
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
             Command::Uninstall { config, cut_off_pods, purge } => {
                 let file = config.config.clone();
@@ -242,6 +270,19 @@ impl Cli {
             }
         }
     }
+}
+
+/// Reads a duration as the configuration writes them.
+fn duration(text: &str) -> Result<Duration, String> {
+    config::parse_duration(text).ok_or_else(|| config::EXPECTED_DURATION.to_owned())
+}
+
+fn ping_interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    if interval < ping::MIN_INTERVAL {
+        return Err(format!("at least {:?}: more often would be a flood", ping::MIN_INTERVAL));
+    }
+    Ok(interval)
 }
 
 fn with_config(argument: &ConfigArgument, command: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {

@@ -34,6 +34,7 @@
 //! - [`import`]: makes a configuration of a `swanctl.conf`.
 //! - [`check`]: judges a configuration without a running agent.
 //! - [`diagnose`]: says what keeps a node, a peer or a pod from being reached.
+//! - [`ping`]: round trip and loss through a tunnel.
 //! - [`stdout`]: prints what the commands say.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
 // Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the
@@ -60,6 +61,7 @@ pub mod logging;
 pub mod membership;
 pub mod netns_lock;
 mod observe;
+pub mod ping;
 pub mod plugin_server;
 pub mod run;
 pub mod socket_holder;

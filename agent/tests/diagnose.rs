@@ -133,6 +133,42 @@ fn what_keeps_two_agents_apart_is_named() {
 }
 
 #[test]
+fn a_ping_that_cannot_be_sent_says_why() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (earth, _moon) = joined();
+    earth.configure("192.0.2.2", SECRET, "");
+    let refused = |words: &[&str]| {
+        let output = earth.agent(&[&["ping"], words].concat()).output().unwrap();
+        assert!(output.stdout.is_empty(), "{output:?}");
+        (String::from_utf8(output.stderr).unwrap(), output.status.code())
+    };
+    let (why, code) = refused(&["moon"]);
+    assert!(why.contains("no agent answers") && code == Some(1), "{why}");
+    assert_eq!(why.matches("os error").count(), 1, "each cause once: {why}");
+    let _agent = earth.start();
+    earth.concludes("no IKE daemon runs at 192.0.2.2:500");
+    for (about, expected) in [
+        ("moon", "moon: there is no tunnel"),
+        ("10.2.0.9", "moon: there is no tunnel"),
+        ("192.0.2.1", "an address of this node"),
+        ("8.8.8.8", "8.8.8.8 is in no network to which a tunnel of this node leads"),
+        ("fd99::1", "fd99::1 is in no network"),
+        ("sun", "neither a peer nor an address"),
+    ] {
+        let (why, code) = refused(&[about]);
+        assert!(why.contains(expected) && code == Some(1), "{about}: {why}");
+    }
+    for wrong in
+        [["--count", "0"], ["--count", "10001"], ["--interval", "9ms"], ["--interval", "1"], ["--timeout", "x"]]
+    {
+        let (why, code) = refused(&[&["moon"], wrong.as_slice()].concat());
+        assert_eq!(code, Some(2), "{wrong:?}: {why}");
+    }
+}
+
+#[test]
 fn what_two_agents_do_not_agree_on_is_named() {
     if !is_root_or_skips() {
         return;

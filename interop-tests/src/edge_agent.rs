@@ -292,6 +292,14 @@ impl<'a> Agent<'a> {
         self.node.run(command.args(["rekey", "--config", CONFIG, peer]).args(what)).map(drop)
     }
 
+    /// Standard output of a command of `edge-agent` beside the running one.
+    ///
+    /// # Errors
+    /// If it does not end with 0. The message has its output.
+    pub fn command(&self, words: &[&str]) -> Result<String> {
+        self.node.run(self.node.command(&self.program).args(words).args(["--config", CONFIG]))
+    }
+
     /// The SPIs of the IKE SAs with a peer, as the status shows them.
     ///
     /// # Errors

@@ -5,7 +5,12 @@ use std::time::Duration;
 /// The longest duration, 10 years. With it no moment in the future is beyond what a clock holds.
 const LONGEST: Duration = Duration::from_secs(87_600 * 3600);
 
-pub(super) fn parse(text: &str) -> Option<Duration> {
+/// What a duration must be.
+pub(crate) const EXPECTED: &str =
+    "write a whole number above 0 and ms, s, m or h, as in \"500ms\", of at most 10 years";
+
+/// Reads a duration. `None`: it is not [`EXPECTED`].
+pub(crate) fn parse(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..digits].parse().ok()?;
     match &text[digits..] {
@@ -25,11 +30,9 @@ pub(super) mod optional {
 
     pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
         let text = String::deserialize(from)?;
-        super::parse(&text).map(Some).ok_or_else(|| {
-            D::Error::custom(format!(
-                "{text:?} is not a duration: write a whole number above 0 and ms, s, m or h, as in \"500ms\", of at most 10 years"
-            ))
-        })
+        super::parse(&text)
+            .map(Some)
+            .ok_or_else(|| D::Error::custom(format!("{text:?} is not a duration: {}", super::EXPECTED)))
     }
 }
 

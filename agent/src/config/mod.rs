@@ -15,6 +15,7 @@ mod secret;
 
 pub use child::{ChildMode, ChildSection, DEFAULT_CHILD};
 pub(crate) use child::{has_ports, protocol_named};
+pub(crate) use duration::{EXPECTED as EXPECTED_DURATION, parse as parse_duration};
 pub use encap::Encap;
 pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;

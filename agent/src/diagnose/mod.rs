@@ -13,6 +13,8 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use target::Target;
+
 use serde::Serialize;
 
 use crate::check::Report;

@@ -7,9 +7,9 @@ use ipnetwork::IpNetwork;
 use crate::config::PeerSection;
 use crate::status::{PolicyEntry, Status};
 
-/// What a diagnosis is about.
+/// What a diagnosis, or a ping, is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// A peer.
     Peer(String),
     /// An address that a peer's networks contain.
@@ -37,7 +37,7 @@ pub(super) enum Target {
 impl Target {
     /// Finds what the text means. `static_peers` are those of the configuration. Fails if it is
     /// neither an address nor a peer's name.
-    pub(super) fn find(text: &str, status: &Status, static_peers: &[PeerSection]) -> Result<Self, String> {
+    pub(crate) fn find(text: &str, status: &Status, static_peers: &[PeerSection]) -> Result<Self, String> {
         if let Some(peer) = status.peers.iter().find(|peer| peer.name == text) {
             return Ok(Self::Peer(peer.name.clone()));
         }

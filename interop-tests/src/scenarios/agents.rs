@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::scenario::{Lab, Needs, Scenario};
@@ -26,6 +27,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         by_default: true,
         needs: Needs::Nothing,
         run: on_demand,
+    },
+    Scenario {
+        name: "agent/ping",
+        about: "edge-agent ping goes through the tunnel in both families, sees a delay and a loss, and says why nothing can be sent",
+        deadline: Duration::from_secs(120),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: ping,
     },
 ];
 
@@ -112,6 +121,57 @@ fn ike_rekey(lab: &Lab) -> Result<()> {
     back.wait_more(5)?;
     ping.stop()?.expect_none_lost()?;
     back.stop()?.expect_none_lost()
+}
+
+fn ping(lab: &Lab) -> Result<()> {
+    let net = lab.build(&two_hosts(50))?;
+    let (edge, moon) = (net.node("edge"), net.node("moon"));
+    let _edge_pod = edge.wired_pod("p", "10.1.0.2/24", "10.1.0.1/24")?;
+    let _moon_pod = moon.wired_pod("p", "10.2.0.2/24", "10.2.0.1/24")?;
+    for (node, address) in [(edge, "fd01::1/64"), (moon, "fd02::1/64")] {
+        node.sh(&format!("ip link add six type dummy; ip link set six up; ip addr add {address} dev six nodad"))?;
+    }
+    edge.sh("ip -6 route add fd02::/64 dev six")?;
+    moon.sh("ip -6 route add fd01::/64 dev six")?;
+    let dual_stack = |us: &str, start| {
+        let mut peer = peer(us, start);
+        let (here, there) = if us == "edge" { ("fd01::/64", "fd02::/64") } else { ("fd02::/64", "fd01::/64") };
+        peer.local_subnets.push(here.to_owned());
+        peer.remote_subnets.push(there.to_owned());
+        peer
+    };
+    let mut a = Agent::start(lab, edge, "", &[dual_stack("edge", "initiate")])?;
+    a.wait_ready()?;
+    let Err(why) = a.command(&["ping", "10.2.0.2"]) else { bail!("a ping without a tunnel is answered") };
+    ensure!(format!("{why:#}").contains("there is no tunnel"), "{why:#}");
+
+    let mut b = Agent::start(lab, moon, "", &[dual_stack("moon", "respond")])?;
+    a.wait_up("moon")?;
+    b.wait_up("edge")?;
+    let mut wire = net.node("isp").capture("east")?;
+    for (to, from) in [("10.2.0.2", "10.1.0.1"), ("fd02::1", "fd01::1")] {
+        let out = a.command(&["ping", to, "--count", "4", "--interval", "50ms", "--timeout", "60s", "--json"])?;
+        let found: Value = serde_json::from_str(&out)?;
+        let result = found.pointer("/results/0").context("a result")?;
+        let is = |key: &str, value: Value| result.get(key) == Some(&value);
+        ensure!(is("sent", 4.into()) && is("received", 4.into()) && is("peer", "moon".into()), "{result}");
+        ensure!(is("source", from.into()), "{result}");
+        // The wire is 50 ms long.
+        let shortest = result.pointer("/round_trip_ms/min").and_then(Value::as_f64).unwrap_or_default();
+        ensure!(shortest >= 50.0, "{result}");
+    }
+    wire.expect_none("net 10.0.0.0/8 or net fd00::/8")?;
+    wire.stop()?;
+    lab.step("pings in both families go through the tunnel");
+
+    let Err(why) = a.command(&["ping", "10.2.0.77", "--count", "2", "--interval", "50ms", "--timeout", "1s"]) else {
+        bail!("an address without a host answers")
+    };
+    ensure!(format!("{why:#}").contains("moon at 10.2.0.77"), "{why:#}");
+    let Err(why) = a.command(&["ping", "moon"]) else { bail!("which address of moon answers is not known") };
+    ensure!(format!("{why:#}").contains("name one"), "{why:#}");
+    lab.step("what does not answer is named");
+    Ok(())
 }
 
 /// How long a single packet may wait for its tunnel and its answer.

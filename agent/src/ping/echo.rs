@@ -1,0 +1,242 @@
+//! ICMP echo (RFC 792, RFC 4443 section 4) from one address to another.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::PingOptions;
+use super::destination::Destination;
+
+/// Type of a request and of a reply, by family.
+const ECHO_V4: (u8, u8) = (8, 0);
+const ECHO_V6: (u8, u8) = (128, 129);
+/// Octets before the data: type, code, checksum, identifier, sequence number.
+const HEADER: usize = 8;
+/// Octets of data, as ping(8) sends.
+const DATA: usize = 56;
+/// Octets at the beginning of the data that tell our requests from those of others.
+const TOKEN: usize = 8;
+/// Largest datagram that is read: an IPv4 header with options, and the reply. Longer ones are cut,
+/// and are none of ours.
+const MAX_REPLY: usize = 60 + HEADER + DATA;
+
+/// What came of the requests to one address.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Answers {
+    /// Number of requests.
+    pub(super) sent: u16,
+    /// The round trip of each request that was answered. At most as many as were sent.
+    pub(super) round_trips: Vec<Duration>,
+    /// The latest error of the system, in its words.
+    pub(super) error: Option<String>,
+}
+
+/// Asks one address.
+pub(super) async fn ask(to: &Destination, options: PingOptions, stop: &CancellationToken) -> Answers {
+    let mut answers = Answers::default();
+    let socket = match EchoSocket::open(to.source, to.address) {
+        Ok(socket) => socket,
+        Err(error) => {
+            answers.error = Some(error.to_string());
+            return answers;
+        }
+    };
+    let mut unanswered: Vec<Option<Instant>> = Vec::new();
+    let begin = Instant::now();
+    for sequence in 0..options.count {
+        unanswered.push(Some(Instant::now()));
+        answers.sent += 1;
+        if let Err(error) = socket.send(sequence).await {
+            answers.error = Some(error.to_string());
+        }
+        let last = sequence + 1 == options.count;
+        let until = match last {
+            true => Instant::now() + options.timeout,
+            false => begin + options.interval * u32::from(answers.sent),
+        };
+        let collecting = timeout_at(until, socket.collect(&mut unanswered, &mut answers, last));
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = collecting => {}
+        }
+    }
+    answers
+}
+
+/// A socket for echo requests from one address to another.
+struct EchoSocket {
+    /// Tokio has no type for sockets of ICMP. They send and receive datagrams as those of UDP do.
+    socket: UdpSocket,
+    v4: bool,
+    /// Whether the kernel gives whole IPv4 packets.
+    raw: bool,
+    token: [u8; TOKEN],
+}
+
+impl EchoSocket {
+    /// Opens it. The kernel's own echo sockets need no privilege where `net.ipv4.ping_group_range`
+    /// allows them, else raw ones are used, which need CAP_NET_RAW.
+    fn open(source: IpAddr, to: IpAddr) -> io::Result<Self> {
+        let (family, protocol) = match to {
+            IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
+            IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
+        };
+        let open = |kind| socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, Some(protocol));
+        let (fd, raw) = match open(SocketType::DGRAM) {
+            Err(Errno::ACCESS | Errno::PERM) => {
+                let raw = open(SocketType::RAW).map_err(|error| {
+                    io::Error::other(format!(
+                        "no socket for ICMP: {}; run it with CAP_NET_RAW, or allow net.ipv4.ping_group_range",
+                        io::Error::from(error)
+                    ))
+                })?;
+                (raw, true)
+            }
+            opened => (opened?, false),
+        };
+        rustix::net::bind(&fd, &SocketAddr::new(source, 0))?;
+        // From now on the kernel gives what comes from there alone.
+        rustix::net::connect(&fd, &SocketAddr::new(to, 0))?;
+        let socket = UdpSocket::from_std(fd.into())?;
+        Ok(Self { socket, v4: to.is_ipv4(), raw, token: fastrand::u64(..).to_be_bytes() })
+    }
+
+    async fn send(&self, sequence: u16) -> io::Result<()> {
+        self.socket.send(&request(self.v4, self.token, sequence)).await.map(drop)
+    }
+
+    /// Takes answers, until `all` requests are answered if so wanted, else without an end.
+    async fn collect(&self, unanswered: &mut [Option<Instant>], answers: &mut Answers, all: bool) {
+        let mut buffer = [0; MAX_REPLY];
+        while !all || unanswered.iter().any(Option::is_some) {
+            match self.socket.recv(&mut buffer).await {
+                Ok(length) => {
+                    let datagram = buffer.get(..length).unwrap_or_default();
+                    let sequence = reply(datagram, self.v4, self.raw, self.token);
+                    // A second answer to a request counts for nothing.
+                    if let Some(at) = sequence.and_then(|number| unanswered.get_mut(usize::from(number))?.take()) {
+                        answers.round_trips.push(at.elapsed());
+                    }
+                }
+                // An ICMP error about an earlier request.
+                Err(error) => answers.error = Some(error.to_string()),
+            }
+        }
+    }
+}
+
+fn request(v4: bool, token: [u8; TOKEN], sequence: u16) -> Vec<u8> {
+    let (kind, _) = if v4 { ECHO_V4 } else { ECHO_V6 };
+    // The identifier is the token's beginning. Echo sockets have another one, which the kernel sets.
+    let mut message = vec![kind, 0, 0, 0, token[0], token[1]];
+    message.extend_from_slice(&sequence.to_be_bytes());
+    message.extend_from_slice(&token);
+    message.resize(HEADER + DATA, 0);
+    // The kernel computes that of ICMPv6, which covers the addresses.
+    if v4 {
+        let checksum = checksum(&message).to_be_bytes();
+        message[2..4].copy_from_slice(&checksum);
+    }
+    message
+}
+
+/// The sequence number of the request to which this is the reply.
+fn reply(datagram: &[u8], v4: bool, raw: bool, token: [u8; TOKEN]) -> Option<u16> {
+    let message = match (v4, raw) {
+        (true, true) => datagram.get(usize::from(datagram.first()? & 0x0f) * 4..)?,
+        _ => datagram,
+    };
+    let (_, kind) = if v4 { ECHO_V4 } else { ECHO_V6 };
+    let (header, data) = message.split_at_checked(HEADER)?;
+    match *header {
+        [found, 0, _, _, _, _, high, low] if found == kind && data.starts_with(&token) => {
+            Some(u16::from_be_bytes([high, low]))
+        }
+        _ => None,
+    }
+}
+
+/// RFC 1071. The message has an even length.
+fn checksum(message: &[u8]) -> u16 {
+    let sum: u32 = message.as_chunks::<2>().0.iter().map(|pair| u32::from(u16::from_be_bytes(*pair))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !(((folded & 0xffff) + (folded >> 16)) as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEST_TOKEN: [u8; TOKEN] = [1, 2, 3, 4, 5, 6, 7, 8];
+
+    #[test]
+    fn only_a_reply_to_our_request_counts() {
+        for v4 in [true, false] {
+            let request = request(v4, TEST_TOKEN, 513);
+            assert_eq!(reply(&request, v4, false, TEST_TOKEN), None, "our own request");
+            let mut answer = request.clone();
+            answer[0] = if v4 { 0 } else { 129 };
+            assert_eq!(reply(&answer, v4, false, TEST_TOKEN), Some(513));
+            assert_eq!(reply(&answer, v4, false, [9; TOKEN]), None, "of another process");
+            assert_eq!(reply(&answer, !v4, false, TEST_TOKEN), None, "of the other family");
+            for length in 0..HEADER + TOKEN {
+                assert_eq!(reply(&answer[..length], v4, false, TEST_TOKEN), None, "cut to {length}");
+            }
+            answer[1] = 1;
+            assert_eq!(reply(&answer, v4, false, TEST_TOKEN), None, "with a code");
+        }
+    }
+
+    #[test]
+    fn a_raw_ipv4_packet_is_read_behind_its_header_of_any_length() {
+        let mut answer = request(true, TEST_TOKEN, 7);
+        answer[0] = 0;
+        for words in [5_u8, 6, 15] {
+            let mut packet = vec![0; usize::from(words) * 4];
+            packet[0] = 0x40 | words;
+            packet.extend_from_slice(&answer);
+            assert_eq!(reply(&packet, true, true, TEST_TOKEN), Some(7));
+        }
+        assert_eq!(reply(&[], true, true, TEST_TOKEN), None);
+        assert_eq!(reply(&[0x4f], true, true, TEST_TOKEN), None);
+        assert_eq!(reply(&[0x40; 20], true, true, TEST_TOKEN), None);
+    }
+
+    /// The kernel's own answers, on the loopback interface.
+    #[tokio::test]
+    async fn the_kernel_answers_each_request_and_an_address_without_host_none() {
+        if !interop_tests::netns::is_root_or_skips() {
+            return;
+        }
+        let options = PingOptions { count: 3, interval: Duration::from_millis(10), timeout: Duration::from_secs(60) };
+        let destination = |to: &str, from: &str| Destination {
+            peer: "lo".into(),
+            address: to.parse().unwrap(),
+            source: from.parse().unwrap(),
+        };
+        let stop = CancellationToken::new();
+        for (to, from) in [("127.0.0.1", "127.0.0.2"), ("::1", "::1")] {
+            let answers = ask(&destination(to, from), options, &stop).await;
+            assert_eq!((answers.sent, answers.round_trips.len(), answers.error), (3, 3, None), "{to}");
+        }
+        let foreign = ask(&destination("127.0.0.1", "192.0.2.77"), options, &stop).await;
+        assert!(foreign.sent == 0 && foreign.error.is_some(), "no address of this host: {foreign:?}");
+        stop.cancel();
+        let stopped = ask(&destination("127.0.0.1", "127.0.0.1"), PingOptions { count: 9, ..options }, &stop).await;
+        assert_eq!(stopped.sent, 1, "it was to stop");
+    }
+
+    #[test]
+    fn the_checksum_of_a_request_is_right() {
+        // With it, the sum of all words is all ones (RFC 1071).
+        assert_eq!(checksum(&request(true, TEST_TOKEN, 65_535)), 0);
+        assert_eq!(checksum(&[0xff; 64]), 0);
+        assert_eq!(checksum(&[0; 64]), 0xffff);
+    }
+}

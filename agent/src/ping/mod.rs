@@ -1,0 +1,63 @@
+//! `edge-agent ping`: round trip and loss of packets that go through a tunnel to a peer or a pod.
+//!
+//! - `destination`: which addresses are asked, or why none can be. Pure.
+//! - `echo`: ICMP echo.
+//! - `report`: the table, and what `--json` prints.
+
+mod destination;
+mod echo;
+mod report;
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin;
+use crate::config::Config;
+use crate::stdout::print;
+use report::Report;
+
+/// Largest number of requests to one address.
+pub const MAX_COUNT: u16 = 10_000;
+/// Shortest time between two requests: less would be a flood.
+pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How often and how long is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct PingOptions {
+    /// Number of requests to each address, 1 to [`MAX_COUNT`].
+    pub count: u16,
+    /// Time from one request to the next, at least [`MIN_INTERVAL`].
+    pub interval: Duration,
+    /// Longest wait for an answer after the last request.
+    pub timeout: Duration,
+}
+
+/// Asks a peer, or an address behind it, and prints round trips and losses: a table, or JSON.
+/// SIGINT ends it early, with what came until then.
+///
+/// # Errors
+/// If nothing can be sent, with the reason, or an address has not answered at all.
+pub fn ping(config: &Config, about: &str, options: PingOptions, json: bool) -> anyhow::Result<()> {
+    let status = admin::client::request_status(config)?;
+    let destinations = destination::find(about, &status, &config.peers).map_err(anyhow::Error::msg)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let results = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                stopped.cancel();
+            }
+        });
+        join_all(destinations.iter().map(|destination| echo::ask(destination, options, &stop))).await
+    });
+    let report = Report::new(destinations.iter().zip(&results));
+    let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.render() };
+    print(&text)?;
+    match report.silent() {
+        None => Ok(()),
+        Some(why) => anyhow::bail!(why),
+    }
+}

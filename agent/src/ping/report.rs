@@ -1,0 +1,155 @@
+//! What `edge-agent ping` prints.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use super::destination::Destination;
+use super::echo::Answers;
+
+/// What `edge-agent ping --json` prints.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    results: Vec<PingResult>,
+}
+
+/// What came of the requests to one address.
+#[derive(Debug, Serialize)]
+struct PingResult {
+    peer: String,
+    address: IpAddr,
+    source: IpAddr,
+    sent: u16,
+    received: usize,
+    /// 0 to 100.
+    loss_percent: f64,
+    /// Absent if nothing came back.
+    round_trip_ms: Option<RoundTrip>,
+    /// The latest error of the system.
+    error: Option<String>,
+}
+
+/// Round trips, ms.
+#[derive(Debug, Serialize)]
+struct RoundTrip {
+    min: f64,
+    average: f64,
+    max: f64,
+}
+
+impl Report {
+    pub(super) fn new<'a>(asked: impl Iterator<Item = (&'a Destination, &'a Answers)>) -> Self {
+        Self { results: asked.map(|(destination, answers)| PingResult::new(destination, answers)).collect() }
+    }
+
+    pub(super) fn render(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_header([
+            "PEER",
+            "ADDRESS",
+            "FROM",
+            "SENT",
+            "RECEIVED",
+            "LOSS",
+            "MIN ms",
+            "AVERAGE ms",
+            "MAX ms",
+        ]);
+        for result in &self.results {
+            let time = |of: fn(&RoundTrip) -> f64| match &result.round_trip_ms {
+                Some(round_trip) => format!("{:.2}", of(round_trip)),
+                None => "-".into(),
+            };
+            table.add_row([
+                result.peer.clone(),
+                result.address.to_string(),
+                result.source.to_string(),
+                result.sent.to_string(),
+                result.received.to_string(),
+                format!("{:.0}%", result.loss_percent),
+                time(|trip| trip.min),
+                time(|trip| trip.average),
+                time(|trip| trip.max),
+            ]);
+        }
+        let mut text = format!("{table}\n");
+        for result in self.results.iter().filter(|result| result.received > 0) {
+            if let Some(error) = &result.error {
+                let _ = writeln!(text, "{}: {}: {error}", result.peer, result.address);
+            }
+        }
+        text
+    }
+
+    /// Which addresses have not answered at all.
+    pub(super) fn silent(&self) -> Option<String> {
+        let silent = self.results.iter().filter(|result| result.received == 0).map(|result| {
+            let why = result.error.as_deref().unwrap_or("nothing came back");
+            format!("{} at {}: {why}; `edge-agent diagnose {1}` looks for the reason", result.peer, result.address)
+        });
+        let silent: Vec<String> = silent.collect();
+        (!silent.is_empty()).then(|| silent.join("\n"))
+    }
+}
+
+impl PingResult {
+    fn new(destination: &Destination, answers: &Answers) -> Self {
+        let Destination { peer, address, source } = destination.clone();
+        let received = answers.round_trips.len();
+        let lost = usize::from(answers.sent).saturating_sub(received);
+        let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
+        let times = answers.round_trips.iter().copied();
+        let bounds = times.clone().min().zip(times.clone().max());
+        Self {
+            peer,
+            address,
+            source,
+            sent: answers.sent,
+            received,
+            loss_percent: if answers.sent == 0 { 100.0 } else { 100.0 * lost as f64 / f64::from(answers.sent) },
+            round_trip_ms: bounds.map(|(min, max)| RoundTrip {
+                min: ms(min),
+                average: ms(times.sum::<Duration>()) / received as f64,
+                max: ms(max),
+            }),
+            error: answers.error.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(sent: u16, round_trips: &[u64], error: Option<&str>) -> Report {
+        let destination = Destination {
+            peer: "edge-2".into(),
+            address: "10.77.1.1".parse().unwrap(),
+            source: "10.77.0.1".parse().unwrap(),
+        };
+        let round_trips = round_trips.iter().map(|ms| Duration::from_millis(*ms)).collect();
+        Report::new([(&destination, &Answers { sent, round_trips, error: error.map(str::to_owned) })].into_iter())
+    }
+
+    #[test]
+    fn losses_and_round_trips_are_computed() {
+        let result = report(4, &[2, 6, 1], None);
+        let json = serde_json::to_value(&result).unwrap();
+        assert_eq!(json["results"][0]["loss_percent"], 25.0);
+        assert_eq!(json["results"][0]["round_trip_ms"], serde_json::json!({"min": 1.0, "average": 3.0, "max": 6.0}));
+        assert!(result.render().contains("25%") && result.silent().is_none(), "{}", result.render());
+    }
+
+    #[test]
+    fn an_address_that_never_answers_is_named_with_the_reason() {
+        let silent = report(3, &[], Some("No route to host")).silent().unwrap();
+        assert!(silent.contains("edge-2 at 10.77.1.1: No route to host"), "{silent}");
+        assert!(report(3, &[], None).silent().unwrap().contains("nothing came back"));
+        let nothing_sent = serde_json::to_value(report(0, &[], None)).unwrap();
+        assert_eq!(nothing_sent["results"][0]["loss_percent"], 100.0);
+        assert!(nothing_sent["results"][0]["round_trip_ms"].is_null());
+    }
+}
