@@ -13,7 +13,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
 use crate::stdout::print;
-use crate::{admin, check, diagnose, down, hardening, import, install_cni, join, ping, run, socket_holder, uninstall};
+use crate::{
+    admin, capture, check, diagnose, down, hardening, import, install_cni, join, ping, run, socket_holder, uninstall,
+};
 
 /// Joins this node to its peers by IPsec tunnels that it negotiates itself.
 ///
@@ -149,6 +151,31 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write the IKE messages with a peer, without their encryption, for Wireshark and tcpdump
+    ///
+    /// The running agent copies what it sends to and receives from the peer's addresses, also while
+    /// no tunnel comes up. Of an encrypted message the payloads stand in clear, and one that came in
+    /// fragments is whole; what is sent again is written once. Keys are never written, neither those
+    /// of an SA nor a pre-shared one; the capture names the peers and their networks. Messages that
+    /// the agent cannot read are missing. A new capture ends an earlier one.
+    Capture {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// The peer's name, as `status` shows it
+        peer: String,
+        /// Another address from which the peer comes, if the agent knows none
+        #[arg(long, value_name = "ADDRESS")]
+        from: Vec<std::net::IpAddr>,
+        /// Make this file; without it, write to standard output
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+        /// End after this time
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+        duration: Duration,
+        /// End before more than this many octets are written
+        #[arg(long, value_name = "OCTETS", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
+        max_size: u64,
+    },
     /// Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table, and
     /// last the guard
     ///
@@ -241,6 +268,10 @@ impl Cli {
             Command::Ping { config, to, count, interval, timeout, json } => {
                 let options = ping::PingOptions { count, interval, timeout };
                 with_config(&config, |config| ping::ping(&config, &to, options, json))
+            }
+            Command::Capture { config, peer, from, write, duration, max_size } => {
+                let options = capture::CaptureOptions { peer, from, file: write, duration, max_size };
+                with_config(&config, |config| capture::capture(&config, &options))
             }
             Command::Down { config } => with_config(&config, |config| down::down(&config)),
             Command::Uninstall { config, cut_off_pods, purge } => {

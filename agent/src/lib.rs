@@ -35,6 +35,7 @@
 //! - [`check`]: judges a configuration without a running agent.
 //! - [`diagnose`]: says what keeps a node, a peer or a pod from being reached.
 //! - [`ping`]: round trip and loss through a tunnel.
+//! - [`capture`]: writes IKE messages of a peer without their encryption.
 //! - [`stdout`]: prints what the commands say.
 //! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
 // Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the
@@ -43,6 +44,7 @@
 
 pub mod admin;
 pub mod candidate_addresses;
+pub mod capture;
 pub mod check;
 pub mod cli;
 pub mod clock;

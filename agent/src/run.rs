@@ -1,6 +1,8 @@
 //! `edge-agent run`: starts controller client, host reconciler and admin socket on a small thread
 //! pool, and the tunnels on a thread of their own; ends them.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
-use crate::admin::server::{self, AdminCall};
+use crate::admin::server::{self, AdminCall, Reply};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::clock::CertificateClock;
 use crate::config::Config;
@@ -27,7 +29,7 @@ use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
 use crate::static_peer_names::StaticPeers;
 use crate::status::Status;
-use crate::tunnels::{Driver, DriverRequest, SasToRekey};
+use crate::tunnels::{CaptureReader, Driver, DriverRequest, SasToRekey};
 use crate::{hardening, host, logging, membership, observe, plugin_server, state_dir};
 
 /// Least time between two reports of changed obstacles.
@@ -216,11 +218,13 @@ struct AdminHandler {
 impl AdminHandler {
     async fn serve(self, mut requests: mpsc::Receiver<AdminCall>) {
         while let Some((request, respond_to)) = requests.recv().await {
-            let response = match request {
-                AdminRequest::Status => self.status().await,
-                AdminRequest::Rekey { peer, ike, child } => self.rekey(peer, ike, child).await,
+            let reply = match request {
+                AdminRequest::Status => self.status().await.map(Reply::Response),
+                AdminRequest::Rekey { peer, ike, child } => self.rekey(peer, ike, child).await.map(Reply::Response),
+                AdminRequest::Capture { addresses } => self.capture(addresses).await.map(Reply::Capture),
             };
-            let _ = respond_to.send(response.unwrap_or(AdminResponse::Failed { reason: "the agent is ending".into() }));
+            let ending = AdminResponse::Failed { reason: "the agent is ending".into() };
+            let _ = respond_to.send(reply.unwrap_or(Reply::Response(ending)));
         }
     }
 
@@ -247,6 +251,12 @@ impl AdminHandler {
             incidents: self.incidents.latest(),
         };
         Some(AdminResponse::Status { status: Box::new(status) })
+    }
+
+    async fn capture(&self, addresses: BTreeSet<IpAddr>) -> Option<CaptureReader> {
+        let (to, reader) = oneshot::channel();
+        self.driver_requests.send(DriverRequest::Capture(addresses, to)).await.ok()?;
+        reader.await.ok()
     }
 
     async fn rekey(&self, peer: String, ike: bool, child: Option<String>) -> Option<AdminResponse> {

@@ -1,13 +1,18 @@
 //! `edge-agent diagnose` names what is wrong between two real agents, which are in namespaces of
 //! their own, joined by a cable.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use edge_ike::wire::ExchangeType;
+use etherparse::{SlicedPacket, TransportSlice};
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 use interop_tests::wait;
+use pcap_file::pcap::PcapReader;
 
 /// Ends a test that hangs.
 const HANG: Duration = Duration::from_secs(120);
@@ -58,7 +63,20 @@ impl Node {
     }
 
     fn start(&self) -> KilledOnDrop {
-        KilledOnDrop(self.agent(&["run"]).stderr(Stdio::null()).spawn().unwrap())
+        let log = fs::File::create(self.log()).unwrap();
+        KilledOnDrop(self.agent(&["run"]).stderr(log).spawn().unwrap())
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    /// Waits until the agent has said so often that a capture has lost its reader.
+    fn ends_captures(&self, count: usize) {
+        wait::expect("the end of a capture", HANG, || {
+            let log = fs::read_to_string(self.log()).unwrap();
+            (log.matches("the capture of IKE messages ends").count() == count).then_some(())
+        });
     }
 
     /// The last line of the diagnosis, and the exit code.
@@ -79,13 +97,16 @@ impl Node {
     }
 }
 
-/// Two nodes, joined by a cable: earth is 192.0.2.1, moon is 192.0.2.2.
+/// Two nodes, joined by a cable: earth is 192.0.2.1 and 2001:db8::1, moon is 192.0.2.2 and
+/// 2001:db8::2.
 fn joined() -> (Node, Node) {
     let (earth, moon) = (Node::new("earth"), Node::new("moon"));
     earth.ip(&format!("link add cable type veth peer name cable netns {}", moon.namespace.pid()));
-    for (node, address) in [(&earth, "192.0.2.1/24"), (&moon, "192.0.2.2/24")] {
+    for (node, address, ipv6) in [(&earth, "192.0.2.1/24", "2001:db8::1/64"), (&moon, "192.0.2.2/24", "2001:db8::2/64")]
+    {
         node.ip("link set lo up");
         node.ip(&format!("addr add {address} dev cable"));
+        node.ip(&format!("addr add {ipv6} dev cable nodad"));
         node.ip("link set cable up");
     }
     (earth, moon)
@@ -166,6 +187,143 @@ fn a_ping_that_cannot_be_sent_says_why() {
         let (why, code) = refused(&[&["moon"], wrong.as_slice()].concat());
         assert_eq!(code, Some(2), "{wrong:?}: {why}");
     }
+}
+
+/// The IKE message in a packet, which must be in clear.
+fn message(packet: &[u8]) -> edge_ike::wire::Message {
+    let Some(TransportSlice::Udp(udp)) = SlicedPacket::from_ip(packet).unwrap().transport else { panic!("no UDP") };
+    let marked = [udp.source_port(), udp.destination_port()].contains(&4500);
+    let message = if marked { udp.payload().strip_prefix(&[0; 4]).expect("a marker") } else { udp.payload() };
+    edge_ike::wire::Message::decode(message).expect("a message in clear")
+}
+
+#[test]
+fn a_capture_has_both_directions_in_clear_and_no_secret() {
+    if is_root_or_skips() {
+        captures_in_clear("192.0.2.1", "192.0.2.2", "192.0.2.2:500");
+    }
+}
+
+#[test]
+fn a_capture_over_ipv6_has_the_same() {
+    if is_root_or_skips() {
+        captures_in_clear("2001:db8::1", "2001:db8::2", "[2001:db8::2]:500");
+    }
+}
+
+fn captures_in_clear(here: &str, there: &str, closed: &str) {
+    let (earth, moon) = joined();
+    earth.configure(there, SECRET, "");
+    moon.configure(here, SECRET, "");
+    let _earth = earth.start();
+    earth.concludes(&format!("no IKE daemon runs at {closed}"));
+    let output = earth.agent(&["capture", "sun"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("there is no peer \"sun\""), "{output:?}");
+    let taken = earth.directory.path().join("agent.toml");
+    let output = earth.agent(&["capture", "moon", "--write", taken.to_str().unwrap()]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("agent.toml: cannot be made"), "{output:?}");
+
+    let mut capture = KilledOnDrop(earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap());
+    // Its header comes once the capture has begun.
+    let mut reader = PcapReader::new(capture.0.stdout.take().unwrap()).unwrap();
+    let _moon = moon.start();
+    let (mut seen, mut octets) = (BTreeSet::new(), Vec::new());
+    // Request and response of IKE_SA_INIT and of IKE_AUTH.
+    while seen.len() < 4 {
+        let packet = reader.next_packet().expect("the capture goes on").unwrap();
+        octets.extend_from_slice(&packet.data);
+        let message = message(&packet.data);
+        let header = message.header;
+        if header.exchange == ExchangeType::IkeAuth && !header.response {
+            assert!(message.payloads.authentication().is_ok(), "{message:?}");
+        }
+        let begins = header.exchange == ExchangeType::IkeSaInit;
+        if begins || header.exchange == ExchangeType::IkeAuth {
+            seen.insert((begins, header.response));
+        }
+    }
+    let holds = |secret: &[u8]| octets.windows(secret.len()).any(|part| part == secret);
+    assert!(holds(b"earth.example") && !holds(SECRET.as_bytes()));
+
+    // A second capture takes the place of the first, which says so and ends.
+    let mut second = KilledOnDrop(earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap());
+    let second_reader = PcapReader::new(second.0.stdout.take().unwrap()).unwrap();
+    assert_eq!(capture.0.wait().unwrap().code(), Some(1));
+    // One whose reader goes ends well.
+    drop(second_reader);
+    assert_eq!(second.0.wait().unwrap().code(), Some(0));
+    earth.ends_captures(1);
+}
+
+#[test]
+fn a_capture_ends_with_its_process_its_time_a_full_disk_and_the_agent() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (earth, moon) = joined();
+    earth.configure("192.0.2.2", SECRET, "");
+    moon.configure("192.0.2.1", "another", "");
+    let agent = earth.start();
+    earth.concludes("no IKE daemon runs at 192.0.2.2:500");
+    let mut killed = earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap();
+    let reader = PcapReader::new(killed.stdout.take().unwrap()).unwrap();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    earth.ends_captures(1);
+    drop(reader);
+    // The agent copies while nobody reads, and another command is served meanwhile.
+    let mut unread = KilledOnDrop(earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap());
+    let mut reader = PcapReader::new(unread.0.stdout.take().unwrap()).unwrap();
+    let _moon = moon.start();
+    earth.concludes("moon: the tunnel is not up");
+    assert!(reader.next_packet().expect("a message").is_ok());
+    drop(unread);
+    earth.ends_captures(2);
+
+    let file = earth.directory.path().join("moon.pcap");
+    let output =
+        earth.agent(&["capture", "moon", "--duration", "100ms", "--write", file.to_str().unwrap()]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("the capture ends after 100ms"), "{said}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    PcapReader::new(fs::File::open(&file).unwrap()).unwrap();
+
+    let refused = |command: &mut Command, why: &str| {
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(why) && output.status.code() == Some(1), "{said}");
+        assert_eq!(said.matches("os error").count(), 1, "{said}");
+    };
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let no_room = "the capture ends: it cannot be written: No space left on device";
+    refused(earth.agent(&["capture", "moon"]).stdout(full), no_room);
+    // A disk of 4096 octets: what is on it is whole.
+    let small = earth.directory.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let script =
+        "mount -t tmpfs -o size=4k none \"$1\"; shift; \"$@\"; status=$?; cat \"$disk/moon.pcap\"; exit $status";
+    let mut mounted = earth.namespace.command("unshare");
+    mounted.env("disk", &small).args(["--mount", "sh", "-c", script, "sh"]).arg(&small);
+    let capture = earth.agent(&["capture", "moon", "--write", small.join("moon.pcap").to_str().unwrap()]);
+    mounted.arg(env!("CARGO_BIN_EXE_edge-agent")).args(capture.get_args().skip_while(|word| *word != "capture"));
+    let output = mounted.output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains(no_room), "{output:?}");
+    let mut reader = PcapReader::new(output.stdout.as_slice()).unwrap();
+    let mut packets = 0;
+    while let Some(packet) = reader.next_packet() {
+        message(&packet.expect("a whole packet").data);
+        packets += 1;
+    }
+    assert!(packets > 1, "{packets}");
+
+    // Once it has written its header, it has begun.
+    let mut last = earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let _reader = PcapReader::new(last.stdout.take().unwrap()).unwrap();
+    drop(agent);
+    let output = last.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the agent has stopped, and with it the capture"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

@@ -80,6 +80,7 @@
 //! - [`config`]: who the peers are and what may be negotiated with them.
 //! - [`endpoint`]: the [`Endpoint`] itself, and what its owner must do in which order.
 //! - [`event`]: what the owner must do in the kernel and may show to people.
+//! - [`capture`]: copies of messages in clear.
 //! - [`wire`]: messages as bytes.
 //! - [`crypto`]: key exchange, key derivation, and the protection of messages.
 //! - [`auth`]: how both ends prove who they are.
@@ -96,6 +97,7 @@
 pub mod mutations;
 
 pub mod auth;
+pub mod capture;
 mod child_sas;
 pub mod config;
 pub mod crypto;

@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use crate::capture::Capture;
 use crate::config::EndpointConfig;
 use crate::environment::{Environment, Transmit};
 use crate::event::Event;
 use crate::time::Instant;
+use crate::wire::{ExchangeType, Header};
 
 /// Datagrams and events, in order. The owner drains both after every call, so they hold what one
 /// call makes.
@@ -14,6 +16,8 @@ use crate::time::Instant;
 pub(crate) struct Output {
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) events: VecDeque<Event>,
+    /// Copies messages, if the owner wants that.
+    pub(crate) capture: Option<Capture>,
 }
 
 impl Output {
@@ -25,9 +29,19 @@ impl Output {
     /// Queues an IKE message. On the NAT traversal port the non-ESP marker goes before it (RFC 3948
     /// 2.2).
     pub(crate) fn message(&mut self, local: SocketAddr, remote: SocketAddr, nat_port: u16, message: &[u8]) {
+        self.capture_init(true, local, remote, message);
         //= RFC 7296 2 MUST 3: four octets of zero on port 4500
         let marker: &[u8] = if local.port() == nat_port { &[0; 4] } else { &[] };
         self.transmits.push_back(Transmit { local, remote, payload: [marker, message].concat() });
+    }
+
+    /// Copies an IKE_SA_INIT message, which is in clear.
+    pub(crate) fn capture_init(&mut self, outgoing: bool, local: SocketAddr, remote: SocketAddr, message: &[u8]) {
+        if let Some(capture) = &mut self.capture
+            && Header::peek(message).is_some_and(|header| header.exchange == ExchangeType::IkeSaInit)
+        {
+            capture.clear(outgoing, local, remote, message);
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The client: `edge-agent status` and `edge-agent rekey`.
+//! The client: what `edge-agent` commands ask of the running agent.
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
@@ -16,10 +16,10 @@ use crate::status::{self, Status};
 use crate::stdout::print;
 
 /// Longest wait for the response.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Size of the buffer for the response, bytes: as much as the socket holds.
 const READ_BUFFER: usize = 256 << 10;
-const OTHER_RELEASE: &str = "the agent's answer is not understood; are both of one release?";
+pub(super) const OTHER_RELEASE: &str = "the agent's answer is not understood; are both of one release?";
 /// Time between two looks of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -95,6 +95,14 @@ pub fn rekey(config: &Config, peer: &str, child: Option<String>, ike: bool) -> a
 
 /// Sends a request, and returns the line that is the response.
 fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
+    let socket = connect(config, request)?;
+    let mut line = String::new();
+    BufReader::with_capacity(READ_BUFFER, socket).read_line(&mut line).context("the agent did not answer")?;
+    Ok(line)
+}
+
+/// Sends a request on a connection of its own.
+pub(super) fn connect(config: &Config, request: &AdminRequest) -> anyhow::Result<UnixStream> {
     let path = config.admin_socket();
     let mut socket = UnixStream::connect(&path).with_context(|| {
         format!("{}: no agent answers here; is `edge-agent run` running with this configuration?", path.display())
@@ -103,9 +111,7 @@ fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
     socket.write_all(line.as_bytes())?;
-    let mut line = String::new();
-    BufReader::with_capacity(READ_BUFFER, socket).read_line(&mut line).context("the agent did not answer")?;
-    Ok(line)
+    Ok(socket)
 }
 
 /// A response, with the status as the agent wrote it. Reading it as an
@@ -115,6 +121,8 @@ struct RawResponse<'a> {
     answer: Answer,
     #[serde(borrow)]
     status: Option<&'a RawValue>,
+    #[serde(borrow)]
+    batch: Option<&'a RawValue>,
     reason: Option<String>,
 }
 
@@ -123,19 +131,21 @@ struct RawResponse<'a> {
 #[serde(rename_all = "lowercase")]
 enum Answer {
     Status,
+    Captured,
     Done,
     Failed,
 }
 
 /// The document in a response. `None`: the request was carried out. Fails if it was not.
-fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
+pub(super) fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
     let response: RawResponse<'_> = serde_json::from_str(line).context(OTHER_RELEASE)?;
-    match (response.answer, response.status) {
-        (Answer::Status, Some(document)) => Ok(Some(document)),
-        (Answer::Done, _) => Ok(None),
-        (Answer::Failed, _) => bail!(response.reason.unwrap_or_default()),
-        (Answer::Status, None) => bail!(OTHER_RELEASE),
-    }
+    let document = match response.answer {
+        Answer::Status => response.status,
+        Answer::Captured => response.batch,
+        Answer::Done => return Ok(None),
+        Answer::Failed => bail!(response.reason.unwrap_or_default()),
+    };
+    document.map(Some).context(OTHER_RELEASE)
 }
 
 #[cfg(test)]

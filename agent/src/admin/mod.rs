@@ -1,12 +1,17 @@
 //! The socket `admin.sock` (mode 0600) on which the operator's commands ask a running agent: one
 //! JSON line each way.
 
+pub mod capture_stream;
 pub mod client;
 pub mod server;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::status::Status;
+use crate::tunnels::CapturedBatch;
 
 /// A request of an `edge-agent` command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +30,12 @@ pub enum AdminRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         child: Option<String>,
     },
+    /// Copy the IKE messages to and from these addresses, without their encryption, until the
+    /// connection is closed.
+    Capture {
+        /// The peer's addresses.
+        addresses: BTreeSet<IpAddr>,
+    },
 }
 
 /// What the running agent replies to an [`AdminRequest`].
@@ -35,6 +46,12 @@ pub enum AdminResponse {
     Status {
         /// The document that `status --json` prints.
         status: Box<Status>,
+    },
+    /// Response to [`AdminRequest::Capture`]: at once without messages, and then whenever there are
+    /// some.
+    Captured {
+        /// Messages.
+        batch: CapturedBatch,
     },
     /// The request is carried out or under way.
     Done,

@@ -6,21 +6,31 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use super::{AdminRequest, AdminResponse};
+use crate::tunnels::{CaptureReader, CapturedBatch};
 
-/// A request, and where its response goes.
-pub type AdminCall = (AdminRequest, oneshot::Sender<AdminResponse>);
+/// A request, and where what answers it goes.
+pub type AdminCall = (AdminRequest, oneshot::Sender<Reply>);
+
+/// What answers a request.
+#[derive(Debug)]
+pub enum Reply {
+    /// One response.
+    Response(AdminResponse),
+    /// A response whenever messages were captured, until the capture ends or the connection.
+    Capture(CaptureReader),
+}
 
 /// Longest line that is read, bytes.
 const MAX_LINE: u64 = 4096;
 /// How often the socket's file is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// A connection is closed after this time.
+/// A connection is closed after this time, but for that of a capture which runs.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the socket, readable and writable by its owner only. Replaces the file of a killed agent.
@@ -55,7 +65,7 @@ pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<A
         };
         let to = to.clone();
         let serve_one = async move {
-            if let Ok(Err(error)) = tokio::time::timeout(TIMEOUT, respond(socket, to)).await {
+            if let Err(error) = serve_one(socket, to).await {
                 tracing::debug!(%error, "a connection on the admin socket failed");
             }
         };
@@ -63,19 +73,65 @@ pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<A
     }
 }
 
-async fn respond(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<()> {
+async fn serve_one(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<()> {
+    match tokio::time::timeout(TIMEOUT, respond(&mut socket, to)).await {
+        Ok(Ok(Some(reader))) => send_captured(&mut socket, reader).await,
+        Ok(outcome) => outcome.map(drop),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Answers a request. Returns the capture that it began.
+async fn respond(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<Option<CaptureReader>> {
     let (read, mut write) = socket.split();
     let mut line = String::new();
     BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
-    let response = match serde_json::from_str(&line) {
+    let reply = match serde_json::from_str(&line) {
         Ok(request) => {
-            let (respond_to, response) = oneshot::channel();
+            let (respond_to, reply) = oneshot::channel();
             let _ = to.send((request, respond_to)).await;
-            response.await.unwrap_or(AdminResponse::Failed { reason: "the agent is ending".into() })
+            let ending = AdminResponse::Failed { reason: "the agent is ending".into() };
+            reply.await.unwrap_or(Reply::Response(ending))
         }
-        Err(error) => AdminResponse::Failed { reason: format!("not a request that this agent knows: {error}") },
+        Err(error) => {
+            let reason = format!("not a request that this agent knows: {error}");
+            Reply::Response(AdminResponse::Failed { reason })
+        }
     };
-    let mut line = serde_json::to_vec(&response)?;
+    match reply {
+        Reply::Response(response) => write_line(&mut write, &response).await.map(|()| None),
+        Reply::Capture(reader) => Ok(Some(reader)),
+    }
+}
+
+/// Sends what is captured. Ends if the connection is closed. After the end of the capture a command
+/// that does not read is not waited for longer than [`TIMEOUT`].
+async fn send_captured(socket: &mut UnixStream, mut reader: CaptureReader) -> io::Result<()> {
+    let end = reader.end();
+    let (mut read, mut write) = socket.split();
+    let send = async {
+        // The command learns that the capture has begun.
+        write_line(&mut write, &AdminResponse::Captured { batch: CapturedBatch::default() }).await?;
+        while let Some(batch) = reader.next().await {
+            write_line(&mut write, &AdminResponse::Captured { batch }).await?;
+        }
+        let reason = "the capture has ended: another one has begun, or the agent is ending".into();
+        write_line(&mut write, &AdminResponse::Failed { reason }).await
+    };
+    let too_late = async {
+        end.cancelled().await;
+        tokio::time::sleep(TIMEOUT).await;
+    };
+    tokio::select! {
+        outcome = send => outcome,
+        // The command says nothing more: the connection is closed.
+        _ = read.read_u8() => Ok(()),
+        () = too_late => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+async fn write_line(write: &mut (impl AsyncWrite + Unpin), response: &AdminResponse) -> io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
     line.push(b'\n');
     write.write_all(&line).await
 }
@@ -83,6 +139,7 @@ async fn respond(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tunnels::{open_capture, reader_gone};
 
     #[tokio::test]
     async fn a_request_gets_its_answer_and_nonsense_an_error() {
@@ -95,7 +152,7 @@ mod tests {
         tokio::spawn(async move {
             while let Some((request, respond_to)) = requests.recv().await {
                 assert_eq!(request, AdminRequest::Rekey { peer: "moon".into(), ike: false, child: None });
-                let _ = respond_to.send(AdminResponse::Done);
+                let _ = respond_to.send(Reply::Response(AdminResponse::Done));
             }
         });
         for (line, expected) in [
@@ -115,5 +172,34 @@ mod tests {
         }
         // An agent that was killed and starts again replaces the file.
         super::listen(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_capture_ends_with_its_connection_and_a_connection_with_its_capture() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let (to, mut requests) = mpsc::channel(1);
+        tokio::spawn(serve(path.clone(), listen(&path).unwrap(), to));
+        let mut begin = async || {
+            let mut socket = BufReader::new(UnixStream::connect(&path).await.unwrap());
+            socket.write_all(b"{\"request\":\"capture\",\"addresses\":[\"192.0.2.1\"]}\n").await.unwrap();
+            let (request, respond_to) = requests.recv().await.unwrap();
+            assert_eq!(request, AdminRequest::Capture { addresses: ["192.0.2.1".parse().unwrap()].into() });
+            let (running, reader) = open_capture();
+            respond_to.send(Reply::Capture(reader)).unwrap();
+            let mut line = String::new();
+            socket.read_line(&mut line).await.unwrap();
+            assert_eq!(line, "{\"answer\":\"captured\",\"batch\":{\"messages\":[],\"dropped\":0}}\n");
+            (socket, running)
+        };
+        let (socket, running) = begin().await;
+        drop(socket);
+        reader_gone(Some(&running)).await;
+
+        let (mut socket, running) = begin().await;
+        drop(running);
+        let mut rest = String::new();
+        socket.read_to_string(&mut rest).await.unwrap();
+        assert!(rest.contains("\"failed\"") && rest.contains("another one has begun"), "{rest}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::traffic::Traffic;
-use crate::admin::server::AdminCall;
+use crate::admin::server::{AdminCall, Reply};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::status::Status;
 
@@ -58,8 +58,8 @@ impl Observer {
         let (to, response) = oneshot::channel();
         self.requests.send((AdminRequest::Status, to)).await.ok()?;
         match response.await.ok()? {
-            AdminResponse::Status { status } => Some(*status),
-            AdminResponse::Done | AdminResponse::Failed { .. } => None,
+            Reply::Response(AdminResponse::Status { status }) => Some(*status),
+            Reply::Response(_) | Reply::Capture(_) => None,
         }
     }
 }

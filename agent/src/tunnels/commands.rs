@@ -2,9 +2,10 @@
 
 use edge_ike::PeerName;
 
+use super::capture;
 use super::driver::Driver;
 use super::requests::{DriverRequest, SasToRekey};
-use crate::clock::boot_time;
+use crate::clock::{boot_time, wall_time};
 
 impl Driver {
     /// Handles a request, and sends the answer.
@@ -16,7 +17,27 @@ impl Driver {
             DriverRequest::Rekey(peer, sas, to) => {
                 let _ = to.send(self.rekey(&peer, &sas));
             }
+            DriverRequest::Capture(addresses, to) => {
+                let (running, reader) = capture::open();
+                tracing::info!(?addresses, "a capture of IKE messages begins");
+                self.endpoint.begin_capture(addresses);
+                self.running_capture = Some(running);
+                let _ = to.send(reader);
+            }
         }
+    }
+
+    /// Passes on what the endpoint has copied. Ends the capture if nobody reads it any more.
+    pub(super) fn collect_captured(&mut self) {
+        let Some(running) = &self.running_capture else { return };
+        if running.has_no_reader() {
+            tracing::info!("the capture of IKE messages ends");
+            self.endpoint.end_capture();
+            self.running_capture = None;
+            return;
+        }
+        let at = u64::try_from(wall_time().as_micros()).unwrap_or(u64::MAX);
+        running.extend(self.endpoint.take_captured(), at);
     }
 
     fn rekey(&mut self, peer: &str, sas: &SasToRekey) -> Result<(), String> {

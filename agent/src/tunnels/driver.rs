@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::capture::{RunningCapture, reader_gone};
 use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
 use super::environment::{KernelEnvironment, source_address};
@@ -90,6 +91,8 @@ pub struct Driver {
     /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
     pub(super) host: watch::Receiver<HostState>,
+    /// The capture that a connection of `edge-agent capture` reads.
+    pub(super) running_capture: Option<RunningCapture>,
     sockets: Vec<Arc<Socket>>,
     pub(super) kernel_events: AsyncFd<EventSocket>,
     /// How long the kernel reports no further packet of a flow that waits for an SA.
@@ -148,6 +151,7 @@ impl Driver {
             failures: FailureLog::default(),
             settled: false,
             host,
+            running_capture: None,
             sockets,
             kernel_events: datagram_socket::watch(events)?,
             acquire_lifetime: edge_xfrm::events::acquire_lifetime(),
@@ -198,6 +202,8 @@ impl Driver {
                     self.handle_kernel_events(events?);
                 }
                 () = tokio::time::sleep_until(check_at) => self.check_kernel(),
+                // The next turn ends the capture.
+                () = reader_gone(self.running_capture.as_ref()) => {}
                 events = esp_events(self.esp_events.as_mut()) => self.handle_esp_events(&events?),
                 _ = count_tick.tick() => {
                     let count = Some(self.count());
@@ -229,6 +235,7 @@ impl Driver {
         while let Some(transmit) = self.endpoint.poll_transmit() {
             self.send(&transmit);
         }
+        self.collect_captured();
     }
 
     fn send(&self, transmit: &edge_ike::Transmit) {

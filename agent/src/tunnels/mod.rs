@@ -2,6 +2,7 @@
 //! negotiates in the kernel. All of it runs in one thread, since kernel and endpoint must change in
 //! step.
 //!
+//! - `capture`: copies of IKE messages on their way to `edge-agent capture`.
 //! - `check_interval`: when everything is compared with the kernel next.
 //! - `commands`: carries out what commands of `edge-agent` ask for.
 //! - `datagram_socket`: a UDP socket that knows the local address of each datagram.
@@ -26,6 +27,7 @@
 //! - `requests`: what commands of `edge-agent` ask for, as messages.
 //! - `report`: the part of the status about tunnels.
 
+mod capture;
 mod check_interval;
 mod commands;
 #[allow(unsafe_code)]
@@ -52,5 +54,8 @@ mod requests;
 mod retiring_sas;
 mod sa_table;
 
+pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
+#[cfg(test)]
+pub(crate) use capture::{open as open_capture, reader_gone};
 pub use driver::Driver;
 pub use requests::{DriverRequest, SasToRekey};

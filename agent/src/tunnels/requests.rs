@@ -1,7 +1,11 @@
 //! What commands of `edge-agent` ask of the driver.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use tokio::sync::oneshot;
 
+use super::capture::CaptureReader;
 use crate::status::TunnelsReport;
 
 /// Requests to the driver.
@@ -11,6 +15,9 @@ pub enum DriverRequest {
     Report(oneshot::Sender<TunnelsReport>),
     /// Rekey SAs with the named peer.
     Rekey(String, SasToRekey, oneshot::Sender<Result<(), String>>),
+    /// Copy the messages to and from these addresses until the reader is dropped. An earlier
+    /// capture ends.
+    Capture(BTreeSet<IpAddr>, oneshot::Sender<CaptureReader>),
 }
 
 /// Which SAs with a peer are to be rekeyed.

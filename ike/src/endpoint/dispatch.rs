@@ -91,6 +91,7 @@ impl Endpoint {
             Ok(header) => header,
             Err(error) => return self.reject_version(error, datagram, local, remote, now, env),
         };
+        self.out.capture_init(false, local, remote, datagram);
         if header.exchange == ExchangeType::IkeSaInit && !header.response {
             if header.from_initiator && header.responder_spi == 0 && header.message_id == 0 {
                 self.receive_init(&header, datagram, local, remote, now, env);

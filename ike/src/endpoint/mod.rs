@@ -17,6 +17,7 @@
 mod acquire;
 mod acquire_queue;
 mod attempt;
+mod capturing;
 mod commands;
 mod configure;
 mod connect;

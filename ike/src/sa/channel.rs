@@ -181,7 +181,11 @@ impl Channel {
     /// Sends our next request; the window must be free.
     pub(crate) fn request(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
         let id = self.next_request;
-        let packets = self.seal(exchange, false, id, payloads, cx);
+        let header = self.header(exchange, false, id);
+        let packets = self.seal(&header, payloads, cx);
+        if let Some(capture) = &mut cx.out.capture {
+            capture.encrypted(true, (self.path.local, self.path.remote), &header, payloads);
+        }
         //= RFC 7296 2.2 REQUIRED 3: message IDs begin at 0
         self.next_request = self.next_request.saturating_add(1);
         self.partial_response = PartialMessage::default();
@@ -192,12 +196,16 @@ impl Channel {
     /// Answers the request of [`Incoming::Request`].
     pub(crate) fn respond(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
         //= RFC 7296 2.2 REQUIRED 4: the response has the request's ID
-        let packets = self.seal(exchange, true, self.next_expected, payloads, cx);
+        let header = self.header(exchange, true, self.next_expected);
+        let packets = self.seal(&header, payloads, cx);
         self.next_expected = self.next_expected.saturating_add(1);
         let Path { local: ours, remote: theirs, .. } = self.path;
         //= RFC 7296 2.11 MUST 2: the response goes back
         //= RFC 7296 2.23 MUST 3: responses go to the request's port
         let (local, remote) = if mutation!("response_sent_elsewhere") { (ours, theirs) } else { self.response_path };
+        if let Some(capture) = &mut cx.out.capture {
+            capture.encrypted(true, (local, remote), &header, payloads);
+        }
         self.transmit(&packets, local, remote, cx);
         let request = std::mem::take(&mut self.partial_request).first_datagram.unwrap_or_default();
         //= RFC 7296 2.1 MUST 4: the response is kept
@@ -392,6 +400,9 @@ impl Channel {
         let confirmed =
             header.response && self.in_flight.take().is_some_and(|in_flight| in_flight.sent_to == Some(remote));
         self.update_path(local, remote, confirmed);
+        if let (Some(capture), Ok(payloads)) = (&mut cx.out.capture, &payloads) {
+            capture.encrypted(false, (local, remote), header, payloads);
+        }
         if header.response {
             Incoming::Response(header.exchange, payloads)
         } else {
@@ -426,15 +437,8 @@ impl Channel {
         }
     }
 
-    fn seal(
-        &mut self,
-        exchange: ExchangeType,
-        response: bool,
-        message_id: u32,
-        payloads: &Payloads,
-        cx: &Context<'_>,
-    ) -> Vec<Vec<u8>> {
-        let header = Header {
+    fn header(&self, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
+        Header {
             initiator_spi: self.ike.initiator,
             responder_spi: self.ike.responder,
             exchange,
@@ -442,12 +446,15 @@ impl Channel {
             from_initiator: self.role == IkeRole::Initiator,
             response,
             message_id,
-        };
+        }
+    }
+
+    fn seal(&mut self, header: &Header, payloads: &Payloads, cx: &Context<'_>) -> Vec<Vec<u8>> {
         let limit = (self.fragments || mutation!("fragments_unasked"))
             .then(|| cx.config.fragment_size.saturating_sub(MARKER_LEN));
         // Without datagrams the exchange times out, and that ends an IKE SA whose cipher is used
         // up.
-        self.cipher.seal(&header, payloads, limit).unwrap_or_else(|error| {
+        self.cipher.seal(header, payloads, limit).unwrap_or_else(|error| {
             tracing::error!(%error, ike = ?self.ike, "message not sent");
             Vec::new()
         })

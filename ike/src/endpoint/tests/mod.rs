@@ -5,6 +5,7 @@ mod acquires;
 mod answers;
 mod attempts;
 mod beginnings;
+mod capture;
 mod lifetimes;
 mod limits;
 mod lookup;

@@ -1,0 +1,107 @@
+//! The end of `edge-agent capture` of its connection. The agent copies messages as long as the
+//! connection is open.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::AdminRequest;
+use super::client::{OTHER_RELEASE, TIMEOUT, connect, document};
+use crate::config::Config;
+use crate::tunnels::CapturedBatch;
+
+/// Octets that are read at once.
+const CHUNK: usize = 64 << 10;
+/// Longest line of the agent, octets. A batch is shorter.
+const MAX_LINE: usize = 4 << 20;
+
+/// A capture that runs. It ends if this is dropped, or the process.
+#[derive(Debug)]
+pub struct CaptureStream {
+    socket: UnixStream,
+    received: Vec<u8>,
+}
+
+/// What comes next in a capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Messages.
+    Batch(CapturedBatch),
+    /// The output's reader has gone.
+    ReaderGone,
+    /// The time is over.
+    TimeOver,
+}
+
+impl CaptureStream {
+    /// Has the running agent copy the messages to and from these addresses.
+    ///
+    /// # Errors
+    /// If no agent answers, or it does not copy them.
+    pub fn begin(config: &Config, addresses: BTreeSet<IpAddr>) -> anyhow::Result<Self> {
+        let socket = connect(config, &AdminRequest::Capture { addresses })?;
+        let mut stream = Self { socket, received: Vec::new() };
+        match stream.wait(None, Instant::now() + TIMEOUT)? {
+            Next::Batch(_) => Ok(stream),
+            Next::ReaderGone | Next::TimeOver => bail!("the agent did not answer"),
+        }
+    }
+
+    /// Waits for messages, until the time is over or the reader of `output` has gone.
+    ///
+    /// # Errors
+    /// If the capture has ended.
+    pub fn next(&mut self, output: &impl AsFd, until: Instant) -> anyhow::Result<Next> {
+        self.wait(Some(output.as_fd()), until)
+    }
+
+    fn wait(&mut self, output: Option<BorrowedFd<'_>>, until: Instant) -> anyhow::Result<Next> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Next::TimeOver);
+            }
+            if let Some(end) = self.received.iter().position(|octet| *octet == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                let line = std::str::from_utf8(&line).context(OTHER_RELEASE)?;
+                let batch = document(line)?.context("the agent sent another response than captured messages")?;
+                return Ok(Next::Batch(serde_json::from_str(batch.get()).context(OTHER_RELEASE)?));
+            }
+            if self.received.len() > MAX_LINE {
+                bail!(OTHER_RELEASE);
+            }
+            if self.is_reader_gone(output, left)? {
+                return Ok(Next::ReaderGone);
+            }
+        }
+    }
+
+    /// Waits for octets of the agent, and reads them. Whether the output's reader has gone.
+    fn is_reader_gone(&mut self, output: Option<BorrowedFd<'_>>, longest: Duration) -> anyhow::Result<bool> {
+        let mut agent = [PollFd::new(&self.socket, PollFlags::IN)].to_vec();
+        // A reader that has gone shows as an error of the descriptor, without any event asked for.
+        agent.extend(output.map(|output| PollFd::from_borrowed_fd(output, PollFlags::empty())));
+        match poll(&mut agent, Some(&Timespec::try_from(longest)?)) {
+            Err(Errno::INTR) => return Ok(false),
+            outcome => outcome?,
+        };
+        let mut ready = agent.iter().map(|polled| !polled.revents().is_empty());
+        let (from_agent, gone) = (ready.next() == Some(true), ready.next() == Some(true));
+        if from_agent && !gone {
+            let mut chunk = vec![0; CHUNK];
+            let length = self.socket.read(&mut chunk).context("the agent's messages")?;
+            if length == 0 {
+                bail!("the agent has stopped, and with it the capture");
+            }
+            self.received.extend(chunk.iter().take(length));
+        }
+        Ok(gone)
+    }
+}
