@@ -130,8 +130,8 @@ enum Command {
     /// Measure round trip and loss through the tunnel to a peer or a pod
     ///
     /// Sends ICMP echo requests from an address of this node. Of a peer of the view, the address of
-    /// its bridge is asked, in each family; of others, name an address. If nothing can be sent, says
-    /// why. Exits with 1 then, and if an address has not answered at all.
+    /// its bridge is asked, in each family; of others, name an address. If nothing can be sent,
+    /// says why. Exits with 1 then, and if an address has not answered at all.
     Ping {
         #[command(flatten)]
         config: ConfigArgument,
@@ -155,9 +155,9 @@ enum Command {
     ///
     /// The running agent copies what it sends to and receives from the peer's addresses, also while
     /// no tunnel comes up. Of an encrypted message the payloads stand in clear, and one that came in
-    /// fragments is whole; what is sent again is written once. Keys are never written, neither those
-    /// of an SA nor a pre-shared one; the capture names the peers and their networks. Messages that
-    /// the agent cannot read are missing. A new capture ends an earlier one.
+    /// fragments is whole; what is sent again is written once. Keys are never written, neither
+    /// those of an SA nor a pre-shared one; the capture names the peers and their networks. Messages
+    /// that the agent cannot read are missing. A new capture ends an earlier one.
     Capture {
         #[command(flatten)]
         config: ConfigArgument,

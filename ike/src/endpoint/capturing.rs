@@ -8,9 +8,9 @@ use crate::capture::{Capture, Captured};
 
 impl Endpoint {
     /// Copies each IKE message from now on, without its encryption, that goes to or comes from one
-    /// of these addresses, or belongs to an IKE SA that was seen there. A request that is sent again
-    /// is copied once if it is encrypted. Messages that cannot be read are not copied. An earlier
-    /// capture ends.
+    /// of these addresses, or belongs to an IKE SA that was seen there. A request that is sent
+    /// again is copied once if it is encrypted. Messages that cannot be read are not copied. An
+    /// earlier capture ends.
     pub fn begin_capture(&mut self, addresses: BTreeSet<IpAddr>) {
         self.out.capture = Some(Capture::new(addresses));
     }
