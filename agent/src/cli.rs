@@ -154,10 +154,10 @@ enum Command {
     /// Write the IKE messages with a peer, without their encryption, for Wireshark and tcpdump
     ///
     /// The running agent copies what it sends to and receives from the peer's addresses, also while
-    /// no tunnel comes up. Of an encrypted message the payloads stand in clear, and one that came in
-    /// fragments is whole; what is sent again is written once. Keys are never written, neither
-    /// those of an SA nor a pre-shared one; the capture names the peers and their networks. Messages
-    /// that the agent cannot read are missing. A new capture ends an earlier one.
+    /// no tunnel comes up. Of an encrypted message the payloads stand in clear, and one that came
+    /// in fragments is whole; what is sent again is written once. Keys are never written, neither
+    /// those of an SA nor a pre-shared one; the capture names the peers and their networks.
+    /// Messages that the agent cannot read are missing. A new capture ends an earlier one.
     Capture {
         #[command(flatten)]
         config: ConfigArgument,

@@ -10,7 +10,6 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::PingOptions;
 use super::destination::Destination;
 
 /// Type of a request and of a reply, by family.
@@ -25,6 +24,17 @@ const TOKEN: usize = 8;
 /// Largest datagram that is read: an IPv4 header with options, and the reply. Longer ones are cut,
 /// and are none of ours.
 const MAX_REPLY: usize = 60 + HEADER + DATA;
+
+/// How often and how long is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct PingOptions {
+    /// Number of requests to each address, 1 to [`MAX_COUNT`](super::MAX_COUNT).
+    pub count: u16,
+    /// Time from one request to the next, at least [`MIN_INTERVAL`](super::MIN_INTERVAL).
+    pub interval: Duration,
+    /// Longest wait for an answer after the last request.
+    pub timeout: Duration,
+}
 
 /// What came of the requests to one address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,7 +143,8 @@ impl EchoSocket {
 
 fn request(v4: bool, token: [u8; TOKEN], sequence: u16) -> Vec<u8> {
     let (kind, _) = if v4 { ECHO_V4 } else { ECHO_V6 };
-    // The identifier is the token's beginning. Echo sockets have another one, which the kernel sets.
+    // The identifier is the token's beginning. Echo sockets have another one, which the kernel
+    // sets.
     let mut message = vec![kind, 0, 0, 0, token[0], token[1]];
     message.extend_from_slice(&sequence.to_be_bytes());
     message.extend_from_slice(&token);

@@ -16,23 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::admin;
 use crate::config::Config;
 use crate::stdout::print;
+pub use echo::PingOptions;
 use report::Report;
 
 /// Largest number of requests to one address.
 pub const MAX_COUNT: u16 = 10_000;
 /// Shortest time between two requests: less would be a flood.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
-
-/// How often and how long is asked.
-#[derive(Debug, Clone, Copy)]
-pub struct PingOptions {
-    /// Number of requests to each address, 1 to [`MAX_COUNT`].
-    pub count: u16,
-    /// Time from one request to the next, at least [`MIN_INTERVAL`].
-    pub interval: Duration,
-    /// Longest wait for an answer after the last request.
-    pub timeout: Duration,
-}
 
 /// Asks a peer, or an address behind it, and prints round trips and losses: a table, or JSON.
 /// SIGINT ends it early, with what came until then.
