@@ -42,6 +42,9 @@ struct ConfigArgument {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run in the foreground until SIGTERM; what is in the kernel stays there (see `down`)
+    ///
+    /// Logs to standard error. The environment variable EDGE_AGENT_LOG is a filter, such as debug,
+    /// edge_ike=trace or info,[peer{peer=edge-2}]=debug. (Default: info)
     Run {
         #[command(flatten)]
         config: ConfigArgument,
@@ -337,5 +340,19 @@ fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
             eprintln!("edge-agent: {}", edge_types::error::with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// `EDGE_UPDATE=1 cargo test -p edge-agent --lib command_line` writes them.
+    #[test]
+    fn reference_manual_page_and_completions_are_those_of_the_command_line() {
+        Cli::command().debug_assert();
+        interop_tests::command_line::compare(&Cli::command());
     }
 }

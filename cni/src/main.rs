@@ -236,3 +236,14 @@ fn read_input() -> Result<Vec<u8>> {
 fn line(value: Value) -> String {
     format!("{value}\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `EDGE_UPDATE=1 cargo test -p edge-cni --bins manual_page` writes them.
+    #[test]
+    fn reference_and_manual_page_are_the_help() {
+        interop_tests::command_line::compare_help("edge-cni", "the CNI plugin of edge-cni", HELP);
+    }
+}

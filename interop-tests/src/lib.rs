@@ -4,6 +4,7 @@
 //! serve the tests of single crates that need privileges.
 //!
 //! [`power_cuts`] kills the lab's kernel while the plugin runs on it.
+//! [`command_line`] makes references, manual pages and completions of the programs.
 //!
 //! [`mod@bench`] measures the agent with thousands of peers. [`ike_peers`] plays them.
 //!
@@ -15,6 +16,7 @@
 pub mod bench;
 mod cache;
 mod cni_plugin;
+pub mod command_line;
 pub mod demo;
 pub mod edge_agent;
 pub mod edge_controller;

@@ -14,7 +14,7 @@ fn root() -> PathBuf {
 /// All Markdown files of the top level and below `docs`.
 fn documents() -> Vec<PathBuf> {
     let mut documents = Vec::new();
-    for directory in [root(), root().join("docs"), root().join("docs/decisions"), root().join("docs/install")] {
+    for directory in ["", "docs", "docs/cli", "docs/decisions", "docs/install"].map(|folder| root().join(folder)) {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "md") {

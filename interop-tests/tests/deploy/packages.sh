@@ -42,6 +42,15 @@ before=$(written)
 inside sh -c 'dpkg --install /tmp/old/edge-agent_1_*.deb /tmp/old/edge-controller_1_*.deb'
 [ "$(inside dpkg-query --show --showformat '${Version}' edge-agent)" = 1 ] || fail "edge-agent 1 is not installed"
 inside edge-cni --version
+for program in edge-agent edge-cni edge-controller; do
+    zcat "$root/usr/share/man/man8/$program.8.gz" | grep -q '^\.SH NAME' || fail "$program has no manual page"
+done
+for program in edge-agent edge-controller; do
+    inside bash -c "source /usr/share/bash-completion/completions/$program && complete -p $program" | grep -q "_$program" || fail "bash completes no $program"
+    for file in zsh/vendor-completions/_$program fish/vendor_completions.d/$program.fish; do
+        [ -s "$root/usr/share/$file" ] || fail "$file is missing"
+    done
+done
 # The keys that the files of the packages show are the right ones.
 sed -i 's/^#\([a-z[]\)/\1/' "$root/etc/edge-controller/controller.toml"
 mkdir "$root/etc/edge-cni"

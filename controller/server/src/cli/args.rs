@@ -422,8 +422,11 @@ mod tests {
         assert!(missing.contains("/nowhere/c.toml") && missing.matches("os error").count() == 1, "{missing}");
     }
 
+    /// `EDGE_UPDATE=1 cargo test -p edge-controller --lib command_line` writes them.
     #[test]
-    fn the_command_line_is_consistent() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+    fn reference_manual_page_and_completions_are_those_of_the_command_line() {
+        let command = <Cli as clap::CommandFactory>::command();
+        command.clone().debug_assert();
+        interop_tests::command_line::compare(&command);
     }
 }
