@@ -46,7 +46,13 @@ for program in edge-agent edge-cni edge-controller; do
     zcat "$root/usr/share/man/man8/$program.8.gz" | grep -q '^\.SH NAME' || fail "$program has no manual page"
 done
 for program in edge-agent edge-controller; do
-    inside bash -c "source /usr/share/bash-completion/completions/$program && complete -p $program" | grep -q "_$program" || fail "bash completes no $program"
+    # shellcheck disable=SC2016
+    completed=$(inside bash -c 'source "/usr/share/bash-completion/completions/$1"
+        function=$(complete -p "$1" | sed "s/.* -F \([^ ]*\) .*/\1/")
+        COMP_WORDS=("$1" stat) COMP_CWORD=1
+        "$function" "$1" stat "$1"
+        echo "${COMPREPLY[@]}"' bash "$program")
+    [ "$completed" = status ] || fail "bash completes stat of $program as: $completed"
     for file in zsh/vendor-completions/_$program fish/vendor_completions.d/$program.fish; do
         [ -s "$root/usr/share/$file" ] || fail "$file is missing"
     done
