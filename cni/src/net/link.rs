@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use edge_types::IpNetwork;
-use edge_xfrm::netlink::{self, Netlink};
+use edge_xfrm::netlink::{self, Netlink, RtnetlinkMessage};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
@@ -14,7 +15,6 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteProtocol, RouteScope,
     RouteType, RouteVia,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 pub(crate) use netlink_packet_route::link::BridgePortState;
 
@@ -68,8 +68,8 @@ impl Links {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        match self.netlink.get("RTM_GETLINK", RouteNetlinkMessage::GetLink(message)) {
-            Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message))),
+        match self.netlink.get("RTM_GETLINK", RtnetlinkMessage::GetLink(message)) {
+            Ok(RtnetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message))),
             Ok(_) => Ok(None),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(kernel_error(&format!("read link {name}"), &error)),
@@ -80,10 +80,10 @@ impl Links {
     pub(crate) fn all(&mut self) -> Result<Vec<Link>> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let found = self.netlink.dump("RTM_GETLINK", RouteNetlinkMessage::GetLink(message));
+        let found = self.netlink.dump("RTM_GETLINK", RtnetlinkMessage::GetLink(message));
         let links = found.map_err(|error| kernel_error("read all links", &error))?.into_iter();
         let links = links.filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(message) => Some(Link::read(&message)),
+            RtnetlinkMessage::NewLink(message) => Some(Link::read(&message)),
             _ => None,
         });
         Ok(links.collect())
@@ -92,7 +92,7 @@ impl Links {
     /// Makes a link. Returns false if there is one of that name.
     pub(crate) fn create(&mut self, what: &str, message: LinkMessage) -> Result<bool> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), flags) {
+        match self.netlink.execute("RTM_NEWLINK", RtnetlinkMessage::NewLink(message), flags) {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(libc::EEXIST) => Ok(false),
             Err(error) => Err(kernel_error(&format!("create {what}"), &error)),
@@ -103,7 +103,7 @@ impl Links {
     pub(crate) fn delete(&mut self, link: &Link) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
-        match self.netlink.execute("RTM_DELLINK", RouteNetlinkMessage::DelLink(message), 0) {
+        match self.netlink.execute("RTM_DELLINK", RtnetlinkMessage::DelLink(message), 0) {
             Err(error) if error.errno() != Some(libc::ENODEV) => {
                 Err(kernel_error(&format!("delete {}", link.name), &error))
             }
@@ -153,7 +153,7 @@ impl Links {
         let data = LinkInfo::PortData(InfoPortData::BridgePort(port.attributes()));
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), data]));
         // RTM_SETLINK ignores a port's settings.
-        let outcome = self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), 0);
+        let outcome = self.netlink.execute("RTM_NEWLINK", RtnetlinkMessage::NewLink(message), 0);
         outcome.map_err(|error| kernel_error(&format!("set {} up as a port of the bridge", link.name), &error))
     }
 
@@ -172,8 +172,8 @@ impl Links {
         message.header.index = index;
         message.attributes.push(LinkAttribute::IfNetnsId(namespace));
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        match self.netlink.get("RTM_GETLINK", RouteNetlinkMessage::GetLink(message)) {
-            Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message).mac)),
+        match self.netlink.get("RTM_GETLINK", RtnetlinkMessage::GetLink(message)) {
+            Ok(RtnetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message).mac)),
             Ok(_) => Ok(None),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(kernel_error(&format!("read the other end of {}", link.name), &error)),
@@ -197,7 +197,7 @@ impl Links {
     }
 
     fn set_link(&mut self, what: &str, message: LinkMessage) -> Result<()> {
-        let outcome = self.netlink.execute("RTM_SETLINK", RouteNetlinkMessage::SetLink(message), 0);
+        let outcome = self.netlink.execute("RTM_SETLINK", RtnetlinkMessage::SetLink(message), 0);
         outcome.map_err(|error| kernel_error(what, &error))
     }
 
@@ -210,10 +210,10 @@ impl Links {
     pub(crate) fn addresses_with_prefix(&mut self, link: &Link) -> Result<Vec<IpNetwork>> {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
-        let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(message));
+        let found = self.netlink.dump("RTM_GETADDR", RtnetlinkMessage::GetAddress(message));
         let found = found.map_err(|error| kernel_error(&format!("read the addresses of {}", link.name), &error))?;
         let addresses = found.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => {
+            RtnetlinkMessage::NewAddress(message) if message.header.index == link.index => {
                 IpNetwork::new(address_of(&message)?, message.header.prefix_len).ok()
             }
             _ => None,
@@ -228,7 +228,7 @@ impl Links {
         message.header.family = family(address.ip());
         message.header.prefix_len = address.prefix();
         message.attributes.push(AddressAttribute::Local(address.ip()));
-        match self.netlink.execute("RTM_DELADDR", RouteNetlinkMessage::DelAddress(message), 0) {
+        match self.netlink.execute("RTM_DELADDR", RtnetlinkMessage::DelAddress(message), 0) {
             Err(error) if error.errno() != Some(libc::EADDRNOTAVAIL) => {
                 Err(kernel_error(&format!("take the address {address} from {}", link.name), &error))
             }
@@ -242,11 +242,11 @@ impl Links {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
         message.header.family = AddressFamily::Inet6;
-        let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(message));
+        let found = self.netlink.dump("RTM_GETADDR", RtnetlinkMessage::GetAddress(message));
         let found = found.map_err(|error| kernel_error(&format!("read the addresses of {}", link.name), &error))?;
         let mut goes_on = false;
         for message in found {
-            let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+            let RtnetlinkMessage::NewAddress(message) = message else { continue };
             if message.header.index != link.index {
                 continue;
             }
@@ -290,7 +290,7 @@ impl Links {
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.netlink.execute("RTM_NEWADDR", RouteNetlinkMessage::NewAddress(message), flags) {
+        match self.netlink.execute("RTM_NEWADDR", RtnetlinkMessage::NewAddress(message), flags) {
             Err(error) if error.errno() != Some(libc::EEXIST) => {
                 Err(kernel_error(&format!("give {} the address {address}/{prefix}", link.name), &error))
             }
@@ -327,7 +327,7 @@ impl Links {
         message.attributes.extend(route.table.map(RouteAttribute::Table));
         let through = route.gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.netlink.execute("RTM_NEWROUTE", RouteNetlinkMessage::NewRoute(message), flags) {
+        match self.netlink.execute("RTM_NEWROUTE", RtnetlinkMessage::NewRoute(message), flags) {
             Ok(()) => Ok(()),
             Err(error) if error.errno() == Some(libc::EEXIST) => Err(Error::new(
                 Code::NameTaken,
@@ -343,10 +343,10 @@ impl Links {
 impl Links {
     /// The default routes of all tables, one for each next hop.
     pub(crate) fn default_routes(&mut self) -> Result<Vec<DefaultRoute>> {
-        let found = self.netlink.dump("RTM_GETROUTE", RouteNetlinkMessage::GetRoute(RouteMessage::default()));
+        let found = self.netlink.dump("RTM_GETROUTE", RtnetlinkMessage::GetRoute(RouteMessage::default()));
         let found = found.map_err(|error| kernel_error("read the routes", &error))?;
         let routes = found.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0 => Some(route),
+            RtnetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0 => Some(route),
             _ => None,
         });
         Ok(routes.flat_map(|route| next_hops_of(&route)).collect())
@@ -354,7 +354,7 @@ impl Links {
 
     /// The destinations of all routes of the main table, without default routes.
     pub(crate) fn destinations(&mut self) -> Result<Vec<IpNetwork>> {
-        let found = self.netlink.dump("RTM_GETROUTE", RouteNetlinkMessage::GetRoute(RouteMessage::default()));
+        let found = self.netlink.dump("RTM_GETROUTE", RtnetlinkMessage::GetRoute(RouteMessage::default()));
         let found = found.map_err(|error| kernel_error("read the routes", &error))?;
         let destination = |route: &RouteMessage| {
             route.attributes.iter().find_map(|attribute| match attribute {
@@ -364,7 +364,7 @@ impl Links {
             })
         };
         let destinations = found.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(route) if route.header.table == RouteHeader::RT_TABLE_MAIN => {
+            RtnetlinkMessage::NewRoute(route) if route.header.table == RouteHeader::RT_TABLE_MAIN => {
                 IpNetwork::new(destination(&route)?, route.header.destination_prefix_length).ok()
             }
             _ => None,
@@ -374,10 +374,10 @@ impl Links {
 
     /// Addresses of all links, with the index of each.
     pub(crate) fn all_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>> {
-        let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(AddressMessage::default()));
+        let found = self.netlink.dump("RTM_GETADDR", RtnetlinkMessage::GetAddress(AddressMessage::default()));
         let found = found.map_err(|error| kernel_error("read all addresses", &error))?.into_iter();
         let addresses = found.filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => Some((message.header.index, address_of(&message)?)),
+            RtnetlinkMessage::NewAddress(message) => Some((message.header.index, address_of(&message)?)),
             _ => None,
         });
         Ok(addresses.collect())

@@ -7,18 +7,18 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::config::GuardConfig;
 use super::defect::Defect;
 use super::route::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
 use crate::error::{Error, Result};
-use crate::netlink::{self, Netlink};
+use crate::netlink::{self, Netlink, RtnetlinkMessage};
 
 /// Kinds that the device may have, best first. A bridge without ports drops packets as well, and
 /// pods need bridges anyway.
@@ -85,8 +85,7 @@ impl Device {
         let Some((index, _)) = self.find()? else { return Ok(false) };
         let mut message = LinkMessage::default();
         message.header.index = index;
-        match self.netlink.execute("delete the guard's device (RTM_DELLINK)", RouteNetlinkMessage::DelLink(message), 0)
-        {
+        match self.netlink.execute("delete the guard's device (RTM_DELLINK)", RtnetlinkMessage::DelLink(message), 0) {
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(false),
             outcome => Ok(outcome.map(|()| true)?),
         }
@@ -97,8 +96,8 @@ impl Device {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(DEVICE.to_owned()));
         let request = "look for the guard's device (RTM_GETLINK)";
-        let link = match self.netlink.get(request, RouteNetlinkMessage::GetLink(message)) {
-            Ok(RouteNetlinkMessage::NewLink(link)) => link,
+        let link = match self.netlink.get(request, RtnetlinkMessage::GetLink(message)) {
+            Ok(RtnetlinkMessage::NewLink(link)) => link,
             Ok(_) => return Err(netlink::Error::Malformed { request, reason: "it is not a link".into() }.into()),
             Err(error) if error.errno() == Some(libc::ENODEV) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -125,7 +124,7 @@ impl Device {
             message.attributes.push(LinkAttribute::IfName(DEVICE.to_owned()));
             message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
             let request = "make the guard's device (RTM_NEWLINK; CONFIG_DUMMY)";
-            outcome = self.netlink.execute(request, RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL);
+            outcome = self.netlink.execute(request, RtnetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL);
             match &outcome {
                 // This kernel lacks this kind: try the next one.
                 Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => {}
@@ -143,7 +142,7 @@ impl Device {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         let request = "set the guard's device up (RTM_NEWLINK)";
-        Ok(self.netlink.execute(request, RouteNetlinkMessage::NewLink(message), 0)?)
+        Ok(self.netlink.execute(request, RtnetlinkMessage::NewLink(message), 0)?)
     }
 
     fn missing_routes(&mut self, index: u32, config: &GuardConfig) -> Result<Vec<GuardRoute>> {
@@ -163,8 +162,7 @@ impl Device {
         message.header.address_family = family;
         message.attributes.push(RouteAttribute::Oif(index));
         let request = "read the guard's routes (RTM_GETROUTE)";
-        let answers: Vec<RouteNetlinkMessage> = match self.netlink.dump(request, RouteNetlinkMessage::GetRoute(message))
-        {
+        let answers: Vec<RtnetlinkMessage> = match self.netlink.dump(request, RtnetlinkMessage::GetRoute(message)) {
             Ok(answers) => answers,
             // No route over this device yet: an IPv6 table that was never used does not exist.
             Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
@@ -190,7 +188,7 @@ impl Device {
         message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
         let request = "add a route of the guard (RTM_NEWROUTE)";
         // It replaces, since the bridge's address may have changed.
-        self.netlink.execute(request, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE).map_err(
+        self.netlink.execute(request, RtnetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE).map_err(
             |error| {
                 let hint = match error.errno() {
                     Some(libc::EINVAL) if route.source.is_some() => {
@@ -221,8 +219,8 @@ fn metric(route: &GuardRoute) -> u32 {
 }
 
 /// Reads a route of ours from the kernel's response.
-fn guard_route(answer: &RouteNetlinkMessage, index: u32) -> Option<GuardRoute> {
-    let RouteNetlinkMessage::NewRoute(message) = answer else { return None };
+fn guard_route(answer: &RtnetlinkMessage, index: u32) -> Option<GuardRoute> {
+    let RtnetlinkMessage::NewRoute(message) = answer else { return None };
     if message.header.protocol != RouteProtocol::from(ROUTE_PROTOCOL)
         || message.header.table != RouteHeader::RT_TABLE_MAIN
     {

@@ -17,9 +17,11 @@ use rustix::net::sockopt;
 use zeroize::{Zeroize, Zeroizing};
 
 mod frame;
+mod rtnetlink;
 
 pub use frame::KernelRefusal;
 pub(crate) use frame::{Frame, Frames};
+pub use rtnetlink::RtnetlinkMessage;
 
 /// How long the kernel may take to answer. The kernel handles requests while they are sent, so this
 /// only ends the wait for a response that was lost.
