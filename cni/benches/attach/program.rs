@@ -52,6 +52,12 @@ pub(crate) struct Burst {
 }
 
 impl Program {
+    /// A static program that does nothing, which counts as the floor of a start.
+    pub(crate) fn empty() -> Option<Self> {
+        let path = std::env::var_os("EMPTY_PROGRAM").map(PathBuf::from)?;
+        Some(Self { name: FLOOR, path, arguments: &[] })
+    }
+
     /// The plugin, the floor, and bridge with host-local if they are there.
     pub(crate) fn all() -> Vec<Self> {
         let ours = std::env::var_os("EDGE_CNI").map_or_else(|| env!("CARGO_BIN_EXE_edge-cni").into(), PathBuf::from);
