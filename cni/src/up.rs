@@ -79,7 +79,7 @@ fn attach_detached_pods(
     let settings = PortSettings { hairpin: config.hairpin_mode, isolated: config.port_isolation };
     for link in &detached {
         links.make_port(link, bridge)?;
-        links.bring_port_up(link, link.alias.clone(), settings)?;
+        links.bring_port_up(link, &link.alias, settings)?;
     }
     Ok(detached.into_iter().map(|link| link.name).collect())
 }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use edge_xfrm::netlink::{self, Netlink};
+use edge_xfrm::netlink::{self, Netlink, RawMessage};
 use netlink_packet_core::NLM_F_CREATE;
 
 pub(crate) use table::PORT_PREFIX;
@@ -82,7 +82,7 @@ impl Filter {
 
     /// The generation of the host's ruleset. Every change makes a new one.
     pub(crate) fn generation(&mut self) -> Result<u32> {
-        let answer: wire::Message = self
+        let answer: RawMessage = self
             .netlink
             .get("NFT_MSG_GETGEN", wire::get_generation())
             .map_err(|error| kernel_error("read the generation of the ruleset", &error))?;
@@ -129,7 +129,7 @@ impl Filter {
     fn create(
         &mut self,
         ports: &[PodPort],
-        mut messages: Vec<(wire::Message, u16)>,
+        mut messages: Vec<(RawMessage, u16)>,
         generation: Option<u32>,
     ) -> Result<(), netlink::Error> {
         messages.extend(content_messages());
@@ -223,13 +223,13 @@ impl Filter {
             .map_err(|error| kernel_error("read the bridge's filter, `table bridge edge-cni`", &error))
     }
 
-    fn transact(&mut self, request: &'static str, messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
+    fn transact(&mut self, request: &'static str, messages: Vec<(RawMessage, u16)>) -> Result<(), netlink::Error> {
         self.netlink.transaction(request, wire::begin(), messages, Some(wire::end()))
     }
 }
 
 /// The messages for the table's content without elements.
-fn content_messages() -> Vec<(wire::Message, u16)> {
+fn content_messages() -> Vec<(RawMessage, u16)> {
     let chains = table::CHAINS.iter().map(|(name, base)| TABLE.new_chain(name, base.as_ref()));
     let sets = FilterSet::ALL.into_iter().map(|set| TABLE.new_set(&set.definition()));
     chains.chain(sets).chain(table::rules().iter().map(|rule| TABLE.new_rule(rule))).collect()
@@ -267,8 +267,8 @@ fn elements_of(ports: &[PodPort]) -> Elements {
 
 fn element_messages(
     elements: &Elements,
-    message: impl Fn(&Table, &str, &[Vec<u8>]) -> (wire::Message, u16),
-) -> Vec<(wire::Message, u16)> {
+    message: impl Fn(&Table, &str, &[Vec<u8>]) -> (RawMessage, u16),
+) -> Vec<(RawMessage, u16)> {
     let each = elements.iter().flat_map(|(set, keys)| keys.chunks(wire::ELEMENTS).map(|some| (set.name(), some)));
     each.map(|(set, some)| message(&TABLE, set, some)).collect()
 }

@@ -119,7 +119,7 @@ fn what_is_asked_for_is_read_back_and_nonsense_is_nothing() {
     assert_eq!(wire::keys_of(&message), keys);
     assert_eq!(interface_of(&keys[0]), "ecni0123456789a");
     for cut in 0..message.body.len() {
-        let cut = wire::Message { body: message.body[..cut].to_vec(), ..message.clone() };
+        let cut = RawMessage { body: message.body[..cut].to_vec(), ..message.clone() };
         assert!(wire::keys_of(&cut).len() <= keys.len());
     }
     let full: Vec<_> = (0..wire::ELEMENTS).map(|_| keys[0].clone()).collect();

@@ -13,7 +13,7 @@ mod rules;
 use edge_types::IpNetwork;
 use edge_types::forwarding::Forwarding;
 use edge_types::shared_files::SegmentsFile;
-use edge_xfrm::netlink::{self, Netlink};
+use edge_xfrm::netlink::{self, Netlink, RawMessage};
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
@@ -161,23 +161,23 @@ fn open() -> Result<Netlink> {
 }
 
 fn exists(netlink: &mut Netlink, table: &Table) -> Result<bool> {
-    match netlink.get::<_, wire::Message>("NFT_MSG_GETTABLE", table.get()) {
+    match netlink.get::<_, RawMessage>("NFT_MSG_GETTABLE", table.get()) {
         Ok(_) => Ok(true),
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(kernel_error(&error)),
     }
 }
 
-fn transact(netlink: &mut Netlink, messages: Vec<(wire::Message, u16)>) -> Result<(), netlink::Error> {
+fn transact(netlink: &mut Netlink, messages: Vec<(RawMessage, u16)>) -> Result<(), netlink::Error> {
     netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, Some(wire::end()))
 }
 
 /// Makes the table with `table` and fills it. A kernel without the expression `fib` gets it without
 /// the rules that need it: those about IPVS.
 fn fill(
-    table: Vec<(wire::Message, u16)>,
+    table: Vec<(RawMessage, u16)>,
     content: &TableContent,
-    mut transact: impl FnMut(Vec<(wire::Message, u16)>) -> Result<(), netlink::Error>,
+    mut transact: impl FnMut(Vec<(RawMessage, u16)>) -> Result<(), netlink::Error>,
 ) -> Result<(), netlink::Error> {
     match transact([table.clone(), content.messages(true)].concat()) {
         Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use edge_types::IpNetwork;
 use edge_types::network::contains;
+use edge_xfrm::netlink::RawMessage;
 
 use crate::net::uplink::Uplink;
 use crate::nftables::expression::{Base, Comparison, ConntrackKey, Expression, Meta, Rule, Verdict};
@@ -84,7 +85,7 @@ pub(super) struct TableContent {
 impl TableContent {
     /// The messages that fill the table, which must be empty. `fib`: whether the kernel has the
     /// expression `fib` in the family inet (`CONFIG_NFT_FIB_INET`).
-    pub(super) fn messages(&self, fib: bool) -> Vec<(wire::Message, u16)> {
+    pub(super) fn messages(&self, fib: bool) -> Vec<(RawMessage, u16)> {
         let isolates = self.isolated != [false; 2];
         let mut messages = vec![TABLE.new_set(&interfaces(BRIDGES, 1))];
         for (index, (name, key_type, key_length)) in
@@ -279,19 +280,19 @@ fn interfaces(name: &'static str, id: u32) -> Set {
     Set { name, id, key_type: INTERFACE, key_length: IFNAMSIZ as u32, intervals: false, user_data }
 }
 
-fn add_names<'a>(messages: &mut Vec<(wire::Message, u16)>, set: &str, names: impl Iterator<Item = &'a str>) {
+fn add_names<'a>(messages: &mut Vec<(RawMessage, u16)>, set: &str, names: impl Iterator<Item = &'a str>) {
     let keys: Vec<Vec<u8>> = names.map(|name| interface_key(name).to_vec()).collect();
     messages.extend(keys.chunks(wire::ELEMENTS).map(|some| TABLE.add_elements(set, some)));
 }
 
 /// The messages that let a pods' bridge and its networks into a table that exists.
-pub(super) fn add_bridge(bridge: &str, own: &[IpNetwork]) -> Vec<(wire::Message, u16)> {
+pub(super) fn add_bridge(bridge: &str, own: &[IpNetwork]) -> Vec<(RawMessage, u16)> {
     let mut messages = vec![TABLE.add_elements(BRIDGES, &[interface_key(bridge).to_vec()])];
     messages.extend(add_networks(OWN, own));
     messages
 }
 
-fn add_networks(sets: [&str; 2], networks: &[IpNetwork]) -> Vec<(wire::Message, u16)> {
+fn add_networks(sets: [&str; 2], networks: &[IpNetwork]) -> Vec<(RawMessage, u16)> {
     let mut messages = Vec::new();
     for (set, ipv4) in sets.into_iter().zip([true, false]) {
         let intervals = intervals(networks.iter().filter(|network| network.is_ipv4() == ipv4));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use edge_types::IpNetwork;
 use edge_types::api::Family;
 use edge_types::shared_files::STATE_DIR;
-use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use edge_xfrm::netlink::{LinkRequest, attribute};
 
 use super::link::{Link, Links};
 use super::{fnv1a, sysctl, veth};
@@ -205,16 +205,15 @@ fn refuse_second_gateway(links: &mut Links, bridge: &Link, gateway: IpAddr) -> R
 }
 
 fn create(links: &mut Links, name: &str, mac: Mac, mtu: Option<u32>) -> Result<Link> {
-    let mut message = LinkMessage::default();
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.push(LinkAttribute::Address(mac.to_vec()));
-    message.attributes.extend(mtu.map(LinkAttribute::Mtu));
-    let limit = LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::FdbMaxLearned(MAX_LEARNED)]));
-    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), limit]));
+    let mut request = LinkRequest::named(name);
+    request.up(true);
+    request.attributes.bytes(attribute::ADDRESS, &mac);
+    if let Some(mtu) = mtu {
+        request.attributes.number(attribute::MTU, mtu);
+    }
+    request.bridge(MAX_LEARNED);
     // If another ADD was quicker, its bridge is found below.
-    links.create(&format!("the bridge {name}"), message)?;
+    links.create(&format!("the bridge {name}"), &request)?;
     links.find(name)?.ok_or_else(|| {
         Error::new(Code::Kernel, format!("the bridge {name} was removed while a pod was being attached; try again"))
     })

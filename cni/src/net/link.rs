@@ -3,20 +3,13 @@
 use std::net::IpAddr;
 
 use edge_types::IpNetwork;
-use edge_xfrm::netlink::{self, Netlink, RtnetlinkMessage};
+use edge_xfrm::netlink::{
+    self, AddressMessage, AddressRequest, BridgePort, LinkMessage, LinkRequest, Netlink, RawMessage, RouteMessage,
+    RouteRequest, attribute,
+};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{
-    InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
-    LinkMessage,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteProtocol, RouteScope,
-    RouteType, RouteVia,
-};
 
-pub(crate) use netlink_packet_route::link::BridgePortState;
+pub(crate) use edge_xfrm::netlink::BridgePortState;
 
 use crate::error::{Code, Error, Result};
 use crate::mac::Mac;
@@ -26,6 +19,10 @@ use crate::pod_route::PodRoute;
 /// others, so that the bridge's filter sees them. Without it, the bridge learns from them and hands
 /// LLDP frames to the host before any filter. (It drops pause frames, bit 1, in any case.)
 const ALL_GROUPS: u16 = 0xfffd;
+
+/// Requests, as errors name them.
+const RTM_GETLINK: &str = "RTM_GETLINK";
+const RTM_GETADDR: &str = "RTM_GETADDR";
 
 /// Access to links, addresses and routes of the network namespace in which it was opened.
 #[derive(Debug)]
@@ -53,7 +50,7 @@ pub(crate) struct Link {
     pub(crate) port: Option<PortSettings>,
     /// For a veth with its other end in another namespace: that end's index, and the ID that our
     /// namespace has for the other one.
-    pub(crate) peer: Option<(u32, i32)>,
+    pub(crate) peer: Option<(u32, u32)>,
 }
 
 impl Links {
@@ -65,34 +62,40 @@ impl Links {
 
     /// A link by its name.
     pub(crate) fn find(&mut self, name: &str) -> Result<Option<Link>> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        match self.netlink.get("RTM_GETLINK", RtnetlinkMessage::GetLink(message)) {
-            Ok(RtnetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message))),
-            Ok(_) => Ok(None),
+        self.get(LinkRequest::named(name), || format!("read link {name}"))
+    }
+
+    fn get(&mut self, request: LinkRequest, what: impl FnOnce() -> String) -> Result<Option<Link>> {
+        let found = self.netlink.get(RTM_GETLINK, request.get());
+        match found.and_then(|message: RawMessage| LinkMessage::read(RTM_GETLINK, &message)) {
+            Ok(message) => Ok(Some(Link::from(message))),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(kernel_error(&format!("read link {name}"), &error)),
+            Err(error) => Err(kernel_error(&what(), &error)),
         }
     }
 
     /// All links.
     pub(crate) fn all(&mut self) -> Result<Vec<Link>> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let found = self.netlink.dump("RTM_GETLINK", RtnetlinkMessage::GetLink(message));
-        let links = found.map_err(|error| kernel_error("read all links", &error))?.into_iter();
-        let links = links.filter_map(|message| match message {
-            RtnetlinkMessage::NewLink(message) => Some(Link::read(&message)),
-            _ => None,
-        });
-        Ok(links.collect())
+        let links = self.dump(RTM_GETLINK, LinkRequest::default().get(), LinkMessage::read, || "read all links".into());
+        Ok(links?.into_iter().map(Link::from).collect())
+    }
+
+    fn dump<T>(
+        &mut self,
+        request: &'static str,
+        message: RawMessage,
+        read: impl Fn(&'static str, &RawMessage) -> netlink::Result<T>,
+        what: impl FnOnce() -> String,
+    ) -> Result<Vec<T>> {
+        let found = self.netlink.dump(request, message);
+        let read = |found: Vec<RawMessage>| found.iter().map(|message| read(request, message)).collect();
+        found.and_then(read).map_err(|error| kernel_error(&what(), &error))
     }
 
     /// Makes a link. Returns false if there is one of that name.
-    pub(crate) fn create(&mut self, what: &str, message: LinkMessage) -> Result<bool> {
+    pub(crate) fn create(&mut self, what: &str, request: &LinkRequest) -> Result<bool> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.netlink.execute("RTM_NEWLINK", RtnetlinkMessage::NewLink(message), flags) {
+        match self.netlink.execute("RTM_NEWLINK", request.create(), flags) {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(libc::EEXIST) => Ok(false),
             Err(error) => Err(kernel_error(&format!("create {what}"), &error)),
@@ -101,9 +104,7 @@ impl Links {
 
     /// Deletes a link. It is no error if the link is gone already.
     pub(crate) fn delete(&mut self, link: &Link) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        match self.netlink.execute("RTM_DELLINK", RtnetlinkMessage::DelLink(message), 0) {
+        match self.netlink.execute("RTM_DELLINK", LinkRequest::of(link.index).delete(), 0) {
             Err(error) if error.errno() != Some(libc::ENODEV) => {
                 Err(kernel_error(&format!("delete {}", link.name), &error))
             }
@@ -113,91 +114,73 @@ impl Links {
 
     /// Brings a link up.
     pub(crate) fn set_up(&mut self, link: &Link) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        self.set_link(&format!("bring {} up", link.name), message)
+        let mut request = LinkRequest::of(link.index);
+        request.up(true);
+        self.set_link(&format!("bring {} up", link.name), &request)
     }
 
     /// Makes a link, which is down afterwards, a port of a bridge. So nothing passes before
     /// [`Self::bring_port_up`] has set the port's options, which the kernel refuses earlier.
     pub(crate) fn make_port(&mut self, link: &Link, bridge: &Link) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        message.header.change_mask = LinkFlags::Up;
-        self.set_link(&format!("bring {} down", link.name), message.clone())?;
-        message.header.change_mask = LinkFlags::empty();
-        message.attributes.push(LinkAttribute::Controller(bridge.index));
-        self.set_link(&format!("make {} a port of {}", link.name, bridge.name), message)
+        let mut request = LinkRequest::of(link.index);
+        request.up(false);
+        self.set_link(&format!("bring {} down", link.name), &request)?;
+        let mut request = LinkRequest::of(link.index);
+        request.attributes.number(attribute::CONTROLLER, bridge.index);
+        self.set_link(&format!("make {} a port of {}", link.name, bridge.name), &request)
     }
 
     /// Gives a bridge's port an alias and these settings, and brings it up.
-    pub(crate) fn bring_port_up(&mut self, link: &Link, alias: String, port: PortSettings) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        message.attributes.push(LinkAttribute::IfAlias(alias));
-        self.send_port_settings(link, message, port)
+    pub(crate) fn bring_port_up(&mut self, link: &Link, alias: &str, port: PortSettings) -> Result<()> {
+        let mut request = LinkRequest::of(link.index);
+        request.up(true);
+        request.attributes.text(attribute::ALIAS, alias);
+        self.send_port_settings(link, request, port)
     }
 
     /// Gives a bridge's port these settings.
     pub(crate) fn configure_port(&mut self, link: &Link, port: PortSettings) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        self.send_port_settings(link, message, port)
+        self.send_port_settings(link, LinkRequest::of(link.index), port)
     }
 
-    fn send_port_settings(&mut self, link: &Link, mut message: LinkMessage, port: PortSettings) -> Result<()> {
-        let data = LinkInfo::PortData(InfoPortData::BridgePort(port.attributes()));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), data]));
+    fn send_port_settings(&mut self, link: &Link, mut request: LinkRequest, port: PortSettings) -> Result<()> {
+        request.bridge_port(&port.into());
         // RTM_SETLINK ignores a port's settings.
-        let outcome = self.netlink.execute("RTM_NEWLINK", RtnetlinkMessage::NewLink(message), 0);
+        let outcome = self.netlink.execute("RTM_NEWLINK", request.create(), 0);
         outcome.map_err(|error| kernel_error(&format!("set {} up as a port of the bridge", link.name), &error))
     }
 
     /// Gives a link an alias.
     pub(crate) fn set_alias(&mut self, link: &Link, alias: &str) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
-        self.set_link(&format!("set the alias of {}", link.name), message)
+        let mut request = LinkRequest::of(link.index);
+        request.attributes.text(attribute::ALIAS, alias);
+        self.set_link(&format!("set the alias of {}", link.name), &request)
     }
 
     /// The MAC address of a veth's other end in another namespace. `None` if that end is gone.
     pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<Mac>> {
         let Some((index, namespace)) = link.peer else { return Ok(None) };
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes.push(LinkAttribute::IfNetnsId(namespace));
-        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        match self.netlink.get("RTM_GETLINK", RtnetlinkMessage::GetLink(message)) {
-            Ok(RtnetlinkMessage::NewLink(message)) => Ok(Some(Link::read(&message).mac)),
-            Ok(_) => Ok(None),
-            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(kernel_error(&format!("read the other end of {}", link.name), &error)),
-        }
+        let mut request = LinkRequest::of(index);
+        request.attributes.number(attribute::TARGET_NETNS_ID, namespace);
+        Ok(self.get(request, || format!("read the other end of {}", link.name))?.map(|peer| peer.mac))
     }
 
     /// Gives a link a MAC address.
     pub(crate) fn set_mac(&mut self, link: &Link, mac: Mac) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        message.attributes.push(LinkAttribute::Address(mac.to_vec()));
-        self.set_link(&format!("set the MAC address of {}", link.name), message)
+        let mut request = LinkRequest::of(link.index);
+        request.attributes.bytes(attribute::ADDRESS, &mac);
+        self.set_link(&format!("set the MAC address of {}", link.name), &request)
     }
 
     /// Gives a link an MTU, bytes.
     pub(crate) fn set_mtu(&mut self, link: &Link, mtu: u32) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        message.attributes.push(LinkAttribute::Mtu(mtu));
-        self.set_link(&format!("set the MTU of {} to {mtu} bytes", link.name), message)
+        let mut request = LinkRequest::of(link.index);
+        request.attributes.number(attribute::MTU, mtu);
+        self.set_link(&format!("set the MTU of {} to {mtu} bytes", link.name), &request)
     }
 
-    fn set_link(&mut self, what: &str, message: LinkMessage) -> Result<()> {
-        let outcome = self.netlink.execute("RTM_SETLINK", RtnetlinkMessage::SetLink(message), 0);
+    fn set_link(&mut self, what: &str, request: &LinkRequest) -> Result<()> {
+        let outcome = self.netlink.execute("RTM_SETLINK", request.set(), 0);
         outcome.map_err(|error| kernel_error(what, &error))
     }
 
@@ -208,27 +191,21 @@ impl Links {
 
     /// Addresses of a link, with their prefix lengths.
     pub(crate) fn addresses_with_prefix(&mut self, link: &Link) -> Result<Vec<IpNetwork>> {
-        let mut message = AddressMessage::default();
-        message.header.index = link.index;
-        let found = self.netlink.dump("RTM_GETADDR", RtnetlinkMessage::GetAddress(message));
-        let found = found.map_err(|error| kernel_error(&format!("read the addresses of {}", link.name), &error))?;
-        let addresses = found.into_iter().filter_map(|message| match message {
-            RtnetlinkMessage::NewAddress(message) if message.header.index == link.index => {
-                IpNetwork::new(address_of(&message)?, message.header.prefix_len).ok()
-            }
-            _ => None,
-        });
-        Ok(addresses.collect())
+        let found = self.addresses_of(link, AddressMessage::dump(link.index))?.into_iter();
+        Ok(found.filter_map(|found| IpNetwork::new(found.address?, found.prefix).ok()).collect())
+    }
+
+    fn addresses_of(&mut self, link: &Link, request: RawMessage) -> Result<Vec<AddressMessage>> {
+        let what = || format!("read the addresses of {}", link.name);
+        let mut found = self.dump(RTM_GETADDR, request, AddressMessage::read, what)?;
+        found.retain(|found| found.index == link.index);
+        Ok(found)
     }
 
     /// Takes an address from a link. It is no error if the link does not have it.
     pub(crate) fn delete_address(&mut self, link: &Link, address: IpNetwork) -> Result<()> {
-        let mut message = AddressMessage::default();
-        message.header.index = link.index;
-        message.header.family = family(address.ip());
-        message.header.prefix_len = address.prefix();
-        message.attributes.push(AddressAttribute::Local(address.ip()));
-        match self.netlink.execute("RTM_DELADDR", RtnetlinkMessage::DelAddress(message), 0) {
+        let request = AddressRequest { index: link.index, address: address.ip(), prefix: address.prefix() };
+        match self.netlink.execute("RTM_DELADDR", request.delete(), 0) {
             Err(error) if error.errno() != Some(libc::EADDRNOTAVAIL) => {
                 Err(kernel_error(&format!("take the address {address} from {}", link.name), &error))
             }
@@ -239,24 +216,10 @@ impl Links {
     /// Whether duplicate address detection goes on for an address of the link. Fails if it found a
     /// duplicate.
     pub(crate) fn detects_duplicates(&mut self, link: &Link) -> Result<bool> {
-        let mut message = AddressMessage::default();
-        message.header.index = link.index;
-        message.header.family = AddressFamily::Inet6;
-        let found = self.netlink.dump("RTM_GETADDR", RtnetlinkMessage::GetAddress(message));
-        let found = found.map_err(|error| kernel_error(&format!("read the addresses of {}", link.name), &error))?;
         let mut goes_on = false;
-        for message in found {
-            let RtnetlinkMessage::NewAddress(message) = message else { continue };
-            if message.header.index != link.index {
-                continue;
-            }
-            let flags = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Flags(flags) => Some(*flags),
-                _ => None,
-            });
-            let flags = flags.unwrap_or_else(AddressFlags::empty);
-            if flags.contains(AddressFlags::Dadfailed) {
-                let address = address_of(&message).map(|address| address.to_string()).unwrap_or_default();
+        for found in self.addresses_of(link, AddressMessage::dump_ipv6(link.index))? {
+            if found.duplicate() {
+                let address = found.address.map(|address| address.to_string()).unwrap_or_default();
                 return Err(Error::new(
                     Code::TryAgainLater,
                     format!(
@@ -265,7 +228,7 @@ impl Links {
                     ),
                 ));
             }
-            goes_on |= flags.contains(AddressFlags::Tentative);
+            goes_on |= found.tentative();
         }
         Ok(goes_on)
     }
@@ -280,17 +243,10 @@ impl Links {
         prefix: u8,
         detect_duplicates: bool,
     ) -> Result<()> {
-        let mut message = AddressMessage::default();
-        message.header.index = link.index;
-        message.header.family = family(address);
-        message.header.prefix_len = prefix;
-        message.attributes.push(AddressAttribute::Local(address));
-        message.attributes.push(AddressAttribute::Address(address));
-        if address.is_ipv6() && !detect_duplicates {
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        }
+        let nodad = address.is_ipv6() && !detect_duplicates;
+        let request = AddressRequest { index: link.index, address, prefix };
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.netlink.execute("RTM_NEWADDR", RtnetlinkMessage::NewAddress(message), flags) {
+        match self.netlink.execute("RTM_NEWADDR", request.create(nodad), flags) {
             Err(error) if error.errno() != Some(libc::EEXIST) => {
                 Err(kernel_error(&format!("give {} the address {address}/{prefix}", link.name), &error))
             }
@@ -300,34 +256,17 @@ impl Links {
 
     /// Adds a route over a link.
     pub(crate) fn add_route(&mut self, link: &Link, route: &PodRoute) -> Result<()> {
-        let mut message = RouteMessage::default();
         let destination = route.destination;
-        message.header.address_family = family(destination.ip());
-        message.header.destination_prefix_length = destination.prefix();
-        message.header.protocol = RouteProtocol::Static;
-        message.header.scope = route.scope.map_or(RouteScope::Universe, RouteScope::from);
-        message.header.kind = RouteType::Unicast;
-        let address = |address| match address {
-            IpAddr::V4(address) => RouteAddress::Inet(address),
-            IpAddr::V6(address) => RouteAddress::Inet6(address),
-        };
-        if destination.prefix() > 0 {
-            message.attributes.push(RouteAttribute::Destination(address(destination.network())));
-        }
-        message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(address(gateway))));
-        message.attributes.push(RouteAttribute::Oif(link.index));
-        message.attributes.extend(route.priority.map(RouteAttribute::Priority));
-        let metrics = [route.mtu.map(RouteMetric::Mtu), route.advmss.map(RouteMetric::Advmss)];
-        let metrics: Vec<RouteMetric> = metrics.into_iter().flatten().collect();
-        if !metrics.is_empty() {
-            message.attributes.push(RouteAttribute::Metrics(metrics));
-        }
-        // The attribute prevails over the header's field, which has eight bits.
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.attributes.extend(route.table.map(RouteAttribute::Table));
+        let mut request = RouteRequest::new(destination, link.index);
+        request.scope = route.scope.unwrap_or(RouteRequest::UNIVERSE);
+        request.gateway = route.gateway;
+        request.priority = route.priority;
+        request.mtu = route.mtu;
+        request.advmss = route.advmss;
+        request.table = route.table;
         let through = route.gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.netlink.execute("RTM_NEWROUTE", RtnetlinkMessage::NewRoute(message), flags) {
+        match self.netlink.execute("RTM_NEWROUTE", request.create(), flags) {
             Ok(()) => Ok(()),
             Err(error) if error.errno() == Some(libc::EEXIST) => Err(Error::new(
                 Code::NameTaken,
@@ -343,44 +282,25 @@ impl Links {
 impl Links {
     /// The default routes of all tables, one for each next hop.
     pub(crate) fn default_routes(&mut self) -> Result<Vec<DefaultRoute>> {
-        let found = self.netlink.dump("RTM_GETROUTE", RtnetlinkMessage::GetRoute(RouteMessage::default()));
-        let found = found.map_err(|error| kernel_error("read the routes", &error))?;
-        let routes = found.into_iter().filter_map(|message| match message {
-            RtnetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0 => Some(route),
-            _ => None,
-        });
-        Ok(routes.flat_map(|route| next_hops_of(&route)).collect())
+        let routes = self.routes()?.into_iter().filter(|route| route.default);
+        Ok(routes.flat_map(next_hops_of).collect())
     }
 
     /// The destinations of all routes of the main table, without default routes.
     pub(crate) fn destinations(&mut self) -> Result<Vec<IpNetwork>> {
-        let found = self.netlink.dump("RTM_GETROUTE", RtnetlinkMessage::GetRoute(RouteMessage::default()));
-        let found = found.map_err(|error| kernel_error("read the routes", &error))?;
-        let destination = |route: &RouteMessage| {
-            route.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
-                RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
-                _ => None,
-            })
-        };
-        let destinations = found.into_iter().filter_map(|message| match message {
-            RtnetlinkMessage::NewRoute(route) if route.header.table == RouteHeader::RT_TABLE_MAIN => {
-                IpNetwork::new(destination(&route)?, route.header.destination_prefix_length).ok()
-            }
-            _ => None,
-        });
-        Ok(destinations.collect())
+        let routes = self.routes()?.into_iter().filter(|route| route.main);
+        Ok(routes.filter_map(|route| route.destination).collect())
+    }
+
+    fn routes(&mut self) -> Result<Vec<RouteMessage>> {
+        self.dump("RTM_GETROUTE", RouteMessage::dump(), RouteMessage::read, || "read the routes".into())
     }
 
     /// Addresses of all links, with the index of each.
     pub(crate) fn all_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>> {
-        let found = self.netlink.dump("RTM_GETADDR", RtnetlinkMessage::GetAddress(AddressMessage::default()));
-        let found = found.map_err(|error| kernel_error("read all addresses", &error))?.into_iter();
-        let addresses = found.filter_map(|message| match message {
-            RtnetlinkMessage::NewAddress(message) => Some((message.header.index, address_of(&message)?)),
-            _ => None,
-        });
-        Ok(addresses.collect())
+        let what = || "read all addresses".into();
+        let found = self.dump(RTM_GETADDR, AddressMessage::dump(0), AddressMessage::read, what)?.into_iter();
+        Ok(found.filter_map(|found| Some((found.index, found.address?))).collect())
     }
 }
 
@@ -394,19 +314,16 @@ pub(crate) struct PortSettings {
 }
 
 impl PortSettings {
-    fn attributes(self) -> Vec<InfoBridgePort> {
-        vec![
-            InfoBridgePort::HairpinMode(self.hairpin),
-            InfoBridgePort::Isolated(self.isolated),
-            InfoBridgePort::GroupFwdMask(ALL_GROUPS),
-        ]
+    /// The settings of a port. `None` if `group_fwd_mask` has another value.
+    fn read(port: BridgePort) -> Option<Self> {
+        let BridgePort { hairpin, isolated, group_fwd_mask, .. } = port;
+        (group_fwd_mask == ALL_GROUPS).then_some(Self { hairpin, isolated })
     }
+}
 
-    /// The settings with these attributes. `None` if `group_fwd_mask` has another value.
-    fn read(attributes: &[InfoBridgePort]) -> Option<Self> {
-        let hairpin = attributes.contains(&InfoBridgePort::HairpinMode(true));
-        let isolated = attributes.contains(&InfoBridgePort::Isolated(true));
-        attributes.contains(&InfoBridgePort::GroupFwdMask(ALL_GROUPS)).then_some(Self { hairpin, isolated })
+impl From<PortSettings> for BridgePort {
+    fn from(PortSettings { hairpin, isolated }: PortSettings) -> Self {
+        Self { state: None, hairpin, isolated, group_fwd_mask: ALL_GROUPS }
     }
 }
 
@@ -422,99 +339,28 @@ pub(crate) struct DefaultRoute {
     pub(crate) ipv4: bool,
 }
 
-fn next_hops_of(route: &RouteMessage) -> Vec<DefaultRoute> {
-    let main = route.header.table == RouteHeader::RT_TABLE_MAIN;
-    let ipv4 = route.header.address_family == AddressFamily::Inet;
-    let gateway = |attributes: &[RouteAttribute]| {
-        attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) | RouteAttribute::Via(RouteVia::Inet(address)) => {
-                Some(IpAddr::V4(*address))
-            }
-            RouteAttribute::Gateway(RouteAddress::Inet6(address)) | RouteAttribute::Via(RouteVia::Inet6(address)) => {
-                Some(IpAddr::V6(*address))
-            }
-            _ => None,
-        })
-    };
-    let device = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    });
-    let single = device.map(|device| DefaultRoute { device, gateway: gateway(&route.attributes), main, ipv4 });
-    let hops = route.attributes.iter().filter_map(|attribute| match attribute {
-        RouteAttribute::MultiPath(hops) => Some(hops),
-        _ => None,
-    });
-    let of_hop = |hop: &RouteNextHop| DefaultRoute {
-        device: hop.interface_index,
-        gateway: gateway(&hop.attributes),
-        main,
-        ipv4,
-    };
-    single.into_iter().chain(hops.flatten().map(of_hop)).collect()
+fn next_hops_of(route: RouteMessage) -> impl Iterator<Item = DefaultRoute> {
+    let RouteMessage { main, ipv4, next_hops, .. } = route;
+    next_hops.into_iter().map(move |hop| DefaultRoute { device: hop.device, gateway: hop.gateway, main, ipv4 })
 }
 
-impl Link {
-    fn read(message: &LinkMessage) -> Self {
-        let mut link = Self {
-            index: message.header.index,
-            up: message.header.flags.contains(LinkFlags::Up),
-            loopback: message.header.flags.contains(LinkFlags::Loopback),
-            ..Self::default()
-        };
-        let (mut peer, mut namespace) = (None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name.clone_from(name),
-                LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
-                LinkAttribute::Controller(index) => link.master = Some(*index),
-                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-                LinkAttribute::Address(octets) => link.mac = octets.as_slice().try_into().unwrap_or_default(),
-                LinkAttribute::LinkInfo(infos) => link.read_info(infos),
-                LinkAttribute::Link(index) => peer = Some(*index),
-                LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
-                _ => {}
-            }
-        }
-        link.peer = peer.zip(namespace);
-        link
-    }
-
-    fn read_info(&mut self, infos: &[LinkInfo]) {
-        for info in infos {
-            match info {
-                LinkInfo::Kind(InfoKind::Bridge) => self.kind = "bridge".into(),
-                LinkInfo::Kind(InfoKind::Veth) => self.kind = "veth".into(),
-                LinkInfo::Kind(kind) => self.kind = kind.to_string(),
-                LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
-                    self.port = PortSettings::read(attributes);
-                    self.port_state = attributes.iter().find_map(|attribute| match attribute {
-                        InfoBridgePort::State(state) => Some(*state),
-                        _ => None,
-                    });
-                }
-                _ => {}
-            }
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        Self {
+            index: message.index,
+            name: message.name,
+            kind: message.kind,
+            mac: message.address.as_slice().try_into().unwrap_or_default(),
+            mtu: message.mtu,
+            up: message.up,
+            loopback: message.loopback,
+            alias: message.alias,
+            master: message.controller,
+            port_state: message.port.and_then(|port| port.state),
+            port: message.port.and_then(PortSettings::read),
+            peer: message.link.zip(message.link_netns_id),
         }
     }
-}
-
-fn address_of(message: &AddressMessage) -> Option<IpAddr> {
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    // IPv6 addresses have no IFA_LOCAL, unless there is a peer.
-    local.or_else(|| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })
-}
-
-fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
 fn kernel_error(what: &str, error: &netlink::Error) -> Error {

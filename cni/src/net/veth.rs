@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use edge_types::IpNetwork;
 use edge_types::api::Family;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+use edge_xfrm::netlink::{LinkRequest, attribute};
 
 use super::link::{BridgePortState, Link, Links, PortSettings};
 use super::netns::Namespace;
@@ -110,21 +110,18 @@ pub(crate) fn create(
 ) -> Result<()> {
     let name = host_name(attachment);
     let ifname = &attachment.ifname;
-    let mut peer = LinkMessage::default();
-    peer.attributes.push(LinkAttribute::IfName(ifname.clone()));
-    peer.attributes.push(LinkAttribute::Address(pod_mac.to_vec()));
-    peer.attributes.push(LinkAttribute::NetNsFd(pod.raw_fd()));
-    let mut host = LinkMessage::default();
-    host.attributes.push(LinkAttribute::IfName(name.clone()));
-    host.attributes.push(LinkAttribute::Address(host_mac(attachment).to_vec()));
-    host.attributes.push(LinkAttribute::Controller(bridge.index));
+    let mut peer = LinkRequest::named(ifname);
+    peer.attributes.bytes(attribute::ADDRESS, &pod_mac);
+    peer.attributes.number(attribute::NETNS_FD, pod.raw_fd().cast_unsigned());
+    let mut host = LinkRequest::named(&name);
+    host.attributes.bytes(attribute::ADDRESS, &host_mac(attachment));
+    host.attributes.number(attribute::CONTROLLER, bridge.index);
     if let Some(mtu) = mtu {
-        peer.attributes.push(LinkAttribute::Mtu(mtu));
-        host.attributes.push(LinkAttribute::Mtu(mtu));
+        peer.attributes.number(attribute::MTU, mtu);
+        host.attributes.number(attribute::MTU, mtu);
     }
-    let data = LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)));
-    host.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), data]));
-    if links.create(&format!("the pair {name} and {ifname}"), host)? {
+    host.veth(&peer);
+    if links.create(&format!("the pair {name} and {ifname}"), &host)? {
         return Ok(());
     }
     Err(match links.find(&name)? {
@@ -150,7 +147,7 @@ pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, port: Port
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
     sysctl::ignore_router_advertisements(&name)?;
     sysctl::set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
-    links.bring_port_up(&link, alias(attachment), port)
+    links.bring_port_up(&link, &alias(attachment), port)
 }
 
 fn vanished(name: &str) -> Error {

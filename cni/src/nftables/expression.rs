@@ -1,7 +1,7 @@
 //! The expressions of rules (`linux/netfilter/nf_tables.h`). They load a part of a packet into a
 //! register, compare it, count, and give a verdict.
 
-use super::attributes::Attributes;
+use edge_xfrm::netlink::Attributes;
 
 /// `NFT_REG_1`, the first register that comparisons and lookups read.
 const FIRST: u32 = 1;
@@ -116,54 +116,54 @@ impl Expression {
     pub(crate) fn write_data(&self, data: &mut Attributes) {
         match self {
             Self::Meta { key, register } => {
-                data.number(2, *key as u32);
-                data.number(1, *register);
+                data.number_be(2, *key as u32);
+                data.number_be(1, *register);
             }
             Self::Payload { base, offset, length, register } => {
-                data.number(1, *register);
-                data.number(2, *base as u32);
-                data.number(3, *offset);
-                data.number(4, *length);
+                data.number_be(1, *register);
+                data.number_be(2, *base as u32);
+                data.number_be(3, *offset);
+                data.number_be(4, *length);
             }
             Self::Compare { operation, value } => {
-                data.number(1, FIRST);
-                data.number(2, *operation as u32);
+                data.number_be(1, FIRST);
+                data.number_be(2, *operation as u32);
                 data.nest(3, |compared| compared.bytes(1, value));
             }
             Self::Lookup { set, inverted } => {
-                data.number(2, FIRST);
+                data.number_be(2, FIRST);
                 data.text(1, set);
                 // NFT_LOOKUP_F_INV.
                 if *inverted {
-                    data.number(5, 1);
+                    data.number_be(5, 1);
                 }
             }
             Self::Conntrack(key) => {
-                data.number(2, *key as u32);
-                data.number(1, FIRST);
+                data.number_be(2, *key as u32);
+                data.number_be(1, FIRST);
             }
             Self::OriginalDestination { ipv4 } => {
                 // NFT_CT_DST_IP or _IP6; NFTA_CT_DIRECTION with IP_CT_DIR_ORIGINAL.
-                data.number(2, if *ipv4 { 20 } else { 22 });
-                data.number(1, FIRST);
+                data.number_be(2, if *ipv4 { 20 } else { 22 });
+                data.number_be(1, FIRST);
                 data.bytes(3, &[0]);
             }
             Self::RouteIntoIpsec => {
-                data.number(2, 4);
-                data.number(1, FIRST);
+                data.number_be(2, 4);
+                data.number_be(1, FIRST);
             }
             Self::DestinationTypeOnInput => {
                 // NFTA_FIB_DREG, _RESULT with NFT_FIB_RESULT_ADDRTYPE, _FLAGS with NFTA_FIB_F_DADDR
                 // and _IIF.
-                data.number(1, FIRST);
-                data.number(2, 3);
-                data.number(3, 2 | 8);
+                data.number_be(1, FIRST);
+                data.number_be(2, 3);
+                data.number_be(3, 2 | 8);
             }
             Self::Mask(mask) => {
                 // NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR.
-                data.number(1, FIRST);
-                data.number(2, FIRST);
-                data.number(3, mask.len() as u32);
+                data.number_be(1, FIRST);
+                data.number_be(2, FIRST);
+                data.number_be(3, mask.len() as u32);
                 data.nest(4, |value| value.bytes(1, mask));
                 data.nest(5, |value| value.bytes(1, &vec![0; mask.len()]));
             }
@@ -175,7 +175,7 @@ impl Expression {
                     Verdict::Goto(chain) => (-4, Some(chain)),
                 };
                 // NFT_REG_VERDICT; NFTA_DATA_VERDICT with NFTA_VERDICT_CODE and _CHAIN.
-                data.number(1, 0);
+                data.number_be(1, 0);
                 data.nest(2, |value| {
                     value.nest(2, |verdict| {
                         verdict.bytes(1, &code.to_be_bytes());

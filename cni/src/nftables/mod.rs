@@ -4,13 +4,12 @@
 //! - [`expression`]: the expressions of rules.
 //! - [`wire`]: the messages.
 
-mod attributes;
 pub(crate) mod expression;
 pub(crate) mod wire;
 
 use std::fmt;
 
-use edge_xfrm::netlink::{Error, Netlink};
+use edge_xfrm::netlink::{Error, Netlink, RawMessage};
 
 /// `NFPROTO_INET`, `NFPROTO_BRIDGE` (`linux/netfilter.h`).
 pub(crate) const INET: u8 = 1;
@@ -78,7 +77,7 @@ pub(crate) fn interface_of(key: &[u8]) -> String {
 
 /// The keys in a set. `None` if there is no such table, or no such set in it.
 pub(crate) fn elements(netlink: &mut Netlink, table: &Table, set: &str) -> Result<Option<Vec<Vec<u8>>>, Error> {
-    match netlink.dump::<_, wire::Message>("NFT_MSG_GETSETELEM", table.get_elements(set)) {
+    match netlink.dump::<_, RawMessage>("NFT_MSG_GETSETELEM", table.get_elements(set)) {
         Ok(messages) => Ok(Some(messages.iter().flat_map(wire::keys_of).collect())),
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),

@@ -2,13 +2,9 @@
 //! `linux/netfilter/nf_tables.h`. Numbers are in network byte order there, attributes' own headers
 //! in the machine's.
 
-use std::convert::Infallible;
+use edge_xfrm::netlink::{Attributes, RawMessage};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
-use netlink_packet_core::{
-    NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable,
-};
-
-use super::attributes::Attributes;
 use super::expression::{Expression, Rule};
 use super::{BaseChain, Set, Table};
 
@@ -38,60 +34,30 @@ mod verb {
 /// bytes.
 pub(crate) const ELEMENTS: usize = 512;
 
-/// A message to or from nf_tables.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Message {
-    pub(crate) kind: u16,
-    /// `struct nfgenmsg` and attributes.
-    pub(crate) body: Vec<u8>,
-}
-
-impl NetlinkSerializable for Message {
-    fn message_type(&self) -> u16 {
-        self.kind
-    }
-
-    fn buffer_len(&self) -> usize {
-        self.body.len()
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.body);
-    }
-}
-
-impl NetlinkDeserializable for Message {
-    type Error = Infallible;
-
-    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
-        Ok(Self { kind: header.message_type, body: payload.to_vec() })
-    }
-}
-
 /// The message that begins a transaction of nf_tables.
-pub(crate) fn begin() -> Message {
+pub(crate) fn begin() -> RawMessage {
     let [high, low] = SUBSYSTEM.to_be_bytes();
-    Message { kind: BATCH_BEGIN, body: vec![0, 0, high, low] }
+    RawMessage { kind: BATCH_BEGIN, body: vec![0, 0, high, low] }
 }
 
 /// As [`begin`], but the kernel refuses the transaction with `ERESTART` if the ruleset is no longer
 /// of this generation.
-pub(crate) fn begin_at(generation: u32) -> Message {
-    let Message { kind, mut body } = begin();
+pub(crate) fn begin_at(generation: u32) -> RawMessage {
+    let RawMessage { kind, mut body } = begin();
     // NFNL_BATCH_GENID.
     let mut attributes = Attributes::default();
-    attributes.number(1, generation);
-    body.extend(attributes.0);
-    Message { kind, body }
+    attributes.number_be(1, generation);
+    body.extend(attributes.octets());
+    RawMessage { kind, body }
 }
 
 /// Requests the generation of the ruleset.
-pub(crate) fn get_generation() -> Message {
-    Message { kind: SUBSYSTEM << 8 | verb::GETGEN, body: vec![0; 4] }
+pub(crate) fn get_generation() -> RawMessage {
+    RawMessage { kind: SUBSYSTEM << 8 | verb::GETGEN, body: vec![0; 4] }
 }
 
 /// The generation in the answer to [`get_generation`]. `None` for any other message.
-pub(crate) fn generation_in(message: &Message) -> Option<u32> {
+pub(crate) fn generation_in(message: &RawMessage) -> Option<u32> {
     // NFTA_GEN_ID.
     let attributes = attributes_of(message.body.get(4..)?);
     let (_, value) = attributes.into_iter().find(|(kind, _)| *kind == 1)?;
@@ -99,46 +65,46 @@ pub(crate) fn generation_in(message: &Message) -> Option<u32> {
 }
 
 /// The message that ends a transaction.
-pub(crate) fn end() -> Message {
+pub(crate) fn end() -> RawMessage {
     let [high, low] = SUBSYSTEM.to_be_bytes();
-    Message { kind: BATCH_END, body: vec![0, 0, high, low] }
+    RawMessage { kind: BATCH_END, body: vec![0, 0, high, low] }
 }
 
 impl Table {
     /// Makes the table. The kernel refuses it if there is one of that name.
-    pub(crate) fn create(&self) -> (Message, u16) {
+    pub(crate) fn create(&self) -> (RawMessage, u16) {
         // NFTA_TABLE_FLAGS.
-        let message = self.message(verb::NEWTABLE, |attributes| attributes.number(2, 0));
+        let message = self.message(verb::NEWTABLE, |attributes| attributes.number_be(2, 0));
         (message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Makes the table in place of any table of that name, which is deleted with its content.
-    pub(crate) fn delete_and_create(&self) -> [(Message, u16); 3] {
+    pub(crate) fn delete_and_create(&self) -> [(RawMessage, u16); 3] {
         // Made first, so that there is a table to delete.
         let (make, _) = self.create();
         [(make, NLM_F_CREATE), self.delete(), self.create()]
     }
 
     /// Deletes the table with all that is in it.
-    pub(crate) fn delete(&self) -> (Message, u16) {
+    pub(crate) fn delete(&self) -> (RawMessage, u16) {
         (self.message(verb::DELTABLE, |_| {}), 0)
     }
 
     /// Requests the table.
-    pub(crate) fn get(&self) -> Message {
+    pub(crate) fn get(&self) -> RawMessage {
         self.message(verb::GETTABLE, |_| {})
     }
 
     /// Makes a chain of the table, a base chain if `base` is given.
-    pub(crate) fn new_chain(&self, name: &str, base: Option<&BaseChain>) -> (Message, u16) {
+    pub(crate) fn new_chain(&self, name: &str, base: Option<&BaseChain>) -> (RawMessage, u16) {
         // NFTA_CHAIN_NAME, _TYPE, _POLICY, _HOOK with NFTA_HOOK_HOOKNUM and _PRIORITY.
         let message = self.message(verb::NEWCHAIN, |attributes| {
             attributes.text(3, name);
             if let Some(base) = base {
                 attributes.text(7, "filter");
-                attributes.number(5, 1);
+                attributes.number_be(5, 1);
                 attributes.nest(4, |hook| {
-                    hook.number(1, base.hook);
+                    hook.number_be(1, base.hook);
                     hook.bytes(2, &base.priority.to_be_bytes());
                 });
             }
@@ -147,22 +113,22 @@ impl Table {
     }
 
     /// Makes a set of the table.
-    pub(crate) fn new_set(&self, set: &Set) -> (Message, u16) {
+    pub(crate) fn new_set(&self, set: &Set) -> (RawMessage, u16) {
         // NFTA_SET_NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _ID, _USERDATA.
         let message = self.message(verb::NEWSET, |attributes| {
             attributes.text(2, set.name);
             // NFT_SET_INTERVAL.
-            attributes.number(3, if set.intervals { 4 } else { 0 });
-            attributes.number(4, set.key_type);
-            attributes.number(5, set.key_length);
-            attributes.number(10, set.id);
+            attributes.number_be(3, if set.intervals { 4 } else { 0 });
+            attributes.number_be(4, set.key_type);
+            attributes.number_be(5, set.key_length);
+            attributes.number_be(10, set.id);
             attributes.bytes(13, &set.user_data);
         });
         (message, NLM_F_CREATE)
     }
 
     /// Appends a rule to its chain.
-    pub(crate) fn new_rule(&self, rule: &Rule) -> (Message, u16) {
+    pub(crate) fn new_rule(&self, rule: &Rule) -> (RawMessage, u16) {
         // NFTA_RULE_CHAIN, _EXPRESSIONS of NFTA_LIST_ELEM, _USERDATA.
         let message = self.message(verb::NEWRULE, |attributes| {
             attributes.text(2, rule.chain);
@@ -182,13 +148,13 @@ impl Table {
     }
 
     /// Adds elements to a set, at most [`ELEMENTS`]. Elements that it has already stay.
-    pub(crate) fn add_elements(&self, set: &str, keys: &[Vec<u8>]) -> (Message, u16) {
+    pub(crate) fn add_elements(&self, set: &str, keys: &[Vec<u8>]) -> (RawMessage, u16) {
         (self.elements(verb::NEWSETELEM, set, keys), NLM_F_CREATE)
     }
 
     /// Adds intervals to a set of such, at most [`ELEMENTS`] / 2, which must not overlap. Each has
     /// its first key and the key after its last, or `None` if its last key is the greatest.
-    pub(crate) fn add_intervals(&self, set: &str, intervals: &[(Vec<u8>, Option<Vec<u8>>)]) -> (Message, u16) {
+    pub(crate) fn add_intervals(&self, set: &str, intervals: &[(Vec<u8>, Option<Vec<u8>>)]) -> (RawMessage, u16) {
         let message = self.message(verb::NEWSETELEM, |attributes| {
             attributes.text(2, set);
             attributes.nest(3, |list| {
@@ -198,7 +164,7 @@ impl Table {
                         list.nest(1, |element| {
                             // NFTA_SET_ELEM_FLAGS with NFT_SET_ELEM_INTERVAL_END.
                             element.nest(1, |data| data.bytes(1, end));
-                            element.number(3, 1);
+                            element.number_be(3, 1);
                         });
                     }
                 }
@@ -208,16 +174,16 @@ impl Table {
     }
 
     /// Removes elements from a set, at most [`ELEMENTS`]. The kernel refuses it if one is missing.
-    pub(crate) fn delete_elements(&self, set: &str, keys: &[Vec<u8>]) -> (Message, u16) {
+    pub(crate) fn delete_elements(&self, set: &str, keys: &[Vec<u8>]) -> (RawMessage, u16) {
         (self.elements(verb::DELSETELEM, set, keys), 0)
     }
 
     /// Requests the elements of a set.
-    pub(crate) fn get_elements(&self, set: &str) -> Message {
+    pub(crate) fn get_elements(&self, set: &str) -> RawMessage {
         self.elements(verb::GETSETELEM, set, &[])
     }
 
-    fn elements(&self, verb: u16, set: &str, keys: &[Vec<u8>]) -> Message {
+    fn elements(&self, verb: u16, set: &str, keys: &[Vec<u8>]) -> RawMessage {
         // NFTA_SET_ELEM_LIST_SET, _ELEMENTS of NFTA_LIST_ELEM with NFTA_SET_ELEM_KEY with
         // NFTA_DATA_VALUE.
         self.message(verb, |attributes| {
@@ -233,18 +199,18 @@ impl Table {
     }
 
     /// The name of the table is the first attribute of all of them.
-    fn message(&self, verb: u16, fill: impl FnOnce(&mut Attributes)) -> Message {
+    fn message(&self, verb: u16, fill: impl FnOnce(&mut Attributes)) -> RawMessage {
         let mut attributes = Attributes::default();
         attributes.text(1, self.name);
         fill(&mut attributes);
         // nfgen_family, NFNETLINK_V0, res_id.
-        let body = [&[self.family, 0, 0, 0], attributes.0.as_slice()].concat();
-        Message { kind: SUBSYSTEM << 8 | verb, body }
+        let body = [&[self.family, 0, 0, 0], attributes.octets()].concat();
+        RawMessage { kind: SUBSYSTEM << 8 | verb, body }
     }
 }
 
 /// The keys of the elements in an answer to [`Table::get_elements`].
-pub(crate) fn keys_of(message: &Message) -> Vec<Vec<u8>> {
+pub(crate) fn keys_of(message: &RawMessage) -> Vec<Vec<u8>> {
     let attributes = message.body.get(4..).unwrap_or_default();
     let child = |bytes, kind| attributes_of(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value);
     let Some(list) = child(attributes, 3) else { return Vec::new() };

@@ -3,26 +3,20 @@
 //! the kernel would refuse the packet before it looks up XFRM policies.)
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::config::GuardConfig;
 use super::defect::Defect;
 use super::route::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
 use crate::error::{Error, Result};
-use crate::netlink::{self, Netlink, RtnetlinkMessage};
+use crate::netlink::{LinkMessage, LinkRequest, Netlink, RawMessage, RouteMessage, RouteRequest};
 
 /// Kinds that the device may have, best first. A bridge without ports drops packets as well, and
 /// pods need bridges anyway.
-const KINDS: [InfoKind; 2] = [InfoKind::Dummy, InfoKind::Bridge];
+const KINDS: [&str; 2] = ["dummy", "bridge"];
 /// Metric of the routes with the node's source address. It is high, so that another route to the
 /// same range goes first: the bridge's own, on a node whose segment is the range.
 const METRIC_WITH_SOURCE: u32 = 0x00EC_0000;
@@ -83,9 +77,8 @@ impl Device {
     /// Whether it was there.
     pub(super) fn remove(&mut self) -> Result<bool> {
         let Some((index, _)) = self.find()? else { return Ok(false) };
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        match self.netlink.execute("delete the guard's device (RTM_DELLINK)", RtnetlinkMessage::DelLink(message), 0) {
+        let request = "delete the guard's device (RTM_DELLINK)";
+        match self.netlink.execute(request, LinkRequest::of(index).delete(), 0) {
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(false),
             outcome => Ok(outcome.map(|()| true)?),
         }
@@ -93,38 +86,32 @@ impl Device {
 
     /// Its index and whether it is up. An interface of another kind with its name is an error.
     fn find(&mut self) -> Result<Option<(u32, bool)>> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(DEVICE.to_owned()));
         let request = "look for the guard's device (RTM_GETLINK)";
-        let link = match self.netlink.get(request, RtnetlinkMessage::GetLink(message)) {
-            Ok(RtnetlinkMessage::NewLink(link)) => link,
-            Ok(_) => return Err(netlink::Error::Malformed { request, reason: "it is not a link".into() }.into()),
+        let found = self.netlink.get(request, LinkRequest::named(DEVICE).get());
+        let link = match found.and_then(|message: RawMessage| LinkMessage::read(request, &message)) {
+            Ok(link) => link,
             Err(error) if error.errno() == Some(libc::ENODEV) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let ours = link.attributes.iter().any(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => KINDS.iter().any(|kind| infos.contains(&LinkInfo::Kind(kind.clone()))),
-            _ => false,
-        });
+        let ours = KINDS.contains(&link.kind.as_str());
         if !ours {
             let reason = format!("interface {DEVICE} exists and is not a dummy device: rename or delete it");
             return Err(Error::GuardDevice { reason });
         }
-        Ok(Some((link.header.index, link.header.flags.contains(LinkFlags::Up))))
+        Ok(Some((link.index, link.up)))
     }
 
     fn create(&mut self) -> Result<()> {
         let mut outcome = Ok(());
         for kind in KINDS {
-            let mut message = LinkMessage::default();
+            let mut device = LinkRequest::named(DEVICE);
             // A dummy has no ARP by itself. A bridge gets none either, so that packets are dropped
             // at once, without a neighbour lookup.
-            message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
-            message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
-            message.attributes.push(LinkAttribute::IfName(DEVICE.to_owned()));
-            message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+            device.up(true);
+            device.without_arp();
+            device.kind(kind);
             let request = "make the guard's device (RTM_NEWLINK; CONFIG_DUMMY)";
-            outcome = self.netlink.execute(request, RtnetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL);
+            outcome = self.netlink.execute(request, device.create(), NLM_F_CREATE | NLM_F_EXCL);
             match &outcome {
                 // This kernel lacks this kind: try the next one.
                 Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => {}
@@ -137,69 +124,57 @@ impl Device {
     }
 
     fn set_up(&mut self, index: u32) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
+        let mut device = LinkRequest::of(index);
+        device.up(true);
         let request = "set the guard's device up (RTM_NEWLINK)";
-        Ok(self.netlink.execute(request, RtnetlinkMessage::NewLink(message), 0)?)
+        Ok(self.netlink.execute(request, device.create(), 0)?)
     }
 
     fn missing_routes(&mut self, index: u32, config: &GuardConfig) -> Result<Vec<GuardRoute>> {
         let wanted = wanted_routes(config);
         let mut present = HashSet::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            if wanted.iter().any(|route| family_of(&route.range) == family) {
-                present.extend(self.routes(index, family)?);
+        for ipv4 in [true, false] {
+            if wanted.iter().any(|route| route.range.is_ipv4() == ipv4) {
+                present.extend(self.routes(index, ipv4)?);
             }
         }
         Ok(wanted.into_iter().filter(|route| !present.contains(route)).collect())
     }
 
     /// Our routes over the device.
-    fn routes(&mut self, index: u32, family: AddressFamily) -> Result<Vec<GuardRoute>> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        message.attributes.push(RouteAttribute::Oif(index));
+    fn routes(&mut self, index: u32, ipv4: bool) -> Result<Vec<GuardRoute>> {
         let request = "read the guard's routes (RTM_GETROUTE)";
-        let answers: Vec<RtnetlinkMessage> = match self.netlink.dump(request, RtnetlinkMessage::GetRoute(message)) {
+        let answers: Vec<RawMessage> = match self.netlink.dump(request, RouteMessage::dump_over(index, ipv4)) {
             Ok(answers) => answers,
             // No route over this device yet: an IPv6 table that was never used does not exist.
             Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
-        Ok(answers.iter().filter_map(|answer| guard_route(answer, index)).collect())
+        let mut routes = Vec::new();
+        for answer in &answers {
+            routes.extend(guard_route(&RouteMessage::read(request, answer)?, index));
+        }
+        Ok(routes)
     }
 
     fn add_route(&mut self, index: u32, route: &GuardRoute) -> Result<()> {
-        let mut message = RouteMessage::default();
-        message.header = RouteHeader {
-            address_family: family_of(&route.range),
-            destination_prefix_length: route.range.prefix(),
-            table: RouteHeader::RT_TABLE_MAIN,
-            protocol: RouteProtocol::from(ROUTE_PROTOCOL),
-            scope: if route.range.is_ipv4() { RouteScope::Link } else { RouteScope::Universe },
-            kind: RouteType::Unicast,
-            ..RouteHeader::default()
-        };
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(route.range.network())));
-        message.attributes.push(RouteAttribute::Oif(index));
-        message.attributes.push(RouteAttribute::Priority(metric(route)));
-        message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
+        let mut wanted = RouteRequest::new(route.range, index);
+        wanted.protocol = ROUTE_PROTOCOL;
+        wanted.scope = if route.range.is_ipv4() { RouteRequest::LINK } else { RouteRequest::UNIVERSE };
+        wanted.priority = Some(metric(route));
+        wanted.source = route.source;
         let request = "add a route of the guard (RTM_NEWROUTE)";
         // It replaces, since the bridge's address may have changed.
-        self.netlink.execute(request, RtnetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE).map_err(
-            |error| {
-                let hint = match error.errno() {
-                    Some(libc::EINVAL) if route.source.is_some() => {
-                        " (the host has no such address, or it is still tentative)"
-                    }
-                    Some(libc::EACCES) => " (IPv6 is turned off for new devices: net.ipv6.conf.default.disable_ipv6)",
-                    _ => "",
-                };
-                Error::Guard { what: format!("route {route}{hint}"), error: Box::new(error.into()) }
-            },
-        )
+        self.netlink.execute(request, wanted.create(), NLM_F_CREATE | NLM_F_REPLACE).map_err(|error| {
+            let hint = match error.errno() {
+                Some(libc::EINVAL) if route.source.is_some() => {
+                    " (the host has no such address, or it is still tentative)"
+                }
+                Some(libc::EACCES) => " (IPv6 is turned off for new devices: net.ipv6.conf.default.disable_ipv6)",
+                _ => "",
+            };
+            Error::Guard { what: format!("route {route}{hint}"), error: Box::new(error.into()) }
+        })
     }
 }
 
@@ -218,39 +193,12 @@ fn metric(route: &GuardRoute) -> u32 {
     if route.source.is_some() { METRIC_WITH_SOURCE } else { METRIC_BARE }
 }
 
-/// Reads a route of ours from the kernel's response.
-fn guard_route(answer: &RtnetlinkMessage, index: u32) -> Option<GuardRoute> {
-    let RtnetlinkMessage::NewRoute(message) = answer else { return None };
-    if message.header.protocol != RouteProtocol::from(ROUTE_PROTOCOL)
-        || message.header.table != RouteHeader::RT_TABLE_MAIN
-    {
-        return None;
-    }
-    let (mut destination, mut source, mut priority, mut device) = (None, None, 0, 0);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => destination = ip(address),
-            RouteAttribute::PrefSource(address) => source = ip(address),
-            RouteAttribute::Priority(metric) => priority = *metric,
-            RouteAttribute::Oif(oif) => device = *oif,
-            _ => {}
-        }
-    }
-    let range = IpNetwork::new(destination?, message.header.destination_prefix_length).ok()?;
-    let route = GuardRoute { range, source };
-    (device == index && priority == metric(&route)).then_some(route)
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some((*ip).into()),
-        RouteAddress::Inet6(ip) => Some((*ip).into()),
-        _ => None,
-    }
-}
-
-fn family_of(network: &IpNetwork) -> AddressFamily {
-    if network.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+/// The route, if it is ours.
+fn guard_route(message: &RouteMessage, index: u32) -> Option<GuardRoute> {
+    let device = message.next_hops.first()?.device;
+    let route = GuardRoute { range: message.destination?, source: message.source };
+    (message.protocol == ROUTE_PROTOCOL && message.main && device == index && message.priority == metric(&route))
+        .then_some(route)
 }
 
 /// Turns IPv6 on for the device, in case new devices have it off. If this cannot be written, adding

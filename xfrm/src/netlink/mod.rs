@@ -17,11 +17,16 @@ use rustix::net::sockopt;
 use zeroize::{Zeroize, Zeroizing};
 
 mod frame;
+mod message;
 mod rtnetlink;
 
 pub use frame::KernelRefusal;
 pub(crate) use frame::{Frame, Frames};
-pub use rtnetlink::RtnetlinkMessage;
+pub use message::{Attributes, RawMessage};
+pub use rtnetlink::{
+    AddressMessage, AddressRequest, BridgePort, BridgePortState, LinkMessage, LinkRequest, NextHop, RouteMessage,
+    RouteRequest, attribute,
+};
 
 /// How long the kernel may take to answer. The kernel handles requests while they are sent, so this
 /// only ends the wait for a response that was lost.
