@@ -51,23 +51,32 @@ impl NetlinkSerializable for XfrmRequest {
     }
 }
 
-/// A message with which XFRM answers a request.
-pub(crate) enum XfrmResponse {
-    Sa(Box<Sa>),
-    Policy(Box<InstalledPolicy>),
-    /// Not used: a policy of a single socket, or a type that we did not ask for.
-    Other,
-}
+/// An SA with which XFRM answers a request. `None`: a message of a type that we did not ask for.
+pub(crate) struct SaResponse(pub(crate) Option<Box<Sa>>);
 
-impl NetlinkDeserializable for XfrmResponse {
+impl NetlinkDeserializable for SaResponse {
     type Error = DecodeError;
 
     fn deserialize(header: &NetlinkHeader, body: &[u8]) -> Result<Self, DecodeError> {
         match header.message_type {
-            nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Ok(XfrmResponse::Sa(Box::new(Sa::decode(body)?))),
-            nl::XFRM_MSG_NEWPOLICY | nl::XFRM_MSG_UPDPOLICY => Ok(InstalledPolicy::decode(body)?
-                .map_or(XfrmResponse::Other, |policy| XfrmResponse::Policy(Box::new(policy)))),
-            _ => Ok(XfrmResponse::Other),
+            nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Ok(Self(Some(Box::new(Sa::decode(body)?)))),
+            _ => Ok(Self(None)),
+        }
+    }
+}
+
+/// A policy with which XFRM answers a request. `None`: a policy of a single socket, or a message of
+/// a type that we did not ask for. A type of its own, so that the CNI plugin, which has policies
+/// alone, holds no machine code that reads SAs.
+pub(crate) struct PolicyResponse(pub(crate) Option<Box<InstalledPolicy>>);
+
+impl NetlinkDeserializable for PolicyResponse {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, body: &[u8]) -> Result<Self, DecodeError> {
+        match header.message_type {
+            nl::XFRM_MSG_NEWPOLICY | nl::XFRM_MSG_UPDPOLICY => Ok(Self(InstalledPolicy::decode(body)?.map(Box::new))),
+            _ => Ok(Self(None)),
         }
     }
 }

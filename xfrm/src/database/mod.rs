@@ -9,7 +9,7 @@ use netlink_packet_xfrm::XfrmMessage;
 use netlink_sys::protocols::NETLINK_XFRM;
 
 use crate::error::{Error, Result};
-use crate::message::{XfrmRequest, XfrmResponse};
+use crate::message::{PolicyResponse, SaResponse, XfrmRequest};
 use crate::netlink::{self, Netlink};
 use crate::policy::{InstalledPolicy, Policy};
 use crate::reconcile::{self, PolicyDiff};
@@ -83,8 +83,8 @@ impl Xfrm {
         };
         let request = "reserve an SPI (XFRM_MSG_ALLOCSPI)";
         match self.netlink.get(request, XfrmRequest::from(XfrmMessage::AllocSpi(message)))? {
-            XfrmResponse::Sa(sa) => Ok(sa.id.spi),
-            _ => Err(netlink::Error::Malformed { request, reason: "it is not an SA".into() }.into()),
+            SaResponse(Some(sa)) => Ok(sa.id.spi),
+            SaResponse(None) => Err(netlink::Error::Malformed { request, reason: "it is not an SA".into() }.into()),
         }
     }
 
@@ -128,8 +128,7 @@ impl Xfrm {
     pub fn sa(&mut self, id: SaId) -> Result<Option<Sa>> {
         let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() });
         match self.netlink.get("read an SA (XFRM_MSG_GETSA)", XfrmRequest::from(message)) {
-            Ok(XfrmResponse::Sa(sa)) => Ok(Some(*sa)),
-            Ok(_) => Ok(None),
+            Ok(SaResponse(sa)) => Ok(sa.map(|sa| *sa)),
             Err(error) if error.errno() == Some(libc::ESRCH) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -140,13 +139,7 @@ impl Xfrm {
     pub fn sas(&mut self) -> Result<Vec<Sa>> {
         let message = XfrmMessage::GetDumpSa(nl::state::GetDumpMessage { nlas: Vec::new() });
         let answers = self.netlink.dump("read all SAs (XFRM_MSG_GETSA)", XfrmRequest::from(message))?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                XfrmResponse::Sa(sa) => Some(*sa),
-                _ => None,
-            })
-            .collect())
+        Ok(answers.into_iter().filter_map(|SaResponse(sa)| sa.map(|sa| *sa)).collect())
     }
 
     /// Replaces the old outbound SA by the new one: [`Xfrm::begin_switch`], a pause of
@@ -298,7 +291,8 @@ fn supports_attribute(netlink: &mut Netlink, kind: u16) -> Result<bool> {
     let id = SaId { destination: IpAddr::from([127, 0, 0, 1]), spi: 1 };
     let attribute = nl::XfrmAttrs::Other(DefaultNla::new(kind, vec![u8::MAX]));
     let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: vec![attribute] });
-    match netlink.get::<_, XfrmResponse>("find out what XFRM can do (XFRM_MSG_GETSA)", XfrmRequest::from(message)) {
+    // The kernel has no such SA to answer with.
+    match netlink.get::<_, PolicyResponse>("find out what XFRM can do (XFRM_MSG_GETSA)", XfrmRequest::from(message)) {
         Err(error) if matches!(error.errno(), Some(libc::ERANGE | libc::EINVAL)) => Ok(true),
         Err(error) if error.errno() == Some(libc::ESRCH) => Ok(false),
         Err(error) => Err(error.into()),

@@ -6,7 +6,7 @@ use netlink_packet_xfrm as nl;
 use netlink_packet_xfrm::XfrmMessage;
 
 use crate::error::{Error, Result};
-use crate::message::{XfrmRequest, XfrmResponse};
+use crate::message::{PolicyResponse, XfrmRequest};
 use crate::netlink::{self, KernelRefusal, Netlink};
 use crate::policy::{Action, Direction, InstalledPolicy, Policy};
 use crate::reconcile::PolicyDiff;
@@ -23,13 +23,7 @@ const READ: &str = "read a policy (XFRM_MSG_GETPOLICY)";
 pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<InstalledPolicy>> {
     let message = XfrmMessage::GetPolicy(nl::policy::DelGetMessage::default());
     let answers = netlink.dump("read all policies (XFRM_MSG_GETPOLICY)", XfrmRequest::from(message))?;
-    Ok(answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            XfrmResponse::Policy(policy) => Some(*policy),
-            _ => None,
-        })
-        .collect())
+    Ok(answers.into_iter().filter_map(|PolicyResponse(policy)| policy.map(|policy| *policy)).collect())
 }
 
 /// The policies with the selectors of these, in their order: one datagram to the kernel, one or a
@@ -48,10 +42,10 @@ fn by_index(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<Option<In
     netlink.get_all(READ, vec![XfrmRequest::from(message)])?.pop().map_or(Ok(None), found)
 }
 
-fn found(answer: Result<XfrmResponse, KernelRefusal>) -> Result<Option<InstalledPolicy>> {
+fn found(answer: Result<PolicyResponse, KernelRefusal>) -> Result<Option<InstalledPolicy>> {
     match answer {
-        Ok(XfrmResponse::Policy(policy)) => Ok(Some(*policy)),
-        Ok(_) | Err(KernelRefusal { errno: libc::ENOENT, .. }) => Ok(None),
+        Ok(PolicyResponse(policy)) => Ok(policy.map(|policy| *policy)),
+        Err(KernelRefusal { errno: libc::ENOENT, .. }) => Ok(None),
         Err(refusal) => Err(netlink::Error::Rejected { request: READ, refusal }.into()),
     }
 }
