@@ -2,11 +2,17 @@
 //! and an exit status other than 0.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 
-/// Why an operation failed. The message says what was expected, what was found and what to do.
+/// Why an operation failed. In a box, so that whatever may fail returns a pointer and not a
+/// hundred bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Error {
+pub(crate) struct Error(Box<Failure>);
+
+/// What an [`Error`] says. The message says what was expected, what was found and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
     pub(crate) code: Code,
     pub(crate) message: String,
     pub(crate) details: String,
@@ -57,12 +63,18 @@ pub(crate) enum Code {
 impl Error {
     /// An error with its message.
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), details: String::new() }
+        Self(Box::new(Failure { code, message: message.into(), details: String::new() }))
     }
 
     /// An error about a file; `what` is the verb that failed, `read` for instance.
     pub(crate) fn io(what: &str, path: &Path, error: impl fmt::Display) -> Self {
         Self::new(Code::Io, format!("cannot {what} {}: {error}", path.display()))
+    }
+
+    /// The same error with another code.
+    pub(crate) fn with_code(mut self, code: Code) -> Self {
+        self.code = code;
+        self
     }
 
     /// Adds what a human may need to find the cause.
@@ -75,6 +87,20 @@ impl Error {
     pub(crate) fn with_subject(mut self, subject: impl fmt::Display) -> Self {
         self.message = format!("{subject}: {}", self.message);
         self
+    }
+}
+
+impl Deref for Error {
+    type Target = Failure;
+
+    fn deref(&self) -> &Failure {
+        &self.0
+    }
+}
+
+impl DerefMut for Error {
+    fn deref_mut(&mut self) -> &mut Failure {
+        &mut self.0
     }
 }
 

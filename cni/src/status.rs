@@ -25,7 +25,7 @@ pub(crate) fn status(config: &Config) -> Result<()> {
     let found = findings(config);
     found.obstacles.iter().for_each(|obstacle| eprintln!("edge-cni: {obstacle}"));
     match found.failures.into_iter().next() {
-        Some(error) => Err(Error { code: Code::NotAvailable, ..error }),
+        Some(error) => Err(error.with_code(Code::NotAvailable)),
         None => Ok(()),
     }
 }

@@ -245,7 +245,9 @@ impl LockedLeases {
         if assigned.is_empty() {
             return Ok(None);
         }
-        assigned.sort_by_key(|assigned| assigned.address.is_ipv6());
+        let (mut assigned, ipv6): (Vec<_>, Vec<_>) =
+            assigned.into_iter().partition(|assigned| assigned.address.is_ipv4());
+        assigned.extend(ipv6);
         let addresses: Vec<IpAddr> = assigned.iter().map(|assigned| assigned.address).collect();
         let lease = Lease { addresses, network: network.to_owned(), pod: request.pod.clone(), mac: requested.mac };
         self.journal.enter_lease(&request.attachment, &lease)?;
@@ -277,7 +279,7 @@ impl LockedLeases {
                 ));
             }
             if let Some(owner) = self.journal.owner(address)? {
-                return Err(Error { code: Code::TryAgainLater, ..refused(format!("is leased to {owner}")) });
+                return Err(refused(format!("is leased to {owner}")).with_code(Code::TryAgainLater));
             }
             Ok(PodAddress { address, segment: *segment })
         };
