@@ -1,8 +1,6 @@
 //! GC removes the pairs of links and the leases of this network that belong to no attachment in the
 //! runtime's list. If the runtime never calls it, `reclaim` ends leases of vanished pods.
 
-use std::collections::BTreeSet;
-
 use serde_json::Value;
 
 use crate::config::Config;
@@ -12,6 +10,7 @@ use crate::net::link::Links;
 use crate::net::veth;
 use crate::pod_filter;
 use crate::request::Attachment;
+use crate::sort::SortedSet;
 
 /// Ends the leases and removes the pairs of all attachments of this network that are not in the
 /// configuration's list of valid ones. As with DEL, pairs go before leases. A pair that cannot be
@@ -22,7 +21,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
         return Ok(());
     };
     let mut links = Links::open()?;
-    let mut stuck = BTreeSet::new();
+    let mut stuck = Vec::new();
     let mut failures = Vec::new();
     let Some(state_dir) = StateDir::existing(config) else { return Ok(()) };
     let mut leases = state_dir.lock()?;
@@ -40,7 +39,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
         }
         if let Err(error) = links.delete(&link) {
             failures.push(error.to_string());
-            stuck.insert(attachment);
+            stuck.push(attachment);
         }
     }
     let ended = leases.reclaim(|attachment, lease| {
@@ -65,7 +64,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
 
 /// The specification, "GC": `cni.dev/valid-attachments`, each `{"containerID": .., "ifname": ..}`.
 /// An absent list is not an empty one. `cnitool gc` sends none.
-fn valid_attachments(list: Option<&Value>) -> Result<Option<BTreeSet<Attachment>>> {
+fn valid_attachments(list: Option<&Value>) -> Result<Option<SortedSet<Attachment>>> {
     let Some(list) = list.filter(|list| !list.is_null()) else { return Ok(None) };
     let wrong = |why: &str| {
         Error::new(
@@ -78,9 +77,11 @@ fn valid_attachments(list: Option<&Value>) -> Result<Option<BTreeSet<Attachment>
         let text = |key: &str| entry[key].as_str().map(str::to_owned);
         Some(Attachment { container: text("containerID")?, ifname: text("ifname")? })
     };
-    let read_all: Result<_> =
-        list.iter().map(|entry| read(entry).ok_or_else(|| wrong(&format!("has the entry {entry}")))).collect();
-    read_all.map(Some)
+    let mut valid = Vec::new();
+    for entry in list {
+        valid.push(read(entry).ok_or_else(|| wrong(&format!("has the entry {entry}")))?);
+    }
+    Ok(Some(valid.into_iter().collect()))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
+use crate::sort::sort_by;
 use crate::{config_file, segment, status};
 
 /// The arguments of these commands.
@@ -25,7 +26,7 @@ pub(crate) fn leases(arguments: &[OsString]) -> Result<String> {
         Some(leases) => leases.all()?.collect(),
         None => Vec::new(),
     };
-    leases.sort_by(|(one, _), (other, _)| one.cmp(other));
+    sort_by(&mut leases, |(one, _), (other, _)| one < other);
     let leases: Vec<Value> = leases
         .into_iter()
         .map(|(attachment, lease)| {

@@ -61,6 +61,7 @@ mod resolv_conf;
 mod result;
 mod route_selection;
 mod segment;
+mod sort;
 mod status;
 mod up;
 mod version;

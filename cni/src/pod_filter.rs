@@ -2,7 +2,7 @@
 //! ADD adds a pod's elements before its port forwards, DEL removes them with its lease, and they
 //! are restored for all leases if the table was lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::bridge_filter::{Filter, PodPort};
@@ -14,6 +14,7 @@ use crate::net::link::{Links, PortSettings};
 use crate::net::{bridge, veth};
 use crate::request::{Attachment, RuntimeRequest};
 use crate::segment::PodAddress;
+use crate::sort::SortedSet;
 
 /// How often the table is made again if the ruleset changes meanwhile.
 const ATTEMPTS: usize = 8;
@@ -107,10 +108,9 @@ fn with_all_ports(
 }
 
 /// The state directories of other networks of this host.
-fn other_state_dirs(config: &Config, links: &mut Links) -> Result<BTreeSet<PathBuf>> {
-    let mut directories: BTreeSet<PathBuf> = links.all()?.iter().filter_map(bridge::state_dir_of).collect();
-    directories.remove(&config.state_dir);
-    Ok(directories)
+fn other_state_dirs(config: &Config, links: &mut Links) -> Result<SortedSet<PathBuf>> {
+    let directories = links.all()?;
+    Ok(directories.iter().filter_map(bridge::state_dir_of).filter(|directory| *directory != config.state_dir).collect())
 }
 
 /// Removes the elements of these attachments. A failure is reported on standard error and does no
@@ -160,7 +160,7 @@ pub(crate) fn remove_vanished(links: &mut Links) {
     let vanished = Filter::open().and_then(|mut filter| {
         // Read in this order, since a port is made before its elements are added.
         let known = filter.ports()?;
-        let present: BTreeSet<String> = links.all()?.into_iter().map(|link| link.name).collect();
+        let present: SortedSet<String> = links.all()?.into_iter().map(|link| link.name).collect();
         Ok(known.into_iter().filter(|name| !present.contains(name)).collect::<Vec<_>>())
     });
     match vanished {
@@ -240,7 +240,7 @@ fn ports_of(
         let mac = lease.mac.unwrap_or_else(|| veth::pod_mac(&attachment));
         ports.push(PodPort { name, mac, addresses: lease.addresses.clone(), unfiltered });
     }
-    let of_host: BTreeSet<Mac> = present.iter().map(|link| link.mac).collect();
+    let of_host = present.iter().map(|link| link.mac).collect();
     let known = || Filter::open().and_then(|mut filter| filter.macs()).unwrap_or_default();
     let chosen = macs_to_keep(&former, &ports, &of_host, known);
     for port in &mut ports {
@@ -267,12 +267,13 @@ struct EarlierPort {
 fn macs_to_keep(
     former: &[EarlierPort],
     ports: &[PodPort],
-    of_host: &BTreeSet<Mac>,
+    of_host: &SortedSet<Mac>,
     known: impl Fn() -> Vec<(String, Mac)>,
 ) -> BTreeMap<String, Mac> {
     let mut holders: BTreeMap<Mac, Vec<&EarlierPort>> = BTreeMap::new();
     former.iter().for_each(|port| holders.entry(port.mac).or_default().push(port));
-    let generated: BTreeMap<Mac, &str> = ports.iter().map(|port| (port.mac, port.name.as_str())).collect();
+    let mut generated = BTreeMap::new();
+    generated.extend(ports.iter().map(|port| (port.mac, port.name.as_str())));
     let mut chosen = BTreeMap::new();
     for (mac, same) in holders {
         let mut rightful = same.clone();
@@ -311,7 +312,7 @@ mod tests {
             unfiltered: false,
         };
         let ports = [port("a", 1), port("b", 2), port("ours", 3)];
-        let of_host = BTreeSet::from([[2, 0, 0, 0, 0, 1]]);
+        let of_host = SortedSet::from_iter([[2, 0, 0, 0, 0, 1]]);
         let (own, neighbours): (Mac, Mac) = ([0x72, 0, 0, 0, 0, 1], [0x72, 0, 0, 0, 0, 2]);
         let choice = |a: Mac, known: &[(&str, Mac)]| {
             let former = [("a", a), ("b", neighbours)].map(|(name, mac)| EarlierPort {

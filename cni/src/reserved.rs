@@ -8,6 +8,7 @@ use edge_types::IpNetwork;
 use edge_types::shared_files::pod_capacity;
 
 use crate::segment;
+use crate::sort::sort_by;
 
 /// The addresses from one to another of the same family, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +57,7 @@ pub(crate) struct Reserved(Vec<AddressRange>);
 
 impl Reserved {
     pub(crate) fn new(mut ranges: Vec<AddressRange>) -> Self {
-        ranges.sort_unstable();
+        sort_by(&mut ranges, |one, other| one < other);
         let mut merged: Vec<AddressRange> = Vec::new();
         for range in ranges {
             match merged.last_mut() {

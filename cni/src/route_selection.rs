@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::net::link::DefaultRoute;
 use crate::pod_route::PodRoute;
 use crate::segment::PodAddress;
+use crate::sort::sort_by;
 
 /// `RT_SCOPE_LINK` (`linux/rtnetlink.h`). Routes with this scope, or a narrower one, have no
 /// gateway.
@@ -79,7 +80,7 @@ fn any_network(ipv4: bool) -> IpNetwork {
 fn cluster(config: &Config, segments: &SegmentsFile) -> Vec<IpNetwork> {
     let mut networks = cluster_ranges::all(config, Some(segments));
     networks.extend(segments.networks.iter().chain(&segments.hub_networks).chain(&config.service_ranges));
-    networks.sort_by_key(|network| (network.network(), network.prefix()));
+    sort_by(&mut networks, |one, other| (one.network(), one.prefix()) < (other.network(), other.prefix()));
     networks.dedup_by(|network, outer| contains(outer, network));
     networks
 }

@@ -3,7 +3,6 @@
 //! their source, and after another program removed the bridge, to which the pods are attached
 //! again.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use edge_types::shared_files::SegmentsFile;
@@ -16,6 +15,7 @@ use crate::ipam::{LockedLeases, StateDir};
 use crate::net::link::{Link, Links, PortSettings};
 use crate::net::{sysctl, veth};
 use crate::node_setup;
+use crate::sort::SortedSet;
 use crate::{forward_filter, obstacles, pod_filter, segment};
 
 /// Most pods that one message names.
@@ -70,11 +70,8 @@ fn attach_detached_pods(
     if detached.is_empty() {
         return Ok(Vec::new());
     }
-    let pods: BTreeSet<String> = leases
-        .all()?
-        .filter(|(_, lease)| lease.network == config.name)
-        .map(|(attachment, _)| veth::host_name(&attachment))
-        .collect();
+    let of_network = leases.all()?.filter(|(_, lease)| lease.network == config.name);
+    let pods: SortedSet<String> = of_network.map(|(attachment, _)| veth::host_name(&attachment)).collect();
     detached.retain(|link| pods.contains(&link.name));
     let settings = PortSettings { hairpin: config.hairpin_mode, isolated: config.port_isolation };
     for link in &detached {
@@ -101,8 +98,8 @@ fn pods_with_larger_mtu(
     links: &mut Links,
 ) -> Result<Option<String>> {
     let Some(mtu) = config.pod_mtu(segments) else { return Ok(None) };
-    let larger: BTreeSet<String> =
-        links.all()?.into_iter().filter(|link| link.kind == "veth" && link.mtu > mtu).map(|link| link.name).collect();
+    let larger = links.all()?.into_iter().filter(|link| link.kind == "veth" && link.mtu > mtu);
+    let larger: SortedSet<String> = larger.map(|link| link.name).collect();
     let concerned = leases
         .all()?
         .filter(|(attachment, lease)| lease.network == config.name && larger.contains(&veth::host_name(attachment)));

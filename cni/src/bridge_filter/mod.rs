@@ -17,6 +17,7 @@ use self::table::{FilterSet, TABLE};
 use crate::error::{Code, Error, Result};
 use crate::mac::{self, Mac};
 use crate::nftables::{self, IFNAMSIZ, Table, interface_key, interface_of, wire};
+use crate::sort::sort_by;
 
 mod table;
 #[cfg(test)]
@@ -208,7 +209,7 @@ impl Filter {
             let Some(keys) = self.elements(set)? else { continue };
             let mut keys: Vec<_> = keys.into_iter().filter(|key| wanted(&interface_of(key))).collect();
             // While a hash table grows, an element may be dumped twice.
-            keys.sort_unstable();
+            sort_by(&mut keys, |one, other| one < other);
             keys.dedup();
             if !keys.is_empty() {
                 elements.insert(set, keys);

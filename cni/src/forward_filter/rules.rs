@@ -10,6 +10,7 @@ use edge_xfrm::netlink::RawMessage;
 use crate::net::uplink::Uplink;
 use crate::nftables::expression::{Base, Comparison, ConntrackKey, Expression, Meta, Rule, Verdict};
 use crate::nftables::{BaseChain, IFNAMSIZ, INET, INTERFACE, IPV4, IPV6, Set, Table, interface_key, wire};
+use crate::sort::sort_by;
 
 /// The table.
 pub(super) const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
@@ -305,7 +306,7 @@ fn add_networks(sets: [&str; 2], networks: &[IpNetwork]) -> Vec<(RawMessage, u16
 /// last.
 fn intervals<'a>(networks: impl Iterator<Item = &'a IpNetwork>) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
     let mut networks: Vec<&IpNetwork> = networks.collect();
-    networks.sort_by_key(|network| (network.network(), network.prefix()));
+    sort_by(&mut networks, |one, other| (one.network(), one.prefix()) < (other.network(), other.prefix()));
     // Two networks are disjoint, or one contains the other, which then comes first.
     networks.dedup_by(|network, outer| contains(outer, network));
     networks.into_iter().map(|network| (octets(network.network()), after(network.broadcast()))).collect()

@@ -8,6 +8,7 @@ use super::line::Line;
 use super::used_addresses::{FreedAddress, UsedAddresses};
 use crate::mac::Mac;
 use crate::request::Attachment;
+use crate::sort::sort_by;
 
 /// What one attachment has leased.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,7 +253,7 @@ impl Leases {
     /// Freed addresses with their times, the longest ago first.
     pub(in crate::ipam) fn freed(&self) -> Vec<(IpAddr, u64)> {
         let mut all: Vec<_> = self.freed.iter().map(|(address, order)| (*order, *address)).collect();
-        all.sort_unstable();
+        sort_by(&mut all, |one, other| one < other);
         all.into_iter().map(|((at, _), address)| (address, at)).collect()
     }
 

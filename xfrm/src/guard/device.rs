@@ -2,8 +2,6 @@
 //! goes there and is dropped, instead of leaving by the default route. (With an `unreachable` route
 //! the kernel would refuse the packet before it looks up XFRM policies.)
 
-use std::collections::HashSet;
-
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -132,7 +130,7 @@ impl Device {
 
     fn missing_routes(&mut self, index: u32, config: &GuardConfig) -> Result<Vec<GuardRoute>> {
         let wanted = wanted_routes(config);
-        let mut present = HashSet::new();
+        let mut present = Vec::new();
         for ipv4 in [true, false] {
             if wanted.iter().any(|route| route.range.is_ipv4() == ipv4) {
                 present.extend(self.routes(index, ipv4)?);
