@@ -1,5 +1,5 @@
-//! Sorting in little machine code. For each type of item the standard library's sorts take 4 KiB, and
-//! its sets 3 KiB and such a sort. The plugin may have 1 MiB.
+//! Sorting in little machine code. For each type of item the standard library's sorts take 4 KiB,
+//! and its sets 3 KiB and such a sort. The plugin may have 1 MiB.
 
 use std::borrow::Borrow;
 
