@@ -16,10 +16,13 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt;
 use zeroize::{Zeroize, Zeroizing};
 
+mod error;
 mod frame;
 mod message;
 mod rtnetlink;
 
+use error::{ANSWER_TIMEOUT, DUMP_ATTEMPTS};
+pub use error::{Error, Result};
 pub use frame::KernelRefusal;
 pub(crate) use frame::{Frame, Frames};
 pub use message::{Attributes, RawMessage};
@@ -28,17 +31,10 @@ pub use rtnetlink::{
     RouteRequest, attribute,
 };
 
-/// How long the kernel may take to answer. The kernel handles requests while they are sent, so this
-/// only ends the wait for a response that was lost.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Receive buffer of the socket, bytes. The responses of a whole batch wait there.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Largest datagram, bytes. Those of a dump have at most 32 KiB, single responses far less.
 const MAX_DATAGRAM: usize = 64 << 10;
-/// How often a dump is read at most, because it changes meanwhile. With the waits between them,
-/// that takes at least 1.4 s: on a node that starts fifty pods at once the links change all the
-/// time.
-const DUMP_ATTEMPTS: u32 = 42;
 /// The wait before another attempt grows by this time, from the third one on.
 const DUMP_WAIT: Duration = Duration::from_millis(2);
 /// Longest wait before another attempt.
@@ -48,69 +44,6 @@ const LONGEST_DUMP_WAIT: Duration = Duration::from_millis(50);
 const MAX_BATCH: usize = 128;
 /// Most requests in one datagram if each is answered by a message.
 const MAX_QUERIES: usize = 32;
-
-/// A request could not be carried out. Holds no bytes of the request or the response.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The kernel refused it.
-    #[error("{request}: {refusal}")]
-    Rejected {
-        /// The request.
-        request: &'static str,
-        /// The kernel's response.
-        refusal: KernelRefusal,
-    },
-    /// No response came.
-    #[error("{request}: no answer from the kernel within {ANSWER_TIMEOUT:?}")]
-    Timeout {
-        /// The request.
-        request: &'static str,
-    },
-    /// Messages were lost, since the receive buffer was full. What is known may be wrong: dump it
-    /// again.
-    #[error("netlink messages were lost (ENOBUFS): the state must be read again")]
-    Overrun,
-    /// A dump changed each time while it was read.
-    #[error("{request}: changed during each of {DUMP_ATTEMPTS} attempts to read it")]
-    Interrupted {
-        /// The request.
-        request: &'static str,
-    },
-    /// A response was malformed.
-    #[error("{request}: the kernel's answer was not understood: {reason}")]
-    Malformed {
-        /// The request.
-        request: &'static str,
-        /// How it is malformed. Holds no bytes of it.
-        reason: String,
-    },
-    /// The socket failed.
-    #[error("{doing}: {error}")]
-    Io {
-        /// The operation.
-        doing: &'static str,
-        /// The cause.
-        error: io::Error,
-    },
-}
-
-impl Error {
-    /// The error number with which the kernel refused, if it did.
-    pub fn errno(&self) -> Option<i32> {
-        match self {
-            Error::Rejected { refusal, .. } => Some(refusal.errno),
-            _ => None,
-        }
-    }
-
-    fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |error| Error::Io { doing, error }
-    }
-}
-
-/// The result of a request.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A request socket of one netlink protocol. It is not shared between threads: it carries one
 /// request at a time.

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use netlink_packet_core::DecodeError;
 
-use super::{FAMILY_IPV6, RawMessage, Result, address, each_attribute, family_of, number, octets_of, read};
-use crate::netlink::Attributes;
+use super::values::{FAMILY_IPV6, address, each_attribute, family_of, number, octets_of, read};
+use crate::netlink::error::Result;
+use crate::netlink::message::{Attributes, RawMessage};
 
 /// Length of the fixed part, bytes (`struct ifaddrmsg`).
 const FIXED: usize = 8;

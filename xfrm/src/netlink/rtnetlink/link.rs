@@ -4,8 +4,9 @@ use std::fmt;
 
 use netlink_packet_core::DecodeError;
 
-use super::{RawMessage, Result, each_attribute, number, read, text};
-use crate::netlink::Attributes;
+use super::values::{each_attribute, number, read, text};
+use crate::netlink::error::Result;
+use crate::netlink::message::{Attributes, RawMessage};
 
 /// Length of the fixed part, bytes (`struct ifinfomsg`).
 const FIXED: usize = 16;

@@ -5,10 +5,9 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::DecodeError;
 
-use super::{
-    FAMILY_IPV4, FAMILY_IPV6, RawMessage, Result, address, each_attribute, family_of, number, octets_of, read,
-};
-use crate::netlink::Attributes;
+use super::values::{FAMILY_IPV4, FAMILY_IPV6, address, each_attribute, family_of, number, octets_of, read};
+use crate::netlink::error::Result;
+use crate::netlink::message::{Attributes, RawMessage};
 
 /// Length of the fixed part, bytes (`struct rtmsg`).
 const FIXED: usize = 12;

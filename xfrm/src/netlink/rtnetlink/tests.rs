@@ -18,7 +18,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::netlink::Attributes;
+use crate::netlink::{Attributes, RawMessage};
 
 /// What the library reads of a request.
 fn by_library(message: &RawMessage) -> RouteNetlinkMessage {

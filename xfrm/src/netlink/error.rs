@@ -1,0 +1,77 @@
+//! Why a request could not be carried out.
+
+use std::io;
+use std::time::Duration;
+
+use super::frame::KernelRefusal;
+
+/// How long the kernel may take to answer. The kernel handles requests while they are sent, so this
+/// only ends the wait for a response that was lost.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a dump is read at most, because it changes meanwhile. With the waits between them,
+/// that takes at least 1.4 s: on a node that starts fifty pods at once the links change all the
+/// time.
+pub(super) const DUMP_ATTEMPTS: u32 = 42;
+
+/// A request could not be carried out. Holds no bytes of the request or the response.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused it.
+    #[error("{request}: {refusal}")]
+    Rejected {
+        /// The request.
+        request: &'static str,
+        /// The kernel's response.
+        refusal: KernelRefusal,
+    },
+    /// No response came.
+    #[error("{request}: no answer from the kernel within {ANSWER_TIMEOUT:?}")]
+    Timeout {
+        /// The request.
+        request: &'static str,
+    },
+    /// Messages were lost, since the receive buffer was full. What is known may be wrong: dump it
+    /// again.
+    #[error("netlink messages were lost (ENOBUFS): the state must be read again")]
+    Overrun,
+    /// A dump changed each time while it was read.
+    #[error("{request}: changed during each of {DUMP_ATTEMPTS} attempts to read it")]
+    Interrupted {
+        /// The request.
+        request: &'static str,
+    },
+    /// A response was malformed.
+    #[error("{request}: the kernel's answer was not understood: {reason}")]
+    Malformed {
+        /// The request.
+        request: &'static str,
+        /// How it is malformed. Holds no bytes of it.
+        reason: String,
+    },
+    /// The socket failed.
+    #[error("{doing}: {error}")]
+    Io {
+        /// The operation.
+        doing: &'static str,
+        /// The cause.
+        error: io::Error,
+    },
+}
+
+impl Error {
+    /// The error number with which the kernel refused, if it did.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Error::Rejected { refusal, .. } => Some(refusal.errno),
+            _ => None,
+        }
+    }
+
+    pub(super) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Error::Io { doing, error }
+    }
+}
+
+/// The result of a request.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
