@@ -26,6 +26,7 @@ pub(super) struct Peer {
     pub(super) ike_proposals: Vec<String>,
     pub(super) start: &'static str,
     pub(super) force_encapsulation: bool,
+    pub(super) mobike: bool,
 }
 
 /// What a `[[peer.child]]` needs.
@@ -121,6 +122,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
         ike_proposals: proposals(connection, "proposals", |text| proposal::ike(text).map(drop), report),
         start,
         force_encapsulation: connection.get("encap").map(normal) == Some("yes"),
+        mobike: connection.get("mobike").map(normal) != Some("no"),
     })
 }
 

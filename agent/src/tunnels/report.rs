@@ -102,6 +102,7 @@ impl Driver {
             authentication: sa.details.authentication.clone(),
             nat_local: sa.details.nat_local,
             nat_remote: sa.details.nat_remote,
+            mobike: sa.details.mobike,
             since: self.wall_time(sa.established),
             heard_seconds_ago: self.now().saturating_since(sa.last_received).as_secs(),
             renewed_in_seconds: sa

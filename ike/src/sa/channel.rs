@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ring::digest::{Digest, SHA256, digest};
 
+use super::message_path::Following;
 use super::path::Path;
 use super::retransmission::Retransmission;
 use super::signs_of_life::SignsOfLife;
@@ -60,17 +61,29 @@ pub(crate) struct Channel {
     fragments: bool,
     next_request: u32,
     //= RFC 7296 2.1 MUST 3: the request is kept
-    in_flight: Option<InFlight>,
+    pub(super) in_flight: Option<InFlight>,
     next_expected: u32,
     //= RFC 7296 2.3 MUST 7: a copy of the response
     last_response: Option<LastResponse>,
     partial_request: PartialMessage,
     partial_response: PartialMessage,
-    response_path: (SocketAddr, SocketAddr),
+    pub(super) response_path: (SocketAddr, SocketAddr),
+    /// How a peer is followed whose messages come from elsewhere.
+    pub(super) following: Following,
+    /// The path of messages, while it is not shown that the peer receives there. What is not of IKE
+    /// stays on `path` until then.
+    pub(super) unchecked: Option<Path>,
+    /// More addresses to which the request under way goes, because the peer does not answer.
+    pub(super) alternatives: Vec<SocketAddr>,
+    /// The addresses between which the request that was answered last went, if there is one pair
+    /// only.
+    pub(super) answered_between: Option<(SocketAddr, SocketAddr)>,
+    /// The peer has answered at this address, to which the request went too.
+    pub(super) answered_elsewhere: Option<SocketAddr>,
     /// Where the peer's newest message came from, if that is not the address that we send to. A
     /// stranger can copy a message and forge its source, so we follow only when the peer has
     /// answered there.
-    candidate: Option<SocketAddr>,
+    pub(super) candidate: Option<SocketAddr>,
     /// Whether nothing has been sent to the candidate yet.
     candidate_is_new: bool,
     peer_moved: bool,
@@ -78,12 +91,14 @@ pub(crate) struct Channel {
 
 #[derive(Debug)]
 //= RFC 7296 2.3 MUST 6: a copy of the request
-struct InFlight {
+pub(super) struct InFlight {
     id: u32,
-    packets: Vec<Vec<u8>>,
+    pub(super) packets: Vec<Vec<u8>>,
     retransmission: Retransmission,
     /// The candidate to which it was sent too.
     sent_to: Option<SocketAddr>,
+    /// The addresses between which it was sent. `None`: between several pairs.
+    pub(super) between: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// The last response, kept until the next request (RFC 7296 2.1). A retransmitted request is
@@ -154,6 +169,11 @@ impl Channel {
             partial_request: PartialMessage::default(),
             partial_response: PartialMessage::default(),
             response_path: (path.local, path.remote),
+            following: Following::Answer,
+            unchecked: None,
+            alternatives: Vec::new(),
+            answered_between: None,
+            answered_elsewhere: None,
             candidate: None,
             candidate_is_new: false,
             peer_moved: false,
@@ -221,7 +241,9 @@ impl Channel {
         self.next_request = self.next_request.saturating_add(1);
         self.partial_response = PartialMessage::default();
         let retransmission = Retransmission::begin(&self.timing, cx.now);
-        self.transmit_request(InFlight { id, packets, retransmission, sent_to: None }, cx);
+        self.alternatives.clear();
+        let between = Some(self.message_addresses());
+        self.transmit_request(InFlight { id, packets, retransmission, sent_to: None, between }, cx);
     }
 
     /// Answers the request of [`Incoming::Request`].
@@ -260,9 +282,16 @@ impl Channel {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
         };
-        let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now) && !mutation!("esp_is_no_sign_of_life");
+        // ESP comes on the path that is in use, so it says nothing about another one.
+        let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now)
+            && self.unchecked.is_none()
+            && !mutation!("esp_is_no_sign_of_life");
         //= RFC 7296 2.1 MUST 6: retransmit
-        in_flight.retransmission.advance(&self.timing, esp_arrives, cx.now)?;
+        if in_flight.retransmission.advance(&self.timing, esp_arrives, cx.now).is_none() {
+            // Nobody answers at the address that is being checked. A stranger may have forged it.
+            self.unchecked.take()?;
+            in_flight.retransmission = Retransmission::begin(&self.timing, cx.now);
+        }
         if mutation!("request_changes") {
             in_flight.packets.iter_mut().filter_map(|packet| packet.last_mut()).for_each(|octet| *octet ^= 1);
         }
@@ -279,13 +308,19 @@ impl Channel {
     /// Sends a request to the peer's address and, if there is one, to the candidate. The peer
     /// answers where it is.
     fn transmit_request(&mut self, mut in_flight: InFlight, cx: &mut Context<'_>) {
-        let Path { local, remote, .. } = self.path;
+        let (local, remote) = self.message_addresses();
         //= RFC 7296 2.1 MUST 8: the same octets again
         self.transmit(&in_flight.packets, local, remote, cx);
+        in_flight.between = in_flight.between.filter(|between| *between == (local, remote));
+        for alternative in self.alternatives.clone() {
+            in_flight.between = None;
+            self.transmit(&in_flight.packets, local, alternative, cx);
+        }
         if let Some(candidate) = self.candidate {
             self.transmit(&in_flight.packets, local, candidate, cx);
             self.candidate_is_new = false;
             in_flight.sent_to = Some(candidate);
+            in_flight.between = None;
         }
         self.in_flight = Some(in_flight);
     }
@@ -302,6 +337,7 @@ impl Channel {
         self.transmit(&in_flight.packets, self.path.local, candidate, cx);
         self.candidate_is_new = false;
         in_flight.sent_to = Some(candidate);
+        in_flight.between = None;
         self.in_flight = Some(in_flight);
         false
     }
@@ -407,8 +443,13 @@ impl Channel {
         let idle = cx.config.esp_reported.then(|| cx.jittered(self.timing.idle_liveness));
         self.signs.ike_received(cx.now, idle);
         //= RFC 7296 2.23 SHOULD NOT 17: followed when the peer has answered there
-        let confirmed =
-            header.response && self.in_flight.take().is_some_and(|in_flight| in_flight.sent_to == Some(remote));
+        let answered = if header.response { self.in_flight.take() } else { None };
+        let confirmed = answered.as_ref().is_some_and(|in_flight| in_flight.sent_to == Some(remote));
+        if let Some(answered) = answered {
+            self.answered_between = answered.between;
+            let alternatives = std::mem::take(&mut self.alternatives);
+            self.answered_elsewhere = Some(remote).filter(|remote| alternatives.contains(remote));
+        }
         self.update_path(local, remote, confirmed);
         if header.response {
             Incoming::Response(header.exchange, payloads)
@@ -428,10 +469,17 @@ impl Channel {
         if self.path.local.ip().is_unspecified() {
             self.path.local.set_ip(local.ip());
         }
+        // RFC 4555 3.8: without UPDATE_SA_ADDRESSES nothing moves.
+        if self.following == Following::Update && !mutation!("followed_without_update") {
+            return;
+        }
         if !self.path.nat_remote && !mutation!("followed_without_nat") {
             return;
         }
-        if self.path.remote == remote {
+        if self.path.remote == remote || self.message_path().remote == remote {
+            self.candidate = None;
+        } else if confirmed && self.following == Following::OwnUpdate {
+            self.answered_elsewhere = Some(remote);
             self.candidate = None;
         } else if confirmed || mutation!("followed_without_nat") {
             //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed
@@ -472,7 +520,13 @@ impl Channel {
         })
     }
 
-    fn transmit(&mut self, packets: &[Vec<u8>], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+    pub(super) fn transmit(
+        &mut self,
+        packets: &[Vec<u8>],
+        local: SocketAddr,
+        remote: SocketAddr,
+        cx: &mut Context<'_>,
+    ) {
         self.last_sent = cx.now;
         for packet in packets {
             cx.out.message(local, remote, cx.config.nat_port, packet);

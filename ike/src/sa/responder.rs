@@ -9,6 +9,7 @@ use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
 use super::ike_sa::IkeSa;
 use super::init_transcript::{InitTranscript, capabilities};
 use super::initiation::Initiation;
+use super::mobike::{self, Mobike};
 use super::path::Path;
 use super::profile::Profile;
 use crate::auth::Presented;
@@ -119,10 +120,10 @@ impl HalfOpen {
         };
         //= RFC 7296 2.6 MUST 1: unique SPIs
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
-        let mut path = Path { local, remote, nat_local: false, nat_remote: false };
+        let mut path = Path { local, remote, nat_local: false, nat_remote: false, nat_traversal: false };
         // The request was hashed before we had an SPI (RFC 7296 2.23).
         let forced = policy.force_encapsulation;
-        let natt = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);
+        path.nat_traversal = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);
         //= RFC 7296 2.10 MUST 1: random nonces
         let ours: [u8; 32] = cx.random();
 
@@ -130,7 +131,7 @@ impl HalfOpen {
         answer.push(Payload::SecurityAssociation(vec![chosen.response(Vec::new())]));
         answer.push(Payload::KeyExchange(key_exchange.payload()));
         answer.push(Payload::Nonce(ours.to_vec()));
-        if natt {
+        if path.nat_traversal {
             //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
             answer.extend(path.notifies(ike, forced).map(Payload::Notify));
         }
@@ -319,6 +320,14 @@ impl HalfOpen {
             let notify = Notify::new(NotifyType::NoProposalChosen);
             return Err(Box::new(AuthRejection { notify, error, peer: Some(name) }));
         }
+        if profile.config.mobike && mobike::finds_unexpected_nat(payloads, channel.path.local, channel.path.remote) {
+            let notify = Notify::new(NotifyType::UnexpectedNatDetected);
+            return Err(Box::new(AuthRejection {
+                notify,
+                error: failure::unexpected_nat(&channel.path),
+                peer: Some(name),
+            }));
+        }
         let authentication = payloads.authentication().map_err(|_| {
             let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates at the peer";
             refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
@@ -366,6 +375,11 @@ impl HalfOpen {
                 Err(error)
             }
         };
+        let announced = mobike::own_additional(cx.config, channel.path.local.ip());
+        let mobike = Mobike::negotiated(profile.config.mobike, payloads, announced);
+        if let Some(mobike) = &mobike {
+            answer.extend(mobike::supported(&mobike.announced));
+        }
         channel.respond(ExchangeType::IkeAuth, &answer, cx);
         let details = IkeDetails {
             proposal: self.suite.to_string(),
@@ -373,9 +387,11 @@ impl HalfOpen {
             nat_local: channel.path.nat_local,
             nat_remote: channel.path.nat_remote,
             certificate,
+            mobike: false,
         };
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
-        let sa = Box::new(IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx));
+        let sa = IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx).with_mobike(mobike);
+        let sa = Box::new(sa);
         AuthOutcome::Up { sa, child, initial_contact }
     }
 }

@@ -210,6 +210,7 @@ impl Node {
                 Ok(())
             }
             _ => {
+                self.request_address_change(spis, message)?;
                 let closing = message.deletes_ike_sa();
                 require!(
                     !closing || message.payloads.len() == 1,
@@ -290,7 +291,10 @@ impl Node {
                 None => self.ike_rekeyed(spis, request, answer, false, step.at, None, shared),
             },
             exchange::CREATE_CHILD_SA => self.answer_child(spis, request, answer, step, shared),
-            _ => self.answer_deletion(spis, request, answer),
+            _ => {
+                self.answer_address_request(spis, request, answer, step)?;
+                self.answer_deletion(spis, request, answer)
+            }
         }
     }
 
@@ -403,10 +407,11 @@ impl Node {
             // An attempt that was given up meanwhile takes no response.
             let taken = |event: &edge_ike::Event| matches!(event, edge_ike::Event::IkeUp { ike, .. } if (ike.initiator, ike.responder) == spis);
             return match step.events.iter().any(taken) {
-                true => self.conclude_auth(spis, request, response, step, shared),
+                true => self.conclude_auth(spis, request, own.sent_to.first().copied(), response, step, shared),
                 false => Ok(()),
             };
         }
+        self.conclude_address_request(spis, own, request, response);
         if rekeys_ike(request) {
             return match response.error() {
                 Some(error) => {

@@ -10,7 +10,7 @@ use super::child_sa::Child;
 use super::ike_sa::{IkeSa, OwnRequest, Received};
 use super::init::{Initiation, clear};
 use super::keys::Sealed;
-use super::octets::{FLAG_INITIATOR, Header, Message, Spis, exchange};
+use super::octets::{FLAG_INITIATOR, Header, Message, Spis, exchange, notify};
 use super::trace::Trace;
 use super::{Cause, Judged, Limits, RekeyAge, Shared, Step, broken, require};
 
@@ -332,7 +332,7 @@ impl Node {
         let open = self.sas.values().filter(|sa| sa.up && !sa.closed);
         // Only liveness checks go on for ever (2.4).
         let mut waiting = open.filter(|sa| {
-            sa.own.as_ref().and_then(|own| own.message.as_ref()).is_some_and(|own| !own.payloads.is_empty())
+            sa.own.as_ref().and_then(|own| own.message.as_ref()).is_some_and(|own| !is_liveness_check(own))
         });
         let waiting = waiting.next().map(|sa| sa.spis);
         //= RFC 7296 2.1 MUST 6: retransmit
@@ -340,6 +340,14 @@ impl Node {
         self.judge_ike_sas_at_rest()?;
         self.judge_children_at_rest()
     }
+}
+
+/// Whether a request only asks whether the peer is there (7296 2.4), and how we look from it (4555
+/// 3.8).
+fn is_liveness_check(message: &Message) -> bool {
+    let detection = [notify::NAT_DETECTION_SOURCE_IP, notify::NAT_DETECTION_DESTINATION_IP];
+    message.header.exchange == exchange::INFORMATIONAL
+        && message.notifies().iter().filter(|notify| detection.contains(&notify.kind)).count() == message.payloads.len()
 }
 
 /// A datagram without the non-ESP marker.
