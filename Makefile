@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo release image packages test interop bench bench-cni bench-agent interruptions chaos soak fuzz install
+.PHONY: demo release image packages test screenshots interop bench bench-cni bench-agent interruptions chaos soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -22,6 +22,11 @@ packages: release
 test:
 	.ci/install test
 	.ci/test
+
+# The pictures of the page in docs.
+screenshots:
+	.ci/install test
+	EDGE_SCREENSHOTS=$(CURDIR)/docs cargo test --locked -p edge-controller --test api in_the_light_and_in_the_dark
 
 # The lab scenarios alone, against real kernels and real strongSwan, and the table of interruptions.
 interop: install

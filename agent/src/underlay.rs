@@ -119,7 +119,9 @@ fn special_networks(view: &NodeView) -> Vec<AddressConflict> {
     };
     let mut networks = named(&view.cluster_ranges, "cluster range");
     networks.extend(named(&view.segments, "segment"));
-    for peer in view.peers.iter().filter(|_| view.role != Role::Cloud) {
+    // Of ten thousand peers a few are hubs.
+    let hubs = view.peers.iter().filter(|peer| view.role != Role::Cloud && !peer.networks.is_empty());
+    for peer in hubs {
         networks.extend(named(&peer.networks, &format!("the network of {}", peer.name)));
     }
     let conflict = |(network, of): (IpNetwork, String)| {

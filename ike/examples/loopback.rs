@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::event::IkeDetails;
 use edge_ike::{
     Auth, ChildConfig, ChildName, ChildSa, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerConfig,
@@ -84,6 +84,7 @@ fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> 
             local: everything(),
             remote: everything(),
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::wire::{Fragment, Header, Message, Payloads, Reassembly};
 use edge_ike::{
     Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, Instant, PeerConfig, PeerName,
@@ -104,6 +104,7 @@ fn peer() -> PeerConfig {
             local: everything.clone(),
             remote: everything,
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

@@ -135,7 +135,8 @@ pub struct PeerConfig {
     /// Whether we make both ends detect a NAT, so that ESP travels in UDP.
     pub force_encapsulation: bool,
     /// Whether we speak MOBIKE (RFC 4555) with a peer that does too: an IKE SA and its CHILD_SAs
-    /// move to other addresses of either end. From the next IKE_SA_INIT on.
+    /// move to other addresses of either end. Never with a child in transport mode. From the next
+    /// IKE_SA_INIT on.
     pub mobike: bool,
     /// Whether kernel SAs of this peer are kept from before a restart. Then INITIAL_CONTACT is not
     /// sent.
@@ -148,6 +149,12 @@ impl PeerConfig {
     /// All children that are configured: `child`, then the additional ones.
     pub fn children(&self) -> impl Iterator<Item = &ChildConfig> {
         std::iter::once(&self.child).chain(&self.additional_children)
+    }
+
+    /// Whether we announce MOBIKE. It is for tunnel mode alone (RFC 4555 1.3): selectors of
+    /// transport mode are the addresses of both ends, so nothing can move.
+    pub(crate) fn speaks_mobike(&self) -> bool {
+        self.mobike && self.children().all(|child| child.mode == Mode::Tunnel)
     }
 
     /// The child with this name.
@@ -419,7 +426,7 @@ pub struct EspProposal {
     pub esn: bool,
 }
 
-/// A CHILD_SA that is wanted with a peer: tunnel mode.
+/// A CHILD_SA that is wanted with a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildConfig {
     /// Our name for it.
@@ -432,6 +439,18 @@ pub struct ChildConfig {
     pub remote: Vec<IpNetwork>,
     /// What the packets carry. The selectors of both sides name it (RFC 7296 3.13.1).
     pub next_layer: NextLayer,
+    /// What ESP protects. In transport mode `local` and `remote` are the addresses of the IKE SA.
+    pub mode: Mode,
+}
+
+/// What ESP protects (RFC 4301 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Mode {
+    /// Whole packets.
+    #[default]
+    Tunnel,
+    /// What packets between the two ends themselves carry. It is not negotiated through a NAT.
+    Transport,
 }
 
 /// The next layer protocol and the ports of traffic selectors (RFC 4301 4.4.1.1).

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::config::{Cipher, Identity, NextLayer, PeerName};
+use crate::config::{Cipher, Identity, Mode, NextLayer, PeerName};
 use crate::purpose::Purpose;
 use crate::secret::Secret;
 
@@ -56,6 +56,8 @@ pub struct ChildSa {
     pub remote_selectors: Vec<IpNetwork>,
     /// The protocol and the ports of the selectors.
     pub next_layer: NextLayer,
+    /// Tunnel or transport mode.
+    pub mode: Mode,
     /// Whether we began the exchange that made it.
     pub initiator: bool,
 }
@@ -291,6 +293,9 @@ pub enum PeerErrorKind {
     /// TS_UNACCEPTABLE, from either end.
     #[error("traffic selectors unacceptable")]
     TrafficSelectors,
+    /// One end wants transport mode, and the other end or a NAT on the way does not allow it.
+    #[error("transport mode is not possible")]
+    TransportMode,
     /// The peer broke the protocol.
     #[error("protocol error")]
     Protocol,

@@ -10,7 +10,7 @@
 //! ```
 //! use std::net::IpAddr;
 //!
-//! use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
+//! use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 //! use edge_ike::wire::{ExchangeType, Message};
 //! use edge_ike::{Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment};
 //! use edge_ike::{Identity, Instant, PeerConfig, PeerName, Secret};
@@ -54,6 +54,7 @@
 //!         local: vec!["0.0.0.0/0".parse()?],
 //!         remote: vec!["0.0.0.0/0".parse()?],
 //!         next_layer: NextLayer::ANY,
+//!         mode: Mode::Tunnel,
 //!     },
 //!     additional_children: vec![],
 //!     max_children: 1,

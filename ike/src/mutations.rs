@@ -85,6 +85,15 @@ mod active {
         ("responder_deletes_replaced", "RFC 7296 2.8: the responder of a rekey deletes the old SA."),
         ("deleted_child_rekeyed", "RFC 7296 2.25.1: an SA is rekeyed while it is deleted."),
         ("unknown_child_not_named", "RFC 7296 2.25: CHILD_SA_NOT_FOUND does not name the SPI."),
+        (
+            "child_of_late_response_not_found",
+            "RFC 7296 2.25: CHILD_SA_NOT_FOUND for what our request made whose response has not come yet.",
+        ),
+        (
+            "deletion_before_response_forgotten",
+            "RFC 7296 1.4.1: a CHILD_SA is used that the peer deleted before the response that made it came.",
+        ),
+        ("superseded_ike_sa_not_asked", "RFC 7296 2.4: an IKE SA stays that the peer has forgotten."),
         ("initial_contact_always", "RFC 7296 2.4: INITIAL_CONTACT beside another IKE SA."),
         ("nonce_changes_with_cookie", "RFC 7296 2.6: the request with the cookie has another nonce."),
         ("cookie_is_last", "RFC 7296 2.6: the cookie is not the first payload."),
@@ -94,6 +103,11 @@ mod active {
         ("second_ike_sa_kept", "RFC 7296 2.8.3: of two IKE SAs both stay."),
         ("nat_hash_without_port", "RFC 7296 2.23: the hash lacks the port, at both ends."),
         ("purposes_mixed_up", "RFC 7296 1.3.1: one CHILD_SA takes the place of another one with other selectors."),
+        (
+            "transport_mode_granted_silently",
+            "RFC 7296 1.3.1: the response does not grant transport mode, and it is used.",
+        ),
+        ("declined_transport_mode_used", "RFC 7296 1.3.1: transport mode is used, which the peer has declined."),
         ("additional_child_forgotten", "a CHILD_SA that is wanted beside the first one is not asked for."),
         ("children_without_limit", "CHILD_SAs of one IKE SA without limit."),
         ("replaced_before_children_are_made", "RFC 7296 2.8.3: an IKE SA goes before the new one has its CHILD_SAs."),

@@ -30,3 +30,11 @@ impl std::ops::Add<Duration> for Instant {
         Self(self.0.saturating_add(time))
     }
 }
+
+/// When `interval` after `since` is over: on the last whole second until then, or at that moment
+/// itself if no whole second comes before it. What many wait for comes at few moments that way.
+pub(crate) fn on_whole_second(since: Instant, interval: Duration) -> Instant {
+    let due = since + interval;
+    let second = Instant::new(Duration::from_secs(due.since_start().as_secs()));
+    if second > since { second } else { due }
+}

@@ -142,8 +142,15 @@ impl<'a> Agent<'a> {
     /// # Errors
     /// If the agent does not answer.
     pub fn status(&self) -> Result<Value> {
-        let text = self.node.run(self.node.command(&self.program).args(["status", "--json", "--config", CONFIG]))?;
-        serde_json::from_str(&text).context("the agent's status is not JSON")
+        serde_json::from_str(&self.status_text()?).context("the agent's status is not JSON")
+    }
+
+    /// As [`Self::status`], as it was printed.
+    ///
+    /// # Errors
+    /// If the agent does not answer.
+    pub fn status_text(&self) -> Result<String> {
+        self.node.run(self.node.command(&self.program).args(["status", "--json", "--config", CONFIG]))
     }
 
     /// The CHILD_SA in use with a peer.

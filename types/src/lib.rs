@@ -3,6 +3,7 @@
 //! - [`name`]: node and community names, checked when they are parsed.
 //! - [`view`]: what a node gets from the controller about itself and its peers.
 //! - [`api`]: bodies of the controller's HTTP API (`/v1`).
+//! - [`page`]: bodies about sessions of the operator's page.
 //! - [`agent_protocol`]: the protocol between plugin and agent, on the agent's unix socket.
 //! - [`shared_files`]: files below the state directory that plugin and agent share.
 //! - [`forwarding`]: whether we turned forwarding on, another such file.
@@ -30,6 +31,7 @@ pub mod frame;
 pub mod jitter;
 pub mod name;
 pub mod network;
+pub mod page;
 pub mod pki;
 pub mod pods;
 pub mod shared_files;

@@ -120,15 +120,46 @@ impl ViewChange {
             return None;
         }
         let mut view = view;
-        let mut peers: BTreeMap<NodeName, Peer> =
-            std::mem::take(&mut view.peers).into_iter().map(|peer| (peer.name.clone(), peer)).collect();
-        for name in &self.gone {
-            peers.remove(name);
-        }
-        peers.extend(self.put.into_iter().map(|peer| (peer.name.clone(), peer)));
+        let peers = std::mem::take(&mut view.peers);
+        let few = self.gone.len() + self.put.len() <= FEW_CHANGES;
+        let peers = if few && peers.is_sorted_by(|one, other| one.name < other.name) {
+            change_in_place(peers, self.put, &self.gone)
+        } else {
+            change_all(peers, self.put, &self.gone)
+        };
         let own = self.own.map_or(view, |own| *own);
-        Some(NodeView { version: self.version, peers: peers.into_values().collect(), ..own })
+        Some(NodeView { version: self.version, peers, ..own })
     }
+}
+
+/// Up to so many changes are made in the list of peers itself. Each moves a part of the list.
+const FEW_CHANGES: usize = 64;
+
+/// Changes a list of peers that is in the order of their names.
+fn change_in_place(mut peers: Vec<Peer>, put: Vec<Peer>, gone: &[NodeName]) -> Vec<Peer> {
+    for name in gone {
+        if let Ok(at) = peers.binary_search_by(|peer| peer.name.cmp(name)) {
+            peers.remove(at);
+        }
+    }
+    for peer in put {
+        let (at, replaced) = match peers.binary_search_by(|known| known.name.cmp(&peer.name)) {
+            Ok(at) => (at, 1),
+            Err(at) => (at, 0),
+        };
+        peers.splice(at..at + replaced, [peer]);
+    }
+    peers
+}
+
+/// Changes a list of peers in any order. The result is in the order of their names.
+fn change_all(peers: Vec<Peer>, put: Vec<Peer>, gone: &[NodeName]) -> Vec<Peer> {
+    let mut by_name: BTreeMap<NodeName, Peer> = peers.into_iter().map(|peer| (peer.name.clone(), peer)).collect();
+    for name in gone {
+        by_name.remove(name);
+    }
+    by_name.extend(put.into_iter().map(|peer| (peer.name.clone(), peer)));
+    by_name.into_values().collect()
 }
 
 /// Prefix lengths of segments.
@@ -251,6 +282,24 @@ mod tests {
         own.segments = vec!["10.77.0.0/26".parse().unwrap()];
         let change = ViewChange { from: 9, version: 10, own: Some(Box::new(own.clone())), put: vec![], gone: vec![] };
         assert_eq!(change.apply_to(new.clone()).unwrap(), NodeView { peers: new.peers, ..own });
+    }
+
+    #[test]
+    fn few_changes_and_many_lead_to_the_same_peers() {
+        let name = |number: usize| format!("n-{number:03}");
+        let all: Vec<Peer> = (0..200).step_by(2).map(|number| peer(&name(number), 1)).collect();
+        for (put, gone) in [(vec![0, 1, 7, 198, 199], vec![0, 4, 199]), (vec![], vec![100]), (vec![3], vec![])] {
+            let put: Vec<Peer> = put.iter().map(|number| peer(&name(*number), 2)).collect();
+            let gone: Vec<NodeName> = gone.iter().map(|number| name(*number).parse().unwrap()).collect();
+            assert_eq!(change_in_place(all.clone(), put.clone(), &gone), change_all(all.clone(), put, &gone));
+        }
+        // In any other order, and with a name twice, the list is put in order as well.
+        let odd = view(4, vec![peer("c", 1), peer("a", 1), peer("c", 2)]);
+        let change = ViewChange { from: 4, version: 5, own: None, put: vec![peer("b", 1)], gone: vec![] };
+        assert_eq!(change.apply_to(odd).unwrap().peers, [peer("a", 1), peer("b", 1), peer("c", 2)]);
+        let many: Vec<Peer> = (0..FEW_CHANGES + 1).map(|number| peer(&name(number), 3)).collect();
+        let change = ViewChange { from: 4, version: 5, own: None, put: many.clone(), gone: vec![] };
+        assert_eq!(change.apply_to(view(4, vec![])).unwrap().peers, many);
     }
 
     #[test]

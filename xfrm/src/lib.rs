@@ -40,6 +40,7 @@ pub mod error;
 pub mod events;
 pub mod guard;
 mod message;
+mod mode;
 pub mod netlink;
 pub mod policy;
 pub mod reconcile;
@@ -52,6 +53,7 @@ mod uapi;
 
 pub use database::{IN_FLIGHT, Xfrm};
 pub use error::{Error, Result};
+pub use mode::Mode;
 pub use policy::{Action, Direction, InstalledPolicy, Policy, Template};
 pub use reqid::Reqid;
 pub use sa::{

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_xfrm as nl;
 
+use crate::mode::Mode;
 use crate::reqid::{Reqid, index_is_ours};
 use crate::selector::Selector;
 use crate::uapi;
@@ -78,17 +79,20 @@ pub mod priority {
 pub struct Template {
     /// Joins policy and SAs.
     pub reqid: Reqid,
+    /// Mode of the SAs.
+    pub mode: Mode,
     /// Tunnel ends (source, destination) for `out`. `None` for `in` and `fwd`: the kernel then
-    /// accepts any, so that a peer that moves changes no policy there.
+    /// accepts any, so that a peer that moves changes no policy there. `None` in transport mode:
+    /// the ends are the addresses of the packet.
     pub outer: Option<(IpAddr, IpAddr)>,
 }
 
 /// What happens to the packets of a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Through a tunnel: outgoing packets become ESP, incoming ones in clear are refused.
+    /// By SAs: outgoing packets become ESP, incoming ones in clear are refused.
     Protect(Template),
-    /// In clear only: packets that came through a tunnel are refused.
+    /// In clear, or by SAs in transport mode: packets that came through a tunnel are refused.
     Allow,
     /// Dropped, and counted as `XfrmInPolBlock`, `XfrmOutPolBlock`.
     Block,
@@ -114,7 +118,7 @@ pub type PolicyKey = (Direction, Selector);
 impl Policy {
     /// Sends traffic through the tunnel of `reqid` between the nodes `local` and `remote`.
     pub fn protect_out(selector: Selector, reqid: Reqid, local: IpAddr, remote: IpAddr) -> Self {
-        let template = Template { reqid, outer: Some((local, remote)) };
+        let template = Template { reqid, mode: Mode::Tunnel, outer: Some((local, remote)) };
         Self {
             direction: Direction::Out,
             selector,
@@ -126,7 +130,14 @@ impl Policy {
     /// Accepts traffic from the tunnel of `reqid`, to this host (`in`) or through it (`fwd`).
     /// `selector` is that of the packets: the source is at the peer.
     pub fn protect_in(direction: Direction, selector: Selector, reqid: Reqid) -> Self {
-        let template = Template { reqid, outer: None };
+        let template = Template { reqid, mode: Mode::Tunnel, outer: None };
+        Self { direction, selector, priority: priority::peer(&selector), action: Action::Protect(template) }
+    }
+
+    /// Protects packets between this host and a peer by the SAs of `reqid` in transport mode.
+    /// `selector` is that of the packets of this direction, between the addresses of the SAs.
+    pub fn protect_transport(direction: Direction, selector: Selector, reqid: Reqid) -> Self {
+        let template = Template { reqid, mode: Mode::Transport, outer: None };
         Self { direction, selector, priority: priority::peer(&selector), action: Action::Protect(template) }
     }
 
@@ -148,7 +159,7 @@ impl Policy {
     pub(crate) fn to_kernel(self, index: u32) -> nl::policy::ModifyMessage {
         let template = match self.action {
             Action::Allow => None,
-            Action::Block => Some(Template { reqid: Reqid::BLOCK, outer: None }),
+            Action::Block => Some(BLOCK_TAG),
             Action::Protect(template) => Some(template),
         };
         nl::policy::ModifyMessage {
@@ -169,6 +180,9 @@ impl Policy {
     }
 }
 
+/// A block has no SAs. Its template only says that it is ours.
+const BLOCK_TAG: Template = Template { reqid: Reqid::BLOCK, mode: Mode::Tunnel, outer: None };
+
 fn template_to_kernel(template: &Template, selector: &Selector) -> nl::UserTemplate {
     let (source, destination) = template.outer.unwrap_or((selector.any_address(), selector.any_address()));
     nl::UserTemplate {
@@ -176,7 +190,7 @@ fn template_to_kernel(template: &Template, selector: &Selector) -> nl::UserTempl
         family: uapi::family_of(destination),
         saddr: nl::Address::from_ip(&source),
         reqid: template.reqid.raw(),
-        mode: nl::XFRM_MODE_TUNNEL,
+        mode: template.mode.to_kernel(),
         share: nl::XFRM_SHARE_ANY,
         optional: 0,
         // Any algorithm: AEADs are outside these bit masks.
@@ -257,7 +271,7 @@ impl InstalledPolicy {
     pub fn matches(&self, wanted: &Policy) -> bool {
         let template = match wanted.action {
             Action::Allow => None,
-            Action::Block => Some(Template { reqid: Reqid::BLOCK, outer: None }),
+            Action::Block => Some(BLOCK_TAG),
             Action::Protect(template) => Some(template),
         };
         let same_template = match (template, self.templates.as_slice()) {
@@ -270,7 +284,7 @@ impl InstalledPolicy {
                     destination,
                     spi: 0,
                     reqid: wanted_template.reqid.raw(),
-                    mode: nl::XFRM_MODE_TUNNEL,
+                    mode: wanted_template.mode.to_kernel(),
                     protocol: nl::IPPROTO_ESP,
                     optional: false,
                     any_algorithm: true,
@@ -289,11 +303,15 @@ impl InstalledPolicy {
     /// The wanted policy that this one fulfils, if it protects with this reqid.
     pub(crate) fn to_policy(&self, reqid: Reqid) -> Option<Policy> {
         let [template] = self.templates.as_slice() else { return None };
+        let (mode, outer) = match template.mode {
+            nl::XFRM_MODE_TRANSPORT => (Mode::Transport, None),
+            _ => (Mode::Tunnel, Some((template.source, template.destination))),
+        };
         let policy = Policy {
             direction: self.direction,
             selector: self.selector,
             priority: self.priority,
-            action: Action::Protect(Template { reqid, outer: Some((template.source, template.destination)) }),
+            action: Action::Protect(Template { reqid, mode, outer }),
         };
         self.matches(&policy).then_some(policy)
     }
@@ -361,9 +379,10 @@ impl fmt::Display for Policy {
         match self.action {
             Action::Allow => f.write_str("allow"),
             Action::Block => f.write_str("block"),
-            Action::Protect(Template { reqid, outer: None }) => write!(f, "esp reqid {reqid}"),
-            Action::Protect(Template { reqid, outer: Some((source, destination)) }) => {
-                write!(f, "esp reqid {reqid} {source} -> {destination}")
+            Action::Protect(Template { reqid, mode, outer }) => {
+                let mode = if mode == Mode::Transport { " transport" } else { "" };
+                write!(f, "esp{mode} reqid {reqid}")?;
+                outer.map_or(Ok(()), |(source, destination)| write!(f, " {source} -> {destination}"))
             }
         }
     }

@@ -28,7 +28,7 @@ pub enum AdminRequest {
 }
 
 /// What the running agent replies to an [`AdminRequest`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "answer", rename_all = "lowercase")]
 pub enum AdminResponse {
     /// Response to [`AdminRequest::Status`].

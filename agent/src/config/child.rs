@@ -1,12 +1,12 @@
 //! `[[peer.child]]`: one of several CHILD_SAs with a static peer.
 
 use edge_ike::ChildName;
-use edge_ike::config::{ChildConfig, EspProposal, NextLayer};
+use edge_ike::config::{ChildConfig, EspProposal, Mode, NextLayer};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer};
 
 use super::peer::PeerSection;
-use super::proposal;
+use super::{Encap, proposal};
 
 /// Name of the child of a `[[peer]]` without `[[peer.child]]`, and of the only one of a node.
 pub const DEFAULT_CHILD: &str = "net";
@@ -37,6 +37,29 @@ pub struct ChildSection {
     pub local_port: Option<u16>,
     /// The port of the peer's hosts that it carries; any unless set.
     pub remote_port: Option<u16>,
+    /// Tunnel or transport mode.
+    #[serde(default)]
+    pub mode: ChildMode,
+}
+
+/// The mode of a child.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChildMode {
+    /// Whole packets, between networks.
+    #[default]
+    Tunnel,
+    /// What packets between this node and the peer itself carry.
+    Transport,
+}
+
+impl From<ChildMode> for Mode {
+    fn from(mode: ChildMode) -> Self {
+        match mode {
+            ChildMode::Tunnel => Self::Tunnel,
+            ChildMode::Transport => Self::Transport,
+        }
+    }
 }
 
 fn esp_proposals<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<EspProposal>>, D::Error> {
@@ -73,6 +96,11 @@ pub(crate) fn protocol_named(name: &str) -> Result<u8, String> {
     })
 }
 
+/// Whether a protocol has ports that the kernel's policies know.
+pub(crate) fn has_ports(protocol: u8) -> bool {
+    WITH_PORTS.iter().any(|(_, number)| *number == protocol)
+}
+
 impl ChildSection {
     fn check(&self) -> Result<(), String> {
         let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -88,11 +116,26 @@ impl ChildSection {
             );
         }
         let ports = self.local_port.is_some() || self.remote_port.is_some();
-        if ports && !WITH_PORTS.iter().any(|(_, number)| *number == self.protocol) {
+        if ports && !has_ports(self.protocol) {
             let names: Vec<&str> = WITH_PORTS.iter().map(|(name, _)| *name).collect();
             return Err(format!("local_port and remote_port need protocol = {}", names.join(", ")));
         }
-        Ok(())
+        self.check_mode()
+    }
+
+    fn check_mode(&self) -> Result<(), String> {
+        let is_address = |network: &IpNetwork| network.prefix() == if network.is_ipv4() { 32 } else { 128 };
+        match (self.mode, &self.local_subnets[..], &self.remote_subnets[..]) {
+            (ChildMode::Tunnel, ..) => Ok(()),
+            (ChildMode::Transport, [local], [remote])
+                if is_address(local) && is_address(remote) && local.is_ipv4() == remote.is_ipv4() =>
+            {
+                Ok(())
+            }
+            _ => Err("mode = \"transport\" is for packets between this node and the peer themselves: local_subnets and remote_subnets need \
+                      one address each, of the same family; use mode = \"tunnel\" for networks"
+                .into()),
+        }
     }
 
     fn config(&self, peer: &PeerSection) -> ChildConfig {
@@ -103,6 +146,7 @@ impl ChildSection {
             local: self.local_subnets.clone(),
             remote: self.remote_subnets.clone(),
             next_layer: NextLayer { protocol, local_port, remote_port },
+            mode: self.mode.into(),
         }
     }
 }
@@ -117,6 +161,13 @@ impl PeerSection {
         }
         if !self.children.is_empty() && own {
             return Err("local_subnets and remote_subnets stand either in [[peer]] or in its [[peer.child]]".into());
+        }
+        let transport = self.children.iter().find(|child| child.mode == ChildMode::Transport);
+        if let Some(child) = transport.filter(|_| self.encap == Encap::Force) {
+            return Err(format!(
+                "[[peer.child]] {:?}: mode = \"transport\" does not work with encap = \"force\"; leave encap out",
+                child.name
+            ));
         }
         if self.children.len() > MAX_CHILDREN {
             return Err(format!("it has {} [[peer.child]]; {MAX_CHILDREN} are the most", self.children.len()));
@@ -149,6 +200,7 @@ impl PeerSection {
             local: self.local_subnets.clone(),
             remote: self.remote_subnets.clone(),
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         };
         (children.next().unwrap_or_else(only), children.collect())
     }

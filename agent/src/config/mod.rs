@@ -12,7 +12,8 @@ mod peer;
 pub(crate) mod proposal;
 mod secret;
 
-pub use child::{ChildSection, DEFAULT_CHILD};
+pub use child::{ChildMode, ChildSection, DEFAULT_CHILD};
+pub(crate) use child::{has_ports, protocol_named};
 pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;

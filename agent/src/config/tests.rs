@@ -1,3 +1,5 @@
+use edge_ike::config::Mode;
+
 use super::*;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -222,6 +224,18 @@ fn a_peer_may_have_several_children_with_networks_proposals_and_ports_of_their_o
 }
 
 #[test]
+fn a_child_may_be_in_transport_mode_between_two_addresses() {
+    let voice = "local_subnets = [\"192.0.2.7\"]\nremote_subnets = [\"192.0.2.1/32\"]\nmode = \"transport\"";
+    let config = parse(&with_children("mode = \"tunnel\"", voice)).unwrap();
+    let peer = config.peers[0].resolve(&config).unwrap();
+    let modes: Vec<Mode> = peer.children().map(|child| child.mode).collect();
+    assert_eq!(modes, [Mode::Tunnel, Mode::Transport]);
+    let forced = with_children("", voice)
+        .replace("[[peer.child]]\nname = \"net\"", "encap = \"force\"\n[[peer.child]]\nname = \"net\"");
+    assert!(parse(&forced).unwrap_err().to_string().contains("leave encap out"));
+}
+
+#[test]
 fn children_that_make_no_sense_are_refused_with_advice() {
     let networks = "local_subnets = [\"10.3.0.0/16\"]\nremote_subnets = [\"10.4.0.0/16\"]";
     for (voice, expected) in [
@@ -231,7 +245,12 @@ fn children_that_make_no_sense_are_refused_with_advice() {
         (format!("{networks}\nprotocol = \"quic\""), "is not known"),
         (format!("{networks}\nprotocol = 0"), "leave it out"),
         (format!("{networks}\nesp_proposals = []"), "empty list"),
-        (format!("{networks}\nmode = \"transport\""), "mode"),
+        (format!("{networks}\nmode = \"beet\""), "mode"),
+        (format!("{networks}\nmode = \"transport\""), "one address each"),
+        (
+            networks.replace("10.3.0.0/16", "10.3.0.1").replace("10.4.0.0/16", "fd00::1") + "\nmode = \"transport\"",
+            "one address each",
+        ),
         (format!("{networks}\n[[peer.child]]\nname = \"net\"\n{networks}"), "two [[peer.child]] are called"),
         (format!("{networks}\n[[peer.child]]\nname = \"a b\"\n{networks}"), "letters"),
     ] {

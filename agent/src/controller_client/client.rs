@@ -1,11 +1,11 @@
 //! The controller client's state, which its tasks share.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, PoisonError};
 
 use edge_types::api::TunnelCount;
 use edge_types::shared_files::{SegmentsFile, VIEW_FILE};
-use edge_types::{NodeName, NodeView, Role};
+use edge_types::{NodeName, NodeView, Role, ViewChange};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, error, info, warn};
@@ -15,12 +15,13 @@ use super::guard_bypass::GuardBypass;
 use super::http::{HttpClient, Reconnect};
 use super::node_identity::NodeIdentity;
 use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
+use super::view_file::ViewStep;
 use super::view_validation::{Validated, ViewRefusal, validate};
-use super::{node_identity, tls};
+use super::{node_identity, tls, view_file};
 use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Membership, UplinkFacts};
-use crate::state_dir::{StateDir, StateDirError, segments_file};
+use crate::state_dir::{ChangeLog, StateDir, StateDirError, segments_file};
 
 /// The client of the controller, shared by the agent's tasks.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub struct ControllerClient {
     pub(super) member: watch::Sender<Option<Member>>,
     /// The view in force. The lock is held while files that depend on it are written.
     pub(super) view: Mutex<Option<Arc<NodeView>>>,
+    /// Writes the view in force to disk.
+    pub(super) view_file: std::sync::Mutex<ChangeLog>,
     /// Set while the view in force may have cut this node off from the controller.
     pub(super) unconfirmed: watch::Sender<Option<UnconfirmedView>>,
     pub(super) taken_back: std::sync::Mutex<Option<TakenBackView>>,
@@ -67,6 +70,7 @@ impl ControllerClient {
         let identity = NodeIdentity::load(&state)?;
         let bypass = Arc::new(GuardBypass::new(channels.uplink.clone()));
         let client = Self {
+            view_file: std::sync::Mutex::new(view_file::log(state.path())),
             config: channels.config,
             state,
             clock: channels.clock,
@@ -154,7 +158,7 @@ impl ControllerClient {
     /// The view of an earlier run, if it is readable and this node's. Any other is renamed to
     /// `view.json.damaged`, and the agent starts without a view.
     fn view_on_disk(&self, identity: &NodeIdentity) -> Result<Option<NodeView>, StateDirError> {
-        let view = match self.state.read_json::<NodeView>(VIEW_FILE, "the next view from the controller replaces it") {
+        let view = match view_file::read(self.state.path()) {
             Ok(None) => return Ok(None),
             Ok(Some(view)) => view,
             Err(error @ StateDirError::Damaged { .. }) => {
@@ -177,8 +181,9 @@ impl ControllerClient {
     }
 
     /// Validates a view from the controller, writes it to disk, then publishes it. If this host
-    /// refuses the view, the part that it allows comes into force.
-    pub(super) async fn take_view(&self, view: Arc<NodeView>) -> Result<(), ViewError> {
+    /// refuses the view, the part that it allows comes into force. `step`: how the view came from
+    /// the one before, if the controller sent that.
+    pub(super) async fn take_view(&self, view: Arc<NodeView>, step: Option<ViewStep>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
         let validated = validate(&member.identity.node, member.identity.role, current.as_deref(), &view)?;
@@ -191,7 +196,7 @@ impl ControllerClient {
                 && let Some(part) = self.allowed_part(&before, &view, &refusal)
             {
                 warn!(version = view.version, %refusal, "only a part of a view comes into force");
-                self.put_in_force(&mut current, member, Arc::new(part)).await?;
+                self.put_in_force(&mut current, member, Arc::new(part), None).await?;
             }
             return Err(refusal.into());
         }
@@ -205,20 +210,24 @@ impl ControllerClient {
         if validated == Validated::Unchanged {
             return Ok(());
         }
-        self.put_in_force(&mut current, member, view).await
+        // What is on disk is the view in force.
+        let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
+        self.put_in_force(&mut current, member, view, change.map(|step| step.change)).await
     }
 
-    /// Writes a view to disk, then publishes it. `current` is the view in force, which it replaces.
+    /// Writes a view to disk, then publishes it. `current` is the view in force, which it replaces,
+    /// by this `change` if that is known.
     async fn put_in_force(
         &self,
         current: &mut Option<Arc<NodeView>>,
         member: Member,
         view: Arc<NodeView>,
+        change: Option<ViewChange>,
     ) -> Result<(), ViewError> {
         self.mark_unconfirmed(current.as_ref(), &view)?;
         self.write_segments(current.clone(), view.clone()).await?;
         let former_networks = self.update_former_networks(current.as_deref(), &view)?;
-        self.state.write_json(VIEW_FILE, &*view)?;
+        self.write_view(&view, change.as_ref())?;
         self.confirm_if_nothing_is_added(&view);
         self.bypass.set_guarded(&view);
         self.report_conflicts(&view);
@@ -240,6 +249,12 @@ impl ControllerClient {
         *current = Some(view.clone());
         self.membership.send_replace(Some(Membership { view, credentials, former_networks }));
         Ok(())
+    }
+
+    /// Writes a view to disk, as [`view_file::write`].
+    pub(super) fn write_view(&self, view: &NodeView, change: Option<&ViewChange>) -> Result<(), StateDirError> {
+        let mut file = self.view_file.lock().unwrap_or_else(PoisonError::into_inner);
+        view_file::write(&mut file, self.state.path(), view, change)
     }
 
     /// Publishes an identity that is already on disk.

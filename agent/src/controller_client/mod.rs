@@ -8,6 +8,7 @@
 //! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
 //! - `view_validation`: whether a view may replace the one in force: not if it contradicts itself,
 //!   or would cut this host off.
+//! - `view_file`: the view in force on disk, as a whole view and changes.
 //! - `partial_view`: a view without some of the networks that it adds.
 //! - `unconfirmed_view`: the two views that taking back needs besides the one in force.
 //! - `take_back`: the return to the view before if the controller is not heard under the new one.
@@ -38,6 +39,7 @@ mod stream_state;
 mod take_back;
 mod tls;
 mod unconfirmed_view;
+mod view_file;
 mod view_validation;
 
 pub use check::{certificate_on_disk, check_join_credential, check_url};

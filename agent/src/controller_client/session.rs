@@ -27,6 +27,7 @@ use super::http::{Connection, Reconnect, hyper_error};
 use super::join;
 use super::join_credential::{self, JoinCredential};
 use super::stream_state::StreamState;
+use super::view_file::ViewStep;
 use crate::membership::ControllerStatus;
 use crate::{candidate_addresses, logging};
 
@@ -258,10 +259,13 @@ async fn handle(
     event: ViewEvent,
     state: &mut Option<StreamState>,
 ) -> Result<EventOutcome, ControllerError> {
+    let mut step = None;
     match event {
         ViewEvent::View { epoch, view } => *state = Some(StreamState::new(epoch, *view)),
         ViewEvent::Change(change) => {
             let from = change.from;
+            let before = state.as_ref().map(|state| state.view().clone());
+            step = before.map(|before| ViewStep { before, change: change.clone() });
             *state = state.take().and_then(|state| state.apply(change));
             if state.is_none() {
                 let received = format!("changes since version {from} of the view");
@@ -283,7 +287,7 @@ async fn handle(
         }
     }
     if let Some(state) = state {
-        match controller.take_view(state.view().clone()).await {
+        match controller.take_view(state.view().clone(), step).await {
             Ok(()) => {}
             Err(ViewError::Refused(refusal)) => controller.record_error(&ControllerError::Unacceptable(format!(
                 "the controller's view of version {} is refused: {refusal}",

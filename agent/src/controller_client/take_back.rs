@@ -12,7 +12,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use edge_types::NodeView;
-use edge_types::shared_files::VIEW_FILE;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -191,7 +190,7 @@ impl ControllerClient {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(view) = refused {
             let version = view.version;
-            match self.take_view(view).await {
+            match self.take_view(view, None).await {
                 Ok(()) => info!(version, "a view that was refused is taken"),
                 Err(error) => tracing::debug!(version, %error, "a view is still refused"),
             }
@@ -237,7 +236,7 @@ impl ControllerClient {
         self.write_segments(Some(view.clone()), before.clone()).await?;
         // Networks that only the taken back view named are not guarded any longer.
         let former_networks = self.update_former_networks(None, &before)?;
-        self.state.write_json(VIEW_FILE, &*before)?;
+        self.write_view(&before, None)?;
         self.state.remove(BEFORE_FILE)?;
         self.set_unconfirmed(None);
         self.set_refused_view(

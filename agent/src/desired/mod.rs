@@ -9,12 +9,13 @@ mod policy_table;
 pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashSet, btree_map};
+use std::iter::Peekable;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_ike::config::{Auth, CertificateAuth, ChildConfig, NextLayer, Timing};
+use edge_ike::config::{Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
 use edge_ike::{ChildName, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
@@ -139,6 +140,7 @@ impl Desired {
         let mut desired = Self { complete: config.controller.is_none() || membership.is_some(), ..Self::default() };
         let on_demand: HashSet<&str> =
             (config.peers.iter()).filter(|peer| peer.start == Start::OnDemand).map(|peer| peer.name.as_str()).collect();
+        let addresses = static_peers.iter().flat_map(|peer| &peer.remotes).map(SocketAddr::ip).collect();
         for peer in static_peers {
             let tunnel = DesiredTunnel {
                 peer: peer.clone(),
@@ -148,7 +150,7 @@ impl Desired {
                 on_demand: on_demand.contains(peer.name.as_str()),
             };
             desired.tunnels.insert(peer.name.clone(), Arc::new(tunnel));
-            desired.static_networks.extend(routable_networks(peer, static_peers));
+            desired.static_networks.extend(routable_networks(peer, &addresses));
         }
         desired.static_networks.sort();
         desired.static_networks.dedup();
@@ -182,12 +184,12 @@ impl Desired {
         }
         desired.guard = guard(view);
         desired.remote_networks = desired.networks_of_peers(membership);
-        let known = previous.map(|(before, desired)| known_tunnels(before, desired, membership)).unwrap_or_default();
+        let mut known = previous.and_then(|(before, desired)| KnownTunnels::new(before, desired, membership));
         let members = community_members(view);
         for peer in tunnel_peers(view) {
             let on_demand = !is_eager(view.role, peer.role, members, config.on_demand.eager);
-            match known.get(&peer.name) {
-                Some((before, tunnel)) if *before == peer && tunnel.on_demand == on_demand => {
+            match known.as_mut().and_then(|known| known.next(&peer.name)) {
+                Some((before, tunnel)) if before == peer && tunnel.on_demand == on_demand => {
                     desired.add_tunnel(peer, Arc::clone(tunnel));
                 }
                 _ => desired.add_peer(config, membership, peer, on_demand),
@@ -200,13 +202,20 @@ impl Desired {
     /// The peers that are new here or differ from those of `before`, and the peers that are gone.
     #[must_use]
     pub fn changes_since(&self, before: &Self) -> PeerChanges {
-        let differs = |(name, tunnel): &(&PeerName, &Arc<DesiredTunnel>)| {
-            before.tunnels.get(*name).is_none_or(|known| !Arc::ptr_eq(known, tunnel) && known != *tunnel)
-        };
-        PeerChanges {
-            set: self.tunnels.iter().filter(differs).map(|(name, _)| name.clone()).collect(),
-            gone: before.tunnels.keys().filter(|name| !self.tunnels.contains_key(*name)).cloned().collect(),
+        let mut changes = PeerChanges::default();
+        // Both are in the order of the names.
+        let mut known = before.tunnels.iter().peekable();
+        for (name, tunnel) in &self.tunnels {
+            while let Some((gone, _)) = known.next_if(|(other, _)| *other < name) {
+                changes.gone.push(gone.clone());
+            }
+            match known.next_if(|(other, _)| *other == name) {
+                Some((_, before)) if Arc::ptr_eq(before, tunnel) || before == tunnel => {}
+                _ => changes.set.push(name.clone()),
+            }
         }
+        changes.gone.extend(known.map(|(name, _)| name.clone()));
+        changes
     }
 
     /// Pairs of local and remote networks between which packets of our segments travel through
@@ -294,25 +303,34 @@ impl Desired {
     }
 }
 
-/// The tunnels of an earlier membership, with the peers from which they were computed. None, if
-/// something changed on which all tunnels depend.
-fn known_tunnels<'a>(
-    before: &'a Membership,
-    desired: &'a Desired,
-    now: &Membership,
-) -> HashMap<&'a NodeName, (&'a Peer, &'a Arc<DesiredTunnel>)> {
-    let common = |membership: &Membership| {
-        let view = &membership.view;
-        (view.node.clone(), view.role, view.cluster_ranges.clone(), view.local_networks().collect::<Vec<_>>())
-    };
-    if !Arc::ptr_eq(&before.credentials, &now.credentials) || common(before) != common(now) {
-        return HashMap::new();
+/// The tunnels of an earlier membership, with the peers from which they were computed. Views and
+/// tunnels are in the order of the peers' names, so all are found in one walk. A tunnel that is not
+/// found is computed again.
+struct KnownTunnels<'a> {
+    peers: Peekable<std::slice::Iter<'a, Peer>>,
+    tunnels: Peekable<btree_map::Iter<'a, PeerName, Arc<DesiredTunnel>>>,
+}
+
+impl<'a> KnownTunnels<'a> {
+    /// `None`: something changed on which all tunnels depend.
+    fn new(before: &'a Membership, desired: &'a Desired, now: &Membership) -> Option<Self> {
+        let common = |membership: &'_ Membership| {
+            let view = &membership.view;
+            (view.node.clone(), view.role, view.cluster_ranges.clone(), view.local_networks().collect::<Vec<_>>())
+        };
+        let same = Arc::ptr_eq(&before.credentials, &now.credentials) && common(before) == common(now);
+        same.then(|| Self { peers: before.view.peers.iter().peekable(), tunnels: desired.tunnels.iter().peekable() })
     }
-    let tunnels = tunnel_peers(&before.view).filter_map(|peer| {
-        let tunnel = desired.tunnels.get(&PeerName::new(peer.name.as_str()))?;
-        (tunnel.origin == Origin::View).then_some((&peer.name, (peer, tunnel)))
-    });
-    tunnels.collect()
+
+    /// The peer with this name, and its tunnel. Names come in their order.
+    fn next(&mut self, name: &NodeName) -> Option<(&'a Peer, &'a Arc<DesiredTunnel>)> {
+        let name = name.as_str();
+        while self.peers.next_if(|peer| peer.name.as_str() < name).is_some() {}
+        while self.tunnels.next_if(|(other, _)| other.as_str() < name).is_some() {}
+        let peer = self.peers.next_if(|peer| peer.name.as_str() == name)?;
+        let (_, tunnel) = self.tunnels.next_if(|(other, _)| other.as_str() == name)?;
+        (tunnel.origin == Origin::View).then_some((peer, tunnel))
+    }
 }
 
 /// The peers of a view to which there is a tunnel.
@@ -359,6 +377,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             local: any.clone(),
             remote: any,
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,
@@ -416,11 +435,14 @@ fn hub_gateways(view: &NodeView) -> Vec<HubGateway> {
 /// contain a peer's address, since ESP itself is sent there; a whole family; networks that overlap
 /// ours; and networks to which only some protocols go through the tunnel. For a peer without a
 /// known address, a host network is left out too: it may be the peer itself.
-fn routable_networks<'a>(peer: &'a PeerConfig, static_peers: &'a [PeerConfig]) -> impl Iterator<Item = IpNetwork> + 'a {
+/// `addresses`: those of all static peers.
+fn routable_networks<'a>(
+    peer: &'a PeerConfig,
+    addresses: &'a BTreeSet<IpAddr>,
+) -> impl Iterator<Item = IpNetwork> + 'a {
     let whole = peer.children().filter(|child| child.next_layer == NextLayer::ANY);
     whole.flat_map(|child| &child.remote).copied().filter(move |network| {
-        let holds_a_peer =
-            static_peers.iter().flat_map(|peer| &peer.remotes).any(|remote| network.contains(remote.ip()));
+        let holds_a_peer = addresses.range(network.network()..=network.broadcast()).next().is_some();
         let all = network.prefix() == 0;
         let host = network.prefix() == if network.is_ipv4() { 32 } else { 128 };
         let perhaps_itself = host && peer.remotes.is_empty();

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use edge_ike::ChildConfig;
-use edge_ike::config::NextLayer;
+use edge_ike::config::{Mode, NextLayer};
 use edge_types::network::overlap;
 use edge_xfrm::policy::priority;
 use edge_xfrm::{Direction, Policy, PortMask, Reqid, Selector};
@@ -51,6 +51,8 @@ pub struct TunnelEnds {
     pub remote_selectors: Vec<IpNetwork>,
     /// The protocol and the ports of the selectors.
     pub next_layer: NextLayer,
+    /// Tunnel or transport mode.
+    pub mode: Mode,
     /// Whether there is an outbound SA.
     pub up: bool,
 }
@@ -75,7 +77,8 @@ pub fn tunnel_policies(
 ) -> (Vec<Policy>, Vec<String>) {
     let (mut policies, mut problems) = (Vec::new(), Vec::new());
     let of_children = children.iter().flat_map(|child| all_policies(tunnel, ranges, child.reqids, child.ends.as_ref()));
-    let of_site = children.iter().filter_map(|child| child.ends.as_ref()).flat_map(|ends| match tunnel.permitted {
+    let tunnels = children.iter().filter_map(|child| child.ends.as_ref()).filter(|ends| ends.mode == Mode::Tunnel);
+    let of_site = tunnels.flat_map(|ends| match tunnel.permitted {
         PermittedTraffic::Granted { .. } => vec![],
         PermittedTraffic::Negotiated => own_site_policies(ends),
     });
@@ -94,6 +97,9 @@ const ANY_SOURCE: u32 = 27_000;
 /// Priority of the policies that block forged sources, which policies with the priority
 /// [`ANY_SOURCE`] would otherwise let through.
 const FORGED_SOURCE: u32 = 26_000;
+/// Priority of the policies for neighbour discovery with a peer in transport mode: above all
+/// policies of peers.
+const DISCOVERY: u32 = 1_000;
 
 fn all_policies(
     tunnel: &DesiredTunnel,
@@ -111,6 +117,7 @@ fn all_policies(
             }
             policies
         }
+        (PermittedTraffic::Negotiated, Some(ends)) if ends.mode == Mode::Transport => transport_policies(reqids, ends),
         (PermittedTraffic::Negotiated, Some(ends)) => {
             granted_policies(&ends.local_selectors, &ends.remote_selectors, ends.next_layer, reqids, Some(ends))
         }
@@ -179,6 +186,64 @@ fn own_site_policies(ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
     policies
 }
 
+/// Types of the ICMPv6 messages by which hosts of a link find each other (RFC 4861 4.3, 4.4).
+const NEIGHBOUR_DISCOVERY: [u16; 2] = [135, 136];
+/// The IP protocol ICMPv6.
+const ICMPV6: u8 = 58;
+
+/// Policies between this host and the peer itself, in transport mode. Nothing is forwarded there.
+fn transport_policies(reqids: PeerReqids, ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
+    let mut policies = Vec::new();
+    for local in &ends.local_selectors {
+        for remote in ends.remote_selectors.iter().filter(|remote| remote.is_ipv4() == local.is_ipv4()) {
+            match (Selector::new(*local, *remote), Selector::new(*remote, *local)) {
+                (Ok(outward), Ok(inward)) => {
+                    policies.extend(transport_pair(outward, inward, reqids, ends).map(Ok));
+                }
+                (Err(error), _) | (_, Err(error)) => policies.push(Err(error.into())),
+            }
+        }
+    }
+    policies
+}
+
+fn transport_pair(
+    outward: Selector,
+    inward: Selector,
+    reqids: PeerReqids,
+    ends: &TunnelEnds,
+) -> impl Iterator<Item = Policy> + use<> {
+    let TunnelEnds { next_layer, up, .. } = *ends;
+    let of_child = with_next_layer(outward, next_layer);
+    let protect = [
+        Policy::protect_transport(Direction::Out, of_child, reqids.outbound),
+        Policy::protect_transport(Direction::In, of_child.reversed(), reqids.inbound),
+    ];
+    // A peer on the same link must be found before there is an SA with it, so without one neighbour
+    // discovery is in clear. With one it is protected, since peers may refuse it in clear. What
+    // arrives counts either way: an allow also takes what came in transport mode. The kernel takes
+    // the type of ICMPv6 for the source port, in both directions.
+    let holds_discovery = !outward.is_ipv4() && matches!(next_layer.protocol, 0 | ICMPV6);
+    let types = NEIGHBOUR_DISCOVERY.into_iter().filter(move |_| holds_discovery);
+    let clear = types.flat_map(move |icmp_type| {
+        let allow = move |(direction, selector): (Direction, Selector)| {
+            let selector = selector.with_protocol(ICMPV6, PortMask::exactly(icmp_type), PortMask::ANY);
+            Policy { priority: DISCOVERY, ..Policy::allow(direction, selector) }
+        };
+        let out = (!up).then_some((Direction::Out, outward));
+        out.into_iter().chain([(Direction::In, inward)]).map(allow)
+    });
+    protect.into_iter().chain(clear)
+}
+
+fn with_next_layer(selector: Selector, next_layer: NextLayer) -> Selector {
+    selector.with_protocol(
+        next_layer.protocol,
+        next_layer.local_port.map_or(PortMask::ANY, PortMask::exactly),
+        next_layer.remote_port.map_or(PortMask::ANY, PortMask::exactly),
+    )
+}
+
 fn granted_policies(
     local: &[IpNetwork],
     remote: &[IpNetwork],
@@ -190,11 +255,7 @@ fn granted_policies(
     for local in local {
         for remote in remote.iter().filter(|remote| remote.is_ipv4() == local.is_ipv4()) {
             let outward = match Selector::new(*local, *remote) {
-                Ok(selector) => selector.with_protocol(
-                    next_layer.protocol,
-                    next_layer.local_port.map_or(PortMask::ANY, PortMask::exactly),
-                    next_layer.remote_port.map_or(PortMask::ANY, PortMask::exactly),
-                ),
+                Ok(selector) => with_next_layer(selector, next_layer),
                 Err(error) => {
                     policies.push(Err(error.into()));
                     continue;
@@ -271,6 +332,7 @@ mod tests {
             local_selectors: networks(local),
             remote_selectors: networks(remote),
             next_layer,
+            mode: Mode::Tunnel,
             up: true,
         };
         ChildEnds { reqids: PeerReqids { outbound: reqid, inbound: reqid }, ends: Some(ends) }
@@ -330,6 +392,34 @@ mod tests {
         let child = ends(1, &["10.0.0.0/8"], &["10.2.0.0/24"], NextLayer::ANY);
         let (policies, _) = tunnel_policies(&tunnel(), &[], &[child]);
         assert!(matches!(decides(&policies, Direction::Out, "10.1.0.1", "10.2.0.1"), Some(Action::Protect(_))));
+    }
+
+    #[test]
+    fn transport_mode_protects_what_the_two_hosts_send_and_lets_neighbours_find_each_other_without_an_sa() {
+        let addresses = [("192.0.2.7", "192.0.2.1"), ("2001:db8::7", "2001:db8::1")];
+        for ((local, remote), up) in addresses.into_iter().flat_map(|pair| [(pair, true), (pair, false)]) {
+            let mut child = ends(1, &[local], &[remote], NextLayer::ANY);
+            let of_child = child.ends.as_mut().unwrap();
+            (of_child.mode, of_child.up) = (Mode::Transport, up);
+            let (policies, problems) = tunnel_policies(&tunnel(), &[], &[child]);
+            assert_eq!(problems, Vec::<String>::new());
+            assert!(policies.iter().all(|policy| policy.direction != Direction::Fwd));
+            let any: Vec<&Policy> = policies.iter().filter(|policy| policy.selector.protocol() == 0).collect();
+            for policy in &any {
+                let Action::Protect(template) = policy.action else { panic!("{policy}") };
+                assert_eq!((template.mode, template.outer), (edge_xfrm::Mode::Transport, None));
+            }
+            assert_eq!(any.len(), 2);
+            let discovery: Vec<&Policy> = policies.iter().filter(|policy| policy.selector.protocol() == 58).collect();
+            assert!(discovery.iter().all(|clear| clear.action == Action::Allow && clear.priority < any[0].priority));
+            let types = |direction| {
+                let of = discovery.iter().filter(|policy| policy.direction == direction);
+                of.map(|policy| policy.selector.source_port().value).collect::<Vec<_>>()
+            };
+            let both = if local.contains(':') { vec![135, 136] } else { vec![] };
+            let outward = if up { vec![] } else { both.clone() };
+            assert_eq!((types(Direction::Out), types(Direction::In)), (outward, both));
+        }
     }
 
     #[test]

@@ -72,6 +72,7 @@ fn up(_: &PeerName) -> Option<TunnelEnds> {
         local_selectors: any_networks(),
         remote_selectors: any_networks(),
         next_layer: NextLayer::ANY,
+        mode: Mode::Tunnel,
         up: true,
     })
 }
@@ -360,8 +361,9 @@ remote_subnets = ["10.2.0.0/16"]
 
 #[test]
 fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
-    let number =
-        |number: usize, network: &str| peer(&format!("edge-{number}"), Role::Edge, "203.0.113.2:4500", &[network], &[]);
+    let number = |number: usize, network: &str| {
+        peer(&format!("edge-{number:04}"), Role::Edge, "203.0.113.2:4500", &[network], &[])
+    };
     let peers: Vec<Peer> = (0..1000).map(|n| number(n, &format!("10.77.{}.{}/30", 16 + n / 64, n % 64 * 4))).collect();
     let before = membership(Role::Edge, &["10.77.1.0/26"], &[], peers.clone());
     let with = |change: &dyn Fn(&mut NodeView)| {
@@ -379,10 +381,15 @@ fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
     };
     for (what, now, set, gone) in [
         ("nothing", with(&|_| {}), vec![], vec![]),
-        ("an address", with(&|view| view.peers[7].endpoints.clear()), names(&["edge-7"]), vec![]),
-        ("a segment", with(&|view| view.peers[7].segments = vec![network("10.77.9.0/30")]), names(&["edge-7"]), vec![]),
-        ("a revocation", with(&|view| view.peers[7].certificates_from = 5), names(&["edge-7"]), vec![]),
-        ("a peer less", with(&|view| drop(view.peers.remove(7))), vec![], names(&["edge-7"])),
+        ("an address", with(&|view| view.peers[7].endpoints.clear()), names(&["edge-0007"]), vec![]),
+        (
+            "a segment",
+            with(&|view| view.peers[7].segments = vec![network("10.77.9.0/30")]),
+            names(&["edge-0007"]),
+            vec![],
+        ),
+        ("a revocation", with(&|view| view.peers[7].certificates_from = 5), names(&["edge-0007"]), vec![]),
+        ("a peer less", with(&|view| drop(view.peers.remove(7))), vec![], names(&["edge-0007"])),
         ("a peer more", with(&|view| view.peers.push(number(1000, "10.77.9.0/30"))), names(&["edge-1000"]), vec![]),
         ("another segment of ours", with(&|view| view.segments.push(network("10.77.2.0/26"))), all.clone(), vec![]),
         ("credentials", other_credentials, all.clone(), vec![]),
@@ -446,6 +453,7 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
         local_selectors: tunnel.peer.child.local.clone(),
         remote_selectors: tunnel.peer.child.remote.clone(),
         next_layer: tunnel.peer.child.next_layer,
+        mode: tunnel.peer.child.mode,
         up: false,
     };
     assert_eq!(

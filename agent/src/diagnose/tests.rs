@@ -34,6 +34,7 @@ fn child() -> ChildStatus {
         outbound_spi: "0xc0000002".into(),
         cipher: "aes256gcm16".into(),
         esn: true,
+        mode: "tunnel".into(),
         encapsulated: true,
         local: "192.0.2.1:4500".into(),
         remote: "203.0.113.10:4500".into(),

@@ -72,6 +72,11 @@ impl PodBridge {
         Ok(observed)
     }
 
+    /// Whether the bridge could not be made, which is tried again.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
     /// What keeps pods from the bridge.
     pub(super) fn obstacles(&self, observed: &NetworkState) -> Vec<Obstacle> {
         let command = format!("edge-cni up {}", self.conflist().display());

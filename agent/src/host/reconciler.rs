@@ -35,9 +35,12 @@ use crate::underlay;
 
 /// Wait after a notification of rtnetlink, since several come together.
 const SETTLE: Duration = Duration::from_millis(60);
-/// How often routes and sysctls are compared without a notification. nftables is not. The kernel
-/// sends none about `disable_policy`, `disable_xfrm` and `accept_ra`.
+/// How often sysctls are compared without a notification. nftables is not. The kernel sends none
+/// about `disable_policy`, `disable_xfrm` and `accept_ra`.
 const FULL_CHECK: Duration = Duration::from_secs(10);
+/// Links and routes are read without a notification after [`FULL_CHECK`], and later by as much for
+/// each so many routes, so that a node with ten thousand routes is not busy with reading them.
+const ROUTES_PER_CHECK: usize = 1000;
 /// How often the plugin looks for leases of pods that are gone without a DEL.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Shortest time between two comparisons of the nftables table, while another program changes rules
@@ -70,6 +73,8 @@ pub struct HostReconciler {
     /// What the task that keeps the routes through hubs has installed.
     hub_routes: watch::Receiver<Vec<RouteEntry>>,
     observed: watch::Sender<Arc<NetworkState>>,
+    /// Until when `observed` counts as what is there. `None`: links and routes have changed since.
+    observed_until: Option<tokio::time::Instant>,
 }
 
 impl HostReconciler {
@@ -99,6 +104,7 @@ impl HostReconciler {
             guard_failure: None,
             hub_routes: watch::channel(vec![]).1,
             observed: watch::Sender::default(),
+            observed_until: None,
         }
     }
 
@@ -144,10 +150,16 @@ impl HostReconciler {
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                outcome = self.desired.changed() => if outcome.is_err() { return Ok(()) },
+                outcome = self.desired.changed() => {
+                    if outcome.is_err() {
+                        return Ok(());
+                    }
+                    self.observed_until = None;
+                }
                 _ = full_check.tick() => {}
                 _ = reclaim.tick() => self.reclaim_leases().await,
                 Some(_) = changes.next() => {
+                    self.observed_until = None;
                     tokio::time::sleep(SETTLE).await;
                     while let Some(Some(_)) = futures_util::FutureExt::now_or_never(changes.next()) {}
                 }
@@ -179,9 +191,8 @@ impl HostReconciler {
     async fn refresh(&mut self, rules: &mut NftMonitor) -> anyhow::Result<()> {
         let Some(handle) = self.handle.clone() else { return Ok(()) };
         let desired = self.desired.borrow_and_update().clone();
-        let observed = NetworkState::read(&handle).await?;
-        let observed = Arc::new(self.bridge.reconcile(&handle, &desired, observed).await?);
-        self.observed.send_replace(observed.clone());
+        let read = self.must_read();
+        let observed = if read { self.read(&handle, &desired).await? } else { self.observed.borrow().clone() };
         self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let guarded = guarded(&desired);
@@ -194,10 +205,12 @@ impl HostReconciler {
         });
         let guards = !guarded.is_empty() || !desired.tunnels.is_empty();
         let mut settings = self.sysctls.prepare(&observed, &self.config.bridge, forward, guards, &self.incidents);
-        self.reconcile_guard(&desired, &guarded, &bridge);
+        if read {
+            self.reconcile_guard(&desired, &guarded, &bridge);
+        }
         let mut entries = routes::through_guard(&guarded, &bridge);
         entries.extend(self.hub_routes.borrow_and_update().iter().cloned());
-        if desired.complete {
+        if read && desired.complete {
             for stray in routes::stray(&observed, &guarded, &desired) {
                 match routes::delete(&handle, stray).await {
                     Ok(()) => tracing::info!("deleted the route to {}, which is no longer needed", stray.destination),
@@ -259,6 +272,24 @@ impl HostReconciler {
             differs
         });
         Ok(())
+    }
+
+    /// Whether links and routes are read in this pass: something about them changed, or failed, or
+    /// they were read long ago.
+    fn must_read(&self) -> bool {
+        let current = self.observed_until.is_some_and(|until| tokio::time::Instant::now() < until);
+        !current || self.guard_failure.is_some() || self.bridge.has_failed()
+    }
+
+    /// Reads links and routes, makes the bridge if it is missing, and publishes what is there then.
+    async fn read(&mut self, handle: &Handle, desired: &Desired) -> anyhow::Result<Arc<NetworkState>> {
+        // Whatever fails is tried in the next pass.
+        self.observed_until = None;
+        let observed = NetworkState::read(handle).await?;
+        let observed = Arc::new(self.bridge.reconcile(handle, desired, observed).await?);
+        self.observed.send_replace(observed.clone());
+        self.observed_until = Some(tokio::time::Instant::now() + until_next_reading(observed.routes.len()));
+        Ok(observed)
     }
 
     /// Installs the guard's device and routes. The tunnels' driver installs its policies.
@@ -405,6 +436,14 @@ impl Obstacles {
     }
 }
 
+/// How long links and `routes` routes that were read count as those of now, unless the kernel sends
+/// a notification.
+fn until_next_reading(routes: usize) -> Duration {
+    // A tick of the check may come a little early.
+    let more = u32::try_from(routes / ROUTES_PER_CHECK).unwrap_or(u32::MAX);
+    (FULL_CHECK / 2).saturating_add(FULL_CHECK.saturating_mul(more))
+}
+
 fn pause_after_reading(took: Duration) -> Duration {
     (took * OBSTACLES_SHARE).clamp(*OBSTACLES_PAUSE.start(), *OBSTACLES_PAUSE.end())
 }
@@ -433,6 +472,14 @@ mod tests {
     fn other_programs_rules_are_read_soon_again_unless_reading_them_takes_long() {
         let pauses = [10, 100, 10_000].map(|took| pause_after_reading(Duration::from_millis(took)).as_millis());
         assert_eq!(pauses, [700, 2000, 30_000]);
+    }
+
+    #[test]
+    fn a_node_with_ten_times_the_routes_reads_them_in_proportion_as_seldom() {
+        // Each tick of the check is 10 s after the one before.
+        let ticks = |routes| until_next_reading(routes).as_secs() / FULL_CHECK.as_secs() + 1;
+        assert_eq!([0, 999, 1000, 10_000, 100_000].map(ticks), [1, 1, 2, 11, 101]);
+        assert!(until_next_reading(usize::MAX) > FULL_CHECK);
     }
 
     #[test]

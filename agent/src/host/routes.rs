@@ -1,6 +1,7 @@
 //! The routes of the guard's device, which `edge-xfrm` installs, and routes of ours that are no
 //! longer needed.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use edge_xfrm::guard::{DEVICE, ROUTE_PROTOCOL};
@@ -33,6 +34,7 @@ pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<Ro
 /// route, packets to the range would leave in clear by the default route.
 pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desired: &Desired) -> Vec<&'a Route> {
     let guard = observed.link(DEVICE).map(|link| link.index);
+    let guarded: HashSet<&IpNetwork> = guarded.iter().collect();
     observed
         .routes
         .iter()

@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use edge_ike::{Identity, certificate_is_for};
-use ipnetwork::IpNetwork;
 use x509_parser::parse_x509_certificate;
 use zeroize::Zeroizing;
 
+use super::child::{self, Child, ChildEnds};
 use super::credentials::{Certificates, CredentialFiles, psk};
 use super::keys::{CHILD, CONNECTION, ImportReport, LOCAL, REMOTE, normal};
+use super::proposals::proposals;
 use super::swanctl_file::Section;
-use super::traffic_selector;
 use crate::config::{Remote, parse_identity, proposal};
 
 /// What a `[[peer]]` needs.
@@ -27,15 +27,6 @@ pub(super) struct Peer {
     pub(super) start: &'static str,
     pub(super) force_encapsulation: bool,
     pub(super) mobike: bool,
-}
-
-/// What a `[[peer.child]]` needs.
-pub(super) struct Child {
-    pub(super) name: String,
-    pub(super) local_subnets: Vec<IpNetwork>,
-    pub(super) remote_subnets: Vec<IpNetwork>,
-    /// Empty for the agent's defaults.
-    pub(super) esp_proposals: Vec<String>,
 }
 
 /// How the two ends authenticate.
@@ -105,13 +96,9 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
     } else {
         start
     };
-    let of_child = |(name, child): &(&str, &Section), report: &mut ImportReport| Child {
-        name: (*name).to_owned(),
-        local_subnets: selectors(child, "local_ts", addresses.local, report),
-        remote_subnets: selectors(child, "remote_ts", addresses.remote_address(), report),
-        esp_proposals: proposals(child, "esp_proposals", |text| proposal::esp(text).map(drop), report),
-    };
-    let children = children.iter().map(|child| of_child(child, report)).collect();
+    let force_encapsulation = connection.get("encap").map(normal) == Some("yes");
+    let ends = ChildEnds { local: addresses.local, remote: addresses.remote_address(), force_encapsulation };
+    let children = children.iter().map(|(name, child)| child::translate(name, child, &ends, report)).collect();
     Some(Peer {
         local: addresses.local,
         children,
@@ -121,7 +108,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
         credentials,
         ike_proposals: proposals(connection, "proposals", |text| proposal::ike(text).map(drop), report),
         start,
-        force_encapsulation: connection.get("encap").map(normal) == Some("yes"),
+        force_encapsulation,
         mobike: connection.get("mobike").map(normal) != Some("no"),
     })
 }
@@ -149,10 +136,6 @@ fn children<'a>(connection: &'a Section, report: &mut ImportReport) -> Vec<(&'a 
     }
     for (_, child) in &all {
         report.keys(child, CHILD);
-        match child.get("mode") {
-            None | Some("tunnel") => {}
-            Some(mode) => report.problems.push(format!("{}: not supported: mode {mode}", child.at)),
-        }
     }
     all
 }
@@ -320,49 +303,4 @@ fn identities(
         None => (subject(), Some(format!("local_id is the subject of our certificate, {}", parsed.subject()))),
     };
     Ok((local_id, remote_id, Some((certificates, note))))
-}
-
-fn selectors(child: &Section, key: &str, dynamic: Option<IpAddr>, report: &mut ImportReport) -> Vec<IpNetwork> {
-    let mut texts = child.list(key);
-    if texts.is_empty() {
-        texts.push("dynamic");
-    }
-    let mut networks = Vec::new();
-    for text in texts {
-        match traffic_selector::networks(text, dynamic) {
-            Ok(some) => networks.extend(some),
-            Err(problem) => report.problems.push(format!("{}: {key} {text}: {problem}", child.at)),
-        }
-    }
-    networks
-}
-
-fn proposals(
-    section: &Section,
-    key: &str,
-    parse: impl Fn(&str) -> Result<(), String>,
-    report: &mut ImportReport,
-) -> Vec<String> {
-    let texts = section.list(key);
-    let (defaults, texts): (Vec<&str>, Vec<&str>) = texts.into_iter().partition(|text| *text == "default");
-    let mut known = Vec::new();
-    let mut unknown = Vec::new();
-    for text in &texts {
-        match parse(text) {
-            Ok(()) => known.push((*text).to_owned()),
-            Err(problem) => unknown.push(problem),
-        }
-    }
-    if !texts.is_empty() && known.is_empty() && defaults.is_empty() {
-        report.problems.push(format!("{}: {key}: no proposal is supported: {}", section.at, unknown.join("; ")));
-    } else {
-        report.notes.extend(unknown.into_iter().map(|problem| format!("{}: {key}: left out: {problem}", section.at)));
-    }
-    if !defaults.is_empty() {
-        if !known.is_empty() {
-            report.notes.push(format!("{}: {key}: default: the agent's defaults are offered", section.at));
-        }
-        return Vec::new();
-    }
-    known
 }

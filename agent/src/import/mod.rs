@@ -3,9 +3,11 @@
 //! A connection becomes a `[[peer]]` only if its tunnel stays the same. Everything that is
 //! different is said, with file and line.
 
+mod child;
 mod connection;
 mod credentials;
 mod keys;
+mod proposals;
 mod swanctl_file;
 #[cfg(test)]
 mod tests;
@@ -23,7 +25,8 @@ use pem::Pem;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use connection::{Child, ImportedCredentials, Peer};
+use child::Child;
+use connection::{ImportedCredentials, Peer};
 use credentials::CredentialFiles;
 use keys::ImportReport;
 
@@ -122,6 +125,14 @@ struct ChildTable<'a> {
     remote_subnets: Vec<String>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     esp_proposals: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -188,7 +199,7 @@ impl Import {
         let texts = |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect();
         // Without a name of its own in the agent's file, one child stands in the peer itself.
         let (only, children) = match &peer.children[..] {
-            [only] => (Some(only), &[][..]),
+            [only] if !only.needs_table() => (Some(only), &[][..]),
             several => (None, several),
         };
         let names = child_names(children);
@@ -217,6 +228,10 @@ impl Import {
                     local_subnets: texts(&child.local_subnets),
                     remote_subnets: texts(&child.remote_subnets),
                     esp_proposals: &child.esp_proposals,
+                    protocol: child.protocol,
+                    local_port: child.local_port,
+                    remote_port: child.remote_port,
+                    mode: child.transport.then_some("transport"),
                 })
                 .collect(),
         };

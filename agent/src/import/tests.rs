@@ -104,8 +104,10 @@ fn a_connection_that_would_be_another_tunnel_is_left_out_with_the_reason() {
         ("remote_addrs", "pools = p\n  remote_addrs", "configuration payload"),
         ("remote_addrs", "proposals = aes256gcm16-prfsha256-frodos1\n  remote_addrs", "no proposal is supported"),
         ("remote_addrs = 192.0.2.2", "remote_addrs = 192.0.2.256", "neither an address nor a host name"),
-        ("local_ts = 10.1.0.0/16", "local_ts = 10.1.0.0/16[tcp/80]", "protocol or port"),
-        ("start_action = start", "mode = transport", "mode transport"),
+        ("local_ts = 10.1.0.0/16", "local_ts = 10.1.0.0/16[tcp/80-90]", "port ranges"),
+        ("local_ts = 10.1.0.0/16", "local_ts = 10.1.0.0/16[tcp/80], 10.3.0.0/16", "different protocols or ports"),
+        ("start_action = start", "mode = transport", "others than one address"),
+        ("start_action = start", "mode = beet", "mode beet"),
         ("start_action = start", "start_action = later", "is unknown"),
         ("start_action = start", "mark_in = 42", "marks"),
         ("start_action = start", "esp_proposals = null", "no proposal is supported"),
@@ -302,4 +304,41 @@ fn several_children_become_several_child_sas() {
     assert_eq!(children, [("voice_1", "10.3.0.0/16".to_owned()), ("net-net", "10.1.0.0/16".to_owned())]);
     assert!(peer.children[0].esp_proposals.is_some() && peer.children[1].esp_proposals.is_none());
     assert!(peer.local_subnets.is_empty());
+}
+
+#[test]
+fn selectors_of_one_protocol_and_port_become_a_child_of_it() {
+    let text =
+        site("", "").replace("10.1.0.0/16", "10.1.0.0/16[tcp/80]").replace("10.2.0.0/16", "10.2.0.0/16, fd02::/64");
+    let found = import(&text);
+    let (carried_over, said) = findings(&found);
+    assert!(carried_over, "{said}");
+    let peer = &parsed(&found).peers[0];
+    let [child] = &peer.children[..] else { panic!("{}", found.text) };
+    assert_eq!(
+        (child.name.as_str(), child.protocol, child.local_port, child.remote_port),
+        ("net-net", 6, Some(80), None)
+    );
+    assert_eq!((child.local_subnets.len(), child.remote_subnets.len()), (1, 2));
+    let (carried_over, found) = findings(&import(&text.replace("10.2.0.0/16, fd02::/64", "10.2.0.0/16[udp]")));
+    assert!(!carried_over && found.contains("different protocols"), "{found}");
+}
+
+#[test]
+fn transport_mode_between_the_addresses_of_both_ends_is_carried_over() {
+    let dynamic = |connection: &str| {
+        let text = site(connection, "mode = transport");
+        import(&text.replace("10.1.0.0/16", "dynamic").replace("10.2.0.0/16", "dynamic[udp/1701]"))
+    };
+    let found = dynamic("");
+    let peer = &parsed(&found).peers[0];
+    let [child] = &peer.children[..] else { panic!("{}", found.text) };
+    assert_eq!(child.mode, crate::config::ChildMode::Transport);
+    assert_eq!(
+        (child.local_subnets[0].to_string(), child.remote_subnets[0].to_string()),
+        ("192.0.2.1/32".into(), "192.0.2.2/32".into())
+    );
+    assert_eq!((child.protocol, child.remote_port), (17, Some(1701)));
+    let (carried_over, text) = findings(&dynamic("encap = yes"));
+    assert!(!carried_over && text.contains("with encap = yes"), "{text}");
 }

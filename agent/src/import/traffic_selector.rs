@@ -4,18 +4,54 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use crate::config::{has_ports, protocol_named};
+
+/// What packets carry, of a selector.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct NextLayer {
+    /// IP protocol. `None`: any.
+    pub(super) protocol: Option<u8>,
+    /// Port at that end. `None`: any.
+    pub(super) port: Option<u16>,
+}
+
+/// A selector: the networks, then in brackets the protocol and port, if they are not all.
+pub(super) fn parse(text: &str, dynamic: Option<IpAddr>) -> Result<(Vec<IpNetwork>, NextLayer), String> {
+    let Some((addresses, rest)) = text.split_once('[') else {
+        return Ok((networks(text, dynamic)?, NextLayer::default()));
+    };
+    let inner = rest.strip_suffix(']').ok_or("a bracket is missing")?;
+    Ok((networks(addresses.trim(), dynamic)?, next_layer(inner.trim())?))
+}
+
+/// `PROTOCOL/PORT`, either of which may be left out or be `any`.
+fn next_layer(text: &str) -> Result<NextLayer, String> {
+    let (protocol, port) = text.split_once('/').unwrap_or((text, ""));
+    let named = |text: &str| Some(text.trim()).filter(|text| !matches!(*text, "" | "any" | "%any")).map(str::to_owned);
+    let (protocol, port) = (named(protocol), named(port));
+    let protocol = match protocol {
+        Some(name) => Some(name.parse().ok().filter(|number| *number != 0).map_or_else(|| protocol_named(&name), Ok)?),
+        None => None,
+    };
+    match (protocol, port) {
+        (protocol, None) => Ok(NextLayer { protocol, port: None }),
+        (None, Some(_)) => Err("not supported: a port of any protocol; name the protocol".into()),
+        (Some(protocol), Some(_)) if !has_ports(protocol) => {
+            Err("not supported: types and codes of ICMP, and ports of protocols other than tcp, udp, dccp and sctp"
+                .into())
+        }
+        (protocol, Some(port)) => {
+            let port = port
+                .parse()
+                .map_err(|_| "not supported: port ranges, opaque ports and names of services; write one number")?;
+            Ok(NextLayer { protocol, port: Some(port) })
+        }
+    }
+}
+
 /// The networks of a selector: a network, an address, a range of addresses, or `dynamic`, the
 /// address of that end.
-pub(super) fn networks(text: &str, dynamic: Option<IpAddr>) -> Result<Vec<IpNetwork>, String> {
-    let (addresses, narrowed) = match text.split_once('[') {
-        Some((addresses, rest)) => {
-            (addresses.trim(), !matches!(rest.trim_end_matches(']').trim(), "" | "any" | "any/any" | "/"))
-        }
-        None => (text, false),
-    };
-    if narrowed {
-        return Err("not supported: selectors of one protocol or port".into());
-    }
+fn networks(addresses: &str, dynamic: Option<IpAddr>) -> Result<Vec<IpNetwork>, String> {
     if addresses == "dynamic" {
         let address = dynamic.ok_or("dynamic stands for an address that is not known here: write the network")?;
         return Ok(vec![IpNetwork::from(address)]);
@@ -66,7 +102,7 @@ mod tests {
     use super::*;
 
     fn texts(text: &str, dynamic: Option<&str>) -> Result<Vec<String>, String> {
-        let networks = networks(text, dynamic.map(|address| address.parse().unwrap()))?;
+        let (networks, _) = parse(text, dynamic.map(|address| address.parse().unwrap()))?;
         Ok(networks.iter().map(ToString::to_string).collect())
     }
 
@@ -84,10 +120,26 @@ mod tests {
     }
 
     #[test]
+    fn a_protocol_and_a_port_stand_in_brackets() {
+        let of = |text: &str| parse(text, None).map(|(_, NextLayer { protocol, port })| (protocol, port));
+        assert_eq!(of("10.1.0.0/16[tcp/80]").unwrap(), (Some(6), Some(80)));
+        assert_eq!(of("10.1.0.0/16[udp]").unwrap(), (Some(17), None));
+        assert_eq!(of("10.1.0.0/16[udp/%any]").unwrap(), (Some(17), None));
+        assert_eq!(of("10.1.0.0/16[47/any]").unwrap(), (Some(47), None));
+        for any in ["10.1.0.0/16[any/any]", "10.1.0.0/16[/]", "10.1.0.0/16[]", "10.1.0.0/16"] {
+            assert_eq!(of(any).unwrap(), (None, None), "{any}");
+        }
+    }
+
+    #[test]
     fn what_would_be_another_tunnel_is_refused() {
         for (text, why) in [
-            ("10.1.0.0/16[tcp/80]", "protocol or port"),
-            ("10.1.0.0/16[/53]", "protocol or port"),
+            ("10.1.0.0/16[tcp/80-90]", "port ranges"),
+            ("10.1.0.0/16[tcp/http]", "port ranges"),
+            ("10.1.0.0/16[tcp/80", "bracket"),
+            ("10.1.0.0/16[icmp/8]", "types and codes"),
+            ("10.1.0.0/16[quic]", "is not known"),
+            ("10.1.0.0/16[/53]", "name the protocol"),
             ("dynamic", "not known"),
             ("10.1.0.0/33", "neither"),
             ("10.0.0.2-10.0.0.1", "before it begins"),

@@ -115,7 +115,7 @@ impl StateDir {
 
     /// Reads a file as a whole; `None` if it does not exist. Fails above 64 MiB.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
-        read(&self.path, name)
+        read_file(&self.path.join(name))
     }
 
     /// Reads a JSON file; `None` if it does not exist. `advice` is the remedy in the error of a
@@ -126,9 +126,7 @@ impl StateDir {
 
     /// Replaces a JSON file atomically.
     pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateDirError> {
-        let path = self.path.join(name);
-        let bytes = serde_json::to_vec_pretty(value).map_err(|e| io_error("encoding", &path)(e.into()))?;
-        self.write(name, &bytes)
+        self.write(name, &json_bytes(&self.path.join(name), value)?)
     }
 
     /// Replaces a file atomically, readable by its owner alone. After a power cut it has the old or
@@ -163,18 +161,18 @@ pub struct SharedLock {
     _file: File,
 }
 
-fn read(directory: &Path, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
-    let path = directory.join(name);
-    let file = match File::open(&path) {
+/// The content of a file; `None` if there is none.
+pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, StateDirError> {
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("opening", &path)(error)),
+        Err(error) => return Err(io_error("opening", path)(error)),
     };
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io_error("reading", &path))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io_error("reading", path))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(StateDirError::Damaged {
-            path,
+            path: path.to_owned(),
             why: format!("it is larger than {MAX_FILE} bytes"),
             advice: "remove it",
         });
@@ -189,9 +187,24 @@ pub fn read_json<T: DeserializeOwned>(
     name: &str,
     advice: &'static str,
 ) -> Result<Option<T>, StateDirError> {
-    let Some(bytes) = read(directory, name)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| StateDirError::Damaged {
-        path: directory.join(name),
+    let path = directory.join(name);
+    let Some(bytes) = read_file(&path)? else { return Ok(None) };
+    parse_json(&path, &bytes, advice).map(Some)
+}
+
+/// The content of the JSON file `path` with this value.
+pub fn json_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, StateDirError> {
+    serde_json::to_vec_pretty(value).map_err(|error| io_error("encoding", path)(error.into()))
+}
+
+/// The value of the JSON file `path` with this content.
+pub(super) fn parse_json<T: DeserializeOwned>(
+    path: &Path,
+    bytes: &[u8],
+    advice: &'static str,
+) -> Result<T, StateDirError> {
+    serde_json::from_slice(bytes).map_err(|error| StateDirError::Damaged {
+        path: path.to_owned(),
         // The message names line and column, never content, which may be secret.
         why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
         advice,
@@ -214,7 +227,7 @@ impl From<ReplaceError> for StateDirError {
     }
 }
 
-fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirError {
+pub(super) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirError {
     let path = path.to_owned();
     move |error| StateDirError::Io { doing, path, error }
 }

@@ -2,16 +2,19 @@
 //!
 //! - [`StateDir`]: the directory, locked while the agent runs. Files are replaced atomically, so
 //!   that after a power cut they have the old or the new content.
+//! - [`ChangeLog`]: a large file, of which a small change costs a line.
 //! - [`make_private`]: closes the directory to other users.
 //! - [`remove_ours`]: removes what agent and plugin keep in it.
 //! - [`segments_file`]: `segments.json`, which the plugin reads. It is written under the lock that
 //!   both share.
 
+mod change_log;
 mod contents;
 mod dir;
 mod permissions;
 pub mod segments_file;
 
+pub use change_log::{ChangeLog, read_json_with_changes};
 pub use contents::{RemovedFiles, remove_ours};
-pub use dir::{SharedLock, StateDir, StateDirError, read_json, replace_file};
+pub use dir::{SharedLock, StateDir, StateDirError, json_bytes, read_json, replace_file};
 pub use permissions::make_private;

@@ -1,5 +1,6 @@
 //! What `edge-agent status PEER` shows: everything about a few peers.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use super::{ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, Status};
@@ -22,7 +23,7 @@ pub fn only_peers(status: &mut Status, patterns: &[String]) -> Result<(), String
     }
     let mut named = named.into_iter();
     status.peers.retain(|_| named.next() == Some(true));
-    let reqids: Vec<u32> = status.peers.iter().flat_map(reqids).collect();
+    let reqids: HashSet<u32> = status.peers.iter().flat_map(reqids).collect();
     status.states.retain(|state| reqids.contains(&state.reqid));
     let uses = |policy: &PolicyEntry| policy.template.as_ref().is_some_and(|template| reqids.contains(&template.reqid));
     status.policies.retain(uses);
@@ -41,19 +42,17 @@ fn reqids(peer: &PeerReport) -> Vec<u32> {
 /// Renders each peer with its SAs.
 pub fn render_peers(status: &Status) -> String {
     let mut text = String::new();
+    let states = counts(status.states.iter().filter(|state| state.in_kernel).map(|state| state.reqid));
+    let templates = status.policies.iter().filter_map(|policy| policy.template.as_ref());
+    let policies = counts(templates.map(|template| template.reqid));
     for (number, peer) in status.peers.iter().enumerate() {
         if number > 0 {
             text.push('\n');
         }
         render_peer(&mut text, peer);
         let reqids = reqids(peer);
-        let count = |of: &dyn Fn(u32) -> usize| -> usize { reqids.iter().copied().map(of).sum() };
-        let states =
-            count(&|reqid| status.states.iter().filter(|state| state.reqid == reqid && state.in_kernel).count());
-        let policies = count(&|reqid| {
-            let templates = status.policies.iter().filter_map(|policy| policy.template.as_ref());
-            templates.filter(|template| template.reqid == reqid).count()
-        });
+        let sum = |counts: &HashMap<u32, usize>| -> usize { reqids.iter().filter_map(|reqid| counts.get(reqid)).sum() };
+        let (states, policies) = (sum(&states), sum(&policies));
         let _ = writeln!(text, "  kernel     {states} states, {policies} policies");
         for NotCarried { child, local, remote } in &peer.not_carried {
             let _ = writeln!(text, "  missing    {local} - {remote} of child {child}: no CHILD_SA carries it");
@@ -63,6 +62,15 @@ pub fn render_peers(status: &Status) -> String {
         }
     }
     text
+}
+
+/// How often each number occurs.
+fn counts(numbers: impl Iterator<Item = u32>) -> HashMap<u32, usize> {
+    let mut counts = HashMap::new();
+    for number in numbers {
+        *counts.entry(number).or_default() += 1;
+    }
+    counts
 }
 
 fn render_peer(text: &mut String, peer: &PeerReport) {
@@ -102,9 +110,10 @@ fn ike_sa(text: &mut String, sa: &IkeStatus) {
 fn child_sa(text: &mut String, sa: &ChildStatus) {
     let esn = if sa.esn { ", ESN" } else { "" };
     let udp = if sa.encapsulated { ", in UDP" } else { "" };
+    let mode = if sa.mode == "transport" { ", transport mode" } else { "" };
     let _ = writeln!(
         text,
-        "  CHILD_SA   {} in, {} out, {}, {}{esn}{udp}, since {}",
+        "  CHILD_SA   {} in, {} out, {}, {}{esn}{udp}{mode}, since {}",
         sa.inbound_spi, sa.outbound_spi, sa.usage, sa.cipher, sa.since
     );
     let networks =
@@ -137,6 +146,7 @@ mod tests {
             outbound_spi: "0xc0000002".into(),
             cipher: "aes256gcm16".into(),
             esn: true,
+            mode: "tunnel".into(),
             encapsulated: true,
             local: "192.0.2.1:4500".into(),
             remote: "203.0.113.10:4500".into(),

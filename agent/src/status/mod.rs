@@ -156,6 +156,9 @@ pub struct ChildStatus {
     pub cipher: String,
     /// Whether it has extended sequence numbers.
     pub esn: bool,
+    /// `tunnel` or `transport`.
+    #[serde(default = "tunnel")]
+    pub mode: String,
     /// Whether ESP travels in UDP.
     pub encapsulated: bool,
     /// This node's address and port.
@@ -185,6 +188,11 @@ pub struct ChildStatus {
     pub sent: Option<Counters>,
 }
 
+/// The mode of CHILD_SAs that an older agent reports.
+fn tunnel() -> String {
+    "tunnel".to_owned()
+}
+
 /// Counters of an SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
@@ -207,7 +215,7 @@ pub struct StateEntry {
     pub spi: String,
     /// Joins it to the policies whose template has the same number.
     pub reqid: u32,
-    /// Always `tunnel`.
+    /// `tunnel` or `transport`.
     pub mode: String,
     /// Direction: `in` or `out`.
     pub direction: String,
@@ -236,13 +244,13 @@ pub struct PolicyEntry {
     pub template: Option<TemplateEntry>,
 }
 
-/// Template of a policy: ESP in tunnel mode, without SPI.
+/// Template of a policy: ESP, without SPI.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateEntry {
     /// Reqid of the SAs.
     pub reqid: u32,
-    /// Tunnel source; absent for any.
+    /// Tunnel source; absent for any, and in transport mode.
     pub source: Option<IpAddr>,
-    /// Tunnel destination; absent for any.
+    /// Tunnel destination; absent for any, and in transport mode.
     pub destination: Option<IpAddr>,
 }

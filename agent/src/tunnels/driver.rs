@@ -18,13 +18,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::datagram_socket::{self, Socket};
+use super::deferred_switch::DeferredSwitch;
 use super::environment::{KernelEnvironment, source_address};
 use super::failure_log::FailureLog;
 use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
 use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
-use super::on_demand::DeferredSwitch;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
 use super::sa_table::SaTable;
@@ -42,6 +42,9 @@ const MAX_DATAGRAM: usize = 65_535;
 /// Largest number of datagrams that wait for the endpoint. Further ones are dropped, as in a
 /// congested network.
 const DATAGRAM_QUEUE: usize = 256;
+/// Largest number of datagrams that are handled before responses are sent and anything else gets
+/// its turn.
+const DATAGRAM_BATCH: usize = 16;
 /// Largest number of events of ESP that are handled before anything else gets its turn.
 const ESP_EVENTS: usize = 256;
 
@@ -161,6 +164,7 @@ impl Driver {
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let (to, mut datagrams) = mpsc::channel(DATAGRAM_QUEUE);
+        let mut batch: Vec<Received> = Vec::with_capacity(DATAGRAM_BATCH);
         let readers: Vec<_> =
             self.sockets.iter().map(|socket| tokio::spawn(read(socket.clone(), to.clone()))).collect();
         let mut count_tick = tokio::time::interval(COUNT_INTERVAL);
@@ -175,8 +179,10 @@ impl Driver {
                 () = stop.cancelled() => break,
                 () = async { tokio::time::sleep_until(retry_move_at.unwrap_or_else(tokio::time::Instant::now)).await },
                     if retry_move_at.is_some() => self.move_tunnels(),
-                Some((datagram, local, remote)) = datagrams.recv() => {
-                    self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.environment);
+                1.. = datagrams.recv_many(&mut batch, DATAGRAM_BATCH) => {
+                    for (datagram, local, remote) in batch.drain(..) {
+                        self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.environment);
+                    }
                 }
                 () = tokio::time::sleep(wait) => self.timeout(),
                 Ok(()) = desired.changed() => {
@@ -202,6 +208,7 @@ impl Driver {
         for reader in readers {
             reader.abort();
         }
+        self.environment.save_reqids(Instant::new(Duration::MAX));
         Ok(())
     }
 
@@ -250,6 +257,7 @@ impl Driver {
             self.hub_returns.next_due(),
             idle,
             self.next_deferral_end(),
+            self.environment.reqids.save_due(),
         ];
         let next = due.into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
@@ -261,6 +269,7 @@ impl Driver {
         if let Some(line) = self.failures.end_period(now) {
             tracing::warn!("{line}");
         }
+        self.environment.save_reqids(now);
         self.changed_peers.extend(self.hub_returns.take_due(now));
         self.end_deferrals(now);
         if self.esp_events.is_some() {
@@ -360,19 +369,21 @@ impl Driver {
     }
 
     fn assign_reqids(&mut self, changes: &PeerChanges) {
-        // Until the desired state is complete, reqids of peers that a later view may name stay
-        // assigned.
-        let first_complete = self.desired.complete && !self.settled;
-        let tunnels = changes.set.iter().filter_map(|name| Some((name, self.desired.tunnels.get(name)?)));
-        let mut purposes = tunnels
-            .flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, Purpose::whole(&child.name))));
-        let unknown = purposes.any(|(name, purpose)| self.environment.reqids.of_purpose(name, &purpose).is_none());
-        if !(first_complete || unknown || (self.desired.complete && !changes.gone.is_empty())) {
-            return;
-        }
-        let tunnels = self.desired.tunnels.iter();
-        let children = tunnels.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
-        if let Err(error) = self.environment.reqids.assign(children) {
+        let reqids = &mut self.environment.reqids;
+        let outcome = if self.desired.complete && !self.settled {
+            let tunnels = self.desired.tunnels.iter();
+            let children =
+                tunnels.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
+            reqids.assign(children)
+        } else {
+            let set = changes.set.iter().filter_map(|name| Some((name, self.desired.tunnels.get(name)?)));
+            let children = set.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
+            // Until the desired state is complete, reqids of peers that a later view may name stay
+            // assigned.
+            let gone: &[PeerName] = if self.desired.complete { &changes.gone } else { &[] };
+            reqids.assign_changes(children, gone)
+        };
+        if let Err(error) = outcome {
             self.environment.incidents.error(format!("reqids cannot be written to disk: {error}"));
         }
     }
@@ -382,14 +393,21 @@ impl Driver {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
         let (mut peer, origin, on_demand) = (tunnel.peer.clone(), tunnel.origin, tunnel.on_demand);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
-        for child in &children {
-            let purpose = Purpose::whole(&child.name);
-            let Some(reqid) = self.environment.reqids.of_purpose(name, &purpose) else { continue };
+        let reqids = &self.environment.reqids;
+        let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children
+            .iter()
+            .flat_map(|child| reqids.of_child(name, &child.name).into_iter().map(move |of| (child, of)))
+            .collect();
+        for (child, (purpose, reqid)) in purposes {
+            // The configuration has changed meanwhile.
+            if !peer.may_have(&purpose) {
+                continue;
+            }
             self.forget_revoked_sas(&peer, reqid);
             peer.keep_existing |= self.sas.has_inherited(reqid);
             // While there are inherited SAs, no packet asks for a tunnel.
             peer.initiate |= on_demand && peer.keep_existing;
-            self.assume_inherited_ends(name, child, reqid);
+            self.assume_inherited_ends(name, child, purpose, reqid);
             // A peer behind a NAT may not notice that we restarted, as long as its ESP is answered.
             // So we begin, at the address to which the inherited SAs send.
             if origin == Origin::View

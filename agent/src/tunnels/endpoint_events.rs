@@ -113,7 +113,8 @@ impl Driver {
         let tunnel = self.desired.tunnels.get(peer);
         let wanted = |purpose: &Purpose| tunnel.is_some_and(|tunnel| tunnel.peer.child_named(&purpose.child).is_some());
         let left = self.sas.forget_unwanted(peer, wanted);
-        self.environment.reqids.retain_parts(peer, &left);
+        let now = self.now();
+        self.environment.reqids.retain_parts(peer, &left, now);
     }
 
     /// A peer that did not answer is there again.
@@ -124,7 +125,8 @@ impl Driver {
     }
 
     fn install(&mut self, peer: &PeerName, child: &Arc<ChildSa>) {
-        self.environment.reqids.assign_part(peer, &child.purpose);
+        let now = self.now();
+        self.environment.reqids.assign_part(peer, &child.purpose, now);
         let Some(reqids) = self.environment.reqids_of_sas(peer, &child.purpose) else { return };
         if let Err(error) = self.sas.install_inbound(&mut self.environment.xfrm, peer, reqids, child) {
             self.environment.incidents.error(format!("peer {peer}: {error}"));

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use edge_ike::{Environment, PeerName, Purpose};
+use edge_ike::{Environment, Instant, PeerName, Purpose};
 use edge_xfrm::{SaId, SpiRange, Xfrm};
 use ring::rand::{SecureRandom, SystemRandom};
 
@@ -25,6 +25,13 @@ pub(super) struct KernelEnvironment {
 impl KernelEnvironment {
     pub(super) fn reqids_of_sas(&self, peer: &PeerName, purpose: &Purpose) -> Option<PeerReqids> {
         self.reqids.of_sas(peer, purpose)
+    }
+
+    /// Writes reqids of parts that are not on disk and due at `now`.
+    pub(super) fn save_reqids(&mut self, now: Instant) {
+        if let Err(error) = self.reqids.save_parts(now) {
+            self.incidents.error(format!("reqids cannot be written to disk: {error}"));
+        }
     }
 }
 

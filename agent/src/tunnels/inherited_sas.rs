@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use edge_ike::Instant;
-use edge_xfrm::{Reqid, Sa, SaDirection, SaId};
+use edge_xfrm::{Mode, Reqid, Sa, SaDirection, SaId};
 
 use super::installed_sa::InstalledSa;
 
@@ -26,6 +26,8 @@ impl InheritedSa {
             source: self.sa.source,
             id: self.sa.id,
             reqid: Reqid::ours(self.sa.reqid)?,
+            // `XFRM_MODE_TRANSPORT` is 0.
+            mode: if self.sa.mode == 0 { Mode::Transport } else { Mode::Tunnel },
             encap: self.sa.encap,
         })
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use edge_xfrm::reconcile::ExpectedSa;
-use edge_xfrm::{Reqid, SaDirection, SaId, SaParams, UdpEncap};
+use edge_xfrm::{Mode, Reqid, SaDirection, SaId, SaParams, UdpEncap};
 
 /// An SA of ours in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(super) struct InstalledSa {
     pub(super) id: SaId,
     /// Joins it to the policies of its peer.
     pub(super) reqid: Reqid,
+    /// Tunnel or transport mode.
+    pub(super) mode: Mode,
     /// UDP ports, if ESP travels in UDP.
     pub(super) encap: Option<UdpEncap>,
 }
@@ -27,6 +29,7 @@ impl InstalledSa {
             source: params.source,
             id: params.id(),
             reqid: params.reqid,
+            mode: params.mode,
             encap: params.encap,
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use edge_xfrm::SaDirection;
 use edge_xfrm::events::Event;
 
 use super::driver::Driver;
@@ -22,6 +23,11 @@ impl Driver {
                     if let Some(peer) = self.environment.reqids.peer(reqid) {
                         let until = now + self.acquire_lifetime;
                         self.endpoint.acquire(&peer, until, now, &mut self.environment);
+                    }
+                }
+                Event::Mapping { id, new, .. } => {
+                    if let Some((peer, SaDirection::In)) = self.sas.usage(id) {
+                        self.endpoint.esp_came_from(peer, id.spi, new, now, &mut self.environment);
                     }
                 }
                 Event::Expire { id, hard: false, .. } => {

@@ -3,7 +3,9 @@
 //! step.
 //!
 //! - `check_interval`: when everything is compared with the kernel next.
+//! - `commands`: carries out what commands of `edge-agent` ask for.
 //! - `datagram_socket`: a UDP socket that knows the local address of each datagram.
+//! - `deferred_switch`: the switch to an outbound SA that waits for the peer.
 //! - `ike_sockets`: the four sockets of IKE, which systemd may have opened.
 //! - `environment`: [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
@@ -15,16 +17,20 @@
 //! - `installed_sa`: an SA of ours in the kernel.
 //! - `kernel_events`: handles the notifications of the kernel.
 //! - `kernel_policies`: installs the desired policies, and compares them with the kernel's.
+//! - `not_carried`: what is configured for a peer and no CHILD_SA carries.
 //! - `on_demand`: tunnels that the first packet brings.
 //! - `reconcile`: compares policies and SAs with the kernel's and corrects differences.
+//! - `retiring_sas`: outbound SAs that were replaced, until they are deleted.
 //! - `sa_table`: the SAs in the kernel.
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
-//! - `requests`: what commands of `edge-agent` ask for.
+//! - `requests`: what commands of `edge-agent` ask for, as messages.
 //! - `report`: the part of the status about tunnels.
 
 mod check_interval;
+mod commands;
 #[allow(unsafe_code)]
 mod datagram_socket;
+mod deferred_switch;
 pub mod driver;
 mod endpoint_events;
 mod environment;
@@ -37,11 +43,13 @@ mod inherited_sas;
 mod installed_sa;
 mod kernel_events;
 mod kernel_policies;
+mod not_carried;
 mod on_demand;
 mod reconcile;
 mod report;
 mod reqids;
 mod requests;
+mod retiring_sas;
 mod sa_table;
 
 pub use driver::Driver;

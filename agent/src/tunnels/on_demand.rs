@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use edge_ike::{ChildConfig, ChildSa, Instant, PeerName, Purpose};
 
+use super::deferred_switch::DeferredSwitch;
 use super::driver::Driver;
 use super::environment::source_address;
 use crate::desired::{DesiredTunnel, TunnelEnds};
@@ -19,14 +20,6 @@ const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
 
 /// How long a responder's packets wait at most for a sign that the initiator has its SAs.
 const RESPONDER_WAIT: Duration = Duration::from_millis(500);
-
-/// An outbound SA that is not installed yet.
-#[derive(Debug)]
-pub(super) struct DeferredSwitch {
-    peer: PeerName,
-    purpose: Purpose,
-    until: Instant,
-}
 
 impl Driver {
     /// Defers the outbound SA of a new tunnel on demand for which the peer began. The peer gets our
@@ -148,6 +141,7 @@ pub(super) fn acquire_ends(tunnel: &DesiredTunnel, child: &ChildConfig) -> Optio
         local_selectors: child.local.clone(),
         remote_selectors: child.remote.clone(),
         next_layer: child.next_layer,
+        mode: child.mode,
         up: false,
     })
 }

@@ -25,18 +25,30 @@ use crate::logging::peer_span;
 const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
 
 impl Driver {
-    /// Uses the ends of inherited SAs for the policies of a peer's configured child.
-    pub(super) fn assume_inherited_ends(&mut self, peer: &PeerName, child: &ChildConfig, reqid: Reqid) {
+    /// Uses the ends of inherited SAs for the policies of a peer's configured child, or of a part
+    /// of it.
+    pub(super) fn assume_inherited_ends(
+        &mut self,
+        peer: &PeerName,
+        child: &ChildConfig,
+        purpose: Purpose,
+        reqid: Reqid,
+    ) {
         let Some((local, remote)) = self.sas.inherited_ends(reqid) else { return };
+        let (local_selectors, remote_selectors) = match &purpose.part {
+            None => (child.local.clone(), child.remote.clone()),
+            Some(part) => (part.local.clone(), part.remote.clone()),
+        };
         let ends = TunnelEnds {
             local,
             remote,
-            local_selectors: child.local.clone(),
-            remote_selectors: child.remote.clone(),
+            local_selectors,
+            remote_selectors,
             next_layer: child.next_layer,
+            mode: child.mode,
             up: true,
         };
-        self.sas.use_inherited(peer, Purpose::whole(&child.name), reqid, ends);
+        self.sas.use_inherited(peer, purpose, reqid, ends);
     }
 
     /// Updates the policies of the peers whose tunnels changed.

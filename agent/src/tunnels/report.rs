@@ -2,20 +2,20 @@
 
 use std::collections::HashMap;
 
+use edge_ike::config::Mode;
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName, Purpose};
 use edge_types::api::TunnelCount;
-use edge_types::network::contains;
 use edge_xfrm::{Action, Policy, Sa, SaDirection, SaId, UdpEncap};
-use ipnetwork::IpNetwork;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::driver::Driver;
 use super::installed_sa::InstalledSa;
+use super::not_carried::not_carried;
 use crate::desired::{DesiredTunnel, Origin};
 use crate::status::{
-    ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
+    ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
 };
 
 impl Driver {
@@ -32,14 +32,15 @@ impl Driver {
         states.sort_by(|one, other| {
             (one.reqid, &one.direction, &one.spi).cmp(&(other.reqid, &other.direction, &other.spi))
         });
-        let snapshot = self.endpoint.snapshot();
-        let snapshot: HashMap<&PeerName, &PeerStatus> = snapshot.iter().map(|status| (&status.name, status)).collect();
-        let peers = self
-            .desired
-            .tunnels
-            .iter()
-            .map(|(name, tunnel)| self.peer(name, tunnel.origin, snapshot.get(name).copied(), &sas))
-            .collect();
+        let report = Reported { sas, boot_time: self.now(), wall_time: OffsetDateTime::now_utc() };
+        // Both are in the order of the names.
+        let mut statuses = self.endpoint.statuses().peekable();
+        let mut status_of = |name: &PeerName| {
+            while statuses.next_if(|status| status.name < *name).is_some() {}
+            statuses.next_if(|status| status.name == *name)
+        };
+        let tunnels = self.desired.tunnels.iter();
+        let peers = tunnels.map(|(name, tunnel)| self.peer(name, tunnel, status_of(name).as_ref(), &report)).collect();
         TunnelsReport {
             node: self.desired.node.clone(),
             role: self.desired.role.map(|role| role.to_string()),
@@ -53,12 +54,11 @@ impl Driver {
     fn peer(
         &self,
         name: &PeerName,
-        origin: Origin,
+        tunnel: &DesiredTunnel,
         status: Option<&PeerStatus>,
-        sas: &HashMap<SaId, Sa>,
+        report: &Reported,
     ) -> PeerReport {
-        let tunnel = self.desired.tunnels.get(name);
-        let waits_for_packet = tunnel.is_some_and(|tunnel| tunnel.on_demand && !tunnel.peer.remotes.is_empty());
+        let waits_for_packet = tunnel.on_demand && !tunnel.peer.remotes.is_empty();
         let phase = match status.map(|status| status.phase) {
             None | Some(Phase::Idle) if waits_for_packet => "on-demand",
             None | Some(Phase::Idle) => "idle",
@@ -68,53 +68,30 @@ impl Driver {
         };
         PeerReport {
             name: name.to_string(),
-            origin: match origin {
+            origin: match tunnel.origin {
                 Origin::View => "view",
                 Origin::Configuration => "configuration",
             }
             .into(),
             phase: phase.into(),
-            reqid: tunnel
-                .and_then(|tunnel| self.environment.reqids.of_purpose(name, &Purpose::whole(&tunnel.peer.child.name)))
+            reqid: self
+                .environment
+                .reqids
+                .of_purpose(name, &Purpose::whole(&tunnel.peer.child.name))
                 .map(edge_xfrm::Reqid::raw),
-            endpoints: tunnel
-                .map(|tunnel| tunnel.peer.remotes.iter().map(ToString::to_string).collect())
-                .unwrap_or_default(),
-            ike_sas: status.map(|status| status.ike_sas.iter().map(|sa| self.ike(sa)).collect()).unwrap_or_default(),
+            endpoints: tunnel.peer.remotes.iter().map(ToString::to_string).collect(),
+            ike_sas: status.map(|status| status.ike_sas.iter().map(|sa| report.ike(sa)).collect()).unwrap_or_default(),
             child_sas: status
-                .map(|status| status.children.iter().map(|child| self.child(name, child, sas)).collect())
+                .map(|status| status.children.iter().map(|child| self.child(name, child, report)).collect())
                 .unwrap_or_default(),
-            not_carried: tunnel.zip(status).map(|(tunnel, status)| not_carried(tunnel, status)).unwrap_or_default(),
+            not_carried: status.map(|status| not_carried(tunnel, status)).unwrap_or_default(),
             last_error: status
                 .and_then(|status| status.last_error.as_ref())
                 .map(|error| format!("peer {name}: {error}")),
         }
     }
 
-    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus) -> IkeStatus {
-        IkeStatus {
-            initiator_spi: format!("{:016x}", sa.ike.initiator),
-            responder_spi: format!("{:016x}", sa.ike.responder),
-            local: sa.local.to_string(),
-            remote: sa.remote.to_string(),
-            initiator: sa.initiator,
-            proposal: sa.details.proposal.clone(),
-            authentication: sa.details.authentication.clone(),
-            nat_local: sa.details.nat_local,
-            nat_remote: sa.details.nat_remote,
-            mobike: sa.details.mobike,
-            since: self.wall_time(sa.established),
-            heard_seconds_ago: self.now().saturating_since(sa.last_received).as_secs(),
-            renewed_in_seconds: sa
-                .rekey_at
-                .into_iter()
-                .fold(sa.reauthenticate_at, edge_ike::Instant::min)
-                .saturating_since(self.now())
-                .as_secs(),
-        }
-    }
-
-    fn child(&self, peer: &PeerName, child: &edge_ike::endpoint::ChildStatus, sas: &HashMap<SaId, Sa>) -> ChildStatus {
+    fn child(&self, peer: &PeerName, child: &edge_ike::endpoint::ChildStatus, report: &Reported) -> ChildStatus {
         let (inbound, outbound) = self.sas.of_child(child.sa.id);
         let reqid = self.environment.reqids.of_purpose(peer, &child.sa.purpose);
         ChildStatus {
@@ -124,6 +101,7 @@ impl Driver {
             outbound_spi: spi(child.sa.outbound_spi),
             cipher: child.sa.cipher.to_string(),
             esn: child.sa.esn,
+            mode: mode_name(child.sa.mode).into(),
             encapsulated: child.sa.encapsulated,
             local: child.sa.local.to_string(),
             remote: child.sa.remote.to_string(),
@@ -138,38 +116,50 @@ impl Driver {
                 ChildUse::Lingering => "lingering",
             }
             .into(),
-            since: self.wall_time(child.established),
-            received: inbound.and_then(|installed| counters(installed, sas)),
-            sent: outbound.and_then(|installed| counters(installed, sas)),
+            since: report.wall_time(child.established),
+            received: inbound.and_then(|installed| counters(installed, &report.sas)),
+            sent: outbound.and_then(|installed| counters(installed, &report.sas)),
+        }
+    }
+}
+
+/// What a report is made from, read once for all peers.
+struct Reported {
+    /// The SAs in the kernel.
+    sas: HashMap<SaId, Sa>,
+    boot_time: Instant,
+    wall_time: OffsetDateTime,
+}
+
+impl Reported {
+    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus) -> IkeStatus {
+        IkeStatus {
+            initiator_spi: format!("{:016x}", sa.ike.initiator),
+            responder_spi: format!("{:016x}", sa.ike.responder),
+            local: sa.local.to_string(),
+            remote: sa.remote.to_string(),
+            initiator: sa.initiator,
+            proposal: sa.details.proposal.clone(),
+            authentication: sa.details.authentication.clone(),
+            nat_local: sa.details.nat_local,
+            nat_remote: sa.details.nat_remote,
+            mobike: sa.details.mobike,
+            since: self.wall_time(sa.established),
+            heard_seconds_ago: self.boot_time.saturating_since(sa.last_received).as_secs(),
+            renewed_in_seconds: sa
+                .rekey_at
+                .into_iter()
+                .fold(sa.reauthenticate_at, edge_ike::Instant::min)
+                .saturating_since(self.boot_time)
+                .as_secs(),
         }
     }
 
     /// Converts a boot time to RFC 3339.
     fn wall_time(&self, moment: Instant) -> String {
-        let ago = self.now().saturating_since(moment);
-        (OffsetDateTime::now_utc() - ago).format(&Rfc3339).unwrap_or_default()
+        let ago = self.boot_time.saturating_since(moment);
+        (self.wall_time - ago).format(&Rfc3339).unwrap_or_default()
     }
-}
-
-/// Pairs of networks of a static peer that are configured, but that no CHILD_SA carries although
-/// the peer is up: the peer has narrowed the selectors, or refuses a child.
-fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<NotCarried> {
-    if tunnel.origin != Origin::Configuration || status.phase != Phase::Up {
-        return vec![];
-    }
-    let covers = |networks: &[IpNetwork], network: &IpNetwork| networks.iter().any(|wide| contains(wide, network));
-    let mut missing = Vec::new();
-    for child in tunnel.peer.children() {
-        let sas = || status.children.iter().map(|one| &one.sa).filter(|sa| sa.purpose.child == child.name);
-        for local in &child.local {
-            for remote in child.remote.iter().filter(|remote| remote.is_ipv4() == local.is_ipv4()) {
-                if !sas().any(|sa| covers(&sa.local_selectors, local) && covers(&sa.remote_selectors, remote)) {
-                    missing.push(NotCarried { child: child.name.to_string(), local: *local, remote: *remote });
-                }
-            }
-        }
-    }
-    missing
 }
 
 fn counters(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> Option<Counters> {
@@ -189,7 +179,7 @@ fn state(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> StateEntry {
         protocol: "esp".into(),
         spi: spi(installed.id.spi),
         reqid: installed.reqid.raw(),
-        mode: "tunnel".into(),
+        mode: installed.mode.to_string(),
         direction: match installed.direction {
             SaDirection::In => "in",
             SaDirection::Out => "out",
@@ -198,6 +188,13 @@ fn state(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> StateEntry {
         algorithm: found.and_then(|sa| sa.algorithm.clone()),
         encap: installed.encap.map(|UdpEncap { source_port, destination_port }| (source_port, destination_port)),
         in_kernel: found.is_some(),
+    }
+}
+
+fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Tunnel => "tunnel",
+        Mode::Transport => "transport",
     }
 }
 

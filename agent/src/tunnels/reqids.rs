@@ -1,33 +1,43 @@
-//! Reqids of the peers' CHILD_SAs, one for each purpose. A purpose of the configuration keeps its
-//! reqid over rekeys, restarts and reboots, so that SAs of an earlier run are recognised as the
-//! peer's.
+//! Reqids of the peers' CHILD_SAs, one for each purpose. A purpose keeps its reqid over rekeys,
+//! restarts and reboots, so that SAs of an earlier run are recognised as the peer's.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use edge_ike::{ChildName, PeerName, Purpose};
+use edge_ike::{ChildName, Instant, PeerName, Purpose};
 use edge_xfrm::Reqid;
 use edge_xfrm::reqid::TUNNELS;
 use ring::digest::{SHA256, digest};
 
 use crate::config::DEFAULT_CHILD;
 use crate::desired::PeerReqids;
-use crate::state_dir::{make_private, replace_file};
+use crate::state_dir::{ChangeLog, make_private, read_json_with_changes};
 
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
 
+/// How long a change of parts waits for others before the file is written: each is a peer's choice,
+/// which must not cost a write to the disk.
+const PARTS_UNSAVED: Duration = Duration::from_secs(1);
+
 /// The reqids of each peer, and the file that keeps them.
 #[derive(Debug)]
 pub(super) struct Reqids {
-    path: PathBuf,
+    state_dir: PathBuf,
+    /// Writes the file. A change in it is the object of what was assigned, with `null` for what was
+    /// given back.
+    log: ChangeLog,
     /// By [`key`].
     numbers: BTreeMap<String, u32>,
-    /// Those of parts of configured children, which only this run knows. The peer decides what
-    /// parts there are, so their number is that of `SaTable`'s.
-    parts: HashMap<(PeerName, Purpose), u32>,
+    /// Those of parts of configured children. The peer decides what parts there are, so their
+    /// number is that of `SaTable`'s.
+    parts: HashMap<PeerName, BTreeMap<Purpose, u32>>,
+    /// Changes of the parts that the file lacks, in its form.
+    unsaved: BTreeMap<String, Option<u32>>,
+    /// Since when the file lacks one.
+    unsaved_since: Option<Instant>,
     peers: HashMap<u32, PeerName>,
     hubs: HashSet<PeerName>,
 }
@@ -37,20 +47,37 @@ impl Reqids {
     /// the same, since the first choice is a hash of the name.
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
-        let numbers = match fs::read(&path).map(|text| serde_json::from_slice::<BTreeMap<String, u32>>(&text)) {
-            Ok(Ok(numbers)) => numbers,
-            Ok(Err(error)) => {
-                tracing::warn!("{}: {error}; reqids are assigned again", path.display());
-                BTreeMap::new()
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+        let mut numbers = match read_json_with_changes(&path, "it is written again") {
+            Ok(None) => BTreeMap::new(),
+            Ok(Some((numbers, changes))) => with_changes(numbers, changes),
             Err(error) => {
-                tracing::warn!("{}: cannot be read: {error}; reqids are assigned again", path.display());
+                tracing::warn!("reqids are assigned again: {error}");
                 BTreeMap::new()
             }
         };
-        let peers = numbers.iter().map(|(key, number)| (*number, PeerName::new(peer_of_key(key)))).collect();
-        Self { path, numbers, parts: HashMap::new(), peers, hubs: HashSet::new() }
+        let of_parts: Vec<(String, u32)> = numbers.extract_if(.., |key, _| part_of_key(key).is_some()).collect();
+        let mut peers: HashMap<u32, PeerName> =
+            numbers.iter().map(|(key, number)| (*number, PeerName::new(peer_of_key(key)))).collect();
+        let mut parts: HashMap<PeerName, BTreeMap<Purpose, u32>> = HashMap::new();
+        for (key, number) in of_parts {
+            // Only a damaged file has a number twice, or one out of range.
+            let Some((peer, purpose)) = part_of_key(&key).filter(|_| number < TUNNELS && !peers.contains_key(&number))
+            else {
+                continue;
+            };
+            peers.insert(number, peer.clone());
+            parts.entry(peer).or_default().insert(purpose, number);
+        }
+        Self {
+            state_dir: state_dir.to_owned(),
+            log: ChangeLog::new(path),
+            numbers,
+            parts,
+            unsaved: BTreeMap::new(),
+            unsaved_since: None,
+            peers,
+            hubs: HashSet::new(),
+        }
     }
 
     /// A reqid of the peer; `None` before [`Self::assign`].
@@ -60,15 +87,23 @@ impl Reqids {
 
     /// The reqids of the peer's configured children.
     fn of_configuration(&self, peer: &PeerName) -> impl Iterator<Item = Reqid> {
+        self.entries(peer).filter_map(|(_, number)| Reqid::tunnel(*number))
+    }
+
+    fn entries(&self, peer: &PeerName) -> impl Iterator<Item = (&String, &u32)> {
         // A line break comes before every letter of a name, so the peer's keys stand together.
         let from = self.numbers.range(peer.as_str().to_owned()..);
-        from.take_while(|(key, _)| peer_of_key(key) == peer.as_str()).filter_map(|(_, number)| Reqid::tunnel(*number))
+        from.take_while(|(key, _)| peer_of_key(key) == peer.as_str())
+    }
+
+    fn keys(&self, peer: &PeerName) -> Vec<String> {
+        self.entries(peer).map(|(key, _)| key.clone()).collect()
     }
 
     /// All reqids of the peer.
     pub(super) fn all_of(&self, peer: &PeerName) -> Vec<Reqid> {
-        let parts = self.parts.iter().filter(|((of, _), _)| of == peer);
-        self.of_configuration(peer).chain(parts.filter_map(|(_, number)| Reqid::tunnel(*number))).collect()
+        let parts = self.parts.get(peer).into_iter().flat_map(BTreeMap::values);
+        self.of_configuration(peer).chain(parts.filter_map(|number| Reqid::tunnel(*number))).collect()
     }
 
     /// The reqid of the peer's CHILD_SAs of this purpose; `None` before [`Self::assign`] and, for a
@@ -76,31 +111,72 @@ impl Reqids {
     pub(super) fn of_purpose(&self, peer: &PeerName, purpose: &Purpose) -> Option<Reqid> {
         let number = match purpose.part {
             None => self.numbers.get(&key(peer, &purpose.child)),
-            Some(_) => self.parts.get(&(peer.clone(), purpose.clone())),
+            Some(_) => self.parts.get(peer).and_then(|parts| parts.get(purpose)),
         };
         number.and_then(|number| Reqid::tunnel(*number))
     }
 
+    /// The purposes of a configured child of the peer that have a reqid: the whole and parts.
+    pub(super) fn of_child(&self, peer: &PeerName, child: &ChildName) -> Vec<(Purpose, Reqid)> {
+        let whole = Purpose::whole(child);
+        let whole = self.of_purpose(peer, &whole).map(|reqid| (whole, reqid));
+        let parts = self.parts.get(peer).into_iter().flatten().filter(|(purpose, _)| purpose.child == *child);
+        let parts = parts.filter_map(|(purpose, number)| Some((purpose.clone(), Reqid::tunnel(*number)?)));
+        whole.into_iter().chain(parts).collect()
+    }
+
     /// Assigns a reqid to the part of a configured child, if it has none.
-    pub(super) fn assign_part(&mut self, peer: &PeerName, purpose: &Purpose) {
+    pub(super) fn assign_part(&mut self, peer: &PeerName, purpose: &Purpose, now: Instant) {
         if purpose.part.is_none() || self.of_purpose(peer, purpose).is_some() {
             return;
         }
-        let number = self.free(&format!("{}\n{purpose}", peer.as_str()));
-        self.parts.insert((peer.clone(), purpose.clone()), number);
+        let name = part_key(peer, purpose);
+        let number = self.free(&name);
+        self.parts.entry(peer.clone()).or_default().insert(purpose.clone(), number);
+        self.unsaved.insert(name, Some(number));
         self.peers.insert(number, peer.clone());
+        self.unsaved_since.get_or_insert(now);
     }
 
     /// Gives back the reqids of those parts that are not among `purposes`.
-    pub(super) fn retain_parts(&mut self, peer: &PeerName, purposes: &[Purpose]) {
-        let peers = &mut self.peers;
-        self.parts.retain(|(of, purpose), number| {
-            let keep = of != peer || purposes.contains(purpose);
-            if !keep {
-                peers.remove(number);
-            }
-            keep
-        });
+    pub(super) fn retain_parts(&mut self, peer: &PeerName, purposes: &[Purpose], now: Instant) {
+        let ended = self.end_parts(peer, |purpose| !purposes.contains(purpose));
+        if !ended.is_empty() {
+            self.unsaved.extend(ended);
+            self.unsaved_since.get_or_insert(now);
+        }
+    }
+
+    /// Gives back the reqids of these parts of the peer. Returns the change of the file.
+    fn end_parts(&mut self, peer: &PeerName, ends: impl Fn(&Purpose) -> bool) -> Vec<(String, Option<u32>)> {
+        let Some(parts) = self.parts.get_mut(peer) else { return vec![] };
+        let ended: Vec<(Purpose, u32)> = parts.extract_if(.., |purpose, _| ends(purpose)).collect();
+        if parts.is_empty() {
+            self.parts.remove(peer);
+        }
+        let change = |(purpose, number)| {
+            self.peers.remove(&number);
+            (part_key(peer, &purpose), None)
+        };
+        ended.into_iter().map(change).collect()
+    }
+
+    /// When [`Self::save_parts`] has something to write.
+    pub(super) fn save_due(&self) -> Option<Instant> {
+        self.unsaved_since.map(|since| since + PARTS_UNSAVED)
+    }
+
+    /// Writes changes of the parts that are due at `now`. Fails if the file cannot be written; the
+    /// reqids are in use all the same, and the next change tries again.
+    pub(super) fn save_parts(&mut self, now: Instant) -> io::Result<()> {
+        if self.save_due().is_none_or(|due| due > now) {
+            return Ok(());
+        }
+        self.unsaved_since = None;
+        let changes = self.unsaved.clone();
+        self.save_changes(&changes)?;
+        self.unsaved.clear();
+        Ok(())
     }
 
     fn free(&self, name: &str) -> u32 {
@@ -138,6 +214,9 @@ impl Reqids {
     ) -> io::Result<()> {
         let keys: BTreeMap<String, &PeerName> = children.map(|(peer, child)| (key(peer, child), peer)).collect();
         let mut changed = false;
+        for peer in self.parts.keys().cloned().collect::<Vec<_>>() {
+            changed |= !self.end_parts(&peer, |purpose| !keys.contains_key(&key(&peer, &purpose.child))).is_empty();
+        }
         self.numbers.retain(|name, number| {
             let keep = keys.contains_key(name) && *number < TUNNELS;
             if !keep {
@@ -160,10 +239,71 @@ impl Reqids {
         if changed { self.save() } else { Ok(()) }
     }
 
-    fn save(&self) -> io::Result<()> {
-        make_private(self.path.parent().unwrap_or(Path::new(".")))?;
-        replace_file(&self.path, &serde_json::to_vec_pretty(&self.numbers)?, 0o600).map_err(io::Error::other)
+    /// As [`Self::assign`], for a few peers: assigns a reqid to each of these children that has
+    /// none, and removes those of the peers `gone`. Costs nothing for the other peers.
+    pub(super) fn assign_changes<'a>(
+        &mut self,
+        children: impl Iterator<Item = (&'a PeerName, &'a ChildName)>,
+        gone: &[PeerName],
+    ) -> io::Result<()> {
+        let mut changes: BTreeMap<String, Option<u32>> = BTreeMap::new();
+        for peer in gone {
+            for name in self.keys(peer) {
+                if let Some(number) = self.numbers.remove(&name)
+                    && self.peers.get(&number) == Some(peer)
+                {
+                    self.peers.remove(&number);
+                }
+                changes.insert(name, None);
+            }
+            changes.extend(self.end_parts(peer, |_| true));
+        }
+        for (peer, child) in children {
+            let name = key(peer, child);
+            if self.numbers.get(&name).is_none_or(|number| *number >= TUNNELS) {
+                let number = self.free(&name);
+                self.numbers.insert(name.clone(), number);
+                self.peers.insert(number, peer.clone());
+                changes.insert(name, Some(number));
+            }
+        }
+        self.save_changes(&changes)
     }
+
+    fn save_changes(&mut self, changes: &BTreeMap<String, Option<u32>>) -> io::Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let appended = self.log.append(&serde_json::to_string(changes)?);
+        if appended.map_err(io::Error::other)? { Ok(()) } else { self.save() }
+    }
+
+    fn save(&mut self) -> io::Result<()> {
+        let parts = self
+            .parts
+            .iter()
+            .flat_map(|(peer, parts)| parts.iter().map(|(purpose, number)| (part_key(peer, purpose), *number)));
+        let all: BTreeMap<String, u32> = self.numbers.clone().into_iter().chain(parts).collect();
+        make_private(&self.state_dir)?;
+        self.log.replace(&serde_json::to_vec_pretty(&all)?).map_err(io::Error::other)?;
+        self.unsaved.clear();
+        self.unsaved_since = None;
+        Ok(())
+    }
+}
+
+/// The content of the file after these changes.
+fn with_changes(
+    mut numbers: BTreeMap<String, u32>,
+    changes: Vec<BTreeMap<String, Option<u32>>>,
+) -> BTreeMap<String, u32> {
+    for (name, number) in changes.into_iter().flatten() {
+        match number {
+            Some(number) => numbers.insert(name, number),
+            None => numbers.remove(&name),
+        };
+    }
+    numbers
 }
 
 /// The key of a configured child in the file: the peer's name, followed by that of the child after
@@ -173,6 +313,20 @@ fn key(peer: &PeerName, child: &ChildName) -> String {
         DEFAULT_CHILD => peer.as_str().to_owned(),
         child => format!("{}\n{child}", peer.as_str()),
     }
+}
+
+/// The key of a part in the file: the peer's name, a line break, and the part as [`Purpose`] shows
+/// it. Names of children have no bracket.
+fn part_key(peer: &PeerName, purpose: &Purpose) -> String {
+    format!("{}\n{purpose}", peer.as_str())
+}
+
+/// The part of which this is the key, if it is one.
+fn part_of_key(key: &str) -> Option<(PeerName, Purpose)> {
+    let (peer, purpose) = key.split_once('\n')?;
+    let purpose: Purpose = purpose.parse().ok()?;
+    purpose.part.as_ref()?;
+    Some((PeerName::new(peer), purpose))
 }
 
 fn peer_of_key(key: &str) -> &str {
@@ -187,6 +341,8 @@ fn first_choice(name: &str) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn names(texts: &[&str]) -> Vec<PeerName> {
@@ -203,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn each_child_of_a_peer_has_its_reqid_and_only_those_of_parts_are_forgotten() {
+    fn each_child_of_a_peer_has_its_reqid_and_so_has_each_part_over_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let (moon, children) = (PeerName::new("moon"), ["net", "voice"].map(ChildName::new));
         let mut reqids = Reqids::load(directory.path());
@@ -211,16 +367,47 @@ mod tests {
         let [net, voice] = children.each_ref().map(Purpose::whole);
         let part: Purpose = "voice[10.1.0.0/24=10.2.0.0/24]".parse().unwrap();
         assert_eq!(reqids.of_purpose(&moon, &part), None);
-        reqids.assign_part(&moon, &part);
+        let at = |seconds| Instant::new(Duration::from_secs(seconds));
+        reqids.assign_part(&moon, &part, at(10));
         let all = [&net, &voice, &part].map(|purpose| reqids.of_purpose(&moon, purpose).unwrap());
         assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2]);
         assert!(all.iter().all(|reqid| reqids.peer(reqid.raw()) == Some(moon.clone())));
         assert_eq!(reqids.all_of(&moon).len(), 3);
         let known = Reqids::load(directory.path());
         assert_eq!([&net, &voice].map(|purpose| known.of_purpose(&moon, purpose)), [Some(all[0]), Some(all[1])]);
-        assert_eq!(known.of_purpose(&moon, &part), None);
-        reqids.retain_parts(&moon, &[]);
+        assert_eq!(known.of_purpose(&moon, &part), None, "it is not written at once");
+        reqids.save_parts(at(10)).unwrap();
+        assert_eq!(reqids.save_due(), Some(at(11)));
+        reqids.save_parts(at(11)).unwrap();
+        assert_eq!(reqids.save_due(), None);
+        let mut known = Reqids::load(directory.path());
+        let voices = known.of_child(&moon, &children[1]);
+        assert_eq!(voices, [(voice.clone(), all[1]), (part.clone(), all[2])]);
+        assert_eq!(known.peer(all[2].raw()), Some(moon.clone()));
+        // Its child is no longer configured.
+        known.assign([(&moon, &children[0])].into_iter()).unwrap();
+        assert_eq!((known.of_purpose(&moon, &part), known.peer(all[2].raw())), (None, None));
+        assert_eq!(Reqids::load(directory.path()).of_purpose(&moon, &part), None);
+        reqids.retain_parts(&moon, &[], at(12));
         assert_eq!((reqids.of_purpose(&moon, &part), reqids.peer(all[2].raw())), (None, None));
+        assert_eq!(reqids.save_due(), Some(at(13)));
+    }
+
+    #[test]
+    fn parts_in_a_damaged_file_take_no_number_of_another_and_none_out_of_range() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!(
+            "{{\"a\": 7, \"a\\nnet[10.1.0.0/24=10.2.0.0/24]\": 7, \"b\\nnet[10.1.0.0/24=10.2.0.0/24]\": {TUNNELS}, \"c\\nnet[x=y]\": 9}}"
+        );
+        fs::write(directory.path().join(FILE), text).unwrap();
+        let mut reqids = Reqids::load(directory.path());
+        assign(&mut reqids, &names(&["a", "b", "c"])).unwrap();
+        let part: Purpose = "net[10.1.0.0/24=10.2.0.0/24]".parse().unwrap();
+        for peer in names(&["a", "b", "c"]) {
+            assert_eq!(reqids.of_purpose(&peer, &part), None);
+            assert_eq!(reqids.all_of(&peer).len(), 1, "{peer}");
+        }
+        assert_eq!(of(&reqids, "a"), Reqid::tunnel(7));
     }
 
     #[test]
@@ -254,5 +441,53 @@ mod tests {
         let mut reqids = Reqids::load(directory.path());
         assign(&mut reqids, &names(&["a"])).unwrap();
         assert!(of(&reqids, "a").is_some());
+    }
+
+    #[test]
+    fn a_peer_that_joins_ten_thousand_others_costs_a_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
+        let many: Vec<PeerName> = (0..10_000).map(|index| PeerName::new(&format!("edge-{index:05}"))).collect();
+        let (child, new) = (ChildName::new(DEFAULT_CHILD), PeerName::new("new"));
+        let mut reqids = Reqids::load(directory.path());
+        assign(&mut reqids, &many).unwrap();
+        let whole = fs::read(&path).unwrap();
+        reqids.assign_changes([(&new, &child)].into_iter(), &many[17..18]).unwrap();
+        reqids.assign_changes([(&many[3], &child)].into_iter(), &[]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), whole, "the file is not written again");
+        let changes = fs::read_to_string(directory.path().join(format!("{FILE}.changes"))).unwrap();
+        let number = of(&reqids, "new").unwrap().tunnel_number().unwrap();
+        assert_eq!(
+            changes.lines().skip(1).collect::<Vec<_>>(),
+            [format!("{{\"edge-00017\":null,\"new\":{number}}}")],
+            "a peer that has its reqid costs nothing"
+        );
+        let known = Reqids::load(directory.path());
+        assert_eq!((of(&known, "edge-00017"), known.numbers.len()), (None, 10_000));
+        for peer in ["new", "edge-00003", "edge-09999"] {
+            assert_eq!(of(&known, peer), of(&reqids, peer), "{peer}");
+        }
+        // A line that is damaged, and what follows it, is as if it were not there.
+        let damaged = format!("{}\n{{\"edge-00001\":null}}\n", changes.trim_end().trim_end_matches('}'));
+        fs::write(directory.path().join(format!("{FILE}.changes")), damaged).unwrap();
+        let known = Reqids::load(directory.path());
+        assert!(
+            of(&known, "edge-00017").is_some() && of(&known, "new").is_none() && of(&known, "edge-00001").is_some()
+        );
+    }
+
+    #[test]
+    fn a_peer_that_leaves_gives_back_the_reqids_of_its_children_and_of_no_other_peer() {
+        let directory = tempfile::tempdir().unwrap();
+        let children = ["net", "voice"].map(ChildName::new);
+        let [moon, moons] = ["moon", "moon-2"].map(PeerName::new);
+        let mut reqids = Reqids::load(directory.path());
+        let all = children.iter().flat_map(|child| [(&moon, child), (&moons, child)]);
+        reqids.assign_changes(all, &[]).unwrap();
+        let former = reqids.all_of(&moon);
+        reqids.assign_changes(std::iter::empty(), std::slice::from_ref(&moon)).unwrap();
+        assert_eq!((former.len(), reqids.all_of(&moon).len(), reqids.all_of(&moons).len()), (2, 0, 2));
+        assert!(former.iter().all(|reqid| reqids.peer(reqid.raw()).is_none()));
+        assert_eq!(Reqids::load(directory.path()).all_of(&moons), reqids.all_of(&moons));
     }
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_ike::config::Mode;
 use edge_ike::{ChildId, ChildName, ChildSa, Instant, PeerName, Purpose};
 use edge_xfrm::IN_FLIGHT;
 use edge_xfrm::{Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, UdpEncap, Xfrm};
@@ -13,6 +14,7 @@ use edge_xfrm::{Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, S
 use super::esp_key::esp_key;
 use super::inherited_sas::InheritedSas;
 use super::installed_sa::InstalledSa;
+use super::retiring_sas::RetiringSas;
 use crate::desired::{PeerReqids, TunnelEnds};
 
 /// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
@@ -40,13 +42,6 @@ pub(super) enum OutboundSwitchOutcome {
     /// Its outbound SA is gone and must not come back, so a rekey must make a new CHILD_SA. The one
     /// before goes on sending.
     NeedsRekey,
-}
-
-/// A replaced outbound SA. It stays until its last packets are encrypted.
-#[derive(Debug)]
-struct RetiringSa {
-    sa: InstalledSa,
-    until: Instant,
 }
 
 /// What belongs to one peer, by purpose.
@@ -84,8 +79,7 @@ pub(super) struct SaTable {
     owners: HashMap<SaId, ChildId>,
     peers: HashMap<PeerName, PeerSas>,
     inherited: InheritedSas,
-    /// Those of the last [`IN_FLIGHT`].
-    retiring: Vec<RetiringSa>,
+    retiring: RetiringSas,
 }
 
 impl SaTable {
@@ -180,11 +174,7 @@ impl SaTable {
             (of_purpose.ends, of_purpose.inherited) = (None, None);
         }
         self.drop_peer_without_state(peer);
-        for retiring in &mut self.retiring {
-            if reqids.contains(&retiring.sa.reqid) {
-                retiring.until = Instant::default();
-            }
-        }
+        self.retiring.end(reqids);
         let mut outcome = Ok(());
         for reqid in reqids {
             outcome = outcome.and(delete_all(xfrm, self.inherited.take(*reqid)));
@@ -271,10 +261,11 @@ impl SaTable {
             local_selectors: child.sa.local_selectors.clone(),
             remote_selectors: child.sa.remote_selectors.clone(),
             next_layer: child.sa.next_layer,
+            mode: child.sa.mode,
             up: false,
         };
         // Of two CHILD_SAs made at once, the survivor may have been replaced a moment ago.
-        let retired = self.retiring.iter().position(|retiring| retiring.sa.id == params.id());
+        let retired = self.retiring.take(params.id());
         if child.outbound_used && retired.is_none() {
             return Ok(OutboundSwitchOutcome::NeedsRekey);
         }
@@ -282,8 +273,7 @@ impl SaTable {
         let mut old: Vec<InstalledSa> = others.into_iter().filter_map(|other| self.take_outbound(other)).collect();
         // This SA is still in the kernel and cannot be added again. Since the kernel prefers the SA
         // that was added last, the others are deleted at once.
-        if let Some(at) = retired {
-            let back = self.retiring.swap_remove(at).sa;
+        if let Some(back) = retired {
             self.set_installed(id, back);
             if self.set_ends(&peer, &purpose, ends) {
                 update_policies(xfrm, self);
@@ -317,7 +307,7 @@ impl SaTable {
         }
         let until = now + IN_FLIGHT;
         match &installed {
-            Ok(()) => self.retiring.extend(old.into_iter().map(|old| RetiringSa { sa: old, until })),
+            Ok(()) => old.into_iter().for_each(|old| self.retiring.add(old, until)),
             // The old SAs go on sending.
             Err(_) => self.restore(&peer, &purpose, of_children),
         }
@@ -342,7 +332,7 @@ impl SaTable {
                 |id: &&ChildId| self.children.get(id).is_some_and(|child| child.sa.outbound_spi == old.id.spi);
             match children.iter().find(sends_with).copied() {
                 Some(owner) => self.set_installed(owner, old),
-                None => self.retiring.push(RetiringSa { sa: old, until: Instant::new(Duration::MAX) }),
+                None => self.retiring.add(old, Instant::new(Duration::MAX)),
             }
         }
     }
@@ -396,24 +386,20 @@ impl SaTable {
     /// Deletes inherited and retiring SAs whose time is over. Returns the reqids of the inherited
     /// ones' peers.
     pub(super) fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> (BTreeSet<Reqid>, Result<()>) {
-        let retired = self.retiring.extract_if(.., |retiring| retiring.until <= now).map(|retiring| retiring.sa);
-        let outcome = delete_all(xfrm, retired.collect());
+        let outcome = delete_all(xfrm, self.retiring.take_due(now));
         let (reqids, inherited) = self.inherited.take_due(now).into_iter().unzip();
         (reqids, outcome.and(delete_all(xfrm, inherited)))
     }
 
     /// When [`Self::expire`] is due.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        self.retiring.iter().map(|retiring| retiring.until).chain(self.inherited.next_deadline()).min()
+        self.retiring.next_deadline().into_iter().chain(self.inherited.next_deadline()).min()
     }
 
     /// All SAs that the kernel should have.
     pub(super) fn installed(&self) -> Vec<InstalledSa> {
         let children = self.children.values().flat_map(|child| child.inbound.iter().chain(&child.outbound).cloned());
-        children
-            .chain(self.inherited.installed())
-            .chain(self.retiring.iter().map(|retiring| retiring.sa.clone()))
-            .collect()
+        children.chain(self.inherited.installed()).chain(self.retiring.all().cloned()).collect()
     }
 
     /// The SA with this destination and SPI, if the kernel should have it.
@@ -421,8 +407,7 @@ impl SaTable {
         if let Some(child) = self.owners.get(&id).and_then(|child| self.children.get(child)) {
             return child.inbound.iter().chain(&child.outbound).find(|sa| sa.id == id).cloned();
         }
-        let retiring = self.retiring.iter().find(|retiring| retiring.sa.id == id);
-        retiring.map(|retiring| retiring.sa.clone()).or_else(|| self.inherited.find(id))
+        self.retiring.find(id).cloned().or_else(|| self.inherited.find(id))
     }
 
     /// The installed SAs of a CHILD_SA: inbound, outbound.
@@ -435,7 +420,7 @@ impl SaTable {
         if let Some((owner, _)) = self.inherited.remove(id) {
             return Some(LostSa::Inherited(owner));
         }
-        self.retiring.retain(|retiring| retiring.sa.id != id);
+        self.retiring.take(id);
         let child = self.children.get_mut(&self.owners.remove(&id)?)?;
         if child.inbound.as_ref().is_some_and(|inbound| inbound.id == id) {
             child.inbound = None;
@@ -486,6 +471,13 @@ fn replay(sa: &ChildSa) -> Replay {
     if sa.esn { Replay::ESN } else { Replay::PLAIN }
 }
 
+fn mode(sa: &ChildSa) -> edge_xfrm::Mode {
+    match sa.mode {
+        Mode::Tunnel => edge_xfrm::Mode::Tunnel,
+        Mode::Transport => edge_xfrm::Mode::Transport,
+    }
+}
+
 fn limits(sa: &ChildSa) -> Limits {
     Limits { soft_packets: (!sa.esn).then_some(SOFT_PACKETS), ..Limits::default() }
 }
@@ -497,6 +489,7 @@ fn inbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         destination: sa.local.ip(),
         spi: sa.inbound_spi,
         reqid,
+        mode: mode(sa),
         key: esp_key(sa, &sa.inbound_key)?,
         encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.remote.port(), destination_port: sa.local.port() }),
         replay: replay(sa),
@@ -512,6 +505,7 @@ fn outbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
         destination: sa.remote.ip(),
         spi: sa.outbound_spi,
         reqid,
+        mode: mode(sa),
         key: esp_key(sa, &sa.outbound_key)?,
         encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.local.port(), destination_port: sa.remote.port() }),
         replay: replay(sa),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 
-use super::journal::Line;
+use super::line::Line;
 use super::used_addresses::{FreedAddress, UsedAddresses};
 use crate::mac::Mac;
 use crate::request::Attachment;
@@ -289,7 +289,7 @@ mod tests {
     use edge_types::api::Family;
 
     use super::*;
-    use crate::ipam::COOL_DOWN_SECONDS;
+    use crate::ipam::used_addresses::COOL_DOWN_SECONDS;
     use crate::reserved::Reserved;
     use crate::segment::PodAddress;
 

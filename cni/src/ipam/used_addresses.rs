@@ -7,9 +7,12 @@ use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
 use edge_types::api::Family;
 
-use super::COOL_DOWN_SECONDS;
 use crate::reserved::Reserved;
 use crate::segment::{self, PodAddress};
+
+/// Seconds for which a freed address is not leased again while another one is free. Neighbours
+/// may still have its former owner's MAC address in their caches.
+pub(in crate::ipam) const COOL_DOWN_SECONDS: u64 = 60;
 
 /// Addresses of one block. Its first one has a last byte of 0.
 pub(super) const BLOCK: usize = 256;

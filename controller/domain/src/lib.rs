@@ -10,7 +10,8 @@
 //! - Views: [`views`] are built from the state, from the [`networks`] that the operator configures,
 //!   and from addresses ([`node_addresses`]). [`reachability`] refuses networks that would cut
 //!   nodes off from the controller.
-//! - Reports of nodes, for the operator: [`node_reports`].
+//! - For the operator: reports of nodes ([`node_reports`]), and sessions of the page
+//!   ([`page_sessions`]).
 //! - Limits: [`mass_deletion`] limits how many nodes may disappear without a question,
 //!   [`request_limits`] how often one node asks for what costs much, and [`source_shares`] divides
 //!   a limited resource fairly among unknown sources.
@@ -25,6 +26,7 @@ pub mod networks;
 pub mod node_addresses;
 pub mod node_certificates;
 pub mod node_reports;
+pub mod page_sessions;
 pub mod random;
 pub mod reachability;
 pub mod registry;

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use edge_ike::config::{
-    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, NextLayer, PeerConfig, Prf, Timing,
+    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, PeerConfig, Prf,
+    Timing,
 };
 use edge_ike::{ChildName, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret};
 use rcgen::{
@@ -66,6 +67,7 @@ fn peer(us: usize, auth: Auth) -> PeerConfig {
             local: everything(),
             remote: everything(),
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

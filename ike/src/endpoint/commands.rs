@@ -1,7 +1,7 @@
 //! What the owner asks for or reports: connect, rekey, terminate, check a peer, ESP that was sent
 //! or came, another local address.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::peer::Peer;
@@ -170,11 +170,41 @@ impl Endpoint {
         self.esp_reported(name, |child| child.outbound_spi == outbound_spi, |sa| sa.esp_sent(now));
     }
 
+    /// Authentic ESP of the peer's CHILD_SA with this inbound SPI comes from `remote`, to which we
+    /// do not send: a NAT before the peer has changed its mapping, or somebody has copied a packet.
+    /// The peer is asked there, and the SAs move when it answers ([`crate::Event::PeerMoved`]).
+    /// Call this at most once a second for each CHILD_SA, since each call may send a datagram
+    /// there.
+    pub fn esp_came_from(
+        &mut self,
+        name: &PeerName,
+        inbound_spi: u32,
+        remote: SocketAddr,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let _span = peer_span(name).entered();
+        let Some(owner) = self.owner_of_child(name, |child| child.inbound_spi == inbound_spi) else {
+            return;
+        };
+        if let (Some(SaState::Established(_, sa)), Some(peer)) = (self.sas.get_mut(&owner), self.peers.get_mut(name))
+            && peer.sas.contains(&owner)
+        {
+            sa.esp_came_from(remote, &mut peer.child_sas, &mut context!(self, now, env));
+        }
+        self.schedule(owner);
+    }
+
+    /// Our SPI of the IKE SA of a CHILD_SA, be it live or lingering.
+    fn owner_of_child(&self, name: &PeerName, is: impl Fn(&ChildSa) -> bool) -> Option<Spi> {
+        let child_sas = &self.peers.get(name)?.child_sas;
+        child_sas.all().find(|(_, child)| is(&child.sa)).map(|(_, child)| child.owner)
+    }
+
     /// Reports ESP to the IKE SA of the CHILD_SA. One that lingers after its IKE SA is gone shows
     /// nothing about another IKE SA.
     fn esp_reported(&mut self, name: &PeerName, is: impl Fn(&ChildSa) -> bool, report: impl FnOnce(&mut IkeSa)) {
-        let owner = self.peers.get(name).and_then(|peer| peer.child_sas.all().find(|(_, child)| is(&child.sa)));
-        let Some(owner) = owner.map(|(_, child)| child.owner) else {
+        let Some(owner) = self.owner_of_child(name, is) else {
             return;
         };
         if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&owner) {

@@ -189,7 +189,7 @@ impl Endpoint {
             (self.sas.get_mut(&redundant), self.peers.get_mut(name))
         {
             //= RFC 7296 2.8.3 REQUIRED 1: reauthentication is a new IKE SA
-            sa.supersede(by, ours, &mut peer.child_sas, &mut context!(self, now, env));
+            sa.supersede_by_new_authentication(by, ours, &mut peer.child_sas, &mut context!(self, now, env));
         }
         self.schedule(redundant);
     }

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use super::attempt::Attempt;
 use crate::auth::canonical_identity;
 use crate::child_sas::{ChildSas, Spi};
-use crate::config::{ChildConfig, NextLayer, PeerConfig, PeerName};
+use crate::config::{ChildConfig, Mode, NextLayer, PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::{Event, PeerError, PeerErrorKind};
 use crate::output::{Context, Output};
@@ -236,8 +236,8 @@ pub(super) enum ConfigChange {
 
 impl ConfigChange {
     pub(super) fn between(old: &PeerConfig, new: &PeerConfig) -> Self {
-        fn traffic(child: &ChildConfig) -> (&ChildName, &[IpNetwork], &[IpNetwork], NextLayer) {
-            (&child.name, &child.local, &child.remote, child.next_layer)
+        fn traffic(child: &ChildConfig) -> (&ChildName, &[IpNetwork], &[IpNetwork], NextLayer, Mode) {
+            (&child.name, &child.local, &child.remote, child.next_layer, child.mode)
         }
         if old == new {
             Self::None

@@ -92,7 +92,7 @@ impl Endpoint {
                     redundant.hand_over(&mut new, false, &mut peer.child_sas, &mut cx);
                 }
                 match superseded {
-                    Some((by, ours)) => new.supersede(by, ours, &mut peer.child_sas, &mut cx),
+                    Some((by, ours)) => new.supersede_by_new_authentication(by, ours, &mut peer.child_sas, &mut cx),
                     None => new.take_over(&mut peer.child_sas, &mut cx),
                 }
                 self.sas.insert(spi, SaState::Established(name.clone(), new));

@@ -94,7 +94,13 @@ impl Endpoint {
 
     /// All peers with their SAs, by name.
     pub fn snapshot(&self) -> Vec<PeerStatus> {
-        self.peers.values().map(|peer| self.status(peer)).collect()
+        self.statuses().collect()
+    }
+
+    /// As [`Self::snapshot`], one after the other, so that an owner of ten thousand peers need not
+    /// hold copies of all.
+    pub fn statuses(&self) -> impl Iterator<Item = PeerStatus> {
+        self.peers.values().map(|peer| self.status(peer))
     }
 
     /// Peers that we want CHILD_SAs with and lack one of, although nothing that would bring it is

@@ -1,10 +1,26 @@
 //! As responder: which of the configured children the peer asks for.
 
+use super::mode::{Ends, ModeObstacle, check_request};
 use super::proposal::{ChildKeyExchange, Chosen, EspSuite, choose_esp};
 use super::selectors::{Narrowed, Traffic, narrow};
-use crate::config::{ChildConfig, PeerConfig};
-use crate::purpose::Purpose;
+use crate::config::{ChildConfig, Mode, PeerConfig};
+use crate::purpose::{ChildName, Purpose};
 use crate::wire::{Proposal, TrafficSelector};
+
+/// What the peer asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ChildOffer<'a> {
+    /// Its proposals.
+    pub(crate) proposals: &'a [Proposal],
+    /// The selectors of our side.
+    pub(crate) local: &'a [TrafficSelector],
+    /// The selectors of its side.
+    pub(crate) remote: &'a [TrafficSelector],
+    /// The mode.
+    pub(crate) mode: Mode,
+    /// The ends of the IKE SA.
+    pub(crate) ends: Ends,
+}
 
 /// What both ends can agree upon for a CHILD_SA.
 #[derive(Debug)]
@@ -18,46 +34,55 @@ pub(crate) struct Agreed<'a> {
 }
 
 /// Why no configured child is acceptable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Disagreement {
     /// NO_PROPOSAL_CHOSEN.
     Proposals,
     /// TS_UNACCEPTABLE.
     Selectors,
+    /// NO_PROPOSAL_CHOSEN: everything but the mode of this child is acceptable.
+    Mode(ChildName, ModeObstacle),
 }
 
-/// The child that suits the peer's offer best: one that the peer takes as a whole, then one that
-/// holds all that the peer asks for, then one that is `missing`, then the first one.
+/// The child that suits the peer's offer best: one of the mode that the peer asks for, then one
+/// that the peer takes as a whole, then one that holds all that the peer asks for, then one that is
+/// `missing`, then the first one.
 pub(crate) fn agree<'a>(
     children: impl Iterator<Item = &'a ChildConfig>,
-    offers: &[Proposal],
+    offer: ChildOffer<'_>,
     exchange: ChildKeyExchange,
-    local: &[TrafficSelector],
-    remote: &[TrafficSelector],
     missing: impl Fn(&ChildConfig) -> bool,
 ) -> Result<Agreed<'a>, Disagreement> {
-    let (mut best, mut proposals_agree) = (None, false);
+    let ChildOffer { local, remote, .. } = offer;
+    let (mut best, mut proposals_agree, mut obstacle) = (None, false, None);
     for child in children {
-        let Some(chosen) = choose_esp(offers, &child.proposals, exchange) else {
+        let Some(chosen) = choose_esp(offer.proposals, &child.proposals, exchange) else {
             continue;
         };
         proposals_agree = true;
         let Some(selectors) = narrow(child.into(), local, remote) else {
             continue;
         };
+        if let Err(found) = check_request(child, offer.mode, offer.ends) {
+            obstacle.get_or_insert((child.name.clone(), found));
+            continue;
+        }
         let holds = |offered: &[TrafficSelector], narrowed: &[TrafficSelector]| {
             offered.iter().all(|offered| narrowed.iter().any(|narrowed| narrowed.contains(offered)))
         };
         let holds = holds(local, &selectors.local) && holds(remote, &selectors.remote);
-        let fit = (holds && selectors.is_whole(child.into()), holds, missing(child));
+        let fit = (child.mode == offer.mode, holds && selectors.is_whole(child.into()), holds, missing(child));
         if best.as_ref().is_none_or(|(known, _)| fit > *known) {
             best = Some((fit, Agreed { child, chosen, selectors }));
         }
     }
     match best {
         Some((_, agreed)) => Ok(agreed),
-        None if proposals_agree => Err(Disagreement::Selectors),
-        None => Err(Disagreement::Proposals),
+        None => Err(match obstacle {
+            Some((child, obstacle)) => Disagreement::Mode(child, obstacle),
+            None if proposals_agree => Disagreement::Selectors,
+            None => Disagreement::Proposals,
+        }),
     }
 }
 
@@ -74,7 +99,7 @@ impl PeerConfig {
 
 impl PeerConfig {
     /// Whether the configuration still has what a CHILD_SA is for.
-    pub(crate) fn may_have(&self, purpose: &Purpose) -> bool {
+    pub fn may_have(&self, purpose: &Purpose) -> bool {
         let may_have = self.child_named(&purpose.child).and_then(|child| {
             let asked = self.traffic(purpose)?;
             let narrowed = narrow(child.into(), &asked.local_selectors(), &asked.remote_selectors())?;
@@ -108,11 +133,46 @@ mod tests {
             local: vec![local.parse().unwrap()],
             remote: vec!["10.9.0.0/16".parse().unwrap()],
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         }
     }
 
     fn selectors(network: &str) -> [TrafficSelector; 1] {
         [network.parse::<ipnetwork::IpNetwork>().unwrap().into()]
+    }
+
+    fn offer_of<'a>(
+        proposals: &'a [Proposal],
+        local: &'a [TrafficSelector],
+        remote: &'a [TrafficSelector],
+    ) -> ChildOffer<'a> {
+        let ends = Ends { local: "192.0.2.1".parse().unwrap(), remote: "192.0.2.2".parse().unwrap(), nat: false };
+        ChildOffer { proposals, local, remote, mode: Mode::Tunnel, ends }
+    }
+
+    #[test]
+    fn a_request_for_transport_mode_gets_the_child_in_that_mode_and_the_reason_if_there_is_none() {
+        let between = |name: &str, mode| ChildConfig {
+            mode,
+            remote: vec!["192.0.2.2".parse().unwrap()],
+            ..child(name, "192.0.2.1", Cipher::Aes256Gcm16)
+        };
+        let (tunnel, transport) = (between("tunnel", Mode::Tunnel), between("transport", Mode::Transport));
+        let proposals = offer_esp(&tunnel.proposals, 7, false);
+        let (local, remote) = (selectors("192.0.2.1"), selectors("192.0.2.2"));
+        let choose = |children: &[&ChildConfig], mode, nat| {
+            let offer = offer_of(&proposals, &local, &remote);
+            let offer = ChildOffer { mode, ends: Ends { nat, ..offer.ends }, ..offer };
+            agree(children.iter().copied(), offer, ChildKeyExchange::Ignored, |_| false)
+                .map(|agreed| agreed.child.name.to_string())
+        };
+        let refused = |obstacle| Err(Disagreement::Mode(transport.name.clone(), obstacle));
+        let both = [&tunnel, &transport];
+        assert_eq!(choose(&both, Mode::Transport, false).unwrap(), "transport");
+        assert_eq!(choose(&both, Mode::Transport, true).unwrap(), "tunnel");
+        assert_eq!(choose(&both, Mode::Tunnel, false).unwrap(), "tunnel");
+        assert_eq!(choose(&both[1..], Mode::Tunnel, false), refused(ModeObstacle::TunnelAsked));
+        assert_eq!(choose(&both[1..], Mode::Transport, true), refused(ModeObstacle::Nat));
     }
 
     #[test]
@@ -124,8 +184,9 @@ mod tests {
         let choose = |local: &str, missing: &str| {
             let missing = |child: &ChildConfig| child.name.as_str() == missing;
             let exchange = ChildKeyExchange::Ignored;
-            agree(children.iter(), &offer, exchange, &selectors(local), &selectors("10.9.0.0/16"), missing)
-                .map(|agreed| agreed.child.name.to_string())
+            let (local, remote) = (selectors(local), selectors("10.9.0.0/16"));
+            let offer = offer_of(&offer, &local, &remote);
+            agree(children.iter(), offer, exchange, missing).map(|agreed| agreed.child.name.to_string())
         };
         assert_eq!(choose("10.1.0.0/24", "wide").unwrap(), "a");
         assert_eq!(choose("10.1.0.0/25", "a").unwrap(), "a");
@@ -142,7 +203,7 @@ mod tests {
         let choose = |offered: &ChildConfig, children: &[ChildConfig]| {
             let (local, remote) = (selectors("10.1.0.0/24"), selectors("10.9.0.0/16"));
             let offer = offer_esp(&offered.proposals, 7, false);
-            agree(children.iter(), &offer, ChildKeyExchange::Ignored, &local, &remote, |_| false)
+            agree(children.iter(), offer_of(&offer, &local, &remote), ChildKeyExchange::Ignored, |_| false)
                 .map(|agreed| agreed.child.name.to_string())
         };
         assert_eq!(choose(&children[1], &children).unwrap(), "b");

@@ -196,6 +196,7 @@ fn networks(selectors: &[TrafficSelector]) -> Vec<IpNetwork> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Mode;
     use crate::purpose::ChildName;
 
     fn child(local: &[&str], remote: &[&str]) -> ChildConfig {
@@ -206,6 +207,7 @@ mod tests {
             local: parse(local),
             remote: parse(remote),
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         }
     }
 

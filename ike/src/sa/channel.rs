@@ -14,7 +14,7 @@ use crate::config::Timing;
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
 use crate::event::IkeId;
 use crate::output::Context;
-use crate::time::Instant;
+use crate::time::{Instant, on_whole_second};
 use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
 
 /// Octets of the non-ESP marker, which count towards the datagram's size.
@@ -287,7 +287,8 @@ impl Channel {
             && self.unchecked.is_none()
             && !mutation!("esp_is_no_sign_of_life");
         //= RFC 7296 2.1 MUST 6: retransmit
-        if in_flight.retransmission.advance(&self.timing, esp_arrives, cx.now).is_none() {
+        let limit = self.signs.transmissions(&self.timing);
+        if in_flight.retransmission.advance(&self.timing, limit, esp_arrives, cx.now).is_none() {
             // Nobody answers at the address that is being checked. A stranger may have forged it.
             self.unchecked.take()?;
             in_flight.retransmission = Retransmission::begin(&self.timing, cx.now);
@@ -325,6 +326,26 @@ impl Channel {
         self.in_flight = Some(in_flight);
     }
 
+    /// Authentic ESP of the peer came from this address. It becomes a candidate, if the peer may
+    /// have moved there.
+    pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
+        // RFC 4555 3.8: without UPDATE_SA_ADDRESSES nothing moves.
+        if self.following == Following::Update && !mutation!("followed_without_update") {
+            return;
+        }
+        let same_family = remote.is_ipv4() == self.path.remote.is_ipv4();
+        if self.path.nat_remote && same_family && remote != self.path.remote {
+            self.set_candidate(remote);
+        }
+    }
+
+    fn set_candidate(&mut self, remote: SocketAddr) {
+        if self.candidate != Some(remote) {
+            self.candidate = Some(remote);
+            self.candidate_is_new = true;
+        }
+    }
+
     /// Sends the request under way to a candidate to which nothing was sent yet. True: there is
     /// such a candidate, and no request to send.
     pub(crate) fn probe_candidate(&mut self, cx: &mut Context<'_>) -> bool {
@@ -352,7 +373,7 @@ impl Channel {
     /// When the next NAT keepalive is due. It is a whole second, so that an owner with many IKE SAs
     /// wakes up once a second for them, not once for each.
     pub(crate) fn keepalive_at(&self) -> Instant {
-        keepalive_at(self.last_sent, self.timing.nat_keepalive)
+        on_whole_second(self.last_sent, self.timing.nat_keepalive)
     }
 
     /// NAT keepalive: one octet of ones (RFC 3948 2.3).
@@ -487,9 +508,8 @@ impl Channel {
             //= RFC 7296 2.23 SHOULD 16: the new address is kept
             self.peer_moved = true;
             self.candidate = None;
-        } else if self.candidate != Some(remote) {
-            self.candidate = Some(remote);
-            self.candidate_is_new = true;
+        } else {
+            self.set_candidate(remote);
         }
     }
 
@@ -534,12 +554,6 @@ impl Channel {
     }
 }
 
-fn keepalive_at(last_sent: Instant, interval: Duration) -> Instant {
-    let due = last_sent + interval;
-    let second = Instant::new(Duration::from_secs(due.since_start().as_secs()));
-    if second > last_sent { second } else { due }
-}
-
 fn sha256(datagram: &[u8]) -> [u8; 32] {
     let hash: Digest = digest(&SHA256, datagram);
     hash.as_ref().first_chunk().copied().unwrap_or_default()
@@ -557,11 +571,11 @@ mod tests {
     fn keepalives_are_due_on_whole_seconds_and_not_late() {
         //= RFC 7296 2.23 SHOULD 11: keepalives behind a NAT
         for last_sent in [0, 1, 300, 999] {
-            assert_eq!(keepalive_at(at(10_000 + last_sent), Duration::from_secs(20)), at(30_000));
+            assert_eq!(on_whole_second(at(10_000 + last_sent), Duration::from_secs(20)), at(30_000));
         }
         // Not at once, however short the interval is.
         for (last_sent, interval, due) in [(10_000, 500, 10_500), (10_700, 500, 11_000), (10_700, 200, 10_900)] {
-            assert_eq!(keepalive_at(at(last_sent), Duration::from_millis(interval)), at(due));
+            assert_eq!(on_whole_second(at(last_sent), Duration::from_millis(interval)), at(due));
         }
     }
 }

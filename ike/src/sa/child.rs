@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::channel::Channel;
 use super::profile::Profile;
-use crate::config::NextLayer;
+use crate::config::{Mode, NextLayer};
 use crate::crypto::ChildKeys;
 use crate::event::{ChildId, ChildSa};
 use crate::negotiate::{EspSuite, Narrowed};
@@ -39,6 +39,7 @@ impl ReservedSpi {
 pub(crate) struct NegotiatedChild {
     pub(crate) purpose: Purpose,
     pub(crate) next_layer: NextLayer,
+    pub(crate) mode: Mode,
     pub(crate) outbound_spi: u32,
     pub(crate) suite: EspSuite,
     pub(crate) selectors: Narrowed,
@@ -71,6 +72,7 @@ impl NegotiatedChild {
             local_selectors: self.selectors.local_networks(),
             remote_selectors: self.selectors.remote_networks(),
             next_layer: self.next_layer,
+            mode: self.mode,
             initiator,
         }
     }

@@ -4,8 +4,9 @@ use super::path::Path;
 use crate::auth::AuthError;
 use crate::config::{ChildConfig, EspProposal, IkeProposal, NextLayer, PeerConfig};
 use crate::event::{PeerError, PeerErrorKind};
-use crate::purpose::Purpose;
-use crate::wire::{InvalidMessage, NotifyType};
+use crate::negotiate::{Disagreement, ModeObstacle};
+use crate::purpose::{ChildName, Purpose};
+use crate::wire::{InvalidMessage, Notify, NotifyType};
 
 pub(crate) const IKE_SA_INIT: &str = "IKE_SA_INIT";
 pub(crate) const IKE_AUTH: &str = "IKE_AUTH";
@@ -80,6 +81,39 @@ pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig) -> Peer
 pub(crate) fn no_selectors(exchange: &'static str, peer: &PeerConfig) -> PeerError {
     let detail = format!("the peer's traffic selectors do not fit; {}", selectors(peer));
     PeerError::new(exchange, PeerErrorKind::TrafficSelectors, detail)
+}
+
+/// Nothing that is configured here is what the peer asks for: the error, and the notification for
+/// the response.
+pub(crate) fn disagreement(exchange: &'static str, found: &Disagreement, peer: &PeerConfig) -> (PeerError, Notify) {
+    match found {
+        Disagreement::Proposals => (no_esp_proposal(exchange, peer), Notify::new(NotifyType::NoProposalChosen)),
+        //= RFC 7296 2.9 REQUIRED 4: TS_UNACCEPTABLE
+        Disagreement::Selectors => (no_selectors(exchange, peer), Notify::new(NotifyType::TsUnacceptable)),
+        Disagreement::Mode(child, obstacle) => {
+            (mode(exchange, child, *obstacle), Notify::new(NotifyType::NoProposalChosen))
+        }
+    }
+}
+
+/// A child cannot be had in its mode.
+pub(crate) fn mode(exchange: &'static str, child: &ChildName, obstacle: ModeObstacle) -> PeerError {
+    let why = match obstacle {
+        ModeObstacle::Nat => {
+            "it is in transport mode, and there is a NAT on the way, or the peer encapsulates always; configure tunnel mode at both ends"
+        }
+        ModeObstacle::Addresses => {
+            "it is in transport mode, which is for the two addresses between which IKE runs, and other ones are configured for it; name those, or configure tunnel mode at both ends"
+        }
+        ModeObstacle::TunnelAsked => {
+            "it is in transport mode, and the peer asks for tunnel mode; configure the same at both ends"
+        }
+        ModeObstacle::Declined => {
+            "it is in transport mode, and the peer made it in tunnel mode, so it was deleted; configure the same at both ends"
+        }
+        ModeObstacle::NotAsked => "it is in tunnel mode, and the peer answered with transport mode, so it was deleted",
+    };
+    PeerError::new(exchange, PeerErrorKind::TransportMode, format!("child {child}: {why}"))
 }
 
 /// Our check of the peer's authentication failed, or we cannot authenticate.

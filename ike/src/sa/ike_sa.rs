@@ -339,6 +339,7 @@ impl IkeSa {
         } else if !deleting {
             self.lifecycle = Lifecycle::Active;
             self.delete_when_served = false;
+            self.channel.signs.reinstated();
             self.timers.stop(Timer::Cleanup);
         }
     }

@@ -66,6 +66,8 @@ impl InitiatorAuth {
         let octets = transcript.initiator_octets(&channel.keys, &id);
         let authentication =
             profile.auth.prove(&octets, transcript.hashes.as_deref()).map_err(|error| failure::auth(&error))?;
+        negotiate::check_ends(&config.child, channel.path.ends())
+            .map_err(|obstacle| failure::mode(IKE_AUTH, &config.child.name, obstacle))?;
         let inbound = ReservedSpi::new(&profile, &channel, cx).ok_or_else(|| failure::no_spi(IKE_AUTH))?;
 
         let mut payloads = Payloads::new();
@@ -80,11 +82,12 @@ impl InitiatorAuth {
         payloads.extend(profile.auth.certificate_request().map(Payload::CertificateRequest));
         payloads.push(Payload::IdResponder(Id::from(&config.remote_id)));
         payloads.push(Payload::Authentication(authentication));
+        payloads.extend(negotiate::mode_payload(config.child.mode));
         payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, false)));
         let asked = Traffic::from(&config.child);
         payloads.push(Payload::TrafficSelectorsInitiator(asked.local_selectors()));
         payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
-        if config.mobike {
+        if config.speaks_mobike() {
             // RFC 4555 3.2: announced in IKE_AUTH.
             payloads.extend(mobike::supported(&mobike::own_additional(cx.config, channel.path.local.ip())));
             if !channel.path.nat_traversal {
@@ -158,6 +161,8 @@ impl InitiatorAuth {
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
             Ok(negotiated) => Ok(negotiated.into_sa(inbound, true, &channel)),
+            // If the peer has installed it, it goes with the IKE SA.
+            //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
             Err(error) => {
                 inbound.release(&profile, cx);
                 Err(error)
@@ -172,7 +177,7 @@ impl InitiatorAuth {
             mobike: false,
         };
         let announced = mobike::own_additional(cx.config, channel.path.local.ip());
-        let mobike = Mobike::negotiated(profile.config.mobike, payloads, announced);
+        let mobike = Mobike::negotiated(profile.config.speaks_mobike(), payloads, announced);
         let sa = IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx).with_mobike(mobike);
         AuthStep::Up { sa: Box::new(sa), child }
     }
@@ -215,6 +220,8 @@ impl InitiatorAuth {
         let chosen = negotiate::choose_esp(answer, &config.child.proposals, ChildKeyExchange::Ignored)
             .filter(|_| negotiate::is_one_choice(answer))
             .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config))?;
+        negotiate::check_response(&config.child, payloads)
+            .map_err(|obstacle| failure::mode(IKE_AUTH, &config.child.name, obstacle))?;
         let local = payloads.selectors_initiator().map_err(malformed)?;
         let remote = payloads.selectors_responder().map_err(malformed)?;
         let selectors = negotiate::accept_narrowed((&config.child).into(), local, remote)
@@ -224,6 +231,7 @@ impl InitiatorAuth {
         Ok(NegotiatedChild {
             purpose,
             next_layer,
+            mode: config.child.mode,
             outbound_spi: chosen.child_spi(),
             suite: chosen.suite,
             selectors,

@@ -165,7 +165,7 @@ impl InitiatorInit {
             return Ok(());
         }
         let timing = &self.profile.config.timing;
-        match self.retransmission.advance(timing, false, cx.now) {
+        match self.retransmission.advance(timing, timing.transmissions, false, cx.now) {
             Some(()) => self.transmit(cx),
             None => return Err(failure::silence(IKE_SA_INIT, self.path.remote, timing.transmissions)),
         }
@@ -309,7 +309,7 @@ impl InitiatorInit {
         }
         self.path.nat_traversal = self.path.detect(ike, payloads, self.forced);
         //= RFC 7296 2.23 MUST 12: the initiator moves to port 4500
-        self.path.float(cx.config, self.profile.config.mobike);
+        self.path.float(cx.config, self.profile.config.speaks_mobike());
         let (Ok(proposals), Ok(key_exchange), Ok(nonce)) =
             (payloads.proposals(), payloads.key_exchange(), payloads.nonce())
         else {

@@ -71,6 +71,22 @@ pub(super) struct CreateChildRequest {
     pub(super) group_changed: bool,
     /// The peer replaces the same CHILD_SA at the same time.
     pub(super) collision: Option<RekeyCollision<ChildId>>,
+    /// The peer's SPIs of CHILD_SAs that are not known here and that it has deleted meanwhile. The
+    /// one that this request makes may be among them, if the response is late.
+    pub(super) deleted: Vec<u32>,
+}
+
+/// Most [`CreateChildRequest::deleted`]. An honest peer deletes one; further ones are not noted,
+/// and liveness and lifetimes end what they would have told.
+const MAX_DELETED: usize = 16;
+
+impl CreateChildRequest {
+    /// The peer deletes a CHILD_SA that is not known here.
+    pub(super) fn note_deletion(&mut self, spi: u32) {
+        if self.deleted.len() < MAX_DELETED && !mutation!("deletion_before_response_forgotten") {
+            self.deleted.push(spi);
+        }
+    }
 }
 
 /// Our request for an IKE SA that replaces this one.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::config::{EndpointConfig, PeerConfig};
 use crate::crypto::nat_detection_hash;
 use crate::event::IkeId;
+use crate::negotiate::Ends;
 use crate::output::Context;
 use crate::wire::{Notify, NotifyType, Payloads};
 
@@ -45,6 +46,11 @@ impl Path {
     /// Whether ESP must travel in UDP.
     pub(crate) fn encapsulated(&self) -> bool {
         self.nat_local || self.nat_remote
+    }
+
+    /// Where the IKE SA ends.
+    pub(crate) fn ends(&self) -> Ends {
+        Ends { local: self.local.ip(), remote: self.remote.ip(), nat: self.encapsulated() }
     }
 
     /// Our NAT_DETECTION_*_IP. With `force`, the source hash is that of an impossible address, so

@@ -16,7 +16,7 @@ use crate::auth::Presented;
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
-use crate::negotiate::{self, Agreed, ChildKeyExchange, Disagreement};
+use crate::negotiate::{self, Agreed, ChildKeyExchange, ChildOffer};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{
@@ -320,7 +320,9 @@ impl HalfOpen {
             let notify = Notify::new(NotifyType::NoProposalChosen);
             return Err(Box::new(AuthRejection { notify, error, peer: Some(name) }));
         }
-        if profile.config.mobike && mobike::finds_unexpected_nat(payloads, channel.path.local, channel.path.remote) {
+        if profile.config.speaks_mobike()
+            && mobike::finds_unexpected_nat(payloads, channel.path.local, channel.path.remote)
+        {
             let notify = Notify::new(NotifyType::UnexpectedNatDetected);
             return Err(Box::new(AuthRejection {
                 notify,
@@ -376,7 +378,7 @@ impl HalfOpen {
             }
         };
         let announced = mobike::own_additional(cx.config, channel.path.local.ip());
-        let mobike = Mobike::negotiated(profile.config.mobike, payloads, announced);
+        let mobike = Mobike::negotiated(profile.config.speaks_mobike(), payloads, announced);
         if let Some(mobike) = &mobike {
             answer.extend(mobike::supported(&mobike.announced));
         }
@@ -468,30 +470,36 @@ fn child(
     channel: &Channel,
     profile: &Profile,
     cx: &mut Context<'_>,
-) -> Result<(ChildSa, [Payload; 3]), (PeerError, Notify)> {
+) -> Result<(ChildSa, Vec<Payload>), (PeerError, Notify)> {
     let config = &profile.config;
     let malformed = |error: InvalidMessage| (failure::invalid(IKE_AUTH, error), error.notify());
     let offers = payloads.proposals().map_err(malformed)?;
     let remote = payloads.selectors_initiator().map_err(malformed)?;
     let local = payloads.selectors_responder().map_err(malformed)?;
-    let agreed = negotiate::agree(config.children(), offers, ChildKeyExchange::Ignored, local, remote, |_| true);
-    let Agreed { child, chosen, selectors } = agreed.map_err(|disagreement| match disagreement {
-        Disagreement::Proposals => {
-            (failure::no_esp_proposal(IKE_AUTH, config), Notify::new(NotifyType::NoProposalChosen))
-        }
-        //= RFC 7296 2.9 REQUIRED 4: TS_UNACCEPTABLE
-        Disagreement::Selectors => (failure::no_selectors(IKE_AUTH, config), Notify::new(NotifyType::TsUnacceptable)),
-    })?;
-    let (purpose, next_layer) = (config.purpose(child, &selectors), child.next_layer);
+    let mode = negotiate::mode_of(payloads);
+    let offer = ChildOffer { proposals: offers, local, remote, mode, ends: channel.path.ends() };
+    let agreed = negotiate::agree(config.children(), offer, ChildKeyExchange::Ignored, |_| true);
+    let Agreed { child, chosen, selectors } =
+        agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config))?;
+    let (purpose, next_layer, mode) = (config.purpose(child, &selectors), child.next_layer, child.mode);
     let inbound = ReservedSpi::new(profile, channel, cx)
         .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;
-    let answer = [
+    let granted = negotiate::mode_payload(mode).filter(|_| !mutation!("transport_mode_granted_silently"));
+    let mut answer: Vec<Payload> = granted.into_iter().collect();
+    answer.extend([
         Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]),
         Payload::TrafficSelectorsInitiator(selectors.remote.clone()),
         Payload::TrafficSelectorsResponder(selectors.local.clone()),
-    ];
+    ]);
     let keys = channel.keys.child(chosen.suite.cipher, transcript.nonces(), None);
-    let negotiated =
-        NegotiatedChild { purpose, next_layer, outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    let negotiated = NegotiatedChild {
+        purpose,
+        next_layer,
+        mode,
+        outbound_spi: chosen.child_spi(),
+        suite: chosen.suite,
+        selectors,
+        keys,
+    };
     Ok((negotiated.into_sa(inbound, false, channel), answer))
 }

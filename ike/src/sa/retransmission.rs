@@ -35,11 +35,11 @@ impl Retransmission {
         self.next
     }
 
-    /// Counts one more transmission. `None`: all are used up. Waits double, but the last one is as
-    /// long as the one before, since no transmission follows it. While ESP of the peer arrives,
-    /// transmissions go on with this wait for [`ESP_ARRIVES`].
-    pub(crate) fn advance(&mut self, timing: &Timing, esp_arrives: bool, now: Instant) -> Option<()> {
-        if self.sent >= timing.transmissions {
+    /// Counts one more transmission, of `limit` at most. `None`: all are used up. Waits double, but
+    /// the last one is as long as the one before, since no transmission follows it. While ESP of
+    /// the peer arrives, transmissions go on with this wait for [`ESP_ARRIVES`].
+    pub(crate) fn advance(&mut self, timing: &Timing, limit: u32, esp_arrives: bool, now: Instant) -> Option<()> {
+        if self.sent >= limit {
             //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
             if !esp_arrives || now >= self.begun + ESP_ARRIVES {
                 return None;
@@ -62,7 +62,7 @@ mod tests {
     fn given_up_after(timing: &Timing) -> (u32, Duration) {
         let mut schedule = Retransmission::begin(timing, Instant::default());
         let mut transmissions = 1;
-        while schedule.advance(timing, false, schedule.next()).is_some() {
+        while schedule.advance(timing, timing.transmissions, false, schedule.next()).is_some() {
             transmissions += 1;
         }
         (transmissions, schedule.next().since_start())
@@ -82,7 +82,7 @@ mod tests {
         let timing = Timing::default();
         let mut schedule = Retransmission::begin(&timing, Instant::default());
         let mut before = Duration::ZERO;
-        while schedule.advance(&timing, true, schedule.next()).is_some() {
+        while schedule.advance(&timing, timing.transmissions, true, schedule.next()).is_some() {
             let wait = schedule.next().since_start() - before;
             assert!(wait <= timing.liveness, "{wait:?}");
             before = schedule.next().since_start();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edge_ike::auth::{Authenticator, SignedOctets};
 use edge_ike::config::{
-    Auth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, NextLayer, PeerConfig, Prf, Timing,
+    Auth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, PeerConfig, Prf, Timing,
 };
 use edge_ike::crypto::{
     IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces, Opened, ResponderKeyExchange,
@@ -196,6 +196,7 @@ fn config() -> PeerConfig {
             local: networks(),
             remote: networks(),
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

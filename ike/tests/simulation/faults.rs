@@ -48,6 +48,8 @@ impl Run {
         let mut moves = Random(seed ^ 0x4555);
         let mobile = moves.chance(60);
         let mut network = Network::new(seed, LinkQuality::RELIABLE);
+        // A part of the runs, so that the other ones stay as they were.
+        network.report_sources = seed % 8 == 5;
         network.oracle.replay = format!("replay with SEEDS=1 SEED={seed} make soak\n");
         let nodes = 2 + random.below(3) as usize;
         let hidden: Vec<bool> = (0..nodes).map(|node| node > 0 && random.chance(25)).collect();
@@ -439,8 +441,12 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
-/// Seeds beyond those of a test run that failed once, and why.
-const FAILED_ONCE: [(u64, &str); 4] = [
+/// Seeds that failed once, and why.
+const FAILED_ONCE: [(u64, &str); 8] = [
+    (1_065, "the waits of a request stopped growing while its IKE SA was superseded"),
+    (1_146, "a CHILD_SA was denied that a request had made whose response was late, and it was taken when that came"),
+    (3_313, "the oracle took a corrupted response for the one that the endpoint took, and could not read the IKE SA"),
+    (3_495, "the oracle did not know that a late CHILD_SA had been rekeyed when it made another one superfluous"),
     (101_499, "the initiator of a redundant CHILD_SA kept it, because the other one had been rekeyed meanwhile"),
     (102_064, "the same at the end of a collision that lasted for two rekeys"),
     (112_275, "a deletion that waited for the window took the last CHILD_SA, which had been one of two before"),

@@ -121,3 +121,35 @@ pub fn a_peer_whose_ike_daemon_is_gone_is_given_up_after_a_minute_although_its_e
     let after = given_up(&pair).expect("it is given up") - asked;
     assert!((60..65).contains(&after.as_secs()), "{after:?}");
 }
+
+#[test]
+pub fn an_ike_sa_that_a_restarted_peer_has_forgotten_goes_soon_after_its_successor_came() {
+    for seed in 0..20 {
+        for (a_begins, b_begins) in [(true, true), (true, false), (false, true)] {
+            let mut pair = Pair::reporting_esp(seed, LinkQuality::RELIABLE);
+            pair.start();
+            pair.traffic(20 * SECOND);
+            pair.assert_connected();
+            let busy = pair.network.random.below(3000);
+            pair.traffic(Duration::from_millis(busy));
+            // Its kernel goes on with the SAs, so it does not send INITIAL_CONTACT.
+            pair.network.watch = false;
+            pair.network.restart(pair.b);
+            pair.b_config.keep_existing = true;
+            pair.a_config.initiate = a_begins;
+            pair.b_config.initiate = b_begins;
+            pair.start();
+            if a_begins {
+                let b_name = pair.b_name.clone();
+                pair.network.call(pair.a, |endpoint, now, env| endpoint.reauthenticate(&b_name, now, env));
+            }
+            traffic_unwatched(&mut pair, 9 * SECOND / 2);
+            for node in &pair.network.nodes {
+                assert_eq!(node.host.kernel.ike_sas.len(), 1, "{}", pair.network.history());
+            }
+            // Until nothing lingers.
+            traffic_unwatched(&mut pair, 10 * SECOND);
+            pair.assert_connected();
+        }
+    }
+}

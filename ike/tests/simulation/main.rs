@@ -24,3 +24,4 @@ mod peers;
 mod rekey;
 mod rules;
 mod suites;
+mod transport;

@@ -11,7 +11,7 @@ use edge_ike::mutations::{ALL, activate};
 use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
-use crate::{changes, children, liveness, mobike, rekey, rules, suites};
+use crate::{changes, children, liveness, mobike, rekey, rules, suites, transport};
 
 /// Runs under faults that are tried after everything else.
 const FAULTY_RUNS: u64 = 200;
@@ -32,6 +32,8 @@ const TESTS: &[(&str, fn())] = &[
         rules::the_redundant_child_sa_of_a_collision_goes_although_the_other_one_was_rekeyed_meanwhile,
     ),
     ("rekey of what is unknown", rules::a_child_sa_that_is_unknown_is_not_rekeyed),
+    ("rekey of what is not known yet", rules::a_child_sa_that_our_unanswered_request_may_have_made_is_rekeyed_later),
+    ("deletion of what is not known yet", rules::a_child_sa_that_the_peer_deleted_before_its_late_response_is_not_used),
     ("TEMPORARY_FAILURE", rules::what_is_asked_to_wait_waits),
     ("window", rules::requests_outside_of_the_window_are_not_answered),
     ("repeated requests", rules::a_response_is_repeated_to_the_same_request_and_to_nothing_else),
@@ -66,10 +68,13 @@ const TESTS: &[(&str, fn())] = &[
     ("signs of life", liveness::a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost),
     ("idle peer", liveness::an_idle_peer_is_asked_every_two_minutes),
     ("unanswered ESP", liveness::the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check),
+    ("superseded IKE SA", liveness::an_ike_sa_that_a_restarted_peer_has_forgotten_goes_soon_after_its_successor_came),
     ("several CHILD_SAs", children::each_child_sa_is_rekeyed_by_itself_and_the_others_stay),
     ("too many CHILD_SAs", children::a_child_sa_beyond_the_limit_is_refused_and_the_others_stay),
     ("rekey of the IKE SA of several", children::a_rekey_of_the_ike_sa_moves_all_child_sas),
     ("authentication of several", children::a_new_authentication_makes_all_child_sas_before_the_old_ones_go),
+    ("transport mode", transport::two_hosts_in_transport_mode_rekey_and_lose_nothing),
+    ("declined transport mode", transport::a_host_that_is_given_a_tunnel_instead_deletes_it_and_says_so),
     ("algorithms", suites::every_algorithm_carries_an_ike_sa_and_a_child_sa_through_their_rekeys),
     ("faults", faulty_runs),
 ];

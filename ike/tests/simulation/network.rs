@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use edge_ike::event::{PeerError, PeerErrorKind};
-use edge_ike::{Endpoint, EndpointConfig, Environment, Event, Instant, PeerName, Purpose, Transmit};
+use edge_ike::{ChildId, Endpoint, EndpointConfig, Environment, Event, Instant, PeerName, Purpose, Transmit};
 
 use crate::kernel::{Esp, Kernel};
 use crate::oracle::{Cause, Limits, Oracle, Step};
@@ -237,6 +237,10 @@ pub struct Network {
     pub cut: BTreeSet<(usize, usize)>,
     /// SAs that recently reported ESP: when they may report it again, and whether there was more.
     esp_reports: BTreeMap<EspReport, (Duration, bool)>,
+    /// Whether kernels report that ESP comes from another address than the SA's.
+    pub report_sources: bool,
+    /// When that was last reported of an SA, by node and SPI.
+    sources_reported: BTreeMap<(usize, u32), Duration>,
     sequence: u64,
     flying: BinaryHeap<Reverse<(Duration, u64)>>,
     packets: BTreeMap<u64, Packet>,
@@ -263,6 +267,8 @@ impl Network {
             tap: None,
             cut: BTreeSet::new(),
             esp_reports: BTreeMap::new(),
+            report_sources: false,
+            sources_reported: BTreeMap::new(),
             sequence: 0,
             flying: BinaryHeap::new(),
             packets: BTreeMap::new(),
@@ -443,6 +449,7 @@ impl Network {
             }
             Payload::Esp(esp, way, worked) => {
                 if let Some(peer) = self.nodes[node].host.kernel.decrypts(&esp) {
+                    self.note_source(node, &peer, esp.spi, from);
                     self.note_esp(EspReport { node, peer, spi: esp.spi, sent: false });
                     self.esp_arrived += 1;
                     self.working.insert(way);
@@ -485,6 +492,20 @@ impl Network {
                 self.send(from, SocketAddr::new(local.ip(), 4500), remote, Payload::Esp(esp, way, worked));
             }
         }
+    }
+
+    /// Notes where ESP comes from as the kernel does: it reports another address than the SA's, at
+    /// most once a second for each SA.
+    fn note_source(&mut self, node: usize, peer: &PeerName, spi: u32, from: SocketAddr) {
+        let known = self.nodes[node].host.kernel.paths.get(&ChildId(spi)).is_some_and(|(_, remote)| *remote == from);
+        let lately = self.sources_reported.get(&(node, spi)).is_some_and(|at| self.now < *at + ESP_REPORT_INTERVAL);
+        if !self.report_sources || known || lately {
+            return;
+        }
+        self.sources_reported.insert((node, spi), self.now);
+        self.step(node, Cause::EspFrom(spi, from), |endpoint, now, env| {
+            endpoint.esp_came_from(peer, spi, from, now, env);
+        });
     }
 
     /// Notes ESP as the kernel does: it reports the first packet after an idle second at once, and

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::event::{PeerError, PeerErrorKind};
 use edge_ike::{Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, PeerConfig, PeerName, Secret};
 
@@ -41,6 +41,7 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
             local: everything.clone(),
             remote: everything,
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

@@ -109,6 +109,37 @@ pub fn a_child_sa_that_is_unknown_is_not_rekeyed() {
 }
 
 #[test]
+pub fn a_child_sa_that_our_unanswered_request_may_have_made_is_rekeyed_later() {
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.rekey_of_ours();
+    // Its response is late, and it rekeys already what it has made.
+    let rekey = Foreign::rekey_parts(0xf002, 0xf003);
+    let answers = foreign.request(exchange::CREATE_CHILD_SA, &rekey);
+    assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
+    let messages = foreign.answer(&request, &Foreign::child_parts(0xf002, [1; 32]));
+    assert_eq!(messages[0].deleted_children(), [foreign.child.1]);
+    let answers = foreign.request(exchange::CREATE_CHILD_SA, &rekey);
+    assert_eq!(errors(&answers), [None]);
+}
+
+#[test]
+pub fn a_child_sa_that_the_peer_deleted_before_its_late_response_is_not_used() {
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.rekey_of_ours();
+    let answers = foreign.request(exchange::INFORMATIONAL, &[delete_child(0xf002)]);
+    assert!(answers[0].deleted_children().is_empty());
+    let messages = foreign.answer(&request, &Foreign::child_parts(0xf002, [1; 32]));
+    assert_eq!(messages, []);
+    let kernel = &foreign.network.nodes[0].host.kernel;
+    let in_use = kernel.tunnels[&foreign.config.name].sole_outbound().expect("the old one stays");
+    assert_eq!((in_use.outbound_spi, kernel.reserved.len()), (foreign.child.0, 0));
+    // It asks again.
+    foreign.network.run_for(3 * SECOND);
+    let again = foreign.arrived();
+    assert_eq!(foreign.open(&again[0]).rekeys(), Some(foreign.child.1));
+}
+
+#[test]
 pub fn what_is_asked_to_wait_waits() {
     //= RFC 7296 1.3.3 MUST 1: REKEY_SA
     //= RFC 7296 2.25 MUST NOT 2: no repetition at once

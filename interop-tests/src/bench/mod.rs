@@ -34,8 +34,9 @@ use report::{Goal, Measured, Results};
 /// The prefix of the measurements' names among all scenarios.
 const AREA: &str = "bench/";
 
-/// What is measured unless names are given. It takes a few minutes.
-const DEFAULT: [&str; 6] = ["tunnels-100", "tunnels-1000", "view-100", "view-1000", "mesh-10", "idle-edge"];
+/// What is measured unless names are given. It takes about an hour.
+const DEFAULT: [&str; 8] =
+    ["tunnels-100", "tunnels-1000", "tunnels-10000", "view-100", "view-1000", "view-10000", "mesh-50", "idle-edge"];
 
 /// All measurements, and the scenario that shows that they can measure.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {

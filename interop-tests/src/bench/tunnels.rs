@@ -152,9 +152,9 @@ fn agent(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<ResponderUs
     let mut status_seconds = 0.0;
     let usage = exercise(lab, node, peers, count, pid, || {
         let begun = Instant::now();
-        let status = agent.status()?;
+        let status = agent.status_text()?;
         status_seconds = begun.elapsed().as_secs_f64();
-        let up = count_up(&status);
+        let up = count_up(&serde_json::from_str(&status)?);
         ensure!(up == count as usize, "the agent shows {up} of {count} peers with a CHILD_SA");
         Ok(())
     })?;

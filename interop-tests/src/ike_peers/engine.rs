@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::{Context as _, Result, ensure};
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, NextLayer, Prf, Timing};
+use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::{
     Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, Instant, PeerConfig, PeerName, Secret,
 };
@@ -316,6 +316,7 @@ fn peer_config(set: &PeerSet, index: u32) -> PeerConfig {
             local: vec![PeerSet::network(index)],
             remote: vec![set.responder_network],
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::{Direction, Policy};
 use crate::sa::{Algorithm, EspKey, Features, Limits, Replay, SaDirection, SaParams};
-use crate::{Reqid, Selector};
+use crate::{Mode, Reqid, Selector};
 
 fn selector() -> Selector {
     Selector::new("10.77.0.0/26".parse().unwrap(), "10.77.1.0/26".parse().unwrap()).unwrap()
@@ -17,6 +17,7 @@ fn params() -> SaParams {
         destination: "2001:db8::1".parse().unwrap(),
         spi: 0xc001_0203,
         reqid: Reqid::tunnel(7).unwrap(),
+        mode: Mode::Tunnel,
         key: EspKey::new(Algorithm::ChaCha20Poly1305, &[0x5a; 36]).unwrap(),
         encap: None,
         replay: Replay::ESN,

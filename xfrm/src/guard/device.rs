@@ -2,6 +2,7 @@
 //! goes there and is dropped, instead of leaving by the default route. (With an `unreachable` route
 //! the kernel would refuse the packet before it looks up XFRM policies.)
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -147,7 +148,7 @@ impl Device {
 
     fn missing_routes(&mut self, index: u32, config: &GuardConfig) -> Result<Vec<GuardRoute>> {
         let wanted = wanted_routes(config);
-        let mut present = Vec::new();
+        let mut present = HashSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             if wanted.iter().any(|route| family_of(&route.range) == family) {
                 present.extend(self.routes(index, family)?);

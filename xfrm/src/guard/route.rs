@@ -11,7 +11,7 @@ pub const DEVICE: &str = "ecni-guard";
 pub const ROUTE_PROTOCOL: u8 = 0xEC;
 
 /// A route of the guard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GuardRoute {
     /// Cluster range.
     pub range: IpNetwork,

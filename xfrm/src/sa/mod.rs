@@ -1,4 +1,4 @@
-//! Security associations: ESP in tunnel mode, as the kernel takes them.
+//! Security associations: ESP, as the kernel takes them.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +10,7 @@ mod algorithm;
 
 pub use algorithm::{AesKeyLength, Algorithm, EspKey, Integrity, KeyLength};
 
+use crate::mode::Mode;
 use crate::reqid::Reqid;
 use crate::selector::{MixedFamilies, Selector};
 use crate::uapi;
@@ -112,6 +113,8 @@ pub struct SaParams {
     pub spi: u32,
     /// Joins it to policies.
     pub reqid: Reqid,
+    /// Tunnel or transport mode.
+    pub mode: Mode,
     /// Algorithm and keys.
     pub key: EspKey,
     /// ESP in UDP.
@@ -119,7 +122,8 @@ pub struct SaParams {
     /// Sequence numbers and replay protection.
     pub replay: Replay,
     /// Towards peers that are not ours: the only packets that may travel in it. `None` between our
-    /// own nodes: any packet of either family (`XFRM_STATE_AF_UNSPEC`); policies decide.
+    /// own nodes: any packet of either family (`XFRM_STATE_AF_UNSPEC`); policies decide. In
+    /// transport mode `None` is any packet between its two addresses.
     pub selector: Option<Selector>,
     /// When to rekey or delete it.
     pub limits: Limits,
@@ -353,9 +357,12 @@ impl SaParams {
     /// which wipes it.
     pub(crate) fn to_kernel(&self, features: Features) -> Result<nl::state::ModifyMessage, MixedFamilies> {
         let mut info = base_info(self.source, self.destination, self.spi, self.reqid)?;
-        match &self.selector {
-            Some(selector) => info.selector = selector.to_kernel(),
-            None => info.flags |= nl::XFRM_STATE_AF_UNSPEC,
+        info.mode = self.mode.to_kernel();
+        match (&self.selector, self.mode) {
+            (Some(selector), _) => info.selector = selector.to_kernel(),
+            // The kernel takes the family of the addresses for the selector.
+            (None, Mode::Transport) => {}
+            (None, Mode::Tunnel) => info.flags |= nl::XFRM_STATE_AF_UNSPEC,
         }
         if self.replay.esn {
             info.flags |= nl::XFRM_STATE_ESN;

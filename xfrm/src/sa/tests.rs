@@ -14,6 +14,7 @@ fn params() -> SaParams {
         destination: "192.0.2.2".parse().unwrap(),
         spi: 0xc000_0001,
         reqid: Reqid::tunnel(1).unwrap(),
+        mode: Mode::Tunnel,
         key: EspKey::new(Algorithm::Aes256Gcm16, &KEY).unwrap(),
         encap: Some(UdpEncap { source_port: 4500, destination_port: 4501 }),
         replay: Replay::ESN,
@@ -107,6 +108,20 @@ fn an_sa_without_an_aead_has_two_algorithms_and_is_named_by_its_cipher() {
     });
     assert_eq!((cipher, integrity), (Some((192, 24)), Some((384, 192, 48))));
     assert_eq!(Sa::decode(&bytes(&cbc(), Features::default())).unwrap().algorithm.as_deref(), Some("cbc(aes)"));
+}
+
+#[test]
+fn transport_mode_has_the_family_of_its_addresses_and_no_other() {
+    let of = |mode| params_in(mode).to_kernel(Features::default()).unwrap().user_sa_info;
+    let (tunnel, transport) = (of(Mode::Tunnel), of(Mode::Transport));
+    assert_eq!((tunnel.mode, transport.mode), (nl::XFRM_MODE_TUNNEL, nl::XFRM_MODE_TRANSPORT));
+    let unspecified = |info: &nl::UserSaInfo| info.flags & nl::XFRM_STATE_AF_UNSPEC != 0;
+    // The kernel refuses transport mode with XFRM_STATE_AF_UNSPEC.
+    assert!(unspecified(&tunnel) && !unspecified(&transport));
+}
+
+fn params_in(mode: Mode) -> SaParams {
+    SaParams { mode, ..params() }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
-use edge_xfrm::{Algorithm, Error, EspKey, Replay, Reqid, SaDirection, SaParams, Xfrm};
+use edge_xfrm::{Algorithm, Error, EspKey, Mode, Replay, Reqid, SaDirection, SaParams, Xfrm};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -198,6 +198,7 @@ pub(crate) fn sa(direction: SaDirection, source: &str, destination: &str, spi: u
         destination: destination.parse().unwrap(),
         spi,
         reqid: Reqid::tunnel(n).unwrap(),
+        mode: Mode::Tunnel,
         key: EspKey::new(Algorithm::Aes128Gcm16, &KEY).unwrap(),
         encap: None,
         replay: Replay::PLAIN,

@@ -1,4 +1,4 @@
-use edge_ike::config::NextLayer;
+use edge_ike::config::{Mode, NextLayer};
 use edge_xfrm::guard::{self, GuardConfig};
 use edge_xfrm::{Direction, Reqid, Selector};
 use ipnetwork::IpNetwork;
@@ -121,6 +121,7 @@ impl Model {
                     local_selectors: networks(&ends.local_selectors),
                     remote_selectors: networks(&ends.remote_selectors),
                     next_layer: NextLayer::ANY,
+                    mode: Mode::Tunnel,
                     up: ends.state != TunnelState::Down,
                 };
                 self.states.insert(name(*peer), *state);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use edge_ike::config::{NextLayer, Timing};
+use edge_ike::config::{Mode, NextLayer, Timing};
 use edge_ike::{
     Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, PeerConfig, PeerName, Secret,
 };
@@ -94,6 +94,7 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool) -> usize {
             local: any.clone(),
             remote: any,
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

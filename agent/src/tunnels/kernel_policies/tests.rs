@@ -93,6 +93,7 @@ impl Node {
                     local_selectors: child.local,
                     remote_selectors: child.remote,
                     next_layer: child.next_layer,
+                    mode: child.mode,
                     up,
                 };
                 self.ends.insert(name.clone(), ends);

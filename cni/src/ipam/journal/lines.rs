@@ -4,23 +4,13 @@ use std::net::IpAddr;
 
 use crate::error::Result;
 use crate::ipam::leases::{Lease, LeaseRef, Leases};
+use crate::ipam::line::Line;
 use crate::mac::{self, Mac};
 
 pub(super) const MAGIC: &str = "edge-cni-leases 1";
 
 /// Length of most lines, bytes, by which room for the leases is made.
 const USUAL_LINE: usize = 100;
-
-/// The line with which a lease begins.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::ipam) struct Line {
-    /// Bytes before it.
-    pub(in crate::ipam) offset: u64,
-    /// Bytes, with the line feed.
-    pub(in crate::ipam) length: u32,
-    /// Checksum of the line before it.
-    pub(in crate::ipam) before: u32,
-}
 
 /// The state after all lines of a journal.
 #[derive(Debug, Clone, Default)]

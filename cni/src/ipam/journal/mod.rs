@@ -42,9 +42,9 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use self::index::Index;
-pub(in crate::ipam) use self::lines::Line;
 use self::lines::{Damage, JournalEnd, JournalState, LeaseLine, MAGIC, entry_of, format_line, lease_ref, replay};
 use super::leases::{Lease, Leases, key_of};
+use super::line::Line;
 use super::used_addresses::UsedAddresses;
 use crate::error::{Code, Context, Error, Result};
 use crate::request::Attachment;

@@ -3,39 +3,10 @@
 use edge_types::api::Family;
 use edge_types::{IpNetwork, NodeName};
 
+use super::errors::SegmentError;
 use super::{Change, State};
 use crate::clock::Seconds;
-use crate::segments::{Exhausted, GrantsPaused, SegmentPolicy, SegmentRecord};
-
-/// Why a node gets no segment.
-#[derive(Debug, thiserror::Error)]
-pub enum SegmentError {
-    /// The node is not registered.
-    #[error("node {0} is not registered")]
-    NotRegistered(NodeName),
-    /// No segment is left.
-    #[error(transparent)]
-    Exhausted(#[from] Exhausted),
-    /// No segment is granted yet after a restore.
-    #[error(transparent)]
-    GrantsPaused(#[from] GrantsPaused),
-    /// The node holds as many segments of the family as it may.
-    #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
-    TooMany {
-        /// Name of the node that requests a segment.
-        node: NodeName,
-        /// How many segments it holds.
-        held: usize,
-        /// `IPv4` or `IPv6`.
-        family: &'static str,
-    },
-    /// There is no range of this family.
-    #[error("no cluster range is {0}; the operator sets cluster_ranges")]
-    NoSuchFamily(&'static str),
-    /// An earlier request with the same id asked for other families.
-    #[error("request id {0:?} was used for other families; a new request needs a new id")]
-    RequestIdReused(String),
-}
+use crate::segments::{SegmentPolicy, SegmentRecord};
 
 impl State {
     /// Plans the response to a request for one segment of each family. `families` has no

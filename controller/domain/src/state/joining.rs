@@ -3,35 +3,13 @@
 use edge_types::api::Family;
 use edge_types::{NodeName, Role};
 
-use super::{Change, NodeRecord, SegmentError, State};
+use super::errors::{JoinError, SegmentError};
+use super::{Change, NodeRecord, State};
 use crate::clock::Seconds;
 use crate::segments::{SegmentPolicy, SegmentRecord};
 
 /// Request id of segments that are granted at a join.
 const JOIN_REQUEST: &str = "join";
-
-/// Why a node may not join under its name.
-#[derive(Debug, thiserror::Error)]
-pub enum JoinError {
-    /// A node of this name is registered with another key.
-    #[error(
-        "a node {0} is registered already, with another key; choose another name, or, if this is that machine with its disk lost, join \
-         with a token bound to the name (edge-controller token create --node {0})"
-    )]
-    NameTaken(NodeName),
-    /// The node is registered with another role.
-    #[error(
-        "node {node} is registered as {registered}, and the token is for a {token}; deregister it first if its role is to change"
-    )]
-    RoleChange {
-        /// Name of the node that joins.
-        node: NodeName,
-        /// The role with which it is registered.
-        registered: Role,
-        /// The role that the token gives.
-        token: Role,
-    },
-}
 
 impl State {
     /// The record of a node after its join: a new one, or the present one if the join may take it

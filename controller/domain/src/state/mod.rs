@@ -6,6 +6,7 @@
 //! - `view_delta`: which views a change alters, and in which part.
 //! - `grants`: which segments a node gets when it asks. `claims`: the changes that follow from the
 //!   segments that a node says it holds.
+//! - `errors`: why a node gets no segment, or may not join.
 //! - `joining`: the row of a node that joins, and the segments that it then has.
 //! - `deregistration`: the changes that deregister a node.
 //! - `after_restore`: which nodes have not reported since the rows were restored.
@@ -13,6 +14,7 @@
 mod after_restore;
 mod claims;
 mod deregistration;
+mod errors;
 mod grants;
 mod index;
 mod joining;
@@ -28,8 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use edge_types::{Communities, Community, NodeName, Role};
 
-pub use grants::SegmentError;
-pub use joining::JoinError;
+pub use errors::{JoinError, SegmentError};
 pub use records::{
     Certificate, Change, CommunityRecord, NodeObject, NodeRecord, PublicAddress, Redemption, RowKey, Snapshot,
     TokenRecord,

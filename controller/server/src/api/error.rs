@@ -3,6 +3,7 @@
 use edge_controller_domain::ca::CaError;
 use edge_controller_domain::ca::request::CsrError;
 use edge_controller_domain::node_certificates::CertificateError;
+use edge_controller_domain::random::NoRandomness;
 use edge_controller_domain::request_limits::TooOften;
 use edge_controller_domain::segments::GrantsPaused;
 use edge_controller_domain::state::{JoinError, SegmentError};
@@ -160,6 +161,14 @@ pub enum ApiError {
     /// A community in a label has an impossible name.
     #[error(transparent)]
     Label(#[from] NameError),
+    /// The page is not served.
+    #[error(
+        "this controller does not serve the page: set listen = [\"127.0.0.1:9645\"] under [page] in its configuration, and restart it"
+    )]
+    PageNotServed,
+    /// The system gives no random numbers.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
     /// The configuration was not put in force.
     #[error("{0}")]
     Reload(String),
@@ -279,6 +288,8 @@ impl ApiError {
                 (409, "labelled-elsewhere", "The node is labelled in Kubernetes")
             }
             ApiError::Label(_) => (422, "bad-label", "The label cannot be used"),
+            ApiError::PageNotServed => (409, "page-not-served", "The page is not served"),
+            ApiError::Random(_) => (500, "internal", "The controller has a defect"),
             ApiError::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),
             ApiError::Store(_) => (503, "store-failed", "The store failed"),
         }

@@ -4,8 +4,8 @@
 //! - [`caller`]: who calls, and what it may do. [`authorization`] checks it before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: what nodes ask for.
 //! - [`claim_reporter`]: log lines and Events about segments that nodes say they hold.
-//! - [`operator`], [`ca`], [`archive`], [`status`] (with [`node_infos`]): what the operator asks
-//!   for.
+//! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): what
+//!   the operator asks for.
 //! - [`routes`]: the table of all of these, each a [`route`]; the router and the document of
 //!   [`openapi`] are made from it.
 //! - [`state`]: which part of the server a handler may ask for.
@@ -24,6 +24,7 @@ mod join;
 mod node_infos;
 mod openapi;
 mod operator;
+mod page_sessions;
 mod problem;
 mod report;
 mod request_span;
@@ -38,19 +39,23 @@ mod view;
 
 pub use error::ApiError;
 pub use node_infos::ReplicaName;
+pub use page_sessions::ServedPage;
 pub use routes::openapi_document;
 pub use state::Services;
+pub use status::Overview;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{FromRef, Request};
 
 use crate::observe;
 use authorization::Authorization;
 use state::ApiState;
 
-/// The router of all routes.
-pub fn router(services: Services) -> Router {
+/// The router of all routes, and the overview that it serves.
+pub fn router(services: Services) -> (Router, Overview) {
     let (registry, metrics) = (services.registry.clone(), services.metrics.clone());
+    let state = ApiState::from(services);
+    let overview = Overview::from_ref(&state);
     let router = routes::routes().into_iter().fold(Router::new(), |router, route| {
         let authorization = Authorization {
             registry: registry.clone(),
@@ -61,7 +66,7 @@ pub fn router(services: Services) -> Router {
             route.handler.route_layer(axum::middleware::from_fn_with_state(authorization, authorization::authorize));
         router.route(route.path, handler)
     });
-    router
+    let router = router
         .fallback(async |request: Request| ApiError::NoSuchPath(request.uri().path().into()))
         .method_not_allowed_fallback(async |request: Request| ApiError::Method {
             method: request.method().to_string(),
@@ -70,5 +75,6 @@ pub fn router(services: Services) -> Router {
         .layer(axum::middleware::from_fn_with_state(metrics, observe::requests::count))
         .layer(axum::middleware::from_fn(problem::log))
         .layer(axum::middleware::from_fn(request_span::within))
-        .with_state(ApiState::from(services))
+        .with_state(state);
+    (router, overview)
 }

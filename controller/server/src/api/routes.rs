@@ -12,11 +12,12 @@ use edge_types::api::{
     NodeInfo, NodeReport, ReloadResponse, RenewalRequest, SegmentInfo, SegmentRequest, SegmentResponse, TokenCreated,
     TokenInfo, TokenRequest, ViewEvent,
 };
+use edge_types::page::PageSession;
 use hyper::body::Bytes;
 use serde_json::Value;
 
 use super::route::{Access, NDJSON, Route};
-use super::{archive, ca, join, openapi, operator, report, segments, status, view};
+use super::{archive, ca, join, openapi, operator, page_sessions, report, segments, status, view};
 
 /// The OpenAPI document as JSON, made once and shared by all responses.
 static OPENAPI: LazyLock<Bytes> = LazyLock::new(|| openapi_document().to_string().into());
@@ -118,6 +119,14 @@ pub(super) fn routes() -> Vec<Route> {
             .response::<TokenCreated>(),
         Route::delete("/v1/tokens/{id}", "deleteToken", delete(operator::delete_token))
             .summary("Delete a token: no node can join with it any more.")
+            .status(204),
+        Route::post("/v1/page-sessions", "openPageSession", post(page_sessions::open))
+            .summary("Open a session of the page. Only this response contains its credential.")
+            .status(201)
+            .response::<PageSession>()
+            .errors(&[409]),
+        Route::delete("/v1/page-sessions", "endPageSessions", delete(page_sessions::end_all))
+            .summary("End all sessions of the page.")
             .status(204),
         Route::get("/v1/backup", "backup", get(archive::download))
             .summary("Everything that is kept, private keys included, as an archive.")

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node_infos::ReplicaName;
+use super::page_sessions::ServedPage;
 use super::unauthenticated_body::BodyBudget;
 use crate::live_config::LiveConfig;
 use crate::observe::Metrics;
@@ -50,6 +51,8 @@ pub struct Services {
     pub replica: ReplicaName,
     /// What does not work at the API server of Kubernetes.
     pub api_failures: ApiFailures,
+    /// Sessions of the page, and where it is served.
+    pub page: ServedPage,
     /// Cancelled when the server stops; then the view streams end.
     pub stopping: CancellationToken,
 }
@@ -134,6 +137,7 @@ substates! {
     statuses: Option<NodeStatuses>,
     replica: ReplicaName,
     api_failures: ApiFailures,
+    page: ServedPage,
     stopping: CancellationToken,
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use edge_controller_domain::ca::Ca;
+use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::range_usage;
 use edge_controller_kubernetes::client::ApiFailures;
@@ -17,10 +18,10 @@ use super::operator::community_infos;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 
-/// What the overview is made of.
+/// What the overview is made of. The page reads it too.
 #[derive(Clone)]
-pub(super) struct Overview {
-    registry: Registry,
+pub struct Overview {
+    pub(crate) registry: Registry,
     live: Arc<LiveConfig>,
     ca: Arc<Ca>,
     infos: NodeInfos,
@@ -35,19 +36,30 @@ pub(super) async fn status(
     caller: Caller,
 ) -> Result<axum::Json<ControllerStatus>, ApiError> {
     caller.require_operator()?;
-    let Overview { registry, live, ca, infos, asked, api_failures } = overview;
-    let (nodes, unknown) = infos.all(&registry).await;
-    let (state, now, in_force) = (registry.read().await, registry.clock.now(), live.now());
-    let unknown = unknown.map(|why| format!("what other replicas know of nodes is not shown: {why}"));
-    let paused = state.may_grant(&in_force.policy, now).err().map(|paused| paused.for_the_operator());
-    let problems = asked.note().into_iter().chain(paused).chain(unknown).chain(api_failures.all_reasons());
-    Ok(axum::Json(ControllerStatus {
-        version: env!("CARGO_PKG_VERSION").into(),
-        time: now,
-        nodes,
-        communities: community_infos(&state),
-        ranges: range_usage(state.ledger(), &in_force.policy, now),
-        authority_not_after: ca.not_after(),
-        problems: problems.collect(),
-    }))
+    Ok(axum::Json(overview.read().await))
+}
+
+impl Overview {
+    /// The controller's time.
+    pub(crate) fn now(&self) -> Seconds {
+        self.registry.clock.now()
+    }
+
+    pub(crate) async fn read(&self) -> ControllerStatus {
+        let Overview { registry, live, ca, infos, asked, api_failures } = self;
+        let (nodes, unknown) = infos.all(registry).await;
+        let (state, now, in_force) = (registry.read().await, self.now(), live.now());
+        let unknown = unknown.map(|why| format!("what other replicas know of nodes is not shown: {why}"));
+        let paused = state.may_grant(&in_force.policy, now).err().map(|paused| paused.for_the_operator());
+        let problems = asked.note().into_iter().chain(paused).chain(unknown).chain(api_failures.all_reasons());
+        ControllerStatus {
+            version: env!("CARGO_PKG_VERSION").into(),
+            time: now,
+            nodes,
+            communities: community_infos(&state),
+            ranges: range_usage(state.ledger(), &in_force.policy, now),
+            authority_not_after: ca.not_after(),
+            problems: problems.collect(),
+        }
+    }
 }

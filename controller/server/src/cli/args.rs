@@ -115,6 +115,17 @@ pub(super) enum Command {
     /// A node has a problem if it is not connected, has fewer tunnels than it should, reports an
     /// obstacle, refuses its view, or has a certificate that should have been renewed.
     Status(StatusArguments),
+    /// Print a link to the page that shows the same in a browser, live and read-only.
+    ///
+    /// The server must serve it: [page] listen in its configuration. The link contains the
+    /// credential of a session, which ends after twelve hours or when the server stops. There are
+    /// at most 16 sessions: the next one ends the oldest. Of several replicas only the one that this
+    /// command asks knows the session.
+    Page {
+        /// End all sessions instead.
+        #[arg(long)]
+        end: bool,
+    },
     /// Write what helps to find a fault into one file, without any secret: the overview, segments,
     /// communities, tokens without their secrets, certificates of the authorities, the
     /// configuration, health and metrics.

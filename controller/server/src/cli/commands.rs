@@ -15,10 +15,10 @@ use serde::Serialize;
 
 use super::args::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentCommand, TokenCommand};
 use super::client::Client;
-use super::problems;
 use super::status;
 use super::table::{list, print, print_line, print_required_line};
-use super::{archive, gather, import_fabedge};
+use super::{archive, gather, import_fabedge, page};
+use crate::node_problems::problems;
 
 const NOTHING: Option<&()> = None;
 /// Number of nodes that are named in a cell.
@@ -42,6 +42,8 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             }
             print_line(format_args!("in force, and changed: {}", list(&reloaded.changed)))
         }
+        Command::Page { end: false } => page::open(client, json).await,
+        Command::Page { end: true } => page::end_all(client).await,
         Command::Status(arguments) => status::show(client, json, &arguments).await,
         Command::ImportFabedge { file, cluster, apply } => {
             import_fabedge::import(client, &file, cluster.as_deref(), apply).await

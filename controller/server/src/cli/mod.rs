@@ -6,7 +6,7 @@
 //! - [`client`]: HTTP over the admin socket.
 //! - [`config`]: prints the configuration.
 //! - [`commands`]: the requests and the output of each command.
-//! - [`status`]: the overview. [`problems`](mod@problems): what is wrong with a node.
+//! - [`status`]: the overview. [`page`]: sessions of the page.
 //! - [`gather`]: one file for whoever looks for a fault.
 //! - [`import_fabedge`]: what FabEdge's resources become here.
 //! - [`core_dumps`]: keeps keys out of core files.
@@ -19,7 +19,7 @@ mod config;
 mod core_dumps;
 mod gather;
 mod import_fabedge;
-mod problems;
+mod page;
 mod status;
 mod table;
 
@@ -34,7 +34,6 @@ use crate::config::ConfigSources;
 use crate::logs::Lines;
 use crate::server::Server;
 use args::{Cli, Command};
-use problems::problems;
 
 /// Exit code of a command that the server refused.
 const REFUSED: u8 = 1;
@@ -117,7 +116,7 @@ async fn run(sources: ConfigSources, log_json: bool) -> anyhow::Result<()> {
     let (mut signals, mut hangup) = (Signals::new()?, signal(SignalKind::hangup())?);
     let reader = Box::new(move || sources.load().map(|loaded| loaded.config));
     let server = Server::start_with(config, Clock::system(), Some(reader)).await?;
-    tracing::info!(addresses = ?server.addresses, observe = ?server.observe, version = env!("CARGO_PKG_VERSION"), "serving");
+    tracing::info!(addresses = ?server.addresses, observe = ?server.observe, page = ?server.page, version = env!("CARGO_PKG_VERSION"), "serving");
     let name = loop {
         tokio::select! {
             _ = hangup.recv() => server.reload().await,

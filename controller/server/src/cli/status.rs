@@ -7,22 +7,20 @@ use std::time::Duration;
 
 use axum::http::Method;
 use edge_controller_domain::clock::rfc3339;
+use edge_types::NodeName;
 use edge_types::api::{CommunityInfo, ControllerStatus, NodeInfo, RangeUsage};
-use edge_types::{AddressSource, NodeName};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::args::StatusArguments;
 use super::client::Client;
 use super::commands::first_of;
-use super::problems;
 use super::table::{list, print_line, rendered};
+use crate::node_problems::{common_problems, never_connected, node_problems, span};
 
 /// Time between two looks of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Width of a bar, characters.
 const BAR: u64 = 20;
-/// Seconds before its end from which on the certificate of the authority is a problem: half a year.
-const AUTHORITY_ENDS_SOON: i64 = 183 * 24 * 3600;
 
 /// Prints the status, once or again and again until the reader goes. On a terminal each replaces
 /// the last. With `json` each is a line. A server that does not answer is waited for.
@@ -71,38 +69,8 @@ async fn ask(client: &Client, arguments: &StatusArguments) -> anyhow::Result<Con
     Ok(status)
 }
 
-/// All that the operator should look at of a node.
-fn node_problems(node: &NodeInfo, now: i64) -> Vec<String> {
-    let away = match (node.connected, node.last_seen) {
-        (true, _) => None,
-        (false, Some(at)) => Some(format!("it has not been connected for {}", span(now - at))),
-        (false, None) if never_connected(node) => {
-            Some("it has never connected: is its agent running, and does it reach the controller?".into())
-        }
-        (false, None) => Some("it is not connected".into()),
-    };
-    let down = node.tunnels.filter(|count| count.up < count.wanted);
-    let down = down.map(|count| format!("{} of {} tunnels are down", count.wanted - count.up, count.wanted));
-    let end = node.certificate_not_after;
-    let certificate = node.certificate_ends_soon.then(|| match end > now {
-        true => format!(
-            "its certificate ends in {} ({}), and it should have been renewed: see the log of its agent",
-            span(end - now),
-            rfc3339(end)
-        ),
-        false => format!("its certificate ended at {}: it must join again with a token for its name", rfc3339(end)),
-    });
-    let all = away.into_iter().chain(down).chain(certificate).chain(problems(node));
-    all.chain(node.obstacles.iter().cloned()).collect()
-}
-
-fn never_connected(node: &NodeInfo) -> bool {
-    // Addresses that the operator sets have no port before the first report either.
-    node.endpoints.iter().all(|endpoint| endpoint.source == AddressSource::Configured)
-}
-
 fn text(status: &ControllerStatus, arguments: &StatusArguments) -> String {
-    let ControllerStatus { version, time: now, nodes, communities, ranges, authority_not_after, problems } = status;
+    let ControllerStatus { version, time: now, nodes, communities, ranges, .. } = status;
     let connected = nodes.iter().filter(|node| node.connected).count();
     let mut text = format!(
         "edge-controller {version} at {}: {} nodes, {connected} of them connected\n\n",
@@ -123,15 +91,7 @@ fn text(status: &ControllerStatus, arguments: &StatusArguments) -> String {
             let _ = writeln!(text, "\n{}", rendered(header, communities.iter().map(row)));
         }
     }
-    let authority = (authority_not_after - now < AUTHORITY_ENDS_SOON).then(|| {
-        format!(
-            "the certificate of the authority ends at {}: edge-controller ca rollover",
-            rfc3339(*authority_not_after)
-        )
-    });
-    let full = ranges.iter().filter(|range| range.free == 0);
-    let full = full.map(|range| format!("no segment is left in {}: add a range to cluster_ranges", range.range));
-    let whole: Vec<String> = problems.iter().cloned().chain(authority).chain(full).collect();
+    let whole = common_problems(status);
     let of_nodes = nodes
         .iter()
         .flat_map(|node| node_problems(node, *now).into_iter().map(move |problem| format!("{}: {problem}", node.name)));
@@ -194,52 +154,9 @@ fn community_row(community: &CommunityInfo, connected: &BTreeSet<&NodeName>) -> 
     [name.to_string(), format!("{up} of {}", members.len()), first_of(members)]
 }
 
-/// A time span in its largest unit: `3d`.
-fn span(seconds: i64) -> String {
-    match seconds.max(0) {
-        seconds @ 0..60 => format!("{seconds}s"),
-        seconds @ 60..3600 => format!("{}m", seconds / 60),
-        seconds @ 3600..172_800 => format!("{}h", seconds / 3600),
-        seconds => format!("{}d", seconds / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    const NOW: i64 = 1_793_491_200;
-
-    fn node(change: serde_json::Value) -> NodeInfo {
-        let mut node = json!({
-            "name": "a", "role": "edge", "labels": {}, "communities": ["alpha"], "segments": ["10.77.0.0/26"],
-            "endpoints": [{"address": "192.0.2.1:4500", "source": "reported"}], "connected": true, "last_seen": NOW,
-            "tunnels": {"up": 2, "wanted": 2}, "version": "1.2.3", "certificate_not_after": NOW + 30 * 86_400,
-        });
-        node.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-        serde_json::from_value(node).unwrap()
-    }
-
-    #[test]
-    fn every_problem_of_a_node_is_named_and_a_healthy_one_has_none() {
-        assert_eq!(node_problems(&node(json!({})), NOW), [""; 0]);
-        for (change, says) in [
-            (json!({"connected": false, "last_seen": NOW - 7200}), "not been connected for 2h"),
-            (json!({"connected": false, "last_seen": null}), "it is not connected"),
-            (json!({"connected": false, "last_seen": null, "endpoints": []}), "never connected"),
-            (json!({"tunnels": {"up": 1, "wanted": 3}}), "2 of 3 tunnels are down"),
-            (json!({"certificate_ends_soon": true}), "ends in 30d"),
-            (json!({"certificate_ends_soon": true, "certificate_not_after": NOW}), "ended at"),
-            (json!({"obstacles": ["ufw drops"]}), "ufw drops"),
-            (json!({"refused_view": "cut off"}), "does not take its view: cut off"),
-            (json!({"conflicts": ["10.77.0.64/26"]}), "10.77.0.64/26"),
-            (json!({"missing": true}), "its Node object is gone"),
-        ] {
-            let found = node_problems(&node(change.clone()), NOW);
-            assert!(found.len() == 1 && found[0].contains(says), "{change}: {found:?}");
-        }
-    }
 
     #[test]
     fn a_bar_shows_anything_taken_and_is_full_only_if_nothing_is_free() {
@@ -247,11 +164,5 @@ mod tests {
         assert_eq!([filled(0, 1024), filled(1, 1024), filled(512, 1024), filled(1023, 1024)], [0, 1, 10, 19]);
         assert_eq!([filled(4, 4), filled(1, u64::MAX), filled(u64::MAX, u64::MAX), filled(0, 0)], [20, 1, 20, 0]);
         assert!([(0, 1), (1, 1), (1, 3)].iter().all(|(taken, all)| bar(*taken, *all).chars().count() == 20));
-    }
-
-    #[test]
-    fn spans_have_one_unit() {
-        let spans = [-5, 59, 60, 3599, 3600, 172_799, 172_800].map(span);
-        assert_eq!(spans, ["0s", "59s", "1m", "59m", "1h", "47h", "2d"]);
     }
 }

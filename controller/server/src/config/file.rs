@@ -55,6 +55,9 @@ pub struct Config {
     /// Health and metrics.
     #[serde(default)]
     pub observe: Observe,
+    /// The operator's page.
+    #[serde(default)]
+    pub page: Page,
     /// Cloud networks (pods and services of the cloud's own CNI) that every hub fronts.
     #[serde(default)]
     #[schemars(with = "Vec<String>", extend("x-reload" = "views"))]
@@ -125,6 +128,14 @@ pub struct Certificates {
 #[serde(deny_unknown_fields, default)]
 pub struct Observe {
     /// Addresses on which health and metrics are served, in plain HTTP; none turns them off.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// `[page]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Page {
+    /// Loopback addresses on which the operator's page is served, in plain HTTP; none turns it off.
     pub listen: Vec<SocketAddr>,
 }
 
@@ -273,6 +284,13 @@ impl Config {
         };
         if let Some(name) = self.server_names.iter().find(nowhere) {
             return Err(("server_names", format!("nobody can connect to {name}; name an address of this controller")));
+        }
+        if let Some(address) = self.page.listen.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
+            let why = format!(
+                "the page is plain HTTP, so it is served on loopback addresses alone, and {address} is none; \
+                 reach 127.0.0.1 from elsewhere by ssh -L, kubectl port-forward, or a proxy with TLS on this machine"
+            );
+            return Err(("page.listen", why));
         }
         // One lost heartbeat must not make a node connect again.
         let most = VIEW_SILENCE_SECONDS / 2;

@@ -10,7 +10,7 @@
 //! - [`connection_limits`]: how many connections there may be, and which one is closed for a new
 //!   one.
 //! - [`admin`]: the operator's socket.
-//! - [`health_listener`]: health and metrics.
+//! - [`plain_listener`]: plain HTTP, for health and metrics and for the page.
 
 mod admin;
 mod backends;
@@ -18,8 +18,8 @@ mod cluster;
 mod connection_limits;
 mod connections;
 mod handshake;
-mod health_listener;
 mod listen;
+mod plain_listener;
 mod state_dir;
 mod tls;
 
@@ -32,6 +32,7 @@ use edge_controller_domain::archive;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Clock;
 use edge_controller_domain::node_reports::NodeReports;
+use edge_controller_domain::page_sessions::PageSessions;
 use edge_controller_domain::reachability;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
@@ -50,6 +51,7 @@ use crate::api;
 use crate::config::Config;
 use crate::live_config::{LiveConfig, Reader, check_held};
 use crate::observe::{Health, MeasuredStore, Metrics};
+use crate::page;
 pub(crate) use backends::Backends;
 use cluster::Cluster;
 use connection_limits::ConnectionLimits;
@@ -70,6 +72,8 @@ pub struct Server {
     pub addresses: Vec<SocketAddr>,
     /// Addresses on which health and metrics are served.
     pub observe: Vec<SocketAddr>,
+    /// Addresses on which the page is served.
+    pub page: Vec<SocketAddr>,
     registry: Registry,
     live: Arc<LiveConfig>,
     health: Arc<Health>,
@@ -129,8 +133,9 @@ impl Server {
         reachability::store_current(&registry, &networks).await;
         let listeners = listen::open("listen", &config.listen)?;
         let observers = listen::open("observe.listen", &config.observe.listen)?;
-        let addresses = local(&listeners)?;
-        let observe = local(&observers)?;
+        let page_listeners = listen::open("page.listen", &config.page.listen)?;
+        let (addresses, observe, page_addresses) = (local(&listeners)?, local(&observers)?, local(&page_listeners)?);
+        let sessions = PageSessions::default();
         let admin = admin::open(&config.admin_socket)?;
         let stopping = CancellationToken::new();
         let (live, health) = (Arc::new(LiveConfig::new(config, ca.clone(), reader)), Arc::new(Health::default()));
@@ -141,7 +146,7 @@ impl Server {
         let open = OpenConnections { stopping: stopping.clone(), tasks: tasks.clone() };
         let shared = client.as_ref().filter(|_| live.now().config.store_is_at_api_server());
         let statuses = shared.map(NodeStatuses::new);
-        let router = api::router(api::Services {
+        let (router, overview) = api::router(api::Services {
             registry: registry.clone(),
             ca: ca.clone(),
             live: live.clone(),
@@ -155,6 +160,10 @@ impl Server {
             statuses,
             replica: api::ReplicaName(replica.clone()),
             api_failures: api_failures.clone(),
+            page: api::ServedPage {
+                sessions: sessions.clone(),
+                urls: page_addresses.iter().map(|address| format!("http://{address}{}", page::PATH)).collect(),
+            },
             stopping: stopping.clone(),
         });
         let server = tls::Tls::new(tls::TlsSources {
@@ -202,19 +211,25 @@ impl Server {
             };
             cluster.spawn(&tasks);
         }
+        let (pages, plain) = (page::router(overview, sessions), plain_listener::PlainConnections::new());
+        for listener in page_listeners {
+            let serving = plain_listener::serve(listener, pages.clone(), plain.clone(), open.clone());
+            health.watch("page-listener", &tasks.spawn(serving).abort_handle());
+        }
         let serving = admin::serve(admin, live.now().config.admin_socket.clone(), router, closing.clone(), open);
         health.watch("admin-listener", &listening.spawn(serving).abort_handle());
         // This comes last, so that no client sees a server that is only partly open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
         let router = crate::observe::router(Arc::new(parts));
-        let limits = health_listener::HealthConnections::new();
+        let limits = plain_listener::PlainConnections::new();
         for listener in observers {
             let open = OpenConnections { stopping: silent.clone(), tasks: observing.clone() };
-            observing.spawn(health_listener::serve(listener, router.clone(), limits.clone(), open));
+            observing.spawn(plain_listener::serve(listener, router.clone(), limits.clone(), open));
         }
         Ok(Self {
             addresses,
             observe,
+            page: page_addresses,
             registry,
             live,
             health,

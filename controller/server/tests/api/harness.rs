@@ -38,8 +38,13 @@ impl Cloud {
         Self::with("cluster_ranges = [\"10.77.0.0/24\", \"fd77::/118\"]").await
     }
 
-    /// Starts with this content of `[segments]`.
+    /// Starts with this content of `[segments]`, and the tables after it.
     pub(crate) async fn with(segments: &str) -> Self {
+        Self::with_state(segments, |_| {}).await
+    }
+
+    /// Like [`Self::with`], with a state directory that is filled before the start.
+    pub(crate) async fn with_state(segments: &str, fill: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("controller.toml");
         let text = format!(
@@ -50,6 +55,7 @@ impl Cloud {
         );
         std::fs::write(&path, text).unwrap();
         let config = Config::load(&path).unwrap();
+        fill(&directory.path().join("state"));
         let clock = Clock::system();
         let server = Server::start(config.clone(), clock.clone()).await.unwrap();
         Self { server, clock, directory, config }

@@ -43,7 +43,8 @@ fn configuration() -> String {
     let lines = text.lines().map(|line| line.strip_prefix("    ").unwrap_or(line));
     let text = lines.collect::<Vec<_>>().join("\n");
     assert!(text.contains("\"[::]:8443\"") && text.contains("\"[::]:9643\""), "{text}");
-    text.replace("[::]:8443", "127.0.0.1:0").replace("[::]:9643", "127.0.0.1:0")
+    let text = text.replace("[::]:8443", "127.0.0.1:0").replace("[::]:9643", "127.0.0.1:0");
+    text.replace("127.0.0.1:9645", "127.0.0.1:0")
 }
 
 /// Runs the controller's program in its own mount namespace with what the kubelet mounts: the

@@ -22,7 +22,8 @@ use rcgen::{
 };
 
 use crate::config::{
-    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, NextLayer, PeerConfig, Prf, Timing,
+    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, PeerConfig, Prf,
+    Timing,
 };
 use crate::event::{DownReason, PeerErrorKind};
 use crate::purpose::ChildName;
@@ -273,6 +274,7 @@ fn config(us: usize, auth: Auth) -> PeerConfig {
             local: everything(),
             remote: everything(),
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

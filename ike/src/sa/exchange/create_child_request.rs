@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::child_sas::{Arrival, ChildSas};
-use crate::config::{Group, NextLayer, PeerConfig};
+use crate::config::{Group, Mode, NextLayer, PeerConfig};
 use crate::crypto::{InitiatorKeyExchange, Nonces};
 use crate::event::{ChildId, ChildSa, DownReason, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange, Traffic};
@@ -46,6 +46,11 @@ pub(super) fn begin(
     //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
     //= RFC 7296 2.9.2 SHOULD NOT 4: no packet in a rekey
     let asked = asked(config, &purpose, in_use.as_deref())?;
+    if let Err(obstacle) = negotiate::check_ends(child, sa.channel.path.ends()) {
+        sa.report(failure::mode(CREATE_CHILD_SA, &child.name, obstacle), cx);
+        sa.retry_child_later(old, &purpose, config.timing.child_retry_max(), child_sas, cx);
+        return None;
+    }
     let Some(inbound) = ReservedSpi::new(&sa.profile, &sa.channel, cx) else {
         sa.report(failure::no_spi(CREATE_CHILD_SA), cx);
         sa.retry_child_later(old, &purpose, config.timing.child_retry_max(), child_sas, cx);
@@ -69,6 +74,7 @@ pub(super) fn begin(
     let mut payloads = Payloads::new();
     //= RFC 7296 1.3.3 MUST 1: REKEY_SA
     payloads.extend(old.map(|old| Payload::Notify(Notify::about_child(NotifyType::RekeySa, old.0))));
+    payloads.extend(negotiate::mode_payload(child.mode));
     payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&child.proposals, inbound.spi, true)));
     payloads.push(Payload::Nonce(nonce.to_vec()));
     //= RFC 7296 3.4 MUST NOT 4: no KE without a group
@@ -76,7 +82,8 @@ pub(super) fn begin(
     payloads.push(Payload::TrafficSelectorsInitiator(asked.local_selectors()));
     payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
     sa.channel.request(ExchangeType::CreateChildSa, &payloads, cx);
-    let request = CreateChildRequest { old, purpose, inbound, nonce, key, group_changed, collision: None };
+    let request =
+        CreateChildRequest { old, purpose, inbound, nonce, key, group_changed, collision: None, deleted: Vec::new() };
     Some(OutstandingRequest::CreateChild(Box::new(request)))
 }
 
@@ -97,7 +104,7 @@ pub(super) fn finish(
     if let Some(notify) = payloads.error() {
         return refused(request, notify, sa, child_sas, cx);
     }
-    let CreateChildRequest { old, purpose: asked_for, inbound, nonce, key, collision, .. } = request;
+    let CreateChildRequest { old, purpose: asked_for, inbound, nonce, key, collision, deleted, .. } = request;
     let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
     let (negotiated, theirs) =
         match accept_response(sa, &asked_for, payloads, &nonce, key, old.is_some(), in_use.as_deref()) {
@@ -112,6 +119,13 @@ pub(super) fn finish(
                 return SaStep::Continue;
             }
         };
+    if deleted.contains(&negotiated.outbound_spi) {
+        // It was there at the peer only, and is gone.
+        inbound.release(&sa.profile, cx);
+        let wait = sa.profile.config.timing.retry;
+        sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
+        return SaStep::Continue;
+    }
     let purpose = negotiated.purpose.clone();
     // The peer's CHILD_SA may be for another part of the traffic.
     let same = |id: &ChildId| child_sas.live(*id).is_none_or(|child| child.sa.purpose == purpose);
@@ -271,6 +285,11 @@ fn accept_response(
                 && (chosen.suite.group.is_none() || chosen.suite.group == key.as_ref().map(InitiatorKeyExchange::group))
         })
         .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config))?;
+    if let Some(child) = child {
+        //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
+        negotiate::check_response(child, payloads)
+            .map_err(|obstacle| failure::mode(CREATE_CHILD_SA, &child.name, obstacle))?;
+    }
     let local = payloads.selectors_initiator().map_err(malformed)?;
     let remote = payloads.selectors_responder().map_err(malformed)?;
     // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one in use.
@@ -293,7 +312,8 @@ fn accept_response(
         (None, Some(child)) if !rekey => (config.purpose(child, &selectors), child.next_layer),
         (None, child) => (asked_for.clone(), child.map_or(NextLayer::ANY, |child| child.next_layer)),
     };
-    let negotiated =
-        NegotiatedChild { purpose, next_layer, outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    let mode = child.map_or(Mode::Tunnel, |child| child.mode);
+    let (outbound_spi, suite) = (chosen.child_spi(), chosen.suite);
+    let negotiated = NegotiatedChild { purpose, next_layer, mode, outbound_spi, suite, selectors, keys };
     Ok((negotiated, nonce.to_vec()))
 }

@@ -9,7 +9,7 @@ use crate::child_sas::{Arrival, ChildSas, Spi};
 use crate::config::{ChildConfig, PeerConfig};
 use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::{ChildId, ChildSa};
-use crate::negotiate::{self, Agreed, ChildKeyExchange, Disagreement};
+use crate::negotiate::{self, Agreed, ChildKeyExchange, ChildOffer};
 use crate::output::Context;
 use crate::purpose::Purpose;
 use crate::sa::child::{NegotiatedChild, ReservedSpi};
@@ -72,12 +72,12 @@ fn answer_child(
     let exchange = ChildKeyExchange::Configured { sent };
     let no_selectors =
         || (Notify::new(NotifyType::TsUnacceptable), Some(failure::no_selectors(CREATE_CHILD_SA, config)));
-    let agreed = negotiate::agree(candidates, offers, exchange, local, remote, missing);
-    let Agreed { child, chosen, selectors } = agreed.map_err(|disagreement| match disagreement {
-        Disagreement::Proposals => {
-            (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_esp_proposal(CREATE_CHILD_SA, config)))
-        }
-        Disagreement::Selectors => no_selectors(),
+    let mode = negotiate::mode_of(payloads);
+    let offer = ChildOffer { proposals: offers, local, remote, mode, ends: sa.channel.path.ends() };
+    let agreed = negotiate::agree(candidates, offer, exchange, missing);
+    let Agreed { child, chosen, selectors } = agreed.map_err(|disagreement| {
+        let (error, notify) = failure::disagreement(CREATE_CHILD_SA, &disagreement, config);
+        (notify, Some(error))
     })?;
     // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one that it replaces.
     //= RFC 7296 2.9.2 MUST NOT 3: the responder keeps what is in use
@@ -87,7 +87,7 @@ fn answer_child(
     }
     let purpose = in_use.as_ref().map_or_else(|| config.purpose(child, &selectors), |old| old.purpose.clone());
     check_limits(config, me, old, &purpose, child_sas)?;
-    let next_layer = child.next_layer;
+    let (next_layer, mode) = (child.next_layer, child.mode);
     let exchanged = match chosen.suite.group {
         //= RFC 7296 3.3.6 MUST 13: NONE leaves KE out
         None => None,
@@ -113,13 +113,21 @@ fn answer_child(
         sa.channel.keys.child(chosen.suite.cipher, Nonces { initiator: nonce, responder: &ours }, shared.as_ref());
 
     let mut answer = Payloads::new();
+    answer.extend(negotiate::mode_payload(mode));
     answer.push(Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]));
     answer.push(Payload::Nonce(ours.to_vec()));
     answer.extend(payload);
     answer.push(Payload::TrafficSelectorsInitiator(selectors.remote.clone()));
     answer.push(Payload::TrafficSelectorsResponder(selectors.local.clone()));
-    let negotiated =
-        NegotiatedChild { purpose, next_layer, outbound_spi: chosen.child_spi(), suite: chosen.suite, selectors, keys };
+    let negotiated = NegotiatedChild {
+        purpose,
+        next_layer,
+        mode,
+        outbound_spi: chosen.child_spi(),
+        suite: chosen.suite,
+        selectors,
+        keys,
+    };
     let new = negotiated.into_sa(inbound, false, &sa.channel);
     //= RFC 7296 2.8 MUST 10: ready before the response
     add_child_of_peer(sa, old, new, Nonces { initiator: nonce, responder: &ours }, child_sas, cx);
@@ -144,7 +152,10 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
     //= RFC 7296 2.25.1 SHOULD 4: rekeyed and not there
     let Some(old) = child_sas.by_outbound_spi(me, spi) else {
         // RFC 7296 2.25.1: it may be the one that we are about to delete, because we cannot use it.
-        if sa.is_deleting_unused() {
+        // Or our own request made it, and the response has not come yet.
+        let not_known_yet = matches!(sa.outstanding, Some(OutstandingRequest::CreateChild(_)))
+            && !mutation!("child_of_late_response_not_found");
+        if sa.is_deleting_unused() || not_known_yet {
             return refuse(NotifyType::TemporaryFailure);
         }
         let spi = if mutation!("unknown_child_not_named") { 0 } else { spi };

@@ -71,9 +71,7 @@ impl IkeSa {
             if let Some(remote) = self.channel.take_answered_elsewhere() {
                 self.move_to_peers_address(remote, cx);
             }
-            if self.channel.probe_candidate(cx) && self.queue.is_empty() {
-                self.enqueue(QueuedRequest::Liveness);
-            }
+            self.probe_candidate(cx);
             self.send_queued(child_sas, cx);
         }
         step
@@ -131,9 +129,23 @@ impl IkeSa {
         self.send_queued(child_sas, cx);
     }
 
+    /// An IKE SA for which the peer authenticated anew has replaced this one. The peer may have
+    /// been restarted and have forgotten this one, so it is asked soon.
+    pub(crate) fn supersede_by_new_authentication(
+        &mut self,
+        by: IkeId,
+        ours: bool,
+        child_sas: &mut ChildSas,
+        cx: &mut Context<'_>,
+    ) {
+        self.channel.signs.superseded(cx.now);
+        self.supersede(by, ours, child_sas, cx);
+        self.set_timers(cx.now);
+    }
+
     /// Another IKE SA has replaced this one. If we began the other one, we delete this one as soon
     /// as the other one has all CHILD_SAs. Otherwise the peer deletes it, or we do after a while.
-    pub(crate) fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+    fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Superseded(by);
         self.delete_when_served = ours;
         if !self.delete_if_served(child_sas, cx) {
@@ -263,6 +275,21 @@ impl IkeSa {
             self.begin(QueuedRequest::Liveness, child_sas, cx);
         }
         self.channel.path.nat_local
+    }
+
+    /// Authentic ESP of one of its CHILD_SAs came from another address than the one that we send
+    /// to. A stranger can copy a packet and forge its source, so the peer is asked there first (RFC
+    /// 7296 2.23).
+    pub(crate) fn esp_came_from(&mut self, remote: SocketAddr, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        self.channel.esp_came_from(remote);
+        self.probe_candidate(cx);
+        self.send_queued(child_sas, cx);
+    }
+
+    fn probe_candidate(&mut self, cx: &mut Context<'_>) {
+        if self.channel.probe_candidate(cx) && self.queue.is_empty() {
+            self.enqueue(QueuedRequest::Liveness);
+        }
     }
 
     /// Reports a peer that does not answer, once until it is heard.

@@ -72,6 +72,9 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
 fn child_deleted(sa: &mut IkeSa, spi: u32, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> Option<u32> {
     //= RFC 7296 2.25.1 SHOULD 7: closed and not there
     let Some(id) = child_sas.by_outbound_spi(sa.spi(), spi) else {
+        if let Some(OutstandingRequest::CreateChild(request)) = &mut sa.outstanding {
+            request.note_deletion(spi);
+        }
         return sa.take_unused(spi, cx);
     };
     //= RFC 7296 1.4.1 MUST 4: deletions cross

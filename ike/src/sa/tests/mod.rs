@@ -13,7 +13,9 @@ use super::initiation::Initiation;
 use super::path::Path;
 use super::profile::Profile;
 use crate::child_sas::ChildSas;
-use crate::config::{Auth, ChildConfig, Cipher, Group, IkeProposal, NextLayer, PeerConfig, PeerName, Prf, Timing};
+use crate::config::{
+    Auth, ChildConfig, Cipher, Group, IkeProposal, Mode, NextLayer, PeerConfig, PeerName, Prf, Timing,
+};
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
 use crate::event::{IkeDetails, IkeId};
 use crate::output::{Context, Output};
@@ -63,6 +65,7 @@ fn profile() -> Profile {
             local: Vec::new(),
             remote: Vec::new(),
             next_layer: NextLayer::ANY,
+            mode: Mode::Tunnel,
         },
         additional_children: vec![],
         max_children: 1,

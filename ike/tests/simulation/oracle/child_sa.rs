@@ -37,6 +37,8 @@ pub struct Child {
     pub ours: bool,
     /// Our side's selectors, and the peer's.
     pub selectors: (Vec<Selector>, Vec<Selector>),
+    /// Whether it is in transport mode (1.3.1).
+    pub transport: bool,
     /// In the kernel.
     pub installed: bool,
     pub was_installed: bool,
@@ -60,9 +62,10 @@ pub struct Child {
 }
 
 impl Child {
-    /// Whether both are for the same traffic: the selectors of one are within those of the other.
+    /// Whether both are for the same traffic in the same mode: the selectors of one are within
+    /// those of the other.
     pub fn is_like(&self, other: &Self) -> bool {
-        self.kept_by(other) || other.kept_by(self)
+        self.transport == other.transport && (self.kept_by(other) || other.kept_by(self))
     }
 
     /// Whether the one that replaces it has all of its selectors.
@@ -126,6 +129,19 @@ impl Node {
         });
         let [of_initiator, of_responder] = selectors;
         let (of_initiator, of_responder) = (of_initiator?, of_responder?);
+        let [asked, granted] = [request, response].map(|message| message.notify(notify::USE_TRANSPORT_MODE).is_some());
+        //= RFC 7296 1.3.1 MUST 1: USE_TRANSPORT_MODE in the response
+        require!(asked || !granted, "RFC 7296 1.3.1", "transport mode is granted, and nobody asked for it");
+        let one_address = |selectors: &[Selector]| {
+            let Some(first) = selectors.first().map(|selector| selector.addresses) else { return false };
+            first.0 == first.1 && selectors.iter().all(|selector| selector.addresses == first)
+        };
+        //= RFC 7296 2.23 MUST 14: one address each in transport mode
+        require!(
+            !granted || (one_address(&of_initiator) && one_address(&of_responder)),
+            "RFC 7296 2.23",
+            "transport mode between {of_initiator:?} and {of_responder:?}"
+        );
         let keys = self.sas.get(&spis).and_then(|sa| sa.keys.clone());
         let keys = keys.filter(|_| secret != Some(None));
         let keys = keys.map(|keys| keys.child(esp_key_len(&proposal), secret.flatten().as_deref(), nonces));
@@ -144,6 +160,7 @@ impl Node {
             esn: proposal.one(SEQUENCE_NUMBERS).0 == 1,
             ours,
             selectors,
+            transport: granted,
             installed: false,
             was_installed: false,
             dead: false,
@@ -172,6 +189,13 @@ impl Node {
             survivor = self.children.values().find(|other| other.replaces == Some(gone))?;
         }
         Some(survivor).filter(|survivor| survivor.own != redundant.own)
+    }
+
+    /// Whether our exchange made this one, or one that it has replaced since, after that time, and
+    /// what was to be replaced was gone by then.
+    fn came_late(&self, child: &Child, after: Duration) -> bool {
+        let mut line = std::iter::successors(Some(child), |child| self.children.get(&child.replaces?));
+        line.any(|child| child.ours && child.late && child.at >= after)
     }
 
     /// Our inbound SPI of the CHILD_SA that the peer names.
@@ -259,7 +283,7 @@ impl Node {
             return Ok(());
         }
         let by_us = successors().any(|other| other.ours) || !child.was_installed;
-        let crossed = living().any(|other| other.ours && other.late && other.at >= child.at);
+        let crossed = living().any(|other| self.came_late(other, child.at));
         let patient = living().any(|other| at >= other.at + PATIENCE) && at >= child.at + PATIENCE;
         require!(
             by_us || crossed || patient,
@@ -372,6 +396,12 @@ impl Node {
         let crossing = own_request.map(|own| own.deleted_children()).unwrap_or_default();
         let named: Vec<u32> =
             request.deleted_children().into_iter().filter_map(|peer| self.named(spis, peer)).collect();
+        // The response that makes one of them may still be on its way.
+        let unknown: Vec<u32> =
+            request.deleted_children().into_iter().filter(|peer| self.named(spis, *peer).is_none()).collect();
+        if let Some(own) = self.sas.get_mut(&spis).and_then(|sa| sa.own.as_mut()) {
+            own.deleted.extend(unknown);
+        }
         let deleted: BTreeSet<u32> = answer.deleted_children().into_iter().collect();
         for own in &named {
             let Some(child) = self.children.get_mut(own) else { continue };
@@ -462,6 +492,7 @@ impl Node {
         let mut child = self.negotiated(spis, request, response, nonces, true, step.at, shared)?;
         child.replaces = old;
         child.late = old.is_some_and(|old| self.alive(old).is_none());
+        child.dead = own.deleted.contains(&child.peer);
         // 2.8.1: the SA made with the lowest of the four nonces is the redundant one.
         // The nonces of the two exchanges decide, whatever has replaced the other one since.
         if let Some(rival) = own.collision.and_then(|rival| self.children.get_mut(&rival)) {

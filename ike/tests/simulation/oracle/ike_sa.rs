@@ -41,6 +41,8 @@ pub struct OwnRequest {
     pub collision: Option<u32>,
     /// The IKE SA of the peer's exchange that rekeys the same IKE SA meanwhile.
     pub ike_collision: Option<Spis>,
+    /// The peer's SPIs of CHILD_SAs that are not known here and that it has deleted meanwhile.
+    pub deleted: BTreeSet<u32>,
     datagrams: Vec<Vec<u8>>,
     /// Every address that it was sent to, and those of the last time.
     pub sent_to: BTreeSet<SocketAddr>,
@@ -369,6 +371,7 @@ impl IkeSa {
             message: message.cloned(),
             collision: None,
             ike_collision: None,
+            deleted: BTreeSet::new(),
             datagrams: datagrams.iter().map(|datagram| datagram.to_vec()).collect(),
             sent_to: BTreeSet::from([remote]),
             last_sent_to: BTreeSet::from([remote]),

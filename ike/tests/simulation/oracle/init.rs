@@ -100,10 +100,13 @@ pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
 }
 
 impl Initiation {
-    /// The IKE SA that a sent message belongs to: the one whose keys open it.
+    /// The IKE SA that a sent message belongs to: the one whose keys open it, or else one that the
+    /// oracle cannot read.
     pub fn select(&self, header: &Header, datagram: &[u8]) -> Option<IkeSa> {
-        let of = self.candidates.iter().filter(|sa| sa.spis == header.spis);
-        let mut of = of.filter(|sa| sa.keys.as_ref().is_none_or(|keys| keys.open(true, datagram).is_some()));
+        let of = || self.candidates.iter().filter(|sa| sa.spis == header.spis);
+        let opens = |sa: &&IkeSa| sa.keys.as_ref().is_some_and(|keys| keys.open(true, datagram).is_some());
+        // One of which the oracle has no keys may be a response that was corrupted on its way.
+        let mut of = of().filter(opens).chain(of().filter(|sa| sa.keys.is_none()));
         let mut sa = of.next()?.clone();
         sa.other_inits = of.filter_map(|sa| sa.init.clone()).collect();
         Some(sa)

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use edge_ike::config::Mode;
 use edge_ike::event::DownReason;
 use edge_ike::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
 
@@ -138,6 +139,14 @@ impl Node {
             sa.outbound_spi,
             sa.esn,
             sa.initiator
+        );
+        //= RFC 7296 1.3.1 MUST 1: USE_TRANSPORT_MODE in the response
+        require!(
+            (sa.mode == Mode::Transport) == child.transport,
+            "RFC 7296 1.3.1",
+            "{:x} is installed in {:?} mode, which was not negotiated",
+            child.own,
+            sa.mode
         );
         if let Some((inbound, outbound)) = &child.keys {
             //= RFC 7296 2.17 MUST 1: keys of the initiator's direction first

@@ -83,6 +83,9 @@ pub enum Cause<'a> {
     EspSent,
     /// Its owner reports that ESP has come for this SPI.
     EspReceived(u32),
+    /// Its owner reports that ESP has come for this SPI from another address than the one that
+    /// this end sends to.
+    EspFrom(u32, SocketAddr),
 }
 
 /// One call into an endpoint.

@@ -106,6 +106,15 @@ impl Node {
                 }
                 Effect::Nothing
             }
+            Cause::EspFrom(spi, remote) => {
+                let owner = self.children.get(&spi).and_then(|child| self.sas.get_mut(&child.ike));
+                // RFC 4555 3.8: without UPDATE_SA_ADDRESSES nothing moves.
+                let may_move = |sa: &IkeSa| sa.mobike.as_ref().is_none_or(|mobike| mobike.follows(None));
+                if let Some(sa) = owner.filter(|sa| sa.peer_behind_nat && may_move(sa)) {
+                    sa.remotes.insert(remote);
+                }
+                Effect::None
+            }
         };
         for event in step.events {
             trace.event(step.at, step.node, event);

@@ -38,6 +38,7 @@ pub mod notify {
     pub const NAT_DETECTION_SOURCE_IP: u16 = 16388;
     pub const NAT_DETECTION_DESTINATION_IP: u16 = 16389;
     pub const COOKIE: u16 = 16390;
+    pub const USE_TRANSPORT_MODE: u16 = 16391;
     pub const REKEY_SA: u16 = 16393;
     pub const MOBIKE_SUPPORTED: u16 = 16396;
     pub const ADDITIONAL_IP4_ADDRESS: u16 = 16397;

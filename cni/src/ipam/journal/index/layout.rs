@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use crate::ipam::journal::lines::{JournalEnd, Line, crc32};
+use crate::ipam::journal::lines::{JournalEnd, crc32};
+use crate::ipam::line::Line;
 use crate::ipam::used_addresses::Block;
 
 /// It ends with the version of the layout. Another release makes its own index.

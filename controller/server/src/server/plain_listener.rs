@@ -1,5 +1,5 @@
-//! The listener for health and metrics. It closes after the other listeners, so that a server that
-//! stops can say so there.
+//! Listeners for plain HTTP: health and metrics, and the page. That for health and metrics closes
+//! after the other listeners, so that a server that stops can say so there.
 //!
 //! Clients need no certificate. So connections are short, and if all are in use, a new one
 //! displaces the oldest of the source with the most: a probe is answered within a millisecond.
@@ -24,7 +24,7 @@ use tower::ServiceExt;
 use super::connections::{self, OpenConnections};
 use crate::api::caller::CallerIdentity;
 
-/// Largest number of connections: a few probes and scrapers.
+/// Largest number of connections: a few probes and scrapers, or a few browsers.
 const CONNECTIONS: usize = 64;
 /// Largest number of displaced connections that are not closed yet.
 const DISPLACED: usize = 8;
@@ -38,8 +38,8 @@ const LIFETIME: Duration = Duration::from_secs(30);
 const LONGEST_HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
 
-/// The connections of all listeners for health and metrics.
-pub(super) struct HealthConnections {
+/// The connections of all listeners for one purpose.
+pub(super) struct PlainConnections {
     shares: Mutex<SourceShares>,
     /// Sockets that may be open: the connections, and those that were displaced and are not closed
     /// yet. While they are all in use, new connections wait in the listener's queue. Without this a
@@ -47,7 +47,7 @@ pub(super) struct HealthConnections {
     sockets: Arc<Semaphore>,
 }
 
-impl HealthConnections {
+impl PlainConnections {
     pub(super) fn new() -> Arc<Self> {
         let sockets = Arc::new(Semaphore::new(CONNECTIONS + DISPLACED));
         Arc::new(Self { shares: Mutex::default(), sockets })
@@ -59,7 +59,7 @@ impl HealthConnections {
         let mut shares = self.shares();
         if shares.total() >= CONNECTIONS {
             let displaced = shares.displace_for(from, 1, Duration::ZERO, now);
-            tracing::debug!(?displaced, "too many connections for health and metrics");
+            tracing::debug!(?displaced, "too many connections of plain HTTP");
         }
         shares.enter(from, 1, now)
     }
@@ -70,12 +70,7 @@ impl HealthConnections {
 }
 
 /// Accepts connections until the server stops.
-pub(super) async fn serve(
-    listener: TcpListener,
-    router: Router,
-    limits: Arc<HealthConnections>,
-    open: OpenConnections,
-) {
+pub(super) async fn serve(listener: TcpListener, router: Router, limits: Arc<PlainConnections>, open: OpenConnections) {
     loop {
         let accept = async {
             let socket = limits.sockets.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -100,7 +95,7 @@ pub(super) async fn serve(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection for health and metrics");
+                tracing::warn!(%error, "cannot accept a connection of plain HTTP");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -149,7 +144,7 @@ mod tests {
             clients.push(TcpStream::connect(address).await.unwrap());
         }
         let open = OpenConnections { stopping: CancellationToken::new(), tasks: TaskTracker::new() };
-        let serving = tokio::spawn(serve(listener, Router::new(), HealthConnections::new(), open.clone()));
+        let serving = tokio::spawn(serve(listener, Router::new(), PlainConnections::new(), open.clone()));
         let mut most = 0;
         while clients.len() > CONNECTIONS {
             tokio::task::yield_now().await;

@@ -1,0 +1,11 @@
+//! The switch to an outbound SA that waits for the peer.
+
+use edge_ike::{Instant, PeerName, Purpose};
+
+/// An outbound SA that is not installed yet.
+#[derive(Debug)]
+pub(super) struct DeferredSwitch {
+    pub(super) peer: PeerName,
+    pub(super) purpose: Purpose,
+    pub(super) until: Instant,
+}

@@ -1,0 +1,253 @@
+//! The page in a browser: what the operator sees and does there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hyper::Method;
+use interop_tests::stored_edges;
+use serde_json::{Value, json};
+
+use crate::harness::{Cloud, Node, Stream};
+use crate::page::{SERVED, session};
+use crate::webdriver::{Browser, ENTER, TAB, with_browser};
+
+/// What a hostile node reports.
+const HOSTILE: &str = "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=1</script> ufw drops";
+
+/// Whether a node's row says this, after the name.
+fn row_says(node: &str, text: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('#node-rows tr')].some(row => row.innerText.startsWith('{node}') && row.innerText.includes('{text}'))"
+    )
+}
+
+async fn connected(cloud: &Cloud, role: &str, name: &str, community: Option<&str>, report: Value) -> (Node, Stream) {
+    let node = cloud.node(role, name).await;
+    if community.is_some() {
+        cloud.label(name, community).await;
+    }
+    let stream = node.watch().await;
+    assert_eq!(node.ask(Method::PUT, "", Some(report)).await.0, 204);
+    (node, stream)
+}
+
+fn report(up: u32, wanted: u32, obstacles: &[&str]) -> Value {
+    json!({
+        "addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": up, "wanted": wanted}, "version": "0.1.0", "obstacles": obstacles,
+    })
+}
+
+fn page(cloud: &Cloud) -> String {
+    format!("http://{}/ui/", cloud.server.page[0])
+}
+
+async fn sign_in(browser: &Browser, cloud: &Cloud) {
+    browser.open(&format!("{}#{}", page(cloud), session(cloud).await)).await;
+    browser.wait("document.getElementById('live').dataset.state === 'live' && document.querySelectorAll('#node-rows tr').length").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_signs_in_and_finds_a_node_with_the_keyboard_alone() {
+    let cloud = Cloud::with(SERVED).await;
+    let _hub = connected(&cloud, "hub", "hub-1", None, report(2, 2, &[])).await;
+    let _edge = connected(&cloud, "edge", "edge-1", Some("alpha"), report(1, 2, &[])).await;
+    cloud.node("edge", "edge-2").await;
+    let credential = session(&cloud).await;
+    let url = page(&cloud);
+    with_browser(|browser: Arc<Browser>| async move {
+        browser.open(&url).await;
+        browser.wait("document.activeElement.id === 'credential'").await;
+        browser.press("wrong".chars().chain([ENTER])).await;
+        browser.wait("document.getElementById('sign-in-error').innerText.includes('has ended, or the credential is wrong')").await;
+        // One refused request is what the browser itself reports.
+        assert!(browser.complaints().await.iter().all(|complaint| complaint.contains("401")));
+        browser.press(credential.chars().chain([ENTER])).await;
+        browser.wait(&row_says("hub-1", "connected")).await;
+        browser.wait(&row_says("edge-1", "1 of 2")).await;
+        browser.wait(&row_says("edge-2", "never")).await;
+        assert_eq!(browser.value("document.getElementById('figures').innerText.replace(/\\s+/g, ' ')").await.as_str().unwrap()
+            .split(" Segments").next().unwrap(), "Nodes connected 2 of 3 1 node not connected Tunnels up 3 of 4 1 down");
+        // From the section of nodes to the search, then to the one row that is left.
+        browser.value("document.activeElement.id").await;
+        browser.press([TAB]).await;
+        browser.wait("document.activeElement.id === 'filter-text'").await;
+        browser.press("edge-1".chars()).await;
+        browser.wait("document.querySelectorAll('#node-rows tr').length === 1").await;
+        assert_eq!(browser.value("document.getElementById('shown').innerText").await, "1 of 3 nodes");
+        let mut pressed = 0;
+        while browser.value("document.activeElement.dataset.key").await != "edge-1" {
+            pressed += 1;
+            assert!(pressed < 30, "no way to the row with the Tab key");
+            browser.press([TAB]).await;
+        }
+        browser.press([ENTER]).await;
+        browser.wait("document.activeElement.getAttribute('aria-expanded') === 'true'").await;
+        browser.wait("document.querySelector('tr.details').innerText.includes('1 of 2 tunnels are down')").await;
+        // A group of the map is a button as well.
+        browser.value("document.querySelector('[data-key=\"map:alpha\"]').focus()").await;
+        let says = browser.value("document.activeElement.getAttribute('aria-label')").await;
+        assert_eq!(says, "Community alpha: 1 of 1 connected, 1 of 2 tunnels up. Show its nodes in the table.");
+        browser.press([ENTER]).await;
+        browser.wait("document.getElementById('filter-community').value === 'alpha' && document.activeElement.id === 'nodes'").await;
+        // Signing out forgets the credential, also for a reload.
+        browser.value("document.getElementById('sign-out').focus()").await;
+        browser.press([ENTER]).await;
+        browser.wait("!document.getElementById('sign-in').hidden").await;
+        browser.open(&url).await;
+        browser.wait("document.activeElement.id === 'credential' && document.getElementById('overview').hidden").await;
+        assert_eq!(browser.complaints().await, [""; 0]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
+    let cloud = Arc::new(Cloud::with(SERVED).await);
+    let (_hub, hub_stream) = connected(&cloud, "hub", "hub-1", None, report(2, 2, &[])).await;
+    let (edge, edge_stream) = connected(&cloud, "edge", "edge-1", Some("alpha"), report(2, 2, &[HOSTILE])).await;
+    let at = cloud;
+    with_browser(|browser: Arc<Browser>| async move {
+        sign_in(&browser, &at).await;
+        assert_eq!(browser.value("location.hash").await, "", "the credential leaves the address");
+        browser
+            .wait("document.getElementById('problem-list').innerText.includes('onerror=\"window.hacked=1\"><script>')")
+            .await;
+        assert_eq!(
+            browser.value("[window.hacked, document.querySelectorAll('main img, main script').length]").await,
+            json!([null, 0])
+        );
+        // Nothing comes from elsewhere.
+        let elsewhere =
+            "performance.getEntriesByType('resource').filter(entry => !entry.name.startsWith(location.origin)).length";
+        assert_eq!(browser.value(elsewhere).await, 0);
+        // What changes is shown, and said to screen readers.
+        assert_eq!(edge.ask(Method::PUT, "", Some(report(2, 2, &[]))).await.0, 204);
+        browser.wait(&row_says("edge-1", "connected")).await;
+        browser.wait("document.getElementById('announce').innerText === 'edge-1: connected'").await;
+        browser.wait("document.getElementById('problems').hidden").await;
+        drop(edge_stream);
+        browser.wait(&row_says("edge-1", "not connected")).await;
+        browser.wait("document.getElementById('announce').innerText === 'edge-1: not connected'").await;
+        at.deregister("edge-1").await;
+        browser.wait("document.querySelectorAll('#node-rows tr').length === 1").await;
+        assert_eq!(browser.complaints().await, [""; 0]);
+        // A session that the operator ends.
+        assert_eq!(at.operator(Method::DELETE, "/v1/page-sessions", None).await.0, 204);
+        browser.wait("document.getElementById('sign-in-error').innerText.includes('The session has ended')").await;
+        assert_eq!(browser.value("sessionStorage.length").await, 0);
+        // A controller that goes away: what was known stays, and is said to be old.
+        sign_in(&browser, &at).await;
+        drop(hub_stream);
+        let Ok(cloud) = Arc::try_unwrap(at) else { panic!("nobody else holds it") };
+        cloud.server.stop().await;
+        browser.wait("document.getElementById('live').dataset.state === 'lost'").await;
+        browser.wait("document.getElementById('live').innerText.includes('Next attempt in')").await;
+        assert_eq!(browser.value("document.querySelectorAll('#node-rows tr').length").await, 1);
+    })
+    .await;
+}
+
+/// Contrast of text to the ground behind it (WCAG 2.2, 1.4.3), the lowest first.
+const CONTRASTS: &str = "(() => {
+    const parse = text => { const all = text.match(/[\\d.]+/g).map(Number); return all.length < 4 ? [...all, 1] : all; };
+    const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+        .reduce((sum, c, at) => sum + c * [.2126, .7152, .0722][at], 0);
+    const ground = element => { for (let at = element; at; at = at.parentElement) {
+        const color = parse(getComputedStyle(at).backgroundColor); if (color[3] === 1) return color; } return [255, 255, 255]; };
+    const texts = [...document.querySelectorAll('body *')].filter(element => element.checkVisibility() && !element.disabled
+        && [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
+    return texts.map(element => { const style = getComputedStyle(element);
+        const [one, other] = [light(parse(element.namespaceURI.endsWith('svg') ? style.fill : style.color)), light(ground(element))].sort((a, b) => b - a);
+        return [(one + .05) / (other + .05), element.outerHTML.slice(0, 80)]; }).sort((a, b) => a[0] - b[0]).slice(0, 3);
+})()";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_can_be_read_in_the_light_and_in_the_dark_and_on_a_narrow_screen() {
+    let cloud = Arc::new(Cloud::with("reserved = [\"10.77.3.0/24\"]\ncluster_ranges = [\"10.77.0.0/21\", \"fd77::/114\"]\n[page]\nlisten = [\"127.0.0.1:0\"]").await);
+    let mut nodes = vec![
+        connected(&cloud, "hub", "hub-1", None, report(11, 12, &[])).await,
+        connected(&cloud, "hub", "hub-2", None, report(12, 12, &[])).await,
+        connected(&cloud, "cloud", "cloud-1", None, report(2, 2, &[])).await,
+    ];
+    let sites = ["berlin", "hamburg", "leipzig", "munich", "rostock", "stuttgart"];
+    for (index, site) in sites.iter().enumerate() {
+        for (number, community) in [(1, "cameras"), (2, "sensors_cameras")] {
+            let name = format!("{site}-{number}");
+            let obstacle = "ufw drops forwarded packets of pods: ufw route allow in on ecni0";
+            let obstacles: &[&str] = if (index, number) == (3, 2) { &[obstacle] } else { &[] };
+            let up = if (index, number) == (1, 1) { 3 } else { 4 };
+            nodes.push(connected(&cloud, "edge", &name, Some(community), report(up, 4, obstacles)).await);
+        }
+    }
+    // One that was connected, and one that never was.
+    let gone = nodes.remove(9);
+    drop(gone);
+    cloud.node("edge", "rostock-3").await;
+    cloud.token_with(json!({"role": "edge", "node": null, "ttl_seconds": 3600, "uses": 20})).await;
+    cloud.token("hub", Some("hub-3")).await;
+    let at = cloud.clone();
+    with_browser(|browser: Arc<Browser>| async move {
+        sign_in(&browser, &at).await;
+        browser.wait(&row_says("rostock-3", "never")).await;
+        browser.wait("document.getElementById('figures').innerText.includes('2 nodes not connected')").await;
+        browser.prefer("prefers-reduced-motion", "reduce").await;
+        assert_eq!(browser.value("getComputedStyle(document.querySelector('.live .mark')).animationName").await, "none");
+        let mut grounds = Vec::new();
+        for scheme in ["light", "dark"] {
+            browser.prefer("prefers-color-scheme", scheme).await;
+            grounds.push(browser.value("getComputedStyle(document.body).backgroundColor").await);
+            let lowest = browser.value(CONTRASTS).await;
+            assert!(lowest[0][0].as_f64().unwrap() >= 4.5, "{scheme}: {lowest}");
+            let picture = browser.picture().await;
+            assert!(picture.starts_with(b"\x89PNG"));
+            // `make screenshots` keeps them.
+            if let Some(directory) = std::env::var_os("EDGE_SCREENSHOTS") {
+                std::fs::write(Path::new(&directory).join(format!("page-{scheme}.png")), picture).unwrap();
+            }
+        }
+        assert_ne!(grounds[0], grounds[1]);
+        // Every control has a name, and no level of headings is left out.
+        let nameless = "[...document.querySelectorAll('button, input, select, [role=button]')].filter(control => control.checkVisibility() \
+            && !(control.innerText || control.getAttribute('aria-label') || (control.labels && control.labels.length))).length";
+        assert_eq!(browser.value(nameless).await, 0);
+        let landmarks = "['header', 'main:not([hidden])', 'nav', '[role=search]'].map(one => document.querySelectorAll(one).length)";
+        assert_eq!(browser.value(landmarks).await, json!([1, 1, 1, 1]));
+        // On a narrow screen only the tables scroll sideways.
+        browser.resize(360, 800).await;
+        browser.wait("innerWidth < 520").await;
+        assert_eq!(browser.value("document.documentElement.scrollWidth <= innerWidth").await, true);
+        assert_eq!(browser.complaints().await, [""; 0]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_thousand_nodes_are_shown_by_pages_and_found_by_a_search() {
+    const NODES: u32 = 5000;
+    let cloud = Cloud::with_state("cluster_ranges = [\"10.64.0.0/10\"]\n[page]\nlisten = [\"127.0.0.1:0\"]", |state| {
+        std::fs::create_dir(state).unwrap();
+        let state = state.to_owned();
+        // It runs a runtime of its own.
+        std::thread::spawn(move || stored_edges::fill(&state, NODES).unwrap()).join().unwrap();
+    })
+    .await;
+    let cloud = Arc::new(cloud);
+    let at = cloud.clone();
+    with_browser(|browser: Arc<Browser>| async move {
+        sign_in(&browser, &at).await;
+        assert_eq!(browser.value("document.getElementById('shown').innerText").await, "5,000 nodes");
+        assert_eq!(browser.value("document.querySelectorAll('#node-rows tr').length").await, 50);
+        assert_eq!(browser.value("document.getElementById('page-number').innerText").await, "Page 1 of 100");
+        // The document stays small, however many nodes there are.
+        let elements = browser.value("document.querySelectorAll('*').length").await;
+        assert!(elements.as_u64().unwrap() < 2500, "{elements} elements");
+        browser.value("document.getElementById('next').click()").await;
+        browser.wait(&row_says("node-00050", "never")).await;
+        browser.value("document.getElementById('filter-text').focus()").await;
+        browser.press("node-04321".chars()).await;
+        browser.wait("document.getElementById('shown').innerText === '1 of 5,000 nodes'").await;
+        browser.wait(&row_says("node-04321", "never")).await;
+        assert_eq!(browser.complaints().await, [""; 0]);
+    })
+    .await;
+}
