@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo release image packages test screenshots interop bench bench-cni bench-agent interruptions chaos soak fuzz install
+.PHONY: demo release reproducible image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -9,6 +9,10 @@ demo: install
 # The programs that users get, in target/release.
 release:
 	.ci/release
+
+# Whether two builds of the last commit, in two directories, give the same bytes.
+reproducible:
+	.ci/reproducible
 
 # The image that the chart names, in target/image/edge-cni.tar.
 image: release
@@ -46,6 +50,11 @@ soak:
 # Random events in the demo's network for MINUTES from the seed SEED on, with its claims checked after each round.
 chaos: install
 	cargo run --quiet --profile lab -p interop-tests -- chaos --minutes $(MINUTES) --seed $(SEED)
+
+# The lab's kernel is killed CUTS times while the plugin runs, with its leases on an ext4 disk, from the seed SEED on.
+CUTS ?= 50
+power-cuts: install
+	cargo run --quiet --profile lab -p interop-tests -- power-cuts --cuts $(CUTS) --seed $(SEED)
 
 # libFuzzer on each target of ike/fuzz, MINUTES each. Needs a nightly compiler and cargo-fuzz.
 MINUTES ?= 5

@@ -84,7 +84,8 @@ pub(crate) struct RuntimeRequest {
     pub(crate) attachment: Attachment,
     /// `CNI_NETNS`; optional for DEL.
     pub(crate) netns: Option<PathBuf>,
-    /// `namespace/name` from `CNI_ARGS`, if the runtime gave it.
+    /// `namespace/name` from `CNI_ARGS`, if the runtime gave it. Podman gives no namespace: then it
+    /// is the name.
     pub(crate) pod: Option<String>,
     /// What `CNI_ARGS` requests for the pod.
     pub(crate) requested: RequestedAddresses,
@@ -188,7 +189,7 @@ pub(crate) fn required(lookup: Lookup<'_>, name: &str) -> Result<String> {
 /// What `CNI_ARGS` says.
 #[derive(Debug, Default)]
 struct Args {
-    /// `namespace/name`.
+    /// `namespace/name`, or the name.
     pod: Option<String>,
     requested: RequestedAddresses,
 }
@@ -230,16 +231,22 @@ fn read_args(text: &str) -> Result<Args> {
             &format!("the argument {key:?} is not known; leave it out, or add IgnoreUnknown=1"),
         )),
         _ => {
-            let pod = name.map(|name| format!("{}/{name}", namespace.unwrap_or_default()));
+            let name = name.filter(|name| !name.is_empty());
+            let pod = name.map(|name| match namespace.filter(|namespace| !namespace.is_empty()) {
+                Some(namespace) => format!("{namespace}/{name}"),
+                None => name,
+            });
             Ok(Args { pod, requested })
         }
     }
 }
 
 /// Makes a name safe for messages and for the leases: no control characters or blanks, and at most
-/// 253 characters, as in Kubernetes.
+/// 253 characters, as in Kubernetes. A `/` would make a name without a namespace look like a pod of
+/// one, to which `unfilteredPods` may give an exception.
 fn printable(value: &str) -> String {
-    value.chars().take(253).map(|c| if c.is_control() || c.is_whitespace() { '?' } else { c }).collect()
+    let safe = |c: char| if c.is_control() || c.is_whitespace() || c == '/' { '?' } else { c };
+    value.chars().take(253).map(safe).collect()
 }
 
 #[cfg(test)]
@@ -262,6 +269,21 @@ mod tests {
         .unwrap();
         assert_eq!(request.to_string(), "pod default/web-0 (container abc.1_2-3, eth0)");
         assert_eq!(request.netns, Some("/run/netns/x".into()));
+    }
+
+    #[test]
+    fn a_pod_without_a_namespace_is_known_by_its_name_and_poses_as_no_other() {
+        for (args, pod) in [
+            ("K8S_POD_NAMESPACE=;K8S_POD_NAME=web", Some("web")),
+            ("K8S_POD_NAME=web", Some("web")),
+            ("K8S_POD_NAMESPACE=;K8S_POD_NAME=kube-system/web", Some("kube-system?web")),
+            ("K8S_POD_NAMESPACE=kube-system/web;K8S_POD_NAME=x", Some("kube-system?web/x")),
+            ("K8S_POD_NAMESPACE=default;K8S_POD_NAME=", None),
+            ("K8S_POD_NAMESPACE=default", None),
+        ] {
+            let request = read(&[("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0"), ("CNI_ARGS", args)]).unwrap();
+            assert_eq!(request.pod.as_deref(), pod, "{args}");
+        }
     }
 
     #[test]

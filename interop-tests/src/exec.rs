@@ -26,8 +26,14 @@ pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> 
                 .map_err(|error| anyhow::anyhow!("--writable {}: {error}", directory.display()))
         })
         .collect::<Result<_>>()?;
-    let spec =
-        Spec { writable, cwd: std::env::current_dir()?, env: environment(), window, job: Job::Exec { argv, terminal } };
+    let spec = Spec {
+        writable,
+        disk: None,
+        cwd: std::env::current_dir()?,
+        env: environment(),
+        window,
+        job: Job::Exec { argv, terminal },
+    };
     let backend = choose(forced)?;
     let output = if terminal { Output::Terminal } else { Output::Inherit };
     let mut guest = Guest::start(&backend, &spec, output)?;

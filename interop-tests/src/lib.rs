@@ -3,6 +3,8 @@
 //! [`kube`] is a real Kubernetes control plane for tests that need one. [`suite`] and [`netns`]
 //! serve the tests of single crates that need privileges.
 //!
+//! [`power_cuts`] kills the lab's kernel while the plugin runs on it.
+//!
 //! [`mod@bench`] measures the agent with thousands of peers. [`ike_peers`] plays them.
 //!
 //! `docs/lab.md` says how the lab works, how to add a scenario, and how to investigate one that
@@ -23,6 +25,7 @@ pub mod ike_peers;
 pub mod kernel;
 pub mod kube;
 pub mod netns;
+pub mod power_cuts;
 pub mod progress;
 pub mod runner;
 pub mod scenario;

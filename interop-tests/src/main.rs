@@ -85,6 +85,19 @@ enum Verb {
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
     },
+    /// Kill the lab's kernel at random moments of ADD and DEL, with the leases on an ext4 disk, and
+    /// check after each boot that no lease is lost, and that pods get each address once.
+    ///
+    /// Prints one line of JSON, as `run` does. The same seed gives the same moments, as far as the
+    /// machine is as busy.
+    PowerCuts {
+        /// How often the power is cut.
+        #[arg(long, default_value_t = 3)]
+        cuts: u32,
+        /// The seed of the moments.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
     /// Measure edge-agent with many peers, print a table and write target/bench/agent.json.
     ///
     /// Run it from a build as quick as a release's, with programs of the same kind in
@@ -188,6 +201,7 @@ fn main() -> ExitCode {
         Verb::Bench { names, backend } => interop_tests::bench::main(&names, backend),
         Verb::Interruptions { names, backend } => interop_tests::bench::interruptions(&names, backend),
         Verb::Chaos { minutes, seed, backend } => interop_tests::demo::chaos::main(minutes, seed, backend),
+        Verb::PowerCuts { cuts, seed } => interop_tests::power_cuts::main(cuts, seed),
         Verb::Demo { backend, keep } => interop_tests::demo::main(backend, keep),
         Verb::Guest(GuestVerb::TcpServe { port, text }) => {
             interop_tests::demo::tcp::serve(port, &text).map(|()| ExitCode::SUCCESS)

@@ -9,6 +9,7 @@
 //! - [`forwarding`]: whether we turned forwarding on, another such file.
 //! - [`durable`]: replacing a file so that a power cut does no harm.
 //! - [`error`]: errors with their causes, in one line.
+//! - [`exposition`]: the text formats of metrics.
 //! - [`frame`]: frames in bincode, with a size limit and a version byte.
 //! - `jitter`: waits of random length, with the feature of this name.
 //! - [`network`]: whether one network contains or overlaps another, or has a meaning of its own.
@@ -25,6 +26,7 @@ pub mod agent_protocol;
 pub mod api;
 pub mod durable;
 pub mod error;
+pub mod exposition;
 pub mod forwarding;
 pub mod frame;
 #[cfg(feature = "jitter")]

@@ -90,12 +90,12 @@ pub enum Error {
         reason: String,
     },
     /// A part of the guard could not be installed.
-    #[error("guard: {what}: {source}")]
+    #[error("guard: {what}: {error}")]
     Guard {
         /// Which part, and for which range or address.
         what: String,
         /// The cause.
-        source: Box<Error>,
+        error: Box<Error>,
     },
     /// A file of /proc could not be read or parsed.
     #[error("{path}: {reason}")]
@@ -106,12 +106,12 @@ pub enum Error {
         reason: String,
     },
     /// A socket option was refused.
-    #[error("cannot set {option} on the socket: {source}")]
+    #[error("cannot set {option} on the socket: {error}")]
     SocketOption {
         /// Name of the option.
         option: &'static str,
         /// The kernel's reason.
-        source: std::io::Error,
+        error: std::io::Error,
     },
 }
 
@@ -119,5 +119,24 @@ impl Error {
     /// Whether a notification socket lost messages: dump everything again.
     pub fn is_overrun(&self) -> bool {
         matches!(self, Error::Netlink(netlink::Error::Overrun))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    /// Who prints an error with its causes would name it twice.
+    #[test]
+    fn an_error_whose_text_has_the_cause_does_not_give_it_as_source_too() {
+        let refused = || std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let io = || netlink::Error::Io { doing: "cannot send", error: refused() };
+        assert!(io().to_string().contains(&refused().to_string()) && io().source().is_none());
+        let guard = Error::Guard { what: "route".into(), error: Box::new(io().into()) };
+        assert!(guard.to_string().contains("cannot send") && guard.source().is_none());
+        let option = Error::SocketOption { option: "SO_RCVBUF", error: refused() };
+        assert!(option.to_string().contains(&refused().to_string()) && option.source().is_none());
     }
 }

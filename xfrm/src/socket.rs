@@ -74,7 +74,7 @@ pub(crate) fn accept_byte(socket: &impl AsFd, offset: u32, byte: u8) -> Result<(
     if outcome == 0 {
         Ok(())
     } else {
-        Err(Error::SocketOption { option: "SO_ATTACH_FILTER", source: io::Error::last_os_error() })
+        Err(Error::SocketOption { option: "SO_ATTACH_FILTER", error: io::Error::last_os_error() })
     }
 }
 
@@ -97,5 +97,5 @@ fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, option: &'stat
     // SAFETY: the descriptor is borrowed for the call, and pointer and length are those of one live
     // slice, which is only read.
     let outcome = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), length) };
-    if outcome == 0 { Ok(()) } else { Err(Error::SocketOption { option, source: io::Error::last_os_error() }) }
+    if outcome == 0 { Ok(()) } else { Err(Error::SocketOption { option, error: io::Error::last_os_error() }) }
 }

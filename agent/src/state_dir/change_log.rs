@@ -107,8 +107,11 @@ pub fn read_json_with_changes<T: DeserializeOwned, C: DeserializeOwned>(
     Ok(Some((value, changes.iter().map_while(|change| serde_json::from_slice(change).ok()).collect())))
 }
 
+/// The content of a file and its changes, each without its line feed.
+type ContentAndChanges = (Vec<u8>, Vec<Vec<u8>>);
+
 /// The content of a file and its changes. One that was cut off is left out.
-fn read_with_changes(path: &Path) -> Result<Option<(Vec<u8>, Vec<Vec<u8>>)>, StateDirError> {
+fn read_with_changes(path: &Path) -> Result<Option<ContentAndChanges>, StateDirError> {
     let Some(content) = read_file(path)? else { return Ok(None) };
     let text = read_file(&changes_path(path))?.unwrap_or_default();
     let mut lines = text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));

@@ -80,7 +80,7 @@ mod tests {
             id: SaId { destination: "192.0.2.2".parse().unwrap(), spi },
             reqid: Reqid::tunnel(reqid).unwrap(),
             encap: None,
-            mode: edge_ike::config::Mode::Tunnel,
+            mode: edge_xfrm::Mode::Tunnel,
         }
     }
 

@@ -5,7 +5,7 @@
 //! - [`journal`]: leases on disk. Neither a killed process nor a power cut loses a lease or leases
 //!   an address twice.
 //! - [`leases`]: all leases in memory.
-//! - [`line`]: where a line of the journal is.
+//! - `line`: where a line of the journal is.
 //! - [`used_addresses`]: which addresses are in use, and the choice of the next one to lease.
 
 mod journal;

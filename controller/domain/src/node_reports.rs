@@ -1,7 +1,7 @@
 //! What nodes report about themselves, and when they were last seen. It is kept in memory, for the
-//! operator.
+//! operator. The server writes the latter to disk now and then.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edge_types::NodeName;
@@ -100,6 +100,15 @@ impl NodeReports {
     /// When a node last reported to this replica, opened a stream of its view, or lost it.
     pub fn last_seen(&self, node: &NodeName) -> Option<Seconds> {
         self.reports().last_seen.get(node).copied()
+    }
+
+    /// Takes over when nodes were last seen before this replica was started. What it has seen
+    /// itself counts more.
+    pub fn restore_last_seen(&self, before: &BTreeMap<NodeName, Seconds>) {
+        let mut reports = self.reports();
+        for (node, at) in before {
+            reports.last_seen.entry(node.clone()).or_insert(*at);
+        }
     }
 
     /// Forgets all nodes for which `kept` is false.

@@ -11,12 +11,14 @@ use crate::store::embedded;
 pub const RESTORING: &str = "restoring";
 /// Prefix of the directory in which a restore keeps the former content. The time follows.
 pub const BEFORE_RESTORE: &str = "before-restore-";
+/// When nodes were last seen, with the embedded store.
+pub const LAST_SEEN: &str = "last-seen.json";
 /// Prefixes of names that only a controller uses: the store and the authorities, also with `.new`,
 /// `.tmp` or the suffix of a copy, and what a restore leaves.
 const OURS: [&str; 3] = [embedded::FILE, ca::DOCUMENT, BEFORE_RESTORE];
 /// Names that other programs use as well, such as Kubernetes. They are the controller's if a name
 /// of [`OURS`] is in the same directory.
-const AMBIGUOUS: [&str; 2] = [ca::CERTIFICATES, ca::FORMER_KEY];
+const AMBIGUOUS: [&str; 3] = [ca::CERTIFICATES, ca::FORMER_KEY, LAST_SEEN];
 
 /// Whether a file of this name is the controller's, in a directory that holds its state.
 pub fn is_ours(name: &OsStr) -> bool {

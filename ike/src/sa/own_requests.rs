@@ -76,8 +76,8 @@ pub(super) struct CreateChildRequest {
     pub(super) deleted: Vec<u32>,
 }
 
-/// Most [`CreateChildRequest::deleted`]. An honest peer deletes one; further ones are not noted,
-/// and liveness and lifetimes end what they would have told.
+/// Most [`CreateChildRequest::deleted`]. An honest peer deletes one; further ones are not noted:
+/// an SA that the peer has deleted unnoticed ends by liveness or by its lifetime.
 const MAX_DELETED: usize = 16;
 
 impl CreateChildRequest {

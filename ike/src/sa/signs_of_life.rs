@@ -24,7 +24,7 @@ pub(crate) struct SignsOfLife {
     /// After this time without an IKE message the peer is asked. `None`: the owner does not report
     /// ESP.
     idle: Option<Duration>,
-    /// When another IKE SA superseded this one, for which the peer authenticated anew.
+    /// When another IKE SA superseded this one, for which the peer authenticated again.
     superseded: Option<Instant>,
 }
 
@@ -34,7 +34,7 @@ impl SignsOfLife {
         Self { ike: now, esp: None, unanswered: None, idle: None, superseded: None }
     }
 
-    /// Another IKE SA has superseded this one, for which the peer authenticated anew. The peer may
+    /// Another IKE SA has superseded this one, for which the peer authenticated again. The peer may
     /// have been restarted and have forgotten this one.
     pub(crate) fn superseded(&mut self, now: Instant) {
         self.superseded = Some(now).filter(|_| !mutation!("superseded_ike_sa_not_asked"));

@@ -54,7 +54,7 @@ impl Guest {
         std::os::unix::fs::symlink(std::env::current_exe()?, dir.path().join("init"))?;
         let (events_in, events_out) = line()?;
         let (process, mut carriers) = match backend {
-            Backend::Uml(kernel) => uml(kernel, dir.path(), events_out, output)?,
+            Backend::Uml(kernel) => uml(kernel, dir.path(), spec.disk.as_deref(), events_out, output)?,
             Backend::Host => (host(dir.path(), events_out)?, Vec::new()),
         };
         let (tell, events) = channel();
@@ -130,7 +130,13 @@ impl Drop for Guest {
 }
 
 /// Boots `kernel`, with its serial lines on pipes or on the terminal.
-fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Child, Vec<JoinHandle<()>>)> {
+fn uml(
+    kernel: &Path,
+    dir: &Path,
+    disk: Option<&Path>,
+    events: OwnedFd,
+    output: Output,
+) -> Result<(Child, Vec<JoinHandle<()>>)> {
     let mut lines = vec![format!("ssl0=null,fd:{}", events.as_raw_fd())];
     // File descriptors that the kernel inherits. Our copies are closed once it has them.
     let mut ends = vec![events];
@@ -162,6 +168,7 @@ fn uml(kernel: &Path, dir: &Path, events: OwnedFd, output: Output) -> Result<(Ch
         .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
         .arg(format!("init={}/init", dir.display()))
         .args(["con=null", "con0=null,fd:1", "ssl=null", "ignore_loglevel"])
+        .args(disk.map(|disk| format!("ubd0={}", disk.display())))
         .args(&lines)
         .arg(format!("uml_dir={}", dir.display()))
         .args(["--", "guest", "init"])

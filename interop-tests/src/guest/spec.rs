@@ -12,6 +12,9 @@ pub struct Spec {
     /// Directories of the host that the guest may write to, at the same path. Everything else that
     /// it writes is lost.
     pub writable: Vec<PathBuf>,
+    /// The image of a disk, which is `/dev/ubda` in the guest. A lab in the host's namespaces has
+    /// none.
+    pub disk: Option<PathBuf>,
     /// The job's working directory.
     pub cwd: PathBuf,
     /// The job's complete environment.

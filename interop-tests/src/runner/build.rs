@@ -16,7 +16,7 @@ const PROGRAMS: &str = "EDGE_LAB_PROGRAMS";
 const PACKAGES: [&str; 3] = ["edge-agent", "edge-cni", "edge-controller"];
 
 /// Builds the programs under test, and returns their directory.
-pub(super) fn programs() -> Result<PathBuf> {
+pub(crate) fn programs() -> Result<PathBuf> {
     if let Some(directory) = std::env::var_os(PROGRAMS) {
         return Ok(std::fs::canonicalize(directory)?);
     }

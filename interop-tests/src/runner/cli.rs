@@ -163,6 +163,7 @@ fn one_lab(
 ) -> Result<(usize, Option<LabDeath>)> {
     let spec = Spec {
         writable: vec![out.to_owned()],
+        disk: None,
         cwd: out.to_owned(),
         env: crate::exec::environment().into_iter().chain(env.iter().cloned()).collect(),
         window: rustix::termios::tcgetwinsize(std::io::stderr()).ok().map(|size| (size.ws_row, size.ws_col)),

@@ -12,7 +12,7 @@ mod serial;
 mod single;
 mod worker;
 
-pub(crate) use build::target_directory;
+pub(crate) use build::{programs, target_directory};
 pub use cli::{RunOptions, list, outcomes, run};
 pub(crate) use serial::{RunContext, run_all};
 pub use single::main as single;

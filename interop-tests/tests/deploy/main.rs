@@ -2,6 +2,8 @@
 //! packages.
 //!
 //! - `chart`: the chart's values, and a real API server that Helm installs it on.
+//! - `cleanup`: the chart's cleanup of a node.
+//! - `dashboard`: the Grafana dashboard.
 //! - `image`: the image in containerd.
 //! - `install`: the files and commands in `docs/install`.
 //! - `manifests`: `deploy/kubernetes` is the chart with its default values.
@@ -10,6 +12,8 @@
 //! - `helm`: renders the chart; `programs`: files and programs of the workspace.
 
 mod chart;
+mod cleanup;
+mod dashboard;
 mod helm;
 mod image;
 mod install;
@@ -23,8 +27,17 @@ use std::process::ExitCode;
 use interop_tests::suite::{Test, Unrunnable, run};
 
 fn main() -> ExitCode {
-    let tests: Vec<Test> =
-        [manifests::TESTS, chart::TESTS, image::TESTS, install::TESTS, monitoring::TESTS, packages::TESTS].concat();
+    let tests: Vec<Test> = [
+        manifests::TESTS,
+        chart::TESTS,
+        cleanup::TESTS,
+        image::TESTS,
+        install::TESTS,
+        monitoring::TESTS,
+        dashboard::TESTS,
+        packages::TESTS,
+    ]
+    .concat();
     let unavailable = || {
         helm::unavailable()
             .or_else(image::unavailable)

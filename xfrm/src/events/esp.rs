@@ -79,8 +79,8 @@ impl EspEventSocket {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error)
                     if error.kind() == io::ErrorKind::Interrupted || error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Err(source) => {
-                    return Err(netlink::Error::Io { doing: "cannot receive XFRM's events of ESP", source }.into());
+                Err(error) => {
+                    return Err(netlink::Error::Io { doing: "cannot receive XFRM's events of ESP", error }.into());
                 }
             }
         }

@@ -143,8 +143,8 @@ impl EventSocket {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Some(Event::Overrun)),
-                Err(source) => {
-                    return Err(netlink::Error::Io { doing: "cannot receive XFRM's notifications", source }.into());
+                Err(error) => {
+                    return Err(netlink::Error::Io { doing: "cannot receive XFRM's notifications", error }.into());
                 }
             }
         }
@@ -193,7 +193,7 @@ pub fn acquire_lifetime() -> Duration {
 
 /// A non-blocking socket that listens to these groups.
 fn open_socket(groups: &[u32]) -> Result<Socket> {
-    let failed = |doing: &'static str| move |source: io::Error| netlink::Error::Io { doing, source };
+    let failed = |doing: &'static str| move |error: io::Error| netlink::Error::Io { doing, error };
     let mut socket = Socket::new(NETLINK_XFRM).map_err(failed("cannot open a netlink socket"))?;
     socket.set_non_blocking(true).map_err(failed("cannot set O_NONBLOCK on a netlink socket"))?;
     widen_buffer(&socket)?;

@@ -199,7 +199,7 @@ impl Device {
                     Some(libc::EACCES) => " (IPv6 is turned off for new devices: net.ipv6.conf.default.disable_ipv6)",
                     _ => "",
                 };
-                Error::Guard { what: format!("route {route}{hint}"), source: Box::new(error.into()) }
+                Error::Guard { what: format!("route {route}{hint}"), error: Box::new(error.into()) }
             },
         )
     }

@@ -46,7 +46,7 @@ pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
             continue;
         };
         if let Err(error) = xfrm.install_policy(policy) {
-            failure.get_or_insert(Error::Guard { what: format!("policy {policy}"), source: Box::new(error) });
+            failure.get_or_insert(Error::Guard { what: format!("policy {policy}"), error: Box::new(error) });
         }
     }
     let routes = device::Device::open()?.install(config)?;

@@ -79,12 +79,12 @@ pub enum Error {
         reason: String,
     },
     /// The socket failed.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {error}")]
     Io {
         /// The operation.
         doing: &'static str,
         /// The cause.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -98,7 +98,7 @@ impl Error {
     }
 
     fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Error::Io { doing, source }
+        move |error| Error::Io { doing, error }
     }
 }
 

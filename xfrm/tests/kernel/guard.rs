@@ -235,8 +235,8 @@ fn in_the_way() {
     let namespace = Namespace::new();
     namespace.ip("xfrm policy add src 0.0.0.0/0 dst 10.77.0.0/16 dir out action allow");
     let error = namespace.run(|| guard::install(&config(&[])).unwrap_err());
-    let Error::Guard { source, .. } = &error else { panic!("{error}") };
-    assert!(matches!(**source, Error::OccupiedByOther { .. }), "{error}");
+    let Error::Guard { error: cause, .. } = &error else { panic!("{error}") };
+    assert!(matches!(**cause, Error::OccupiedByOther { .. }), "{error}");
     // The rest is installed nevertheless.
     let defects = namespace.run(|| guard::check(&config(&[])).unwrap());
     assert!(matches!(defects.as_slice(), [Defect::Occupied(..)]), "{defects:?}");

@@ -117,10 +117,10 @@ pub(super) enum Command {
     Status(StatusArguments),
     /// Print a link to the page that shows the same in a browser, live and read-only.
     ///
-    /// The server must serve it: [page] listen in its configuration. The link contains the
+    /// The server must serve it: `[page] listen` in its configuration. The link contains the
     /// credential of a session, which ends after twelve hours or when the server stops. There are
-    /// at most 16 sessions: the next one ends the oldest. Of several replicas only the one that this
-    /// command asks knows the session.
+    /// at most 16 sessions: the next one ends the oldest. Of several replicas only the one that
+    /// this command asks knows the session.
     Page {
         /// End all sessions instead.
         #[arg(long)]

@@ -29,12 +29,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-
-/// Media type of `/metrics`.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use edge_types::exposition::Exposition;
 
 /// The router of the three paths.
 pub(crate) fn router(server: Arc<ServerParts>) -> Router {
@@ -54,9 +52,11 @@ async fn readyz(State(server): State<Arc<ServerParts>>) -> Response {
     checks::response(checks::readyz(&server).await, checks::notes(&server).await)
 }
 
-async fn metrics(State(server): State<Arc<ServerParts>>) -> Response {
+async fn metrics(State(server): State<Arc<ServerParts>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Exposition::accepted(accept);
     match scrape::scrape(&server).await {
-        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, format.media_type())], format.write(text)).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write metrics: {error}\n")).into_response(),
     }
 }

@@ -1,7 +1,7 @@
 //! The operator's page: what `status` shows, in a browser. It is plain HTTP on a loopback listener
 //! of its own, and read-only.
 //!
-//! - [`data`]: what the page shows, as JSON.
+//! - `data`: what the page shows, as JSON.
 //! - `assets`: the page itself. It is one HTML, one CSS, one script and one icon, which name
 //!   nothing from elsewhere.
 //!

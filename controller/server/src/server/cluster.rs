@@ -13,7 +13,7 @@ use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeLabels, log_forced};
 use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::orphans::{self, OrphanCollector};
-use edge_controller_kubernetes::own_rights::OwnRights;
+use edge_controller_kubernetes::own_rights::{OwnRights, Uses};
 use edge_controller_kubernetes::replica_leases::ReplicaLeases;
 use edge_controller_kubernetes::status_writer::{StatusSources, StatusWriter};
 use edge_controller_kubernetes::trust_bundle::TrustBundle;
@@ -79,8 +79,12 @@ impl Cluster {
             }
             TrustNodeLabels::Always | TrustNodeLabels::Never => log_forced(&label_trust.borrow()),
         }
-        let (namespace, joining) = (&kubernetes.namespace, in_force.config.joining().is_some());
-        let rights = OwnRights::new(&client, namespace, kubernetes.store, joining, api_failures.clone());
+        let uses = Uses {
+            store: kubernetes.store,
+            service_accounts: in_force.config.joining().is_some(),
+            label_policy: kubernetes.trust_node_labels == TrustNodeLabels::Auto,
+        };
+        let rights = OwnRights::new(&client, &kubernetes.namespace, uses, api_failures.clone());
         until_stopped("rights", Box::pin(rights.run()));
         if !kubernetes.store {
             return;

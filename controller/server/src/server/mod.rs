@@ -11,6 +11,7 @@
 //!   one.
 //! - [`admin`]: the operator's socket.
 //! - [`plain_listener`]: plain HTTP, for health and metrics and for the page.
+//! - [`last_seen`]: when nodes were last seen, across restarts.
 
 mod admin;
 mod backends;
@@ -18,6 +19,7 @@ mod cluster;
 mod connection_limits;
 mod connections;
 mod handshake;
+mod last_seen;
 mod listen;
 mod plain_listener;
 mod state_dir;
@@ -56,6 +58,7 @@ pub(crate) use backends::Backends;
 use cluster::Cluster;
 use connection_limits::ConnectionLimits;
 use connections::OpenConnections;
+use last_seen::LastSeen;
 pub(crate) use state_dir::make as make_state_dir;
 
 /// Longest time for open requests to end when the server stops.
@@ -142,6 +145,8 @@ impl Server {
         let label_trust = watch::Sender::new(LabelTrust::at_start(trust));
         let (reports, conflicts, asked) =
             (NodeReports::default(), ClaimConflicts::default(), PendingDeregistrations::default());
+        let last_seen = (!live.now().config.store_is_at_api_server())
+            .then(|| LastSeen::load(&live.now().config.state_dir, registry.clone(), reports.clone()));
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
         let open = OpenConnections { stopping: stopping.clone(), tasks: tasks.clone() };
         let shared = client.as_ref().filter(|_| live.now().config.store_is_at_api_server());
@@ -176,6 +181,10 @@ impl Server {
         health.watch("server-certificate-renewal", &renewal.abort_handle());
         let authorities = tasks.spawn(follow_authorities(ca.clone(), registry.clone(), stopping.clone()));
         health.watch("authorities", &authorities.abort_handle());
+        if let Some(last_seen) = last_seen {
+            let keeping = tasks.spawn(last_seen.run(stopping.clone()));
+            health.watch("last-seen", &keeping.abort_handle());
+        }
         let limits = ConnectionLimits::new(files);
         for listener in listeners {
             let (tls, router, limits) = (server.clone(), router.clone(), limits.clone());

@@ -74,6 +74,15 @@ impl Cloud {
         Self { server, clock, ..self }
     }
 
+    /// Stops, changes the state directory, and starts again.
+    pub(crate) async fn restart_after(self, meanwhile: impl FnOnce(&Path)) -> Self {
+        let (config, clock) = (self.config.clone(), self.clock.clone());
+        self.server.stop().await;
+        meanwhile(&self.directory.path().join("state"));
+        let server = Server::start(config, clock.clone()).await.unwrap();
+        Self { server, clock, directory: self.directory, config: self.config }
+    }
+
     /// Stops, changes the state directory, and starts again. Returns why it does not start.
     pub(crate) async fn restart_refused(self, meanwhile: impl FnOnce(&std::path::Path)) -> String {
         self.server.stop().await;

@@ -14,10 +14,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 impl Cloud {
     /// Status, content type and text of a monitoring page.
     async fn page(&self, path: &str) -> (u16, String, String) {
+        self.page_for(path, "*/*").await
+    }
+
+    /// Accepts this media type.
+    async fn page_for(&self, path: &str, accept: &str) -> (u16, String, String) {
         let stream = tokio::net::TcpStream::connect(self.server.observe[0]).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let request = Request::get(path).header("host", "x").body(Empty::<Bytes>::new()).unwrap();
+        let request =
+            Request::get(path).header("host", "x").header("accept", accept).body(Empty::<Bytes>::new()).unwrap();
         let response = sender.send_request(request).await.unwrap();
         let status = response.status().as_u16();
         let media = response.headers()["content-type"].to_str().unwrap().to_owned();
@@ -26,8 +32,9 @@ impl Cloud {
     }
 
     async fn scrape(&self) -> Scrape {
-        let (status, media, text) = self.page("/metrics").await;
-        assert_eq!((status, media.as_str()), (200, "application/openmetrics-text; version=1.0.0; charset=utf-8"));
+        let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        let (status, media, text) = self.page_for("/metrics", open_metrics).await;
+        assert_eq!((status, media.as_str()), (200, open_metrics));
         Scrape::parse(&text)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use edge_controller_domain::state::{Change, CommunityRecord};
-use edge_controller_kubernetes::own_rights::OwnRights;
+use edge_controller_kubernetes::own_rights::{OwnRights, Uses};
 use edge_types::IpNetwork;
 use futures_util::future::join_all;
 use interop_tests::kube::suite::Test;
@@ -125,7 +125,8 @@ fn rights() {
         .await;
         assert!(message.contains("deploy/kubernetes/10-rbac.yaml"), "{message}");
         // The account's rights are read, and as all replicas lack them, this one stays ready.
-        let rights = OwnRights::new(&cluster.client, NAMESPACE, true, false, cluster.api_failures.clone());
+        let uses = Uses { store: true, service_accounts: false, label_policy: false };
+        let rights = OwnRights::new(&cluster.client, NAMESPACE, uses, cluster.api_failures.clone());
         let reading = tokio::spawn(rights.run());
         let named = until("the missing rights to be named", async || {
             cluster.api_failures.minor_reasons().filter(|message| message.contains("account may not"))

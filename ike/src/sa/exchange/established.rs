@@ -129,7 +129,7 @@ impl IkeSa {
         self.send_queued(child_sas, cx);
     }
 
-    /// An IKE SA for which the peer authenticated anew has replaced this one. The peer may have
+    /// An IKE SA for which the peer authenticated again has replaced this one. The peer may have
     /// been restarted and have forgotten this one, so it is asked soon.
     pub(crate) fn supersede_by_new_authentication(
         &mut self,

@@ -1,0 +1,136 @@
+//! When nodes were last seen, kept in the state directory across restarts. It is for the embedded
+//! store: at the API server, the status of each EdgeNode has it.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::node_reports::NodeReports;
+use edge_controller_domain::registry::Registry;
+use edge_controller_domain::state_files::LAST_SEEN;
+use edge_types::NodeName;
+use edge_types::durable::replace_file;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+/// Time between two writes. A controller that is killed forgets at most this much.
+const PERIOD: Duration = Duration::from_secs(300);
+/// Largest file that is read, in octets: 100,000 nodes with names of 100 octets. A larger one is
+/// ignored.
+const LARGEST: u64 = 16 << 20;
+/// Version of the layout.
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct LastSeenFile {
+    version: u32,
+    /// Seconds since 1970-01-01 UTC.
+    last_seen: BTreeMap<NodeName, Seconds>,
+}
+
+/// Writes the file now and then, and when the server stops.
+pub(super) struct LastSeen {
+    path: PathBuf,
+    registry: Registry,
+    reports: NodeReports,
+    written: BTreeMap<NodeName, Seconds>,
+}
+
+impl LastSeen {
+    /// Puts what the file holds into `reports`. Only people read it, so a file that cannot be used
+    /// is logged and ignored.
+    pub(super) fn load(state_dir: &Path, registry: Registry, reports: NodeReports) -> Self {
+        let path = state_dir.join(LAST_SEEN);
+        let written = read(&path).unwrap_or_else(|why| {
+            tracing::warn!("{}: {why}; it is not known when nodes were last seen", path.display());
+            BTreeMap::new()
+        });
+        reports.restore_last_seen(&written);
+        Self { path, registry, reports, written }
+    }
+
+    /// Writes until `stopping`, and once more then.
+    pub(super) async fn run(mut self, stopping: CancellationToken) {
+        let mut period = tokio::time::interval(PERIOD);
+        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The first tick comes at once, and there is nothing new yet.
+        period.tick().await;
+        loop {
+            let last = stopping.run_until_cancelled(period.tick()).await.is_none();
+            self.write().await;
+            if last {
+                return;
+            }
+        }
+    }
+
+    async fn write(&mut self) {
+        let now = self.registry.clock.now();
+        let state = self.registry.read().await;
+        // Nodes that are not registered any more are left out.
+        let seen = state.nodes().filter_map(|node| {
+            let connected = state.is_connected(&node.name).then_some(now);
+            Some((node.name.clone(), connected.or_else(|| self.reports.last_seen(&node.name))?))
+        });
+        let seen: BTreeMap<NodeName, Seconds> = seen.collect();
+        drop(state);
+        if seen == self.written {
+            return;
+        }
+        let (path, file) = (self.path.clone(), LastSeenFile { version: VERSION, last_seen: seen.clone() });
+        let written = tokio::task::spawn_blocking(move || {
+            let text = serde_json::to_vec(&file).map_err(|error| error.to_string())?;
+            replace_file(&path, &text, 0o600).map(drop).map_err(|error| error.to_string())
+        });
+        match written.await {
+            Ok(Ok(())) => self.written = seen,
+            Ok(Err(why)) => tracing::warn!("it is not kept when nodes were last seen: {why}"),
+            Err(error) => tracing::warn!(%error, "it is not kept when nodes were last seen"),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<BTreeMap<NodeName, Seconds>, String> {
+    let file = match std::fs::File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        opened => opened.map_err(|error| error.to_string())?,
+    };
+    let mut text = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 > LARGEST {
+        return Err(format!("it has more than {LARGEST} octets"));
+    }
+    let file: LastSeenFile = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    match file.version {
+        VERSION => Ok(file.last_seen),
+        found => Err(format!("it is of layout {found}, and this release reads {VERSION}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_empty_and_one_that_is_cut_or_newer_or_huge_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(LAST_SEEN);
+        assert_eq!(read(&path), Ok(BTreeMap::new()));
+        std::fs::write(&path, r#"{"version":1,"last_seen":{"edge-1":7},"later":true}"#).unwrap();
+        assert_eq!(read(&path), Ok([("edge-1".parse().unwrap(), 7)].into()));
+        for (text, says) in [
+            (r#"{"version":2,"last_seen":{}}"#, "layout 2"),
+            (r#"{"version":1,"last_seen":{"edge"#, "EOF"),
+            (r#"{"version":1,"last_seen":{"../x":7}}"#, "../x"),
+            ("", "EOF"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let why = read(&path).unwrap_err();
+            assert!(why.contains(says), "{text}: {why}");
+        }
+        std::fs::File::create(&path).unwrap().set_len(LARGEST + 1).unwrap();
+        assert!(read(&path).unwrap_err().contains("more than"));
+    }
+}
