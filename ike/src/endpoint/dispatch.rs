@@ -245,7 +245,7 @@ impl Endpoint {
                     if self.initiation_guard.returns_cookie(&message, remote, &mut cx) {
                         half_open.adopt_cookie(&message, datagram);
                     }
-                    half_open.repeat(datagram, &mut cx);
+                    half_open.repeat(datagram, local, &mut cx);
                 }
                 return;
             }

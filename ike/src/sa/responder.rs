@@ -201,12 +201,14 @@ impl HalfOpen {
         }
     }
 
-    /// Sends the IKE_SA_INIT response again, if this is the request.
-    pub(crate) fn repeat(&mut self, datagram: &[u8], cx: &mut Context<'_>) {
+    /// Sends the IKE_SA_INIT response again, if this is the request. It may have come to another
+    /// address of this node than before.
+    pub(crate) fn repeat(&mut self, datagram: &[u8], local: SocketAddr, cx: &mut Context<'_>) {
         //= RFC 7296 2.1 REQUIRED 9: IKE_SA_INIT again is the whole message
         if self.transcript.request == datagram && self.repeats < MAX_REPEATS {
             self.repeats = self.repeats.saturating_add(1);
-            cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.transcript.response);
+            //= RFC 7296 2.11 MUST 2: the response goes back
+            cx.out.message(local, self.path.remote, cx.config.nat_port, &self.transcript.response);
         }
     }
 
