@@ -327,14 +327,11 @@ impl Channel {
     }
 
     /// Authentic ESP of the peer came from this address. It becomes a candidate, if the peer may
-    /// have moved there.
+    /// have moved there and no other address is being checked.
+    // RFC 4555 3.8: ESP may be followed.
     pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
-        // RFC 4555 3.8: without UPDATE_SA_ADDRESSES nothing moves.
-        if self.following == Following::Update && !mutation!("followed_without_update") {
-            return;
-        }
         let same_family = remote.is_ipv4() == self.path.remote.is_ipv4();
-        if self.path.nat_remote && same_family && remote != self.path.remote {
+        if self.path.nat_remote && same_family && remote != self.path.remote && self.unchecked.is_none() {
             self.set_candidate(remote);
         }
     }
@@ -469,7 +466,8 @@ impl Channel {
         if let Some(answered) = answered {
             self.answered_between = answered.between;
             let alternatives = std::mem::take(&mut self.alternatives);
-            self.answered_elsewhere = Some(remote).filter(|remote| alternatives.contains(remote));
+            let decides = self.following != Following::Update;
+            self.answered_elsewhere = Some(remote).filter(|remote| decides && alternatives.contains(remote));
         }
         self.update_path(local, remote, confirmed);
         if header.response {
@@ -490,16 +488,12 @@ impl Channel {
         if self.path.local.ip().is_unspecified() {
             self.path.local.set_ip(local.ip());
         }
-        // RFC 4555 3.8: without UPDATE_SA_ADDRESSES nothing moves.
-        if self.following == Following::Update && !mutation!("followed_without_update") {
-            return;
-        }
         if !self.path.nat_remote && !mutation!("followed_without_nat") {
             return;
         }
         if self.path.remote == remote || self.message_path().remote == remote {
             self.candidate = None;
-        } else if confirmed && self.following == Following::OwnUpdate {
+        } else if confirmed && self.following != Following::Answer {
             self.answered_elsewhere = Some(remote);
             self.candidate = None;
         } else if confirmed || mutation!("followed_without_nat") {
@@ -508,7 +502,8 @@ impl Channel {
             //= RFC 7296 2.23 SHOULD 16: the new address is kept
             self.peer_moved = true;
             self.candidate = None;
-        } else {
+        // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
+        } else if self.following != Following::Update || mutation!("followed_without_update") {
             self.set_candidate(remote);
         }
     }

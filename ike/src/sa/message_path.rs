@@ -12,8 +12,8 @@ use crate::output::Context;
 pub(crate) enum Following {
     /// Once it has answered there (RFC 7296 2.23).
     Answer,
-    /// By its UPDATE_SA_ADDRESSES only: it is the initiator, and both ends speak MOBIKE (RFC 4555
-    /// 3.8).
+    /// By its UPDATE_SA_ADDRESSES, or by ESP of it that comes from elsewhere, once it has returned
+    /// COOKIE2 there: it is the initiator, and both ends speak MOBIKE (RFC 4555 3.8).
     Update,
     /// By our UPDATE_SA_ADDRESSES: once it has answered there, we move.
     OwnUpdate,

@@ -295,7 +295,7 @@ pub fn another_cookie2_closes_the_ike_sa() {
 
 #[test]
 pub fn who_asks_from_elsewhere_without_an_update_moves_nothing() {
-    // RFC 4555 3.8: without UPDATE_SA_ADDRESSES nothing moves.
+    // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
     let mut foreign = mobile_foreign();
     let messages = request_from(&mut foreign, "198.51.100.8:4500", &[]);
     assert_eq!(messages.len(), 1, "the answer, and no check: {messages:?}");

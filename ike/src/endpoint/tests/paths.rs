@@ -51,28 +51,30 @@ fn a_copy_of_a_packet_from_a_forged_source_turns_no_traffic_away() {
 
 #[test]
 fn a_copy_of_esp_from_a_forged_source_makes_us_ask_there_once_and_turns_no_traffic_away() {
-    let mut pair = Pair::new().one_sided();
-    pair.configs.iter_mut().for_each(|config| config.mobike = false);
-    pair.start();
-    let (before, name) = (remote(&pair, 1), PeerName::new(NAMES[0]));
-    let spi = pair.ends[1].endpoint.snapshot()[0].children[0].sa.inbound_spi;
-    let asked = Rc::new(RefCell::new(0));
-    let count = Rc::clone(&asked);
-    let forged: SocketAddr = "203.0.113.66:4500".parse().unwrap();
-    pair.tap = Box::new(move |_, transmit| {
-        *count.borrow_mut() += u32::from(transmit.remote == forged);
-        transmit.remote != forged
-    });
-    // An SPI of nobody, and addresses to which nothing can be sent from here.
-    for (spi, from) in [(spi ^ 1, forged), (spi, "[2001:db8::66]:4500".parse().unwrap())] {
-        pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, from, now, env));
+    for mobike in [false, true] {
+        let mut pair = Pair::new().one_sided();
+        pair.configs.iter_mut().for_each(|config| config.mobike = mobike);
+        pair.start();
+        let (before, name) = (remote(&pair, 1), PeerName::new(NAMES[0]));
+        let spi = pair.ends[1].endpoint.snapshot()[0].children[0].sa.inbound_spi;
+        let asked = Rc::new(RefCell::new(0));
+        let count = Rc::clone(&asked);
+        let forged: SocketAddr = "203.0.113.66:4500".parse().unwrap();
+        pair.tap = Box::new(move |_, transmit| {
+            *count.borrow_mut() += u32::from(transmit.remote == forged);
+            transmit.remote != forged
+        });
+        // An SPI of nobody, and addresses to which nothing can be sent from here.
+        for (spi, from) in [(spi ^ 1, forged), (spi, "[2001:db8::66]:4500".parse().unwrap())] {
+            pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, from, now, env));
+        }
+        assert_eq!(*asked.borrow(), 0);
+        pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, forged, now, env));
+        assert_eq!(*asked.borrow(), 1);
+        pair.run_for(60 * SECOND);
+        assert_eq!((*asked.borrow(), moves(&pair, 1), remote(&pair, 1)), (1, 0, before));
+        assert!(pair.is_connected());
     }
-    assert_eq!(*asked.borrow(), 0);
-    pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, forged, now, env));
-    assert_eq!(*asked.borrow(), 1);
-    pair.run_for(60 * SECOND);
-    assert_eq!((*asked.borrow(), moves(&pair, 1), remote(&pair, 1)), (1, 0, before));
-    assert!(pair.is_connected());
 }
 
 #[test]

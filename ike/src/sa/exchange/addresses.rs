@@ -56,10 +56,9 @@ impl IkeSa {
         }
     }
 
-    /// As the original initiator: the peer is at this address. ESP goes there once it has returned
-    /// our COOKIE2.
+    /// The peer is at this address. ESP goes there once it has returned our COOKIE2.
     pub(super) fn move_to_peers_address(&mut self, remote: SocketAddr, cx: &mut Context<'_>) {
-        if self.mobike.is_none() || !self.initiation().by_us() || self.lifecycle != Lifecycle::Active {
+        if self.mobike.is_none() || self.lifecycle != Lifecycle::Active {
             return;
         }
         let path = self.channel.path;
@@ -78,7 +77,9 @@ impl IkeSa {
         } else {
             self.channel.check_path(Path { local, remote, ..path }, cx);
         }
-        self.enqueue_first(QueuedRequest::UpdateAddresses);
+        // RFC 4555 3.5: the original initiator decides.
+        let by_us = self.initiation().by_us();
+        self.enqueue_first(if by_us { QueuedRequest::UpdateAddresses } else { QueuedRequest::CheckAddress });
     }
 
     /// The peer does not answer where it was: the request under way goes to its other addresses
@@ -326,7 +327,7 @@ pub(super) fn answer(
         if let Some(addresses) = announced {
             let current = sa.channel.message_addresses().1.ip();
             let left = current != remote.ip() && !addresses.contains(&current);
-            change.peer_left_for = Some(remote).filter(|_| left);
+            change.peer_left_for = Some(remote).filter(|_| left && sa.initiation().by_us());
             if let Some(mobike) = &mut sa.mobike {
                 // RFC 4555 3.6: the list replaces the former one.
                 mobike.peer_addresses = addresses;

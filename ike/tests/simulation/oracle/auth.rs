@@ -1,5 +1,6 @@
 //! IKE_AUTH (RFC 7296 1.2, 2.15, 2.4) and the rekey of an IKE SA (1.3.2, 2.18, 2.25.2).
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ impl Node {
         //= RFC 7296 1.2 MUST 2: verify signatures and MACs
         require!(sa.peer_proof != Some(false), "RFC 7296 2.15", "AUTH of the initiator is wrong, and it is let in");
         if let Cause::Received(_, _, from) = step.cause {
-            sa.mobike = Mobike::negotiated(request, answer, from, false);
+            sa.mobike = Mobike::negotiated(request, answer, BTreeSet::from([from]), false);
         }
         let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
         if answer.find(payload::SA).is_some() {
@@ -69,7 +70,7 @@ impl Node {
         &mut self,
         spis: Spis,
         request: &Message,
-        sent_to: Option<SocketAddr>,
+        sent_to: &BTreeSet<SocketAddr>,
         response: &Message,
         step: &Step<'_>,
         shared: &mut Shared,
@@ -83,7 +84,7 @@ impl Node {
             "RFC 7296 2.15",
             "AUTH of the responder is wrong, and it is taken"
         );
-        sa.mobike = sent_to.and_then(|sent_to| Mobike::negotiated(request, response, sent_to, true));
+        sa.mobike = Mobike::negotiated(request, response, sent_to.clone(), true);
         let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
         // A response that we cannot use ends the IKE SA: then no CHILD_SA is reported.
         let used = step

@@ -437,7 +437,7 @@ impl Node {
             // An attempt that was given up meanwhile takes no response.
             let taken = |event: &edge_ike::Event| matches!(event, edge_ike::Event::IkeUp { ike, .. } if (ike.initiator, ike.responder) == spis);
             return match step.events.iter().any(taken) {
-                true => self.conclude_auth(spis, request, own.sent_to.first().copied(), response, step, shared),
+                true => self.conclude_auth(spis, request, &own.sent_to, response, step, shared),
                 false => Ok(()),
             };
         }
@@ -482,7 +482,8 @@ impl Node {
             if let Some(old) = old.and_then(|old| self.children.get_mut(&old)) {
                 match error {
                     notify::TEMPORARY_FAILURE => old.retry_after = step.at + TEMPORARY_FAILURE_WAIT,
-                    notify::CHILD_SA_NOT_FOUND => old.dead = true,
+                    // If the peer has rekeyed it meanwhile, its DELETE is still to come.
+                    notify::CHILD_SA_NOT_FOUND if own.collision.is_none() => old.dead = true,
                     _ => {}
                 }
             }

@@ -17,23 +17,30 @@ pub struct Mobike {
     pub initiator: bool,
     /// The additional addresses that the peer announced, now or before.
     pub announced: BTreeSet<IpAddr>,
-    /// Where the peer has shown that it receives: at first the address of IKE_AUTH.
+    /// Where the peer has shown that it receives: at first where IKE_AUTH was sent. That
+    /// may have been a second address too, from which the peer's newest message came (RFC 7296
+    /// 2.23).
     pub shown: BTreeSet<SocketAddr>,
 }
 
 impl Mobike {
     /// Both ends must have announced it in IKE_AUTH (3.2).
-    pub fn negotiated(request: &Message, response: &Message, peer: SocketAddr, initiator: bool) -> Option<Self> {
+    pub fn negotiated(
+        request: &Message,
+        response: &Message,
+        shown: BTreeSet<SocketAddr>,
+        initiator: bool,
+    ) -> Option<Self> {
         // RFC 4555 3.2: announced in IKE_AUTH.
         let both = [request, response].iter().all(|message| message.notify(notify::MOBIKE_SUPPORTED).is_some());
         let announced = addresses(if initiator { response } else { request });
-        both.then(|| Self { initiator, announced, shown: BTreeSet::from([peer]) })
+        both.then_some(Self { initiator, announced, shown })
     }
 
     /// Whether messages may go to where this authentic one came from. The initiator decides for
-    /// itself (3.5). The responder follows UPDATE_SA_ADDRESSES and nothing else (3.5, 3.8).
+    /// itself (3.5). The responder follows UPDATE_SA_ADDRESSES, and no other message (3.5, 3.8).
     pub fn follows(&self, message: Option<&Message>) -> bool {
-        // RFC 4555 3.8: without UPDATE_SA_ADDRESSES nothing moves.
+        // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
         self.initiator || message.is_some_and(updates_addresses)
     }
 }

@@ -93,8 +93,9 @@ impl Node {
 
     pub fn judge(&mut self, step: &Step<'_>, shared: &mut Shared, trace: &mut Trace) -> Judged {
         if matches!(step.cause, Cause::Owner) {
-            // The owner may ask for a rekey of every CHILD_SA. The second one waits for the window.
+            // The owner may ask for a rekey of every SA. The second one waits for the window.
             self.children.values_mut().for_each(|child| child.retry_after = Duration::ZERO);
+            self.sas.values_mut().for_each(|sa| sa.rekey_after = Duration::ZERO);
         }
         let mut effect = match step.cause {
             Cause::Received(datagram, local, from) => self.receive(datagram, local, from, step, shared, trace),
@@ -108,9 +109,9 @@ impl Node {
             }
             Cause::EspFrom(spi, remote) => {
                 let owner = self.children.get(&spi).and_then(|child| self.sas.get_mut(&child.ike));
-                // RFC 4555 3.8: without UPDATE_SA_ADDRESSES nothing moves.
-                let may_move = |sa: &IkeSa| sa.mobike.as_ref().is_none_or(|mobike| mobike.follows(None));
-                if let Some(sa) = owner.filter(|sa| sa.peer_behind_nat && may_move(sa)) {
+                // RFC 4555 3.8: ESP may be followed. A peer that speaks MOBIKE may have gone behind
+                // a NAT.
+                if let Some(sa) = owner.filter(|sa| sa.peer_behind_nat || sa.mobike.is_some()) {
                     sa.remotes.insert(remote);
                 }
                 Effect::None
