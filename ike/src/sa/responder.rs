@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::channel::{Channel, Incoming, LastResponse, MAX_REPEATS};
-use super::child::{NegotiatedChild, ReservedSpi};
+use super::child::{self, ReservedSpi};
 use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
 use super::ike_sa::IkeSa;
 use super::init_transcript::{InitTranscript, capabilities};
@@ -16,7 +16,7 @@ use crate::auth::Presented;
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
-use crate::negotiate::{self, Agreed, ChildKeyExchange, ChildOffer};
+use crate::negotiate::{self, ChildKeyExchange, ChildOffer};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{
@@ -367,7 +367,7 @@ impl HalfOpen {
         cx: &mut Context<'_>,
     ) -> AuthOutcome {
         let Authenticated { profile, proof, certificate, mut answer } = authenticated;
-        let child = match child(payloads, &self.transcript, &channel, &profile, cx) {
+        let child = match answer_child(payloads, &self.transcript, &channel, &profile, cx) {
             Ok((child, chosen)) => {
                 answer.extend(chosen);
                 Ok(child)
@@ -466,7 +466,7 @@ fn reject(
 
 /// The CHILD_SA of IKE_AUTH and its payloads for the response. The error holds the notification for
 /// the response.
-fn child(
+fn answer_child(
     payloads: &Payloads,
     transcript: &InitTranscript,
     channel: &Channel,
@@ -481,27 +481,10 @@ fn child(
     let mode = negotiate::mode_of(payloads);
     let offer = ChildOffer { proposals: offers, local, remote, mode, ends: channel.path.ends() };
     let agreed = negotiate::agree(config.children(), offer, ChildKeyExchange::Ignored, |_| true);
-    let Agreed { child, chosen, selectors } =
-        agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config))?;
-    let (purpose, next_layer, mode) = (config.purpose(child, &selectors), child.next_layer, child.mode);
+    let agreed = agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config))?;
+    let purpose = config.purpose(agreed.child, &agreed.selectors);
     let inbound = ReservedSpi::new(profile, channel, cx)
         .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;
-    let granted = negotiate::mode_payload(mode).filter(|_| !mutation!("transport_mode_granted_silently"));
-    let mut answer: Vec<Payload> = granted.into_iter().collect();
-    answer.extend([
-        Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]),
-        Payload::TrafficSelectorsInitiator(selectors.remote.clone()),
-        Payload::TrafficSelectorsResponder(selectors.local.clone()),
-    ]);
-    let keys = channel.keys.child(chosen.suite.cipher, transcript.nonces(), None);
-    let negotiated = NegotiatedChild {
-        purpose,
-        next_layer,
-        mode,
-        outbound_spi: chosen.child_spi(),
-        suite: chosen.suite,
-        selectors,
-        keys,
-    };
-    Ok((negotiated.into_sa(inbound, false, channel), answer))
+    let keys = channel.keys.child(agreed.chosen.suite.cipher, transcript.nonces(), None);
+    Ok(child::grant(agreed, purpose, keys, inbound, None, channel))
 }
