@@ -1,5 +1,5 @@
 //! Where the messages of an IKE SA go while it is not shown that the peer receives there (RFC 4555
-//! 3.7), and which more addresses are tried.
+//! 3.7), which more addresses are tried, and when a peer is followed to another one (RFC 7296 2.23).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -96,5 +96,69 @@ impl Channel {
     /// Our address and the peer's of the request that was received last.
     pub(crate) fn request_addresses(&self) -> (SocketAddr, SocketAddr) {
         self.response_path
+    }
+
+    /// Authentic ESP of the peer came from this address. It becomes a candidate, if the peer may
+    /// have moved there and no other address is being checked.
+    // RFC 4555 3.8: ESP may be followed.
+    pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
+        let same_family = remote.is_ipv4() == self.path.remote.is_ipv4();
+        if self.path.nat_remote && same_family && remote != self.path.remote && self.unchecked.is_none() {
+            self.set_candidate(remote);
+        }
+    }
+
+    fn set_candidate(&mut self, remote: SocketAddr) {
+        if self.candidate != Some(remote) {
+            self.candidate = Some(remote);
+            self.candidate_is_new = true;
+        }
+    }
+
+    /// Sends the request under way to a candidate to which nothing was sent yet. True: there is
+    /// such a candidate, and no request to send.
+    pub(crate) fn probe_candidate(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(candidate) = self.candidate.filter(|_| self.candidate_is_new) else {
+            return false;
+        };
+        let Some(mut in_flight) = self.in_flight.take() else {
+            return true;
+        };
+        self.transmit(&in_flight.packets, self.path.local, candidate, cx);
+        self.candidate_is_new = false;
+        in_flight.sent_to = Some(candidate);
+        in_flight.between = None;
+        self.in_flight = Some(in_flight);
+        false
+    }
+
+    /// Learns from a new authentic message where a peer behind a NAT is (RFC 7296 2.23), and our
+    /// own address where the kernel chose it. Only an answer to what we sent to the new address
+    /// (`confirmed`) moves the SAs: then it is no danger either that we may be behind a NAT
+    /// ourselves, which is why 2.23 tells such hosts not to follow.
+    pub(super) fn update_path(&mut self, local: SocketAddr, remote: SocketAddr, confirmed: bool) {
+        //= RFC 7296 2.11 MUST 3: the response comes from there
+        self.response_path = (local, remote);
+        if self.path.local.ip().is_unspecified() {
+            self.path.local.set_ip(local.ip());
+        }
+        if !self.path.nat_remote && !mutation!("followed_without_nat") {
+            return;
+        }
+        if self.path.remote == remote || self.message_path().remote == remote {
+            self.candidate = None;
+        } else if confirmed && self.following != Following::Answer {
+            self.answered_elsewhere = Some(remote);
+            self.candidate = None;
+        } else if confirmed || mutation!("followed_without_nat") {
+            //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed
+            self.path.remote = remote;
+            //= RFC 7296 2.23 SHOULD 16: the new address is kept
+            self.peer_moved = true;
+            self.candidate = None;
+        // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
+        } else if self.following != Following::Update || mutation!("followed_without_update") {
+            self.set_candidate(remote);
+        }
     }
 }
