@@ -25,6 +25,9 @@ pub(super) const MAX_REPEATS: u8 = 16;
 /// How long fragments wait for the rest of their message: longer than the peer sends it again.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Transmissions of a request after which a peer counts as silent.
+const SILENT_AFTER: u32 = 3;
+
 /// The last message ID but for a thousand, with which an IKE SA still tells the peer that it ends.
 const LAST_MESSAGE_ID: u32 = u32::MAX - 1000;
 
@@ -300,10 +303,11 @@ impl Channel {
         Some(())
     }
 
-    /// Whether the request under way was sent this often, and no ESP comes either.
-    pub(crate) fn unanswered_after(&self, transmissions: u32, now: Instant) -> bool {
+    /// Whether the peer counts as silent: the request under way was sent several times, and no ESP
+    /// comes either.
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
         let sent = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.retransmission.sent());
-        sent >= transmissions && !self.signs.esp_arrives(&self.timing, now)
+        sent >= SILENT_AFTER && !self.signs.esp_arrives(&self.timing, now)
     }
 
     /// Sends a request to the peer's address and, if there is one, to the candidate. The peer

@@ -89,7 +89,7 @@ impl InitiatorAuth {
         payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
         if config.speaks_mobike() {
             // RFC 4555 3.2: announced in IKE_AUTH.
-            payloads.extend(mobike::supported(&mobike::own_additional(cx.config, channel.path.local.ip())));
+            payloads.extend(mobike::supported(&mobike::own_additional(cx.config, config, channel.path.local.ip())));
             if !channel.path.nat_traversal {
                 // RFC 4555 3.9: NO_NATS_ALLOWED without NAT traversal.
                 payloads.push_notify(Notify::no_nats_allowed(channel.path.local, channel.path.remote));
@@ -176,8 +176,8 @@ impl InitiatorAuth {
             certificate,
             mobike: false,
         };
-        let announced = mobike::own_additional(cx.config, channel.path.local.ip());
-        let mobike = Mobike::negotiated(profile.config.speaks_mobike(), payloads, announced);
+        let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
+        let mobike = Mobike::negotiated(&profile.config, payloads, announced, channel.path.local.ip());
         let sa = IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx).with_mobike(mobike);
         AuthStep::Up { sa: Box::new(sa), child }
     }

@@ -1,5 +1,6 @@
 //! Where the messages of an IKE SA go while it is not shown that the peer receives there (RFC 4555
-//! 3.7), which more addresses are tried, and when a peer is followed to another one (RFC 7296 2.23).
+//! 3.7), which more addresses are tried, and when a peer is followed to another one (RFC 7296
+//! 2.23).
 
 use std::net::{IpAddr, SocketAddr};
 

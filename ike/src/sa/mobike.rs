@@ -3,8 +3,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnetwork::IpNetwork;
+
 use super::path::Path;
-use crate::config::EndpointConfig;
+use crate::config::{EndpointConfig, PeerConfig};
 use crate::event::IkeId;
 use crate::output::Context;
 use crate::wire::{Notify, NotifyType, Payload, Payloads};
@@ -23,6 +25,9 @@ pub(crate) struct Mobike {
     pub(super) peer_addresses: Vec<IpAddr>,
     /// The additional addresses that we announced last.
     pub(super) announced: Vec<IpAddr>,
+    /// Our address at which the list begins: it was that of the message's IP header. Told by
+    /// IKE_AUTH or an announcement; charon does not change it by UPDATE_SA_ADDRESSES.
+    pub(super) announced_from: IpAddr,
     /// How we look from the peer: its last NAT_DETECTION_DESTINATION_IP in an address update.
     pub(super) seen_as: Option<Vec<u8>>,
     /// How often in a row the peer has answered by UNEXPECTED_NAT_DETECTED.
@@ -30,13 +35,20 @@ pub(crate) struct Mobike {
 }
 
 impl Mobike {
-    /// After IKE_AUTH. `None`: not both ends speak MOBIKE. `ours`: the configuration says that we
-    /// do.
-    pub(super) fn negotiated(ours: bool, payloads: &Payloads, announced: Vec<IpAddr>) -> Option<Self> {
+    /// After IKE_AUTH, in which we announced these addresses from `local`. `None`: not both ends
+    /// speak MOBIKE.
+    pub(super) fn negotiated(
+        config: &PeerConfig,
+        payloads: &Payloads,
+        announced: Vec<IpAddr>,
+        local: IpAddr,
+    ) -> Option<Self> {
         // RFC 4555 3.2: announced in IKE_AUTH.
-        (ours && payloads.notify(NotifyType::MobikeSupported).is_some()).then(|| Self {
+        let both = config.speaks_mobike() && payloads.notify(NotifyType::MobikeSupported).is_some();
+        both.then(|| Self {
             peer_addresses: additional_of(payloads).unwrap_or_default(),
             announced,
+            announced_from: local,
             seen_as: None,
             unexpected_nats: 0,
         })
@@ -59,11 +71,13 @@ pub(super) fn additional(addresses: &[IpAddr]) -> Vec<Payload> {
     addresses.iter().copied().map(Notify::additional_address).map(Payload::Notify).collect()
 }
 
-/// Addresses of this node beside `current`, to be announced.
-pub(super) fn own_additional(config: &EndpointConfig, current: IpAddr) -> Vec<IpAddr> {
+/// Addresses of this node beside `current`, to be announced to this peer.
+pub(super) fn own_additional(config: &EndpointConfig, peer: &PeerConfig, current: IpAddr) -> Vec<IpAddr> {
+    let inner: Vec<&IpNetwork> = peer.children().flat_map(|child| &child.local).collect();
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in config.addresses.iter().map(IpAddr::to_canonical) {
-        if address != current.to_canonical() && can_be_reached(address) && !addresses.contains(&address) {
+        let outer = address != current.to_canonical() && can_be_reached(address) && !is_inner(address, &inner);
+        if outer && !addresses.contains(&address) {
             addresses.push(address);
         }
     }
@@ -81,6 +95,12 @@ pub(super) fn additional_of(payloads: &Payloads) -> Option<Vec<IpAddr>> {
     }
     let kinds = [NotifyType::AdditionalIp4Address, NotifyType::AdditionalIp6Address, NotifyType::NoAdditionalAddresses];
     payloads.notifies().any(|notify| kinds.contains(&notify.kind)).then_some(addresses)
+}
+
+/// Whether an address belongs to one of these networks, to which packets go through the tunnel.
+/// Between our own nodes the selectors are all addresses, which says nothing.
+pub(super) fn is_inner(address: IpAddr, networks: &[&IpNetwork]) -> bool {
+    networks.iter().any(|network| network.prefix() > 0 && network.contains(address))
 }
 
 /// Whether another host may be at this address. Link-local ones mean nothing without an interface.
@@ -160,9 +180,14 @@ mod tests {
         addresses.extend((1..20).map(|host| IpAddr::from([10, 0, 0, host])));
         addresses.push(ip("10.0.0.2"));
         let config = EndpointConfig { addresses, ..EndpointConfig::default() };
-        let announced = own_additional(&config, ip("10.0.0.1"));
+        let mut peer = super::super::tests::profile().config.clone();
+        let announced = own_additional(&config, &peer, ip("10.0.0.1"));
         assert_eq!(announced[..2], [ip("192.0.2.1"), ip("10.0.0.2")]);
         assert_eq!(announced.len(), MAX_ADDITIONAL);
+        // The peer reaches what a child protects through the tunnel alone.
+        peer.child.local = vec!["10.0.0.0/28".parse().unwrap(), "::/0".parse().unwrap()];
+        let announced = own_additional(&config, &peer, ip("10.0.0.1"));
+        assert_eq!(announced, [ip("192.0.2.1"), ip("10.0.0.16"), ip("10.0.0.17"), ip("10.0.0.18"), ip("10.0.0.19")]);
     }
 
     #[test]

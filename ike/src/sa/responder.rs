@@ -379,8 +379,8 @@ impl HalfOpen {
                 Err(error)
             }
         };
-        let announced = mobike::own_additional(cx.config, channel.path.local.ip());
-        let mobike = Mobike::negotiated(profile.config.speaks_mobike(), payloads, announced);
+        let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
+        let mobike = Mobike::negotiated(&profile.config, payloads, announced, channel.path.local.ip());
         if let Some(mobike) = &mobike {
             answer.extend(mobike::supported(&mobike.announced));
         }

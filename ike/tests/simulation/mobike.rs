@@ -62,6 +62,25 @@ pub fn the_responder_moves_and_the_initiator_follows_in_two_round_trips() {
 }
 
 #[test]
+fn after_a_move_the_peer_is_told_our_addresses_again_behind_what_is_urgent() {
+    // RFC 4555 3.6: the list is complete with the source of the message.
+    let told = |pair: &Pair| {
+        let story = pair.network.oracle.story();
+        story.lines().filter(|line| line.contains("node 0 to") && line.contains("N(16399)")).count()
+    };
+    let mut pair = connected(1, LinkQuality::RELIABLE, |_| {});
+    pair.network.move_node(pair.a, at("10.0.0.9"));
+    pair.network.run_for(SECOND);
+    assert_eq!(told(&pair), 0, "the owner rekeys its CHILD_SA first");
+    let b_name = pair.b_name.clone();
+    for _ in 0..2 {
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b_name, now, env));
+        pair.network.run_for(SECOND);
+        assert_eq!(told(&pair), 1, "{}", pair.network.oracle.story());
+    }
+}
+
+#[test]
 fn either_end_moves_on_a_bad_network_and_the_ike_sa_stays() {
     for seed in 0..40 {
         let quality = LinkQuality { loss_percent: 10, ..LinkQuality::REORDERING };

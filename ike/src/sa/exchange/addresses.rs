@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::established::SILENT_AFTER;
 use crate::child_sas::ChildSas;
 use crate::crypto::nat_detection_hash;
 use crate::event::DownReason;
@@ -40,7 +39,7 @@ impl IkeSa {
     /// The addresses of this node have changed, but not the one that is in use. The peer is told
     /// if it has been told otherwise.
     pub(crate) fn additional_addresses_changed(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
-        let additional = mobike::own_additional(cx.config, self.channel.path.local.ip());
+        let additional = mobike::own_additional(cx.config, &self.profile.config, self.channel.path.local.ip());
         if self.lifecycle == Lifecycle::Active && self.mobike.as_ref().is_some_and(|it| it.announced != additional) {
             self.begin(QueuedRequest::AnnounceAddresses, child_sas, cx);
         }
@@ -88,9 +87,11 @@ impl IkeSa {
         let announces = matches!(self.outstanding, Some(OutstandingRequest::AnnounceAddresses(..)));
         let may = self.lifecycle == Lifecycle::Active && (self.initiation().by_us() || announces);
         let Some(mobike) = self.mobike.as_ref().filter(|_| may) else { return };
-        if !self.channel.is_unchecked() && self.channel.unanswered_after(SILENT_AFTER, cx.now) {
+        if !self.channel.is_unchecked() && self.channel.is_silent(cx.now) {
             let port = self.channel.path.remote.port();
-            let others = mobike.peer_addresses.iter().map(|address| SocketAddr::new(*address, port)).collect();
+            let inner: Vec<_> = self.profile.config.children().flat_map(|child| &child.remote).collect();
+            let outer = mobike.peer_addresses.iter().filter(|address| !mobike::is_inner(**address, &inner));
+            let others = outer.map(|address| SocketAddr::new(*address, port)).collect();
             self.channel.send_to_alternatives(others, cx);
         }
     }
@@ -115,7 +116,7 @@ fn is_acceptable(local: SocketAddr, remote: SocketAddr) -> bool {
 /// Sends UPDATE_SA_ADDRESSES, with COOKIE2.
 pub(super) fn update(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
     let path = sa.channel.message_path();
-    let additional = mobike::own_additional(cx.config, path.local.ip());
+    let additional = mobike::own_additional(cx.config, &sa.profile.config, path.local.ip());
     let forced = sa.forced();
     let mobike = sa.mobike.as_mut()?;
     let mut payloads = Payloads::new();
@@ -192,12 +193,23 @@ fn seen_as(payloads: &Payloads) -> Option<Vec<u8>> {
     payloads.notify(NotifyType::NatDetectionDestinationIp).map(|notify| notify.data.clone())
 }
 
+/// Tells the peer our addresses again if the list that it has begins at another one. This is done
+/// after the CHILD_SAs have moved, so not right after UPDATE_SA_ADDRESSES.
+// RFC 4555 3.6: the list is complete with the source of the message.
+pub(super) fn announce_from_new_address(sa: &mut IkeSa) {
+    let local = sa.channel.message_path().local.ip();
+    if sa.lifecycle == Lifecycle::Active && sa.mobike.as_ref().is_some_and(|mobike| mobike.announced_from != local) {
+        sa.enqueue(QueuedRequest::AnnounceAddresses);
+    }
+}
+
 /// Tells the peer our addresses. The one in use is in the IP header.
 pub(super) fn announce(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
     let path = sa.channel.message_path();
-    let additional = mobike::own_additional(cx.config, path.local.ip());
+    let additional = mobike::own_additional(cx.config, &sa.profile.config, path.local.ip());
     let mobike = sa.mobike.as_mut()?;
     mobike.announced.clone_from(&additional);
+    mobike.announced_from = path.local.ip();
     let mut payloads: Payloads = mobike::additional(&additional).into_iter().collect();
     if !path.nat_traversal {
         payloads.extend(mobike::protection(&path, sa.channel.ike, false));
@@ -216,7 +228,7 @@ pub(super) fn announced(
 ) -> SaStep {
     let present = sa.channel.path.local.ip();
     // RFC 4555 3.6: another source is another request.
-    let changed = present != address || mobike::own_additional(cx.config, present) != additional;
+    let changed = present != address || mobike::own_additional(cx.config, &sa.profile.config, present) != additional;
     let retries = sa.profile.config.timing.transmissions;
     let Some(mobike) = sa.mobike.as_mut() else { return SaStep::Continue };
     let refused = payloads.notify(NotifyType::UnexpectedNatDetected).is_some();

@@ -23,8 +23,6 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payl
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
 /// Shortest wait before an IKE SA that is not over yet is looked at again.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
-/// Transmissions of a request after which a peer counts as silent.
-pub(super) const SILENT_AFTER: u32 = 3;
 
 impl IkeSa {
     /// Takes a datagram (without marker) for our SPI.
@@ -294,7 +292,7 @@ impl IkeSa {
 
     /// Reports a peer that does not answer, once until it is heard.
     fn report_silence(&mut self, cx: &mut Context<'_>) {
-        let silent = self.lifecycle == Lifecycle::Active && self.channel.unanswered_after(SILENT_AFTER, cx.now);
+        let silent = self.lifecycle == Lifecycle::Active && self.channel.is_silent(cx.now);
         if silent && !std::mem::replace(&mut self.silent, true) {
             cx.out.event(Event::PeerSilent { peer: self.profile.config.name.clone() });
         }

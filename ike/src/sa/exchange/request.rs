@@ -62,7 +62,13 @@ pub(super) fn finish(
     child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
-    match request {
+    let of_addresses = matches!(
+        request,
+        OutstandingRequest::UpdateAddresses(_)
+            | OutstandingRequest::AnnounceAddresses(..)
+            | OutstandingRequest::CheckAddress(_)
+    );
+    let step = match request {
         OutstandingRequest::Liveness => {
             addresses::liveness_checked(sa, payloads);
             SaStep::Continue
@@ -85,5 +91,9 @@ pub(super) fn finish(
             SaStep::Continue
         }
         OutstandingRequest::DeleteIke => SaStep::Closed(CloseReason::ByUs),
+    };
+    if !of_addresses && matches!(step, SaStep::Continue) {
+        addresses::announce_from_new_address(sa);
     }
+    step
 }

@@ -49,7 +49,7 @@ fn remote() -> SocketAddr {
     "192.0.2.2:500".parse().unwrap()
 }
 
-fn profile() -> Profile {
+pub(super) fn profile() -> Profile {
     let proposal = IkeProposal { ciphers: vec![SUITE.cipher], prfs: vec![SUITE.prf], groups: vec![SUITE.group] };
     Profile::new(PeerConfig {
         name: PeerName::new("peer"),

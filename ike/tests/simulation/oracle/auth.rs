@@ -196,16 +196,18 @@ impl Node {
                 .iter()
                 .any(|event| matches!(event, Event::IkeUp { ike, .. } if (ike.initiator, ike.responder) == other.spis))
         };
-        let origin = |mut of: Spis| {
-            while let Some(rekey) = self.sas.get(&of).and_then(|sa| sa.rekey.as_ref()) {
-                of = rekey.old;
-            }
-            of
-        };
         let Some(this) = self.sas.get(&spis) else { return false };
         let up = self.sas.values().filter(|other| other.up || comes_up(other));
         let mut others = up.filter(|other| other.peer_identity == this.peer_identity);
-        others.any(|other| !other.closed && origin(other.spis) != origin(spis))
+        others.any(|other| !other.closed && self.origin(other.spis) != self.origin(spis))
+    }
+
+    /// The first IKE SA of a series of rekeys.
+    pub fn origin(&self, mut of: Spis) -> Spis {
+        while let Some(rekey) = self.sas.get(&of).and_then(|sa| sa.rekey.as_ref()) {
+            of = rekey.old;
+        }
+        of
     }
 
     /// We ask to rekey an IKE SA.

@@ -152,12 +152,19 @@ impl Node {
 
     /// The response to our request came: what it shows about where the peer is.
     pub fn conclude_address_request(&mut self, spis: Spis, own: &OwnRequest, request: &Message, response: &Message) {
-        let Some(mobike) = self.sas.get_mut(&spis).and_then(|sa| sa.mobike.as_mut()) else { return };
         let cookie = request.notify(notify::COOKIE2);
         let returned = cookie.is_some() && response.notify(notify::COOKIE2) == cookie;
         // RFC 4555 3.7: sent to several addresses it shows nothing.
-        if returned && own.sent_to.len() == 1 {
-            mobike.shown.extend(&own.sent_to);
+        if !returned || own.sent_to.len() != 1 {
+            return;
+        }
+        // After a rekey by both ends the CHILD_SAs go on to the IKE SA that stays.
+        let series: Vec<Spis> =
+            self.sas.keys().copied().filter(|other| self.origin(*other) == self.origin(spis)).collect();
+        for spis in series {
+            if let Some(mobike) = self.sas.get_mut(&spis).and_then(|sa| sa.mobike.as_mut()) {
+                mobike.shown.extend(&own.sent_to);
+            }
         }
     }
 
