@@ -3,6 +3,7 @@
 
 mod children;
 mod migrate;
+mod mobike;
 mod site;
 mod transport;
 
@@ -138,6 +139,36 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "strongswan/transport-refused-responder",
         "charon asks edge-agent for a tunnel where transport mode is configured: it is refused, and the status says why",
         |lab| transport::refused(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/mobike-initiator",
+        "edge-agent initiates to charon, then edge-agent's address changes, and charon's: MOBIKE moves the tunnel",
+        |lab| mobike::both_move(lab, Initiator::Edge, mobike::IPV4),
+    ),
+    scenario(
+        "strongswan/mobike-responder",
+        "charon initiates to edge-agent, then edge-agent's address changes, and charon's: MOBIKE moves the tunnel",
+        |lab| mobike::both_move(lab, Initiator::Moon, mobike::IPV4),
+    ),
+    scenario(
+        "strongswan/mobike-ipv6-initiator",
+        "edge-agent initiates to charon, then edge-agent's address of IPv6 changes, and charon's: MOBIKE moves the tunnel",
+        |lab| mobike::both_move(lab, Initiator::Edge, mobike::IPV6),
+    ),
+    scenario(
+        "strongswan/mobike-ipv6-responder",
+        "charon initiates to edge-agent, then edge-agent's address of IPv6 changes, and charon's: MOBIKE moves the tunnel",
+        |lab| mobike::both_move(lab, Initiator::Moon, mobike::IPV6),
+    ),
+    scenario(
+        "strongswan/mobike-nat-initiator",
+        "edge-agent behind a NAT initiates to charon and gets another address: MOBIKE moves the tunnel",
+        |lab| mobike::behind_nat(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/mobike-nat-responder",
+        "charon behind a NAT initiates to edge-agent and gets another address: MOBIKE moves the tunnel",
+        |lab| mobike::behind_nat(lab, Initiator::Moon),
     ),
     scenario(
         "strongswan/groups-differ-at-rekey",
