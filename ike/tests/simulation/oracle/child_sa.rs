@@ -194,8 +194,12 @@ impl Node {
     /// Whether our exchange made this one, or one that it has replaced since, after that time, and
     /// what was to be replaced was gone by then.
     fn came_late(&self, child: &Child, after: Duration) -> bool {
-        let mut line = std::iter::successors(Some(child), |child| self.children.get(&child.replaces?));
-        line.any(|child| child.ours && child.late && child.at >= after)
+        self.line(child).any(|child| child.ours && child.late && child.at >= after)
+    }
+
+    /// This one, the one that it replaces, the one before, and so on.
+    fn line<'a>(&'a self, child: &'a Child) -> impl Iterator<Item = &'a Child> {
+        std::iter::successors(Some(child), |child| self.children.get(&child.replaces?))
     }
 
     /// Our inbound SPI of the CHILD_SA that the peer names.
@@ -282,7 +286,9 @@ impl Node {
             );
             return Ok(());
         }
-        let by_us = successors().any(|other| other.ours) || !child.was_installed;
+        // Our successor may have been rekeyed since, while the DELETE waited for the window.
+        let by_us = living().any(|other| self.line(other).any(|other| other.ours && other.replaces == Some(own)))
+            || !child.was_installed;
         let crossed = living().any(|other| self.came_late(other, child.at));
         let patient = living().any(|other| at >= other.at + PATIENCE) && at >= child.at + PATIENCE;
         require!(
