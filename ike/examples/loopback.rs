@@ -90,6 +90,7 @@ fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> 
         max_children: 1,
         initiate: remote.is_some(),
         force_encapsulation: true,
+        mobike: true,
         keep_existing: false,
         timing: Timing::default(),
     }

@@ -110,6 +110,7 @@ fn peer() -> PeerConfig {
         max_children: 1,
         initiate: true,
         force_encapsulation: false,
+        mobike: true,
         keep_existing: false,
         timing: Timing::default(),
     }

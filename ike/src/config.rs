@@ -34,6 +34,10 @@ pub struct EndpointConfig {
     /// [`crate::Endpoint::esp_received`]. Then a peer is checked soon only if nothing came back for
     /// what was sent to it. Otherwise every silence of [`Timing::liveness`] leads to a check.
     pub esp_reported: bool,
+    /// Addresses of this node at which peers may reach it ([`crate::Endpoint::set_addresses`]).
+    /// Peers that speak MOBIKE are told the first eight beside the one in use, without those that
+    /// no other host can reach (loopback, link-local, multicast).
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Default for EndpointConfig {
@@ -47,6 +51,7 @@ impl Default for EndpointConfig {
             fragment_size: 1232,
             certificate_grace: Duration::ZERO,
             esp_reported: false,
+            addresses: Vec::new(),
         }
     }
 }
@@ -129,6 +134,10 @@ pub struct PeerConfig {
     pub initiate: bool,
     /// Whether we make both ends detect a NAT, so that ESP travels in UDP.
     pub force_encapsulation: bool,
+    /// Whether we speak MOBIKE (RFC 4555) with a peer that does too: an IKE SA and its CHILD_SAs
+    /// move to other addresses of either end. Never with a child in transport mode. From the next
+    /// IKE_SA_INIT on.
+    pub mobike: bool,
     /// Whether kernel SAs of this peer are kept from before a restart. Then INITIAL_CONTACT is not
     /// sent.
     pub keep_existing: bool,
@@ -140,6 +149,12 @@ impl PeerConfig {
     /// All children that are configured: `child`, then the additional ones.
     pub fn children(&self) -> impl Iterator<Item = &ChildConfig> {
         std::iter::once(&self.child).chain(&self.additional_children)
+    }
+
+    /// Whether we announce MOBIKE. It is for tunnel mode alone (RFC 4555 1.3): selectors of
+    /// transport mode are the addresses of both ends, so nothing can move.
+    pub(crate) fn speaks_mobike(&self) -> bool {
+        self.mobike && self.children().all(|child| child.mode == Mode::Tunnel)
     }
 
     /// The child with this name.

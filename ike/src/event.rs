@@ -165,6 +165,8 @@ pub enum Event {
         local: SocketAddr,
         /// The peer's address now.
         remote: SocketAddr,
+        /// Whether ESP travels in UDP now. This may change too.
+        encapsulated: bool,
     },
     /// The peer has not answered three transmissions of a request, and no ESP of it comes. Its IKE
     /// SA stays until all transmissions are used up, but another peer may take its packets.
@@ -207,6 +209,8 @@ pub struct IkeDetails {
     pub nat_local: bool,
     /// Whether a NAT before the peer was detected.
     pub nat_remote: bool,
+    /// Whether both ends speak MOBIKE (RFC 4555), so that the IKE SA follows changes of addresses.
+    pub mobike: bool,
     /// The peer's certificate, if it authenticated with one.
     pub certificate: Option<PeerCertificate>,
 }

@@ -60,6 +60,7 @@
 //!     max_children: 1,
 //!     initiate: true,
 //!     force_encapsulation: true,
+//!     mobike: true,
 //!     keep_existing: false,
 //!     timing: Timing::default(),
 //! };

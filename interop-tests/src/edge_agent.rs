@@ -311,6 +311,17 @@ impl<'a> Agent<'a> {
         Ok(sas.iter().map(|sa| (text(sa, "initiator_spi"), text(sa, "responder_spi"))).collect())
     }
 
+    /// Whether both ends of every IKE SA with a peer speak MOBIKE, as the status shows it.
+    ///
+    /// # Errors
+    /// If the agent does not answer, or there is no IKE SA.
+    pub fn mobike(&self, peer: &str) -> Result<bool> {
+        let status = self.status()?;
+        let sas = report(&status, peer)?.get("ike_sas").and_then(Value::as_array).cloned().unwrap_or_default();
+        ensure!(!sas.is_empty(), "there is no IKE SA with {peer}");
+        Ok(sas.iter().all(|sa| sa.get("mobike").and_then(Value::as_bool) == Some(true)))
+    }
+
     /// `edge-agent install-cni`: installs the plugin and its list of network configurations.
     ///
     /// # Errors

@@ -81,6 +81,9 @@ pub struct PeerSection {
     /// Whether ESP travels in UDP even without a NAT.
     #[serde(default = "auto")]
     pub encap: Encap,
+    /// Whether MOBIKE (RFC 4555) is spoken with a peer that does too.
+    #[serde(default = "yes")]
+    pub mobike: bool,
 }
 
 /// Where a peer is, with an optional port.
@@ -163,6 +166,10 @@ fn is_host_name(text: &str) -> bool {
 
 fn auto() -> Encap {
     Encap::Auto
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn identity_text<'de, D: Deserializer<'de>>(from: D) -> Result<Identity, D::Error> {
@@ -282,6 +289,7 @@ impl PeerSection {
             max_children: MAX_CHILD_SAS,
             initiate: self.start == Start::Initiate,
             force_encapsulation: self.encap == Encap::Force,
+            mobike: self.mobike,
             keep_existing: false,
             timing: config.timing.resolve(),
         })

@@ -383,6 +383,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         max_children: 1,
         initiate: true,
         force_encapsulation: config.encap == Encap::Force,
+        mobike: true,
         keep_existing: false,
         timing: timing(config, peer.role),
     }

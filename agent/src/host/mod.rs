@@ -47,6 +47,10 @@ use crate::underlay;
 pub struct HostState {
     /// Addresses of this machine's interfaces, without link-local ones.
     pub local_addresses: Vec<IpAddr>,
+    /// Those at which peers may reach this machine, likeliest first; peers that speak MOBIKE are
+    /// told.
+    #[serde(default)]
+    pub uplink_addresses: Vec<IpAddr>,
     /// The first address of each family on the bridge: the source of the node's own traffic to
     /// remote pods.
     pub bridge_addresses: Vec<IpAddr>,

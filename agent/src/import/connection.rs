@@ -26,6 +26,7 @@ pub(super) struct Peer {
     pub(super) ike_proposals: Vec<String>,
     pub(super) start: &'static str,
     pub(super) force_encapsulation: bool,
+    pub(super) mobike: bool,
 }
 
 /// How the two ends authenticate.
@@ -108,6 +109,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
         ike_proposals: proposals(connection, "proposals", |text| proposal::ike(text).map(drop), report),
         start,
         force_encapsulation,
+        mobike: connection.get("mobike").map(normal) != Some("no"),
     })
 }
 

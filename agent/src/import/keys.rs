@@ -35,7 +35,7 @@ pub(super) const CONNECTION: &[Row] = &[
     ("send_certreq", &[], NoEffect),
     ("ocsp", &[], NoEffect),
     ("dscp", &["000000"], Note("IKE packets are sent with DSCP 0")),
-    ("mobike", &["no"], Note("MOBIKE is not spoken; a new IKE SA follows a change of address")),
+    ("mobike", &[], Carried),
     ("dpd_delay", &["0"], Note("[timing] liveness and idle_liveness hold for all peers")),
     ("fragmentation", &["yes", "accept"], Note("messages are fragmented if the peer supports it (RFC 7383)")),
     ("keyingtries", &["0"], Note("the agent tries for ever")),

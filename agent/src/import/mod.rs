@@ -111,6 +111,8 @@ struct PeerTable<'a> {
     start: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     encap: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mobike: Option<bool>,
     #[serde(rename = "child", skip_serializing_if = "Vec::is_empty")]
     children: Vec<ChildTable<'a>>,
 }
@@ -217,6 +219,7 @@ impl Import {
             esp_proposals: only.map(|child| child.esp_proposals.as_slice()).unwrap_or_default(),
             start: peer.start,
             encap: peer.force_encapsulation.then_some("force"),
+            mobike: (!peer.mobike).then_some(false),
             children: children
                 .iter()
                 .zip(&names)

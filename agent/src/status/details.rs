@@ -93,9 +93,10 @@ fn ike_sa(text: &mut String, sa: &IkeStatus) {
         (false, true) => "NAT at the peer's end",
         (true, true) => "NAT at both ends",
     };
+    let mobike = if sa.mobike { "MOBIKE" } else { "no MOBIKE" };
     let _ = writeln!(
         text,
-        "  IKE SA     {} {}, {} - {}, {began}, {nat}",
+        "  IKE SA     {} {}, {} - {}, {began}, {nat}, {mobike}",
         sa.initiator_spi, sa.responder_spi, sa.local, sa.remote
     );
     let _ = writeln!(text, "             {}, the peer proved itself by {}", sa.proposal, sa.authentication);
@@ -169,6 +170,7 @@ mod tests {
             authentication: "psk".into(),
             nat_local: true,
             nat_remote: false,
+            mobike: true,
             since: "2026-01-01T00:00:00Z".into(),
             heard_seconds_ago: 3,
             renewed_in_seconds: 600,
@@ -244,7 +246,7 @@ mod tests {
             render_peers(&status),
             "hub, from the view: up\n\
              \x20 addresses  203.0.113.10:4500\n\
-             \x20 IKE SA     0011223344556677 8899aabbccddeeff, 192.0.2.1:4500 - 203.0.113.10:4500, we began, NAT at our end\n\
+             \x20 IKE SA     0011223344556677 8899aabbccddeeff, 192.0.2.1:4500 - 203.0.113.10:4500, we began, NAT at our end, MOBIKE\n\
              \x20            aes256gcm16-prfsha256-x25519, the peer proved itself by psk\n\
              \x20            since 2026-01-01T00:00:00Z, heard 3 s ago, renewed in 600 s\n\
              \x20 CHILD_SA   0xc0000001 in, 0xc0000002 out, in-use, aes256gcm16, ESN, in UDP, since 2026-01-01T00:00:00Z\n\

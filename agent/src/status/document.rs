@@ -122,6 +122,9 @@ pub struct IkeStatus {
     pub nat_local: bool,
     /// Whether the peer is behind a NAT.
     pub nat_remote: bool,
+    /// Whether both ends speak MOBIKE (RFC 4555): the tunnel follows changes of addresses.
+    #[serde(default)]
+    pub mobike: bool,
     /// When it was established, RFC 3339.
     pub since: String,
     /// Seconds since the last authentic message.

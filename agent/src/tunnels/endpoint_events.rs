@@ -79,10 +79,12 @@ impl Driver {
                 }
                 self.forget_unwanted(&peer);
             }
-            Event::PeerMoved { peer, children, local, remote } => {
-                tracing::info!(%local, %remote, "peer moved");
+            Event::PeerMoved { peer, children, local, remote, encapsulated } => {
+                tracing::info!(%local, %remote, encapsulated, "peer moved");
                 for id in children {
-                    self.move_child(&peer, id, local, remote);
+                    let Some(old) = self.sas.child(id) else { continue };
+                    let moved = Arc::new(ChildSa { local, remote, encapsulated, ..(**old).clone() });
+                    self.move_child(&peer, id, &moved);
                 }
             }
             Event::PeerSilent { peer } => {
@@ -177,13 +179,11 @@ impl Driver {
         }
     }
 
-    fn move_child(&mut self, peer: &PeerName, id: ChildId, local: std::net::SocketAddr, remote: std::net::SocketAddr) {
-        let Some(old) = self.sas.child(id) else { return };
-        let moved = Arc::new(ChildSa { local, remote, ..(**old).clone() });
-        match self.sas.update_ports(&mut self.environment.xfrm, id, &moved) {
+    fn move_child(&mut self, peer: &PeerName, id: ChildId, moved: &Arc<ChildSa>) {
+        match self.sas.update_ports(&mut self.environment.xfrm, id, moved) {
             Ok(true) => {}
-            // The sequence number of an SA cannot be carried over to another address. A rekey takes
-            // one exchange.
+            // The sequence number of an SA cannot be carried over to another address, nor can UDP
+            // be added or taken away. A rekey takes one exchange.
             Ok(false) => self.to_rekey.push(peer.clone()),
             Err(error) => {
                 self.environment.incidents.error(format!("peer {peer}: {error}"));

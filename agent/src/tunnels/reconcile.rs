@@ -216,11 +216,13 @@ impl Driver {
         self.changed_peers.insert(peer);
     }
 
-    /// This node's addresses changed: moves tunnels whose address is gone, and tries peers again
-    /// that could not be reached.
+    /// This node's addresses changed: tells peers that speak MOBIKE, moves tunnels whose address is
+    /// gone, and tries peers again that could not be reached.
     pub(super) fn host_changed(&mut self) {
-        self.move_tunnels();
         let now = self.now();
+        let addresses = self.host.borrow().uplink_addresses.clone();
+        self.endpoint.set_addresses(addresses, now, &mut self.environment);
+        self.move_tunnels();
         self.endpoint.retry_unreached(now, &mut self.environment);
     }
 

@@ -360,11 +360,11 @@ impl SaTable {
     /// new SAs.
     pub(super) fn update_ports(&mut self, xfrm: &mut Xfrm, id: ChildId, sa: &Arc<ChildSa>) -> Result<bool> {
         let Some(child) = self.children.get_mut(&id) else { return Ok(true) };
+        let mut same = child.sa.encapsulated == sa.encapsulated;
         child.sa = sa.clone();
-        let mut same = true;
         let inbound = inbound(sa, child.reqids.inbound)?;
         if let Some(installed) = &mut child.inbound {
-            if (installed.id, installed.source) == (inbound.id(), inbound.source) {
+            if same && (installed.id, installed.source) == (inbound.id(), inbound.source) {
                 xfrm.update_sa(&inbound)?;
                 *installed = InstalledSa::of(&inbound);
             } else {
@@ -373,7 +373,7 @@ impl SaTable {
         }
         let outbound = outbound(sa, child.reqids.outbound)?;
         if let Some(installed) = &mut child.outbound {
-            if (installed.id, installed.source) == (outbound.id(), outbound.source) {
+            if same && (installed.id, installed.source) == (outbound.id(), outbound.source) {
                 xfrm.update_sa(&outbound)?;
                 *installed = InstalledSa::of(&outbound);
             } else {

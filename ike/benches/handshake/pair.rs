@@ -73,6 +73,7 @@ fn peer(us: usize, auth: Auth) -> PeerConfig {
         max_children: 1,
         initiate: false,
         force_encapsulation: false,
+        mobike: true,
         keep_existing: false,
         timing: Timing::default(),
     }

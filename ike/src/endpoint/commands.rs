@@ -213,9 +213,32 @@ impl Endpoint {
         self.schedule(owner);
     }
 
-    /// Our address `old` is gone, and `new` takes its place. A peer that detected a NAT before us
-    /// asks for us where our next authentic message comes from, and moves the SAs when we answer.
-    /// For other peers a new IKE SA replaces the old one at once. Nothing waits for a timeout.
+    /// These are the addresses of this node now ([`crate::EndpointConfig::addresses`]). Peers that
+    /// speak MOBIKE are told (RFC 4555 3.6). A peer whose tunnel uses none of them is told by
+    /// [`Self::local_address_changed`], so call that after this.
+    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>, now: Instant, env: &mut dyn Environment) {
+        if self.config.addresses == addresses {
+            return;
+        }
+        self.config.addresses = addresses;
+        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+            let _span = peer_span(&name).entered();
+            let Some(peer) = self.peers.get_mut(&name) else { continue };
+            for spi in peer.sas.clone() {
+                if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi)
+                    && self.config.addresses.contains(&sa.addresses().0.ip())
+                {
+                    sa.additional_addresses_changed(&mut peer.child_sas, &mut context!(self, now, env));
+                }
+            }
+            peer.sas.clone().into_iter().for_each(|spi| self.schedule(spi));
+        }
+    }
+
+    /// Our address `old` is gone, and `new` takes its place. A peer that speaks MOBIKE is told. One
+    /// that detected a NAT before us asks for us where our next authentic message comes from, and
+    /// moves the SAs when we answer. For other peers a new IKE SA replaces the old one at once.
+    /// Nothing waits for a timeout.
     pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get(&name) else {

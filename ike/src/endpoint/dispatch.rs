@@ -246,7 +246,7 @@ impl Endpoint {
                     if self.init_request_guard.returns_cookie(&message, remote, &mut cx) {
                         half_open.adopt_cookie(&message, datagram);
                     }
-                    half_open.repeat(datagram, &mut cx);
+                    half_open.repeat(datagram, local, &mut cx);
                 }
                 return;
             }

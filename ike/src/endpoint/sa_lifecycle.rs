@@ -142,6 +142,7 @@ impl Endpoint {
                 && sa.end_collision(gone.ike())
             {
                 gone.hand_over_requests(sa, &mut context!(self, now, env));
+                sa.take_addresses_of(gone);
                 peer.child_sas.move_to(gone.spi(), other, now + peer.config().timing.retry);
             }
         }

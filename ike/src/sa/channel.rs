@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::last_response::{LastResponse, fingerprint};
+use super::message_path::Following;
 use super::path::Path;
 use super::retransmission_timer::RetransmissionTimer;
 use super::signs_of_life::SignsOfLife;
@@ -20,6 +21,9 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
 const MARKER_LEN: usize = 4;
 /// How long fragments wait for the rest of their message: longer than the peer sends it again.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Transmissions of a request after which a peer counts as silent.
+const SILENT_AFTER: u32 = 3;
 
 /// The last message ID but for a thousand, with which an IKE SA still tells the peer that it ends.
 const LAST_MESSAGE_ID: u32 = u32::MAX - 1000;
@@ -57,30 +61,44 @@ pub(crate) struct Channel {
     fragments: bool,
     next_request: u32,
     //= RFC 7296 2.1 MUST 3: the request is kept
-    in_flight: Option<InFlight>,
+    pub(super) in_flight: Option<InFlight>,
     next_expected: u32,
     //= RFC 7296 2.3 MUST 7: a copy of the response
     last_response: Option<LastResponse>,
     partial_request: PartialMessage,
     partial_response: PartialMessage,
-    response_path: (SocketAddr, SocketAddr),
+    pub(super) response_path: (SocketAddr, SocketAddr),
+    /// How a peer is followed whose messages come from elsewhere.
+    pub(super) following: Following,
+    /// The path of messages, while it is not shown that the peer receives there. What is not of IKE
+    /// stays on `path` until then.
+    pub(super) unchecked: Option<Path>,
+    /// More addresses to which the request under way goes, because the peer does not answer.
+    pub(super) alternatives: Vec<SocketAddr>,
+    /// The addresses between which the request that was answered last went, if there is one pair
+    /// only.
+    pub(super) answered_between: Option<(SocketAddr, SocketAddr)>,
+    /// The peer has answered at this address, to which the request went too.
+    pub(super) answered_elsewhere: Option<SocketAddr>,
     /// Where the peer's newest message came from, if that is not the address that we send to. A
     /// stranger can copy a message and forge its source, so we follow only when the peer has
     /// answered there.
-    candidate: Option<SocketAddr>,
+    pub(super) candidate: Option<SocketAddr>,
     /// Whether nothing has been sent to the candidate yet.
-    candidate_is_new: bool,
-    peer_moved: bool,
+    pub(super) candidate_is_new: bool,
+    pub(super) peer_moved: bool,
 }
 
 #[derive(Debug)]
 //= RFC 7296 2.3 MUST 6: a copy of the request
-struct InFlight {
+pub(super) struct InFlight {
     id: u32,
-    packets: Vec<Vec<u8>>,
+    pub(super) packets: Vec<Vec<u8>>,
     retransmission: RetransmissionTimer,
     /// The candidate to which it was sent too.
-    sent_to: Option<SocketAddr>,
+    pub(super) sent_to: Option<SocketAddr>,
+    /// The addresses between which it was sent. `None`: between several pairs.
+    pub(super) between: Option<(SocketAddr, SocketAddr)>,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +137,11 @@ impl Channel {
             partial_request: PartialMessage::default(),
             partial_response: PartialMessage::default(),
             response_path: (path.local, path.remote),
+            following: Following::Answer,
+            unchecked: None,
+            alternatives: Vec::new(),
+            answered_between: None,
+            answered_elsewhere: None,
             candidate: None,
             candidate_is_new: false,
             peer_moved: false,
@@ -190,7 +213,9 @@ impl Channel {
         self.next_request = self.next_request.saturating_add(1);
         self.partial_response = PartialMessage::default();
         let retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
-        self.transmit_request(InFlight { id, packets, retransmission, sent_to: None }, cx);
+        self.alternatives.clear();
+        let between = Some(self.message_addresses());
+        self.transmit_request(InFlight { id, packets, retransmission, sent_to: None, between }, cx);
     }
 
     /// Answers the request of [`Incoming::Request`].
@@ -233,10 +258,17 @@ impl Channel {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
         };
-        let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now) && !mutation!("esp_is_no_sign_of_life");
+        // ESP comes on the path that is in use, so it says nothing about another one.
+        let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now)
+            && self.unchecked.is_none()
+            && !mutation!("esp_is_no_sign_of_life");
         //= RFC 7296 2.1 MUST 6: retransmit
         let limit = self.signs.transmissions(&self.timing);
-        in_flight.retransmission.advance(&self.timing, limit, esp_arrives, cx.now)?;
+        if in_flight.retransmission.advance(&self.timing, limit, esp_arrives, cx.now).is_none() {
+            // Nobody answers at the address that is being checked. A stranger may have forged it.
+            self.unchecked.take()?;
+            in_flight.retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
+        }
         if mutation!("request_changes") {
             in_flight.packets.iter_mut().filter_map(|packet| packet.last_mut()).for_each(|octet| *octet ^= 1);
         }
@@ -244,56 +276,31 @@ impl Channel {
         Some(())
     }
 
-    /// Whether the request under way was sent this often, and no ESP comes either.
-    pub(crate) fn unanswered_after(&self, transmissions: u32, now: Instant) -> bool {
+    /// Whether the peer counts as silent: the request under way was sent several times, and no ESP
+    /// comes either.
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
         let sent = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.retransmission.sent());
-        sent >= transmissions && !self.signs.esp_arrives(&self.timing, now)
+        sent >= SILENT_AFTER && !self.signs.esp_arrives(&self.timing, now)
     }
 
     /// Sends a request to the peer's address and, if there is one, to the candidate. The peer
     /// answers where it is.
     fn transmit_request(&mut self, mut in_flight: InFlight, cx: &mut Context<'_>) {
-        let Path { local, remote, .. } = self.path;
+        let (local, remote) = self.message_addresses();
         //= RFC 7296 2.1 MUST 8: the same octets again
         self.transmit(&in_flight.packets, local, remote, cx);
+        in_flight.between = in_flight.between.filter(|between| *between == (local, remote));
+        for alternative in self.alternatives.clone() {
+            in_flight.between = None;
+            self.transmit(&in_flight.packets, local, alternative, cx);
+        }
         if let Some(candidate) = self.candidate {
             self.transmit(&in_flight.packets, local, candidate, cx);
             self.candidate_is_new = false;
             in_flight.sent_to = Some(candidate);
+            in_flight.between = None;
         }
         self.in_flight = Some(in_flight);
-    }
-
-    /// Authentic ESP of the peer came from this address. It becomes a candidate, if the peer may
-    /// have moved there.
-    pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
-        let same_family = remote.is_ipv4() == self.path.remote.is_ipv4();
-        if self.path.nat_remote && same_family && remote != self.path.remote {
-            self.set_candidate(remote);
-        }
-    }
-
-    fn set_candidate(&mut self, remote: SocketAddr) {
-        if self.candidate != Some(remote) {
-            self.candidate = Some(remote);
-            self.candidate_is_new = true;
-        }
-    }
-
-    /// Sends the request under way to a candidate to which nothing was sent yet. True: there is
-    /// such a candidate, and no request to send.
-    pub(crate) fn probe_candidate(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(candidate) = self.candidate.filter(|_| self.candidate_is_new) else {
-            return false;
-        };
-        let Some(mut in_flight) = self.in_flight.take() else {
-            return true;
-        };
-        self.transmit(&in_flight.packets, self.path.local, candidate, cx);
-        self.candidate_is_new = false;
-        in_flight.sent_to = Some(candidate);
-        self.in_flight = Some(in_flight);
-        false
     }
 
     /// As responder of IKE_AUTH: the peer is at the address from which the authentic request came.
@@ -397,8 +404,14 @@ impl Channel {
         let idle = cx.config.esp_reported.then(|| cx.jittered(self.timing.idle_liveness));
         self.signs.ike_received(cx.now, idle);
         //= RFC 7296 2.23 SHOULD NOT 17: followed when the peer has answered there
-        let confirmed =
-            header.response && self.in_flight.take().is_some_and(|in_flight| in_flight.sent_to == Some(remote));
+        let answered = if header.response { self.in_flight.take() } else { None };
+        let confirmed = answered.as_ref().is_some_and(|in_flight| in_flight.sent_to == Some(remote));
+        if let Some(answered) = answered {
+            self.answered_between = answered.between;
+            let alternatives = std::mem::take(&mut self.alternatives);
+            let decides = self.following != Following::Update;
+            self.answered_elsewhere = Some(remote).filter(|remote| decides && alternatives.contains(remote));
+        }
         self.update_path(local, remote, confirmed);
         if let (Some(capture), Ok(payloads)) = (&mut cx.out.capture, &payloads) {
             capture.encrypted(false, (local, remote), header, payloads);
@@ -408,32 +421,6 @@ impl Channel {
         } else {
             //= RFC 7296 2.3 MUST 3: requests are taken while ours waits
             Incoming::Request(header.exchange, payloads)
-        }
-    }
-
-    /// Learns from a new authentic message where a peer behind a NAT is (RFC 7296 2.23), and our
-    /// own address where the kernel chose it. Only an answer to what we sent to the new address
-    /// (`confirmed`) moves the SAs: then it is no danger either that we may be behind a NAT
-    /// ourselves, which is why 2.23 tells such hosts not to follow.
-    fn update_path(&mut self, local: SocketAddr, remote: SocketAddr, confirmed: bool) {
-        //= RFC 7296 2.11 MUST 3: the response comes from there
-        self.response_path = (local, remote);
-        if self.path.local.ip().is_unspecified() {
-            self.path.local.set_ip(local.ip());
-        }
-        if !self.path.nat_remote && !mutation!("followed_without_nat") {
-            return;
-        }
-        if self.path.remote == remote {
-            self.candidate = None;
-        } else if confirmed || mutation!("followed_without_nat") {
-            //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed
-            self.path.remote = remote;
-            //= RFC 7296 2.23 SHOULD 16: the new address is kept
-            self.peer_moved = true;
-            self.candidate = None;
-        } else {
-            self.set_candidate(remote);
         }
     }
 
@@ -460,7 +447,13 @@ impl Channel {
         })
     }
 
-    fn transmit(&mut self, packets: &[Vec<u8>], local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
+    pub(super) fn transmit(
+        &mut self,
+        packets: &[Vec<u8>],
+        local: SocketAddr,
+        remote: SocketAddr,
+        cx: &mut Context<'_>,
+    ) {
         self.last_sent = cx.now;
         for packet in packets {
             cx.out.message(local, remote, cx.config.nat_port, packet);

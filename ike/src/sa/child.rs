@@ -8,9 +8,10 @@ use super::profile::Profile;
 use crate::config::{Mode, NextLayer};
 use crate::crypto::ChildKeys;
 use crate::event::{ChildId, ChildSa};
-use crate::negotiate::{EspSuite, Narrowed};
+use crate::negotiate::{self, Agreed, EspSuite, Narrowed};
 use crate::output::Context;
 use crate::purpose::Purpose;
+use crate::wire::Payload;
 
 /// An inbound SPI that the kernel has reserved. It goes into a [`ChildSa`] or must be released.
 #[derive(Debug, PartialEq, Eq)]
@@ -76,4 +77,26 @@ impl NegotiatedChild {
             initiator,
         }
     }
+}
+
+/// As responder: the CHILD_SA that was agreed upon, and its payloads for the response. `exchanged`
+/// are those of CREATE_CHILD_SA between SA and TSi: the nonce and, with forward secrecy, KE.
+pub(crate) fn grant(
+    agreed: Agreed<'_>,
+    purpose: Purpose,
+    keys: ChildKeys,
+    inbound: ReservedSpi,
+    exchanged: impl IntoIterator<Item = Payload>,
+    channel: &Channel,
+) -> (ChildSa, Vec<Payload>) {
+    let Agreed { child, chosen, selectors } = agreed;
+    let mode = negotiate::mode_payload(child.mode).filter(|_| !mutation!("transport_mode_granted_silently"));
+    let mut answer: Vec<Payload> = mode.into_iter().collect();
+    answer.push(Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]));
+    answer.extend(exchanged);
+    answer.push(Payload::TrafficSelectorsInitiator(selectors.remote.clone()));
+    answer.push(Payload::TrafficSelectorsResponder(selectors.local.clone()));
+    let (next_layer, mode, outbound_spi) = (child.next_layer, child.mode, chosen.child_spi());
+    let negotiated = NegotiatedChild { purpose, next_layer, mode, outbound_spi, suite: chosen.suite, selectors, keys };
+    (negotiated.into_sa(inbound, false, channel), answer)
 }

@@ -1,5 +1,6 @@
 //! Errors as the operator reads them: which exchange, what was expected, what came, what to do.
 
+use super::path::Path;
 use crate::auth::AuthError;
 use crate::config::{ChildConfig, EspProposal, IkeProposal, NextLayer, PeerConfig};
 use crate::event::{PeerError, PeerErrorKind};
@@ -127,6 +128,36 @@ pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerErro
         error => format!("the peer's message is malformed: {error}"),
     };
     PeerError::new(exchange, PeerErrorKind::Protocol, detail)
+}
+
+/// The peer refuses our address update (RFC 4555 3.5, 3.9).
+pub(crate) fn update_refused(notify: NotifyType, path: &Path) -> PeerError {
+    let (local, remote) = (path.local, path.remote);
+    let detail = match notify {
+        NotifyType::UnacceptableAddresses => format!(
+            "the peer accepts no tunnel between {local} and {remote}; allow these addresses at the peer, or set mobike = false for it on both sides"
+        ),
+        NotifyType::UnexpectedNatDetected => format!(
+            "there is a NAT between {local} and {remote}, and the peer does not support NAT traversal; enable it at the peer"
+        ),
+        other => format!("the peer answered {other} to our new addresses ({local} to {remote}); its log says why"),
+    };
+    PeerError::new(INFORMATIONAL, PeerErrorKind::Notified, detail)
+}
+
+/// The peer forbids NATs, and its request came through one (RFC 4555 3.9).
+pub(crate) fn unexpected_nat(path: &Path) -> PeerError {
+    let detail = format!(
+        "the peer forbids NATs (NO_NATS_ALLOWED), but its request came from {} to {} with other addresses inside; enable NAT traversal at the peer",
+        path.remote, path.local
+    );
+    PeerError::new(INFORMATIONAL, PeerErrorKind::Protocol, detail)
+}
+
+/// COOKIE2 came back changed, or not at all (RFC 4555 3.7).
+pub(crate) fn wrong_cookie2() -> PeerError {
+    let detail = "the peer did not return our COOKIE2 as it is, so it may not receive at the address that it claims; if its MOBIKE is broken, set mobike = false";
+    PeerError::new(INFORMATIONAL, PeerErrorKind::Protocol, detail.to_owned())
 }
 
 /// The kernel reserved no SPI.

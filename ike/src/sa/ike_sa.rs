@@ -9,7 +9,9 @@ use super::channel::Channel;
 use super::initiation::Initiation;
 use super::last_response::LastResponse;
 use super::lifetime::Lifetime;
+use super::message_path::Following;
 use super::missing_children::MissingChildren;
+use super::mobike::Mobike;
 use super::own_requests::{OutstandingRequest, QueuedRequest};
 use super::profile::Profile;
 use crate::child_sas::ChildSas;
@@ -103,6 +105,8 @@ pub(crate) struct IkeSa {
     /// error.
     outcome: Option<Option<PeerError>>,
     pub(super) timers: Timers,
+    /// `None`: not both ends speak MOBIKE.
+    pub(super) mobike: Option<Mobike>,
 }
 
 impl IkeSa {
@@ -138,9 +142,22 @@ impl IkeSa {
             missing: MissingChildren::default(),
             outcome: None,
             timers,
+            mobike: None,
         };
         sa.set_timers(cx.now);
         sa
+    }
+
+    /// Both ends may speak MOBIKE from now on.
+    pub(super) fn with_mobike(mut self, mobike: Option<Mobike>) -> Self {
+        self.details.mobike = mobike.is_some();
+        self.channel.following = match &mobike {
+            None => Following::Answer,
+            Some(_) if self.initiation.by_us() => Following::OwnUpdate,
+            Some(_) => Following::Update,
+        };
+        self.mobike = mobike;
+        self
     }
 
     /// SPIs of both ends.
@@ -198,13 +215,25 @@ impl IkeSa {
         //= RFC 7296 2.18 MUST 4: message IDs begin at 0 again
         let channel = Channel::new(keys, ike, role, path, self.channel.fragments(), timing, cx.now);
         let details = IkeDetails { proposal: channel.keys.suite.to_string(), ..self.details.clone() };
-        let mut new = Self::new(channel, Arc::clone(&self.profile), details, self.initiation, cx);
+        let new = Self::new(channel, Arc::clone(&self.profile), details, self.initiation, cx);
+        // What the peer said about our address is a hash with the SPIs of this one.
+        let mut new = new.with_mobike(self.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike }));
+        new.channel.unchecked = self.channel.unchecked;
         if !mutation!("authentication_prolonged_by_rekey") {
             new.lifetime = self.lifetime.rekeyed(&self.profile, cx.now);
             new.timers.set(Timer::Reauthenticate, self.reauthenticate_at().max(cx.now));
             new.timers.set(Timer::Expire, new.lifetime.check_at(cx));
         }
         Box::new(new)
+    }
+
+    /// The CHILD_SAs of another IKE SA come to this one, and with them their addresses.
+    pub(crate) fn take_addresses_of(&mut self, other: &Self) {
+        if self.mobike.is_some() && other.mobike.is_some() {
+            self.mobike = other.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike });
+            self.channel.path = other.channel.path;
+            self.channel.unchecked = other.channel.unchecked;
+        }
     }
 
     /// What was negotiated, for people.
@@ -377,6 +406,12 @@ impl IkeSa {
         for request in std::mem::take(&mut self.queue) {
             request.release(&self.profile, cx);
         }
+    }
+
+    /// Queues a request before all others.
+    pub(super) fn enqueue_first(&mut self, request: QueuedRequest) {
+        self.queue.retain(|queued| *queued != request);
+        self.queue.push_front(request);
     }
 
     pub(super) fn enqueue(&mut self, request: QueuedRequest) {

@@ -9,6 +9,7 @@ use super::failure::{self, IKE_AUTH};
 use super::ike_sa::IkeSa;
 use super::init_transcript::InitTranscript;
 use super::initiation::Initiation;
+use super::mobike::{self, Mobike};
 use super::profile::Profile;
 use crate::auth::Presented;
 use crate::event::{ChildSa, IkeDetails, PeerCertificate, PeerError, PeerErrorKind};
@@ -86,6 +87,14 @@ impl InitiatorAuth {
         let asked = Traffic::from(&config.child);
         payloads.push(Payload::TrafficSelectorsInitiator(asked.local_selectors()));
         payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
+        if config.speaks_mobike() {
+            // RFC 4555 3.2: announced in IKE_AUTH.
+            payloads.extend(mobike::supported(&mobike::own_additional(cx.config, config, channel.path.local.ip())));
+            if !channel.path.nat_traversal {
+                // RFC 4555 3.9: NO_NATS_ALLOWED without NAT traversal.
+                payloads.push_notify(Notify::no_nats_allowed(channel.path.local, channel.path.remote));
+            }
+        }
         channel.request(ExchangeType::IkeAuth, &payloads, cx);
         Ok(Self { profile, begun, channel, transcript, inbound })
     }
@@ -165,8 +174,12 @@ impl InitiatorAuth {
             nat_local: channel.path.nat_local,
             nat_remote: channel.path.nat_remote,
             certificate,
+            mobike: false,
         };
-        AuthStep::Up { sa: Box::new(IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx)), child }
+        let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
+        let mobike = Mobike::negotiated(&profile.config, payloads, announced, channel.path.local.ip());
+        let sa = IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx).with_mobike(mobike);
+        AuthStep::Up { sa: Box::new(sa), child }
     }
 
     /// How the peer authenticated, and its certificate. The error says whether the peer is

@@ -307,9 +307,9 @@ impl InitiatorInit {
         if self.path.local.ip().is_unspecified() {
             self.path.local.set_ip(local.ip());
         }
-        self.path.detect(ike, payloads, self.forced);
+        self.path.nat_traversal = self.path.detect(ike, payloads, self.forced);
         //= RFC 7296 2.23 MUST 12: the initiator moves to port 4500
-        self.path.float(cx.config);
+        self.path.float(cx.config, self.profile.config.speaks_mobike());
         let (Ok(proposals), Ok(key_exchange), Ok(nonce)) =
             (payloads.proposals(), payloads.key_exchange(), payloads.nonce())
         else {

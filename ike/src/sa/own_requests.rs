@@ -1,6 +1,9 @@
 //! The requests of an established IKE SA: those in the queue, and the one under way.
 
+use std::net::IpAddr;
+
 use super::child::ReservedSpi;
+use super::mobike::Cookie2;
 use super::profile::Profile;
 use super::rekey_collision::RekeyCollision;
 use crate::crypto::InitiatorKeyExchange;
@@ -24,6 +27,12 @@ pub(crate) enum QueuedRequest {
     DeleteUnused(UnusedChild),
     /// Delete a CHILD_SA that we have removed already, because its lifetime is over.
     DeleteRemoved(ChildId),
+    /// Move to the present addresses (RFC 4555 3.5). Only the original initiator asks for it.
+    UpdateAddresses,
+    /// Tell the peer our present addresses (RFC 4555 3.6).
+    AnnounceAddresses,
+    /// Check whether the peer receives at the address of its UPDATE_SA_ADDRESSES (RFC 4555 3.7).
+    CheckAddress,
     /// Replace the IKE SA by CREATE_CHILD_SA (RFC 7296 1.3.2).
     RekeyIke,
     /// Delete the IKE SA.
@@ -34,6 +43,10 @@ pub(crate) enum QueuedRequest {
 #[derive(Debug)]
 pub(super) enum OutstandingRequest {
     Liveness,
+    UpdateAddresses(Cookie2),
+    /// With the addresses that were announced: ours, and the additional ones.
+    AnnounceAddresses(IpAddr, Vec<IpAddr>),
+    CheckAddress(Cookie2),
     CreateChild(Box<CreateChildRequest>),
     RekeyIke(Box<RekeyIkeRequest>),
     DeleteChild(ChildId),
@@ -122,6 +135,9 @@ impl OutstandingRequest {
             Self::CreateChild(request) => request.inbound.release(profile, cx),
             Self::DeleteUnused(unused) => unused.inbound.release(profile, cx),
             Self::Liveness
+            | Self::UpdateAddresses(_)
+            | Self::AnnounceAddresses(..)
+            | Self::CheckAddress(_)
             | Self::RekeyIke(_)
             | Self::DeleteChild(_)
             | Self::DeleteRemoved

@@ -23,6 +23,8 @@ pub(crate) struct Path {
     pub(crate) nat_local: bool,
     /// Whether a NAT before the peer was detected or forced.
     pub(crate) nat_remote: bool,
+    /// Whether the peer supports NAT traversal: it sent NAT_DETECTION_*_IP in IKE_SA_INIT.
+    pub(crate) nat_traversal: bool,
 }
 
 impl Path {
@@ -36,7 +38,7 @@ impl Path {
         });
         //= RFC 7296 2.23 MUST 1: from and to ports 500 and 4500
         let port = if remote.port() == IKE_PORT { cx.config.port } else { cx.config.nat_port };
-        Self { local: SocketAddr::new(local, port), remote, nat_local: false, nat_remote: false }
+        Self { local: SocketAddr::new(local, port), remote, nat_local: false, nat_remote: false, nat_traversal: false }
     }
 
     /// Whether ESP must travel in UDP.
@@ -49,10 +51,11 @@ impl Path {
         Ends { local: self.local.ip(), remote: self.remote.ip(), nat: self.encapsulated() }
     }
 
-    /// Moves to the NAT traversal ports if a NAT was detected (RFC 7296 2.23). As initiator, before
-    /// IKE_AUTH.
-    pub(crate) fn float(&mut self, config: &EndpointConfig) {
-        if self.encapsulated() {
+    /// Moves to the NAT traversal ports if a NAT was detected (RFC 7296 2.23), or if one may be met
+    /// on another path later: `mobike` says that we speak it, and the peer may (RFC 4555 3.3). As
+    /// initiator, before IKE_AUTH.
+    pub(crate) fn float(&mut self, config: &EndpointConfig, mobike: bool) {
+        if self.encapsulated() || (mobike && self.nat_traversal) {
             //= RFC 7296 2.23 MUST 4: port 4500 behind a NAT
             self.local.set_port(config.nat_port);
             if self.remote.port() == IKE_PORT {

@@ -4,19 +4,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::channel::{Channel, Incoming};
-use super::child::{NegotiatedChild, ReservedSpi};
+use super::child::{self, ReservedSpi};
 use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
 use super::ike_sa::IkeSa;
 use super::init_transcript::{InitTranscript, capabilities};
 use super::initiation::Initiation;
 use super::last_response::{LastResponse, MAX_REPEATS};
+use super::mobike::{self, Mobike};
 use super::path::Path;
 use super::profile::Profile;
 use crate::auth::Presented;
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
-use crate::negotiate::{self, Agreed, ChildKeyExchange, ChildOffer};
+use crate::negotiate::{self, ChildKeyExchange, ChildOffer};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{
@@ -120,10 +121,10 @@ impl HalfOpen {
         };
         //= RFC 7296 2.6 MUST 1: unique SPIs
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
-        let mut path = Path { local, remote, nat_local: false, nat_remote: false };
+        let mut path = Path { local, remote, nat_local: false, nat_remote: false, nat_traversal: false };
         // The request was hashed before we had an SPI (RFC 7296 2.23).
         let forced = policy.force_encapsulation;
-        let natt = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);
+        path.nat_traversal = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);
         //= RFC 7296 2.10 MUST 1: random nonces
         let ours: [u8; 32] = cx.random();
 
@@ -131,7 +132,7 @@ impl HalfOpen {
         answer.push(Payload::SecurityAssociation(vec![chosen.response(Vec::new())]));
         answer.push(Payload::KeyExchange(key_exchange.payload()));
         answer.push(Payload::Nonce(ours.to_vec()));
-        if natt {
+        if path.nat_traversal {
             //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
             answer.extend(path.notifies(ike, forced).map(Payload::Notify));
         }
@@ -201,12 +202,14 @@ impl HalfOpen {
         }
     }
 
-    /// Sends the IKE_SA_INIT response again, if this is the request.
-    pub(crate) fn repeat(&mut self, datagram: &[u8], cx: &mut Context<'_>) {
+    /// Sends the IKE_SA_INIT response again, if this is the request. It may have come to another
+    /// address of this node than before.
+    pub(crate) fn repeat(&mut self, datagram: &[u8], local: SocketAddr, cx: &mut Context<'_>) {
         //= RFC 7296 2.1 REQUIRED 9: IKE_SA_INIT again is the whole message
         if self.transcript.request == datagram && self.repeats < MAX_REPEATS {
             self.repeats = self.repeats.saturating_add(1);
-            cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.transcript.response);
+            //= RFC 7296 2.11 MUST 2: the response goes back
+            cx.out.message(local, self.path.remote, cx.config.nat_port, &self.transcript.response);
         }
     }
 
@@ -320,6 +323,16 @@ impl HalfOpen {
             let notify = Notify::new(NotifyType::NoProposalChosen);
             return Err(Box::new(AuthRejection { notify, error, peer: Some(name) }));
         }
+        if profile.config.speaks_mobike()
+            && mobike::finds_unexpected_nat(payloads, channel.path.local, channel.path.remote)
+        {
+            let notify = Notify::new(NotifyType::UnexpectedNatDetected);
+            return Err(Box::new(AuthRejection {
+                notify,
+                error: failure::unexpected_nat(&channel.path),
+                peer: Some(name),
+            }));
+        }
         let authentication = payloads.authentication().map_err(|_| {
             let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates at the peer";
             refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
@@ -355,7 +368,7 @@ impl HalfOpen {
         cx: &mut Context<'_>,
     ) -> AuthOutcome {
         let Authenticated { profile, proof, certificate, mut answer } = authenticated;
-        let child = match child(payloads, &self.transcript, &channel, &profile, cx) {
+        let child = match answer_child(payloads, &self.transcript, &channel, &profile, cx) {
             Ok((child, chosen)) => {
                 answer.extend(chosen);
                 Ok(child)
@@ -367,6 +380,11 @@ impl HalfOpen {
                 Err(error)
             }
         };
+        let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
+        let mobike = Mobike::negotiated(&profile.config, payloads, announced, channel.path.local.ip());
+        if let Some(mobike) = &mobike {
+            answer.extend(mobike::supported(&mobike.announced));
+        }
         channel.respond(ExchangeType::IkeAuth, &answer, cx);
         let details = IkeDetails {
             proposal: self.suite.to_string(),
@@ -374,9 +392,11 @@ impl HalfOpen {
             nat_local: channel.path.nat_local,
             nat_remote: channel.path.nat_remote,
             certificate,
+            mobike: false,
         };
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
-        let sa = Box::new(IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx));
+        let sa = IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx).with_mobike(mobike);
+        let sa = Box::new(sa);
         AuthOutcome::Up { sa, child, initial_contact }
     }
 }
@@ -447,7 +467,7 @@ fn reject(
 
 /// The CHILD_SA of IKE_AUTH and its payloads for the response. The error holds the notification for
 /// the response.
-fn child(
+fn answer_child(
     payloads: &Payloads,
     transcript: &InitTranscript,
     channel: &Channel,
@@ -462,27 +482,10 @@ fn child(
     let mode = negotiate::mode_of(payloads);
     let offer = ChildOffer { proposals: offers, local, remote, mode, ends: channel.path.ends() };
     let agreed = negotiate::agree(config.children(), offer, ChildKeyExchange::Ignored, |_| true);
-    let Agreed { child, chosen, selectors } =
-        agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config))?;
-    let (purpose, next_layer, mode) = (config.purpose(child, &selectors), child.next_layer, child.mode);
+    let agreed = agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config))?;
+    let purpose = config.purpose(agreed.child, &agreed.selectors);
     let inbound = ReservedSpi::new(profile, channel, cx)
         .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;
-    let granted = negotiate::mode_payload(mode).filter(|_| !mutation!("transport_mode_granted_silently"));
-    let mut answer: Vec<Payload> = granted.into_iter().collect();
-    answer.extend([
-        Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]),
-        Payload::TrafficSelectorsInitiator(selectors.remote.clone()),
-        Payload::TrafficSelectorsResponder(selectors.local.clone()),
-    ]);
-    let keys = channel.keys.child(chosen.suite.cipher, transcript.nonces(), None);
-    let negotiated = NegotiatedChild {
-        purpose,
-        next_layer,
-        mode,
-        outbound_spi: chosen.child_spi(),
-        suite: chosen.suite,
-        selectors,
-        keys,
-    };
-    Ok((negotiated.into_sa(inbound, false, channel), answer))
+    let keys = channel.keys.child(agreed.chosen.suite.cipher, transcript.nonces(), None);
+    Ok(child::grant(agreed, purpose, keys, inbound, None, channel))
 }

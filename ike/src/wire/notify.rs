@@ -1,5 +1,7 @@
 //! Notify payload (RFC 7296 3.10).
 
+use std::net::{IpAddr, SocketAddr};
+
 use super::numbers::{HashAlgorithm, NotifyType, Protocol};
 use super::reader::{Codec, InvalidMessage, Reader};
 
@@ -47,6 +49,34 @@ impl Notify {
     /// INVALID_KE_PAYLOAD with the group that we want (RFC 7296 1.3).
     pub fn invalid_ke(group: u16) -> Self {
         Self::with_data(NotifyType::InvalidKePayload, group.to_be_bytes().to_vec())
+    }
+
+    /// ADDITIONAL_IP4_ADDRESS or ADDITIONAL_IP6_ADDRESS (RFC 4555 4.2.2).
+    pub fn additional_address(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self::with_data(NotifyType::AdditionalIp4Address, address.octets().to_vec()),
+            IpAddr::V6(address) => Self::with_data(NotifyType::AdditionalIp6Address, address.octets().to_vec()),
+        }
+    }
+
+    /// NO_NATS_ALLOWED with the addresses and ports of a datagram (RFC 4555 4.2.6).
+    pub fn no_nats_allowed(source: SocketAddr, destination: SocketAddr) -> Self {
+        let octets = |address: SocketAddr| match address.ip().to_canonical() {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let ports = [source.port().to_be_bytes(), destination.port().to_be_bytes()].concat();
+        Self::with_data(NotifyType::NoNatsAllowed, [octets(source), octets(destination), ports].concat())
+    }
+
+    /// The address of ADDITIONAL_IP4_ADDRESS or ADDITIONAL_IP6_ADDRESS. `None`: it is another
+    /// notification, or its data is no such address.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self.kind {
+            NotifyType::AdditionalIp4Address => <[u8; 4]>::try_from(self.data.as_slice()).ok().map(IpAddr::from),
+            NotifyType::AdditionalIp6Address => <[u8; 16]>::try_from(self.data.as_slice()).ok().map(IpAddr::from),
+            _ => None,
+        }
     }
 
     /// The SPI of the ESP or AH SA that it is about.

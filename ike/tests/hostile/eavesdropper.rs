@@ -68,8 +68,9 @@ impl ForwardedPath {
     }
 
     fn deliver(&mut self, datagram: &[u8], from: SocketAddr, to: SocketAddr) {
-        if let Some((endpoint, kernel, local)) = self.ends.iter_mut().find(|(_, _, address)| *address == to) {
-            endpoint.handle(datagram, *local, from, self.now, kernel);
+        // With MOBIKE both ends move to port 4500.
+        if let Some((endpoint, kernel, _)) = self.ends.iter_mut().find(|(_, _, address)| address.ip() == to.ip()) {
+            endpoint.handle(datagram, to, from, self.now, kernel);
         }
     }
 

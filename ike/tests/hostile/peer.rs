@@ -202,6 +202,7 @@ fn config() -> PeerConfig {
         max_children: 1,
         initiate: false,
         force_encapsulation: false,
+        mobike: true,
         keep_existing: false,
         timing: Timing::default(),
     }

@@ -15,11 +15,12 @@ fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
     //= RFC 7296 2.23 MUST 3: responses go to the request's port
     //= RFC 7296 2.23 MUST 4: port 4500 behind a NAT
     //= RFC 7296 2.23 SHOULD 10: a mismatch is a NAT
-    for seed in 0..30 {
+    for (seed, mobike) in (0..30).map(|seed| (seed, seed % 2 == 0)) {
         let nat = Nat::new("192.0.2.1");
-        let mut pair = Pair::with_nats(seed, LinkQuality::REORDERING, Some(nat), None)
-            .one_sided()
-            .both(|config| config.force_encapsulation = false);
+        let mut pair = Pair::with_nats(seed, LinkQuality::REORDERING, Some(nat), None).one_sided().both(|config| {
+            config.force_encapsulation = false;
+            config.mobike = mobike;
+        });
         pair.b_config.remotes.clear();
         pair.start();
         pair.traffic(10 * SECOND);
@@ -38,10 +39,13 @@ fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
 }
 
 #[test]
-fn a_changed_mapping_is_followed_one_round_trip_after_the_first_packet_through_it() {
-    for seed in 0..20 {
+fn a_changed_mapping_is_followed_one_or_two_round_trips_after_the_first_packet_through_it() {
+    // RFC 4555 3.8: ESP may be followed.
+    for (seed, mobike) in (0..20).flat_map(|seed| [(seed, false), (seed, true)]) {
         let nat = Nat::new("192.0.2.1");
-        let mut pair = Pair::with_nats(seed, LinkQuality::RELIABLE, Some(nat), None).one_sided();
+        let mut pair = Pair::with_nats(seed, LinkQuality::RELIABLE, Some(nat), None)
+            .one_sided()
+            .both(|config| config.mobike = mobike);
         pair.network.report_sources = true;
         pair.b_config.remotes.clear();
         pair.start();
@@ -50,8 +54,9 @@ fn a_changed_mapping_is_followed_one_round_trip_after_the_first_packet_through_i
         pair.traffic(Duration::from_millis(busy));
         pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
         pair.network.working.clear();
-        // A packet comes within 10 ms, and each way takes 5 ms: ESP, request, response, ESP.
-        pair.traffic(Duration::from_millis(50));
+        // A packet comes within 10 ms, and each way takes 5 ms: ESP, request, response, ESP. With
+        // MOBIKE, COOKIE2 takes another round trip.
+        pair.traffic(Duration::from_millis(if mobike { 60 } else { 50 }));
         assert_eq!(pair.network.working.len(), 2, "{}", pair.network.history());
         pair.traffic(10 * SECOND);
         pair.assert_connected();
@@ -60,7 +65,7 @@ fn a_changed_mapping_is_followed_one_round_trip_after_the_first_packet_through_i
 
 #[test]
 fn a_changed_address_of_ours_moves_the_tunnel_in_one_round_trip_where_a_nat_is_believed_in() {
-    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| config.mobike = false);
     pair.start();
     pair.traffic(2 * SECOND);
     change_address(&mut pair);
@@ -74,7 +79,10 @@ fn a_changed_address_of_ours_moves_the_tunnel_in_one_round_trip_where_a_nat_is_b
 
 #[test]
 fn a_changed_address_of_ours_replaces_the_ike_sa_at_once_where_none_is() {
-    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| config.force_encapsulation = false);
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| {
+        config.force_encapsulation = false;
+        config.mobike = false;
+    });
     pair.start();
     pair.network.run_for(2 * SECOND);
     change_address(&mut pair);
@@ -88,14 +96,13 @@ fn a_changed_address_of_ours_replaces_the_ike_sa_at_once_where_none_is() {
 /// `b` gets another address behind a firewall that lets in only what was asked for, so it cannot
 /// call `a`, and `a` learns the address from its configuration.
 fn move_b(pair: &mut Pair, new: &'static str) {
-    let (old, address) = (pair.network.nodes[pair.b].host.address, new.parse().unwrap());
-    pair.network.nodes[pair.b].host.address = address;
+    let address = new.parse().unwrap();
     let mut called = false;
     pair.network.tap = Some(Box::new(move |from, to, _| {
         called |= to.ip() == address;
         called || from.ip() != address
     }));
-    pair.network.call(pair.b, |endpoint, now, env| endpoint.local_address_changed(old, address, now, env));
+    pair.network.move_node(pair.b, address);
     pair.a_config.remotes = vec![SocketAddr::new(address, 4500)];
 }
 
@@ -141,9 +148,7 @@ fn a_peer_whose_addresses_change_all_the_time_does_not_make_us_send_more() {
 }
 
 fn change_address(pair: &mut Pair) {
-    let (old, new) = ("10.0.0.1".parse().unwrap(), "10.0.0.9".parse().unwrap());
-    pair.network.nodes[pair.a].host.address = new;
-    pair.network.call(pair.a, |endpoint, now, env| endpoint.local_address_changed(old, new, now, env));
+    pair.network.move_node(pair.a, "10.0.0.9".parse().unwrap());
 }
 
 #[test]

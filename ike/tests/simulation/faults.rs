@@ -1,11 +1,11 @@
 //! Whole runs from a seed: a few endpoints, a network that loses, doubles, reorders, delays and
 //! corrupts, partitions, NATs that rebind, sleeping and restarting nodes, kernels that refuse,
-//! owners that act, strangers that replay, divert and flood. Then the network heals, and each pair
-//! must come to rest with one IKE SA and one CHILD_SA of each purpose, the same at both ends. The
-//! oracle judges every step on the way.
+//! hosts that move to other addresses, owners that act, strangers that replay, divert and flood.
+//! Then the network heals, and each pair must come to rest with one IKE SA and one CHILD_SA of each
+//! purpose, the same at both ends. The oracle judges every step on the way.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::catch_unwind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +27,15 @@ const RECOVERY: u64 = 240;
 pub struct Run {
     pub network: Network,
     random: Random,
+    /// Decides who speaks MOBIKE and who moves, apart from the rest, so that this changes nothing
+    /// else in a run.
+    moves: Random,
+    /// Whether hosts move.
+    mobile: bool,
+    /// How often one has moved.
+    moved: u16,
+    /// The addresses of the nodes, and whether each is behind a NAT, while nobody has moved.
+    homes: Vec<(IpAddr, bool)>,
     /// The configurations of each node.
     configs: Vec<Vec<PeerConfig>>,
     /// What a stranger has sent: the cookie that came back is returned.
@@ -36,6 +45,8 @@ pub struct Run {
 impl Run {
     pub fn new(seed: u64) -> Self {
         let mut random = Random(seed ^ 0x5eed);
+        let mut moves = Random(seed ^ 0x4555);
+        let mobile = moves.chance(60);
         let mut network = Network::new(seed, LinkQuality::RELIABLE);
         // A part of the runs, so that the other ones stay as they were.
         network.report_sources = seed % 8 == 5;
@@ -73,6 +84,7 @@ impl Run {
                     let mut config = peer(&id(us), &id(them), remotes);
                     config.initiate = both || hidden[us] || (begins && !hidden[them]);
                     config.force_encapsulation = force;
+                    config.mobike = moves.chance(85);
                     with_children(&mut config, children);
                     for child in [&mut config.child].into_iter().chain(&mut config.additional_children) {
                         child.proposals[0].groups.clone_from(&groups);
@@ -86,7 +98,8 @@ impl Run {
                 }
             }
         }
-        Self { network, random, configs, strangers: 0 }
+        let homes = network.nodes.iter().map(|node| (node.host.address, node.nat.is_some())).collect();
+        Self { network, random, moves, mobile, moved: 0, homes, configs, strangers: 0 }
     }
 
     /// Configures the peers of a node.
@@ -119,6 +132,9 @@ impl Run {
         while self.network.now < end {
             if self.random.chance(15) {
                 self.weather();
+            }
+            if self.mobile && self.moves.chance(15) {
+                self.move_somebody();
             }
             self.act();
             let step = Duration::from_millis(self.random.below(2500));
@@ -233,6 +249,28 @@ impl Run {
         }
     }
 
+    /// A host gets another address, perhaps behind a NAT, or goes home.
+    fn move_somebody(&mut self) {
+        let node = self.moves.below(self.homes.len() as u64) as usize;
+        let (home, hidden) = self.homes[node];
+        self.moved += 1;
+        let [high, low] = self.moved.to_be_bytes();
+        let new = match self.moves.below(4) {
+            0 => home,
+            1 => self.network.nodes[node].host.address,
+            _ => IpAddr::from([10, 1, high, low]),
+        };
+        if !hidden {
+            let nat = (new != home && self.moves.chance(30)).then(|| Nat::new(&format!("192.0.3.{low}")));
+            self.network.nodes[node].nat = nat;
+        } else if let Some(nat) = &mut self.network.nodes[node].nat {
+            nat.rebind();
+        }
+        if new != self.network.nodes[node].host.address {
+            self.network.move_node(node, new);
+        }
+    }
+
     /// A stranger sends what it has seen, old or changed, from elsewhere.
     fn replay(&mut self) {
         let seen = self.network.wire.len() as u64;
@@ -285,9 +323,15 @@ impl Run {
     fn heal(&mut self) {
         self.network.quality = LinkQuality::RELIABLE;
         self.network.cut.clear();
-        for node in &mut self.network.nodes {
+        for (node, (_, hidden)) in self.network.nodes.iter_mut().zip(&self.homes) {
             node.down = false;
             node.host.refuse_percent = 0;
+            node.nat.take_if(|_| !hidden);
+        }
+        for (node, (home, _)) in self.homes.clone().into_iter().enumerate() {
+            if self.network.nodes[node].host.address != home {
+                self.network.move_node(node, home);
+            }
         }
         for node in 0..self.network.nodes.len() {
             // Without this some SA is always being rekeyed.

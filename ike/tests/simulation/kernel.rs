@@ -38,8 +38,8 @@ impl InstalledSas {
 #[derive(Debug, Default)]
 pub struct Kernel {
     pub tunnels: BTreeMap<PeerName, InstalledSas>,
-    /// The address to which ESP of a CHILD_SA goes.
-    pub remotes: BTreeMap<ChildId, SocketAddr>,
+    /// The addresses between which ESP of a CHILD_SA goes: ours, the peer's.
+    pub paths: BTreeMap<ChildId, (SocketAddr, SocketAddr)>,
     pub reserved: BTreeSet<u32>,
     pub ike_sas: BTreeSet<(PeerName, edge_ike::IkeId)>,
     next_spi: u32,
@@ -84,12 +84,12 @@ impl Kernel {
             Event::ChildDown { peer, child, .. } => {
                 let tunnel = self.tunnels.get_mut(peer).unwrap();
                 assert!(tunnel.inbound.remove(child).is_some(), "only what is there goes");
-                self.remotes.remove(child);
+                self.paths.remove(child);
                 tunnel.outbound.retain(|_, sa| sa.id != *child);
             }
-            Event::PeerMoved { children, remote, .. } => {
+            Event::PeerMoved { children, local, remote, .. } => {
                 for child in children {
-                    assert!(self.remotes.insert(*child, *remote).is_some(), "only what is there moves");
+                    assert!(self.paths.insert(*child, (*local, *remote)).is_some(), "only what is there moves");
                 }
             }
             Event::IkeUp { peer, ike, .. } => {
@@ -105,15 +105,18 @@ impl Kernel {
     fn install_inbound(&mut self, peer: &PeerName, sa: &Arc<ChildSa>) {
         assert!(self.reserved.remove(&sa.inbound_spi), "the SPI was reserved");
         assert_eq!(sa.id, ChildId(sa.inbound_spi));
-        self.remotes.insert(sa.id, sa.remote);
+        self.paths.insert(sa.id, (sa.local, sa.remote));
         let before = self.tunnels.entry(peer.clone()).or_default().inbound.insert(sa.id, Arc::clone(sa));
         assert!(before.is_none(), "an inbound SA is installed once");
     }
 
-    /// The ESP packets that are sent to a peer now, one for each purpose, and their destinations.
-    pub fn encrypt(&self, peer: &PeerName) -> BTreeMap<Purpose, (Esp, SocketAddr)> {
+    /// The ESP packets that are sent to a peer now, one for each purpose, and their addresses.
+    pub fn encrypt(&self, peer: &PeerName) -> BTreeMap<Purpose, (Esp, SocketAddr, SocketAddr)> {
         let outbound = self.tunnels.get(peer).into_iter().flat_map(|tunnel| &tunnel.outbound);
-        let packet = |sa: &ChildSa| (Esp { spi: sa.outbound_spi, key: sa.outbound_key.clone() }, self.remotes[&sa.id]);
+        let packet = |sa: &ChildSa| {
+            let (local, remote) = self.paths[&sa.id];
+            (Esp { spi: sa.outbound_spi, key: sa.outbound_key.clone() }, local, remote)
+        };
         outbound.map(|(purpose, sa)| (purpose.clone(), packet(sa))).collect()
     }
 

@@ -15,6 +15,7 @@ mod liveness;
 mod logs;
 mod messages;
 mod mismatch;
+mod mobike;
 #[cfg(debug_assertions)]
 mod mutations;
 mod network;

@@ -11,7 +11,7 @@ use edge_ike::mutations::{ALL, activate};
 use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
-use crate::{changes, children, liveness, rekey, rules, suites, transport};
+use crate::{changes, children, liveness, mobike, rekey, rules, suites, transport};
 
 /// Runs under faults that are tried after everything else.
 const FAULTY_RUNS: u64 = 200;
@@ -38,6 +38,13 @@ const TESTS: &[(&str, fn())] = &[
     ("window", rules::requests_outside_of_the_window_are_not_answered),
     ("repeated requests", rules::a_response_is_repeated_to_the_same_request_and_to_nothing_else),
     ("paths", rules::a_peer_without_a_nat_is_answered_where_it_is_but_not_followed),
+    ("check of a foreign initiator", mobike::a_foreign_initiator_is_checked_before_esp_follows_it),
+    ("another COOKIE2", mobike::another_cookie2_closes_the_ike_sa),
+    ("no update", mobike::who_asks_from_elsewhere_without_an_update_moves_nothing),
+    ("forbidden NAT", mobike::a_nat_that_the_peer_forbids_is_found),
+    ("moves", mobike::the_responder_moves_and_the_initiator_follows_in_two_round_trips),
+    ("forged source", mobike::a_copied_update_with_a_forged_source_diverts_nothing),
+    ("another mapping", mobike::another_mapping_of_the_initiators_nat_is_noticed_by_a_liveness_check),
     ("cookies", rules::with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more),
     ("fragments", rules::who_does_not_support_fragments_gets_none),
     ("crossing deletions", rules::deletions_that_cross_name_each_spi_once),

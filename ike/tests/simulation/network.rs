@@ -81,12 +81,23 @@ impl LinkQuality {
 pub struct Host {
     pub kernel: Kernel,
     pub address: IpAddr,
+    /// More addresses of the host, at which it is reached too.
+    pub more_addresses: Vec<IpAddr>,
+    /// Addresses that it had: what is sent from there is dropped by its kernel.
+    former_addresses: Vec<IpAddr>,
     pub unix_time: u64,
     random: Random,
     /// How often the kernel refuses an SPI.
     pub refuse_percent: u64,
     /// What was drawn since the last step: private keys, nonces, secrets.
     drawn: Vec<Vec<u8>>,
+}
+
+impl Host {
+    /// Whether an address is one of the host.
+    fn has(&self, address: IpAddr) -> bool {
+        self.address == address || self.more_addresses.contains(&address)
+    }
 }
 
 impl Environment for Host {
@@ -283,6 +294,8 @@ impl Network {
         let host = Host {
             kernel: Kernel::default(),
             address: address.parse().unwrap(),
+            more_addresses: Vec::new(),
+            former_addresses: Vec::new(),
             unix_time: 1_800_000_000,
             random,
             refuse_percent: 0,
@@ -316,10 +329,25 @@ impl Network {
             this.events.push((self.now, event));
         }
         for transmit in sent {
-            assert_eq!(transmit.local.ip(), self.nodes[node].host.address, "sent from an address of the host");
-            self.send(node, transmit.local.port(), transmit.remote, Payload::Ike(transmit.payload));
+            let host = &self.nodes[node].host;
+            if host.has(transmit.local.ip()) {
+                self.send(node, transmit.local, transmit.remote, Payload::Ike(transmit.payload));
+            } else {
+                assert!(host.former_addresses.contains(&transmit.local.ip()), "sent from an address of the host");
+            }
         }
         result
+    }
+
+    /// The node loses its address and gets another one. Its owner says so.
+    pub fn move_node(&mut self, node: usize, new: IpAddr) {
+        let host = &mut self.nodes[node].host;
+        let old = std::mem::replace(&mut host.address, new);
+        host.former_addresses.retain(|former| *former != new);
+        host.former_addresses.push(old);
+        let addresses = [vec![new], host.more_addresses.clone()].concat();
+        self.call(node, |endpoint, now, env| endpoint.set_addresses(addresses, now, env));
+        self.call(node, |endpoint, now, env| endpoint.local_address_changed(old, new, now, env));
     }
 
     /// Replaces a node's endpoint by a new one, which knows nothing.
@@ -330,14 +358,13 @@ impl Network {
         self.oracle.restarted(node);
     }
 
-    fn send(&mut self, node: usize, port: u16, to: SocketAddr, payload: Payload) {
+    fn send(&mut self, node: usize, local: SocketAddr, to: SocketAddr, payload: Payload) {
         if self.nodes[node].down {
             return;
         }
-        let address = self.nodes[node].host.address;
         let from = match &mut self.nodes[node].nat {
-            Some(nat) if to.ip() != address => nat.outwards(port),
-            _ => SocketAddr::new(address, port),
+            Some(nat) if to.ip() != local.ip() => nat.outwards(local.port()),
+            _ => local,
         };
         let mut payload = payload;
         if let Payload::Ike(octets) = &mut payload {
@@ -387,7 +414,7 @@ impl Network {
         let place = itself.or_else(|| {
             self.nodes.iter().position(|node| match &node.nat {
                 Some(nat) => nat.public == to.ip(),
-                None => node.host.address == to.ip(),
+                None => node.host.has(to.ip()),
             })
         });
         let Some(node) = place else {
@@ -401,7 +428,7 @@ impl Network {
         }
         let sender = self.nodes.iter().position(|node| match &node.nat {
             Some(nat) => nat.public == from.ip(),
-            None => node.host.address == from.ip(),
+            None => node.host.has(from.ip()),
         });
         if sender.is_some_and(|sender| self.cut.contains(&(sender, node))) {
             return;
@@ -413,7 +440,8 @@ impl Network {
             },
             _ => to.port(),
         };
-        let local = SocketAddr::new(self.nodes[node].host.address, port);
+        let host = &self.nodes[node].host;
+        let local = SocketAddr::new(if host.has(to.ip()) { to.ip() } else { host.address }, port);
         match payload {
             Payload::Ike(octets) => {
                 let cause = Cause::Received(&octets, local, from);
@@ -452,13 +480,16 @@ impl Network {
                     self.history()
                 );
             }
-            for (purpose, (esp, remote)) in packets {
+            for (purpose, (esp, local, remote)) in packets {
+                if !self.nodes[from].host.has(local.ip()) {
+                    continue;
+                }
                 self.esp_sent += 1;
                 let (peer, spi) = (peer.clone(), esp.spi);
                 self.note_esp(EspReport { node: from, peer, spi, sent: true });
                 let way = (from, to, purpose);
                 let worked = self.working.contains(&way);
-                self.send(from, 4500, remote, Payload::Esp(esp, way, worked));
+                self.send(from, SocketAddr::new(local.ip(), 4500), remote, Payload::Esp(esp, way, worked));
             }
         }
     }
@@ -466,7 +497,7 @@ impl Network {
     /// Notes where ESP comes from as the kernel does: it reports another address than the SA's, at
     /// most once a second for each SA.
     fn note_source(&mut self, node: usize, peer: &PeerName, spi: u32, from: SocketAddr) {
-        let known = self.nodes[node].host.kernel.remotes.get(&ChildId(spi)) == Some(&from);
+        let known = self.nodes[node].host.kernel.paths.get(&ChildId(spi)).is_some_and(|(_, remote)| *remote == from);
         let lately = self.sources_reported.get(&(node, spi)).is_some_and(|at| self.now < *at + ESP_REPORT_INTERVAL);
         if !self.report_sources || known || lately {
             return;

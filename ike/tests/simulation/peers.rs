@@ -47,6 +47,7 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
         max_children: 1,
         initiate: true,
         force_encapsulation: true,
+        mobike: true,
         keep_existing: false,
         timing: Timing::default(),
     }

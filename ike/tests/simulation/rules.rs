@@ -1,5 +1,6 @@
 //! Single rules of the RFC, each shown by a peer that tries it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use edge_ike::{EndpointConfig, Event};
@@ -201,6 +202,20 @@ pub fn a_peer_without_a_nat_is_answered_where_it_is_but_not_followed() {
 /// Endpoint limits that a few strangers reach.
 fn narrow() -> EndpointConfig {
     EndpointConfig { cookie_threshold: 3, half_open_limit: 6, ..EndpointConfig::default() }
+}
+
+#[test]
+fn an_ike_sa_init_that_comes_again_to_another_address_is_answered_from_there() {
+    //= RFC 7296 2.11 MUST 2: the response goes back
+    let mut foreign = Foreign::new(1, |_| {});
+    let other = "10.0.0.8".parse().unwrap();
+    foreign.network.nodes[0].host.more_addresses = vec![other];
+    let request = foreign.init_request(&foreign.init_parts());
+    let first = foreign.exchange(request.clone());
+    foreign.network.inject(Foreign::address(), SocketAddr::new(other, 500), request);
+    foreign.network.run_for(SECOND / 50);
+    let again = std::mem::take(&mut foreign.network.outside);
+    assert_eq!(again, [(SocketAddr::new(other, 500), Foreign::address(), first[0].clone())]);
 }
 
 #[test]

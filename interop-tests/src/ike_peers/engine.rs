@@ -322,6 +322,7 @@ fn peer_config(set: &PeerSet, index: u32) -> PeerConfig {
         max_children: 1,
         initiate: true,
         force_encapsulation: true,
+        mobike: true,
         keep_existing: false,
         timing: Timing { liveness: LIVENESS, ..Timing::default() },
     }

@@ -100,6 +100,7 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool) -> usize {
         max_children: 1,
         initiate: false,
         force_encapsulation: false,
+        mobike: true,
         keep_existing: false,
         timing: Timing::default(),
     };

@@ -281,6 +281,7 @@ fn config(us: usize, auth: Auth) -> PeerConfig {
         max_children: 1,
         initiate: true,
         force_encapsulation: true,
+        mobike: true,
         keep_existing: false,
         timing: Timing::default(),
     }

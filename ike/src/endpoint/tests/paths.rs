@@ -51,27 +51,30 @@ fn a_copy_of_a_packet_from_a_forged_source_turns_no_traffic_away() {
 
 #[test]
 fn a_copy_of_esp_from_a_forged_source_makes_us_ask_there_once_and_turns_no_traffic_away() {
-    let mut pair = Pair::new().one_sided();
-    pair.start();
-    let (before, name) = (remote(&pair, 1), PeerName::new(NAMES[0]));
-    let spi = pair.ends[1].endpoint.snapshot()[0].children[0].sa.inbound_spi;
-    let asked = Rc::new(RefCell::new(0));
-    let count = Rc::clone(&asked);
-    let forged: SocketAddr = "203.0.113.66:4500".parse().unwrap();
-    pair.tap = Box::new(move |_, transmit| {
-        *count.borrow_mut() += u32::from(transmit.remote == forged);
-        transmit.remote != forged
-    });
-    // An SPI of nobody, and addresses to which nothing can be sent from here.
-    for (spi, from) in [(spi ^ 1, forged), (spi, "[2001:db8::66]:4500".parse().unwrap())] {
-        pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, from, now, env));
+    for mobike in [false, true] {
+        let mut pair = Pair::new().one_sided();
+        pair.configs.iter_mut().for_each(|config| config.mobike = mobike);
+        pair.start();
+        let (before, name) = (remote(&pair, 1), PeerName::new(NAMES[0]));
+        let spi = pair.ends[1].endpoint.snapshot()[0].children[0].sa.inbound_spi;
+        let asked = Rc::new(RefCell::new(0));
+        let count = Rc::clone(&asked);
+        let forged: SocketAddr = "203.0.113.66:4500".parse().unwrap();
+        pair.tap = Box::new(move |_, transmit| {
+            *count.borrow_mut() += u32::from(transmit.remote == forged);
+            transmit.remote != forged
+        });
+        // An SPI of nobody, and addresses to which nothing can be sent from here.
+        for (spi, from) in [(spi ^ 1, forged), (spi, "[2001:db8::66]:4500".parse().unwrap())] {
+            pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, from, now, env));
+        }
+        assert_eq!(*asked.borrow(), 0);
+        pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, forged, now, env));
+        assert_eq!(*asked.borrow(), 1);
+        pair.run_for(60 * SECOND);
+        assert_eq!((*asked.borrow(), moves(&pair, 1), remote(&pair, 1)), (1, 0, before));
+        assert!(pair.is_connected());
     }
-    assert_eq!(*asked.borrow(), 0);
-    pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, forged, now, env));
-    assert_eq!(*asked.borrow(), 1);
-    pair.run_for(60 * SECOND);
-    assert_eq!((*asked.borrow(), moves(&pair, 1), remote(&pair, 1)), (1, 0, before));
-    assert!(pair.is_connected());
 }
 
 #[test]
@@ -93,9 +96,9 @@ fn a_copy_whose_original_never_arrives_turns_no_traffic_away_either() {
 #[test]
 fn a_peer_behind_a_nat_is_followed_when_it_has_answered_at_its_new_address() {
     //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed
-    for forced in [false, true] {
+    for (forced, mobike) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut pair = Pair::new().one_sided();
-        pair.configs.iter_mut().for_each(|config| config.force_encapsulation = forced);
+        pair.configs.iter_mut().for_each(|config| (config.force_encapsulation, config.mobike) = (forced, mobike));
         pair.configs[1].remotes.clear();
         pair.nat = Some(20_000);
         pair.start();
@@ -112,19 +115,22 @@ fn a_peer_behind_a_nat_is_followed_when_it_has_answered_at_its_new_address() {
 #[test]
 fn a_peer_is_followed_while_our_own_request_still_goes_to_its_old_address() {
     //= RFC 7296 2.23 SHOULD 16: the new address is kept
-    let mut pair = Pair::new().one_sided();
-    pair.nat = Some(20_000);
-    pair.start();
-    pair.nat = Some(30_000);
-    // Our request goes to the old mapping and is lost.
-    let name = PeerName::new(NAMES[0]);
-    pair.call(1, |endpoint, now, env| endpoint.check_liveness(&name, now, env));
-    assert_eq!(moves(&pair, 1), 0);
-    let name = PeerName::new(NAMES[1]);
-    pair.call(0, |endpoint, now, env| endpoint.check_liveness(&name, now, env));
-    assert_eq!((moves(&pair, 1), remote(&pair, 1)), (1, "192.0.2.1:34500".parse().unwrap()));
-    pair.run_for(60 * SECOND);
-    assert!(pair.is_connected() && pair.downs(1).is_empty());
+    for mobike in [false, true] {
+        let mut pair = Pair::new().one_sided();
+        pair.configs.iter_mut().for_each(|config| config.mobike = mobike);
+        pair.nat = Some(20_000);
+        pair.start();
+        pair.nat = Some(30_000);
+        // Our request goes to the old mapping and is lost.
+        let name = PeerName::new(NAMES[0]);
+        pair.call(1, |endpoint, now, env| endpoint.check_liveness(&name, now, env));
+        assert_eq!(moves(&pair, 1), 0);
+        let name = PeerName::new(NAMES[1]);
+        pair.call(0, |endpoint, now, env| endpoint.check_liveness(&name, now, env));
+        assert_eq!((moves(&pair, 1), remote(&pair, 1)), (1, "192.0.2.1:34500".parse().unwrap()));
+        pair.run_for(60 * SECOND);
+        assert!(pair.is_connected() && pair.downs(1).is_empty());
+    }
 }
 
 #[test]

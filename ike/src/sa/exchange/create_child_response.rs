@@ -9,10 +9,10 @@ use crate::child_sas::{Arrival, ChildSas, Spi};
 use crate::config::{ChildConfig, PeerConfig};
 use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::{ChildId, ChildSa};
-use crate::negotiate::{self, Agreed, ChildKeyExchange, ChildOffer};
+use crate::negotiate::{self, ChildKeyExchange, ChildOffer};
 use crate::output::Context;
 use crate::purpose::Purpose;
-use crate::sa::child::{NegotiatedChild, ReservedSpi};
+use crate::sa::child::{self, ReservedSpi};
 use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
@@ -75,20 +75,20 @@ fn answer_child(
     let mode = negotiate::mode_of(payloads);
     let offer = ChildOffer { proposals: offers, local, remote, mode, ends: sa.channel.path.ends() };
     let agreed = negotiate::agree(candidates, offer, exchange, missing);
-    let Agreed { child, chosen, selectors } = agreed.map_err(|disagreement| {
+    let agreed = agreed.map_err(|disagreement| {
         let (error, notify) = failure::disagreement(CREATE_CHILD_SA, &disagreement, config);
         (notify, Some(error))
     })?;
     // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one that it replaces.
     //= RFC 7296 2.9.2 MUST NOT 3: the responder keeps what is in use
-    let kept = in_use.as_ref().is_none_or(|old| selectors.covers((&**old).into()));
+    let kept = in_use.as_ref().is_none_or(|old| agreed.selectors.covers((&**old).into()));
     if !kept && !mutation!("selectors_narrowed_by_rekey") {
         return Err(no_selectors());
     }
-    let purpose = in_use.as_ref().map_or_else(|| config.purpose(child, &selectors), |old| old.purpose.clone());
+    let purpose =
+        in_use.as_ref().map_or_else(|| config.purpose(agreed.child, &agreed.selectors), |old| old.purpose.clone());
     check_limits(config, me, old, &purpose, child_sas)?;
-    let (next_layer, mode) = (child.next_layer, child.mode);
-    let exchanged = match chosen.suite.group {
+    let exchanged = match agreed.chosen.suite.group {
         //= RFC 7296 3.3.6 MUST 13: NONE leaves KE out
         None => None,
         Some(group) => {
@@ -109,29 +109,13 @@ fn answer_child(
     //= RFC 7296 3.9 MUST NOT 2: no nonce twice
     let ours: [u8; 32] = cx.random();
     let (payload, shared) = exchanged.unzip();
-    let keys =
-        sa.channel.keys.child(chosen.suite.cipher, Nonces { initiator: nonce, responder: &ours }, shared.as_ref());
-
-    let mut answer = Payloads::new();
-    answer.extend(negotiate::mode_payload(mode));
-    answer.push(Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]));
-    answer.push(Payload::Nonce(ours.to_vec()));
-    answer.extend(payload);
-    answer.push(Payload::TrafficSelectorsInitiator(selectors.remote.clone()));
-    answer.push(Payload::TrafficSelectorsResponder(selectors.local.clone()));
-    let negotiated = NegotiatedChild {
-        purpose,
-        next_layer,
-        mode,
-        outbound_spi: chosen.child_spi(),
-        suite: chosen.suite,
-        selectors,
-        keys,
-    };
-    let new = negotiated.into_sa(inbound, false, &sa.channel);
+    let nonces = Nonces { initiator: nonce, responder: &ours };
+    let keys = sa.channel.keys.child(agreed.chosen.suite.cipher, nonces, shared.as_ref());
+    let exchanged = std::iter::once(Payload::Nonce(ours.to_vec())).chain(payload);
+    let (new, answer) = child::grant(agreed, purpose, keys, inbound, exchanged, &sa.channel);
     //= RFC 7296 2.8 MUST 10: ready before the response
-    add_child_of_peer(sa, old, new, Nonces { initiator: nonce, responder: &ours }, child_sas, cx);
-    Ok(answer)
+    add_child_of_peer(sa, old, new, nonces, child_sas, cx);
+    Ok(Payloads::from(answer))
 }
 
 /// The CHILD_SA that the request replaces. `None`: it asks for another one.

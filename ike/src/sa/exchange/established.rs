@@ -15,6 +15,7 @@ use crate::sa::channel::Incoming;
 use crate::sa::failure::{self, INFORMATIONAL};
 use crate::sa::ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest};
+use crate::sa::path::Path;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
@@ -22,8 +23,6 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payl
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
 /// Shortest wait before an IKE SA that is not over yet is looked at again.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
-/// Transmissions of a request after which a peer counts as silent.
-const SILENT_AFTER: u32 = 3;
 
 impl IkeSa {
     /// Takes a datagram (without marker) for our SPI.
@@ -67,6 +66,9 @@ impl IkeSa {
         // Nothing more is sent on an IKE SA that is gone. If it was rekeyed, the new one takes the
         // queue first.
         if !matches!(step, SaStep::Closed(_) | SaStep::Rekeyed { .. }) {
+            if let Some(remote) = self.channel.take_answered_elsewhere() {
+                self.move_to_peers_address(remote, cx);
+            }
             self.probe_candidate(cx);
             self.send_queued(child_sas, cx);
         }
@@ -87,6 +89,7 @@ impl IkeSa {
                         return SaStep::Closed(CloseReason::Timeout);
                     }
                     self.report_silence(cx);
+                    self.try_other_addresses(cx);
                 }
                 Timer::Liveness => self.probe_if_silent(cx),
                 Timer::Keepalive => {
@@ -166,6 +169,9 @@ impl IkeSa {
     /// `new` replaces this one by a rekey: its CHILD_SAs and what is queued move (RFC 7296 2.18).
     /// `ours`: we delete this one; otherwise the peer does, or we do after a while.
     pub(crate) fn hand_over(&mut self, new: &mut Self, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        if child_sas.children_of(self.spi()).next().is_some() {
+            new.take_addresses_of(self);
+        }
         if !mutation!("children_left_with_rekeyed_ike_sa") {
             //= RFC 7296 2.8 REQUIRED 5: CHILD_SAs move
             child_sas.move_to(self.spi(), new.spi(), cx.now + new.channel.timing.retry);
@@ -193,6 +199,9 @@ impl IkeSa {
             }
             Some(OutstandingRequest::DeleteChild(id)) => Some(QueuedRequest::DeleteChild(id)),
             Some(OutstandingRequest::DeleteUnused(unused)) => Some(QueuedRequest::DeleteUnused(unused)),
+            Some(OutstandingRequest::UpdateAddresses(_)) => Some(QueuedRequest::UpdateAddresses),
+            Some(OutstandingRequest::AnnounceAddresses(..)) => Some(QueuedRequest::AnnounceAddresses),
+            Some(OutstandingRequest::CheckAddress(_)) => Some(QueuedRequest::CheckAddress),
             other => {
                 self.outstanding = other;
                 None
@@ -238,9 +247,10 @@ impl IkeSa {
         self.delete(child_sas, cx);
     }
 
-    /// Changes our address. True: the peer detected a NAT before us and follows the authentic
-    /// message that is sent now, as soon as we have answered there (RFC 7296 2.23). False: the peer
-    /// goes on sending to the old address until a new IKE SA replaces this one.
+    /// Changes our address. True: the peer follows. It speaks MOBIKE and is told (RFC 4555), or it
+    /// detected a NAT before us and follows the authentic message that is sent now, as soon as we
+    /// have answered there (RFC 7296 2.23). False: the peer goes on sending to the old address
+    /// until a new IKE SA replaces this one.
     pub(crate) fn change_local_address(
         &mut self,
         local: IpAddr,
@@ -250,8 +260,12 @@ impl IkeSa {
         if self.channel.path.remote.is_ipv4() != local.is_ipv4() {
             return false;
         }
-        self.channel.path.local.set_ip(local);
+        self.channel.set_local_ip(local);
         self.report_move(child_sas, cx);
+        if self.mobike.is_some() {
+            self.local_address_changed(child_sas, cx);
+            return true;
+        }
         if self.channel.busy() {
             self.channel.resend(cx);
             self.set_timers(cx.now);
@@ -278,17 +292,19 @@ impl IkeSa {
 
     /// Reports a peer that does not answer, once until it is heard.
     fn report_silence(&mut self, cx: &mut Context<'_>) {
-        let silent = self.lifecycle == Lifecycle::Active && self.channel.unanswered_after(SILENT_AFTER, cx.now);
+        let silent = self.lifecycle == Lifecycle::Active && self.channel.is_silent(cx.now);
         if silent && !std::mem::replace(&mut self.silent, true) {
             cx.out.event(Event::PeerSilent { peer: self.profile.config.name.clone() });
         }
     }
 
-    fn report_move(&self, child_sas: &ChildSas, cx: &mut Context<'_>) {
-        let (local, remote) = self.addresses();
+    pub(super) fn report_move(&self, child_sas: &ChildSas, cx: &mut Context<'_>) {
+        let Path { local, remote, .. } = self.channel.path;
+        let encapsulated = self.channel.path.encapsulated();
         let children = child_sas.ids_with_lingering(self.spi());
         if self.lifecycle != Lifecycle::Deleting {
-            cx.out.event(Event::PeerMoved { peer: self.profile.config.name.clone(), children, local, remote });
+            let peer = self.profile.config.name.clone();
+            cx.out.event(Event::PeerMoved { peer, children, local, remote, encapsulated });
         }
     }
 
@@ -456,7 +472,7 @@ impl IkeSa {
     }
 
     /// Begins what is queued, if the window is free.
-    fn send_queued(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+    pub(super) fn send_queued(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         //= RFC 7296 2.3 MUST 2: one request at a time
         //= RFC 7296 2.3 MUST NOT 4: within the peer's window
         //= RFC 7296 2.3 MUST 5: wait for the window

@@ -1,5 +1,6 @@
 //! INFORMATIONAL: deletion (RFC 7296 1.4.1), liveness (2.4), errors after IKE_AUTH (2.21).
 
+use super::addresses;
 use crate::child_sas::ChildSas;
 use crate::event::{ChildId, DownReason};
 use crate::output::Context;
@@ -52,8 +53,10 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
         //= RFC 7296 2.25.1 SHOULD 6: closed while we rekey it
         answer.push(Payload::Delete(Delete::Children { protocol: Protocol::Esp, spis: ours }));
     }
+    let change = addresses::answer(sa, payloads, &mut answer, child_sas, cx);
     //= RFC 7296 1.4 MUST 4: every request is answered
     sa.channel.respond(ExchangeType::Informational, &answer, cx);
+    addresses::follow(sa, change, cx);
     // RFC 7296 2.21.2: the initiator could not accept our IKE_AUTH response.
     //= RFC 7296 2.21.2 REQUIRED 6: three notifications end the IKE SA
     let mut ended = ENDS_IKE_SA.iter().filter_map(|kind| payloads.notify(*kind));

@@ -7,8 +7,10 @@
 //! - `create_child_request`, `create_child_response`: CREATE_CHILD_SA for CHILD_SAs from either
 //!   end.
 //! - `rekey_ike_request`, `rekey_ike_response`: CREATE_CHILD_SA for the IKE SA itself.
+//! - `addresses`: MOBIKE (RFC 4555): either end moves, and the other one checks that it is there.
 //! - `informational`: deletion, liveness, errors.
 
+mod addresses;
 mod create_child_request;
 mod create_child_response;
 mod established;

@@ -1,6 +1,6 @@
 //! Our requests: begun when the window is free, finished by the peer's response.
 
-use super::{create_child_request, informational, rekey_ike_request};
+use super::{addresses, create_child_request, informational, rekey_ike_request};
 use crate::child_sas::ChildSas;
 use crate::output::Context;
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
@@ -16,9 +16,13 @@ pub(super) fn begin(
 ) -> Option<OutstandingRequest> {
     match queued {
         QueuedRequest::Liveness => {
-            sa.channel.request(ExchangeType::Informational, &Payloads::new(), cx);
+            let payloads = addresses::of_liveness_check(sa);
+            sa.channel.request(ExchangeType::Informational, &payloads, cx);
             Some(OutstandingRequest::Liveness)
         }
+        QueuedRequest::UpdateAddresses => addresses::update(sa, cx),
+        QueuedRequest::AnnounceAddresses => addresses::announce(sa, cx),
+        QueuedRequest::CheckAddress => addresses::check(sa, cx),
         QueuedRequest::CreateChild(purpose) => create_child_request::begin(sa, None, purpose, None, child_sas, cx),
         QueuedRequest::RekeyChild(old) => {
             let purpose = child_sas.live(old)?.sa.purpose.clone();
@@ -58,10 +62,23 @@ pub(super) fn finish(
     child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
-    match request {
-        OutstandingRequest::Liveness | OutstandingRequest::DeleteRemoved | OutstandingRequest::Abandoned => {
+    let of_addresses = matches!(
+        request,
+        OutstandingRequest::UpdateAddresses(_)
+            | OutstandingRequest::AnnounceAddresses(..)
+            | OutstandingRequest::CheckAddress(_)
+    );
+    let step = match request {
+        OutstandingRequest::Liveness => {
+            addresses::liveness_checked(sa, payloads);
             SaStep::Continue
         }
+        OutstandingRequest::DeleteRemoved | OutstandingRequest::Abandoned => SaStep::Continue,
+        OutstandingRequest::UpdateAddresses(cookie) => addresses::updated(sa, cookie, payloads, child_sas, cx),
+        OutstandingRequest::AnnounceAddresses(address, additional) => {
+            addresses::announced(sa, address, additional, payloads, cx)
+        }
+        OutstandingRequest::CheckAddress(cookie) => addresses::checked(sa, cookie, payloads, child_sas, cx),
         OutstandingRequest::CreateChild(request) => create_child_request::finish(*request, sa, payloads, child_sas, cx),
         OutstandingRequest::RekeyIke(request) => rekey_ike_request::finish(*request, sa, payloads, cx),
         OutstandingRequest::DeleteChild(id) => {
@@ -74,5 +91,9 @@ pub(super) fn finish(
             SaStep::Continue
         }
         OutstandingRequest::DeleteIke => SaStep::Closed(CloseReason::ByUs),
+    };
+    if !of_addresses && matches!(step, SaStep::Continue) {
+        addresses::announce_from_new_address(sa);
     }
+    step
 }

@@ -49,7 +49,7 @@ fn remote() -> SocketAddr {
     "192.0.2.2:500".parse().unwrap()
 }
 
-fn profile() -> Profile {
+pub(super) fn profile() -> Profile {
     let proposal = IkeProposal { ciphers: vec![SUITE.cipher], prfs: vec![SUITE.prf], groups: vec![SUITE.group] };
     Profile::new(PeerConfig {
         name: PeerName::new("peer"),
@@ -71,6 +71,7 @@ fn profile() -> Profile {
         max_children: 1,
         initiate: false,
         force_encapsulation: false,
+        mobike: true,
         keep_existing: false,
         timing: Timing::default(),
     })
@@ -96,13 +97,14 @@ impl Established {
         let keys = IkeKeys::initial(SUITE, nonces, IKE, &Secret::new(vec![3; 32]));
         let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
         let now = Instant::new(Duration::from_secs(1000));
-        let path = Path { local: local(), remote: remote(), nat_local: false, nat_remote: false };
+        let path = Path { local: local(), remote: remote(), nat_local: false, nat_remote: false, nat_traversal: false };
         let channel = Channel::new(keys, IKE, IkeRole::Responder, path, true, Timing::default(), now);
         let details = IkeDetails {
             proposal: String::new(),
             authentication: String::new(),
             nat_local: false,
             nat_remote: false,
+            mobike: false,
             certificate: None,
         };
         let (mut out, config) = (Output::default(), EndpointConfig::default());

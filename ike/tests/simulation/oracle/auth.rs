@@ -1,5 +1,7 @@
 //! IKE_AUTH (RFC 7296 1.2, 2.15, 2.4) and the rekey of an IKE SA (1.3.2, 2.18, 2.25.2).
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use edge_ike::Event;
@@ -7,6 +9,7 @@ use edge_ike::Event;
 use super::child_sa::{Child, PATIENCE};
 use super::ike_sa::{IkeRekey, IkeSa, Init};
 use super::keys::{Keys, Suite};
+use super::mobike::Mobike;
 use super::node::Node;
 use super::octets::{Message, PROTOCOL_IKE, Spis, exchange, notify, payload};
 use super::{Cause, Judged, Shared, Step, broken, init, require};
@@ -50,6 +53,9 @@ impl Node {
         }
         //= RFC 7296 1.2 MUST 2: verify signatures and MACs
         require!(sa.peer_proof != Some(false), "RFC 7296 2.15", "AUTH of the initiator is wrong, and it is let in");
+        if let Cause::Received(_, _, from) = step.cause {
+            sa.mobike = Mobike::negotiated(request, answer, BTreeSet::from([from]), false);
+        }
         let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
         if answer.find(payload::SA).is_some() {
             let child = self.negotiated(spis, request, answer, (&nonces.0, &nonces.1), false, step.at, shared)?;
@@ -64,6 +70,7 @@ impl Node {
         &mut self,
         spis: Spis,
         request: &Message,
+        sent_to: &BTreeSet<SocketAddr>,
         response: &Message,
         step: &Step<'_>,
         shared: &mut Shared,
@@ -77,6 +84,7 @@ impl Node {
             "RFC 7296 2.15",
             "AUTH of the responder is wrong, and it is taken"
         );
+        sa.mobike = Mobike::negotiated(request, response, sent_to.clone(), true);
         let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
         // A response that we cannot use ends the IKE SA: then no CHILD_SA is reported.
         let used = step
@@ -139,6 +147,7 @@ impl Node {
         new.fragments = before.fragments;
         new.peer_behind_nat = before.peer_behind_nat;
         new.remotes = before.remotes.clone();
+        new.mobike = before.mobike.clone();
         new.peer_identity = before.peer_identity.clone();
         new.peer_proof = before.peer_proof;
         self.use_keys_of(&new.keys)?;
@@ -187,16 +196,18 @@ impl Node {
                 .iter()
                 .any(|event| matches!(event, Event::IkeUp { ike, .. } if (ike.initiator, ike.responder) == other.spis))
         };
-        let origin = |mut of: Spis| {
-            while let Some(rekey) = self.sas.get(&of).and_then(|sa| sa.rekey.as_ref()) {
-                of = rekey.old;
-            }
-            of
-        };
         let Some(this) = self.sas.get(&spis) else { return false };
         let up = self.sas.values().filter(|other| other.up || comes_up(other));
         let mut others = up.filter(|other| other.peer_identity == this.peer_identity);
-        others.any(|other| !other.closed && origin(other.spis) != origin(spis))
+        others.any(|other| !other.closed && self.origin(other.spis) != self.origin(spis))
+    }
+
+    /// The first IKE SA of a series of rekeys.
+    pub fn origin(&self, mut of: Spis) -> Spis {
+        while let Some(rekey) = self.sas.get(&of).and_then(|sa| sa.rekey.as_ref()) {
+            of = rekey.old;
+        }
+        of
     }
 
     /// We ask to rekey an IKE SA.

@@ -194,8 +194,12 @@ impl Node {
     /// Whether our exchange made this one, or one that it has replaced since, after that time, and
     /// what was to be replaced was gone by then.
     fn came_late(&self, child: &Child, after: Duration) -> bool {
-        let mut line = std::iter::successors(Some(child), |child| self.children.get(&child.replaces?));
-        line.any(|child| child.ours && child.late && child.at >= after)
+        self.line(child).any(|child| child.ours && child.late && child.at >= after)
+    }
+
+    /// This one, the one that it replaces, the one before, and so on.
+    fn line<'a>(&'a self, child: &'a Child) -> impl Iterator<Item = &'a Child> {
+        std::iter::successors(Some(child), |child| self.children.get(&child.replaces?))
     }
 
     /// Our inbound SPI of the CHILD_SA that the peer names.
@@ -234,6 +238,7 @@ impl Node {
                 Ok(())
             }
             _ => {
+                self.request_address_change(spis, message)?;
                 let closing = message.deletes_ike_sa();
                 require!(
                     !closing || message.payloads.len() == 1,
@@ -281,7 +286,9 @@ impl Node {
             );
             return Ok(());
         }
-        let by_us = successors().any(|other| other.ours) || !child.was_installed;
+        // Our successor may have been rekeyed since, while the DELETE waited for the window.
+        let by_us = living().any(|other| self.line(other).any(|other| other.ours && other.replaces == Some(own)))
+            || !child.was_installed;
         let crossed = living().any(|other| self.came_late(other, child.at));
         let patient = living().any(|other| at >= other.at + PATIENCE) && at >= child.at + PATIENCE;
         require!(
@@ -314,7 +321,10 @@ impl Node {
                 None => self.ike_rekeyed(spis, request, answer, false, step.at, None, shared),
             },
             exchange::CREATE_CHILD_SA => self.answer_child(spis, request, answer, step, shared),
-            _ => self.answer_deletion(spis, request, answer),
+            _ => {
+                self.answer_address_request(spis, request, answer, step)?;
+                self.answer_deletion(spis, request, answer)
+            }
         }
     }
 
@@ -433,10 +443,11 @@ impl Node {
             // An attempt that was given up meanwhile takes no response.
             let taken = |event: &edge_ike::Event| matches!(event, edge_ike::Event::IkeUp { ike, .. } if (ike.initiator, ike.responder) == spis);
             return match step.events.iter().any(taken) {
-                true => self.conclude_auth(spis, request, response, step, shared),
+                true => self.conclude_auth(spis, request, &own.sent_to, response, step, shared),
                 false => Ok(()),
             };
         }
+        self.conclude_address_request(spis, own, request, response);
         if rekeys_ike(request) {
             return match response.error() {
                 Some(error) => {
@@ -477,7 +488,8 @@ impl Node {
             if let Some(old) = old.and_then(|old| self.children.get_mut(&old)) {
                 match error {
                     notify::TEMPORARY_FAILURE => old.retry_after = step.at + TEMPORARY_FAILURE_WAIT,
-                    notify::CHILD_SA_NOT_FOUND => old.dead = true,
+                    // If the peer has rekeyed it meanwhile, its DELETE is still to come.
+                    notify::CHILD_SA_NOT_FOUND if own.collision.is_none() => old.dead = true,
                     _ => {}
                 }
             }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::keys::{Keys, Opened};
+use super::mobike::{Mobike, changes_addresses};
 use super::octets::{Header, Message, Spis, chain};
 use super::{Cause, Judged, broken, require};
 
@@ -44,7 +45,7 @@ pub struct OwnRequest {
     pub deleted: BTreeSet<u32>,
     datagrams: Vec<Vec<u8>>,
     /// Every address that it was sent to, and those of the last time.
-    sent_to: BTreeSet<SocketAddr>,
+    pub sent_to: BTreeSet<SocketAddr>,
     last_sent_to: BTreeSet<SocketAddr>,
     pub first_sent: Duration,
     last_sent: Duration,
@@ -92,6 +93,10 @@ pub struct IkeSa {
     /// Where requests may be sent: the first address, and those from which new authentic messages
     /// came through a NAT (2.23).
     pub remotes: BTreeSet<SocketAddr>,
+    /// `None`: not both ends speak MOBIKE.
+    pub mobike: Option<Mobike>,
+    /// Whether the peer's newest message changes its addresses.
+    addresses_changed: bool,
     pub own: Option<Box<OwnRequest>>,
     /// The body of the peer's ID payload.
     pub peer_identity: Option<Vec<u8>>,
@@ -130,6 +135,8 @@ impl IkeSa {
             fragments: false,
             peer_behind_nat: false,
             remotes: BTreeSet::new(),
+            mobike: None,
+            addresses_changed: false,
             own: None,
             peer_identity: None,
             peer_proof: None,
@@ -166,7 +173,9 @@ impl IkeSa {
             Some(message) => message,
             None => return Received::Nothing,
         };
-        if self.peer_behind_nat || self.remotes.is_empty() {
+        self.addresses_changed = self.mobike.is_some() && message.as_ref().is_some_and(changes_addresses);
+        let follows = self.mobike.as_ref().map_or(self.peer_behind_nat, |mobike| mobike.follows(message.as_ref()));
+        if follows || self.remotes.is_empty() {
             self.remotes.insert(from);
         }
         if header.response() {
@@ -291,8 +300,9 @@ impl IkeSa {
         }
         //= RFC 7296 2.23 MUST 4: port 4500 behind a NAT
         //= RFC 7296 2.23 MUST 12: the initiator moves to port 4500
+        let announced = self.mobike.as_ref().is_some_and(|mobike| mobike.announced.contains(&remote.ip()));
         require!(
-            self.remotes.contains(&remote),
+            self.remotes.contains(&remote) || announced,
             "RFC 7296 2.23",
             "a request goes to {remote}, from where no new authentic message came through a NAT ({:?})",
             self.remotes
@@ -314,6 +324,12 @@ impl IkeSa {
             // A copy to one more address is no retransmission: it tries whether the peer has moved
             // there.
             let more = own.last_sent == at && own.last_sent_to.insert(remote);
+            // RFC 4555 3.5: requests under way take the new addresses. The waits begin again.
+            if self.mobike.is_some() && !more && (self.addresses_changed || !own.last_sent_to.contains(&remote)) {
+                own.sent_to.insert(remote);
+                (own.last_sent, own.last_wait, own.last_sent_to) = (at, None, BTreeSet::from([remote]));
+                return Ok(false);
+            }
             if own.sent_to.insert(remote) || more {
                 return Ok(false);
             }

@@ -87,8 +87,10 @@ impl Node {
                 }
             }
             Event::PeerMoved { children, remote, .. } => {
+                self.judge_move(children, *remote)?;
                 let moved = children.iter().filter_map(|child| self.sas.get(&self.children.get(&child.0)?.ike));
-                let mut strayed = moved.filter(|sa| !sa.remotes.contains(remote) && !sa.remotes.is_empty());
+                let mut strayed =
+                    moved.filter(|sa| sa.mobike.is_none() && !sa.remotes.contains(remote) && !sa.remotes.is_empty());
                 //= RFC 7296 2.23 MUST 7: a NAT means encapsulation
                 //= RFC 7296 2.23 REQUIRED 18: old messages move nothing
                 require!(
@@ -167,6 +169,7 @@ impl Node {
         }
         child.installed = true;
         child.was_installed = true;
+        self.judge_destination(spis(&sa.ike), sa.remote)?;
         Ok(())
     }
 

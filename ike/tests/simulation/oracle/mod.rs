@@ -14,6 +14,7 @@
 //! - `init`: IKE_SA_INIT: cookies, half-open IKE SAs, other key exchange methods, NATs.
 //! - `ike_sa`: one IKE SA: message IDs, windows, retransmission, fragments, nonces of the cipher.
 //! - `auth`: IKE_AUTH and the rekey of an IKE SA.
+//! - `mobike`: changes of addresses (RFC 4555).
 //! - `child_sa`: CHILD_SAs: negotiation, rekeys, collisions, deletions.
 //! - `kernel_orders`: the events that install, switch and remove.
 //! - `trace`: what happened, for people.
@@ -25,6 +26,7 @@ mod init;
 mod kernel_orders;
 mod key_exchange;
 pub mod keys;
+mod mobike;
 mod node;
 pub mod octets;
 mod trace;

@@ -10,7 +10,7 @@ use super::child_sa::Child;
 use super::ike_sa::{IkeSa, OwnRequest, Received};
 use super::init::{Initiation, clear};
 use super::keys::Sealed;
-use super::octets::{FLAG_INITIATOR, Header, Message, Spis, exchange};
+use super::octets::{FLAG_INITIATOR, Header, Message, Spis, exchange, notify};
 use super::trace::Trace;
 use super::{Cause, Judged, Limits, RekeyAge, Shared, Step, broken, require};
 
@@ -93,8 +93,9 @@ impl Node {
 
     pub fn judge(&mut self, step: &Step<'_>, shared: &mut Shared, trace: &mut Trace) -> Judged {
         if matches!(step.cause, Cause::Owner) {
-            // The owner may ask for a rekey of every CHILD_SA. The second one waits for the window.
+            // The owner may ask for a rekey of every SA. The second one waits for the window.
             self.children.values_mut().for_each(|child| child.retry_after = Duration::ZERO);
+            self.sas.values_mut().for_each(|sa| sa.rekey_after = Duration::ZERO);
         }
         let mut effect = match step.cause {
             Cause::Received(datagram, local, from) => self.receive(datagram, local, from, step, shared, trace),
@@ -108,7 +109,9 @@ impl Node {
             }
             Cause::EspFrom(spi, remote) => {
                 let owner = self.children.get(&spi).and_then(|child| self.sas.get_mut(&child.ike));
-                if let Some(sa) = owner.filter(|sa| sa.peer_behind_nat) {
+                // RFC 4555 3.8: ESP may be followed. A peer that speaks MOBIKE may have gone behind
+                // a NAT.
+                if let Some(sa) = owner.filter(|sa| sa.peer_behind_nat || sa.mobike.is_some()) {
                     sa.remotes.insert(remote);
                 }
                 Effect::None
@@ -339,7 +342,7 @@ impl Node {
         let open = self.sas.values().filter(|sa| sa.up && !sa.closed);
         // Only liveness checks go on for ever (2.4).
         let mut waiting = open.filter(|sa| {
-            sa.own.as_ref().and_then(|own| own.message.as_ref()).is_some_and(|own| !own.payloads.is_empty())
+            sa.own.as_ref().and_then(|own| own.message.as_ref()).is_some_and(|own| !is_liveness_check(own))
         });
         let waiting = waiting.next().map(|sa| sa.spis);
         //= RFC 7296 2.1 MUST 6: retransmit
@@ -347,6 +350,14 @@ impl Node {
         self.judge_ike_sas_at_rest()?;
         self.judge_children_at_rest()
     }
+}
+
+/// Whether a request only asks whether the peer is there (7296 2.4), and how we look from it (4555
+/// 3.8).
+fn is_liveness_check(message: &Message) -> bool {
+    let detection = [notify::NAT_DETECTION_SOURCE_IP, notify::NAT_DETECTION_DESTINATION_IP];
+    message.header.exchange == exchange::INFORMATIONAL
+        && message.notifies().iter().filter(|notify| detection.contains(&notify.kind)).count() == message.payloads.len()
 }
 
 /// A datagram without the non-ESP marker.

@@ -30,6 +30,8 @@ pub mod exchange {
 /// Notify message types (RFC 7296 3.10.1, RFC 7383 2.3).
 pub mod notify {
     pub const INVALID_KE_PAYLOAD: u16 = 17;
+    pub const UNACCEPTABLE_ADDRESSES: u16 = 40;
+    pub const UNEXPECTED_NAT_DETECTED: u16 = 41;
     pub const TEMPORARY_FAILURE: u16 = 43;
     pub const CHILD_SA_NOT_FOUND: u16 = 44;
     pub const INITIAL_CONTACT: u16 = 16384;
@@ -38,6 +40,13 @@ pub mod notify {
     pub const COOKIE: u16 = 16390;
     pub const USE_TRANSPORT_MODE: u16 = 16391;
     pub const REKEY_SA: u16 = 16393;
+    pub const MOBIKE_SUPPORTED: u16 = 16396;
+    pub const ADDITIONAL_IP4_ADDRESS: u16 = 16397;
+    pub const ADDITIONAL_IP6_ADDRESS: u16 = 16398;
+    pub const NO_ADDITIONAL_ADDRESSES: u16 = 16399;
+    pub const UPDATE_SA_ADDRESSES: u16 = 16400;
+    pub const COOKIE2: u16 = 16401;
+    pub const NO_NATS_ALLOWED: u16 = 16402;
     pub const FRAGMENTATION_SUPPORTED: u16 = 16430;
 }
 

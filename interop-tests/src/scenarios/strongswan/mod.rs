@@ -3,7 +3,9 @@
 
 mod children;
 mod migrate;
+mod mobike;
 mod site;
+mod transport;
 
 use std::time::Duration;
 
@@ -107,6 +109,66 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "strongswan/children-responder",
         "charon initiates two CHILD_SAs under one IKE SA, also with an edge-agent that has one for both: pings, a rekey of one",
         |lab| children::run(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/transport-initiator",
+        "edge-agent initiates transport mode with charon between their own addresses: pings, rekeys by each side",
+        |lab| transport::run(lab, Initiator::Edge, transport::IPV4),
+    ),
+    scenario(
+        "strongswan/transport-responder",
+        "charon initiates transport mode with edge-agent between their own addresses: pings, rekeys by each side",
+        |lab| transport::run(lab, Initiator::Moon, transport::IPV4),
+    ),
+    scenario(
+        "strongswan/transport-ipv6-initiator",
+        "edge-agent initiates transport mode with charon between their own addresses of IPv6: pings, rekeys by each side",
+        |lab| transport::run(lab, Initiator::Edge, transport::IPV6),
+    ),
+    scenario(
+        "strongswan/transport-ipv6-responder",
+        "charon initiates transport mode with edge-agent between their own addresses of IPv6: pings, rekeys by each side",
+        |lab| transport::run(lab, Initiator::Moon, transport::IPV6),
+    ),
+    scenario(
+        "strongswan/transport-refused-initiator",
+        "edge-agent asks charon for transport mode and is given a tunnel: it is deleted, and the status says why",
+        |lab| transport::refused(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/transport-refused-responder",
+        "charon asks edge-agent for a tunnel where transport mode is configured: it is refused, and the status says why",
+        |lab| transport::refused(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/mobike-initiator",
+        "edge-agent initiates to charon, then edge-agent's address changes, and charon's: MOBIKE moves the tunnel",
+        |lab| mobike::both_move(lab, Initiator::Edge, mobike::IPV4),
+    ),
+    scenario(
+        "strongswan/mobike-responder",
+        "charon initiates to edge-agent, then edge-agent's address changes, and charon's: MOBIKE moves the tunnel",
+        |lab| mobike::both_move(lab, Initiator::Moon, mobike::IPV4),
+    ),
+    scenario(
+        "strongswan/mobike-ipv6-initiator",
+        "edge-agent initiates to charon, then edge-agent's address of IPv6 changes, and charon's: MOBIKE moves the tunnel",
+        |lab| mobike::both_move(lab, Initiator::Edge, mobike::IPV6),
+    ),
+    scenario(
+        "strongswan/mobike-ipv6-responder",
+        "charon initiates to edge-agent, then edge-agent's address of IPv6 changes, and charon's: MOBIKE moves the tunnel",
+        |lab| mobike::both_move(lab, Initiator::Moon, mobike::IPV6),
+    ),
+    scenario(
+        "strongswan/mobike-nat-initiator",
+        "edge-agent behind a NAT initiates to charon and gets another address: MOBIKE moves the tunnel",
+        |lab| mobike::behind_nat(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/mobike-nat-responder",
+        "charon behind a NAT initiates to edge-agent and gets another address: MOBIKE moves the tunnel",
+        |lab| mobike::behind_nat(lab, Initiator::Moon),
     ),
     scenario(
         "strongswan/groups-differ-at-rekey",

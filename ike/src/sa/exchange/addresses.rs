@@ -1,0 +1,383 @@
+//! MOBIKE (RFC 4555): address updates by the original initiator, announcements of addresses by
+//! either end, and return routability. Only what COOKIE2 came back for is used for ESP.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::child_sas::ChildSas;
+use crate::crypto::nat_detection_hash;
+use crate::event::DownReason;
+use crate::output::Context;
+use crate::sa::failure;
+use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
+use crate::sa::mobike::{self, Cookie2};
+use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
+use crate::sa::path::Path;
+use crate::wire::{ExchangeType, Notify, NotifyType, Payload, Payloads};
+
+/// What the peer's request changes once it is answered.
+#[derive(Debug, Default)]
+pub(super) struct AddressChange {
+    /// We are the original initiator, and the peer has left the address that we use. It is here.
+    peer_left_for: Option<SocketAddr>,
+}
+
+impl IkeSa {
+    fn forced(&self) -> bool {
+        self.profile.config.force_encapsulation
+    }
+
+    /// Our address has changed, and with it the path. The peer is told.
+    pub(super) fn local_address_changed(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        // RFC 4555 3.5: requests under way take the new addresses.
+        self.channel.resend(cx);
+        if self.lifecycle == Lifecycle::Active {
+            self.enqueue_first(self.address_request());
+        }
+        self.send_queued(child_sas, cx);
+    }
+
+    /// The addresses of this node have changed, but not the one that is in use. The peer is told
+    /// if it has been told otherwise.
+    pub(crate) fn additional_addresses_changed(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        let additional = mobike::own_additional(cx.config, &self.profile.config, self.channel.path.local.ip());
+        if self.lifecycle == Lifecycle::Active && self.mobike.as_ref().is_some_and(|it| it.announced != additional) {
+            self.begin(QueuedRequest::AnnounceAddresses, child_sas, cx);
+        }
+    }
+
+    /// What tells the peer where we are.
+    fn address_request(&self) -> QueuedRequest {
+        // RFC 4555 3.5: the original initiator decides.
+        if self.initiation().by_us() || mutation!("update_by_responder") {
+            QueuedRequest::UpdateAddresses
+        } else {
+            QueuedRequest::AnnounceAddresses
+        }
+    }
+
+    /// The peer is at this address. ESP goes there once it has returned our COOKIE2.
+    pub(super) fn move_to_peers_address(&mut self, remote: SocketAddr, cx: &mut Context<'_>) {
+        if self.mobike.is_none() || self.lifecycle != Lifecycle::Active {
+            return;
+        }
+        let path = self.channel.path;
+        let local = if path.local.is_ipv4() == remote.is_ipv4() {
+            Some(path.local)
+        } else {
+            cx.env.source_address(remote.ip()).map(|ip| SocketAddr::new(ip, path.local.port()))
+        };
+        let acceptable = |local: &SocketAddr| is_acceptable(*local, remote);
+        let Some(local) = local.filter(acceptable).filter(|_| self.channel.message_addresses().1 != remote) else {
+            return;
+        };
+        if remote == path.remote {
+            self.channel.leave_unchecked_path();
+            self.channel.resend(cx);
+        } else {
+            self.channel.check_path(Path { local, remote, ..path }, cx);
+        }
+        // RFC 4555 3.5: the original initiator decides.
+        let by_us = self.initiation().by_us();
+        self.enqueue_first(if by_us { QueuedRequest::UpdateAddresses } else { QueuedRequest::CheckAddress });
+    }
+
+    /// The peer does not answer where it was: the request under way goes to its other addresses
+    /// too. The responder does this only to say that it has moved itself (RFC 4555 3.6).
+    pub(super) fn try_other_addresses(&mut self, cx: &mut Context<'_>) {
+        let announces = matches!(self.outstanding, Some(OutstandingRequest::AnnounceAddresses(..)));
+        let may = self.lifecycle == Lifecycle::Active && (self.initiation().by_us() || announces);
+        let Some(mobike) = self.mobike.as_ref().filter(|_| may) else { return };
+        if !self.channel.is_unchecked() && self.channel.is_silent(cx.now) {
+            let port = self.channel.path.remote.port();
+            let inner: Vec<_> = self.profile.config.children().flat_map(|child| &child.remote).collect();
+            let outer = mobike.peer_addresses.iter().filter(|address| !mobike::is_inner(**address, &inner));
+            let others = outer.map(|address| SocketAddr::new(*address, port)).collect();
+            self.channel.send_to_alternatives(others, cx);
+        }
+    }
+
+    /// ESP takes this path from now on.
+    fn use_path(&mut self, path: Path, child_sas: &ChildSas, cx: &mut Context<'_>) {
+        let before = self.channel.path;
+        self.channel.use_path(path);
+        (self.details.nat_local, self.details.nat_remote) = (path.nat_local, path.nat_remote);
+        let of_esp = |path: Path| (path.local, path.remote, path.encapsulated());
+        if of_esp(before) != of_esp(path) {
+            self.report_move(child_sas, cx);
+        }
+    }
+}
+
+/// Whether a peer may be at this address, as seen from ours.
+fn is_acceptable(local: SocketAddr, remote: SocketAddr) -> bool {
+    mobike::can_be_reached(remote.ip()) && remote.port() != 0 && remote.ip() != local.ip()
+}
+
+/// Sends UPDATE_SA_ADDRESSES, with COOKIE2.
+pub(super) fn update(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
+    let path = sa.channel.message_path();
+    let additional = mobike::own_additional(cx.config, &sa.profile.config, path.local.ip());
+    let forced = sa.forced();
+    let mobike = sa.mobike.as_mut()?;
+    let mut payloads = Payloads::new();
+    payloads.push_notify(Notify::new(NotifyType::UpdateSaAddresses));
+    if mobike.announced != additional {
+        payloads.extend(mobike::additional(&additional));
+        mobike.announced = additional;
+    }
+    payloads.extend(mobike::protection(&path, sa.channel.ike, forced));
+    let cookie = Cookie2::new(cx);
+    payloads.push(cookie.payload());
+    sa.channel.request(ExchangeType::Informational, &payloads, cx);
+    Some(OutstandingRequest::UpdateAddresses(cookie))
+}
+
+/// Takes the response to UPDATE_SA_ADDRESSES.
+pub(super) fn updated(
+    sa: &mut IkeSa,
+    cookie: Cookie2,
+    payloads: &Payloads,
+    child_sas: &mut ChildSas,
+    cx: &mut Context<'_>,
+) -> SaStep {
+    let refusal = payloads.error().map(|notify| notify.kind);
+    // A refusal may come without COOKIE2, but never with another one.
+    let bare_refusal = refusal.is_some() && payloads.notify(NotifyType::Cookie2).is_none();
+    if !bare_refusal && !cookie.is_returned(payloads) {
+        return wrong_cookie();
+    }
+    if !sa.channel.answer_shows_path() {
+        // RFC 4555 3.5: the addresses changed again.
+        // RFC 4555 3.7: sent to several addresses it shows nothing.
+        sa.enqueue_first(QueuedRequest::UpdateAddresses);
+        return SaStep::Continue;
+    }
+    let Some(mobike) = sa.mobike.as_mut() else { return SaStep::Continue };
+    match refusal {
+        // RFC 4555 3.9: tried several times.
+        Some(NotifyType::UnexpectedNatDetected) if mobike.unexpected_nats < sa.profile.config.timing.transmissions => {
+            mobike.unexpected_nats = mobike.unexpected_nats.saturating_add(1);
+            sa.enqueue_first(QueuedRequest::UpdateAddresses);
+            return SaStep::Continue;
+        }
+        Some(kind) => {
+            mobike.unexpected_nats = 0;
+            sa.report(failure::update_refused(kind, &sa.channel.message_path()), cx);
+            if sa.channel.is_unchecked() {
+                // The peer is told by its own address, so that both ends have the same path again.
+                sa.channel.leave_unchecked_path();
+                sa.enqueue_first(QueuedRequest::UpdateAddresses);
+                return SaStep::Continue;
+            }
+            return SaStep::Reauthenticate;
+        }
+        None => mobike.unexpected_nats = 0,
+    }
+    mobike.seen_as = seen_as(payloads).or(mobike.seen_as.take());
+    let mut path = sa.channel.message_path();
+    if path.nat_traversal {
+        // RFC 4555 3.5: NAT traversal is enabled or disabled.
+        path.detect(sa.channel.ike, payloads, sa.forced());
+    }
+    sa.use_path(path, child_sas, cx);
+    SaStep::Continue
+}
+
+/// COOKIE2 came back changed or not at all.
+fn wrong_cookie() -> SaStep {
+    // RFC 4555 3.7: another COOKIE2 closes the IKE SA.
+    SaStep::End(DownReason::Failed, failure::wrong_cookie2())
+}
+
+fn seen_as(payloads: &Payloads) -> Option<Vec<u8>> {
+    payloads.notify(NotifyType::NatDetectionDestinationIp).map(|notify| notify.data.clone())
+}
+
+/// Tells the peer our addresses again if the list that it has begins at another one. This is done
+/// after the CHILD_SAs have moved, so not right after UPDATE_SA_ADDRESSES.
+// RFC 4555 3.6: the list is complete with the source of the message.
+pub(super) fn announce_from_new_address(sa: &mut IkeSa) {
+    let local = sa.channel.message_path().local.ip();
+    if sa.lifecycle == Lifecycle::Active && sa.mobike.as_ref().is_some_and(|mobike| mobike.announced_from != local) {
+        sa.enqueue(QueuedRequest::AnnounceAddresses);
+    }
+}
+
+/// Tells the peer our addresses. The one in use is in the IP header.
+pub(super) fn announce(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
+    let path = sa.channel.message_path();
+    let additional = mobike::own_additional(cx.config, &sa.profile.config, path.local.ip());
+    let mobike = sa.mobike.as_mut()?;
+    mobike.announced.clone_from(&additional);
+    mobike.announced_from = path.local.ip();
+    let mut payloads: Payloads = mobike::additional(&additional).into_iter().collect();
+    if !path.nat_traversal {
+        payloads.extend(mobike::protection(&path, sa.channel.ike, false));
+    }
+    sa.channel.request(ExchangeType::Informational, &payloads, cx);
+    Some(OutstandingRequest::AnnounceAddresses(path.local.ip(), additional))
+}
+
+/// Takes the response to [`announce`].
+pub(super) fn announced(
+    sa: &mut IkeSa,
+    address: IpAddr,
+    additional: Vec<IpAddr>,
+    payloads: &Payloads,
+    cx: &mut Context<'_>,
+) -> SaStep {
+    let present = sa.channel.path.local.ip();
+    // RFC 4555 3.6: another source is another request.
+    let changed = present != address || mobike::own_additional(cx.config, &sa.profile.config, present) != additional;
+    let retries = sa.profile.config.timing.transmissions;
+    let Some(mobike) = sa.mobike.as_mut() else { return SaStep::Continue };
+    let refused = payloads.notify(NotifyType::UnexpectedNatDetected).is_some();
+    if changed || (refused && mobike.unexpected_nats < retries) {
+        mobike.unexpected_nats = mobike.unexpected_nats.saturating_add(u32::from(refused));
+        sa.enqueue_first(QueuedRequest::AnnounceAddresses);
+    } else {
+        mobike.unexpected_nats = 0;
+        if refused {
+            sa.report(failure::update_refused(NotifyType::UnexpectedNatDetected, &sa.channel.path), cx);
+        }
+    }
+    SaStep::Continue
+}
+
+/// Checks whether the peer receives at the address of its UPDATE_SA_ADDRESSES.
+pub(super) fn check(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
+    if !sa.channel.is_unchecked() {
+        return None;
+    }
+    let cookie = Cookie2::new(cx);
+    sa.channel.request(ExchangeType::Informational, &Payloads::from(vec![cookie.payload()]), cx);
+    Some(OutstandingRequest::CheckAddress(cookie))
+}
+
+/// Takes the response to [`check`].
+pub(super) fn checked(
+    sa: &mut IkeSa,
+    cookie: Cookie2,
+    payloads: &Payloads,
+    child_sas: &mut ChildSas,
+    cx: &mut Context<'_>,
+) -> SaStep {
+    // RFC 4555 3.7: COOKIE2 is compared.
+    if !cookie.is_returned(payloads) {
+        return wrong_cookie();
+    }
+    if !sa.channel.is_unchecked() {
+        return SaStep::Continue;
+    }
+    if sa.channel.answer_shows_path() {
+        // RFC 4555 3.7: ESP follows after the check.
+        sa.use_path(sa.channel.message_path(), child_sas, cx);
+    } else {
+        // RFC 4555 3.7: sent to several addresses it shows nothing.
+        sa.enqueue_first(QueuedRequest::CheckAddress);
+    }
+    SaStep::Continue
+}
+
+/// The payloads of a liveness check. As initiator behind a NAT we learn by it whether the NAT has
+/// another mapping for us.
+pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
+    let path = sa.channel.message_path();
+    let asks = sa.mobike.is_some() && sa.initiation().by_us() && path.nat_local && path.nat_traversal;
+    // RFC 4555 3.8: liveness checks detect another mapping.
+    let notifies = asks.then(|| path.notifies(sa.channel.ike, sa.forced()));
+    notifies.into_iter().flatten().map(Payload::Notify).collect()
+}
+
+/// Takes the response to a liveness check.
+pub(super) fn liveness_checked(sa: &mut IkeSa, payloads: &Payloads) {
+    let by_us = sa.initiation().by_us();
+    // Without a NAT we look from the peer as from here.
+    let as_from_here = nat_detection_hash(sa.channel.ike, sa.channel.path.local).to_vec();
+    let Some(mobike) = sa.mobike.as_mut().filter(|_| by_us) else { return };
+    let seen = seen_as(payloads);
+    let known = mobike.seen_as.as_ref().unwrap_or(&as_from_here);
+    if seen.as_ref().is_some_and(|seen| seen != known) && !mutation!("nat_mapping_not_compared") {
+        // RFC 4555 3.8: then the addresses are updated.
+        mobike.seen_as = seen;
+        sa.enqueue_first(QueuedRequest::UpdateAddresses);
+    }
+}
+
+/// Adds to the response what the peer's request asks for, and notes what it changes. A check of
+/// return routability goes out before the response: then its answer comes before what the peer does
+/// next, and CHILD_SAs that it asks for have the new addresses.
+pub(super) fn answer(
+    sa: &mut IkeSa,
+    payloads: &Payloads,
+    answer: &mut Payloads,
+    child_sas: &mut ChildSas,
+    cx: &mut Context<'_>,
+) -> AddressChange {
+    let mut change = AddressChange::default();
+    if sa.mobike.is_none() {
+        return change;
+    }
+    let (local, remote) = sa.channel.request_addresses();
+    let updates = payloads.notify(NotifyType::UpdateSaAddresses).is_some();
+    let announced = mobike::additional_of(payloads);
+    let mut path = Path { local, remote, ..sa.channel.path };
+    if payloads.notify(NotifyType::NatDetectionSourceIp).is_some() && path.nat_traversal {
+        // RFC 4555 3.8: NAT detection is answered by NAT detection.
+        answer.extend(path.notifies(sa.channel.ike, sa.forced()).map(Payload::Notify));
+        path.detect(sa.channel.ike, payloads, sa.forced());
+    }
+    if (updates || announced.is_some())
+        && mobike::finds_unexpected_nat(payloads, local, remote)
+        && !mutation!("unexpected_nat_accepted")
+    {
+        answer.push_notify(Notify::new(NotifyType::UnexpectedNatDetected));
+        sa.report(failure::unexpected_nat(&path), cx);
+    } else if updates && (sa.initiation().by_us() || !is_acceptable(local, remote)) {
+        answer.push_notify(Notify::new(NotifyType::UnacceptableAddresses));
+    } else {
+        if let Some(addresses) = announced {
+            let current = sa.channel.message_addresses().1.ip();
+            let left = current != remote.ip() && !addresses.contains(&current);
+            change.peer_left_for = Some(remote).filter(|_| left && sa.initiation().by_us());
+            if let Some(mobike) = &mut sa.mobike {
+                // RFC 4555 3.6: the list replaces the former one.
+                mobike.peer_addresses = addresses;
+            }
+        }
+        if updates {
+            take_update(sa, path, child_sas, cx);
+        }
+    }
+    answer.extend(mobike::returned_cookie(payloads));
+    change
+}
+
+/// The original initiator has moved.
+fn take_update(sa: &mut IkeSa, path: Path, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+    // RFC 4555 3.5: the addresses of the IP header.
+    if path.remote == sa.channel.path.remote || mutation!("esp_moves_before_the_check") {
+        let before = sa.channel.message_addresses();
+        sa.use_path(path, child_sas, cx);
+        if sa.channel.message_addresses() != before {
+            // RFC 4555 3.5: requests under way take the new addresses.
+            sa.channel.resend(cx);
+        }
+        return;
+    }
+    if sa.channel.message_path() != path {
+        sa.channel.check_path(path, cx);
+    }
+    if sa.channel.busy() {
+        sa.enqueue_first(QueuedRequest::CheckAddress);
+    } else {
+        sa.outstanding = check(sa, cx);
+    }
+}
+
+/// Does what follows from a request after its response.
+pub(super) fn follow(sa: &mut IkeSa, change: AddressChange, cx: &mut Context<'_>) {
+    if let Some(remote) = change.peer_left_for {
+        sa.move_to_peers_address(remote, cx);
+    }
+}

@@ -1,0 +1,165 @@
+//! Where the messages of an IKE SA go while it is not shown that the peer receives there (RFC 4555
+//! 3.7), which more addresses are tried, and when a peer is followed to another one (RFC 7296
+//! 2.23).
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::channel::Channel;
+use super::path::Path;
+use crate::output::Context;
+
+/// How a peer is followed whose messages come from another address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Following {
+    /// Once it has answered there (RFC 7296 2.23).
+    Answer,
+    /// By its UPDATE_SA_ADDRESSES, or by ESP of it that comes from elsewhere, once it has returned
+    /// COOKIE2 there: it is the initiator, and both ends speak MOBIKE (RFC 4555 3.8).
+    Update,
+    /// By our UPDATE_SA_ADDRESSES: once it has answered there, we move.
+    OwnUpdate,
+}
+
+impl Channel {
+    /// Our address and the peer's, for messages.
+    pub(crate) fn message_addresses(&self) -> (SocketAddr, SocketAddr) {
+        let Path { local, remote, .. } = self.message_path();
+        (local, remote)
+    }
+
+    /// The path of messages.
+    pub(crate) fn message_path(&self) -> Path {
+        self.unchecked.unwrap_or(self.path)
+    }
+
+    /// Whether the path of messages is not checked yet (RFC 4555 3.7).
+    pub(crate) fn is_unchecked(&self) -> bool {
+        self.unchecked.is_some()
+    }
+
+    /// Messages take this path from now on, also the request under way. What is not of IKE follows
+    /// by [`Self::use_path`].
+    pub(crate) fn check_path(&mut self, path: Path, cx: &mut Context<'_>) {
+        self.unchecked = Some(path);
+        self.candidate = None;
+        self.alternatives.clear();
+        self.resend(cx);
+    }
+
+    /// Everything takes this path from now on.
+    pub(crate) fn use_path(&mut self, path: Path) {
+        self.path = path;
+        self.unchecked = None;
+        self.candidate = None;
+    }
+
+    /// Messages take the path of everything else again.
+    pub(crate) fn leave_unchecked_path(&mut self) {
+        self.unchecked = None;
+    }
+
+    /// Our address changes on every path.
+    pub(crate) fn set_local_ip(&mut self, local: IpAddr) {
+        self.path.local.set_ip(local);
+        if let Some(unchecked) = &mut self.unchecked {
+            unchecked.local.set_ip(local);
+        }
+    }
+
+    /// The request under way goes to these addresses too, now and when it is sent again.
+    pub(crate) fn send_to_alternatives(&mut self, alternatives: Vec<SocketAddr>, cx: &mut Context<'_>) {
+        let local = self.message_path().local;
+        let Some(mut in_flight) = self.in_flight.take() else { return };
+        for alternative in alternatives {
+            if alternative != self.message_path().remote
+                && alternative.is_ipv4() == local.is_ipv4()
+                && !self.alternatives.contains(&alternative)
+            {
+                self.transmit(&in_flight.packets, local, alternative, cx);
+                self.alternatives.push(alternative);
+                in_flight.between = None;
+            }
+        }
+        self.in_flight = Some(in_flight);
+    }
+
+    /// Whether the request that was answered last shows that the peer receives where messages go:
+    /// it went nowhere else (RFC 4555 3.7).
+    pub(crate) fn answer_shows_path(&self) -> bool {
+        self.answered_between == Some(self.message_addresses()) || mutation!("any_answer_shows_path")
+    }
+
+    /// The address at which the peer has answered, if that is not where messages go.
+    pub(crate) fn take_answered_elsewhere(&mut self) -> Option<SocketAddr> {
+        self.answered_elsewhere.take()
+    }
+
+    /// Our address and the peer's of the request that was received last.
+    pub(crate) fn request_addresses(&self) -> (SocketAddr, SocketAddr) {
+        self.response_path
+    }
+
+    /// Authentic ESP of the peer came from this address. It becomes a candidate, if the peer may
+    /// have moved there and no other address is being checked.
+    // RFC 4555 3.8: ESP may be followed.
+    pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
+        let same_family = remote.is_ipv4() == self.path.remote.is_ipv4();
+        if self.path.nat_remote && same_family && remote != self.path.remote && self.unchecked.is_none() {
+            self.set_candidate(remote);
+        }
+    }
+
+    fn set_candidate(&mut self, remote: SocketAddr) {
+        if self.candidate != Some(remote) {
+            self.candidate = Some(remote);
+            self.candidate_is_new = true;
+        }
+    }
+
+    /// Sends the request under way to a candidate to which nothing was sent yet. True: there is
+    /// such a candidate, and no request to send.
+    pub(crate) fn probe_candidate(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(candidate) = self.candidate.filter(|_| self.candidate_is_new) else {
+            return false;
+        };
+        let Some(mut in_flight) = self.in_flight.take() else {
+            return true;
+        };
+        self.transmit(&in_flight.packets, self.path.local, candidate, cx);
+        self.candidate_is_new = false;
+        in_flight.sent_to = Some(candidate);
+        in_flight.between = None;
+        self.in_flight = Some(in_flight);
+        false
+    }
+
+    /// Learns from a new authentic message where a peer behind a NAT is (RFC 7296 2.23), and our
+    /// own address where the kernel chose it. Only an answer to what we sent to the new address
+    /// (`confirmed`) moves the SAs: then it is no danger either that we may be behind a NAT
+    /// ourselves, which is why 2.23 tells such hosts not to follow.
+    pub(super) fn update_path(&mut self, local: SocketAddr, remote: SocketAddr, confirmed: bool) {
+        //= RFC 7296 2.11 MUST 3: the response comes from there
+        self.response_path = (local, remote);
+        if self.path.local.ip().is_unspecified() {
+            self.path.local.set_ip(local.ip());
+        }
+        if !self.path.nat_remote && !mutation!("followed_without_nat") {
+            return;
+        }
+        if self.path.remote == remote || self.message_path().remote == remote {
+            self.candidate = None;
+        } else if confirmed && self.following != Following::Answer {
+            self.answered_elsewhere = Some(remote);
+            self.candidate = None;
+        } else if confirmed || mutation!("followed_without_nat") {
+            //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed
+            self.path.remote = remote;
+            //= RFC 7296 2.23 SHOULD 16: the new address is kept
+            self.peer_moved = true;
+            self.candidate = None;
+        // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
+        } else if self.following != Following::Update || mutation!("followed_without_update") {
+            self.set_candidate(remote);
+        }
+    }
+}

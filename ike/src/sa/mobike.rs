@@ -1,0 +1,220 @@
+//! MOBIKE (RFC 4555): what both ends tell each other about their addresses, and how an IKE SA keeps
+//! it. `exchange/addresses.rs` has the exchanges.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+
+use super::path::Path;
+use crate::config::{EndpointConfig, PeerConfig};
+use crate::event::IkeId;
+use crate::output::Context;
+use crate::wire::{Notify, NotifyType, Payload, Payloads};
+
+/// Most additional addresses that are announced, and most of the peer's that are kept; further ones
+/// are left out.
+pub(crate) const MAX_ADDITIONAL: usize = 8;
+
+/// Octets of COOKIE2 that the RFC allows (4.2.5).
+const COOKIE2_OCTETS: std::ops::RangeInclusive<usize> = 8..=64;
+
+/// What an IKE SA knows about the addresses of both ends beside its path.
+#[derive(Debug, Clone)]
+pub(crate) struct Mobike {
+    /// The additional addresses that the peer announced last, at most [`MAX_ADDITIONAL`].
+    pub(super) peer_addresses: Vec<IpAddr>,
+    /// The additional addresses that we announced last.
+    pub(super) announced: Vec<IpAddr>,
+    /// Our address at which the list begins: it was that of the message's IP header. Told by
+    /// IKE_AUTH or an announcement; charon does not change it by UPDATE_SA_ADDRESSES.
+    pub(super) announced_from: IpAddr,
+    /// How we look from the peer: its last NAT_DETECTION_DESTINATION_IP in an address update.
+    pub(super) seen_as: Option<Vec<u8>>,
+    /// How often in a row the peer has answered by UNEXPECTED_NAT_DETECTED.
+    pub(super) unexpected_nats: u32,
+}
+
+impl Mobike {
+    /// After IKE_AUTH, in which we announced these addresses from `local`. `None`: not both ends
+    /// speak MOBIKE.
+    pub(super) fn negotiated(
+        config: &PeerConfig,
+        payloads: &Payloads,
+        announced: Vec<IpAddr>,
+        local: IpAddr,
+    ) -> Option<Self> {
+        // RFC 4555 3.2: announced in IKE_AUTH.
+        let both = config.speaks_mobike() && payloads.notify(NotifyType::MobikeSupported).is_some();
+        both.then(|| Self {
+            peer_addresses: additional_of(payloads).unwrap_or_default(),
+            announced,
+            announced_from: local,
+            seen_as: None,
+            unexpected_nats: 0,
+        })
+    }
+}
+
+/// Our notifications for IKE_AUTH: that we speak MOBIKE, and our additional addresses.
+pub(super) fn supported(additional: &[IpAddr]) -> impl Iterator<Item = Payload> {
+    // RFC 4555 4.2.1: no data.
+    let supported = Notify::new(NotifyType::MobikeSupported);
+    std::iter::once(supported).chain(additional.iter().copied().map(Notify::additional_address)).map(Payload::Notify)
+}
+
+/// Our additional addresses for an INFORMATIONAL request. The list is always the whole one.
+// RFC 4555 3.6: the complete list.
+pub(super) fn additional(addresses: &[IpAddr]) -> Vec<Payload> {
+    if addresses.is_empty() {
+        return vec![Payload::Notify(Notify::new(NotifyType::NoAdditionalAddresses))];
+    }
+    addresses.iter().copied().map(Notify::additional_address).map(Payload::Notify).collect()
+}
+
+/// Addresses of this node beside `current`, to be announced to this peer.
+pub(super) fn own_additional(config: &EndpointConfig, peer: &PeerConfig, current: IpAddr) -> Vec<IpAddr> {
+    let inner: Vec<&IpNetwork> = peer.children().flat_map(|child| &child.local).collect();
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in config.addresses.iter().map(IpAddr::to_canonical) {
+        let outer = address != current.to_canonical() && can_be_reached(address) && !is_inner(address, &inner);
+        if outer && !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses.truncate(MAX_ADDITIONAL);
+    addresses
+}
+
+/// The peer's additional addresses. `None`: the message says nothing about them.
+pub(super) fn additional_of(payloads: &Payloads) -> Option<Vec<IpAddr>> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in payloads.notifies().filter_map(Notify::address).filter(|address| can_be_reached(*address)) {
+        if !addresses.contains(&address) && addresses.len() < MAX_ADDITIONAL {
+            addresses.push(address);
+        }
+    }
+    let kinds = [NotifyType::AdditionalIp4Address, NotifyType::AdditionalIp6Address, NotifyType::NoAdditionalAddresses];
+    payloads.notifies().any(|notify| kinds.contains(&notify.kind)).then_some(addresses)
+}
+
+/// Whether an address belongs to one of these networks, to which packets go through the tunnel.
+/// Between our own nodes the selectors are all addresses, which says nothing.
+pub(super) fn is_inner(address: IpAddr, networks: &[&IpNetwork]) -> bool {
+    networks.iter().any(|network| network.prefix() > 0 && network.contains(address))
+}
+
+/// Whether another host may be at this address. Link-local ones mean nothing without an interface.
+pub(super) fn can_be_reached(address: IpAddr) -> bool {
+    let link_local = match address.to_canonical() {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let address = address.to_canonical();
+    !(link_local || address.is_unspecified() || address.is_loopback() || address.is_multicast())
+}
+
+/// What protects the addresses of a request that may change them: NAT detection, or NO_NATS_ALLOWED
+/// if the peer does not support NAT traversal (RFC 4555 3.5, 3.9).
+pub(super) fn protection(path: &Path, ike: IkeId, forced: bool) -> Vec<Payload> {
+    if path.nat_traversal {
+        return path.notifies(ike, forced).map(Payload::Notify).to_vec();
+    }
+    // RFC 4555 3.9: NO_NATS_ALLOWED without NAT traversal.
+    vec![Payload::Notify(Notify::no_nats_allowed(path.local, path.remote))]
+}
+
+/// Whether the peer forbids NATs and there is one: its datagram came from and to other addresses
+/// than it says.
+pub(super) fn finds_unexpected_nat(payloads: &Payloads, local: SocketAddr, remote: SocketAddr) -> bool {
+    // RFC 4555 3.9: compared with the IP header.
+    let expected = Notify::no_nats_allowed(remote, local);
+    payloads.notifies().any(|notify| notify.kind == NotifyType::NoNatsAllowed && notify.data != expected.data)
+}
+
+/// The octets of a COOKIE2 of ours. The answer proves that the peer receives what we send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cookie2([u8; 16]);
+
+impl Cookie2 {
+    /// Nobody can guess it.
+    pub(super) fn new(cx: &mut Context<'_>) -> Self {
+        // RFC 4555 4.2.5: unpredictable.
+        Self(cx.random())
+    }
+
+    /// The notification.
+    // RFC 4555 4.2.5: 8 to 64 octets.
+    pub(super) fn payload(self) -> Payload {
+        Payload::Notify(Notify::with_data(NotifyType::Cookie2, self.0.to_vec()))
+    }
+
+    /// Whether this is the answer to it.
+    pub(super) fn is_returned(self, payloads: &Payloads) -> bool {
+        let returned = payloads.notify(NotifyType::Cookie2);
+        returned.is_some_and(|notify| notify.data == self.0) || mutation!("any_cookie2_accepted")
+    }
+}
+
+/// The peer's COOKIE2, to be returned as it is.
+// RFC 4555 3.7: COOKIE2 is copied.
+pub(super) fn returned_cookie(payloads: &Payloads) -> Option<Payload> {
+    let cookie = payloads.notify(NotifyType::Cookie2).filter(|notify| COOKIE2_OCTETS.contains(&notify.data.len()))?;
+    Some(Payload::Notify(Notify::with_data(NotifyType::Cookie2, cookie.data.clone())))
+        .filter(|_| !mutation!("cookie2_not_returned"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_addresses_that_another_host_can_reach_are_announced_and_eight_at_most() {
+        let mut addresses: Vec<IpAddr> =
+            ["127.0.0.1", "::1", "169.254.1.1", "fe80::1", "224.0.0.1", "0.0.0.0", "192.0.2.1", "::ffff:192.0.2.1"]
+                .map(ip)
+                .to_vec();
+        addresses.extend((1..20).map(|host| IpAddr::from([10, 0, 0, host])));
+        addresses.push(ip("10.0.0.2"));
+        let config = EndpointConfig { addresses, ..EndpointConfig::default() };
+        let mut peer = super::super::tests::profile().config.clone();
+        let announced = own_additional(&config, &peer, ip("10.0.0.1"));
+        assert_eq!(announced[..2], [ip("192.0.2.1"), ip("10.0.0.2")]);
+        assert_eq!(announced.len(), MAX_ADDITIONAL);
+        // The peer reaches what a child protects through the tunnel alone.
+        peer.child.local = vec!["10.0.0.0/28".parse().unwrap(), "::/0".parse().unwrap()];
+        let announced = own_additional(&config, &peer, ip("10.0.0.1"));
+        assert_eq!(announced, [ip("192.0.2.1"), ip("10.0.0.16"), ip("10.0.0.17"), ip("10.0.0.18"), ip("10.0.0.19")]);
+    }
+
+    #[test]
+    fn a_list_of_the_peer_is_read_with_a_limit_and_without_what_is_malformed() {
+        let read = |notifies: Vec<Notify>| additional_of(&notifies.into_iter().map(Payload::Notify).collect());
+        assert_eq!(read(vec![Notify::new(NotifyType::Cookie2)]), None);
+        assert_eq!(read(vec![Notify::new(NotifyType::NoAdditionalAddresses)]), Some(Vec::new()));
+        let short = Notify::with_data(NotifyType::AdditionalIp4Address, vec![1; 3]);
+        assert_eq!(read(vec![short]), Some(Vec::new()));
+        let six = Notify::additional_address(ip("2001:db8::1"));
+        assert_eq!((six.kind, six.data.len()), (NotifyType::AdditionalIp6Address, 16));
+        let loopback = Notify::additional_address(ip("127.0.0.1"));
+        assert_eq!(read(vec![six.clone(), loopback, six]), Some(vec![ip("2001:db8::1")]));
+        let many = (0..100).map(|host| Notify::additional_address(IpAddr::from([10, 0, 0, host]))).collect();
+        assert_eq!(read(many).map(|addresses| addresses.len()), Some(MAX_ADDITIONAL));
+    }
+
+    #[test]
+    fn no_nats_allowed_names_addresses_then_ports() {
+        let (source, destination) = ("192.0.2.1:500".parse().unwrap(), "198.51.100.2:4500".parse().unwrap());
+        let notify = Notify::no_nats_allowed(source, destination);
+        assert_eq!(notify.data, [192, 0, 2, 1, 198, 51, 100, 2, 1, 244, 17, 148]);
+        let six = Notify::no_nats_allowed("[2001:db8::1]:500".parse().unwrap(), "[2001:db8::2]:500".parse().unwrap());
+        assert_eq!(six.data.len(), 36);
+        let payloads = Payloads::from(vec![Payload::Notify(notify)]);
+        assert!(!finds_unexpected_nat(&payloads, destination, source));
+        assert!(finds_unexpected_nat(&payloads, destination, "192.0.2.1:501".parse().unwrap()));
+        assert!(finds_unexpected_nat(&payloads, source, destination));
+    }
+}

@@ -1,0 +1,190 @@
+//! MOBIKE (RFC 4555): who may move an IKE SA, and what must be shown before ESP follows.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use edge_ike::ChildId;
+
+use super::ike_sa::OwnRequest;
+use super::node::Node;
+use super::octets::{Message, Notify, Spis, notify};
+use super::{Cause, Judged, Step, require};
+
+/// What one end knows of the addresses of an IKE SA of which both ends speak MOBIKE.
+#[derive(Debug, Clone)]
+pub struct Mobike {
+    /// Whether this end is the original initiator: that of the first IKE SA in a series of rekeys.
+    pub initiator: bool,
+    /// The additional addresses that the peer announced, now or before.
+    pub announced: BTreeSet<IpAddr>,
+    /// Where the peer has shown that it receives: at first where IKE_AUTH was sent. That
+    /// may have been a second address too, from which the peer's newest message came (RFC 7296
+    /// 2.23).
+    pub shown: BTreeSet<SocketAddr>,
+}
+
+impl Mobike {
+    /// Both ends must have announced it in IKE_AUTH (3.2).
+    pub fn negotiated(
+        request: &Message,
+        response: &Message,
+        shown: BTreeSet<SocketAddr>,
+        initiator: bool,
+    ) -> Option<Self> {
+        // RFC 4555 3.2: announced in IKE_AUTH.
+        let both = [request, response].iter().all(|message| message.notify(notify::MOBIKE_SUPPORTED).is_some());
+        let announced = addresses(if initiator { response } else { request });
+        both.then_some(Self { initiator, announced, shown })
+    }
+
+    /// Whether messages may go to where this authentic one came from. The initiator decides for
+    /// itself (3.5). The responder follows UPDATE_SA_ADDRESSES, and no other message (3.5, 3.8).
+    pub fn follows(&self, message: Option<&Message>) -> bool {
+        // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
+        self.initiator || message.is_some_and(updates_addresses)
+    }
+}
+
+/// Whether a message is a request with UPDATE_SA_ADDRESSES.
+fn updates_addresses(message: &Message) -> bool {
+    !message.header.response() && message.notify(notify::UPDATE_SA_ADDRESSES).is_some()
+}
+
+/// The addresses that ADDITIONAL_IP4_ADDRESS and ADDITIONAL_IP6_ADDRESS name (4.2.2).
+fn addresses(message: &Message) -> BTreeSet<IpAddr> {
+    let address = |notify: Notify| match notify.kind {
+        notify::ADDITIONAL_IP4_ADDRESS => <[u8; 4]>::try_from(notify.data).ok().map(IpAddr::from),
+        notify::ADDITIONAL_IP6_ADDRESS => <[u8; 16]>::try_from(notify.data).ok().map(IpAddr::from),
+        _ => None,
+    };
+    message.notifies().into_iter().filter_map(address).collect()
+}
+
+/// Whether a request changes addresses (3.9).
+pub fn changes_addresses(message: &Message) -> bool {
+    let kinds = [
+        notify::UPDATE_SA_ADDRESSES,
+        notify::ADDITIONAL_IP4_ADDRESS,
+        notify::ADDITIONAL_IP6_ADDRESS,
+        notify::NO_ADDITIONAL_ADDRESSES,
+    ];
+    kinds.iter().any(|kind| message.notify(*kind).is_some())
+}
+
+impl Node {
+    /// We send an INFORMATIONAL request.
+    pub fn request_address_change(&self, spis: Spis, message: &Message) -> Judged {
+        let mobike = self.sas.get(&spis).and_then(|sa| sa.mobike.as_ref());
+        require!(
+            mobike.is_some() || !changes_addresses(message),
+            "RFC 4555 3.2",
+            "addresses are changed in an IKE SA of which not both ends announced MOBIKE_SUPPORTED"
+        );
+        // RFC 4555 3.5: the original initiator decides.
+        require!(
+            message.notify(notify::UPDATE_SA_ADDRESSES).is_none() || mobike.is_some_and(|mobike| mobike.initiator),
+            "RFC 4555 3.5",
+            "UPDATE_SA_ADDRESSES from the responder; the original initiator decides which addresses are used"
+        );
+        let cookie = message.notify(notify::COOKIE2);
+        // RFC 4555 4.2.5: 8 to 64 octets.
+        require!(
+            cookie.as_ref().is_none_or(|cookie| (8..=64).contains(&cookie.data.len())),
+            "RFC 4555 4.2.5",
+            "a COOKIE2 of {:?} octets",
+            cookie.as_ref().map(|cookie| cookie.data.len())
+        );
+        Ok(())
+    }
+
+    /// We answer an INFORMATIONAL request.
+    pub fn answer_address_request(
+        &mut self,
+        spis: Spis,
+        request: &Message,
+        answer: &Message,
+        step: &Step<'_>,
+    ) -> Judged {
+        let Some(mobike) = self.sas.get_mut(&spis).and_then(|sa| sa.mobike.as_mut()) else { return Ok(()) };
+        let cookie = request.notify(notify::COOKIE2).filter(|cookie| (8..=64).contains(&cookie.data.len()));
+        // RFC 4555 3.7: COOKIE2 is copied.
+        require!(
+            cookie.is_none() || answer.notify(notify::COOKIE2) == cookie,
+            "RFC 4555 3.7",
+            "COOKIE2 is not copied as it is: {cookie:?}"
+        );
+        let detects = |message: &Message| {
+            message.notify(notify::NAT_DETECTION_SOURCE_IP).is_some()
+                && message.notify(notify::NAT_DETECTION_DESTINATION_IP).is_some()
+        };
+        // RFC 4555 3.8: NAT detection is answered by NAT detection.
+        require!(
+            !detects(request) || detects(answer),
+            "RFC 4555 3.8",
+            "NAT_DETECTION notifications are answered without any"
+        );
+        let Cause::Received(_, local, from) = step.cause else { return Ok(()) };
+        let octets = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let header = [
+            octets(from.ip()),
+            octets(local.ip()),
+            from.port().to_be_bytes().into(),
+            local.port().to_be_bytes().into(),
+        ]
+        .concat();
+        let forbidden = request.notify(notify::NO_NATS_ALLOWED).filter(|notify| notify.data != header);
+        // RFC 4555 3.9: compared with the IP header.
+        require!(
+            forbidden.is_none()
+                || !changes_addresses(request)
+                || answer.notify(notify::UNEXPECTED_NAT_DETECTED).is_some(),
+            "RFC 4555 3.9",
+            "NO_NATS_ALLOWED names other addresses than the IP header, and the request is taken"
+        );
+        if answer.error().is_none() {
+            mobike.announced.extend(addresses(request));
+        }
+        Ok(())
+    }
+
+    /// The response to our request came: what it shows about where the peer is.
+    pub fn conclude_address_request(&mut self, spis: Spis, own: &OwnRequest, request: &Message, response: &Message) {
+        let cookie = request.notify(notify::COOKIE2);
+        let returned = cookie.is_some() && response.notify(notify::COOKIE2) == cookie;
+        // RFC 4555 3.7: sent to several addresses it shows nothing.
+        if !returned || own.sent_to.len() != 1 {
+            return;
+        }
+        // After a rekey by both ends the CHILD_SAs go on to the IKE SA that stays.
+        let series: Vec<Spis> =
+            self.sas.keys().copied().filter(|other| self.origin(*other) == self.origin(spis)).collect();
+        for spis in series {
+            if let Some(mobike) = self.sas.get_mut(&spis).and_then(|sa| sa.mobike.as_mut()) {
+                mobike.shown.extend(&own.sent_to);
+            }
+        }
+    }
+
+    /// ESP of these CHILD_SAs goes to another address.
+    pub fn judge_move(&self, children: &[ChildId], remote: SocketAddr) -> Judged {
+        let owners: BTreeSet<Spis> =
+            children.iter().filter_map(|child| Some(self.children.get(&child.0)?.ike)).collect();
+        owners.into_iter().try_for_each(|spis| self.judge_destination(spis, remote))
+    }
+
+    /// ESP of an IKE SA's CHILD_SAs goes to this address.
+    pub fn judge_destination(&self, spis: Spis, remote: SocketAddr) -> Judged {
+        let Some(mobike) = self.sas.get(&spis).and_then(|sa| sa.mobike.as_ref()) else { return Ok(()) };
+        // RFC 4555 3.7: ESP follows after the check.
+        require!(
+            mobike.shown.contains(&remote),
+            "RFC 4555 3.7",
+            "ESP goes to {remote}, from where no COOKIE2 came back that was sent there alone; shown are {:?}",
+            mobike.shown
+        );
+        Ok(())
+    }
+}
