@@ -179,14 +179,15 @@ fn tunnels(agent: &Agent, membership: &Membership) -> Vec<PeerConfig> {
 fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
     let mut view = (*membership.view).clone();
     view.peers.retain(|peer| peer.name.as_str() != name);
-    view.peers.push(Peer {
+    let peer = Peer {
         name: name.parse().unwrap(),
         role,
         endpoints: Vec::new(),
         segments: Vec::new(),
         networks: Vec::new(),
         certificates_from: 0,
-    });
+    };
+    view.peers.push(peer.into());
     Membership { view: Arc::new(view), ..membership.clone() }
 }
 
