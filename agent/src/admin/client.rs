@@ -4,21 +4,17 @@ use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use super::AdminRequest;
+use super::response::{BUFFER, OTHER_RELEASE, document, pass_on};
 use crate::config::Config;
 use crate::status::{self, Status};
 use crate::stdout::print;
 
 /// Longest wait for the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Size of the buffer for the response, bytes: as much as the socket holds.
-const READ_BUFFER: usize = 256 << 10;
-const OTHER_RELEASE: &str = "the agent's answer is not understood; are both of one release?";
 /// Time between two looks of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -27,11 +23,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// what concerns these peers is printed. Fails if no agent answers, or no peer has such a name.
 pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     if json && peers.is_empty() && !io::stdout().is_terminal() {
-        // A program reads it: of ten thousand peers it is tens of megabytes, which are passed on as
-        // they came.
-        let mut document = request_document(config)?;
-        document.push('\n');
-        return print(&document).map(drop);
+        let response = request(config, &AdminRequest::Status)?;
+        return pass_on(response, &mut io::stdout().lock());
     }
     let status = status_of(config, peers)?;
     let text = if json { serde_json::to_string_pretty(&status)? + "\n" } else { render(&status, peers) };
@@ -76,14 +69,9 @@ fn status_of(config: &Config, peers: &[String]) -> anyhow::Result<Status> {
 
 /// Asks the running agent for its status. Fails if no agent answers.
 pub fn request_status(config: &Config) -> anyhow::Result<Box<Status>> {
-    serde_json::from_str(&request_document(config)?).context(OTHER_RELEASE)
-}
-
-/// As [`request_status`], the JSON document itself.
-fn request_document(config: &Config) -> anyhow::Result<String> {
     let line = send(config, &AdminRequest::Status)?;
     let document = document(&line)?.context("the agent sent another response than the status")?;
-    Ok(document.get().to_owned())
+    serde_json::from_str(document.get()).context(OTHER_RELEASE)
 }
 
 /// Has the agent rekey the CHILD_SAs with `peer`, those of its `child` alone, or the IKE SA. Fails
@@ -93,7 +81,15 @@ pub fn rekey(config: &Config, peer: &str, child: Option<String>, ike: bool) -> a
 }
 
 /// Sends a request, and returns the line that is the response.
-fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
+fn send(config: &Config, admin_request: &AdminRequest) -> anyhow::Result<String> {
+    let mut line = String::new();
+    let response = request(config, admin_request)?;
+    BufReader::with_capacity(BUFFER, response).read_line(&mut line).context("the agent did not answer")?;
+    Ok(line)
+}
+
+/// Sends a request, and returns the socket from which the response comes.
+fn request(config: &Config, request: &AdminRequest) -> anyhow::Result<UnixStream> {
     let path = config.admin_socket();
     let mut socket = UnixStream::connect(&path).with_context(|| {
         format!("{}: no agent answers here; is `edge-agent run` running with this configuration?", path.display())
@@ -102,61 +98,5 @@ fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
     socket.write_all(line.as_bytes())?;
-    let mut line = String::new();
-    BufReader::with_capacity(READ_BUFFER, socket).read_line(&mut line).context("the agent did not answer")?;
-    Ok(line)
-}
-
-/// A response, with the status as the agent wrote it. Reading it as an
-/// [`AdminResponse`](super::AdminResponse) would copy the whole document once more.
-#[derive(Deserialize)]
-struct RawResponse<'a> {
-    answer: Answer,
-    #[serde(borrow)]
-    status: Option<&'a RawValue>,
-    reason: Option<String>,
-}
-
-/// The tags of [`AdminResponse`](super::AdminResponse).
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Answer {
-    Status,
-    Done,
-    Failed,
-}
-
-/// The document in a response. `None`: the request was carried out. Fails if it was not.
-fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
-    let response: RawResponse<'_> = serde_json::from_str(line).context(OTHER_RELEASE)?;
-    match (response.answer, response.status) {
-        (Answer::Status, Some(document)) => Ok(Some(document)),
-        (Answer::Done, _) => Ok(None),
-        (Answer::Failed, _) => bail!(response.reason.unwrap_or_default()),
-        (Answer::Status, None) => bail!(OTHER_RELEASE),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::AdminResponse;
-    use super::*;
-
-    #[test]
-    fn each_response_of_the_agent_is_read_and_the_status_stays_as_it_is() {
-        let line = |response: &AdminResponse| serde_json::to_string(response).unwrap() + "\n";
-        assert!(document(&line(&AdminResponse::Done)).unwrap().is_none());
-        let reason = "there is no peer \"moon\"".to_owned();
-        let refused = document(&line(&AdminResponse::Failed { reason: reason.clone() })).unwrap_err();
-        assert_eq!(refused.to_string(), reason);
-        // A later release may add keys, and white space.
-        let text = "{\"version\": \"9\",  \"later\": [1, {\"a\": null}]}";
-        let later = format!("{{\"answer\":\"status\",\"status\":{text},\"more\":1}}\n");
-        assert_eq!(document(&later).unwrap().unwrap().get(), text);
-        for odd in
-            ["", "\n", "{}", "{\"answer\":\"status\"}", "{\"answer\":\"dance\"}", "{\"answer\":\"status\",\"status\":{"]
-        {
-            assert!(format!("{:#}", document(odd).unwrap_err()).contains("one release"), "{odd}");
-        }
-    }
+    Ok(socket)
 }

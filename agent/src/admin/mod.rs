@@ -2,6 +2,7 @@
 //! JSON line each way.
 
 pub mod client;
+mod response;
 pub mod server;
 
 use serde::{Deserialize, Serialize};

@@ -1,12 +1,13 @@
 //! The server in the running agent.
 
 use std::fs::{self, Permissions};
-use std::io;
+use std::io::{self, BufWriter, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
@@ -20,6 +21,8 @@ pub type AdminCall = (AdminRequest, oneshot::Sender<AdminResponse>);
 const MAX_LINE: u64 = 4096;
 /// How often the socket's file is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Size of the buffer for a response, bytes: as much as the socket holds.
+const BUFFER: usize = 256 << 10;
 /// A connection is closed after this time.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -64,9 +67,8 @@ pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<A
 }
 
 async fn respond(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<()> {
-    let (read, mut write) = socket.split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
+    BufReader::new((&mut socket).take(MAX_LINE)).read_line(&mut line).await?;
     let response = match serde_json::from_str(&line) {
         Ok(request) => {
             let (respond_to, response) = oneshot::channel();
@@ -75,13 +77,40 @@ async fn respond(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::Res
         }
         Err(error) => AdminResponse::Failed { reason: format!("not a request that this agent knows: {error}") },
     };
-    let mut line = serde_json::to_vec(&response)?;
-    line.push(b'\n');
-    write.write_all(&line).await
+    send(socket, response).await
+}
+
+/// Sends a response. It is written as it is made, so that a long one is never in memory as a whole.
+/// Dropping the future closes the socket, which ends the thread that writes.
+async fn send(socket: UnixStream, response: AdminResponse) -> io::Result<()> {
+    let socket = socket.into_std()?;
+    socket.set_nonblocking(false)?;
+    let close = CloseOnDrop(socket.try_clone()?);
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut out = BufWriter::with_capacity(BUFFER, socket);
+        serde_json::to_writer(&mut out, &response)?;
+        out.write_all(b"\n")?;
+        out.flush()
+    });
+    let outcome = writing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    drop(close);
+    outcome
+}
+
+/// Closes a connection in both directions, for all that hold it.
+struct CloseOnDrop(std::os::unix::net::UnixStream);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        // It may be closed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
 
     #[tokio::test]
@@ -115,5 +144,28 @@ mod tests {
         }
         // An agent that was killed and starts again replaces the file.
         super::listen(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stops_reading_holds_no_thread_once_its_time_is_over() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        // More than the socket holds.
+        let response = AdminResponse::Failed { reason: "x".repeat(16 << 20) };
+        let mut sending = Box::pin(send(writer, response));
+        let mut first = [0];
+        let read = async {
+            reader.readable().await.unwrap();
+            reader.try_read(&mut first).unwrap()
+        };
+        tokio::select! {
+            outcome = &mut sending => panic!("all was sent: {outcome:?}"),
+            length = read => assert_eq!(length, 1),
+        }
+        drop(sending);
+        let mut rest = Vec::new();
+        let mut reader = reader;
+        reader.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.len() < 16 << 20, "it is closed before its end");
+        // The runtime waits for its threads when it ends, so this test ends only if the thread did.
     }
 }
