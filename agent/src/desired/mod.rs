@@ -77,8 +77,8 @@ pub struct Desired {
 /// A tunnel to one peer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredTunnel {
-    /// Configuration for the IKE endpoint.
-    pub peer: PeerConfig,
+    /// Configuration for the IKE endpoint, which shares it.
+    pub peer: Arc<PeerConfig>,
     /// Source of the tunnel.
     pub origin: Origin,
     /// Traffic that may pass.
@@ -143,7 +143,7 @@ impl Desired {
         let addresses = static_peers.iter().flat_map(|peer| &peer.remotes).map(SocketAddr::ip).collect();
         for peer in static_peers {
             let tunnel = DesiredTunnel {
-                peer: peer.clone(),
+                peer: Arc::new(peer.clone()),
                 origin: Origin::Configuration,
                 permitted: PermittedTraffic::Negotiated,
                 hub: false,
@@ -344,7 +344,7 @@ fn view_tunnel(config: &Config, membership: &Membership, peer: &Peer, on_demand:
     DesiredTunnel {
         // Unless a packet is waited for, both ends initiate: it may be that only one can reach the
         // other.
-        peer: PeerConfig { initiate: !on_demand, ..peer_config(config, membership, peer, &name) },
+        peer: Arc::new(PeerConfig { initiate: !on_demand, ..peer_config(config, membership, peer, &name) }),
         origin: Origin::View,
         permitted: PermittedTraffic::Granted { local, remote },
         hub: peer.role == Role::Hub,

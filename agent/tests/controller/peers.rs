@@ -172,7 +172,7 @@ impl Wire {
 fn tunnels(agent: &Agent, membership: &Membership) -> Vec<PeerConfig> {
     let desired = Desired::compute(&agent.node.config, &[], Some(membership));
     let placed = |peer: PeerConfig| PeerConfig { remotes: vec![address(peer.name.as_str())], ..peer };
-    desired.tunnels.into_values().map(|tunnel| placed(tunnel.peer.clone())).collect()
+    desired.tunnels.into_values().map(|tunnel| placed(PeerConfig::clone(&tunnel.peer))).collect()
 }
 
 /// The membership with a further peer in its view, which is not from the controller.
