@@ -11,7 +11,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use edge_types::network::{contains, overlap, special_use};
-use edge_types::{NodeView, Role};
+use edge_types::{NodeView, Role, SharedPeer};
 use ipnetwork::IpNetwork;
 
 const NAME_SERVER: &str = "its name server";
@@ -86,14 +86,16 @@ impl Underlay {
 
     /// The conflicts of a view, at most one for each address.
     pub fn conflicts(&self, view: &NodeView, controllers: &[IpAddr]) -> Vec<AddressConflict> {
+        // Of ten thousand peers a few are hubs.
+        let hubs: Vec<&SharedPeer> = view.peers.iter().filter(|peer| !peer.networks.is_empty()).collect();
         let find = |address: &IpAddr, what| {
-            let (network, of) = holder(view, *address)?;
+            let (network, of) = holder(view, &hubs, *address)?;
             Some(AddressConflict { network, of, address: *address, what })
         };
         let needed = self.needed(controllers);
         let mut conflicts: Vec<AddressConflict> =
             needed.iter().filter_map(|(address, what)| find(address, *what)).collect();
-        conflicts.extend(special_networks(view));
+        conflicts.extend(special_networks(view, &hubs));
         conflicts
     }
 
@@ -113,15 +115,13 @@ impl Underlay {
 }
 
 /// The networks of the view that contain addresses which every host needs.
-fn special_networks(view: &NodeView) -> Vec<AddressConflict> {
+fn special_networks(view: &NodeView, hubs: &[&SharedPeer]) -> Vec<AddressConflict> {
     let named = |networks: &[IpNetwork], of: &str| -> Vec<(IpNetwork, String)> {
         networks.iter().map(|network| (*network, of.to_owned())).collect()
     };
     let mut networks = named(&view.cluster_ranges, "cluster range");
     networks.extend(named(&view.segments, "segment"));
-    // Of ten thousand peers a few are hubs.
-    let hubs = view.peers.iter().filter(|peer| view.role != Role::Cloud && !peer.networks.is_empty());
-    for peer in hubs {
+    for peer in hubs.iter().filter(|_| view.role != Role::Cloud) {
         networks.extend(named(&peer.networks, &format!("the network of {}", peer.name)));
     }
     let conflict = |(network, of): (IpNetwork, String)| {
@@ -133,7 +133,7 @@ fn special_networks(view: &NodeView) -> Vec<AddressConflict> {
 }
 
 /// The network of the view by which packets for this address enter a tunnel, and its description.
-fn holder(view: &NodeView, address: IpAddr) -> Option<(IpNetwork, String)> {
+fn holder(view: &NodeView, hubs: &[&SharedPeer], address: IpAddr) -> Option<(IpNetwork, String)> {
     let of = |networks: &[IpNetwork], what: &str| {
         networks.iter().find(|network| network.contains(address)).map(|network| (*network, what.to_owned()))
     };
@@ -146,7 +146,7 @@ fn holder(view: &NodeView, address: IpAddr) -> Option<(IpNetwork, String)> {
             // A cloud node reaches the cloud's networks without a tunnel.
             return None;
         }
-        view.peers.iter().find_map(|peer| {
+        hubs.iter().find_map(|peer| {
             let ours = |network: &IpNetwork| view.local_networks().any(|own| overlap(&own, network));
             let network = peer.networks.iter().find(|network| network.contains(address) && !ours(network))?;
             Some((*network, format!("the network of {}", peer.name)))
@@ -215,14 +215,14 @@ mod tests {
         NodeView {
             role,
             cluster_ranges: networks(ranges),
-            peers: vec![Peer {
+            peers: vec![SharedPeer::from(Peer {
                 name: "cloud-1".parse().unwrap(),
                 role: Role::Hub,
                 endpoints: vec![],
                 segments: vec![],
                 networks: networks(hub),
                 certificates_from: 0,
-            }],
+            })],
             ..empty_view()
         }
     }

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::name::{Communities, NodeName};
-use crate::view::{NodeView, Peer, Role, ViewChange};
+use crate::view::{NodeView, Role, SharedPeer, ViewChange};
 
 /// Media type of [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
@@ -165,7 +165,7 @@ pub const VIEW_SILENCE_SECONDS: u64 = 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "lowercase")]
-pub enum ViewEvent<P = Peer> {
+pub enum ViewEvent<P = SharedPeer> {
     /// The whole view.
     View {
         /// Identifies the run of the controller that remembers changes from now on.

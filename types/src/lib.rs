@@ -43,4 +43,4 @@ pub mod view;
 pub use ipnetwork::IpNetwork;
 pub use name::{Communities, Community, NameError, NodeName};
 pub use token::JoinToken;
-pub use view::{AddressSource, NodeAddress, NodeView, Peer, Role, ViewChange};
+pub use view::{AddressSource, NodeAddress, NodeView, Peer, Role, SharedPeer, ViewChange};

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -52,11 +54,12 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// One node's view. It is complete: a newer version replaces an older one as a whole. (The
-/// controller sends the same peer to many nodes, so it uses another `P`.)
+/// One node's view. It is complete: a newer version replaces an older one as a whole. Peers that
+/// stay the same over versions are shared, and equal at a glance. (The controller sends the same
+/// peer to many nodes, so it uses another `P`.)
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct NodeView<P = Peer> {
+pub struct NodeView<P = SharedPeer> {
     /// Version of the view. It rises with every change that concerns this node, also across
     /// restarts of the controller.
     pub version: u64,
@@ -96,7 +99,7 @@ pub struct NodeView<P = Peer> {
 /// The changes of a view from one version to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct ViewChange<P = Peer> {
+pub struct ViewChange<P = SharedPeer> {
     /// The version to which the changes apply.
     pub from: u64,
     /// The version of the view after the changes.
@@ -136,7 +139,7 @@ impl ViewChange {
 const FEW_CHANGES: usize = 64;
 
 /// Changes a list of peers that is in the order of their names.
-fn change_in_place(mut peers: Vec<Peer>, put: Vec<Peer>, gone: &[NodeName]) -> Vec<Peer> {
+fn change_in_place(mut peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[NodeName]) -> Vec<SharedPeer> {
     for name in gone {
         if let Ok(at) = peers.binary_search_by(|peer| peer.name.cmp(name)) {
             peers.remove(at);
@@ -153,8 +156,8 @@ fn change_in_place(mut peers: Vec<Peer>, put: Vec<Peer>, gone: &[NodeName]) -> V
 }
 
 /// Changes a list of peers in any order. The result is in the order of their names.
-fn change_all(peers: Vec<Peer>, put: Vec<Peer>, gone: &[NodeName]) -> Vec<Peer> {
-    let mut by_name: BTreeMap<NodeName, Peer> = peers.into_iter().map(|peer| (peer.name.clone(), peer)).collect();
+fn change_all(peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[NodeName]) -> Vec<SharedPeer> {
+    let mut by_name: BTreeMap<NodeName, SharedPeer> = peers.into_iter().map(|peer| (peer.name.clone(), peer)).collect();
     for name in gone {
         by_name.remove(name);
     }
@@ -225,6 +228,58 @@ pub enum AddressSource {
     Observed,
 }
 
+/// A peer that several versions of a view share. Two that are shared are equal at a glance, so that
+/// views are compared in the time of what changed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "Peer")]
+pub struct SharedPeer(Arc<Peer>);
+
+impl SharedPeer {
+    /// Whether both are the same peer in memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl From<Peer> for SharedPeer {
+    fn from(peer: Peer) -> Self {
+        Self(Arc::new(peer))
+    }
+}
+
+impl Deref for SharedPeer {
+    type Target = Peer;
+
+    fn deref(&self) -> &Peer {
+        &self.0
+    }
+}
+
+impl Serialize for SharedPeer {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (**self).serialize(serializer)
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for SharedPeer {
+    fn inline_schema() -> bool {
+        Peer::inline_schema()
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        Peer::schema_name()
+    }
+
+    fn schema_id() -> std::borrow::Cow<'static, str> {
+        Peer::schema_id()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        Peer::json_schema(generator)
+    }
+}
+
 impl<P> NodeView<P> {
     /// The networks that peers may reach here: our segments and, on a hub, the cloud's networks.
     pub fn local_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
@@ -243,20 +298,21 @@ impl Peer {
 mod tests {
     use super::*;
 
-    fn peer(name: &str, port: u16) -> Peer {
+    fn peer(name: &str, port: u16) -> SharedPeer {
         let address = SocketAddr::from(([192, 0, 2, 1], port));
         let endpoints = vec![NodeAddress { address, source: AddressSource::Reported }];
-        Peer {
+        let peer = Peer {
             name: name.parse().unwrap(),
             role: Role::Edge,
             endpoints,
             segments: vec![],
             networks: vec![],
             certificates_from: 0,
-        }
+        };
+        peer.into()
     }
 
-    fn view(version: u64, peers: Vec<Peer>) -> NodeView {
+    fn view(version: u64, peers: Vec<SharedPeer>) -> NodeView {
         NodeView {
             version,
             node: "edge-1".parse().unwrap(),
@@ -287,9 +343,9 @@ mod tests {
     #[test]
     fn few_changes_and_many_lead_to_the_same_peers() {
         let name = |number: usize| format!("n-{number:03}");
-        let all: Vec<Peer> = (0..200).step_by(2).map(|number| peer(&name(number), 1)).collect();
+        let all: Vec<SharedPeer> = (0..200).step_by(2).map(|number| peer(&name(number), 1)).collect();
         for (put, gone) in [(vec![0, 1, 7, 198, 199], vec![0, 4, 199]), (vec![], vec![100]), (vec![3], vec![])] {
-            let put: Vec<Peer> = put.iter().map(|number| peer(&name(*number), 2)).collect();
+            let put: Vec<SharedPeer> = put.iter().map(|number| peer(&name(*number), 2)).collect();
             let gone: Vec<NodeName> = gone.iter().map(|number| name(*number).parse().unwrap()).collect();
             assert_eq!(change_in_place(all.clone(), put.clone(), &gone), change_all(all.clone(), put, &gone));
         }
@@ -297,9 +353,30 @@ mod tests {
         let odd = view(4, vec![peer("c", 1), peer("a", 1), peer("c", 2)]);
         let change = ViewChange { from: 4, version: 5, own: None, put: vec![peer("b", 1)], gone: vec![] };
         assert_eq!(change.apply_to(odd).unwrap().peers, [peer("a", 1), peer("b", 1), peer("c", 2)]);
-        let many: Vec<Peer> = (0..FEW_CHANGES + 1).map(|number| peer(&name(number), 3)).collect();
+        let many: Vec<SharedPeer> = (0..FEW_CHANGES + 1).map(|number| peer(&name(number), 3)).collect();
         let change = ViewChange { from: 4, version: 5, own: None, put: many.clone(), gone: vec![] };
         assert_eq!(change.apply_to(view(4, vec![])).unwrap().peers, many);
+    }
+
+    #[test]
+    fn what_a_change_does_not_name_is_shared_with_the_version_before() {
+        let old = view(4, (0..10_000).map(|number| peer(&format!("n-{number:05}"), 1)).collect());
+        let change = ViewChange {
+            from: 4,
+            version: 5,
+            own: None,
+            put: vec![peer("n-00700", 2)],
+            gone: vec!["n-09000".parse().unwrap()],
+        };
+        let new = change.apply_to(old.clone()).unwrap();
+        let shared = |peer: &&SharedPeer| old.peers.iter().any(|before| before.is_same(peer));
+        let others: Vec<&SharedPeer> = new.peers.iter().filter(|peer| peer.endpoints[0].address.port() == 1).collect();
+        assert_eq!((new.peers.len(), others.len()), (9999, 9998));
+        assert!(others.iter().step_by(97).all(shared));
+        // What is read again is equal, and not the same.
+        let text = serde_json::to_string(&new).unwrap();
+        let read: NodeView = serde_json::from_str(&text).unwrap();
+        assert!(read == new && !read.peers[0].is_same(&new.peers[0]));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::AdminRequest;
-use super::client::{OTHER_RELEASE, TIMEOUT, connect, document};
+use super::client::{TIMEOUT, connect};
+use super::response::{OTHER_RELEASE, document};
 use crate::config::Config;
 use crate::tunnels::CapturedBatch;
 

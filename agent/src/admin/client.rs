@@ -4,22 +4,18 @@ use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use edge_types::error::with_causes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use super::AdminRequest;
+use super::response::{BUFFER, OTHER_RELEASE, document, pass_on};
 use crate::config::Config;
 use crate::status::{self, Status};
 use crate::stdout::print;
 
 /// Longest wait for the response.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
-/// Size of the buffer for the response, bytes: as much as the socket holds.
-const READ_BUFFER: usize = 256 << 10;
-pub(super) const OTHER_RELEASE: &str = "the agent's answer is not understood; are both of one release?";
 /// Time between two looks of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -28,11 +24,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// what concerns these peers is printed. Fails if no agent answers, or no peer has such a name.
 pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     if json && peers.is_empty() && !io::stdout().is_terminal() {
-        // A program reads it: of ten thousand peers it is tens of megabytes, which are passed on as
-        // they came.
-        let mut document = request_document(config)?;
-        document.push('\n');
-        return print(&document).map(drop);
+        let response = connect(config, &AdminRequest::Status)?;
+        return pass_on(response, &mut io::stdout().lock());
     }
     let status = status_of(config, peers)?;
     let text = if json { serde_json::to_string_pretty(&status)? + "\n" } else { render(&status, peers) };
@@ -77,14 +70,9 @@ fn status_of(config: &Config, peers: &[String]) -> anyhow::Result<Status> {
 
 /// Asks the running agent for its status. Fails if no agent answers.
 pub fn request_status(config: &Config) -> anyhow::Result<Box<Status>> {
-    serde_json::from_str(&request_document(config)?).context(OTHER_RELEASE)
-}
-
-/// As [`request_status`], the JSON document itself.
-fn request_document(config: &Config) -> anyhow::Result<String> {
     let line = send(config, &AdminRequest::Status)?;
     let document = document(&line)?.context("the agent sent another response than the status")?;
-    Ok(document.get().to_owned())
+    serde_json::from_str(document.get()).context(OTHER_RELEASE)
 }
 
 /// Has the agent rekey the CHILD_SAs with `peer`, those of its `child` alone, or the IKE SA. Fails
@@ -95,13 +83,13 @@ pub fn rekey(config: &Config, peer: &str, child: Option<String>, ike: bool) -> a
 
 /// Sends a request, and returns the line that is the response.
 fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
-    let socket = connect(config, request)?;
     let mut line = String::new();
-    BufReader::with_capacity(READ_BUFFER, socket).read_line(&mut line).context("the agent did not answer")?;
+    let response = connect(config, request)?;
+    BufReader::with_capacity(BUFFER, response).read_line(&mut line).context("the agent did not answer")?;
     Ok(line)
 }
 
-/// Sends a request on a connection of its own.
+/// Sends a request, and returns the socket from which the response comes.
 pub(super) fn connect(config: &Config, request: &AdminRequest) -> anyhow::Result<UnixStream> {
     let path = config.admin_socket();
     let mut socket = UnixStream::connect(&path).with_context(|| {
@@ -112,62 +100,4 @@ pub(super) fn connect(config: &Config, request: &AdminRequest) -> anyhow::Result
     line.push('\n');
     socket.write_all(line.as_bytes())?;
     Ok(socket)
-}
-
-/// A response, with the status as the agent wrote it. Reading it as an
-/// [`AdminResponse`](super::AdminResponse) would copy the whole document once more.
-#[derive(Deserialize)]
-struct RawResponse<'a> {
-    answer: Answer,
-    #[serde(borrow)]
-    status: Option<&'a RawValue>,
-    #[serde(borrow)]
-    batch: Option<&'a RawValue>,
-    reason: Option<String>,
-}
-
-/// The tags of [`AdminResponse`](super::AdminResponse).
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Answer {
-    Status,
-    Captured,
-    Done,
-    Failed,
-}
-
-/// The document in a response. `None`: the request was carried out. Fails if it was not.
-pub(super) fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
-    let response: RawResponse<'_> = serde_json::from_str(line).context(OTHER_RELEASE)?;
-    let document = match response.answer {
-        Answer::Status => response.status,
-        Answer::Captured => response.batch,
-        Answer::Done => return Ok(None),
-        Answer::Failed => bail!(response.reason.unwrap_or_default()),
-    };
-    document.map(Some).context(OTHER_RELEASE)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::AdminResponse;
-    use super::*;
-
-    #[test]
-    fn each_response_of_the_agent_is_read_and_the_status_stays_as_it_is() {
-        let line = |response: &AdminResponse| serde_json::to_string(response).unwrap() + "\n";
-        assert!(document(&line(&AdminResponse::Done)).unwrap().is_none());
-        let reason = "there is no peer \"moon\"".to_owned();
-        let refused = document(&line(&AdminResponse::Failed { reason: reason.clone() })).unwrap_err();
-        assert_eq!(refused.to_string(), reason);
-        // A later release may add keys, and white space.
-        let text = "{\"version\": \"9\",  \"later\": [1, {\"a\": null}]}";
-        let later = format!("{{\"answer\":\"status\",\"status\":{text},\"more\":1}}\n");
-        assert_eq!(document(&later).unwrap().unwrap().get(), text);
-        for odd in
-            ["", "\n", "{}", "{\"answer\":\"status\"}", "{\"answer\":\"dance\"}", "{\"answer\":\"status\",\"status\":{"]
-        {
-            assert!(format!("{:#}", document(odd).unwrap_err()).contains("one release"), "{odd}");
-        }
-    }
 }

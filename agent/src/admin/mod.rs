@@ -3,6 +3,7 @@
 
 pub mod capture_stream;
 pub mod client;
+mod response;
 pub mod server;
 
 use std::collections::BTreeSet;

@@ -1,7 +1,8 @@
 //! The server in the running agent.
 
 use std::fs::{self, Permissions};
-use std::io;
+use std::io::{self, BufWriter, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::{AdminRequest, AdminResponse};
@@ -30,6 +32,8 @@ pub enum Reply {
 const MAX_LINE: u64 = 4096;
 /// How often the socket's file is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Size of the buffer for a response, bytes: as much as the socket holds.
+const BUFFER: usize = 256 << 10;
 /// A connection is closed after this time, but for that of a capture which runs.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -74,19 +78,19 @@ pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<A
 }
 
 async fn serve_one(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<()> {
-    match tokio::time::timeout(TIMEOUT, respond(&mut socket, to)).await {
-        Ok(Ok(Some(reader))) => send_captured(&mut socket, reader).await,
-        Ok(outcome) => outcome.map(drop),
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    let deadline = Instant::now() + TIMEOUT;
+    let reply = timeout_at(deadline, reply_to(&mut socket, to)).await??;
+    match reply {
+        Reply::Response(response) => timeout_at(deadline, send(socket, response)).await?,
+        Reply::Capture(reader) => send_captured(&mut socket, reader).await,
     }
 }
 
-/// Answers a request. Returns the capture that it began.
-async fn respond(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<Option<CaptureReader>> {
-    let (read, mut write) = socket.split();
+/// Reads a request, and has it answered.
+async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<Reply> {
     let mut line = String::new();
-    BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
-    let reply = match serde_json::from_str(&line) {
+    BufReader::new(socket.take(MAX_LINE)).read_line(&mut line).await?;
+    Ok(match serde_json::from_str(&line) {
         Ok(request) => {
             let (respond_to, reply) = oneshot::channel();
             let _ = to.send((request, respond_to)).await;
@@ -97,11 +101,7 @@ async fn respond(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::Re
             let reason = format!("not a request that this agent knows: {error}");
             Reply::Response(AdminResponse::Failed { reason })
         }
-    };
-    match reply {
-        Reply::Response(response) => write_line(&mut write, &response).await.map(|()| None),
-        Reply::Capture(reader) => Ok(Some(reader)),
-    }
+    })
 }
 
 /// Sends what is captured. Ends if the connection is closed. After the end of the capture a command
@@ -134,6 +134,33 @@ async fn write_line(write: &mut (impl AsyncWrite + Unpin), response: &AdminRespo
     let mut line = serde_json::to_vec(response)?;
     line.push(b'\n');
     write.write_all(&line).await
+}
+
+/// Sends a response. It is written as it is made, so that a long one is never in memory as a whole.
+/// Dropping the future closes the socket, which ends the thread that writes.
+async fn send(socket: UnixStream, response: AdminResponse) -> io::Result<()> {
+    let socket = socket.into_std()?;
+    socket.set_nonblocking(false)?;
+    let close = CloseOnDrop(socket.try_clone()?);
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut out = BufWriter::with_capacity(BUFFER, socket);
+        serde_json::to_writer(&mut out, &response)?;
+        out.write_all(b"\n")?;
+        out.flush()
+    });
+    let outcome = writing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    drop(close);
+    outcome
+}
+
+/// Closes a connection in both directions, for all that hold it.
+struct CloseOnDrop(std::os::unix::net::UnixStream);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        // It may be closed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
 }
 
 #[cfg(test)]
@@ -201,5 +228,28 @@ mod tests {
         let mut rest = String::new();
         socket.read_to_string(&mut rest).await.unwrap();
         assert!(rest.contains("\"failed\"") && rest.contains("another one has begun"), "{rest}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stops_reading_holds_no_thread_once_its_time_is_over() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        // More than the socket holds.
+        let response = AdminResponse::Failed { reason: "x".repeat(16 << 20) };
+        let mut sending = Box::pin(send(writer, response));
+        let mut first = [0];
+        let read = async {
+            reader.readable().await.unwrap();
+            reader.try_read(&mut first).unwrap()
+        };
+        tokio::select! {
+            outcome = &mut sending => panic!("all was sent: {outcome:?}"),
+            length = read => assert_eq!(length, 1),
+        }
+        drop(sending);
+        let mut rest = Vec::new();
+        let mut reader = reader;
+        reader.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.len() < 16 << 20, "it is closed before its end");
+        // The runtime waits for its threads when it ends, so this test ends only if the thread did.
     }
 }

@@ -15,8 +15,9 @@ use super::guard_bypass::GuardBypass;
 use super::http::{HttpClient, Reconnect};
 use super::node_identity::NodeIdentity;
 use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
+use super::view_consistency::ViewConsistency;
 use super::view_file::ViewStep;
-use super::view_validation::{Validated, ViewRefusal, validate};
+use super::view_validation::{Validated, ViewRefusal, validate, validate_with};
 use super::{node_identity, tls, view_file};
 use crate::clock::CertificateClock;
 use crate::config::Config;
@@ -38,6 +39,8 @@ pub struct ControllerClient {
     pub(super) member: watch::Sender<Option<Member>>,
     /// The view in force. The lock is held while files that depend on it are written.
     pub(super) view: Mutex<Option<Arc<NodeView>>>,
+    /// Checks views of the stream.
+    pub(super) consistency: std::sync::Mutex<ViewConsistency>,
     /// Writes the view in force to disk.
     pub(super) view_file: std::sync::Mutex<ChangeLog>,
     /// Set while the view in force may have cut this node off from the controller.
@@ -81,6 +84,7 @@ impl ControllerClient {
             status: channels.status,
             member: watch::Sender::new(None),
             view: Mutex::new(None),
+            consistency: std::sync::Mutex::default(),
             unconfirmed: watch::Sender::new(None),
             taken_back: std::sync::Mutex::default(),
             refused: std::sync::Mutex::default(),
@@ -186,7 +190,9 @@ impl ControllerClient {
     pub(super) async fn take_view(&self, view: Arc<NodeView>, step: Option<ViewStep>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
-        let validated = validate(&member.identity.node, member.identity.role, current.as_deref(), &view)?;
+        let validated = validate_with(&member.identity.node, member.identity.role, current.as_deref(), &view, || {
+            self.consistency.lock().unwrap_or_else(PoisonError::into_inner).check(&view)
+        })?;
         if validated == Validated::New
             && let Err(refusal) = self.check_against_host(current.as_deref(), &view)
         {

@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn view(role: Role, peers: Vec<Peer>) -> NodeView {
-        NodeView { role, peers, ..empty_view() }
+        NodeView { role, peers: peers.into_iter().map(Into::into).collect(), ..empty_view() }
     }
 
     /// A time in the first boot, in seconds after its start.

@@ -8,6 +8,7 @@
 //! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
 //! - `view_validation`: whether a view may replace the one in force: not if it contradicts itself,
 //!   or would cut this host off.
+//! - `view_consistency`: whether a view contradicts itself, in the time of what changed.
 //! - `view_file`: the view in force on disk, as a whole view and changes.
 //! - `partial_view`: a view without some of the networks that it adds.
 //! - `unconfirmed_view`: the two views that taking back needs besides the one in force.
@@ -41,6 +42,7 @@ mod stream_state;
 mod take_back;
 mod tls;
 mod unconfirmed_view;
+mod view_consistency;
 mod view_file;
 mod view_validation;
 

@@ -4,7 +4,7 @@
 //! revocations, must not wait for this.
 
 use edge_types::network::{contains, overlap};
-use edge_types::{IpNetwork, NodeView, Peer};
+use edge_types::{IpNetwork, NodeView, Peer, SharedPeer};
 
 use super::client::ControllerClient;
 use super::view_validation::{ViewRefusal, validate};
@@ -71,12 +71,12 @@ pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetw
         networks.iter().filter(inside).copied().collect()
     };
     let fronts = |peer: &Peer, network: &IpNetwork| peer.networks.iter().any(|fronted| contains(fronted, network));
-    let restored = |newer: &Peer| {
-        let mut peer = newer.clone();
+    let restored = |newer: &SharedPeer| {
+        let mut peer = Peer::clone(newer);
         peer.segments = within(&newer.segments, &ranges);
         peer.networks = within(&newer.networks, &known);
         let Some(older) = before.peers.iter().find(|older| older.name == newer.name) else {
-            return (!peer.segments.is_empty() || !peer.networks.is_empty()).then_some(peer);
+            return (!peer.segments.is_empty() || !peer.networks.is_empty()).then(|| peer.into());
         };
         peer.certificates_from = newer.certificates_from.max(older.certificates_from);
         let returns = |network: &&IpNetwork| {
@@ -86,7 +86,7 @@ pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetw
         };
         let returning: Vec<IpNetwork> = older.networks.iter().filter(returns).copied().collect();
         peer.networks.extend(returning);
-        Some(peer)
+        Some(SharedPeer::from(peer))
     };
     let merged = NodeView {
         trust_anchors: now.trust_anchors.clone(),
@@ -117,15 +117,15 @@ mod tests {
         parameters.self_signed(&key).unwrap().pem()
     }
 
-    fn peer(name: &str, segment: &str, certificates_from: i64) -> Peer {
-        Peer {
+    fn peer(name: &str, segment: &str, certificates_from: i64) -> SharedPeer {
+        SharedPeer::from(Peer {
             name: name.parse().unwrap(),
             role: Role::Edge,
             endpoints: vec![],
             segments: vec![segment.parse().unwrap()],
             networks: vec![],
             certificates_from,
-        }
+        })
     }
 
     #[test]
@@ -164,7 +164,12 @@ mod tests {
         let moved = ["10.77.0.64/26", "10.77.0.128/26", "10.77.0.192/26"];
         let hub = |name: &str, networks: &[&str]| {
             let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
-            Peer { role: Role::Hub, networks, segments: vec![], ..peer(name, moved[0], 0) }
+            SharedPeer::from(Peer {
+                role: Role::Hub,
+                networks,
+                segments: vec![],
+                ..Peer::clone(&peer(name, moved[0], 0))
+            })
         };
         let before = NodeView {
             trust_anchors: anchors.clone(),
@@ -223,8 +228,9 @@ mod tests {
         let anchors = vec![anchor()];
         let with = |version, ranges: &[&str], networks: &[&str]| {
             let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
-            let hub = Peer { role: Role::Hub, networks, segments: vec![], ..peer("cloud-1", "10.77.0.64/26", 0) };
-            NodeView { trust_anchors: anchors.clone(), peers: vec![hub], ..view(version, ranges) }
+            let edge = Peer::clone(&peer("cloud-1", "10.77.0.64/26", 0));
+            let hub = Peer { role: Role::Hub, networks, segments: vec![], ..edge };
+            NodeView { trust_anchors: anchors.clone(), peers: vec![hub.into()], ..view(version, ranges) }
         };
         let before = with(4, &["10.77.0.0/16", "10.78.0.0/16"], &["10.244.0.0/16", "10.50.0.0/16"]);
         let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();

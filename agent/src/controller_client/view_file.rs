@@ -58,20 +58,20 @@ pub(super) fn log(state_dir: &Path) -> ChangeLog {
 
 #[cfg(test)]
 mod tests {
-    use edge_types::{Peer, Role};
+    use edge_types::{Peer, Role, SharedPeer};
 
     use super::*;
     use crate::test_view::empty_view;
 
-    fn peer(number: usize, certificates_from: i64) -> Peer {
-        Peer {
+    fn peer(number: usize, certificates_from: i64) -> SharedPeer {
+        SharedPeer::from(Peer {
             name: format!("edge-{number:05}").parse().unwrap(),
             role: Role::Edge,
             endpoints: vec![],
             segments: vec![],
             networks: vec![],
             certificates_from,
-        }
+        })
     }
 
     #[test]
@@ -84,7 +84,7 @@ mod tests {
         write(&mut file, directory.path(), &view, None).unwrap();
         let whole = std::fs::read(directory.path().join(VIEW_FILE)).unwrap();
         for from in 1..20 {
-            let gone = vec![peer(from, 0).name];
+            let gone = vec![peer(from, 0).name.clone()];
             let put = vec![peer(1999 - from, 7), peer(2000 + from, 0)];
             let own = (from == 9)
                 .then(|| Box::new(NodeView { segments: vec!["10.77.0.0/26".parse().unwrap()], ..empty_view() }));

@@ -1,15 +1,13 @@
 //! Decides whether a view may replace the one in force. A view says whom this node trusts and what
 //! it removes, so a view that contradicts itself is refused as a whole.
 
-use std::collections::HashSet;
 use std::sync::PoisonError;
 
-use edge_types::network::contains;
 use edge_types::{IpNetwork, NodeName, NodeView, Role};
 
 use super::client::ControllerClient;
-use super::node_identity;
 use super::unconfirmed_view::{TAKEN_BACK_FILE, TakenBackView};
+use super::view_consistency::check_whole;
 use crate::underlay::AddressConflict;
 
 /// Why a view is refused.
@@ -95,6 +93,17 @@ pub(super) fn validate(
     current: Option<&NodeView>,
     new: &NodeView,
 ) -> Result<Validated, ViewRefusal> {
+    validate_with(node, role, current, new, || check_whole(new))
+}
+
+/// As [`validate`]. `check_consistency` fails if `new` contradicts itself.
+pub(super) fn validate_with(
+    node: &NodeName,
+    role: Role,
+    current: Option<&NodeView>,
+    new: &NodeView,
+    check_consistency: impl FnOnce() -> Result<(), String>,
+) -> Result<Validated, ViewRefusal> {
     if new.node != *node {
         return Err(ViewRefusal::Node { expected: node.clone(), found: new.node.clone() });
     }
@@ -110,53 +119,8 @@ pub(super) fn validate(
         }
         _ => {}
     }
-    check_consistency(new).map_err(ViewRefusal::Invalid)?;
+    check_consistency().map_err(ViewRefusal::Invalid)?;
     Ok(Validated::New)
-}
-
-fn check_consistency(view: &NodeView) -> Result<(), String> {
-    if view.cluster_ranges.is_empty() {
-        return Err("it names no cluster range, and so nothing that must not travel in clear".into());
-    }
-    node_identity::anchors(&view.trust_anchors)?;
-    if view.segment_prefix.v4 > 32 || view.segment_prefix.v6 > 128 {
-        return Err(format!("its segment prefixes are {} and {}", view.segment_prefix.v4, view.segment_prefix.v6));
-    }
-    let peers = || view.peers.iter();
-    let all = view
-        .cluster_ranges
-        .iter()
-        .chain(&view.segments)
-        .chain(&view.networks)
-        .chain(peers().flat_map(|peer| peer.segments.iter().chain(&peer.networks)));
-    if let Some(network) = all.clone().find(|network| network.ip() != network.network()) {
-        return Err(format!("{network} has bits set beyond its prefix"));
-    }
-    let mut names = HashSet::from([&view.node]);
-    if let Some(peer) = peers().find(|peer| !names.insert(&peer.name)) {
-        return Err(format!("it names {} twice", peer.name));
-    }
-    // A segment outside of all cluster ranges would not be guarded. If two nodes held a segment,
-    // one would get the other's traffic.
-    let owned = view.segments.iter().map(|segment| (segment, &view.node));
-    let mut owned: Vec<(&IpNetwork, &NodeName)> =
-        owned.chain(peers().flat_map(|peer| peer.segments.iter().map(|segment| (segment, &peer.name)))).collect();
-    if let Some((segment, owner)) =
-        owned.iter().find(|(segment, _)| !view.cluster_ranges.iter().any(|range| contains(range, segment)))
-    {
-        return Err(format!("segment {segment} of {owner} lies outside every cluster range"));
-    }
-    // Of two networks that overlap, one contains the other. So if any two of the sorted networks
-    // overlap, two neighbours do.
-    owned.sort_unstable_by_key(|(segment, _)| (segment.network(), segment.prefix()));
-    for pair in owned.windows(2) {
-        if let [(first, owner), (second, other)] = pair
-            && contains(first, second)
-        {
-            return Err(format!("segment {first} of {owner} overlaps segment {second} of {other}"));
-        }
-    }
-    Ok(())
 }
 
 impl ControllerClient {
@@ -186,7 +150,7 @@ impl ControllerClient {
 mod tests {
     use super::*;
     use crate::test_view::empty_view;
-    use edge_types::Peer;
+    use edge_types::{Peer, SharedPeer};
 
     fn anchor() -> String {
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
@@ -206,15 +170,15 @@ mod tests {
         }
     }
 
-    fn peer(name: &str, segments: &[&str]) -> Peer {
-        Peer {
+    fn peer(name: &str, segments: &[&str]) -> SharedPeer {
+        SharedPeer::from(Peer {
             name: name.parse().unwrap(),
             role: Role::Edge,
             endpoints: vec![],
             segments: segments.iter().map(|text| text.parse().unwrap()).collect(),
             networks: vec![],
             certificates_from: 0,
-        }
+        })
     }
 
     fn validate_for_edge_1(current: Option<&NodeView>, new: &NodeView) -> Result<Validated, ViewRefusal> {

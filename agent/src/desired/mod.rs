@@ -19,7 +19,7 @@ use edge_ike::config::{Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timi
 use edge_ike::{ChildName, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
-use edge_types::{NodeName, NodeView, Peer, Role};
+use edge_types::{NodeName, NodeView, Peer, Role, SharedPeer};
 use edge_xfrm::guard::GuardConfig;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
@@ -77,8 +77,8 @@ pub struct Desired {
 /// A tunnel to one peer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredTunnel {
-    /// Configuration for the IKE endpoint.
-    pub peer: PeerConfig,
+    /// Configuration for the IKE endpoint, which shares it.
+    pub peer: Arc<PeerConfig>,
     /// Source of the tunnel.
     pub origin: Origin,
     /// Traffic that may pass.
@@ -143,7 +143,7 @@ impl Desired {
         let addresses = static_peers.iter().flat_map(|peer| &peer.remotes).map(SocketAddr::ip).collect();
         for peer in static_peers {
             let tunnel = DesiredTunnel {
-                peer: peer.clone(),
+                peer: Arc::new(peer.clone()),
                 origin: Origin::Configuration,
                 permitted: PermittedTraffic::Negotiated,
                 hub: false,
@@ -186,13 +186,23 @@ impl Desired {
         desired.remote_networks = desired.networks_of_peers(membership);
         let mut known = previous.and_then(|(before, desired)| KnownTunnels::new(before, desired, membership));
         let members = community_members(view);
-        for peer in tunnel_peers(view) {
+        let static_tunnels = std::mem::take(&mut desired.tunnels);
+        let tunnels = tunnel_peers(view).map(|peer| {
             let on_demand = !is_eager(view.role, peer.role, members, config.on_demand.eager);
-            match known.as_mut().and_then(|known| known.next(&peer.name)) {
-                Some((before, tunnel)) if before == peer && tunnel.on_demand == on_demand => {
-                    desired.add_tunnel(peer, Arc::clone(tunnel));
-                }
-                _ => desired.add_peer(config, membership, peer, on_demand),
+            match known.as_mut().and_then(|known| known.next(peer)) {
+                Some(tunnel) if tunnel.on_demand == on_demand => Arc::clone(tunnel),
+                _ => Arc::new(view_tunnel(config, membership, peer, on_demand)),
+            }
+        });
+        // Views are in the order of names, so all tunnels are put into the map in one step.
+        desired.tunnels = tunnels.map(|tunnel| (tunnel.peer.name.clone(), tunnel)).collect();
+        for (name, tunnel) in static_tunnels {
+            match desired.tunnels.entry(name) {
+                btree_map::Entry::Vacant(free) => drop(free.insert(tunnel)),
+                btree_map::Entry::Occupied(taken) => desired.problems.push(format!(
+                    "[[peer]] {:?} has the name of a node of the cluster and is left out; give it another name",
+                    taken.key().as_str()
+                )),
             }
         }
         desired.add_former_networks(membership);
@@ -260,32 +270,6 @@ impl Desired {
         all
     }
 
-    fn add_peer(&mut self, config: &Config, membership: &Membership, peer: &Peer, on_demand: bool) {
-        let local: Vec<_> = membership.view.local_networks().collect();
-        let beside = |network: &IpNetwork| !local.iter().any(|own| overlap(own, network));
-        let remote = peer.remote_networks().filter(beside).collect();
-        let name = PeerName::new(peer.name.as_str());
-        let tunnel = DesiredTunnel {
-            // Unless a packet is waited for, both ends initiate: it may be that only one can reach
-            // the other.
-            peer: PeerConfig { initiate: !on_demand, ..peer_config(config, membership, peer, &name) },
-            origin: Origin::View,
-            permitted: PermittedTraffic::Granted { local, remote },
-            hub: peer.role == Role::Hub,
-            on_demand,
-        };
-        self.add_tunnel(peer, Arc::new(tunnel));
-    }
-
-    fn add_tunnel(&mut self, peer: &Peer, tunnel: Arc<DesiredTunnel>) {
-        if self.tunnels.insert(tunnel.peer.name.clone(), tunnel).is_some() {
-            self.problems.push(format!(
-                "[[peer]] {:?} has the name of a node of the cluster and is left out; give it another name",
-                peer.name.as_str()
-            ));
-        }
-    }
-
     /// Keeps packets for the networks of a hub that is gone from leaving in clear.
     fn add_former_networks(&mut self, membership: &Membership) {
         let beside = |network: &IpNetwork| !membership.view.local_networks().any(|own| overlap(&own, network));
@@ -307,7 +291,7 @@ impl Desired {
 /// tunnels are in the order of the peers' names, so all are found in one walk. A tunnel that is not
 /// found is computed again.
 struct KnownTunnels<'a> {
-    peers: Peekable<std::slice::Iter<'a, Peer>>,
+    peers: Peekable<std::slice::Iter<'a, SharedPeer>>,
     tunnels: Peekable<btree_map::Iter<'a, PeerName, Arc<DesiredTunnel>>>,
 }
 
@@ -322,19 +306,20 @@ impl<'a> KnownTunnels<'a> {
         same.then(|| Self { peers: before.view.peers.iter().peekable(), tunnels: desired.tunnels.iter().peekable() })
     }
 
-    /// The peer with this name, and its tunnel. Names come in their order.
-    fn next(&mut self, name: &NodeName) -> Option<(&'a Peer, &'a Arc<DesiredTunnel>)> {
-        let name = name.as_str();
-        while self.peers.next_if(|peer| peer.name.as_str() < name).is_some() {}
+    /// The tunnel of a peer that is the same as it was. Peers come in the order of their names.
+    fn next(&mut self, peer: &SharedPeer) -> Option<&'a Arc<DesiredTunnel>> {
+        let name = peer.name.as_str();
+        // A peer that is shared with the earlier view needs no comparison of names.
+        while self.peers.next_if(|known| !known.is_same(peer) && known.name.as_str() < name).is_some() {}
         while self.tunnels.next_if(|(other, _)| other.as_str() < name).is_some() {}
-        let peer = self.peers.next_if(|peer| peer.name.as_str() == name)?;
+        let known = self.peers.next_if(|known| known.is_same(peer) || known.name.as_str() == name)?;
         let (_, tunnel) = self.tunnels.next_if(|(other, _)| other.as_str() == name)?;
-        (tunnel.origin == Origin::View).then_some((peer, tunnel))
+        (tunnel.origin == Origin::View && known == peer).then_some(tunnel)
     }
 }
 
 /// The peers of a view to which there is a tunnel.
-fn tunnel_peers(view: &NodeView) -> impl Iterator<Item = &Peer> {
+fn tunnel_peers(view: &NodeView) -> impl Iterator<Item = &SharedPeer> {
     view.peers.iter().filter(|peer| peer.name != view.node && peer.role != Role::Cloud)
 }
 
@@ -348,6 +333,23 @@ fn community_members(view: &NodeView) -> usize {
 /// `members`: [`community_members`]. `limit`: from how many members on tunnels wait for packets.
 fn is_eager(own: Role, peer: Role, members: usize, limit: usize) -> bool {
     own == Role::Hub || peer == Role::Hub || members <= limit
+}
+
+/// The tunnel to a peer of the view.
+fn view_tunnel(config: &Config, membership: &Membership, peer: &Peer, on_demand: bool) -> DesiredTunnel {
+    let local: Vec<_> = membership.view.local_networks().collect();
+    let beside = |network: &IpNetwork| !local.iter().any(|own| overlap(own, network));
+    let remote = peer.remote_networks().filter(beside).collect();
+    let name = PeerName::new(peer.name.as_str());
+    DesiredTunnel {
+        // Unless a packet is waited for, both ends initiate: it may be that only one can reach the
+        // other.
+        peer: Arc::new(PeerConfig { initiate: !on_demand, ..peer_config(config, membership, peer, &name) }),
+        origin: Origin::View,
+        permitted: PermittedTraffic::Granted { local, remote },
+        hub: peer.role == Role::Hub,
+        on_demand,
+    }
 }
 
 fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &PeerName) -> PeerConfig {
@@ -421,7 +423,7 @@ fn guard(view: &NodeView) -> GuardConfig {
 }
 
 fn hub_gateways(view: &NodeView) -> Vec<HubGateway> {
-    let mut hubs: Vec<&Peer> = view.peers.iter().filter(|peer| peer.role == Role::Hub).collect();
+    let mut hubs: Vec<&SharedPeer> = view.peers.iter().filter(|peer| peer.role == Role::Hub).collect();
     hubs.sort_by(|one, other| one.name.cmp(&other.name));
     let gateways = hubs.into_iter().flat_map(|hub| {
         let addresses = hub.endpoints.iter().map(|endpoint| endpoint.address);

@@ -34,7 +34,7 @@ pub(crate) fn membership(role: Role, segments: &[&str], networks: &[&str], peers
             cluster_ranges: vec![network("10.77.0.0/16"), network("fd77::/48")],
             segments: segments.iter().map(|text| network(text)).collect(),
             networks: networks.iter().map(|text| network(text)).collect(),
-            peers,
+            peers: peers.into_iter().map(Into::into).collect(),
             trust_anchors: vec![],
             segment_prefix: SegmentPrefix::default(),
         }),
@@ -103,7 +103,8 @@ fn a_peer_is_not_looked_for_where_no_node_can_be_nor_at_more_than_eight_addresse
     let mut member = edge_with_two_peers();
     let view = Arc::make_mut(&mut member.view);
     let endpoint = |text: &str| NodeAddress { address: text.parse().unwrap(), source: AddressSource::Reported };
-    view.peers[0].endpoints = [
+    let at = |peer: &Peer, endpoints| Peer { endpoints, ..peer.clone() }.into();
+    let nowhere = [
         "127.0.0.1:4500",
         "[::1]:4500",
         "169.254.169.254:4500",
@@ -115,7 +116,9 @@ fn a_peer_is_not_looked_for_where_no_node_can_be_nor_at_more_than_eight_addresse
     ]
     .map(endpoint)
     .to_vec();
-    view.peers[1].endpoints = (0..40).map(|n| endpoint(&format!("198.51.100.{n}:4500"))).collect();
+    view.peers[0] = at(&view.peers[0], nowhere);
+    let many = (0..40).map(|n| endpoint(&format!("198.51.100.{n}:4500"))).collect();
+    view.peers[1] = at(&view.peers[1], many);
     let desired = Desired::compute(&config(""), &[], Some(&member));
     let remotes = |name: &str| &desired.tunnels[&PeerName::new(name)].peer.remotes;
     assert_eq!(*remotes("edge-a2"), ["203.0.113.2:4500".parse().unwrap()]);
@@ -147,7 +150,7 @@ fn the_view_becomes_one_tunnel_a_peer_with_open_selectors_and_exact_identities()
 fn certificates_that_the_view_revokes_are_not_accepted() {
     let mut membership = edge_with_two_peers();
     let mut view = (*membership.view).clone();
-    view.peers[1].certificates_from = 1_800_000_000;
+    view.peers[1] = Peer { certificates_from: 1_800_000_000, ..Peer::clone(&view.peers[1]) }.into();
     membership.view = Arc::new(view);
     let desired = Desired::compute(&config(""), &[], Some(&membership));
     let since = |name| match &desired.tunnels[&PeerName::new(name)].peer.auth {
@@ -381,16 +384,32 @@ fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
     };
     for (what, now, set, gone) in [
         ("nothing", with(&|_| {}), vec![], vec![]),
-        ("an address", with(&|view| view.peers[7].endpoints.clear()), names(&["edge-0007"]), vec![]),
         (
-            "a segment",
-            with(&|view| view.peers[7].segments = vec![network("10.77.9.0/30")]),
+            "the same peers, read again",
+            with(&|view| view.peers = view.peers.iter().map(|peer| Peer::clone(peer).into()).collect()),
+            vec![],
+            vec![],
+        ),
+        (
+            "an address",
+            with(&|view| view.peers[7] = Peer { endpoints: vec![], ..Peer::clone(&view.peers[7]) }.into()),
             names(&["edge-0007"]),
             vec![],
         ),
-        ("a revocation", with(&|view| view.peers[7].certificates_from = 5), names(&["edge-0007"]), vec![]),
+        ("a segment", with(&|view| view.peers[7] = number(7, "10.77.9.0/30").into()), names(&["edge-0007"]), vec![]),
+        (
+            "a revocation",
+            with(&|view| view.peers[7] = Peer { certificates_from: 5, ..Peer::clone(&view.peers[7]) }.into()),
+            names(&["edge-0007"]),
+            vec![],
+        ),
         ("a peer less", with(&|view| drop(view.peers.remove(7))), vec![], names(&["edge-0007"])),
-        ("a peer more", with(&|view| view.peers.push(number(1000, "10.77.9.0/30"))), names(&["edge-1000"]), vec![]),
+        (
+            "a peer more",
+            with(&|view| view.peers.push(number(1000, "10.77.9.0/30").into())),
+            names(&["edge-1000"]),
+            vec![],
+        ),
         ("another segment of ours", with(&|view| view.segments.push(network("10.77.2.0/26"))), all.clone(), vec![]),
         ("credentials", other_credentials, all.clone(), vec![]),
     ] {

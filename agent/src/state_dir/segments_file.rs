@@ -218,6 +218,7 @@ mod tests {
                 networks: nets(&["fd96::/108", "10.96.0.0/12"]),
                 certificates_from: 0,
             })
+            .map(Into::into)
             .to_vec();
         let file = follow_view(&state, None, &view, 0).unwrap();
         assert_eq!(file.hub_networks, nets(&["10.96.0.0/12", "fd96::/108"]));

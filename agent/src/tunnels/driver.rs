@@ -411,9 +411,12 @@ impl Driver {
                 continue;
             }
             self.forget_revoked_sas(&peer, reqid);
-            peer.keep_existing |= self.sas.has_inherited(reqid);
-            // While there are inherited SAs, no packet asks for a tunnel.
-            peer.initiate |= on_demand && peer.keep_existing;
+            if self.sas.has_inherited(reqid) {
+                let peer = Arc::make_mut(&mut peer);
+                peer.keep_existing = true;
+                // While there are inherited SAs, no packet asks for a tunnel.
+                peer.initiate |= on_demand;
+            }
             self.assume_inherited_ends(name, child, purpose, reqid);
             // A peer behind a NAT may not notice that we restarted, as long as its ESP is answered.
             // So we begin, at the address to which the inherited SAs send.
@@ -421,7 +424,7 @@ impl Driver {
                 && let Some(remote) = self.sas.inherited_remote(reqid)
                 && !peer.remotes.contains(&remote)
             {
-                peer.remotes.insert(0, remote);
+                Arc::make_mut(&mut peer).remotes.insert(0, remote);
             }
         }
         if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.environment) {

@@ -172,21 +172,22 @@ impl Wire {
 fn tunnels(agent: &Agent, membership: &Membership) -> Vec<PeerConfig> {
     let desired = Desired::compute(&agent.node.config, &[], Some(membership));
     let placed = |peer: PeerConfig| PeerConfig { remotes: vec![address(peer.name.as_str())], ..peer };
-    desired.tunnels.into_values().map(|tunnel| placed(tunnel.peer.clone())).collect()
+    desired.tunnels.into_values().map(|tunnel| placed(PeerConfig::clone(&tunnel.peer))).collect()
 }
 
 /// The membership with a further peer in its view, which is not from the controller.
 fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
     let mut view = (*membership.view).clone();
     view.peers.retain(|peer| peer.name.as_str() != name);
-    view.peers.push(Peer {
+    let peer = Peer {
         name: name.parse().unwrap(),
         role,
         endpoints: Vec::new(),
         segments: Vec::new(),
         networks: Vec::new(),
         certificates_from: 0,
-    });
+    };
+    view.peers.push(peer.into());
     Membership { view: Arc::new(view), ..membership.clone() }
 }
 

@@ -245,7 +245,7 @@ impl Endpoint {
                 continue;
             };
             if peer.config().local == Some(old)
-                && let Ok(profile) = Profile::new(PeerConfig { local: Some(new), ..peer.config().clone() })
+                && let Ok(profile) = Profile::new(Arc::new(PeerConfig { local: Some(new), ..peer.config().clone() }))
             {
                 self.set_profile(&name, Arc::new(profile), now, env);
             }

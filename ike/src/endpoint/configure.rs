@@ -27,10 +27,11 @@ impl Endpoint {
     /// If the credentials cannot be used. The previous configuration stays.
     pub fn set_peer(
         &mut self,
-        config: PeerConfig,
+        config: impl Into<Arc<PeerConfig>>,
         now: Instant,
         env: &mut dyn Environment,
     ) -> Result<(), CredentialError> {
+        let config = config.into();
         let name = config.name.clone();
         let _span = peer_span(&name).entered();
         let Some(peer) = self.peers.get(&name) else {

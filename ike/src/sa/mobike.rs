@@ -180,7 +180,7 @@ mod tests {
         addresses.extend((1..20).map(|host| IpAddr::from([10, 0, 0, host])));
         addresses.push(ip("10.0.0.2"));
         let config = EndpointConfig { addresses, ..EndpointConfig::default() };
-        let mut peer = super::super::tests::profile().config.clone();
+        let mut peer = PeerConfig::clone(&super::super::tests::profile().config);
         let announced = own_additional(&config, &peer, ip("10.0.0.1"));
         assert_eq!(announced[..2], [ip("192.0.2.1"), ip("10.0.0.2")]);
         assert_eq!(announced.len(), MAX_ADDITIONAL);

@@ -1,5 +1,7 @@
 //! A configured peer.
 
+use std::sync::Arc;
+
 use crate::auth::{Authenticator, CredentialError};
 use crate::child_sas::ChildLifetime;
 use crate::config::{Identity, PeerConfig};
@@ -8,12 +10,13 @@ use crate::output::Context;
 /// A peer's configuration and its prepared credentials.
 #[derive(Debug)]
 pub(crate) struct Profile {
-    pub(crate) config: PeerConfig,
+    /// Shared with the caller: ten thousand copies of chain, anchors and proposals take megabytes.
+    pub(crate) config: Arc<PeerConfig>,
     pub(crate) auth: Authenticator,
 }
 
 impl Profile {
-    pub(crate) fn new(config: PeerConfig) -> Result<Self, CredentialError> {
+    pub(crate) fn new(config: Arc<PeerConfig>) -> Result<Self, CredentialError> {
         //= RFC 7296 3.5 MUST NOT 3: no terminator in a name
         //= RFC 7296 3.5 MUST NOT 4: no terminator in a mail address
         if let Identity::Fqdn(text) | Identity::Email(text) = &config.local_id

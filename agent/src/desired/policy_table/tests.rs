@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use edge_ike::config::{Mode, NextLayer};
 use edge_xfrm::guard::{self, GuardConfig};
 use edge_xfrm::{Direction, Reqid, Selector};
@@ -145,7 +147,7 @@ impl Model {
 
     fn set_tunnel(&mut self, peer: usize, permitted: PermittedTraffic) {
         let mut tunnel = DesiredTunnel { permitted, ..self.template.clone() };
-        tunnel.peer.name = name(peer);
+        Arc::make_mut(&mut tunnel.peer).name = name(peer);
         self.desired.tunnels.insert(name(peer), tunnel.into());
         self.update_peer(&name(peer));
     }

@@ -31,7 +31,7 @@ impl ViewBuilder {
 
     /// The view of a registered node; `None` if it is not registered.
     pub fn view(&self, state: &State, node: &NodeName, version: u64) -> Option<NodeView> {
-        self.build(state, node, version, |peer| Some(self.peer(state, peer)))
+        self.build(state, node, version, |peer| Some(self.peer(state, peer).into()))
     }
 
     /// The view of a registered node with its peers as JSON, which all views share. `None` if the

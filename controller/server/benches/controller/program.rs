@@ -37,7 +37,7 @@ impl Program {
         let path = cluster.path("controller.toml");
         std::fs::write(&path, config).expect("a configuration");
         let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
-        command.arg("run").arg("--config").arg(path);
+        command.arg("run").arg("--config").arg(path).envs(unit_environment());
         Self::start(cluster, command, address, core, || {
             let Ok(mut stream) = TcpStream::connect(observe) else { return false };
             let mut response = String::new();
@@ -111,6 +111,16 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The environment that the systemd unit gives the controller. A variable that is set here counts
+/// more, so that other values can be tried.
+fn unit_environment() -> Vec<(&'static str, &'static str)> {
+    let unit = include_str!("../../../../deploy/systemd/edge-controller.service");
+    let assignments = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
+    let named: Vec<_> = assignments.filter_map(|assignment| assignment.split_once('=')).collect();
+    assert!(!named.is_empty(), "the unit sets nothing");
+    named.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect()
 }
 
 /// A core for the measured program, and another one, if there is one, for the measuring side.

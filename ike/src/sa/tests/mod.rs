@@ -51,7 +51,7 @@ fn remote() -> SocketAddr {
 
 pub(super) fn profile() -> Profile {
     let proposal = IkeProposal { ciphers: vec![SUITE.cipher], prfs: vec![SUITE.prf], groups: vec![SUITE.group] };
-    Profile::new(PeerConfig {
+    let config = PeerConfig {
         name: PeerName::new("peer"),
         local: None,
         remotes: Vec::new(),
@@ -74,8 +74,8 @@ pub(super) fn profile() -> Profile {
         mobike: true,
         keep_existing: false,
         timing: Timing::default(),
-    })
-    .unwrap()
+    };
+    Profile::new(config.into()).unwrap()
 }
 
 /// Our IKE SA, and the peer's end of it.

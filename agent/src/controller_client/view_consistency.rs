@@ -1,0 +1,347 @@
+//! Whether a view contradicts itself. A version that differs from a consistent one by a few peers
+//! is checked in the time of these peers.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use edge_types::network::contains;
+use edge_types::{IpNetwork, NodeName, NodeView, SharedPeer};
+
+use super::node_identity;
+
+/// The last view that was consistent, with an index of its segments: about 100 bytes a segment.
+#[derive(Debug, Default)]
+pub(super) struct ViewConsistency {
+    known: Option<ConsistentView>,
+}
+
+#[derive(Debug)]
+struct ConsistentView {
+    view: Arc<NodeView>,
+    segments: Segments,
+    /// Whether its peers are in the order of their names.
+    in_order: bool,
+}
+
+/// Segments of all nodes of a view, none of which overlaps another.
+type Segments = BTreeMap<Position, Holder>;
+
+/// Segments in the order of their addresses. Of two networks that overlap, one contains the other.
+type Position = (IpAddr, u8);
+
+/// Who holds a segment: a peer, or this node (`None`).
+type Holder = Option<SharedPeer>;
+
+/// A peer before and after a change. `None`: it is not there.
+type PeerChange<'a> = (Option<&'a SharedPeer>, Option<&'a SharedPeer>);
+
+impl ViewConsistency {
+    /// Checks a view, and remembers it if it is consistent.
+    ///
+    /// # Errors
+    /// The contradiction, in words.
+    pub(super) fn check(&mut self, view: &Arc<NodeView>) -> Result<(), String> {
+        if let Some(known) = &mut self.known
+            && known.in_order
+            && let Some(changes) = changed_peers(&known.view, view)
+        {
+            update(&mut known.segments, view, &changes)?;
+            known.view = view.clone();
+            return Ok(());
+        }
+        let segments = segments_of(view)?;
+        let in_order = view.peers.is_sorted_by(|one, other| one.name < other.name);
+        self.known = Some(ConsistentView { view: view.clone(), segments, in_order });
+        Ok(())
+    }
+}
+
+/// Checks a view as a whole.
+///
+/// # Errors
+/// The contradiction, in words.
+pub(super) fn check_whole(view: &NodeView) -> Result<(), String> {
+    segments_of(view).map(drop)
+}
+
+/// Checks a view as a whole, and returns its segments.
+fn segments_of(view: &NodeView) -> Result<Segments, String> {
+    if view.cluster_ranges.is_empty() {
+        return Err("it names no cluster range, and so nothing that must not travel in clear".into());
+    }
+    node_identity::anchors(&view.trust_anchors)?;
+    if view.segment_prefix.v4 > 32 || view.segment_prefix.v6 > 128 {
+        return Err(format!("its segment prefixes are {} and {}", view.segment_prefix.v4, view.segment_prefix.v6));
+    }
+    view.cluster_ranges.iter().chain(&view.networks).try_for_each(check_bits)?;
+    let mut names = HashSet::from([&view.node]);
+    if let Some(peer) = view.peers.iter().find(|peer| !names.insert(&peer.name)) {
+        return Err(format!("it names {} twice", peer.name));
+    }
+    let mut segments = Segments::new();
+    for segment in &view.segments {
+        add_segment(&mut segments, view, segment, None)?;
+    }
+    for peer in &view.peers {
+        add_peer(&mut segments, view, peer)?;
+    }
+    Ok(segments)
+}
+
+/// Carries the changes out in the segments of the view before. After an error these are as they
+/// were.
+fn update(segments: &mut Segments, view: &NodeView, changes: &[PeerChange<'_>]) -> Result<(), String> {
+    for (before, _) in changes {
+        remove_peer(segments, *before);
+    }
+    let added = changes.iter().filter_map(|(_, now)| *now);
+    let outcome = added.clone().try_for_each(|peer| {
+        if peer.name == view.node {
+            return Err(format!("it names {} twice", peer.name));
+        }
+        add_peer(segments, view, peer)
+    });
+    if outcome.is_err() {
+        added.for_each(|peer| remove_peer(segments, Some(peer)));
+        for peer in changes.iter().filter_map(|(before, _)| *before) {
+            segments.extend(peer.segments.iter().map(|segment| (position(segment), Some(peer.clone()))));
+        }
+    }
+    outcome
+}
+
+/// How the peers differ, if nothing else does. Those of `before` are in the order of their names,
+/// each once. `None`: those of `now` are not, or something else differs. What both versions share
+/// is not looked at.
+fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<PeerChange<'a>>> {
+    let same = before.node == now.node
+        && before.cluster_ranges == now.cluster_ranges
+        && before.segments == now.segments
+        && before.networks == now.networks
+        && before.trust_anchors == now.trust_anchors
+        && before.segment_prefix == now.segment_prefix;
+    if !same {
+        return None;
+    }
+    let mut changes = Vec::new();
+    let mut known = before.peers.iter().peekable();
+    let mut last: Option<&SharedPeer> = None;
+    // Whether the last peer was in the view before, after the peer that was seen before it.
+    let mut follows = false;
+    for peer in &now.peers {
+        let shared = known.peek().is_some_and(|known| known.is_same(peer));
+        if !(shared && follows) && last.is_some_and(|last| last.name >= peer.name) {
+            return None;
+        }
+        last = Some(peer);
+        follows = shared;
+        if shared {
+            known.next();
+            continue;
+        }
+        while let Some(gone) = known.next_if(|known| known.name < peer.name) {
+            changes.push((Some(gone), None));
+        }
+        match known.next_if(|known| known.name == peer.name) {
+            Some(known) if known.is_same(peer) => {}
+            known => changes.push((known, Some(peer))),
+        }
+    }
+    changes.extend(known.map(|gone| (Some(gone), None)));
+    Some(changes)
+}
+
+fn position(segment: &IpNetwork) -> Position {
+    (segment.network(), segment.prefix())
+}
+
+fn remove_peer(segments: &mut Segments, peer: Option<&SharedPeer>) {
+    for segment in peer.into_iter().flat_map(|peer| &peer.segments) {
+        let at = position(segment);
+        if segments.get(&at).is_some_and(|holder| holder.as_ref().map(|held| &held.name) == peer.map(|peer| &peer.name))
+        {
+            segments.remove(&at);
+        }
+    }
+}
+
+fn add_peer(segments: &mut Segments, view: &NodeView, peer: &SharedPeer) -> Result<(), String> {
+    peer.networks.iter().try_for_each(check_bits)?;
+    peer.segments.iter().try_for_each(|segment| add_segment(segments, view, segment, Some(peer)))
+}
+
+/// Adds a segment. One outside of all cluster ranges would not be guarded. If two nodes held a
+/// segment, one would get the other's traffic.
+fn add_segment(
+    segments: &mut Segments,
+    view: &NodeView,
+    segment: &IpNetwork,
+    peer: Option<&SharedPeer>,
+) -> Result<(), String> {
+    check_bits(segment)?;
+    let name = |holder: Option<&SharedPeer>| -> NodeName {
+        holder.map_or_else(|| view.node.clone(), |holder| holder.name.clone())
+    };
+    if !view.cluster_ranges.iter().any(|range| contains(range, segment)) {
+        return Err(format!("segment {segment} of {} lies outside every cluster range", name(peer)));
+    }
+    let at = position(segment);
+    // The others do not overlap each other, so only the neighbours can overlap this one.
+    let neighbours = [segments.range(..=at).next_back(), segments.range(at..).next()];
+    for ((address, prefix), holder) in neighbours.into_iter().flatten() {
+        let Ok(other) = IpNetwork::new(*address, *prefix) else { continue };
+        if edge_types::network::overlap(&other, segment) {
+            return Err(format!(
+                "segment {other} of {} overlaps segment {segment} of {}",
+                name(holder.as_ref()),
+                name(peer)
+            ));
+        }
+    }
+    segments.insert(at, peer.cloned());
+    Ok(())
+}
+
+fn check_bits(network: &IpNetwork) -> Result<(), String> {
+    if network.ip() == network.network() {
+        return Ok(());
+    }
+    Err(format!("{network} has bits set beyond its prefix"))
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_types::{Peer, Role, ViewChange};
+
+    use super::*;
+    use crate::test_view::empty_view;
+
+    fn anchor() -> String {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        parameters.self_signed(&key).unwrap().pem()
+    }
+
+    fn segment(number: u32) -> IpNetwork {
+        let address = std::net::Ipv4Addr::from(0x0a00_0000 + (number << 6));
+        format!("{address}/26").parse().unwrap()
+    }
+
+    fn peer(name: &str, segments: &[IpNetwork]) -> SharedPeer {
+        let peer = Peer {
+            name: name.parse().unwrap(),
+            role: Role::Edge,
+            endpoints: vec![],
+            segments: segments.to_vec(),
+            networks: vec![],
+            certificates_from: 0,
+        };
+        peer.into()
+    }
+
+    fn numbered(number: u32) -> SharedPeer {
+        peer(&format!("n-{number:05}"), &[segment(number)])
+    }
+
+    fn view(peers: Vec<SharedPeer>) -> NodeView {
+        NodeView {
+            version: 1,
+            cluster_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+            segments: vec!["10.255.0.0/26".parse().unwrap()],
+            peers,
+            trust_anchors: vec![anchor()],
+            ..empty_view()
+        }
+    }
+
+    fn changed(view: &NodeView, put: Vec<SharedPeer>, gone: &[&str]) -> Arc<NodeView> {
+        let gone = gone.iter().map(|name| name.parse().unwrap()).collect();
+        let change = ViewChange { from: view.version, version: view.version + 1, own: None, put, gone };
+        Arc::new(change.apply_to(view.clone()).unwrap())
+    }
+
+    #[test]
+    fn of_ten_thousand_peers_only_those_that_changed_are_looked_at() {
+        let before = view((0..10_000).map(numbered).collect());
+        let after = changed(&before, vec![peer("n-00700", &[segment(20_000)]), numbered(30_000)], &["n-05000"]);
+        let changes = changed_peers(&before, &after).unwrap();
+        let name = |peer: Option<&SharedPeer>| peer.map(|peer| peer.name.to_string()).unwrap_or_default();
+        let names: Vec<_> = changes.iter().map(|(before, now)| (name(*before), name(*now))).collect();
+        let text = |name: &str| name.to_owned();
+        assert_eq!(
+            names,
+            [(text("n-00700"), text("n-00700")), (text("n-05000"), String::new()), (String::new(), text("n-30000"))]
+        );
+    }
+
+    #[test]
+    fn a_change_is_refused_for_what_the_whole_view_would_be_refused_and_leaves_no_trace() {
+        let first = Arc::new(view((0..200).map(numbered).collect()));
+        let mut consistency = ViewConsistency::default();
+        consistency.check(&first).unwrap();
+        let outside = peer("n-00007", &["172.16.0.0/26".parse().unwrap()]);
+        let odd = peer("n-00007", &["10.9.0.1/26".parse().unwrap()]);
+        for (put, gone, expected) in [
+            (vec![numbered(300)], vec![], None),
+            (vec![], vec!["n-00003", "n-00199"], None),
+            (vec![peer("n-00007", &[segment(8)])], vec![], Some("overlaps")),
+            (vec![peer("n-00007", &["10.0.0.0/16".parse().unwrap()])], vec![], Some("overlaps")),
+            (vec![peer("n-00007", &["10.0.2.0/27".parse().unwrap()])], vec![], Some("overlaps")),
+            (vec![peer("n-00007", &["10.255.0.0/26".parse().unwrap()])], vec![], Some("edge-1")),
+            (vec![peer("n-00007", &[segment(7), segment(7)])], vec![], Some("overlaps")),
+            (vec![peer("n-00400", &[segment(400)]), peer("n-00401", &[segment(400)])], vec![], Some("overlaps")),
+            (vec![outside], vec![], Some("outside every cluster range")),
+            (vec![odd], vec![], Some("beyond its prefix")),
+            (vec![peer("edge-1", &[])], vec![], Some("edge-1 twice")),
+            // Two nodes exchange their segments, and one takes that of a node that is gone.
+            (vec![peer("n-00007", &[segment(8)]), peer("n-00008", &[segment(7)])], vec![], None),
+            (vec![peer("n-00010", &[segment(10), segment(11)])], vec!["n-00011"], None),
+        ] {
+            let next = changed(&first, put, &gone);
+            let found = consistency.check(&next);
+            assert_eq!(found.is_err(), check_whole(&next).is_err(), "{found:?}");
+            assert_eq!(found.is_err(), expected.is_some(), "{found:?}");
+            if let (Err(found), Some(expected)) = (&found, expected) {
+                assert!(found.contains(expected), "{found}");
+            }
+            // A version that differs from it in many ways is compared with the same index.
+            let held = consistency.known.as_ref().unwrap();
+            assert_eq!(held.segments, segments_of(&held.view).unwrap());
+            consistency.check(&first).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_name_that_comes_twice_is_noticed_in_any_order() {
+        let mut consistency = ViewConsistency::default();
+        let (a, b, c) = (peer("a", &[]), peer("b", &[]), peer("c", &[]));
+        let mut odd = view(vec![c.clone(), a.clone()]);
+        consistency.check(&Arc::new(odd.clone())).unwrap();
+        odd.peers.extend([b.clone(), peer("c", &[])]);
+        assert_eq!(consistency.check(&Arc::new(odd.clone())).unwrap_err(), "it names c twice");
+        odd.peers = vec![a.clone(), b.clone(), c.clone()];
+        consistency.check(&Arc::new(odd.clone())).unwrap();
+        for peers in [vec![a.clone(), b.clone(), c.clone(), c.clone()], vec![b, a, c.clone(), c]] {
+            odd.peers = peers;
+            assert_eq!(consistency.check(&Arc::new(odd.clone())).unwrap_err(), "it names c twice");
+        }
+    }
+
+    #[test]
+    fn anything_but_peers_that_changes_is_checked_with_the_whole_view() {
+        let first = view((0..20).map(numbered).collect());
+        let mut consistency = ViewConsistency::default();
+        consistency.check(&Arc::new(first.clone())).unwrap();
+        let mut own = first.clone();
+        own.segments = vec![segment(4)];
+        assert!(consistency.check(&Arc::new(own)).unwrap_err().contains("overlaps"));
+        let mut ranges = first.clone();
+        ranges.cluster_ranges = vec!["10.0.0.0/25".parse().unwrap()];
+        assert!(consistency.check(&Arc::new(ranges)).unwrap_err().contains("outside"));
+        let mut anchors = first;
+        anchors.trust_anchors.clear();
+        assert!(consistency.check(&Arc::new(anchors)).unwrap_err().contains("trust anchor"));
+    }
+}
