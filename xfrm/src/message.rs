@@ -55,7 +55,7 @@ impl NetlinkSerializable for XfrmRequest {
 pub(crate) enum XfrmResponse {
     Sa(Box<Sa>),
     Policy(Box<InstalledPolicy>),
-    /// Not used: a policy of a single socket, or a type that we did not ask for.
+    /// Not used: a policy of a single socket, or a type that was not requested.
     Other,
 }
 

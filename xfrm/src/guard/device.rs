@@ -1,6 +1,6 @@
 //! The dummy device that carries a route for every cluster range. A packet that no policy matches
-//! goes there and is dropped, instead of leaving by the default route. (With an `unreachable` route
-//! the kernel would refuse the packet before it looks up XFRM policies.)
+//! is sent to this device and dropped, instead of leaving by the default route. (With an
+//! `unreachable` route the kernel would refuse the packet before it looks up XFRM policies.)
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -24,13 +24,13 @@ use crate::netlink::{self, Netlink};
 /// pods need bridges anyway.
 const KINDS: [InfoKind; 2] = [InfoKind::Dummy, InfoKind::Bridge];
 /// Metric of the routes with the node's source address. It is high, so that another route to the
-/// same range goes first: the bridge's own, on a node whose segment is the range.
+/// same range takes precedence: that of the bridge, on a node whose segment is the whole range.
 const METRIC_WITH_SOURCE: u32 = 0x00EC_0000;
-/// Metric of the routes without it, which are weaker. They stay when the bridge's address goes: the
-/// kernel deletes routes with that address as source.
+/// Metric of the routes without a source address, which have lower precedence. They stay when the
+/// bridge's address is removed, while the kernel deletes the routes with that address as source.
 const METRIC_BARE: u32 = 0x00EC_0001;
 
-/// The device, through a socket of its own.
+/// The device, accessed through its own socket.
 pub(super) struct Device {
     netlink: Netlink,
 }
@@ -80,7 +80,7 @@ impl Device {
         Ok(defects)
     }
 
-    /// Whether it was there.
+    /// Removes the device. Returns whether it existed.
     pub(super) fn remove(&mut self) -> Result<bool> {
         let Some((index, _)) = self.find()? else { return Ok(false) };
         let mut message = LinkMessage::default();
@@ -92,7 +92,8 @@ impl Device {
         }
     }
 
-    /// Its index and whether it is up. An interface of another kind with its name is an error.
+    /// Returns the index of the device and whether it is up. An interface of another kind with the
+    /// same name is an error.
     fn find(&mut self) -> Result<Option<(u32, bool)>> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(DEVICE.to_owned()));
@@ -118,8 +119,8 @@ impl Device {
         let mut outcome = Ok(());
         for kind in KINDS {
             let mut message = LinkMessage::default();
-            // A dummy has no ARP by itself. A bridge gets none either, so that packets are dropped
-            // at once, without a neighbour lookup.
+            // A dummy device does not use ARP. ARP is turned off for a bridge too, so that packets
+            // are dropped at once, without a neighbour lookup.
             message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
             message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
             message.attributes.push(LinkAttribute::IfName(DEVICE.to_owned()));
@@ -127,9 +128,9 @@ impl Device {
             let request = "make the guard's device (RTM_NEWLINK; CONFIG_DUMMY)";
             outcome = self.netlink.execute(request, RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL);
             match &outcome {
-                // This kernel lacks this kind: try the next one.
+                // This kernel lacks this kind of device, so try the next one.
                 Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => {}
-                // Another process has made it.
+                // Another process has created the device.
                 Err(error) if error.errno() == Some(libc::EEXIST) => return Ok(()),
                 _ => break,
             }
@@ -157,7 +158,7 @@ impl Device {
         Ok(wanted.into_iter().filter(|route| !present.contains(route)).collect())
     }
 
-    /// Our routes over the device.
+    /// Reads our routes over the device.
     fn routes(&mut self, index: u32, family: AddressFamily) -> Result<Vec<GuardRoute>> {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
@@ -166,7 +167,8 @@ impl Device {
         let answers: Vec<RouteNetlinkMessage> = match self.netlink.dump(request, RouteNetlinkMessage::GetRoute(message))
         {
             Ok(answers) => answers,
-            // No route over this device yet: an IPv6 table that was never used does not exist.
+            // There is no route over this device yet: an IPv6 table that was never used does not
+            // exist.
             Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
@@ -189,7 +191,7 @@ impl Device {
         message.attributes.push(RouteAttribute::Priority(metric(route)));
         message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
         let request = "add a route of the guard (RTM_NEWROUTE)";
-        // It replaces, since the bridge's address may have changed.
+        // The request replaces an existing route, since the bridge's address may have changed.
         self.netlink.execute(request, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE).map_err(
             |error| {
                 let hint = match error.errno() {
@@ -255,8 +257,8 @@ fn family_of(network: &IpNetwork) -> AddressFamily {
     if network.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-/// Turns IPv6 on for the device, in case new devices have it off. If this cannot be written, adding
-/// the route fails and says so.
+/// Turns IPv6 on for the device, since it may be off for new devices. If the setting cannot be
+/// written, adding the route fails and reports the error.
 fn enable_ipv6() {
     let path = format!("/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6");
     if std::fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {
