@@ -22,12 +22,13 @@ use crate::error::{Code, Error, Result};
 use crate::mac::Mac;
 use crate::pod_route::PodRoute;
 
-/// `group_fwd_mask` of a port. With it, frames to the groups 01:80:c2:00:00:0X are treated like all
-/// others, so that the bridge's filter sees them. Without it, the bridge learns from them and hands
-/// LLDP frames to the host before any filter. (It drops pause frames, bit 1, in any case.)
+/// `group_fwd_mask` of a port. With it, the bridge treats frames to the groups 01:80:c2:00:00:0X
+/// like all others, so that the bridge's filter sees them. Without it, the bridge learns addresses
+/// from them and passes LLDP frames to the host before any filter. (It always drops pause frames,
+/// bit 1.)
 const ALL_GROUPS: u16 = 0xfffd;
 
-/// Access to links, addresses and routes of the network namespace in which it was opened.
+/// Access to links, addresses and routes of the network namespace in which the socket was opened.
 #[derive(Debug)]
 pub(crate) struct Links {
     netlink: Netlink,
@@ -38,21 +39,21 @@ pub(crate) struct Links {
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
-    /// The kernel's name of the kind, such as `bridge` or `veth`; empty for hardware.
+    /// The kernel's name of the kind, such as `bridge` or `veth`. Empty for hardware.
     pub(crate) kind: String,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) loopback: bool,
     pub(crate) alias: String,
-    /// Index of the bridge that it is a port of.
+    /// Index of the bridge or other link of which this link is a port.
     pub(crate) master: Option<u32>,
-    /// The spanning tree state, if it is a bridge's port.
+    /// The spanning tree state, if the link is a port of a bridge.
     pub(crate) port_state: Option<BridgePortState>,
-    /// Its settings, if it is a port that this release has configured.
+    /// The port settings, if the link is a port that this release has configured.
     pub(crate) port: Option<PortSettings>,
-    /// For a veth with its other end in another namespace: that end's index, and the ID that our
-    /// namespace has for the other one.
+    /// For a veth whose other end is in another namespace: that end's index, and our namespace's ID
+    /// for that namespace.
     pub(crate) peer: Option<(u32, i32)>,
 }
 
@@ -63,7 +64,7 @@ impl Links {
         Ok(Self { netlink: netlink.map_err(|error| kernel_error("open a netlink socket", &error))? })
     }
 
-    /// A link by its name.
+    /// Finds a link by its name.
     pub(crate) fn find(&mut self, name: &str) -> Result<Option<Link>> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
@@ -89,7 +90,7 @@ impl Links {
         Ok(links.collect())
     }
 
-    /// Makes a link. Returns false if there is one of that name.
+    /// Creates a link. Returns false if there is one with that name.
     pub(crate) fn create(&mut self, what: &str, message: LinkMessage) -> Result<bool> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match self.netlink.execute("RTM_NEWLINK", RouteNetlinkMessage::NewLink(message), flags) {
@@ -99,7 +100,7 @@ impl Links {
         }
     }
 
-    /// Deletes a link. It is no error if the link is gone already.
+    /// Deletes a link. Succeeds if the link is gone already.
     pub(crate) fn delete(&mut self, link: &Link) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
@@ -120,8 +121,9 @@ impl Links {
         self.set_link(&format!("bring {} up", link.name), message)
     }
 
-    /// Makes a link, which is down afterwards, a port of a bridge. So nothing passes before
-    /// [`Self::bring_port_up`] has set the port's options, which the kernel refuses earlier.
+    /// Makes a link a port of a bridge, and leaves it down. No frame passes until
+    /// [`Self::bring_port_up`] has set the port's options, which the kernel does not accept
+    /// earlier.
     pub(crate) fn make_port(&mut self, link: &Link, bridge: &Link) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
@@ -165,7 +167,8 @@ impl Links {
         self.set_link(&format!("set the alias of {}", link.name), message)
     }
 
-    /// The MAC address of a veth's other end in another namespace. `None` if that end is gone.
+    /// Returns the MAC address of a veth's other end in another namespace. `None` if that end is
+    /// gone.
     pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<Mac>> {
         let Some((index, namespace)) = link.peer else { return Ok(None) };
         let mut message = LinkMessage::default();
@@ -221,7 +224,7 @@ impl Links {
         Ok(addresses.collect())
     }
 
-    /// Takes an address from a link. It is no error if the link does not have it.
+    /// Removes an address from a link. Succeeds if the link does not have it.
     pub(crate) fn delete_address(&mut self, link: &Link, address: IpNetwork) -> Result<()> {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
@@ -236,8 +239,8 @@ impl Links {
         }
     }
 
-    /// Whether duplicate address detection goes on for an address of the link. Fails if it found a
-    /// duplicate.
+    /// Returns whether duplicate address detection is in progress for an address of the link. Fails
+    /// if it found a duplicate.
     pub(crate) fn detects_duplicates(&mut self, link: &Link) -> Result<bool> {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
@@ -270,9 +273,9 @@ impl Links {
         Ok(goes_on)
     }
 
-    /// Gives a link an address. It is no error if the link has it already. Without
-    /// `detect_duplicates` it skips duplicate address detection, which would delay an IPv6 address
-    /// by two seconds: the leases rule out a duplicate.
+    /// Adds an address to a link. Succeeds if the link has it already. Without `detect_duplicates`
+    /// it skips duplicate address detection, which would delay an IPv6 address by two seconds. The
+    /// leases exclude duplicates.
     pub(crate) fn add_address(
         &mut self,
         link: &Link,
@@ -322,7 +325,7 @@ impl Links {
         if !metrics.is_empty() {
             message.attributes.push(RouteAttribute::Metrics(metrics));
         }
-        // The attribute prevails over the header's field, which has eight bits.
+        // The attribute takes precedence over the header's field, which has eight bits.
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.attributes.extend(route.table.map(RouteAttribute::Table));
         let through = route.gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
@@ -341,7 +344,7 @@ impl Links {
 }
 
 impl Links {
-    /// The default routes of all tables, one for each next hop.
+    /// Returns the default routes of all tables, one for each next hop.
     pub(crate) fn default_routes(&mut self) -> Result<Vec<DefaultRoute>> {
         let found = self.netlink.dump("RTM_GETROUTE", RouteNetlinkMessage::GetRoute(RouteMessage::default()));
         let found = found.map_err(|error| kernel_error("read the routes", &error))?;
@@ -352,7 +355,7 @@ impl Links {
         Ok(routes.flat_map(|route| next_hops_of(&route)).collect())
     }
 
-    /// The destinations of all routes of the main table, without default routes.
+    /// Returns the destinations of all routes of the main table, without default routes.
     pub(crate) fn destinations(&mut self) -> Result<Vec<IpNetwork>> {
         let found = self.netlink.dump("RTM_GETROUTE", RouteNetlinkMessage::GetRoute(RouteMessage::default()));
         let found = found.map_err(|error| kernel_error("read the routes", &error))?;
@@ -372,7 +375,7 @@ impl Links {
         Ok(destinations.collect())
     }
 
-    /// Addresses of all links, with the index of each.
+    /// Returns the addresses of all links, with the index of the link.
     pub(crate) fn all_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>> {
         let found = self.netlink.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(AddressMessage::default()));
         let found = found.map_err(|error| kernel_error("read all addresses", &error))?.into_iter();
@@ -387,9 +390,10 @@ impl Links {
 /// The settings of a bridge's port. All our ports have the same `group_fwd_mask`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PortSettings {
-    /// Whether the bridge sends frames back through the port by which they came.
+    /// Whether the bridge sends frames back through the port on which they arrived.
     pub(crate) hairpin: bool,
-    /// Whether the bridge forwards nothing between this port and others with this setting.
+    /// Whether the bridge does not forward frames between this port and other ports with this
+    /// setting.
     pub(crate) isolated: bool,
 }
 
@@ -402,7 +406,7 @@ impl PortSettings {
         ]
     }
 
-    /// The settings with these attributes. `None` if `group_fwd_mask` has another value.
+    /// Reads the settings from these attributes. `None` if `group_fwd_mask` has another value.
     fn read(attributes: &[InfoBridgePort]) -> Option<Self> {
         let hairpin = attributes.contains(&InfoBridgePort::HairpinMode(true));
         let isolated = attributes.contains(&InfoBridgePort::Isolated(true));
@@ -416,9 +420,9 @@ pub(crate) struct DefaultRoute {
     /// Index of the link.
     pub(crate) device: u32,
     pub(crate) gateway: Option<IpAddr>,
-    /// Whether it is in the main table.
+    /// Whether the route is in the main table.
     pub(crate) main: bool,
-    /// Whether it is of IPv4.
+    /// Whether the route is an IPv4 route.
     pub(crate) ipv4: bool,
 }
 
@@ -504,7 +508,7 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
     });
-    // IPv6 addresses have no IFA_LOCAL, unless there is a peer.
+    // IPv6 addresses have no IFA_LOCAL, unless they have a peer address.
     local.or_else(|| {
         message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Address(address) => Some(*address),
