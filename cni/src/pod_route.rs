@@ -44,7 +44,7 @@ impl PodRoute {
         Self { destination, gateway, mtu: None, advmss: None, priority: None, table: None, scope: None }
     }
 
-    /// Whether it is a default route of the main table.
+    /// Returns whether it is a default route of the main table.
     pub(crate) fn is_default(&self) -> bool {
         self.destination.prefix() == 0 && self.table.is_none()
     }

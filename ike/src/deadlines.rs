@@ -92,7 +92,7 @@ impl<O: Clone + Ord + Hash> Deadlines<O> {
         }
     }
 
-    /// Whether the owner has a deadline.
+    /// Returns whether the owner has a deadline.
     pub(crate) fn has(&self, owner: &O) -> bool {
         self.by_owner.contains_key(owner)
     }

@@ -13,7 +13,7 @@ pub fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
     outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }
 
-/// Whether the networks share an address. Networks of different families never do.
+/// Returns whether the networks share an address. Networks of different families never do.
 #[must_use]
 pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     contains(a, b) || contains(b, a)
@@ -26,8 +26,8 @@ pub const MAX_RESOLVERS_BEHIND_TUNNELS: usize = 16;
 /// The rules of [`is_bridge_name`], for error messages.
 pub const BRIDGE_NAME: &str = "expected 1 to 15 characters without '/', ':', '%' and blanks, and none of \".\", \"..\", \"all\", \"default\" and \"lo\"";
 
-/// Whether a bridge may have this name. The names "all" and "default" are not allowed, since the
-/// kernel uses them for the settings of all interfaces.
+/// Returns whether a bridge may have this name. The names "all" and "default" are not allowed,
+/// since the kernel uses them for the settings of all interfaces.
 #[must_use]
 pub fn is_bridge_name(name: &str) -> bool {
     (1..=15).contains(&name.len())

@@ -11,7 +11,7 @@ pub const MAX_SERVICE_RANGES: usize = 64;
 /// The forms of patterns, for error messages.
 pub const EXPECTED: &str = "\"namespace/name\", \"namespace/beginning*\", or \"*\" for all pods";
 
-/// Whether a text is a pattern.
+/// Returns whether a text is a pattern.
 pub fn is_pattern(pattern: &str) -> bool {
     let beginning = pattern.strip_suffix('*').unwrap_or(pattern);
     let (namespace, name) = beginning.split_once('/').unwrap_or_default();
@@ -19,7 +19,8 @@ pub fn is_pattern(pattern: &str) -> bool {
     pattern == "*" || (whole && !beginning.contains('*') && !name.contains('/'))
 }
 
-/// Whether a pattern matches a pod, `namespace/name`. Only `*` matches a pod without a name.
+/// Returns whether a pattern matches a pod, `namespace/name`. Only `*` matches a pod without a
+/// name.
 pub fn matches(pattern: &str, pod: Option<&str>) -> bool {
     match (pattern.strip_suffix('*'), pod) {
         (Some(""), _) => true,

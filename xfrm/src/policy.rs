@@ -271,7 +271,7 @@ impl InstalledPolicy {
         self.mark == (0, 0) && self.if_id == 0
     }
 
-    /// Whether it is exactly the wanted policy.
+    /// Returns whether it is exactly the wanted policy.
     pub fn matches(&self, wanted: &Policy) -> bool {
         let template = match wanted.action {
             Action::Allow => None,

@@ -154,7 +154,7 @@ fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> R
     Ok(())
 }
 
-/// Whether the plugin made this bridge.
+/// Returns whether the plugin made this bridge.
 pub(crate) fn is_ours(link: &Link) -> bool {
     link.kind == "bridge" && (has_our_alias(link) || link.mac == mac_of(&link.name))
 }

@@ -374,7 +374,7 @@ fn former_gateways_leave_the_bridge() {
         file["segments"] = segments;
         std::fs::write(path, file.to_string()).unwrap();
     };
-    // The operator's addresses stay, whatever they are.
+    // Addresses that the operator has added stay.
     let operators = ["192.0.2.1/24", "10.77.50.5/24"];
     operators.iter().for_each(|address| drop(world.ip(&format!("addr add {address} dev ecni0"))));
     use_segments(json!(["10.77.9.0/24", "fd77:0:0:9::/120"]));

@@ -9,9 +9,9 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::config::Identity;
 
-/// Whether two identities name the same peer. Domain names compare without regard to case (RFC
-/// 4343). Distinguished names compare without regard to the string types of their values, since a
-/// person who writes a configuration does not know which types the CA used. Everything else
+/// Returns whether two identities name the same peer. Domain names compare without regard to case
+/// (RFC 4343). Distinguished names compare without regard to the string types of their values,
+/// since a person who writes a configuration does not know which types the CA used. Everything else
 /// compares octet by octet.
 pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     match (a, b) {
@@ -71,8 +71,8 @@ fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
     Some(list)
 }
 
-/// Whether a certificate is for this identity: by a subjectAltName of the same type or, for a
-/// distinguished name, by its subject (RFC 4945 3.1). Wildcards match nothing.
+/// Returns whether a certificate is for this identity: by a subjectAltName of the same type or, for
+/// a distinguished name, by its subject (RFC 4945 3.1). Wildcards match nothing.
 pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) -> bool {
     let names = alternative_names(certificate);
     match identity {
@@ -100,7 +100,7 @@ pub fn certificate_is_for(der: &[u8], identity: &Identity) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certifies(&certificate, identity))
 }
 
-/// Whether a certificate has this URI as a subjectAltName, octet by octet.
+/// Returns whether a certificate has this URI as a subjectAltName, octet by octet.
 pub(super) fn has_uri(certificate: &X509Certificate<'_>, uri: &str) -> bool {
     alternative_names(certificate).iter().any(|name| matches!(name, GeneralName::URI(name) if *name == uri))
 }

@@ -97,7 +97,7 @@ impl Attempt {
         new && reported
     }
 
-    /// Whether every address has failed.
+    /// Returns whether every address has failed.
     pub(super) fn is_over(&self) -> bool {
         self.initiating.is_empty() && self.authenticating.is_none()
     }

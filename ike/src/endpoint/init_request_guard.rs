@@ -119,13 +119,13 @@ impl InitRequestGuard {
         self.work = self.work.saturating_add(group.expense());
     }
 
-    /// Whether an IKE_SA_INIT request returns a cookie that we have sent to this initiator.
+    /// Returns whether an IKE_SA_INIT request returns a cookie that we have sent to this initiator.
     pub(super) fn returns_cookie(&mut self, message: &Message, remote: SocketAddr, cx: &mut Context<'_>) -> bool {
         self.cookies.as_mut().is_some_and(|cookies| has_good_cookie(cookies, message, remote, cx))
     }
 
-    /// Whether an unauthenticated message may be reported or answered now. A true result counts
-    /// towards [`MAX_REPORTS`].
+    /// Returns whether an unauthenticated message may be reported or answered now. A true result
+    /// counts towards [`MAX_REPORTS`].
     //= RFC 7296 2.4 MUST 5: rate of what unprotected messages cause
     pub(super) fn may_report(&mut self, now: Instant) -> bool {
         if self.period_ends <= now {

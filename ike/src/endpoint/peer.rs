@@ -115,7 +115,7 @@ impl Peer {
         (self.config().initiate || self.acquired_until.is_some()) && !self.terminated || self.reauthenticate
     }
 
-    /// Whether the last attempt failed.
+    /// Returns whether the last attempt failed.
     pub(super) fn has_failed(&self) -> bool {
         self.failed_at.is_some()
     }
@@ -141,8 +141,8 @@ impl Peer {
         }
     }
 
-    /// Whether the peer may be tried at new addresses now. The peer itself decides how often they
-    /// change, so this is allowed once in [`UNPROVEN_WAIT`].
+    /// Returns whether the peer may be tried at new addresses now. The peer itself decides how
+    /// often they change, so this is allowed once in [`UNPROVEN_WAIT`].
     pub(super) fn may_follow(&mut self, now: Instant) -> bool {
         let may = self.followed_at.is_none_or(|followed| now >= followed + UNPROVEN_WAIT);
         if may {
@@ -190,7 +190,8 @@ impl Peer {
                 continue;
             }
             match env.source_address(remote.ip()) {
-                // Towards an address of its own, the kernel uses that address as source.
+                // The kernel uses an address of this node as source of packets to that same
+                // address.
                 Some(source) if source == remote.ip() => {}
                 Some(_) => remotes.push(remote),
                 None => unroutable.push(remote),

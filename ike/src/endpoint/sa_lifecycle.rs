@@ -61,7 +61,7 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let (replaced, spi) = (old.spi(), new.spi());
-        // Of this IKE SA we are the responder, so its responder's SPI is ours.
+        // We are the responder of this IKE SA, so the responder's SPI is ours.
         let mut redundant = redundant.map(|ike| ike.responder).and_then(|spi| match self.sas.remove(&spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
@@ -123,7 +123,7 @@ impl Endpoint {
         sas.into_iter().for_each(|spi| self.schedule(spi));
     }
 
-    /// Whether we began the IKE SA with these SPIs. `None`: it is gone.
+    /// Returns whether we began the IKE SA with these SPIs. `None`: it is gone.
     fn begun_by_us(&self, name: &PeerName, ike: IkeId) -> Option<bool> {
         let sas = self.peers.get(name)?.sas.iter().filter_map(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),

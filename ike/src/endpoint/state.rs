@@ -97,7 +97,7 @@ impl Endpoint {
         self.out.events.pop_front()
     }
 
-    /// When to call [`Self::handle_timeout`].
+    /// The time at which to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.next()
     }

@@ -169,8 +169,8 @@ fn join_adjacent(selectors: &[TrafficSelector]) -> Vec<TrafficSelector> {
     joined
 }
 
-/// Whether an address lies within or directly after a range that ends at `end` and begins before
-/// the address.
+/// Returns whether an address lies within or directly after a range that ends at `end` and begins
+/// before the address.
 fn follows(end: IpAddr, start: IpAddr) -> bool {
     match (end, start) {
         (IpAddr::V4(end), IpAddr::V4(start)) => start.to_bits() <= end.to_bits().saturating_add(1),

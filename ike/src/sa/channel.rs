@@ -66,7 +66,7 @@ pub(crate) struct Channel {
     partial_request: PartialMessage,
     partial_response: PartialMessage,
     response_path: (SocketAddr, SocketAddr),
-    /// Where the peer's newest message came from, if that is not the address that we send to. An
+    /// The source of the peer's newest message, if it is not the address to which we send. An
     /// attacker can copy a message and forge its source, so we switch to this address only after
     /// the peer has answered from it.
     candidate: Option<SocketAddr>,
@@ -144,7 +144,7 @@ impl Channel {
         }
     }
 
-    /// Whether the peer supports fragments (RFC 7383).
+    /// Returns whether the peer supports fragments (RFC 7383).
     pub(crate) fn fragments(&self) -> bool {
         self.fragments
     }
@@ -217,7 +217,7 @@ impl Channel {
         }
     }
 
-    /// When to call [`Self::retransmit`].
+    /// The time at which to call [`Self::retransmit`].
     pub(crate) fn retransmit_at(&self) -> Option<Instant> {
         self.in_flight.as_ref().map(|in_flight| in_flight.retransmission.next())
     }
@@ -300,8 +300,8 @@ impl Channel {
         self.candidate = None;
     }
 
-    /// When the next NAT keepalive is due. It falls on a whole second, so that an owner with many
-    /// IKE SAs wakes up once a second for them, not once for each.
+    /// The time at which the next NAT keepalive is due. It falls on a whole second, so that an
+    /// owner with many IKE SAs wakes up once a second for them, not once for each.
     pub(crate) fn keepalive_at(&self) -> Instant {
         on_whole_second(self.last_sent, self.timing.nat_keepalive)
     }

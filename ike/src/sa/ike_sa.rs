@@ -96,8 +96,7 @@ pub(crate) struct IkeSa {
     /// Whether the peer is known to have this IKE SA too. As responder we know this from the first
     /// message after IKE_AUTH.
     confirmed: bool,
-    /// Whether [`Event::PeerSilent`] was the last event reported of [`Event::PeerSilent`] and
-    /// [`Event::PeerHeard`].
+    /// Whether [`Event::PeerSilent`] was reported after the last [`Event::PeerHeard`].
     pub(super) silent: bool,
     /// When to request the CHILD_SAs that are missing.
     pub(super) missing: MissingChildren,
@@ -210,7 +209,7 @@ impl IkeSa {
         Box::new(new)
     }
 
-    /// What was negotiated, to show to people.
+    /// The result of the negotiation, to show to people.
     pub(crate) fn details(&self) -> &IkeDetails {
         &self.details
     }
@@ -220,32 +219,34 @@ impl IkeSa {
         (self.channel.path.local, self.channel.path.remote)
     }
 
-    /// Which end began the IKE SA, and when.
+    /// The end that began the IKE SA, and the time at which it did.
     pub(crate) fn initiation(&self) -> Initiation {
         self.initiation
     }
 
-    /// When it was established.
+    /// The time at which the IKE SA was established.
     pub(crate) fn established(&self) -> Instant {
         self.established
     }
 
-    /// When the peer was authenticated, in this IKE SA or in one that it was rekeyed from.
+    /// The time at which the peer was authenticated, in this IKE SA or in one from which it was
+    /// rekeyed.
     pub(crate) fn authenticated(&self) -> Instant {
         self.lifetime.authenticated()
     }
 
-    /// When the IKE SA requests the next missing CHILD_SA.
+    /// The time at which the IKE SA requests the next missing CHILD_SA.
     pub(crate) fn create_child_at(&self) -> Option<Instant> {
         self.missing.next()
     }
 
-    /// When it is to be rekeyed, if that is planned.
+    /// The time at which the IKE SA is to be rekeyed, if that is planned.
     pub(crate) fn rekey_at(&self) -> Option<Instant> {
         self.rekey_at
     }
 
-    /// When the last authentic message arrived, or the last ESP if the owner reports it.
+    /// The time at which the last authentic message arrived, or the last ESP if the owner reports
+    /// it.
     pub(crate) fn last_received(&self) -> Instant {
         self.channel.signs.last()
     }
@@ -266,7 +267,7 @@ impl IkeSa {
         self.set_timers(now);
     }
 
-    /// When IKE_SA_INIT and IKE_AUTH are to make a new IKE SA in place of this one.
+    /// The time at which IKE_SA_INIT and IKE_AUTH are to make a new IKE SA in place of this one.
     pub(crate) fn reauthenticate_at(&self) -> Instant {
         self.timers.get(Timer::Reauthenticate).unwrap_or(self.established)
     }
@@ -291,7 +292,7 @@ impl IkeSa {
         }
     }
 
-    /// When to call [`Self::handle_timeout`].
+    /// The time at which to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self, child_sas: Option<&ChildSas>) -> Option<Instant> {
         let active = self.lifecycle == Lifecycle::Active;
         let children = child_sas.filter(|_| active).into_iter().flat_map(|child_sas| child_sas.children_of(self.spi()));
@@ -357,7 +358,7 @@ impl IkeSa {
             || self.outstanding.as_ref().is_some_and(asked)
     }
 
-    /// Whether a request for a CHILD_SA of this configured child is under way or queued.
+    /// Returns whether a request for a CHILD_SA of this configured child is under way or queued.
     pub(super) fn is_asking_for(&self, purpose: &Purpose) -> bool {
         let asked = matches!(&self.outstanding, Some(OutstandingRequest::CreateChild(request)) if request.purpose.child == purpose.child);
         asked
@@ -393,13 +394,13 @@ impl IkeSa {
         self.queue.retain(|request| !matches!(request, QueuedRequest::RekeyChild(child) | QueuedRequest::DeleteChild(child) if *child == id));
     }
 
-    /// Whether we are about to delete a CHILD_SA.
+    /// Returns whether we are about to delete a CHILD_SA.
     pub(super) fn is_deleting(&self, id: ChildId) -> bool {
         matches!(self.outstanding, Some(OutstandingRequest::DeleteChild(child)) if child == id)
             || self.queue.contains(&QueuedRequest::DeleteChild(id))
     }
 
-    /// Whether we are about to delete a CHILD_SA that only the peer has.
+    /// Returns whether we are about to delete a CHILD_SA that only the peer has.
     pub(super) fn is_deleting_unused(&self) -> bool {
         let queued = |request: &QueuedRequest| matches!(request, QueuedRequest::DeleteUnused(_));
         matches!(self.outstanding, Some(OutstandingRequest::DeleteUnused(_))) || self.queue.iter().any(queued)

@@ -90,7 +90,7 @@ impl InitiatorAuth {
         Ok(Self { profile, begun, channel, transcript, inbound })
     }
 
-    /// When to call [`Self::handle_timeout`].
+    /// The time at which to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.channel.retransmit_at()
     }

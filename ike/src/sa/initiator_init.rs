@@ -155,7 +155,7 @@ impl InitiatorInit {
         self.unverified_error.take()
     }
 
-    /// When to call [`Self::handle_timeout`].
+    /// The time at which to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.deferred.is_none().then(|| self.retransmission.next())
     }
@@ -354,7 +354,7 @@ impl InitiatorInit {
     }
 }
 
-/// Says whether an address of the peer may start IKE_AUTH now.
+/// The decision whether an address of the peer may start IKE_AUTH now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AuthTurn {
     /// Another address is in IKE_AUTH.

@@ -61,17 +61,17 @@ impl Lifetime {
         Self { keyed: now, keys_end: now + profile.config.timing.ike_hard_lifetime(), ..*self }
     }
 
-    /// When the peer was authenticated.
+    /// The time at which the peer was authenticated.
     pub(super) fn authenticated(&self) -> Instant {
         self.authenticated
     }
 
-    /// When the IKE SA is to be rekeyed.
+    /// The time at which the IKE SA is to be rekeyed.
     pub(super) fn rekey(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
         self.keyed + soft(profile.config.timing.ike_lifetime, initiation, cx)
     }
 
-    /// When the peer is to authenticate again.
+    /// The time at which the peer is to authenticate again.
     pub(super) fn reauthentication(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
         let by_lifetime = soft(profile.config.timing.authentication_lifetime, initiation, cx);
         // A certificate is renewed before it ends, and the peer has to see the new one in time.
@@ -104,7 +104,7 @@ impl Lifetime {
         cx.now + tenth.saturating_mul(10)
     }
 
-    /// When to call [`Self::over`].
+    /// The time at which to call [`Self::over`].
     pub(super) fn check_at(&self, cx: &Context<'_>) -> Instant {
         let certificate = self.certificate.map(|not_after| {
             let end = not_after.saturating_add(cx.config.certificate_grace.as_secs());

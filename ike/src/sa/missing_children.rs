@@ -70,7 +70,7 @@ impl MissingChildren {
         self.planned.contains_key(purpose)
     }
 
-    /// When the next request is due.
+    /// The time at which the next request is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.planned.values().min().copied()
     }

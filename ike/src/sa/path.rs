@@ -39,7 +39,7 @@ impl Path {
         Self { local: SocketAddr::new(local, port), remote, nat_local: false, nat_remote: false }
     }
 
-    /// Whether ESP must travel in UDP.
+    /// Returns whether ESP must travel in UDP.
     pub(crate) fn encapsulated(&self) -> bool {
         self.nat_local || self.nat_remote
     }

@@ -26,8 +26,8 @@ impl<Id> RekeyCollision<Id> {
         }
     }
 
-    /// Whether the SA of our exchange, which used `ours`, is the redundant one. The SA made with
-    /// the lowest of the four nonces is redundant; the initiator of its exchange deletes it.
+    /// Returns whether the SA of our exchange, which used `ours`, is the redundant one. The SA made
+    /// with the lowest of the four nonces is redundant; the initiator of its exchange deletes it.
     pub(super) fn makes_ours_redundant(&self, ours: Nonces<'_>) -> bool {
         //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
         (lower_nonce(ours) < self.lower_nonce.as_slice()) != mutation!("nonce_rule_inverted")

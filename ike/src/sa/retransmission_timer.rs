@@ -31,7 +31,7 @@ impl RetransmissionTimer {
         self.sent
     }
 
-    /// When the next transmission is due.
+    /// The time at which the next transmission is due.
     pub(crate) fn next(&self) -> Instant {
         self.next
     }

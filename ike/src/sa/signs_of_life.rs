@@ -68,7 +68,7 @@ impl SignsOfLife {
         }
     }
 
-    /// When the peer last gave a sign of life.
+    /// The time of the peer's last sign of life.
     pub(crate) fn last(&self) -> Instant {
         self.esp.map_or(self.ike, |esp| esp.max(self.ike))
     }
@@ -85,10 +85,11 @@ impl SignsOfLife {
         timing.transmissions.min(limit)
     }
 
-    /// When to check the peer. If the owner reports ESP, ESP that was sent must be answered by ESP
-    /// within half of the liveness interval. The owner's reports are up to a second late in each
-    /// direction, and the other half covers that. ESP does not replace the check of an idle peer:
-    /// the kernel of a peer continues to send after its IKE daemon has lost its state.
+    /// Returns the time at which to check the peer. If the owner reports ESP, ESP that was sent
+    /// must be answered by ESP within half of the liveness interval. The owner's reports are up to
+    /// a second late in each direction, and the other half covers that. ESP does not replace the
+    /// check of an idle peer: the kernel of a peer continues to send after its IKE daemon has lost
+    /// its state.
     ///
     /// The check of an idle peer is due on a whole second, so that an owner with many peers wakes
     /// up once a second for them, not once for each.

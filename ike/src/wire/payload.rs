@@ -69,7 +69,7 @@ impl Payload {
         }
     }
 
-    /// Whether a message may have only one payload of this type.
+    /// Returns whether a message may have only one payload of this type.
     pub(crate) fn is_single(kind: PayloadType) -> bool {
         matches!(
             kind,

@@ -38,7 +38,7 @@ impl TrafficSelector {
         ordered.then_some(Self { protocol: 0, start_port: 0, end_port: u16::MAX, start, end })
     }
 
-    /// Whether it matches all ports.
+    /// Returns whether it matches all ports.
     //= RFC 7296 3.13.1 MUST 3: ANY
     pub fn any_port(&self) -> bool {
         self.start_port == 0 && self.end_port == u16::MAX
@@ -71,7 +71,7 @@ impl TrafficSelector {
         (start <= end).then_some(Self { protocol, start_port, end_port, start, end })
     }
 
-    /// Whether this selector matches everything that `other` matches.
+    /// Returns whether this selector matches everything that `other` matches.
     pub fn contains(&self, other: &Self) -> bool {
         self.intersection(other).as_ref() == Some(other)
     }

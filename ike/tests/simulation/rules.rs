@@ -179,7 +179,7 @@ pub fn a_response_is_repeated_to_the_same_request_and_to_nothing_else() {
     let first = foreign.exchange(request.clone());
     assert_eq!(first.len(), 1);
     assert_eq!(foreign.exchange(request), first);
-    // Another message with the same ID, even an authentic one, is no retransmission.
+    // Another message with the same ID, even an authentic one, is not a retransmission.
     let other = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, &[delete_child(1)]);
     assert_eq!(foreign.exchange(other), Vec::<Vec<u8>>::new());
 }

@@ -186,9 +186,9 @@ impl AsRawFd for EventSocket {
     }
 }
 
-/// How long the larval state of an acquire lasts in the thread's network namespace. During this
-/// time the kernel sends no further [`Event::Acquire`] for the flow. If the setting cannot be read,
-/// this is the kernel's default, 30 s.
+/// Returns the time for which the larval state of an acquire lasts in the thread's network
+/// namespace. During this time the kernel sends no further [`Event::Acquire`] for the flow. If the
+/// setting cannot be read, this is the kernel's default, 30 s.
 pub fn acquire_lifetime() -> Duration {
     let seconds = std::fs::read_to_string(ACQUIRE_LIFETIME_PATH).ok().and_then(|text| text.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(30))

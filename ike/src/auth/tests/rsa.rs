@@ -133,7 +133,7 @@ fn rsa_signatures_of_both_paddings_and_all_hashes_are_verified() {
             bare[at] -= less;
         }
         assert_eq!(verify(&auth, digital_signature, digital(&bare, &signature)), Ok(Proof::Rsa), "{hash}");
-        // PSS is not taken for PKCS #1.
+        // A PSS signature is not accepted as PKCS #1.
         assert_eq!(verify(&auth, AuthMethod::RsaSignature, signature), Err(AuthError::Signature));
     }
 }

@@ -135,7 +135,7 @@ fn a_peer_that_waits_is_tried_again_at_once_when_the_way_to_it_may_have_changed(
     assert!(pair.is_connected());
     let [a, b] = ADDRESSES.map(|address| address.parse::<SocketAddr>().unwrap().ip());
     assert_eq!(addresses(&pair), [(a, b)]);
-    // A peer that is up is left alone.
+    // No attempt starts with a peer that is up.
     let before = pair.ends[0].events.len();
     pair.call(0, |endpoint, now, env| endpoint.retry_unreached(now, env));
     assert_eq!(pair.ends[0].events.len(), before);

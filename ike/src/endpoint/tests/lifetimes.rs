@@ -4,7 +4,7 @@
 use super::*;
 use crate::wire::{ExchangeType, Header};
 
-/// Whether a datagram belongs to IKE_SA_INIT.
+/// Returns whether a datagram belongs to IKE_SA_INIT.
 fn is_init(transmit: &Transmit) -> bool {
     let message = transmit.payload.strip_prefix(&[0; 4]).unwrap_or(&transmit.payload);
     Header::decode(message).is_ok_and(|header| header.exchange == ExchangeType::IkeSaInit)

@@ -218,7 +218,7 @@ impl Pair {
         self.ends[us].endpoint.snapshot()[0].children.len()
     }
 
-    /// Whether both ends have one IKE SA and one CHILD_SA with the same SPIs.
+    /// Returns whether both ends have one IKE SA and one CHILD_SA with the same SPIs.
     fn is_connected(&self) -> bool {
         let [a, b] = [0, 1].map(|us| self.ends[us].endpoint.snapshot().remove(0));
         let ([a_ike], [b_ike]) = (a.ike_sas.as_slice(), b.ike_sas.as_slice()) else {
