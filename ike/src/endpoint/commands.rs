@@ -215,8 +215,8 @@ impl Endpoint {
     }
 
     /// Reports that `new` replaces our address `old`. If a peer detected a NAT in front of us, it
-    /// checks the source address of our next authentic message, and moves the SAs when we answer.
-    /// For other peers a new IKE SA replaces the old one at once. No peer has to wait for a
+    /// sends a request to the source of our next authentic message, and moves the SAs when we
+    /// answer. For other peers a new IKE SA replaces the old one at once. No peer has to wait for a
     /// timeout.
     pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {

@@ -241,9 +241,9 @@ impl IkeSa {
     }
 
     /// Changes our address. Returns true if the peer detected a NAT in front of us. Such a peer
-    /// switches to the new address as soon as we have answered from it, starting with the authentic
-    /// message that is sent now (RFC 7296 2.23). Returns false if the peer continues to send to the
-    /// old address until a new IKE SA replaces this one.
+    /// gets the new address from the authentic message that is sent now, and switches to it as soon
+    /// as we have answered from it (RFC 7296 2.23). Returns false if the peer continues to send to
+    /// the old address until a new IKE SA replaces this one.
     pub(crate) fn change_local_address(
         &mut self,
         local: IpAddr,
