@@ -26,8 +26,8 @@ use crate::result::{AddResult, Interface};
 use crate::route_selection::{self, PodsRoutes};
 use crate::segment::{self, PodAddress};
 
-/// How many times one ADD tries to take an address. It requests another segment again if other ADDs
-/// took all addresses of the last one.
+/// Maximum number of attempts of one ADD to take an address. It requests another segment again if
+/// other ADDs took all addresses of the last one.
 const ATTEMPTS: usize = 3;
 
 /// Attaches a container. Returns the result for standard output.
@@ -46,7 +46,7 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     }
     let requested = config.requested.clone().and(&request.requested);
     let requested = &requested.map_err(|why| Error::new(Code::InvalidConfig, why))?;
-    // Before anything is made that a failure would have to undo.
+    // This comes before any change that a failure would have to undo.
     let dns = match (&config.dns, &config.resolv_conf) {
         (None, Some(file)) => Some(resolv_conf::read(file)?),
         (dns, _) => dns.clone(),
@@ -58,20 +58,20 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
 
     let segments = ensure_free(config, &state_dir, &mut links, attachment)?;
     if *requested != RequestedAddresses::default() {
-        // Refused before anything is made.
+        // A refusal must come before any change.
         refuse_taken(&state_dir.lock()?, &mut links, attachment, requested, &segments.segments)?;
     }
     let bridge = node_setup::ensure(&mut links, config, &segments)?;
     let mac = requested.mac.unwrap_or_else(|| veth::pod_mac(attachment));
     veth::create(&mut links, &bridge, &pod, attachment, mac, config.pod_mtu(&segments))?;
 
-    // From here on a failure has something to undo.
+    // From here on, a failure must undo changes.
     let made = lease_and_configure(config, request, requested, &state_dir, &mut links, &pod, segments);
     let made = made.map_err(|error| undo(error, &state_dir, &mut links, attachment))?;
     if !StateDir::has_own_segments(config)? {
         agent_client::report_stock(&config.agent_socket, made.stock);
     }
-    // A bridge follows the smallest MTU of its ports.
+    // The kernel lowers a bridge's MTU to the smallest MTU of its ports.
     let bridge = if bridge.mtu == made.host.mtu { bridge } else { links.find(&config.bridge)?.unwrap_or(bridge) };
     let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
     let sandbox = path.to_string_lossy().into_owned();
@@ -86,11 +86,11 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     Ok(attached.to_json(config.version, dns.as_ref()))
 }
 
-/// A pod that an ADD has attached.
+/// The result of attaching a pod.
 struct AttachedPod {
     addresses: Vec<PodAddress>,
     routes: Vec<PodRoute>,
-    /// The node's addresses after this ADD.
+    /// The node's stock of addresses after this ADD.
     stock: Vec<Stock>,
     host: Link,
     pod: Link,
@@ -109,8 +109,8 @@ fn lease_and_configure(
     let attachment = &request.attachment;
     let (addresses, stock, segments, commit) = lease_addresses(config, request, requested, state_dir, links)?;
     if segments != seen {
-        // Another segment came meanwhile. Its gateway's address is not on the bridge yet, and the
-        // guard does not include it.
+        // Another segment was added meanwhile. Its gateway's address is not on the bridge yet, and
+        // the guard does not include it.
         node_setup::ensure(links, config, &segments)?;
     }
     let filtered = pod_filter::admit(config, state_dir, links, request, requested.mac, &addresses)?;
@@ -140,7 +140,7 @@ fn ensure_free(
     links: &mut Links,
     attachment: &Attachment,
 ) -> Result<SegmentsFile> {
-    // A DEL could not end the lease if the disk was full or read-only.
+    // An earlier DEL may have failed to end the lease, if the disk was full or read-only.
     let mut end_leftover_lease = || reclaim::end_without_host_end(state_dir, links, |other| other == attachment);
     let (segments, stock) = match read_stock(config, state_dir, attachment) {
         Err(error) if error.code == Code::AlreadyAttached && end_leftover_lease()? > 0 => {
@@ -173,7 +173,7 @@ fn ensure_free(
     }
 }
 
-/// Requests a segment through the agent, unless the network has segments of its own.
+/// Requests a segment through the agent, unless the network has its own segments.
 fn request_segment(config: &Config, short: Vec<Stock>) -> Result<SegmentRequestOutcome> {
     if StateDir::has_own_segments(config)? {
         let reason =
@@ -205,8 +205,8 @@ fn refuse_second_add(leases: &LockedLeases, attachment: &Attachment) -> Result<(
     ))
 }
 
-/// The stock of families with fewer free addresses than the low-water mark. Without any segment, of
-/// all families that the cluster has.
+/// Returns the stock of the families with fewer free addresses than the low-water mark. If there is
+/// no segment, returns that of all families that the cluster has.
 fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -> Vec<Stock> {
     if segments.is_none_or(|segments| segments.segments.is_empty()) {
         let mut families = segment::families(&config.cluster_ranges);
@@ -221,8 +221,8 @@ fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>,
     stock.iter().filter(|stock| stock.free < config.low_water.max(1)).copied().collect()
 }
 
-/// Leases an address of each family. Requests again if other ADDs were quicker to take the
-/// addresses that a segment request had brought. The lease is made durable meanwhile.
+/// Leases an address of each family. Requests another segment again if other ADDs have taken the
+/// addresses of the requested one. The lease is made durable while other work goes on.
 fn lease_addresses(
     config: &Config,
     request: &RuntimeRequest,
@@ -311,11 +311,13 @@ fn unavailable(what: &str, outcome: SegmentRequestOutcome) -> Error {
     }
 }
 
-/// Undoes what a failed ADD has made. Returns the error, with what could not be undone.
+/// Undoes the changes of a failed ADD. Returns the error, extended by the changes that could not be
+/// undone.
 fn undo(error: Error, state_dir: &StateDir, links: &mut Links, attachment: &Attachment) -> Error {
     let undone = veth::remove(links, attachment).and_then(|()| {
         let mut leases = state_dir.lock()?;
-        // An ADD that was refused as a second one must not end the first one's lease.
+        // If an ADD was refused because the container is attached already, the first ADD's lease
+        // must stay.
         if error.code != Code::AlreadyAttached {
             let ended = leases.end(attachment)?;
             pod_filter::remove_elements(std::slice::from_ref(attachment));

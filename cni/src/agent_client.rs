@@ -10,7 +10,7 @@ use edge_types::frame::{self, FrameError};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// How long a finished ADD may take to report the stock. The report may get lost.
+/// How long a finished ADD may take to report the stock. A report may be lost.
 const NOTICE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long the agent may take to answer a ping.
@@ -19,7 +19,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// The result of a segment request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SegmentRequestOutcome {
-    /// The agent has written all segments that it got to the segments' file.
+    /// The agent has written all segments that it has received to the segments file.
     Granted,
     /// No segment came. `temporary` says whether a later attempt may succeed.
     Failed { reason: String, temporary: bool },
@@ -42,7 +42,7 @@ pub(crate) fn request_segment(socket: &Path, stock: Vec<Stock>) -> SegmentReques
     }
 }
 
-/// Reports the stock to the agent, if it runs. Does not wait for an answer.
+/// Reports the stock to the agent if the agent runs. Does not wait for an answer.
 pub(crate) fn report_stock(socket: &Path, stock: Vec<Stock>) {
     let deadline = Instant::now() + NOTICE_TIMEOUT;
     // The agent needs the stock to keep a spare segment, but the pod is up either way.
@@ -51,7 +51,7 @@ pub(crate) fn report_stock(socket: &Path, stock: Vec<Stock>) {
     });
 }
 
-/// Whether the agent answers.
+/// Returns whether the agent answers.
 pub(crate) fn answers(socket: &Path) -> bool {
     matches!(request(socket, &AgentRequest::Ping, PING_TIMEOUT), Ok(AgentResponse::Done))
 }
@@ -119,7 +119,7 @@ mod tests {
         vec![Stock { family: Family::V4, free: 0, leased: 61 }]
     }
 
-    /// An agent that reads one request and answers with these bytes.
+    /// Starts an agent that reads one request and answers with these bytes.
     fn answering(answer: Vec<u8>) -> (tempfile::TempDir, std::thread::JoinHandle<AgentRequest>) {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("agent.sock")).unwrap();

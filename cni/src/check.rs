@@ -1,4 +1,5 @@
-//! CHECK finds out whether a container still has what ADD gave it. It changes and repairs nothing.
+//! CHECK tests whether a container still has everything that ADD gave it. It changes and repairs
+//! nothing.
 
 use std::net::IpAddr;
 
@@ -48,7 +49,7 @@ pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
             format!("{missing}; run `edge-cni up`, or start edge-agent, which does"),
         ));
     }
-    // The kernel chose the MAC addresses of a pair that an earlier release made.
+    // If an earlier release made the pair, the kernel chose the MAC addresses.
     let filtered = host.mac == veth::host_mac(attachment) && !config.excepts(request.pod.as_deref());
     let pod = ExpectedPod {
         mac: filtered.then(|| leased.mac.unwrap_or_else(|| veth::pod_mac(attachment))),
@@ -60,33 +61,33 @@ pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
     Namespace::of_container(path)?.within(|| check_pod(&attachment.ifname, &pod))
 }
 
-/// What the pod must have.
+/// The expected configuration of a pod.
 struct ExpectedPod {
     addresses: Vec<IpNetwork>,
     /// The gateways of its default routes.
     gateways: Vec<IpAddr>,
-    /// The MAC address, if the bridge's filter ties the pod to one.
+    /// The MAC address, if the bridge's filter restricts the pod to one.
     mac: Option<Mac>,
-    /// The MTU of its interface is one of these, bytes: that of the host's end, or that of the
+    /// The allowed MTUs of the pod's interface, bytes: that of the host's end, and that of the
     /// result, which a later plugin may have changed.
     mtus: Vec<u32>,
-    /// The node's MTU for pods, bytes, if it is known.
+    /// The node's MTU for pods, bytes, if known.
     largest_mtu: Option<u32>,
 }
 
-/// The lease, as far as CHECK compares it.
+/// The part of a lease that CHECK compares.
 struct CheckedLease {
     file: SegmentsFile,
-    /// The segments of the addresses, in their order.
+    /// The segments of the addresses, in the same order.
     segments: Vec<IpNetwork>,
     /// The MAC address that the runtime requested.
     mac: Option<Mac>,
-    /// What the bridge's filter lacks.
+    /// The elements that the bridge's filter lacks.
     missing_elements: Option<String>,
 }
 
-/// Addresses that the result gives to this interface in the pod. Those of later plugins are not
-/// ours to check.
+/// Returns the addresses that the result gives to this interface in the pod. Addresses of later
+/// plugins are not checked.
 fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpNetwork>> {
     let nonsense = |what: &str| Error::new(Code::InvalidConfig, format!("prevResult makes no sense: {what}"));
     let interfaces = result["interfaces"].as_array().ok_or_else(|| nonsense("it has no list of interfaces"))?;
@@ -108,14 +109,15 @@ fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpNetwork>> {
     Ok(addresses)
 }
 
-/// The MTU that the result gives to this interface in the pod; from CNI 1.1.0 on.
+/// Returns the MTU that the result gives to this interface in the pod, which results contain since
+/// CNI 1.1.0.
 fn expected_mtu(result: &Value, ifname: &str) -> Option<u32> {
     let mut interfaces = result["interfaces"].as_array()?.iter();
     let ours = interfaces.find(|interface| interface["name"] == ifname && interface["sandbox"].is_string())?;
     ours["mtu"].as_u64().and_then(|mtu| u32::try_from(mtu).ok())
 }
 
-/// The gateways of these segments by which the result has a default route.
+/// Returns the gateways of these segments that the result uses for default routes.
 fn default_gateways(result: &Value, segments: &[IpNetwork]) -> Vec<IpAddr> {
     let routes = result["routes"].as_array();
     let defaults =
@@ -153,7 +155,7 @@ fn check_lease(
     Ok(CheckedLease { file, segments, mac: lease.mac, missing_elements })
 }
 
-/// Compares bridge and host's end. Returns the host's end.
+/// Compares the bridge and the host's end. Returns the host's end.
 fn check_host(links: &mut Links, config: &Config, attachment: &Attachment, segments: &[IpNetwork]) -> Result<Link> {
     let name = veth::host_name(attachment);
     let missing = |what: &str| not_as_attached(format!("{what} is missing on the host"));

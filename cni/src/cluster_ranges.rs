@@ -1,5 +1,6 @@
-//! Refuses cluster ranges that would cut this host off. The guard lets no packet to or from them in
-//! clear, so they must not contain this host's own addresses, its gateways or its resolvers.
+//! Refuses cluster ranges that would cut this host off. The guard blocks packets to and from these
+//! ranges in clear, so they must not contain this host's own addresses, its gateways or its
+//! resolvers.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -13,11 +14,11 @@ use crate::error::{Code, Error, Result};
 use crate::net::bridge;
 use crate::net::link::Links;
 
-/// Files that name the resolvers. If the first one names systemd-resolved, the second has those
-/// that it asks.
+/// Files that name the resolvers. If the first one names systemd-resolved, the second one names the
+/// resolvers that systemd-resolved uses.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
-/// All cluster ranges: those that the agent wrote and those of the configuration.
+/// Returns all cluster ranges: those that the agent wrote and those of the configuration.
 pub(crate) fn all(config: &Config, segments: Option<&SegmentsFile>) -> Vec<IpNetwork> {
     let mut ranges = segments.map(|segments| segments.cluster_ranges.clone()).unwrap_or_default();
     for range in &config.cluster_ranges {
@@ -29,9 +30,9 @@ pub(crate) fn all(config: &Config, segments: Option<&SegmentsFile>) -> Vec<IpNet
 }
 
 /// Refuses ranges that contain addresses that this host needs, before anything is installed. If a
-/// range is guarded already, a refusal would protect nothing, and any neighbour that sends router
-/// advertisements or DHCP leases could stop this node. So that case is only reported, and pods are
-/// attached.
+/// range is guarded already, a refusal would have no benefit, and any neighbour that sends router
+/// advertisements or DHCP leases could stop this node. In that case the conflict is only reported,
+/// and pods are attached.
 pub(crate) fn refuse_cutting_off_this_host(
     links: &mut Links,
     config: &Config,
@@ -67,12 +68,12 @@ pub(crate) fn refuse_cutting_off_this_host(
 struct AddressConflict {
     range: IpNetwork,
     what: String,
-    /// The address is that of a resolver, which the operator may except.
+    /// The address, if it belongs to a resolver. The operator may exempt resolvers.
     resolver: Option<IpAddr>,
 }
 
-/// All addresses that this host needs and that are in the ranges. Networks that a hub fronts are
-/// exempt, as in the guard.
+/// Finds all addresses that this host needs and that are in the ranges. Networks that a hub fronts
+/// are exempt, as in the guard.
 fn conflicts(
     links: &mut Links,
     config: &Config,
@@ -91,7 +92,7 @@ fn conflicts(
     // A node with many pods has many links, so they are read only if needed.
     let present = if addresses.is_empty() { Vec::new() } else { links.all()? };
     for (index, address, range) in addresses {
-        // Another bridge of the plugin has gateways' addresses, too.
+        // Other bridges of the plugin have gateways' addresses as well.
         if let Some(link) = present.iter().find(|link| link.index == index && !bridge::is_ours(link)) {
             let what = format!("this host's own address {address} on {}", link.name);
             conflicts.push(AddressConflict { range, what, resolver: None });
@@ -111,22 +112,22 @@ fn conflicts(
     Ok(conflicts)
 }
 
-/// Whether the operator says that this host reaches the resolver through the tunnels.
+/// Returns whether the operator has stated that this host reaches the resolver through the tunnels.
 fn is_listed(config: &Config, resolver: IpAddr) -> bool {
     config.resolvers_behind_tunnels.iter().any(|listed| listed.to_canonical() == resolver.to_canonical())
 }
 
-/// Whether the guard of a range is installed. A part of it is enough: it was installed once, and
-/// someone has removed the rest.
+/// Returns whether the guard of a range is installed. A part of it is enough: the guard was
+/// installed before, and another program has removed the rest.
 fn is_guarded(range: IpNetwork) -> bool {
     let guard = GuardConfig { cluster_ranges: vec![range], ..GuardConfig::default() };
     let wanted = guard::policies(&guard).map(|policies| policies.len() + 1);
     let missing = guard::check(&guard).map(|defects| {
-        // A changed policy counts as installed; it occurs if a segment is the whole range.
+        // A changed policy counts as installed. It occurs if a segment is the whole range.
         let missing = |defect: &&Defect| matches!(defect, Defect::Missing(_) | Defect::Occupied(..) | Defect::Route(_));
         defects.iter().filter(missing).count()
     });
-    // If it cannot be read, it was not installed.
+    // If the guard cannot be read, it was not installed.
     matches!((missing, wanted), (Ok(missing), Ok(wanted)) if missing < wanted)
 }
 
@@ -154,7 +155,7 @@ fn is_local(address: IpAddr) -> bool {
     link_local || address.is_loopback() || address.is_unspecified()
 }
 
-/// `nameserver` lines of resolv.conf(5).
+/// Returns the addresses in the `nameserver` lines of resolv.conf(5).
 fn resolvers(text: &str) -> impl Iterator<Item = IpAddr> + '_ {
     text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();

@@ -7,10 +7,11 @@ use serde_json::{Map, Value};
 use crate::config::{Config, parse_object};
 use crate::error::{Code, Context, Error, Result};
 
-/// Where the agent writes the network configuration list.
+/// The file to which the agent writes the network configuration list.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 
-/// Our plugin's configuration in this file, which holds a list or one plugin's configuration.
+/// Reads our plugin's configuration from this file, which contains a list or one plugin's
+/// configuration.
 pub(crate) fn read(path: &Path) -> Result<Config> {
     let text = std::fs::read(path).context("read", path)?;
     let config = plugin_of(parse_object(&text)?)
@@ -20,7 +21,7 @@ pub(crate) fn read(path: &Path) -> Result<Config> {
     Ok(config)
 }
 
-/// The configuration of our plugin. From a list it takes our entry and gives it the list's name and
+/// The configuration of our plugin. From a list it takes our entry and adds the list's name and
 /// version, as a runtime does.
 fn plugin_of(mut json: Map<String, Value>) -> Result<Map<String, Value>> {
     let Some(plugins) = json.remove("plugins") else { return Ok(json) };

@@ -9,22 +9,22 @@ use crate::net::veth;
 use crate::pod_filter;
 use crate::request::RuntimeRequest;
 
-/// Removes the pod's filter elements, then the pair of links, then the lease. In this order no
-/// address has two users. It does not enter the container's namespace: the path may lead elsewhere
-/// by now, and the pod's end goes with the host's end.
+/// Removes the pod's filter elements, then the pair of links, then the lease. This order ensures
+/// that no address has two users. DEL does not enter the container's namespace: the path may lead
+/// elsewhere by now, and the pod's end is removed with the host's end.
 pub(crate) fn del(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let attachment = std::slice::from_ref(&request.attachment);
-    // The kernel frees elements in the background, and closing the socket waits for that. It gets
-    // done while the pair is removed.
+    // The kernel frees elements in the background, and closing the socket waits for that. This
+    // happens while the pair is removed.
     let mut filter = pod_filter::ElementRemoval::begin(attachment);
     veth::remove(&mut Links::open()?, &request.attachment)?;
     let released = release(config, request);
-    // An ADD that made the table meanwhile has put the elements back, since there still was a
-    // lease.
+    // An ADD that made the table meanwhile has put the elements back, since the lease still
+    // existed.
     filter.finish();
     match released {
-        // The pod is off the bridge. A retry by the runtime would not help on a full or read-only
-        // disk, so this is no error. An ADD ends the lease later.
+        // The pod is detached from the bridge. A retry by the runtime would not help on a full or
+        // read-only disk, so this is not an error. An ADD ends the lease later.
         Err(error) if error.code == Code::Io => {
             eprintln!("edge-cni: {request} is detached, but its lease could not be ended: {error}; an ADD will end it");
             Ok(())

@@ -21,52 +21,54 @@ pub(crate) struct Failure {
 /// Result with an [`Error`] of this crate.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Error codes: below 100 the CNI specification's ("Error"), from 100 on our own (`docs/cni.md`).
+/// Error codes. Those below 100 are the CNI specification's ("Error"), the others are ours
+/// (`docs/cni.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     /// We do not support the configuration's cniVersion.
     IncompatibleVersion = 1,
     /// The configuration has a key that we do not know.
     UnsupportedField = 2,
-    /// A variable of the environment is missing or makes no sense.
+    /// An environment variable is missing or invalid.
     InvalidEnvironment = 4,
     /// Reading or writing failed.
     Io = 5,
     /// The configuration is not JSON.
     Decode = 6,
-    /// The configuration says something that cannot be.
+    /// The configuration contains an impossible or contradictory value.
     InvalidConfig = 7,
-    /// It may succeed later without anyone's help: no address is free just now, for instance.
+    /// The operation may succeed later without anybody's action: for example, no address is free
+    /// just now.
     TryAgainLater = 11,
     /// Answer to STATUS: no pod can be attached at present.
     NotAvailable = 50,
-    /// A file in the state directory is damaged.
+    /// A file in the state directory is corrupt.
     DamagedState = 100,
-    /// This container has this interface already.
+    /// This container already has this interface.
     AlreadyAttached = 101,
-    /// A name that we need on the host or in the pod belongs to something else.
+    /// A name that we need on the host or in the pod is in use by something else.
     NameTaken = 102,
-    /// The kernel refused.
+    /// The kernel refused a request.
     Kernel = 103,
-    /// The guard that keeps pods' packets from leaving in clear cannot be put up; no pod is
+    /// The guard that keeps pods' packets from leaving in clear cannot be installed. No pod is
     /// attached without it.
     Guard = 104,
-    /// No address is free, and no further segment can be had by waiting.
+    /// No address is free, and waiting will not yield another segment.
     RangeFull = 105,
     /// CHECK: the container no longer has what ADD gave it.
     NotAsAttached = 106,
-    /// A table of nf_tables cannot be made, the bridge's filter or the one that keeps hosts outside
-    /// from pods. Without it no pod is attached, unless the operator allows it.
+    /// A table of nf_tables cannot be made: the bridge's filter, or the table that blocks outside
+    /// hosts from reaching pods. Without it no pod is attached, unless the operator allows it.
     Filter = 107,
 }
 
 impl Error {
-    /// An error with its message.
+    /// Makes an error with this message.
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self(Box::new(Failure { code, message: message.into(), details: String::new() }))
     }
 
-    /// An error about a file; `what` is the verb that failed, `read` for instance.
+    /// Makes an error about a file. `what` is the verb that failed, for example `read`.
     pub(crate) fn io(what: &str, path: &Path, error: impl fmt::Display) -> Self {
         Self::new(Code::Io, format!("cannot {what} {}: {error}", path.display()))
     }

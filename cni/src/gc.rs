@@ -1,5 +1,5 @@
 //! GC removes the pairs of links and the leases of this network that belong to no attachment in the
-//! runtime's list. If the runtime never calls it, `reclaim` ends leases of vanished pods.
+//! runtime's list. For runtimes that never call GC, `reclaim` ends the leases of vanished pods.
 
 use serde_json::Value;
 
@@ -13,8 +13,8 @@ use crate::request::Attachment;
 use crate::sort::SortedSet;
 
 /// Ends the leases and removes the pairs of all attachments of this network that are not in the
-/// configuration's list of valid ones. As with DEL, pairs go before leases. A pair that cannot be
-/// removed keeps its lease, and the others still go.
+/// configuration's list of valid ones. As with DEL, pairs are removed before leases. If a pair
+/// cannot be removed, its lease stays, and the others are still removed.
 pub(crate) fn gc(config: &Config) -> Result<()> {
     let Some(valid) = valid_attachments(config.valid_attachments.as_ref())? else {
         eprintln!("edge-cni: GC without cni.dev/valid-attachments removes nothing: it is not known what is in use");
@@ -29,7 +29,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     for link in links.all()? {
         let Some(attachment) = veth::attachment_by_alias(&link) else { continue };
         let lease = leases.lease(&attachment)?;
-        // A renamed link may be another program's, unless the alias names a lease.
+        // A renamed link may belong to another program, unless its alias names a lease.
         if lease.is_none() && veth::attachment_of(&link).is_none() {
             continue;
         }
@@ -47,7 +47,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     });
     pod_filter::remove_vanished(&mut links);
     match ended.and_then(|ended| if ended.is_empty() { Ok(()) } else { leases.commit() }) {
-        // The pods are off the bridge. An ADD ends their leases later.
+        // The pods are detached from the bridge. An ADD ends their leases later.
         Err(error) if error.code == Code::Io => {
             eprintln!("edge-cni: GC could not end all leases that no container needs: {error}; an ADD will end them");
         }

@@ -1,5 +1,5 @@
-//! `edge-cni ingress` makes the table that decides what this host forwards, also while the agent's
-//! table does so. `edge-agent down` runs it before it removes its own table.
+//! `edge-cni ingress` makes the table that controls which packets this host forwards, even while
+//! the agent's table does so. `edge-agent down` runs it before it removes its own table.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ use crate::ipam::StateDir;
 use crate::net::link::Links;
 use crate::net::veth;
 
-/// Keeps hosts outside from the attached pods, as the configuration in this file says. `table` in
-/// the result says whether the table was needed and made.
+/// Blocks outside hosts from the attached pods, as the configuration in this file requires. `table`
+/// in the result states whether the table was needed and made.
 pub(crate) fn ingress(path: &Path) -> Result<Value> {
     let config = config_file::read(path)?;
     let segments = StateDir::create(&config, veth::count_attached)?.lock()?.segments(&config)?.ok_or_else(|| {

@@ -1,4 +1,5 @@
-//! What people ask about a node: `edge-cni leases`, `edge-cni segments` and `edge-cni check`.
+//! The commands with which people inspect a node: `edge-cni leases`, `edge-cni segments` and
+//! `edge-cni check`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ struct Arguments {
     file: PathBuf,
 }
 
-/// Lists the leases, in the order of containers. With `--json` it prints an array.
+/// Lists the leases, sorted by container. With `--json` it prints an array.
 pub(crate) fn leases(arguments: &[OsString]) -> Result<String> {
     let arguments = parse(arguments)?;
     let leases = open_leases(&arguments)?;
@@ -42,8 +43,8 @@ pub(crate) fn leases(arguments: &[OsString]) -> Result<String> {
     Ok(print(arguments.json, &["addresses", "pod", "network", "container", "interface"], leases))
 }
 
-/// Lists the segments, with how many addresses of each are leased and free, and who provided them.
-/// With `--json` it prints an array.
+/// Lists the segments, with the numbers of leased and free addresses of each, and the program that
+/// provided them. With `--json` it prints an array.
 pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
     let arguments = parse(arguments)?;
     let config = config_file::read(&arguments.file)?;
@@ -73,8 +74,9 @@ pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
     Ok(print(arguments.json, &["segment", "gateway", "leased", "free", "source"], rows))
 }
 
-/// Says what the node lacks to attach pods, each with what helps, and whether nothing makes the
-/// next ADD fail or turns the guard off. With `--json` it prints an object.
+/// Describes each problem that prevents the node from attaching pods, with its solution. The
+/// boolean is true if the next ADD will not fail and no setting bypasses the guard. With `--json`
+/// it prints an object.
 pub(crate) fn check(arguments: &[OsString]) -> Result<(String, bool)> {
     let arguments = parse(arguments)?;
     let found = status::findings(&config_file::read(&arguments.file)?);
@@ -113,12 +115,12 @@ fn parse(arguments: &[OsString]) -> Result<Arguments> {
     Ok(Arguments { json, file: file.unwrap_or_else(|| config_file::DEFAULT_CONFLIST.into()) })
 }
 
-/// The leases of this configuration. `None` if there is no journal yet.
+/// Opens the leases of this configuration. `None` if there is no journal yet.
 fn open_leases(arguments: &Arguments) -> Result<Option<LockedLeases>> {
     StateDir::existing(&config_file::read(&arguments.file)?).map(|state_dir| state_dir.lock()).transpose()
 }
 
-/// The rows as JSON, or as a table with these columns.
+/// Formats the rows as JSON, or as a table with these columns.
 fn print(json: bool, columns: &[&str], rows: Vec<Value>) -> String {
     if json {
         return format!("{}\n", Value::Array(rows));

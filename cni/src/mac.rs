@@ -1,4 +1,4 @@
-//! MAC addresses as people and the CNI result write them, and the link-local addresses that follow
+//! MAC addresses in the format of the CNI result, and the link-local addresses that are derived
 //! from them.
 
 use std::net::Ipv6Addr;
@@ -6,13 +6,13 @@ use std::net::Ipv6Addr;
 /// Six octets.
 pub(crate) type Mac = [u8; 6];
 
-/// Six octets in hexadecimal, such as `02:00:00:00:00:01`.
+/// Formats an address in hexadecimal, such as `02:00:00:00:00:01`.
 pub(crate) fn text(mac: Mac) -> String {
     mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
-/// Reads six octets of two digits, with `:` or `-` between them. `None` for anything else, and for
-/// addresses that no interface may have: groups, and the one of zeros alone.
+/// Reads six octets of two digits, separated by `:` or `-`. `None` for any other text, and for
+/// addresses that no interface may have: group addresses, and the all-zero address.
 pub(crate) fn parse(text: &str) -> Option<Mac> {
     let octet = |digits: &str| {
         let good = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
@@ -24,14 +24,14 @@ pub(crate) fn parse(text: &str) -> Option<Mac> {
     (first & 1 == 0 && mac != Mac::default()).then_some(mac)
 }
 
-/// The link-local address that the kernel gives an interface with this MAC address: EUI-64 (RFC
-/// 4291 appendix A), `addr_gen_mode` 0.
+/// Returns the link-local address that the kernel gives an interface with this MAC address: EUI-64
+/// (RFC 4291 appendix A), `addr_gen_mode` 0.
 pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
-/// The MAC address from which a link-local address follows. `None` for other addresses.
+/// Returns the MAC address from which a link-local address is derived. `None` for other addresses.
 pub(crate) fn of_link_local(address: Ipv6Addr) -> Option<Mac> {
     let [.., a, b, c, _, _, d, e, f] = address.octets();
     let mac = [a ^ 2, b, c, d, e, f];

@@ -1,20 +1,20 @@
 //! `edge-cni`, the CNI plugin of edge-cni: bridge, veth and addresses of a node's pods.
 //!
-//! Each invocation is one synchronous process. The runtime says by environment variables what to do
-//! ([`request`], [`requested_addresses`]), hands over the network's configuration on standard input
-//! ([`config`]) and reads a result ([`result`], [`resolv_conf`]) or an error ([`error`]) from
-//! standard output.
+//! Each invocation is one synchronous process. The runtime passes the request in environment
+//! variables ([`request`], [`requested_addresses`]) and the network's configuration on standard
+//! input ([`config`]), and reads a result ([`result`], [`resolv_conf`]) or an error ([`error`])
+//! from standard output.
 //!
-//! - The verbs, a file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`],
-//!   [`ingress`], [`reclaim`]; [`inspect`] answers people.
-//! - [`config_file`] reads the configuration from a file, for verbs that no runtime runs.
-//! - [`node_setup`] makes what a node needs before its first pod. [`forward_filter`] decides what
-//!   the node forwards, as long as the agent's firewall does not.
+//! - The verbs, one file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`],
+//!   [`ingress`], [`reclaim`]; [`inspect`] has commands for people.
+//! - [`config_file`] reads the configuration from a file, for verbs that runtimes do not call.
+//! - [`node_setup`] sets up a node before its first pod. [`forward_filter`] controls which packets
+//!   the node forwards while the agent's firewall does not.
 //! - [`ipam`] leases addresses from the node's segments ([`segment`]). [`route_selection`] chooses
 //!   a pod's routes.
 //! - [`net`] changes links, addresses and routes.
 //! - [`bridge_filter`] is the bridge's filter, and [`pod_filter`] the pods' elements in it.
-//!   [`nftables`] has the messages for both tables.
+//!   [`nftables`] makes the messages for both tables.
 //! - [`cluster_ranges`] refuses ranges that would cut this host off, and [`obstacles`] names
 //!   settings of the host that break pods' network.
 //! - [`agent_client`] asks the agent for more addresses.
@@ -66,7 +66,7 @@ mod status;
 mod up;
 mod version;
 
-/// Largest configuration that is read, bytes. Real ones have a few kilobytes.
+/// Maximum size of a configuration, bytes. Real ones have a few kilobytes.
 const MAX_INPUT: u64 = 1 << 20;
 
 const HELP: &str = "\
@@ -117,12 +117,13 @@ fn main() -> ExitCode {
             (format!("{body}\n"), ExitCode::FAILURE)
         }
     };
-    // If this fails, there is no other way to report anything.
+    // If this write fails, there is no other way to report anything.
     let _ = io::stdout().write_all(text.as_bytes());
     code
 }
 
-/// Runs what people and the agent call. Returns what to print, and whether the exit status is 0.
+/// Runs the commands for people and the agent. Returns the text to print, and whether the exit
+/// status is 0.
 fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<(String, bool)> {
     let text = match (argument.to_str(), rest) {
         (Some("--help" | "-h" | "help"), []) => HELP.into(),
@@ -149,8 +150,8 @@ fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<(String, bool)
     Ok((text, true))
 }
 
-/// Runs what a runtime calls. Sets `version` to the configuration's as soon as it is known, since
-/// an error carries it, too.
+/// Runs the verbs of the CNI specification. Sets `version` to the configuration's version as soon
+/// as it is known, since errors contain it as well.
 fn run_command(version: &mut Version) -> Result<String> {
     let lookup: request::Lookup<'_> = &|name| std::env::var_os(name);
     let command = request::optional(lookup, "CNI_COMMAND")?.ok_or_else(|| {
@@ -165,8 +166,8 @@ fn run_command(version: &mut Version) -> Result<String> {
         return version_info(&input).map(line);
     }
     let json = config::parse_object(&input)?;
-    // DEL, CHECK and GC must work for attached pods after a rollback, too, or with a mistake in the
-    // configuration. They need only these keys of it.
+    // DEL, CHECK and GC must work for attached pods even after a rollback or with a mistake in the
+    // configuration. They need only these keys.
     let needed: Option<&[&str]> = match command {
         Command::Del => Some(&["stateDir"]),
         Command::Check => Some(&["stateDir", "bridge"]),
@@ -214,7 +215,7 @@ fn run_command(version: &mut Version) -> Result<String> {
 }
 
 fn version_info(input: &[u8]) -> Result<Value> {
-    // A runtime may send nothing and still get an answer.
+    // A runtime may send no input and must still get an answer.
     let asked = if input.trim_ascii().is_empty() {
         Version::CURRENT.as_str().to_owned()
     } else {

@@ -1,5 +1,5 @@
-//! Sets up what a node needs before its first pod: the bridge, the table that keeps hosts outside
-//! from pods, and the guard that keeps pods' packets from leaving in clear.
+//! Sets up a node before its first pod: the bridge, the table that blocks outside hosts from
+//! reaching pods, and the guard that prevents pods' packets from leaving in clear.
 
 use std::net::IpAddr;
 
@@ -17,8 +17,8 @@ use crate::net::link::{Link, Links};
 use crate::net::{bridge, sysctl, uplink};
 use crate::{cluster_ranges, forward_filter, obstacles, segment};
 
-/// Makes the missing parts of bridge, table and guard. An error ends the ADD, since no pod is
-/// attached without them.
+/// Creates the missing parts of the bridge, the table and the guard. An error ends the ADD, since
+/// no pod is attached without them.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Link> {
     cluster_ranges::refuse_cutting_off_this_host(links, config, Some(segments))?;
     let cluster_ranges = cluster_ranges::all(config, Some(segments));
@@ -38,7 +38,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     if forwarded || config.forward_others {
         forward_filter::ensure(links, config, segments)?;
     } else {
-        // Its rules follow from the record, and must be in place before this host forwards.
+        // The rules depend on the record, and must be in place before this host forwards.
         forward_filter::recreate(links, config, segments)?;
     }
     forward(links, config, turned_on)?;
@@ -53,8 +53,8 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
 
 fn guard_config(config: &Config, segments: &SegmentsFile) -> Result<GuardConfig> {
     let cluster_ranges = cluster_ranges::all(config, Some(segments));
-    // Other nodes know the addresses of the cluster's segments alone. So the node's own packets do
-    // not have one of a further network as their source.
+    // Other nodes know only the addresses of the cluster's segments. Therefore the node's own
+    // packets must not have an address of a further network as their source.
     let known = |segment: &&IpNetwork| cluster_ranges.iter().any(|range| contains(range, segment));
     let known: Vec<&IpNetwork> = match StateDir::has_own_segments(config)? {
         true => Vec::new(),
@@ -70,7 +70,7 @@ fn guard_config(config: &Config, segments: &SegmentsFile) -> Result<GuardConfig>
     })
 }
 
-/// Says what of the guard, or of the table that decides what this host forwards, is missing or
+/// Describes the parts of the guard, or of the table that controls forwarding, that are missing or
 /// changed. `None` if both are in place. Changes nothing.
 pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option<String>> {
     let defects = guard::check(&guard_config(config, segments)?).map_err(|error| {
@@ -87,8 +87,8 @@ pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option
     }
 }
 
-/// Whether a pod has an address of a network that is in none of the node's segments. Its gateway
-/// stays until the last of these pods goes.
+/// Returns whether a pod has an address of a network that is in none of the node's segments. The
+/// network's gateway stays until the last of these pods is gone.
 fn has_pods(config: &Config, segments: &SegmentsFile, network: &IpNetwork) -> Result<bool> {
     let Some(state_dir) = StateDir::existing(config) else { return Ok(false) };
     let leases = state_dir.lock()?;
@@ -112,8 +112,8 @@ fn forward(links: &mut Links, config: &Config, [ipv4, ipv6]: [bool; 2]) -> Resul
     Ok(())
 }
 
-/// Records that forwarding was off until now. Agent and plugin read the record, and keep this host
-/// from becoming a router between its own networks.
+/// Records that forwarding was off until now. The agent and the plugin read the record, and prevent
+/// this host from becoming a router between its own networks.
 fn record(config: &Config, turned_on: [bool; 2]) -> Result<()> {
     forward_filter::forwarding(config).note(turned_on).map_err(|error| {
         let (state_dir, run_dir) = (config.state_dir.display(), config.run_dir().display());

@@ -1,5 +1,5 @@
-//! Settings of this host that break pods' network, and the commands that help; for STATUS and
-//! `edge-cni up`.
+//! Settings of this host that break pods' network, and the commands that help. STATUS and `edge-cni
+//! up` report them.
 
 use std::path::Path;
 
@@ -13,12 +13,12 @@ use crate::net::link::Links;
 use crate::net::{sysctl, uplink};
 use crate::{cluster_ranges, segment};
 
-/// A setting that breaks something.
+/// A setting that breaks pods' network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Obstacle {
-    /// It bypasses the guard, so no pod should be placed on this node.
+    /// Whether it bypasses the guard, so that no pod should be placed on this node.
     pub(crate) bypasses_guard: bool,
-    /// What it is, its consequence and what to do.
+    /// The setting, its consequence, and what to do.
     pub(crate) message: String,
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn find(links: &mut Links, config: &Config, segments: Option<&Segment
     Ok(obstacles)
 }
 
-/// A message for nodes without IPv6 in a cluster that has it (`wanted`).
+/// Returns a message for nodes without IPv6 in a cluster that has it (`wanted`).
 pub(crate) fn without_ipv6(wanted: bool) -> Option<String> {
     (wanted && !sysctl::has_ipv6()).then(|| {
         "this kernel has no IPv6 (ipv6.disable=1 at boot?), so pods of this node get IPv4 addresses alone".into()
@@ -45,15 +45,15 @@ fn minor(message: String) -> Obstacle {
     Obstacle { bypasses_guard: false, message }
 }
 
-/// The obstacle for an interface that bypasses IPsec; `None` if it does not concern pods.
-/// Interfaces of a VTI bypass IPsec on purpose.
+/// Returns the obstacle for an interface that bypasses IPsec. `None` if it does not affect pods.
+/// VTI interfaces bypass IPsec on purpose.
 fn of_bypass(bypass: &Bypass, config: &Config, uplinks: &[String]) -> Option<Obstacle> {
     let interface = &bypass.interface;
     let everywhere = interface == "all";
     let concerned = if bypass.is_inbound() {
         everywhere || *interface == config.bridge || uplinks.contains(interface)
     } else {
-        // Packets to other nodes' pods are routed into the guard's device, where policies encrypt
+        // Packets to other nodes' pods are routed to the guard's device, where policies encrypt
         // them.
         everywhere || interface == guard::DEVICE
     };
@@ -61,8 +61,8 @@ fn of_bypass(bypass: &Bypass, config: &Config, uplinks: &[String]) -> Option<Obs
     concerned.then(|| Obstacle { bypasses_guard, message: bypass.to_string() })
 }
 
-/// Concerns Services with an endpoint on the same node. Without br_netfilter the answer goes
-/// straight over the bridge, and the host's NAT does not translate it back.
+/// Returns the obstacle for Services with an endpoint on the same node. Without br_netfilter the
+/// bridge forwards the reply directly, and the host's NAT does not translate its source back.
 fn of_bridge_filter(family: Family) -> Option<String> {
     let (name, setting) = match family {
         Family::V4 => ("IPv4", "bridge-nf-call-iptables"),

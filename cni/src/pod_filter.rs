@@ -1,6 +1,6 @@
 //! The pods' elements in the bridge's filter, and the options of their ports (hairpin, isolation).
-//! ADD adds a pod's elements before its port forwards, DEL removes them with its lease, and they
-//! are restored for all leases if the table was lost.
+//! ADD adds a pod's elements before its port forwards, and DEL removes them with its lease. If the
+//! table was lost, the elements are restored for all leases.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ use crate::request::{Attachment, RuntimeRequest};
 use crate::segment::PodAddress;
 use crate::sort::SortedSet;
 
-/// How often the table is made again if the ruleset changes meanwhile.
+/// Maximum number of attempts to make the table while the ruleset changes.
 const ATTEMPTS: usize = 8;
 
-/// Lets a pod send with the addresses that it has leased, and with the MAC address that the runtime
-/// requested for it. Returns false if this kernel has no such filter and the operator has excepted
+/// Lets a pod send with its leased addresses, and with the MAC address that the runtime requested
+/// for it. Returns false if this kernel does not support the filter and the operator has exempted
 /// the pod.
 pub(crate) fn admit(
     config: &Config,
@@ -65,8 +65,8 @@ pub(crate) fn restore(config: &Config, leases: &LockedLeases, links: &mut Links)
         }
         outcome => outcome?,
     };
-    // An earlier release, or another configuration, set ports up in another way. Ports of another
-    // network's bridge are that network's.
+    // An earlier release or another configuration may have configured ports differently. Ports of
+    // another network's bridge are not changed.
     let wanted = PortSettings { hairpin: config.hairpin_mode, isolated: config.port_isolation };
     let all = links.all()?;
     let bridge = all.iter().find(|link| link.name == config.bridge).map(|link| link.index);
@@ -75,9 +75,9 @@ pub(crate) fn restore(config: &Config, leases: &LockedLeases, links: &mut Links)
     here.into_iter().try_for_each(|link| links.configure_port(link, wanted))
 }
 
-/// Makes the table with the ports of all pods, of other networks of this host, too. Returns the
-/// ports. The leases of networks with another state directory are read without their lock: what
-/// changes meanwhile changes the ruleset as well, and everything is read again.
+/// Makes the table with the ports of all pods, including those of other networks of this host.
+/// Returns the ports. The leases of networks with another state directory are read without their
+/// lock: any change of leases meanwhile also changes the ruleset, and everything is read again.
 fn with_all_ports(
     config: &Config,
     leases: &LockedLeases,
@@ -89,7 +89,8 @@ fn with_all_ports(
         let directories = other_state_dirs(config, links)?;
         let generation = if directories.is_empty() { None } else { Some(filter.generation()?) };
         let mut ports = attached_ports(config, leases, links)?;
-        // Whether a pod is excepted is in the other network's configuration.
+        // Only the other network's configuration states whether its pods are exempt, so the
+        // existing elements decide.
         let unfiltered = if directories.is_empty() { Vec::new() } else { filter.unfiltered()? };
         for directory in directories {
             let leases = StateDir::leases_in(&directory)?;
@@ -114,22 +115,22 @@ fn other_state_dirs(config: &Config, links: &mut Links) -> Result<SortedSet<Path
 }
 
 /// Removes the elements of these attachments. A failure is reported on standard error and does no
-/// harm: only the same container gets a port of that name again.
+/// harm, since only the same container can get a port with that name again.
 pub(crate) fn remove_elements(ended: &[Attachment]) {
     let names: Vec<String> = ended.iter().map(veth::host_name).collect();
     remove_ports(&names);
 }
 
-/// Removes the elements of ports while other work goes on.
+/// Removes the elements of ports in the background of other work.
 #[derive(Debug)]
 pub(crate) struct ElementRemoval {
-    /// `None` if this kernel has no filter.
+    /// `None` if this kernel does not support the filter.
     filter: Option<Filter>,
     names: Vec<String>,
 }
 
 impl ElementRemoval {
-    /// Removes the elements of these attachments. Failures are reported on standard error.
+    /// Removes the elements of these attachments. Reports failures on standard error.
     pub(crate) fn begin(ended: &[Attachment]) -> Self {
         let names: Vec<String> = ended.iter().map(veth::host_name).collect();
         let filter = Filter::open().inspect_err(|error| eprintln!("edge-cni: {error}")).ok();
@@ -138,7 +139,7 @@ impl ElementRemoval {
         removal
     }
 
-    /// Removes elements that came back meanwhile; called when links and leases are gone.
+    /// Removes elements that were added again meanwhile. Called when links and leases are gone.
     pub(crate) fn finish(&mut self) {
         let known = self.filter.as_mut().and_then(|filter| filter.ports().ok()).unwrap_or_default();
         if known.iter().any(|name| self.names.contains(name)) {
@@ -158,7 +159,7 @@ impl ElementRemoval {
 /// Removes the elements of ports that no longer exist.
 pub(crate) fn remove_vanished(links: &mut Links) {
     let vanished = Filter::open().and_then(|mut filter| {
-        // Read in this order, since a port is made before its elements are added.
+        // The order of these reads matters, since a port is made before its elements are added.
         let known = filter.ports()?;
         let present: SortedSet<String> = links.all()?.into_iter().map(|link| link.name).collect();
         Ok(known.into_iter().filter(|name| !present.contains(name)).collect::<Vec<_>>())
@@ -178,8 +179,8 @@ fn remove_ports(names: &[String]) {
     }
 }
 
-/// Says which elements the filter lacks for a pod. `None` if it has all, or if the pod is excepted
-/// and there is no filter.
+/// Describes the elements that the filter lacks for a pod. `None` if it lacks none, or if the pod
+/// is exempt and there is no filter.
 pub(crate) fn missing_elements(
     config: &Config,
     links: &mut Links,
@@ -188,13 +189,13 @@ pub(crate) fn missing_elements(
 ) -> Result<Option<String>> {
     let Some(port) = port_of(config, leases, links, attachment)? else { return Ok(None) };
     match Filter::open().and_then(|mut filter| filter.missing_for(&port)) {
-        // An excepted pod needs no filter.
+        // An exempt pod needs no filter.
         Err(_) if port.unfiltered => Ok(None),
         outcome => outcome,
     }
 }
 
-/// The port of one lease, if it has a host's end.
+/// Returns the port of one lease, if it has a host's end.
 fn port_of(
     config: &Config,
     leases: &LockedLeases,
@@ -204,7 +205,8 @@ fn port_of(
     let name = veth::host_name(attachment);
     let link = links.find(&name)?.filter(|link| link.kind == "veth");
     let (Some(link), Some(lease)) = (link, leases.lease(attachment)?) else { return Ok(None) };
-    // Which MAC address a pod of an earlier release keeps depends on all others.
+    // The choice of the MAC address that a pod of an earlier release keeps depends on all other
+    // ports.
     if link.mac != veth::host_mac(attachment) {
         return Ok(attached_ports(config, leases, links)?.into_iter().find(|port| port.name == name));
     }
@@ -213,12 +215,13 @@ fn port_of(
     Ok(Some(PodPort { name, mac, addresses: lease.addresses, unfiltered }))
 }
 
-/// The ports of all leases that have a host's end.
+/// Returns the ports of all leases that have a host's end.
 fn attached_ports(config: &Config, leases: &LockedLeases, links: &mut Links) -> Result<Vec<PodPort>> {
     ports_of(leases.all()?, links, |_, pod| config.excepts(pod))
 }
 
-/// As [`attached_ports`]. `excepted` says by a port's name and its pod whether the pod is excepted.
+/// Does the same as [`attached_ports`]. `excepted` returns whether a pod is exempt, given its
+/// port's name and the pod.
 fn ports_of(
     leases: impl Iterator<Item = (Attachment, Lease)>,
     links: &mut Links,
@@ -230,8 +233,8 @@ fn ports_of(
     for (attachment, lease) in leases {
         let name = veth::host_name(&attachment);
         let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
-        // The kernel chose the MAC address of a pod of an earlier release. A pod of this release is
-        // not asked, since it may have changed its address.
+        // For a pod of an earlier release, the kernel chose the MAC address, so it is read. For a
+        // pod of this release it is not read, since the pod may have changed it.
         if link.mac != veth::host_mac(&attachment) {
             let Some(mac) = links.peer_mac(link)? else { continue };
             former.push(EarlierPort { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
@@ -251,19 +254,19 @@ fn ports_of(
     Ok(ports)
 }
 
-/// A port that an earlier release made, with the MAC address that its pod has now. The kernel chose
-/// that address, or the pod.
+/// A port that an earlier release made, with its pod's present MAC address, which the kernel or the
+/// pod chose.
 struct EarlierPort {
     name: String,
     pod: String,
     mac: Mac,
 }
 
-/// Which of these ports may keep their MAC address, by name. A pod may have given itself the
-/// address of a neighbour, of the bridge or of this host, so an address that another has is
-/// refused. Of two ports with the same address, the one keeps it that is in the filter with it
-/// already. The others get the address that follows from their attachment, so they can send
-/// nothing.
+/// Returns the names of the ports that may keep their MAC address. A pod may have taken the address
+/// of a neighbour, of the bridge or of this host, so an address that is in use elsewhere is
+/// refused. Of two ports with the same address, the one that is already in the filter with it keeps
+/// it. The other ports get the address derived from their attachment in the filter, so their pods
+/// cannot send.
 fn macs_to_keep(
     former: &[EarlierPort],
     ports: &[PodPort],
@@ -326,8 +329,8 @@ mod tests {
         let b = ("b".to_owned(), neighbours);
         assert_eq!(choice(own, &[]), [("a".to_owned(), own), b.clone()]);
         assert_eq!(choice(ports[0].mac, &[]), [("a".to_owned(), ports[0].mac), b.clone()]);
-        // The host's, a pod's of this release, and the one that follows from the neighbour's
-        // attachment.
+        // The host's address, that of a pod of this release, and the one derived from the
+        // neighbour's attachment.
         for taken in [[2, 0, 0, 0, 0, 1], ports[2].mac, ports[1].mac] {
             assert_eq!(choice(taken, &[]), std::slice::from_ref(&b));
         }

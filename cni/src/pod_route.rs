@@ -1,4 +1,4 @@
-//! A route of a pod, as configuration and results write it.
+//! A route of a pod, in the format of the configuration and of results.
 
 use std::net::IpAddr;
 
@@ -8,22 +8,22 @@ use serde_json::{Value, json};
 
 use crate::version::Version;
 
-/// Most routes of the key `routes`.
+/// Maximum number of routes of the key `routes`.
 pub(crate) const MAX_ROUTES: usize = 64;
 
-/// A route, as the CNI specification's results and the key `routes` write it.
+/// A route, in the format of the CNI specification's results and of the key `routes`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PodRoute {
     #[serde(rename = "dst")]
     pub(crate) destination: IpNetwork,
-    /// Without it, a route of the key `routes` goes through the bridge's address.
+    /// The gateway. Without it, a route of the key `routes` uses the bridge's address.
     #[serde(rename = "gw", default)]
     pub(crate) gateway: Option<IpAddr>,
-    /// Bytes.
+    /// The MTU, bytes.
     #[serde(default)]
     pub(crate) mtu: Option<u32>,
-    /// Largest segment of TCP to announce, bytes.
+    /// Maximum segment size of TCP to advertise, bytes.
     #[serde(default)]
     pub(crate) advmss: Option<u32>,
     /// The metric; a lower one is preferred.
@@ -32,24 +32,24 @@ pub(crate) struct PodRoute {
     /// The routing table. Without it, the main table.
     #[serde(default)]
     pub(crate) table: Option<u32>,
-    /// `RT_SCOPE_*`. Without it, 0 (the whole universe).
+    /// `RT_SCOPE_*`. Without it, 0 (universe).
     #[serde(default)]
     pub(crate) scope: Option<u8>,
 }
 
 impl PodRoute {
-    /// A route through a gateway, with the kernel's defaults.
+    /// Makes a route through a gateway, with the kernel's defaults.
     pub(crate) fn to(destination: IpNetwork, gateway: IpAddr) -> Self {
         let gateway = Some(gateway);
         Self { destination, gateway, mtu: None, advmss: None, priority: None, table: None, scope: None }
     }
 
-    /// Whether it is a default route of the main table.
+    /// Returns whether it is a default route of the main table.
     pub(crate) fn is_default(&self) -> bool {
         self.destination.prefix() == 0 && self.table.is_none()
     }
 
-    /// Says what is wrong with a route of the key `routes`.
+    /// Checks a route of the key `routes`. The error describes the defect.
     pub(crate) fn check(&self) -> Result<(), String> {
         let destination = &self.destination;
         if self.gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.is_ipv4()) {
@@ -63,7 +63,7 @@ impl PodRoute {
         Ok(())
     }
 
-    /// As the result writes it. Only gateway and destination exist before CNI 1.1.0.
+    /// Formats the route for the result. Before CNI 1.1.0 only gateway and destination exist.
     pub(crate) fn to_json(&self, version: Version) -> Value {
         let mut value = json!({ "dst": self.destination.to_string() });
         if let Some(gateway) = self.gateway {

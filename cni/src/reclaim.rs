@@ -1,7 +1,7 @@
-//! Ends leases of pods that are gone without a DEL, as after a kill of the runtime.
+//! Ends leases of pods that are gone without a DEL, for example after the runtime was killed.
 //!
-//! A pod is certainly gone if the host's end of its pair is gone: the kernel removes it with the
-//! pod's network namespace. An ADD makes it before it takes an address.
+//! If the host's end of its pair is gone, a pod is certainly gone, since the kernel removes that
+//! end with the pod's network namespace. An ADD makes it before it takes an address.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,18 +19,18 @@ use crate::pod_filter;
 use crate::request::Attachment;
 
 /// How long the host's end must have been missing before `edge-cni reclaim` ends the lease,
-/// seconds. A runtime that comes back has time for its own DEL.
+/// seconds. A runtime that restarts has time for its own DEL.
 const GRACE_SECONDS: u64 = 120;
 
-/// The file in the state directory with the time at which each host's end was first missed: seconds
-/// since the boot, by attachment.
+/// The file in the state directory with the time at which each host's end was first found missing,
+/// in seconds since the boot, by attachment.
 const MISSED_FILE: &str = "missed.json";
 
-/// When a host's end was first missed, by its attachment as text.
+/// The time at which each host's end was first found missing, by its attachment as text.
 type MissingLeases = BTreeMap<String, u64>;
 
-/// Ends the leases of all networks in the state directory of which the host's end has been missing
-/// for the grace time. Returns them.
+/// Ends the leases, of all networks in the state directory, whose host's end has been missing for
+/// the grace time. Returns them.
 pub(crate) fn reclaim(arguments: &[OsString]) -> Result<Value> {
     let (grace, file) = parse(arguments)?;
     let config = config_file::read(&file)?;
@@ -69,7 +69,7 @@ pub(crate) fn reclaim(arguments: &[OsString]) -> Result<Value> {
     Ok(json!({ "reclaimed": reclaimed, "missed": left.len() }))
 }
 
-/// Ends the leases without a host's end at once, of the chosen attachments. Returns how many.
+/// Ends at once the leases of the chosen attachments that have no host's end. Returns their number.
 pub(crate) fn end_without_host_end(
     state_dir: &StateDir,
     links: &mut Links,
@@ -83,8 +83,8 @@ pub(crate) fn end_without_host_end(
     Ok(ended.len())
 }
 
-/// The chosen attachments with a lease and without a host's end. The host's end counts as present
-/// if its name or its alias is there.
+/// Returns the chosen attachments with a lease and without a host's end. The host's end counts as
+/// present if a link with its name or its alias exists.
 fn without_host_end(
     leases: &LockedLeases,
     links: &mut Links,
@@ -98,13 +98,14 @@ fn without_host_end(
     Ok(leases.all()?.map(|(attachment, _)| attachment).filter(is_missing).collect())
 }
 
-/// Since when each of the missing host's ends has been missed.
+/// Returns the time since which each of the missing host's ends has been missing.
 fn missed_since(before: &MissingLeases, missing: &[Attachment], now: u64) -> MissingLeases {
     let since = |name: &String| before.get(name).copied().filter(|since| *since <= now).unwrap_or(now);
     missing.iter().map(ToString::to_string).map(|name| (name.clone(), since(&name))).collect()
 }
 
-/// What the last call found. A file that cannot be read only begins the grace time again.
+/// Reads the findings of the last call. If the file cannot be read, the grace time only begins
+/// again.
 fn read_missed(path: &Path) -> MissingLeases {
     std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }

@@ -9,14 +9,14 @@ use crate::error::{Code, Error, Result};
 use crate::requested_addresses::RequestedAddresses;
 use crate::version::Version;
 
-/// Longest container ID: it must fit the alias of the host's end (255 bytes) together with the
-/// interface's name.
+/// Maximum length of a container ID, bytes. It must fit the alias of the host's end (255 bytes)
+/// together with the interface's name.
 const MAX_CONTAINER_ID: usize = 200;
 
-/// Longest name of an interface (linux/if.h, IFNAMSIZ less the final zero).
+/// Maximum length of an interface name, bytes (linux/if.h, IFNAMSIZ less the final zero).
 const MAX_IFNAME: usize = 15;
 
-/// Looks up an environment variable; tests use their own.
+/// Looks up an environment variable. Tests pass their own function.
 pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The verb, `CNI_COMMAND`.
@@ -33,7 +33,7 @@ pub(crate) enum Command {
 impl Command {
     const ALL: [Self; 6] = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
 
-    /// As `CNI_COMMAND` writes it.
+    /// The verb as the value of `CNI_COMMAND`.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",
@@ -45,7 +45,7 @@ impl Command {
         }
     }
 
-    /// The first version of the specification that defines it.
+    /// The first version of the specification that defines the verb.
     pub(crate) const fn since(self) -> Version {
         match self {
             Self::Add | Self::Del | Self::Version => Version::V0_1_0,
@@ -63,7 +63,7 @@ impl Command {
     }
 }
 
-/// One interface of one container: what is attached, and the key of its lease.
+/// One interface of one container. It identifies an attached pod and its lease.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Attachment {
     /// `CNI_CONTAINERID`.
@@ -78,16 +78,16 @@ impl fmt::Display for Attachment {
     }
 }
 
-/// What the runtime asks for, from the environment.
+/// The runtime's request, from the environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RuntimeRequest {
     pub(crate) attachment: Attachment,
     /// `CNI_NETNS`; optional for DEL.
     pub(crate) netns: Option<PathBuf>,
-    /// `namespace/name` from `CNI_ARGS`, if the runtime gave it. Podman gives no namespace: then it
-    /// is the name.
+    /// `namespace/name` from `CNI_ARGS`, if the runtime gave it. Podman gives no namespace; in that
+    /// case this is the name.
     pub(crate) pod: Option<String>,
-    /// What `CNI_ARGS` requests for the pod.
+    /// The addresses that `CNI_ARGS` requests for the pod.
     pub(crate) requested: RequestedAddresses,
 }
 
@@ -110,7 +110,7 @@ impl RuntimeRequest {
     }
 
     /// Reads the variables for a verb that needs only the attachment. Other variables that are
-    /// invalid are reported on standard error and left out.
+    /// invalid are reported on standard error and ignored.
     pub(crate) fn lenient(lookup: Lookup<'_>) -> Result<Self> {
         let attachment = Self::attachment(lookup)?;
         let said = |error: Error| eprintln!("edge-cni: {attachment}: {error}; going on without");
@@ -128,8 +128,8 @@ impl RuntimeRequest {
 
     fn attachment(lookup: Lookup<'_>) -> Result<Attachment> {
         let container = required(lookup, "CNI_CONTAINERID")?;
-        // The specification: begins with an alphanumeric, then any of alphanumerics, '_', '.' and
-        // '-'.
+        // The specification: an ID begins with an alphanumeric character, followed by
+        // alphanumerics, '_', '.' and '-'.
         let good = container.len() <= MAX_CONTAINER_ID
             && container.starts_with(|c: char| c.is_ascii_alphanumeric())
             && container.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
@@ -143,7 +143,7 @@ impl RuntimeRequest {
             ));
         }
         let ifname = required(lookup, "CNI_IFNAME")?;
-        // net/core/dev.c dev_valid_name(). The kernel takes '%' as a pattern (dev_alloc_name);
+        // net/core/dev.c dev_valid_name(). The kernel treats '%' as a pattern (dev_alloc_name);
         // `all` and `default` are directories of sysctl.
         let good = ifname.len() <= MAX_IFNAME
             && !matches!(ifname.as_str(), "." | ".." | "all" | "default" | "lo")
@@ -165,7 +165,8 @@ fn invalid(name: &str, value: &str, expected: &str) -> Error {
     Error::new(Code::InvalidEnvironment, format!("{name} is {value:?}; {expected}"))
 }
 
-/// A variable. An empty one counts as absent, since runtimes set unused variables to nothing.
+/// Reads a variable. An empty one counts as absent, since runtimes set unused variables to the
+/// empty string.
 pub(crate) fn optional(lookup: Lookup<'_>, name: &str) -> Result<Option<String>> {
     match lookup(name) {
         None => Ok(None),
@@ -186,7 +187,7 @@ pub(crate) fn required(lookup: Lookup<'_>, name: &str) -> Result<String> {
     })
 }
 
-/// What `CNI_ARGS` says.
+/// The content of `CNI_ARGS`.
 #[derive(Debug, Default)]
 struct Args {
     /// `namespace/name`, or the name.
@@ -213,7 +214,7 @@ fn read_args(text: &str) -> Result<Args> {
             "K8S_POD_NAMESPACE" => namespace = Some(printable(value)),
             "K8S_POD_NAME" => name = Some(printable(value)),
             "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
-            // Several addresses, one of each family, are separated by commas.
+            // Commas separate several addresses, at most one of each family.
             "IP" => {
                 let mut addresses = value.split(',').filter(|address| !address.is_empty());
                 addresses
@@ -242,8 +243,8 @@ fn read_args(text: &str) -> Result<Args> {
 }
 
 /// Makes a name safe for messages and for the leases: no control characters or blanks, and at most
-/// 253 characters, as in Kubernetes. A `/` would make a name without a namespace look like a pod of
-/// one, to which `unfilteredPods` may give an exception.
+/// 253 characters, as in Kubernetes. With a `/`, a name without a namespace would look like a pod
+/// in a namespace, which `unfilteredPods` may exempt.
 fn printable(value: &str) -> String {
     let safe = |c: char| if c.is_control() || c.is_whitespace() || c == '/' { '?' } else { c };
     value.chars().take(253).map(safe).collect()

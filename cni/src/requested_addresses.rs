@@ -11,13 +11,13 @@ use crate::mac::{self, Mac};
 /// The requested addresses, without duplicates. A pod gets no other address of the same family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RequestedAddresses {
-    /// At most one of each family.
+    /// Contains at most one address of each family.
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) mac: Option<Mac>,
 }
 
 impl RequestedAddresses {
-    /// Reads `ips` and `mac` of `runtimeConfig` and `args.cni`. The error says what is wrong.
+    /// Reads `ips` and `mac` of `runtimeConfig` and `args.cni`. The error describes the defect.
     pub(crate) fn of_config(json: &Map<String, Value>) -> Result<Self, String> {
         let mut requested = Self::default();
         let args = json.get("args").and_then(|args| args.get("cni"));
@@ -39,7 +39,8 @@ impl RequestedAddresses {
         Ok(requested)
     }
 
-    /// Adds an address, with or without a prefix length. The segment's prefix length applies.
+    /// Adds an address, with or without a prefix length. The prefix length is ignored; that of the
+    /// segment applies.
     pub(crate) fn add_address(&mut self, text: &str) -> Result<(), String> {
         let network: Result<IpNetwork, _> = text.trim().parse();
         let address = network.map_err(|_| format!("{text:?} is no IP address"))?.ip();
@@ -71,7 +72,7 @@ impl RequestedAddresses {
         }
     }
 
-    /// The request of both. Fails if they request different addresses.
+    /// Combines both requests. Fails if they request different addresses.
     pub(crate) fn and(mut self, other: &Self) -> Result<Self, String> {
         other.addresses.iter().try_for_each(|address| self.add_address(&address.to_string()))?;
         other.mac.iter().try_for_each(|mac| self.add_mac(&mac::text(*mac)))?;

@@ -1,5 +1,5 @@
-//! Addresses that no pod gets: the key `reserved`, and what `rangeStart` and `rangeEnd` of a
-//! segment leave out.
+//! Addresses that are not given to pods: the key `reserved`, and the addresses that `rangeStart`
+//! and `rangeEnd` of a segment exclude.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use edge_types::shared_files::pod_capacity;
 use crate::segment;
 use crate::sort::sort_by;
 
-/// The addresses from one to another of the same family, both included.
+/// A range of addresses of one family, including both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct AddressRange {
     first: IpAddr,
@@ -18,7 +18,7 @@ pub(crate) struct AddressRange {
 }
 
 impl AddressRange {
-    /// `None` if the last one is less than the first, or of another family.
+    /// Makes a range. `None` if the last address is less than the first, or has another family.
     pub(crate) fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
     }
@@ -39,7 +39,7 @@ impl AddressRange {
 impl FromStr for AddressRange {
     type Err = String;
 
-    /// Reads an address, a network, or two addresses with a hyphen between them.
+    /// Reads an address, a network, or two addresses separated by a hyphen.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?}; expected an address, a network, or two addresses with '-' between them");
         if let Some((first, last)) = text.split_once('-') {
@@ -51,7 +51,7 @@ impl FromStr for AddressRange {
     }
 }
 
-/// Ranges that do not overlap, in order.
+/// Sorted ranges that do not overlap.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Reserved(Vec<AddressRange>);
 
@@ -78,7 +78,7 @@ impl Reserved {
         self.0.iter().find(|range| range.contains(address))
     }
 
-    /// How many pods fit into a segment, at most `u64::MAX`.
+    /// Returns the number of pods that fit into a segment, at most `u64::MAX`.
     pub(crate) fn capacity(&self, segment: &IpNetwork) -> u64 {
         let reserved = self.0.iter().map(|range| segment::count_for_pods(segment, range.first, range.last));
         let (first, last) = segment::pod_range(segment);
@@ -107,7 +107,7 @@ mod tests {
         ] {
             assert_eq!(reserved(texts).capacity(&segment), capacity, "{texts:?}");
         }
-        // A part of what is more than can be counted.
+        // A reserved part of a segment with more addresses than can be counted.
         let large = "fd00::/32".parse().unwrap();
         assert_eq!(reserved(&["fd00::/64"]).capacity(&large), pod_capacity(&large));
         assert_eq!(reserved(&["fd00::/32"]).capacity(&large), 0);

@@ -8,10 +8,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{Context, Result};
 
-/// How much of the file is read, bytes. Real ones have a few hundred.
+/// Maximum number of bytes of the file that are read. Real files have a few hundred.
 const MAX_SIZE: u64 = 64 << 10;
 
-/// Reads the file into the form of the result's `dns`.
+/// Reads the file and converts it to the format of the result's `dns`.
 pub(crate) fn read(path: &Path) -> Result<Value> {
     let mut text = Vec::new();
     File::open(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut text)).context("read", path)?;
@@ -25,7 +25,7 @@ fn parse(text: &str) -> Value {
         match words.next().as_deref() {
             Some("nameserver") => servers.extend(words.next()),
             Some("domain") => domain = words.next(),
-            // The last line prevails.
+            // The last line takes precedence.
             Some("search") => search = words.collect(),
             Some("options") => options.extend(words),
             _ => {}

@@ -1,5 +1,5 @@
-//! The result of ADD (CNI specification, "ADD Success"), in the format of the configuration's
-//! version.
+//! The result of ADD (CNI specification, "ADD Success"), in the format of the version in the
+//! configuration.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::pod_route::PodRoute;
 use crate::segment::PodAddress;
 use crate::version::Version;
 
-/// An interface, as far as the result describes it.
+/// An interface, with the data that the result contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
     pub(crate) name: String,
@@ -16,7 +16,7 @@ pub(crate) struct Interface {
     pub(crate) mtu: u32,
 }
 
-/// What an ADD has made.
+/// The outcome of an ADD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AddResult {
     pub(crate) bridge: Interface,
@@ -55,7 +55,7 @@ impl AddResult {
                 let mut value = json!({
                     "address": format!("{}/{}", assigned.address, assigned.segment.prefix()),
                     "gateway": assigned.gateway().to_string(),
-                    // The pod's own, third in `interfaces`.
+                    // The index of the pod's own interface in `interfaces`.
                     "interface": 2,
                 });
                 if version < Version::V1_0_0 {

@@ -1,5 +1,5 @@
-//! Which routes a pod gets: by default one default route of each family. A pod that has a default
-//! route from another network gets routes to the cluster alone.
+//! Chooses the routes of a pod. The default is one default route of each family. A pod that has a
+//! default route from another network gets only routes to the cluster.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,22 +14,21 @@ use crate::pod_route::PodRoute;
 use crate::segment::PodAddress;
 use crate::sort::sort_by;
 
-/// `RT_SCOPE_LINK` (`linux/rtnetlink.h`). Routes with this scope, or a narrower one, have no
-/// gateway.
+/// `RT_SCOPE_LINK` (`linux/rtnetlink.h`). Routes with this scope or a narrower one have no gateway.
 const SCOPE_LINK: u8 = 253;
 
-/// The routes that a pod has already, by other interfaces.
+/// The routes that a pod already has through other interfaces.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PodsRoutes {
     pub(crate) default: Vec<DefaultRoute>,
     /// Destinations in the main table.
     pub(crate) destinations: Vec<IpNetwork>,
-    /// The gateways of this host's networks of the plugin.
+    /// The gateways of the plugin's networks on this host.
     pub(crate) gateways: Vec<IpAddr>,
 }
 
-/// The routes for a pod with these addresses, in the order in which they are added. `others` are
-/// those that the pod has already.
+/// Returns the routes for a pod with these addresses, in the order in which they are added.
+/// `others` are the routes that the pod already has.
 pub(crate) fn of_pod(
     config: &Config,
     segments: &SegmentsFile,
@@ -42,7 +41,7 @@ pub(crate) fn of_pod(
         let configured = || config.routes.iter().filter(move |route| route.destination.is_ipv4() == ipv4);
         let mut defaults = others.default.iter().filter(|route| route.main && route.ipv4 == ipv4).peekable();
         let has_default = defaults.peek().is_some();
-        // Another interface on a network of the plugin reaches the cluster already.
+        // The pod already reaches the cluster through another interface on a network of the plugin.
         let reaches_cluster =
             defaults.any(|route| route.gateway.is_some_and(|gateway| others.gateways.contains(&gateway)));
         if !configured().any(PodRoute::is_default) && !reaches_cluster {
@@ -51,7 +50,7 @@ pub(crate) fn of_pod(
             } else {
                 let networks = cluster(config, segments);
                 let routed = networks.iter().filter(|network| network.is_ipv4() == ipv4);
-                // The pod's own segment is on its link.
+                // The pod's own segment needs no route, since it is on the pod's link.
                 let routed = routed.filter(|network| !contains(&assigned.segment, network));
                 // Another interface may have a route to the cluster instead of a default route.
                 let routed = routed.filter(|network| !others.destinations.contains(network));
@@ -66,7 +65,7 @@ pub(crate) fn of_pod(
     routes
 }
 
-/// All addresses of a family.
+/// The network of all addresses of a family.
 fn any_network(ipv4: bool) -> IpNetwork {
     const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -75,8 +74,8 @@ fn any_network(ipv4: bool) -> IpNetwork {
     IpNetwork::new(address, 0).unwrap_or_else(|_| address.into())
 }
 
-/// What pods reach in the cluster: its ranges, networks of the cloud, and Services. A network
-/// within another one is left out.
+/// Returns the networks that pods reach in the cluster: its ranges, networks of the cloud, and
+/// Services. A network within another one is left out.
 fn cluster(config: &Config, segments: &SegmentsFile) -> Vec<IpNetwork> {
     let mut networks = cluster_ranges::all(config, Some(segments));
     networks.extend(segments.networks.iter().chain(&segments.hub_networks).chain(&config.service_ranges));
@@ -106,7 +105,7 @@ mod tests {
         routes_beside(keys, default, &[])
     }
 
-    /// As [`routes`], for a pod with routes to these destinations.
+    /// Does the same as [`routes`], for a pod with routes to these destinations.
     fn routes_beside(keys: &str, default: &[DefaultRoute], destinations: &[&str]) -> Vec<String> {
         let text = format!(
             r#"{{"cniVersion":"1.1.0","name":"pods","clusterRanges":["10.77.0.0/16","fd77::/48"],"serviceRanges":["10.96.0.0/12"]{keys}}}"#

@@ -1,12 +1,12 @@
-//! Arithmetic within a segment. The gateway has the first address after the network's, and pods get
-//! the rest.
+//! Arithmetic within a segment. The gateway has the first address after the network's address, and
+//! pods get the rest.
 
 use std::net::IpAddr;
 
 use edge_types::IpNetwork;
 use edge_types::api::Family;
 
-/// A pod's address, and the segment that it is from.
+/// A pod's address and its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PodAddress {
     pub(crate) address: IpAddr,
@@ -38,7 +38,8 @@ pub(crate) fn pod_range(segment: &IpNetwork) -> (IpAddr, IpAddr) {
     (nth(segment, 2), nth(segment, last_offset(segment)))
 }
 
-/// How many addresses for pods lie from `first` to `last`, which are of one family.
+/// Returns the number of addresses for pods from `first` to `last`, which must have the same
+/// family.
 pub(crate) fn count_for_pods(segment: &IpNetwork, first: IpAddr, last: IpAddr) -> u128 {
     if first.is_ipv4() != segment.is_ipv4() {
         return 0;
@@ -48,7 +49,7 @@ pub(crate) fn count_for_pods(segment: &IpNetwork, first: IpAddr, last: IpAddr) -
     last.checked_sub(first).map_or(0, |difference| difference.saturating_add(1))
 }
 
-/// The address after this one. `None` after the last one of the family.
+/// Returns the next address. `None` after the last address of the family.
 pub(crate) fn next(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(address) => Some(IpAddr::V4(address.to_bits().checked_add(1)?.into())),
@@ -56,7 +57,7 @@ pub(crate) fn next(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// The address before this one. `None` before the first one of the family.
+/// Returns the previous address. `None` before the first address of the family.
 pub(crate) fn previous(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(address) => Some(IpAddr::V4(address.to_bits().checked_sub(1)?.into())),
@@ -64,18 +65,19 @@ pub(crate) fn previous(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Addresses for pods, ascending; as many as [`edge_types::shared_files::pod_capacity`] says.
+/// The addresses for pods in ascending order. Their number is
+/// [`edge_types::shared_files::pod_capacity`].
 #[cfg(test)]
 pub(crate) fn pod_addresses(segment: &IpNetwork) -> impl Iterator<Item = IpAddr> + '_ {
     (2..=last_offset(segment)).map(|offset| nth(segment, offset))
 }
 
-/// Whether an address is one that a pod of this segment may have.
+/// Returns whether a pod of this segment may have an address.
 pub(crate) fn holds_pod(segment: &IpNetwork, address: IpAddr) -> bool {
     segment.contains(address) && (2..=last_offset(segment)).contains(&offset(segment, address))
 }
 
-/// The distance of the last pod's address from the network's.
+/// Returns the offset of the last pod's address from the network's address.
 fn last_offset(segment: &IpNetwork) -> u128 {
     match segment {
         IpNetwork::V4(segment) => (1u128 << (32 - segment.prefix())).saturating_sub(2),

@@ -1,5 +1,5 @@
-//! STATUS says whether an ADD could succeed. An unreachable controller is no reason to say no,
-//! since a runtime would report the whole node as not ready.
+//! STATUS reports whether an ADD could succeed. It does not fail because the controller is
+//! unreachable, since a runtime would report the whole node as not ready.
 
 use crate::agent_client;
 use crate::bridge_filter::Filter;
@@ -10,17 +10,17 @@ use crate::net::link::Links;
 use crate::net::veth;
 use crate::{cluster_ranges, forward_filter, obstacles};
 
-/// What is wrong with the node.
+/// The problems of the node.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    /// Why no pod can be attached, or why an attached one would not be protected.
+    /// The reasons why no pod can be attached, or why an attached pod would not be protected.
     pub(crate) failures: Vec<Error>,
-    /// What breaks a part of pods' network, each with the command that helps.
+    /// The settings that break a part of pods' network, each with the command that helps.
     pub(crate) obstacles: Vec<String>,
 }
 
-/// Fails if the next ADD is certain to fail, or if a setting bypasses the guard. Obstacles go to
-/// standard error.
+/// Fails if the next ADD is certain to fail, or if a setting bypasses the guard. Prints obstacles
+/// to standard error.
 pub(crate) fn status(config: &Config) -> Result<()> {
     let found = findings(config);
     found.obstacles.iter().for_each(|obstacle| eprintln!("edge-cni: {obstacle}"));
@@ -30,19 +30,19 @@ pub(crate) fn status(config: &Config) -> Result<()> {
     }
 }
 
-/// Finds what makes the next ADD certain to fail: leases or segments cannot be read, the disk is
-/// read-only or full, there are no segments and no agent that could bring any, the cluster's ranges
-/// would cut this host off, the bridge's filter cannot be made and not all pods are excepted, or
-/// the table for forwarded packets cannot be made. Also finds settings that bypass the guard, and
-/// other obstacles. It is no failure if all addresses are taken: that passes as pods go, and the
-/// ADD reports it.
+/// Finds the reasons why the next ADD would certainly fail: leases or segments cannot be read, the
+/// disk is read-only or full, there are no segments and no agent that could provide any, the
+/// cluster's ranges would cut this host off, the bridge's filter cannot be made and not all pods
+/// are exempt, or the table for forwarded packets cannot be made. Also finds settings that bypass
+/// the guard, and other obstacles. It is not a failure if all addresses are taken: pods that end
+/// free addresses, and the ADD reports the lack.
 pub(crate) fn findings(config: &Config) -> Findings {
     let mut found = Findings::default();
     let leases = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());
     let segments = leases.and_then(|mut leases| leases.require_room().and_then(|()| leases.segments(config)));
     let segments = segments.map_err(|error| found.failures.push(error)).ok();
     let links = Links::open().map_err(|error| found.failures.push(error)).ok();
-    // What follows from the segments cannot be found without them.
+    // The remaining checks need the segments.
     let (Some(segments), Some(mut links)) = (segments, links) else { return found };
     let mut failed = |outcome: Result<()>| found.failures.extend(outcome.err());
     failed(cluster_ranges::refuse_cutting_off_this_host(&mut links, config, segments.as_ref()));

@@ -1,6 +1,6 @@
-//! `edge-cni up` makes what a node needs before its first pod, without a pod. The agent runs it
-//! after a reboot, so that the node's own packets to remote pods can have the bridge's address as
-//! their source, and after another program removed the bridge, to which the pods are attached
+//! `edge-cni up` sets up a node as for its first pod, but without a pod. The agent runs it after a
+//! reboot, so that the node's own packets to remote pods can have the bridge's address as their
+//! source. The agent also runs it after another program has removed the bridge, to attach the pods
 //! again.
 
 use std::path::Path;
@@ -18,17 +18,17 @@ use crate::node_setup;
 use crate::sort::SortedSet;
 use crate::{forward_filter, obstacles, pod_filter, segment};
 
-/// Most pods that one message names.
+/// Maximum number of pods that one message names.
 const NAMED_PODS: usize = 20;
 
-/// Makes bridge and guard as the configuration in this file says. The file holds one plugin's
+/// Creates the bridge and the guard for the configuration in this file. The file holds one plugin's
 /// configuration, or a list of plugins with ours in it.
 pub(crate) fn up(path: &Path) -> Result<Value> {
     let config = config_file::read(path)?;
     let state_dir = StateDir::create(&config, veth::count_attached)?;
     let leases = state_dir.lock()?;
     let mut links = Links::open()?;
-    // First, so that pods cannot pose as others even if the rest fails.
+    // The filter comes first, so that pods cannot use others' addresses even if the rest fails.
     let restored = pod_filter::restore(&config, &leases, &mut links);
     let segments = leases.segments(&config)?.ok_or_else(|| {
         Error::new(
@@ -56,8 +56,8 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     )
 }
 
-/// Makes the host's ends of this network's pods ports of the bridge again if they are ports of no
-/// bridge: another program removed the bridge, or detached them. Returns their names.
+/// Attaches the host's ends of this network's pods to the bridge again if they are not ports of a
+/// bridge, because another program removed the bridge or detached them. Returns their names.
 fn attach_detached_pods(
     config: &Config,
     leases: &LockedLeases,
@@ -66,7 +66,7 @@ fn attach_detached_pods(
 ) -> Result<Vec<String>> {
     let mut detached: Vec<Link> =
         links.all()?.into_iter().filter(|link| link.kind == "veth" && link.master.is_none()).collect();
-    // Usually there is none, and the leases need not be read.
+    // Usually none is detached, and the leases need not be read.
     if detached.is_empty() {
         return Ok(Vec::new());
     }
@@ -81,16 +81,16 @@ fn attach_detached_pods(
     Ok(detached.into_iter().map(|link| link.name).collect())
 }
 
-/// Tells the pods the bridge's MAC address. It is another one than that of the former bridge if the
+/// Announces the bridge's MAC address to the pods. It differs from that of the former bridge if the
 /// plugin now runs in a container with another machine-id.
 fn announce_gateways(links: &mut Links, bridge: &Link) -> Result<()> {
     sysctl::announce_addresses(&bridge.name)?;
     links.set_mac(bridge, bridge.mac)
 }
 
-/// Names the attached pods with a larger MTU than the node has for pods now. Only a new start
-/// changes it: if the host's end alone had the smaller one, it would drop the pod's packets without
-/// a word.
+/// Returns the names of the attached pods whose MTU is larger than the node's present MTU for pods.
+/// Only a restart of the pod changes its MTU: if only the host's end had the smaller one, it would
+/// drop the pod's packets silently.
 fn pods_with_larger_mtu(
     config: &Config,
     segments: &SegmentsFile,

@@ -2,7 +2,7 @@
 
 use crate::error::{Code, Error, Result};
 
-/// A supported version. A later one compares greater.
+/// A supported version. Later versions compare greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Version {
     V0_1_0,
@@ -15,17 +15,17 @@ pub(crate) enum Version {
 }
 
 impl Version {
-    /// All, oldest first.
+    /// All versions, oldest first.
     pub(crate) const ALL: [Self; 7] =
         [Self::V0_1_0, Self::V0_2_0, Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
-    /// What an absent `cniVersion` means.
+    /// The version that an absent `cniVersion` stands for.
     pub(crate) const UNNAMED: Self = Self::V0_1_0;
 
-    /// The version of errors about a configuration that could not be read.
+    /// The version in errors about a configuration that could not be read.
     pub(crate) const CURRENT: Self = Self::V1_1_0;
 
-    /// As the configuration writes it.
+    /// The version as the configuration states it.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::V0_1_0 => "0.1.0",

@@ -1,8 +1,8 @@
 //! Two endpoints bring up an IKE SA and a CHILD_SA with a pre-shared key, over UDP on loopback.
 //!
 //! `cargo run -p edge-ike --example loopback` needs no privileges: it prints what a program would
-//! install in the kernel, and installs nothing. Read [`Node::run`] first: it is the loop that an
-//! endpoint needs around it.
+//! install in the kernel, and installs nothing. Read [`Node::run`] first: it is the loop that
+//! drives an endpoint.
 
 use std::error::Error;
 use std::io;
@@ -20,10 +20,10 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// How long either end tries.
+/// How long each end tries.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What one end has when its tunnel is up.
+/// The state of one end when its tunnel is up.
 #[derive(Debug)]
 pub(crate) struct Up {
     /// What was negotiated for the IKE SA.
@@ -46,15 +46,16 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Brings up a tunnel between two endpoints on loopback addresses. Gives what left and right have.
+/// Brings up a tunnel between two endpoints on loopback addresses. Returns the states of the left
+/// and the right end.
 ///
 /// # Errors
-/// If a socket cannot be opened or used, or the tunnel is not up within 10 s.
+/// Returns an error if a socket cannot be opened or used, or if the tunnel is not up within 10 s.
 pub(crate) fn run() -> Result<[Up; 2], Failure> {
     let sockets = [UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.2:0")?];
     let [left_at, right_at] = [sockets[0].local_addr()?, sockets[1].local_addr()?];
     let [left, right] = sockets;
-    // Right waits for left, so that only one IKE SA comes to be.
+    // The right end waits for the left one, so that only one IKE SA is made.
     let right = Node::new(right, peer("left.example", "right.example", right_at, None), 0x2000)?;
     let left = Node::new(left, peer("right.example", "left.example", left_at, Some(right_at)), 0x1000)?;
     let right = std::thread::spawn(move || right.run());
@@ -63,7 +64,8 @@ pub(crate) fn run() -> Result<[Up; 2], Failure> {
     Ok([left, right])
 }
 
-/// What one end knows of the other. `remote` is where to begin; without it the peer begins.
+/// Makes one end's configuration for the other end. `remote` is the address at which to begin;
+/// without it the peer begins.
 fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> PeerConfig {
     let everything = || vec!["0.0.0.0/0".parse().expect("a network"), "::/0".parse().expect("a network")];
     PeerConfig {
@@ -127,7 +129,8 @@ impl Node {
             while let Some(event) = self.endpoint.poll_event() {
                 match event {
                     Event::IkeUp { details, .. } => ike = Some(details),
-                    // Here the SAs go into the kernel, before anything is sent.
+                    // At this point a program installs the SAs in the kernel, before it sends
+                    // anything.
                     Event::ChildUp { child: sa, .. } => child = Some(sa),
                     Event::PeerFailed { error, .. } | Event::Refused { error, .. } => return Err(error.into()),
                     _ => {}
@@ -159,7 +162,7 @@ impl Node {
     }
 }
 
-/// What the endpoint asks the system for.
+/// The functions that the endpoint needs from the system.
 struct System {
     next_spi: u32,
 }

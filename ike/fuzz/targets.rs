@@ -1,6 +1,6 @@
-//! What is fuzzed: functions that take any octets and must neither panic nor break what they
-//! promise. `fuzz_targets` hands them to libFuzzer, `tests/fuzz.rs` tries each of them shortly in
-//! every test run.
+//! The fuzzed functions. They accept any octets, and must neither panic nor violate their
+//! documented guarantees. `fuzz_targets` passes them to libFuzzer, and `tests/fuzz.rs` runs each of
+//! them for a short time in every test run.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -29,7 +29,7 @@ pub fn message(octets: &[u8]) {
     }
 }
 
-/// The payloads inside of an encrypted message. The first octet is the type of the first one.
+/// Fuzzes the payloads inside an encrypted message. The first octet is the type of the first one.
 pub fn payloads(octets: &[u8]) {
     let Some((first, rest)) = octets.split_first() else { return };
     if let Ok(payloads) = Payloads::decode((*first).into(), rest) {
@@ -41,7 +41,7 @@ pub fn payloads(octets: &[u8]) {
     }
 }
 
-/// Fragments: number, total and length of each are taken from the octets.
+/// Fuzzes fragments. The number, total and length of each are taken from the octets.
 pub fn reassembly(octets: &[u8]) {
     let (mut reassembly, mut rest) = (Reassembly::new(), octets);
     while let Some(([number, total, first, len], more)) = rest.split_first_chunk() {
@@ -116,8 +116,8 @@ fn peer() -> PeerConfig {
     }
 }
 
-/// A whole endpoint and a script: the first two octets of each part say how long it is and what is
-/// done. A datagram may borrow its SPIs from what the endpoint has sent.
+/// Fuzzes a whole endpoint with a script. The first two octets of each part are its length and its
+/// action. A datagram may borrow its SPIs from what the endpoint has sent.
 pub fn endpoint(octets: &[u8]) {
     let mut kernel = Kernel { drawn: 1, reserved: BTreeSet::new(), next: 0x1000 };
     let mut endpoint =
@@ -137,7 +137,7 @@ pub fn endpoint(octets: &[u8]) {
                 endpoint.handle_timeout(now, &mut kernel);
             }
             1 => {
-                // Its own message, changed at some places, comes back.
+                // Its own message is returned, changed at some places.
                 if let Some(own) = sent.last().cloned() {
                     let mut own: Vec<u8> = own;
                     for (octet, change) in own.iter_mut().zip(part) {

@@ -1,9 +1,9 @@
-//! The CHILD_SAs of one peer, whichever IKE SA they belong to: which one we send with, which ones
-//! linger, and the events that keep the kernel in step without a gap. This module knows nothing of
+//! The CHILD_SAs of one peer, under all of its IKE SAs: which one we send with, which ones linger,
+//! and the events that update the kernel without a gap in traffic. This module does not handle
 //! messages.
 //!
-//! At any time at most one outbound SA of each purpose is in the kernel; inbound ones may be
-//! several.
+//! The kernel never has more than one outbound SA of each purpose. It may have several inbound
+//! ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,7 +18,8 @@ use crate::time::Instant;
 /// Our SPI of an IKE SA. It identifies the IKE SA within this endpoint.
 pub(crate) type Spi = u64;
 
-/// Most CHILD_SAs of one purpose that linger. An honest peer has one or two.
+/// Maximum number of lingering CHILD_SAs of one purpose. An honest peer has one or two. Beyond that
+/// the oldest is removed.
 const MAX_LINGERING: usize = 8;
 
 /// A CHILD_SA, and what is planned for it.
@@ -30,12 +31,12 @@ pub(crate) struct Child {
     pub(crate) owner: Spi,
     /// When it was made.
     pub(crate) established: Instant,
-    /// When it is to be rekeyed; `None`: never, or it is being replaced already.
+    /// When it is to be rekeyed; `None`: never, or a replacement is already under way.
     pub(crate) rekey: Option<Instant>,
     /// When it ends if it has not been rekeyed.
     pub(crate) end: Instant,
-    /// It is the redundant one of two simultaneous rekeys (RFC 7296 2.8.1) and stays until its
-    /// initiator deletes it.
+    /// Whether it is the redundant one of two simultaneous rekeys (RFC 7296 2.8.1). It stays until
+    /// its initiator deletes it.
     pub(crate) redundant: bool,
     /// Set when its IKE SA has released it.
     lingering: Option<Lingering>,
@@ -47,35 +48,35 @@ struct Lingering {
     reason: DownReason,
 }
 
-/// When a CHILD_SA is to be rekeyed, and when it ends if that fails.
+/// When a CHILD_SA is to be rekeyed, and when it ends if the rekey fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ChildLifetime {
     pub(crate) rekey: Instant,
     pub(crate) end: Instant,
 }
 
-/// What a CHILD_SA is used for.
+/// How a CHILD_SA is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChildUse {
     /// Both directions: its outbound SA is the one in the kernel.
     InUse,
-    /// Inbound only: outbound follows when the peer is known to be ready.
+    /// Inbound only. We send with it once the peer is known to be ready.
     Successor,
-    /// Inbound only, for packets still under way.
+    /// Inbound only, for packets that are still under way.
     Lingering,
 }
 
 /// How a CHILD_SA is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// With a new IKE SA, and the peer is ready: we send with it from now on.
+    /// With a new IKE SA, and the peer is ready. We send with it from now on.
     Ready,
-    /// With a new IKE SA, and the peer is not ready yet or the IKE SA is redundant: we go on
-    /// sending with another CHILD_SA, if there is one.
+    /// With a new IKE SA, but the peer is not ready yet or the IKE SA is redundant. We continue to
+    /// send with another CHILD_SA, if the peer has one.
     Waiting,
-    /// In place of another, by an exchange that we began: we send with it from now on.
+    /// In place of another CHILD_SA, by an exchange that we began. We send with it from now on.
     RekeyedByUs(ChildId),
-    /// In place of another, by an exchange that the peer began: the switch follows.
+    /// In place of another CHILD_SA, by an exchange that the peer began. We switch later.
     RekeyedByPeer(ChildId),
 }
 
@@ -89,7 +90,7 @@ pub(crate) struct ChildSas {
 }
 
 impl ChildSas {
-    /// A peer without CHILD_SAs.
+    /// Creates an empty set of CHILD_SAs for a peer.
     pub(crate) fn new(peer: PeerName) -> Self {
         Self { peer, children: BTreeMap::new(), outbound: BTreeMap::new() }
     }
@@ -104,19 +105,19 @@ impl ChildSas {
         self.outbound.values().copied()
     }
 
-    /// The CHILD_SAs of this configured child that we send with: one for all of its traffic, or for
-    /// each part.
+    /// The CHILD_SAs of this configured child that we send with: one for all of its traffic, or one
+    /// for each part.
     pub(crate) fn outbound_named(&self, child: &ChildName) -> impl Iterator<Item = ChildId> {
         self.outbound.iter().filter(move |(purpose, _)| purpose.child == *child).map(|(_, id)| *id)
     }
 
-    /// Whether we send with any CHILD_SA.
+    /// Returns whether we send with any CHILD_SA of this peer.
     pub(crate) fn sends(&self) -> bool {
         !self.outbound.is_empty()
     }
 
-    /// Whether we send with a CHILD_SA of this configured child, be it for all of its traffic or
-    /// for a part.
+    /// Returns whether we send with a CHILD_SA of this configured child, either for all of its
+    /// traffic or for a part.
     pub(crate) fn sends_for(&self, child: &ChildName) -> bool {
         self.outbound.keys().any(|purpose| purpose.child == *child)
     }
@@ -125,12 +126,12 @@ impl ChildSas {
         self.children.get(&id).is_some_and(|child| self.outbound(&child.sa.purpose) == Some(id))
     }
 
-    /// A live CHILD_SA: its IKE SA has not released it.
+    /// Returns a CHILD_SA if it is live, that is, if its IKE SA has not released it.
     pub(crate) fn live(&self, id: ChildId) -> Option<&Child> {
         self.children.get(&id).filter(|child| child.lingering.is_none())
     }
 
-    /// [`Self::live`], to be changed.
+    /// Mutable form of [`Self::live`].
     pub(crate) fn live_mut(&mut self, id: ChildId) -> Option<&mut Child> {
         self.children.get_mut(&id).filter(|child| child.lingering.is_none())
     }
@@ -153,18 +154,18 @@ impl ChildSas {
         self.children_of(owner).filter(|(_, child)| child.sa.purpose == *purpose).map(|(id, _)| id).collect()
     }
 
-    /// Whether an IKE SA has a live CHILD_SA that serves this purpose.
+    /// Returns whether an IKE SA has a live CHILD_SA that serves this purpose.
     pub(crate) fn serves(&self, owner: Spi, purpose: &Purpose) -> bool {
         self.children_of(owner).any(|(_, child)| child.sa.purpose.serves(purpose))
     }
 
-    /// Whether another IKE SA than this one has a live CHILD_SA of this purpose.
+    /// Returns whether an IKE SA other than this one has a live CHILD_SA of this purpose.
     pub(crate) fn is_served_beside(&self, owner: Spi, purpose: &Purpose) -> bool {
         let mut others = self.children.values().filter(|child| child.owner != owner && child.lingering.is_none());
         others.any(|child| child.sa.purpose.serves(purpose))
     }
 
-    /// What the live CHILD_SAs of an IKE SA are for.
+    /// The purposes of the live CHILD_SAs of an IKE SA.
     pub(crate) fn purposes_of(&self, owner: Spi) -> BTreeSet<&Purpose> {
         self.children_of(owner).map(|(_, child)| &child.sa.purpose).collect()
     }
@@ -220,8 +221,8 @@ impl ChildSas {
         let ready = match arrival {
             Arrival::Ready => true,
             Arrival::Waiting => false,
-            // The one that is replaced is the one that we send with, unless it belongs to a
-            // redundant IKE SA. Then nothing is switched.
+            // We send with the replaced one, unless it belongs to a redundant IKE SA. In that case
+            // nothing is switched.
             Arrival::RekeyedByUs(replaced) => old == Some(replaced),
             //= RFC 7296 2.8 REQUIRED 11: the responder sends on the old SA
             Arrival::RekeyedByPeer(_) => mutation!("sent_before_peer_is_ready"),
@@ -252,9 +253,9 @@ impl ChildSas {
         }
     }
 
-    /// The IKE SA releases this CHILD_SA. If there is another one to send with, we switch to it,
-    /// and this one lingers so that packets under way still arrive. Otherwise, or if `linger` is
-    /// zero, it goes at once.
+    /// Handles the release of this CHILD_SA by its IKE SA. If we can send with another one, we
+    /// switch to it, and this one lingers so that packets under way still arrive. Otherwise, or if
+    /// `linger` is zero, it is removed at once.
     pub(crate) fn retire(&mut self, id: ChildId, linger: Duration, reason: DownReason, now: Instant, out: &mut Output) {
         if self.live(id).is_none() {
             return;
@@ -274,7 +275,8 @@ impl ChildSas {
         }
     }
 
-    /// A peer may rekey without pause: what has lingered longest makes room.
+    /// Removes the CHILD_SAs that have lingered longest, so that a peer that rekeys without pause
+    /// cannot fill the memory.
     fn limit_lingering(&mut self, purpose: &Purpose, out: &mut Output) {
         let mut lingering: Vec<(Instant, ChildId, DownReason)> = self
             .children
@@ -304,8 +306,8 @@ impl ChildSas {
         }
     }
 
-    /// The live CHILD_SA of the same purpose to send with when `leaving` goes. Preferred are those
-    /// that are not redundant, then those of the same IKE SA, then the newest.
+    /// Chooses the live CHILD_SA of the same purpose to send with when `leaving` is removed. It
+    /// prefers those that are not redundant, then those of the same IKE SA, then the newest.
     fn successor(&self, leaving: ChildId) -> Option<ChildId> {
         let Child { owner, sa, .. } = self.children.get(&leaving)?;
         let living = self.children.iter().filter(|(id, child)| **id != leaving && child.lingering.is_none());
@@ -338,8 +340,8 @@ impl ChildSas {
         newest.into_values().map(|(_, id)| id).collect()
     }
 
-    /// Gives the live CHILD_SAs of one IKE SA to the one that replaces it (RFC 7296 2.18). A rekey
-    /// of theirs that was under way there begins again at `rekey`.
+    /// Moves the live CHILD_SAs of one IKE SA to the one that replaces it (RFC 7296 2.18). If a
+    /// rekey of one was under way on the old IKE SA, it starts again at `rekey`.
     pub(crate) fn move_to(&mut self, from: Spi, to: Spi, rekey: Instant) {
         let moving = self.ids_of(from);
         for id in &moving {
@@ -355,12 +357,12 @@ impl ChildSas {
         }
     }
 
-    /// When the next one has lingered long enough.
+    /// The earliest time at which a CHILD_SA has lingered long enough.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.children.values().filter_map(|child| child.lingering.as_ref().map(|lingering| lingering.until)).min()
     }
 
-    /// Removes what has lingered long enough.
+    /// Removes the CHILD_SAs that have lingered long enough.
     pub(crate) fn handle_timeout(&mut self, now: Instant, out: &mut Output) {
         let over = |(id, child): (&ChildId, &Child)| {
             child.lingering.as_ref().filter(|lingering| lingering.until <= now).map(|lingering| (*id, lingering.reason))

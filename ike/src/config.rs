@@ -1,4 +1,4 @@
-//! Who the peers are and what may be negotiated with them.
+//! The configuration: the peers, and what may be negotiated with them.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -13,26 +13,28 @@ use crate::secret::Secret;
 /// Configuration of the whole endpoint.
 #[derive(Debug, Clone)]
 pub struct EndpointConfig {
-    /// UDP port for IKE without marker (500).
+    /// UDP port for IKE without the non-ESP marker (500).
     pub port: u16,
-    /// UDP port for IKE with non-ESP marker and for ESP in UDP (4500).
+    /// UDP port for IKE with the non-ESP marker and for ESP in UDP (4500).
     pub nat_port: u16,
     /// From this number of half-open IKE SAs on, a new initiator must return a cookie (RFC 7296
     /// 2.6).
     pub cookie_threshold: usize,
-    /// Most half-open IKE SAs. Further IKE_SA_INIT requests are dropped.
+    /// Maximum number of half-open IKE SAs. At the limit further IKE_SA_INIT requests are dropped.
     pub half_open_limit: usize,
-    /// Most attempts at once that packets begin ([`crate::Endpoint::acquire`]); at least 1 counts.
+    /// Maximum number of simultaneous attempts that packets cause ([`crate::Endpoint::acquire`]). 0
+    /// counts as 1.
     pub acquire_limit: usize,
-    /// Messages larger than this are sent in fragments if the peer supports that (RFC 7383). Bytes
-    /// of UDP payload.
+    /// Messages larger than this are sent in fragments if the peer supports that (RFC 7383). Size
+    /// of the UDP payload, bytes.
     pub fragment_size: usize,
-    /// How long an IKE SA may go on after the peer's certificate has expired. New handshakes with
-    /// that certificate are refused all the same. Zero: it ends with the certificate.
+    /// How long an IKE SA may continue after the peer's certificate has expired. New handshakes
+    /// with an expired certificate are always refused. Zero: the IKE SA ends with the certificate.
     pub certificate_grace: Duration,
     /// Whether the owner reports ESP by [`crate::Endpoint::esp_sent`] and
     /// [`crate::Endpoint::esp_received`]. Then a peer is checked soon only if nothing came back for
-    /// what was sent to it. Otherwise every silence of [`Timing::liveness`] leads to a check.
+    /// what was sent to it. Otherwise a peer is checked whenever it has been silent for
+    /// [`Timing::liveness`].
     pub esp_reported: bool,
     /// Addresses of this node at which peers may reach it ([`crate::Endpoint::set_addresses`]).
     /// Peers that speak MOBIKE are told the first eight beside the one in use, without those that
@@ -61,7 +63,7 @@ impl Default for EndpointConfig {
 pub struct PeerName(Arc<str>);
 
 impl PeerName {
-    /// Makes a name of this text.
+    /// Makes a name from this text.
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
@@ -84,8 +86,8 @@ impl fmt::Debug for PeerName {
     }
 }
 
-/// An IKE identity (RFC 7296 3.5). Ordered by type and then content: if both ends begin at once,
-/// the IKE SA that the smaller identity began stays.
+/// An IKE identity (RFC 7296 3.5). Identities are ordered by type, then by content. If both ends
+/// begin at once, the IKE SA that the end with the smaller identity began stays.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identity {
     /// ID_IPV4_ADDR or ID_IPV6_ADDR.
@@ -100,16 +102,16 @@ pub enum Identity {
     KeyId(Vec<u8>),
 }
 
-/// One peer.
+/// Configuration of one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerConfig {
-    /// Our name for it.
+    /// Our name for the peer.
     pub name: PeerName,
     /// Our address towards this peer. `None`: the kernel chooses by its routes.
     pub local: Option<IpAddr>,
     /// Addresses of the peer, likeliest first; all are tried at once. Empty: the peer must begin.
-    /// Messages to any port but 500 carry the non-ESP marker from the first message on (RFC 7296
-    /// 2.23).
+    /// Messages to ports other than 500 carry the non-ESP marker from the first message on (RFC
+    /// 7296 2.23).
     pub remotes: Vec<SocketAddr>,
     /// Our identity.
     pub local_id: Identity,
@@ -122,15 +124,16 @@ pub struct PeerConfig {
     pub ike_proposals: Vec<IkeProposal>,
     /// The CHILD_SA that IKE_AUTH makes if we begin.
     pub child: ChildConfig,
-    /// CHILD_SAs that are wanted beside it, under the same IKE SA (RFC 7296 1.3.1). Their names
-    /// differ from each other and from that of `child`.
+    /// CHILD_SAs that are wanted in addition to `child`, under the same IKE SA (RFC 7296 1.3.1).
+    /// Their names differ from each other and from that of `child`.
     pub additional_children: Vec<ChildConfig>,
-    /// Most purposes of CHILD_SAs of one IKE SA. Further ones are refused with NO_ADDITIONAL_SAS.
-    /// 1: one CHILD_SA carries everything, as between our own nodes. More: the peer may make
-    /// several within the selectors of one child, as if it has one for each pair of its subnets.
+    /// Maximum number of purposes of CHILD_SAs of one IKE SA. Further ones are refused with
+    /// NO_ADDITIONAL_SAS. With 1, one CHILD_SA carries all traffic, as between our own nodes. With
+    /// more, the peer may make several CHILD_SAs within the selectors of one child, for example one
+    /// for each pair of its subnets.
     pub max_children: usize,
-    /// Whether we begin, and begin again when the peer is lost. If not, the peer begins, or a
-    /// packet ([`crate::Endpoint::acquire`]).
+    /// Whether we begin, and begin again when the peer is lost. Otherwise an attempt begins when
+    /// the peer sends a request, or when a packet needs the peer ([`crate::Endpoint::acquire`]).
     pub initiate: bool,
     /// Whether we make both ends detect a NAT, so that ESP travels in UDP.
     pub force_encapsulation: bool,
@@ -146,7 +149,7 @@ pub struct PeerConfig {
 }
 
 impl PeerConfig {
-    /// All children that are configured: `child`, then the additional ones.
+    /// All configured children: `child`, then the additional ones.
     pub fn children(&self) -> impl Iterator<Item = &ChildConfig> {
         std::iter::once(&self.child).chain(&self.additional_children)
     }
@@ -169,58 +172,58 @@ pub struct Timing {
     /// Silence after which liveness is checked (RFC 7296 2.4). If the owner reports ESP
     /// ([`EndpointConfig::esp_reported`]), only a silence after something was sent counts.
     pub liveness: Duration,
-    /// If the owner reports ESP: time without an IKE message after which liveness is checked
-    /// whatever was sent. Up to a tenth is subtracted at random.
+    /// If the owner reports ESP: time without an IKE message after which liveness is checked in any
+    /// case. Up to a tenth is subtracted at random.
     pub idle_liveness: Duration,
-    /// Wait before the first retransmission. It doubles each time.
+    /// Wait before the first retransmission of a request. It doubles each time.
     pub retransmit: Duration,
     /// Transmissions of one request before the IKE SA is given up.
     pub transmissions: u32,
     /// Lifetime of a CHILD_SA, after which it is rekeyed. Up to a tenth is subtracted at random. A
-    /// CHILD_SA that cannot be rekeyed ends after one and a half of it.
+    /// CHILD_SA that cannot be rekeyed ends after 1.5 times this lifetime.
     pub child_lifetime: Duration,
     /// Lifetime of the keys of an IKE SA, after which it is rekeyed (RFC 7296 1.3.2). Up to a tenth
-    /// is subtracted at random. If the peer refuses, a new IKE SA by IKE_SA_INIT and IKE_AUTH takes
-    /// its place. An IKE SA that cannot be replaced ends after one and a half of it.
+    /// is subtracted at random. If the peer refuses, IKE_SA_INIT and IKE_AUTH make a new IKE SA to
+    /// replace it. An IKE SA that cannot be replaced ends after 1.5 times this lifetime.
     pub ike_lifetime: Duration,
-    /// How long the peer's authentication holds. After it a new IKE SA by IKE_SA_INIT and IKE_AUTH
-    /// replaces the present one without a gap (RFC 7296 2.8.3). Up to a tenth is subtracted at
-    /// random. A rekey of the IKE SA does not prolong it. A peer that has not authenticated again
-    /// after one and a half of it loses its IKE SA.
+    /// How long the peer's authentication is valid. After that, IKE_SA_INIT and IKE_AUTH make a new
+    /// IKE SA, which replaces the present one without a gap (RFC 7296 2.8.3). Up to a tenth is
+    /// subtracted at random. A rekey of the IKE SA does not prolong the authentication. If a peer
+    /// has not authenticated again after 1.5 times this lifetime, its IKE SA ends.
     pub authentication_lifetime: Duration,
     /// How long an old inbound SA lingers after a rekey.
     pub linger: Duration,
     /// Wait after a failed attempt. It doubles up to `retry_max`.
     pub retry: Duration,
-    /// Longest wait between attempts.
+    /// Maximum wait between attempts.
     pub retry_max: Duration,
     /// Silence after which a NAT keepalive is sent if we are behind a NAT (RFC 3948 4), less up to
     /// a second.
     pub nat_keepalive: Duration,
 }
 
-/// See [`Timing::child_retry_max`].
+/// Maximum of [`Timing::child_retry_max`].
 const LONGEST_CHILD_RETRY: Duration = Duration::from_secs(10);
 
 impl Timing {
-    /// When a CHILD_SA ends at the latest, counted from when it was made (RFC 7296 2.8: it MUST NOT
+    /// Maximum lifetime of a CHILD_SA, counted from its creation (RFC 7296 2.8: a CHILD_SA MUST NOT
     /// be used beyond its lifetime).
     pub(crate) fn child_hard_lifetime(&self) -> Duration {
         self.child_lifetime.saturating_add(self.child_lifetime / 2)
     }
 
-    /// Longest wait before a CHILD_SA is asked for again on an IKE SA that is up: the peer is
-    /// there, so it is no reason to wait for as long as for a peer that is silent.
+    /// Maximum wait between two requests for a CHILD_SA on an IKE SA that is up. The peer answers,
+    /// so a long wait, as for a silent peer, is not needed.
     pub(crate) fn child_retry_max(&self) -> Duration {
         self.retry_max.min(LONGEST_CHILD_RETRY).max(self.retry)
     }
 
-    /// When an IKE SA ends at the latest, counted from when its keys were made.
+    /// Maximum lifetime of an IKE SA, counted from the creation of its keys.
     pub(crate) fn ike_hard_lifetime(&self) -> Duration {
         self.ike_lifetime.saturating_add(self.ike_lifetime / 2)
     }
 
-    /// When an IKE SA and those that it was rekeyed from end at the latest, counted from the peer's
+    /// Maximum lifetime of an IKE SA and those that it was rekeyed from, counted from the peer's
     /// authentication.
     pub(crate) fn authentication_hard_lifetime(&self) -> Duration {
         self.authentication_lifetime.saturating_add(self.authentication_lifetime / 2)
@@ -254,7 +257,7 @@ pub enum Auth {
     Certificate(CertificateAuth),
 }
 
-/// Our certificate towards a peer, and what the peer's must satisfy.
+/// Our certificate towards a peer, and the requirements for the peer's certificate.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CertificateAuth {
     /// Our certificate and intermediates, DER, leaf first.
@@ -285,8 +288,8 @@ impl fmt::Debug for CertificateAuth {
     }
 }
 
-/// What protects the messages of an IKE SA or the packets of a CHILD_SA: an AEAD, or AES-CBC with
-/// an integrity algorithm.
+/// The protection of the messages of an IKE SA or of the packets of a CHILD_SA: an AEAD, or AES-CBC
+/// with an integrity algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cipher {
     /// ENCR_AES_GCM_16 with a 128-bit key (RFC 5282, RFC 4106).
@@ -300,7 +303,7 @@ pub enum Cipher {
 }
 
 impl Cipher {
-    /// The integrity algorithm beside AES-CBC. `None`: an AEAD.
+    /// The integrity algorithm used with AES-CBC. `None`: the cipher is an AEAD.
     pub fn integrity(self) -> Option<Integrity> {
         match self {
             Self::AesCbc(_, integrity) => Some(integrity),
@@ -320,7 +323,7 @@ impl fmt::Display for Cipher {
     }
 }
 
-/// Length of a key of AES.
+/// Length of an AES key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AesKeyLength {
     /// 128 bits.
@@ -403,7 +406,7 @@ pub enum Group {
     Modp4096,
 }
 
-/// One IKE SA proposal: any combination of what it lists, best first.
+/// One IKE SA proposal: any combination of the listed algorithms, best first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 //= RFC 7296 3.3.4 MUST 3: suites are configured
 pub struct IkeProposal {
@@ -411,25 +414,26 @@ pub struct IkeProposal {
     pub ciphers: Vec<Cipher>,
     /// PRFs.
     pub prfs: Vec<Prf>,
-    /// Key exchange methods. IKE_SA_INIT carries a share of the first one.
+    /// Key exchange methods. IKE_SA_INIT carries our public value for the first one.
     pub groups: Vec<Group>,
 }
 
-/// One ESP proposal: any combination of what it lists, best first.
+/// One ESP proposal: any combination of the listed algorithms, best first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EspProposal {
     /// Encryption and integrity.
     pub ciphers: Vec<Cipher>,
     /// Key exchange methods for rekeying with forward secrecy. Empty: without forward secrecy.
     pub groups: Vec<Group>,
-    /// Whether extended sequence numbers are offered and accepted. Short ones always are.
+    /// Whether extended sequence numbers are offered and accepted. Short ones are always offered
+    /// and accepted.
     pub esn: bool,
 }
 
 /// A CHILD_SA that is wanted with a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildConfig {
-    /// Our name for it.
+    /// Our name for the CHILD_SA.
     pub name: ChildName,
     /// ESP proposals, best first.
     pub proposals: Vec<EspProposal>,
@@ -437,7 +441,8 @@ pub struct ChildConfig {
     pub local: Vec<IpNetwork>,
     /// Traffic selectors of the peer's side.
     pub remote: Vec<IpNetwork>,
-    /// What the packets carry. The selectors of both sides name it (RFC 7296 3.13.1).
+    /// Protocol and ports that the CHILD_SA carries. The selectors of both sides contain them (RFC
+    /// 7296 3.13.1).
     pub next_layer: NextLayer,
     /// What ESP protects. In transport mode `local` and `remote` are the addresses of the IKE SA.
     pub mode: Mode,
@@ -449,7 +454,8 @@ pub enum Mode {
     /// Whole packets.
     #[default]
     Tunnel,
-    /// What packets between the two ends themselves carry. It is not negotiated through a NAT.
+    /// The payload of packets between the two ends themselves. Transport mode is not negotiated
+    /// through a NAT.
     Transport,
 }
 

@@ -1,4 +1,4 @@
-//! Deadlines: a table of them for each owner, and a queue of the owners' next ones.
+//! Deadlines: a table of timers for each owner, and a queue of all owners' next deadlines.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -14,11 +14,11 @@ pub(crate) enum Timer {
     Liveness,
     /// We have been silent for the keepalive interval behind a NAT (RFC 3948 4).
     Keepalive,
-    /// A new IKE SA is to replace this one.
+    /// A new IKE SA must replace this one.
     Reauthenticate,
-    /// The IKE SA's lifetime may be over.
+    /// The IKE SA's lifetime may have ended.
     Expire,
-    /// The peer has not deleted what it should have deleted.
+    /// The peer has not deleted an SA that it should have deleted.
     Cleanup,
 }
 
@@ -44,7 +44,7 @@ impl Timers {
         }
     }
 
-    /// When a timer goes off.
+    /// The deadline of a timer. `None`: it is not set.
     pub(crate) fn get(&self, timer: Timer) -> Option<Instant> {
         self.0.get(timer as usize).copied().flatten()
     }
@@ -54,7 +54,7 @@ impl Timers {
         self.0.iter().flatten().min().copied()
     }
 
-    /// Takes a timer that has gone off.
+    /// Returns a timer whose deadline has passed, and stops it.
     pub(crate) fn expired(&mut self, now: Instant) -> Option<Timer> {
         let timer = TIMERS.into_iter().find(|&timer| self.get(timer).is_some_and(|at| at <= now))?;
         self.stop(timer);
@@ -92,17 +92,17 @@ impl<O: Clone + Ord + Hash> Deadlines<O> {
         }
     }
 
-    /// Whether the owner has a deadline.
+    /// Returns whether the owner has a deadline.
     pub(crate) fn has(&self, owner: &O) -> bool {
         self.by_owner.contains_key(owner)
     }
 
-    /// The earliest deadline of all.
+    /// The earliest deadline of all owners.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.queue.first().map(|(at, _)| *at)
     }
 
-    /// Takes an owner whose deadline has come.
+    /// Removes and returns an owner whose deadline has passed.
     pub(crate) fn due(&mut self, now: Instant) -> Option<O> {
         if self.next()? > now {
             return None;

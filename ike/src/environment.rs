@@ -1,10 +1,11 @@
-//! What the owner of an endpoint provides, and what it sends.
+//! What the owner of an endpoint provides, and the datagrams that the endpoint gives it to send.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::PeerName;
 
-/// What an endpoint cannot know by itself. Like time, it is passed with every call.
+/// Functions that the owner provides to an endpoint. Like the time, they are passed with every
+/// call.
 pub trait Environment {
     /// Fills `bytes` with cryptographically secure random bytes.
     fn fill_random(&mut self, bytes: &mut [u8]);
@@ -12,11 +13,11 @@ pub trait Environment {
     /// disk).
     fn unix_time(&self) -> u64;
     /// Reserves an SPI for an inbound ESP SA towards `local` (XFRM_MSG_ALLOCSPI). `None`: the
-    /// kernel refused; the CHILD_SA fails.
+    /// kernel refused, and the CHILD_SA fails.
     fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32>;
     /// The source address that the kernel would use towards `remote`, for peers without a
-    /// configured local address. `None`: unknown. The peer then detects a NAT before us and sends
-    /// ESP in UDP.
+    /// configured local address. `None`: unknown. The peer then detects a NAT in front of us and
+    /// sends ESP in UDP.
     fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {
         let _ = remote;
         None

@@ -1,5 +1,5 @@
 //! What an endpoint reports to its owner. The owner must carry out events in the order in which
-//! they come: in this order a rekey loses no packet.
+//! they come, so that a rekey loses no packet.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,11 +26,11 @@ pub struct ChildId(pub u32);
 /// A pair of ESP SAs, as negotiated.
 #[derive(Debug, Clone)]
 pub struct ChildSa {
-    /// Identifies it in events and in the snapshot: equal to `inbound_spi`.
+    /// Identifies the CHILD_SA in events and in the snapshot. Equal to `inbound_spi`.
     pub id: ChildId,
     /// The IKE SA that it belongs to now.
     pub ike: IkeId,
-    /// What it is for. Of the CHILD_SAs of one purpose one sends.
+    /// What it is for. We send with one of the CHILD_SAs of each purpose.
     pub purpose: Purpose,
     /// SPI that we allocated; the peer sends with it.
     pub inbound_spi: u32,
@@ -38,9 +38,9 @@ pub struct ChildSa {
     pub outbound_spi: u32,
     /// Cipher of both directions.
     pub cipher: Cipher,
-    /// Keys for what we receive, in the layout of [`ChildKeys`](crate::crypto::ChildKeys).
+    /// Keys for packets that we receive, in the layout of [`ChildKeys`](crate::crypto::ChildKeys).
     pub inbound_key: Secret,
-    /// Keys for what we send.
+    /// Keys for packets that we send.
     pub outbound_key: Secret,
     /// Whether extended sequence numbers are used.
     pub esn: bool,
@@ -58,7 +58,7 @@ pub struct ChildSa {
     pub next_layer: NextLayer,
     /// Tunnel or transport mode.
     pub mode: Mode,
-    /// Whether we began the exchange that made it.
+    /// Whether we began the exchange that made this CHILD_SA.
     pub initiator: bool,
 }
 
@@ -71,8 +71,9 @@ pub enum OutboundSwitch {
     Later,
 }
 
-/// What happened. Carry out an event before the next call into the endpoint and before you send the
-/// transmits that follow it: the peer may use an SA as soon as it has our response.
+/// Something that happened. Carry out an event before the next call into the endpoint, and before
+/// you send the datagrams that the endpoint gives after it: the peer may use an SA as soon as it
+/// has our response.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// An IKE SA is established.
@@ -87,18 +88,19 @@ pub enum Event {
         remote: SocketAddr,
         /// Whether we are its initiator.
         initiator: bool,
-        /// The chosen proposal, the peer's authentication and NATs, for people.
+        /// The chosen proposal, the peer's authentication and NATs, to show to people.
         details: IkeDetails,
     },
-    /// An IKE SA is gone, replaced by another that an earlier [`Event::IkeUp`] reported. After a
-    /// rekey its CHILD_SAs have moved to the other one; after one of two IKE SAs survived they
-    /// linger. Every `IkeUp` is followed by one `IkeReplaced` or one `IkeDown`.
+    /// An IKE SA has been replaced by another, which an earlier [`Event::IkeUp`] reported. After a
+    /// rekey its CHILD_SAs have moved to the new one. If both ends had made an IKE SA and one
+    /// survived, the CHILD_SAs of the other one linger. Every `IkeUp` is followed by one
+    /// `IkeReplaced` or one `IkeDown`.
     IkeReplaced {
         /// The peer.
         peer: PeerName,
-        /// The one that goes.
+        /// The IKE SA that is gone.
         old: IkeId,
-        /// The one that stays.
+        /// The IKE SA that stays.
         new: IkeId,
     },
     /// An IKE SA is gone. Earlier [`Event::ChildDown`]s reported its CHILD_SAs.
@@ -107,13 +109,13 @@ pub enum Event {
         peer: PeerName,
         /// The IKE SA.
         ike: IkeId,
-        /// Why it is gone.
+        /// The reason.
         reason: DownReason,
     },
-    /// A CHILD_SA that replaces none, or that of a new IKE SA: install the inbound SA, then the
-    /// outbound one. Others stay as they are: only CHILD_SAs of the same [`Purpose`] replace each
-    /// other. If `replaces` is set, delete the outbound SA of that CHILD_SA in the same batch; its
-    /// inbound SA stays until its [`Event::ChildDown`].
+    /// A CHILD_SA that replaces none, or one that belongs to a new IKE SA. Install the inbound SA,
+    /// then the outbound one. Leave other CHILD_SAs as they are: only those of the same [`Purpose`]
+    /// replace each other. If `replaces` is set, delete the outbound SA of that CHILD_SA in the
+    /// same batch; its inbound SA stays until its [`Event::ChildDown`].
     ChildUp {
         /// The peer.
         peer: PeerName,
@@ -122,26 +124,26 @@ pub enum Event {
         /// The CHILD_SA whose outbound SA this one replaces.
         replaces: Option<ChildId>,
     },
-    /// A rekeyed CHILD_SA, or that of a second IKE SA with the peer: install the new inbound SA,
-    /// and switch outbound as `switch` says.
+    /// A CHILD_SA that rekeys another, or one that belongs to a second IKE SA with the peer.
+    /// Install the new inbound SA, and switch the outbound SA as `switch` says.
     ChildRekeyed {
         /// The peer.
         peer: PeerName,
-        /// The one that will go.
+        /// The CHILD_SA that will be removed.
         old: ChildId,
-        /// The new one.
+        /// The new CHILD_SA.
         new: Arc<ChildSa>,
-        /// When to switch outbound.
+        /// When to switch the outbound SA.
         switch: OutboundSwitch,
     },
-    /// Switch outbound from the old to the new SA now, in one batch. `new` may be the older one, if
+    /// Switch from the old to the new outbound SA now, in one batch. `new` may be the older one, if
     /// that one survives.
     OutboundSwitch {
         /// The peer.
         peer: PeerName,
         /// The CHILD_SA whose outbound SA is in use.
         old: ChildId,
-        /// The CHILD_SA to send with. An earlier event installed its inbound SA.
+        /// The CHILD_SA to send with. An earlier event had you install its inbound SA.
         new: Arc<ChildSa>,
     },
     /// Remove what is left of this CHILD_SA: the inbound SA, and the outbound one unless it was
@@ -151,25 +153,25 @@ pub enum Event {
         peer: PeerName,
         /// The CHILD_SA.
         child: ChildId,
-        /// Why it is gone.
+        /// The reason.
         reason: DownReason,
     },
     /// The peer's or our address or port changed: update the SAs of these CHILD_SAs, including
-    /// those that only linger inbound.
+    /// those that only linger.
     PeerMoved {
         /// The peer.
         peer: PeerName,
         /// The CHILD_SAs to update.
         children: Vec<ChildId>,
-        /// Our address now.
+        /// Our new address.
         local: SocketAddr,
-        /// The peer's address now.
+        /// The peer's new address.
         remote: SocketAddr,
         /// Whether ESP travels in UDP now. This may change too.
         encapsulated: bool,
     },
-    /// The peer has not answered three transmissions of a request, and no ESP of it comes. Its IKE
-    /// SA stays until all transmissions are used up, but another peer may take its packets.
+    /// The peer has not answered three transmissions of a request and sends no ESP. Its IKE SA
+    /// stays until all transmissions are used up, but another peer may take over its traffic.
     PeerSilent {
         /// The peer.
         peer: PeerName,
@@ -187,27 +189,28 @@ pub enum Event {
         /// The exchange, what was expected, what came, what to do.
         error: PeerError,
     },
-    /// An initiator was refused that is no configured peer, or that failed before it was known.
+    /// An initiator was refused that is not a configured peer, or that failed before its identity
+    /// was known.
     Refused {
         /// Its address.
         from: SocketAddr,
-        /// The identity that it sent, if it came to IKE_AUTH.
+        /// The identity that it sent, if it sent IKE_AUTH.
         identity: Option<Identity>,
-        /// Why it was refused.
+        /// The reason for the refusal.
         error: PeerError,
     },
 }
 
-/// What was negotiated for an IKE SA, for people.
+/// What was negotiated for an IKE SA, to show to people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IkeDetails {
-    /// Encryption, PRF, key exchange, e.g. `AES_GCM_16-256/PRF_HMAC_SHA2_256/CURVE_25519`.
+    /// Encryption, PRF, key exchange, for example `AES_GCM_16-256/PRF_HMAC_SHA2_256/CURVE_25519`.
     pub proposal: String,
     /// How the peer authenticated: `psk`, `ed25519`, `ecdsa-p256`, `ecdsa-p384` or `rsa`.
     pub authentication: String,
-    /// Whether a NAT before us was detected or forced.
+    /// Whether a NAT in front of us was detected or forced.
     pub nat_local: bool,
-    /// Whether a NAT before the peer was detected.
+    /// Whether a NAT in front of the peer was detected.
     pub nat_remote: bool,
     /// Whether both ends speak MOBIKE (RFC 4555), so that the IKE SA follows changes of addresses.
     pub mobike: bool,
@@ -215,7 +218,7 @@ pub struct IkeDetails {
     pub certificate: Option<PeerCertificate>,
 }
 
-/// What is kept of a peer's certificate.
+/// The fields of a peer's certificate that are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCertificate {
     /// Serial number, hexadecimal.
@@ -226,7 +229,7 @@ pub struct PeerCertificate {
     pub not_after: u64,
 }
 
-/// Why an SA is gone.
+/// The reason why an SA is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DownReason {
     /// The peer deleted it.
@@ -241,16 +244,16 @@ pub enum DownReason {
     Replaced,
     /// A protocol error ended it.
     Failed,
-    /// Its lifetime or the validity of the peer's certificate is over, or the configuration changed
-    /// and the peer has not authenticated again.
+    /// Its lifetime or the validity of the peer's certificate has ended, or the configuration
+    /// changed and the peer has not authenticated again.
     Expired,
 }
 
-/// An error that names the exchange, what was expected, what came and what to do.
+/// An error that names the exchange, what was expected, what arrived and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{exchange}: {kind}: {detail}")]
 pub struct PeerError {
-    /// The exchange, in the RFC's word: `IKE_SA_INIT`, `IKE_AUTH`, `CREATE_CHILD_SA`,
+    /// The exchange, by its name in the RFC: `IKE_SA_INIT`, `IKE_AUTH`, `CREATE_CHILD_SA`,
     /// `INFORMATIONAL`.
     pub exchange: &'static str,
     /// The kind of failure.
@@ -265,7 +268,7 @@ impl PeerError {
     }
 }
 
-/// The kinds of [`PeerError`], for metrics and for what the owner does about them.
+/// The kinds of [`PeerError`]. Metrics and the owner's reaction depend on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum PeerErrorKind {
     /// All transmissions of a request were used up.
@@ -277,7 +280,7 @@ pub enum PeerErrorKind {
     /// AUTHENTICATION_FAILED from the peer: it does not accept us.
     #[error("the peer refused our authentication")]
     RefusedByPeer,
-    /// The peer's AUTH is wrong: another PSK, or it does not hold the key of its certificate.
+    /// The peer's AUTH is wrong: its PSK differs, or it does not hold the key of its certificate.
     #[error("the peer's authentication is wrong")]
     AuthenticationFailed,
     /// The peer's certificate does not lead to a trust anchor, is expired or revoked, or lacks a
@@ -302,7 +305,7 @@ pub enum PeerErrorKind {
     /// This node or its kernel failed, for example to reserve an SPI.
     #[error("local failure")]
     Local,
-    /// The lifetime of an SA is over, and nothing has replaced it.
+    /// The lifetime of an SA has ended, and nothing has replaced the SA.
     #[error("the lifetime is over")]
     Expired,
     /// The peer asks for more CHILD_SAs than [`PeerConfig::max_children`](crate::PeerConfig).

@@ -87,10 +87,11 @@
 //! - [`auth`]: how both ends prove who they are.
 //!
 //! Private modules: `sa` has the states and exchanges of one IKE SA. `child_sas` has the CHILD_SAs
-//! of one peer and the order of their events. `negotiate` chooses what both ends agree upon.
-//! `deadlines` and `output` hold deadlines and what goes out. `tests/simulation` tries whole
-//! networks of endpoints, `tests/hostile` hostile ones. `mutations` holds deliberate mistakes,
-//! which these tests must notice; no release build has them.
+//! of one peer and the order of their events. `negotiate` chooses algorithms and selectors that
+//! both ends accept. `deadlines` holds deadlines, and `output` holds datagrams and events until the
+//! owner takes them. `tests/simulation` tests whole networks of endpoints, and `tests/hostile`
+//! tests hostile peers. `mutations` holds deliberate mistakes, which these tests must notice; no
+//! release build has them.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 

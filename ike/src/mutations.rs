@@ -2,14 +2,14 @@
 //! one after another. They exist only with the feature `mutations` and with debug assertions; in
 //! every other build `mutation!` is false, and the compiler leaves the mistake out.
 
-/// Whether the mistake of this name is made.
+/// Returns whether the mistake with this name is active.
 macro_rules! mutation {
     ($name:literal) => {
         $crate::mutations::is_active($name)
     };
 }
 
-/// No mistake is made.
+/// Returns false: this build contains no mistakes.
 #[cfg(not(all(feature = "mutations", debug_assertions)))]
 #[inline(always)]
 pub(crate) const fn is_active(_: &str) -> bool {
@@ -119,7 +119,7 @@ mod active {
         static ACTIVE: Cell<Option<&'static str>> = const { Cell::new(None) };
     }
 
-    /// Makes this mistake in this thread from now on, instead of another one.
+    /// Activates this mistake in this thread, in place of the one that was active.
     pub fn activate(name: Option<&'static str>) {
         ACTIVE.set(name);
     }

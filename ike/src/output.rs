@@ -1,4 +1,4 @@
-//! What goes out of an endpoint: datagrams and events.
+//! The output of an endpoint: datagrams and events.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -10,8 +10,8 @@ use crate::event::Event;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header};
 
-/// Datagrams and events, in order. The owner drains both after every call, so they hold what one
-/// call makes.
+/// Datagrams and events, in order. The owner drains both after every call, so the queues hold only
+/// the output of one call.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     pub(crate) transmits: VecDeque<Transmit>,
@@ -26,7 +26,7 @@ impl Output {
         self.events.push_back(event);
     }
 
-    /// Queues an IKE message. On the NAT traversal port the non-ESP marker goes before it (RFC 3948
+    /// Queues an IKE message. On the NAT traversal port the non-ESP marker precedes it (RFC 3948
     /// 2.2).
     pub(crate) fn message(&mut self, local: SocketAddr, remote: SocketAddr, nat_port: u16, message: &[u8]) {
         self.capture_init(true, local, remote, message);
@@ -45,7 +45,7 @@ impl Output {
     }
 }
 
-/// What every step of an IKE SA needs.
+/// The inputs that every function of an IKE SA needs.
 pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
     pub(crate) env: &'a mut dyn Environment,
@@ -54,7 +54,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// `N` octets from [`Environment::fill_random`].
+    /// Returns `N` octets from [`Environment::fill_random`].
     pub(crate) fn random<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         self.env.fill_random(&mut bytes);

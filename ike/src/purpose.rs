@@ -1,5 +1,5 @@
-//! What a CHILD_SA is for. A peer may have several CHILD_SAs under one IKE SA (RFC 7296 1.3.1): one
-//! for each configured child, or several for parts of one configured child.
+//! The purpose of a CHILD_SA. A peer may have several CHILD_SAs under one IKE SA (RFC 7296 1.3.1):
+//! one for each configured child, or several for parts of one configured child.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,8 @@ use ipnetwork::IpNetwork;
 pub struct ChildName(Arc<str>);
 
 impl ChildName {
-    /// Makes a name of this text. Text with `[` cannot be read back by [`Purpose::from_str`].
+    /// Makes a name from this text. A [`Purpose`] whose name contains `[` cannot be parsed by
+    /// [`Purpose::from_str`].
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
@@ -29,13 +30,13 @@ impl fmt::Display for ChildName {
     }
 }
 
-/// What a CHILD_SA is for. Of the CHILD_SAs of one purpose, one sends; a rekey and a new IKE SA
-/// replace it. CHILD_SAs of different purposes stand side by side.
+/// What a CHILD_SA is for. We send with one of the CHILD_SAs of each purpose; a rekey or a new IKE
+/// SA replaces it. CHILD_SAs of different purposes do not affect each other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Purpose {
     /// The configured child.
     pub child: ChildName,
-    /// The part of the child's traffic that the peer takes. `None`: all of it.
+    /// The part of the child's traffic that the peer accepts. `None`: all of it.
     pub part: Option<Arc<TrafficPart>>,
 }
 
@@ -54,8 +55,9 @@ impl Purpose {
         Self { child: child.clone(), part: None }
     }
 
-    /// Whether a CHILD_SA of this purpose serves the `other` one. One for all traffic of a child
-    /// serves every part of it. One for a part serves the whole, since the peer takes no more.
+    /// Returns whether a CHILD_SA of this purpose serves the `other` one. A CHILD_SA for all
+    /// traffic of a child serves every part of it. A CHILD_SA for a part serves the whole, since
+    /// the peer accepts no more.
     pub(crate) fn serves(&self, other: &Self) -> bool {
         self.child == other.child && (self.part.is_none() || other.part.is_none() || self.part == other.part)
     }
@@ -70,8 +72,8 @@ impl Purpose {
     }
 }
 
-/// `net`, or `net[10.1.0.0/24,10.1.1.0/24=10.2.0.0/24]` for a part: the networks of our side and of
-/// the peer's.
+/// Formats as `net`, or for a part as `net[10.1.0.0/24,10.1.1.0/24=10.2.0.0/24]`: the networks of
+/// our side, then those of the peer's side.
 impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(part) = &self.part else {
@@ -82,7 +84,7 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// The text is not one that [`Purpose`] displays.
+/// Error: the text does not have the format in which [`Purpose`] displays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected NAME or NAME[NETWORK,...=NETWORK,...]")]
 pub struct InvalidPurpose;

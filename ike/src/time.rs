@@ -18,7 +18,7 @@ impl Instant {
         self.0
     }
 
-    /// Time from `earlier` to here; zero if it is later.
+    /// Time from `earlier` to this point; zero if `earlier` is later.
     pub const fn saturating_since(self, earlier: Instant) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
@@ -31,8 +31,9 @@ impl std::ops::Add<Duration> for Instant {
     }
 }
 
-/// When `interval` after `since` is over: on the last whole second until then, or at that moment
-/// itself if no whole second comes before it. What many wait for comes at few moments that way.
+/// Returns the time at which `interval` after `since` is over, moved back to the last whole second
+/// since `since`, or unchanged if no whole second lies between them. Deadlines of many owners thus
+/// fall on few distinct times.
 pub(crate) fn on_whole_second(since: Instant, interval: Duration) -> Instant {
     let due = since + interval;
     let second = Instant::new(Duration::from_secs(due.since_start().as_secs()));

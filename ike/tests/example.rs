@@ -1,4 +1,4 @@
-//! The example does what it says.
+//! Tests that the example works as documented.
 
 #[allow(dead_code)]
 #[path = "../examples/loopback.rs"]

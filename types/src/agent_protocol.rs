@@ -15,47 +15,47 @@ pub const SEGMENT_REQUEST_TIMEOUT_SECONDS: u64 = 5;
 /// A request of the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentRequest {
-    /// Free addresses run short: request another segment. The agent responds when the new segments
-    /// are in the state directory, or at once if an earlier request has brought some since the
-    /// plugin counted.
+    /// Requests another segment, because few free addresses are left. The agent responds when the
+    /// new segments are in the state directory, or at once if an earlier request has added some
+    /// since the plugin counted its addresses.
     RequestSegment {
-        /// The families that run short.
+        /// The families that need addresses.
         stock: Vec<Stock>,
     },
-    /// An ADD took addresses: the agent checks whether it needs a new spare segment. It responds at
-    /// once.
+    /// Reports that an ADD took addresses. The agent checks whether it needs a new spare segment,
+    /// and responds at once.
     AddressesTaken {
         /// Every family that has a segment.
         stock: Vec<Stock>,
     },
-    /// Checks that the agent runs. CNI STATUS sends it.
+    /// Checks whether the agent is running. CNI STATUS sends it.
     Ping,
 }
 
-/// How many addresses of a family the plugin has, counted at one time under the shared lock.
-/// `free + leased` is what all segments hold that the plugin saw. From it the agent knows whether
-/// segments have come since, and how large the spare is.
+/// The number of addresses of a family that the plugin has, counted at one time under the shared
+/// lock. `free + leased` is the number of addresses in all segments that the plugin saw. It shows
+/// the agent whether segments were added since, and how large the spare is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stock {
     /// The family.
     pub family: Family,
     /// Addresses in this node's segments that are free for pods.
     pub free: u64,
-    /// Addresses in this node's segments that a pod has.
+    /// Addresses in this node's segments that pods have.
     pub leased: u64,
 }
 
 /// A response of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentResponse {
-    /// Done. The state directory holds the result.
+    /// The request is done. The state directory holds the result.
     Done,
-    /// It failed.
+    /// The request failed.
     Failed {
-        /// What was asked, why it failed, what to do. The text goes into the pod's events.
+        /// The request, why it failed, and what to do. The text goes into the pod's events.
         reason: String,
-        /// Whether another try later may help (the controller cannot be reached) or not (the range
-        /// is full).
+        /// Whether a later attempt may succeed (for example if the controller cannot be reached),
+        /// or not (the range is full).
         temporary: bool,
     },
 }

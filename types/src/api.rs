@@ -82,20 +82,20 @@ pub struct NodeReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<String>>"))]
     pub segments: Option<Vec<IpNetwork>>,
-    /// Release of its agent, at most [`LONGEST_VERSION`] characters.
+    /// Release of the node's agent, at most [`LONGEST_VERSION`] characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// What keeps its pods' packets from arriving, one sentence each. The controller keeps the
-    /// first [`MOST_OBSTACLES`], and of each the first [`LONGEST_OBSTACLE`] characters.
+    /// Obstacles that prevent the pods' packets from arriving, one sentence each. The controller
+    /// keeps the first [`MOST_OBSTACLES`], each cut to [`LONGEST_OBSTACLE`] characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub obstacles: Vec<String>,
 }
 
-/// Longest version of an agent in [`NodeReport`], characters.
+/// Maximum length of an agent's version in [`NodeReport`], characters.
 pub const LONGEST_VERSION: usize = 64;
-/// Largest number of obstacles in [`NodeReport`].
+/// Maximum number of obstacles in [`NodeReport`]. The controller drops further ones.
 pub const MOST_OBSTACLES: usize = 8;
-/// Longest obstacle in [`NodeReport`], characters.
+/// Maximum length of an obstacle in [`NodeReport`], characters. Longer ones are cut.
 pub const LONGEST_OBSTACLE: usize = 300;
 
 /// The state of a node's tunnels.
@@ -152,7 +152,7 @@ pub struct SegmentResponse {
     pub segments: Vec<IpNetwork>,
 }
 
-/// After this time without a line on the view stream a node considers the controller gone and
+/// Time without a line on the view stream after which a node treats the connection as lost and
 /// connects again, seconds. Heartbeats come more often.
 pub const VIEW_SILENCE_SECONDS: u64 = 20;
 
@@ -309,7 +309,7 @@ pub struct TokenRequest {
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenCreated {
-    /// The token's text ([`crate::token`]).
+    /// The text of the token ([`crate::token`]).
     pub token: String,
     /// What the controller stores.
     #[serde(flatten)]

@@ -5,31 +5,32 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// The step that failed while a file was being replaced; the file still has its old content.
+/// The step that failed while a file was being replaced. The file still has its old content.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing} {path}: {error}")]
 pub struct ReplaceError {
-    /// What was tried, e.g. `writing`.
+    /// The operation, for example `writing`.
     pub doing: &'static str,
-    /// The file or directory on which it was tried.
+    /// The file or directory of the operation.
     pub path: PathBuf,
-    /// The operating system's answer.
+    /// The operating system's error.
     pub error: io::Error,
 }
 
-/// Replaces the content of `path`, or makes the file, with these permission bits (less the umask).
-/// Writes `NAME.tmp` beside it, syncs it, renames it, and syncs the directory, so that a power cut
-/// leaves the old or the new content and never a mixture. Returns the new file, open for reading
-/// and writing.
+/// Replaces the content of `path`, or creates the file, with these permission bits (less the
+/// umask). Writes `NAME.tmp` in the same directory, syncs it, renames it, and syncs the directory.
+/// A power cut therefore leaves either the old or the new content, never a mixture. Returns the new
+/// file, open for reading and writing.
 ///
-/// Two callers must not replace one file at the same time: they use the same temporary file.
+/// Two callers must not replace the same file at the same time, since they would use the same
+/// temporary file.
 ///
 /// # Errors
-/// [`ReplaceError`] names the step. If only the last step fails, the sync of the directory, the
-/// file has its new content, but a power cut may undo that.
+/// Returns [`ReplaceError`], which names the step. If only the last step fails, which is the sync
+/// of the directory, the file has its new content, but a power cut may undo that.
 pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<File, ReplaceError> {
     let temporary = temporary_of(path);
-    // A temporary file that a power cut left may have other permissions: it is never reused.
+    // A temporary file left by a power cut may have other permissions, so it is never reused.
     remove_temporary(path)?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(mode);
@@ -47,10 +48,11 @@ pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<File, Repl
     Ok(file)
 }
 
-/// Removes what a killed [`replace_file`] of `path` left. Succeeds if there is nothing.
+/// Removes the temporary file that a killed [`replace_file`] of `path` left. Succeeds if there is
+/// none.
 ///
 /// # Errors
-/// If a temporary file is there and cannot be removed.
+/// Returns an error if a temporary file exists and cannot be removed.
 pub fn remove_temporary(path: &Path) -> Result<(), ReplaceError> {
     let temporary = temporary_of(path);
     match fs::remove_file(&temporary) {

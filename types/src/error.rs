@@ -1,9 +1,9 @@
-//! Errors as people read them in logs.
+//! Formats errors for logs.
 
 use std::error::Error;
 
-/// The error with its causes, in one line, separated by `: `. The outer errors of an HTTP client
-/// say little. A cause that the text already contains is not repeated.
+/// Returns the error with its causes in one line, separated by `: `. The outermost errors of an
+/// HTTP client say little by themselves. A cause that the text already contains is not repeated.
 #[must_use]
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -1,5 +1,5 @@
-//! The text formats of `/metrics`: OpenMetrics 1.0, which is what the programs write, and the older
-//! text format of Prometheus (0.0.4), which `promtool check metrics` and many scrapers read.
+//! The text formats of `/metrics`: OpenMetrics 1.0, which our programs generate, and the older text
+//! format of Prometheus (0.0.4), which `promtool check metrics` and many scrapers read.
 
 /// A text format of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,8 +11,9 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// The format for a request with this `Accept` header (RFC 9110 section 12.5.1). OpenMetrics is
-    /// for those that name it and do not prefer text. Everybody reads the other one.
+    /// Chooses the format for a request with this `Accept` header (RFC 9110 section 12.5.1). It is
+    /// OpenMetrics if the header names it and does not prefer text. Otherwise it is the text
+    /// format, which every scraper reads.
     #[must_use]
     pub fn accepted(accept: Option<&str>) -> Self {
         let (mut open_metrics, mut text) = (0, 0);
@@ -38,7 +39,7 @@ impl Exposition {
         if open_metrics > 0 && open_metrics >= text { Self::OpenMetrics } else { Self::Prometheus }
     }
 
-    /// Its media type.
+    /// The format's media type.
     #[must_use]
     pub const fn media_type(self) -> &'static str {
         match self {
@@ -47,7 +48,8 @@ impl Exposition {
         }
     }
 
-    /// Writes metrics in this format, from OpenMetrics text without exemplars and timestamps.
+    /// Writes metrics in this format. The input is OpenMetrics text without exemplars and
+    /// timestamps.
     #[must_use]
     pub fn write(self, open_metrics: String) -> String {
         match self {
@@ -57,7 +59,7 @@ impl Exposition {
     }
 }
 
-/// A weight (RFC 9110 section 12.4.2) in thousandths. One that is malformed counts as the lowest.
+/// Reads a weight (RFC 9110 section 12.4.2) in thousandths. A malformed weight counts as 0.
 fn thousandths(weight: &str) -> u32 {
     match weight.parse::<f32>() {
         // The range is checked: the conversion is exact enough and cannot overflow.
@@ -68,7 +70,7 @@ fn thousandths(weight: &str) -> u32 {
 
 fn prometheus(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
-    // The HELP line of the family whose type comes next.
+    // The HELP line of the family whose TYPE line follows.
     let mut help = None;
     for line in open_metrics.lines() {
         let Some(metadata) = line.strip_prefix("# ") else {
@@ -81,7 +83,7 @@ fn prometheus(open_metrics: &str) -> String {
         match what {
             Some("HELP") => help = Some(rest),
             Some("TYPE") => {
-                // Names here are those of the samples.
+                // In this format TYPE and HELP name the samples.
                 let (name, kind) = match rest {
                     "counter" => (format!("{name}_total"), "counter"),
                     "info" => (format!("{name}_info"), "gauge"),
@@ -93,7 +95,7 @@ fn prometheus(open_metrics: &str) -> String {
                 }
                 text.push_str(&format!("# TYPE {name} {kind}\n"));
             }
-            // UNIT and EOF are of OpenMetrics alone.
+            // UNIT and EOF exist only in OpenMetrics.
             _ => {}
         }
     }

@@ -1,7 +1,7 @@
-//! Records whether we turned forwarding on, and on which uplinks we set `accept_ra` for it. A host
-//! that forwarded packets before us is a router and stays one. If agent or plugin turned forwarding
-//! on for pods, the agent's firewall keeps the host from routing between its own networks. Both
-//! programs write one file, which holds for one boot, like the settings.
+//! Records whether we turned forwarding on, and on which uplinks we set `accept_ra` because of it.
+//! A host that already forwarded packets is a router and stays one. If the agent or the plugin
+//! turned forwarding on for pods, the agent's firewall keeps the host from routing between its own
+//! networks. Both programs write the same file, which is valid for one boot, like the settings.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -11,28 +11,29 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// The file below the state directory.
+/// Name of the file in the state directory.
 pub const FORWARDING_FILE: &str = "forwarding.json";
 
 const SETTINGS: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 
-/// Most uplinks of which `accept_ra` is recorded. `restore` leaves those of further ones as they
-/// are.
+/// Maximum number of uplinks of which `accept_ra` is recorded. Further ones are not recorded, so
+/// `restore` does not change them.
 const MAX_UPLINKS: usize = 64;
 
 /// Content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
-    /// The boot for which it holds.
+    /// The boot for which the record is valid.
     boot_id: String,
-    /// IPv4 and IPv6.
+    /// Whether our programs turned forwarding on: IPv4 and IPv6.
     ours: [bool; 2],
-    /// Earlier releases did not write it.
+    /// The interfaces whose `accept_ra` our programs changed. Earlier releases did not write this
+    /// field.
     #[serde(default)]
     accept_ra: BTreeSet<String>,
 }
 
-/// What our programs changed.
+/// The changes that our programs made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Changes {
     /// Whether they turned forwarding on: IPv4 and IPv6.
@@ -54,42 +55,44 @@ impl Changes {
 #[derive(Debug, Clone)]
 pub struct Forwarding {
     sysctls: PathBuf,
-    /// The state directory first, then the directory of the sockets: it is in memory, so it can be
-    /// written if the disk is full or read-only, and the note need not outlive the boot.
+    /// The state directory, then the directory of the sockets. The second one is in memory, so it
+    /// is writable even if the disk is full or read-only, and the record need not survive a reboot.
     directories: [PathBuf; 2],
     boot_id: String,
-    /// What this process has noted, even if no file could be written.
+    /// The changes that this process has recorded, even if no file could be written.
     noted: Changes,
 }
 
 impl Forwarding {
-    /// The settings of the thread's network namespace, with the file in this state directory.
+    /// Uses the settings of the thread's network namespace, and the file in this state directory.
     #[must_use]
     pub fn new(state_dir: &Path, run_dir: &Path) -> Self {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self::at("/proc/sys/net".into(), [state_dir, run_dir], boot_id.trim())
     }
 
-    /// For tests: settings below this directory, and this boot.
+    /// For tests: uses settings below this directory, and this boot identifier.
     #[must_use]
     pub fn at(sysctls: PathBuf, directories: [&Path; 2], boot_id: &str) -> Self {
         let directories = directories.map(Path::to_owned);
         Self { sysctls, directories, boot_id: boot_id.to_owned(), noted: Changes::default() }
     }
 
-    /// For IPv4 and IPv6: whether forwarding was off on this boot until one of our programs turned
-    /// it on. A file that cannot be read counts as missing.
+    /// Returns, for IPv4 and IPv6, whether forwarding was off on this boot until one of our
+    /// programs turned it on. A file that cannot be read counts as missing.
     #[must_use]
     pub fn ours(&self) -> [bool; 2] {
         self.on_disk().and(self.noted.clone()).ours
     }
 
     /// Call it before you turn forwarding of these families on. It records the families for which
-    /// forwarding is off now. It replaces the file as a whole; both programs would write the same.
+    /// forwarding is off now. It replaces the file as a whole. Both programs would write the same
+    /// content.
     ///
     /// # Errors
-    /// When it can be written to neither directory. [`Self::ours`] knows it nevertheless, but a
-    /// restarted agent takes this host for a router. The next call tries again.
+    /// Returns an error if the record cannot be written to either directory. [`Self::ours`]
+    /// includes the change all the same, but a restarted agent will treat this host as a router.
+    /// The next call tries again.
     pub fn note(&mut self, families: [bool; 2]) -> io::Result<()> {
         let mut off = [false; 2];
         for ((off, wanted), setting) in off.iter_mut().zip(families).zip(SETTINGS) {
@@ -101,7 +104,7 @@ impl Forwarding {
     /// Call it before you set `accept_ra` of this interface from 1 to 2.
     ///
     /// # Errors
-    /// As [`Self::note`].
+    /// Returns the same errors as [`Self::note`].
     pub fn note_accept_ra(&mut self, interface: &str) -> io::Result<()> {
         self.record(Changes { accept_ra: [interface.to_owned()].into(), ..Changes::default() })
     }
@@ -116,18 +119,19 @@ impl Forwarding {
         let [state_dir, run_dir] = &self.directories;
         self.write(state_dir, &all).or_else(|error| {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir)?;
-            // The operator must correct the first error: the run directory is lost at a reboot.
+            // The error of the state directory is the one that the operator must correct, since the
+            // run directory is lost at a reboot.
             self.write(run_dir, &all).map_err(|_| error)
         })
     }
 
     /// Turns forwarding off again for the families for which one of our programs turned it on, sets
-    /// `accept_ra` of the recorded uplinks to 1 again, and deletes the record. Returns the families
-    /// (IPv4, IPv6) that forwarded until now.
+    /// `accept_ra` of the recorded uplinks back to 1, and deletes the record. Returns whether
+    /// forwarding was on until now for each family (IPv4, IPv6).
     ///
     /// # Errors
-    /// When a setting cannot be written or a file cannot be deleted. The record stays in the first
-    /// case.
+    /// Returns an error if a setting cannot be written or a file cannot be deleted. In the first
+    /// case the record stays.
     pub fn restore(&mut self) -> io::Result<[bool; 2]> {
         let mut turned_off = [false; 2];
         let changes = self.on_disk().and(self.noted.clone());
@@ -138,7 +142,8 @@ impl Forwarding {
                 *turned_off = true;
             }
         }
-        // After that: as long as the host forwards, 1 would make it lose its default route.
+        // This must come after forwarding is off: on a forwarding host, 1 would make the kernel
+        // drop the default route.
         for interface in &changes.accept_ra {
             let setting = self.sysctls.join("ipv6/conf").join(interface).join("accept_ra");
             if fs::read_to_string(&setting).is_ok_and(|text| text.trim() == "2") {
@@ -224,7 +229,7 @@ mod tests {
         assert_eq!(of(&host, "b1").restore().unwrap(), [true, false]);
         let read = |setting| fs::read_to_string(host.path().join(setting)).unwrap().trim().to_owned();
         assert_eq!(SETTINGS.map(read), ["0", "1"]);
-        // What the operator turns on afterwards is not ours.
+        // Forwarding that the operator turns on afterwards is not ours.
         fs::write(host.path().join(SETTINGS[0]), "1\n").unwrap();
         assert_eq!(of(&host, "b1").restore().unwrap(), [false, false]);
         assert_eq!((of(&host, "b1").ours(), read(SETTINGS[0])), ([false, false], "1".into()));
@@ -247,7 +252,8 @@ mod tests {
             fs::create_dir(accept_ra(interface).parent().unwrap()).unwrap();
             fs::write(accept_ra(interface), value).unwrap();
         }
-        // The last one was 2 before us. The operator has changed eth1 since, and usb0 is unplugged.
+        // The last interface had the value 2 before. The operator has changed eth1 since, and usb0
+        // is unplugged.
         for interface in ["eth0.5", "eth1", "usb0"] {
             of(&host, "b1").note_accept_ra(interface).unwrap();
         }
@@ -279,7 +285,7 @@ mod tests {
         at(&state, &run).note([true, false]).unwrap();
         assert_eq!(at(&state, &run).ours(), [true, false]);
         fs::remove_dir_all(&run).unwrap();
-        // Not even there.
+        // The run directory cannot be written either.
         fs::write(&run, "a file").unwrap();
         let mut forwarding = at(&state, &run);
         assert!(forwarding.note([true, true]).is_err());

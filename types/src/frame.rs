@@ -1,16 +1,16 @@
-//! Frames in bincode, with a size limit and a version byte. They are for files and sockets between
-//! our own programs on one machine, never for bytes from a network.
+//! Frames in bincode, with a size limit and a version byte. They are used in files and sockets
+//! between our own programs on one machine, never for bytes from a network.
 
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 
-/// Largest frame that is written or accepted, bytes, without its header.
+/// Maximum size of a frame that is written or accepted, bytes, without its header.
 pub const MAX_FRAME: usize = 64 * 1024;
 
-/// First byte of every frame: the version of its layout.
+/// First byte of every frame: the version of the layout.
 pub const VERSION: u8 = 1;
 
-/// Why a frame could not be written or read.
+/// The reason why a frame could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The other program uses another version of the layout.
@@ -18,10 +18,10 @@ pub enum FrameError {
         "frame version {found}, expected {VERSION}: plugin and agent are of different releases; install both from one release"
     )]
     Version {
-        /// The version byte that came.
+        /// The version byte that was received.
         found: u8,
     },
-    /// The frame is larger than [`MAX_FRAME`].
+    /// The frame is larger than [`MAX_FRAME`]. Holds its size, bytes.
     #[error("frame of {0} bytes is larger than the limit of {MAX_FRAME}")]
     TooLarge(usize),
     /// The bytes do not hold the expected message.
@@ -50,7 +50,8 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     Ok(frame)
 }
 
-/// Length of the body that follows a header, after checking version and limit.
+/// Returns the length of the body that follows a header, bytes. Checks the version and the limit
+/// first.
 pub fn body_length(header: [u8; 5]) -> Result<usize, FrameError> {
     let [version, a, b, c, d] = header;
     if version != VERSION {
@@ -60,7 +61,7 @@ pub fn body_length(header: [u8; 5]) -> Result<usize, FrameError> {
     if length > MAX_FRAME { Err(FrameError::TooLarge(length)) } else { Ok(length) }
 }
 
-/// Decodes a body. The message must use up all of it.
+/// Decodes a body. Fails if octets are left over.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     #[expect(clippy::disallowed_methods, reason = "this is the place that reads frames")]
     match bincode::serde::decode_from_slice(body, config()) {

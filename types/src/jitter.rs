@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// A random time from `shortest` up to `longest`. Its numbers can be guessed: not for secrets.
+/// Returns a random time from `shortest` up to `longest`. The numbers are predictable, so do not
+/// use them for secrets.
 #[must_use]
 pub fn between(shortest: Duration, longest: Duration) -> Duration {
     shortest + longest.saturating_sub(shortest).mul_f64(fastrand::f64())

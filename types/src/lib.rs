@@ -1,24 +1,24 @@
-//! What the three programs send each other, and what they share on disk.
+//! The messages that the three programs exchange, and the files that they share on disk.
 //!
 //! - [`name`]: node and community names, checked when they are parsed.
-//! - [`view`]: what a node gets from the controller about itself and its peers.
+//! - [`view`]: the data about itself and its peers that a node gets from the controller.
 //! - [`api`]: bodies of the controller's HTTP API (`/v1`).
 //! - [`page`]: bodies about sessions of the operator's page.
 //! - [`agent_protocol`]: the protocol between plugin and agent, on the agent's unix socket.
 //! - [`shared_files`]: files below the state directory that plugin and agent share.
-//! - [`forwarding`]: whether we turned forwarding on, another such file.
-//! - [`durable`]: replacing a file so that a power cut does no harm.
+//! - [`forwarding`]: the file that records whether we turned forwarding on.
+//! - [`durable`]: replacement of a file that is safe against power cuts.
 //! - [`error`]: errors with their causes, in one line.
 //! - [`exposition`]: the text formats of metrics.
 //! - [`frame`]: frames in bincode, with a size limit and a version byte.
-//! - `jitter`: waits of random length, with the feature of this name.
-//! - [`network`]: whether one network contains or overlaps another, or has a meaning of its own.
+//! - `jitter`: waits of random length, only with the feature of this name.
+//! - [`network`]: whether one network contains or overlaps another, or has a special use.
 //! - [`pods`]: patterns for pods in configuration files.
 //! - [`pki`]: the names and usages in certificates.
 //! - [`token`]: the join token that brings a new node in.
 //!
-//! Nodes and controller ignore unknown keys in what they send each other, so that programs one
-//! minor version apart work together. Unknown keys in what the operator sends are refused.
+//! Nodes and controller ignore unknown keys in messages from each other, so that programs one minor
+//! version apart work together. They refuse unknown keys in input from the operator.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 

@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 
 /// Node label that carries a node's communities.
 pub const COMMUNITY_LABEL: &str = "fabedge/edge-community";
-/// Alias of [`COMMUNITY_LABEL`]. If a node has both, their union holds.
+/// Alias of [`COMMUNITY_LABEL`]. If a node has both, the union of their communities applies.
 pub const COMMUNITY_LABEL_ALIAS: &str = "bocloud.com/edge-community";
 
-/// Why a text is not a name.
+/// The reason why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Node names are DNS-1123 subdomains.
+    /// A node name must be a DNS-1123 subdomain.
     #[error(
         "node name {0:?} is not a DNS-1123 subdomain: use 1 to 253 characters of a-z, 0-9, '-' and '.', \
          each part beginning and ending with a letter or digit and at most 63 long"
     )]
     Node(String),
-    /// Community names are label values without `_`, which separates several communities.
+    /// A community name must be a label value without `_`, which separates several communities.
     #[error(
         "community {0:?} is not a name: use 1 to 63 characters of A-Z, a-z, 0-9, '-' and '.', \
          beginning and ending with a letter or digit ('_' separates several communities in one label)"
@@ -150,12 +150,12 @@ impl fmt::Display for Community {
 /// The communities of one node.
 pub type Communities = BTreeSet<Community>;
 
-/// Reads a label value: communities separated by `_`. An empty value has none.
+/// Reads a label value: communities separated by `_`. An empty value names none.
 pub fn communities_of_label(value: &str) -> Result<Communities, NameError> {
     value.split('_').filter(|part| !part.is_empty()).map(str::parse).collect()
 }
 
-/// Reads both labels of a node. If it has both, their union holds.
+/// Reads both labels of a node. If it has both, the union of their communities applies.
 pub fn communities_of_labels<'a>(
     labels: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<Communities, NameError> {

@@ -1,33 +1,33 @@
-//! Relations of two networks, which `ipnetwork` has for [`ipnetwork::Ipv4Network`] only, networks
-//! that have a meaning of their own on every host, names of bridges, and a limit.
+//! Relations of two networks, which `ipnetwork` supports only for [`ipnetwork::Ipv4Network`];
+//! networks with a special use on every host; names of bridges; and a limit.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-/// Whether every address of `inner` is in `outer`; a network contains itself. Networks of different
-/// families contain nothing of each other.
+/// Returns whether every address of `inner` is in `outer`. A network contains itself. Networks of
+/// different families never contain each other.
 #[must_use]
 pub fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
     outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }
 
-/// Whether the networks share an address. Networks of different families never do.
+/// Returns whether the networks share an address. Networks of different families never do.
 #[must_use]
 pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     contains(a, b) || contains(b, a)
 }
 
-/// Most addresses of the plugin's `resolversBehindTunnels` and the agent's
+/// Maximum number of addresses in the plugin's `resolversBehindTunnels` and the agent's
 /// `resolvers_behind_tunnels`. A host has two or three resolvers.
 pub const MAX_RESOLVERS_BEHIND_TUNNELS: usize = 16;
 
-/// What [`is_bridge_name`] expects, for error messages.
+/// The rules of [`is_bridge_name`], for error messages.
 pub const BRIDGE_NAME: &str = "expected 1 to 15 characters without '/', ':', '%' and blanks, and none of \".\", \"..\", \"all\", \"default\" and \"lo\"";
 
-/// Whether a bridge may have this name. The kernel has settings named "all" and "default", which
-/// are those of all interfaces.
+/// Returns whether a bridge may have this name. The names "all" and "default" are not allowed,
+/// since the kernel uses them for the settings of all interfaces.
 #[must_use]
 pub fn is_bridge_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
@@ -35,13 +35,14 @@ pub fn is_bridge_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%'))
 }
 
-/// Addresses that every host needs for itself or on its links (RFC 6890), so that neither pods nor
-/// Services can have them. Without multicast and link-local addresses IPv6 finds no neighbours.
+/// Addresses that every host needs for itself or on its links (RFC 6890), so neither pods nor
+/// Services can have them. For example, IPv6 neighbour discovery needs multicast and link-local
+/// addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpecialUse {
     /// The whole network.
     pub network: IpNetwork,
-    /// What its addresses are for.
+    /// The use of the addresses.
     pub what: &'static str,
 }
 
@@ -51,7 +52,7 @@ impl fmt::Display for SpecialUse {
     }
 }
 
-/// The first of these networks that shares an address with `network`.
+/// Returns the first of these networks that shares an address with `network`.
 #[must_use]
 pub fn special_use(network: &IpNetwork) -> Option<SpecialUse> {
     let v4 = |a, b, length, what| (IpAddr::from(Ipv4Addr::new(a, b, 0, 0)), length, what);

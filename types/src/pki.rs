@@ -1,9 +1,9 @@
 //! The names and usages in certificates.
 //!
-//! A node's certificate has the node's name as dNSName. It also has name and role as URI,
-//! `edge-cni://hub/NAME`, so that an edge's certificate never passes for a hub's. Nodes of every
-//! role have the extended key usages `id-kp-clientAuth` (towards the controller) and
-//! `id-kp-ipsecIKE` (RFC 4945 5.1.3.12). The controller has `id-kp-serverAuth` alone.
+//! A node's certificate has the node's name as dNSName. It also has a URI with role and name,
+//! `edge-cni://hub/NAME`, so that a peer cannot mistake an edge's certificate for a hub's. Nodes of
+//! every role have the extended key usages `id-kp-clientAuth` (towards the controller) and
+//! `id-kp-ipsecIKE` (RFC 4945 5.1.3.12). The controller has only `id-kp-serverAuth`.
 
 use crate::name::NodeName;
 use crate::view::Role;
@@ -17,12 +17,12 @@ pub const EKU_IPSEC_IKE_DER: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 3, 17];
 /// URI in a controller's certificate.
 pub const CONTROLLER_URI: &str = "edge-cni://controller";
 
-/// URI in a node's certificate.
+/// Returns the URI in a node's certificate.
 pub fn node_uri(role: Role, node: &NodeName) -> String {
     format!("edge-cni://{role}/{node}")
 }
 
-/// Reads a URI that [`node_uri`] made. `None`: it is not one.
+/// Reads a URI that [`node_uri`] made. `None`: the URI has another format.
 pub fn parse_node_uri(uri: &str) -> Option<(Role, NodeName)> {
     let (role, node) = uri.strip_prefix("edge-cni://")?.split_once('/')?;
     Some((role.parse().ok()?, node.parse().ok()?))

@@ -1,18 +1,17 @@
 //! Patterns for pods, in the plugin's `unfilteredPods` and the agent's `unfiltered_pods`, and the
 //! limits of their `lanToPods` and `lan_to_pods`, `serviceRanges` and `service_ranges`.
 
-/// Most networks from which hosts outside the cluster may reach pods. The plugin makes a
-/// rule of each, all in one message.
+/// Maximum number of networks from which hosts outside the cluster may reach pods. The plugin makes
+/// a rule for each, all in one message.
 pub const MAX_LAN_TO_PODS: usize = 128;
 
-/// Most ranges of Services. A cluster has one or two, and gets more if they are
-/// extended.
+/// Maximum number of ranges of Services. A cluster has one or two, and more if they are extended.
 pub const MAX_SERVICE_RANGES: usize = 64;
 
-/// The forms of patterns, for errors.
+/// The forms of patterns, for error messages.
 pub const EXPECTED: &str = "\"namespace/name\", \"namespace/beginning*\", or \"*\" for all pods";
 
-/// Whether a text is a pattern.
+/// Returns whether a text is a pattern.
 pub fn is_pattern(pattern: &str) -> bool {
     let beginning = pattern.strip_suffix('*').unwrap_or(pattern);
     let (namespace, name) = beginning.split_once('/').unwrap_or_default();
@@ -20,7 +19,8 @@ pub fn is_pattern(pattern: &str) -> bool {
     pattern == "*" || (whole && !beginning.contains('*') && !name.contains('/'))
 }
 
-/// Whether a pattern matches a pod, `namespace/name`. A pod without a name is matched only by `*`.
+/// Returns whether a pattern matches a pod, `namespace/name`. Only `*` matches a pod without a
+/// name.
 pub fn matches(pattern: &str, pod: Option<&str>) -> bool {
     match (pattern.strip_suffix('*'), pod) {
         (Some(""), _) => true,

@@ -1,19 +1,19 @@
-//! Files below the state directory (`/var/lib/edge-cni`) that plugin and agent share.
+//! Files below the state directory (`/var/lib/edge-cni`) that the plugin and the agent share.
 //!
-//! The agent writes [`SEGMENTS_FILE`], the plugin writes leases; both under an exclusive `flock` on
-//! [`LOCK_FILE`]. Both replace a file as a whole ([`crate::durable`]).
+//! The agent writes [`SEGMENTS_FILE`], and the plugin writes leases, both under an exclusive
+//! `flock` on [`LOCK_FILE`]. Both replace a file as a whole ([`crate::durable`]).
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 /// Default state directory.
 pub const STATE_DIR: &str = "/var/lib/edge-cni";
-/// A program that reads in order to write locks it exclusively.
+/// A program that reads files in order to change them locks this file exclusively.
 pub const LOCK_FILE: &str = "lock";
-/// Segments of this node, JSON ([`SegmentsFile`]). The agent writes it, or once the plugin from its
-/// configuration.
+/// Segments of this node, JSON ([`SegmentsFile`]). The agent writes it. Without an agent, the
+/// plugin writes it once from its configuration.
 pub const SEGMENTS_FILE: &str = "segments.json";
-/// Leases of pods, in the plugin's own format: a directory or file of this name.
+/// Leases of pods in the plugin's own format. A directory or a file with this name.
 pub const LEASES_FILE: &str = "leases";
 /// The agent's last view, JSON ([`crate::NodeView`]).
 pub const VIEW_FILE: &str = "view.json";
@@ -25,25 +25,25 @@ pub struct SegmentsFile {
     pub version: u32,
     /// Who provided the segments.
     pub source: SegmentsSource,
-    /// Segments in the order in which they were granted. Addresses come from the first one that has
-    /// a free one.
+    /// Segments in the order in which they were granted. Pods get addresses from the first segment
+    /// with a free address.
     pub segments: Vec<IpNetwork>,
     /// All ranges from which segments are cut in the whole cluster. The guard protects them.
     #[serde(default)]
     pub cluster_ranges: Vec<IpNetwork>,
-    /// MTU for pods, bytes. 0: the agent does not know it.
+    /// MTU for pods, bytes. 0 if the agent does not know it.
     #[serde(default)]
     pub mtu: u32,
-    /// On a hub: the cloud's networks that it fronts. The guard allows them beside the hub's own
-    /// segments.
+    /// On a hub: the cloud's networks that it fronts. The guard allows them in addition to the
+    /// hub's own segments.
     #[serde(default)]
     pub networks: Vec<IpNetwork>,
-    /// On an edge: the cloud's networks that hubs front, such as its service range. What a host
-    /// outside sends to them by routing through this node is for no published port.
+    /// On an edge: the cloud's networks that hubs front, such as its service range. Packets that an
+    /// outside host routes to them through this node are not for a published port.
     #[serde(default)]
     pub hub_networks: Vec<IpNetwork>,
     /// The bridge with a gateway in each segment, if the plugin wrote the file. A network of the
-    /// plugin with another bridge may have segments of its own.
+    /// plugin with another bridge may have its own segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
 }
@@ -54,13 +54,13 @@ pub struct SegmentsFile {
 pub enum SegmentsSource {
     /// The plugin, from `segments` in its configuration. The agent may overwrite it.
     Configuration,
-    /// The agent. From then on the plugin's `segments` are ignored.
+    /// The agent. Once the agent has written the file, the plugin's `segments` are ignored.
     Agent,
 }
 
-/// How many pods fit into a segment, at most `u64::MAX`. Pods do not get the network's address (in
-/// IPv6 the subnet-router anycast address, RFC 4291 2.6.1), the first host address, which is the
-/// bridge's, and in IPv4 the broadcast address.
+/// Returns the number of pods that fit into a segment, at most `u64::MAX`. Pods do not get the
+/// network's address (in IPv6 the subnet-router anycast address, RFC 4291 2.6.1), the first host
+/// address, which is the bridge's, and in IPv4 the broadcast address.
 pub fn pod_capacity(segment: &IpNetwork) -> u64 {
     let (bits, reserved) = match segment {
         IpNetwork::V4(segment) => (32 - segment.prefix(), 3),

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! - `ca`: SHA-256 of the DER SubjectPublicKeyInfo of the controller's CA. The controller sends the
-//!   certificates of all trusted CAs last in its TLS chain. A joining node looks there for the
-//!   certificate whose key has this hash and takes it as its only trust anchor. It verifies the
-//!   controller's certificate against it: the name in the controller's URL, extended key usage
+//!   certificates of all trusted CAs last in its TLS chain. A joining node searches the chain for
+//!   the certificate whose key has this hash and uses it as its only trust anchor. It then verifies
+//!   the controller's certificate: the name in the controller's URL, extended key usage
 //!   id-kp-serverAuth, and URI [`crate::pki::CONTROLLER_URI`]. Without such a chain the node does
 //!   not join and does not send the token's secret.
 //! - `role`, and `node` if the token is bound to one name, inform the node. The controller keeps
@@ -32,7 +32,7 @@ use crate::view::Role;
 /// The beginning of every token. The digit is the version of the layout.
 pub const PREFIX: &str = "ecni1.";
 
-/// Longest token that is read, bytes.
+/// Maximum size of a token that is read, bytes.
 const MAX_LENGTH: usize = 2048;
 
 /// A join token. `Debug` does not show the secret, and it is wiped when dropped.
@@ -40,9 +40,9 @@ const MAX_LENGTH: usize = 2048;
 pub struct JoinToken {
     /// SHA-256 of the DER SubjectPublicKeyInfo of the controller's CA.
     pub ca_hash: [u8; 32],
-    /// The role of a node that joins with it.
+    /// The role of a node that joins with the token.
     pub role: Role,
-    /// The only name that may join with it, if it is bound to one.
+    /// The only name that may join with the token, if it is bound to one.
     pub node: Option<NodeName>,
     /// Identifies the token in the operator's lists. It is not secret.
     pub id: String,
@@ -50,10 +50,10 @@ pub struct JoinToken {
     pub secret: Zeroizing<String>,
 }
 
-/// Why a text is not a join token. Holds no part of the text.
+/// The reason why a text is not a join token. Holds no part of the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseTokenError {
-    /// It does not begin with [`PREFIX`].
+    /// The text does not begin with [`PREFIX`].
     #[error("a join token begins with \"{PREFIX}\"; copy it whole from `edge-controller token create`")]
     Prefix,
     /// The text after the prefix cannot be decoded.
@@ -78,7 +78,7 @@ impl Drop for Body {
 }
 
 impl JoinToken {
-    /// The token's text.
+    /// Encodes the token as text.
     pub fn encode(&self) -> Zeroizing<String> {
         let body = Body {
             ca: URL_SAFE_NO_PAD.encode(self.ca_hash),
@@ -103,7 +103,7 @@ impl JoinToken {
 impl FromStr for JoinToken {
     type Err = ParseTokenError;
 
-    /// Reads a token. White space around it, such as a file's last newline, is ignored.
+    /// Reads a token. Leading and trailing white space, such as a file's last newline, is ignored.
     fn from_str(text: &str) -> Result<Self, ParseTokenError> {
         let body = text.trim().strip_prefix(PREFIX).ok_or(ParseTokenError::Prefix)?;
         if body.len() > MAX_LENGTH {

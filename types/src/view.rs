@@ -1,5 +1,5 @@
-//! A node's view: itself, and the peers that it may talk to. The controller sends it once as a
-//! whole, and then its changes.
+//! A node's view: the node itself, and the peers with which it may communicate. The controller
+//! sends it once as a whole, and then only changes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -116,8 +116,8 @@ pub struct ViewChange<P = SharedPeer> {
 }
 
 impl ViewChange {
-    /// Makes the new version of a view. `None`: the changes apply to another version than `view`
-    /// has.
+    /// Makes the new version of a view. `None`: the changes apply to a version other than that of
+    /// `view`.
     pub fn apply_to(self, view: NodeView) -> Option<NodeView> {
         if view.version != self.from {
             return None;
@@ -135,7 +135,8 @@ impl ViewChange {
     }
 }
 
-/// Up to so many changes are made in the list of peers itself. Each moves a part of the list.
+/// Maximum number of changes that are made within the list of peers. Each of them moves a part of
+/// the list. If there are more, the list is rebuilt.
 const FEW_CHANGES: usize = 64;
 
 /// Changes a list of peers that is in the order of their names.
@@ -281,14 +282,15 @@ impl schemars::JsonSchema for SharedPeer {
 }
 
 impl<P> NodeView<P> {
-    /// The networks that peers may reach here: our segments and, on a hub, the cloud's networks.
+    /// The networks that peers may reach on this node: our segments and, on a hub, the cloud's
+    /// networks.
     pub fn local_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.segments.iter().chain(&self.networks).copied()
     }
 }
 
 impl Peer {
-    /// The networks that may be reached at this peer, and from which its packets may come.
+    /// The networks that are reachable through this peer, and from which its packets may come.
     pub fn remote_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.segments.iter().chain(&self.networks).copied()
     }
@@ -349,7 +351,7 @@ mod tests {
             let gone: Vec<NodeName> = gone.iter().map(|number| name(*number).parse().unwrap()).collect();
             assert_eq!(change_in_place(all.clone(), put.clone(), &gone), change_all(all.clone(), put, &gone));
         }
-        // In any other order, and with a name twice, the list is put in order as well.
+        // A list in any other order, or with a name twice, is also put in order.
         let odd = view(4, vec![peer("c", 1), peer("a", 1), peer("c", 2)]);
         let change = ViewChange { from: 4, version: 5, own: None, put: vec![peer("b", 1)], gone: vec![] };
         assert_eq!(change.apply_to(odd).unwrap().peers, [peer("a", 1), peer("b", 1), peer("c", 2)]);

@@ -14,7 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The kernel refused, was silent, or could not be asked.
+    /// The kernel refused a request, did not answer it, or could not be reached.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
     /// Another program has a policy with this direction and selector. It stays, and ours was not
@@ -29,7 +29,7 @@ pub enum Error {
         /// The policy that is there.
         theirs: Box<InstalledPolicy>,
     },
-    /// An SA of that destination and SPI exists already.
+    /// An SA with this destination and SPI exists already.
     #[error("an SA to {id} exists already")]
     SaExists {
         /// Destination and SPI of the SA.
@@ -41,7 +41,7 @@ pub enum Error {
         /// Destination and SPI of the SA.
         id: SaId,
     },
-    /// The SA's reqid is outside our range, so another program owns it. It was left alone.
+    /// The SA's reqid is outside our range, so another program owns it. It was not changed.
     #[error("SA to {id} has reqid {reqid:#x}, which is not one of ours: left alone")]
     SaOfOther {
         /// Destination and SPI of the SA.
@@ -49,16 +49,16 @@ pub enum Error {
         /// Its reqid.
         reqid: u32,
     },
-    /// The policy is not tagged as ours, so another program owns it. It was left alone.
+    /// The policy is not tagged as ours, so another program owns it. It was not changed.
     #[error("policy {policy} is not one of ours: left alone")]
     PolicyOfOther {
         /// The policy that is there.
         policy: Box<InstalledPolicy>,
     },
-    /// One side is IPv4, the other IPv6.
+    /// One address or network is IPv4, the other IPv6.
     #[error(transparent)]
     MixedFamilies(#[from] MixedFamilies),
-    /// A key of the wrong length for its algorithm.
+    /// A key has the wrong length for its algorithm.
     #[error(transparent)]
     KeyLength(#[from] KeyLength),
     /// The kernel has no ESP or lacks the algorithm.
@@ -66,7 +66,7 @@ pub enum Error {
         "this kernel cannot do ESP with {algorithm}: {reason} (CONFIG_INET_ESP, CONFIG_INET6_ESP, the cipher's module)"
     )]
     Unsupported {
-        /// The algorithm asked for.
+        /// The requested algorithm.
         algorithm: &'static str,
         /// The kernel's reason.
         reason: String,
@@ -86,7 +86,7 @@ pub enum Error {
     /// Another program has an interface with the name of the guard's device.
     #[error("guard: {reason}")]
     GuardDevice {
-        /// What is in the way and what to do.
+        /// The conflict, and how to resolve it.
         reason: String,
     },
     /// A part of the guard could not be installed.
@@ -116,7 +116,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a notification socket lost messages: dump everything again.
+    /// Returns whether a notification socket lost messages. If so, dump all SAs and policies again.
     pub fn is_overrun(&self) -> bool {
         matches!(self, Error::Netlink(netlink::Error::Overrun))
     }
@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// Who prints an error with its causes would name it twice.
+    /// A program that prints an error with its causes would print such a cause twice.
     #[test]
     fn an_error_whose_text_has_the_cause_does_not_give_it_as_source_too() {
         let refused = || std::io::Error::from(std::io::ErrorKind::PermissionDenied);

@@ -1,10 +1,11 @@
 //! The kernel's IPsec (XFRM) over netlink: security associations, policies, and the kernel's
 //! notifications about them.
 //!
-//! Everything is synchronous and needs no runtime: each request is one system call or two. [`Xfrm`]
-//! holds the databases of SAs and policies. [`events::EventSocket`] reads what happens to them.
-//! [`reconcile`] compares what is wanted with what is there. [`guard`] keeps pods' packets from
-//! leaving in clear. [`netlink`] is the request socket below, also for other netlink protocols.
+//! All calls are synchronous and need no runtime: each request is one or two system calls. [`Xfrm`]
+//! holds the databases of SAs and policies. [`events::EventSocket`] reads changes to them.
+//! [`reconcile`] compares desired with existing SAs and policies. [`guard`] prevents pods' packets
+//! from leaving in clear. [`netlink`] is the underlying request socket, which also works with other
+//! netlink protocols.
 //!
 //! The crate never touches SAs and policies of other programs. Our SAs have a reqid from our own
 //! range ([`reqid`]). Our policies have a template with such a reqid; those without a template have
@@ -30,7 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! No key shows in `Debug`, an error or a log.
+//! No `Debug` output, error or log contains a key.
 
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

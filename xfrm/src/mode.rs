@@ -1,10 +1,11 @@
-//! What ESP protects: whole packets in a tunnel, or what packets between the two hosts carry.
+//! Tunnel and transport mode: ESP protects whole packets in a tunnel, or the payload of packets
+//! between the two hosts.
 
 use std::fmt;
 
 use netlink_packet_xfrm as nl;
 
-/// Mode of SAs and templates (RFC 4301 4.1). A policy uses only SAs of its template's mode.
+/// Mode of SAs and templates (RFC 4301 4.1). A policy uses only SAs with its template's mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Mode {
     /// Whole packets travel in ESP between the tunnel's ends.
@@ -23,7 +24,7 @@ impl Mode {
     }
 }
 
-/// As `ip xfrm` writes it.
+/// Uses the names of `ip xfrm`.
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

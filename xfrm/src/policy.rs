@@ -1,4 +1,4 @@
-//! Policies: those that we want, those that the kernel has, and their comparison.
+//! Policies: desired ones, those in the kernel, and their comparison.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,13 +10,13 @@ use crate::reqid::{Reqid, index_is_ours};
 use crate::selector::Selector;
 use crate::uapi;
 
-/// Where a packet meets a policy.
+/// The point at which the kernel applies a policy to a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Direction {
     /// Packets to this host.
     In = nl::XFRM_POLICY_IN,
-    /// Packets that leave this host, whether they begin here or are forwarded.
+    /// Packets that leave this host, whether they originate on this host or are forwarded.
     Out = nl::XFRM_POLICY_OUT,
     /// Packets that this host forwards, when they come in.
     Fwd = nl::XFRM_POLICY_FWD,
@@ -28,7 +28,7 @@ impl Direction {
             nl::XFRM_POLICY_IN => Some(Direction::In),
             nl::XFRM_POLICY_OUT => Some(Direction::Out),
             nl::XFRM_POLICY_FWD => Some(Direction::Fwd),
-            // 3 to 5 are policies of single sockets, which a dump shows too.
+            // 3 to 5 are policies of single sockets, which a dump also contains.
             _ => None,
         }
     }
@@ -44,25 +44,25 @@ impl fmt::Display for Direction {
     }
 }
 
-/// Priorities: the smallest number wins, in the kernel as here.
+/// Priorities. As in the kernel, the smallest number has the highest precedence.
 pub mod priority {
     use crate::selector::Selector;
 
-    /// First of the peers' priorities; see [`peer`].
+    /// The smallest number among the peers' priorities; see [`peer`].
     pub const PEER: u32 = 10_000;
-    /// Allows of the guard: own segments.
+    /// The guard's allows for own segments.
     pub const ALLOW: u32 = 20_000;
-    /// Peers whose selector has a side of prefix length 0. They are weaker than the allows of our
-    /// own segments, which they would otherwise hide.
+    /// Peers whose selector has a side of prefix length 0. Their precedence is lower than that of
+    /// the allows for our own segments, which they would otherwise override.
     pub const PEER_DEFAULT_ROUTE: u32 = 25_000;
-    /// Blocks of the guard, weaker than all our other policies.
+    /// The guard's blocks, with lower precedence than all our other policies.
     pub const BLOCK: u32 = 30_000;
 
-    /// Policies of one protocol are by so much stronger than those of any protocol.
+    /// The difference in priority between policies of one protocol and those of any protocol.
     const ONE_PROTOCOL: u32 = 1_000;
 
-    /// The priority of a peer's policy: the narrower its selector, the stronger. One of a single
-    /// protocol is stronger than all of any protocol.
+    /// Returns the priority of a peer's policy. A narrower selector has higher precedence. A policy
+    /// for a single protocol has higher precedence than all policies for any protocol.
     pub fn peer(selector: &Selector) -> u32 {
         let bits = |network: ipnetwork::IpNetwork| u32::from(network.prefix());
         let width = if selector.is_ipv4() { 64 } else { 256 };
@@ -73,50 +73,52 @@ pub mod priority {
     }
 }
 
-/// Which SAs protect the packets of a policy: those with this reqid. It never names an SPI, so that
-/// a rekey leaves policies alone.
+/// Selects the SAs that protect the packets of a policy, by their reqid. It does not contain an
+/// SPI, so that a rekey does not change policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Template {
-    /// Joins policy and SAs.
+    /// The reqid that links the policy to SAs.
     pub reqid: Reqid,
     /// Mode of the SAs.
     pub mode: Mode,
     /// Tunnel ends (source, destination) for `out`. `None` for `in` and `fwd`: the kernel then
-    /// accepts any, so that a peer that moves changes no policy there. `None` in transport mode:
-    /// the ends are the addresses of the packet.
+    /// accepts any, so a change of the peer's address does not change these policies. `None` in
+    /// transport mode: the ends are the addresses of the packet.
     pub outer: Option<(IpAddr, IpAddr)>,
 }
 
-/// What happens to the packets of a policy.
+/// The treatment of packets that match a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// By SAs: outgoing packets become ESP, incoming ones in clear are refused.
+    /// Protected by SAs: outgoing packets become ESP, and incoming packets in clear are refused.
     Protect(Template),
-    /// In clear, or by SAs in transport mode: packets that came through a tunnel are refused.
+    /// Allowed in clear, or protected by SAs in transport mode: packets that came through a tunnel
+    /// are refused.
     Allow,
-    /// Dropped, and counted as `XfrmInPolBlock`, `XfrmOutPolBlock`.
+    /// Dropped, and counted as `XfrmInPolBlock` or `XfrmOutPolBlock`.
     Block,
 }
 
-/// A policy that we want.
+/// A desired policy.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Policy {
-    /// Where a packet meets it.
+    /// The point at which the kernel applies the policy.
     pub direction: Direction,
-    /// Which packets it matches.
+    /// The packets that it matches.
     pub selector: Selector,
     /// Its priority; see [`priority`].
     pub priority: u32,
-    /// What happens to the packets.
+    /// The treatment of the packets.
     pub action: Action,
 }
 
-/// Identifies a policy. The kernel keeps one policy for each key, among those without mark and
-/// `if_id` like ours.
+/// Identifies a policy. Among policies without mark and `if_id`, such as ours, the kernel keeps one
+/// for each key.
 pub type PolicyKey = (Direction, Selector);
 
 impl Policy {
-    /// Sends traffic through the tunnel of `reqid` between the nodes `local` and `remote`.
+    /// Makes a policy that sends traffic through the tunnel of `reqid` between the nodes `local`
+    /// and `remote`.
     pub fn protect_out(selector: Selector, reqid: Reqid, local: IpAddr, remote: IpAddr) -> Self {
         let template = Template { reqid, mode: Mode::Tunnel, outer: Some((local, remote)) };
         Self {
@@ -127,31 +129,32 @@ impl Policy {
         }
     }
 
-    /// Accepts traffic from the tunnel of `reqid`, to this host (`in`) or through it (`fwd`).
-    /// `selector` is that of the packets: the source is at the peer.
+    /// Makes a policy that accepts traffic from the tunnel of `reqid`, to this host (`in`) or
+    /// through it (`fwd`). `selector` describes the packets themselves: the source is at the peer.
     pub fn protect_in(direction: Direction, selector: Selector, reqid: Reqid) -> Self {
         let template = Template { reqid, mode: Mode::Tunnel, outer: None };
         Self { direction, selector, priority: priority::peer(&selector), action: Action::Protect(template) }
     }
 
-    /// Protects packets between this host and a peer by the SAs of `reqid` in transport mode.
-    /// `selector` is that of the packets of this direction, between the addresses of the SAs.
+    /// Makes a policy that protects packets between this host and a peer by the SAs of `reqid` in
+    /// transport mode. `selector` describes the packets of this direction, between the addresses of
+    /// the SAs.
     pub fn protect_transport(direction: Direction, selector: Selector, reqid: Reqid) -> Self {
         let template = Template { reqid, mode: Mode::Transport, outer: None };
         Self { direction, selector, priority: priority::peer(&selector), action: Action::Protect(template) }
     }
 
-    /// An allow of the guard.
+    /// Makes an allow of the guard.
     pub fn allow(direction: Direction, selector: Selector) -> Self {
         Self { direction, selector, priority: priority::ALLOW, action: Action::Allow }
     }
 
-    /// A block of the guard.
+    /// Makes a block of the guard.
     pub fn block(direction: Direction, selector: Selector) -> Self {
         Self { direction, selector, priority: priority::BLOCK, action: Action::Block }
     }
 
-    /// The direction and selector by which the kernel tells policies apart.
+    /// The direction and selector by which the kernel distinguishes policies.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
@@ -180,7 +183,7 @@ impl Policy {
     }
 }
 
-/// A block has no SAs. Its template only says that it is ours.
+/// The template of a block, which has no SAs. It only marks the policy as ours.
 const BLOCK_TAG: Template = Template { reqid: Reqid::BLOCK, mode: Mode::Tunnel, outer: None };
 
 fn template_to_kernel(template: &Template, selector: &Selector) -> nl::UserTemplate {
@@ -193,14 +196,14 @@ fn template_to_kernel(template: &Template, selector: &Selector) -> nl::UserTempl
         mode: template.mode.to_kernel(),
         share: nl::XFRM_SHARE_ANY,
         optional: 0,
-        // Any algorithm: AEADs are outside these bit masks.
+        // Any algorithm. These bit masks do not cover AEADs.
         aalgos: u32::MAX,
         ealgos: u32::MAX,
         calgos: u32::MAX,
     }
 }
 
-/// A template in the kernel, of any program.
+/// A template in the kernel. It may belong to any program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstalledTemplate {
     /// Tunnel source. The unspecified address matches any.
@@ -215,28 +218,28 @@ pub struct InstalledTemplate {
     pub mode: u8,
     /// IP protocol; 50 is ESP.
     pub protocol: u8,
-    /// Whether packets may also come unprotected.
+    /// Whether unprotected packets are accepted as well.
     pub optional: bool,
     /// Whether any algorithm is accepted.
     pub any_algorithm: bool,
 }
 
-/// A policy in the kernel, of any program.
+/// A policy in the kernel. It may belong to any program.
 #[derive(Clone, PartialEq, Eq)]
 pub struct InstalledPolicy {
-    /// Where a packet meets it.
+    /// The point at which the kernel applies the policy.
     pub direction: Direction,
-    /// Which packets it matches.
+    /// The packets that it matches.
     pub selector: Selector,
-    /// Its priority; a lower number is matched first.
+    /// Priority. A lower number is matched first.
     pub priority: u32,
-    /// The kernel's number for it.
+    /// The kernel's number for the policy.
     pub index: u32,
-    /// Whether it drops packets.
+    /// Whether the policy drops packets.
     pub blocks: bool,
-    /// The SAs that packets need. A block of ours has one as a tag; an allow in clear has none.
+    /// The SAs that packets need. Our blocks have one template as a mark. Our allows have none.
     pub templates: Vec<InstalledTemplate>,
-    /// Mark and mask. 0/0: there is none.
+    /// Mark and mask. 0/0 means none.
     pub mark: (u32, u32),
     /// XFRM interface, 0 for none.
     pub if_id: u32,
@@ -245,7 +248,8 @@ pub struct InstalledPolicy {
 }
 
 impl InstalledPolicy {
-    /// Whether it is tagged as ours: by the reqid of its template or, without one, by its index.
+    /// Returns whether the policy is marked as ours: by the reqid of its template or, if it has no
+    /// template, by its index.
     pub fn is_ours(&self) -> bool {
         if self.mark != (0, 0) || self.if_id != 0 {
             return false;
@@ -256,18 +260,18 @@ impl InstalledPolicy {
         }
     }
 
-    /// The direction and selector by which the kernel tells policies apart.
+    /// The direction and selector by which the kernel distinguishes policies.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
 
-    /// Whether it shares the key space of our policies. Policies with a mark or an XFRM interface
-    /// exist beside them.
+    /// Returns whether it shares the key space of our policies. Policies with a mark or an XFRM
+    /// interface have a separate key space.
     pub fn shares_key_space(&self) -> bool {
         self.mark == (0, 0) && self.if_id == 0
     }
 
-    /// Whether it is exactly the wanted policy.
+    /// Returns whether it is exactly the wanted policy.
     pub fn matches(&self, wanted: &Policy) -> bool {
         let template = match wanted.action {
             Action::Allow => None,
@@ -300,7 +304,7 @@ impl InstalledPolicy {
             && self.flags == 0
     }
 
-    /// The wanted policy that this one fulfils, if it protects with this reqid.
+    /// Returns the desired policy that this one implements, if it protects with this reqid.
     pub(crate) fn to_policy(&self, reqid: Reqid) -> Option<Policy> {
         let [template] = self.templates.as_slice() else { return None };
         let (mode, outer) = match template.mode {
@@ -316,7 +320,7 @@ impl InstalledPolicy {
         self.matches(&policy).then_some(policy)
     }
 
-    /// `Ok(None)` for the policies of single sockets.
+    /// Reads a policy. `Ok(None)` for the policies of single sockets.
     pub(crate) fn decode(body: &[u8]) -> Result<Option<Self>, String> {
         let (fixed, rest) = uapi::split(body, nl::XFRM_USER_POLICY_INFO_LEN)?;
         let info = nl::UserPolicyInfo::parse(fixed).map_err(|error| error.to_string())?;
@@ -357,7 +361,7 @@ impl InstalledPolicy {
 
 impl InstalledTemplate {
     fn from_kernel(raw: &nl::UserTemplate) -> Self {
-        // A transport template may come without a family; it has no addresses then.
+        // A transport template may lack a family. In that case it has no addresses.
         let address =
             |address: &nl::Address| uapi::address(address, raw.family).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         Self {

@@ -1,53 +1,53 @@
-//! Ranges of reqids and policy indexes. They tell our SAs and policies from those of other
+//! Ranges of reqids and policy indexes. They distinguish our SAs and policies from those of other
 //! programs.
 
 use std::fmt;
 
-/// First reqid of ours. strongSwan counts up from 1 and libreswan from 16384, so neither reaches
-/// this range.
+/// First reqid of our range. strongSwan counts up from 1 and libreswan from 16384, so neither
+/// reaches this range.
 pub const FIRST_REQID: u32 = 0xEC00_0000;
-/// Last reqid of ours.
+/// Last reqid of our range.
 pub const LAST_REQID: u32 = 0xECFF_FFFF;
-/// How many tunnels may have a reqid. Reqids above them tag policies that have no SA.
+/// Maximum number of tunnels with a reqid. Reqids above theirs mark policies that have no SA.
 pub const TUNNELS: u32 = 0x00F0_0000;
 
-/// First policy index of ours. An allow has no template and so no reqid to recognize it by. It is
-/// installed under an index from this range instead: the kernel takes the caller's index if it is
-/// free (`xfrm_gen_index`), and counts its own up from 8.
+/// First policy index of our range. An allow has no template and therefore no reqid that marks it
+/// as ours. Its index from this range marks it instead: the kernel uses the caller's index if it is
+/// free (`xfrm_gen_index`), and counts its own indexes up from 8.
 pub const FIRST_INDEX: u32 = 0xEC00_0000;
-/// Last policy index of ours.
+/// Last policy index of our range.
 pub const LAST_INDEX: u32 = 0xECFF_FFFF;
 
-/// A request ID of ours. It joins policies, by their templates, to SAs.
+/// A request ID of ours. It links policies, by their templates, to SAs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reqid(u32);
 
 impl Reqid {
-    /// Tags blocks. No SA ever has it.
+    /// Marks blocks. No SA ever has it.
     pub const BLOCK: Reqid = Reqid(FIRST_REQID + TUNNELS);
 
-    /// Inbound SAs of all hubs, and the policies for what comes from hubs. Several hubs front the
-    /// same networks, and the kernel keeps one policy for packets from there.
+    /// Inbound SAs of all hubs, and the policies for packets from hubs. Several hubs front the same
+    /// networks, and the kernel keeps one policy for packets from these networks.
     pub const FROM_HUBS: Reqid = Reqid(FIRST_REQID + TUNNELS + 1);
 
-    /// The reqid of tunnel number `n`, below [`TUNNELS`]. Keep it as long as the peer exists,
-    /// across rekeys and moves.
+    /// The reqid of tunnel number `n`, below [`TUNNELS`]. A peer keeps it as long as it exists,
+    /// across rekeys and changes of address.
     pub const fn tunnel(n: u32) -> Option<Reqid> {
         if n < TUNNELS { Some(Reqid(FIRST_REQID + n)) } else { None }
     }
 
-    /// Checks a reqid that the kernel reported. `None`: it is another program's.
+    /// Checks a reqid that the kernel reported. `None`: it belongs to another program.
     pub const fn ours(raw: u32) -> Option<Reqid> {
         if raw >= FIRST_REQID && raw <= LAST_REQID { Some(Reqid(raw)) } else { None }
     }
 
-    /// The number of the tunnel. `None`: it is a tag.
+    /// The number of the tunnel. `None`: the reqid is only a mark.
     pub const fn tunnel_number(self) -> Option<u32> {
         let n = self.0 - FIRST_REQID;
         if n < TUNNELS { Some(n) } else { None }
     }
 
-    /// The kernel's value.
+    /// The value in the kernel.
     pub const fn raw(self) -> u32 {
         self.0
     }
@@ -65,7 +65,7 @@ impl fmt::Display for Reqid {
     }
 }
 
-/// Whether a policy index is from our range.
+/// Returns whether a policy index is in our range.
 pub(crate) const fn index_is_ours(index: u32) -> bool {
     index >= FIRST_INDEX && index <= LAST_INDEX
 }

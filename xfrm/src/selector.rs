@@ -1,4 +1,4 @@
-//! Which packets an SA or a policy matches.
+//! The selector: the packets that an SA or a policy matches.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use netlink_packet_xfrm as nl;
 
 use crate::uapi;
 
-/// One side is IPv4, the other IPv6.
+/// Error: one side is IPv4, the other IPv6.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{one} and {other} are of different address families")]
 pub struct MixedFamilies {
@@ -18,7 +18,8 @@ pub struct MixedFamilies {
     pub other: String,
 }
 
-/// A port and the bits of it that count (`xfrm_selector` in `linux/xfrm.h`). All zero: any port.
+/// A port and the mask of its significant bits (`xfrm_selector` in `linux/xfrm.h`). All zero: any
+/// port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PortMask {
     /// Value of the port.
@@ -38,7 +39,7 @@ impl PortMask {
 }
 
 /// Source and destination networks, protocol and ports. Within one direction the kernel keeps at
-/// most one policy for a selector, whatever its priority and owner, so the selector identifies a
+/// most one policy for a selector, regardless of priority and owner, so the selector identifies a
 /// policy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
@@ -52,8 +53,8 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Everything from one network to another. Host bits are cleared, since the kernel compares
-    /// selectors bit by bit.
+    /// Matches all packets from one network to another. Host bits are cleared, since the kernel
+    /// compares selectors bit by bit.
     pub fn new(source: IpNetwork, destination: IpNetwork) -> Result<Self, MixedFamilies> {
         if source.is_ipv4() != destination.is_ipv4() {
             return Err(MixedFamilies { one: source.to_string(), other: destination.to_string() });
@@ -69,7 +70,8 @@ impl Selector {
         })
     }
 
-    /// Narrows it to one IP protocol (6 TCP, 17 UDP, ...) and to ports. Protocol 0 matches any.
+    /// Narrows the selector to one IP protocol (6 TCP, 17 UDP, ...) and to ports. Protocol 0
+    /// matches any.
     #[must_use]
     pub fn with_protocol(mut self, protocol: u8, source_port: PortMask, destination_port: PortMask) -> Self {
         self.protocol = protocol;
@@ -78,7 +80,7 @@ impl Selector {
         self
     }
 
-    /// The same with source and destination exchanged.
+    /// The same selector with source and destination exchanged.
     #[must_use]
     pub fn reversed(self) -> Self {
         Self {
@@ -115,12 +117,12 @@ impl Selector {
         self.destination_port
     }
 
-    /// Whether it is IPv4.
+    /// Returns whether it is IPv4.
     pub fn is_ipv4(&self) -> bool {
         self.source.is_ipv4()
     }
 
-    /// Any to any of one family.
+    /// Matches all packets of one family.
     pub fn any(ipv4: bool) -> Self {
         let any = any_network(ipv4);
         Self {
@@ -156,7 +158,7 @@ impl Selector {
         }
     }
 
-    /// `None` if family or prefix length is invalid.
+    /// Reads a selector of the kernel. `None` if family or prefix length is invalid.
     pub(crate) fn from_kernel(raw: &nl::Selector) -> Option<Self> {
         let network = |address: &nl::Address, prefix: u8| {
             let ip = uapi::address(address, raw.family)?;

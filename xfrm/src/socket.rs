@@ -1,5 +1,5 @@
-//! Options of the UDP sockets on which IKE is spoken, and the filter of a netlink socket. The only
-//! module with `unsafe`: neither the standard library nor rustix has them.
+//! Options of the UDP sockets for IKE, and the filter of a netlink socket. This is the only module
+//! with `unsafe`: neither the standard library nor rustix supports these options.
 
 #![allow(unsafe_code)]
 
@@ -19,9 +19,9 @@ const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
 const IP_XFRM_POLICY: libc::c_int = 17;
 const IPV6_XFRM_POLICY: libc::c_int = 35;
 
-/// Lets this socket send and receive in clear whatever the policies say, so that IKE is neither put
-/// into the tunnel that it builds nor blocked. The kernel applies this to packets of the socket's
-/// own family: use one socket for each family, the IPv6 one with `IPV6_V6ONLY`. Needs
+/// Lets this socket send and receive in clear regardless of policies, so that IKE is neither
+/// blocked nor sent through the tunnel that it makes. The kernel applies this to packets of the
+/// socket's own family: use one socket for each family, the IPv6 one with `IPV6_V6ONLY`. Needs
 /// `CAP_NET_ADMIN`.
 pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
     for direction in [Direction::In, Direction::Out] {
@@ -44,7 +44,7 @@ pub fn decapsulate_esp(socket: &impl AsFd, on: bool) -> Result<()> {
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &kind.to_ne_bytes())
 }
 
-/// Lets only datagrams pass that have this byte at this offset (`SO_ATTACH_FILTER`, `socket(7)`).
+/// Accepts only datagrams with this byte at this offset (`SO_ATTACH_FILTER`, `socket(7)`).
 pub(crate) fn accept_byte(socket: &impl AsFd, offset: u32, byte: u8) -> Result<()> {
     let instruction = |code: u32, jump_false: u8, operand: u32| libc::sock_filter {
         code: code as u16,
@@ -78,7 +78,7 @@ pub(crate) fn accept_byte(socket: &impl AsFd, offset: u32, byte: u8) -> Result<(
     }
 }
 
-/// `struct xfrm_userpolicy_info` of an allow without template.
+/// Makes the `struct xfrm_userpolicy_info` of an allow without template.
 fn bypass_policy(direction: Direction, family: u16) -> Vec<u8> {
     let info = nl::UserPolicyInfo {
         selector: nl::Selector { family, ..nl::Selector::default() },

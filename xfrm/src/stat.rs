@@ -6,12 +6,12 @@ use crate::error::{Error, Result};
 
 const PATH: &str = "/proc/net/xfrm_stat";
 
-/// The counters of this thread's network namespace by the kernel's names, such as `XfrmInNoPols`,
-/// `XfrmInTmplMismatch`, `XfrmInPolBlock`, `XfrmOutPolBlock`, `XfrmInStateProtoError`. Newer
-/// kernels have more.
+/// Reads the counters of this thread's network namespace. The keys are the kernel's names, such as
+/// `XfrmInNoPols`, `XfrmInTmplMismatch`, `XfrmInPolBlock`, `XfrmOutPolBlock`,
+/// `XfrmInStateProtoError`. Newer kernels have more.
 pub fn read() -> Result<BTreeMap<String, u64>> {
-    // /proc/net shows the namespace of the process's first thread, /proc/thread-self/net that of
-    // this one.
+    // /proc/net shows the namespace of the process's first thread, while /proc/thread-self/net
+    // shows that of this one.
     let text = std::fs::read_to_string("/proc/thread-self/net/xfrm_stat")
         .map_err(|error| Error::Proc { path: PATH, reason: error.to_string() })?;
     parse(&text)

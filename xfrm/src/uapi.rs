@@ -1,6 +1,6 @@
-//! Reads the kernel's structures with every length checked first. `netlink-packet-xfrm` panics on a
+//! Reads the kernel's structures, and checks every length first. `netlink-packet-xfrm` panics on a
 //! body shorter than its fixed part and drops the attributes of some messages, so only its
-//! structures are used, never its messages' decoders.
+//! structures are used, not its decoders of messages.
 
 use std::net::IpAddr;
 
@@ -30,13 +30,13 @@ pub(crate) fn address(raw: &nl::Address, family: u16) -> Option<IpAddr> {
     }
 }
 
-/// Splits a body into its fixed part and what follows it.
+/// Splits a body into its fixed part and the rest.
 pub(crate) fn split(body: &[u8], fixed: usize) -> Result<(&[u8], &[u8]), String> {
     body.split_at_checked(fixed).ok_or_else(|| format!("{} bytes, at least {fixed} expected", body.len()))
 }
 
-/// Calls `take` with type and value of each attribute. A malformed attribute ends this with an
-/// error.
+/// Calls `take` with the type and value of each attribute. Returns an error at a malformed
+/// attribute.
 pub(crate) fn attributes<'a>(
     bytes: &'a [u8],
     mut take: impl FnMut(u16, &'a [u8]) -> Result<(), String>,
@@ -50,7 +50,7 @@ pub(crate) fn attributes<'a>(
     Ok(())
 }
 
-/// Reads an attribute that is one `u32` in host order.
+/// Reads an attribute that contains one `u32` in host byte order.
 pub(crate) fn u32_of(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_ne_bytes)
 }

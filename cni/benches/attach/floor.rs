@@ -1,5 +1,5 @@
-//! The floor: one process makes links, addresses and routes as the plugin does, by the same netlink
-//! requests. It leases nothing, writes nothing to disk, and has neither filter nor guard.
+//! The floor: one process makes links, addresses and routes with the same netlink requests as the
+//! plugin. It makes no leases, writes nothing to disk, and sets up neither filter nor guard.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -18,12 +18,12 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// The argument by which this program is the floor.
+/// The argument that makes this program run as the floor.
 pub(crate) const ARGUMENT: &str = "--floor";
 
 const BRIDGE: &str = "br0";
 
-/// Makes the bridge, which a later call finds.
+/// Makes the bridge, which later calls find.
 pub(crate) fn prepare(netns: &str) {
     for arguments in [
         "link add br0 type bridge",

@@ -1,5 +1,5 @@
-//! What a call of the plugin costs, beside bridge with host-local, and beside a floor: a program
-//! that makes the same links, addresses and routes, and nothing else.
+//! Measures the cost of a call of the plugin, compared with bridge and host-local, and with a
+//! floor: a program that makes the same links, addresses and routes, and nothing else.
 //!
 //! `cargo bench -p edge-cni --bench attach` prints a table and writes `target/bench/cni.json`. It
 //! needs root. The programs take turns in one run, each in a network namespace of its own; results
@@ -20,11 +20,11 @@ use interop_tests::netns;
 use program::{Host, Program, Usage};
 use report::{Goal, Report};
 
-/// Pods of one round, and how many are attached at once.
+/// Number of pods in one round, and number that are attached at once.
 const PODS: usize = 21;
 const AT_ONCE: usize = 50;
 
-/// Leases that are present in the cases `.../5000-leases`.
+/// Number of existing leases in the cases `.../5000-leases`.
 const LEASES: usize = 5000;
 
 fn main() -> ExitCode {
@@ -102,7 +102,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// One program on a host of its own, with what its calls used: ADD, CHECK, DEL.
+/// One program on its own host, with the usage of its calls: ADD, CHECK, DEL.
 struct Round<'a> {
     host: Host<'a>,
     used: [Vec<Usage>; 3],
@@ -138,7 +138,7 @@ fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
     rounds
 }
 
-/// `None` if the program does not have the verb.
+/// Returns the median of a value. `None` if the program does not have the verb.
 fn median(rounds: &[Round<'_>], program: &str, verb: usize, value: fn(&Usage) -> f64) -> Option<f64> {
     let round = rounds.iter().find(|round| round.host.program.name == program)?;
     let mut values: Vec<f64> = round.used.get(verb)?.iter().map(value).collect();

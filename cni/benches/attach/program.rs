@@ -19,12 +19,12 @@ pub(crate) const OURS: &str = "edge-cni";
 pub(crate) const STOCK: &str = "bridge+host-local";
 pub(crate) const FLOOR: &str = "floor";
 
-/// Where distributions and Kubernetes have bridge and host-local.
+/// The directories in which distributions and Kubernetes install bridge and host-local.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
 static HOSTS: AtomicU32 = AtomicU32::new(0);
 
-/// How long the memory of a call is looked at. It takes a fraction of that.
+/// How long a call's memory use is observed. The call takes a fraction of that.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A program that attaches pods.
@@ -34,20 +34,20 @@ pub(crate) struct Program {
     arguments: &'static [&'static str],
 }
 
-/// What a call used.
+/// The resources that a call used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
     /// Milliseconds.
     pub(crate) wall: f64,
-    /// Milliseconds of CPU time, with the programs that it started.
+    /// Milliseconds of CPU time, including the programs that it started.
     pub(crate) cpu: f64,
 }
 
-/// What calls at the same time used.
+/// The resources that simultaneous calls used.
 pub(crate) struct Burst {
     /// Milliseconds until the last one ended.
     pub(crate) wall: f64,
-    /// KiB of all together at the most, if cgroups say.
+    /// Peak memory of all calls together, KiB, if cgroups report it.
     pub(crate) memory: Option<f64>,
 }
 
@@ -81,15 +81,15 @@ impl Program {
         programs
     }
 
-    /// KiB.
+    /// Size of the program, KiB.
     pub(crate) fn size(&self) -> f64 {
         let size = |path: &Path| std::fs::metadata(path).expect("the program is there").len() as f64 / 1024.0;
-        // The bridge plugin runs host-local, so that counts too.
+        // The bridge plugin runs host-local, so its size counts too.
         let host_local = self.path.with_file_name("host-local");
         size(&self.path) + if self.name == STOCK { size(&host_local) } else { 0.0 }
     }
 
-    /// Median of the milliseconds from the start to the answer to VERSION.
+    /// Returns the median time from the start to the answer to VERSION, milliseconds.
     pub(crate) fn start(&self, times: usize) -> f64 {
         let mut walls: Vec<f64> = (0..times)
             .map(|_| {
@@ -113,7 +113,7 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// A host with this many leases of other pods, which are not attached.
+    /// Makes a host with this many leases of other pods, which are not attached.
     pub(crate) fn new(program: &'a Program, leases: usize, pods: usize) -> Self {
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
         let unique = format!("cni-bench-{}-{number}", std::process::id());
@@ -137,7 +137,7 @@ impl<'a> Host<'a> {
         usage
     }
 
-    /// `None` for the floor, which has no CHECK.
+    /// Runs CHECK. `None` for the floor, which has no CHECK.
     pub(crate) fn check(&self, pod: usize) -> Option<Usage> {
         let result = self.results.get(pod).filter(|_| self.program.name != FLOOR)?;
         Some(run(self.command("CHECK", pod), self.config(Some(result)).to_string().as_bytes()).0)
@@ -194,7 +194,7 @@ impl Drop for Host<'_> {
     }
 }
 
-/// Runs a call, which must succeed. Returns what it used, and its standard output.
+/// Runs a call, which must succeed. Returns its usage and its standard output.
 fn run(mut command: Command, input: &[u8]) -> (Usage, Vec<u8>) {
     let begin = Instant::now();
     let mut child = spawn(&mut command, input);
@@ -211,12 +211,12 @@ fn run(mut command: Command, input: &[u8]) -> (Usage, Vec<u8>) {
 fn spawn(command: &mut Command, input: &[u8]) -> Child {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
-    // It may end before it reads its input.
+    // The program may end before it reads its input.
     let _ = child.stdin.take().expect("a pipe").write_all(input);
     child
 }
 
-/// Waits for a child. Returns its status, and what it and its own children used.
+/// Waits for a child. Returns its status, and the usage of the child and its own children.
 fn wait(child: &Child) -> (i32, libc::rusage) {
     let mut status = 0;
     // SAFETY: rusage is plain data, for which zeroes are a value.
@@ -227,8 +227,8 @@ fn wait(child: &Child) -> (i32, libc::rusage) {
     (status, used)
 }
 
-/// KiB of an ADD at the most (`VmHWM`). Its output goes into a pipe that is full, so that the
-/// program waits at its end for as long as it is looked at.
+/// Returns the peak memory of an ADD, KiB (`VmHWM`). Its output goes into a full pipe, so that the
+/// program waits at its end while its memory is read.
 pub(crate) fn memory(program: &Program) -> f64 {
     let mut host = Host::new(program, 0, 2);
     host.add(0);
@@ -240,7 +240,7 @@ pub(crate) fn memory(program: &Program) -> f64 {
     command.stdin(Stdio::piped()).stdout(writer).stderr(Stdio::null());
     let mut child = command.spawn().expect("it starts");
     child.stdin.take().expect("a pipe").write_all(host.config(None).to_string().as_bytes()).expect("it reads");
-    // Its own end of the pipe.
+    // Closes the command's own end of the pipe.
     drop(command);
     let status = || std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
     let mut peak = 0.0;
@@ -277,7 +277,7 @@ struct Group {
 }
 
 impl Group {
-    /// `None` if this machine has no such cgroups, or we may not use them.
+    /// Enters a new cgroup. `None` if this machine has no such cgroups, or if we may not use them.
     fn enter() -> Option<Self> {
         let parent = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
             .map(PathBuf::from)
@@ -290,7 +290,7 @@ impl Group {
         Some(group)
     }
 
-    /// KiB at the most.
+    /// Peak memory, KiB.
     fn most(&self) -> Option<f64> {
         let read = |file: &str| std::fs::read_to_string(self.directory.join(file)).ok();
         let bytes = read("memory.max_usage_in_bytes").or_else(|| read("memory.peak"))?;
@@ -305,7 +305,7 @@ impl Drop for Group {
     }
 }
 
-/// A journal with leases of pods that are not attached.
+/// Writes a journal with leases of pods that are not attached.
 fn write_leases(directory: &Path, count: usize) {
     if count == 0 {
         return;
@@ -328,7 +328,7 @@ fn write_leases(directory: &Path, count: usize) {
     std::fs::write(directory.join("leases"), text).expect("the journal");
 }
 
-/// host-local's files for as many leases.
+/// Writes host-local's files for the same number of leases.
 fn write_host_local(directory: &Path, count: usize) {
     let network = directory.join("pods");
     std::fs::create_dir_all(&network).expect("host-local's directory");

@@ -11,7 +11,7 @@ pub(crate) struct Report {
     results: Vec<Value>,
 }
 
-/// The largest value that is wanted.
+/// The largest acceptable value.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
     None,
@@ -24,7 +24,7 @@ pub(crate) enum Goal {
 }
 
 impl Report {
-    /// Adds a case. `value` gives a program's value, if it has one.
+    /// Adds a case. `value` returns the value of a program, if it has one.
     pub(crate) fn add(&mut self, case: &str, unit: &str, value: impl Fn(&str) -> Option<f64>, goal: Goal) {
         let Some(ours) = value(OURS) else { return };
         let (stock, floor) = (value(STOCK), value(FLOOR));

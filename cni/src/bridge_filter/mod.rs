@@ -1,9 +1,9 @@
 //! The bridge's filter. A pod can send only with its own MAC address and its leased addresses.
 //!
 //! `table bridge edge-cni` is made once, in one nfnetlink transaction. After that, only elements of
-//! its sets change for each pod. No `nft` is needed.
+//! its sets change for each pod. The program `nft` is not needed.
 //!
-//! The module `table` has its sets, chains and rules.
+//! The module `table` contains its sets, chains and rules.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,14 +23,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-/// Most ports in one transaction. Their elements take about 80 KiB, well below the smallest send
-/// buffer.
+/// Maximum number of ports in one transaction. Their elements take about 80 KiB, well below the
+/// smallest send buffer.
 const PORTS_AT_ONCE: usize = 128;
 
-/// How many times a removal is tried again, if other processes remove elements at the same time.
+/// Maximum number of attempts to remove elements while other processes also remove some.
 const REMOVE_ATTEMPTS: usize = 8;
 
-/// What the kernel needs, for errors.
+/// The kernel features that are needed, for errors.
 const NEEDED: &str = "; the kernel needs nf_tables with the family bridge (CONFIG_NF_TABLES_BRIDGE), or attach pods without protection from each \
     other by \"unfilteredPods\": [\"*\"] in the plugin's configuration";
 
@@ -42,11 +42,11 @@ pub(crate) struct PodPort {
     /// The pod's MAC address.
     pub(crate) mac: Mac,
     pub(crate) addresses: Vec<IpAddr>,
-    /// Whether the operator has excepted the pod from the filter.
+    /// Whether the operator has exempted the pod from the filter.
     pub(crate) unfiltered: bool,
 }
 
-/// Keys of elements, by set.
+/// Keys of elements, grouped by set.
 type Elements = BTreeMap<FilterSet, Vec<Vec<u8>>>;
 
 /// Access to the table through a netlink socket.
@@ -81,7 +81,7 @@ impl Filter {
         Ok(true)
     }
 
-    /// The generation of the host's ruleset. Every change makes a new one.
+    /// Returns the generation of the host's ruleset. Every change increases it.
     pub(crate) fn generation(&mut self) -> Result<u32> {
         let answer: RawMessage = self
             .netlink
@@ -93,11 +93,11 @@ impl Filter {
     }
 
     /// Ensures that the table exists and contains these ports, which must be all attached ones.
-    /// Replaces a table of another version. A table of this version keeps its other elements. Only
-    /// one process may call this at a time. Returns false, and does nothing, if the ruleset is no
-    /// longer of this generation.
+    /// Replaces a table of another version. If the table has this version, its other elements stay.
+    /// Only one process may call this at a time. Returns false, and does nothing, if the ruleset no
+    /// longer has this generation.
     pub(crate) fn ensure(&mut self, ports: &[PodPort], generation: Option<u32>) -> Result<bool> {
-        // Looks for the table first, since `add` does nothing if there are no ports.
+        // Check that the table exists first, since `add` does nothing if there are no ports.
         if self.elements(FilterSet::Ports)?.is_some() && self.add(ports)? {
             return Ok(true);
         }
@@ -107,15 +107,15 @@ impl Filter {
         }
     }
 
-    /// Replaces the table by a new one with these ports, which must be all attached ones. Someone
-    /// may have changed the rules of the old one. Only one process may call this at a time. Returns
-    /// false, and does nothing, if the ruleset is no longer of this generation.
+    /// Replaces the table by a new one with these ports, which must be all attached ones. The rules
+    /// of the old table may have been changed by another program. Only one process may call this at
+    /// a time. Returns false, and does nothing, if the ruleset no longer has this generation.
     pub(crate) fn replace(&mut self, ports: &[PodPort], generation: Option<u32>) -> Result<bool> {
         unless_changed(self.create(ports, TABLE.delete_and_create().into(), generation))
     }
 
-    /// Fails if the next pod's elements could not be added; for STATUS. It changes nothing, since
-    /// the kernel rolls the attempt back.
+    /// Fails if the next pod's elements could not be added; STATUS calls it. It changes nothing,
+    /// since the kernel reverts the attempt.
     pub(crate) fn dry_run(&mut self) -> Result<()> {
         let (make, _) = TABLE.create();
         // A table that exists may belong to another program.
@@ -134,7 +134,7 @@ impl Filter {
         generation: Option<u32>,
     ) -> Result<(), netlink::Error> {
         messages.extend(content_messages());
-        // In the same transaction, so that attached pods are not cut off.
+        // The elements are in the same transaction, so that attached pods are not cut off.
         let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
         messages.extend(element_messages(&elements_of(first), Table::add_elements));
         let begin = generation.map_or_else(wire::begin, wire::begin_at);
@@ -156,7 +156,7 @@ impl Filter {
         Ok(keys.iter().map(|key| interface_of(key)).collect())
     }
 
-    /// Names of the ports of pods that are excepted.
+    /// Names of the ports of exempted pods.
     pub(crate) fn unfiltered(&mut self) -> Result<Vec<String>> {
         let keys = self.elements(FilterSet::Unfiltered)?.unwrap_or_default();
         Ok(keys.iter().map(|key| interface_of(key)).collect())
@@ -169,7 +169,7 @@ impl Filter {
         Ok(keys.iter().filter_map(|key| Some((interface_of(key), mac(key)?))).collect())
     }
 
-    /// Says which elements a port lacks, for CHECK. `None` if it has all.
+    /// Describes the elements that a port lacks, for CHECK. `None` if it lacks none.
     pub(crate) fn missing_for(&mut self, port: &PodPort) -> Result<Option<String>> {
         for (set, keys) in elements_of(std::slice::from_ref(port)) {
             let Some(present) = self.elements(set)? else {
@@ -202,7 +202,7 @@ impl Filter {
         ))
     }
 
-    /// The elements of the wanted ports, without duplicates.
+    /// Finds the elements of the wanted ports, without duplicates.
     fn find(&mut self, wanted: impl Fn(&str) -> bool) -> Result<Elements> {
         let mut elements = Elements::new();
         for set in FilterSet::ALL {
@@ -218,7 +218,7 @@ impl Filter {
         Ok(elements)
     }
 
-    /// The keys in a set. `None` if there is no table of this version.
+    /// Returns the keys in a set. `None` if there is no table of this version.
     fn elements(&mut self, set: FilterSet) -> Result<Option<Vec<Vec<u8>>>> {
         nftables::elements(&mut self.netlink, &TABLE, set.name())
             .map_err(|error| kernel_error("read the bridge's filter, `table bridge edge-cni`", &error))
@@ -236,7 +236,7 @@ fn content_messages() -> Vec<(RawMessage, u16)> {
     chains.chain(sets).chain(table::rules().iter().map(|rule| TABLE.new_rule(rule))).collect()
 }
 
-/// The elements of ports, as keys of the sets.
+/// Returns the elements of ports, as keys of the sets.
 fn elements_of(ports: &[PodPort]) -> Elements {
     let mut elements = Elements::new();
     let mut put = |set, parts: &[&[u8]]| elements.entry(set).or_default().push(parts.concat());
@@ -274,7 +274,7 @@ fn element_messages(
     each.map(|(set, some)| message(&TABLE, set, some)).collect()
 }
 
-/// Whether the table was made. False if the ruleset had changed.
+/// Returns whether the table was made. It was not if the ruleset had changed.
 fn unless_changed(made: Result<(), netlink::Error>) -> Result<bool> {
     match made {
         Ok(()) => Ok(true),

@@ -1,8 +1,9 @@
-//! The table's sets, chains and rules. `docs/cni.md` prints them as nft(8) does, and a test
-//! compares the two.
+//! The table's sets, chains and rules. `docs/cni.md` contains them in the format of nft(8), and a
+//! test compares the two.
 //!
 //! A rule does not match if one of its expressions cannot be loaded (`NFT_BREAK`), such as a port
-//! number that is not in this fragment. So rules accept, and the end of each chain drops.
+//! number that is not in this fragment. Therefore the rules accept packets, and the end of each
+//! chain drops the rest.
 
 use crate::nftables::expression::{Base, Comparison, Expression, Meta, Rule, Verdict};
 use crate::nftables::{self, BRIDGE, BaseChain, INTEGER, INTERFACE, IPV4, IPV6, MAC, Table};
@@ -10,15 +11,15 @@ use crate::nftables::{self, BRIDGE, BaseChain, INTEGER, INTERFACE, IPV4, IPV6, M
 /// The table.
 pub(super) const TABLE: Table = Table { family: BRIDGE, name: "edge-cni" };
 
-/// The names of the hosts' ends of pods begin with this.
+/// The prefix of the names of pods' host ends.
 pub(crate) const PORT_PREFIX: &str = "ecni";
 
 /// `enum nf_br_hook_priorities`, `NF_BR_PRI_FILTER_BRIDGED` (`linux/netfilter_bridge.h`): before
-/// br_netfilter hands a frame to iptables.
+/// br_netfilter passes a frame to iptables.
 const PRIORITY: i32 = -200;
 
-/// The register after an interface's name of 16 bytes, and the one after a MAC address that follows
-/// the name and takes two registers of 4 bytes.
+/// The register after an interface's name of 16 bytes, and the register after a MAC address that
+/// follows the name and takes two registers of 4 bytes.
 const SECOND: u32 = 2;
 const THIRD: u32 = 14;
 
@@ -27,11 +28,11 @@ const ICMP: u8 = 1;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
-/// Types of ICMP messages about a packet, of which they carry the beginning (RFC 792): destination
-/// unreachable, source quench, redirect, time exceeded, parameter problem.
+/// Types of ICMP messages that report an error about a packet and contain its beginning (RFC 792):
+/// destination unreachable, source quench, redirect, time exceeded, parameter problem.
 const ICMP_ERRORS: [u8; 5] = [3, 4, 5, 11, 12];
 
-/// The chains. A chain comes before the chains with rules that lead to it.
+/// The chains. A chain precedes the chains whose rules lead to it.
 pub(super) const CHAINS: [(&str, Option<BaseChain>); 10] = [
     ("pod-arp", None),
     ("source-ipv4", None),
@@ -59,11 +60,11 @@ pub(crate) enum FilterSet {
     Ipv4,
     /// Port, MAC address and IPv6 address, including the link-local one.
     Ipv6,
-    /// Port and an IPv6 address that the pod may advertise, and send errors about.
+    /// Port and an IPv6 address that the pod may advertise, and about which it may send errors.
     Targets,
-    /// Port and an IPv4 address that the pod may send errors about.
+    /// Port and an IPv4 address about which the pod may send errors.
     ErrorTargets,
-    /// Ports of pods that the operator has excepted.
+    /// Ports of pods that the operator has exempted.
     Unfiltered,
 }
 
@@ -71,7 +72,7 @@ impl FilterSet {
     pub(super) const ALL: [Self; 7] =
         [Self::Ports, Self::Macs, Self::Ipv4, Self::Ipv6, Self::Targets, Self::ErrorTargets, Self::Unfiltered];
 
-    /// The set's name. The version in [`FilterSet::Ports`] must be raised with every change of
+    /// The set's name. The version in [`FilterSet::Ports`] must be increased with every change of
     /// sets, chains or rules.
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -97,7 +98,7 @@ impl FilterSet {
         }
     }
 
-    /// The set as the message that makes it wants it.
+    /// Returns the set in the form of the message that makes it.
     pub(super) fn definition(self) -> nftables::Set {
         nftables::Set {
             name: self.name(),
@@ -114,7 +115,7 @@ impl FilterSet {
         self.types().iter().fold(0, |whole, part| whole << 6 | part)
     }
 
-    /// Bytes; each part takes a multiple of four.
+    /// Length of a key, bytes. Each part takes a multiple of four.
     pub(super) fn key_length(self) -> u32 {
         let length = |part: &u32| match *part {
             INTERFACE => 16,
@@ -127,8 +128,8 @@ impl FilterSet {
         self.types().iter().map(length).chain(integers).sum()
     }
 
-    /// Offset and length, in bits, of the parts of a packet that the integers are, from the
-    /// transport header on.
+    /// Offset and length, in bits from the transport header, of the packet parts that the integers
+    /// hold.
     const fn parts_of_packets(self) -> &'static [(u32, u32)] {
         match self {
             Self::Targets => &[(64, 64), (128, 64)],
@@ -137,16 +138,16 @@ impl FilterSet {
         }
     }
 
-    /// User data that nft(8) needs to show the set as it was written (libnftnl/udata.h,
+    /// Returns the user data that nft(8) needs to show the set as it was written (libnftnl/udata.h,
     /// set_udata_key_* in nft): the key's byte order, and for [`FilterSet::Targets`] and
     /// [`FilterSet::ErrorTargets`] that the key has the type of `iifname . @th,64,64 . @th,128,64`
     /// or `iifname . @th,192,32`. (nft before 1.0.8 has no `icmpv6 taddr`. Later releases show the
-    /// two halves as that.)
+    /// two halves in that form.)
     pub(super) fn user_data(self) -> Vec<u8> {
         let field = |kind: u8, value: &[u8]| [&[kind, value.len() as u8], value].concat();
         let number = |kind: u8, value: u32| field(kind, &value.to_ne_bytes());
-        // NFTNL_UDATA_SET_KEYBYTEORDER: an interface's name is in the host's, a concatenation has
-        // none.
+        // NFTNL_UDATA_SET_KEYBYTEORDER: an interface's name has the host's order, a concatenation
+        // has none.
         let order = number(0, u32::from(self == Self::Unfiltered));
         if self.parts_of_packets().is_empty() {
             return order;
@@ -167,7 +168,7 @@ impl FilterSet {
     }
 }
 
-/// The rules, in their order.
+/// The rules in order.
 pub(super) fn rules() -> Vec<Rule> {
     let accept = Expression::Verdict(Verdict::Accept);
     let mut rules = Vec::new();
@@ -175,7 +176,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rules.push(Rule { chain, expressions: parts.concat(), comment });
     };
     rule("prerouting", vec![from_port(), goto("pod")], None);
-    // With hairpin mode a pod's own broadcasts and flooded frames would come back to it.
+    // With hairpin mode a pod's own broadcasts and flooded frames would be sent back to it.
     rule("forward", vec![same_port(), not_for_us(), vec![Expression::Verdict(Verdict::Drop)]], None);
 
     rule("pod", vec![input_name(), in_set(FilterSet::Unfiltered), vec![accept.clone()]], None);
@@ -188,7 +189,7 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod", vec![ethertype(0x0806), goto("pod-arp")], None);
     rule("pod", vec![ethertype(0x0800), goto("pod-ipv4")], None);
     rule("pod", vec![ethertype(0x86dd), goto("pod-ipv6")], None);
-    // A VLAN's tag is an ethertype, too.
+    // A VLAN tag is also an ethertype.
     rule("pod", vec![count_and_drop()], Some("neither ARP nor IP"));
 
     // RFC 826: Ethernet and IPv4, with addresses of 6 and 4 octets. The sender's addresses must be
@@ -196,17 +197,18 @@ pub(super) fn rules() -> Vec<Rule> {
     let sender =
         [port_and(Base::Network, 8, 6), load_into_third(Base::Network, 14, 4), in_set(FilterSet::Ipv4)].concat();
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4]), sender, vec![accept.clone()]], None);
-    // RFC 5227 2.1.1: a probe comes from 0.0.0.0 and asks for the sender's own address.
+    // RFC 5227 2.1.1: a probe has the sender address 0.0.0.0 and asks for the sender's own address.
     let probe =
         [port_and(Base::Network, 8, 6), load_into_third(Base::Network, 24, 4), in_set(FilterSet::Ipv4)].concat();
     let from_nowhere = vec![payload(Base::Network, 14, 4), equals(&[0; 4])];
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4, 0, 1]), from_nowhere, probe, vec![accept.clone()]], None);
     rule("pod-arp", vec![count_and_drop()], Some("ARP sender"));
 
-    // Clients take answers from any source port. A pod may be a client.
+    // Clients accept answers from any source port, and a pod may be a client.
     rule("pod-ipv4", vec![layer4(UDP), transport(&[0, 67]), count_and_drop()], Some("DHCP server"));
     rule("pod-ipv4", vec![layer4(UDP), to_transport_port(68), count_and_drop()], Some("DHCP server"));
-    // With `route_localnet`, which portmap and kube-proxy set, the host would take it as its own.
+    // With `route_localnet`, which portmap and kube-proxy set, the host would accept such a packet
+    // as its own.
     let loopback = vec![protocol(0x0800), vec![payload(Base::Network, 16, 1), equals(&[127])], count_and_drop()];
     rule("pod-ipv4", loopback, Some("loopback address"));
     let igmp = vec![payload(Base::Network, 9, 1), equals(&[2])];
@@ -215,9 +217,9 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("pod-ipv4", vec![ethertype(0x0800), layer4(ICMP), transport(&[kind]), goto("errors-ipv4")], None);
     }
     rule("pod-ipv4", vec![goto("source-ipv4")], None);
-    // Who receives an error believes it whoever sent it, for example that the way to another node
-    // carries only small packets. A pod can know only of what was sent to it: the destination of
-    // the packet within (RFC 792) is the pod.
+    // The receiver of an error trusts any sender, for example about the MTU of the path to another
+    // node. A pod can only report errors about packets that were sent to it, so the destination of
+    // the packet within the error (RFC 792) must be the pod.
     let about_own = [port_and(Base::Transport, 24, 4), in_set(FilterSet::ErrorTargets)].concat();
     rule("errors-ipv4", vec![about_own, goto("source-ipv4")], None);
     rule("errors-ipv4", vec![count_and_drop()], Some("ICMP error about another's packet"));
@@ -270,13 +272,13 @@ fn same_port() -> Vec<Expression> {
 }
 
 /// `PACKET_HOST` (`linux/if_packet.h`) marks a frame that was sent to the bridge's own MAC address.
-/// Such a frame went to a Service and comes back from br_netfilter.
+/// Such a frame was sent to a Service, and br_netfilter returned it.
 fn not_for_us() -> Vec<Expression> {
     let kind = Expression::Meta { key: Meta::PacketType, register: 1 };
     vec![kind, Expression::Compare { operation: Comparison::NotEqual, value: vec![0] }]
 }
 
-/// The groups of bridge protocols, IEEE 802.1D table 7-10.
+/// Matches the groups of bridge protocols, IEEE 802.1D table 7-10.
 fn link_local_group() -> Vec<Expression> {
     let bound = |operation, last| Expression::Compare { operation, value: vec![0x01, 0x80, 0xc2, 0, 0, last] };
     vec![payload(Base::Link, 0, 6), bound(Comparison::AtLeast, 0), bound(Comparison::AtMost, 0x0f)]
@@ -286,7 +288,7 @@ fn ethertype(number: u16) -> Vec<Expression> {
     vec![payload(Base::Link, 12, 2), equals(&number.to_be_bytes())]
 }
 
-/// Matches the beginning of an ARP packet, in two steps.
+/// Matches the beginning of an ARP packet, in two parts.
 fn arp(first: &[u8], second: &[u8]) -> Vec<Expression> {
     let part = |offset, bytes: &[u8]| vec![payload(Base::Network, offset, bytes.len() as u32), equals(bytes)];
     [ethertype(0x0806), part(0, first), part(4, second)].concat()
@@ -301,12 +303,12 @@ fn layer4(number: u8) -> Vec<Expression> {
     vec![Expression::Meta { key: Meta::Layer4Protocol, register: 1 }, equals(&[number])]
 }
 
-/// Loads the first bytes after the IP header.
+/// Matches the first bytes after the IP header.
 fn transport(bytes: &[u8]) -> Vec<Expression> {
     vec![payload(Base::Transport, 0, bytes.len() as u32), equals(bytes)]
 }
 
-/// Loads the destination port.
+/// Matches the destination port.
 fn to_transport_port(number: u16) -> Vec<Expression> {
     vec![payload(Base::Transport, 2, 2), equals(&number.to_be_bytes())]
 }
@@ -320,7 +322,7 @@ fn icmpv6_error() -> Vec<Expression> {
     vec![payload(Base::Transport, 0, 1), Expression::Compare { operation: Comparison::AtMost, value: vec![127] }]
 }
 
-/// Loads the port's name and then bytes of the packet.
+/// Loads the port's name, then bytes of the packet.
 fn port_and(base: Base, offset: u32, length: u32) -> Vec<Expression> {
     [input_name(), vec![Expression::Payload { base, offset, length, register: SECOND }]].concat()
 }

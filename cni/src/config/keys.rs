@@ -1,6 +1,6 @@
-//! Which keys a configuration may have: our own, those of the specification and of runtimes, and
+//! The keys that a configuration may have: our own, those of the specification and of runtimes, and
 //! those of the bridge plugin. A key of a later specification must not stop a node's pods, but a
-//! misspelt key of ours must not be passed over.
+//! misspelt key of ours must not be ignored.
 
 use serde_json::{Map, Value};
 
@@ -31,7 +31,7 @@ pub(super) const OWN_KEYS: [&str; 21] = [
     "reserved",
 ];
 
-/// Keys that the specification or the runtime defines. They are for others, or for verbs that read
+/// Keys that the specification or the runtime defines. They are for other programs, or verbs read
 /// them elsewhere.
 const RUNTIME_KEYS: [&str; 13] = [
     "cniVersion",
@@ -49,11 +49,11 @@ const RUNTIME_KEYS: [&str; 13] = [
     "cni.dev/attachments",
 ];
 
-/// The bridge plugin's keys that ask for something that we do in any case, or that only change how
-/// it does something else. Their values do not matter.
+/// The bridge plugin's keys that request something that we always do, or that only change the way
+/// in which the bridge plugin does something else. Their values do not matter.
 const WITHOUT_EFFECT: [&str; 3] = ["forceAddress", "ipMasqBackend", "preserveDefaultVlan"];
 
-/// The bridge plugin's keys that are refused with a value that asks for something, and why.
+/// The bridge plugin's keys that are refused if their value requests something, with the reason.
 const REFUSED: [(&str, &str); 7] = [
     (
         "ipam",
@@ -84,8 +84,8 @@ const REFUSED: [(&str, &str); 7] = [
     ),
 ];
 
-/// Refuses keys with a meaning that we cannot give them, and keys that look like one of ours.
-/// Returns the other unknown keys, which have no effect.
+/// Refuses keys whose meaning we do not support, and keys that look like one of ours. Returns the
+/// other unknown keys, which have no effect.
 pub(super) fn unknown_keys(json: &Map<String, Value>) -> Result<Vec<String>> {
     let mut unknown = Vec::new();
     for (key, value) in json {
@@ -125,7 +125,7 @@ fn unsupported(message: String) -> Error {
     Error::new(Code::UnsupportedField, message)
 }
 
-/// Whether a value leaves a feature of the bridge plugin off.
+/// Returns whether a value leaves a feature of the bridge plugin off.
 fn asks_for_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -137,8 +137,8 @@ fn asks_for_nothing(value: &Value) -> bool {
     }
 }
 
-/// Whether a key is probably one of ours, misspelt: in other case or with other separators, or with
-/// one letter too many, missing or wrong.
+/// Returns whether a key is probably a misspelt key of ours: with different case or separators, or
+/// with one letter too many, missing or wrong.
 fn looks_like(key: &str, own: &str) -> bool {
     let letters = |text: &str| -> Vec<char> {
         text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).take(64).collect()
@@ -147,7 +147,7 @@ fn looks_like(key: &str, own: &str) -> bool {
     let same_beginning = key.iter().zip(&own).take_while(|(one, other)| one == other).count();
     let (key, own) = (key.get(same_beginning..).unwrap_or_default(), own.get(same_beginning..).unwrap_or_default());
     let rest = |letters: &[char]| letters.get(1..).unwrap_or_default().to_vec();
-    // `mtu` and `dns` are too short to tell a misspelling from another key.
+    // `mtu` and `dns` are too short to distinguish a misspelling from another key.
     let long = same_beginning + own.len() > 3;
     key == own
         || long

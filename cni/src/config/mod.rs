@@ -1,8 +1,8 @@
-//! The network configuration that the runtime hands over on standard input.
+//! The network configuration that the runtime passes on standard input.
 //!
-//! - `keys`: which keys it may have.
-//! - `segments`: the forms of a segment.
-//! - `state_dir`: which directory may hold the plugin's state.
+//! - `keys`: the keys that it may have.
+//! - `segments`: the formats of a segment.
+//! - `state_dir`: the check of the directory for the plugin's state.
 
 mod keys;
 mod segments;
@@ -27,23 +27,23 @@ use crate::requested_addresses::RequestedAddresses;
 use crate::reserved::Reserved;
 use crate::version::Version;
 
-/// Smallest MTU: IPv6 works with no less (RFC 8200 section 5).
+/// Minimum MTU, bytes. IPv6 needs at least this (RFC 8200 section 5).
 const MIN_MTU: u32 = 1280;
 
-/// The network's name if the configuration's is invalid and the verb does not need one.
+/// The network's name if the name in the configuration is invalid and the verb does not need it.
 const UNNAMED: &str = "unnamed";
 
-/// Longest name of a network, bytes. Each lease carries the name.
+/// Maximum length of a network's name, bytes. Each lease contains the name.
 const MAX_NAME: usize = 253;
 
-/// Most entries of `reserved`.
+/// Maximum number of entries of `reserved`.
 const MAX_RESERVED: usize = 256;
 
-/// Most entries of `clusterRanges`. The guard has three policies and a route for each, and every
-/// ADD compares them.
+/// Maximum number of entries of `clusterRanges`. The guard has three policies and a route for each,
+/// and every ADD compares them.
 const MAX_CLUSTER_RANGES: usize = 128;
 
-/// Most entries of `segments`.
+/// Maximum number of entries of `segments`.
 const MAX_SEGMENTS: usize = 128;
 
 /// A valid configuration.
@@ -58,11 +58,11 @@ pub(crate) struct Config {
     pub(crate) state_dir: PathBuf,
     /// Path of the agent's socket.
     pub(crate) agent_socket: PathBuf,
-    /// Ranges that packets must never reach or leave in clear.
+    /// Ranges that packets must never enter or leave in clear.
     pub(crate) cluster_ranges: Vec<IpNetwork>,
     /// The node's segments until the agent provides some.
     pub(crate) segments: Vec<IpNetwork>,
-    /// Addresses that no pod gets.
+    /// Addresses that are not given to pods.
     pub(crate) reserved: Reserved,
     /// MTU of pods' interfaces, bytes. Without it the agent's value applies, or else the kernel's.
     pub(crate) mtu: Option<u32>,
@@ -70,18 +70,19 @@ pub(crate) struct Config {
     pub(crate) low_water: u64,
     /// Copied into the result.
     pub(crate) dns: Option<Value>,
-    /// A file in the form of resolv.conf(5) from which the result's `dns` comes without the key
-    /// `dns`.
+    /// A file in the form of resolv.conf(5) from which the result's `dns` is taken if the key `dns`
+    /// is absent.
     pub(crate) resolv_conf: Option<PathBuf>,
     /// Patterns of pods that the bridge's filter does not restrict.
     pub(crate) unfiltered_pods: Vec<String>,
-    /// Sources outside the cluster that reach pods in clear.
+    /// Sources outside the cluster that may reach pods in clear.
     pub(crate) lan_to_pods: Vec<IpNetwork>,
-    /// Ranges of Services (ClusterIPs). What hosts outside send there is for no published port.
+    /// Ranges of Services (ClusterIPs). Packets that outside hosts send there are not for a
+    /// published port.
     pub(crate) service_ranges: Vec<IpNetwork>,
     /// Whether this host also forwards between its own networks if it forwards for pods alone.
     pub(crate) forward_others: bool,
-    /// Resolvers of this host that the cluster's ranges may hold.
+    /// Resolvers of this host that may be within the cluster's ranges.
     pub(crate) resolvers_behind_tunnels: Vec<IpAddr>,
     /// Whether the bridge sends a pod's packets back to it.
     pub(crate) hairpin_mode: bool,
@@ -95,9 +96,9 @@ pub(crate) struct Config {
     pub(crate) routes: Vec<PodRoute>,
     /// The result of an earlier plugin, or with CHECK the result of our own ADD.
     pub(crate) previous: Option<Value>,
-    /// What `runtimeConfig` and `args` request for the pod.
+    /// The addresses that `runtimeConfig` and `args` request for the pod.
     pub(crate) requested: RequestedAddresses,
-    /// The attachments that the runtime still has; for GC.
+    /// The attachments that the runtime still has, for GC.
     pub(crate) valid_attachments: Option<Value>,
     /// Keys that have no effect.
     unknown_keys: Vec<String>,
@@ -168,7 +169,7 @@ fn default_low_water() -> u64 {
     1
 }
 
-/// Reads the version alone, for errors about an otherwise unreadable configuration.
+/// Reads only the version, for errors about an otherwise unreadable configuration.
 pub(crate) fn version_of(json: &Map<String, Value>) -> Result<Version> {
     match json.get("cniVersion") {
         Some(Value::String(text)) => Version::parse(text),
@@ -241,9 +242,9 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads a configuration for a verb that needs only some keys. Other keys must not make it
-    /// fail: a runtime hands DEL the configuration of the ADD, which may come from another release.
-    /// Invalid other keys are reported on standard error and left out.
+    /// Reads a configuration for a verb that needs only some keys. Other keys must not cause a
+    /// failure: a runtime calls DEL with the configuration of the ADD, which may be for another
+    /// release. Other keys that are invalid are reported on standard error and ignored.
     pub(crate) fn lenient(json: Map<String, Value>, needed: &[&str]) -> Result<Self> {
         let error = match Self::from_object(json.clone()) {
             Ok(config) => return Ok(config),
@@ -332,7 +333,7 @@ impl Config {
         Ok(())
     }
 
-    /// Says on standard error which keys have no effect.
+    /// Reports on standard error which keys have no effect.
     pub(crate) fn report_unknown_keys(&self) {
         for key in &self.unknown_keys {
             eprintln!("edge-cni: the configuration's key {key:?} is not known and has no effect");
@@ -340,7 +341,7 @@ impl Config {
     }
 
     /// The MTU of pods' interfaces, bytes. `None` if neither the configuration nor the agent sets
-    /// it; then the kernel's default applies.
+    /// it, so that the kernel's default applies.
     pub(crate) fn pod_mtu(&self, segments: &SegmentsFile) -> Option<u32> {
         self.mtu.or((segments.mtu > 0).then_some(segments.mtu))
     }
@@ -350,14 +351,15 @@ impl Config {
         self.agent_socket.parent().unwrap_or(&self.state_dir)
     }
 
-    /// Whether the operator has excepted a pod, `namespace/name`, from the bridge's filter. `None`
-    /// asks for all pods.
+    /// Returns whether the operator has exempted a pod, `namespace/name`, from the bridge's filter.
+    /// `None` stands for all pods.
     pub(crate) fn excepts(&self, pod: Option<&str>) -> bool {
         self.unfiltered_pods.iter().any(|pattern| pods::matches(pattern, pod))
     }
 }
 
-/// The addresses of `reserved`, and those that segments leave out.
+/// Returns the addresses of `reserved`, and those that `rangeStart` and `rangeEnd` of segments
+/// exclude.
 fn reserved(raw: &RawConfig) -> Result<Reserved> {
     if raw.reserved.len() > MAX_RESERVED {
         return Err(invalid(format!("reserved has {} entries; expected at most {MAX_RESERVED}", raw.reserved.len())));
@@ -392,7 +394,7 @@ fn resolvers_behind_tunnels(raw: &RawConfig) -> Result<Vec<IpAddr>> {
 }
 
 /// Refuses segments that pods cannot use: too small for a gateway and a pod, too large for one
-/// node, special addresses, or an overlap. The error says what is wrong.
+/// node, with special addresses, or overlapping. The error describes the defect.
 pub(crate) fn check_segments(segments: &[IpNetwork]) -> Result<(), String> {
     for (index, segment) in segments.iter().enumerate() {
         let spare_bits = if segment.is_ipv4() { 32 } else { 128 } - segment.prefix();
@@ -412,7 +414,7 @@ pub(crate) fn check_segments(segments: &[IpNetwork]) -> Result<(), String> {
     Ok(())
 }
 
-/// The network with its host bits cleared.
+/// Returns the network with its host bits cleared.
 fn canonical(network: &IpNetwork) -> IpNetwork {
     IpNetwork::new(network.network(), network.prefix()).unwrap_or(*network)
 }

@@ -1,4 +1,5 @@
-//! The key `segments`: networks, or objects as host-local's `ranges` have them.
+//! The key `segments`. Each entry is a network, or an object in the format of host-local's
+//! `ranges`.
 
 use std::net::IpAddr;
 
@@ -17,7 +18,7 @@ pub(super) enum SegmentEntry {
     Range(HostLocalRange),
 }
 
-/// host-local's form.
+/// The format of host-local.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct HostLocalRange {
@@ -51,8 +52,8 @@ impl SegmentEntry {
         }
     }
 
-    /// What `rangeStart` and `rangeEnd` leave out. Fails if they do not fit the subnet, or if the
-    /// gateway is not the bridge's address.
+    /// Returns the addresses that `rangeStart` and `rangeEnd` exclude. Fails if they do not fit the
+    /// subnet, or if the gateway is not the bridge's address.
     pub(super) fn left_out(&self) -> Result<Vec<AddressRange>, String> {
         let Self::Range(range) = self else { return Ok(vec![]) };
         let subnet = &range.subnet;

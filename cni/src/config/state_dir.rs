@@ -1,8 +1,8 @@
-//! Which directory may hold the plugin's state.
+//! Checks the directory for the plugin's state.
 
 use std::path::{Component, Path};
 
-/// Directories of many programs.
+/// Directories that many programs use.
 const SHARED_DIRS: [&str; 24] = [
     "/",
     "/bin",
@@ -30,11 +30,11 @@ const SHARED_DIRS: [&str; 24] = [
     "/var/tmp",
 ];
 
-/// Where files are the kernel's.
+/// Directories whose files belong to the kernel.
 const KERNEL_DIRS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
-/// Refuses a state directory that other programs use, too. Names such as `lock` and `leases` would
-/// meet theirs, and the plugin would remove what it takes for its own.
+/// Refuses a state directory that other programs also use. File names such as `lock` and `leases`
+/// could collide with theirs, and the plugin would remove files that it believes to be its own.
 pub(super) fn check(directory: &Path) -> Result<(), String> {
     let expected = "expected a directory for the plugin alone, such as /var/lib/edge-cni";
     if directory.components().any(|part| part == Component::ParentDir) {

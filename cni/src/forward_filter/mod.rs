@@ -1,12 +1,12 @@
-//! Decides what this host forwards, by `table inet edge-cni-pods`, as long as the agent's own
-//! table, which does the same and more, does not exist: before the agent's first run on a boot,
-//! after `edge-agent down`, and without any agent. Hosts outside reach pods only by published ports
-//! or if they are in `lanToPods`. A host that forwards for pods alone forwards nothing between its
-//! own networks.
+//! Controls with `table inet edge-cni-pods` which packets this host forwards. It is used while the
+//! agent's own table, which does the same and more, does not exist: before the agent's first run on
+//! a boot, after `edge-agent down`, and without an agent. Outside hosts reach pods only through
+//! published ports, or if they are in `lanToPods`. A host that forwards only for pods does not
+//! forward between its own networks.
 //!
 //! The table is made once. An ADD checks that it exists and contains the pod's bridge.
 //!
-//! - `rules`: sets, chains and rules.
+//! - `rules`: the sets, chains and rules.
 
 mod rules;
 
@@ -25,14 +25,14 @@ use crate::segment;
 
 use rules::{BRIDGES, TABLE, TableContent};
 
-/// The agent's table. When the agent makes it, it deletes [`TABLE`].
+/// The agent's table. The agent deletes [`TABLE`] when it makes its own.
 const AGENTS_TABLE: Table = Table { family: INET, name: "edge-cni" };
 
 const NEEDED: &str = "; the kernel needs nf_tables with the family inet, connection tracking and routes (CONFIG_NF_TABLES_INET, CONFIG_NFT_CT), \
     or let everybody outside reach pods, and this host's other networks through it, by \"lanToPods\": [\"0.0.0.0/0\", \"::/0\"] and \"forwardOthers\": \
     true in the plugin's configuration";
 
-/// The record of whether this host forwards for pods alone.
+/// The record of whether this host forwards only for pods.
 pub(crate) fn forwarding(config: &Config) -> Forwarding {
     Forwarding::new(&config.state_dir, config.run_dir())
 }
@@ -52,7 +52,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         return Ok(());
     }
     let content = content(links, config, segments, isolated(config))?;
-    // The kernel refuses the addition if the table is of another release, or has networks that
+    // The kernel refuses the addition if another release made the table, or if it has networks that
     // overlap ours.
     let add_or_replace = |netlink: &mut Netlink| {
         transact(netlink, rules::add_bridge(&config.bridge, &segments.segments))
@@ -61,7 +61,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     match present {
         Some(_) => add_or_replace(&mut netlink),
         None => match fill(vec![TABLE.create()], &content, |messages| transact(&mut netlink, messages)) {
-            // Another ADD was quicker, or the table is of another release.
+            // Another ADD made the table first, or another release made it.
             Err(error) if error.errno() == Some(libc::EEXIST) => add_or_replace(&mut netlink),
             made => made,
         },
@@ -71,8 +71,8 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
 }
 
 /// Replaces the table by one that follows the present configuration. Removes it if it is not
-/// needed: there is neither a pods' bridge to close nor a network of this host, or the agent's
-/// table exists.
+/// needed, because there is neither a pods' bridge nor a network of this host to protect, or
+/// because the agent's table exists.
 pub(crate) fn recreate(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
     let mut netlink = open()?;
     if exists(&mut netlink, &AGENTS_TABLE)? {
@@ -82,8 +82,8 @@ pub(crate) fn recreate(links: &mut Links, config: &Config, segments: &SegmentsFi
     remove_if_agent_has_its_own(&mut netlink)
 }
 
-/// As [`recreate`], but also while the agent's table exists, which is about to be removed. Returns
-/// whether the table is needed and was made.
+/// Does the same as [`recreate`], even while the agent's table exists, which is about to be
+/// removed. Returns whether the table is needed and was made.
 pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<bool> {
     let mut netlink = open()?;
     let isolated = isolated(config);
@@ -97,8 +97,8 @@ pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segment
     Ok(true)
 }
 
-/// Says that the table, or the configured bridge in it, is missing. `None` if it is in place or not
-/// needed.
+/// Reports that the table, or the configured bridge in it, is missing. `None` if it is in place or
+/// not needed.
 pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option<String>> {
     if all_sources_are_allowed(config, segments) && isolated(config) == [false; 2] {
         return Ok(None);
@@ -113,10 +113,10 @@ pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option
         .then(|| format!("{TABLE}, which keeps hosts outside from pods, is missing, or has lost {}", config.bridge)))
 }
 
-/// Fails if the table cannot be made; for STATUS. It changes nothing, since the kernel rolls the
-/// attempt back.
+/// Fails if the table cannot be made; STATUS calls it. It changes nothing, since the kernel reverts
+/// the attempt.
 pub(crate) fn dry_run(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {
-    // The next ADD may be the one that turns forwarding on.
+    // The next ADD may be the one that turns forwarding on, so assume that it does.
     let isolated = [!config.forward_others; 2];
     let needed = |segments: &&SegmentsFile| !all_sources_are_allowed(config, segments) || !config.forward_others;
     let Some(segments) = segments.filter(needed) else { return Ok(()) };
@@ -131,20 +131,20 @@ pub(crate) fn dry_run(links: &mut Links, config: &Config, segments: Option<&Segm
     tried.map_err(|error| kernel_error(&error))
 }
 
-/// Whether the operator lets all sources reach pods, in each family that pods have.
+/// Returns whether the operator lets all sources reach pods, in each family that pods have.
 fn all_sources_are_allowed(config: &Config, segments: &SegmentsFile) -> bool {
     let all = |ipv4| config.lan_to_pods.iter().any(|network| network.prefix() == 0 && network.is_ipv4() == ipv4);
     segment::families(&segments.segments).into_iter().all(|family| all(family == edge_types::api::Family::V4))
 }
 
-/// For IPv4 and IPv6: whether this host must not forward between its own networks, since it
-/// forwards for pods alone and the operator has not allowed it.
+/// Returns, for IPv4 and IPv6, whether this host must not forward between its own networks. This is
+/// the case if it forwards only for pods and the operator has not allowed more.
 fn isolated(config: &Config) -> [bool; 2] {
     if config.forward_others { [false; 2] } else { forwarding(config).ours() }
 }
 
-/// Removes the table if the agent has made its own meanwhile. Each makes its table before it looks
-/// for the other's, so one of them sees both.
+/// Removes the table if the agent has made its own meanwhile. Plugin and agent each make their
+/// table before they look for the other's, so at least one of them sees both.
 fn remove_if_agent_has_its_own(netlink: &mut Netlink) -> Result<()> {
     if exists(netlink, &AGENTS_TABLE)? { remove(netlink) } else { Ok(()) }
 }
@@ -172,8 +172,8 @@ fn transact(netlink: &mut Netlink, messages: Vec<(RawMessage, u16)>) -> Result<(
     netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, Some(wire::end()))
 }
 
-/// Makes the table with `table` and fills it. A kernel without the expression `fib` gets it without
-/// the rules that need it: those about IPVS.
+/// Makes the table with the messages `table` and fills it. On a kernel without the expression
+/// `fib`, the rules about IPVS, which need it, are left out.
 fn fill(
     table: Vec<(RawMessage, u16)>,
     content: &TableContent,
@@ -192,7 +192,7 @@ fn bridges(links: &mut Links) -> Result<Vec<String>> {
     Ok(links.all()?.into_iter().filter(bridge::is_ours).map(|link| link.name).collect())
 }
 
-/// What the table contains.
+/// Collects the table's content.
 fn content(links: &mut Links, config: &Config, segments: &SegmentsFile, isolated: [bool; 2]) -> Result<TableContent> {
     let all = links.all()?;
     let routes = links.default_routes()?;
@@ -203,7 +203,8 @@ fn content(links: &mut Links, config: &Config, segments: &SegmentsFile, isolated
     Ok(TableContent {
         own,
         bridges: all.iter().filter(|link| bridge::is_ours(link)).map(|link| link.name.clone()).collect(),
-        // Packets from networks that a hub fronts come over its LAN in clear, from cloud nodes.
+        // Packets from networks that a hub fronts arrive from cloud nodes over the hub's LAN in
+        // clear.
         sources: segments.networks.iter().chain(&config.lan_to_pods).copied().collect(),
         fronted: segments.networks.clone(),
         services: segments.hub_networks.iter().chain(&config.service_ranges).copied().collect(),

@@ -1,5 +1,5 @@
-//! The table's sets, chains and rules. `docs/cni.md` prints them as nft(8) does, and a test
-//! compares the two.
+//! The table's sets, chains and rules. `docs/cni.md` contains them in the format of nft(8), and a
+//! test compares the two.
 
 use std::net::IpAddr;
 
@@ -15,20 +15,20 @@ use crate::sort::sort_by;
 /// The table.
 pub(super) const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
 
-/// The set of the pods' bridges. Its version must be raised with every change of sets, chains or
+/// The set of the pods' bridges. Its version must be increased with every change of sets, chains or
 /// rules.
 pub(super) const BRIDGES: &str = "bridges-v3";
 
-/// The kinds of links of container runtimes, hypervisors and other CNIs. What is behind them
-/// reaches the outside.
+/// The kinds of links of container runtimes, hypervisors and other CNIs. Hosts behind such links
+/// may reach the outside.
 pub(super) const CONTAINER_KINDS: [&str; 6] = ["bridge", "dummy", "geneve", "netkit", "veth", "vxlan"];
 
 const KINDS: &str = "container-kinds";
-/// The links of these kinds that lead outside nevertheless.
+/// The links of these kinds that are uplinks all the same.
 const UPLINKS: &str = "uplinks";
 /// Networks of the pods, IPv4 and IPv6.
 const OWN: [&str; 2] = ["own4", "own6"];
-/// Addresses at which nothing is published, IPv4 and IPv6.
+/// Addresses without published ports, IPv4 and IPv6.
 const SERVICES: [&str; 2] = ["services4", "services6"];
 
 const PREROUTING: &str = "prerouting";
@@ -42,7 +42,7 @@ const SERVICES_HERE: &str = "services-here";
 const LOCAL: u32 = 2;
 
 /// `NF_INET_PRE_ROUTING` with the priority of the agent's chain: before connection tracking (-200),
-/// which restores the destinations of answers.
+/// which restores the destinations of reply packets.
 const PREROUTING_HOOK: BaseChain = BaseChain { hook: 0, priority: -300 };
 
 /// `NF_INET_LOCAL_IN`, before IPVS (98).
@@ -54,32 +54,32 @@ const FORWARD_HOOK: BaseChain = BaseChain { hook: 2, priority: -150 };
 
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
 const NFPROTO: [u8; 2] = [2, 10];
-/// `NF_CT_STATE_BIT` of `IP_CT_ESTABLISHED` and `IP_CT_RELATED`
+/// `NF_CT_STATE_BIT` for `IP_CT_ESTABLISHED` and `IP_CT_RELATED`
 /// (`linux/netfilter/nf_conntrack_common.h`).
 const ESTABLISHED: u32 = 1 << 1;
 const RELATED: u32 = 1 << 2;
-/// `IPS_DST_NAT`, `IP_CT_DIR_ORIGINAL` and `IP_CT_DIR_REPLY` there.
+/// `IPS_DST_NAT`, `IP_CT_DIR_ORIGINAL` and `IP_CT_DIR_REPLY` (same header).
 const DST_NAT: u32 = 1 << 5;
 const ORIGINAL: u8 = 0;
 const REPLY: u8 = 1;
 
-/// What the table contains.
+/// The content of the table.
 #[derive(Debug)]
 pub(super) struct TableContent {
     /// Names of the pods' bridges, of all networks of the plugin.
     pub(super) bridges: Vec<String>,
     /// Networks of the pods.
     pub(super) own: Vec<IpNetwork>,
-    /// Sources outside that reach pods.
+    /// Outside sources that may reach pods.
     pub(super) sources: Vec<IpNetwork>,
     /// The cloud's networks, if this host is a hub.
     pub(super) fronted: Vec<IpNetwork>,
-    /// Networks without published addresses. Redirected connections to them are dropped, unless
-    /// pods or these sources began them.
+    /// Networks without published addresses. Redirected connections to them are dropped unless pods
+    /// or `sources` began them.
     pub(super) services: Vec<IpNetwork>,
-    /// For IPv4 and IPv6: whether this host does not forward between its own networks.
+    /// For IPv4 and IPv6: whether this host must not forward between its own networks.
     pub(super) isolated: [bool; 2],
-    /// Links of [`CONTAINER_KINDS`] that lead outside nevertheless.
+    /// Links of [`CONTAINER_KINDS`] that are uplinks all the same.
     pub(super) uplinks: Vec<Uplink>,
 }
 
@@ -130,10 +130,11 @@ impl TableContent {
         messages
     }
 
-    /// The rules about calls of Services that this host would pass on to a pod from itself, so that
-    /// they never pass `forward`: those that are redirected to a proxy on this host (EdgeMesh),
-    /// and, with `fib`, those to addresses that IPVS has put on a link of this host (kube-ipvs0).
-    /// An address of the link on which the packet came is the host's own.
+    /// Returns the rules about connections to Services that this host itself would relay to a pod,
+    /// so that they do not pass the chain `forward`. These are connections that are redirected to a
+    /// proxy on this host (EdgeMesh) and, with `fib`, connections to addresses that IPVS has put on
+    /// a link of this host (kube-ipvs0). An address of the link on which the packet arrived is the
+    /// host's own.
     fn rules_of_services_here(&self, fib: bool) -> Vec<Rule> {
         let accepted = vec![Expression::Verdict(Verdict::Accept)];
         let mut rules: Vec<Vec<Expression>> = vec![
@@ -144,7 +145,7 @@ impl TableContent {
         rules.extend(self.sources.iter().map(source_in));
         rules.iter_mut().for_each(|rule| rule.extend(accepted.clone()));
         for (set, ipv4) in SERVICES.into_iter().zip([true, false]) {
-            // Answers to processes of this host that call a Service outside are redirected, too.
+            // Replies to processes of this host that use an outside Service are redirected as well.
             let from_clients = vec![Expression::Conntrack(ConntrackKey::Direction), equals(&[ORIGINAL])];
             let sent_to = vec![Expression::OriginalDestination { ipv4 }, Expression::Lookup { set, inverted: false }];
             let drop = vec![Expression::Counter, Expression::Verdict(Verdict::Drop)];
@@ -168,8 +169,8 @@ impl TableContent {
         rules.into_iter().map(rule).collect()
     }
 
-    /// The rules, in their order. They are those of the agent's chains `forward`, `to-pods` and
-    /// `between-uplinks` that need no view.
+    /// Returns the rules in order. They are the rules of the agent's chains `forward`, `to-pods`
+    /// and `between-uplinks` that need no view.
     fn rules(&self, isolates: bool) -> Vec<Rule> {
         let accept = || vec![Expression::Verdict(Verdict::Accept)];
         let goto = |chain| vec![Expression::Verdict(Verdict::Goto(chain))];
@@ -183,7 +184,7 @@ impl TableContent {
         for (family, _) in NFPROTO.iter().zip(self.isolated).filter(|(_, isolated)| *isolated) {
             rule(FORWARD, vec![vec![meta(Meta::NetfilterProtocol), equals(&[*family])], goto(BETWEEN_UPLINKS)]);
         }
-        // What is published has another address than a Service's own one.
+        // A published address differs from a Service's own address.
         for (set, ipv4) in SERVICES.into_iter().zip([true, false]) {
             let sent_to = vec![Expression::OriginalDestination { ipv4 }, Expression::Lookup { set, inverted: false }];
             rule(REDIRECTED, vec![sent_to, drop()]);
@@ -191,14 +192,15 @@ impl TableContent {
         rule(REDIRECTED, vec![accept()]);
 
         for chain in [TO_PODS, BETWEEN_UPLINKS].into_iter().take(1 + usize::from(isolates)) {
-            // Answers only. What the client of a connection sends is not accepted, since the
+            // Only replies are accepted. Packets of a connection's client are not, since the
             // connection may be older than the table.
             let answers = vec![Expression::Conntrack(ConntrackKey::Direction), equals(&[REPLY])];
             rule(chain, vec![connection(ConntrackKey::State, ESTABLISHED), answers, accept()]);
             rule(chain, vec![connection(ConntrackKey::State, RELATED), accept()]);
-            // From a tunnel; the policies have accepted it.
+            // The packet came from a tunnel, and the policies have accepted it.
             rule(chain, vec![vec![meta(Meta::SecurityPath), equals(&[1])], accept()]);
-            // In `to-pods` these are packets between pods, which pass this hook with br_netfilter.
+            // In `to-pods` these are packets between pods, which reach this hook because of
+            // br_netfilter.
             rule(chain, vec![bridge(Meta::InputName), accept()]);
         }
         for source in &self.sources {
@@ -214,12 +216,13 @@ impl TableContent {
                 [of_kind, leads_inside].concat()
             };
             rule(BETWEEN_UPLINKS, vec![of_containers(Meta::InputKind, Meta::InputName), accept()]);
-            // These pods are of another CNI, which decides who reaches them.
+            // These pods belong to another CNI, which decides who may reach them.
             for network in &self.fronted {
                 let to_pods = of_containers(Meta::OutputKind, Meta::OutputName);
                 rule(BETWEEN_UPLINKS, vec![address_in(network, Address::Destination), to_pods, accept()]);
             }
-            // With br_netfilter, packets that a bridge only bridges pass this hook.
+            // With br_netfilter, packets that a bridge forwards between its ports also reach this
+            // hook.
             for uplink in self.uplinks.iter().filter(|uplink| uplink.is_bridge) {
                 let over = |key| vec![meta(key), equals(&interface_key(&uplink.name))];
                 rule(BETWEEN_UPLINKS, vec![over(Meta::InputName), over(Meta::OutputName), accept()]);
@@ -231,10 +234,11 @@ impl TableContent {
     }
 }
 
-/// The rules about sources and destinations that no other host has. First loopback addresses,
-/// 127.0.0.0/8, on packets of other hosts and pods: the kernel drops these packets itself, unless
-/// portmap or kube-proxy has set `route_localnet`, and those with `::1` in any case. Then sources
-/// of pods on packets that did not come from a pods' bridge.
+/// Returns the rules about sources and destinations that no other host may use. The first ones are
+/// about loopback addresses, 127.0.0.0/8, in packets of other hosts and pods. The kernel itself
+/// drops such packets unless portmap or kube-proxy has set `route_localnet`, and it always drops
+/// packets with `::1`. The other ones are about source addresses of pods in packets that did not
+/// come from a pods' bridge.
 fn rules_of_prerouting() -> Vec<Rule> {
     let [ipv4, _] = NFPROTO;
     let mut rules =
@@ -251,7 +255,8 @@ fn rules_of_prerouting() -> Vec<Rule> {
     }
     let from_bridge = Expression::Lookup { set: BRIDGES, inverted: false };
     rules.push(vec![meta(Meta::InputName), from_bridge, Expression::Verdict(Verdict::Accept)]);
-    // A former segment may belong to another node by now, and policies have judged the packet.
+    // A former segment may belong to another node by now, and the policies have accepted the
+    // packet.
     rules.push(vec![meta(Meta::SecurityPath), equals(&[1]), Expression::Verdict(Verdict::Accept)]);
     for ((set, family), (offset, length)) in OWN.into_iter().zip(NFPROTO).zip([(12, 4), (8, 16)]) {
         rules.push(vec![
@@ -270,12 +275,12 @@ fn rules_of_prerouting() -> Vec<Rule> {
 const HOST_ENDIAN: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 
-/// `NFTNL_UDATA_SET_KEYBYTEORDER` (libnftnl/udata.h), by which nft(8) shows the keys.
+/// `NFTNL_UDATA_SET_KEYBYTEORDER` (libnftnl/udata.h), which nft(8) needs to show the keys.
 fn byte_order(order: u32) -> Vec<u8> {
     [&[0, 4][..], &order.to_ne_bytes()].concat()
 }
 
-/// A set of interfaces' names. Kinds of links have the same type.
+/// Makes a set of interface names. Kinds of links have the same type.
 fn interfaces(name: &'static str, id: u32) -> Set {
     let user_data = byte_order(HOST_ENDIAN);
     Set { name, id, key_type: INTERFACE, key_length: IFNAMSIZ as u32, intervals: false, user_data }
@@ -302,8 +307,8 @@ fn add_networks(sets: [&str; 2], networks: &[IpNetwork]) -> Vec<(RawMessage, u16
     messages
 }
 
-/// The networks as intervals that do not overlap, in order: the first address and the one after the
-/// last.
+/// Returns the networks as sorted intervals that do not overlap. Each has its first address and the
+/// address after its last.
 fn intervals<'a>(networks: impl Iterator<Item = &'a IpNetwork>) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
     let mut networks: Vec<&IpNetwork> = networks.collect();
     sort_by(&mut networks, |one, other| (one.network(), one.prefix()) < (other.network(), other.prefix()));

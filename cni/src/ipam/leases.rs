@@ -10,21 +10,21 @@ use crate::mac::Mac;
 use crate::request::Attachment;
 use crate::sort::sort_by;
 
-/// What one attachment has leased.
+/// The addresses that one attachment has leased.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
-    /// At most one address of each family.
+    /// Contains at most one address of each family.
     pub(crate) addresses: Vec<IpAddr>,
     /// The network's name: `name` of the configuration of the ADD.
     pub(crate) network: String,
-    /// The pod's `namespace/name`, for people.
+    /// The pod's `namespace/name`, to show to people.
     pub(crate) pod: Option<String>,
     /// The MAC address that the runtime requested for the pod.
     pub(crate) mac: Option<Mac>,
 }
 
-/// All leases of the node. They take little memory and few allocations: texts and addresses are in
-/// one place each.
+/// All leases of the node. They need little memory and few allocations, since one buffer holds all
+/// texts, and another all addresses.
 #[derive(Debug, Clone, Default)]
 pub(in crate::ipam) struct Leases {
     slots: Vec<LeaseEntry>,
@@ -34,7 +34,7 @@ pub(in crate::ipam) struct Leases {
     /// Slots by the hash of container and interface. If another attachment has the same hash, the
     /// next number is tried.
     by_attachment: HashMap<u32, u32, BuildHasherDefault<QuickHasher>>,
-    /// It ensures that no address has two owners.
+    /// Ensures that no address has two owners.
     used: UsedAddresses,
     /// When each address was freed: seconds since the boot, and a number that orders addresses that
     /// were freed in the same second.
@@ -46,12 +46,11 @@ pub(in crate::ipam) struct Leases {
 /// A lease, or one that has ended.
 #[derive(Debug, Clone)]
 struct LeaseEntry {
-    /// Where its texts begin, and how long they are: container and interface with a blank between
-    /// them, network, pod.
+    /// Offset and lengths of the texts: container and interface separated by a blank, network, pod.
     text: usize,
     lengths: [usize; 3],
     has_pod: bool,
-    /// Where its addresses begin, and how many there are.
+    /// Index of the first address, and the number of addresses.
     first_address: usize,
     address_count: usize,
     mac: Option<Mac>,
@@ -59,10 +58,10 @@ struct LeaseEntry {
     held: bool,
 }
 
-/// A lease with borrowed texts, as the journal has it.
+/// A lease with borrowed texts, in the form in which the journal holds it.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ipam) struct LeaseRef<'a> {
-    /// Container and interface with a blank between them.
+    /// Container and interface separated by a blank.
     pub(in crate::ipam) attachment: &'a str,
     pub(in crate::ipam) network: &'a str,
     pub(in crate::ipam) pod: Option<&'a str>,
@@ -70,8 +69,8 @@ pub(in crate::ipam) struct LeaseRef<'a> {
     pub(in crate::ipam) mac: Option<Mac>,
 }
 
-/// A hasher for addresses and for numbers that are hashes already. Whoever chooses the addresses is
-/// the operator, so it need not withstand chosen keys.
+/// A hasher for addresses and for numbers that are hashes already. The operator chooses the
+/// addresses, so the hasher need not resist malicious keys.
 #[derive(Debug, Default)]
 struct QuickHasher(u64);
 
@@ -104,7 +103,7 @@ impl Hasher for QuickHasher {
 }
 
 impl Leases {
-    /// Makes room for so many further leases.
+    /// Allocates memory for this number of further leases.
     pub(in crate::ipam) fn reserve(&mut self, leases: usize) {
         self.slots.reserve(leases);
         self.by_attachment.reserve(leases);
@@ -112,18 +111,19 @@ impl Leases {
         self.addresses.reserve(2 * leases);
     }
 
-    /// The lease of an attachment.
+    /// Returns the lease of an attachment.
     pub(in crate::ipam) fn get(&self, attachment: &Attachment) -> Option<Lease> {
         let slot = self.slots.get(self.find(&key_of(attachment))?)?;
         self.read(slot).map(|(_, lease)| lease)
     }
 
-    /// The line of the journal with which an attachment's lease begins.
+    /// Returns the line of the journal with which an attachment's lease begins.
     pub(in crate::ipam) fn line(&self, attachment: &Attachment) -> Option<Line> {
         Some(self.slots.get(self.find(&key_of(attachment))?)?.line)
     }
 
-    /// All attachments as [`LeaseRef`] has them, with the lines with which their leases begin.
+    /// Returns all attachments in the form of [`LeaseRef`], with the lines with which their leases
+    /// begin.
     pub(in crate::ipam) fn lines(&self) -> impl Iterator<Item = (&str, Line)> {
         let held = self.slots.iter().filter(|slot| slot.held);
         held.filter_map(|slot| Some((self.texts.get(slot.text..slot.text + slot.lengths[0])?, slot.line)))
@@ -134,17 +134,17 @@ impl Leases {
         self.slots.iter().filter(|slot| slot.held).filter_map(|slot| self.read(slot))
     }
 
-    /// How many leases there are.
+    /// The number of leases.
     pub(in crate::ipam) const fn count(&self) -> usize {
         self.count
     }
 
-    /// Leased and freed addresses.
+    /// The leased and freed addresses.
     pub(in crate::ipam) const fn used(&self) -> &UsedAddresses {
         &self.used
     }
 
-    /// The owner of an address.
+    /// Returns the owner of an address.
     pub(in crate::ipam) fn owner(&self, address: IpAddr) -> Option<Attachment> {
         if !self.used.is_leased(address) {
             return None;
@@ -152,8 +152,8 @@ impl Leases {
         self.iter().find(|(_, lease)| lease.addresses.contains(&address)).map(|(attachment, _)| attachment)
     }
 
-    /// Refuses a lease if the attachment has one already, or if another one has an address of the
-    /// lease.
+    /// Refuses a lease if the attachment has one already, or if another attachment has an address
+    /// of the lease.
     pub(in crate::ipam) fn check(&self, lease: LeaseRef<'_>) -> Result<(), String> {
         let named = |attachment: &str| attachment_of(attachment).map(|attachment| attachment.to_string());
         let attachment = lease.attachment;
@@ -215,7 +215,8 @@ impl Leases {
         Some(lease)
     }
 
-    /// The index of the slot of an attachment's lease. It looks on past leases that have ended.
+    /// Finds the index of the slot of an attachment's lease. The search continues past leases that
+    /// have ended.
     fn find(&self, attachment: &str) -> Option<usize> {
         let mut hash = hash_of(attachment);
         loop {
@@ -229,7 +230,7 @@ impl Leases {
         }
     }
 
-    /// The content of a slot.
+    /// Reads the content of a slot.
     fn read(&self, slot: &LeaseEntry) -> Option<(Attachment, Lease)> {
         let [attachment, network, pod] = slot.lengths;
         let (network_at, pod_at) = (slot.text + attachment, slot.text + attachment + network);
@@ -250,14 +251,14 @@ impl Leases {
         self.freed.insert(address, (at, self.frees));
     }
 
-    /// Freed addresses with their times, the longest ago first.
+    /// The freed addresses with their times, the longest ago first.
     pub(in crate::ipam) fn freed(&self) -> Vec<(IpAddr, u64)> {
         let mut all: Vec<_> = self.freed.iter().map(|(address, order)| (*order, *address)).collect();
         sort_by(&mut all, |one, other| one < other);
         all.into_iter().map(|((at, _), address)| (address, at)).collect()
     }
 
-    /// The freed address with this property that was freed longest ago.
+    /// Among the freed addresses that `chosen` accepts, returns the one that was freed longest ago.
     pub(in crate::ipam) fn freed_longest_ago(&self, chosen: &dyn Fn(IpAddr) -> bool) -> Option<FreedAddress> {
         let all = self.freed.iter().filter(|(address, _)| chosen(**address));
         all.min_by_key(|(_, (_, order))| *order).map(|(address, (at, order))| FreedAddress {
@@ -268,7 +269,7 @@ impl Leases {
     }
 }
 
-/// An attachment as [`LeaseRef`] has it.
+/// Formats an attachment for [`LeaseRef`].
 pub(in crate::ipam) fn key_of(attachment: &Attachment) -> String {
     format!("{} {}", attachment.container, attachment.ifname)
 }
@@ -278,7 +279,7 @@ fn attachment_of(key: &str) -> Option<Attachment> {
     Some(Attachment { container: container.into(), ifname: ifname.into() })
 }
 
-/// The hash by which an attachment is found.
+/// Computes the hash by which an attachment is found.
 pub(in crate::ipam) fn hash_of(attachment: &str) -> u32 {
     crc32fast::hash(attachment.as_bytes())
 }
@@ -354,9 +355,9 @@ mod tests {
         remove(&mut leases, 3, 100);
         remove(&mut leases, 1, 100);
         assert_eq!(stock(&leases, &segments, &Reserved::default(), Family::V4).free, 7);
-        // Too early for 10.0.0.5, so the second segment is used.
+        // It is too early for 10.0.0.5, so the second segment is used.
         assert_eq!(lease_next(&mut leases, 10, &segments, 100 + COOL_DOWN_SECONDS - 1).unwrap(), "10.0.1.2");
-        // Cooled down, the address that was freed first comes first.
+        // Among the addresses that have cooled down, the one that was freed first comes first.
         assert_eq!(lease_next(&mut leases, 11, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.5");
         assert_eq!(lease_next(&mut leases, 12, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.3");
     }
@@ -411,7 +412,7 @@ mod tests {
         assert_eq!(stock(&leases, &segments, &Reserved::default(), Family::V4).free, 5);
     }
 
-    /// Names of which the CRC-32 is the same.
+    /// Names with the same CRC-32.
     const SAME_HASH: [&str; 2] = ["plumless eth0", "buckeroo eth0"];
 
     #[test]

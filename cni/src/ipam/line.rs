@@ -1,11 +1,11 @@
-//! Where a line of the journal is. The journal and the leases in memory both name lines.
+//! The position of a line in the journal. The journal and the leases in memory both use it.
 
-/// The line with which a lease begins.
+/// The position of the line with which a lease begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::ipam) struct Line {
-    /// Bytes before it.
+    /// Number of bytes before the line.
     pub(in crate::ipam) offset: u64,
-    /// Bytes, with the line feed.
+    /// Length in bytes, including the line feed.
     pub(in crate::ipam) length: u32,
     /// Checksum of the line before it.
     pub(in crate::ipam) before: u32,

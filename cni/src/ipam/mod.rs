@@ -1,11 +1,11 @@
 //! Address management: the node's segments, and the leases of their addresses.
 //!
-//! - [`state_dir`]: the state directory, its lock, the segments in it.
-//! - [`segments_file`]: which segments a network has.
-//! - [`journal`]: leases on disk. Neither a killed process nor a power cut loses a lease or leases
-//!   an address twice.
+//! - [`state_dir`]: the state directory, its lock, and the segments in it.
+//! - [`segments_file`]: the files with the segments of each network.
+//! - [`journal`]: leases on disk. Neither a killed process nor a power cut causes a lost lease or
+//!   an address that is leased twice.
 //! - [`leases`]: all leases in memory.
-//! - `line`: where a line of the journal is.
+//! - `line`: the position of a line in the journal.
 //! - [`used_addresses`]: which addresses are in use, and the choice of the next one to lease.
 
 mod journal;

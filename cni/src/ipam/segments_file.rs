@@ -1,7 +1,7 @@
 //! The files with the node's segments in the state directory.
 //!
-//! `segments.json` is the agent's, or was made from the configuration of the first network. A
-//! further network, with a bridge of its own and other `segments` in its configuration, has
+//! The agent writes `segments.json`, or it is made from the configuration of the first network. A
+//! further network, with its own bridge and other `segments` in its configuration, has
 //! `segments-BRIDGE.json`.
 
 use std::fs;
@@ -23,7 +23,7 @@ const VERSION: u32 = 1;
 pub(super) enum NetworkSegments {
     /// From `segments.json`.
     OfNode(SegmentsFile),
-    /// From a file of its own, with ranges and MTU of `segments.json`.
+    /// From the network's own file, with the ranges and the MTU of `segments.json`.
     OfNetwork(SegmentsFile),
 }
 
@@ -49,7 +49,7 @@ pub(super) fn read(directory: &Path, config: &Config) -> Result<Option<NetworkSe
     }))
 }
 
-/// Writes the file of a network that has none yet, from `segments` in its configuration. Does
+/// Writes the file of a network that has no file yet, from `segments` in its configuration. Does
 /// nothing if there are none. The caller holds the lock.
 pub(super) fn seed(directory: &Path, config: &Config) -> Result<()> {
     if config.segments.is_empty() {
@@ -74,12 +74,12 @@ pub(super) fn seed(directory: &Path, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Whether `segments.json` belongs to a network with another bridge, and this one has segments of
-/// its own. The agent does not say which bridge it serves. But segments that it brings are within
-/// the cluster's ranges, and those of a further network are not.
+/// Returns whether `segments.json` belongs to a network with another bridge, and this network has
+/// its own segments. The agent does not record the bridge for which it works. But its segments are
+/// within the cluster's ranges, and those of a further network are not.
 fn is_of_another_network(node: &SegmentsFile, config: &Config) -> bool {
     let overlaps = |range: &IpNetwork| config.segments.iter().any(|segment| overlap(range, segment));
-    // A network that got another bridge keeps its segments.
+    // A network whose bridge was renamed keeps its segments.
     if config.segments.is_empty() || node.segments.iter().any(overlaps) {
         return false;
     }

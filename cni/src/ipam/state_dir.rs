@@ -31,26 +31,26 @@ use crate::segment::{self, PodAddress};
 /// How long a process waits for the lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Stack of the thread that waits for the disk, bytes.
+/// Stack size of the thread that waits for the disk, bytes.
 const FLUSH_STACK: usize = 64 << 10;
 
 /// The state directory.
 #[derive(Debug, Clone)]
 pub(crate) struct StateDir {
     directory: PathBuf,
-    /// Addresses that no pod gets.
+    /// Addresses that are not given to pods.
     reserved: Reserved,
     /// The network's bridge.
     bridge: String,
     attached: CountAttached,
 }
 
-/// Counts the pods that are attached to a bridge, by their links. A new journal is refused while
-/// there are any.
+/// Counts the pods that are attached to a bridge, by their links. While there are any, no new
+/// journal is made.
 pub(crate) type CountAttached = fn(&str) -> Result<usize>;
 
 impl StateDir {
-    /// Opens the state directory, or makes it.
+    /// Opens the state directory, or creates it.
     pub(crate) fn create(config: &Config, attached: CountAttached) -> Result<Self> {
         let directory = config.state_dir.clone();
         fs::DirBuilder::new()
@@ -62,28 +62,29 @@ impl StateDir {
         Ok(Self { directory, reserved: config.reserved.clone(), bridge: config.bridge.clone(), attached })
     }
 
-    /// The state directory, if it is there and has a journal of leases.
+    /// Returns the state directory if it exists and has a journal of leases.
     pub(crate) fn existing(config: &Config) -> Option<Self> {
         let directory = config.state_dir.clone();
         let (reserved, bridge) = (config.reserved.clone(), config.bridge.clone());
         Journal::exists(&directory).then_some(Self { directory, reserved, bridge, attached: |_| Ok(0) })
     }
 
-    /// The segments that are written there, if any. It needs no lock, since the file is only
+    /// Reads the segments in the state directory, if any. It needs no lock, since the file is only
     /// replaced as a whole.
     pub(crate) fn written_segments(config: &Config) -> Result<Option<SegmentsFile>> {
         Ok(segments_file::read(&config.state_dir, config)?.map(NetworkSegments::into_file))
     }
 
-    /// Whether the network has segments of its own, to which the agent adds none.
+    /// Returns whether the network has its own segments, to which the agent adds none.
     pub(crate) fn has_own_segments(config: &Config) -> Result<bool> {
         let segments = segments_file::read(&config.state_dir, config)?;
         Ok(matches!(segments, Some(NetworkSegments::OfNetwork(_))))
     }
 
-    /// The leases in another state directory of this host, with which the plugin shares the
-    /// bridge's filter. It takes no lock, so a lease that is just entered may be missing. None of a
-    /// damaged journal, or of one of another boot.
+    /// Reads the leases in another state directory of this host, whose pods share the bridge's
+    /// filter. It takes no lock, so a lease that is just being entered may be missing. Returns none
+    /// if the journal is from another boot, or if its first line is corrupt; otherwise returns the
+    /// leases before the first corrupt line.
     pub(crate) fn leases_in(directory: &Path) -> Result<Vec<(Attachment, Lease)>> {
         journal::read(directory, &boot_id()?)
     }
@@ -100,8 +101,8 @@ impl StateDir {
         Ok(LockedLeases { directory: self.directory.clone(), reserved: self.reserved.clone(), lock, journal })
     }
 
-    /// Fails if there are pods without a journal: someone removed it, and a new one would lease
-    /// their addresses to others.
+    /// Fails if there are pods without a journal. The journal was removed, and with a new one other
+    /// pods would get the addresses of these pods.
     fn refuse_new_journal_with_pods(&self) -> Result<()> {
         match (self.attached)(&self.bridge)? {
             0 => Ok(()),
@@ -120,7 +121,7 @@ impl StateDir {
     fn take_lock(&self) -> Result<File> {
         let path = self.directory.join(LOCK_FILE);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        // On a read-only disk the file can still be read and locked.
+        // On a read-only disk the file can still be opened for reading and locked.
         let file = match file {
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
             other => other,
@@ -130,8 +131,8 @@ impl StateDir {
     }
 }
 
-/// Refuses a directory in which any user may make and remove files, such as `/var/tmp/pods` of mode
-/// 0777: a user could take the leases away.
+/// Refuses a directory in which any user may create and remove files, such as `/var/tmp/pods` of
+/// mode 0777: a user could remove the leases.
 fn refuse_writable_by_all(directory: &Path) -> Result<()> {
     let mode = fs::metadata(directory).context("examine", directory)?.mode() & 0o7777;
     if mode & 0o002 == 0 {
@@ -147,19 +148,20 @@ fn refuse_writable_by_all(directory: &Path) -> Result<()> {
     ))
 }
 
-/// Locks a file, or gives up. A process that holds it longer is stuck, and more waiting processes
-/// would not help.
+/// Locks a file, or fails after `timeout`. If a process holds the lock longer, it is stuck, and
+/// further waiting would not help.
 fn lock_within(timeout: Duration, file: File, path: &Path) -> Result<File> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => return Ok(file),
         Err(Errno::WOULDBLOCK | Errno::INTR) => {}
         Err(error) => return Err(Error::io("lock", path, error)),
     }
-    // flock(2) has no time limit, so another thread waits. It ends with the process.
+    // flock(2) has no time limit, so another thread waits for the lock. The thread ends with the
+    // process.
     let (locked, outcome) = channel();
     std::thread::spawn(move || {
         let result = rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive));
-        // The receiver is gone if it took too long.
+        // After the timeout the receiver no longer exists.
         let _ = locked.send(result.map(|()| file));
     });
     match outcome.recv_timeout(timeout) {
@@ -175,7 +177,7 @@ fn lock_within(timeout: Duration, file: File, path: &Path) -> Result<File> {
     }
 }
 
-/// The leases, under the lock.
+/// The leases, while the lock is held.
 #[derive(Debug)]
 pub(crate) struct LockedLeases {
     directory: PathBuf,
@@ -185,8 +187,8 @@ pub(crate) struct LockedLeases {
 }
 
 impl LockedLeases {
-    /// The node's segments. The agent wrote them. If it did not, they come from the configuration.
-    /// `None` if there are none at all.
+    /// Returns the node's segments. The agent writes them; if it has not, they come from the
+    /// configuration. `None` if there are none.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
         let read = || segments_file::read(&self.directory, config);
         let segments = match read()? {
@@ -200,30 +202,30 @@ impl LockedLeases {
         file.map(|file| supported_by_kernel(file, sysctl::has_ipv6())).transpose()
     }
 
-    /// Fails if no lease can be entered, on a read-only or full disk.
+    /// Fails if no lease can be entered, because the disk is read-only or full.
     pub(crate) fn require_room(&mut self) -> Result<()> {
         self.journal.require_room()
     }
 
-    /// The lease of an attachment.
+    /// Returns the lease of an attachment.
     pub(crate) fn lease(&self, attachment: &Attachment) -> Result<Option<Lease>> {
         self.journal.get(attachment)
     }
 
-    /// All leases, in the order in which they began. It reads the whole journal, which takes time
-    /// if there are thousands of leases.
+    /// Returns all leases in the order in which they began. It reads the whole journal, which takes
+    /// time if there are thousands of leases.
     pub(crate) fn all(&self) -> Result<impl Iterator<Item = (Attachment, Lease)>> {
         Ok(self.journal.whole()?.iter())
     }
 
-    /// How many addresses the segments have, free and leased, by family.
+    /// Returns the number of addresses that the segments have, free and leased, by family.
     pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Result<Vec<Stock>> {
         self.journal.stock(segments, &self.reserved)
     }
 
-    /// Leases one address of each family, the requested one if there is one. Returns `None` and
-    /// leases nothing if a family has no address left. Fails if a requested address cannot be
-    /// leased.
+    /// Leases one address of each family. If an address was requested, it leases that one. Returns
+    /// `None` and leases nothing if a family has no address left. Fails if a requested address
+    /// cannot be leased.
     pub(crate) fn lease_addresses(
         &mut self,
         request: &RuntimeRequest,
@@ -254,7 +256,8 @@ impl LockedLeases {
         Ok(Some(assigned))
     }
 
-    /// The requested addresses with their segments. Fails if one cannot be leased now.
+    /// Returns the requested addresses with their segments. Fails if one of them cannot be leased
+    /// now.
     pub(crate) fn requested_addresses(
         &self,
         segments: &[IpNetwork],
@@ -286,7 +289,7 @@ impl LockedLeases {
         requested.addresses.iter().copied().map(find).collect()
     }
 
-    /// Seconds since the boot.
+    /// Returns the number of seconds since the boot.
     pub(crate) fn now(&self) -> Result<u64> {
         seconds_since_boot()
     }
@@ -317,7 +320,7 @@ impl LockedLeases {
         let Commit { file, .. } = self.release_lock();
         let flushed = Arc::clone(&file);
         let thread = std::thread::Builder::new().stack_size(FLUSH_STACK).spawn(move || flushed.sync_data());
-        // Without another thread it waits at the end.
+        // If no thread can be started, `finish` waits for the disk.
         Commit { file, thread: thread.ok() }
     }
 
@@ -329,8 +332,8 @@ impl LockedLeases {
     }
 }
 
-/// Entries of the journal that are on their way to the disk. The disk takes longer than an ADD has
-/// other work to do.
+/// Entries of the journal that are being written to the disk. The disk takes longer than the
+/// remaining work of an ADD.
 #[derive(Debug)]
 #[must_use = "the entries may be reported only after `finish`"]
 pub(crate) struct Commit {
@@ -347,7 +350,7 @@ impl Commit {
     }
 }
 
-/// Leaves out IPv6 segments on a kernel without IPv6 (`ipv6.disable=1`): its pods have IPv4 alone.
+/// Leaves out IPv6 segments on a kernel without IPv6 (`ipv6.disable=1`): its pods have only IPv4.
 fn supported_by_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<SegmentsFile> {
     if !has_ipv6 && !segments.segments.is_empty() {
         segments.segments.retain(IpNetwork::is_ipv4);
@@ -367,9 +370,9 @@ fn boot_id() -> Result<String> {
     Ok(fs::read_to_string(path).context("read", path)?.trim().to_owned())
 }
 
-/// Seconds since the boot, including suspends. This clock cannot be set. It is read from /proc
-/// (proc_uptime(5)), since rustix's `clock_gettime` panics on a kernel without a vDSO (User-Mode
-/// Linux).
+/// Returns the number of seconds since the boot, including time suspended. This clock cannot be
+/// set. It is read from /proc (proc_uptime(5)), since rustix's `clock_gettime` panics on a kernel
+/// without a vDSO (User-Mode Linux).
 fn seconds_since_boot() -> Result<u64> {
     let path = Path::new("/proc/uptime");
     let text = fs::read_to_string(path).context("read", path)?;

@@ -1,4 +1,4 @@
-//! Which addresses are leased, and which were freed, as bits.
+//! Bit sets of the leased and the freed addresses.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,25 +10,25 @@ use edge_types::api::Family;
 use crate::reserved::Reserved;
 use crate::segment::{self, PodAddress};
 
-/// Seconds for which a freed address is not leased again while another one is free. Neighbours
-/// may still have its former owner's MAC address in their caches.
+/// Time for which a freed address is not leased again while another one is free, seconds.
+/// Neighbours may still have its former owner's MAC address in their caches.
 pub(in crate::ipam) const COOL_DOWN_SECONDS: u64 = 60;
 
-/// Addresses of one block. Its first one has a last byte of 0.
+/// Number of addresses of one block. Its first address has a last byte of 0.
 pub(super) const BLOCK: usize = 256;
 
-/// A set of addresses of one block, a bit each.
+/// A set of addresses of one block, with one bit for each.
 pub(super) type Bits = [u64; BLOCK / 64];
 
 /// The addresses of a block that are in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Block {
     pub(super) leased: Bits,
-    /// Were leased before, and are not now.
+    /// Addresses that were leased before, and are not leased now.
     pub(super) freed: Bits,
 }
 
-/// Addresses that are leased or were freed, by blocks. An address is at most one of these.
+/// Addresses that are leased or were freed, by blocks. No address is both.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct UsedAddresses(BTreeMap<IpAddr, Block>);
 
@@ -36,9 +36,9 @@ pub(super) struct UsedAddresses(BTreeMap<IpAddr, Block>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FreedAddress {
     pub(super) address: IpAddr,
-    /// Seconds since the boot.
+    /// When it was freed, seconds since the boot.
     pub(super) at: u64,
-    /// Lower for an address that was freed before another one.
+    /// A number that orders addresses by the time at which they were freed.
     pub(super) order: u64,
 }
 
@@ -48,7 +48,7 @@ impl UsedAddresses {
         self.0.iter().map(|(first, block)| (*first, block))
     }
 
-    /// Enters a whole block.
+    /// Adds a whole block.
     pub(super) fn insert_block(&mut self, first: IpAddr, block: Block) {
         self.0.insert(first, block);
     }
@@ -77,7 +77,7 @@ impl UsedAddresses {
         set(&mut block.freed, bit, true);
     }
 
-    /// How many addresses from `first` to `last`, which are of one family, are leased.
+    /// Counts the leased addresses from `first` to `last`, which must have the same family.
     fn count_leased(&self, first: IpAddr, last: IpAddr) -> u64 {
         let ((first_block, first_bit), (last_block, last_bit)) = (place(first), place(last));
         if first > last {
@@ -92,7 +92,7 @@ impl UsedAddresses {
         self.0.range(first_block..=last_block).map(count).sum()
     }
 
-    /// The first address from this one on that is neither leased nor freed.
+    /// Returns the first address, starting with this one, that is neither leased nor freed.
     fn next_unused(&self, mut address: IpAddr) -> Option<IpAddr> {
         loop {
             let (first, bit) = place(address);
@@ -105,7 +105,7 @@ impl UsedAddresses {
         }
     }
 
-    /// How many addresses of each family these segments have, free and leased.
+    /// Returns the number of addresses of each family that these segments have, free and leased.
     pub(super) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved) -> Vec<Stock> {
         let stock_of = |family: Family| {
             let mut stock = Stock { family, free: 0, leased: 0 };
@@ -125,10 +125,10 @@ impl UsedAddresses {
         segment::families(segments).into_iter().map(stock_of).collect()
     }
 
-    /// The next address of a family to lease. It comes from the first segment that has an address
-    /// which was never used or has cooled down. If none has, it is the address that was freed
-    /// longest ago. `longest_ago` finds among the freed addresses with a property the one that was
-    /// freed first.
+    /// Returns the next address of a family to lease. It comes from the first segment with an
+    /// address that was never used or has cooled down. If there is none, it is the address that was
+    /// freed longest ago. `longest_ago` returns, among the freed addresses that a predicate
+    /// accepts, the one that was freed first.
     pub(super) fn next_address<E>(
         &self,
         segments: &[IpNetwork],
@@ -156,11 +156,11 @@ impl UsedAddresses {
         Ok(waiting.map(|(_, assigned)| assigned))
     }
 
-    /// The first address of a segment that was never used and is not reserved.
+    /// Returns the first address of a segment that was never used and is not reserved.
     fn first_unused(&self, segment: &IpNetwork, reserved: &Reserved) -> Option<IpAddr> {
         let (mut address, last) = segment::pod_range(segment);
         while address <= last {
-            // A range may have more addresses than can be looked at one by one.
+            // A range may have too many addresses to check each of them.
             if let Some(range) = reserved.range_of(address) {
                 address = segment::next(range.last())?;
                 continue;
@@ -174,7 +174,7 @@ impl UsedAddresses {
     }
 }
 
-/// The first address of an address's block, and the address's bit in it.
+/// Returns the first address of an address's block, and the address's bit in it.
 fn place(address: IpAddr) -> (IpAddr, usize) {
     match address {
         IpAddr::V4(address) => {
@@ -188,7 +188,7 @@ fn place(address: IpAddr) -> (IpAddr, usize) {
     }
 }
 
-/// An address of a block, by its bit.
+/// Returns the address of a block for a bit.
 fn nth(first: IpAddr, bit: usize) -> IpAddr {
     match first {
         IpAddr::V4(first) => IpAddr::V4((first.to_bits() | bit as u32).into()),
@@ -206,7 +206,7 @@ fn set(bits: &mut Bits, bit: usize, value: bool) {
     }
 }
 
-/// The bits of a block's word that lie from one bit of the block to another.
+/// Returns the bits of one word of a block that lie within a range of the block's bits.
 fn between(word: usize, from: usize, to: usize) -> u64 {
     let lowest = word * 64;
     let below = |bit: usize| match bit.saturating_sub(lowest) {

@@ -17,20 +17,20 @@ use crate::segment;
 /// The machine's identity, which stays the same for its whole life (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
 
-/// The alias that marks the plugin's bridges. The state directory follows, if it is not the default
-/// one, so that other networks of the host find the leases.
+/// The alias that marks the plugin's bridges. If the state directory is not the default one, it
+/// follows in the alias, so that other networks of the host find the leases.
 const ALIAS: &str = "edge-cni bridge";
 
-/// Longest alias, bytes (`IFALIASZ` in linux/if.h, less the final zero).
+/// Maximum length of an alias, bytes (`IFALIASZ` in linux/if.h, less the final zero).
 const MAX_ALIAS: usize = 255;
 
-/// Most MAC addresses that the bridge learns. Pods that the filter excepts could invent any number.
-/// Kernels before 6.8 ignore the limit.
+/// Maximum number of MAC addresses that the bridge learns. Pods that are exempt from the filter
+/// could use any number. Kernels before 6.8 ignore the limit.
 const MAX_LEARNED: u32 = 4096;
 
-/// Makes the bridge, or gives it what it lacks. Several processes may do so at the same time. `mtu`
-/// is that of pods' interfaces, if it is known. `is_former` says whether a network is one of a
-/// former segment, without pods.
+/// Creates the bridge, or completes an existing one. Several processes may do so at the same time.
+/// `mtu` is the MTU of pods' interfaces, if known. `is_former` returns whether a network is a
+/// former segment without pods.
 pub(crate) fn ensure(
     links: &mut Links,
     name: &str,
@@ -55,13 +55,14 @@ pub(crate) fn ensure(
     if bridge.alias != alias {
         refuse_foreign(links, &bridge, segments)?;
         if bridge.mac != mac && !has_our_alias(&bridge) {
-            // By itself a bridge takes the lowest MAC address of its ports, which changes as they
-            // come and go.
+            // Without a set MAC address, a bridge uses the lowest MAC address of its ports, which
+            // changes when ports are added or removed.
             links.set_mac(&bridge, mac)?;
             bridge.mac = mac;
         }
-        // The alias makes the address stay. An agent in a container has another machine-id and
-        // would set another address, which running pods do not know.
+        // The alias marks the bridge, so that its address is not changed again. An agent in a
+        // container has another machine-id and would set another address, which running pods do not
+        // know.
         links.set_alias(&bridge, &alias)?;
     }
     if let Some(mtu) = mtu.filter(|mtu| bridge.mtu != *mtu)
@@ -70,12 +71,12 @@ pub(crate) fn ensure(
         links.set_mtu(&bridge, mtu)?;
         bridge.mtu = mtu;
     }
-    // Router advertisements of pods must give it neither routes nor addresses.
+    // The bridge must not take routes or addresses from router advertisements of pods.
     sysctl::ignore_router_advertisements(name)?;
     let families = segment::families(segments);
     if families.contains(&Family::V4) {
-        // A pod reaches another segment by this bridge on purpose, so the host sends it no
-        // redirect.
+        // Pods reach other segments through this bridge on purpose, so the host must not send them
+        // redirects.
         sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
     }
     if families.contains(&Family::V6) {
@@ -88,7 +89,7 @@ pub(crate) fn ensure(
     for segment in segments {
         let gateway = segment::gateway(segment);
         if !present.iter().any(|address| address.ip() == gateway && address.prefix() == segment.prefix()) {
-            // IPv6 knows an address once, whatever its prefix length.
+            // IPv6 allows an address only once, regardless of its prefix length.
             for other in present.iter().filter(|address| address.is_ipv6() && address.ip() == gateway) {
                 links.delete_address(&bridge, *other)?;
             }
@@ -104,17 +105,18 @@ pub(crate) fn ensure(
     Ok(bridge)
 }
 
-/// The MTU that the bridge needs, if it is another one. It is never larger than that of a port:
-/// what this host sends to a pod must fit the pod's interface, so that the host fragments it or
-/// reports it as too big. The kernel adapts the MTU to the ports only until somebody sets it.
+/// Returns the MTU that the bridge needs, if it has another one. It is never larger than the MTU of
+/// a port: packets from this host to a pod must fit the pod's interface, so that the host fragments
+/// them or reports them as too big. The kernel adapts the MTU to the ports only until the MTU is
+/// set explicitly.
 fn new_mtu(links: &mut Links, bridge: &Link, mtu: u32) -> Result<Option<u32>> {
     let ports = links.all()?.into_iter().filter(|link| link.master == Some(bridge.index));
     let mtu = ports.map(|port| port.mtu).fold(mtu, u32::min);
     Ok((mtu != bridge.mtu).then_some(mtu))
 }
 
-/// Whether an address may be the gateway of a segment that this node no longer has, or that had
-/// another prefix length. Another address is the operator's.
+/// Returns whether an address may be the gateway of a segment that this node no longer has, or that
+/// had another prefix length. Other addresses belong to the operator.
 fn is_outdated(address: &IpNetwork, segments: &[IpNetwork]) -> bool {
     let is_current = segments
         .iter()
@@ -123,8 +125,8 @@ fn is_outdated(address: &IpNetwork, segments: &[IpNetwork]) -> bool {
 }
 
 /// Refuses another program's bridge. The plugin's own bridges have the alias, or the MAC address
-/// that it gives (earlier releases set no alias), or only pods of the plugin as ports and only
-/// gateways as addresses.
+/// that the plugin sets (earlier releases set no alias), or only pods of the plugin as ports and
+/// only gateways as addresses.
 fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> Result<()> {
     let name = &bridge.name;
     if !is_ours(bridge) {
@@ -152,7 +154,7 @@ fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> R
     Ok(())
 }
 
-/// Whether the plugin made this bridge.
+/// Returns whether the plugin made this bridge.
 pub(crate) fn is_ours(link: &Link) -> bool {
     link.kind == "bridge" && (has_our_alias(link) || link.mac == mac_of(&link.name))
 }
@@ -166,13 +168,13 @@ fn alias_of(state_dir: &Path) -> String {
     if state_dir == Path::new(STATE_DIR) || alias.len() > MAX_ALIAS { ALIAS.into() } else { alias }
 }
 
-/// The state directory of a bridge of ours. `None` for any other link.
+/// Returns the state directory of a bridge of ours. `None` for any other link.
 pub(crate) fn state_dir_of(link: &Link) -> Option<PathBuf> {
     let directory = (link.kind == "bridge").then(|| link.alias.strip_prefix(ALIAS)).flatten()?;
     if directory.is_empty() { Some(STATE_DIR.into()) } else { directory.strip_prefix(' ').map(PathBuf::from) }
 }
 
-/// The addresses of all bridges of ours, which are gateways of pods.
+/// Returns the addresses of all our bridges, which are gateways of pods.
 pub(crate) fn gateways(links: &mut Links) -> Result<Vec<IpAddr>> {
     let ours: Vec<u32> = links.all()?.iter().filter(|link| is_ours(link)).map(|link| link.index).collect();
     Ok(links
@@ -183,7 +185,8 @@ pub(crate) fn gateways(links: &mut Links) -> Result<Vec<IpAddr>> {
         .collect())
 }
 
-/// Refuses a gateway that another bridge of ours has: pods on the two could not all be reached.
+/// Refuses a gateway address that another bridge of ours already has: the pods of the two bridges
+/// could not all be reached.
 fn refuse_second_gateway(links: &mut Links, bridge: &Link, gateway: IpAddr) -> Result<()> {
     let elsewhere =
         links.all_addresses()?.into_iter().filter(|(index, address)| *address == gateway && *index != bridge.index);
@@ -219,8 +222,8 @@ fn create(links: &mut Links, name: &str, mac: Mac, mtu: Option<u32>) -> Result<L
     })
 }
 
-/// The locally administered MAC address of the bridge of this name. It follows from the machine's
-/// identity and the name.
+/// Returns the locally administered MAC address of the bridge with this name. It is derived from
+/// the machine's identity and the name.
 fn mac_of(name: &str) -> Mac {
     let machine = std::fs::read(MACHINE_ID).unwrap_or_default();
     let [a, b, c, d, e, ..] = fnv1a(&[&machine, name.as_bytes()]).to_be_bytes();

@@ -15,9 +15,10 @@ use crate::error::{Code, Error, Result};
 use crate::mac::Mac;
 use crate::pod_route::PodRoute;
 
-/// `group_fwd_mask` of a port. With it, frames to the groups 01:80:c2:00:00:0X are treated like all
-/// others, so that the bridge's filter sees them. Without it, the bridge learns from them and hands
-/// LLDP frames to the host before any filter. (It drops pause frames, bit 1, in any case.)
+/// `group_fwd_mask` of a port. With it, the bridge treats frames to the groups 01:80:c2:00:00:0X
+/// like all others, so that the bridge's filter sees them. Without it, the bridge learns addresses
+/// from them and passes LLDP frames to the host before any filter. (It always drops pause frames,
+/// bit 1.)
 const ALL_GROUPS: u16 = 0xfffd;
 
 /// Requests, as errors name them.
@@ -35,18 +36,18 @@ pub(crate) struct Links {
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
-    /// The kernel's name of the kind, such as `bridge` or `veth`; empty for hardware.
+    /// The kernel's name of the kind, such as `bridge` or `veth`. Empty for hardware.
     pub(crate) kind: String,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) loopback: bool,
     pub(crate) alias: String,
-    /// Index of the bridge that it is a port of.
+    /// Index of the bridge or other link of which this link is a port.
     pub(crate) master: Option<u32>,
-    /// The spanning tree state, if it is a bridge's port.
+    /// The spanning tree state, if the link is a port of a bridge.
     pub(crate) port_state: Option<BridgePortState>,
-    /// Its settings, if it is a port that this release has configured.
+    /// The port settings, if the link is a port that this release has configured.
     pub(crate) port: Option<PortSettings>,
     /// For a veth with its other end in another namespace: that end's index, and the ID that our
     /// namespace has for the other one.
@@ -60,7 +61,7 @@ impl Links {
         Ok(Self { netlink: netlink.map_err(|error| kernel_error("open a netlink socket", &error))? })
     }
 
-    /// A link by its name.
+    /// Finds a link by its name.
     pub(crate) fn find(&mut self, name: &str) -> Result<Option<Link>> {
         self.get(LinkRequest::named(name), || format!("read link {name}"))
     }
@@ -102,7 +103,7 @@ impl Links {
         }
     }
 
-    /// Deletes a link. It is no error if the link is gone already.
+    /// Deletes a link. Succeeds if the link is gone already.
     pub(crate) fn delete(&mut self, link: &Link) -> Result<()> {
         match self.netlink.execute("RTM_DELLINK", LinkRequest::of(link.index).delete(), 0) {
             Err(error) if error.errno() != Some(libc::ENODEV) => {
@@ -119,8 +120,9 @@ impl Links {
         self.set_link(&format!("bring {} up", link.name), &request)
     }
 
-    /// Makes a link, which is down afterwards, a port of a bridge. So nothing passes before
-    /// [`Self::bring_port_up`] has set the port's options, which the kernel refuses earlier.
+    /// Makes a link a port of a bridge, and leaves it down. No frame passes until
+    /// [`Self::bring_port_up`] has set the port's options, which the kernel does not accept
+    /// earlier.
     pub(crate) fn make_port(&mut self, link: &Link, bridge: &Link) -> Result<()> {
         let mut request = LinkRequest::of(link.index);
         request.up(false);
@@ -157,7 +159,8 @@ impl Links {
         self.set_link(&format!("set the alias of {}", link.name), &request)
     }
 
-    /// The MAC address of a veth's other end in another namespace. `None` if that end is gone.
+    /// Returns the MAC address of a veth's other end in another namespace. `None` if that end is
+    /// gone.
     pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<Mac>> {
         let Some((index, namespace)) = link.peer else { return Ok(None) };
         let mut request = LinkRequest::of(index);
@@ -202,7 +205,7 @@ impl Links {
         Ok(found)
     }
 
-    /// Takes an address from a link. It is no error if the link does not have it.
+    /// Removes an address from a link. Succeeds if the link does not have it.
     pub(crate) fn delete_address(&mut self, link: &Link, address: IpNetwork) -> Result<()> {
         let request = AddressRequest { index: link.index, address: address.ip(), prefix: address.prefix() };
         match self.netlink.execute("RTM_DELADDR", request.delete(), 0) {
@@ -213,8 +216,8 @@ impl Links {
         }
     }
 
-    /// Whether duplicate address detection goes on for an address of the link. Fails if it found a
-    /// duplicate.
+    /// Returns whether duplicate address detection is in progress for an address of the link. Fails
+    /// if it found a duplicate.
     pub(crate) fn detects_duplicates(&mut self, link: &Link) -> Result<bool> {
         let mut goes_on = false;
         for found in self.addresses_of(link, AddressMessage::dump_ipv6(link.index))? {
@@ -233,9 +236,9 @@ impl Links {
         Ok(goes_on)
     }
 
-    /// Gives a link an address. It is no error if the link has it already. Without
-    /// `detect_duplicates` it skips duplicate address detection, which would delay an IPv6 address
-    /// by two seconds: the leases rule out a duplicate.
+    /// Adds an address to a link. Succeeds if the link has it already. Without `detect_duplicates`
+    /// it skips duplicate address detection, which would delay an IPv6 address by two seconds. The
+    /// leases exclude duplicates.
     pub(crate) fn add_address(
         &mut self,
         link: &Link,
@@ -280,13 +283,13 @@ impl Links {
 }
 
 impl Links {
-    /// The default routes of all tables, one for each next hop.
+    /// Returns the default routes of all tables, one for each next hop.
     pub(crate) fn default_routes(&mut self) -> Result<Vec<DefaultRoute>> {
         let routes = self.routes()?.into_iter().filter(|route| route.default);
         Ok(routes.flat_map(next_hops_of).collect())
     }
 
-    /// The destinations of all routes of the main table, without default routes.
+    /// Returns the destinations of all routes of the main table, without default routes.
     pub(crate) fn destinations(&mut self) -> Result<Vec<IpNetwork>> {
         let routes = self.routes()?.into_iter().filter(|route| route.main);
         Ok(routes.filter_map(|route| route.destination).collect())
@@ -296,7 +299,7 @@ impl Links {
         self.dump("RTM_GETROUTE", RouteMessage::dump(), RouteMessage::read, || "read the routes".into())
     }
 
-    /// Addresses of all links, with the index of each.
+    /// Returns the addresses of all links, with the index of the link.
     pub(crate) fn all_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>> {
         let what = || "read all addresses".into();
         let found = self.dump(RTM_GETADDR, AddressMessage::dump(0), AddressMessage::read, what)?.into_iter();
@@ -307,9 +310,10 @@ impl Links {
 /// The settings of a bridge's port. All our ports have the same `group_fwd_mask`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PortSettings {
-    /// Whether the bridge sends frames back through the port by which they came.
+    /// Whether the bridge sends frames back through the port on which they arrived.
     pub(crate) hairpin: bool,
-    /// Whether the bridge forwards nothing between this port and others with this setting.
+    /// Whether the bridge does not forward frames between this port and other ports with this
+    /// setting.
     pub(crate) isolated: bool,
 }
 
@@ -333,9 +337,9 @@ pub(crate) struct DefaultRoute {
     /// Index of the link.
     pub(crate) device: u32,
     pub(crate) gateway: Option<IpAddr>,
-    /// Whether it is in the main table.
+    /// Whether the route is in the main table.
     pub(crate) main: bool,
-    /// Whether it is of IPv4.
+    /// Whether the route is an IPv4 route.
     pub(crate) ipv4: bool,
 }
 

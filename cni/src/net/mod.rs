@@ -4,7 +4,7 @@
 //! - [`link`]: links, addresses and routes through one netlink socket of one namespace.
 //! - [`bridge`]: the bridge with the gateways' addresses.
 //! - [`veth`]: the pair between a pod and the bridge.
-//! - [`uplink`]: which links lead to the outside.
+//! - [`uplink`]: the links that lead to the outside.
 //! - [`sysctl`]: settings below `/proc/sys/net`.
 
 pub(crate) mod bridge;
@@ -14,8 +14,8 @@ pub(crate) mod sysctl;
 pub(crate) mod uplink;
 pub(crate) mod veth;
 
-/// FNV-1a, 64 bits. Hashes names to the few characters of a link's name or the few octets of a MAC
-/// address.
+/// Computes a 64-bit FNV-1a hash, from which the characters of a link's name or the octets of a MAC
+/// address are made.
 fn fnv1a(parts: &[&[u8]]) -> u64 {
     // A zero octet ends each part, so that ("ab", "c") and ("a", "bc") differ.
     parts

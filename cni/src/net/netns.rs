@@ -12,7 +12,7 @@ use crate::error::{Code, Context, Error, Result};
 /// The network namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// statfs(2) f_type of what `/proc/PID/ns/net` and its bind mounts are (linux/magic.h, NSFS_MAGIC).
+/// statfs(2) f_type of `/proc/PID/ns/net` and its bind mounts (linux/magic.h, NSFS_MAGIC).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 /// A network namespace. It stays alive as long as this value does.
@@ -24,15 +24,15 @@ pub(crate) struct Namespace {
 
 impl Namespace {
     /// Opens a container's namespace. Refuses the namespace of this process: a path such as
-    /// `/proc/PID/ns/net` may lead to the host's namespace if the process has ended and another one
-    /// got its number.
+    /// `/proc/PID/ns/net` may lead to the host's namespace if the process has ended and another
+    /// process has its PID.
     pub(crate) fn of_container(path: &Path) -> Result<Self> {
         let wrong = |why: String| {
             let path = path.display();
             let message = format!("CNI_NETNS is {path}: {why}; the runtime must name the pod's network namespace");
             Error::new(Code::InvalidEnvironment, message)
         };
-        // Non-blocking, since opening a pipe of that name would wait for ever.
+        // Non-blocking, since opening a pipe with that name would wait forever.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
@@ -51,13 +51,13 @@ impl Namespace {
         Ok(Self { file, path: path.into() })
     }
 
-    /// The file descriptor, for the attribute that moves a link there.
+    /// The file descriptor, for the attribute that moves a link to this namespace.
     pub(crate) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
-    /// Runs `work` with this thread in the namespace. Then the thread returns to its former
-    /// namespace, whether `work` fails or not.
+    /// Runs `work` with this thread in the namespace. Afterwards the thread returns to its former
+    /// namespace, even if `work` fails.
     pub(crate) fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let own = File::open(OWN).context("open", Path::new(OWN))?;
         let enter = |file: &File| move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network));

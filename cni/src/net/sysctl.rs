@@ -1,4 +1,4 @@
-//! Settings below `/proc/sys/net`, of the thread's network namespace. A setting is only written if
+//! Settings below `/proc/sys/net` in the thread's network namespace. A setting is only written if
 //! its value is wrong, so that a read-only `/proc/sys` with the right values does no harm.
 
 use std::fs;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 const ROOT: &str = "/proc/sys/net";
 
-/// Sets one, such as `ipv4/ip_forward`. It is an error if this kernel does not have it.
+/// Sets a setting such as `ipv4/ip_forward`. Fails if this kernel does not have it.
 pub(crate) fn set(name: &str, value: &str) -> Result<()> {
     let path = Path::new(ROOT).join(name);
     if read(&path).map_err(|error| Error::io("read", &path, error))? == value {
@@ -24,7 +24,7 @@ pub(crate) fn set(name: &str, value: &str) -> Result<()> {
     })
 }
 
-/// Sets one if this kernel has it.
+/// Sets a setting if this kernel has it.
 pub(crate) fn set_if_present(name: &str, value: &str) -> Result<()> {
     if Path::new(ROOT).join(name).exists() { set(name, value) } else { Ok(()) }
 }
@@ -36,14 +36,15 @@ pub(crate) fn ignore_router_advertisements(interface: &str) -> Result<()> {
     set_if_present(&format!("ipv6/conf/{interface}/autoconf"), "0")
 }
 
-/// Has the kernel announce the interface's addresses whenever its MAC address is set: by gratuitous
-/// ARP (RFC 5227 2.3) and unsolicited neighbour advertisements (RFC 4861 7.2.6).
+/// Makes the kernel announce the interface's addresses whenever its MAC address is set, with
+/// gratuitous ARP (RFC 5227 2.3) and unsolicited neighbour advertisements (RFC 4861 7.2.6).
 pub(crate) fn announce_addresses(interface: &str) -> Result<()> {
     set(&format!("ipv4/conf/{interface}/arp_notify"), "1")?;
     set_if_present(&format!("ipv6/conf/{interface}/ndisc_notify"), "1")
 }
 
-/// Whether this host forwards packets of the family. A setting that cannot be read counts as off.
+/// Returns whether this host forwards packets of the family. A setting that cannot be read counts
+/// as off.
 pub(crate) fn forwards(family: Family) -> bool {
     let name = if family == Family::V4 { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
     read(&Path::new(ROOT).join(name)).is_ok_and(|value| value == "1")
@@ -54,14 +55,15 @@ pub(crate) fn forward_ipv4() -> Result<()> {
     set("ipv4/ip_forward", "1")
 }
 
-/// Whether this kernel has IPv6. With the boot parameter `ipv6.disable=1` it has none.
+/// Returns whether this kernel has IPv6. With the boot parameter `ipv6.disable=1` it does not.
 pub(crate) fn has_ipv6() -> bool {
     Path::new(ROOT).join("ipv6").join("conf").exists()
 }
 
-/// Turns IPv6 forwarding on. A host that forwards ignores router advertisements, unless `accept_ra`
-/// is 2, and would lose its default route. So the uplinks are set to 2 first. Other interfaces are
-/// not: from there this host must take no route. `note` is called before an uplink is changed.
+/// Turns IPv6 forwarding on. A host that forwards ignores router advertisements unless `accept_ra`
+/// is 2, and would lose its default route. Therefore the uplinks are set to 2 first. Other
+/// interfaces are not changed, since this host must not take routes from them. `note` is called
+/// before each change.
 pub(crate) fn forward_ipv6(uplinks: &[String], mut note: impl FnMut(&str)) -> Result<()> {
     let conf = Path::new(ROOT).join("ipv6/conf");
     for uplink in uplinks {
@@ -76,7 +78,7 @@ fn accept_ra_while_forwarding(accept_ra: &Path, note: impl FnOnce()) -> Result<(
     }
     note();
     if let Err(error) = fs::write(accept_ra, "2")
-        // The interface may have gone meanwhile.
+        // The interface may have been removed meanwhile.
         && error.kind() != io::ErrorKind::NotFound
     {
         return Err(Error::io("write", accept_ra, error));

@@ -1,4 +1,4 @@
-//! The links that lead to the outside, on which this host hears its routers.
+//! The links that lead to the outside, on which this host receives router advertisements.
 
 use super::bridge;
 use super::link::{DefaultRoute, Link, Links};
@@ -18,8 +18,8 @@ pub(crate) struct Uplink {
     pub(crate) is_bridge: bool,
 }
 
-/// The links of these kinds that lead outside: bridges that hold hardware, and each that carries a
-/// default route. Bridges of pods are left out.
+/// The links of these kinds that lead outside: bridges with hardware ports, and links with a
+/// default route. Pods' bridges are left out.
 pub(crate) fn of_container_kinds(all: &[Link], routes: &[DefaultRoute], kinds: &[&str]) -> Vec<Uplink> {
     let carries_default = |link: &Link| routes.iter().any(|route| route.main && route.device == link.index);
     let of_kind = all.iter().filter(|link| kinds.contains(&link.kind.as_str()) && !bridge::is_ours(link));
@@ -27,9 +27,9 @@ pub(crate) fn of_container_kinds(all: &[Link], routes: &[DefaultRoute], kinds: &
     outside.map(|link| Uplink { name: link.name.clone(), is_bridge: link.kind == "bridge" }).collect()
 }
 
-/// These are no uplinks: a bridge's port, a bridge that has only pods and containers as ports, such
-/// as docker0, and a veth without a default route. A veth with one is the uplink of a machine that
-/// is itself a container.
+/// Returns whether a link is an uplink. A port of a bridge is not an uplink, nor is a bridge with
+/// only pods and containers as ports, such as docker0, nor a veth without a default route. A veth
+/// with a default route is the uplink of a machine that is itself a container.
 fn is_uplink(link: &Link, all: &[Link], routes: &[DefaultRoute]) -> bool {
     let has_default = routes.iter().any(|route| route.main && route.device == link.index && route.gateway.is_some());
     match link.kind.as_str() {
@@ -40,13 +40,13 @@ fn is_uplink(link: &Link, all: &[Link], routes: &[DefaultRoute]) -> bool {
     }
 }
 
-/// Whether a link is a port of a bridge, a bond and the like. A link in a VRF is no port in this
-/// sense.
+/// Returns whether a link is a port of a bridge, a bond or the like. A link in a VRF does not count
+/// as a port.
 fn is_port(link: &Link, all: &[Link]) -> bool {
     link.master.is_some_and(|index| !all.iter().any(|master| master.index == index && master.kind == "vrf"))
 }
 
-/// Whether software of this machine is at a port's other end.
+/// Returns whether the other end of a port is software on this machine.
 fn is_virtual(port: &Link) -> bool {
     matches!(port.kind.as_str(), "veth" | "tun" | "dummy")
 }

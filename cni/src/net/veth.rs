@@ -19,78 +19,79 @@ use crate::segment::{self, PodAddress};
 /// How long a bridge's port may take to forward. Without spanning tree it takes milliseconds.
 const FORWARDING_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long duplicate address detection may take, and how often it is looked at. It takes one to
-/// two seconds (RFC 4862, 5.4).
+/// How long duplicate address detection may take, and the time between two checks of its state. It
+/// takes one to two seconds (RFC 4862, 5.4).
 const DETECTION_DEADLINE: Duration = Duration::from_secs(10);
 const DETECTION_PAUSE: Duration = Duration::from_millis(20);
 
 const ALIAS_PREFIX: &str = "edge-cni ";
 
-/// A pod's end, addressed and up.
+/// A pod's end of the pair, up and with addresses.
 #[derive(Debug)]
 pub(crate) struct PodEnd {
     pub(crate) link: Link,
-    /// The routes over it.
+    /// The routes over this end.
     pub(crate) routes: Vec<PodRoute>,
     /// Access to the pod's namespace.
     links: Links,
 }
 
 impl PodEnd {
-    /// Announces the addresses to the neighbours, by gratuitous ARP (RFC 5227 2.3) and unsolicited
+    /// Announces the addresses to the neighbours with gratuitous ARP (RFC 5227 2.3) and unsolicited
     /// neighbour advertisements (RFC 4861 7.2.6). The kernel sends them when a link's MAC address
-    /// is set, also if it stays the same. (A packet socket could send them, too, but to close one
-    /// takes the kernel as long as the rest of an ADD.)
+    /// is set, even to the same value. (A packet socket could also send them, but closing one takes
+    /// the kernel as long as the rest of an ADD.)
     pub(crate) fn announce(&mut self) -> Result<()> {
         self.links.set_mac(&self.link, self.link.mac)
     }
 }
 
-/// The name of the host's end. It follows from the attachment, so that DEL finds it without a
-/// record.
+/// Returns the name of the host's end. It is derived from the attachment, so that DEL finds it
+/// without a record.
 pub(crate) fn host_name(attachment: &Attachment) -> String {
     let hash = fnv1a(&[attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
     format!("{PORT_PREFIX}{:011x}", hash >> 20)
 }
 
-/// The MAC address of the pod's end if the runtime requests none. It follows from the attachment,
-/// so that the bridge's filter can be restored without asking the pod.
+/// Returns the MAC address of the pod's end if the runtime requests none. It is derived from the
+/// attachment, so that the bridge's filter can be restored without data from the pod.
 pub(crate) fn pod_mac(attachment: &Attachment) -> Mac {
     generated_mac(attachment, "pod", 0x0a)
 }
 
-/// The MAC address of the host's end. If an earlier release made the pair, its ends have other
-/// addresses than this one and [`pod_mac`].
+/// Returns the MAC address of the host's end. If an earlier release made the pair, its ends have
+/// addresses other than this one and [`pod_mac`].
 pub(crate) fn host_mac(attachment: &Attachment) -> Mac {
     generated_mac(attachment, "host", 0x0e)
 }
 
-/// A locally administered unicast address.
+/// Derives a locally administered unicast address.
 fn generated_mac(attachment: &Attachment, end: &str, first: u8) -> Mac {
     let hash = fnv1a(&[end.as_bytes(), attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
     let [a, b, c, d, e, ..] = hash.to_be_bytes();
     [first, a, b, c, d, e]
 }
 
-/// The alias of the host's end. It is for people, and identifies a link that was renamed.
+/// Returns the alias of the host's end. It is shown to people, and identifies a link that was
+/// renamed.
 pub(crate) fn alias(attachment: &Attachment) -> String {
     format!("{ALIAS_PREFIX}{} {}", attachment.container, attachment.ifname)
 }
 
-/// The attachment that this link is the host's end of. `None` unless name and alias both fit.
+/// Returns the attachment whose host end this link is. `None` unless both name and alias match.
 pub(crate) fn attachment_of(link: &Link) -> Option<Attachment> {
-    // Another program's alias may look like ours, but the name would not follow from it.
+    // Another program's alias may look like ours, but the name would not match it.
     attachment_by_alias(link).filter(|attachment| link.name == host_name(attachment))
 }
 
-/// As [`attachment_of`], but the link may have been renamed. The caller must know the attachment
-/// otherwise, by its lease for instance.
+/// Does the same as [`attachment_of`], but accepts a renamed link. The caller must verify the
+/// attachment in another way, for example by its lease.
 pub(crate) fn attachment_by_alias(link: &Link) -> Option<Attachment> {
     let (container, ifname) = link.alias.strip_prefix(ALIAS_PREFIX)?.split_once(' ')?;
     (link.kind == "veth").then(|| Attachment { container: container.into(), ifname: ifname.into() })
 }
 
-/// How many pods are attached to a bridge, by their links.
+/// Counts the pods that are attached to a bridge, by their links.
 pub(crate) fn count_attached(bridge: &str) -> Result<usize> {
     let mut links = Links::open()?;
     let Some(bridge) = links.find(bridge)? else { return Ok(0) };
@@ -98,8 +99,8 @@ pub(crate) fn count_attached(bridge: &str) -> Result<usize> {
     Ok(all.filter(|link| link.master == Some(bridge.index) && attachment_of(link).is_some()).count())
 }
 
-/// Makes the pair, with one end on the bridge and the other one in the pod with this MAC address,
-/// both down. The kernel makes both or none.
+/// Creates the pair: one end on the bridge, and the other one in the pod with this MAC address.
+/// Both are down. The kernel creates both or none.
 pub(crate) fn create(
     links: &mut Links,
     bridge: &Link,
@@ -140,8 +141,8 @@ pub(crate) fn create(
     })
 }
 
-/// Brings the host's end up. As a port of the bridge it needs no address of its own, not even a
-/// link-local one.
+/// Brings the host's end up. As a port of the bridge it needs no address, not even a link-local
+/// one.
 pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, port: PortSettings) -> Result<()> {
     let name = host_name(attachment);
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
@@ -154,9 +155,9 @@ fn vanished(name: &str) -> Error {
     Error::new(Code::Kernel, format!("{name} vanished while the pod was being attached; was the pod stopped?"))
 }
 
-/// Gives the pod's end its addresses and routes and brings it up. `routes` chooses the routes
-/// and gets the pod's links. With `detect_duplicates` it waits for the
-/// duplicate address detection of the IPv6 addresses.
+/// Gives the pod's end its addresses and routes, and brings it up. `routes` receives the pod's
+/// links and chooses the routes. With `detect_duplicates` it waits for the duplicate address
+/// detection of the IPv6 addresses.
 pub(crate) fn configure(
     pod: &Namespace,
     ifname: &str,
@@ -168,11 +169,12 @@ pub(crate) fn configure(
     pod.within(|| {
         let mut links = Links::open()?;
         let link = links.find(ifname)?.ok_or_else(|| vanished(ifname))?;
-        // Needed without IPv6 in the cluster, too: another pod could advertise a default route.
+        // This is needed even without IPv6 in the cluster: another pod could advertise a default
+        // route.
         sysctl::ignore_router_advertisements(ifname)?;
-        // The bridge's filter expects the link-local address that follows from the MAC address.
+        // The bridge's filter expects the link-local address that is derived from the MAC address.
         sysctl::set_if_present(&format!("ipv6/conf/{ifname}/addr_gen_mode"), "0")?;
-        // For `PodEnd::announce`.
+        // `PodEnd::announce` needs this.
         sysctl::announce_addresses(ifname)?;
         if segment::families(&segments).contains(&Family::V6) {
             // Some runtimes turn IPv6 off in new namespaces.
@@ -194,7 +196,7 @@ pub(crate) fn configure(
     })
 }
 
-/// Waits until duplicate address detection has found none.
+/// Waits until duplicate address detection has finished without a duplicate.
 fn wait_for_detection(links: &mut Links, link: &Link) -> Result<()> {
     let deadline = Instant::now() + DETECTION_DEADLINE;
     while links.detects_duplicates(link)? {
@@ -210,7 +212,7 @@ fn wait_for_detection(links: &mut Links, link: &Link) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the bridge forwards the pod's frames. An earlier announcement would be lost.
+/// Waits until the bridge forwards the pod's frames. Announcements before that would be lost.
 pub(crate) fn wait_until_forwarding(links: &mut Links, attachment: &Attachment) -> Result<Link> {
     let name = host_name(attachment);
     let deadline = Instant::now() + FORWARDING_DEADLINE;
@@ -235,7 +237,7 @@ pub(crate) fn wait_until_forwarding(links: &mut Links, attachment: &Attachment) 
     }
 }
 
-/// Removes the pair if it is there, also if the host's end was renamed.
+/// Removes the pair if it exists, even if the host's end was renamed.
 pub(crate) fn remove(links: &mut Links, attachment: &Attachment) -> Result<()> {
     match links.find(&host_name(attachment))? {
         Some(link) if link.kind == "veth" => return links.delete(&link),

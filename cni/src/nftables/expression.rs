@@ -11,32 +11,33 @@ const FIRST: u32 = 1;
 pub(crate) struct Rule {
     pub(crate) chain: &'static str,
     pub(crate) expressions: Vec<Expression>,
-    /// `nft list` shows it beside the rule.
+    /// `nft list` shows it with the rule.
     pub(crate) comment: Option<&'static str>,
 }
 
 /// One expression. Registers have the kernel's numbers: `NFT_REG_1` and `NFT_REG_2` have 16 bytes,
-/// those from `NFT_REG32_00` on have 4.
+/// those starting with `NFT_REG32_00` have 4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expression {
     /// Loads metadata of the packet (`enum nft_meta_keys`).
     Meta { key: Meta, register: u32 },
     /// Loads bytes of the packet.
     Payload { base: Base, offset: u32, length: u32, register: u32 },
-    /// Continues the rule if `NFT_REG_1` compares with the value in this way (`enum nft_cmp_ops`).
+    /// Continues the rule if the comparison of `NFT_REG_1` with the value is true (`enum
+    /// nft_cmp_ops`).
     Compare { operation: Comparison, value: Vec<u8> },
-    /// Continues the rule if the set has the registers from `NFT_REG_1` on as an element;
-    /// `inverted`, if it does not.
+    /// Continues the rule if the registers starting with `NFT_REG_1` are an element of the set, or
+    /// if they are not (`inverted`).
     Lookup { set: &'static str, inverted: bool },
     /// Loads data of connection tracking (`enum nft_ct_keys`) into `NFT_REG_1`.
     Conntrack(ConntrackKey),
-    /// Loads the destination of a connection's first packet, as it was before any translation, into
+    /// Loads the destination of a connection's first packet, before any translation, into
     /// `NFT_REG_1`. Ends the rule for connections of the other family.
     OriginalDestination { ipv4: bool },
-    /// Loads into `NFT_REG_1` whether the packet's route leads into IPsec (`NFT_RT_XFRM`).
+    /// Loads into `NFT_REG_1` whether the packet's route uses IPsec (`NFT_RT_XFRM`).
     RouteIntoIpsec,
     /// Loads into `NFT_REG_1` the type (`RTN_LOCAL`, ...) that the packet's destination has on the
-    /// link on which it came (`linux/rtnetlink.h`).
+    /// link on which it arrived (`linux/rtnetlink.h`).
     DestinationTypeOnInput,
     /// Keeps only the bits of `NFT_REG_1` that are set in the mask.
     Mask(Vec<u8>),
@@ -55,7 +56,7 @@ pub(crate) enum Meta {
     NetfilterProtocol = 15,
     Layer4Protocol = 16,
     PacketType = 19,
-    /// Whether it came out of ESP.
+    /// Whether the packet came out of ESP.
     SecurityPath = 25,
     /// Kind of the interface, such as `bridge`. Hardware has no kind, and the rule ends there.
     InputKind = 26,
@@ -111,8 +112,8 @@ impl Expression {
         }
     }
 
-    /// The attributes of `enum nft_meta_attributes`, `nft_payload_attributes` and so on, in the
-    /// order in which nft(8) sends them.
+    /// Writes the attributes of `enum nft_meta_attributes`, `nft_payload_attributes` and so on, in
+    /// the order in which nft(8) sends them.
     pub(crate) fn write_data(&self, data: &mut Attributes) {
         match self {
             Self::Meta { key, register } => {

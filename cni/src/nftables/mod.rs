@@ -1,6 +1,6 @@
-//! nf_tables through nfnetlink, as far as the plugin uses it. No `nft` is needed.
+//! The part of nf_tables that the plugin uses, through nfnetlink. The program `nft` is not needed.
 //!
-//! - `attributes`: how a message's attributes are written.
+//! - `attributes`: the encoding of a message's attributes.
 //! - [`expression`]: the expressions of rules.
 //! - [`wire`]: the messages.
 
@@ -47,9 +47,9 @@ pub(crate) struct Set {
     /// The set's ID within the transaction that makes it.
     pub(crate) id: u32,
     pub(crate) key_type: u32,
-    /// Bytes.
+    /// Length of a key, bytes.
     pub(crate) key_length: u32,
-    /// Whether it holds intervals of keys ([`Table::add_intervals`]).
+    /// Whether the set holds intervals of keys ([`Table::add_intervals`]).
     pub(crate) intervals: bool,
     pub(crate) user_data: Vec<u8>,
 }
@@ -62,20 +62,20 @@ pub(crate) struct BaseChain {
     pub(crate) priority: i32,
 }
 
-/// An interface's name as a key, padded with at least one zero octet.
+/// Returns an interface's name as a key, padded with at least one zero octet.
 pub(crate) fn interface_key(name: &str) -> [u8; IFNAMSIZ] {
     let mut key = [0; IFNAMSIZ];
     key.iter_mut().take(IFNAMSIZ - 1).zip(name.bytes()).for_each(|(place, octet)| *place = octet);
     key
 }
 
-/// The interface's name with which a key begins.
+/// Returns the interface's name with which a key begins.
 pub(crate) fn interface_of(key: &[u8]) -> String {
     let name = key.iter().take(IFNAMSIZ).copied().take_while(|octet| *octet != 0).collect();
     String::from_utf8(name).unwrap_or_default()
 }
 
-/// The keys in a set. `None` if there is no such table, or no such set in it.
+/// Reads the keys in a set. `None` if there is no such table, or no such set in it.
 pub(crate) fn elements(netlink: &mut Netlink, table: &Table, set: &str) -> Result<Option<Vec<Vec<u8>>>, Error> {
     match netlink.dump::<_, RawMessage>("NFT_MSG_GETSETELEM", table.get_elements(set)) {
         Ok(messages) => Ok(Some(messages.iter().flat_map(wire::keys_of).collect())),

@@ -1,5 +1,5 @@
 //! Messages to nf_tables through nfnetlink: `linux/netfilter/nfnetlink.h`,
-//! `linux/netfilter/nf_tables.h`. Numbers are in network byte order there, attributes' own headers
+//! `linux/netfilter/nf_tables.h`. Numbers are in network byte order, but the headers of attributes
 //! in the machine's.
 
 use edge_xfrm::netlink::{Attributes, RawMessage};
@@ -30,8 +30,8 @@ mod verb {
     pub(super) const GETGEN: u16 = 16;
 }
 
-/// Most elements in one message. An attribute's length has 16 bits, and an element takes at most 64
-/// bytes.
+/// Maximum number of elements in one message. An attribute's length has 16 bits, and an element
+/// takes at most 64 bytes.
 pub(crate) const ELEMENTS: usize = 512;
 
 /// The message that begins a transaction of nf_tables.
@@ -137,7 +137,7 @@ impl Table {
             };
             attributes.nest(4, expressions);
             if let Some(comment) = rule.comment {
-                // libnftnl/udata.h: NFTNL_UDATA_RULE_COMMENT, length, text with its zero.
+                // libnftnl/udata.h: NFTNL_UDATA_RULE_COMMENT, length, text with its final zero.
                 let mut data = vec![0, comment.len() as u8 + 1];
                 data.extend(comment.as_bytes());
                 data.push(0);
@@ -217,7 +217,7 @@ pub(crate) fn keys_of(message: &RawMessage) -> Vec<Vec<u8>> {
     attributes_of(list).filter_map(|(_, element)| child(child(element, 1)?, 1)).map(<[u8]>::to_vec).collect()
 }
 
-/// Kind and value of each attribute, up to the first malformed one.
+/// Returns the kind and value of each attribute, up to the first malformed one.
 fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let [l0, l1, k0, k1] = *bytes.first_chunk::<4>()?;
@@ -229,7 +229,7 @@ fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 impl Expression {
-    /// `enum nft_expr_attributes`: name and data of one expression.
+    /// Writes the name and data of one expression (`enum nft_expr_attributes`).
     fn write(&self, item: &mut Attributes) {
         item.text(1, self.name());
         item.nest(2, |data| self.write_data(data));

@@ -1,4 +1,4 @@
-//! What ADD gives a pod, and DEL removes.
+//! Tests what ADD gives to a pod, and what DEL removes.
 
 use std::process::Command;
 
@@ -86,7 +86,7 @@ fn the_result_has_the_shape_of_the_version_asked_for() {
     }
 }
 
-/// A runtime of before CNI 0.3.0, which may send no version at all.
+/// A runtime from before CNI 0.3.0, which may send no version.
 fn the_first_versions_have_one_address_of_each_family() {
     let world = World::new(DUAL);
     let file = world.folder.path().join("resolv.conf");
@@ -125,7 +125,7 @@ fn ipv6_is_usable_at_once_where_the_runtime_has_turned_it_off() {
 }
 
 fn neighbours_learn_of_a_new_owner_without_asking() {
-    // With four pods, one address is left in IPv4 and two in IPv6.
+    // After four pods, one IPv4 address and two IPv6 addresses are left.
     let world = World::new(&["10.77.3.0/29", "fd77:0:0:3::/125"]);
     let neighbour = world.pod();
     world.add(&neighbour);
@@ -164,7 +164,8 @@ fn the_bridge_keeps_its_mac_address_as_ports_come_and_go() {
 fn the_guard_stands_before_the_first_pod() {
     let world = World::new(DUAL);
     let pod = world.pod();
-    // The ADD fails after the guard was put up and before anything of the pod was made.
+    // The ADD fails after the guard was installed, but before any part of the pod's connection was
+    // made.
     ip(&pod.netns, "link add eth0 type bridge");
     world.add_fails(&pod, 102);
     let policies = world.ip("xfrm policy");
@@ -172,8 +173,8 @@ fn the_guard_stands_before_the_first_pod() {
         assert!(policies.contains(&format!("dst {range}")) && policies.contains(&format!("dst {own}")), "{policies}");
     }
     assert!(policies.contains("action block"), "{policies}");
-    // Packets that no policy encrypts end in the guard's device. The node's own packets have the
-    // bridge's address as source.
+    // Packets that no policy encrypts are sent to the guard's device. The node's own packets have
+    // the bridge's address as source.
     let route = world.ip("route get 10.77.99.1");
     assert!(route.contains("dev ecni-guard") && route.contains("src 10.77.3.1"), "{route}");
 }
@@ -181,7 +182,7 @@ fn the_guard_stands_before_the_first_pod() {
 fn without_the_guard_no_pod_is_attached() {
     let world = World::new(DUAL);
     let pod = world.pod();
-    // Another program's policy that lets everything out.
+    // A policy of another program that allows all outgoing packets.
     world.ip("xfrm policy add src 0.0.0.0/0 dst 10.77.0.0/16 dir out action allow priority 1");
     let message = world.add_fails(&pod, 104);
     assert!(message.contains("guard") && message.contains("10.77.0.0/16"), "{message}");
@@ -225,7 +226,7 @@ fn up_makes_bridge_and_guard_without_a_pod() {
     assert!(pings(&pod.netns, "10.77.3.1"));
 }
 
-/// Attaches a further interface of a pod. Returns the result.
+/// Attaches another interface to a pod. Returns the result.
 fn add_interface(world: &World, pod: &Pod, ifname: &str) -> Value {
     let netns = path(pod);
     let variables =
@@ -245,7 +246,7 @@ fn a_second_interface_leaves_the_default_route_and_reaches_the_cluster() {
     let routes = ip(&pod.netns, "route show default");
     assert!(routes.contains("dev eth0") && !routes.contains("net1"), "{routes}");
     assert!(pings(&pod.netns, "10.77.3.1"));
-    // The first interface is of another network, as with Multus.
+    // The first interface belongs to another network, as with Multus.
     let pod = world.pod();
     ip(&pod.netns, "link add first type veth peer name other");
     ip(&pod.netns, "addr add 192.0.2.2/24 dev first");
@@ -360,7 +361,7 @@ fn no_pod_gets_a_reserved_address() {
     assert_eq!(world.add(&pods[1]), ["10.77.3.6", "fd77::3:1:0:0:1"]);
     let message = world.add_fails(&world.pod(), 11);
     assert!(message.contains("all 2 IPv4 addresses"), "{message}");
-    // An address that was reserved after it was leased stays its pod's, and is not leased again.
+    // An address that was reserved after it was leased stays with its pod, and is not leased again.
     world.set("reserved", json!(["10.77.3.4-10.77.3.7"]));
     world.del(&pods[0]);
     assert_eq!(world.add(&world.pod())[0], "10.77.3.8");

@@ -1,5 +1,5 @@
-//! A host that forwards for its pods alone is no router between its own networks, with the plugin
-//! alone, too.
+//! Tests that a host that forwards only for its pods does not route between its own networks, even
+//! with only the plugin.
 
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
@@ -17,8 +17,8 @@ pub(crate) const TESTS: &[Test] = &[
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 
-/// A host on another network of the node, which is its router. The node's link is a macvlan, since
-/// a veth may belong to a container.
+/// A host on another network of the node, which uses the node as its router. The node's link is a
+/// macvlan, since a veth may belong to a container.
 struct Neighbour {
     host: Pod,
     addresses: [String; 2],
@@ -30,17 +30,17 @@ fn neighbour(world: &World, number: u8) -> Neighbour {
     connect(world, &link, &host, number)
 }
 
-/// A link of the node that leads to the host's `eth0`.
+/// Makes a link of the node that leads to the host's `eth0`.
 fn network_card(world: &World, number: u8, host: &Pod) -> String {
     let (below, link) = (format!("below{number}"), format!("lan{number}"));
     world.ip(&format!("link add {below} type veth peer name eth0 netns {}", host.netns));
-    // It must not answer for the address of the link above.
+    // This link must not answer ARP requests for the address of the link above it.
     world.ip(&format!("link set {below} up arp off"));
     world.ip(&format!("link add link {below} name {link} type macvlan mode bridge"));
     link
 }
 
-/// Gives both ends addresses, and the host the node as its router.
+/// Gives both ends addresses, and makes the node the host's router.
 fn connect(world: &World, link: &str, host: &Pod, number: u8) -> Neighbour {
     world.ip(&format!("link set {link} up"));
     ip(&host.netns, "link set eth0 up");
@@ -63,13 +63,13 @@ fn it_is_no_router() {
     assert_eq!(world.forwards(), ["1", "1"]);
     is_closed(&world, &one.host, &two.addresses);
     is_closed(&world, &two.host, &one.addresses);
-    // Pods reach both, and a link that comes later is no way round.
+    // Pods reach both networks, and a link that is added later does not circumvent the rules.
     is_reached(&pod, &one.addresses);
     is_reached(&pod, &two.addresses);
     let three = neighbour(&world, 3);
     is_closed(&world, &one.host, &three.addresses);
     is_closed(&world, &three.host, &one.addresses);
-    // What is published at one network is reached from the other.
+    // A port that is published at one network is reachable from the other.
     nft(
         &world,
         &["add table ip publish; add chain ip publish pre { type nat hook prerouting priority dstnat; }; \
@@ -77,12 +77,12 @@ fn it_is_no_router() {
     );
     is_reached(&one.host, &["192.0.1.1".to_owned()]);
     nft(&world, &["delete", "table", "ip", "publish"]);
-    // Sources that reach pods are no reason to route.
+    // A setting that lets sources reach pods does not turn routing on.
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
     assert!(up(&world).ok);
     is_reached(&one.host, &addresses);
     is_closed(&world, &one.host, &two.addresses);
-    // Another process finds the record, also if the table was lost.
+    // Another process finds the record, even if the table was lost.
     nft(&world, &["flush", "ruleset"]);
     is_reached(&one.host, &two.addresses);
     world.add(&world.pod());
@@ -99,7 +99,7 @@ fn it_is_no_router() {
     is_reached(&one.host, &two.addresses);
 }
 
-/// A container on a bridge of its own, as Docker makes it.
+/// Makes a container on its own bridge, as Docker does.
 fn container(world: &World, bridge: &str, number: u8) -> Neighbour {
     let host = world.pod();
     let port = format!("veth{number}");
@@ -109,14 +109,14 @@ fn container(world: &World, bridge: &str, number: u8) -> Neighbour {
     connect(world, bridge, &host, number)
 }
 
-/// Docker closes its containers to other hosts only if it turned forwarding on itself.
+/// Docker blocks access of other hosts to its containers only if it turned forwarding on itself.
 fn containers_of_others() {
     let world = World::new(DUAL);
     world.forward(false);
     let lan = neighbour(&world, 1);
     let pod = world.pod();
     world.add(&pod);
-    // They come after the table.
+    // These containers are added after the table.
     let (one, two) = (container(&world, "docker0", 2), container(&world, "virbr0", 4));
     is_closed(&world, &lan.host, &one.addresses);
     is_closed(&world, &lan.host, &two.addresses);
@@ -138,7 +138,7 @@ fn containers_of_others() {
         is_reached(&lan.host, &[published.to_owned()]);
         nft(&world, &["delete", "table", family, "docker"]);
     }
-    // The pods of another CNI, on a node that has the cloud's networks.
+    // The pods belong to another CNI, on a node with the cloud's networks.
     let mut segments: Value = serde_json::from_slice(&std::fs::read(world.state("segments.json")).unwrap()).unwrap();
     segments["networks"] = json!(["192.0.2.0/24", "2001:db8:2::/64"]);
     std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
@@ -149,7 +149,7 @@ fn containers_of_others() {
     assert!(up(&world).ok);
     is_reached(&lan.host, &two.addresses);
 
-    // Forwarding was on before us.
+    // Forwarding was already on.
     let world = World::new(DUAL);
     world.forward(true);
     let lan = neighbour(&world, 1);
@@ -193,7 +193,7 @@ fn a_second_family_is_isolated_too() {
     world.add(&world.pod());
     assert_eq!(world.forwards(), ["1", "1"]);
     is_closed(&world, &one.host, &two.addresses);
-    // Forwarding that the operator turns on is the operator's, as for IPv6 here.
+    // Forwarding that the operator has turned on is not ours, as for IPv6 here.
     let world = World::new(&DUAL[..1]);
     world.forward(false);
     let (one, two) = (neighbour(&world, 1), neighbour(&world, 2));

@@ -1,5 +1,5 @@
-//! The plugin under libcni, CNI's own library, which containerd, CRI-O, Multus and podman use:
-//! `cnitool` runs it, alone and with other plugins after it.
+//! Tests the plugin with libcni, CNI's own library, which containerd, CRI-O, Multus and podman use.
+//! `cnitool` runs the plugin alone, and with other plugins after it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::loopback::{fetch, serve};
 use crate::world::{Pod, World, addresses, path, pings, sysctl, tc};
 
-/// Tests that need `cnitool` alone.
+/// Tests that need only `cnitool`.
 pub(crate) const TESTS: &[Test] =
     &[("cnitool_adds_checks_and_deletes_a_pod_in_every_version", cnitool_runs_every_version)];
 
@@ -26,7 +26,7 @@ const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 /// The plugins that are chained.
 const OTHERS: [&str; 4] = ["tuning", "bandwidth", "firewall", "portmap"];
 
-/// Where `.ci/install test` puts cnitool and crictl.
+/// The directory into which `.ci/install test` installs cnitool and crictl.
 pub(crate) const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/cni-plugins");
 
 pub(crate) fn find(program: &str, directories: &[&str]) -> Option<PathBuf> {
@@ -43,7 +43,7 @@ pub(crate) fn plugin(name: &str) -> Option<PathBuf> {
     find(name, &["/usr/lib/cni", "/opt/cni/bin"])
 }
 
-/// Why the tests cannot run on this machine, if so.
+/// Returns the reason why the tests cannot run on this machine. `None` if they can.
 pub(crate) fn unavailable() -> Option<String> {
     match cnitool() {
         None => Some(format!("`cnitool` is in no directory of CNI_PATH, nor in {INSTALLED}; run `.ci/install test`")),
@@ -51,7 +51,8 @@ pub(crate) fn unavailable() -> Option<String> {
     }
 }
 
-/// Why the tests with other plugins cannot run on this machine, if so.
+/// Returns the reason why the tests with other plugins cannot run on this machine. `None` if they
+/// can.
 pub(crate) fn unavailable_chained() -> Option<String> {
     let missing = OTHERS.into_iter().find(|name| plugin(name).is_none());
     if let Some(name) = missing {
@@ -77,8 +78,8 @@ fn try_ip(netns: &str, arguments: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Runs cnitool on the host. libcni keeps results below /var/lib/cni, which becomes a directory of
-/// the test.
+/// Runs cnitool on the host. libcni keeps results below /var/lib/cni, which is replaced by a
+/// directory of the test.
 fn run(world: &World, verb: &str, pod: &Pod, capabilities: &Value) -> Output {
     let folder = world.folder.path();
     fs::create_dir_all(folder.join("var-lib")).unwrap();
@@ -133,7 +134,8 @@ fn cnitool_runs_every_version() {
         }
         if version >= "1.1.0" {
             cnitool_runs(&world, "status", &pod, &Value::Null);
-            // cnitool names no valid attachment, so libcni runs DEL for all that it has cached.
+            // cnitool names no valid attachment, so libcni runs DEL for all attachments that it has
+            // cached.
             cnitool_runs(&world, "gc", &pod, &Value::Null);
             assert!(world.ports().is_empty() && world.leased().is_empty());
         }
@@ -161,8 +163,8 @@ fn chained_plugins_work() {
     let own = addresses(&result);
     assert_eq!(own.len(), 2, "{result}");
     cnitool_runs(&world, "add", &other, &Value::Null);
-    // Without those whose CHECK fails in release 1.1.1: bandwidth's crashes without a limit, and
-    // portmap's looks for the rules of IPv4 in those of IPv6.
+    // Leave out the plugins whose CHECK fails in release 1.1.1: that of bandwidth crashes without a
+    // limit, and that of portmap looks for IPv4 rules among those of IPv6.
     write_list(&world, "1.0.0", &[others[0].clone(), others[2].clone()]);
     cnitool_runs(&world, "check", &pod, &Value::Null);
     write_list(&world, "1.0.0", &others);

@@ -1,4 +1,5 @@
-//! The plugin under containerd, by CRI, as a kubelet calls it. `crictl` speaks CRI.
+//! Tests the plugin with containerd, which is called through CRI as by a kubelet. `crictl` is the
+//! CRI client.
 //!
 //! Debian's containerd (1.6, 1.7) calls neither STATUS nor GC, which 2.x does.
 
@@ -28,7 +29,7 @@ fn crictl() -> Option<PathBuf> {
     find("crictl", &[INSTALLED, "/usr/local/bin", "/usr/bin"])
 }
 
-/// Why the tests cannot run on this machine, if so.
+/// Returns the reason why the tests cannot run on this machine. `None` if they can.
 pub(crate) fn unavailable() -> Option<String> {
     if crictl().is_none() {
         return Some(format!("`crictl` is in no directory of CNI_PATH, nor in {INSTALLED}; run `.ci/install test`"));
@@ -39,14 +40,14 @@ pub(crate) fn unavailable() -> Option<String> {
     runtime_host::unavailable(&[("containerd", "containerd"), ("ctr", "containerd"), ("runc", "runc")])
 }
 
-/// A running containerd. It ends with its host; its pods run on without it.
+/// A running containerd. It ends with its host. Its pods continue to run without it.
 struct Containerd<'a> {
     host: &'a RuntimeHost<'a>,
     process: Child,
 }
 
 impl<'a> Containerd<'a> {
-    /// Starts it, and waits until it can start pods.
+    /// Starts containerd, and waits until it can start pods.
     fn start(host: &'a RuntimeHost<'a>) -> Self {
         let disk = host.disk;
         let path = |name: &str| disk.path(name).to_str().unwrap().to_owned();
@@ -97,7 +98,7 @@ snapshotter = "native"
         this
     }
 
-    /// Ends it with a signal. Its pods run on.
+    /// Ends containerd with a signal. Its pods continue to run.
     fn end(mut self, signal: &str) {
         let pid = fs::read_to_string(self.host.disk.path("containerd.pid")).unwrap();
         self.succeeds(self.host.command("kill").args(["-s", signal, pid.trim()]));
@@ -126,7 +127,7 @@ snapshotter = "native"
         self.succeeds(&mut self.crictl(arguments)).trim().to_owned()
     }
 
-    /// The file of a pod's configuration. A kubelet counts the attempts to start a pod.
+    /// Writes the file with a pod's configuration. A kubelet counts the attempts to start a pod.
     fn pod_file(&self, name: &str, attempt: u32) -> String {
         let file = self.host.disk.path(&format!("{name}-{attempt}.json"));
         let pod = json!({
@@ -242,8 +243,8 @@ fn pods_come_during_a_kill() {
             run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
         })
         .collect();
-    // All have a namespace, so that their ADDs begin now or have begun. A kill at an earlier step
-    // may leave a directory of the snapshotter, after which this containerd starts no pod at all.
+    // All have a namespace, so their ADDs have begun or begin now. A kill before that may leave a
+    // directory of the snapshotter, and then this containerd can no longer start any pod.
     wait::expect("the namespaces of all pods", PATIENCE, || (host.namespaces().len() > names.len()).then_some(()));
     containerd.end("KILL");
     for mut child in come {
@@ -258,11 +259,12 @@ fn pods_come_during_a_kill() {
     let forgotten = containerd.remove_all();
     let leased = host.leased();
     assert!(pods.iter().all(|pod| !leased.contains(&pod.id)), "leases outlive the DELs of their pods: {leased:?}");
-    // containerd may have forgotten a namespace that it had just made. A reboot would remove it.
+    // containerd may have lost track of a namespace that it had just made. A reboot would remove
+    // it.
     for namespace in forgotten {
         succeed(host.command("ip").args(["netns", "del", &namespace]));
     }
-    // The leases in it end as the agent ends them.
+    // Their leases end in the same way as with the agent.
     wait::expect("the end of all leases", PATIENCE, || {
         host.reclaim();
         host.leased().is_empty().then_some(())

@@ -1,4 +1,4 @@
-//! Parallel calls, kills and damaged disks, and what must survive them.
+//! Tests parallel calls, kills and damaged disks, and which state must survive them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -84,8 +84,8 @@ fn fifty_adds_at_once_get_fifty_addresses() {
     assert!(world.ports().is_empty() && world.leased().is_empty());
 }
 
-/// Moments at which to kill a call, spread over its duration. The duration is measured all the
-/// time, since it changes on a busy machine.
+/// Moments at which to kill a call, spread over its duration. The duration is measured again and
+/// again, since it changes on a busy machine.
 struct Moments {
     whole: Duration,
     number: u32,
@@ -157,7 +157,7 @@ fn a_cut_journal_is_named_and_nothing_is_given_or_lost() {
     }
     // The pods are not affected.
     assert!(pings(&first.netns, &got[0]));
-    // DEL takes a pod off the bridge, but asks the runtime to try again.
+    // DEL detaches a pod from the bridge, but asks the runtime to try again.
     let answer = world.verb("DEL", &second);
     assert_eq!(answer.json["code"], 100, "{}", answer.json);
     assert_eq!(world.ports().len(), 1);
@@ -281,7 +281,7 @@ fn addresses_of_pods_that_vanished_come_back_when_short() {
     assert!(["10.77.3.3", "10.77.3.5"].contains(&world.add(&sixth)[0].as_str()));
     assert!(["10.77.3.3", "10.77.3.5"].contains(&world.add(&seventh)[0].as_str()));
     world.add_fails(&world.pod(), 11);
-    // The runtime's late DEL does no harm to others.
+    // The runtime's late DEL does not affect other pods.
     world.del(&pods[1]);
     assert_eq!(world.leased().len(), 5);
 }
@@ -307,7 +307,7 @@ fn leases_of_pods_that_vanished_end() {
     if world.ports()[0] != port {
         world.ip(&format!("link set {} name renamed", world.ports()[0]));
     }
-    // The runtime may come back and run its DEL.
+    // The runtime may restart and run its own DEL.
     for _ in 0..2 {
         assert_eq!(reclaim("3600"), json!({"reclaimed": [], "missed": 1}));
     }

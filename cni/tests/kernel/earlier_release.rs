@@ -1,4 +1,4 @@
-//! What pods of an earlier release may send after this release makes the filter.
+//! Tests what pods of an earlier release may send after this release has made the filter.
 
 use interop_tests::suite::Test;
 
@@ -15,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[(
 fn a_pod_of_an_earlier_release_takes_no_others_mac_address() {
     let world = World::new(&["10.77.3.0/24", "fd77:0:0:3::/120"]);
     let mut pods = [attach(&world), attach(&world), attach(&world)];
-    // Two of an earlier release, and one of this release.
+    // Two pods of an earlier release, and one of this release.
     for (number, attached) in pods.iter_mut().take(2).enumerate() {
         let port = host_end(&world, &attached.pod);
         world.ip(&format!("link set {port} address 72:01:02:03:04:0{number}"));

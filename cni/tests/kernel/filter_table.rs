@@ -1,4 +1,4 @@
-//! The bridge's filter as a table: its content, and how it is made, kept and replaced.
+//! Tests the bridge's filter as a table: its content, and how it is made, kept and replaced.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -40,7 +40,8 @@ fn the_filter_is_the_one_that_the_documentation_prints() {
     let words = |text: &str| {
         let lines = text.lines().map(|line| {
             let mut words: Vec<&str> = line.split_whitespace().collect();
-            // `counter packets 0 bytes 0`; a pod whose elements are gone may have sent something.
+            // `counter packets 0 bytes 0`. The numbers may differ, since a pod without elements may
+            // have sent packets.
             if let Some(counter) = words.iter().position(|word| *word == "counter") {
                 let count = words.get(counter + 1..counter + 5).is_some_and(|count| count[0] == "packets");
                 words.drain(counter + 1..counter + if count { 5 } else { 1 });
@@ -67,10 +68,11 @@ pub(crate) fn up(world: &World) {
     succeed(Command::new("ip").args(program));
 }
 
-/// Asserts that pods reach each other in both families, and that none can send as another.
+/// Asserts that pods reach each other in both families, and that none can use another's addresses.
 pub(crate) fn stands(pods: &[&Attached]) {
     for (from, to) in pods.iter().zip(pods.iter().cycle().skip(1)) {
-        // Flushed, since earlier entries would prove nothing.
+        // The entries are flushed, since earlier entries would make the test pass without new
+        // packets.
         ip(&from.pod.netns, "neigh flush all");
         assert!(pings(&from.pod.netns, &to.v4.to_string()) && pings(&from.pod.netns, &to.v6.to_string()));
         let mut tap = Wire::open(&to.pod.netns, "eth0");
@@ -89,7 +91,7 @@ fn a_lost_filter_comes_back_with_every_pod() {
     nft(&world, &["flush", "ruleset"]);
     up(&world);
     stands(&pods.iter().collect::<Vec<_>>());
-    // The next pod restores it, too, and so it is if only elements are gone.
+    // The next pod also restores the filter, even if only elements are missing.
     nft(&world, &["flush", "ruleset"]);
     pods.push(attach(&world));
     stands(&pods.iter().collect::<Vec<_>>());
@@ -100,7 +102,7 @@ fn a_lost_filter_comes_back_with_every_pod() {
     assert!(!pings(&pods[0].pod.netns, "10.77.3.1"), "what the filter does not know may not send");
     up(&world);
     stands(&pods.iter().collect::<Vec<_>>());
-    // A pod of an earlier release has the addresses that the kernel chose.
+    // A pod of an earlier release has addresses that the kernel chose.
     let old = &mut pods[0];
     let port = host_end(&world, &old.pod);
     world.ip(&format!("link set {port} address 72:01:02:03:04:05"));
@@ -113,8 +115,8 @@ fn a_lost_filter_comes_back_with_every_pod() {
     stands(&pods.iter().collect::<Vec<_>>());
     let shown = world.ip(&format!("-d link show {port}"));
     assert!(shown.contains("hairpin on") && shown.contains("group_fwd_mask 0xfffd"), "{shown}");
-    // A pod of this release cannot take another address by setting it before the filter is made
-    // anew.
+    // A pod of this release cannot get another address accepted by setting it before the filter is
+    // made again.
     ip(&pods[1].pod.netns, &format!("link set eth0 address {}", mac_text(pods[2].mac)));
     nft(&world, &["flush", "ruleset"]);
     up(&world);
@@ -139,7 +141,7 @@ fn a_filter_of_another_version_is_replaced() {
 
 fn without_the_filter_no_pod_is_attached_unless_excepted() {
     let world = World::new(DUAL);
-    // STATUS tries what a pod would need, and leaves nothing behind.
+    // STATUS tries to add the elements that a pod would need, and leaves nothing behind.
     let answer = status(&world);
     assert!(answer.ok && table(&world).is_empty(), "{} {}", answer.json, table(&world));
     // Another program owns a table of this name, so the kernel lets no other process change it
@@ -151,7 +153,7 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     assert!(message.contains("table bridge edge-cni"), "{message}");
     let message = status_fails(&world);
     assert!(message.contains("table bridge edge-cni"), "{message}");
-    // Only some pods are excepted, and the next one may be another.
+    // Only some pods are exempt, and the next one may not be.
     except(&world, true);
     status_fails(&world);
     world.set("unfilteredPods", json!(["*"]));
@@ -160,7 +162,7 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     except(&world, true);
     let answer = world.verb("ADD", &pod);
     assert!(answer.ok && answer.said.contains("without a filter"), "{} {}", answer.json, answer.said);
-    // Without the filter its broadcasts would come back to it.
+    // Without the filter the pod's broadcasts would be sent back to it.
     let port = host_end(&world, &pod);
     assert!(world.ip(&format!("-d link show {port}")).contains("hairpin off"));
     assert!(pings(&pod.netns, "10.77.3.1"));
@@ -173,7 +175,7 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     let before = table(&world);
     assert!(status(&world).ok);
     assert_eq!(table(&world).matches("\" . \"ecni").count(), before.matches("\" . \"ecni").count());
-    // As a table of the plugin that another program owns.
+    // A table of the plugin that another program owns.
     nft(&world, &["delete", "table", "bridge", "edge-cni"]);
     let mut owner =
         nft_session(&world, "add table bridge edge-cni { flags owner; set ports-v3 { type ifname . ifname; }; }\n");
@@ -209,7 +211,7 @@ fn adds_at_once_make_one_filter() {
         for pod in &pods {
             assert!(pings(&pod.netns, "10.77.3.1") && pings(&pod.netns, "fd77:0:0:3::1"), "{}", pod.id);
         }
-        // No ADD had to restore another one's elements.
+        // No ADD had to restore the elements of another.
         let known = table(&world).lines().filter(|line| line.contains("\" . \"ecni")).count();
         assert_eq!(known, pods.len());
     }
@@ -221,7 +223,7 @@ fn a_pod_that_goes_leaves_nothing_in_the_filter() {
     let pods = [attach(&world), attach(&world), attach(&world)];
     pods.iter().for_each(|attached| world.del(&attached.pod));
     assert!(empty(&world), "{}", table(&world));
-    // If the container's namespace went without a DEL, GC removes them.
+    // If the container's namespace was removed without a DEL, GC removes the elements.
     world.set("cniVersion", json!("1.1.0"));
     let attached = attach(&world);
     world.destroy(&attached.pod);
@@ -230,7 +232,7 @@ fn a_pod_that_goes_leaves_nothing_in_the_filter() {
     world.set("cni.dev/valid-attachments", json!([]));
     assert!(world.run(&[("CNI_COMMAND", "GC")], &world.config.borrow().to_string()).ok);
     assert!(empty(&world), "{}", table(&world));
-    // An ADD that fails leaves nothing either.
+    // A failed ADD leaves no elements either.
     world.set("cni.dev/valid-attachments", serde_json::Value::Null);
     let pod = world.pod();
     world.set("routes", json!([{"dst": "192.0.2.0/24", "gw": "172.31.0.1"}]));

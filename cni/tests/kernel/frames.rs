@@ -1,4 +1,4 @@
-//! Builds frames as an attacker sends them, and receives frames.
+//! Builds frames that an attacker would send, and receives frames.
 
 #![allow(unsafe_code, reason = "bind(2) of a packet socket has no safe form")]
 
@@ -16,7 +16,7 @@ pub(crate) type Mac = [u8; 6];
 
 pub(crate) const BROADCAST: Mac = [0xff; 6];
 
-/// A packet socket at an interface: sends frames, and receives all that arrive.
+/// A packet socket at an interface. It sends frames, and receives all frames that arrive.
 pub(crate) struct Wire(File);
 
 impl Wire {
@@ -45,7 +45,7 @@ impl Wire {
         self.0.write_all(frame).unwrap();
     }
 
-    /// The frames that arrive before this one does.
+    /// Returns the frames that arrive before this one.
     pub(crate) fn until(&mut self, marker: &[u8]) -> Vec<Vec<u8>> {
         let mut seen = Vec::new();
         loop {
@@ -73,7 +73,7 @@ pub(crate) fn ethernet(to: Mac, from: Mac, ethertype: u16, content: &[u8]) -> Ve
     [&to[..], &from, &ethertype.to_be_bytes(), content].concat()
 }
 
-/// An ARP packet (RFC 826). `outer` is the source address of the frame.
+/// Builds an ARP packet (RFC 826). `outer` is the source address of the frame.
 pub(crate) fn arp(outer: Mac, operation: u8, sender: (Mac, Ipv4Addr), target: Ipv4Addr) -> Vec<u8> {
     let mut content = vec![0, 1, 8, 0, 6, 4, 0, operation];
     content.extend(sender.0);
@@ -94,21 +94,21 @@ pub(crate) fn ipv4(to: Mac, from: Mac, protocol: u8, addresses: (Ipv4Addr, Ipv4A
     ethernet(to, from, 0x0800, &packet)
 }
 
-/// Turns it into the last fragment of an IPv4 packet, at offset 8.
+/// Turns a frame into the last fragment of an IPv4 packet, at offset 8.
 pub(crate) fn last_fragment(mut frame: Vec<u8>) -> Vec<u8> {
     frame[20..22].copy_from_slice(&[0, 1]);
     sum_header(&mut frame);
     frame
 }
 
-/// Turns it into the first fragment of an IPv4 packet, with all of its content so far.
+/// Turns a frame into the first fragment of an IPv4 packet, with all of its content so far.
 pub(crate) fn first_fragment(mut frame: Vec<u8>) -> Vec<u8> {
     frame[20] = 0x20;
     sum_header(&mut frame);
     frame
 }
 
-/// Cuts the content of an IPv4 packet to this length.
+/// Shortens the content of an IPv4 packet to this length.
 pub(crate) fn shortened(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
     frame.truncate(34 + length);
     frame[16..18].copy_from_slice(&(20 + length as u16).to_be_bytes());
@@ -135,7 +135,7 @@ fn sum_header(frame: &mut [u8]) {
 
 pub(crate) fn udp(from: u16, to: u16, content: &[u8]) -> Vec<u8> {
     let length = 8 + content.len() as u16;
-    // Without a checksum, which IPv4 allows.
+    // The datagram has no checksum, which IPv4 allows.
     [&from.to_be_bytes()[..], &to.to_be_bytes(), &length.to_be_bytes(), &[0, 0], content].concat()
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn ipv6(to: Mac, from: Mac, next: u8, addresses: (Ipv6Addr, Ipv6Addr)
     ethernet(to, from, 0x86dd, &packet)
 }
 
-/// An ICMPv6 message with its checksum (RFC 4443 2.3).
+/// Builds an ICMPv6 message with its checksum (RFC 4443 2.3).
 pub(crate) fn icmpv6(addresses: (Ipv6Addr, Ipv6Addr), kind: u8, rest: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, 0, 0, 0];
     message.extend(rest);
@@ -162,19 +162,19 @@ pub(crate) fn icmpv6(addresses: (Ipv6Addr, Ipv6Addr), kind: u8, rest: &[u8]) -> 
     message
 }
 
-/// An ICMPv6 message in a frame to all nodes.
+/// Builds an ICMPv6 message in a frame to all nodes.
 pub(crate) fn discovery(from: Mac, source: Ipv6Addr, kind: u8, rest: &[u8]) -> Vec<u8> {
     let addresses = (source, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
     ipv6([0x33, 0x33, 0, 0, 0, 1], from, 58, addresses, &icmpv6(addresses, kind, rest))
 }
 
-/// The content of a neighbour solicitation or advertisement: reserved or flags, target, and the
-/// option (1 or 2) with the link-layer address (RFC 4861 4.3, 4.4).
+/// Builds the content of a neighbour solicitation or advertisement: reserved or flags, target, and
+/// the option (1 or 2) with the link-layer address (RFC 4861 4.3, 4.4).
 pub(crate) fn neighbour(flags: u8, target: Ipv6Addr, option: u8, link: Mac) -> Vec<u8> {
     [&[flags, 0, 0, 0][..], &target.octets(), &[option, 1], &link].concat()
 }
 
-/// An ICMP error (RFC 792), or one of ICMPv6, about a datagram between these addresses.
+/// Builds an ICMP error (RFC 792), or an ICMPv6 error, about a datagram between these addresses.
 pub(crate) fn error4(kind: u8, about: (Ipv4Addr, Ipv4Addr)) -> Vec<u8> {
     let datagram = ipv4(BROADCAST, BROADCAST, 17, about, &udp(4500, 4500, &[0; 32]));
     let mut message = [&[kind, 4, 0, 0, 0, 0, 2, 88][..], &datagram[14..]].concat();
@@ -188,7 +188,7 @@ pub(crate) fn error6(addresses: (Ipv6Addr, Ipv6Addr), kind: u8, about: (Ipv6Addr
     icmpv6(addresses, kind, &[&[0, 0, 5, 0][..], &datagram[14..]].concat())
 }
 
-/// A router advertisement's content (RFC 4861 4.2) with a prefix for addresses.
+/// Builds a router advertisement's content (RFC 4861 4.2) with a prefix for addresses.
 pub(crate) fn router(lifetime: u16) -> Vec<u8> {
     let mut rest = vec![64, 0];
     rest.extend(lifetime.to_be_bytes());

@@ -1,5 +1,5 @@
-//! Free addresses run short. A peer that speaks the agent's protocol listens on the socket; the
-//! demo runs the agent itself.
+//! Tests the plugin when free addresses run short. A peer with the agent's protocol listens on the
+//! socket; the demo runs the agent itself.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -110,7 +110,7 @@ fn a_full_segment_grows_through_the_agent() {
         let short = vec![Stock { family: Family::V4, free: 0, leased }];
         assert_eq!(heard(&requests), AgentRequest::RequestSegment { stock: short });
         assert!(matches!(heard(&requests), AgentRequest::AddressesTaken { .. }));
-        // Gateway, guard and routes of the new segment are there.
+        // The gateway, guard and routes of the new segment exist.
         assert!(pings(&pod.netns, "10.77.3.2") && pings(&first.netns, expected) && pings(&world.host, expected));
         assert!(world.ip("xfrm policy").contains(&format!("{}.0/", expected.rsplit_once('.').unwrap().0)));
     }
@@ -153,7 +153,7 @@ fn an_agent_that_cannot_help_costs_no_pod_the_last_addresses() {
     let all: Vec<AgentRequest> = requests.try_iter().collect();
     let requests_for_segments =
         all.iter().filter(|request| matches!(request, AgentRequest::RequestSegment { .. })).count();
-    // With 3, 2, 1 and 0 left, before the ADD.
+    // Requests are sent when 3, 2, 1 and 0 addresses are left before the ADD.
     assert_eq!(requests_for_segments, 4, "{all:?}");
 }
 

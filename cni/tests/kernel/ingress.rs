@@ -1,4 +1,4 @@
-//! Which hosts outside reach pods while the agent's table does not exist.
+//! Tests which outside hosts reach pods while the agent's table does not exist.
 
 use std::process::Command;
 
@@ -27,7 +27,7 @@ const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 pub(crate) const HOST: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
 pub(crate) const NEIGHBOUR: [&str; 2] = ["192.0.2.66", "2001:db8:1::66"];
 
-/// A host on the node's LAN that names the node as its router.
+/// A host on the node's LAN that uses the node as its router.
 pub(crate) fn neighbour(world: &World) -> Pod {
     let lan = world.pod();
     world.ip(&format!("link add lan0 type veth peer name eth0 netns {}", lan.netns));
@@ -59,7 +59,7 @@ pub(crate) fn dropped(world: &World) -> u64 {
     statements.flatten().filter_map(|statement| statement["counter"]["packets"].as_u64()).sum()
 }
 
-/// Packets for each of these addresses are dropped on their way from the neighbour.
+/// Asserts that packets from the neighbour to each of these addresses are dropped.
 pub(crate) fn is_closed(world: &World, lan: &Pod, pod: &[String]) {
     for address in pod {
         let before = dropped(world);
@@ -89,7 +89,7 @@ fn a_lan_host_reaches_no_pod() {
     for address in NEIGHBOUR {
         assert!(pings(&one.netns, address));
     }
-    // If someone removes it, the next pod or `up` restores it.
+    // If the table is removed, the next pod or `up` restores it.
     nft(&world, &["flush", "ruleset"]);
     is_reached(&lan, &first);
     world.add(&world.pod());
@@ -118,7 +118,8 @@ fn a_lan_host_poses_as_no_pod() {
         let setting = format!("net.ipv4.conf.{name}.rp_filter=0");
         succeed(Command::new("ip").args(["netns", "exec", &world.host, "sysctl", "-qw", &setting]));
     }
-    // The pod's addresses, free ones, and the bridge's; the kernel refuses its own address in IPv4.
+    // The pod's addresses, free ones, and the bridge's. The kernel itself refuses its own address
+    // in IPv4.
     let cases = [
         (addresses[0].as_str(), HOST[0]),
         ("10.77.3.200", HOST[0]),
@@ -161,19 +162,19 @@ fn what_is_published_and_named_is_reached() {
              add rule {family} publish pre {family} daddr {published} dnat to {address}"
         );
         nft(&world, &[&rules]);
-        // The host itself does not answer this one.
+        // The host itself does not answer at this address.
         ip(&pod.netns, &format!("addr add {}/{} dev lo", published, if family == "ip" { 32 } else { 128 }));
     }
     let before = dropped(&world);
     is_reached(&lan, &HOST.map(str::to_owned));
     assert_eq!(dropped(&world), before);
     is_closed(&world, &lan, &addresses);
-    // Others stay out.
+    // Other sources are still blocked.
     world.set("lanToPods", json!(["192.0.2.66/32", "2001:db8:2::/48"]));
     assert!(up(&world).ok);
     is_reached(&lan, &addresses[..1]);
     is_closed(&world, &lan, &addresses[1..]);
-    // The networks that a hub fronts are on its LAN.
+    // The networks that a hub fronts are reachable on its LAN.
     let mut segments: Value = serde_json::from_slice(&std::fs::read(world.state("segments.json")).unwrap()).unwrap();
     segments["networks"] = json!(["2001:db8:1::/64"]);
     std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
@@ -181,7 +182,7 @@ fn what_is_published_and_named_is_reached() {
     is_reached(&lan, &addresses);
 }
 
-/// kube-proxy's rules for a Service's own address and for the one of its load balancer.
+/// Adds kube-proxy's rules for a Service's own address and for the one of its load balancer.
 fn redirect(world: &World, addresses: &[String]) {
     for (family, (address, sent_to)) in ["ip", "ip6"]
         .into_iter()
@@ -206,11 +207,11 @@ fn a_routed_service_is_not_published() {
     let balancers = ["203.0.113.5", "2001:db8:5::5"].map(str::to_owned);
     let pods_alone = || {
         is_closed(&world, &lan, &services);
-        // The address of a load balancer need not be one of this host.
+        // A load balancer's address need not belong to this host.
         is_reached(&lan, &balancers);
         is_reached(&client, &services);
     };
-    // Nothing says yet that these are Services.
+    // No configuration declares these addresses as Services yet.
     is_reached(&lan, &services);
     let read = || serde_json::from_slice::<Value>(&std::fs::read(world.state("segments.json")).unwrap()).unwrap();
     let write = |hub_networks: Value| {
@@ -218,7 +219,7 @@ fn a_routed_service_is_not_published() {
         segments["hub_networks"] = hub_networks;
         std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
     };
-    // What the agent left of its last view holds from the first pod of the next boot on.
+    // The data of the agent's last view applies from the first pod after the next boot.
     write(json!(["10.96.0.0/12", "10.96.0.0/16", "fd96::/108"]));
     nft(&world, &["delete", "table", "inet", "edge-cni-pods"]);
     world.add(&world.pod());
@@ -235,8 +236,8 @@ fn a_routed_service_is_not_published() {
     is_closed(&world, &lan, &services[1..]);
 }
 
-/// IPVS delivers to the host itself what is sent to a Service, whose address is on a link of its
-/// own. Here the host answers.
+/// IPVS delivers packets for a Service to the host itself, and the Service's address is on a
+/// separate link. In this test the host answers.
 fn a_service_of_ipvs_is_not_published() {
     let world = World::new(DUAL);
     let (lan, client) = (neighbour(&world), world.pod());
@@ -246,7 +247,7 @@ fn a_service_of_ipvs_is_not_published() {
     world.ip("link set kube-ipvs0 up");
     world.ip("addr add 10.96.0.1/32 dev kube-ipvs0");
     world.ip("addr add fd96::1/128 dev kube-ipvs0 nodad");
-    // Nothing says yet that these are Services.
+    // No configuration declares these addresses as Services yet.
     is_reached(&lan, &services);
     world.set("serviceRanges", json!(["10.96.0.0/12", "fd96::/108"]));
     assert!(up(&world).ok);
@@ -259,8 +260,8 @@ fn a_service_of_ipvs_is_not_published() {
     is_closed(&world, &lan, &services[1..]);
 }
 
-/// EdgeMesh and other userspace proxies: a Service is redirected to a process of the host, which
-/// calls the pod itself. Here the host answers.
+/// EdgeMesh and other userspace proxies redirect a Service to a process of the host, which connects
+/// to the pod. In this test the host answers.
 fn a_proxied_service_is_not_published() {
     let world = World::new(DUAL);
     let (lan, client) = (neighbour(&world), world.pod());
@@ -286,7 +287,7 @@ fn a_proxied_service_is_not_published() {
     world.ip(&format!("route add 10.96.0.0/12 via {}", NEIGHBOUR[0]));
     world.ip(&format!("-6 route add fd96::/108 via {}", NEIGHBOUR[1]));
     let by_the_host = || outside.iter().all(|service| pings(&world.host, service));
-    // Nothing says yet that these are Services.
+    // No configuration declares these addresses as Services yet.
     is_reached(&lan, &services);
     assert!(by_the_host());
     world.set("serviceRanges", json!(["10.96.0.0/12", "fd96::/108"]));
@@ -333,7 +334,7 @@ fn the_agents_table_takes_the_place_of_the_plugins() {
     assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":true}\n");
     assert!(tables(&world).contains("edge-cni-pods"));
     nft(&world, &["delete", "table", "inet", "edge-cni"]);
-    // Without a bridge and with a host that may forward no table is needed.
+    // No table is needed without a bridge on a host that may forward.
     world.ip("link del ecni0");
     assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":true}\n");
     world.set("forwardOthers", json!(true));
@@ -349,7 +350,7 @@ fn it_is_the_documented_one() {
     let document = include_str!("../../../docs/cni.md");
     let printed = document.split("```nft\n").find(|block| block.starts_with("table inet edge-cni-pods")).unwrap();
     let printed = printed.split("```").next().unwrap();
-    // One statement a line, without the order of a set's elements.
+    // One statement per line, without regard to the order of a set's elements.
     let statements = |text: &str| {
         let text = text.replace("counter packets 0 bytes 0", "counter").replace("priority -150", "priority mangle");
         let mut lines: Vec<String> = Vec::new();

@@ -1,4 +1,4 @@
-//! Invalid input, and the plugin's errors about it.
+//! Tests invalid input, and the plugin's errors about it.
 
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
@@ -113,7 +113,7 @@ fn wrong_configurations_are_explained_with_the_specifications_codes() {
         assert!(answer.json["msg"].as_str().unwrap().contains(named), "{input}: {}", answer.json);
     }
     assert!(world.ports().is_empty());
-    // A key of a later specification stops nothing.
+    // A key of a later specification does not cause a failure.
     world.set("cni.dev/later", json!(1));
     let answer = world.verb("ADD", &pod);
     assert!(answer.ok && answer.said.contains("cni.dev/later"), "{answer:?}");
@@ -232,7 +232,7 @@ fn people_see_leases_segments_and_lacks() {
         let output = std::process::Command::new("ip").args(program).args(arguments).arg(&file).output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     };
-    // Before the first pod there is no journal, and looking makes none.
+    // Before the first pod there is no journal, and these commands do not make one.
     assert_eq!(run(&["leases", "--json"]), (true, "[]\n".into()));
     assert_eq!(run(&["segments", "--json"]), (true, "[]\n".into()));
     assert!(!world.state("leases").exists());
@@ -260,7 +260,7 @@ fn people_see_leases_segments_and_lacks() {
     );
     let (good, text) = run(&["check"]);
     assert!(good && text.ends_with("pods can be attached\n"), "{text}");
-    // Two things at once.
+    // Two problems at once.
     interop_tests::netns::succeed(std::process::Command::new("ip").args([
         "netns",
         "exec",

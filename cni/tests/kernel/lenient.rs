@@ -1,5 +1,5 @@
-//! DEL, GC and CHECK on disks that cannot be written, and with configurations and variables that an
-//! ADD would refuse.
+//! Tests DEL, GC and CHECK on disks that cannot be written, and with configurations and variables
+//! that an ADD would refuse.
 
 use std::fs;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ fn pods_go_from_a_full_disk_and_their_addresses_come_back() {
     assert!(world.ports().is_empty() && !world.leased().is_empty());
     let answer = gc(&world, &[]);
     assert!(answer.ok, "{}", answer.json);
-    // With room again, all five addresses can be leased.
+    // When there is space again, all five addresses can be leased.
     fs::remove_file(filler).unwrap();
     assert!(status(&world).ok);
     let others: Vec<_> = (0..5).map(|_| world.pod()).collect();
@@ -129,18 +129,18 @@ fn pods_go_and_are_checked_on_a_read_only_disk() {
     others.iter().for_each(|pod| drop(world.add(pod)));
 }
 
-/// The agent runs `edge-cni up` before it looks at forwarding itself.
+/// The agent runs `edge-cni up` before it checks forwarding itself.
 fn a_disk_that_cannot_be_written_makes_no_router() {
     let world = World::new(DUAL);
     let disk = Disk::mount(&world);
-    // The state after a first pod; then the machine reboots.
+    // The state after the first pod and a reboot of the machine.
     let pod = world.pod();
     world.add(&pod);
     world.del(&pod);
     fs::remove_file(world.state("forwarding.json")).unwrap();
     world.forward(false);
     disk.fill();
-    // Found neither there nor beside the sockets.
+    // The record can be written neither on the disk nor in the sockets' directory.
     let run = world.folder.path().join("run");
     fs::write(&run, "no folder").unwrap();
     world.set("agentSocket", json!(run.join("agent.sock")));
@@ -209,7 +209,7 @@ fn what_del_does_not_need_does_not_stop_it() {
         assert!(answer.said.contains(key) || key == "prevResult", "{key}: {}", answer.said);
         assert!(world.ports().is_empty() && world.leased().is_empty(), "{key}");
     }
-    // The keys that it needs must be valid.
+    // The keys that the verb needs must be valid.
     let pod = world.pod();
     world.set("stateDir", json!("relative"));
     assert_eq!(world.verb("DEL", &pod).json["code"], 7);
@@ -219,7 +219,7 @@ fn del_says_that_it_cannot_look_for_a_lease() {
     let world = World::new(DUAL);
     let pod = world.pod();
     world.add(&pod);
-    // A link to itself, since a disk that fails cannot be had.
+    // A link to itself simulates a failing disk.
     let broken = world.folder.path().join("broken");
     std::os::unix::fs::symlink(&broken, &broken).unwrap();
     world.set("stateDir", json!(broken));

@@ -1,5 +1,6 @@
-//! The host's loopback addresses, if packets to and from them may cross links (`route_localnet`).
-//! portmap and kube-proxy allow that, so that the host's processes reach published ports there.
+//! Tests the host's loopback addresses when packets to and from them may cross links
+//! (`route_localnet`). portmap and kube-proxy allow that, so that the host's processes reach
+//! published ports at these addresses.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -26,7 +27,7 @@ fn sh(netns: &str, script: &str) -> String {
     succeed(Command::new("ip").args(["netns", "exec", netns, "sh", "-c", script]))
 }
 
-/// Serves on a port of all addresses of a namespace: the response is the client's address.
+/// Serves on a port of all addresses of a namespace. The response is the client's address.
 pub(crate) fn serve(netns: &str, port: u16) {
     let listener = within(netns, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
     std::thread::spawn(move || {
@@ -54,8 +55,8 @@ pub(crate) fn is_kept_out(netns: &str, address: &str, port: u16) -> bool {
     fetch(netns, address, port, Duration::from_millis(300)).is_none()
 }
 
-/// Sets for each step whether iptables sees packets that a bridge only bridges, and says which it
-/// is. One step without br_netfilter.
+/// Sets for each iteration whether iptables processes packets that a bridge forwards between its
+/// ports, and returns the name of the setting. Without br_netfilter there is one iteration.
 pub(crate) fn set_br_netfilter(world: &World) -> impl Iterator<Item = &'static str> {
     let present = std::path::Path::new("/proc/sys/net/bridge").exists();
     let modes: &[(&str, &str)] =
@@ -68,7 +69,7 @@ pub(crate) fn set_br_netfilter(world: &World) -> impl Iterator<Item = &'static s
     })
 }
 
-/// Sends what it has for loopback addresses to a router.
+/// Routes packets to loopback addresses through a router.
 pub(crate) fn send_loopback_by(netns: &str, routers: [&str; 2]) {
     let [v4, v6] = routers;
     sh(
@@ -81,7 +82,7 @@ pub(crate) fn send_loopback_by(netns: &str, routers: [&str; 2]) {
     );
 }
 
-/// Whether a datagram from this address, which the sender must have, arrives at the host.
+/// Returns whether a datagram from this address, which the sender must have, arrives at the host.
 pub(crate) fn datagram_arrives(world: &World, from: &Pod, source: &str, to: &str) -> bool {
     let [source, to]: [IpAddr; 2] = [source, to].map(|text| text.parse().unwrap());
     let receiver = within(&world.host, || UdpSocket::bind((to, 9)).unwrap());

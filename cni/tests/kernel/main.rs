@@ -1,4 +1,5 @@
-//! Runs the plugin on a real kernel as a runtime does, in network namespaces that each test makes.
+//! Tests of the plugin, which run it on a real kernel as a runtime does, in network namespaces that
+//! each test makes.
 
 mod attach;
 mod between_networks;
@@ -37,7 +38,7 @@ use interop_tests::suite::{self, Test, Unrunnable};
 const IN_MEMORY: &str = "EDGE_CNI_TESTS_IN_MEMORY";
 
 /// Runs the tests in a process whose `/tmp` is in memory. There are thousands of ADDs, and each
-/// waits for the disk. `None`: this is that process, or there can be none.
+/// waits for the disk. `None`: this is that process already, or it cannot be made.
 fn run_in_memory() -> Option<ExitCode> {
     let with_mounts = || {
         let mut command = Command::new("unshare");

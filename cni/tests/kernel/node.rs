@@ -1,4 +1,4 @@
-//! What the plugin changes on the host, leaves alone, and refuses.
+//! Tests what the plugin changes on the host, what it does not touch, and what it refuses.
 
 use std::process::Command;
 
@@ -83,20 +83,22 @@ fn a_bridge_without_ports_and_those_of_earlier_releases_are_taken() {
     world.add(&first);
     assert!(pings(&first.netns, "10.77.3.1"));
     assert!(world.ip("link show ecni0").contains("alias edge-cni bridge"));
-    // With the alias it keeps its address, even if an agent in a container has another machine-id.
+    // With the alias the bridge keeps its address, even if an agent in a container has another
+    // machine-id.
     let mac = |text: &str| text.split("link/ether ").nth(1).unwrap()[..17].to_owned();
     let own = mac(&world.ip("link show ecni0"));
     world.ip("link set ecni0 address 02:00:00:00:00:88");
     world.add(&world.pod());
     assert_eq!(mac(&world.ip("link show ecni0")), "02:00:00:00:00:88");
     world.ip(&format!("link set ecni0 address {own}"));
-    // An earlier release set no alias. Ports that others add to the plugin's bridge stay.
+    // An earlier release set no alias. Ports that other programs add to the plugin's bridge stay.
     let shown = world.ip("link show ecni0");
     world.ip("link set ecni0 alias x");
     world.ip("addr add 192.0.2.1/32 dev ecni0");
     world.add(&world.pod());
     assert!(world.ip("addr show ecni0").contains("192.0.2.1"));
-    // Made with another machine-id, as by an agent in a container, and with pods alone as ports.
+    // The bridge was made with another machine-id, as by an agent in a container, and has only pods
+    // as ports.
     world.ip("addr del 192.0.2.1/32 dev ecni0");
     world.ip("link set ecni0 alias x address 02:00:00:00:00:77");
     world.add(&world.pod());
@@ -128,7 +130,7 @@ fn without_ipv6_pods_have_ipv4_and_one_sentence_says_why() {
     let world = World::new(DUAL);
     let pod = world.pod();
     let run = |verb: &str, config: &Value| {
-        // As on a kernel with ipv6.disable=1.
+        // The same as on a kernel with ipv6.disable=1.
         let script = format!(
             "mount -t tmpfs none /proc/sys/net/ipv6 && rmdir /proc/sys/net/ipv6/* 2>/dev/null; exec {}",
             env!("CARGO_BIN_EXE_edge-cni")
@@ -164,7 +166,7 @@ fn without_ipv6_pods_have_ipv4_and_one_sentence_says_why() {
     assert!(check.ok, "{}", check.json);
     config.as_object_mut().unwrap().remove("prevResult");
     assert!(run("DEL", &config).ok);
-    // A node with IPv6 segments alone has none left.
+    // A node with only IPv6 segments has none left.
     std::fs::remove_file(world.state("segments.json")).unwrap();
     config["segments"] = json!(["fd77:0:0:3::/120"]);
     let refused = run("ADD", &config);
@@ -173,7 +175,7 @@ fn without_ipv6_pods_have_ipv4_and_one_sentence_says_why() {
 }
 
 fn ranges_that_would_cut_the_host_off_are_refused() {
-    // In the second case only the default route shows it.
+    // In the second case only the default route shows the conflict.
     for (arguments, named) in [
         (&["addr add 10.77.200.5/24 dev lan0"][..], "10.77.200.5 on lan0"),
         (&["addr add fd77::200:5/112 dev lan0 nodad"], "fd77::200:5 on lan0"),
@@ -214,7 +216,7 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
     let world = World::new(DUAL);
     let taken = with_resolvers(&world, "nameserver 127.0.0.53\nnameserver 10.78.0.53\n", || status(&world));
     assert!(taken.ok, "{}", taken.json);
-    // Another resolver outside of the ranges does not help: a program asks the first one.
+    // Another resolver outside of the ranges does not help, since programs ask the first one.
     for text in [
         "nameserver 127.0.0.53\nnameserver 10.77.0.53\n",
         "nameserver 10.78.0.53\nnameserver 10.77.0.53\n",
@@ -228,7 +230,7 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
         assert_eq!(world.ip("xfrm policy"), "");
         assert!(!world.ip("link").contains("ecni"));
     }
-    // The key excepts these addresses alone.
+    // The key exempts only these addresses.
     let both = "nameserver 10.77.0.53\nnameserver fd77::53\n";
     world.set("resolversBehindTunnels", json!(["10.77.0.53"]));
     let refused = with_resolvers(&world, both, || status(&world));
@@ -238,7 +240,7 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
     assert!(taken.ok && !taken.said.contains("53"), "{} {}", taken.json, taken.said);
 }
 
-/// `ip netns exec` shows the files of this folder as those of /etc.
+/// Runs a closure while `ip netns exec` shows the files of this folder as those of /etc.
 fn with_resolvers(world: &World, text: &str, run: impl FnOnce() -> PluginOutput) -> PluginOutput {
     let etc = std::path::Path::new("/etc/netns").join(&world.host);
     std::fs::create_dir_all(&etc).unwrap();
@@ -254,7 +256,7 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
         world.ip("link set lan0 up");
         world.ip("link set lan1 up");
     };
-    // As router advertisements and DHCP leases set them.
+    // Router advertisements and DHCP leases make the same changes.
     for (arguments, named) in [
         ("addr add 10.77.200.5/24 dev lan0", "10.77.200.5 on lan0"),
         ("addr add fd77:0:0:5::5/64 dev lan0 nodad", "fd77:0:0:5::5 on lan0"),
@@ -275,8 +277,8 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
             assert!(answer.ok, "{named}: {}", answer.json);
             assert_eq!(answer.said.matches(named).count(), 1, "{}", answer.said);
         }
-        // What is left of the guard shows that it was installed before. It is installed again in
-        // full.
+        // The remaining parts of the guard show that it was installed before. It is installed again
+        // completely.
         world.ip("link del ecni-guard");
         assert!(with_resolvers(&world, resolvers, add).ok);
         world.ip("xfrm policy flush");
@@ -284,7 +286,7 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
         assert!(
             world.ip("xfrm policy").contains("dst 10.77.0.0/16") && world.ip("xfrm policy").contains("action block")
         );
-        // As after a reboot.
+        // The same state as after a reboot.
         world.ip("link del ecni-guard");
         world.ip("xfrm policy flush");
         for answer in [with_resolvers(&world, resolvers, add), with_resolvers(&world, resolvers, || status(&world))] {
@@ -299,7 +301,7 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
         let answer = with_resolvers(&world, resolvers, add);
         assert!(answer.ok && answer.said.contains(named), "{}", answer.json);
     }
-    // A range that comes later is not guarded yet.
+    // A range that is added later is not guarded yet.
     let world = World::new(DUAL);
     lan(&world);
     world.add(&world.pod());
@@ -372,7 +374,7 @@ fn former_gateways_leave_the_bridge() {
         file["segments"] = segments;
         std::fs::write(path, file.to_string()).unwrap();
     };
-    // The operator's stay, whatever they look like.
+    // Addresses that the operator has added stay.
     let operators = ["192.0.2.1/24", "10.77.50.5/24"];
     operators.iter().for_each(|address| drop(world.ip(&format!("addr add {address} dev ecni0"))));
     use_segments(json!(["10.77.9.0/24", "fd77:0:0:9::/120"]));
@@ -386,7 +388,7 @@ fn former_gateways_leave_the_bridge() {
     let found = addresses();
     assert!(!found.iter().any(|address| gateways[..2].contains(&address.as_str())), "{found:?}");
     assert!(gateways[2..].iter().chain(&operators).all(|address| found.contains(&(*address).to_owned())), "{found:?}");
-    // The segments of a node get another size.
+    // The node's segments change their size.
     use_segments(json!(["10.77.9.0/26", "fd77:0:0:9::/112"]));
     assert!(up(&world).ok);
     let found = addresses();
@@ -425,7 +427,7 @@ fn up_attaches_pods_again_whose_bridge_was_deleted() {
         let alias = format!("edge-cni {id} eth0");
         links.as_array().unwrap().iter().find(|link| link["ifalias"] == *alias).map(name).unwrap()
     };
-    // A veth of another program stays alone.
+    // A veth of another program is not changed.
     world.ip("link add other0 type veth peer name other1");
     for cut in ["link delete ecni0".to_owned(), format!("link set {} nomaster", port(&one.id))] {
         world.ip(&cut);
@@ -452,13 +454,13 @@ fn the_bridge_has_the_pods_mtu() {
     assert_eq!(mtu(), "1400");
     let (old, new) = (world.pod(), world.pod());
     world.add(&old);
-    // A smaller one holds for what the host sends, although pods keep theirs.
+    // A smaller MTU applies to packets from the host, although pods keep theirs.
     world.set("mtu", json!(1300));
     assert!(up(&world).ok);
     assert_eq!(mtu(), "1300");
     let result = world.verb("ADD", &new).json;
     assert_eq!((&result["interfaces"][0]["mtu"], &result["interfaces"][1]["mtu"]), (&json!(1300), &json!(1300)));
-    // A larger one waits for pods with a smaller one.
+    // A larger MTU is not used until the pods with a smaller one are gone.
     world.set("mtu", json!(1450));
     let third = world.pod();
     let result = world.verb("ADD", &third).json;

@@ -1,4 +1,4 @@
-//! An image of one layer as an archive in the OCI image layout, made without a registry.
+//! Makes an image with one layer as an archive in the OCI image layout, without a registry.
 
 use std::fs;
 use std::path::{Path, PathBuf};

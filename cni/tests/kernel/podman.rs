@@ -1,5 +1,5 @@
-//! The plugin under podman 4 with its backend for CNI (`network_backend = "cni"`). Containers have
-//! a directory as their root file system, so that there is no image.
+//! Tests the plugin with podman 4 and its CNI backend (`network_backend = "cni"`). Containers use a
+//! directory as their root file system, so that no image is needed.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
 const FIRST: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 const SECOND: &[&str] = &["10.78.0.0/24", "fd78::/120"];
 
-/// Why the tests cannot run on this machine, if so.
+/// Returns the reason why the tests cannot run on this machine. `None` if they can.
 pub(crate) fn unavailable() -> Option<String> {
     let programs = [("podman", "podman"), ("conmon", "conmon"), ("runc", "runc")];
     runtime_host::unavailable(&programs).or_else(|| {
@@ -100,14 +100,15 @@ apparmor_profile = "unconfined"
         String::from_utf8(stdout).unwrap().trim().to_owned()
     }
 
-    /// Addresses of a container in a network, and its MAC address, as podman shows them.
+    /// Returns the addresses of a container in a network, and its MAC address, as podman shows
+    /// them.
     fn addresses(&self, name: &str, network: &str) -> [String; 3] {
         let shown: Value = serde_json::from_str(&self.succeeds(&["inspect", name])).unwrap();
         let network = &shown[0]["NetworkSettings"]["Networks"][network];
         ["IPAddress", "GlobalIPv6Address", "MacAddress"].map(|key| network[key].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Interfaces with addresses in a container, as the kernel shows them.
+    /// Returns the interfaces with addresses in a container, as the kernel shows them.
     fn shown(&self, name: &str) -> String {
         self.succeeds(&["exec", name, "ip", "addr"])
     }
@@ -119,7 +120,7 @@ apparmor_profile = "unconfined"
         });
     }
 
-    /// Removes all containers, after which nothing may be left of them.
+    /// Removes all containers, and checks that nothing is left of them.
     fn remove_all(&self) {
         self.succeeds(&["rm", "-f", "-t", "0", "-a"]);
         let host = self.host;
@@ -149,7 +150,7 @@ fn containers_have_one_or_two_networks() {
     assert!(second_v4.starts_with("10.78.0.") && shown.contains(&second_v4) && shown.contains(&second_v6), "{shown}");
     let routes = podman.succeeds(&["exec", "both", "ip", "route"]);
     assert_eq!(routes.matches("default via ").count(), 1, "{routes}");
-    // Networks come and go while a container runs.
+    // Networks are connected and disconnected while a container runs.
     podman.succeeds(&["network", "disconnect", "second", "both"]);
     assert!(!podman.shown("both").contains(&second_v4));
     podman.succeeds(&["network", "connect", "second", "one"]);
@@ -175,7 +176,7 @@ fn requested_addresses() {
         podman.pings("six", "10.77.3.77");
     };
     has_them();
-    // Of another container, and of no segment of the network.
+    // An address of another container, and an address in no segment of the network.
     for (ip, named) in [("10.77.3.77", "leased"), ("10.99.0.1", "10.77.3.0/24")] {
         let before = (host.leased(), host.world.ports());
         let refused = podman.run("refused", &["--network", "pods", "--ip", ip]);

@@ -1,5 +1,5 @@
-//! hostPorts by the real `portmap` (containernetworking-plugins), which a runtime runs after this
-//! plugin. It is looked for in `CNI_PATH`, /usr/lib/cni and /opt/cni/bin.
+//! Tests hostPorts with the real `portmap` (containernetworking-plugins), which a runtime runs
+//! after this plugin. The tests look for it in `CNI_PATH`, /usr/lib/cni and /opt/cni/bin.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -26,7 +26,7 @@ fn plugin() -> Option<PathBuf> {
     directories.map(|directory| directory.join("portmap")).find(|file| file.is_file())
 }
 
-/// Why the tests cannot run on this machine, if so.
+/// Returns the reason why the tests cannot run on this machine. `None` if they can.
 pub(crate) fn unavailable() -> Option<String> {
     if plugin().is_none() {
         return Some("`portmap` (containernetworking-plugins) is not installed".into());
@@ -39,7 +39,7 @@ pub(crate) fn unavailable() -> Option<String> {
     netns::unavailable()
 }
 
-/// Runs `portmap` for a pod with this result of ours.
+/// Runs `portmap` for a pod with this result of our plugin.
 fn portmap(world: &World, verb: &str, pod: &Pod, result: &Value) {
     let config = json!({
         "cniVersion": "1.0.0",
@@ -81,7 +81,7 @@ fn a_host_port_is_reached_from_everywhere() {
             assert_eq!(seen(&lan.netns, host).as_deref(), Some(NEIGHBOUR[family]), "from the LAN, {mode}");
             assert_eq!(seen(&pod.netns, host).as_deref(), Some(bridge[family]), "from the pod itself, {mode}");
             assert!(seen(&world.host, host).is_some(), "from the host, {mode}");
-            // portmap masquerades a neighbour on the same bridge, too.
+            // portmap also masquerades a neighbour on the same bridge.
             assert!(seen(&other.netns, host).is_some(), "from a neighbour, {mode}");
         }
         assert_eq!(seen(&world.host, "127.0.0.1").as_deref(), Some(bridge[0]), "from the host by 127.0.0.1, {mode}");

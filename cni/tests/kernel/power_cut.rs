@@ -1,8 +1,8 @@
-//! Power cuts at random moments of ADD and DEL, with the state directory on an ext4 disk.
+//! Tests power cuts at random moments of ADD and DEL, with the state directory on an ext4 disk.
 //!
 //! The disk is an image in a file. `EXT4_IOC_SHUTDOWN` stops the file system as a power cut does:
-//! what was not flushed is lost. A reboot is a new host with another boot ID and the same disk.
-//! `EDGE_CNI_CUTS` says how many cuts there are (5).
+//! data that was not flushed is lost. A reboot is a new host with another boot ID and the same
+//! disk. `EDGE_CNI_CUTS` sets the number of cuts (default 5).
 
 #![allow(unsafe_code, reason = "ioctl(2) has no safe form")]
 
@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[Test] = &[(
     a_power_cut_loses_no_lease_that_was_reported_and_no_address_for_ever,
 )];
 
-/// Five addresses for pods.
+/// A segment with five addresses for pods.
 const SEGMENT: &str = "10.77.3.0/29";
 const ADDRESSES: usize = 5;
 
@@ -34,7 +34,7 @@ const ADDRESSES: usize = 5;
 const EXT4_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587d;
 const NO_LOG_FLUSH: u32 = 2;
 
-/// Why the tests cannot run on this machine, if so.
+/// Returns the reason why the tests cannot run on this machine. `None` if they can.
 pub(crate) fn unavailable() -> Option<String> {
     if !Command::new("mkfs.ext4").arg("-V").output().is_ok_and(|output| output.status.success()) {
         return Some("`mkfs.ext4` (e2fsprogs) cannot be run".into());
@@ -70,17 +70,18 @@ impl Disk {
     }
 }
 
-/// A host from boot to power cut. Its disk is mounted in a mount namespace that nobody else has, so
-/// that nobody holds on to it.
+/// A host from boot to power cut. Its disk is mounted in a separate mount namespace, so that no
+/// other process keeps it mounted.
 struct Machine<'a> {
     world: World,
     disk: &'a Disk,
-    /// Keeps the mount namespace. It ends when its standard input is closed.
+    /// Keeps the mount namespace alive. It ends when its standard input is closed.
     holder: Child,
 }
 
 impl<'a> Machine<'a> {
-    /// `world` has all its pods already: later namespaces have no name in the mount namespace.
+    /// Boots a machine. `world` must have all its pods already, since namespaces that are made
+    /// later have no name in the mount namespace.
     fn boot(disk: &'a Disk, boot_id: &str, world: World) -> Result<Self, String> {
         world.set("stateDir", json!(disk.mount_point().join("state")));
         let id = disk.folder.path().join("boot_id");
@@ -120,7 +121,7 @@ impl<'a> Machine<'a> {
         start_with(command, self.world.config.borrow().to_string().as_bytes())
     }
 
-    /// Stops the file system. What is not flushed is lost.
+    /// Stops the file system. Data that is not flushed is lost.
     fn cut(&self) {
         let root = File::open(self.on_disk("")).unwrap();
         let flags = NO_LOG_FLUSH;
@@ -130,7 +131,7 @@ impl<'a> Machine<'a> {
         assert_eq!(outcome, 0, "EXT4_IOC_SHUTDOWN: {}", std::io::Error::last_os_error());
     }
 
-    /// Switches the machine off, so that another one may have the disk.
+    /// Switches the machine off, so that another one may use the disk.
     fn off(mut self) {
         succeed(
             Command::new("nsenter")
@@ -143,7 +144,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Whether a call has ended well by now.
+/// Returns whether a call has ended successfully by now.
 fn succeeded(child: &mut Child) -> bool {
     child.try_wait().unwrap().is_some_and(|status| status.success())
 }
@@ -157,7 +158,8 @@ fn a_power_cut_loses_no_lease_that_was_reported_and_no_address_for_ever() {
         let world = World::new(&[SEGMENT]);
         let pods: Vec<Pod> = (0..ADDRESSES).map(|_| world.pod()).collect();
         let machine = Machine::boot(&disk, &format!("boot-{cut}"), world).unwrap();
-        // Whatever the cut before left on the disk, each address can be had, and by one pod alone.
+        // In any state of the disk after the previous cut, each address can be leased, but only by
+        // one pod.
         let begun = Instant::now();
         let added: Vec<_> = pods.iter().map(|pod| answer(machine.start("ADD", pod))).collect();
         let usual = begun.elapsed() / ADDRESSES as u32;
@@ -175,13 +177,13 @@ fn a_power_cut_loses_no_lease_that_was_reported_and_no_address_for_ever() {
         let mut dels: Vec<Child> = go.iter().map(|pod| machine.start("DEL", pod)).collect();
         #[expect(clippy::disallowed_methods, reason = "it chooses the moment of the cut")]
         std::thread::sleep(usual.mul_f64(random.f64() * 4.0).min(Duration::from_secs(10)));
-        // What ends later may have been told of a success that the shutdown has made void.
+        // Calls that end later may have reported a success that the shutdown has made void.
         let attached: Vec<bool> = adds.iter_mut().map(succeeded).collect();
         let detached: Vec<bool> = dels.iter_mut().map(succeeded).collect();
         machine.cut();
         adds.into_iter().chain(dels).for_each(|child| drop(answer(child)));
         machine.off();
-        // The disk as the next boot finds it.
+        // The disk in the state in which the next boot finds it.
         let machine = Machine::boot(&disk, &format!("boot-{cut}"), World::new(&[SEGMENT])).unwrap();
         let journal = fs::read_to_string(machine.on_disk("state/leases")).unwrap();
         let leased = held(&journal);

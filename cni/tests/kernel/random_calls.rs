@@ -1,11 +1,11 @@
-//! Random calls of many processes at once, with kills among them, compared with a model.
+//! Tests random simultaneous calls of many processes, some of which are killed, against a model.
 //!
-//! Each container has a worker of its own, which knows what the container has. So it knows what
-//! each call must answer, whatever the others do meanwhile. What all share is the table of
-//! addresses: no address may have two owners at any time.
+//! Each container has its own worker, which knows the container's interfaces and addresses. The
+//! worker therefore knows the correct answer to each call, independent of other workers. All
+//! workers share the table of addresses: no address may have two owners at any time.
 //!
-//! It ends after `EDGE_CNI_CALLS` calls (2000), or after `EDGE_CNI_SECONDS` (30). `EDGE_CNI_SEED`
-//! repeats the choice of calls, though not their order in time.
+//! The test ends after `EDGE_CNI_CALLS` calls (2000), or after `EDGE_CNI_SECONDS` (30).
+//! `EDGE_CNI_SEED` repeats the choice of calls, though not their order in time.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -32,21 +32,21 @@ const WORKERS: usize = 50;
 /// The interfaces of a container.
 const INTERFACES: [&str; 2] = ["eth0", "net1"];
 
-/// Longest time after which a call is killed, milliseconds. Most calls take less on an idle
+/// Maximum time after which a call is killed, milliseconds. Most calls take less on an idle
 /// machine.
 const LATEST_KILL: u64 = 40;
 
 /// Container and interface.
 type Attachment = (String, String);
 
-/// What all workers share.
+/// The state that all workers share.
 struct Shared {
     host: String,
     config: Value,
     calls: AtomicUsize,
     limit: usize,
     end: Instant,
-    /// The owners of addresses. An owner is entered after its ADD, and leaves before its DEL.
+    /// The owners of addresses. An owner is entered after its ADD, and removed before its DEL.
     owners: Mutex<BTreeMap<String, Attachment>>,
 }
 
@@ -100,7 +100,7 @@ fn leases(world: &World) -> BTreeMap<String, Attachment> {
     by_address.collect()
 }
 
-/// The number in an environment variable.
+/// Reads the number in an environment variable.
 pub(crate) fn from_environment<T: FromStr>(name: &str, default: T) -> T
 where
     T::Err: Debug,
@@ -115,7 +115,8 @@ fn start(host: &str, verb: &str, pod: &Pod, ifname: &str, config: &Value) -> Chi
     start_in(host, Path::new(env!("CARGO_BIN_EXE_edge-cni")), &variables, config.to_string().as_bytes())
 }
 
-/// Whether a call gave up since the machine is so busy that the lock did not come in time.
+/// Returns whether a call failed because the machine is so busy that it did not get the lock in
+/// time.
 fn is_busy(answer: &PluginOutput) -> bool {
     answer.json["msg"].as_str().is_some_and(|message| message.contains("another process has held"))
 }
@@ -125,7 +126,7 @@ struct Worker<'a> {
     shared: &'a Shared,
     pod: &'a Pod,
     random: fastrand::Rng,
-    /// Which interfaces are attached.
+    /// Whether each interface is attached.
     attached: [bool; INTERFACES.len()],
     /// The result of the last ADD of each interface.
     results: [Option<Value>; INTERFACES.len()],
@@ -166,7 +167,7 @@ impl<'a> Worker<'a> {
     fn add(&mut self, interface: usize) {
         let added = self.call("ADD", interface, Value::Null);
         if is_busy(&added) {
-            // As a runtime has it.
+            // A runtime does the same.
             return self.del(interface);
         }
         if self.attached[interface] {
@@ -203,7 +204,7 @@ impl<'a> Worker<'a> {
         assert_eq!(checked.json["code"], code, "{}: CHECK: {}", self.pod.id, checked.json);
     }
 
-    /// Kills an ADD or a DEL. What it did is not known, so a DEL follows, as a runtime has it.
+    /// Kills an ADD or a DEL. Its effect is unknown, so a DEL follows, as with a runtime.
     fn kill(&mut self, interface: usize) {
         let verb = if self.attached[interface] { "DEL" } else { "ADD" };
         self.forget(interface);

@@ -1,4 +1,4 @@
-//! A runtime requests a pod's addresses: by `CNI_ARGS`, `runtimeConfig` and `args`.
+//! Tests addresses that a runtime requests for a pod, in `CNI_ARGS`, `runtimeConfig` and `args`.
 
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
@@ -54,7 +54,7 @@ fn a_pod_gets_the_addresses_that_its_runtime_requests() {
     for address in ["10.77.3.5", "10.77.3.9", "fd77:0:0:3::9", "10.77.3.1"] {
         assert!(pings(&third.netns, address), "{address}");
     }
-    // Others do not get them, and they can be requested again at once.
+    // Other pods do not get these addresses, and they can be requested again at once.
     assert_eq!(world.add(&world.pod())[0], "10.77.3.2");
     world.del(&first);
     let again = world.pod();
@@ -88,7 +88,7 @@ fn refused_addresses() {
         assert!(answer.json["msg"].as_str().unwrap().contains(named), "{arguments}: {}", answer.json);
         assert_eq!(before, (world.ports(), world.leased()), "{arguments}");
     }
-    // Two places request different addresses.
+    // The two sources request different addresses.
     world.set("runtimeConfig", json!({"ips": ["10.77.3.7"]}));
     let answer = add_with(&world, &pod, "IP=10.77.3.8");
     assert_eq!(answer.json["code"], 7, "{}", answer.json);
@@ -112,7 +112,7 @@ fn requested_mac() {
         answer
     };
     assert!(check().ok, "{}", check().json);
-    // The journal knows it.
+    // The journal contains the MAC address.
     nft(&world, &["flush", "ruleset"]);
     assert!(up(&world).ok);
     assert!(reaches());

@@ -1,5 +1,5 @@
-//! A host on which a container runtime runs: a node's network namespace with its own processes,
-//! `/run`, `/var/lib` and boot ID. All of its processes end with it.
+//! A host for a container runtime: a node's network namespace with its own processes, `/run`,
+//! `/var/lib` and boot ID. All of its processes end with it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -23,8 +23,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 static BOOTS: AtomicU32 = AtomicU32::new(0);
 
-/// What outlives a host: `/var/lib`, the plugin's state, configurations, and the root file system
-/// of containers.
+/// The data that outlives a host: `/var/lib`, the plugin's state, configurations, and the root file
+/// system of containers.
 pub(crate) struct Disk(TempDir);
 
 impl Disk {
@@ -70,8 +70,8 @@ impl Disk {
     }
 }
 
-/// Why no runtime can run on this machine, if so. `programs` and their packages are those that a
-/// runtime needs.
+/// Returns the reason why no runtime can run on this machine. `None` if it can. `programs` are the
+/// programs that a runtime needs, with their packages.
 pub(crate) fn unavailable(programs: &[(&str, &str)]) -> Option<String> {
     let needed = [programs, &[("busybox", "busybox-static")]].concat();
     for (program, package) in needed {
@@ -91,10 +91,10 @@ pub(crate) fn unavailable(programs: &[(&str, &str)]) -> Option<String> {
 pub(crate) struct RuntimeHost<'a> {
     pub(crate) world: World,
     pub(crate) disk: &'a Disk,
-    /// The parent of the containers' cgroups.
+    /// The parent cgroup of the containers.
     pub(crate) cgroup: String,
-    /// `unshare`, which waits for the first process of the host. That one ends when its standard
-    /// input is closed, and all others end with it.
+    /// `unshare`, which waits for the first process of the host. That process ends when its
+    /// standard input is closed, and all others end with it.
     first: Child,
 }
 
@@ -105,8 +105,8 @@ impl<'a> RuntimeHost<'a> {
         let number = BOOTS.fetch_add(1, Ordering::Relaxed);
         let boot_id = world.folder.path().join("boot_id");
         fs::write(&boot_id, format!("boot-{number}\n")).unwrap();
-        // podman keeps its locks in /dev/shm. `cat` notices the end of the test, however it ends;
-        // the shell reaps what the runtimes leave.
+        // podman keeps its locks in /dev/shm. `cat` notices the end of the test in any case; the
+        // shell reaps orphaned processes of the runtimes.
         let script = r#"
             mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /dev/shm && mount --bind "$1" /var/lib &&
             mount --bind "$2" /proc/sys/kernel/random/boot_id && exec 3<&0 &&
@@ -126,7 +126,7 @@ impl<'a> RuntimeHost<'a> {
         Self { world, disk, cgroup, first }
     }
 
-    /// A command that runs a program on this host.
+    /// Makes a command that runs a program on this host.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let own = format!("/proc/{}/ns", self.first.id());
         let mut command = Command::new("nsenter");
@@ -139,7 +139,7 @@ impl<'a> RuntimeHost<'a> {
         command
     }
 
-    /// Containers that have a lease.
+    /// Returns the containers that have a lease.
     pub(crate) fn leased(&self) -> Vec<String> {
         crate::world::held(&fs::read_to_string(self.disk.path("state/leases")).unwrap_or_default())
     }
@@ -151,7 +151,7 @@ impl<'a> RuntimeHost<'a> {
         succeed(self.command(env!("CARGO_BIN_EXE_edge-cni")).args(["reclaim", "--grace", "0"]).arg(file));
     }
 
-    /// Names of the network namespaces that runtimes made.
+    /// Returns the names of the network namespaces that runtimes made.
     pub(crate) fn namespaces(&self) -> Vec<String> {
         let listed = self.command("ls").arg("/run/netns").output().unwrap();
         String::from_utf8(listed.stdout).unwrap().split_whitespace().map(str::to_owned).collect()
@@ -170,14 +170,14 @@ impl Drop for RuntimeHost<'_> {
     fn drop(&mut self) {
         drop(self.first.stdin.take());
         let _ = self.first.wait();
-        // A cgroup is busy until the last of its processes is gone.
+        // A cgroup is busy until its last process is gone.
         let _ = wait::until("the end of the containers' cgroups", PATIENCE, || {
             cgroups(&self.cgroup).iter().try_for_each(|path| remove_cgroup(path)).map_err(Into::into)
         });
     }
 }
 
-/// A cgroup's directories in all hierarchies.
+/// Returns a cgroup's directories in all hierarchies.
 fn cgroups(name: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());

@@ -1,4 +1,4 @@
-//! Several networks on one host, each with a bridge, and pods with an interface in each.
+//! Tests several networks on one host, each with a bridge, and pods with an interface in each.
 
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
 const FIRST: &[&str] = &["10.77.3.0/29", "fd77:0:0:3::/120"];
 const SECOND: &[&str] = &["10.78.0.0/29", "fd78::/120"];
 
-/// Turns to the second network.
+/// Switches the configuration to the second network.
 fn second(world: &World, own_state: bool) {
     world.set("name", json!("second"));
     world.set("bridge", json!("ecni1"));
@@ -29,7 +29,7 @@ fn second(world: &World, own_state: bool) {
     }
 }
 
-/// Turns to the first network.
+/// Switches the configuration to the first network.
 fn first(world: &World) {
     world.set("name", json!("pods"));
     world.set("bridge", json!("ecni0"));
@@ -61,7 +61,7 @@ fn a_second_network(own_state: bool) {
     let shown = |bridge: &str| world.ip(&format!("-br addr show {bridge}"));
     assert!(shown("ecni0").contains("10.77.3.1/29") && !shown("ecni0").contains("10.78"), "{}", shown("ecni0"));
     assert!(shown("ecni1").contains("10.78.0.1/29") && !shown("ecni1").contains("10.77"), "{}", shown("ecni1"));
-    // One of them makes the tables again, for both.
+    // Either network makes the tables again, for both.
     for turn in [first, |world: &World| second(world, false)] {
         nft(&world, &["flush", "ruleset"]);
         turn(&world);
@@ -71,7 +71,7 @@ fn a_second_network(own_state: bool) {
         assert!(up(&world).ok);
         everything_answers();
     }
-    // The segments of the second one do not grow by the agent.
+    // The agent does not add segments to the second network.
     (0..3).for_each(|_| drop(world.add(&world.pod())));
     let full = world.verb("ADD", &world.pod()).json;
     assert_eq!(full["code"], 11, "{full}");
@@ -98,7 +98,7 @@ fn a_pod_has_an_interface_in_each_network() {
         world.add(&neighbour);
         let answer = interface(&world, "ADD", &pod, "net1");
         assert!(answer.ok, "{}", answer.json);
-        // The cluster is reached by the first one.
+        // The cluster is reached through the first network.
         assert_eq!(answer.json["routes"], json!([]), "{}", answer.json);
         for (destination, device) in [("198.51.100.1", "eth0"), ("10.77.9.9", "eth0"), ("10.78.0.2", "net1")] {
             let route = ip(&pod.netns, &format!("route get {destination}"));
@@ -138,7 +138,7 @@ fn a_gateway_is_on_one_bridge_alone() {
     let world = World::new(FIRST);
     world.add(&world.pod());
     world.set("bridge", json!("ecni1"));
-    // The same segments, and none.
+    // The same segments, and no segments.
     for segments in [json!(FIRST), json!([])] {
         world.set("segments", segments);
         let message = world.add_fails(&world.pod(), 7);

@@ -1,5 +1,5 @@
-//! What a pod may and may not send. Each attack succeeds from a pod that the operator has excepted,
-//! and fails from any other one.
+//! Tests what a pod may and may not send. Each attack succeeds from a pod that the operator has
+//! exempted, and fails from any other pod.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -48,14 +48,14 @@ pub(crate) fn attach(world: &World) -> Attached {
     Attached { pod, mac, v4, v6, link_local }
 }
 
-/// Excepts the pods that are attached next from the filter, or not.
+/// Sets whether pods that are attached later are exempt from the filter.
 pub(crate) fn except(world: &World, excepted: bool) {
     world.set("unfilteredPods", if excepted { json!(["default/web-*"]) } else { json!([]) });
 }
 
 fn a_pod_sends_as_nobody_else_unless_the_operator_says_so() {
     let world = World::new(DUAL);
-    // Without these keys connection tracking is on, which waits for the other fragments.
+    // Without these keys connection tracking is on, and it holds fragments until the others arrive.
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
     world.set("forwardOthers", json!(true));
     let (neighbour_pod, victim) = (attach(&world), attach(&world));
@@ -80,7 +80,7 @@ fn a_pod_sends_as_nobody_else_unless_the_operator_says_so() {
     }
 }
 
-/// A frame as a packet socket shows it: without the VLAN's tag.
+/// Returns a frame in the form in which a packet socket shows it: without its VLAN tag.
 fn untagged(mut frame: Vec<u8>) -> Vec<u8> {
     if frame[12..14] == [0x81, 0] {
         frame.drain(12..16);
@@ -88,7 +88,7 @@ fn untagged(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// A frame that every pod may send, each different.
+/// Makes a frame that every pod may send, different for each number.
 pub(crate) fn marker(own: &Attached, victim: &Attached, number: u16) -> Vec<u8> {
     ipv4(victim.mac, own.mac, 17, (own.v4, victim.v4), &udp(4000, number, b"marker"))
 }
@@ -141,7 +141,7 @@ fn attacks(own: &Attached, victim: &Attached, other: &Attached) -> Vec<(&'static
     let v6 = |source, content: &[u8]| ipv6(victim.mac, own.mac, 17, (source, victim.v6), content);
     let data = udp(4000, 4000, b"forged");
     let advertise = |source, target| discovery(own.mac, source, 136, &neighbour(0xa0, target, 2, own.mac));
-    // After a header of hop-by-hop options (RFC 8200 4.3) with padding.
+    // The message follows a hop-by-hop options header (RFC 8200 4.3) with padding.
     let hidden = {
         let addresses = (own.link_local, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
         let message = frames::icmpv6(addresses, 134, &frames::router(1800));
@@ -246,10 +246,10 @@ fn a_pod_takes_over_no_neighbours_address() {
             line.split(" dev ").nth(1).and_then(|rest| rest.split(' ').next()).map(str::to_owned)
         };
         let mut attack = |number| {
-            // As an announcement, since no other reply replaces a neighbour's entry that is new.
+            // The address is announced, since no other reply replaces a new neighbour entry.
             wire.send(&arp(own.mac, 1, (own.mac, other.v4), other.v4));
             wire.send(&discovery(own.mac, own.v6, 136, &neighbour(0xa0, other.v6, 2, own.mac)));
-            // The bridge would send the neighbour's frames to this pod.
+            // Otherwise the bridge would send the neighbour's frames to this pod.
             wire.send(&ethernet([1, 0x80, 0xc2, 0, 0, 0x0e], other.mac, 0x88cc, &[0; 50]));
             wire.send(&ethernet([1, 0x80, 0xc2, 0, 0, 3], other.mac, 0x888e, &[0; 50]));
             wire.send(&marker(&own, &victim, number));
@@ -285,7 +285,7 @@ fn invented_mac_addresses_are_not_learned() {
     const INVENTED: u32 = 20_000;
     let world = World::new(DUAL);
     let victim = attach(&world);
-    // Kernels from 6.8 on.
+    // Kernels since 6.8 have the limit.
     let limited = world.ip("-d link show ecni0").contains("fdb_max_learned 4096");
     let limit = if limited { 4096 } else { INVENTED as usize + 10 };
     for excepted in [true, false] {
@@ -297,8 +297,8 @@ fn invented_mac_addresses_are_not_learned() {
         for number in 0..INVENTED {
             let [_, a, b, c] = number.to_be_bytes();
             let from = [2, 0x77, u8::from(excepted), a, b, c];
-            // Only to the bridge, half of them as IP and half as LLDP, from which bridges learn,
-            // too.
+            // The frames go to the bridge only. Half of them are IP and half are LLDP, from which
+            // bridges also learn.
             let frame = match number % 2 {
                 0 => ipv4(BROADCAST, from, 17, (own.v4, victim.v4), &udp(1, 9, b"")),
                 _ => ethernet([1, 0x80, 0xc2, 0, 0, 0x0e], from, 0x88cc, &[0; 50]),

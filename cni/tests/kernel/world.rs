@@ -1,5 +1,5 @@
 //! A node for each test: a network namespace for the host, one for each pod, a state directory, and
-//! the plugin, which is run as a runtime does.
+//! the plugin, which the tests run as a runtime does.
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -42,12 +42,12 @@ pub(crate) struct Pod {
 pub(crate) struct PluginOutput {
     pub(crate) ok: bool,
     pub(crate) json: Value,
-    /// Standard error.
+    /// The text on standard error.
     pub(crate) said: String,
 }
 
 impl World {
-    /// Makes a host without network, with segments from the configuration.
+    /// Makes a host without a network, with segments from the configuration.
     pub(crate) fn new(segments: &[&str]) -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let host = format!("cni-{}-{number}", std::process::id());
@@ -109,7 +109,7 @@ impl World {
         }
     }
 
-    /// Whether the host forwards IPv4 and IPv6, as the kernel shows it.
+    /// Returns whether the host forwards IPv4 and IPv6, as the kernel shows it.
     pub(crate) fn forwards(&self) -> [String; 2] {
         FORWARDING.map(|name| sysctl(&self.host, name))
     }
@@ -119,7 +119,7 @@ impl World {
         self.start_program(Path::new(env!("CARGO_BIN_EXE_edge-cni")), variables, input)
     }
 
-    /// As [`World::start`], for another plugin.
+    /// Does the same as [`World::start`], for another plugin.
     pub(crate) fn start_program(&self, program: &Path, variables: &[(&str, &str)], input: &[u8]) -> Child {
         start_in(&self.host, program, variables, input)
     }
@@ -178,7 +178,7 @@ impl World {
         all.lines().filter_map(|line| line.split(['@', ' ']).next()).map(str::to_owned).collect()
     }
 
-    /// Containers that have a lease, by the journal's lines.
+    /// Returns the containers that have a lease, according to the journal's lines.
     pub(crate) fn leased(&self) -> Vec<String> {
         held(&std::fs::read_to_string(self.state("leases")).unwrap_or_default())
     }
@@ -192,7 +192,7 @@ impl Drop for World {
     }
 }
 
-/// Containers that have a lease in a journal.
+/// Returns the containers that have a lease in a journal.
 pub(crate) fn held(journal: &str) -> Vec<String> {
     let mut held = Vec::new();
     for line in journal.lines() {
@@ -223,7 +223,7 @@ pub(crate) fn start_with(mut command: Command, input: &[u8]) -> Child {
     child
 }
 
-/// `CNI_NETNS` of a container.
+/// The value of `CNI_NETNS` for a container.
 pub(crate) fn path(pod: &Pod) -> String {
     format!("/run/netns/{}", pod.netns)
 }
@@ -239,7 +239,7 @@ pub(crate) fn answer(child: Child) -> PluginOutput {
     PluginOutput { ok: status.success(), json, said: String::from_utf8(stderr).unwrap() }
 }
 
-/// Addresses of a result, without prefix lengths.
+/// Returns the addresses of a result, without prefix lengths.
 pub(crate) fn addresses(result: &Value) -> Vec<String> {
     let ips = result["ips"].as_array().unwrap();
     ips.iter().map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect()
@@ -255,9 +255,9 @@ pub(crate) fn tc(netns: &str, arguments: &str) -> String {
     succeed(Command::new("tc").args(["-n", netns]).args(arguments.split_whitespace()))
 }
 
-/// Whether an address answers a ping from a namespace.
+/// Returns whether an address answers a ping from a namespace.
 pub(crate) fn pings(netns: &str, address: &str) -> bool {
-    // A busy machine may need more than the 2 s for the first one.
+    // On a busy machine the first ping may need more than its 2 s.
     (0..3).any(|_| {
         let ping = ["netns", "exec", netns, "ping", "-n", "-q", "-c", "1", "-W", "2", address];
         let answered = Command::new("ip").args(ping).output().unwrap().status.success();
@@ -274,7 +274,7 @@ pub(crate) fn sysctl(netns: &str, name: &str) -> String {
     succeed(Command::new("ip").args(["netns", "exec", netns, "cat", &path])).trim().to_owned()
 }
 
-/// Waits until the condition holds.
+/// Waits until the condition is true.
 pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     wait::expect(what, TIMEOUT, || condition().then_some(()));
 }

@@ -1,7 +1,7 @@
-//! The cryptographic calls of one handshake of both ends, made directly on `ring` and
+//! The cryptographic calls of both ends of one handshake, made directly on `ring` and
 //! `x25519-dalek`, with inputs of the same lengths.
 //!
-//! Not counted here, so that the comparison is to our disadvantage: hashes that we make for other
+//! Two things are not counted here, which makes the comparison harder for us: hashes for other
 //! purposes (recognizing a retransmitted request), and finding keys and names in certificates.
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -17,23 +17,24 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::pair::Authentication;
 
-/// Octets of a nonce, ours and the peer's together.
+/// Size of both nonces together, bytes.
 const NONCES: usize = 64;
-/// Octets before the ciphertext of a message, and after its contents: header, generic header, IV;
-/// pad length, ICV.
+/// Number of octets before the ciphertext of a message, and after its contents: header, generic
+/// header, IV; pad length, ICV.
 const BEFORE: usize = 28 + 4 + 8;
 const AFTER: usize = 1 + 16;
-/// Type, reserved octets and text of an ID payload.
+/// Size of an ID payload, bytes: type, reserved octets and text.
 const ID: usize = 4 + 13;
-/// Approximate octets that a certificate's signature covers.
+/// Approximate number of octets that a certificate's signature covers.
 const TO_BE_SIGNED: usize = 300;
 
 /// The cryptographic calls of one handshake.
 pub(crate) struct Floor {
-    /// Octets of the IKE_SA_INIT request and response and of the IKE_AUTH request and response.
+    /// Sizes of the IKE_SA_INIT request and response and of the IKE_AUTH request and response,
+    /// bytes.
     lengths: [usize; 4],
     /// The key of either end, and the CA's signature on a certificate. The same key makes that
-    /// signature: it takes as long to verify.
+    /// signature, since its verification takes equally long.
     signer: Option<(Signer, Vec<u8>)>,
 }
 
@@ -43,7 +44,7 @@ enum Signer {
 }
 
 impl Floor {
-    /// The calls of a handshake whose datagrams had these lengths.
+    /// Makes the calls of a handshake whose datagrams had these lengths.
     pub(crate) fn of(lengths: &[usize], authentication: Authentication) -> Self {
         let random = SystemRandom::new();
         let signer = match authentication {
@@ -81,7 +82,8 @@ impl Floor {
             // KEYMAT of the CHILD_SA.
             expand(&[2; 32], NONCES, 2 * 36);
         }
-        // Each AUTH is made by one end and checked by the other; both need what it covers.
+        // Each AUTH is made by one end and checked by the other; both need the octets that it
+        // covers.
         for covered in [request + 32 + 32, response + 32 + 32] {
             for _ in 0..2 {
                 prf(&[3; 32], &[4; ID]);
@@ -98,7 +100,7 @@ impl Floor {
         }
     }
 
-    /// Makes and checks one AUTH; with certificates also checks the chain.
+    /// Makes and checks one AUTH. With certificates it also checks the chain.
     fn prove(&self, octets: &[u8]) {
         match &self.signer {
             None => {
@@ -148,7 +150,7 @@ fn prf(key: &[u8], data: &[u8]) -> hmac::Tag {
     hmac::sign(&hmac::Key::new(HMAC_SHA256, key), data)
 }
 
-/// prf+ (RFC 7296 2.13).
+/// Computes prf+ (RFC 7296 2.13).
 fn expand(key: &[u8], seed: usize, len: usize) {
     let key = hmac::Key::new(HMAC_SHA256, key);
     for block in 0..len.div_ceil(32) {

@@ -1,5 +1,5 @@
-//! CPU time of a handshake, with both ends in one process and no kernel, beside the cryptography
-//! that it cannot do without.
+//! Measures the CPU time of a handshake, with both ends in one process and no kernel, and compares
+//! it with that of the cryptography that a handshake needs.
 //!
 //! `cargo bench -p edge-ike --bench handshake` prints a table and writes `target/bench/ike.json`.
 //! Handshakes and replays of their primitives take turns in one run, so both see the same machine;
@@ -15,11 +15,11 @@ use std::time::Duration;
 use floor::Floor;
 use pair::{Authentication, Pair};
 
-/// Handshakes in a round, one after another on fresh endpoints.
+/// Number of handshakes in a round, one after another on fresh endpoints.
 const BATCH: usize = 16;
-/// Rounds. The median of them is the result.
+/// Number of rounds. The result is their median.
 const ROUNDS: usize = 41;
-/// Ratio to the floor that we want to stay below.
+/// Maximum acceptable ratio to the floor.
 const GOAL: f64 = 1.5;
 
 const CASES: [(&str, Authentication); 3] = [
@@ -50,7 +50,7 @@ fn main() {
     }
 }
 
-/// Microseconds of a handshake and of its floor.
+/// Returns the median time of a handshake and of its floor, microseconds.
 fn medians(authentication: Authentication) -> (f64, f64) {
     let recipe = pair::Recipe::new(authentication);
     let floor = Floor::of(&Pair::new(&recipe).shake(), authentication);

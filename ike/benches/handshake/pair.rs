@@ -1,4 +1,4 @@
-//! Two endpoints that pass each other's datagrams on at once.
+//! Two endpoints. Each receives the other's datagrams at once.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,9 +21,9 @@ const ADDRESSES: [&str; 2] = ["192.0.2.1:500", "192.0.2.2:500"];
 pub(crate) enum Authentication {
     /// Pre-shared key.
     Psk,
-    /// Ed25519 certificates, the CA's key being Ed25519 too.
+    /// Ed25519 certificates. The CA's key is also Ed25519.
     Ed25519,
-    /// ECDSA P-256 certificates, the CA's key being P-256 too.
+    /// ECDSA P-256 certificates. The CA's key is also P-256.
     P256,
 }
 
@@ -44,7 +44,7 @@ impl Recipe {
     }
 }
 
-/// The peer of end `us`.
+/// The configuration of the peer of end `us`.
 fn peer(us: usize, auth: Auth) -> PeerConfig {
     let them = 1 - us;
     let address: SocketAddr = ADDRESSES[us].parse().unwrap();
@@ -100,7 +100,7 @@ fn certificates(algorithm: &'static SignatureAlgorithm) -> [CertificateAuth; 2] 
     })
 }
 
-/// Randomness of the system, and SPIs in a row.
+/// Randomness from the system, and consecutive SPIs.
 struct System(u32);
 
 impl Environment for System {
@@ -117,7 +117,7 @@ impl Environment for System {
     fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
 }
 
-/// Two endpoints that know each other and have not spoken yet.
+/// Two endpoints that are configured for each other and have not sent any message yet.
 pub(crate) struct Pair([(Endpoint, System); 2]);
 
 impl Pair {
@@ -129,7 +129,7 @@ impl Pair {
         }))
     }
 
-    /// Left begins with right. Gives the lengths of all datagrams. Panics if either end has no
+    /// The left end begins. Returns the lengths of all datagrams. Panics if either end has no
     /// CHILD_SA afterwards.
     pub(crate) fn shake(&mut self) -> Vec<usize> {
         let now = Instant::default();

@@ -15,8 +15,8 @@ use crate::wire::{
     AuthMethod, Authentication, Certificate, CertificateEncoding, CertificateRequest, HashAlgorithm, Id,
 };
 
-/// Our credentials towards a peer, and what the peer's must satisfy. It is made once and used for
-/// every IKE_AUTH.
+/// Our credentials towards a peer, and what the peer's must satisfy. An authenticator is made once
+/// and used for every IKE_AUTH.
 #[derive(Debug)]
 pub struct Authenticator(Method);
 
@@ -38,7 +38,7 @@ struct Credentials {
 /// Checks credentials as [`Endpoint::set_peer`](crate::Endpoint::set_peer) does.
 ///
 /// # Errors
-/// If a certificate or the key cannot be used, or they do not belong together.
+/// Returns an error if a certificate or the key cannot be used, or if they do not belong together.
 pub fn check_credentials(auth: &Auth) -> Result<(), CredentialError> {
     Authenticator::new(auth).map(drop)
 }
@@ -62,7 +62,8 @@ impl Authenticator {
     /// Checks and prepares the configured credentials.
     ///
     /// # Errors
-    /// If a certificate or the key cannot be used, or they do not belong together.
+    /// Returns an error if a certificate or the key cannot be used, or if they do not belong
+    /// together.
     pub fn new(auth: &Auth) -> Result<Self, CredentialError> {
         Ok(Self(match auth {
             Auth::Psk(psk) if psk.expose().is_empty() => return Err(CredentialError::EmptyPsk),
@@ -91,12 +92,12 @@ impl Authenticator {
         }
     }
 
-    /// Our AUTH. `peer_hashes` are the algorithms in the peer's SIGNATURE_HASH_ALGORITHMS. `None`:
-    /// it sent none, so it may not know RFC 7427, and only ECDSA by RFC 4754 and RSA by method 1
-    /// are possible.
+    /// Makes our AUTH payload. `peer_hashes` are the algorithms in the peer's
+    /// SIGNATURE_HASH_ALGORITHMS. `None`: the peer sent none, so it may not know RFC 7427, and only
+    /// ECDSA by RFC 4754 and RSA by method 1 are possible.
     ///
     /// # Errors
-    /// If our key can make no signature that the peer understands.
+    /// Returns an error if our key can make no signature that the peer understands.
     pub fn prove(
         &self,
         octets: &SignedOctets,
@@ -115,7 +116,7 @@ impl Authenticator {
     /// comes from [`Environment::unix_time`](crate::Environment::unix_time).
     ///
     /// # Errors
-    /// What is wrong. The peer gets AUTHENTICATION_FAILED in all cases.
+    /// Returns what is wrong. The peer gets AUTHENTICATION_FAILED in all cases.
     pub fn verify(
         &self,
         expected: &Identity,
@@ -126,8 +127,8 @@ impl Authenticator {
         self.authenticate(expected, presented, octets, unix_time).map(|(proof, _)| proof)
     }
 
-    /// As [`Self::verify`]; also gives what is kept of the peer's certificate, unless it has a
-    /// pre-shared key.
+    /// Does the same as [`Self::verify`], and also returns what is kept of the peer's certificate.
+    /// A peer with a pre-shared key has none.
     pub(crate) fn authenticate(
         &self,
         expected: &Identity,
@@ -167,7 +168,7 @@ impl Authenticator {
     /// Checks again whether the certificate that `peer` presented earlier is revoked.
     ///
     /// # Errors
-    /// If it is revoked.
+    /// Returns an error if it is revoked.
     pub fn check_not_revoked(&self, shown: &PeerCertificate, peer: &Identity) -> Result<(), AuthError> {
         match &self.0 {
             Method::Psk(_) => Ok(()),

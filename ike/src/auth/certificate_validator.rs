@@ -39,7 +39,7 @@ const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 pub(super) struct ValidCertificate {
     /// The key that must have made AUTH.
     pub(super) key: PublicKey,
-    /// What is kept of it.
+    /// What is kept of this certificate.
     pub(super) shown: PeerCertificate,
 }
 
@@ -65,7 +65,7 @@ impl CertificateValidator {
         self.anchors.authorities()
     }
 
-    /// The first certificate, if the chain certifies it for `claimed` at `unix_time`.
+    /// Returns the first certificate if the chain certifies it for `claimed` at `unix_time`.
     pub(super) fn validate(
         &self,
         certificates: &[Certificate],
@@ -102,7 +102,7 @@ impl CertificateValidator {
         Ok(ValidCertificate { key: PublicKey::certified_by(&parsed)?, shown })
     }
 
-    /// Finds a path to a trust anchor. Gives the earliest notAfter on it.
+    /// Finds a path to a trust anchor. Returns the earliest notAfter on that path.
     fn check_path(
         &self,
         leaf: &CertificateDer<'_>,
@@ -132,7 +132,7 @@ impl CertificateValidator {
                     let detail = "the key usage of an issuer excludes signing certificates (keyCertSign)";
                     return Err(AuthError::Chain(detail.to_owned()));
                 }
-                // RFC 5280 6.1.4: a self-issued certificate does not count.
+                // RFC 5280 6.1.4: self-issued certificates do not count towards the path length.
                 let counted = issuers.iter().filter(|issuer| !is_self_issued(issuer)).count();
                 let anchor = valid.check(path.anchor(), counted)?;
                 Ok(issuers.iter().map(|issuer| not_after(issuer)).fold(end_of(parsed).min(anchor), u64::min))
@@ -143,7 +143,7 @@ impl CertificateValidator {
             Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
                 Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
             }
-            // If another CA has the same name, only the signature is wrong.
+            // If another CA has the same name as ours, only the signature shows the difference.
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
                 let invalid =
                     verify(self.anchors.all()).ok().and_then(|path| self.anchors.invalid(path.anchor(), unix_time));
@@ -164,7 +164,7 @@ impl CertificateValidator {
         Err(AuthError::Revoked { peer: peer.clone(), serial, not_before, since: self.not_before })
     }
 
-    /// The leaf itself must have one of the usages. anyExtendedKeyUsage does not count: a
+    /// Checks that the leaf itself has one of the usages. anyExtendedKeyUsage does not count: a
     /// certificate must name its role.
     fn check_usage(&self, parsed: &X509Certificate<'_>) -> Result<(), AuthError> {
         if self.usages.is_empty() {
@@ -216,7 +216,7 @@ impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
     }
 }
 
-/// notAfter of a certificate, seconds since 1970-01-01 UTC. 0: it cannot be read.
+/// notAfter of a certificate, seconds since 1970-01-01 UTC. 0 if the certificate cannot be read.
 pub(super) fn not_after(der: &[u8]) -> u64 {
     parse(der).map_or(0, |parsed| end_of(&parsed))
 }

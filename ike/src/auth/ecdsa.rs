@@ -2,8 +2,8 @@
 //! methods of RFC 4754.
 //!
 //! RFC 7427 lets the signer combine a curve with any hash algorithm that the peer announced. `ring`
-//! signs with the curve's own one alone, and verifies with SHA2-256 and SHA2-384; the others are
-//! computed by the `p256` and `p384` crates from the hash.
+//! signs only with the curve's own hash algorithm, and verifies with SHA2-256 and SHA2-384. The
+//! `p256` and `p384` crates sign and verify hashes made by the other algorithms.
 
 use p256::ecdsa::signature::hazmat::{PrehashSigner, PrehashVerifier};
 use p256::pkcs8::DecodePrivateKey;
@@ -27,8 +27,8 @@ const IDENTIFIERS: [(HashAlgorithm, &[u8]); 3] = [
     (HashAlgorithm::Sha2_512, &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x04]),
 ];
 
-/// The hash algorithm of ECDSA that an AlgorithmIdentifier of RFC 7427 names. `None`: it names
-/// none, or SHA-1, which must not be used (RFC 8247 3.2).
+/// Returns the hash algorithm of ECDSA that an AlgorithmIdentifier of RFC 7427 names. `None`: it
+/// names no such algorithm, or SHA-1, which must not be used (RFC 8247 3.2).
 pub(super) fn hash(identifier: &[u8]) -> Option<HashAlgorithm> {
     IDENTIFIERS.iter().find(|(_, known)| *known == identifier).map(|(hash, _)| *hash)
 }
@@ -48,8 +48,8 @@ impl Curve {
         }
     }
 
-    /// The hash algorithms that we sign with, the best one first: the one that has the strength of
-    /// the curve, then longer ones.
+    /// The hash algorithms that we sign with, the best one first: the algorithm with the strength
+    /// of the curve, then those with longer hashes.
     fn hashes(self) -> [HashAlgorithm; 3] {
         match self {
             Self::P256 => [HashAlgorithm::Sha2_256, HashAlgorithm::Sha2_384, HashAlgorithm::Sha2_512],
@@ -57,7 +57,7 @@ impl Curve {
         }
     }
 
-    /// Signs with the curve's own hash algorithm as RFC 7427 wants it (DER).
+    /// The signing algorithm with the curve's own hash algorithm, in the format of RFC 7427 (DER).
     fn asn1(self) -> &'static EcdsaSigningAlgorithm {
         match self {
             Self::P256 => &ECDSA_P256_SHA256_ASN1_SIGNING,
@@ -65,7 +65,7 @@ impl Curve {
         }
     }
 
-    /// Signs as RFC 4754 wants it (r | s).
+    /// The signing algorithm in the format of RFC 4754 (r | s).
     fn fixed(self) -> &'static EcdsaSigningAlgorithm {
         match self {
             Self::P256 => &ECDSA_P256_SHA256_FIXED_SIGNING,
@@ -73,7 +73,7 @@ impl Curve {
         }
     }
 
-    /// The method of RFC 4754.
+    /// The authentication method of RFC 4754 for this curve.
     fn method(self) -> AuthMethod {
         match self {
             Self::P256 => AuthMethod::EcdsaP256Sha256,
@@ -81,7 +81,7 @@ impl Curve {
         }
     }
 
-    /// Whether `signature` (DER) is one of this key over the octets.
+    /// Returns whether `signature` (DER) is a signature of this key over the octets.
     pub(super) fn verify(self, hash: HashAlgorithm, key: &[u8], octets: &[u8], signature: &[u8]) -> bool {
         let algorithm: &dyn VerificationAlgorithm = match (self, hash) {
             (Self::P256, HashAlgorithm::Sha2_256) => &ECDSA_P256_SHA256_ASN1,
@@ -93,7 +93,7 @@ impl Curve {
         UnparsedPublicKey::new(algorithm, key).verify(octets, signature).is_ok()
     }
 
-    /// Whether `signature` (r | s) is one of RFC 4754 by this key over the octets.
+    /// Returns whether `signature` (r | s) is a signature of this key over the octets by RFC 4754.
     pub(super) fn verify_fixed(self, key: &[u8], octets: &[u8], signature: &[u8]) -> bool {
         let algorithm: &dyn VerificationAlgorithm = match self {
             Self::P256 => &ECDSA_P256_SHA256_FIXED,
@@ -102,7 +102,8 @@ impl Curve {
         UnparsedPublicKey::new(algorithm, key).verify(octets, signature).is_ok()
     }
 
-    /// As [`Self::verify`], for what `ring` does not verify. `None`: the signature is wrong.
+    /// Does the same as [`Self::verify`] for hash algorithms with which `ring` does not verify on
+    /// this curve. `None`: the signature is wrong.
     fn verify_hash(self, hash: HashAlgorithm, key: &[u8], octets: &[u8], signature: &[u8]) -> Option<()> {
         let hashed = hashed(hash, octets)?;
         match self {
@@ -169,7 +170,7 @@ pub(super) struct EcdsaSigner {
 }
 
 impl EcdsaSigner {
-    /// `None`: not PKCS#8 of a key on a curve that we have.
+    /// Reads a private key. `None`: it is not PKCS#8 of a key on a curve that we support.
     pub(super) fn new(pkcs8: &Secret) -> Option<Self> {
         [Curve::P256, Curve::P384].into_iter().find_map(|curve| {
             let key = Box::new(key_pair(curve.asn1(), pkcs8)?);
@@ -206,7 +207,7 @@ impl EcdsaSigner {
         Ok(identifier.map(|identifier| EcdsaSignature { identifier, signature }))
     }
 
-    /// Signs by RFC 4754: the method, and r | s.
+    /// Signs by RFC 4754. Returns the method, and r | s.
     pub(super) fn sign_fixed(&self, octets: &[u8]) -> Result<(AuthMethod, Vec<u8>), AuthError> {
         let key = key_pair(self.curve.fixed(), &self.pkcs8).ok_or(AuthError::Signing)?;
         let signature = key.sign(&SystemRandom::new(), octets).map_err(|_| AuthError::Signing)?;

@@ -1,4 +1,4 @@
-//! Why an authentication fails, and why configured credentials cannot be used.
+//! The reasons why an authentication fails, and why configured credentials cannot be used.
 
 use x509_parser::time::ASN1Time;
 
@@ -7,14 +7,14 @@ use crate::config::Identity;
 use crate::event::PeerErrorKind;
 use crate::wire::{AuthMethod, IdType};
 
-/// Why a peer's authentication is refused, or why we cannot authenticate to it. Each text says what
-/// was expected, what came and what to do.
+/// The reason why a peer's authentication is refused, or why we cannot authenticate to the peer.
+/// Each text says what was expected, what came and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// The peer's ID payload has a type that we do not know.
     #[error("the peer's identity is of type {0}, which cannot be configured here")]
     UnknownIdType(IdType),
-    /// The peer sent another identity than the configured one.
+    /// The peer sent an identity other than the configured one.
     #[error(
         "expected the peer to be {expected}, but it says it is {claimed}; correct remote_id here or the peer's own identity"
     )]
@@ -24,7 +24,7 @@ pub enum AuthError {
         /// The identity in the peer's ID payload.
         claimed: Identity,
     },
-    /// The peer used another authentication method than the configured one.
+    /// The peer used an authentication method other than the configured one.
     #[error("expected {expected}, the peer used \"{found}\"; configure the same authentication on both sides")]
     Method {
         /// What the configured authentication needs: a signature, or a shared key.
@@ -80,7 +80,7 @@ pub enum AuthError {
         /// Issuer of the end entity certificate, quoted.
         issuer: String,
     },
-    /// The peer's chain is refused for another reason, which this holds.
+    /// The peer's chain is refused for another reason. Holds that reason.
     #[error("the peer's certificate chain is unacceptable: {0}")]
     Chain(String),
     /// The peer's certificate has none of the required extended key usages.
@@ -107,7 +107,7 @@ pub enum AuthError {
         /// The names in the certificate.
         certified: String,
     },
-    /// The peer's certificate lacks the required URI.
+    /// The peer's certificate lacks the URI that it must have.
     #[error("expected the URI {expected} in the peer's certificate, which is for {certified}")]
     LacksUri {
         /// The configured `remote_uri`.
@@ -115,7 +115,7 @@ pub enum AuthError {
         /// The names in the certificate.
         certified: String,
     },
-    /// The signature algorithm or the certificate's key is not supported. Holds which.
+    /// The signature algorithm or the certificate's key is not supported. Holds its name.
     #[error(
         "the peer signed with an algorithm or key that is not supported ({0}); supported are Ed25519, ECDSA on P-256 or P-384 with SHA-2, and RSA of 2048 bits or more with SHA-2"
     )]
@@ -168,7 +168,7 @@ impl AuthError {
     }
 }
 
-/// Why configured credentials cannot be used.
+/// The reason why configured credentials cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
     /// The pre-shared key is empty.
@@ -177,13 +177,13 @@ pub enum CredentialError {
     /// Our name or mail address has a control character.
     #[error("our name or mail address has a control character, such as a line break; remove it")]
     ControlCharacter,
-    /// There is no certificate of our own.
+    /// The configured chain is empty.
     #[error("no certificate of our own")]
     NoCertificate,
-    /// Our chain has more than [`MAX_CHAIN`] certificates. Holds their number.
+    /// Our chain has more than [`MAX_CHAIN`] certificates. Holds the number of certificates.
     #[error("{0} certificates in the chain, at most {limit} are possible", limit = MAX_CHAIN)]
     ChainTooLong(usize),
-    /// A certificate of ours is larger than [`MAX_CERTIFICATE`]. Holds its octets.
+    /// A certificate of ours is larger than [`MAX_CERTIFICATE`]. Holds the size, bytes.
     #[error("a certificate of {0} octets, at most {limit} are possible", limit = MAX_CERTIFICATE)]
     CertificateTooLarge(usize),
     /// Our certificate cannot be parsed.
@@ -195,7 +195,7 @@ pub enum CredentialError {
     /// Our private key does not belong to our certificate.
     #[error("the private key does not belong to the certificate")]
     KeyMismatch,
-    /// There is no trust anchor.
+    /// No trust anchor is configured.
     #[error("no trust anchor: no peer could be authenticated")]
     NoTrustAnchor,
     /// A trust anchor cannot be parsed.

@@ -9,9 +9,9 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::config::Identity;
 
-/// Whether two identities name the same peer. Domain names compare without regard to case (RFC
-/// 4343). Distinguished names compare without regard to the string types of their values, since a
-/// person who writes a configuration does not know which types the CA used. Everything else
+/// Returns whether two identities name the same peer. Domain names compare without regard to case
+/// (RFC 4343). Distinguished names compare without regard to the string types of their values,
+/// since a person who writes a configuration does not know which types the CA used. Everything else
 /// compares octet by octet.
 pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     match (a, b) {
@@ -23,8 +23,8 @@ pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     }
 }
 
-/// One form for all identities that [`same_identity`] takes for the same, to look them up and to
-/// order them. It is not an identity to be sent: a distinguished name becomes a list of its
+/// Returns one form for all identities that [`same_identity`] treats as the same, to look them up
+/// and to order them. This form is never sent: a distinguished name becomes a list of its
 /// attributes.
 pub(crate) fn canonical_identity(identity: &Identity) -> Identity {
     match identity {
@@ -46,7 +46,7 @@ fn canonical_domain(name: &str) -> String {
 }
 
 /// The attributes of a name, RDN by RDN: types and values, without the string types of the values.
-/// `None`: it is not a name.
+/// `None`: `der` is not a name.
 fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
     let (rest, name) = X509Name::from_der(der).ok()?;
     if !rest.is_empty() {
@@ -71,8 +71,8 @@ fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
     Some(list)
 }
 
-/// Whether a certificate is for this identity: by a subjectAltName of the same type or, for a
-/// distinguished name, by its subject (RFC 4945 3.1). Wildcards match nothing.
+/// Returns whether a certificate is for this identity: by a subjectAltName of the same type or, for
+/// a distinguished name, by its subject (RFC 4945 3.1). Wildcards match nothing.
 pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) -> bool {
     let names = alternative_names(certificate);
     match identity {
@@ -94,13 +94,13 @@ pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) 
     }
 }
 
-/// Whether a certificate (DER) is for this identity, as a peer judges it. `false` if it cannot be
-/// parsed.
+/// Returns whether a certificate (DER) is for this identity by the rules that a peer applies.
+/// `false` if the certificate cannot be parsed.
 pub fn certificate_is_for(der: &[u8], identity: &Identity) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certifies(&certificate, identity))
 }
 
-/// Whether a certificate has this URI as a subjectAltName, octet by octet.
+/// Returns whether a certificate has this URI as a subjectAltName, octet by octet.
 pub(super) fn has_uri(certificate: &X509Certificate<'_>, uri: &str) -> bool {
     alternative_names(certificate).iter().any(|name| matches!(name, GeneralName::URI(name) if *name == uri))
 }
@@ -189,11 +189,12 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Most characters of a name that are shown. A datagram has room for names that would fill a log.
+/// Maximum number of characters of a name that are shown. A datagram has room for names that would
+/// fill a log.
 const MAX_SHOWN: usize = 128;
 
-/// Text that may come from a stranger. It is quoted, so that it cannot forge a line of a log, and
-/// cut.
+/// Text that may come from an unknown sender. It is quoted and shortened, so that it cannot forge a
+/// line of a log.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {

@@ -1,9 +1,9 @@
-//! Authentication of both ends (RFC 7296 2.15, RFC 7427): what AUTH covers, how we make ours, and
-//! how we check the peer's.
+//! Authenticates both ends (RFC 7296 2.15, RFC 7427): what AUTH covers, how we make ours, and how
+//! we check the peer's.
 //!
-//! An [`Authenticator`] is made once from a peer's configuration. In IKE_AUTH, [`SignedOctets`] of
-//! either direction go into [`Authenticator::prove`] and [`Authenticator::verify`]. Each failure
-//! has its own [`AuthError`], which says what was expected and what came.
+//! An [`Authenticator`] is made once from a peer's configuration. In IKE_AUTH, the [`SignedOctets`]
+//! of each direction are passed to [`Authenticator::prove`] and [`Authenticator::verify`]. Each
+//! failure has its own [`AuthError`], which says what was expected and what came.
 
 mod authenticator;
 mod certificate_validator;

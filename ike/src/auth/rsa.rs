@@ -17,13 +17,14 @@ use crate::wire::HashAlgorithm;
 
 /// rsaEncryption, 1.2.840.113549.1.1.1 (RFC 8017 A.1).
 pub(super) const OID_RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
-/// Shortest key that is accepted, bits (RFC 8247 3.1.1).
+/// Minimum length of an accepted key, bits (RFC 8247 3.1.1).
 const MIN_BITS: usize = 2048;
-/// Longest key with which `ring` verifies, bits.
+/// Maximum length of a key with which `ring` verifies, bits.
 const MAX_BITS: usize = 8192;
 
-/// What a signature of method 1 may be made with. It does not name its hash; RFC 7296 3.8 knows
-/// SHA-1 as the usual one, and the padding says which it is.
+/// The algorithms that a signature of method 1 may use. The signature does not name its hash
+/// algorithm. RFC 7296 3.8 says that SHA-1 is usual; the padding contains the identifier of the one
+/// that was used.
 pub(super) const PKCS1: [&dyn VerificationAlgorithm; 4] = [
     &RSA_PKCS1_2048_8192_SHA256,
     &RSA_PKCS1_2048_8192_SHA384,
@@ -38,14 +39,14 @@ struct Hash {
     hash_oid: u8,
     /// Last octet of sha...WithRSAEncryption, 1.2.840.113549.1.1.x.
     pkcs1_oid: u8,
-    /// Octets of its output and of the salt of RSASSA-PSS.
+    /// Size of its output and of the salt of RSASSA-PSS, bytes.
     len: u8,
     pkcs1: &'static dyn VerificationAlgorithm,
     pss: &'static dyn VerificationAlgorithm,
     pss_signing: &'static dyn RsaEncoding,
 }
 
-/// In the order in which we sign with them.
+/// The hash algorithms in our order of preference for signing.
 static HASHES: [Hash; 3] = [
     Hash {
         algorithm: HashAlgorithm::Sha2_256,
@@ -109,15 +110,15 @@ impl Hash {
     }
 }
 
-/// DER of a type and its contents, which have less than 128 octets.
+/// Encodes a type and its contents in DER. The contents must have fewer than 128 octets.
 fn sequence(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let contents = parts.concat();
     let len = u8::try_from(contents.len()).unwrap_or(u8::MAX);
     [&[tag, len], contents.as_slice()].concat()
 }
 
-/// The algorithm that an AlgorithmIdentifier of RFC 7427 names. `None`: it is none of RSA that we
-/// have. RFC 8247 3.2: SHA-1 must not be used.
+/// Returns the algorithm that an AlgorithmIdentifier of RFC 7427 names. `None`: it is not an RSA
+/// algorithm that we support. RFC 8247 3.2: SHA-1 must not be used.
 pub(super) fn algorithm(identifier: &[u8]) -> Option<&'static dyn VerificationAlgorithm> {
     HASHES.iter().find_map(|hash| {
         if [NULL, &[]].iter().any(|parameters| hash.pkcs1_identifier(parameters) == identifier) {
@@ -132,7 +133,7 @@ pub(super) fn algorithm(identifier: &[u8]) -> Option<&'static dyn VerificationAl
     })
 }
 
-/// Refuses RSA keys whose signatures would not be accepted anyway, with the reason.
+/// Refuses RSA keys of a size with which no signature would be accepted, and says why.
 pub(super) fn check_size(info: &SubjectPublicKeyInfo<'_>) -> Result<(), AuthError> {
     let bits = match info.parsed() {
         Ok(PublicKey::RSA(key)) => {
@@ -160,7 +161,7 @@ pub(super) struct PssSignature {
 pub(super) struct RsaSigner(RsaKeyPair);
 
 impl RsaSigner {
-    /// `None`: not PKCS#8 of an RSA key with 2048 to 4096 bits.
+    /// Reads a private key. `None`: it is not PKCS#8 of an RSA key with 2048 to 4096 bits.
     pub(super) fn new(pkcs8: &Secret) -> Option<Self> {
         RsaKeyPair::from_pkcs8(pkcs8.expose()).ok().map(Self)
     }
@@ -184,7 +185,7 @@ impl RsaSigner {
         Ok(Some(PssSignature { identifier, signature }))
     }
 
-    /// A signature of method 1. SHA-1 is usual there, but `ring` signs with SHA-2 only.
+    /// Makes a signature of method 1. SHA-1 is usual there, but `ring` signs with SHA-2 only.
     pub(super) fn sign_pkcs1(&self, octets: &[u8]) -> Result<Vec<u8>, AuthError> {
         self.sign(octets, &RSA_PKCS1_SHA256)
     }

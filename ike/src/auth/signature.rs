@@ -29,8 +29,8 @@ pub(super) enum SigningKey {
 
 impl SigningKey {
     pub(super) fn new(pkcs8: &Secret) -> Result<Self, CredentialError> {
-        // "Maybe unchecked": version 1 of PKCS#8 holds no public key to check against. `belongs_to`
-        // checks against the certificate instead.
+        // The key may stay unchecked here: version 1 of PKCS#8 holds no public key to check
+        // against. `belongs_to` checks against the certificate instead.
         if let Ok(key) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8.expose()) {
             return Ok(Self::Ed25519(Box::new(key)));
         }
@@ -92,7 +92,8 @@ impl std::fmt::Debug for SigningKey {
     }
 }
 
-/// Method 14: length of the AlgorithmIdentifier, AlgorithmIdentifier, signature (RFC 7427 3).
+/// Encodes method 14: the length of the AlgorithmIdentifier, the AlgorithmIdentifier and the
+/// signature (RFC 7427 3).
 fn digital_signature(algorithm: &[u8], signature: &[u8]) -> Authentication {
     let length = u8::try_from(algorithm.len()).unwrap_or(u8::MAX);
     Authentication { method: AuthMethod::DigitalSignature, data: [&[length], algorithm, signature].concat() }
@@ -205,7 +206,8 @@ impl SignatureAlgorithm {
     }
 }
 
-/// An unknown AlgorithmIdentifier in hexadecimal, cut: it comes from the peer.
+/// Shows an unknown AlgorithmIdentifier in hexadecimal. It is shortened, since it comes from the
+/// peer.
 fn shown(identifier: &[u8]) -> String {
     HEXLOWER.encode(identifier.get(..32).unwrap_or(identifier))
 }

@@ -1,5 +1,6 @@
 //! The configured trust anchors. webpki takes only name, key and name constraints from them; RFC
-//! 5280 6.1 lets an anchor limit more, and an operator who limits a CA means it.
+//! 5280 6.1 lets an anchor set more limits. We apply those as well, since an operator who limits a
+//! CA expects that.
 
 use std::borrow::Cow;
 
@@ -9,7 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::error::{AuthError, CredentialError};
 
-/// Trust anchors, each with what its certificate says beside name and key.
+/// Trust anchors, each with the limits that its certificate sets in addition to name and key.
 #[derive(Debug)]
 pub(super) struct TrustAnchors {
     anchors: Vec<TrustAnchor<'static>>,
@@ -24,13 +25,13 @@ struct AnchorLimits {
     not_before: u64,
     /// notAfter, seconds since 1970-01-01 UTC.
     not_after: u64,
-    /// pathLenConstraint: most intermediates below it. `None`: any number.
+    /// pathLenConstraint: maximum number of intermediates below the anchor. `None`: any number.
     path_len: Option<u32>,
 }
 
-/// The trust anchors that are valid at some time.
+/// The trust anchors that are valid at a certain time.
 pub(super) struct ValidAnchors<'a> {
-    /// For webpki.
+    /// The anchors in the form that webpki needs.
     pub(super) anchors: Cow<'a, [TrustAnchor<'static>]>,
     limits: Vec<AnchorLimits>,
 }
@@ -64,7 +65,7 @@ impl TrustAnchors {
         &self.anchors
     }
 
-    /// Those that are valid now.
+    /// Returns the anchors that are valid at `unix_time`.
     pub(super) fn valid_at(&self, unix_time: u64) -> ValidAnchors<'_> {
         if self.limits.iter().all(|limits| limits.valid_at(unix_time)) {
             return ValidAnchors { anchors: Cow::Borrowed(&self.anchors), limits: self.limits.clone() };
@@ -74,7 +75,8 @@ impl TrustAnchors {
         ValidAnchors { anchors: Cow::Owned(anchors), limits }
     }
 
-    /// Why this one of [`Self::all`] is not valid now, if it is not.
+    /// Returns the reason why this anchor of [`Self::all`] is not valid at `now`. `None` if it is
+    /// valid.
     pub(super) fn invalid(&self, anchor: &TrustAnchor<'_>, now: u64) -> Option<AuthError> {
         let position = self.anchors.iter().position(|other| std::ptr::eq(other, anchor))?;
         let AnchorLimits { not_before, not_after, .. } = *self.limits.get(position)?;
@@ -87,7 +89,8 @@ impl TrustAnchors {
 }
 
 impl ValidAnchors<'_> {
-    /// notAfter of the anchor that a path has led to, if it allows this number of intermediates.
+    /// Returns notAfter of the anchor at which a path ends. Fails if the anchor does not allow this
+    /// number of intermediates.
     pub(super) fn check(&self, anchor: &TrustAnchor<'_>, intermediates: usize) -> Result<u64, AuthError> {
         let position = self.anchors.iter().position(|other| std::ptr::eq(other, anchor));
         let Some(limits) = position.and_then(|position| self.limits.get(position)) else {

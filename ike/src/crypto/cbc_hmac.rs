@@ -1,5 +1,5 @@
 //! AES-CBC and HMAC in the Encrypted payload (RFC 7296 3.14, RFC 3602, RFC 4868): the ciphertext is
-//! authenticated, and nothing is decrypted before that has been checked.
+//! authenticated, and is decrypted only after its ICV has been checked.
 
 use aes::cipher::array::Array;
 use aes::cipher::{BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, KeyInit, KeyIvInit};
@@ -13,7 +13,7 @@ use crate::config::{AesKeyLength, Integrity};
 use crate::secret::Secret;
 use crate::wire::InvalidMessage;
 
-/// Octets of a block and of the initialization vector.
+/// Size of a block and of the initialization vector, bytes.
 pub(super) const BLOCK_LEN: usize = 16;
 
 type Block = [u8; BLOCK_LEN];
@@ -34,15 +34,14 @@ impl CbcHmac {
         Self { length, key: key.clone(), integrity_key, icv_len: integrity.icv_len() }
     }
 
-    /// Appends initialization vector, ciphertext and ICV to `message`, which holds everything
-    /// before them. `number` is never used twice with these keys. `None`: the key has another
-    /// length than it must.
+    /// Appends initialization vector, ciphertext and ICV to `message`, which holds all preceding
+    /// octets. `number` is never used twice with these keys. `None`: the key has the wrong length.
     pub(super) fn seal(&self, mut message: Vec<u8>, number: u64, inner: &[u8]) -> Option<Vec<u8>> {
         let iv = self.initialization_vector(number)?;
         message.extend_from_slice(&iv);
         let start = message.len();
         message.extend_from_slice(inner);
-        // RFC 7296 3.14: no more padding than needed. Its length stands behind it.
+        // RFC 7296 3.14: no more padding than needed. The pad length follows the padding.
         //= RFC 7296 3.14 MUST 5: padding to the block size
         //= RFC 7296 3.14 SHOULD 6: the least padding
         let padding = BLOCK_LEN.wrapping_sub(inner.len()).wrapping_sub(1) % BLOCK_LEN;
@@ -55,7 +54,8 @@ impl CbcHmac {
         Some(message)
     }
 
-    /// Decrypts what follows `associated` in a message: initialization vector, ciphertext and ICV.
+    /// Decrypts the octets that follow `associated` in a message: initialization vector, ciphertext
+    /// and ICV.
     pub(super) fn open(&self, associated: &[u8], body: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
         let least = BLOCK_LEN.saturating_add(self.icv_len);
         let short = InvalidMessage::Truncated { what: "encrypted payload", needed: least, left: body.len() };
@@ -77,7 +77,8 @@ impl CbcHmac {
         Ok(plain)
     }
 
-    /// The ICV, not cut yet. It covers the message from the header on (RFC 7296 3.14).
+    /// Computes the ICV before truncation. It covers the message from the header on (RFC 7296
+    /// 3.14).
     fn icv(&self, associated: &[u8], authenticated: &[u8]) -> hmac::Tag {
         let mut context = hmac::Context::with_key(&self.integrity_key);
         if !mutation!("icv_without_header") {
@@ -87,9 +88,9 @@ impl CbcHmac {
         context.sign()
     }
 
-    /// RFC 7296 3.14 and RFC 3602 3 want an initialization vector that nobody can foresee. It is a
-    /// block that is encrypted once only, under the same key: the first method of NIST SP 800-38A
-    /// C. So it needs no randomness, which could fail.
+    /// RFC 7296 3.14 and RFC 3602 3 require an initialization vector that an attacker cannot
+    /// predict. It is a block that is encrypted only once, under the same key: the first method of
+    /// NIST SP 800-38A C. This method needs no random numbers, so it cannot fail for lack of them.
     //= RFC 7296 3.14 MUST 3: an IV that cannot be predicted
     fn initialization_vector(&self, number: u64) -> Option<Block> {
         let mut block = [0; BLOCK_LEN];
@@ -136,7 +137,7 @@ impl Integrity {
         }
     }
 
-    /// Octets of a key: those of the hash's output (RFC 4868 2.1.1).
+    /// Size of a key, bytes: that of the hash's output (RFC 4868 2.1.1).
     pub(super) fn key_len(self) -> usize {
         match self {
             Self::HmacSha256 => 32,
@@ -145,7 +146,7 @@ impl Integrity {
         }
     }
 
-    /// Octets of the ICV: half of the hash's output (RFC 4868 2.1).
+    /// Size of the ICV, bytes: half of the hash's output (RFC 4868 2.1).
     pub(super) fn icv_len(self) -> usize {
         self.key_len() / 2
     }

@@ -48,7 +48,8 @@ impl Cookies {
         cookie
     }
 
-    /// Whether this initiator got this cookie under the current or the previous secret.
+    /// Returns whether `cookie` was made for this initiator with the current or the previous
+    /// secret.
     pub fn accepts(
         &mut self,
         env: &mut dyn Environment,

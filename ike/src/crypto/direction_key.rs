@@ -1,4 +1,4 @@
-//! The keys of one direction of an IKE SA, and what they do to one message.
+//! The keys of one direction of an IKE SA, and how they protect one message.
 
 use ring::aead::{self, LessSafeKey, UnboundKey};
 use zeroize::{Zeroize, Zeroizing};
@@ -9,14 +9,14 @@ use crate::config::Cipher;
 use crate::secret::Secret;
 use crate::wire::InvalidMessage;
 
-/// Octets of the salt behind an AEAD's key (RFC 5282 7.1, RFC 7634 2).
+/// Size of the salt that follows an AEAD's key, bytes (RFC 5282 7.1, RFC 7634 2).
 pub(super) const SALT_LEN: usize = 4;
-/// Octets of an AEAD's initialization vector.
+/// Size of an AEAD's initialization vector, bytes.
 const AEAD_IV_LEN: usize = 8;
-/// Octets of an AEAD's ICV.
+/// Size of an AEAD's ICV, bytes.
 const AEAD_ICV_LEN: usize = 16;
 
-/// Protects what one end of an IKE SA sends.
+/// Protects the messages that one end of an IKE SA sends.
 pub(super) struct DirectionKey {
     cipher: Cipher,
     protection: Protection,
@@ -28,8 +28,8 @@ enum Protection {
         salt: [u8; SALT_LEN],
     },
     CbcHmac(Box<CbcHmac>),
-    /// The cipher does not take keys of this length, which [`super::IkeKeys`] never makes. Then
-    /// nothing is sealed or opened.
+    /// The cipher does not take keys of this length, which [`super::IkeKeys`] never makes. Sealing
+    /// and opening fail.
     Unusable,
 }
 
@@ -53,21 +53,21 @@ impl DirectionKey {
         Self { cipher, protection }
     }
 
-    /// Octets of a payload's body that carries `len` octets: IV, contents, padding, pad length, ICV
-    /// (RFC 7296 3.14).
+    /// Size of the body of a payload that carries `len` octets: IV, contents, padding, pad length,
+    /// ICV (RFC 7296 3.14).
     pub(super) fn sealed_len(&self, len: usize) -> usize {
         let (iv, block, icv) = self.cipher.layout();
         len.saturating_add(1).next_multiple_of(block).saturating_add(iv).saturating_add(icv)
     }
 
-    /// Most octets that a body of `room` octets carries.
+    /// Maximum number of octets that a body of `room` octets carries.
     pub(super) fn contents_len(&self, room: usize) -> usize {
         let (iv, block, icv) = self.cipher.layout();
         let room = room.saturating_sub(iv).saturating_sub(icv);
         room.saturating_sub(room % block).saturating_sub(1)
     }
 
-    /// Appends the body of the Encrypted payload to everything before it. `number` must never be
+    /// Appends the body of the Encrypted payload to the preceding octets. `number` must never be
     /// used twice.
     pub(super) fn seal(&self, message: Vec<u8>, number: u64, inner: &[u8]) -> Result<Vec<u8>, SealError> {
         match &self.protection {
@@ -77,8 +77,8 @@ impl DirectionKey {
         }
     }
 
-    /// Decrypts the body of an Encrypted payload: contents, padding, pad length. `associated` is
-    /// everything before it.
+    /// Decrypts the body of an Encrypted payload: contents, padding, pad length. `associated` holds
+    /// the preceding octets.
     pub(super) fn open(&self, associated: &[u8], body: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
         match &self.protection {
             Protection::Aead { key, salt } => open_aead(key, *salt, associated, body),
@@ -140,7 +140,7 @@ fn nonce(salt: [u8; SALT_LEN], iv: [u8; AEAD_IV_LEN]) -> aead::Nonce {
 }
 
 impl Cipher {
-    /// Octets of IV, block and ICV of an Encrypted payload.
+    /// Sizes of IV, block and ICV of an Encrypted payload, bytes.
     fn layout(self) -> (usize, usize, usize) {
         match self.integrity() {
             Some(integrity) => (BLOCK_LEN, BLOCK_LEN, integrity.icv_len()),
@@ -148,7 +148,8 @@ impl Cipher {
         }
     }
 
-    /// Octets of SK_ei and SK_er: key, and 4 octets of salt of an AEAD (RFC 5282 7.1, RFC 7634 2).
+    /// Size of SK_ei and SK_er, bytes: the key, and for an AEAD 4 octets of salt (RFC 5282 7.1, RFC
+    /// 7634 2).
     pub(super) fn encryption_key_len(self) -> usize {
         match self {
             Self::Aes128Gcm16 => 20,
@@ -157,7 +158,7 @@ impl Cipher {
         }
     }
 
-    /// Octets of SK_ai and SK_ar. 0 for an AEAD (RFC 5282 7).
+    /// Size of SK_ai and SK_ar, bytes. 0 for an AEAD (RFC 5282 7).
     pub(super) fn integrity_key_len(self) -> usize {
         self.integrity().map_or(0, crate::config::Integrity::key_len)
     }

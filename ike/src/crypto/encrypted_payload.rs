@@ -10,20 +10,21 @@ use crate::wire::{
     EncryptedMessage, EncryptedPrefix, Fragment, Header, InvalidMessage, MAX_FRAGMENTS, PayloadType, Payloads,
 };
 
-/// Smallest part of a message in a fragment, whatever limit is asked for.
+/// Minimum size of the part of a message in a fragment, bytes. It applies even if the requested
+/// limit is smaller.
 const MIN_FRAGMENT_PART: usize = 64;
 
-/// Which end of an IKE SA we are: its original initiator (of the SA, not of the exchange) or its
+/// Which end of an IKE SA we are: the original initiator of the SA (not of the exchange), or its
 /// responder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IkeRole {
-    /// It sent the IKE_SA_INIT or CREATE_CHILD_SA request that made the IKE SA.
+    /// This end sent the IKE_SA_INIT or CREATE_CHILD_SA request that made the IKE SA.
     Initiator,
-    /// It answered that request.
+    /// This end answered that request.
     Responder,
 }
 
-/// What was in an authentic datagram.
+/// The contents of an authentic datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Opened {
     /// The payloads of a message that came in one datagram.
@@ -32,7 +33,7 @@ pub enum Opened {
     Fragment(Fragment),
 }
 
-/// Protects the messages of one IKE SA in both directions. Initialization vectors are made of a
+/// Protects the messages of one IKE SA in both directions. Initialization vectors come from a
 /// counter, so none is used twice with one key.
 pub struct IkeCipher {
     seal: DirectionKey,
@@ -41,7 +42,7 @@ pub struct IkeCipher {
 }
 
 impl IkeCipher {
-    /// The cipher of an IKE SA with these keys, at this end.
+    /// Makes the cipher of an IKE SA with these keys, for this end.
     pub fn new(keys: &IkeKeys, role: IkeRole) -> Self {
         let cipher = keys.suite.cipher;
         //= RFC 7296 2.14 REQUIRED 4: a key for each direction
@@ -53,9 +54,10 @@ impl IkeCipher {
         }
     }
 
-    /// Datagrams (without non-ESP marker) that carry a message: one, or several if the message is
-    /// larger than `limit` octets. Without a limit (the peer did not send
-    /// IKEV2_FRAGMENTATION_SUPPORTED) it is always one. To retransmit, send the same octets again.
+    /// Returns the datagrams (without non-ESP marker) that carry a message: one, or several if the
+    /// message is larger than `limit` octets. Without a limit (the peer did not send
+    /// IKEV2_FRAGMENTATION_SUPPORTED) there is always one. To retransmit, send the same octets
+    /// again.
     ///
     /// # Errors
     /// See [`SealError`].
@@ -103,7 +105,7 @@ impl IkeCipher {
             .collect()
     }
 
-    /// A fragment with any numbers.
+    /// Seals a fragment with the given fragment number and total.
     #[cfg(test)]
     pub(crate) fn seal_fragment(
         &mut self,

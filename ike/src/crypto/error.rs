@@ -1,15 +1,15 @@
-//! Why a message is not sealed or not opened.
+//! The reasons why a message cannot be sealed or opened.
 
 use crate::wire::InvalidMessage;
 
-/// Why a message cannot be sent.
+/// The reason why a message cannot be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// The message is larger than one message or [`MAX_FRAGMENTS`](crate::wire::MAX_FRAGMENTS)
-    /// fragments can be. Holds its octets.
+    /// The message is larger than the maximum size of one message, or of
+    /// [`MAX_FRAGMENTS`](crate::wire::MAX_FRAGMENTS) fragments. Holds its size, bytes.
     #[error("message of {0} octets is too large to be sent")]
     TooLarge(usize),
-    /// 2^64 messages have been sent: this IKE SA's key is used up.
+    /// 2^64 messages have been sent, so the key of this IKE SA must not be used any more.
     #[error("the IKE SA's initialization vectors are used up")]
     Exhausted,
     /// The IKE SA has no usable key.
@@ -17,10 +17,10 @@ pub enum SealError {
     NoKey,
 }
 
-/// Why a datagram was not opened.
+/// The reason why a datagram was not opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// Not an encrypted message. Nothing authenticates it: drop it.
+    /// The datagram is not an encrypted message. It is not authenticated, so drop it.
     #[error("malformed: {0}")]
     Malformed(InvalidMessage),
     /// The integrity check value is wrong. Drop it.

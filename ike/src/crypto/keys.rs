@@ -11,7 +11,7 @@ pub struct IkeSuite {
     pub cipher: Cipher,
     /// Derives keys and computes AUTH.
     pub prf: Prf,
-    /// Method of the exchange that made the keys.
+    /// Key exchange method with which the keys were made.
     pub group: Group,
 }
 
@@ -21,7 +21,7 @@ impl std::fmt::Display for IkeSuite {
     }
 }
 
-/// Nonces of the exchange that makes the keys: of its initiator and its responder.
+/// The nonces of the initiator and the responder of the exchange that makes the keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Nonces<'a> {
     /// Ni, 16 to 256 octets.
@@ -37,22 +37,22 @@ pub struct IkeKeys {
     pub suite: IkeSuite,
     /// SK_d: derives keys of CHILD_SAs and of the next IKE SA.
     pub(crate) d: Secret,
-    /// SK_ai: authenticates what the original initiator sends. Empty with an AEAD (RFC 5282 7).
+    /// SK_ai: authenticates messages of the original initiator. Empty with an AEAD (RFC 5282 7).
     pub(crate) ai: Secret,
-    /// SK_ar: authenticates what the original responder sends. Empty with an AEAD.
+    /// SK_ar: authenticates messages of the original responder. Empty with an AEAD.
     pub(crate) ar: Secret,
-    /// SK_ei: encrypts what the original initiator sends; key, and salt of an AEAD.
+    /// SK_ei: encrypts messages of the original initiator. Holds the key, and the salt of an AEAD.
     pub(crate) ei: Secret,
-    /// SK_er: encrypts what the original responder sends; key, and salt of an AEAD.
+    /// SK_er: encrypts messages of the original responder. Holds the key, and the salt of an AEAD.
     pub(crate) er: Secret,
-    /// SK_pi: goes into the initiator's AUTH.
+    /// SK_pi: used to compute the initiator's AUTH.
     pub(crate) pi: Secret,
-    /// SK_pr: goes into the responder's AUTH.
+    /// SK_pr: used to compute the responder's AUTH.
     pub(crate) pr: Secret,
 }
 
 impl IkeKeys {
-    /// Keys of an IKE SA that IKE_SA_INIT makes: SKEYSEED = prf(Ni | Nr, g^ir).
+    /// Derives the keys of an IKE SA that IKE_SA_INIT makes: SKEYSEED = prf(Ni | Nr, g^ir).
     pub fn initial(suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
         let nonce = if mutation!("skeyseed_of_one_nonce") { nonces.initiator } else { nonces.responder };
         //= RFC 7296 2.14 REQUIRED 2: SKEYSEED
@@ -61,9 +61,9 @@ impl IkeKeys {
         Self::expand(suite, &skeyseed, nonces, ike)
     }
 
-    /// Keys of the IKE SA that replaces this one: SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr),
-    /// by the old SA's PRF (RFC 7296 2.18). `ike` holds the new SPIs; its initiator is the
-    /// initiator of the exchange.
+    /// Derives the keys of the IKE SA that replaces this one: SKEYSEED = prf(SK_d (old), g^ir (new)
+    /// | Ni | Nr), with the old SA's PRF (RFC 7296 2.18). `ike` holds the new SPIs; its initiator
+    /// is the initiator of the exchange.
     pub fn rekey(&self, suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
         //= RFC 7296 2.18 REQUIRED 5: SKEYSEED of a rekey
         let data = [shared.expose(), nonces.initiator, nonces.responder];
@@ -95,8 +95,8 @@ impl IkeKeys {
         Self { suite, d, ai, ar, ei, er, pi: keys.next(prf_len), pr: keys.next(prf_len) }
     }
 
-    /// Keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17). The nonces
-    /// are those of the exchange that makes it.
+    /// Derives the keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17).
+    /// The nonces are those of the exchange that makes the CHILD_SA.
     pub fn child(&self, cipher: Cipher, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
         let shared = shared.filter(|_| !mutation!("child_keys_without_secret"));
         let shared = shared.map_or([].as_slice(), Secret::expose);
@@ -110,26 +110,28 @@ impl IkeKeys {
     }
 }
 
-/// Keys of a CHILD_SA, each in the layout that the kernel takes: of an AEAD key and salt (RFC 4106
-/// 8.1, RFC 7634 2), otherwise the encryption key and the integrity key (RFC 7296 2.17).
+/// Keys of a CHILD_SA, each in the layout that the kernel takes. For an AEAD that is the key and
+/// the salt (RFC 4106 8.1, RFC 7634 2), otherwise the encryption key and the integrity key (RFC
+/// 7296 2.17).
 #[derive(Debug, Clone)]
 pub struct ChildKeys {
-    /// Protects what the initiator of the exchange sends.
+    /// Protects packets that the initiator of the exchange sends.
     pub from_initiator: Secret,
-    /// Protects what the responder of the exchange sends.
+    /// Protects packets that the responder of the exchange sends.
     pub from_responder: Secret,
 }
 
 impl Cipher {
-    /// Octets of keying material for one direction: key and 4 octets of salt of an AEAD (RFC 4106
-    /// 8.1, RFC 7634 2), encryption key and integrity key otherwise (RFC 7296 2.17).
+    /// Size of the keying material for one direction, bytes. An AEAD has a key and 4 octets of salt
+    /// (RFC 4106 8.1, RFC 7634 2); otherwise there are an encryption key and an integrity key (RFC
+    /// 7296 2.17).
     //= RFC 7296 2.17 MUST 2: the encryption key first
     pub fn keymat_len(self) -> usize {
         self.encryption_key_len().saturating_add(self.integrity_key_len())
     }
 }
 
-/// Takes keys off the front of keying material.
+/// Keying material, from the front of which keys are taken.
 struct KeyMaterial<'a>(&'a [u8]);
 
 impl KeyMaterial<'_> {

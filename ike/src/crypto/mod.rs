@@ -1,6 +1,6 @@
 //! The cryptography of IKE: key exchange, derivation of keys, and the protection of messages.
 //! Primitives come from `ring`, `x25519-dalek`, `aes` and `cbc`; this module combines them as RFC
-//! 7296 says.
+//! 7296 specifies.
 //!
 //! - [`InitiatorKeyExchange`], [`ResponderKeyExchange`]: key exchange methods (RFC 8031, RFC 5903).
 //! - [`IkeKeys`], [`ChildKeys`]: SKEYSEED, SK_*, KEYMAT (RFC 7296 2.14, 2.17, 2.18).
@@ -8,7 +8,7 @@
 //!   RFC 5282, RFC 7634, RFC 7383).
 //! - [`Cookies`], [`nat_detection_hash`]: hashes of addresses in IKE_SA_INIT.
 //!
-//! Keys live in [`Secret`](crate::Secret) or in `ring`'s own key types; nothing here prints them.
+//! Keys live in [`Secret`](crate::Secret) or in `ring`'s own key types; no code here prints them.
 
 mod cbc_hmac;
 mod cookie;

@@ -13,7 +13,8 @@ pub fn nat_detection_hash(ike: IkeId, address: SocketAddr) -> [u8; 20] {
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(&ike.initiator.to_be_bytes());
     hash.update(&ike.responder.to_be_bytes());
-    // A socket for both families reports IPv4 peers as mapped addresses; on the wire they are IPv4.
+    // A socket for both families reports IPv4 peers as mapped addresses, but the hash covers the
+    // IPv4 address.
     match address.ip().to_canonical() {
         IpAddr::V4(address) => hash.update(&address.octets()),
         IpAddr::V6(address) => hash.update(&address.octets()),

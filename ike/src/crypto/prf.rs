@@ -8,7 +8,7 @@ use crate::secret::Secret;
 use crate::wire::InvalidMessage;
 
 impl Prf {
-    /// Octets of its output. SK_d, SK_pi and SK_pr have the same length (RFC 7296 2.14).
+    /// Size of the output, bytes. SK_d, SK_pi and SK_pr have the same length (RFC 7296 2.14).
     //= RFC 7296 2.13 MUST 3: SK_d, SK_pi and SK_pr
     pub(crate) fn output_len(self) -> usize {
         match self {
@@ -19,7 +19,7 @@ impl Prf {
     }
 
     /// Checks that a nonce has at least half the size of the key (RFC 7296 2.10), which for HMAC is
-    /// that of the output.
+    /// the size of the output.
     pub(crate) fn check_nonce(self, nonce: &[u8]) -> Result<(), InvalidMessage> {
         let (found, least) = (nonce.len(), self.output_len() / 2);
         //= RFC 7296 2.10 MUST 3: half the PRF's key
@@ -34,7 +34,7 @@ impl Prf {
         }
     }
 
-    /// prf(key, data), the data in parts.
+    /// Computes prf(key, data). The data comes in parts.
     pub(crate) fn compute(self, key: &[u8], data: &[&[u8]]) -> Secret {
         //= RFC 7296 1.7 MUST 2: a PRF takes a key of any length
         let mut context = hmac::Context::with_key(&hmac::Key::new(self.algorithm(), key));
@@ -44,10 +44,10 @@ impl Prf {
         Secret::new(context.sign().as_ref().to_vec())
     }
 
-    /// The first `len` octets of prf+(key, seed), the seed in parts: T1 = prf(K, S | 0x01), T2 =
-    /// prf(K, T1 | S | 0x02), ...
+    /// Computes the first `len` octets of prf+(key, seed), where T1 = prf(K, S | 0x01), T2 = prf(K,
+    /// T1 | S | 0x02), ... The seed comes in parts.
     ///
-    /// prf+ ends after 255 blocks; the keys of one SA take fewer than ten.
+    /// prf+ ends after 255 blocks; the keys of one SA need fewer than ten.
     pub(crate) fn expand(self, key: &[u8], seed: &[&[u8]], len: usize) -> Secret {
         let key = hmac::Key::new(self.algorithm(), key);
         let mut out = Vec::with_capacity(len.next_multiple_of(self.output_len()));
@@ -69,7 +69,7 @@ impl Prf {
             out.extend_from_slice(block.as_ref());
             last = Some(block);
         }
-        // Vec::truncate leaves the octets behind: wipe them.
+        // Vec::truncate does not clear the octets that it cuts off, so wipe them.
         if let Some(surplus) = out.get_mut(len..) {
             surplus.zeroize();
         }

@@ -1,5 +1,5 @@
-//! Tunnels on demand: packets that wait for a peer begin an attempt, but not each of them, and not
-//! too many at once.
+//! Tunnels on demand. Packets that wait for a peer begin attempts; the number of simultaneous
+//! attempts is limited, and one attempt serves many packets.
 
 use super::state::{DeadlineOwner, Endpoint, peer_span};
 use crate::config::PeerName;
@@ -7,12 +7,12 @@ use crate::environment::Environment;
 use crate::time::Instant;
 
 impl Endpoint {
-    /// A packet waits for a tunnel to this peer (the kernel's ACQUIRE), until `until`. An attempt
-    /// starts, and starts again after a failure until then, whether or not the configuration says
-    /// `initiate`. A wait after a failure goes on, so any number of packets leads to few attempts.
-    /// If [`crate::EndpointConfig::acquire_limit`] such attempts run, the peer waits for its turn.
-    /// If the peer has an IKE SA without a CHILD_SA, one is made there. False: there is no such
-    /// peer.
+    /// Reports that a packet waits for a tunnel to this peer until `until` (the kernel's ACQUIRE).
+    /// An attempt starts, and starts again after a failure until then, whether or not the
+    /// configuration says `initiate`. A wait after a failure is not shortened, so any number of
+    /// packets leads to few attempts. If [`crate::EndpointConfig::acquire_limit`] such attempts
+    /// run, the peer waits for its turn. If the peer has an IKE SA without a CHILD_SA, a CHILD_SA
+    /// is made on that IKE SA. Returns false if there is no such peer.
     pub fn acquire(&mut self, name: &PeerName, until: Instant, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
@@ -35,7 +35,7 @@ impl Endpoint {
         true
     }
 
-    /// Starts an attempt. One that only packets ask for waits for its turn.
+    /// Starts an attempt. If only packets need the attempt, it may have to wait for its turn.
     pub(super) fn start_or_queue_attempt(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name) else {
             return;
@@ -51,14 +51,15 @@ impl Endpoint {
         }
     }
 
-    /// The attempt with a peer is over: another one may start.
+    /// Records that the attempt with a peer has ended, so that another one may start.
     pub(super) fn acquire_attempt_over(&mut self, name: &PeerName, now: Instant) {
         if self.acquire_queue.end(name) {
             self.deadlines.set(DeadlineOwner::AcquireQueue, Some(now));
         }
     }
 
-    /// Starts attempts with the peers whose turn it is. For some the packets may be gone by now.
+    /// Starts attempts with the peers whose turn it is. The packets for some of them may no longer
+    /// wait.
     pub(super) fn start_queued_attempts(&mut self, now: Instant, env: &mut dyn Environment) {
         while let Some(name) = self.acquire_queue.next(self.config.acquire_limit.max(1)) {
             let idle = |peer: &&super::peer::Peer| {
@@ -74,8 +75,8 @@ impl Endpoint {
         }
     }
 
-    /// Whether we began the present IKE SA with the peer, by IKE_SA_INIT. A rekey does not change
-    /// it. `None`: there is no IKE SA.
+    /// Returns whether we began the present IKE SA with the peer, by IKE_SA_INIT. A rekey does not
+    /// change that. `None`: there is no IKE SA.
     pub fn is_initiator(&self, name: &PeerName) -> Option<bool> {
         let spi = self.peers.get(name)?.sas.last()?;
         match self.sas.get(spi)? {

@@ -1,23 +1,23 @@
-//! The peers to which packets wait, in the order of their attempts.
+//! The peers for which packets wait, in the order of their attempts.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::config::PeerName;
 
-/// The peers to which packets wait, while the attempts that run at once are limited. It holds each
-/// peer once.
+/// The peers for which packets wait while the number of simultaneous attempts is limited. It holds
+/// each peer once.
 #[derive(Debug, Default)]
 pub(super) struct AcquireQueue {
     running: BTreeSet<PeerName>,
-    /// Peers whose last attempt did not fail. They come first, so that many dead peers do not delay
-    /// the others.
+    /// Peers whose last attempt did not fail. They have priority, so that many dead peers do not
+    /// delay the others.
     fresh: VecDeque<PeerName>,
     failed: VecDeque<PeerName>,
     queued: BTreeSet<PeerName>,
 }
 
 impl AcquireQueue {
-    /// Takes a peer in. True: its attempt may run now.
+    /// Adds a peer. Returns true if its attempt may run now.
     pub(super) fn begin(&mut self, name: &PeerName, has_failed: bool, limit: usize) -> bool {
         if self.running.len() < limit || self.running.contains(name) {
             self.running.insert(name.clone());
@@ -30,12 +30,14 @@ impl AcquireQueue {
         false
     }
 
-    /// The attempt with a peer is over. True: another peer may have its turn.
+    /// Records that the attempt with a peer has ended. Returns true if another peer may have its
+    /// turn.
     pub(super) fn end(&mut self, name: &PeerName) -> bool {
         self.running.remove(name) && !self.queued.is_empty()
     }
 
-    /// Takes the peer whose turn it is.
+    /// Removes and returns the peer whose turn it is. `None` if no more attempts may run, or if no
+    /// peer waits.
     pub(super) fn next(&mut self, limit: usize) -> Option<PeerName> {
         if self.running.len() >= limit {
             return None;

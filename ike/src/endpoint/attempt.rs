@@ -1,19 +1,19 @@
-//! One attempt to reach a peer: the addresses that are tried, and how each fared.
+//! One attempt to reach a peer: the addresses that are tried, and the result of each.
 
 use std::net::SocketAddr;
 
 use crate::child_sas::Spi;
 use crate::event::{PeerError, PeerErrorKind};
 
-/// Most unauthenticated errors that are kept in one attempt, and most other addresses that its
+/// Maximum number of unauthenticated errors that one attempt keeps, and of other addresses that its
 /// error names.
 const MAX_UNVERIFIED_ERRORS: usize = 4;
 
-/// Most addresses of one attempt, including those that become known while it runs. A peer whose
-/// addresses change all the time must not make us send to more.
+/// Maximum number of addresses of one attempt, including those that become known while it runs. A
+/// peer whose addresses change all the time must not make us send to more addresses.
 const MAX_CANDIDATES: usize = 8;
 
-/// IKE_SA_INITs to the candidate addresses of a peer, of which at most one is in IKE_AUTH.
+/// The IKE_SA_INITs to the candidate addresses of a peer. At most one of them is in IKE_AUTH.
 #[derive(Debug, Default)]
 pub(super) struct Attempt {
     pub(super) initiating: Vec<Spi>,
@@ -27,29 +27,29 @@ struct Candidate {
     /// `None`: nothing could be sent.
     spi: Option<Spi>,
     remote: SocketAddr,
-    /// Unauthenticated errors that came from it, the latest last.
+    /// Unauthenticated errors that came from this address, the latest last.
     unverified_errors: Vec<UnverifiedError>,
-    /// Why it failed, if it did.
+    /// The failure of this address, if it has failed.
     failure: Option<PeerError>,
 }
 
-/// An error that nothing authenticates: anybody may have sent it.
+/// An error that is not authenticated: anybody may have sent it.
 #[derive(Debug)]
 struct UnverifiedError {
     error: PeerError,
     reported: bool,
 }
 
-/// Why an attempt failed.
+/// The failure of an attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct AttemptFailure {
     pub(super) error: PeerError,
-    /// Whether it was already reported during the attempt.
+    /// Whether the error was already reported during the attempt.
     pub(super) reported: bool,
 }
 
 impl Attempt {
-    /// Adds an address to which IKE_SA_INIT was sent. The likeliest is added first.
+    /// Adds an address to which IKE_SA_INIT was sent. Add the likeliest address first.
     pub(super) fn add_candidate(&mut self, spi: Spi, remote: SocketAddr) {
         self.initiating.push(spi);
         self.candidates.push(Candidate { spi: Some(spi), remote, unverified_errors: Vec::new(), failure: None });
@@ -60,17 +60,17 @@ impl Attempt {
         self.candidates.push(Candidate { spi: None, remote, unverified_errors: Vec::new(), failure: Some(error) });
     }
 
-    /// Whether an address and port is part of it.
+    /// Returns whether this attempt includes an address and port.
     pub(super) fn includes(&self, remote: SocketAddr) -> bool {
         self.candidates.iter().any(|candidate| candidate.remote == remote)
     }
 
-    /// How many addresses may still join it.
+    /// The number of addresses that may still be added.
     pub(super) fn remaining_candidates(&self) -> usize {
         MAX_CANDIDATES.saturating_sub(self.candidates.len())
     }
 
-    /// Records why one address failed.
+    /// Records the failure of one address.
     pub(super) fn fail_candidate(&mut self, spi: Spi, error: PeerError) {
         self.initiating.retain(|init| *init != spi);
         self.authenticating = self.authenticating.filter(|authenticating| *authenticating != spi);
@@ -79,8 +79,9 @@ impl Attempt {
         }
     }
 
-    /// Records an unauthenticated error. True: report it now. Each error is reported once, at most
-    /// [`MAX_UNVERIFIED_ERRORS`] in all, and only while no likelier address may still succeed.
+    /// Records an unauthenticated error. Returns true if it should be reported now. Each error is
+    /// reported once, at most [`MAX_UNVERIFIED_ERRORS`] in total, and only while no likelier
+    /// address may still succeed.
     pub(super) fn add_unverified_error(&mut self, spi: Spi, error: &PeerError) -> bool {
         let unverified_errors: usize = self.candidates.iter().map(|candidate| candidate.unverified_errors.len()).sum();
         let likeliest = self.candidates.iter().find(|candidate| candidate.failure.is_none());
@@ -96,13 +97,14 @@ impl Attempt {
         new && reported
     }
 
-    /// Whether every address has failed.
+    /// Returns whether every address has failed.
     pub(super) fn is_over(&self) -> bool {
         self.initiating.is_empty() && self.authenticating.is_none()
     }
 
-    /// The error of the likeliest address. Anybody may be at the other addresses (a private address
-    /// belongs to another host in another network), so their errors are only appended.
+    /// Returns the error of the likeliest address. Any host may have one of the other addresses (a
+    /// private address belongs to different hosts in different networks), so the errors of the
+    /// others are only appended.
     pub(super) fn into_failure(self) -> Option<AttemptFailure> {
         let mut outcomes =
             self.candidates.into_iter().filter_map(|candidate| Some((candidate.remote, candidate.into_failure()?)));
@@ -121,7 +123,7 @@ impl Attempt {
 }
 
 impl Candidate {
-    /// An error that came says more than the timeout after it.
+    /// Prefers an error that was received to the timeout after it, since it says more.
     fn into_failure(mut self) -> Option<AttemptFailure> {
         let failure = self.failure?;
         match self.unverified_errors.pop() {

@@ -1,5 +1,5 @@
-//! What the owner asks for or reports: connect, rekey, terminate, check a peer, ESP that was sent
-//! or came, another local address.
+//! Commands and reports of the owner: connect, rekey, terminate, check a peer, ESP that was sent or
+//! received, a changed local address.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::time::Instant;
 
 impl Endpoint {
     /// Starts an attempt now, whether or not the peer's configuration says `initiate`. Ends a wait
-    /// after a failure. If the peer has an IKE SA that lacks CHILD_SAs, they are made there. False:
-    /// there is no such peer.
+    /// after a failure. If the peer has an IKE SA that lacks CHILD_SAs, they are made on that IKE
+    /// SA. Returns false if there is no such peer.
     pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
@@ -33,8 +33,8 @@ impl Endpoint {
         true
     }
 
-    /// Starts an attempt now with each peer that is not up and is being tried or waits after a
-    /// failure: the way to it may have changed.
+    /// Starts an attempt now with each peer that is not up and has an attempt running or a wait
+    /// after a failure. Call this when the route to peers may have changed.
     pub fn retry_unreached(&mut self, now: Instant, env: &mut dyn Environment) {
         let unreached = |peer: &&Peer| {
             peer.sas.is_empty()
@@ -65,14 +65,14 @@ impl Endpoint {
         self.schedule(spi);
     }
 
-    /// Rekeys the peer's CHILD_SAs now. False: there is none.
+    /// Rekeys the peer's CHILD_SAs now. Returns false if there are none.
     pub fn rekey_children(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let ids = self.peers.get(name).into_iter().flat_map(|peer| peer.child_sas.all_outbound()).collect();
         self.rekey_each(name, ids, now, env)
     }
 
     /// Rekeys the peer's CHILD_SAs of this configured child now: the one for all of its traffic, or
-    /// those for parts of it. False: there is none.
+    /// those for parts of it. Returns false if there are none.
     pub fn rekey_children_named(
         &mut self,
         name: &PeerName,
@@ -92,7 +92,7 @@ impl Endpoint {
         any
     }
 
-    /// Rekeys a CHILD_SA of the peer now. False: it is gone.
+    /// Rekeys a CHILD_SA of the peer now. Returns false if it is gone.
     pub fn rekey_child(&mut self, name: &PeerName, id: ChildId, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
@@ -101,7 +101,7 @@ impl Endpoint {
         let Some(child) = peer.child_sas.live_mut(id) else {
             return false;
         };
-        // `None` while a replacement is under way: one is enough.
+        // `rekey` is `None` while a replacement is under way: one replacement is enough.
         if child.rekey.take().is_some() {
             let owner = child.owner;
             self.queue_request(owner, QueuedRequest::RekeyChild(id), now, env);
@@ -109,8 +109,8 @@ impl Endpoint {
         true
     }
 
-    /// Rekeys the peer's IKE SA now (RFC 7296 1.3.2). A peer that refuses gets a new one by
-    /// IKE_SA_INIT and IKE_AUTH. False: there is none.
+    /// Rekeys the peer's IKE SA now (RFC 7296 1.3.2). If the peer refuses, a new one is made by
+    /// IKE_SA_INIT and IKE_AUTH. Returns false if there is none.
     pub fn rekey_ike(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(spi) = self.peers.get(name).and_then(|peer| peer.sas.last().copied()) else {
@@ -120,8 +120,8 @@ impl Endpoint {
         true
     }
 
-    /// Replaces the peer's IKE SA by a new one now, in which both ends authenticate again, without
-    /// a gap (RFC 7296 2.8.3). False: there is none.
+    /// Replaces the peer's IKE SA now, without a gap, by a new one in which both ends authenticate
+    /// again (RFC 7296 2.8.3). Returns false if there is none.
     pub fn reauthenticate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
@@ -132,8 +132,8 @@ impl Endpoint {
         true
     }
 
-    /// Deletes the peer's IKE SAs. No attempt starts by itself until [`Self::connect`] or a changed
-    /// configuration. False: there is no such peer.
+    /// Deletes the peer's IKE SAs. No attempt starts by itself until the owner calls
+    /// [`Self::connect`] or changes the configuration. Returns false if there is no such peer.
     pub fn terminate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
@@ -148,7 +148,7 @@ impl Endpoint {
         true
     }
 
-    /// Checks now whether the peer is alive (RFC 7296 2.4). False: there is no IKE SA.
+    /// Checks now whether the peer is alive (RFC 7296 2.4). Returns false if there is no IKE SA.
     pub fn check_liveness(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let spi = self.peers.get(name).and_then(|peer| peer.sas.last().copied());
@@ -158,23 +158,24 @@ impl Endpoint {
         spi.is_some()
     }
 
-    /// Authentic ESP of the peer's CHILD_SA with this inbound SPI has come since the last report.
-    /// The time is that of the report: it may be up to a second late. See
+    /// Reports that authentic ESP of the peer's CHILD_SA with this inbound SPI has been received
+    /// since the last report. The time is that of the report, which may be up to a second late. See
     /// [`crate::EndpointConfig::esp_reported`].
     pub fn esp_received(&mut self, name: &PeerName, inbound_spi: u32, now: Instant) {
         self.esp_reported(name, |child| child.inbound_spi == inbound_spi, |sa| sa.esp_received(now));
     }
 
-    /// ESP was sent with the peer's CHILD_SA of this outbound SPI since the last report.
+    /// Reports that ESP was sent on the peer's CHILD_SA with this outbound SPI since the last
+    /// report.
     pub fn esp_sent(&mut self, name: &PeerName, outbound_spi: u32, now: Instant) {
         self.esp_reported(name, |child| child.outbound_spi == outbound_spi, |sa| sa.esp_sent(now));
     }
 
-    /// Authentic ESP of the peer's CHILD_SA with this inbound SPI comes from `remote`, to which we
-    /// do not send: a NAT before the peer has changed its mapping, or somebody has copied a packet.
-    /// The peer is asked there, and the SAs move when it answers ([`crate::Event::PeerMoved`]).
-    /// Call this at most once a second for each CHILD_SA, since each call may send a datagram
-    /// there.
+    /// Reports that authentic ESP of the peer's CHILD_SA with this inbound SPI comes from `remote`,
+    /// an address to which we do not send. Either a NAT in front of the peer has changed its
+    /// mapping, or somebody has copied a packet. We send a request to that address, and move the
+    /// SAs when the peer answers ([`crate::Event::PeerMoved`]). Call this at most once a second for
+    /// each CHILD_SA, since each call may send a datagram to that address.
     pub fn esp_came_from(
         &mut self,
         name: &PeerName,
@@ -195,14 +196,14 @@ impl Endpoint {
         self.schedule(owner);
     }
 
-    /// Our SPI of the IKE SA of a CHILD_SA, be it live or lingering.
+    /// Our SPI of the IKE SA of a CHILD_SA, whether the CHILD_SA is live or lingers.
     fn owner_of_child(&self, name: &PeerName, is: impl Fn(&ChildSa) -> bool) -> Option<Spi> {
         let child_sas = &self.peers.get(name)?.child_sas;
         child_sas.all().find(|(_, child)| is(&child.sa)).map(|(_, child)| child.owner)
     }
 
-    /// Reports ESP to the IKE SA of the CHILD_SA. One that lingers after its IKE SA is gone shows
-    /// nothing about another IKE SA.
+    /// Reports ESP to the IKE SA of the CHILD_SA. If that IKE SA is gone and the CHILD_SA only
+    /// lingers, its ESP says nothing about other IKE SAs.
     fn esp_reported(&mut self, name: &PeerName, is: impl Fn(&ChildSa) -> bool, report: impl FnOnce(&mut IkeSa)) {
         let Some(owner) = self.owner_of_child(name, is) else {
             return;

@@ -1,4 +1,4 @@
-//! Adding, changing and removing peers.
+//! Adds, changes and removes peers.
 
 use std::sync::Arc;
 
@@ -14,17 +14,18 @@ use crate::sa::failure::auth;
 use crate::time::Instant;
 
 impl Endpoint {
-    /// Adds a peer, or updates the peer of this name. The same configuration again changes nothing.
-    /// Other `remotes` alone shorten a wait after a failure to ten seconds. If the one that a
-    /// tunnel uses is no longer among them, the others are tried at once, and the tunnel stays
-    /// meanwhile. A running tunnel stays, except in these cases:
-    /// - Identities changed: it ends and begins again.
+    /// Adds a peer, or updates the peer of this name. An identical configuration has no effect. If
+    /// only `remotes` differ, a wait after a failure is shortened to ten seconds. If the address
+    /// that a tunnel uses is no longer among them, the other addresses are tried at once, and the
+    /// tunnel stays meanwhile. A running tunnel stays, except in these cases:
+    /// - Identities changed: the tunnel ends and begins again.
     /// - The pre-shared key or selectors changed, and we initiate: a new IKE SA replaces it without
     ///   a gap.
-    /// - The configuration revokes the peer's certificate: it ends.
+    /// - The configuration revokes the peer's certificate: the tunnel ends.
     ///
     /// # Errors
-    /// If the credentials cannot be used. The previous configuration stays.
+    /// Returns an error if the credentials cannot be used. The previous configuration stays in
+    /// force.
     pub fn set_peer(
         &mut self,
         config: impl Into<Arc<PeerConfig>>,
@@ -132,8 +133,8 @@ impl Endpoint {
         }
     }
 
-    /// Ends the IKE SAs in which the peer used a certificate that is now revoked, and reports that.
-    /// Its other IKE SAs stay.
+    /// Ends the IKE SAs in which the peer used a certificate that is now revoked, and reports their
+    /// end. The other IKE SAs of the peer stay.
     pub(super) fn delete_revoked_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name) else {
             return;

@@ -26,8 +26,8 @@ impl Endpoint {
             _ => None,
         });
         if current.is_some_and(|sa| !sa.is_confirmed()) {
-            // The initiator may not know yet that this IKE SA is established. It would take ours
-            // for one that both ends began at once.
+            // The initiator may not know yet that this IKE SA is established. It would believe that
+            // both ends began at once.
             peer.retry_at = Some(now + peer.config().timing.retry);
             self.schedule_peer(name);
             return;
@@ -48,7 +48,7 @@ impl Endpoint {
         self.begin_attempt(name, remotes, now, env);
     }
 
-    /// Starts an attempt at these addresses, at least one.
+    /// Starts an attempt at these addresses. There is at least one.
     fn begin_attempt(&mut self, name: &PeerName, remotes: Vec<SocketAddr>, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
@@ -84,9 +84,9 @@ impl Endpoint {
         }
     }
 
-    /// The peer has other addresses. New ones join a running attempt. A wait after a failure is
-    /// shortened, but does not end at once: the peer itself decides its addresses and how often
-    /// they change, and must not make us send more. `before`: the addresses until now.
+    /// Handles a change of the peer's addresses; `before` holds the old ones. New addresses join a
+    /// running attempt. A wait after a failure is shortened, but does not end at once: the peer
+    /// itself decides its addresses and how often they change, and must not make us send more.
     pub(super) fn addresses_changed(
         &mut self,
         name: &PeerName,
@@ -114,9 +114,9 @@ impl Endpoint {
         }
     }
 
-    /// If the peer has left the address to which we send, it is tried at its new ones at once, so
-    /// that nothing waits for a timeout. The present IKE SA stays until another one is up, since
-    /// the old path may still work.
+    /// Tries the new addresses of a peer at once if the peer has left the address to which we send,
+    /// so that traffic need not wait for a timeout. The present IKE SA stays until another one is
+    /// up, since the old path may still work.
     fn follow_to_new_address(
         &mut self,
         name: &PeerName,
@@ -128,13 +128,13 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name).filter(may) else {
             return;
         };
-        // An IKE SA that is not confirmed has just been made.
+        // An unconfirmed IKE SA was made only a moment ago.
         let Some(SaState::Established(_, sa)) = peer.sas.last().and_then(|spi| self.sas.get(spi)) else {
             return;
         };
         let current = sa.addresses().1.ip();
         let names = |remotes: &[SocketAddr]| remotes.iter().any(|remote| remote.ip() == current);
-        // An address that was never configured is that of a NAT.
+        // An address that was never configured belongs to a NAT.
         if !sa.is_confirmed() || !names(before) || names(&peer.config().remotes) {
             return;
         }
@@ -158,7 +158,7 @@ impl Endpoint {
         }
     }
 
-    /// Handles the result of a step in IKE_SA_INIT.
+    /// Handles the result of an [`InitStep`].
     pub(super) fn init_step(
         &mut self,
         name: PeerName,
@@ -191,7 +191,7 @@ impl Endpoint {
         }
     }
 
-    /// Handles the result of a step in IKE_AUTH.
+    /// Handles the result of an [`AuthStep`].
     pub(super) fn auth_step(
         &mut self,
         name: PeerName,
@@ -221,7 +221,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether an address of the peer may start IKE_AUTH now.
+    /// Decides whether an address of the peer may start IKE_AUTH now.
     pub(super) fn auth_turn(&self, name: &PeerName) -> AuthTurn {
         let Some(peer) = self.peers.get(name) else {
             return AuthTurn::Wait;
@@ -236,7 +236,8 @@ impl Endpoint {
         }
     }
 
-    /// One address failed: the next one that has answered starts IKE_AUTH, or the attempt is over.
+    /// Handles the failure of one address. The next address that has answered starts IKE_AUTH; if
+    /// there is none, the attempt may be over.
     pub(super) fn candidate_failed(
         &mut self,
         name: &PeerName,

@@ -16,17 +16,19 @@ use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Profile};
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
 
-/// Largest IKE_SA_INIT request that is read, octets. Nothing proves who sent it, and it is kept
-/// until IKE_AUTH. RFC 7296 2 wants 3000 octets to be accepted; a share of ML-KEM-1024 fits too.
+/// Maximum size of an IKE_SA_INIT request, bytes. Larger ones are dropped. The request is not
+/// authenticated, and it is kept until IKE_AUTH. RFC 7296 2 requires 3000 octets to be accepted; a
+/// share of ML-KEM-1024 fits as well.
 //= RFC 7296 2 MUST 1: messages of 1280 octets
 //= RFC 7296 2 SHOULD 2: messages of 3000 octets
 const MAX_INIT_REQUEST: usize = 4096;
 
-/// Most peers at one address that a datagram from there concerns. Many may be behind one NAT.
+/// Maximum number of peers with the same address that one datagram affects. Many peers may be
+/// behind one NAT.
 const MAX_HEARD_PEERS: usize = 8;
 
 impl Endpoint {
-    /// Takes a datagram from a socket. `local` is its destination address (IP_PKTINFO) with the
+    /// Handles a datagram from a socket. `local` is its destination address (IP_PKTINFO) with the
     /// socket's port. On the socket of `nat_port` the payload still has the non-ESP marker.
     //= RFC 7296 2.11 MUST 1: requests from any port
     //= RFC 7296 2.23 MUST 2: messages from any port
@@ -39,7 +41,7 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let message = if local.port() == self.config.nat_port {
-            // RFC 3948 2.2, 2.3: ESP, which the kernel takes, and keepalives have no marker.
+            // RFC 3948 2.2, 2.3: ESP, which the kernel handles, and keepalives have no marker.
             //= RFC 7296 2 MUST 3: four octets of zero on port 4500
             datagram.strip_prefix(&[0; 4])
         } else {
@@ -50,9 +52,10 @@ impl Endpoint {
         }
     }
 
-    /// Does what is due. Call it at [`Self::poll_timeout`]; earlier or later does no harm.
+    /// Handles the deadlines that have passed. Call it at the time that [`Self::poll_timeout`]
+    /// returns; an earlier or later call does no harm.
     pub fn handle_timeout(&mut self, now: Instant, env: &mut dyn Environment) {
-        // What becomes due by this waits for the next call.
+        // A deadline that falls due because of this work waits for the next call.
         let due: Vec<DeadlineOwner> = std::iter::from_fn(|| self.deadlines.due(now)).collect();
         for owner in due {
             match owner {
@@ -78,7 +81,7 @@ impl Endpoint {
         self.schedule_peer(name);
     }
 
-    /// Takes an IKE message (without marker).
+    /// Handles an IKE message (without marker).
     pub(super) fn receive(
         &mut self,
         datagram: &[u8],
@@ -98,7 +101,7 @@ impl Endpoint {
             }
             return;
         }
-        // The Initiator flag says which of the two SPIs is ours.
+        // The Initiator flag shows which of the two SPIs is ours.
         //= RFC 7296 2.6 REQUIRED 2: the SPI alone finds the IKE SA
         let spi = if header.from_initiator { header.responder_spi } else { header.initiator_spi };
         //= RFC 7296 2.21.4 MUST NOT 1: no answer to a response
@@ -130,7 +133,8 @@ impl Endpoint {
                     Some(peer) if peer.sas.contains(&spi) => {
                         sa.handle(&header, datagram, local, remote, &mut peer.child_sas, &mut cx)
                     }
-                    // It was reported down: its messages no longer concern the peer's CHILD_SAs.
+                    // This IKE SA was reported down, so its messages no longer concern the peer's
+                    // CHILD_SAs.
                     _ => sa.handle(&header, datagram, local, remote, &mut ChildSas::new(name.clone()), &mut cx),
                 };
                 self.sa_step(name, sa, step, now, env);
@@ -149,8 +153,8 @@ impl Endpoint {
         }
     }
 
-    /// Something came from this address that nothing authenticates. If a peer with this address
-    /// waits after a failure, it may be there again.
+    /// Handles an unauthenticated datagram from this address. If a peer with this address waits
+    /// after a failure, it may be reachable again.
     fn address_heard(&mut self, remote: SocketAddr, now: Instant) {
         let names: Vec<PeerName> = self.peer_index.at_address(remote.ip()).take(MAX_HEARD_PEERS).cloned().collect();
         for name in names {
@@ -162,7 +166,7 @@ impl Endpoint {
     }
 
     /// RFC 7296 2.5: a request of a later major version is answered with our version. An IKEv1
-    /// request is not answered but reported, so that the operator learns why that peer does not
+    /// request is not answered but reported, so that the operator can see why that peer does not
     /// connect.
     fn reject_version(
         &mut self,
@@ -276,9 +280,9 @@ impl Endpoint {
         }
     }
 
-    /// Whether an IKE_SA_INIT request is our own. A NAT can lead it back to us, since a peer behind
-    /// the same NAT has the same public address. We do not answer it: that address times out, and
-    /// the others go on.
+    /// Returns whether an IKE_SA_INIT request is our own. A NAT can send it back to us, since a
+    /// peer behind the same NAT has the same public address. We do not answer it: the attempt at
+    /// that address times out, and those at other addresses continue.
     fn is_own_request(&self, initiator_spi: u64, local: SocketAddr, remote: SocketAddr) -> bool {
         let Some(SaState::InitiatorInit(peer, _)) = self.sas.get(&initiator_spi) else {
             return false;
@@ -325,8 +329,8 @@ impl Endpoint {
             AuthOutcome::Refused { peer, identity, from, error, last_response } => {
                 self.init_request_guard.half_open.remove(entered.0, entered.1);
                 self.keep_last_response(spi, last_response, now);
-                // Anybody can claim a configured identity and fail to prove it. It is not the
-                // peer's failure while the peer is up.
+                // Anybody can claim a configured identity and then fail to authenticate. While the
+                // peer is up, this is not counted as the peer's failure.
                 let is_down = |name: &PeerName| self.peers.get(name).is_some_and(|peer| !peer.child_sas.sends());
                 let peer = peer.filter(is_down);
                 let report = self.init_request_guard.may_report(now);
@@ -341,7 +345,7 @@ impl Endpoint {
         }
     }
 
-    /// Does what is due on an IKE SA.
+    /// Handles the deadlines of an IKE SA that have passed.
     pub(super) fn handle_sa_timeout(&mut self, spi: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(state) = self.sas.remove(&spi) else {
             return;
@@ -388,8 +392,9 @@ impl Endpoint {
     }
 }
 
-/// Of the peers with an identity: the peer with this identity and, if the initiator sent IDr, with
-/// our identity. Of several, the one that is configured with the remote address.
+/// Finds, among the peers with an identity, the peer with this identity and, if the initiator sent
+/// IDr, with our identity. If several match, it returns the one that is configured with the remote
+/// address.
 fn find_peer<'a>(
     peers: impl Iterator<Item = &'a Peer>,
     identity: &Identity,

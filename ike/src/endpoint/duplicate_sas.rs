@@ -1,4 +1,4 @@
-//! Several IKE SAs with one peer: which one stays when a new one is established.
+//! Decides which IKE SA stays when a new one is established with a peer that already has one.
 
 use super::state::{Endpoint, SaState, context};
 use crate::child_sas::{Arrival, Spi};
@@ -9,16 +9,16 @@ use crate::purpose::Purpose;
 use crate::sa::{IkeSa, Lifecycle, QueuedRequest};
 use crate::time::Instant;
 
-/// Most IKE SAs with one peer. An honest peer has two for a moment, or three if both ends begin at
-/// once.
+/// Maximum number of IKE SAs with one peer. An honest peer has two for a moment, or three if both
+/// ends begin at once. At the limit the oldest ones are removed.
 const MAX_IKE_SAS: usize = 8;
 
-/// The present IKE SAs with a peer, by what a new one means for them.
+/// The present IKE SAs with a peer, sorted by what happens to them when a new one is established.
 #[derive(Debug, Default)]
 struct Duplicates {
-    /// The peer no longer has them (INITIAL_CONTACT).
+    /// Those that the peer no longer has (INITIAL_CONTACT).
     forgotten: Vec<Spi>,
-    /// The new one replaces them.
+    /// Those that the new one replaces.
     replaced: Vec<Spi>,
     /// This one stays instead of the new one.
     survivor: Option<Spi>,
@@ -51,7 +51,7 @@ impl Endpoint {
             details: sa.details().clone(),
         });
         peer.sas.push(spi);
-        // What the IKE SAs that it replaces have CHILD_SAs for.
+        // The purposes of the CHILD_SAs of the IKE SAs that it replaces.
         let replaced: Vec<Purpose> = (duplicates.replaced.iter().chain(&duplicates.forgotten))
             .flat_map(|old| peer.child_sas.purposes_of(*old))
             .cloned()
@@ -62,8 +62,8 @@ impl Endpoint {
                 let unconfirmed = present.and_then(|id| peer.child_sas.live(id)).is_some_and(
                     |child| matches!(self.sas.get(&child.owner), Some(SaState::Established(_, owner)) if !owner.is_confirmed()),
                 );
-                // As responder we know only by the peer's next message that it is ready. If there
-                // is nothing else to send with, we send at once.
+                // As responder we know only after the peer's next message that the peer is ready.
+                // If there is no other CHILD_SA to send with, we send at once.
                 let ready = match (sa.initiator(), duplicates.survivor) {
                     (true, None) => true,
                     (true, Some(_)) => unconfirmed,
@@ -105,13 +105,13 @@ impl Endpoint {
         }
         self.limit_ike_sas(name, spi, now, env);
         // The peer was authenticated by the configuration with which the exchange began. A newer
-        // one may revoke its certificate.
+        // configuration may revoke its certificate.
         self.delete_revoked_sas(name, now, env);
         self.schedule_peer(name);
     }
 
-    /// A peer may begin again and again: its oldest IKE SAs make room. No DELETE is sent, since a
-    /// DELETE has to be kept until it is answered.
+    /// Removes the oldest IKE SAs of a peer that begins again and again. No DELETE is sent, since
+    /// it would have to be kept until it is answered.
     pub(super) fn limit_ike_sas(&mut self, name: &PeerName, new: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name) else {
             return;
@@ -131,16 +131,16 @@ impl Endpoint {
             let Some(SaState::Established(_, other)) = self.sas.get(spi) else {
                 continue;
             };
-            // A rekeyed IKE SA counts as the one that the peer authenticated.
+            // The time of the peer's authentication counts, also after a rekey.
             let before = other.authenticated() < new.initiation().at();
-            // Different ends began them while neither was established.
+            // Whether different ends began the two, and neither was established at that time.
             let crossing = other.initiation().by_us() != new.initiation().by_us() && !before;
             let ours = other.initiation().by_us();
             //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
             if initial_contact && before {
                 duplicates.forgotten.push(*spi);
             } else if other.lifecycle() != Lifecycle::Active {
-                // It is already superseded.
+                // The other one is already superseded.
             } else if crossing && peer.our_initiation_wins() == Some(ours) {
                 duplicates.survivor = Some(*spi);
             } else {
@@ -150,8 +150,8 @@ impl Endpoint {
         duplicates
     }
 
-    /// Deletes duplicates of an IKE SA that has a CHILD_SA, and stops our attempt if its IKE SA
-    /// would be one.
+    /// Deletes duplicates of an IKE SA that has a CHILD_SA. Stops our running attempt if its IKE SA
+    /// would also be a duplicate.
     fn resolve_duplicates(
         &mut self,
         name: &PeerName,
@@ -171,7 +171,7 @@ impl Endpoint {
         let Some(peer) = self.peers.get(name) else {
             return;
         };
-        // Its IKE SA would lose against the new one.
+        // The IKE SA of the attempt would lose against the new one.
         let early = peer.attempt.as_ref().is_some_and(|attempt| attempt.authenticating.is_none());
         if early && peer.our_initiation_wins() != Some(true) {
             self.cancel_attempt(name, now, env);
@@ -201,7 +201,7 @@ impl Endpoint {
         }
     }
 
-    /// Removes an IKE SA that the peer no longer has or must not have. No DELETE is sent.
+    /// Removes an IKE SA that the peer no longer has or is not allowed to have. No DELETE is sent.
     fn remove_forgotten(&mut self, name: &PeerName, old: Spi, new: Spi, now: Instant, env: &mut dyn Environment) {
         let by = self.established(new).map(IkeSa::ike);
         let Some(SaState::Established(_, sa)) = self.sas.remove(&old) else {
@@ -220,7 +220,7 @@ impl Endpoint {
         self.schedule(old);
     }
 
-    /// A new IKE SA without a CHILD_SA. The initiator deletes it and tries again later; the
+    /// Handles a new IKE SA without a CHILD_SA. The initiator deletes it and tries again later; the
     /// responder waits for the initiator.
     fn established_without_child(&mut self, name: &PeerName, spi: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) else {
@@ -244,8 +244,8 @@ impl Endpoint {
         self.schedule(spi);
     }
 
-    /// IKE SAs that one which is now gone had superseded become active again. If another one had
-    /// superseded that one (`lifecycle`), it has superseded them too.
+    /// Reactivates the IKE SAs that the IKE SA `gone` had superseded. If another IKE SA had
+    /// superseded `gone` (`lifecycle`), they now count as superseded by that one.
     pub(super) fn reinstate(&mut self, name: &PeerName, gone: crate::event::IkeId, lifecycle: Lifecycle) {
         let Some(peer) = self.peers.get(name) else {
             return;

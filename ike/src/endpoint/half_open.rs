@@ -1,22 +1,23 @@
-//! The table of half-open IKE SAs, which anybody can make: bounded in number, by source and in
-//! memory.
+//! The table of half-open IKE SAs, which anybody can create. It limits their number, their number
+//! per source, and their memory.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::child_sas::Spi;
 
-/// Most octets of all half-open IKE SAs, without fragments of IKE_AUTH.
+/// Maximum total size of all half-open IKE SAs, bytes, without fragments of IKE_AUTH.
 const MAX_OCTETS: usize = 6 << 20;
-/// Most octets of fragments of IKE_AUTH. They have a limit of their own, so that the fragments of
-/// some initiators do not keep others from beginning.
+/// Maximum total size of fragments of IKE_AUTH, bytes. They have a separate limit, so that the
+/// fragments of some initiators do not keep others from beginning.
 const MAX_FRAGMENT_OCTETS: usize = 2 << 20;
-/// Most half-open IKE SAs of one source while cookies are asked for. Without cookies the source may
-/// be forged. An honest initiator takes a place for a round trip; many of them may be behind one
-/// NAT.
+/// Maximum number of half-open IKE SAs of one source while cookies are requested. Without cookies
+/// the source may be forged. An honest initiator needs an entry for one round trip; many of them
+/// may be behind one NAT.
 const MAX_PER_SOURCE: usize = 64;
 
-/// Half-open IKE SAs by what a retransmission of their IKE_SA_INIT request has in common.
+/// Half-open IKE SAs. The keys are the values that a retransmission of an IKE_SA_INIT request has
+/// in common with the original.
 #[derive(Debug, Default)]
 pub(super) struct HalfOpenTable {
     entries: HashMap<(SocketAddr, u64), Entry>,
@@ -33,27 +34,27 @@ struct Entry {
 }
 
 impl HalfOpenTable {
-    /// How many there are.
+    /// The number of half-open IKE SAs.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// The half-open IKE SA of an initiator.
+    /// The half-open IKE SA of an initiator, if there is one.
     pub(super) fn get(&self, remote: SocketAddr, initiator_spi: u64) -> Option<Spi> {
         self.entries.get(&(remote, initiator_spi)).map(|entry| entry.spi)
     }
 
-    /// Whether one more, made by a request of this size, finds room.
+    /// Returns whether there is room for one more entry, made by a request of this size.
     pub(super) fn has_room(&self, request: usize) -> bool {
         self.octets.saturating_add(request) <= MAX_OCTETS
     }
 
-    /// Whether this source has as many as it may have while cookies are asked for.
+    /// Returns whether this source has reached the limit that applies while cookies are requested.
     pub(super) fn is_full_for(&self, remote: SocketAddr) -> bool {
         self.by_source.get(&source(remote.ip())).is_some_and(|count| *count >= MAX_PER_SOURCE)
     }
 
-    /// Adds one.
+    /// Adds a half-open IKE SA.
     pub(super) fn insert(&mut self, remote: SocketAddr, initiator_spi: u64, spi: Spi, octets: usize) {
         self.remove(remote, initiator_spi);
         self.entries.insert((remote, initiator_spi), Entry { spi, octets, fragment_octets: 0 });
@@ -62,7 +63,8 @@ impl HalfOpenTable {
         *count = count.saturating_add(1);
     }
 
-    /// One keeps this many octets of fragments now. False: that is too much, and it must go.
+    /// Records that an entry now keeps this many octets of fragments. Returns false if that is too
+    /// much; the caller must then remove the entry.
     pub(super) fn set_fragment_octets(&mut self, remote: SocketAddr, initiator_spi: u64, octets: usize) -> bool {
         let Some(entry) = self.entries.get_mut(&(remote, initiator_spi)) else {
             return false;
@@ -72,7 +74,7 @@ impl HalfOpenTable {
         octets <= before || self.fragment_octets <= MAX_FRAGMENT_OCTETS
     }
 
-    /// Removes one.
+    /// Removes a half-open IKE SA.
     pub(super) fn remove(&mut self, remote: SocketAddr, initiator_spi: u64) {
         let Some(entry) = self.entries.remove(&(remote, initiator_spi)) else {
             return;
@@ -89,8 +91,8 @@ impl HalfOpenTable {
     }
 }
 
-/// What counts as one source: an IPv4 address, or an IPv6 network of 64 bits, of which one host may
-/// have all addresses.
+/// Returns the address that stands for a source: an IPv4 address, or an IPv6 network of 64 bits,
+/// since one host may have all its addresses.
 fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),

@@ -1,5 +1,5 @@
-//! Decides about IKE_SA_INIT requests, which anybody can send: whether one must return a cookie
-//! first, and whether the limits let it in.
+//! Decides about IKE_SA_INIT requests, which anybody can send: whether the initiator must return a
+//! cookie first, and whether the limits allow the request.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,21 +12,23 @@ use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{Message, Notify, NotifyType, Payload, Payloads};
 
-/// How long an IKE SA may stay half-open: longer than an initiator retransmits.
+/// How long an IKE SA may stay half-open. It is longer than the time for which an initiator
+/// retransmits.
 pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
-/// Most unauthenticated messages that are reported or answered in each [`REPORT_PERIOD`]. A flood
-/// must fill neither the wire nor a log.
+/// Maximum number of unauthenticated messages that are reported or answered in each
+/// [`REPORT_PERIOD`]. Otherwise a flood could fill the network or a log.
 const MAX_REPORTS: u32 = 16;
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
-/// Most work for expensive key exchanges ([`Group::expense`]) that initiators may cause in each
-/// [`WORK_PERIOD`] before they prove who they are, microseconds. Further IKE_SA_INIT requests with
-/// such a share are dropped; an honest initiator sends its request again.
+/// Maximum work for expensive key exchanges ([`Group::expense`]) that unauthenticated initiators
+/// may cause in each [`WORK_PERIOD`], microseconds. Further IKE_SA_INIT requests with such a share
+/// are dropped; an honest initiator sends its request again.
 const MAX_WORK: u32 = 250_000;
-/// From this much work in a period on, an initiator with such a share must return a cookie.
+/// If the work in a period exceeds this, microseconds, an initiator with such a share must return a
+/// cookie.
 const MAX_WORK_WITHOUT_COOKIE: u32 = 25_000;
 const WORK_PERIOD: Duration = Duration::from_secs(1);
 
-/// What is kept about initiators that have not proved who they are.
+/// The state that is kept about unauthenticated initiators.
 #[derive(Debug, Default)]
 pub(super) struct InitRequestGuard {
     cookies: Option<Cookies>,
@@ -41,12 +43,12 @@ pub(super) struct InitRequestGuard {
 /// What to do with an IKE_SA_INIT request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InitDecision {
-    /// It is a retransmission: this half-open IKE SA has the response.
+    /// The request is a retransmission. This half-open IKE SA has the response.
     Retransmission(Spi),
-    /// It may make a half-open IKE SA.
+    /// The request may make a half-open IKE SA.
     Accept,
-    /// Do nothing more: a cookie was sent back, or there are too many half-open IKE SAs, of all or
-    /// of this source.
+    /// Do nothing more: a cookie was sent back, or there are too many half-open IKE SAs in total or
+    /// from this source.
     Discard,
 }
 
@@ -99,7 +101,8 @@ impl InitRequestGuard {
         InitDecision::Discard
     }
 
-    /// The work of this period if this request is answered. `None`: it needs none that counts.
+    /// Returns the work of this period including the answer to this request. `None`: the answer
+    /// needs no work that counts.
     fn work_with(&mut self, message: &Message, now: Instant) -> Option<u32> {
         if self.work_period_ends <= now {
             self.work_period_ends = now + WORK_PERIOD;
@@ -110,18 +113,19 @@ impl InitRequestGuard {
         (expense > 0).then(|| self.work.saturating_add(expense))
     }
 
-    /// An IKE_SA_INIT request was answered by a key exchange of this method.
+    /// Counts the work for an IKE_SA_INIT request that was answered by a key exchange of this
+    /// method.
     pub(super) fn count_work(&mut self, group: Group) {
         self.work = self.work.saturating_add(group.expense());
     }
 
-    /// Whether an IKE_SA_INIT request returns a cookie that we have sent to this initiator.
+    /// Returns whether an IKE_SA_INIT request returns a cookie that we have sent to this initiator.
     pub(super) fn returns_cookie(&mut self, message: &Message, remote: SocketAddr, cx: &mut Context<'_>) -> bool {
         self.cookies.as_mut().is_some_and(|cookies| has_good_cookie(cookies, message, remote, cx))
     }
 
-    /// Whether an unauthenticated message may be reported or answered now. Counts towards
-    /// [`MAX_REPORTS`].
+    /// Returns whether an unauthenticated message may be reported or answered now. A true result
+    /// counts towards [`MAX_REPORTS`].
     //= RFC 7296 2.4 MUST 5: rate of what unprotected messages cause
     pub(super) fn may_report(&mut self, now: Instant) -> bool {
         if self.period_ends <= now {

@@ -1,5 +1,5 @@
-//! The IKEv2 endpoint of a node. It routes datagrams to IKE SAs, begins with peers, and keeps the
-//! limits.
+//! The IKEv2 endpoint of a node. It routes datagrams to IKE SAs, starts attempts to reach peers,
+//! and enforces the limits.
 //!
 //! # What the owner does
 //! After every call, in this order: drain [`Endpoint::poll_event`] and carry out every event in the
@@ -10,9 +10,10 @@
 //! # Two IKE SAs with one peer
 //! Both ends may begin at once. Then the IKE SA that the smaller identity began stays; otherwise
 //! the newer one replaces the older one. The initiator of the survivor deletes the other IKE SA,
-//! because it knows that the survivor is up at both ends. Both ends must decide alike. So an end
-//! whose IKE SA would lose stops its attempt while that is still in IKE_SA_INIT. And no end
-//! replaces an IKE SA of which it is the responder before the initiator has sent a message on it.
+//! because it knows that the survivor is up at both ends. Both ends must reach the same decision.
+//! Therefore an end whose IKE SA would lose stops its attempt if that is still in IKE_SA_INIT. An
+//! end that is the responder of an IKE SA does not replace it before the initiator has sent a
+//! message on it.
 
 mod acquire;
 mod acquire_queue;

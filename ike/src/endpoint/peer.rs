@@ -18,20 +18,21 @@ use crate::sa::Profile;
 use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 
-/// Longest wait between two attempts that packets begin. A peer with which both ends begin on
-/// demand does not begin by itself when it is back, so this stays below the time that packets wait.
+/// Maximum wait between two attempts that packets cause. If both ends begin only on demand, a peer
+/// that is back does not begin by itself, so this wait must be shorter than the time for which
+/// packets wait.
 const MAX_ACQUIRE_RETRY: Duration = Duration::from_secs(30);
 
-/// How long a failure makes the attempts of later packets wait. Longer than [`MAX_ACQUIRE_RETRY`],
-/// so that packets at intervals lead to few attempts too.
+/// How long a failure makes the attempts of later packets wait. It is longer than
+/// [`MAX_ACQUIRE_RETRY`], so that packets that come at intervals also lead to few attempts.
 const FAILURE_MEMORY: Duration = Duration::from_secs(120);
-/// Shortest time between a failed attempt and the next one if something that anybody may have sent
-/// leads to it.
+/// Minimum time between a failed attempt and the next one if an unauthenticated datagram causes the
+/// next one.
 const UNPROVEN_WAIT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 thread_local! {
-    /// How often a peer's configuration was looked at.
+    /// Counts how often a peer's configuration was read.
     pub(super) static LOOKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
@@ -52,11 +53,11 @@ pub(super) struct Peer {
     followed_at: Option<Instant>,
     /// When an attempt last failed, until a success.
     failed_at: Option<Instant>,
-    /// Until when a packet waits for a tunnel ([`super::Endpoint::acquire`]).
+    /// The time until which a packet waits for a tunnel ([`super::Endpoint::acquire`]).
     pub(super) acquired_until: Option<Instant>,
-    /// The owner terminated the peer: no attempt starts by itself.
+    /// Whether the owner terminated the peer. Then no attempt starts by itself.
     pub(super) terminated: bool,
-    /// A new IKE SA is to replace the present one.
+    /// Whether a new IKE SA must replace the present one.
     pub(super) reauthenticate: bool,
     pub(super) last_error: Option<PeerError>,
 }
@@ -92,33 +93,34 @@ impl Peer {
         &self.profile.config
     }
 
-    /// Whether our IKE SA stays if both ends begin at once: we have the smaller identity. The ends
-    /// may write an identity differently, so its canonical form counts. `None`: both ends have the
-    /// same identity.
+    /// Returns whether our IKE SA stays if both ends begin at once, that is, whether we have the
+    /// smaller identity. The ends may write an identity differently, so canonical forms are
+    /// compared. `None`: both ends have the same identity.
     pub(super) fn our_initiation_wins(&self) -> Option<bool> {
         let ours = canonical_identity(&self.config().local_id);
         let theirs = canonical_identity(&self.config().remote_id);
         (ours != theirs).then_some(ours < theirs)
     }
 
-    /// Whether attempts start by themselves: the configuration says so, or a packet waits.
+    /// Returns whether attempts start by themselves: if the configuration says so, or if a packet
+    /// waits.
     pub(super) fn should_initiate(&self, now: Instant) -> bool {
         let acquired = self.acquired_until.is_some_and(|until| now < until);
         (self.config().initiate || acquired) && !self.terminated
     }
 
-    /// Whether the next attempt is scheduled after a failure. If only packets begin attempts, the
-    /// wait counts also for a packet that comes later.
+    /// Returns whether the next attempt is scheduled after a failure. If only packets cause
+    /// attempts, the wait also applies to a packet that comes later.
     pub(super) fn should_retry(&self) -> bool {
         (self.config().initiate || self.acquired_until.is_some()) && !self.terminated || self.reauthenticate
     }
 
-    /// Whether the last attempt failed.
+    /// Returns whether the last attempt failed.
     pub(super) fn has_failed(&self) -> bool {
         self.failed_at.is_some()
     }
 
-    /// Begins again with the shortest wait if the last failure was long ago.
+    /// Resets the wait to the shortest one if the last failure was long ago.
     pub(super) fn forget_old_failure(&mut self, now: Instant) {
         if self.failed_at.is_some_and(|failed| now >= failed + FAILURE_MEMORY) {
             self.reset_backoff();
@@ -130,16 +132,17 @@ impl Peer {
         if self.config().initiate { longest } else { longest.min(MAX_ACQUIRE_RETRY) }
     }
 
-    /// Something says that the peer may be reached again. If nothing proves who said it, a wait
-    /// after a failure is still [`UNPROVEN_WAIT`] long, so that nobody makes us send more.
+    /// Shortens the wait after a failure, since the peer may be reachable again. An unauthenticated
+    /// sender may be the cause, so the wait remains at least [`UNPROVEN_WAIT`] long. Otherwise
+    /// anybody could make us send more.
     pub(super) fn shorten_wait(&mut self, now: Instant) {
         if let (Some(at), Some(failed)) = (self.retry_at, self.failed_at) {
             self.retry_at = Some(at.min((failed + UNPROVEN_WAIT).max(now)));
         }
     }
 
-    /// Whether the peer may be tried at new addresses now. The peer itself decides how often they
-    /// change, so this is the case once in [`UNPROVEN_WAIT`].
+    /// Returns whether the peer may be tried at new addresses now. The peer itself decides how
+    /// often they change, so this is allowed once in [`UNPROVEN_WAIT`].
     pub(super) fn may_follow(&mut self, now: Instant) -> bool {
         let may = self.followed_at.is_none_or(|followed| now >= followed + UNPROVEN_WAIT);
         if may {
@@ -148,20 +151,19 @@ impl Peer {
         may
     }
 
-    /// A configured child with whose CHILD_SAs we do not send.
+    /// Returns a configured child that has no CHILD_SA with which we send.
     pub(super) fn missing_child(&self) -> Option<&ChildConfig> {
         self.config().children().find(|child| !self.child_sas.sends_for(&child.name))
     }
 
-    /// Forgets past failures: no wait is running, and the next one is the shortest.
+    /// Forgets past failures: cancels a running wait, and makes the next wait the shortest one.
     pub(super) fn reset_backoff(&mut self) {
         self.backoff = self.config().timing.retry;
         self.retry_at = None;
         self.failed_at = None;
     }
 
-    /// Schedules the next attempt after a failure. The wait doubles each time, up to the longest
-    /// one.
+    /// Schedules the next attempt after a failure. The wait doubles each time, up to the maximum.
     pub(super) fn schedule_retry(&mut self, cx: &mut Context<'_>) {
         self.retry_at = Some(cx.now + cx.jittered(self.backoff));
         self.failed_at = Some(cx.now);
@@ -174,9 +176,9 @@ impl Peer {
         out.event(Event::PeerFailed { peer: self.name().clone(), error });
     }
 
-    /// Addresses to try: the `current` one if the peer is up, then the configured ones, likeliest
-    /// first. Addresses of this node are left out: a peer in another network may have the same
-    /// private address. Addresses without a route come last.
+    /// Returns the addresses to try: the `current` one if the peer is up, then the configured ones,
+    /// likeliest first. Addresses of this node are left out: a peer in another network may have the
+    /// same private address. Addresses without a route come last.
     pub(super) fn remotes(&self, current: Option<SocketAddr>, env: &mut dyn Environment) -> Vec<SocketAddr> {
         let mut remotes: Vec<SocketAddr> = Vec::new();
         let mut unroutable = Vec::new();
@@ -188,7 +190,8 @@ impl Peer {
                 continue;
             }
             match env.source_address(remote.ip()) {
-                // Towards an address of its own, the kernel uses that address as source.
+                // The kernel uses an address of this node as source of packets to that same
+                // address.
                 Some(source) if source == remote.ip() => {}
                 Some(_) => remotes.push(remote),
                 None => unroutable.push(remote),
@@ -198,7 +201,7 @@ impl Peer {
         remotes
     }
 
-    /// The error if every configured address is one of this node.
+    /// Returns an error if every configured address belongs to this node.
     pub(super) fn only_own_addresses(&self) -> Option<PeerError> {
         let remotes = &self.config().remotes;
         if remotes.is_empty() {
@@ -212,21 +215,21 @@ impl Peer {
         Some(PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, detail))
     }
 
-    /// When it next has something to do.
+    /// The next time at which this peer has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         [self.child_sas.next_deadline(), self.retry_at].into_iter().flatten().min()
     }
 }
 
-/// What a changed configuration requires.
+/// The consequence of a changed configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConfigChange {
-    /// Nothing: it is the same.
+    /// Nothing: the configuration is the same.
     None,
     /// Only the addresses changed. The peer itself decides them, so this does not shorten a wait
     /// after a failure.
     Addresses,
-    /// Nothing now: it applies from the next negotiation on.
+    /// Nothing now: the change applies from the next negotiation on.
     NextNegotiation,
     /// A new IKE SA replaces the present one.
     Reauthenticate,
@@ -253,10 +256,10 @@ impl ConfigChange {
     }
 }
 
-/// Whether the peer may no longer be able to authenticate as it did: another pre-shared key or kind
-/// of authentication, a trust anchor less, another name or role in its certificate. A renewed
-/// certificate of ours and one more trust anchor are no such change: they apply from the next
-/// negotiation on.
+/// Returns whether the peer may no longer be able to authenticate as before: the pre-shared key or
+/// the kind of authentication changed, a trust anchor was removed, or the certificate must have
+/// another name or role. A renewed certificate of ours and an added trust anchor do not count: they
+/// apply from the next negotiation on.
 pub(super) fn credentials_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {

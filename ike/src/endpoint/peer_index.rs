@@ -1,5 +1,5 @@
-//! Finds peers by their addresses and identities, so that neither IKE_SA_INIT nor IKE_AUTH looks at
-//! every peer.
+//! Finds peers by their addresses and identities, so that neither IKE_SA_INIT nor IKE_AUTH has to
+//! search all peers.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use crate::config::{Identity, IkeProposal, PeerName};
 use crate::sa::Profile;
 use crate::wire::CertificateRequest;
 
-/// The configured peers, by what an initiator shows first.
+/// The configured peers, indexed by what an initiator sends first.
 #[derive(Debug, Default)]
 pub(super) struct PeerIndex {
     all: InitTerms,
@@ -17,8 +17,9 @@ pub(super) struct PeerIndex {
     by_identity: HashMap<Identity, BTreeSet<PeerName>>,
 }
 
-/// What the configurations of some peers allow in IKE_SA_INIT, where it is not yet known which of
-/// them begins. Each setting is counted, so that it goes with the last peer that has it.
+/// The settings that the configurations of some peers allow in IKE_SA_INIT, when the peer that
+/// begins is not known yet. Each setting is counted, so that it is removed with the last peer that
+/// has it.
 #[derive(Debug, Default)]
 struct InitTerms {
     peers: BTreeSet<PeerName>,
@@ -38,7 +39,7 @@ impl PeerIndex {
         names.insert(profile.config.name.clone());
     }
 
-    /// Takes back what [`Self::add`] added.
+    /// Removes what [`Self::add`] added.
     pub(super) fn remove(&mut self, profile: &Profile) {
         self.all.remove(profile);
         for address in addresses(profile) {
@@ -82,8 +83,8 @@ impl PeerIndex {
         Some(all)
     }
 
-    /// Whether the configuration of a peer with this address forces NAT detection or, if no peer
-    /// has this address, that of any peer.
+    /// Returns whether the configuration of a peer with this address forces NAT detection. If no
+    /// peer has this address, the configurations of all peers count.
     pub(super) fn force_encapsulation(&self, from: IpAddr) -> bool {
         self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).force_encapsulation > 0
     }
@@ -125,7 +126,7 @@ impl InitTerms {
     }
 }
 
-/// The different addresses of a peer.
+/// The distinct addresses of a peer.
 fn addresses(profile: &Profile) -> BTreeSet<IpAddr> {
     profile.config.remotes.iter().map(|remote| remote.ip().to_canonical()).collect()
 }

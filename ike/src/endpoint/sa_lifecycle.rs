@@ -1,4 +1,5 @@
-//! Keeps, rekeys, replaces and removes the established IKE SAs of a peer, as their steps say.
+//! Keeps, rekeys, replaces and removes the established IKE SAs of a peer, as each [`SaStep`]
+//! requires.
 
 use super::state::{Endpoint, SaState, context};
 use crate::child_sas::{ChildSas, Spi};
@@ -9,7 +10,7 @@ use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use crate::time::Instant;
 
 impl Endpoint {
-    /// Handles the result of a step of an established IKE SA.
+    /// Handles the result of an [`SaStep`] of an established IKE SA.
     pub(super) fn sa_step(
         &mut self,
         name: PeerName,
@@ -47,9 +48,9 @@ impl Endpoint {
         }
     }
 
-    /// An IKE SA was rekeyed by either end: the new one takes its CHILD_SAs. `redundant`: the one
-    /// that the peer's simultaneous rekey made, from which the new one takes them too (RFC 7296
-    /// 2.8.2).
+    /// Handles a rekey of an IKE SA by either end: the new IKE SA takes over the CHILD_SAs.
+    /// `redundant` is the IKE SA that the peer's simultaneous rekey made; its CHILD_SAs move to the
+    /// new one as well (RFC 7296 2.8.2).
     fn rekeyed(
         &mut self,
         name: PeerName,
@@ -60,13 +61,13 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let (replaced, spi) = (old.spi(), new.spi());
-        // The SPI of which we are the responder is ours.
+        // We are the responder of this IKE SA, so the responder's SPI is ours.
         let mut redundant = redundant.map(|ike| ike.responder).and_then(|spi| match self.sas.remove(&spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
         });
-        // Meanwhile one with a new authentication may have superseded what it replaces. The peer
-        // has moved the CHILD_SAs all the same.
+        // Meanwhile an IKE SA with a new authentication may have superseded the one that is
+        // replaced. The peer has moved the CHILD_SAs all the same.
         let present = redundant.as_ref().unwrap_or(&old).lifecycle();
         let superseded = match present {
             Lifecycle::Superseded(by) => self.begun_by_us(&name, by).map(|ours| (by, ours)),
@@ -108,7 +109,7 @@ impl Endpoint {
         self.schedule(spi);
     }
 
-    /// Deletes the peer's superseded IKE SAs whose CHILD_SAs are replaced by now.
+    /// Deletes the peer's superseded IKE SAs whose CHILD_SAs have all been replaced.
     fn delete_served(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.sas.len() > 1) else {
             return;
@@ -122,7 +123,7 @@ impl Endpoint {
         sas.into_iter().for_each(|spi| self.schedule(spi));
     }
 
-    /// Whether we began the IKE SA with these SPIs. `None`: it is gone.
+    /// Returns whether we began the IKE SA with these SPIs. `None`: it is gone.
     fn begun_by_us(&self, name: &PeerName, ike: IkeId) -> Option<bool> {
         let sas = self.peers.get(name)?.sas.iter().filter_map(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
@@ -131,8 +132,8 @@ impl Endpoint {
         sas.filter(|sa| sa.ike() == ike).map(|sa| sa.initiation().by_us()).next()
     }
 
-    /// RFC 7296 2.8.2: both ends rekeyed the IKE SA at once, and the peer deletes the IKE SA that
-    /// its rekey made. The old IKE SA gets the CHILD_SAs back until our rekey is complete.
+    /// Gives the CHILD_SAs back to the old IKE SA until our rekey is complete. RFC 7296 2.8.2: both
+    /// ends rekeyed the IKE SA at once, and the peer deletes the IKE SA that its rekey made.
     fn return_children(&mut self, name: &PeerName, gone: &mut IkeSa, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
@@ -159,7 +160,8 @@ impl Endpoint {
         self.schedule(spi);
     }
 
-    /// Ends an IKE SA: reports it and its CHILD_SAs down at once, says why, and sends DELETE.
+    /// Ends an IKE SA: reports it and its CHILD_SAs down at once, gives the reason, and sends
+    /// DELETE.
     pub(super) fn end_sa(
         &mut self,
         name: &PeerName,
@@ -192,7 +194,7 @@ impl Endpoint {
         self.schedule_peer(name);
     }
 
-    /// An IKE SA is gone.
+    /// Handles the end of an IKE SA.
     fn sa_closed(
         &mut self,
         name: &PeerName,
@@ -248,7 +250,7 @@ impl Endpoint {
         }
         if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate(now) {
             if timeout {
-                // The peer answered until lately: do not wait.
+                // The peer answered until a moment ago, so do not wait.
                 peer.reset_backoff();
                 self.start_attempt(name, now, env);
             } else {

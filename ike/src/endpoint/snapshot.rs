@@ -1,4 +1,4 @@
-//! A snapshot of all peers and SAs, for `status` and to compare with the kernel.
+//! A snapshot of all peers and SAs, for `status` and for comparison with the kernel.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,26 +15,26 @@ use crate::time::Instant;
 /// One peer and everything negotiated with it.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
-    /// Our name for it.
+    /// Our name for the peer.
     pub name: PeerName,
-    /// Whether it is up.
+    /// Whether the peer is up.
     pub phase: Phase,
-    /// Its IKE SAs: usually one; two for a moment while one replaces the other.
+    /// The IKE SAs: usually one; two for a moment while one replaces the other.
     pub ike_sas: Vec<IkeStatus>,
-    /// Its CHILD_SAs, including those that only linger inbound.
+    /// The CHILD_SAs, including those that only linger.
     pub children: Vec<ChildStatus>,
     /// The latest failure, until the next success.
     pub last_error: Option<PeerError>,
 }
 
-/// Whether a peer is up and, if not, what happens.
+/// Whether a peer is up and, if not, what is happening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Nothing is under way: the peer must begin, or the owner terminated it.
     Idle,
-    /// IKE_SA_INIT, IKE_AUTH or the making of a CHILD_SA are under way.
+    /// IKE_SA_INIT, IKE_AUTH or the creation of a CHILD_SA is under way.
     Connecting,
-    /// An attempt or a CHILD_SA failed, and the next one waits.
+    /// An attempt or the creation of a CHILD_SA failed, and the next attempt waits.
     Waiting {
         /// When the next attempt starts.
         until: Instant,
@@ -52,7 +52,7 @@ pub struct IkeStatus {
     pub local: SocketAddr,
     /// The peer's address and port.
     pub remote: SocketAddr,
-    /// Whether we are its initiator.
+    /// Whether we are the initiator.
     pub initiator: bool,
     /// What was negotiated.
     pub details: IkeDetails,
@@ -60,16 +60,16 @@ pub struct IkeStatus {
     pub established: Instant,
     /// When the peer's last authentic message came.
     pub last_received: Instant,
-    /// When it is to be rekeyed. `None`: a rekey is under way, or the peer refuses.
+    /// When the IKE SA is to be rekeyed. `None`: a rekey is under way, or the peer refuses.
     pub rekey_at: Option<Instant>,
-    /// When a new IKE SA, in which both ends authenticate again, is to replace it.
+    /// When a new IKE SA, in which both ends authenticate again, must replace this one.
     pub reauthenticate_at: Instant,
 }
 
 /// A CHILD_SA and how it is used.
 #[derive(Debug, Clone)]
 pub struct ChildStatus {
-    /// What was negotiated (the keys inside never show in `Debug`).
+    /// What was negotiated (`Debug` never shows the keys).
     pub sa: Arc<ChildSa>,
     /// Whether it is used in both directions.
     pub usage: ChildUse,
@@ -97,14 +97,14 @@ impl Endpoint {
         self.statuses().collect()
     }
 
-    /// As [`Self::snapshot`], one after the other, so that an owner of ten thousand peers need not
-    /// hold copies of all.
+    /// Does the same as [`Self::snapshot`], but one peer at a time, so that an owner of ten
+    /// thousand peers need not hold copies of all of them.
     pub fn statuses(&self) -> impl Iterator<Item = PeerStatus> {
         self.peers.values().map(|peer| self.status(peer))
     }
 
-    /// Peers that we want CHILD_SAs with and lack one of, although nothing that would bring it is
-    /// under way or has a deadline. There must never be one: tests ask after every step.
+    /// Peers that lack a CHILD_SA that we want, although nothing that would create it is under way
+    /// or has a deadline. There must never be one: tests call this again and again.
     #[doc(hidden)]
     pub fn stranded_peers(&self) -> Vec<PeerName> {
         let wanted = |peer: &&Peer| peer.config().initiate && !peer.terminated && !peer.config().remotes.is_empty();
@@ -116,8 +116,8 @@ impl Endpoint {
         stranded.map(|peer| peer.name().clone()).collect()
     }
 
-    /// Whether an attempt runs or waits, or an IKE SA of the peer asks for this CHILD_SA or is
-    /// about to go, each with a deadline.
+    /// Returns whether something with a deadline will create this CHILD_SA: an attempt that runs or
+    /// waits, or an IKE SA of the peer that will request it or is about to end.
     fn brings_child(&self, peer: &Peer, purpose: &Purpose) -> bool {
         let name = peer.name();
         if peer.retry_at.is_some() && self.deadlines.has(&DeadlineOwner::Peer(name.clone())) {
@@ -131,7 +131,8 @@ impl Endpoint {
         attempts.chain(sas).any(|spi| self.deadlines.has(&DeadlineOwner::Sa(*spi)))
     }
 
-    /// Without an attempt and a CHILD_SA: an IKE SA of the peer may bring one.
+    /// Returns the phase of a peer without an attempt and without a CHILD_SA. An IKE SA of the peer
+    /// may still create a CHILD_SA.
     fn phase_without_attempt(&self, peer: &Peer) -> Phase {
         let sas = peer.sas.iter().filter_map(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) if sa.brings_child() && sa.lifecycle() == Lifecycle::Active => Some(sa),

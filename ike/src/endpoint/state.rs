@@ -1,4 +1,4 @@
-//! The state of an endpoint: peers, IKE SAs by our SPI, deadlines, and what goes out.
+//! The state of an endpoint: peers, IKE SAs by our SPI, deadlines, and output.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::output::Output;
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
 use crate::time::Instant;
 
-/// How long the last response of a deleted IKE SA is kept, in case it was lost.
+/// How long the last response of a deleted IKE SA is kept, to repeat it if it was lost.
 const LAST_RESPONSE_LIFETIME: Duration = Duration::from_secs(10);
 
 /// The IKEv2 endpoint of a node; see the [module](crate::endpoint).
@@ -32,7 +32,7 @@ pub struct Endpoint {
     pub(super) out: Output,
 }
 
-/// What a deadline belongs to.
+/// The owner of a deadline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum DeadlineOwner {
     Sa(Spi),
@@ -48,7 +48,7 @@ pub(super) enum SaState {
     InitiatorAuth(PeerName, Box<InitiatorAuth>),
     HalfOpen(Box<HalfOpen>, Instant),
     Established(PeerName, Box<IkeSa>),
-    /// The peer's authentication failed, and it is sent our refusal.
+    /// The peer's authentication failed, and our refusal is being sent.
     Rejecting(Box<Channel>),
     /// Deleted. Until this time the last response is repeated if it was lost.
     Closed(LastResponse, Instant),
@@ -64,7 +64,7 @@ impl SaState {
     }
 }
 
-/// Lends the parts of an endpoint that a step of an IKE SA needs.
+/// Borrows the parts of an endpoint that a function of an IKE SA needs.
 macro_rules! context {
     ($endpoint:expr, $now:expr, $env:expr) => {
         $crate::output::Context { now: $now, env: &mut *$env, out: &mut $endpoint.out, config: &$endpoint.config }
@@ -73,7 +73,7 @@ macro_rules! context {
 pub(super) use context;
 
 impl Endpoint {
-    /// An endpoint without peers.
+    /// Creates an endpoint without peers.
     pub fn new(config: EndpointConfig) -> Self {
         Self {
             config,
@@ -92,17 +92,17 @@ impl Endpoint {
         self.out.transmits.pop_front()
     }
 
-    /// The next event. Carry it out before you send transmits.
+    /// The next event. Carry it out before you send datagrams.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.out.events.pop_front()
     }
 
-    /// When to call [`Self::handle_timeout`].
+    /// The time at which to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.next()
     }
 
-    /// Ports and limits that hold for all peers.
+    /// The ports and limits that apply to all peers.
     pub fn config(&self) -> &EndpointConfig {
         &self.config
     }
@@ -128,7 +128,8 @@ impl Endpoint {
         }
     }
 
-    /// What an IKE SA has reported is the peer's latest failure, until something succeeds.
+    /// Stores the failure that an IKE SA has reported as the peer's latest failure. A success
+    /// clears it.
     fn keep_outcome(&mut self, spi: Spi) {
         if let Some(SaState::Established(name, sa)) = self.sas.get_mut(&spi)
             && let Some(outcome) = sa.take_outcome()
@@ -151,7 +152,7 @@ impl Endpoint {
     }
 }
 
-/// The span of what is done about a peer, so that one peer's story can be filtered in a log.
+/// The span for work on one peer, so that a log can be filtered for this peer.
 pub(super) fn peer_span(name: &PeerName) -> tracing::Span {
     tracing::info_span!("peer", peer = %name)
 }

@@ -1,4 +1,4 @@
-//! As responder: which of the configured children the peer asks for.
+//! Chooses, as responder, the configured child that the peer's request is for.
 
 use super::mode::{Ends, ModeObstacle, check_request};
 use super::proposal::{ChildKeyExchange, Chosen, EspSuite, choose_esp};
@@ -7,14 +7,14 @@ use crate::config::{ChildConfig, Mode, PeerConfig};
 use crate::purpose::{ChildName, Purpose};
 use crate::wire::{Proposal, TrafficSelector};
 
-/// What the peer asks for.
+/// The peer's request for a CHILD_SA.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ChildOffer<'a> {
-    /// Its proposals.
+    /// The peer's proposals.
     pub(crate) proposals: &'a [Proposal],
     /// The selectors of our side.
     pub(crate) local: &'a [TrafficSelector],
-    /// The selectors of its side.
+    /// The selectors of the peer's side.
     pub(crate) remote: &'a [TrafficSelector],
     /// The mode.
     pub(crate) mode: Mode,
@@ -22,31 +22,31 @@ pub(crate) struct ChildOffer<'a> {
     pub(crate) ends: Ends,
 }
 
-/// What both ends can agree upon for a CHILD_SA.
+/// What both ends agree on for a CHILD_SA.
 #[derive(Debug)]
 pub(crate) struct Agreed<'a> {
     /// The configured child.
     pub(crate) child: &'a ChildConfig,
     /// The algorithms.
     pub(crate) chosen: Chosen<EspSuite>,
-    /// The traffic.
+    /// The traffic selectors.
     pub(crate) selectors: Narrowed,
 }
 
-/// Why no configured child is acceptable.
+/// The reason why no configured child is acceptable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Disagreement {
     /// NO_PROPOSAL_CHOSEN.
     Proposals,
     /// TS_UNACCEPTABLE.
     Selectors,
-    /// NO_PROPOSAL_CHOSEN: everything but the mode of this child is acceptable.
+    /// NO_PROPOSAL_CHOSEN: everything is acceptable except the mode of this child.
     Mode(ChildName, ModeObstacle),
 }
 
-/// The child that suits the peer's offer best: one of the mode that the peer asks for, then one
-/// that the peer takes as a whole, then one that holds all that the peer asks for, then one that is
-/// `missing`, then the first one.
+/// Chooses the child that fits the peer's offer best. In order of preference: a child in the
+/// requested mode, then one that the peer accepts as a whole, then one that covers all that the
+/// peer requests, then one that is `missing`, then the first one.
 pub(crate) fn agree<'a>(
     children: impl Iterator<Item = &'a ChildConfig>,
     offer: ChildOffer<'_>,
@@ -87,8 +87,8 @@ pub(crate) fn agree<'a>(
 }
 
 impl PeerConfig {
-    /// What a CHILD_SA of this child with these selectors is for. A peer that may have one
-    /// CHILD_SA has it for everything.
+    /// Returns the purpose of a CHILD_SA of this child with these selectors. If the peer may have
+    /// only one CHILD_SA, its purpose is all traffic of the child.
     pub(crate) fn purpose(&self, child: &ChildConfig, selectors: &Narrowed) -> Purpose {
         if self.max_children <= 1 || selectors.is_whole(child.into()) {
             return Purpose::whole(&child.name);
@@ -98,7 +98,7 @@ impl PeerConfig {
 }
 
 impl PeerConfig {
-    /// Whether the configuration still has what a CHILD_SA is for.
+    /// Returns whether the configuration still allows this purpose of a CHILD_SA.
     pub fn may_have(&self, purpose: &Purpose) -> bool {
         let may_have = self.child_named(&purpose.child).and_then(|child| {
             let asked = self.traffic(purpose)?;
@@ -108,8 +108,8 @@ impl PeerConfig {
         may_have.unwrap_or(false)
     }
 
-    /// The traffic to ask for, for a CHILD_SA of this purpose. `None`: the child is no longer
-    /// configured.
+    /// Returns the traffic to request for a CHILD_SA of this purpose. `None`: the child is no
+    /// longer configured.
     pub(crate) fn traffic<'a>(&'a self, purpose: &'a Purpose) -> Option<Traffic<'a>> {
         let child = self.child_named(&purpose.child)?;
         Some(match &purpose.part {

@@ -7,34 +7,34 @@ use ipnetwork::IpNetwork;
 use crate::config::{ChildConfig, Mode};
 use crate::wire::{Notify, NotifyType, Payload, Payloads};
 
-/// Where an IKE SA ends, and with it a CHILD_SA in transport mode.
+/// The ends of an IKE SA, which are also the ends of a CHILD_SA in transport mode.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ends {
     /// Our address.
     pub(crate) local: IpAddr,
     /// The peer's address.
     pub(crate) remote: IpAddr,
-    /// Whether there is a NAT between them.
+    /// Whether there is a NAT between the ends.
     pub(crate) nat: bool,
 }
 
-/// Why a configured child cannot be had in its mode.
+/// The reason why the mode of a configured child is not possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ModeObstacle {
-    /// Transport mode through a NAT. RFC 7296 2.23.1 has the ends substitute each other's
-    /// addresses, which we do not.
+    /// Transport mode through a NAT. RFC 7296 2.23.1 requires the ends to substitute each other's
+    /// addresses, which we do not do.
     Nat,
-    /// Transport mode for other addresses than those of the IKE SA.
+    /// Transport mode for addresses other than those of the IKE SA.
     Addresses,
     /// The peer asks for tunnel mode, and the child is in transport mode.
     TunnelAsked,
     /// The peer does not grant transport mode.
     Declined,
-    /// The peer answers with transport mode, which we did not ask for.
+    /// The peer answers with transport mode, which we did not request.
     NotAsked,
 }
 
-/// Whether a child in its mode is possible between these ends.
+/// Checks that the mode of a child is possible between these ends.
 pub(crate) fn check_ends(child: &ChildConfig, ends: Ends) -> Result<(), ModeObstacle> {
     if child.mode == Mode::Tunnel {
         return Ok(());
@@ -48,8 +48,9 @@ pub(crate) fn check_ends(child: &ChildConfig, ends: Ends) -> Result<(), ModeObst
     if at_ends { Ok(()) } else { Err(ModeObstacle::Addresses) }
 }
 
-/// As responder: whether a child suits a request for this mode. A child in tunnel mode suits both:
-/// without USE_TRANSPORT_MODE in the response the CHILD_SA is in tunnel mode.
+/// As responder, checks that a child fits a request for this mode. A child in tunnel mode fits
+/// requests for either mode: without USE_TRANSPORT_MODE in the response the CHILD_SA is in tunnel
+/// mode.
 pub(super) fn check_request(child: &ChildConfig, asked: Mode, ends: Ends) -> Result<(), ModeObstacle> {
     match (child.mode, asked) {
         (Mode::Transport, Mode::Tunnel) => Err(ModeObstacle::TunnelAsked),
@@ -57,7 +58,7 @@ pub(super) fn check_request(child: &ChildConfig, asked: Mode, ends: Ends) -> Res
     }
 }
 
-/// As initiator: whether the peer's response is for the mode that we asked for.
+/// As initiator, checks that the peer's response is for the mode that we requested.
 pub(crate) fn check_response(child: &ChildConfig, response: &Payloads) -> Result<(), ModeObstacle> {
     match (child.mode, mode_of(response)) {
         (Mode::Transport, Mode::Tunnel) if !mutation!("declined_transport_mode_used") => Err(ModeObstacle::Declined),
@@ -66,7 +67,7 @@ pub(crate) fn check_response(child: &ChildConfig, response: &Payloads) -> Result
     }
 }
 
-/// The mode that a request asks for, or a response grants.
+/// The mode that a request asks for or a response grants.
 pub(crate) fn mode_of(payloads: &Payloads) -> Mode {
     match payloads.notify(NotifyType::UseTransportMode) {
         Some(_) => Mode::Transport,
@@ -74,7 +75,8 @@ pub(crate) fn mode_of(payloads: &Payloads) -> Mode {
     }
 }
 
-/// What a request or a response says about the mode: USE_TRANSPORT_MODE for transport mode.
+/// Returns the payload that a request or response contains for this mode: USE_TRANSPORT_MODE for
+/// transport mode.
 //= RFC 7296 1.3.1 MUST 1: USE_TRANSPORT_MODE in the response
 pub(crate) fn mode_payload(mode: Mode) -> Option<Payload> {
     (mode == Mode::Transport).then(|| Payload::Notify(Notify::new(NotifyType::UseTransportMode)))

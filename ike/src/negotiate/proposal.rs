@@ -7,7 +7,7 @@ use crate::wire::{Proposal, Protocol, Transform, TransformType};
 /// The algorithms chosen for a CHILD_SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EspSuite {
-    /// Protects the packets, both directions.
+    /// Protects the packets in both directions.
     pub(crate) cipher: Cipher,
     /// Key exchange method, if the exchange has one.
     pub(crate) group: Option<Group>,
@@ -15,12 +15,12 @@ pub(crate) struct EspSuite {
     pub(crate) esn: bool,
 }
 
-/// One of our proposals, chosen from what the peer offered.
+/// The choice of one of our proposals that matches the peer's offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chosen<S> {
     /// One algorithm for each transform type.
     pub(crate) suite: S,
-    /// The peer's SPI: empty in IKE_SA_INIT.
+    /// The peer's SPI. Empty in IKE_SA_INIT.
     pub(crate) spi: Vec<u8>,
     //= RFC 7296 3.3.1 MUST 5: the answer has the number
     number: u8,
@@ -47,7 +47,7 @@ impl Chosen<IkeSuite> {
 impl Chosen<EspSuite> {
     /// The peer's inbound SPI.
     pub(crate) fn child_spi(&self) -> u32 {
-        // choose_esp accepts no offer without one.
+        // choose_esp accepts no offer without an SPI.
         self.spi.as_slice().try_into().map_or(0, u32::from_be_bytes)
     }
 
@@ -62,7 +62,7 @@ impl Chosen<EspSuite> {
     }
 }
 
-/// Our IKE SA proposals with our SPI (empty in IKE_SA_INIT).
+/// Makes our IKE SA proposals with our SPI (empty in IKE_SA_INIT).
 pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
     //= RFC 7296 3.3 MUST 1: the best proposal is first
     let transforms = ours.iter().flat_map(|proposal| {
@@ -76,7 +76,7 @@ pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
     numbered(Protocol::Ike, spi, transforms)
 }
 
-/// Our ESP proposals with our SPI. `groups`: whether the exchange carries a key exchange.
+/// Makes our ESP proposals with our SPI. `groups`: whether the exchange carries a key exchange.
 pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Proposal> {
     let transforms = ours.iter().flat_map(|proposal| {
         protections(&proposal.ciphers).into_iter().map(move |mut transforms| {
@@ -90,8 +90,9 @@ pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Pro
     numbered(Protocol::Esp, &spi.to_be_bytes(), transforms)
 }
 
-/// The transforms of these ciphers, for one proposal each. A proposal stands for any combination of
-/// what it lists, so AEADs and AES-CBC (RFC 7296 3.3) are apart, and so are integrity algorithms.
+/// Returns the transforms of these ciphers, one list for each proposal. A proposal stands for any
+/// combination of its transforms, so AEADs and AES-CBC need separate proposals (RFC 7296 3.3), and
+/// so does each integrity algorithm.
 //= RFC 7296 3.3 MUST 5: no integrity beside an AEAD
 fn protections(ciphers: &[Cipher]) -> Vec<Vec<Transform>> {
     let mut groups: Vec<(Option<Integrity>, Vec<Transform>)> = Vec::new();
@@ -120,8 +121,8 @@ fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec
         .collect()
 }
 
-/// Chooses the best of our proposals among the peer's offers. `sent` is the key exchange method
-/// of the share that came: it is preferred to one that costs a round trip.
+/// Chooses the best of our proposals among the peer's offers. `sent` is the key exchange method of
+/// the share that the peer sent. It is preferred, since any other method costs a round trip.
 //= RFC 7296 2.7 MUST 1: one suite
 //= RFC 7296 3.3.6 MUST 1: one set of parameters
 pub(crate) fn choose_ike<'a>(
@@ -144,13 +145,14 @@ pub(crate) fn choose_ike<'a>(
 }
 
 impl IkeProposal {
-    /// Whether it allows this choice.
+    /// Returns whether this proposal allows the suite.
     pub(crate) fn allows(&self, suite: IkeSuite) -> bool {
         self.ciphers.contains(&suite.cipher) && self.prfs.contains(&suite.prf) && self.groups.contains(&suite.group)
     }
 }
 
-/// Whether an answer is one proposal with one transform of each type at most (RFC 7296 2.7).
+/// Returns whether an answer is a single proposal with at most one transform of each type (RFC 7296
+/// 2.7).
 //= RFC 7296 2.7 MUST 4: one transform of each type
 pub(crate) fn is_one_choice(answer: &[Proposal]) -> bool {
     let [chosen] = answer else {
@@ -160,15 +162,15 @@ pub(crate) fn is_one_choice(answer: &[Proposal]) -> bool {
     chosen.transforms.iter().all(alone)
 }
 
-/// How the key exchange of a CHILD_SA is chosen.
+/// How to choose the key exchange of a CHILD_SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChildKeyExchange {
-    /// IKE_AUTH: its CHILD_SA has no key exchange, whatever is offered (RFC 7296 1.2).
+    /// IKE_AUTH: its CHILD_SA has no key exchange, even if one is offered (RFC 7296 1.2).
     Ignored,
     /// CREATE_CHILD_SA: as configured. If we want forward secrecy, a peer that does not offer it is
     /// refused.
     Configured {
-        /// The method of the share that came.
+        /// The method of the share that the peer sent.
         sent: Option<u16>,
     },
 }
@@ -214,8 +216,8 @@ pub(crate) fn choose_esp(
     })
 }
 
-/// Offers of a protocol in which we understand every transform type. Another type is accepted only
-/// if "none" is offered for it (additional key exchanges, RFC 9370).
+/// Returns the offers of a protocol in which we understand every transform type. Another type is
+/// accepted only if "none" is offered for it (additional key exchanges, RFC 9370).
 fn usable<'a>(
     offers: &'a [Proposal],
     protocol: Protocol,
@@ -230,8 +232,8 @@ fn usable<'a>(
     })
 }
 
-/// The first of our ciphers that is offered. With an AEAD no integrity algorithm may be needed (RFC
-/// 5282 8).
+/// Returns the first of our ciphers that is offered. An AEAD is only chosen if the offer does not
+/// require an integrity algorithm (RFC 5282 8).
 //= RFC 7296 3.3.4 MUST 4: offers are compared with the configuration
 fn choose_cipher(ours: &[Cipher], offer: &Proposal) -> Option<Cipher> {
     //= RFC 7296 3.3 MUST 5: no integrity beside an AEAD
@@ -350,7 +352,7 @@ mod tests {
         let answer = chosen.response(Vec::new());
         assert_eq!((answer.transforms.len(), is_one_choice(std::slice::from_ref(&answer))), (4, true));
         assert_eq!(choose(&[answer], &[CBC_128]).unwrap().suite, chosen.suite);
-        // RFC 7296 3.3.3: a cipher that is no AEAD needs integrity.
+        // RFC 7296 3.3.3: a cipher that is not an AEAD needs an integrity algorithm.
         let mut without = offers;
         without[0].transforms.retain(|transform| transform.kind != TransformType::Integrity);
         assert!(choose(&without, &[CBC_256, CBC_128]).is_none());
@@ -363,7 +365,7 @@ mod tests {
         //= RFC 7296 3.3.5 MUST 6: AES without length is refused
         //= RFC 7296 3.3.6 MUST 9: unknown transforms and attributes
         use crate::wire::Attribute;
-        // RFC 7296 3.3.5: AES needs a key length. 3.3.6: an attribute that is not understood.
+        // RFC 7296 3.3.5: AES needs a key length. 3.3.6: the last case has an unknown attribute.
         let strange = Attribute::OtherShort { kind: 77, value: 1 };
         for attributes in [vec![], vec![Attribute::KeyLength(192)], vec![Attribute::KeyLength(256), strange]] {
             for cipher in [Cipher::Aes256Gcm16, CBC_256] {

@@ -1,4 +1,5 @@
-//! Traffic selectors: offering, narrowing and checking what was narrowed (RFC 7296 2.9).
+//! Traffic selectors: making an offer, narrowing one, and checking the peer's answer (RFC 7296
+//! 2.9).
 
 use std::net::IpAddr;
 
@@ -8,18 +9,18 @@ use crate::config::{ChildConfig, NextLayer};
 use crate::event::ChildSa;
 use crate::wire::TrafficSelector;
 
-/// Most networks of one side of a CHILD_SA. Ranges of an honest peer are networks; odd ranges split
-/// into many.
+/// Maximum number of networks of one side of a CHILD_SA. The ranges of an honest peer are networks;
+/// irregular ranges split into many.
 const MAX_NETWORKS: usize = 256;
 
-/// The traffic of a configured child, of a part of it, or of a CHILD_SA.
+/// The traffic of a configured child, of a part of a child, or of a CHILD_SA.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Traffic<'a> {
     /// Networks of our side.
     pub(crate) local: &'a [IpNetwork],
     /// Networks of the peer's side.
     pub(crate) remote: &'a [IpNetwork],
-    /// What the packets carry.
+    /// Protocol and ports of the packets.
     pub(crate) next_layer: NextLayer,
 }
 
@@ -53,12 +54,12 @@ fn selectors(networks: &[IpNetwork], protocol: u8, port: Option<u16>) -> Vec<Tra
     networks.iter().map(of).collect()
 }
 
-/// Selectors both ends agreed upon.
+/// The selectors on which both ends agreed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Narrowed {
-    /// The networks that we may send from.
+    /// The source networks of packets that we may send.
     pub(crate) local: Vec<TrafficSelector>,
-    /// The networks that we may send to.
+    /// The destination networks of packets that we may send.
     pub(crate) remote: Vec<TrafficSelector>,
 }
 
@@ -73,7 +74,7 @@ impl Narrowed {
         networks(&self.remote)
     }
 
-    /// Whether it holds all of this traffic.
+    /// Returns whether these selectors contain all of this traffic.
     pub(crate) fn covers(&self, traffic: Traffic<'_>) -> bool {
         let within = |asked: Vec<TrafficSelector>, selectors: &[TrafficSelector]| {
             let joined = join_adjacent(selectors);
@@ -82,7 +83,7 @@ impl Narrowed {
         within(traffic.local_selectors(), &self.local) && within(traffic.remote_selectors(), &self.remote)
     }
 
-    /// Whether it holds all traffic of a child that one CHILD_SA can carry.
+    /// Returns whether these selectors contain all traffic of a child that one CHILD_SA can carry.
     pub(crate) fn is_whole(&self, child: Traffic<'_>) -> bool {
         Self::checked(child.local_selectors(), child.remote_selectors()).is_some_and(|whole| {
             let (local, remote) = (whole.local_networks(), whole.remote_networks());
@@ -91,7 +92,7 @@ impl Narrowed {
     }
 
     fn checked(local: Vec<TrafficSelector>, remote: Vec<TrafficSelector>) -> Option<Self> {
-        // A tunnel carries packets of one family from end to end, so a family that only one side
+        // Both ends of a packet have addresses of the same family, so a family that only one side
         // has is dropped.
         let both =
             |v4: bool| local.iter().any(|s| s.start.is_ipv4() == v4) && remote.iter().any(|s| s.start.is_ipv4() == v4);
@@ -106,8 +107,8 @@ impl Narrowed {
     }
 }
 
-/// As responder: the largest part of the peer's offer that our policy allows. `None`:
-/// TS_UNACCEPTABLE.
+/// As responder, returns the largest part of the peer's offer that our policy allows. `None`: the
+/// answer is TS_UNACCEPTABLE.
 //= RFC 7296 2.9 SHOULD 3: narrow, not SINGLE_PAIR_REQUIRED
 pub(crate) fn narrow(
     ours: Traffic<'_>,
@@ -120,7 +121,7 @@ pub(crate) fn narrow(
     )
 }
 
-/// As initiator: the peer's selectors, if they stay within what we offered. `None`: they do not.
+/// As initiator, returns the peer's selectors if they stay within our offer. `None` if they do not.
 //= RFC 7296 2.9 REQUIRED 6: no more than was asked for
 pub(crate) fn accept_narrowed(
     asked: Traffic<'_>,
@@ -138,8 +139,8 @@ pub(crate) fn accept_narrowed(
         .flatten()
 }
 
-/// Whether a selector has the protocol and the ports of one of ours. Our policies match those, and
-/// cannot keep what a narrower selector promises.
+/// Returns whether a selector has the same protocol and ports as one of ours. Our policies match
+/// exactly those, so they cannot enforce a narrower selector.
 fn has_next_layer_of(selector: &TrafficSelector, ours: &TrafficSelector) -> bool {
     (selector.protocol, selector.start_port, selector.end_port) == (ours.protocol, ours.start_port, ours.end_port)
 }
@@ -153,8 +154,8 @@ fn intersect(ours: &[TrafficSelector], offered: &[TrafficSelector]) -> Vec<Traff
     without_contained(parts.collect())
 }
 
-/// Joins selectors of addresses that overlap or follow each other: a peer may write 10.0.0.0 to
-/// 10.0.1.255 as one range where we have two networks.
+/// Joins selectors whose addresses overlap or are adjacent: a peer may write 10.0.0.0 to 10.0.1.255
+/// as one range where we have two networks.
 fn join_adjacent(selectors: &[TrafficSelector]) -> Vec<TrafficSelector> {
     let mut joined: Vec<TrafficSelector> = Vec::new();
     let mut sorted = selectors.to_vec();
@@ -168,7 +169,8 @@ fn join_adjacent(selectors: &[TrafficSelector]) -> Vec<TrafficSelector> {
     joined
 }
 
-/// Whether an address lies within or directly after a range that ends at `end` and begins before.
+/// Returns whether an address lies within or directly after a range that ends at `end` and begins
+/// before the address.
 fn follows(end: IpAddr, start: IpAddr) -> bool {
     match (end, start) {
         (IpAddr::V4(end), IpAddr::V4(start)) => start.to_bits() <= end.to_bits().saturating_add(1),

@@ -1,6 +1,6 @@
 //! The protected channel of an IKE SA: message IDs and windows of one request (RFC 7296 2.2, 2.3),
-//! requests and responses sent again (`retransmission_timer`, `last_response`), fragments, NAT
-//! keepalives (RFC 3948 2.3), and addresses that change (2.23).
+//! retransmission of requests and responses (`retransmission_timer`, `last_response`), fragments,
+//! NAT keepalives (RFC 3948 2.3), and changes of address (2.23).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,9 +17,10 @@ use crate::output::Context;
 use crate::time::{Instant, on_whole_second};
 use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
 
-/// Octets of the non-ESP marker, which count towards the datagram's size.
+/// Size of the non-ESP marker, bytes. It counts towards the datagram's size.
 const MARKER_LEN: usize = 4;
-/// How long fragments wait for the rest of their message: longer than the peer sends it again.
+/// How long fragments wait for the rest of their message. It is longer than the time for which the
+/// peer retransmits.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Transmissions of a request after which a peer counts as silent.
@@ -28,13 +29,13 @@ const SILENT_AFTER: u32 = 3;
 /// The last message ID but for a thousand, with which an IKE SA still tells the peer that it ends.
 const LAST_MESSAGE_ID: u32 = u32::MAX - 1000;
 
-/// What a datagram contained.
+/// The contents of a datagram.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// Nothing to do: it is not authentic, is old, was answered with the kept response, or is a
-    /// part of a message.
+    /// Nothing to do: the datagram is not authentic, is old, was answered with the kept response,
+    /// or is part of an incomplete message.
     Nothing,
-    /// The peer's next request, to be answered by [`Channel::respond`].
+    /// The peer's next request. Answer it with [`Channel::respond`].
     Request(ExchangeType, Result<Payloads, InvalidMessage>),
     /// The response to our request.
     Response(ExchangeType, Result<Payloads, InvalidMessage>),
@@ -47,15 +48,15 @@ pub(crate) struct Channel {
     pub(crate) ike: IkeId,
     /// Our end of the IKE SA.
     pub(crate) role: IkeRole,
-    /// Keys, for AUTH and for deriving more.
+    /// Keys, for AUTH and for the derivation of further keys.
     pub(crate) keys: IkeKeys,
-    /// Addresses and NATs.
+    /// Addresses, and NATs between them.
     pub(crate) path: Path,
-    /// What shows that the peer is alive.
+    /// Evidence that the peer is alive.
     pub(crate) signs: SignsOfLife,
     /// When the last datagram was sent.
     pub(crate) last_sent: Instant,
-    /// Timers of the peer's configuration.
+    /// Timers from the peer's configuration.
     pub(crate) timing: Timing,
     cipher: IkeCipher,
     fragments: bool,
@@ -105,12 +106,12 @@ pub(super) struct InFlight {
 struct PartialMessage {
     reassembly: Reassembly,
     first_datagram: Option<[u8; 32]>,
-    /// When its first fragment came.
+    /// When the first fragment came.
     since: Option<Instant>,
 }
 
 impl Channel {
-    /// A channel on which no message ID has been used.
+    /// Creates a channel on which no message ID has been used.
     pub(crate) fn new(
         keys: IkeKeys,
         ike: IkeId,
@@ -148,7 +149,7 @@ impl Channel {
         }
     }
 
-    /// IKE_SA_INIT has used message ID 0 of the initiator.
+    /// Skips message ID 0 of the initiator, which IKE_SA_INIT has used.
     pub(crate) fn after_init(mut self) -> Self {
         match self.role {
             IkeRole::Initiator => self.next_request = 1,
@@ -157,7 +158,7 @@ impl Channel {
         self
     }
 
-    /// Our SPI: the peer puts it into every message to us.
+    /// Our SPI. The peer puts it into every message to us.
     pub(crate) fn local_spi(&self) -> u64 {
         match self.role {
             IkeRole::Initiator => self.ike.initiator,
@@ -165,17 +166,17 @@ impl Channel {
         }
     }
 
-    /// Whether the peer supports fragments (RFC 7383).
+    /// Returns whether the peer supports fragments (RFC 7383).
     pub(crate) fn fragments(&self) -> bool {
         self.fragments
     }
 
-    /// Octets of fragments that wait for the rest of their request.
+    /// Size of the fragments that wait for the rest of their request, bytes.
     pub(crate) fn fragment_octets(&self) -> usize {
         self.partial_request.reassembly.octets()
     }
 
-    /// Forgets fragments whose rest has not come for a long time (RFC 7383 2.6).
+    /// Drops fragments whose remaining parts have not come for a long time (RFC 7383 2.6).
     pub(crate) fn forget_stale_fragments(&mut self, now: Instant) {
         for partial in [&mut self.partial_request, &mut self.partial_response] {
             if partial.since.is_some_and(|since| since + REASSEMBLY_TIMEOUT <= now) {
@@ -184,24 +185,25 @@ impl Channel {
         }
     }
 
-    /// Whether a request is under way, which fills the window.
+    /// Returns whether a request is under way, which fills the window.
     pub(crate) fn busy(&self) -> bool {
         self.in_flight.is_some()
     }
 
-    /// Whether it must end because its message IDs do not fit 32 bits for long (RFC 7296 2.2).
+    /// Returns whether the IKE SA must end because its message IDs will soon exceed 32 bits (RFC
+    /// 7296 2.2).
     pub(crate) fn message_ids_are_used_up(&self) -> bool {
         //= RFC 7296 2.2 MUST 2: message IDs end with the IKE SA
         self.next_request.max(self.next_expected) > LAST_MESSAGE_ID
     }
 
-    /// Both ends have used all message IDs before this one.
+    /// Sets both ends' next message ID to `id`, as if all earlier ones had been used.
     #[cfg(test)]
     pub(super) fn skip_to_message_id(&mut self, id: u32) {
         (self.next_request, self.next_expected) = (id, id);
     }
 
-    /// Sends our next request; the window must be free.
+    /// Sends our next request. The window must be free.
     pub(crate) fn request(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
         let id = self.next_request;
         let header = self.header(exchange, false, id);
@@ -247,13 +249,13 @@ impl Channel {
         }
     }
 
-    /// When to call [`Self::retransmit`].
+    /// The time at which to call [`Self::retransmit`].
     pub(crate) fn retransmit_at(&self) -> Option<Instant> {
         self.in_flight.as_ref().map(|in_flight| in_flight.retransmission.next())
     }
 
-    /// Retransmits the request under way. `None`: all transmissions are used up, and no ESP comes
-    /// either; the peer is dead.
+    /// Retransmits the request under way. `None`: all transmissions are used up, and no ESP arrives
+    /// either, so the peer is dead.
     pub(crate) fn retransmit(&mut self, cx: &mut Context<'_>) -> Option<()> {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
@@ -283,8 +285,8 @@ impl Channel {
         sent >= SILENT_AFTER && !self.signs.esp_arrives(&self.timing, now)
     }
 
-    /// Sends a request to the peer's address and, if there is one, to the candidate. The peer
-    /// answers where it is.
+    /// Sends a request to the peer's address and, if there is one, to the candidate address. The
+    /// peer answers from the address at which it is reachable.
     fn transmit_request(&mut self, mut in_flight: InFlight, cx: &mut Context<'_>) {
         let (local, remote) = self.message_addresses();
         //= RFC 7296 2.1 MUST 8: the same octets again
@@ -310,30 +312,30 @@ impl Channel {
         self.candidate = None;
     }
 
-    /// When the next NAT keepalive is due. It is a whole second, so that an owner with many IKE SAs
-    /// wakes up once a second for them, not once for each.
+    /// The time at which the next NAT keepalive is due. It falls on a whole second, so that an
+    /// owner with many IKE SAs wakes up once a second for them, not once for each.
     pub(crate) fn keepalive_at(&self) -> Instant {
         on_whole_second(self.last_sent, self.timing.nat_keepalive)
     }
 
-    /// NAT keepalive: one octet of ones (RFC 3948 2.3).
+    /// Sends a NAT keepalive: one octet 0xff (RFC 3948 2.3).
     pub(crate) fn keepalive(&mut self, cx: &mut Context<'_>) {
         self.last_sent = cx.now;
         let Path { local, remote, .. } = self.path;
         cx.out.transmits.push_back(crate::environment::Transmit { local, remote, payload: vec![0xff] });
     }
 
-    /// Whether the peer's address has changed since the last call.
+    /// Returns whether the peer's address has changed since the last call.
     pub(crate) fn take_peer_moved(&mut self) -> bool {
         std::mem::take(&mut self.peer_moved)
     }
 
-    /// The last response, to be repeated if it was lost.
+    /// Returns the last response, to be repeated if it was lost.
     pub(crate) fn into_last_response(self) -> Option<LastResponse> {
         self.last_response
     }
 
-    /// Takes a datagram (without marker) with our SPI.
+    /// Handles a datagram (without marker) with our SPI.
     pub(crate) fn receive(
         &mut self,
         header: &Header,
@@ -355,7 +357,7 @@ impl Channel {
         } else if header.message_id.checked_add(1) == Some(self.next_expected) {
             if let Some(last_response) = &mut self.last_response {
                 // RFC 7383 2.5.2, 2.6.1: the peer may send its request again in smaller fragments,
-                // and the first one counts as the retransmission.
+                // and the first fragment counts as the retransmission.
                 if matches!(self.cipher.open(datagram), Ok(Opened::Fragment(fragment)) if fragment.number == 1) {
                     last_response.send(local, remote, cx);
                 } else {
@@ -475,7 +477,7 @@ mod tests {
         for last_sent in [0, 1, 300, 999] {
             assert_eq!(on_whole_second(at(10_000 + last_sent), Duration::from_secs(20)), at(30_000));
         }
-        // Not at once, however short the interval is.
+        // The keepalive is not due at once, even if the interval is short.
         for (last_sent, interval, due) in [(10_000, 500, 10_500), (10_700, 500, 11_000), (10_700, 200, 10_900)] {
             assert_eq!(on_whole_second(at(last_sent), Duration::from_millis(interval)), at(due));
         }

@@ -1,5 +1,5 @@
-//! What IKE_AUTH and CREATE_CHILD_SA share: reserving our SPI, and making a CHILD_SA of what was
-//! negotiated.
+//! Functions that IKE_AUTH and CREATE_CHILD_SA share: reserving our SPI, and making a CHILD_SA from
+//! the result of the negotiation.
 
 use std::net::IpAddr;
 
@@ -22,20 +22,20 @@ pub(crate) struct ReservedSpi {
 }
 
 impl ReservedSpi {
-    /// Reserves one. `None`: the kernel refused.
+    /// Reserves an SPI. `None`: the kernel refused.
     pub(crate) fn new(profile: &Profile, channel: &Channel, cx: &mut Context<'_>) -> Option<Self> {
         let local = channel.path.local.ip();
         let spi = cx.env.allocate_spi(&profile.config.name, local, channel.path.remote.ip())?;
         Some(Self { spi, local })
     }
 
-    /// Gives the SPI back.
+    /// Returns the SPI to the kernel.
     pub(crate) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         cx.env.release_spi(&profile.config.name, self.local, self.spi);
     }
 }
 
-/// What was negotiated for a CHILD_SA.
+/// The result of the negotiation of a CHILD_SA.
 #[derive(Debug)]
 pub(crate) struct NegotiatedChild {
     pub(crate) purpose: Purpose,
@@ -48,7 +48,7 @@ pub(crate) struct NegotiatedChild {
 }
 
 impl NegotiatedChild {
-    /// The CHILD_SA. `initiator`: whether we began the exchange.
+    /// Makes the CHILD_SA. `initiator`: whether we began the exchange.
     pub(crate) fn into_sa(self, inbound: ReservedSpi, initiator: bool, channel: &Channel) -> ChildSa {
         let ChildKeys { from_initiator, from_responder } = self.keys;
         let (outbound_key, inbound_key) = if initiator != mutation!("child_keys_swapped") {

@@ -1,4 +1,4 @@
-//! Errors as the operator reads them: which exchange, what was expected, what came, what to do.
+//! Error texts for the operator: the exchange, what was expected, what arrived, and what to do.
 
 use super::path::Path;
 use crate::auth::AuthError;
@@ -13,7 +13,7 @@ pub(crate) const IKE_AUTH: &str = "IKE_AUTH";
 pub(crate) const CREATE_CHILD_SA: &str = "CREATE_CHILD_SA";
 pub(crate) const INFORMATIONAL: &str = "INFORMATIONAL";
 
-/// The peer's error notification.
+/// The error for a peer's error notification.
 pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerConfig) -> PeerError {
     let (kind, detail) = match notify {
         NotifyType::NoProposalChosen if exchange == IKE_SA_INIT => {
@@ -44,7 +44,7 @@ pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerCo
     PeerError::new(exchange, kind, detail)
 }
 
-/// The peer did not answer.
+/// The error for a peer that did not answer.
 pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, transmissions: u32) -> PeerError {
     let what = if exchange == IKE_AUTH {
         "it answered IKE_SA_INIT, so either its UDP port 4500 or large datagrams do not get through, or it dropped our request silently"
@@ -58,7 +58,7 @@ pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, tran
     )
 }
 
-/// None of the peer's IKE proposals is acceptable.
+/// The error if none of the peer's IKE proposals is acceptable.
 pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
     let detail = match ours {
         [] => "an initiator connects, but no peer is configured here".to_owned(),
@@ -67,7 +67,7 @@ pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
     PeerError::new(IKE_SA_INIT, PeerErrorKind::NoProposalChosen, detail)
 }
 
-/// None of the peer's ESP proposals is acceptable.
+/// The error if none of the peer's ESP proposals is acceptable.
 pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig) -> PeerError {
     let ours = all_esp_texts(peer);
     let detail = format!(
@@ -76,14 +76,14 @@ pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig) -> Peer
     PeerError::new(exchange, PeerErrorKind::NoProposalChosen, detail)
 }
 
-/// The peer's selectors have nothing in common with ours, or its answer goes beyond what we asked
-/// for.
+/// The error if the peer's selectors have nothing in common with ours, or if its answer goes beyond
+/// our request.
 pub(crate) fn no_selectors(exchange: &'static str, peer: &PeerConfig) -> PeerError {
     let detail = format!("the peer's traffic selectors do not fit; {}", selectors(peer));
     PeerError::new(exchange, PeerErrorKind::TrafficSelectors, detail)
 }
 
-/// Nothing that is configured here is what the peer asks for: the error, and the notification for
+/// Returns the error if no configured child matches the peer's request, and the notification for
 /// the response.
 pub(crate) fn disagreement(exchange: &'static str, found: &Disagreement, peer: &PeerConfig) -> (PeerError, Notify) {
     match found {
@@ -96,7 +96,7 @@ pub(crate) fn disagreement(exchange: &'static str, found: &Disagreement, peer: &
     }
 }
 
-/// A child cannot be had in its mode.
+/// The error if the mode of a child is not possible.
 pub(crate) fn mode(exchange: &'static str, child: &ChildName, obstacle: ModeObstacle) -> PeerError {
     let why = match obstacle {
         ModeObstacle::Nat => {
@@ -116,12 +116,12 @@ pub(crate) fn mode(exchange: &'static str, child: &ChildName, obstacle: ModeObst
     PeerError::new(exchange, PeerErrorKind::TransportMode, format!("child {child}: {why}"))
 }
 
-/// Our check of the peer's authentication failed, or we cannot authenticate.
+/// The error if our check of the peer's authentication failed, or if we cannot authenticate.
 pub(crate) fn auth(error: &AuthError) -> PeerError {
     PeerError::new(IKE_AUTH, error.kind(), error.to_string())
 }
 
-/// The peer's message breaks the protocol.
+/// The error for a message of the peer that violates the protocol.
 pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerError {
     let detail = match error {
         InvalidMessage::MajorVersion(_) => format!("{error}; configure the peer for IKEv2"),
@@ -169,7 +169,7 @@ pub(crate) fn no_spi(exchange: &'static str) -> PeerError {
     )
 }
 
-/// The peer does not make one of several CHILD_SAs.
+/// The error if the peer refuses one of several CHILD_SAs.
 pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerConfig) -> PeerError {
     let mut error = notified(CREATE_CHILD_SA, notify, peer);
     if !peer.additional_children.is_empty() || purpose.part.is_some() {
@@ -178,7 +178,7 @@ pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerCo
     error
 }
 
-/// The peer asks for more CHILD_SAs than there may be.
+/// The error if the peer requests more CHILD_SAs than are allowed.
 pub(crate) fn too_many_children(purpose: &Purpose, peer: &PeerConfig) -> PeerError {
     let detail = format!(
         "the peer asks for another CHILD_SA ({purpose}) beside {} others, which is the most; let the peer put several subnets into one",

@@ -22,11 +22,12 @@ use crate::output::Context;
 use crate::purpose::Purpose;
 use crate::time::Instant;
 
-/// How long the peer may take to delete what it should delete: the old CHILD_SA of its rekey, or
-/// the redundant one of two IKE SAs. After this we delete it. Longer than all retransmissions.
+/// How long the peer may take to delete an SA that it should delete: the old CHILD_SA of its rekey,
+/// or the redundant one of two IKE SAs. After this time we delete it. It is longer than all
+/// retransmissions take.
 const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where an IKE SA is in its life.
+/// The phase in the life of an IKE SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lifecycle {
     /// It is in use.
@@ -37,30 +38,30 @@ pub(crate) enum Lifecycle {
     Deleting,
 }
 
-/// The result of a step of an IKE SA.
+/// What the endpoint must do after a message or deadline of an IKE SA was handled.
 #[derive(Debug)]
 pub(crate) enum SaStep {
-    /// Nothing changes for the endpoint.
+    /// Nothing.
     Continue,
-    /// A new IKE SA by IKE_SA_INIT and IKE_AUTH is to replace it.
+    /// Make a new IKE SA by IKE_SA_INIT and IKE_AUTH to replace this one.
     Reauthenticate,
-    /// It must not be used any longer: the endpoint reports it down at once and sends DELETE.
+    /// Report the IKE SA down at once and send DELETE. It must not be used any longer.
     End(DownReason, PeerError),
-    /// It was rekeyed by either end.
+    /// Either end rekeyed the IKE SA.
     Rekeyed {
         /// The new IKE SA.
         new: Box<IkeSa>,
-        /// The one that the peer made at the same time, if `new` is to replace it too (RFC 7296
+        /// The IKE SA that the peer made at the same time, if `new` replaces it as well (RFC 7296
         /// 2.8.2).
         redundant: Option<IkeId>,
     },
-    /// Our rekey made an IKE SA that is redundant: the endpoint sends DELETE for it.
+    /// Send DELETE for the IKE SA that our rekey made, which is redundant.
     Redundant(Box<IkeSa>),
-    /// Both ends have deleted it, or it failed: the endpoint releases it.
+    /// Release the IKE SA. Both ends have deleted it, or it failed.
     Closed(CloseReason),
 }
 
-/// Why an IKE SA is gone.
+/// The reason why an IKE SA is gone.
 #[derive(Debug)]
 pub(crate) enum CloseReason {
     /// The peer sent DELETE.
@@ -80,29 +81,29 @@ pub(crate) struct IkeSa {
     pub(super) profile: Arc<Profile>,
     pub(super) details: IkeDetails,
     pub(super) lifecycle: Lifecycle,
-    /// It is superseded by one that we began, and we delete it as soon as that one has all the
-    /// CHILD_SAs.
+    /// Whether we delete this superseded IKE SA as soon as the one that we began in its place has
+    /// all the CHILD_SAs.
     pub(super) delete_when_served: bool,
     pub(super) outstanding: Option<OutstandingRequest>,
-    /// Requests to send when the window is free. None is queued twice, so there are a few at most
-    /// for each CHILD_SA and each purpose.
+    /// Requests to send when the window is free. No request is queued twice, so there are only a
+    /// few for each CHILD_SA and each purpose.
     pub(super) queue: VecDeque<QueuedRequest>,
     initiation: Initiation,
     established: Instant,
     pub(super) lifetime: Lifetime,
-    /// When it is to be rekeyed. `None`: the peer refuses, or a new IKE SA is to replace it.
+    /// When it is to be rekeyed. `None`: the peer refuses, or a new IKE SA will replace it.
     pub(super) rekey_at: Option<Instant>,
-    /// How often the peer has answered our rekey by TEMPORARY_FAILURE.
+    /// How often the peer has answered our rekey with TEMPORARY_FAILURE.
     pub(super) temporary_failures: u8,
-    /// Whether the peer is known to have this IKE SA too. As responder we know it by the first
+    /// Whether the peer is known to have this IKE SA too. As responder we know this from the first
     /// message after IKE_AUTH.
     confirmed: bool,
-    /// Whether the last report of [`Event::PeerSilent`] and [`Event::PeerHeard`] was the first one.
+    /// Whether [`Event::PeerSilent`] was reported after the last [`Event::PeerHeard`].
     pub(super) silent: bool,
-    /// When to ask for the CHILD_SAs that are missing.
+    /// When to request the CHILD_SAs that are missing.
     pub(super) missing: MissingChildren,
-    /// The outcome of the latest negotiation that the peer's owner has not been given: `Some`
-    /// error.
+    /// The outcome of the latest negotiation, until the endpoint takes it: `Some` error, or `None`
+    /// after a success.
     outcome: Option<Option<PeerError>>,
     pub(super) timers: Timers,
     /// `None`: not both ends speak MOBIKE.
@@ -110,7 +111,7 @@ pub(crate) struct IkeSa {
 }
 
 impl IkeSa {
-    /// An IKE SA that was just established.
+    /// Creates an IKE SA that was just established.
     pub(crate) fn new(
         channel: Channel,
         profile: Arc<Profile>,
@@ -165,17 +166,17 @@ impl IkeSa {
         self.channel.ike
     }
 
-    /// Our SPI: the endpoint finds the IKE SA by it.
+    /// Our SPI, by which the endpoint finds the IKE SA.
     pub(crate) fn spi(&self) -> u64 {
         self.channel.local_spi()
     }
 
-    /// Whether we are its initiator.
+    /// Returns whether we are its initiator.
     pub(crate) fn initiator(&self) -> bool {
         self.channel.role == IkeRole::Initiator
     }
 
-    /// The peer's configuration that it uses.
+    /// The peer's configuration that this IKE SA uses.
     pub(crate) fn profile(&self) -> &Arc<Profile> {
         &self.profile
     }
@@ -199,17 +200,18 @@ impl IkeSa {
         self.set_timers(cx.now);
     }
 
-    /// The credentials by which the peer was authenticated are no longer configured: it has to
-    /// authenticate again soon, or this IKE SA ends.
+    /// Requires the peer to authenticate again soon, since the credentials with which it was
+    /// authenticated are no longer configured. Otherwise this IKE SA ends.
     pub(crate) fn require_reauthentication(&mut self, cx: &mut Context<'_>) {
         let renewal = self.lifetime.credentials_changed(cx);
         self.timers.set(Timer::Reauthenticate, renewal);
         self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
     }
 
-    /// The IKE SA that a rekey makes of this one (RFC 7296 2.18). The peer has not authenticated
-    /// again, so that lifetime goes on, and for other IKE SAs with the peer it is as old as this
-    /// one. `role`: whether we began the rekey.
+    /// Makes the IKE SA that replaces this one in a rekey (RFC 7296 2.18). The peer has not
+    /// authenticated again, so the lifetime of its authentication continues, and in comparison with
+    /// other IKE SAs of the peer the new one counts as old as this one. `role`: whether we began
+    /// the rekey.
     pub(super) fn successor(&self, keys: IkeKeys, ike: IkeId, role: IkeRole, cx: &mut Context<'_>) -> Box<Self> {
         let Channel { path, timing, .. } = self.channel;
         //= RFC 7296 2.18 MUST 4: message IDs begin at 0 again
@@ -246,44 +248,46 @@ impl IkeSa {
         (self.channel.path.local, self.channel.path.remote)
     }
 
-    /// Who began it and when.
+    /// The end that began the IKE SA, and the time at which it did.
     pub(crate) fn initiation(&self) -> Initiation {
         self.initiation
     }
 
-    /// When it was established.
+    /// The time at which the IKE SA was established.
     pub(crate) fn established(&self) -> Instant {
         self.established
     }
 
-    /// When the peer was authenticated, in this IKE SA or in one that it was rekeyed from.
+    /// The time at which the peer was authenticated, in this IKE SA or in one from which it was
+    /// rekeyed.
     pub(crate) fn authenticated(&self) -> Instant {
         self.lifetime.authenticated()
     }
 
-    /// When it asks for the next CHILD_SA that is missing.
+    /// The time at which the IKE SA requests the next missing CHILD_SA.
     pub(crate) fn create_child_at(&self) -> Option<Instant> {
         self.missing.next()
     }
 
-    /// When it is to be rekeyed, if that is planned.
+    /// The time at which the IKE SA is to be rekeyed, if that is planned.
     pub(crate) fn rekey_at(&self) -> Option<Instant> {
         self.rekey_at
     }
 
-    /// When the last authentic message came, or ESP as far as the owner reports it.
+    /// The time at which the last authentic message arrived, or the last ESP if the owner reports
+    /// it.
     pub(crate) fn last_received(&self) -> Instant {
         self.channel.signs.last()
     }
 
-    /// ESP of one of its CHILD_SAs has come.
+    /// Records that ESP of one of the CHILD_SAs was received.
     pub(crate) fn esp_received(&mut self, now: Instant) {
         self.channel.signs.esp_received(now);
         self.set_timers(now);
     }
 
-    /// ESP of one of its CHILD_SAs was sent. If it travels in UDP, it also keeps the mapping of a
-    /// NAT in front of us (RFC 3948 4).
+    /// Records that ESP of one of the CHILD_SAs was sent. If it travels in UDP, it also keeps the
+    /// mapping of a NAT in front of us (RFC 3948 4).
     pub(crate) fn esp_sent(&mut self, now: Instant) {
         self.channel.signs.esp_sent(now);
         if self.channel.path.encapsulated() {
@@ -292,17 +296,17 @@ impl IkeSa {
         self.set_timers(now);
     }
 
-    /// When a new one by IKE_SA_INIT and IKE_AUTH is to replace it.
+    /// The time at which IKE_SA_INIT and IKE_AUTH are to make a new IKE SA in place of this one.
     pub(crate) fn reauthenticate_at(&self) -> Instant {
         self.timers.get(Timer::Reauthenticate).unwrap_or(self.established)
     }
 
-    /// Whether the peer is known to have it too.
+    /// Returns whether the peer is known to have this IKE SA too.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.confirmed
     }
 
-    /// Where it is in its life.
+    /// The phase in the life of the IKE SA.
     pub(crate) fn lifecycle(&self) -> Lifecycle {
         self.lifecycle
     }
@@ -317,7 +321,7 @@ impl IkeSa {
         }
     }
 
-    /// When to call [`Self::handle_timeout`].
+    /// The time at which to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self, child_sas: Option<&ChildSas>) -> Option<Instant> {
         let active = self.lifecycle == Lifecycle::Active;
         let children = child_sas.filter(|_| active).into_iter().flat_map(|child_sas| child_sas.children_of(self.spi()));
@@ -326,9 +330,9 @@ impl IkeSa {
         planned.into_iter().chain([self.timers.next(), child]).flatten().min()
     }
 
-    /// The IKE SA that superseded this one is gone, and was in this `lifecycle`. If it was
-    /// superseded itself, so is this one. Otherwise this one is active again, unless it is already
-    /// being deleted.
+    /// Handles the end of the IKE SA that superseded this one; `lifecycle` is that IKE SA's last
+    /// phase. If it was superseded itself, its successor now supersedes this one. Otherwise this
+    /// one becomes active again, unless it is already being deleted.
     pub(crate) fn reinstate(&mut self, gone: IkeId, lifecycle: Lifecycle) {
         let deleting = matches!(self.outstanding, Some(OutstandingRequest::DeleteIke))
             || self.queue.contains(&QueuedRequest::DeleteIke);
@@ -345,8 +349,8 @@ impl IkeSa {
         }
     }
 
-    /// The IKE SA that the peer made by a rekey at the same time as ours is gone. False: there was
-    /// no such rekey.
+    /// Records that the IKE SA from the peer's simultaneous rekey is gone. Returns false if there
+    /// was no such rekey.
     pub(crate) fn end_collision(&mut self, gone: IkeId) -> bool {
         match &mut self.outstanding {
             Some(OutstandingRequest::RekeyIke(request)) => {
@@ -356,8 +360,8 @@ impl IkeSa {
         }
     }
 
-    /// Whether it asks for a CHILD_SA, will ask for one, or is about to go, so that another IKE SA
-    /// brings one.
+    /// Returns whether the IKE SA is requesting a CHILD_SA, will request one, or is about to end so
+    /// that another IKE SA makes one.
     pub(crate) fn brings_child(&self) -> bool {
         let queued = |request: &QueuedRequest| matches!(request, QueuedRequest::CreateChild(_));
         self.is_closing()
@@ -366,7 +370,7 @@ impl IkeSa {
             || matches!(self.outstanding, Some(OutstandingRequest::CreateChild(_) | OutstandingRequest::DeleteIke))
     }
 
-    /// As [`Self::brings_child`], for a CHILD_SA of this purpose.
+    /// Does the same as [`Self::brings_child`], for a CHILD_SA of this purpose.
     pub(crate) fn brings(&self, purpose: &Purpose) -> bool {
         let queued =
             |request: &QueuedRequest| matches!(request, QueuedRequest::CreateChild(queued) if queued == purpose);
@@ -383,7 +387,7 @@ impl IkeSa {
             || self.outstanding.as_ref().is_some_and(asked)
     }
 
-    /// Whether a request for a CHILD_SA of this configured child is under way or queued.
+    /// Returns whether a request for a CHILD_SA of this configured child is under way or queued.
     pub(super) fn is_asking_for(&self, purpose: &Purpose) -> bool {
         let asked = matches!(&self.outstanding, Some(OutstandingRequest::CreateChild(request)) if request.purpose.child == purpose.child);
         asked
@@ -393,7 +397,7 @@ impl IkeSa {
                 .any(|request| matches!(request, QueuedRequest::CreateChild(queued) if queued.child == purpose.child))
     }
 
-    /// Releases what is reserved. Gives the last response, to be repeated if it was lost.
+    /// Releases the reserved SPIs. Returns the last response, to be repeated if it was lost.
     pub(crate) fn release(mut self, cx: &mut Context<'_>) -> Option<LastResponse> {
         self.release_queue(cx);
         if let Some(outstanding) = self.outstanding.take() {
@@ -425,20 +429,20 @@ impl IkeSa {
         self.queue.retain(|request| !matches!(request, QueuedRequest::RekeyChild(child) | QueuedRequest::DeleteChild(child) if *child == id));
     }
 
-    /// Whether we are about to delete a CHILD_SA.
+    /// Returns whether we are about to delete a CHILD_SA.
     pub(super) fn is_deleting(&self, id: ChildId) -> bool {
         matches!(self.outstanding, Some(OutstandingRequest::DeleteChild(child)) if child == id)
             || self.queue.contains(&QueuedRequest::DeleteChild(id))
     }
 
-    /// Whether we are about to delete a CHILD_SA that only the peer has.
+    /// Returns whether we are about to delete a CHILD_SA that only the peer has.
     pub(super) fn is_deleting_unused(&self) -> bool {
         let queued = |request: &QueuedRequest| matches!(request, QueuedRequest::DeleteUnused(_));
         matches!(self.outstanding, Some(OutstandingRequest::DeleteUnused(_))) || self.queue.iter().any(queued)
     }
 
-    /// Our SPI of a CHILD_SA that only the peer has and that we have not begun to delete, if the
-    /// peer's SPI is this. It is no longer to be deleted.
+    /// If `outbound` is the peer's SPI of a CHILD_SA that only the peer has and that we have not
+    /// begun to delete, cancels our deletion and returns our SPI.
     pub(super) fn take_unused(&mut self, outbound: u32, cx: &mut Context<'_>) -> Option<u32> {
         let is = |request: &QueuedRequest| matches!(request, QueuedRequest::DeleteUnused(unused) if unused.outbound == Some(outbound));
         let at = self.queue.iter().position(is)?;
@@ -448,7 +452,7 @@ impl IkeSa {
         Some(spi)
     }
 
-    /// The peer should delete something soon; if it does not, we do.
+    /// Sets a deadline for an SA that the peer should delete. If the peer does not, we delete it.
     pub(super) fn schedule_cleanup(&mut self, now: Instant) {
         self.timers.set(Timer::Cleanup, now + PEER_DELETE_TIMEOUT);
     }
@@ -478,18 +482,18 @@ impl IkeSa {
         self.lifecycle != Lifecycle::Active || self.queue.contains(&QueuedRequest::DeleteIke)
     }
 
-    /// Reports a failure to the owner, until the next success.
+    /// Reports a failure to the owner. It remains the last failure until the next success.
     pub(super) fn report(&mut self, error: PeerError, cx: &mut Context<'_>) {
         self.outcome = Some(Some(error.clone()));
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
     }
 
-    /// A CHILD_SA was negotiated: what failed before no longer counts.
+    /// Clears the last failure, since a CHILD_SA was negotiated.
     pub(super) fn negotiation_succeeded(&mut self) {
         self.outcome = Some(None);
     }
 
-    /// The outcome of the latest negotiation since the last call: its error, if it failed.
+    /// Returns the outcome of the latest negotiation since the last call: its error if it failed.
     pub(crate) fn take_outcome(&mut self) -> Option<Option<PeerError>> {
         self.outcome.take()
     }

@@ -1,4 +1,4 @@
-//! What IKE_SA_INIT leaves for IKE_AUTH, and the capabilities that we announce in it.
+//! The data of IKE_SA_INIT that IKE_AUTH needs, and the capabilities that we announce in it.
 
 use crate::auth::{Authenticator, SignedOctets};
 use crate::crypto::{IkeKeys, Nonces};
@@ -9,7 +9,7 @@ pub(super) fn capabilities() -> [Notify; 2] {
     [Notify::new(NotifyType::Ikev2FragmentationSupported), Notify::signature_hashes(&Authenticator::HASHES)]
 }
 
-/// What IKE_SA_INIT leaves for IKE_AUTH.
+/// The data of IKE_SA_INIT that IKE_AUTH needs.
 #[derive(Debug)]
 pub(super) struct InitTranscript {
     pub(super) hashes: Option<Vec<HashAlgorithm>>,

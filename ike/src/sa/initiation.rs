@@ -2,7 +2,7 @@
 
 use crate::time::Instant;
 
-/// Who began an IKE SA, and when its IKE_SA_INIT was sent or arrived.
+/// Which end began an IKE SA, and when its IKE_SA_INIT was sent or arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Initiation {
     /// We are its initiator.

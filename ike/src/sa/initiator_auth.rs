@@ -20,7 +20,7 @@ use crate::wire::{
     Certificate, ExchangeType, Header, Id, InvalidMessage, Notify, NotifyType, Payload, PayloadType, Payloads,
 };
 
-/// We are the initiator, and IKE_AUTH was sent.
+/// The state of an initiator that has sent IKE_AUTH.
 #[derive(Debug)]
 pub(crate) struct InitiatorAuth {
     profile: Arc<Profile>,
@@ -30,23 +30,23 @@ pub(crate) struct InitiatorAuth {
     inbound: ReservedSpi,
 }
 
-/// The result of a step in IKE_AUTH.
+/// The result of a message or deadline in IKE_AUTH.
 #[derive(Debug)]
 pub(crate) enum AuthStep {
-    /// The response has not come.
+    /// The response has not arrived.
     Stay(Box<InitiatorAuth>),
     /// The peer is authenticated.
     Up {
         /// The IKE SA.
         sa: Box<IkeSa>,
-        /// Its CHILD_SA, or why there is none.
+        /// The CHILD_SA, or the reason why there is none.
         child: Result<ChildSa, PeerError>,
     },
     /// The peer's authentication failed, or it refused ours.
     Failed {
-        /// The exchange, what was expected, what came.
+        /// The exchange, what was expected, and what arrived.
         error: PeerError,
-        /// Set while the peer is sent our refusal.
+        /// Set while our refusal is being sent to the peer.
         channel: Option<Box<Channel>>,
     },
 }
@@ -99,12 +99,12 @@ impl InitiatorAuth {
         Ok(Self { profile, begun, channel, transcript, inbound })
     }
 
-    /// When to call [`Self::handle_timeout`].
+    /// The time at which to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.channel.retransmit_at()
     }
 
-    /// Retransmits. `Err`: all transmissions are used up; release it then.
+    /// Retransmits. `Err`: all transmissions are used up, and the caller must release this.
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Result<(), PeerError> {
         if self.channel.retransmit_at().is_none_or(|at| at > cx.now) || self.channel.retransmit(cx).is_some() {
             return Ok(());
@@ -112,12 +112,12 @@ impl InitiatorAuth {
         Err(failure::silence(IKE_AUTH, self.channel.path.remote, self.profile.config.timing.transmissions))
     }
 
-    /// Gives the reserved SPI back.
+    /// Returns the reserved SPI to the kernel.
     pub(crate) fn release(self, cx: &mut Context<'_>) {
         self.inbound.release(&self.profile, cx);
     }
 
-    /// Takes a datagram for our SPI.
+    /// Handles a datagram for our SPI.
     pub(crate) fn handle(
         mut self: Box<Self>,
         header: &Header,
@@ -141,8 +141,8 @@ impl InitiatorAuth {
     fn fail(self, error: PeerError, tell: bool, cx: &mut Context<'_>) -> AuthStep {
         let Self { profile, mut channel, inbound, .. } = self;
         inbound.release(&profile, cx);
-        // RFC 7296 2.21.2: an initiator that cannot accept the answer says so in an INFORMATIONAL
-        // exchange.
+        // RFC 7296 2.21.2: an initiator that cannot accept the answer states this in an
+        // INFORMATIONAL exchange.
         let channel = tell.then(|| {
             let payloads = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::AuthenticationFailed))]);
             channel.request(ExchangeType::Informational, &payloads, cx);
@@ -161,7 +161,7 @@ impl InitiatorAuth {
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
             Ok(negotiated) => Ok(negotiated.into_sa(inbound, true, &channel)),
-            // If the peer has installed it, it goes with the IKE SA.
+            // If the peer has installed the CHILD_SA, it ends with the IKE SA.
             //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
             Err(error) => {
                 inbound.release(&profile, cx);
@@ -182,8 +182,8 @@ impl InitiatorAuth {
         AuthStep::Up { sa: Box::new(sa), child }
     }
 
-    /// How the peer authenticated, and its certificate. The error says whether the peer is
-    /// to be sent our refusal.
+    /// Returns how the peer authenticated, and its certificate. The error states whether our
+    /// refusal must be sent to the peer.
     fn verify(
         &self,
         payloads: &Payloads,
@@ -191,7 +191,7 @@ impl InitiatorAuth {
     ) -> Result<(String, Option<PeerCertificate>), (PeerError, bool)> {
         let config = &self.profile.config;
         let Ok(authentication) = payloads.authentication() else {
-            // RFC 7296 2.21.2: without AUTH there is no IKE SA, and the peer knows.
+            // RFC 7296 2.21.2: without AUTH there is no IKE SA, and the peer knows that.
             return Err(match payloads.error() {
                 Some(notify) => (failure::notified(IKE_AUTH, notify.kind, config), false),
                 None => (failure::invalid(IKE_AUTH, InvalidMessage::Missing(PayloadType::Authentication)), true),

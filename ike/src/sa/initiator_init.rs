@@ -18,21 +18,22 @@ use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Payloads};
 
-/// Most cookies and changes of the key exchange method in one attempt. An honest peer asks for two.
+/// Maximum number of cookies and changes of the key exchange method in one attempt. An honest peer
+/// asks for two.
 const MAX_ROUNDS: u8 = 6;
 
-/// Largest IKE_SA_INIT response that is read, octets: one with the CERTREQ of 300 authorities. It
-/// is kept until IKE_AUTH.
+/// Maximum size of an IKE_SA_INIT response, bytes. It is large enough for the CERTREQ of 300
+/// authorities. The response is kept until IKE_AUTH.
 const MAX_INIT_RESPONSE: usize = 8192;
 
-/// IKE_SA_INIT was sent to one address.
+/// The state of an initiator that has sent IKE_SA_INIT to one address.
 #[derive(Debug)]
 pub(crate) struct InitiatorInit {
     profile: Arc<Profile>,
     begun: Instant,
     spi: u64,
     path: Path,
-    /// Whether our NAT_DETECTION_SOURCE_IP makes the peer detect a NAT before us.
+    /// Whether our NAT_DETECTION_SOURCE_IP makes the peer detect a NAT in front of us.
     forced: bool,
     nonce: [u8; 32],
     key: InitiatorKeyExchange,
@@ -53,14 +54,14 @@ struct DeferredResponse {
     remote: SocketAddr,
 }
 
-/// The result of a step in IKE_SA_INIT.
+/// The result of a message or deadline in IKE_SA_INIT.
 #[derive(Debug)]
 pub(crate) enum InitStep {
-    /// IKE_SA_INIT is not over.
+    /// IKE_SA_INIT has not ended.
     Stay(Box<InitiatorInit>),
     /// The response was usable, and IKE_AUTH was sent.
     Authenticate(Box<InitiatorAuth>),
-    /// Nothing usable came from this address.
+    /// No usable response came from this address.
     Failed(PeerError),
 }
 
@@ -79,7 +80,7 @@ impl InitiatorInit {
             begun: cx.now,
             //= RFC 7296 2.6 MUST 1: unique SPIs
             spi: u64::from_be_bytes(cx.random()).max(1),
-            // An unknown source address cannot be hashed truly.
+            // If our source address is unknown, its true hash is unknown too.
             forced: profile.config.force_encapsulation || path.local.ip().is_unspecified(),
             path,
             //= RFC 7296 2.10 MUST 1: random nonces
@@ -100,7 +101,7 @@ impl InitiatorInit {
     fn send(&mut self, cx: &mut Context<'_>) {
         let ike = IkeId { initiator: self.spi, responder: 0 };
         let mut payloads = Payloads::new();
-        // RFC 7296 2.6: the cookie comes first, the rest stays as it was.
+        // RFC 7296 2.6: the cookie is the first payload, and the rest is unchanged.
         payloads
             //= RFC 7296 2.6 MUST 6: the cookie comes first, the rest stays
             .extend(self.cookie.clone().map(|cookie| Payload::Notify(Notify::with_data(NotifyType::Cookie, cookie))));
@@ -139,22 +140,22 @@ impl InitiatorInit {
         cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.request);
     }
 
-    /// Our SPI: the endpoint finds the attempt by it.
+    /// Our SPI, by which the endpoint finds the attempt.
     pub(crate) fn spi(&self) -> u64 {
         self.spi
     }
 
-    /// Whether a response has come and waits.
+    /// Returns whether a response has arrived and waits.
     pub(crate) fn has_deferred_response(&self) -> bool {
         self.deferred.is_some()
     }
 
-    /// Takes the unauthenticated error that came last.
+    /// Returns the last unauthenticated error, once.
     pub(crate) fn take_unverified_error(&mut self) -> Option<PeerError> {
         self.unverified_error.take()
     }
 
-    /// When to call [`Self::handle_timeout`].
+    /// The time at which to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.deferred.is_none().then(|| self.retransmission.next())
     }
@@ -172,7 +173,7 @@ impl InitiatorInit {
         Ok(())
     }
 
-    /// Takes a datagram for our SPI. While another address of the peer is in IKE_AUTH, a good
+    /// Handles a datagram for our SPI. While another address of the peer is in IKE_AUTH, a good
     /// response waits.
     pub(crate) fn handle(
         mut self: Box<Self>,
@@ -195,8 +196,8 @@ impl InitiatorInit {
         }
         let payloads = &message.payloads;
         if let Some(cookie) = payloads.notify(NotifyType::Cookie) {
-            // RFC 7296 2.6: 1 to 64 octets. The same cookie again is a doubled response: the
-            // request with it is already under way.
+            // RFC 7296 2.6: a cookie has 1 to 64 octets. If the same cookie comes again, the
+            // response is a duplicate, and the request with the cookie is already under way.
             //= RFC 7296 2.6.1 MUST NOT 2: another cookie is no failure
             let new = self.cookie.as_ref() != Some(&cookie.data);
             //= RFC 7296 2.6 MUST 5: 1 to 64 octets
@@ -216,8 +217,8 @@ impl InitiatorInit {
             };
         }
         if let Some(notify) = payloads.error() {
-            // RFC 7296 2.21.1: anybody could have sent this. It is reported, and the attempt goes
-            // on.
+            // RFC 7296 2.21.1: anybody could have sent this error. It is reported, and the attempt
+            // continues.
             //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
             //= RFC 7296 2.21.1 REQUIRED 1: go on after an unauthenticated error
             self.unverified_error = Some(failure::notified(IKE_SA_INIT, notify.kind, &self.profile.config));
@@ -236,7 +237,7 @@ impl InitiatorInit {
         }
     }
 
-    /// Takes the response that waited: this address may start IKE_AUTH now.
+    /// Handles the response that waited, since this address may start IKE_AUTH now.
     pub(crate) fn resume(mut self: Box<Self>, turn: AuthTurn, cx: &mut Context<'_>) -> InitStep {
         match self.deferred.take() {
             Some(DeferredResponse { datagram, local, remote }) => self.handle(&datagram, local, remote, turn, cx),
@@ -249,13 +250,14 @@ impl InitiatorInit {
         self.rounds <= MAX_ROUNDS
     }
 
-    /// RFC 7296 1.3: the peer asks for another key exchange method. Only one that we offered is
-    /// accepted.
+    /// Changes to the key exchange method that the peer requests (RFC 7296 1.3). Only a method that
+    /// we offered is accepted.
     fn change_group(&mut self, notify: &Notify, cx: &mut Context<'_>) -> Result<(), PeerError> {
         let offered = |group: &Group| self.profile.config.ike_proposals.iter().any(|p| p.groups.contains(group));
         let wanted = notify.data_u16().and_then(Group::from_number).filter(offered);
         if wanted == Some(self.key.group()) && self.rounds > 0 {
-            // A copy of what we have already done, or an answer to a copy of our first request.
+            // This is a copy of a request that we have already carried out, or an answer to a copy
+            // of our first request.
             return Ok(());
         }
         match wanted.filter(|group| *group != self.key.group()) {
@@ -273,8 +275,8 @@ impl InitiatorInit {
         Ok(())
     }
 
-    /// Checks that the response is complete and within what we offered. This does not use up the
-    /// key exchange.
+    /// Checks that the response is complete and within our offer. This does not use up the key
+    /// exchange.
     fn check(&self, message: &Message) -> Result<(), PeerError> {
         let malformed = |error| failure::invalid(IKE_SA_INIT, error);
         let payloads = &message.payloads;
@@ -352,14 +354,14 @@ impl InitiatorInit {
     }
 }
 
-/// Whether an address of the peer may start IKE_AUTH now.
+/// The decision whether an address of the peer may start IKE_AUTH now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AuthTurn {
     /// Another address is in IKE_AUTH.
     Wait,
     /// No other address is in IKE_AUTH.
     Proceed {
-        /// Whether to send INITIAL_CONTACT: we have no SA with this peer (RFC 7296 2.4).
+        /// Whether to send INITIAL_CONTACT, because we have no SA with this peer (RFC 7296 2.4).
         initial_contact: bool,
     },
 }

@@ -1,5 +1,5 @@
-//! Answers a retransmitted request with the same response again (RFC 7296 2.1). For IKE_SA_INIT,
-//! `responder` does.
+//! Answers a retransmitted request with the same response again (RFC 7296 2.1). `responder` does so
+//! for IKE_SA_INIT.
 
 use std::net::SocketAddr;
 
@@ -7,12 +7,13 @@ use ring::digest::{SHA256, digest};
 
 use crate::output::Context;
 
-/// How often a response is sent again. RFC 7296 2.4 suggests a dozen transmissions of a request; a
-/// stranger who copies the request must not have the response sent to somebody else for ever.
+/// Maximum number of times that a response is sent again. RFC 7296 2.4 suggests a dozen
+/// transmissions of a request. Without a limit an attacker who copies the request could have the
+/// response sent to another host forever.
 pub(super) const MAX_REPEATS: u8 = 16;
 
 /// The last response, kept until the next request (RFC 7296 2.1). A retransmitted request is
-/// recognized by its hash, so a stranger cannot have the response sent to another address.
+/// recognized by its hash, so an attacker cannot have the response sent to another address.
 #[derive(Debug)]
 pub(crate) struct LastResponse {
     request: [u8; 32],
@@ -21,7 +22,7 @@ pub(crate) struct LastResponse {
 }
 
 impl LastResponse {
-    /// The packets that answer the request whose datagram (or first fragment) has this
+    /// Keeps the packets that answer the request whose datagram (or first fragment) has this
     /// [`fingerprint`].
     pub(super) fn new(request: [u8; 32], packets: Vec<Vec<u8>>) -> Self {
         Self { request, packets, repeats: 0 }
@@ -36,7 +37,7 @@ impl LastResponse {
         }
     }
 
-    /// Sends the response again, [`MAX_REPEATS`] times in all.
+    /// Sends the response again, at most [`MAX_REPEATS`] times.
     pub(super) fn send(&mut self, local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
         //= RFC 7296 2.1 MUST 5: a forgotten response is not made again
         if self.repeats >= MAX_REPEATS {
@@ -49,7 +50,7 @@ impl LastResponse {
     }
 }
 
-/// By what a datagram is recognized that comes again.
+/// Returns the hash by which a retransmitted datagram is recognized.
 pub(super) fn fingerprint(datagram: &[u8]) -> [u8; 32] {
     digest(&SHA256, datagram).as_ref().try_into().unwrap_or_default()
 }

@@ -1,7 +1,8 @@
-//! How long an IKE SA may be used (RFC 7296 2.8: it MUST NOT be used beyond its lifetime). Two
-//! things grow old: its keys, which a rekey replaces, and the peer's authentication, which only
+//! The lifetime of an IKE SA (RFC 7296 2.8: it MUST NOT be used beyond its lifetime). Two things
+//! have a lifetime: its keys, which a rekey replaces, and the peer's authentication, which only
 //! IKE_AUTH renews. The authentication also ends with the peer's certificate, or when the
-//! configuration changes. It counts from IKE_AUTH on, so a rekey of the IKE SA does not prolong it.
+//! configuration changes. Its lifetime counts from IKE_AUTH, so a rekey of the IKE SA does not
+//! prolong it.
 
 use std::time::Duration;
 
@@ -13,35 +14,35 @@ use crate::event::{PeerError, PeerErrorKind};
 use crate::output::Context;
 use crate::time::Instant;
 
-/// How long an IKE SA goes on after the configured credentials have changed. Within it the operator
-/// changes them at the peer too.
+/// How long an IKE SA continues after the configured credentials have changed. Within this time the
+/// operator must change them at the peer as well.
 const CREDENTIALS_CHANGE_GRACE: Duration = Duration::from_secs(300);
-/// After a change of credentials, all peers that we begin with authenticate again, spread over this
-/// time.
+/// After a change of credentials, all peers with which we are the initiator authenticate again,
+/// spread over this time.
 const CREDENTIALS_CHANGE_SPREAD: Duration = Duration::from_secs(60);
-/// Shortest time from the authentication of a peer to the next one, however soon a certificate
-/// expires.
+/// Minimum time between two authentications of a peer, even if a certificate expires soon.
 const MIN_RENEWAL: Duration = Duration::from_secs(60);
 
-/// The end of an IKE SA.
+/// The times at which an IKE SA ends.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lifetime {
     /// When the peer was authenticated.
     authenticated: Instant,
-    /// When it ends because the peer has not authenticated again.
+    /// When the IKE SA ends because the peer has not authenticated again.
     authentication_end: Instant,
-    /// When its keys were made.
+    /// When the keys were made.
     keyed: Instant,
-    /// When it ends because it has not been rekeyed.
+    /// When the IKE SA ends because it has not been rekeyed.
     keys_end: Instant,
     /// notAfter of the peer's certificate, seconds since 1970-01-01 UTC.
     certificate: Option<u64>,
-    /// When it ends because the credentials changed and the peer has not authenticated again.
+    /// When the IKE SA ends because the credentials changed and the peer has not authenticated
+    /// again.
     credentials_changed: Option<Instant>,
 }
 
 impl Lifetime {
-    /// Begins with the peer's authentication, which is now.
+    /// Starts the lifetime at the peer's authentication, which is now.
     pub(super) fn begin(profile: &Profile, certificate: Option<u64>, now: Instant) -> Self {
         let timing = profile.config.timing;
         Self {
@@ -54,26 +55,26 @@ impl Lifetime {
         }
     }
 
-    /// That of the IKE SA that replaces this one by a rekey, which is now: the keys are new, and
-    /// the peer has not authenticated again.
+    /// Returns the lifetime of the IKE SA that replaces this one by a rekey at `now`. The keys are
+    /// new, but the peer has not authenticated again.
     pub(super) fn rekeyed(&self, profile: &Profile, now: Instant) -> Self {
         Self { keyed: now, keys_end: now + profile.config.timing.ike_hard_lifetime(), ..*self }
     }
 
-    /// When the peer was authenticated.
+    /// The time at which the peer was authenticated.
     pub(super) fn authenticated(&self) -> Instant {
         self.authenticated
     }
 
-    /// When it is to be rekeyed.
+    /// The time at which the IKE SA is to be rekeyed.
     pub(super) fn rekey(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
         self.keyed + soft(profile.config.timing.ike_lifetime, initiation, cx)
     }
 
-    /// When the peer is to authenticate again.
+    /// The time at which the peer is to authenticate again.
     pub(super) fn reauthentication(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
         let by_lifetime = soft(profile.config.timing.authentication_lifetime, initiation, cx);
-        // A certificate is renewed before it ends, and the new one has to be shown in time.
+        // A certificate is renewed before it ends, and the peer has to see the new one in time.
         let ends = self.certificate.into_iter().chain(profile.auth.not_after());
         let by_certificate = ends.min().map(|not_after| {
             let left = Duration::from_secs(not_after.saturating_sub(cx.env.unix_time()));
@@ -86,14 +87,16 @@ impl Lifetime {
         self.authenticated + wait
     }
 
-    /// A configured lifetime changed. If it is over by now, there is time to replace the IKE SA.
+    /// Applies a change of a configured lifetime. If the new lifetime has already ended, the IKE SA
+    /// continues for a grace period, so that it can be replaced.
     pub(super) fn change(&mut self, profile: &Profile, now: Instant) {
         let (timing, grace) = (profile.config.timing, now + CREDENTIALS_CHANGE_GRACE);
         self.authentication_end = (self.authenticated + timing.authentication_hard_lifetime()).max(grace);
         self.keys_end = (self.keyed + timing.ike_hard_lifetime()).max(grace);
     }
 
-    /// The configured credentials changed. Gives the time at which to authenticate the peer again.
+    /// Applies a change of the configured credentials. Returns the time at which to authenticate
+    /// the peer again.
     pub(super) fn credentials_changed(&mut self, cx: &mut Context<'_>) -> Instant {
         let end = cx.now + CREDENTIALS_CHANGE_GRACE;
         self.credentials_changed = Some(self.credentials_changed.map_or(end, |earlier| earlier.min(end)));
@@ -101,11 +104,11 @@ impl Lifetime {
         cx.now + tenth.saturating_mul(10)
     }
 
-    /// When to ask [`Self::over`].
+    /// The time at which to call [`Self::over`].
     pub(super) fn check_at(&self, cx: &Context<'_>) -> Instant {
         let certificate = self.certificate.map(|not_after| {
             let end = not_after.saturating_add(cx.config.certificate_grace.as_secs());
-            // It is over in the second after notAfter (RFC 5280 4.1.2.5).
+            // The certificate expires in the second after notAfter (RFC 5280 4.1.2.5).
             let left = end.saturating_add(1).saturating_sub(cx.env.unix_time());
             cx.now + Duration::from_secs(left)
         });
@@ -113,8 +116,8 @@ impl Lifetime {
         [certificate, self.credentials_changed].into_iter().flatten().fold(end, Instant::min)
     }
 
-    /// Why it is over, if it is. The wall clock may have been stepped, so this is asked at every
-    /// deadline.
+    /// Returns the reason if the lifetime has ended. The wall clock may have been stepped, so this
+    /// is called at every deadline.
     //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
     pub(super) fn over(&self, cx: &Context<'_>) -> Option<PeerError> {
         let now = cx.env.unix_time();
@@ -145,8 +148,8 @@ impl Lifetime {
     }
 }
 
-/// The time after which an SA is renewed. Normally the end that began the IKE SA renews it; the
-/// other end waits longer, and renews only if the first one did not.
+/// Returns the time after which an SA is renewed. Normally the end that began the IKE SA renews it;
+/// the other end waits longer, and renews only if the first one did not.
 //= RFC 7296 2.8 REQUIRED 8: rekey in time
 fn soft(lifetime: Duration, initiation: Initiation, cx: &mut Context<'_>) -> Duration {
     match initiation {

@@ -1,5 +1,5 @@
-//! When an IKE SA asks for the CHILD_SAs that are wanted and missing, or for another one in the
-//! place of one.
+//! Decides when an IKE SA requests the CHILD_SAs that are wanted and missing, and when it requests
+//! a replacement for one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,37 +15,37 @@ use crate::output::Context;
 use crate::purpose::Purpose;
 use crate::time::Instant;
 
-/// After this time a new CHILD_SA has proven itself: if the peer deletes it then, another one is
-/// made at once. If the peer deletes it earlier, the wait before the next one doubles.
+/// If the peer deletes a new CHILD_SA after this time, another one is made at once. If the peer
+/// deletes it earlier, the wait before the next one doubles.
 const CHILD_PROVEN: Duration = Duration::from_secs(2);
 
-/// How long an IKE SA may be without a CHILD_SA.
+/// How long an IKE SA may exist without a CHILD_SA.
 const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is planned for missing CHILD_SAs. Purposes are those of the configured children, and those
-/// that an IKE SA had which this one replaces, so there are no more than
-/// [`max_children`](crate::PeerConfig::max_children) and configured children together.
+/// The planned requests for missing CHILD_SAs. The purposes are those of the configured children
+/// and those of the IKE SA that this one replaces. Their number is at most the sum of
+/// [`max_children`](crate::PeerConfig::max_children) and the number of configured children.
 #[derive(Debug, Default)]
 pub(super) struct MissingChildren {
-    /// When to ask for each.
+    /// When to request each purpose.
     planned: BTreeMap<Purpose, Instant>,
-    /// When each was last asked for because it was missing, and the wait before that.
+    /// When each purpose was last requested because it was missing, and the wait before that.
     recreated: BTreeMap<Purpose, (Instant, Duration)>,
 }
 
 impl MissingChildren {
-    /// Plans to ask for this one, unless that is planned already.
+    /// Plans a request for this purpose, unless one is planned already.
     pub(super) fn plan(&mut self, purpose: Purpose, at: Instant) {
         self.planned.entry(purpose).or_insert(at);
     }
 
-    /// Plans to ask for this one then, whatever was planned.
+    /// Plans a request for this purpose at this time, in place of any earlier plan.
     pub(super) fn plan_again(&mut self, purpose: Purpose, at: Instant) {
         self.planned.insert(purpose, at);
     }
 
-    /// Plans to ask for one that was there until now: at once, but more and more seldom if the peer
-    /// goes on deleting it.
+    /// Plans a request for a CHILD_SA that existed until now. The first request is made at once; if
+    /// the peer keeps deleting the CHILD_SA, the waits grow.
     pub(super) fn recreate(&mut self, purpose: Purpose, timing: &Timing, now: Instant) {
         let wait = match self.recreated.get(&purpose) {
             Some((at, wait)) if now < *at + CHILD_PROVEN => {
@@ -60,27 +60,27 @@ impl MissingChildren {
         self.planned.insert(purpose, at);
     }
 
-    /// It is there, or nobody wants it any more.
+    /// Cancels the plan for a purpose, because the CHILD_SA exists or is no longer wanted.
     pub(super) fn cancel(&mut self, purpose: &Purpose) {
         self.planned.remove(purpose);
     }
 
-    /// Whether it is planned to ask for this one.
+    /// Returns whether a request for this purpose is planned.
     pub(super) fn is_planned(&self, purpose: &Purpose) -> bool {
         self.planned.contains_key(purpose)
     }
 
-    /// When to ask for the next one.
+    /// The time at which the next request is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.planned.values().min().copied()
     }
 
-    /// Takes those to ask for now.
+    /// Removes and returns the purposes that are due now.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<Purpose> {
         self.planned.extract_if(.., |_, at| *at <= now).map(|(purpose, _)| purpose).collect()
     }
 
-    /// Takes the plans of an IKE SA that this one replaces.
+    /// Takes over the plans of an IKE SA that this one replaces.
     pub(super) fn inherit(&mut self, old: &mut Self) {
         for (purpose, at) in std::mem::take(&mut old.planned) {
             self.plan(purpose, at);
@@ -92,9 +92,10 @@ impl MissingChildren {
 }
 
 impl IkeSa {
-    /// It is established. If we began it or initiate, we ask for the CHILD_SAs that IKE_AUTH did
-    /// not make, and for those of the IKE SAs that it replaces (`replaced`). The end that began it
-    /// asks at once, the other one after a while.
+    /// Plans requests for CHILD_SAs when the IKE SA is established. If we began it or have
+    /// `initiate` set, we request the CHILD_SAs that IKE_AUTH did not make, and those of the IKE
+    /// SAs that this one replaces (`replaced`). The end that began it makes its requests at once,
+    /// the other end after a while.
     pub(crate) fn plan_children(&mut self, replaced: &[Purpose], child_sas: &ChildSas, cx: &mut Context<'_>) {
         let profile = Arc::clone(&self.profile);
         let config = &profile.config;
@@ -107,14 +108,14 @@ impl IkeSa {
         let configured = config.additional_children.iter().map(|child| Purpose::whole(&child.name));
         let replaced = replaced.iter().filter(|purpose| config.may_have(purpose)).cloned();
         for purpose in configured.chain(replaced).filter(|purpose| !child_sas.serves(me, purpose)) {
-            // IKE_AUTH has just failed to make this one.
+            // IKE_AUTH has just failed to make this CHILD_SA.
             let at = if purpose.child == config.child.name && purpose.part.is_none() { later } else { at };
             self.missing.plan(purpose, at);
         }
     }
 
-    /// It has no CHILD_SA. If we initiate, we ask for them later; otherwise the peer may ask for
-    /// one.
+    /// Plans requests for an IKE SA without a CHILD_SA. If we initiate, we request CHILD_SAs later;
+    /// otherwise the peer may request one.
     pub(crate) fn schedule_child_creation(&mut self, cx: &mut Context<'_>) {
         let config = &self.profile.config;
         if config.initiate {
@@ -126,7 +127,8 @@ impl IkeSa {
         }
     }
 
-    /// Schedules another try: to rekey `old`, or to make a CHILD_SA if there is none for this.
+    /// Schedules another attempt to rekey `old`, or to make a CHILD_SA if there is none of this
+    /// purpose.
     pub(super) fn retry_child_later(
         &mut self,
         old: Option<ChildId>,
@@ -135,7 +137,7 @@ impl IkeSa {
         child_sas: &mut ChildSas,
         cx: &mut Context<'_>,
     ) {
-        // It may have been asked for again meanwhile: that waits too.
+        // A rekey may have been queued again meanwhile. It has to wait too.
         self.queue.retain(|queued| !matches!(queued, QueuedRequest::RekeyChild(child) if Some(*child) == old));
         if let Some(child) = old.and_then(|old| child_sas.live_mut(old)) {
             child.rekey = Some(cx.now + wait);
@@ -144,8 +146,8 @@ impl IkeSa {
         }
     }
 
-    /// A CHILD_SA of this purpose has gone. If one is left, and its deletion waits until the window
-    /// is free, it was superfluous beside the one that has gone: now it stays.
+    /// Handles the end of a CHILD_SA of this purpose. If exactly one is left and its DELETE is
+    /// still queued, it was superfluous only while the other one existed, so it stays now.
     pub(super) fn keep_last_child(&mut self, purpose: &Purpose, child_sas: &mut ChildSas, now: Instant) {
         let left = child_sas.ids_for(self.spi(), purpose);
         let [last] = left.as_slice() else { return };
@@ -155,13 +157,13 @@ impl IkeSa {
         self.drop_requests_of(*last);
         if let Some(child) = child_sas.live_mut(*last) {
             child.redundant = false;
-            // Its replacement has gone.
+            // The CHILD_SA that replaced it is gone.
             child.rekey.get_or_insert(now + self.channel.timing.retry);
         }
     }
 
-    /// A configured CHILD_SA was deleted, and no other one is being made. If we want one, we ask
-    /// for it at once. A peer that goes on deleting them is asked more and more seldom.
+    /// Handles the deletion of a configured CHILD_SA when no other one is being made. If we want
+    /// one, we request it at once. If the peer keeps deleting them, the waits grow.
     pub(super) fn child_deleted(&mut self, purpose: &Purpose, child_sas: &ChildSas, cx: &mut Context<'_>) {
         let whole = Purpose::whole(&purpose.child);
         let config = &self.profile.config;
@@ -173,8 +175,8 @@ impl IkeSa {
         }
     }
 
-    /// Asks for the configured CHILD_SAs although the peer usually begins: a packet waits. Does
-    /// nothing about those that are there or on their way.
+    /// Requests the configured CHILD_SAs because a packet waits, although the peer usually begins.
+    /// CHILD_SAs that exist or are being made are not requested.
     pub(crate) fn want_children(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
         for purpose in self.profile.config.children().map(|child| Purpose::whole(&child.name)) {
             if !child_sas.serves(self.spi(), &purpose) && !self.brings(&purpose) {

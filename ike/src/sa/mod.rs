@@ -1,5 +1,5 @@
-//! IKE SAs. IKE_SA_INIT and IKE_AUTH are states: each consumes the one before. After them each
-//! exchange is a small module of its own.
+//! IKE SAs. IKE_SA_INIT and IKE_AUTH are states: each consumes the one before. After them, each
+//! exchange is a small module.
 //!
 //! ```text
 //! InitiatorInit -> InitiatorAuth -> IkeSa      we begin

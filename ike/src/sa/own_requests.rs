@@ -17,7 +17,7 @@ use crate::wire::ExchangeType;
 pub(crate) enum QueuedRequest {
     /// An empty INFORMATIONAL request (RFC 7296 2.4).
     Liveness,
-    /// Make a CHILD_SA for this, because there is none.
+    /// Make a CHILD_SA for this purpose, because there is none.
     CreateChild(Purpose),
     /// Replace a CHILD_SA by CREATE_CHILD_SA with REKEY_SA (RFC 7296 1.3.3).
     RekeyChild(ChildId),
@@ -39,7 +39,7 @@ pub(crate) enum QueuedRequest {
     DeleteIke,
 }
 
-/// Our request that is under way.
+/// Our request under way.
 #[derive(Debug)]
 pub(super) enum OutstandingRequest {
     Liveness,
@@ -69,19 +69,19 @@ pub(super) struct CreateChildRequest {
     pub(super) key: Option<InitiatorKeyExchange>,
     /// Whether the peer has already asked for another group.
     pub(super) group_changed: bool,
-    /// The peer replaces the same CHILD_SA at the same time.
+    /// The peer's simultaneous rekey of the same CHILD_SA, if there is one.
     pub(super) collision: Option<RekeyCollision<ChildId>>,
-    /// The peer's SPIs of CHILD_SAs that are not known here and that it has deleted meanwhile. The
-    /// one that this request makes may be among them, if the response is late.
+    /// The peer's SPIs of CHILD_SAs that are not known here and that it has deleted meanwhile. If
+    /// the response is late, the CHILD_SA that this request makes may be among them.
     pub(super) deleted: Vec<u32>,
 }
 
-/// Most [`CreateChildRequest::deleted`]. An honest peer deletes one; further ones are not noted:
-/// an SA that the peer has deleted unnoticed ends by liveness or by its lifetime.
+/// Maximum length of [`CreateChildRequest::deleted`]. An honest peer deletes one. Further ones are
+/// not recorded; the liveness check or its lifetime ends such an SA.
 const MAX_DELETED: usize = 16;
 
 impl CreateChildRequest {
-    /// The peer deletes a CHILD_SA that is not known here.
+    /// Records that the peer deletes a CHILD_SA that is not known here.
     pub(super) fn note_deletion(&mut self, spi: u32) {
         if self.deleted.len() < MAX_DELETED && !mutation!("deletion_before_response_forgotten") {
             self.deleted.push(spi);
@@ -98,7 +98,7 @@ pub(super) struct RekeyIkeRequest {
     pub(super) key: InitiatorKeyExchange,
     /// Whether the peer has already asked for another group.
     pub(super) group_changed: bool,
-    /// The peer rekeys the same IKE SA at the same time.
+    /// The peer's simultaneous rekey of the same IKE SA, if there is one.
     pub(super) collision: Option<RekeyCollision<IkeId>>,
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct UnusedChild {
 }
 
 impl QueuedRequest {
-    /// Releases what is reserved.
+    /// Releases the reserved SPI, if there is one.
     pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         if let Self::DeleteUnused(unused) = self {
             unused.inbound.release(profile, cx);
@@ -129,7 +129,7 @@ impl OutstandingRequest {
         }
     }
 
-    /// Releases what is reserved.
+    /// Releases the reserved SPI, if there is one.
     pub(super) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         match self {
             Self::CreateChild(request) => request.inbound.release(profile, cx),

@@ -9,7 +9,7 @@ use crate::output::Context;
 
 /// The plain IKE port (RFC 7296 2).
 const IKE_PORT: u16 = 500;
-/// Where peers listen for IKE and ESP in UDP (RFC 3948), whatever our own port is.
+/// The port on which peers listen for IKE and ESP in UDP (RFC 3948), even if our own port differs.
 const NAT_PORT: u16 = 4500;
 
 /// The addresses of both ends, and the NATs between them.
@@ -19,9 +19,9 @@ pub(crate) struct Path {
     pub(crate) local: SocketAddr,
     /// The peer's address and port.
     pub(crate) remote: SocketAddr,
-    /// Whether a NAT before us was detected or forced.
+    /// Whether a NAT in front of us was detected or forced.
     pub(crate) nat_local: bool,
-    /// Whether a NAT before the peer was detected or forced.
+    /// Whether a NAT in front of the peer was detected or forced.
     pub(crate) nat_remote: bool,
     /// Whether the peer supports NAT traversal: it sent NAT_DETECTION_*_IP in IKE_SA_INIT.
     pub(crate) nat_traversal: bool,
@@ -29,7 +29,7 @@ pub(crate) struct Path {
 
 impl Path {
     /// The path to one address of a peer, before NATs are known. We use our NAT traversal port
-    /// towards any port but 500.
+    /// towards ports other than 500.
     pub(crate) fn to(peer: &PeerConfig, remote: SocketAddr, cx: &mut Context<'_>) -> Self {
         let configured = peer.local.filter(|local| local.is_ipv4() == remote.is_ipv4());
         let local = configured.or_else(|| cx.env.source_address(remote.ip())).unwrap_or(match remote {
@@ -41,12 +41,12 @@ impl Path {
         Self { local: SocketAddr::new(local, port), remote, nat_local: false, nat_remote: false, nat_traversal: false }
     }
 
-    /// Whether ESP must travel in UDP.
+    /// Returns whether ESP must travel in UDP.
     pub(crate) fn encapsulated(&self) -> bool {
         self.nat_local || self.nat_remote
     }
 
-    /// Where the IKE SA ends.
+    /// The ends of the IKE SA.
     pub(crate) fn ends(&self) -> Ends {
         Ends { local: self.local.ip(), remote: self.remote.ip(), nat: self.encapsulated() }
     }

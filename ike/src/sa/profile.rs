@@ -27,7 +27,7 @@ impl Profile {
         Ok(Self { auth: Authenticator::new(&config.auth)?, config })
     }
 
-    /// The lifetime of a CHILD_SA made now.
+    /// Chooses the lifetime of a CHILD_SA that is made now.
     pub(crate) fn child_lifetime(&self, cx: &mut Context<'_>) -> ChildLifetime {
         let timing = self.config.timing;
         ChildLifetime { rekey: cx.now + cx.jittered(timing.child_lifetime), end: cx.now + timing.child_hard_lifetime() }

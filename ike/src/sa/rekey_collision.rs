@@ -1,8 +1,8 @@
-//! Both ends rekey the same SA at once (RFC 7296 2.8.1, 2.8.2).
+//! Handles a rekey of the same SA by both ends at once (RFC 7296 2.8.1, 2.8.2).
 
 use crate::crypto::Nonces;
 
-/// The peer's exchange that replaces the same SA as ours: a CHILD_SA or an IKE SA.
+/// The peer's exchange that replaces the same SA as our exchange: a CHILD_SA or an IKE SA.
 #[derive(Debug)]
 pub(super) struct RekeyCollision<Id> {
     /// The SA that the peer's exchange made, or the one that has replaced it since.
@@ -12,13 +12,13 @@ pub(super) struct RekeyCollision<Id> {
 }
 
 impl<Id> RekeyCollision<Id> {
-    /// `nonces` are those of the peer's exchange.
+    /// Records the peer's exchange, with its nonces.
     pub(super) fn new(peers_sa: Id, nonces: Nonces<'_>) -> Self {
         Self { peers_sa, lower_nonce: lower_nonce(nonces).to_vec() }
     }
 
-    /// The peer has rekeyed the SA of its exchange before the response to ours came. The nonces
-    /// that decide stay those of the colliding exchanges: the peer has compared them already, and
+    /// Records that the peer has rekeyed the SA of its exchange before the response to ours came.
+    /// The nonces of the colliding exchanges still decide: the peer has already compared them, and
     /// waits for us to delete our SA if it is the redundant one.
     pub(super) fn follow_rekey(&mut self, new: Id) {
         if !mutation!("rekey_of_survivor_not_followed") {
@@ -26,15 +26,16 @@ impl<Id> RekeyCollision<Id> {
         }
     }
 
-    /// Whether the SA of our exchange, which used `ours`, is the redundant one. The SA made with
-    /// the lowest of the four nonces is redundant; the initiator of its exchange deletes it.
+    /// Returns whether the SA of our exchange, which used `ours`, is the redundant one. The SA made
+    /// with the lowest of the four nonces is redundant; the initiator of its exchange deletes it.
     pub(super) fn makes_ours_redundant(&self, ours: Nonces<'_>) -> bool {
         //= RFC 7296 2.8.1 SHOULD 3: the lowest nonce goes
         (lower_nonce(ours) < self.lower_nonce.as_slice()) != mutation!("nonce_rule_inverted")
     }
 }
 
-/// Nonces compare octet by octet; a nonce that is a prefix of the other is the lower one.
+/// Returns the lower nonce. Nonces are compared octet by octet; a nonce that is a prefix of the
+/// other is the lower one.
 fn lower_nonce(nonces: Nonces<'_>) -> &[u8] {
     //= RFC 7296 2.8.1 REQUIRED 4: nonces compare octet by octet
     nonces.initiator.min(nonces.responder)

@@ -25,14 +25,14 @@ use crate::wire::{
     Payloads,
 };
 
-/// What an IKE_SA_INIT request is answered with before the peer is known.
+/// The settings with which an IKE_SA_INIT request is answered before the peer is known.
 #[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
-    /// Proposals of the peers that it may come from, best first.
+    /// Proposals of the peers that may have sent it, best first.
     pub(crate) proposals: &'a [IkeProposal],
     /// Trust anchors of all peers.
     pub(crate) request: Option<&'a CertificateRequest>,
-    /// Whether to make the peer detect a NAT before us.
+    /// Whether to make the peer detect a NAT in front of us.
     pub(crate) force_encapsulation: bool,
 }
 
@@ -42,21 +42,24 @@ pub(crate) type FindPeer<'a> = dyn Fn(&Identity, Option<&Identity>) -> Option<Ar
 /// The result of an IKE_SA_INIT request.
 #[derive(Debug)]
 pub(crate) enum InitOutcome {
-    /// It was answered, and IKE_AUTH is awaited.
+    /// The request was answered, and IKE_AUTH is awaited.
     HalfOpen(Box<HalfOpen>),
-    /// It was answered with an error notification, and nothing is kept. `None`: the initiator only
-    /// has to use another group.
+    /// The request was answered with an error notification, and no state is kept. `None`: the
+    /// initiator only has to use another group.
     Refused(Option<PeerError>),
-    /// A payload is missing, so it was not answered.
+    /// A payload is missing, so the request was not answered.
     Malformed(InvalidMessage),
-    /// It was not answered: its share is not one of the group, or no key could be made.
+    /// The request was not answered, because its share does not belong to the group, or because no
+    /// key could be made.
     Unanswered(PeerError),
 }
 
-/// Octets of a half-open IKE SA besides its messages and fragments: keys, nonces, the state itself.
+/// Estimated size of a half-open IKE SA without its messages and fragments, bytes: keys, nonces and
+/// the state itself.
 const HALF_OPEN_OVERHEAD: usize = 1024;
 
-/// IKE_SA_INIT was answered. The shared secret is computed only when IKE_AUTH comes.
+/// The state after IKE_SA_INIT was answered. The shared secret is computed only when IKE_AUTH
+/// comes.
 #[derive(Debug)]
 pub(crate) struct HalfOpen {
     begun: Instant,
@@ -79,7 +82,7 @@ enum KeyState {
 }
 
 impl HalfOpen {
-    /// Answers a request. A cookie, if one was asked for, was checked before.
+    /// Answers a request. If a cookie was required, it was checked before.
     pub(crate) fn answer(
         message: &Message,
         datagram: &[u8],
@@ -161,13 +164,13 @@ impl HalfOpen {
         }))
     }
 
-    /// About how many octets it takes, without fragments.
+    /// Approximate size in memory, bytes, without fragments.
     pub(crate) fn octets(&self) -> usize {
         let messages = self.transcript.request.len().saturating_add(self.transcript.response.len());
         HALF_OPEN_OVERHEAD.saturating_add(messages)
     }
 
-    /// Octets of fragments of IKE_AUTH.
+    /// Size of the fragments of IKE_AUTH, bytes.
     pub(crate) fn fragment_octets(&self) -> usize {
         match &self.key_state {
             KeyState::Derived(channel) => channel.fragment_octets(),
@@ -180,15 +183,15 @@ impl HalfOpen {
         self.suite.group
     }
 
-    /// Our SPI: the endpoint finds the half-open IKE SA by it.
+    /// Our SPI, by which the endpoint finds the half-open IKE SA.
     pub(crate) fn spi(&self) -> u64 {
         self.ike.responder
     }
 
-    /// RFC 7296 2.6: the initiator repeats its request with a cookie that we have asked for. The
-    /// response to an earlier transmission, without it, may have crossed our cookie. AUTH covers
-    /// what the initiator sent last (2.15), so this request takes the place of the earlier one if
-    /// it differs in the cookie only.
+    /// Handles a request that repeats an earlier one with a cookie that we have requested (RFC 7296
+    /// 2.6). The response to an earlier transmission without the cookie may have crossed our cookie
+    /// request. AUTH covers the request that the initiator sent last (2.15), so this request
+    /// replaces the earlier one if they differ only in the cookie.
     pub(crate) fn adopt_cookie(&mut self, message: &Message, datagram: &[u8]) {
         let without_cookie = |message: &Message| -> Payloads {
             let is_cookie =
@@ -213,18 +216,18 @@ impl HalfOpen {
         }
     }
 
-    /// The initiator's SPI: with its address it marks a retransmission.
+    /// The initiator's SPI. Together with the address it identifies a retransmission.
     pub(crate) fn initiator_spi(&self) -> u64 {
         self.ike.initiator
     }
 
-    /// Where the request came from.
+    /// The address and port from which the request came.
     pub(crate) fn remote(&self) -> SocketAddr {
         self.path.remote
     }
 
     /// Derives the keys. RFC 7296 2.23: IKE_AUTH may come from other ports, since the initiator
-    /// moves to port 4500, and a NAT may map it differently then.
+    /// moves to port 4500, which a NAT may map differently.
     fn derive_keys(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
         let KeyState::Pending(key_exchange) = std::mem::replace(&mut self.key_state, KeyState::Invalid) else {
             return;
@@ -239,7 +242,7 @@ impl HalfOpen {
         self.key_state = KeyState::Derived(Box::new(channel.after_init()));
     }
 
-    /// Takes a datagram for our SPI.
+    /// Handles a datagram for our SPI.
     pub(crate) fn handle(
         mut self: Box<Self>,
         header: &Header,
@@ -268,7 +271,8 @@ impl HalfOpen {
             self.key_state = KeyState::Derived(channel);
             return AuthOutcome::Stay(self);
         };
-        // The sender has the keys, so this is its address, whatever came for our SPI before.
+        // The sender has the keys, so this is its address, even if unauthenticated datagrams for
+        // our SPI came from elsewhere.
         channel.begin_at(local, remote);
         let identity = payloads.as_ref().ok().and_then(|payloads| payloads.id_initiator().ok()?.identity());
         let payloads = match payloads {
@@ -316,7 +320,8 @@ impl HalfOpen {
         };
         let name = profile.config.name.clone();
         let refused = |error: PeerError| AuthRejection::authentication(error, Some(name.clone()));
-        // IKE_SA_INIT was answered with the proposals of all peers. Now the peer is known.
+        // IKE_SA_INIT was answered with the proposals of all peers. Now that the peer is known, its
+        // own proposals decide.
         //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
         if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
             let error = failure::no_ike_proposal(&profile.config.ike_proposals);
@@ -374,7 +379,7 @@ impl HalfOpen {
                 Ok(child)
             }
             Err((error, notify)) => {
-                // RFC 7296 1.2: the IKE SA is made nevertheless.
+                // RFC 7296 1.2: the IKE SA is made even without a CHILD_SA.
                 //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
                 answer.push_notify(notify);
                 Err(error)
@@ -423,29 +428,29 @@ impl AuthRejection {
     }
 }
 
-/// The result of a step in IKE_AUTH.
+/// The result of a datagram in IKE_AUTH.
 #[derive(Debug)]
 pub(crate) enum AuthOutcome {
-    /// IKE_AUTH has not come.
+    /// IKE_AUTH has not arrived.
     Stay(Box<HalfOpen>),
     /// The peer is authenticated, and the response was sent.
     Up {
         /// The IKE SA.
         sa: Box<IkeSa>,
-        /// Its CHILD_SA, or why there is none.
+        /// The CHILD_SA, or the reason why there is none.
         child: Result<ChildSa, PeerError>,
         /// Whether the peer sent INITIAL_CONTACT.
         initial_contact: bool,
     },
-    /// Authentication failed, and the peer was sent an error.
+    /// Authentication failed, and an error was sent to the peer.
     Refused {
-        /// The configured peer that it claimed to be, if there is one.
+        /// The configured peer that the initiator claimed to be, if there is one.
         peer: Option<PeerName>,
-        /// The identity that it sent.
+        /// The identity that the initiator sent.
         identity: Option<Identity>,
-        /// Its address.
+        /// The initiator's address.
         from: SocketAddr,
-        /// Why it was refused.
+        /// The reason for the refusal.
         error: PeerError,
         /// The response, to be repeated if it is lost.
         last_response: Option<LastResponse>,

@@ -1,13 +1,14 @@
-//! When a request of ours is sent again, and when it is given up. `channel` sends it.
+//! Decides when our request is sent again, and when it is given up. `channel` sends it.
 
 use std::time::Duration;
 
 use crate::config::Timing;
 use crate::time::Instant;
 
-/// How long a request is repeated, from its first transmission on, while ESP of the peer arrives. A
-/// full uplink loses many packets, so a lost request does not prove that such a peer is dead. But a
-/// peer whose IKE daemon is gone must be noticed although its kernel goes on sending.
+/// How long a request is repeated while ESP of the peer arrives, counted from the first
+/// transmission. A full uplink loses many packets, so a lost request does not prove that such a
+/// peer is dead. But the check must also detect that a peer's IKE daemon is gone while its kernel
+/// continues to send.
 const ESP_ARRIVES: Duration = Duration::from_secs(60);
 
 /// When a request is sent again, and when it is given up (RFC 7296 2.4).
@@ -19,25 +20,26 @@ pub(crate) struct RetransmissionTimer {
 }
 
 impl RetransmissionTimer {
-    /// The request was sent for the first time.
+    /// Starts the timer at the first transmission of a request.
     pub(crate) fn begin(timing: &Timing, now: Instant) -> Self {
         Self { begun: now, sent: 1, next: now + timing.retransmit }
     }
 
-    /// How often the request was sent. Transmissions beyond the limit, while ESP arrives, do not
+    /// The number of transmissions. Those beyond the limit, which happen while ESP arrives, do not
     /// count.
     pub(crate) fn sent(&self) -> u32 {
         self.sent
     }
 
-    /// When the next transmission is due.
+    /// The time at which the next transmission is due.
     pub(crate) fn next(&self) -> Instant {
         self.next
     }
 
-    /// Counts one more transmission, of `limit` at most. `None`: all are used up. Waits double, but
-    /// the last one is as long as the one before, since no transmission follows it. While ESP of
-    /// the peer arrives, transmissions go on with this wait for [`ESP_ARRIVES`].
+    /// Counts one more transmission, up to `limit`. `None`: all transmissions are used up. Waits
+    /// double, but the last one is only as long as the one before it, since no transmission follows
+    /// it. While ESP of the peer arrives, transmissions continue with this wait for
+    /// [`ESP_ARRIVES`].
     pub(crate) fn advance(&mut self, timing: &Timing, limit: u32, esp_arrives: bool, now: Instant) -> Option<()> {
         if self.sent >= limit {
             //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT

@@ -1,92 +1,95 @@
-//! What shows that the peer is alive, and when to ask it (RFC 7296 2.4).
+//! Records the evidence that the peer is alive, and decides when to check its liveness (RFC 7296
+//! 2.4).
 
 use std::time::Duration;
 
 use crate::config::Timing;
 use crate::time::{Instant, on_whole_second};
 
-/// How soon the peer is asked whether it still has an IKE SA that a newer one has superseded. By
-/// then the peer has normally deleted it. A peer that was restarted has forgotten it.
+/// How soon we check whether the peer still has an IKE SA that a newer one has superseded. Normally
+/// the peer has deleted it by then. A peer that was restarted has lost it.
 const SUPERSEDED_CHECK: Duration = Duration::from_millis(500);
 /// Transmissions of a request on a superseded IKE SA before it is given up: the newer one shows
-/// that the peer is there and answers. With the default timing it is gone after four seconds.
+/// that the peer is reachable and answers. With the default timing the old one is given up after
+/// four seconds.
 const SUPERSEDED_TRANSMISSIONS: u32 = 3;
 
-/// When the peer was last heard, and what it was sent since.
+/// When the peer was last known to be alive, and whether ESP was sent to it since.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SignsOfLife {
-    /// When the last authentic IKE message came.
+    /// When the last authentic IKE message arrived.
     ike: Instant,
-    /// When ESP came last, as far as the owner reports it.
+    /// When the last ESP arrived, if the owner reports ESP.
     esp: Option<Instant>,
     /// When ESP was first sent after the last sign of life.
     unanswered: Option<Instant>,
-    /// After this time without an IKE message the peer is asked. `None`: the owner does not report
-    /// ESP.
+    /// Time without an IKE message after which the peer is checked. `None`: the owner does not
+    /// report ESP.
     idle: Option<Duration>,
     /// When another IKE SA superseded this one, for which the peer authenticated again.
     superseded: Option<Instant>,
 }
 
 impl SignsOfLife {
-    /// The peer has just been heard.
+    /// Starts with a peer that has just sent an authentic message.
     pub(crate) fn new(now: Instant) -> Self {
         Self { ike: now, esp: None, unanswered: None, idle: None, superseded: None }
     }
 
-    /// Another IKE SA has superseded this one, for which the peer authenticated again. The peer may
-    /// have been restarted and have forgotten this one.
+    /// Records that another IKE SA, for which the peer authenticated again, has superseded this
+    /// one. The peer may have restarted and lost this one.
     pub(crate) fn superseded(&mut self, now: Instant) {
         self.superseded = Some(now).filter(|_| !mutation!("superseded_ike_sa_not_asked"));
     }
 
-    /// The IKE SA that superseded this one is gone.
+    /// Records that the IKE SA that superseded this one is gone.
     pub(crate) fn reinstated(&mut self) {
         self.superseded = None;
     }
 
-    /// An authentic IKE message came. `idle`: after this time without another one the peer is
-    /// asked; `None` if the owner does not report ESP.
+    /// Records an authentic IKE message. `idle`: time without another one after which the peer is
+    /// checked; `None` if the owner does not report ESP.
     pub(crate) fn ike_received(&mut self, now: Instant, idle: Option<Duration>) {
         self.ike = now;
         self.idle = idle;
         self.unanswered = None;
     }
 
-    /// Authentic ESP came.
+    /// Records authentic ESP from the peer.
     pub(crate) fn esp_received(&mut self, now: Instant) {
         self.esp = Some(now);
         self.unanswered = None;
     }
 
-    /// ESP was sent.
+    /// Records ESP sent to the peer.
     pub(crate) fn esp_sent(&mut self, now: Instant) {
         if !mutation!("esp_sent_needs_no_answer") {
             self.unanswered.get_or_insert(now);
         }
     }
 
-    /// When the last sign of life came.
+    /// The time of the peer's last sign of life.
     pub(crate) fn last(&self) -> Instant {
         self.esp.map_or(self.ike, |esp| esp.max(self.ike))
     }
 
-    /// Whether ESP came within the liveness interval before now. It is no sign of life on a
-    /// superseded IKE SA: a restarted peer leaves the kernel's SAs as they are.
+    /// Returns whether ESP arrived within the liveness interval before now. On a superseded IKE SA
+    /// it does not count as a sign of life: a restarted peer leaves the kernel's SAs as they are.
     pub(crate) fn esp_arrives(&self, timing: &Timing, now: Instant) -> bool {
         self.superseded.is_none() && self.esp.is_some_and(|esp| now < esp + timing.liveness)
     }
 
-    /// How often a request is sent before the IKE SA is given up.
+    /// Maximum number of transmissions of a request before the IKE SA is given up.
     pub(crate) fn transmissions(&self, timing: &Timing) -> u32 {
         let limit = if self.superseded.is_some() { SUPERSEDED_TRANSMISSIONS } else { u32::MAX };
         timing.transmissions.min(limit)
     }
 
-    /// When to ask the peer. If the owner reports ESP, what was sent must be answered by ESP within
-    /// half of the liveness interval: the owner learns of ESP up to a second late in each
-    /// direction, and the other half covers that. ESP does not replace the check of an idle peer:
-    /// the kernel of a peer goes on sending after its IKE daemon has forgotten us.
+    /// Returns the time at which to check the peer. If the owner reports ESP, ESP that was sent
+    /// must be answered by ESP within half of the liveness interval. The owner's reports are up to
+    /// a second late in each direction, and the other half covers that. ESP does not replace the
+    /// check of an idle peer: the kernel of a peer continues to send after its IKE daemon has lost
+    /// its state.
     ///
     /// The check of an idle peer is due on a whole second, so that an owner with many peers wakes
     /// up once a second for them, not once for each.
@@ -130,7 +133,7 @@ mod tests {
         let mut moments = std::collections::BTreeSet::new();
         for peer in 0..10_000_u64 {
             let mut signs = SignsOfLife::new(at(0));
-            // Each was heard, and is to be asked, at a moment of its own.
+            // The message and the check of each peer have their own times.
             let heard = Instant::new(Duration::from_micros(peer * 97));
             let idle = Duration::from_secs(110) + Duration::from_micros(peer * 1009);
             signs.ike_received(heard, Some(idle));

@@ -6,7 +6,7 @@ use super::reader::{Codec, InvalidMessage, Reader};
 /// A certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    /// Its encoding.
+    /// Encoding of the certificate.
     pub encoding: CertificateEncoding,
     /// Certificate data; for [`CertificateEncoding::X509Signature`] one DER certificate.
     pub data: Vec<u8>,
@@ -23,10 +23,10 @@ impl Codec for Certificate {
     }
 }
 
-/// What certificates the sender can verify.
+/// The certificates that the sender can verify.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateRequest {
-    /// Encoding of certificates asked for.
+    /// Encoding of the requested certificates.
     pub encoding: CertificateEncoding,
     /// Certification authorities: for X.509 the SHA-1 hashes of their SubjectPublicKeyInfo, 20
     /// octets each, concatenated.
@@ -44,7 +44,7 @@ impl Codec for CertificateRequest {
     }
 }
 
-/// Authentication.
+/// The contents of an AUTH payload (RFC 7296 3.8).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authentication {
     /// Authentication method.

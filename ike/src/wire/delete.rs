@@ -3,7 +3,7 @@
 use super::numbers::Protocol;
 use super::reader::{Codec, InvalidMessage, Reader};
 
-/// SAs that their sender has removed.
+/// The SAs that the sender has removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delete {
     /// This IKE SA with all its CHILD_SAs.
@@ -12,7 +12,7 @@ pub enum Delete {
     //= RFC 7296 3.11 MUST 1: SPIs of one protocol
     //= RFC 7296 3.11 MUST NOT 2: protocols are not mixed
     Children {
-        /// ESP or AH (or what else has SPIs of 4 octets).
+        /// ESP or AH, or any other protocol with SPIs of 4 octets.
         protocol: Protocol,
         /// SPIs.
         spis: Vec<u32>,
@@ -48,7 +48,8 @@ impl Codec for Delete {
             //= RFC 7296 3.11 MUST 3: SPIs of no or four octets
             (Protocol::Ike, ..) => Err(InvalidMessage::DeleteSpis { protocol, size, count }),
             (protocol, 4, count) => {
-                // Bounded by the payload's length, which take() checks before anything is stored.
+                // The payload's length bounds the count: take() checks it before memory is
+                // allocated.
                 let octets = reader.take(usize::from(count).saturating_mul(4))?;
                 let spis = octets.chunks_exact(4).filter_map(|spi| spi.try_into().ok()).map(u32::from_be_bytes);
                 Ok(Self::Children { protocol, spis: spis.collect() })

@@ -1,38 +1,38 @@
-//! The outside of an encrypted message: everything before the ciphertext (RFC 7296 3.14, RFC 7383
-//! 2.5).
+//! The unencrypted part of an encrypted message: the octets before the ciphertext (RFC 7296 3.14,
+//! RFC 7383 2.5).
 
 use super::header::{CheckedHeader, HEADER_LEN, Header, set_length};
 use super::message::{GenericHeader, MAX_PAYLOADS};
 use super::numbers::PayloadType;
 use super::reader::{InvalidMessage, Reader};
 
-/// What an encrypted payload says in clear.
+/// The unencrypted fields of an encrypted payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EncryptedPrefix {
-    /// SK.
+    /// SK, which holds a whole message.
     Whole {
         /// Type of the first payload inside.
         first: PayloadType,
     },
-    /// SKF.
+    /// SKF, which holds a fragment.
     Fragment {
-        /// Type of the first payload inside, in fragment 1.
+        /// Type of the first payload of the message. Only fragment 1 states it.
         first: PayloadType,
         /// Fragment number, from 1.
         number: u16,
-        /// Total fragments.
+        /// Total number of fragments.
         total: u16,
     },
 }
 
 impl EncryptedPrefix {
     const WHOLE_LEN: usize = HEADER_LEN + GenericHeader::LEN;
-    /// Octets before the IV of a fragment.
+    /// Number of octets before the IV of a fragment.
     pub(crate) const FRAGMENT_LEN: usize = Self::WHOLE_LEN + 4;
-    /// Most octets of a body: IV, ciphertext and ICV.
+    /// Maximum size of a body, bytes: IV, ciphertext and ICV.
     pub(crate) const MAX_BODY: usize = u16::MAX as usize - GenericHeader::LEN - 4;
 
-    /// Octets before the IV.
+    /// Number of octets before the IV.
     pub(crate) const fn len(self) -> usize {
         match self {
             Self::Whole { .. } => Self::WHOLE_LEN,
@@ -40,8 +40,8 @@ impl EncryptedPrefix {
         }
     }
 
-    /// Everything before the IV of a message whose body takes `body` octets, at most
-    /// [`Self::MAX_BODY`]: the associated data (RFC 5282 5.1, RFC 7383 2.5).
+    /// Encodes the octets before the IV of a message whose body has `body` octets, at most
+    /// [`Self::MAX_BODY`]. They are the associated data (RFC 5282 5.1, RFC 7383 2.5).
     pub(crate) fn encode(self, header: &Header, body: usize) -> Vec<u8> {
         let total_len = self.len().saturating_add(body);
         let mut out = Vec::with_capacity(total_len);
@@ -62,11 +62,11 @@ impl EncryptedPrefix {
     }
 }
 
-/// An encrypted message, taken apart but not yet authenticated.
+/// An encrypted message split into its parts, but not yet authenticated.
 #[derive(Debug)]
 pub(crate) struct EncryptedMessage<'a> {
     pub(crate) front: EncryptedPrefix,
-    /// Everything before the IV.
+    /// The octets before the IV.
     pub(crate) associated: &'a [u8],
     /// IV, ciphertext and ICV.
     pub(crate) body: &'a [u8],
@@ -94,7 +94,8 @@ impl<'a> EncryptedMessage<'a> {
                     continue;
                 }
             };
-            // RFC 7296 3.14: it is the last payload; its "next payload" names the first one inside.
+            // RFC 7296 3.14: SK is the last payload; its "next payload" is the type of the first
+            // payload inside.
             //= RFC 7296 3.1 MUST 1: SK is the last payload
             //= RFC 7296 3.14 MUST 1: SK is the last payload
             reader.finish()?;

@@ -3,7 +3,7 @@
 use super::numbers::{ExchangeType, PayloadType};
 use super::reader::{InvalidMessage, Reader};
 
-/// Octets of the header.
+/// Size of the header, bytes.
 pub const HEADER_LEN: usize = 28;
 
 const FLAG_INITIATOR: u8 = 0x08;
@@ -12,7 +12,7 @@ const FLAG_RESPONSE: u8 = 0x20;
 //= RFC 7296 3.1 MUST 8: minor version 0
 const VERSION: u8 = 0x20;
 
-/// The IKE header, without the fields that follow from the contents (next payload, length).
+/// The IKE header, without the fields that depend on the contents (next payload, length).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// IKE SA initiator's SPI, never 0.
@@ -21,9 +21,9 @@ pub struct Header {
     pub responder_spi: u64,
     /// Exchange type.
     pub exchange: ExchangeType,
-    /// The sender is the original initiator of the IKE SA.
+    /// Whether the sender is the original initiator of the IKE SA.
     pub from_initiator: bool,
-    /// A response, not a request.
+    /// Whether this is a response, not a request.
     pub response: bool,
     /// Message ID.
     pub message_id: u32,
@@ -41,19 +41,20 @@ impl Header {
     /// against it.
     ///
     /// # Errors
-    /// [`InvalidMessage::MajorVersion`]: use [`Header::peek`] to answer. Others: drop.
+    /// Returns [`InvalidMessage::MajorVersion`] for another version: use [`Header::peek`] to
+    /// answer. Drop the datagram on any other error.
     pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
         CheckedHeader::read(&mut Reader::new("IKE header", datagram), datagram.len()).map(|front| front.header)
     }
 
-    /// The header of a datagram of any version and length. `None` if the datagram is shorter than a
-    /// header. For answering INVALID_MAJOR_VERSION (RFC 7296 2.5) and for logs.
+    /// Reads the header of a datagram of any version and length. `None` if the datagram is shorter
+    /// than a header. Use it to answer with INVALID_MAJOR_VERSION (RFC 7296 2.5) and for logs.
     pub fn peek(datagram: &[u8]) -> Option<Self> {
         let mut reader = Reader::new("IKE header", datagram);
         RawHeader::read(&mut reader).ok().map(|raw| raw.header)
     }
 
-    /// Writes the header with length 0; [`set_length`] fills it in.
+    /// Writes the header with length 0. [`set_length`] sets the length later.
     pub(crate) fn encode(&self, out: &mut Vec<u8>, next_payload: PayloadType) {
         out.extend_from_slice(&self.initiator_spi.to_be_bytes());
         out.extend_from_slice(&self.responder_spi.to_be_bytes());
@@ -76,7 +77,7 @@ impl Header {
     }
 }
 
-/// Fills in the length of a message that starts with a header.
+/// Sets the length of a message that starts with a header.
 pub(crate) fn set_length(message: &mut [u8], length: usize) {
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     if let Some(field) = message.get_mut(24..).and_then(<[u8]>::first_chunk_mut) {
@@ -87,7 +88,7 @@ pub(crate) fn set_length(message: &mut [u8], length: usize) {
 impl CheckedHeader {
     pub(crate) fn read(reader: &mut Reader<'_>, actual: usize) -> Result<Self, InvalidMessage> {
         let raw = RawHeader::read(reader)?;
-        // The version is checked first: a later version may lay out the rest differently.
+        // The version is checked first: a later version may have another layout.
         //= RFC 7296 2.5 MUST 1: minor versions are ignored
         //= RFC 7296 3.1 MUST 9: the peer's minor version is ignored
         if raw.version >> 4 != VERSION >> 4 {
@@ -120,7 +121,7 @@ impl RawHeader {
         let next_payload = reader.u8()?.into();
         let version = reader.u8()?;
         let exchange = reader.u8()?.into();
-        // The other bits, the version flag among them, are ignored on receipt (RFC 7296 3.1).
+        // The other bits, including the Version flag, are ignored on receipt (RFC 7296 3.1).
         //= RFC 7296 3.1 MUST 11: unknown flags are ignored
         //= RFC 7296 3.1 MUST 16: the Version flag is ignored
         let flags = reader.u8()?;

@@ -6,19 +6,19 @@ use super::numbers::IdType;
 use super::reader::{Codec, InvalidMessage, Reader};
 use crate::config::Identity;
 
-/// An identification, exactly as it came: AUTH is computed over its octets.
+/// An identification, exactly as it was received: AUTH is computed over its octets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Id {
     /// ID type.
     pub kind: IdType,
-    /// The reserved octets, which are part of what AUTH covers.
+    /// The reserved octets, which AUTH also covers.
     pub reserved: [u8; 3],
     /// Identification data.
     pub data: Vec<u8>,
 }
 
 impl Id {
-    /// The payload without its generic header: what AUTH covers (RFC 7296 2.15,
+    /// The payload without its generic header, which AUTH covers (RFC 7296 2.15,
     /// RestOfInitIDPayload).
     pub fn body(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(self.data.len().saturating_add(4));
@@ -26,8 +26,7 @@ impl Id {
         body
     }
 
-    /// The identity in it. `None` for types that we do not know and for data that does not fit the
-    /// type.
+    /// The identity. `None` for unknown types, and for data that does not fit the type.
     pub fn identity(&self) -> Option<Identity> {
         let data = self.data.as_slice();
         let text = || std::str::from_utf8(data).ok().filter(|text| !text.is_empty()).map(str::to_owned);

@@ -2,17 +2,17 @@
 
 use super::reader::{Codec, InvalidMessage, Reader};
 
-/// Shortest nonce, octets.
+/// Minimum size of a nonce, bytes.
 //= RFC 7296 2.10 MUST 2: 128 bits
 pub const NONCE_MIN: usize = 16;
-/// Longest nonce, octets.
+/// Maximum size of a nonce, bytes.
 pub const NONCE_MAX: usize = 256;
 
 /// The sender's share of a key exchange: a public key or, for a KEM, an encapsulation key or
 /// ciphertext.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyExchange {
-    /// The method: a transform ID of type KE, e.g. 31.
+    /// The method: a transform ID of type KE, for example 31.
     pub group: u16,
     /// Key exchange data.
     pub data: Vec<u8>,
@@ -32,7 +32,7 @@ impl Codec for KeyExchange {
     }
 }
 
-/// Reads a nonce of a permitted length.
+/// Reads a nonce and checks its length.
 pub(crate) fn read_nonce(reader: &mut Reader<'_>) -> Result<Vec<u8>, InvalidMessage> {
     let nonce = reader.rest();
     //= RFC 7296 3.9 MUST 1: 16 to 256 octets

@@ -12,7 +12,8 @@ use super::reader::{InvalidMessage, Reader};
 use super::sa::Proposal;
 use super::selector::TrafficSelector;
 
-/// Most payloads of one message; an IKE_AUTH with a chain of certificates has below 30.
+/// Maximum number of payloads of one message. An IKE_AUTH with a chain of certificates has fewer
+/// than 30.
 pub const MAX_PAYLOADS: usize = 128;
 
 const CRITICAL: u8 = 0x80;
@@ -22,20 +23,20 @@ const CRITICAL: u8 = 0x80;
 pub struct Message {
     /// The IKE header (RFC 7296 3.1).
     pub header: Header,
-    /// All payloads, in their order.
+    /// All payloads in order.
     pub payloads: Payloads,
 }
 
 impl Message {
-    /// A response in clear to the request with this header. `responder_spi` is ours, or 0 before
-    /// there is one.
+    /// A response in clear to the request with this header. `responder_spi` is our SPI, or 0 if
+    /// there is none yet.
     pub(crate) fn response(request: &Header, responder_spi: u64, payloads: Payloads) -> Self {
         //= RFC 7296 1.5 REQUIRED 2: the answer copies the request's header
         let header = Header { responder_spi, from_initiator: !request.from_initiator, response: true, ..*request };
         Self { header, payloads }
     }
 
-    /// Its octets, without non-ESP marker.
+    /// Encodes the message, without non-ESP marker.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         self.header.encode(&mut out, self.payloads.first_kind());
@@ -48,7 +49,8 @@ impl Message {
     /// Reads a datagram without non-ESP marker.
     ///
     /// # Errors
-    /// [`InvalidMessage::MisplacedEncrypted`] if it is encrypted, or what else is wrong with it.
+    /// Returns [`InvalidMessage::MisplacedEncrypted`] if the message is encrypted, and another
+    /// error if it is malformed.
     pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
         let mut reader = Reader::new("message", datagram);
         let front = CheckedHeader::read(&mut reader, datagram.len())?;
@@ -56,8 +58,7 @@ impl Message {
     }
 }
 
-/// The payloads of a message, in order. A message that was read has at most one payload of each
-/// type that may occur once.
+/// The payloads of a message, in order. In a decoded message, types that may occur only once do so.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Payloads(Vec<Payload>);
 
@@ -87,7 +88,7 @@ impl Payloads {
         self.0.iter()
     }
 
-    /// Whether there is none: a liveness check or its answer.
+    /// Returns whether there are no payloads. Such a message is a liveness check or its answer.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -100,7 +101,8 @@ impl Payloads {
     /// The proposals of the SA payload.
     ///
     /// # Errors
-    /// [`InvalidMessage::Missing`], as for all getters of payloads that a message holds once.
+    /// Returns [`InvalidMessage::Missing`] if there is none. All getters of payloads that may occur
+    /// only once do so.
     pub fn proposals(&self) -> Result<&[Proposal], InvalidMessage> {
         self.find(PayloadType::SecurityAssociation, |payload| match payload {
             Payload::SecurityAssociation(proposals) => Some(proposals.as_slice()),
@@ -111,7 +113,7 @@ impl Payloads {
     /// The KE payload.
     ///
     /// # Errors
-    /// [`InvalidMessage::Missing`].
+    /// Returns [`InvalidMessage::Missing`] if there is none.
     pub fn key_exchange(&self) -> Result<&KeyExchange, InvalidMessage> {
         self.find(PayloadType::KeyExchange, |payload| match payload {
             Payload::KeyExchange(contents) => Some(contents),
@@ -122,7 +124,7 @@ impl Payloads {
     /// The nonce.
     ///
     /// # Errors
-    /// [`InvalidMessage::Missing`].
+    /// Returns [`InvalidMessage::Missing`] if there is none.
     pub fn nonce(&self) -> Result<&[u8], InvalidMessage> {
         self.find(PayloadType::Nonce, |payload| match payload {
             Payload::Nonce(nonce) => Some(nonce.as_slice()),
@@ -133,7 +135,7 @@ impl Payloads {
     /// The IDi payload.
     ///
     /// # Errors
-    /// [`InvalidMessage::Missing`].
+    /// Returns [`InvalidMessage::Missing`] if there is none.
     pub fn id_initiator(&self) -> Result<&Id, InvalidMessage> {
         self.find(PayloadType::IdInitiator, |payload| match payload {
             Payload::IdInitiator(id) => Some(id),
@@ -144,7 +146,7 @@ impl Payloads {
     /// The IDr payload.
     ///
     /// # Errors
-    /// [`InvalidMessage::Missing`].
+    /// Returns [`InvalidMessage::Missing`] if there is none.
     pub fn id_responder(&self) -> Result<&Id, InvalidMessage> {
         self.find(PayloadType::IdResponder, |payload| match payload {
             Payload::IdResponder(id) => Some(id),
@@ -155,7 +157,7 @@ impl Payloads {
     /// The AUTH payload.
     ///
     /// # Errors
-    /// [`InvalidMessage::Missing`].
+    /// Returns [`InvalidMessage::Missing`] if there is none.
     pub fn authentication(&self) -> Result<&Authentication, InvalidMessage> {
         self.find(PayloadType::Authentication, |payload| match payload {
             Payload::Authentication(contents) => Some(contents),
@@ -166,7 +168,7 @@ impl Payloads {
     /// The selectors of the TSi payload.
     ///
     /// # Errors
-    /// [`InvalidMessage::Missing`].
+    /// Returns [`InvalidMessage::Missing`] if there is none.
     pub fn selectors_initiator(&self) -> Result<&[TrafficSelector], InvalidMessage> {
         self.find(PayloadType::TrafficSelectorsInitiator, |payload| match payload {
             Payload::TrafficSelectorsInitiator(selectors) => Some(selectors.as_slice()),
@@ -177,7 +179,7 @@ impl Payloads {
     /// The selectors of the TSr payload.
     ///
     /// # Errors
-    /// [`InvalidMessage::Missing`].
+    /// Returns [`InvalidMessage::Missing`] if there is none.
     pub fn selectors_responder(&self) -> Result<&[TrafficSelector], InvalidMessage> {
         self.find(PayloadType::TrafficSelectorsResponder, |payload| match payload {
             Payload::TrafficSelectorsResponder(selectors) => Some(selectors.as_slice()),
@@ -185,7 +187,7 @@ impl Payloads {
         })
     }
 
-    /// All CERTs, in order.
+    /// All CERT payloads, in order.
     pub fn certificates(&self) -> impl Iterator<Item = &Certificate> {
         self.0.iter().filter_map(|payload| match payload {
             Payload::Certificate(contents) => Some(contents),
@@ -193,7 +195,7 @@ impl Payloads {
         })
     }
 
-    /// All CERTREQs, in order.
+    /// All CERTREQ payloads, in order.
     pub fn certificate_requests(&self) -> impl Iterator<Item = &CertificateRequest> {
         self.0.iter().filter_map(|payload| match payload {
             Payload::CertificateRequest(contents) => Some(contents),
@@ -222,7 +224,7 @@ impl Payloads {
         self.notifies().find(|notify| notify.kind.is_error())
     }
 
-    /// All DELETEs, in order.
+    /// All DELETE payloads, in order.
     pub fn deletes(&self) -> impl Iterator<Item = &Delete> {
         self.0.iter().filter_map(|payload| match payload {
             Payload::Delete(contents) => Some(contents),
@@ -230,7 +232,7 @@ impl Payloads {
         })
     }
 
-    /// The octets of the chain, without header; an empty one has none.
+    /// Encodes the chain, without header. An empty chain has no octets.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         encode_chain(&self.0, &mut out);
@@ -240,17 +242,17 @@ impl Payloads {
     /// Reads a chain whose first payload is of type `first`.
     ///
     /// # Errors
-    /// What is malformed.
+    /// Returns an error that describes what is malformed.
     pub fn decode(first: PayloadType, octets: &[u8]) -> Result<Self, InvalidMessage> {
         Self::read(first, Reader::new("payloads", octets))
     }
 
-    /// The type of the first payload, which stands in the header or in SK.
+    /// The type of the first payload, which the header or SK states.
     pub fn first_kind(&self) -> PayloadType {
         self.0.first().map_or(PayloadType::None, Payload::kind)
     }
 
-    /// Reads a chain whose first payload is of type `first`, all of `reader`.
+    /// Reads a chain whose first payload is of type `first`, up to the end of `reader`.
     fn read(first: PayloadType, mut reader: Reader<'_>) -> Result<Self, InvalidMessage> {
         let mut payloads: Vec<Payload> = Vec::new();
         let mut kind = first;
@@ -309,7 +311,8 @@ impl GenericHeader {
     }
 }
 
-/// Writes payloads with their generic headers. The last one says that nothing follows.
+/// Writes payloads with their generic headers. The header of the last one states that no payload
+/// follows.
 fn encode_chain(payloads: &[Payload], out: &mut Vec<u8>) {
     let mut rest = payloads.iter();
     while let Some(payload) = rest.next() {

@@ -1,8 +1,8 @@
 //! Messages of IKEv2 as bytes (RFC 7296 3, RFC 7383). Each type encodes and reads itself.
 //!
-//! Everything here is bounded and never panics: a datagram either becomes a [`Message`]
-//! (IKE_SA_INIT, in clear), is opened by `crypto::IkeCipher` into [`Payloads`], or is refused with
-//! the [`InvalidMessage`] that names the violation.
+//! All code here has limits and never panics. A datagram either becomes a [`Message`] (IKE_SA_INIT,
+//! in clear), is opened by `crypto::IkeCipher` into [`Payloads`], or is refused with an
+//! [`InvalidMessage`] that describes the violation.
 //!
 //! - [`Header`]: SPIs, exchange, flags, message ID.
 //! - [`Payloads`]: the chain of [`Payload`]s with getters.

@@ -10,43 +10,43 @@ use super::reader::{Codec, InvalidMessage, Reader};
 pub struct Notify {
     /// Notify message type.
     pub kind: NotifyType,
-    /// Protocol of the SA that it is about; [`Protocol::None`] if it is about none or about this
-    /// IKE SA.
+    /// Protocol of the SA that the notification is about; [`Protocol::None`] if it is about no SA
+    /// or about this IKE SA.
     pub protocol: Protocol,
-    /// SPI of that SA, or empty.
+    /// SPI of that SA. May be empty.
     pub spi: Vec<u8>,
     /// Notification data.
     pub data: Vec<u8>,
 }
 
 impl Notify {
-    /// A notification without data.
+    /// Makes a notification without data.
     pub fn new(kind: NotifyType) -> Self {
         Self::with_data(kind, Vec::new())
     }
 
-    /// A notification with data.
+    /// Makes a notification with data.
     pub fn with_data(kind: NotifyType, data: Vec<u8>) -> Self {
         //= RFC 7296 3.10 MUST 2: no protocol without SPI
         //= RFC 7296 3.10 MUST 4: no SPI of the IKE SA
         Self { kind, protocol: Protocol::None, spi: Vec::new(), data }
     }
 
-    /// A notification about an ESP SA, by the SPI with which its sender receives: REKEY_SA,
-    /// CHILD_SA_NOT_FOUND.
+    /// Makes a notification about an ESP SA, identified by the SPI with which the sender receives:
+    /// REKEY_SA, CHILD_SA_NOT_FOUND.
     pub fn about_child(kind: NotifyType, spi: u32) -> Self {
         //= RFC 7296 1.3.3 REQUIRED 2: REKEY_SA names our inbound SPI
         //= RFC 7296 3.10 MUST 1: the protocol of a CHILD_SA
         Self { kind, protocol: Protocol::Esp, spi: spi.to_be_bytes().to_vec(), data: Vec::new() }
     }
 
-    /// SIGNATURE_HASH_ALGORITHMS (RFC 7427 4).
+    /// Makes a SIGNATURE_HASH_ALGORITHMS notification (RFC 7427 4).
     pub fn signature_hashes(hashes: &[HashAlgorithm]) -> Self {
         let data = hashes.iter().flat_map(|&hash| u16::from(hash).to_be_bytes()).collect();
         Self::with_data(NotifyType::SignatureHashAlgorithms, data)
     }
 
-    /// INVALID_KE_PAYLOAD with the group that we want (RFC 7296 1.3).
+    /// Makes an INVALID_KE_PAYLOAD notification with the group that we want (RFC 7296 1.3).
     pub fn invalid_ke(group: u16) -> Self {
         Self::with_data(NotifyType::InvalidKePayload, group.to_be_bytes().to_vec())
     }
@@ -88,12 +88,12 @@ impl Notify {
         self.spi.as_slice().try_into().ok().map(u32::from_be_bytes)
     }
 
-    /// Data as one 16-bit number: the group of INVALID_KE_PAYLOAD.
+    /// The data as one 16-bit number, such as the group of INVALID_KE_PAYLOAD.
     pub fn data_u16(&self) -> Option<u16> {
         self.data.as_slice().try_into().ok().map(u16::from_be_bytes)
     }
 
-    /// Data as the hash algorithms of SIGNATURE_HASH_ALGORITHMS; an odd last octet is ignored.
+    /// The data as the hash algorithms of SIGNATURE_HASH_ALGORITHMS. An odd last octet is ignored.
     pub fn hashes(&self) -> Vec<HashAlgorithm> {
         self.data
             .chunks_exact(2)
@@ -106,7 +106,8 @@ impl Notify {
 
 impl Codec for Notify {
     fn encode(&self, out: &mut Vec<u8>) {
-        // SPIs are 0, 4 or 8 octets; what was read fits one octet by construction.
+        // SPIs have 0, 4 or 8 octets. The length of an SPI that was read fits one octet by
+        // construction.
         let spi = self.spi.get(..usize::from(u8::MAX)).unwrap_or(&self.spi);
         out.push(self.protocol.into());
         out.push(u8::try_from(spi.len()).unwrap_or(u8::MAX));
@@ -125,9 +126,9 @@ impl Codec for Notify {
 }
 
 impl InvalidMessage {
-    /// The notification for an authentic request that breaks the protocol in this way (RFC 7296
-    /// 2.21): UNSUPPORTED_CRITICAL_PAYLOAD with its type, INVALID_MAJOR_VERSION with our version,
-    /// or INVALID_SYNTAX.
+    /// Returns the notification that answers an authentic request that breaks the protocol in this
+    /// way (RFC 7296 2.21): UNSUPPORTED_CRITICAL_PAYLOAD with its type, INVALID_MAJOR_VERSION with
+    /// our version, or INVALID_SYNTAX.
     pub fn notify(&self) -> Notify {
         match *self {
             Self::UnsupportedCriticalPayload(kind) => {

@@ -1,5 +1,5 @@
-//! Numbers of the IANA registry "Internet Key Exchange Version 2 (IKEv2) Parameters". Numbers
-//! without a name here are kept as `Unknown`.
+//! Numbers of the IANA registry "Internet Key Exchange Version 2 (IKEv2) Parameters". Numbers that
+//! have no name in this file become `Unknown`.
 
 use std::fmt;
 
@@ -9,7 +9,8 @@ macro_rules! numbers {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum $name {
             $(#[doc = concat!($text, " (", stringify!($value), ").")] $variant,)+
-            /// A number without a name here; never one of the above when it comes from [`From`].
+            /// A number that has no name in this file. [`From`] never makes it from one of the
+            /// numbers above.
             Unknown($int),
         }
 
@@ -158,7 +159,7 @@ numbers! {
 }
 
 numbers! {
-    /// Notify message types: errors up to 16383, status above.
+    /// Notify message types: errors up to 16383, status types above.
     NotifyType: u16 {
         UnsupportedCriticalPayload = 1 "UNSUPPORTED_CRITICAL_PAYLOAD",
         InvalidIkeSpi = 4 "INVALID_IKE_SPI",
@@ -214,7 +215,7 @@ numbers! {
 }
 
 impl NotifyType {
-    /// Whether it reports an error (RFC 7296 3.10.1: types 0 to 16383).
+    /// Returns whether it reports an error (RFC 7296 3.10.1: types 0 to 16383).
     pub fn is_error(self) -> bool {
         u16::from(self) < 16384
     }

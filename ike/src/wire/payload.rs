@@ -10,7 +10,7 @@ use super::reader::{Codec, InvalidMessage, Reader, with_length};
 use super::sa::{Proposal, encode_proposals, read_proposals};
 use super::selector::{TrafficSelector, encode_selectors, read_selectors};
 
-/// A payload, named by its type.
+/// A payload. The variants are named after the payload types.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {
     /// SA: proposals.
@@ -41,15 +41,15 @@ pub enum Payload {
     TrafficSelectorsResponder(Vec<TrafficSelector>),
     /// CP, EAP, and unknown payloads that are not critical.
     Unknown {
-        /// Its type.
+        /// Payload type.
         kind: PayloadType,
-        /// Its contents.
+        /// Payload contents.
         data: Vec<u8>,
     },
 }
 
 impl Payload {
-    /// Its type.
+    /// The payload type.
     pub fn kind(&self) -> PayloadType {
         match self {
             Self::SecurityAssociation(_) => PayloadType::SecurityAssociation,
@@ -69,7 +69,7 @@ impl Payload {
         }
     }
 
-    /// Whether a message may have only one payload of this type.
+    /// Returns whether a message may have only one payload of this type.
     pub(crate) fn is_single(kind: PayloadType) -> bool {
         matches!(
             kind,
@@ -84,7 +84,7 @@ impl Payload {
         )
     }
 
-    /// Writes generic header and contents.
+    /// Writes the generic header and the contents.
     pub(crate) fn encode(&self, next: PayloadType, out: &mut Vec<u8>) {
         with_length(out, 2, |out| {
             //= RFC 7296 2.5 MUST 7: RESERVED is zero
@@ -112,7 +112,7 @@ impl Payload {
         });
     }
 
-    /// Reads the contents of a payload of type `kind`, all of `reader`.
+    /// Reads the contents of a payload of type `kind`, up to the end of `reader`.
     pub(crate) fn read(kind: PayloadType, critical: bool, mut reader: Reader<'_>) -> Result<Self, InvalidMessage> {
         let contents = &mut reader;
         let payload = match kind {
@@ -132,8 +132,8 @@ impl Payload {
             PayloadType::TrafficSelectorsResponder => Self::TrafficSelectorsResponder(read_selectors(contents)?),
             //= RFC 7296 3.1 MUST NOT 2: no SK in SK
             PayloadType::Encrypted | PayloadType::EncryptedFragment => return Err(InvalidMessage::MisplacedEncrypted),
-            // RFC 7296 2.5: the critical bit counts only for types that are not understood. Types
-            // of RFC 7296 itself count as understood.
+            // RFC 7296 2.5: the critical bit matters only for unknown types. All types of RFC 7296
+            // itself count as known.
             //= RFC 7296 2.5 REQUIRED 14: critical is for the type alone
             //= RFC 7296 3.2 MUST 3: critical does not matter for known types
             PayloadType::Unknown(number) if critical => {

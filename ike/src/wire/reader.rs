@@ -1,27 +1,27 @@
-//! Bounded reading, and how a message can be malformed.
+//! A reader with bounds checks, and the ways in which a message can be malformed.
 
 use super::numbers::PayloadType;
 
-/// How a message breaks RFC 7296 3. If the message is authentic, [`InvalidMessage::notify`] is the
-/// answer.
+/// A violation of RFC 7296 3 by a message. If the message is authentic, [`InvalidMessage::notify`]
+/// is the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMessage {
-    /// A structure ends before its contents do.
+    /// A structure ends before its contents end.
     #[error("{what} ends early: {needed} more octets needed, {left} left")]
     Truncated {
-        /// The structure, in the RFC's words.
+        /// The structure, by its name in the RFC.
         what: &'static str,
-        /// Octets that the next field takes.
+        /// Number of octets that the next field needs.
         needed: usize,
-        /// Octets that are left.
+        /// Number of octets that are left.
         left: usize,
     },
-    /// A structure goes on after its contents have ended.
+    /// A structure has octets after its contents.
     #[error("{octets} octets too many after {what}")]
     TrailingBytes {
-        /// The structure, in the RFC's words.
+        /// The structure, by its name in the RFC.
         what: &'static str,
-        /// Octets left over.
+        /// Number of octets left over.
         octets: usize,
     },
     /// A length field is smaller than the fixed part of its structure.
@@ -29,7 +29,7 @@ pub enum InvalidMessage {
     LengthTooSmall {
         /// The structure.
         what: &'static str,
-        /// Its length field.
+        /// The length field.
         stated: usize,
     },
     /// The header's length is not the datagram's (RFC 7296 3.1).
@@ -46,31 +46,32 @@ pub enum InvalidMessage {
     /// An IKE SA initiator's SPI of zero (RFC 7296 3.1).
     #[error("the initiator's SPI is zero")]
     ZeroInitiatorSpi,
-    /// More of something than an honest peer sends.
+    /// There are more items than the limit allows. An honest peer does not send that many.
     #[error("more than {limit} {what}")]
     TooMany {
-        /// What there is too much of.
+        /// The kind of item.
         what: &'static str,
-        /// Our limit.
+        /// The limit.
         limit: usize,
     },
     /// An unknown payload with the critical bit (RFC 7296 2.5).
     #[error("unknown payload type {0} is marked critical")]
     UnsupportedCriticalPayload(u8),
-    /// A payload that may occur once occurs twice.
+    /// A payload type that may occur only once occurs twice.
     #[error("payload {0} stands twice")]
     Duplicate(PayloadType),
-    /// A payload that this message must have is not there.
+    /// The message lacks a payload that it must have.
     #[error("payload {0} is missing")]
     Missing(PayloadType),
-    /// SK or SKF where only payloads in clear can be (RFC 7296 3.14: it is the last payload, and
-    /// not nested).
+    /// SK or SKF where only unencrypted payloads are allowed (RFC 7296 3.14: it is the last
+    /// payload, and not nested).
     #[error("an encrypted payload stands where none can be")]
     MisplacedEncrypted,
-    /// An exchange that must be encrypted came in clear.
+    /// An exchange that must be encrypted was sent in clear.
     #[error("no encrypted payload, but this exchange needs one")]
     NotEncrypted,
-    /// "Last substructure" of a proposal or transform contradicts the lengths (RFC 7296 3.3.1).
+    /// The field "Last substructure" of a proposal or transform contradicts the lengths (RFC 7296
+    /// 3.3.1).
     #[error("{what}: the more-follows octet is {found}, which its place does not allow")]
     SubstructureMarker {
         /// Proposal or transform.
@@ -78,28 +79,28 @@ pub enum InvalidMessage {
         /// The octet.
         found: u8,
     },
-    /// A proposal states another number of transforms than it has.
+    /// The stated number of transforms of a proposal differs from the actual number.
     #[error("proposal {number} states {stated} transforms and has {actual}")]
     TransformCount {
         /// The proposal's number.
         number: u8,
-        /// Its count field.
+        /// The count field.
         stated: u8,
-        /// What it has.
+        /// The actual number.
         actual: usize,
     },
-    /// A nonce outside 16..=256 octets (RFC 7296 3.9).
+    /// A nonce does not have 16 to 256 octets (RFC 7296 3.9).
     #[error("nonce of {0} octets, expected 16 to 256")]
     NonceLength(usize),
-    /// A nonce shorter than half the key of the chosen PRF (RFC 7296 2.10).
+    /// A nonce is shorter than half the key of the chosen PRF (RFC 7296 2.10).
     #[error("nonce of {found} octets, and the chosen PRF needs {least} at least")]
     ShortNonce {
-        /// Its octets.
+        /// Actual size, bytes.
         found: usize,
-        /// Octets that it must have.
+        /// Minimum size, bytes.
         least: usize,
     },
-    /// SPI size of a DELETE is neither 0 for IKE nor 4 for ESP and AH (RFC 7296 3.11).
+    /// The SPI size of a DELETE is neither 0 for IKE nor 4 for ESP and AH (RFC 7296 3.11).
     #[error("DELETE for protocol {protocol} with {count} SPIs of {size} octets")]
     DeleteSpis {
         /// Protocol ID.
@@ -109,42 +110,42 @@ pub enum InvalidMessage {
         /// SPI count.
         count: u16,
     },
-    /// A traffic selector of a known type whose length does not fit the type (RFC 7296 3.13.1).
+    /// The length of a traffic selector does not fit its type (RFC 7296 3.13.1).
     #[error("traffic selector type {kind} with length {length}")]
     SelectorLength {
         /// TS type.
         kind: u8,
-        /// Its length field.
+        /// The length field.
         length: u16,
     },
-    /// A traffic selector whose start lies above its end.
+    /// The start of a traffic selector lies above its end.
     #[error("a traffic selector ends before it starts")]
     SelectorRange,
-    /// Fewer or more selectors than stated.
+    /// The number of selectors differs from the stated one.
     #[error("{stated} traffic selectors stated, {actual} there")]
     SelectorCount {
         /// The count field.
         stated: u8,
-        /// What is there.
+        /// The actual number.
         actual: usize,
     },
-    /// Fragment number 0, or above the total, or a total of 0 (RFC 7383 2.5).
+    /// The fragment number is 0 or above the total, or the total is 0 (RFC 7383 2.5).
     #[error("fragment {number} of {total}")]
     FragmentNumber {
         /// Fragment number.
         number: u16,
-        /// Total fragments.
+        /// Total number of fragments.
         total: u16,
     },
     /// The padding of a decrypted payload is longer than the payload (RFC 7296 3.14).
     #[error("padding of {0} octets is longer than what was decrypted")]
     Padding(u8),
-    /// The ciphertext does not consist of whole blocks (RFC 7296 3.14). Holds its octets.
+    /// The ciphertext does not consist of whole blocks (RFC 7296 3.14). Holds its size, bytes.
     #[error("ciphertext of {0} octets, expected whole blocks of 16")]
     PartialBlock(usize),
 }
 
-/// Reads octets and never goes past the end.
+/// Reads octets and never reads past the end.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
     what: &'static str,
@@ -152,7 +153,7 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads `bytes`, which are named `what` in errors.
+    /// Reads `bytes`, which errors call `what`.
     pub(crate) fn new(what: &'static str, bytes: &'a [u8]) -> Self {
         Self { what, bytes }
     }
@@ -193,8 +194,8 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// A reader for the contents of a structure whose length field said `stated`, of which `fixed`
-    /// octets have been read.
+    /// Returns a reader for the contents of a structure whose length field has the value `stated`,
+    /// of which `fixed` octets have been read.
     pub(crate) fn sub(&mut self, what: &'static str, stated: u16, fixed: usize) -> Result<Reader<'a>, InvalidMessage> {
         let stated = usize::from(stated);
         let left = stated.checked_sub(fixed).ok_or(InvalidMessage::LengthTooSmall { what, stated })?;
@@ -202,12 +203,12 @@ impl<'a> Reader<'a> {
         Ok(Reader { what, bytes })
     }
 
-    /// Takes everything that is left.
+    /// Takes all octets that are left.
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.bytes)
     }
 
-    /// Checks that nothing is left.
+    /// Checks that no octets are left.
     pub(crate) fn finish(self) -> Result<(), InvalidMessage> {
         if self.bytes.is_empty() {
             return Ok(());
@@ -216,19 +217,19 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A part of a message that writes itself, and reads itself from exactly its octets.
+/// A part of a message that can be encoded, and decoded from exactly its octets.
 pub(crate) trait Codec: Sized {
     fn encode(&self, out: &mut Vec<u8>);
     fn read(reader: &mut Reader<'_>) -> Result<Self, InvalidMessage>;
 }
 
-/// Writes a structure whose 16-bit length field stands at `offset` from its start and counts the
-/// whole structure.
+/// Writes a structure whose 16-bit length field is at `offset` from its start and covers the whole
+/// structure.
 pub(crate) fn with_length(out: &mut Vec<u8>, offset: usize, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     write(out);
-    // Contents come from bounded parsing or checked configuration, so this never cuts anything. If
-    // it did, the lengths would still agree.
+    // Contents come from bounded parsing or checked configuration, so this never removes anything.
+    // Even if it did, the length field would still be correct.
     out.truncate(start.saturating_add(usize::from(u16::MAX)));
     let length = u16::try_from(out.len().saturating_sub(start)).unwrap_or(u16::MAX);
     if let Some(field) = out.get_mut(start.saturating_add(offset)..).and_then(<[u8]>::first_chunk_mut) {

@@ -1,13 +1,13 @@
-//! Fragments of a message and how they are put together again (RFC 7383 2.6).
+//! Reassembles a message from its fragments (RFC 7383 2.6).
 
 use super::message::Payloads;
 use super::numbers::PayloadType;
 use super::reader::InvalidMessage;
 
-/// Most fragments of one message.
+/// Maximum number of fragments of one message.
 pub const MAX_FRAGMENTS: u16 = 128;
-/// Most octets of a reassembled message. After a key exchange anybody can make us keep as many (RFC
-/// 7383 2.6). Certificate chains are far smaller.
+/// Maximum size of a reassembled message, bytes. After a key exchange anybody can make us keep this
+/// much (RFC 7383 2.6). Certificate chains are far smaller.
 pub const MAX_REASSEMBLED: usize = 32_768;
 
 /// An authentic fragment: the contents of SKF.
@@ -15,16 +15,16 @@ pub const MAX_REASSEMBLED: usize = 32_768;
 pub struct Fragment {
     /// Fragment number, from 1.
     pub number: u16,
-    /// Total fragments.
+    /// Total number of fragments.
     pub total: u16,
     /// Type of the message's first payload, in fragment 1.
     pub first: PayloadType,
-    /// Its part of the payloads.
+    /// The fragment's part of the payloads.
     pub data: Vec<u8>,
 }
 
-/// The fragments of one message that have come. Give it authentic fragments of one message ID and
-/// direction only.
+/// The fragments of one message that have been received. All fragments added must be authentic, and
+/// have the same message ID and direction.
 #[derive(Debug, Default)]
 pub struct Reassembly {
     first: Option<PayloadType>,
@@ -33,21 +33,22 @@ pub struct Reassembly {
 }
 
 impl Reassembly {
-    /// Without fragments.
+    /// Creates an empty reassembly.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Octets that are kept until the rest comes.
+    /// The memory that the fragments take, bytes.
     pub(crate) fn octets(&self) -> usize {
         self.octets.saturating_add(self.parts.len().saturating_mul(size_of::<Option<Vec<u8>>>()))
     }
 
-    /// Takes a fragment. If it was the last one missing, gives the payloads and is empty again.
+    /// Adds a fragment. If it was the last missing one, returns the payloads and is empty again.
     ///
     /// # Errors
-    /// If the whole is malformed, or larger than [`MAX_FRAGMENTS`] or [`MAX_REASSEMBLED`].
-    /// Duplicates and fragments of an older, coarser split are no error: they are ignored.
+    /// Returns an error if the whole message is malformed, or exceeds [`MAX_FRAGMENTS`] or
+    /// [`MAX_REASSEMBLED`]. Duplicates and fragments of an older, coarser split are ignored without
+    /// an error.
     pub fn add(&mut self, fragment: Fragment) -> Result<Option<Payloads>, InvalidMessage> {
         let Fragment { number, total, first, data } = fragment;
         let index = match number.checked_sub(1) {
@@ -58,7 +59,7 @@ impl Reassembly {
             return Err(InvalidMessage::TooMany { what: "fragments", limit: MAX_FRAGMENTS.into() });
         }
         // RFC 7383 2.6: a larger total means that the peer began again with smaller fragments; a
-        // smaller one is old.
+        // smaller total belongs to an older split.
         let count = usize::from(total);
         if count > self.parts.len() {
             *self = Self { first: None, parts: vec![None; count], octets: 0 };

@@ -4,14 +4,14 @@ use super::numbers::{Protocol, TransformType};
 use super::reader::{Codec, InvalidMessage, Reader, with_length};
 use crate::config::{Cipher, Group, Integrity, Prf};
 
-/// Most proposals of one payload; honest peers send below ten.
+/// Maximum number of proposals of one payload. Honest peers send fewer than ten.
 pub const MAX_PROPOSALS: usize = 32;
-/// Most transforms of one payload, all proposals together. Honest peers send below a hundred;
-/// anybody can make us search through them.
+/// Maximum number of transforms in all proposals of one payload. Honest peers send fewer than a
+/// hundred. The limit matters because anybody can make us search through them.
 pub const MAX_TRANSFORMS: usize = 512;
-/// Most transforms of one proposal; the count is one octet.
+/// Maximum number of transforms of one proposal. The count is one octet.
 const PROPOSAL_TRANSFORMS: usize = 255;
-/// Most attributes of one transform; only one is defined.
+/// Maximum number of attributes of one transform. Only one attribute is defined.
 const MAX_ATTRIBUTES: usize = 8;
 
 const ATTRIBUTE_KEY_LENGTH: u16 = 14;
@@ -25,7 +25,7 @@ pub struct Proposal {
     pub number: u8,
     /// The protocol of the SA.
     pub protocol: Protocol,
-    /// The sender's SPI: empty in IKE_SA_INIT, 8 octets when rekeying an IKE SA, 4 octets for ESP.
+    /// The sender's SPI. Empty in IKE_SA_INIT, 8 octets when rekeying an IKE SA, 4 octets for ESP.
     pub spi: Vec<u8>,
     /// Transforms, by type.
     pub transforms: Vec<Transform>,
@@ -55,7 +55,7 @@ pub struct Transform {
     pub kind: TransformType,
     /// Transform ID.
     pub id: u16,
-    /// Its attributes, such as the key length (RFC 7296 3.3.5).
+    /// The attributes, such as the key length (RFC 7296 3.3.5).
     pub attributes: Vec<Attribute>,
 }
 
@@ -69,25 +69,25 @@ pub enum Attribute {
     OtherShort {
         /// Attribute type without the format bit.
         kind: u16,
-        /// Its value.
+        /// Attribute value.
         value: u16,
     },
     /// Another attribute with a length. A transform that has it must not be chosen.
     OtherLong {
         /// Attribute type.
         kind: u16,
-        /// Its value.
+        /// Attribute value.
         value: Vec<u8>,
     },
 }
 
 impl Transform {
-    /// A transform without attributes.
+    /// Makes a transform without attributes.
     pub fn new(kind: TransformType, id: u16) -> Self {
         Self { kind, id, attributes: Vec::new() }
     }
 
-    /// A transform of type ENCR. AES-CBC also needs one of type INTEG ([`Self::integrity`]).
+    /// Makes a transform of type ENCR. AES-CBC also needs one of type INTEG ([`Self::integrity`]).
     //= RFC 7296 3 SHOULD NOT 1: nothing unspecified
     //= RFC 7296 3.3.6 MUST 4: attributes come back unchanged
     //= RFC 7296 3.14 MUST NOT 2: only specified transforms
@@ -107,7 +107,7 @@ impl Transform {
         Self { kind: TransformType::Encryption, id, attributes }
     }
 
-    /// A transform of type INTEG.
+    /// Makes a transform of type INTEG.
     pub fn integrity(integrity: Integrity) -> Self {
         let id = match integrity {
             Integrity::HmacSha256 => 12,
@@ -117,7 +117,7 @@ impl Transform {
         Self::new(TransformType::Integrity, id)
     }
 
-    /// A transform of type PRF.
+    /// Makes a transform of type PRF.
     pub fn prf(prf: Prf) -> Self {
         let id = match prf {
             Prf::HmacSha256 => 5,
@@ -127,17 +127,17 @@ impl Transform {
         Self::new(TransformType::Prf, id)
     }
 
-    /// A transform of type KE.
+    /// Makes a transform of type KE.
     pub fn group(group: Group) -> Self {
         Self::new(TransformType::KeyExchange, group.number())
     }
 
-    /// A transform of type ESN: extended sequence numbers, or short ones.
+    /// Makes a transform of type ESN, for extended or for short sequence numbers.
     pub fn sequence_numbers(extended: bool) -> Self {
         Self::new(TransformType::SequenceNumbers, extended.into())
     }
 
-    /// Key length in bits, if it is the only attribute.
+    /// The key length in bits, if it is the only attribute.
     fn key_length(&self) -> Result<Option<u16>, UnknownAttributes> {
         match self.attributes.as_slice() {
             [] => Ok(None),
@@ -148,7 +148,7 @@ impl Transform {
         }
     }
 
-    /// The PRF, if this is one that we know.
+    /// The PRF, if this is a PRF that we support.
     pub fn as_prf(&self) -> Option<Prf> {
         match (self.kind, self.id, self.key_length().ok()?) {
             (TransformType::Prf, 5, None) => Some(Prf::HmacSha256),
@@ -158,7 +158,7 @@ impl Transform {
         }
     }
 
-    /// The key exchange method, if this is one that we know.
+    /// The key exchange method, if this is one that we support.
     pub fn as_group(&self) -> Option<Group> {
         match (self.kind, self.key_length().ok()?) {
             (TransformType::KeyExchange, None) => Group::from_number(self.id),
@@ -166,7 +166,8 @@ impl Transform {
         }
     }
 
-    /// Whether sequence numbers are extended, if this is a transform about that.
+    /// Returns whether sequence numbers are extended. `None`: this is not a transform of type ESN
+    /// that we know.
     pub fn as_sequence_numbers(&self) -> Option<bool> {
         match (self.kind, self.id, self.key_length().ok()?) {
             (TransformType::SequenceNumbers, 0, None) => Some(false),
@@ -175,8 +176,8 @@ impl Transform {
         }
     }
 
-    /// "None" of its type: INTEG 0 beside an AEAD, KE 0 (RFC 7296 3.3.2, 3.3.3: the same as leaving
-    /// the type out).
+    /// Returns whether this is "none" of its type, which means the same as leaving the type out:
+    /// INTEG 0 with an AEAD, or KE 0 (RFC 7296 3.3.2, 3.3.3).
     pub fn is_none(&self) -> bool {
         let optional =
             !matches!(self.kind, TransformType::Encryption | TransformType::Prf | TransformType::SequenceNumbers);
@@ -192,7 +193,7 @@ pub(crate) fn encode_proposals(proposals: &[Proposal], out: &mut Vec<u8>) {
     for proposal in proposals {
         left = left.saturating_sub(1);
         with_length(out, 2, |out| {
-            // RFC 7296 3.3.1: 2 if another proposal follows.
+            // RFC 7296 3.3.1: the value is 2 if another proposal follows.
             //= RFC 7296 3.3.1 MUST 1: RESERVED is zero
             out.extend_from_slice(&[if left == 0 { 0 } else { 2 }, 0, 0, 0]);
             proposal.encode(out);

@@ -6,19 +6,19 @@ use ipnetwork::IpNetwork;
 
 use super::reader::{InvalidMessage, Reader};
 
-/// Most selectors of one payload; the count is one octet.
+/// Maximum number of selectors of one payload. The count is one octet.
 pub const MAX_SELECTORS: usize = 255;
 
 const TS_IPV4_ADDR_RANGE: u8 = 7;
 const TS_IPV6_ADDR_RANGE: u8 = 8;
 
-/// A range of addresses and ports of one protocol. Both addresses are of one family.
+/// A range of addresses and ports of one protocol. Both addresses have the same family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrafficSelector {
     /// IP protocol; 0 is any.
     pub protocol: u8,
-    /// First port; for ICMP type and code (RFC 7296 3.13.1). 65535 with an end of 0 is OPAQUE: no
-    /// port at all.
+    /// First port, or ICMP type and code (RFC 7296 3.13.1). A start of 65535 with an end of 0 means
+    /// OPAQUE: the selector matches no port.
     pub start_port: u16,
     /// Last port.
     pub end_port: u16,
@@ -29,8 +29,8 @@ pub struct TrafficSelector {
 }
 
 impl TrafficSelector {
-    /// A selector for any protocol and port of the addresses from `start` to `end`. `None` if they
-    /// are of two families or in the wrong order.
+    /// Makes a selector for any protocol and port of the addresses from `start` to `end`. `None` if
+    /// they have different families or in the wrong order.
     pub fn addresses(start: IpAddr, end: IpAddr) -> Option<Self> {
         let ordered = start <= end && start.is_ipv4() == end.is_ipv4();
         //= RFC 7296 3.13.1 MUST 1: all ports begin at 0
@@ -38,13 +38,13 @@ impl TrafficSelector {
         ordered.then_some(Self { protocol: 0, start_port: 0, end_port: u16::MAX, start, end })
     }
 
-    /// Whether it matches all ports.
+    /// Returns whether it matches all ports.
     //= RFC 7296 3.13.1 MUST 3: ANY
     pub fn any_port(&self) -> bool {
         self.start_port == 0 && self.end_port == u16::MAX
     }
 
-    /// What both selectors match. `None` if that is nothing (RFC 7296 2.9).
+    /// The intersection of both selectors. `None` if it is empty (RFC 7296 2.9).
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         let protocol = match (self.protocol, other.protocol) {
             (0, protocol) | (protocol, 0) => protocol,
@@ -58,7 +58,7 @@ impl TrafficSelector {
         let (start_port, end_port) = match (self.any_port(), other.any_port()) {
             (true, _) => (other.start_port, other.end_port),
             (_, true) => (self.start_port, self.end_port),
-            // OPAQUE is within itself and "any" only.
+            // OPAQUE intersects only with itself and with "any".
             _ if self.start_port > self.end_port || other.start_port > other.end_port => {
                 let same = self.start_port == other.start_port && self.end_port == other.end_port;
                 same.then_some((self.start_port, self.end_port))?
@@ -71,12 +71,12 @@ impl TrafficSelector {
         (start <= end).then_some(Self { protocol, start_port, end_port, start, end })
     }
 
-    /// Whether this selector matches everything that `other` matches.
+    /// Returns whether this selector matches everything that `other` matches.
     pub fn contains(&self, other: &Self) -> bool {
         self.intersection(other).as_ref() == Some(other)
     }
 
-    /// Its addresses as the fewest networks.
+    /// The smallest set of networks that covers the addresses.
     pub fn networks(&self) -> Vec<IpNetwork> {
         let (mut next, last, bits) = match (self.start, self.end) {
             (IpAddr::V4(start), IpAddr::V4(end)) => (u128::from(u32::from(start)), u128::from(u32::from(end)), 32),
@@ -131,7 +131,7 @@ pub(crate) fn encode_selectors(selectors: &[TrafficSelector], out: &mut Vec<u8>)
 }
 
 /// Reads the contents of a Traffic Selector payload. Selectors of other types (labels, RFC 9478)
-/// are left out. That narrows the offer: what we do not understand, we do not accept.
+/// are left out. That narrows the offer to the selectors that we understand.
 pub(crate) fn read_selectors(reader: &mut Reader<'_>) -> Result<Vec<TrafficSelector>, InvalidMessage> {
     let stated = reader.u8()?;
     //= RFC 7296 3.13 MUST 2: RESERVED is ignored

@@ -1,5 +1,5 @@
-//! Two honest ends, and an attacker between them who sees everything and adds datagrams, but cannot
-//! hold any back.
+//! Tests two honest ends with an attacker between them who sees all datagrams and adds more, but
+//! cannot block any.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,12 +13,12 @@ use proptest::sample::Index;
 use crate::kernel::Kernel;
 use crate::peer;
 
-/// What the attacker adds to a datagram that passes.
+/// An attack that accompanies a datagram that passes.
 #[derive(Debug, Clone)]
 enum Addition {
     /// The datagram with some octets changed, to the same receiver.
     Mutilated(Vec<(Index, u8)>),
-    /// Its beginning only.
+    /// Only the beginning of the datagram.
     Cut(Index),
     /// The same datagram again.
     Again,
@@ -74,8 +74,8 @@ impl ForwardedPath {
         }
     }
 
-    /// Delivers datagrams until neither end sends any more, with an addition before or after each
-    /// one.
+    /// Delivers datagrams until neither end sends more of them, with an addition before or after
+    /// each one.
     fn carry(&mut self, additions: &[Addition], before: bool) {
         let mut additions = additions.iter().cycle();
         let mut queue = self.collect();
@@ -181,7 +181,7 @@ proptest! {
         endpoint.connect(&peer::honest(0).name, path.now, kernel);
         path.carry(&additions, true);
         path.wait(Duration::from_secs(20), &additions, true);
-        // The attacker has stopped, and the owner asks for the peer again.
+        // The attacker has stopped, and the owner connects to the peer again.
         let now = path.now;
         let (endpoint, kernel, _) = &mut path.ends[0];
         endpoint.connect(&peer::honest(0).name, now, kernel);

@@ -1,4 +1,4 @@
-//! What is reported about malformed packets and failed authentications. Nothing is left of them,
+//! Tests the reports about malformed packets and failed authentications. No state is left of them,
 //! and a flood does not fill a log.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use edge_ike::wire::{Message, Notify, NotifyType, Payload, Payloads};
 
 use crate::peer::{self, Hostile, World};
 
-/// An IKE_SA_INIT request that `change` has changed.
+/// Makes an IKE_SA_INIT request, changed by `change`.
 fn first_request(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut datagram = Hostile::first_request(1);
     change(&mut datagram);
@@ -118,7 +118,7 @@ fn a_wrong_secret_is_told_and_leaves_nothing_behind() {
     let [error] = world.errors.as_slice() else { panic!("one error: {:?}", world.errors) };
     assert_eq!((error.exchange, error.kind), ("IKE_AUTH", PeerErrorKind::AuthenticationFailed));
     assert!(error.detail.contains("compare the pre-shared key on both sides"), "{error}");
-    // The last answer is repeated for a while, should it have been lost.
+    // The last answer is repeated for some time, in case it was lost.
     world.wait(Duration::from_secs(15));
     world.assert_untouched();
 }

@@ -11,11 +11,11 @@ pub(crate) struct Kernel {
     seed: u64,
     generous: bool,
     next_spi: u32,
-    /// Reserved SPIs that no SA has yet.
+    /// Reserved SPIs that belong to no SA yet.
     pub(crate) reserved: BTreeSet<u32>,
     /// Inbound SAs.
     pub(crate) inbound: BTreeSet<u32>,
-    /// The one outbound SA of each peer.
+    /// The outbound SA of each peer, at most one.
     pub(crate) outbound: BTreeMap<PeerName, ChildId>,
 }
 
@@ -24,12 +24,12 @@ impl Kernel {
         Self { seed, next_spi: 0x2000, ..Self::default() }
     }
 
-    /// A kernel that never refuses an SPI.
+    /// Makes a kernel that never refuses an SPI.
     pub(crate) fn generous(seed: u64) -> Self {
         Self { generous: true, ..Self::new(seed) }
     }
 
-    /// Whether nothing is left.
+    /// Returns whether no SA and no reservation is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.reserved.is_empty() && self.inbound.is_empty() && self.outbound.is_empty()
     }
@@ -73,7 +73,7 @@ impl Kernel {
 impl Environment for Kernel {
     fn fill_random(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
-            // xorshift64: the same in every run of a seed.
+            // xorshift64, which gives the same numbers in every run with the same seed.
             self.seed ^= self.seed << 13;
             self.seed ^= self.seed >> 7;
             self.seed ^= self.seed << 17;
@@ -84,7 +84,7 @@ impl Environment for Kernel {
         1_800_000_000
     }
     fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
-        // Now and then the kernel refuses.
+        // Sometimes the kernel refuses.
         let mut chance = [0];
         self.fill_random(&mut chance);
         if chance[0] < 12 && !self.generous {

@@ -1,5 +1,6 @@
-//! A hostile peer that knows the secret, and a stranger that does not. Whatever they send: nothing
-//! panics, events never contradict each other, nothing piles up, and in the end nothing is left.
+//! Tests a hostile peer that knows the secret, and an attacker that does not. Whatever they send,
+//! the endpoint never panics, its events never contradict each other, its state does not grow
+//! without bound, and in the end no state is left.
 
 mod eavesdropper;
 mod error_reports;
@@ -23,20 +24,19 @@ use proptest::sample::Index;
 enum Step {
     /// An authentic request of any exchange, with any payloads.
     Request(u8, Vec<Part>),
-    /// An authentic response, whether or not we sent a request.
+    /// An authentic response, even if we sent no request.
     Answer(u8, u32, Vec<Part>),
     /// A request in fragments.
     Fragments(Vec<Part>),
-    /// The peer's last datagrams again, one octet changed.
+    /// The peer's last datagrams again, with one octet changed.
     Mutilated(Index, u8),
     /// The peer's last datagrams again.
     Again,
-    /// Time passes, milliseconds.
+    /// A period of time, milliseconds.
     Wait(u64),
-    /// Our owner gives a command.
+    /// A command of our owner.
     Owner(u8),
-    /// We rekey the CHILD_SA, and the peer answers; before that it may ask for something of its
-    /// own.
+    /// We rekey the CHILD_SA, and the peer answers. Before that it may send its own request.
     Crossing(Option<Vec<Part>>, Vec<Part>),
     /// The peer begins again, with or without INITIAL_CONTACT.
     Begin(bool),
@@ -50,15 +50,15 @@ enum Part {
     Rekey(u8),
     /// DELETE for such SPIs.
     Delete(Vec<u8>),
-    /// A good ESP proposal with an SPI of the peer's.
+    /// A good ESP proposal with one of the peer's SPIs.
     Esp(bool),
-    /// A good IKE proposal with an SPI of the peer's.
+    /// A good IKE proposal with one of the peer's SPIs.
     Ike(u64),
     /// A good public key.
     Key,
-    /// A nonce: all of one octet, so that it is lower or higher than ours.
+    /// A nonce whose octets are all the same, so that it is lower or higher than ours.
     Nonce(u8),
-    /// Selectors for everything.
+    /// Selectors for all traffic.
     Everything,
     /// The peer's true identity.
     Identity,
@@ -151,7 +151,7 @@ fn part() -> impl Strategy<Value = Part> {
     ]
 }
 
-/// The parts of well-formed requests, so that steps get past the first check.
+/// The parts of well-formed requests, so that steps pass the first checks.
 fn parts() -> impl Strategy<Value = Vec<Part>> {
     let rekey_child = (any::<u8>(), any::<u8>(), any::<bool>()).prop_map(|(old, nonce, key)| {
         let key = key.then_some(Part::Key);
@@ -169,7 +169,7 @@ fn parts() -> impl Strategy<Value = Vec<Part>> {
     ]
 }
 
-/// What may be answered to our CREATE_CHILD_SA.
+/// Possible answers to our CREATE_CHILD_SA.
 fn child_answer() -> impl Strategy<Value = Vec<Part>> {
     let agreed = any::<u8>().prop_map(|nonce| vec![Part::Esp(true), Part::Nonce(nonce), Part::Key, Part::Everything]);
     prop_oneof![3 => agreed, 2 => refusal().prop_map(|refusal| vec![refusal]), 1 => parts()]

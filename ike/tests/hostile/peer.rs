@@ -1,5 +1,5 @@
-//! The endpoint under attack, and the hostile peer. The peer is made of the public parts of the
-//! library, so that it can send what no honest endpoint sends.
+//! The endpoint under attack, and the hostile peer. The peer uses the public parts of the library
+//! directly, so that it can send messages that no honest endpoint sends.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -49,7 +49,7 @@ fn our_id() -> Identity {
 
 const SUITE: IkeSuite = IkeSuite { cipher: Cipher::Aes128Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
 
-/// A good IKE proposal.
+/// Makes a good IKE proposal.
 pub(crate) fn ike(spi: u64) -> Proposal {
     let transforms =
         vec![Transform::encryption(SUITE.cipher), Transform::prf(SUITE.prf), Transform::group(SUITE.group)];
@@ -57,7 +57,7 @@ pub(crate) fn ike(spi: u64) -> Proposal {
     Proposal { number: 1, protocol: Protocol::Ike, spi, transforms }
 }
 
-/// A good ESP proposal.
+/// Makes a good ESP proposal.
 pub(crate) fn esp(spi: u32, group: bool) -> Proposal {
     let mut transforms = vec![Transform::encryption(Cipher::Aes128Gcm16), Transform::sequence_numbers(false)];
     transforms.extend(group.then(|| Transform::group(Group::X25519)));
@@ -73,7 +73,7 @@ pub(crate) struct World {
     pub(crate) endpoint: Endpoint,
     pub(crate) kernel: Kernel,
     pub(crate) cookies: usize,
-    /// Errors that were reported.
+    /// The reported errors.
     pub(crate) errors: Vec<PeerError>,
     pub(crate) sent: VecDeque<Vec<u8>>,
     now: Instant,
@@ -115,7 +115,7 @@ impl World {
         let _ = format!("{:?}", self.endpoint.snapshot());
     }
 
-    /// Lets time pass, doing what is due.
+    /// Lets time pass, and handles deadlines as they come.
     pub(crate) fn wait(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(at) = self.endpoint.poll_timeout().filter(|at| *at <= end) {
@@ -126,7 +126,7 @@ impl World {
         self.now = end;
     }
 
-    /// The owner gives one of its commands.
+    /// Runs one of the owner's commands.
     pub(crate) fn owner(&mut self, what: u8) {
         let (now, kernel) = (self.now, &mut self.kernel);
         match what % 7 {
@@ -145,13 +145,13 @@ impl World {
         self.drain();
     }
 
-    /// Lets the endpoint begin.
+    /// Makes the endpoint begin.
     pub(crate) fn begin(&mut self) {
         self.endpoint.connect(&name(), self.now, &mut self.kernel);
         self.drain();
     }
 
-    /// Removes the peer, and lets time pass until nothing is due any more.
+    /// Removes the peer, and lets time pass until no deadline is left.
     pub(crate) fn remove_all(&mut self) {
         self.endpoint.remove_peer(&name(), self.now, &mut self.kernel);
         self.drain();
@@ -159,13 +159,13 @@ impl World {
         assert_eq!(self.endpoint.poll_timeout(), None, "nothing is waited for");
     }
 
-    /// Checks that nothing is left in the kernel and nothing is due.
+    /// Checks that the kernel holds no state, and that no deadline is left.
     pub(crate) fn assert_untouched(&self) {
         assert!(self.kernel.is_empty(), "{:?}", self.kernel);
         assert_eq!(self.endpoint.poll_timeout(), None, "nothing is waited for");
     }
 
-    /// An SPI that we send with, or have sent with, or never had.
+    /// Returns an SPI with which we send, or with which we have sent, or an unknown one.
     pub(crate) fn outbound_spi(&self, which: u8) -> u32 {
         let newest = self.outbound_spis.iter().rev().nth(usize::from(which));
         newest.copied().unwrap_or(u32::from(which))
@@ -213,7 +213,7 @@ pub(crate) fn address(us: usize) -> SocketAddr {
     if us == 0 { ours() } else { theirs() }
 }
 
-/// The peer of an honest end.
+/// The configuration of the peer of an honest end.
 pub(crate) fn honest(us: usize) -> PeerConfig {
     let names = ["a.example", "b.example"];
     PeerConfig {
@@ -237,20 +237,20 @@ pub(crate) struct Hostile {
 }
 
 impl Hostile {
-    /// A first request, as anybody can send it.
+    /// Makes a first request, which anybody can send.
     pub(crate) fn first_request(initiator_spi: u64) -> Vec<u8> {
         let mut kernel = Kernel::new(initiator_spi);
         let key = InitiatorKeyExchange::start(Group::X25519, &mut kernel).unwrap();
         init(initiator_spi, &key, None).encode()
     }
 
-    /// Begins honestly and authenticates. `None`: the endpoint refused, as happens when the kernel
-    /// gives no SPI.
+    /// Begins honestly and authenticates. `None`: the endpoint refused, which happens if the kernel
+    /// reserves no SPI.
     pub(crate) fn establish(world: &mut World, initial_contact: bool) -> Option<Self> {
         Self::establish_by(PSK, world, initial_contact)
     }
 
-    /// As [`Self::establish`], with this pre-shared key.
+    /// Does the same as [`Self::establish`], with this pre-shared key.
     pub(crate) fn establish_by(psk: &[u8], world: &mut World, initial_contact: bool) -> Option<Self> {
         Self::establish_as(psk, world, |payloads| {
             if initial_contact {
@@ -259,7 +259,7 @@ impl Hostile {
         })
     }
 
-    /// As [`Self::establish_by`], with an IKE_AUTH that is changed like this.
+    /// Does the same as [`Self::establish_by`], with an IKE_AUTH that is changed by `change`.
     pub(crate) fn establish_as(psk: &[u8], world: &mut World, change: impl FnOnce(&mut Payloads)) -> Option<Self> {
         world.sent.clear();
         let spi = 0x7777_0000_0000_0000
@@ -308,13 +308,13 @@ impl Hostile {
         world.sent.iter().any(accepted).then_some(hostile)
     }
 
-    /// An ESP SPI of its own.
+    /// Chooses a new ESP SPI.
     pub(crate) fn fresh_spi(&self) -> u32 {
         self.spi.set(self.spi.get() + 1);
         self.spi.get()
     }
 
-    /// A public key. Which one does not matter: a hostile peer does not want to understand us.
+    /// Makes a public key. Any key will do, since a hostile peer need not decrypt our messages.
     pub(crate) fn key(&self) -> KeyExchange {
         InitiatorKeyExchange::start(Group::X25519, &mut Kernel::new(0x1234)).unwrap().payload()
     }
@@ -332,7 +332,7 @@ impl Hostile {
         self.send(sealed, world);
     }
 
-    /// Answers our newest request, or one `back` messages before or after it.
+    /// Answers our newest request, or the one `back` messages before or after it.
     pub(crate) fn answer(&mut self, exchange: ExchangeType, back: u32, payloads: &Payloads, world: &mut World) {
         let ours = world.sent.iter().rev().filter_map(|sent| Header::decode(sent).ok());
         let newest = ours.filter(|header| !header.response).map(|header| header.message_id).next().unwrap_or(0);
@@ -341,7 +341,7 @@ impl Hostile {
         self.send(sealed, world);
     }
 
-    /// Sends its last datagrams again, changed.
+    /// Sends the last datagrams again, changed.
     pub(crate) fn again(&mut self, world: &mut World, change: impl Fn(&mut Vec<u8>)) {
         for mut datagram in self.last.clone() {
             change(&mut datagram);
@@ -369,7 +369,7 @@ impl Hostile {
 }
 
 impl World {
-    /// The answer to the IKE_SA_INIT request of that SPI.
+    /// Returns the answer to the IKE_SA_INIT request with this SPI.
     fn reply_to(&self, spi: u64) -> Option<Vec<u8>> {
         let is =
             |sent: &&Vec<u8>| Header::decode(sent).is_ok_and(|header| header.initiator_spi == spi && header.response);
@@ -398,8 +398,8 @@ fn init(spi: u64, key: &InitiatorKeyExchange, cookie: Option<Vec<u8>>) -> Messag
     Message { header, payloads: cookie.into_iter().chain(rest).collect() }
 }
 
-/// Answers everything that the endpoint has sent: IKE_SA_INIT honestly or not, everything after it
-/// authentically but with any payloads.
+/// Answers all messages of the endpoint: IKE_SA_INIT honestly or not, and all later messages
+/// authentically but with arbitrary payloads.
 pub(crate) fn answer_anything(
     world: &mut World,
     shape: u8,
@@ -454,7 +454,7 @@ pub(crate) fn answer_anything(
     }
 }
 
-/// A message in clear with any header.
+/// Makes a message in clear with any header.
 pub(crate) fn in_clear(spis: [u8; 16], exchange: u8, [flags, _, _, id]: [u8; 4], payloads: Payloads) -> Vec<u8> {
     let (initiator, responder) = spis.split_at(8);
     let number = |octets: &[u8]| u64::from_be_bytes(octets.try_into().unwrap());

@@ -1,4 +1,4 @@
-//! Certificates: both roles, fragments, and certificates that must be refused.
+//! Tests certificates: both roles, fragments, and certificates that must be refused.
 
 use edge_ike::config::CertificateAuth;
 use edge_ike::event::PeerErrorKind;
@@ -40,12 +40,13 @@ impl Authority {
         Auth::Certificate(self.issue(name, algorithm, |_| {}))
     }
 
-    /// A certificate whose notBefore is in this year.
+    /// Issues a certificate whose notBefore is in this year.
     fn certify_in(&self, year: i32, name: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Auth {
         Auth::Certificate(self.issue(name, algorithm, |params| params.not_before = date_time_ymd(year, 1, 1)))
     }
 
-    /// As the controller makes them: the name, the role, and the usages of a node.
+    /// Issues a certificate like the controller's: with the name, the role, and the usages of a
+    /// node.
     fn certify_node(&self, role: &str, name: &str) -> CertificateAuth {
         self.issue(name, &PKCS_ED25519, |params| {
             params.subject_alt_names.insert(0, SanType::URI(uri(role, name).try_into().unwrap()));
@@ -63,7 +64,8 @@ impl Authority {
         let key = KeyPair::generate_for(algorithm).unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2000, 1, 1);
-        // As large as real ones are, so that IKE_AUTH does not fit one datagram.
+        // The certificate is as large as real ones, so that IKE_AUTH does not fit into one
+        // datagram.
         let filling = (0..12).map(|i| SanType::URI(format!("urn:example:{i}:{}", "x".repeat(60)).try_into().unwrap()));
         params.subject_alt_names.extend(filling);
         change(&mut params);
@@ -83,7 +85,7 @@ fn uri(role: &str, name: &str) -> String {
     format!("edge-cni://{role}/{name}")
 }
 
-/// What a node requires of its peer: this name in this role.
+/// Sets a node's requirements for its peer: this name in this role.
 fn of(role: &str, name: &str, auth: CertificateAuth) -> Auth {
     Auth::Certificate(CertificateAuth {
         remote_uri: Some(uri(role, name)),
@@ -114,7 +116,7 @@ fn certificates_prove_both_ends_in_fragments_despite_loss() {
         pair.network.run_for(30 * SECOND);
         pair.assert_connected();
         assert!(pair.network.wire.iter().all(|(_, _, octets)| octets.len() <= 1232));
-        // SKF (RFC 7383) is payload type 53, named by the header behind the marker.
+        // SKF (RFC 7383) is payload type 53, which the header after the marker states.
         assert!(pair.network.wire.iter().any(|(_, to, octets)| to.port() == 4500 && octets[4 + 16] == 53));
         let up = pair.network.nodes[pair.a].events.iter().find_map(|(_, event)| match event {
             Event::IkeUp { details, .. } => Some(details.authentication.clone()),
@@ -138,7 +140,7 @@ fn both_ends_starting_at_once_with_certificates_end_with_one_ike_sa_and_no_gap()
     }
 }
 
-/// What the end whose authentication was refused reports.
+/// Parts of the error that the end whose authentication was refused reports.
 const NOT_ACCEPTED: &[&str] =
     &["the peer does not accept that we are", "certificates and the identities on both sides"];
 
@@ -164,8 +166,8 @@ fn an_initiator_that_does_not_believe_the_responder_tells_it_and_both_are_rid_of
     let Refused { a, b, network } = pair(1, LinkQuality::RELIABLE, a, b).refused();
     a.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "CN=Another CA", "none of our trust anchors"]);
     b.is(PeerErrorKind::RefusedByPeer, NOT_ACCEPTED);
-    // a tells b, so b does not wait for a timeout: it knows within the time that a packet takes
-    // there and back.
+    // a notifies b, so b does not wait for a timeout: the notification arrives within one round
+    // trip.
     let ups = network.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeUp { .. }));
     let downs = network.nodes[1].events.iter().filter(|(_, event)| matches!(event, Event::IkeDown { .. }));
     let mut lasted = ups.zip(downs).map(|((up, _), (down, _))| *down - *up);
@@ -273,8 +275,8 @@ fn with(mut auth: Auth, change: impl FnOnce(&mut CertificateAuth)) -> Auth {
     auth
 }
 
-/// What a node has after its authority was rolled over from `old` to `new`: a certificate of the
-/// new one, and the cross-certificate from the old one.
+/// The credentials of a node after the rollover of its authority from `old` to `new`: a certificate
+/// of the new authority, and the cross-certificate from the old one.
 fn rolled_over(name: &str, old: &Authority, new: &Authority) -> Auth {
     with(new.certify(name, &PKCS_ED25519), |auth| {
         auth.chain.push(old.cross(new));
@@ -314,8 +316,8 @@ fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
         let retired = |auth: Auth| with(auth, |auth| auth.trust_anchors.truncate(1));
         let (a, b) = (rolled_over("a.example", &old, &new), rolled_over("b.example", &old, &new));
-        // One end after the other learns the new authority, gets a new certificate, and learns that
-        // the old authority is retired.
+        // One end after the other trusts the new authority and gets a new certificate, and then no
+        // longer trusts the old authority.
         for (of_a, auth) in [(true, a.clone()), (false, b.clone()), (true, retired(a)), (false, retired(b))] {
             if of_a {
                 pair.a_config.auth = auth;

@@ -1,5 +1,5 @@
-//! What changes while tunnels are up: addresses, NAT mappings, configurations, peers that die and
-//! come back.
+//! Tests changes while tunnels are up: addresses, NAT mappings, configurations, and peers that fail
+//! and return.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
         pair.traffic(10 * SECOND);
         pair.assert_connected();
         pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
-        // Packets to the old mapping are lost until the liveness check (after 4 s) shows the new
+        // Packets to the old mapping are lost until the liveness check (after 4 s) reveals the new
         // one.
         pair.network.working.clear();
         pair.traffic(6 * SECOND);
@@ -93,8 +93,8 @@ fn a_changed_address_of_ours_replaces_the_ike_sa_at_once_where_none_is() {
     pair.assert_connected();
 }
 
-/// `b` gets another address behind a firewall that lets in only what was asked for, so it cannot
-/// call `a`, and `a` learns the address from its configuration.
+/// Moves `b` to another address, behind a firewall that lets in only answers. `b` cannot reach `a`,
+/// and `a` gets the address from its configuration.
 fn move_b(pair: &mut Pair, new: &'static str) {
     let address = new.parse().unwrap();
     let mut called = false;
@@ -142,7 +142,7 @@ fn a_peer_whose_addresses_change_all_the_time_does_not_make_us_send_more() {
         pair.network.run_for(SECOND / 4);
     }
     let wrong = pair.network.wire.iter().filter(|(_, to, _)| to.ip().to_string().starts_with("10.0.1.")).count();
-    // An attempt in ten seconds, of a few transmissions to one address.
+    // There is one attempt in ten seconds, with a few transmissions to one address.
     assert!((1..=6 * 5).contains(&wrong), "{wrong}");
     pair.assert_connected();
 }
@@ -185,7 +185,7 @@ fn a_peer_that_restarts_replaces_what_it_has_forgotten() {
         pair.network.run_for(5 * SECOND);
         pair.assert_connected();
         // The agent restarts with a new endpoint. With `keep_existing` its kernel still has the
-        // SAs; here they are gone in any case.
+        // SAs; in this test they are gone in any case.
         pair.network.restart(pair.a);
         pair.a_config.keep_existing = keep;
         pair.start_a();

@@ -1,5 +1,5 @@
-//! Several CHILD_SAs under one IKE SA (RFC 7296 1.3.1): each comes up, is rekeyed and goes by
-//! itself.
+//! Tests several CHILD_SAs under one IKE SA (RFC 7296 1.3.1). Each is made, rekeyed and deleted
+//! independently.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND, with_children};
 
 impl Pair {
-    /// What a node sends with, by purpose.
+    /// The CHILD_SAs with which a node sends, by purpose.
     fn outbound(&self, node: usize) -> Vec<(Purpose, ChildId)> {
         let peer = if node == self.a { &self.b_name } else { &self.a_name };
         let tunnel = &self.network.nodes[node].host.kernel.tunnels[peer];
         tunnel.outbound.iter().map(|(purpose, sa)| (purpose.clone(), sa.id)).collect()
     }
 
-    /// Checks that both ends have one IKE SA, and so many CHILD_SAs with the same SPIs.
+    /// Checks that both ends have one IKE SA, and this number of CHILD_SAs with the same SPIs.
     fn assert_children(&self, count: usize) {
         let spis = |node: usize, peer, swap: bool| -> BTreeSet<(u32, u32)> {
             let outbound = self.network.nodes[node].host.kernel.tunnels[peer].outbound.values();
@@ -117,8 +117,8 @@ pub fn a_new_authentication_makes_all_child_sas_before_the_old_ones_go() {
     }
 }
 
-/// `a` has a child for each pair of two networks on either side, as many appliances do, and `b` one
-/// for all of them.
+/// `a` has a child for each pair of two networks on each side, as many appliances do, and `b` has
+/// one for all of them.
 fn pair_of_pairs(seed: u64, b_begins: bool) -> Pair {
     let mut pair = Pair::new(seed, LinkQuality::REORDERING);
     let networks = |texts: [&str; 2]| texts.map(|text| text.parse().unwrap()).to_vec();

@@ -1,4 +1,4 @@
-//! Establishment: one end begins, or both at once.
+//! Tests establishment by one end, or by both at once.
 
 use edge_ike::endpoint::Phase;
 
@@ -58,8 +58,8 @@ fn of_two_ike_sas_begun_at_once_the_one_begun_by_the_smaller_identity_stays() {
 fn both_ends_starting_at_once_despite_loss_end_with_one_ike_sa_and_no_gap() {
     for seed in 0..120 {
         let mut pair = Pair::new(seed, LinkQuality::LOSSY).both(|config| {
-            // Many transmissions: giving up an IKE SA under loss is right, but not what this test
-            // looks at.
+            // There are many transmissions, since an end that gives up an IKE SA because of loss is
+            // correct, but not the subject of this test.
             config.timing.transmissions = 10;
         });
         pair.start_b();
@@ -92,8 +92,8 @@ fn a_mesh_of_nodes_some_behind_nats_comes_up_when_all_start_at_once_despite_loss
     const NODES: usize = 8;
     for seed in 0..5 {
         let mut network = Network::new(seed, LinkQuality::LOSSY);
-        // Every third node is behind a NAT: it can only begin. Two such nodes cannot reach each
-        // other.
+        // Every third node is behind a NAT, so it can only be the initiator. Two such nodes cannot
+        // reach each other.
         let hidden = |node: usize| node % 3 == 2;
         for node in 0..NODES {
             let nat = hidden(node).then(|| Nat::new(&format!("192.0.2.{node}")));

@@ -19,11 +19,11 @@ use crate::network::{LinkQuality, Nat, Network, Random};
 use crate::oracle::octets::{FLAG_INITIATOR, Header, exchange, notify, payload};
 use crate::peers::{SECOND, name, peer, with_children};
 
-/// Seconds that recovery may take after the network has healed: longer than all waits after
-/// failures, the lifetime of half-open IKE SAs, and the time until a dead IKE SA is noticed.
+/// Maximum time for recovery after the network has healed, seconds. It is longer than all waits
+/// after failures, the lifetime of half-open IKE SAs, and the time until a dead IKE SA is detected.
 const RECOVERY: u64 = 240;
 
-/// A run from a seed.
+/// One run, determined by a seed.
 pub struct Run {
     pub network: Network,
     random: Random,
@@ -38,7 +38,7 @@ pub struct Run {
     homes: Vec<(IpAddr, bool)>,
     /// The configurations of each node.
     configs: Vec<Vec<PeerConfig>>,
-    /// What a stranger has sent: the cookie that came back is returned.
+    /// The number of requests from attackers. If a cookie came back, it is returned.
     strangers: u64,
 }
 
@@ -48,7 +48,7 @@ impl Run {
         let mut moves = Random(seed ^ 0x4555);
         let mobile = moves.chance(60);
         let mut network = Network::new(seed, LinkQuality::RELIABLE);
-        // A part of the runs, so that the other ones stay as they were.
+        // Only a part of the runs uses this, so that the other runs stay the same as before.
         network.report_sources = seed % 8 == 5;
         network.oracle.replay = format!("replay with SEEDS=1 SEED={seed} make soak\n");
         let nodes = 2 + random.below(3) as usize;
@@ -113,7 +113,7 @@ impl Run {
         self.random.below(self.network.nodes.len() as u64) as usize
     }
 
-    /// A node, one of its peers, and its name for it.
+    /// Chooses a node, one of its peers, and its name for that peer.
     fn pair(&mut self) -> Option<(usize, usize, PeerName)> {
         let us = self.node();
         let peers = &self.configs[us];
@@ -122,7 +122,7 @@ impl Run {
         Some((us, them, config.name.clone()))
     }
 
-    /// From the first configuration to rest.
+    /// Runs from the first configuration until all pairs have settled.
     pub fn whole(&mut self) {
         for node in 0..self.network.nodes.len() {
             self.configure(node);
@@ -144,7 +144,7 @@ impl Run {
         self.come_to_rest();
     }
 
-    /// Another quality of the network.
+    /// Changes the quality of the network.
     fn weather(&mut self) {
         let random = &mut self.random;
         self.network.quality = match random.below(4) {
@@ -162,7 +162,7 @@ impl Run {
         };
     }
 
-    /// Something happens.
+    /// Performs a random action.
     fn act(&mut self) {
         let what = self.random.below(28);
         match what {
@@ -177,7 +177,7 @@ impl Run {
                 }
             }
             6..=9 | 25..=27 => {
-                // Both ends of a pair at once.
+                // Both ends of a pair act at once.
                 if let Some((us, them, peer)) = self.pair() {
                     let ours = name(&id(us));
                     for (node, peer) in [(us, peer), (them, ours)] {
@@ -199,7 +199,7 @@ impl Run {
                 }
             }
             11 | 12 => {
-                // A partition, one way or both ways, or the end of all.
+                // A partition in one or both directions, or the end of all partitions.
                 let (a, b) = (self.node(), self.node());
                 if self.random.chance(50) {
                     self.network.cut.clear();
@@ -222,7 +222,8 @@ impl Run {
                 self.configure(node);
             }
             15 => {
-                // It sleeps, and wakes up when much is due. Its wall clock jumps.
+                // The node sleeps, and wakes up when many deadlines have passed. Its wall clock
+                // jumps.
                 let node = self.node();
                 self.network.nodes[node].down = true;
                 let sleep = Duration::from_millis(self.random.below(12_000));
@@ -278,7 +279,7 @@ impl Run {
             return;
         }
         for _ in 0..1 + self.random.below(4) {
-            // What was seen lately is likelier.
+            // Recent datagrams are more likely.
             let back = self.random.below(self.random.clone().below(seen) + 1) + 1;
             let (from, to, mut octets) = self.network.wire[(seen - back) as usize].clone();
             let from = if self.random.chance(70) { stranger(self.random.below(9)) } else { from };
@@ -290,7 +291,7 @@ impl Run {
         }
     }
 
-    /// Strangers send IKE_SA_INIT requests, some with the cookie that they were given, some with
+    /// Attackers send IKE_SA_INIT requests. Some contain the cookie that they were given, some
     /// another one.
     fn flood(&mut self) {
         let node = self.node();
@@ -334,7 +335,7 @@ impl Run {
             }
         }
         for node in 0..self.network.nodes.len() {
-            // Without this some SA is always being rekeyed.
+            // Otherwise some SA is always being rekeyed.
             for config in &mut self.configs[node] {
                 config.timing.child_lifetime = 3600 * SECOND;
                 config.timing.ike_lifetime = 3600 * SECOND;
@@ -347,7 +348,7 @@ impl Run {
         }
     }
 
-    /// Waits until every pair is at rest and agrees.
+    /// Waits until every pair has settled and both ends agree.
     fn come_to_rest(&mut self) {
         let mut unrest = String::new();
         for _ in 0..RECOVERY {
@@ -364,7 +365,7 @@ impl Run {
         );
     }
 
-    /// What is not at rest, if anything is.
+    /// Returns what has not settled, if anything.
     fn unrest(&self) -> Option<String> {
         for (us, configs) in self.configs.iter().enumerate() {
             let kernel = &self.network.nodes[us].host.kernel;
@@ -414,12 +415,12 @@ fn id(node: usize) -> String {
     format!("node-{node}.example")
 }
 
-/// The address of a stranger.
+/// The address of an attacker.
 fn stranger(number: u64) -> SocketAddr {
     SocketAddr::new(std::net::Ipv4Addr::new(203, 0, 113, number as u8 + 1).into(), 500)
 }
 
-/// An IKE_SA_INIT request of a stranger.
+/// Makes an IKE_SA_INIT request of an attacker.
 fn init_request(spi: u64, cookie: Option<&[u8]>) -> Vec<u8> {
     let header = Header {
         spis: (spi, 0),
@@ -430,7 +431,7 @@ fn init_request(spi: u64, cookie: Option<&[u8]>) -> Vec<u8> {
         id: 0,
     };
     let cookie = cookie.map(|cookie| foreign::notification(notify::COOKIE, 0, &[], cookie));
-    // A point of Curve25519 that nobody has the private key of.
+    // A point of Curve25519 whose private key is unknown.
     let mut public = [9; 32];
     public[..8].copy_from_slice(&spi.to_be_bytes());
     let parts = [foreign::ike_proposal(None), foreign::key_exchange(&public), (payload::NONCE, vec![5; 32])];
@@ -441,7 +442,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
-/// Seeds that failed once, and why.
+/// Seeds that once failed, and the reasons.
 const FAILED_ONCE: [(u64, &str); 8] = [
     (1_065, "the waits of a request stopped growing while its IKE SA was superseded"),
     (1_146, "a CHILD_SA was denied that a request had made whose response was late, and it was taken when that came"),
@@ -461,7 +462,8 @@ fn runs_that_failed_once_come_to_rest() {
     }
 }
 
-/// Seeds of a test run: 40 s on two cores. `make soak SEEDS=n` runs more, from `SEED` on.
+/// Number of seeds of a test run, which takes 40 s on two cores. `make soak SEEDS=n` runs more,
+/// starting with `SEED`.
 const SEEDS: u64 = 3000;
 
 #[test]

@@ -1,5 +1,6 @@
-//! A peer that is not ours: an initiator made of the oracle's octets and keys, driven message by
-//! message. It sends what no endpoint of ours sends, and answers when a test says so.
+//! A peer that is not our implementation: an initiator that uses the oracle's code for messages and
+//! keys, and that a test controls message by message. It can send messages that our endpoint never
+//! sends, and answers only on request.
 
 use std::net::SocketAddr;
 
@@ -22,7 +23,7 @@ const OUR_ID: &str = "a.example";
 /// Payloads of this type and above are sent as critical.
 pub const CRITICAL: u8 = 250;
 
-/// The octets of a chain of payloads.
+/// Encodes a chain of payloads.
 fn encode_chain(parts: &[Part]) -> Vec<u8> {
     let next = parts.iter().skip(1).map(|part| part.0).chain([0]);
     let payload = |((kind, body), next): (&Part, u8)| {
@@ -32,25 +33,25 @@ fn encode_chain(parts: &[Part]) -> Vec<u8> {
     parts.iter().zip(next).flat_map(payload).collect()
 }
 
-/// A message in clear.
+/// Makes a message in clear.
 pub fn clear(header: &Header, parts: &[Part]) -> Vec<u8> {
     let inner = encode_chain(parts);
     let first = parts.first().map_or(0, |part| part.0);
     [encode_header(header, first, HEADER_LEN + inner.len()), inner].concat()
 }
 
-/// A Notify payload.
+/// Makes a Notify payload.
 pub fn notification(kind: u16, protocol: u8, spi: &[u8], data: &[u8]) -> Part {
     let front = [protocol, spi.len() as u8];
     (payload::NOTIFY, [front.as_slice(), &kind.to_be_bytes(), spi, data].concat())
 }
 
-/// A Delete payload for one CHILD_SA.
+/// Makes a Delete payload for one CHILD_SA.
 pub fn delete_child(spi: u32) -> Part {
     (payload::DELETE, [[3, 4, 0, 1].as_slice(), &spi.to_be_bytes()].concat())
 }
 
-/// A Security Association payload with one proposal.
+/// Makes a Security Association payload with one proposal.
 fn proposal(protocol: u8, spi: &[u8], transforms: &[(u8, u16, u16)]) -> Part {
     let mut body = vec![1, protocol, spi.len() as u8, transforms.len() as u8];
     body.extend_from_slice(spi);
@@ -93,7 +94,7 @@ pub struct Foreign {
     pub spis: Spis,
     pub keys: Option<Keys>,
     pub next_id: u32,
-    /// Its inbound SPI of the first CHILD_SA, and ours.
+    /// The peer's inbound SPI of the first CHILD_SA, and ours.
     pub child: (u32, u32),
     private: [u8; 32],
     initiator: bool,
@@ -101,12 +102,12 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    /// Where it is.
+    /// The address of the foreign peer.
     pub fn address() -> SocketAddr {
         "198.51.100.7:500".parse().unwrap()
     }
 
-    /// Where our node is.
+    /// The address of our node.
     pub fn ours() -> SocketAddr {
         "10.0.0.1:500".parse().unwrap()
     }
@@ -133,7 +134,7 @@ impl Foreign {
         PublicKey::from(&StaticSecret::from(self.private)).to_bytes()
     }
 
-    /// Sends a datagram, and gives what comes back until the network is quiet.
+    /// Sends a datagram, and returns the answers until the network is quiet.
     pub fn exchange(&mut self, datagram: Vec<u8>) -> Vec<Vec<u8>> {
         self.exchange_from(Self::address(), datagram)
     }
@@ -144,7 +145,7 @@ impl Foreign {
         self.arrived()
     }
 
-    /// What has arrived since the last call.
+    /// Returns the datagrams that have arrived since the last call.
     pub fn arrived(&mut self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.network.outside).into_iter().map(|(.., octets)| octets).collect()
     }
@@ -159,12 +160,12 @@ impl Foreign {
         vec![ike_proposal(None), key_exchange(&self.public()), (payload::NONCE, vec![9; 32])]
     }
 
-    /// The datagram of IKE_SA_INIT with these parts.
+    /// Makes the datagram of IKE_SA_INIT with these parts.
     pub fn init_request(&self, parts: &[Part]) -> Vec<u8> {
         clear(&self.header(exchange::IKE_SA_INIT, false, 0), parts)
     }
 
-    /// An encrypted datagram.
+    /// Makes an encrypted datagram.
     pub fn seal(&mut self, exchange: u8, response: bool, id: u32, parts: &[Part]) -> Vec<u8> {
         self.iv += 1;
         let header = self.header(exchange, response, id);
@@ -172,14 +173,14 @@ impl Foreign {
         self.keys.as_ref().unwrap().seal(header, first, &encode_chain(parts), self.iv).unwrap()
     }
 
-    /// The contents of a datagram of ours.
+    /// Decrypts a datagram of our node.
     pub fn open(&self, datagram: &[u8]) -> Message {
         let header = Header::read(datagram).unwrap();
         let opened = self.keys.as_ref().unwrap().open(!self.initiator, datagram).expect("our keys");
         Message { header, payloads: chain(opened.first, &opened.inner).unwrap() }
     }
 
-    /// Sends the next request, and gives the messages that come back.
+    /// Sends the next request, and returns the messages that come back.
     pub fn request(&mut self, exchange: u8, parts: &[Part]) -> Vec<Message> {
         let datagram = self.seal(exchange, false, self.next_id, parts);
         self.next_id += 1;
@@ -187,19 +188,20 @@ impl Foreign {
         arrived.iter().map(|datagram| self.open(datagram)).collect()
     }
 
-    /// Answers a request of ours.
+    /// Answers a request of our node.
     pub fn answer(&mut self, request: &Message, parts: &[Part]) -> Vec<Message> {
         let datagram = self.seal(request.header.exchange, true, request.header.id, parts);
         let arrived = self.exchange(datagram);
         arrived.iter().map(|datagram| self.open(datagram)).collect()
     }
 
-    /// IKE_SA_INIT and IKE_AUTH with this pre-shared key. The response to IKE_AUTH.
+    /// Performs IKE_SA_INIT and IKE_AUTH with this pre-shared key. Returns the response to
+    /// IKE_AUTH.
     pub fn authenticate(&mut self, psk: &[u8]) -> Message {
         self.authenticate_with(psk, |_| {})
     }
 
-    /// As [`Self::authenticate`], with changed payloads of IKE_AUTH.
+    /// Does the same as [`Self::authenticate`], with changed payloads of IKE_AUTH.
     pub fn authenticate_with(&mut self, psk: &[u8], change: impl FnOnce(&mut Vec<Part>)) -> Message {
         let request = self.init_request(&self.init_parts());
         let response = self.exchange(request.clone()).remove(0);
@@ -226,13 +228,13 @@ impl Foreign {
         self.request(exchange::IKE_AUTH, &parts).remove(0)
     }
 
-    /// With an IKE SA and a CHILD_SA.
+    /// Makes a foreign peer with an IKE SA and a CHILD_SA.
     pub fn established(seed: u64, change: impl FnOnce(&mut PeerConfig)) -> Self {
         let mut foreign = Self::new(seed, change);
         let response = foreign.authenticate(PSK);
         foreign.child.1 = response.proposals()[0].spi32();
         assert_ne!(foreign.child.1, 0, "{response:?}");
-        // Our liveness check of a new IKE SA, and what is said before it.
+        // Answers our liveness check of a new IKE SA, and the messages before it.
         foreign.network.run_for(SECOND / 50);
         for datagram in foreign.arrived() {
             let message = foreign.open(&datagram);
@@ -267,7 +269,7 @@ impl Foreign {
         vec![ike_proposal(Some(spi)), (payload::NONCE, vec![0xdd; 32]), key_exchange(&self.public())]
     }
 
-    /// Uses the IKE SA that a rekey made from now on.
+    /// Switches to the IKE SA that a rekey made.
     pub fn take_rekeyed(&mut self, response: &Message, spi: u64) {
         let (_, theirs) = response.key_exchange().unwrap();
         let theirs: [u8; 32] = theirs.try_into().unwrap();
@@ -280,7 +282,7 @@ impl Foreign {
         self.next_id = 0;
     }
 
-    /// Our node is asked to rekey its CHILD_SA. Its request.
+    /// Makes our node rekey its CHILD_SA. Returns its request.
     pub fn rekey_of_ours(&mut self) -> Message {
         let name = self.config.name.clone();
         assert!(self.network.call(0, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));

@@ -1,5 +1,5 @@
-//! A model of what the owner does in the kernel. It carries out events to the letter and panics at
-//! those that do not fit.
+//! A model of the owner's work in the kernel. It carries out events literally, and panics at events
+//! that do not match its state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose, Secret};
 
-/// What an ESP packet carries in this model.
+/// The contents of an ESP packet in this model.
 #[derive(Debug, Clone)]
 pub struct Esp {
     pub spi: u32,
@@ -17,18 +17,18 @@ pub struct Esp {
 #[derive(Debug, Default)]
 pub struct InstalledSas {
     pub inbound: BTreeMap<ChildId, Arc<ChildSa>>,
-    /// The one of each purpose that is sent with.
+    /// The CHILD_SA of each purpose with which packets are sent.
     pub outbound: BTreeMap<Purpose, Arc<ChildSa>>,
 }
 
 impl InstalledSas {
-    /// The SA that is sent with, if there is one for everything.
+    /// The SA with which packets are sent, if there is one for all traffic.
     pub fn sole_outbound(&self) -> Option<&Arc<ChildSa>> {
         assert!(self.outbound.len() <= 1, "several CHILD_SAs are sent with");
         self.outbound.values().next()
     }
 
-    /// Sends with `new`, and with what `old` says until now.
+    /// Starts to send with `new`, and checks that `old` is the one used until now.
     fn switch(&mut self, old: Option<ChildId>, new: &Arc<ChildSa>) {
         let before = self.outbound.insert(new.purpose.clone(), Arc::clone(new));
         assert_eq!(before.map(|sa| sa.id), old, "switched from what is sent with");
@@ -57,7 +57,7 @@ impl Kernel {
         assert!(self.reserved.remove(&spi), "released an SPI that is not reserved: {spi:x}");
     }
 
-    /// The node forgets its SAs. SPIs are not reserved twice.
+    /// Removes all SAs of the node. SPIs that were reserved before are not used again.
     pub fn restart(&mut self) {
         *self = Self { next_spi: self.next_spi, ..Self::default() };
     }
@@ -120,7 +120,7 @@ impl Kernel {
         outbound.map(|(purpose, sa)| (purpose.clone(), packet(sa))).collect()
     }
 
-    /// The peer from which it is, if this node can decrypt it.
+    /// Returns the peer that sent a packet, if this node can decrypt it.
     pub fn decrypts(&self, esp: &Esp) -> Option<PeerName> {
         let has = |tunnel: &InstalledSas| {
             tunnel.inbound.values().any(|sa| sa.inbound_spi == esp.spi && sa.inbound_key == esp.key)

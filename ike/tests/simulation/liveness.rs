@@ -1,5 +1,5 @@
-//! Signs of life if the owner reports ESP (RFC 7296 2.4): an idle peer is seldom asked, a busy
-//! one never, and one that does not answer soon.
+//! Tests liveness checks if the owner reports ESP (RFC 7296 2.4): an idle peer is checked seldom, a
+//! busy one never, and one that does not answer soon.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ fn connected(seed: u64) -> Pair {
     pair
 }
 
-/// IKE messages and NAT keepalives that both ends have sent.
+/// The numbers of IKE messages and of NAT keepalives that both ends have sent.
 fn sent(pair: &Pair) -> (usize, usize) {
     let (keepalives, messages): (Vec<_>, Vec<_>) =
         pair.network.wire.iter().partition(|(_, _, octets)| octets.as_slice() == [0xff]);
     (messages.len(), keepalives.len())
 }
 
-/// When `a` gave its peer up.
+/// The time at which `a` gave its peer up.
 fn given_up(pair: &Pair) -> Option<Duration> {
     pair.network.nodes[pair.a].events.iter().find_map(|(at, event)| match event {
         Event::IkeDown { reason: DownReason::Timeout, .. } => Some(*at),
@@ -33,7 +33,7 @@ fn given_up(pair: &Pair) -> Option<Duration> {
     })
 }
 
-/// ESP every few milliseconds from `a`, and from `b` if that is up.
+/// Sends ESP every few milliseconds from `a`, and from `b` if that is up.
 fn traffic_unwatched(pair: &mut Pair, time: Duration) {
     let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
     pair.network.run_with_traffic(time, (pair.a, &a_name), (pair.b, &b_name));
@@ -45,9 +45,9 @@ pub fn an_idle_peer_is_asked_every_two_minutes() {
     let mut pair = connected(1);
     pair.network.run_for(1200 * SECOND);
     let (messages, keepalives) = sent(&pair);
-    // 10 to 11 checks of two messages, by whichever end is first.
+    // There are 10 to 11 checks of two messages each, by the end whose deadline is first.
     assert!((20..=24).contains(&messages), "{messages} messages");
-    // Every 20 s from both ends, less often after a check.
+    // Keepalives come every 20 s from both ends, less often after a check.
     assert!((90..=120).contains(&keepalives), "{keepalives} keepalives");
     pair.assert_connected();
 }
@@ -58,7 +58,7 @@ pub fn a_peer_whose_esp_arrives_is_not_asked_and_its_mapping_not_kept_alive() {
     let mut pair = connected(2);
     pair.traffic(90 * SECOND);
     assert_eq!(sent(&pair), (0, 0));
-    // A silent IKE daemon behind a kernel that goes on sending is noticed all the same.
+    // An IKE daemon that is silent while its kernel continues to send is detected all the same.
     pair.traffic(60 * SECOND);
     assert_eq!(sent(&pair).0, 2);
     pair.assert_connected();
@@ -96,7 +96,7 @@ pub fn the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check() {
 #[test]
 pub fn a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost() {
     let mut pair = connected(4);
-    // A full uplink, at its worst.
+    // The worst case of a full uplink.
     pair.network.tap = Some(Box::new(|_, _, _| false));
     let b_name = pair.b_name.clone();
     pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b_name, now, env));
@@ -132,7 +132,7 @@ pub fn an_ike_sa_that_a_restarted_peer_has_forgotten_goes_soon_after_its_success
             pair.assert_connected();
             let busy = pair.network.random.below(3000);
             pair.traffic(Duration::from_millis(busy));
-            // Its kernel goes on with the SAs, so it does not send INITIAL_CONTACT.
+            // The kernel keeps using the SAs, so the node does not send INITIAL_CONTACT.
             pair.network.watch = false;
             pair.network.restart(pair.b);
             pair.b_config.keep_existing = true;
@@ -147,7 +147,7 @@ pub fn an_ike_sa_that_a_restarted_peer_has_forgotten_goes_soon_after_its_success
             for node in &pair.network.nodes {
                 assert_eq!(node.host.kernel.ike_sas.len(), 1, "{}", pair.network.history());
             }
-            // Until nothing lingers.
+            // Traffic continues until no CHILD_SA lingers.
             traffic_unwatched(&mut pair, 10 * SECOND);
             pair.assert_connected();
         }

@@ -1,4 +1,4 @@
-//! What the library writes to a log at the most talkative level.
+//! Tests the library's log output at the most verbose level.
 
 use std::io;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::certificates::Authority;
 use crate::network::LinkQuality;
 use crate::peers::{PSK, Pair, SECOND};
 
-/// What was logged.
+/// The log output.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -26,7 +26,7 @@ impl io::Write for Log {
     }
 }
 
-/// The forms in which octets may show in text, in lower case.
+/// The forms in which octets may appear in text, in lower case.
 fn forms(octets: &[u8]) -> [String; 4] {
     let joined = |form: fn(&u8) -> String, between: &str| octets.iter().map(form).collect::<Vec<_>>().join(between);
     [
@@ -60,8 +60,8 @@ fn whole_life(mut pair: Pair) -> Vec<Secret> {
     keys(&pair)
 }
 
-/// In a process of its own: `tracing` caches which events are wanted for the whole process, and
-/// other tests, which want none, can get in between.
+/// Runs in a separate process: `tracing` caches for the whole process which events are enabled, and
+/// other tests, which enable none, could interfere.
 #[test]
 fn no_level_of_the_log_shows_a_secret_or_a_key() {
     let alone = ["--ignored", "--exact", "logs::log_of_whole_lives"];
@@ -86,7 +86,7 @@ fn log_of_whole_lives() {
     let mut secrets = vec![Secret::new(PSK.to_vec()), Secret::new(wrong.to_vec())];
     for auth in &certified {
         let Auth::Certificate(auth) = auth else { panic!("no certificate") };
-        // The second half of the seed in PKCS#8 (RFC 8410 7): what comes before is the same in
+        // The second half of the seed in PKCS#8 (RFC 8410 7): the octets before it are the same in
         // every key.
         secrets.push(Secret::new(auth.key.expose()[32..48].to_vec()));
     }

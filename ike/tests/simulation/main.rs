@@ -1,6 +1,7 @@
-//! Whole networks of endpoints in one thread, from a seed: loss, reordering, duplication, NAT,
-//! hostile datagrams. A model of the kernel carries out every event and checks that no packet
-//! arrives without an SA for it. The `oracle` judges every step of every endpoint by the RFCs.
+//! Simulates whole networks of endpoints in one thread, determined by a seed: loss, reordering,
+//! duplication, NAT, hostile datagrams. A model of the kernel carries out every event, and checks
+//! that there is an SA for every packet that arrives. The `oracle` checks every step of every
+//! endpoint against the RFCs.
 #![allow(missing_docs, unreachable_pub)]
 
 mod candidates;

@@ -1,4 +1,5 @@
-//! What messages of ours contain and in which order, and what we ignore in those of a peer.
+//! Tests the contents and the order of payloads in our messages, and which contents of a peer's
+//! messages we ignore.
 
 use crate::foreign::{CRITICAL, Foreign, Part, delete_child, notification};
 use crate::oracle::clear;
@@ -10,7 +11,7 @@ fn kinds(message: &Message) -> Vec<u8> {
     message.payloads.iter().map(|payload| payload.kind).collect()
 }
 
-/// Whether one of these datagrams begins a new IKE SA.
+/// Returns whether one of these datagrams begins a new IKE SA.
 fn begins(datagrams: &[Vec<u8>]) -> bool {
     let mut messages = datagrams.iter().filter_map(|datagram| clear(datagram));
     messages.any(|message| message.header.exchange == exchange::IKE_SA_INIT)
@@ -93,8 +94,8 @@ fn payloads_and_attributes_that_we_do_not_support_change_nothing() {
 fn an_unreadable_ike_auth_is_answered_by_what_is_wrong_alone() {
     //= RFC 7296 2.21.2 MUST 2: a malformed IKE_AUTH is rejected whole
     //= RFC 7296 2.21.2 MUST 3: by one of two notifications
-    // A nonce of 3 octets: INVALID_SYNTAX. An unknown critical payload: its own notification. The
-    // secret is wrong too, and that is not looked at.
+    // A nonce of 3 octets causes INVALID_SYNTAX, and an unknown critical payload its own
+    // notification. The secret is also wrong, but it is not checked.
     for (part, expected) in [((payload::NONCE, vec![1; 3]), 7), ((CRITICAL, Vec::new()), 1)] {
         let mut foreign = Foreign::new(1, |_| {});
         let refusal = foreign.authenticate_with(b"a guess", |parts| parts.push(part));
@@ -148,7 +149,7 @@ fn a_peer_that_always_puts_off_the_rekey_of_the_ike_sa_is_authenticated_again() 
             assert!(refusals > 5, "it has patience");
             return;
         }
-        // Up to 5.5 s, and liveness checks meanwhile are answered.
+        // The wait is up to 5.5 s, and liveness checks in the meantime are answered.
         request = (0..8)
             .find_map(|_| {
                 foreign.network.run_for(SECOND);
@@ -182,7 +183,7 @@ fn a_child_sa_that_is_unusable_keeps_its_spi_until_its_deletion_is_answered() {
     let request = foreign.rekey_of_ours();
     let ours = request.proposals()[0].spi32();
     let mut parts = Foreign::child_parts(0xf002, [1; 32]);
-    // Without a nonce.
+    // The response has no nonce.
     parts.remove(1);
     let messages = foreign.answer(&request, &parts);
     assert_eq!(messages[0].deleted_children(), [ours]);

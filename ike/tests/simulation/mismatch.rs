@@ -1,5 +1,5 @@
-//! Configurations that do not fit are refused at both ends, with an error that says which, and
-//! leave nothing behind.
+//! Tests that incompatible configurations are refused at both ends, with an error that names the
+//! mismatch, and leave no state behind.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! Whether the tests notice mistakes: each of `edge_ike::mutations` is made, and some test of this
-//! folder must fail. Two ends with the same mistake often agree, so most are found by the oracle.
+//! Tests that the tests detect mistakes: each mistake in `edge_ike::mutations` is activated, and
+//! some test in this folder must fail. Two ends with the same mistake often agree, so the oracle
+//! finds most of them.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,15 +14,15 @@ use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
 use crate::{changes, children, liveness, mobike, rekey, rules, suites, transport};
 
-/// Runs under faults that are tried after everything else.
+/// Number of runs under faults that are tried after all other tests.
 const FAULTY_RUNS: u64 = 200;
 
 thread_local! {
-    /// The test wants this thread to panic, so the panic is not printed.
+    /// Whether the test expects this thread to panic, so that the panic is not printed.
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The tests that are tried, quickest first.
+/// The tests that are tried, fastest first.
 const TESTS: &[(&str, fn())] = &[
     ("a foreign peer", rules::a_foreign_peer_comes_up_and_is_let_in_by_its_secret_alone),
     ("rekey of an IKE SA", rules::an_ike_sa_is_rekeyed_when_nothing_else_is_under_way),
@@ -99,7 +100,7 @@ fn faulty_runs() {
     }
 }
 
-/// The first test that notices a mistake, and what it says.
+/// Returns the first test that detects a mistake, and its message.
 fn noticed(mistake: &'static str) -> Option<(&'static str, String)> {
     activate(Some(mistake));
     EXPECTED.set(true);

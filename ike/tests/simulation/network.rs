@@ -1,5 +1,5 @@
 //! Many endpoints with one clock in one thread. Datagrams are delayed, lost, duplicated, reordered
-//! and translated, all from one seed.
+//! and translated, all determined by one seed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -26,12 +26,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Below `limit`.
+    /// Returns a number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    /// True in `percent` of 100 cases.
+    /// Returns true in `percent` of 100 cases.
     pub fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
@@ -44,9 +44,9 @@ pub struct LinkQuality {
     pub delay_max: Duration,
     pub loss_percent: u64,
     pub double_percent: u64,
-    /// IKE datagrams of which one octet changes.
+    /// Percentage of IKE datagrams in which one octet changes.
     pub corrupt_percent: u64,
-    /// Delays are multiples of this, so that datagrams arrive at the same time.
+    /// All delays are multiples of this, so that datagrams arrive at the same time.
     pub delay_step: Duration,
 }
 
@@ -87,9 +87,9 @@ pub struct Host {
     former_addresses: Vec<IpAddr>,
     pub unix_time: u64,
     random: Random,
-    /// How often the kernel refuses an SPI.
+    /// Percentage of SPI requests that the kernel refuses.
     pub refuse_percent: u64,
-    /// What was drawn since the last step: private keys, nonces, secrets.
+    /// The random octets drawn since the last step: private keys, nonces, secrets.
     drawn: Vec<Vec<u8>>,
 }
 
@@ -164,7 +164,7 @@ pub struct Node {
     pub host: Host,
     pub nat: Option<Nat>,
     pub events: Vec<(Duration, Event)>,
-    /// Does not take part: neither sends nor receives.
+    /// Whether the node is down: it neither sends nor receives.
     pub down: bool,
 }
 
@@ -183,10 +183,10 @@ impl Node {
     }
 }
 
-/// How often the kernel reports ESP of an SA.
+/// Minimum time between two reports of the kernel about ESP of an SA.
 const ESP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A report of the kernel that ESP was sent or came.
+/// Identifies reports of the kernel that ESP was sent or received.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct EspReport {
     node: usize,
@@ -195,13 +195,13 @@ struct EspReport {
     sent: bool,
 }
 
-/// From node to node, and the purpose of the CHILD_SA at the first one.
+/// The sending node, the receiving node, and the purpose of the CHILD_SA at the sending node.
 pub type Way = (usize, usize, Purpose);
 
 #[derive(Debug, Clone)]
 enum Payload {
     Ike(Vec<u8>),
-    /// Its way, and whether that had worked before.
+    /// The packet, its way, and whether the way had worked before.
     Esp(Esp, Way, bool),
 }
 
@@ -212,7 +212,7 @@ struct Packet {
     payload: Payload,
 }
 
-/// Sees, and may change, every IKE datagram on the wire. False: the datagram is dropped.
+/// Sees, and may change, every IKE datagram on the wire. Returns false to drop the datagram.
 type Tap = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> bool>;
 
 pub struct Network {
@@ -222,7 +222,7 @@ pub struct Network {
     pub nodes: Vec<Node>,
     pub quality: LinkQuality,
     pub random: Random,
-    /// Ways that have worked once. From then on they are watched.
+    /// Ways that have worked once. After that they are watched.
     pub working: BTreeSet<Way>,
     pub watch: bool,
     pub esp_sent: u64,
@@ -230,16 +230,17 @@ pub struct Network {
     pub esp_lost_by_network: u64,
     /// Every IKE datagram that was sent.
     pub wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
-    /// IKE datagrams that arrived at addresses of no node: from, to, octets.
+    /// IKE datagrams that arrived at addresses without a node: from, to, octets.
     pub outside: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     pub tap: Option<Tap>,
-    /// Directed pairs of hosts between which nothing passes.
+    /// Directed pairs of hosts between which no datagram passes.
     pub cut: BTreeSet<(usize, usize)>,
-    /// SAs that recently reported ESP: when they may report it again, and whether there was more.
+    /// SAs that recently reported ESP: the time at which they may report again, and whether there
+    /// was more ESP.
     esp_reports: BTreeMap<EspReport, (Duration, bool)>,
-    /// Whether kernels report that ESP comes from another address than the SA's.
+    /// Whether kernels report ESP that comes from an address other than the SA's.
     pub report_sources: bool,
-    /// When that was last reported of an SA, by node and SPI.
+    /// When that was last reported for an SA, by node and SPI.
     sources_reported: BTreeMap<(usize, u32), Duration>,
     sequence: u64,
     flying: BinaryHeap<Reverse<(Duration, u64)>>,
@@ -408,8 +409,8 @@ impl Network {
 
     fn land(&mut self, packet: Packet) {
         let Packet { from, to, payload } = packet;
-        // A host's own address leads to the host itself, even behind a NAT where others have the
-        // same address.
+        // A host's own address always leads to the host itself, even behind a NAT where other hosts
+        // have the same address.
         let itself = self.nodes.iter().position(|node| node.host.address == to.ip() && from.ip() == to.ip());
         let place = itself.or_else(|| {
             self.nodes.iter().position(|node| match &node.nat {
@@ -467,7 +468,7 @@ impl Network {
         }
     }
 
-    /// Sends one ESP packet of each purpose each way between two nodes.
+    /// Sends one ESP packet of each purpose in both directions between two nodes.
     pub fn esp(&mut self, a: (usize, &PeerName), b: (usize, &PeerName)) {
         for ((from, _), (to, peer)) in [(b, (a.0, a.1)), (a, (b.0, b.1))].map(|(from, to)| (from, to)) {
             let packets = self.nodes[from].host.kernel.encrypt(peer);
@@ -494,8 +495,8 @@ impl Network {
         }
     }
 
-    /// Notes where ESP comes from as the kernel does: it reports another address than the SA's, at
-    /// most once a second for each SA.
+    /// Records the source of ESP as the kernel does, which reports an address other than the SA's
+    /// at most once a second for each SA.
     fn note_source(&mut self, node: usize, peer: &PeerName, spi: u32, from: SocketAddr) {
         let known = self.nodes[node].host.kernel.paths.get(&ChildId(spi)).is_some_and(|(_, remote)| *remote == from);
         let lately = self.sources_reported.get(&(node, spi)).is_some_and(|at| self.now < *at + ESP_REPORT_INTERVAL);
@@ -508,8 +509,8 @@ impl Network {
         });
     }
 
-    /// Notes ESP as the kernel does: it reports the first packet after an idle second at once, and
-    /// then once a second whether there were more.
+    /// Records ESP as the kernel does, which reports the first packet after an idle second at once,
+    /// and then once a second whether there were more.
     fn note_esp(&mut self, report: EspReport) {
         if !self.nodes[report.node].endpoint.config().esp_reported {
             return;
@@ -543,7 +544,7 @@ impl Network {
         }
     }
 
-    /// When the next thing happens.
+    /// The time of the next event.
     fn next(&self) -> Option<Duration> {
         let timers = self.nodes.iter().filter(|node| !node.down).filter_map(|node| node.endpoint.poll_timeout());
         let timers = timers.map(Instant::since_start);
@@ -579,7 +580,7 @@ impl Network {
         self.run_until(self.now + time);
     }
 
-    /// Runs while ESP goes both ways between two nodes every few milliseconds.
+    /// Runs while ESP is sent in both directions between two nodes every few milliseconds.
     pub fn run_with_traffic(&mut self, time: Duration, a: (usize, &PeerName), b: (usize, &PeerName)) {
         let end = self.now + time;
         while self.now < end {
@@ -599,8 +600,8 @@ impl Network {
         lines.iter().map(|(at, line)| format!("\n  {at:?} {line}")).collect()
     }
 
-    /// Checks that nothing is left that should have gone: reserved SPIs, IKE SAs beyond one for
-    /// each peer, CHILD_SAs beyond one of each purpose.
+    /// Checks that no state is left that should be gone: reserved SPIs, IKE SAs beyond one for each
+    /// peer, CHILD_SAs beyond one of each purpose.
     pub fn assert_tidy(&self) {
         self.oracle.judge_at_rest(self.now);
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.down) {
@@ -614,7 +615,7 @@ impl Network {
         }
     }
 
-    /// Checks that nothing is left at all, and nothing is due.
+    /// Checks that no state and no deadline is left.
     pub fn assert_nothing_left(&self) {
         for (index, node) in self.nodes.iter().enumerate() {
             let kernel = &node.host.kernel;
@@ -627,7 +628,7 @@ impl Network {
     }
 }
 
-/// An event in a line.
+/// Formats an event in one line.
 pub fn brief(event: &Event) -> String {
     match event {
         Event::IkeUp { ike, initiator, .. } => format!("IkeUp {:x} initiator {initiator}", ike.initiator),

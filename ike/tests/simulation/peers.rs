@@ -13,14 +13,14 @@ pub const SECOND: Duration = Duration::from_secs(1);
 
 /// The pre-shared key of both ends of [`Pair`].
 pub const PSK: &[u8] = b"correct horse battery staple";
-/// The one that replaces it.
+/// The pre-shared key that replaces it.
 pub const OTHER_PSK: &[u8] = b"another one";
 
 pub fn name(text: &str) -> PeerName {
     PeerName::new(text)
 }
 
-/// A peer as one of our own nodes would configure it.
+/// Makes the configuration that our own nodes use for a peer.
 pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
     let everything = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
     PeerConfig {
@@ -53,7 +53,7 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
     }
 }
 
-/// Gives a peer so many CHILD_SAs, each for networks of its own.
+/// Gives a peer this number of CHILD_SAs, each for its own networks.
 pub fn with_children(config: &mut PeerConfig, children: usize) {
     if children == 1 {
         return;
@@ -101,7 +101,7 @@ impl Pair {
         }
     }
 
-    /// Two nodes whose owners report ESP.
+    /// Makes two nodes whose owners report ESP.
     pub fn reporting_esp(seed: u64, quality: LinkQuality) -> Self {
         let mut pair = Self::new(seed, quality);
         let config = EndpointConfig { esp_reported: true, ..EndpointConfig::default() };
@@ -111,7 +111,7 @@ impl Pair {
         pair
     }
 
-    /// Only `a` begins.
+    /// Lets only `a` begin.
     pub fn one_sided(mut self) -> Self {
         self.b_config.initiate = false;
         self
@@ -140,8 +140,8 @@ impl Pair {
         self.start_a();
     }
 
-    /// `a` tries for a while in vain. Once it has given up, nothing is left at either end, and
-    /// nothing that could be read meanwhile shows the secret.
+    /// Runs a connection attempt of `a` that must fail. Checks that no state is left at either end
+    /// afterwards, and that nothing readable in the meantime contains the secret.
     pub fn refused(mut self) -> Refused {
         self.start();
         self.network.run_for(20 * SECOND);
@@ -149,7 +149,8 @@ impl Pair {
             self.network.nodes.iter().map(|node| format!("{:?}", node.endpoint.snapshot())).collect();
         let b_name = self.b_name.clone();
         self.network.call(self.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env));
-        // Longer than a half-open IKE SA and the last response of a deleted one are kept.
+        // This is longer than the lifetimes of a half-open IKE SA and of the last response of a
+        // deleted one.
         self.network.run_for(60 * SECOND);
         self.network.assert_nothing_left();
         let [a, b] = [self.a, self.b].map(|node| &self.network.nodes[node]);
@@ -164,8 +165,8 @@ impl Pair {
         }
     }
 
-    /// Lets time pass with traffic both ways. After the first packet of a direction has arrived,
-    /// every one must.
+    /// Lets time pass with traffic in both directions. After the first packet of a direction has
+    /// arrived, all later ones must arrive.
     pub fn traffic(&mut self, time: Duration) {
         self.network.watch = true;
         let (a_name, b_name) = (self.a_name.clone(), self.b_name.clone());
@@ -185,7 +186,7 @@ impl Pair {
     }
 }
 
-/// What both ends reported about a tunnel that did not come up.
+/// The errors that both ends reported about a tunnel that did not come up.
 pub struct Refused {
     pub a: ReportedErrors,
     pub b: ReportedErrors,

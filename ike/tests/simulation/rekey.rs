@@ -1,4 +1,4 @@
-//! Rekeying under traffic: by either end, by both, despite loss, and across deletions.
+//! Tests rekeys under traffic: by either end, by both, despite loss, and across deletions.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ impl Pair {
         assert!(self.network.call(node, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
     }
 
-    /// How many IKE_SA_INIT requests were sent.
+    /// The number of IKE_SA_INIT requests that were sent.
     fn count_inits(&self) -> usize {
         let is_init = |octets: &[u8]| {
             let message = octets.strip_prefix(&[0; 4]).unwrap_or(octets);
@@ -33,7 +33,7 @@ impl Pair {
         self.network.wire.iter().filter(|(.., octets)| is_init(octets)).count()
     }
 
-    /// How often an IKE SA was replaced by another at a node.
+    /// The number of times that an IKE SA was replaced by another at a node.
     fn replaced(&self, node: usize) -> usize {
         let events = self.network.nodes[node].events.iter();
         events.filter(|(_, event)| matches!(event, Event::IkeReplaced { .. })).count()
@@ -44,7 +44,7 @@ impl Pair {
         assert!(self.network.call(node, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));
     }
 
-    /// Whether a pair of nodes uses another CHILD_SA than the first one.
+    /// Returns whether a pair of nodes uses a CHILD_SA other than the first one.
     fn rekeyed(&self) -> bool {
         let events = self.network.nodes[self.a].events.iter();
         events.filter(|(_, event)| matches!(event, Event::ChildRekeyed { .. })).count() > 0
@@ -93,7 +93,8 @@ fn simultaneous_rekeys_in_fair_weather_delete_the_child_sa_with_the_lowest_nonce
         pair.rekey(pair.b);
         pair.traffic(10 * SECOND);
         pair.assert_connected();
-        // Each end made its own and took the other's. Neither end ever sent with one of the two.
+        // Each end made its own CHILD_SA and accepted the other's. One of the two was never used
+        // for sending by either end.
         let rekeys = |node: usize| {
             let events = pair.network.nodes[node].events.iter();
             events.filter(|(_, event)| matches!(event, Event::ChildRekeyed { .. })).count()
@@ -107,8 +108,8 @@ fn rekeys_despite_loss_lose_no_more_than_the_network_does() {
     //= RFC 7296 2.1 MUST 3: the request is kept
     for seed in 0..40 {
         let mut pair = connected(seed, LinkQuality::RELIABLE, |config| {
-            // Many transmissions: giving up an IKE SA under loss is right, but not what this test
-            // looks at.
+            // There are many transmissions, since an end that gives up an IKE SA because of loss is
+            // correct, but not the subject of this test.
             config.timing.transmissions = 10;
         });
         pair.network.quality = LinkQuality::LOSSY;
@@ -284,13 +285,13 @@ pub fn a_redundant_child_sa_goes_and_the_other_stays_when_its_deletion_is_late()
     for seed in 0..8 {
         let mut pair = connected(seed, LinkQuality::RELIABLE, |config| config.timing.transmissions = 10);
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
-        // Both ends begin so that each response arrives together with the other end's request: both
-        // new CHILD_SAs are made in the same instant.
+        // Both ends begin at such times that each response arrives together with the other end's
+        // request. Both new CHILD_SAs are then made at the same instant.
         pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b_name, now, env));
         pair.network.now += Duration::from_millis(5);
         pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_children(&a_name, now, env));
         pair.network.run_for(Duration::from_millis(6));
-        // Nothing of `b` arrives until after `a` has lost its patience.
+        // No datagram of `b` arrives until after `a` has stopped waiting.
         pair.network.cut.insert((pair.b, pair.a));
         pair.network.run_for(20 * SECOND);
         pair.network.cut.clear();
@@ -315,7 +316,8 @@ pub fn a_rekey_of_the_ike_sa_by_either_end_moves_the_child_sa_and_loses_nothing(
         let now = &pair.network.nodes[pair.a].host.kernel.tunnels[&pair.b_name].inbound;
         assert!(now.keys().eq(children.keys()), "the CHILD_SA stays");
         assert_eq!(pair.count_inits(), inits, "nobody authenticates again");
-        // The CHILD_SA can be rekeyed and the peer checked where it is now.
+        // The CHILD_SA can be rekeyed and the peer can be checked on the IKE SA to which the
+        // CHILD_SA belongs now.
         pair.rekey(pair.b);
         pair.traffic(10 * SECOND);
         pair.assert_connected();
@@ -352,7 +354,7 @@ pub fn simultaneous_rekeys_of_the_ike_sa_in_fair_weather_delete_the_one_with_the
         pair.rekey_ike(pair.b);
         pair.traffic(5 * SECOND);
         pair.assert_connected();
-        // The end with the redundant one never reports it; the other end saw it come and go.
+        // The end with the redundant IKE SA never reports it. The other end saw it begin and end.
         assert_eq!(pair.replaced(pair.a) + pair.replaced(pair.b), 3, "{}", pair.network.history());
     }
 }
@@ -360,7 +362,7 @@ pub fn simultaneous_rekeys_of_the_ike_sa_in_fair_weather_delete_the_one_with_the
 #[test]
 fn rekeys_of_the_ike_sa_and_of_the_child_sa_that_cross_are_both_made() {
     //= RFC 7296 1.3.2 SHOULD NOT 2: nothing new on the old IKE SA
-    // RFC 7296 2.25.2: each end asks the other one to wait.
+    // RFC 7296 2.25.2: each end makes the other one wait.
     for seed in 0..40 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
         pair.rekey_ike(pair.a);
@@ -440,7 +442,8 @@ pub fn a_rekeyed_ike_sa_is_replaced_by_a_new_authentication_in_time() {
 
 #[test]
 pub fn groups_that_do_not_fit_at_a_rekey_lose_nothing() {
-    // IKE_AUTH has no key exchange for the CHILD_SA, so they come to light at the first rekey.
+    // IKE_AUTH has no key exchange for the CHILD_SA, so the mismatch is only found at the first
+    // rekey.
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| {
         config.timing.child_lifetime = 20 * SECOND;
     });

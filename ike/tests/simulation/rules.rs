@@ -1,4 +1,4 @@
-//! Single rules of the RFC, each shown by a peer that tries it.
+//! Tests single rules of the RFC with a peer that tries to break them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -72,9 +72,9 @@ pub fn a_child_sa_that_is_being_deleted_is_not_rekeyed() {
     assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
 }
 
-/// The peer rekeys the CHILD_SA that we rekey, and answers us with this nonce after it has rekeyed
-/// its own new CHILD_SA once more and deleted the two old ones. Our next message, and our SPI of
-/// the peer's last CHILD_SA.
+/// The peer rekeys the CHILD_SA that our node rekeys. It answers with this nonce after it has
+/// rekeyed its own new CHILD_SA once more and deleted the two old ones. Returns our next message,
+/// and our SPI of the peer's last CHILD_SA.
 fn collision_with_a_survivor_that_is_rekeyed(nonce: [u8; 32]) -> (Message, u32) {
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
@@ -113,7 +113,7 @@ pub fn a_child_sa_that_is_unknown_is_not_rekeyed() {
 pub fn a_child_sa_that_our_unanswered_request_may_have_made_is_rekeyed_later() {
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
-    // Its response is late, and it rekeys already what it has made.
+    // The peer's response is late, and the peer already rekeys the CHILD_SA that it has made.
     let rekey = Foreign::rekey_parts(0xf002, 0xf003);
     let answers = foreign.request(exchange::CREATE_CHILD_SA, &rekey);
     assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
@@ -134,7 +134,7 @@ pub fn a_child_sa_that_the_peer_deleted_before_its_late_response_is_not_used() {
     let kernel = &foreign.network.nodes[0].host.kernel;
     let in_use = kernel.tunnels[&foreign.config.name].sole_outbound().expect("the old one stays");
     assert_eq!((in_use.outbound_spi, kernel.reserved.len()), (foreign.child.0, 0));
-    // It asks again.
+    // The node sends its request again.
     foreign.network.run_for(3 * SECOND);
     let again = foreign.arrived();
     assert_eq!(foreign.open(&again[0]).rekeys(), Some(foreign.child.1));
@@ -180,7 +180,7 @@ pub fn a_response_is_repeated_to_the_same_request_and_to_nothing_else() {
     let first = foreign.exchange(request.clone());
     assert_eq!(first.len(), 1);
     assert_eq!(foreign.exchange(request), first);
-    // Another message with the same ID, even an authentic one, is no retransmission.
+    // Another message with the same ID, even an authentic one, is not a retransmission.
     let other = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, &[delete_child(1)]);
     assert_eq!(foreign.exchange(other), Vec::<Vec<u8>>::new());
 }
@@ -199,7 +199,7 @@ pub fn a_peer_without_a_nat_is_answered_where_it_is_but_not_followed() {
     assert!(!to.is_empty() && to.iter().all(|to| *to == Foreign::address()), "{to:?}");
 }
 
-/// Endpoint limits that a few strangers reach.
+/// Endpoint limits that a few requests reach.
 fn narrow() -> EndpointConfig {
     EndpointConfig { cookie_threshold: 3, half_open_limit: 6, ..EndpointConfig::default() }
 }
@@ -249,7 +249,7 @@ pub fn with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more() {
         cookie_of(&answer(&mut foreign, from, spi, Some(&cookie)));
     }
     assert!(half_open(&answer(&mut foreign, "203.0.113.1:500", 4, Some(&cookie))), "the right cookie");
-    // Even with cookies, no more than the limit.
+    // Even with cookies, the limit is not exceeded.
     let mut more = 0;
     for spi in 10..20 {
         if let Some(first) = answer(&mut foreign, "203.0.113.3:500", spi, None) {
@@ -258,7 +258,7 @@ pub fn with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more() {
         }
     }
     assert!(more <= 2, "{more} more than the four, the limit is six");
-    // They are given up, and an honest peer comes in.
+    // The half-open IKE SAs are removed, and an honest peer can connect.
     foreign.network.run_for(Duration::from_secs(31));
     foreign.spis = (0x1111_2222_3333_4444, 0);
     assert_eq!(foreign.authenticate(PSK).error(), None);
@@ -285,7 +285,7 @@ pub fn deletions_that_cross_name_each_spi_once() {
     assert!(crossing[0].deleted_children().is_empty(), "{crossing:?}");
 }
 
-/// Our node is asked to rekey its IKE SA. Its request.
+/// Makes our node rekey its IKE SA. Returns its request.
 pub fn ike_rekey_of_ours(foreign: &mut Foreign) -> Message {
     let name = foreign.config.name.clone();
     assert!(foreign.network.call(0, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
@@ -329,7 +329,7 @@ pub fn a_rekey_of_the_ike_sa_that_is_asked_to_wait_waits() {
     for _ in 0..3 {
         let after = foreign.answer(&request, &[notification(notify::TEMPORARY_FAILURE, 0, &[], &[])]);
         assert_eq!(after, []);
-        // Up to 5.5 s, and liveness checks meanwhile are answered.
+        // The wait is up to 5.5 s, and liveness checks in the meantime are answered.
         request = (0..8)
             .find_map(|_| {
                 foreign.network.run_for(SECOND);
@@ -347,7 +347,7 @@ pub fn a_rekey_of_the_ike_sa_that_is_asked_to_wait_waits() {
 
 #[test]
 pub fn a_peer_that_refuses_to_rekey_the_ike_sa_is_authenticated_again_instead() {
-    // RFC 7296 2.8.3. NO_ADDITIONAL_SAS, NO_PROPOSAL_CHOSEN, INVALID_SYNTAX.
+    // RFC 7296 2.8.3. The refusals are NO_ADDITIONAL_SAS, NO_PROPOSAL_CHOSEN and INVALID_SYNTAX.
     for refusal in [35, 14, 7] {
         let mut foreign = Foreign::established(1, |_| {});
         let request = ike_rekey_of_ours(&mut foreign);
@@ -367,7 +367,7 @@ pub fn a_rekey_does_not_narrow_the_selectors() {
     //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
     //= RFC 7296 2.9.2 MUST NOT 1: a rekey narrows nothing
     //= RFC 7296 2.9.2 MUST NOT 3: the responder keeps what is in use
-    // RFC 7296 2.9.2. TS_UNACCEPTABLE.
+    // RFC 7296 2.9.2. The refusal is TS_UNACCEPTABLE.
     let mut foreign = Foreign::established(1, |_| {});
     let narrower = (
         payload::TS_INITIATOR,
@@ -384,7 +384,7 @@ pub fn a_rekey_does_not_narrow_the_selectors() {
 #[test]
 pub fn a_child_sa_that_the_peer_does_not_rekey_comes_with_a_new_ike_sa() {
     //= RFC 7296 1.3.1 SHOULD NOT 3: a refusal ends no IKE SA
-    // NO_PROPOSAL_CHOSEN; INVALID_KE_PAYLOAD with a group that we do not have (2048-bit MODP).
+    // NO_PROPOSAL_CHOSEN; INVALID_KE_PAYLOAD with a group that is not configured (2048-bit MODP).
     for (refusal, data) in [(14, &[][..]), (notify::INVALID_KE_PAYLOAD, &[0, 14][..])] {
         let mut foreign = Foreign::established(1, |_| {});
         let request = foreign.rekey_of_ours();

@@ -1,5 +1,5 @@
-//! Each algorithm from its first use to rekeys of both kinds of SAs. The oracle derives all keys
-//! and reads all messages by itself.
+//! Tests each algorithm from its first use to rekeys of both kinds of SAs. The oracle independently
+//! derives all keys and reads all messages.
 
 use edge_ike::config::{AesKeyLength, Cipher, EspProposal, Group, IkeProposal, Integrity, Prf};
 
@@ -41,7 +41,7 @@ const SUITES: &[Suite] = &[
     Suite { ike: (Cipher::Aes256Gcm16, Prf::HmacSha512, Group::P521), esp: (Cipher::Aes256Gcm16, false) },
 ];
 
-/// Groups whose private keys the oracle cannot know, since `ring` draws them.
+/// Groups whose private keys the oracle cannot know, since `ring` generates them.
 const BLIND: [Group; 2] = [Group::P256, Group::P384];
 
 impl Suite {
@@ -53,7 +53,7 @@ impl Suite {
         })
     }
 
-    /// Establishment and rekeys by both ends, with traffic.
+    /// Runs establishment and rekeys by both ends, with traffic.
     fn run(&self, seed: u64) -> Pair {
         let mut pair = self.pair(seed, LinkQuality::REORDERING);
         pair.start();

@@ -1,4 +1,4 @@
-//! Transport mode between two hosts (RFC 7296 1.3.1).
+//! Tests transport mode between two hosts (RFC 7296 1.3.1).
 
 use edge_ike::PeerConfig;
 use edge_ike::config::Mode;
@@ -7,7 +7,7 @@ use edge_ike::event::PeerErrorKind;
 use crate::network::{LinkQuality, Nat};
 use crate::peers::{Pair, Refused, SECOND, with_children};
 
-/// Makes the first child of a peer one in transport mode between the hosts of [`Pair`].
+/// Sets the first child of a peer to transport mode between the hosts of [`Pair`].
 fn between_hosts(config: &mut PeerConfig, local: &str, remote: &str) {
     config.force_encapsulation = false;
     config.child.mode = Mode::Transport;
@@ -72,7 +72,8 @@ fn a_child_in_transport_mode_stands_beside_one_in_tunnel_mode() {
     pair.network.assert_tidy();
 }
 
-/// The first child of `b` is in tunnel mode for the same addresses, so it grants no transport mode.
+/// The first child of `b` is in tunnel mode for the same addresses, so `b` does not grant transport
+/// mode.
 #[test]
 pub fn a_host_that_is_given_a_tunnel_instead_deletes_it_and_says_so() {
     //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted

@@ -20,7 +20,7 @@ use crate::uapi;
 mod policies;
 
 /// How long a packet may take from the lookup of its SA to its encryption. It takes microseconds,
-/// unless the CPU is taken away meanwhile, as happens in virtual machines.
+/// unless the process loses the CPU meanwhile, as happens in virtual machines.
 pub const IN_FLIGHT: Duration = Duration::from_millis(20);
 
 /// A connection to XFRM in the network namespace of the thread that opened it. Each method makes
@@ -32,7 +32,7 @@ pub struct Xfrm {
 }
 
 impl Xfrm {
-    /// Opens it and detects this kernel's features. Needs `CAP_NET_ADMIN`.
+    /// Opens a connection and detects the features of this kernel. Needs `CAP_NET_ADMIN`.
     pub fn open() -> Result<Self> {
         let mut netlink = Netlink::open(NETLINK_XFRM)?;
         let features = Features {
@@ -47,20 +47,20 @@ impl Xfrm {
         self.features
     }
 
-    /// Treats the kernel as if it had only these features. Newer kernels accept what older ones are
-    /// sent.
+    /// Treats the kernel as if it had only these features. Newer kernels accept the requests for
+    /// older ones.
     #[doc(hidden)]
     pub fn assume_features(&mut self, features: Features) {
         self.features = features;
     }
 
-    /// Port of the request socket: notifications of our own changes carry it
+    /// Port of the request socket. Notifications of our own changes carry it
     /// ([`crate::events::EventSocket::ignore_port`]).
     pub fn port(&self) -> u32 {
         self.netlink.port()
     }
 
-    /// Number of requests that were sent since it was opened, each of a batch counted.
+    /// Number of requests that this connection has sent. Each request of a batch counts.
     pub fn requests_sent(&self) -> u32 {
         self.netlink.requests_sent()
     }
@@ -88,8 +88,8 @@ impl Xfrm {
         }
     }
 
-    /// Installs an SA. If one of the same destination and SPI exists, it stays:
-    /// [`Error::SaExists`].
+    /// Installs an SA. If one with the same destination and SPI exists, that one stays and the
+    /// result is [`Error::SaExists`].
     pub fn add_sa(&mut self, sa: &SaParams) -> Result<()> {
         let request = XfrmRequest::from(XfrmMessage::AddSa(sa.to_kernel(self.features)?));
         self.netlink
@@ -97,8 +97,9 @@ impl Xfrm {
             .map_err(|error| sa_error(error, sa.id(), Some(sa)))
     }
 
-    /// Turns a reservation into an SA, or changes the UDP ports or limits of one of our SAs. (The
-    /// kernel ignores a changed key, and an address identifies an SA: install a new one instead.)
+    /// Turns a reservation into an SA, or changes the UDP ports or limits of one of our SAs. To
+    /// change a key or an address, install a new SA instead: the kernel ignores a changed key, and
+    /// an address is part of an SA's identity.
     pub fn update_sa(&mut self, sa: &SaParams) -> Result<()> {
         self.require_ours(sa.id())?;
         let request = XfrmRequest::from(XfrmMessage::UpdateSa(sa.to_kernel(self.features)?));
@@ -107,7 +108,8 @@ impl Xfrm {
             .map_err(|error| sa_error(error, sa.id(), Some(sa)))
     }
 
-    /// Installs an inbound SA over its reservation, or without one if that has expired.
+    /// Installs an inbound SA in place of its reservation, or without a reservation if that has
+    /// expired.
     pub fn install_inbound(&mut self, sa: &SaParams) -> Result<()> {
         match self.update_sa(sa) {
             Err(Error::NoSuchSa { .. }) => self.add_sa(sa),
@@ -115,8 +117,8 @@ impl Xfrm {
         }
     }
 
-    /// Deletes an SA of ours. [`Error::NoSuchSa`]: there is none. [`Error::SaOfOther`]: it is not
-    /// ours.
+    /// Deletes an SA of ours. Returns [`Error::NoSuchSa`] if there is none, and
+    /// [`Error::SaOfOther`] if it is not ours.
     pub fn delete_sa(&mut self, id: SaId) -> Result<()> {
         self.require_ours(id)?;
         self.netlink
@@ -143,8 +145,9 @@ impl Xfrm {
     }
 
     /// Replaces the old outbound SA by the new one: [`Xfrm::begin_switch`], a pause of
-    /// [`IN_FLIGHT`], then the deletion of the old one. `false`: the old one was already gone, and
-    /// the new one is installed all the same. If the new one is refused, the old one stays.
+    /// [`IN_FLIGHT`], then the deletion of the old one. Returns `false` if the old one was already
+    /// gone; the new one is installed in that case too. If the new one is refused, the old one
+    /// stays.
     pub fn switch_outbound(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         if !self.begin_switch(new, old)? {
             return Ok(false);
@@ -158,18 +161,18 @@ impl Xfrm {
         }
     }
 
-    /// Installs the new outbound SA beside the old one. All packets from now on take the new one,
-    /// since the kernel prefers the SA that was installed later. `false`: the old one is not there
-    /// any more.
+    /// Installs the new outbound SA in addition to the old one. All packets from now on use the new
+    /// one, since the kernel prefers the SA that was installed later. Returns `false` if the old
+    /// one is gone.
     ///
     /// Delete the old one soon: the kernel orders two SAs of one reqid by the second of the wall
-    /// clock and, within it, by their order. But do not delete it before [`IN_FLIGHT`] has passed:
-    /// a packet that has just looked up an SA is lost if the SA is deleted before the packet is
+    /// clock and, within it, by their order. Do not delete it before [`IN_FLIGHT`] has passed: a
+    /// packet that has just looked up an SA is lost if the SA is deleted before the packet is
     /// encrypted. (In the lab, four processes that sent without pause on two CPUs lost 22 packets
     /// in 200 switches without that wait, and none with it.)
     ///
-    /// Where policies cache SAs (kernel 6.13 and later), this reads all policies to find those of
-    /// the reqid. [`Xfrm::begin_switch_under`] does without.
+    /// On kernels whose policies cache SAs (6.13 and later), this reads all policies to find those
+    /// of the reqid. [`Xfrm::begin_switch_under`] does not need to.
     pub fn begin_switch(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         let old_is_there = self.add_beside(new, old)?;
         if old_is_there && self.features.policies_cache_sas {
@@ -179,8 +182,8 @@ impl Xfrm {
         Ok(old_is_there)
     }
 
-    /// [`Xfrm::begin_switch`] with the `out` policies of the reqid, which the caller knows. Those
-    /// that the kernel does not have are left out.
+    /// Does the same as [`Xfrm::begin_switch`], with the `out` policies of the reqid, which the
+    /// caller knows. Policies that the kernel does not have are left out.
     pub fn begin_switch_under(&mut self, new: &SaParams, old: SaId, policies: &[Policy]) -> Result<bool> {
         let old_is_there = self.add_beside(new, old)?;
         if old_is_there && self.features.policies_cache_sas {
@@ -191,14 +194,14 @@ impl Xfrm {
     }
 
     /// Sends the packets that the kernel holds for these `out` policies of a reqid, now that there
-    /// is an SA: each policy is replaced by itself (`xfrm_policy_requeue`). Policies that the
+    /// is an SA. Each policy is replaced by itself (`xfrm_policy_requeue`). Policies that the
     /// kernel does not have are left out.
     pub fn send_held_packets(&mut self, reqid: Reqid, policies: &[Policy]) -> Result<()> {
         let installed: Vec<InstalledPolicy> = self.holders(policies)?.into_iter().flatten().collect();
         policies::renew_outbound(&mut self.netlink, reqid, &installed)
     }
 
-    /// Installs a new outbound SA. `false`: the old one is not there any more.
+    /// Installs a new outbound SA. Returns `false` if the old one is gone.
     fn add_beside(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         let old_is_there = match self.require_ours(old) {
             Ok(()) => true,
@@ -223,34 +226,36 @@ impl Xfrm {
         policies::dump(&mut self.netlink)
     }
 
-    /// Installs a policy. [`Error::OccupiedByOther`]: another program holds its selector. A policy
-    /// of ours there is replaced in place if it differs, which the kernel does atomically. `true`:
-    /// something was changed.
+    /// Installs a policy. If we have a different policy with this selector, the kernel replaces it
+    /// atomically. Returns `true` if something was changed, and [`Error::OccupiedByOther`] if
+    /// another program holds the selector.
     pub fn install_policy(&mut self, policy: &Policy) -> Result<bool> {
         policies::install(&mut self.netlink, policy)
     }
 
-    /// Reads the policy with the direction and selector of this one, whoever owns it.
+    /// Reads the policy with the direction and selector of this one, which may belong to any
+    /// program.
     pub fn policy(&mut self, policy: &Policy) -> Result<Option<InstalledPolicy>> {
         Ok(self.holders(std::slice::from_ref(policy))?.pop().flatten())
     }
 
-    /// Reads the policies with the directions and selectors of these, in their order, whoever owns
-    /// them.
+    /// Reads the policies with the directions and selectors of these, in the same order. They may
+    /// belong to any program.
     pub fn holders(&mut self, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
         policies::holders(&mut self.netlink, policies)
     }
 
-    /// Makes our policies in the kernel exactly the `desired` ones, by one dump and a few batches.
-    /// The plan says what was found. The errors say what could not be done and why, above all
-    /// because of other programs' policies.
+    /// Makes our policies in the kernel exactly the `desired` ones, with one dump and a few
+    /// batches. Returns the plan with the differences that were found, and an error for each change
+    /// that failed. Most failures come from other programs' policies.
     pub fn reconcile_policies(&mut self, desired: &[Policy]) -> Result<(PolicyDiff, Vec<Error>)> {
         let plan = reconcile::policies(desired, &self.policies()?);
         let errors = self.apply(&plan)?;
         Ok((plan, errors))
     }
 
-    /// Carries out a plan of [`reconcile::policies`]. Returns what was refused; the rest is done.
+    /// Carries out a plan of [`reconcile::policies`]. Returns an error for each change that was
+    /// refused. The others are carried out.
     pub fn apply(&mut self, plan: &PolicyDiff) -> Result<Vec<Error>> {
         let mut errors = policies::apply(&mut self.netlink, plan)?;
         errors.extend(plan.occupied.iter().map(|(wanted, theirs)| Error::OccupiedByOther {
@@ -260,8 +265,8 @@ impl Xfrm {
         Ok(errors)
     }
 
-    /// Deletes one of our policies by its index. `false`: it is already gone.
-    /// [`Error::PolicyOfOther`]: the index now belongs to another program's policy.
+    /// Deletes one of our policies by its index. Returns `false` if it is already gone, and
+    /// [`Error::PolicyOfOther`] if the index now belongs to another program's policy.
     pub fn delete_policy(&mut self, policy: &InstalledPolicy) -> Result<bool> {
         policies::delete(&mut self.netlink, policy)
     }
@@ -271,7 +276,7 @@ fn delete_request(id: SaId) -> XfrmRequest {
     XfrmMessage::DeleteSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() }).into()
 }
 
-/// Translates the error numbers of SA requests.
+/// Translates the error numbers of SA requests into errors of this crate.
 fn sa_error(error: netlink::Error, id: SaId, params: Option<&SaParams>) -> Error {
     match (error.errno(), params) {
         (Some(libc::EEXIST), _) => Error::SaExists { id },
@@ -284,9 +289,9 @@ fn sa_error(error: netlink::Error, id: SaId, params: Option<&SaParams>) -> Error
     }
 }
 
-/// Whether the kernel knows an attribute. Asks for an SA that does not exist, with a value that the
-/// attribute cannot have: one byte that is neither a direction nor a whole CPU number. A kernel
-/// that knows the attribute refuses it; an older one skips it and finds no SA.
+/// Returns whether the kernel knows an attribute. Asks for an SA that does not exist, with a value
+/// that the attribute cannot have: one byte that is neither a direction nor a whole CPU number. A
+/// kernel that knows the attribute refuses it; an older one skips it and finds no SA.
 fn supports_attribute(netlink: &mut Netlink, kind: u16) -> Result<bool> {
     let id = SaId { destination: IpAddr::from([127, 0, 0, 1]), spi: 1 };
     let attribute = nl::XfrmAttrs::Other(DefaultNla::new(kind, vec![u8::MAX]));

@@ -12,7 +12,7 @@ use crate::policy::{Action, Direction, InstalledPolicy, Policy};
 use crate::reconcile::PolicyDiff;
 use crate::reqid::{FIRST_INDEX, LAST_INDEX, Reqid, index_is_ours};
 
-/// How often a policy is tried again if others change it meanwhile.
+/// Maximum number of attempts to install a policy while others change it.
 const ATTEMPTS: u32 = 8;
 
 const ADD: &str = "install a policy (XFRM_MSG_NEWPOLICY)";
@@ -26,8 +26,8 @@ pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<InstalledPolicy>> {
     Ok(answers.into_iter().filter_map(|PolicyResponse(policy)| policy.map(|policy| *policy)).collect())
 }
 
-/// The policies with the selectors of these, in their order: one datagram to the kernel, one or a
-/// few back.
+/// Reads the policies with the selectors of these, in the same order. Sends one datagram to the
+/// kernel and receives one or a few.
 pub(crate) fn holders(netlink: &mut Netlink, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
     let requests = policies.iter().map(|policy| {
         let id =
@@ -50,19 +50,20 @@ fn found(answer: Result<PolicyResponse, KernelRefusal>) -> Result<Option<Install
     }
 }
 
-/// NEWPOLICY comes first: it refuses to replace a policy. UPDPOLICY replaces any policy, so it is
-/// used only over ours.
+/// Installs a policy. NEWPOLICY comes first, since it refuses to replace a policy. UPDPOLICY
+/// replaces any policy, so it is used only to replace ours.
 pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
     for attempt in 0..ATTEMPTS {
         match add(netlink, policy, attempt) {
             Ok(true) => return Ok(true),
-            // An index was taken between choosing and using it: choose another.
+            // Another policy took the index between the choice and the request, so choose another
+            // index.
             Ok(false) => continue,
             Err(Error::Netlink(error)) if error.errno() == Some(libc::EEXIST) => {}
             Err(error) => return Err(error),
         }
         match holders(netlink, std::slice::from_ref(policy))?.pop().flatten() {
-            // Deleted meanwhile.
+            // The policy was deleted meanwhile.
             None => {}
             Some(holder) if holder.matches(policy) => return Ok(false),
             Some(holder) if holder.is_ours() => {
@@ -77,8 +78,8 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
     Err(netlink::Error::Interrupted { request: ADD }.into())
 }
 
-/// `Ok(false)`: the kernel gave an allow another index than the one asked for, which would not mark
-/// it as ours. It was deleted again.
+/// Adds a policy. `Ok(false)`: the kernel gave an allow an index other than the requested one, so
+/// its index would not mark it as ours. It was deleted again.
 fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     let index = index_for(policy, attempt);
     netlink.execute(ADD, XfrmRequest::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
@@ -95,10 +96,10 @@ fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     }
 }
 
-/// Replaces `holder`, which is ours. The kernel keeps the holder's index. If that would not mark an
-/// allow as ours, the holder is deleted and the policy added. A packet between these two requests
-/// is treated as if neither were there: it goes in clear, or a block of the guard drops it. The new
-/// policy allows no less.
+/// Replaces `holder`, which is ours. The kernel keeps the holder's index. If that index would not
+/// mark an allow as ours, the holder is deleted and the policy added. A packet between these two
+/// requests is handled as if neither policy existed: it passes in clear, or a block of the guard
+/// drops it. The new policy allows no less.
 fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> Result<()> {
     if policy.action == Action::Allow && !index_is_ours(holder.index) {
         execute_delete(netlink, holder)?;
@@ -118,8 +119,8 @@ fn update(policy: &Policy, holder: &InstalledPolicy) -> XfrmRequest {
 }
 
 /// Carries out a plan: replacements and peers' policies first, then allows, then blocks, and
-/// deletions last. So no packet ever goes in clear that must not, and no tunnel is cut. Policies
-/// that others changed since the plan was made are handled one by one.
+/// deletions last. In this order no packet passes in clear that must not, and no tunnel is
+/// interrupted. Policies that others changed since the plan was made are handled one by one.
 pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Error>> {
     let mut refused = Vec::new();
     let mut one_by_one: Vec<Policy> = Vec::new();
@@ -127,7 +128,7 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Erro
     let (in_place, reinstalled): (Vec<_>, Vec<_>) =
         plan.changed.iter().partition(|(policy, holder)| policy.action != Action::Allow || index_is_ours(holder.index));
     one_by_one.extend(reinstalled.iter().map(|(policy, _)| *policy));
-    // UPDPOLICY replaces any policy, so the holders of the selectors are read again right before.
+    // UPDPOLICY replaces any policy, so the holders of the selectors are read again just before it.
     let wanted: Vec<Policy> = in_place.iter().map(|(policy, _)| *policy).collect();
     let now = holders(netlink, &wanted)?;
     let (mut updates, mut updated) = (Vec::new(), Vec::new());
@@ -206,8 +207,8 @@ fn same_allow(holder: &InstalledPolicy, policy: &Policy) -> bool {
 pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid, installed: &[InstalledPolicy]) -> Result<()> {
     let renewals = installed.iter().filter(|policy| policy.direction == Direction::Out && policy.is_ours());
     let renewals = renewals.filter_map(|holder| Some((update(&holder.to_policy(reqid)?, holder), 0))).collect();
-    // A policy that is refused or gone uses the old SA until that is deleted, as it would without
-    // this.
+    // If a policy is refused or gone, its packets use the old SA until that is deleted, as they
+    // would without this function.
     netlink.batch(UPDATE, renewals)?;
     Ok(())
 }
@@ -238,9 +239,9 @@ fn index_message(policy: &InstalledPolicy) -> nl::policy::DelGetMessage {
     nl::policy::DelGetMessage { user_policy_id: id, nlas: Vec::new() }
 }
 
-/// An index of our range, always the same for the same policy. The lowest three bits hold the
-/// direction (`xfrm_policy_id2dir`). If it is taken, the kernel gives another one, which matters
-/// for allows only.
+/// Returns an index from our range, always the same for the same policy and attempt. The lowest
+/// three bits hold the direction (`xfrm_policy_id2dir`). If it is taken, the kernel gives another
+/// one, which matters only for allows.
 fn index_for(policy: &Policy, attempt: u32) -> u32 {
     let mut hasher = DefaultHasher::new();
     (policy.key(), attempt).hash(&mut hasher);

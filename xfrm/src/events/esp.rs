@@ -2,13 +2,13 @@
 //!
 //! The kernel reports an SA's sequence numbers (`XFRM_MSG_NEWAE`) while a socket listens to
 //! `XFRMNLGRP_AEVENTS`. Our SAs set no threshold of packets (`XFRMA_REPLAY_THRESH` is 0), so only
-//! the timer counts (`replay_maxage`, `net/xfrm/xfrm_replay.c`): the first packet after an idle
+//! the timer matters (`replay_maxage`, `net/xfrm/xfrm_replay.c`): the first packet after an idle
 //! interval is reported at once (`XFRM_TIME_DEFER`), further ones at the end of each interval, and
 //! an idle SA not at all. An inbound packet counts after its ICV and its sequence number were
 //! checked.
 //!
 //! The interval is the kernel's default for new SAs. An attribute of the SA could state another one
-//! (`XFRMA_ETIMER_THRESH`), but the kernel takes it in jiffies, whose length it does not tell.
+//! (`XFRMA_ETIMER_THRESH`), but the kernel takes it in jiffies, whose length it does not report.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -25,16 +25,17 @@ use crate::{socket, uapi};
 
 /// The default interval in tenths of a second.
 const INTERVAL_PATH: &str = "/proc/sys/net/core/xfrm_aevent_etime";
-/// Longest interval that is quick enough, tenths of a second. The kernel's own default.
+/// Maximum acceptable interval, tenths of a second. It is the kernel's own default.
 const LONGEST_INTERVAL: u32 = 10;
-/// Largest notification, bytes: an SA's identifier and its replay state with the widest window.
+/// Maximum size of a notification, bytes: an SA's identifier and its replay state with the largest
+/// window.
 const MAX_DATAGRAM: usize = 4 << 10;
 
-/// The first byte of our reqids. The socket's filter lets only these pass.
+/// The first byte of our reqids. The socket's filter accepts only these.
 const REQID_PREFIX: u8 = (FIRST_REQID >> 24) as u8;
 const _: () = assert!(LAST_REQID - FIRST_REQID == 0x00FF_FFFF);
-/// Where a notification has it: after the netlink header, near the end of `struct
-/// xfrm_aevent_id`. The kernel writes reqids in host order.
+/// The offset of this byte in a notification: after the netlink header, near the end of `struct
+/// xfrm_aevent_id`. The kernel writes reqids in host byte order.
 const REQID_PREFIX_OFFSET: u32 = 16 + 44 + if cfg!(target_endian = "little") { 3 } else { 0 };
 
 /// ESP was sent or received with this SA since its last event.
@@ -42,12 +43,12 @@ const REQID_PREFIX_OFFSET: u32 = 16 + 44 + if cfg!(target_endian = "little") { 3
 pub struct EspEvent {
     /// Destination and SPI of the SA.
     pub id: SaId,
-    /// Its reqid, one of ours.
+    /// The SA's reqid, one of ours.
     pub reqid: u32,
 }
 
 /// A non-blocking socket for [`EspEvent`]s of our SAs. Register it for readability, then call
-/// [`EspEventSocket::next`] until it gives `None`.
+/// [`EspEventSocket::next`] until it returns `None`.
 #[derive(Debug)]
 pub struct EspEventSocket {
     socket: Socket,
@@ -55,8 +56,8 @@ pub struct EspEventSocket {
 }
 
 impl EspEventSocket {
-    /// Opens it in the thread's network namespace. Fails if the kernel cannot report ESP, or does
-    /// so more seldom than once a second.
+    /// Opens the socket in the thread's network namespace. Fails if the kernel cannot report ESP,
+    /// or reports it less often than once a second.
     pub fn open() -> Result<Self> {
         check_interval(std::fs::read_to_string(INTERVAL_PATH))?;
         let socket = open_socket(&[nl::XFRMNLGRP_AEVENTS])?;
@@ -65,8 +66,8 @@ impl EspEventSocket {
         Ok(Self { socket, buffer: vec![0; MAX_DATAGRAM] })
     }
 
-    /// The next event. `None`: there is none now. Events that were lost because the buffer was full
-    /// leave no trace: while ESP flows, another one follows within the interval.
+    /// Returns the next event. `None`: there is none now. Events that are lost because the buffer
+    /// is full are not reported; while ESP flows, another event follows within the interval.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<EspEvent>> {
         loop {
@@ -108,13 +109,13 @@ fn check_interval(read: io::Result<String>) -> Result<()> {
             Ok(tenths) => failed(format!("it is {tenths} tenths of a second, at most {LONGEST_INTERVAL} are expected")),
             Err(error) => failed(error.to_string()),
         },
-        // A network namespace of a user namespace has no such file, and the default.
+        // A network namespace of a user namespace has no such file, and uses the default.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => failed(error.to_string()),
     }
 }
 
-/// The event of a datagram: the kernel puts one into each.
+/// Reads the event of a datagram. The kernel puts one event into each datagram.
 fn parse_datagram(bytes: &[u8]) -> Option<EspEvent> {
     let parsed = Frames::new(bytes).next()?.and_then(|frame| parse(&frame));
     parsed.unwrap_or_else(|reason| {
@@ -123,7 +124,7 @@ fn parse_datagram(bytes: &[u8]) -> Option<EspEvent> {
     })
 }
 
-/// `struct xfrm_aevent_id`, then the replay state.
+/// Reads `struct xfrm_aevent_id`, which the replay state follows.
 fn parse(frame: &Frame<'_>) -> Result<Option<EspEvent>, String> {
     if frame.kind != nl::XFRM_MSG_NEWAE {
         return Ok(None);
@@ -149,7 +150,7 @@ mod tests {
         EspEvent { id, reqid: Reqid::tunnel(7).unwrap().raw() }
     }
 
-    /// A notification with its netlink header.
+    /// Makes a notification with its netlink header.
     fn notification(kind: u16) -> Vec<u8> {
         let id = nl::AsyncEventId {
             sa_id: event().id.to_kernel(),

@@ -1,6 +1,6 @@
-//! The kernel's notifications about SAs and policies, on a socket of their own. Those about ESP
-//! packets come on another one ([`EspEventSocket`]), because there may be many, and losing some
-//! does no harm.
+//! The kernel's notifications about SAs and policies, on a separate socket. Notifications about ESP
+//! packets arrive on another socket ([`EspEventSocket`]), because there may be many, and the loss
+//! of some does no harm.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,7 +27,8 @@ pub use esp::{EspEvent, EspEventSocket};
 /// The lifetime of an acquire's larval state, seconds.
 const ACQUIRE_LIFETIME_PATH: &str = "/proc/sys/net/core/xfrm_acq_expires";
 
-/// Largest notification, bytes. An SA with its widest replay window takes less than 2 KiB.
+/// Maximum size of a notification, bytes. An SA with the largest replay window takes less than 2
+/// KiB.
 const MAX_DATAGRAM: usize = 32 << 10;
 
 /// A notification of the kernel.
@@ -35,27 +36,27 @@ const MAX_DATAGRAM: usize = 32 << 10;
 #[non_exhaustive]
 pub enum Event {
     /// A packet matched an `out` policy that has no SA. The kernel reports it once for each flow
-    /// until its larval state is gone (30 s) or an SA is there.
+    /// until its larval state is gone (30 s) or an SA exists.
     Acquire {
         /// Reqid of the policy's template.
         reqid: u32,
         /// The packet's own addresses and ports.
         selector: Selector,
-        /// Outer source that the SA would have.
+        /// Outer source address that the SA would have.
         source: IpAddr,
-        /// Outer destination.
+        /// Outer destination address.
         destination: IpAddr,
         /// Index of the policy.
         policy_index: u32,
     },
-    /// An SA reached a limit of packets or bytes, or a reserved SPI was not made an SA in time
+    /// An SA reached a limit of packets or bytes, or a reserved SPI did not become an SA in time
     /// (`hard`).
     Expire {
         /// Destination and SPI of the SA.
         id: SaId,
         /// The reqid of the SA.
         reqid: u32,
-        /// Whether the kernel has deleted it. Otherwise it is time to rekey.
+        /// Whether the kernel has deleted it. Otherwise the SA must be rekeyed.
         hard: bool,
     },
     /// An SA was installed or updated.
@@ -64,7 +65,7 @@ pub enum Event {
     SaDeleted {
         /// Destination and SPI of the SA.
         id: SaId,
-        /// Its reqid.
+        /// The reqid of the SA.
         reqid: Option<u32>,
     },
     /// All SAs were deleted at once (`ip xfrm state flush`).
@@ -80,25 +81,26 @@ pub enum Event {
     Mapping {
         /// Destination and SPI of the SA.
         id: SaId,
-        /// Its reqid.
+        /// The reqid of the SA.
         reqid: u32,
         /// The peer's former address and port.
         old: SocketAddr,
         /// The peer's present address and port.
         new: SocketAddr,
     },
-    /// Notifications were lost: read everything again.
+    /// Notifications were lost. Dump all SAs and policies again.
     Overrun,
 }
 
 /// A non-blocking socket for [`Event`]s. Register it for readability, then call
-/// [`EventSocket::next`] until it gives `None`.
+/// [`EventSocket::next`] until it returns `None`.
 pub struct EventSocket {
     socket: Socket,
     buffer: Zeroizing<Vec<u8>>,
-    /// The events of one datagram that were not taken yet.
+    /// The events of one datagram that were not returned yet.
     queue: VecDeque<Event>,
-    /// Ports of request sockets; the owner adds one for each of its own.
+    /// Ports of request sockets whose changes are not reported. The owner adds the port of each of
+    /// its own sockets.
     ignored: Vec<u32>,
 }
 
@@ -112,8 +114,8 @@ impl std::fmt::Debug for EventSocket {
 }
 
 impl EventSocket {
-    /// Opens it in the thread's network namespace. Open it before the first dump, so that no change
-    /// is missed.
+    /// Opens the socket in the thread's network namespace. Open it before the first dump, so that
+    /// no change is missed.
     pub fn open() -> Result<Self> {
         let socket = open_socket(&[
             nl::XFRMNLGRP_ACQUIRE,
@@ -125,13 +127,13 @@ impl EventSocket {
         Ok(Self { socket, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]), queue: VecDeque::new(), ignored: Vec::new() })
     }
 
-    /// Leaves out notifications of changes made through the request socket with this port
+    /// Stops reporting changes that are made through the request socket with this port
     /// ([`crate::Xfrm::port`]).
     pub fn ignore_port(&mut self, port: u32) {
         self.ignored.push(port);
     }
 
-    /// The next event. `None`: there is none now.
+    /// Returns the next event. `None`: there is none now.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Event>> {
         loop {
@@ -152,7 +154,7 @@ impl EventSocket {
 
     fn parse_datagram(&mut self, length: usize) {
         let Some(bytes) = self.buffer.get_mut(..length) else {
-            // Larger than anything that the kernel sends today. It counts as lost.
+            // The datagram is larger than any that the kernel sends today. It counts as lost.
             self.queue.push_back(Event::Overrun);
             return;
         };
@@ -184,14 +186,15 @@ impl AsRawFd for EventSocket {
     }
 }
 
-/// How long the larval state of an acquire lasts in the thread's network namespace: meanwhile no
-/// [`Event::Acquire`] reports the flow again. The kernel's default, 30 s, if it cannot be read.
+/// Returns the time for which the larval state of an acquire lasts in the thread's network
+/// namespace. During this time the kernel sends no further [`Event::Acquire`] for the flow. If the
+/// setting cannot be read, this is the kernel's default, 30 s.
 pub fn acquire_lifetime() -> Duration {
     let seconds = std::fs::read_to_string(ACQUIRE_LIFETIME_PATH).ok().and_then(|text| text.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(30))
 }
 
-/// A non-blocking socket that listens to these groups.
+/// Opens a non-blocking socket that listens to these groups.
 fn open_socket(groups: &[u32]) -> Result<Socket> {
     let failed = |doing: &'static str| move |error: io::Error| netlink::Error::Io { doing, error };
     let mut socket = Socket::new(NETLINK_XFRM).map_err(failed("cannot open a netlink socket"))?;
@@ -204,7 +207,7 @@ fn open_socket(groups: &[u32]) -> Result<Socket> {
     Ok(socket)
 }
 
-/// `None` for notifications that are not used.
+/// Reads a notification. `None` for types that are not used.
 fn parse(frame: &Frame<'_>) -> Result<Option<Event>, String> {
     Ok(match frame.kind {
         nl::XFRM_MSG_ACQUIRE => Some(acquire(frame.body)?),
@@ -222,7 +225,7 @@ fn parse(frame: &Frame<'_>) -> Result<Option<Event>, String> {
     })
 }
 
-/// `struct xfrm_user_acquire`, then the template.
+/// Reads `struct xfrm_user_acquire`, which the template follows.
 fn acquire(body: &[u8]) -> Result<Event, String> {
     let (fixed, rest) = uapi::split(body, nl::XFRM_USER_ACQUIRE_LEN)?;
     let raw = nl::UserAcquire::parse(fixed).map_err(|error| error.to_string())?;
@@ -248,8 +251,8 @@ fn acquire(body: &[u8]) -> Result<Event, String> {
     })
 }
 
-/// `struct xfrm_user_expire`. An entry without SPI is the larval state of an acquire that ended
-/// without an answer.
+/// Reads `struct xfrm_user_expire`. An entry without SPI is the larval state of an acquire that
+/// ended without an answer.
 fn expire(body: &[u8]) -> Result<Option<Event>, String> {
     let (fixed, _) = uapi::split(body, nl::XFRM_USER_EXPIRE_LEN)?;
     let raw = nl::UserExpire::parse(fixed).map_err(|error| error.to_string())?;
@@ -257,7 +260,7 @@ fn expire(body: &[u8]) -> Result<Option<Event>, String> {
     Ok((sa.id.spi != 0).then_some(Event::Expire { id: sa.id, reqid: sa.reqid, hard: raw.hard != 0 }))
 }
 
-/// `struct xfrm_usersa_id`, then the SA.
+/// Reads `struct xfrm_usersa_id`, which the SA follows.
 fn sa_deleted(body: &[u8]) -> Result<Event, String> {
     let (fixed, rest) = uapi::split(body, nl::XFRM_USER_SA_ID_LEN)?;
     let raw = nl::UserSaId::parse(fixed).map_err(|error| error.to_string())?;
@@ -274,7 +277,7 @@ fn sa_deleted(body: &[u8]) -> Result<Event, String> {
     Ok(Event::SaDeleted { id: SaId { destination, spi: raw.spi }, reqid })
 }
 
-/// `struct xfrm_userpolicy_id`, then the policy as `XFRMA_POLICY`, then its templates.
+/// Reads `struct xfrm_userpolicy_id`, then the policy as `XFRMA_POLICY`, then its templates.
 fn policy_deleted(body: &[u8]) -> Result<Option<InstalledPolicy>, String> {
     let (_, rest) = uapi::split(body, nl::XFRM_USER_POLICY_ID_LEN)?;
     let mut whole = None;
@@ -290,7 +293,7 @@ fn policy_deleted(body: &[u8]) -> Result<Option<InstalledPolicy>, String> {
     InstalledPolicy::decode(&whole)
 }
 
-/// `struct xfrm_user_mapping`.
+/// Reads `struct xfrm_user_mapping`.
 fn mapping(body: &[u8]) -> Result<Event, String> {
     let (fixed, _) = uapi::split(body, nl::XFRM_USER_MAPPING_LEN)?;
     let raw = nl::UserMapping::parse(fixed).map_err(|error| error.to_string())?;

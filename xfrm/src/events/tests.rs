@@ -26,7 +26,7 @@ fn params() -> SaParams {
     }
 }
 
-/// A message with its netlink header.
+/// Makes a message with its netlink header.
 fn message(kind: u16, port: u32, body: &[u8]) -> Vec<u8> {
     let length = (16 + body.len()) as u32;
     let mut bytes = length.to_ne_bytes().to_vec();
@@ -118,7 +118,7 @@ fn a_deleted_policy_is_told_with_its_templates() {
 fn short_bodies_are_errors_and_unknown_types_are_passed_over() {
     for kind in nl::XFRM_MSG_BASE..0x30 {
         for length in [0, 1, 8, 15, 23, 55, 63, 167, 223, 231, 279] {
-            // Most bodies are too short. None may panic.
+            // Most bodies are too short. None may cause a panic.
             let _ = parsed(kind, &vec![0; length]);
         }
     }
@@ -144,7 +144,7 @@ proptest! {
         family in proptest::sample::select(vec![0u8, 2, 10]),
     ) {
         let _ = parsed(kind, &body);
-        // A body of the right length with one attribute behind it.
+        // A body of the right length, followed by one attribute.
         let mut whole = vec![family; fixed];
         whole.extend((4 + value.len() as u16).to_ne_bytes());
         whole.extend(attribute.to_ne_bytes());

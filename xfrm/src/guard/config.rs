@@ -1,27 +1,28 @@
-//! What the guard is made from.
+//! The configuration of the guard.
 
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-/// What the guard protects.
+/// The networks and addresses that the guard protects or allows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GuardConfig {
-    /// The cluster's ranges. Nothing to or from them may travel in clear.
+    /// The cluster's ranges. No packet to or from them may travel in clear.
     pub cluster_ranges: Vec<IpNetwork>,
     /// This node's own segments.
     pub segments: Vec<IpNetwork>,
-    /// On a hub: the cloud's networks that it fronts. A network outside the cluster ranges gets no
-    /// allow policy, since no policy blocks it.
+    /// On a hub: the cloud's networks that the hub fronts. A network outside the cluster ranges
+    /// needs no allow policy, since no policy blocks it.
     pub networks: Vec<IpNetwork>,
-    /// The bridge's addresses, one for each family. The node's own traffic to remote pods takes
-    /// them as source. Empty until the bridge has them: the kernel refuses an address that the host
-    /// does not have.
+    /// The bridge's addresses, one for each family. They are the source addresses of the node's own
+    /// traffic to remote pods. Empty until the bridge has its addresses, since the kernel refuses a
+    /// source address that the host does not have.
     pub bridge_addresses: Vec<IpAddr>,
 }
 
 impl GuardConfig {
-    /// Drops what this kernel cannot do: without IPv6 (`ipv6.disable=1`) there is no IPv6 to guard.
+    /// Removes the entries that this kernel does not support: without IPv6 (`ipv6.disable=1`) there
+    /// is no IPv6 to guard.
     #[must_use]
     pub fn for_this_kernel(mut self) -> Self {
         if !std::path::Path::new("/proc/sys/net/ipv6").exists() {

@@ -1,4 +1,4 @@
-//! How the guard differs from what it should be.
+//! The ways in which the guard differs from its configuration.
 
 use std::fmt;
 

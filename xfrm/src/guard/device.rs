@@ -1,6 +1,6 @@
 //! The dummy device that carries a route for every cluster range. A packet that no policy matches
-//! goes there and is dropped, instead of leaving by the default route. (With an `unreachable` route
-//! the kernel would refuse the packet before it looks up XFRM policies.)
+//! is sent to this device and dropped, instead of leaving by the default route. (With an
+//! `unreachable` route the kernel would refuse the packet before it looks up XFRM policies.)
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -16,13 +16,13 @@ use crate::netlink::{LinkMessage, LinkRequest, Netlink, RawMessage, RouteMessage
 /// pods need bridges anyway.
 const KINDS: [&str; 2] = ["dummy", "bridge"];
 /// Metric of the routes with the node's source address. It is high, so that another route to the
-/// same range goes first: the bridge's own, on a node whose segment is the range.
+/// same range takes precedence: that of the bridge, on a node whose segment is the whole range.
 const METRIC_WITH_SOURCE: u32 = 0x00EC_0000;
-/// Metric of the routes without it, which are weaker. They stay when the bridge's address goes: the
-/// kernel deletes routes with that address as source.
+/// Metric of the routes without a source address, which have lower precedence. They stay when the
+/// bridge's address is removed, while the kernel deletes the routes with that address as source.
 const METRIC_BARE: u32 = 0x00EC_0001;
 
-/// The device, through a socket of its own.
+/// The device, accessed through its own socket.
 pub(super) struct Device {
     netlink: Netlink,
 }
@@ -72,7 +72,7 @@ impl Device {
         Ok(defects)
     }
 
-    /// Whether it was there.
+    /// Removes the device. Returns whether it existed.
     pub(super) fn remove(&mut self) -> Result<bool> {
         let Some((index, _)) = self.find()? else { return Ok(false) };
         let request = "delete the guard's device (RTM_DELLINK)";
@@ -82,7 +82,8 @@ impl Device {
         }
     }
 
-    /// Its index and whether it is up. An interface of another kind with its name is an error.
+    /// Returns the index of the device and whether it is up. An interface of another kind with the
+    /// same name is an error.
     fn find(&mut self) -> Result<Option<(u32, bool)>> {
         let request = "look for the guard's device (RTM_GETLINK)";
         let found = self.netlink.get(request, LinkRequest::named(DEVICE).get());
@@ -111,9 +112,9 @@ impl Device {
             let request = "make the guard's device (RTM_NEWLINK; CONFIG_DUMMY)";
             outcome = self.netlink.execute(request, device.create(), NLM_F_CREATE | NLM_F_EXCL);
             match &outcome {
-                // This kernel lacks this kind: try the next one.
+                // This kernel lacks this kind of device, so try the next one.
                 Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => {}
-                // Another process has made it.
+                // Another process has created the device.
                 Err(error) if error.errno() == Some(libc::EEXIST) => return Ok(()),
                 _ => break,
             }
@@ -144,7 +145,8 @@ impl Device {
         let request = "read the guard's routes (RTM_GETROUTE)";
         let answers: Vec<RawMessage> = match self.netlink.dump(request, RouteMessage::dump_over(index, ipv4)) {
             Ok(answers) => answers,
-            // No route over this device yet: an IPv6 table that was never used does not exist.
+            // There is no route over this device yet: an IPv6 table that was never used does not
+            // exist.
             Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
@@ -199,8 +201,8 @@ fn guard_route(message: &RouteMessage, index: u32) -> Option<GuardRoute> {
         .then_some(route)
 }
 
-/// Turns IPv6 on for the device, in case new devices have it off. If this cannot be written, adding
-/// the route fails and says so.
+/// Turns IPv6 on for the device, since it may be off for new devices. If the setting cannot be
+/// written, adding the route fails and reports the error.
 fn enable_ipv6() {
     let path = format!("/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6");
     if std::fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {

@@ -1,14 +1,14 @@
-//! The guard is installed before the first pod and outlives the agent. It lets no packet to or from
-//! a cluster range leave or enter this node in clear.
+//! The guard is installed before the first pod and outlives the agent. It prevents packets to and
+//! from the cluster ranges from leaving or entering this node in clear.
 //!
-//! Its policies, below those of peers, are allows for the node's own segments and below them blocks
-//! for the whole cluster ranges: `out` to them, `in` and `fwd` from them. So pods of this node
-//! reach each other, the host and the internet, and the host reaches its own pods. A packet with a
-//! forged source of another node, from a pod or from a neighbour on the uplink, is dropped and
-//! counted (`XfrmInPolBlock`). A packet that would leave for another node's pods without a tunnel
-//! is dropped and counted, too (`XfrmOutPolBlock`). Bridged packets and ARP never meet XFRM.
-//! Neighbour discovery, loopback and the uplink's own addresses are outside the ranges or inside
-//! the allows.
+//! Its policies have lower precedence than those of peers. They are allows for the node's own
+//! segments and, with still lower precedence, blocks for the whole cluster ranges: `out` to them,
+//! `in` and `fwd` from them. Pods of this node therefore reach each other, the host and the
+//! internet, and the host reaches its own pods. A packet with a forged source of another node, from
+//! a pod or from a neighbour on the uplink, is dropped and counted (`XfrmInPolBlock`). A packet
+//! that would leave for another node's pods without a tunnel is also dropped and counted
+//! (`XfrmOutPolBlock`). XFRM does not process bridged packets and ARP. Neighbour discovery,
+//! loopback and the uplink's own addresses are outside the ranges or inside the allows.
 
 use ipnetwork::IpNetwork;
 
@@ -28,12 +28,12 @@ pub use defect::Defect;
 pub use route::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
 pub use sysctls::{Bypass, bypasses};
 
-/// Installs the guard, and returns what was missing or changed. It does only what is needed, and
-/// any number of processes may run it at once. It never removes anything:
-/// [`crate::Xfrm::reconcile_policies`] or [`remove`] removes what a former segment or range left
-/// behind.
+/// Installs the guard, and returns the parts that were missing or changed. It makes only the
+/// necessary changes, and any number of processes may run it at once. It never removes anything:
+/// [`crate::Xfrm::reconcile_policies`] or [`remove`] removes the policies of former segments and
+/// ranges.
 ///
-/// Allows come before blocks, so that the host is never cut from its own pods. If one part fails,
+/// Allows come before blocks, so that the host can always reach its own pods. If one part fails,
 /// the others are still installed, and the first failure is returned.
 pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
@@ -54,7 +54,7 @@ pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     failure.map_or(Ok(defects), Err)
 }
 
-/// Returns what of the guard is missing or changed. Changes nothing.
+/// Returns the parts of the guard that are missing or changed. Changes nothing.
 pub fn check(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
     let wanted = policies(config)?;
@@ -63,15 +63,15 @@ pub fn check(config: &GuardConfig) -> Result<Vec<Defect>> {
     Ok(defects)
 }
 
-/// Installs the device and its routes only, for a caller that installs the [`policies`] as part of
+/// Installs only the device and its routes, for a caller that installs the [`policies`] as part of
 /// a larger set.
 pub fn install_routes(config: &GuardConfig) -> Result<Vec<Defect>> {
     device::Device::open()?.install(&config.clone().for_this_kernel())
 }
 
 /// Removes the guard: all our policies with its priorities, blocks first, then the device with its
-/// routes. Pods that are left may send in clear from then on. Returns how many policies and devices
-/// there were.
+/// routes. Remaining pods may send in clear afterwards. Returns the number of policies and devices
+/// removed.
 pub fn remove() -> Result<usize> {
     let mut xfrm = Xfrm::open()?;
     let mut count = 0;
@@ -81,7 +81,7 @@ pub fn remove() -> Result<usize> {
     for policy in &policies {
         match xfrm.delete_policy(policy) {
             Ok(was_there) => count += usize::from(was_there),
-            // Another program has taken the index meanwhile.
+            // Another program's policy has taken the index meanwhile.
             Err(Error::PolicyOfOther { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -117,8 +117,8 @@ pub fn policies(config: &GuardConfig) -> Result<Vec<Policy>> {
         allow(segment, &mut policies)?;
     }
     for range in &config.cluster_ranges {
-        // If a node owns a whole range, the allow policy holds the selector, and there is nothing
-        // left to block.
+        // If a node owns a whole range, the allow policy holds the selector, so a block is neither
+        // possible nor needed.
         if config.segments.iter().any(|segment| contains(segment, range)) {
             continue;
         }
@@ -138,7 +138,7 @@ fn allow(network: &IpNetwork, policies: &mut Vec<Policy>) -> Result<()> {
     Ok(())
 }
 
-/// Whether `inner` lies within `outer`, or is the same.
+/// Returns whether `inner` lies within `outer` or equals it.
 fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
     outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }

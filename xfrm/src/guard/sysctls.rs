@@ -1,17 +1,17 @@
-//! Settings with which the kernel skips the guard: `disable_policy` and `disable_xfrm`
+//! Settings that make the kernel bypass the guard: `disable_policy` and `disable_xfrm`
 //! (ip-sysctl.rst). Instructions for VTI interfaces set them.
 
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// Holds the settings of each interface, and those of `all` interfaces.
+/// The directory of the settings for each interface and for `all`.
 const ROOT: &str = "/proc/sys/net";
 
-/// Settings that skip policies where they are 1, by family. IPv6 has no `disable_xfrm`.
+/// Settings that bypass policies if their value is 1, by family. IPv6 has no `disable_xfrm`.
 const SETTINGS: [(&str, &str); 3] = [("ipv4", "disable_policy"), ("ipv4", "disable_xfrm"), ("ipv6", "disable_policy")];
 
-/// A setting with which packets pass without a policy lookup.
+/// A setting that makes packets pass without a policy lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bypass {
     /// `ipv4` or `ipv6`.
@@ -24,12 +24,12 @@ pub struct Bypass {
 }
 
 impl Bypass {
-    /// Whether it concerns incoming packets. Otherwise it concerns outgoing ones.
+    /// Returns whether the setting affects incoming packets. Otherwise it affects outgoing ones.
     pub fn is_inbound(&self) -> bool {
         self.setting == "disable_policy"
     }
 
-    /// Its name for sysctl(8). Dots within an interface's name are slashes there.
+    /// The setting's name for sysctl(8). Dots within an interface's name become slashes.
     pub fn name(&self) -> String {
         format!("net.{}.conf.{}.{}", self.family, self.interface.replace('.', "/"), self.setting)
     }
@@ -58,7 +58,7 @@ fn bypasses_below(root: &Path) -> Vec<Bypass> {
     for (family, setting) in SETTINGS {
         let entries = fs::read_dir(root.join(family).join("conf")).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name() != "lo") {
-            // The interface may be gone meanwhile.
+            // The interface may have been removed meanwhile.
             if fs::read_to_string(entry.path().join(setting)).is_ok_and(|value| value.trim() == "1") {
                 let interface = entry.file_name().to_string_lossy().into_owned();
                 let bypass = Bypass { family, interface, setting };

@@ -13,7 +13,7 @@ fn config(ranges: &[&str], segments: &[&str], networks: &[&str]) -> GuardConfig 
     }
 }
 
-/// What these policies do with a packet, tunnels aside.
+/// Returns the action of these policies for a packet, without regard to tunnels.
 fn action_for(policies: &[Policy], direction: Direction, source: &str, destination: &str) -> Option<Action> {
     let (source, destination): (IpAddr, IpAddr) = (source.parse().unwrap(), destination.parse().unwrap());
     let mut matching: Vec<_> = policies

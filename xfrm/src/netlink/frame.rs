@@ -1,4 +1,4 @@
-//! Netlink framing: messages of a datagram, acknowledgements, and the kernel's reasons for a
+//! Netlink framing: the messages of a datagram, acknowledgements, and the kernel's reasons for a
 //! refusal.
 
 use std::fmt;
@@ -86,13 +86,14 @@ impl<'a> Iterator for Frames<'a> {
 }
 
 impl Frame<'_> {
-    /// Whether it ends its request: acknowledged, refused, or a dump's end. `None` for a message
-    /// with content.
+    /// Returns the outcome of a request if this message ends it: an acknowledgement, a refusal, or
+    /// the end of a dump. `None` for a message with content.
     pub(crate) fn outcome(&self) -> Result<Option<Result<(), KernelRefusal>>, String> {
         match self.kind {
             NLMSG_ERROR => {
                 let (code, rest) = self.body.split_first_chunk::<4>().ok_or("an acknowledgement without a code")?;
-                // The request's header, its body unless capped, and the attributes follow the code.
+                // The code is followed by the request's header, its body unless the message is
+                // capped, and the attributes.
                 let header = rest.first_chunk::<4>().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
                 let skip = if self.flags & NLM_F_CAPPED != 0 { HEADER_LEN } else { header.next_multiple_of(4) };
                 Ok(Some(acknowledgement(*code, self.flags, rest.get(skip..).unwrap_or_default())))
@@ -106,7 +107,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Whether it is `NLMSG_NOOP`.
+    /// Returns whether it is `NLMSG_NOOP`.
     pub(crate) fn is_noop(&self) -> bool {
         self.kind == NLMSG_NOOP
     }

@@ -1,9 +1,9 @@
-//! A synchronous netlink request socket, for XFRM here and for links, routes and nftables in other
-//! crates.
+//! A synchronous netlink request socket. This crate uses it for XFRM, other crates for links,
+//! routes and nftables.
 //!
 //! It never joins multicast groups: notifications of our own changes carry the sequence number of
-//! the request and would be taken for its response. Nothing here prints a message, and the kernel
-//! is asked not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
+//! the request and would be mistaken for its response. No code here prints a message, and the
+//! kernel is asked not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
 
 use std::io;
 use std::time::Duration;
@@ -33,16 +33,17 @@ pub use rtnetlink::{
 
 /// Receive buffer of the socket, bytes. The responses of a whole batch wait there.
 const SOCKET_BUFFER: usize = 4 << 20;
-/// Largest datagram, bytes. Those of a dump have at most 32 KiB, single responses far less.
+/// Maximum size of a datagram, bytes. Datagrams of a dump have at most 32 KiB, single responses far
+/// less.
 const MAX_DATAGRAM: usize = 64 << 10;
 /// The wait before another attempt grows by this time, from the third one on.
 const DUMP_WAIT: Duration = Duration::from_millis(2);
-/// Longest wait before another attempt.
+/// Maximum wait before another attempt.
 const LONGEST_DUMP_WAIT: Duration = Duration::from_millis(50);
-/// Most requests in one datagram of a batch. Their acknowledgements fit into the smallest receive
-/// buffer.
+/// Maximum number of requests in one datagram of a batch. Their acknowledgements fit into the
+/// smallest receive buffer.
 const MAX_BATCH: usize = 128;
-/// Most requests in one datagram if each is answered by a message.
+/// Maximum number of requests in one datagram if each is answered by a message.
 const MAX_QUERIES: usize = 32;
 
 /// A request socket of one netlink protocol. It is not shared between threads: it carries one
@@ -51,7 +52,7 @@ pub struct Netlink {
     socket: Socket,
     port: u32,
     sequence: u32,
-    /// Holds whole responses, also SAs with their keys. Wiped after each use and when dropped.
+    /// Holds whole responses, including SAs with their keys. Wiped after each use and when dropped.
     buffer: Zeroizing<Vec<u8>>,
 }
 
@@ -62,7 +63,7 @@ impl std::fmt::Debug for Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket of a protocol (`netlink_sys::protocols`) in the thread's network namespace.
+    /// Opens a socket for a protocol (`netlink_sys::protocols`) in the thread's network namespace.
     pub fn open(protocol: isize) -> Result<Self> {
         let mut socket = Socket::new(protocol).map_err(Error::io("cannot open a netlink socket"))?;
         let option = Error::io;
@@ -77,19 +78,19 @@ impl Netlink {
         Ok(Self { socket, port, sequence: 0, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]) })
     }
 
-    /// The socket's port: the kernel repeats it in the notifications of changes made through this
-    /// socket.
+    /// The socket's port. The kernel puts it into notifications of changes that were made through
+    /// this socket.
     pub fn port(&self) -> u32 {
         self.port
     }
 
-    /// Number of requests that were sent, each of a batch counted.
+    /// Number of requests that were sent. Each request of a batch counts.
     pub fn requests_sent(&self) -> u32 {
         self.sequence
     }
 
-    /// Sends a request and waits for its acknowledgement. `flags` beyond `NLM_F_REQUEST` and
-    /// `NLM_F_ACK`: `NLM_F_CREATE` and so on.
+    /// Sends a request and waits for its acknowledgement. `flags` are added to `NLM_F_REQUEST` and
+    /// `NLM_F_ACK`, for example `NLM_F_CREATE`.
     pub fn execute<Q: NetlinkSerializable>(&mut self, request: &'static str, message: Q, flags: u16) -> Result<()> {
         let mut results = self.batch(request, vec![(message, flags)])?;
         match results.pop() {
@@ -99,8 +100,8 @@ impl Netlink {
     }
 
     /// Sends several requests in one datagram, and collects all acknowledgements in order. The
-    /// kernel carries the requests out one after another within the system call; one that is
-    /// refused does not stop the next. More than 128 requests go in several datagrams.
+    /// kernel carries the requests out one after another within the system call. A refusal does not
+    /// stop the following requests. More than 128 requests are sent in several datagrams.
     pub fn batch<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -133,9 +134,9 @@ impl Netlink {
     }
 
     /// Sends requests as one nfnetlink transaction (`linux/netfilter/nfnetlink.h`): the kernel
-    /// carries out all of them or none. `begin` and `end` are the messages around them,
-    /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Without an end the kernel tries all of them
-    /// and takes them back, as for `nft --check`. Returns the first refusal.
+    /// carries out all of them or none. `begin` and `end` are the messages before and after them,
+    /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Without `end` the kernel tries all of them
+    /// and reverts them, as for `nft --check`. Returns the first refusal.
     pub fn transaction<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -148,8 +149,8 @@ impl Netlink {
         self.append(&mut bytes, begin, NLM_F_REQUEST);
         let first = self.sequence;
         for (number, (message, flags)) in messages.into_iter().enumerate() {
-            // The response to the last one comes after all refusals. (Kernels before 6.10
-            // acknowledge neither begin nor end.)
+            // The response to the last request comes after all refusals. (Kernels before 6.10
+            // acknowledge neither `begin` nor `end`.)
             let acknowledge = if number == last { NLM_F_ACK } else { 0 };
             self.append(&mut bytes, message, NLM_F_REQUEST | acknowledge | flags);
         }
@@ -166,8 +167,8 @@ impl Netlink {
                     return Ok(());
                 }
                 if let Some(outcome) = frame.outcome()? {
-                    // If the whole transaction is refused, the refusal has the sequence number of
-                    // `begin`.
+                    // If the whole transaction is refused, the refusal carries the sequence number
+                    // of `begin`.
                     answered |= frame.sequence == final_sequence || (frame.sequence == first && outcome.is_err());
                     if let Err(other) = outcome {
                         refusal.get_or_insert(other);
@@ -195,7 +196,7 @@ impl Netlink {
     }
 
     /// Sends several requests in one datagram, each answered by one message. Responses come in
-    /// order. More than 32 requests go in several datagrams.
+    /// order. More than 32 requests are sent in several datagrams.
     pub fn get_all<Q, R>(&mut self, request: &'static str, messages: Vec<Q>) -> Result<Vec<Result<R, KernelRefusal>>>
     where
         Q: NetlinkSerializable,
@@ -229,7 +230,7 @@ impl Netlink {
         Ok(results)
     }
 
-    /// Reads a whole table. Starts again if it changed meanwhile (`NLM_F_DUMP_INTR`).
+    /// Reads a whole table. Starts again if the table changed meanwhile (`NLM_F_DUMP_INTR`).
     pub fn dump<Q, R>(&mut self, request: &'static str, message: Q) -> Result<Vec<R>>
     where
         Q: NetlinkSerializable + Clone,
@@ -244,8 +245,8 @@ impl Netlink {
             self.send(&bytes)?;
             let (mut found, mut end) = (Vec::new(), None);
             let (mut interrupted, mut misread) = (false, None);
-            // The dump is read to its end in any case: while half of it is left, the kernel refuses
-            // the next one (EBUSY).
+            // The dump is read to its end in any case: while a part of it is unread, the kernel
+            // refuses the next dump (EBUSY).
             while end.is_none() {
                 let received = self.receive(request, |frame| {
                     if frame.sequence != sequence {
@@ -290,7 +291,7 @@ impl Netlink {
         let start = bytes.len();
         let end = start + message.buffer_len().next_multiple_of(4);
         if bytes.capacity() < end {
-            // Growing in place could move the vector and leave a copy of a key behind.
+            // If the vector grew in place, it could move and leave a copy of a key in freed memory.
             let mut larger = Zeroizing::new(Vec::with_capacity(end.max(bytes.capacity() * 2)));
             larger.extend_from_slice(bytes);
             *bytes = larger;
@@ -311,7 +312,7 @@ impl Netlink {
         }
     }
 
-    /// Receives one datagram and gives its messages to `take`.
+    /// Receives one datagram and passes its messages to `take`.
     fn receive(&mut self, request: &'static str, mut take: impl FnMut(Frame<'_>) -> Result<(), String>) -> Result<()> {
         let length = loop {
             match self.socket.recv(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
@@ -333,7 +334,7 @@ impl Netlink {
     }
 }
 
-/// Sets a large receive buffer, beyond the system's limit if that is permitted.
+/// Sets a large receive buffer, beyond the system's limit if permitted.
 pub(crate) fn widen_buffer(socket: &Socket) -> Result<()> {
     sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER))

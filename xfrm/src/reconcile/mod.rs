@@ -1,34 +1,36 @@
-//! Compares what is wanted with what is there. The functions are pure, and linear in the size of
-//! the dump.
+//! Compares desired with existing policies and SAs. The functions do no I/O, and take linear time
+//! in the size of the dump.
 
 use std::collections::HashMap;
 
 use crate::policy::{InstalledPolicy, Policy, PolicyKey};
 use crate::sa::{Sa, SaId, UdpEncap};
 
-/// What must be done so that the kernel's policies are those wanted.
+/// The changes that make the kernel's policies equal to the desired ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicyDiff {
-    /// Wanted, but not there. If they were installed before, another program deleted them.
+    /// Desired policies that do not exist. If they were installed before, another program deleted
+    /// them.
     pub missing: Vec<Policy>,
-    /// Wanted, but our policy there has another priority, action or template. If it was installed
-    /// correctly before, another program changed it.
+    /// Desired policies whose selector has a policy of ours with another priority, action or
+    /// template. If it was installed correctly before, another program changed it.
     pub changed: Vec<(Policy, InstalledPolicy)>,
-    /// Ours and no longer wanted.
+    /// Our policies that are no longer desired.
     pub stray: Vec<InstalledPolicy>,
-    /// Wanted, but another program holds the selector: reported, never replaced.
+    /// Desired policies whose selector another program holds. They are reported; the other
+    /// program's policy is never replaced.
     pub occupied: Vec<(Policy, InstalledPolicy)>,
 }
 
 impl PolicyDiff {
-    /// Whether there is nothing to do and nothing to report.
+    /// Returns whether there is nothing to change and nothing to report.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.changed.is_empty() && self.stray.is_empty() && self.occupied.is_empty()
     }
 }
 
-/// Compares policies. The kernel keeps one policy for a direction and selector, so of two wanted
-/// ones the stronger is taken.
+/// Compares policies. The kernel keeps one policy for a direction and selector, so of two desired
+/// ones the one with higher precedence counts.
 pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> PolicyDiff {
     let mut wanted: HashMap<PolicyKey, Policy> = HashMap::with_capacity(desired.len());
     for policy in desired {
@@ -52,7 +54,7 @@ pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> PolicyDiff 
         }
         wanted.remove(&holder.key());
     }
-    // In the caller's order, so that logs and tests are the same each time.
+    // The result has the caller's order, so that logs and tests are reproducible.
     for policy in desired {
         if wanted.get(&policy.key()) == Some(policy) {
             wanted.remove(&policy.key());
@@ -62,33 +64,33 @@ pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> PolicyDiff 
     plan
 }
 
-/// An SA that should be there.
+/// An SA that should exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExpectedSa {
     /// Destination and SPI.
     pub id: SaId,
-    /// Its reqid, raw.
+    /// The reqid.
     pub reqid: u32,
-    /// Its UDP ports.
+    /// The UDP ports, if ESP travels in UDP.
     pub encap: Option<UdpEncap>,
 }
 
-/// How the kernel's SAs differ from those expected.
+/// The differences between the kernel's SAs and the expected ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SaDiff {
-    /// Not there any more. Do not install them again, even if their keys are at hand: the outbound
-    /// one would start again at sequence number 1, which the peer takes for a replay, and the
-    /// inbound one would accept replays. Negotiate new ones.
+    /// SAs that no longer exist. Do not install them again, even if their keys are available: the
+    /// outbound SA would start again at sequence number 1, which the peer would reject as a replay,
+    /// and the inbound SA would accept replays. Negotiate new ones.
     pub missing: Vec<ExpectedSa>,
-    /// There, but with another reqid or other UDP ports.
+    /// SAs that exist, but with another reqid or other UDP ports.
     pub changed: Vec<(ExpectedSa, Sa)>,
-    /// Ours, complete, and not expected: a former run left them behind. Reservations and acquires
-    /// are left to the kernel, which drops them by itself.
+    /// Complete SAs of ours that are not expected, left over from a former run. Reservations and
+    /// acquires are not listed, since the kernel removes them by itself.
     pub stray: Vec<Sa>,
 }
 
 impl SaDiff {
-    /// Whether all is as expected.
+    /// Returns whether all SAs are as expected.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.changed.is_empty() && self.stray.is_empty()
     }

@@ -63,8 +63,9 @@ fn any_policy() -> impl Strategy<Value = Policy> {
 }
 
 proptest! {
-    /// After a plan is carried out, a second plan has nothing to do. No other program's policy has
-    /// changed. Each desired policy is installed, unless another program's policy has its place.
+    /// After a plan is carried out, a second plan is empty. No policy of another program has
+    /// changed. Each desired policy is installed, unless another program's policy holds its
+    /// selector.
     #[test]
     fn a_plan_carried_out_leaves_nothing_to_do(
         desired in proptest::collection::vec(any_policy(), 0..12),

@@ -1,15 +1,15 @@
-//! What protects the packets of an SA, with its keys.
+//! The algorithms that protect the packets of an SA, and their keys.
 
 use std::fmt;
 
 use netlink_packet_xfrm as nl;
 use zeroize::Zeroizing;
 
-/// Octets of the salt behind an AEAD's key (RFC 4106 8.1, RFC 7634 2).
+/// Size of the salt that follows an AEAD's key, bytes (RFC 4106 8.1, RFC 7634 2).
 const SALT_LEN: usize = 4;
 
-/// What protects the packets of an SA: an AEAD with an ICV of 128 bits, or AES-CBC with an
-/// integrity algorithm.
+/// The algorithm that protects the packets of an SA: an AEAD with an ICV of 128 bits, or AES-CBC
+/// with an integrity algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// AES-128-GCM, RFC 4106: 16 bytes of key, 4 of salt.
@@ -47,7 +47,7 @@ pub enum Integrity {
 }
 
 impl AesKeyLength {
-    /// Bytes of the key.
+    /// Size of the key, bytes.
     pub const fn bytes(self) -> usize {
         match self {
             AesKeyLength::Bits128 => 16,
@@ -58,7 +58,7 @@ impl AesKeyLength {
 }
 
 impl Integrity {
-    /// Bytes of the key.
+    /// Size of the key, bytes.
     pub const fn key_length(self) -> usize {
         match self {
             Integrity::HmacSha256 => 32,
@@ -85,7 +85,7 @@ impl Integrity {
 }
 
 impl Algorithm {
-    /// Length of its keying material, bytes: key and salt of an AEAD, both keys otherwise.
+    /// Size of the keying material, bytes: key and salt of an AEAD, both keys otherwise.
     pub const fn key_length(self) -> usize {
         match self {
             Algorithm::Aes128Gcm16 => 16 + SALT_LEN,
@@ -94,7 +94,7 @@ impl Algorithm {
         }
     }
 
-    /// Its name in the kernel.
+    /// The algorithm's name in the kernel.
     pub const fn kernel_name(self) -> &'static str {
         match self {
             Algorithm::Aes128Gcm16 | Algorithm::Aes256Gcm16 => "rfc4106(gcm(aes))",
@@ -106,15 +106,15 @@ impl Algorithm {
     }
 }
 
-/// Keying material of the wrong length for its algorithm. Holds lengths only.
+/// Error: the keying material has the wrong length for its algorithm. Holds lengths only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{algorithm} takes {expected} bytes of keying material, {got} were given")]
 pub struct KeyLength {
-    /// The algorithm, in the kernel's words.
+    /// The kernel's name of the algorithm.
     pub algorithm: &'static str,
-    /// Bytes that it takes.
+    /// Required size, bytes.
     pub expected: usize,
-    /// Bytes that were given.
+    /// Actual size, bytes.
     pub got: usize,
 }
 
@@ -126,7 +126,8 @@ pub struct EspKey {
 }
 
 impl EspKey {
-    /// Takes the keying material as the [`Algorithm`] lays it out, which is how IKE derives it.
+    /// Takes the keying material in the layout that [`Algorithm`] describes, which is how IKE
+    /// derives it.
     pub fn new(algorithm: Algorithm, keymat: &[u8]) -> Result<Self, KeyLength> {
         let (expected, got) = (algorithm.key_length(), keymat.len());
         if got != expected {
@@ -151,7 +152,7 @@ impl EspKey {
                         alg_key_len: bits(key),
                         alg_key: key.to_vec(),
                     }),
-                    // The kernel would cut HMAC-SHA-256 to 96 bits if nothing were said.
+                    // Without this attribute the kernel would truncate HMAC-SHA-256 to 96 bits.
                     nl::XfrmAttrs::AuthenticationAlgTrunc(nl::AlgAuth {
                         alg_name: name(integrity.kernel_name()),
                         alg_key_len: bits(integrity_key),
@@ -178,7 +179,7 @@ impl fmt::Debug for EspKey {
     }
 }
 
-/// A name as the kernel takes it, with zeros behind it.
+/// A name in the kernel's format, padded with zeros.
 fn name<const LEN: usize>(text: &str) -> [u8; LEN] {
     let mut name = [0; LEN];
     for (to, from) in name.iter_mut().zip(text.bytes()) {

@@ -1,4 +1,4 @@
-//! Security associations: ESP, as the kernel takes them.
+//! Security associations for ESP, in the form that the kernel takes.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +15,7 @@ use crate::reqid::Reqid;
 use crate::selector::{MixedFamilies, Selector};
 use crate::uapi;
 
-/// Which way the packets of an SA go.
+/// The direction of the packets of an SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SaDirection {
     /// Packets come to us; we allocated the SPI.
@@ -27,7 +27,7 @@ pub enum SaDirection {
 /// Identifies an ESP SA: the destination of its packets and its SPI.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaId {
-    /// Outer destination.
+    /// Outer destination address.
     pub destination: IpAddr,
     /// SPI, 256 or above.
     pub spi: u32,
@@ -56,7 +56,7 @@ impl SaId {
     }
 }
 
-/// UDP ports between which ESP travels (RFC 3948), in the order of the packets of this SA.
+/// UDP ports between which ESP travels (RFC 3948), as seen in the packets of this SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UdpEncap {
     /// Source port of the packets.
@@ -68,7 +68,7 @@ pub struct UdpEncap {
 /// Sequence numbers and replay protection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Replay {
-    /// Window of an inbound SA, packets, at most [`Replay::MAX_WINDOW`]. 0 turns the check off,
+    /// Window of an inbound SA in packets, at most [`Replay::MAX_WINDOW`]. 0 turns the check off,
     /// except with `esn`. Ignored on outbound SAs.
     pub window: u32,
     /// Extended (64 bit) sequence numbers, as negotiated.
@@ -76,56 +76,57 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Largest window that the kernel takes (`XFRMA_REPLAY_ESN_MAX`), packets.
+    /// Maximum window that the kernel accepts (`XFRMA_REPLAY_ESN_MAX`), packets.
     pub const MAX_WINDOW: u32 = 4096;
 
-    /// Without extended sequence numbers, with a window wide enough for paths that reorder.
+    /// Without extended sequence numbers, and with a window that is wide enough for paths that
+    /// reorder packets.
     pub const PLAIN: Replay = Replay { window: 1024, esn: false };
     /// With extended sequence numbers and the same window.
     pub const ESN: Replay = Replay { window: 1024, esn: true };
 }
 
 /// Limits at which the kernel reports an SA ([`crate::events::Event::Expire`]). They count packets
-/// and bytes only: the kernel's timers run on the wall clock, and a step of that clock would end
-/// SAs. `None`: no limit.
+/// and bytes only: the kernel's timers use the wall clock, and a step of that clock would end SAs.
+/// `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Limits {
-    /// Bytes after which to rekey.
+    /// Number of bytes after which to rekey.
     pub soft_bytes: Option<u64>,
-    /// Bytes after which the kernel deletes it.
+    /// Number of bytes after which the kernel deletes the SA.
     pub hard_bytes: Option<u64>,
-    /// Packets after which to rekey.
+    /// Number of packets after which to rekey.
     pub soft_packets: Option<u64>,
-    /// Packets after which the kernel deletes it.
+    /// Number of packets after which the kernel deletes the SA.
     pub hard_packets: Option<u64>,
 }
 
 /// An SA to install.
 #[derive(Debug, Clone)]
 pub struct SaParams {
-    /// Which way its packets go.
+    /// The direction of its packets.
     pub direction: SaDirection,
-    /// Outer source.
+    /// Outer source address.
     pub source: IpAddr,
-    /// Outer destination.
+    /// Outer destination address.
     pub destination: IpAddr,
     /// SPI.
     pub spi: u32,
-    /// Joins it to policies.
+    /// Links the SA to policies.
     pub reqid: Reqid,
     /// Tunnel or transport mode.
     pub mode: Mode,
     /// Algorithm and keys.
     pub key: EspKey,
-    /// ESP in UDP.
+    /// UDP encapsulation. `None`: plain ESP.
     pub encap: Option<UdpEncap>,
     /// Sequence numbers and replay protection.
     pub replay: Replay,
-    /// Towards peers that are not ours: the only packets that may travel in it. `None` between our
-    /// own nodes: any packet of either family (`XFRM_STATE_AF_UNSPEC`); policies decide. In
-    /// transport mode `None` is any packet between its two addresses.
+    /// The only packets that the SA accepts, for peers that are not our own nodes. `None` between
+    /// our own nodes: it accepts any packet of either family (`XFRM_STATE_AF_UNSPEC`), and policies
+    /// decide. In transport mode `None` means any packet between its two addresses.
     pub selector: Option<Selector>,
-    /// When to rekey or delete it.
+    /// Limits after which to rekey or delete the SA.
     pub limits: Limits,
 }
 
@@ -136,7 +137,7 @@ impl SaParams {
     }
 }
 
-/// SPIs that may be allocated, both ends included. RFC 4303 2.1 reserves 0 to 255.
+/// The range of SPIs that may be allocated, including both ends. RFC 4303 2.1 reserves 0 to 255.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpiRange {
     /// Smallest SPI.
@@ -151,12 +152,12 @@ impl Default for SpiRange {
     }
 }
 
-/// An SA in the kernel, of any program. Its key is not kept.
+/// An SA in the kernel. It may belong to any program. Its key is not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sa {
     /// Destination and SPI.
     pub id: SaId,
-    /// Outer source.
+    /// Outer source address.
     pub source: IpAddr,
     /// IP protocol; 50 is ESP.
     pub protocol: u8,
@@ -164,43 +165,44 @@ pub struct Sa {
     pub reqid: u32,
     /// `XFRM_MODE_*`; 1 is tunnel.
     pub mode: u8,
-    /// Its direction, if the kernel knows it: 6.10 and later, if the installing program stated it.
+    /// The direction, if the kernel knows it (6.10 and later) and the program that installed the SA
+    /// stated it.
     pub direction: Option<SaDirection>,
-    /// The kernel's name of the AEAD or cipher; of AH, that of the integrity algorithm. `None`: it
-    /// is larval, that is, a reserved SPI or an acquire under way.
+    /// The kernel's name of the AEAD or cipher; for AH, the name of the integrity algorithm.
+    /// `None`: the SA is larval, that is, a reserved SPI or an acquire under way.
     pub algorithm: Option<String>,
-    /// ESP in UDP.
+    /// UDP encapsulation. `None`: plain ESP.
     pub encap: Option<UdpEncap>,
-    /// The only packets that may travel in it.
+    /// The only packets that the SA accepts.
     pub selector: Option<Selector>,
     /// Replay window, packets.
     pub replay_window: u32,
-    /// Extended sequence numbers.
+    /// Whether extended sequence numbers are used.
     pub esn: bool,
-    /// `XFRM_STATE_*` flags as the kernel has them.
+    /// `XFRM_STATE_*` flags.
     pub flags: u8,
     /// XFRM interface, 0 for none.
     pub if_id: u32,
-    /// Packets and bytes that went through it.
+    /// Packets and bytes that the SA has processed.
     pub counters: Counters,
 }
 
-/// Packets and bytes that went through an SA.
+/// Packets and bytes that an SA has processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Bytes of payload, without ESP's overhead.
     pub bytes: u64,
     /// Packets.
     pub packets: u64,
-    /// When it was installed, seconds of the wall clock since 1970.
+    /// When the SA was installed, seconds of the wall clock since 1970.
     pub added: u64,
-    /// When it was first used, seconds of the wall clock since 1970; 0 for never.
+    /// When the SA was first used, seconds of the wall clock since 1970; 0 for never.
     pub first_used: u64,
     /// Packets that were older than the replay window.
     pub before_window: u32,
-    /// Packets that came twice.
+    /// Packets that were received twice.
     pub replayed: u32,
-    /// Packets whose ICV was wrong.
+    /// Packets with a wrong ICV.
     pub integrity_failures: u32,
     /// Last sequence number sent (64 bits with extended sequence numbers).
     pub sent_sequence: u64,
@@ -209,12 +211,12 @@ pub struct Counters {
 }
 
 impl Sa {
-    /// Whether its reqid is from our range.
+    /// Returns whether the reqid is in our range.
     pub fn is_ours(&self) -> bool {
         Reqid::ours(self.reqid).is_some()
     }
 
-    /// Whether it is only a reservation or an acquire.
+    /// Returns whether it is only a reservation or an acquire.
     pub fn is_larval(&self) -> bool {
         self.algorithm.is_none()
     }
@@ -271,7 +273,7 @@ impl Sa {
 
     fn read_attribute(&mut self, kind: u16, value: &[u8]) -> Result<(), String> {
         match kind {
-            // Only the name is read; the key behind it is not copied.
+            // Only the name is read. The key that follows it is not copied.
             nl::XFRMA_ALG_AEAD | nl::XFRMA_ALG_CRYPT | nl::XFRMA_ALG_AUTH | nl::XFRMA_ALG_AUTH_TRUNC => {
                 let name = value.get(..nl::XFRM_ALG_AEAD_NAME_LEN).ok_or("algorithm shorter than its name")?;
                 let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -313,15 +315,15 @@ impl Sa {
 /// Features that depend on the kernel's version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
-    /// SAs have a direction (`XFRMA_SA_DIR`, 6.10 and later).
+    /// Whether SAs have a direction (`XFRMA_SA_DIR`, 6.10 and later).
     pub sa_direction: bool,
-    /// An `out` policy keeps the SA that it used last as long as that exists (6.13 and later, with
+    /// Whether an `out` policy keeps using its last SA as long as that exists (6.13 and later, with
     /// per-CPU SAs).
     pub policies_cache_sas: bool,
 }
 
-/// Seconds between two [`crate::events::Event::Mapping`] of one SA. Without it the kernel reports
-/// every packet from a new address.
+/// Minimum number of seconds between two [`crate::events::Event::Mapping`] of one SA. Without this
+/// limit the kernel reports every packet from a new address.
 const MAPPING_THRESHOLD_SECONDS: u32 = 1;
 
 pub(crate) fn direction_attribute(direction: SaDirection) -> nl::XfrmAttrs {
@@ -353,14 +355,14 @@ pub(crate) fn base_info(
 }
 
 impl SaParams {
-    /// The result holds a copy of the key. Put it into a [`crate::message::XfrmRequest`] at once,
-    /// which wipes it.
+    /// Returns the request. It holds a copy of the key, so put it at once into a
+    /// [`crate::message::XfrmRequest`], which wipes it.
     pub(crate) fn to_kernel(&self, features: Features) -> Result<nl::state::ModifyMessage, MixedFamilies> {
         let mut info = base_info(self.source, self.destination, self.spi, self.reqid)?;
         info.mode = self.mode.to_kernel();
         match (&self.selector, self.mode) {
             (Some(selector), _) => info.selector = selector.to_kernel(),
-            // The kernel takes the family of the addresses for the selector.
+            // The kernel uses the family of the addresses for the selector.
             (None, Mode::Transport) => {}
             (None, Mode::Tunnel) => info.flags |= nl::XFRM_STATE_AF_UNSPEC,
         }
@@ -387,7 +389,7 @@ impl SaParams {
             })
         }));
         attributes.extend(self.replay_attribute(features));
-        // No number of packets leads to a notification ([`crate::events::EspEventSocket`]).
+        // No number of packets causes a notification ([`crate::events::EspEventSocket`]).
         attributes.push(nl::XfrmAttrs::ReplayThreshold(0));
         if inbound && self.encap.is_some() {
             attributes.push(nl::XfrmAttrs::MappingTimeThreshold(MAPPING_THRESHOLD_SECONDS));
@@ -398,9 +400,10 @@ impl SaParams {
         Ok(nl::state::ModifyMessage { user_sa_info: info, nlas: attributes })
     }
 
-    /// The window stands in `xfrm_replay_state_esn`, with or without extended sequence numbers: the
-    /// older field ends at 32. An outbound SA has no window. With ESN, a kernel that knows
-    /// directions wants no window and no bitmap there; an older one wants at least 1.
+    /// Returns the attribute with the replay window. It is always `xfrm_replay_state_esn`, since
+    /// the older field allows at most 32. An outbound SA has no window: with ESN, a kernel that
+    /// knows directions requires that window and bitmap are absent, while an older one requires a
+    /// window of at least 1.
     fn replay_attribute(&self, features: Features) -> Option<nl::XfrmAttrs> {
         let window = match (self.direction, self.replay.esn) {
             (SaDirection::In, esn) => self.replay.window.clamp(u32::from(esn), Replay::MAX_WINDOW),

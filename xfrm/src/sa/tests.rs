@@ -4,7 +4,7 @@ use super::*;
 use crate::error::Error;
 use crate::message::XfrmRequest;
 
-/// Bytes that show in hexadecimal, decimal and as text alike.
+/// Bytes that would be visible in hexadecimal, decimal and text output alike.
 const KEY: [u8; 36] = *b"ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ";
 
 fn params() -> SaParams {
@@ -68,7 +68,7 @@ fn what_is_sent_is_what_was_asked_for() {
         assert_eq!((sa.protocol, sa.mode, sa.encap, sa.esn), (50, 1, params().encap, true));
         assert_eq!((sa.direction, sa.selector), (direction, None));
         assert_eq!(sa.flags, nl::XFRM_STATE_AF_UNSPEC | nl::XFRM_STATE_ESN);
-        // An older kernel refuses a window of 0 with ESN, a newer one any other.
+        // An older kernel refuses a window of 0 with ESN. A newer one refuses any other window.
         assert_eq!(sa.replay_window, u32::from(!features.sa_direction));
     }
     let inbound = SaParams { direction: SaDirection::In, replay: Replay::PLAIN, ..params() };
@@ -83,7 +83,7 @@ fn cbc() -> SaParams {
 
 #[test]
 fn a_request_wipes_its_keys_when_it_goes() {
-    // The request owns the attribute's buffer, so nobody else can see it after the wipe. The test
+    // The request owns the attribute's buffer, so nothing else can read it after the wipe. The test
     // calls the wipe itself, as `drop` does.
     for params in [params(), cbc()] {
         let mut message = nl::XfrmMessage::AddSa(params.to_kernel(Features::default()).unwrap());

@@ -1,4 +1,4 @@
-//! Notifications of the kernel.
+//! Tests the kernel's notifications.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -52,8 +52,8 @@ fn esp() {
         let [mut at_a, mut at_b] = [&pair.a, &pair.b].map(|end| end.run(|| EspEventSocket::open().unwrap()));
         let forth = SaParams { replay, encap, ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1) };
         connect(&pair, &forth, &reversed(&forth, 0x1001), None);
-        // An SA of another program. The kernel reports every second packet of it to all that
-        // listen.
+        // An SA of another program. The kernel reports every second packet of this SA to all
+        // listeners.
         pair.a.ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x2000 reqid 7 mode tunnel \
              aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128");
         pair.a.ip(
@@ -65,7 +65,7 @@ fn esp() {
         let expected = EspEvent { id: forth.id(), reqid: forth.reqid.raw() };
         let since = Instant::now();
         let mut reported = [0_u64; 2];
-        // Each packet is reported, at once or at the end of the interval, at either end.
+        // Each packet is reported, at once or at the end of the interval, at both ends.
         for _ in 0..3 {
             for _ in 0..20 {
                 pair.a.send("10.99.0.1", "10.99.0.2:7", "of another program");
@@ -84,7 +84,8 @@ fn esp() {
         }
         let most = since.elapsed().as_secs() + 2;
         assert!(reported.iter().all(|reported| *reported <= most), "{reported:?} events, at most one a second: {most}");
-        // The end of the interval of the last packet may bring one more. An idle SA has none.
+        // One more notification may follow at the end of the last packet's interval. An idle SA
+        // causes none.
         let idle = Instant::now() + Duration::from_secs(4);
         let mut late = 0;
         while let Some(left) = idle.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -94,7 +95,7 @@ fn esp() {
             }
         }
         assert!(late <= 1, "{late} events of an idle SA");
-        // The first packet after that is reported at once: the answer to it cannot be there yet.
+        // The first packet after that is reported at once: its answer cannot have arrived yet.
         pair.a.send("10.77.0.1", "10.77.1.1:7", "again");
         assert_eq!(next_esp(&mut at_a), expected);
     }
@@ -121,8 +122,8 @@ fn others_changes() {
     namespace.ip("xfrm policy flush");
     assert_eq!(next(&mut events), Event::PoliciesFlushed);
 
-    // A change of ours through a socket that is left out, then one of another program: only the
-    // latter is reported.
+    // A change of ours through an ignored socket, then a change of another program: only the latter
+    // is reported.
     let mut quiet = namespace.run(|| Xfrm::open().unwrap());
     events.ignore_port(quiet.port());
     quiet.install_policy(&block).unwrap();

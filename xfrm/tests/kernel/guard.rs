@@ -1,4 +1,4 @@
-//! The guard, against packets.
+//! Tests that the guard stops packets.
 
 use edge_xfrm::guard::{self, Defect, GuardConfig};
 use edge_xfrm::{Direction, Error, Policy, SaDirection, SaParams, Selector, Xfrm};
@@ -45,7 +45,7 @@ fn installed_and_repaired() {
         assert_eq!(guard::install(&config(&bridge)).unwrap().len(), 2);
         assert_eq!(guard::check(&config(&bridge)).unwrap(), []);
     });
-    // The kernel deletes routes whose source goes; the bare ones stay.
+    // The kernel deletes routes whose source address is removed. The routes without a source stay.
     namespace.ip("link del ecni0");
     namespace.run(|| assert_eq!(guard::check(&config(&[])).unwrap(), []));
     namespace.ip("link set ecni-guard down");
@@ -81,7 +81,7 @@ fn two_at_once() {
     });
 }
 
-/// A node with two pods, each on a cable of its own, and an uplink with a neighbour that routes
+/// A node with two pods, each on its own veth pair, and an uplink with a neighbour that routes
 /// everything to the node.
 struct Site {
     node: Namespace,
@@ -99,7 +99,7 @@ fn site() -> Site {
     node.ip("addr add 10.77.0.1/26 dev ecni0");
     node.ip("addr add fd77::1/64 dev ecni0 nodad");
     node.ip("link set ecni0 up");
-    // The neighbour takes every address that nobody else has as its own.
+    // The neighbour accepts packets to every address that no other host has.
     neighbour.ip("addr add 198.51.100.1/32 dev lo");
     neighbour.ip("route add local 10.77.1.0/26 dev lo");
     neighbour.ip("route add 10.77.0.0/26 via 192.0.2.1");
@@ -117,15 +117,15 @@ fn site() -> Site {
 
 fn packets() {
     let Site { node, pods: [one, two], neighbour } = site();
-    // Bound to an address of the remote segment, which the neighbour as router takes as its own:
-    // what leaks in clear arrives.
+    // Bound to an address of the remote segment, which the neighbour accepts as its own. Packets
+    // that leak in clear arrive here.
     let leaked = neighbour.listen("10.77.1.2:7");
     let leaked6 = neighbour.listen("[fd77:0:0:1::2]:7");
     let internet = neighbour.listen("198.51.100.1:7");
     let (at_one, at_one6) = (one.listen("10.77.0.2:7"), one.listen("[fd77::2]:7"));
     let at_node = node.listen("10.77.0.1:7");
 
-    // Without the guard everything leaks, so the test notices leaks.
+    // Without the guard all packets leak, which shows that the test detects leaks.
     one.send("10.77.0.2", "10.77.1.2:7", "leak");
     assert_eq!(receive(&leaked), "leak");
     one.send("fd77::2", "[fd77:0:0:1::2]:7", "leak");
@@ -168,8 +168,8 @@ fn packets() {
     one.send("fd77::2", "[fd77:0:0:1::2]:7", "refused");
     node.await_counter("XfrmOutPolBlock", dropped + 4);
 
-    // A pod with a forged remote source towards the internet; a neighbour with one towards a pod
-    // and the node.
+    // A pod with a forged remote source sends to the internet, and a neighbour with one sends to a
+    // pod and to the node.
     one.ip("addr add 10.77.1.2/32 dev lo");
     let dropped = node.counter("XfrmInPolBlock");
     one.send("10.77.1.2", "198.51.100.1:7", "refused");
@@ -178,7 +178,8 @@ fn packets() {
     neighbour.send("fd77:0:0:1::2", "[fd77::2]:7", "refused");
     node.await_counter("XfrmInPolBlock", dropped + 4);
 
-    // Others can still use the same paths. A packet that had passed would have come first.
+    // Legitimate packets can still use the same paths. A forged packet that passed would have
+    // arrived first.
     one.send("10.77.0.2", "198.51.100.1:7", "granted");
     neighbour.send("198.51.100.1", "10.77.0.2:7", "granted");
     neighbour.send("198.51.100.1", "10.77.0.1:7", "granted");
@@ -189,11 +190,11 @@ fn packets() {
         assert_eq!(receive(socket), "granted");
     }
 
-    // The device drops packets that no policy matches: without the policies nothing leaves by the
-    // default route either.
+    // The device drops packets that no policy matches: even without the policies no packet leaves
+    // by the default route.
     node.ip("xfrm policy flush");
     one.ip("addr del 10.77.1.2/32 dev lo");
-    // Its own router solicitations would be counted too.
+    // The device's own router solicitations would be counted as well.
     node.run(|| std::fs::write("/proc/sys/net/ipv6/conf/ecni-guard/disable_ipv6", "1").unwrap());
     let swallowed = node.transmitted("ecni-guard");
     one.send("10.77.0.2", "10.77.1.2:7", "refused");
@@ -222,7 +223,7 @@ fn whole_range() {
         guard::install(&config).unwrap();
         assert_eq!(guard::check(&config).unwrap(), []);
     });
-    // The guard's route to the range does not hide the bridge's.
+    // The guard's route to the range does not override the bridge's.
     assert!(node.ip("route get 10.77.0.2").contains("dev ecni0"));
     let at_one = one.listen("10.77.0.2:7");
     two.send("10.77.0.3", "10.77.0.2:7", "pod");
@@ -237,7 +238,7 @@ fn in_the_way() {
     let error = namespace.run(|| guard::install(&config(&[])).unwrap_err());
     let Error::Guard { error: cause, .. } = &error else { panic!("{error}") };
     assert!(matches!(**cause, Error::OccupiedByOther { .. }), "{error}");
-    // The rest is installed nevertheless.
+    // The other parts are installed all the same.
     let defects = namespace.run(|| guard::check(&config(&[])).unwrap());
     assert!(matches!(defects.as_slice(), [Defect::Occupied(..)]), "{defects:?}");
 
@@ -279,8 +280,8 @@ fn bypass() {
         assert!(ike.send_to(b"blocked", theirs).is_err());
         edge_xfrm::socket::bypass(&ike, ipv6).unwrap();
         if ipv6 {
-            // Neighbour discovery is blocked like all other traffic of this host, so the peer's
-            // address is set by hand.
+            // Neighbour discovery is blocked like all other traffic of this host, so the test sets
+            // the peer's address.
             here.ip(&format!("neigh replace 2001:db8::2 lladdr {} dev eth0", mac(&there)));
             there.ip(&format!("neigh replace 2001:db8::1 lladdr {} dev eth0", mac(&here)));
         }
@@ -296,7 +297,7 @@ fn mac(namespace: &Namespace) -> String {
     link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
 }
 
-/// Two nodes with a pod each, both guarded, a tunnel between them.
+/// Two nodes with one pod each, both guarded, and a tunnel between them.
 fn tunnel() {
     let nodes = [Namespace::new(), Namespace::new()];
     let pods = [Namespace::new(), Namespace::new()];

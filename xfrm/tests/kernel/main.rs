@@ -1,7 +1,7 @@
-//! Tests against a real kernel, each in network namespaces of its own. A test that this machine
-//! cannot run is named as skipped, with the reason.
+//! Tests against a real kernel, each in its own network namespaces. A test that this machine cannot
+//! run is listed as skipped, with the reason.
 //!
-//! Those with SAs need ESP: `interop-tests exec -- target/debug/deps/kernel-...` runs them in the
+//! Tests with SAs need ESP: `interop-tests exec -- target/debug/deps/kernel-...` runs them in the
 //! lab.
 
 mod events;
@@ -17,14 +17,14 @@ use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-/// What a test needs.
+/// The requirements of a test.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     Root,
     Esp,
 }
 
-/// Name, needs, body.
+/// Name, requirements and body of a test.
 pub(crate) type Test = (&'static str, Needs, fn());
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! Network namespaces. Each has a thread and vanishes with it.
+//! Network namespaces for tests. Each has a thread, and is removed with it.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
@@ -16,7 +16,7 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// A new one, with `lo` up and packets forwarded.
+    /// Creates a namespace with `lo` up and IP forwarding on.
     pub(crate) fn new() -> Self {
         let (jobs, todo) = channel::<Job>();
         let (sender, receiver) = channel();
@@ -50,7 +50,7 @@ impl Namespace {
         receiver.recv().unwrap().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Runs `ip` with these words, which must succeed. Gives its output.
+    /// Runs `ip` with these words, which must succeed. Returns its output.
     pub(crate) fn ip(&self, words: &str) -> String {
         let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
         self.run(move || {
@@ -73,7 +73,7 @@ impl Namespace {
         }
     }
 
-    /// A UDP socket that listens in the namespace.
+    /// Opens a UDP socket that listens in the namespace.
     pub(crate) fn listen(&self, address: &str) -> UdpSocket {
         let address: SocketAddr = address.parse().unwrap();
         self.run(move || {
@@ -88,12 +88,13 @@ impl Namespace {
         let (from, to): (IpAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let text = text.to_owned();
         self.run(move || {
-            // A block policy makes this fail. The tests check what arrives instead.
+            // A block policy makes this call fail. The tests check whether datagrams arrive
+            // instead.
             let _ = bind_freebind(SocketAddr::new(from, 0)).send_to(text.as_bytes(), to);
         });
     }
 
-    /// Packets that a device sent.
+    /// The number of packets that a device has sent.
     pub(crate) fn transmitted(&self, device: &'static str) -> u64 {
         self.run(move || {
             let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
@@ -122,20 +123,20 @@ impl Namespace {
         }
     }
 
-    /// A counter of `/proc/net/xfrm_stat`.
+    /// Reads a counter of `/proc/net/xfrm_stat`.
     pub(crate) fn counter(&self, name: &'static str) -> u64 {
         self.run(move || edge_xfrm::stat::read().unwrap().get(name).copied().unwrap_or_default())
     }
 }
 
-/// The next datagram, as text.
+/// Receives the next datagram as text.
 pub(crate) fn receive(socket: &UdpSocket) -> String {
     let mut buffer = [0; 64];
     let length = socket.recv(&mut buffer).expect("a datagram arrives");
     String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 
-/// Binds to an address whether or not the host has it.
+/// Binds to an address even if the host does not have it.
 fn bind_freebind(from: SocketAddr) -> UdpSocket {
     use rustix::net::{AddressFamily, SocketType, sockopt};
     let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -158,7 +159,7 @@ fn enter_new_namespace() {
     assert_eq!(outcome, 0, "unshare: {}", std::io::Error::last_os_error());
 }
 
-/// Why no test can run here, if that is so.
+/// Returns the reason why no test can run here. `None` if tests can.
 pub(crate) fn missing_root() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root".into());
@@ -175,7 +176,7 @@ pub(crate) fn missing_root() -> Option<String> {
     probe.join().unwrap()
 }
 
-/// Why SAs cannot be tested here, if that is so.
+/// Returns the reason why SAs cannot be tested here. `None` if they can.
 pub(crate) fn missing_esp() -> Option<String> {
     let probe = || match Xfrm::open().unwrap().add_sa(&sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x100, 0)) {
         Ok(()) => None,
@@ -187,10 +188,10 @@ pub(crate) fn missing_esp() -> Option<String> {
     Namespace::new().run(probe)
 }
 
-/// The key of every SA of these tests.
+/// The key of all SAs in these tests.
 pub(crate) const KEY: [u8; 20] = *b"sixteen bytes+salt!!";
 
-/// A plain SA of tunnel `n`: AES-128-GCM, no encapsulation, no ESN, no selector.
+/// Makes a plain SA of tunnel `n`: AES-128-GCM, no encapsulation, no ESN, no selector.
 pub(crate) fn sa(direction: SaDirection, source: &str, destination: &str, spi: u32, n: u32) -> SaParams {
     SaParams {
         direction,

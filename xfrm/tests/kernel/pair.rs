@@ -12,7 +12,7 @@ use crate::policies::selector;
 pub(crate) struct Pair {
     pub(crate) a: Namespace,
     pub(crate) b: Namespace,
-    /// The kernel decapsulates ESP in UDP only while these are open.
+    /// The kernel decapsulates ESP in UDP only while these sockets are open.
     _sockets: Vec<UdpSocket>,
 }
 

@@ -1,4 +1,4 @@
-//! Policies: how ours are recognized and replaced, and how thousands are reconciled.
+//! Tests policies: how ours are recognized and replaced, and how thousands are reconciled.
 
 use edge_xfrm::reconcile;
 use edge_xfrm::reqid::{FIRST_INDEX, LAST_INDEX};
@@ -71,7 +71,7 @@ fn replaced_in_place() {
 
 fn others_policy_stays() {
     let namespace = Namespace::new();
-    // It has another priority and no template, but holds the selector all the same.
+    // This policy has another priority and no template, but it holds the selector all the same.
     namespace.ip("xfrm policy add src 10.77.0.0/26 dst 10.77.1.0/26 dir out priority 5 action allow");
     let before = namespace.ip("xfrm policy");
     namespace.run(|| {
@@ -140,7 +140,8 @@ fn protect_becomes_allow() {
         xfrm.delete_policy(&installed).unwrap();
         installed.index
     });
-    // Its index is taken, so ours gets one from the kernel, which would not mark an allow as ours.
+    // The index of our policy is taken, so the kernel chooses one, which would not mark an allow as
+    // ours.
     let squat = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel";
     namespace.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out index {index} {squat}"));
     namespace.run(move || {
@@ -187,7 +188,7 @@ fn reconcile_repairs() {
     let wanted = desired.clone();
     namespace.run(move || assert_eq!(Xfrm::open().unwrap().reconcile_policies(&wanted).unwrap().0.missing.len(), 4));
     namespace.ip("xfrm policy delete src 10.77.0.0/24 dst 10.77.1.0/24 dir out");
-    // Same tags, another priority: ours, changed.
+    // The marks are the same and the priority differs, so the policy is ours and changed.
     namespace.ip(&format!(
         "xfrm policy update src 10.77.0.0/24 dst 10.77.2.0/24 dir out priority 1 \
          tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid {} mode tunnel",
@@ -286,8 +287,8 @@ fn marked_policies() {
     });
 }
 
-/// While another thread changes policies without pause, each dump has every policy that was there
-/// all the time.
+/// While another thread changes policies without pause, each dump contains every policy that
+/// existed all the time.
 fn changing_dump() {
     Namespace::new().run(|| {
         let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();

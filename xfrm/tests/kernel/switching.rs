@@ -1,4 +1,4 @@
-//! Outbound SAs are switched while packets go through them.
+//! Tests the switch of outbound SAs while packets use them.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,9 +17,9 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Several sockets ask for echoes without pause while the outbound SA is switched again and again.
-/// A packet is lost only if the CPU was away for longer than IN_FLIGHT between its lookup and its
-/// output, which happens now and then in a loaded lab. Deleting the old SA in the batch that adds
-/// the new one lost one packet in ten.
+/// A packet is lost only if the process lost the CPU for longer than IN_FLIGHT between the packet's
+/// lookup and its output, which happens now and then in a loaded lab. Deleting the old SA in the
+/// batch that adds the new one lost one packet in ten.
 fn switching() {
     const SWITCHES: u32 = 200;
     const BEARABLE: u64 = 8;
@@ -56,12 +56,12 @@ fn switching() {
                 for number in 0u64.. {
                     let number = if done.load(Ordering::Relaxed) { u64::MAX } else { number };
                     loop {
-                        // If the CPU was away for longer than IN_FLIGHT between a packet's lookup
-                        // and its output, sending fails.
+                        // If the process lost the CPU for longer than IN_FLIGHT between a packet's
+                        // lookup and its output, sending fails.
                         while let Err(error) = client.send(&number.to_ne_bytes()) {
                             assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
                         }
-                        // A late echo may come after the request was repeated.
+                        // An echo may be late and arrive after the request was repeated.
                         let mut answer = client.recv(&mut buffer);
                         while answer.is_ok() && u64::from_ne_bytes(buffer) != number {
                             answer = client.recv(&mut buffer);
@@ -146,7 +146,7 @@ fn refused_switch() {
         let error = xfrm.switch_outbound(&SaParams { spi: 0x1001, ..old.clone() }, foreign).unwrap_err();
         assert!(matches!(error, Error::SaOfOther { reqid: 1, .. }), "{error}");
         assert_eq!(xfrm.sas().unwrap().len(), 2);
-        // Without an old one, the new one is installed all the same.
+        // If there is no old SA, the new one is installed all the same.
         xfrm.delete_sa(old.id()).unwrap();
         assert!(!xfrm.switch_outbound(&SaParams { spi: 0x1001, ..old.clone() }, old.id()).unwrap());
         assert_eq!(xfrm.sas().unwrap().len(), 2);

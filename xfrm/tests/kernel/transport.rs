@@ -1,4 +1,4 @@
-//! Transport mode (RFC 4301 4.1): SAs and policies between the addresses of two hosts.
+//! Tests transport mode (RFC 4301 4.1): SAs and policies between the addresses of two hosts.
 
 use edge_xfrm::{Direction, Mode, Policy, SaDirection, SaParams, Xfrm};
 
@@ -41,7 +41,7 @@ fn two_hosts() {
     {
         let pair = pair();
         let forth = SaParams { mode: Mode::Transport, ..sa(SaDirection::Out, a, b, 0x1000, 1) };
-        // Neighbours find each other before the policies ask for ESP.
+        // Neighbour discovery happens before the policies require ESP.
         let listener = pair.b.listen(server);
         pair.a.send(a, server, "clear");
         assert_eq!(receive(&listener), "clear");
@@ -50,7 +50,7 @@ fn two_hosts() {
         assert_eq!(receive(&listener), "protected");
         let seen = read(&pair.b, forth.id());
         assert_eq!((seen.mode, seen.counters.packets), (0, 1), "{seen:?}");
-        // Another address of the host is not the policy's.
+        // The policy does not match another address of the host.
         let other = if a.contains(':') { "fd77::1" } else { "10.77.0.1" };
         pair.b.ip(&format!("route add {other} via {a}"));
         pair.a.send(other, server, "in clear");
@@ -87,7 +87,7 @@ fn found_again() {
         let seen = xfrm.policy(&policy).unwrap().unwrap();
         assert!(seen.is_ours() && seen.matches(&policy), "{seen:?}");
         assert!(!xfrm.install_policy(&policy).unwrap(), "it is the same");
-        // A rekey replaces it by itself, so that the kernel looks for the new SA.
+        // The policy of a rekey is replaced by itself, so that the kernel looks up the new SA.
         xfrm.add_sa(&forth).unwrap();
         let new = SaParams { spi: 0x1002, ..forth.clone() };
         assert!(xfrm.begin_switch_under(&new, forth.id(), &[policy]).unwrap());

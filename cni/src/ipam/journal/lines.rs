@@ -9,7 +9,7 @@ use crate::mac::{self, Mac};
 
 pub(super) const MAGIC: &str = "edge-cni-leases 1";
 
-/// Length of most lines, bytes, by which room for the leases is made.
+/// Usual length of a line, bytes, from which the memory for the leases is estimated.
 const USUAL_LINE: usize = 100;
 
 /// The state after all lines of a journal.
@@ -20,7 +20,7 @@ pub(super) struct JournalState {
     pub(super) lines: u64,
 }
 
-/// The first line that cannot be read, and why.
+/// The first line that cannot be read, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
     line: u64,
@@ -31,7 +31,7 @@ pub(super) struct Damage {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct JournalEnd {
     pub(super) generation: u64,
-    /// Bytes of good lines.
+    /// Number of bytes of good lines.
     pub(super) length: u64,
     /// Checksum of the last good line.
     pub(super) chain: u32,
@@ -51,10 +51,10 @@ impl JournalEnd {
     }
 }
 
-/// A line with which a lease begins.
+/// A line that begins a lease.
 #[derive(Debug)]
 pub(super) struct LeaseLine<'a> {
-    /// Container and interface with a blank between them.
+    /// Container and interface separated by a blank.
     pub(super) attachment: &'a str,
     network: &'a str,
     pod: Option<&'a str>,
@@ -63,13 +63,13 @@ pub(super) struct LeaseLine<'a> {
 }
 
 impl<'a> LeaseLine<'a> {
-    /// Reads a line that follows one with the checksum `before`.
+    /// Reads a line that follows a line with the checksum `before`.
     pub(super) fn read(raw: &'a [u8], before: u32) -> Result<Self, String> {
         let (entry, _) = checked_entry(raw, before)?;
         Self::parse(entry).ok_or_else(|| format!("the entry {entry:?} begins no lease"))
     }
 
-    /// `None` if the entry does not have the form.
+    /// Reads an entry. `None` if it has another format.
     fn parse(entry: &'a str) -> Option<Self> {
         let mut words = entry.strip_prefix("+ ")?.split(' ');
         let attachment = attachment_in(entry, words.next()?, words.next()?)?;
@@ -97,7 +97,7 @@ pub(super) fn lease_ref<'a>(attachment: &'a str, lease: &'a Lease) -> LeaseRef<'
     LeaseRef { attachment, network, pod: pod.as_deref(), addresses, mac: *mac }
 }
 
-/// The line, without its checksum, with which a lease begins.
+/// Formats the line that begins a lease, without its checksum.
 pub(super) fn entry_of(lease: LeaseRef<'_>) -> String {
     let LeaseRef { attachment, addresses, network, pod, mac } = lease;
     let pod = pod.unwrap_or("-");
@@ -150,7 +150,7 @@ fn checked_entry(raw: &[u8], before: u32) -> Result<(&str, u32), String> {
     Ok((entry, chain))
 }
 
-/// Applies one entry. `None` if it does not have the form of an entry.
+/// Applies one entry. `None` if it does not have the format of an entry.
 fn apply_entry(state: &mut JournalState, entry: &str, line: Line, first: bool) -> Option<Result<(), String>> {
     if first {
         let mut words = entry.strip_prefix(MAGIC)?.split_ascii_whitespace();
@@ -178,12 +178,12 @@ fn apply_entry(state: &mut JournalState, entry: &str, line: Line, first: bool) -
     }
 }
 
-/// Container and interface in an entry, after its first two characters.
+/// Returns the container and the interface in an entry, which follow its first two characters.
 fn attachment_in<'a>(entry: &'a str, container: &str, ifname: &str) -> Option<&'a str> {
     entry.get(2..2 + container.len() + 1 + ifname.len())
 }
 
-/// The MAC address that a link-local address among the addresses of a lease stands for.
+/// Returns the MAC address that a link-local address among the addresses of a lease encodes.
 fn mac_of(address: &IpAddr) -> Option<Mac> {
     match address {
         IpAddr::V6(address) => mac::of_link_local(*address),
@@ -204,12 +204,12 @@ impl std::fmt::Display for Damage {
 
 impl std::fmt::Display for JournalEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Of a fixed width, so that a new mark overwrites the old one completely.
+        // The width is fixed, so that a new mark overwrites the old one completely.
         writeln!(f, "{:020} {:020} {:08x} {}", self.generation, self.length, self.chain, self.boot)
     }
 }
 
-/// CRC-32 (ISO 3309, as in gzip) of `bytes`, continued from `chain`.
+/// Computes the CRC-32 (ISO 3309, as in gzip) of `bytes`, continued from `chain`.
 pub(super) fn crc32(chain: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(chain);
     hasher.update(bytes);

@@ -1,5 +1,5 @@
-//! Leases on disk: an append-only journal of lines, each with a checksum that runs on from the line
-//! before.
+//! Leases on disk: an append-only journal of lines. The checksum of each line also covers the lines
+//! before it.
 //!
 //! ```text
 //! 5d0c1e7a edge-cni-leases 1 GENERATION BOOT-ID
@@ -9,19 +9,21 @@
 //! ```
 //!
 //! If the runtime requested the pod's MAC address, the link-local address that follows from it is
-//! among the addresses. Releases that know no requested MAC addresses take it for a leased one.
+//! among the addresses. Releases that do not support requested MAC addresses treat it as a leased
+//! one.
 //!
-//! A line is written under the lock of the state directory (`state_dir`), which makes it durable
+//! A line is written under the lock of the state directory. `state_dir` makes it durable
 //! (`fdatasync`) after the lock is released, so that concurrent ADDs share the disk's work. No
-//! lease is reported before it is durable. Beside the journal is the mark: generation, length and
-//! checksum of the journal after the last line. The mark is only compared within one boot, so it
-//! need not be durable. Within a boot, a journal that is shorter than its mark was cut by someone,
-//! and leases are missing. That is an error, never a fresh start. An unreadable line after the mark
-//! is from a process that was killed while it wrote. Its lease was never reported. After a reboot
-//! no earlier pod exists, so the leases are void and a damaged journal is replaced.
+//! lease is reported before it is durable. A second file is the mark. It holds the generation,
+//! length and checksum of the journal after the last line. The mark is only compared within one
+//! boot, so it need not be durable. If the journal is shorter than its mark of the same boot,
+//! another program has truncated it, and leases are missing. That is an error; the journal is not
+//! started again. An unreadable line after the mark is from a process that was killed while it
+//! wrote. Its lease was never reported. After a reboot no earlier pod exists, so the leases are
+//! void, and a corrupt journal is replaced.
 //!
 //! [`lines`] reads and writes the lines. [`index`] finds a lease without reading all of them. If
-//! the index does not hold for the journal's present state, the whole journal is read.
+//! the index is not valid for the journal's present state, the whole journal is read.
 
 mod index;
 mod lines;
@@ -51,43 +53,43 @@ use crate::request::Attachment;
 use crate::reserved::Reserved;
 use crate::segment::PodAddress;
 
-/// Most freed addresses that a rewritten journal keeps.
+/// Maximum number of freed addresses that a rewritten journal keeps.
 const MAX_FREED: usize = 4096;
 
-/// How much room the next line needs at most, bytes.
+/// Maximum room that the next line needs, bytes.
 const ROOM: u64 = 1024;
 
 /// A journal is rewritten when it has more than this many lines beyond twice the lines of a
 /// rewritten one.
 const REWRITE_MARGIN: usize = 256;
 
-/// The open journal. The process that has this value holds the state directory's lock.
+/// The open journal. The process with this value holds the state directory's lock.
 #[derive(Debug)]
 pub(super) struct Journal {
     directory: PathBuf,
     path: PathBuf,
     mark_path: PathBuf,
     file: File,
-    /// False on a read-only disk.
+    /// Whether the journal can be written. False on a read-only disk.
     writable: bool,
     end: JournalEnd,
     lines: u64,
-    /// Holds for the present state of the journal.
+    /// The index, if it is valid for the present state of the journal.
     index: Option<Index>,
-    /// All leases, once they had to be read.
+    /// All leases, once they were needed and read.
     whole: OnceCell<Leases>,
 }
 
 impl Journal {
-    /// Whether a journal or its mark is there, damaged or not. Also if the disk cannot say: then it
-    /// cannot be read, which the caller must hear of.
+    /// Returns whether a journal or its mark exists, corrupt or not. Returns true also if the disk
+    /// cannot be read, so that the caller reports that error when it opens the journal.
     pub(super) fn exists(directory: &Path) -> bool {
         let is_there = |path: &Path| path.try_exists().unwrap_or(true);
         is_there(&directory.join(LEASES_FILE)) || is_there(&mark_path(directory))
     }
 
-    /// Opens the journal below `directory`, or makes it. `boot` is the kernel's boot ID. Reads all
-    /// leases only if the index does not hold.
+    /// Opens the journal below `directory`, or creates it. `boot` is the kernel's boot ID. Reads
+    /// all leases only if the index is not valid.
     pub(super) fn open(directory: &Path, boot: &str) -> Result<Self> {
         let (path, mark_path) = (directory.join(LEASES_FILE), mark_path(directory));
         let mark = read_if_present(&mark_path)?.and_then(|text| JournalEnd::parse(&text));
@@ -97,7 +99,7 @@ impl Journal {
         }
     }
 
-    /// `None` if the whole journal must be read.
+    /// Opens the journal with its index. `None` if the whole journal must be read.
     fn open_by_index(directory: &Path, boot: &str, mark: Option<&JournalEnd>) -> Option<Self> {
         let end = mark.filter(|mark| mark.boot == boot)?.clone();
         let (path, mark_path) = (directory.join(LEASES_FILE), mark_path(directory));
@@ -164,8 +166,8 @@ impl Journal {
                     describe(&damage)
                 )));
             }
-            // A process that rewrote it was killed before it could set the mark, or the mark was
-            // removed.
+            // A process that rewrote the journal was killed before it could write the mark, or the
+            // mark was removed.
             _ => {
                 if let Some(damage) = damage {
                     return Err(damaged(damage.to_string()));
@@ -187,7 +189,7 @@ impl Journal {
         if writable {
             journal.index = Index::make(&journal.directory, &journal.file, &journal.end, lines, &leases);
         }
-        // An index holds only together with the mark.
+        // An index is valid only together with the mark.
         if journal.index.is_some() && mark.as_ref() != Some(&journal.end) {
             let _ = journal.write_mark();
         }
@@ -195,13 +197,14 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Makes an empty journal, the first of this boot.
+    /// Creates an empty journal, the first of this boot.
     fn start(directory: &Path, path: PathBuf, mark_path: PathBuf, boot: &str, generation: u64) -> Result<Self> {
         let leases = Leases::default();
         let (file, end, lines) = rewrite(&path, boot, &leases, generation)?;
         let (directory, whole) = (directory.to_owned(), OnceCell::from(leases));
         let journal = Self { directory, path, mark_path, file, writable: true, end, lines, index: None, whole };
-        // The first mark of a boot is made durable: it says in which boot the leases hold.
+        // The first mark of a boot is made durable: it identifies the boot in which the leases are
+        // valid.
         journal.write_mark().and_then(|mark| mark.sync_all()).context("write", &journal.mark_path)?;
         Ok(journal)
     }
@@ -211,26 +214,26 @@ impl Journal {
         if self.writable { Ok(()) } else { Err(Error::io("write", &self.path, "the file system is read-only")) }
     }
 
-    /// Fails if no lease can be entered: on a read-only disk, and on a full one. Reserves the room
-    /// for the next line, without changing the file's content.
+    /// Fails if no lease can be entered, because the disk is read-only or full. Reserves space for
+    /// the next line, without changing the file's content.
     pub(super) fn require_room(&mut self) -> Result<()> {
         self.require_writable()?;
         let reserved = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.end.length, ROOM);
-        // The file's time of change is a new one.
+        // Reserving space has changed the file's time of change.
         self.update_index(|index, journal, _| index.restamp(journal));
         match reserved {
-            // This file system cannot say.
+            // This file system does not support the reservation.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(error) => Err(Error::io("write", &self.path, error)),
         }
     }
 
-    /// The lease of an attachment.
+    /// Returns the lease of an attachment.
     pub(super) fn get(&self, attachment: &Attachment) -> Result<Option<Lease>> {
         Ok(self.find(attachment)?.map(|(_, lease)| lease))
     }
 
-    /// All leases. Reads the whole journal, if that has not been done.
+    /// All leases. Reads the whole journal if it was not read yet.
     pub(super) fn whole(&self) -> Result<&Leases> {
         if let Some(leases) = self.whole.get() {
             return Ok(leases);
@@ -245,17 +248,17 @@ impl Journal {
         Ok(self.whole.get_or_init(|| state.leases))
     }
 
-    /// The owner of an address.
+    /// Returns the owner of an address.
     pub(super) fn owner(&self, address: IpAddr) -> Result<Option<Attachment>> {
         if self.used()?.is_leased(address) { Ok(self.whole()?.owner(address)) } else { Ok(None) }
     }
 
-    /// How many addresses of each family these segments have, free and leased.
+    /// Returns the number of addresses of each family that these segments have, free and leased.
     pub(super) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved) -> Result<Vec<Stock>> {
         Ok(self.used()?.stock(segments, reserved))
     }
 
-    /// The next address of a family to lease ([`UsedAddresses::next_address`]).
+    /// Returns the next address of a family to lease ([`UsedAddresses::next_address`]).
     pub(super) fn next_address(
         &self,
         segments: &[IpNetwork],
@@ -279,7 +282,7 @@ impl Journal {
         let lease = lease_ref(&key, lease);
         let used = self.used()?;
         if self.find(attachment)?.is_some() || lease.addresses.iter().any(|address| used.is_leased(*address)) {
-            // All leases are read, so that the message can name the other one.
+            // All leases are read, so that the message can name the conflicting one.
             let refused = |why| Error::new(Code::AlreadyAttached, format!("{why}; run DEL first"));
             self.whole()?.check(lease).map_err(refused)?;
             self.index = None;
@@ -304,14 +307,14 @@ impl Journal {
         Ok(Some(lease))
     }
 
-    /// The lease of an attachment, and the line with which it begins.
+    /// Finds the lease of an attachment, and the line with which it begins.
     fn find(&self, attachment: &Attachment) -> Result<Option<(Line, Lease)>> {
         if let Some(index) = self.index.as_ref().filter(|_| self.whole.get().is_none())
             && let Ok(found) = self.find_by_index(index, &key_of(attachment))
         {
             return Ok(found);
         }
-        // Reading the whole journal says what is wrong.
+        // Reading the whole journal gives the error that describes the defect.
         let leases = self.whole()?;
         Ok(leases.line(attachment).zip(leases.get(attachment)))
     }
@@ -336,8 +339,8 @@ impl Journal {
         }
     }
 
-    /// An index that cannot follow the journal does not hold any more. The next process makes it
-    /// again.
+    /// Updates the index. If that fails, the index is no longer valid, and the next process makes
+    /// it again.
     fn update_index(&mut self, update: impl FnOnce(&mut Index, &File, &JournalEnd) -> io::Result<()>) {
         let Some(mut index) = self.index.take() else { return };
         if update(&mut index, &self.file, &self.end).is_ok() {
@@ -345,12 +348,12 @@ impl Journal {
         }
     }
 
-    /// Appends an entry. Returns where its line is.
+    /// Appends an entry. Returns the position of its line.
     fn append(&mut self, entry: &str) -> Result<Line> {
         self.require_writable()?;
         let (text, chain) = format_line(self.end.chain, entry);
         if let Err(error) = self.file.write_all_at(text.as_bytes(), self.end.length) {
-            // The disk may be full. What got written of the line must not stay.
+            // The disk may be full. A partly written line must not stay.
             let _ = self.file.set_len(self.end.length);
             return Err(Error::io("write", &self.path, error));
         }
@@ -358,7 +361,7 @@ impl Journal {
         self.end.length += text.len() as u64;
         self.end.chain = chain;
         self.lines += 1;
-        // A mark that lags behind is harmless: lines after it are read, too.
+        // An outdated mark is harmless, since lines after it are read as well.
         let _ = self.write_mark();
         Ok(line)
     }
@@ -369,14 +372,14 @@ impl Journal {
         Ok(file)
     }
 
-    /// Rewrites the journal if most of its lines are history. Returns the file, which the caller
-    /// must make durable before it reports anything, after it has released the lock.
+    /// Rewrites the journal if most of its lines are obsolete. Returns the file. After it has
+    /// released the lock, the caller must make the file durable before it reports anything.
     pub(super) fn finish(mut self) -> File {
         let Some(count) = self.whole.get().map(Leases::count).or(self.index.as_ref().map(Index::count)) else {
             return self.file;
         };
         let needed = count + 2;
-        // A full disk may have no room for another file. What was appended is in the old one.
+        // A full disk may have no space for another file. The appended lines are in the old one.
         if self.lines > (2 * needed + REWRITE_MARGIN) as u64
             && let Ok(leases) = self.whole()
             && let Ok((file, end, lines)) = rewrite(&self.path, &self.end.boot, leases, self.end.generation)
@@ -388,8 +391,8 @@ impl Journal {
     }
 }
 
-/// Replaces the journal of generation `before` by one that holds these leases and no history.
-/// Returns the file, its end, and how many lines it has.
+/// Replaces the journal of generation `before` by one that holds these leases and nothing obsolete.
+/// Returns the file, its end, and its number of lines.
 fn rewrite(path: &Path, boot: &str, leases: &Leases, before: u64) -> Result<(File, JournalEnd, u64)> {
     let mut end = JournalEnd { generation: before + 1, boot: boot.into(), ..JournalEnd::default() };
     let (mut text, mut lines) = (String::new(), 0);
@@ -426,8 +429,9 @@ fn damaged(path: &Path, mark_path: &Path, why: &str) -> Error {
     )
 }
 
-/// The leases in the journal below `directory`, without the lock and without changing anything.
-/// `None` for a damaged journal, or one of another boot.
+/// Reads the leases in the journal below `directory`, without the lock and without changes. Returns
+/// none if the journal is from another boot, or if its first line is corrupt; otherwise returns the
+/// leases before the first corrupt line.
 pub(super) fn read(directory: &Path, boot: &str) -> Result<Vec<(Attachment, Lease)>> {
     let Some(bytes) = read_if_present(&directory.join(LEASES_FILE))? else { return Ok(Vec::new()) };
     let (state, ..) = replay(&bytes, None);
@@ -450,7 +454,7 @@ fn mark_path(directory: &Path) -> PathBuf {
     directory.join(format!("{}.mark", LEASES_FILE))
 }
 
-/// Removes what a process left that was killed while it replaced the journal.
+/// Removes the temporary files of a process that was killed while it replaced the journal.
 pub(super) fn remove_leftovers(directory: &Path) {
     let _ = remove_temporary(&directory.join(LEASES_FILE));
 }

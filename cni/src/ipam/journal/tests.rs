@@ -1,4 +1,4 @@
-//! What a kill, a power cut or a mistake does to the journal, and how it must react.
+//! Tests how the journal handles a kill, a power cut or a mistake.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Checks of our own credentials when they are configured.
+//! Tests the checks of our own credentials when they are configured.
 
 use super::*;
 

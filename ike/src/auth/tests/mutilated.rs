@@ -1,4 +1,5 @@
-//! Octets that are not a certificate, and certificates that were changed after they were signed.
+//! Tests octets that are not a certificate, and certificates that were changed after they were
+//! signed.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! The names in a certificate against the identity that the peer claims.
+//! Tests the names in a certificate against the identity that the peer claims.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

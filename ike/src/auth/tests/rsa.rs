@@ -1,4 +1,4 @@
-//! RSA signatures. `openssl` makes the keys: `ring` makes none.
+//! RSA signatures. `openssl` makes the keys, since `ring` cannot.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -42,7 +42,7 @@ fn with_rsa(root: &Authority) -> Authenticator {
     authenticator(&config(root, (certificate, Secret::new(KEY.to_vec()))))
 }
 
-/// How a signature in AUTH fares, with an RSA certificate.
+/// Returns the result of verifying a signature in AUTH with an RSA certificate.
 fn verify(auth: &Authenticator, method: AuthMethod, data: Vec<u8>) -> Result<Proof, AuthError> {
     let id = Id::from(&fqdn());
     let authentication = Authentication { method, data };
@@ -62,13 +62,14 @@ fn digital(identifier: &[u8], signature: &[u8]) -> Vec<u8> {
     [&[identifier.len() as u8], identifier, signature].concat()
 }
 
-/// sha256WithRSAEncryption and its longer relatives (RFC 7427 A.1).
+/// The AlgorithmIdentifier of sha256WithRSAEncryption, or of the variant with a longer hash (RFC
+/// 7427 A.1).
 fn pkcs1(last: u8) -> Vec<u8> {
     [&[0x30, 0x0d, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1][..], &[last, 5, 0]].concat()
 }
 
 /// RSASSA-PSS with SHA-256 as RFC 7427 A.4.3 prints it, without the trailer field: DER leaves out
-/// what has its default.
+/// fields that have their default value.
 const PSS_SHA256: [u8; 67] = [
     0x30, 0x41, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 0x0a, 0x30, 0x34, 0xa0, 0x0f, 0x30, 0x0d, 6, 9, 0x60,
     0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 0xa1, 0x1c, 0x30, 0x1a, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 8,
@@ -132,7 +133,7 @@ fn rsa_signatures_of_both_paddings_and_all_hashes_are_verified() {
             bare[at] -= less;
         }
         assert_eq!(verify(&auth, digital_signature, digital(&bare, &signature)), Ok(Proof::Rsa), "{hash}");
-        // PSS is not taken for PKCS #1.
+        // A PSS signature is not accepted as PKCS #1.
         assert_eq!(verify(&auth, AuthMethod::RsaSignature, signature), Err(AuthError::Signature));
     }
 }

@@ -9,7 +9,7 @@ use crate::secret::Secret;
 
 /// An ephemeral key pair of one group.
 pub(super) trait KeyPair: Send + Sync + Sized + 'static {
-    /// Octets of a public key in the Key Exchange payload.
+    /// Size of a public key in the Key Exchange payload, bytes.
     const PUBLIC_LEN: usize;
 
     /// Makes a key pair.
@@ -18,9 +18,9 @@ pub(super) trait KeyPair: Send + Sync + Sized + 'static {
     /// The public key as the Key Exchange payload carries it.
     fn public(&self) -> &[u8];
 
-    /// The shared secret g^ir. Refuses a public key that is not one of the group, or that gives
-    /// away the secret. The pair is not moved out of its box: a private key that is wiped when it
-    /// is dropped leaves no copy in freed memory.
+    /// Computes the shared secret g^ir. Refuses a public key that is not in the group, or that
+    /// reveals the secret. The pair stays in its box: moving it would leave a copy of the private
+    /// key in memory that is not wiped.
     fn agree(self: Box<Self>, peer: &[u8]) -> Result<Secret, KeyExchangeError>;
 }
 
@@ -48,7 +48,8 @@ impl<K: KeyPair> KeyExchangeMethod for DiffieHellman<K> {
         initiator_share: &[u8],
         env: &mut dyn Environment,
     ) -> Result<Box<dyn Responded>, KeyExchangeError> {
-        // RFC 7296 3.4: the length follows from the group. Another one is not kept until IKE_AUTH.
+        // RFC 7296 3.4: the length follows from the group. A share of another length is refused
+        // now, not kept until IKE_AUTH.
         check_length::<K>(initiator_share)?;
         Ok(Box::new(Responder { pair: Box::new(K::generate(env)?), initiator: initiator_share.to_vec() }))
     }

@@ -14,10 +14,10 @@ use crate::secret::Secret;
 /// 5903 7).
 pub(super) const UNCOMPRESSED: u8 = 4;
 
-/// A curve of `ring`.
+/// A curve that `ring` supports.
 pub(super) trait Curve: Send + Sync + 'static {
     const ALGORITHM: &'static Algorithm;
-    /// Octets of both coordinates.
+    /// Size of both coordinates, bytes.
     const COORDINATES_LEN: usize;
 }
 
@@ -37,8 +37,8 @@ impl Curve for P384 {
     const COORDINATES_LEN: usize = 96;
 }
 
-/// A key pair on the curve `C`. The private key comes from the system: `ring` makes ephemeral keys
-/// only by itself. Nothing but the key depends on this randomness.
+/// A key pair on the curve `C`. The private key comes from the system's random source, since `ring`
+/// takes no other source for ephemeral keys. Only the key depends on this randomness.
 pub(super) struct Ecp<C> {
     private: EphemeralPrivateKey,
     public: Vec<u8>,
@@ -65,8 +65,8 @@ impl<C: Curve> KeyPair for Ecp<C> {
             return Err(KeyExchangeError::Length { expected: C::COORDINATES_LEN, found: peer.len() });
         }
         let point = agreement::UnparsedPublicKey::new(C::ALGORITHM, [&[UNCOMPRESSED], peer].concat());
-        // RFC 5903 9: the secret is the x coordinate, which is what ring gives. ring checks that
-        // the point is on the curve.
+        // RFC 5903 9: the secret is the x coordinate, which is what `ring` returns. `ring` checks
+        // that the point is on the curve.
         agreement::agree_ephemeral(self.private, &point, |shared| Secret::new(shared.to_vec()))
             .map_err(|_| KeyExchangeError::InvalidPoint)
     }

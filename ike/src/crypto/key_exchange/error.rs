@@ -1,9 +1,9 @@
-//! Why a key exchange fails.
+//! The reasons why a key exchange fails.
 
-/// Why no secret was agreed upon.
+/// The reason why the two ends have no shared secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyExchangeError {
-    /// The peer's share is of another method. The answer is INVALID_KE_PAYLOAD.
+    /// The peer's share belongs to another method. The answer is INVALID_KE_PAYLOAD.
     #[error("key exchange data for group {found}, expected {expected}")]
     Group {
         /// Transform ID of our method.
@@ -11,23 +11,23 @@ pub enum KeyExchangeError {
         /// Transform ID in the peer's payload.
         found: u16,
     },
-    /// The peer's share has a length that the method does not have.
+    /// The peer's share has the wrong length for the method.
     #[error("public key of {found} octets, expected {expected}")]
     Length {
-        /// Octets of a share of this method.
+        /// Size of a share of this method, bytes.
         expected: usize,
-        /// Octets of the peer's share.
+        /// Size of the peer's share, bytes.
         found: usize,
     },
-    /// The peer's share is not a point of the curve (RFC 5903 8).
+    /// The peer's share is not a point on the curve (RFC 5903 8).
     #[error("the public key is not a point of the curve")]
     InvalidPoint,
-    /// The peer sent a point of small order: the shared secret would be zero whatever our key is
+    /// The peer sent a point of small order: the shared secret would be zero for any key of ours
     /// (RFC 8031 5).
     #[error("the public key is of small order")]
     SmallOrder,
-    /// The peer's share is not between 1 and p - 1, both excluded (RFC 6989 2.1): it would give
-    /// away the secret.
+    /// The peer's share is not between 1 and p - 1, both excluded (RFC 6989 2.1): such a share
+    /// would reveal the secret.
     #[error("the public key is not between 1 and p - 1")]
     OutOfRange,
     /// The system's random source failed.
@@ -36,7 +36,7 @@ pub enum KeyExchangeError {
 }
 
 impl KeyExchangeError {
-    /// Whether this node is at fault, not the peer.
+    /// Returns whether the failure is on this node, not at the peer.
     pub fn is_local(self) -> bool {
         self == Self::NoRandomness
     }

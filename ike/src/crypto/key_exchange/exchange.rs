@@ -1,4 +1,4 @@
-//! A key exchange of either end, with its Key Exchange payloads.
+//! One end's part of a key exchange, with its Key Exchange payloads.
 
 use std::fmt;
 
@@ -9,18 +9,19 @@ use crate::environment::Environment;
 use crate::secret::Secret;
 use crate::wire::KeyExchange;
 
-/// A key exchange that we begin: [`Self::start`], send [`Self::payload`], then [`Self::finish`]
-/// with the responder's payload. Its private key is good for this one exchange.
+/// A key exchange that we begin. Call [`Self::start`], send [`Self::payload`], then call
+/// [`Self::finish`] with the responder's payload. The private key is used for this one exchange
+/// only.
 pub struct InitiatorKeyExchange {
     group: Group,
     started: Box<dyn Started>,
 }
 
 impl InitiatorKeyExchange {
-    /// Makes a key pair of this method, used once.
+    /// Makes a key pair of this method, to be used once.
     ///
     /// # Errors
-    /// [`KeyExchangeError::NoRandomness`].
+    /// Returns [`KeyExchangeError::NoRandomness`] if the system's random source fails.
     pub fn start(group: Group, env: &mut dyn Environment) -> Result<Self, KeyExchangeError> {
         Ok(Self { group, started: group.method().start(env)? })
     }
@@ -35,18 +36,19 @@ impl InitiatorKeyExchange {
         KeyExchange { group: self.group.number(), data: self.started.share().to_vec() }
     }
 
-    /// The shared secret, from KEr.
+    /// Computes the shared secret from KEr.
     ///
     /// # Errors
-    /// If the responder's share is not one of this method, or gives away the secret.
+    /// Returns an error if the responder's share is not valid for this method, or reveals the
+    /// secret.
     pub fn finish(self, response: &KeyExchange) -> Result<Secret, KeyExchangeError> {
         check_group(self.group, response)?;
         self.started.finish(&response.data)
     }
 }
 
-/// A key exchange that the peer begins: [`Self::respond`] to its payload, send [`Self::payload`],
-/// then take the [`Self::secret`].
+/// A key exchange that the peer begins. Call [`Self::respond`] with its payload, send
+/// [`Self::payload`], then call [`Self::secret`].
 pub struct ResponderKeyExchange {
     group: Group,
     responded: Box<dyn Responded>,
@@ -56,8 +58,9 @@ impl ResponderKeyExchange {
     /// Makes our share from the initiator's KEi.
     ///
     /// # Errors
-    /// If the initiator's share is of another method or length, or there is no randomness. Whether
-    /// a Diffie-Hellman share is a good one is known only when [`Self::secret`] computes with it.
+    /// Returns an error if the initiator's share has another method or length, or if the system's
+    /// random source fails. A Diffie-Hellman share is checked fully only when [`Self::secret`]
+    /// computes with it.
     pub fn respond(group: Group, request: &KeyExchange, env: &mut dyn Environment) -> Result<Self, KeyExchangeError> {
         check_group(group, request)?;
         Ok(Self { group, responded: group.method().respond(&request.data, env)? })
@@ -68,10 +71,11 @@ impl ResponderKeyExchange {
         KeyExchange { group: self.group.number(), data: self.responded.share().to_vec() }
     }
 
-    /// The shared secret.
+    /// Computes the shared secret.
     ///
     /// # Errors
-    /// If the initiator's share is not one of this method, or gives away the secret.
+    /// Returns an error if the initiator's share is not valid for this method, or reveals the
+    /// secret.
     pub fn secret(self) -> Result<Secret, KeyExchangeError> {
         self.responded.secret()
     }

@@ -1,4 +1,4 @@
-//! What a key exchange method does: two steps at the initiator, one at the responder. Both
+//! The interface of a key exchange method: two steps at the initiator, one at the responder. Both
 //! Diffie-Hellman and a key encapsulation mechanism (KEM) have this shape:
 //!
 //! | | initiator's share | responder's share | secret |
@@ -23,21 +23,21 @@ pub(super) trait KeyExchangeMethod: Sync {
     ) -> Result<Box<dyn Responded>, KeyExchangeError>;
 }
 
-/// The initiator has made its share and waits for the responder's.
+/// The state of an initiator that has made its share and waits for the responder's.
 pub(super) trait Started: Send + Sync {
     /// Key exchange data for the responder.
     fn share(&self) -> &[u8];
 
-    /// The initiator's second step: the shared secret.
+    /// The initiator's second step: computes the shared secret.
     fn finish(self: Box<Self>, responder_share: &[u8]) -> Result<Secret, KeyExchangeError>;
 }
 
-/// The responder has made its share.
+/// The state of a responder that has made its share.
 pub(super) trait Responded: Send + Sync {
     /// Key exchange data for the initiator.
     fn share(&self) -> &[u8];
 
-    /// The shared secret. A method may leave its expensive part to this call: a responder makes it
-    /// only when IKE_AUTH comes, so that a flood of IKE_SA_INIT costs less.
+    /// Computes the shared secret. A method may do its expensive part in this call: a responder
+    /// calls it only when IKE_AUTH comes, so that a flood of IKE_SA_INIT costs less.
     fn secret(self: Box<Self>) -> Result<Secret, KeyExchangeError>;
 }

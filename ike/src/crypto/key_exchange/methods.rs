@@ -1,5 +1,5 @@
-//! The table of key exchange methods. A new method is a variant of [`Group`], a row here and a file
-//! beside this one.
+//! The table of key exchange methods. A new method needs a variant of [`Group`], a row here and a
+//! file in this directory.
 
 use std::fmt;
 
@@ -14,14 +14,14 @@ use crate::config::Group;
 macro_rules! methods {
     ($($group:ident = $transform_id:literal $name:literal $microseconds:literal $method:ty;)+) => {
         impl Group {
-            /// Its transform ID, which also stands in the Key Exchange payload.
+            /// Its transform ID, which is also in the Key Exchange payload.
             pub fn number(self) -> u16 {
                 match self {
                     $(Self::$group => $transform_id,)+
                 }
             }
 
-            /// The method with this transform ID. `None` if we do not have it.
+            /// The method with this transform ID. `None` if we do not support it.
             pub fn from_number(number: u16) -> Option<Self> {
                 match number {
                     $($transform_id => Some(Self::$group),)+
@@ -29,8 +29,8 @@ macro_rules! methods {
                 }
             }
 
-            /// Microseconds that both steps of the responder take on a slow processor, if so much
-            /// that a stranger who makes us take them must be limited. 0 otherwise.
+            /// Time that both steps of the responder take on a slow processor, microseconds. It is
+            /// 0 if they take so little that unauthenticated initiators need no limit for them.
             pub(crate) fn expense(self) -> u32 {
                 match self {
                     $(Self::$group => $microseconds,)+

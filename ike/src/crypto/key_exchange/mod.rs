@@ -1,4 +1,4 @@
-//! Key exchange: one file for each method, one table of all of them.
+//! Key exchange: one file for each method, and a table of all methods.
 
 mod diffie_hellman;
 mod ecp;

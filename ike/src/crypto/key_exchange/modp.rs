@@ -15,13 +15,14 @@ use crate::secret::Secret;
 
 /// A group whose prime has `LIMBS` machine words.
 pub(super) trait Group<const LIMBS: usize>: Send + Sync + 'static {
-    /// Octets of the prime.
+    /// Size of the prime, bytes.
     const LEN: usize = Uint::<LIMBS>::BYTES;
-    /// Bits of a private key. RFC 3526 1 wants twice the strength of the group: 112, 128 and about
-    /// 150 bits. A longer key makes it no stronger, but an order of magnitude slower.
+    /// Size of a private key, bits. RFC 3526 1 asks for twice the strength of the group, which is
+    /// 112, 128 and about 150 bits. A longer key makes the exchange no stronger, but an order of
+    /// magnitude slower.
     const EXPONENT_BITS: u32;
 
-    /// The prime, prepared for computing.
+    /// The prime, with precomputed values for modular arithmetic.
     fn prime() -> &'static FixedMontyParams<LIMBS>;
 }
 
@@ -47,7 +48,7 @@ macro_rules! groups {
     };
 }
 
-/// Names the key pairs of a group without their size.
+/// Names the key pair type of a group without its size parameter.
 pub(super) trait KeyExchange {
     /// A key pair of this group.
     type Pair;
@@ -88,8 +89,8 @@ groups! {
          93B4EA988D8FDDC186FFB7DC90A6C08F4DF435C934063199FFFFFFFFFFFFFFFF";
 }
 
-/// A key pair of the group `G`. The private key comes from the environment, so that a test can give
-/// it.
+/// A key pair of the group `G`. The private key comes from the environment, so that a test can
+/// choose it.
 pub(super) struct Modp<G, const LIMBS: usize> {
     exponent: Zeroizing<U320>,
     public: Vec<u8>,
@@ -97,7 +98,7 @@ pub(super) struct Modp<G, const LIMBS: usize> {
 }
 
 impl<G: Group<LIMBS>, const LIMBS: usize> Modp<G, LIMBS> {
-    /// `base` to the power of our private key, in constant time.
+    /// Computes `base` to the power of our private key, in constant time.
     fn power(&self, base: &Uint<LIMBS>) -> Uint<LIMBS> {
         FixedMontyForm::new(base, G::prime()).pow_bounded_exp(&self.exponent, G::EXPONENT_BITS).retrieve()
     }
@@ -113,7 +114,7 @@ impl<G: Group<LIMBS>, const LIMBS: usize> KeyPair for Modp<G, LIMBS> {
         env.fill_random(octets.get_mut(unused..).unwrap_or_default());
         let exponent = Zeroizing::new(U320::from_be_slice(octets.as_ref()));
         let mut pair = Self { exponent, public: Vec::new(), group: PhantomData };
-        // RFC 7296 3.4: as long as the prime.
+        // RFC 7296 3.4: the share is as long as the prime.
         //= RFC 7296 3.4 MUST 1: a share as long as the prime
         pair.public = octets_of(&pair.power(&Uint::from_u8(2)));
         Ok(pair)
@@ -127,20 +128,20 @@ impl<G: Group<LIMBS>, const LIMBS: usize> KeyPair for Modp<G, LIMBS> {
         if peer.len() != G::LEN {
             return Err(KeyExchangeError::Length { expected: G::LEN, found: peer.len() });
         }
-        // RFC 6989 2.1: modulo a safe prime, 1 < y < p - 1 is all that must be checked.
+        // RFC 6989 2.1: modulo a safe prime, 1 < y < p - 1 is the only check that is needed.
         let peer = Uint::from_be_slice(peer);
         let last = G::prime().modulus().as_ref().wrapping_sub(&Uint::ONE);
         if peer <= Uint::ONE || peer >= last {
             return Err(KeyExchangeError::OutOfRange);
         }
-        // RFC 7296 2.14: as long as the prime.
+        // RFC 7296 2.14: the secret is as long as the prime.
         //= RFC 7296 2.14 REQUIRED 5: a secret as long as the prime
         let shared = Zeroizing::new(self.power(&peer));
         Ok(Secret::new(octets_of(&shared)))
     }
 }
 
-/// A number in network byte order, with leading zeros.
+/// Encodes a number in network byte order, with leading zeros.
 fn octets_of<const LIMBS: usize>(number: &Uint<LIMBS>) -> Vec<u8> {
     number.as_limbs().iter().rev().flat_map(|limb| limb.0.to_be_bytes()).collect()
 }

@@ -9,13 +9,13 @@ use super::error::KeyExchangeError;
 use crate::environment::Environment;
 use crate::secret::Secret;
 
-/// Octets of a coordinate and of a private key.
+/// Size of a coordinate and of a private key, bytes.
 const LEN: usize = 66;
-/// Random octets are a private key all but never: if they are zero, or not below the order of the
-/// group, which begins with 260 bits of one.
+/// Maximum number of attempts to make a private key. Random octets almost always are one. They are
+/// not if they are zero or not below the order of the group, which begins with 260 one bits.
 const ATTEMPTS: usize = 4;
 
-/// A P-521 key pair. The private key comes from the environment, so that a test can give it.
+/// A P-521 key pair. The private key comes from the environment, so that a test can choose it.
 pub(super) struct P521 {
     private: SecretKey,
     public: Vec<u8>,
@@ -28,7 +28,7 @@ impl KeyPair for P521 {
         for _ in 0..ATTEMPTS {
             let mut octets = Zeroizing::new([0; LEN]);
             env.fill_random(octets.as_mut());
-            // 521 bits: one of the first octet.
+            // A private key has 521 bits: only one bit of the first octet is used.
             if let Some(first) = octets.first_mut() {
                 *first &= 1;
             }
@@ -49,7 +49,7 @@ impl KeyPair for P521 {
         if peer.len() != Self::PUBLIC_LEN {
             return Err(KeyExchangeError::Length { expected: Self::PUBLIC_LEN, found: peer.len() });
         }
-        // It must be a point of the curve (RFC 5903 8), and is none at infinity.
+        // The share must be a point on the curve (RFC 5903 8), but not the point at infinity.
         let point = PublicKey::from_sec1_bytes(&[&[UNCOMPRESSED], peer].concat())
             .map_err(|_| KeyExchangeError::InvalidPoint)?;
         let shared = p521::ecdh::diffie_hellman(self.private.to_nonzero_scalar(), point.as_affine());

@@ -9,10 +9,10 @@ use super::error::KeyExchangeError;
 use crate::environment::Environment;
 use crate::secret::Secret;
 
-/// Octets of keys and of the secret.
+/// Size of keys and of the shared secret, bytes.
 const LEN: usize = 32;
 
-/// An X25519 key pair. The private key comes from the environment, so that a test can give it.
+/// An X25519 key pair. The private key comes from the environment, so that a test can choose it.
 pub(super) struct X25519 {
     private: StaticSecret,
     public: [u8; LEN],

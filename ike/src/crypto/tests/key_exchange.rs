@@ -4,7 +4,7 @@ use ring::digest;
 
 use super::*;
 
-/// Gives these octets instead of random ones.
+/// An environment that gives these octets in place of random ones.
 struct Fixed(Vec<u8>);
 
 impl Environment for Fixed {
@@ -28,7 +28,8 @@ fn sha256(octets: &[u8]) -> String {
 fn modp_groups_give_the_shares_and_secrets_of_an_independent_computation() {
     //= RFC 7296 2.14 REQUIRED 5: a secret as long as the prime
     //= RFC 7296 3.4 MUST 1: a share as long as the prime
-    // By Python's integers, with the primes of RFC 3526; hashed, since they are long.
+    // Computed with Python's integers and the primes of RFC 3526. Only hashes are given here, since
+    // the values are long.
     for (group, len, ours, theirs, secret) in [
         (
             Group::Modp2048,
@@ -70,7 +71,7 @@ fn a_modp_share_must_be_between_one_and_p_minus_one() {
         let pair = || InitiatorKeyExchange::start(group, &mut Env(1)).unwrap();
         let len = pair().payload().data.len();
         let finish = |data: Vec<u8>| pair().finish(&KeyExchange { group: group.number(), data });
-        // The primes begin and end with 64 bits of one.
+        // The primes begin and end with 64 one bits.
         let number = |last: u8| [vec![0; len - 1], vec![last]].concat();
         for data in [number(0), number(1), vec![255; len]] {
             assert_eq!(finish(data).unwrap_err(), KeyExchangeError::OutOfRange);
@@ -90,7 +91,7 @@ fn a_modp_share_must_be_between_one_and_p_minus_one() {
     assert!(p_minus(2).is_ok());
 }
 
-/// RFC 3526 3.
+/// The prime of RFC 3526 3.
 const PRIME_2048: &str = "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD\
      EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED\
      EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE45B3DC2007CB8A163BF0598DA48361C55D39A69163FA8FD24CF5F\
@@ -191,7 +192,7 @@ fn both_ends_agree_on_the_same_secret_in_every_group() {
 
 #[test]
 fn an_x25519_key_of_small_order_is_refused() {
-    // RFC 7748 6.1, RFC 8031 5: these give zero whatever the private key.
+    // RFC 7748 6.1, RFC 8031 5: these points give zero with any private key.
     for point in [
         "0000000000000000000000000000000000000000000000000000000000000000",
         "0100000000000000000000000000000000000000000000000000000000000000",
@@ -207,7 +208,7 @@ fn an_x25519_key_of_small_order_is_refused() {
 
 #[test]
 fn a_p256_key_must_be_a_point_of_the_curve_without_format_octet() {
-    // RFC 5903 8.1: grx | gry is taken, the same with one bit changed is not.
+    // RFC 5903 8.1: grx | gry is accepted; the same value with one bit changed is not.
     let point = "D12DFB5289C8D4F81208B70270398C342296970A0BCCB74C736FC7554494BF63\
                  56FBF3CA366CC23E8157854C13C58D6AAC23F046ADA30F8353E74F33039872AB";
     let agree = |data: Vec<u8>| {

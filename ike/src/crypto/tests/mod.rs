@@ -1,5 +1,5 @@
-//! Known answers come from the RFCs or were computed with Python's `hmac`, `hashlib` and
-//! `cryptography`.
+//! Tests of the cryptography. Known answers come from the RFCs or were computed with Python's
+//! `hmac`, `hashlib` and `cryptography`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -248,9 +248,9 @@ fn an_authentic_message_with_malformed_contents_is_told_apart_from_a_forged_one(
     let (mut initiator, responder) = pair(Cipher::Aes256Gcm16);
     let unknown = Payload::Unknown { kind: 200.into(), data: vec![1, 2, 3] };
     let sealed = initiator.seal(&header(), &Payloads::from(vec![unknown.clone()]), None).unwrap();
-    // It is not critical, so it is kept.
+    // The payload is not critical, so it is kept.
     assert_eq!(responder.open(&sealed[0]), Ok(Opened::Message(Payloads::from(vec![unknown]))));
-    // A nonce of 3 octets cannot be.
+    // A nonce of 3 octets is too short to be accepted.
     let short = Payloads::from(vec![Payload::Nonce(vec![1, 2, 3])]);
     let sealed = initiator.seal(&header(), &short, None).unwrap();
     let error = responder.open(&sealed[0]).unwrap_err();
@@ -340,7 +340,7 @@ fn any_cipher() -> impl Strategy<Value = Cipher> {
     proptest::sample::select(vec![Cipher::Aes256Gcm16, Cipher::ChaCha20Poly1305, CBC_SHA256, CBC_SHA384, CBC_SHA512])
 }
 
-/// Everything before the body of an encrypted message whose body has this many octets.
+/// Returns the octets before the body of an encrypted message whose body has this size.
 fn encrypted_header(body: usize) -> Vec<u8> {
     let mut out = [IKE.initiator.to_be_bytes(), IKE.responder.to_be_bytes()].concat();
     out.extend_from_slice(&[46, 0x20, 37, 8, 0, 0, 0, 5]);

@@ -1,4 +1,4 @@
-//! Tunnels that packets ask for, and what shortens or ends a wait after a failure.
+//! Tests tunnels that packets ask for, and what shortens or ends a wait after a failure.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use crate::wire::{ExchangeType, Header};
 /// How long a packet waits.
 const HELD: Duration = Duration::from_secs(30);
 
-/// Neither end begins by itself.
+/// Two endpoints, neither of which begins by itself.
 fn on_demand() -> Pair {
     let mut pair = Pair::new();
     pair.configs.iter_mut().for_each(|config| config.initiate = false);
@@ -77,16 +77,16 @@ fn packets_at_both_ends_at_once_leave_one_tunnel() {
     let mut pair = on_demand();
     let now = Instant::new(pair.now);
     for us in 0..2 {
-        // Nothing is delivered before both have begun.
+        // Nothing is delivered before both ends have begun.
         let End { endpoint, host, .. } = &mut pair.ends[us];
         endpoint.acquire(&PeerName::new(NAMES[1 - us]), now + HELD, now, host);
     }
     pair.deliver();
-    // Another packet that met the policy before the tunnel was there.
+    // Another packet that met the policy before the tunnel was up.
     (0..2).for_each(|us| acquire(&mut pair, us));
     pair.run_for(10 * SECOND);
     assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
-    // The packets have their tunnel, and ask for no other one.
+    // The packets have their tunnel, and do not cause another one.
     let name = PeerName::new(NAMES[1]);
     pair.call(0, |endpoint, now, env| endpoint.terminate(&name, now, env));
     pair.run_for(60 * SECOND);
@@ -144,7 +144,7 @@ fn a_flood_of_packets_to_a_dead_peer_leads_to_few_attempts() {
     assert!(pair.is_connected(), "{:?}", pair.error_texts(0));
 }
 
-/// Adds silent peers to end 0, each at an address of its own.
+/// Adds silent peers to end 0, each at its own address.
 fn add_silent(pair: &mut Pair, count: u8) -> Vec<PeerName> {
     let silent = |number| PeerConfig {
         name: PeerName::new(&format!("silent-{number}")),
@@ -182,7 +182,7 @@ fn few_attempts_run_at_once_and_many_dead_peers_do_not_delay_the_others() {
         seen = seen.max(busy(&pair));
     }
     assert_eq!(seen, 4);
-    // All of them have failed by now, and all ask again.
+    // All of them have failed by now, and packets ask for all of them again.
     flood(&mut pair);
     acquire(&mut pair, 0);
     let name = PeerName::new(NAMES[1]);
@@ -194,7 +194,7 @@ fn few_attempts_run_at_once_and_many_dead_peers_do_not_delay_the_others() {
     assert!(up(&pair), "one attempt lasts less than eight seconds");
 }
 
-/// A silent peer that is tried more and more seldom: 2 minutes at most.
+/// A silent peer after this time. The waits between attempts grow to at most 2 minutes.
 fn silent_for(time: Duration) -> Pair {
     let mut pair = Pair::new().one_sided();
     pair.configs[0].timing.retry_max = Duration::from_secs(120);
@@ -226,7 +226,7 @@ fn other_addresses_of_a_peer_shorten_the_wait_to_ten_seconds_and_never_more() {
     pair.run_for(10 * SECOND);
     assert!(pair.is_connected(), "{:?}", phase(&pair));
 
-    // A peer that changes its addresses all the time makes us send no more than that.
+    // A peer that changes its addresses all the time does not make us send more than that.
     let mut pair = silent_for(Duration::from_secs(300));
     pair.ends[1].down = true;
     let attempts = count_attempts(&mut pair);
@@ -244,7 +244,7 @@ fn other_addresses_of_a_peer_shorten_the_wait_to_ten_seconds_and_never_more() {
 #[test]
 fn a_datagram_from_the_address_of_a_peer_shortens_the_wait() {
     let mut pair = silent_for(Duration::from_secs(300));
-    // Of an IKE SA that is gone here.
+    // A datagram for an IKE SA that no longer exists here.
     let mut datagram = vec![0; 28];
     datagram[..8].fill(7);
     datagram[8..16].fill(9);

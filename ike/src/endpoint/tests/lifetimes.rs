@@ -1,16 +1,16 @@
-//! What ends an IKE SA or a CHILD_SA (RFC 7296 2.8): its lifetime, the peer's certificate, changed
-//! credentials.
+//! Tests what ends an IKE SA or a CHILD_SA (RFC 7296 2.8): its lifetime, the peer's certificate,
+//! changed credentials.
 
 use super::*;
 use crate::wire::{ExchangeType, Header};
 
-/// Whether a datagram belongs to IKE_SA_INIT.
+/// Returns whether a datagram belongs to IKE_SA_INIT.
 fn is_init(transmit: &Transmit) -> bool {
     let message = transmit.payload.strip_prefix(&[0; 4]).unwrap_or(&transmit.payload);
     Header::decode(message).is_ok_and(|header| header.exchange == ExchangeType::IkeSaInit)
 }
 
-/// `a` has a certificate for years, `b` one for an hour.
+/// Two endpoints. The certificate of `a` is valid for years, that of `b` for an hour.
 fn certified(authority: &Authority) -> Pair {
     let mut pair = Pair::new().one_sided();
     pair.configs[0].auth = Auth::Certificate(authority.certify(0, 1000 * DAY));
@@ -61,7 +61,7 @@ fn a_child_sa_that_cannot_be_rekeyed_ends_within_its_lifetime() {
     let mut pair = Pair::new().one_sided();
     pair.start();
     let first = pair.ends[0].endpoint.snapshot()[0].children[0].sa.id;
-    // The peer accepts none of our proposals any more.
+    // The peer accepts none of our proposals now.
     pair.configs[1].child.proposals[0].ciphers = vec![Cipher::ChaCha20Poly1305];
     pair.configure(1);
     pair.run_for(2 * HOUR);

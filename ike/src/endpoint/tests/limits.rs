@@ -1,11 +1,11 @@
-//! What a peer that has proved who it is can make an endpoint keep.
+//! Tests how much an authenticated peer can make an endpoint keep.
 
 use super::*;
 
 #[test]
 fn a_peer_that_begins_again_and_again_has_a_few_sas_at_once() {
     let mut pair = Pair::new().one_sided();
-    // Without INITIAL_CONTACT.
+    // The peer does not send INITIAL_CONTACT.
     pair.configs[0].keep_existing = true;
     pair.start();
     for _ in 0..100 {

@@ -1,5 +1,5 @@
-//! Two endpoints in one thread, and the rules of RFC 7296 that concern a whole endpoint. Datagrams
-//! arrive at once and in order, unless a test's tap drops or changes them.
+//! Tests of two endpoints in one thread, for the rules of RFC 7296 that concern a whole endpoint.
+//! Datagrams arrive at once and in order, unless a test's tap drops or changes them.
 
 mod acquires;
 mod answers;
@@ -41,8 +41,8 @@ const START: u64 = 1_767_225_600;
 const NAMES: [&str; 2] = ["a.example", "b.example"];
 const ADDRESSES: [&str; 2] = ["192.0.2.1:500", "192.0.2.2:500"];
 
-/// The environment of one end: SplitMix64, a wall clock that runs with the test's clock, and SPIs
-/// in a row.
+/// The environment of one end: SplitMix64, a wall clock that runs with the test's clock, and
+/// consecutive SPIs.
 #[derive(Debug)]
 struct Host {
     state: u64,
@@ -84,11 +84,12 @@ struct End {
     endpoint: Endpoint,
     host: Host,
     events: Vec<Event>,
-    /// What arrives for it is lost, and it does nothing.
+    /// Whether the end is down: datagrams for it are lost, and it does nothing.
     down: bool,
 }
 
-/// Sees every datagram that an end sends, by the end's index. False: it is lost.
+/// Sees every datagram that an end sends, by the end's index. Returns false if the datagram is
+/// lost.
 type Tap = Box<dyn FnMut(usize, &Transmit) -> bool>;
 
 /// Two endpoints.
@@ -97,8 +98,8 @@ struct Pair {
     ends: [End; 2],
     configs: [PeerConfig; 2],
     tap: Tap,
-    /// What a NAT before `a` adds to ports. It lets through what goes to the ports that it has
-    /// mapped.
+    /// The number that a NAT in front of `a` adds to ports. It lets through datagrams to the ports
+    /// that it has mapped.
     nat: Option<u16>,
 }
 
@@ -121,13 +122,13 @@ impl Pair {
         }
     }
 
-    /// Only `a` begins.
+    /// Lets only `a` begin.
     fn one_sided(mut self) -> Self {
         self.configs[1].initiate = false;
         self
     }
 
-    /// Both ends take their configuration, `b` first, and all that follows is delivered.
+    /// Gives both ends their configuration, `b` first, and delivers all datagrams that follow.
     fn start(&mut self) {
         self.configure(1);
         self.configure(0);
@@ -138,7 +139,7 @@ impl Pair {
         self.call(us, |endpoint, now, env| endpoint.set_peer(config, now, env).unwrap());
     }
 
-    /// Calls into one end, then delivers until nothing is under way.
+    /// Calls into one end, then delivers datagrams until none is under way.
     fn call<R>(&mut self, us: usize, call: impl FnOnce(&mut Endpoint, Instant, &mut dyn Environment) -> R) -> R {
         let now = Instant::new(self.now);
         let End { endpoint, host, .. } = &mut self.ends[us];
@@ -178,14 +179,14 @@ impl Pair {
         }
     }
 
-    /// A datagram arrives at one end. What follows is not delivered yet.
+    /// Delivers a datagram to one end. Datagrams that it sends in return are not delivered yet.
     fn arrive(&mut self, end: usize, payload: &[u8], to: SocketAddr, from: SocketAddr) {
         let now = Instant::new(self.now);
         let End { endpoint, host, .. } = &mut self.ends[end];
         endpoint.handle(payload, to, from, now, host);
     }
 
-    /// Lets time pass, doing what is due.
+    /// Lets time pass, and handles deadlines as they come.
     fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -208,17 +209,17 @@ impl Pair {
         self.now = now;
     }
 
-    /// How many IKE SAs an end has with the other one.
+    /// The number of IKE SAs that an end has with the other one.
     fn ike_sas(&self, us: usize) -> usize {
         self.ends[us].endpoint.snapshot()[0].ike_sas.len()
     }
 
-    /// How many CHILD_SAs an end has with the other one, including those that linger.
+    /// The number of CHILD_SAs that an end has with the other one, including those that linger.
     fn children(&self, us: usize) -> usize {
         self.ends[us].endpoint.snapshot()[0].children.len()
     }
 
-    /// Whether both ends have one IKE SA and one CHILD_SA with the same SPIs.
+    /// Returns whether both ends have one IKE SA and one CHILD_SA with the same SPIs.
     fn is_connected(&self) -> bool {
         let [a, b] = [0, 1].map(|us| self.ends[us].endpoint.snapshot().remove(0));
         let ([a_ike], [b_ike]) = (a.ike_sas.as_slice(), b.ike_sas.as_slice()) else {
@@ -243,7 +244,7 @@ impl Pair {
         self.ends[us].events.iter().filter_map(error).collect()
     }
 
-    /// Why IKE SAs went at one end, in order.
+    /// The reasons why IKE SAs ended at one end, in order.
     fn downs(&self, us: usize) -> Vec<DownReason> {
         let down = |event: &Event| match event {
             Event::IkeDown { reason, .. } => Some(*reason),
@@ -303,7 +304,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), der }
     }
 
-    /// A certificate of end `us` that is valid for `lifetime` from the start of the test on.
+    /// Issues a certificate for end `us` that is valid for `lifetime` from the start of the test.
     fn certify(&self, us: usize, lifetime: Duration) -> CertificateAuth {
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let mut params = CertificateParams::default();

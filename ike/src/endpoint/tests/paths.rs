@@ -1,4 +1,5 @@
-//! Following a peer whose address changes (RFC 7296 2.23), and not following a stranger.
+//! Tests that a peer whose address changes is followed (RFC 7296 2.23), and that an attacker is
+//! not.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -13,7 +14,7 @@ fn remote(pair: &Pair, us: usize) -> SocketAddr {
     pair.ends[us].endpoint.snapshot()[0].ike_sas[0].remote
 }
 
-/// Lets `us` send something new, and catches all that it sends.
+/// Lets `us` send something new, and captures all datagrams that it sends.
 fn catch_from(pair: &mut Pair, us: usize) -> Vec<Transmit> {
     let caught = Rc::new(RefCell::new(Vec::new()));
     let basket = Rc::clone(&caught);

@@ -1,4 +1,4 @@
-//! A peer that we want a CHILD_SA with and have none with is never left alone.
+//! Tests that a peer that lacks a CHILD_SA that we want always gets one again.
 
 use super::*;
 use crate::child_sas::ChildUse;
@@ -52,7 +52,8 @@ fn a_deletion_of_the_new_child_sa_that_crosses_ours_of_the_old_one_is_made_good(
     }
 }
 
-/// Our DELETE of the old CHILD_SA waits behind a liveness check while the peer deletes the new one.
+/// Our DELETE of the old CHILD_SA waits until a liveness check has been answered while the peer
+/// deletes the new one.
 #[test]
 fn a_child_sa_whose_deletion_waits_stays_if_the_one_beside_it_goes() {
     let mut pair = Pair::new().one_sided();
@@ -74,7 +75,7 @@ fn a_child_sa_whose_deletion_waits_stays_if_the_one_beside_it_goes() {
         children.iter().filter(|child| child.usage == ChildUse::InUse).map(|child| child.sa.id).collect::<Vec<_>>()
     };
     assert_eq!(live(&pair), old);
-    // Its rekey is made up for.
+    // The rekey is done again.
     pair.run_for(30 * SECOND);
     assert_ne!(live(&pair), old);
     assert!(pair.is_connected());
@@ -119,7 +120,7 @@ fn a_child_sa_that_the_peer_has_lost_is_replaced_whatever_it_deletes_meanwhile()
     assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
 }
 
-/// In IKE_AUTH the peer makes the IKE SA, but no CHILD_SA.
+/// In IKE_AUTH the peer makes the IKE SA but no CHILD_SA.
 #[test]
 fn an_ike_sa_without_a_child_sa_gets_one_as_soon_as_the_peer_allows_it() {
     for initiator in 0..2 {
@@ -174,7 +175,7 @@ fn a_peer_that_goes_on_deleting_child_sas_is_asked_more_and_more_seldom() {
     assert!((5..=12).contains(&times), "{times} times in a minute");
     pair.run_for(11 * SECOND);
     assert!(pair.is_connected());
-    // One that has lasted is made again at once.
+    // A CHILD_SA that has lasted is made again at once.
     pair.run_for(3 * SECOND);
     delete_children(&mut pair, 1);
     pair.run_for(Duration::from_millis(100));
@@ -186,7 +187,7 @@ fn a_packet_brings_a_child_sa_on_an_ike_sa_that_has_none_although_the_peer_usual
     let mut pair = Pair::new().one_sided();
     pair.start();
     pair.run_for(5 * SECOND);
-    // The initiator does not want one any more, and deletes it.
+    // The initiator does not want a CHILD_SA any more, and deletes it.
     pair.configs[0].initiate = false;
     pair.configure(0);
     delete_children(&mut pair, 0);

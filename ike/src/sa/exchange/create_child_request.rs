@@ -16,13 +16,13 @@ use crate::sa::ike_sa::{IkeSa, SaStep};
 use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest, UnusedChild};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Shortest wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random,
-/// so that two ends that refuse each other do not ask again at the same time.
+/// Minimum wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random, so
+/// that two ends that refuse each other do not try again at the same time.
 //= RFC 7296 2.25 MUST 3: wait
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
 /// Sends the request for a CHILD_SA of this purpose, which replaces `old`. `group` is the key
-/// exchange method that the peer asked for, if it did.
+/// exchange method that the peer requested, if it did.
 pub(super) fn begin(
     sa: &mut IkeSa,
     old: Option<ChildId>,
@@ -33,14 +33,14 @@ pub(super) fn begin(
 ) -> Option<OutstandingRequest> {
     let me = sa.spi();
     match old {
-        // It is gone, or the peer has replaced it.
+        // The request is not needed if the old CHILD_SA is gone, or if the peer has replaced it.
         Some(old) => child_sas.live(old).filter(|child| child.owner == me).map(|_| ())?,
         None if child_sas.serves(me, &purpose) => return None,
         None => {}
     }
     let profile = Arc::clone(&sa.profile);
     let config = &profile.config;
-    // It is no longer configured, so that a new IKE SA replaces this one.
+    // If the child is no longer configured, a new IKE SA replaces this one.
     let child = config.child_named(&purpose.child)?;
     let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
     //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
@@ -87,7 +87,7 @@ pub(super) fn begin(
     Some(OutstandingRequest::CreateChild(Box::new(request)))
 }
 
-/// How long to wait after TEMPORARY_FAILURE.
+/// Chooses the wait after TEMPORARY_FAILURE.
 pub(super) fn temporary_failure_wait(cx: &mut Context<'_>) -> Duration {
     let tenth = TEMPORARY_FAILURE_WAIT.saturating_sub(cx.jittered(TEMPORARY_FAILURE_WAIT));
     TEMPORARY_FAILURE_WAIT.saturating_add(tenth.saturating_mul(10))
@@ -110,7 +110,7 @@ pub(super) fn finish(
         match accept_response(sa, &asked_for, payloads, &nonce, key, old.is_some(), in_use.as_deref()) {
             Ok(accepted) => accepted,
             Err(error) => {
-                // The peer has installed it, and we cannot use it.
+                // The peer has installed the CHILD_SA, and we cannot use it.
                 let outbound = payloads.proposals().ok().and_then(|proposals| proposals.first()?.child_spi());
                 sa.enqueue(QueuedRequest::DeleteUnused(UnusedChild { inbound, outbound }));
                 sa.report(error, cx);
@@ -120,7 +120,7 @@ pub(super) fn finish(
             }
         };
     if deleted.contains(&negotiated.outbound_spi) {
-        // It was there at the peer only, and is gone.
+        // The CHILD_SA existed only at the peer, which has deleted it.
         inbound.release(&sa.profile, cx);
         let wait = sa.profile.config.timing.retry;
         sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
@@ -182,7 +182,7 @@ fn refused(
     inbound.release(&sa.profile, cx);
     //= RFC 7296 2.8.1 REQUIRED 6: a refusal after the peer's rekey
     if collision.is_some_and(|collision| child_sas.live(collision.peers_sa).is_some()) {
-        // The peer's exchange has replaced the old one.
+        // The peer's exchange has replaced the old CHILD_SA.
         return SaStep::Continue;
     }
     let timing = sa.profile.config.timing;
@@ -204,8 +204,8 @@ fn refused(
                 None => return refused_for_good(old, &purpose, notify.kind, sa, child_sas, cx),
             }
         }
-        // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. If no DELETE of it is
-        // on the way to us, we make a new one.
+        // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. Unless a DELETE for it
+        // is on the way to us, we make a new one.
         NotifyType::ChildSaNotFound => {
             if let Some(old) = old
                 && child_sas.live(old).is_some()
@@ -218,7 +218,7 @@ fn refused(
                 }
             }
         }
-        // The peer makes no more CHILD_SAs on this IKE SA (RFC 7296 1.3). A new IKE SA brings one.
+        // The peer makes no more CHILD_SAs on this IKE SA (RFC 7296 1.3). A new IKE SA makes one.
         NotifyType::NoAdditionalSas if is_made_by_new_ike_sa(sa, old, &purpose, child_sas) => {
             sa.retry_child_later(old, &purpose, timing.child_retry_max(), child_sas, cx);
             return SaStep::Reauthenticate;
@@ -229,9 +229,9 @@ fn refused(
     SaStep::Continue
 }
 
-/// The peer does not make this CHILD_SA, for example because it demands another key exchange
-/// method. IKE_AUTH makes one without a key exchange (RFC 7296 1.2), so a new IKE SA brings one
-/// before the old one ends. Others are asked for again later.
+/// Handles a permanent refusal of this CHILD_SA, for example because the peer requires another key
+/// exchange method. IKE_AUTH makes its CHILD_SA without a key exchange (RFC 7296 1.2), so a new IKE
+/// SA can make the first child before the old one ends. Other CHILD_SAs are requested again later.
 fn refused_for_good(
     old: Option<ChildId>,
     purpose: &Purpose,
@@ -247,21 +247,21 @@ fn refused_for_good(
     if !anew || mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
 }
 
-/// Whether a new IKE SA may bring a CHILD_SA that the peer does not make on this one: IKE_AUTH
-/// makes the first child. If it is missing beside others, a new IKE SA is not worth while.
+/// Returns whether a new IKE SA may make a CHILD_SA that the peer does not make on this one.
+/// IKE_AUTH makes the first child. If other CHILD_SAs exist, a new IKE SA is not worthwhile.
 fn is_made_by_new_ike_sa(sa: &IkeSa, old: Option<ChildId>, purpose: &Purpose, child_sas: &ChildSas) -> bool {
     let first = purpose.child == sa.profile.config.child.name;
     first && (old.is_some() || child_sas.children_of(sa.spi()).next().is_none())
 }
 
-/// The traffic that we ask for: that of the CHILD_SA in use, if there is one (RFC 7296 2.9.2).
+/// The traffic that we request: that of the CHILD_SA in use, if there is one (RFC 7296 2.9.2).
 fn asked<'a>(config: &'a PeerConfig, purpose: &'a Purpose, in_use: Option<&'a ChildSa>) -> Option<Traffic<'a>> {
     //= RFC 7296 2.9.2 SHOULD 2: ask for what is in use
     in_use.map_or_else(|| config.traffic(purpose), |in_use| Some(in_use.into()))
 }
 
-/// What was negotiated, if the response stays within what we offered; and the peer's nonce.
-/// `rekey`: whether it is to replace another one, which is `in_use` if it is still there.
+/// Returns the result of the negotiation and the peer's nonce, if the response stays within our
+/// offer. `rekey`: whether the CHILD_SA replaces another one, which is `in_use` if it still exists.
 fn accept_response(
     sa: &IkeSa,
     asked_for: &Purpose,
@@ -292,7 +292,8 @@ fn accept_response(
     }
     let local = payloads.selectors_initiator().map_err(malformed)?;
     let remote = payloads.selectors_responder().map_err(malformed)?;
-    // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one in use.
+    // RFC 7296 2.9.2: the selectors of the new CHILD_SA must not be narrower than those of the one
+    // in use.
     let selectors = asked(config, asked_for, in_use)
         .and_then(|asked| negotiate::accept_narrowed(asked, local, remote))
         //= RFC 7296 2.9.2 MUST NOT 1: a rekey narrows nothing

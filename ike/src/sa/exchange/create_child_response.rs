@@ -19,11 +19,12 @@ use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::sa::rekey_collision::RekeyCollision;
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
-/// Most CHILD_SAs of one purpose under one IKE SA. A rekey by both ends at once has three: the old
-/// one and a new one from each end. One more may wait to be deleted.
+/// Maximum number of CHILD_SAs of one purpose under one IKE SA. Further ones are refused with
+/// NO_ADDITIONAL_SAS. A rekey by both ends at once has three: the old one and a new one from each
+/// end. One more may wait to be deleted.
 const MAX_OF_PURPOSE: usize = 4;
 
-/// Answers a CREATE_CHILD_SA request, for a CHILD_SA or for the IKE SA.
+/// Answers a CREATE_CHILD_SA request, either for a CHILD_SA or for the IKE SA.
 pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> SaStep {
     let rekeys_ike =
         payloads.proposals().is_ok_and(|offers| offers.iter().any(|offer| offer.protocol == Protocol::Ike));
@@ -64,7 +65,7 @@ fn answer_child(
     let key_exchange = payloads.key_exchange().ok();
     let sent = key_exchange.map(|key_exchange| key_exchange.group);
     let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
-    // A rekey is for what the old one is for.
+    // The CHILD_SA of a rekey has the same purpose as the old one.
     let candidates =
         config.children().filter(|child| in_use.as_ref().is_none_or(|old| old.purpose.child == child.name));
     let me = sa.spi();
@@ -79,7 +80,8 @@ fn answer_child(
         let (error, notify) = failure::disagreement(CREATE_CHILD_SA, &disagreement, config);
         (notify, Some(error))
     })?;
-    // RFC 7296 2.9.2: the new CHILD_SA has no narrower selectors than the one that it replaces.
+    // RFC 7296 2.9.2: the selectors of the new CHILD_SA must not be narrower than those of the one
+    // that it replaces.
     //= RFC 7296 2.9.2 MUST NOT 3: the responder keeps what is in use
     let kept = in_use.as_ref().is_none_or(|old| agreed.selectors.covers((&**old).into()));
     if !kept && !mutation!("selectors_narrowed_by_rekey") {
@@ -118,11 +120,11 @@ fn answer_child(
     Ok(Payloads::from(answer))
 }
 
-/// The CHILD_SA that the request replaces. `None`: it asks for another one.
+/// Returns the CHILD_SA that the request replaces. `None`: the request is for an additional one.
 fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Result<Option<ChildId>, ErrorResponse> {
     let me = sa.spi();
     let refuse = |kind| Err((Notify::new(kind), None));
-    // RFC 7296 2.25.2: the IKE SA is about to go, or we rekey it.
+    // RFC 7296 2.25.2: refuse if the IKE SA is about to end, or if we are rekeying it.
     //= RFC 7296 2.25.2 SHOULD 6: no CHILD_SA while we rekey the IKE SA
     let rekeying = matches!(sa.outstanding, Some(OutstandingRequest::RekeyIke(_)));
     if sa.is_closing() || (rekeying && !mutation!("child_made_while_ike_is_rekeyed")) {
@@ -135,8 +137,8 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
     let spi = rekey.child_spi().unwrap_or_default();
     //= RFC 7296 2.25.1 SHOULD 4: rekeyed and not there
     let Some(old) = child_sas.by_outbound_spi(me, spi) else {
-        // RFC 7296 2.25.1: it may be the one that we are about to delete, because we cannot use it.
-        // Or our own request made it, and the response has not come yet.
+        // RFC 7296 2.25.1: this may be the CHILD_SA that we are about to delete because we cannot
+        // use it. Or our own request made it, and the response has not arrived yet.
         let not_known_yet = matches!(sa.outstanding, Some(OutstandingRequest::CreateChild(_)))
             && !mutation!("child_of_late_response_not_found");
         if sa.is_deleting_unused() || not_known_yet {
@@ -147,7 +149,7 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
         //= RFC 7296 2.25 REQUIRED 6: it names the SPI
         return Err((Notify::about_child(NotifyType::ChildSaNotFound, spi), None));
     };
-    // RFC 7296 2.25.1: we are about to delete it.
+    // RFC 7296 2.25.1: refuse if we are about to delete the CHILD_SA.
     //= RFC 7296 2.25.1 SHOULD 1: rekeyed while we close it
     if sa.is_deleting(old) && !mutation!("deleted_child_rekeyed") {
         refuse(NotifyType::TemporaryFailure)
@@ -157,7 +159,7 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
     }
 }
 
-/// Refuses a CHILD_SA if there are too many.
+/// Refuses a CHILD_SA if the limits are reached.
 fn check_limits(
     config: &PeerConfig,
     owner: Spi,
@@ -167,8 +169,8 @@ fn check_limits(
 ) -> Result<(), ErrorResponse> {
     let purposes = child_sas.purposes_of(owner);
     let known = purposes.contains(purpose);
-    // A peer that asks for a second one of the same purpose has lost the first. One CHILD_SA that
-    // carries everything is not asked for twice, but by both ends at once.
+    // A peer that requests a second CHILD_SA of the same purpose has lost the first. If one
+    // CHILD_SA carries all traffic, a second one is requested only when both ends begin at once.
     let again = known && old.is_none() && config.max_children <= 1;
     // RFC 7296 1.3: NO_ADDITIONAL_SAS.
     let error = if again || child_sas.ids_for(owner, purpose).len() >= MAX_OF_PURPOSE {
@@ -195,7 +197,7 @@ fn add_child_of_peer(
     let purpose = new.purpose.clone();
     let arrival = match old {
         Some(old) => Arrival::RekeyedByPeer(old),
-        // The peer has lost the one before.
+        // The peer has lost the previous CHILD_SA.
         None if !child_sas.ids_for(me, &purpose).is_empty() => Arrival::Ready,
         None => Arrival::Waiting,
     };

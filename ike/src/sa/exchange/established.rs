@@ -1,5 +1,5 @@
-//! Drives an established IKE SA: gives messages to the exchanges, begins queued requests, keeps
-//! deadlines.
+//! Drives an established IKE SA: passes messages to the exchanges, sends queued requests, and
+//! handles deadlines.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payl
 
 /// Wait before a failed reauthentication starts again.
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
-/// Shortest wait before an IKE SA that is not over yet is looked at again.
+/// Minimum wait before an IKE SA that has not ended yet is checked again.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
 
 impl IkeSa {
-    /// Takes a datagram (without marker) for our SPI.
+    /// Handles a datagram (without marker) for our SPI.
     pub(crate) fn handle(
         &mut self,
         header: &Header,
@@ -63,8 +63,8 @@ impl IkeSa {
             }
             step => step,
         };
-        // Nothing more is sent on an IKE SA that is gone. If it was rekeyed, the new one takes the
-        // queue first.
+        // Nothing more is sent on an IKE SA that is gone. If it was rekeyed, the new one takes over
+        // the queue first.
         if !matches!(step, SaStep::Closed(_) | SaStep::Rekeyed { .. }) {
             if let Some(remote) = self.channel.take_answered_elsewhere() {
                 self.move_to_peers_address(remote, cx);
@@ -75,7 +75,7 @@ impl IkeSa {
         step
     }
 
-    /// Does what is due.
+    /// Handles the deadlines that have passed.
     pub(crate) fn handle_timeout(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> SaStep {
         let mut step = SaStep::Continue;
         // send_queued() sets the timers again.
@@ -127,8 +127,8 @@ impl IkeSa {
         self.send_queued(child_sas, cx);
     }
 
-    /// An IKE SA for which the peer authenticated again has replaced this one. The peer may have
-    /// been restarted and have forgotten this one, so it is asked soon.
+    /// Supersedes this IKE SA by another one for which the peer authenticated again. The peer may
+    /// have restarted and lost this IKE SA, so a liveness check follows soon.
     pub(crate) fn supersede_by_new_authentication(
         &mut self,
         by: IkeId,
@@ -141,8 +141,9 @@ impl IkeSa {
         self.set_timers(cx.now);
     }
 
-    /// Another IKE SA has replaced this one. If we began the other one, we delete this one as soon
-    /// as the other one has all CHILD_SAs. Otherwise the peer deletes it, or we do after a while.
+    /// Supersedes this IKE SA by another one. If we began the other one, we delete this one as soon
+    /// as the other one has all CHILD_SAs. Otherwise the peer deletes this one; if it does not, we
+    /// do so after a while.
     fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Superseded(by);
         self.delete_when_served = ours;
@@ -151,8 +152,8 @@ impl IkeSa {
         }
     }
 
-    /// Deletes this one, if [`Self::supersede`] waited for the CHILD_SAs of the other one and they
-    /// are there. True: it does.
+    /// Deletes this IKE SA if [`Self::supersede`] was waiting for the CHILD_SAs of the other one
+    /// and all of them exist now. Returns true if it does.
     pub(crate) fn delete_if_served(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let purposes = child_sas.purposes_of(self.spi());
         let served = purposes
@@ -166,8 +167,9 @@ impl IkeSa {
         delete
     }
 
-    /// `new` replaces this one by a rekey: its CHILD_SAs and what is queued move (RFC 7296 2.18).
-    /// `ours`: we delete this one; otherwise the peer does, or we do after a while.
+    /// Hands over to `new`, which replaces this IKE SA by a rekey: its CHILD_SAs and queued
+    /// requests move (RFC 7296 2.18). `ours`: whether we delete this IKE SA. Otherwise the peer
+    /// does, or we do so after a while.
     pub(crate) fn hand_over(&mut self, new: &mut Self, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         if child_sas.children_of(self.spi()).next().is_some() {
             new.take_addresses_of(self);
@@ -188,9 +190,9 @@ impl IkeSa {
         self.supersede(new.ike(), ours, child_sas, cx);
     }
 
-    /// Gives requests about CHILD_SAs to the IKE SA that has these CHILD_SAs now.
+    /// Moves requests about CHILD_SAs to the IKE SA that has these CHILD_SAs now.
     pub(crate) fn hand_over_requests(&mut self, new: &mut Self, cx: &mut Context<'_>) {
-        // The peer takes no such request on an IKE SA that is redundant, so it is sent again.
+        // The peer does not accept such a request on a redundant IKE SA, so it is sent again.
         let unanswered = match self.outstanding.take() {
             Some(OutstandingRequest::CreateChild(request)) => {
                 let CreateChildRequest { old, purpose, inbound, .. } = *request;
@@ -219,24 +221,24 @@ impl IkeSa {
         }
     }
 
-    /// Begins its work after [`Self::hand_over`].
+    /// Begins to send requests after [`Self::hand_over`].
     pub(crate) fn take_over(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.send_queued(child_sas, cx);
     }
 
-    /// Sends DELETE for the IKE SA, once the window is free.
+    /// Sends DELETE for the IKE SA when the window is free.
     pub(crate) fn delete(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         //= RFC 7296 2.8 MUST 6: DELETE is the last request
         self.release_queue(cx);
         self.begin(QueuedRequest::DeleteIke, child_sas, cx);
     }
 
-    /// As [`Self::delete`], after it was reported down.
+    /// Does the same as [`Self::delete`], after the IKE SA was reported down.
     //= RFC 7296 2.4 SHOULD 10: the peer is told of a deleted IKE SA
     pub(crate) fn delete_reported_down(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Deleting;
         match self.outstanding.take() {
-            // The IKE SA that it makes is to be deleted too.
+            // The IKE SA that this rekey makes must be deleted too.
             rekey @ Some(OutstandingRequest::RekeyIke(_)) => self.outstanding = rekey,
             Some(outstanding) => {
                 outstanding.release(&self.profile, cx);
@@ -275,9 +277,9 @@ impl IkeSa {
         self.channel.path.nat_local
     }
 
-    /// Authentic ESP of one of its CHILD_SAs came from another address than the one that we send
-    /// to. A stranger can copy a packet and forge its source, so the peer is asked there first (RFC
-    /// 7296 2.23).
+    /// Handles authentic ESP of one of our CHILD_SAs from an address to which we do not send. An
+    /// attacker can copy a packet and forge its source, so a request is sent to that address first
+    /// (RFC 7296 2.23).
     pub(crate) fn esp_came_from(&mut self, remote: SocketAddr, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.channel.esp_came_from(remote);
         self.probe_candidate(cx);
@@ -290,7 +292,7 @@ impl IkeSa {
         }
     }
 
-    /// Reports a peer that does not answer, once until it is heard.
+    /// Reports a peer that does not answer. Reports it once until the next message from the peer.
     fn report_silence(&mut self, cx: &mut Context<'_>) {
         let silent = self.lifecycle == Lifecycle::Active && self.channel.is_silent(cx.now);
         if silent && !std::mem::replace(&mut self.silent, true) {
@@ -318,9 +320,8 @@ impl IkeSa {
         match exchange {
             ExchangeType::Informational => informational::answer(self, payloads, child_sas, cx),
             ExchangeType::CreateChildSa => create_child_response::answer(self, payloads, child_sas, cx),
-            // IKE_AUTH is over, and we announced no other exchanges. Without an answer the peer
-            // would send its request again and again and then give up the IKE SA (RFC 7296 2.1,
-            // 2.21.3).
+            // IKE_AUTH has ended, and we announced no other exchanges. Without an answer the peer
+            // would retransmit its request and then give up the IKE SA (RFC 7296 2.1, 2.21.3).
             _ => {
                 let payloads = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::InvalidSyntax))]);
                 self.channel.respond(exchange, &payloads, cx);
@@ -329,8 +330,8 @@ impl IkeSa {
         }
     }
 
-    /// RFC 7296 2.21.3: INVALID_SYNTAX in an authentic message is fatal for both ends; an unknown
-    /// critical payload is not.
+    /// Answers a malformed request. RFC 7296 2.21.3: INVALID_SYNTAX in an authentic message is
+    /// fatal for both ends; an unknown critical payload is not.
     //= RFC 7296 2.21.3 MUST 1: errors are answered
     fn answer_invalid(&mut self, exchange: ExchangeType, error: InvalidMessage, cx: &mut Context<'_>) -> SaStep {
         let payloads = Payloads::from(vec![Payload::Notify(error.notify())]);
@@ -352,8 +353,8 @@ impl IkeSa {
         let Some(outstanding) = self.outstanding.take() else {
             return SaStep::Continue;
         };
-        // A response that cannot be understood: the ends may have different states, so the IKE SA
-        // ends, and the peer is sent DELETE.
+        // If the response cannot be understood, the ends may have different states. The IKE SA
+        // ends, and DELETE is sent to the peer.
         match payloads {
             _ if matches!(outstanding, OutstandingRequest::Abandoned) => SaStep::Continue,
             Ok(payloads) if exchange == outstanding.exchange() => {
@@ -394,8 +395,8 @@ impl IkeSa {
         }
     }
 
-    /// Removes CHILD_SAs whose lifetime is over (RFC 7296 2.8). True: the first child is gone
-    /// although we want it, and only a new IKE SA can still bring it.
+    /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if the first child
+    /// is gone although we want it, and only a new IKE SA can make it.
     fn expire_children(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let me = self.spi();
         let over: Vec<_> = child_sas
@@ -439,9 +440,10 @@ impl IkeSa {
         }
     }
 
-    /// An active IKE SA that lacks a configured CHILD_SA always has something under way: it asks
-    /// for it, it will ask, or it goes after a while. Deletions and rekeys of both ends may cross
-    /// in many ways, so this is made sure after every step, not by each of them.
+    /// Ensures that an active IKE SA that lacks a configured CHILD_SA has something under way: a
+    /// request for it, a planned request, or its own end after a while. Deletions and rekeys of
+    /// both ends may cross in many ways, so this is called after every change instead of by each of
+    /// them.
     fn ensure_children(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
         if self.lifecycle != Lifecycle::Active {
             return;

@@ -1,9 +1,9 @@
-//! The exchanges on an established IKE SA: how each is begun, answered and finished. They
+//! The exchanges on an established IKE SA: beginning, answering and finishing each of them. They
 //! interleave: our request and the peer's may be under way at the same time and concern the same
 //! CHILD_SA.
 //!
-//! - `established`: gives messages to the exchanges, sends queued requests, keeps deadlines.
-//! - `request`: begins what is queued, and takes the peer's responses.
+//! - `established`: passes messages to the exchanges, sends queued requests, and handles deadlines.
+//! - `request`: sends queued requests, and handles the peer's responses.
 //! - `create_child_request`, `create_child_response`: CREATE_CHILD_SA for CHILD_SAs from either
 //!   end.
 //! - `rekey_ike_request`, `rekey_ike_response`: CREATE_CHILD_SA for the IKE SA itself.
@@ -27,12 +27,12 @@ use crate::wire::{Notify, NotifyType, Payload, Payloads};
 /// The error notification that answers a request, and the error to report if there is one.
 type ErrorResponse = (Notify, Option<PeerError>);
 
-/// A response that holds one notification.
+/// Makes a response with one notification.
 fn single_notify(notify: Notify) -> Payloads {
     Payloads::from(vec![Payload::Notify(notify)])
 }
 
-/// The peer's share of a key exchange cannot be used.
+/// Returns the error for a share of the peer that cannot be used.
 fn invalid_share(error: KeyExchangeError) -> ErrorResponse {
     let error = PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string());
     (Notify::new(NotifyType::InvalidSyntax), Some(error))

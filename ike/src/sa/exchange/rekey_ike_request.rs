@@ -1,5 +1,5 @@
 //! CREATE_CHILD_SA for the IKE SA itself as initiator: we rekey it (RFC 7296 1.3.2, 2.8.2, 2.18,
-//! 2.25.2). A peer that refuses gets a new IKE SA by IKE_SA_INIT and IKE_AUTH instead (2.8.3).
+//! 2.25.2). If the peer refuses, IKE_SA_INIT and IKE_AUTH make a new IKE SA instead (2.8.3).
 
 use std::time::Duration;
 
@@ -14,14 +14,15 @@ use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest, RekeyIkeRequest};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// How often the peer may answer TEMPORARY_FAILURE in a row, about half a minute in all. After that
-/// the ends may have different states (RFC 7296 2.25), and a new IKE SA by IKE_SA_INIT ends that.
+/// Maximum number of consecutive answers TEMPORARY_FAILURE, which take about half a minute in
+/// total. After that the ends may have different states (RFC 7296 2.25), so IKE_SA_INIT makes a new
+/// IKE SA.
 const MAX_TEMPORARY_FAILURES: u8 = 10;
 
-/// Wait after this node could not make a key.
+/// Wait after this node has failed to make a key.
 const LOCAL_FAILURE_WAIT: Duration = Duration::from_secs(60);
 
-/// Sends the request. `group` is the key exchange method that the peer asked for, if it did.
+/// Sends the request. `group` is the key exchange method that the peer requested, if it did.
 pub(super) fn begin(sa: &mut IkeSa, group: Option<Group>, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
     if sa.lifecycle != Lifecycle::Active {
         return None;
@@ -55,7 +56,7 @@ pub(super) fn begin(sa: &mut IkeSa, group: Option<Group>, cx: &mut Context<'_>) 
     Some(OutstandingRequest::RekeyIke(Box::new(request)))
 }
 
-/// Takes the new IKE SA of the response, or handles its error.
+/// Creates the new IKE SA from the response, or handles its error.
 pub(super) fn finish(request: RekeyIkeRequest, sa: &mut IkeSa, payloads: &Payloads, cx: &mut Context<'_>) -> SaStep {
     if let Some(notify) = payloads.error() {
         return refused(request, notify, sa, cx);
@@ -64,7 +65,7 @@ pub(super) fn finish(request: RekeyIkeRequest, sa: &mut IkeSa, payloads: &Payloa
     let (keys, ike, theirs) = match accept_response(sa, payloads, spi, &nonce, key) {
         Ok(accepted) => accepted,
         Err(error) => {
-            // The peer has another IKE SA now, which we cannot use.
+            // The peer now has another IKE SA, which we cannot use.
             sa.report(error, cx);
             return SaStep::Reauthenticate;
         }
@@ -83,7 +84,7 @@ pub(super) fn finish(request: RekeyIkeRequest, sa: &mut IkeSa, payloads: &Payloa
 
 fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut Context<'_>) -> SaStep {
     if request.collision.is_some() || sa.lifecycle != Lifecycle::Active {
-        // RFC 7296 2.8.2: the peer had rekeyed it before our request came.
+        // RFC 7296 2.8.2: the peer had rekeyed the IKE SA before our request arrived.
         return SaStep::Continue;
     }
     match notify.kind {
@@ -94,7 +95,7 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
             let wait = temporary_failure_wait(cx);
             let wait = if mutation!("refused_ike_rekey_repeated_at_once") { Duration::ZERO } else { wait };
             sa.rekey_at = Some(cx.now + wait);
-            // It may have been asked for again meanwhile: that waits too.
+            // A rekey may have been queued again meanwhile. It has to wait too.
             sa.queue.retain(|queued| *queued != QueuedRequest::RekeyIke);
             return SaStep::Continue;
         }
@@ -112,8 +113,8 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
     if mutation!("refused_ike_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
 }
 
-/// The keys and SPIs of the new IKE SA, if the response stays within what we offered; and the
-/// peer's nonce.
+/// Returns the keys and SPIs of the new IKE SA and the peer's nonce, if the response stays within
+/// our offer.
 fn accept_response(
     sa: &IkeSa,
     payloads: &Payloads,

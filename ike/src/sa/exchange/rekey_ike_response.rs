@@ -35,8 +35,8 @@ fn negotiate(
     payloads: &Payloads,
     cx: &mut Context<'_>,
 ) -> Result<(Box<IkeSa>, Payloads), ErrorResponse> {
-    // RFC 7296 2.25.2: refused while we make or delete CHILD_SAs on it, and when it is about to go.
-    // 2.8.2: the same after it was rekeyed.
+    // RFC 7296 2.25.2: a rekey is refused while we make or delete CHILD_SAs on the IKE SA, and when
+    // the IKE SA is about to end. 2.8.2: it is also refused after the IKE SA was rekeyed.
     //= RFC 7296 2.25.1 SHOULD 8: the IKE SA waits for CHILD_SAs
     //= RFC 7296 2.25.2 SHOULD 1: rekeyed while we rekey it
     let quiet = matches!(sa.outstanding, None | Some(OutstandingRequest::Liveness | OutstandingRequest::RekeyIke(_)));

@@ -1,4 +1,4 @@
-//! Our requests: begun when the window is free, finished by the peer's response.
+//! Our requests: they are sent when the window is free, and the peer's response finishes them.
 
 use super::{addresses, create_child_request, informational, rekey_ike_request};
 use crate::child_sas::ChildSas;
@@ -54,7 +54,7 @@ pub(super) fn begin(
     }
 }
 
-/// Takes the response to a request.
+/// Handles the response to a request.
 pub(super) fn finish(
     request: OutstandingRequest,
     sa: &mut IkeSa,

@@ -1,4 +1,4 @@
-//! Messages that are authentic and yet not as they should be.
+//! Tests messages that are authentic but invalid.
 
 use super::*;
 use crate::event::DownReason;
@@ -52,7 +52,7 @@ fn a_request_that_comes_again_in_smaller_fragments_is_answered_again_once() {
         assert!(matches!(peer.arrive(fragment), SaStep::Continue));
     }
     assert_eq!(peer.sent(), first);
-    // Its own kind of retransmission, byte for byte, goes on being answered.
+    // A retransmission in the original form, byte for byte, is still answered.
     let mut again = Established::new();
     let datagram = again.seal(ExchangeType::Informational, 0, &large(), None).remove(0);
     again.arrive(&datagram);

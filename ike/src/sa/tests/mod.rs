@@ -114,13 +114,13 @@ impl Established {
         Self { sa, child_sas, out, config, now, cipher, next_request: 0 }
     }
 
-    /// A step of our IKE SA.
+    /// Calls a function of our IKE SA.
     fn step<R>(&mut self, step: impl FnOnce(&mut IkeSa, &mut ChildSas, &mut Context<'_>) -> R) -> R {
         let mut cx = Context { now: self.now, env: &mut Host, out: &mut self.out, config: &self.config };
         step(&mut self.sa, &mut self.child_sas, &mut cx)
     }
 
-    /// A datagram of the peer arrives.
+    /// Delivers a datagram of the peer.
     fn arrive(&mut self, datagram: &[u8]) -> SaStep {
         let header = Header::decode(datagram).unwrap();
         self.step(|sa, child_sas, cx| sa.handle(&header, datagram, local(), remote(), child_sas, cx))
@@ -131,27 +131,27 @@ impl Established {
         Header { initiator_spi, responder_spi, exchange, from_initiator: true, response, message_id }
     }
 
-    /// The peer's request with this message ID, in fragments if a limit is given.
+    /// Makes the peer's request with this message ID, in fragments if a limit is given.
     fn seal(&mut self, exchange: ExchangeType, id: u32, payloads: &Payloads, limit: Option<usize>) -> Vec<Vec<u8>> {
         let header = self.header(exchange, false, id);
         self.cipher.seal(&header, payloads, limit).unwrap()
     }
 
-    /// The peer's next request arrives in one datagram.
+    /// Delivers the peer's next request in one datagram.
     fn request(&mut self, exchange: ExchangeType, payloads: &Payloads) -> SaStep {
         let datagram = self.seal(exchange, self.next_request, payloads, None).remove(0);
         self.next_request += 1;
         self.arrive(&datagram)
     }
 
-    /// The peer's response to our request with this message ID arrives.
+    /// Delivers the peer's response to our request with this message ID.
     fn respond(&mut self, exchange: ExchangeType, id: u32, payloads: &Payloads) -> SaStep {
         let header = self.header(exchange, true, id);
         let datagram = self.cipher.seal(&header, payloads, None).unwrap().remove(0);
         self.arrive(&datagram)
     }
 
-    /// What we have sent since the last call.
+    /// Returns what we have sent since the last call.
     fn sent(&mut self) -> Vec<(Header, Payloads)> {
         let datagrams = std::mem::take(&mut self.out.transmits).into_iter().map(|transmit| transmit.payload);
         let open = |datagram: Vec<u8>| match self.cipher.open(&datagram) {

@@ -1,4 +1,4 @@
-//! The peer rekeys the IKE SA.
+//! Tests a rekey of the IKE SA by the peer.
 
 use super::*;
 use crate::crypto::InitiatorKeyExchange;
@@ -11,8 +11,8 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
     let mut peer = Established::new();
     let begun = peer.now;
     let hours = |hours: u32| begun + Duration::from_secs(3600) * hours;
-    // The peer's authentication holds for 24 hours. The responder renews it after 30, and the IKE
-    // SA ends after 36. The peer rekeys it after 2.
+    // The peer's authentication is valid for 24 hours. The responder renews it after 30 hours, and
+    // the IKE SA ends after 36. The peer rekeys the IKE SA after 2.
     peer.now = hours(2);
     let offers = negotiate::offer_ike(&profile().config.ike_proposals, &7_u64.to_be_bytes());
     let share = InitiatorKeyExchange::start(SUITE.group, &mut Host).unwrap().payload();
@@ -25,10 +25,10 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
         panic!("it is not rekeyed");
     };
     assert_eq!(new.reauthenticate_at(), hours(30));
-    // Its keys are good for 4 hours from the rekey on, and we rekey them after 5.
+    // The keys are valid for 4 hours from the rekey, and we rekey them 5 hours after it.
     assert_eq!(new.rekey_at(), Some(hours(7)));
     peer.sa = *new;
-    // The peer goes on rekeying it: that is not what is tried here.
+    // Later rekeys by the peer are simulated, since this test is not about them.
     peer.sa.lifetime = peer.sa.lifetime.rekeyed(&profile(), hours(36));
     peer.sa.rekey_at = None;
     peer.now = hours(30);

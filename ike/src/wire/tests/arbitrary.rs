@@ -1,4 +1,4 @@
-//! Arbitrary messages and arbitrary octets.
+//! Tests arbitrary messages and arbitrary octets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -123,7 +123,8 @@ proptest! {
         }
         if let Some(cut) = cut {
             octets.truncate(cut.index(octets.len()));
-            // A cut message gets a length that agrees, so that it reaches the payloads.
+            // The length field of a shortened message is corrected, so that the decoder reaches the
+            // payloads.
             let len = octets.len() as u32;
             if let Some(field) = octets.get_mut(24..28) {
                 field.copy_from_slice(&len.to_be_bytes());

@@ -1,4 +1,4 @@
-//! The IKE header.
+//! Tests the IKE header.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Identification payloads.
+//! Tests Identification payloads.
 
 use super::*;
 

@@ -1,4 +1,5 @@
-//! What is written is read back the same. Wrong messages are named. Nothing from outside panics.
+//! Tests of encoding and decoding: encoded messages decode to the same, malformed messages give the
+//! right error, and no input panics.
 
 mod arbitrary;
 mod headers;
@@ -25,7 +26,7 @@ fn header() -> Header {
     }
 }
 
-/// A message with one payload of type `kind` and these contents, written by hand.
+/// A message with one payload of type `kind` and these contents, assembled from octets.
 fn raw(kind: u8, critical: bool, contents: &[u8]) -> Vec<u8> {
     let mut out = Message { header: header(), payloads: Payloads::new() }.encode();
     out[16] = kind;

@@ -1,4 +1,4 @@
-//! Notify and Delete payloads.
+//! Tests Notify and Delete payloads.
 
 use super::*;
 

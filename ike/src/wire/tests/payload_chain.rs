@@ -1,4 +1,4 @@
-//! The chain of payloads.
+//! Tests the chain of payloads.
 
 use super::*;
 

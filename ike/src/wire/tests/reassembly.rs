@@ -1,4 +1,4 @@
-//! Fragments and their reassembly.
+//! Tests fragments and their reassembly.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Security Association payloads.
+//! Tests Security Association payloads.
 
 use super::*;
 

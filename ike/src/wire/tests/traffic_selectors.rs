@@ -1,4 +1,4 @@
-//! Traffic selectors.
+//! Tests traffic selectors.
 
 use super::*;
 

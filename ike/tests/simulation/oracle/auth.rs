@@ -18,7 +18,7 @@ use super::{Cause, Judged, Shared, Step, broken, init, require};
 const SHARED_KEY: u8 = 2;
 
 impl Node {
-    /// We send an IKE_AUTH request.
+    /// Judges an IKE_AUTH request that the node sends.
     pub fn request_auth(&mut self, spis: Spis, message: &Message) -> Judged {
         let peer = message.find(payload::ID_RESPONDER);
         let known =
@@ -33,7 +33,7 @@ impl Node {
         Ok(())
     }
 
-    /// We answer an IKE_AUTH request.
+    /// Judges the node's answer to an IKE_AUTH request.
     pub fn answer_auth(
         &mut self,
         spis: Spis,
@@ -65,7 +65,7 @@ impl Node {
         Ok(())
     }
 
-    /// The response to our IKE_AUTH request came, and we took it.
+    /// Judges the node's handling of the response to its IKE_AUTH request, which it has accepted.
     pub fn conclude_auth(
         &mut self,
         spis: Spis,
@@ -86,7 +86,7 @@ impl Node {
         );
         sa.mobike = Mobike::negotiated(request, response, sent_to.clone(), true);
         let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
-        // A response that we cannot use ends the IKE SA: then no CHILD_SA is reported.
+        // A response that the node cannot use ends the IKE SA, and no CHILD_SA is reported.
         let used = step
             .events
             .iter()
@@ -98,8 +98,8 @@ impl Node {
         Ok(())
     }
 
-    /// An IKE SA was rekeyed on the old one, by us or by the peer. `collision`: the one that the
-    /// peer made meanwhile.
+    /// Judges the rekey of an IKE SA by either end. `collision`: the IKE SA that the peer has made
+    /// in the meantime.
     #[allow(clippy::too_many_arguments)]
     pub fn ike_rekeyed(
         &mut self,
@@ -112,7 +112,8 @@ impl Node {
         shared: &mut Shared,
     ) -> Judged {
         let Some(before) = self.sas.get(&old) else { return Ok(()) };
-        // 2.25.2: the peer is to try again later while we make, rekey or delete a CHILD_SA here.
+        // 2.25.2: the peer must try again later while the node makes, rekeys or deletes a CHILD_SA
+        // on this IKE SA.
         let busy = before.own.as_ref().and_then(|own| own.message.as_ref()).filter(|_| !ours).is_some_and(|own| {
             (own.header.exchange == exchange::CREATE_CHILD_SA && !rekeys_ike(own))
                 || !own.deleted_children().is_empty()
@@ -152,7 +153,7 @@ impl Node {
         new.peer_proof = before.peer_proof;
         self.use_keys_of(&new.keys)?;
         let lowest_nonce = nonces.0.min(nonces.1).to_vec();
-        // 2.8.2: of two that replace the same one, that with the lowest of the four nonces is
+        // 2.8.2: if two IKE SAs replace the same one, the one with the lowest of the four nonces is
         // redundant.
         let mut inherits_from = vec![old];
         if let Some((other, rival)) = collision.and_then(|other| Some((other, self.sas.get_mut(&other)?)))
@@ -166,7 +167,7 @@ impl Node {
                 inherits_from.push(other);
             }
         }
-        // Nobody waits for the answer any more, unless to delete what it makes.
+        // The node no longer waits for the answer, except to delete the IKE SA that it makes.
         new.closed = late;
         new.rekey = Some(IkeRekey { old, ours, lowest_nonce, at });
         self.sas.insert(spis, new);
@@ -188,8 +189,8 @@ impl Node {
         self.sas.values().filter(made).find(|sa| !sa.closed && !sa.deleting).map(|sa| sa.spis)
     }
 
-    /// Whether there is an IKE SA with the same peer that neither is one that this one was rekeyed
-    /// from, nor one that was rekeyed from it: then another rule says which of them goes (2.8.3).
+    /// Returns whether there is an IKE SA with the same peer to which this one is not related by a
+    /// rekey. In that case another rule decides which of them ends (2.8.3).
     fn authenticated_beside(&self, spis: Spis, step: &Step<'_>) -> bool {
         let comes_up = |other: &IkeSa| {
             step.events
@@ -210,7 +211,7 @@ impl Node {
         of
     }
 
-    /// We ask to rekey an IKE SA.
+    /// Judges a request of the node to rekey an IKE SA.
     pub fn request_ike_rekey(&self, spis: Spis, step: &Step<'_>) -> Judged {
         let successor = self.successor_of(spis);
         require!(successor.is_none(), "RFC 7296 2.8", "an IKE SA is rekeyed, and {successor:x?} has replaced it");
@@ -224,7 +225,7 @@ impl Node {
         Ok(())
     }
 
-    /// Who deletes which IKE SA after a rekey (2.8, 2.8.2).
+    /// Judges which end deletes which IKE SA after a rekey (2.8, 2.8.2).
     pub fn judge_ike_deletion(&mut self, spis: Spis, step: &Step<'_>) -> Judged {
         let ends =
             |event: &Event| matches!(event, Event::IkeDown { ike, .. } if (ike.initiator, ike.responder) == spis);
@@ -278,13 +279,14 @@ impl Node {
     }
 }
 
-/// Whether a message rekeys an IKE SA.
+/// Returns whether a message rekeys an IKE SA.
 pub fn rekeys_ike(message: &Message) -> bool {
     message.header.exchange == exchange::CREATE_CHILD_SA
         && message.proposals().iter().any(|offer| offer.protocol == PROTOCOL_IKE)
 }
 
-/// Whether the peer's AUTH is that of a known pre-shared key. `None`: it authenticates otherwise.
+/// Returns whether the peer's AUTH was made with a known pre-shared key. `None`: the peer
+/// authenticates in another way.
 fn peer_proof(sa: &IkeSa, message: &Message, id: u8, shared: &Shared) -> Option<bool> {
     let (keys, init) = (sa.keys.as_ref()?, sa.init.as_ref()?);
     let (auth, id) = (message.find(payload::AUTH)?, message.find(id)?);

@@ -1,5 +1,5 @@
-//! CHILD_SAs at one end: negotiation (RFC 7296 1.3, 2.7, 2.9, 2.17), rekeys and their collisions
-//! (2.8, 2.8.1, 2.25), deletions (1.4.1).
+//! Judges CHILD_SAs at one end: negotiation (RFC 7296 1.3, 2.7, 2.9, 2.17), rekeys and their
+//! collisions (2.8, 2.8.1, 2.25), deletions (1.4.1).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::node::Node;
 use super::octets::{Message, PROTOCOL_ESP, Selector, Spis, exchange, notify, payload};
 use super::{Cause, Judged, RekeyAge, Shared, Step, broken, require};
 
-/// How long an end waits at least before it deletes what the peer should delete.
+/// Minimum time that an end waits before it deletes an SA that the peer should delete.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How soon an end may repeat a request after TEMPORARY_FAILURE.
+/// Minimum time before an end may repeat a request after TEMPORARY_FAILURE.
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(100);
 
 /// The transform types of 3.3.2.
@@ -24,7 +24,7 @@ const SEQUENCE_NUMBERS: u8 = 5;
 /// A CHILD_SA at one end.
 #[derive(Debug, Clone)]
 pub struct Child {
-    /// The IKE SA that it belongs to.
+    /// The IKE SA to which it belongs.
     pub ike: Spis,
     /// Our inbound SPI.
     pub own: u32,
@@ -35,26 +35,26 @@ pub struct Child {
     pub esn: bool,
     /// Whether we began the exchange that made it.
     pub ours: bool,
-    /// Our side's selectors, and the peer's.
+    /// The selectors of our side, and those of the peer's.
     pub selectors: (Vec<Selector>, Vec<Selector>),
     /// Whether it is in transport mode (1.3.1).
     pub transport: bool,
-    /// In the kernel.
+    /// Whether it is in the kernel.
     pub installed: bool,
     pub was_installed: bool,
-    /// Deleted by either end, or with its IKE SA.
+    /// Whether it was deleted by either end, or with its IKE SA.
     pub dead: bool,
-    /// Its lifetime is over (2.8): we have removed it, and our DELETE of it follows when the window
-    /// is free.
+    /// Whether its lifetime has ended (2.8). The node has removed it, and sends DELETE for it when
+    /// the window is free.
     pub expired: bool,
-    /// It is the redundant one of a collision, and this one survived. [`Node::survivor`] says
+    /// The survivor of a collision of which this is the redundant one. [`Node::survivor`] says
     /// whether it still does.
     pub redundant_to: Option<u32>,
-    /// When its ESP was reported to have come last.
+    /// When its ESP was last reported as received.
     pub esp_received: Option<Duration>,
     at: Duration,
     replaces: Option<u32>,
-    /// What it replaces was gone when it was made.
+    /// Whether the CHILD_SA that it replaces was gone when it was made.
     late: bool,
     lowest_nonce: Vec<u8>,
     /// When it may be rekeyed again after TEMPORARY_FAILURE.
@@ -62,13 +62,13 @@ pub struct Child {
 }
 
 impl Child {
-    /// Whether both are for the same traffic in the same mode: the selectors of one are within
-    /// those of the other.
+    /// Returns whether both are for the same traffic in the same mode, that is, whether the
+    /// selectors of one are within those of the other.
     pub fn is_like(&self, other: &Self) -> bool {
         self.transport == other.transport && (self.kept_by(other) || other.kept_by(self))
     }
 
-    /// Whether the one that replaces it has all of its selectors.
+    /// Returns whether `new`, which replaces it, has all of its selectors.
     fn kept_by(&self, new: &Self) -> bool {
         let within = |old: &[Selector], new: &[Selector]| old.iter().all(|old| new.iter().any(|new| old.within(new)));
         within(&self.selectors.0, &new.selectors.0) && within(&self.selectors.1, &new.selectors.1)
@@ -76,7 +76,7 @@ impl Child {
 }
 
 impl Node {
-    /// The CHILD_SA that an exchange makes.
+    /// Returns the CHILD_SA that an exchange makes.
     #[allow(clippy::too_many_arguments)]
     pub fn negotiated(
         &mut self,
@@ -179,9 +179,9 @@ impl Node {
         self.children.get(&own).filter(|child| !child.dead)
     }
 
-    /// The CHILD_SA that makes this one redundant (2.8.1), or the one that has replaced it since.
-    /// `None`: this one is not redundant, or the other one ended without a successor, so that this
-    /// one is all that is left.
+    /// Returns the CHILD_SA that makes this one redundant (2.8.1), or the one that has replaced
+    /// that one since. `None`: this one is not redundant, or the other one ended without a
+    /// successor, so that only this one is left.
     pub fn survivor(&self, redundant: &Child) -> Option<&Child> {
         let mut survivor = self.children.get(&redundant.redundant_to?)?;
         while survivor.dead || survivor.expired {
@@ -191,8 +191,8 @@ impl Node {
         Some(survivor).filter(|survivor| survivor.own != redundant.own)
     }
 
-    /// Whether our exchange made this one, or one that it has replaced since, after that time, and
-    /// what was to be replaced was gone by then.
+    /// Returns whether an exchange of the node made this CHILD_SA, or one that it has replaced,
+    /// after that time, and the CHILD_SA to be replaced was gone by then.
     fn came_late(&self, child: &Child, after: Duration) -> bool {
         self.line(child).any(|child| child.ours && child.late && child.at >= after)
     }
@@ -202,13 +202,13 @@ impl Node {
         std::iter::successors(Some(child), |child| self.children.get(&child.replaces?))
     }
 
-    /// Our inbound SPI of the CHILD_SA that the peer names.
+    /// Returns the node's inbound SPI of the CHILD_SA that the peer names.
     fn named(&self, spis: Spis, peer: u32) -> Option<u32> {
         let mut of = self.children.values().filter(|child| child.ike == spis && child.peer == peer && !child.dead);
         of.next().map(|child| child.own)
     }
 
-    /// We send a new request.
+    /// Judges a new request of the node.
     pub fn requested(&mut self, spis: Spis, message: Option<&Message>, step: &Step<'_>) -> Judged {
         let Some(message) = message else { return Ok(()) };
         match message.header.exchange {
@@ -256,7 +256,7 @@ impl Node {
         }
     }
 
-    /// Who deletes which CHILD_SA (1.4.1, 2.8, 2.8.1).
+    /// Judges which end deletes which CHILD_SA (1.4.1, 2.8, 2.8.1).
     fn judge_deletion(&self, spis: Spis, own: u32, at: Duration) -> Judged {
         if self.children.get(&own).is_some_and(|child| child.expired && child.ike == spis) {
             return Ok(());
@@ -300,7 +300,7 @@ impl Node {
         Ok(())
     }
 
-    /// We answer a request of the peer.
+    /// Judges the node's answer to a request of the peer.
     pub fn answered(
         &mut self,
         spis: Spis,
@@ -402,7 +402,7 @@ impl Node {
         let crossing = own_request.map(|own| own.deleted_children()).unwrap_or_default();
         let named: Vec<u32> =
             request.deleted_children().into_iter().filter_map(|peer| self.named(spis, peer)).collect();
-        // The response that makes one of them may still be on its way.
+        // The response that makes one of these CHILD_SAs may still be under way.
         let unknown: Vec<u32> =
             request.deleted_children().into_iter().filter(|peer| self.named(spis, *peer).is_none()).collect();
         if let Some(own) = self.sas.get_mut(&spis).and_then(|sa| sa.own.as_mut()) {
@@ -427,7 +427,7 @@ impl Node {
         Ok(())
     }
 
-    /// The response to our request came.
+    /// Judges the node's handling of the response to its request.
     pub fn concluded(
         &mut self,
         spis: Spis,
@@ -440,7 +440,7 @@ impl Node {
             return Ok(());
         };
         if request.header.exchange == exchange::IKE_AUTH {
-            // An attempt that was given up meanwhile takes no response.
+            // An abandoned attempt does not accept a response.
             let taken = |event: &edge_ike::Event| matches!(event, edge_ike::Event::IkeUp { ike, .. } if (ike.initiator, ike.responder) == spis);
             return match step.events.iter().any(taken) {
                 true => self.conclude_auth(spis, request, &own.sent_to, response, step, shared),
@@ -500,8 +500,8 @@ impl Node {
         child.replaces = old;
         child.late = old.is_some_and(|old| self.alive(old).is_none());
         child.dead = own.deleted.contains(&child.peer);
-        // 2.8.1: the SA made with the lowest of the four nonces is the redundant one.
-        // The nonces of the two exchanges decide, whatever has replaced the other one since.
+        // 2.8.1: the SA made with the lowest of the four nonces is the redundant one. The nonces of
+        // the two exchanges decide, even if the other SA has been replaced since.
         if let Some(rival) = own.collision.and_then(|rival| self.children.get_mut(&rival)) {
             if child.lowest_nonce < rival.lowest_nonce {
                 child.redundant_to = Some(rival.own);
@@ -513,13 +513,13 @@ impl Node {
         Ok(())
     }
 
-    /// An IKE SA is gone, and its CHILD_SAs with it.
+    /// Records that an IKE SA is gone, together with its CHILD_SAs.
     pub fn close(&mut self, spis: Spis) {
         if let Some(sa) = self.sas.get_mut(&spis) {
             sa.closed = true;
         }
-        // 2.8.2: the peer deletes the IKE SA of its rekey, because ours survives. Until ours is
-        // there, the old one has the CHILD_SAs again.
+        // 2.8.2: the peer deletes the IKE SA of its rekey, because ours survives. Until ours
+        // exists, the CHILD_SAs belong to the old one again.
         let mut rekeying = self.sas.values_mut().filter(|sa| !sa.closed);
         let heir = rekeying.find_map(|sa| {
             let own = sa.own.as_mut()?;

@@ -1,4 +1,4 @@
-//! One IKE SA at one end: message IDs and windows (RFC 7296 2.2, 2.3), retransmission (2.1),
+//! Judges one IKE SA at one end: message IDs and windows (RFC 7296 2.2, 2.3), retransmission (2.1),
 //! fragments (RFC 7383), and nonces of the cipher.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use super::mobike::{Mobike, changes_addresses};
 use super::octets::{Header, Message, Spis, chain};
 use super::{Cause, Judged, broken, require};
 
-/// The IKE_SA_INIT exchange as one end saw it.
+/// The IKE_SA_INIT exchange as seen by one end.
 #[derive(Debug, Clone)]
 pub struct Init {
     pub nonces: (Vec<u8>, Vec<u8>),
@@ -18,7 +18,7 @@ pub struct Init {
     pub response: Vec<u8>,
 }
 
-/// How long ESP may count as a sign of life.
+/// Maximum time for which ESP may count as a sign of life.
 const ESP_COUNTS_AT_MOST: Duration = Duration::from_secs(5);
 
 /// The exchange that made an IKE SA in place of another.
@@ -31,17 +31,18 @@ pub struct IkeRekey {
     pub at: Duration,
 }
 
-/// Our request whose response has not come.
+/// A request of the node whose response has not arrived.
 #[derive(Debug, Clone)]
 pub struct OwnRequest {
     pub header: Header,
-    /// `None`: the oracle has no keys.
+    /// `None`: the oracle does not have the keys.
     pub message: Option<Message>,
-    /// The CHILD_SA of the peer's exchange that replaces the same CHILD_SA meanwhile.
+    /// The CHILD_SA made by the peer's simultaneous rekey of the same CHILD_SA.
     pub collision: Option<u32>,
-    /// The IKE SA of the peer's exchange that rekeys the same IKE SA meanwhile.
+    /// The IKE SA made by the peer's simultaneous rekey of the same IKE SA.
     pub ike_collision: Option<Spis>,
-    /// The peer's SPIs of CHILD_SAs that are not known here and that it has deleted meanwhile.
+    /// The peer's SPIs of CHILD_SAs that this end does not know and that the peer has deleted
+    /// meanwhile.
     pub deleted: BTreeSet<u32>,
     datagrams: Vec<Vec<u8>>,
     /// Every address that it was sent to, and those of the last time.
@@ -60,10 +61,11 @@ struct Answer {
     datagrams: Vec<Vec<u8>>,
 }
 
-/// What a datagram for an IKE SA means.
+/// The meaning of a datagram for an IKE SA.
 #[derive(Debug, Clone)]
 pub enum Received {
-    /// Not authentic, old, outside of the window, or an incomplete part.
+    /// The datagram is not authentic, is old, is outside the window, or is part of an incomplete
+    /// message.
     Nothing,
     /// The peer's last request again.
     Repeated,
@@ -79,19 +81,19 @@ pub struct IkeSa {
     pub spis: Spis,
     /// Whether this end is its original initiator.
     pub initiator: bool,
-    /// `None`: the oracle does not know the secret of the key exchange.
+    /// The keys. `None`: the oracle does not know the secret of the key exchange.
     pub keys: Option<Keys>,
-    /// `None`: a rekey made it.
+    /// The IKE_SA_INIT exchange. `None`: a rekey made the IKE SA.
     pub init: Option<Init>,
-    /// Other responses that make the same keys: a corrupted one, and the same in good order.
+    /// Other responses that lead to the same keys: a corrupted one, and the intact one.
     pub other_inits: Vec<Init>,
-    /// Where the IKE_SA_INIT request came from.
+    /// The address from which the IKE_SA_INIT request came.
     pub begun_from: Option<SocketAddr>,
     /// Whether the peer announced IKEV2_FRAGMENTATION_SUPPORTED.
     pub fragments: bool,
     pub peer_behind_nat: bool,
-    /// Where requests may be sent: the first address, and those from which new authentic messages
-    /// came through a NAT (2.23).
+    /// The addresses to which requests may be sent: the first one, and those from which new
+    /// authentic messages came through a NAT (2.23).
     pub remotes: BTreeSet<SocketAddr>,
     /// `None`: not both ends speak MOBIKE.
     pub mobike: Option<Mobike>,
@@ -100,25 +102,25 @@ pub struct IkeSa {
     pub own: Option<Box<OwnRequest>>,
     /// The body of the peer's ID payload.
     pub peer_identity: Option<Vec<u8>>,
-    /// Whether the peer's AUTH is right; `None`: unknown.
+    /// Whether the peer's AUTH is correct. `None`: unknown.
     pub peer_proof: Option<bool>,
     /// The rekey that made it.
     pub rekey: Option<IkeRekey>,
-    /// It is the redundant one of a collision, and this one survives.
+    /// The survivor of a collision of which this is the redundant one.
     pub redundant_to: Option<Spis>,
-    /// Our DELETE of it is under way or done.
+    /// Whether DELETE for it was sent.
     pub deleting: bool,
     /// When it may be rekeyed again after TEMPORARY_FAILURE.
     pub rekey_after: Duration,
-    /// Reported up.
+    /// Whether it was reported up.
     pub up: bool,
-    /// Reported down, or deleted by either end.
+    /// Whether it was reported down, or deleted by either end.
     pub closed: bool,
     next_own: u32,
     next_peer: u32,
     answer: Option<Answer>,
-    /// Fragments of the peer's next request, and of the response to ours: by number, with the
-    /// total.
+    /// Fragments of the peer's next request, and of the response to ours: by fragment number, with
+    /// the total.
     parts: [BTreeMap<u16, (u16, Opened)>; 2],
     first_datagram: Vec<u8>,
 }
@@ -154,7 +156,7 @@ impl IkeSa {
         }
     }
 
-    /// Takes a datagram of the peer.
+    /// Handles a datagram of the peer.
     pub fn receive(&mut self, header: &Header, datagram: &[u8], from: SocketAddr) -> Received {
         if header.initiator_flag() == self.initiator || header.version >> 4 != 2 {
             return Received::Nothing;
@@ -188,7 +190,8 @@ impl IkeSa {
         }
     }
 
-    /// The message, once all parts of it have come. The inner `None`: the oracle has no keys.
+    /// Returns the message when all its parts have arrived. The inner `None`: the oracle does not
+    /// have the keys.
     fn reassemble(&mut self, header: &Header, datagram: &[u8]) -> Option<Option<Message>> {
         let Some(keys) = &self.keys else {
             self.first_datagram = datagram.to_vec();
@@ -205,7 +208,7 @@ impl IkeSa {
                     self.first_datagram = datagram.to_vec();
                 }
                 let parts = &mut self.parts[usize::from(header.response())];
-                // RFC 7383 2.6: a larger total begins the message again.
+                // RFC 7383 2.6: a larger total means that the message begins again.
                 if parts.values().any(|(known, _)| *known < total) {
                     parts.clear();
                 }
@@ -224,7 +227,7 @@ impl IkeSa {
         Some(chain(first, &inner).ok().map(|payloads| Message { header: *header, payloads }))
     }
 
-    /// Judges a message of ours by its outside, and reads it.
+    /// Judges the unencrypted part of a sent message, and reads the message.
     pub fn read_sent(&self, sent: &[&[u8]], header: &Header, limit: usize) -> Judged<Option<Message>> {
         //= RFC 7296 2.5 MUST 5: answers have the request's version
         //= RFC 7296 3.1 MUST 5: major version 2
@@ -283,7 +286,7 @@ impl IkeSa {
         }
     }
 
-    /// Judges a request that we send: new or again. True: it is new.
+    /// Judges a request that the node sends, new or again. Returns true if it is new.
     #[allow(clippy::too_many_arguments)]
     pub fn send_request(
         &mut self,
@@ -321,8 +324,8 @@ impl IkeSa {
             //= RFC 7296 2.1 MUST 8: the same octets again
             //= RFC 7296 2.3 MUST 6: a copy of the request
             require!(own.datagrams == datagrams, "RFC 7296 2.1", "request {} again with other octets", header.id);
-            // A copy to one more address is no retransmission: it tries whether the peer has moved
-            // there.
+            // A copy to one more address is not a retransmission: it tests whether the peer has
+            // moved to that address.
             let more = own.last_sent == at && own.last_sent_to.insert(remote);
             // RFC 4555 3.5: requests under way take the new addresses. The waits begin again.
             if self.mobike.is_some() && !more && (self.addresses_changed || !own.last_sent_to.contains(&remote)) {
@@ -341,8 +344,8 @@ impl IkeSa {
             );
             if matches!(cause, Cause::Timer(Duration::ZERO)) {
                 let wait = at.saturating_sub(own.last_sent);
-                // If ESP comes meanwhile, transmissions go on after the last one that is
-                // configured, and waits stay the same.
+                // If ESP arrives meanwhile, transmissions continue after the last configured one,
+                // with the same wait.
                 let esp_came = last_esp.is_some_and(|came| at < came + ESP_COUNTS_AT_MOST);
                 let grows = own.last_wait.is_none_or(|last| wait > last || (esp_came && wait >= last));
                 //= RFC 7296 2.4 MUST 6: waits double
@@ -383,7 +386,7 @@ impl IkeSa {
         Ok(true)
     }
 
-    /// Judges a response that we send for the first time.
+    /// Judges a response that the node sends for the first time.
     pub fn send_response(&mut self, header: &Header, request: &Header, datagrams: &[&[u8]]) -> Judged {
         //= RFC 7296 2.2 REQUIRED 4: the response has the request's ID
         require!(
@@ -403,7 +406,7 @@ impl IkeSa {
         Ok(())
     }
 
-    /// Judges a response that we send again.
+    /// Judges a response that the node sends again.
     pub fn send_response_again(&self, header: &Header, datagrams: &[&[u8]]) -> Judged {
         let same = self.answer.as_ref().is_some_and(|answer| answer.id == header.id && answer.datagrams == datagrams);
         //= RFC 7296 2.3 MUST 7: a copy of the response

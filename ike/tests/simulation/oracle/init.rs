@@ -1,5 +1,5 @@
-//! IKE_SA_INIT (RFC 7296 1.2, 1.3): cookies (2.6), half-open IKE SAs, another key exchange method,
-//! and NAT detection (2.23).
+//! Judges IKE_SA_INIT (RFC 7296 1.2, 1.3): cookies (2.6), half-open IKE SAs, another key exchange
+//! method, and NAT detection (2.23).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -17,15 +17,15 @@ use super::{Judged, Shared, broken, require};
 /// How long a responder keeps an IKE SA half-open.
 const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 
-/// Our IKE_SA_INIT request to one address.
+/// The node's IKE_SA_INIT request to one address.
 #[derive(Debug)]
 pub struct Initiation {
     datagram: Vec<u8>,
     message: Message,
     remote: SocketAddr,
-    /// What a response asked us to change.
+    /// The change that a response requests.
     retry: Option<Retry>,
-    /// IKE SAs that the responses so far would make.
+    /// The IKE SAs that the responses so far would make.
     candidates: Vec<IkeSa>,
 }
 
@@ -51,7 +51,7 @@ fn nat_hash(spis: Spis, at: SocketAddr) -> Vec<u8> {
     digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &octets).as_ref().to_vec()
 }
 
-/// Whether a message says that its sender, seen at `from`, is behind a NAT.
+/// Returns whether a message states that its sender, seen at `from`, is behind a NAT.
 fn behind_nat(message: &Message, spis: Spis, from: SocketAddr) -> bool {
     let of = |kind| message.notifies().into_iter().filter(move |notify| notify.kind == kind);
     let supported = of(notify::NAT_DETECTION_DESTINATION_IP).next().is_some();
@@ -59,7 +59,7 @@ fn behind_nat(message: &Message, spis: Spis, from: SocketAddr) -> bool {
     supported && sources.peek().is_some() && !sources.any(|notify| notify.data == nat_hash(spis, from))
 }
 
-/// Judges our NAT_DETECTION_DESTINATION_IP. The source's may be false on purpose.
+/// Judges the node's NAT_DETECTION_DESTINATION_IP. The hash of the source may be false on purpose.
 fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Judged {
     let destination = message.notify(notify::NAT_DETECTION_DESTINATION_IP);
     //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
@@ -71,7 +71,8 @@ fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Judged 
     Ok(())
 }
 
-/// The one proposal of a response, if it is a choice from what the request offered (2.7, 3.3.6).
+/// Returns the single proposal of a response, if it is a choice from the request's offer (2.7,
+/// 3.3.6).
 pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
     let answers = response.proposals();
     let [answer] = answers.as_slice() else {
@@ -81,7 +82,7 @@ pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
     };
     let offers = request.proposals();
     if offers.is_empty() {
-        return Ok(answer.clone()); // Corrupted on the way, and only the oracle cannot read it.
+        return Ok(answer.clone()); // Corrupted on the way; only the oracle cannot read it.
     }
     let offer = offers.iter().find(|offer| offer.number == answer.number && offer.protocol == answer.protocol);
     let within = offer.is_some_and(|offer| {
@@ -100,12 +101,12 @@ pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
 }
 
 impl Initiation {
-    /// The IKE SA that a sent message belongs to: the one whose keys open it, or else one that the
-    /// oracle cannot read.
+    /// Returns the IKE SA to which a sent message belongs: the one whose keys open it, or otherwise
+    /// one that the oracle cannot read.
     pub fn select(&self, header: &Header, datagram: &[u8]) -> Option<IkeSa> {
         let of = || self.candidates.iter().filter(|sa| sa.spis == header.spis);
         let opens = |sa: &&IkeSa| sa.keys.as_ref().is_some_and(|keys| keys.open(true, datagram).is_some());
-        // One of which the oracle has no keys may be a response that was corrupted on its way.
+        // A candidate without keys may come from a response that was corrupted on its way.
         let mut of = of().filter(opens).chain(of().filter(|sa| sa.keys.is_none()));
         let mut sa = of.next()?.clone();
         sa.other_inits = of.filter_map(|sa| sa.init.clone()).collect();
@@ -114,7 +115,7 @@ impl Initiation {
 }
 
 impl Node {
-    /// Takes an IKE_SA_INIT response.
+    /// Handles an IKE_SA_INIT response.
     pub fn receive_init_response(&mut self, datagram: &[u8], message: &Message, shared: &mut Shared) -> Effect {
         let Some(initiation) = self.initiations.get_mut(&message.header.spis.0) else {
             return Effect::Nothing;
@@ -132,7 +133,7 @@ impl Node {
         Effect::InitResponse
     }
 
-    /// Judges an IKE_SA_INIT request of ours.
+    /// Judges an IKE_SA_INIT request of the node.
     pub fn send_init_request(&mut self, sent: &Sent<'_>, effect: &Effect) -> Judged {
         let datagram = sent.datagrams[0];
         let Some(message) = clear(datagram) else {
@@ -220,7 +221,7 @@ impl Node {
         Ok(())
     }
 
-    /// Judges a message in clear that answers one without authentication.
+    /// Judges a message in clear that answers an unauthenticated one.
     pub fn send_init_response(
         &mut self,
         sent: &Sent<'_>,
@@ -266,7 +267,8 @@ impl Node {
             require!(known.response == datagram, "RFC 7296 2.1", "IKE_SA_INIT answered again with other octets");
             return Ok(());
         }
-        // The same request with another cookie is answered as before, and is no further one.
+        // The same request with another cookie is answered as before, and does not count as another
+        // one.
         let again = known.is_some_and(|known| known.response == datagram);
         let half_open = self.half_open.len();
         require!(
@@ -302,7 +304,7 @@ impl Node {
     }
 }
 
-/// The IKE SA that an IKE_SA_INIT exchange makes at one end.
+/// Returns the IKE SA that an IKE_SA_INIT exchange makes at one end.
 fn ike_sa(
     request: &Message,
     request_datagram: &[u8],

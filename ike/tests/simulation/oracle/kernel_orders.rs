@@ -1,6 +1,6 @@
-//! Compares what an end orders in its kernel with what it negotiated: no SA is answered for before
-//! it is installed, none has other SPIs, keys or selectors, and nothing is sent with one that is
-//! gone.
+//! Compares the SAs that an end installs in its kernel with those that it negotiated. An SA must be
+//! installed before the response that makes it is sent; its SPIs, keys and selectors must be the
+//! negotiated ones; and no packet may be sent with an SA that is gone.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use super::node::Node;
 use super::octets::{Selector, Spis};
 use super::{Cause, Judged, Step, broken, require};
 
-/// How long ESP counts as a sign of life.
+/// Time for which ESP counts as a sign of life.
 const ESP_COUNTS: Duration = Duration::from_secs(2);
-/// How long a request is repeated at least while ESP arrives.
+/// Minimum time for which a request is repeated while ESP arrives.
 const REPEATED_WITH_ESP: Duration = Duration::from_secs(60);
 
 fn spis(ike: &IkeId) -> Spis {
@@ -23,7 +23,8 @@ fn spis(ike: &IkeId) -> Spis {
 }
 
 impl Node {
-    /// Notes that the lifetime of a CHILD_SA is over. The messages of the same step count on it.
+    /// Records that the lifetime of a CHILD_SA has ended, before the messages of the same step are
+    /// judged, since they depend on it.
     pub fn note_expiry(&mut self, event: &Event) {
         if let Event::ChildDown { child, reason: DownReason::Expired, .. } = event
             && let Some(child) = self.children.get_mut(&child.0)
@@ -37,7 +38,8 @@ impl Node {
         match event {
             Event::IkeUp { ike, initiator, .. } => {
                 if self.is_blind() {
-                    // A rekey of an IKE SA that cannot be read makes another one that cannot.
+                    // The rekey of an IKE SA that the oracle cannot read makes another one that it
+                    // cannot read.
                     let unread = || IkeSa::new(spis(ike), *initiator, None, (0, 0));
                     self.sas.entry(spis(ike)).or_insert_with(unread);
                 }
@@ -104,8 +106,8 @@ impl Node {
         Ok(())
     }
 
-    /// A peer is dead only when neither its responses nor its ESP come. A request may be repeated
-    /// for a minute.
+    /// Judges whether the node may consider the peer dead. It may do so only if neither responses
+    /// nor ESP arrive, and a request may be repeated for a minute.
     fn judge_death(&self, spis: Spis, at: Duration) -> Judged {
         let begun = self.sas.get(&spis).and_then(|sa| sa.own.as_ref()).map(|own| own.first_sent);
         //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
@@ -118,7 +120,7 @@ impl Node {
         Ok(())
     }
 
-    /// When ESP of an IKE SA's CHILD_SAs came last.
+    /// The time at which ESP of an IKE SA's CHILD_SAs last arrived.
     pub fn last_esp(&self, spis: Spis) -> Option<Duration> {
         self.children.values().filter(|child| child.ike == spis).filter_map(|child| child.esp_received).max()
     }
@@ -126,7 +128,7 @@ impl Node {
     fn install(&mut self, sa: &ChildSa) -> Judged {
         let Some(child) = self.children.get_mut(&sa.inbound_spi) else {
             if self.sas.get(&spis(&sa.ike)).is_some_and(|sa| sa.keys.is_none()) {
-                return Ok(()); // The oracle could not read how it was negotiated.
+                return Ok(()); // The oracle could not read its negotiation.
             }
             broken!("RFC 7296 1.3", "{:x} is installed, which nobody negotiated", sa.inbound_spi);
         };
@@ -173,8 +175,8 @@ impl Node {
         Ok(())
     }
 
-    /// What takes the packets of another SA is for the same traffic: selectors say what an SA
-    /// carries (2.9).
+    /// Checks that an SA that replaces another is for the same traffic, which the selectors define
+    /// (2.9).
     fn judge_replacement(&self, old: Option<ChildId>, new: &ChildSa) -> Judged {
         let old = old.and_then(|old| self.children.get(&old.0));
         let new = self.children.get(&new.inbound_spi);
@@ -190,8 +192,8 @@ impl Node {
         Ok(())
     }
 
-    /// Judges the SAs that send after this step. Those that stopped or were removed in it do not
-    /// count.
+    /// Judges the SAs with which the node sends after this step. Those that were replaced or
+    /// removed in the step do not count.
     pub fn judge_switches(&mut self) -> Judged {
         for own in std::mem::take(&mut self.switched_to).into_values() {
             let Some(child) = self.children.get(&own).filter(|child| child.installed) else { continue };
@@ -202,7 +204,8 @@ impl Node {
         Ok(())
     }
 
-    /// What we answered for in this step must be installed: the peer may use it at once.
+    /// Checks that the SAs for which the node sent a response in this step are installed, since the
+    /// peer may use them at once.
     pub fn judge_installed(&mut self, step: &Step<'_>) -> Judged {
         for own in std::mem::take(&mut self.to_be_installed) {
             let child = self.children.get(&own);

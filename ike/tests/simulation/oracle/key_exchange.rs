@@ -1,6 +1,6 @@
-//! Key exchange methods of which a private key is enough to know the secret: Curve25519 (RFC 8031),
-//! MODP groups (RFC 3526) and the 521-bit random ECP group (RFC 5903). Numbers are computed by
-//! another library than ours, and the primes by their formula.
+//! Key exchange methods for which the oracle can compute the secret from one private key:
+//! Curve25519 (RFC 8031), MODP groups (RFC 3526) and the 521-bit random ECP group (RFC 5903). The
+//! computations use a library other than ours, and the primes come from their formula.
 
 use std::sync::OnceLock;
 
@@ -11,15 +11,15 @@ use super::keys::CURVE25519;
 
 const ECP_521: u16 = 21;
 
-/// The MODP groups: number, bits of the prime, the constant in its formula, octets of our private
-/// keys.
+/// The MODP groups: number, bits of the prime, the constant in its formula, size of our private
+/// keys in bytes.
 const MODP: [(u16, u32, u32, usize); 3] = [(14, 2048, 124_476, 32), (15, 3072, 1_690_314, 36), (16, 4096, 240_904, 40)];
 
 pub fn is_known(group: u16) -> bool {
     [CURVE25519, ECP_521].contains(&group) || MODP.iter().any(|(known, ..)| *known == group)
 }
 
-/// The public key of these random octets, if they are as long as a private key.
+/// Returns the public key for these random octets, if they have the length of a private key.
 pub fn public(group: u16, private: &[u8]) -> Option<Vec<u8>> {
     match group {
         CURVE25519 => {
@@ -49,14 +49,14 @@ pub fn secret(group: u16, private: &[u8], public: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// 521 of the 528 bits of the octets.
+/// Uses 521 of the 528 bits of the octets.
 fn p521_private(octets: &[u8]) -> Option<p521::SecretKey> {
     let mut octets: [u8; 66] = octets.try_into().ok()?;
     octets[0] &= 1;
     p521::SecretKey::from_slice(&octets).ok()
 }
 
-/// RFC 7296 2.14: as long as the prime.
+/// RFC 7296 2.14: the result is as long as the prime.
 fn power(group: u16, base: &BigUint, exponent: &[u8]) -> Option<Vec<u8>> {
     let prime = prime(group)?;
     let octets = base.modpow(&BigUint::from_bytes_be(exponent), prime).to_bytes_be();
@@ -64,7 +64,7 @@ fn power(group: u16, base: &BigUint, exponent: &[u8]) -> Option<Vec<u8>> {
     Some([vec![0; len.checked_sub(octets.len())?], octets].concat())
 }
 
-/// 2^n - 2^(n-64) - 1 + 2^64 * ([2^(n-130) pi] + c) (RFC 3526 3 to 5).
+/// Computes 2^n - 2^(n-64) - 1 + 2^64 * ([2^(n-130) pi] + c) (RFC 3526 3 to 5).
 fn prime(group: u16) -> Option<&'static BigUint> {
     static PRIMES: OnceLock<[BigUint; 3]> = OnceLock::new();
     let primes = PRIMES.get_or_init(|| {
@@ -76,7 +76,7 @@ fn prime(group: u16) -> Option<&'static BigUint> {
     primes.get(MODP.iter().position(|(known, ..)| *known == group)?)
 }
 
-/// [2^bits pi], by Machin's formula: pi = 16 arctan(1/5) - 4 arctan(1/239).
+/// Computes [2^bits pi] by Machin's formula: pi = 16 arctan(1/5) - 4 arctan(1/239).
 fn pi(bits: u32) -> BigUint {
     const GUARD_BITS: u32 = 64;
     let one = BigInt::from(1) << (bits + GUARD_BITS);

@@ -1,6 +1,6 @@
 //! The key schedule (RFC 7296 2.13 to 2.18) and the Encrypted payload (RFC 5282, RFC 7634, RFC
-//! 3602, RFC 4868), from the formulas of the RFCs. Nothing here comes from the library: the private
-//! keys of the key exchanges are found among the random octets that the endpoints drew.
+//! 3602, RFC 4868), from the formulas of the RFCs. No code here comes from the library. The oracle
+//! finds the private keys of the key exchanges among the random octets that the endpoints drew.
 
 use std::collections::HashMap;
 
@@ -16,13 +16,13 @@ const INTEG: u8 = 3;
 
 const SALT_LEN: usize = 4;
 const IV_LEN: usize = 8;
-/// Octets of a block of AES, and of the initialization vector of AES-CBC.
+/// Size of an AES block, and of the initialization vector of AES-CBC, bytes.
 const BLOCK_LEN: usize = 16;
 
 /// Curve25519 (RFC 8031).
 pub const CURVE25519: u16 = 31;
 
-/// Private keys of key exchanges by their public ones.
+/// Private keys of key exchanges, by their public keys.
 #[derive(Debug, Default)]
 pub struct PrivateKeys {
     drawn: Vec<Vec<u8>>,
@@ -30,7 +30,7 @@ pub struct PrivateKeys {
 }
 
 impl PrivateKeys {
-    /// An endpoint drew these random octets: perhaps a private key.
+    /// Records random octets that an endpoint drew, which may be a private key.
     pub fn drawn(&mut self, octets: &[u8]) {
         self.drawn.push(octets.to_vec());
     }
@@ -46,7 +46,8 @@ impl PrivateKeys {
         self.by_public.get(&wanted).cloned()
     }
 
-    /// The secret of a key exchange, if the oracle knows its method and one private key was drawn.
+    /// Returns the secret of a key exchange, if the oracle knows its method and one private key was
+    /// drawn.
     pub fn secret(&mut self, ours: (u16, &[u8]), theirs: (u16, &[u8])) -> Option<Vec<u8>> {
         let group = ours.0;
         if group != theirs.0 || !key_exchange::is_known(group) {
@@ -103,7 +104,8 @@ fn integrity_hash(id: u16) -> Option<hmac::Algorithm> {
     }
 }
 
-/// Octets of keys for one direction: of encryption (with the salt of an AEAD) and of integrity.
+/// Returns the sizes of the keys for one direction, bytes: encryption (with the salt of an AEAD)
+/// and integrity.
 fn key_lens(encryption: (u16, u16), integrity: u16) -> Option<(usize, usize)> {
     match encryption {
         (12, 128 | 192 | 256) => {
@@ -116,7 +118,7 @@ fn key_lens(encryption: (u16, u16), integrity: u16) -> Option<(usize, usize)> {
     }
 }
 
-/// Octets of keying material for one direction of an ESP SA.
+/// Returns the size of the keying material for one direction of an ESP SA, bytes.
 pub fn esp_key_len(proposal: &Proposal) -> usize {
     let (encryption, integrity) = key_lens(proposal.one(ENCR), proposal.one(INTEG).0).unwrap_or_default();
     encryption + integrity
@@ -126,7 +128,7 @@ fn prf(algorithm: hmac::Algorithm, key: &[u8], data: &[&[u8]]) -> Vec<u8> {
     hmac::sign(&hmac::Key::new(algorithm, key), &data.concat()).as_ref().to_vec()
 }
 
-/// prf+ (2.13).
+/// Computes prf+ (2.13).
 fn prf_plus(algorithm: hmac::Algorithm, key: &[u8], seed: &[u8], len: usize) -> Vec<u8> {
     let (mut out, mut last) = (Vec::new(), Vec::new());
     let mut counter = 1_u8;
@@ -145,23 +147,22 @@ pub struct Keys {
     suite: Suite,
     prf: hmac::Algorithm,
     d: Vec<u8>,
-    /// What the original initiator and the original responder authenticate with. Empty with an
-    /// AEAD.
+    /// The integrity keys of the original initiator and the original responder. Empty with an AEAD.
     integrity: [Vec<u8>; 2],
-    /// What the original initiator and the original responder encrypt with: key, and salt of an
-    /// AEAD.
+    /// The encryption keys of the original initiator and the original responder, with the salt of
+    /// an AEAD.
     pub encryption: [Vec<u8>; 2],
     p: [Vec<u8>; 2],
 }
 
 impl Keys {
-    /// After IKE_SA_INIT (2.14).
+    /// Derives the keys after IKE_SA_INIT (2.14).
     pub fn initial(suite: Suite, nonces: (&[u8], &[u8]), spis: Spis, secret: &[u8]) -> Option<Self> {
         let skeyseed = prf(suite.prf()?, &[nonces.0, nonces.1].concat(), &[secret]);
         Self::expand(suite, &skeyseed, nonces, spis)
     }
 
-    /// After a rekey of the IKE SA (2.18), by the PRF of the old one.
+    /// Derives the keys after a rekey of the IKE SA (2.18), with the PRF of the old one.
     pub fn rekeyed(&self, suite: Suite, nonces: (&[u8], &[u8]), spis: Spis, secret: &[u8]) -> Option<Self> {
         let skeyseed = prf(self.prf, &self.d, &[secret, nonces.0, nonces.1]);
         Self::expand(suite, &skeyseed, nonces, spis)
@@ -182,8 +183,8 @@ impl Keys {
         Some(Self { suite, prf: algorithm, d, integrity, encryption, p })
     }
 
-    /// KEYMAT of a CHILD_SA (2.17): what the initiator of the exchange sends with, and what the
-    /// responder sends with.
+    /// Derives KEYMAT of a CHILD_SA (2.17): the keys with which the initiator of the exchange
+    /// sends, and those of the responder.
     pub fn child(&self, key_len: usize, secret: Option<&[u8]>, nonces: (&[u8], &[u8])) -> (Vec<u8>, Vec<u8>) {
         let seed = [secret.unwrap_or_default(), nonces.0, nonces.1].concat();
         let mut keys = prf_plus(self.prf, &self.d, &seed, 2 * key_len);
@@ -191,8 +192,8 @@ impl Keys {
         (keys, second)
     }
 
-    /// AUTH by a pre-shared key (2.15) of the original initiator or responder. `message` is its
-    /// IKE_SA_INIT message, `nonce` the other end's, `id` the body of its ID payload.
+    /// Computes AUTH with a pre-shared key (2.15) of the original initiator or responder. `message`
+    /// is its IKE_SA_INIT message, `nonce` the other end's, `id` the body of its ID payload.
     pub fn psk_auth(&self, initiator: bool, psk: &[u8], message: &[u8], nonce: &[u8], id: &[u8]) -> Vec<u8> {
         let mac = prf(self.prf, &self.p[usize::from(!initiator)], &[id]);
         let key = prf(self.prf, psk, &[b"Key Pad for IKEv2"]);
@@ -219,8 +220,8 @@ impl Keys {
         Some(key.open_in_place(nonce, aead::Aad::from(sealed.associated), &mut contents).ok()?.to_vec())
     }
 
-    /// 3.14: the ICV is computed over everything before it, and the ciphertext is a chain of blocks
-    /// (NIST SP 800-38A 6.2).
+    /// 3.14: the ICV covers all octets before it, and the ciphertext is a chain of blocks (NIST SP
+    /// 800-38A 6.2).
     fn open_cbc(&self, from_initiator: bool, sealed: &Sealed<'_>) -> Option<Vec<u8>> {
         let end = usize::from(!from_initiator);
         let icv_len = self.integrity[end].len() / 2;
@@ -267,7 +268,7 @@ impl Keys {
     }
 }
 
-/// AES of one block (FIPS 197).
+/// Decrypts one block with AES (FIPS 197).
 fn decrypt_block(key: &[u8], block: &[u8]) -> Option<[u8; BLOCK_LEN]> {
     use aes::cipher::{BlockCipherDecrypt, KeyInit};
     let mut block = <[u8; BLOCK_LEN]>::try_from(block).ok()?.into();
@@ -279,7 +280,7 @@ fn decrypt_block(key: &[u8], block: &[u8]) -> Option<[u8; BLOCK_LEN]> {
     Some(block.into())
 }
 
-/// The octets of a header.
+/// Encodes a header.
 pub fn encode_header(header: &Header, next: u8, length: usize) -> Vec<u8> {
     let mut octets = [header.spis.0.to_be_bytes(), header.spis.1.to_be_bytes()].concat();
     octets.extend_from_slice(&[next, header.version, header.exchange, header.flags]);
@@ -288,7 +289,7 @@ pub fn encode_header(header: &Header, next: u8, length: usize) -> Vec<u8> {
     octets
 }
 
-/// The contents of an Encrypted payload.
+/// The decrypted contents of an Encrypted payload.
 #[derive(Debug, Clone)]
 pub struct Opened {
     /// Type of the first payload inside.
@@ -308,7 +309,7 @@ pub struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
-    /// The only payload of a datagram, if it is an encrypted one.
+    /// Reads the only payload of a datagram, if it is an encrypted one.
     pub fn read(datagram: &'a [u8]) -> Option<Self> {
         let header = Header::read(datagram).ok()?;
         let mut octets = Octets(datagram.get(HEADER_LEN..)?);

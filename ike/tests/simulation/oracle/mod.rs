@@ -1,23 +1,24 @@
-//! An independent judge of every run. It reads the cleartext of every message, knows what RFC 7296
-//! and RFC 7383 demand of the end that sent it, and panics at the first violation with the section
-//! and a trace. It is written from the RFCs' words: it parses and decrypts by itself, derives all
-//! keys by itself, and takes only events and datagrams from the library. So two ends that share a
-//! mistake do not agree about it here.
+//! An independent judge of every run. It decrypts and reads every message, checks it against the
+//! requirements of RFC 7296 and RFC 7383 for its sender, and panics at the first violation with the
+//! section and a trace. It is written from the text of the RFCs: it has its own parser, decryption
+//! and key derivation, and takes only events and datagrams from the library. Therefore it detects a
+//! mistake that both ends share.
 //!
-//! Each end is judged by what it has seen itself, step by step. A step is one call into an
-//! endpoint: its cause, the events that it reported and the datagrams that it sent.
+//! Each end is judged step by step, by the messages and events that it has seen itself. A step is
+//! one call into an endpoint: its cause, the events that it reported and the datagrams that it
+//! sent.
 //!
 //! - `octets`: messages as octets.
 //! - `key_exchange`: secrets of key exchanges.
 //! - `keys`: the key schedule and the Encrypted payload.
-//! - `node`: one end, and the order of judgement within a step.
+//! - `node`: one end, and the order in which a step is judged.
 //! - `init`: IKE_SA_INIT: cookies, half-open IKE SAs, other key exchange methods, NATs.
 //! - `ike_sa`: one IKE SA: message IDs, windows, retransmission, fragments, nonces of the cipher.
 //! - `auth`: IKE_AUTH and the rekey of an IKE SA.
 //! - `mobike`: changes of addresses (RFC 4555).
 //! - `child_sa`: CHILD_SAs: negotiation, rekeys, collisions, deletions.
 //! - `kernel_orders`: the events that install, switch and remove.
-//! - `trace`: what happened, for people.
+//! - `trace`: a readable record of the run.
 
 mod auth;
 mod child_sa;
@@ -41,7 +42,7 @@ use keys::PrivateKeys;
 use node::Node;
 use trace::Trace;
 
-/// A rule that an end broke.
+/// A violation of a rule by an end.
 #[derive(Debug, Clone)]
 pub struct Violation {
     /// The document and section.
@@ -70,21 +71,21 @@ macro_rules! broken {
 }
 use broken;
 
-/// Why an endpoint was called.
+/// The cause of a call into an endpoint.
 #[derive(Debug, Clone, Copy)]
 pub enum Cause<'a> {
-    /// A datagram came, to this address and from that one.
+    /// A datagram arrived: its octets, its destination and its source.
     Received(&'a [u8], SocketAddr, SocketAddr),
-    /// A deadline came this long ago.
+    /// A deadline passed this long ago.
     Timer(Duration),
-    /// Its owner asked for something.
+    /// The owner gave a command.
     Owner,
-    /// Its owner reports that ESP was sent.
+    /// The owner reports that ESP was sent.
     EspSent,
-    /// Its owner reports that ESP has come for this SPI.
+    /// The owner reports that ESP was received for this SPI.
     EspReceived(u32),
-    /// Its owner reports that ESP has come for this SPI from another address than the one that
-    /// this end sends to.
+    /// The owner reports that ESP was received for this SPI from an address to which this end does
+    /// not send.
     EspFrom(u32, SocketAddr),
 }
 
@@ -94,7 +95,7 @@ pub struct Step<'a> {
     pub node: usize,
     pub at: Duration,
     pub cause: Cause<'a>,
-    /// The random octets that it drew.
+    /// The random octets that the endpoint drew.
     pub drawn: &'a [Vec<u8>],
     pub events: &'a [Event],
     pub sent: &'a [Transmit],
@@ -106,19 +107,19 @@ pub struct Limits {
     pub nat_port: u16,
     pub cookie_threshold: usize,
     pub half_open_limit: usize,
-    /// Octets of UDP payload.
+    /// Size of the UDP payload, bytes.
     pub fragment_size: usize,
 }
 
-/// What all nodes share.
+/// The data that all nodes share.
 #[derive(Debug, Default)]
 pub struct Shared {
     pub private_keys: PrivateKeys,
-    /// Pre-shared keys that prove an identity. Empty: AUTH is not checked.
+    /// Pre-shared keys that prove an identity. Empty: the oracle does not check AUTH.
     pub psks: Vec<Vec<u8>>,
 }
 
-/// How long a CHILD_SA had been in use when its end began to rekey it by itself.
+/// How long a CHILD_SA had been in use when a timer at its end began to rekey it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RekeyAge(pub Duration);
 
@@ -128,7 +129,7 @@ pub struct Oracle {
     pub shared: Shared,
     nodes: Vec<Node>,
     trace: Trace,
-    /// What a violation's message begins with, so that the run can be repeated.
+    /// The beginning of a violation's message, which explains how to repeat the run.
     pub replay: String,
 }
 
@@ -137,7 +138,7 @@ impl Oracle {
         self.nodes.push(Node::new(limits));
     }
 
-    /// The endpoint of a node was replaced by a new one, which knows nothing.
+    /// Records that the endpoint of a node was replaced by a new one without state.
     pub fn restarted(&mut self, node: usize) {
         self.nodes[node].restarted();
     }
@@ -153,17 +154,18 @@ impl Oracle {
         }
     }
 
-    /// Something that is under way although the network is at rest, if there is such.
+    /// Returns something that is under way although the network is at rest, if anything is.
     pub fn unrest(&self) -> Option<Violation> {
         self.nodes.iter().find_map(|node| node.judge_at_rest().err())
     }
 
-    /// Whether there are messages that were not read: nothing is known of the key exchange.
+    /// Returns whether there are messages that the oracle could not read because it does not know
+    /// the key exchange.
     pub fn is_blind(&self) -> bool {
         self.nodes.iter().any(Node::is_blind)
     }
 
-    /// Judges what must be true when nothing is under way any more.
+    /// Judges the conditions that must hold when nothing is under way any more.
     pub fn judge_at_rest(&self, at: Duration) {
         for (index, node) in self.nodes.iter().enumerate() {
             if let Err(violation) = node.judge_at_rest() {
@@ -172,12 +174,12 @@ impl Oracle {
         }
     }
 
-    /// How old CHILD_SAs were when a timer rekeyed them.
+    /// The ages of CHILD_SAs when a timer rekeyed them.
     pub fn rekey_ages(&self) -> Vec<RekeyAge> {
         self.nodes.iter().flat_map(|node| node.rekey_ages.iter().copied()).collect()
     }
 
-    /// What happened so far.
+    /// The record of the run so far.
     pub fn story(&self) -> String {
         self.trace.to_string()
     }

@@ -1,4 +1,4 @@
-//! One end: what it was sent, what it did, and the order of judgement within a step.
+//! One end: the datagrams that it received, its actions, and the order in which a step is judged.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -14,26 +14,26 @@ use super::octets::{FLAG_INITIATOR, Header, Message, Spis, exchange, notify};
 use super::trace::Trace;
 use super::{Cause, Judged, Limits, RekeyAge, Shared, Step, broken, require};
 
-/// What a datagram that came may lead to.
+/// The reactions to a datagram that are allowed.
 #[derive(Debug)]
 pub enum Effect {
-    /// No datagram came.
+    /// No datagram arrived.
     None,
-    /// Nothing: it is forged, old, or outside of the window. Or ESP was reported.
+    /// No reaction: the datagram is forged, old, or outside the window. Or ESP was reported.
     Nothing,
     /// An answer in clear, or nothing.
     Unauthenticated,
-    /// It answers an IKE_SA_INIT request of ours.
+    /// The datagram answers an IKE_SA_INIT request of the node.
     InitResponse,
     /// The same response again.
     Repeated(Spis),
     /// The response to this request.
     Request(Spis, Header, Option<Message>),
-    /// What follows from the response to our request.
+    /// The reaction to the response to the node's request.
     Response(Spis, Box<OwnRequest>, Option<Message>),
 }
 
-/// A message that was sent: the datagrams (without marker) of all its fragments.
+/// A sent message: the datagrams (without marker) of all its fragments.
 #[derive(Debug)]
 pub struct Sent<'a> {
     pub header: Header,
@@ -47,21 +47,22 @@ pub struct Sent<'a> {
 pub struct Node {
     pub limits: Limits,
     pub initiations: BTreeMap<u64, Initiation>,
-    /// By address and SPI of the initiator: since when, and the SPIs of both.
+    /// Half-open IKE SAs, by address and SPI of the initiator: the time at which they were made,
+    /// and both SPIs.
     pub half_open: BTreeMap<(SocketAddr, u64), (Duration, Spis)>,
-    /// The cookies that it gave: for an address, an SPI and a nonce.
+    /// The cookies that the node gave, each with its address, SPI and nonce.
     pub cookies: BTreeSet<(IpAddr, u64, Vec<u8>, Vec<u8>)>,
     pub sas: BTreeMap<Spis, IkeSa>,
-    /// By its inbound SPIs.
+    /// The CHILD_SAs, by the node's inbound SPIs.
     pub children: BTreeMap<u32, Child>,
-    /// Answered for in this step.
+    /// The CHILD_SAs for which the node sent a response in this step.
     pub to_be_installed: Vec<u32>,
-    /// Sent with since this step, by peer and purpose.
+    /// The CHILD_SAs with which the node sends since this step, by peer and purpose.
     pub switched_to: BTreeMap<(PeerName, Purpose), u32>,
     pub rekey_ages: Vec<RekeyAge>,
-    /// Every key that it used, for any SA.
+    /// All keys that it has used, for any SA.
     pub keys_used: BTreeSet<Vec<u8>>,
-    /// What was encrypted with each key and initialization vector.
+    /// The plaintexts that were encrypted with each key and initialization vector.
     sealed: HashMap<(Vec<u8>, Vec<u8>), Vec<u8>>,
 }
 
@@ -82,7 +83,8 @@ impl Node {
         }
     }
 
-    /// Keys and nonces must differ from those before the restart too, so they stay.
+    /// Resets the node after a restart. The used keys and nonces stay, since new ones must differ
+    /// from those before the restart.
     pub fn restarted(&mut self) {
         self.initiations.clear();
         self.half_open.clear();
@@ -258,7 +260,7 @@ impl Node {
         }
     }
 
-    /// The messages of a step: fragments of one message together.
+    /// Groups the datagrams of a step into messages: the fragments of one message together.
     fn messages<'a>(&self, step: &Step<'a>) -> Judged<Vec<Sent<'a>>> {
         let mut messages: Vec<Sent<'a>> = Vec::new();
         for transmit in step.sent {
@@ -296,13 +298,14 @@ impl Node {
         Ok(messages)
     }
 
-    /// Reads an encrypted message that we sent, and judges its outside.
+    /// Reads an encrypted message that the node sent, and judges its unencrypted part.
     fn read(&mut self, sent: &Sent<'_>) -> Judged<Option<Message>> {
         let spis = sent.header.spis;
         if !self.sas.contains_key(&spis) {
             let initiation = self.initiations.get(&spis.0);
             let sa = initiation.and_then(|initiation| initiation.select(&sent.header, sent.datagrams[0]));
-            // A rekey of an IKE SA that cannot be read makes another one that cannot.
+            // The rekey of an IKE SA that the oracle cannot read makes another one that it cannot
+            // read.
             let initiator = sent.header.flags & FLAG_INITIATOR != 0;
             let sa = sa.or_else(|| self.is_blind().then(|| IkeSa::new(spis, initiator, None, (0, 0))));
             require!(sa.is_some(), "RFC 7296 2.14", "a message of an IKE SA that is none, or with other keys");
@@ -326,21 +329,21 @@ impl Node {
         Ok(message)
     }
 
-    /// A key must not be used for two SAs.
+    /// Records the use of a key. A key must not be used for two SAs.
     pub fn use_key(&mut self, key: &[u8]) -> Judged {
         require!(self.keys_used.insert(key.to_vec()), "RFC 7296 2.17", "one key for two SAs");
         Ok(())
     }
 
-    /// Whether there is an IKE SA whose messages cannot be read, since the oracle does not know its
-    /// key exchange.
+    /// Returns whether there is an IKE SA whose messages cannot be read, since the oracle does not
+    /// know its key exchange.
     pub fn is_blind(&self) -> bool {
         self.sas.values().any(|sa| sa.keys.is_none())
     }
 
     pub fn judge_at_rest(&self) -> Judged {
         let open = self.sas.values().filter(|sa| sa.up && !sa.closed);
-        // Only liveness checks go on for ever (2.4).
+        // Only liveness checks continue forever (2.4).
         let mut waiting = open.filter(|sa| {
             sa.own.as_ref().and_then(|own| own.message.as_ref()).is_some_and(|own| !is_liveness_check(own))
         });

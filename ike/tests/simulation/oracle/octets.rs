@@ -1,5 +1,5 @@
-//! Messages as RFC 7296 section 3 lays them out. This parser is the oracle's own: a mistake of the
-//! library's parser must not hide itself here.
+//! Messages in the layout of RFC 7296 section 3. The oracle has its own parser, so that it detects
+//! mistakes of the library's parser.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -58,10 +58,10 @@ pub const FLAG_INITIATOR: u8 = 0x08;
 pub const FLAG_RESPONSE: u8 = 0x20;
 pub const HEADER_LEN: usize = 28;
 
-/// What a message lacks.
+/// The part that a message lacks.
 pub type Malformed = &'static str;
 
-/// The SPIs of an IKE SA: initiator's, responder's.
+/// The SPIs of an IKE SA: the initiator's, then the responder's.
 pub type Spis = (u64, u64);
 
 /// The IKE header (3.1).
@@ -92,7 +92,7 @@ impl Header {
         self.flags & FLAG_RESPONSE != 0
     }
 
-    /// Whether the original initiator of the IKE SA sent it.
+    /// Returns whether the original initiator of the IKE SA sent it.
     pub fn initiator_flag(&self) -> bool {
         self.flags & FLAG_INITIATOR != 0
     }
@@ -102,7 +102,7 @@ impl Header {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
     pub kind: u8,
-    /// The critical bit and the reserved ones.
+    /// The critical bit and the reserved bits.
     pub flags: u8,
     pub body: Vec<u8>,
 }
@@ -146,7 +146,7 @@ pub struct Proposal {
 }
 
 impl Proposal {
-    /// ID and key length of the only transform of a type; 0 if there is none.
+    /// Returns the ID and key length of the only transform of a type; 0 if there is none.
     pub fn one(&self, kind: u8) -> (u16, u16) {
         self.transforms.iter().find(|transform| transform.0 == kind).map_or((0, 0), |(_, id, bits)| (*id, *bits))
     }
@@ -210,7 +210,7 @@ impl Message {
         of.filter_map(|payload| read_delete(&payload.body).ok()).collect()
     }
 
-    /// The SPIs of all CHILD_SAs that it deletes.
+    /// The SPIs of all CHILD_SAs that the message deletes.
     pub fn deleted_children(&self) -> Vec<u32> {
         let esp = self.deletes().into_iter().filter(|delete| delete.protocol == PROTOCOL_ESP);
         esp.flat_map(|delete| delete.spis).collect()

@@ -1,4 +1,4 @@
-//! What happened, in lines that people can read.
+//! A readable record of a run, line by line.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use edge_ike::Event;
 use super::octets::{Header, Message, PROTOCOL_ESP, exchange, notify, payload};
 use crate::network::brief;
 
-/// Most lines of a trace that are shown, the last ones. `TRACE=n` shows more.
+/// Maximum number of lines of a trace that are shown. Only the last ones are. `TRACE=n` shows more.
 const SHOWN: usize = 120;
 
 #[derive(Debug, Default)]

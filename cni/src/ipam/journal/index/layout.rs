@@ -6,7 +6,8 @@ use crate::ipam::journal::lines::{JournalEnd, crc32};
 use crate::ipam::line::Line;
 use crate::ipam::used_addresses::Block;
 
-/// It ends with the version of the layout. Another release makes its own index.
+/// Magic number. Its last character is the version of the layout. Another release makes its own
+/// index.
 pub(super) const MAGIC: &[u8; 8] = b"ecniidx1";
 
 const NUMBERS: usize = 13;
@@ -21,25 +22,26 @@ const FREED_CHECKSUM_AT: usize = FREED_SIZE - 4;
 pub(super) const BUCKET_SIZE: usize = 256;
 const BUCKET_HEAD: usize = 8;
 const POSITION_SIZE: usize = 20;
-/// Leases that fit into a bucket.
+/// Number of leases that fit into a bucket.
 pub(super) const BUCKET_ROOM: usize = 12;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) journal: JournalEnd,
     pub(super) stamp: Stamp,
-    /// Lines of the journal.
+    /// Number of lines of the journal.
     pub(super) lines: u64,
     pub(super) leases: u64,
-    /// Blocks for which there is room.
+    /// Number of blocks for which there is room.
     pub(super) block_room: u64,
     pub(super) buckets: u64,
-    /// The first freed address that was not leased again since, and the place for the next one.
+    /// The order of the first freed address that was not leased again since, and of the next one to
+    /// be added.
     pub(super) freed_first: u64,
     pub(super) freed_end: u64,
 }
 
-/// The file of the journal after its last change. Nobody can set the time of change.
+/// The file of the journal after its last change. Programs cannot set the time of change (ctime).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     pub(super) inode: u64,
@@ -47,7 +49,7 @@ pub(super) struct Stamp {
     pub(super) nanoseconds: i64,
 }
 
-/// Where a lease begins in the journal.
+/// The position in the journal at which a lease begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) hash: u32,
@@ -58,12 +60,12 @@ pub(super) struct Position {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Bucket {
     pub(super) positions: Vec<Position>,
-    /// Whether it was full once: then further leases are in the next one.
+    /// Whether the bucket was ever full. In that case further leases are in the next one.
     pub(super) overflowed: bool,
 }
 
 impl Head {
-    /// Without blocks, and with a checksum of 0.
+    /// Encodes the head without blocks, and with a checksum of 0.
     pub(super) fn bytes(&self, blocks: usize) -> Vec<u8> {
         let numbers: [u64; NUMBERS] = [
             blocks as u64,
@@ -86,7 +88,7 @@ impl Head {
         bytes
     }
 
-    /// Also returns the number of blocks.
+    /// Reads the head. Also returns the number of blocks.
     pub(super) fn parse(bytes: &[u8]) -> Option<(Self, usize)> {
         if bytes.get(..MAGIC.len())? != MAGIC {
             return None;
@@ -135,7 +137,7 @@ impl Bucket {
         bytes
     }
 
-    /// `None` if it is damaged.
+    /// Reads a bucket. `None` if it is corrupt.
     pub(super) fn parse(bytes: &[u8; BUCKET_SIZE]) -> Option<Self> {
         if read_u32(bytes, 0)? != crc32(0, bytes.get(4..)?) {
             return None;
@@ -151,7 +153,8 @@ impl Bucket {
     }
 }
 
-/// The last byte of a block's first address is 0. It has the family's number instead.
+/// Encodes a block. The last byte of a block's first address is always 0, so it holds the number of
+/// the family.
 pub(super) fn block_bytes(first: IpAddr, block: &Block) -> Vec<u8> {
     let mut bytes = address_bytes(first).to_vec();
     if let Some(last) = bytes.last_mut() {
@@ -177,7 +180,7 @@ pub(super) fn freed_bytes(address: IpAddr, at: u64) -> [u8; FREED_SIZE] {
     freed_record(address_bytes(address), at, family_of(address))
 }
 
-/// Takes the place of an address that was leased again.
+/// The record that replaces that of an address that was leased again.
 pub(super) fn leased_again_bytes() -> [u8; FREED_SIZE] {
     freed_record([0; 16], 0, 0)
 }
@@ -191,7 +194,7 @@ fn freed_record(address: [u8; 16], at: u64, family: u8) -> [u8; FREED_SIZE] {
     bytes
 }
 
-/// `None` if it is damaged, and in it for an address that was leased again.
+/// Reads a record. `None` if it is corrupt, and `Some(None)` if the address was leased again.
 pub(super) fn parse_freed(record: &[u8]) -> Option<Option<(IpAddr, u64)>> {
     let (address, at) = (record.get(..16)?.try_into().ok()?, read_u64(record, 16)?);
     let family = *record.get(24)?;

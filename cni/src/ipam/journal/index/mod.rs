@@ -1,12 +1,13 @@
-//! An index of the journal: a call finds its lease and the next free address by it, without reading
-//! all leases.
+//! An index of the journal. With it, a call finds its lease and the next free address without
+//! reading all leases.
 //!
-//! The journal alone counts; the index follows from it and can be removed at any time. It holds for
-//! one state of the journal, which its head names: generation, length, checksum, boot, and the
-//! journal's inode and time of change. After each line of the journal the head is written last. So
-//! an index that a killed process left half changed, or a journal that an earlier release or
-//! another program has changed since, is noticed: the whole journal is read, and the index made
-//! again. The index need not be durable, since it holds for one boot.
+//! Only the journal is authoritative; the index is derived from it and can be removed at any time.
+//! It is valid for one state of the journal, which its head identifies: generation, length,
+//! checksum, boot, and the journal's inode and time of change. After each line of the journal the
+//! head is written last. The head therefore does not match if a killed process left the index half
+//! changed, or if an earlier release or another program has changed the journal since. In that case
+//! the whole journal is read, and the index is made again. The index need not be durable, since it
+//! is valid for one boot.
 //!
 //! All numbers are little-endian:
 //!
@@ -36,22 +37,25 @@ use crate::ipam::leases::{Leases, hash_of};
 use crate::ipam::line::Line;
 use crate::ipam::used_addresses::{FreedAddress, UsedAddresses};
 
-/// A journal with fewer bytes is read whole, which is as quick.
+/// A journal with fewer bytes is read completely, which is as fast.
 pub(super) const INDEX_FROM: u64 = 8 << 10;
 
-/// Most blocks of an index. Segments are filled from their beginning, so a block has many leases.
+/// Maximum number of blocks of an index; a larger one is not made. Segments are filled from their
+/// beginning, so a block has many leases.
 const MAX_BLOCKS: usize = 1024;
-/// Blocks for which there is room at least: with them the file has more than [`FIRST_READ`] bytes.
+/// Minimum number of blocks for which there is room. With them the file has more than
+/// [`FIRST_READ`] bytes.
 const MIN_BLOCKS: usize = 64;
 
-/// Bytes that are read at first. Most nodes have no more blocks than fit into them.
+/// Number of bytes that the first read fetches. On most nodes all blocks fit into them.
 const FIRST_READ: usize = 4096;
 
-/// Leases for each bucket when the index is made, and the most before it is made again.
+/// Number of leases for each bucket when the index is made, and the maximum before it is made
+/// again.
 const FILL: usize = 5;
 const MOST_FILL: usize = 9;
 
-/// Freed addresses that are read at once.
+/// Number of freed addresses that are read at once.
 const FREED_AT_ONCE: u64 = 128;
 
 /// The open index of a journal in its present state.
@@ -63,7 +67,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Opens the index if it holds for the present state of the journal.
+    /// Opens the index if it is valid for the present state of the journal.
     pub(super) fn open(directory: &Path, journal: &File, mark: &JournalEnd) -> Option<Self> {
         let (stamp, length) = stamp_of(journal).ok()?;
         let file = OpenOptions::new().read(true).write(true).open(index_path(directory)).ok()?;
@@ -92,8 +96,9 @@ impl Index {
         Some(Self { file, head, used })
     }
 
-    /// Makes the index of a journal of which all leases are known. Returns `None` if it is not
-    /// worth it or if the disk has no room. Then the next process reads the whole journal, too.
+    /// Makes the index of a journal from all its leases. Returns `None` if the journal is too small
+    /// for an index or if the disk is full. In that case the next process also reads the whole
+    /// journal.
     pub(super) fn make(
         directory: &Path,
         journal: &File,
@@ -136,22 +141,23 @@ impl Index {
         Some(index)
     }
 
-    /// Lines of the journal.
+    /// The number of lines of the journal.
     pub(super) const fn lines(&self) -> u64 {
         self.head.lines
     }
 
-    /// How many leases there are.
+    /// The number of leases.
     pub(super) const fn count(&self) -> usize {
         self.head.leases as usize
     }
 
-    /// Leased and freed addresses.
+    /// The leased and freed addresses.
     pub(super) const fn used(&self) -> &UsedAddresses {
         &self.used
     }
 
-    /// The lines with which a lease of this attachment may begin: those with the same hash.
+    /// Returns the lines with which a lease of this attachment may begin, which are those with the
+    /// same hash.
     pub(super) fn candidates(&self, attachment: &str) -> io::Result<Vec<Line>> {
         let hash = hash_of(attachment);
         let mut found = Vec::new();
@@ -163,7 +169,7 @@ impl Index {
         Ok(found)
     }
 
-    /// Follows the journal, to which the line of a lease was appended.
+    /// Updates the index after the line of a lease was appended to the journal.
     pub(super) fn enter_lease(
         &mut self,
         attachment: &str,
@@ -199,8 +205,8 @@ impl Index {
         self.follow(journal, end)
     }
 
-    /// Follows the journal, to which the end of a lease was appended. `line` is the one with which
-    /// the lease began.
+    /// Updates the index after the end of a lease was appended to the journal. `line` is the line
+    /// with which the lease began.
     pub(super) fn end_lease(
         &mut self,
         attachment: &str,
@@ -231,13 +237,13 @@ impl Index {
         self.follow(journal, end)
     }
 
-    /// Follows the journal's time of change.
+    /// Updates the journal's time of change in the index.
     pub(super) fn restamp(&mut self, journal: &File) -> io::Result<()> {
         self.head.stamp = stamp_of(journal)?.0;
         self.write_head()
     }
 
-    /// The freed address with this property that was freed longest ago.
+    /// Among the freed addresses that `chosen` accepts, returns the one that was freed longest ago.
     pub(super) fn freed_longest_ago(&self, chosen: &dyn Fn(IpAddr) -> bool) -> io::Result<Option<FreedAddress>> {
         let mut found = None;
         self.visit_freed(|order, address, at| {
@@ -249,7 +255,7 @@ impl Index {
         Ok(found)
     }
 
-    /// An address is leased again.
+    /// Removes a freed address, because it is leased again.
     fn remove_freed(&mut self, address: IpAddr) -> io::Result<()> {
         let (mut place, mut is_first) = (None, true);
         self.visit_freed(|order, other, _| {
@@ -286,8 +292,8 @@ impl Index {
         Ok(())
     }
 
-    /// Visits the buckets in which a hash may be, until `visit` returns true. An error if all were
-    /// visited.
+    /// Visits the buckets in which a hash may be, until `visit` returns true. Returns an error if
+    /// all were visited.
     fn visit(&self, hash: u32, mut visit: impl FnMut(u64, &Bucket) -> bool) -> io::Result<()> {
         let first = u64::from(hash) % self.head.buckets.max(1);
         for distance in 0..self.head.buckets {
@@ -312,7 +318,8 @@ impl Index {
         self.restamp(journal)
     }
 
-    /// Writes head and blocks. From then on the index holds for the journal's present state.
+    /// Writes the head and the blocks. After that the index is valid for the journal's present
+    /// state.
     fn write_head(&self) -> io::Result<()> {
         let blocks = self.used.blocks();
         if blocks.len() as u64 > self.head.block_room {
@@ -330,7 +337,7 @@ fn index_path(directory: &Path) -> PathBuf {
     directory.join(format!("{LEASES_FILE}.index"))
 }
 
-/// Also returns the length of the file.
+/// Reads the stamp of the journal. Also returns the length of the file.
 fn stamp_of(journal: &File) -> io::Result<(Stamp, u64)> {
     let found = journal.metadata()?;
     Ok((Stamp { inode: found.ino(), seconds: found.ctime(), nanoseconds: found.ctime_nsec() }, found.len()))

@@ -1,4 +1,4 @@
-//! The index against the whole journal: both must always say the same.
+//! Tests the index against the whole journal: both must always give the same answers.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use crate::reserved::Reserved;
 
 const BOOT: &str = "11111111-2222-3333-4444-555555555555";
 
-/// With so many leases a journal is long enough for an index.
+/// With this number of leases a journal is long enough for an index.
 const ENOUGH: usize = 120;
 
 fn attachment(number: usize) -> Attachment {
@@ -50,7 +50,7 @@ fn with_leases(numbers: std::ops::Range<usize>) -> tempfile::TempDir {
     directory
 }
 
-/// Opens the journal by its index, which must hold.
+/// Opens the journal through its index, which must be valid.
 fn by_index(directory: &Path) -> Journal {
     let journal = Journal::open(directory, BOOT).unwrap();
     assert!(journal.index.is_some() && journal.whole.get().is_none(), "the journal was read whole");
@@ -68,7 +68,7 @@ fn without_index(directory: &Path) -> Journal {
     journal
 }
 
-/// What a call may ask.
+/// Returns the answers to all questions that a call may ask.
 fn answers(journal: &Journal, numbers: std::ops::Range<usize>, now: u64) -> String {
     let leases: Vec<_> = numbers.map(|number| journal.get(&attachment(number)).unwrap()).collect();
     let stock = journal.stock(&segments(), &reserved()).unwrap();
@@ -104,14 +104,14 @@ fn an_index_grows_with_the_leases_until_it_is_made_again() {
     for number in ENOUGH..1500 {
         let mut journal = Journal::open(directory.path(), BOOT).unwrap();
         made += usize::from(journal.whole.get().is_some());
-        // Within an IPv6 segment, since that is large enough.
+        // The addresses are in an IPv6 segment, since that is large enough.
         let addresses = vec![IpAddr::from([0xfd77, 0, 0, 1, 0, 0, 1, number as u16])];
         let lease = Lease { addresses, network: "pods".into(), pod: None, mac: None };
         journal.enter_lease(&attachment(number), &lease).unwrap();
         inode = fs::metadata(directory.path().join("leases")).unwrap().ino();
         drop(journal.finish());
     }
-    // It is made again when there are 9/5 times as many leases.
+    // The index is made again when the number of leases has grown by a factor of 9/5.
     assert!((1..12).contains(&made), "{made} times");
     assert_ne!(inode, 0);
     let same = answers(&without_index(directory.path()), 0..1500, 0);
@@ -136,7 +136,7 @@ fn an_index_that_a_killed_process_left_half_changed_is_not_believed() {
     assert!(changed.iter().any(|at| *at < body) && changed.iter().any(|at| *at >= body));
     let old = |range: std::ops::Range<usize>| before.get(range.start..range.end.min(before.len())).unwrap_or_default();
     for at in changed {
-        // The head is written last. The journal stays as it is.
+        // The head is written last. The journal is unchanged.
         let torn = if at < body {
             [&after[..at], old(at..body), &after[body..]].concat()
         } else {
@@ -198,7 +198,7 @@ fn a_change_of_the_journal_by_others_is_noticed() {
     let write = |at: usize, byte: u8| {
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         let begin = changed_at(&path);
-        // The kernel's clock of files has steps of some milliseconds.
+        // The kernel's clock for files has a resolution of some milliseconds.
         while {
             file.write_all_at(&[byte], at as u64).unwrap();
             changed_at(&path) == begin || changed_at(&path) == before
@@ -211,7 +211,7 @@ fn a_change_of_the_journal_by_others_is_noticed() {
     }
     assert!(Journal::open(directory.path(), BOOT).unwrap().whole.get().is_some());
     by_index(directory.path());
-    // An earlier release appends without the index.
+    // An earlier release appends to the journal without updating the index.
     let mut journal = Journal::open(directory.path(), BOOT).unwrap();
     journal.index = None;
     assert!(take(&mut journal, ENOUGH, 0));
@@ -219,7 +219,7 @@ fn a_change_of_the_journal_by_others_is_noticed() {
     let journal = Journal::open(directory.path(), BOOT).unwrap();
     assert!(journal.whole.get().is_some() && journal.index.is_some());
     assert!(by_index(directory.path()).get(&attachment(ENOUGH)).unwrap().is_some());
-    // It rewrites the journal without the index.
+    // An earlier release rewrites the journal without updating the index.
     fs::copy(&path, directory.path().join("other")).unwrap();
     fs::rename(directory.path().join("other"), &path).unwrap();
     assert!(Journal::open(directory.path(), BOOT).unwrap().whole.get().is_some());
