@@ -1,4 +1,4 @@
-//! The client: `edge-agent status` and `edge-agent rekey`.
+//! The client side: `edge-agent status` and `edge-agent rekey`.
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
@@ -14,21 +14,21 @@ use crate::config::Config;
 use crate::status::{self, Status};
 use crate::stdout::print;
 
-/// Longest wait for the response.
+/// Time limit for the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Size of the buffer for the response, bytes: as much as the socket holds.
+/// Size of the buffer for the response, in bytes: as much as the socket holds.
 const READ_BUFFER: usize = 256 << 10;
 const OTHER_RELEASE: &str = "the agent's answer is not understood; are both of one release?";
-/// Time between two looks of `status --watch`.
+/// Time between two updates of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Prints the agent's status, as a table or as JSON: indented on a terminal, otherwise all of it as
-/// one line. `peers` are patterns: if there are any, only
-/// what concerns these peers is printed. Fails if no agent answers, or no peer has such a name.
+/// Prints the agent's status, as a table or as JSON: indented on a terminal, otherwise as one line.
+/// `peers` are patterns: if there are any, only the data of matching peers is printed. Fails if no
+/// agent answers, or no peer matches.
 pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     if json && peers.is_empty() && !io::stdout().is_terminal() {
-        // A program reads it: of ten thousand peers it is tens of megabytes, which are passed on as
-        // they came.
+        // A program reads the output. With ten thousand peers it has tens of megabytes, which are
+        // passed on unchanged.
         let mut document = request_document(config)?;
         document.push('\n');
         return print(&document).map(drop);
@@ -38,11 +38,12 @@ pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<(
     print(&text).map(drop)
 }
 
-/// Prints the agent's status again and again, until the reader goes. On a terminal each replaces
-/// the last. With `json` each is a line. An agent that does not answer is waited for.
+/// Prints the agent's status repeatedly, until the reader closes the output. On a terminal each
+/// status replaces the last one. With `json` each is a line. If the agent does not answer, the
+/// command waits for it.
 pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     let out = io::stdout();
-    // Home, and nothing below it (ECMA-48 CUP, ED).
+    // Moves the cursor home and clears the screen below it (ECMA-48 CUP, ED).
     let clear = if out.is_terminal() && !json { "\x1b[H\x1b[2J" } else { "" };
     let interval = Timespec::try_from(WATCH_INTERVAL)?;
     loop {
@@ -54,7 +55,7 @@ pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Re
                 String::new()
             }
         };
-        // A reader that has gone shows as an error of the descriptor, without any event asked for.
+        // A closed reader shows as an error of the descriptor, without any requested event.
         let mut polled = [PollFd::new(&out, PollFlags::empty())];
         if !print(&format!("{clear}{text}"))? || poll(&mut polled, Some(&interval))? > 0 {
             return Ok(());
@@ -74,25 +75,25 @@ fn status_of(config: &Config, peers: &[String]) -> anyhow::Result<Status> {
     Ok(*status)
 }
 
-/// Asks the running agent for its status. Fails if no agent answers.
+/// Requests the status of the running agent. Fails if no agent answers.
 pub fn request_status(config: &Config) -> anyhow::Result<Box<Status>> {
     serde_json::from_str(&request_document(config)?).context(OTHER_RELEASE)
 }
 
-/// As [`request_status`], the JSON document itself.
+/// Requests the status as [`request_status`], but returns the JSON document itself.
 fn request_document(config: &Config) -> anyhow::Result<String> {
     let line = send(config, &AdminRequest::Status)?;
     let document = document(&line)?.context("the agent sent another response than the status")?;
     Ok(document.get().to_owned())
 }
 
-/// Has the agent rekey the CHILD_SAs with `peer`, those of its `child` alone, or the IKE SA. Fails
-/// if there is no such peer, child or SA.
+/// Makes the agent rekey the CHILD_SAs with `peer`, those of its `child` alone, or the IKE SA.
+/// Fails if there is no such peer, child or SA.
 pub fn rekey(config: &Config, peer: &str, child: Option<String>, ike: bool) -> anyhow::Result<()> {
     document(&send(config, &AdminRequest::Rekey { peer: peer.into(), ike, child })?).map(drop)
 }
 
-/// Sends a request, and returns the line that is the response.
+/// Sends a request, and returns the line of the response.
 fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
     let path = config.admin_socket();
     let mut socket = UnixStream::connect(&path).with_context(|| {
@@ -107,8 +108,8 @@ fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
     Ok(line)
 }
 
-/// A response, with the status as the agent wrote it. Reading it as an
-/// [`AdminResponse`](super::AdminResponse) would copy the whole document once more.
+/// A response with the status as the agent wrote it. Parsing the status as
+/// [`AdminResponse`](super::AdminResponse) would copy the whole document again.
 #[derive(Deserialize)]
 struct RawResponse<'a> {
     answer: Answer,
@@ -126,7 +127,8 @@ enum Answer {
     Failed,
 }
 
-/// The document in a response. `None`: the request was carried out. Fails if it was not.
+/// Returns the document in a response; `None` if the response has none because the request was
+/// carried out. Fails if the request failed.
 fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
     let response: RawResponse<'_> = serde_json::from_str(line).context(OTHER_RELEASE)?;
     match (response.answer, response.status) {

@@ -1,5 +1,5 @@
-//! Decides whether a view may replace the one in force. A view says whom this node trusts and what
-//! it removes, so a view that contradicts itself is refused as a whole.
+//! Decides whether a view may replace the one in force. A view says which nodes this node trusts
+//! and which it removes, so a view that contradicts itself is refused as a whole.
 
 use std::collections::HashSet;
 use std::sync::PoisonError;
@@ -12,10 +12,10 @@ use super::node_identity;
 use super::unconfirmed_view::{TAKEN_BACK_FILE, TakenBackView};
 use crate::underlay::AddressConflict;
 
-/// Why a view is refused.
+/// The reason why a view is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ViewRefusal {
-    /// The view is another node's.
+    /// The view belongs to another node.
     #[error("it is for node {found}, this is {expected}")]
     Node {
         /// This node.
@@ -71,7 +71,7 @@ pub(super) enum ViewRefusal {
         version: u64,
         /// Networks that it added.
         added: Vec<IpNetwork>,
-        /// The file that remembers it.
+        /// The file that contains the refused networks.
         file: std::path::PathBuf,
     },
     /// The view contradicts itself.
@@ -102,8 +102,8 @@ pub(super) fn validate(
         return Err(ViewRefusal::Role { expected: role, found: new.role });
     }
     match current {
-        // The same version may have another content after an update of this program, which reads
-        // more fields.
+        // The same version may have another content after an update of this program, because the
+        // new program reads more fields.
         Some(current) if new == current => return Ok(Validated::Unchanged),
         Some(current) if new.version < current.version => {
             return Err(ViewRefusal::Older { expected: current.version, found: new.version });
@@ -137,7 +137,7 @@ fn check_consistency(view: &NodeView) -> Result<(), String> {
         return Err(format!("it names {} twice", peer.name));
     }
     // A segment outside of all cluster ranges would not be guarded. If two nodes held a segment,
-    // one would get the other's traffic.
+    // one would receive the other's traffic.
     let owned = view.segments.iter().map(|segment| (segment, &view.node));
     let mut owned: Vec<(&IpNetwork, &NodeName)> =
         owned.chain(peers().flat_map(|peer| peer.segments.iter().map(|segment| (segment, &peer.name)))).collect();

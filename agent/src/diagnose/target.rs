@@ -1,4 +1,4 @@
-//! What the operator asks about: a peer, or the peer to which an address belongs.
+//! The subject of the operator's question: a peer, or the peer to which an address belongs.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use crate::config::PeerSection;
 use crate::status::{PolicyEntry, Status};
 
-/// What a diagnosis is about.
+/// The subject of a diagnosis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     /// A peer.
@@ -35,8 +35,8 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// Finds what the text means. `static_peers` are those of the configuration. Fails if it is
-    /// neither an address nor a peer's name.
+    /// Finds the target that the text names. `static_peers` are those of the configuration. Fails
+    /// if the text is neither an address nor a peer's name.
     pub(super) fn find(text: &str, status: &Status, static_peers: &[PeerSection]) -> Result<Self, String> {
         if let Some(peer) = status.peers.iter().find(|peer| peer.name == text) {
             return Ok(Self::Peer(peer.name.clone()));
@@ -76,7 +76,7 @@ impl Target {
         }
     }
 
-    /// The peer that it is about.
+    /// Returns the peer of the target.
     pub(super) fn peer(&self) -> Option<&String> {
         match self {
             Self::Peer(peer) | Self::PeerAddress { peer, .. } => Some(peer),
@@ -85,7 +85,7 @@ impl Target {
     }
 }
 
-/// Whether the address is one of this machine's interfaces.
+/// Returns whether the address belongs to one of this machine's interfaces.
 fn is_own(status: &Status, address: IpAddr) -> bool {
     status.host.local_addresses.contains(&address) || status.host.bridge_addresses.contains(&address)
 }
