@@ -48,7 +48,7 @@ pub enum ChildMode {
     /// Whole packets, between networks.
     #[default]
     Tunnel,
-    /// Packets between this node and the peer itself, without an outer header of their own.
+    /// The payload of packets between this node and the peer itself.
     Transport,
 }
 

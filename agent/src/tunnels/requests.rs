@@ -1,4 +1,4 @@
-//! What commands of `edge-agent` ask of the driver.
+//! The requests that commands of `edge-agent` send to the driver.
 
 use tokio::sync::oneshot;
 
@@ -13,7 +13,7 @@ pub enum DriverRequest {
     Rekey(String, SasToRekey, oneshot::Sender<Result<(), String>>),
 }
 
-/// Which SAs with a peer are to be rekeyed.
+/// The SAs with a peer that are rekeyed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SasToRekey {
     /// All CHILD_SAs.
