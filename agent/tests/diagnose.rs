@@ -1,5 +1,5 @@
-//! `edge-agent diagnose` names what is wrong between two real agents, which are in namespaces of
-//! their own, joined by a cable.
+//! Tests that `edge-agent diagnose` names the fault between two real agents, which are in separate
+//! namespaces, joined by a cable.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 use interop_tests::wait;
 
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(120);
 const SECRET: &str = "correct horse battery staple";
 
@@ -61,7 +61,7 @@ impl Node {
         KilledOnDrop(self.agent(&["run"]).stderr(Stdio::null()).spawn().unwrap())
     }
 
-    /// The last line of the diagnosis, and the exit code.
+    /// Returns the last line of the diagnosis, and the exit code.
     fn conclusion(&self, about: &[&str]) -> (String, Option<i32>) {
         let output = self.agent(&[&["diagnose"], about].concat()).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -79,7 +79,7 @@ impl Node {
     }
 }
 
-/// Two nodes, joined by a cable: earth is 192.0.2.1, moon is 192.0.2.2.
+/// Makes two nodes, joined by a cable: earth is 192.0.2.1, moon is 192.0.2.2.
 fn joined() -> (Node, Node) {
     let (earth, moon) = (Node::new("earth"), Node::new("moon"));
     earth.ip(&format!("link add cable type veth peer name cable netns {}", moon.namespace.pid()));

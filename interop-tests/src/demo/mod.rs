@@ -8,7 +8,7 @@
 //!   `pod_spoofing`, `status_and_kernel`, `changes_under_load`, `controller_outage`,
 //!   `deregistration`. Each part calls `check_runner` once for each of its checks.
 //! - `kubernetes`: a scenario with nodes, labels and segments in a real API server (`api_server`).
-//! Its parts: `ca_rollover`, and `tunnel_watch` for tunnels that must not be interrupted meanwhile.
+//!   Its parts: `ca_rollover`, and `tunnel_watch` for tunnels that must not be interrupted.
 //! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,
 //!   and rules of other programs are handled or reported. `router_advertisements` is a part of it.
 //!   A second scenario there has the rules of Docker and firewalld.
