@@ -213,7 +213,7 @@ pub struct TimingSection {
     /// Wait before the next attempt after a failure; doubled up to `retry_max`.
     #[serde(with = "duration::optional")]
     pub retry: Option<Duration>,
-    /// Longest wait between attempts.
+    /// Maximum wait between attempts.
     #[serde(with = "duration::optional")]
     pub retry_max: Option<Duration>,
     /// Interval of NAT keepalives.

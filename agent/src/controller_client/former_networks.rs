@@ -180,7 +180,7 @@ mod tests {
         NodeView { role, peers, ..empty_view() }
     }
 
-    /// A time in the first boot, in seconds after its start.
+    /// Returns a time in the first boot, in seconds after its start.
     fn at(seconds: i64) -> ClockReadings {
         let unix_time = 1_800_000_000 + u64::try_from(seconds).unwrap();
         ClockReadings { unix_time, boot: BootTime { boot_id: "b1".into(), seconds } }

@@ -13,7 +13,7 @@ use crate::incidents::Incidents;
 
 /// Wait before the next attempt after a failure; doubled each time.
 const MIN_RETRY: Duration = Duration::from_secs(1);
-/// Longest wait between attempts.
+/// Maximum wait between attempts.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Number of times that the table is replaced in a row, if another program changes it in the

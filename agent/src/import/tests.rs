@@ -9,7 +9,7 @@ use crate::check;
 
 const PSK: &str = "correct horse battery staple";
 
-/// Two sites with a pre-shared key, as in strongSwan's own examples.
+/// Declares two sites with a pre-shared key, as in strongSwan's own examples.
 fn site(connection: &str, child: &str) -> String {
     format!(
         "connections {{\n gw-gw {{\n  local_addrs = 192.0.2.1\n  remote_addrs = 192.0.2.2\n  {connection}\n  local {{\n   auth = psk\n   \

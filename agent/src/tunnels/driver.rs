@@ -380,7 +380,6 @@ impl Driver {
             let children = set.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
             // Until the desired state is complete, the reqids of peers that a later view may name
             // stay assigned.
-            // assigned.
             let gone: &[PeerName] = if self.desired.complete { &changes.gone } else { &[] };
             reqids.assign_changes(children, gone)
         };

@@ -21,7 +21,7 @@ const MAX_LISTEN_FDS: RawFd = 64;
 
 /// First wait before another holder is started; doubled after each failure.
 const MIN_RETRY: Duration = Duration::from_secs(1);
-/// Longest wait before another holder is started.
+/// Maximum wait before another holder is started.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Opens all sockets, or takes them over from systemd or from a holder. With `hold`, a holder keeps

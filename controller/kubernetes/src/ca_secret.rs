@@ -120,7 +120,7 @@ impl CaSecret {
     }
 }
 
-/// Field selector of the Secret.
+/// Returns the field selector of the Secret.
 fn only() -> String {
     format!("metadata.name={NAME}")
 }

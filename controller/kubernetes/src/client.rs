@@ -14,7 +14,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 /// Time limit of a request. A request that is not answered in time fails, and its outcome is
 /// unknown.
 pub const REQUEST: Duration = Duration::from_secs(10);
-/// Longest time to open a connection.
+/// Time limit for opening a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Manifest with the permissions that the controller needs.

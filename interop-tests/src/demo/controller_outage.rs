@@ -17,8 +17,8 @@ const TRY_AGAIN_LATER: u64 = 11;
 /// Stops the controller, adds pods until no address is left, kills two agents and changes the
 /// address of one, and starts them again before the controller.
 ///
+/// # Errors
 /// Returns the first check that fails.
-/// The first check that does not hold.
 pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Alone: the controller is stopped");

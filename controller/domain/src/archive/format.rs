@@ -67,7 +67,6 @@ impl Archive {
     /// A store that writes one row after the other may hold a segment of a node that is just
     /// joining or has just been deregistered. Such a segment is written as released at this time:
     /// otherwise it might stay held forever in the store that the archive is restored to.
-    /// stayed held, it might stay so for ever where the archive is restored.
     pub fn new(written_at: Seconds, mut rows: Snapshot, ca: Option<CaDocument>) -> Self {
         let nodes: HashSet<&NodeName> = rows.nodes.iter().map(|node| &node.name).collect();
         let mut orphans = 0;

@@ -47,7 +47,7 @@ const REGISTRATIONS: usize = 1024;
 /// while its watch is behind, or while it does not know why an object is missing. That takes a few
 /// seconds on a busy API server.
 const RETRY_TIME: Duration = Duration::from_secs(10);
-/// Longest wait before the next attempt.
+/// Maximum wait before the next attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Reads the state and changes it. Clones share both.

@@ -49,13 +49,13 @@ pub enum ListWatchEvent<T> {
 pub trait ListWatch: Send + Sync + 'static {
     /// An object as it is delivered.
     type Object: Send + Clone + 'static;
-    /// Plural and group of the resource, for messages: `segments.edge-cni.io`.
+    /// Returns plural and group of the resource, for messages: `segments.edge-cni.io`.
     fn what(&self) -> &str;
-    /// Label selector of the objects; `None` for all.
+    /// Returns the label selector of the objects; `None` for all.
     fn selector(&self) -> Option<&str> {
         None
     }
-    /// Number of objects in one page.
+    /// Returns the number of objects in one page.
     fn page_size(&self) -> u32;
     /// Returns the resourceVersion of a change that is made during this call. A list that is at
     /// least as new contains all objects that existed when the call began, and the API server can
@@ -72,7 +72,7 @@ pub trait ListWatch: Send + Sync + 'static {
         params: &'a WatchParams,
         since: &'a str,
     ) -> BoxFuture<'a, kube::Result<WatchStream<Self::Object>>>;
-    /// The resourceVersion of an object.
+    /// Returns the resourceVersion of an object.
     fn version(object: &Self::Object) -> Result<u64, String>;
 }
 

@@ -17,7 +17,7 @@ const OF_ONE_SOURCE: usize = 4;
 /// Maximum number of reviews of one source that run or wait, with their request bodies; further
 /// ones are refused at once.
 const OF_ONE_SOURCE_IN_ALL: usize = 32;
-/// Longest wait for a review.
+/// Maximum wait for a review.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The limits of all sources.

@@ -95,7 +95,7 @@ impl Server {
         Self::start_with(config, clock, None).await
     }
 
-    /// Like [`Self::start`], with a way to read the configuration again.
+    /// Starts a server as [`Self::start`] does, with a way to read the configuration again.
     pub async fn start_with(config: Config, clock: Clock, reader: Option<Reader>) -> anyhow::Result<Self> {
         let files = connections::raise_file_limit();
         state_dir::make(&config)?;

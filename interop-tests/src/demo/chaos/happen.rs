@@ -35,7 +35,7 @@ pub(super) fn end(world: &World, round: &Round) -> Result<()> {
     Ok(())
 }
 
-/// The edge's interface.
+/// Returns the name of the edge's interface.
 fn lan(edge: &str) -> String {
     edge.replace("edge-", "lan-")
 }

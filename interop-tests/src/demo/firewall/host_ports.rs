@@ -26,7 +26,6 @@ const PORTMAP: &str = "/usr/lib/cni/portmap";
 ///
 /// # Errors
 /// Returns the first check that fails.
-/// The first check that does not hold.
 pub(super) fn served_to_all(test: &LanTest, others: &str) -> Result<()> {
     let (world, edge) = (test.world, test.world.node(NODE));
     let plugin = world.lab.program("edge-cni")?.display().to_string();
