@@ -43,10 +43,10 @@ impl ControllerClient {
         }
     }
 
-    /// Guards the networks of hubs that `before` names and `view` does not, and stops guarding
-    /// networks that have a hub again, were corrected, or have expired. Writes the guarded networks
-    /// to disk and returns them. `before` is the view that `view` replaces; `None` if its hubs do
-    /// not count.
+    /// Guards the networks of hubs that `before` names and `view` does not. Stops guarding networks
+    /// that have expired, whose hub is in the view again, or that the view guards itself. Writes
+    /// the guarded networks to disk and returns them. `before` is the view that `view` replaces;
+    /// `None` if its hubs do not count.
     ///
     /// # Errors
     /// If the file cannot be written.

@@ -18,8 +18,8 @@ const WINDOW: Duration = Duration::from_secs(3600);
 /// Number of deletions that are always accepted.
 const FEW: usize = 2;
 
-/// The times of the deletions that were accepted within [`WINDOW`]. If the operator must confirm
-/// further ones, their number is at most a tenth of the nodes; otherwise at most all nodes.
+/// The times of the deletions that were accepted within [`WINDOW`]. Their number is at most a tenth
+/// of the nodes if the operator must confirm further deletions; otherwise at most all nodes.
 #[derive(Debug, Default)]
 pub struct RecentDeletions(VecDeque<Instant>);
 

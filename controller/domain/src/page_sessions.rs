@@ -18,7 +18,7 @@ use crate::random::{NoRandomness, octets};
 
 /// Maximum number of sessions. A further one ends the oldest.
 pub const MOST_SESSIONS: usize = 16;
-/// Lifetime of a session, in seconds: a working day, but not until the next one.
+/// Lifetime of a session, in seconds: a working day, and at most one night.
 pub const SESSION_LIFETIME: Seconds = 12 * 3600;
 /// Length of a credential in octets, before it is written as text.
 const CREDENTIAL: usize = 32;

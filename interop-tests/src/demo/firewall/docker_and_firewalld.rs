@@ -146,8 +146,8 @@ fn container(test: &LanTest) -> Result<()> {
     })
 }
 
-/// Waits until the status names the packets that firewalld drops, and gives firewalld the commands
-/// from the status.
+/// Waits until the status names the packets that firewalld drops, with commands, and makes the
+/// changes that firewalld would make on these commands.
 fn do_as_told(test: &LanTest, node: &str) -> Result<()> {
     let host = test.world.node(node);
     let what = format!("the status of {node} names what firewalld rejects and its reverse path check, with commands");

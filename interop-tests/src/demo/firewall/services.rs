@@ -87,7 +87,8 @@ pub(super) fn lan_host_calls_none(test: &LanTest) -> Result<()> {
     forget(edge)
 }
 
-/// Checks that an edge's pod can call Services through the hub.
+/// Checks that an edge's pod can call a Service through the hub if its endpoint is in the cloud,
+/// but not if its endpoint is at another edge.
 ///
 /// # Errors
 /// Returns the first check that fails.
