@@ -1,21 +1,21 @@
-//! Candidate addresses of nodes: those that this node reports of itself, and those of a peer that
-//! it tries. Pure.
+//! Candidate addresses of nodes: those that this node reports about itself, and those of a peer
+//! that it tries. This module does no I/O.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-/// Largest number of a peer's candidates that a node tries. So a node that reports invented
+/// Maximum number of a peer's candidates that a node tries. So a node that reports invented
 /// addresses makes each peer send to no more than these.
 pub const MAX_CANDIDATES: usize = 8;
-/// Largest number of addresses in a report. The controller adds the address from which it sees the
-/// node: behind a NAT that is the only one that works.
+/// Maximum number of addresses in a report. The controller adds the address from which it sees the
+/// node: behind a NAT only that address works.
 const MAX_REPORTED: usize = MAX_CANDIDATES - 1;
-/// A report holds at least this many addresses of each family, if the node has them: it does not
-/// know which family reaches its peers.
+/// Minimum number of addresses of each family in a report, if the node has so many: the node does
+/// not know which family reaches its peers.
 const MIN_OF_EACH_FAMILY: usize = 2;
 
-/// Whether a node can have this address as seen from another node. Addresses that are local to a
+/// Returns whether other nodes can see this address for a node. Addresses that are local to a
 /// machine or link, and addresses that are reached through a tunnel, are not candidates.
 pub fn is_candidate(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
     let nowhere = match address.to_canonical() {
@@ -36,9 +36,9 @@ pub fn is_candidate(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
     !nowhere && !cluster_ranges.iter().any(|range| range.contains(address.to_canonical()))
 }
 
-/// The candidates of a peer from the view, likeliest first, at most [`MAX_CANDIDATES`]. This node's
-/// own addresses are not filtered here, since they change; the IKE endpoint skips them when it
-/// connects.
+/// Returns the candidates of a peer from the view, likeliest first, at most [`MAX_CANDIDATES`].
+/// This node's own addresses are not filtered here, since they change; the IKE endpoint skips them
+/// when it connects.
 pub fn peer_candidates(
     addresses: impl IntoIterator<Item = SocketAddr>,
     cluster_ranges: &[IpNetwork],
@@ -54,9 +54,9 @@ pub fn peer_candidates(
     usable
 }
 
-/// The addresses that this node reports, and the number of usable ones that it leaves out.
-/// `advertised` comes from the configuration, `towards_controller` is this node's address of the
-/// connection to the controller, the likeliest to be reached; `own` is in order of likelihood.
+/// Returns the addresses that this node reports, and the number of usable ones that it leaves out.
+/// `advertised` comes from the configuration. `towards_controller` is this node's address of the
+/// connection to the controller, which peers most likely reach. `own` is in order of likelihood.
 pub fn addresses_to_report(
     advertised: &[IpAddr],
     towards_controller: IpAddr,

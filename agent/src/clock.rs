@@ -8,19 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::state_dir::{StateDir, StateDirError};
 
-/// A lower bound of the current time: this release was made later. Seconds since 1970-01-01 UTC
-/// (2026-11-01).
+/// A lower bound of the current time, because this release was made later. Seconds since 1970-01-01
+/// UTC (2026-11-01).
 const RELEASE_TIME: u64 = 1_793_491_200;
 
-/// Below the state directory.
+/// Name of the file with the floor, in the state directory.
 const CLOCK_FILE: &str = "clock.json";
 
-/// Wall-clock time by which certificates are judged, on devices that may have no battery clock and
-/// start in 1970: the later of the system clock and a floor. The floor is the release date or the
-/// last time that is known for certain, and advances with the boot-time clock.
+/// Wall-clock time for checking certificates, on devices that may have no battery clock and start
+/// in 1970: the later of the system clock and a floor. The floor is the release date or the last
+/// time that is known for certain, and advances with the boot-time clock.
 ///
 /// Only times from an authenticated source raise the floor, which is also kept on disk. The system
-/// clock never does: if it once ran ahead, every certificate would look expired from then on.
+/// clock never raises it: if the system clock once ran ahead, every certificate would look expired
+/// from then on.
 #[derive(Debug)]
 pub struct CertificateClock {
     floor: Mutex<Floor>,
@@ -29,7 +30,7 @@ pub struct CertificateClock {
 #[derive(Debug, Clone, Copy)]
 struct Floor {
     unix_time: u64,
-    /// The boot time at which it was `unix_time`.
+    /// The boot time at which the wall-clock time was `unix_time`.
     since: Duration,
 }
 
@@ -52,7 +53,7 @@ impl Default for CertificateClock {
 }
 
 impl CertificateClock {
-    /// The current time, seconds since 1970-01-01 UTC.
+    /// Returns the current time, in seconds since 1970-01-01 UTC.
     pub fn unix_time(&self) -> u64 {
         #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
         let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
@@ -60,7 +61,7 @@ impl CertificateClock {
     }
 
     /// Converts a time of this clock to one of the system clock, which the kernel's timestamps use.
-    /// Holds as long as nobody sets the system clock.
+    /// The result is correct while the system clock is not set.
     pub fn to_system_clock(&self, unix_time: u64) -> u64 {
         #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
         let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
@@ -96,7 +97,7 @@ impl CertificateClock {
     }
 }
 
-/// CLOCK_BOOTTIME, which includes time in suspend and which nobody can set (clock_gettime(2)).
+/// Returns CLOCK_BOOTTIME, which includes time in suspend and cannot be set (clock_gettime(2)).
 pub fn boot_time() -> Instant {
     Instant::new(since_boot())
 }
@@ -116,8 +117,8 @@ fn since_boot() -> Duration {
     read(libc::CLOCK_BOOTTIME)
 }
 
-/// Calls the C library, since rustix's `clock_gettime` panics if the kernel has no vDSO (User-Mode
-/// Linux).
+/// Reads a clock by calling the C library, since rustix's `clock_gettime` panics if the kernel has
+/// no vDSO (User-Mode Linux).
 #[allow(unsafe_code)]
 fn read(clock: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,5 +1,5 @@
-//! `edge-agent down`: removes everything that an agent installed in the kernel, also if none has
-//! run since boot.
+//! `edge-agent down`: removes everything that an agent installed in the kernel, even if no agent
+//! has run since boot.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -19,10 +19,10 @@ use crate::install_cni::{self, CONFLIST};
 use crate::socket_holder;
 use crate::stdout::print;
 
-/// Removes our SAs, policies, routes, nftables tables and the guard, and nothing that belongs to
-/// other programs. Remaining pods stay closed to hosts outside: if the plugin cannot make its own
-/// table for them, the agent's table stays. Goes on after a failure, and reports all failures.
-/// Fails if the agent runs.
+/// Removes our SAs, policies, routes, nftables tables and the guard, and no objects of other
+/// programs. Remaining pods stay closed to hosts outside: if the plugin cannot make its own table
+/// for them, the agent's table stays. Continues after a failure, and reports all failures. Fails if
+/// the agent runs.
 pub fn down(config: &Config) -> anyhow::Result<()> {
     refuse_beside_agent(config)?;
     let removal = remove_from_kernel(config, true);
@@ -33,7 +33,7 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
     removal.result()
 }
 
-/// Fails if the agent runs: it would put everything back.
+/// Fails if the agent runs, because it would restore everything.
 pub(crate) fn refuse_beside_agent(config: &Config) -> anyhow::Result<()> {
     let socket = config.admin_socket();
     if UnixStream::connect(&socket).is_ok() {
@@ -42,12 +42,12 @@ pub(crate) fn refuse_beside_agent(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What was removed, and what could not be.
+/// The removed objects, and the failures.
 #[derive(Debug, Default)]
 pub(crate) struct Removal {
-    /// Each kind of thing, and how many there were.
+    /// Each kind of object, and the number removed.
     pub(crate) removed: Vec<(String, usize)>,
-    /// What the operator should know besides, a line each.
+    /// Further notes for the operator, one line each.
     pub(crate) notes: Vec<String>,
     pub(crate) failures: Vec<String>,
 }
@@ -61,7 +61,7 @@ impl Removal {
         }
     }
 
-    /// An error with all failures, if there are any.
+    /// Returns an error with all failures, if there are any.
     pub(crate) fn result(&self) -> anyhow::Result<()> {
         match self.failures.is_empty() {
             true => Ok(()),
@@ -70,17 +70,19 @@ impl Removal {
     }
 }
 
-/// Removes what agent and plugin keep in the kernel, except bridges and pods' interfaces. With
-/// `for_pods`, what remaining pods need stays: a table that closes them, and forwarding.
+/// Removes the objects of agent and plugin from the kernel, except bridges and pods' interfaces.
+/// With `for_pods`, the objects that remaining pods need stay: a table that closes them, and
+/// forwarding.
 pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     let mut removal = Removal::default();
     removal.record("held sockets", held_sockets());
     removal.record("SAs", sas());
-    // The guard is removed last: until then packets of remaining pods are dropped instead of
-    // leaving in clear.
+    // The guard is removed last: until then packets of remaining pods are dropped and do not leave
+    // without encryption.
     removal.record("policies", policies());
     removal.record("routes", routes());
-    // Both tables drop and neither accepts for the other, so both may exist at the same time.
+    // Both tables only drop packets, and neither accepts packets that the other drops, so both may
+    // exist at the same time.
     let closed = if for_pods { close_pods(config) } else { Ok(()) };
     match closed {
         Ok(()) => {
@@ -104,7 +106,7 @@ pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     removal
 }
 
-/// Ends the process that holds the UDP sockets; 0 if there is none.
+/// Ends the process that holds the UDP sockets. Returns 0 if there is none.
 fn held_sockets() -> anyhow::Result<usize> {
     let Some(holder) = socket_holder::client::find()? else { return Ok(0) };
     let count = holder.take()?.len();
@@ -138,8 +140,8 @@ fn policies() -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// Removes a cloud node's routes to the hub. The kernel removes those of the guard's device with
-/// it.
+/// Removes a cloud node's routes to the hub. The kernel removes the routes of the guard's device
+/// together with the device.
 fn routes() -> anyhow::Result<usize> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -164,8 +166,8 @@ fn routes() -> anyhow::Result<usize> {
     })
 }
 
-/// Makes the plugin's table, which keeps hosts outside from pods as the agent's table does. Fails
-/// if pods are attached and the table is not there afterwards although it is needed.
+/// Makes the plugin's table, which protects pods from hosts outside as the agent's table does.
+/// Fails if pods are attached and the table is needed but does not exist afterwards.
 fn close_pods(config: &Config) -> anyhow::Result<()> {
     match make_pods_table(config) {
         Err(error) if host::has_attached_pods(&config.bridge)? => Err(error),
@@ -209,7 +211,7 @@ fn make_pods_table(config: &Config) -> anyhow::Result<()> {
         let said = [output.stdout, output.stderr].concat();
         bail!("{} ingress: {}", plugin.display(), String::from_utf8_lossy(&said).trim());
     }
-    // Earlier releases make no table while the agent's exists, and do not answer this.
+    // Earlier releases make no table while the agent's exists, and do not support this request.
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if !answer["table"].is_boolean() {
         bail!(
@@ -220,8 +222,9 @@ fn make_pods_table(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Turns forwarding off again if it was off before agent or plugin turned it on, unless the
-/// plugin's table stays `for_pods`: it has the same rules, and pods need forwarding.
+/// Turns forwarding off again if it was off before agent or plugin turned it on. If the plugin's
+/// table stays `for_pods`, forwarding stays on: the table has the same rules, and pods need
+/// forwarding.
 fn restore_forwarding(config: &Config, for_pods: bool) -> anyhow::Result<Vec<String>> {
     if for_pods && firewall::pods_table_exists()? {
         return Ok(vec![]);

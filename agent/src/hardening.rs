@@ -15,8 +15,8 @@ pub fn forbid_dumps() {
     }
 }
 
-/// Sets the umask to 077: new files and sockets are for their owner alone from the moment they
-/// exist.
+/// Sets the umask to 077, so that new files and sockets are accessible only to their owner from the
+/// start.
 pub fn make_files_private() {
     umask(Mode::RWXG | Mode::RWXO);
 }

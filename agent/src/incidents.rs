@@ -1,5 +1,5 @@
-//! Incidents: repairs, conflicts with other programs, and errors. They are logged, and the latest
-//! are shown by `status`.
+//! Incidents: repairs, conflicts with other programs, and errors. They are logged, and `status`
+//! shows the latest.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Largest number of incidents that are kept.
+/// Maximum number of incidents that are kept.
 const MAX_INCIDENTS: usize = 200;
 
-/// Something that went wrong.
+/// An unexpected change or a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incident {
     /// Time of the last occurrence, RFC 3339.
     pub at: String,
-    /// Whether something was repaired, left to its owner, or failed.
+    /// Whether an object was repaired, left to its owner, or an operation failed.
     pub kind: IncidentKind,
     /// Description, which names the peer or the object.
     pub what: String,
@@ -24,15 +24,15 @@ pub struct Incident {
     pub times: u32,
 }
 
-/// What the agent did about an incident.
+/// The agent's reaction to an incident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IncidentKind {
-    /// A policy, route or the like of ours was missing or changed, and was restored.
+    /// One of our policies, routes or similar objects was missing or changed, and was restored.
     Repaired,
-    /// Another program's policy or route is in the place of ours, and was left there.
+    /// Another program's policy or route has the place of ours, and was left there.
     Foreign,
-    /// An operation failed; it is tried again at the next change or check.
+    /// An operation failed; it is repeated at the next change or check.
     Error,
 }
 
@@ -41,12 +41,12 @@ pub enum IncidentKind {
 pub struct Incidents(Arc<Mutex<VecDeque<Incident>>>);
 
 impl Incidents {
-    /// Records that something was missing or changed and is restored.
+    /// Records that an object was missing or changed and is restored.
     pub fn repaired(&self, what: impl Into<String>) {
         self.record(IncidentKind::Repaired, what.into());
     }
 
-    /// Records that another program's object is in the way.
+    /// Records that another program's object has the place of ours.
     pub fn foreign(&self, what: impl Into<String>) {
         self.record(IncidentKind::Foreign, what.into());
     }
@@ -56,7 +56,7 @@ impl Incidents {
         self.record(IncidentKind::Error, what.into());
     }
 
-    /// The latest incidents, oldest first.
+    /// Returns the latest incidents, oldest first.
     pub fn latest(&self) -> Vec<Incident> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }

@@ -1,5 +1,5 @@
-//! `edge-agent join`: all that a plain machine needs to become a node. Writes the configuration and
-//! the join token, starts the agent's unit, and waits until the node has joined.
+//! `edge-agent join`: turns a plain machine into a node. Writes the configuration and the join
+//! token, starts the agent's unit, and waits until the node has joined.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -18,33 +18,33 @@ use crate::membership::ControllerStatus;
 use crate::state_dir::replace_file;
 use crate::stdout::print;
 
-/// Name of the token's file, beside a configuration that this command writes.
+/// Name of the token's file, in the directory of a configuration that this command writes.
 const TOKEN_NAME: &str = "token";
-/// Longest join token that is read, bytes.
+/// Maximum size of a join token, in bytes.
 const MAX_TOKEN: u64 = 16 * 1024;
-/// How often the running agent is asked.
+/// How often the command queries the running agent.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// There is systemd, and it manages this system (`sd_booted(3)`).
+/// Exists if systemd manages this system (`sd_booted(3)`).
 const SYSTEMD: &str = "/run/systemd/system";
 /// The units of `deploy/systemd`.
 const UNITS: [&str; 3] = ["edge-agent.socket", "edge-agent-ipv6.socket", "edge-agent.service"];
 
-/// What the operator says.
+/// The options from the command line.
 #[derive(Debug)]
 pub struct JoinOptions {
     /// The controller's addresses, tried in this order.
     pub urls: Vec<String>,
-    /// The configuration.
+    /// Path of the configuration.
     pub file: PathBuf,
-    /// The node's name, if neither token nor host name say it.
+    /// The node's name, if neither token nor host name gives it.
     pub name: Option<NodeName>,
-    /// Longest wait for the controller; zero: do not wait.
+    /// Time limit for the controller; zero: do not wait.
     pub timeout: Duration,
 }
 
 /// Joins. `token` is the join token, or `-` to read it from standard input, where other users of
 /// this machine do not see it. A second run with the same controller only waits and shows the
-/// status, or brings a new token. Fails if the configuration is there and names another controller.
+/// status, or installs a new token. Fails if a configuration exists and names another controller.
 pub fn join(options: &JoinOptions, token: &str) -> anyhow::Result<()> {
     let token = read_token(token)?;
     let parsed: JoinToken = token.parse().map_err(|error| anyhow::anyhow!("the join token: {error}"))?;
@@ -76,7 +76,7 @@ fn read_token(argument: &str) -> anyhow::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// Writes the configuration, or reads the one that is there.
+/// Writes the configuration, or reads an existing one.
 fn ensure_configuration(options: &JoinOptions) -> anyhow::Result<Config> {
     let file = &options.file;
     if file.exists() {
@@ -98,7 +98,7 @@ fn ensure_configuration(options: &JoinOptions) -> anyhow::Result<Config> {
     let text = format!(
         "# All keys: docs/configuration.md\n{name}[controller]\nurls = {urls}\ntoken_file = \"{TOKEN_NAME}\"\n"
     );
-    // Errors of a URL come before anything is written.
+    // A wrong URL is reported before anything is written.
     Config::parse(&text, file)?;
     if let Some(directory) = file.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(directory);
@@ -117,7 +117,8 @@ fn token_path(config: &Config, file: &Path) -> anyhow::Result<PathBuf> {
     Ok(config.path(token_file))
 }
 
-/// Enables and starts the agent's units. Without systemd, or without the units, says what to run.
+/// Enables and starts the agent's units. Without systemd, or without the units, prints the command
+/// to run.
 fn start_units(file: &Path) -> anyhow::Result<()> {
     let has_unit = || {
         let found = Command::new("systemctl").args(["cat", UNITS[2]]).output();

@@ -1,32 +1,33 @@
 //! The agent of an edge-cni node. From the controller's view, or from static peers in its TOML
-//! file, it derives which tunnels, policies and routes this node wants, and keeps the kernel in
-//! that state.
+//! file, it derives the tunnels, policies and routes of this node, and keeps the kernel in that
+//! state.
 //!
-//! Data flows one way: [`controller_client`] and [`config`] say who the peers are; [`desired`]
-//! computes what follows from that; [`tunnels`] and [`host`] carry it out; [`status`] tells people.
+//! Data flows in one direction: [`controller_client`] and [`config`] provide the peers; [`desired`]
+//! computes the desired state; [`tunnels`] and [`host`] carry it out; [`status`] reports it to
+//! people.
 //!
 //! - [`cli`]: the commands.
 //! - [`config`]: the TOML file.
-//! - [`membership`]: what the controller's side hands to the node's side: view and
-//!   credentials.
+//! - [`membership`]: the view and the credentials, which the controller's side passes to the node's
+//!   side.
 //! - [`controller_client`]: joining, certificate, view, requests for segments.
 //! - [`install_cni`]: the conflist, by which the container runtime finds the plugin.
-//! - [`plugin_server`]: the plugin's socket, and when to request a segment.
+//! - [`plugin_server`]: the plugin's socket, and the decision when to request a segment.
 //! - [`state_dir`]: the files on disk.
-//! - [`clock`]: boot time for lifetimes, and the time of the world for certificates.
+//! - [`clock`]: boot time for lifetimes, and wall-clock time for certificates.
 //! - [`static_peer_names`]: the static peers, with their host names resolved.
-//! - [`desired`]: which tunnels, policies and routes follow from view and static peers. Pure.
-//! - [`candidate_addresses`]: at which addresses nodes find each other. Pure.
-//! - [`underlay`]: what this node needs outside of every tunnel, and which view would take it away.
-//!   Pure.
+//! - [`desired`]: the tunnels, policies and routes that follow from view and static peers. No I/O.
+//! - [`candidate_addresses`]: the addresses at which nodes find each other. No I/O.
+//! - [`underlay`]: the addresses that this node needs outside of every tunnel, and the views that
+//!   would take them away. No I/O.
 //! - [`tunnels`]: the IKE driver: endpoint, sockets and XFRM in one loop.
 //! - [`host`]: routes, bridge, firewall, uplinks.
-//! - [`incidents`]: what was repaired, what is in the way, what went wrong.
+//! - [`incidents`]: repairs, conflicts and errors.
 //! - [`logging`]: the log, its filter, and spans for node and peer.
 //! - [`status`]: the document of `status --json`, and the table.
 //! - `observe`: metrics and probes.
 //! - [`hardening`]: no core dumps, private files.
-//! - [`netns_lock`]: one agent in a network namespace.
+//! - [`netns_lock`]: allows one agent in a network namespace.
 //! - [`run`]: starts the parts of `edge-agent run` and ends them.
 //! - [`join`]: makes a plain machine a node.
 //! - [`down`]: takes away what is in the kernel.

@@ -1,7 +1,7 @@
 //! The log: where it goes, its filter, and the spans that name node and peer.
 //!
-//! Everything that concerns one peer is logged within a span `peer{peer=NAME}`, here and in
-//! `edge-ike`, so that a filter can select one peer.
+//! All events about one peer are logged within a span `peer{peer=NAME}`, here and in `edge-ike`, so
+//! that a filter can select one peer.
 
 use std::io::IsTerminal;
 
@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 /// `info,[peer{peer=edge-2}]=debug`; `info` unless set.
 pub fn start() {
     let filter = EnvFilter::try_from_env("EDGE_AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // netlink-proto traces whole messages, keys included, so its log is off whatever the filter
-    // says.
+    // netlink-proto traces whole messages, including keys, so its log is off whatever the filter
+    // is.
     let filter = ["netlink_proto=off", "netlink_packet_xfrm=off"]
         .iter()
         .filter_map(|directive| directive.parse().ok())
@@ -27,18 +27,18 @@ pub fn start() {
         .try_init();
 }
 
-/// The span of everything that this agent does, `node{node=NAME}`. It has no name before
+/// Makes the span of all events of this agent, `node{node=NAME}`. It has no name before
 /// [`set_node`].
 pub fn node_span() -> Span {
     tracing::info_span!("node", node = field::Empty)
 }
 
-/// Names the node in its span. To be called once.
+/// Names the node in its span. Must be called only once.
 pub fn set_node(span: &Span, node: &NodeName) {
     span.record("node", field::display(node));
 }
 
-/// The span of what concerns one peer, `peer{peer=NAME}`.
+/// Makes the span of events about one peer, `peer{peer=NAME}`.
 pub fn peer_span(peer: &PeerName) -> Span {
     tracing::info_span!("peer", %peer)
 }

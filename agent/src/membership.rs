@@ -1,9 +1,9 @@
 //! The channels between the controller client and the rest of the agent.
 //!
 //! The controller client publishes a [`Membership`] whenever view or certificate change, and the
-//! one on disk at start. The rest of the agent makes tunnels, policies and routes of it, and
-//! publishes [`UplinkFacts`], from which the controller client reports this node's addresses and
-//! writes the pods' MTU.
+//! one on disk at start. The rest of the agent derives tunnels, policies and routes from it. It
+//! also publishes [`UplinkFacts`], from which the controller client reports this node's addresses
+//! and writes the pods' MTU.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,21 +26,21 @@ pub struct Membership {
     pub view: Arc<NodeView>,
     /// The current certificate with its key.
     pub credentials: Arc<NodeCredentials>,
-    /// Networks of hubs that the view no longer names. No packet for them leaves in clear.
+    /// Networks of hubs that the view no longer names. No packet for them leaves unencrypted.
     pub former_networks: Arc<Vec<FormerNetwork>>,
 }
 
 /// A network of a hub that the view no longer names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FormerNetwork {
-    /// The hub that had it.
+    /// The hub to which the network belonged.
     pub hub: NodeName,
-    /// Network that the hub fronted, as the last view that had it says.
+    /// Network that the hub fronted, according to the last view that had it.
     pub network: IpNetwork,
-    /// Time at which the hub disappeared from the view, seconds since 1970-01-01 UTC. It counts
+    /// Time at which the hub disappeared from the view, seconds since 1970-01-01 UTC. It is used
     /// only after a reboot.
     pub since: u64,
-    /// The same time by the clock of a boot, which nobody can set.
+    /// The same time by the clock of a boot, which cannot be set.
     #[serde(default)]
     pub boot_time: Option<BootTime>,
 }
@@ -106,7 +106,7 @@ pub struct ControllerStatus {
     pub certificate_not_after: Option<i64>,
     /// The last error, with the remedy.
     pub last_error: Option<String>,
-    /// Why the controller's latest view is refused, if it is.
+    /// The reason why the controller's latest view is refused; `None` if it is not.
     #[serde(default)]
     pub refused_view: Option<String>,
     /// Addresses that this node needs and that the view in force takes into tunnels; at most eight.
@@ -117,15 +117,15 @@ pub struct ControllerStatus {
 /// The controller client's ends of the channels.
 #[derive(Debug)]
 pub struct ControllerChannels {
-    /// The agent's configuration; `[controller]` is there.
+    /// The agent's configuration, which has a `[controller]` table.
     pub config: Arc<Config>,
-    /// Judges certificates; the controller client raises its floor.
+    /// Clock for checking certificates; the controller client raises its floor.
     pub clock: Arc<CertificateClock>,
     /// Addresses to report, and the pods' MTU.
     pub uplink: watch::Receiver<UplinkFacts>,
     /// How many tunnels are up, for the report; `None` before the first count.
     pub tunnels: watch::Receiver<Option<TunnelCount>>,
-    /// What keeps pods' packets from arriving, for the report.
+    /// The obstacles that keep pods' packets from arriving, for the report.
     pub obstacles: watch::Receiver<Vec<String>>,
     /// View and credentials; `None` before the first view.
     pub membership: watch::Sender<Option<Membership>>,
@@ -140,13 +140,13 @@ pub struct ControllerChannels {
 pub struct NodeChannels {
     /// The agent's configuration.
     pub config: Arc<Config>,
-    /// Judges certificates.
+    /// Clock for checking certificates.
     pub clock: Arc<CertificateClock>,
     /// Addresses and MTU.
     pub uplink: watch::Sender<UplinkFacts>,
     /// How many tunnels are up.
     pub tunnels: watch::Sender<Option<TunnelCount>>,
-    /// What keeps pods' packets from arriving, one sentence each.
+    /// The obstacles that keep pods' packets from arriving, one sentence each.
     pub obstacles: watch::Sender<Vec<String>>,
     /// View and credentials.
     pub membership: watch::Receiver<Option<Membership>>,

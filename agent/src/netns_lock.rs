@@ -1,11 +1,11 @@
-//! The lock that allows one agent in a network namespace. All agents mark what they own in the
-//! kernel alike (reqids, the guard's device, the nftables table, the routes' protocol). So a second
-//! agent would remove what the first one installed, even with other directories and ports.
+//! The lock that allows one agent in a network namespace. All agents use the same marks for their
+//! objects in the kernel (reqids, the guard's device, the nftables table, the routes' protocol). So
+//! a second agent would remove the objects of the first one, even with other directories and ports.
 //!
 //! The lock is an abstract unix socket (`unix(7)`). Such a name belongs to the network namespace,
 //! and the kernel frees it however the process ends. But any user may bind the name. So a name is
 //! skipped if a process of another user holds it (SO_PEERCRED: neither root nor our own user), or
-//! if its holder accepts no connection: no local user can keep the agent from starting.
+//! if its holder accepts no connection. Therefore no local user can keep the agent from starting.
 
 use std::io::{self, Read};
 use std::os::linux::net::SocketAddrExt;
@@ -21,12 +21,12 @@ use rustix::process::geteuid;
 
 /// The first of the names that are tried.
 const NAME: &str = "edge-cni-agent";
-/// Number of names that are tried. If other users hold them all, the agent runs without the lock
+/// Number of names that are tried. If other users hold all of them, the agent runs without the lock
 /// and logs a warning.
 const NAMES: usize = 16;
-/// Longest wait for the holder's description, which an agent sends at once.
+/// Time limit for the holder's description, which an agent sends at once.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest description that is read, bytes.
+/// Maximum length of a description, in bytes.
 const MAX_DESCRIPTION: u64 = 4096 + 64;
 
 /// Held while the agent runs.
@@ -34,7 +34,7 @@ const MAX_DESCRIPTION: u64 = 4096 + 64;
 pub struct NetnsLock {
     /// `None` if other users hold every name.
     listener: Option<UnixListener>,
-    /// What [`Self::serve`] sends: process and state directory.
+    /// The text that [`Self::serve`] sends: process and state directory.
     description: String,
 }
 
@@ -44,13 +44,13 @@ enum LockHolder {
     Nobody,
     /// Another agent; its description.
     Agent(String),
-    /// A process of this other user.
+    /// A process of another user, with its user id.
     OtherUser(u32),
 }
 
 impl NetnsLock {
-    /// Takes the lock. To be called before anything in this namespace is changed. Fails if another
-    /// agent holds it.
+    /// Takes the lock. Must be called before any change in this namespace. Fails if another agent
+    /// holds it.
     pub fn acquire(state_dir: &Path) -> anyhow::Result<Self> {
         let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
         let description = format!("process {}, state directory {}\n", std::process::id(), state_dir.display());
@@ -58,8 +58,9 @@ impl NetnsLock {
         for number in 0..NAMES {
             match UnixListener::bind_addr(&address(number)?) {
                 Ok(listener) => {
-                    // Another agent may have bound a name since the first check: checked again, so
-                    // that of two agents that start at once at least one sees the other.
+                    // Another agent may have bound a name since the first check. The check is
+                    // repeated, so that of two agents that start at the same moment at least one
+                    // sees the other.
                     refuse_second_agent(Some(number))?;
                     listener.set_nonblocking(true)?;
                     return Ok(Self { listener: Some(listener), description });
@@ -84,7 +85,7 @@ impl NetnsLock {
         };
         loop {
             match listener.accept().await {
-                // The description fits into the send buffer, so this does not wait.
+                // The description fits into the send buffer, so the write does not block.
                 Ok((stream, _)) => drop(stream.try_write(self.description.as_bytes())),
                 Err(_) => tokio::time::sleep(READ_TIMEOUT).await,
             }
@@ -116,8 +117,8 @@ fn holder(number: usize) -> anyhow::Result<LockHolder> {
     match connect(&socket, &SocketAddrUnix::new_abstract_name(name(number).as_bytes())?) {
         Ok(()) => {}
         Err(Errno::CONNREFUSED) => return Ok(LockHolder::Nobody),
-        // The queue is full (EAGAIN), or it is no stream socket. An agent empties its queue, so the
-        // holder is no agent.
+        // The queue is full (EAGAIN), or the socket is not a stream socket. An agent empties its
+        // queue, so the holder is not an agent.
         Err(error) => {
             tracing::warn!(%error, "@{}: what holds this name accepts no connection; it is skipped", name(number));
             return Ok(LockHolder::Nobody);

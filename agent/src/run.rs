@@ -1,5 +1,5 @@
 //! `edge-agent run`: starts controller client, host reconciler and admin socket on a small thread
-//! pool, and the tunnels on a thread of their own; ends them.
+//! pool, and the tunnels on a separate thread. Also ends them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -32,10 +32,10 @@ use crate::status::Status;
 use crate::tunnels::{CaptureReader, Driver, DriverRequest, SasToRekey};
 use crate::{hardening, host, logging, membership, observe, plugin_server, state_dir};
 
-/// Least time between two reports of changed obstacles.
+/// Minimum time between two reports of changed obstacles.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM or SIGINT, or until a part fails. What is in the kernel stays there.
+/// Runs until SIGTERM or SIGINT, or until a part fails. Leaves the objects in the kernel.
 pub fn run(config: Config) -> anyhow::Result<()> {
     logging::start();
     let span = logging::node_span();
@@ -54,11 +54,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (controller, node) = membership::channels(config.clone(), Arc::new(CertificateClock::default()), stop.clone());
     if config.controller.is_some() {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
-        // Needed before the view on disk comes into force. A report without addresses would take
-        // those that peers use out of their views for a moment.
+        // The uplink is read before the view on disk comes into force. A report without addresses
+        // would remove the addresses that peers use from their views for a moment.
         node.uplink.send_replace(runtime.block_on(host::read_uplink(&config))?);
         let controller = ControllerClient::load(controller, state)?;
-        // Otherwise the node has no name before it has joined.
+        // Without this, the node has no name before it has joined.
         if let Some(name) = controller.node().or(config.name.clone()) {
             logging::set_node(&span, &name);
         }
@@ -124,8 +124,8 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
     outcome.and(tunnels).and(reconciler)
 }
 
-/// Starts the thread that owns the IKE endpoint and XFRM. Returns an error if sockets or XFRM
-/// cannot be opened, else a receiver of the thread's result.
+/// Starts the thread that owns the IKE endpoint and XFRM. Returns a receiver of the thread's
+/// result. Fails if sockets or XFRM cannot be opened.
 fn start_tunnels(
     node: &NodeChannels,
     incidents: Incidents,
@@ -155,7 +155,7 @@ fn start_tunnels(
             })
         };
         let outcome = work();
-        // Without the tunnels' thread the agent ends.
+        // The agent ends when the tunnels' thread ends.
         stop.cancel();
         let _ = done_tx.send(outcome);
     })?;
@@ -174,7 +174,7 @@ async fn recompute_desired(
     loop {
         tokio::select! {
             changed = membership.changed() => if changed.is_err() { return },
-            // Without names there is no sender.
+            // If there are no names to resolve, the sender does not exist.
             Ok(()) = statics.changed() => {}
         }
         let now = membership.borrow_and_update().clone();
@@ -185,8 +185,8 @@ async fn recompute_desired(
     }
 }
 
-/// Publishes what keeps pods' packets from arriving, for the report to the controller: at most
-/// [`MOST_OBSTACLES`] texts of [`LONGEST_OBSTACLE`] characters, and not more often than every
+/// Publishes the obstacles that keep pods' packets from arriving, for the report to the controller:
+/// at most [`MOST_OBSTACLES`] texts of [`LONGEST_OBSTACLE`] characters, and at most once in each
 /// [`OBSTACLES_INTERVAL`].
 async fn publish_obstacles(mut host: watch::Receiver<HostState>, to: watch::Sender<Vec<String>>) {
     loop {

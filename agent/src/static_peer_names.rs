@@ -1,5 +1,5 @@
-//! The static peers, with the host names in `remote` resolved. Names are resolved on their own
-//! tasks, never on the tunnels' thread, and for as long as the agent runs: a peer with a dynamic
+//! Resolves the host names in `remote` of the static peers. Names are resolved on separate tasks,
+//! never on the tunnels' thread, and for as long as the agent runs, so that a peer with a dynamic
 //! address is found again. If a name cannot be resolved, its last addresses stay.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use crate::incidents::Incidents;
 /// How often a name is looked up.
 #[derive(Debug, Clone, Copy)]
 struct LookupTiming {
-    /// Time between two lookups, less up to a fifth.
+    /// Maximum time between two lookups. Up to a fifth is subtracted.
     interval: Duration,
     /// Wait after the first failed lookup. It is doubled after each further one, up to `interval`.
     first_retry: Duration,
@@ -29,7 +29,7 @@ struct LookupTiming {
 /// Providers of dynamic names use a lifetime of about a minute.
 const LOOKUP_TIMING: LookupTiming =
     LookupTiming { interval: Duration::from_secs(60), first_retry: Duration::from_secs(2) };
-/// Most addresses of one name that are used. Each is tried.
+/// Maximum number of addresses of one name that are used. Each is tried.
 const MAX_ADDRESSES: usize = 8;
 
 /// The addresses of each name that has been resolved.
@@ -46,12 +46,12 @@ impl StaticPeers {
         peers.collect::<Result<_, _>>().map(Self)
     }
 
-    /// The peers, with the addresses that are known without a lookup.
+    /// Returns the peers, with the addresses that are known without a lookup.
     pub fn unresolved(&self) -> Vec<PeerConfig> {
         self.with(&Addresses::new())
     }
 
-    /// Looks up the names until the receivers of `to` are gone, and sends the peers whenever
+    /// Looks up the names until the receivers of `to` are dropped, and sends the peers whenever
     /// addresses have changed. Returns at once if there is no name.
     pub async fn follow_names(self, incidents: Incidents, to: watch::Sender<Vec<PeerConfig>>) {
         self.follow_names_by(lookup, LOOKUP_TIMING, incidents, to).await;
@@ -81,7 +81,7 @@ impl StaticPeers {
             };
             let (name, found, retry) = match finished {
                 None => return,
-                // A lookup does not panic, and nobody cancels it.
+                // A lookup does not panic, and is never cancelled.
                 Some(Err(_)) => continue,
                 Some(Ok(finished)) => finished,
             };
@@ -111,7 +111,7 @@ impl StaticPeers {
         }
     }
 
-    /// The names, each once.
+    /// Returns the names, each once.
     fn names(&self) -> Vec<String> {
         let hosts = self.0.iter().flat_map(|(_, remotes)| remotes).map(|remote| &remote.host);
         let mut names: Vec<String> = hosts.filter_map(RemoteHost::name).map(str::to_owned).collect();
@@ -125,7 +125,7 @@ impl StaticPeers {
         self.0.iter().filter(|(_, remotes)| here(remotes)).map(|(peer, _)| peer.name.as_str()).collect()
     }
 
-    /// The peers with these addresses in place of names, in the order of `remote`.
+    /// Returns the peers with these addresses in place of names, in the order of `remote`.
     fn with(&self, known: &Addresses) -> Vec<PeerConfig> {
         let peers = self.0.iter().map(|(peer, remotes)| {
             let addresses = remotes.iter().flat_map(|remote| {
@@ -141,8 +141,8 @@ impl StaticPeers {
     }
 }
 
-/// Asks the system's resolver. The addresses are sorted, since resolvers rotate them. All of them
-/// are candidates.
+/// Queries the system's resolver. The addresses are sorted, since resolvers rotate them. All of
+/// them are candidates.
 async fn lookup(name: String) -> io::Result<Vec<IpAddr>> {
     let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
     let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();

@@ -1,5 +1,5 @@
-//! Standard output of the commands. A reader that has gone, such as `head`, is not an error: a
-//! command still does its work.
+//! Writes standard output of the commands. A reader that has closed its end, such as `head`, is not
+//! an error: a command still completes its work.
 
 use std::io::{self, Write};
 

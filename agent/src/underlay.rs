@@ -1,7 +1,7 @@
 //! The underlay: addresses that this node needs outside of every tunnel. These are its own, those
 //! of its gateways and name servers, the controller's, and those that every host needs, such as
 //! multicast addresses. A view whose networks contain one of them is refused, since the node could
-//! not receive a correction. Pure, except for [`host_resolvers`].
+//! not receive a correction. Except for [`host_resolvers`], this module does no I/O.
 //!
 //! Any host on the node's network can change most of these addresses by a router advertisement or a
 //! DHCP lease. So an address is a reason to refuse a view only if the view in force does not
@@ -23,7 +23,7 @@ pub struct Underlay {
     pub addresses: Vec<IpAddr>,
     /// Gateways of the default routes.
     pub gateways: Vec<IpAddr>,
-    /// Name servers, without those that the operator says are reached through the tunnels.
+    /// Name servers, without those that the operator has configured as reached through the tunnels.
     pub resolvers: Vec<IpAddr>,
     /// Interface of the first IPv4 default route.
     pub uplink_v4: Option<String>,
@@ -41,7 +41,7 @@ pub struct AddressConflict {
 }
 
 impl AddressConflict {
-    /// The network of the view that contains the address.
+    /// Returns the network of the view that contains the address.
     pub fn network(&self) -> IpNetwork {
         self.network
     }
@@ -66,13 +66,13 @@ impl fmt::Display for AddressConflict {
 }
 
 impl Underlay {
-    /// The interface of the default route of this family.
+    /// Returns the interface of the default route of this family.
     pub fn uplink(&self, ipv4: bool) -> Option<&str> {
         if ipv4 { self.uplink_v4.as_deref() } else { self.uplink_v6.as_deref() }
     }
 
-    /// The first address that the view's networks contain, and those of the view in force do not.
-    /// `controllers` are addresses of the controller.
+    /// Returns the first address that the view's networks contain but those of the view in force do
+    /// not. `controllers` are addresses of the controller.
     pub fn conflict(
         &self,
         current: Option<&NodeView>,
@@ -84,7 +84,7 @@ impl Underlay {
         self.conflicts(view, controllers).into_iter().find(is_new)
     }
 
-    /// The conflicts of a view, at most one for each address.
+    /// Returns the conflicts of a view, at most one for each address.
     pub fn conflicts(&self, view: &NodeView, controllers: &[IpAddr]) -> Vec<AddressConflict> {
         // Of ten thousand peers a few are hubs.
         let hubs: Vec<&SharedPeer> = view.peers.iter().filter(|peer| !peer.networks.is_empty()).collect();
@@ -99,7 +99,7 @@ impl Underlay {
         conflicts
     }
 
-    /// The addresses that the node needs, each with what it is.
+    /// Returns the addresses that the node needs, each with a description.
     fn needed(&self, controllers: &[IpAddr]) -> Vec<(IpAddr, &'static str)> {
         let mut needed = Self::usable(&self.addresses, "this node's own address");
         needed.extend(Self::usable(&self.gateways, "its gateway"));
@@ -137,10 +137,10 @@ fn holder(view: &NodeView, hubs: &[&SharedPeer], address: IpAddr) -> Option<(IpN
     let of = |networks: &[IpNetwork], what: &str| {
         networks.iter().find(|network| network.contains(address)).map(|network| (*network, what.to_owned()))
     };
-    // The networks that a hub fronts are its own surroundings, and not guarded.
+    // A hub's own surroundings are the networks that it fronts, which are not guarded.
     let fronted = view.networks.iter().any(|network| network.contains(address));
     let in_ranges = if fronted { None } else { of(&view.cluster_ranges, "cluster range") };
-    // The bridge gets an address of each of our segments.
+    // The bridge gets an address from each of our segments.
     in_ranges.or_else(|| of(&view.segments, "segment")).or_else(|| {
         if view.role == Role::Cloud {
             // A cloud node reaches the cloud's networks without a tunnel.
@@ -154,15 +154,15 @@ fn holder(view: &NodeView, hubs: &[&SharedPeer], address: IpAddr) -> Option<(IpN
     })
 }
 
-/// Name servers of this host, and those that systemd-resolved asks, without those in
+/// Returns the name servers of this host, and those that systemd-resolved uses, without those in
 /// `behind_tunnels`.
 pub fn host_resolvers(behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     resolvers(&[read("/etc/resolv.conf"), read("/run/systemd/resolve/resolv.conf")], behind_tunnels)
 }
 
-/// Name servers of files in the form of resolv.conf(5), each once, without those of the host itself
-/// and those in `behind_tunnels`.
+/// Returns the name servers of files in the form of resolv.conf(5), each once, without those of the
+/// host itself and those in `behind_tunnels`.
 fn resolvers(files: &[String], behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     let server = |line: &str| -> Option<IpAddr> {
         let mut words = line.split_whitespace();
@@ -179,7 +179,7 @@ fn resolvers(files: &[String], behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     found
 }
 
-/// Networks that a view makes unreachable outside of a tunnel, each once, in order.
+/// Returns the networks that a view makes unreachable outside of a tunnel, each once, in order.
 pub fn guarded(view: &NodeView) -> Vec<IpNetwork> {
     let mut networks: Vec<IpNetwork> = view.cluster_ranges.clone();
     if view.role != Role::Cloud {
@@ -190,7 +190,8 @@ pub fn guarded(view: &NodeView) -> Vec<IpNetwork> {
     networks
 }
 
-/// Guarded networks of `new` that lie within none of `old`. Only these can newly cut the node off.
+/// Returns the guarded networks of `new` that lie within none of `old`. Only these can newly cut
+/// the node off.
 pub fn added(old: &NodeView, new: &NodeView) -> Vec<IpNetwork> {
     let old = guarded(old);
     guarded(new).into_iter().filter(|network| !old.iter().any(|known| contains(known, network))).collect()
@@ -383,10 +384,11 @@ mod tests {
         let host = "# made by hand\nsearch lan\nnameserver 192.168.1.1\nnameserver fe80::1%eth0\n nameserver 127.0.0.53\noptions edns0\n";
         assert_eq!(read(&[host], &[]), addresses(&["192.168.1.1", "fe80::1"]));
         assert!(read(&["nameserver\nnameserver x\n"], &[]).is_empty());
-        // systemd-resolved asks others, also if the file names more than it.
+        // systemd-resolved uses other servers, even if the file names more than systemd-resolved
+        // itself.
         let asked = "nameserver 192.168.1.1\nnameserver 10.0.0.53\n";
         assert_eq!(read(&[host, asked], &[]), addresses(&["192.168.1.1", "fe80::1", "10.0.0.53"]));
-        // Only the operator says that a name server is the cluster's own.
+        // Only the operator decides that a name server belongs to the cluster.
         let pod = "search edge-cni.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n";
         assert_eq!(read(&[pod], &[]), addresses(&["10.96.0.10"]));
         assert_eq!(read(&[pod, asked], &["10.96.0.10", "::ffff:10.0.0.53"]), addresses(&["192.168.1.1"]));

@@ -1,4 +1,4 @@
-//! `edge-agent uninstall`: leaves the host as it was before edge-cni.
+//! `edge-agent uninstall`: restores the host to its state before edge-cni.
 
 use std::fs;
 use std::io;
@@ -11,35 +11,35 @@ use crate::down::{Removal, refuse_beside_agent, remove_from_kernel};
 use crate::stdout::print;
 use crate::{host, install_cni, state_dir};
 
-/// Most pods that one message names.
+/// Maximum number of pods that one message names.
 const NAMED_PODS: usize = 10;
 
-/// Whether the kernel drops packets that wait for an SA (ip-sysctl.rst).
+/// Sysctl: whether the kernel drops packets that wait for an SA (ip-sysctl.rst).
 const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
 
-/// How much to remove.
+/// The extent of the removal.
 #[derive(Debug, Clone, Copy)]
 pub struct Extent {
-    /// Go on although pods are attached. They lose the network.
+    /// Continue although pods are attached. They lose the network.
     pub cut_off_pods: bool,
     /// Also remove the configuration and the join token.
     pub purge: bool,
 }
 
-/// Removes what agent and plugin keep on this host: the conflist and the plugin, all that `down`
-/// removes, bridges, forwarding, and the files below `state_dir` and `run_dir`. `file` is the
-/// configuration. Changes nothing if the agent runs, or if pods are attached and may not be cut
-/// off. Otherwise goes on after a failure, and reports all failures.
+/// Removes everything that agent and plugin keep on this host: the conflist and the plugin,
+/// everything that `down` removes, bridges, forwarding, and the files below `state_dir` and
+/// `run_dir`. `file` is the configuration. Changes nothing if the agent runs, or if pods are
+/// attached and may not be cut off. Otherwise continues after a failure, and reports all failures.
 pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result<()> {
     refuse_beside_agent(config).context(
         "on a host with systemd: systemctl disable --now edge-agent-install-cni edge-agent edge-agent.socket edge-agent-ipv6.socket",
     )?;
     refuse_attached_pods(extent)?;
     let mut removal = Removal::default();
-    // From here on the runtime attaches no more pods.
+    // From now on the runtime attaches no more pods.
     let conflist = config.path(&config.cni.conf_dir).join(install_cni::CONFLIST);
     remove_file(&mut removal, &conflist);
-    // A pod may have come in between.
+    // A pod may have been attached in between.
     refuse_attached_pods(extent)?;
     removal.record("bridges", delete_bridges());
     let kernel = remove_from_kernel(config, false);
@@ -48,8 +48,8 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
     removal.failures.extend(kernel.failures);
     if removal.failures.is_empty() {
         remove_file(&mut removal, &install_cni::plugin_path(config));
-        // The record of forwarding and the identity stay until all else has gone, so that the
-        // command can be repeated.
+        // The record of forwarding and the identity stay until everything else is removed, so that
+        // the command can be repeated.
         for directory in [&config.run_dir, &config.state_dir] {
             remove_directory(&mut removal, directory);
         }
@@ -57,7 +57,7 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
     if extent.purge && removal.failures.is_empty() {
         purge(&mut removal, config, file);
     }
-    // Not changed back: it holds for all programs, and nothing says what it was before.
+    // The setting is not restored: it applies to all programs, and its earlier value is unknown.
     if fs::read_to_string(LARVAL_DROP).is_ok_and(|value| value.trim() == "0") {
         removal.notes.push(
             "net.core.xfrm_larval_drop is 0, perhaps for our tunnels on demand; the kernel's default: sysctl -w net.core.xfrm_larval_drop=1"
@@ -107,8 +107,8 @@ fn remove_directory(removal: &mut Removal, directory: &Path) {
     }
 }
 
-/// Removes the configuration and the join token, and their directory if nothing else is in it. Keys
-/// and certificates of static peers are the operator's.
+/// Removes the configuration and the join token, and their directory if it is empty then. Keys and
+/// certificates of static peers belong to the operator.
 fn purge(removal: &mut Removal, config: &Config, file: &Path) {
     if let Some(token) = config.controller.as_ref().and_then(|controller| controller.token_file.as_ref()) {
         remove_file(removal, &config.path(token));

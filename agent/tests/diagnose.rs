@@ -1,5 +1,5 @@
-//! `edge-agent diagnose` names what is wrong between two real agents, which are in namespaces of
-//! their own, joined by a cable.
+//! Tests that `edge-agent diagnose` names the fault between two real agents, which are in separate
+//! namespaces, joined by a cable.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 use interop_tests::wait;
 use pcap_file::pcap::PcapReader;
 
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(120);
 const SECRET: &str = "correct horse battery staple";
 
@@ -79,7 +79,7 @@ impl Node {
         });
     }
 
-    /// The last line of the diagnosis, and the exit code.
+    /// Returns the last line of the diagnosis, and the exit code.
     fn conclusion(&self, about: &[&str]) -> (String, Option<i32>) {
         let output = self.agent(&[&["diagnose"], about].concat()).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();

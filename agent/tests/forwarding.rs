@@ -1,5 +1,6 @@
-//! The host reconciler turns forwarding on only after its nftables table is in place, and `down`
-//! turns it off again. It runs in a network namespace of its own, once with `nft` and once without.
+//! Tests that the host reconciler turns forwarding on only after its nftables table is in place,
+//! and that `down` turns it off again. The reconciler runs in a separate network namespace, once
+//! with `nft` and once without.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +19,7 @@ use interop_tests::netns::{ignored_test, is_in_namespaces, run, succeed, unavail
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 const SETTINGS: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
 
@@ -73,7 +74,7 @@ fn reconcile(directory: &Path, until: impl FnMut(&HostState) -> bool) -> HostSta
 
 fn passes(name: &str, path: Option<&Path>) {
     let mut test = ignored_test(&["unshare", "--net"], name);
-    // The test adds what it needs; the reconciler finds no `nft`.
+    // The test makes its own objects; the reconciler finds no `nft`.
     if let Some(path) = path {
         test.env("PATH", path);
     }
@@ -102,7 +103,7 @@ fn with_nft() {
     let table = succeed(std::process::Command::new("nft").args(["list", "table", "inet", "edge-cni"]));
     assert!(table.contains("\"lan\"") && table.contains("\"uplink\""), "the table isolates the node's links: {table}");
 
-    // `down` takes away the table, and with it what the node must not do without it.
+    // `down` removes the table, and with it forwarding, which is not allowed without the table.
     let file = directory.path().join("agent.toml");
     let down =
         succeed(std::process::Command::new(env!("CARGO_BIN_EXE_edge-agent")).args(["down", "--config"]).arg(&file));

@@ -1,5 +1,5 @@
-//! `edge-agent install-cni` as init container and as a companion of the agent. Tests the program on
-//! temporary directories.
+//! Tests `edge-agent install-cni` as init container and as a companion of the agent. The program
+//! runs on temporary directories.
 
 use std::fs;
 use std::path::Path;

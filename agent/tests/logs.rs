@@ -1,4 +1,4 @@
-//! What a filter selects from the agent's log: the program itself, in a namespace of its own, with
+//! Tests what a filter selects from the agent's log. The program runs in a separate namespace, with
 //! two static peers that do not answer.
 
 use std::fs::{self, Permissions};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips, succeed};
 
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
 fn peer(name: &str, remote: &str, network: &str) -> String {
@@ -35,7 +35,7 @@ fn configure(directory: &Path) -> PathBuf {
     file
 }
 
-/// A namespace whose uplink reaches nobody.
+/// Makes a namespace whose uplink reaches no other host.
 fn namespace() -> UnnamedNamespace {
     let namespace = UnnamedNamespace::new();
     for line in [
@@ -71,7 +71,7 @@ fn a_filter_for_one_peer_shows_more_of_it_than_of_another_peer() {
     let of = |line: &str, level: &str, peer: &str| {
         line.contains(&format!(" {level} node{{node=edge-1}}:peer{{peer={peer}}}: "))
     };
-    // The endpoint logs a failure at debug, then the agent warns of it.
+    // The endpoint logs a failure at debug, then the agent logs a warning.
     let (mut details, mut warning_of_other) = (false, false);
     while !(details && warning_of_other) {
         let line = log.recv_timeout(HANG).expect("the agent logs the failures of both peers");

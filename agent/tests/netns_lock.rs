@@ -1,5 +1,5 @@
-//! The lock that allows one agent in a network namespace. Tests the program in namespaces of their
-//! own, with a static peer that does not answer.
+//! Tests the lock that allows one agent in a network namespace. The program runs in separate
+//! namespaces, with a static peer that does not answer.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,7 +15,7 @@ use interop_tests::wait;
 
 /// The user `nobody`.
 const STRANGER: libc::c_long = 65_534;
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
 fn agent(before: &[&str], directory: &Path, ports: [u16; 2]) -> Command {
@@ -36,7 +36,7 @@ fn agent(before: &[&str], directory: &Path, ports: [u16; 2]) -> Command {
     command
 }
 
-/// Starts an agent in a namespace of its own and waits for its admin socket.
+/// Starts an agent in a separate namespace and waits for its admin socket.
 fn start(directory: &Path) -> KilledOnDrop {
     let mut child = agent(&["unshare", "--net"], directory, [500, 4500]).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -52,7 +52,7 @@ fn start(directory: &Path) -> KilledOnDrop {
     running
 }
 
-/// Runs a second agent in the same namespace, with directories and ports of its own, until it ends.
+/// Runs a second agent in the same namespace, with its own directories and ports, until it ends.
 fn second(first: &KilledOnDrop, directory: &Path) -> Output {
     let namespace = format!("--net=/proc/{}/ns/net", first.0.id());
     let child = agent(&["nsenter", &namespace], directory, [1500, 14500]).stderr(Stdio::piped()).spawn().unwrap();
@@ -87,7 +87,8 @@ fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_proces
     assert_refused(&second(&first, &two), &first, &one);
     assert!(!two.join("state").exists() && !two.join("run").exists(), "nothing was touched");
     assert!(first.0.try_wait().unwrap().is_none(), "the first goes on");
-    // It runs in a namespace of its own, and in the first one's after that was killed.
+    // The second agent runs in a separate namespace, and in the first one's after that agent was
+    // killed.
     drop(start(&two));
     drop(first);
     drop(start(&one));
@@ -102,8 +103,8 @@ fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<ForeignListener> {
     let path = format!("/proc/{process}/ns/net");
     std::thread::spawn(move || {
         let namespace = fs::File::open(path).unwrap();
-        // SAFETY: the system calls change the network namespace and user of this thread only. It
-        // ends right after.
+        // SAFETY: the system calls change the network namespace and user of this thread only. The
+        // thread ends right after.
         unsafe {
             assert_eq!(libc::setns(std::os::fd::AsRawFd::as_raw_fd(&namespace), libc::CLONE_NEWNET), 0);
             assert_eq!(libc::syscall(libc::SYS_setresuid, STRANGER, STRANGER, STRANGER), 0);
@@ -137,7 +138,7 @@ fn starts_beside_a_squatter(full: bool) {
     let first = KilledOnDrop(agent(&["nsenter", &namespace], &one, [500, 4500]).stderr(Stdio::null()).spawn().unwrap());
     let socket = one.join("run/admin.sock");
     wait::expect("the agent to start beside a squatter", HANG, || socket.exists().then_some(()));
-    // A second agent is still refused, also after the squatter has ended.
+    // A second agent is still refused, even after the other user's process has ended.
     assert_refused(&second(&first, &two), &first, &one);
     drop(squatters);
     assert_refused(&second(&first, &two), &first, &one);

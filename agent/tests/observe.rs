@@ -1,5 +1,5 @@
-//! Metrics, probes and `status` of the program, in a namespace of its own, with a static peer that
-//! does not answer.
+//! Tests metrics, probes and `status` of the program, in a separate namespace, with a static peer
+//! that does not answer.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,10 +12,10 @@ use std::time::Duration;
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, enter, is_root_or_skips};
 use interop_tests::wait;
 
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 const ADDRESS: &str = "127.0.0.1:9644";
-/// More than the agent keeps open.
+/// A number of connections larger than the agent keeps open.
 const SILENT: usize = 40;
 
 fn agent(namespace: &UnnamedNamespace, directory: &Path) -> Command {
@@ -44,7 +44,7 @@ fn within<T: Send + 'static>(namespace: &UnnamedNamespace, work: impl FnOnce() -
     thread.join().unwrap()
 }
 
-/// The status line and the body of a response.
+/// Returns the status line and the body of a response.
 fn request(method: &str, path: &str) -> std::io::Result<(String, String)> {
     request_for(method, path, "*/*")
 }

@@ -1,5 +1,5 @@
-//! A node whose LAN or resolver lies within the cluster's ranges. Tests the program with a real
-//! controller and real XFRM policies, in namespaces of their own.
+//! Tests a node whose LAN or resolver lies within the cluster's ranges. The program runs with a
+//! real controller and real XFRM policies, in separate namespaces.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ use interop_tests::netns::{
 use interop_tests::wait;
 use serde_json::Value;
 
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 /// Another server on the gateway.
 const ON_THE_GATEWAY: &str = "192.168.1.1:8053";
@@ -101,7 +101,7 @@ impl<'a> Agent<'a> {
         command
     }
 
-    /// What `status` says of the controller, once it satisfies the condition.
+    /// Returns the controller part of `status`, once it satisfies the condition.
     fn status<T>(&self, what: &str, condition: impl Fn(&Value) -> Option<T>) -> T {
         wait::expect(what, HANG, || {
             let status = Self::command(self.directory, "status").arg("--json").output().unwrap();
@@ -163,7 +163,8 @@ fn a_resolver_in_the_clusters_range() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     start_controller(directory, "10.77.0.0/16");
-    // Another resolver, outside of the range, and a search list as in pods make no difference.
+    // Another resolver, outside of the range, and a search list like that of pods make no
+    // difference.
     let text = "search svc.cluster.local\nnameserver 192.0.2.53\nnameserver 10.77.0.53\n";
     fs::write(directory.join("resolv.conf"), text).unwrap();
     run(&format!("mount --bind {} /etc/resolv.conf", directory.join("resolv.conf").display()));
@@ -175,7 +176,7 @@ fn a_resolver_in_the_clusters_range() {
     assert!(!directory.join("state/segments.json").exists() && !directory.join("state/view.json").exists());
     drop(agent);
     let agent = Agent::start(directory, "resolvers_behind_tunnels = [\"192.0.2.53\"]");
-    // The view's version may be another one.
+    // The versions of the views may differ.
     let reason = |why: &str| why.split_once(" is refused").unwrap().1.to_owned();
     assert_eq!(reason(&agent.refusal()), reason(&why), "the key excepts other addresses alone");
     drop(agent);

@@ -1,5 +1,5 @@
-//! `remote = "NAME"`: the agent starts without the name, and asks the system's resolver again.
-//! Tests the program in namespaces of its own, with a hosts file of its own.
+//! Tests `remote = "NAME"`: the agent starts without an address for the name, and queries the
+//! system's resolver again. The program runs in separate namespaces, with its own hosts file.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,10 +11,10 @@ use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 use interop_tests::wait;
 use serde_json::Value;
 
-/// Ends a test that hangs. After a failure a name is looked up within a minute.
+/// Time limit for a test that hangs. After a failure a name is looked up within a minute.
 const HANG: Duration = Duration::from_secs(180);
 
-/// The addresses at which the running agent looks for its peer.
+/// Returns the addresses at which the running agent tries its peer.
 fn endpoints(directory: &Path) -> Option<Vec<String>> {
     let mut status = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
     let output = status.args(["status", "--json", "--config"]).arg(directory.join("agent.toml")).output().unwrap();
@@ -41,7 +41,7 @@ fn a_peer_with_a_name_that_is_resolved_later_is_looked_for_at_its_addresses() {
     );
     fs::write(&config, text).unwrap();
     fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
-    // In a mount namespace of its own the program has this hosts file.
+    // In a separate mount namespace the program has this hosts file.
     let start = format!(
         "mount --bind {} /etc/hosts && exec {} run --config {}",
         hosts.display(),
@@ -53,7 +53,7 @@ fn a_peer_with_a_name_that_is_resolved_later_is_looked_for_at_its_addresses() {
     wait::expect("the agent to run although nothing resolves its peer", HANG, || {
         endpoints(directory).filter(|endpoints| endpoints.is_empty())
     });
-    // Written in place: the mount shows this file, not its name.
+    // The file is written in place, because the mount refers to this file and not to its name.
     fs::write(&hosts, "192.0.2.7 moon.example\n2001:db8::7 moon.example\n").unwrap();
     wait::expect("the agent to find the peer's addresses", HANG, || {
         endpoints(directory).filter(|endpoints| endpoints == &["[2001:db8::7]:4500", "192.0.2.7:4500"])

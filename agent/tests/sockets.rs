@@ -1,6 +1,6 @@
-//! The agent's UDP ports: systemd opens them before any local user can, and errors if a user has
-//! bound one. Tests the program in namespaces of their own, with a static peer that does not
-//! answer.
+//! Tests the agent's UDP ports: systemd opens them before any local user can, and the agent reports
+//! an error if a user has bound one. The program runs in separate namespaces, with a static peer
+//! that does not answer.
 
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
@@ -17,7 +17,7 @@ use interop_tests::wait;
 
 /// The user `nobody`.
 const STRANGER: libc::c_long = 65_534;
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 /// `UDP_ENCAP` (`linux/udp.h`).
 const UDP_ENCAP: libc::c_int = 100;
@@ -37,14 +37,14 @@ impl Namespace {
         self.namespace.path()
     }
 
-    /// Whether the holder can be reached.
+    /// Returns whether the holder can be reached.
     fn is_held(&self) -> bool {
         let sockets = fs::read_to_string(format!("/proc/{}/net/unix", self.namespace.pid())).unwrap();
-        // `__SO_ACCEPTCON` (`linux/net.h`): it listens.
+        // `__SO_ACCEPTCON` (`linux/net.h`) shows that the socket listens.
         sockets.lines().any(|line| line.ends_with("@edge-cni-sockets") && line.contains(" 00010000 "))
     }
 
-    /// The inode of the IPv4 socket that is bound to a port.
+    /// Returns the inode of the IPv4 socket that is bound to a port.
     fn inode(&self, port: u16) -> Option<String> {
         let table = fs::read_to_string(format!("/proc/{}/net/udp", self.namespace.pid())).unwrap();
         let local = format!(":{port:04X}");
@@ -57,7 +57,7 @@ impl Namespace {
         let namespace = fs::File::open(self.path()).unwrap();
         std::thread::spawn(move || {
             // SAFETY: the system calls change the network namespace and user of this thread only.
-            // It ends right after.
+            // The thread ends right after.
             unsafe {
                 assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
                 assert_eq!(libc::syscall(libc::SYS_setresuid, user, user, user), 0);
@@ -68,7 +68,7 @@ impl Namespace {
         .unwrap()
     }
 
-    /// The agent's command, which passes these sockets as systemd does.
+    /// Makes the agent's command, which passes these sockets as systemd does.
     fn agent(&self, directory: &Path, nat_port: u16, passed: &[OwnedFd]) -> Command {
         let file = directory.join("agent.toml");
         let text = format!(
@@ -140,12 +140,12 @@ fn udp(addresses: &'static [&'static str]) -> impl FnOnce() -> Vec<OwnedFd> + Se
     move || addresses.iter().map(|address| bind_only(address)).collect()
 }
 
-/// A UDP socket as systemd opens it with `BindIPv6Only=ipv6-only`.
+/// Opens a UDP socket as systemd does with `BindIPv6Only=ipv6-only`.
 fn bind_only(address: &str) -> OwnedFd {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
     let address: std::net::SocketAddr = address.parse().unwrap();
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    // So that children of other tests do not inherit it.
+    // CLOEXEC, so that children of other tests do not inherit the socket.
     let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&fd, true).unwrap();
@@ -154,8 +154,8 @@ fn bind_only(address: &str) -> OwnedFd {
     fd
 }
 
-/// Binds a port that another socket had until now. A program that another test starts holds a copy
-/// of that socket for a moment, between fork and exec.
+/// Binds a port that another socket had until now. A program that another test starts has a copy of
+/// that socket for a moment, between fork and exec.
 fn when_free<T>(bind: impl FnMut() -> Option<T>) -> T {
     wait::expect("the port to be free", HANG, bind)
 }
@@ -187,7 +187,7 @@ fn sockets_that_systemd_opened_are_taken_over_and_outlive_the_agent() {
         drop(agent);
         fs::remove_dir_all(directory.path().join("run")).unwrap();
     }
-    // Sockets that are not passed are opened: here those of IPv6.
+    // The agent opens sockets that are not passed: here those of IPv6.
     sockets.truncate(2);
     drop(namespace.start(directory.path(), 4500, &sockets));
 }
@@ -235,7 +235,7 @@ fn state_and_sockets_are_private_without_a_controller_too_and_no_core_is_written
     }
     let (namespace, directory) = (Namespace::new(), tempfile::tempdir().unwrap());
     let mode = |path: &str| fs::metadata(directory.path().join(path)).unwrap().permissions().mode() & 0o777;
-    // As left by an earlier release.
+    // The state that an earlier release leaves.
     fs::create_dir(directory.path().join("state")).unwrap();
     fs::write(directory.path().join("state/reqids.json"), "{}").unwrap();
     fs::set_permissions(directory.path().join("state"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -298,8 +298,8 @@ fn a_local_user_gets_no_held_socket() {
     assert_eq!(namespace.within(STRANGER, ask), b"");
     drop(agent);
     assert!(namespace.inode(4500).is_some());
-    // A user who has bound the name gets nothing of the next agent, and does not keep it from
-    // starting.
+    // A user who has bound the name receives nothing from the next agent, and does not prevent its
+    // start.
     let holder = namespace.within(0, || edge_agent::socket_holder::client::find().unwrap().unwrap());
     holder.end().unwrap();
     let posing = namespace.within(STRANGER, || {

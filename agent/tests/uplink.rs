@@ -1,4 +1,4 @@
-//! What the agent knows of its uplinks before it reports for the first time.
+//! Tests what the agent reads about its uplinks before its first report.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The cache of things that are built once per machine: their directories, and the lock for
+//! The cache of files that are built once per machine: their directories, and the lock for
 //! building.
 
 use std::fs::{self, File};
@@ -8,21 +8,21 @@ use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
 use rustix::fs::FlockOperation;
 
-/// A directory below `$XDG_CACHE_HOME/edge-cni` for all builds of one thing.
+/// A directory below `$XDG_CACHE_HOME/edge-cni` for all builds of one kind.
 pub(crate) struct BuildCache {
     root: PathBuf,
     what: &'static str,
 }
 
 impl BuildCache {
-    /// Opens the directory, or makes it. `what` is what is built, for messages.
+    /// Opens the directory, or makes it. `what` names the built files, for messages.
     pub(crate) fn open(directory: &str, what: &'static str) -> Result<Self> {
         let root = base()?.join("edge-cni").join(directory);
         fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
         Ok(Self { root, what })
     }
 
-    /// The directory itself.
+    /// Returns the directory itself.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
@@ -38,7 +38,7 @@ impl BuildCache {
         Ok(file)
     }
 
-    /// A directory to build in, which is removed when dropped.
+    /// Makes a directory to build in, which is removed when dropped.
     pub(crate) fn scratch(&self) -> Result<tempfile::TempDir> {
         // This process holds the lock, so older directories are from builds that were killed.
         for entry in fs::read_dir(&self.root)? {
@@ -69,14 +69,14 @@ impl BuildCache {
     }
 }
 
-/// A short name for a build's inputs; other inputs have another name.
+/// Returns a short name for a build's inputs; other inputs have another name.
 pub(crate) fn digest(inputs: &[&str]) -> String {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     inputs.iter().for_each(|input| context.update(input.as_bytes()));
     HEXLOWER.encode(&context.finish().as_ref()[..6])
 }
 
-/// `$XDG_CACHE_HOME`, by default `~/.cache`.
+/// Returns `$XDG_CACHE_HOME`, by default `~/.cache`.
 fn base() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("XDG_CACHE_HOME")
         && Path::new(&dir).is_absolute()

@@ -1,4 +1,4 @@
-//! `edge-cni` on a host of the lab, run exactly as a container runtime does.
+//! Runs `edge-cni` on a host of the lab, exactly as a container runtime does.
 
 use std::fs::File;
 use std::process::Stdio;
@@ -20,8 +20,8 @@ pub(crate) struct PluginOutput {
     pub(crate) body: Value,
 }
 
-/// The network configuration that a runtime makes of the installed list: the first plugin's, with
-/// the list's name and version.
+/// Makes the network configuration that a runtime derives from the installed list: the first
+/// plugin's, with the list's name and version.
 fn network_configuration(node: &Node) -> Result<Value> {
     let list: Value = serde_json::from_str(&node.read(CONFLIST)?)?;
     let mut plugin = list["plugins"][0].clone();
@@ -67,7 +67,7 @@ pub(crate) fn add(lab: &Lab, node: &Node, name: &str) -> Result<(Pod, Value)> {
     Ok((pod, answer.body))
 }
 
-/// The container ID of a pod that [`add`] makes.
+/// Returns the container ID of a pod that [`add`] makes.
 pub(crate) fn container_id(node: &Node, name: &str) -> String {
     format!("{name}-{}", node.name())
 }

@@ -1,4 +1,4 @@
-//! `edge-agent` on a host of the lab.
+//! Runs `edge-agent` on a host of the lab.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -32,9 +32,9 @@ pub struct StaticPeer {
     pub local_subnets: Vec<String>,
     /// Networks behind the peer.
     pub remote_subnets: Vec<String>,
-    /// IKE proposals, as in `ike_proposals`. None: the agent's defaults.
+    /// IKE proposals, in the form of `ike_proposals`; empty for the agent's defaults.
     pub ike: Vec<String>,
-    /// ESP proposals, as in `esp_proposals`. None: the agent's defaults.
+    /// ESP proposals, in the form of `esp_proposals`; empty for the agent's defaults.
     pub esp: Vec<String>,
     /// `initiate`, `respond` or `on-demand`.
     pub start: &'static str,
@@ -96,7 +96,7 @@ pub struct ChildSpis {
 }
 
 impl<'a> Agent<'a> {
-    /// Starts an agent with static peers alone. `more` is further text at the top of its file.
+    /// Starts an agent with only static peers. `more` is further text at the top of its file.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -108,7 +108,7 @@ impl<'a> Agent<'a> {
         Self::start_with(lab, node, &config, "trace")
     }
 
-    /// Starts an agent with this configuration file and this filter of its log.
+    /// Starts an agent with this configuration file and this filter for its log.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -137,7 +137,7 @@ impl<'a> Agent<'a> {
         Ok(())
     }
 
-    /// The output of `edge-agent status --json`.
+    /// Returns the output of `edge-agent status --json`.
     ///
     /// # Errors
     /// If the agent does not answer.
@@ -145,7 +145,7 @@ impl<'a> Agent<'a> {
         serde_json::from_str(&self.status_text()?).context("the agent's status is not JSON")
     }
 
-    /// As [`Self::status`], as it was printed.
+    /// Returns the same status as [`Self::status`], as the printed text.
     ///
     /// # Errors
     /// If the agent does not answer.
@@ -153,7 +153,7 @@ impl<'a> Agent<'a> {
         self.node.run(self.node.command(&self.program).args(["status", "--json", "--config", CONFIG]))
     }
 
-    /// The CHILD_SA in use with a peer.
+    /// Returns the CHILD_SA in use with a peer.
     ///
     /// # Errors
     /// If there is none, or more than one.
@@ -161,7 +161,7 @@ impl<'a> Agent<'a> {
         tunnel(&self.status()?, peer)
     }
 
-    /// The CHILD_SAs in use with several peers, from one status.
+    /// Returns the CHILD_SAs in use with several peers, from one status.
     ///
     /// # Errors
     /// If there is none, or more than one, with one of them.
@@ -170,7 +170,7 @@ impl<'a> Agent<'a> {
         peers.into_iter().map(|peer| tunnel(&status, &peer)).collect()
     }
 
-    /// The CHILD_SAs in use with a peer, by the networks of the peer that they carry.
+    /// Returns the CHILD_SAs in use with a peer, by the networks of the peer that they carry.
     ///
     /// # Errors
     /// If the agent does not answer.
@@ -186,7 +186,7 @@ impl<'a> Agent<'a> {
         in_use.map(|child| Ok((networks(child), spis(child)?))).collect()
     }
 
-    /// The networks of a peer that no CHILD_SA carries although they are configured.
+    /// Returns the networks of a peer that no CHILD_SA carries although they are configured.
     ///
     /// # Errors
     /// If the agent does not answer.
@@ -233,7 +233,7 @@ impl<'a> Agent<'a> {
         })
     }
 
-    /// The reason why the latest attempt with a peer failed.
+    /// Returns the reason why the latest attempt with a peer failed.
     ///
     /// # Errors
     /// If it did not fail, or has succeeded since.
@@ -243,7 +243,7 @@ impl<'a> Agent<'a> {
         error.map(str::to_owned).with_context(|| format!("the agent has no error with {peer}: {status}"))
     }
 
-    /// `edge-agent rekey PEER`, then waits until another CHILD_SA is in use.
+    /// Runs `edge-agent rekey PEER`, then waits until another CHILD_SA is in use.
     ///
     /// # Errors
     /// If it is refused, or none comes in time.
@@ -257,7 +257,7 @@ impl<'a> Agent<'a> {
         })
     }
 
-    /// `edge-agent rekey --ike PEER`, then waits until another IKE SA is the only one.
+    /// Runs `edge-agent rekey --ike PEER`, then waits until another IKE SA is the only one.
     ///
     /// # Errors
     /// If it is refused, or none comes in time.
@@ -271,7 +271,7 @@ impl<'a> Agent<'a> {
         })
     }
 
-    /// `edge-agent rekey PEER`, or `--ike`, which only begins it.
+    /// Runs `edge-agent rekey PEER`, optionally with `--ike`, and does not wait for the rekey.
     ///
     /// # Errors
     /// If it is refused.
@@ -279,7 +279,7 @@ impl<'a> Agent<'a> {
         self.run_rekey(peer, if ike { &["--ike"] } else { &[] })
     }
 
-    /// `edge-agent rekey PEER --child CHILD`, which only begins it.
+    /// Runs `edge-agent rekey PEER --child CHILD`, and does not wait for the rekey.
     ///
     /// # Errors
     /// If it is refused.
@@ -332,13 +332,13 @@ impl<'a> Agent<'a> {
         self.node.run(command.args(["install-cni", "--config", CONFIG, "--plugin"]).arg(plugin)).map(drop)
     }
 
-    /// The agent's process.
+    /// Returns the agent's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 }
 
-/// The number of peers with a CHILD_SA in use in this output of `edge-agent status --json`.
+/// Counts the peers with a CHILD_SA in use in this output of `edge-agent status --json`.
 #[must_use]
 pub fn count_up(status: &Value) -> usize {
     let in_use = |child: &Value| child.get("usage").and_then(Value::as_str) == Some("in-use");
@@ -357,7 +357,7 @@ fn spis(child: &Value) -> Result<ChildSpis> {
     Ok(ChildSpis { spi_in: spi("inbound_spi")?, spi_out: spi("outbound_spi")? })
 }
 
-/// A peer's entry in the status.
+/// Returns a peer's entry in the status.
 fn report<'s>(status: &'s Value, peer: &str) -> Result<&'s Value> {
     status
         .get("peers")

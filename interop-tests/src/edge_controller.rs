@@ -1,4 +1,4 @@
-//! `edge-controller` on a host of the lab, and agents that join it.
+//! Runs `edge-controller` on a host of the lab, and agents that join it.
 
 use anyhow::{Context as _, Result};
 
@@ -17,9 +17,9 @@ pub const CLUSTER_RANGE: &str = "10.64.0.0/10";
 /// The controller's state directory.
 pub const STATE_DIR: &str = "/var/lib/edge-controller";
 
-/// A running controller with a store of its own.
+/// A running controller with its own store.
 ///
-/// Its node needs `/etc/edge-controller` as a directory of its own
+/// Its node needs its own directory `/etc/edge-controller`
 /// ([`NodePlan::own_directory`](crate::topology::NodePlan::own_directory)).
 pub struct Controller<'a> {
     lab: &'a Lab,
@@ -29,8 +29,8 @@ pub struct Controller<'a> {
 }
 
 impl<'a> Controller<'a> {
-    /// Starts a controller, which nodes reach under `address`, an IPv4 address. `more` is further
-    /// text at the top of its file.
+    /// Starts a controller, which nodes reach at `address`, an IPv4 address. `more` is further text
+    /// at the top of its file.
     ///
     /// # Errors
     /// If it does not answer.
@@ -83,8 +83,8 @@ impl<'a> Controller<'a> {
         Agent::start_with(self.lab, node, &config, "info")
     }
 
-    /// Makes a pod of an edge, as a plugin would: a port of the bridge, and the first addresses of
-    /// the edge's segment. Returns its address too.
+    /// Makes a pod of an edge as a plugin would: with a port of the bridge and the first addresses
+    /// of the edge's segment. Also returns its address.
     ///
     /// # Errors
     /// If the edge gets no segment, or an interface cannot be made.
@@ -111,7 +111,7 @@ impl<'a> Controller<'a> {
         Ok((pod, address.to_string()))
     }
 
-    /// The controller's process.
+    /// Returns the controller's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }

@@ -1,5 +1,5 @@
-//! `exec` runs one command as root in the lab, for crates with tests that need privileges or a
-//! kernel with ESP.
+//! Implements `exec`, which runs one command as root in the lab, for crates with tests that need
+//! privileges or a kernel with ESP.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::guest::{Event, Guest, Job, Output, Spec, choose};
 /// Runs `argv` as root in the lab, in the current directory with the current environment, and
 /// returns its exit status.
 ///
-/// What the command writes is lost, except below the `writable` directories.
+/// Files that the command writes are lost, except below the `writable` directories.
 ///
 /// # Errors
 /// If the lab or the command does not start.
@@ -49,7 +49,7 @@ pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> 
     }
 }
 
-/// This process's environment, with root's program directories added to `PATH`.
+/// Returns this process's environment, with root's program directories added to `PATH`.
 #[must_use]
 pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os()

@@ -1,11 +1,11 @@
-//! Finding the programs that the lab runs.
+//! Finds the programs that the lab runs.
 
 use std::path::{Path, PathBuf};
 
 /// Directories of root's programs, which an ordinary user's `PATH` often leaves out.
 const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// The full path of a program on `PATH` or in one of root's directories.
+/// Returns the full path of a program on `PATH` or in one of root's directories.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -14,7 +14,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| is_executable(file))
 }
 
-/// `PATH` for programs in the lab: this process's own and root's directories.
+/// Returns `PATH` for programs in the lab: this process's own and root's directories.
 pub fn search_path() -> String {
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
     format!("{path}:{}", SBIN.join(":"))

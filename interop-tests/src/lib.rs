@@ -1,14 +1,14 @@
 //! The lab runs networks of real programs on a real kernel with ESP, on an ordinary machine.
 //!
 //! [`kube`] is a real Kubernetes control plane for tests that need one. [`suite`] and [`netns`]
-//! serve the tests of single crates that need privileges.
+//! support the tests of single crates that need privileges.
 //!
 //! [`power_cuts`] kills the lab's kernel while the plugin runs on it.
 //! [`command_line`] makes references, manual pages and completions of the programs.
 //!
-//! [`mod@bench`] measures the agent with thousands of peers. [`ike_peers`] plays them.
+//! [`mod@bench`] measures the agent with thousands of peers, which [`ike_peers`] plays.
 //!
-//! `docs/lab.md` says how the lab works, how to add a scenario, and how to investigate one that
+//! `docs/lab.md` explains how the lab works, how to add a scenario, and how to investigate one that
 //! failed.
 
 #![forbid(unsafe_code)]

@@ -1,5 +1,5 @@
-//! Network namespaces and programs for the tests of a single crate, without the lab. Like all tests
-//! they panic if something that they need fails.
+//! Network namespaces and programs for the tests of a single crate, without the lab. Like all
+//! tests, these functions panic if a requirement fails.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Why this machine cannot run tests in network namespaces, if so. It makes one to find out.
+/// Returns the reason why this machine cannot run tests in network namespaces; `None` if it can.
+/// Makes a namespace to find out.
 #[must_use]
 pub fn unavailable() -> Option<String> {
     probe(|_| None)
 }
 
-/// As [`unavailable`], for tests that also need `nft`.
+/// Checks as [`unavailable`] does, for tests that also need `nft`.
 #[must_use]
 pub fn unavailable_with_nft() -> Option<String> {
     probe(|name| {
@@ -43,7 +44,8 @@ fn probe(inside: impl FnOnce(&str) -> Option<String>) -> Option<String> {
     }
 }
 
-/// Whether this process is root. If it is not, it says on standard error that a test is skipped.
+/// Returns whether this process is root. If it is not, prints on standard error that a test is
+/// skipped.
 #[must_use]
 pub fn is_root_or_skips() -> bool {
     let root = rustix::process::geteuid().is_root();
@@ -61,14 +63,14 @@ pub fn add(name: &str) {
     succeed(Command::new("ip").args(["netns", "add", name]));
 }
 
-/// Deletes a named network namespace, if it is there.
+/// Deletes a named network namespace, if it exists.
 pub fn delete(name: &str) {
-    // What is gone already needs no deletion; a test that cleans up after a failure has no more to
-    // say.
+    // A namespace that is already gone needs no deletion, and after a failed test a further error
+    // does not help.
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
-/// Runs `work` on a thread of its own in a named network namespace.
+/// Runs `work` on a separate thread in a named network namespace.
 ///
 /// # Panics
 /// If the namespace cannot be entered, or `work` panics.
@@ -95,7 +97,7 @@ pub fn enter(path: &Path) {
 /// Runs a program to its end, which must be a success. Returns its standard output.
 ///
 /// # Panics
-/// If it cannot be run or fails; the message has its standard error.
+/// If the program cannot be run or fails; the message contains its standard error.
 pub fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -111,11 +113,11 @@ pub fn run(line: &str) {
     succeed(Command::new(words.next().unwrap_or_else(|| panic!("a command line without a program"))).args(words));
 }
 
-/// Set for the ignored tests that run in namespaces of their own.
+/// Set for the ignored tests that run in separate namespaces.
 const IN_NAMESPACES: &str = "EDGE_TEST_IN_NAMESPACES";
 
-/// A command that runs one ignored test of this program in namespaces. `prefix` enters or makes
-/// them, as `unshare --net` does. The test must return at once unless [`is_in_namespaces`].
+/// Makes a command that runs one ignored test of this program in namespaces. `prefix` enters or
+/// makes them, as `unshare --net` does. The test must return at once unless [`is_in_namespaces`].
 ///
 /// # Panics
 /// If `prefix` is empty or this program has no path.
@@ -137,7 +139,8 @@ pub fn passes_in_namespaces(name: &str) {
     assert!(output.contains("1 passed"), "{output}");
 }
 
-/// Whether [`ignored_test`] has started this test. Otherwise someone runs all ignored tests.
+/// Returns whether [`ignored_test`] has started this test. Otherwise a person runs all ignored
+/// tests.
 #[must_use]
 pub fn is_in_namespaces() -> bool {
     std::env::var_os(IN_NAMESPACES).is_some()
@@ -170,7 +173,7 @@ pub struct KilledOnDrop(pub Child);
 
 impl Drop for KilledOnDrop {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The program may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -181,7 +184,7 @@ impl Drop for KilledOnDrop {
 pub struct UnnamedNamespace(KilledOnDrop);
 
 impl UnnamedNamespace {
-    /// Makes it.
+    /// Makes the namespace.
     ///
     /// # Panics
     /// If it cannot be made.
@@ -189,7 +192,7 @@ impl UnnamedNamespace {
     #[expect(clippy::new_without_default, reason = "it starts a process")]
     pub fn new() -> Self {
         // `unshare` becomes `cat`, which ends with its standard input, at the latest when this
-        // process does. It answers once it is in the namespace.
+        // process ends. It answers once it is in the namespace.
         let mut command = Command::new("unshare");
         command.args(["--net", "cat"]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
@@ -202,19 +205,19 @@ impl UnnamedNamespace {
         Self(holder)
     }
 
-    /// The process that holds it.
+    /// Returns the id of the process that keeps the namespace alive.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.0.0.id()
     }
 
-    /// The path by which others enter it.
+    /// Returns the path by which other processes enter the namespace.
     #[must_use]
     pub fn path(&self) -> String {
         format!("/proc/{}/ns/net", self.pid())
     }
 
-    /// A command that runs `program` in it.
+    /// Makes a command that runs `program` in the namespace.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");

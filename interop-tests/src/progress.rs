@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often a step reports where it is, if standard error is no terminal.
+/// How often a step reports its progress, if standard error is not a terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(20);
 
 /// A long step that reports its progress.
@@ -17,7 +17,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts a step and reports that.
+    /// Starts a step and reports its start.
     pub fn start(name: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{spinner} {prefix} {wide_msg} [{elapsed}]")
@@ -33,7 +33,7 @@ impl Progress {
         Self { name: name.to_owned(), started: now, last_plain: now, bar }
     }
 
-    /// Reports where the step is; without a terminal only every 20 seconds.
+    /// Reports the progress of the step; without a terminal only every 20 seconds.
     pub fn at(&mut self, what: &str) {
         if let Some(bar) = &self.bar {
             bar.set_message(what.to_owned());

@@ -1,5 +1,5 @@
-//! Edges that are only in a controller's store. They have no addresses, so no agent negotiates with
-//! them, but they are peers in views.
+//! Edges that exist only in a controller's store. They have no addresses, so no agent negotiates
+//! with them, but they are peers in views.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -16,19 +16,20 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 
 use crate::edge_controller::CLUSTER_RANGE;
 
-/// The name of an edge, counted from 0.
+/// Returns the name of an edge, counted from 0.
 #[must_use]
 pub fn name(index: u32) -> String {
     format!("node-{index:05}")
 }
 
-/// The segment of an edge.
+/// Returns the segment of an edge.
 ///
 /// # Errors
 /// If there are too many for the range.
 pub fn segment(index: u32) -> Result<IpNetwork> {
     let range: Ipv4Network = CLUSTER_RANGE.parse()?;
-    // The upper half of the range, since the controller grants from the lower one.
+    // The address is in the upper half of the range, since the controller grants from the lower
+    // one.
     let address = Ipv4Addr::from(u32::from(range.network()) + (range.size() / 2) + (index << 6));
     Ok(IpNetwork::from(Ipv4Network::new(address, 26)?))
 }

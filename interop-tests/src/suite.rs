@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// A test and its name, the sentence that it proves.
+/// A test with its name, which is the sentence that it proves.
 pub type Test = (&'static str, fn());
 
-/// What happens to tests that this machine cannot run.
+/// The treatment of tests that this machine cannot run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unrunnable {
     /// They count as skipped.
@@ -18,8 +18,8 @@ pub enum Unrunnable {
 }
 
 /// Runs the tests whose names contain one of the words on the command line, or all of them. With
-/// `--exact` a name must be one of the words; with `--list` it prints the names. `unavailable` says
-/// why none of them can run here, if so.
+/// `--exact` a name must be one of the words; with `--list` it prints the names. `unavailable`
+/// returns the reason why none of them can run on this machine.
 #[must_use]
 pub fn run(tests: &[Test], unavailable: impl FnOnce() -> Option<String>, unrunnable: Unrunnable) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -66,8 +66,8 @@ fn report_unrunnable(chosen: &[&Test], why: &str, fatal: bool) -> ExitCode {
     ExitCode::from(u8::from(fatal))
 }
 
-/// Whether this is a build machine, where nothing may be skipped: the environment variable `CI` is
-/// set to something other than `0` or `false`.
+/// Returns whether this is a build machine, where nothing may be skipped: the environment variable
+/// `CI` is set to something other than `0` or `false`.
 pub(crate) fn is_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
 }

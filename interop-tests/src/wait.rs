@@ -1,10 +1,10 @@
-//! Waiting for events. The lab never sleeps for a fixed time and hopes.
+//! Waits for events. The lab never waits for a fixed time instead of an event.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-/// How long an event may take on a loaded machine, unless a scenario gives another timeout.
+/// Time limit for an event on a loaded machine, unless a scenario gives another timeout.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 const POLL: Duration = Duration::from_millis(20);
@@ -28,11 +28,11 @@ pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result
     }
 }
 
-/// [`until`] for tests that panic if an event does not happen: calls `probe` until it returns a
-/// value.
+/// Waits as [`until`] does, for tests that panic if an event does not happen: calls `probe` until
+/// it returns a value.
 ///
 /// # Panics
-/// If there is none within `timeout`.
+/// If `probe` returns no value within `timeout`.
 #[track_caller]
 pub fn expect<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     match until(what, timeout, || probe().ok_or_else(|| anyhow!("it did not happen"))) {
@@ -41,7 +41,7 @@ pub fn expect<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Optio
     }
 }
 
-/// [`until`] with [`TIMEOUT`].
+/// Calls [`until`] with [`TIMEOUT`].
 ///
 /// # Errors
 /// If the event does not happen in time.

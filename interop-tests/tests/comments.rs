@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The last column of a comment, in characters.
 const WIDTH: usize = 100;
 
-/// All Rust sources of the workspace.
+/// Returns all Rust sources of the workspace.
 fn sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let mut directories: Vec<PathBuf> =
@@ -25,8 +25,8 @@ fn sources() -> Vec<PathBuf> {
     sources
 }
 
-/// The numbers of too long lines with a comment alone. Code, and examples in comments (between
-/// "```" lines), may be as long as code.
+/// Returns the numbers of lines that contain only a comment and are too long. Code, and examples in
+/// comments (between "```" lines), may be as long as code.
 fn long_comments(source: &str) -> Vec<usize> {
     let (mut example, mut long) = (false, Vec::new());
     for (number, line) in (1..).zip(source.lines()) {

@@ -1,4 +1,4 @@
-//! What the documents point to is there: files, directories and headings.
+//! Checks that the files, directories and headings to which the documents refer exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
-/// All Markdown files of the top level and below `docs`.
+/// Returns all Markdown files of the top level and below `docs`.
 fn documents() -> Vec<PathBuf> {
     let mut documents = Vec::new();
     for directory in ["", "docs", "docs/cli", "docs/decisions", "docs/install"].map(|folder| root().join(folder)) {
@@ -25,7 +25,7 @@ fn documents() -> Vec<PathBuf> {
     documents
 }
 
-/// The text without its code blocks, since code is not Markdown.
+/// Returns the text without its code blocks, since code is not Markdown.
 fn prose(text: &str) -> String {
     let mut code = false;
     let mut prose = String::new();
@@ -40,12 +40,12 @@ fn prose(text: &str) -> String {
     prose
 }
 
-/// The targets of `[text](target)`.
+/// Returns the targets of `[text](target)`.
 fn links(prose: &str) -> impl Iterator<Item = &str> {
     prose.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target)
 }
 
-/// The anchors of a document's headings, as GitHub makes them.
+/// Returns the anchors of a document's headings, in GitHub's form.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));
     let kept = |c: &char| c.is_alphanumeric() || [' ', '-', '_'].contains(c);
@@ -55,7 +55,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Between backticks: what looks like a path of this workspace.
+/// Returns the texts between backticks that look like paths of this workspace.
 fn paths(prose: &str) -> impl Iterator<Item = &str> {
     let quoted = prose.split('`').skip(1).step_by(2);
     let complete = |word: &&str| !word.contains(|c: char| c.is_whitespace() || "*{<$:".contains(c));
@@ -94,7 +94,7 @@ fn paths_that_documents_name_are_there() {
         let text = fs::read_to_string(&document).unwrap();
         for path in paths(&prose(&text)) {
             seen += 1;
-            // Rust's modules are named without their ending.
+            // Documents name Rust's modules without the file extension.
             let (plain, module) = (root().join(path), root().join(format!("{path}.rs")));
             if !plain.exists()
                 && !module.exists()

@@ -1,6 +1,6 @@
-//! Checks that files do not import each other in circles: at most two files may, if they are in
-//! the same folder. A file that names an item which another one re-exports imports both: that one,
-//! and the file that defines the item. Tests and macros count for nothing.
+//! Checks that files do not import each other in circles: at most two files may, if they are in the
+//! same folder. A file that uses a re-exported item imports both the re-exporting file and the file
+//! that defines the item. Tests and macros do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,20 +12,20 @@ use syn::{Attribute, File, Ident, Item, ItemMod, ItemUse, UseTree, Visibility};
 /// A path in the source of a crate, relative to the module that names it.
 type Names = Vec<String>;
 
-/// How many re-exports may lead from a name to its item. A longer way is a circle of names.
+/// Maximum number of re-exports between a name and its item. A longer chain is a circle of names.
 const REEXPORTS: usize = 16;
 
 /// A module of a crate.
 #[derive(Default)]
 struct Module {
     file: PathBuf,
-    /// Its place in the crate; empty for the root.
+    /// Its path in the crate; empty for the root.
     path: Names,
     /// The items that it defines.
     items: BTreeSet<String>,
-    /// What its `use` lines bring in, by the name that they give it.
+    /// The paths that its `use` lines import, by the name that they give to each.
     bindings: BTreeMap<String, Names>,
-    /// The modules whose items it brings in with a `*`.
+    /// The modules whose items it imports with a `*`.
     globs: Vec<Names>,
     /// The paths that it uses: those of `use` lines, and those in its code.
     used: BTreeSet<Names>,
@@ -35,7 +35,7 @@ struct Module {
 #[derive(Default)]
 struct Crate(BTreeMap<Names, Module>);
 
-/// Whether an item is compiled for tests alone.
+/// Returns whether an item is compiled only for tests.
 fn for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
@@ -74,7 +74,8 @@ fn name(item: &Item) -> Option<&Ident> {
     }
 }
 
-/// The paths that a `use` line names, each with the name that it gives to it; `None` for a `*`.
+/// Collects the paths that a `use` line names, each with the name that it gives to the path; `None`
+/// for a `*`.
 fn bindings(tree: &UseTree, prefix: &mut Names, found: &mut Vec<(Names, Option<String>)>) {
     match tree {
         UseTree::Path(path) => {
@@ -109,7 +110,7 @@ impl<'source> Visit<'source> for Module {
         }
     }
 
-    /// Modules are read on their own.
+    /// Modules are read separately.
     fn visit_item_mod(&mut self, _: &'source ItemMod) {}
 
     /// `pub(in crate::folder)` imports nothing.
@@ -145,7 +146,7 @@ impl Crate {
         read
     }
 
-    /// `folder` is where the files of the module's own modules are.
+    /// Reads one file. `folder` is the directory with the files of the module's own modules.
     fn read_file(&mut self, file: &Path, path: Names, folder: &Path) {
         let source = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let parsed: File = syn::parse_file(&source).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
@@ -170,8 +171,8 @@ impl Crate {
         self.0.insert(path, module);
     }
 
-    /// The module that defines what `names` leads to in `module`. `None` if that is outside of the
-    /// crate.
+    /// Returns the module that defines the item to which `names` leads in `module`. `None` if the
+    /// item is outside of the crate.
     fn definition<'read>(
         &'read self,
         module: &'read Module,
@@ -194,7 +195,7 @@ impl Crate {
         Some(at)
     }
 
-    /// As `definition`, for `name` in `module` and what follows it.
+    /// Finds the definition as `definition` does, for `name` in `module` and the names after it.
     fn member<'read>(
         &'read self,
         module: &'read Module,
@@ -224,7 +225,7 @@ impl Crate {
             .find_map(|glob| self.definition(module, &[&glob[..], &[name.to_owned()], rest].concat(), reexports))
     }
 
-    /// Each file with the other files that it imports.
+    /// Returns each file with the other files that it imports.
     fn imports(&self) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
         let mut imports: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
         for module in self.0.values() {
@@ -238,7 +239,7 @@ impl Crate {
         imports
     }
 
-    /// The module that `names` leads to in `module` by the names of modules alone.
+    /// Returns the module to which `names` leads in `module` through names of modules alone.
     fn named<'read>(&'read self, module: &'read Module, names: &[String]) -> Option<&'read Module> {
         let mut at = module;
         for (index, name) in names.iter().enumerate() {
@@ -258,7 +259,7 @@ impl Crate {
     }
 }
 
-/// The files that each file reaches by its imports and theirs.
+/// Returns the files that each file reaches directly or indirectly by imports.
 fn reached(imports: &BTreeMap<PathBuf, BTreeSet<PathBuf>>) -> BTreeMap<&PathBuf, BTreeSet<&PathBuf>> {
     let from = |file| {
         let (mut reached, mut open) = (BTreeSet::new(), vec![file]);
@@ -270,7 +271,7 @@ fn reached(imports: &BTreeMap<PathBuf, BTreeSet<PathBuf>>) -> BTreeMap<&PathBuf,
     imports.keys().map(|file| (file, from(file))).collect()
 }
 
-/// The circles: sets of files each of which reaches all others.
+/// Returns the circles: sets of files that each reach all others in the set.
 fn circles(imports: &BTreeMap<PathBuf, BTreeSet<PathBuf>>) -> BTreeSet<BTreeSet<&PathBuf>> {
     let reached = reached(imports);
     let circles = reached.iter().map(|(file, files)| -> BTreeSet<&PathBuf> {
@@ -283,7 +284,7 @@ fn folders<'files>(files: &BTreeSet<&'files PathBuf>) -> BTreeSet<Option<&'files
     files.iter().map(|file| file.parent()).collect()
 }
 
-/// What is wrong with the imports of the crate with this root, a line for each circle.
+/// Returns the faults in the imports of the crate with this root, a line for each circle.
 fn faults(root: &Path, shown_below: &Path) -> Vec<String> {
     let imports = Crate::read(root).imports();
     let wrong = circles(&imports).into_iter().filter(|circle| circle.len() > 2 || folders(circle).len() > 1);
@@ -300,7 +301,7 @@ fn faults(root: &Path, shown_below: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The roots of the workspace's crates.
+/// Returns the roots of the workspace's crates.
 fn roots(workspace: &Path) -> Vec<PathBuf> {
     let packages = [
         "agent",
@@ -326,7 +327,7 @@ fn no_circle_of_imports_has_more_than_two_files_and_none_crosses_folders() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// Writes a crate of these files, and tells what is wrong with its imports.
+/// Writes a crate of these files, and returns the faults in its imports.
 fn faults_of(files: &[(&str, &str)]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     for (path, source) in files {

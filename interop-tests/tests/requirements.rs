@@ -12,8 +12,8 @@ use serde::Deserialize;
 /// The RFCs with a list in `ike/requirements` and a table in `docs`.
 const RFCS: [u32; 1] = [7296];
 
-/// What begins a citation. The rest is `RFC`, its number, section, level, number of the
-/// requirement in the section, a colon and a short name.
+/// Prefix of a citation. The rest is `RFC`, its number, section, level, number of the requirement
+/// in the section, a colon and a short name.
 const CITATION: &str = "//= ";
 
 /// Rules of the simulation's oracle judge all runs of the simulation, so they count as tests.
@@ -23,7 +23,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
-/// How strongly the RFC demands something.
+/// The level of a requirement in the RFC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 enum Level {
     #[serde(rename = "MUST")]
@@ -73,30 +73,30 @@ struct Section {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Requirement {
-    /// From 1, in its section. It stays with the requirement.
+    /// Number in its section, from 1. It never changes.
     number: u32,
     level: Level,
     text: String,
-    /// Why `ike` need not do it.
+    /// The reason why `ike` need not meet the requirement.
     does_not_apply: Option<String>,
-    /// What `ike` does instead.
+    /// The behaviour of `ike` instead.
     missing: Option<String>,
-    /// Why no test checks it.
+    /// The reason why no test checks the requirement.
     untested: Option<String>,
 }
 
-/// RFC, section and number in the section: what names a requirement.
+/// Identifies a requirement: RFC, section and number in the section.
 type Key = (u32, String, u32);
 
-/// A citation and the function (or other item) in which it stands.
+/// A citation and the function (or other item) that contains it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Citation {
-    /// Below `ike`.
+    /// Path below `ike`.
     file: String,
     line: usize,
     item: String,
     test: bool,
-    /// What the citation names, or what is wrong with it.
+    /// The cited requirement, or the error in the citation.
     cites: Result<(Key, Level), String>,
 }
 
@@ -105,14 +105,14 @@ impl Citation {
         format!("ike/{}:{}", self.file, self.line)
     }
 
-    /// As the table shows it.
+    /// Returns the place in the form of the table.
     fn place(&self) -> String {
         let file = self.file.strip_prefix("src/").unwrap_or(&self.file);
         format!("`{}`: `{}`", file.trim_end_matches(".rs"), self.item)
     }
 }
 
-/// Reads what follows the marker.
+/// Parses the text after the marker.
 fn parse(text: &str) -> Result<(Key, Level), String> {
     let form = || format!("{text:?} is not of the form \"RFC 7296 2.8.1 SHOULD 3: short name\"");
     let (reference, name) = text.split_once(": ").ok_or_else(form)?;
@@ -131,7 +131,7 @@ fn indentation(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// The name of the item that begins in this line; of an `impl`, what it implements.
+/// Returns the name of the item that begins in this line; for an `impl`, the implementing type.
 fn item(line: &str) -> Option<&str> {
     let line = line.trim();
     if line.starts_with("impl") {
@@ -152,8 +152,8 @@ fn item(line: &str) -> Option<&str> {
     }
 }
 
-/// The item to which line `at` belongs: the function around it, or else the item whose comments and
-/// attributes the line is among, or else any item around it.
+/// Returns the item to which line `at` belongs: the function around it, otherwise the item whose
+/// comments and attributes contain the line, otherwise any item around it.
 fn item_of(lines: &[&str], at: usize) -> Option<(usize, String)> {
     let named = |index: usize| Some((index, item(lines[index])?.to_owned()));
     let outside = |index: &usize| indentation(lines[*index]) < indentation(lines[at]);
@@ -167,13 +167,13 @@ fn item_of(lines: &[&str], at: usize) -> Option<(usize, String)> {
     next.and_then(named).or(around)
 }
 
-/// Whether the item that begins in line `at` is a test.
+/// Returns whether the item that begins in line `at` is a test.
 fn is_test(lines: &[&str], at: usize) -> bool {
     let before = lines[..at].iter().rev().map(|line| line.trim_start());
     before.take_while(|line| line.starts_with("//") || line.starts_with("#[")).any(|line| line == "#[test]")
 }
 
-/// All citations of a source.
+/// Returns all citations of a source.
 fn citations(file: &str, source: &str) -> Vec<Citation> {
     let lines: Vec<&str> = source.lines().collect();
     let tests_begin = lines.iter().position(|line| *line == "#[cfg(test)]").unwrap_or(lines.len());
@@ -195,7 +195,7 @@ fn citations(file: &str, source: &str) -> Vec<Citation> {
         .collect()
 }
 
-/// The sources of `ike`, by their paths below it.
+/// Returns the sources of `ike`, by their paths below it.
 fn sources() -> BTreeMap<String, String> {
     let ike = root().join("ike");
     let mut directories: Vec<PathBuf> = ["src", "tests"].map(|name| ike.join(name)).into();
@@ -226,7 +226,7 @@ struct Row<'a> {
     tests: Vec<&'a Citation>,
 }
 
-/// What is wrong with a requirement's citations.
+/// Returns the faults in a requirement's citations.
 fn faults(row: &Row<'_>) -> Vec<&'static str> {
     let Requirement { does_not_apply, missing, untested, .. } = row.requirement;
     let (cited, tested) = (!row.code.is_empty(), !row.tests.is_empty());

@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Shorter words are names of chains, sets and keys, not of tests.
+/// Minimum length of a test's name. Shorter words are names of chains, sets and keys.
 const SHORTEST_NAME: usize = 24;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
-/// All Rust sources of the workspace, as one text.
+/// Returns all Rust sources of the workspace, as one text.
 fn sources() -> String {
     let mut text = String::new();
     let mut directories: Vec<PathBuf> =
@@ -28,7 +28,7 @@ fn sources() -> String {
     text
 }
 
-/// The texts between backticks.
+/// Returns the texts between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }

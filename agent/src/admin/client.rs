@@ -19,9 +19,9 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two looks of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Prints the agent's status, as a table or as JSON: indented on a terminal, otherwise all of it as
-/// one line. `peers` are patterns: if there are any, only
-/// what concerns these peers is printed. Fails if no agent answers, or no peer has such a name.
+/// Prints the agent's status, as a table or as JSON: indented on a terminal, otherwise as one line.
+/// `peers` are patterns: if there are any, only the data of matching peers is printed. Fails if no
+/// agent answers, or no peer matches.
 pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     if json && peers.is_empty() && !io::stdout().is_terminal() {
         let response = connect(config, &AdminRequest::Status)?;
@@ -32,11 +32,12 @@ pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<(
     print(&text).map(drop)
 }
 
-/// Prints the agent's status again and again, until the reader goes. On a terminal each replaces
-/// the last. With `json` each is a line. An agent that does not answer is waited for.
+/// Prints the agent's status repeatedly, until the reader closes the output. On a terminal each
+/// status replaces the last one. With `json` each is a line. If the agent does not answer, the
+/// command waits for it.
 pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     let out = io::stdout();
-    // Home, and nothing below it (ECMA-48 CUP, ED).
+    // Moves the cursor home and clears the screen below it (ECMA-48 CUP, ED).
     let clear = if out.is_terminal() && !json { "\x1b[H\x1b[2J" } else { "" };
     let interval = Timespec::try_from(WATCH_INTERVAL)?;
     loop {
@@ -48,7 +49,7 @@ pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Re
                 String::new()
             }
         };
-        // A reader that has gone shows as an error of the descriptor, without any event asked for.
+        // A closed reader shows as an error of the descriptor, without any requested event.
         let mut polled = [PollFd::new(&out, PollFlags::empty())];
         if !print(&format!("{clear}{text}"))? || poll(&mut polled, Some(&interval))? > 0 {
             return Ok(());
@@ -68,20 +69,20 @@ fn status_of(config: &Config, peers: &[String]) -> anyhow::Result<Status> {
     Ok(*status)
 }
 
-/// Asks the running agent for its status. Fails if no agent answers.
+/// Requests the status of the running agent. Fails if no agent answers.
 pub fn request_status(config: &Config) -> anyhow::Result<Box<Status>> {
     let line = send(config, &AdminRequest::Status)?;
     let document = document(&line)?.context("the agent sent another response than the status")?;
     serde_json::from_str(document.get()).context(OTHER_RELEASE)
 }
 
-/// Has the agent rekey the CHILD_SAs with `peer`, those of its `child` alone, or the IKE SA. Fails
-/// if there is no such peer, child or SA.
+/// Makes the agent rekey the CHILD_SAs with `peer`, those of its `child` alone, or the IKE SA.
+/// Fails if there is no such peer, child or SA.
 pub fn rekey(config: &Config, peer: &str, child: Option<String>, ike: bool) -> anyhow::Result<()> {
     document(&send(config, &AdminRequest::Rekey { peer: peer.into(), ike, child })?).map(drop)
 }
 
-/// Sends a request, and returns the line that is the response.
+/// Sends a request, and returns the line of the response.
 fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
     let mut line = String::new();
     let response = connect(config, request)?;

@@ -1,5 +1,5 @@
-//! The socket `admin.sock` (mode 0600) on which the operator's commands ask a running agent: one
-//! JSON line each way.
+//! The socket `admin.sock` (mode 0600), on which the operator's commands send requests to a running
+//! agent: one JSON line in each direction.
 
 pub mod capture_stream;
 pub mod client;
@@ -18,16 +18,16 @@ use crate::tunnels::CapturedBatch;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "lowercase")]
 pub enum AdminRequest {
-    /// Asks for the document that `status --json` prints.
+    /// Requests the document that `status --json` prints.
     Status,
     /// Rekey the CHILD_SAs or the IKE SA with a peer.
     Rekey {
         /// Name of the peer as `status` lists it.
         peer: String,
-        /// Whether the IKE SA is meant.
+        /// Whether to rekey the IKE SA.
         #[serde(default)]
         ike: bool,
-        /// Name of the configured child whose CHILD_SAs are meant. `None`: all of the peer's.
+        /// Name of the configured child whose CHILD_SAs are rekeyed; `None` for all of the peer's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         child: Option<String>,
     },
@@ -39,7 +39,7 @@ pub enum AdminRequest {
     },
 }
 
-/// What the running agent replies to an [`AdminRequest`].
+/// The reply of the running agent to an [`AdminRequest`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "answer", rename_all = "lowercase")]
 pub enum AdminResponse {

@@ -1,4 +1,4 @@
-//! The server in the running agent.
+//! The server side, in the running agent.
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -28,7 +28,7 @@ pub enum Reply {
     Capture(CaptureReader),
 }
 
-/// Longest line that is read, bytes.
+/// Maximum length of a line, in bytes.
 const MAX_LINE: u64 = 4096;
 /// How often the socket's file is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -192,7 +192,7 @@ mod tests {
             socket.read_to_string(&mut answer).await.unwrap();
             assert!(answer.contains(expected), "{answer}");
         }
-        // If the directory is wiped, the socket comes back.
+        // If the directory is wiped, the socket is created again.
         fs::remove_dir_all(directory.path().join("run")).unwrap();
         while !path.exists() {
             tokio::time::sleep(Duration::from_millis(20)).await;

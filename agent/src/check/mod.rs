@@ -1,6 +1,6 @@
-//! `edge-agent check`: judges a configuration without touching the network or the kernel. It reads
-//! the files that the configuration names, and reports what would fail later, on the first attempt
-//! or when a certificate ends.
+//! `edge-agent check`: checks a configuration without using the network or the kernel. It reads the
+//! files that the configuration names, and reports what would fail later, at the first attempt or
+//! when a certificate ends.
 
 mod controller;
 mod peers;
@@ -12,7 +12,7 @@ use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::stdout::print;
 
-/// Judges the configuration by this clock.
+/// Checks the configuration, with the time of this clock.
 pub fn report(config: &Config, clock: &CertificateClock) -> Report {
     let mut report = Report::default();
     let now = i64::try_from(clock.unix_time()).unwrap_or(i64::MAX);

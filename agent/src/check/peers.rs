@@ -1,4 +1,4 @@
-//! `[[peer]]`: credentials, identities and networks.
+//! Checks `[[peer]]`: credentials, identities and networks.
 
 use edge_ike::config::{Auth, CertificateAuth};
 use edge_ike::{Identity, PeerConfig, certificate_is_for, check_credentials};
@@ -8,15 +8,15 @@ use x509_parser::parse_x509_certificate;
 use super::report::{Level, RenewedBy, Report, validity};
 use crate::config::{Config, PeerSection, Remote};
 
-/// A shorter pre-shared key gets a warning, octets: whoever answers in the peer's place can try
-/// keys offline (RFC 7296 2.15).
+/// Length in octets below which a pre-shared key gets a warning: an attacker who answers in the
+/// peer's place can try keys offline (RFC 7296 2.15).
 const SHORT_PSK: usize = 16;
 
 pub(super) fn check(config: &Config, now: i64, report: &mut Report) {
     for (at, peer) in config.peers.iter().enumerate() {
         match peer.resolve(config) {
             Ok(resolved) => credentials(&resolved, &peer.name, now, report),
-            // The message begins with the peer's name, which is the section here.
+            // The message begins with the peer's name, which is the section of the finding.
             Err(problem) => {
                 let problem =
                     problem.strip_prefix(&format!("[[peer]] {:?}: ", peer.name)).unwrap_or(&problem).to_owned();

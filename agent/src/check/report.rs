@@ -1,20 +1,20 @@
-//! What a check finds.
+//! The findings of a check.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// A certificate that the operator renews gets a warning if it ends within this time, seconds: 30
-/// days.
+/// A certificate that the operator renews gets a warning if it ends within this time, in seconds:
+/// 30 days.
 const ENDS_SOON: i64 = 30 * 24 * 3600;
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// The agent accepts this part of the configuration.
     Ok,
-    /// It works, and is probably not what the operator wants.
+    /// The configuration works, but is probably not what the operator wants.
     Warning,
     /// The agent does not start, or the tunnel cannot come up.
     Error,
@@ -23,16 +23,16 @@ pub enum Level {
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
     /// The part of the configuration: `[controller]`, or a peer's name.
     #[serde(rename = "in")]
     pub section: String,
-    /// What was found, and the remedy.
+    /// The finding, and the remedy.
     pub what: String,
 }
 
-/// The findings, in the order of what was judged. A check has at most as many as the file has keys.
+/// The findings, in the order of the checks. A check has at most as many as the file has keys.
 #[derive(Debug, Default, Serialize)]
 pub struct Report(pub(super) Vec<Finding>);
 
@@ -41,24 +41,24 @@ impl Report {
         self.0.push(Finding { level, section: section.into(), what: what.into() });
     }
 
-    /// Adds at most `limit` of another report's findings that are not fine. Returns how many.
+    /// Adds at most `limit` of another report's warnings and errors. Returns their number.
     pub(crate) fn append_problems(&mut self, other: &Report, limit: usize) -> usize {
         let before = self.0.len();
         self.0.extend(other.0.iter().filter(|finding| finding.level != Level::Ok).take(limit).cloned());
         self.0.len() - before
     }
 
-    /// The findings, in order.
+    /// Returns the findings, in order.
     pub fn iter(&self) -> std::slice::Iter<'_, Finding> {
         self.0.iter()
     }
 
-    /// Number of errors.
+    /// Returns the number of errors.
     pub fn errors(&self) -> usize {
         self.0.iter().filter(|finding| finding.level == Level::Error).count()
     }
 
-    /// The worst level.
+    /// Returns the worst level.
     pub fn level(&self) -> Level {
         self.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
     }
@@ -77,17 +77,18 @@ impl Report {
     }
 }
 
-/// Who renews a certificate.
+/// The party that renews a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RenewedBy {
-    /// A person, or a program that we do not know.
+    /// A person, or a program that the agent does not know.
     Operator,
     /// The agent, when half of the lifetime is over.
     Agent,
 }
 
 impl RenewedBy {
-    /// With less time left than this a certificate should be newer, seconds. `lifetime` in seconds.
+    /// Returns the remaining time, in seconds, below which a certificate should have been renewed.
+    /// `lifetime` is in seconds.
     fn ends_soon(self, lifetime: i64) -> i64 {
         match self {
             Self::Operator => ENDS_SOON,
@@ -105,7 +106,7 @@ impl RenewedBy {
     }
 }
 
-/// Judges the validity of a certificate. `now`: seconds since 1970-01-01 UTC.
+/// Checks the validity of a certificate. `now`: seconds since 1970-01-01 UTC.
 pub(super) fn validity(
     report: &mut Report,
     section: &str,

@@ -59,7 +59,7 @@ impl Directory {
         report(&config, &CertificateClock::default()).0
     }
 
-    /// All findings above [`Level::Ok`], as section and text.
+    /// Returns all findings above [`Level::Ok`], as section and text.
     fn problems(&self, config: &str) -> Vec<(Level, String)> {
         let findings = self.findings(config).into_iter().filter(|finding| finding.level != Level::Ok);
         findings.map(|finding| (finding.level, format!("{}: {}", finding.section, finding.what))).collect()

@@ -10,10 +10,10 @@ use super::proposal;
 /// Name of the child of a `[[peer]]` without `[[peer.child]]`, and of the only one of a node.
 pub const DEFAULT_CHILD: &str = "net";
 
-/// Most `[[peer.child]]` of a peer.
+/// Maximum number of `[[peer.child]]` of a peer.
 pub(super) const MAX_CHILDREN: usize = 32;
-/// Most CHILD_SAs of a static peer that stand side by side: it may make one for each pair of its
-/// networks. More than [`MAX_CHILDREN`].
+/// Maximum number of simultaneous CHILD_SAs of a static peer, which may make one for each pair of
+/// its networks. It is larger than [`MAX_CHILDREN`].
 pub(super) const MAX_CHILD_SAS: usize = 64;
 
 /// A table `[[peer.child]]`.
@@ -48,7 +48,7 @@ pub enum ChildMode {
     /// Whole packets, between networks.
     #[default]
     Tunnel,
-    /// What packets between this node and the peer itself carry.
+    /// The payload of packets between this node and the peer itself.
     Transport,
 }
 
@@ -65,9 +65,9 @@ fn esp_proposals<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<EspPro
     proposal::esp_list(from).map(Some)
 }
 
-/// The protocols with ports that the kernel's policies know.
+/// The protocols whose ports the kernel's policies can match.
 const WITH_PORTS: [(&str, u8); 4] = [("tcp", 6), ("udp", 17), ("dccp", 33), ("sctp", 132)];
-/// Protocols without ports that have a name here.
+/// Protocols without ports that have a name in the configuration.
 const WITHOUT_PORTS: [(&str, u8); 3] = [("icmp", 1), ("gre", 47), ("icmpv6", 58)];
 
 fn protocol<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
@@ -86,7 +86,7 @@ fn protocol<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
     }
 }
 
-/// The number of a protocol.
+/// Returns the number of a protocol.
 pub(crate) fn protocol_named(name: &str) -> Result<u8, String> {
     let known = WITH_PORTS.iter().chain(&WITHOUT_PORTS).find(|(known, _)| *known == name);
     known.map(|(_, number)| *number).ok_or_else(|| {
@@ -95,7 +95,7 @@ pub(crate) fn protocol_named(name: &str) -> Result<u8, String> {
     })
 }
 
-/// Whether a protocol has ports that the kernel's policies know.
+/// Returns whether the kernel's policies can match the ports of a protocol.
 pub(crate) fn has_ports(protocol: u8) -> bool {
     WITH_PORTS.iter().any(|(_, number)| *number == protocol)
 }
@@ -137,7 +137,7 @@ impl ChildSection {
         }
     }
 
-    /// `proposals` are those of the peer.
+    /// Makes the configuration for `edge-ike`. `proposals` are those of the peer.
     pub(super) fn config(&self, proposals: &[EspProposal]) -> ChildConfig {
         let Self { protocol, local_port, remote_port, .. } = *self;
         ChildConfig {

@@ -1,15 +1,15 @@
 //! Distinguished names as text, in the order of the certificate: `C=DE, O=Example, CN=moon`.
 //!
-//! strongSwan, `openssl x509 -subject` and our own errors write them so. RFC 4514 has the opposite
-//! order, which is not read here, since nothing in the text tells the two apart.
+//! strongSwan, `openssl x509 -subject` and our own errors use this form. RFC 4514 has the opposite
+//! order, which is not accepted here, since the text does not show which of the two orders it has.
 
 use yasna::Tag;
 use yasna::models::ObjectIdentifier;
 use yasna::tags::{TAG_IA5STRING, TAG_PRINTABLESTRING, TAG_UTF8STRING};
 
 /// Attribute types by their names: RFC 4519 2, RFC 5280 4.1.2.4 and appendix A.1, as OpenSSL and
-/// strongSwan abbreviate them. The string type is the one that RFC 5280 demands, else UTF8String.
-/// The comparison of identities disregards it.
+/// strongSwan abbreviate them. The string type is the one that RFC 5280 requires, otherwise
+/// UTF8String. The comparison of identities ignores it.
 const ATTRIBUTES: [(&[&str], &[u64], Tag); 17] = [
     (&["C", "countryName"], &[2, 5, 4, 6], TAG_PRINTABLESTRING),
     (&["ST", "S", "stateOrProvinceName"], &[2, 5, 4, 8], TAG_UTF8STRING),
@@ -30,7 +30,7 @@ const ATTRIBUTES: [(&[&str], &[u64], Tag); 17] = [
     (&["emailAddress", "E", "email"], &[1, 2, 840, 113_549, 1, 9, 1], TAG_IA5STRING),
 ];
 
-/// One `TYPE=VALUE`, and the character that ended it.
+/// One `TYPE=VALUE`, and the character that ended the value.
 struct Attribute {
     oid: ObjectIdentifier,
     tag: Tag,
@@ -39,8 +39,8 @@ struct Attribute {
 }
 
 /// Parses a name into DER (RFC 5280 4.1.2.4). Attributes are separated by `,`, or by `/` if the
-/// text begins with one; `+` joins attributes of one RDN. A backslash takes the next character as
-/// it is, as do quotes around a value.
+/// text begins with one; `+` joins attributes of one RDN. The character after a backslash and the
+/// text in quotes around a value are taken literally.
 pub(super) fn to_der(text: &str) -> Result<Vec<u8>, String> {
     let (text, separator) = match text.strip_prefix('/') {
         Some(rest) => (rest, '/'),
@@ -78,7 +78,7 @@ pub(super) fn to_der(text: &str) -> Result<Vec<u8>, String> {
     }))
 }
 
-/// Parses one attribute. Returns it and what comes after it.
+/// Parses one attribute. Returns the attribute and the rest of the text.
 fn attribute(text: &str, separator: char) -> Result<(Attribute, &str), String> {
     let Some((name, value)) = text.split_once('=') else {
         return Err(format!("{:?} is not TYPE=VALUE", text.trim()));

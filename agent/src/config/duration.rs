@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// The longest duration, 10 years. With it no moment in the future is beyond what a clock holds.
+/// The maximum duration, 10 years. With this limit no moment in the future exceeds the range of a
+/// clock.
 const LONGEST: Duration = Duration::from_secs(87_600 * 3600);
 
 /// What a duration must be.

@@ -10,9 +10,9 @@ pub struct FirewallSection {
     /// Whether packets of pods to destinations outside of cluster and tunnels get this node's
     /// address. Default: yes on edges, no on hubs and cloud nodes.
     pub masquerade: Option<bool>,
-    /// Destinations excepted from `masquerade`: they see the pod's own address.
+    /// Destinations excepted from `masquerade`: packets to them keep the pod's own address.
     pub masquerade_except: Vec<IpNetwork>,
-    /// Sources outside of the cluster that may reach this node's pods in clear.
+    /// Sources outside of the cluster that may reach this node's pods without encryption.
     pub lan_to_pods: Vec<IpNetwork>,
     /// Sources outside of the cluster that may use this node's tunnels. Their packets get the
     /// bridge's address.
@@ -20,9 +20,9 @@ pub struct FirewallSection {
     /// Ranges of Services (ClusterIPs) that no view names. Nothing is published there: hosts
     /// outside do not reach pods by these addresses.
     pub service_ranges: Vec<IpNetwork>,
-    /// Sources from which pods may send, besides their own addresses.
+    /// Sources from which pods may send, in addition to their own addresses.
     pub pod_sources: Vec<IpNetwork>,
-    /// Whether the node also routes between its own networks if agent or plugin turned on
+    /// Whether the node also routes between its own networks if the agent or the plugin turned on
     /// forwarding.
     pub forward_others: bool,
     /// Whether the `FORWARD` chain of iptables gets accept rules for the cluster's ranges if its

@@ -1,7 +1,7 @@
 //! IKE identities (RFC 7296 3.5) as text.
 //!
-//! The forms are those of strongSwan and libreswan, so that a value can be copied. Forms that we do
-//! not support are refused: none is taken for another identity.
+//! The forms are those of strongSwan and libreswan, so that a value can be copied. Unsupported
+//! forms are refused and never read as another identity.
 
 use std::net::IpAddr;
 
@@ -11,16 +11,16 @@ use x509_parser::prelude::{FromDer, X509Name};
 
 use super::distinguished_name;
 
-/// Types of strongSwan that we do not support (`swanctl.conf(5)`).
+/// Types of strongSwan that the agent does not support (`swanctl.conf(5)`).
 const UNSUPPORTED: [&str; 11] =
     ["asn1gn", "ipv4net", "ipv6net", "ipv4range", "ipv6range", "uri", "url", "xmppaddr", "ec_to_id", "ascii", "other"];
 
 const FORMS: &str = "write an address, a host name, user@domain, a distinguished name (C=DE, O=Example, CN=moon), or keyid:TEXT; \
     a prefix states the type: fqdn:, email:, ipv4:, ipv6:, asn1dn:, keyid:";
 
-/// Parses an identity. Without a prefix the form tells the type: an address (ID_IPV4_ADDR,
-/// ID_IPV6_ADDR), `user@domain` (ID_RFC822_ADDR), `TYPE=VALUE, ...` (ID_DER_ASN1_DN), else a name
-/// (ID_FQDN).
+/// Parses an identity. Without a prefix the form determines the type: an address (ID_IPV4_ADDR,
+/// ID_IPV6_ADDR), `user@domain` (ID_RFC822_ADDR), `TYPE=VALUE, ...` (ID_DER_ASN1_DN), otherwise a
+/// name (ID_FQDN).
 ///
 /// Prefixes: `@` and `fqdn:` name, `@@` and `email:` mailbox, `ipv4:` and `ipv6:` address,
 /// `asn1dn:` distinguished name, `keyid:` octets (ID_KEY_ID). `keyid:#` and `asn1dn:#` take
@@ -45,7 +45,7 @@ fn parse_form(text: &str) -> Result<Identity, String> {
     if let Some(rest) = text.strip_prefix('@') {
         return fqdn(rest);
     }
-    // Before prefixes: an IPv6 address has colons, too.
+    // This comes before the prefixes, because an IPv6 address also contains colons.
     if let Ok(literal) = text.parse() {
         return address(literal);
     }
@@ -92,7 +92,7 @@ fn prefixed(prefix: &str, rest: &str) -> Result<Identity, String> {
             Some(digits) => Ok(Identity::KeyId(hexadecimal(digits)?)),
             None => key_id(rest),
         },
-        // `{type}:` of strongSwan has a number.
+        // The form `{type}:` of strongSwan contains a number.
         _ if UNSUPPORTED.contains(&prefix) || prefix.starts_with('{') => {
             Err(format!("the type {prefix}: is not supported; {FORMS}"))
         }
@@ -111,7 +111,7 @@ fn address(address: IpAddr) -> Result<Identity, String> {
 
 fn fqdn(name: &str) -> Result<Identity, String> {
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '=' | ',' | '"' | '*' | '%' | '@' | ':' | '/');
-    // An identity need not be in DNS, but no name is longer than DNS allows (RFC 1035).
+    // An identity need not be in DNS, but its length is limited as in DNS (RFC 1035).
     if name.is_empty() || name.len() > 253 || name.chars().all(|c| c == '.') {
         return Err("a host name has 1 to 253 characters".into());
     }

@@ -36,18 +36,19 @@ use edge_types::{NodeName, Role, pods, shared_files};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-/// Path of the file, unless `--config` gives another.
+/// Path of the file, unless `--config` names another.
 pub const DEFAULT_PATH: &str = "/etc/edge-cni/agent.toml";
 
-/// Most transmissions of one request. Half a second, doubled as often, is three days.
+/// Maximum number of transmissions of one request. Half a second, doubled so many times, is three
+/// days.
 const MAX_TRANSMISSIONS: u32 = 20;
 
-/// The agent's TOML file, with defaults for keys that it does not name.
+/// The content of the agent's TOML file, with defaults for missing keys.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of this node; the host name unless set. The controller decides whether the node may use
-    /// it.
+    /// the name.
     pub name: Option<NodeName>,
     /// Expected role of this node. The certificate decides the role; the agent refuses to join if
     /// it differs.
@@ -67,7 +68,7 @@ pub struct Config {
     /// UDP port for IKE behind NATs and for ESP in UDP.
     #[serde(default = "default_nat_port")]
     pub nat_port: u16,
-    /// Whether a process of its own keeps the UDP sockets open while no agent runs, unless systemd
+    /// Whether a separate process keeps the UDP sockets open while no agent runs, unless systemd
     /// does.
     #[serde(default = "default_hold_sockets")]
     pub hold_sockets: bool,
@@ -76,7 +77,7 @@ pub struct Config {
     pub encap: Encap,
     /// MTU of pods, bytes; derived from the uplink unless set.
     pub mtu: Option<u32>,
-    /// This node's resolvers that the networks of a view may hold, because the node reaches them
+    /// This node's resolvers that may lie in the networks of a view, because the node reaches them
     /// through the tunnels.
     #[serde(default)]
     pub resolvers_behind_tunnels: Vec<IpAddr>,
@@ -92,7 +93,7 @@ pub struct Config {
     /// Metrics and probes.
     #[serde(default)]
     pub observe: ObserveSection,
-    /// Tunnels that the first packet brings.
+    /// Tunnels that are set up by the first packet.
     #[serde(default)]
     pub on_demand: OnDemandSection,
     /// The controller; absent on a plain IKEv2 daemon.
@@ -118,8 +119,8 @@ pub struct ControllerSection {
     pub service_account_token_file: Option<PathBuf>,
     /// File with the controller's CA certificates, PEM; needed with a service account token.
     pub ca_file: Option<PathBuf>,
-    /// Number of unused segments to hold, so that a pod seldom waits for the controller. With 0 a
-    /// segment is requested only when addresses run short.
+    /// Number of unused segments to hold, so that a pod rarely waits for the controller. With 0 a
+    /// segment is requested only when few addresses are left.
     #[serde(default = "default_spare")]
     pub spare: u32,
     /// Addresses at which peers reach this node, for example that of a port forwarding or a load
@@ -130,8 +131,8 @@ pub struct ControllerSection {
     /// within this time, so that the nodes do not renew all at once.
     #[serde(default, with = "duration::optional")]
     pub rollover_spread: Option<Duration>,
-    /// If a view adds networks to the tunnels, and the controller is not heard under it for this
-    /// long, the view before is put back.
+    /// Time limit for a view that adds networks to the tunnels: if the agent receives nothing from
+    /// the controller under that view for so long, it restores the previous view.
     #[serde(default, with = "duration::optional")]
     pub take_back: Option<Duration>,
 }
@@ -186,7 +187,8 @@ impl CniSection {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimingSection {
-    /// How long nothing may come back for what was sent before the peer's liveness is checked.
+    /// How long the agent waits for any reply to packets that it sent, before it checks the peer's
+    /// liveness.
     #[serde(with = "duration::optional")]
     pub liveness: Option<Duration>,
     /// Time without an IKE message after which an idle peer's liveness is checked.
@@ -203,7 +205,7 @@ pub struct TimingSection {
     /// Lifetime of the keys of an IKE SA, after which it is rekeyed.
     #[serde(with = "duration::optional")]
     pub ike_lifetime: Option<Duration>,
-    /// How long a peer's authentication holds, however often the IKE SA is rekeyed.
+    /// How long a peer's authentication is valid, however often the IKE SA is rekeyed.
     #[serde(with = "duration::optional")]
     pub authentication_lifetime: Option<Duration>,
     /// How long the old inbound SA stays after a rekey.
@@ -212,7 +214,7 @@ pub struct TimingSection {
     /// Wait before the next attempt after a failure; doubled up to `retry_max`.
     #[serde(with = "duration::optional")]
     pub retry: Option<Duration>,
-    /// Longest wait between attempts.
+    /// Maximum wait between attempts.
     #[serde(with = "duration::optional")]
     pub retry_max: Option<Duration>,
     /// Interval of NAT keepalives.
@@ -221,7 +223,7 @@ pub struct TimingSection {
 }
 
 impl TimingSection {
-    /// The timers, with the default for each key that is not set.
+    /// Returns the timers, with the default for each key that is not set.
     pub fn resolve(&self) -> Timing {
         let default = Timing::default();
         Timing {
@@ -268,7 +270,8 @@ fn default_spare() -> u32 {
     1
 }
 
-/// Why the file cannot be used. Never shows the text of a line: it may hold a secret.
+/// The reason why the file cannot be used. The error never shows the text of a line, which may
+/// contain a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -302,7 +305,8 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks the file. Fails too if others may read it and it holds a pre-shared key.
+    /// Reads and checks the file. Also fails if other users may read it and it contains a
+    /// pre-shared key.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read_error = |error| ConfigError::Read { path: path.to_owned(), error };
         let text = Zeroizing::new(fs::read_to_string(path).map_err(read_error)?);
@@ -321,10 +325,10 @@ impl Config {
         Ok(config)
     }
 
-    /// Parses and checks the text of the file at `path`, which errors name.
+    /// Parses and checks the text of the file at `path`. Errors contain this path.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            // The error's own Display shows the line, which may hold a key.
+            // The error's own Display shows the line, which may contain a key.
             let before = &text[..error.span().map_or(0, |span| text.floor_char_boundary(span.start))];
             ConfigError::Syntax {
                 path: path.to_owned(),
@@ -342,8 +346,8 @@ impl Config {
         self.directory.join(path)
     }
 
-    /// This node's name: the configured one, else the host name. Fails if the host name is no node
-    /// name.
+    /// Returns this node's name: the configured one, otherwise the host name. Fails if the host
+    /// name is not a valid node name.
     pub fn node_name(&self) -> Result<NodeName, edge_types::NameError> {
         match &self.name {
             Some(name) => Ok(name.clone()),
@@ -353,12 +357,12 @@ impl Config {
         }
     }
 
-    /// Path of the socket for `edge-agent status` and other commands.
+    /// Returns the path of the socket for `edge-agent status` and other commands.
     pub fn admin_socket(&self) -> PathBuf {
         self.run_dir.join("admin.sock")
     }
 
-    /// Path of the socket for the CNI plugin.
+    /// Returns the path of the socket for the CNI plugin.
     pub fn plugin_socket(&self) -> PathBuf {
         self.run_dir.join("agent.sock")
     }
@@ -371,7 +375,7 @@ impl Config {
         if let Some(pattern) = self.cni.unfiltered_pods.iter().find(|pattern| !pods::is_pattern(pattern)) {
             return Err(format!("[cni]: unfiltered_pods has {pattern:?}; expected {}", pods::EXPECTED));
         }
-        // The plugin refuses more.
+        // The plugin refuses larger numbers.
         for (key, networks, limit) in [
             ("lan_to_pods", &self.firewall.lan_to_pods, pods::MAX_LAN_TO_PODS),
             ("service_ranges", &self.firewall.service_ranges, pods::MAX_SERVICE_RANGES),

@@ -1,10 +1,10 @@
-//! `[observe]`: what monitoring sees.
+//! `[observe]`: metrics and probes for monitoring.
 
 use std::net::SocketAddr;
 
 use serde::Deserialize;
 
-/// Most peers with series of their own, unless the file says otherwise.
+/// Default of the maximum number of peers with separate series.
 const PEER_SERIES: usize = 100;
 
 /// The table `[observe]`.
@@ -13,8 +13,8 @@ const PEER_SERIES: usize = 100;
 pub struct ObserveSection {
     /// Addresses for `/healthz`, `/readyz` and `/metrics`, in plain HTTP. None unless set.
     pub listen: Vec<SocketAddr>,
-    /// Most peers with series of their own in `/metrics`, in the order of their names. All count in
-    /// the sums.
+    /// Maximum number of peers with separate series in `/metrics`, in the order of their names. The
+    /// sums include all peers.
     pub peer_series: usize,
 }
 

@@ -1,4 +1,4 @@
-//! `[on_demand]`: tunnels that the first packet brings.
+//! `[on_demand]`: tunnels that are set up by the first packet.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use serde::Deserialize;
 
 use super::duration;
 
-/// Most members whose tunnels are set up at once, unless the file says otherwise.
+/// Default of the maximum number of members whose tunnels are set up at once.
 const EAGER: usize = 64;
-/// Time without packets after which a tunnel on demand is closed, unless the file says otherwise.
+/// Default of the time without packets after which a tunnel on demand is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The table `[on_demand]`.
@@ -16,7 +16,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 #[serde(deny_unknown_fields, default)]
 pub struct OnDemandSection {
     /// If this node's communities have more members than this, itself included, tunnels to members
-    /// are set up by the first packet. Tunnels to and of hubs are always set up at once.
+    /// are set up by the first packet. Tunnels from and to hubs are always set up at once.
     pub eager: usize,
     /// A tunnel on demand that has carried no packet for this time is closed.
     #[serde(with = "duration::optional")]
@@ -27,7 +27,7 @@ pub struct OnDemandSection {
 }
 
 impl OnDemandSection {
-    /// Time without packets after which a tunnel on demand is closed.
+    /// Returns the time without packets after which a tunnel on demand is closed.
     pub fn idle_timeout(&self) -> Duration {
         self.idle_timeout.unwrap_or(IDLE_TIMEOUT)
     }

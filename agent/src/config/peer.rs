@@ -18,11 +18,11 @@ use super::encap::Encap;
 use super::secret::{self, SecretText};
 use super::{Config, identity, proposal};
 
-/// Which end initiates.
+/// The end that initiates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// This node initiates, and again whenever the tunnel is lost.
+    /// This node initiates, and repeats it whenever the tunnel is lost.
     #[default]
     Initiate,
     /// The peer initiates.
@@ -37,7 +37,7 @@ pub enum Start {
 pub struct PeerSection {
     /// Name of the peer in messages and `status`.
     pub name: String,
-    /// Local address; the one that the route gives unless set.
+    /// Local address; unless set, the source address of the route to the peer.
     pub local: Option<IpAddr>,
     /// Addresses and host names of the peer, with port if it is not 500. If empty, the peer must
     /// initiate.
@@ -46,7 +46,7 @@ pub struct PeerSection {
     /// Identity of this node.
     #[serde(deserialize_with = "identity_text")]
     pub local_id: Identity,
-    /// Identity that the peer must prove.
+    /// Identity that the peer must prove to have.
     #[serde(deserialize_with = "identity_text")]
     pub remote_id: Identity,
     /// Pre-shared key. The configuration file must then be readable by its owner only.
@@ -66,7 +66,7 @@ pub struct PeerSection {
     /// Networks behind the peer. Empty if `children` has them.
     #[serde(default)]
     pub remote_subnets: Vec<IpNetwork>,
-    /// Several CHILD_SAs, each with networks of its own.
+    /// Several CHILD_SAs, each with its own networks.
     #[serde(default, rename = "child")]
     pub children: Vec<ChildSection>,
     /// IKE proposals, best first.
@@ -75,7 +75,7 @@ pub struct PeerSection {
     /// ESP proposals, best first.
     #[serde(default = "proposal::default_esp", deserialize_with = "proposal::esp_list")]
     pub esp_proposals: Vec<EspProposal>,
-    /// Which end initiates.
+    /// The end that initiates.
     #[serde(default)]
     pub start: Start,
     /// Whether ESP travels in UDP even without a NAT.
@@ -86,7 +86,7 @@ pub struct PeerSection {
     pub mobike: bool,
 }
 
-/// Where a peer is, with an optional port.
+/// The address or name of a peer, with an optional port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
     /// Its address or host name.
@@ -105,7 +105,7 @@ pub enum RemoteHost {
 }
 
 impl RemoteHost {
-    /// The name, if it is one.
+    /// Returns the name, if it is one.
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::Address(_) => None,
@@ -115,7 +115,7 @@ impl RemoteHost {
 }
 
 impl Remote {
-    /// The address, unless it is a name.
+    /// Returns the address, unless it is a name.
     pub fn address(&self) -> Option<IpAddr> {
         match self.host {
             RemoteHost::Address(address) => Some(address),
@@ -123,7 +123,7 @@ impl Remote {
         }
     }
 
-    /// The port; 500 unless given (RFC 7296 2).
+    /// Returns the port; 500 unless given (RFC 7296 2).
     pub fn port_or_default(&self) -> u16 {
         self.port.unwrap_or(500)
     }
@@ -150,8 +150,8 @@ impl Remote {
     }
 }
 
-/// RFC 1123 2.1: labels of letters, digits and hyphens, and not an address. Underscores are
-/// accepted, as resolvers accept them.
+/// Returns whether a text is a host name: labels of letters, digits and hyphens (RFC 1123 2.1), and
+/// not an address. Underscores are accepted, as resolvers do.
 fn is_host_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {
@@ -252,9 +252,9 @@ impl PeerSection {
         Ok(())
     }
 
-    /// Whether a request from one of two peers could be from the other: they have the same
-    /// identities, and no addresses that tell them apart. Then only one of their keys would ever
-    /// count.
+    /// Returns whether a request from one of two peers could be from the other: they have the same
+    /// identities, and no addresses that distinguish them. In that case only the key of one of them
+    /// would ever be used.
     pub(super) fn is_indistinguishable_from(&self, other: &Self) -> bool {
         let hosts = |peer: &Self| -> Vec<RemoteHost> {
             let canonical = |remote: &Remote| match &remote.host {
@@ -268,8 +268,8 @@ impl PeerSection {
         same_identity(&self.remote_id, &other.remote_id) && same_identity(&self.local_id, &other.local_id) && !apart
     }
 
-    /// The configuration for `edge-ike`, with secrets and certificates read from their files, and
-    /// without the names in `remote`. Fails if a file cannot be used.
+    /// Makes the configuration for `edge-ike`, with secrets and certificates read from their files,
+    /// and without the names in `remote`. Fails if a file cannot be used.
     pub fn resolve(&self, config: &Config) -> Result<PeerConfig, String> {
         let wrong = |problem: String| format!("[[peer]] {:?}: {problem}", self.name);
         let auth = self.auth(config).map_err(wrong)?;
@@ -295,17 +295,17 @@ impl PeerSection {
         })
     }
 
-    /// Networks behind this node, of all children.
+    /// Returns the networks behind this node, of all children.
     pub fn all_local_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
         self.local_subnets.iter().chain(self.children.iter().flat_map(|child| &child.local_subnets))
     }
 
-    /// Networks behind the peer, of all children.
+    /// Returns the networks behind the peer, of all children.
     pub fn all_remote_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
         self.remote_subnets.iter().chain(self.children.iter().flat_map(|child| &child.remote_subnets))
     }
 
-    /// The children of a peer: the first one, then the others.
+    /// Returns the children of a peer: the first one, then the others.
     fn child_configs(&self) -> (ChildConfig, Vec<ChildConfig>) {
         let mut children = self.children.iter().map(|child| child.config(&self.esp_proposals));
         let only = || ChildConfig {
@@ -351,9 +351,9 @@ impl PeerSection {
     }
 }
 
-/// Our identity as we send it. A distinguished name is sent in the octets of our certificate's
-/// subject, if it is that name: the peer may compare octets, and text does not say their string
-/// types.
+/// Returns our identity as it is sent. If a distinguished name is the subject of our certificate,
+/// it is sent with the octets of that subject: the peer may compare octets, and the text does not
+/// contain the string types.
 fn as_certified(identity: &Identity, auth: &Auth) -> Identity {
     if let (Identity::DistinguishedName(_), Auth::Certificate(CertificateAuth { chain, .. })) = (identity, auth)
         && let Some(Ok((_, leaf))) = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf))
@@ -366,7 +366,7 @@ fn as_certified(identity: &Identity, auth: &Auth) -> Identity {
     identity.clone()
 }
 
-/// Reads a file that only its owner may read.
+/// Reads a file that must be readable by its owner only.
 fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let unreadable = |error| format!("{}: cannot be read: {error}", path.display());
     let mode = fs::metadata(path).map_err(unreadable)?.permissions().mode();

@@ -4,7 +4,7 @@
 use edge_ike::config::{AesKeyLength, Cipher, EspProposal, Group, IkeProposal, Integrity, Prf};
 use serde::{Deserialize, Deserializer, de::Error};
 
-/// What one word of a proposal stands for.
+/// The meaning of one word of a proposal.
 #[derive(Debug, Clone, Copy)]
 enum Keyword {
     Aead(Cipher),
@@ -15,7 +15,7 @@ enum Keyword {
     Esn(bool),
 }
 
-/// The keywords. Of several for the same, the first one stands in messages.
+/// The keywords. If several have the same meaning, messages use the first one.
 const KEYWORDS: &[(&[&str], Keyword)] = &[
     (&["aes128gcm16", "aes128gcm"], Keyword::Aead(Cipher::Aes128Gcm16)),
     (&["aes256gcm16", "aes256gcm"], Keyword::Aead(Cipher::Aes256Gcm16)),
@@ -40,7 +40,7 @@ const KEYWORDS: &[(&[&str], Keyword)] = &[
     (&["noesn"], Keyword::Esn(false)),
 ];
 
-/// The words of a proposal, sorted by what they stand for.
+/// The words of a proposal, sorted by their meaning.
 #[derive(Default)]
 struct Words {
     aeads: Vec<Cipher>,
@@ -52,7 +52,8 @@ struct Words {
 }
 
 impl Words {
-    /// Reads the words of a proposal of `kind` (IKE or ESP), which knows what `accepts` says.
+    /// Reads the words of a proposal of `kind` (IKE or ESP). `accepts` says which keywords that
+    /// kind allows.
     fn read(kind: &str, text: &str, accepts: impl Fn(Keyword) -> bool) -> Result<Self, String> {
         let mut words = Self::default();
         for word in text.split('-') {
@@ -77,7 +78,7 @@ impl Words {
         Ok(words)
     }
 
-    /// The ciphers: AEADs, or each AES-CBC with each integrity algorithm.
+    /// Returns the ciphers: AEADs, or each AES-CBC with each integrity algorithm.
     fn ciphers(&self, kind: &str, text: &str) -> Result<Vec<Cipher>, String> {
         let lacks = |what: &str| Err(format!("the {kind} proposal {text:?} lacks {what}"));
         match (self.aeads.is_empty(), self.key_lengths.is_empty(), self.integrities.is_empty()) {
@@ -98,8 +99,8 @@ impl Words {
     }
 }
 
-/// Parses an IKE proposal. It needs encryption, a PRF and a group. AES-CBC needs integrity, whose
-/// hash is also that of the PRF unless one is named.
+/// Parses an IKE proposal. It needs encryption, a PRF and a group. AES-CBC also needs an integrity
+/// algorithm, whose hash is used for the PRF unless the proposal names one.
 pub(crate) fn ike(text: &str) -> Result<IkeProposal, String> {
     let words = Words::read("IKE", text, |keyword| !matches!(keyword, Keyword::Esn(_)))?;
     let ciphers = words.ciphers("IKE", text)?;
@@ -122,8 +123,8 @@ fn same_hash(integrity: Integrity) -> Prf {
     }
 }
 
-/// Parses an ESP proposal. It needs encryption, and integrity beside AES-CBC; groups (forward
-/// secrecy at rekeying) and `esn` or `noesn` are optional.
+/// Parses an ESP proposal. It needs encryption, and integrity with AES-CBC; groups (forward secrecy
+/// at rekeying) and `esn` or `noesn` are optional.
 pub(crate) fn esp(text: &str) -> Result<EspProposal, String> {
     let words = Words::read("ESP", text, |keyword| !matches!(keyword, Keyword::Prf(_)))?;
     let ciphers = words.ciphers("ESP", text)?;
@@ -136,37 +137,37 @@ pub(crate) fn esp(text: &str) -> Result<EspProposal, String> {
 const AEADS: [Cipher; 3] = [Cipher::Aes256Gcm16, Cipher::Aes128Gcm16, Cipher::ChaCha20Poly1305];
 const PRFS: [Prf; 3] = [Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512];
 const GROUPS: [Group; 2] = [Group::X25519, Group::P256];
-/// Also for peers that have none of [`GROUPS`]. The expensive ones come last.
+/// All groups, including those for peers that support none of [`GROUPS`]. The expensive ones come
+/// last.
 const ALL_GROUPS: [Group; 7] =
     [Group::X25519, Group::P256, Group::P384, Group::Modp2048, Group::Modp3072, Group::P521, Group::Modp4096];
 
-/// AES-CBC for peers that have no AEAD.
+/// Returns AES-CBC ciphers, for peers that have no AEAD.
 fn aes_cbc() -> Vec<Cipher> {
     let integrities = [Integrity::HmacSha256, Integrity::HmacSha384, Integrity::HmacSha512];
     let lengths = [AesKeyLength::Bits256, AesKeyLength::Bits192, AesKeyLength::Bits128];
     integrities.iter().flat_map(|integrity| lengths.iter().map(|length| Cipher::AesCbc(*length, *integrity))).collect()
 }
 
-/// IKE proposals between our own nodes.
+/// Returns the IKE proposals between our own nodes.
 pub(crate) fn node_ike() -> Vec<IkeProposal> {
     vec![IkeProposal { ciphers: AEADS.to_vec(), prfs: PRFS.to_vec(), groups: GROUPS.to_vec() }]
 }
 
-/// ESP proposals between our own nodes. The first has forward secrecy at rekeying, the second has
-/// not.
+/// Returns the ESP proposals between our own nodes. Only the first has forward secrecy at rekeying.
 pub(crate) fn node_esp() -> Vec<EspProposal> {
     with_and_without_forward_secrecy(&[AEADS.to_vec()], &GROUPS)
 }
 
-/// IKE proposals towards a static peer that names none: AEADs first, then AES-CBC for peers that
-/// have nothing else. With each, any group.
+/// Returns the IKE proposals for a static peer without configured ones: AEADs first, then AES-CBC
+/// for peers that support nothing else. Each proposal allows any group.
 pub(super) fn default_ike() -> Vec<IkeProposal> {
     let proposal = |ciphers| IkeProposal { ciphers, prfs: PRFS.to_vec(), groups: ALL_GROUPS.to_vec() };
     vec![proposal(AEADS.to_vec()), proposal(aes_cbc())]
 }
 
-/// ESP proposals towards a static peer that names none. Forward secrecy at rekeying is preferred,
-/// and not demanded.
+/// Returns the ESP proposals for a static peer without configured ones. Forward secrecy at rekeying
+/// is preferred, but not required.
 pub(super) fn default_esp() -> Vec<EspProposal> {
     with_and_without_forward_secrecy(&[AEADS.to_vec(), aes_cbc()], &ALL_GROUPS)
 }

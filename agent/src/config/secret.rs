@@ -1,4 +1,4 @@
-//! Pre-shared keys, in the configuration file itself or in files of their own.
+//! Pre-shared keys, in the configuration file itself or in separate files.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 pub struct SecretText(Secret);
 
 impl SecretText {
-    /// The pre-shared key that the text stands for, as [`psk`] reads it.
+    /// Returns the pre-shared key that the text encodes, as [`psk`] reads it.
     pub(super) fn psk(&self) -> Result<Secret, String> {
         psk(self.0.expose())
     }
@@ -23,11 +23,11 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// The pre-shared key in the file of a `psk_file`: its content without the end of its only line.
+/// Returns the pre-shared key in the file of a `psk_file`: its content without the newline.
 pub(super) fn psk_of_file(content: &[u8]) -> Result<Secret, String> {
     let text = content.strip_suffix(b"\n").unwrap_or(content);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
-    // Octets that are no text may contain what looks like the end of a line.
+    // Octets that are not text may contain a byte that looks like a newline.
     let is_text =
         std::str::from_utf8(text).is_ok_and(|text| !text.contains(|c: char| c.is_control() && c != '\n' && c != '\r'));
     if is_text && text.contains(&b'\n') {
@@ -36,8 +36,8 @@ pub(super) fn psk_of_file(content: &[u8]) -> Result<Secret, String> {
     psk(text)
 }
 
-/// The key that a text stands for, as strongSwan and libreswan read it: `0x` and hexadecimal
-/// digits, `0s` and base64, `0t` and text, else the text itself.
+/// Decodes a key from text, in the forms of strongSwan and libreswan: `0x` and hexadecimal digits,
+/// `0s` and base64, `0t` and text, otherwise the text itself.
 fn psk(text: &[u8]) -> Result<Secret, String> {
     let malformed = |prefix: &str, form: &str| {
         format!("the key begins with {prefix}, but is not {form}; if it is text that begins so, write 0t before it")

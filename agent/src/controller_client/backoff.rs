@@ -1,4 +1,4 @@
-//! Exponential backoff with jitter, so that nodes do not return all at once.
+//! Exponential backoff with jitter, so that nodes do not all reconnect at the same moment.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use edge_types::jitter::between;
 const MIN_WAIT: Duration = Duration::from_millis(500);
 const MAX_WAIT: Duration = Duration::from_secs(15);
 
-/// Waits that double from [`MIN_WAIT`] to [`MAX_WAIT`]; each is between half of that and all of it.
+/// Waits that double from [`MIN_WAIT`] to [`MAX_WAIT`]; each is between half of that time and all
+/// of it.
 #[derive(Debug)]
 pub(super) struct Backoff(Duration);
 
@@ -18,7 +19,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The next wait.
+    /// Returns the next wait.
     pub(super) fn next(&mut self) -> Duration {
         let wait = self.0;
         self.0 = (self.0 * 2).min(MAX_WAIT);
@@ -31,7 +32,7 @@ impl Backoff {
     }
 }
 
-/// Between half of `wait` and all of it.
+/// Returns a random time between half of `wait` and all of it.
 pub(super) fn jitter(wait: Duration) -> Duration {
     between(wait / 2, wait)
 }

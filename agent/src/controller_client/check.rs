@@ -1,5 +1,4 @@
-//! What can be said about `[controller]` without a connection and beside a running agent, for
-//! `edge-agent check`.
+//! Checks `[controller]` without a connection, even while an agent runs, for `edge-agent check`.
 
 use std::path::Path;
 
@@ -11,20 +10,20 @@ use super::join_credential::{self, JoinCredential};
 use super::node_identity::NodeIdentity;
 use crate::config::Config;
 
-/// Fails if this is no URL of a controller.
+/// Fails if the text is not a URL of a controller.
 pub fn check_url(url: &str) -> Result<(), ControllerError> {
     controller_choice::parse_url(url).map(drop)
 }
 
-/// The name and the certificate (DER) of this node; `None` if it has not joined. Fails if the file
-/// is damaged or its parts do not match.
+/// Returns the name and the certificate (DER) of this node; `None` if it has not joined. Fails if
+/// the file is damaged or its parts do not match.
 pub fn certificate_on_disk(state_dir: &Path) -> Result<Option<(NodeName, Vec<u8>)>, ControllerError> {
     let identity = NodeIdentity::load_from(state_dir)?;
     Ok(identity.and_then(|identity| Some((identity.node.clone(), identity.credentials.chain.first()?.clone()))))
 }
 
-/// Says how this node would join, and under which name. Fails if it cannot: there is no credential,
-/// or credential and configuration contradict each other.
+/// Returns a description of how this node would join, and under which name. Fails if it cannot
+/// join: there is no credential, or credential and configuration contradict each other.
 pub fn check_join_credential(config: &Config) -> Result<String, ControllerError> {
     let Some(credential) = JoinCredential::read(config)? else {
         return Err(join_credential::missing(config, &config.state_dir));

@@ -51,7 +51,7 @@ pub struct ControllerClient {
     /// Networks of hubs that the view no longer names.
     pub(super) former_networks: std::sync::Mutex<Arc<Vec<FormerNetwork>>>,
     pub(super) bypass: Arc<GuardBypass>,
-    /// Held during a segment request: one at a time.
+    /// Held during a segment request, so that requests are made one at a time.
     pub(super) requesting: Mutex<()>,
     /// Number of usable addresses that the last report left out.
     pub(super) left_out: AtomicUsize,
@@ -119,32 +119,32 @@ impl ControllerClient {
         Ok(Arc::new(client))
     }
 
-    /// The state directory.
+    /// Returns the state directory.
     pub fn state(&self) -> &Arc<StateDir> {
         &self.state
     }
 
-    /// This node's configuration.
+    /// Returns this node's configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Cancelled when the agent ends.
+    /// Returns a token that is cancelled when the agent ends.
     pub fn stop(&self) -> &CancellationToken {
         &self.stop
     }
 
-    /// This node's name; `None` until it has joined.
+    /// Returns this node's name; `None` until it has joined.
     pub fn node(&self) -> Option<NodeName> {
         self.member.borrow().as_ref().map(|member| member.identity.node.clone())
     }
 
-    /// View and credentials in force.
+    /// Returns the view and the credentials in force.
     pub fn membership(&self) -> watch::Receiver<Option<Membership>> {
         self.membership.subscribe()
     }
 
-    /// Connection, certificate and view, for `edge-agent status`.
+    /// Returns connection, certificate and view, for `edge-agent status`.
     pub fn status(&self) -> watch::Receiver<ControllerStatus> {
         self.status.subscribe()
     }
@@ -159,8 +159,8 @@ impl ControllerClient {
         })
     }
 
-    /// The view of an earlier run, if it is readable and this node's. Any other is renamed to
-    /// `view.json.damaged`, and the agent starts without a view.
+    /// Returns the view of an earlier run, if it is readable and belongs to this node. Any other is
+    /// renamed to `view.json.damaged`, and the agent starts without a view.
     fn view_on_disk(&self, identity: &NodeIdentity) -> Result<Option<NodeView>, StateDirError> {
         let view = match view_file::read(self.state.path()) {
             Ok(None) => return Ok(None),
@@ -173,8 +173,8 @@ impl ControllerClient {
             Err(error) => return Err(error),
         };
         match validate(&identity.node, identity.role, None, &view) {
-            // This view was in force. Even if this host has moved, or seems to have, it keeps its
-            // tunnels.
+            // This view was in force. The node keeps its tunnels even if this host has moved, or
+            // appears to have moved.
             Ok(_) => Ok(Some(view)),
             Err(refusal) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;
@@ -185,8 +185,8 @@ impl ControllerClient {
     }
 
     /// Validates a view from the controller, writes it to disk, then publishes it. If this host
-    /// refuses the view, the part that it allows comes into force. `step`: how the view came from
-    /// the one before, if the controller sent that.
+    /// refuses the view, the part that it allows comes into force. `step`: the change from the
+    /// previous view, if the controller sent one.
     pub(super) async fn take_view(&self, view: Arc<NodeView>, step: Option<ViewStep>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
@@ -216,13 +216,13 @@ impl ControllerClient {
         if validated == Validated::Unchanged {
             return Ok(());
         }
-        // What is on disk is the view in force.
+        // The file on disk has the view in force.
         let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
         self.put_in_force(&mut current, member, view, change.map(|step| step.change)).await
     }
 
-    /// Writes a view to disk, then publishes it. `current` is the view in force, which it replaces,
-    /// by this `change` if that is known.
+    /// Writes a view to disk, then publishes it. It replaces `current`, the view in force; `change`
+    /// is the difference, if it is known.
     async fn put_in_force(
         &self,
         current: &mut Option<Arc<NodeView>>,
@@ -330,7 +330,8 @@ impl ControllerClient {
         self.on_disk(move |state| segments_file::follow_view(state, previous.as_deref(), &view, mtu)).await
     }
 
-    /// Runs `work` on a thread that may block: it waits for the lock that the plugin also takes.
+    /// Runs `work` on a thread that may block, because it waits for the lock that the plugin also
+    /// takes.
     pub(super) async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&StateDir) -> Result<T, StateDirError> + Send + 'static,
@@ -350,7 +351,7 @@ impl ControllerClient {
         self.status.send_if_modified(|status| status.last_error.take_if(|last| *last == text).is_some());
     }
 
-    /// Shows an error in `status`, and logs it if it is not the one shown already.
+    /// Shows an error in `status`. Logs it, unless it is already shown.
     pub(crate) fn record_error(&self, error: &ControllerError) {
         let text = error.to_string();
         self.status.send_if_modified(|status| {
@@ -368,7 +369,7 @@ impl ControllerClient {
     }
 }
 
-/// Why a view from the controller is not in force.
+/// The reason why a view from the controller is not in force.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ViewError {
     #[error("a view from the controller is refused: {0}")]

@@ -1,5 +1,5 @@
-//! Which controller the next connection goes to: the one in use, or, after it failed or sent a
-//! goodbye, the next one of those that are configured.
+//! Chooses the controller for the next connection: the one in use, or, after it failed or sent a
+//! goodbye, the next configured one.
 
 use hyper::Uri;
 
@@ -9,7 +9,7 @@ use super::error::ControllerError;
 #[derive(Debug)]
 pub(super) struct ControllerChoice {
     urls: Vec<Uri>,
-    /// Index of the one that is tried first.
+    /// Index of the controller that is tried first.
     first: usize,
 }
 
@@ -28,17 +28,17 @@ impl ControllerChoice {
         Ok(Self { urls, first: 0 })
     }
 
-    /// All controllers, each once, in the order in which they are tried.
+    /// Returns all controllers, each once, in the order in which they are tried.
     pub(super) fn in_order(&self) -> Vec<Uri> {
         self.urls.iter().cycle().skip(self.first).take(self.urls.len()).cloned().collect()
     }
 
-    /// The controller at `url` is in use.
+    /// Records that the controller at `url` is in use.
     pub(super) fn connected(&mut self, url: &Uri) {
         self.first = self.index(url).unwrap_or(0);
     }
 
-    /// The controller at `url` failed or shuts down: the one after it is tried first.
+    /// Records that the controller at `url` failed or shuts down: the one after it is tried first.
     pub(super) fn failed(&mut self, url: &Uri) {
         self.first = self.index(url).map_or(0, |index| (index + 1) % self.urls.len());
     }

@@ -4,7 +4,7 @@ use edge_types::api::Problem;
 
 use crate::state_dir::StateDirError;
 
-/// Why a request to the controller failed. Never holds a token or a key.
+/// The reason why a request to the controller failed. It never contains a token or a key.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllerError {
     /// The connection failed or broke.
@@ -15,12 +15,12 @@ pub enum ControllerError {
         /// The error of the network, TLS or HTTP.
         why: String,
     },
-    /// The server's certificate is not that of our controller.
+    /// The server's certificate does not belong to our controller.
     #[error("controller {url} is not trusted: {why}")]
     Untrusted {
         /// The controller's URL.
         url: String,
-        /// What the certificate lacks, and what to do.
+        /// The fault of the certificate, and the remedy.
         why: String,
     },
     /// The controller ended the TLS connection with an alert about this node's certificate.
@@ -46,13 +46,14 @@ pub enum ControllerError {
         url: String,
         /// What the controller sent.
         received: String,
-        /// What the API prescribes.
+        /// The expected response according to the API.
         expected: &'static str,
     },
     /// This node has no certificate yet.
     #[error("this node has not joined the cluster yet: `edge-agent status` says why")]
     NotJoined,
-    /// A response, the configuration or this host does not allow it; the text says what to do.
+    /// A response, the configuration or this host does not allow the request; the text contains the
+    /// remedy.
     #[error("{0}")]
     Unacceptable(String),
     /// The state directory cannot be read or written.
@@ -61,7 +62,7 @@ pub enum ControllerError {
 }
 
 impl ControllerError {
-    /// Whether the same request may succeed later without a person's help.
+    /// Returns whether the same request may succeed later without a person's help.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::UnexpectedResponse { .. } | Self::NotJoined | Self::StateDir(_) => true,
@@ -70,8 +71,9 @@ impl ControllerError {
         }
     }
 
-    /// Whether the controller does not accept this node as a member, or this node does not trust
-    /// the controller. A new join token, which names the controller's CA, may then help.
+    /// Returns whether the controller does not accept this node as a member, or this node does not
+    /// trust the controller. A new join token, which pins the controller's CA, may help in that
+    /// case.
     pub fn is_refusal_of_this_node(&self) -> bool {
         match self {
             Self::CertificateRefused { .. } | Self::Untrusted { .. } => true,

@@ -1,8 +1,8 @@
-//! Networks of a hub that the view no longer names. Packets for them must not leave in clear
-//! because the hub is away: it may be joining again, or the controller may not know it after a
-//! restore of an old backup. So these networks stay guarded for a day, or until a hub has them
-//! again. A network that a hub in the view no longer has does not stay guarded, since somebody
-//! corrected the hub's networks.
+//! Keeps networks of a hub guarded that the view no longer names. Packets for them must not leave
+//! without encryption while the hub is away: it may be joining again, or the controller may not
+//! know it after a restore of an old backup. So these networks stay guarded for a day, or until a
+//! hub has them again. If a hub in the view no longer has a network, that network does not stay
+//! guarded, since the operator corrected the hub's networks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -17,11 +17,11 @@ use crate::membership::{BootTime, FormerNetwork, Membership};
 use crate::state_dir::StateDirError;
 use crate::underlay::guarded;
 
-/// A list of [`FormerNetwork`] in the state directory.
+/// File in the state directory with a list of [`FormerNetwork`].
 const FORMER_NETWORKS_FILE: &str = "former-networks.json";
-/// For how long a network stays guarded after its hub has disappeared from the view.
+/// How long a network stays guarded after its hub has disappeared from the view.
 const GUARDED_SECONDS: i64 = 24 * 3600;
-/// Most networks that stay guarded; the latest win. A hub has few.
+/// Maximum number of networks that stay guarded; the latest take precedence. A hub has few.
 const MAX_FORMER_NETWORKS: usize = 256;
 
 impl ControllerClient {
@@ -35,7 +35,7 @@ impl ControllerClient {
         self.set_former_networks(former.unwrap_or_default());
     }
 
-    /// Forgets the networks of an identity that this node no longer has.
+    /// Drops the networks of an identity that this node no longer has.
     pub(super) fn forget_former_networks(&self) {
         self.set_former_networks(vec![]);
         if let Err(error) = self.state.remove(FORMER_NETWORKS_FILE) {
@@ -43,9 +43,10 @@ impl ControllerClient {
         }
     }
 
-    /// Guards the networks of hubs that `before` names and `view` does not, and stops guarding
-    /// those that `view` or time has settled. Writes them to disk and returns all that stay
-    /// guarded. `before` is the view that `view` replaces; `None` if its hubs do not count.
+    /// Guards the networks of hubs that `before` names and `view` does not. Stops guarding networks
+    /// that have expired, whose hub is in the view again, or that the view guards itself. Writes
+    /// the guarded networks to disk and returns them. `before` is the view that `view` replaces;
+    /// `None` if its hubs do not count.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -86,7 +87,7 @@ impl ControllerClient {
 }
 
 /// The current time by the system clock and by the boot-time clock. Within a boot the boot-time
-/// clock counts, since a step of the system clock must not end the guard of a network.
+/// clock is used, since a step of the system clock must not end the guard of a network.
 struct ClockReadings {
     /// Seconds since 1970-01-01 UTC.
     unix_time: u64,
@@ -112,13 +113,13 @@ impl ClockReadings {
         former
     }
 
-    /// Seconds since a time of this boot's clock.
+    /// Returns the seconds since a time of this boot's clock.
     fn since(&self, time: &BootTime) -> i64 {
         self.boot.seconds.saturating_sub(time.seconds)
     }
 }
 
-/// The networks that stay guarded after `view` has replaced `before`.
+/// Returns the networks that stay guarded after `view` has replaced `before`.
 fn guarded_under(
     known: &[FormerNetwork],
     before: Option<&NodeView>,
@@ -179,7 +180,7 @@ mod tests {
         NodeView { role, peers: peers.into_iter().map(Into::into).collect(), ..empty_view() }
     }
 
-    /// A time in the first boot, in seconds after its start.
+    /// Returns a time in the first boot, in seconds after its start.
     fn at(seconds: i64) -> ClockReadings {
         let unix_time = 1_800_000_000 + u64::try_from(seconds).unwrap();
         ClockReadings { unix_time, boot: BootTime { boot_id: "b1".into(), seconds } }
@@ -204,7 +205,7 @@ mod tests {
         assert_eq!(guarded_under(&known, Some(&none), &none, &at(2001)), known);
         assert_eq!(texts(&guarded_under(&known, None, &none, &at(1000 + GUARDED_SECONDS))), ["cloud-2 10.96.0.0/12"]);
         assert_eq!(guarded_under(&known, None, &none, &at(2000 + GUARDED_SECONDS)), []);
-        // When the hub is back, its networks count.
+        // When the hub is back, its own networks apply again.
         let back = view(Role::Edge, vec![hub("cloud-1", &["10.240.0.0/16"])]);
         assert_eq!(texts(&guarded_under(&known, Some(&none), &back, &at(2002))), ["cloud-2 10.96.0.0/12"]);
         let other = view(Role::Edge, vec![hub("cloud-9", &["10.0.0.0/8"])]);
@@ -235,13 +236,13 @@ mod tests {
             assert_eq!(guarded_under(&known, None, &none, &stepped(1000 + day - 1)), known, "{unix_time}");
             assert_eq!(guarded_under(&known, None, &none, &stepped(1000 + day)), [], "{unix_time}");
         }
-        // After a reboot the system clock says how much of the day is over.
+        // After a reboot the system clock shows how much of the day has passed.
         let next = |unix_time, seconds| ClockReadings { unix_time, boot: BootTime { boot_id: "b2".into(), seconds } };
         let half = guarded_under(&known, None, &none, &next(at(1000 + day / 2).unix_time, 5));
         assert_eq!(half.len(), 1);
         assert_eq!(guarded_under(&half, None, &none, &next(1, 5 + day / 2 - 1)).len(), 1);
         assert_eq!(guarded_under(&half, None, &none, &next(1, 5 + day / 2)), []);
-        // If it is behind, the day begins with the boot.
+        // If the system clock is behind, the day begins with the boot.
         let behind = guarded_under(&known, None, &none, &next(2000, 5));
         assert_eq!(behind[0].since, 2000);
         assert_eq!(guarded_under(&behind, None, &none, &next(u64::MAX, 5 + day - 1)), behind);

@@ -1,11 +1,11 @@
 //! Connections to the controller bypass the policies and routes that a view installs. Otherwise a
 //! wrong view could cut the node off, and the controller could never correct it.
 //!
-//! Each connection's socket has a policy that allows it to send in clear, as IKE's sockets have, so
-//! no XFRM policy blocks or encrypts its packets. If the controller's address lies within a network
-//! that is routed into the guard's device, the socket is bound to the uplink's interface, and the
-//! route lookup considers that interface alone. Both apply to this one socket: pods and other
-//! programs stay guarded.
+//! Each connection's socket has a policy that allows it to send without encryption, like IKE's
+//! sockets, so no XFRM policy blocks or encrypts its packets. If the controller's address lies
+//! within a network that is routed into the guard's device, the socket is bound to the uplink's
+//! interface, and the route lookup considers that interface alone. Both apply to this one socket:
+//! pods and other programs stay guarded.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,7 +28,7 @@ pub(super) struct GuardBypass {
     uplink: watch::Receiver<UplinkFacts>,
     /// Networks that the view in force makes unreachable outside of a tunnel.
     guarded: Mutex<Vec<IpNetwork>>,
-    /// Addresses of the last lookup, by host; no more hosts than there are URLs.
+    /// Addresses from the last lookup, by host. There are at most as many hosts as URLs.
     lookups: Mutex<BTreeMap<String, Vec<IpAddr>>>,
 }
 
@@ -48,7 +48,8 @@ impl GuardBypass {
         self.lookups.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
     }
 
-    /// Known addresses of the controllers: those in `urls`, and those of the last lookups.
+    /// Returns the known addresses of the controllers: those in `urls`, and those of the last
+    /// lookups.
     pub(super) fn controller_addresses(&self, urls: &[String]) -> Vec<IpAddr> {
         let literal = |url: &String| {
             let uri: hyper::Uri = url.parse().ok()?;
@@ -75,7 +76,7 @@ impl GuardBypass {
         socket.connect(address).await
     }
 
-    /// The uplink's interface, if `address` lies within a guarded network.
+    /// Returns the uplink's interface, if `address` lies within a guarded network.
     fn interface_past_guard(&self, address: IpAddr) -> Option<String> {
         let guarded = self.guarded.lock().unwrap_or_else(PoisonError::into_inner);
         guarded.iter().find(|network| network.contains(address))?;
@@ -127,8 +128,8 @@ mod tests {
         }
     }
 
-    /// A node whose view holds the controller's address, in a namespace of its own; the controller
-    /// is behind its gateway.
+    /// Runs a node whose view contains the controller's address, in a separate namespace; the
+    /// controller is behind the node's gateway.
     #[tokio::test]
     #[ignore = "runs in a namespace, started by the test before"]
     async fn near_end() {

@@ -1,6 +1,5 @@
 //! One HTTP/2 connection to the controller, which all requests share. It is opened when a request
-//! needs it, and opened again after it broke: to which controller is decided in
-//! `controller_choice`.
+//! needs it, and opened again after it breaks. `controller_choice` chooses the controller.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -36,16 +35,16 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// An HTTP/2 PING is sent after this much silence. Without an acknowledgement within the same time,
 /// the connection is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Largest response body that is read as a whole, bytes.
+/// Maximum size of a response body that is read as a whole, in bytes.
 const MAX_RESPONSE: usize = 4 * 1024 * 1024;
 
 /// Whether a change of this node's identity closes the connection to the controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reconnect {
-    /// The certificate is the same. If a thousand nodes receive new trust anchors, they do not all
-    /// reconnect at once.
+    /// No: the certificate is the same. If a thousand nodes receive new trust anchors, they must
+    /// not all reconnect at once.
     No,
-    /// The next connection shows the new certificate.
+    /// Yes: the next connection shows the new certificate.
     Yes,
 }
 
@@ -55,7 +54,7 @@ pub(super) struct HttpClient {
     clock: Arc<CertificateClock>,
     bypass: Arc<GuardBypass>,
     tls: Mutex<Arc<ClientConfig>>,
-    /// Locked while connecting, so that two requests at once open one connection.
+    /// Locked while connecting, so that two simultaneous requests open one connection.
     active: tokio::sync::Mutex<Active>,
 }
 
@@ -77,8 +76,8 @@ pub(super) struct Connection {
 }
 
 impl HttpClient {
-    /// A client of the controllers at `urls`. Does not connect yet. Fails if one of them is no
-    /// `https://` URL with a host.
+    /// Makes a client of the controllers at `urls`. Does not connect yet. Fails if one of them is
+    /// not an `https://` URL with a host.
     pub(super) fn new(
         urls: &[String],
         tls: ClientConfig,
@@ -89,7 +88,7 @@ impl HttpClient {
         Ok(Self { clock, bypass, tls: Mutex::new(Arc::new(tls)), active: tokio::sync::Mutex::new(active) })
     }
 
-    /// New connections use `tls` from now on.
+    /// Uses `tls` for new connections from now on.
     pub(super) async fn use_tls(&self, tls: ClientConfig, reconnect: Reconnect) {
         *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
         if reconnect == Reconnect::Yes {
@@ -102,15 +101,15 @@ impl HttpClient {
         self.active.lock().await.connection = None;
     }
 
-    /// Makes the next connection go to the controller after `url`, if there is more than one: the
-    /// one at `url` failed or shuts down.
+    /// Makes the next connection go to the controller after `url`, if there is more than one,
+    /// because the one at `url` failed or shuts down.
     pub(super) async fn try_next_after(&self, url: &Uri) {
         let mut active = self.active.lock().await;
         active.connection.take_if(|connection| connection.url == *url);
         active.choice.failed(url);
     }
 
-    /// The current connection, or a new one.
+    /// Returns the current connection, or a new one.
     pub(super) async fn connection(&self) -> Result<Connection, ControllerError> {
         let mut active = self.active.lock().await;
         if let Some(connection) = active.connection.as_ref().filter(|connection| !connection.sender.is_closed()) {
@@ -219,7 +218,7 @@ impl HttpClient {
         self.call_on(&connection, method, path, body).await
     }
 
-    /// As [`Self::call`], on the given connection.
+    /// Sends a request as [`Self::call`] does, on the given connection.
     pub(super) async fn call_on<A: DeserializeOwned>(
         &self,
         connection: &Connection,
@@ -313,7 +312,7 @@ async fn read_whole(connection: &Connection, response: Response<Incoming>) -> Re
     Err(ControllerError::Unreachable { url: connection.url.to_string(), why })
 }
 
-/// The error of a broken connection or stream, with a TLS cause if there is one.
+/// Returns the error of a broken connection or stream, with a TLS cause if there is one.
 pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> ControllerError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
@@ -325,7 +324,7 @@ pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> ControllerError {
     ControllerError::Unreachable { url: url.to_string(), why: with_causes(error) }
 }
 
-/// The error of a failed TLS handshake; `None` if TLS is not the cause.
+/// Returns the error of a failed TLS handshake; `None` if TLS is not the cause.
 fn tls_error(url: &Uri, error: &io::Error) -> Option<ControllerError> {
     let tls = tls_cause(error)?;
     let url = url.to_string();
@@ -354,7 +353,7 @@ fn tls_error(url: &Uri, error: &io::Error) -> Option<ControllerError> {
     })
 }
 
-/// The rustls error inside nested I/O errors.
+/// Returns the rustls error inside nested I/O errors.
 fn tls_cause(error: &io::Error) -> Option<&rustls::Error> {
     let inner = error.get_ref()?;
     inner.downcast_ref::<rustls::Error>().or_else(|| tls_cause(inner.downcast_ref::<io::Error>()?))

@@ -15,7 +15,7 @@ use super::node_identity;
 use super::tls::ControllerTrust;
 use crate::config::{Config, ControllerSection};
 
-/// Longest token file that is read, bytes.
+/// Maximum size of a token file, in bytes.
 const MAX_FILE: u64 = 16 * 1024;
 
 /// A join credential. It is a secret, so it has no `Debug`.
@@ -55,7 +55,7 @@ impl JoinCredential {
             .map_err(|error: edge_types::token::ParseTokenError| wrong(&path, error.to_string()))
     }
 
-    /// Identifies the credential: the token's id or `pod:UID`. Not secret.
+    /// Returns an identifier of the credential: the token's id or `pod:UID`. It is not secret.
     pub(super) fn id(&self) -> &str {
         match self {
             Self::Token(token) => &token.id,
@@ -63,7 +63,7 @@ impl JoinCredential {
         }
     }
 
-    /// Trust anchors for the controller's certificate while joining.
+    /// Returns the trust anchors for the controller's certificate while joining.
     pub(super) fn trust(&self) -> ControllerTrust {
         match self {
             Self::Token(token) => ControllerTrust::Pinned(token.ca_hash),
@@ -71,7 +71,8 @@ impl JoinCredential {
         }
     }
 
-    /// The role from credential or configuration, `None` if neither has one. Fails if they differ.
+    /// Returns the role from credential or configuration, `None` if neither has one. Fails if they
+    /// differ.
     pub(super) fn agreed_role(&self, config: &Config) -> Result<Option<Role>, ControllerError> {
         match (self, config.role) {
             (Self::Token(token), Some(role)) if role != token.role => Err(ControllerError::Unacceptable(format!(
@@ -84,7 +85,7 @@ impl JoinCredential {
         }
     }
 
-    /// The node name from credential, configuration or host name. Fails if credential and
+    /// Returns the node name from credential, configuration or host name. Fails if credential and
     /// configuration differ.
     pub(super) fn agreed_name(&self, config: &Config) -> Result<NodeName, ControllerError> {
         let bound = match self {
@@ -110,7 +111,7 @@ impl JoinCredential {
     }
 }
 
-/// The error of a node that has neither an identity nor a credential.
+/// Returns the error of a node that has neither an identity nor a credential.
 pub(super) fn missing(config: &Config, state: &Path) -> ControllerError {
     let controller = config.controller.as_ref();
     if let Some(path) = controller.and_then(|controller| controller.service_account_token_file.as_deref()) {
@@ -133,7 +134,7 @@ pub(super) fn missing(config: &Config, state: &Path) -> ControllerError {
     ))
 }
 
-/// Claims of a service account token. They choose the node name and identify the token; the API
+/// Claims of a service account token. They determine the node name and identify the token; the API
 /// server verifies them.
 #[derive(Deserialize)]
 struct JwtClaims {

@@ -1,7 +1,7 @@
 //! The client of the controller: it joins, renews the certificate, follows the view and requests
-//! segments. It publishes view and credentials through the channels of [`crate::membership`]: at
-//! start what is on disk, then what the controller sends. If the controller is lost, what was
-//! published stays in force.
+//! segments. It publishes view and credentials through the channels of [`crate::membership`]: first
+//! those on disk, then those from the controller. If the controller is unreachable, the published
+//! ones stay in force.
 //!
 //! - `client`: the view in force, the member's identity and the status; how each of them changes.
 //! - `session`: joins if needed, reports, and follows the view stream; reconnects when it ends.
@@ -11,15 +11,16 @@
 //! - `view_consistency`: whether a view contradicts itself, in the time of what changed.
 //! - `view_file`: the view in force on disk, as a whole view and changes.
 //! - `partial_view`: a view without some of the networks that it adds.
-//! - `unconfirmed_view`: the two views that taking back needs besides the one in force.
-//! - `take_back`: the return to the view before if the controller is not heard under the new one.
+//! - `unconfirmed_view`: the two views that taking back needs in addition to the one in force.
+//! - `take_back`: the return to the previous view if nothing arrives from the controller under the
+//!   new one.
 //! - `former_networks`: networks of hubs that the view no longer names, which stay guarded.
 //! - `guard_bypass`: connections to the controller that the guard does not block.
 //! - `node_identity`: key, certificate and trust anchors of this node.
 //! - `join_credential`, `join`, `renewal`: the token that admits this node, the first certificate
 //!   and the later ones.
 //! - `segment_request`: a request for a segment, with an id that survives a crash.
-//! - `check`: what `edge-agent check` asks without a connection.
+//! - `check`: the checks of `edge-agent check`, which need no connection.
 //! - `controller_choice`: which controller the next connection goes to.
 //! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
 

@@ -1,7 +1,7 @@
-//! This node's identity: a private key that is generated here and never leaves, its certificate,
-//! and the trust anchors. One file holds all three, so that they always match. A key whose
-//! certificate has not arrived is in a file of its own, so that a retry after a power cut sends the
-//! same key.
+//! This node's identity: a private key that is generated here and never leaves the node, its
+//! certificate, and the trust anchors. One file holds all three, so that they always match. A key
+//! whose certificate has not arrived is in a separate file, so that a retry after a power cut sends
+//! the same key.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -76,7 +76,8 @@ impl NodeIdentity {
         Self::load_from(state.path())
     }
 
-    /// As [`Self::load`], for a program that is not the agent: it takes no lock.
+    /// Reads the identity as [`Self::load`] does, for a program other than the agent: it takes no
+    /// lock.
     pub(super) fn load_from(directory: &Path) -> Result<Option<Self>, StateDirError> {
         let Some(file) = state_dir::read_layout::<IdentityFile>(directory, IDENTITY_FILE, VERSION, ADVICE)? else {
             return Ok(None);
@@ -149,7 +150,7 @@ impl NodeIdentity {
         })
     }
 
-    /// This identity with other trust anchors; `None` if they are the same.
+    /// Returns this identity with other trust anchors; `None` if they are the same.
     pub(super) fn with_trust_anchors(&self, trust_anchors: Vec<Vec<u8>>) -> Option<Self> {
         if trust_anchors == self.credentials.trust_anchors {
             return None;
@@ -158,15 +159,16 @@ impl NodeIdentity {
         Some(Self { credentials: Arc::new(credentials), ..self.clone() })
     }
 
-    /// Whether the authority that signs now, the first trust anchor, issued the certificate.
+    /// Returns whether the authority that signs now, the first trust anchor, issued the
+    /// certificate.
     pub(super) fn is_of_signing_authority(&self) -> bool {
         let anchor = self.credentials.trust_anchors.first().map(std::slice::from_ref).unwrap_or_default();
         let leaf = self.credentials.chain.first().map(std::slice::from_ref).unwrap_or_default();
-        // Judged at its notBefore, so that an expired certificate counts too.
+        // Checked at its notBefore, so that an expired certificate counts too.
         verify(leaf, anchor, u64::try_from(self.not_before).unwrap_or(0)).is_ok()
     }
 
-    /// Writes it to disk. The caller then removes the pending key.
+    /// Writes the identity to disk. The caller then removes the pending key.
     pub(super) fn store(&self, state: &StateDir) -> Result<(), StateDirError> {
         let file = IdentityFile {
             version: VERSION,
@@ -182,19 +184,19 @@ impl NodeIdentity {
         state.write(IDENTITY_FILE, &bytes)
     }
 
-    /// When half of the certificate's lifetime is over, seconds since 1970-01-01 UTC.
+    /// Returns when half of the certificate's lifetime is over, in seconds since 1970-01-01 UTC.
     pub(super) fn renew_at(&self) -> u64 {
         let middle = self.not_before + (self.credentials.not_after - self.not_before) / 2;
         u64::try_from(middle).unwrap_or(0)
     }
 
-    /// Whether the certificate's notAfter has passed.
+    /// Returns whether the certificate's notAfter has passed.
     pub(super) fn has_expired(&self, clock: &CertificateClock) -> bool {
         i64::try_from(clock.unix_time()).is_ok_and(|now| now > self.credentials.not_after)
     }
 }
 
-/// The key for the next certificate request: that of an interrupted attempt, or a new one.
+/// Returns the key for the next certificate request: that of an interrupted attempt, or a new one.
 pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, ControllerError> {
     if let Some(text) = state.read(PENDING_KEY_FILE)? {
         let text = Zeroizing::new(text);
@@ -216,7 +218,8 @@ pub(super) fn forget_pending_key(state: &StateDir) -> Result<(), StateDirError> 
     state.remove(PENDING_KEY_FILE)
 }
 
-/// A PKCS#10 request for the node's name, PEM. It names no role: the controller decides it.
+/// Makes a PKCS#10 request for the node's name, PEM. It contains no role, because the controller
+/// decides the role.
 pub(super) fn request(key: &KeyPair, node: &NodeName) -> Result<String, ControllerError> {
     let failed = |error| ControllerError::Unacceptable(format!("making the certificate request failed: {error}"));
     let mut parameters = CertificateParams::new(vec![node.to_string()]).map_err(failed)?;
@@ -225,7 +228,8 @@ pub(super) fn request(key: &KeyPair, node: &NodeName) -> Result<String, Controll
     parameters.serialize_request(key).and_then(|request| request.pem()).map_err(failed)
 }
 
-/// Trust anchors, DER, from PEM texts. Fails if there is none, or one cannot be a trust anchor.
+/// Reads trust anchors, DER, from PEM texts. Fails if there is none, or one cannot be a trust
+/// anchor.
 pub(super) fn anchors(texts: &[String]) -> Result<Vec<Vec<u8>>, String> {
     let mut all = Vec::new();
     for text in texts {
@@ -248,7 +252,7 @@ fn certificates(text: &str) -> Result<Vec<Vec<u8>>, String> {
     }
 }
 
-/// Verifies chain, validity and extended key usages, as the controller and peers will.
+/// Verifies chain, validity and extended key usages, as the controller and peers will do.
 fn verify(chain: &[Vec<u8>], trust_anchors: &[Vec<u8>], now: u64) -> Result<(), String> {
     let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let (leaf, intermediates) = ders.split_first().ok_or("there is no certificate in it")?;

@@ -1,7 +1,7 @@
-//! A view without some of the networks that it adds. It comes into force if this host refuses a
-//! view because of those networks, and if a view is taken back. A host on this node's network can
-//! announce just the network that the next view adds. The rest of that view, above all its
-//! revocations, must not wait for this.
+//! Makes a view without some of the networks that it adds. Such a view comes into force if this
+//! host refuses a view because of those networks, and if a view is taken back. Otherwise a host on
+//! this node's network could announce the network that the next view adds, and so delay the rest of
+//! that view, above all its revocations.
 
 use edge_types::network::{contains, overlap};
 use edge_types::{IpNetwork, NodeView, Peer, SharedPeer};
@@ -11,8 +11,8 @@ use super::view_validation::{ViewRefusal, validate};
 use crate::underlay::{added, guarded};
 
 impl ControllerClient {
-    /// The part of a refused view that this host allows instead of `current`. `None` if there is no
-    /// such part, or if it changes nothing.
+    /// Returns the part of a refused view that this host allows instead of `current`. `None` if
+    /// there is no such part, or if it changes nothing.
     pub(super) fn allowed_part(&self, current: &NodeView, view: &NodeView, refusal: &ViewRefusal) -> Option<NodeView> {
         let mut withheld = Vec::new();
         let mut refusal = refusal.clone();
@@ -31,12 +31,12 @@ impl ControllerClient {
     }
 }
 
-/// Adds to `withheld` the networks of `view` because of which it was refused. False if they are all
+/// Adds to `withheld` the networks of `view` that caused its refusal. Returns false if they are all
 /// withheld already, or if the view was refused for another reason.
 fn withhold(withheld: &mut Vec<IpNetwork>, refusal: &ViewRefusal, current: &NodeView, view: &NodeView) -> bool {
     let mut networks = match refusal {
         ViewRefusal::CutsOff(conflict) => vec![conflict.network()],
-        // A part that adds networks would be unconfirmed itself. If it were confirmed, the view
+        // A part that adds networks would itself be unconfirmed. If it were confirmed, the view
         // that was taken back would count as good.
         ViewRefusal::Undecided { .. } | ViewRefusal::TakenBack { .. } => added(current, view),
         _ => return false,
@@ -46,16 +46,16 @@ fn withhold(withheld: &mut Vec<IpNetwork>, refusal: &ViewRefusal, current: &Node
     !networks.is_empty()
 }
 
-/// `now` without the networks in `withheld`, as a replacement of `before`. It keeps the version of
-/// `before`, and the networks that this node itself fronts, so that the whole view can still
-/// follow. A range or network that `now` removes returns only if a withheld network overlaps it,
-/// since then the withheld one may have replaced it. The revocations of `now` hold: a member that
-/// it does not name stays away, and certificates and authorities that it rejects stay rejected. A
-/// segment or network belongs to the node to which `now` gives it, so that one that has moved never
-/// belongs to two nodes.
+/// Returns `now` without the networks in `withheld`, as a replacement of `before`. The result keeps
+/// the version of `before`, and the networks that this node itself fronts, so that the whole view
+/// can still follow. A range or network that `now` removes returns only if a withheld network
+/// overlaps it, since the withheld one may have replaced it. The revocations of `now` apply: a
+/// member that it does not name stays removed, and certificates and authorities that it rejects
+/// stay rejected. A segment or network belongs to the node to which `now` gives it, so that one
+/// that has moved never belongs to two nodes.
 ///
 /// # Errors
-/// If the result is no valid view of this node.
+/// If the result is not a valid view of this node.
 pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetwork]) -> Result<NodeView, ViewRefusal> {
     let replaced = |network: &IpNetwork| withheld.iter().any(|withheld| overlap(withheld, network));
     let mut ranges = before.cluster_ranges.clone();
@@ -140,7 +140,7 @@ mod tests {
         ];
         let mut now = view(7, &["10.77.0.0/16", "10.99.0.0/16"]);
         now.trust_anchors = vec![new];
-        // The segment of a node that left is granted to this node.
+        // The segment of a removed node is granted to this node.
         now.segments = vec!["10.77.0.128/26".parse().unwrap()];
         now.peers = vec![
             peer("edge-2", "10.77.0.64/26", 20),
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(peers, [("edge-2".into(), 20), ("edge-4".into(), 30)]);
         assert_eq!((&back.trust_anchors, &back.segments), (&now.trust_anchors, &now.segments));
         assert_eq!((back.version, &back.cluster_ranges), (4, &before.cluster_ranges));
-        // The revocations also hold if the new segments do not fit the former ranges.
+        // The revocations also apply if the new segments do not fit the former ranges.
         now.segments = vec!["10.99.1.0/26".parse().unwrap()];
         let back = partial_view(&now, &before, &added(&before, &now)).unwrap();
         assert_eq!((back.peers.len(), &back.segments), (2, &before.segments));

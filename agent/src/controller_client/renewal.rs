@@ -17,14 +17,13 @@ use super::http::Reconnect;
 use super::node_identity::{self, NodeIdentity};
 use super::tls::date;
 
-/// Longest sleep between two checks of the clock, since the clock may be set meanwhile. After each
+/// Maximum time between two checks of the clock, which may be set in the meantime. After each
 /// sleep, the earliest time that the clock may show is written to disk (see [`crate::clock`]).
 const CHECK_INTERVAL: Duration = Duration::from_secs(600);
-/// Wait after a refusal, and after a renewal by which the certificate is still of the old
-/// authority.
+/// Wait after a refusal, and after a renewal whose certificate is still of the old authority.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 /// Default of `rollover_spread`. After a rollover each node renews at a random moment within this
-/// time: ten thousand nodes make 17 renewals a second.
+/// time, so that ten thousand nodes make 17 renewals a second.
 const ROLLOVER_SPREAD: Duration = Duration::from_secs(600);
 
 /// Runs until the agent ends.
@@ -62,11 +61,12 @@ pub(super) async fn run(controller: &ControllerClient) {
     }
 }
 
-/// Time until renewal is due; `None` if it is due now.
+/// Returns the time until renewal is due; `None` if it is due now.
 fn remaining(controller: &ControllerClient, identity: &NodeIdentity, rollover: &mut Rollover) -> Option<Duration> {
     let left = identity.renew_at().checked_sub(controller.clock.unix_time()).filter(|left| *left > 0)?;
     let left = Duration::from_secs(left);
-    // Up to a tenth is cut at random, so that nodes which joined together do not renew together.
+    // Up to a tenth is subtracted at random, so that nodes that joined together do not renew
+    // together.
     let half_life = left - left / 10 + jitter(left / 10);
     let spread = controller.config.controller.as_ref().and_then(|controller| controller.rollover_spread);
     match rollover.remaining(identity, spread.unwrap_or(ROLLOVER_SPREAD)) {
@@ -76,7 +76,7 @@ fn remaining(controller: &ControllerClient, identity: &NodeIdentity, rollover: &
     }
 }
 
-/// When to renew because another authority signs.
+/// The time of the renewal that a new signing authority requires.
 #[derive(Debug, Default)]
 struct Rollover {
     /// The authority that signs, DER, and when this node renews.
@@ -84,7 +84,7 @@ struct Rollover {
 }
 
 impl Rollover {
-    /// Time until renewal; `None` if the signing authority issued the certificate.
+    /// Returns the time until renewal; `None` if the signing authority issued the certificate.
     fn remaining(&mut self, identity: &NodeIdentity, spread: Duration) -> Option<Duration> {
         if identity.is_of_signing_authority() {
             self.due = None;
@@ -97,8 +97,9 @@ impl Rollover {
         Some(due.saturating_duration_since(Instant::now()))
     }
 
-    /// A renewal succeeded. If another authority issued the new certificate too (by a replica of
-    /// the controller that does not know of the rollover yet), the next attempt is postponed.
+    /// Records that a renewal succeeded. If the new certificate is still not of the signing
+    /// authority (because a replica of the controller does not know of the rollover yet), the next
+    /// attempt is postponed.
     fn attempted(&mut self) {
         if let Some((_, due)) = &mut self.due {
             *due = Instant::now() + REFUSED_WAIT;

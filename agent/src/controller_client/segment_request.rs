@@ -17,7 +17,7 @@ use crate::state_dir::{StateDirError, segments_file};
 const REQUEST_FILE: &str = "application.json";
 
 impl ControllerClient {
-    /// The families of a request that is on disk without a response.
+    /// Returns the families of a request that is on disk without a response.
     pub fn unanswered_request_families(&self) -> Option<Vec<Family>> {
         self.unanswered().map(|request| request.families)
     }
@@ -32,8 +32,8 @@ impl ControllerClient {
         }
     }
 
-    /// Requests one segment of each of `families`. A request without a response comes first, and in
-    /// place of this one. Returns `segments.json` once the new segments are in it.
+    /// Requests one segment of each of `families`. If an earlier request has no response, that
+    /// request is sent instead. Returns `segments.json` once the new segments are in it.
     pub async fn request_segments(&self, families: &[Family]) -> Result<SegmentsFile, ControllerError> {
         let _one_at_a_time = self.requesting.lock().await;
         let Some(member) = self.member.borrow().clone() else {
@@ -56,7 +56,8 @@ impl ControllerClient {
             Ok(response) => response.segments,
             Err(error) => {
                 if matches!(&error, ControllerError::Problem(problem) if matches!(problem.status, 400 | 409 | 422)) {
-                    // These statuses answer the request. 401 and 403 do not: it stays on disk.
+                    // These statuses are final responses to the request. After 401 and 403 the
+                    // request stays on disk.
                     self.state.remove(REQUEST_FILE)?;
                 }
                 return Err(error);

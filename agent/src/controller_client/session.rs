@@ -1,5 +1,5 @@
-//! The session with the controller: join if this node is no member yet, report this node's
-//! addresses, follow the view stream. When the stream ends, begin again.
+//! The session with the controller: joins if this node is no member yet, reports this node's
+//! addresses, and follows the view stream. When the stream ends, the session begins again.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -31,19 +31,19 @@ use super::view_file::ViewStep;
 use crate::membership::ControllerStatus;
 use crate::{candidate_addresses, logging};
 
-/// If neither view nor heartbeat arrives for this long, the controller counts as lost.
+/// If neither view nor heartbeat arrives for this long, the controller counts as unreachable.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
-/// Wait after an error that only a person can resolve, such as a controller that does not accept
-/// this node as a member.
+/// Wait after an error that needs a person, such as a controller that does not accept this node as
+/// a member.
 const REFUSED_WAIT: Duration = Duration::from_secs(60);
 /// If two controllers send a goodbye within this time, the node waits before it tries the next one,
 /// as after a failure.
 const GOODBYE_INTERVAL: Duration = Duration::from_secs(10);
 /// If a stream that lasted this long breaks, the next controller is tried without a wait.
 const ESTABLISHED: Duration = Duration::from_secs(5);
-/// Largest number of segments in a report; the size of a request is limited.
+/// Maximum number of segments in a report; the size of a request is limited.
 const MAX_REPORTED_SEGMENTS: usize = 1000;
-/// Longest line of the stream, bytes.
+/// Maximum length of a line of the stream, in bytes.
 const MAX_LINE: usize = 64 * 1024 * 1024;
 
 /// Runs until the agent ends.
@@ -90,7 +90,7 @@ pub(super) async fn run(controller: &ControllerClient) {
     }
 }
 
-/// The stream ended without a failure. This says where it is opened again.
+/// The stream ended without a failure. The variants say where it is opened again.
 enum Reopen {
     /// At the same controller: this node's address or certificate has changed.
     Now,
@@ -98,11 +98,12 @@ enum Reopen {
     AtAnotherController,
 }
 
-/// What follows from an event of the stream.
+/// The consequence of an event of the stream.
 enum EventOutcome {
-    /// The event is dealt with.
+    /// The event is complete.
     Handled,
-    /// A version is missing in between. The stream is opened again and begins with the whole view.
+    /// A version is missing between two events. The stream is opened again and begins with the
+    /// whole view.
     OutOfSync { received: String, expected: &'static str },
     /// The controller shuts down, for this reason.
     Goodbye(String),
@@ -116,7 +117,7 @@ struct Stream {
     opened: Option<Instant>,
 }
 
-/// Opens the stream and follows it. Returns where it is to be opened again, or an error.
+/// Opens the stream and follows it. Returns where the stream must be opened again, or an error.
 async fn follow_stream(
     controller: &ControllerClient,
     refused: bool,
@@ -174,7 +175,7 @@ async fn follow_stream(
                                 continue;
                             }
                         };
-                        // Only an event proves that the controller was heard.
+                        // Only an event proves that the controller was reached.
                         controller.confirm_view();
                         match handle(controller, event, &mut stream.state).await? {
                             EventOutcome::Handled => {}
@@ -214,14 +215,14 @@ async fn follow_stream(
                 }
                 report(controller, &member, &connection, &mut uplink).await?;
             }
-            // The controller shows the operator why a view is refused.
+            // The controller shows the operator the reason why a view is refused.
             () = refused_view.changed() => report(controller, &member, &connection, &mut uplink).await?,
             // The driver changes the count every few seconds at most.
             Ok(()) = tunnels.changed() => {
                 tunnels.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
-            // They change every few seconds at most.
+            // The obstacles change every few seconds at most.
             Ok(()) = obstacles.changed() => {
                 obstacles.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
@@ -300,14 +301,14 @@ async fn handle(
     Ok(EventOutcome::Handled)
 }
 
-/// This node's membership. Joins first if the node is no member, or if it was refused and a new
-/// credential is there.
+/// Returns this node's membership. Joins first if the node is not a member, or if it was refused
+/// and a new credential exists.
 async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, ControllerError> {
     let present = controller.member.borrow().clone();
     let credential = match &present {
         Some(member) if !refused && !member.identity.has_expired(&controller.clock) => return Ok(member.clone()),
         Some(member) => {
-            // If the token cannot be read, a member goes on with its certificate.
+            // If the token cannot be read, a member continues with its certificate.
             let credential = JoinCredential::read(&controller.config).unwrap_or_else(|error| {
                 error!("{error}");
                 None
@@ -370,8 +371,8 @@ async fn report(
     member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report).await.map(drop)
 }
 
-/// Granted segments from `segments.json`; `None` if the file cannot be read: the report
-/// is sent all the same, and says nothing about the segments.
+/// Returns the granted segments from `segments.json`; `None` if the file cannot be read. In that
+/// case the report is sent without the segments.
 async fn granted(controller: &ControllerClient) -> Option<Vec<IpNetwork>> {
     match controller.segments().await {
         // Segments from the plugin's configuration are not grants.
@@ -386,7 +387,8 @@ async fn granted(controller: &ControllerClient) -> Option<Vec<IpNetwork>> {
     }
 }
 
-/// Returns when the token file holds another credential than `known`. Reads it every two seconds.
+/// Returns when the token file holds another credential than `known`. Reads the file every two
+/// seconds.
 async fn new_credential(controller: &ControllerClient, known: Option<String>) {
     loop {
         let found = credential_id(controller);
@@ -408,7 +410,7 @@ struct RefusedViewChanges {
 }
 
 impl RefusedViewChanges {
-    /// Returns when it differs from the reported one.
+    /// Returns when the refused view differs from the reported one.
     async fn changed(&mut self) {
         let reported = &self.reported;
         let found = self.status.wait_for(|status| status.refused_view != *reported).await;
@@ -422,7 +424,7 @@ impl RefusedViewChanges {
 /// The lines of the view stream (NDJSON).
 struct NdjsonLines(FramedRead<StreamReader<Chunks, Bytes>, CompleteLines>);
 
-/// Lines that end with a newline. What follows the last newline of a stream was cut off and is
+/// Lines that end with a newline. Text after the last newline of a stream was cut off and is
 /// dropped.
 struct CompleteLines(LinesCodec);
 
@@ -439,8 +441,8 @@ impl Decoder for CompleteLines {
     }
 }
 
-/// The body in pieces as they arrive. The reader wants errors of `std::io`; [`NdjsonLines`] unpacks
-/// them.
+/// The body in pieces as they arrive. The reader requires errors of `std::io`; [`NdjsonLines`]
+/// unpacks them.
 type Chunks = MapErr<BodyDataStream<Incoming>, fn(hyper::Error) -> io::Error>;
 
 impl NdjsonLines {
@@ -449,7 +451,7 @@ impl NdjsonLines {
         Self(FramedRead::new(StreamReader::new(chunks), CompleteLines(LinesCodec::new_with_max_length(MAX_LINE))))
     }
 
-    /// The next line that is not blank; `None` at the end of the stream. Cancel safe.
+    /// Returns the next line that is not blank; `None` at the end of the stream. Cancel safe.
     async fn next(&mut self, connection: &Connection) -> Result<Option<String>, ControllerError> {
         loop {
             let unexpected = |received| {

@@ -1,5 +1,6 @@
-//! The view that the controller sent last, to which its next change applies. Usually that is the
-//! view in force. A refused view is kept here too: the change that corrects it is relative to it.
+//! Holds the view that the controller sent last, to which its next change applies. Usually that is
+//! the view in force. A refused view is also kept here, because the change that corrects it is
+//! relative to it.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ impl StreamState {
         Self { epoch, view: Arc::new(view) }
     }
 
-    /// The view after the last change of the stream.
+    /// Returns the view after the last change of the stream.
     pub(super) fn view(&self) -> &Arc<NodeView> {
         &self.view
     }
@@ -31,12 +32,12 @@ impl StreamState {
         Some(Self::new(self.epoch, view))
     }
 
-    /// Query parameters `&from=VERSION&epoch=EPOCH`, by which the controller sends only what
-    /// changed since the view in force, `held`.
+    /// Returns the query parameters `&from=VERSION&epoch=EPOCH`, with which the controller sends
+    /// only the changes since the view in force, `held`.
     pub(super) fn query(state: Option<&Self>, held: Option<&NodeView>) -> String {
         let Some(held) = held else { return String::new() };
         let mut query = format!("&from={}", held.version);
-        // After a refused view no epoch is sent: the controller then sends that view as a whole, so
+        // After a refused view no epoch is sent. The controller then sends that view as a whole, so
         // that each connection validates it and reports the reason to the operator.
         if let Some(epoch) = state.filter(|state| *state.view == *held).and_then(|state| state.epoch.as_deref())
             && epoch.bytes().all(|byte| byte.is_ascii_alphanumeric())

@@ -1,12 +1,14 @@
 //! Takes back a view that cuts the node off from the controller. A view that adds networks to the
-//! tunnels is unconfirmed until the controller is heard under it. If that does not happen within
-//! `take_back`, the view is taken back: the view before is in force again. A view that adds no
-//! network, or under which the controller was heard once, is never taken back. Nor is a view that
-//! adds nothing to the one before the unconfirmed view that it replaces.
+//! tunnels is unconfirmed until a message from the controller arrives under it. If none arrives
+//! within `take_back`, the view is taken back: the previous view is in force again. A view that
+//! adds no network, or under which a message from the controller has arrived, is never taken back.
+//! The same applies to a view that replaces an unconfirmed one and adds nothing to the view before
+//! that.
 //!
-//! If the controller is reached soon after a view was taken back, that view was to blame. The
+//! If the controller is reached soon after a view was taken back, that view caused the loss. The
 //! networks that it added are then refused, except for a second try after an hour. Otherwise the
-//! controller was away, and the view comes into force again when it is back.
+//! controller was unreachable for another reason, and the view comes into force again when the
+//! controller is back.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -23,22 +25,22 @@ use crate::membership::Membership;
 use crate::state_dir::StateDirError;
 use crate::underlay::added;
 
-/// The view before an unconfirmed one. If the file exists at start, the view on disk is
+/// File with the view before an unconfirmed one. If the file exists at start, the view on disk is
 /// unconfirmed.
 const BEFORE_FILE: &str = "view-before.json";
-/// Only messages that arrive this long after a view came into force confirm it. Earlier ones may
-/// have been on their way before policies and routes changed.
+/// A view is confirmed only by messages that arrive this long after it came into force. Earlier
+/// messages may have been sent before policies and routes changed.
 const CONFIRM_AFTER: Duration = Duration::from_secs(15);
 /// Default of [`crate::config::ControllerSection::take_back`].
 const DEFAULT_TAKE_BACK: Duration = Duration::from_secs(180);
-/// If the controller is reached within this time after a view was taken back, that view was to
-/// blame.
+/// If the controller is reached within this time after a view was taken back, that view caused the
+/// loss.
 const BLAME_WITHIN: Duration = Duration::from_secs(120);
 /// Wait before the next attempt to take a view back, for example if the disk is full.
 const TAKE_BACK_RETRY: Duration = Duration::from_secs(5);
-/// How often a refused view is validated again, besides when the uplink changes.
+/// How often a refused view is validated again, in addition to changes of the uplink.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// Largest number of conflicts of the view in force that are reported.
+/// Maximum number of conflicts of the view in force that are reported.
 const MAX_REPORTED_CONFLICTS: usize = 8;
 
 impl ControllerClient {
@@ -59,7 +61,7 @@ impl ControllerClient {
         }
     }
 
-    /// Forgets unconfirmed, refused and taken back views: they belong to a former identity.
+    /// Drops unconfirmed, refused and taken back views, because they belong to a former identity.
     pub(super) fn clear_unconfirmed_view(&self) {
         self.set_unconfirmed(None);
         self.set_refused_view(None, None);
@@ -67,7 +69,8 @@ impl ControllerClient {
         self.remove_take_back_files();
     }
 
-    /// Reports in `status` and the log which addresses of this node the view in force takes.
+    /// Reports in `status` and the log which addresses of this node lie in networks of the view in
+    /// force.
     pub(super) fn report_conflicts(&self, view: &NodeView) {
         let controllers = self.bypass.controller_addresses(self.urls());
         let conflicts = self.uplink.borrow().underlay.conflicts(view, &controllers);
@@ -89,15 +92,15 @@ impl ControllerClient {
         new: &NodeView,
     ) -> Result<(), StateDirError> {
         let Some(current) = current.filter(|current| !added(current, new).is_empty()) else { return Ok(()) };
-        // If the current view is unconfirmed too, the one before that is kept.
+        // If the current view is also unconfirmed, the one before it is kept.
         let before = self.unconfirmed().map_or_else(|| current.clone(), |unconfirmed| unconfirmed.before);
         self.state.write_json(BEFORE_FILE, &*before)?;
         self.set_unconfirmed(Some(UnconfirmedView { before, began: Instant::now() }));
         Ok(())
     }
 
-    /// A view has come into force and is on disk. If it adds nothing to the view from before the
-    /// unconfirmed one, there is nothing left to take back.
+    /// Handles a view that has come into force and is on disk. If it adds nothing to the view from
+    /// before the unconfirmed one, no view needs to be taken back any more.
     pub(super) fn confirm_if_nothing_is_added(&self, view: &NodeView) {
         if self.unconfirmed().is_some_and(|unconfirmed| added(&unconfirmed.before, view).is_empty()) {
             self.forget_unconfirmed();
@@ -111,7 +114,7 @@ impl ControllerClient {
         }
     }
 
-    /// The controller was heard: confirms the view in force.
+    /// Confirms the view in force, because a message from the controller arrived.
     pub(super) fn confirm_view(&self) {
         let installed = CONFIRM_AFTER.min(self.take_back_timeout() / 2);
         if self.unconfirmed().is_none_or(|unconfirmed| unconfirmed.began.elapsed() < installed) {
@@ -130,7 +133,8 @@ impl ControllerClient {
         }
     }
 
-    /// The controller is reached again: decides whether the view that was taken back was to blame.
+    /// Handles that the controller is reached again: decides whether the view that was taken back
+    /// caused the loss.
     pub(super) async fn controller_reached(&self) {
         if self.settle_taken_back_view() {
             self.retry_refused_view().await;
@@ -156,7 +160,7 @@ impl ControllerClient {
         taken_back.is_none()
     }
 
-    /// Takes unconfirmed views back, and validates refused ones again, since the reason may be
+    /// Takes unconfirmed views back. Also validates refused ones again, since the reason may be
     /// gone.
     pub(super) async fn watch_views(&self) {
         let (mut uplink, mut unconfirmed) = (self.uplink.clone(), self.unconfirmed.subscribe());
@@ -166,7 +170,7 @@ impl ControllerClient {
                 .borrow_and_update()
                 .as_ref()
                 .map(|unconfirmed| unconfirmed.began + self.take_back_timeout());
-            // While the stream is open the controller is not lost. A dead connection is noticed
+            // While the stream is open, the controller is reachable. A dead connection is noticed
             // much sooner than the timeout.
             let lost = async {
                 tokio::time::sleep_until(end.unwrap_or_else(Instant::now)).await;
@@ -203,7 +207,7 @@ impl ControllerClient {
 
     async fn take_back(&self) -> Result<(), ControllerError> {
         let mut current = self.view.lock().await;
-        // The controller may have been heard before the lock was taken.
+        // A message from the controller may have arrived before the lock was taken.
         let (Some(unconfirmed), Some(view)) = (self.unconfirmed(), current.clone()) else { return Ok(()) };
         if unconfirmed.began.elapsed() < self.take_back_timeout() || self.status.borrow().connected {
             return Ok(());
@@ -264,8 +268,8 @@ impl ControllerClient {
         Ok(())
     }
 
-    /// Sets the view that is refused and the reason, for `status`, for the report to the
-    /// controller, and for the next validation.
+    /// Sets the refused view and the reason, for `status`, for the report to the controller, and
+    /// for the next validation.
     pub(super) fn set_refused_view(&self, view: Option<Arc<NodeView>>, why: Option<String>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = view;
         self.status.send_if_modified(|status| {

@@ -1,4 +1,4 @@
-//! TLS 1.3 to the controller: verification of its certificate, and this node's own.
+//! TLS 1.3 to the controller: verifies its certificate, and shows this node's own.
 
 use std::sync::Arc;
 
@@ -26,17 +26,17 @@ pub(super) enum ControllerTrust {
     Anchors(Vec<Vec<u8>>),
 }
 
-/// Why the controller's certificate is rejected, and what the operator can do.
+/// The reason why the controller's certificate is rejected, and the remedy.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct CertificateRejected(String);
 
-/// TLS configuration of a node that has no certificate yet.
+/// Makes the TLS configuration of a node that has no certificate yet.
 pub(super) fn join_config(trust: ControllerTrust, clock: Arc<CertificateClock>) -> Result<ClientConfig, Error> {
     Ok(finish(builder(trust, clock)?.with_no_client_auth()))
 }
 
-/// TLS configuration of a member, with its client certificate.
+/// Makes the TLS configuration of a member, with its client certificate.
 pub(super) fn member_config(
     credentials: &NodeCredentials,
     clock: Arc<CertificateClock>,
@@ -79,7 +79,7 @@ impl Verifier {
         &self.provider.signature_verification_algorithms
     }
 
-    /// The trust anchors, given the certificates that the server sent.
+    /// Returns the trust anchors, given the certificates that the server sent.
     fn anchors<'a>(&'a self, sent: &'a [CertificateDer<'a>]) -> Result<Vec<CertificateDer<'a>>, CertificateRejected> {
         match &self.trust {
             ControllerTrust::Anchors(anchors) => {
@@ -182,13 +182,13 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// SHA-256 of a certificate's DER SubjectPublicKeyInfo: what a join token pins.
+/// Computes SHA-256 of a certificate's DER SubjectPublicKeyInfo, which a join token pins.
 pub(super) fn spki_sha256(certificate: &[u8]) -> Option<[u8; 32]> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     ::ring::digest::digest(&::ring::digest::SHA256, parsed.tbs_certificate.subject_pki.raw).as_ref().try_into().ok()
 }
 
-/// URIs among a certificate's subject alternative names.
+/// Returns the URIs among a certificate's subject alternative names.
 pub(super) fn uris<'a>(certificate: &'a X509Certificate<'_>) -> impl Iterator<Item = &'a str> {
     alternative_names(certificate).filter_map(|name| match name {
         GeneralName::URI(uri) => Some(*uri),
@@ -220,8 +220,8 @@ fn explain(error: &webpki::Error, certificate: &X509Certificate<'_>, now: u64) -
     match error {
         // If another CA has the same name, only the signature is wrong.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => unknown_issuer(),
-        // The leaf has the usage, so webpki missed it in a CA that the server sent: that CA is not
-        // trusted.
+        // The leaf has the usage, so webpki did not find it in a CA that the server sent: that CA
+        // is not trusted.
         webpki::Error::RequiredEkuNotFoundContext(_) if serves => unknown_issuer(),
         webpki::Error::CertExpired { .. } => format!(
             "its certificate ended {}, and now it is {}: restart the controller, which renews it; or see whether this node's clock runs ahead",
@@ -241,7 +241,7 @@ fn unknown_issuer() -> String {
         .into()
 }
 
-/// A Unix time, seconds, as RFC 3339.
+/// Formats a Unix time, in seconds, as RFC 3339.
 pub(super) fn date(unix_time: i64) -> String {
     time::OffsetDateTime::from_unix_timestamp(unix_time)
         .ok()

@@ -1,5 +1,5 @@
-//! The two views that taking back needs besides the one in force: the view before, and the one that
-//! was taken back last.
+//! The two views that taking back needs in addition to the one in force: the previous view, and the
+//! one that was taken back last.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use tokio::time::Instant;
 
 use crate::underlay::guarded;
 
-/// The last [`TakenBackView`], in the state directory.
+/// File in the state directory with the last [`TakenBackView`].
 pub(super) const TAKEN_BACK_FILE: &str = "taken-back.json";
-/// Time after which a view that was taken back once is tried a second time, seconds.
+/// Time after which a view that was taken back once is tried again, in seconds.
 const SECOND_TRY_AFTER_SECONDS: u64 = 3600;
 
-/// Marks the view in force as not confirmed: the controller has not been heard under it.
+/// Marks the view in force as unconfirmed: no message from the controller has arrived under it.
 #[derive(Debug, Clone)]
 pub(super) struct UnconfirmedView {
-    /// The view to put back.
+    /// The view to restore.
     pub(super) before: Arc<NodeView>,
     /// When the view in force replaced it.
     pub(super) began: Instant,
@@ -39,8 +39,9 @@ pub(super) struct TakenBackView {
 }
 
 impl TakenBackView {
-    /// Whether a view may be tried although this one was taken back. While the controller is away,
-    /// a view that adds the same networks is not tried: another failure would prove nothing.
+    /// Returns whether a view may be tried although this one was taken back. While the controller
+    /// is unreachable, a view that adds the same networks is not tried: another failure would prove
+    /// nothing.
     pub(super) fn allows(&self, view: &NodeView, now: u64) -> bool {
         let guarded = guarded(view);
         // `all` is true for an empty list, which would refuse every view.

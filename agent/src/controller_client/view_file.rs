@@ -1,4 +1,5 @@
-//! The view in force on disk: `view.json`, and beside it the changes since it was written.
+//! Keeps the view in force on disk: `view.json`, and a second file with the changes since it was
+//! written.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,17 +9,17 @@ use edge_types::{NodeView, ViewChange};
 
 use crate::state_dir::{ChangeLog, StateDirError, json_bytes, read_json_with_changes};
 
-/// A view of the stream, and how it came from the one before.
+/// A view of the stream, and the change that led to it.
 #[derive(Debug, Clone)]
 pub(super) struct ViewStep {
-    /// The view before.
+    /// The previous view.
     pub(super) before: Arc<NodeView>,
     /// What changed in it.
     pub(super) change: ViewChange,
 }
 
-/// Writes a view to disk. `change`: what makes it of the view that is there, if that is known. A
-/// node that joins costs a line then, however many peers there are.
+/// Writes a view to disk. `change`: the difference from the view on disk, if it is known. With it,
+/// a node that joins costs one line, however many peers there are.
 pub(super) fn write(
     file: &mut ChangeLog,
     state_dir: &Path,
@@ -34,7 +35,7 @@ pub(super) fn write(
     file.replace(&json_bytes(&state_dir.join(VIEW_FILE), view)?)
 }
 
-/// The view on disk with its changes. `None`: there is none.
+/// Returns the view on disk with its changes; `None` if there is none.
 pub(super) fn read(state_dir: &Path) -> Result<Option<NodeView>, StateDirError> {
     let advice = "the next view from the controller replaces it";
     let Some((mut view, changes)) = read_json_with_changes::<NodeView, ViewChange>(&state_dir.join(VIEW_FILE), advice)?
@@ -51,7 +52,7 @@ pub(super) fn read(state_dir: &Path) -> Result<Option<NodeView>, StateDirError> 
     Ok(Some(view))
 }
 
-/// Writes `view.json` below this directory.
+/// Makes the log that writes `view.json` below this directory.
 pub(super) fn log(state_dir: &Path) -> ChangeLog {
     ChangeLog::new(state_dir.join(VIEW_FILE))
 }
@@ -98,7 +99,7 @@ mod tests {
                 "the whole view is not written"
             );
         }
-        // One that does not follow the one before ends them.
+        // A change that does not follow the previous one ends the list.
         let odd: ViewChange = ViewChange { from: 40, version: 41, own: None, put: vec![], gone: vec![] };
         assert!(file.append(&serde_json::to_string(&odd).unwrap()).unwrap());
         assert_eq!(read(directory.path()).unwrap().as_ref(), Some(&view));

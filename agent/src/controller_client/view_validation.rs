@@ -1,5 +1,5 @@
-//! Decides whether a view may replace the one in force. A view says whom this node trusts and what
-//! it removes, so a view that contradicts itself is refused as a whole.
+//! Decides whether a view may replace the one in force. A view says which nodes this node trusts
+//! and which it removes, so a view that contradicts itself is refused as a whole.
 
 use std::sync::PoisonError;
 
@@ -10,10 +10,10 @@ use super::unconfirmed_view::{TAKEN_BACK_FILE, TakenBackView};
 use super::view_consistency::check_whole;
 use crate::underlay::AddressConflict;
 
-/// Why a view is refused.
+/// The reason why a view is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ViewRefusal {
-    /// The view is another node's.
+    /// The view belongs to another node.
     #[error("it is for node {found}, this is {expected}")]
     Node {
         /// This node.
@@ -69,7 +69,7 @@ pub(super) enum ViewRefusal {
         version: u64,
         /// Networks that it added.
         added: Vec<IpNetwork>,
-        /// The file that remembers it.
+        /// The file that contains the refused networks.
         file: std::path::PathBuf,
     },
     /// The view contradicts itself.
@@ -111,8 +111,8 @@ pub(super) fn validate_with(
         return Err(ViewRefusal::Role { expected: role, found: new.role });
     }
     match current {
-        // The same version may have another content after an update of this program, which reads
-        // more fields.
+        // The same version may have another content after an update of this program, because the
+        // new program reads more fields.
         Some(current) if new == current => return Ok(Validated::Unchanged),
         Some(current) if new.version < current.version => {
             return Err(ViewRefusal::Older { expected: current.version, found: new.version });

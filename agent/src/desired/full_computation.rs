@@ -1,4 +1,4 @@
-//! All desired policies, computed from nothing: the oracle of [`super::PolicyTable`].
+//! Computes all desired policies from scratch, as the oracle for [`super::PolicyTable`].
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -9,9 +9,9 @@ use edge_xfrm::{Policy, guard};
 
 use super::{ChildEnds, Desired, DesiredTunnel, PeerReqids, TunnelEnds, TunnelState, tunnel_policies};
 
-/// The desired policies of the guard and the tunnels, and the errors of those that are impossible.
-/// If two peers may take the same packets (two hubs that front the same networks), the peer
-/// with the best state takes them; among equals, the one with the first name.
+/// Returns the desired policies of the guard and the tunnels, and the errors of those that are
+/// impossible. If two peers may take the same packets (two hubs that front the same networks), the
+/// peer with the best state takes them; among equals, the one with the first name.
 pub(super) fn desired_policies(
     desired: &Desired,
     reqids: impl Fn(&PeerName) -> Option<PeerReqids>,

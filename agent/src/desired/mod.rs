@@ -1,5 +1,5 @@
-//! The desired state of this node, computed from the view and the static peers. Pure: no kernel, no
-//! clock, no disk.
+//! The desired state of this node, computed from the view and the static peers. The computation
+//! does no I/O and reads no clock.
 
 #[cfg(test)]
 mod full_computation;
@@ -28,12 +28,12 @@ use crate::config::proposal::{node_esp, node_ike};
 use crate::config::{Config, DEFAULT_CHILD, Encap, Start};
 use crate::membership::Membership;
 
-/// Default of `liveness` towards hubs. The kernel reports ESP once a second, so less would ask hubs
-/// that are there.
+/// Default of `liveness` towards hubs. The kernel reports ESP once a second, so a shorter time
+/// would check hubs that are alive.
 const HUB_LIVENESS: Duration = Duration::from_secs(2);
 /// Default of `idle_liveness` towards hubs, the interval of NAT keepalives.
 const HUB_IDLE_LIVENESS: Duration = Duration::from_secs(20);
-/// Default of `retry_max` towards edges. An edge that comes back begins by itself.
+/// Default of `retry_max` towards edges. An edge that comes back initiates by itself.
 const EDGE_RETRY_MAX: Duration = Duration::from_secs(120);
 
 /// The tunnels, guard and routes that this node should have.
@@ -45,13 +45,13 @@ pub struct Desired {
     pub role: Option<Role>,
     /// Version of the view; `None` without one.
     pub view_version: Option<u64>,
-    /// Whether all sources of peers are known, so that other objects of ours in the kernel are
+    /// Whether all sources of peers are known, so that our other objects in the kernel may be
     /// deleted.
     pub complete: bool,
-    /// Tunnels by name of the peer. A tunnel that stays the same over views is shared.
+    /// Tunnels by name of the peer. Views share a tunnel that stays the same.
     pub tunnels: BTreeMap<PeerName, Arc<DesiredTunnel>>,
-    /// Networks to and from which nothing travels in clear. Empty on a plain IKEv2 daemon and on
-    /// cloud nodes.
+    /// Networks to and from which no packet travels without encryption. Empty on a plain IKEv2
+    /// daemon and on cloud nodes.
     pub guard: GuardConfig,
     /// Networks behind peers of the view. They are routed into the guard's device, and policies
     /// select the tunnel.
@@ -59,14 +59,14 @@ pub struct Desired {
     /// Networks of hubs that the view no longer names. They are routed into the guard's device,
     /// which drops their packets.
     pub former_networks: Vec<IpNetwork>,
-    /// Networks behind static peers. They are routed into the guard's device too: there may be no
-    /// other route, and if there is one, their packets must not take it in clear while the tunnel
-    /// is down.
+    /// Networks behind static peers. They are also routed into the guard's device: another route
+    /// may not exist, and if one exists, their packets must not take it without encryption while
+    /// the tunnel is down.
     pub static_networks: Vec<IpNetwork>,
     /// On a cloud node: the cluster's ranges, which it routes through a hub.
     pub hub_routes: Vec<IpNetwork>,
-    /// On a cloud node: the addresses of the hubs. Hubs are in the order of their names, in which
-    /// edges choose among them too; a hub's addresses are likeliest first.
+    /// On a cloud node: the addresses of the hubs. Hubs are in the order of their names, as when
+    /// edges choose among them; a hub's addresses are likeliest first.
     pub hub_gateways: Vec<HubGateway>,
     /// On a cloud node: the cloud's networks, which the hubs front.
     pub cloud_networks: Vec<IpNetwork>,
@@ -85,12 +85,12 @@ pub struct DesiredTunnel {
     pub permitted: PermittedTraffic,
     /// Whether the peer is a hub of the view.
     pub hub: bool,
-    /// Whether the first packet brings the tunnel.
+    /// Whether the first packet sets up the tunnel.
     pub on_demand: bool,
 }
 
 impl DesiredTunnel {
-    /// Whether the controller counts it among the tunnels that should be up.
+    /// Returns whether the controller counts the tunnel among those that should be up.
     pub fn counts(&self) -> bool {
         self.origin == Origin::View && !self.on_demand
     }
@@ -129,8 +129,9 @@ impl Desired {
         Self::update(config, static_peers, membership, None)
     }
 
-    /// As [`Self::compute`]. Tunnels of peers that `previous`, an earlier membership and what was
-    /// computed from it with the same configuration, has in the same form are taken from there.
+    /// Computes the desired state as [`Self::compute`] does. `previous` is an earlier membership
+    /// and the state that was computed from it with the same configuration. Tunnels of peers that
+    /// are the same in both are reused.
     pub fn update(
         config: &Config,
         static_peers: &[PeerConfig],
@@ -167,7 +168,7 @@ impl Desired {
                  then nothing is negotiated",
                 view.role
             ));
-            // The guard stays, so that nothing travels in clear.
+            // The guard stays, so that no packet travels without encryption.
             desired.guard = guard(view);
             if view.role != Role::Cloud {
                 desired.remote_networks = desired.networks_of_peers(membership);
@@ -209,7 +210,8 @@ impl Desired {
         desired
     }
 
-    /// The peers that are new here or differ from those of `before`, and the peers that are gone.
+    /// Returns the peers that are new here or differ from those of `before`, and the peers that are
+    /// gone.
     #[must_use]
     pub fn changes_since(&self, before: &Self) -> PeerChanges {
         let mut changes = PeerChanges::default();
@@ -228,8 +230,8 @@ impl Desired {
         changes
     }
 
-    /// Pairs of local and remote networks between which packets of our segments travel through
-    /// tunnels of static peers. No local network is wider than a segment.
+    /// Returns the pairs of local and remote networks between which packets of our segments travel
+    /// through tunnels of static peers. No local network is larger than a segment.
     #[must_use]
     pub fn static_pairs(&self, segments: &[IpNetwork]) -> Vec<(IpNetwork, IpNetwork)> {
         let static_peers = self.tunnels.values().filter(|tunnel| tunnel.origin == Origin::Configuration);
@@ -248,8 +250,8 @@ impl Desired {
         pairs
     }
 
-    /// The networks behind all peers, each once. A network that overlaps this node's own is left
-    /// out and named in `problems`.
+    /// Returns the networks behind all peers, each once. A network that overlaps this node's own is
+    /// left out and named in `problems`.
     fn networks_of_peers(&mut self, membership: &Membership) -> Vec<IpNetwork> {
         let view = &membership.view;
         let mut all = Vec::new();
@@ -288,15 +290,15 @@ impl Desired {
 }
 
 /// The tunnels of an earlier membership, with the peers from which they were computed. Views and
-/// tunnels are in the order of the peers' names, so all are found in one walk. A tunnel that is not
-/// found is computed again.
+/// tunnels are in the order of the peers' names, so one pass finds all. A tunnel that is not found
+/// is computed again.
 struct KnownTunnels<'a> {
     peers: Peekable<std::slice::Iter<'a, SharedPeer>>,
     tunnels: Peekable<btree_map::Iter<'a, PeerName, Arc<DesiredTunnel>>>,
 }
 
 impl<'a> KnownTunnels<'a> {
-    /// `None`: something changed on which all tunnels depend.
+    /// Returns `None` if something changed on which all tunnels depend.
     fn new(before: &'a Membership, desired: &'a Desired, now: &Membership) -> Option<Self> {
         let common = |membership: &'_ Membership| {
             let view = &membership.view;
@@ -323,14 +325,15 @@ fn tunnel_peers(view: &NodeView) -> impl Iterator<Item = &SharedPeer> {
     view.peers.iter().filter(|peer| peer.name != view.node && peer.role != Role::Cloud)
 }
 
-/// Number of members of this node's communities, this node included. The view does not say who is
-/// in which of several communities.
+/// Returns the number of members of this node's communities, this node included. The view does not
+/// say which member is in which of several communities.
 fn community_members(view: &NodeView) -> usize {
     1 + tunnel_peers(view).filter(|peer| peer.role != Role::Hub).count()
 }
 
-/// Whether the tunnel to a peer is set up before a packet needs it. Those of hubs always are.
-/// `members`: [`community_members`]. `limit`: from how many members on tunnels wait for packets.
+/// Returns whether the tunnel to a peer is set up before a packet needs it. Tunnels of hubs always
+/// are. `members`: [`community_members`]. `limit`: the number of members above which tunnels wait
+/// for packets.
 fn is_eager(own: Role, peer: Role, members: usize, limit: usize) -> bool {
     own == Role::Hub || peer == Role::Hub || members <= limit
 }
@@ -391,9 +394,9 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
     }
 }
 
-/// The timers of a tunnel to a node. A hub is tried more often, and asked earlier whether it is
-/// there: another one may take over, and after its reboot nothing else tells an idle edge behind a
-/// NAT, which the hub cannot reach.
+/// Returns the timers of a tunnel to a node. A hub is tried more often, and its liveness is checked
+/// earlier: another hub may take over, and after its reboot a hub cannot reach an idle edge behind
+/// a NAT, so the edge must find out by itself.
 fn timing(config: &Config, peer: Role) -> Timing {
     let configured = &config.timing;
     let mut timing = configured.resolve();
@@ -406,7 +409,7 @@ fn timing(config: &Config, peer: Role) -> Timing {
     timing
 }
 
-/// Traffic selectors between our own nodes: everything. Policies decide what may pass.
+/// Returns the traffic selectors between our own nodes: everything. Policies decide what may pass.
 fn any_networks() -> Vec<IpNetwork> {
     let v4 = Ipv4Network::new_checked(std::net::Ipv4Addr::UNSPECIFIED, 0).map(IpNetwork::V4);
     let v6 = Ipv6Network::new_checked(std::net::Ipv6Addr::UNSPECIFIED, 0).map(IpNetwork::V6);
@@ -433,10 +436,10 @@ fn hub_gateways(view: &NodeView) -> Vec<HubGateway> {
     gateways.collect()
 }
 
-/// Networks of a static peer that can be routed into the guard's device. Left out are networks that
-/// contain a peer's address, since ESP itself is sent there; a whole family; networks that overlap
-/// ours; and networks to which only some protocols go through the tunnel. For a peer without a
-/// known address, a host network is left out too: it may be the peer itself.
+/// Returns the networks of a static peer that can be routed into the guard's device. Left out are
+/// networks that contain a peer's address, since ESP itself is sent there; a whole family; networks
+/// that overlap ours; and networks to which only some protocols go through the tunnel. For a peer
+/// without a known address, a host network is left out too, because it may be the peer itself.
 /// `addresses`: those of all static peers.
 fn routable_networks<'a>(
     peer: &'a PeerConfig,

@@ -15,20 +15,20 @@ use super::DesiredTunnel;
 /// Traffic that may pass through a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PermittedTraffic {
-    /// As the view grants: between exactly these networks, in both directions.
+    /// Granted by the view: between exactly these networks, in both directions.
     Granted {
         /// Networks of this node.
         local: Vec<IpNetwork>,
         /// Networks of the peer.
         remote: Vec<IpNetwork>,
     },
-    /// As negotiated, with static peers.
+    /// Negotiated, with static peers.
     Negotiated,
 }
 
-/// The reqids of a peer's SAs and policies. They differ for hubs: the policies for what comes from
-/// a hub accept the SAs of each hub, because several may front the same networks, and nodes switch
-/// between them at different moments.
+/// The reqids of a peer's SAs and policies. Hubs have a common inbound reqid: the policies for
+/// packets from a hub accept the SAs of each hub, because several may front the same networks, and
+/// nodes switch between them at different moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerReqids {
     /// Of outbound SAs and policies. No two peers share it.
@@ -38,7 +38,7 @@ pub struct PeerReqids {
 }
 
 /// The ends of a tunnel, and the selectors that were negotiated last. They are kept while the
-/// tunnel is down, so that its packets wait or are dropped, but never leave in clear.
+/// tunnel is down, so that its packets wait or are dropped, but never leave without encryption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelEnds {
     /// This node's address, outside of the tunnel.
@@ -57,19 +57,19 @@ pub struct TunnelEnds {
     pub up: bool,
 }
 
-/// What the policies of one of a peer's CHILD_SAs are computed from.
+/// The input for the policies of one of a peer's CHILD_SAs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildEnds {
     /// The reqids of its SAs and policies.
     pub reqids: PeerReqids,
-    /// The ends and selectors. `None` before it was ever up.
+    /// The ends and selectors; `None` before the CHILD_SA was ever up.
     pub ends: Option<TunnelEnds>,
 }
 
-/// The policies that a tunnel to a peer needs, and the errors of those that are impossible.
-/// `ranges` are the cluster's ranges. `children` are those of the peer's CHILD_SAs, those that send
-/// first: of two with the same selector the first counts. Before one was ever up, no policy sends
-/// packets into it.
+/// Returns the policies that a tunnel to a peer needs, and the errors of those that are impossible.
+/// `ranges` are the cluster's ranges. `children` are the peer's CHILD_SAs, with those that send
+/// first. If two have the same selector, the first counts. Before a CHILD_SA was ever up, no policy
+/// sends packets into it.
 pub fn tunnel_policies(
     tunnel: &DesiredTunnel,
     ranges: &[IpNetwork],
@@ -126,8 +126,8 @@ fn all_policies(
     }
 }
 
-/// Blocks for packets to a peer on demand whose address is not known yet. A policy that reports
-/// packets needs an address.
+/// Returns policies that block packets to a peer on demand whose address is not known yet. A policy
+/// that reports packets needs an address.
 fn blocked(tunnel: &DesiredTunnel) -> Vec<edge_xfrm::Result<Policy>> {
     let pairs_of = |child: &ChildConfig| -> Vec<(IpNetwork, IpNetwork)> {
         let remotes =
@@ -141,13 +141,13 @@ fn blocked(tunnel: &DesiredTunnel) -> Vec<edge_xfrm::Result<Policy>> {
     tunnel.peer.children().flat_map(pairs_of).map(block).collect()
 }
 
-/// Addresses of a link: its hosts send from and to them whatever their other addresses, for
-/// neighbour discovery (RFC 4861), mDNS and DHCP.
+/// Addresses of a link. Its hosts use them as source and destination, whatever their other
+/// addresses, for neighbour discovery (RFC 4861), mDNS and DHCP.
 const LINK_LOCAL: [&str; 4] = ["fe80::/10", "ff02::/16", "224.0.0.0/24", "255.255.255.255/32"];
 
-/// Policies that keep a site talking to itself although the peer's networks contain its own, such
-/// as 10.0.0.0/8 or `::/0` (RFC 4301 4.4.1: BYPASS). They are as strong as their selectors are
-/// narrow, so that a peer's network within ours still goes into the tunnel.
+/// Returns policies that keep traffic within a site local although the peer's networks contain the
+/// site's own, such as 10.0.0.0/8 or `::/0` (RFC 4301 4.4.1: BYPASS). Narrower selectors give them
+/// a stronger priority, so that a peer's network within ours still goes into the tunnel.
 fn own_site_policies(ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
     let within = |network: &IpNetwork| ends.remote_selectors.iter().any(|remote| overlap(remote, network));
     let own: Vec<IpNetwork> = ends.local_selectors.clone();
@@ -191,7 +191,8 @@ const NEIGHBOUR_DISCOVERY: [u16; 2] = [135, 136];
 /// The IP protocol ICMPv6.
 const ICMPV6: u8 = 58;
 
-/// Policies between this host and the peer itself, in transport mode. Nothing is forwarded there.
+/// Returns the policies between this host and the peer itself, in transport mode. Nothing is
+/// forwarded there.
 fn transport_policies(reqids: PeerReqids, ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
     let mut policies = Vec::new();
     for local in &ends.local_selectors {
@@ -219,10 +220,11 @@ fn transport_pair(
         Policy::protect_transport(Direction::Out, of_child, reqids.outbound),
         Policy::protect_transport(Direction::In, of_child.reversed(), reqids.inbound),
     ];
-    // A peer on the same link must be found before there is an SA with it, so without one neighbour
-    // discovery is in clear. With one it is protected, since peers may refuse it in clear. What
-    // arrives counts either way: an allow also takes what came in transport mode. The kernel takes
-    // the type of ICMPv6 for the source port, in both directions.
+    // A peer on the same link must be found before there is an SA with it, so neighbour discovery
+    // is unencrypted without an SA. With an SA it is protected, since peers may refuse it
+    // unencrypted. Both forms are accepted on arrival: an allow policy also accepts packets that
+    // arrived in transport mode. The kernel uses the type of ICMPv6 as the source port, in both
+    // directions.
     let holds_discovery = !outward.is_ipv4() && matches!(next_layer.protocol, 0 | ICMPV6);
     let types = NEIGHBOUR_DISCOVERY.into_iter().filter(move |_| holds_discovery);
     let clear = types.flat_map(move |icmp_type| {
@@ -272,12 +274,13 @@ fn granted_policies(
     policies
 }
 
-/// Policies for packets to a peer from sources that are not ours. A packet from a NodePort's client
-/// or from a process that called a Service, redirected to a peer's pod, meets XFRM before its
-/// source is translated. So the tunnel takes it, and the firewall then gives it the bridge's
-/// address, since the peer accepts no other. XFRM cannot distinguish it from a LAN host's packet
-/// that was merely routed here; the firewall drops that one before encryption. A source within the
-/// ranges that is not ours is forged, and blocked here.
+/// Returns the policies for packets to a peer from sources that are not ours. XFRM sees a packet
+/// from a NodePort's client, or from a process that called a Service, when it was redirected to a
+/// peer's pod and its source is not translated yet. So the tunnel takes the packet, and the
+/// firewall then gives it the bridge's address, since the peer accepts no other. XFRM cannot
+/// distinguish such a packet from a LAN host's packet that was merely routed here; the firewall
+/// drops the latter before encryption. A source within the ranges that is not ours is forged, and
+/// blocked here.
 fn any_source_policies(
     ranges: &[IpNetwork],
     remote: IpNetwork,
@@ -296,7 +299,7 @@ fn any_source_policies(
     forged.chain([protect]).collect()
 }
 
-/// `0.0.0.0/0` or `::/0`, of the same family as `network`.
+/// Returns `0.0.0.0/0` or `::/0`, of the same family as `network`.
 fn any_of_family(network: IpNetwork) -> IpNetwork {
     Selector::any(network.is_ipv4()).source()
 }
@@ -338,7 +341,7 @@ mod tests {
         ChildEnds { reqids: PeerReqids { outbound: reqid, inbound: reqid }, ends: Some(ends) }
     }
 
-    /// What the kernel does with a packet: the policy with the smallest priority decides.
+    /// Returns what the kernel does with a packet: the policy with the smallest priority decides.
     fn decides(policies: &[Policy], direction: Direction, from: &str, to: &str) -> Option<Action> {
         let packet = Selector::new(from.parse().unwrap(), to.parse().unwrap()).unwrap();
         let holds = |wide: IpNetwork, narrow: IpNetwork| wide.contains(narrow.ip());

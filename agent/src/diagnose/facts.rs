@@ -1,4 +1,4 @@
-//! Reads what a diagnosis rests on. Changes nothing.
+//! Reads the data for a diagnosis. Changes nothing.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,26 +14,26 @@ use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::status::{PeerReport, Status};
 
-/// Largest number of peers whose addresses are probed.
+/// Maximum number of peers whose addresses are probed.
 pub(super) const MAX_PROBED_PEERS: usize = 16;
-/// Largest number of addresses that are probed for each peer.
+/// Maximum number of addresses that are probed for each peer.
 const MAX_ADDRESSES: usize = 8;
 /// UDP ports of IKE (RFC 7296 section 2, RFC 3948).
 const PORTS: [u16; 2] = [500, 4500];
 
-/// Everything that is judged.
+/// The data for the judgement.
 #[derive(Debug)]
 pub(super) struct Facts {
     /// Findings about the configuration and its files.
     pub(super) configuration: check::Report,
-    /// The running agent's status, or why there is none.
+    /// The running agent's status, or the reason why there is none.
     pub(super) status: Result<Box<Status>, String>,
-    /// What the operator asks about.
+    /// The subject of the operator's question.
     pub(super) target: Option<Target>,
     pub(super) disk: Result<Disk, String>,
     /// Probed addresses by peer.
     pub(super) probes: BTreeMap<String, Vec<ProbedAddress>>,
-    /// Drops that XFRM counts, or why they cannot be read.
+    /// Drops that XFRM counts, or the reason why they cannot be read.
     pub(super) drops: Result<Vec<Drops>, String>,
 }
 
@@ -50,11 +50,11 @@ pub(super) struct Disk {
 pub(super) struct Drops {
     pub(super) counter: String,
     pub(super) packets: u64,
-    /// How many of them while the diagnosis ran.
+    /// Number of drops while the diagnosis ran.
     pub(super) now: u64,
 }
 
-/// Reads the facts. `about`: a peer's name or an address.
+/// Reads the data. `about`: a peer's name or an address.
 ///
 /// # Errors
 /// If the agent runs and knows no such peer.
@@ -86,7 +86,8 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
     })
 }
 
-/// The peers in question and their addresses: those of the target, else of peers that are not up.
+/// Returns the peers in question and their addresses: those of the target, otherwise of peers that
+/// are not up.
 fn to_probe(status: &Status, target: Option<&Target>) -> Vec<(String, Vec<SocketAddr>)> {
     let chosen: Vec<&PeerReport> = match target {
         Some(target) => status.peers.iter().filter(|peer| target.peer() == Some(&peer.name)).collect(),
@@ -95,7 +96,7 @@ fn to_probe(status: &Status, target: Option<&Target>) -> Vec<(String, Vec<Socket
     chosen.into_iter().take(MAX_PROBED_PEERS).map(|peer| (peer.name.clone(), addresses(peer))).collect()
 }
 
-/// The addresses of a peer, each with both ports of IKE unless the peer has other ports.
+/// Returns the addresses of a peer, each with both ports of IKE unless the peer has other ports.
 fn addresses(peer: &PeerReport) -> Vec<SocketAddr> {
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for known in peer.endpoints.iter().filter_map(|endpoint| endpoint.parse::<SocketAddr>().ok()) {

@@ -1,6 +1,6 @@
-//! Asks whether an IKE daemon answers at an address. The question is an IKE header of version 3,
-//! which every IKEv2 daemon answers with INVALID_MAJOR_VERSION, without keys and without state
-//! (RFC 7296 section 2.5).
+//! Checks whether an IKE daemon answers at an address. The probe is an IKE header of version 3,
+//! which every IKEv2 daemon answers with INVALID_MAJOR_VERSION, without keys and without state (RFC
+//! 7296 section 2.5).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -10,15 +10,15 @@ use futures_util::future::join_all;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
-/// Number of questions to one address.
+/// Number of probes to one address.
 const ATTEMPTS: u32 = 4;
-/// Longest wait for the response to one question.
+/// Time limit for the response to one probe.
 const WAIT: Duration = Duration::from_millis(700);
 /// Port without the non-ESP marker (RFC 7296 section 2); all others have it (RFC 3948 section 2.2).
 const IKE_PORT: u16 = 500;
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
 
-/// What is known about the way to an address.
+/// The result of probing an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProbedAddress {
     pub(super) address: SocketAddr,
@@ -31,13 +31,13 @@ pub(super) enum ProbeOutcome {
     Answered { path_mtu: Option<u32> },
     /// Nothing came back.
     Silent,
-    /// The machine is there, and says that nothing listens at this port.
+    /// The machine answers that no program listens at this port.
     Closed,
-    /// The kernel could not send: the system's error.
+    /// The kernel could not send; the system's error.
     Unsent(String),
 }
 
-/// Asks all addresses at the same time. Takes at most [`ATTEMPTS`] times [`WAIT`].
+/// Probes all addresses at the same time. Takes at most [`ATTEMPTS`] times [`WAIT`].
 pub(super) async fn probe(addresses: &[SocketAddr]) -> Vec<ProbedAddress> {
     join_all(addresses.iter().map(|&address| async move {
         let outcome = match ask(address).await {
@@ -58,7 +58,7 @@ async fn ask(address: SocketAddr) -> std::io::Result<ProbeOutcome> {
     let mut buffer = [0; 1500];
     for _ in 0..ATTEMPTS {
         socket.send(&question).await?;
-        // Anybody may send to this port; what is no response to the question is passed over.
+        // Any host may send to this port; datagrams that are no response to the probe are ignored.
         let answered = timeout(WAIT, async {
             loop {
                 let length = socket.recv(&mut buffer).await?;
@@ -75,7 +75,7 @@ async fn ask(address: SocketAddr) -> std::io::Result<ProbeOutcome> {
     Ok(ProbeOutcome::Silent)
 }
 
-/// A header of version 3 with a random initiator's SPI.
+/// Makes a header of version 3 with a random initiator's SPI.
 fn question(port: u16) -> (Vec<u8>, u64) {
     let spi = fastrand::u64(1..);
     let mut message = if port == IKE_PORT { vec![] } else { NON_ESP_MARKER.to_vec() };
@@ -92,7 +92,7 @@ fn is_response(datagram: &[u8], port: u16, spi: u64) -> bool {
     message.and_then(Header::peek).is_some_and(|header| header.response && header.initiator_spi == spi)
 }
 
-/// The kernel's path MTU to the connected address, if it tells it.
+/// Returns the kernel's path MTU to the connected address, if the kernel knows it.
 fn path_mtu(socket: &UdpSocket, address: SocketAddr) -> Option<u32> {
     if address.is_ipv4() {
         rustix::net::sockopt::ip_mtu(socket).ok()

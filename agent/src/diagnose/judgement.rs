@@ -1,5 +1,5 @@
-//! What the facts mean: a finding for each, in the order of cause and effect, so that the first
-//! error is the one to mend.
+//! Judges the data: makes a finding for each fact, in the order of cause and effect, so that the
+//! first error is the one to correct.
 
 use super::facts::{Disk, Drops, Facts, MAX_PROBED_PEERS};
 use super::ike_probe::{ProbeOutcome, ProbedAddress};
@@ -7,13 +7,14 @@ use super::target::Target;
 use crate::check::{Finding, Level, Report};
 use crate::status::{ChildStatus, PeerReport, Status};
 
-/// The state directory needs more than this for a new view and certificate, bytes.
+/// Minimum free space of the state directory for a new view and certificate, in bytes.
 const ENOUGH_SPACE: u64 = 4 << 20;
-/// Largest number of doubts about tunnels that are up; who asks about one peer sees them all.
+/// Maximum number of warnings about tunnels that are up. A diagnosis of one peer shows all of its
+/// warnings.
 const MAX_DOUBTS: usize = 16;
 /// The port at which a handshake begins (RFC 7296 section 2).
 const IKE_PORT: u16 = 500;
-/// An IKE SA whose peer was not heard for longer than this is doubtful, seconds.
+/// An IKE SA whose peer has sent nothing for longer than this gets a warning, in seconds.
 const LONG_SILENCE: u64 = 120;
 /// Smallest path MTU over which pods have the IPv6 minimum of 1280 after the overhead of ESP in
 /// UDP, bytes.
@@ -52,8 +53,8 @@ pub(super) fn judge(facts: &Facts) -> Report {
     report
 }
 
-/// What is wrong and what to do, in one sentence. A warning about something that comes before the
-/// first error may be its cause.
+/// Returns the fault and its remedy, in one sentence. A warning about something that comes before
+/// the first error may be its cause.
 pub(super) fn conclusion(report: &Report) -> String {
     let first = |level| report.iter().enumerate().find(|(_, finding)| finding.level == level);
     let text = |finding: &Finding| format!("{}: {}", finding.section, finding.what);
@@ -211,7 +212,7 @@ fn peer(report: &mut Report, facts: &Facts, peer: &PeerReport) {
     }
 }
 
-/// What the probes found.
+/// Reports the results of the probes.
 fn ways(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
     for ProbedAddress { address, outcome } in probes {
         match outcome {
@@ -228,7 +229,7 @@ fn ways(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
                     );
                 }
             }
-            // What follows from these is said once for the peer.
+            // The consequence of these results is reported once for the peer.
             ProbeOutcome::Silent => report.add(Level::Ok, &peer.name, format!("nothing answers at UDP {address}")),
             ProbeOutcome::Closed => report.add(Level::Ok, &peer.name, format!("UDP {address} is closed")),
             ProbeOutcome::Unsent(error) => report.add(Level::Ok, &peer.name, format!("UDP {address}: {error}")),
@@ -289,7 +290,7 @@ fn down(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
     report.add(Level::Error, &peer.name, format!("{state}: {why}"));
 }
 
-/// What is wrong with the way to a peer, if no IKE daemon answers there, or only at port 500.
+/// Returns the fault on the way to a peer, if no IKE daemon answers there, or only at port 500.
 fn closed_way(probes: &[ProbedAddress]) -> Option<String> {
     let (answering, rest): (Vec<_>, Vec<_>) =
         probes.iter().partition(|probe| matches!(probe.outcome, ProbeOutcome::Answered { .. }));
@@ -314,7 +315,8 @@ fn closed_way(probes: &[ProbedAddress]) -> Option<String> {
     })
 }
 
-/// What XFRM dropped. Only what grows while one looks is worth a warning.
+/// Reports packets that XFRM dropped. Only a counter that grows during the diagnosis gets a
+/// warning.
 fn drops(report: &mut Report, drops: &[Drops]) {
     for Drops { counter, packets, now } in drops {
         let level = if *now > 0 { Level::Warning } else { Level::Ok };
@@ -323,7 +325,7 @@ fn drops(report: &mut Report, drops: &[Drops]) {
     }
 }
 
-/// The meaning of a counter of `/proc/net/xfrm_stat` on a node (Linux
+/// Returns the meaning of a counter of `/proc/net/xfrm_stat` on a node (Linux
 /// Documentation/networking/xfrm/xfrm_proc.rst).
 fn meaning(counter: &str) -> &'static str {
     match counter {

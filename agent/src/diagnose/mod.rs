@@ -1,10 +1,10 @@
-//! `edge-agent diagnose`: says what keeps a node, a peer or a pod from being reached. It asks the
-//! running agent, the kernel and the peers' ports, changes nothing, and ends with one sentence.
+//! `edge-agent diagnose`: finds the reason why a node, a peer or a pod is not reached. It queries
+//! the running agent, the kernel and the peers' ports, changes nothing, and ends with one sentence.
 //!
-//! - `facts`: reads what the diagnosis rests on.
-//! - `ike_probe`: asks whether an IKE daemon answers at an address.
-//! - `target`: what the operator asks about.
-//! - `judgement`: what the facts mean. Pure.
+//! - `facts`: reads the data for the diagnosis.
+//! - `ike_probe`: checks whether an IKE daemon answers at an address.
+//! - `target`: the subject of the operator's question.
+//! - `judgement`: judges the data. It does no I/O.
 
 mod facts;
 mod ike_probe;
@@ -21,15 +21,15 @@ use crate::check::Report;
 use crate::config::Config;
 use crate::stdout::print;
 
-/// What `edge-agent diagnose --json` prints.
+/// The output of `edge-agent diagnose --json`.
 #[derive(Debug, Serialize)]
 struct Diagnosis<'a> {
     findings: &'a Report,
     conclusion: &'a str,
 }
 
-/// Prints the diagnosis of this node, or of what `about` names: a peer, or an address. Fails if
-/// something is wrong, or `about` is unknown.
+/// Prints the diagnosis of this node, or of `about`: a peer, or an address. Fails if there is an
+/// error, or `about` is unknown.
 pub fn diagnose(config: &Config, about: Option<&str>, json: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let facts = runtime.block_on(facts::gather(config, about)).map_err(anyhow::Error::msg)?;

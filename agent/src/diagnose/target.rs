@@ -1,4 +1,4 @@
-//! What the operator asks about: a peer, or the peer to which an address belongs.
+//! The subject of the operator's question: a peer, or the peer to which an address belongs.
 
 use std::net::IpAddr;
 
@@ -76,7 +76,7 @@ impl Target {
         }
     }
 
-    /// The peer that it is about.
+    /// Returns the peer of the target.
     pub(super) fn peer(&self) -> Option<&String> {
         match self {
             Self::Peer(peer) | Self::PeerAddress { peer, .. } => Some(peer),
@@ -85,7 +85,7 @@ impl Target {
     }
 }
 
-/// Whether the address is one of this machine's interfaces.
+/// Returns whether the address belongs to one of this machine's interfaces.
 fn is_own(status: &Status, address: IpAddr) -> bool {
     status.host.local_addresses.contains(&address) || status.host.bridge_addresses.contains(&address)
 }

@@ -1,6 +1,6 @@
-//! Restores the nftables tables: `inet edge-cni` itself, `bridge edge-cni` by running the plugin.
-//! Both are compared at start, after another program changed them, and after a failure, but not on
-//! a timer.
+//! Restores the nftables tables: it writes `inet edge-cni` itself, and runs the plugin for `bridge
+//! edge-cni`. Both are compared at start, after another program changed them, and after a failure,
+//! but not on a timer.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,14 @@ use crate::incidents::Incidents;
 
 /// Wait before the next attempt after a failure; doubled each time.
 const MIN_RETRY: Duration = Duration::from_secs(1);
-/// Longest wait between attempts.
+/// Maximum wait between attempts.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
-/// Number of times that the table is replaced in a row, if another program changes it meanwhile.
+/// Number of times that the table is replaced in a row, if another program changes it in the
+/// meantime.
 const ATTEMPTS: usize = 3;
 
-/// When a failed operation is tried again.
+/// Decides when a failed operation is tried again.
 #[derive(Debug, Default)]
 pub(super) struct Retry {
     due: Option<Instant>,
@@ -27,7 +28,7 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// Whether the wait after the last failure is over.
+    /// Returns whether the wait after the last failure is over.
     pub(super) fn ready(&self) -> bool {
         self.due.is_none_or(|due| Instant::now() >= due)
     }
@@ -52,17 +53,17 @@ pub(super) struct InetTable {
     pub(super) suspect: bool,
     retry: Retry,
     failure: Option<String>,
-    /// Why the kernel accepted the minimal table only.
+    /// The reason why the kernel accepted only the minimal table.
     reduced: Option<String>,
-    /// When the full table is tried again in that case. The cause may pass, for example a shortage
-    /// of memory.
+    /// When to try the full table again in that case. The cause may be temporary, for example a
+    /// shortage of memory.
     full: Retry,
 }
 
-/// What is to be done so that the desired table is in place.
+/// The action that puts the desired table in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TableAction {
-    /// Nothing: it is in place.
+    /// Nothing, because the table is in place.
     None,
     /// Read it and compare, since another program may have changed it.
     Verify,
@@ -89,8 +90,8 @@ impl InetTable {
         }
     }
 
-    /// The obstacle, if the table is not in place or is the minimal one. `not_forwarding`: the node
-    /// does not forward, which stays so until the table is in place.
+    /// Returns the obstacle, if the table is not in place or is the minimal one. `not_forwarding`:
+    /// the node does not forward until the table is in place.
     pub(super) fn obstacle(&self, not_forwarding: bool) -> Option<Obstacle> {
         if let Some(refusal) = self.reduced.as_ref().filter(|_| self.failure.is_none()) {
             return Some(Obstacle {
@@ -110,8 +111,8 @@ impl InetTable {
     }
 
     /// Puts the desired table in place, and returns whether it is. An empty table is removed, but
-    /// only if the desired state is `complete`. Notifications about other tables that arrive
-    /// meanwhile are added to `found`.
+    /// only if the desired state is `complete`. Notifications about other tables that arrive in the
+    /// meantime are added to `found`.
     pub(super) async fn reconcile(
         &mut self,
         desired: Firewall,
@@ -145,7 +146,8 @@ impl InetTable {
                         return true;
                     }
                     (Ok((Some(found), true)), Some((_, applied))) if found == *applied => {
-                        // The transaction that replaces ours deletes it.
+                        // The transaction that replaces the agent's table deletes the plugin's
+                        // table.
                         tracing::info!("the plugin has made its nftables table inet {PODS_TABLE} beside ours");
                     }
                     (Ok((found, _)), _) => {
@@ -208,7 +210,7 @@ impl InetTable {
         self.record(Ok(()));
     }
 
-    /// Records the outcome of trying the full table. After a failure the minimal one should still
+    /// Records the outcome of trying the full table. After a failure the minimal table should still
     /// be in place; the next action verifies that.
     fn retried_full(&mut self, desired: Firewall, outcome: anyhow::Result<KernelTable>) {
         match outcome {
@@ -225,7 +227,7 @@ impl InetTable {
     }
 
     /// Replaces the table and returns its form in the kernel, and the reason if it is the minimal
-    /// one. If another program changed it before it was read, it is replaced again.
+    /// one. If another program changed the table before it was read, it is replaced again.
     async fn apply(
         &self,
         desired: &Firewall,
@@ -249,7 +251,8 @@ impl InetTable {
         )
     }
 
-    /// Changes the elements of the table's sets. False: another program has changed the table.
+    /// Changes the elements of the table's sets. Returns false if another program has changed the
+    /// table.
     async fn update(
         &mut self,
         desired: &Firewall,
@@ -292,8 +295,8 @@ impl InetTable {
     }
 }
 
-/// Applies the full table; if the kernel refuses it, the minimal one, which at least keeps others
-/// out. Returns the reason in that case, and the number of transactions.
+/// Applies the full table. If the kernel refuses it, applies the minimal one, which at least blocks
+/// other hosts. Returns the reason in that case, and the number of transactions.
 async fn apply_full_or_minimal(
     desired: &Firewall,
     only_full: bool,
@@ -333,7 +336,8 @@ impl Default for BridgeTable {
 }
 
 impl BridgeTable {
-    /// Whether the plugin must restore it. Runs `nft` once after each change by another program.
+    /// Returns whether the plugin must restore the table. Runs `nft` once after each change by
+    /// another program.
     pub(super) async fn needs_restore(&mut self, incidents: &Incidents) -> bool {
         if !self.suspect || !self.retry.ready() {
             return false;
@@ -378,7 +382,7 @@ impl BridgeTable {
         }
     }
 
-    /// The obstacle, if the plugin cannot restore it.
+    /// Returns the obstacle, if the plugin cannot restore the table.
     pub(super) fn obstacle(&self, conflist: &std::path::Path) -> Option<Obstacle> {
         self.failed.then(|| Obstacle {
             what: format!("the table bridge {TABLE} cannot be restored: a pod may pose as another one on this node"),

@@ -1,5 +1,6 @@
-//! Notifications of the kernel when forwarding is turned on or off, for the host or an interface
-//! (`RTM_NEWNETCONF`, `linux/netconf.h`). rtnetlink's own connection cannot read these messages.
+//! Receives the kernel's notifications when forwarding is turned on or off, for the host or an
+//! interface (`RTM_NEWNETCONF`, `linux/netconf.h`). rtnetlink's own connection cannot read these
+//! messages.
 
 use std::io::ErrorKind;
 
@@ -8,10 +9,10 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
 /// `RTNLGRP_IPV4_NETCONF` and `RTNLGRP_IPV6_NETCONF` (`linux/rtnetlink.h`).
 const GROUPS: [u32; 2] = [24, 25];
-/// Number of messages that are read at once. A host sends one for each interface.
+/// Maximum number of messages that are read at once. A host sends one for each interface.
 const AT_ONCE: usize = 10_000;
 
-/// The netlink socket. What the messages say is not looked at: the settings themselves are read.
+/// The netlink socket. The content of the messages is ignored: the settings themselves are read.
 pub(super) struct ForwardingMonitor(TokioSocket);
 
 impl ForwardingMonitor {
@@ -49,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// Ends a test that hangs.
+    /// Time limit for a test that hangs.
     const HANG: Duration = Duration::from_secs(60);
 
     #[test]

@@ -1,15 +1,17 @@
-//! What the agent keeps on the host besides XFRM: the guard's device and routes, the bridge, an
-//! nftables table, and sysctls; and what it reads about the uplinks. All of it is compared with the
-//! desired state after each netlink notification; all but nftables also every few seconds.
+//! The objects that the agent maintains on the host in addition to XFRM: the guard's device and
+//! routes, the bridge, an nftables table, and sysctls; and the data that it reads about the
+//! uplinks. All of them are compared with the desired state after each netlink notification; all
+//! except nftables also every few seconds.
 //!
 //! - `network_state`: links, addresses and routes in the kernel.
-//! - `uplink`: uplinks, their addresses, and the MTU of pods. Pure.
+//! - `uplink`: uplinks, their addresses, and the MTU of pods. It does no I/O.
 //! - `routes`: the agent's routes through the guard's device.
-//! - `pod_bridge`: has the plugin make the pods' bridge and attach pods again; the bridge's routes.
+//! - `pod_bridge`: makes the plugin create the pods' bridge and attach pods again; the bridge's
+//!   routes.
 //! - `peer_routes`: whether this host has routes to its peers.
 //! - `hub_routes`: a cloud node's routes, and through which hub they lead.
 //! - [`firewall`]: the table `inet edge-cni`.
-//! - `firewall_reconciler`: restores that table, and has the plugin restore `bridge edge-cni`.
+//! - `firewall_reconciler`: restores that table, and runs the plugin to restore `bridge edge-cni`.
 //! - `nft_monitor`: notifications of nftables.
 //! - `forwarding_monitor`: notifications about forwarding.
 //! - [`obstacles`]: rules of other programs that drop pods' packets.
@@ -60,7 +62,7 @@ pub struct HostState {
     pub routes: Vec<RouteEntry>,
     /// Whether the table `inet edge-cni` is in place.
     pub firewall: bool,
-    /// Obstacles, which `status` shows outside of this part.
+    /// Obstacles other than those that `status` shows elsewhere.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
 }
@@ -78,9 +80,9 @@ pub struct RouteEntry {
     pub source: Option<IpAddr>,
 }
 
-/// Reads what follows from this node's uplinks, before a view from disk comes into force and before
-/// the first report to the controller. To be called within a tokio runtime. Fails if rtnetlink
-/// does.
+/// Reads the data about this node's uplinks, before a view from disk comes into force and before
+/// the first report to the controller. Must be called within a tokio runtime. Fails if rtnetlink
+/// fails.
 pub async fn read_uplink(config: &Config) -> anyhow::Result<UplinkFacts> {
     let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
     let connection = tokio::spawn(connection);
@@ -91,8 +93,8 @@ pub async fn read_uplink(config: &Config) -> anyhow::Result<UplinkFacts> {
     Ok(facts)
 }
 
-/// Whether a bridge for pods has a port: the bridge `own`, or one that the plugin made for another
-/// network.
+/// Returns whether a bridge for pods has a port: the bridge `own`, or one that the plugin made for
+/// another network.
 pub(crate) fn has_attached_pods(own: &str) -> anyhow::Result<bool> {
     with_netlink(async |handle| Ok(network_state::NetworkState::read(&handle).await?.has_attached_pods(own)))
 }
@@ -104,7 +106,7 @@ pub(crate) struct PluginInterfaces {
     pub(crate) pods: Vec<String>,
 }
 
-/// Looks for the plugin's interfaces. They carry its alias.
+/// Finds the plugin's interfaces by their alias.
 pub(crate) fn plugin_interfaces() -> anyhow::Result<PluginInterfaces> {
     let links = with_netlink(async |handle| Ok(network_state::NetworkState::read(&handle).await?.links))?;
     let (mut bridges, mut pods) = (Vec::new(), Vec::new());

@@ -13,7 +13,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// The alias that the plugin gives to its bridges.
 const POD_BRIDGE: &str = "edge-cni bridge";
-/// What the alias of the host's end of a pod begins with: container and interface follow.
+/// Prefix of the alias of the host's end of a pod. The container and the interface follow.
 const POD_PORT: &str = "edge-cni ";
 
 /// An interface and its addresses.
@@ -23,7 +23,8 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) mtu: u32,
     pub(super) up: bool,
-    /// Whether it is a bridge, dummy, tunnel or the like: an uplink only if it has a default route.
+    /// Whether the interface is a bridge, dummy, tunnel or similar: an uplink only if it has a
+    /// default route.
     pub(super) virtual_kind: bool,
     pub(super) loopback: bool,
     pub(super) bridge: bool,
@@ -99,16 +100,16 @@ impl NetworkState {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// Index of the link on which an address is a neighbour of this node. `None` if it is behind a
-    /// router, or cannot be reached.
+    /// Returns the index of the link on which an address is a neighbour of this node. `None` if the
+    /// address is behind a router, or cannot be reached.
     pub(super) fn link_of_neighbour(&self, address: IpAddr) -> Option<u32> {
         let covering = self.routes.iter().filter(|route| route.destination.contains(address));
         let best = covering.max_by_key(|route| (route.destination.prefix(), std::cmp::Reverse(route.metric)))?;
         best.device.filter(|_| best.via.is_none())
     }
 
-    /// Names of the pods' bridges: `own`, whether or not it exists, then others that the plugin
-    /// made.
+    /// Returns the names of the pods' bridges: `own`, whether or not it exists, then others that
+    /// the plugin made.
     pub(super) fn pod_bridges(&self, own: &str) -> Vec<String> {
         let others = self.links.iter().filter(|link| link.pod_bridge).map(|link| link.name.as_str());
         let mut names: Vec<&str> = others.filter(|name| *name != own).collect();
@@ -116,7 +117,7 @@ impl NetworkState {
         [own].into_iter().chain(names).map(str::to_owned).collect()
     }
 
-    /// Networks of the pods' bridges, in order.
+    /// Returns the networks of the pods' bridges, in order.
     pub(super) fn pod_networks(&self, own: &str) -> Vec<IpNetwork> {
         let bridges = self.links.iter().filter(|link| link.pod_bridge || link.name == own);
         let mut networks: Vec<IpNetwork> = bridges.flat_map(|link| link.networks.iter().copied()).collect();
@@ -125,7 +126,7 @@ impl NetworkState {
         networks
     }
 
-    /// Whether a pods' bridge has a port.
+    /// Returns whether a pods' bridge has a port.
     pub(super) fn has_attached_pods(&self, own: &str) -> bool {
         let bridges = self.links.iter().filter(|link| link.pod_bridge || link.name == own);
         let indices: Vec<u32> = bridges.map(|link| link.index).collect();
@@ -181,14 +182,14 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
-/// The network of an address on a link. `None` for a prefix length of 0: with it every source
-/// address would count as a pod's.
+/// Returns the network of an address on a link. `None` for a prefix length of 0, because every
+/// source address would count as a pod's.
 fn network(address: IpAddr, prefix: u8) -> Option<IpNetwork> {
     let network = IpNetwork::new(address, prefix).ok().filter(|network| network.prefix() > 0)?;
     IpNetwork::new(network.network(), prefix).ok()
 }
 
-/// The address of a message, unless it is link-local or loopback.
+/// Returns the address of a message, unless it is link-local or loopback.
 fn usable(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(ip) => Some(*ip),

@@ -1,4 +1,4 @@
-//! Notifications of nftables: which tables changed, and by which program.
+//! Receives notifications of nftables: which tables changed, and which program changed them.
 
 use std::io::ErrorKind;
 
@@ -38,7 +38,7 @@ const PLUGIN: &str = "edge-cni";
 pub(super) struct RulesetChanges {
     /// The table `inet edge-cni`.
     pub(super) ours: bool,
-    /// The table `bridge edge-cni`, by another program than the plugin.
+    /// The table `bridge edge-cni`, changed by a program other than the plugin.
     pub(super) bridge: bool,
     /// The table `inet edge-cni-pods` was made.
     pub(super) pods_table: bool,
@@ -51,7 +51,8 @@ pub(super) struct RulesetChanges {
 }
 
 impl RulesetChanges {
-    /// After the loss of notifications. The check of `ours` also looks for `inet edge-cni-pods`.
+    /// State after the loss of notifications. The check of `ours` also looks for `inet
+    /// edge-cni-pods`.
     const ALL: Self = Self { ours: true, bridge: true, pods_table: false, others: true, transactions: 0, lost: true };
 
     pub(super) fn add(&mut self, other: Self) {
@@ -96,7 +97,7 @@ impl NftMonitor {
         }
     }
 
-    /// The changes that have arrived, without waiting.
+    /// Returns the changes that have arrived, without waiting.
     pub(super) fn drain(&mut self) -> RulesetChanges {
         let mut found = RulesetChanges::default();
         // Reads from the socket directly, since tokio may not know yet that it is readable. The
@@ -117,8 +118,8 @@ impl NftMonitor {
     }
 }
 
-/// The changes of the transactions that end in this datagram. Those of one that has not ended stay
-/// in `pending`.
+/// Returns the changes of the transactions that end in this datagram. Changes of a transaction that
+/// has not ended stay in `pending`.
 fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
     let mut complete = RulesetChanges::default();
     while let Some((length, message_type)) = header(datagram) {
@@ -137,8 +138,8 @@ fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
                 match (family, table) {
                     (INET, Some(TABLE)) => pending.ours = true,
                     (BRIDGE, Some(TABLE)) => pending.bridge = true,
-                    // The plugin makes this table only if ours is missing, but ours may come just
-                    // after the plugin has looked. The transaction that makes ours ends with the
+                    // The plugin makes this table only if ours is missing, but ours may appear just
+                    // after the plugin has checked. The transaction that makes ours ends with the
                     // deletion of this table.
                     (INET, Some(PODS_TABLE)) => match message_type & 0xff {
                         NEW_TABLE => pending.pods_table = true,
@@ -154,14 +155,14 @@ fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
     complete
 }
 
-/// Length and type of the first message (`struct nlmsghdr`).
+/// Returns length and type of the first message (`struct nlmsghdr`).
 fn header(datagram: &[u8]) -> Option<(usize, u16)> {
     let length = usize::try_from(u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?)).ok()?;
     let message_type = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);
     (length >= 16).then_some((length, message_type))
 }
 
-/// A zero-terminated string.
+/// Reads a zero-terminated string.
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default().trim_end_matches('\0')
 }
@@ -203,12 +204,12 @@ mod tests {
         bytes
     }
 
-    /// A notification that a rule of this table was deleted.
+    /// Makes a notification that a rule of this table was deleted.
     fn deletion(family: u8, table: &str) -> Vec<u8> {
         message(8, family, &[attribute(TABLE_NAME, format!("{table}\0").as_bytes()), attribute(2, b"chain\0")])
     }
 
-    /// The table itself is made or deleted.
+    /// Makes a notification that the table itself is made or deleted.
     fn table(kind: u16, name: &str) -> Vec<u8> {
         message(kind, INET, &[attribute(TABLE_NAME, format!("{name}\0").as_bytes())])
     }

@@ -1,5 +1,5 @@
-//! The pods' bridge, as other programs may leave it: deleted, without its pods, or without its
-//! routes. The plugin owns the bridge and makes it; the agent runs `edge-cni up` when it is needed.
+//! Repairs the pods' bridge after other programs have deleted it, its ports or its routes. The
+//! plugin owns the bridge and makes it; the agent runs `edge-cni up` when it is needed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -22,15 +22,15 @@ use crate::install_cni::CONFLIST;
 const ALREADY_THERE: i32 = 17;
 /// The metric of IPv6 routes that the kernel makes (`IP6_RT_PRIO_ADDRCONF`).
 const KERNEL_IPV6_METRIC: u32 = 256;
-/// Most interfaces that one message names.
+/// Maximum number of interfaces that one message names.
 const NAMED_PORTS: usize = 10;
 
-/// Has the plugin make the bridge, and remembers what could not be made.
+/// Makes the plugin create the bridge, and remembers what could not be created.
 #[derive(Debug)]
 pub(super) struct PodBridge {
     config: Arc<Config>,
     incidents: Incidents,
-    /// Why the last `edge-cni up` failed.
+    /// The reason why the last `edge-cni up` failed.
     failure: Option<String>,
     /// Interfaces of pods that the last `edge-cni up` left without a bridge.
     left_detached: Vec<u32>,
@@ -41,8 +41,8 @@ impl PodBridge {
         Self { config, incidents, failure: None, left_detached: vec![] }
     }
 
-    /// Makes the bridge and attaches pods again, if that is needed. Returns the links and routes
-    /// after that.
+    /// Makes the bridge and attaches pods again, if necessary. Returns the resulting links and
+    /// routes.
     pub(super) async fn reconcile(
         &mut self,
         handle: &Handle,
@@ -51,7 +51,7 @@ impl PodBridge {
     ) -> anyhow::Result<NetworkState> {
         let missing = self.is_missing(desired, &observed);
         let detached = detached_ports(&observed);
-        // Those of another network are not attached by our list, and are tried once.
+        // Pods of another network are not attached by our conflist, and are tried once.
         let newly_detached = detached.iter().any(|index| !self.left_detached.contains(index));
         let failed = self.failure.is_some() && !detached.is_empty();
         if self.is_installed() && (missing || newly_detached || failed) {
@@ -72,12 +72,12 @@ impl PodBridge {
         Ok(observed)
     }
 
-    /// Whether the bridge could not be made, which is tried again.
+    /// Returns whether the bridge could not be made. The attempt is repeated.
     pub(super) fn has_failed(&self) -> bool {
         self.failure.is_some()
     }
 
-    /// What keeps pods from the bridge.
+    /// Returns the obstacles that keep pods from the bridge.
     pub(super) fn obstacles(&self, observed: &NetworkState) -> Vec<Obstacle> {
         let command = format!("edge-cni up {}", self.conflist().display());
         let failed = self.failure.as_ref().map(|failure| Obstacle {
@@ -128,7 +128,7 @@ impl PodBridge {
         self.failure.is_none()
     }
 
-    /// Whether plugin and list are there, so that the plugin can be run.
+    /// Returns whether the plugin and its conflist exist, so that the plugin can be run.
     pub(super) fn is_installed(&self) -> bool {
         self.conflist().exists() && self.plugin().exists()
     }
@@ -141,8 +141,8 @@ impl PodBridge {
         self.config.cni.bin_dir.join("edge-cni")
     }
 
-    /// Whether the bridge must be made: after a reboot it is missing until the first pod starts,
-    /// and with it the source address of the node's own packets.
+    /// Returns whether the bridge must be made. After a reboot the bridge is missing until the
+    /// first pod starts, and so is the source address of the node's own packets.
     fn is_missing(&self, desired: &Desired, observed: &NetworkState) -> bool {
         let segments = &desired.guard.segments;
         !segments.is_empty()
@@ -151,12 +151,13 @@ impl PodBridge {
     }
 }
 
-/// The host's ends of attached pods that are ports of no bridge.
+/// Returns the host's ends of attached pods that are ports of no bridge.
 fn detached_ports(observed: &NetworkState) -> Vec<u32> {
     observed.links.iter().filter(|link| link.pod_port && link.controller.is_none()).map(|link| link.index).collect()
 }
 
-/// The bridge's addresses within our segments, one of each family, in the order of the segments.
+/// Returns the bridge's addresses within our segments, one of each family, in the order of the
+/// segments.
 pub(super) fn bridge_addresses(observed: &NetworkState, bridge: &str, segments: &[IpNetwork]) -> Vec<IpAddr> {
     let Some(link) = observed.link(bridge) else { return vec![] };
     let mut found: Vec<IpAddr> = Vec::new();
@@ -173,9 +174,9 @@ fn families(segments: &[IpNetwork]) -> usize {
     usize::from(segments.iter().any(IpNetwork::is_ipv4)) + usize::from(segments.iter().any(IpNetwork::is_ipv6))
 }
 
-/// The routes to the networks of the pods' bridges, as the kernel makes them with the addresses, if
-/// another program deleted them (`ip route flush`). A bridge in a VRF has its routes in another
-/// table.
+/// Returns the missing routes to the networks of the pods' bridges, which the kernel makes with the
+/// addresses and another program has deleted (`ip route flush`). A bridge in a VRF has its routes
+/// in another table.
 fn missing_routes(observed: &NetworkState, own: &str) -> Vec<RouteMessage> {
     let bridges = observed.links.iter().filter(|link| link.pod_bridge || link.name == own);
     let bridges = bridges.filter(|link| link.bridge && link.up && link.controller.is_none());
@@ -221,7 +222,7 @@ fn connected_route(link: &Link, network: IpNetwork) -> Option<RouteMessage> {
     }
 }
 
-/// A route as people know it.
+/// Formats a route for people.
 fn shown(observed: &NetworkState, message: &RouteMessage) -> String {
     match super::network_state::route(message.clone()) {
         Some(route) => {

@@ -33,23 +33,24 @@ use crate::incidents::Incidents;
 use crate::membership::UplinkFacts;
 use crate::underlay;
 
-/// Wait after a notification of rtnetlink, since several come together.
+/// Wait after a notification of rtnetlink, since several arrive together.
 const SETTLE: Duration = Duration::from_millis(60);
-/// How often sysctls are compared without a notification. nftables is not. The kernel sends none
-/// about `disable_policy`, `disable_xfrm` and `accept_ra`.
+/// How often sysctls are compared without a notification. The kernel sends none about
+/// `disable_policy`, `disable_xfrm` and `accept_ra`. nftables is not compared on a timer.
 const FULL_CHECK: Duration = Duration::from_secs(10);
-/// Links and routes are read without a notification after [`FULL_CHECK`], and later by as much for
-/// each so many routes, so that a node with ten thousand routes is not busy with reading them.
+/// Links and routes are read without a notification after [`FULL_CHECK`], and for each so many
+/// routes later by the same time, so that a node with ten thousand routes is not busy with reading
+/// them.
 const ROUTES_PER_CHECK: usize = 1000;
-/// How often the plugin looks for leases of pods that are gone without a DEL.
+/// How often the plugin looks for leases of pods that disappeared without a DEL.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
-/// Shortest time between two comparisons of the nftables table, while another program changes rules
-/// all the time.
+/// Minimum time between two comparisons of the nftables table, while another program changes rules
+/// continuously.
 const FIREWALL_PAUSE: Duration = Duration::from_millis(700);
-/// Shortest and longest time between two readings of other programs' rules. A reading that takes
+/// Minimum and maximum time between two readings of other programs' rules. A reading that takes
 /// long on a host with thousands of rules is followed by a longer pause.
 const OBSTACLES_PAUSE: RangeInclusive<Duration> = Duration::from_millis(700)..=Duration::from_secs(30);
-/// Share of the time in which rules may be read, as a divisor: 5%.
+/// Divisor for the share of time that reading rules may take: 5%.
 const OBSTACLES_SHARE: u32 = 20;
 
 /// Keeps routes, bridge, sysctls and firewall of this host in the desired state.
@@ -73,7 +74,7 @@ pub struct HostReconciler {
     /// What the task that keeps the routes through hubs has installed.
     hub_routes: watch::Receiver<Vec<RouteEntry>>,
     observed: watch::Sender<Arc<NetworkState>>,
-    /// Until when `observed` counts as what is there. `None`: links and routes have changed since.
+    /// Time until which `observed` counts as current. `None`: links and routes have changed since.
     observed_until: Option<tokio::time::Instant>,
 }
 
@@ -108,7 +109,7 @@ impl HostReconciler {
         }
     }
 
-    /// Runs until `stop` is cancelled, and leaves the host as it is. Fails if netlink sockets
+    /// Runs until `stop` is cancelled, and leaves the host unchanged then. Fails if netlink sockets
     /// cannot be opened.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let groups = [
@@ -118,7 +119,8 @@ impl HostReconciler {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
-        // Two connections, so that notifications of our own changes are not taken for responses.
+        // There are two connections, so that notifications of our own changes are not taken for
+        // responses.
         let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
         tokio::spawn(connection);
         let (connection, _listener, mut changes) =
@@ -236,7 +238,7 @@ impl HostReconciler {
         if firewall {
             self.sysctls.forward(&observed, &self.config.bridge, forward, &mut settings);
         }
-        // Changes of our own table up to now are handled.
+        // All earlier changes of our own table have been handled.
         self.again |= found.bridge || found.pods_table;
         self.rules_changed(RulesetChanges { ours: false, ..found });
         self.obstacles.update(self.pod_requirements(&desired), &observed).await;
@@ -275,16 +277,16 @@ impl HostReconciler {
         Ok(())
     }
 
-    /// Whether links and routes are read in this pass: something about them changed, or failed, or
-    /// they were read long ago.
+    /// Returns whether links and routes are read in this pass: they changed, an operation on them
+    /// failed, or they were read long ago.
     fn must_read(&self) -> bool {
         let current = self.observed_until.is_some_and(|until| tokio::time::Instant::now() < until);
         !current || self.guard_failure.is_some() || self.bridge.has_failed()
     }
 
-    /// Reads links and routes, makes the bridge if it is missing, and publishes what is there then.
+    /// Reads links and routes, makes the bridge if it is missing, and publishes the result.
     async fn read(&mut self, handle: &Handle, desired: &Desired) -> anyhow::Result<Arc<NetworkState>> {
-        // Whatever fails is tried in the next pass.
+        // A failed operation is repeated in the next pass.
         self.observed_until = None;
         let observed = NetworkState::read(handle).await?;
         let observed = Arc::new(self.bridge.reconcile(handle, desired, observed).await?);
@@ -322,7 +324,7 @@ impl HostReconciler {
         }
     }
 
-    /// What other programs' rules must let pass.
+    /// Returns the packets that other programs' rules must accept.
     fn pod_requirements(&self, desired: &Desired) -> PodRequirements {
         let mut ranges: Vec<IpNetwork> =
             desired.hub_routes.iter().chain(&desired.guard.cluster_ranges).copied().collect();
@@ -345,8 +347,8 @@ impl HostReconciler {
         PodRequirements { bridge: self.config.bridge.clone(), ranges, elsewhere, accept }
     }
 
-    /// Has the plugin restore `bridge edge-cni`, by which it keeps pods from sending under other
-    /// addresses, if another program removed it.
+    /// Makes the plugin restore `bridge edge-cni`, with which it prevents pods from sending under
+    /// other addresses, if another program removed that table.
     async fn reconcile_bridge_table(&mut self, desired: &Desired, observed: &NetworkState, rules: &mut NftMonitor) {
         let there = observed.link(&self.config.bridge).is_some() && !desired.guard.segments.is_empty();
         if !there || !self.bridge.is_installed() || !self.bridge_table.needs_restore(&self.incidents).await {
@@ -360,8 +362,8 @@ impl HostReconciler {
         self.rules_changed(found);
     }
 
-    /// Runs `edge-cni reclaim`, which ends the leases of pods that are gone without a DEL, as after
-    /// a kill of the container runtime. Names them in the log.
+    /// Runs `edge-cni reclaim`, which ends the leases of pods that disappeared without a DEL, for
+    /// example after a kill of the container runtime. Logs their names.
     async fn reclaim_leases(&self) {
         let (plugin, conflist) = (self.bridge.plugin(), self.bridge.conflist());
         if !conflist.exists() || !plugin.exists() {
@@ -384,8 +386,8 @@ impl HostReconciler {
     }
 }
 
-/// Networks that are routed into the guard's device: the cluster ranges, and peers' networks
-/// outside of these.
+/// Returns the networks that are routed into the guard's device: the cluster ranges, and peers'
+/// networks outside of these.
 fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     let ranges = &desired.guard.cluster_ranges;
     let mut networks = ranges.clone();
@@ -399,8 +401,8 @@ fn guarded(desired: &Desired) -> Vec<IpNetwork> {
 #[derive(Debug)]
 struct Obstacles {
     found: Vec<Obstacle>,
-    /// Requirements and interface indexes of the last reading. A new interface leads to another
-    /// one: Docker adds one when it adds rules, and iptables-legacy sends no notifications.
+    /// Requirements and interface indexes of the last reading. A new interface causes another
+    /// reading: Docker adds one when it adds rules, and iptables-legacy sends no notifications.
     requirements: Option<(PodRequirements, Vec<u32>)>,
     suspect: bool,
     not_before: tokio::time::Instant,
@@ -419,7 +421,7 @@ impl Obstacles {
     }
 
     async fn update(&mut self, needs: PodRequirements, observed: &NetworkState) {
-        // Pods' interfaces do not count: they come and go without rules of other programs.
+        // Pods' interfaces do not count: they appear and disappear without rules of other programs.
         let not_of_pods = observed.links.iter().filter(|link| !link.veth && link.controller.is_none());
         let looked_at = (needs, not_of_pods.map(|link| link.index).collect());
         self.suspect |= self.requirements.as_ref() != Some(&looked_at);
@@ -437,8 +439,8 @@ impl Obstacles {
     }
 }
 
-/// How long links and `routes` routes that were read count as those of now, unless the kernel sends
-/// a notification.
+/// Returns how long links and `routes` routes count as current after a reading, unless the kernel
+/// sends a notification.
 fn until_next_reading(routes: usize) -> Duration {
     // A tick of the check may come a little early.
     let more = u32::try_from(routes / ROUTES_PER_CHECK).unwrap_or(u32::MAX);
@@ -449,9 +451,9 @@ fn pause_after_reading(took: Duration) -> Duration {
     (took * OBSTACLES_SHARE).clamp(*OBSTACLES_PAUSE.start(), *OBSTACLES_PAUSE.end())
 }
 
-/// The sources of the node's own traffic and of redirected connections in tunnels, one of each
-/// family: the bridge's addresses, and on hubs without pods of ours and on cloud nodes those that
-/// the node has within the cloud's networks.
+/// Returns the sources of the node's own traffic and of redirected connections in tunnels, one of
+/// each family. These are the bridge's addresses. On hubs without our pods and on cloud nodes they
+/// are the node's addresses within the cloud's networks.
 fn tunnel_sources(observed: &NetworkState, desired: &Desired, bridge: &[IpAddr]) -> Vec<IpAddr> {
     let (bridge, fronted) = if desired.hub_routes.is_empty() {
         (bridge, &desired.guard.networks)
@@ -477,7 +479,7 @@ mod tests {
 
     #[test]
     fn a_node_with_ten_times_the_routes_reads_them_in_proportion_as_seldom() {
-        // Each tick of the check is 10 s after the one before.
+        // Each tick of the check is 10 s after the previous one.
         let ticks = |routes| until_next_reading(routes).as_secs() / FULL_CHECK.as_secs() + 1;
         assert_eq!([0, 999, 1000, 10_000, 100_000].map(ticks), [1, 1, 2, 11, 101]);
         assert!(until_next_reading(usize::MAX) > FULL_CHECK);

@@ -1,4 +1,4 @@
-//! Kernel settings: forwarding, without which pods' packets do not leave this machine, and those
+//! Kernel settings: forwarding, without which pods' packets do not leave this machine, and settings
 //! that would turn policies off.
 
 use std::fs;
@@ -25,7 +25,7 @@ pub(super) struct Sysctls {
 #[derive(Debug, Default)]
 pub(super) struct SysctlOutcome {
     /// For IPv4 and IPv6: whether forwarding was off before agent or plugin turned it on. The node
-    /// was no router then, and does not become one between its own networks.
+    /// was not a router then, and must not route between its own networks now.
     pub(super) ours: [bool; 2],
     /// Settings that could not be written.
     pub(super) obstacles: Vec<Obstacle>,
@@ -36,8 +36,8 @@ impl Sysctls {
         Self { root: ROOT.into(), forwarding: Forwarding::new(state_dir, run_dir) }
     }
 
-    /// Records for the families in `forward` (IPv4, IPv6) whether forwarding is off now, before it
-    /// is turned on, and, if `guarded`, turns off the settings by which packets bypass policies.
+    /// Records for the families in `forward` (IPv4, IPv6) whether forwarding is off, before it is
+    /// turned on. If `guarded`, also turns off the settings with which packets bypass policies.
     pub(super) fn prepare(
         &mut self,
         observed: &NetworkState,
@@ -64,8 +64,9 @@ impl Sysctls {
         outcome
     }
 
-    /// Turns on forwarding for the families in `forward`. Only with the table `inet edge-cni` in
-    /// place: without it, a host that was no router would route between its own networks.
+    /// Turns on forwarding for the families in `forward`. The caller must ensure that the table
+    /// `inet edge-cni` is in place: without it, a host that was not a router would route between
+    /// its own networks.
     pub(super) fn forward(
         &mut self,
         observed: &NetworkState,
@@ -77,8 +78,8 @@ impl Sysctls {
         if forward[0] && off[0] {
             self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", outcome);
         }
-        // Also for interfaces that are plugged in later. A host that was a router before keeps its
-        // own settings.
+        // This also applies to interfaces that are plugged in later. A host that was a router
+        // before keeps its own settings.
         if forward[1] && (off[1] || outcome.ours[1]) {
             self.accept_router_advertisements(&uplink::uplinks(observed, bridge), outcome);
         }
@@ -87,7 +88,7 @@ impl Sysctls {
         }
     }
 
-    /// For IPv4 and IPv6: whether the host forwards no packets.
+    /// Returns for IPv4 and IPv6 whether the host forwards no packets.
     pub(super) fn forwarding_is_off(&self) -> [bool; 2] {
         [self.is("ipv4/ip_forward", "0"), self.is("ipv6/conf/all/forwarding", "0")]
     }
@@ -109,7 +110,7 @@ impl Sysctls {
     }
 
     /// Turns off `disable_policy` and `disable_xfrm`, with which incoming and outgoing packets
-    /// bypass policies. Instructions for VTI interfaces set them for `all`.
+    /// bypass policies. Instructions for VTI interfaces tell operators to set them for `all`.
     fn enforce_policies(
         &self,
         uplinks: &[&Link],
@@ -153,7 +154,7 @@ impl Sysctls {
     }
 }
 
-/// The name in `sysctl`'s notation. Dots in an interface's name become slashes.
+/// Returns the name in `sysctl`'s notation. Dots in an interface's name become slashes.
 fn dotted(name: &str) -> String {
     let swapped: String = name
         .chars()
@@ -178,7 +179,7 @@ mod tests {
     }
 
     impl Host {
-        /// A host that hears router advertisements on a NIC, and has Docker.
+        /// Makes a host that receives router advertisements on a NIC, and has Docker.
         fn new() -> Self {
             let link = |index, name: &str| Link { index, name: name.into(), up: true, ..Link::default() };
             let host = Self {
@@ -243,7 +244,8 @@ mod tests {
         }
         assert_eq!((host.read("ipv6/conf/all/forwarding"), host.read("ipv4/ip_forward")), ("1".into(), "1".into()));
 
-        // Once the node is no router any more, they hear routers as before.
+        // When the node is no longer a router, the interfaces accept router advertisements as
+        // before.
         host.sysctls("b1").forwarding.clone().restore().unwrap();
         assert_eq!((accepts(&host, "eth0.5"), host.read("ipv6/conf/all/forwarding")), ("1".into(), "0".into()));
         assert_eq!(host.ensure("b1", [true, true]).ours, [true, true]);

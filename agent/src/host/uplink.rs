@@ -10,23 +10,24 @@ use super::network_state::{Link, NetworkState, Route};
 use crate::membership::UplinkFacts;
 use crate::underlay::Underlay;
 
-/// Largest overhead of ESP in UDP, bytes, without trailer and padding: outer IPv6 header 40, UDP 8,
-/// ESP header 8, IV 8, ICV 16 (RFC 4303, RFC 4106, RFC 3948).
+/// Maximum overhead of ESP in UDP, in bytes, without trailer and padding: outer IPv6 header 40, UDP
+/// 8, ESP header 8, IV 8, ICV 16 (RFC 4303, RFC 4106, RFC 3948).
 const OUTER_OVERHEAD: u32 = 40 + 8 + 8 + 8 + 16;
 /// Bytes of the ESP trailer: padding length and next header. ESP pads the packet with its trailer
 /// to a multiple of 4.
 const TRAILER: u32 = 2;
-/// Smallest MTU that IPv6 allows, bytes (RFC 8200 5). Below it pods would have no IPv6.
+/// Minimum MTU that IPv6 allows, in bytes (RFC 8200 5). With a smaller one, pods would have no
+/// IPv6.
 const IPV6_MIN_MTU: u32 = 1280;
 
-/// MTU of pods, for a link of this MTU, bytes.
+/// Returns the MTU of pods for a link of this MTU, in bytes.
 fn pod_mtu(link: u32) -> u32 {
     (link.saturating_sub(OUTER_OVERHEAD) / 4 * 4).saturating_sub(TRAILER)
 }
 
-/// Uplinks: hardware, VLANs, bonds and the like, a bridge with one of these as a port, and each
-/// interface with a default route. Interfaces of container runtimes and hypervisors are not
-/// uplinks.
+/// Returns the uplinks: hardware, VLANs, bonds and similar links, a bridge with one of these as a
+/// port, and each interface with a default route. Interfaces of container runtimes and hypervisors
+/// are not uplinks.
 pub(super) fn uplinks<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a Link> {
     let hardware = |link: &Link| !link.virtual_kind && !link.veth;
     let carries_default =
@@ -40,8 +41,8 @@ pub(super) fn uplinks<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a L
     observed.links.iter().filter(candidate).filter(wanted).collect()
 }
 
-/// Links from which a node that was no router forwards nothing, except to pods: uplinks, tunnels
-/// and VPNs. Links of containers and of other CNIs are not among them.
+/// Returns the links from which a node that was not a router forwards nothing, except to pods:
+/// uplinks, tunnels and VPNs. Links of containers and of other CNIs are not among them.
 pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a Link> {
     let uplinks = uplinks(observed, bridge);
     let ours = |link: &Link| link.name == bridge || link.pod_bridge || link.name == DEVICE;
@@ -51,8 +52,8 @@ pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Ve
     observed.links.iter().filter(is_isolated).collect()
 }
 
-/// Addresses, pods' MTU and underlay. Addresses within `cluster` belong to pods and bridges, and
-/// are left out of the addresses. `configured_mtu` is in bytes.
+/// Returns addresses, pods' MTU and underlay. Addresses within `cluster` belong to pods and
+/// bridges, and are left out of the addresses. `configured_mtu` is in bytes.
 pub(super) fn uplink(
     observed: &NetworkState,
     bridge: &str,
@@ -103,8 +104,8 @@ pub(super) fn mtu_obstacle(observed: &NetworkState, bridge: &str, configured: Op
     })
 }
 
-/// The underlay, without name servers. It includes addresses within the cluster's ranges, since it
-/// is compared with these.
+/// Returns the underlay, without name servers. It includes addresses within the cluster's ranges,
+/// since it is compared with these ranges.
 fn underlay<'a>(observed: &NetworkState, uplinks: &[&Link], own: impl Iterator<Item = &'a Link>) -> Underlay {
     let defaults = || {
         let mut routes: Vec<&Route> = observed.routes.iter().filter(|route| route.is_default()).collect();
@@ -190,8 +191,8 @@ mod tests {
     #[test]
     fn pods_packets_with_all_overhead_fit_the_uplink() {
         assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
-        // Outer headers, then the packet with its trailer padded to a multiple of 4, then the ICV:
-        // never larger than the link's MTU, and less than 4 bytes smaller.
+        // The sum of the outer headers, the packet with its trailer padded to a multiple of 4, and
+        // the ICV is never larger than the link's MTU, and less than 4 bytes smaller.
         for link in 1400..1600 {
             let inner = pod_mtu(link);
             let outer = |inner: u32| OUTER_OVERHEAD + (inner + TRAILER).next_multiple_of(4);

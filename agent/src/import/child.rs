@@ -1,4 +1,4 @@
-//! One child of a connection becomes one `[[peer.child]]`.
+//! Translates one child of a connection into one `[[peer.child]]`.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use super::swanctl_file::Section;
 use super::traffic_selector::{self, NextLayer};
 use crate::config::proposal;
 
-/// What a `[[peer.child]]` needs.
+/// The values of a `[[peer.child]]`.
 pub(super) struct Child {
     pub(super) name: String,
     pub(super) local_subnets: Vec<IpNetwork>,
@@ -28,13 +28,14 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Whether it needs a `[[peer.child]]`, since `[[peer]]` has no keys for what it says.
+    /// Returns whether the child needs a `[[peer.child]]`, because `[[peer]]` has no keys for its
+    /// values.
     pub(super) fn needs_table(&self) -> bool {
         self.protocol.is_some() || self.transport
     }
 }
 
-/// What the connection says about both ends of its children.
+/// The connection's data about both ends of its children.
 pub(super) struct ChildEnds {
     /// Our address, if it is known.
     pub(super) local: Option<IpAddr>,
@@ -93,7 +94,7 @@ fn is_transport(
     true
 }
 
-/// The networks of one end, and the protocol and port that all its selectors have.
+/// Returns the networks of one end, and the protocol and port that all its selectors have.
 fn selectors(
     child: &Section,
     key: &str,

@@ -1,4 +1,4 @@
-//! One connection of `swanctl.conf` becomes one `[[peer]]`.
+//! Translates one connection of `swanctl.conf` into one `[[peer]]`.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use super::proposals::proposals;
 use super::swanctl_file::Section;
 use crate::config::{Remote, parse_identity, proposal};
 
-/// What a `[[peer]]` needs.
+/// The values of a `[[peer]]`.
 pub(super) struct Peer {
     pub(super) local: Option<IpAddr>,
     pub(super) remote: Vec<String>,
@@ -113,7 +113,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
     })
 }
 
-/// The only section of a round of authentication: `local`, or `local` with a suffix.
+/// Returns the only section of a round of authentication: `local`, or `local` with a suffix.
 fn only<'a>(connection: &'a Section, side: &str, report: &mut ImportReport) -> Option<&'a Section> {
     let all: Vec<&Section> =
         connection.sections().filter(|(name, _)| name.starts_with(side)).map(|(_, section)| section).collect();
@@ -127,7 +127,7 @@ fn only<'a>(connection: &'a Section, side: &str, report: &mut ImportReport) -> O
     None
 }
 
-/// The children with their names.
+/// Returns the children with their names.
 fn children<'a>(connection: &'a Section, report: &mut ImportReport) -> Vec<(&'a str, &'a Section)> {
     let all: Vec<(&str, &Section)> =
         connection.section("children").map(|all| all.sections().collect()).unwrap_or_default();
@@ -140,7 +140,8 @@ fn children<'a>(connection: &'a Section, report: &mut ImportReport) -> Vec<(&'a 
     all
 }
 
-/// Which end begins, as the key `start` of `[[peer]]` says it. All children begin together.
+/// Returns which end initiates, as the value of the key `start` of `[[peer]]`. All children have
+/// the same value.
 fn start(children: &[(&str, &Section)], report: &mut ImportReport) -> &'static str {
     let mut starts = Vec::new();
     for (_, child) in children {
@@ -169,7 +170,7 @@ struct Addresses {
 }
 
 impl Addresses {
-    /// The peer's address, if there is only one.
+    /// Returns the peer's address, if there is only one.
     fn remote_address(&self) -> Option<IpAddr> {
         match &self.remote[..] {
             [one] => Remote::parse(one).ok()?.address(),
@@ -215,10 +216,10 @@ fn addresses(connection: &Section, report: &mut ImportReport) -> Addresses {
     Addresses { local, remote }
 }
 
-/// Whether both ends authenticate with certificates; else both have a pre-shared key.
+/// Returns whether both ends authenticate with certificates; otherwise both have a pre-shared key.
 fn method(local: &Section, remote: &Section, report: &mut ImportReport) -> Option<bool> {
     let mut kind = |section: &Section| {
-        // What follows the first word narrows the algorithms.
+        // The text after the first word narrows the algorithms.
         let text = section.get("auth").unwrap_or("pubkey");
         let kind = match text.split(['-', ':']).next().unwrap_or("") {
             "psk" => Some(false),
@@ -250,7 +251,7 @@ fn method(local: &Section, remote: &Section, report: &mut ImportReport) -> Optio
 /// Our identity, the peer's, and for certificates the credentials with a note.
 type Identities = (String, String, Option<(Certificates, Option<String>)>);
 
-/// The identities as the daemon would choose them where the file leaves them out.
+/// Returns the identities. If the file leaves them out, they are chosen as the daemon would do.
 fn identities(
     local: &Section,
     remote: &Section,

@@ -16,9 +16,9 @@ use crate::config::parse_identity;
 
 /// Directories of private keys, beside the file.
 const KEY_DIRECTORIES: [&str; 4] = ["private", "pkcs8", "ecdsa", "rsa"];
-/// Largest number of files that are read from one directory; more are an error.
+/// Maximum number of files that are read from one directory; more are an error.
 const MAX_FILES: usize = 1000;
-/// Largest file that is read, octets; a larger one holds no certificate and no key.
+/// Maximum size of a file, in octets; a larger one contains no certificate and no key.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Credentials of a connection by certificate.
@@ -27,12 +27,12 @@ pub(super) struct Certificates {
     pub(super) chain: Vec<Vec<u8>>,
     /// Our key, PKCS#8.
     pub(super) key: Zeroizing<Vec<u8>>,
-    /// What proves the peer, DER.
+    /// Certificates that prove the peer's identity, DER.
     pub(super) trust_anchors: Vec<Vec<u8>>,
 }
 
-/// The pre-shared key for a pair of identities: that of the section `ike*` that names most of them.
-/// A section without identities is for all.
+/// Returns the pre-shared key for a pair of identities: that of the section `ike*` that names most
+/// of them. A section without identities applies to all.
 pub(super) fn psk(secrets: Option<&Section>, local: &Identity, remote: &Identity) -> Result<Zeroizing<String>, String> {
     let mut best: Option<(u8, &str, &Section)> = None;
     for (name, section) in
@@ -74,8 +74,8 @@ pub(super) struct CredentialFiles<'a> {
 }
 
 impl CredentialFiles<'_> {
-    /// The credentials of a connection. `local_id` chooses our certificate if the file does not
-    /// name one.
+    /// Returns the credentials of a connection. `local_id` selects our certificate if the file does
+    /// not name one.
     pub(super) fn of(
         &self,
         local: &Section,
@@ -120,7 +120,7 @@ impl CredentialFiles<'_> {
         }
     }
 
-    /// All of `x509ca` and of the sections `authorities`.
+    /// Returns all authorities of `x509ca` and of the sections `authorities`.
     fn authorities(&self) -> Result<Vec<Vec<u8>>, String> {
         let directory = self.directory.join("x509ca");
         let mut paths = files(&directory)?;
@@ -138,8 +138,8 @@ impl CredentialFiles<'_> {
         Ok(all)
     }
 
-    /// What may prove the peer: the certificate that `remote` pins, the authorities that it names,
-    /// or all authorities.
+    /// Returns the certificates that may prove the peer's identity: the one that `remote` pins, the
+    /// authorities that it names, or all authorities.
     fn trust_anchors(&self, remote: &Section, authorities: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, String> {
         let pinned = remote.list("certs").into_iter().map(|name| self.directory.join("x509").join(name));
         let named = remote.list("cacerts").into_iter().map(|name| self.directory.join("x509ca").join(name));
@@ -157,7 +157,7 @@ impl CredentialFiles<'_> {
         Ok(anchors)
     }
 
-    /// The private key that belongs to our certificate.
+    /// Returns the private key that belongs to our certificate.
     fn key(&self, chain: &[Vec<u8>], trust_anchors: &[Vec<u8>]) -> Result<Zeroizing<Vec<u8>>, String> {
         let mut others = Vec::new();
         for path in KEY_DIRECTORIES
@@ -193,7 +193,7 @@ fn first(certificates: Vec<Vec<u8>>) -> Result<Vec<u8>, String> {
     certificates.into_iter().next().ok_or_else(|| "no certificate".into())
 }
 
-/// Our certificate and the authorities below the root that lead from it.
+/// Returns our certificate and the intermediate authorities between it and the root.
 fn with_intermediates(leaf: Vec<u8>, authorities: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut chain = vec![leaf];
     while let Some(next) = chain.last().and_then(|last| issuer(last, authorities))
@@ -204,7 +204,7 @@ fn with_intermediates(leaf: Vec<u8>, authorities: &[Vec<u8>]) -> Vec<Vec<u8>> {
     chain
 }
 
-/// The certificate that issued another, unless it is a root.
+/// Returns the certificate that issued another, unless that is a root.
 fn issuer<'a>(certificate: &[u8], authorities: &'a [Vec<u8>]) -> Option<&'a Vec<u8>> {
     let (_, certificate) = parse_x509_certificate(certificate).ok()?;
     authorities.iter().find(|der| {
@@ -215,7 +215,7 @@ fn issuer<'a>(certificate: &[u8], authorities: &'a [Vec<u8>]) -> Option<&'a Vec<
     })
 }
 
-/// The files of a directory by name. A directory that is missing has none.
+/// Returns the files of a directory, sorted by name. A missing directory has none.
 fn files(directory: &Path) -> Result<Vec<PathBuf>, String> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -242,7 +242,7 @@ fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     fs::read(path).map(Zeroizing::new).map_err(unreadable)
 }
 
-/// The certificates of a file, PEM or DER.
+/// Returns the certificates of a file, PEM or DER.
 fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
     let content = content(path)?;
     if parse_x509_certificate(&content).is_ok_and(|(rest, _)| rest.is_empty()) {
@@ -257,7 +257,7 @@ fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
     }
 }
 
-/// The private key of a file, PEM or DER, as PKCS#8.
+/// Returns the private key of a file, PEM or DER, as PKCS#8.
 fn private_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let content = content(path)?;
     let convert = || {

@@ -1,23 +1,23 @@
-//! What becomes of each key of `swanctl.conf(5)` that is not carried over as it is.
+//! Says how the import treats each key of `swanctl.conf(5)` that it does not copy unchanged.
 
 use super::swanctl_file::Section;
 
-/// What happens to a key with a value that matters.
+/// The effect of a key with a value that matters.
 #[derive(Clone, Copy)]
 pub(super) enum Meaning {
-    /// It is carried over; see `connection`.
+    /// The key is carried over; see `connection`.
     Carried,
-    /// The agent does without it, and nothing changes for the tunnel.
+    /// The agent does not need the key, and the tunnel stays the same.
     NoEffect,
-    /// The tunnel works, but something is different. The text says what.
+    /// The tunnel works, but differs in the way that the text describes.
     Note(&'static str),
-    /// The tunnel would be another one. The text says what is not supported.
+    /// The tunnel would be a different one. The text names the unsupported feature.
     Refused(&'static str),
 }
 
 use Meaning::{Carried, NoEffect, Note, Refused};
 
-/// A key, the values that say what the agent does anyway, and the meaning of others.
+/// A key, the values that match the agent's own behaviour, and the meaning of all others.
 type Row = (&'static str, &'static [&'static str], Meaning);
 
 pub(super) const CONNECTION: &[Row] = &[
@@ -131,17 +131,17 @@ pub(super) const CHILD: &[Row] = &[
     ("copy_dscp", &["out"], Note("DSCP is copied to the outer header")),
 ];
 
-/// What is different after the import of a connection, or prevents it.
+/// The differences after the import of a connection, and the reasons against it.
 #[derive(Default)]
 pub(super) struct ImportReport {
-    /// Why the connection cannot be carried over.
+    /// The reasons why the connection cannot be carried over.
     pub(super) problems: Vec<String>,
-    /// What is different.
+    /// The differences.
     pub(super) notes: Vec<String>,
 }
 
 impl ImportReport {
-    /// Judges the keys of a section by a table.
+    /// Checks the keys of a section with a table.
     pub(super) fn keys(&mut self, section: &Section, table: &[Row]) {
         for (key, value) in section.keys() {
             let text = normal(&value.text);
@@ -157,7 +157,7 @@ impl ImportReport {
     }
 }
 
-/// Truth values have many forms.
+/// Normalises a truth value, which has many forms.
 pub(super) fn normal(text: &str) -> &str {
     match text {
         "true" | "enabled" | "yes" => "yes",

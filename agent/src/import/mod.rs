@@ -1,7 +1,7 @@
-//! `edge-agent import`: makes the agent's configuration of a `swanctl.conf`.
+//! `edge-agent import`: makes the agent's configuration from a `swanctl.conf`.
 //!
-//! A connection becomes a `[[peer]]` only if its tunnel stays the same. Everything that is
-//! different is said, with file and line.
+//! A connection becomes a `[[peer]]` only if its tunnel stays the same. Every difference is
+//! reported, with file and line.
 
 mod child;
 mod connection;
@@ -36,8 +36,8 @@ use crate::stdout::print;
 /// Name of the configuration in the directory that is written.
 const CONFIGURATION: &str = "agent.toml";
 
-/// Translates the connections of a `swanctl.conf`. Without `into` it prints the configuration, and
-/// writes nothing. Fails if a connection is not carried over; the others are.
+/// Translates the connections of a `swanctl.conf`. Without `into` it prints the configuration and
+/// writes nothing. Fails if a connection is not carried over; the others still are.
 pub fn execute(file: &Path, into: Option<&Path>) -> anyhow::Result<()> {
     let import = Import::read(file)?;
     import.report();
@@ -57,18 +57,18 @@ pub fn execute(file: &Path, into: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// What is made of a file.
+/// The result of translating a file.
 struct Import {
     /// `agent.toml`.
     text: String,
-    /// The files that it names, in its directory.
+    /// The files that `agent.toml` names, in its directory.
     files: Vec<(String, Zeroizing<Vec<u8>>)>,
-    /// Each connection: its name, whether it is carried over, and what was found.
+    /// Each connection: its name, whether it is carried over, and the findings.
     connections: Vec<(String, bool, ImportReport)>,
 }
 
-/// The names of the children: what the agent's file does not take in them is an underscore, and no
-/// two are the same.
+/// Returns the names of the children: characters that the agent's file does not allow become
+/// underscores, and no two names are the same.
 fn child_names(children: &[Child]) -> Vec<String> {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
     let mut names: Vec<String> = Vec::new();
@@ -82,7 +82,7 @@ fn child_names(children: &[Child]) -> Vec<String> {
     names
 }
 
-/// `[[peer]]` as it is written.
+/// `[[peer]]` in its written form.
 #[derive(Serialize)]
 struct PeerTable<'a> {
     name: &'a str,
@@ -117,7 +117,7 @@ struct PeerTable<'a> {
     children: Vec<ChildTable<'a>>,
 }
 
-/// `[[peer.child]]` as it is written.
+/// `[[peer.child]]` in its written form.
 #[derive(Serialize)]
 struct ChildTable<'a> {
     name: &'a str,
@@ -181,7 +181,7 @@ impl Import {
         let _ =
             write!(self.text, "\n# Connection {name:?}{}\n", if carried_over { "" } else { " is not carried over:" });
         for line in report.problems.iter().chain(&report.notes) {
-            // What comes from the file must not end the comment.
+            // Text from the file must not end the comment.
             let _ = writeln!(self.text, "# - {}", line.replace(|c: char| c.is_control(), " "));
         }
     }
@@ -197,7 +197,7 @@ impl Import {
             }
         }
         let texts = |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect();
-        // Without a name of its own in the agent's file, one child stands in the peer itself.
+        // A single child whose name the agent's file does not need is written into the peer itself.
         let (only, children) = match &peer.children[..] {
             [only] if !only.needs_table() => (Some(only), &[][..]),
             several => (None, several),
@@ -253,7 +253,7 @@ impl Import {
         name
     }
 
-    /// Writes all files, or none. Only their owner can read them. No file is replaced.
+    /// Writes all files, or none. Only their owner can read them. Existing files are not replaced.
     fn write(&self, directory: &Path) -> anyhow::Result<()> {
         fs::DirBuilder::new()
             .recursive(true)
@@ -262,7 +262,7 @@ impl Import {
             .with_context(|| directory.display().to_string())?;
         let files = self.files.iter().map(|(name, content)| (name.as_str(), content.as_slice()));
         let mut written: Vec<PathBuf> = Vec::new();
-        // The configuration comes last, when all that it names is there.
+        // The configuration is written last, when all files that it names exist.
         for (name, content) in files.chain([(CONFIGURATION, self.text.as_bytes())]) {
             let path = directory.join(name);
             let outcome =
@@ -288,7 +288,7 @@ impl Import {
     }
 }
 
-/// The only line of a `psk_file`. strongSwan's forms `0x` and `0s` are ours, too.
+/// Returns the only line of a `psk_file`. The agent supports strongSwan's forms `0x` and `0s`.
 fn psk_line(psk: &str) -> Zeroizing<Vec<u8>> {
     let is_line = !psk.contains(|c: char| c.is_control()) && !psk.starts_with("0t");
     let text = if is_line { psk.to_owned() } else { format!("0s{}", BASE64.encode(psk.as_bytes())) };

@@ -1,10 +1,10 @@
-//! Proposals of `swanctl.conf`.
+//! Translates proposals of `swanctl.conf`.
 
 use super::keys::ImportReport;
 use super::swanctl_file::Section;
 
-/// The proposals of a section that the agent knows. Empty for its defaults. Those that it does not
-/// know are left out, with a note; if it knows none, that is a problem.
+/// Returns the proposals of a section that the agent supports; empty for its defaults. Unsupported
+/// proposals are left out, with a note; if none is supported, that is a problem.
 pub(super) fn proposals(
     section: &Section,
     key: &str,

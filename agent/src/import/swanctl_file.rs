@@ -7,10 +7,10 @@ use std::str::Chars;
 
 use zeroize::Zeroizing;
 
-/// Deepest nesting of sections, and of files that include others (strongSwan's own limit of the
-/// latter).
+/// Maximum nesting of sections, and of files that include others (strongSwan has the same limit for
+/// the latter).
 const MAX_DEPTH: usize = 10;
-/// Largest number of octets in all files together.
+/// Maximum number of octets in all files together.
 const MAX_OCTETS: usize = 4 << 20;
 
 /// A section: keys and further sections, in the order of the file. Its values may be secrets, so
@@ -30,34 +30,34 @@ pub(super) struct Value {
 }
 
 impl Section {
-    /// The value of a key. A key without a value counts as absent.
+    /// Returns the value of a key. A key without a value counts as absent.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
         self.keys().find(|(name, _)| *name == key).map(|(_, value)| value.text.as_str())
     }
 
-    /// The parts of a value that is a list with commas.
+    /// Returns the parts of a value that is a list with commas.
     pub(super) fn list(&self, key: &str) -> Vec<&str> {
         self.get(key)
             .map(|text| text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect())
             .unwrap_or_default()
     }
 
-    /// The keys that have values.
+    /// Returns the keys that have values.
     pub(super) fn keys(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.keys.iter().filter(|(_, value)| !value.text.is_empty()).map(|(name, value)| (name.as_str(), value))
     }
 
-    /// The section of this name.
+    /// Returns the section of this name.
     pub(super) fn section(&self, name: &str) -> Option<&Section> {
         self.sections().find(|(other, _)| *other == name).map(|(_, section)| section)
     }
 
-    /// The sections in it.
+    /// Returns the sections in this section.
     pub(super) fn sections(&self) -> impl Iterator<Item = (&str, &Section)> {
         self.sections.iter().map(|(name, section)| (name.as_str(), section))
     }
 
-    /// A later value of a key replaces the earlier one.
+    /// Sets a key. A later value of a key replaces the earlier one.
     fn set(&mut self, key: String, value: Value) {
         match self.keys.iter_mut().find(|(name, _)| *name == key) {
             Some((_, before)) => *before = value,
@@ -65,7 +65,7 @@ impl Section {
         }
     }
 
-    /// Sections of the same name are one section.
+    /// Opens a section. Sections of the same name are one section.
     fn open(&mut self, name: String, at: String) -> &mut Section {
         let index = match self.sections.iter().position(|(other, _)| *other == name) {
             Some(index) => index,
@@ -183,7 +183,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Skips blanks within the line, and says whether there were any.
+    /// Skips blanks within the line, and returns whether there were any.
     fn skip_blanks(&mut self) -> bool {
         let mut any = false;
         while self.characters.peek().is_some_and(|next| matches!(next, ' ' | '\t')) {
@@ -208,12 +208,12 @@ impl Parser<'_> {
         if name.is_empty() { Err(self.wrong("the name of a key or section is missing")) } else { Ok(name) }
     }
 
-    /// Reads a value: to the end of the line, a comment or a `}`, with quoted parts taken as they
-    /// are.
+    /// Reads a value up to the end of the line, a comment or a `}`. Quoted parts are taken
+    /// literally.
     fn value(&mut self) -> Result<Zeroizing<String>, String> {
         self.skip_blanks();
         let mut value = Zeroizing::new(String::new());
-        // Length that blanks at the end do not shorten.
+        // Length below which blanks at the end are not removed.
         let mut quoted = 0;
         while let Some(&next) = self.characters.peek() {
             match next {
@@ -251,7 +251,7 @@ impl Parser<'_> {
                     Some('t') => text.push('\t'),
                     Some('b') => text.push('\u{8}'),
                     Some('f') => text.push('\u{c}'),
-                    // It continues the line.
+                    // The newline continues the line.
                     Some('\n') => {}
                     Some(other) => text.push(other),
                 },
@@ -260,8 +260,8 @@ impl Parser<'_> {
         }
     }
 
-    /// Files that a pattern names, relative to this file's directory. None is no error, as for
-    /// strongSwan.
+    /// Reads the files that a pattern names, relative to this file's directory. As in strongSwan, a
+    /// pattern without a match is no error.
     fn include(&mut self, section: &mut Section, pattern: &str) -> Result<(), String> {
         if self.include_depth >= MAX_DEPTH {
             return Err(self.wrong("files include each other too deep"));

@@ -9,7 +9,7 @@ use crate::check;
 
 const PSK: &str = "correct horse battery staple";
 
-/// Two sites with a pre-shared key, as in strongSwan's own examples.
+/// Declares two sites with a pre-shared key, as in strongSwan's own examples.
 fn site(connection: &str, child: &str) -> String {
     format!(
         "connections {{\n gw-gw {{\n  local_addrs = 192.0.2.1\n  remote_addrs = 192.0.2.2\n  {connection}\n  local {{\n   auth = psk\n   \
@@ -19,7 +19,7 @@ fn site(connection: &str, child: &str) -> String {
     )
 }
 
-/// A directory like /etc/swanctl.
+/// A directory with the layout of /etc/swanctl.
 struct Swanctl(tempfile::TempDir);
 
 impl Swanctl {
@@ -44,7 +44,7 @@ fn import(text: &str) -> Import {
     Swanctl::new(text).import()
 }
 
-/// What was found about the only connection, without the directory.
+/// Returns the findings about the only connection, without the directory.
 fn findings(import: &Import) -> (bool, String) {
     let [(_, carried_over, findings)] = &import.connections[..] else {
         panic!("{} connections", import.connections.len())
@@ -92,7 +92,7 @@ fn what_is_different_is_said_and_what_is_the_same_is_not() {
         );
     }
     assert!(import.text.contains("start = \"on-demand\""), "{}", import.text);
-    // Comments of the configuration say it, too.
+    // Comments of the configuration contain the same lines.
     assert!(lines.iter().all(|line| import.text.contains(&format!("# - {line}\n"))));
 }
 
@@ -148,11 +148,11 @@ fn identities_and_addresses_that_the_file_leaves_out_are_those_that_the_daemon_t
         ("192.0.2.1/32".into(), "192.0.2.2/32".into())
     );
     assert_eq!(peer.remote[0].port, Some(4500));
-    // A responder to anybody with this identity.
+    // A responder to any host with this identity.
     let text = site("", "").replace("192.0.2.2", "%any").replace("192.0.2.1", "%any");
     let peer = parsed(&import(&text)).peers.remove(0);
     assert!(peer.remote.is_empty() && peer.local.is_none() && peer.start == crate::config::Start::Respond);
-    // Without address and identity of the peer nothing can be told.
+    // Without address and identity, the peer is unknown.
     let (carried_over, text) = findings(&import(&text.replace("   id = sun.example\n", "")));
     assert!(!carried_over && text.contains("write the identity that the peer proves"), "{text}");
 }

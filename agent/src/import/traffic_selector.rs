@@ -1,4 +1,4 @@
-//! Traffic selectors as `swanctl.conf(5)` writes them.
+//! Parses traffic selectors in the form of `swanctl.conf(5)`.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use crate::config::{has_ports, protocol_named};
 
-/// What packets carry, of a selector.
+/// The next-layer part of a selector.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct NextLayer {
     /// IP protocol. `None`: any.
@@ -15,7 +15,7 @@ pub(super) struct NextLayer {
     pub(super) port: Option<u16>,
 }
 
-/// A selector: the networks, then in brackets the protocol and port, if they are not all.
+/// Parses a selector: the networks, then in brackets the protocol and port, unless it allows all.
 pub(super) fn parse(text: &str, dynamic: Option<IpAddr>) -> Result<(Vec<IpNetwork>, NextLayer), String> {
     let Some((addresses, rest)) = text.split_once('[') else {
         return Ok((networks(text, dynamic)?, NextLayer::default()));
@@ -24,7 +24,7 @@ pub(super) fn parse(text: &str, dynamic: Option<IpAddr>) -> Result<(Vec<IpNetwor
     Ok((networks(addresses.trim(), dynamic)?, next_layer(inner.trim())?))
 }
 
-/// `PROTOCOL/PORT`, either of which may be left out or be `any`.
+/// Parses `PROTOCOL/PORT`, either of which may be left out or be `any`.
 fn next_layer(text: &str) -> Result<NextLayer, String> {
     let (protocol, port) = text.split_once('/').unwrap_or((text, ""));
     let named = |text: &str| Some(text.trim()).filter(|text| !matches!(*text, "" | "any" | "%any")).map(str::to_owned);
@@ -49,8 +49,8 @@ fn next_layer(text: &str) -> Result<NextLayer, String> {
     }
 }
 
-/// The networks of a selector: a network, an address, a range of addresses, or `dynamic`, the
-/// address of that end.
+/// Returns the networks of a selector: a network, an address, a range of addresses, or `dynamic`,
+/// the address of that end.
 fn networks(addresses: &str, dynamic: Option<IpAddr>) -> Result<Vec<IpNetwork>, String> {
     if addresses == "dynamic" {
         let address = dynamic.ok_or("dynamic stands for an address that is not known here: write the network")?;
@@ -63,7 +63,8 @@ fn networks(addresses: &str, dynamic: Option<IpAddr>) -> Result<Vec<IpNetwork>, 
     IpNetwork::new(network.network(), network.prefix()).map(|network| vec![network]).map_err(|error| error.to_string())
 }
 
-/// The fewest networks that make up a range, at most 2 times the bits of an address.
+/// Returns the minimum set of networks that make up a range, at most 2 times the bits of an
+/// address.
 fn range(first: &str, last: &str) -> Result<Vec<IpNetwork>, String> {
     let malformed = "neither a network nor a range of addresses";
     let (first, last): (IpAddr, IpAddr) = (first.parse().map_err(|_| malformed)?, last.parse().map_err(|_| malformed)?);

@@ -1,6 +1,6 @@
-//! The plugins after `edge-cni` in the conflist: those of the configuration, or `portmap` (without
-//! which a pod's `hostPort` has no effect), and those that other programs or the operator appended
-//! to the file.
+//! Determines the plugins after `edge-cni` in the conflist: those of the configuration, or
+//! `portmap` (without which a pod's `hostPort` has no effect), and those that other programs or the
+//! operator appended to the file.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::PLUGIN;
 use crate::config::Config;
 
-/// The conflist's `cniVersion`, with which runtimes call each plugin unless they support
+/// The conflist's `cniVersion`. Runtimes call each plugin with it unless they support
 /// `cniVersions`.
 pub(super) const VERSION: &str = "1.0.0";
 
@@ -30,7 +30,7 @@ pub(super) struct ChainedPlugins {
     pub(super) kept: Vec<String>,
 }
 
-/// The plugins for the configuration and the current conflist at `list`.
+/// Returns the plugins for the configuration and the current conflist at `list`.
 pub(super) fn chained_plugins(config: &Config, list: &Path) -> anyhow::Result<ChainedPlugins> {
     let mut plugins = match &config.cni.plugins {
         Some(configured) => configured
@@ -42,8 +42,8 @@ pub(super) fn chained_plugins(config: &Config, list: &Path) -> anyhow::Result<Ch
     };
     let appended: Vec<Value> = present(list)
         .into_iter()
-        // A `portmap` entry of ours does not count as appended: it goes when its program does, or
-        // when the configuration lists others.
+        // A `portmap` entry of ours does not count as appended: it is removed when its program
+        // disappears, or when the configuration lists other plugins.
         .filter(|plugin| kind(plugin) != Some(PLUGIN) && *plugin != portmap())
         .filter(|plugin| !plugins.iter().any(|configured| kind(configured) == kind(plugin)))
         .collect();
@@ -60,7 +60,7 @@ fn kind(plugin: &Value) -> Option<&str> {
     plugin.get("type")?.as_str()
 }
 
-/// The plugins of a conflist; none if it cannot be read.
+/// Returns the plugins of a conflist; none if it cannot be read.
 fn present(list: &Path) -> Vec<Value> {
     let document = fs::read(list).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     let plugins = document.and_then(|mut document| document.get_mut("plugins").map(Value::take));
@@ -70,8 +70,8 @@ fn present(list: &Path) -> Vec<Value> {
     }
 }
 
-/// Whether the program exists and supports [`VERSION`]. Programs from before 2021 do not, and would
-/// fail every pod. The result is cached until the program's file changes.
+/// Returns whether the program exists and supports [`VERSION`]. Programs from before 2021 do not,
+/// and would fail every pod. The result is cached until the program's file changes.
 fn supports_version(program: &Path) -> bool {
     static LAST: Mutex<Option<(SystemTime, u64, bool)>> = Mutex::new(None);
     let Ok(found) = fs::metadata(program) else { return false };
@@ -102,7 +102,7 @@ fn supports_version(program: &Path) -> bool {
     supported
 }
 
-/// The versions that the plugin supports (`VERSION` of the CNI specification).
+/// Returns the versions that the plugin supports (`VERSION` of the CNI specification).
 fn versions(program: &Path) -> anyhow::Result<Vec<String>> {
     let mut call = Command::new(program);
     call.env("CNI_COMMAND", "VERSION").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

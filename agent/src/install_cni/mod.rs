@@ -1,6 +1,6 @@
 //! `edge-agent install-cni`: writes the conflist, by which the container runtime finds the plugin.
-//! A runtime that has a conflist starts pods, so it is written only after the first segment is
-//! there.
+//! A runtime that has a conflist starts pods, so the conflist is written only after the node has
+//! its first segment.
 
 mod conflist;
 
@@ -31,14 +31,14 @@ pub struct Installed {
     pub conflist: PathBuf,
     /// Whether the file was written because its content changed.
     pub changed: bool,
-    /// Files in the same directory that the runtime uses in preference to it.
+    /// Files in the same directory that the runtime prefers to the conflist.
     pub preferred: Vec<PathBuf>,
     /// Types of plugins that others appended to the conflist.
     pub kept: Vec<String>,
 }
 
-/// How often the agent's files are checked. The command runs beside the agent, which sends it no
-/// events.
+/// How often the agent's files are checked. The command is a separate process, and the agent sends
+/// it no events.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Waits for the first segment, writes the conflist, and prints what it did. Fails after `timeout`
@@ -116,13 +116,13 @@ fn print_outcome(installed: &Installed) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The plugin's place, in `bin_dir`.
+/// Returns the plugin's path in `bin_dir`.
 pub(crate) fn plugin_path(config: &Config) -> PathBuf {
     config.cni.bin_dir.join(PLUGIN)
 }
 
-/// Copies the plugin atomically into `bin_dir`, and returns its path there. Fails if `from` is no
-/// ELF program.
+/// Copies the plugin atomically into `bin_dir`, and returns its path there. Fails if `from` is not
+/// an ELF program.
 pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
     let bytes = fs::read(from).with_context(|| format!("reading the plugin {}", from.display()))?;
     if bytes.get(..4) != Some(b"\x7fELF") {
@@ -160,7 +160,7 @@ pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
     Ok(Some(Installed { conflist: path, changed, preferred, kept: chained.kept }))
 }
 
-/// Removes the conflist: the runtime starts no more pods with this network.
+/// Removes the conflist, so that the runtime starts no more pods with this network.
 pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     let path = config.cni.conf_dir.join(CONFLIST);
     match fs::remove_file(&path) {
@@ -171,17 +171,17 @@ pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// The text of a conflist with our plugin alone. `None` while there is no `segments.json`.
+/// Returns the text of a conflist with our plugin alone. `None` while there is no `segments.json`.
 pub(crate) fn conflist_text(config: &Config) -> anyhow::Result<Option<String>> {
     Ok(segments(&config.state_dir)?.map(|segments| conflist(config, &segments, &[])))
 }
 
-/// The conflist's text. Every release of containerd since 1.6 supports one of these versions; with
-/// 1.1.0 alone, 1.6 and 1.7 fail every pod.
+/// Returns the conflist's text. Every release of containerd since 1.6 supports one of these
+/// versions; with 1.1.0 alone, 1.6 and 1.7 fail every pod.
 fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> String {
     let mut ours = json!({
         "type": PLUGIN,
-        // The runtime passes requested addresses on only to plugins that have these.
+        // The runtime passes requested addresses only to plugins that have these capabilities.
         "capabilities": { "ips": true, "mac": true },
         "bridge": config.bridge,
         "stateDir": absolute(&config.state_dir),
@@ -214,7 +214,8 @@ fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> Stri
 }
 
 fn segments(state_dir: &Path) -> anyhow::Result<Option<SegmentsFile>> {
-    // The command runs beside the agent, so it takes only the lock that is shared with the plugin.
+    // The command runs while the agent runs, so it takes only the lock that is shared with the
+    // plugin.
     let lock = state_dir.join(LOCK_FILE);
     let _lock = match fs::File::open(&lock) {
         Ok(file) => {
@@ -326,7 +327,7 @@ mod tests {
             "#!/bin/sh\n[ \"$CNI_COMMAND\" = VERSION ] && echo '{{\"cniVersion\":\"0.4.0\",\"supportedVersions\":{versions}}}'\n"
         );
         // Another program writes the file: a child that another test forks holds our descriptors
-        // for a moment, and a program that someone may write cannot be run (ETXTBSY).
+        // for a moment, and a program that is open for writing cannot be run (ETXTBSY).
         let text = path.with_extension("text");
         fs::write(&text, script).unwrap();
         let copied = std::process::Command::new("install").args(["-m", "755"]).arg(&text).arg(&path).status().unwrap();

@@ -1,4 +1,4 @@
-//! `/metrics`, as OpenMetrics text.
+//! Serves `/metrics`, as OpenMetrics text.
 
 use std::fmt;
 use std::fs;
@@ -15,7 +15,7 @@ use super::observer::{Latest, NO_STATUS, Observer};
 use super::traffic::Traffic;
 use crate::status::{PeerReport, Status};
 
-/// The phases of a peer (`status`).
+/// The phases of a peer in `status`.
 const PHASES: [&str; 5] = ["idle", "on-demand", "connecting", "waiting", "up"];
 
 pub(super) async fn scrape(observer: &Observer) -> Result<String, String> {
@@ -35,15 +35,15 @@ fn encode(scrape: &Scrape) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-/// What one scrape shows.
+/// The content of one scrape.
 #[derive(Debug, Clone)]
 struct Scrape {
     status: Arc<Status>,
     /// The sums of [`COUNTERS`] over all peers.
     total: [u64; 4],
-    /// The peers that have series of their own.
+    /// The peers that have separate series.
     peers: Vec<PeerSeries>,
-    /// `/proc/net/xfrm_stat`: why XFRM dropped packets.
+    /// `/proc/net/xfrm_stat`: counts of the reasons why XFRM dropped packets.
     xfrm: Vec<(String, u64)>,
 }
 
@@ -99,7 +99,7 @@ fn silent(peer: &PeerReport) -> Option<u64> {
     peer.ike_sas.iter().map(|sa| sa.heard_seconds_ago).min()
 }
 
-/// The lines of `/proc/net/xfrm_stat`: a name and a number.
+/// Parses the lines of `/proc/net/xfrm_stat`: a name and a number.
 fn xfrm_stat(text: &str) -> Vec<(String, u64)> {
     let line = |line: &str| {
         let (name, number) = line.split_once(char::is_whitespace)?;

@@ -1,11 +1,11 @@
-//! What monitoring sees of the agent: `/healthz`, `/readyz` and `/metrics` in plain HTTP, on the
-//! addresses of `[observe]`. Nothing here is secret.
+//! Serves monitoring: `/healthz`, `/readyz` and `/metrics` in plain HTTP, on the addresses of
+//! `[observe]`. No data here is secret.
 //!
 //! - `server`: the listeners.
 //! - `probes`: `/healthz` and `/readyz`.
 //! - `metrics`: `/metrics`.
 //! - `observer`: the document of `status` from which all three are made.
-//! - `traffic`: adds up the counters of SAs that come and go.
+//! - `traffic`: adds up the counters of SAs, which rekeys replace.
 
 mod metrics;
 mod observer;
@@ -21,8 +21,8 @@ use tokio::sync::mpsc;
 use crate::admin::server::AdminCall;
 use observer::Observer;
 
-/// Serves the addresses of `[observe]` until the agent ends. `requests` leads to the handler of the
-/// admin socket.
+/// Serves the addresses of `[observe]` until the agent ends. `requests` is the channel to the
+/// handler of the admin socket.
 pub(crate) async fn serve(
     addresses: Vec<SocketAddr>,
     peer_series: usize,

@@ -1,4 +1,4 @@
-//! The document of `status`, made for monitoring.
+//! Requests the document of `status` for monitoring.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use crate::admin::server::{AdminCall, Reply};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::status::Status;
 
-/// How long a document is used again. It is made for all peers, so many scrapers must not cost
-/// more than one.
+/// How long a document is reused. It is made for all peers, so many scrapers must not cost more
+/// than one.
 const REUSE: Duration = Duration::from_secs(2);
-/// How long the agent may take to make a document.
+/// Time limit for the agent to make a document.
 const TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The response while the thread of the tunnels, or the handler of requests, does not answer.
@@ -22,10 +22,10 @@ pub(super) const NO_STATUS: &str = "the agent does not report its state in time"
 /// The last document, when it was made, and the traffic until then.
 pub(super) type Latest = (Option<(Instant, Arc<Status>)>, Traffic);
 
-/// What the three paths read.
+/// The data that the three paths read.
 pub(super) struct Observer {
     requests: mpsc::Sender<AdminCall>,
-    /// Most peers with series of their own.
+    /// Maximum number of peers with separate series.
     pub(super) peer_series: usize,
     /// Whether the node must have a view to be ready.
     pub(super) needs_view: bool,
@@ -33,13 +33,13 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// `requests` leads to the handler of the admin socket.
+    /// Makes an observer. `requests` is the channel to the handler of the admin socket.
     pub(super) fn new(requests: mpsc::Sender<AdminCall>, peer_series: usize, needs_view: bool) -> Self {
         Self { requests, peer_series, needs_view, latest: Mutex::new((None, Traffic::default())) }
     }
 
-    /// The document of `status`, not older than [`REUSE`]. `None` if the agent does not make one in
-    /// time.
+    /// Returns the document of `status`, not older than [`REUSE`]. `None` if the agent does not
+    /// make one in time.
     pub(super) async fn status(&self) -> Option<Arc<Status>> {
         let mut latest = self.latest.lock().await;
         let (document, traffic) = &mut *latest;

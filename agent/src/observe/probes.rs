@@ -1,5 +1,5 @@
 //! `/healthz`: whether the agent's parts work; if not, a restart may help. `/readyz`: whether the
-//! node has what its pods need.
+//! node has everything that its pods need.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,8 @@ pub(super) async fn healthz(observer: &Observer) -> Result<String, String> {
     }
 }
 
-/// Obstacles do not make the node unready: its other pods work. They are listed.
+/// Checks readiness. Obstacles do not make the node unready, because its other pods work. They are
+/// listed.
 pub(super) async fn readyz(observer: &Observer) -> Result<String, String> {
     let status = observer.status().await.ok_or_else(|| format!("{NO_STATUS}\n"))?;
     let mut text = String::new();

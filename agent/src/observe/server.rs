@@ -21,17 +21,19 @@ use tracing::Instrument;
 use super::observer::Observer;
 use super::{metrics, probes};
 
-/// Largest number of connections of a listener: a few probes and scrapers. A new one displaces the
-/// oldest, so that silent connections do not keep a probe out.
+/// Maximum number of connections of a listener: a few probes and scrapers. A new one displaces the
+/// oldest, so that silent connections do not block a probe.
 const CONNECTIONS: usize = 16;
-/// Longest life of a connection.
+/// Maximum lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(30);
-/// Longest time for the head of a request.
+/// Time limit for the head of a request.
 const HEAD: Duration = Duration::from_secs(5);
-/// Largest head of a request in octets, the least that hyper allows, and most headers.
+/// Maximum size of a request's head in octets, which is the minimum of hyper, and maximum number of
+/// headers.
 const LONGEST_HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
-/// Wait after the kernel gave no connection, for example because too many files are open.
+/// Wait after the kernel failed to accept a connection, for example because too many files are
+/// open.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Wait before an address is opened again.
@@ -39,8 +41,8 @@ const RETRY: Duration = Duration::from_secs(2);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Serves each address. An address that cannot be opened is tried again: it may not be there yet,
-/// and tunnels must not wait for it.
+/// Serves each address. An address that cannot be opened is tried again: it may not exist yet, and
+/// tunnels must not wait for it.
 pub(super) async fn serve(addresses: Vec<SocketAddr>, observer: Arc<Observer>) {
     let mut tasks = JoinSet::new();
     for address in addresses {
@@ -95,7 +97,7 @@ async fn serve_connection(stream: TcpStream, observer: Arc<Observer>) {
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LONGEST_HEAD).max_headers(HEADERS);
-    // An error is the client's: it went, or it sent no HTTP.
+    // An error is the client's fault: it closed the connection, or it did not send HTTP.
     let _ = tokio::time::timeout(LIFETIME, http.serve_connection(TokioIo::new(stream), service)).await;
 }
 

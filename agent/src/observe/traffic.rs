@@ -1,5 +1,5 @@
-//! The traffic of each peer over all its SAs. The kernel counts for each SA, and a rekey replaces
-//! it.
+//! Adds up the traffic of each peer over all its SAs. The kernel counts for each SA, and a rekey
+//! replaces the SA.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,12 +11,12 @@ pub(super) struct Traffic {
     peers: BTreeMap<String, PeerTraffic>,
 }
 
-/// The traffic of a peer. What an SA counted between the last look and its end is missing.
+/// The traffic of a peer. The counts of an SA between the last reading and its end are missing.
 #[derive(Debug, Default)]
 pub(super) struct PeerTraffic {
-    /// From the peer.
+    /// Traffic from the peer.
     pub(super) received: Direction,
-    /// To the peer.
+    /// Traffic to the peer.
     pub(super) sent: Direction,
 }
 
@@ -25,12 +25,12 @@ pub(super) struct PeerTraffic {
 pub(super) struct Direction {
     pub(super) packets: u64,
     pub(super) bytes: u64,
-    /// What each SA had counted at the last look, by SPI.
+    /// The counters of each SA at the last reading, by SPI.
     last: HashMap<String, Counters>,
 }
 
 impl Traffic {
-    /// Adds what the SAs have counted since the last call.
+    /// Adds the increase of the SAs' counters since the last call.
     pub(super) fn add(&mut self, peers: &[PeerReport]) {
         let mut before = std::mem::take(&mut self.peers);
         for peer in peers {
@@ -42,7 +42,7 @@ impl Traffic {
         }
     }
 
-    /// The peers by name.
+    /// Returns the peers by name.
     pub(super) fn peers(&self) -> impl Iterator<Item = (&str, &PeerTraffic)> {
         self.peers.iter().map(|(name, traffic)| (name.as_str(), traffic))
     }
@@ -52,7 +52,7 @@ impl Direction {
     fn add<'a>(&mut self, sas: impl Iterator<Item = (&'a str, Counters)>) {
         let before = std::mem::take(&mut self.last);
         for (spi, now) in sas {
-            // A smaller number: another SA has got the SPI.
+            // A smaller number means that another SA has the SPI now.
             let last = before.get(spi).filter(|last| last.packets <= now.packets && last.bytes <= now.bytes);
             let (packets, bytes) = last.map_or((0, 0), |last| (last.packets, last.bytes));
             self.packets = self.packets.saturating_add(now.packets - packets);
@@ -77,7 +77,7 @@ mod tests {
         let mut direction = Direction::default();
         assert_eq!(add(&mut direction, &[("a", 5)]), (5, 500));
         assert_eq!(add(&mut direction, &[("a", 7)]), (7, 700));
-        // A rekey: both count for a while, then the first is gone.
+        // A rekey: both SAs count for a while, then the first one is gone.
         assert_eq!(add(&mut direction, &[("a", 8), ("b", 2)]), (10, 1000));
         assert_eq!(add(&mut direction, &[("b", 4)]), (12, 1200));
         assert_eq!(direction.last.len(), 1);

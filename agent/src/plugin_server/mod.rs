@@ -1,6 +1,7 @@
-//! The server of the CNI plugin: the plugin reports its addresses and asks for segments.
+//! Serves the CNI plugin, which reports its addresses and requests segments.
 //!
-//! - `socket`: the unix socket, for root alone; one request and one response a connection.
+//! - `socket`: the unix socket, which only root can use; a connection carries one request and one
+//!   response.
 //! - `segment_provisioner`: requests a segment if a pod waits for an address, or if fewer addresses
 //!   are free than the spare.
 

@@ -1,6 +1,6 @@
-//! Decides when to request a segment. Waiting pods come first; one request serves all that wait for
-//! the same family. Besides, the provisioner keeps as many addresses free as `spare` segments hold,
-//! so that pods seldom wait.
+//! Decides when to request a segment. Waiting pods come first; one request serves all pods that
+//! wait for the same family. In addition, the provisioner keeps as many addresses free as `spare`
+//! segments contain, so that pods rarely wait.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -41,7 +41,7 @@ struct WaitingPod {
 struct FamilyState {
     /// Number of addresses that pods hold, from the plugin's last report.
     leased: u64,
-    /// Why the last request failed.
+    /// The reason why the last request failed.
     failure: Option<Failure>,
 }
 
@@ -130,7 +130,7 @@ impl SegmentProvisioner {
         }
     }
 
-    /// The next deadline of a waiting pod or retry of a spare.
+    /// Returns the next deadline of a waiting pod or retry of a spare.
     fn next_wake(&self, may_request: bool) -> Option<Instant> {
         let deadlines = self.waiting.iter().map(|waiting| waiting.deadline);
         let now = Instant::now();
@@ -139,9 +139,9 @@ impl SegmentProvisioner {
         deadlines.chain(retries.filter(|retry_at| may_request && *retry_at > now)).min()
     }
 
-    /// The next request: for waiting pods, else one left by an earlier run, else for a spare. It
-    /// names one family, since the controller grants a request as a whole or not at all, and the
-    /// range of one family may be full.
+    /// Returns the next request: for waiting pods, otherwise one left by an earlier run, otherwise
+    /// for a spare. It names one family, since the controller grants a request as a whole or not at
+    /// all, and the range of one family may be full.
     async fn next_request(&mut self) -> Option<SegmentRequestFuture> {
         let file = self.segments().await;
         let short = |stock: &&Stock| !file.as_ref().is_some_and(|file| has_grown(file, stock));
@@ -202,7 +202,7 @@ impl SegmentProvisioner {
         }
     }
 
-    /// Responds to the pods for which there are more segments than the plugin saw.
+    /// Responds to the pods for which there are now more segments than the plugin saw.
     fn respond_to_served(&mut self, file: &SegmentsFile) {
         let (served, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
             .into_iter()
@@ -234,15 +234,15 @@ impl SegmentProvisioner {
     }
 }
 
-/// Whether there are more addresses than the plugin saw.
+/// Returns whether there are more addresses than the plugin saw.
 fn has_grown(file: &SegmentsFile, stock: &Stock) -> bool {
     capacity(file, stock.family) > stock.free.saturating_add(stock.leased)
 }
 
-/// Families in which the spare is missing. Edges get a first segment of every family of the
-/// cluster. Hubs do only if `spare` is above 0: their own traffic to remote pods then has a source
-/// that peers know. Cloud nodes get segments only on demand, since their pods belong to the cloud's
-/// CNI.
+/// Returns the families in which the spare is missing. Edges get a first segment of every family of
+/// the cluster. Hubs do so only if `spare` is above 0: their own traffic to remote pods then has a
+/// source address that peers know. Cloud nodes get segments only on demand, since their pods belong
+/// to the cloud's CNI.
 fn families_to_request(
     view: &NodeView,
     file: Option<&SegmentsFile>,
@@ -255,7 +255,7 @@ fn families_to_request(
         .filter(|family| {
             let capacity = file.map_or(0, |file| capacity(file, *family));
             if capacity == 0 {
-                // A segment in the view is not requested: it is written to disk in a moment.
+                // A segment in the view is not requested, because it will be on disk in a moment.
                 let shown = view.segments.iter().any(|segment| Family::of(segment) == *family);
                 let entitled = match view.role {
                     Role::Edge => true,
@@ -270,7 +270,7 @@ fn families_to_request(
         .collect()
 }
 
-/// Number of pods that one segment of a family holds.
+/// Returns the number of pods that one segment of a family can hold.
 fn one_segment(view: &NodeView, family: Family) -> u64 {
     let network = match family {
         Family::V4 => IpNetwork::new(std::net::Ipv4Addr::UNSPECIFIED.into(), view.segment_prefix.v4),

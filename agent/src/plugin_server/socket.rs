@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{Instrument, debug, error, warn};
 
-/// Connections that are served at once; further ones wait.
+/// Maximum number of connections that are served at the same time; further ones wait.
 pub(super) const MAX_CONNECTIONS: usize = 128;
 
 /// A client must send its request within this time.
@@ -33,7 +33,7 @@ pub(super) enum PluginRequest {
     Segment {
         /// Free and leased addresses that the plugin counted.
         stock: Vec<Stock>,
-        /// Where the response to the plugin goes.
+        /// The channel for the response to the plugin.
         response: oneshot::Sender<AgentResponse>,
     },
     /// The plugin has leased addresses.
@@ -50,7 +50,7 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Makes the socket, with mode 0600 from the moment it has its final name. It replaces an older
-    /// one: the lock of the state directory ensures that no other agent uses it.
+    /// one, because the lock of the state directory ensures that no other agent uses that.
     pub(super) fn bind(path: &Path) -> anyhow::Result<Self> {
         let directory = path.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new()
@@ -73,7 +73,7 @@ impl Socket {
         made.with_context(|| format!("making the plugin's socket {}", path.display()))
     }
 
-    /// Returns when the file is gone, so that no client can connect any more: other programs may
+    /// Returns when the file is gone, so that no client can connect any more. Other programs may
     /// wipe directories below /run at any time.
     async fn file_gone(&self) {
         while fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
@@ -175,7 +175,7 @@ mod tests {
     use edge_types::api::Family;
     use std::io::Write;
 
-    /// Sends a request as the plugin does, on a thread of its own.
+    /// Sends a request as the plugin does, on a separate thread.
     fn ask(path: &Path, request: AgentRequest) -> tokio::task::JoinHandle<AgentResponse> {
         let path = path.to_owned();
         tokio::task::spawn_blocking(move || {

@@ -1,4 +1,4 @@
-//! What the agent and `edge-agent down` ask of the holder.
+//! The requests that the agent and `edge-agent down` send to the holder.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,24 +30,24 @@ pub fn find() -> anyhow::Result<Option<HolderConnection>> {
     Ok(Some(HolderConnection(stream)))
 }
 
-/// Starts a holder for these sockets, as a process of its own session, so that a signal to the
+/// Starts a holder for these sockets, as a process with its own session, so that a signal to the
 /// agent's process group does not reach it.
 pub fn start<F: AsFd>(sockets: &[F]) -> anyhow::Result<HolderConnection> {
     let (ours, its) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("edge-agent").arg("hold-sockets").stdin(OwnedFd::from(its));
     command.stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
-    // It reads nothing of the environment, which may hold secrets.
+    // The holder reads nothing from the environment, which may contain secrets.
     command.env_clear();
     let mut child = command.spawn().context("edge-agent hold-sockets")?;
     send(&ours, HOLD, &borrowed(sockets))?;
-    // It is a child of the agent, which must wait for it or leave a zombie.
+    // The holder is a child of the agent, which must wait for it or leave a zombie.
     std::thread::Builder::new().name("holder".into()).stack_size(64 * 1024).spawn(move || child.wait())?;
     Ok(HolderConnection(ours))
 }
 
 impl HolderConnection {
-    /// Asks for the sockets. The holder keeps them as well.
+    /// Requests the sockets. The holder also keeps them.
     pub fn take(&self) -> anyhow::Result<Vec<OwnedFd>> {
         send(&self.0, TAKE, &[]).context("the holder of the sockets")?;
         let (message, sockets) = receive(&self.0).context("the holder of the sockets")?;
@@ -57,7 +57,7 @@ impl HolderConnection {
         Ok(sockets)
     }
 
-    /// Has the holder close the sockets and end, and waits until it has.
+    /// Makes the holder close the sockets and end, and waits for its end.
     pub fn end(mut self) -> anyhow::Result<()> {
         send(&self.0, END, &[]).context("the holder of the sockets")?;
         match self.0.read(&mut [0; MAX_MESSAGE]) {

@@ -1,7 +1,7 @@
 //! Keeps the agent's UDP sockets open while no agent runs, unless systemd does
-//! (`edge-agent.socket`). The kernel decapsulates ESP in UDP only as long as a socket with
-//! `UDP_ENCAP` is open. So without a holder every packet that arrives is lost from the end of the
-//! agent to its next start.
+//! (`edge-agent.socket`). The kernel decapsulates ESP in UDP only while a socket with `UDP_ENCAP`
+//! is open. So without a holder every packet that arrives between the end of the agent and its next
+//! start is lost.
 //!
 //! The holder is a process of the same program, which the agent starts once its sockets are open.
 //! It holds descriptors and reads nothing from the network. The agent gives it the sockets over a
@@ -10,7 +10,7 @@
 //! to the network namespace, as the UDP sockets do, and the kernel frees it with the process.
 //! Either side talks only to root or its own user (`SO_PEERCRED`).
 //!
-//! - [`client`]: what the agent and `down` ask of the holder.
+//! - [`client`]: the requests that the agent and `down` send to the holder.
 //! - [`process`]: the holder.
 
 pub mod client;
@@ -32,27 +32,27 @@ use rustix::process::geteuid;
 
 /// The abstract name of the holder's socket.
 const NAME: &str = "edge-cni-sockets";
-/// Largest number of sockets that are held. The agent has four.
+/// Maximum number of sockets that are held. The agent has four.
 const MAX_SOCKETS: usize = 8;
-/// Largest message, bytes.
+/// Maximum length of a message, in bytes.
 const MAX_MESSAGE: usize = 64;
-/// Longest wait for the other side, which answers at once.
+/// Time limit for the other side, which answers at once.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// From the agent, at the start of the holder: the sockets to hold.
+/// The agent's message at the start of the holder, with the sockets to hold.
 const HOLD: &[u8] = b"hold 1\n";
-/// From the agent: send me the sockets.
+/// The agent's request for the sockets.
 const TAKE: &[u8] = b"take 1\n";
-/// From the holder: the sockets.
+/// The holder's response with the sockets.
 const SOCKETS: &[u8] = b"sockets 1\n";
-/// From the agent: close the sockets and end.
+/// The agent's request to close the sockets and end.
 const END: &[u8] = b"end 1\n";
 
 fn address() -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(NAME)
 }
 
-/// Whether the process at the other end is root's or of our own user.
+/// Returns whether the process at the other end belongs to root or to our own user.
 fn is_trusted(stream: &UnixStream) -> bool {
     sockopt::socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
 }

@@ -11,17 +11,18 @@ use rustix::process::setsid;
 
 use super::{END, HOLD, SOCKETS, TAKE, TIMEOUT, address, borrowed, is_trusted, receive, send};
 
-/// How long the sockets stay open without an agent: longer than an upgrade, or the longest wait of
-/// a kubelet before it starts a container again (5 minutes).
+/// How long the sockets stay open without an agent: longer than an upgrade, and longer than the
+/// maximum wait of a kubelet before it starts a container again (5 minutes).
 const AWAY: Duration = Duration::from_secs(600);
-/// Largest number of connections: the agent, `down`, and room for one that ends. More are closed.
+/// Maximum number of connections: the agent, `down`, and one that is ending. Further ones are
+/// closed.
 const MAX_CONNECTIONS: usize = 4;
 
-/// Receives sockets from standard input, and holds them until it is asked to end, or no agent has
-/// been connected for ten minutes.
+/// Receives sockets from standard input, and holds them until a client requests the end, or no
+/// agent has been connected for ten minutes.
 pub fn run() -> anyhow::Result<()> {
     let agent = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    // The session's leader gets no signals of the agent's terminal.
+    // The leader of a session gets no signals of the agent's terminal.
     let _ = setsid();
     agent.set_read_timeout(Some(TIMEOUT))?;
     let (message, sockets) = receive(&agent).context("standard input is no unix socket of an agent")?;
@@ -33,7 +34,7 @@ pub fn run() -> anyhow::Result<()> {
     hold(listener, vec![agent], sockets, AWAY)
 }
 
-/// Serves agents until one asks it to end, or until no agent has been there for `away`.
+/// Serves agents until one requests the end, or until no agent has been connected for `away`.
 fn hold(
     listener: UnixListener,
     mut agents: Vec<UnixStream>,
@@ -60,8 +61,8 @@ fn hold(
             match ready.then(|| answer(&agent, &sockets)) {
                 None | Some(Reply::Stay) => kept.push(agent),
                 Some(Reply::Close) => {}
-                // The end of its connection says to the caller that it can bind the ports and the
-                // name. So they are closed before the connection is.
+                // The end of its connection shows the caller that the ports and the name are free.
+                // So they are closed before the connection.
                 Some(Reply::End) => {
                     drop((sockets, listener));
                     return Ok(());
@@ -111,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    /// A holder of one UDP socket on a thread, with a name of its own and a connected agent.
+    /// A holder of one UDP socket on a thread, with a separate name and a connected agent.
     struct Started {
         name: SocketAddr,
         agent: Option<UnixStream>,

@@ -1,5 +1,5 @@
-//! A large file, and its changes since it was written. A small change costs a line of a second
-//! file, and not the whole file again.
+//! Stores a large file, and its changes since it was written. A small change costs a line of a
+//! second file, and not the whole file again.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,23 +11,23 @@ use serde::de::DeserializeOwned;
 
 use super::dir::{StateDirError, io_error, parse_json, read_file};
 
-/// A file of less than this many bytes is always written as a whole: that is quick enough, and
+/// A file with less than this many bytes is always written as a whole: that is fast enough, and
 /// people and other programs find all of it in one place.
 const SMALLEST: usize = 64 << 10;
-/// The changes' share of the file's size, as a divisor. More of them would take long to read.
+/// Divisor for the share of the changes in the file's size. More changes would take long to read.
 const SHARE: usize = 4;
-/// What the name of the second file ends with. Its first line is the digest of the file to which
-/// the changes belong; each further line is a change.
+/// Suffix of the name of the second file. Its first line is the digest of the file to which the
+/// changes belong; each further line is a change.
 const SUFFIX: &str = ".changes";
 
-/// Writes a file and its changes. After a power cut the reader finds the file and the first of its
-/// changes, up to the last one that was written or was being written. When the changes would take
-/// more than a quarter of the file's room ([`SHARE`]), the file has to be written as a whole.
+/// Writes a file and its changes. After a power cut the reader finds the file and its changes up to
+/// the last one that was written or was being written. When the changes would exceed a quarter of
+/// the file's size ([`SHARE`]), the file must be written as a whole.
 #[derive(Debug)]
 pub struct ChangeLog {
     path: PathBuf,
-    /// What is on disk. `None`: that is not known, because an earlier run wrote it or a write
-    /// failed, or it must be written as a whole.
+    /// The content on disk. `None` if it is unknown, because an earlier run wrote it or a write
+    /// failed, or if the file must be written as a whole.
     written: Option<Written>,
 }
 
@@ -40,19 +40,19 @@ struct Written {
 }
 
 impl ChangeLog {
-    /// For the file `path`. Nothing is read or written yet.
+    /// Makes a log for the file `path`. Nothing is read or written yet.
     pub fn new(path: PathBuf) -> Self {
         Self { path, written: None }
     }
 
-    /// Replaces the file, and forgets its changes.
+    /// Replaces the file, and drops its changes.
     ///
     /// # Errors
-    /// If it cannot be written. It then has its old content, with the changes.
+    /// If the file cannot be written. It then has its old content, with the changes.
     pub fn replace(&mut self, content: &[u8]) -> Result<(), StateDirError> {
         self.written = None;
         durable::replace_file(&self.path, content, 0o600)?;
-        // They are changes of another content. Should they stay, they are ignored.
+        // The second file has changes of another content. If it cannot be removed, it is ignored.
         let changes = changes_path(&self.path);
         match fs::remove_file(&changes) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &changes)(error)),
@@ -64,11 +64,11 @@ impl ChangeLog {
         Ok(())
     }
 
-    /// Adds a change, which has no line break. False: nothing is written, and the whole file must
-    /// be.
+    /// Adds a change, which contains no line break. Returns false if nothing was written and the
+    /// whole file must be written.
     ///
     /// # Errors
-    /// If it cannot be written. Then the whole file must be.
+    /// If the change cannot be written. In that case the whole file must be written.
     pub fn append(&mut self, change: &str) -> Result<bool, StateDirError> {
         let Some(mut written) = self.written.take() else { return Ok(false) };
         let before = written.changes.as_ref().map_or(0, |(_, size)| *size);
@@ -92,8 +92,8 @@ impl ChangeLog {
     }
 }
 
-/// Reads a JSON file and its changes, oldest first, up to the first that is damaged. `None`: there
-/// is no file, whether or not there are changes.
+/// Reads a JSON file and its changes, oldest first, up to the first that is damaged. `None` if
+/// there is no file, whether or not there are changes.
 ///
 /// # Errors
 /// If one of the two files cannot be read or is too large, or the first one is not valid. `advice`
@@ -110,7 +110,7 @@ pub fn read_json_with_changes<T: DeserializeOwned, C: DeserializeOwned>(
 /// The content of a file and its changes, each without its line feed.
 type ContentAndChanges = (Vec<u8>, Vec<Vec<u8>>);
 
-/// The content of a file and its changes. One that was cut off is left out.
+/// Reads the content of a file and its changes. A change that was cut off is left out.
 fn read_with_changes(path: &Path) -> Result<Option<ContentAndChanges>, StateDirError> {
     let Some(content) = read_file(path)? else { return Ok(None) };
     let text = read_file(&changes_path(path))?.unwrap_or_default();
@@ -181,7 +181,7 @@ mod tests {
             assert_eq!(left, all[..left.len()], "{length} bytes");
         }
         assert_eq!(changes(&path).len(), 3);
-        // The next run does not know what is there, so it writes the whole file.
+        // The next run does not know the content on disk, so it writes the whole file.
         assert!(!ChangeLog::new(path.clone()).append("fourth").unwrap());
     }
 
@@ -192,7 +192,8 @@ mod tests {
         let mut log = ChangeLog::new(path.clone());
         log.replace(&large(b'a')).unwrap();
         assert!(log.append("1").unwrap());
-        // A power cut between the two steps of `replace`, or an older release that knows one file.
+        // The state after a power cut between the two steps of `replace`, or of an older release
+        // that knows one file.
         fs::write(&path, large(b'b')).unwrap();
         assert_eq!(changes(&path), [""; 0]);
         fs::remove_file(&path).unwrap();
@@ -222,7 +223,7 @@ mod tests {
         let path = directory.path().join("view.json");
         let mut log = ChangeLog::new(path.clone());
         log.replace(&large(b'a')).unwrap();
-        // A directory under the name of the second file: it cannot be replaced.
+        // A directory with the name of the second file, which therefore cannot be replaced.
         fs::create_dir(changes_path(&path)).unwrap();
         assert!(log.append("1").is_err());
         fs::remove_dir(changes_path(&path)).unwrap();

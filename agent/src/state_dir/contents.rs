@@ -1,4 +1,4 @@
-//! Which files in the state directory, and in the directory of the sockets, are ours.
+//! Decides which files in the state directory, and in the directory of the sockets, are ours.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -32,18 +32,18 @@ const OURS: [&str; 16] = [
 /// The plugin's segments of a network with another bridge: `segments-BRIDGE.json`.
 const OTHER_NETWORKS: &str = "segments-";
 
-/// Whether agent or plugin keep a file of this name.
+/// Returns whether agent or plugin keep a file of this name.
 pub(super) fn is_ours(name: &OsStr) -> bool {
     let known = |name: &str| OURS.iter().chain([&OTHER_NETWORKS]).any(|known| name.starts_with(known));
     name.to_str().is_some_and(known)
 }
 
-/// What [`remove_ours`] did.
+/// The result of [`remove_ours`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct RemovedFiles {
-    /// How many files and directories went.
+    /// Number of files and directories that were removed.
     pub count: usize,
-    /// What is not ours, and stays.
+    /// Files of others, which were kept.
     pub kept: Vec<PathBuf>,
 }
 

@@ -14,11 +14,11 @@ use super::permissions::make_private;
 /// Locked exclusively by the running agent; holds the agent's process id.
 const AGENT_LOCK_FILE: &str = "agent.lock";
 
-/// Largest file that is read from the state directory, bytes. A hub's view of ten thousand nodes is
-/// about 4 MiB.
+/// Maximum size of a file that is read from the state directory, in bytes. A hub's view of ten
+/// thousand nodes is about 4 MiB.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
 
-/// Why the state directory cannot be used.
+/// The reason why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
     /// Another agent runs on the same state directory.
@@ -41,7 +41,7 @@ pub enum StateDirError {
         /// The error of the operating system.
         error: io::Error,
     },
-    /// The agent ends before the operation began.
+    /// The agent is ending, and the operation did not begin.
     #[error("the agent is ending")]
     Ending,
     /// A file does not have the expected content.
@@ -49,7 +49,7 @@ pub enum StateDirError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// How the content differs from what is expected.
+        /// The difference from the expected content.
         why: String,
         /// The remedy.
         advice: &'static str,
@@ -72,7 +72,7 @@ pub enum StateDirError {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    /// The kernel releases the lock with the file handle, also after `kill -9`.
+    /// The kernel releases the lock with the file handle, even after `kill -9`.
     _agent_lock: File,
 }
 
@@ -105,13 +105,13 @@ impl StateDir {
         Ok(Self { path: path.to_owned(), _agent_lock: lock })
     }
 
-    /// Path of the directory.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Takes the lock that plugin and agent share. Blocks. Hold it briefly, and never while waiting
-    /// for the controller.
+    /// Takes the lock that plugin and agent share. Blocks. Must be held only briefly, and never
+    /// while waiting for the controller.
     pub fn lock_shared_files(&self) -> Result<SharedLock, StateDirError> {
         let path = self.path.join(LOCK_FILE);
         let file = OpenOptions::new()
@@ -151,7 +151,7 @@ impl StateDir {
         self.write(name, &json_bytes(&self.path.join(name), value)?)
     }
 
-    /// Replaces a file atomically, readable by its owner alone. After a power cut it has the old or
+    /// Replaces a file atomically, readable by its owner only. After a power cut it has the old or
     /// the new content.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateDirError> {
         replace_file(&self.path.join(name), bytes, 0o600)
@@ -183,7 +183,7 @@ pub struct SharedLock {
     _file: File,
 }
 
-/// The content of a file; `None` if there is none.
+/// Reads the content of a file; `None` if there is none.
 pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, StateDirError> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -202,8 +202,8 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, StateDirError> {
     Ok(Some(bytes))
 }
 
-/// As [`StateDir::read_json`], for a program that is not the agent: it takes no lock. Files are
-/// replaced atomically, so it reads a whole one.
+/// Reads a JSON file as [`StateDir::read_json`] does, for a program other than the agent: it takes
+/// no lock. Files are replaced atomically, so the result is complete.
 pub fn read_json<T: DeserializeOwned>(
     directory: &Path,
     name: &str,
@@ -214,12 +214,12 @@ pub fn read_json<T: DeserializeOwned>(
     parse_json(&path, &bytes, advice).map(Some)
 }
 
-/// The content of the JSON file `path` with this value.
+/// Returns the content of the JSON file `path` with this value.
 pub fn json_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, StateDirError> {
     serde_json::to_vec_pretty(value).map_err(|error| io_error("encoding", path)(error.into()))
 }
 
-/// The value of the JSON file `path` with this content.
+/// Returns the value of the JSON file `path` with this content.
 pub(super) fn parse_json<T: DeserializeOwned>(
     path: &Path,
     bytes: &[u8],
@@ -227,7 +227,7 @@ pub(super) fn parse_json<T: DeserializeOwned>(
 ) -> Result<T, StateDirError> {
     serde_json::from_slice(bytes).map_err(|error| StateDirError::Damaged {
         path: path.to_owned(),
-        // The message names line and column, never content, which may be secret.
+        // The message contains line and column, but never content, which may be secret.
         why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
         advice,
     })

@@ -2,9 +2,9 @@
 //!
 //! - [`StateDir`]: the directory, locked while the agent runs. Files are replaced atomically, so
 //!   that after a power cut they have the old or the new content.
-//! - [`ChangeLog`]: a large file, of which a small change costs a line.
+//! - [`ChangeLog`]: a large file in which a small change costs one line.
 //! - [`make_private`]: closes the directory to other users.
-//! - [`remove_ours`]: removes what agent and plugin keep in it.
+//! - [`remove_ours`]: removes the files of agent and plugin from the directory.
 //! - [`segments_file`]: `segments.json`, which the plugin reads. It is written under the lock that
 //!   both share.
 

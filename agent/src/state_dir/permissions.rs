@@ -1,5 +1,5 @@
-//! Closes the state directory to other users, also one that an earlier release or an operator left
-//! open.
+//! Closes the state directory to other users, including one that an earlier release or an operator
+//! left open.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -11,8 +11,8 @@ use tracing::{info, warn};
 use super::contents::is_ours;
 
 /// Makes the directory if it is missing, with mode 0700, and sets our files to 0600 if others may
-/// read them. If the directory holds files of other programs, these and the directory's mode are
-/// left as they are: the operator may have named a directory that others need.
+/// read them. If the directory contains files of other programs, these files and the directory's
+/// mode stay unchanged: the operator may have named a directory that others need.
 pub fn make_private(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let mut foreign = None;
@@ -23,7 +23,7 @@ pub fn make_private(directory: &Path) -> io::Result<()> {
             foreign = Some(entry.path());
             continue;
         }
-        // Does not follow symbolic links.
+        // This call does not follow symbolic links.
         let found = entry.metadata()?;
         if found.is_file() && found.permissions().mode() & 0o077 != 0 {
             info!("{} is no longer readable by others", entry.path().display());
@@ -57,7 +57,7 @@ mod tests {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
-    /// The values of `const ...FILE: &str` in the sources below a directory.
+    /// Collects the values of `const ...FILE: &str` in the sources below a directory.
     fn names_in(directory: &Path, found: &mut Vec<String>) {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
@@ -125,7 +125,7 @@ mod tests {
             assert_eq!(mode(&directory.join(name)), 0o600, "{name}");
         }
         assert_eq!(mode(&outside), 0o644, "no link is followed");
-        // A directory that holds files of other programs as well.
+        // A directory that also contains files of other programs.
         fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
         fs::write(directory.join("passwd"), "").unwrap();
         fs::set_permissions(directory.join("passwd"), Permissions::from_mode(0o644)).unwrap();

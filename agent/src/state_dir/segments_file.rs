@@ -1,4 +1,4 @@
-//! `segments.json`: the networks from which the plugin gives addresses to pods. It is read and
+//! `segments.json`: the networks from which the plugin assigns addresses to pods. It is read and
 //! replaced under the lock that plugin and agent share.
 
 use std::collections::HashSet;
@@ -30,8 +30,8 @@ pub fn follow_view(
         let mut segments = view.segments.clone();
         match file.source {
             SegmentsSource::Agent => segments.extend(file.segments.iter().filter(|segment| !shown.contains(segment))),
-            // The segments of the plugin's configuration are not grants. They serve until the first
-            // grant.
+            // The segments of the plugin's configuration are not grants. They are used until the
+            // first grant.
             SegmentsSource::Configuration if segments.is_empty() => segments.clone_from(&file.segments),
             SegmentsSource::Configuration => file.source = SegmentsSource::Agent,
         }
@@ -45,8 +45,8 @@ pub fn follow_view(
     })
 }
 
-/// The networks that hubs front for this edge, each once. A node in the cloud has its own networks
-/// among them, so for it there are none.
+/// Returns the networks that hubs front for this edge, each once. A node in the cloud is in these
+/// networks itself, so for it the result is empty.
 fn hub_networks(view: &NodeView) -> Vec<IpNetwork> {
     if view.role != Role::Edge {
         return Vec::new();
@@ -75,7 +75,7 @@ pub fn add_granted(state: &StateDir, granted: &[IpNetwork]) -> Result<SegmentsFi
     })
 }
 
-/// Removes granted segments: they belong to an earlier identity of this node.
+/// Removes granted segments, because they belong to an earlier identity of this node.
 pub fn forget_granted(state: &StateDir) -> Result<(), StateDirError> {
     let _lock = state.lock_shared_files()?;
     match state.read_layout::<SegmentsFile>(SEGMENTS_FILE, VERSION, ADVICE) {
@@ -86,7 +86,7 @@ pub fn forget_granted(state: &StateDir) -> Result<(), StateDirError> {
     }
 }
 
-/// Number of pod addresses in all segments of a family.
+/// Returns the number of pod addresses in all segments of a family.
 pub fn capacity(file: &SegmentsFile, family: Family) -> u64 {
     file.segments.iter().filter(|segment| Family::of(segment) == family).map(pod_capacity).fold(0, u64::saturating_add)
 }
@@ -98,7 +98,7 @@ fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<Se
     let before = match state.read_layout::<SegmentsFile>(SEGMENTS_FILE, VERSION, ADVICE) {
         Ok(file) => file,
         Err(error @ StateDirError::Damaged { .. }) => {
-            // The view has everything that was in it.
+            // The view contains everything that was in the file.
             let aside = state.put_aside(SEGMENTS_FILE)?;
             tracing::error!(%error, aside = %aside.display(), "segments are written again");
             None

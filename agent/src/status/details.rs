@@ -1,12 +1,12 @@
-//! What `edge-agent status PEER` shows: everything about a few peers.
+//! Implements `edge-agent status PEER`: everything about a few peers.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use super::document::{ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, Status};
 
-/// Keeps what concerns the peers that the patterns name (`*` and `?` as in a shell), with their SAs
-/// and policies. Fails if a pattern names none.
+/// Removes everything from the status except the peers that match the patterns (`*` and `?` as in a
+/// shell), with their SAs and policies. Fails if a pattern matches none.
 pub fn only_peers(status: &mut Status, patterns: &[String]) -> Result<(), String> {
     let mut named = vec![false; status.peers.len()];
     for text in patterns {
@@ -30,7 +30,7 @@ pub fn only_peers(status: &mut Status, patterns: &[String]) -> Result<(), String
     Ok(())
 }
 
-/// The reqids of a peer's policies and SAs.
+/// Returns the reqids of a peer's policies and SAs.
 fn reqids(peer: &PeerReport) -> Vec<u32> {
     let mut reqids: Vec<u32> =
         peer.reqid.into_iter().chain(peer.child_sas.iter().filter_map(|child| child.reqid)).collect();
@@ -64,7 +64,7 @@ pub fn render_peers(status: &Status) -> String {
     text
 }
 
-/// How often each number occurs.
+/// Counts how often each number occurs.
 fn counts(numbers: impl Iterator<Item = u32>) -> HashMap<u32, usize> {
     let mut counts = HashMap::new();
     for number in numbers {

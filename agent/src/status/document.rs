@@ -28,15 +28,15 @@ pub struct Status {
     pub controller: Option<ControllerStatus>,
     /// Peers, by name.
     pub peers: Vec<PeerReport>,
-    /// SAs that the kernel should have: what `ip xfrm state` shows with reqids from 0xec000000 to
-    /// 0xecffffff, reservations (no algorithm) left out.
+    /// SAs that the kernel should have: those that `ip xfrm state` shows with reqids from
+    /// 0xec000000 to 0xecffffff, without reservations (no algorithm).
     pub states: Vec<StateEntry>,
-    /// Policies that the kernel should have: what `ip xfrm policy` shows with such reqids, or with
-    /// such an index.
+    /// Policies that the kernel should have: those that `ip xfrm policy` shows with such reqids, or
+    /// with such an index.
     pub policies: Vec<PolicyEntry>,
     /// Routes, addresses and firewall.
     pub host: HostState,
-    /// What keeps pods' packets from arriving, each with the command that helps.
+    /// Obstacles that keep pods' packets from arriving, each with the command that removes it.
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,
     /// Packets that the firewall dropped since its table was made.
@@ -69,9 +69,9 @@ pub struct TunnelsReport {
 pub struct PeerReport {
     /// The peer's name: its node name, or that of the `[[peer]]` table.
     pub name: String,
-    /// Where the peer comes from: `view` or `configuration`.
+    /// Source of the peer: `view` or `configuration`.
     pub origin: String,
-    /// `idle`, `on-demand` (the next packet brings the tunnel), `connecting`, `waiting` (for the
+    /// `idle`, `on-demand` (the next packet sets up the tunnel), `connecting`, `waiting` (for the
     /// next attempt) or `up`.
     pub phase: String,
     /// Reqid of the policies and SAs of its first child.
@@ -82,15 +82,15 @@ pub struct PeerReport {
     pub ike_sas: Vec<IkeStatus>,
     /// Its CHILD_SAs.
     pub child_sas: Vec<ChildStatus>,
-    /// Pairs of configured networks that no CHILD_SA carries although the peer is up: it has
-    /// narrowed the selectors, or it refuses a child. Empty for peers of the view.
+    /// Pairs of configured networks that no CHILD_SA carries although the peer is up: the peer has
+    /// narrowed the selectors, or refuses a child. Empty for peers of the view.
     #[serde(default)]
     pub not_carried: Vec<NotCarried>,
     /// The latest error since the last success.
     pub last_error: Option<String>,
 }
 
-/// Networks between which nothing passes although they are configured.
+/// Networks between which no packet passes although they are configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotCarried {
     /// Name of the configured child.
@@ -182,7 +182,7 @@ pub struct ChildStatus {
     pub sent: Option<Counters>,
 }
 
-/// The mode of CHILD_SAs that an older agent reports.
+/// Returns the mode of CHILD_SAs for the report of an older agent.
 fn tunnel() -> String {
     "tunnel".to_owned()
 }
@@ -207,7 +207,7 @@ pub struct StateEntry {
     pub protocol: String,
     /// SPI: `0x` and 8 hexadecimal digits.
     pub spi: String,
-    /// Joins it to the policies whose template has the same number.
+    /// Number that also appears in the templates of the SA's policies.
     pub reqid: u32,
     /// `tunnel` or `transport`.
     pub mode: String,
@@ -217,7 +217,7 @@ pub struct StateEntry {
     pub algorithm: Option<String>,
     /// UDP source and destination port; absent if ESP does not travel in UDP.
     pub encap: Option<(u16, u16)>,
-    /// Whether the kernel has it.
+    /// Whether the kernel has the SA.
     pub in_kernel: bool,
 }
 
@@ -234,7 +234,7 @@ pub struct PolicyEntry {
     pub priority: u32,
     /// `allow` or `block`.
     pub action: String,
-    /// Absent on policies that allow packets in clear.
+    /// Absent on policies that allow unencrypted packets.
     pub template: Option<TemplateEntry>,
 }
 

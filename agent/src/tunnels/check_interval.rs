@@ -1,16 +1,16 @@
-//! When all policies and SAs are compared with the kernel next. Pure.
+//! Computes when all policies and SAs are next compared with the kernel. Does no I/O.
 
 use std::time::Duration;
 
-/// Shortest time between two comparisons.
+/// Minimum time between two comparisons.
 pub(super) const SHORTEST: Duration = Duration::from_secs(10);
 /// The time between two comparisons, as a multiple of the CPU time of one: 0.1% of a core.
 const COST_FACTOR: u32 = 1000;
-/// The same after a comparison that left something undone: 2% of a core.
+/// The same multiple after an incomplete comparison: 2% of a core.
 const UNDONE_COST_FACTOR: u32 = 50;
 
-/// The time until the next comparison, after one that took `cost` of CPU time. `undone`: something
-/// could not be corrected, or is corrected later.
+/// Returns the time until the next comparison, after one that took `cost` of CPU time. `undone`: a
+/// difference could not be corrected, or is corrected later.
 pub(super) fn until_next_check(cost: Duration, undone: bool) -> Duration {
     let factor = if undone { UNDONE_COST_FACTOR } else { COST_FACTOR };
     cost.saturating_mul(factor).max(SHORTEST)

@@ -1,4 +1,4 @@
-//! Carries out what commands of `edge-agent` ask of the driver.
+//! Carries out the requests that commands of `edge-agent` send to the driver.
 
 use edge_ike::PeerName;
 

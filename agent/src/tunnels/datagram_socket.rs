@@ -1,4 +1,4 @@
-//! UDP sockets that give the local address to which a datagram was sent, and send from a chosen
+//! UDP sockets that return the local address to which a datagram was sent, and send from a chosen
 //! local address (IP_PKTINFO, `ip(7)`; IPV6_PKTINFO, RFC 3542 6).
 
 use std::io;
@@ -44,7 +44,7 @@ impl Socket {
     }
 
     /// Takes over a socket that systemd opened (`sd_listen_fds(3)`). Fails, with the setting that
-    /// helps, if it is no UDP socket on the wildcard address of one family.
+    /// helps, if it is not a UDP socket on the wildcard address of one family.
     pub(super) fn adopt(fd: OwnedFd) -> Result<Self, String> {
         use rustix::net::{SocketType, ipproto, sockopt};
         let failed = |error: rustix::io::Errno| format!("it cannot be asked what it is: {error}");
@@ -120,7 +120,7 @@ impl AsFd for Socket {
 
 /// Takes ownership of the `count` descriptors that systemd passed, from [`LISTEN_FDS_START`] on.
 ///
-/// To be called once in a process, so that nothing else owns them.
+/// Must be called only once in a process, so that nothing else owns them.
 pub(super) fn take_listen_fds(count: RawFd) -> Vec<OwnedFd> {
     // SAFETY: systemd passes these descriptors open, for this process to own; the caller has
     // checked LISTEN_PID. The caller calls once, so no two values own a descriptor. One that is not
@@ -182,7 +182,7 @@ fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr, 
     Ok((length, local, remote))
 }
 
-/// The destination address in the packet's IP header.
+/// Returns the destination address in the packet's IP header.
 fn destination(header: &libc::msghdr) -> Option<IpAddr> {
     // SAFETY: `header` was filled by recvmsg, its control buffer is alive and aligned; the CMSG
     // macros stay within it. The data is read unaligned and only if the kernel says that it is of

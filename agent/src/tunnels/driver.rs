@@ -38,15 +38,15 @@ use crate::logging::peer_span;
 
 /// How often the number of tunnels is reported.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
-/// Largest datagram, bytes.
+/// Maximum size of a datagram, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
-/// Largest number of datagrams that wait for the endpoint. Further ones are dropped, as in a
+/// Maximum number of datagrams that wait for the endpoint. Further ones are dropped, as in a
 /// congested network.
 const DATAGRAM_QUEUE: usize = 256;
-/// Largest number of datagrams that are handled before responses are sent and anything else gets
-/// its turn.
+/// Maximum number of datagrams that are handled before responses are sent and other events are
+/// handled.
 const DATAGRAM_BATCH: usize = 16;
-/// Largest number of events of ESP that are handled before anything else gets its turn.
+/// Maximum number of events of ESP that are handled before other events.
 const ESP_EVENTS: usize = 256;
 
 /// A datagram, its local and its remote address.
@@ -63,8 +63,8 @@ pub struct Driver {
     pub(super) policies: KernelPolicies,
     /// Peers whose policies must be computed again, since their tunnels changed.
     pub(super) changed_peers: BTreeSet<PeerName>,
-    /// When all policies and SAs are compared with the kernel next. Notifications of the kernel
-    /// lead to further comparisons.
+    /// When all policies and SAs are next compared with the kernel. Notifications of the kernel
+    /// cause further comparisons.
     pub(super) check_at: tokio::time::Instant,
     /// Number of peers of the view.
     pub(super) wanted_from_view: usize,
@@ -73,18 +73,17 @@ pub struct Driver {
     /// When to look for a route again, if a tunnel's local address is gone and there is no route
     /// yet.
     pub(super) retry_move_at: Option<tokio::time::Instant>,
-    /// A hub came up: peers that could not be reached are tried again once the pending events are
-    /// handled.
+    /// A hub came up: peers that could not be reached are tried again after the pending events.
     pub(super) retry_unreached: bool,
-    /// Peers to rekey once the pending events are handled.
+    /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
     /// Hubs that were lost and came back.
     pub(super) hub_returns: HubReturns,
     /// Tunnels on demand that are up.
     pub(super) idle_tunnels: IdleTunnels,
-    /// Outbound SAs of tunnels on demand that wait for the peer. Each waits for a moment.
+    /// Outbound SAs of tunnels on demand that wait a short time for the peer.
     pub(super) deferred_switches: BTreeMap<ChildId, DeferredSwitch>,
-    /// Whether the kernel is to hold packets that wait for a tunnel on demand.
+    /// Whether the kernel must hold packets that wait for a tunnel on demand.
     pub(super) hold_packets: bool,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
@@ -95,14 +94,14 @@ pub struct Driver {
     pub(super) running_capture: Option<RunningCapture>,
     sockets: Vec<Arc<Socket>>,
     pub(super) kernel_events: AsyncFd<EventSocket>,
-    /// How long the kernel reports no further packet of a flow that waits for an SA.
+    /// How long the kernel does not report further packets of a flow that waits for an SA.
     pub(super) acquire_lifetime: Duration,
     /// `None`: the kernel does not report ESP.
     esp_events: Option<AsyncFd<EspEventSocket>>,
 }
 
 impl Driver {
-    /// Opens sockets and XFRM, and takes over the SAs of an earlier run. To be called within a
+    /// Opens sockets and XFRM, and takes over the SAs of an earlier run. Must be called within a
     /// tokio runtime. Fails without CAP_NET_ADMIN, or if a UDP port is in use.
     pub fn open(
         config: &Config,
@@ -313,7 +312,8 @@ impl Driver {
         for name in &changes.set {
             let hub = self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
             if self.environment.reqids.set_hub(name, hub) {
-                // The inbound SA of a node that was no hub does not fit the policies any more.
+                // The inbound SA of a node that was not a hub before does not match the policies
+                // any more.
                 self.to_rekey.push(name.clone());
             }
         }
@@ -368,7 +368,7 @@ impl Driver {
                     self.idle_tunnels.used(peer, now);
                     self.endpoint.esp_sent(peer, event.id.spi, now);
                 }
-                // Inherited, or deleted meanwhile.
+                // The SA was inherited, or deleted in the meantime.
                 None => {}
             }
         }
@@ -385,8 +385,8 @@ impl Driver {
         } else {
             let set = changes.set.iter().filter_map(|name| Some((name, self.desired.tunnels.get(name)?)));
             let children = set.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
-            // Until the desired state is complete, reqids of peers that a later view may name stay
-            // assigned.
+            // Until the desired state is complete, the reqids of peers that a later view may name
+            // stay assigned.
             let gone: &[PeerName] = if self.desired.complete { &changes.gone } else { &[] };
             reqids.assign_changes(children, gone)
         };
@@ -406,7 +406,7 @@ impl Driver {
             .flat_map(|child| reqids.of_child(name, &child.name).into_iter().map(move |of| (child, of)))
             .collect();
         for (child, (purpose, reqid)) in purposes {
-            // The configuration has changed meanwhile.
+            // The configuration has changed in the meantime.
             if !peer.may_have(&purpose) {
                 continue;
             }
@@ -418,8 +418,8 @@ impl Driver {
                 peer.initiate |= on_demand;
             }
             self.assume_inherited_ends(name, child, purpose, reqid);
-            // A peer behind a NAT may not notice that we restarted, as long as its ESP is answered.
-            // So we begin, at the address to which the inherited SAs send.
+            // A peer behind a NAT may not notice that this node restarted, as long as its ESP is
+            // answered. So this node initiates, to the address to which the inherited SAs send.
             if origin == Origin::View
                 && let Some(remote) = self.sas.inherited_remote(reqid)
                 && !peer.remotes.contains(&remote)
@@ -433,8 +433,8 @@ impl Driver {
         }
     }
 
-    /// Deletes inherited SAs that were negotiated with a revoked certificate. The endpoint ends
-    /// those of this run.
+    /// Deletes inherited SAs that were negotiated with a revoked certificate. The endpoint ends the
+    /// SAs of this run.
     fn forget_revoked_sas(&mut self, peer: &PeerConfig, reqid: Reqid) {
         let Auth::Certificate(auth) = &peer.auth else { return };
         let moment = self.environment.clock.to_system_clock(auth.remote_not_before);
@@ -444,7 +444,7 @@ impl Driver {
         }
     }
 
-    /// The current boot time.
+    /// Returns the current boot time.
     pub(super) fn now(&self) -> Instant {
         boot_time()
     }
@@ -462,7 +462,7 @@ async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
                     return;
                 }
             }
-            // Such as an ICMP error about an earlier datagram.
+            // For example an ICMP error about an earlier datagram.
             Err(error) => {
                 tracing::debug!(%error, "not received");
                 tokio::task::yield_now().await;
@@ -471,7 +471,8 @@ async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
     }
 }
 
-/// If the kernel does not report ESP, the endpoint checks every silent peer.
+/// Opens the events of ESP. If the kernel does not report ESP, the endpoint checks every silent
+/// peer.
 fn open_esp_events(liveness: Duration) -> Option<AsyncFd<EspEventSocket>> {
     let opened = EspEventSocket::open().map_err(anyhow::Error::from);
     match opened.and_then(|events| Ok(datagram_socket::watch_esp(events)?)) {

@@ -26,7 +26,7 @@ impl Driver {
                     "IKE SA established"
                 );
                 self.peer_heard(&peer);
-                // This node has its network again, or the hub's part of it is there again.
+                // This node, or the hub, has its network again.
                 let hub = self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);
                 self.retry_unreached |= hub && !self.sas.sends(&peer);
             }
@@ -107,8 +107,7 @@ impl Driver {
         }
     }
 
-    /// Forgets the tunnels of a peer that are down and that nobody wants any more, with their
-    /// reqids.
+    /// Drops the tunnels of a peer that are down and no longer wanted, with their reqids.
     pub(super) fn forget_unwanted(&mut self, peer: &PeerName) {
         let tunnel = self.desired.tunnels.get(peer);
         let wanted = |purpose: &Purpose| tunnel.is_some_and(|tunnel| tunnel.peer.child_named(&purpose.child).is_some());
@@ -117,7 +116,7 @@ impl Driver {
         self.environment.reqids.retain_parts(peer, &left, now);
     }
 
-    /// A peer that did not answer is there again.
+    /// Handles that a peer that did not answer is reachable again.
     pub(super) fn peer_heard(&mut self, peer: &PeerName) {
         if self.hub_returns.heard(peer) {
             self.changed_peers.insert(peer.clone());
@@ -170,8 +169,8 @@ impl Driver {
         self.changed_peers.insert(peer.clone());
     }
 
-    /// Lets packets go that waited for the tunnel. Otherwise the kernel tries them again after a
-    /// while, and later each time.
+    /// Sends packets that waited for the tunnel. Otherwise the kernel tries them again after a
+    /// while, each time with a longer wait.
     fn send_held_packets(&mut self, peer: &PeerName, reqid: Reqid) {
         let policies = self.policies.outbound_of(peer, reqid);
         if let Err(error) = self.environment.xfrm.send_held_packets(reqid, &policies) {
@@ -193,7 +192,7 @@ impl Driver {
     }
 }
 
-/// What the policies of a peer are computed from.
+/// Returns the input for the policies of a peer.
 pub(super) fn children_of(peer: &PeerName, desired: &Desired, sas: &SaTable, reqids: &Reqids) -> Vec<ChildEnds> {
     let tunnel = desired.tunnels.get(peer);
     let mut ends = sas.ends(peer);
@@ -204,14 +203,15 @@ pub(super) fn children_of(peer: &PeerName, desired: &Desired, sas: &SaTable, req
         .filter_map(|(tunnel, child)| Some((Purpose::whole(&child.name), acquire_ends(tunnel, child)?)))
         .filter(|(purpose, _)| !ends.iter().any(|(of, ends)| *of == purpose && ends.up))
         .collect();
-    // What waits for the first packet has its configured selectors again.
+    // A purpose that waits for the first packet has its configured selectors again.
     ends.retain(|(of, _)| !waiting.iter().any(|(purpose, _)| *of == purpose));
     ends.extend(waiting.iter().map(|(purpose, ends)| (purpose, ends.clone())));
     let mut children: Vec<ChildEnds> = ends
         .into_iter()
         .filter_map(|(purpose, ends)| Some(ChildEnds { reqids: reqids.of_sas(peer, purpose)?, ends: Some(ends) }))
         .collect();
-    // What a view grants comes in through the tunnel only, even before it was ever up.
+    // Packets that a view grants are accepted through the tunnel only, even before the tunnel was
+    // ever up.
     if children.is_empty()
         && let Some(tunnel) = tunnel
         && let Some(reqids) = reqids.of_sas(peer, &Purpose::whole(&tunnel.peer.child.name))
@@ -221,7 +221,7 @@ pub(super) fn children_of(peer: &PeerName, desired: &Desired, sas: &SaTable, req
     children
 }
 
-/// The peer that an event concerns.
+/// Returns the peer that an event concerns.
 fn peer_of(event: &Event) -> Option<&PeerName> {
     match event {
         Event::IkeUp { peer, .. }

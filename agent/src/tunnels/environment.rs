@@ -1,4 +1,4 @@
-//! What the IKE endpoint needs of this machine.
+//! Provides the parts of this machine that the IKE endpoint needs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl KernelEnvironment {
         self.reqids.of_sas(peer, purpose)
     }
 
-    /// Writes reqids of parts that are not on disk and due at `now`.
+    /// Writes reqids of parts that are not on disk yet and are due at `now`.
     pub(super) fn save_reqids(&mut self, now: Instant) {
         if let Err(error) = self.reqids.save_parts(now) {
             self.incidents.error(format!("reqids cannot be written to disk: {error}"));
@@ -46,7 +46,7 @@ impl Environment for KernelEnvironment {
     }
 
     fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32> {
-        // The SA that takes the reserved SPI has the reqid of its purpose.
+        // The SA that uses the reserved SPI has the reqid of its purpose.
         let reqid = self.reqids.any_of(peer)?;
         match self.xfrm.allocate_spi(remote, local, reqid, SpiRange::default()) {
             Ok(spi) => Some(spi),
@@ -67,8 +67,8 @@ impl Environment for KernelEnvironment {
     }
 }
 
-/// The source address that the kernel's routes give for `remote`: that of a connected socket. Sends
-/// nothing.
+/// Returns the source address that the kernel's routes give for `remote`: that of a connected
+/// socket. Sends nothing.
 pub(super) fn source_address(remote: IpAddr) -> Option<IpAddr> {
     let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;

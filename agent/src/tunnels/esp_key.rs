@@ -1,13 +1,13 @@
-//! The algorithm and keys of a CHILD_SA, from IKE's types to the kernel's.
+//! Converts the algorithm and keys of a CHILD_SA from IKE's types to the kernel's.
 
 use edge_ike::config::{self, Cipher};
 use edge_ike::{ChildSa, Secret};
 use edge_xfrm::{AesKeyLength, Algorithm, EspKey, Integrity, Result};
 
-/// The key of one direction of a CHILD_SA.
+/// Returns the key of one direction of a CHILD_SA.
 ///
 /// # Errors
-/// If the key has another length than the algorithm needs, which IKE never makes.
+/// If the key does not have the length that the algorithm needs. IKE never makes such a key.
 pub(super) fn esp_key(sa: &ChildSa, key: &Secret) -> Result<EspKey> {
     let algorithm = match sa.cipher {
         Cipher::Aes128Gcm16 => Algorithm::Aes128Gcm16,

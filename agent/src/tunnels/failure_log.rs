@@ -1,5 +1,5 @@
-//! Which failures of peers are logged by themselves. If many peers vanish, most of them share a
-//! line. Pure.
+//! Decides which failures of peers get a separate log line. If many peers vanish, most of them
+//! share a line. This module does no I/O.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
 
-/// So many failures of a period are logged by themselves. The others share the line at its end.
+/// Number of failures of a period that get a separate line. The others share the line at its end.
 const SINGLE_LINES: usize = 5;
 /// Length of a period, which begins with a failure.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// The failures of a period. It grows with the number of peers that fail in it.
+/// The failures of a period. The set grows with the number of peers that fail in it.
 #[derive(Debug, Default)]
 pub(super) struct FailureLog {
     ends: Option<Instant>,
@@ -24,7 +24,8 @@ pub(super) struct FailureLog {
 }
 
 impl FailureLog {
-    /// Records a failure. True: it is to be logged now. Otherwise [`Self::end_period`] counts it.
+    /// Records a failure. Returns true if it must be logged now. Otherwise [`Self::end_period`]
+    /// counts it.
     pub(super) fn record(&mut self, peer: &PeerName, error: &impl Display, now: Instant) -> bool {
         self.ends.get_or_insert(now + PERIOD);
         if self.single < SINGLE_LINES {
@@ -39,7 +40,7 @@ impl FailureLog {
         false
     }
 
-    /// When [`Self::end_period`] is due.
+    /// Returns when [`Self::end_period`] is due.
     pub(super) fn due(&self) -> Option<Instant> {
         self.ends
     }

@@ -1,6 +1,6 @@
-//! Hubs that were lost and came back. Several hubs may front the same networks: nodes use the first
-//! in the order of their names that is up. A hub that comes back is not used at once, since it may
-//! go again, and since other nodes notice its return at other moments.
+//! Tracks hubs that were lost and came back. Several hubs may front the same networks: nodes use
+//! the first one, in the order of their names, that is up. A hub that comes back is not used at
+//! once, since it may be lost again, and since other nodes notice its return at other moments.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use edge_ike::{Instant, PeerName};
 
 use crate::desired::{DesiredTunnel, TunnelState};
 
-/// How long the tunnel of a hub that came back must be up before the hub is used in the place of
-/// another one. Cloud nodes wait as long.
+/// How long the tunnel of a hub that came back must be up before the hub replaces another one.
+/// Cloud nodes wait for the same time.
 const HOLD: Duration = Duration::from_secs(30);
 
-/// The hubs that have been up. It grows with the number of hubs.
+/// The hubs that have been up. The sets grow with the number of hubs.
 #[derive(Debug, Default)]
 pub(super) struct HubReturns {
     up: HashSet<PeerName>,
     lost: HashSet<PeerName>,
     /// Hubs with a tunnel that do not answer.
     silent: HashSet<PeerName>,
-    /// Hubs that came back, and until when they wait.
+    /// Hubs that came back, each with the end of its wait.
     returned: BTreeMap<PeerName, Instant>,
 }
 
 impl HubReturns {
-    /// The state of a peer's tunnel, which is up or not. Only hubs wait.
+    /// Returns the state of a peer's tunnel, which is up or not. Only hubs wait.
     pub(super) fn state(
         &mut self,
         tunnel: Option<&Arc<DesiredTunnel>>,
@@ -44,7 +44,7 @@ impl HubReturns {
     /// Records whether a hub's tunnel is up, and returns its state.
     fn observe(&mut self, hub: &PeerName, up: bool, now: Instant) -> TunnelState {
         if !up {
-            // An IKE SA that is new was answered.
+            // The peer has answered a new IKE SA.
             self.silent.remove(hub);
         }
         if !up || self.silent.contains(hub) {
@@ -61,13 +61,14 @@ impl HubReturns {
         if self.returned.get(hub).is_some_and(|until| now < *until) { TunnelState::Returned } else { TunnelState::Up }
     }
 
-    /// A peer does not answer. True: it is a hub, and another one should take its packets, although
-    /// its tunnel stays for now.
+    /// Records that a peer does not answer. Returns true if it is a hub, and another one should
+    /// take its packets, although its tunnel stays for now.
     pub(super) fn silent(&mut self, tunnel: Option<&Arc<DesiredTunnel>>, peer: &PeerName) -> bool {
         tunnel.is_some_and(|tunnel| tunnel.hub) && self.silent.insert(peer.clone())
     }
 
-    /// A peer was heard. True: it was a hub that did not answer.
+    /// Records that a message from a peer arrived. Returns true if it was a hub that did not
+    /// answer.
     pub(super) fn heard(&mut self, peer: &PeerName) -> bool {
         self.silent.remove(peer)
     }
@@ -79,12 +80,12 @@ impl HubReturns {
         self.returned.remove(hub);
     }
 
-    /// When [`Self::take_due`] next returns a hub.
+    /// Returns when [`Self::take_due`] next returns a hub.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.returned.values().min().copied()
     }
 
-    /// The hubs whose wait is over.
+    /// Returns the hubs whose wait is over.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<PeerName> {
         self.returned.extract_if(.., |_, until| *until <= now).map(|(hub, _)| hub).collect()
     }
@@ -123,7 +124,7 @@ mod tests {
         assert!(returns.heard(&hub) && !returns.heard(&hub));
         assert_eq!(returns.observe(&hub, true, at(2)), TunnelState::Returned);
         assert_eq!(returns.observe(&hub, true, at(32)), TunnelState::Up);
-        // Its tunnel goes after that, and another one comes.
+        // Its tunnel goes down after that, and another one comes up.
         returns.silent.insert(hub.clone());
         assert_eq!(returns.observe(&hub, true, at(40)), TunnelState::Down);
         assert_eq!(returns.observe(&hub, false, at(44)), TunnelState::Down);

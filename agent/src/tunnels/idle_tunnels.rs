@@ -1,11 +1,11 @@
-//! Tunnels on demand that are up, and when each was last used. Pure.
+//! Tracks the tunnels on demand that are up, and when each was last used. Does no I/O.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
 
-/// The tunnels on demand that are up. It grows with their number.
+/// The tunnels on demand that are up. The map grows with their number.
 #[derive(Debug)]
 pub(super) struct IdleTunnels {
     timeout: Duration,
@@ -16,37 +16,38 @@ pub(super) struct IdleTunnels {
 #[derive(Debug, Clone, Copy)]
 struct TunnelUse {
     last: Instant,
-    /// When it is looked at again. It may have been used meanwhile.
+    /// Time of the next check. The tunnel may have been used in the meantime.
     check: Instant,
 }
 
 impl IdleTunnels {
-    /// No tunnels. Each is to be closed after `timeout` without a packet.
+    /// Starts without tunnels. Each is closed after `timeout` without a packet.
     pub(super) fn new(timeout: Duration) -> Self {
         Self { timeout, tunnels: HashMap::new(), checks: BTreeSet::new() }
     }
 
-    /// A tunnel on demand is up, or is to stay for another timeout.
+    /// Records that a tunnel on demand is up, or stays for another timeout.
     pub(super) fn watch(&mut self, peer: &PeerName, now: Instant) {
         self.forget(peer);
         self.insert(peer.clone(), now);
     }
 
-    /// A packet went through the tunnel of a peer, in either direction. Other peers are ignored.
+    /// Records that a packet went through the tunnel of a peer, in either direction. Other peers
+    /// are ignored.
     pub(super) fn used(&mut self, peer: &PeerName, now: Instant) {
         if let Some(tunnel) = self.tunnels.get_mut(peer) {
             tunnel.last = now;
         }
     }
 
-    /// The tunnel is down, or no longer on demand.
+    /// Records that the tunnel is down, or no longer on demand.
     pub(super) fn forget(&mut self, peer: &PeerName) {
         if let Some(tunnel) = self.tunnels.remove(peer) {
             self.checks.remove(&(tunnel.check, peer.clone()));
         }
     }
 
-    /// When [`Self::take_idle`] has something to do.
+    /// Returns when [`Self::take_idle`] has something to do.
     pub(super) fn next_check(&self) -> Option<Instant> {
         self.checks.first().map(|(at, _)| *at)
     }

@@ -1,6 +1,6 @@
 //! The four UDP sockets of IKE: two ports in two families. systemd may have opened them
 //! (`edge-agent.socket`), so that no local user can bind the ports, and datagrams wait while the
-//! agent restarts. Those that systemd did not open come from the holder of an earlier agent
+//! agent restarts. Sockets that systemd did not open come from the holder of an earlier agent
 //! ([`socket_holder`]), or the agent opens them.
 
 use std::fs;
@@ -16,17 +16,17 @@ use tracing::Instrument;
 use super::datagram_socket::{self, Socket};
 use crate::socket_holder::{self, client::HolderConnection};
 
-/// Largest number of sockets that systemd may pass.
+/// Maximum number of sockets that systemd may pass.
 const MAX_LISTEN_FDS: RawFd = 64;
 
 /// First wait before another holder is started; doubled after each failure.
 const MIN_RETRY: Duration = Duration::from_secs(1);
-/// Longest wait before another holder is started.
+/// Maximum wait before another holder is started.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Opens all sockets, or takes them over from systemd or from a holder. With `hold`, a holder keeps
-/// those that systemd does not. To be called within a tokio runtime. Fails if a port is in use,
-/// naming the user of the process that has it.
+/// those that systemd does not keep. Must be called within a tokio runtime. Fails if a port is in
+/// use, and names the user of the process that has it.
 pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<Arc<Socket>>> {
     let mut from_systemd = systemd_sockets()?;
     let (holder, mut held) = held_sockets();
@@ -67,7 +67,7 @@ pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<A
     if !taken.is_empty() {
         tracing::info!(sockets = taken.len(), "taken over from the holder that an earlier agent started");
     }
-    // A holder that has all of them and no others goes on.
+    // A holder that has exactly these sockets continues.
     let holder = holder.filter(|_| hold && opened.is_empty() && held.is_empty() && !taken.is_empty());
     let ours: Vec<Arc<Socket>> = taken.into_iter().chain(opened).collect();
     if hold && !ours.is_empty() {
@@ -81,8 +81,8 @@ fn remove(sockets: &mut Vec<Socket>, ipv4: bool, port: u16) -> Option<Socket> {
     Some(sockets.swap_remove(found))
 }
 
-/// The holder of an earlier agent, and its sockets. A holder that cannot be used is logged, and
-/// counts as none.
+/// Finds the holder of an earlier agent, and its sockets. A holder that cannot be used is logged,
+/// and counts as none.
 fn held_sockets() -> (Option<HolderConnection>, Vec<Socket>) {
     let take = || -> anyhow::Result<_> {
         let Some(holder) = socket_holder::client::find()? else { return Ok((None, vec![])) };
@@ -126,7 +126,7 @@ fn start_holder(sockets: &[Arc<Socket>]) -> anyhow::Result<HolderConnection> {
     socket_holder::client::start(sockets)
 }
 
-/// The sockets that systemd passed (`sd_listen_fds(3)`); none at the second call.
+/// Takes the sockets that systemd passed (`sd_listen_fds(3)`); none at the second call.
 fn systemd_sockets() -> anyhow::Result<Vec<Socket>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i64>().ok());
@@ -162,8 +162,8 @@ fn port_in_use(ipv4: bool, port: u16) -> String {
     format!("UDP port {port} ({family}) cannot be opened; {who}")
 }
 
-/// The user whose process has bound a UDP port in this network namespace. An IPv6 socket may accept
-/// IPv4 as well.
+/// Returns the user whose process has bound a UDP port in this network namespace. An IPv6 socket
+/// may also accept IPv4.
 fn user_of(ipv4: bool, port: u16) -> Option<u32> {
     let tables = ["/proc/self/net/udp", "/proc/self/net/udp6"];
     let tables = if ipv4 { &tables[..] } else { &tables[1..] };

@@ -34,7 +34,7 @@ impl InheritedSa {
 }
 
 /// All inherited SAs, by the reqid of their peer: that of its outbound SAs and, except for hubs, of
-/// its inbound ones. It only shrinks after the start.
+/// its inbound ones. The map only shrinks after the start.
 #[derive(Debug, Default)]
 pub(super) struct InheritedSas {
     by_owner: HashMap<u32, Vec<InheritedSa>>,
@@ -43,37 +43,38 @@ pub(super) struct InheritedSas {
 }
 
 impl InheritedSas {
-    /// Adds SAs, each with whether it is an outbound one. They are to be deleted at `until`.
+    /// Adds SAs, each with a flag for outbound ones. They are deleted at `until`.
     pub(super) fn add_all(&mut self, sas: Vec<(Sa, bool)>, until: Instant) {
         let outbound = sas.iter().filter(|(_, outbound)| *outbound);
         let by_remote: HashMap<IpAddr, u32> = outbound.map(|(sa, _)| (sa.id.destination, sa.reqid)).collect();
         for (sa, outbound) in sas {
-            // Inbound SAs of hubs have one reqid. The address says which hub's it is.
+            // Inbound SAs of hubs have the same reqid. The address shows to which hub the SA
+            // belongs.
             let from_hub = sa.reqid == Reqid::FROM_HUBS.raw();
             let owner = by_remote.get(&sa.source).copied().filter(|_| from_hub).unwrap_or(sa.reqid);
             self.add(sa, outbound, owner, until);
         }
     }
 
-    /// Adds an SA of the peer with the reqid `owner`, which is to be deleted at `until`.
+    /// Adds an SA of the peer with the reqid `owner`, which is deleted at `until`.
     fn add(&mut self, sa: Sa, outbound: bool, owner: u32, until: Instant) {
         self.owners.insert(sa.id, owner);
         self.deadlines.insert((until, sa.id));
         self.by_owner.entry(owner).or_default().push(InheritedSa { sa, outbound, until });
     }
 
-    /// Whether there are SAs with this reqid.
+    /// Returns whether there are SAs with this reqid.
     pub(super) fn contains(&self, reqid: Reqid) -> bool {
         self.by_owner.contains_key(&reqid.raw())
     }
 
-    /// An outbound SA with this reqid.
+    /// Returns an outbound SA with this reqid.
     pub(super) fn outbound(&self, reqid: Reqid) -> Option<&Sa> {
         let sas = self.by_owner.get(&reqid.raw())?;
         sas.iter().find(|inherited| inherited.outbound).map(|inherited| &inherited.sa)
     }
 
-    /// The outbound SAs with this reqid.
+    /// Returns the outbound SAs with this reqid.
     pub(super) fn outbound_installed(&self, reqid: Reqid) -> impl Iterator<Item = InstalledSa> {
         let sas = self.by_owner.get(&reqid.raw()).into_iter().flatten();
         sas.filter(|inherited| inherited.outbound).filter_map(InheritedSa::installed)
@@ -104,7 +105,7 @@ impl InheritedSas {
         due
     }
 
-    /// When [`Self::take_due`] next takes something.
+    /// Returns when [`Self::take_due`] next takes something.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(until, _)| *until)
     }
@@ -120,7 +121,7 @@ impl InheritedSas {
         }
     }
 
-    /// The SA with this destination and SPI.
+    /// Returns the SA with this destination and SPI.
     pub(super) fn find(&self, id: SaId) -> Option<InstalledSa> {
         let sas = self.by_owner.get(self.owners.get(&id)?)?;
         sas.iter().find(|inherited| inherited.sa.id == id)?.installed()
@@ -132,7 +133,7 @@ impl InheritedSas {
         self.take_if(owner, |inherited| inherited.sa.id == id).pop().map(|sa| (owner, sa))
     }
 
-    /// All SAs.
+    /// Returns all SAs.
     pub(super) fn installed(&self) -> impl Iterator<Item = InstalledSa> {
         self.by_owner.values().flatten().filter_map(InheritedSa::installed)
     }

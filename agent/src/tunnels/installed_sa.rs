@@ -1,11 +1,11 @@
-//! An SA of ours in the kernel.
+//! One of our SAs in the kernel.
 
 use std::net::IpAddr;
 
 use edge_xfrm::reconcile::ExpectedSa;
 use edge_xfrm::{Mode, Reqid, SaDirection, SaId, SaParams, UdpEncap};
 
-/// An SA of ours in the kernel.
+/// One of our SAs in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct InstalledSa {
     /// Whether it decrypts (`In`) or encrypts (`Out`).
@@ -14,7 +14,7 @@ pub(super) struct InstalledSa {
     pub(super) source: IpAddr,
     /// Destination address of the ESP packets, and SPI.
     pub(super) id: SaId,
-    /// Joins it to the policies of its peer.
+    /// Number that also appears in the templates of its peer's policies.
     pub(super) reqid: Reqid,
     /// Tunnel or transport mode.
     pub(super) mode: Mode,
@@ -34,7 +34,7 @@ impl InstalledSa {
         }
     }
 
-    /// The form in which it is compared with the kernel.
+    /// Returns the form that is compared with the kernel's SA.
     pub(super) fn expected(&self) -> ExpectedSa {
         ExpectedSa { id: self.id, reqid: self.reqid.raw(), encap: self.encap }
     }

@@ -1,5 +1,5 @@
 //! Handles the kernel's notifications: connects to the peer of an acquired policy, rekeys SAs that
-//! expire or are gone, and compares what other programs changed.
+//! expire or are gone, and compares objects that other programs changed.
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
-//! The IKE driver: it passes datagrams to the IKE endpoint and installs what the endpoint
-//! negotiates in the kernel. All of it runs in one thread, since kernel and endpoint must change in
-//! step.
+//! The IKE driver: it passes datagrams to the IKE endpoint and installs the SAs and policies that
+//! the endpoint negotiates in the kernel. All of it runs in one thread, since kernel and endpoint
+//! must change in the same order.
 //!
 //! - `capture`: copies of IKE messages on their way to `edge-agent capture`.
 //! - `check_interval`: when everything is compared with the kernel next.
@@ -11,20 +11,20 @@
 //! - `environment`: [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
 //! - `endpoint_events`: handles the events of the endpoint.
-//! - `failure_log`: which failures of peers have a log line of their own.
+//! - `failure_log`: which failures of peers get a separate log line.
 //! - `hub_returns`: hubs that were lost and came back.
 //! - `idle_tunnels`: tunnels on demand, and when each was last used.
 //! - `inherited_sas`: the SAs of an earlier run.
 //! - `installed_sa`: an SA of ours in the kernel.
 //! - `kernel_events`: handles the notifications of the kernel.
 //! - `kernel_policies`: installs the desired policies, and compares them with the kernel's.
-//! - `not_carried`: what is configured for a peer and no CHILD_SA carries.
-//! - `on_demand`: tunnels that the first packet brings.
+//! - `not_carried`: configured networks of a peer that no CHILD_SA carries.
+//! - `on_demand`: tunnels that the first packet sets up.
 //! - `reconcile`: compares policies and SAs with the kernel's and corrects differences.
 //! - `retiring_sas`: outbound SAs that were replaced, until they are deleted.
 //! - `sa_table`: the SAs in the kernel.
 //! - `reqids`: reqids of the peers, which stay the same over restarts.
-//! - `requests`: what commands of `edge-agent` ask for, as messages.
+//! - `requests`: the requests of `edge-agent` commands, as messages.
 //! - `report`: the part of the status about tunnels.
 
 mod capture;

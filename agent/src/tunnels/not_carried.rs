@@ -1,5 +1,5 @@
-//! What is configured for a static peer, and that no CHILD_SA carries although the peer is up: the
-//! peer has narrowed the selectors, or refuses a child.
+//! Finds networks that are configured for a static peer but that no CHILD_SA carries although the
+//! peer is up: the peer has narrowed the selectors, or refuses a child.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +13,8 @@ use crate::status::NotCarried;
 /// Selectors of a CHILD_SA: our side's and the peer's.
 type Selectors<'a> = (&'a [IpNetwork], &'a [IpNetwork]);
 
-/// Pairs of configured networks that no CHILD_SA carries as a whole. Empty for peers of the view.
+/// Returns pairs of configured networks that no CHILD_SA carries as a whole. Empty for peers of the
+/// view.
 pub(super) fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<NotCarried> {
     if tunnel.origin != Origin::Configuration || status.phase != Phase::Up {
         return vec![];
@@ -34,8 +35,8 @@ pub(super) fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<No
     missing
 }
 
-/// Whether packets between all hosts of two networks have a CHILD_SA. A peer may cut one side into
-/// several CHILD_SAs, or write a network as several.
+/// Returns whether packets between all hosts of two networks have a CHILD_SA. A peer may split one
+/// side over several CHILD_SAs, or write a network as several.
 fn is_carried(local: IpNetwork, remote: IpNetwork, sas: &[Selectors<'_>]) -> bool {
     let remotes: Vec<IpNetwork> =
         sas.iter().filter(|(ours, _)| is_within(local, ours)).flat_map(|(_, theirs)| *theirs).copied().collect();
@@ -44,17 +45,17 @@ fn is_carried(local: IpNetwork, remote: IpNetwork, sas: &[Selectors<'_>]) -> boo
     is_within(remote, &remotes) || is_within(local, &locals)
 }
 
-/// Whether all addresses of a network are in one of `networks`.
+/// Returns whether all addresses of a network are in one of `networks`.
 fn is_within(network: IpNetwork, networks: &[IpNetwork]) -> bool {
     if networks.iter().any(|wide| contains(wide, &network)) {
         return true;
     }
-    // Only a network within this one can hold a part of it, so this ends soon.
+    // Only a network within this one can contain a part of it, so the recursion ends soon.
     let inside: Vec<IpNetwork> = networks.iter().copied().filter(|narrow| contains(&network, narrow)).collect();
     !inside.is_empty() && halves(network).is_some_and(|halves| halves.iter().all(|half| is_within(*half, &inside)))
 }
 
-/// The two networks of which this one consists. `None`: it is one address.
+/// Returns the two halves of a network; `None` if it is one address.
 fn halves(network: IpNetwork) -> Option<[IpNetwork; 2]> {
     let prefix = network.prefix().checked_add(1)?;
     let second: IpAddr = match network.network() {
@@ -97,7 +98,7 @@ mod tests {
         ));
         let quarters = &["10.2.0.0/18", "10.2.64.0/18", "10.2.128.0/18"];
         assert!(!carried("10.1.0.0/16", "10.2.0.0/16", &[(&["10.1.0.0/16"], quarters)]));
-        // Two pairs of halves leave the other two pairs.
+        // Two pairs of halves leave the other two pairs uncarried.
         let pairs: &[(&[&str], &[&str])] =
             &[(&["10.1.0.0/17"], &["10.2.0.0/17"]), (&["10.1.128.0/17"], &["10.2.128.0/17"])];
         assert!(!carried("10.1.0.0/16", "10.2.0.0/16", pairs));

@@ -1,6 +1,5 @@
 //! Tunnels on demand. A policy without an SA makes the kernel report the first packet (ACQUIRE),
-//! and hold packets until the tunnel is up. A tunnel that nobody uses is closed, and the policy
-//! stays.
+//! and hold packets until the tunnel is up. An unused tunnel is closed, and the policy stays.
 
 use std::fs;
 use std::io;
@@ -15,17 +14,17 @@ use super::environment::source_address;
 use crate::desired::{DesiredTunnel, TunnelEnds};
 use crate::logging::peer_span;
 
-/// Whether the kernel drops packets that wait for an SA, of this network namespace.
+/// Sysctl of this network namespace: whether the kernel drops packets that wait for an SA.
 const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
 
-/// How long a responder's packets wait at most for a sign that the initiator has its SAs.
+/// Maximum time that a responder's packets wait for a sign that the initiator has its SAs.
 const RESPONDER_WAIT: Duration = Duration::from_millis(500);
 
 impl Driver {
-    /// Defers the outbound SA of a new tunnel on demand for which the peer began. The peer gets our
-    /// response and our first packets at the same time, and drops packets until it has installed
-    /// its SAs. So the kernel holds packets until one of the peer has come, or for
-    /// [`RESPONDER_WAIT`]. False: there is no reason to wait.
+    /// Defers the outbound SA of a new tunnel on demand that the peer initiated. The peer receives
+    /// our response and our first packets at the same time, and drops packets until it has
+    /// installed its SAs. So the kernel holds packets until a packet from the peer arrives, or for
+    /// [`RESPONDER_WAIT`]. Returns false if there is no reason to wait.
     pub(super) fn defer_switch(&mut self, peer: &PeerName, child: &ChildSa, now: Instant) -> bool {
         let defers =
             self.hold_packets && self.is_on_demand(peer) && !child.initiator && !self.is_up(peer, &child.purpose);
@@ -37,22 +36,23 @@ impl Driver {
         defers
     }
 
-    /// Whether packets are sent for this purpose.
+    /// Returns whether packets are sent for this purpose.
     pub(super) fn is_up(&self, peer: &PeerName, purpose: &Purpose) -> bool {
         self.sas.ends(peer).iter().any(|(of, ends)| *of == purpose && ends.up)
     }
 
-    /// Another outbound SA for this purpose comes instead of one that is deferred.
+    /// Cancels the deferred outbound SAs of this purpose, because another outbound SA replaces
+    /// them.
     pub(super) fn cancel_deferrals(&mut self, peer: &PeerName, purpose: &Purpose) {
         self.deferred_switches.retain(|_, deferred| deferred.peer != *peer || deferred.purpose != *purpose);
     }
 
-    /// Whether an outbound SA of the peer is deferred.
+    /// Returns whether an outbound SA of the peer is deferred.
     pub(super) fn defers(&self, peer: &PeerName) -> bool {
         self.deferred_switches.values().any(|deferred| deferred.peer == *peer)
     }
 
-    /// When [`Self::end_deferrals`] has something to do.
+    /// Returns when [`Self::end_deferrals`] has something to do.
     pub(super) fn next_deferral_end(&self) -> Option<Instant> {
         self.deferred_switches.values().map(|deferred| deferred.until).min()
     }
@@ -62,7 +62,8 @@ impl Driver {
         self.end_deferrals_if(|deferred| deferred.until <= now);
     }
 
-    /// A packet of the peer has come: its SAs are installed.
+    /// Installs the peer's deferred SAs after a packet from the peer: the peer has installed its
+    /// SAs.
     pub(super) fn end_deferrals_of(&mut self, peer: &PeerName) {
         self.end_deferrals_if(|deferred| deferred.peer == *peer);
     }
@@ -75,20 +76,20 @@ impl Driver {
         }
     }
 
-    /// A tunnel is up: one on demand is closed when it is idle.
+    /// Records that a tunnel is up. One on demand is closed when it is idle.
     pub(super) fn watch_if_on_demand(&mut self, peer: &PeerName, now: Instant) {
         if self.is_on_demand(peer) && self.sas.sends(peer) {
             self.idle_tunnels.watch(peer, now);
         }
     }
 
-    /// Whether packets bring the tunnel to a peer.
+    /// Returns whether packets set up the tunnel to a peer.
     pub(super) fn is_on_demand(&self, peer: &PeerName) -> bool {
         self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.on_demand)
     }
 
-    /// Closes idle tunnels that this node began. A tunnel that the peer began is the peer's to
-    /// close: it may want it at all times.
+    /// Closes idle tunnels that this node initiated. Only the peer closes a tunnel that it
+    /// initiated, because it may need the tunnel at all times.
     pub(super) fn close_idle_tunnels(&mut self, now: Instant) {
         for peer in self.idle_tunnels.take_idle(now) {
             if !self.is_on_demand(&peer) {
@@ -120,7 +121,7 @@ impl Driver {
     }
 }
 
-/// True: the setting was another one.
+/// Turns the setting on. Returns true if it was off before.
 fn hold_packets() -> io::Result<bool> {
     if fs::read_to_string(LARVAL_DROP)?.trim() == "0" {
         return Ok(false);
@@ -128,9 +129,9 @@ fn hold_packets() -> io::Result<bool> {
     fs::write(LARVAL_DROP, "0").map(|()| true)
 }
 
-/// The ends of a policy without an SA. The addresses only make the kernel report a packet: the peer
-/// is then dialled at all its addresses, and the policy gets those of the tunnel. `None`: no
-/// address of the peer is known.
+/// Returns the ends of a policy without an SA. The addresses only make the kernel report a packet.
+/// The agent then connects to the peer at all its addresses, and the policy gets the addresses of
+/// the tunnel. `None` if no address of the peer is known.
 pub(super) fn acquire_ends(tunnel: &DesiredTunnel, child: &ChildConfig) -> Option<TunnelEnds> {
     let remote = tunnel.peer.remotes.first()?.ip();
     let loopback: IpAddr = if remote.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };

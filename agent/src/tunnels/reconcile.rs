@@ -80,7 +80,7 @@ impl Driver {
         DesiredCompleteness { complete: self.desired.complete, settled: self.settled }
     }
 
-    /// Compares all policies with the kernel's. True: something is left for later.
+    /// Compares all policies with the kernel's. Returns true if a difference is left for later.
     pub(super) fn reconcile(&mut self) -> bool {
         self.compute_changed_peers();
         let (completeness, now) = (self.completeness(), self.now());
@@ -97,12 +97,12 @@ impl Driver {
         }
     }
 
-    /// Something is to be corrected later: everything is compared again in a while.
+    /// Schedules another comparison soon, because a difference must be corrected later.
     pub(super) fn check_soon(&mut self) {
         self.check_at = self.check_at.min(tokio::time::Instant::now() + check_interval::SHORTEST);
     }
 
-    /// Deletes SAs of an earlier run that belong to no peer any more.
+    /// Deletes SAs of an earlier run that no longer belong to any peer.
     pub(super) fn delete_orphaned_sas(&mut self) {
         let held: BTreeSet<u32> =
             self.desired.tunnels.keys().flat_map(|name| self.environment.reqids.all_of(name)).map(Reqid::raw).collect();
@@ -110,7 +110,7 @@ impl Driver {
             Ok(sas) => sas,
             Err(error) => return self.environment.incidents.error(format!("SAs cannot be read: {error}")),
         };
-        // Inbound SAs of hubs have one reqid. The address says which hub's it is.
+        // Inbound SAs of hubs have the same reqid. The address shows to which hub the SA belongs.
         let remotes: HashSet<IpAddr> =
             sas.iter().filter(|sa| held.contains(&sa.reqid)).map(|sa| sa.id.destination).collect();
         let is_held =
@@ -135,7 +135,7 @@ impl Driver {
         self.check_at = tokio::time::Instant::now() + check_interval::until_next_check(cost, undone);
     }
 
-    /// True: the kernel refused something.
+    /// Compares all SAs. Returns true if the kernel refused a change.
     fn check_sas(&mut self) -> bool {
         let sas = match self.environment.xfrm.sas() {
             Ok(sas) => sas,
@@ -189,8 +189,8 @@ impl Driver {
         undone
     }
 
-    /// Handles an SA that is gone from the kernel. It must not be installed again, since its nonces
-    /// would repeat: the CHILD_SA is rekeyed.
+    /// Handles an SA that is gone from the kernel. The SA must not be installed again, since its
+    /// nonces would repeat, so the CHILD_SA is rekeyed.
     pub(super) fn handle_missing_sa(&mut self, id: SaId, how: &str) {
         match self.sas.lost(id) {
             Some(LostSa::OfChild(peer)) => {
@@ -206,8 +206,8 @@ impl Driver {
         }
     }
 
-    /// Another peer may now be the one that takes the packets. After the last inherited SA of a
-    /// peer, there is nothing that an INITIAL_CONTACT could delete.
+    /// Handles the end of an inherited SA. Another peer may now take the packets. After the last
+    /// inherited SA of a peer, an INITIAL_CONTACT has nothing to delete.
     pub(super) fn inherited_sa_gone(&mut self, reqid: Reqid) {
         let Some(peer) = self.environment.reqids.peer(reqid.raw()) else { return };
         if !self.sas.has_inherited(reqid) {
@@ -227,7 +227,7 @@ impl Driver {
     }
 
     /// Moves tunnels from an address that is gone to the one that the route now gives. If there is
-    /// no route yet (an address comes before its default route), tries again soon, since there is
+    /// no route yet (an address appears before its default route), tries again soon, since there is
     /// no event for the route.
     pub(super) fn move_tunnels(&mut self) {
         let host = self.host.borrow_and_update().clone();

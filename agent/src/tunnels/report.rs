@@ -19,7 +19,7 @@ use crate::status::{
 };
 
 impl Driver {
-    /// Number of tunnels that the view asks for, and of those that are up.
+    /// Returns the number of tunnels that the view requests, and of those that are up.
     pub(super) fn count(&self) -> TunnelCount {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         TunnelCount { up: number(self.up_from_view.len()), wanted: number(self.wanted_from_view) }
@@ -123,7 +123,7 @@ impl Driver {
     }
 }
 
-/// What a report is made from, read once for all peers.
+/// The input of a report, read once for all peers.
 struct Reported {
     /// The SAs in the kernel.
     sas: HashMap<SaId, Sa>,

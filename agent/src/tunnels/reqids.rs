@@ -1,5 +1,5 @@
-//! Reqids of the peers' CHILD_SAs, one for each purpose. A purpose keeps its reqid over rekeys,
-//! restarts and reboots, so that SAs of an earlier run are recognised as the peer's.
+//! Assigns reqids to the peers' CHILD_SAs, one for each purpose. A purpose keeps its reqid over
+//! rekeys, restarts and reboots, so that SAs of an earlier run are recognised as the peer's.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -18,33 +18,33 @@ use crate::state_dir::{ChangeLog, make_private, read_json_with_changes};
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
 
-/// How long a change of parts waits for others before the file is written: each is a peer's choice,
-/// which must not cost a write to the disk.
+/// How long a change of parts waits for others before the file is written: the peer chooses the
+/// parts, and its choices must not each cost a write to the disk.
 const PARTS_UNSAVED: Duration = Duration::from_secs(1);
 
-/// The reqids of each peer, and the file that keeps them.
+/// The reqids of each peer, and the file that stores them.
 #[derive(Debug)]
 pub(super) struct Reqids {
     state_dir: PathBuf,
-    /// Writes the file. A change in it is the object of what was assigned, with `null` for what was
+    /// Writes the file. A change in it is an object with the assigned reqids, and `null` for those
     /// given back.
     log: ChangeLog,
-    /// By [`key`].
+    /// Reqids by [`key`].
     numbers: BTreeMap<String, u32>,
-    /// Those of parts of configured children. The peer decides what parts there are, so their
-    /// number is that of `SaTable`'s.
+    /// Reqids of parts of configured children. The peer decides which parts exist, so their number
+    /// is limited like that in `SaTable`.
     parts: HashMap<PeerName, BTreeMap<Purpose, u32>>,
-    /// Changes of the parts that the file lacks, in its form.
+    /// Changes of the parts that are not in the file yet, in its form.
     unsaved: BTreeMap<String, Option<u32>>,
-    /// Since when the file lacks one.
+    /// The time since when the file lacks a change.
     unsaved_since: Option<Instant>,
     peers: HashMap<u32, PeerName>,
     hubs: HashSet<PeerName>,
 }
 
 impl Reqids {
-    /// Reads the file. If it is missing or damaged, all reqids are assigned again. Most come out
-    /// the same, since the first choice is a hash of the name.
+    /// Reads the file. If it is missing or damaged, all reqids are assigned again. Most stay the
+    /// same, since the first choice is a hash of the name.
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
         let mut numbers = match read_json_with_changes(&path, "it is written again") {
@@ -60,7 +60,7 @@ impl Reqids {
             numbers.iter().map(|(key, number)| (*number, PeerName::new(peer_of_key(key)))).collect();
         let mut parts: HashMap<PeerName, BTreeMap<Purpose, u32>> = HashMap::new();
         for (key, number) in of_parts {
-            // Only a damaged file has a number twice, or one out of range.
+            // Only a damaged file contains a number twice, or one out of range.
             let Some((peer, purpose)) = part_of_key(&key).filter(|_| number < TUNNELS && !peers.contains_key(&number))
             else {
                 continue;
@@ -80,18 +80,18 @@ impl Reqids {
         }
     }
 
-    /// A reqid of the peer; `None` before [`Self::assign`].
+    /// Returns a reqid of the peer; `None` before [`Self::assign`].
     pub(super) fn any_of(&self, peer: &PeerName) -> Option<Reqid> {
         self.of_configuration(peer).next()
     }
 
-    /// The reqids of the peer's configured children.
+    /// Returns the reqids of the peer's configured children.
     fn of_configuration(&self, peer: &PeerName) -> impl Iterator<Item = Reqid> {
         self.entries(peer).filter_map(|(_, number)| Reqid::tunnel(*number))
     }
 
     fn entries(&self, peer: &PeerName) -> impl Iterator<Item = (&String, &u32)> {
-        // A line break comes before every letter of a name, so the peer's keys stand together.
+        // A line break sorts before every letter of a name, so the peer's keys are adjacent.
         let from = self.numbers.range(peer.as_str().to_owned()..);
         from.take_while(|(key, _)| peer_of_key(key) == peer.as_str())
     }
@@ -100,14 +100,14 @@ impl Reqids {
         self.entries(peer).map(|(key, _)| key.clone()).collect()
     }
 
-    /// All reqids of the peer.
+    /// Returns all reqids of the peer.
     pub(super) fn all_of(&self, peer: &PeerName) -> Vec<Reqid> {
         let parts = self.parts.get(peer).into_iter().flat_map(BTreeMap::values);
         self.of_configuration(peer).chain(parts.filter_map(|number| Reqid::tunnel(*number))).collect()
     }
 
-    /// The reqid of the peer's CHILD_SAs of this purpose; `None` before [`Self::assign`] and, for a
-    /// part, before [`Self::assign_part`].
+    /// Returns the reqid of the peer's CHILD_SAs of this purpose; `None` before [`Self::assign`]
+    /// and, for a part, before [`Self::assign_part`].
     pub(super) fn of_purpose(&self, peer: &PeerName, purpose: &Purpose) -> Option<Reqid> {
         let number = match purpose.part {
             None => self.numbers.get(&key(peer, &purpose.child)),
@@ -116,7 +116,8 @@ impl Reqids {
         number.and_then(|number| Reqid::tunnel(*number))
     }
 
-    /// The purposes of a configured child of the peer that have a reqid: the whole and parts.
+    /// Returns the purposes of a configured child of the peer that have a reqid: the whole and
+    /// parts.
     pub(super) fn of_child(&self, peer: &PeerName, child: &ChildName) -> Vec<(Purpose, Reqid)> {
         let whole = Purpose::whole(child);
         let whole = self.of_purpose(peer, &whole).map(|reqid| (whole, reqid));
@@ -138,7 +139,7 @@ impl Reqids {
         self.unsaved_since.get_or_insert(now);
     }
 
-    /// Gives back the reqids of those parts that are not among `purposes`.
+    /// Gives back the reqids of the parts that are not among `purposes`.
     pub(super) fn retain_parts(&mut self, peer: &PeerName, purposes: &[Purpose], now: Instant) {
         let ended = self.end_parts(peer, |purpose| !purposes.contains(purpose));
         if !ended.is_empty() {
@@ -161,13 +162,13 @@ impl Reqids {
         ended.into_iter().map(change).collect()
     }
 
-    /// When [`Self::save_parts`] has something to write.
+    /// Returns when [`Self::save_parts`] has something to write.
     pub(super) fn save_due(&self) -> Option<Instant> {
         self.unsaved_since.map(|since| since + PARTS_UNSAVED)
     }
 
     /// Writes changes of the parts that are due at `now`. Fails if the file cannot be written; the
-    /// reqids are in use all the same, and the next change tries again.
+    /// reqids are still in use, and the next change tries again.
     pub(super) fn save_parts(&mut self, now: Instant) -> io::Result<()> {
         if self.save_due().is_none_or(|due| due > now) {
             return Ok(());
@@ -187,7 +188,7 @@ impl Reqids {
         number
     }
 
-    /// The reqids of the peer's SAs and policies of this purpose; `None` as for
+    /// Returns the reqids of the peer's SAs and policies of this purpose; `None` as for
     /// [`Self::of_purpose`].
     pub(super) fn of_sas(&self, peer: &PeerName, purpose: &Purpose) -> Option<PeerReqids> {
         let outbound = self.of_purpose(peer, purpose)?;
@@ -195,19 +196,19 @@ impl Reqids {
         Some(PeerReqids { outbound, inbound })
     }
 
-    /// Sets whether a peer is a hub. True: that changed.
+    /// Sets whether a peer is a hub. Returns true if that changed.
     pub(super) fn set_hub(&mut self, peer: &PeerName, hub: bool) -> bool {
         if hub { self.hubs.insert(peer.clone()) } else { self.hubs.remove(peer) }
     }
 
-    /// The peer with this reqid.
+    /// Returns the peer with this reqid.
     pub(super) fn peer(&self, reqid: u32) -> Option<PeerName> {
         let number = Reqid::ours(reqid)?.tunnel_number()?;
         self.peers.get(&number).cloned()
     }
 
     /// Assigns a reqid to each child of each peer, removes those of former ones, and writes the
-    /// file. Fails if the file cannot be written; the reqids are in use all the same.
+    /// file. Fails if the file cannot be written; the reqids are still in use.
     pub(super) fn assign<'a>(
         &mut self,
         children: impl Iterator<Item = (&'a PeerName, &'a ChildName)>,
@@ -239,8 +240,8 @@ impl Reqids {
         if changed { self.save() } else { Ok(()) }
     }
 
-    /// As [`Self::assign`], for a few peers: assigns a reqid to each of these children that has
-    /// none, and removes those of the peers `gone`. Costs nothing for the other peers.
+    /// Assigns reqids as [`Self::assign`] does, for a few peers: to each of these children that has
+    /// none. Removes the reqids of the peers `gone`. Costs nothing for the other peers.
     pub(super) fn assign_changes<'a>(
         &mut self,
         children: impl Iterator<Item = (&'a PeerName, &'a ChildName)>,
@@ -292,7 +293,7 @@ impl Reqids {
     }
 }
 
-/// The content of the file after these changes.
+/// Returns the content of the file after these changes.
 fn with_changes(
     mut numbers: BTreeMap<String, u32>,
     changes: Vec<BTreeMap<String, Option<u32>>>,
@@ -306,8 +307,8 @@ fn with_changes(
     numbers
 }
 
-/// The key of a configured child in the file: the peer's name, followed by that of the child after
-/// a line break unless it is the only one. Names of peers have no line break.
+/// Returns the key of a configured child in the file: the peer's name, followed by that of the
+/// child after a line break unless it is the only one. Names of peers contain no line break.
 fn key(peer: &PeerName, child: &ChildName) -> String {
     match child.as_str() {
         DEFAULT_CHILD => peer.as_str().to_owned(),
@@ -315,13 +316,13 @@ fn key(peer: &PeerName, child: &ChildName) -> String {
     }
 }
 
-/// The key of a part in the file: the peer's name, a line break, and the part as [`Purpose`] shows
-/// it. Names of children have no bracket.
+/// Returns the key of a part in the file: the peer's name, a line break, and the part in the form
+/// of [`Purpose`]. Names of children contain no bracket.
 fn part_key(peer: &PeerName, purpose: &Purpose) -> String {
     format!("{}\n{purpose}", peer.as_str())
 }
 
-/// The part of which this is the key, if it is one.
+/// Returns the part with this key, if the key is one of a part.
 fn part_of_key(key: &str) -> Option<(PeerName, Purpose)> {
     let (peer, purpose) = key.split_once('\n')?;
     let purpose: Purpose = purpose.parse().ok()?;
@@ -467,7 +468,7 @@ mod tests {
         for peer in ["new", "edge-00003", "edge-09999"] {
             assert_eq!(of(&known, peer), of(&reqids, peer), "{peer}");
         }
-        // A line that is damaged, and what follows it, is as if it were not there.
+        // A damaged line, and the lines after it, are ignored.
         let damaged = format!("{}\n{{\"edge-00001\":null}}\n", changes.trim_end().trim_end_matches('}'));
         fs::write(directory.path().join(format!("{FILE}.changes")), damaged).unwrap();
         let known = Reqids::load(directory.path());

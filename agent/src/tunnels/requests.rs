@@ -1,4 +1,4 @@
-//! What commands of `edge-agent` ask of the driver.
+//! The requests that commands of `edge-agent` send to the driver.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ pub enum DriverRequest {
     Capture(BTreeSet<IpAddr>, oneshot::Sender<CaptureReader>),
 }
 
-/// Which SAs with a peer are to be rekeyed.
+/// The SAs with a peer that are rekeyed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SasToRekey {
     /// All CHILD_SAs.

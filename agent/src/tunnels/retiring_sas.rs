@@ -1,4 +1,4 @@
-//! Outbound SAs that were replaced. Each stays until its last packets are encrypted.
+//! Keeps outbound SAs that were replaced until their last packets are encrypted.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,9 +7,9 @@ use edge_xfrm::{Reqid, SaId};
 
 use super::installed_sa::InstalledSa;
 
-/// The replaced SAs, in the order in which they are to be deleted. Each is here for
-/// [`edge_xfrm::IN_FLIGHT`], so their number is that of the rekeys of such a time. One whose
-/// replacement the kernel refused stays until its peer is gone.
+/// The replaced SAs, in the order of their deletion. Each stays for [`edge_xfrm::IN_FLIGHT`], so
+/// their number is the number of rekeys in that time. An SA whose replacement the kernel refused
+/// stays until its peer is gone.
 #[derive(Debug, Default)]
 pub(super) struct RetiringSas {
     queue: BTreeMap<(Instant, SaId), InstalledSa>,
@@ -17,20 +17,20 @@ pub(super) struct RetiringSas {
 }
 
 impl RetiringSas {
-    /// Adds an SA that is to be deleted at `until`, or changes that time.
+    /// Adds an SA that is deleted at `until`, or changes that time.
     pub(super) fn add(&mut self, sa: InstalledSa, until: Instant) {
         self.take(sa.id);
         self.until.insert(sa.id, until);
         self.queue.insert((until, sa.id), sa);
     }
 
-    /// Takes the SA with this destination and SPI, which is not to be deleted any more.
+    /// Takes the SA with this destination and SPI, which is not deleted any more.
     pub(super) fn take(&mut self, id: SaId) -> Option<InstalledSa> {
         let until = self.until.remove(&id)?;
         self.queue.remove(&(until, id))
     }
 
-    /// The SA with this destination and SPI.
+    /// Returns the SA with this destination and SPI.
     pub(super) fn find(&self, id: SaId) -> Option<&InstalledSa> {
         self.queue.get(&(*self.until.get(&id)?, id))
     }
@@ -54,12 +54,12 @@ impl RetiringSas {
         due
     }
 
-    /// When [`Self::take_due`] next takes something.
+    /// Returns when [`Self::take_due`] next takes something.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.queue.first_key_value().map(|((until, _), _)| *until)
     }
 
-    /// All SAs.
+    /// Returns all SAs.
     pub(super) fn all(&self) -> impl Iterator<Item = &InstalledSa> {
         self.queue.values()
     }
@@ -98,7 +98,7 @@ mod tests {
         for (spi, until) in [(1, 30), (2, 10), (3, 20), (4, 10)] {
             retiring.add(sa(spi, spi), at(until));
         }
-        // Two of one rekey have one time.
+        // The two SAs of one rekey have the same time.
         assert_eq!(retiring.next_deadline(), Some(at(10)));
         assert_eq!(retiring.take(sa(4, 4).id), Some(sa(4, 4)));
         assert_eq!(retiring.take(sa(4, 4).id), None);

@@ -18,7 +18,7 @@ use super::retiring_sas::RetiringSas;
 use crate::desired::{PeerReqids, TunnelEnds};
 
 /// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
-/// of its 32-bit counter.
+/// of the range of its 32-bit counter.
 const SOFT_PACKETS: u64 = 3 << 30;
 
 /// A CHILD_SA and its installed SAs.
@@ -29,8 +29,8 @@ struct Child {
     sa: Arc<ChildSa>,
     inbound: Option<InstalledSa>,
     outbound: Option<InstalledSa>,
-    /// Its outbound SA has been in the kernel. If that SA is gone, it must not be installed again:
-    /// its sequence numbers, and with them the AEAD's nonces, would repeat.
+    /// Whether its outbound SA has been in the kernel. If that SA is gone, it must not be installed
+    /// again: its sequence numbers, and with them the AEAD's nonces, would repeat.
     outbound_used: bool,
 }
 
@@ -39,12 +39,12 @@ struct Child {
 pub(super) enum OutboundSwitchOutcome {
     /// The CHILD_SA sends.
     Switched,
-    /// Its outbound SA is gone and must not come back, so a rekey must make a new CHILD_SA. The one
-    /// before goes on sending.
+    /// Its outbound SA is gone and must not be installed again, so a rekey must make a new
+    /// CHILD_SA. The previous one continues to send.
     NeedsRekey,
 }
 
-/// What belongs to one peer, by purpose.
+/// The data of one peer, by purpose.
 type PeerSas = BTreeMap<Purpose, PurposeSas>;
 
 /// The CHILD_SAs of one purpose.
@@ -52,14 +52,14 @@ type PeerSas = BTreeMap<Purpose, PurposeSas>;
 struct PurposeSas {
     /// Usually one, two while one replaces the other.
     children: Vec<ChildId>,
-    /// The ends of its tunnel, after it was up once. `up` is not kept here.
+    /// The ends of its tunnel, after it was up once. The value of `up` here is not used.
     ends: Option<TunnelEnds>,
     /// The reqid of the inherited SAs that its policies use.
     inherited: Option<Reqid>,
 }
 
-/// Most purposes of a peer whose tunnels are down and whose policies stay. The peer chooses the
-/// parts of a configured child, so those that are down beyond it go.
+/// Maximum number of purposes of a peer whose tunnels are down and whose policies stay. The peer
+/// chooses the parts of a configured child, so further ones that are down are dropped.
 const MAX_DOWN: usize = 64;
 
 /// An SA that is no longer in the kernel.
@@ -71,7 +71,7 @@ pub(super) enum LostSa {
     Inherited(Reqid),
 }
 
-/// All SAs of ours, and the tunnel ends by peer. It grows with the number of SAs.
+/// All our SAs, and the tunnel ends by peer. The table grows with the number of SAs.
 #[derive(Debug, Default)]
 pub(super) struct SaTable {
     children: HashMap<ChildId, Child>,
@@ -96,25 +96,25 @@ impl SaTable {
         self.inherited.add_all(ours.collect(), until);
     }
 
-    /// Whether there are inherited SAs with this reqid.
+    /// Returns whether there are inherited SAs with this reqid.
     pub(super) fn has_inherited(&self, reqid: Reqid) -> bool {
         self.inherited.contains(reqid)
     }
 
-    /// Local and remote address of the inherited SAs with this reqid.
+    /// Returns local and remote address of the inherited SAs with this reqid.
     pub(super) fn inherited_ends(&self, reqid: Reqid) -> Option<(IpAddr, IpAddr)> {
         self.inherited.outbound(reqid).map(|out| (out.source, out.id.destination))
     }
 
-    /// Where the inherited SAs with this reqid send ESP in UDP: perhaps the only address at which a
-    /// peer behind a NAT can be reached.
+    /// Returns the destination to which the inherited SAs with this reqid send ESP in UDP. It may
+    /// be the only address at which a peer behind a NAT can be reached.
     pub(super) fn inherited_remote(&self, reqid: Reqid) -> Option<SocketAddr> {
         let sa = self.inherited.outbound(reqid)?;
         sa.encap.map(|encap| SocketAddr::new(sa.id.destination, encap.destination_port))
     }
 
     /// Uses the inherited SAs with this reqid, which have these ends, for a peer's tunnel of this
-    /// purpose, unless it has been up in this run.
+    /// purpose, unless that tunnel has been up in this run.
     pub(super) fn use_inherited(&mut self, peer: &PeerName, purpose: Purpose, reqid: Reqid, ends: TunnelEnds) {
         let of_purpose = self.peers.entry(peer.clone()).or_default().entry(purpose).or_default();
         if of_purpose.ends.is_none() {
@@ -123,7 +123,7 @@ impl SaTable {
         }
     }
 
-    /// Whether a CHILD_SA of the peer sends.
+    /// Returns whether a CHILD_SA of the peer sends.
     pub(super) fn sends(&self, peer: &PeerName) -> bool {
         self.peers.get(peer).is_some_and(|of_peer| of_peer.values().any(|of_purpose| self.sends_with(of_purpose)))
     }
@@ -133,8 +133,8 @@ impl SaTable {
         of_purpose.children.iter().any(sends)
     }
 
-    /// The ends of a peer's tunnels by purpose, those that are up first. A part is left out if it
-    /// is down and the tunnel for the whole is up, which carries its packets too.
+    /// Returns the ends of a peer's tunnels by purpose, those that are up first. A part is left out
+    /// if it is down and the tunnel for the whole is up, which also carries its packets.
     pub(super) fn ends(&self, peer: &PeerName) -> Vec<(&Purpose, TunnelEnds)> {
         let ends = self.peers.get(peer).into_iter().flatten().filter_map(|(purpose, of_purpose)| {
             let inherited = of_purpose.inherited.is_some_and(|reqid| self.inherited.outbound(reqid).is_some());
@@ -152,8 +152,8 @@ impl SaTable {
         all
     }
 
-    /// Forgets the ends of tunnels that are down: of purposes that `wanted` does not name, and of
-    /// some parts if there are many. Returns the purposes that are left.
+    /// Drops the ends of tunnels that are down: of purposes that `wanted` rejects, and of some
+    /// parts if there are many. Returns the remaining purposes.
     pub(super) fn forget_unwanted(&mut self, peer: &PeerName, wanted: impl Fn(&Purpose) -> bool) -> Vec<Purpose> {
         let Some(of_peer) = self.peers.get_mut(peer) else { return vec![] };
         let is_down = |of_purpose: &PurposeSas| of_purpose.children.is_empty() && of_purpose.inherited.is_none();
@@ -287,8 +287,8 @@ impl SaTable {
         old.extend(self.inherited.outbound_installed(reqid));
 
         // Between the same addresses the kernel uses the new SA at once. Between other addresses
-        // the policies' templates select the SA, so they have to change. The old SA is deleted when
-        // no packet can be on its way to it any more.
+        // the policies' templates select the SA, so the templates must change. The old SA is
+        // deleted when no packet can be on its way to it any more.
         let same = old.iter().find(|old| (old.source, old.id.destination) == (params.source, params.destination));
         let installed = match same {
             Some(old) => xfrm.begin_switch_under(&params, old.id, out_policies).map(drop),
@@ -308,13 +308,14 @@ impl SaTable {
         let until = now + IN_FLIGHT;
         match &installed {
             Ok(()) => old.into_iter().for_each(|old| self.retiring.add(old, until)),
-            // The old SAs go on sending.
+            // The old SAs continue to send.
             Err(_) => self.restore(&peer, &purpose, of_children),
         }
         installed.map(|()| OutboundSwitchOutcome::Switched)
     }
 
-    /// Sets the ends of a peer's tunnel, which inherited SAs no longer decide. True: they changed.
+    /// Sets the ends of a peer's tunnel, which inherited SAs no longer determine. Returns true if
+    /// they changed.
     fn set_ends(&mut self, peer: &PeerName, purpose: &Purpose, ends: TunnelEnds) -> bool {
         let of_purpose = self.of_purpose(peer, purpose);
         let inherited = of_purpose.inherited.take().is_some();
@@ -323,7 +324,7 @@ impl SaTable {
         changed || inherited
     }
 
-    /// Gives outbound SAs back to the CHILD_SAs from which they were taken.
+    /// Returns outbound SAs to the CHILD_SAs from which they were taken.
     fn restore(&mut self, peer: &PeerName, purpose: &Purpose, old: Vec<InstalledSa>) {
         for old in old {
             let of_purpose = self.peers.get(peer).and_then(|of_peer| of_peer.get(purpose));
@@ -337,7 +338,8 @@ impl SaTable {
         }
     }
 
-    /// Limits the life of inherited SAs with this reqid to `until`: the peer has a new CHILD_SA.
+    /// Limits the life of inherited SAs with this reqid to `until`, because the peer has a new
+    /// CHILD_SA.
     pub(super) fn limit_inherited(&mut self, reqid: Reqid, until: Instant) {
         self.inherited.limit(reqid, until);
     }
@@ -391,18 +393,18 @@ impl SaTable {
         (reqids, outcome.and(delete_all(xfrm, inherited)))
     }
 
-    /// When [`Self::expire`] is due.
+    /// Returns when [`Self::expire`] is due.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.retiring.next_deadline().into_iter().chain(self.inherited.next_deadline()).min()
     }
 
-    /// All SAs that the kernel should have.
+    /// Returns all SAs that the kernel should have.
     pub(super) fn installed(&self) -> Vec<InstalledSa> {
         let children = self.children.values().flat_map(|child| child.inbound.iter().chain(&child.outbound).cloned());
         children.chain(self.inherited.installed()).chain(self.retiring.all().cloned()).collect()
     }
 
-    /// The SA with this destination and SPI, if the kernel should have it.
+    /// Returns the SA with this destination and SPI, if the kernel should have it.
     pub(super) fn find(&self, id: SaId) -> Option<InstalledSa> {
         if let Some(child) = self.owners.get(&id).and_then(|child| self.children.get(child)) {
             return child.inbound.iter().chain(&child.outbound).find(|sa| sa.id == id).cloned();
@@ -410,7 +412,7 @@ impl SaTable {
         self.retiring.find(id).cloned().or_else(|| self.inherited.find(id))
     }
 
-    /// The installed SAs of a CHILD_SA: inbound, outbound.
+    /// Returns the installed SAs of a CHILD_SA: inbound, outbound.
     pub(super) fn of_child(&self, id: ChildId) -> (Option<&InstalledSa>, Option<&InstalledSa>) {
         self.children.get(&id).map_or((None, None), |child| (child.inbound.as_ref(), child.outbound.as_ref()))
     }
@@ -430,19 +432,19 @@ impl SaTable {
         Some(LostSa::OfChild(child.peer.clone()))
     }
 
-    /// The peer of an SA.
+    /// Returns the peer of an SA.
     pub(super) fn owner(&self, id: SaId) -> Option<&PeerName> {
         self.children.get(self.owners.get(&id)?).map(|child| &child.peer)
     }
 
-    /// The peer of an SA, and the direction of its packets.
+    /// Returns the peer of an SA, and the direction of its packets.
     pub(super) fn usage(&self, id: SaId) -> Option<(&PeerName, SaDirection)> {
         let child = self.children.get(self.owners.get(&id)?)?;
         let installed = child.inbound.iter().chain(&child.outbound).find(|sa| sa.id == id)?;
         Some((&child.peer, installed.direction))
     }
 
-    /// The CHILD_SA with this id.
+    /// Returns the CHILD_SA with this id.
     pub(super) fn child(&self, id: ChildId) -> Option<&Arc<ChildSa>> {
         self.children.get(&id).map(|child| &child.sa)
     }

@@ -1,4 +1,5 @@
-//! Views that would cut a node off are refused before any part is installed, or taken back.
+//! Tests that views that would cut a node off are refused before any part is installed, or taken
+//! back.
 
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
         let (agent, before) = node.start_as_member().await;
         controller.change_ranges(CARELESS).await;
         agent.status("the refusal", refuses(words)).await;
-        // The view adds two ranges, and each case is about one of them.
+        // The view adds two ranges, and each case affects one of them.
         let (withheld, other) = if words.contains("2001:db8::/32") {
             ("2001:db8::/32", "192.168.0.0/16")
         } else {
@@ -93,7 +94,7 @@ async fn a_view_in_force_stays_and_later_ones_come_where_somebody_gives_the_node
     let mut node = controller.edge("edge-1").await;
     let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
-    // As after a router advertisement and a DHCP lease.
+    // The state after a router advertisement and a DHCP lease.
     let given = || vec!["fd77::200:5eff:fe00:5301".parse().unwrap(), "10.77.200.5".parse().unwrap()];
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = given());
     agent.node.uplink.send_modify(|uplink| uplink.underlay.resolvers = vec!["10.77.0.53".parse().unwrap()]);
@@ -138,7 +139,7 @@ async fn a_host_that_announces_the_network_that_the_next_view_adds_delays_that_n
         controller.operator("PATCH", &format!("/v1/nodes/{node}/labels"), community.clone()).await;
     }
     agent.membership("its peer", |membership| membership.view.peers.len() == 1).await;
-    // A neighbour's router advertisement comes before the view.
+    // A neighbour's router advertisement arrives before the view.
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["10.99.0.7".parse().unwrap()]);
     controller.change_ranges(WIDER).await;
     agent.status("the refusal", refuses("10.99.0.0/16 holds this node's own address 10.99.0.7")).await;
@@ -147,13 +148,13 @@ async fn a_host_that_announces_the_network_that_the_next_view_adds_delays_that_n
     })
     .await;
     assert!(!holds("10.99.0.0/16")(&agent.joined().await));
-    // A revocation takes effect meanwhile, and also on disk.
+    // A revocation takes effect in the meantime, also on disk.
     controller.operator("DELETE", "/v1/nodes/edge-2", serde_json::json!(null)).await;
     let revoked = agent.membership("the end of its peer", |membership| membership.view.peers.is_empty()).await;
     assert!(!holds("10.99.0.0/16")(&revoked));
     let on_disk: edge_types::NodeView = serde_json::from_slice(&std::fs::read(one.file("view.json")).unwrap()).unwrap();
     assert_eq!(on_disk, *revoked.view);
-    // When the address is gone, the whole view comes into force.
+    // When the address is removed, the whole view comes into force.
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses.clear());
     agent.membership("the added network", holds("10.99.0.0/16")).await;
     agent.status("no refusal", |status| status.refused_view.is_none()).await;
@@ -161,7 +162,7 @@ async fn a_host_that_announces_the_network_that_the_next_view_adds_delays_that_n
     other.end().await;
 }
 
-/// A member that reaches its controller through a proxy, with the ranges before.
+/// Makes a member that reaches its controller through a proxy, with the former ranges.
 async fn member_by_proxy() -> (Controller, Node, ControllerProxy) {
     let controller = Controller::with_ranges(BEFORE).await;
     let proxy = ControllerProxy::to(&controller).await;
@@ -184,7 +185,7 @@ async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_n
     let on_disk: edge_types::NodeView =
         serde_json::from_slice(&std::fs::read(node.file("view.json")).unwrap()).unwrap();
     assert_eq!(on_disk, *before.view);
-    // The controller is reached at once under the view before, so the other one was to blame.
+    // The controller is reached at once under the former view, so the other view caused the loss.
     let proxy = proxy.open().await;
     agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
     until("the operator's sight of it", || async {
@@ -193,7 +194,7 @@ async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_n
     .await;
     assert_eq!(agent.joined().await.view, before.view);
     agent.end().await;
-    // It is not tried after a restart either. Another view is.
+    // After a restart that view is not tried either, but another one is.
     let agent = node.start();
     agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
     assert_eq!(agent.joined().await.view, before.view);
@@ -216,7 +217,7 @@ async fn a_view_that_was_taken_back_is_not_tried_while_the_controller_is_away_an
     agent.membership("the wider view", holds("10.99.0.0/16")).await;
     proxy.close().await;
     agent.membership("the view before", |membership| !holds("10.99.0.0/16")(membership)).await;
-    // The change of the uplink has the view checked again, as happens every minute.
+    // The change of the uplink causes another check of the view, as happens every minute.
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["198.51.100.7".parse().unwrap()]);
     let waits = |status: &ControllerStatus| {
         status.refused_view.as_ref().is_some_and(|why| why.contains("judged when the controller is reached again"))
@@ -225,7 +226,7 @@ async fn a_view_that_was_taken_back_is_not_tried_while_the_controller_is_away_an
     assert_eq!(agent.joined().await.view, before.view);
     assert!(!exists(node.file("view-before.json")), "the view is not unconfirmed");
     agent.end().await;
-    // The controller was away for a long time, so the view was not the cause.
+    // The controller was unreachable for a long time, so the view was not the cause.
     let mut noted: serde_json::Value =
         serde_json::from_slice(&std::fs::read(node.file("taken-back.json")).unwrap()).unwrap();
     noted["at"] = (noted["at"].as_u64().unwrap() - 1000).into();

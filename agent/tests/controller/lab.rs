@@ -1,5 +1,5 @@
-//! A controller, and nodes that connect to it. Every wait is for an event; the limit only ends a
-//! test that hangs.
+//! Runs a controller, and nodes that connect to it. Every wait is for an event; the limit only ends
+//! a test that hangs.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
 /// Waits for an event that must occur.
@@ -36,7 +36,7 @@ pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     tokio::time::timeout(HANG, event).await.unwrap_or_else(|_| panic!("{what} does not happen"))
 }
 
-/// A controller with a directory of its own.
+/// A controller with its own directory.
 pub(crate) struct Controller {
     directory: TempDir,
     pub(crate) clock: Clock,
@@ -70,14 +70,14 @@ impl Controller {
         controller
     }
 
-    /// Restarts it with other ranges.
+    /// Restarts the controller with other ranges.
     pub(crate) async fn change_ranges(&mut self, ranges: &'static str) {
         self.stop().await;
         self.ranges = ranges;
         self.start_again().await;
     }
 
-    /// Starts it again with the same port and directory.
+    /// Starts the controller again with the same port and directory.
     pub(crate) async fn start_again(&mut self) {
         let path = self.directory.path().join("controller.toml");
         let text = format!(
@@ -108,7 +108,7 @@ impl Controller {
         self.server = Some(server);
     }
 
-    /// Another controller with the same authority and rows, as a replica.
+    /// Starts another controller with the same authority and rows, as a replica.
     pub(crate) async fn replica(&self) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (self.directory.path().join("state"), directory.path().join("state"));
@@ -132,7 +132,7 @@ impl Controller {
         format!("https://{}", self.address)
     }
 
-    /// Path of a file in its state directory.
+    /// Returns the path of a file in its state directory.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join("state").join(name)
     }
@@ -164,14 +164,14 @@ impl Controller {
         serde_json::from_value::<TokenCreated>(created).unwrap().token
     }
 
-    /// A node with a token for this role in its token file.
+    /// Makes a node with a token for this role in its token file.
     pub(crate) async fn invite(&self, name: &'static str, role: Role) -> Node {
         let node = Node::new(name, self);
         node.put_token(&self.token(role, None).await);
         node
     }
 
-    /// A node with a token for an edge.
+    /// Makes a node with a token for an edge.
     pub(crate) async fn edge(&self, name: &'static str) -> Node {
         self.invite(name, Role::Edge).await
     }
@@ -180,7 +180,7 @@ impl Controller {
         self.operator("GET", "/v1/nodes", Value::Null).await.as_array().unwrap().clone()
     }
 
-    /// Segments that the ledger shows for a node.
+    /// Returns the segments that the ledger lists for a node.
     pub(crate) async fn ledger(&self, node: &str) -> Vec<Value> {
         let nodes = self.nodes().await;
         let node = nodes.iter().find(|row| row["name"] == node);
@@ -222,13 +222,13 @@ impl ControllerProxy {
         format!("https://{}", self.address)
     }
 
-    /// Cuts all connections, and accepts no more.
+    /// Closes all connections, and accepts no more.
     pub(crate) async fn close(&self) {
         self.task.abort();
         until("the end of the proxy", || async { self.task.is_finished() }).await;
     }
 
-    /// Opens it again on the same port.
+    /// Opens the proxy again on the same port.
     pub(crate) async fn open(self) -> Self {
         Self::between(self.address, self.controller).await
     }
@@ -340,7 +340,7 @@ fn open(path: &Path) -> Result<StateDir, StateDirError> {
     })
 }
 
-/// Controller client and plugin server of a running agent.
+/// The controller client and plugin server of a running agent.
 pub(crate) struct Agent {
     pub(crate) node: NodeChannels,
     pub(crate) socket: PathBuf,
@@ -349,7 +349,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Ends it at once, as `kill -9` does: nothing is sent, flushed or cleaned up.
+    /// Kills the agent, as `kill -9` does: nothing is sent, flushed or cleaned up.
     pub(crate) async fn kill(self) {
         for task in self.tasks {
             task.abort();
@@ -357,7 +357,7 @@ impl Agent {
         }
     }
 
-    /// Ends it as SIGTERM does.
+    /// Ends the agent as SIGTERM does.
     pub(crate) async fn end(self) {
         self.stop.cancel();
         for task in self.tasks {
@@ -380,7 +380,7 @@ impl Agent {
         soon(what, receiver.wait_for(|status| is(status))).await.unwrap().clone()
     }
 
-    /// The first error that `status` shows.
+    /// Returns the first error that `status` shows.
     pub(crate) async fn error(&self) -> String {
         self.status("an error", |status| status.last_error.is_some()).await.last_error.unwrap()
     }
@@ -406,7 +406,7 @@ impl Agent {
     }
 }
 
-/// The counts of a plugin whose pods have `leased` addresses of the segments in `file`.
+/// Returns the counts of a plugin whose pods have `leased` addresses of the segments in `file`.
 pub(crate) fn stock(file: &SegmentsFile, family: Family, leased: u64) -> Stock {
     Stock { family, free: edge_agent::state_dir::segments_file::capacity(file, family) - leased, leased }
 }

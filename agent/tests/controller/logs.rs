@@ -1,4 +1,4 @@
-//! The logs of agent and controller at level `trace`.
+//! Tests the logs of agent and controller at level `trace`.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -41,7 +41,8 @@ impl Log {
     }
 }
 
-/// The middle of a key in PEM, as base64 and as octets. The first octets are the same in every key.
+/// Returns the middle of a key in PEM, as base64 and as octets. The first octets are the same in
+/// every key.
 fn of_key(pem: &str) -> Vec<String> {
     use base64::Engine;
     let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();

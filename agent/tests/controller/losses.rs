@@ -1,4 +1,4 @@
-//! Behaviour without the controller, and after power cuts.
+//! Tests the behaviour without the controller, and after power cuts.
 
 use edge_agent::membership::ControllerStatus;
 use edge_types::{NodeView, Role};

@@ -1,4 +1,5 @@
-//! The controller client against a real controller on the loopback interface, with TLS and store.
+//! Tests the controller client with a real controller on the loopback interface, with TLS and
+//! store.
 
 mod cut_off;
 mod joining;

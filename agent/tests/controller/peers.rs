@@ -1,5 +1,5 @@
-//! Which nodes get a tunnel: IKE endpoints with certificates from the controller, and the peers
-//! that its views name.
+//! Tests which nodes get a tunnel, with IKE endpoints that have certificates from the controller,
+//! and the peers in its views.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::lab::{Agent, Controller, Node as Machine};
 
-/// What IKE needs of a node's kernel.
+/// The parts of a node's kernel that IKE needs.
 #[derive(Default)]
 struct Kernel {
     next_spi: u32,
@@ -73,7 +73,7 @@ struct Wire {
     now: Duration,
 }
 
-/// A node's address, from the last letter of its name.
+/// Returns a node's address, derived from the last letter of its name.
 fn address(name: &str) -> SocketAddr {
     SocketAddr::new(IpAddr::from([192, 0, 2, name.as_bytes()[name.len() - 1]]), 4500)
 }
@@ -144,7 +144,7 @@ impl Wire {
         self.now = end;
     }
 
-    /// Pairs of nodes with a tunnel.
+    /// Returns the pairs of nodes with a tunnel.
     fn tunnels(&self) -> BTreeSet<(String, String)> {
         let of = |node: &Node| node.kernel.children.values().map(|peer| (node.name.into(), peer.to_string())).collect();
         self.nodes.iter().flat_map::<Vec<_>, _>(of).collect()
@@ -168,14 +168,14 @@ impl Wire {
     }
 }
 
-/// The tunnels of a membership, with the peers' addresses on the [`Wire`].
+/// Returns the tunnels of a membership, with the peers' addresses on the [`Wire`].
 fn tunnels(agent: &Agent, membership: &Membership) -> Vec<PeerConfig> {
     let desired = Desired::compute(&agent.node.config, &[], Some(membership));
     let placed = |peer: PeerConfig| PeerConfig { remotes: vec![address(peer.name.as_str())], ..peer };
     desired.tunnels.into_values().map(|tunnel| placed(PeerConfig::clone(&tunnel.peer))).collect()
 }
 
-/// The membership with a further peer in its view, which is not from the controller.
+/// Returns the membership with a further peer in its view, which is not from the controller.
 fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
     let mut view = (*membership.view).clone();
     view.peers.retain(|peer| peer.name.as_str() != name);
@@ -255,7 +255,7 @@ async fn a_good_certificate_opens_nothing_at_a_node_whose_view_does_not_name_its
     let words = "no peer is configured here";
     assert!(wire.errors("edge-1").iter().any(|error| error.contains(words)), "{:?}", wire.errors("edge-1"));
     wire.end();
-    // The same if there is another peer, with which that node could negotiate a cipher.
+    // The same result with another peer with which that node could negotiate a cipher.
     let mut wire = Wire::default();
     wire.add("edge-1", tunnels(&agent, &with_peer(&without, "edge-3", Role::Edge)));
     wire.add("edge-2", tunnels(&leaver, &kept));
@@ -343,7 +343,8 @@ async fn a_machine_whose_name_another_one_has_now_loses_its_tunnels_and_gets_non
     wire.add("edge-2", tunnels(&loser, &kept));
     wire.run(SOON);
     assert_eq!(wire.tunnels().len(), 2);
-    // By the operator's token for the name, and with a name that was given up and then used again.
+    // A token of the operator for the name takes it over, and so does a join after the name was
+    // given up.
     let mut from = before.view.peers[0].certificates_from;
     for deregister in [false, true] {
         if deregister {

@@ -1,4 +1,5 @@
-//! Rollover of the controller's authority, with nodes that are connected, away, or about to join.
+//! Tests a rollover of the controller's authority, with nodes that are connected, disconnected, or
+//! about to join.
 
 use edge_agent::membership::Membership;
 use edge_types::Role;
@@ -10,13 +11,13 @@ async fn roll_over(controller: &Controller) {
     controller.operator("POST", "/v1/ca/rollover", Value::Null).await;
 }
 
-/// The oldest authority that is not retired.
+/// Returns the oldest authority that is not retired.
 async fn oldest(controller: &Controller) -> Value {
     let listed = controller.operator("GET", "/v1/ca", Value::Null).await;
     listed.as_array().unwrap().iter().find(|row| row["state"] != "retired").unwrap().clone()
 }
 
-/// Certificate and cross certificate are there, and both authorities are trusted.
+/// Returns whether certificate and cross certificate exist, and both authorities are trusted.
 fn is_rolled_over(membership: &Membership) -> bool {
     (membership.credentials.chain.len(), membership.credentials.trust_anchors.len()) == (2, 2)
 }

@@ -1,4 +1,4 @@
-//! Segments: one request for several pods, one response for several attempts, and a spare.
+//! Tests segments: one request for several pods, one response for several attempts, and a spare.
 
 use edge_types::agent_protocol::{AgentRequest, AgentResponse};
 use edge_types::api::Family;
@@ -87,7 +87,7 @@ async fn a_spare_is_kept_as_pods_take_addresses() {
     let taken = AgentRequest::AddressesTaken { stock: vec![stock(&first, Family::V4, 1)] };
     assert_eq!(agent.ask_and_wait(taken.clone()).await, AgentResponse::Done);
     until("the spare", || async { node.segments().segments.len() == 3 }).await;
-    // The same count again, from before the spare was granted, brings no second one.
+    // The same count again, from before the spare was granted, causes no second request.
     assert_eq!(agent.ask_and_wait(taken).await, AgentResponse::Done);
     let full = AgentRequest::RequestSegment { stock: vec![stock(&first, Family::V4, 61)] };
     assert_eq!(agent.ask_and_wait(full).await, AgentResponse::Done);

@@ -1,4 +1,4 @@
-//! The view stream: changes add up to the view, also after the stream broke.
+//! Tests the view stream: changes add up to the view, also after the stream broke.
 
 use edge_types::api::TunnelCount;
 use edge_types::{NodeView, Role};
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use crate::lab::{Agent, Controller, ControllerProxy, Node, until};
 
-/// The controller's current view.
+/// Returns the controller's current view.
 async fn controller_view(controller: &Controller, node: &str) -> NodeView {
     serde_json::from_value(controller.operator("GET", &format!("/v1/nodes/{node}/view"), Value::Null).await).unwrap()
 }
 
-/// Waits until the agent has the controller's view, on disk too.
+/// Waits until the agent has the controller's view, also on disk.
 async fn agrees(controller: &Controller, node: &Node, agent: &Agent) -> NodeView {
     let expected = controller_view(controller, node.name).await;
     let held = agent.membership("the controller's view", |m| m.view.version >= expected.version).await;

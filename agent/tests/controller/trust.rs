@@ -1,4 +1,4 @@
-//! Authentication of the controller.
+//! Tests the authentication of the controller.
 
 use std::sync::Arc;
 
@@ -37,8 +37,8 @@ async fn a_controller_under_a_name_that_its_certificate_lacks_is_not_trusted() {
     assert!(controller.nodes().await.is_empty());
 }
 
-/// A member of the cluster that poses as the controller: it shows its own certificate, and the
-/// authority that signed it.
+/// Starts a member of the cluster that pretends to be the controller: it shows its own certificate,
+/// and the authority that signed it.
 async fn impostor(credentials: &NodeCredentials) -> String {
     let chain = credentials.chain.iter().chain(&credentials.trust_anchors);
     let chain = chain.map(|der| CertificateDer::from(der.clone())).collect();

@@ -1,5 +1,5 @@
-//! Pods do not keep peers from the edge, with which they share an address: the ports of IKE stay
-//! the edge's own, and pods begin few IKE SAs.
+//! Tests that pods do not block an edge's IKE, although they share its address: the ports of IKE
+//! stay reserved for the edge, and pods initiate few IKE SAs.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// As a hub with the cloud's networks, and with other ports than usual.
+/// Returns the tables of a hub with the cloud's networks, and of other than the usual ports.
 fn tables() -> [(Firewall, [u16; 2]); 3] {
     let hub = vec!["10.244.0.0/16".parse().unwrap(), "fd44::/64".parse().unwrap()];
     [
@@ -44,8 +44,8 @@ fn a_pod_that_sends_from_an_ike_port_gets_no_packets_of_peers_for_the_edge() {
     }
 }
 
-/// A pod sends first, from the port of IKE to that of a peer. What the peer then sends to the
-/// edge's port must not look like an answer to the pod.
+/// Lets a pod send first, from the port of IKE to that of a peer. Packets that the peer then sends
+/// to the edge's port must not look like an answer to the pod.
 fn the_edge_keeps(world: &World, family: &Family, port: u16) {
     let socket = |name, address: &str| {
         let at = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);
@@ -70,7 +70,7 @@ fn the_edge_keeps(world: &World, family: &Family, port: u16) {
     assert_eq!(pod.recv_from(&mut buffer).unwrap().0, 6);
 }
 
-/// An IKE header (RFC 7296 3.1) with a body. The number makes the initiator's SPI differ.
+/// Makes an IKE header (RFC 7296 3.1) with a body. The number makes the initiator's SPI differ.
 fn ike(number: u64, responder_spi: u64, exchange: u8, version: u8) -> Vec<u8> {
     let mut message = [number.to_be_bytes(), responder_spi.to_be_bytes()].concat();
     message.extend([33, version, exchange, 8, 0, 0, 0, 0, 0, 0, 1, 0]);
@@ -105,8 +105,8 @@ fn pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer() {
     assert!(begun > 0 && world.refused("ike-sa-init") > 0, "{begun} began");
 }
 
-/// How many of these datagrams of a pod arrive outside. Each comes after the answer to a datagram
-/// that always passes, so that none is lost for lack of room.
+/// Counts these datagrams of a pod that arrive outside. Each is sent after the answer to a datagram
+/// that always passes, so that none is lost because a buffer is full.
 fn arrivals(world: &World, family: &Family, port: u16, datagrams: Vec<Vec<u8>>) -> usize {
     let at = SocketAddr::new(family.outside.parse::<IpAddr>().unwrap(), port);
     let peer = world.on("outside", move || UdpSocket::bind(at).unwrap());

@@ -1,4 +1,4 @@
-//! Effects of the keys of `[firewall]`, and of a node's role.
+//! Tests the effects of the keys of `[firewall]`, and of a node's role.
 
 use edge_agent::host::firewall::Firewall;
 
@@ -85,8 +85,8 @@ fn hub() {
     }
 }
 
-/// The far network is the hub, which sends the edges' packets in clear. The neighbour is a pod of
-/// the cloud's own CNI on this node.
+/// The far network is the hub, which sends the edges' packets unencrypted. The neighbour is a pod
+/// of the cloud's own CNI on this node.
 fn cloud() {
     let world = World::new();
     for name in ["far", "neighbour", "lan"] {
@@ -251,13 +251,13 @@ fn former_segments() {
         assert_eq!(world.fetch("pod", family.outside, 80).as_deref(), Some(family.edge_up));
         assert_eq!(world.fetch("pod", family.neighbour, 80).as_deref(), Some(former));
         world.cannot_pose("pod", former, "far", family.far);
-        // As the pod's neighbour would send.
+        // A packet that the pod's neighbour would send.
         let unused = if family.ip == "ip" { "10.78.1.9" } else { "fd78::1:9" };
         world.cannot_pose("lan", unused, "edge", family.edge_lan);
         let forged = if family.ip == "ip" { "10.79.1.2" } else { "fd79::1:2" };
         world.cannot_pose("pod", forged, "outside", family.outside);
     }
-    // Another node has the former segments by now.
+    // Another node has the former segments now.
     let mut granted = former;
     granted.remote.extend(granted.pod_networks.clone());
     world.apply(&granted);
@@ -270,8 +270,8 @@ fn former_segments() {
 fn controller() {
     let world = World::new();
     world.serve("lan");
-    // Without it the host would send neighbour solicitations from that address. A router in between
-    // sends them from its own.
+    // Without this, the host would send neighbour solicitations from that address. A router between
+    // both sends them from its own address.
     let mac = world.sh("edge", "cat /sys/class/net/lan/address");
     world.sh("lan", &format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", V6.edge_lan, mac.trim()));
     world.serve("edge");
@@ -351,7 +351,7 @@ fn containers_of_others() {
         world.serve(name);
     }
     let (containers, others) = (["172.17.0.2", "fd17::2"], ["172.18.0.2", "fd18::2"]);
-    // In place of the far network and of a pod.
+    // These replace the far network and a pod.
     world.sh(
         "edge",
         "set -e
@@ -395,7 +395,7 @@ fn containers_of_others() {
         world.publish(8080, containers[index]);
         assert_eq!(world.fetch("lan", family.edge_lan, 8080).as_deref(), Some(family.lan), "what is published");
     }
-    // The pods of another CNI on a hub or cloud node: that CNI decides.
+    // The pods of another CNI on a hub or cloud node are that CNI's responsibility.
     world.apply(&Firewall { fronted: networks(&["172.17.0.0/16", "fd17::/64"]), ..edge() });
     for (container, other) in containers.into_iter().zip(others) {
         assert!(world.fetch("lan", container, 80).is_some(), "{container} is a pod of the cloud's own CNI");

@@ -1,4 +1,4 @@
-//! The table `inet edge-cni` on a real kernel: which hosts reach which, and with which source
+//! Tests the table `inet edge-cni` on a real kernel: which hosts reach which, and with which source
 //! address. Each test has its own network namespaces. The lab tests packets from ESP.
 
 mod ike_ports;

@@ -1,4 +1,4 @@
-//! Rules of other programs that drop pods' packets.
+//! Tests the handling of rules of other programs that drop pods' packets.
 
 use edge_agent::host::obstacles::{self, Obstacle, PodRequirements};
 
@@ -23,7 +23,7 @@ fn needs(accept: bool) -> PodRequirements {
 
 fn look(world: &World, accept: bool) -> Vec<Obstacle> {
     let found = world.on("edge", move || obstacles::check(&needs(accept)));
-    // Obstacles that are due to this kernel are ignored.
+    // Obstacles that this kernel causes are ignored.
     found.into_iter().filter(|obstacle| !obstacle.what.contains("bridge-nf-call")).collect()
 }
 
@@ -107,7 +107,7 @@ fn unreadable() {
     let world = World::new();
     world.sh("edge", "iptables-legacy -P FORWARD DROP && ip6tables-legacy -P FORWARD ACCEPT");
     let mut said = world.on("edge", || {
-        // For this thread and its children.
+        // This applies to this thread and its children.
         rustix::thread::remove_capability_from_bounding_set(rustix::thread::CapabilitySet::NET_RAW).unwrap();
         obstacles::check(&needs(true))
     });

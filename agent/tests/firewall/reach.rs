@@ -1,4 +1,4 @@
-//! What an edge drops and accepts without keys in `[firewall]`.
+//! Tests what an edge drops and accepts without keys in `[firewall]`.
 
 use super::Test;
 use super::world::{BOTH, V4, V6, World, passes};
@@ -31,7 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// another.
 const SERVICES: [[&str; 3]; 2] = [["10.96.0.0/12", "10.96.0.10", "10.96.0.11"], ["fd96::/112", "fd96::10", "fd96::11"]];
 
-/// With and without another program that masquerades everything that is forwarded.
+/// Makes worlds with and without another program that masquerades everything that is forwarded.
 fn worlds() -> impl Iterator<Item = World> {
     [false, true].into_iter().map(|others| {
         let world = World::new();
@@ -48,7 +48,7 @@ fn worlds() -> impl Iterator<Item = World> {
 fn lan_host_reaches_nothing() {
     for world in worlds() {
         for family in BOTH {
-            // Without the table, everything is reached.
+            // Without the table, all targets are reached.
             assert!(world.fetch("lan", family.far, 80).is_some() && world.fetch("lan", family.pod, 80).is_some());
         }
         world.apply(&World::edge());
@@ -182,7 +182,7 @@ fn lan_host_reaches_no_service() {
             }
         }
         assert!(world.refused("to-tunnels") >= 2 && world.refused("to-pods") >= 2);
-        // The operator names a range that no view names.
+        // The operator configures a range that no view names.
         let service_ranges = SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap()).to_vec();
         world.apply(&Firewall { service_ranges, ..World::edge() });
         for service in SERVICES.iter().flat_map(|[_, services @ ..]| services) {
@@ -196,8 +196,8 @@ fn lan_host_reaches_no_service() {
     }
 }
 
-/// IPVS delivers to the node itself what is sent to a Service, whose address is on a link of its
-/// own.
+/// IPVS delivers packets for a Service to the node itself, because the Service's address is on a
+/// separate link.
 fn lan_host_reaches_no_ipvs() {
     for world in worlds() {
         world.serve("edge");
@@ -208,7 +208,7 @@ fn lan_host_reaches_no_ipvs() {
             assert!(world.fetch("lan", service, 80).is_some(), "without a table {service} is reached");
         }
         let named = SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap());
-        // The operator, or a view, may name a range in which the edge's own address lies.
+        // The operator, or a view, may name a range that contains the edge's own address.
         let careless = BOTH.map(|family| family.edge_lan.parse::<IpNetwork>().unwrap());
         let service_ranges: Vec<IpNetwork> = named.into_iter().chain(careless).collect();
         let edge = Firewall { service_ranges, ..World::edge() };
@@ -323,7 +323,7 @@ fn sent_for_others() {
     }
 }
 
-/// As kube-proxy and portmap do: if a pod is its own endpoint, it is masqueraded.
+/// As with kube-proxy and portmap: a pod that is its own endpoint is masqueraded.
 fn hairpin() {
     for world in worlds() {
         world.apply(&World::edge());
@@ -377,7 +377,7 @@ fn loopback() {
             ),
         );
         assert!(world.fetch(name, "127.0.0.1", 80).is_some(), "without the table {name} reaches it");
-        // The kernel itself refuses it on every link but `lo`.
+        // The kernel itself refuses this packet on every link except `lo`.
         world.cannot_fetch(name, "::1", 80);
     }
     assert!(world.arrives("lan", "127.0.0.5", "edge", V4.edge_lan), "without the table");
@@ -399,8 +399,8 @@ fn loopback() {
     }
 }
 
-/// The agent's table may allow what the plugin's drops, by a view or by keys that the plugin does
-/// not know.
+/// A view, or keys that the plugin does not know, may make the agent's table allow packets that the
+/// plugin's table drops.
 fn plugins_table() {
     let world = World::new();
     world.serve("pod");
@@ -414,7 +414,7 @@ fn plugins_table() {
     world.apply(&Firewall { lan_to_pods: lan, ..World::edge() });
     assert!(world.fetch("lan", V4.pod, 80).is_some());
     assert!(!world.sh("edge", "nft list tables").contains("edge-cni-pods"));
-    // Also if there is none.
+    // This also succeeds if there is no such table.
     world.apply(&World::edge());
     world.cannot_fetch("lan", V4.pod, 80);
 }

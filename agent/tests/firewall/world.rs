@@ -1,5 +1,5 @@
-//! An edge with two pods on its bridge, a LAN, the outside, and a far network in place of those
-//! behind tunnels. Each is in a network namespace of its own, with both address families.
+//! Makes an edge with two pods on its bridge, a LAN, the outside, and a far network in place of
+//! those behind tunnels. Each is in a separate network namespace, with both address families.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,7 +13,7 @@ use tokio::net::TcpSocket;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Waits for packets that must not arrive, and for those that must arrive on a busy machine.
+/// Time limit for packets that must not arrive, and for those that must arrive on a busy machine.
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(5);
 
@@ -129,7 +129,7 @@ impl World {
             &["192.168.1.66/24", "2001:db8:1::66/64", "10.244.0.7/32", "fd44::7/128"],
             &["192.168.1.10", "2001:db8:1::10"],
         );
-        // Known, but only used where it is asked for.
+        // The address is known, but only used on request.
         world.sh("lan", "ip -6 addr change fd44::7/128 dev eth0 preferred_lft 0");
         // It has no route to pods, so only translated packets get a response.
         host("outside", &["203.0.113.1/24", "2001:db8:9::1/64"], &[]);
@@ -139,7 +139,7 @@ impl World {
         world
     }
 
-    /// The table of an edge with these addresses.
+    /// Returns the table of an edge with these addresses.
     pub(crate) fn edge() -> Firewall {
         let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
         Firewall {
@@ -176,7 +176,7 @@ impl World {
         self.on("edge", move || firewall.apply()).unwrap();
     }
 
-    /// Number of packets that the edge dropped with this counter.
+    /// Returns the number of packets that the edge dropped with this counter.
     pub(crate) fn refused(&self, counter: &'static str) -> u64 {
         let refused = self.on("edge", firewall::dropped_packets).unwrap();
         refused.iter().find(|refused| refused.counter == counter).map_or(0, |refused| refused.packets)
@@ -207,8 +207,8 @@ impl World {
         ));
     }
 
-    /// Serves on port 80 of a host, as long as the world exists: the response is the client's
-    /// source address.
+    /// Serves on port 80 of a host while the world exists. The response is the client's source
+    /// address.
     pub(crate) fn serve(&self, name: &str) {
         let listener = self.on(name, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
         std::thread::spawn(move || {
@@ -220,7 +220,7 @@ impl World {
         });
     }
 
-    /// The source that the server at `to` sees when a host connects to it.
+    /// Returns the source that the server at `to` sees when a host connects to it.
     pub(crate) fn fetch(&self, from: &str, to: &str, port: u16) -> Option<String> {
         self.connect(from, to, port, LONG)
     }
@@ -243,7 +243,7 @@ impl World {
         })
     }
 
-    /// Whether a connection from this address and port is established.
+    /// Returns whether a connection from this address and port is established.
     pub(crate) fn connects(&self, from: &str, source: (&str, u16), to: (&str, u16)) -> bool {
         let [source, to] = [source, to].map(|(address, port)| SocketAddr::new(address.parse().unwrap(), port));
         self.on(from, move || {
@@ -257,7 +257,7 @@ impl World {
         })
     }
 
-    /// A connection that stays open: both of its ends.
+    /// Opens a connection that stays open. Returns both of its ends.
     pub(crate) fn connection(&self, from: &str, at: &str, to: &str) -> (TcpStream, TcpStream) {
         let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 81);
         let listener = self.on(at, move || TcpListener::bind(to).unwrap());
@@ -265,7 +265,7 @@ impl World {
         (client, listener.accept().unwrap().0)
     }
 
-    /// The source address of a datagram on arrival.
+    /// Returns the source address of a datagram on arrival.
     pub(crate) fn source_of_datagram(&self, from: &str, at: &str, to: &str) -> String {
         let target = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 9);
         let receiver = self.on(at, move || UdpSocket::bind(target).unwrap());
@@ -275,7 +275,7 @@ impl World {
         receiver.recv_from(&mut [0; 16]).unwrap().1.ip().to_string()
     }
 
-    /// Whether an ICMP error says that no socket listens there.
+    /// Returns whether an ICMP error says that no socket listens there.
     pub(crate) fn is_refused(&self, from: &str, to: &str) -> bool {
         let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 9);
         let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -286,14 +286,14 @@ impl World {
         socket.recv(&mut [0; 16]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 
-    /// Fails if a datagram from `source`, which the sender gets as an address meanwhile, arrives at
-    /// `to` on the host `at`.
+    /// Fails if a datagram from `source`, which the sender gets as an address for this time,
+    /// arrives at `to` on the host `at`.
     pub(crate) fn cannot_pose(&self, from: &str, source: &str, at: &str, to: &str) {
         let arrived = self.datagrams(from, source, at, to, 3);
         assert!(!arrived, "a datagram from {source}, sent by {from}, arrived at {to}");
     }
 
-    /// Whether such a datagram arrives.
+    /// Returns whether such a datagram arrives.
     pub(crate) fn arrives(&self, from: &str, source: &str, at: &str, to: &str) -> bool {
         self.datagrams(from, source, at, to, 50)
     }
@@ -321,7 +321,7 @@ impl World {
     }
 }
 
-/// Whether a byte passes through a connection.
+/// Returns whether a byte passes through a connection.
 pub(crate) fn passes(from: &mut TcpStream, to: &mut TcpStream) -> bool {
     to.set_read_timeout(Some(SHORT)).unwrap();
     from.write_all(b"x").unwrap();

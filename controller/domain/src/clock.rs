@@ -1,4 +1,4 @@
-//! Wall-clock time that never runs backwards.
+//! Provides wall-clock time that never runs backwards.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,18 +7,19 @@ use std::time::Instant;
 /// Seconds since 1970-01-01 UTC.
 pub type Seconds = i64;
 
-/// 2026-11-01. No release of this program is older, so a machine's clock that shows less is wrong.
+/// 2026-11-01. No release of this program is older, so an earlier time of the machine's clock is
+/// wrong.
 const EARLIEST: Seconds = 1_793_491_200;
 /// One second in nanoseconds.
 const SECOND: i64 = 1_000_000_000;
 
 /// Wall-clock time that never runs backwards. It is at least 2026-11-01, and at least the time that
-/// [`Clock::not_before`] got. Machines without a battery clock start in 1970; quarantines and
-/// tokens must not be judged by that.
+/// [`Clock::not_before`] received. Machines without a battery clock start in 1970; quarantines and
+/// tokens must not be judged by that time.
 ///
-/// If the machine's clock is set back, or starts behind the known time, this clock goes on at half
-/// the pace until both agree. So nothing that has expired becomes valid again, nothing waits for
-/// ever, and a machine's clock that was ahead for a while is not followed for ever.
+/// If the machine's clock is set back, or starts behind the known time, this clock runs at half the
+/// pace until both agree. So nothing that has expired becomes valid again, nothing waits forever,
+/// and the effect of a machine's clock that was ahead for a while ends at some time.
 #[derive(Debug, Clone)]
 pub struct Clock(Arc<Inner>);
 
@@ -26,9 +27,9 @@ pub struct Clock(Arc<Inner>);
 struct Inner {
     started: Instant,
     last: Mutex<LastReading>,
-    /// Time that tests let pass, nanoseconds; otherwise zero.
+    /// Time that tests have added, in nanoseconds; otherwise zero.
     passed: AtomicI64,
-    /// Offset by which tests set the machine's clock, nanoseconds; otherwise zero.
+    /// Offset that tests have added to the machine's clock, in nanoseconds; otherwise zero.
     set: AtomicI64,
 }
 
@@ -40,7 +41,7 @@ struct LastReading {
 }
 
 impl Clock {
-    /// A clock that follows the machine's.
+    /// Makes a clock that follows the machine's.
     pub fn system() -> Self {
         Self(Arc::new(Inner {
             started: Instant::now(),
@@ -50,40 +51,42 @@ impl Clock {
         }))
     }
 
-    /// Seconds since 1970-01-01 UTC; never lower than at an earlier call.
+    /// Returns the seconds since 1970-01-01 UTC; never fewer than an earlier call.
     pub fn now(&self) -> Seconds {
         let (system, mut last) = (self.machine(), self.last());
         let monotonic = self.elapsed();
         let passed = (monotonic - last.monotonic).max(0);
-        // A machine's clock before the first release shows no time to slow down for.
+        // A machine's clock that shows a time before the first release gives no reason to slow
+        // down.
         let pace = if system < EARLIEST * SECOND { passed } else { passed / 2 };
         *last =
             LastReading { monotonic: last.monotonic.max(monotonic), now: system.max(last.now.saturating_add(pace)) };
         last.now / SECOND
     }
 
-    /// Makes the time at least `known`: the latest time in the store.
+    /// Makes the time at least `known`, which is the latest time in the store.
     pub fn not_before(&self, known: Seconds) {
         self.now();
         let mut last = self.last();
         last.now = last.now.max(known.saturating_mul(SECOND));
     }
 
-    /// The earlier of the time now and the machine's clock. Validity that other machines judge
-    /// begins at this time, since their clocks were not ahead when this one was.
+    /// Returns the earlier of the time now and the machine's clock. Validity that other machines
+    /// check begins at this time, since their clocks were not ahead when this one was.
     pub fn issue_time(&self) -> Seconds {
         let (now, machine) = (self.now(), self.machine() / SECOND);
         if machine < EARLIEST { now } else { now.min(machine) }
     }
 
-    /// Seconds since this clock was created, whatever the machine's clock was set to meanwhile.
+    /// Returns the seconds since this clock was created, independent of changes of the machine's
+    /// clock.
     pub fn monotonic(&self) -> Seconds {
         self.elapsed() / SECOND
     }
 
-    /// Lets time pass. For tests.
+    /// Advances the time. For tests.
     pub fn advance(&self, seconds: Seconds) {
-        // Reads the time first: until now it may have passed at another pace.
+        // The time is read first, because it may have passed at another pace until now.
         self.now();
         self.0.passed.fetch_add(seconds * SECOND, Ordering::Relaxed);
     }
@@ -109,7 +112,7 @@ impl Clock {
     }
 }
 
-/// The time in RFC 3339, UTC.
+/// Formats the time as RFC 3339, UTC.
 pub fn rfc3339(at: Seconds) -> String {
     time::OffsetDateTime::from_unix_timestamp(at)
         .ok()

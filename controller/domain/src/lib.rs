@@ -2,20 +2,20 @@
 //! stores, and the views that it computes for nodes. It depends on neither HTTP nor Kubernetes.
 //!
 //! - Segments: [`segments`].
-//! - Certificates: [`ca`] signs them, [`node_certificates`] decides which ones a node may use,
+//! - Certificates: [`ca`] signs them, [`node_certificates`] decides which ones a node may use, and
 //!   [`tokens`] let nodes join and get their first one.
 //! - Rows: [`registry`] plans changes against the [`state`], commits them to the [`store`], then
-//!   publishes them. [`archive`] is all rows and authorities in one file; [`state_files`] names the
-//!   files of a state directory.
+//!   publishes them. [`archive`] writes all rows and authorities into one file; [`state_files`]
+//!   names the files of a state directory.
 //! - Views: [`views`] are built from the state, from the [`networks`] that the operator configures,
 //!   and from addresses ([`node_addresses`]). [`reachability`] refuses networks that would cut
 //!   nodes off from the controller.
 //! - For the operator: reports of nodes ([`node_reports`]), and sessions of the page
 //!   ([`page_sessions`]).
-//! - Limits: [`mass_deletion`] limits how many nodes may disappear without a question,
-//!   [`request_limits`] how often one node asks for what costs much, and [`source_shares`] divides
-//!   a limited resource fairly among unknown sources.
-//! - [`clock`], [`random`] and [`text`] serve the others.
+//! - Limits: [`mass_deletion`] limits how many nodes may disappear without a confirmation,
+//!   [`request_limits`] limits how often one node makes expensive requests, and [`source_shares`]
+//!   divides a limited resource fairly among unknown sources.
+//! - [`clock`], [`random`] and [`text`] are used by the other modules.
 #![forbid(unsafe_code)]
 
 pub mod archive;

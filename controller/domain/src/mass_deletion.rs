@@ -1,8 +1,9 @@
-//! Limits how many nodes may disappear before the operator is asked.
+//! Limits how many nodes may disappear before the operator must confirm.
 //!
-//! Nodes leave when the operator deregisters them, or when their object is deleted at the API
-//! server. One or two such deletions are probably meant. Many at once are more likely a mistake,
-//! another cluster or a lost disk. Then the nodes stay registered, and the operator is asked.
+//! Nodes are removed when the operator deregisters them, or when their object is deleted at the API
+//! server. One or two such deletions are probably intended. Many at once are more likely caused by
+//! a mistake, another cluster or a lost disk. In that case the nodes stay registered, and the
+//! operator must confirm.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,20 +12,21 @@ use tokio::time::Instant;
 
 /// Deletions within this time are judged together.
 pub const SETTLE_TIME: Duration = Duration::from_secs(2);
-/// Deletions within this time are added up, so that a few now and a few more later are noticed as
-/// well.
+/// Deletions within this time are added up, so that several small groups of deletions also reach
+/// the limit.
 const WINDOW: Duration = Duration::from_secs(3600);
 /// Number of deletions that are always accepted.
 const FEW: usize = 2;
 
-/// The times of the deletions that were accepted within [`WINDOW`]. If the operator is asked about
-/// more, they are at most a tenth of the nodes; otherwise at most all nodes.
+/// The times of the deletions that were accepted within [`WINDOW`]. Their number is at most a tenth
+/// of the nodes if the operator must confirm further deletions; otherwise at most all nodes.
 #[derive(Debug, Default)]
 pub struct RecentDeletions(VecDeque<Instant>);
 
 impl RecentDeletions {
-    /// Whether `missing` deletions are too many, if `registered` nodes are left. With the accepted
-    /// ones before, three or more are too many if they are a tenth of the nodes.
+    /// Returns whether `missing` deletions are too many, if `registered` nodes are left. Together
+    /// with the deletions accepted before, three or more are too many if they are a tenth of the
+    /// nodes.
     pub fn are_too_many(&mut self, missing: usize, registered: usize, now: Instant) -> bool {
         while self.0.front().is_some_and(|at| now.saturating_duration_since(*at) >= WINDOW) {
             self.0.pop_front();

@@ -1,5 +1,5 @@
 //! The networks of the cluster, as the operator configures them: cluster ranges for the pods of
-//! edges, and cloud networks that hubs front.
+//! edges, and cloud networks that are behind hubs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,23 +22,24 @@ pub struct ClusterNetworks {
 pub struct HubNetworks {
     /// Cloud networks that it fronts; `None` means those of [`ClusterNetworks::fronted`].
     pub fronted: Option<Vec<IpNetwork>>,
-    /// Its addresses. Peers try them before those that it reports.
+    /// Addresses of the hub. Peers try them before those that the hub reports.
     pub endpoints: Vec<SocketAddr>,
 }
 
 impl ClusterNetworks {
-    /// All cloud networks that any hub fronts.
+    /// Returns all cloud networks that any hub fronts.
     pub fn all_fronted(&self) -> impl Iterator<Item = &IpNetwork> + Clone {
         self.hubs.values().filter_map(|hub| hub.fronted.as_ref()).flatten().chain(&self.fronted)
     }
 
-    /// Cloud networks that this hub fronts.
+    /// Returns the cloud networks that this hub fronts.
     pub fn fronted_by(&self, hub: &NodeName) -> &[IpNetwork] {
         self.hubs.get(hub).and_then(|hub| hub.fronted.as_deref()).unwrap_or(&self.fronted)
     }
 
-    /// Networks that are reached through tunnels, so that peers get no address in them of a node of
-    /// this role. Hubs and cloud nodes may have addresses in the networks that hubs front.
+    /// Returns the networks that are reached through tunnels. Peers get no address in these
+    /// networks for a node of this role. Hubs and cloud nodes may have addresses in the networks
+    /// that hubs front.
     pub fn tunnelled(&self, role: Role) -> impl Iterator<Item = &IpNetwork> + Clone {
         self.ranges.iter().chain(self.all_fronted().filter(move |_| role == Role::Edge))
     }

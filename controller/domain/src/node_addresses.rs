@@ -1,6 +1,6 @@
-//! The addresses of a node that its peers get. A node's report makes hubs and members of its
-//! communities send packets to these addresses. So only usable addresses are passed on, only a few
-//! of them, and they cannot change quickly.
+//! Selects the addresses of a node that its peers get. A node's report makes hubs and members of
+//! its communities send packets to these addresses. So only usable addresses are passed on, their
+//! number is limited, and they cannot change quickly.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,18 +10,20 @@ use std::time::Duration;
 use edge_types::{IpNetwork, NodeName};
 use tokio::time::Instant;
 
-/// Most addresses of one node that its peers get. Those that the operator configures for a hub are
-/// not counted.
+/// Maximum number of addresses of one node that its peers get. Addresses that the operator
+/// configures for a hub do not count.
 pub const MOST: usize = 8;
-/// Number of changes of a node's addresses that are passed on at once.
+/// Number of changes of a node's addresses that are passed on without a wait.
 const BURST: u32 = 8;
-/// After that one change is passed on in each period of this length, with the latest addresses.
+/// After the burst, one change is passed on in each period of this length, with the latest
+/// addresses.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Above this number of nodes those are dropped that may change their addresses at once again.
+/// Above this number of nodes, the limit drops those nodes that have their whole burst again.
 const REMEMBERED: usize = 1024;
 
-/// Whether peers may get this address. It must mean the same on every machine and stand for one
-/// machine (RFC 6890, RFC 4291), and it must not lie in a network that is reached through a tunnel.
+/// Returns whether peers may get this address. The address must mean the same on every machine and
+/// identify one machine (RFC 6890, RFC 4291), and it must not lie in a network that is reached
+/// through a tunnel.
 pub fn is_reachable<'a>(address: &IpAddr, mut networks: impl Iterator<Item = &'a IpNetwork>) -> bool {
     let address = address.to_canonical();
     let usable = match address {
@@ -31,8 +33,8 @@ pub fn is_reachable<'a>(address: &IpAddr, mut networks: impl Iterator<Item = &'a
     usable && !networks.any(|network| network.contains(address))
 }
 
-/// Whether a host can be reached at this address from another one, as far as the address says: it
-/// is not a loopback, multicast, broadcast or unspecified one.
+/// Returns whether the form of an address allows another host to reach a host there: it is not a
+/// loopback, multicast, broadcast or unspecified address.
 pub fn is_of_a_host(address: &IpAddr) -> bool {
     let address = address.to_canonical();
     !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || address == Ipv4Addr::BROADCAST)
@@ -58,8 +60,8 @@ fn is_usable_v6(ip: &Ipv6Addr) -> bool {
     !(reserved || local || metadata || ip.is_multicast()) && within(ip).is_none_or(|ip| is_usable_v4(&ip))
 }
 
-/// The IPv4 address to which packets are translated or tunnelled: 64:ff9b::/96 (RFC 6052 2.1),
-/// 2002::/16 (RFC 3056 2).
+/// Returns the IPv4 address to which packets are translated or tunnelled: 64:ff9b::/96 (RFC 6052
+/// 2.1), 2002::/16 (RFC 3056 2).
 fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
     let [first, second, third, .., seventh, eighth] = ip.segments();
     let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
@@ -70,9 +72,9 @@ fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// The first of a node's addresses that its peers may get, in the node's order. One fewer than
-/// [`MOST`], to leave room for the address at which the controller saw the node: behind a NAT that
-/// is the only one that works.
+/// Returns the first addresses of a node that its peers may get, in the node's order. Their number
+/// is one fewer than [`MOST`], to leave room for the address at which the controller saw the node:
+/// behind a NAT only that address works.
 pub fn usable_addresses<'a>(
     addresses: impl IntoIterator<Item = IpAddr>,
     networks: impl Iterator<Item = &'a IpNetwork> + Clone,
@@ -118,15 +120,14 @@ struct NodeLimit {
     has_waiter: bool,
 }
 
-/// What the caller does with a change.
+/// What the caller must do with a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChangeDecision {
-    /// It passes the change on now.
+    /// Pass the change on now.
     Apply,
-    /// It waits until [`AddressChangeLimits::next`] returns the latest addresses, and passes them
-    /// on.
+    /// Wait until [`AddressChangeLimits::next`] returns the latest addresses, and pass them on.
     Schedule,
-    /// Nothing: another task already waits and will pass it on.
+    /// Do nothing: another task already waits and will pass the change on.
     AlreadyScheduled,
 }
 
@@ -148,7 +149,7 @@ impl NodeLimit {
         Self { due: now, waiting: None, has_waiter: false }
     }
 
-    /// When the next change is allowed.
+    /// Returns when the next change is allowed.
     fn allowed_at(&self) -> Instant {
         self.due.checked_sub(PERIOD * (BURST - 1)).unwrap_or(self.due)
     }
@@ -163,14 +164,14 @@ impl NodeLimit {
 }
 
 impl AddressChangeLimits {
-    /// Whether a node may change its addresses now. Counts the change if it may.
+    /// Returns whether a node may change its addresses now. Counts the change if it may.
     pub fn take(&self, node: &NodeName) -> bool {
         let now = Instant::now();
         self.with_limit(node, now, |limit| limit.take(now))
     }
 
-    /// A node reported other addresses than it has. They are passed on now, or later unless the
-    /// node reports others until then.
+    /// Handles a report of other addresses than the node has. They are passed on now, or later
+    /// unless the node reports others until then.
     pub fn moved(&self, node: &NodeName, addresses: &ReportedAddresses) -> ChangeDecision {
         self.moved_at(node, addresses, Instant::now())
     }
@@ -188,15 +189,15 @@ impl AddressChangeLimits {
         })
     }
 
-    /// A node reported the addresses that it has: a change that waits is void.
+    /// Handles a report of the addresses that the node has: a waiting change is dropped.
     pub fn cancel_waiting(&self, node: &NodeName) {
         if let Some(limit) = self.nodes().all.get_mut(node) {
             limit.waiting = None;
         }
     }
 
-    /// A change that could not be stored waits again, unless a later one waits. Returns whether the
-    /// caller has to wait with it.
+    /// Queues a change again that could not be stored, unless a later one waits. Returns whether
+    /// the caller must wait with it.
     pub fn wait_again(&self, node: &NodeName, addresses: ReportedAddresses) -> bool {
         self.with_limit(node, Instant::now(), |limit| {
             let again = limit.waiting.is_none() && !limit.has_waiter;
@@ -207,8 +208,8 @@ impl AddressChangeLimits {
         })
     }
 
-    /// Waits until a change of the node is allowed. Returns the addresses to pass on; `None` if
-    /// nothing waits any more.
+    /// Waits until a change of the node is allowed. Returns the addresses to pass on; `None` if no
+    /// change waits any more.
     pub async fn next(&self, node: &NodeName) -> Option<ReportedAddresses> {
         loop {
             match self.readiness_at(node, Instant::now()) {
@@ -334,15 +335,15 @@ mod tests {
         );
         assert_eq!(changes.readiness_at(&node, begin), Readiness::At(begin + PERIOD));
         assert_eq!(changes.readiness_at(&node, begin + PERIOD), Readiness::Now(Some(addresses(101))));
-        // In the long run at most one in each period.
+        // In the long run at most one change passes in each period.
         let passed = (0..100).filter(|n| take(begin + PERIOD + PERIOD / 10 * *n)).count();
         assert_eq!(passed, 9);
-        // If the node reports its former addresses before that, nothing waits any more.
+        // If the node reports its former addresses before that, no change waits any more.
         let now = begin + PERIOD * 11 - Duration::from_secs(1);
         assert_eq!(changes.moved_at(&node, &addresses(102), now), ChangeDecision::Schedule);
         changes.cancel_waiting(&node);
         assert_eq!(changes.readiness_at(&node, now), Readiness::Now(None));
-        // A node that was quiet may change them as often as at first.
+        // A node without recent changes has its whole burst again.
         let late = now + PERIOD * (BURST + 1);
         assert!((0..BURST).all(|_| take(late)) && !take(late));
     }

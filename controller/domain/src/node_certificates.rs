@@ -1,4 +1,5 @@
-//! Which certificates of a node the controller accepts, and how they change at joins and renewals.
+//! Decides which certificates of a node the controller accepts, and changes them at joins and
+//! renewals.
 
 use edge_types::NodeName;
 
@@ -6,7 +7,7 @@ use crate::ca::{Authorities, Authority, BACKDATED, CaError, Issued, Term, reques
 use crate::clock::Seconds;
 use crate::state::{Certificate, NodeRecord, TokenRecord};
 
-/// The entry in a node's record for a certificate that was just signed.
+/// Returns the entry in a node's record for a certificate that was just signed.
 pub fn record_of(issued: &Issued, key: &NodeKey) -> Certificate {
     Certificate {
         serial: issued.term.serial.clone(),
@@ -18,19 +19,19 @@ pub fn record_of(issued: &Issued, key: &NodeKey) -> Certificate {
     }
 }
 
-/// Why a node requests a certificate.
+/// The reason why a node requests a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CertificateReason {
-    /// It joins with a token, and has no certificate that counts.
+    /// The node joins with a token, and has no certificate that counts.
     Join,
-    /// It renews its certificate.
+    /// The node renews its certificate.
     Renewal,
 }
 
-/// Why a node's record does not take a certificate that was just signed.
+/// The reason why a certificate that was just signed does not enter a node's record.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// The node got a newer certificate since this one was signed.
+    /// The node got a newer certificate after this one was signed.
     #[error("node {0} got another certificate at the same moment")]
     Concurrent(NodeName),
     /// The certificate with which the node renews is not accepted any more.
@@ -38,9 +39,9 @@ pub enum CertificateError {
     Superseded(NodeName),
 }
 
-/// The serial number and validity of the certificate to sign for `key`. `issue_time` is
+/// Returns the serial number and validity of the certificate to sign for `key`. `issue_time` is
 /// [`crate::clock::Clock::issue_time`]. If the response to an earlier request was lost, the node
-/// asks again with the same key and gets the same certificate again.
+/// repeats the request with the same key and gets the same certificate again.
 pub fn term(
     record: Option<&NodeRecord>,
     key: &NodeKey,
@@ -56,30 +57,30 @@ pub fn term(
         return Ok(Term { serial: same.serial.clone(), not_before: same.not_before, not_after: same.not_after });
     }
     let mut term = Term::days(days, now)?;
-    // This controller's clock may have been ahead, and the clocks of the peers that check the
+    // This controller's clock may have been ahead, while the clocks of the peers that check the
     // validity were not.
     term.not_before = term.not_before.min(issue_time - BACKDATED);
     term.not_before = match reason {
-        // Later than every certificate of this node so far, also within one second: peers tell the
-        // joins apart by `notBefore`.
+        // The time is later than that of every earlier certificate of this node, even within one
+        // second: peers distinguish the joins by `notBefore`.
         CertificateReason::Join => {
             let latest = known.map(|known| known.not_before).max().unwrap_or(0);
             term.not_before.max(latest).saturating_add(1)
         }
-        // However often a node renews, `notBefore` gets no further ahead than that of its join.
+        // However often a node renews, `notBefore` is never further ahead than that of its join.
         CertificateReason::Renewal => term.not_before.max(record.map_or(0, |record| record.certificates_from)),
     };
     Ok(term)
 }
 
-/// The node joins with this certificate. From now on neither the controller nor its peers accept
-/// another one.
+/// Records the certificate with which the node joins. From now on neither the controller nor its
+/// peers accept another one.
 pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), CertificateError> {
     if record.certificates.iter().any(|known| known.serial == certificate.serial) {
         record.certificates.retain(|known| known.serial == certificate.serial);
         return Ok(());
     }
-    // The two were signed at the same moment.
+    // Both certificates were signed at the same moment.
     if record.certificates.iter().any(|known| known.not_before >= certificate.not_before) {
         return Err(CertificateError::Concurrent(record.name.clone()));
     }
@@ -88,8 +89,8 @@ pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), Ce
     Ok(())
 }
 
-/// The node renews the certificate with the serial `present`. That stays valid until the node has
-/// used the new one, since the response or the power may fail.
+/// Renews the certificate with the serial `present`. That certificate stays valid until the node
+/// has used the new one, since the response may be lost or the power may fail.
 pub fn renew(record: &mut NodeRecord, present: &str, certificate: &Certificate) -> Result<(), CertificateError> {
     record.certificates.retain(|known| known.serial == present || known.serial == certificate.serial);
     if !record.certificates.iter().any(|known| known.serial == present) {
@@ -108,8 +109,8 @@ pub fn note_use(record: &mut NodeRecord, serial: &str) {
     }
 }
 
-/// Whether a node could not connect any more if an authority were retired now: it has a valid
-/// certificate of that authority, and has used none of another trusted one.
+/// Returns whether a node could no longer connect if an authority were retired now: the node has a
+/// valid certificate of that authority, and has used none of another trusted one.
 pub fn needs(record: &NodeRecord, authority: &Authority, authorities: &Authorities, now: Seconds) -> bool {
     let valid = |known: &&Certificate| now < known.not_after;
     let (of_it, of_others): (Vec<&Certificate>, Vec<&Certificate>) =
@@ -119,13 +120,13 @@ pub fn needs(record: &NodeRecord, authority: &Authority, authorities: &Authoriti
     !of_it.is_empty() && !of_others.iter().filter(|known| trusted(known)).any(|known| known.used)
 }
 
-/// Whether a token that can still be used pins this authority. A node could not join with it if the
-/// authority were retired.
+/// Returns whether a token that can still be used pins this authority. A node could not join with
+/// the token if the authority were retired.
 pub fn pins(token: &TokenRecord, authority: &Authority, authorities: &Authorities, now: Seconds) -> bool {
     now < token.expires_at && token.used() < token.uses() && authorities.is_issuer(&token.authority, authority)
 }
 
-/// The names for a message: the first 20 nodes, and the number of the others.
+/// Returns the names for a message: the first 20 nodes, and the number of the others.
 pub fn shortened<'a>(names: impl ExactSizeIterator<Item = &'a NodeName>) -> Vec<String> {
     const SHOWN: usize = 20;
     let rest = names.len().saturating_sub(SHOWN);

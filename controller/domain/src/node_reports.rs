@@ -1,5 +1,5 @@
-//! What nodes report about themselves, and when they were last seen. It is kept in memory, for the
-//! operator. The server writes the latter to disk now and then.
+//! Keeps the nodes' reports about themselves, and when nodes were last seen, in memory, for the
+//! operator. The server writes the latter to disk periodically.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use edge_types::api::{LONGEST_OBSTACLE, LONGEST_VERSION, MOST_OBSTACLES, NodeRep
 use crate::clock::Seconds;
 use crate::text::is_invisible;
 
-/// Longest reason of a node that is kept, in characters.
+/// Maximum length of a node's reason, in characters.
 const LONGEST_REASON: usize = 500;
 
 /// The last report of each node to this replica. Clones share them.
@@ -24,17 +24,17 @@ struct Reports {
     unseen: UnseenReports,
 }
 
-/// What a node reported last, as far as only people read it. Texts are limited in length, and
+/// The parts of a node's last report that only people read. Texts are limited in length, and
 /// characters that hide, reorder or break text are removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LastReport {
-    /// Its tunnels; `None` if it has not counted them yet.
+    /// Its tunnels; `None` if the node has not counted them yet.
     pub tunnels: Option<TunnelCount>,
     /// Release of its agent; `None` if the agent does not report it.
     pub version: Option<String>,
-    /// What keeps its pods' packets from arriving, one sentence each.
+    /// The obstacles that keep its pods' packets from arriving, one sentence each.
     pub obstacles: Vec<String>,
-    /// Why its view is not in force, if it is not.
+    /// The reason why its view is not in force; `None` if it is.
     pub refused_view: Option<String>,
 }
 
@@ -42,14 +42,15 @@ pub struct LastReport {
 #[derive(Debug, Default)]
 pub struct UnseenReports {
     /// Nodes that opened a stream of their view here. Another replica may have written their status
-    /// meanwhile.
+    /// in the meantime.
     pub begun: HashSet<NodeName>,
-    /// Nodes of which the report changed.
+    /// Nodes whose report changed.
     pub changed: HashSet<NodeName>,
 }
 
 impl LastReport {
-    /// What a report says. A report without tunnels does not change the count of the one before.
+    /// Takes the content of a report. A report without tunnels keeps the count of the previous
+    /// report.
     fn of(report: &NodeReport, before: Option<&Self>) -> Self {
         let obstacles = report.obstacles.iter().take(MOST_OBSTACLES);
         Self {
@@ -66,8 +67,8 @@ impl NodeReports {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node opened a stream of its view here. It may have reported the same to this replica
-    /// before.
+    /// Records that a node opened a stream of its view here. It may have sent the same report to
+    /// this replica before.
     pub fn begins(&self, node: &NodeName, now: Seconds) {
         let mut reports = self.reports();
         reports.last_seen.insert(node.clone(), now);
@@ -75,12 +76,12 @@ impl NodeReports {
         reports.unseen.changed.insert(node.clone());
     }
 
-    /// A stream of a node's view ended here.
+    /// Records that a stream of a node's view ended here.
     pub fn ends(&self, node: &NodeName, now: Seconds) {
         self.reports().last_seen.insert(node.clone(), now);
     }
 
-    /// A node reported.
+    /// Records a report of a node.
     pub fn reported(&self, node: &NodeName, report: &NodeReport, now: Seconds) {
         let mut reports = self.reports();
         reports.last_seen.insert(node.clone(), now);
@@ -92,18 +93,19 @@ impl NodeReports {
         }
     }
 
-    /// The last report of a node; `None` if it has not reported to this replica.
+    /// Returns the last report of a node; `None` if it has not reported to this replica.
     pub fn of(&self, node: &NodeName) -> Option<LastReport> {
         self.reports().last.get(node).cloned()
     }
 
-    /// When a node last reported to this replica, opened a stream of its view, or lost it.
+    /// Returns when a node last reported to this replica, opened a stream of its view, or lost the
+    /// stream.
     pub fn last_seen(&self, node: &NodeName) -> Option<Seconds> {
         self.reports().last_seen.get(node).copied()
     }
 
-    /// Takes over when nodes were last seen before this replica was started. What it has seen
-    /// itself counts more.
+    /// Restores when nodes were last seen before this replica was started. Times that this replica
+    /// has recorded itself take precedence.
     pub fn restore_last_seen(&self, before: &BTreeMap<NodeName, Seconds>) {
         let mut reports = self.reports();
         for (node, at) in before {
@@ -111,7 +113,7 @@ impl NodeReports {
         }
     }
 
-    /// Forgets all nodes for which `kept` is false.
+    /// Removes all nodes for which `kept` is false.
     pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
         let mut reports = self.reports();
         reports.last.retain(|name, _| kept(name));
@@ -120,13 +122,13 @@ impl NodeReports {
         reports.unseen.changed.retain(&kept);
     }
 
-    /// The changes since the last call.
+    /// Returns the changes since the last call.
     pub fn take_unseen(&self) -> UnseenReports {
         std::mem::take(&mut self.reports().unseen)
     }
 }
 
-/// At most `longest` characters of a text, without those that hide, reorder or break text.
+/// Returns at most `longest` characters of a text, without those that hide, reorder or break text.
 fn shown(text: &str, longest: usize) -> String {
     text.chars().filter(|character| !is_invisible(*character)).take(longest).collect()
 }

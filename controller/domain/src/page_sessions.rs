@@ -1,5 +1,5 @@
-//! Sessions of the operator's page. A session is a random credential that only the operator can
-//! make. It reads what the page shows and changes nothing.
+//! Manages the sessions of the operator's page. A session is a random credential that only the
+//! operator can create. It gives read access to the data on the page.
 //!
 //! Sessions are kept in memory: they end with this run of the controller. Only hashes of their
 //! credentials are kept.
@@ -16,11 +16,11 @@ use zeroize::Zeroizing;
 use crate::clock::Seconds;
 use crate::random::{NoRandomness, octets};
 
-/// Largest number of sessions. The next one ends the oldest.
+/// Maximum number of sessions. A further one ends the oldest.
 pub const MOST_SESSIONS: usize = 16;
-/// Seconds after which a session ends: a working day, and no more than one night.
+/// Lifetime of a session, in seconds: a working day, and at most one night.
 pub const SESSION_LIFETIME: Seconds = 12 * 3600;
-/// Octets of a credential before they are written as text.
+/// Length of a credential in octets, before it is written as text.
 const CREDENTIAL: usize = 32;
 
 /// The open sessions, the oldest first. Clones share them.
@@ -34,7 +34,7 @@ struct Session {
 }
 
 impl PageSessions {
-    /// Opens a session. Returns its credential, which is shown only once, and when it ends.
+    /// Opens a session. Returns its credential, which is shown only once, and the time of its end.
     pub fn open(&self, now: Seconds) -> Result<(Zeroizing<String>, Seconds), NoRandomness> {
         let credential = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*octets(CREDENTIAL)?));
         let expires_at = now.saturating_add(SESSION_LIFETIME);
@@ -47,13 +47,13 @@ impl PageSessions {
         Ok((credential, expires_at))
     }
 
-    /// Whether a credential is that of a session that has not ended.
+    /// Returns whether a credential belongs to a session that has not ended.
     pub fn admits(&self, credential: &str, now: Seconds) -> bool {
         let hash = hash(credential);
         self.sessions().iter().any(|session| now < session.expires_at && bool::from(session.hash.ct_eq(&hash)))
     }
 
-    /// Ends all sessions. Returns how many there were.
+    /// Ends all sessions. Returns their number.
     pub fn end_all(&self, now: Seconds) -> usize {
         let ended = std::mem::take(&mut *self.sessions());
         ended.iter().filter(|session| now < session.expires_at).count()
@@ -96,7 +96,7 @@ mod tests {
         let newest = open(100);
         assert!(!sessions.admits(&all[0], 100), "the oldest");
         assert!(all[1..].iter().chain([&newest]).all(|credential| sessions.admits(credential, 100)));
-        // By now that of second 1 has ended by itself.
+        // The session of second 1 has expired by now.
         open(SESSION_LIFETIME + 1);
         assert!(sessions.admits(&all[2], SESSION_LIFETIME + 1));
     }

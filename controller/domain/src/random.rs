@@ -1,4 +1,4 @@
-//! Random numbers from the system.
+//! Gets random numbers from the operating system.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use edge_types::jitter::between;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
-/// The system gives no random numbers, so no secret can be generated.
+/// The operating system provides no random numbers, so no secret can be generated.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the system gives no random numbers")]
 pub struct NoRandomness;
 
-/// Random octets for secrets. They are wiped when dropped.
+/// Returns random octets for secrets. They are wiped when dropped.
 pub fn octets(count: usize) -> Result<Zeroizing<Vec<u8>>, NoRandomness> {
     let mut bytes = Zeroizing::new(vec![0; count]);
     SystemRandom::new().fill(&mut bytes).map_err(|_| NoRandomness)?;
     Ok(bytes)
 }
 
-/// A random time up to `longest`, so that not all clients come at the same moment.
+/// Returns a random time up to `longest`, so that not all clients come at the same moment.
 pub fn jitter(longest: Duration) -> Duration {
     between(Duration::ZERO, longest)
 }

@@ -1,9 +1,9 @@
 //! Checks that nodes can still reach the controller, and each other, under a configuration.
 //!
-//! An address in a cluster range belongs to a pod: the guard of a node drops packets to it that no
-//! tunnel takes. Packets to a hub's networks go through the tunnel to the hub. So an address that
-//! nodes must reach without a tunnel may lie in neither. A node that is cut off could not get the
-//! corrected configuration.
+//! An address in a cluster range belongs to a pod: the guard of a node drops packets to that
+//! address unless a tunnel takes them. Packets to a hub's networks go through the tunnel to the
+//! hub. So an address that nodes must reach without a tunnel must not lie in either. A node that is
+//! cut off could not get the corrected configuration.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -17,11 +17,11 @@ use crate::registry::Registry;
 use crate::state::State;
 use crate::store::Note;
 
-/// Longest time to resolve one name.
+/// Time limit for resolving one name.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most node addresses that are logged if they are no reason to refuse.
+/// Maximum number of node addresses that are logged if they are no reason to refuse.
 const MOST_LOGGED: usize = 10;
-/// Most addresses of one name that are checked.
+/// Maximum number of addresses of one name that are checked.
 const MOST_ADDRESSES: usize = 64;
 
 /// One of `server_names` with its addresses.
@@ -30,7 +30,7 @@ pub struct ServerName {
     name: String,
     /// Whether the name is itself an address.
     literal: bool,
-    /// Empty if the name cannot be resolved here.
+    /// Empty if the name cannot be resolved on this machine.
     addresses: Vec<IpAddr>,
 }
 
@@ -57,8 +57,8 @@ async fn resolve_name(name: &str) -> ServerName {
     ServerName { name: name.into(), literal: false, addresses }
 }
 
-/// Cluster ranges and networks of the configuration before. An address of a node that already lay
-/// in them is no reason to refuse, since that may have been so for long.
+/// Cluster ranges and networks of the previous configuration. A node address that already lay in
+/// them is no reason to refuse, because it may have been there for a long time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreviousNetworks {
     ranges: Vec<IpNetwork>,
@@ -95,9 +95,9 @@ pub async fn store_current(registry: &Registry, networks: &ClusterNetworks) {
     }
 }
 
-/// Checks a configuration. `listen`: the addresses on which this controller listens. `before`: what
-/// was in force before, if that is known. The error names the configuration's key, the addresses
-/// and what to do.
+/// Checks a configuration. `listen`: the addresses on which this controller listens. `before`: the
+/// previous configuration, if it is known. The error names the configuration's key, the addresses
+/// and the remedy.
 pub fn check(
     networks: &ClusterNetworks,
     listen: &[SocketAddr],
@@ -114,7 +114,7 @@ fn range_of<'a>(networks: &'a [IpNetwork], address: &IpAddr) -> Option<&'a IpNet
     networks.iter().find(|network| network.contains(*address))
 }
 
-/// All networks that hubs front.
+/// Returns all networks that hubs front.
 fn fronted(networks: &ClusterNetworks) -> Vec<IpNetwork> {
     networks.all_fronted().copied().collect()
 }
@@ -140,8 +140,8 @@ fn check_names(networks: &ClusterNetworks, listen: &[SocketAddr], names: &[Serve
     }
     let fronted = fronted(networks);
     let inside = |address: &IpAddr| range_of(&fronted, address);
-    // A name that cannot be resolved here, as in an outage of DNS, may lead nodes to an address
-    // outside.
+    // A name that cannot be resolved on this machine, for example in an outage of DNS, may resolve
+    // to an address outside for nodes.
     let all_known = !names.is_empty() && names.iter().all(|name| !name.addresses.is_empty());
     if all_known && names.iter().flat_map(|name| &name.addresses).all(|address| inside(address).is_some()) {
         let names: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
@@ -177,7 +177,7 @@ fn check_hubs(networks: &ClusterNetworks) -> Result<(), String> {
             continue;
         }
         let why = format!("hub.{name}.endpoints: {}, which is reached only through the tunnel", inside.join(", "));
-        // Other nodes may use an address outside, and nodes of the same site this one.
+        // Other nodes may use an address outside, and nodes of the same site may use this one.
         if inside.len() == hub.endpoints.len() {
             return Err(format!("{why}: the tunnel could never be set up; name an endpoint outside"));
         }
@@ -292,7 +292,7 @@ mod tests {
             for names in [[inside.clone(), outside], [inside.clone(), named(&["203.0.113.1"])]] {
                 check(&fronting, &[], None, &names.concat(), &none).unwrap();
             }
-            // A name that cannot be resolved here may lead nodes to an address outside.
+            // A name that cannot be resolved here may resolve to an address outside for nodes.
             for names in [[inside, named(&[])], [named(&[]), named(&["10.1.2.3"])]] {
                 check(&fronting, &[], None, &names.concat(), &none).unwrap();
             }
@@ -329,8 +329,8 @@ mod tests {
         for (networks, key) in [(&wide, "segments.cluster_ranges"), (&fronting, "networks")] {
             let why = check(networks, &[], Some(&before), &[], &home).unwrap_err();
             assert!(why.contains(key) && why.contains("192.168.1.10") && why.contains("edge-1"), "{why}");
-            // An address that lay in a network before is no reason to refuse. Without knowledge of
-            // what was in force before, no address is one either.
+            // An address that already lay in a network is no reason to refuse. If the previous
+            // configuration is unknown, no address is a reason either.
             check(networks, &[], Some(&networks.into()), &[], &home).unwrap();
             check(networks, &[], None, &[], &home).unwrap();
         }

@@ -1,6 +1,6 @@
-//! Limits how often one node has the controller do what costs much: a certificate that is signed
-//! and stored, or a list of all segments. A node needs that seldom. Without a limit, one node could
-//! keep the controller and the API server's store busy.
+//! Limits how often one node makes an expensive request: for a certificate that is signed and
+//! stored, or for a list of all segments. A node rarely needs such requests. Without a limit, one
+//! node could keep the controller and the API server's store busy.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,14 +9,14 @@ use std::time::Duration;
 use edge_types::NodeName;
 use tokio::time::Instant;
 
-/// Number of requests of a node that are served at once.
+/// Number of requests of a node that are served without a wait.
 const BURST: u32 = 16;
-/// After that one request is served in each period of this length.
+/// After the burst, one request is served in each period of this length.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Above this number of nodes those are forgotten that have their whole burst again.
+/// Above this number of nodes, those nodes are dropped that have their whole burst again.
 const REMEMBERED: usize = 1024;
 
-/// Why a request is not served now.
+/// The reason why a request is not served now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("node {node} asks for this more often than {BURST} times at once and then every {} s; it may ask again in {seconds} s", PERIOD.as_secs())]
 pub struct TooOften {
@@ -26,7 +26,7 @@ pub struct TooOften {
     pub seconds: u32,
 }
 
-/// Counts the requests of each node for one thing. Clones share the counts.
+/// Counts the requests of one kind of each node. Clones share the counts.
 #[derive(Debug, Clone, Default)]
 pub struct RequestLimit(Arc<Mutex<HashMap<NodeName, Instant>>>);
 
@@ -34,8 +34,8 @@ impl RequestLimit {
     /// Counts a request of a node.
     ///
     /// # Errors
-    /// If the node had its burst, and the period since its last request is not over. Then the
-    /// request does not count.
+    /// If the node has used its burst, and the period since its last request is not over. In that
+    /// case the request does not count.
     pub fn take(&self, node: &NodeName) -> Result<(), TooOften> {
         self.take_at(node, Instant::now())
     }

@@ -1,11 +1,11 @@
-//! Divides a limited resource fairly among unknown sources: if all of it is taken, it decides who
-//! loses a share to a new source.
+//! Divides a limited resource fairly among unknown sources: if the whole resource is in use, it
+//! decides which source loses a share to a new one.
 //!
 //! One customer has a /64 of IPv6, and often a /48 (RFC 6177, RFC 7934); neighbours in IPv4 share a
-//! /24. So shares are compared twice: the network that holds the most loses one, and within it the
-//! source that holds the most loses its oldest one. A host that takes everything takes it from
-//! itself, and one with many addresses from its network. A host with a single address loses nothing
-//! to either.
+//! /24. So shares are compared twice: the network that holds the most loses one, and within that
+//! network the source that holds the most loses its oldest one. A host that takes the whole
+//! resource displaces only its own shares, and a host with many addresses displaces shares of its
+//! own network. A host with a single address loses nothing to either.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-/// What each source holds of a limited resource, such as connections or bytes.
+/// The shares of a limited resource, such as connections or bytes, that each source holds.
 #[derive(Debug, Default)]
 pub struct SourceShares {
     networks: HashMap<IpAddr, Network>,
@@ -50,7 +50,7 @@ pub struct Share {
 }
 
 impl SourceShares {
-    /// What all sources hold together.
+    /// Returns the amount that all sources hold together.
     pub fn total(&self) -> usize {
         self.total
     }
@@ -69,7 +69,7 @@ impl SourceShares {
         (share, displaced)
     }
 
-    /// Increases a share; `false` if it was displaced.
+    /// Increases a share; `false` if the share was displaced.
     pub fn grow(&mut self, share: Share, by: usize) -> bool {
         let Some(network) = self.networks.get_mut(&network(share.source)) else { return false };
         let Some(of_source) = network.sources.get_mut(&share.source) else { return false };
@@ -81,15 +81,15 @@ impl SourceShares {
         true
     }
 
-    /// Gives a share back. Does nothing if it was displaced.
+    /// Gives a share back. Does nothing if the share was displaced.
     pub fn leave(&mut self, share: Share) {
         self.remove(share);
     }
 
     /// Displaces the oldest share of the source that holds the most, for one more share of `from`.
     /// If that source would hold no more than `from`, only a share older than `patience` is
-    /// displaced: otherwise a crowd of new sources would cut every handshake short, and none would
-    /// ever finish.
+    /// displaced: otherwise many new sources would cut every handshake short, and none would ever
+    /// finish.
     ///
     /// Returns the source that lost its share; `None` if none did.
     pub fn displace_for(&mut self, from: IpAddr, amount: usize, patience: Duration, now: Instant) -> Option<IpAddr> {
@@ -142,7 +142,7 @@ impl Source {
     }
 }
 
-/// The entry that holds the most; of several the one with the oldest share.
+/// Returns the entry that holds the most; of several, the one with the oldest share.
 fn most<'a, T: 'a>(
     all: impl Iterator<Item = (&'a IpAddr, &'a T)>,
     total: impl Fn(&T) -> usize,
@@ -151,7 +151,7 @@ fn most<'a, T: 'a>(
     all.max_by_key(|(_, one)| (total(one), Reverse(oldest(one))))
 }
 
-/// The source to which an address counts: an IPv4 address itself, or its /64 of IPv6.
+/// Returns the source to which an address counts: an IPv4 address itself, or its /64 of IPv6.
 pub fn source(from: IpAddr) -> IpAddr {
     match from.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
@@ -159,7 +159,7 @@ pub fn source(from: IpAddr) -> IpAddr {
     }
 }
 
-/// The network to which a source counts: a /24 of IPv4, or a /48 of IPv6.
+/// Returns the network to which a source counts: a /24 of IPv4, or a /48 of IPv6.
 fn network(source: IpAddr) -> IpAddr {
     match source {
         IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() >> 8 << 8).into(),

@@ -1,5 +1,5 @@
-//! Names of the controller's files in its state directory. The directory may contain other files
-//! too.
+//! Names of the controller's files in its state directory. The directory may also contain other
+//! files.
 
 use std::ffi::OsStr;
 
@@ -11,22 +11,22 @@ use crate::store::embedded;
 pub const RESTORING: &str = "restoring";
 /// Prefix of the directory in which a restore keeps the former content. The time follows.
 pub const BEFORE_RESTORE: &str = "before-restore-";
-/// When nodes were last seen, with the embedded store.
+/// File with the times when nodes were last seen, with the embedded store.
 pub const LAST_SEEN: &str = "last-seen.json";
 /// Prefixes of names that only a controller uses: the store and the authorities, also with `.new`,
-/// `.tmp` or the suffix of a copy, and what a restore leaves.
+/// `.tmp` or the suffix of a copy, and the directories of a restore.
 const OURS: [&str; 3] = [embedded::FILE, ca::DOCUMENT, BEFORE_RESTORE];
 /// Names that other programs use as well, such as Kubernetes. They are the controller's if a name
 /// of [`OURS`] is in the same directory.
 const AMBIGUOUS: [&str; 3] = [ca::CERTIFICATES, ca::FORMER_KEY, LAST_SEEN];
 
-/// Whether a file of this name is the controller's, in a directory that holds its state.
+/// Returns whether a file of this name is the controller's, in a directory that holds its state.
 pub fn is_ours(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     is_surely_ours(name) || AMBIGUOUS.contains(&name.strip_suffix(".tmp").unwrap_or(name))
 }
 
-/// Whether a file of this name is the controller's in any directory.
+/// Returns whether a file of this name is the controller's in any directory.
 pub fn is_surely_ours(name: &str) -> bool {
     name == RESTORING || OURS.iter().any(|known| name.starts_with(known))
 }

@@ -1,7 +1,7 @@
 //! Text from nodes that is shown to people.
 
-/// Whether a character is a control character (C0, C1, DEL) or one of Unicode's category Cf that
-/// hides, reorders or breaks text.
+/// Returns whether a character is a control character (C0, C1, DEL) or one of Unicode's category Cf
+/// that hides, reorders or breaks text.
 pub fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'

@@ -1,5 +1,5 @@
-//! Join tokens. The operator creates them for a number of uses and a time, and the controller
-//! stores only their hashes.
+//! Manages join tokens. The operator creates them for a limited number of uses and a limited time,
+//! and the controller stores only their hashes.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,19 +14,19 @@ use crate::clock::{Seconds, rfc3339};
 use crate::random::NoRandomness;
 use crate::state::{NodeRecord, Redemption, State, TokenRecord};
 
-/// Longest validity of a token, seconds: a year.
+/// Maximum validity of a token, in seconds: a year.
 const LONGEST: u64 = 366 * 24 * 3600;
 /// Seconds for which an expired token stays in the list, so that an attempt to use it gets a
 /// precise error.
 const KEPT_AFTER_EXPIRY: Seconds = 30 * 24 * 3600;
 
-/// Why a join token cannot be created or used.
+/// The reason why a join token cannot be created or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// The operator's request for a token has values that make no sense.
+    /// The operator's request for a token has invalid values.
     #[error("{0}")]
     Invalid(String),
-    /// The token is unknown, or its secret is wrong. The text does not say which of the two.
+    /// The token is unknown, or its secret is wrong. The text does not reveal which of the two.
     #[error(
         "the join token is not known here: it was deleted, was made by another controller, or is mistyped; ask the operator for a new one"
     )]
@@ -39,7 +39,7 @@ pub enum TokenError {
         /// When it expired, RFC 3339.
         at: String,
     },
-    /// The token was used as often as it may be.
+    /// All uses of the token are used up.
     #[error("join token {id} has been used {uses} of {uses} times; ask the operator for a new one")]
     Used {
         /// Id of the token.
@@ -59,7 +59,7 @@ pub enum TokenError {
         /// The node that wants to join.
         node: NodeName,
     },
-    /// The system gives no random numbers.
+    /// The operating system provides no random numbers.
     #[error(transparent)]
     Random(#[from] NoRandomness),
 }
@@ -96,8 +96,8 @@ pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result
     Ok((token, record))
 }
 
-/// Checks that a credential is that of a stored token, used up or not. Costs one hash, and only if
-/// the id is known.
+/// Checks that a credential belongs to a stored token, used up or not. The check costs one hash,
+/// and only if the id is known.
 pub fn is_known(state: &State, credential: &str) -> Result<(), TokenError> {
     find(state, credential).map(drop)
 }
@@ -112,7 +112,8 @@ fn find<'a>(state: &'a State, credential: &str) -> Result<&'a TokenRecord, Token
 }
 
 /// Checks the credential of a node that joins with this key. Returns the record of the token after
-/// this use. If it is that of before, this repeats an earlier request: see [`is_repeated`].
+/// this use. An unchanged record means that this use repeats an earlier request: see
+/// [`is_repeated`].
 pub fn redeem(
     state: &State,
     credential: &str,
@@ -146,18 +147,18 @@ pub fn redeem(
     Ok(after)
 }
 
-/// Whether this use repeats an earlier request: see [`redeem`].
+/// Returns whether this use repeats an earlier request: see [`redeem`].
 pub fn is_repeated(before: &State, after: &TokenRecord) -> bool {
     before.token(&after.id).is_some_and(|token| token.used() == after.used())
 }
 
-/// Ids of tokens that expired so long ago that they are deleted.
+/// Returns the ids of tokens that expired so long ago that they are deleted.
 pub fn forgotten(state: &State, now: Seconds) -> Vec<String> {
     let old = |token: &&TokenRecord| now >= token.expires_at.saturating_add(KEPT_AFTER_EXPIRY);
     state.tokens().filter(old).map(|token| token.id.clone()).collect()
 }
 
-/// All tokens as the API shows them to the operator.
+/// Returns all tokens as the API shows them to the operator.
 pub fn infos(state: &State) -> Vec<TokenInfo> {
     let mut nodes: HashMap<&str, Vec<NodeName>> = HashMap::new();
     for node in state.nodes() {
@@ -169,7 +170,8 @@ pub fn infos(state: &State) -> Vec<TokenInfo> {
     state.tokens().map(|token| info(token, joined(token))).collect()
 }
 
-/// A token as the API shows it to the operator, with the registered nodes that joined with it.
+/// Returns a token as the API shows it to the operator, with the registered nodes that joined with
+/// it.
 pub fn info(token: &TokenRecord, joined: Vec<NodeName>) -> TokenInfo {
     let noted = token.redemptions.iter().map(|redemption| redemption.node.clone());
     let used_by: BTreeSet<NodeName> = noted.chain(joined).collect();
@@ -185,7 +187,8 @@ pub fn info(token: &TokenRecord, joined: Vec<NodeName>) -> TokenInfo {
     }
 }
 
-/// A random id. It does not begin with a hyphen: command lines would take it for an option.
+/// Returns a random id. It does not begin with a hyphen, because command lines would read it as an
+/// option.
 fn id() -> Result<String, TokenError> {
     loop {
         let id = random(9)?.to_string();
@@ -276,7 +279,7 @@ mod tests {
         assert!(!info.used_by.iter().any(|name| name.as_str() == "node-500"), "it is not registered any more");
     }
 
-    /// What a release wrote that noted each join in the row of the token.
+    /// The record is one of a release that recorded each join in the row of the token.
     #[test]
     fn the_uses_that_an_earlier_release_wrote_count_and_its_lost_answers_are_repeated() {
         let (mut state, token) = made(0x7fff, None);
@@ -304,7 +307,7 @@ mod tests {
         redeem_and_keep(&mut state, &token, "c", "kc", 1000).unwrap();
         let refused = redeem_and_keep(&mut state, &token, "d", "kd", 1000);
         assert!(matches!(refused, Err(TokenError::Used { uses: 3, .. })));
-        // An earlier release lets nobody join with what is written now: it compares the number of
+        // An earlier release refuses further joins with this record: it compares the number of
         // redemptions with `uses`.
         let now = serde_json::to_value(state.token(&token.id).unwrap()).unwrap();
         assert_eq!((&now["uses"], now.get("redemptions")), (&0.into(), None));
@@ -339,7 +342,7 @@ mod tests {
 
     #[test]
     fn no_id_begins_like_an_option() {
-        // Without the rule one of 64 would.
+        // Without the rule, one of 64 ids would begin with a hyphen.
         let begins: Vec<char> = (0..2000).map(|_| made(1, None).1.id.chars().next().unwrap()).collect();
         assert!(!begins.contains(&'-') && begins.contains(&'_'));
     }

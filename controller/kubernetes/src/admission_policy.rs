@@ -1,10 +1,10 @@
-//! Checks whether the admission policy of `deploy/kubernetes/15-node-labels.yaml` keeps kubelets
-//! from labels that put nodes into communities. It reads the objects themselves, since an object of
-//! that name may say anything.
+//! Checks whether the admission policy of `deploy/kubernetes/15-node-labels.yaml` prevents kubelets
+//! from setting labels that put nodes into communities. The check reads the objects themselves,
+//! because an object with the policy's name may contain anything.
 //!
-//! The policy may differ from the manifest only in what refuses more: further labels, speakers,
-//! rules and validations. A policy of another release with other expressions is not recognised:
-//! apply the manifest of this release.
+//! The policy may differ from the manifest only where it refuses more: further labels, speakers,
+//! rules and validations. The policy of another release, with other expressions, is not recognised.
+//! In that case the operator must apply the manifest of this release.
 
 use k8s_openapi::api::admissionregistration::v1::{
     MatchResources, NamedRuleWithOperations, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
@@ -12,12 +12,12 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-/// Name of the policy, and of its binding in the manifest.
+/// Name of the policy and of its binding in the manifest.
 pub const NAME: &str = "edge-cni-node-labels";
 /// Manifest of the policy and its binding.
 pub const MANIFEST: &str = "deploy/kubernetes/15-node-labels.yaml";
 
-/// Variables that hold lists. Longer lists are accepted.
+/// Variables that hold lists. The policy may have longer lists.
 const LISTS: [(&str, &str); 2] = [
     (
         "labels",
@@ -55,10 +55,10 @@ const VALIDATIONS: [&str; 2] = [
 const OPERATIONS: [&str; 2] = ["CREATE", "UPDATE"];
 const RESOURCES: [&str; 2] = ["nodes", "nodes/status"];
 
-/// Checks that kubelets are kept from the labels.
+/// Checks that the policy prevents kubelets from setting the labels.
 ///
 /// # Errors
-/// What is missing or differs.
+/// Returns what is missing or differs.
 pub fn check(
     policy: Option<&ValidatingAdmissionPolicy>,
     bindings: &[&ValidatingAdmissionPolicyBinding],
@@ -73,7 +73,7 @@ pub fn check(
 }
 
 fn check_policy(spec: &ValidatingAdmissionPolicySpec) -> Result<(), String> {
-    // If it is missing, it means Fail.
+    // The default of a missing failure policy is Fail.
     if spec.failure_policy.as_deref().is_some_and(|policy| policy != "Fail") {
         return Err("its failurePolicy is not Fail".into());
     }
@@ -115,7 +115,7 @@ fn check_policy(spec: &ValidatingAdmissionPolicySpec) -> Result<(), String> {
     }
 }
 
-/// A list of strings in CEL, which is also one in JSON.
+/// Parses a list of strings in CEL. Such a list is also valid JSON.
 fn list(expression: &str) -> Option<Vec<String>> {
     serde_json::from_str(expression).ok()
 }
@@ -163,7 +163,7 @@ mod tests {
     use k8s_openapi::api::admissionregistration::v1::MatchCondition;
     use serde_json::json;
 
-    /// As the API server returns them, with its defaults.
+    /// Returns the shipped objects as the API server returns them, with its defaults.
     fn shipped() -> (ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding) {
         let variables: Vec<_> = LISTS
             .into_iter()

@@ -1,5 +1,6 @@
-//! The certificate authorities in a Secret that all replicas share. If two replicas create them at
-//! the same time, the API server lets one through, and the other takes the ones of the first.
+//! Keeps the certificate authorities in a Secret that all replicas share. If two replicas create
+//! them at the same time, the API server accepts one request, and the other replica takes the
+//! authorities of the first.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub const NAME: &str = "edge-cni-ca";
 const TYPE: &str = "edge-cni.io/authorities";
 /// Key of the whole document, private keys included.
 const DOCUMENT: &str = "ca.json";
-/// Key of the trusted certificates alone, for people.
+/// Key of the trusted certificates alone, for people who read the Secret.
 const CERTIFICATES: &str = "ca.crt";
 const WHAT: &str = "secrets";
 /// Wait after a watch has failed.
@@ -32,8 +33,8 @@ const WATCH: u32 = 240;
 /// Keeps the document in a Secret of a namespace.
 pub struct CaSecret {
     api: Api<Secret>,
-    /// The version at which the next watch starts. The Secret's own version may be compacted
-    /// already.
+    /// The version at which the next watch starts. The API server may already have compacted the
+    /// Secret's own version.
     known: Mutex<String>,
 }
 
@@ -48,8 +49,8 @@ impl CaSecret {
     }
 
     async fn read(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
-        // A list and not the Secret alone, because only a list says up to which version the Secret
-        // is unchanged.
+        // Lists instead of reading the Secret, because only a list says up to which version the
+        // Secret is unchanged.
         let params = ListParams::default().fields(&only());
         let list = with_timeout(self.api.list(&params)).await?;
         self.watch_from(list.metadata.resource_version.unwrap_or_default());
@@ -119,7 +120,7 @@ impl CaSecret {
     }
 }
 
-/// Field selector of the Secret.
+/// Returns the field selector of the Secret.
 fn only() -> String {
     format!("metadata.name={NAME}")
 }

@@ -11,9 +11,10 @@ pub use kube::Client;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-/// A request fails if it is not answered within this time. Its outcome is not known then.
+/// Time limit of a request. A request that is not answered in time fails, and its outcome is
+/// unknown.
 pub const REQUEST: Duration = Duration::from_secs(10);
-/// Longest time to open a connection.
+/// Time limit for opening a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Manifest with the permissions that the controller needs.
@@ -77,22 +78,22 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
     }
 }
 
-/// Whether a 404 means that the kind is missing, and not one object.
+/// Returns whether a 404 means that the kind is missing, and not one object.
 pub fn lacks_kind(status: &kube::core::Status) -> bool {
     status.code == 404 && status.details.as_ref().is_none_or(|details| details.name.is_empty())
 }
 
-/// Whether a 404 means that the namespace of a new object is missing.
+/// Returns whether a 404 means that the namespace of a new object is missing.
 fn lacks_namespace(status: &kube::core::Status) -> bool {
     status.code == 404 && status.details.as_ref().is_some_and(|details| details.kind == "namespaces")
 }
 
-/// Whether a 404 means that one object is missing.
+/// Returns whether a 404 means that one object is missing.
 pub fn is_absent(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404 && !lacks_kind(status))
 }
 
-/// What does not work at present, for logs and for readiness.
+/// The failures at present, for logs and for readiness.
 #[derive(Debug, Clone, Default)]
 pub struct ApiFailures {
     failing: Arc<Mutex<BTreeMap<String, ApiFailure>>>,
@@ -102,25 +103,25 @@ pub struct ApiFailures {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ApiFailure {
     why: String,
-    /// Nodes are served all the same; only people see less.
+    /// Nodes are served despite this failure; only people see less.
     minor: bool,
 }
 
 impl ApiFailures {
-    /// Notes a failure on which serving nodes depends. It is logged when it is new.
+    /// Records a failure that affects serving nodes. The failure is logged when it is new.
     pub fn record(&self, what: &str, why: String) {
         self.note(what, ApiFailure { why, minor: false });
     }
 
-    /// Notes a failure that only people notice, such as missing Events. It is logged when it is
-    /// new.
+    /// Records a failure that affects only people, such as missing Events. The failure is logged
+    /// when it is new.
     pub fn record_minor(&self, what: &str, why: String) {
         self.note(what, ApiFailure { why, minor: true });
     }
 
-    /// Sets the resources, as plural and group, to which the controller's account lacks a right.
-    /// All replicas lack it. So their failures are not a reason to send nodes elsewhere: they count
-    /// as minor.
+    /// Sets the resources, as plural and group, for which the controller's account lacks a right.
+    /// All replicas lack the same rights, so sending nodes to another replica would not help. Such
+    /// failures count as minor.
     pub fn set_lacking(&self, resources: BTreeSet<String>) {
         *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = resources;
     }
@@ -141,23 +142,24 @@ impl ApiFailures {
         }
     }
 
-    /// The reasons of all failures, joined by `; `; `None` if all works.
+    /// Returns the reasons of all failures, joined by `; `; `None` if all works.
     pub fn all_reasons(&self) -> Option<String> {
         self.join_reasons(|_, _| true)
     }
 
-    /// Failures that only people notice, or that all replicas share; `None` if there are none.
+    /// Returns the failures that affect only people or all replicas alike; `None` if there are
+    /// none.
     pub fn minor_reasons(&self) -> Option<String> {
         self.join_reasons(|failure, shared| failure.minor || shared)
     }
 
-    /// Failures for which nodes should go to another replica; `None` if there are none.
+    /// Returns the failures that are a reason to send nodes to another replica; `None` if there are
+    /// none.
     pub fn serving_reasons(&self) -> Option<String> {
         self.join_reasons(|failure, shared| !failure.minor && !shared)
     }
 
-    /// How many failures there are of which [`Self::serving_reasons`] and [`Self::minor_reasons`]
-    /// tell.
+    /// Counts the failures in [`Self::serving_reasons`] and those in [`Self::minor_reasons`].
     pub fn counts(&self) -> (usize, usize) {
         let lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,7 +167,8 @@ impl ApiFailures {
         (failing.len() - minor, minor)
     }
 
-    /// `counts` gets a failure, and whether all replicas share it.
+    /// Joins the reasons of the failures that `counts` selects. Its arguments are a failure and
+    /// whether all replicas share that failure.
     fn join_reasons(&self, counts: impl Fn(&ApiFailure, bool) -> bool) -> Option<String> {
         let lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,9 +179,10 @@ impl ApiFailures {
 }
 
 /// Reads a `resourceVersion` as a number. Versions of one kind can be compared: the API guarantees
-/// it since Kubernetes 1.35 (KEP-5504), and it was so before. Versions of different kinds can be
-/// compared if all kinds are in one etcd, because they are its revisions. So an API server with
-/// some of our kinds in a separate etcd (`--etcd-servers-overrides`) is not supported.
+/// it since Kubernetes 1.35 (KEP-5504), and earlier releases behave in the same way. Versions of
+/// different kinds can be compared if all kinds are in one etcd, because the versions are etcd's
+/// revisions. So an API server with some of our kinds in a separate etcd
+/// (`--etcd-servers-overrides`) is not supported.
 ///
 /// # Errors
 /// If it is not a number.

@@ -1,8 +1,9 @@
-//! Checks that the API server is still of the same cluster. What another cluster lacks says nothing
-//! about our nodes.
+//! Checks that the API server still belongs to the same cluster. Objects that are missing in
+//! another cluster say nothing about our nodes.
 //!
-//! A cluster is identified by the UID of its namespace `kube-system`, as is the custom: that is as
-//! old as the cluster, and no other cluster has it. The store notes it when it is first seen.
+//! A cluster is identified by the UID of its namespace `kube-system`, as is the custom: that
+//! namespace is as old as the cluster, and its UID is unique. The store records the UID when the
+//! controller first sees it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,11 +23,11 @@ pub struct ClusterIdentity {
     registry: Registry,
     /// UID of another cluster that the operator accepts in place of the known one.
     accepted: Option<String>,
-    /// The UID that was known last: a cluster that was built again has lost the note in its store.
+    /// The last known UID. A cluster that was built again has lost the UID in its store.
     seen: Arc<Mutex<Option<String>>>,
 }
 
-/// Why the controller does not rely on what the API server says.
+/// The reason why the controller does not rely on the API server's answers.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterIdentityError {
     /// It is not known which cluster answers.
@@ -52,10 +53,10 @@ impl ClusterIdentity {
         Self { api: Api::all(client.clone()), registry, accepted, seen: Arc::default() }
     }
 
-    /// Makes sure that the cluster that answers now is the known one.
+    /// Checks that the cluster that answers now is the known one.
     ///
     /// # Errors
-    /// If it is another one, or that cannot be found out.
+    /// If another cluster answers, or the check is not possible.
     pub async fn check(&self) -> Result<(), ClusterIdentityError> {
         let found = uid(&self.api).await.map_err(ClusterIdentityError::Unknown)?;
         let seen = self.seen().clone();
@@ -91,7 +92,7 @@ impl ClusterIdentity {
 /// Reads the UID of the cluster that answers.
 ///
 /// # Errors
-/// If the API server cannot be asked.
+/// If the API server cannot be reached.
 pub async fn uid(api: &Api<Namespace>) -> Result<String, String> {
     match tokio::time::timeout(REQUEST, api.get_metadata(NAMESPACE)).await {
         Ok(Ok(namespace)) => namespace.metadata.uid.ok_or_else(|| format!("the namespace {NAMESPACE} has no UID")),

@@ -1,5 +1,5 @@
-//! Writes Kubernetes Events about the objects where an operator looks for them. An Event is written
-//! once, whichever replicas see its cause, and nothing waits for it.
+//! Writes Kubernetes Events about objects, so that operators see them with the object. All replicas
+//! that see the same cause write one Event together, and no code waits for the write.
 
 use std::time::Duration;
 
@@ -18,17 +18,17 @@ use tokio::sync::mpsc;
 use super::client::{ApiFailures, REQUEST, explain};
 use super::resources::{Community, EdgeNode, Segment};
 
-/// Largest number of Events that wait to be written; further ones are dropped.
+/// Maximum number of Events that wait to be written; further Events are dropped.
 const WAITING: usize = 256;
-/// Shortest time from one Event to the next, so that Events do not slow down requests for nodes.
+/// Shortest time between two Events, so that Events do not slow down requests for nodes.
 const PACE: Duration = Duration::from_millis(50);
 /// Namespace of Events about cluster-scoped objects.
 const NAMESPACE: &str = "default";
 const CONTROLLER: &str = "edge-cni.io/edge-controller";
 const WHAT: &str = "events.events.k8s.io";
-/// Equal Events within this time are one.
+/// Equal Events within this time are written as one.
 const ONCE: Duration = Duration::from_secs(3600);
-/// Longest note that the API accepts, in bytes.
+/// Maximum length of a note that the API accepts, in bytes.
 const NOTE: usize = 1024;
 
 /// The kind of object that an Event is about.
@@ -72,7 +72,7 @@ impl EventRecorder {
         self.enqueue(PendingEvent { regarding, name: name.into(), warning: false, reason, note });
     }
 
-    /// Writes an Event of type Warning, for what an operator should look at.
+    /// Writes an Event of type Warning, for a state that an operator should check.
     pub fn warning(&self, regarding: Regarding, name: &str, reason: &'static str, note: String) {
         self.enqueue(PendingEvent { regarding, name: name.into(), warning: true, reason, note });
     }
@@ -114,7 +114,7 @@ fn resource(regarding: Regarding) -> ApiResource {
     }
 }
 
-/// Readers find Events by the UID of their object; an object that is gone has none.
+/// Returns the UID of the object. Readers find Events by this UID; a deleted object has none.
 async fn uid(client: &Client, pending: &PendingEvent) -> Option<String> {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(pending.regarding));
     api.get_metadata_opt(&pending.name).await.ok().flatten()?.meta().uid.clone()

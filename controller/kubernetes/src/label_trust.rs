@@ -1,10 +1,10 @@
 //! Decides for the whole cluster whether labels of Node objects put nodes into communities
-//! (`trust_node_labels`); `node_trust` applies that to each Node. A
-//! kubelet can label its own Node, so these labels count only if our admission policy keeps
-//! kubelets from them. The policy is watched, because it may be added or removed at any time.
+//! (`trust_node_labels`); `node_trust` applies the decision to each Node. A kubelet can label its
+//! own Node, so these labels count only if our admission policy prevents kubelets from setting
+//! them. The policy is watched, because it may be added or removed at any time.
 //!
-//! If the policy disappears, no member is cut off: a community that a label gave stays as long as
-//! the Node has the label, and no community is added.
+//! If the policy disappears, no member loses its community: a community from a label stays as long
+//! as the Node has the label, and no community is added.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -31,7 +31,7 @@ pub const RESTRICTED_COMMUNITY_LABEL: &str = "node-restriction.kubernetes.io/edg
 
 /// Number of policies or bindings in one page.
 const PAGE: u32 = 500;
-/// How often failures of the API server are checked, until the first lists are there.
+/// How often failures of the API server are checked until the first lists have been read.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The value of `trust_node_labels`.
@@ -48,7 +48,8 @@ pub enum TrustNodeLabels {
     Never,
 }
 
-/// As it is written; in files a boolean is also allowed, which was the only form before.
+/// The value in the configuration. Files may also have a boolean, which was the only form in the
+/// past.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -83,7 +84,7 @@ impl From<TrustNodeLabels> for Written {
     }
 }
 
-/// What community labels of Node objects do at present.
+/// The present effect of the community labels of Node objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LabelEffect {
     /// A label puts its node into the communities that it names.
@@ -106,7 +107,7 @@ pub struct LabelTrust {
 }
 
 impl LabelTrust {
-    /// The effect before the API server was asked.
+    /// Returns the effect before the first answer of the API server.
     pub fn at_start(trust: TrustNodeLabels) -> Self {
         let (effect, why, known) = match trust {
             TrustNodeLabels::Always => {
@@ -167,9 +168,9 @@ impl LabelWatch {
         Self { client: client.clone(), trust, events }
     }
 
-    /// Watches and reports. Never returns.
+    /// Watches the objects and reports. Never returns.
     pub async fn run(self) {
-        // Nodes are served without it, so failures here do not affect readiness.
+        // Nodes are served without this watch, so its failures do not affect readiness.
         let api_failures = ApiFailures::default();
         let (policy_sender, mut policies) = mpsc::unbounded_channel();
         let (binding_sender, mut bindings) = mpsc::unbounded_channel();
@@ -235,7 +236,7 @@ pub fn log_forced(trust: &LabelTrust) {
     }
 }
 
-/// The objects of one kind that matter.
+/// The objects of one kind that affect the decision.
 struct KnownObjects<K> {
     objects: BTreeMap<String, K>,
     listed: bool,
@@ -264,7 +265,7 @@ impl<K: Resource> KnownObjects<K> {
         let name = object.name_any();
         match (self.matters)(&object) {
             true => drop(self.objects.insert(name, object)),
-            // It may have mattered before.
+            // The object may have affected the decision before.
             false => drop(self.objects.remove(&name)),
         }
     }

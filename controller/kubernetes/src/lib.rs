@@ -1,17 +1,17 @@
-//! What the controller reads from and writes to Kubernetes. It is the only one of the controller's
-//! crates that uses `kube`.
+//! Reads from and writes to Kubernetes for the controller. Of the controller's crates, only this
+//! one uses `kube`.
 //!
 //! - [`resources`]: the custom resources.
 //! - [`client`]: connects to the API server and explains its errors.
 //! - [`ca_secret`]: the certificate authorities in a Secret that all replicas share.
 //! - [`events`], [`status_writer`]: Events and statuses, for people.
-//! - [`node_statuses`]: what all replicas wrote into the statuses of nodes, for the operator.
+//! - [`node_statuses`]: reads what all replicas wrote into the statuses of nodes, for the operator.
 //! - [`replica_leases`]: which replica leads; [`orphans`]: what the leader collects.
 //! - [`list_watch`]: a list that is kept up to date by a watch.
 //! - [`own_rights`]: which rights the controller's account lacks.
-//! - [`cluster_identity`]: checks that it is still the same cluster.
+//! - [`cluster_identity`]: checks that the API server still belongs to the same cluster.
 //! - [`store`]: rows as custom resources that all replicas share.
-//! - [`nodes`]: communities and deregistration from Node objects; [`selector`]: which Nodes.
+//! - [`nodes`]: communities and deregistration from Node objects; [`selector`]: selects Nodes.
 //! - [`node_trust`]: which labels and addresses of a Node count, since its kubelet can write them.
 //! - [`label_trust`]: whether community labels of Nodes count; [`admission_policy`]: the admission
 //!   policy that they need.

@@ -1,4 +1,4 @@
-//! What all replicas wrote about nodes into the statuses of EdgeNodes, for the operator.
+//! Reads what all replicas wrote about nodes into the statuses of EdgeNodes, for the operator.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use super::client::explain;
 use super::resources::{EdgeNode, EdgeNodeStatus};
 
-/// Longest time that the API server may take.
+/// Time limit of the API server's answer.
 const LIST: Duration = Duration::from_secs(5);
 const WHAT: &str = "edgenodes.edge-cni.io";
 
@@ -22,18 +22,19 @@ pub struct NodeStatuses {
     nodes: Api<EdgeNode>,
 }
 
-/// What the status of a node says. It may be some seconds old.
+/// The content of a node's status. It may be some seconds old.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeStatus {
     /// The replica to which the node is connected.
     pub replica: Option<String>,
-    /// When it was last connected; `None` while it is connected, and if that is not known.
+    /// The time when the node was last connected; `None` while it is connected, or if the time is
+    /// unknown.
     pub last_seen: Option<Seconds>,
     /// Its tunnels.
     pub tunnels: Option<TunnelCount>,
     /// Release of its agent.
     pub version: Option<String>,
-    /// What keeps its pods' packets from arriving.
+    /// The obstacles that keep packets of the node's pods from arriving.
     pub obstacles: Vec<String>,
 }
 
@@ -43,10 +44,10 @@ impl NodeStatuses {
         Self { nodes: Api::all(client.clone()) }
     }
 
-    /// The statuses of all nodes that have one, from the API server's watch cache.
+    /// Returns the statuses of all nodes that have one, from the API server's watch cache.
     ///
     /// # Errors
-    /// If the API server cannot be asked, or does not answer in time.
+    /// If the API server cannot be reached, or does not answer in time.
     pub async fn read(&self) -> Result<HashMap<NodeName, NodeStatus>, String> {
         let params = ListParams {
             resource_version: Some("0".into()),

@@ -1,6 +1,6 @@
-//! Which labels and addresses of a Node count. The node's kubelet can write them too: labels put a
-//! node into communities only if kubelets are kept from them, and the addresses change no more
-//! often than those that the node reports.
+//! Decides which labels and addresses of a Node count. The node's kubelet can write both. Labels
+//! put a node into communities only if kubelets cannot set them. The addresses change no more often
+//! than those that the node reports.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::events::{EventRecorder, Regarding};
 use super::label_trust::{LabelEffect, LabelTrust, TrustNodeLabels};
 
-/// Decides what counts, and reports once for each node which labels do not.
+/// Decides which labels and addresses count. Reports the ignored labels once for each node.
 pub struct NodeTrust {
     labels: watch::Receiver<LabelTrust>,
     address_changes: AddressChangeLimits,
@@ -31,7 +31,7 @@ impl NodeTrust {
         Self { labels, address_changes, events, reported: BTreeSet::new(), waiting: BTreeSet::new() }
     }
 
-    /// Makes labels count as this receiver says.
+    /// Makes labels count as the value of this receiver says.
     pub fn with_labels(self, labels: watch::Receiver<LabelTrust>) -> Self {
         Self { labels, ..self }
     }
@@ -44,7 +44,7 @@ impl NodeTrust {
         self.reported.clear();
     }
 
-    /// The labels and addresses of a Node that count, given those that counted before.
+    /// Returns the labels and addresses of a Node that count, given those that counted before.
     pub fn accepted(&mut self, name: &NodeName, said: NodeObject, before: Option<&NodeObject>) -> NodeObject {
         let before = before.filter(|before| before.uid == said.uid);
         let trust = self.labels.borrow().clone();
@@ -62,7 +62,7 @@ impl NodeTrust {
         NodeObject { communities, public_addresses, ..said }
     }
 
-    /// Takes the nodes that must be looked at again.
+    /// Takes the nodes that must be checked again.
     pub fn take_waiting(&mut self) -> BTreeSet<NodeName> {
         std::mem::take(&mut self.waiting)
     }
@@ -83,7 +83,7 @@ impl NodeTrust {
     }
 }
 
-/// The communities that count, from labels that a kubelet can set.
+/// Returns the communities that count, from labels that a kubelet can set.
 fn communities(said: &Communities, before: Option<&NodeObject>, effect: LabelEffect) -> Communities {
     match effect {
         LabelEffect::Count => said.clone(),
@@ -123,15 +123,15 @@ mod tests {
             trust.send_modify(|trust| trust.effect = effect);
             node_trust.accepted(&name, said.clone(), before)
         };
-        // If nothing keeps kubelets from the label, it adds nothing. The restricted label counts in
-        // any case.
+        // If the policy does not prevent kubelets from setting the label, the label adds nothing.
+        // The restricted label counts in any case.
         let said = says("alpha beta", "gamma", &[]);
         assert_eq!(counted(&said, None, LabelEffect::Keep), says("", "gamma", &[]));
         assert_eq!(counted(&said, None, LabelEffect::Ignore), says("", "gamma", &[]));
         let given = counted(&said, None, LabelEffect::Count);
         assert_eq!(given, said);
-        // The policy disappears: a kubelet adds labels and removes another one. A community from
-        // the restricted label is not kept by an ordinary one.
+        // The policy disappears: a kubelet adds labels and removes another one. An ordinary label
+        // does not keep a community that came from the restricted label.
         let held = counted(&says("beta delta gamma", "", &[]), Some(&given), LabelEffect::Keep);
         assert_eq!(held, says("beta", "", &[]));
         assert_eq!(

@@ -1,10 +1,10 @@
-//! Collects what no node needs any more. Only the leader does this.
+//! Deletes objects that no node needs any more. Only the leader does this.
 //!
-//! A segment that is held by a node which is not registered is the remainder of a join or a
-//! deregistration that a replica did not complete, or of an EdgeNode that somebody deleted at the
-//! API server. It is released after a grace period, if the API server says that there is no such
-//! EdgeNode: a node keeps its segments if its EdgeNode only cannot be read or listed. Then the
-//! segment waits out its quarantine like any other.
+//! A segment whose holder is not registered is left over from a join or a deregistration that a
+//! replica did not complete, or from an EdgeNode that somebody deleted at the API server. The
+//! segment is released after a grace period, if the API server confirms that the EdgeNode does not
+//! exist: a node keeps its segments if its EdgeNode merely cannot be read or listed. The released
+//! segment then goes through its quarantine like any other.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -27,7 +27,7 @@ use crate::resources::kinds::is_blocked;
 /// How long a segment is held by an unregistered node before it is released. A join that is in
 /// progress is complete by then.
 pub const GRACE_PERIOD: Duration = Duration::from_secs(600);
-/// The same if the node was registered before: its deregistration releases the segments within
+/// Grace period if the node was registered before: its deregistration releases the segments within
 /// moments.
 const AFTER_DEREGISTRATION: Duration = Duration::from_secs(30);
 /// Number of checks in one grace period.
@@ -38,23 +38,23 @@ pub struct OrphanCollector {
     registry: Registry,
     edge_nodes: Api<EdgeNode>,
     grace_period: Duration,
-    /// Grants to nodes that are not registered, and when each is released.
+    /// Grants to nodes that are not registered, each with the time of its release.
     orphans: HashMap<OrphanedSegment, Instant>,
     /// Nodes that were registered at the last check.
     registered: HashSet<NodeName>,
 }
 
-/// A segment and the time of its grant: a later grant of the same segment is another one.
+/// A segment and the time of its grant: a later grant of the same segment counts as another one.
 type OrphanedSegment = (IpNetwork, Seconds);
 
 impl OrphanCollector {
-    /// Makes a collector that releases after this period.
+    /// Makes a collector that releases segments after this period.
     pub fn new(client: &Client, registry: Registry, grace_period: Duration) -> Self {
         let edge_nodes = Api::all(client.clone());
         Self { registry, edge_nodes, grace_period, orphans: HashMap::new(), registered: HashSet::new() }
     }
 
-    /// Collects while `leading` is true. Returns when its sender is gone.
+    /// Releases segments while `leading` is true. Returns when the sender of `leading` is dropped.
     pub async fn run(mut self, mut leading: watch::Receiver<bool>) {
         let mut look =
             tokio::time::interval((self.grace_period / LOOKS_PER_GRACE_PERIOD).max(Duration::from_millis(100)));
@@ -115,11 +115,11 @@ impl OrphanCollector {
         }
     }
 
-    /// Whether the EdgeNode exists, whatever is in it.
+    /// Returns whether the EdgeNode exists, whatever its content is.
     async fn exists(&self, node: &NodeName) -> Result<bool, String> {
         match tokio::time::timeout(REQUEST, self.edge_nodes.get_metadata(node.as_str())).await {
             Ok(Ok(_)) => Ok(true),
-            // This is not the response if the API server does not know the kind any more.
+            // If the API server no longer knows the kind, the response is another 404.
             Ok(Err(error)) if is_absent(&error) => Ok(false),
             Ok(Err(error)) => Err(explain("edgenodes.edge-cni.io", &error)),
             Err(_) => Err(format!("the API server did not answer within {} s", REQUEST.as_secs())),

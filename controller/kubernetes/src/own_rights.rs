@@ -1,5 +1,5 @@
-//! Checks which rights the controller's account lacks, before they are needed: a missing right to
-//! create segments would otherwise show when the first node joins.
+//! Checks which rights the controller's account lacks, before they are needed. Otherwise a missing
+//! right to create segments would show only when the first node joins.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use super::nodes::CLUSTER;
 const PERIOD: Duration = Duration::from_secs(30);
 /// Manifest with the rights.
 const MANIFEST: &str = "deploy/kubernetes/10-rbac.yaml";
-/// The failure that names the missing rights.
+/// Name of the failure that lists the missing rights.
 const WHAT: &str = "rights";
 
 /// Rights to objects of one resource.
 struct Right {
     group: &'static str,
     resource: &'static str,
-    /// The only object to which it is needed; `None` for all.
+    /// The only object for which the right is needed; `None` for all objects.
     name: Option<&'static str>,
     verbs: &'static [&'static str],
     needed_for: Need,
@@ -35,11 +35,11 @@ pub struct Uses {
     pub store: bool,
     /// Nodes may join by service account.
     pub service_accounts: bool,
-    /// Whether community labels count is read from the admission policy.
+    /// The admission policy is read to decide whether community labels count.
     pub label_policy: bool,
 }
 
-/// What needs a right.
+/// The functions of the controller that need a right.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
     /// Any controller that is connected to Kubernetes.
@@ -90,7 +90,7 @@ const RIGHTS: &[Right] = &[
     right(Need::Labels, ADMISSION, "validatingadmissionpolicybindings", None, &["list", "watch"]),
 ];
 
-/// Reads the rights of the account again and again.
+/// Reads the rights of the account periodically.
 pub struct OwnRights {
     api: Api<SelfSubjectRulesReview>,
     namespace: String,
@@ -99,7 +99,7 @@ pub struct OwnRights {
 }
 
 impl OwnRights {
-    /// Makes the check of the rights that these uses need. The store is in `namespace`.
+    /// Makes the check of the rights that `uses` needs. The store is in `namespace`.
     pub fn new(client: &Client, namespace: &str, uses: Uses, api_failures: ApiFailures) -> Self {
         let wanted = [
             (Need::Nodes, true),
@@ -111,7 +111,8 @@ impl OwnRights {
         Self { api: Api::all(client.clone()), namespace: namespace.into(), needs, api_failures }
     }
 
-    /// Never returns. The API server's failure to answer is reported by whatever else asks it.
+    /// Checks the rights periodically. Never returns. If the API server does not answer, other
+    /// requests report that.
     pub async fn run(self) {
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -143,8 +144,8 @@ impl OwnRights {
     }
 }
 
-/// The rights that the rules do not give, in words, and the names of the failures that follow from
-/// it: mostly the resource, `leases.GROUP`.
+/// Returns the rights that the rules lack, in words, and the names of the failures that follow from
+/// them. Most failures are named after the resource, such as `leases.GROUP`.
 fn missing(rules: &[ResourceRule], needs: &[Need]) -> (Vec<String>, BTreeSet<String>) {
     let mut resources = BTreeSet::new();
     let mut texts = Vec::new();
@@ -159,7 +160,7 @@ fn missing(rules: &[ResourceRule], needs: &[Need]) -> (Vec<String>, BTreeSet<Str
         let name = right.name.map(|name| format!(" {name}")).unwrap_or_default();
         texts.push(format!("{} {resource}{name}", lacking.join("/")));
         resources.insert(resource);
-        // These failures are not called after their resource.
+        // These failures are not named after their resource.
         match (right.resource, right.name) {
             ("namespaces", _) => drop(resources.insert(CLUSTER.into())),
             (DEFINITION, Some(kind)) => drop(resources.insert(format!("the definition {kind}"))),
@@ -189,7 +190,7 @@ mod tests {
 
     const EVERYTHING: &[Need] = &[Need::Nodes, Need::Store, Need::ServiceAccounts, Need::Labels];
 
-    /// The rules of the roles that the manifest gives to the controller's account.
+    /// Returns the rules of the roles that the manifest gives to the controller's account.
     fn shipped() -> Vec<ResourceRule> {
         #[derive(serde::Deserialize)]
         struct Role {

@@ -2,9 +2,9 @@
 //! shows that it is running.
 //!
 //! Clocks of different machines are not compared: a Lease counts as abandoned if it has not changed
-//! for its duration, by the monotonic clock of the observer. For a moment two replicas may both
-//! believe that they lead, as with any such scheme. The API server checks the versions of a
-//! leader's writes all the same.
+//! for its duration, by the monotonic clock of the observer. As with any such scheme, two replicas
+//! may both believe for a moment that they lead. The API server still checks the versions of their
+//! writes.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use super::client::{ApiFailures, REQUEST, explain, is_absent};
 pub const LEADER: &str = "edge-cni-controller";
 /// Label of the Leases that show which replicas are running.
 const REPLICA: (&str, &str) = ("edge-cni.io/kind", "replica");
-/// Largest number of replicas that are gone and remembered.
+/// Maximum number of vanished replicas that are remembered.
 const MOST_GONE: usize = 100;
 const WHAT: &str = "leases.coordination.k8s.io";
 
@@ -38,7 +38,7 @@ pub struct ReplicaLeases {
     api_failures: ApiFailures,
 }
 
-/// The version of a Lease that was seen last, and since when.
+/// The last version of a Lease that this replica saw, and the time since when.
 struct Seen {
     version: String,
     since: Instant,
@@ -51,13 +51,13 @@ impl ReplicaLeases {
         Self { api: Api::namespaced(client.clone(), namespace), replica: replica.into(), duration, api_failures }
     }
 
-    /// Time between renewals, so short that two may fail.
+    /// Returns the time between renewals, short enough that two renewals may fail.
     fn period(&self) -> Duration {
         self.duration / 5
     }
 
-    /// Tries to lead until `stopping`, and reports in `leading` whether it does. Returns the Lease
-    /// at the end.
+    /// Tries to lead until `stopping`, and reports in `leading` whether this replica leads. Gives
+    /// the Lease back at the end.
     pub async fn lead(&self, leading: watch::Sender<bool>, stopping: CancellationToken) {
         let mut seen: Option<Seen> = None;
         let mut renewed = Instant::now();
@@ -97,7 +97,8 @@ impl ReplicaLeases {
         }
     }
 
-    /// Takes or renews the Lease if that is allowed. Returns whether this replica holds it.
+    /// Takes or renews the Lease if the rules allow it. Returns whether this replica holds the
+    /// Lease.
     async fn take(&self, seen: &mut Option<Seen>) -> kube::Result<bool> {
         let Some(lease) = self.api.get_opt(LEADER).await? else {
             return acquired(self.api.create(&PostParams::default(), &self.lease(LEADER, None, 0)).await);
@@ -132,7 +133,7 @@ impl ReplicaLeases {
         self.api.replace(LEADER, &PostParams::default(), &lease).await.map(drop)
     }
 
-    /// Builds a Lease of this replica, over an existing one if given.
+    /// Builds a Lease of this replica, based on an existing one if given.
     fn lease(&self, name: &str, over: Option<&Lease>, transitions: i32) -> Lease {
         let now = MicroTime(Timestamp::now());
         let metadata = over.map_or_else(
@@ -193,11 +194,11 @@ fn acquired(written: kube::Result<Lease>) -> kube::Result<bool> {
     }
 }
 
-/// The running replicas, as one of them sees them over time.
+/// The running replicas, as observed by one of them.
 #[derive(Default)]
 pub struct Replicas {
     seen: HashMap<String, Seen>,
-    /// When the replicas that are gone last renewed their Leases, the latest to go first.
+    /// The vanished replicas with the time of their last renewal, the latest to vanish first.
     gone: VecDeque<(String, Seconds)>,
 }
 
@@ -206,7 +207,7 @@ impl Replicas {
     /// the others.
     ///
     /// # Errors
-    /// If the API server cannot be asked.
+    /// If the API server cannot be reached.
     pub async fn look(&mut self, leases: &ReplicaLeases) -> Result<Vec<String>, String> {
         let (key, value) = REPLICA;
         let params = ListParams::default().labels(&format!("{key}={value}"));
@@ -220,7 +221,7 @@ impl Replicas {
             let seen = self.seen.get(&name).filter(|seen| seen.version == version).map(|seen| seen.since);
             let since = seen.unwrap_or_else(Instant::now);
             self.seen.insert(name.clone(), Seen { version, since });
-            // Twice the duration: a replica that is slow to renew does not count as gone.
+            // Twice the duration, so that a replica that renews slowly does not count as gone.
             let spec = lease.spec.unwrap_or_default();
             let holder = spec.holder_identity.unwrap_or_default();
             let renewed = spec.renew_time.map(|at| at.0.as_second());
@@ -247,8 +248,8 @@ impl Replicas {
         Ok(there)
     }
 
-    /// When a replica that is gone last renewed its Lease, by its own clock; `None` if that is not
-    /// known.
+    /// Returns when a vanished replica last renewed its Lease, by its own clock; `None` if the time
+    /// is unknown.
     pub fn last_renewal(&self, replica: &str) -> Option<Seconds> {
         self.gone.iter().find(|(name, _)| name == replica).map(|(_, renewed)| *renewed)
     }

@@ -1,12 +1,12 @@
-//! Label selectors, as `kubectl get --selector` takes them. They are evaluated here, since Nodes
-//! that are not edges are watched too.
+//! Label selectors in the syntax of `kubectl get --selector`. The controller evaluates them itself,
+//! because it also watches Nodes that are not edges.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 /// Label with the role of a Node. A kubelet cannot set it: the NodeRestriction admission plugin
-/// keeps labels with this prefix from kubelets, and so does our own policy
+/// prevents kubelets from setting labels with this prefix, and so does our own policy
 /// (`deploy/kubernetes/15-node-labels.yaml`).
 pub const ROLE_LABEL: &str = "node-restriction.kubernetes.io/edge-cni-role";
 
@@ -27,18 +27,18 @@ enum Requirement {
 }
 
 impl NodeSelector {
-    /// The default selector of edges.
+    /// Returns the default selector of edges.
     pub fn edges() -> Self {
         let key = String::from("node-role.kubernetes.io/edge");
         Self { text: key.clone(), requirements: vec![Requirement::Exists(key)] }
     }
 
-    /// The default selector of hubs.
+    /// Returns the default selector of hubs.
     pub fn hubs() -> Self {
         Self::with_role("hub")
     }
 
-    /// The default selector of other cloud nodes.
+    /// Returns the default selector of other cloud nodes.
     pub fn clouds() -> Self {
         Self::with_role("cloud")
     }
@@ -48,12 +48,12 @@ impl NodeSelector {
         Self { text: format!("{ROLE_LABEL}={role}"), requirements: vec![requirement] }
     }
 
-    /// The selector as it was written.
+    /// Returns the selector as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether a Node with these labels is selected.
+    /// Returns whether a Node with these labels is selected.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.requirements.iter().all(|requirement| match requirement {
             Requirement::Exists(key) => labels.contains_key(key),

@@ -1,8 +1,8 @@
-//! Writes the status of objects for people. It is never read back as data, so nothing depends on
-//! it.
+//! Writes the status of objects for people. The controller never reads a status back as data, so
+//! nothing depends on it.
 //!
-//! The replica to which a node is connected writes its connection and what it reports. The leader
-//! writes everything that follows from the rows. Changes within a few seconds are written once.
+//! The replica to which a node is connected writes the node's connection and reports. The leader
+//! writes everything that follows from the rows. Changes within a few seconds are written together.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,11 +31,11 @@ use super::resources::{Community, EdgeNode, Timestamp, community_object_name};
 
 /// How often changes are written.
 const WRITE_PERIOD: Duration = Duration::from_secs(2);
-/// How often the leader compares all statuses with the rows, if these have changed.
+/// How often the leader compares all statuses with the rows, if the rows have changed.
 const COMPARE_PERIOD: Duration = Duration::from_secs(5);
-/// Largest number of concurrent requests.
+/// Maximum number of concurrent requests.
 const CONCURRENT_WRITES: usize = 8;
-/// Largest number of missing members in a status.
+/// Maximum number of missing members in a status.
 const NAMED: usize = 20;
 /// Reason of the condition of a node that has not connected yet.
 const NEVER_CONNECTED: &str = "NeverConnected";
@@ -44,20 +44,20 @@ const COMPLETE: &str = "Complete";
 /// Number of objects in one page.
 const PAGE: u32 = 500;
 
-/// Computes the addresses that a node's peers get.
+/// Computes the addresses that a node's peers receive.
 pub type AddressesOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync>;
 
-/// What the statuses are made of.
+/// The data from which the statuses are made.
 pub struct StatusSources {
     /// The rows, and which nodes are connected.
     pub registry: Registry,
     /// What nodes report about themselves.
     pub reports: NodeReports,
-    /// Segments that nodes claim and do not hold.
+    /// Segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,
-    /// Addresses that a node's peers get.
+    /// Computes the addresses that a node's peers receive.
     pub endpoints: AddressesOf,
-    /// Takes failures of requests.
+    /// Records failures of requests.
     pub api_failures: ApiFailures,
 }
 
@@ -70,7 +70,7 @@ pub struct StatusWriter {
     replica: String,
 }
 
-/// A node and the status that is to be written.
+/// A node and its new status.
 type Write = (NodeName, Value);
 
 impl StatusWriter {
@@ -141,8 +141,8 @@ impl StatusWriter {
         })
     }
 
-    /// Writes that a node is not connected, if `last_seen` gives a time for the replica in its
-    /// status. Returns whether nothing is left to do.
+    /// Writes that a node is not connected, if `last_seen` returns a time for the replica in its
+    /// status. Returns true if nothing is left to do.
     async fn write_disconnected(&self, name: &NodeName, now: i64, last_seen: impl Fn(&str) -> Option<Seconds>) -> bool {
         let shown = match tokio::time::timeout(REQUEST, self.nodes.get_opt(name.as_str())).await {
             Ok(Ok(object)) => object,
@@ -156,14 +156,14 @@ impl StatusWriter {
             "connectedSince": null, "lastSeen": Timestamp(last_seen), "replica": null,
             "conditions": connection_condition(now, "False", "NoViewStream", message),
         });
-        // Only over the version that was read: another replica may write at this moment that the
-        // node is connected.
+        // Written only over the version that was read: another replica may write at this moment
+        // that the node is connected.
         let version = json!({"resourceVersion": object.metadata.resource_version});
         self.patch(name, json!({"metadata": version, "status": status})).await
     }
 
-    /// Writes that a node has never connected, unless its status has a condition already. Returns
-    /// whether nothing is left to do.
+    /// Writes that a node has never connected, unless its status already has a condition. Returns
+    /// true if nothing is left to do.
     async fn write_never_connected(&self, name: &NodeName, now: i64) -> bool {
         let Ok(Ok(shown)) = tokio::time::timeout(REQUEST, self.nodes.get_opt(name.as_str())).await else {
             return false;
@@ -180,7 +180,7 @@ impl StatusWriter {
     }
 
     /// Writes what follows from the rows, while this replica leads. Returns when the sender of
-    /// `leading` is gone.
+    /// `leading` is dropped.
     pub async fn write_rows(&self, mut leading: watch::Receiver<bool>) {
         let mut replicas = Replicas::default();
         let mut period = tokio::time::interval(COMPARE_PERIOD);
@@ -217,7 +217,7 @@ impl StatusWriter {
     /// Reads the statuses of all objects.
     async fn read_statuses(&self) -> Result<KnownStatuses, String> {
         let mut known = KnownStatuses::default();
-        // A row that is added while the list is read may be in it in its earlier state.
+        // A row that is added while the list is read may appear in it in its earlier state.
         let at = self.sources.registry.read().await.revision();
         let mut params = ListParams::default().limit(PAGE);
         loop {
@@ -328,8 +328,8 @@ impl StatusWriter {
         known.revision = (done == wanted && all_shown).then_some(revision);
     }
 
-    /// [`Self::write_never_connected`] of several nodes. Returns those of which nothing is left to
-    /// do.
+    /// Calls [`Self::write_never_connected`] for several nodes. Returns the nodes for which nothing
+    /// is left to do.
     async fn write_never_connected_of(&self, names: &[NodeName], now: i64) -> Vec<NodeName> {
         stream::iter(names.to_vec())
             .map(|name| async move { self.write_never_connected(&name, now).await.then_some(name) })
@@ -379,7 +379,7 @@ impl StatusWriter {
         known.replicas = Some(key);
     }
 
-    /// Writes statuses of nodes. Returns the nodes that were written.
+    /// Writes statuses of nodes. Returns the nodes whose status was written.
     async fn write(&self, writes: Vec<Write>) -> Vec<NodeName> {
         stream::iter(writes)
             .map(|(name, status)| async move {
@@ -410,14 +410,14 @@ impl StatusWriter {
     }
 }
 
-/// The statuses of objects, as far as they are known.
+/// The known statuses of objects.
 #[derive(Default)]
 struct KnownStatuses {
     revision: Option<u64>,
     nodes: HashMap<NodeName, WrittenStatus>,
     /// Keyed by the names of their objects.
     communities: HashMap<String, WrittenStatus>,
-    /// The replicas that existed when those that are gone were last looked for.
+    /// The replicas that existed at the last search for vanished replicas.
     replicas: Option<Vec<String>>,
 }
 
@@ -444,14 +444,14 @@ struct WrittenStatus {
 }
 
 impl WrittenStatus {
-    /// Whether this is the status of the row that was added at this revision. A row that was added
-    /// later has another object under the same name, without a status.
+    /// Returns whether this is the status of the row that was added at revision `came`. A row that
+    /// was added later has another object under the same name, without a status.
     fn is_of(&self, came: u64) -> bool {
         came <= self.at
     }
 }
 
-/// Writes what a node reports into a status.
+/// Writes a node's report into a status.
 fn write_report(status: &mut Value, last: &LastReport) {
     if let Some(TunnelCount { up, wanted }) = last.tunnels {
         status["tunnels"] = json!({"up": up, "wanted": wanted, "shown": format!("{up}/{wanted}")});
@@ -461,7 +461,7 @@ fn write_report(status: &mut Value, last: &LastReport) {
     status["obstacles"] = json!({"count": obstacles.len(), "list": obstacles});
 }
 
-/// The condition Connected, which changes at `now`.
+/// Returns the condition Connected, which changes at `now`.
 fn connection_condition(now: i64, status: &str, reason: &str, message: &str) -> [Condition; 1] {
     [Condition {
         type_: "Connected".into(),
@@ -483,7 +483,8 @@ fn member_counts(state: &StateGuard<'_>, community: &CommunityRecord) -> Value {
     })
 }
 
-/// The condition that follows from the counts. Its time stays until its status changes.
+/// Returns the condition that follows from the counts. Its time stays the same until its status
+/// changes.
 fn complete_condition(shown: &Value, before: Option<&Condition>, now: i64) -> Condition {
     let complete = shown["listed"] == shown["registered"];
     let status = if complete { "True" } else { "False" };

@@ -1,8 +1,9 @@
 //! Publishes the trusted certificates in a ConfigMap, which the agents' pods mount. Agents that
-//! join with the token of their service account know the controller by it.
+//! join with the token of their service account authenticate the controller with these
+//! certificates.
 //!
-//! Only the leader writes it. A replica that has not heard of a rollover yet would restore the old
-//! state.
+//! Only the leader writes the ConfigMap. A replica that does not know of a rollover yet would
+//! restore the old state.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub struct TrustBundle {
 }
 
 impl TrustBundle {
-    /// Publishes in this namespace.
+    /// Makes the publisher for this namespace.
     pub fn new(client: &Client, namespace: &str, ca: Arc<Ca>, api_failures: ApiFailures) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), ca, api_failures }
     }
@@ -47,7 +48,7 @@ impl TrustBundle {
             let certificates = changes.borrow_and_update().anchors().concat();
             match tokio::time::timeout(REQUEST, self.publish(&certificates)).await {
                 Ok(Ok(())) => self.api_failures.clear(NAME),
-                // Nodes that have joined do not need it.
+                // Nodes that have joined do not need the ConfigMap.
                 Ok(Err(error)) => self.api_failures.record_minor(NAME, explain(WHAT, &error)),
                 Err(_) => self.api_failures.record_minor(NAME, format!("the API server does not answer about {WHAT}")),
             }
@@ -58,8 +59,8 @@ impl TrustBundle {
         }
     }
 
-    /// Writes these certificates into the ConfigMap. If two replicas write at the same time, one is
-    /// refused and checks again later.
+    /// Writes these certificates into the ConfigMap. If two replicas write at the same time, the
+    /// API server refuses one write, and that replica checks again later.
     async fn publish(&self, certificates: &str) -> kube::Result<()> {
         let found = self.api.get_opt(NAME).await?;
         let there = found.is_some();

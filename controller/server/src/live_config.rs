@@ -1,4 +1,4 @@
-//! The configuration in force. It can be read again while the server runs.
+//! Holds the configuration in force. The configuration can be read again while the server runs.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -14,14 +14,14 @@ use edge_types::api::ReloadResponse;
 
 use crate::config::{Config, ConfigError, ConfigKey, Reload, keys};
 
-/// How many segments an error names.
+/// Maximum number of segments that an error names.
 const NAMED: usize = 10;
 
-/// A configuration and what follows from it.
+/// A configuration with the values that follow from it.
 pub struct ConfigInForce {
     /// The values of all keys.
     pub config: Config,
-    /// How segments are cut.
+    /// The rules for segments.
     pub policy: SegmentPolicy,
     /// Networks that nodes reach through tunnels.
     pub networks: ClusterNetworks,
@@ -39,10 +39,10 @@ impl ConfigInForce {
 /// Reads the configuration again.
 pub type Reader = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
-/// Why a configuration is not put in force. Nothing was changed.
+/// The reason why a configuration is not put in force. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// It cannot be read, or must not take effect while the server runs.
+    /// The configuration cannot be read, or must not take effect while the server runs.
     #[error("{0}; nothing was changed")]
     Refused(String),
     /// The store could not be read. Nothing was changed.
@@ -63,20 +63,20 @@ impl LiveConfig {
         Self { in_force: RwLock::new(Arc::new(ConfigInForce::new(config, &ca))), reader, ca }
     }
 
-    /// What is in force now. A plan calls this when it runs: what its caller saw before may not be
-    /// in force any more.
+    /// Returns the configuration in force. A plan calls this when it runs, because the
+    /// configuration may have changed since its caller read it.
     pub fn now(&self) -> Arc<ConfigInForce> {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the configuration again and puts it in force, completely or not at all.
+    /// Reads the configuration again and puts it in force, either completely or not at all.
     pub async fn reload(self: &Arc<Self>, registry: &Registry) -> Result<ReloadResponse, ReloadError> {
         let refused = ReloadError::Refused;
         let reader = self.reader.as_ref().ok_or_else(|| refused("it was not read from anywhere".into()))?;
         let config = reader().map_err(|error| refused(error.to_string()))?;
         let (live, ways) = (self.clone(), reachability::resolve(&config.server_names).await);
-        // A plan, because plans run one after the other: no plan that used the former ranges is
-        // carried out after this one.
+        // The change is a plan, because plans run one after the other: no plan that used the former
+        // ranges is carried out after this one.
         let plan = move |state: &mut State| -> Result<_, ReloadError> {
             let before = live.now();
             let changed = changes(&before.config, &config).map_err(refused)?;
@@ -98,7 +98,8 @@ impl LiveConfig {
     }
 }
 
-/// The keys whose values differ. Refuses if one of them must not change while the server runs.
+/// Returns the keys whose values differ. Refuses if one of them must not change while the server
+/// runs.
 fn changes(before: &Config, after: &Config) -> Result<Vec<&'static ConfigKey>, String> {
     let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
     let (before, after) = (table(before), table(after));
@@ -111,7 +112,7 @@ fn changes(before: &Config, after: &Config) -> Result<Vec<&'static ConfigKey>, S
     }
 }
 
-/// Refuses ranges that lack a held segment; names the segments and their nodes.
+/// Refuses ranges that do not contain a held segment. The error names the segments and their nodes.
 pub fn check_held(ledger: &Ledger, ranges: &[edge_types::IpNetwork]) -> Result<(), String> {
     let outside =
         |row: &&SegmentRecord| row.released_at.is_none() && !ranges.iter().any(|range| contains(range, &row.network));

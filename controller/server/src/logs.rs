@@ -1,5 +1,5 @@
-//! Limits the log: one event is one line, whatever text others put into it, and strangers cannot
-//! fill a disk.
+//! Limits the log: one event is one line, whatever text it contains from outside, and strangers
+//! cannot fill a disk.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use edge_controller_domain::text::is_invisible;
 use serde_json::Value;
 
-/// Longest line in bytes. The rest is cut off, and the line says so.
+/// Maximum length of a line in bytes. A longer line is cut, and ends with a note about it.
 pub(crate) const LONGEST_LINE: usize = 4 * 1024;
-/// Longest text from outside in a line, in characters. In a JSON line that is too long, every text
-/// is shortened to this.
+/// Maximum length of text from outside in a line, in characters. In a JSON line that is too long,
+/// every text is shortened to this.
 const LONGEST_TEXT: usize = 512;
-/// Lines per second about peers without a certificate. Omitted lines are counted, and the next line
-/// says how many.
+/// Maximum number of lines per second about peers without a certificate. Omitted lines are counted,
+/// and the next line reports their number.
 const STRANGERS_LINES: u32 = 20;
-/// Lines per second about refusals to nodes.
+/// Maximum number of lines per second about refusals to nodes.
 const NODES_LINES: u32 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Writes lines so that a terminal and a program read them as lines. Characters that move a cursor,
+/// Writes lines in a form that is safe for terminals and programs. Characters that move a cursor,
 /// break a line or change the direction of text are written as in JSON (`\u001b`).
 pub(crate) struct Lines<W>(W);
 
@@ -98,14 +98,15 @@ pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether a line about a stranger may be written now. Also logs how many were omitted before it.
+/// Returns whether a line about a stranger may be written now. Also logs how many were omitted
+/// before it.
 pub(crate) fn may_log_stranger() -> bool {
     static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(STRANGERS_LINES));
     may_log(&QUOTA, "strangers")
 }
 
-/// Whether a line about a refusal to a node may be written now. Also logs how many were omitted
-/// before it.
+/// Returns whether a line about a refusal to a node may be written now. Also logs how many were
+/// omitted before it.
 pub(crate) fn may_log_node() -> bool {
     static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(NODES_LINES));
     may_log(&QUOTA, "what nodes were refused")
@@ -132,7 +133,8 @@ impl Quota {
         Self { per_second, began: None, logged: 0, left_out: 0 }
     }
 
-    /// If a line may be written now, the number of lines that were omitted before it.
+    /// Returns the number of lines that were omitted before this one; `None` if no line may be
+    /// written now.
     fn take(&mut self, now: Instant) -> Option<u64> {
         if self.began.is_none_or(|began| now.saturating_duration_since(began) >= SECOND) {
             (self.began, self.logged) = (Some(now), 0);

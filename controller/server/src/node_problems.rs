@@ -1,14 +1,14 @@
-//! What the operator should look at, in words: of a node, and of the network as a whole. `status`
-//! and the page show the same.
+//! Describes the problems that the operator should check, of a node and of the network as a whole.
+//! `status` and the page show the same problems.
 
 use edge_controller_domain::clock::rfc3339;
 use edge_types::AddressSource;
 use edge_types::api::{ControllerStatus, NodeInfo};
 
-/// Seconds before its end from which on the certificate of the authority is a problem: half a year.
+/// Seconds before its end at which the certificate of the authority becomes a problem: half a year.
 const AUTHORITY_ENDS_SOON: i64 = 183 * 24 * 3600;
 
-/// All that the operator should look at of a node.
+/// Returns all problems of a node.
 pub(crate) fn node_problems(node: &NodeInfo, now: i64) -> Vec<String> {
     let away = match (node.connected, node.last_seen) {
         (true, _) => None,
@@ -33,7 +33,7 @@ pub(crate) fn node_problems(node: &NodeInfo, now: i64) -> Vec<String> {
     all.chain(node.obstacles.iter().cloned()).collect()
 }
 
-/// Problems of a node that its connection, tunnels and certificate do not show.
+/// Returns the problems of a node that its connection, tunnels and certificate do not show.
 pub(crate) fn problems(node: &NodeInfo) -> Vec<String> {
     let missing = "its Node object is gone, with so many others that it was not believed: \
                    edge-controller node deregister --confirm, if it is meant";
@@ -42,7 +42,7 @@ pub(crate) fn problems(node: &NodeInfo) -> Vec<String> {
     missing.into_iter().chain(refused).chain(node.conflicts.iter().cloned()).collect()
 }
 
-/// All that the operator should look at and that concerns no single node.
+/// Returns all problems that concern no single node.
 pub(crate) fn common_problems(status: &ControllerStatus) -> Vec<String> {
     let ControllerStatus { time: now, ranges, authority_not_after, problems, .. } = status;
     let authority = (authority_not_after - now < AUTHORITY_ENDS_SOON).then(|| {
@@ -56,13 +56,13 @@ pub(crate) fn common_problems(status: &ControllerStatus) -> Vec<String> {
     problems.iter().cloned().chain(authority).chain(full).collect()
 }
 
-/// Whether the node has joined and was never seen since.
+/// Returns whether the node has joined but was never seen since.
 pub(crate) fn never_connected(node: &NodeInfo) -> bool {
-    // Addresses that the operator sets have no port before the first report either.
+    // Addresses that the operator sets also have no port before the first report.
     node.endpoints.iter().all(|endpoint| endpoint.source == AddressSource::Configured)
 }
 
-/// A time span in its largest unit: `3d`.
+/// Formats a time span in its largest unit: `3d`.
 pub(crate) fn span(seconds: i64) -> String {
     match seconds.max(0) {
         seconds @ 0..60 => format!("{seconds}s"),

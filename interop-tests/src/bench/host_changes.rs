@@ -1,5 +1,5 @@
-//! What pings between a pod of an edge and one in the cloud lose when another program changes the
-//! edge's host: its bridge, routes, rules and settings.
+//! Measures the pings that are lost between a pod of an edge and one in the cloud when another
+//! program changes the edge's host: its bridge, routes, rules and settings.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -21,7 +21,7 @@ const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Resu
     Scenario { name, about, deadline, by_default: false, needs: Needs::Nothing, run }
 }
 
-/// What is wanted where pods are cut off until the agent has repaired it.
+/// The goals for events that cut pods off until the agent has repaired the change.
 const REPAIRED: Goals = Goals { lost: None, silence: Some(2.0) };
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -47,7 +47,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario("interruption/forward-drop", "what is lost when iptables' FORWARD drops by policy", |lab| {
         Site::build(lab)?.measure("forward-drop", REPAIRED, |site| {
-            // The second run begins without the rules of the first one.
+            // The script starts with a flush, so that the second run begins without the rules of
+            // the first one.
             let script = "iptables -P FORWARD ACCEPT; iptables -F FORWARD; iptables -P FORWARD DROP";
             site.edge().sh(script).map(drop)
         })

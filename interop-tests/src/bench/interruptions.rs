@@ -1,4 +1,4 @@
-//! What pings through a tunnel lose when something happens.
+//! Measures the pings through a tunnel that are lost at an event.
 //!
 //! An edge behind a NAT has a tunnel to a hub, and a pod on each side pings the other one a hundred
 //! times a second. Each event happens three times; the median counts.
@@ -25,9 +25,9 @@ const HUB: &str = "203.0.113.10";
 
 /// Interval of the pings in each direction.
 pub(super) const PACE: Duration = Duration::from_millis(10);
-/// How often each event happens.
+/// Number of times that each event happens.
 const RUNS: usize = 3;
-/// Pings that must be answered before the next event.
+/// Number of pings that must be answered before the next event.
 const ANSWERED: u64 = 100;
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
@@ -132,12 +132,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("interruption/child-deleted", "what is lost when charon, as the hub, deletes the CHILD_SA", child_deleted),
 ];
 
-/// The largest values that are wanted, of each direction.
+/// Goals: the maximum values for each direction.
 #[derive(Clone, Copy)]
 pub(super) struct Goals {
-    /// Pings.
+    /// Maximum number of lost pings.
     pub(super) lost: Option<f64>,
-    /// Seconds without an answer.
+    /// Maximum number of seconds without an answer.
     pub(super) silence: Option<f64>,
 }
 
@@ -194,7 +194,7 @@ impl<'a> Site<'a> {
     }
 }
 
-/// Measures an event between two pods. Each of them pings the address beside it: the edge's pod
+/// Measures an event between two pods. Each of them pings the address in its tuple: the edge's pod
 /// first, then the hub's.
 pub(super) fn measure(
     lab: &Lab,
@@ -249,13 +249,13 @@ fn child_deleted(lab: &Lab) -> Result<()> {
     site.measure("child-deleted", goals, || charon.terminate_child())
 }
 
-/// Lets time pass that belongs to an event.
+/// Waits for a time that belongs to an event.
 pub(super) fn pass(time: Duration) {
     #[expect(clippy::disallowed_methods, reason = "the time is a part of the event")]
     std::thread::sleep(time);
 }
 
-/// The longest time between two answers in a row, in seconds.
+/// Returns the longest time between two consecutive answers, in seconds.
 pub(super) fn silence(report: &PingReport) -> f64 {
     report.longest_silence.as_secs_f64()
 }

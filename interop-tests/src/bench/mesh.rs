@@ -1,4 +1,4 @@
-//! Agents that all have tunnels to each other, and an idle edge with one hub.
+//! Measures agents that all have tunnels to each other, and an idle edge with one hub.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ const CLOUD: &str = "203.0.113.1";
 /// How long an idle edge is watched: some NAT keepalives (every 20 s) and a liveness check.
 const IDLE: Duration = Duration::from_secs(120);
 
-/// How long all tunnels of a mesh may take on a loaded machine.
+/// Time limit for all tunnels of a mesh on a loaded machine.
 const UP: Duration = Duration::from_secs(1500);
 
-/// How often the agents are asked whether all tunnels are up. Each time costs CPU time of the
+/// How often the agents are queried whether all tunnels are up. Each query costs CPU time of the
 /// agents.
 const POLL: Duration = Duration::from_secs(1);
 

@@ -1,16 +1,16 @@
-//! What edge-agent costs with many peers: CPU time, memory and traffic, beside charon in the same
-//! guest.
+//! Measures the cost of edge-agent with many peers: CPU time, memory and traffic, compared with
+//! charon in the same guest.
 //!
 //! Each measurement is a scenario that runs by name only and leaves a file with its results. Times
-//! of the clock say little on a busy machine, and the guest counts stolen time as CPU time. Ratios
-//! to charon say more. Threads suffer in User-Mode Linux, so charon costs many times what it costs
-//! on a real machine.
+//! of the clock have little meaning on a busy machine, and the guest counts stolen time as CPU
+//! time. Ratios to charon have more meaning. Threads are slow in User-Mode Linux, so charon costs
+//! many times as much as on a real machine.
 //!
-//! - `tunnels`: N static peers against one agent: up, at rest, rekeyed, shown.
+//! - `tunnels`: N static peers against one agent: set up, at rest, rekeyed, listed.
 //! - `mesh`: agents that all have tunnels to each other, and an idle edge with one hub.
-//! - `interruptions`: how many pings through a tunnel are lost at an event, such as a restart.
-//!   `host_changes`: when another program changes the edge's bridge, routes, rules or settings.
-//!   `two_hubs`: when a hub dies and another one fronts the same networks.
+//! - `interruptions`: the number of pings through a tunnel that are lost at an event, such as a
+//!   restart. `host_changes`: when another program changes the edge's bridge, routes, rules or
+//!   settings. `two_hubs`: when a hub dies and another one fronts the same networks.
 //! - `view`: the view of a hub with N edges changes by one edge.
 //! - `usage`: CPU time, memory and octets. `report`: the table, and the files in `target/bench`.
 
@@ -34,23 +34,23 @@ use report::{Goal, Measured, Results};
 /// The prefix of the measurements' names among all scenarios.
 const AREA: &str = "bench/";
 
-/// What is measured unless names are given. It takes about an hour.
+/// Measurements that run if no names are given. They take about an hour.
 const DEFAULT: [&str; 8] =
     ["tunnels-100", "tunnels-1000", "tunnels-10000", "view-100", "view-1000", "view-10000", "mesh-50", "idle-edge"];
 
-/// All measurements, and the scenario that shows that they can measure.
+/// Returns all measurements, and the scenario that shows that they can measure.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     let agent = tunnels::SCENARIOS.iter().chain(mesh::SCENARIOS).chain(view::SCENARIOS);
     agent.chain(events())
 }
 
-/// The measurements of what is lost at an event.
+/// Returns the measurements of the losses at an event.
 fn events() -> impl Iterator<Item = &'static Scenario> {
     interruptions::SCENARIOS.iter().chain(host_changes::SCENARIOS).chain(two_hubs::SCENARIOS)
 }
 
-/// Runs measurements, prints a table and brings `target/bench/agent.json` up to date. The exit
-/// status is 1 if one could not be measured. A missed goal is in the table alone.
+/// Runs measurements, prints a table and updates `target/bench/agent.json`. The exit status is 1 if
+/// a case could not be measured. A missed goal appears only in the table.
 ///
 /// # Errors
 /// If there is no lab, a name is unknown, or the file cannot be written.
@@ -59,8 +59,8 @@ pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
     measure(AREA, "agent", names, backend, growth)
 }
 
-/// Like [`main`], but measures the packets that are lost at an event, such as a restart of an
-/// agent. Writes `target/bench/interruptions.json`. No name means all.
+/// Measures as [`main`] does, but the packets that are lost at an event, such as a restart of an
+/// agent. Writes `target/bench/interruptions.json`. Without names, runs all measurements.
 ///
 /// # Errors
 /// As [`main`].
@@ -70,7 +70,7 @@ pub fn interruptions(names: &[String], backend: Option<String>) -> Result<ExitCo
     measure(interruptions::AREA, "interruptions", names, backend, |_| Vec::new())
 }
 
-/// Runs the measurements of one area. `summary` makes further results of all of them.
+/// Runs the measurements of one area. `summary` computes further results from all of them.
 fn measure(
     area: &str,
     file: &str,
@@ -87,7 +87,7 @@ fn measure(
         if outcome.result != TestResult::Pass {
             eprintln!("{}: {}\n  logs: {}", outcome.scenario, outcome.why, kept.display());
         }
-        // What was measured before a failure counts.
+        // Results that were measured before a failure count.
         results.extend(report::read(kept)?);
         report::merge(&directory, file, &results)
     })?;
@@ -97,8 +97,8 @@ fn measure(
     Ok(ExitCode::from(u8::from(all.iter().any(|outcome| outcome.result != TestResult::Pass))))
 }
 
-/// What a tunnel costs with the largest number of peers, divided by what it costs with the
-/// smallest.
+/// Returns the cost of a tunnel with the maximum number of peers, divided by the cost with the
+/// minimum number.
 fn growth(results: &[Measured]) -> Vec<Measured> {
     let mut costs: Vec<(u32, f64)> =
         results.iter().filter_map(|row| Some((row.case.strip_prefix(tunnels::UP)?.parse().ok()?, row.ours))).collect();

@@ -1,11 +1,11 @@
-//! The results: a table for people and a file for programs.
+//! Reports the results: a table for people and a file for programs.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// The file of a scenario's results, in its directory.
+/// Name of the file with a scenario's results, in its directory.
 pub(super) const RESULTS: &str = "results.json";
 
 /// A measured case.
@@ -19,24 +19,24 @@ pub(super) struct Measured {
     pub(super) ours: f64,
     /// The reference's value, measured in the same guest.
     pub(super) reference: Option<f64>,
-    /// What the reference is.
+    /// Name of the reference.
     pub(super) reference_name: Option<String>,
     /// `ours` divided by `reference`.
     pub(super) ratio: Option<f64>,
-    /// The largest value that is wanted.
+    /// The goal, a maximum value.
     pub(super) goal: Option<f64>,
-    /// What the goal is about: `ours` or `ratio`.
+    /// The value to which the goal applies: `ours` or `ratio`.
     pub(super) goal_of: Option<String>,
 }
 
-/// The largest value that is wanted.
+/// A goal, which is a maximum value.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Goal {
-    /// No value is wanted.
+    /// There is no goal.
     None,
-    /// For our value.
+    /// The goal applies to our value.
     Ours(f64),
-    /// For our value divided by the reference's.
+    /// The goal applies to our value divided by the reference's.
     Ratio(f64),
 }
 
@@ -64,7 +64,7 @@ impl Results {
         });
     }
 
-    /// The cases, in the order in which they were added.
+    /// Returns the cases, in the order in which they were added.
     pub(super) fn into_rows(self) -> Vec<Measured> {
         self.0
     }
@@ -80,7 +80,7 @@ impl Results {
     }
 }
 
-/// The results of a scenario with its logs in `directory`; none if it wrote none.
+/// Reads the results of a scenario with its logs in `directory`; none if the scenario wrote none.
 ///
 /// # Errors
 /// If the file has another form.
@@ -94,7 +94,7 @@ pub(super) fn read(directory: &Path) -> Result<Vec<Measured>> {
 }
 
 impl Measured {
-    /// Whether the goal is met, if there is one that could be judged.
+    /// Returns whether the goal is met; `None` if there is no goal or it cannot be checked.
     pub(super) fn met(&self) -> Option<bool> {
         let value = match self.goal_of.as_deref()? {
             "ratio" => self.ratio?,
@@ -104,7 +104,7 @@ impl Measured {
     }
 }
 
-/// The results as a table.
+/// Formats the results as a table.
 pub(super) fn table(results: &[Measured]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -132,7 +132,7 @@ pub(super) fn table(results: &[Measured]) -> comfy_table::Table {
     table
 }
 
-/// Three significant digits or more.
+/// Formats a value with at least three significant digits.
 fn short(value: f64) -> String {
     let digits: usize = match value.abs() {
         value if value >= 100.0 => 0,
@@ -143,7 +143,7 @@ fn short(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// Puts the results into the file `NAME.json` of a directory. Cases that were not measured this
+/// Merges the results into the file `NAME.json` of a directory. Cases that were not measured this
 /// time keep their earlier results.
 ///
 /// # Errors

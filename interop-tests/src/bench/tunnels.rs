@@ -1,4 +1,4 @@
-//! N peers against one agent, and then the same peers against charon.
+//! Measures N peers against one agent, and then the same peers against charon.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::strongswan::Charon;
 use crate::strongswan::charon::{Auth, Connection};
 use crate::topology::{NetworkPlan, Node};
 
-/// Beginning of the cases with the CPU time of one tunnel.
+/// Prefix of the cases with the CPU time of one tunnel.
 pub(super) const UP: &str = "up/cpu-per-tunnel/";
 
 const SECRET: &str = "a secret that all peers of the benchmark were given";
@@ -22,15 +22,16 @@ const RESPONDER: &str = "192.0.2.1";
 const PEERS: &str = "192.0.2.2";
 const NETWORK: &str = "10.1.0.0/24";
 
-/// Most attempts that are under way at the same time. With more than 64 half-open IKE SAs the agent
-/// asks for cookies, which would be measured, too.
+/// Maximum number of simultaneous attempts. With more than 64 half-open IKE SAs the agent requests
+/// cookies, which would be measured too.
 const WINDOW: u32 = 48;
 
 /// How long a responder is watched at rest: each peer's liveness is checked once (every 2 minutes),
 /// and the comparison with the kernel (every 10 s at most) happens several times.
 pub(super) const REST: Duration = Duration::from_secs(120);
 
-/// With more peers charon is not measured: it costs the same for each, and the time is long.
+/// Above this number of peers charon is not measured: its cost for each peer stays the same, and
+/// the measurement takes long.
 const REFERENCE_UP_TO: u32 = 1000;
 
 const fn scenario(name: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
@@ -60,7 +61,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// What a responder used for its tunnels.
+/// The resources that a responder used for its tunnels.
 struct ResponderUsage {
     /// CPU time of one tunnel, ms.
     up_ms: f64,
@@ -129,7 +130,7 @@ fn peer_set(count: u32) -> Result<PeerSet> {
     })
 }
 
-/// `agent.toml` with the peers as static peers that initiate.
+/// Makes `agent.toml` with the peers as static peers that initiate.
 fn agent_config(count: u32) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
@@ -165,7 +166,7 @@ fn agent(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<ResponderUs
 fn charon(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<ResponderUsage> {
     connect(peers, node)?;
     let connection = Connection {
-        // As often as the agent.
+        // The interval is that of the agent.
         more: "dpd_delay = 120s".to_owned(),
         ..Connection::new("peers", Auth::Psk(SECRET.to_owned())).local(RESPONDER, RESPONDER_ID, NETWORK).remote(
             "%any",
@@ -187,7 +188,7 @@ fn charon(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<ResponderU
     Ok(ResponderUsage { status_seconds, ..usage })
 }
 
-/// Brings tunnels up, watches them at rest, lists them, and rekeys them.
+/// Sets tunnels up, watches them at rest, lists them, and rekeys them.
 fn exercise(
     lab: &Lab,
     node: &Node,
@@ -234,7 +235,7 @@ fn exercise(
     })
 }
 
-/// Fifty peers come up and are rekeyed, and agent and kernel have what the peers have.
+/// Sets up and rekeys fifty peers, and compares agent and kernel with the peers.
 fn fifty(lab: &Lab) -> Result<()> {
     const COUNT: u32 = 50;
     let net = lab.build(&plan())?;
@@ -259,7 +260,7 @@ fn fifty(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// SPIs of the CHILD_SAs in use, once each peer has one.
+/// Returns the SPIs of the CHILD_SAs in use, once each peer has one.
 fn in_use(agent: &Agent<'_>, count: u32) -> Result<Vec<u32>> {
     crate::wait::for_event("one CHILD_SA in use with each peer", || {
         let tunnels = agent.tunnels((0..count).map(PeerSet::name))?;

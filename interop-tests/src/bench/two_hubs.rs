@@ -1,5 +1,5 @@
-//! What pings between a cloud pod and an edge pod lose when the first of two hubs dies, and when it
-//! comes back.
+//! Measures the pings that are lost between a cloud pod and an edge pod when the first of two hubs
+//! dies, and when it comes back.
 //!
 //! Both hubs front the cloud's network. A cloud node, which has no tunnels, routes to edges through
 //! one of them. Each event happens once, since a hub that is back counts only 30 s later.
@@ -23,11 +23,11 @@ const WORKER: &str = "198.51.100.13";
 const CLOUD_NETWORK: &str = "10.244.0.0/16";
 const CLOUD_POD: &str = "10.244.1.2";
 
-/// Pings that must be answered in a row before and after an event.
+/// Number of consecutive pings that must be answered before and after an event.
 const ANSWERED: u64 = 100;
-/// How long a hub that is back is watched: longer than both ends wait until they use it.
+/// How long a hub that has come back is watched: longer than both ends wait before they use it.
 const WATCHED: Duration = Duration::from_secs(45);
-/// The largest silence that is wanted, seconds.
+/// Goal for the longest time without an answer, in seconds.
 const SILENCE: f64 = 5.0;
 
 const fn scenario(name: &'static str, about: &'static str, by_default: bool, run: fn(&Lab) -> Result<()>) -> Scenario {
@@ -93,7 +93,7 @@ impl<'a> Site<'a> {
         let net = lab.build(&plan)?;
         let networks = format!("networks = [{CLOUD_NETWORK:?}]");
         let controller = Controller::start(lab, net.node("controller"), CONTROLLER, &networks)?;
-        // hub-1 is up first, so that nobody waits for it.
+        // hub-1 is up first, so that no node waits for it.
         let mut hub_1 = controller.join(net.node("hub-1"), "hub")?;
         hub_1.wait_ready()?;
         let mut edge = controller.join(net.node("edge"), "edge")?;
@@ -120,12 +120,12 @@ impl<'a> Site<'a> {
         })
     }
 
-    /// Cuts the hub's link and kills all of it.
+    /// Disconnects the hub's link and kills all its processes.
     fn cut_power(&mut self) -> Result<()> {
         let hub = self.net.node("hub-1");
         hub.plug("cloud", false)?;
         self.hub_1.process().kill()?;
-        // What holds its sockets, and what its kernel knew.
+        // Removes the process that holds its sockets, and the state of its kernel.
         hub.sh(
             "for pid in $(ss -Hlunp | grep -o 'pid=[0-9]*' | cut -d = -f 2 | sort -u); do kill -9 $pid; done
              ip xfrm state flush; ip xfrm policy flush; nft flush ruleset; ip link del ecni-guard; rm -rf /run/edge-cni",

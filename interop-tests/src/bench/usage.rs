@@ -1,4 +1,4 @@
-//! CPU time and memory of a process, and the traffic of a node.
+//! Reads CPU time and memory of a process, and the traffic of a node.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use anyhow::{Context as _, Result};
 
 use crate::topology::Namespaces;
 
-/// What a process has used so far.
+/// The resources that a process has used so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Usage {
     /// CPU time of all its threads, in user and kernel mode. Its resolution is 10 ms.
     pub(super) cpu: Duration,
-    /// Memory that it has allocated and touched (RssAnon), in KiB. Neither its program file nor the
-    /// kernel's memory for its SAs is in it.
+    /// Memory that the process has allocated and touched (RssAnon), in KiB. Its program file and
+    /// the kernel's memory for its SAs are not included.
     pub(super) memory_kib: f64,
 }
 
 impl Usage {
-    /// Reads it from /proc.
+    /// Reads the usage from /proc.
     ///
     /// # Errors
     /// If the process has ended.
@@ -33,7 +33,8 @@ impl Usage {
     }
 }
 
-/// `utime` and `stime`, fields 14 and 15. The program's name, field 2, may contain blanks.
+/// Returns the sum of `utime` and `stime`, fields 14 and 15. The program's name, field 2, may
+/// contain blanks.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split(' ').skip(11);
@@ -57,7 +58,7 @@ pub(super) fn count_traffic(node: &Namespaces) -> Result<()> {
         .map(drop)
 }
 
-/// Octets of IP packets that [`count_traffic`] has counted.
+/// Returns the octets of IP packets that [`count_traffic`] has counted.
 ///
 /// # Errors
 /// If the counter is gone.
@@ -68,7 +69,7 @@ pub(super) fn octets(node: &Namespaces) -> Result<u64> {
     objects.iter().find_map(|object| object["counter"]["bytes"].as_u64()).context("the counter is gone")
 }
 
-/// Megabytes a day, from octets in a shorter time.
+/// Converts octets in a shorter time to megabytes a day.
 pub(super) fn per_day(octets: u64, during: Duration) -> f64 {
     octets as f64 / 1e6 * 86_400.0 / during.as_secs_f64()
 }

@@ -1,6 +1,6 @@
-//! The view of a hub with N edges changes by one edge.
+//! Measures the change of a hub's view with N edges by one edge.
 //!
-//! The edges are in the controller's store alone. They have no addresses, so the hub waits for them
+//! The edges are only in the controller's store. They have no addresses, so the hub waits for them
 //! and negotiates with none.
 
 use std::time::{Duration, Instant};
@@ -18,10 +18,10 @@ use crate::wait;
 
 const CLOUD: &str = "203.0.113.1";
 
-/// Edges that leave, one after the other.
+/// Number of edges that are deregistered, one after the other.
 const CHANGES: u32 = 20;
 
-/// How long the hub is watched before that, to know what it costs at rest.
+/// How long the hub is watched before the change, to measure its cost at rest.
 const REST: Duration = Duration::from_secs(20);
 
 const fn scenario(name: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
@@ -85,11 +85,11 @@ fn measure(lab: &Lab, count: u32) -> Result<()> {
     results.write(lab.out())
 }
 
-/// Fails unless the view on the hub's disk lacks this node. A change in the file beside it names a
+/// Fails unless the view on the hub's disk lacks this node. A change in the second file names a
 /// node that it removes. (A status would cost the agent more than the change.)
 fn lacks(hub: &Node, name: &str) -> Result<()> {
     let file = format!("/var/lib/edge-cni/{VIEW_FILE}");
-    // There is no such file before the first change, and for a small view.
+    // The file does not exist before the first change, nor for a small view.
     let changes = hub.read(&format!("{file}.changes")).unwrap_or_default();
     ensure!(changes.contains(name) || !hub.read(&file)?.contains(name), "it is still there");
     Ok(())

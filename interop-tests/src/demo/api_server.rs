@@ -14,11 +14,11 @@ pub(super) struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Starts it on a host, with the custom resources, the controller's account and rights, and a
-    /// Node object for each node. The flag of a node says whether it is an edge.
+    /// Starts the API server on a host, with the custom resources, the controller's account and
+    /// rights, and a Node object for each node. The flag of a node says whether it is an edge.
     ///
     /// # Errors
-    /// If it does not come up, or refuses a manifest in `deploy/`.
+    /// If the API server does not come up, or refuses a manifest in `deploy/`.
     pub(super) fn start(host: &Namespaces, nodes: &[(&str, bool)]) -> Result<Self> {
         let (prefix, logs) = (host.nsenter(), Some(host.out().join("kube")));
         let plane = ControlPlane::start_with("demo", Options { prefix, logs, ..Options::default() })?;
@@ -36,7 +36,7 @@ impl Kubernetes {
         Ok(Self { plane, kubeconfig })
     }
 
-    /// The `[kubernetes]` table of the controller's configuration.
+    /// Returns the `[kubernetes]` table of the controller's configuration.
     pub(super) fn controller_config(&self) -> String {
         format!(
             "[kubernetes]\nkubeconfig = {:?}\nnamespace = \"edge-cni\"\nstore = true\nlease_seconds = 3\n",
@@ -44,7 +44,7 @@ impl Kubernetes {
         )
     }
 
-    /// The leading replica's identity.
+    /// Returns the leading replica's identity.
     ///
     /// # Errors
     /// If the API server does not answer.

@@ -1,12 +1,11 @@
-//! Pods before the first run of an agent, when only the plugin has installed the guard.
+//! Checks pods before the first run of an agent, when only the plugin has installed the guard.
 
 use anyhow::{Result, ensure};
 
 use super::pod::{DemoPod, answered};
 use super::world::{EDGES, World};
 
-/// Segments in the plugin's configuration, from the reserved half of the ranges; for each edge
-/// node.
+/// Segments in the plugin's configuration for each edge node, from the reserved half of the ranges.
 const EARLY: [[&str; 2]; 4] = [
     ["10.77.0.128/29", "fd77::8000/120"],
     ["10.77.0.136/29", "fd77::8100/120"],
@@ -18,7 +17,7 @@ const EARLY: [[&str; 2]; 4] = [
 /// wire.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn nothing_leaves_in_clear(world: &World) -> Result<()> {
     let checks = &world.checks;
     checks

@@ -1,5 +1,6 @@
-//! A new CA takes over and the first one is retired. Whoever was authenticated by the first one is
-//! authenticated again, without a loss, and new tunnels come up with certificates of the new CA.
+//! Checks that a new CA takes over and the first one is retired. Nodes that were authenticated by
+//! the first one are authenticated again, without a loss, and new tunnels come up with certificates
+//! of the new CA.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -13,7 +14,7 @@ use super::world::World;
 /// Rolls the CA over, retires the first one, and restarts an agent.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn to_another_authority(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Rollover: another authority signs, the first is retired, and a2's agent starts again");

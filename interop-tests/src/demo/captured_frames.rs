@@ -27,12 +27,12 @@ pub(super) enum Kind {
     /// TCP from or to the controller's port.
     Controller,
     /// ARP, neighbour discovery, multicast reports, ICMP errors and redirects, between addresses
-    /// that are not pods'.
+    /// that do not belong to pods.
     Housekeeping,
     /// An ICMP echo between such addresses. The demo sends it: once it is in the capture, all
-    /// earlier frames are, too.
+    /// earlier frames are in it too.
     Mark,
-    /// A frame in clear with an address of a pod or of the cluster.
+    /// An unencrypted frame with an address of a pod or of the cluster.
     Clear {
         /// The frame's source address.
         from: IpAddr,
@@ -85,7 +85,7 @@ impl FrameCounts {
         Ok(seen)
     }
 
-    /// The number of all frames.
+    /// Returns the number of all frames.
     #[must_use]
     pub(super) fn frames(&self) -> usize {
         self.count(|_| true)
@@ -98,25 +98,25 @@ impl FrameCounts {
         }
     }
 
-    /// The SPIs of ESP frames.
+    /// Returns the SPIs of ESP frames.
     #[must_use]
     pub(super) fn spis(&self) -> BTreeSet<u32> {
         self.counts.keys().filter_map(|kind| if let Kind::Esp { spi } = kind { Some(*spi) } else { None }).collect()
     }
 
-    /// The number of frames with a pod's address in clear.
+    /// Returns the number of unencrypted frames with a pod's address.
     #[must_use]
     pub(super) fn clear(&self) -> usize {
         self.count(|kind| matches!(kind, Kind::Clear { .. }))
     }
 
-    /// The number of unexpected frames.
+    /// Returns the number of unexpected frames.
     #[must_use]
     pub(super) fn unexpected(&self) -> usize {
         self.count(|kind| matches!(kind, Kind::Unexpected { .. }))
     }
 
-    /// The number of frames of the wanted kinds.
+    /// Returns the number of frames of the wanted kinds.
     pub(super) fn count(&self, wanted: impl Fn(&Kind) -> bool) -> usize {
         self.counts.iter().filter(|(kind, _)| wanted(kind)).map(|(_, count)| count).sum()
     }

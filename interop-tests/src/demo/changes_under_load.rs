@@ -1,4 +1,4 @@
-//! Rekeys, a change of a node's address, and segments that fill up, all under load.
+//! Checks rekeys, a change of a node's address, and segments that fill up, all under load.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::topology::Ping;
 /// Rekeys the tunnel between a1 and a2, and changes a2's address, both under load.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Change");
@@ -74,7 +74,7 @@ pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
 /// Fills a1's segments, with a spare one and without. Returns the pods.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
     let checks = &world.checks;
     checks.part("Growth");
@@ -93,8 +93,8 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
             ensure!(ping.received() > 0, "no answer yet");
             Ok(())
         })?;
-        // Adds pods until an address is needed that is not in the first segments, of which the last
-        // one is the spare.
+        // Adds pods until a pod needs an address that is not in the first segments. The last of
+        // these is the spare one.
         let mut last;
         loop {
             ensure!(made.len() < 60, "60 pods and the ledger has not grown");

@@ -8,8 +8,8 @@ use anyhow::{Result, anyhow};
 
 use crate::wait;
 
-/// Longest wait for something that a check expects. It comes much sooner, and the time that it took
-/// is shown; but a busy machine may be slow.
+/// Time limit for the expected state of a check. The state usually comes much sooner, and the time
+/// that it took is shown; but a busy machine may be slow.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The checks so far. The first failed check ends the demo.
@@ -19,19 +19,19 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    /// No checks yet. The time starts now.
+    /// Starts without checks. The time starts now.
     #[must_use]
     pub(super) fn new() -> Self {
         Self { passed: Cell::new(0), started: Instant::now() }
     }
 
-    /// How many checks passed.
+    /// Returns the number of checks that passed.
     #[must_use]
     pub(super) fn passed(&self) -> u32 {
         self.passed.get()
     }
 
-    /// Time since the start.
+    /// Returns the time since the start.
     #[must_use]
     pub(super) fn elapsed(&self) -> Duration {
         self.started.elapsed()
@@ -42,23 +42,23 @@ impl Checks {
         eprintln!("\n{:7.2}s  {name}", self.elapsed().as_secs_f64());
     }
 
-    /// Shows what happens, without a check.
+    /// Prints a note, without a check.
     pub(super) fn note(&self, what: impl Display) {
         eprintln!("{:7.2}s    .. {what}", self.elapsed().as_secs_f64());
     }
 
-    /// Checks `what` once. `look` says where to look if it fails. What the probe returns is shown
-    /// after the check.
+    /// Checks `what` once. `look` names the logs for a failure. The probe's result is shown after
+    /// the check.
     ///
     /// # Errors
-    /// If the probe fails. The message says what was expected, what was seen and where to look.
+    /// If the probe fails. The message contains the expectation, the observation and `look`.
     pub(super) fn check<T: Display>(&self, what: &str, look: &str, probe: impl FnOnce() -> Result<T>) -> Result<()> {
         let seen = probe().map_err(|error| failed(what, look, &error))?;
         self.passed_check(what, &seen.to_string());
         Ok(())
     }
 
-    /// Checks that `what` becomes true within `timeout`; shows how long it took.
+    /// Checks that `what` becomes true within `timeout`; shows the time that it took.
     ///
     /// # Errors
     /// As [`Self::check`].

@@ -1,4 +1,5 @@
-//! The controller is stopped: pods keep talking, and agents start from what is on their disks.
+//! Stops the controller, and checks that pods still reach each other, and that agents start from
+//! the files on their disks.
 
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ const TRY_AGAIN_LATER: u64 = 11;
 /// address of one, and starts them again before the controller.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Alone: the controller is stopped");

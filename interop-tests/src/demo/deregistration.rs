@@ -1,5 +1,5 @@
-//! A node leaves its community and then the cluster; another one loses what the agent installed,
-//! and then everything of ours.
+//! Removes a node from its community and then from the cluster. On another node, removes the
+//! agent's objects from the kernel, and then everything else of edge-cni.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -13,15 +13,15 @@ use super::pod::reaches;
 use super::reach::Pods;
 use super::world::{NODES, World};
 
-/// Takes a2 out of its community, then out of the cluster.
+/// Removes a2 from its community, then from the cluster.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn a2_leaves(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("End: a2 leaves its community, then the cluster");
     // An agent that still waits before its next attempt would get the next views only after the
-    // quarantine. So wait until all agents are connected.
+    // quarantine. So the test waits until all agents are connected.
     checks.eventually("the agents find the controller again", "*.edge-agent.log", TIMEOUT, || {
         for node in NODES {
             let status = world.status(node)?;
@@ -79,7 +79,7 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
         ensure!(super::status::peer(&world.status("cloud-1")?, "edge-a2").is_none(), "the hub still names it");
         Ok(())
     })?;
-    // a1 requests all segments. Those in quarantine are the last ones.
+    // a1 requests all segments, those in quarantine last.
     world.restart_agent_with_spare("edge-a1", 60)?;
     checks.eventually(
         "a1 gets every free segment but a2's, which are in quarantine",
@@ -108,7 +108,7 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
             Ok(())
         },
     )?;
-    // a2 still has its certificate and its last view, and tries again and again.
+    // a2 still has its certificate and its last view, and tries repeatedly.
     checks.eventually("the hub refuses a2's certificate, good as it is", "edge-a2.edge-agent.log", TIMEOUT, || {
         let status = world.status("edge-a2")?;
         let hub = super::status::peer(&status, "cloud-1").context("a2 has forgotten the hub")?;
@@ -123,10 +123,10 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
     })
 }
 
-/// `edge-agent down` on c1 removes everything of ours from its kernel.
+/// Checks that `edge-agent down` on c1 removes all our objects from its kernel.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn agent_down(world: &World) -> Result<()> {
     let host = world.node("edge-c1");
     world.end("edge-c1", Signal::TERM)?;
@@ -148,8 +148,8 @@ pub(super) fn agent_down(world: &World) -> Result<()> {
     })
 }
 
-/// What `edge-agent uninstall` must leave as it was: interfaces, addresses, routes, rules, settings
-/// and directories of a host.
+/// Returns the state that `edge-agent uninstall` must restore: interfaces, addresses, routes,
+/// rules, settings and directories of a host.
 ///
 /// # Errors
 /// If a program of the host cannot be run.
@@ -163,10 +163,10 @@ pub(super) fn host_before_us(world: &World) -> Result<String> {
          ls -A /etc/edge-cni /run/edge-cni /var/lib/edge-cni 2>/dev/null || true")
 }
 
-/// `edge-agent uninstall` on c1 leaves the host as it was at first.
+/// Checks that `edge-agent uninstall` on c1 restores the host's first state.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn uninstalled(world: &World, before: &str) -> Result<()> {
     let host = world.node("edge-c1");
     world.checks.check("`edge-agent uninstall` cuts off no pod unasked", "edge-agent uninstall on edge-c1", || {

@@ -1,4 +1,4 @@
-//! Outsiders, forgers, hostile members and neighbours reach no pod.
+//! Checks that outsiders, forgers, hostile members and neighbours reach no pod.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -40,10 +40,10 @@ pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Resu
     )
 }
 
-/// Checks everyone who must not get through.
+/// Checks every sender that must not get through.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn check_isolation(world: &World, pods: &Pods) -> Result<()> {
     world.checks.part("No reach");
     outsiders_stay_out(world, pods, "with all agents running")?;
@@ -56,14 +56,15 @@ pub(super) fn check_isolation(world: &World, pods: &Pods) -> Result<()> {
     only_esp_on_the_wire(world, "after all that")
 }
 
-/// The number of packets that policies or our nftables tables dropped.
+/// Returns the number of packets that policies or our nftables tables dropped.
 fn refused(namespaces: &Namespaces) -> Result<u64> {
     let stat = namespaces.xfrm_stat()?;
     let policies: u64 = REFUSALS.iter().filter_map(|name| stat.get(*name)).sum();
     Ok(policies + dropped(namespaces)?)
 }
 
-/// The number of packets that our nftables tables dropped. Only rules that drop have a counter.
+/// Returns the number of packets that our nftables tables dropped. Only rules that drop have a
+/// counter.
 fn dropped(namespaces: &Namespaces) -> Result<u64> {
     let listed =
         namespaces.sh("for family in inet bridge; do nft list table $family edge-cni 2>/dev/null || true; done")?;
@@ -90,7 +91,7 @@ fn describe_drops(namespaces: &Namespaces, before: &std::collections::BTreeMap<S
     Ok(format!("{policies}; its firewall has dropped {} in all", dropped(namespaces)?))
 }
 
-/// An address in b1's segment that no pod has.
+/// Returns an address in b1's segment that no pod has.
 fn forged(pods: &Pods) -> Result<IpAddr> {
     let real = pods.of("edge-b1").v4.context("b1's pod has an IPv4 address")?;
     let [a, b, c, d] = real.octets();
@@ -104,7 +105,7 @@ fn ping_from(from: &Namespaces, source: IpAddr, to: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// Runs `act`. Fails if a packet from `source` arrives at a1's pod meanwhile.
+/// Runs `act`. Fails if a packet from `source` arrives at a1's pod in the meantime.
 fn nothing_arrives(pods: &Pods, name: &str, source: IpAddr, act: impl FnOnce() -> Result<()>) -> Result<()> {
     let pod = &pods.of("edge-a1").pod;
     let family = if source.is_ipv4() { "ip" } else { "ip6" };
@@ -121,7 +122,7 @@ fn nothing_arrives(pods: &Pods, name: &str, source: IpAddr, act: impl FnOnce() -
     Ok(())
 }
 
-/// A pod on a2 that uses an address of b1's segment.
+/// Checks a pod on a2 that uses an address of b1's segment.
 fn forger(world: &World, pods: &Pods) -> Result<()> {
     let (pod, host) = (&pods.of("edge-a2").pod, world.node("edge-a2"));
     let source = forged(pods)?;
@@ -140,7 +141,7 @@ fn forger(world: &World, pods: &Pods) -> Result<()> {
     )
 }
 
-/// The same, after a2's own filters and policies were opened by hand.
+/// Checks the same pod after a2's own filters and policies were opened manually.
 fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
     let (pod, host, victim) = (&pods.of("edge-a2").pod, world.node("edge-a2"), world.node("edge-a1"));
     let source = forged(pods)?;
@@ -163,7 +164,7 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
         .find(|state| state.reqid == reqid && state.src.to_string().starts_with("192.168.1."))
         .context("a2 has no SA towards a1")?;
     let selectors = format!("src {source}/32 dst {target}/32");
-    // The agent would remove a policy with our tag that it does not want. A hostile member runs no
+    // The agent would remove a policy with our mark that it does not want. A hostile member runs no
     // agent.
     world.end("edge-a2", Signal::KILL)?;
     host.sh("nft 'delete table bridge edge-cni; delete table inet edge-cni'")?;
@@ -196,7 +197,7 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// A machine on a1's wire with the address of a2's pod.
+/// Checks a machine on a1's wire with the address of a2's pod.
 fn neighbour(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
     let source: IpAddr = pods.of("edge-a2").v4.context("a2's pod has an IPv4 address")?.into();
@@ -214,12 +215,13 @@ fn neighbour(world: &World, pods: &Pods) -> Result<()> {
         },
     )?;
     neighbour.sh(&format!("ip addr del {source}/32 dev lo && ip route del {target}/32"))?;
-    // The neighbour itself sent packets in clear on a1's wire. They are read here, so that they do
-    // not count.
+    // The neighbour itself sent unencrypted packets on a1's wire. They are read here, so that they
+    // do not count.
     world.new_frames().map(drop)
 }
 
-/// With the agents of a1 and b1 killed, outsiders still stay out and packets are still encrypted.
+/// Checks that outsiders stay out and packets are still encrypted after the agents of a1 and b1
+/// were killed.
 fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
     world.end("edge-a1", Signal::KILL)?;
     world.end("edge-b1", Signal::KILL)?;
@@ -238,15 +240,15 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// b1 joins the community and leaves it.
+/// Lets b1 join the community and leave it.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     let (b1, a1) = (pods.of("edge-b1"), pods.of("edge-a1"));
     let address: IpAddr = a1.v4.context("a1's pod has an IPv4 address")?.into();
-    // It runs before the label is set, so that the first answer is seen at once. A single request
-    // that is too early would wait for its timeout.
+    // The ping runs before the label is set, so that the first answer is seen at once. A single
+    // request that is too early would wait for its timeout.
     let ping = Ping::start(&b1.pod, &address.to_string(), Duration::from_millis(50))?;
     let began = Instant::now();
     world.label("edge-b1", "fabedge/edge-community=alpha")?;

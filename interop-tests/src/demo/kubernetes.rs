@@ -19,7 +19,7 @@ use crate::scenario::{Lab, skip};
 /// Runs [`super::KUBERNETES`].
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn run(lab: &Lab) -> Result<()> {
     if let Some(why) = kube::unavailable() {
         ensure!(!kube::suite::must_run(), why);
@@ -55,7 +55,7 @@ fn members_reach(world: &World, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// kubectl shows nodes and segments to an operator.
+/// Checks that kubectl shows nodes and segments to an operator.
 fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
     world.checks.part("What kubectl shows");
     world.checks.eventually(
@@ -85,7 +85,8 @@ fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
     })
 }
 
-/// Agents change from a replica that dies or stops to another, without an effect on tunnels.
+/// Checks that agents change from a replica that dies or stops to another, without an effect on
+/// tunnels.
 fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("A second replica: the first is killed, then it is back and the second is stopped");
@@ -125,7 +126,7 @@ fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<(
     watch.end()
 }
 
-/// A NotReady node and a lost API server do not affect tunnels.
+/// Checks that a NotReady node and a lost API server do not affect tunnels.
 fn without_the_api_server(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("A2 is NotReady, the API server is killed, then the controller");
@@ -163,7 +164,7 @@ fn without_the_api_server(world: &World, kubernetes: &Kubernetes, pods: &Pods) -
     talk("with both back")
 }
 
-/// Deleting the Node object deregisters the node.
+/// Checks that deleting the Node object deregisters the node.
 fn a_node_that_is_deleted(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("End: the Node object of a2 is deleted");

@@ -1,4 +1,5 @@
-//! Hosts on a node's LAN reach nothing through the node, and pods reach the outside.
+//! Checks that hosts on a node's LAN reach nothing through the node, and that pods reach the
+//! outside.
 
 use std::net::IpAddr;
 
@@ -19,7 +20,7 @@ const OUTSIDE: [(&str, &str); 4] =
 /// Checks that a LAN host reaches nothing and that pods reach the outside.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn no_way_in_but_a_way_out(world: &World, pods: &Pods) -> Result<()> {
     world.checks.part("The LAN and the internet");
     lan_host_reaches_nothing(world, pods)?;
@@ -27,8 +28,8 @@ pub(super) fn no_way_in_but_a_way_out(world: &World, pods: &Pods) -> Result<()> 
     pods_reach_the_internet(world, pods)
 }
 
-/// The neighbour routes all our networks through a1. a1 forwards, and another program's rule there
-/// masquerades what it forwards.
+/// Checks a neighbour that routes all our networks through a1. a1 forwards, and another program's
+/// rule there masquerades forwarded packets.
 fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
     route_through_a1(neighbour, "add")?;
@@ -48,11 +49,11 @@ fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
         },
     )?;
     route_through_a1(neighbour, "del")?;
-    // The neighbour itself sent packets in clear. They are read here, so that they do not count.
+    // The neighbour itself sent unencrypted packets. They are read here, so that they do not count.
     world.new_frames().map(drop)
 }
 
-/// The neighbour sends with the address of a1's own pod. Its packets must not be encrypted as the
+/// Checks that packets from the neighbour with the address of a1's own pod are not encrypted as the
 /// pod's.
 fn lan_host_poses_as_a_local_pod(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
@@ -98,7 +99,7 @@ fn route_through_a1(neighbour: &Namespaces, verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// The routers see the node's address and no pod's.
+/// Checks that the routers see the node's address and no pod's.
 fn pods_reach_the_internet(world: &World, pods: &Pods) -> Result<()> {
     world.checks.check(
         "pods reach the internet under their node's address",

@@ -1,13 +1,14 @@
 //! The demo: the whole system on six machines, and each of its claims checked.
 //!
 //! - `world`: the network, the captures on its routers, and the programs that run in it.
-//! - `operator`, `pod`, `status`: what an operator, a container runtime and a script do.
-//! - `captured_frames`: what the captures hold. `check_runner`: counts the checks and shows them.
+//! - `operator`, `pod`, `status`: the actions of an operator, a container runtime and a script.
+//! - `captured_frames`: the content of the captures. `check_runner`: counts the checks and shows
+//!   them.
 //! - The demo's parts, in their order: `before_agent`, `reach`, `lan_hosts`, `isolation` with
 //!   `pod_spoofing`, `status_and_kernel`, `changes_under_load`, `controller_outage`,
 //!   `deregistration`. Each part calls `check_runner` once for each of its checks.
 //! - `kubernetes`: a scenario with nodes, labels and segments in a real API server (`api_server`).
-//!   Its parts: `ca_rollover`, and `tunnel_watch` for what must not be interrupted meanwhile.
+//!   Its parts: `ca_rollover`, and `tunnel_watch` for tunnels that must not be interrupted.
 //! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,
 //!   and rules of other programs are handled or reported. `router_advertisements` is a part of it.
 //!   A second scenario there has the rules of Docker and firewalld.
@@ -67,8 +68,8 @@ pub const KUBERNETES: Scenario = Scenario {
     run: kubernetes::run,
 };
 
-/// Runs the demo for a person. Its steps and its result go to standard error, and the exit status
-/// is 1 if a check failed.
+/// Runs the demo for a person. Its steps and its result are written to standard error, and the exit
+/// status is 1 if a check failed.
 ///
 /// # Errors
 /// If there is no lab or the programs do not build.

@@ -1,5 +1,5 @@
-//! What an operator does: configures and starts controller and agents, runs their commands, and
-//! reads their status.
+//! The actions of an operator: configures and starts controller and agents, runs their commands,
+//! and reads their status.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::api_server::Kubernetes;
 use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, REPLICA_PORT, World, site};
 
-/// How long no other node gets the segments of a deregistered node.
+/// How long the segments of a deregistered node are granted to no other node.
 pub(super) const QUARANTINE: Duration = Duration::from_secs(10);
 
 const CONTROLLER_CONFIG: &str = "/etc/edge-controller/controller.toml";
@@ -88,7 +88,7 @@ impl World<'_> {
         host.run(host.command(self.lab.program("edge-controller")?).args(args))
     }
 
-    /// All segments that are held.
+    /// Returns all segments that are held.
     ///
     /// # Errors
     /// If the controller does not list them.
@@ -106,7 +106,7 @@ impl World<'_> {
         Ok(ledger)
     }
 
-    /// The segments of one node and family.
+    /// Returns the segments of one node and family.
     ///
     /// # Errors
     /// As [`Self::ledger`].
@@ -119,7 +119,8 @@ impl World<'_> {
             .collect())
     }
 
-    /// Adds routes for all segments towards their nodes to the routers, in clear.
+    /// Adds routes for all segments towards their nodes to the routers, so that unencrypted packets
+    /// would be forwarded.
     ///
     /// # Errors
     /// If the kernel refuses a route.
@@ -130,7 +131,7 @@ impl World<'_> {
     /// Sets or (`key-`) removes a node's label, in Kubernetes if the controller reads labels there.
     ///
     /// # Errors
-    /// If it is refused.
+    /// If the request is refused.
     pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
         match &self.kubernetes {
             Some(kubernetes) => kubernetes.label(node, label),
@@ -171,7 +172,7 @@ impl World<'_> {
     /// If it fails.
     pub(super) fn join(&self, node: &str, options: &str) -> Result<String> {
         let program = self.lab.program("edge-agent")?;
-        // The configuration has the URLs.
+        // The configuration contains the URLs.
         self.node(node).sh(&format!(
             "{} join --config {AGENT_CONFIG} {options} $(grep -o 'https://[^\"]*' {AGENT_CONFIG}) - </run/join-token",
             program.display()
@@ -205,7 +206,7 @@ impl World<'_> {
         crate::wait::for_event("the agent to answer", || self.status(node).map(drop))
     }
 
-    /// The output of `edge-agent status --json` on a node.
+    /// Returns the output of `edge-agent status --json` on a node.
     ///
     /// # Errors
     /// If the agent does not run.
@@ -229,7 +230,8 @@ impl World<'_> {
         host.run(host.command(self.lab.program("edge-agent")?).args(args).args(["--config", AGENT_CONFIG]))
     }
 
-    /// The conclusion of `edge-agent diagnose` on a node, about everything or about one thing.
+    /// Returns the conclusion of `edge-agent diagnose` on a node, about everything or about one
+    /// subject.
     ///
     /// # Errors
     /// If the agent does not run.
@@ -242,10 +244,10 @@ impl World<'_> {
         Ok(diagnosis["conclusion"].as_str().context("no conclusion")?.to_owned())
     }
 
-    /// Fails unless `node` reports that its tunnel to `peer` is up.
+    /// Checks that `node` reports that its tunnel to `peer` is up.
     ///
     /// # Errors
-    /// In this case.
+    /// If it does not.
     pub(super) fn tunnel_is_up(&self, node: &str, peer: &str) -> Result<()> {
         let status = self.status(node)?;
         let entry = super::status::peer(&status, peer).with_context(|| format!("{node} does not know {peer}"))?;

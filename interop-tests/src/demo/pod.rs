@@ -10,7 +10,7 @@ use super::world::{CLUSTER_RANGES, World};
 use crate::cni_plugin::{self, CONFLIST, PluginOutput};
 use crate::topology::{Namespaces, Pod};
 
-/// How long an answer through an idle tunnel may take on a loaded machine.
+/// Time limit for an answer through an idle tunnel on a loaded machine.
 pub(super) const ANSWER: Duration = Duration::from_millis(700);
 
 /// A pod with the addresses that ADD gave it.
@@ -21,14 +21,14 @@ pub(super) struct DemoPod {
     pub(super) pod: Pod,
     /// Its container ID.
     pub(super) container_id: String,
-    /// IPv4 address, if it got one.
+    /// IPv4 address; `None` if it has none.
     pub(super) v4: Option<Ipv4Addr>,
-    /// IPv6 address, if it got one.
+    /// IPv6 address; `None` if it has none.
     pub(super) v6: Option<Ipv6Addr>,
 }
 
 impl DemoPod {
-    /// The pod's addresses, IPv4 first.
+    /// Returns the pod's addresses, IPv4 first.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from)).collect()
     }
@@ -71,7 +71,8 @@ impl World<'_> {
         self.add_pod_with_result(node, name).map(|(pod, _)| pod)
     }
 
-    /// As [`Self::add_pod`], with the plugin's result, which the next plugin of a list gets.
+    /// Adds a pod as [`Self::add_pod`] does. Also returns the plugin's result, which the next
+    /// plugin of a list receives.
     ///
     /// # Errors
     /// As [`Self::add_pod`].

@@ -1,4 +1,5 @@
-//! A pod that poses as its neighbour, as the gateway and as a pod of another node.
+//! Checks a pod that uses the addresses of its neighbour, of the gateway and of a pod of another
+//! node.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,13 +19,13 @@ struct Attack<'a> {
     thief: &'a DemoPod,
 }
 
-/// A second pod on the node takes the first one's addresses by ARP, by ND and by its MAC address,
-/// the gateway's addresses, and those of another node's pod. It gets none of the first pod's
-/// packets, nobody gets what it sends under these addresses, and the first pod's traffic with the
-/// cloud goes on.
+/// Lets a second pod on the node take the first one's addresses by ARP, by ND and by its MAC
+/// address, the gateway's addresses, and those of another node's pod. Checks that the second pod
+/// receives none of the first pod's packets, that no packet with these addresses arrives anywhere,
+/// and that the first pod's traffic with the cloud continues.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn a_pod_is_itself(world: &World, pods: &Pods, node: &str, other_node: &str) -> Result<()> {
     let (victim, cloud) = (pods.of(node), &pods.cloud[0]);
     let thief = world.add_pod(node, "thief")?;
@@ -48,7 +49,7 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods, node: &str, other_node
         let address = address.context("an address of each family")?;
         attack.gets_nothing(way, &[comment], || {
             take_address(&thief.pod, address)?;
-            // The node asks who has the address, and the thief answers.
+            // The node requests the holder of the address, and the thief answers.
             attack.node.sh(&format!("ip neigh del {address} dev ecni0 || true"))?;
             goes_on()
         })?;
@@ -68,7 +69,7 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods, node: &str, other_node
     attack.gets_nothing("the gateway's addresses", &["ARP sender", "IPv6 source"], || {
         for (gateway, address) in gateways.iter().zip(victim.addresses()) {
             watch(&thief.pod, *gateway)?;
-            // It asks for the victim itself, since the way through the gateway is its own now.
+            // The thief requests the victim itself, since it is now its own gateway.
             thief.pod.sh(&format!("ip neigh flush dev eth0; ip route replace {address} dev eth0"))?;
             ping_from(&thief.pod, *gateway, address)?;
         }
@@ -106,7 +107,7 @@ impl Attack<'_> {
         format!("nft list table bridge edge-cni, ip neigh and bridge fdb on {}", self.node.name())
     }
 
-    /// Checks that the pod gets nothing by what `act` does, and that the plugin's table drops its
+    /// Checks that the pod receives nothing through `act`, and that the plugin's table drops its
     /// frames under each of these comments.
     fn gets_nothing(&self, way: &str, comments: &[&str], act: impl FnOnce() -> Result<()>) -> Result<()> {
         let node = self.node.name();
@@ -133,7 +134,7 @@ impl Attack<'_> {
             "a pod on {node} that sends with addresses of another node's pod reaches neither the cloud nor its neighbour"
         );
         self.world.checks.check(&what, &self.look(), || {
-            // It asks nobody for the way, so that its packets themselves are judged.
+            // The pod resolves no address, so that its packets themselves are checked.
             let (bridge, neighbour) = (link_address(self.node, "ecni0")?, mac(&self.victim.pod)?);
             for address in self.victim.addresses() {
                 thief.sh(&format!("ip neigh replace {} lladdr {bridge} dev eth0 nud permanent", gateway(address)))?;
@@ -163,7 +164,7 @@ impl Attack<'_> {
     }
 }
 
-/// Frames that the plugin's table dropped by the rules with this comment.
+/// Returns the number of frames that the plugin's table dropped by the rules with this comment.
 fn dropped(node: &Namespaces, comment: &str) -> Result<u64> {
     let listed = node.sh("nft list table bridge edge-cni")?;
     let rules = listed.lines().filter(|line| line.contains(&format!("comment \"{comment}\"")));
@@ -171,13 +172,13 @@ fn dropped(node: &Namespaces, comment: &str) -> Result<u64> {
     Ok(rules.filter_map(count).sum())
 }
 
-/// nft's family, the prefix length of a single address, and what keeps it from duplicate address
-/// detection.
+/// Returns nft's family, the prefix length of a single address, and the option that turns duplicate
+/// address detection off.
 fn words(address: IpAddr) -> (&'static str, u8, &'static str) {
     if address.is_ipv4() { ("ip", 32, "") } else { ("ip6", 128, " nodad") }
 }
 
-/// Takes an address, and counts packets to it that arrive.
+/// Takes an address, and counts arriving packets to it.
 fn watch(thief: &Namespaces, address: IpAddr) -> Result<()> {
     let (family, prefix, nodad) = words(address);
     thief
@@ -198,7 +199,7 @@ fn drop_address(thief: &Namespaces, address: IpAddr) -> Result<()> {
     thief.sh(&format!("ip addr del {address}/{prefix} dev eth0")).map(drop)
 }
 
-/// The gateway of a pod with this address.
+/// Returns the gateway of a pod with this address.
 fn gateway(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) => IpAddr::from((u32::from(address) & !7 | 1).to_be_bytes()),
@@ -223,7 +224,7 @@ fn mac(pod: &Namespaces) -> Result<String> {
     link_address(pod, "eth0")
 }
 
-/// The MAC address of a link.
+/// Returns the MAC address of a link.
 fn link_address(place: &Namespaces, link: &str) -> Result<String> {
     let shown = place.sh(&format!("ip -o link show dev {link}"))?;
     let words: Vec<&str> = shown.split_whitespace().collect();

@@ -1,4 +1,4 @@
-//! All pairs that may communicate do so, and through ESP alone.
+//! Checks that all pairs that may communicate do so, and only through ESP.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -30,21 +30,21 @@ pub(super) struct CloudPod {
 }
 
 impl Pods {
-    /// The pod of an edge node.
+    /// Returns the pod of an edge node.
     pub(super) fn of(&self, node: &str) -> &DemoPod {
         &self.ours[node]
     }
 
-    /// Puts another pod of an edge node in the place of its pod, which is returned.
+    /// Replaces the pod of an edge node by another one. Returns the former pod.
     pub(super) fn replace(&mut self, node: &'static str, pod: DemoPod) -> Option<DemoPod> {
         self.ours.insert(node, pod)
     }
 }
 
-/// Starts controller and agents, labels the nodes, adds pods.
+/// Starts controller and agents, labels the nodes, and adds pods.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn bring_up(world: &World) -> Result<Pods> {
     let checks = &world.checks;
     checks.part("The cloud and all agents start; a1 and a2 are labelled alpha, b1 beta");
@@ -121,7 +121,7 @@ fn cloud_pod(world: &World, node: &'static str, number: u8) -> Result<CloudPod> 
 /// Checks pods to pods, hosts to pods, and a published port.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn everyone_reaches(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Reach");
@@ -184,8 +184,8 @@ fn published_port(world: &World, pods: &Pods) -> Result<()> {
     })
 }
 
-/// Checks that the new frames on the wires are ESP, IKE, the controller's TLS and housekeeping
-/// alone.
+/// Checks that the new frames on the wires are only ESP, IKE, the controller's TLS and
+/// housekeeping.
 ///
 /// # Errors
 /// If there was any other frame.
@@ -197,10 +197,10 @@ pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
     })
 }
 
-/// As [`only_esp_on_the_wire`], and `ip xfrm state` on some host shows each SPI.
+/// Checks as [`only_esp_on_the_wire`] does, and that `ip xfrm state` on some host shows each SPI.
 ///
 /// # Errors
-/// If that does not hold.
+/// If one of these checks fails.
 pub(super) fn spis_are_the_kernels(world: &World) -> Result<()> {
     world.checks.check("every SPI on the wires is in ip xfrm state, and nothing is in clear", "*.pcap", || {
         let seen = world.new_frames()?;

@@ -1,5 +1,5 @@
-//! Router advertisements that begin after the agent has started: by `radvd` on the router of a1's
-//! LAN, in a container on another program's bridge, and in a pod.
+//! Checks router advertisements that begin after the agent has started: by `radvd` on the router of
+//! a1's LAN, in a container on another program's bridge, and in a pod.
 
 use anyhow::{Result, ensure};
 
@@ -15,7 +15,7 @@ const UPLINK: &str = "lan-a1";
 /// Checks that a1 gets its default route from its router, and none from containers and pods.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
     let edge = world.node(NODE);
     world.checks.part("Router advertisements that begin after the agent");

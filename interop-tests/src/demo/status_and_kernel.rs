@@ -1,4 +1,4 @@
-//! The agent's status matches the kernel's SAs and policies.
+//! Compares the agent's status with the kernel's SAs and policies.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +8,11 @@ use super::check_runner::TIMEOUT;
 use super::reach::Pods;
 use super::world::{NODES, World};
 
-/// Compares status and kernel on every host, then deletes a policy and an SA by hand. Then compares
-/// what `diagnose` says with who may reach whom.
+/// Compares status and kernel on every host, then deletes a policy and an SA manually. Then
+/// compares the output of `diagnose` with the permitted pairs.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn kernel_and_status_agree(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Truth");
@@ -28,7 +28,7 @@ pub(super) fn kernel_and_status_agree(world: &World, pods: &Pods) -> Result<()> 
     diagnosis_names_the_way(world, pods)
 }
 
-/// Asks `edge-agent diagnose` about the node, a permitted pod and a forbidden one.
+/// Runs `edge-agent diagnose` for the node, a permitted pod and a forbidden one.
 fn diagnosis_names_the_way(world: &World, pods: &Pods) -> Result<()> {
     let address = |node: &str| anyhow::Ok(pods.of(node).v4.context("no IPv4")?.to_string());
     for (about, expected) in [
@@ -51,10 +51,10 @@ fn diagnosis_names_the_way(world: &World, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless a node's status and its kernel have the same SAs and policies.
+/// Checks that a node's status and its kernel have the same SAs and policies.
 ///
 /// # Errors
-/// In this case.
+/// If they differ.
 pub(super) fn agree(world: &World, node: &str) -> Result<()> {
     let status = world.status(node)?;
     let host = world.node(node);
@@ -110,7 +110,7 @@ fn differ(what: &str, reported: &BTreeSet<String>, kernel: &BTreeSet<String>) ->
     Ok(())
 }
 
-/// Deletes a policy and an SA of a1's by hand. The agent must report and restore them.
+/// Deletes a policy and an SA of a1 manually. The agent must report and restore them.
 fn repairs_are_reported(world: &World) -> Result<()> {
     let host = world.node("edge-a1");
     let repairs = || -> Result<u64> { Ok(super::status::repairs(&world.status("edge-a1")?)) };

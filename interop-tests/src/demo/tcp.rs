@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// In a server's text, this stands for the client's address as the server sees it.
+/// Placeholder in a server's text for the client's address as the server sees it.
 pub const SOURCE: &str = "{source}";
 
 /// Sends `text` to each client, until it is killed.
@@ -27,7 +27,7 @@ pub fn serve(port: u16, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Connects, and returns all that the server sends.
+/// Connects, and returns everything that the server sends.
 ///
 /// # Errors
 /// If there is no answer within two seconds.

@@ -1,5 +1,5 @@
-//! Watches that a1's pod reaches a2's without a loss and through the same SAs while something else
-//! happens.
+//! Watches that a1's pod reaches a2's pod without a loss and through the same SAs while the caller
+//! does something else.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl<'a> TunnelWatch<'a> {
     /// Waits for some more pings, and checks that none was lost.
     ///
     /// # Errors
-    /// If one was lost, or if SAs came or went.
+    /// If a ping was lost, or if SAs were added or removed.
     pub(super) fn end(mut self) -> Result<()> {
         self.ping.wait_more(10)?;
         let said = "no ping of a1's pod to a2's was lost meanwhile, and a1's SAs are the same";
@@ -47,7 +47,7 @@ impl<'a> TunnelWatch<'a> {
         })
     }
 
-    /// As [`Self::end`], but SAs may be replaced.
+    /// Ends the watch as [`Self::end`] does, but SAs may be replaced.
     ///
     /// # Errors
     /// If a ping was lost.
@@ -61,7 +61,7 @@ impl<'a> TunnelWatch<'a> {
     }
 }
 
-/// SPIs of a1's SAs.
+/// Returns the SPIs of a1's SAs.
 pub(super) fn tunnels(world: &World) -> Result<BTreeSet<u32>> {
     Ok(world.node("edge-a1").xfrm_states()?.into_iter().map(|state| state.spi).collect())
 }

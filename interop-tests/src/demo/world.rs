@@ -45,7 +45,7 @@ const WATCHED: [(&str, &str, &str); 9] = [
     ("r-c1", "isp", "203.0.113.1"),
 ];
 
-/// An edge node's router, and the addresses of both, at most one of each family.
+/// An edge node and its router, with the addresses of both, at most one of each family.
 pub(super) struct Site {
     /// Name of the site's router.
     pub(super) router: &'static str,
@@ -55,7 +55,7 @@ pub(super) struct Site {
     pub(super) inside: [Option<&'static str>; 2],
 }
 
-/// The site of a node.
+/// Returns the site of a node.
 pub(super) fn site(node: &str) -> Site {
     let (router, outside, inside) = match node {
         "edge-a1" => {
@@ -106,16 +106,16 @@ fn plan() -> NetworkPlan {
         .on("lan-a1", &["192.0.2.10/24", "2001:db8:a1::10/64"])
         .via("192.0.2.1")
         .via("2001:db8:a1::1")
-        // Another program's rule on this host masquerades all that it forwards.
+        // A rule of another program on this host masquerades all packets that it forwards.
         .masquerade("lan-a1");
     plan.host("edge-a2").on("lan-a2", &["192.168.1.10/24"]).via("192.168.1.1");
     plan.host("edge-b1").on("lan-b1", &["2001:db8:b1::10/64"]).via("2001:db8:b1::1");
     plan.host("edge-c1").on("lan-c1", &["192.168.1.10/24"]).via("192.168.1.1");
-    // Neighbours of a1 and a2. The first misbehaves, and the second answers marks whatever address
+    // Neighbours of a1 and a2. The first is hostile, and the second answers marks whatever address
     // a2 has.
     plan.host("neighbour").on("lan-a1", &["192.0.2.66/24", "2001:db8:a1::66/64"]).via("192.0.2.1");
     plan.host("printer").on("lan-a2", &["192.168.1.254/24"]).via("192.168.1.1");
-    // A machine on the cloud's LAN that misbehaves, too.
+    // A hostile machine on the cloud's LAN.
     plan.host("cloud-neighbour").on("cloud", &["198.51.100.66/24", "2001:db8:c::66/64"]).via("198.51.100.1");
     plan
 }
@@ -129,7 +129,7 @@ struct CapturedWire {
 
 /// The network and the programs that run in it.
 pub(super) struct World<'lab> {
-    /// The scenario's means.
+    /// The tools of the scenario.
     pub(super) lab: &'lab Lab,
     /// The hosts and routers.
     pub(super) net: &'lab Net,
@@ -137,8 +137,8 @@ pub(super) struct World<'lab> {
     pub(super) checks: Checks,
     /// Agents and the controller, by `NODE` and `controller`.
     pub(super) running: RefCell<BTreeMap<String, Process>>,
-    /// The API server from which the controller learns of nodes. Without one, the operator's
-    /// commands tell it.
+    /// The API server from which the controller reads nodes. Without one, the operator's commands
+    /// configure the nodes.
     pub(super) kubernetes: Option<Kubernetes>,
     captures: RefCell<Vec<CapturedWire>>,
     known: ExpectedTraffic,
@@ -169,13 +169,13 @@ impl<'lab> World<'lab> {
         })
     }
 
-    /// A host or router.
+    /// Returns a host or router.
     pub(super) fn node(&self, name: &str) -> &'lab Node {
         self.net.node(name)
     }
 
-    /// The frames that the routers captured since the last call. It includes all frames that were
-    /// sent before this call.
+    /// Returns the frames that the routers captured since the last call, including all frames that
+    /// were sent before this call.
     ///
     /// # Errors
     /// If a mark is not answered, or a file cannot be read.
@@ -206,7 +206,7 @@ impl<'lab> World<'lab> {
     /// Ends the captures. Fails if one has missed a packet.
     ///
     /// # Errors
-    /// In this case.
+    /// If a capture has missed a packet.
     pub(super) fn end_captures(&self) -> Result<()> {
         self.captures.borrow_mut().iter_mut().try_for_each(|wire| wire.capture.stop())
     }
@@ -240,8 +240,8 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    /// Makes every router that has the segment's family forward its packets towards the node that
-    /// holds it. So only our own policies keep packets from leaving in clear.
+    /// Makes every router with the segment's family forward its packets towards the node that holds
+    /// it. So only our own policies keep packets from leaving unencrypted.
     ///
     /// # Errors
     /// If the kernel refuses a route.

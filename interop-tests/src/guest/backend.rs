@@ -1,5 +1,5 @@
-//! Chooses the kernel that the lab runs on: its own one, or the host's if that has everything that
-//! is needed.
+//! Chooses the kernel that the lab runs on: its own kernel, or the host's if that has all required
+//! features.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -16,8 +16,8 @@ pub enum Backend {
     Host,
 }
 
-/// Chooses a backend, or takes the forced one (`uml` or `host`). Reports on standard error which
-/// one and why.
+/// Chooses a backend, or takes the forced one (`uml` or `host`). Prints the choice and the reason
+/// on standard error.
 ///
 /// # Errors
 /// If the forced one is not available, or the lab kernel cannot be built.
@@ -64,7 +64,7 @@ pub(crate) fn protect_host() -> Result<()> {
     Ok(())
 }
 
-/// Tries what the scenarios need, in a network namespace that ends with the attempt.
+/// Tries the features that the scenarios need, in a network namespace that ends with the attempt.
 fn host_suffices() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("not root".to_owned());

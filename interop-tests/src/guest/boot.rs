@@ -1,4 +1,4 @@
-//! The host's side of a guest: starts the kernel, copies its serial lines, and stops it.
+//! Runs the host's side of a guest: starts the kernel, copies its serial lines, and stops it.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read, Write};
@@ -16,17 +16,17 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::backend::Backend;
 use super::spec::{Event, Spec};
 
-/// Memory of the guest, MiB. It is a sparse file of the host, so only used memory counts.
+/// Memory of the guest, in MiB. It is a sparse file of the host, so only used memory counts.
 const MEMORY_MIB: u64 = 2560;
 
-/// How much of the console an error shows. The registers of a panic are at the level "debug", so
-/// the kernel writes everything.
+/// Number of console lines that an error shows. The registers of a panic are at the level "debug",
+/// so the kernel writes everything.
 const CONSOLE_LINES: usize = 80;
 
-/// Where the job's standard output and error go.
+/// Destination of the job's standard output and error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
-    /// To this process's own.
+    /// This process's own output and error.
     Inherit,
     /// The job gets this process's terminal.
     Terminal,
@@ -43,13 +43,13 @@ pub struct Guest {
 impl Guest {
     /// Starts a lab for one [`Spec`].
     ///
-    /// It ends with the calling thread at the latest, even if that is killed.
+    /// The lab ends with the calling thread at the latest, even if that is killed.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn start(backend: &Backend, spec: &Spec, output: Output) -> Result<Self> {
-        // Both this directory and the program in it are on the kernel's command line, so their
-        // paths have no blank.
+        // The paths of this directory and of the program in it are on the kernel's command line, so
+        // they contain no blank.
         let dir = tempfile::Builder::new().prefix("edge-lab-").tempdir_in("/tmp")?;
         fs::write(dir.path().join("spec.json"), serde_json::to_vec(spec)?)?;
         std::os::unix::fs::symlink(std::env::current_exe()?, dir.path().join("init"))?;
@@ -94,8 +94,8 @@ impl Guest {
         }
     }
 
-    /// The last [`CONSOLE_LINES`] that the guest's kernel and init wrote, without the messages
-    /// about consoles that are not open.
+    /// Returns the last [`CONSOLE_LINES`] that the guest's kernel and init wrote, without the
+    /// messages about consoles that are not open.
     #[must_use]
     pub fn console(&self) -> String {
         let written = fs::read_to_string(self.dir.path().join("console.log")).unwrap_or_default();
@@ -160,7 +160,7 @@ fn uml(
         }
     }
     let console = File::create(dir.join("console.log"))?;
-    // setpriv kills the guest when this process ends, for whatever reason.
+    // setpriv kills the guest when this process ends for any reason.
     let process = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "--"])
         .arg(kernel)
@@ -199,7 +199,7 @@ fn host(dir: &Path, events: OwnedFd) -> Result<Child> {
         .context("starting the lab through setpriv and unshare")
 }
 
-/// A pipe whose write end the kernel inherits.
+/// Makes a pipe whose write end the kernel inherits.
 fn line() -> Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::fcntl_setfd(&write, FdFlags::empty())?;
@@ -218,8 +218,8 @@ fn carry(from: OwnedFd, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
     })
 }
 
-/// The directory of the guest's memory. It is on shared memory if there is enough (containers often
-/// get 64 MiB), else on the disk.
+/// Returns the directory of the guest's memory: in shared memory if there is enough (containers
+/// often get 64 MiB), otherwise on the disk.
 fn memory_directory() -> PathBuf {
     let shm = Path::new("/dev/shm");
     let enough = rustix::fs::statvfs(shm).is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= MEMORY_MIB << 20);

@@ -14,7 +14,7 @@ use super::spec::Spec;
 
 /// Runs as `init` of the guest. `dir` is the boot's directory, which holds the [`Spec`].
 ///
-/// It powers the guest off in any case. Errors go to the console, which the host reads.
+/// Powers the guest off in any case. Errors are written to the console, which the host reads.
 pub fn main(dir: &Path) -> std::process::ExitCode {
     if let Err(error) = run(dir) {
         eprintln!("lab guest: {error:#}");
@@ -30,7 +30,7 @@ pub fn main(dir: &Path) -> std::process::ExitCode {
 }
 
 fn run(dir: &Path) -> Result<()> {
-    // Read before the mounts, since they may hide the directory.
+    // The spec is read before the mounts, since they may hide the directory.
     let spec: Spec = serde_json::from_slice(&fs::read(dir.join("spec.json"))?)?;
     mounts().context("mounting the guest's file systems")?;
     for directory in &spec.writable {
@@ -52,7 +52,7 @@ fn run(dir: &Path) -> Result<()> {
     }
 }
 
-/// Makes an overlay in memory over the host's files the root.
+/// Makes the root: an overlay in memory over the host's files.
 fn mounts() -> Result<()> {
     const ROOT: &str = "/tmp/root";
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
@@ -74,7 +74,7 @@ fn mounts() -> Result<()> {
     }
     fresh("devpts", &at("/dev/pts"), c"ptmxmode=0666")?;
     fresh("tmpfs", &at("/dev/shm"), c"mode=1777")?;
-    // Usually udev makes these links. Some programs open their standard input by such a name.
+    // udev usually makes these links. Some programs open their standard input by such a name.
     for (name, to) in [("fd", "self/fd"), ("stdin", "self/fd/0"), ("stdout", "self/fd/1"), ("stderr", "self/fd/2")] {
         std::os::unix::fs::symlink(format!("/proc/{to}"), at(&format!("/dev/{name}")))?;
     }

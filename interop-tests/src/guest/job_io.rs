@@ -1,4 +1,4 @@
-//! The standard input and output of a job's programs.
+//! Connects the standard input and output of a job's programs.
 
 use std::process::{Command, Stdio};
 
@@ -14,12 +14,12 @@ pub(crate) enum JobIo {
     Lines,
     /// A serial line that is connected to a terminal of the host.
     Terminal(Option<(u16, u16)>),
-    /// What the worker inherited.
+    /// The worker's inherited input and output.
     Inherited,
 }
 
 impl JobIo {
-    /// A command with its input and output connected in this way.
+    /// Makes a command with its input and output connected in this way.
     pub(crate) fn command(self, argv: &[String]) -> Result<Command> {
         let (program, args) = argv.split_first().context("no program was given")?;
         let plain = || {
@@ -39,8 +39,8 @@ impl JobIo {
     }
 }
 
-/// A session with the guest's end of the terminal as controlling terminal, so that a shell has job
-/// control.
+/// Makes a command in a session with the guest's end of the terminal as controlling terminal, so
+/// that a shell has job control.
 fn on_terminal(argv: &[String], window: Option<(u16, u16)>) -> Result<Command> {
     let line = tty::open(tty::STDOUT)?;
     if let Some((rows, columns)) = window {

@@ -1,7 +1,7 @@
 //! The guest is a User-Mode Linux kernel that runs as an ordinary process of the host.
 //!
 //! Its root is the host's files, read-only, below an overlay in memory. So it changes nothing on
-//! the host, except in the directories that a [`Spec`] names as writable. It reads one [`Spec`],
+//! the host, except in the directories that a [`Spec`] lists as writable. It reads one [`Spec`],
 //! runs its job, reports events as lines of JSON and powers off.
 //!
 //! - `boot`: the host's side. It starts the kernel and copies its output.

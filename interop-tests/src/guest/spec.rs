@@ -1,4 +1,4 @@
-//! What the host asks the guest to do, and what the guest reports.
+//! The work that the host gives to the guest, and the guest's reports.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ pub struct Spec {
     /// it writes is lost.
     pub writable: Vec<PathBuf>,
     /// The image of a disk, which is `/dev/ubda` in the guest. A lab in the host's namespaces has
-    /// none.
+    /// no disk.
     pub disk: Option<PathBuf>,
     /// The job's working directory.
     pub cwd: PathBuf,
@@ -21,18 +21,18 @@ pub struct Spec {
     pub env: Vec<(String, String)>,
     /// Rows and columns of the terminal, for a job that has one.
     pub window: Option<(u16, u16)>,
-    /// What to do.
+    /// The work of the boot.
     pub job: Job,
 }
 
-/// What a boot is for.
+/// The purpose of a boot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Job {
     /// Run one program as root. Its exit status is the result.
     Exec {
         /// Program and arguments.
         argv: Vec<String>,
-        /// Whether it gets the terminal.
+        /// Whether the program gets the terminal.
         terminal: bool,
     },
     /// Run scenarios, one after the other.

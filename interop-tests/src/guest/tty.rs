@@ -21,7 +21,7 @@ pub(crate) fn open_raw(path: &str) -> Result<File> {
     Ok(file)
 }
 
-/// Opens a line as it is.
+/// Opens a line without changing its mode.
 pub(crate) fn open(path: &str) -> Result<File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     File::options()

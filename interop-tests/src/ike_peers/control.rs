@@ -1,4 +1,4 @@
-//! The scenario's side: starts the process and asks it to work.
+//! The scenario's side: starts the process and sends it requests.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -24,7 +24,7 @@ impl IkePeers {
     /// # Errors
     /// If the node has such a process already, or the process ends.
     pub fn start(node: &Node, set: &PeerSet) -> Result<Self> {
-        // All addresses of the network are the node's own, without adding them one by one.
+        // All addresses of the network become the node's own with one route.
         node.sh(&format!("ip route replace local {} dev lo", PeerSet::addresses()))?;
         let log = File::options()
             .create(true)
@@ -46,7 +46,7 @@ impl IkePeers {
         Ok(peers)
     }
 
-    /// Brings up a tunnel between each peer and the responder, and waits until all are up.
+    /// Sets up a tunnel between each peer and the responder, and waits until all are up.
     ///
     /// # Errors
     /// If the process ends. Attempts that fail are repeated, and counted in the result.
@@ -62,7 +62,7 @@ impl IkePeers {
         self.ask(Request::Rekey)
     }
 
-    /// The state of the peers now.
+    /// Returns the present state of the peers.
     ///
     /// # Errors
     /// If the process has ended.
@@ -94,7 +94,7 @@ impl IkePeers {
 
 impl Drop for IkePeers {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

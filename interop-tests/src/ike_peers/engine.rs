@@ -1,4 +1,4 @@
-//! The process with the peers.
+//! Runs the process with the peers.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -18,18 +18,18 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::protocol::{Authentication, MAX_PEERS, PeerSet, Progress, Request};
 use super::system::System;
 
-/// The UDP port of each peer, with non-ESP marker.
+/// The UDP port of each peer, with the non-ESP marker.
 const PORT: u16 = 4500;
-/// Open files besides the peers' sockets.
+/// Number of open files in addition to the peers' sockets.
 const OTHER_FILES: u64 = 64;
-/// Largest datagram, bytes.
+/// Maximum size of a datagram, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
-/// The epoll key of standard input. Peers have their index.
+/// The epoll key of standard input. Peers use their index.
 const STDIN: u64 = u64::MAX;
-/// The peers do not check whether the responder is alive, so that a slow responder loses no tunnel.
-/// The responder checks as it is configured.
+/// The peers do not check the responder's liveness, so that a slow responder loses no tunnel. The
+/// responder checks as it is configured.
 const LIVENESS: Duration = Duration::from_secs(24 * 3600);
-/// Longest wait of the loop.
+/// Maximum wait of the loop.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs the peers of `set`, as JSON, until standard input ends.
@@ -50,11 +50,11 @@ struct Peer {
     name: PeerName,
     socket: UdpSocket,
     local: SocketAddr,
-    /// The deadline that the heap has for it.
+    /// The peer's deadline in the heap.
     deadline: Option<Instant>,
     /// Number of its CHILD_SAs.
     children: u32,
-    /// Whether the current request waits for it.
+    /// Whether the current request waits for the peer.
     awaited: bool,
 }
 
@@ -62,9 +62,9 @@ struct Peer {
 struct Work {
     request: Request,
     begun: Clock,
-    /// The first peer that has not begun.
+    /// The first peer that has not begun yet.
     next: u32,
-    /// Peers that have begun and are not done.
+    /// Number of peers that have begun and are not done.
     under_way: u32,
 }
 
@@ -160,7 +160,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Begins with further peers, or reports that all are done.
+    /// Begins with further peers, or reports the end of the request.
     fn begin_next(&mut self) -> Result<()> {
         while let Some(work) = &mut self.work {
             if work.next < self.set.count && work.under_way < self.set.window {
@@ -225,7 +225,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Counts a peer's events, sends its datagrams, and notes its deadline.
+    /// Counts a peer's events, sends its datagrams, and records its deadline.
     fn drain(&mut self, index: u32) -> Result<()> {
         let peer = &mut self.peers[index as usize];
         let was_up = peer.children > 0;
@@ -267,7 +267,7 @@ impl Engine {
         }
         while let Some(transmit) = peer.endpoint.poll_transmit() {
             match peer.socket.send_to(&transmit.payload, transmit.remote) {
-                // Lost, as in a congested network.
+                // The datagram is lost, as in a congested network.
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionRefused) => {}
                 sent => drop(sent.with_context(|| format!("sending from {}", peer.local))?),
             }
@@ -295,7 +295,7 @@ impl Engine {
     }
 }
 
-/// The responder, as peer `index` sees it.
+/// Makes the configuration of the responder for peer `index`.
 fn peer_config(set: &PeerSet, index: u32) -> PeerConfig {
     let Authentication::Psk(secret) = &set.authentication;
     PeerConfig {

@@ -1,11 +1,11 @@
-//! Many IKE initiators in one process, against one responder.
+//! Runs many IKE initiators in one process, against one responder.
 //!
-//! Each peer is an [`edge_ike::Endpoint`] with an address and a UDP socket of its own. Its SAs are
-//! in no kernel: the peers negotiate and answer, and carry no traffic. So thousands of them cost
-//! the responder what as many real nodes would, and cost the lab little.
+//! Each peer is an [`edge_ike::Endpoint`] with its own address and UDP socket. Its SAs are in no
+//! kernel: the peers negotiate and answer, and carry no traffic. So thousands of them cost the
+//! responder as much as real nodes, and cost the lab little.
 //!
-//! - [`IkePeers`]: starts the process on a node and asks it to work.
-//! - `protocol`: what a scenario and the process say to each other, a line of JSON each.
+//! - [`IkePeers`]: starts the process on a node and sends it requests.
+//! - `protocol`: the messages between a scenario and the process, each a line of JSON.
 //! - `engine`: the process. `system`: its randomness, clock and SPIs.
 
 mod control;

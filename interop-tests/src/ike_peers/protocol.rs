@@ -1,4 +1,4 @@
-//! What a scenario and the process with the peers say to each other.
+//! The messages between a scenario and the process with the peers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -11,7 +11,7 @@ pub(super) const ADDRESSES: (Ipv4Addr, u8) = (Ipv4Addr::new(172, 16, 0, 0), 12);
 /// Network behind all peers. Peer `i` has the /24 number `i`.
 const NETWORKS: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 128, 0, 0), 9);
 
-/// Most peers of a set: the number of /24 in the network behind all peers.
+/// Maximum number of peers of a set: the number of /24 in the network behind all peers.
 pub(super) const MAX_PEERS: u32 = 1 << 15;
 
 /// A set of peers with one responder.
@@ -19,7 +19,7 @@ pub(super) const MAX_PEERS: u32 = 1 << 15;
 pub struct PeerSet {
     /// Number of peers, at most 32,768.
     pub count: u32,
-    /// Most exchanges that are under way at the same time.
+    /// Maximum number of simultaneous exchanges.
     pub window: u32,
     /// Address and port of the responder.
     pub responder: SocketAddr,
@@ -39,37 +39,37 @@ pub enum Authentication {
 }
 
 impl PeerSet {
-    /// The network that contains the addresses of all peers.
+    /// Returns the network that contains the addresses of all peers.
     #[must_use]
     pub fn addresses() -> String {
         format!("{}/{}", ADDRESSES.0, ADDRESSES.1)
     }
 
-    /// The network that contains the networks behind all peers.
+    /// Returns the network that contains the networks behind all peers.
     #[must_use]
     pub fn networks() -> String {
         format!("{}/{}", NETWORKS.0, NETWORKS.1)
     }
 
-    /// Name of a peer.
+    /// Returns the name of a peer.
     #[must_use]
     pub fn name(index: u32) -> String {
         format!("peer-{index:05}")
     }
 
-    /// Identity of a peer, a domain name.
+    /// Returns the identity of a peer, a domain name.
     #[must_use]
     pub fn id(index: u32) -> String {
         format!("{}.example", Self::name(index))
     }
 
-    /// Address of a peer.
+    /// Returns the address of a peer.
     #[must_use]
     pub fn address(index: u32) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(ADDRESSES.0) + index + 1)
     }
 
-    /// Network behind a peer.
+    /// Returns the network behind a peer.
     ///
     /// # Panics
     /// Never: 24 is a prefix length.
@@ -79,15 +79,15 @@ impl PeerSet {
     }
 }
 
-/// What the process is asked to do. It works on all peers, at most `window` at the same time.
+/// A request to the process. It applies to all peers, at most `window` at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Request {
-    /// Bring up an IKE SA and a CHILD_SA.
+    /// Set up an IKE SA and a CHILD_SA.
     Up,
     /// Rekey the CHILD_SA.
     Rekey,
-    /// Do nothing; report.
+    /// Only report.
     Report,
 }
 
@@ -104,7 +104,7 @@ pub struct Progress {
     pub downs: u32,
     /// The latest failure.
     pub last_error: Option<String>,
-    /// How long the request took, in seconds.
+    /// Duration of the request, in seconds.
     pub seconds: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What the peers' endpoints ask the system for.
+//! Provides randomness, clock and SPIs to the peers' endpoints.
 
 use std::net::IpAddr;
 use std::time::UNIX_EPOCH;

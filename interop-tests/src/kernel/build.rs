@@ -16,7 +16,7 @@ const OBJECTS: usize = 1113;
 /// build one.
 pub const OVERRIDE: &str = "EDGE_LAB_KERNEL";
 
-/// Fails before the build if a tool is missing, and says how to install it.
+/// Fails before the build if a tool is missing, with the command that installs it.
 pub(super) fn require_tools() -> Result<()> {
     let missing: Vec<_> = ["gcc", "make", "flex", "bison", "bc", "xz", "dpkg-deb", "apt-get"]
         .into_iter()
@@ -81,8 +81,8 @@ fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Pro
     Ok(())
 }
 
-/// Kconfig silently drops options that it does not know, and options with missing dependencies.
-/// This check finds that before a scenario fails without ESP.
+/// Checks that the configuration has all options. Kconfig silently drops unknown options, and
+/// options with missing dependencies. This check finds that before a scenario fails without ESP.
 fn require_options(config: &str, options: &str) -> Result<()> {
     let have: std::collections::HashSet<_> = config.lines().collect();
     let lost: Vec<_> = options.lines().filter(|line| line.starts_with("CONFIG_") && !have.contains(line)).collect();

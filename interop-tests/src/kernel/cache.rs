@@ -19,13 +19,13 @@ impl Cache {
         Ok(Self { cache: BuildCache::open("lab-kernel", "the lab kernel")?, options: cache::digest(&[options]) })
     }
 
-    /// The kernel of one source version, if it is there.
+    /// Returns the kernel of one source version, if it exists.
     pub(super) fn of_version(&self, version: &str) -> Option<PathBuf> {
         let path = self.cache.root().join(self.name(version)).join("linux");
         path.is_file().then_some(path)
     }
 
-    /// The kernel that was built last.
+    /// Returns the kernel that was built last.
     pub(super) fn newest(&self) -> Result<Option<PathBuf>> {
         let suffix = format!("-{}", self.options);
         let mut found = Vec::new();
@@ -46,7 +46,7 @@ impl Cache {
         self.cache.lock()
     }
 
-    /// A directory for sources and objects (about 2.5 GB), removed when dropped.
+    /// Makes a directory for sources and objects (about 2.5 GB), removed when dropped.
     pub(super) fn scratch(&self) -> Result<tempfile::TempDir> {
         self.cache.scratch()
     }

@@ -19,11 +19,11 @@ const OPTIONS: &str = include_str!("../../lab.config");
 
 /// Returns the path of a lab kernel, which it builds if there is none yet.
 ///
-/// With `update` it asks the package archive for a newer version, even if a kernel is there.
+/// With `update` it checks the package archive for a newer version, even if a kernel exists.
 ///
 /// # Errors
-/// If a tool is missing, the archive cannot be reached or the build fails. The message says what to
-/// do.
+/// If a tool is missing, the archive cannot be reached or the build fails. The message contains the
+/// remedy.
 pub fn ensure(update: bool) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(OVERRIDE) {
         let path = PathBuf::from(path);

@@ -1,5 +1,5 @@
-//! The kernel's source: the package that sid's `linux-source` names. It is fetched without changing
-//! the machine's own apt.
+//! Fetches the kernel's source: the package that sid's `linux-source` names. The machine's own apt
+//! is not changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(super) struct Package {
 }
 
 impl Package {
-    /// Asks the archive which source is the newest. The package lists go to `scratch`.
+    /// Looks up the newest source in the archive. The package lists are written to `scratch`.
     pub(super) fn newest(scratch: &Path) -> Result<Self> {
         let progress = Progress::start("reading sid's package list");
         let apt = scratch.join("apt");
@@ -65,7 +65,7 @@ impl Package {
     }
 }
 
-/// An apt program that reads and writes only below `apt`.
+/// Makes the command for an apt program that reads and writes only below `apt`.
 fn apt_command(program: &str, apt: &Path) -> Command {
     let mut command = Command::new(program);
     for (key, value) in [

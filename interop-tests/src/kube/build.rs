@@ -26,10 +26,10 @@ pub(super) const COST: &str = "about 10 CPU-minutes";
 /// Number of packages in a build, for the progress.
 const PACKAGES: usize = 2277;
 
-/// The first Go that can download the newer Go that a module requires: 1.21.
+/// The first Go version that can download a newer Go that a module requires: 1.21.
 const FETCHING_GO: u32 = 21;
 
-/// The `go` program, if it can build the modules.
+/// Returns the `go` program, if it can build the modules.
 pub(super) fn go() -> Result<PathBuf> {
     let wanted = GO_MOD.lines().find_map(|line| line.strip_prefix("go ")).context("go.mod names no Go version")?;
     let get = "install it from https://go.dev/dl (Debian's may be too old) or name ready programs in";
@@ -54,7 +54,7 @@ pub(super) fn go() -> Result<PathBuf> {
     Ok(go)
 }
 
-/// The minor version: 26 for `go1.26.8` and for `1.26.0`.
+/// Returns the minor version: 26 for `go1.26.8` and for `1.26.0`.
 fn minor(version: &str) -> Option<u32> {
     let digits = version.trim_start_matches("go").strip_prefix("1.")?;
     digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
@@ -97,7 +97,7 @@ pub(super) fn build(go: &Path, scratch: &Path, release: &str) -> Result<PathBuf>
     Ok(out)
 }
 
-/// Linker flags: no symbols, and the version that the release's own build sets.
+/// Returns the linker flags: no symbols, and the version that the release's own build sets.
 fn link_flags(release: &str) -> String {
     let mut numbers = release.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());

@@ -1,4 +1,4 @@
-//! etcd and `kube-apiserver` on loopback, for one test or for several.
+//! Runs etcd and `kube-apiserver` on loopback, for one test or for several.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -38,19 +38,19 @@ pub enum Storage {
 pub struct Options {
     /// The place of etcd's data.
     pub storage: Storage,
-    /// Further flags of `kube-apiserver`. Of a repeated flag the last one counts. With
-    /// `--watch-cache=false` it forgets at once what etcd forgets.
+    /// Further flags of `kube-apiserver`. If a flag is repeated, the last one counts. With
+    /// `--watch-cache=false` the API server forgets versions as soon as etcd does.
     pub api_server: Vec<String>,
     /// A command prefix for each program, such as the words that enter the namespaces of a lab's
     /// host. The programs' directory must be visible there.
     pub prefix: Vec<OsString>,
-    /// A directory for logs, which is emptied first; by default the name's below
-    /// `target/kube-logs`.
+    /// A directory for logs, which is emptied first; by default a directory with the name of the
+    /// control plane below `target/kube-logs`.
     pub logs: Option<PathBuf>,
 }
 
-/// A running control plane. Its programs end when it is dropped, and when this process ends,
-/// however it ends.
+/// A running control plane. Its programs end when it is dropped, and when this process ends for any
+/// reason.
 #[derive(Debug)]
 pub struct ControlPlane {
     options: Options,
@@ -62,7 +62,7 @@ pub struct ControlPlane {
     kubeconfig: PathBuf,
     written: AtomicU32,
     running: Mutex<Running>,
-    // The last field, so that the programs end before their directory is removed.
+    // This is the last field, so that the programs end before their directory is removed.
     directory: Directory,
 }
 
@@ -73,7 +73,8 @@ struct Running {
 }
 
 impl ControlPlane {
-    /// Starts one with the defaults; `name` is the directory of its logs below `target/kube-logs`.
+    /// Starts a control plane with the defaults; `name` is the directory of its logs below
+    /// `target/kube-logs`.
     ///
     /// # Errors
     /// As [`Self::start_with`].
@@ -81,17 +82,17 @@ impl ControlPlane {
         Self::start_with(name, Options::default())
     }
 
-    /// Starts one, and waits until it is ready. Several may run at the same time under different
-    /// names.
+    /// Starts a control plane, and waits until it is ready. Several may run at the same time under
+    /// different names.
     ///
     /// # Errors
-    /// If a program is missing, ends, or is not ready in time. The message has the end of its
+    /// If a program is missing, ends, or is not ready in time. The message contains the end of its
     /// output and the path of its log.
     pub fn start_with(name: &str, options: Options) -> Result<Self> {
         let programs = programs::ensure()?;
         let helpers = Helpers::find()?;
         let logs = options.logs.clone().unwrap_or_else(|| target_directory().join("kube-logs").join(name));
-        // The directory has the logs of the last run only.
+        // The directory contains the logs of the last run only.
         fs::remove_dir_all(&logs).ok();
         fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
         let directory = Directory::new_in(&match options.storage {
@@ -131,31 +132,31 @@ impl ControlPlane {
         put("admin.kubeconfig", &kubeconfig(&self.url(), self.certificate(), &Proof::Certificate(&admin)))
     }
 
-    /// The API server's address. It does not change.
+    /// Returns the API server's address. It does not change.
     #[must_use]
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port.number)
     }
 
-    /// The certificate of the cluster's authority, which signed the API server's.
+    /// Returns the certificate of the cluster's authority, which signed the API server's.
     #[must_use]
     pub fn certificate(&self) -> &str {
         &self.authority.certificate
     }
 
-    /// The directory with `etcd.log` and `kube-apiserver.log`.
+    /// Returns the directory with `etcd.log` and `kube-apiserver.log`.
     #[must_use]
     pub fn logs(&self) -> &Path {
         &self.logs
     }
 
-    /// A kubeconfig with all rights (`system:masters`).
+    /// Returns a kubeconfig with all rights (`system:masters`).
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
 
-    /// A kubeconfig of a user with a client certificate, who has only the rights that a test
+    /// Makes a kubeconfig of a user with a client certificate, who has only the rights that a test
     /// grants.
     ///
     /// # Errors
@@ -165,7 +166,8 @@ impl ControlPlane {
         self.write_kubeconfig(&Proof::Certificate(&client))
     }
 
-    /// A kubeconfig of an existing service account, with a new token that is valid for one hour.
+    /// Makes a kubeconfig of an existing service account, with a new token that is valid for one
+    /// hour.
     ///
     /// # Errors
     /// If the API server issues no token.
@@ -181,7 +183,8 @@ impl ControlPlane {
         Ok(path)
     }
 
-    /// The built `kubectl`, as the administrator unless `--kubeconfig` says otherwise.
+    /// Makes a command for the built `kubectl`, as the administrator unless `--kubeconfig` says
+    /// otherwise.
     #[must_use]
     pub fn kubectl_command(&self) -> Command {
         let words = self.words(&self.programs.kubectl, &[] as &[&str]);
@@ -224,7 +227,7 @@ impl ControlPlane {
     /// is ready.
     ///
     /// # Errors
-    /// If it runs already, or does not become ready.
+    /// If the API server already runs, or does not become ready.
     pub fn start_api_server(&self) -> Result<()> {
         let mut running = self.running();
         if running.api_server.is_some() {
@@ -233,7 +236,8 @@ impl ControlPlane {
         let words = self.words(&self.programs.api_server, &self.api_server_flags());
         let log = self.logs.join("kube-apiserver.log");
         let daemon = Daemon::start("kube-apiserver", &log, &words, self.directory.path())?;
-        // Stored first, so that a program that does not become ready ends with the others.
+        // The daemon is stored first, so that a program that does not become ready ends with the
+        // others.
         let daemon = running.api_server.insert(daemon);
         daemon.until_output("Serving securely on")?;
         daemon.until("the API server to be ready", |_| self.ready())
@@ -258,13 +262,13 @@ impl ControlPlane {
     /// Kills the API server and starts it again.
     ///
     /// # Errors
-    /// As its steps.
+    /// If the API server cannot be killed or started.
     pub fn restart_api_server(&self) -> Result<()> {
         self.kill_api_server()?;
         self.start_api_server()
     }
 
-    /// Kills etcd. The API server goes on running, and answers with errors.
+    /// Kills etcd. The API server continues to run, and answers with errors.
     ///
     /// # Errors
     /// If it does not run.
@@ -275,7 +279,7 @@ impl ControlPlane {
     /// Starts the killed etcd with its former data.
     ///
     /// # Errors
-    /// If it runs already, or does not become healthy.
+    /// If etcd already runs, or does not become healthy.
     pub fn start_etcd(&self) -> Result<()> {
         let mut running = self.running();
         if running.etcd.is_some() {
@@ -309,7 +313,7 @@ impl ControlPlane {
     /// Kills etcd, starts it again, and waits until the API server is ready with it.
     ///
     /// # Errors
-    /// As its steps.
+    /// If etcd cannot be killed or started, or the API server does not become ready.
     pub fn restart_etcd(&self) -> Result<()> {
         self.kill_etcd()?;
         self.start_etcd()?;
@@ -318,10 +322,10 @@ impl ControlPlane {
         daemon.until("the API server to be ready again", |_| self.ready())
     }
 
-    /// Makes etcd forget all versions of all objects but the present ones. Returns its revision.
+    /// Makes etcd drop all versions of all objects except the present ones. Returns its revision.
     ///
-    /// The API server's watch cache still has earlier versions; [`Self::forget_history`] clears
-    /// that, too.
+    /// The API server's watch cache still has earlier versions; [`Self::forget_history`] clears the
+    /// cache too.
     ///
     /// # Errors
     /// If etcd refuses.
@@ -337,11 +341,11 @@ impl ControlPlane {
         }
     }
 
-    /// Makes the control plane forget all earlier versions. A client that asks for changes since
-    /// one of them gets 410 Gone, and must list again. This restarts the API server.
+    /// Makes the control plane drop all earlier versions. A client that requests changes since one
+    /// of them gets 410 Gone, and must list again. This restarts the API server.
     ///
     /// # Errors
-    /// As its steps.
+    /// If etcd refuses, or the API server cannot be restarted.
     pub fn forget_history(&self) -> Result<()> {
         self.compact()?;
         self.restart_api_server()
@@ -378,10 +382,10 @@ impl ControlPlane {
             "--service-account-signing-key-file=tokens.key",
             "--allow-privileged=true",
             "--profiling=false",
-            // No limit but the machine.
+            // Only the machine limits the requests.
             "--max-requests-inflight=4000",
             "--max-mutating-requests-inflight=2000",
-            // etcd forgets only when a test asks for it.
+            // etcd drops old versions only when a test requests it.
             "--etcd-compaction-interval=0",
             "--shutdown-delay-duration=0s",
         ]
@@ -412,14 +416,15 @@ impl ControlPlane {
     }
 
     fn running(&self) -> MutexGuard<'_, Running> {
-        // A test that panicked while it held the lock leaves the programs as they are.
+        // A test that panicked while it held the lock leaves the programs in a valid state.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether this is a guest of User-Mode Linux. Its kernel runs one thread of a process at a time,
-/// and a thread on the other CPU spins until the first one yields. Go's programs, with a thread for
-/// each CPU and more, start many times slower there, unless each is bound to one CPU.
+/// Returns whether this is a guest of User-Mode Linux. Its kernel runs one thread of a process at a
+/// time, and a thread on the other CPU spins until the first one yields. Go's programs have at
+/// least one thread for each CPU, and start many times slower there, unless each is bound to one
+/// CPU.
 fn in_user_mode_linux() -> bool {
     static FOUND: LazyLock<bool> =
         LazyLock::new(|| fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("User Mode Linux")));
@@ -435,14 +440,15 @@ fn output(command: &mut Command, shown: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// The target directory that this program was built into.
+/// Returns the target directory that this program was built into.
 fn target_directory() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     let tagged = program.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file());
     tagged.map_or_else(std::env::temp_dir, Path::to_owned)
 }
 
-/// Shared memory if there is enough of it (containers often get 64 MiB), else the disk.
+/// Returns shared memory if there is enough of it (containers often get 64 MiB), otherwise the
+/// disk.
 fn memory_directory() -> PathBuf {
     const ENOUGH: u64 = 1 << 30;
     let shm = Path::new("/dev/shm");

@@ -1,4 +1,4 @@
-//! A program that runs until it is stopped, and never longer than this process.
+//! Runs a program until it is stopped, and never longer than this process.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait;
 
-/// How long a program may take to start or to end, on a loaded machine.
+/// Time limit for a program to start or to end, on a loaded machine.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(240);
 
 /// A running program. It is killed when dropped.
@@ -33,8 +33,8 @@ impl Daemon {
     pub(super) fn start(name: &'static str, log: &Path, words: &[impl AsRef<OsStr>], directory: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
         let begins = file.metadata()?.len();
-        // setpriv ends it with this process, however that ends. It gets its own process group, so
-        // that Ctrl-C at the test does not reach it.
+        // setpriv ends the program with this process, however that ends. The program gets its own
+        // process group, so that Ctrl-C at the test does not reach it.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -48,7 +48,7 @@ impl Daemon {
         Ok(Self { name, log: log.to_owned(), begins, child })
     }
 
-    /// The output of this run of the program so far.
+    /// Returns the output of this run of the program so far.
     pub(super) fn output(&self) -> String {
         let mut output = Vec::new();
         let read = File::open(&self.log).and_then(|mut log| {
@@ -63,7 +63,7 @@ impl Daemon {
     pub(super) fn until<T>(&mut self, what: &str, mut probe: impl FnMut(&Self) -> Result<T>) -> Result<T> {
         let log = self.log.clone();
         let waited = wait::until(what, TIMEOUT, || {
-            // Asked before the probe, so that its last actions count.
+            // The state is read before the probe, so that the program's last actions count.
             let ended = self.child.try_wait()?;
             match (probe(self), ended) {
                 (Ok(value), _) => Ok(Ok(value)),
@@ -82,9 +82,9 @@ impl Daemon {
         })
     }
 
-    /// Asks the program to end (SIGTERM), and waits for that.
+    /// Sends SIGTERM to the program, and waits for its end.
     pub(super) fn stop(mut self) -> Result<()> {
-        // It has not been waited for, so no other process has its number.
+        // The process has not been waited for, so no other process has its number.
         if self.child.try_wait()?.is_none() {
             let pid = Pid::from_child(&self.child);
             kill_process(pid, Signal::TERM).with_context(|| format!("ending {}", self.name))?;
@@ -132,7 +132,7 @@ fn spawn(command: Command) -> Result<Child> {
     Ok(answered.recv()??)
 }
 
-/// A directory that is removed when this is dropped or when this process ends, however it ends.
+/// A directory that is removed when this value is dropped or when this process ends for any reason.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! The cluster's certificates and keys, and kubeconfig files.
+//! Makes the cluster's certificates and keys, and kubeconfig files.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -34,7 +34,7 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), certificate })
     }
 
-    /// The API server's own certificate.
+    /// Issues the API server's own certificate.
     pub(super) fn server(&self) -> Result<Credentials> {
         let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
         let mut params = CertificateParams::new(names.map(str::to_owned).to_vec())?;
@@ -43,7 +43,7 @@ impl Authority {
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// A client's certificate. The API server takes its common name as the user and its
+    /// Issues a client's certificate. The API server uses its common name as the user and its
     /// organisation as a group.
     pub(super) fn client(&self, user: &str, group: Option<&str>) -> Result<Credentials> {
         let mut params = CertificateParams::new(Vec::new())?;
@@ -69,7 +69,7 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// The keys for service account tokens: private and public, PEM.
+/// Makes the keys for service account tokens: private and public, PEM.
 pub(super) fn token_keys() -> Result<(String, String)> {
     let key = KeyPair::generate()?;
     Ok((key.serialize_pem(), key.public_key_pem()))
@@ -81,7 +81,7 @@ pub(super) enum Proof<'a> {
     Token(&'a str),
 }
 
-/// A kubeconfig that needs no other file.
+/// Makes a kubeconfig that needs no other file.
 pub(super) fn kubeconfig(url: &str, authority: &str, proof: &Proof<'_>) -> String {
     let user = match proof {
         Proof::Certificate(Credentials { certificate, key }) => serde_json::json!({
@@ -90,7 +90,7 @@ pub(super) fn kubeconfig(url: &str, authority: &str, proof: &Proof<'_>) -> Strin
         }),
         Proof::Token(token) => serde_json::json!({ "token": token }),
     };
-    // JSON is YAML.
+    // A JSON document is also valid YAML.
     let config = serde_json::json!({
         "apiVersion": "v1",
         "kind": "Config",

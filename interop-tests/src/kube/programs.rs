@@ -64,7 +64,7 @@ impl Helpers {
 ///
 /// # Errors
 /// If Go is missing or too old, the module proxy cannot be reached or the build fails. The message
-/// says what to do.
+/// contains the remedy.
 pub fn ensure() -> Result<Programs> {
     if let Some(programs) = Programs::overridden()? {
         return Ok(programs);
@@ -87,7 +87,8 @@ pub fn ensure() -> Result<Programs> {
     Programs::in_directory(&built).with_context(|| format!("{} lost what was just put there", built.display()))
 }
 
-/// Why this machine cannot run a control plane, if so. It builds nothing to find out.
+/// Returns the reason why this machine cannot run a control plane; `None` if it can. Builds nothing
+/// to find out.
 #[must_use]
 pub fn unavailable() -> Option<String> {
     let found = || -> Result<()> {

@@ -15,7 +15,7 @@ pub enum Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// The name by which the API server knows the subject.
+    /// Returns the name by which the API server knows the subject.
     fn user(&self) -> String {
         match self {
             Self::User(name) => (*name).to_owned(),
@@ -45,8 +45,8 @@ impl ControlPlane {
         self.wait_right(subject, verbs[0], resources[0], true)
     }
 
-    /// Revokes the rights that [`Self::grant`] gave under `name`. That takes effect a moment later:
-    /// see [`Self::wait_right`].
+    /// Revokes the rights that [`Self::grant`] gave under `name`. The change takes effect a moment
+    /// later: see [`Self::wait_right`].
     ///
     /// # Errors
     /// If there are none.
@@ -54,7 +54,7 @@ impl ControlPlane {
         self.kubectl(&["delete", "clusterrolebinding,clusterrole", name]).map(drop)
     }
 
-    /// Whether a subject has a right in the whole cluster, as the API server answers.
+    /// Returns whether a subject has a right in the whole cluster, according to the API server.
     ///
     /// # Errors
     /// If the API server does not answer.
@@ -62,7 +62,7 @@ impl ControlPlane {
         let user = format!("--as={}", subject.user());
         let mut command = self.kubectl_command();
         let out = command.args(["auth", "can-i", "--all-namespaces", verb, resource, &user]).output()?;
-        // kubectl ends with 1 for "no" as well as for an error.
+        // kubectl exits with 1 both for "no" and for an error.
         match String::from_utf8_lossy(&out.stdout).split_whitespace().next() {
             Some("yes") => Ok(true),
             Some("no") => Ok(false),
@@ -70,7 +70,7 @@ impl ControlPlane {
         }
     }
 
-    /// Waits until a subject has a right, or does not have it, as `wanted` says.
+    /// Waits until a subject has a right, or no longer has it, according to `wanted`.
     ///
     /// # Errors
     /// If that does not happen in time.

@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use anyhow::{Context as _, Result};
 
-/// First port of the range. It is below the ports that the kernel gives to outgoing connections. A
-/// client that keeps trying a port of that other range while its server is down may connect to
-/// itself, and then the server cannot bind to its port.
+/// First port of the range. The range is below the ports that the kernel gives to outgoing
+/// connections. A client that keeps trying a port of that other range while its server is down may
+/// connect to itself, and then the server cannot bind to its port.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 
@@ -23,7 +23,7 @@ impl ReservedPort {
     pub(super) fn claim() -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("edge-kube-ports-{}", rustix::process::getuid().as_raw()));
         std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-        // Each process begins elsewhere, so that the first attempt usually succeeds.
+        // Each process begins at another port, so that the first attempt usually succeeds.
         let start = (std::process::id() % u32::from(COUNT)) as u16;
         for offset in 0..COUNT {
             let number = FIRST + (start + offset) % COUNT;

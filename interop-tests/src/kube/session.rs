@@ -9,7 +9,7 @@ use super::control_plane::{ControlPlane, Options};
 use super::programs;
 use crate::progress::Progress;
 
-/// Runs `argv`, by default a shell, beside a fresh control plane, and returns its exit status.
+/// Runs `argv`, by default a shell, with a fresh control plane, and returns its exit status.
 ///
 /// # Errors
 /// If the control plane or the command does not start.

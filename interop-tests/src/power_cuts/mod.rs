@@ -1,10 +1,10 @@
-//! Power cuts at random moments of ADD and DEL: the lab's kernel is killed, with the state
+//! Cuts the power at random moments of ADD and DEL: the lab's kernel is killed, with the state
 //! directory on an ext4 disk, and boots again with the same disk.
 //!
 //! A boot attaches a pod for each address of a segment, detaches two of them, and then attaches two
-//! more while it detaches a third (`guest.sh`). What it reported before the cut must be on the disk
-//! after it. The next boot's pods get all addresses of the segment, each of them once: so no
-//! address is lost for ever, and none is held by two.
+//! more while it detaches a third (`guest.sh`). Everything that it reported before the cut must be
+//! on the disk after the cut. The next boot's pods get all addresses of the segment, each of them
+//! once: so no address is lost forever, and no two pods hold the same one.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,26 +18,26 @@ use crate::guest::{Event, Guest, Job, Output, Spec, choose};
 use crate::runner::programs;
 use crate::scenario::{Outcome, TestResult};
 
-/// What a boot does.
+/// The script of a boot.
 const SCRIPT: &str = include_str!("guest.sh");
 
 /// Addresses for pods in the segment of [`SCRIPT`].
 const ADDRESSES: usize = 5;
 
-/// Size of the disk, bytes.
+/// Size of the disk, in bytes.
 const DISK: u64 = 16 << 20;
 
-/// The most cuts of one run. Each takes seconds.
+/// Maximum number of cuts of one run. Each takes seconds.
 const MOST_CUTS: u32 = 10_000;
 
-/// How long a boot may take to its end, on a busy machine. A boot that takes longer fails the run.
+/// Time limit for a complete boot, on a busy machine. A boot that takes longer fails the run.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How often the host looks at a guest's reports.
+/// How often the host reads a guest's reports.
 const PACE: Duration = Duration::from_millis(20);
 
-/// Cuts the power `cuts` times at moments that follow from `seed`, and writes an outcome as
-/// scenarios have it to standard output. The exit status is 1 if something was lost or held twice.
+/// Cuts the power `cuts` times at moments that follow from `seed`, and writes an outcome in the
+/// form of scenarios to standard output. The exit status is 1 if an address was lost or held twice.
 ///
 /// # Errors
 /// If there is no lab, no `mkfs.ext4`, or the programs do not build.
@@ -65,7 +65,7 @@ struct Machine {
 
 impl Machine {
     fn new(plugin: PathBuf) -> Result<Self> {
-        // A kernel of our own, since the host's cannot be killed.
+        // Uses a separate kernel, since the host's cannot be killed.
         let backend = choose(Some("uml"))?;
         // The path is on the kernel's command line, where a comma has a meaning.
         let folder = tempfile::Builder::new().prefix("edge-power-cuts-").tempdir_in("/tmp")?;
@@ -79,8 +79,8 @@ impl Machine {
         Ok(Self { backend, plugin, folder })
     }
 
-    /// The first boot runs to its end, to learn how long that takes. The last one only looks at
-    /// what the last cut left.
+    /// Cuts the power `cuts` times. The first boot runs to its end, to measure its duration. The
+    /// last boot only reads the state that the last cut left.
     fn cut_often(&self, cuts: u32, seed: u64) -> Result<()> {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut before = Reports::default();
@@ -132,7 +132,7 @@ impl Machine {
     }
 }
 
-/// Waits for a report. Returns when it was seen.
+/// Waits for a report. Returns the time when it was seen.
 fn wait_for(guest: &mut Guest, report: &Path, name: &str) -> Result<Instant> {
     let begun = Instant::now();
     while !report.join(name).exists() {
@@ -157,7 +157,7 @@ fn wait_until(guest: &mut Guest, report: &Path, moment: Instant) -> Result<()> {
     }
 }
 
-/// Waits for the guest's next event for this time at most. It must not end by itself.
+/// Waits for the guest's next event, at most for this time. The guest must not end by itself.
 fn step(guest: &mut Guest, report: &Path, time: Duration) -> Result<()> {
     match guest.event(Some(time))? {
         None | Some(Event::Ready) => Ok(()),
@@ -168,7 +168,7 @@ fn step(guest: &mut Guest, report: &Path, time: Duration) -> Result<()> {
     }
 }
 
-/// What a boot reported, in no order.
+/// The reports of a boot, in no order.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Reports {
     names: BTreeSet<String>,
@@ -180,13 +180,13 @@ impl Reports {
         Ok(Self { names: names.collect::<Result<_>>()? })
     }
 
-    /// Pods with a report that begins so.
+    /// Returns the pods with a report that begins with `beginning`.
     fn pods(&self, beginning: &str) -> BTreeSet<&str> {
         self.names.iter().filter_map(|name| name.strip_prefix(beginning)).collect()
     }
 
-    /// Compares the leases on the disk with what was reported: an ADD that answered has its lease
-    /// unless a DEL has begun, and a DEL that answered has ended it.
+    /// Compares the leases on the disk with the reports: an ADD that answered has its lease unless
+    /// a DEL has begun, and a DEL that answered has ended the lease.
     fn compare(&self, journal: &[u8]) -> Result<()> {
         let leased = leased(journal);
         let shown = || String::from_utf8_lossy(journal);
@@ -199,14 +199,14 @@ impl Reports {
         Ok(())
     }
 
-    /// Whether each call that answered did what it was for.
+    /// Checks that each call that answered was successful.
     fn none_failed(&self, answer: &str) -> Result<()> {
         let failed = self.pods("failed-");
         ensure!(failed.is_empty(), "{failed:?} failed: {answer}");
         Ok(())
     }
 
-    /// Whether each pod has an address of its own, and the first pods all that there are.
+    /// Checks that each pod has a different address, and that the first pods have all addresses.
     fn addresses_are_apart(&self) -> Result<()> {
         let mut held = BTreeSet::new();
         let detaching = self.pods("detaching-");
@@ -228,8 +228,8 @@ impl Reports {
     }
 }
 
-/// Containers that have a lease in a journal (docs/cni.md, "On disk"). A line without its end is
-/// none.
+/// Returns the containers that have a lease in a journal (docs/cni.md, "On disk"). A line without
+/// its end does not count.
 fn leased(journal: &[u8]) -> BTreeSet<String> {
     let mut leased = BTreeSet::new();
     for line in String::from_utf8_lossy(journal).split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
@@ -261,7 +261,7 @@ mod tests {
         assert!(error.contains("the lease of c is lost"), "{error}");
         let error = reports(&["attached-b", "detaching-b", "detached-b"]).compare(JOURNAL).unwrap_err().to_string();
         assert!(error.contains("the lease of b is back"), "{error}");
-        // Half a line is none.
+        // Half a line does not count.
         assert!(reports(&["attached-d"]).compare(b"1 + d eth0 pods - 10.77.3.2").is_err());
     }
 

@@ -1,4 +1,4 @@
-//! Builds what the scenarios run.
+//! Builds the programs that the scenarios run.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,7 +40,7 @@ pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
     let mut named = Vec::new();
     for test in scenarios.iter().filter_map(|scenario| crate_test(scenario)) {
         let progress = Progress::start(&format!("building the tests of {}", test.package));
-        // Built as `cargo test` does, so that nothing is built twice.
+        // The build uses the options of `cargo test`, so that nothing is built twice.
         let out = cargo("test")?
             .args(["--no-run", "--message-format", "json", "-p", test.package, "--test", test.target])
             .stderr(Stdio::inherit())
@@ -57,8 +57,8 @@ pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
     Ok(named)
 }
 
-/// Builds the programs of a Kubernetes control plane if a scenario runs one, since the lab itself
-/// reaches no module proxy. If this machine cannot build them, the scenario reports that.
+/// Builds the programs of a Kubernetes control plane if a scenario runs one, since no module proxy
+/// is reachable from the lab. If this machine cannot build them, the scenario reports that.
 pub(super) fn control_plane(scenarios: &[&Scenario]) -> Result<()> {
     let wanted = scenarios.iter().any(|scenario| matches!(scenario.needs, Needs::ControlPlane));
     if wanted && kube::unavailable().is_none() {
@@ -99,7 +99,7 @@ fn cargo(verb: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Cargo's target directory, which contains this program below a profile.
+/// Returns Cargo's target directory, which contains this program below a profile.
 pub(crate) fn target_directory() -> Result<PathBuf> {
     if let Some(directory) = std::env::var_os("CARGO_TARGET_DIR") {
         return Ok(std::path::absolute(directory)?);

@@ -1,4 +1,4 @@
-//! The host's side of a run of scenarios.
+//! Runs the host's side of a run of scenarios.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -11,19 +11,20 @@ use super::build;
 use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
 use crate::scenario::{Outcome, Scenario, TestResult, directory, select};
 
-/// If a guest reports nothing for this time after a scenario's deadline, the guest itself hangs.
+/// Time after a scenario's deadline without any report, after which the guest itself counts as
+/// hanging.
 const GUEST_GRACE: Duration = Duration::from_secs(60);
 
 /// Options of a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
-    /// Whole names or beginnings; none means all.
+    /// Whole names or prefixes of names; empty for all.
     pub names: Vec<String>,
     /// `uml` or `host`.
     pub backend: Option<String>,
     /// Whether to open a shell in the lab of a failed scenario.
     pub keep: bool,
-    /// Environment variables for the scenarios, besides this process's.
+    /// Environment variables for the scenarios, in addition to this process's.
     pub env: Vec<(String, String)>,
 }
 
@@ -83,8 +84,9 @@ pub fn run(all: &[&'static Scenario], options: &RunOptions) -> Result<ExitCode> 
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-/// Runs scenarios and returns how each ended. Calls `ended` when a scenario has ended, with the
-/// directory of its logs. A scenario's own output goes to this process's standard output and error.
+/// Runs scenarios and returns the outcome of each. Calls `ended` when a scenario has ended, with
+/// the directory of its logs. A scenario's own output goes to this process's standard output and
+/// error.
 ///
 /// # Errors
 /// If there is no lab, a name is unknown, the programs do not build, or `ended` fails.
@@ -110,7 +112,7 @@ pub fn outcomes(
         all.push(outcome);
         anyhow::Ok(())
     };
-    // The scenario that runs once more, because the lab's kernel panicked.
+    // The scenario that is repeated because the lab's kernel panicked.
     let mut repeated = None;
     while !queue.is_empty() {
         let (done, death) = one_lab(&queue, &backend, &out, &programs, &env, options.keep, |mut outcome| {
@@ -137,21 +139,21 @@ pub fn outcomes(
 
 /// A lab that ended while a scenario ran, or after the last one.
 struct LabDeath {
-    /// What happened, with the lab's console.
+    /// The description, with the lab's console.
     why: String,
     console: String,
-    /// How long the scenario had run.
+    /// How long the scenario had run, in seconds.
     seconds: f64,
 }
 
-/// Whether a kernel ended by a fault of its own. It also panics if its first process ends, which is
-/// our program.
+/// Returns whether a kernel ended by its own fault. It also panics if its first process ends, which
+/// is our program.
 fn is_kernel_panic(console: &str) -> bool {
     console.contains("Kernel panic") && !console.contains("Attempted to kill init")
 }
 
 /// Runs scenarios in one lab until all of them or the lab have ended. Returns how many have ended,
-/// and how the lab died if it died.
+/// and the death of the lab if it died.
 fn one_lab(
     queue: &[&Scenario],
     backend: &Backend,

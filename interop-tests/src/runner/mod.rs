@@ -1,6 +1,6 @@
 //! Runs scenarios: from the command line, through a guest, to a process for each scenario.
 //!
-//! - `build`: builds what the scenarios run.
+//! - `build`: builds the programs that the scenarios run.
 //! - `cli`: the host's side. It boots a guest, gives it the names, and prints the outcomes.
 //! - `worker`: the guest's side. It runs a job: one program, or scenarios.
 //! - `serial`: runs one scenario after the other in fresh namespaces, and kills it at its deadline.

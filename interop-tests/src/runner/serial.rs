@@ -9,23 +9,23 @@ use anyhow::{Context as _, Result};
 use crate::guest::{Event, JobIo};
 use crate::scenario::{Outcome, Scenario, TestResult, directory, find};
 
-/// After its deadline a scenario has this time to write its outcome. Then it is killed.
+/// Time after its deadline in which a scenario can write its outcome. Then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What all scenarios of a run share.
+/// The values that all scenarios of a run share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RunContext<'a> {
     /// All scenarios.
     pub(crate) scenarios: &'a [&'static Scenario],
-    /// Where each scenario has its directory.
+    /// Directory that contains a directory for each scenario.
     pub(crate) out: &'a Path,
-    /// Where the programs under test lie.
+    /// Directory of the programs under test.
     pub(crate) programs: &'a Path,
     /// Whether to open a shell in a failed scenario.
     pub(crate) keep: bool,
     /// The environment of a scenario.
     pub(crate) env: &'a [(String, String)],
-    /// Where a scenario's own output goes.
+    /// Destination of a scenario's own output.
     pub(crate) io: JobIo,
 }
 
@@ -59,8 +59,9 @@ pub(crate) fn run_all(
 fn run_one(scenario: &Scenario, context: &RunContext<'_>) -> Result<Outcome> {
     let kept = directory(context.out, scenario.name);
     fresh(&kept)?;
-    // In the guest, logs are kept in memory until the scenario has ended. A directory of the host
-    // shows a file's size with a delay there, so readers of logs would miss their ends.
+    // In the guest, logs are kept in memory until the scenario has ended. In a directory of the
+    // host, a file's size is visible in the guest with a delay, so readers of logs would miss their
+    // ends.
     let out = match context.io {
         JobIo::Inherited => kept.clone(),
         JobIo::Lines | JobIo::Terminal(_) => directory(Path::new("/tmp/edge-lab-out"), scenario.name),
@@ -93,7 +94,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
             kind if kind.is_file() => {
                 fs::copy(entry.path(), target)?;
             }
-            // Sockets, pipes and links are of no use after the scenario.
+            // Sockets, pipes and links have no use after the scenario.
             _ => {}
         }
     }
@@ -102,8 +103,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 fn run_in(scenario: &Scenario, context: &RunContext<'_>, out: &Path) -> Result<Outcome> {
     let keep = context.keep;
-    // It gets its own pid namespace. When the first process in it ends, the kernel kills all
-    // others.
+    // The scenario gets its own pid namespace. When the first process in it ends, the kernel kills
+    // all others.
     let mut argv: Vec<String> = "unshare --pid --fork --kill-child=SIGKILL --mount-proc --mount --net --uts --ipc --"
         .split(' ')
         .map(str::to_owned)

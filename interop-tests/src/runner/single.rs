@@ -64,8 +64,8 @@ fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
     Outcome { scenario: scenario.name.to_owned(), result, seconds: started.elapsed().as_secs_f64(), why }
 }
 
-/// At the deadline, writes a failed outcome and the kernel's state, and ends the process and so all
-/// its namespaces.
+/// At the deadline, writes a failed outcome and the kernel's state, and ends the process and
+/// thereby all its namespaces.
 fn end_at_deadline(scenario: &'static Scenario, out: std::path::PathBuf, started: Instant) {
     std::thread::spawn(move || {
         #[expect(clippy::disallowed_methods, reason = "the deadline is the event")]
@@ -82,7 +82,7 @@ fn end_at_deadline(scenario: &'static Scenario, out: std::path::PathBuf, started
     });
 }
 
-/// Writes the outcome in one step, since the reader takes a missing file for a crash.
+/// Writes the outcome in one step, since the reader treats a missing file as a crash.
 fn write(out: &Path, outcome: &Outcome) -> Result<()> {
     let file = out.join("outcome.json");
     let staged = out.join("outcome.json.new");

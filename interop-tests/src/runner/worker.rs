@@ -14,8 +14,8 @@ use super::{RunContext, run_all};
 use crate::guest::{Event, Job, JobIo, Spec, protect_host, tty};
 use crate::scenario::Scenario;
 
-/// Runs the [`Spec`] in `dir`, of which the job may name these scenarios. Reports to `events`, by
-/// default the guest's serial line.
+/// Runs the [`Spec`] in `dir`, whose job may name these scenarios. Reports to `events`, by default
+/// the guest's serial line.
 ///
 /// # Errors
 /// If the spec cannot be read or nothing can be reported.

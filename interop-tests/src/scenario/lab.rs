@@ -1,4 +1,4 @@
-//! A scenario's means.
+//! The tools of a scenario.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ impl Lab {
         Self { out: out.to_owned(), programs: programs.to_owned(), net: OnceCell::new(), started: Instant::now() }
     }
 
-    /// Builds the scenario's network, which exists until the scenario ends. A scenario has one
+    /// Builds the scenario's network, which exists until the scenario ends. A scenario has only one
     /// network.
     ///
     /// # Errors
@@ -45,13 +45,14 @@ impl Lab {
         self.net.get().context("just set")
     }
 
-    /// The directory for logs, captures and other files that help to understand a failure.
+    /// Returns the directory for logs, captures and other files that help to understand a failure.
     #[must_use]
     pub fn out(&self) -> &Path {
         &self.out
     }
 
-    /// One of our programs (`edge-agent`, `edge-cni`, `edge-controller`), as built for this run.
+    /// Returns the path of one of our programs (`edge-agent`, `edge-cni`, `edge-controller`), as
+    /// built for this run.
     ///
     /// # Errors
     /// If it was not built.
@@ -61,7 +62,7 @@ impl Lab {
         Ok(path)
     }
 
-    /// Writes to standard error what the scenario does now, with the time since its start.
+    /// Writes the present step of the scenario to standard error, with the time since its start.
     pub fn step(&self, what: &str) {
         eprintln!("  {:6.2}s {what}", self.started.elapsed().as_secs_f64());
     }

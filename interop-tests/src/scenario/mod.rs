@@ -1,4 +1,4 @@
-//! What a scenario is: its description, its means ([`Lab`]) and its outcome.
+//! Defines a scenario: its description, its tools ([`Lab`]) and its outcome.
 
 mod lab;
 
@@ -14,20 +14,20 @@ pub use lab::{Lab, Skip, skip};
 pub struct Scenario {
     /// `area/what`, unique.
     pub name: &'static str,
-    /// What it shows, in one line.
+    /// Description in one line.
     pub about: &'static str,
-    /// When it is killed, in the guest's time.
+    /// Time after which it is killed, in the guest's time.
     pub deadline: Duration,
     /// Whether `run` without names runs it. Scenarios that are long, or that must fail, run by name
     /// only.
     pub by_default: bool,
-    /// What a run builds for it, besides the programs under test.
+    /// Programs that a run builds for it, in addition to the programs under test.
     pub needs: Needs,
     /// The scenario itself.
     pub run: fn(&Lab) -> Result<()>,
 }
 
-/// What a run builds for a scenario, besides the programs under test.
+/// Programs that a run builds for a scenario, in addition to the programs under test.
 #[derive(Debug, Clone, Copy)]
 pub enum Needs {
     /// Only the programs under test.
@@ -48,22 +48,22 @@ pub struct CrateTest {
 }
 
 impl CrateTest {
-    /// The environment variable with the path of the built program.
+    /// Returns the environment variable with the path of the built program.
     #[must_use]
     pub fn variable(&self) -> String {
         format!("EDGE_LAB_TEST_{}_{}", self.package, self.target).replace('-', "_").to_uppercase()
     }
 }
 
-/// How a scenario ended.
+/// The result of a scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TestResult {
-    /// All that it checks is true.
+    /// All checks passed.
     Pass,
     /// A check failed, or it did not end in time.
     Fail,
-    /// It cannot run on this machine.
+    /// The scenario cannot run on this machine.
     Skip,
 }
 
@@ -72,27 +72,28 @@ pub enum TestResult {
 pub struct Outcome {
     /// The scenario's name.
     pub scenario: String,
-    /// How it ended.
+    /// The result.
     pub result: TestResult,
-    /// How long it took, in seconds.
+    /// The duration, in seconds.
     pub seconds: f64,
-    /// Why it failed or was skipped; for one that passed, empty or why it had to run twice.
+    /// The reason for a failure or a skip. For a passed scenario: empty, or the reason why it ran
+    /// twice.
     pub why: String,
 }
 
-/// The directory of a scenario's logs, below the directory of all logs.
+/// Returns the directory of a scenario's logs, below the directory of all logs.
 pub(crate) fn directory(out: &std::path::Path, name: &str) -> std::path::PathBuf {
     out.join(name)
 }
 
-/// The scenario with this whole name.
+/// Returns the scenario with this whole name.
 #[must_use]
 pub fn find(scenarios: &[&'static Scenario], name: &str) -> Option<&'static Scenario> {
     scenarios.iter().find(|scenario| scenario.name == name).copied()
 }
 
-/// The scenarios that the words name. A word is a whole name, or the beginning of names of
-/// scenarios that run by default. No word means all that run by default.
+/// Returns the scenarios that the words name. A word is a whole name, or a prefix of names of
+/// scenarios that run by default. Without words, returns all that run by default.
 ///
 /// # Errors
 /// If a word names none. Returns the word.

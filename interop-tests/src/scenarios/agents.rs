@@ -1,4 +1,4 @@
-//! edge-agent against edge-agent.
+//! Runs edge-agent against edge-agent.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Two hosts, `delay` milliseconds apart.
+/// Declares two hosts, `delay` milliseconds apart.
 fn two_hosts(delay: u32) -> NetworkPlan {
     let mut plan = NetworkPlan::new();
     plan.router("isp").on("east", &["192.0.2.1/24"]).on("west", &["203.0.113.1/24"]).slow("west", Netem::delay(delay));
@@ -47,7 +47,7 @@ fn two_hosts(delay: u32) -> NetworkPlan {
     plan
 }
 
-/// The table of host `us`, one of the two hosts, about the other one.
+/// Returns the table of host `us`, one of the two hosts, about the other one.
 fn peer(us: &str, start: &'static str) -> StaticPeer {
     let (them, remote) = if us == "edge" { ("moon", "192.0.2.10") } else { ("edge", "203.0.113.10") };
     StaticPeer {
@@ -65,7 +65,7 @@ fn peer(us: &str, start: &'static str) -> StaticPeer {
 }
 
 fn ike_rekey(lab: &Lab) -> Result<()> {
-    // Slow enough that the requests of two commands, one after the other, cross.
+    // The delay is large enough that the requests of two commands, sent one after the other, cross.
     let net = lab.build(&two_hosts(200))?;
     let (edge, moon) = (net.node("edge"), net.node("moon"));
     let edge_pod = edge.wired_pod("p", "10.1.0.2/24", "10.1.0.1/24")?;
@@ -201,7 +201,7 @@ fn on_demand(lab: &Lab) -> Result<()> {
     lab.step("neither end begins");
 
     for (pod, to) in [(&edge_pod, "10.2.0.2"), (&moon_pod, "10.1.0.2")] {
-        // One packet, which brings the tunnel.
+        // One packet, which sets up the tunnel.
         ensure!(pod.reaches(to, PATIENCE)?, "the first packet to {to} was lost");
         both_wait()?;
     }

@@ -1,5 +1,5 @@
-//! The runner's test of itself: a scenario that fails, panics, crashes or hangs is reported as
-//! failed, its logs are kept, and the next one runs.
+//! Tests the runner itself: a scenario that fails, panics, crashes or hangs is reported as failed,
+//! its logs are kept, and the next one runs.
 
 use std::time::Duration;
 

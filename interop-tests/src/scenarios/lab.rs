@@ -1,4 +1,4 @@
-//! The lab's tests of itself: captures and pings show what they must show.
+//! Tests the lab itself: captures and pings show what they must show.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Host a is behind a NAT router, host b on the internet, both with both families.
+/// Declares host a behind a NAT router and host b on the internet, both with both families.
 fn home_and_internet() -> NetworkPlan {
     let mut plan = NetworkPlan::new();
     plan.router("isp")

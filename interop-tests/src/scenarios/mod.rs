@@ -13,7 +13,7 @@ mod view_changes;
 
 use crate::scenario::Scenario;
 
-/// Every scenario there is.
+/// Returns all scenarios.
 #[must_use]
 pub fn all() -> Vec<&'static Scenario> {
     [

@@ -1,4 +1,4 @@
-//! Views that change while pods talk.
+//! Changes views while pods communicate.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
 
 const CLOUD: &str = "203.0.113.1";
 
-/// How often the third member comes and goes.
+/// Number of times that the third member joins and leaves.
 const TIMES: usize = 30;
 
 /// Interval of the pings. A packet is lost only if it meets the moment of a change.
@@ -75,7 +75,8 @@ fn peer_comes_and_goes(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The chains of the agent's table with their handles, which are others when a chain is made again.
+/// Returns the chains of the agent's table with their handles, which change when a chain is made
+/// again.
 fn chains(node: &Node) -> Result<String> {
     node.sh("nft -a list table inet edge-cni | grep 'chain .* # handle'")
 }

@@ -12,8 +12,8 @@ use crate::wait;
 
 const URI: &str = "unix:///run/charon.vici";
 
-/// It names the plugins to load. With all plugins of Debian's packages charon crashes in a worker
-/// thread on the lab kernel.
+/// Configuration that lists the plugins to load. With all plugins of Debian's packages charon
+/// crashes in a worker thread on the lab kernel.
 const STRONGSWAN_CONF: &str = "\
 charon-systemd {
   load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
@@ -29,8 +29,8 @@ kernel-netlink socket-default vici updown
 }
 ";
 
-/// For thousands of peers: a large table of IKE SAs, no cookies and no limit of half-open IKE SAs,
-/// and no log of what goes well.
+/// Configuration for thousands of peers: a large table of IKE SAs, no cookies, no limit of
+/// half-open IKE SAs, and no log of successes.
 const MANY_PEERS_CONF: &str = "\
 charon-systemd {
   load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
@@ -64,7 +64,7 @@ pub enum Auth {
 }
 
 impl Auth {
-    /// Certificates of `authority`.
+    /// Makes certificates of `authority`.
     #[must_use]
     pub fn certificate(credentials: Credentials, authority: &Authority) -> Self {
         Self::Certificate(credentials, authority.certificate_pem.clone())
@@ -80,7 +80,7 @@ pub struct Connection {
     pub local: String,
     /// The peer's address; `%any` for any.
     pub remote: String,
-    /// Identity of the node that runs charon. If empty, charon takes its certificate's subject.
+    /// Identity of the node that runs charon. If empty, charon uses its certificate's subject.
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
@@ -99,7 +99,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection between two addresses with AES-256-GCM and X25519.
+    /// Makes a connection between two addresses with AES-256-GCM and X25519.
     #[must_use]
     pub fn new(name: &str, auth: Auth) -> Self {
         Self {
@@ -258,7 +258,7 @@ impl<'a> Charon<'a> {
         Self::start_with(node, STRONGSWAN_CONF, connection)
     }
 
-    /// As [`Self::start`], with settings for thousands of peers and a quiet log.
+    /// Starts charon as [`Self::start`] does, with settings for thousands of peers and a quiet log.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -292,7 +292,7 @@ impl<'a> Charon<'a> {
     }
 
     /// Starts charon on `node` with this `swanctl.conf`, which has one connection of this name. Its
-    /// certificates and keys are there already.
+    /// certificates and keys must exist already.
     ///
     /// # Errors
     /// If it does not start or refuses the configuration.
@@ -333,7 +333,7 @@ impl<'a> Charon<'a> {
     /// Initiates the child and waits until it is up.
     ///
     /// # Errors
-    /// If it is refused or does not come up. The message has charon's output.
+    /// If the child is refused or does not come up. The message contains charon's output.
     pub fn initiate(&self) -> Result<()> {
         self.initiate_child("net")
     }
@@ -346,8 +346,8 @@ impl<'a> Charon<'a> {
         self.swanctl(&["--initiate", "--child", child, "--timeout", "20"]).map(drop)
     }
 
-    /// Lets charon rekey one of several children, and waits until a new one is installed and the
-    /// others are as before.
+    /// Makes charon rekey one of several children, and waits until a new one is installed and the
+    /// others are unchanged.
     ///
     /// # Errors
     /// If that does not happen in time.
@@ -367,7 +367,7 @@ impl<'a> Charon<'a> {
         })
     }
 
-    /// Lets charon rekey the child, and waits until a new one is installed.
+    /// Makes charon rekey the child, and waits until a new one is installed.
     ///
     /// # Errors
     /// If none is installed in time.
@@ -384,7 +384,7 @@ impl<'a> Charon<'a> {
         })
     }
 
-    /// Lets charon rekey the IKE SA, and waits until the new one has replaced the old one and has
+    /// Makes charon rekey the IKE SA, and waits until the new one has replaced the old one and has
     /// its CHILD_SA.
     ///
     /// # Errors
@@ -418,7 +418,7 @@ impl<'a> Charon<'a> {
         self.swanctl(&["--terminate", "--child", "net", "--timeout", "10"]).map(drop)
     }
 
-    /// All IKE SAs.
+    /// Returns all IKE SAs.
     ///
     /// # Errors
     /// If charon does not answer.
@@ -426,7 +426,7 @@ impl<'a> Charon<'a> {
         parse_sas(&self.swanctl(&["--list-sas", "--pretty"])?)
     }
 
-    /// All CHILD_SAs that carry traffic.
+    /// Returns all CHILD_SAs that carry traffic.
     ///
     /// # Errors
     /// If charon does not answer.
@@ -451,7 +451,7 @@ impl<'a> Charon<'a> {
         })
     }
 
-    /// charon's process.
+    /// Returns charon's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }

@@ -1,4 +1,4 @@
-//! IKE implementations of other projects on hosts of the lab, and their certificates.
+//! Runs IKE implementations of other projects on hosts of the lab, and makes their certificates.
 
 pub mod charon;
 mod pki;

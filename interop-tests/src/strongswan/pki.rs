@@ -38,7 +38,7 @@ impl KeyKind {
 /// The organization in subjects.
 const ORGANIZATION: &str = "Edge Lab";
 
-/// The subject that [`Authority::issue_by_subject`] gives to `name`, as text.
+/// Returns the subject that [`Authority::issue_by_subject`] gives to `name`, as text.
 #[must_use]
 pub fn subject(name: &str) -> String {
     format!("C=DE, O={ORGANIZATION}, CN={name}")
@@ -67,7 +67,7 @@ pub struct Credentials {
 }
 
 impl Authority {
-    /// A new authority with an ECDSA key.
+    /// Makes a new authority with an ECDSA key.
     ///
     /// # Errors
     /// If it cannot be made.
@@ -81,7 +81,7 @@ impl Authority {
         Ok(Self { certificate_pem: certificate.pem(), issuer: Issuer::new(params, key) })
     }
 
-    /// A certificate for one DNS name, which is the holder's identity in IKE.
+    /// Issues a certificate for one DNS name, which is the holder's identity in IKE.
     ///
     /// # Errors
     /// If it cannot be made.
@@ -89,7 +89,7 @@ impl Authority {
         self.issue_for(vec![name.to_owned()], common_name(name), kind)
     }
 
-    /// A certificate without DNS name. Its subject, the holder's identity in IKE, is
+    /// Issues a certificate without DNS name. Its subject, the holder's identity in IKE, is
     /// [`subject`], with a PrintableString for the country.
     ///
     /// # Errors
@@ -102,8 +102,8 @@ impl Authority {
         self.issue_for(Vec::new(), subject, kind)
     }
 
-    /// As [`Self::issue`], with so many further names that the certificate does not fit into one
-    /// datagram.
+    /// Issues a certificate as [`Self::issue`] does, with so many further names that it does not
+    /// fit into one datagram.
     ///
     /// # Errors
     /// If it cannot be made.

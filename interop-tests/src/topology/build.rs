@@ -13,7 +13,7 @@ use super::namespace_holder::{Setup, feed};
 use super::namespaces::Namespaces;
 use super::plan::{Netem, NetworkPlan, NodePlan};
 
-/// Directories that each node has for itself.
+/// Directories of which each node has its own.
 const PRIVATE: [&str; 6] =
     ["/run", "/var/lib/edge-cni", "/var/lib/edge-controller", "/etc/edge-cni", "/etc/cni", "/etc/swanctl"];
 
@@ -55,8 +55,8 @@ impl Net {
     /// `out`.
     ///
     /// # Errors
-    /// If the kernel refuses something or the plan contradicts itself. What was made ends with the
-    /// process.
+    /// If the kernel refuses a command or the plan contradicts itself. Objects that were made end
+    /// with the process.
     pub fn build(plan: &NetworkPlan, out: &Path) -> Result<Self> {
         let mut holders = Vec::new();
         for node in &plan.nodes {
@@ -85,7 +85,7 @@ impl Net {
         Ok(Self { nodes })
     }
 
-    /// A node by its name.
+    /// Returns a node by its name.
     ///
     /// # Panics
     /// If the plan has no such node.
@@ -98,7 +98,7 @@ impl Net {
         }
     }
 
-    /// All nodes, by name.
+    /// Returns all nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
     }
@@ -134,7 +134,7 @@ impl Node {
     /// Makes an empty network namespace, as a container runtime does before it calls the plugin.
     ///
     /// # Errors
-    /// If there is one of that name already.
+    /// If a namespace of that name already exists.
     pub fn pod(&self, name: &str) -> Result<Pod> {
         self.sh(&format!("ip netns add {name} && ip -n {name} link set lo up"))?;
         let path = format!("/run/netns/{name}");
@@ -145,7 +145,7 @@ impl Node {
     }
 
     /// Makes a pod without a plugin: a veth pair with `address` in the pod (`eth0`), `gateway` on
-    /// the host's end, and a default route. Both have a prefix length and are of one family. It
+    /// the host's end, and a default route. Both have a prefix length and are of one family. Also
     /// turns the host's forwarding on.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl Node {
 }
 
 impl Pod {
-    /// The namespace's path on its node, as `CNI_NETNS` wants it.
+    /// Returns the namespace's path on its node, in the form of `CNI_NETNS`.
     #[must_use]
     pub fn netns(&self) -> &str {
         &self.path
@@ -182,8 +182,8 @@ struct Fabric {
     ports: Vec<BTreeMap<String, String>>,
 }
 
-/// Commands for the namespace of the wires: a bridge for each wire, and a veth pair for each node
-/// on it.
+/// Makes the commands for the namespace of the wires: a bridge for each wire, and a veth pair for
+/// each node on it.
 fn fabric(plan: &NetworkPlan, holders: &[NamespaceHolder]) -> Result<Fabric> {
     let mut ip = String::new();
     let mut tc = String::new();
@@ -198,7 +198,7 @@ fn fabric(plan: &NetworkPlan, holders: &[NamespaceHolder]) -> Result<Fabric> {
                 bail!("the wire's name {wire:?} has more than 12 characters");
             }
             if wires.insert(wire.clone()) {
-                // Without spanning tree, snooping and addresses it behaves like a wire.
+                // Without spanning tree, snooping and addresses the bridge behaves like a wire.
                 writeln!(ip, "link add br-{wire} type bridge mcast_snooping 0 forward_delay 0")?;
                 writeln!(ip, "link set br-{wire} addrgenmode none up")?;
             }
@@ -217,7 +217,7 @@ fn fabric(plan: &NetworkPlan, holders: &[NamespaceHolder]) -> Result<Fabric> {
     Ok(Fabric { ip, tc, ports: all_ports })
 }
 
-/// Commands for inside a node.
+/// Makes the commands that run inside a node.
 fn setup(node: &NodePlan) -> Result<Setup> {
     let mut ip = String::from("link set lo up\n");
     let mut tc = String::new();
@@ -278,8 +278,8 @@ impl NamespaceHolder {
         let stdin = child.stdin.take().context("no standard input")?;
         let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
         let mut holder = Self { child, stdin, stdout };
-        // Its first line proves that it has left our namespaces. Before that, its pid leads to
-        // ours.
+        // The holder's first line proves that it has left our namespaces. Before that, its pid
+        // would lead to ours.
         holder.line()?;
         Ok(holder)
     }

@@ -1,4 +1,4 @@
-//! Captures of the packets on an interface.
+//! Captures the packets on an interface.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,13 +41,13 @@ impl Capture {
         Ok(Self { process, file })
     }
 
-    /// The capture's file.
+    /// Returns the path of the capture's file.
     #[must_use]
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// The packets so far that match a filter (pcap-filter(7)), each as a line of tcpdump.
+    /// Returns the packets so far that match a filter (pcap-filter(7)), each as a line of tcpdump.
     ///
     /// # Errors
     /// If the filter is invalid.
@@ -66,7 +66,7 @@ impl Capture {
         Ok(String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect())
     }
 
-    /// The SPIs of the ESP packets so far, with and without UDP.
+    /// Returns the SPIs of the ESP packets so far, with and without UDP.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -85,7 +85,7 @@ impl Capture {
     /// Fails if a packet so far matches the filter. The message shows the first ones.
     ///
     /// # Errors
-    /// In these cases.
+    /// If a packet matches, or the filter is invalid.
     pub fn expect_none(&self, filter: &str) -> Result<()> {
         let packets = self.packets(filter)?;
         ensure!(
@@ -109,11 +109,11 @@ impl Capture {
         })
     }
 
-    /// Ends the capture. Fails if the kernel dropped packets before tcpdump saw them, since then
-    /// the capture proves nothing.
+    /// Ends the capture. Fails if the kernel dropped packets before tcpdump saw them, since the
+    /// capture would prove nothing.
     ///
     /// # Errors
-    /// In these cases.
+    /// If packets were dropped, or tcpdump does not end.
     pub fn stop(&mut self) -> Result<()> {
         self.process.signal(Signal::INT)?;
         self.process.wait_end(crate::wait::TIMEOUT)?;

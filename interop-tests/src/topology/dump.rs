@@ -1,12 +1,12 @@
-//! Dumps of the kernel's state when a scenario fails.
+//! Dumps the kernel's state when a scenario fails.
 
 use std::path::Path;
 use std::sync::Mutex;
 
 use super::namespaces::Namespaces;
 
-/// The namespaces of all nodes and pods of this scenario. It is global, since another thread dumps
-/// a scenario that hangs.
+/// The namespaces of all nodes and pods of this scenario. The list is global, since another thread
+/// dumps a scenario that hangs.
 static ALL: Mutex<Vec<Namespaces>> = Mutex::new(Vec::new());
 
 pub(super) fn register(namespaces: &Namespaces) {
@@ -24,7 +24,7 @@ pub fn dump_all(out: &Path) {
     }
 }
 
-/// The names of this scenario's nodes and pods, and the shell commands that enter them, for
+/// Returns the names of this scenario's nodes and pods, and the shell commands that enter them, for
 /// `--keep`.
 pub(crate) fn enter_commands() -> Vec<(String, String)> {
     let all = ALL.lock().map(|all| all.clone()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Networks of hosts, routers and pods.
+//! Builds networks of hosts, routers and pods.
 //!
 //! A [`NetworkPlan`] declares wires, and nodes with addresses on them. [`Net`] is the network built
 //! from it. Each node is a network namespace with its own mount namespace (own `/run`,

@@ -1,8 +1,8 @@
 //! The process that keeps a node's namespaces alive and sets them up from inside.
 //!
-//! It is started by `unshare` and writes `ready`. When the node's interfaces are there, it reads a
-//! line of JSON, carries it out, and answers `ok` or the error. Then it waits until its standard
-//! input is closed.
+//! `unshare` starts it, and it writes `ready`. When the node's interfaces exist, it reads a line of
+//! JSON, carries it out, and answers `ok` or the error. Then it waits until its standard input is
+//! closed.
 
 use std::ffi::CStr;
 use std::fs;
@@ -13,12 +13,12 @@ use anyhow::{Context as _, Result, bail};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
 
-/// How a node's namespaces are set up.
+/// The set-up of a node's namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Setup {
     /// The node's name, which becomes its host name.
     pub(super) name: String,
-    /// Directories that are replaced by empty ones.
+    /// Directories that are replaced with empty ones.
     pub(super) private: Vec<String>,
     /// Whether packets are forwarded.
     pub(super) forwards: bool,
@@ -38,7 +38,7 @@ pub fn main() -> Result<ExitCode> {
     let mut stdout = std::io::stdout();
     let mut stdin = std::io::stdin().lock();
     let mut line = String::new();
-    // Set before the interfaces come, since each copies the defaults when it is made.
+    // This comes before the interfaces are made, since each copies the defaults at that moment.
     defaults()?;
     writeln!(stdout, "ready")?;
     while stdin.read_line(&mut line)? > 0 {

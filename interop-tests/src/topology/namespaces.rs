@@ -25,20 +25,20 @@ impl Namespaces {
         Self { name: name.to_owned(), holder, netns, out: out.to_owned() }
     }
 
-    /// The node's name; a pod's is `NODE.POD`.
+    /// Returns the node's name; a pod's is `NODE.POD`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The scenario's directory for logs and captures.
+    /// Returns the scenario's directory for logs and captures.
     #[must_use]
     pub fn out(&self) -> &Path {
         &self.out
     }
 
-    /// The scenario's path of a file on this node. It can be read and written without running a
-    /// program.
+    /// Returns the scenario's path of a file on this node. The file can be read and written without
+    /// running a program.
     #[must_use]
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.holder))
@@ -64,8 +64,8 @@ impl Namespaces {
         std::fs::read_to_string(self.path(path)).with_context(|| format!("reading {path} on {}", self.name))
     }
 
-    /// A command that runs here. `nsenter` executes it in its own process, so the pid is the
-    /// program's. It starts in `/`.
+    /// Makes a command that runs here. `nsenter` executes the program in its own process, so the
+    /// pid is the program's. The program starts in `/`.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let words = self.nsenter();
@@ -74,7 +74,7 @@ impl Namespaces {
         command
     }
 
-    /// The command prefix, `nsenter` with its arguments, that makes a command run here.
+    /// Returns the command prefix, `nsenter` with its arguments, that makes a command run here.
     #[must_use]
     pub fn nsenter(&self) -> Vec<OsString> {
         let holder = self.holder;
@@ -99,7 +99,7 @@ impl Namespaces {
     /// Runs a command made by [`Self::command`]; returns its standard output.
     ///
     /// # Errors
-    /// If it does not end with 0. The message has its output.
+    /// If the command does not end with 0. The message contains its output.
     pub fn run(&self, command: &mut Command) -> Result<String> {
         let out = self.output(command)?;
         if !out.status.success() {
@@ -132,13 +132,13 @@ impl Namespaces {
         let out = self.output(self.command("ping").args(["-n", "-q", "-c", "1", "-W", &seconds, to]))?;
         match out.status.code() {
             Some(0) => Ok(true),
-            // ping ends with 2 if the kernel refuses to send; that is no answer either.
+            // ping ends with 2 if the kernel refuses to send; that is also no answer.
             Some(1 | 2) => Ok(false),
             _ => bail!("on {}: ping {to} {}: {}", self.name, out.status, String::from_utf8_lossy(&out.stderr)),
         }
     }
 
-    /// The kernel's SAs here, with their counters.
+    /// Returns the kernel's SAs here, with their counters.
     ///
     /// # Errors
     /// If `ip` cannot be run or its output cannot be parsed.
@@ -146,7 +146,7 @@ impl Namespaces {
         xfrm::State::parse_all(&self.run(self.command("ip").args(["-s", "xfrm", "state", "list", "nokeys"]))?)
     }
 
-    /// The kernel's policies here.
+    /// Returns the kernel's policies here.
     ///
     /// # Errors
     /// If `ip` cannot be run or its output cannot be parsed.
@@ -154,7 +154,8 @@ impl Namespaces {
         xfrm::Policy::parse_all(&self.run(self.command("ip").args(["-s", "xfrm", "policy"]))?)
     }
 
-    /// The kernel's counters of packets that IPsec dropped (`/proc/net/xfrm_stat`), by name.
+    /// Returns the kernel's counters of packets that IPsec dropped (`/proc/net/xfrm_stat`), by
+    /// name.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -163,8 +164,8 @@ impl Namespaces {
         xfrm::parse_stat(&text)
     }
 
-    /// The kernel's state here, for the directory of a failed scenario: addresses, routes, SAs,
-    /// policies, rules, sockets.
+    /// Returns the kernel's state here, for the directory of a failed scenario: addresses, routes,
+    /// SAs, policies, rules, sockets.
     #[must_use]
     pub fn kernel_dump(&self) -> String {
         const SHOW: &str = "for c in 'ip -s address' 'ip neigh' 'ip -4 route show table all' 'ip -6 route show table all' 'ip rule' \
@@ -185,7 +186,7 @@ impl Namespaces {
     }
 }
 
-/// A command without the prefix that enters the namespaces, for messages.
+/// Returns a command without the prefix that enters the namespaces, for messages.
 fn shown(command: &Command) -> String {
     command
         .get_args()

@@ -1,4 +1,4 @@
-//! A ping that runs in the background.
+//! Runs a ping in the background.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::wait;
 /// A running ping.
 pub struct Ping {
     process: Process,
-    /// Where this run begins in the log, which may contain an earlier run to the same address.
+    /// Position in the log where this run begins. The log may contain an earlier run to the same
+    /// address.
     begin: usize,
     pace: Duration,
 }
@@ -27,11 +28,11 @@ pub struct PingReport {
     pub received: u64,
     /// Runs of requests without an answer.
     pub gaps: Vec<Gap>,
-    /// Longest time between two answers in a row, by the clock. Zero with fewer than two.
+    /// Longest time between two consecutive answers, by the clock. Zero with fewer than two.
     pub longest_silence: Duration,
 }
 
-/// Requests in a row that were not answered.
+/// Consecutive requests that were not answered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gap {
     /// Sequence number of the first one, from 1.
@@ -43,7 +44,7 @@ pub struct Gap {
 }
 
 impl PingReport {
-    /// Requests without an answer.
+    /// Returns the number of requests without an answer.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.gaps.iter().map(|gap| gap.count).sum()
@@ -52,7 +53,7 @@ impl PingReport {
     /// Fails if a request was lost, or if fewer than five were sent, which would prove nothing.
     ///
     /// # Errors
-    /// In these cases. The message has the gaps.
+    /// If one of these is the case. The message contains the gaps.
     pub fn expect_none_lost(&self) -> Result<()> {
         anyhow::ensure!(self.sent >= 5, "only {} pings were sent, which proves nothing", self.sent);
         anyhow::ensure!(
@@ -91,7 +92,7 @@ impl Ping {
         Ok(Self { process, begin, pace })
     }
 
-    /// How many requests were answered so far.
+    /// Returns the number of requests that were answered so far.
     #[must_use]
     pub fn received(&self) -> u64 {
         u64::try_from(self.replies().len()).unwrap_or(u64::MAX)
@@ -160,8 +161,8 @@ impl Ping {
     }
 }
 
-/// Sequence numbers of answered requests. They have 16 bits on the wire, so a much smaller number
-/// after a larger one has wrapped around.
+/// Returns the sequence numbers of answered requests. They have 16 bits on the wire, so a much
+/// smaller number after a larger one has wrapped around.
 fn parse_replies(text: &str) -> BTreeSet<u64> {
     let mut replies = BTreeSet::new();
     let mut last = 0;
@@ -203,7 +204,7 @@ fn report(sent: u64, replies: &BTreeSet<u64>, pace: Duration) -> PingReport {
     PingReport { sent, received: sent - lost, gaps, longest_silence: Duration::ZERO }
 }
 
-/// From the times that `ping -D` writes before each answer.
+/// Computes the time from the timestamps that `ping -D` writes before each answer.
 fn longest_silence(text: &str) -> Duration {
     let time = |line: &str| line.strip_prefix('[')?.split_once(']')?.0.parse::<f64>().ok();
     let times: Vec<f64> = text.lines().filter(|line| line.contains("bytes from")).filter_map(time).collect();

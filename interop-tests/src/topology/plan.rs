@@ -15,7 +15,7 @@ pub struct NetworkPlan {
 }
 
 impl NetworkPlan {
-    /// An empty network.
+    /// Makes an empty network.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -78,25 +78,25 @@ impl NodePlan {
         self
     }
 
-    /// Default route, of the gateway's family.
+    /// Adds the default route, of the gateway's family.
     pub fn via(&mut self, gateway: &str) -> &mut Self {
         self.route("default", gateway)
     }
 
-    /// A static route.
+    /// Adds a static route.
     pub fn route(&mut self, to: &str, gateway: &str) -> &mut Self {
         self.routes.push((to.to_owned(), gateway.to_owned()));
         self
     }
 
-    /// Masquerades what the node forwards to this wire (IPv4 and IPv6). On a router that is NAT, on
-    /// a host another program's masquerade rule.
+    /// Masquerades packets that the node forwards to this wire (IPv4 and IPv6). On a router that is
+    /// NAT, on a host it is another program's masquerade rule.
     pub fn masquerade(&mut self, wire: &str) -> &mut Self {
         self.masquerade.push(wire.to_owned());
         self
     }
 
-    /// Delay and loss between the node and this wire, in each direction.
+    /// Sets delay and loss between the node and this wire, in each direction.
     pub fn slow(&mut self, wire: &str, netem: Netem) -> &mut Self {
         for port in self.ports.iter_mut().filter(|port| port.wire == wire) {
             port.netem = Some(netem);
@@ -104,7 +104,7 @@ impl NodePlan {
         self
     }
 
-    /// MTU of the interface on this wire (1500 otherwise).
+    /// Sets the MTU of the interface on this wire (1500 otherwise).
     pub fn mtu(&mut self, wire: &str, bytes: u16) -> &mut Self {
         for port in self.ports.iter_mut().filter(|port| port.wire == wire) {
             port.mtu = Some(bytes);
@@ -112,7 +112,7 @@ impl NodePlan {
         self
     }
 
-    /// Gives the node an empty directory of its own at this path. All nodes have their own `/run`,
+    /// Gives the node its own empty directory at this path. All nodes have their own `/run`,
     /// `/var/lib/edge-cni`, `/var/lib/edge-controller`, `/etc/edge-cni`, `/etc/cni` and
     /// `/etc/swanctl`.
     pub fn own_directory(&mut self, path: &str) -> &mut Self {
@@ -135,7 +135,7 @@ impl Netem {
         Self { delay_ms: ms, loss_percent: 0.0 }
     }
 
-    /// Loses this share of the packets, in percent.
+    /// Drops this share of the packets, in percent.
     #[must_use]
     pub fn loss(self, percent: f32) -> Self {
         Self { loss_percent: percent, ..self }

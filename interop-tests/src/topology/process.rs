@@ -46,19 +46,19 @@ impl Process {
         Ok(Self { name: format!("{name} on {}", namespaces.name()), log, child, ended: None })
     }
 
-    /// The program's process id.
+    /// Returns the program's process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The file with its standard output and error.
+    /// Returns the path of the file with its standard output and error.
     #[must_use]
     pub fn log_path(&self) -> &Path {
         &self.log
     }
 
-    /// Its output so far.
+    /// Returns its output so far.
     #[must_use]
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
@@ -72,7 +72,7 @@ impl Process {
         let what = format!("{:?} in the log of {}", text, self.name);
         let mut ended = None;
         let waited = wait::for_event(&what, || {
-            // Asked before the log is read, so that its last output counts.
+            // The status is read before the log, so that the program's last output counts.
             ended = self.exit_status()?;
             if self.log().contains(text) {
                 return Ok(true);
@@ -94,7 +94,7 @@ impl Process {
         }
     }
 
-    /// How it ended; `None` while it runs.
+    /// Returns how the program ended; `None` while it runs.
     ///
     /// # Errors
     /// If the program cannot be waited for.
@@ -105,10 +105,10 @@ impl Process {
         Ok(self.ended)
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until the program ends by itself.
     ///
     /// # Errors
-    /// If it has not ended after `timeout`.
+    /// If the program has not ended after `timeout`.
     pub fn wait_end(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let what = format!("the end of {}", self.name);
         wait::until(&what, timeout, || self.exit_status()?.context("it is still running"))
@@ -125,10 +125,10 @@ impl Process {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
-    /// Asks it to end (SIGTERM), and waits for that.
+    /// Sends SIGTERM, and waits for the program's end.
     ///
     /// # Errors
-    /// If it does not end within 10 s. Then it is killed.
+    /// If the program does not end within 10 s. In that case it is killed.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.exit_status()? {
             return Ok(status);
@@ -143,10 +143,10 @@ impl Process {
         }
     }
 
-    /// Ends it at once (SIGKILL), as a crash would.
+    /// Kills the program (SIGKILL), as a crash would.
     ///
     /// # Errors
-    /// If it had already ended, other than by that signal.
+    /// If the program had already ended, other than by that signal.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(status) = self.exit_status()? {
             if status.signal() == Some(9) {

@@ -1,4 +1,4 @@
-//! The kernel's SAs and policies, read with `ip -s xfrm`, which is not a program of ours.
+//! Reads the kernel's SAs and policies with `ip -s xfrm`, which is not our own program.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ pub struct State {
     pub dst: IpAddr,
     /// SPI, as on the wire.
     pub spi: u32,
-    /// The number by which policies refer to it.
+    /// Number by which policies refer to the SA.
     pub reqid: u32,
     /// `tunnel` or `transport`.
     pub mode: String,
@@ -23,9 +23,9 @@ pub struct State {
     pub encap: Option<(u16, u16)>,
     /// Algorithm with its key length, such as `rfc4106(gcm(aes))`.
     pub algorithm: String,
-    /// Bytes that went through.
+    /// Number of bytes that the SA has processed.
     pub bytes: u64,
-    /// Packets that went through.
+    /// Number of packets that the SA has processed.
     pub packets: u64,
 }
 
@@ -40,7 +40,7 @@ pub struct Policy {
     pub dir: String,
     /// `allow` or `block`.
     pub action: String,
-    /// A smaller number has precedence.
+    /// Priority. A smaller number has precedence.
     pub priority: u32,
     /// The index by which the kernel identifies it.
     pub index: u32,
@@ -165,7 +165,7 @@ fn word_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.split_once(key)?.1.split_whitespace().next()
 }
 
-/// A number that may be followed by its hexadecimal form: `7(0x00000007)`.
+/// Parses a number that may be followed by its hexadecimal form: `7(0x00000007)`.
 fn number_after(text: &str, key: &str) -> Result<u32> {
     let word = word_after(text, key).with_context(|| format!("no {key}"))?;
     let digits = word.split('(').next().unwrap_or(word);

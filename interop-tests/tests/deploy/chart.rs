@@ -1,4 +1,4 @@
-//! The chart: what its values do, and Helm on a real API server.
+//! Tests the chart: the effect of its values, and Helm on a real API server.
 
 use std::fs;
 use std::process::Command;
@@ -18,7 +18,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("helm_installs_upgrades_cleans_up_and_uninstalls_on_an_api_server", installed),
 ];
 
-/// Values that turn on everything that is off, and change whatever has another form then.
+/// Values that turn on everything that is off, and change values that have another form in that
+/// case.
 const EVERYTHING: &str = r#"
 image: {repository: registry.example.org/edge-cni, tag: "7", pullPolicy: Always, pullSecrets: [registry]}
 segments: {clusterRanges: ["10.80.0.0/16", "fd77::/48"], reserved: ["10.80.255.0/24"], v4Prefix: 25, v6Prefix: 121}
@@ -51,7 +52,7 @@ monitoring: {serviceMonitor: {enabled: true, interval: 15s, labels: {release: pr
 backup: {enabled: true, claim: backups}
 "#;
 
-/// [`EVERYTHING`] in a file.
+/// Writes [`EVERYTHING`] into a file.
 fn everything() -> tempfile::NamedTempFile {
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
     fs::write(file.path(), EVERYTHING).unwrap();
@@ -92,7 +93,7 @@ fn refused() {
     }
 }
 
-/// Kind and name of an object.
+/// Returns whether an object has this kind and name.
 fn is(object: &Value, kind: &str, name: &str) -> bool {
     object["kind"] == kind && object["metadata"]["name"] == name
 }
@@ -101,7 +102,7 @@ fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     objects.iter().find(|object| is(object, kind, name)).unwrap_or_else(|| panic!("{kind} {name}"))
 }
 
-/// The files in the ConfigMaps: the name of the map, and the content.
+/// Returns the files in the ConfigMaps: the name of the map, and the content.
 fn files<'a>(objects: &'a [Value], file: &str) -> Vec<(&'a str, &'a str)> {
     let maps = objects.iter().filter(|object| object["kind"] == "ConfigMap");
     maps.filter_map(|map| Some((map["metadata"]["name"].as_str()?, map["data"][file].as_str()?))).collect()
@@ -117,7 +118,8 @@ fn configurations() {
             fs::write(&path, text).unwrap();
             let out =
                 Command::new(built("edge-agent")).args(["check", "--json", "--config"]).arg(&path).output().unwrap();
-            // 1: a finding, since this machine has no token. 2: the file is refused.
+            // Exit code 1 is a finding, since this machine has no token. 2 means that the file is
+            // refused.
             assert_ne!(out.status.code(), Some(2), "{map}: {}\n{text}", String::from_utf8_lossy(&out.stderr));
             let findings: Value = serde_json::from_slice(&out.stdout).unwrap();
             let about = |what: &str| {
@@ -138,7 +140,7 @@ fn configurations() {
         let cleanup = arguments.contains(&"--set=cleanup.enabled=true");
         assert_eq!(seen.len(), if cleanup { 5 } else { 4 }, "{seen:?}");
     }
-    // What the values add is there, at the place where it counts.
+    // The additions of the values appear at the place where they take effect.
     let objects = objects(&template(&values(&all)).unwrap());
     let agent = |map: &str| {
         let text = files(&objects, "agent.toml").into_iter().find(|(name, _)| *name == map).expect("the agent's").1;
@@ -159,7 +161,7 @@ fn configurations() {
     assert_eq!(controller["kubernetes"]["trust_node_labels"].as_bool(), Some(false));
 }
 
-/// The keys that a pod's node must or must not have, with operator and values.
+/// Returns the keys that a pod's node must or must not have, with operator and values.
 fn wanted(object: &Value) -> Vec<Value> {
     let affinity = &object["spec"]["template"]["spec"]["affinity"]["nodeAffinity"];
     let terms = &affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
@@ -184,7 +186,8 @@ fn roles() {
     assert_eq!(kubernetes["edge_selector"].as_str(), Some("example.org/edge"));
     assert_eq!(kubernetes["hub_selector"].as_str(), Some("node-restriction.kubernetes.io/edge-hub=yes"));
     assert_eq!(kubernetes["cloud_selector"].as_str(), Some("node-restriction.kubernetes.io/edge-cloud=yes"));
-    // A kubelet could make its own Node an edge by a label that the policy does not know.
+    // Otherwise a kubelet could make its own Node an edge with a label that the policy does not
+    // know.
     let variables = &find(&objects, "ValidatingAdmissionPolicy", "edge-cni-node-labels")["spec"]["variables"];
     assert_eq!(variables[0]["name"], "labels");
     let protected: Vec<String> = serde_json::from_str(variables[0]["expression"].as_str().unwrap()).unwrap();
@@ -194,8 +197,8 @@ fn roles() {
     assert_eq!(variables[1]["expression"], r#"["system:serviceaccount:kubeedge:cloudcore", "cloudcore"]"#);
 }
 
-/// The resource of the Prometheus operator, which is not installed here, as far as the API server
-/// has to know it.
+/// The parts of the Prometheus operator's resource that the API server must know. The operator is
+/// not installed here.
 const SERVICE_MONITORS: &str = "
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -216,7 +219,7 @@ fn installed() {
     plane.apply_text(SERVICE_MONITORS).unwrap();
     let crd = "crd/servicemonitors.monitoring.coreos.com";
     plane.kubectl(&["wait", "--for=condition=Established", crd, "--timeout=120s"]).unwrap();
-    // As docs/install/kubernetes.md has it.
+    // The command of docs/install/kubernetes.md.
     plane.kubectl(&["create", "namespace", "edge-cni"]).unwrap();
     let label = "pod-security.kubernetes.io/enforce=privileged";
     plane.kubectl(&["label", "namespace", "edge-cni", label]).unwrap();
@@ -246,7 +249,7 @@ fn installed() {
         names.sort();
         names
     };
-    // The API server says nothing about a field that it does not know, unless it is asked to.
+    // The API server reports an unknown field only on request.
     let rendered = template(&values(&all)).unwrap();
     let mut file = tempfile::NamedTempFile::new().unwrap();
     std::io::Write::write_all(&mut file, rendered.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! The chart's cleanup of a node, as its pod runs it.
+//! Runs the chart's cleanup of a node as its pod does.
 
 use std::fs;
 use std::process::Command;
@@ -12,8 +12,7 @@ use crate::programs::{built, output};
 pub(crate) const TESTS: &[Test] =
     &[("the_cleanup_leaves_nothing_of_edge_cni_on_a_node_and_finds_nothing_when_it_runs_again", cleans)];
 
-/// Runs the commands in directories of their own, with a mount point for each volume, as in the
-/// pod.
+/// Runs the commands in separate directories, with a mount point for each volume, as in the pod.
 /// `$1`: a directory with the configuration. `$2`: the agent's program. `$3`: the mount points. The
 /// rest: the commands, one word each, with `;` between them.
 const SCRIPT: &str = r#"
@@ -75,7 +74,7 @@ fn cleans() {
         }
     }
     assert!(volumes.len() >= 4, "{volumes:?}");
-    // The real agent stands for the plugin, too: it is only copied and removed.
+    // The real agent also takes the place of the plugin, which is only copied and removed.
     let mut command = Command::new("unshare");
     command.args(["--mount", "--net", "--propagation", "private", "sh", "-c", SCRIPT, "sh"]);
     command.arg(directory.path()).arg(built("edge-agent")).arg(volumes.join(" ")).args(words);

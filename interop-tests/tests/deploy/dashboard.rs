@@ -1,4 +1,4 @@
-//! The Grafana dashboard.
+//! Tests the Grafana dashboard.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use crate::programs::{output, workspace};
 
 pub(crate) const TESTS: &[Test] = &[("the_panels_of_the_dashboard_are_whole_and_promtool_reads_each_query", panels)];
 
-/// The names of metrics in a query.
+/// Returns the names of metrics in a query.
 fn metrics_of(expression: &str) -> Vec<String> {
     let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let ours = words.filter(|word| ["edge_agent_", "edge_controller_", "process_"].iter().any(|p| word.starts_with(p)));
@@ -26,7 +26,7 @@ fn panels_of(dashboard: &Value) -> Vec<&Value> {
     dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row").collect()
 }
 
-/// The queries, with values in place of Grafana's variables.
+/// Returns the queries, with values in place of Grafana's variables.
 fn queries(dashboard: &Value) -> Vec<String> {
     let targets = panels_of(dashboard).into_iter().flat_map(|panel| panel["targets"].as_array().unwrap());
     let expressions = targets.map(|target| target["expr"].as_str().unwrap());
@@ -62,7 +62,7 @@ fn panels() {
     }
     let queries = queries(&dashboard);
     assert!(queries.iter().all(|query| !query.contains('$') && !metrics_of(query).is_empty()), "{queries:?}");
-    // Each is the query of a recording rule, which promtool reads.
+    // Each query becomes a recording rule, which promtool reads.
     let mut rules = "groups:\n  - name: panels\n    rules:\n".to_owned();
     for (number, query) in queries.iter().enumerate() {
         rules += &format!("      - {{record: panel:{number}, expr: {}}}\n", Value::from(query.as_str()));

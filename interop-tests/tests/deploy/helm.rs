@@ -1,4 +1,4 @@
-//! `helm`, which `.ci/install test` builds.
+//! Runs `helm`, which `.ci/install test` builds.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::programs::{output, workspace};
 
-/// Why the chart cannot be rendered here, if so.
+/// Returns the reason why the chart cannot be rendered on this machine; `None` if it can.
 pub(crate) fn unavailable() -> Option<String> {
     let helm = workspace("target/helm/helm");
     (!helm.is_file()).then(|| format!("{} is missing: run .ci/install test", helm.display()))
@@ -16,7 +16,7 @@ pub(crate) fn helm() -> Command {
     Command::new(workspace("target/helm/helm"))
 }
 
-/// What the chart gives with further arguments, such as values.
+/// Renders the chart with further arguments, such as values.
 pub(crate) fn template(arguments: &[&str]) -> Result<String, String> {
     let chart = workspace("deploy/helm");
     output(
@@ -29,7 +29,7 @@ pub(crate) fn template(arguments: &[&str]) -> Result<String, String> {
     )
 }
 
-/// The objects of a stream of YAML documents.
+/// Returns the objects of a stream of YAML documents.
 pub(crate) fn objects(yaml: &str) -> Vec<Value> {
     let documents = yaml.split("\n---\n").map(|text| text.trim_start_matches("---\n"));
     let parsed = documents.map(|text| serde_saphyr::from_str(text).unwrap_or_else(|e| panic!("{e}:\n{text}")));

@@ -1,4 +1,4 @@
-//! The image, in containerd: its programs run there as the manifests run them.
+//! Tests the image in containerd: its programs run as in the manifests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use crate::programs::{built, output, workspace};
 
 pub(crate) const TESTS: &[Test] = &[("agent_and_controller_run_from_the_image_on_a_root_that_is_read_only", run)];
 
-/// The longest wait for a container's program.
+/// Time limit for a container's program.
 const TIMEOUT: Duration = Duration::from_secs(180);
 
 const IMAGE: &str = "registry.example.org/edge-cni:test";
 
-/// Why no container can run here, if so.
+/// Returns the reason why no container can run on this machine; `None` if one can.
 pub(crate) fn unavailable() -> Option<String> {
     let missing: Vec<&str> =
         ["containerd", "ctr", "runc"].into_iter().filter(|program| executables::find(program).is_none()).collect();
@@ -39,7 +39,7 @@ fn image(directory: &Path, name: &str) -> PathBuf {
     file
 }
 
-/// A containerd of its own, without CRI. It ends with the test.
+/// A separate containerd, without CRI. It ends with the test.
 struct Containerd {
     process: Child,
     directory: tempfile::TempDir,
@@ -77,7 +77,7 @@ impl Containerd {
         output(&mut self.command(arguments)).map_err(anyhow::Error::msg)
     }
 
-    /// Starts a container of the image. What must be writable is, as in the manifests.
+    /// Starts a container of the image. The same paths are writable as in the manifests.
     fn run(&self, name: &str, more: &[&str], argv: &[&str]) -> Running<'_> {
         let writable = ["type=tmpfs,dst=/var/lib,options=rw", "type=tmpfs,dst=/run,options=rw"];
         let mut command = self.command(&["run", "--rm", "--read-only", "--snapshotter", "native"]);
@@ -119,7 +119,7 @@ impl Running<'_> {
         .unwrap();
     }
 
-    /// Ends the program as the kubelet does. Returns its output.
+    /// Ends the program as the kubelet does. Returns the program's output.
     fn end(mut self) -> String {
         self.containerd.ctr(&["task", "kill", "--signal", "SIGTERM", &self.name]).unwrap();
         let status = self.process.wait().unwrap();

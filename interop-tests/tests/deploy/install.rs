@@ -1,5 +1,5 @@
-//! The pages in `docs/install`: their files are accepted, and their commands are understood, as
-//! they are written.
+//! Tests the pages in `docs/install`: the files and commands that they contain are accepted
+//! unchanged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,8 +51,8 @@ fn files() {
             }
             "toml" => {
                 let out = Command::new(built("edge-agent")).args(["check", "--config"]).arg(&path).output().unwrap();
-                // 1: a finding, since this machine has neither token nor secret. 2: the file is
-                // refused.
+                // Exit code 1 is a finding, since this machine has neither token nor secret. 2
+                // means that the file is refused.
                 assert_ne!(out.status.code(), Some(2), "{page}: {}", String::from_utf8_lossy(&out.stderr));
                 "agent.toml"
             }
@@ -71,9 +71,9 @@ fn files() {
     }
 }
 
-/// Asks a program for help after the words of a command. It refuses subcommands and flags that it
-/// does not know, and does nothing else. Words from a URL on are left out: a join token may begin
-/// with a hyphen, so a flag after it would be taken for the token.
+/// Calls a program with `--help` after the words of a command. The program refuses unknown
+/// subcommands and flags, and does nothing else. Words from a URL on are left out: a join token may
+/// begin with a hyphen, so a flag after it would be read as the token.
 fn understood(mut command: Command, page: &str, line: &str, words: &[&str]) {
     let words = words.split(|word| word.contains("://")).next().unwrap_or_default();
     if let Err(why) = output(command.args(words).arg("--help")) {
@@ -104,7 +104,7 @@ fn commands() {
                 "apt-get" | "ctr" | "podman" => {}
                 other => panic!("{page}: {line}: nothing here knows {other}"),
             }
-            // Files of this repository that a command names.
+            // Checks the files of this repository that a command names.
             for path in words.iter().filter(|word| word.starts_with("deploy/") && !word.contains(':')) {
                 assert!(Path::new(&workspace(path)).exists(), "{page}: {line}: {path} is missing");
             }

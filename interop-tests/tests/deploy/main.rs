@@ -1,5 +1,5 @@
-//! What `deploy/` holds: the chart and the manifests that are rendered from it, the image, the
-//! packages.
+//! Tests the content of `deploy/`: the chart and the manifests that are rendered from it, the
+//! image, the packages.
 //!
 //! - `chart`: the chart's values, and a real API server that Helm installs it on.
 //! - `cleanup`: the chart's cleanup of a node.

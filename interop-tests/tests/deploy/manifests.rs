@@ -1,4 +1,4 @@
-//! The manifests in `deploy/kubernetes` are the chart with its default values.
+//! Checks that the manifests in `deploy/kubernetes` are the chart with its default values.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,10 +12,10 @@ use crate::programs::workspace;
 pub(crate) const TESTS: &[Test] =
     &[("the_plain_manifests_are_the_chart_with_its_default_values", the_chart_with_its_default_values)];
 
-/// Rewrites the manifests instead of comparing them.
+/// Environment variable that makes the test rewrite the manifests instead of comparing them.
 const UPDATE: &str = "EDGE_UPDATE";
 
-/// The rendered documents by the template that they come from, with its comments.
+/// Returns the rendered documents with their comments, by their template.
 fn rendered() -> BTreeMap<String, String> {
     let values = workspace("deploy/helm/values-manifests.yaml");
     let all = template(&["--values", values.to_str().expect("a path in UTF-8")]).unwrap();

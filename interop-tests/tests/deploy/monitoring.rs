@@ -1,4 +1,5 @@
-//! The alert rules: each fires for the series that `alerts.test.yaml` names, and only for those.
+//! Tests the alert rules: each fires for the series that `alerts.test.yaml` lists, and only for
+//! those.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("alerts_are_about_metrics_that_the_documents_list", documented),
 ];
 
-/// Why the rules cannot be tried here, if so.
+/// Returns the reason why the rules cannot be tested on this machine; `None` if they can.
 pub(crate) fn unavailable() -> Option<String> {
     executables::find("promtool").is_none().then(|| "promtool is missing: apt-get install prometheus".to_owned())
 }
@@ -29,7 +30,7 @@ fn alerts() {
         "{}",
         String::from_utf8_lossy(&tried.stdout) + String::from_utf8_lossy(&tried.stderr)
     );
-    // Every alert has a case, or nobody would notice that it never fires.
+    // Every alert has a case. Otherwise an alert that never fires would not be noticed.
     let (rules, cases) = (fs::read_to_string(rules).unwrap(), fs::read_to_string(cases).unwrap());
     let names: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(names.len() > 10, "{names:?}");
@@ -51,7 +52,7 @@ fn documented() {
     let (agent, controller) = (of("docs/agent.md"), of("docs/controller.md"));
     for metric in metrics {
         let listed = match metric.strip_prefix("edge_controller_") {
-            // The table leaves the prefix out.
+            // The table omits the prefix.
             Some(name) => controller.contains(&format!("`{name}`")),
             None => agent.contains(&format!("`{metric}`")) || agent.contains(&format!("`{metric}{{")),
         };

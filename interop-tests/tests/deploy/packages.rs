@@ -1,4 +1,4 @@
-//! The Debian packages, in a copy of this machine's system.
+//! Tests the Debian packages, in a copy of this machine's system.
 
 use std::process::Command;
 
@@ -16,7 +16,7 @@ fn packages() {
     for version in ["1", "2"] {
         let mut build = Command::new(workspace("deploy/debian/build"));
         build.arg(programs.parent().expect("a directory")).arg(at(version)).arg(version);
-        // The contents are the same as with xz, sooner.
+        // The contents are the same as with xz, and the build is faster.
         output(build.env("COMPRESSION", "none")).unwrap();
     }
     let mut command = Command::new("unshare");

@@ -1,14 +1,14 @@
-//! Files of the workspace, and programs that are run.
+//! Finds files of the workspace, and runs programs.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// A file of the workspace.
+/// Returns the path of a file of the workspace.
 pub(crate) fn workspace(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-/// A program that `cargo test --workspace` has built beside this test.
+/// Returns the path of a program that `cargo test --workspace` has built next to this test.
 pub(crate) fn built(program: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps").join(program);

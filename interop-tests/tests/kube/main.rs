@@ -1,4 +1,4 @@
-//! Tests of the control plane that other tests use.
+//! Tests the control plane that other tests use.
 
 use std::io::BufRead as _;
 use std::net::TcpStream;
@@ -116,7 +116,7 @@ fn forgotten() {
         let page = maps.list(&ListParams::default().limit(1)).await.unwrap();
         let next = page.metadata.continue_.unwrap();
 
-        // Before that, both versions are served.
+        // Before that, the API server serves both versions.
         let mut watch = std::pin::pin!(maps.watch(&WatchParams::default(), &version).await.unwrap());
         let event = watch.next().await.unwrap().unwrap();
         assert!(matches!(&event, WatchEvent::Added(map) if map.metadata.name.as_deref() == Some("forgotten-2")));

@@ -1,5 +1,5 @@
-//! The desired policies, kept up to date peer by peer: a change of one peer touches that peer's
-//! policies and those with which they compete. Pure.
+//! Keeps the desired policies up to date peer by peer: a change of one peer affects only that
+//! peer's policies and those that compete with them. This module does no I/O.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,27 +11,28 @@ use edge_xfrm::policy::PolicyKey;
 ///
 /// The kernel keeps one policy for a direction and selector. If two peers may take the same packets
 /// (two hubs that front the same networks), the policy with the stronger priority is the desired
-/// one. Among equals that is the guard's, then that of the peer with the best [`TunnelState`], then
-/// that of the peer whose name comes first.
+/// one. Among equals the guard's policy is desired, then that of the peer with the best
+/// [`TunnelState`], then that of the peer whose name comes first.
 ///
-/// It grows with the number of policies.
+/// The table grows with the number of policies.
 #[derive(Debug, Default)]
 pub struct PolicyTable {
     by_key: BTreeMap<PolicyKey, PoliciesOfKey>,
     /// Keys of each peer's policies.
     keys: HashMap<PeerName, Box<[PolicyKey]>>,
     guard: Vec<PolicyKey>,
-    /// Keys whose desired policy is perhaps another than at the last [`Self::take_changes`], with
-    /// the policy of that time.
+    /// Keys whose desired policy may have changed since the last [`Self::take_changes`], with the
+    /// policy at that time.
     changed: BTreeMap<PolicyKey, Option<Policy>>,
 }
 
-/// How a peer's tunnel compares with others that may take the same packets; the best first.
+/// The state of a peer's tunnel, compared with others that may take the same packets. The best is
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TunnelState {
     /// It can send.
     Up,
-    /// It can send again, for a short time.
+    /// It can send again, but only for a short time so far.
     Returned,
     /// It cannot send.
     Down,
@@ -62,8 +63,8 @@ struct SourcedPolicy {
     source: PolicySource,
 }
 
-/// Where a policy comes from. Of two policies with the same priority, the one with the smaller
-/// source is desired.
+/// The source of a policy. Of two policies with the same priority, the one with the smaller source
+/// is desired.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum PolicySource {
     Guard,
@@ -107,27 +108,28 @@ impl PolicyTable {
         self.set_peer(peer, TunnelState::Down, &[]);
     }
 
-    /// The desired policy with this key.
+    /// Returns the desired policy with this key.
     pub fn get(&self, key: &PolicyKey) -> Option<&Policy> {
         self.by_key.get(key).map(|of_key| &of_key.best.policy)
     }
 
-    /// All desired policies, ordered by key.
+    /// Returns all desired policies, ordered by key.
     pub fn policies(&self) -> impl Iterator<Item = &Policy> {
         self.by_key.values().map(|of_key| &of_key.best.policy)
     }
 
-    /// The desired policies with keys of a peer, be they its own or those of a stronger peer.
+    /// Returns the desired policies with the keys of a peer, whether they are its own or those of a
+    /// stronger peer.
     pub fn policies_of(&self, peer: &PeerName) -> impl Iterator<Item = &Policy> {
         self.keys.get(peer).into_iter().flatten().filter_map(|key| self.get(key))
     }
 
-    /// Whether there is something for [`Self::take_changes`].
+    /// Returns whether [`Self::take_changes`] may have something to return.
     pub fn has_changes(&self) -> bool {
         !self.changed.is_empty()
     }
 
-    /// The keys whose desired policy differs from that at the previous call.
+    /// Returns the keys whose desired policy differs from that at the previous call.
     pub fn take_changes(&mut self) -> Vec<PolicyChange> {
         std::mem::take(&mut self.changed)
             .into_iter()
@@ -136,8 +138,7 @@ impl PolicyTable {
             .collect()
     }
 
-    /// Replaces the policies of a source, which had those with the keys `before`. Returns the keys
-    /// that it has now.
+    /// Replaces the policies of a source, whose previous keys were `before`. Returns its new keys.
     fn replace(&mut self, before: &[PolicyKey], source: &PolicySource, policies: &[Policy]) -> Vec<PolicyKey> {
         // Of two policies of a source with the same key, the first of the stronger priority counts.
         let mut new: BTreeMap<PolicyKey, Policy> = BTreeMap::new();

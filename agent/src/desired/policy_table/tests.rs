@@ -98,7 +98,7 @@ impl Model {
         }
     }
 
-    /// Makes a change, and tells the table which peer it concerns.
+    /// Applies a change, and reports the affected peer to the table.
     fn apply(&mut self, change: &TableChange) {
         match change {
             TableChange::Granted { peer, local, remote } => {
@@ -229,7 +229,7 @@ fn a_peer_that_goes_up_takes_only_the_keys_of_those_it_competes_with() {
     // A hub that came back a moment ago does not displace another one.
     table.set_peer(&first, TunnelState::Returned, &policies(2001));
     assert!(table.take_changes().is_empty());
-    // Up and down between two calls is no change.
+    // A tunnel that goes up and down between two calls causes no change.
     table.set_peer(&first, TunnelState::Up, &policies(2001));
     table.set_peer(&first, TunnelState::Down, &policies(2001));
     assert!(table.take_changes().is_empty());

@@ -1,4 +1,4 @@
-//! The contents of the table, derived from configuration and desired state.
+//! Derives the contents of the table from configuration and desired state.
 
 use std::net::IpAddr;
 
@@ -11,8 +11,8 @@ use crate::desired::Desired;
 /// Name of the table in family `inet`. The plugin's table in family `bridge` has the same name.
 pub const TABLE: &str = "edge-cni";
 
-/// Name of the plugin's table in family `inet`, which keeps hosts outside from pods while ours is
-/// missing. Ours replaces it.
+/// Name of the plugin's table in family `inet`, which protects pods from hosts outside while the
+/// agent's table is missing. The agent's table replaces it.
 pub const PODS_TABLE: &str = "edge-cni-pods";
 
 /// The contents of the table.
@@ -32,7 +32,8 @@ pub struct Firewall {
     pub former: Vec<IpNetwork>,
     /// Networks behind tunnels; on a cloud node, those behind the hub.
     pub remote: Vec<IpNetwork>,
-    /// Whether packets from `remote` arrive in clear. True on cloud nodes: the hub sends them.
+    /// Whether packets from `remote` arrive without encryption. True on cloud nodes, where the hub
+    /// sends them.
     pub remote_in_clear: bool,
     /// UDP ports of IKE and of ESP in UDP. Their packets are accepted, since cryptography
     /// authenticates them.
@@ -49,21 +50,21 @@ pub struct Firewall {
     pub static_pairs: Vec<(IpNetwork, IpNetwork)>,
     /// Whether pods' packets to destinations outside of the cluster get this node's address.
     pub masquerade: bool,
-    /// Destinations excepted from that.
+    /// Destinations excepted from `masquerade`.
     pub masquerade_except: Vec<IpNetwork>,
-    /// Sources outside of the cluster that may reach pods in clear.
+    /// Sources outside of the cluster that may reach pods without encryption.
     pub lan_to_pods: Vec<IpNetwork>,
     /// Sources outside of the cluster that may use the tunnels.
     pub lan_to_tunnels: Vec<IpNetwork>,
     /// Ranges of Services that no view names.
     pub service_ranges: Vec<IpNetwork>,
-    /// Sources from which pods may send, besides our segments.
+    /// Sources from which pods may send, in addition to our segments.
     pub pod_sources: Vec<IpNetwork>,
     /// Interfaces from which nothing is forwarded, except to pods and tunnels, for IPv4 and IPv6.
     /// Empty for a family if the node forwarded before agent or plugin turned that on.
     pub isolated: [Vec<String>; 2],
-    /// Whether to leave out what small kernels lack: `masquerade` (nft_masq), `fib` (nft_fib_inet)
-    /// and `limit` (nft_limit).
+    /// Whether to leave out features that small kernels lack: `masquerade` (nft_masq), `fib`
+    /// (nft_fib_inet) and `limit` (nft_limit).
     pub minimal: bool,
     /// Bridges among the isolated interfaces. With br_netfilter, bridged packets look as if they
     /// were forwarded from a bridge to itself.
@@ -86,8 +87,8 @@ pub struct FirewallLinks {
 }
 
 impl Firewall {
-    /// The table that follows from configuration and desired state. `addresses` are the bridge's,
-    /// or on a cloud node those within the cloud's networks. `mtu` is in bytes, 0 if unknown.
+    /// Makes the table from configuration and desired state. `addresses` are the bridge's, or on a
+    /// cloud node those within the cloud's networks. `mtu` is in bytes, 0 if unknown.
     #[must_use]
     pub fn desired(config: &Config, desired: &Desired, addresses: Vec<IpAddr>, links: FirewallLinks, mtu: u32) -> Self {
         let keys = &config.firewall;
@@ -129,15 +130,15 @@ impl Firewall {
         }
     }
 
-    /// Whether no table is needed: on a plain IKEv2 daemon, which leaves its networks to the
-    /// operator.
+    /// Returns whether no table is needed, as on a plain IKEv2 daemon, which leaves its networks to
+    /// the operator.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.own.is_empty() && self.remote.is_empty()
     }
 
-    /// First and last of the ports that pods' masqueraded datagrams may have: the widest range
-    /// without privileged ports and without those of IKE.
+    /// Returns the first and last of the ports that pods' masqueraded datagrams may have: the
+    /// widest range without privileged ports and without those of IKE.
     pub(super) fn ports_without_ike(&self) -> (u16, u16) {
         let mut ports = self.ike_ports;
         ports.sort_unstable();
@@ -148,7 +149,7 @@ impl Firewall {
     }
 }
 
-/// Ports of the controllers' URLs, each once, in order.
+/// Returns the ports of the controllers' URLs, each once, in order.
 pub(super) fn controller_ports(config: &Config) -> Vec<u16> {
     let urls = config.controller.iter().flat_map(|controller| &controller.urls);
     let port = |url: &String| Some(url.parse::<hyper::Uri>().ok()?.port_u16().unwrap_or(443));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-/// An address family in nft's words.
+/// An address family in nft's syntax.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Family {
     pub(super) ipv4: bool,
@@ -27,7 +27,7 @@ impl Family {
         json!({"payload": {"protocol": self.protocol, "field": field}})
     }
 
-    /// `ip saddr @own4`
+    /// Makes `ip saddr @own4`.
     pub(super) fn within(self, field: &str, set: &str) -> Value {
         is("==", self.field(field), json!(format!("@{set}{}", self.suffix)))
     }
@@ -57,7 +57,7 @@ impl Family {
         is("==", sent_to, json!(format!("@{set}{}", self.suffix)))
     }
 
-    /// Matches sources outside that no key and no role lets call Services.
+    /// Matches sources outside that no key and no role allows to call Services.
     pub(super) fn no_exception(self) -> [Value; 3] {
         ["fronted", "lan-to-tunnels", "lan-to-pods"].map(|set| self.outside("saddr", set))
     }
@@ -90,7 +90,7 @@ pub(super) fn decapsulated() -> Value {
     meta("==", "ipsec", json!(true))
 }
 
-/// Matches any packet but the first of a TCP connection.
+/// Matches any packet except the first of a TCP connection.
 pub(super) fn no_syn() -> Value {
     let flags = json!({"payload": {"protocol": "tcp", "field": "flags"}});
     is("!=", json!({"&": [flags, ["syn", "ack"]]}), json!("syn"))
@@ -108,7 +108,7 @@ pub(super) fn goto(target: &str) -> Value {
     json!({"goto": {"target": target}})
 }
 
-/// A network with a valid prefix length.
+/// Makes a network whose prefix length is known to be valid.
 pub(super) fn constant_network(address: IpAddr, prefix: u8) -> IpNetwork {
     IpNetwork::new(address, prefix).unwrap_or_else(|_| IpNetwork::from(address))
 }

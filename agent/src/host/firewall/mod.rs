@@ -1,14 +1,15 @@
-//! The nftables table `inet edge-cni`: it decides who may use the tunnels and who may reach pods,
+//! The nftables table `inet edge-cni`: it decides which hosts may use the tunnels and reach pods,
 //! and sets the source addresses of packets that leave.
 //!
-//! XFRM policies decide between which networks packets may flow, but not who sent a packet. The
-//! table does that. `docs/firewall.md` describes each chain, and the path of each kind of packet.
+//! XFRM policies decide between which networks packets may flow, but they do not check the sender
+//! of a packet. The table does that. `docs/firewall.md` describes each chain, and the path of each
+//! kind of packet.
 //!
-//! - `contents`: what the table contains, derived from configuration and desired state. Pure.
-//! - `counters`: the counters of dropped packets, and what each means.
+//! - `contents`: the contents of the table, derived from configuration and desired state. No I/O.
+//! - `counters`: the counters of dropped packets, and the meaning of each.
 //! - `expressions`: the parts of rules in nft's JSON.
-//! - `rules`: the table as commands of `nft -j`. Pure.
-//! - `sets`: the networks in its sets, and the commands that change them. Pure.
+//! - `rules`: the table as commands of `nft -j`. No I/O.
+//! - `sets`: the networks in its sets, and the commands that change them. No I/O.
 //! - `nft`: applies, updates, reads and removes the table.
 
 mod contents;

@@ -1,4 +1,5 @@
-//! The table in the kernel, through `nft -j`, since no maintained crate speaks nftables' netlink.
+//! Accesses the table in the kernel through `nft -j`, since no maintained crate implements
+//! nftables' netlink protocol.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -39,17 +40,18 @@ impl Firewall {
         self.replace(&mut 0)
     }
 
-    /// As [`Self::apply`]. Adds the number of transactions that changed the table.
+    /// Replaces the table as [`Self::apply`] does. Adds the number of transactions that changed the
+    /// table.
     ///
-    /// Sets first, and then the rules that look in them: since Linux 7.0, the elements of a new set
-    /// are found a moment after the rules of the same transaction come into force. Packets of that
-    /// moment would be dropped.
+    /// The sets are changed before the rules that use them: since Linux 7.0, lookups find the
+    /// elements of a new set a moment after the rules of the same transaction come into force.
+    /// Packets of that moment would be dropped.
     pub(in crate::host) fn replace(&self, transactions: &mut u32) -> anyhow::Result<KernelTable> {
         let replaced = match read()? {
             Some(found) => self.replace_in_steps(&found, transactions).inspect_err(|error| {
                 tracing::debug!("table inet {TABLE}: {error:#}");
             }),
-            // If the rules did not follow, the plugin would take the table for the whole one.
+            // If the rules did not follow, the plugin would treat the table as complete.
             None => Ok(false),
         };
         if !replaced.unwrap_or(false) {
@@ -62,7 +64,7 @@ impl Firewall {
         }
     }
 
-    /// False: the table has objects that ours has not, so it must be deleted.
+    /// Returns false if the table has objects that ours lacks, so that it must be deleted.
     fn replace_in_steps(&self, found: &KernelTable, transactions: &mut u32) -> anyhow::Result<bool> {
         let Some(deletions) = found.delete_rules(&self.sets()) else { return Ok(false) };
         run_counted(changes(&found.sets, &self.sets()), transactions)?;
@@ -78,15 +80,15 @@ impl Firewall {
         Ok(())
     }
 
-    /// Whether both tables have the same rules, so that only elements of sets differ.
+    /// Returns whether both tables have the same rules, so that only elements of sets differ.
     pub(in crate::host) fn has_rules_of(&self, other: &Self) -> bool {
         self.rules() == other.rules()
     }
 }
 
 impl KernelTable {
-    /// The commands that delete all but the `wanted` sets and the counters. `None` if there are
-    /// objects that ours has not.
+    /// Returns the commands that delete everything except the `wanted` sets and the counters.
+    /// `None` if there are objects that ours lacks.
     fn delete_rules(&self, wanted: &Sets) -> Option<Vec<Value>> {
         let table = json!({"table": {"family": "inet", "name": TABLE}});
         let mut commands = vec![json!({"flush": table})];
@@ -151,12 +153,12 @@ pub fn remove() -> anyhow::Result<()> {
     delete("inet", TABLE)
 }
 
-/// Whether the plugin's table `inet edge-cni-pods` exists.
+/// Returns whether the plugin's table `inet edge-cni-pods` exists.
 pub(crate) fn pods_table_exists() -> anyhow::Result<bool> {
     Ok(list(&["list", "table", "inet", PODS_TABLE])?.is_some())
 }
 
-/// Removes the plugin's table `inet edge-cni-pods`. False if it does not exist.
+/// Removes the plugin's table `inet edge-cni-pods`. Returns false if it does not exist.
 pub(crate) fn remove_pods_table() -> anyhow::Result<bool> {
     match pods_table_exists()? {
         true => delete("inet", PODS_TABLE).map(|()| true),
@@ -164,8 +166,8 @@ pub(crate) fn remove_pods_table() -> anyhow::Result<bool> {
     }
 }
 
-/// Removes the plugin's table, `bridge edge-cni`, which the next ADD makes again. False if it does
-/// not exist.
+/// Removes the plugin's table, `bridge edge-cni`, which the next ADD makes again. Returns false if
+/// it does not exist.
 pub fn remove_bridge_filter() -> anyhow::Result<bool> {
     match list(&["list", "table", "bridge", TABLE])? {
         Some(_) => delete("bridge", TABLE).map(|()| true),
@@ -178,7 +180,7 @@ fn delete(family: &str, name: &str) -> anyhow::Result<()> {
     run(&json!({"nftables": [{"add": table}, {"delete": table}]})).with_context(|| format!("the table {family} {name}"))
 }
 
-/// Runs `nft -j` with arguments that list something; `None` if it does not exist.
+/// Runs `nft -j` with arguments that list an object; `None` if it does not exist.
 pub(in crate::host) fn list(arguments: &[&str]) -> anyhow::Result<Option<Value>> {
     let text = match helper::get_current_ruleset_raw(helper::DEFAULT_NFT, arguments) {
         Ok(text) => text,

@@ -12,11 +12,12 @@ use super::expressions::{
 };
 use super::sets;
 
-/// Before connection tracking (-200), which thus does not see packets that are dropped here.
+/// Priority before connection tracking (-200), which therefore does not see packets that are
+/// dropped here.
 const EARLY: i32 = -300;
-/// After connection tracking, before every other chain that translates sources (100).
+/// Priority after connection tracking, before every other chain that translates sources (100).
 const BEFORE_OTHERS: i32 = -150;
-/// After the translation of destinations (-100), before the route lookup.
+/// Priority after the translation of destinations (-100), before the route lookup.
 const REDIRECTED: i32 = -90;
 
 struct Commands(Vec<Value>);
@@ -38,7 +39,7 @@ impl Commands {
 }
 
 impl Firewall {
-    /// The commands that replace our table, whichever release made it, and the plugin's
+    /// Returns the commands that replace our table, whichever release made it, and the plugin's
     /// [`PODS_TABLE`], in one transaction.
     pub(super) fn commands(&self) -> Value {
         let table = table(TABLE);
@@ -50,8 +51,8 @@ impl Firewall {
         json!({ "nftables": commands })
     }
 
-    /// The commands that make the chains with their rules, and delete [`PODS_TABLE`]. They need the
-    /// sets and the [`counters`].
+    /// Returns the commands that make the chains with their rules, and delete [`PODS_TABLE`]. They
+    /// need the sets and the [`counters`].
     pub(super) fn rules(&self) -> Vec<Value> {
         let plugins = table(PODS_TABLE);
         let mut commands = Commands(vec![json!({"add": plugins}), json!({"delete": plugins})]);
@@ -88,7 +89,8 @@ impl Firewall {
             let elsewhere = meta("!=", "iifname", self.bridges_and_lo());
             let posing = [elsewhere.clone(), family.within("saddr", "own")].into_iter().chain(dropped("posing"));
             commands.rule("prerouting", posing);
-            // Other networks of the plugin. A former segment may belong to another node by now.
+            // Packets from other networks of the plugin. A former segment may belong to another
+            // node by now.
             let of_bridges = [elsewhere, family.within("saddr", "bridged"), family.outside("saddr", "remote")];
             commands.rule("prerouting", of_bridges.into_iter().chain(dropped("posing")));
             commands.rule(
@@ -124,8 +126,8 @@ impl Firewall {
         if !self.minimal {
             self.services_on_this_node(commands);
         }
-        // The policies would drop such a packet without a count, since its source is not of this
-        // node.
+        // The policies would drop such a packet without counting it, since its source does not
+        // belong to this node.
         commands.chain("redirected", "filter", "prerouting", REDIRECTED);
         for family in FAMILIES {
             let between = [family.within("saddr", "remote"), family.within("daddr", "remote")];
@@ -135,9 +137,8 @@ impl Firewall {
     }
 
     /// Drops packets of hosts outside to a Service's address that IPVS has put on an interface of
-    /// this node (kube-ipvs0). IPVS sends them on to a pod from the node itself, so they never pass
-    /// `forward`. What is sent to an address of the interface on which it arrives is no such
-    /// packet.
+    /// this node (kube-ipvs0). IPVS forwards them to a pod from the node itself, so they never pass
+    /// `forward`. A packet to an address of the interface on which it arrives is not such a packet.
     fn services_on_this_node(&self, commands: &mut Commands) {
         let kind = |flags: Value| json!({"fib": {"result": "type", "flags": flags}});
         for family in FAMILIES {
@@ -156,7 +157,7 @@ impl Firewall {
     fn input(&self, commands: &mut Commands) {
         commands.chain("input", "filter", "input", BEFORE_OTHERS);
         for family in FAMILIES {
-            // If a process of this node calls a Service, the replies have the status `dnat`, too.
+            // If a process of this node calls a Service, the replies also have the status `dnat`.
             let from_clients = is("==", json!({"ct": {"key": "direction"}}), json!("original"));
             let matches =
                 self.senders_outside().into_iter().chain([redirected(), from_clients, family.sent_to("services")]);
@@ -165,13 +166,13 @@ impl Firewall {
         }
     }
 
-    /// Matches packets of hosts outside: none of a pod, of this node or out of a tunnel.
+    /// Matches packets of hosts outside: not of a pod, not of this node and not out of a tunnel.
     fn senders_outside(&self) -> [Value; 2] {
         [meta("!=", "iifname", self.bridges_and_lo()), meta("==", "ipsec", json!(false))]
     }
 
-    /// Matches packets whose destination is this node. The minimal table cannot ask for that: it
-    /// matches those whose destination is no pod.
+    /// Matches packets whose destination is this node. The minimal table cannot check that: it
+    /// matches packets whose destination is no pod.
     fn to_node(&self, family: Family) -> Vec<Value> {
         if !self.minimal {
             return vec![is("==", json!({"fib": {"result": "type", "flags": ["daddr"]}}), json!("local"))];
@@ -187,8 +188,8 @@ impl Firewall {
             commands.target(target);
         }
         commands.chain("forward", "filter", "forward", BEFORE_OTHERS);
-        // Only replies. What the client sends is judged again, since the connection may be older
-        // than this table or its keys.
+        // Accepts only replies. Packets of the client are checked again, since the connection may
+        // be older than this table or its keys.
         let answers = is("==", json!({"ct": {"key": "direction"}}), json!("reply"));
         commands.rule("forward", [ct("state", json!("established")), answers, accept()]);
         commands.rule("forward", [ct("state", json!("related")), accept()]);
@@ -213,7 +214,7 @@ impl Firewall {
                 commands.rule(target, [family.within("saddr", allowed), accept()]);
             }
             // kube-proxy redirects ClusterIPs for any sender. A ClusterIP that was routed here is
-            // no published port.
+            // not a published port.
             for family in FAMILIES {
                 commands.rule(target, [family.sent_to("services")].into_iter().chain(dropped(target)));
             }
@@ -246,9 +247,9 @@ impl Firewall {
         commands.rule("to-containers", dropped("to-containers"));
     }
 
-    /// Lets pods begin few IKE SAs with hosts outside, at whatever port. Pods share this node's
-    /// address, and a peer accepts 64 half-open IKE SAs of one address in 30 s: a pod could keep
-    /// this node from its peers.
+    /// Limits the IKE SAs that pods initiate with hosts outside, at any port. Pods share this
+    /// node's address, and a peer accepts 64 half-open IKE SAs of one address in 30 s: without the
+    /// limit, a pod could block this node's own IKE SAs.
     fn ike_of_pods(&self, commands: &mut Commands) {
         let bits = |offset: u32, length: u32| json!({"payload": {"base": "th", "offset": offset, "len": length}});
         commands.target("ike-of-pods");
@@ -283,7 +284,7 @@ impl Firewall {
             if let Some(address) = self.addresses.iter().find(|address| family.has(**address)) {
                 let ours = json!({"snat": {"family": family.protocol, "addr": address.to_string()}});
                 // For any sender. Forwarded packets have passed the chain `forward`. Others are the
-                // node's own, or IPVS sends them from the node under a client's source. No
+                // node's own, or IPVS sends them from the node with a client's source. No
                 // expression distinguishes these two on all kernels (since 5.7 IPVS's packets keep
                 // their `iif`; before that, no packet in postrouting has one).
                 let to = [family.within("daddr", "remote"), family.outside("saddr", "ranges")];
@@ -296,8 +297,8 @@ impl Firewall {
             if self.masquerade && !self.minimal {
                 let leaves = meta("!=", "oifname", self.bridges_and_lo());
                 let statements = [family.within("saddr", "bridged"), leaves, family.outside("daddr", "inside")];
-                // Connection tracking would give a pod that kept an IKE port what that peer sends
-                // to this node's port.
+                // If a pod kept an IKE port, connection tracking would give the pod the packets
+                // that the peer sends to this node's port.
                 let (first, last) = self.ports_without_ike();
                 let udp =
                     [meta("==", "l4proto", json!("udp")), json!({"masquerade": {"port": {"range": [first, last]}}})];
@@ -330,7 +331,7 @@ impl Firewall {
     }
 }
 
-/// The commands that make the counters. An existing counter keeps its number.
+/// Returns the commands that make the counters. An existing counter keeps its value.
 pub(super) fn counters() -> impl Iterator<Item = Value> {
     let counter = |name| json!({"add": {"counter": {"family": "inet", "table": TABLE, "name": name}}});
     COUNTERS.into_iter().map(move |(name, _)| counter(name))

@@ -13,7 +13,7 @@ use super::expressions::{FAMILIES, constant_network, prefix};
 pub(super) type Sets = BTreeMap<String, BTreeSet<IpNetwork>>;
 
 impl Firewall {
-    /// The sets of the table.
+    /// Returns the sets of the table.
     pub(super) fn sets(&self) -> Sets {
         let unspecified: [IpNetwork; 3] = [
             constant_network(IpAddr::from([0; 4]), 32),
@@ -47,7 +47,7 @@ fn add<'a>(sets: &mut Sets, name: &str, networks: impl Iterator<Item = &'a IpNet
     }
 }
 
-/// The elements of an interval set must not overlap, so networks within others are left out.
+/// Removes networks within others, because the elements of an interval set must not overlap.
 fn without_inner(mut networks: Vec<&IpNetwork>) -> BTreeSet<IpNetwork> {
     networks.sort_by_key(|network| (network.network(), network.prefix()));
     let mut kept: Vec<IpNetwork> = Vec::new();
@@ -60,7 +60,7 @@ fn without_inner(mut networks: Vec<&IpNetwork>) -> BTreeSet<IpNetwork> {
     kept.into_iter().collect()
 }
 
-/// The command that makes a set.
+/// Returns the command that makes a set.
 pub(super) fn make(name: &str, networks: &BTreeSet<IpNetwork>) -> Value {
     let ipv4 = name.ends_with(FAMILIES[0].suffix);
     let mut set = json!({"family": "inet", "table": TABLE, "name": name,
@@ -71,8 +71,8 @@ pub(super) fn make(name: &str, networks: &BTreeSet<IpNetwork>) -> Value {
     json!({"add": {"set": set}})
 }
 
-/// The commands that take the sets from one state to another, in proportion to the difference. Sets
-/// that are only in `from` stay.
+/// Returns the commands that change the sets from one state to another, in proportion to the
+/// difference. Sets that are only in `from` stay.
 pub(super) fn changes(from: &Sets, to: &Sets) -> Vec<Value> {
     let (mut deleted, mut added) = (Vec::new(), Vec::new());
     for (name, networks) in to {
@@ -95,7 +95,7 @@ pub(super) fn changes(from: &Sets, to: &Sets) -> Vec<Value> {
     deleted
 }
 
-/// The elements that `nft -j` lists. `None` if one of them is no network.
+/// Parses the elements that `nft -j` lists. `None` if one of them is not a network.
 pub(super) fn parse(elements: &Value) -> Option<BTreeSet<IpNetwork>> {
     let Some(elements) = elements.as_array() else { return elements.is_null().then(BTreeSet::new) };
     let network = |element: &Value| match element.as_str() {

@@ -82,11 +82,11 @@ fn networks_are_kept_apart_unless_the_operator_wants_a_router() {
 fn without_a_view_no_table_is_wanted() {
     assert!(table("", &Desired::default()).is_empty());
     assert!(!table("", &of_role(Role::Edge)).is_empty());
-    // The first edge of a cluster has no peer. Its pods reach the outside all the same.
+    // The first edge of a cluster has no peer. Its pods can still reach the outside.
     assert!(!table("", &Desired { remote_networks: vec![], ..of_role(Role::Edge) }).is_empty());
 }
 
-/// The statements of all rules of a chain, as text.
+/// Returns the statements of all rules of a chain, as text.
 fn rules(firewall: &Firewall, chain: &str) -> Vec<String> {
     let commands = firewall.commands();
     let all = commands["nftables"].as_array().unwrap().iter().map(|command| &command["add"]["rule"]);
@@ -100,7 +100,7 @@ fn what_is_dropped_is_dropped_after_all_that_is_accepted_and_counted() {
         let rules = rules(&firewall, chain);
         let (last, before) = rules.split_last().unwrap();
         assert!(last.contains("drop") && last.contains("counter"), "{chain}: {last}");
-        // Only connections to a network behind a tunnel that were redirected are dropped earlier.
+        // Only redirected connections to a network behind a tunnel are dropped earlier.
         let accepts = |rule: &String| rule.contains("accept") || rule.contains("original") && rule.contains("counter");
         assert!(before.iter().all(accepts), "{chain}: {before:?}");
     }

@@ -1,8 +1,8 @@
-//! IKE probes: whether a hub's agent works.
+//! IKE probes, which check whether a hub's agent works.
 //!
 //! A probe is an IKE_SA_INIT request whose key exchange uses a group that no release has. The
-//! responder answers INVALID_KE_PAYLOAD (RFC 7296 1.2), or COOKIE (2.6) under load. It keeps
-//! nothing, computes no key and logs nothing. An answer counts if it has the probe's random SPI.
+//! responder answers INVALID_KE_PAYLOAD (RFC 7296 1.2), or COOKIE (2.6) under load. It keeps no
+//! state, computes no key and logs nothing. An answer counts if it has the probe's random SPI.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -17,14 +17,15 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::hub_choice::AgentAnswer;
 
-/// Before IKE messages on the NAT traversal port (RFC 3948 2.2).
+/// Prefix of IKE messages on the NAT traversal port (RFC 3948 2.2).
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
-/// Probes to one address whose answers still count. A restarted agent answers those that its
-/// sockets kept.
+/// Number of probes to one address whose answers still count. A restarted agent answers probes that
+/// its sockets kept.
 const MAX_UNANSWERED: usize = 8;
-/// Most datagrams that are read from one address in a round.
+/// Maximum number of datagrams that are read from one address in a round.
 const MAX_READ: usize = 64;
-/// The 192-bit group of RFC 5114. It is too weak to be ever supported, and its shares are short.
+/// The 192-bit group of RFC 5114. It is too weak to be ever supported, and its public values are
+/// short.
 const UNSUPPORTED_GROUP: u16 = 25;
 const UNSUPPORTED_SHARE: usize = 48;
 
@@ -35,7 +36,7 @@ pub(super) struct AgentProbes {
     sockets: HashMap<SocketAddr, ProbeSocket>,
 }
 
-/// A socket is connected, so that the kernel drops what others send to it.
+/// A connected socket, so that the kernel drops packets of other senders.
 #[derive(Debug)]
 struct ProbeSocket {
     socket: UdpSocket,
@@ -43,18 +44,18 @@ struct ProbeSocket {
 }
 
 impl AgentProbes {
-    /// Makes it without any socket.
+    /// Makes probes without any socket.
     pub(super) fn new() -> Self {
         Self { random: SystemRandom::new(), sockets: HashMap::new() }
     }
 
-    /// Forgets all addresses but these.
+    /// Drops all addresses except these.
     pub(super) fn retain(&mut self, addresses: &[SocketAddr]) {
         self.sockets.retain(|address, _| addresses.contains(address));
     }
 
-    /// Sends a probe. On an error the next probe has a new socket, since this node's own address
-    /// may have changed.
+    /// Sends a probe. After an error the next probe uses a new socket, since this node's own
+    /// address may have changed.
     pub(super) fn send(&mut self, to: SocketAddr) -> io::Result<()> {
         let sent = self.try_send(to);
         // The error of an earlier probe (ICMP port unreachable) says nothing about the socket.
@@ -79,7 +80,7 @@ impl AgentProbes {
         probe_socket.socket.send(&[&NON_ESP_MARKER, probe(spi, nonce, share).as_slice()].concat()).map(drop)
     }
 
-    /// Reads what has come from an address. Returns its answer to a probe, if there is one.
+    /// Reads the datagrams from an address. Returns its answer to a probe, if there is one.
     pub(super) fn answer(&mut self, from: SocketAddr) -> Option<AgentAnswer> {
         let probe_socket = self.sockets.get_mut(&from)?;
         let mut buffer = [0; 2048];
@@ -137,7 +138,7 @@ fn probe(spi: u64, nonce: &[u8], share: &[u8]) -> Vec<u8> {
     Message { header, payloads }.encode()
 }
 
-/// The SPI of an answer, and its meaning. Every response to a probe is a sign of life.
+/// Returns the SPI of an answer, and its meaning. Every response to a probe is a sign of life.
 fn read_answer(datagram: &[u8]) -> Option<(u64, AgentAnswer)> {
     let message = Message::decode(datagram.strip_prefix(&NON_ESP_MARKER)?).ok()?;
     let answer = match message.payloads.notify(NotifyType::NoProposalChosen) {

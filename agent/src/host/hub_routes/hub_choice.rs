@@ -1,10 +1,10 @@
-//! Decides through which hub a cloud node routes. Pure: signs of life and the time come from
-//! outside.
+//! Decides through which hub a cloud node routes. This module does no I/O: the caller provides
+//! signs of life and the time.
 //!
 //! Each gateway, an address of a hub, has two signals: its neighbour entry shows that the machine
-//! is there, and answers to IKE probes show that its agent works. Both are asked for once a second,
-//! and twice a second from the first missing answer on. Rounds are counted and not seconds, so that
-//! no hub seems dead because this process did not run for a while.
+//! is alive, and answers to IKE probes show that its agent works. Both are probed once a second,
+//! and twice a second from the first missing answer on. The code counts rounds and not seconds, so
+//! that no hub seems dead because this process did not run for a while.
 
 use std::time::{Duration, Instant};
 
@@ -13,24 +13,24 @@ use crate::desired::HubGateway;
 /// Time between two rounds.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
 /// Rounds without an answer after which a signal is lost: 3.0 to 3.5 s after the last answer, with
-/// five unanswered probes. An agent that is away for 2 s answers one of these probes.
+/// five unanswered probes. An agent that does not run for 2 s answers one of these probes.
 const LOST_AFTER: u32 = 6;
-/// A lost signal, and one that was never there, is asked for in every tenth round (5 s) only. If
-/// the machine is gone, each question is a broadcast or multicast.
+/// A signal that is lost or never appeared is probed only in every tenth round (5 s). If the
+/// machine is gone, each probe causes a broadcast or multicast.
 const LOST_PACE: u32 = 10;
-/// A hub that was dead counts only after this time, unless there is no other: edges must have
-/// their tunnels to it again.
+/// A hub that was dead counts only after this time, unless there is no other, because edges must
+/// set up their tunnels to it again first.
 const HOLD: Duration = Duration::from_secs(30);
-/// Rounds (60 s) in which a hub is not asked again after it answered that it has no peers: it logs
-/// each such question, and it has no packets to forward.
+/// Number of rounds (60 s) in which a hub is not probed again after it answered that it has no
+/// peers: it logs each such probe, and it has no packets to forward.
 const PEERLESS_PAUSE: u32 = 120;
 
-/// What the probes of a gateway have found since the last round.
+/// The results of the probes of a gateway since the last round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ProbeResults {
     /// Whether the neighbour entry was confirmed, or cannot be probed.
     pub(super) neighbour: bool,
-    /// What the hub's agent answered, if it did.
+    /// The answer of the hub's agent, if it answered.
     pub(super) agent: Option<AgentAnswer>,
 }
 
@@ -43,7 +43,7 @@ pub(super) enum AgentAnswer {
     HasNoPeers,
 }
 
-/// Which probes to send to a gateway in a round.
+/// The probes to send to a gateway in a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Probes {
     /// Ask the kernel to confirm the neighbour entry.
@@ -52,7 +52,7 @@ pub(super) struct Probes {
     pub(super) agent: bool,
 }
 
-/// How good a gateway is. Later variants are better.
+/// The health of a gateway. Later variants are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Health {
     /// The machine does not answer.
@@ -63,7 +63,7 @@ pub(super) enum Health {
     ReturnedMute,
     /// It was dead less than [`HOLD`] ago.
     Returned,
-    /// The machine answers. Its agent has never answered, so nothing is known about it: perhaps a
+    /// The machine answers. Its agent has never answered, so its state is unknown: perhaps a
     /// firewall drops the probes.
     Mute,
     /// Machine and agent answer.
@@ -103,7 +103,8 @@ impl Signal {
         self.silent >= LOST_AFTER
     }
 
-    /// A sign answers the probe of the round before, so the next probe follows a round later.
+    /// Returns whether a probe is due. A sign of life answers the probe of the round before, so the
+    /// next probe follows a round later.
     fn is_due(self) -> bool {
         match self.silent.checked_sub(LOST_AFTER) {
             Some(lost) => lost.is_multiple_of(LOST_PACE),
@@ -114,7 +115,7 @@ impl Signal {
 
 impl GatewayHealth {
     fn new(returned_at: Option<Instant>) -> Self {
-        // It starts with one silent round, so that it is probed at once.
+        // The signal starts with one silent round, so that it is probed at once.
         let signal = Signal { silent: 1, ever: false };
         Self { neighbour: signal, agent: signal, dead: false, returned_at, pause: 0 }
     }
@@ -157,8 +158,8 @@ impl GatewayHealth {
 }
 
 impl HubChoice {
-    /// Sets the gateways, best first. What is known about a gateway that stays is kept. A new one
-    /// waits as if it had come back if packets of its family already take another way.
+    /// Sets the gateways, best first. The state of a gateway that stays is kept. A new one waits
+    /// like one that has come back, if packets of its family already take another way.
     pub(super) fn set(&mut self, gateways: Vec<HubGateway>, in_use: &[HubGateway], now: Instant) {
         let before = std::mem::take(&mut self.gateways);
         let known = |gateway: &HubGateway| before.iter().find(|(other, _)| other == gateway).map(|(_, known)| known);
@@ -174,7 +175,7 @@ impl HubChoice {
         self.gateways = watched.collect();
     }
 
-    /// The gateways to probe. There is nothing to choose in a family with one gateway.
+    /// Returns the gateways to probe. A family with only one gateway needs no choice.
     pub(super) fn probed(&self) -> Vec<HubGateway> {
         let several = |ipv4| self.of_family(ipv4).nth(1).is_some();
         let probed = self.gateways.iter().map(|(gateway, _)| gateway).filter(|gateway| several(is_ipv4(gateway)));
@@ -190,8 +191,8 @@ impl HubChoice {
         Probes { neighbour: watched.neighbour.is_due(), agent: watched.pause == 0 && watched.agent.is_due() }
     }
 
-    /// The gateway of a family for now: the best one, and of equally good ones the first. The one
-    /// in use stays if the best are only back for a short time or dead.
+    /// Returns the gateway of a family for now: the best one, and among equals the first. The one
+    /// in use stays if the best ones are dead or have come back only recently.
     pub(super) fn choose(&self, ipv4: bool, in_use: Option<&HubGateway>, now: Instant) -> Option<&HubGateway> {
         let best = self.of_family(ipv4).map(|(_, watched)| watched.health(now)).max()?;
         let mut equals =
@@ -201,7 +202,7 @@ impl HubChoice {
         Some(stays.unwrap_or(first))
     }
 
-    /// How good a gateway is, for the log.
+    /// Returns the health of a gateway, for the log.
     pub(super) fn health(&self, gateway: &HubGateway, now: Instant) -> Option<Health> {
         self.gateways.iter().find(|(known, _)| known == gateway).map(|(_, watched)| watched.health(now))
     }
@@ -225,7 +226,7 @@ mod tests {
         HubGateway { hub: hub.parse().unwrap(), address: format!("{address}:4500").parse().unwrap() }
     }
 
-    /// Two hubs, what answers there, and a clock.
+    /// Two hubs, their answers, and a clock.
     struct Pair {
         hub_choice: HubChoice,
         gateways: [HubGateway; 2],
@@ -358,7 +359,7 @@ mod tests {
         pair.answers[1] = (true, true);
         assert_eq!(pair.seconds(6).in_use(), "hub-2");
         pair.changes();
-        // Both wait now; the first one to come back stays.
+        // Both wait now; the first one that comes back stays.
         pair.answers[0] = (true, true);
         assert_eq!(pair.seconds(20).changes(), []);
         assert_eq!(pair.seconds(20).in_use(), "hub-1");
@@ -418,7 +419,7 @@ mod tests {
         }
         assert_eq!(hub_choice.choose(true, Some(&gateways[0]), now), Some(&gateways[2]));
         assert_eq!(hub_choice.choose(false, Some(&gateways[1]), now), Some(&gateways[1]));
-        // A hub that the view adds waits; what is known about the others stays.
+        // A hub that the view adds waits; the state of the others is kept.
         let mut more = gateways.clone();
         more.insert(0, gateway("hub-0", "192.0.2.9"));
         hub_choice.set(more.clone(), &[gateways[2].clone()], now);

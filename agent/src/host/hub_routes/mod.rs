@@ -1,10 +1,10 @@
 //! On a cloud node: routes the cluster's ranges through a hub that is alive.
 //!
-//! - [`hub_choice`]: decides which hub that is. Pure.
-//! - [`neighbours`]: asks the kernel whether a hub's machine answers.
-//! - [`agent_probes`]: asks a hub's IKE responder whether its agent works.
+//! - [`hub_choice`]: decides which hub that is. It does no I/O.
+//! - [`neighbours`]: checks with the kernel whether a hub's machine answers.
+//! - [`agent_probes`]: checks with a hub's IKE responder whether its agent works.
 //!
-//! This is a task of its own, since the reconciler runs programs, which may take seconds.
+//! This is a separate task, since the reconciler runs programs, which may take seconds.
 
 mod agent_probes;
 mod hub_choice;
@@ -30,10 +30,10 @@ use super::network_state::{NetworkState, Route};
 use crate::desired::{Desired, HubGateway};
 use crate::incidents::Incidents;
 
-/// The metric of an IPv6 route without one.
+/// The kernel's default metric of an IPv6 route.
 const DEFAULT_IPV6_METRIC: u32 = 1024;
 
-/// Keeps the routes through hubs.
+/// Maintains the routes through hubs.
 #[derive(Debug)]
 pub(super) struct HubRoutes {
     handle: Handle,
@@ -43,17 +43,17 @@ pub(super) struct HubRoutes {
     observed: Arc<NetworkState>,
     hub_choice: HubChoice,
     probes: AgentProbes,
-    /// The gateway in use of each family, at most.
+    /// The gateways in use, at most one of each family.
     in_use: Vec<HubGateway>,
     /// Gateways whose neighbour entries were probed in the last round.
     probed_neighbours: Vec<HubGateway>,
-    /// Gateways whose agents never answered and were named in the log.
+    /// Gateways whose agents never answered and that were already logged.
     named_mute: Vec<HubGateway>,
 }
 
 impl HubRoutes {
-    /// Makes it. `routes` gets the routes that are in place. The connection of `handle` must be its
-    /// own: the kernel answers one dump at a time on each (`EBUSY`).
+    /// Makes the task's state. `routes` gets the routes that are in place. The connection of
+    /// `handle` must not be shared: the kernel answers one dump at a time on each (`EBUSY`).
     pub(super) fn new(handle: Handle, incidents: Incidents, routes: watch::Sender<Vec<RouteEntry>>) -> Self {
         Self {
             handle,
@@ -121,7 +121,7 @@ impl HubRoutes {
             .collect();
         self.in_use.retain(|gateway| gateways.contains(gateway));
         for ipv4 in [true, false] {
-            // Of an earlier run of the agent.
+            // The route of an earlier run of the agent.
             if self.in_use(ipv4).is_none() {
                 let through = |gateway: &&HubGateway| {
                     let own = |network: &IpNetwork| self.own_route(&self.observed, *network);
@@ -147,14 +147,14 @@ impl HubRoutes {
                 Ok(known) => known,
                 Err(error) => {
                     self.incidents.error(format!("neighbour entry of hub {} ({address}): {error}", gateway.hub));
-                    // An error here is no sign against the hub.
+                    // An error here says nothing about the hub.
                     Neighbour::Fixed
                 }
             };
             let results = ProbeResults {
                 // An entry stays reachable for half a minute without an answer (base_reachable_time
                 // in Documentation/networking/ip-sysctl.rst). Only a probe since the last round
-                // says that the machine is there now.
+                // shows that the machine is alive now.
                 neighbour: match known {
                     Neighbour::Confirmed => probed.contains(&gateway),
                     Neighbour::Fixed => true,
@@ -199,7 +199,7 @@ impl HubRoutes {
         self.in_use.iter().find(|gateway| gateway.address.is_ipv4() == ipv4)
     }
 
-    /// Chooses the gateways. Returns whether one is another than before.
+    /// Chooses the gateways. Returns whether one has changed.
     fn choose(&mut self) -> bool {
         let mut changed = false;
         for ipv4 in [true, false] {
@@ -240,10 +240,10 @@ impl HubRoutes {
         }
         let mut installed = Vec::new();
         if !self.is_in_place() {
-            // The state that was sent may be older than our last change.
+            // The received state may be older than our last change.
             match NetworkState::read(&self.handle).await {
                 Ok(observed) => self.observed = Arc::new(observed),
-                // The state that was sent is used: the routes must leave a dead hub all the same.
+                // The received state is used, because the routes must leave a dead hub in any case.
                 Err(error) => tracing::debug!("the kernel's state cannot be read: {error:#}"),
             }
             installed = self.install().await;
@@ -258,7 +258,7 @@ impl HubRoutes {
         });
     }
 
-    /// The route to a range, if it leads through the gateway in use.
+    /// Returns the route to a range, if it leads through the gateway in use.
     fn entry(&self, network: IpNetwork) -> Option<RouteEntry> {
         let via = self.in_use(network.is_ipv4())?.address.ip();
         let route = self.own_route(&self.observed, network).filter(|route| route.via == Some(via))?;
@@ -266,7 +266,7 @@ impl HubRoutes {
         Some(RouteEntry { destination: network, device, via: Some(via), source: None })
     }
 
-    /// Our route to a range through any address of a hub.
+    /// Returns our route to a range through any address of a hub.
     fn own_route<'a>(&self, observed: &'a NetworkState, network: IpNetwork) -> Option<&'a Route> {
         let through_hub = |via| self.desired.hub_gateways.iter().any(|gateway| gateway.address.ip() == via);
         observed.routes.iter().find(|route| {
@@ -274,7 +274,7 @@ impl HubRoutes {
         })
     }
 
-    /// Whether all ranges for which there is a gateway lead through it.
+    /// Returns whether all ranges for which there is a gateway lead through it.
     fn is_in_place(&self) -> bool {
         let mut routed = self.desired.hub_routes.iter().filter(|network| self.in_use(network.is_ipv4()).is_some());
         routed.all(|network| self.entry(*network).is_some())
@@ -316,7 +316,7 @@ impl HubRoutes {
         installed
     }
 
-    /// Logs nothing in a family in which no hub has an address.
+    /// Logs that a range is unreachable. Logs nothing in a family in which no hub has an address.
     fn say_unreachable(&self, network: &IpNetwork) {
         let hubs = self.desired.hub_gateways.iter().filter(|gateway| same_family(gateway, network));
         let hubs: Vec<String> = hubs.map(|gateway| format!("{} ({})", gateway.hub, gateway.address.ip())).collect();
@@ -333,7 +333,7 @@ fn same_family(gateway: &HubGateway, network: &IpNetwork) -> bool {
     gateway.address.is_ipv4() == network.is_ipv4()
 }
 
-/// Whether another program's route is where ours would be: the kernel would replace it.
+/// Returns whether another program's route has the place of ours: the kernel would replace it.
 fn occupies(route: &Route, network: IpNetwork) -> bool {
     let metric = if network.is_ipv4() { 0 } else { DEFAULT_IPV6_METRIC };
     route.destination == network && route.metric == metric && route.protocol != ROUTE_PROTOCOL

@@ -18,11 +18,11 @@ const NO_ENTRY: i32 = 2;
 pub(super) enum Neighbour {
     /// It answered the last question.
     Confirmed,
-    /// It has not answered yet.
+    /// It has not answered the present question yet.
     Asked,
     /// The kernel does not know its link-layer address.
     Unknown,
-    /// Somebody else maintains the entry, or the link needs none. It cannot be probed.
+    /// Another program maintains the entry, or the link needs none. The entry cannot be probed.
     Fixed,
 }
 
@@ -56,7 +56,7 @@ fn judge(entry: &NeighbourMessage) -> Neighbour {
     }
 }
 
-/// Has the kernel ask the neighbour now. `known` is what [`read`] has found.
+/// Makes the kernel probe the neighbour now. `known` is the result of [`read`].
 pub(super) async fn ask(handle: &Handle, link: u32, address: IpAddr, known: Neighbour) -> Result<(), Error> {
     let mut message = message(link, address);
     let mut flags = NLM_F_REQUEST | NLM_F_ACK;

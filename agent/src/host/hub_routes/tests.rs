@@ -1,4 +1,4 @@
-//! Tests with a real kernel and real IKE responders, in namespaces of their own.
+//! Tests with a real kernel and real IKE responders, in separate namespaces.
 
 use std::net::UdpSocket;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::config::proposal::{node_esp, node_ike};
 use crate::incidents::IncidentKind;
 
 const TEST: &str = "host::hub_routes::tests::a_cloud_node_with_two_hubs";
-/// Ends a test that hangs.
+/// Time limit for a test that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
 #[test]
@@ -32,7 +32,7 @@ fn routes_follow_the_first_hub_whose_machine_and_agent_answer_and_are_replaced_i
     }
 }
 
-/// The responder needs nothing but random numbers: it gets no further than IKE_SA_INIT.
+/// The responder needs only random numbers, because it stops at IKE_SA_INIT.
 struct Responder(SystemRandom);
 
 impl Environment for Responder {
@@ -69,7 +69,7 @@ impl HubAgent {
         Self { stop, thread }
     }
 
-    /// Ends it. Returns 0 if the probes have left no half-open IKE SA and no event.
+    /// Stops the agent. Returns 0 if the probes have left no half-open IKE SA and no event.
     fn stop(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
@@ -146,7 +146,7 @@ fn a_cloud_node_with_two_hubs() {
     add_far_host();
     for line in [
         "sysctl -qw net.ipv6.conf.uplink.accept_dad=0",
-        // An hour. The kernel's own idea of reachable neighbours must not count.
+        // An hour. The kernel's own state of reachable neighbours must not count.
         "sysctl -qw net.ipv4.neigh.uplink.base_reachable_time_ms=3600000",
         "sysctl -qw net.ipv6.neigh.uplink.base_reachable_time_ms=3600000",
         "ip addr add 192.0.2.10/24 dev uplink",
@@ -179,7 +179,7 @@ fn a_cloud_node_with_two_hubs() {
     assert!(matches!(&foreign[..], [one] if one.what.contains("10.88.0.0/16 through 192.0.2.98")), "{foreign:?}");
     assert_eq!(routes("-4", "10.88.0.0/16"), ["10.88.0.0/16 via 192.0.2.98"]);
 
-    // The agent of hub-1 ends, its machine goes on.
+    // The agent of hub-1 ends, but its machine stays up.
     assert_eq!(hub_1.stop(), 0, "no half-open IKE SA, and no line in the hub's log");
     wait_route("-4", "10.77.0.0/16", "192.0.2.2");
     assert_eq!(routes("-6", "fd77::/48"), ["fd77::/48 via 2001:db8::1"], "nobody ever answered IKE over IPv6");

@@ -1,6 +1,6 @@
-//! Accept rules for the cluster's ranges in iptables' `FORWARD`, if its policy is `DROP`, as
-//! flannel and kube-proxy add for their networks. They are appended, so that rules of others come
-//! first, and carry a comment by which the agent recognises them.
+//! Adds accept rules for the cluster's ranges to iptables' `FORWARD`, if its policy is `DROP`, as
+//! flannel and kube-proxy do for their networks. The rules are appended, so that rules of others
+//! come first, and carry a comment by which the agent recognises them.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,7 +14,8 @@ use crate::host::firewall;
 /// Comment of our rules.
 const COMMENT: &str = "edge-cni";
 
-/// For `ip filter FORWARD` and `ip6 filter FORWARD`, the chains of `iptables-nft`.
+/// Maintains the rules in `ip filter FORWARD` and `ip6 filter FORWARD`, the chains of
+/// `iptables-nft`.
 pub(super) fn nft(needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Obstacle> {
     let program = if ipv4 { "iptables-nft" } else { "ip6tables-nft" };
     if available(program) {
@@ -23,7 +24,7 @@ pub(super) fn nft(needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Ob
     if !drops {
         return None;
     }
-    // The chain was made without iptables, or that program is in another mount namespace.
+    // The chain was made without iptables, or iptables is in another mount namespace.
     let family = if ipv4 { "ip" } else { "ip6" };
     let listed =
         firewall::list(&["list", "chain", family, "filter", "FORWARD"]).ok().flatten().unwrap_or_default().to_string();
@@ -57,14 +58,14 @@ pub(super) fn nft(needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Ob
     })
 }
 
-/// For `iptables-legacy`, whose rules nftables does not show. There are no notifications of their
-/// changes: they are read whenever something else changes.
+/// Maintains the rules of `iptables-legacy`, which nftables does not show. Their changes cause no
+/// notifications, so they are read whenever something else changes.
 pub(super) fn legacy(needs: &PodRequirements) -> Vec<Obstacle> {
     let tables = [
         (true, "iptables-legacy", "/proc/thread-self/net/ip_tables_names"),
         (false, "ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names"),
     ];
-    // Running the program would load the module, so the table is looked for first.
+    // Running the program would load the module, so the code first checks whether the table exists.
     let stands =
         |path: &str| std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "filter"));
     tables
@@ -174,7 +175,8 @@ fn remove_nft() -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// `-s 10.77.0.0/16 -m comment --comment edge-cni -j ACCEPT`, with or without quotation marks.
+/// Recognises `-s 10.77.0.0/16 -m comment --comment edge-cni -j ACCEPT`, with or without quotation
+/// marks.
 fn is_ours(line: &str) -> bool {
     line.starts_with("-A FORWARD ") && line.contains(&format!("--comment {COMMENT} "))
 }

@@ -1,6 +1,7 @@
-//! Finds rules of other programs that drop pods' packets, and the command that helps. They are read
-//! when rules or interfaces change, not on a timer. If the policy of `FORWARD` is `DROP` (Docker,
-//! ufw), two accept rules for each range are added; everything else is only reported.
+//! Finds rules of other programs that drop pods' packets, and the command that removes the
+//! obstacle. The rules are read when rules or interfaces change, not on a timer. If the policy of
+//! `FORWARD` is `DROP` (Docker, ufw), two accept rules for each range are added; everything else is
+//! only reported.
 
 mod forward;
 
@@ -14,20 +15,20 @@ use serde_json::Value;
 
 use super::firewall::{self, TABLE};
 
-/// Something that keeps pods' packets from arriving: a rule of another program, or a failure of the
+/// A fact that keeps pods' packets from arriving: a rule of another program, or a failure of the
 /// agent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Obstacle {
     /// The obstacle and its consequence, in one sentence.
     pub what: String,
-    /// The command that helps.
+    /// The command that removes the obstacle.
     pub command: String,
 }
 
-/// Largest number of other programs' chains that are read; a ruleset may hold thousands.
+/// Maximum number of other programs' chains that are read; a ruleset may contain thousands.
 const MAX_CHAINS: usize = 32;
 
-/// What other programs' rules must let pass.
+/// Packets that other programs' rules must accept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodRequirements {
     /// Name of the pods' bridge.
@@ -87,7 +88,7 @@ impl Chain {
     }
 }
 
-/// Filter chains of other programs, from the output of `nft -j list chains`.
+/// Returns filter chains of other programs, from the output of `nft -j list chains`.
 fn chains(listed: &Value) -> Vec<Chain> {
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let word = |chain: &Value, key: &str| chain[key].as_str().unwrap_or_default().to_owned();
@@ -106,15 +107,15 @@ fn chains(listed: &Value) -> Vec<Chain> {
         .collect()
 }
 
-/// Chains that drop forwarded packets. Docker and ufw do so by the policy of iptables' `FORWARD`,
-/// others by that of a chain of their own, firewalld by its last rule.
+/// Finds chains that drop forwarded packets. Docker and ufw use the policy of iptables' `FORWARD`,
+/// others the policy of a separate chain, firewalld its last rule.
 fn forward_chains(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
     for chain in chains.iter().filter(|chain| chain.hook == "forward").take(MAX_CHAINS) {
         let iptables =
             matches!(chain.family.as_str(), "ip" | "ip6") && chain.table == "filter" && chain.name == "FORWARD";
         if iptables {
-            // Called even if the policy is ACCEPT: rules that we added earlier must follow the
-            // ranges.
+            // Called even if the policy is ACCEPT, because rules that were added earlier must
+            // follow the ranges.
             obstacles.extend(forward::nft(needs, chain.family == "ip", chain.drops));
             continue;
         }
@@ -168,7 +169,7 @@ fn accept_by_hand(chain: &Chain, ranges: &[IpNetwork]) -> String {
     rules.collect::<Vec<_>>().join(" && ")
 }
 
-/// Whether a rule drops or rejects every packet.
+/// Returns whether a rule drops or rejects every packet.
 fn refuses_everything(rule: &Value) -> bool {
     let statements = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
     let verdict = |statement: &Value| statement.get("drop").is_some() || statement.get("reject").is_some();
@@ -176,18 +177,18 @@ fn refuses_everything(rule: &Value) -> bool {
         && statements.iter().all(|one| verdict(one) || one.get("counter").is_some() || one.get("log").is_some())
 }
 
-/// Whether rules name the bridge or pods' ranges: then they already consider pods.
+/// Returns whether rules name the bridge or pods' ranges, and so already consider pods.
 fn mentions(rules: &[Value], needs: &PodRequirements) -> bool {
     let text = Value::from(rules.to_vec()).to_string();
     text.contains(&format!("\"{}\"", needs.bridge))
         || needs.ranges.iter().any(|range| text.contains(&format!("\"{}\"", range.network())))
 }
 
-/// Networks that no rule of firewalld names, so that it judges their packets by the zone of the
-/// link from which they come. Each needs to be a source of a zone: packets out of a tunnel come
-/// from an uplink. If a rule names the bridge, the operator has decided.
+/// Returns networks that no rule of firewalld names, so that firewalld checks their packets by the
+/// zone of the incoming link. Each needs to be a source of a zone, because packets out of a tunnel
+/// come from an uplink. If a rule names the bridge, the operator has decided.
 fn unknown_to_firewalld(family: &str, needs: &PodRequirements) -> Vec<IpNetwork> {
-    // firewalld keeps zones by source in chains of their own.
+    // firewalld keeps zones by source in separate chains.
     let Ok(Some(listed)) = firewall::list(&["list", "table", family, "firewalld"]) else { return vec![] };
     if listed.to_string().contains(&format!("\"{}\"", needs.bridge)) {
         return vec![];
@@ -200,7 +201,7 @@ fn unknown_to_firewalld(family: &str, needs: &PodRequirements) -> Vec<IpNetwork>
     needs.ranges.iter().chain(&needs.elsewhere).filter(|network| !is_known(network)).copied().collect()
 }
 
-/// All prefixes in rules and sets, as `nft -j` writes them.
+/// Finds all prefixes in rules and sets, as `nft -j` writes them.
 fn prefixes(value: &Value, found: &mut Vec<IpNetwork>) {
     match value {
         Value::Object(fields) => {
@@ -217,9 +218,9 @@ fn prefixes(value: &Value, found: &mut Vec<IpNetwork>) {
     }
 }
 
-/// Chains that check the reverse path. A decapsulated packet has the uplink as its input interface,
-/// while the route to its source leads to the guard's device. The kernel's `rp_filter` excepts
-/// IPsec; `fib saddr . iif oif missing drop` does not.
+/// Finds chains that check the reverse path. A decapsulated packet has the uplink as its input
+/// interface, while the route to its source leads to the guard's device. The kernel's `rp_filter`
+/// excepts IPsec; `fib saddr . iif oif missing drop` does not.
 fn reverse_path(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
     let early = chains.iter().filter(|chain| chain.hook == "prerouting");
     for chain in early.take(MAX_CHAINS) {
@@ -244,8 +245,8 @@ fn reverse_path(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec<O
     }
 }
 
-/// The families (`true`: IPv4) whose packets such a rule drops; `None` if there is no such rule, or
-/// a rule before it accepts packets from tunnels.
+/// Returns the families (`true`: IPv4) whose packets such a rule drops; `None` if there is no such
+/// rule, or an earlier rule accepts packets from tunnels.
 fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
     let matches = |rule: &Value| -> Vec<Value> {
         let statements = rule["expr"].as_array().cloned().unwrap_or_default();
@@ -285,8 +286,8 @@ fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
     })
 }
 
-/// Without `br_netfilter` the response of a Service whose endpoint is on the same node crosses the
-/// bridge without connection tracking, which does not translate it back.
+/// Reports missing bridge calls. Without `br_netfilter` the response of a Service whose endpoint is
+/// on the same node crosses the bridge without connection tracking, and so is not translated back.
 fn bridge_calls(needs: &PodRequirements) -> Option<Obstacle> {
     if !std::path::Path::new("/sys/class/net").join(&needs.bridge).exists() {
         return None;

@@ -1,5 +1,5 @@
-//! The policies in the kernel. A change of one peer costs requests about that peer's policies only;
-//! all policies are compared after notifications and at intervals.
+//! Maintains the policies in the kernel. A change of one peer causes requests about that peer's
+//! policies only; all policies are compared after notifications and at intervals.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,16 +22,16 @@ const STRAY_GUARD_LINGER: Duration = Duration::from_secs(10);
 pub(super) struct DesiredCompleteness {
     /// All peers are known, so other policies of ours are deleted.
     pub(super) complete: bool,
-    /// A complete desired state has been applied, so another policy of ours is not left by an
-    /// earlier run, but an incident.
+    /// A complete desired state has been applied. So another policy of ours is an incident, and not
+    /// left by an earlier run.
     pub(super) settled: bool,
 }
 
-/// The desired policies, and which of them the kernel has.
+/// The desired policies, and which of them are in the kernel.
 #[derive(Debug, Default)]
 pub(super) struct KernelPolicies {
     desired: PolicyTable,
-    /// Desired policies that the kernel does not have: another program holds the selector, or the
+    /// Desired policies that are not in the kernel: another program holds the selector, or the
     /// kernel refused them.
     unmet: BTreeSet<PolicyKey>,
     /// Policies of the guard that are not desired, by index, and since when.
@@ -39,7 +39,7 @@ pub(super) struct KernelPolicies {
 }
 
 impl KernelPolicies {
-    /// Computes the policies of a peer again. `children` and `state` are those of now.
+    /// Computes the policies of a peer again. `children` and `state` are the present ones.
     pub(super) fn update_peer(
         &mut self,
         peer: &PeerName,
@@ -67,12 +67,12 @@ impl KernelPolicies {
         }
     }
 
-    /// Whether a policy with this direction and selector is desired.
+    /// Returns whether a policy with this direction and selector is desired.
     pub(super) fn wants(&self, key: &PolicyKey) -> bool {
         self.desired.get(key).is_some()
     }
 
-    /// The policies that send with a peer's SAs of this reqid.
+    /// Returns the policies that send with a peer's SAs of this reqid.
     pub(super) fn outbound_of(&self, peer: &PeerName, reqid: Reqid) -> Vec<Policy> {
         let sends = |policy: &&Policy| match policy.action {
             Action::Protect(template) => policy.direction == Direction::Out && template.reqid == reqid,
@@ -81,14 +81,14 @@ impl KernelPolicies {
         self.desired.policies_of(peer).filter(sends).copied().collect()
     }
 
-    /// The policies that the kernel should have and that no other program keeps out.
+    /// Returns the policies that the kernel should have and that no other program blocks.
     pub(super) fn installed(&self) -> impl Iterator<Item = &Policy> {
         self.desired.policies().filter(|policy| !self.unmet.contains(&policy.key()))
     }
 
-    /// Installs and deletes what changed since the last call, on the assumption that the kernel has
-    /// the rest: a few batches, however many policies there are. True: the kernel refused
-    /// something.
+    /// Installs and deletes the changes since the last call, on the assumption that the kernel has
+    /// the rest: a few batches, however many policies there are. Returns true if the kernel refused
+    /// a change.
     pub(super) fn install_changes(&mut self, xfrm: &mut Xfrm, incidents: &Incidents) -> bool {
         if !self.desired.has_changes() {
             return false;
@@ -123,8 +123,8 @@ impl KernelPolicies {
     }
 
     /// Reads all policies in the kernel and makes ours the desired ones. A missing or changed
-    /// policy that the kernel had is recorded as an incident. True: something is left for later, be
-    /// it that the kernel refused it.
+    /// policy that the kernel had is recorded as an incident. Returns true if a difference is left
+    /// for later, for example because the kernel refused the change.
     pub(super) fn reconcile(
         &mut self,
         xfrm: &mut Xfrm,
@@ -149,8 +149,8 @@ impl KernelPolicies {
         self.correct(plan, &before, &was_unmet, xfrm, incidents, completeness, now)
     }
 
-    /// As [`Self::reconcile`], for the policies with these keys, about which the kernel sent
-    /// notifications.
+    /// Compares as [`Self::reconcile`] does, but only the policies with these keys, about which the
+    /// kernel sent notifications.
     pub(super) fn reconcile_keys(
         &mut self,
         keys: &BTreeSet<PolicyKey>,
@@ -161,7 +161,7 @@ impl KernelPolicies {
     ) -> bool {
         self.install_changes(xfrm, incidents);
         let list: Vec<Policy> = keys.iter().filter_map(|key| self.desired.get(key)).copied().collect();
-        // Only direction and selector count in this question.
+        // Only direction and selector count in this query.
         let questions: Vec<Policy> =
             keys.iter().map(|(direction, selector)| Policy::block(*direction, *selector)).collect();
         let plan = match xfrm.holders(&questions) {
@@ -178,8 +178,8 @@ impl KernelPolicies {
         self.correct(plan, &BTreeMap::new(), &was_unmet, xfrm, incidents, completeness, now)
     }
 
-    /// Carries out a plan. `before`: what was desired until now, for the keys that changed.
-    /// `was_unmet`: what the kernel did not have at the last comparison.
+    /// Carries out a plan. `before`: the previously desired policies of the changed keys.
+    /// `was_unmet`: the policies that the kernel lacked at the last comparison.
     #[expect(clippy::too_many_arguments, reason = "what both comparisons know")]
     fn correct(
         &mut self,
@@ -208,8 +208,8 @@ impl KernelPolicies {
         self.record(outcome, &installed, xfrm, incidents) || !self.stray_guards.is_empty()
     }
 
-    /// Records what could not be done about the policies `installed`. True: the kernel refused
-    /// something.
+    /// Records the failures for the policies `installed`. Returns true if the kernel refused a
+    /// change.
     fn record(
         &mut self,
         outcome: edge_xfrm::Result<Vec<Error>>,
@@ -232,7 +232,7 @@ impl KernelPolicies {
             }
         }
         if unclear {
-            // The error does not say which policies are there.
+            // The error does not say which policies exist.
             let holders = xfrm.holders(installed).unwrap_or_else(|_| vec![None; installed.len()]);
             let absent = installed.iter().zip(holders);
             let absent =
@@ -243,7 +243,7 @@ impl KernelPolicies {
     }
 }
 
-/// Reduces `stray`, policies of ours that are not desired, to those that are deleted now.
+/// Reduces `stray`, our policies that are not desired, to those that are deleted now.
 /// `desired_before`: whether a policy was desired until now.
 fn select_stray(
     stray_guards: &mut BTreeMap<u32, Instant>,

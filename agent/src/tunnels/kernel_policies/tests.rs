@@ -105,8 +105,9 @@ impl Node {
         self.xfrm.requests_sent() - before
     }
 
-    /// Another program deletes a policy of ours, changes one, and adds one with a reqid of ours.
-    /// Returns the number of requests that correct it, when the kernel has sent its notifications.
+    /// Plays another program that deletes one of our policies, changes one, and adds one with one
+    /// of our reqids. Returns the number of requests that correct it, after the kernel has sent its
+    /// notifications.
     fn damage_and_repair(&mut self, inward: &str) -> u32 {
         let template = format!("tmpl src 0.0.0.0 dst 0.0.0.0 proto esp mode tunnel reqid {}", 0xec00_0005_u32);
         let mut events = EventSocket::open().unwrap();
@@ -196,7 +197,7 @@ fn policies_beside_a_foreign_one() {
     assert!(foreign_is_there(&mut node));
     let named = node.incidents.latest();
     assert!(named.len() == 1 && named[0].what.contains("10.77.16.20/30"), "{named:?}");
-    // Neither another address nor the end of the tunnel touches it.
+    // Neither another address nor the end of the tunnel changes this policy.
     node.event("edge-5", Some(("203.0.113.9", true)));
     node.event("edge-5", None);
     assert!(foreign_is_there(&mut node));

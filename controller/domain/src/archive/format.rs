@@ -19,9 +19,9 @@ pub(super) const VERSION: u32 = 1;
 /// The content of an archive.
 #[derive(Debug)]
 pub struct Archive {
-    /// When it was written, seconds since 1970-01-01 UTC.
+    /// Time of writing, in seconds since 1970-01-01 UTC.
     pub written_at: Seconds,
-    /// How many segments were held by nodes that are not among the rows, and count as released.
+    /// Number of segments whose holders are not among the rows. These segments count as released.
     pub orphans: usize,
     /// All rows, as the store had them at one revision.
     pub rows: Snapshot,
@@ -48,9 +48,10 @@ pub(super) struct Header {
     pub(super) version: u32,
     pub(super) release: String,
     pub(super) written_at: Seconds,
-    /// Revision of the store when it was written. No view of that store has a later version.
+    /// Revision of the store when the archive was written. No view of that store has a later
+    /// version.
     pub(super) revision: u64,
-    /// The latest time that the store had seen.
+    /// The latest time that the store knew.
     pub(super) time: Seconds,
 }
 
@@ -64,8 +65,8 @@ impl Archive {
     /// Makes an archive that is written at this time.
     ///
     /// A store that writes one row after the other may hold a segment of a node that is just
-    /// joining, or is just deregistered. Such a segment is written as released at this time: if it
-    /// stayed held, it might stay so for ever where the archive is restored.
+    /// joining or has just been deregistered. Such a segment is written as released at this time:
+    /// otherwise it might stay held forever in the store that the archive is restored to.
     pub fn new(written_at: Seconds, mut rows: Snapshot, ca: Option<CaDocument>) -> Self {
         let nodes: HashSet<&NodeName> = rows.nodes.iter().map(|node| &node.name).collect();
         let mut orphans = 0;
@@ -76,7 +77,7 @@ impl Archive {
         Self { written_at, orphans, rows, ca }
     }
 
-    /// A summary of the content, for the operator.
+    /// Returns a summary of the content, for the operator.
     pub fn summary(&self) -> String {
         let Snapshot { nodes, tokens, segments, communities, .. } = &self.rows;
         let held = segments.iter().filter(|row| row.released_at.is_none()).count();

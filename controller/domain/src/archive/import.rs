@@ -12,12 +12,12 @@ use crate::segments::Restored;
 use crate::state::{Change, RowKey, Snapshot};
 use crate::store::{Note, Store, StoreError};
 
-/// After the archive was written, nodes may have got views of later versions that are not known.
-/// The import begins this far above the archive's revision, so that nodes take the views from now
-/// on as newer.
+/// Distance between the archive's revision and the first revision after an import. After the
+/// archive was written, nodes may have received views of later, unknown versions. With this
+/// distance, nodes treat the views from the import on as newer.
 const AHEAD: u64 = 1 << 32;
 
-/// Why an archive was not imported, or not completely.
+/// The reason why an archive was not imported, or only in part.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The store has other rows than the archive.
@@ -53,20 +53,20 @@ pub async fn import(
     }
     let (revision, time) = (archive.rows.revision, archive.rows.time);
     let wanted: BTreeMap<RowKey, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
-    // This read does not take part in the store: loading would put our segment sizes in force, also
+    // This read does not take part in the store: loading would put our segment sizes in force, even
     // if the import is refused.
     without(&wanted, store.read().await?)?;
     store.begin_import().await?;
     let wanted = without(&wanted, store.load(mpsc::channel(1).0).await?)?;
-    // This comes first: a controller that uses the half filled store then hands out no versions
-    // that nodes take for old.
+    // The revision is raised first: a controller that uses the half filled store then issues no
+    // versions that nodes treat as old.
     store.raise_revision(revision.saturating_add(AHEAD)).await?;
-    // This comes before any row: a controller that serves the rows must know that they lack later
-    // grants.
+    // The note is written before any row: a controller that serves the rows must know that they
+    // lack later grants.
     store.set_note(Note::Restored, Restored::at(now.max(time)).to_note()).await?;
     let missing = wanted.len();
-    // Each row is an element of its own: a store without large transactions takes them one by one,
-    // the embedded store all in one.
+    // Each row is a separate element: a store without large transactions writes the rows one by
+    // one, and the embedded store writes all of them in one transaction.
     let batch = wanted.into_values().map(|change| vec![claim(change)]).collect();
     for result in store.commit(batch, now.max(time)).await.results {
         result?;
@@ -77,7 +77,7 @@ pub async fn import(
     Ok(missing)
 }
 
-/// The wanted rows that the store lacks. An error if the store has any other row.
+/// Returns the wanted rows that the store lacks. Fails if the store has any other row.
 fn without(wanted: &BTreeMap<RowKey, Change>, present: Snapshot) -> Result<BTreeMap<RowKey, Change>, ImportError> {
     let mut missing = wanted.clone();
     for found in puts(present) {
@@ -100,7 +100,7 @@ fn puts(rows: Snapshot) -> impl Iterator<Item = Change> {
         .chain(segments.into_iter().map(Change::PutSegment))
 }
 
-/// Claims a segment that is held, so that two nodes never get it.
+/// Turns the row of a held segment into a grant, so that two nodes never get the segment.
 fn claim(change: Change) -> Change {
     match change {
         Change::PutSegment(row) if row.released_at.is_none() => Change::GrantSegment(row),

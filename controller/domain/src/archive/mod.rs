@@ -1,7 +1,8 @@
-//! Everything that a controller stores in one file, for backups and for moving from one store to
-//! another.
+//! Writes everything that a controller stores into one file, for backups and for moving from one
+//! store to another.
 //!
-//! The file has JSON lines in UTF-8. Each is an object with one key that says what the line holds:
+//! The file has JSON lines in UTF-8. Each is an object with one key, which names the kind of the
+//! line:
 //!
 //! ```json
 //! {"header":{"format":"edge-controller-archive","version":1,"release":"0.1.0","written_at":1794000000,"revision":17,"time":1794000000}}
@@ -21,7 +22,7 @@
 //!
 //! - [`Archive`]: the content.
 //! - [`mod@write`], [`mod@read`]: the file.
-//! - [`import()`]: puts an archive into any store. [`restore()`]: replaces the content of a state
+//! - [`import()`]: writes an archive into any store. [`restore()`]: replaces the content of a state
 //!   directory.
 
 mod format;

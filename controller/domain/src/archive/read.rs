@@ -1,4 +1,4 @@
-//! Reads an archive. All of it is checked before any of it is used.
+//! Reads an archive. The whole archive is checked before any part is used.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, Read};
@@ -11,38 +11,38 @@ use crate::ca::hex;
 use crate::segments::overlap;
 use crate::state::Snapshot;
 
-/// Longest line, bytes. A row has a few hundred.
+/// Maximum length of a line, in bytes. A row has a few hundred.
 const LONGEST: u64 = 16 * 1024 * 1024;
 
-/// Why a file cannot be used. Nothing of it was used.
+/// The reason why a file cannot be used. No part of the file was used.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It is not an archive.
+    /// The file is not an archive.
     #[error(
         "it is not an archive of edge-controller (expected a first line {{\"header\":{{\"format\":\"{FORMAT}\",...}}}})"
     )]
     Foreign,
-    /// A newer release wrote it.
+    /// A newer release wrote the file.
     #[error("it is of version {0}, which a newer release wrote; this one reads up to {VERSION}: use that release")]
     Newer(u32),
-    /// It ends too early.
+    /// The file ends too early.
     #[error("it is cut short: no end after line {0}; take another copy")]
     CutShort(u64),
-    /// Its content does not match its hash.
+    /// The content does not match its hash.
     #[error("it is damaged: its content has another hash than its last line says; take another copy")]
     Damaged,
     /// A line cannot be read.
     #[error("line {line}: {why}")]
     Line {
-        /// Its number, from 1.
+        /// Number of the line, from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The error in the line.
         why: String,
     },
-    /// Its rows contradict each other.
+    /// The rows contradict each other.
     #[error("its rows contradict each other: {0}")]
     Rows(String),
 }
@@ -109,7 +109,7 @@ pub fn read(mut from: impl BufRead) -> Result<Archive, ArchiveError> {
     Ok(Archive::new(header.written_at, rows, ca))
 }
 
-/// Checks what holds between the rows of every store.
+/// Checks the rules that the rows of every store meet.
 fn check(rows: &Snapshot) -> Result<(), String> {
     let nodes: BTreeSet<_> = rows.nodes.iter().map(|node| &node.name).collect();
     let tokens: BTreeSet<_> = rows.tokens.iter().map(|token| &token.id).collect();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     /// The node was deregistered, and its segments were not released yet. Earlier releases wrote
-    /// such rows as they were.
+    /// such rows unchanged.
     #[test]
     fn a_segment_of_a_node_that_is_not_there_counts_as_released_when_the_archive_was_written() {
         let mut orphaned = rows();

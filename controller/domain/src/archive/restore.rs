@@ -1,5 +1,5 @@
 //! Replaces the content of a state directory with an archive. The new content is built in a
-//! directory of its own, and the former content is kept in another one.
+//! separate directory, and the former content is kept in another one.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -76,8 +76,8 @@ pub async fn restore(
     Ok(former)
 }
 
-/// Names of the controller's files in a directory, without the directories of restores. All other
-/// files stay.
+/// Returns the names of the controller's files in a directory, without the directories of restores.
+/// All other files stay.
 fn content(directory: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {

@@ -1,5 +1,4 @@
-//! All authorities at one moment: those that are trusted, the one that signs, and those that are
-//! retired.
+//! Holds all authorities at one moment: the trusted ones, the signing one, and the retired ones.
 
 use std::sync::Arc;
 
@@ -17,16 +16,16 @@ use crate::clock::Seconds;
 
 /// All authorities at one moment.
 pub struct Authorities {
-    /// Those that are trusted, oldest first. The last one signs.
+    /// The trusted authorities, oldest first. The last one signs.
     pub(super) trusted: Vec<Arc<Authority>>,
     active: Arc<Authority>,
-    /// The cross certificates for the authority that signs. Every certificate that it signs comes
-    /// with them.
+    /// The cross certificates for the signing authority. They accompany every certificate that it
+    /// signs.
     cross: Vec<CertificateDer<'static>>,
-    /// Those that are retired, oldest first.
+    /// The retired authorities, oldest first.
     retired: Vec<RetiredAuthority>,
-    /// Key hash of the first authority ever. It is the issuer of every certificate whose issuer was
-    /// not recorded.
+    /// Key hash of the first authority of all. It is the issuer of every certificate whose issuer
+    /// was not recorded.
     first: String,
     /// The document from which these authorities were made.
     pub(super) document: CaDocument,
@@ -54,14 +53,14 @@ pub struct Issued {
     /// PEM: the certificate, then the cross certificates that lead from older authorities to its
     /// issuer.
     pub chain: String,
-    /// Its serial number and validity.
+    /// Serial number and validity of the certificate.
     pub term: Term,
     /// SHA-256 of its issuer's key, hexadecimal.
     pub issuer: String,
 }
 
 impl Authorities {
-    /// Whether these are the same authorities, read once more.
+    /// Returns whether these are the same authorities, read again.
     pub(super) fn same_as(&self, other: &Self) -> bool {
         let same = self.trusted.iter().zip(&other.trusted).all(|(one, other)| Arc::ptr_eq(one, other));
         same && self.trusted.len() == other.trusted.len()
@@ -69,7 +68,7 @@ impl Authorities {
             && (&self.cross, &self.retired, &self.first) == (&other.cross, &other.retired, &other.first)
     }
 
-    /// Reads a document. Authorities that `before` has already are taken from there.
+    /// Reads a document. Authorities that `before` already has are reused.
     pub(super) fn of(document: &CaDocument, before: Option<&Authorities>) -> Result<Self, CaError> {
         let mut trusted: Vec<Arc<Authority>> = Vec::new();
         let mut retired = Vec::new();
@@ -107,28 +106,29 @@ impl Authorities {
         Ok(Self { cross, trusted, active, retired, first, document: document.clone() })
     }
 
-    /// The authority that signs.
+    /// Returns the signing authority.
     pub fn active(&self) -> &Arc<Authority> {
         &self.active
     }
 
-    /// All that are trusted, oldest first. The last one signs.
+    /// Returns all trusted authorities, oldest first. The last one signs.
     pub fn trusted(&self) -> &[Arc<Authority>] {
         &self.trusted
     }
 
-    /// Those that are retired, oldest first.
+    /// Returns the retired authorities, oldest first.
     pub fn retired(&self) -> &[RetiredAuthority] {
         &self.retired
     }
 
-    /// Certificates of all trusted authorities, PEM. The first one is that of the authority that
-    /// signs.
+    /// Returns the certificates of all trusted authorities, PEM. The signing authority's is the
+    /// first.
     pub fn anchors(&self) -> Vec<String> {
         self.trusted.iter().rev().map(|authority| authority.pem().to_owned()).collect()
     }
 
-    /// A trusted authority, by its key hash or the first digits of its key hash, at least eight.
+    /// Finds a trusted authority by its key hash, or by at least the first eight digits of its key
+    /// hash.
     pub fn find(&self, id: &str) -> Result<&Arc<Authority>, CaError> {
         let mut found = self.trusted.iter().filter(|authority| id.len() >= 8 && authority.id().starts_with(id));
         match (found.next(), found.next()) {
@@ -137,13 +137,14 @@ impl Authorities {
         }
     }
 
-    /// Whether `issuer`, as recorded for a certificate, is this authority. Releases that had only
-    /// one authority recorded an empty issuer.
+    /// Returns whether `issuer`, as recorded for a certificate, is this authority. Releases that
+    /// had only one authority recorded an empty issuer.
     pub fn is_issuer(&self, issuer: &str, authority: &Authority) -> bool {
         authority.id() == if issuer.is_empty() { self.first.as_str() } else { issuer }
     }
 
-    /// The trusted authority that signed a certificate. The certificate was verified before.
+    /// Returns the trusted authority that signed a certificate. The certificate was verified
+    /// before.
     pub fn issuer_of(&self, certificate: &CertificateDer<'_>) -> Option<&Arc<Authority>> {
         if let [only] = self.trusted.as_slice() {
             return Some(only);

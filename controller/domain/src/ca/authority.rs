@@ -23,10 +23,9 @@ use super::request::NodeKey;
 use crate::clock::{Seconds, rfc3339};
 use crate::random;
 
-/// Seconds by which `notBefore` lies before the time of signing, for nodes with clocks that are
-/// behind.
+/// Seconds by which `notBefore` lies before the time of signing, for nodes whose clocks are behind.
 pub const BACKDATED: Seconds = 3600;
-/// Validity of an authority's certificate, seconds: ten years.
+/// Validity of an authority's certificate, in seconds: ten years.
 const LIFETIME: Seconds = 10 * 366 * DAY;
 const DAY: Seconds = 24 * 3600;
 
@@ -42,7 +41,7 @@ pub struct Term {
 }
 
 impl Term {
-    /// A new serial number, and a validity of `days` days from now on.
+    /// Makes a new serial number and a validity of `days` days from now on.
     pub fn days(days: u32, now: Seconds) -> Result<Self, CaError> {
         Ok(Self { serial: hex(&serial()?), not_before: now - BACKDATED, not_after: now + i64::from(days) * DAY })
     }
@@ -57,13 +56,13 @@ pub struct Authority {
     subject: String,
     created_at: Seconds,
     not_after: Seconds,
-    /// Cancelled when it is retired. Connections with a certificate of this authority are then
+    /// Cancelled when the authority is retired. Connections with one of its certificates are then
     /// closed.
     valid: CancellationToken,
 }
 
 impl Authority {
-    /// Reads the record of an authority that is not retired. The error says what is wrong with it.
+    /// Reads the record of an authority that is not retired. The error names the fault.
     pub(super) fn new(record: &AuthorityRecord) -> Result<Self, String> {
         let pair = key(record.key.as_ref().map(SecretPem::expose).unwrap_or_default())?;
         let certificate = CertificateDer::from_pem_slice(record.certificate.as_bytes())
@@ -105,55 +104,55 @@ impl Authority {
         }
     }
 
-    /// Its certificate, DER.
+    /// Returns the authority's certificate, DER.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
 
-    /// Its certificate, PEM.
+    /// Returns the authority's certificate, PEM.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// SHA-256 of its DER SubjectPublicKeyInfo. A join token pins it.
+    /// Returns SHA-256 of the DER SubjectPublicKeyInfo. A join token pins it.
     pub fn key_hash(&self) -> [u8; 32] {
         self.key_hash
     }
 
-    /// The key hash in hexadecimal, which names the authority.
+    /// Returns the key hash in hexadecimal, which identifies the authority.
     pub fn id(&self) -> String {
         hex(&self.key_hash)
     }
 
-    /// Subject of its certificate (RFC 5280), as text.
+    /// Returns the subject of the certificate (RFC 5280), as text.
     pub fn subject(&self) -> &str {
         &self.subject
     }
 
-    /// When it began to sign, seconds since 1970-01-01 UTC.
+    /// Returns when the authority began to sign, in seconds since 1970-01-01 UTC.
     pub fn created_at(&self) -> Seconds {
         self.created_at
     }
 
-    /// `notAfter` of its certificate.
+    /// Returns `notAfter` of the certificate.
     pub fn not_after(&self) -> Seconds {
         self.not_after
     }
 
-    /// Cancelled when it is retired.
+    /// Returns a token that is cancelled when the authority is retired.
     pub fn valid(&self) -> &CancellationToken {
         &self.valid
     }
 
-    /// Whether its key signed this certificate.
+    /// Returns whether the authority's key signed this certificate.
     pub(super) fn has_signed(&self, certificate: &X509Certificate<'_>) -> bool {
         let Ok((_, own)) = X509Certificate::from_der(&self.certificate) else { return false };
         certificate.issuer().as_raw() == own.subject().as_raw()
             && certificate.verify_signature(Some(own.public_key())).is_ok()
     }
 
-    /// Signs a node's certificate, PEM. The dNSName says which node it is, the URI which role it
-    /// has. It ends with the authority's own certificate at the latest.
+    /// Signs a node's certificate, PEM. The dNSName contains the name of the node, the URI its
+    /// role. The certificate ends with the authority's own certificate at the latest.
     pub(super) fn sign_node(
         &self,
         node: &NodeName,
@@ -195,8 +194,8 @@ impl Authority {
         Ok((leaf.der().clone(), PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
 
-    /// Signs a cross certificate for `newer`, PEM. A node that trusts this authority then verifies
-    /// what the newer one signs.
+    /// Signs a cross certificate for `newer`, PEM. With it, a node that trusts this authority
+    /// verifies certificates that the newer one signs.
     pub(super) fn cross_sign(&self, newer: &Authority, now: Seconds) -> Result<String, CaError> {
         let (_, parsed) =
             X509Certificate::from_der(&newer.certificate).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
@@ -213,7 +212,7 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         // Some verifiers require the usages of a leaf from every issuer in its chain as well. These
-        // are all usages that we sign.
+        // are all usages in our certificates.
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
@@ -238,7 +237,7 @@ pub(super) fn generate(now: Seconds) -> Result<AuthorityRecord, CaError> {
     Ok(AuthorityRecord { certificate: self_signed(&pair, now)?, key, created_at: now, retired_at: None })
 }
 
-/// A self-signed certificate of an authority for this key, PEM.
+/// Returns a self-signed certificate of an authority for this key, PEM.
 pub(super) fn self_signed(key: &KeyPair, now: Seconds) -> Result<String, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -253,7 +252,7 @@ pub(super) fn self_signed(key: &KeyPair, now: Seconds) -> Result<String, CaError
     Ok(params.self_signed(key)?.pem())
 }
 
-/// Reads a private key. The error says what is wrong and never contains the text that was read.
+/// Reads a private key. The error names the fault and never contains the text that was read.
 pub(super) fn key(pem: &str) -> Result<KeyPair, String> {
     if pem.contains("BEGIN EC PRIVATE KEY") {
         return Err("is a SEC 1 key; convert it: openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW".into());
@@ -266,7 +265,7 @@ pub(super) fn key(pem: &str) -> Result<KeyPair, String> {
     }
 }
 
-/// The name as rcgen will encode it. The caller checks that the encoding is the same.
+/// Returns the name as rcgen will encode it. The caller checks that the encoding is the same.
 fn reencoded(name: &X509Name<'_>) -> DistinguishedName {
     let mut names = DistinguishedName::new();
     for attribute in name.iter_attributes() {
@@ -285,7 +284,7 @@ fn reencoded(name: &X509Name<'_>) -> DistinguishedName {
     names
 }
 
-/// The PEM (RFC 7468) of a certificate.
+/// Returns the PEM (RFC 7468) of a certificate.
 pub(super) fn pem(der: &CertificateDer<'_>) -> String {
     let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
     let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
@@ -297,7 +296,7 @@ pub(super) fn pem(der: &CertificateDer<'_>) -> String {
     text
 }
 
-/// `notAfter` of a DER certificate; 0 if it cannot be parsed.
+/// Returns `notAfter` of a DER certificate; 0 if it cannot be parsed.
 pub fn not_after(der: &[u8]) -> Seconds {
     X509Certificate::from_der(der).map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
 }
@@ -325,7 +324,7 @@ fn set_term(params: &mut CertificateParams, term: &Term) -> Result<(), CaError> 
     Ok(())
 }
 
-/// A serial number: positive, no leading zero octet, 126 random bits (RFC 5280 4.1.2.2).
+/// Returns a serial number: positive, no leading zero octet, 126 random bits (RFC 5280 4.1.2.2).
 fn serial() -> Result<Vec<u8>, CaError> {
     let mut serial = random::octets(16)?.to_vec();
     if let Some(first) = serial.first_mut() {

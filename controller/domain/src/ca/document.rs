@@ -8,12 +8,12 @@ use crate::clock::Seconds;
 /// The layout version that this release writes. A later one is refused and never overwritten.
 pub const VERSION: u32 = 1;
 
-/// All authorities. Its serialised form has their private keys: only its owner may read it.
+/// All authorities. The serialised form contains their private keys: only its owner may read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaDocument {
     /// [`VERSION`].
     pub version: u32,
-    /// Every authority that ever was in use, oldest first. The last one that is not retired signs.
+    /// All authorities that were ever in use, oldest first. The last one that is not retired signs.
     pub authorities: Vec<AuthorityRecord>,
     /// Cross certificates: an older authority signed the name and key of a newer one.
     #[serde(default)]
@@ -56,7 +56,7 @@ impl SecretPem {
         Self(pem)
     }
 
-    /// The private key as PEM. It must not be logged.
+    /// Returns the private key as PEM. It must not be logged.
     pub fn expose(&self) -> &str {
         &self.0
     }

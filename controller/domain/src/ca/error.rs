@@ -1,9 +1,9 @@
-//! Why the authorities cannot be used or changed.
+//! The reasons why the authorities cannot be used or changed.
 
-/// Most authorities that are trusted at once. Each one adds a certificate to every chain.
+/// Maximum number of trusted authorities. Each one adds a certificate to every chain.
 pub(super) const MOST_TRUSTED: usize = 4;
 
-/// Why the authorities cannot be used or changed.
+/// The reason why the authorities cannot be used or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// A file cannot be read or written.
@@ -14,12 +14,12 @@ pub enum CaError {
         /// The system's error.
         error: std::io::Error,
     },
-    /// A file does not hold what it should.
+    /// A file has unexpected content.
     #[error("{path} {why}")]
     Content {
         /// Path of the file.
         path: std::path::PathBuf,
-        /// What is wrong, and what to do.
+        /// The fault, and what to do about it.
         why: String,
     },
     /// The file or the Secret with the authorities could not be read or written.
@@ -28,7 +28,7 @@ pub enum CaError {
     /// The stored document cannot be used.
     #[error("the stored authorities cannot be used: {0}; restore them from a backup")]
     Document(String),
-    /// The storage has none of the authorities that nodes trust.
+    /// The storage lacks all authorities that nodes trust.
     #[error(
         "registered nodes have certificates of an authority ({0}) that is not stored any more: restore it from a backup (the Secret \
          edge-cni-ca, or ca.json in state_dir); without a backup every node must join again: start with an empty store"
@@ -50,27 +50,28 @@ pub enum CaError {
         "{MOST_TRUSTED} authorities are trusted already; retire the oldest first: `edge-controller ca list`, `edge-controller ca retire`"
     )]
     TooMany,
-    /// The operator's files hold the authority that is in use, so there is none to roll over to.
+    /// The operator's files contain the authority that is in use, so there is no new one to roll
+    /// over to.
     #[error("{0} holds the authority that is in use; put the new authority into ca_certificate and ca_key first")]
     SameOperatorCa(std::path::PathBuf),
-    /// The operator's files hold an authority that was in use before.
+    /// The operator's files contain an authority that was in use before.
     #[error("{0} holds an authority that was in use before; provide a new one, with a new key")]
     FormerOperatorCa(std::path::PathBuf),
-    /// No trusted authority, or more than one, has a key hash that begins like this.
+    /// The key hash prefix matches no trusted authority, or more than one.
     #[error(
         "not exactly one trusted authority has a key hash that begins with {0:?} (at least 8 digits); `edge-controller ca list` shows them"
     )]
     NoSuch(String),
-    /// The one that signs cannot be retired.
+    /// The signing authority cannot be retired.
     #[error("authority {0} is the one that signs; roll over first: `edge-controller ca rollover`")]
     Active(String),
-    /// The library that signs refused the certificate.
+    /// The signing library refused the certificate.
     #[error("cannot sign: {0}")]
     Sign(#[from] rcgen::Error),
     /// A stored serial number is not hexadecimal.
     #[error("a stored serial number is not hexadecimal")]
     Serial,
-    /// The system gives no random numbers.
+    /// The operating system provides no random numbers.
     #[error(transparent)]
     Random(#[from] crate::random::NoRandomness),
 }

@@ -1,6 +1,6 @@
 //! Stores the document as a file in the state directory. A new version is written to another file,
-//! synced and renamed, so a power cut leaves either the former or the new one complete. A second
-//! file has the trusted certificates alone, for people and for clients such as curl.
+//! synced and renamed, so a power cut leaves either the former or the new version complete. A
+//! second file has the trusted certificates alone, for people and for clients such as curl.
 
 use std::path::{Path, PathBuf};
 
@@ -29,13 +29,13 @@ pub struct Files {
 }
 
 impl Files {
-    /// Uses this directory. `now` is the creation time of an authority that an earlier release
-    /// left.
+    /// Makes a storage in this directory. `now` is the creation time of an authority that an
+    /// earlier release left.
     pub fn new(directory: &Path, now: Seconds) -> Self {
         Self { directory: directory.into(), now }
     }
 
-    /// Whether this directory has an authority, of this release or an earlier one.
+    /// Returns whether this directory has an authority, of this release or an earlier one.
     pub fn are_in(directory: &Path) -> bool {
         [DOCUMENT, CERTIFICATES, FORMER_KEY].iter().any(|name| directory.join(name).exists())
     }
@@ -48,7 +48,7 @@ impl Files {
             remove(&self.directory, FORMER_KEY)?;
             return Ok(Some((former, revision)));
         };
-        // A power cut may have prevented this at the time.
+        // A power cut may have prevented the removal before.
         remove(&self.directory, FORMER_KEY)?;
         let content = |why: String| content(&self.directory, DOCUMENT, why);
         let document: CaDocument =
@@ -76,7 +76,7 @@ impl Files {
         Ok(revision_of(&text))
     }
 
-    /// Reads what an earlier release left: its key, and its certificate unless a power cut came
+    /// Reads the files of an earlier release: its key, and its certificate unless a power cut came
     /// between the two writes.
     fn former(&self) -> Result<Option<CaDocument>, CaError> {
         let key = match (read(&self.directory, FORMER_KEY)?, read(&self.directory, CERTIFICATES)?) {

@@ -3,7 +3,7 @@
 use data_encoding::HEXLOWER;
 use ring::digest::{SHA256, digest};
 
-/// The octets in hexadecimal, lower case.
+/// Writes the octets in hexadecimal, lower case.
 pub fn hex(bytes: &[u8]) -> String {
     HEXLOWER.encode(bytes)
 }

@@ -1,4 +1,4 @@
-//! The authorities in use, and how they change: created at the first start, rolled over, retired.
+//! Manages the authorities in use: creates them at the first start, rolls over and retires.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use super::operator_ca::OperatorCa;
 use super::storage::{CaStorage, Revision};
 use crate::clock::Seconds;
 
-/// The authorities in use. Every change of them is stored first.
+/// The authorities in use. Every change is stored before it takes effect.
 pub struct Ca {
     storage: Box<dyn CaStorage>,
     operator_ca: Option<OperatorCa>,
-    /// Held during a change, so that only one is made at a time.
+    /// Held during a change, so that changes are made one at a time.
     changing: tokio::sync::Mutex<()>,
     current: watch::Sender<Arc<Authorities>>,
 }
@@ -34,7 +34,7 @@ impl Ca {
     ) -> Result<(), CaError> {
         let Some(lost) = issuers.first() else { return Ok(()) };
         if let Some((document, _)) = storage.load().await? {
-            // The document lists all authorities that ever were in use.
+            // The document lists all authorities that were ever in use.
             let known = Authorities::of(&document, None)?.ids().any(|id| issuers.contains(&id));
             return if known { Ok(()) } else { Err(CaError::Lost(lost.clone())) };
         }
@@ -83,17 +83,17 @@ impl Ca {
         Ok(Self { storage, operator_ca, changing: Default::default(), current: watch::Sender::new(Arc::new(current)) })
     }
 
-    /// The authorities in force. They may be replaced after this call.
+    /// Returns the authorities in force. They may be replaced after this call.
     pub fn current(&self) -> Arc<Authorities> {
         self.current.borrow().clone()
     }
 
-    /// The stored document with all private keys, for a backup.
+    /// Returns the stored document with all private keys, for a backup.
     pub async fn document(&self) -> Result<Option<CaDocument>, CaError> {
         Ok(self.storage.load().await?.map(|(document, _)| document))
     }
 
-    /// `notAfter` of the authority that signs.
+    /// Returns `notAfter` of the signing authority's certificate.
     pub fn not_after(&self) -> Seconds {
         self.current().active().not_after()
     }
@@ -116,8 +116,8 @@ impl Ca {
         }
     }
 
-    /// Stores the authorities in memory again after somebody deleted the stored ones. No other
-    /// place has the keys.
+    /// Stores the authorities in memory again after somebody deleted the stored ones. The keys
+    /// exist only in memory then.
     async fn store_again(&self) {
         let current = self.current();
         match self.storage.store(&current.document, None).await {
@@ -160,7 +160,7 @@ impl Ca {
                     Ok(certificate) => {
                         document.cross.push(CrossRecord { subject: new.id(), issuer: old.id(), certificate });
                     }
-                    // It has expired, and with it everything that it signed.
+                    // The authority has expired, and so have all certificates that it signed.
                     Err(CaError::Ended { .. }) => {}
                     Err(error) => return Err(error),
                 }
@@ -202,8 +202,8 @@ impl Ca {
         Ok(())
     }
 
-    /// Changes the stored document, then the authorities in use. Plans again if another replica
-    /// changed the document first.
+    /// Changes the stored document, then the authorities in use. Repeats the plan if another
+    /// replica changed the document first.
     async fn change(&self, plan: impl Fn(&mut CaDocument) -> Result<(), CaError>) -> Result<(), CaError> {
         let _changing = self.changing.lock().await;
         loop {
@@ -231,12 +231,12 @@ impl Ca {
         match Authorities::of(document, Some(&before)) {
             Ok(now) => {
                 // A watch may report the document without a change. Publishing it would send every
-                // node a whole view.
+                // node a complete view.
                 if now.same_as(&before) {
                     return;
                 }
-                // An authority that was retired since would still be listed. So these are another
-                // cluster's, or new ones in place of ours.
+                // An authority that was retired in the meantime would still be listed. So the
+                // stored authorities belong to another cluster, or are new ones that replaced ours.
                 if !before.ids().any(|id| now.ids().any(|other| other == id)) {
                     tracing::error!(
                         stored = now.active().id(),

@@ -1,17 +1,18 @@
-//! The certificate authorities. One signs the certificates of nodes and of the controller. Those
-//! before it stay trusted until they are retired.
+//! Manages the certificate authorities. One of them signs the certificates of nodes and of the
+//! controller. Earlier ones stay trusted until they are retired.
 //!
-//! - [`Ca`]: the authorities in use, and how they change. [`Authorities`]: all of them at one
+//! - [`Ca`]: the authorities in use, and how they change. [`Authorities`]: all authorities at one
 //!   moment.
-//! - [`Authority`]: one authority, and what it signs. [`OperatorCa`]: one that the operator brings.
-//! - [`document`]: what is stored about them. [`storage`]: the trait of what stores it. [`Files`]:
-//!   stores it in the state directory.
+//! - [`Authority`]: one authority, and the certificates that it signs. [`OperatorCa`]: an authority
+//!   that the operator provides.
+//! - [`document`]: the stored form of the authorities. [`storage`]: the trait of its storage.
+//!   [`Files`]: the storage in the state directory.
 //! - [`request`]: a node's certificate request.
 //!
-//! At a rollover every authority that is still trusted signs a cross certificate for the new one:
-//! the new one's name and key. Each certificate that the new authority signs comes with the cross
-//! certificates. So a node that has not learned of the rollover verifies it all the same, and no
-//! tunnel depends on which end learns of the rollover first.
+//! At a rollover every authority that is still trusted signs a cross certificate for the new one,
+//! with the new one's name and key. Each certificate that the new authority signs comes with the
+//! cross certificates. So a node that does not know of the rollover yet verifies such a certificate
+//! too, and no tunnel depends on which of its ends gets the new authority first.
 
 mod authorities;
 mod authority;

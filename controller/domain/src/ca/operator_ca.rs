@@ -40,7 +40,7 @@ impl OperatorCa {
         check(&certificate, now).map_err(|why| wrong(&self.certificate, why))?;
         let file = |error| CaError::File { path: self.key.clone(), error };
         let mode = std::fs::metadata(&self.key).map_err(file)?.permissions().mode();
-        // The group may read it: Kubernetes mounts Secrets so for a user that is not root.
+        // The group may read it: Kubernetes mounts Secrets like this for a user that is not root.
         if mode & 0o027 != 0 {
             let why = format!("may be read by others, or changed by its group (mode {:04o}): chmod 600", mode & 0o7777);
             return Err(wrong(&self.key, why));
@@ -65,7 +65,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, CaError> {
     Ok(Zeroizing::new(text))
 }
 
-/// Checks that a certificate is an authority's (RFC 5280 4.2.1.3, 4.2.1.9) and valid now.
+/// Checks that a certificate belongs to an authority (RFC 5280 4.2.1.3, 4.2.1.9) and is valid now.
 fn check(der: &CertificateDer<'_>, now: Seconds) -> Result<(), String> {
     let (_, certificate) = X509Certificate::from_der(der).map_err(|e| format!("is not an X.509 certificate ({e})"))?;
     let constraints = certificate.basic_constraints().ok().flatten();

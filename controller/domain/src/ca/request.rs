@@ -11,7 +11,7 @@ use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo as Spki;
 
-/// Why a certificate request is refused.
+/// The reason why a certificate request is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("the certificate request is refused: {0}")]
 pub struct CsrError(String);
@@ -29,13 +29,13 @@ impl NodeKey {
     }
 }
 
-/// SHA-256 of a DER SubjectPublicKeyInfo.
+/// Computes SHA-256 of a DER SubjectPublicKeyInfo.
 pub fn hash(spki: &[u8]) -> [u8; 32] {
     super::hash::sha256(spki)
 }
 
-/// Reads a request. Checks its signature, the kind of its key, and that it asks for no other name
-/// than the node's.
+/// Reads a request. Checks its signature and the kind of its key, and that it requests no other
+/// name than the node's.
 pub fn read(pem: &str, node: &NodeName) -> Result<NodeKey, CsrError> {
     let refuse = CsrError;
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
@@ -87,7 +87,7 @@ fn check_names(csr: &X509CertificationRequest<'_>, node: &NodeName) -> Result<()
             ParsedExtension::BasicConstraints(constraints) if constraints.ca => {
                 return Err(CsrError("it asks to be a certificate authority".into()));
             }
-            // The role decides the usages, whatever the request asks for.
+            // The role decides the usages, whatever the request contains.
             _ => {}
         }
     }

@@ -9,13 +9,13 @@ use super::error::CaError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revision(pub String);
 
-/// Keeps the document with all authorities: in a file, or in a Secret that replicas share.
+/// Stores the document with all authorities: in a file, or in a Secret that replicas share.
 pub trait CaStorage: Send + Sync {
     /// Reads the document; `None` if none is stored yet.
     fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>>;
 
     /// Replaces the stored document durably if its revision is still `over` (`None`: if no document
-    /// is stored yet). Returns [`CaError::Conflict`] and changes nothing if it is not.
+    /// is stored yet). Otherwise returns [`CaError::Conflict`] and changes nothing.
     fn store<'a>(
         &'a self,
         document: &'a CaDocument,

@@ -1,13 +1,13 @@
 //! The registry plans a change against the state, commits it to the store, then publishes it.
 //!
-//! One task takes plans from a queue. It makes all plans that wait, each on top of the one before,
-//! undoes their changes, and commits them to the store together. What the store took it applies and
-//! publishes, and then replies to the callers. So no response and no view shows a change that may
-//! still be lost, and readers never wait for the store. If another replica changed the same rows
-//! first, the plan is made again on the new state.
+//! One task takes plans from a queue. It makes all waiting plans, each based on the one before,
+//! undoes their changes, and commits them to the store together. It applies and publishes the
+//! changes that the store accepted, and then replies to the callers. So no response and no view
+//! shows a change that may still be lost, and readers never wait for the store. If another replica
+//! changed the same rows first, the plan is repeated on the new state.
 //!
 //! - [`Registry`]: reads the state, and carries out plans.
-//! - `view_versions`: the version of each node's view, and what changed since earlier ones.
+//! - `view_versions`: the version of each node's view, and the changes since earlier versions.
 //! - `peer_cache`: the JSON of peers, serialised once for all views.
 
 mod peer_cache;
@@ -35,19 +35,19 @@ use peer_cache::PeerCache;
 pub use peer_cache::PeerJson;
 use view_versions::ViewVersions;
 
-/// Most plans that wait. Callers of more wait until there is room.
+/// Maximum number of waiting plans. Callers with further plans wait until there is room.
 const QUEUE: usize = 1024;
-/// Most plans that share one commit.
+/// Maximum number of plans that share one commit.
 const BATCH: usize = 256;
-/// Most store events that wait. The store waits with more.
+/// Maximum number of waiting store events. The store waits before it sends more.
 const EVENTS: usize = 256;
-/// Most registrations that are kept for a slow subscriber.
+/// Maximum number of registrations that are kept for a slow subscriber.
 const REGISTRATIONS: usize = 1024;
-/// How long a plan is made again when other replicas change the same rows first. A replica whose
-/// watch is behind, or that does not know yet why an object is missing, conflicts until it does: a
-/// few seconds on a busy API server.
+/// How long a plan is repeated when other replicas change the same rows first. A replica conflicts
+/// while its watch is behind, or while it does not know why an object is missing. That takes a few
+/// seconds on a busy API server.
 const RETRY_TIME: Duration = Duration::from_secs(10);
-/// Longest wait before the next attempt.
+/// Maximum wait before the next attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Reads the state and changes it. Clones share both.
@@ -56,9 +56,9 @@ pub struct Registry {
     shared: Arc<RwLock<Shared>>,
     commands: mpsc::Sender<Command>,
     store: Arc<dyn Store>,
-    /// Names this run of this replica. Versions can be compared within one epoch only.
+    /// Identifies this run of this replica. Versions can be compared within one epoch only.
     epoch: Arc<str>,
-    /// The time for plans.
+    /// The clock for plans.
     pub clock: Clock,
     /// Limits how often nodes change their addresses.
     pub address_changes: AddressChangeLimits,
@@ -74,7 +74,7 @@ struct Shared {
     created_at: HashMap<RowKey, u64>,
     /// Whether something changed since a revision was published.
     changed: bool,
-    /// The state holds all that was committed up to this revision.
+    /// The state contains everything that was committed up to this revision.
     revision: u64,
 }
 
@@ -95,7 +95,7 @@ type Reply = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 type Plan = Box<dyn FnOnce(&mut State) -> PlannedChanges + Send>;
 
-/// Why one attempt failed.
+/// The reason why one attempt failed.
 enum AttemptError<E> {
     Refused(E),
     Store(StoreError),
@@ -110,7 +110,7 @@ impl Registry {
         let mut state = State::load(snapshot, trust_node_labels);
         state.ledger_mut().watch_releases(clock.clone());
         state.set_restored(restored(&*store, clock.now()).await?);
-        // The configuration may have changed since the last run, and with it every view. An empty
+        // The configuration, and every view with it, may have changed since the last run. An empty
         // commit gives the views of this run a revision of their own.
         let revision = store.commit(vec![Vec::new()], clock.now()).await;
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
@@ -179,12 +179,13 @@ impl Registry {
         plan: Arc<impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static>,
     ) -> Result<T, AttemptError<E>> {
         let (result, received) = oneshot::channel();
-        // The registry's task makes the plan. The log shows it as a part of the caller's request.
+        // The registry's task makes the plan. The log shows the plan as a part of the caller's
+        // request.
         let span = Span::current();
         let plan: Plan = Box::new(move |state| match span.in_scope(|| plan(state)) {
             Ok((value, changes)) => PlannedChanges {
                 changes,
-                // The caller may have gone. Then nothing receives the result.
+                // The caller may have stopped waiting. In that case no receiver gets the result.
                 reply: Box::new(move |committed| {
                     let _ = result.send(committed.map(|()| value).map_err(AttemptError::Store));
                 }),
@@ -201,7 +202,7 @@ impl Registry {
         received.await.map_err(|_| stopped())?
     }
 
-    /// Gives every view a new version, after a change of what views contain besides the rows.
+    /// Gives every view a new version, after a change of the parts of views that are not rows.
     pub async fn refresh(&self) {
         let (done, waited) = oneshot::channel();
         if self.commands.send(Command::Refresh(done)).await.is_ok() {
@@ -209,17 +210,17 @@ impl Registry {
         }
     }
 
-    /// Reads the state. All of it is durable.
+    /// Reads the state. All of its content is durable.
     pub async fn read(&self) -> StateGuard<'_> {
         StateGuard { shared: self.shared.read().await }
     }
 
-    /// Waits until the state holds all that any replica had committed at a revision.
+    /// Waits until the state contains everything that any replica had committed at a revision.
     pub async fn catch_up(&self, revision: u64) -> Result<(), StoreError> {
         self.store.catch_up(revision).await
     }
 
-    /// Waits until the state holds every segment that was granted before this call.
+    /// Waits until the state contains every segment that was granted before this call.
     pub async fn reload_segments(&self) -> Result<(), StoreError> {
         self.store.reload_segments().await
     }
@@ -239,14 +240,14 @@ impl Registry {
         self.shared.read().await.registrations.subscribe()
     }
 
-    /// Names this run of this replica. Deltas are known only between versions of one epoch.
+    /// Identifies this run of this replica. Deltas are known only between versions of one epoch.
     pub fn epoch(&self) -> &str {
         &self.epoch
     }
 }
 
 /// Reads whether the rows were restored from a backup. The first start after a restore begins the
-/// time for which grants wait for nodes.
+/// time during which grants wait for nodes.
 async fn restored(store: &dyn Store, now: Seconds) -> Result<Option<Restored>, StoreError> {
     let Some(note) = store.note(Note::Restored).await? else { return Ok(None) };
     let unreadable = |why| StoreError::Unreadable { table: "note", key: Note::Restored.key().to_owned(), why };
@@ -272,42 +273,42 @@ impl Deref for StateGuard<'_> {
 }
 
 impl StateGuard<'_> {
-    /// The state holds all that was committed up to this revision. It is the version of every view
-    /// that is computed from this state.
+    /// Returns the revision of the state: the state contains everything that was committed up to
+    /// it. Every view that is computed from this state has it as its version.
     pub fn revision(&self) -> u64 {
         self.shared.revision
     }
 
-    /// Receives the version of each change of a node's view. It closes when the node is
-    /// deregistered.
+    /// Returns a receiver for the version of each change of a node's view. The receiver closes when
+    /// the node is deregistered.
     pub fn watch(&self, node: &NodeName) -> Option<watch::Receiver<u64>> {
         self.shared.view_versions.watch(node)
     }
 
-    /// What changed in a node's view after a version of this epoch; `None` if that is not known any
-    /// more.
+    /// Returns what changed in a node's view after a version of this epoch; `None` if the changes
+    /// are no longer known.
     pub fn changed_since(&self, node: &NodeName, version: u64) -> Option<ChangedParts> {
         self.shared.view_versions.changed_since(&self.shared.state, node, version)
     }
 
-    /// A registered node as JSON, as its viewers see it. `make` is called if nothing is cached
-    /// since the node changed. `None` if it cannot be serialised.
+    /// Returns a registered node as JSON, as its viewers see it. `make` is called if nothing is
+    /// cached since the node changed. `None` if the node cannot be serialised.
     pub fn peer(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
         self.shared.peers.get_or_make(name, make)
     }
 
-    /// The revision at which a node or a listed community was created; 0 if it was there at the
-    /// start. A row that was deleted and written again counts as created again.
+    /// Returns the revision at which a node or a listed community was created; 0 if it existed at
+    /// the start. A row that was deleted and written again counts as created again.
     pub fn created_at_revision(&self, key: &RowKey) -> u64 {
         self.shared.created_at.get(key).copied().unwrap_or(0)
     }
 
-    /// How many streams of a node's view are open at this replica.
+    /// Returns how many streams of a node's view are open at this replica.
     pub fn view_streams(&self, node: &NodeName) -> usize {
         self.shared.view_versions.watchers(node)
     }
 
-    /// Whether a view stream of this node is open at this replica.
+    /// Returns whether a view stream of this node is open at this replica.
     pub fn is_connected(&self, node: &NodeName) -> bool {
         self.view_streams(node) > 0
     }
@@ -324,7 +325,7 @@ impl Task {
         let mut commands = Vec::new();
         loop {
             tokio::select! {
-                // Plans are made on the latest news of other replicas.
+                // Plans are made on the latest events from other replicas.
                 biased;
                 Some(event) = events.recv() => self.handle(event).await,
                 count = queue.recv_many(&mut commands, BATCH) => {
@@ -388,10 +389,10 @@ impl Task {
             shared.view_versions.publish_all(shared.revision);
             shared.peers.clear();
         }
-        // Callers are answered last, so that they find their change in the state.
+        // Callers get their replies last, so that they find their change in the state.
         replies.into_iter().for_each(|(reply, result)| reply(result));
         for done in refreshed {
-            // The caller may have gone.
+            // The caller may have stopped waiting.
             let _ = done.send(());
         }
     }
@@ -405,7 +406,7 @@ impl Task {
                 (changes, revision)
             }
             StoreEvent::Rows(reply) => {
-                // The caller may have gone.
+                // The caller may have stopped waiting.
                 let _ = reply.send(shared.state.rows());
                 return;
             }
@@ -421,7 +422,7 @@ impl Task {
 }
 
 impl Shared {
-    /// Applies changes. A change that changes nothing, such as the echo of our own, reaches no
+    /// Applies changes. A change without effect, such as the echo of our own, does not change a
     /// view.
     fn apply(&mut self, changes: Vec<Change>) {
         for change in changes {
@@ -451,8 +452,8 @@ impl Shared {
         }
     }
 
-    /// The store wrote the objects of these rows again, unchanged. The rows count as created again,
-    /// since the status on the former objects is lost.
+    /// Handles rows whose objects the store wrote again, unchanged. The rows count as created
+    /// again, because the status of the former objects is lost.
     fn recreated(&mut self, keys: Vec<RowKey>) {
         for key in keys {
             if matches!(key, RowKey::Node(_) | RowKey::Community(_)) {
@@ -464,8 +465,8 @@ impl Shared {
 
     fn publish(&mut self, revision: u64) {
         let changed = self.state.take_changed_views();
-        // News of other replicas may arrive after a later commit of ours. Such changes get a new
-        // revision all the same.
+        // Events from other replicas may arrive after a later commit of ours. Such changes also get
+        // a new revision.
         let late = u64::from(std::mem::take(&mut self.changed));
         self.revision = revision.max(self.revision + late);
         // Drops the JSON of all nodes that changed in a view.

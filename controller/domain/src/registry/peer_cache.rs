@@ -1,5 +1,5 @@
-//! The JSON of each peer, serialised once for all views that contain it: one change may concern a
-//! thousand views at the same moment.
+//! Caches the JSON of each peer. It is serialised once for all views that contain the peer, because
+//! one change may affect a thousand views at the same moment.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,7 +30,7 @@ impl Serialize for PeerJson {
 pub(super) struct PeerCache(Mutex<HashMap<NodeName, PeerJson>>);
 
 impl PeerCache {
-    /// The cached JSON, or the JSON of what `make` returns, which is then cached. The caller holds
+    /// Returns the cached JSON, or serialises the result of `make` and caches it. The caller holds
     /// the state's lock, so `make` shows the current state.
     pub(super) fn get_or_make(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
         if let Some(json) = self.entries().get(name) {

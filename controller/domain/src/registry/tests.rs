@@ -9,7 +9,7 @@ use crate::state::{CommunityRecord, NodeRecord, Snapshot};
 use crate::store::Committed;
 use crate::store::embedded::Embedded;
 
-/// Longer than any of these tests takes.
+/// A time longer than any of these tests takes.
 const HANG: Duration = Duration::from_secs(3600);
 
 /// The embedded store on a disk that fills up when the test says so.
@@ -37,7 +37,7 @@ impl Store for FullDisk {
 }
 
 /// A store that another replica shares. For each element of `quicker` the other replica commits
-/// just before us.
+/// just before this one.
 struct Shared {
     store: Embedded,
     quicker: tokio::sync::Mutex<Vec<Vec<Change>>>,
@@ -64,7 +64,7 @@ impl Store for Shared {
     }
 }
 
-/// A store whose watch is behind: every commit conflicts until the time is there.
+/// A store whose watch is behind: every commit conflicts until a given time.
 struct Behind {
     store: Embedded,
     until: tokio::time::Instant,
@@ -111,7 +111,7 @@ async fn a_row_that_is_deleted_and_written_again_counts_as_created_again() {
     let puts = vec![Change::PutNode(NodeRecord::new(name("a"), Role::Edge, 0)), Change::PutCommunity(community)];
     let deletions = vec![Change::DeleteNode(name("a")), Change::DeleteCommunity("alpha".parse().unwrap())];
     let mut before = registry.read().await.revision();
-    // The last round does both in one commit, so that no reader sees the row gone.
+    // The last round does both in one commit, so that no reader sees the state without the row.
     for changes in [puts.clone(), puts.clone(), [deletions, puts].concat()].into_iter().enumerate() {
         let (round, changes) = changes;
         registry.change(move |_| Ok::<_, StoreError>(((), changes.clone()))).await.unwrap();

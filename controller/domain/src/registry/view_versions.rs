@@ -1,8 +1,8 @@
-//! For each node, the version of its view and what changed lately. A node that knows an earlier
+//! Keeps the version of each node's view and its latest changes. A node that knows an earlier
 //! version gets only the difference.
 //!
-//! A node that changed is recorded once for each of its visibility groups, however many viewers the
-//! group has. Peers that come into a view or leave it are recorded for that viewer.
+//! A changed node is recorded once for each of its visibility groups, however many viewers the
+//! group has. Peers that enter or leave a view are recorded for that viewer.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -11,8 +11,8 @@ use tokio::sync::watch;
 
 use crate::state::{ChangedParts, ChangedViews, State, VisibilityGroup};
 
-/// Changes remembered for each viewer, and at least so many for each group. A viewer that knows
-/// only an older version gets the whole view.
+/// Number of changes that are remembered for each viewer, and the minimum number for each group. A
+/// viewer that knows only an older version gets the whole view.
 const REMEMBERED: usize = 64;
 
 #[derive(Debug)]
@@ -32,7 +32,7 @@ struct Viewer {
 /// The latest changes of a group of views, the oldest first.
 #[derive(Debug)]
 struct Log<T> {
-    /// `entries` has all changes of the versions above this one.
+    /// `entries` contains all changes of the versions above this one.
     since: u64,
     entries: VecDeque<(u64, T)>,
 }
@@ -51,7 +51,8 @@ impl<T> Log<T> {
         self.entries.push_back((version, entry));
     }
 
-    /// The changes of all versions above `known`; `None` if some of them are forgotten.
+    /// Returns the changes of all versions above `known`; `None` if some of them are no longer
+    /// kept.
     fn after(&self, known: u64) -> Option<impl Iterator<Item = &T>> {
         let entries = self.entries.iter().rev().take_while(move |(version, _)| *version > known);
         (known >= self.since).then(|| entries.map(|(_, entry)| entry))
@@ -109,8 +110,8 @@ impl ViewVersions {
         }
     }
 
-    /// Gives every view a new version and forgets all changes: any part of any view may have
-    /// changed.
+    /// Gives every view a new version and drops all recorded changes, because any part of any view
+    /// may have changed.
     pub(super) fn publish_all(&mut self, revision: u64) {
         self.groups.clear();
         self.since = revision;
@@ -128,8 +129,8 @@ impl ViewVersions {
         self.viewers.get(node).map_or(0, |viewer| viewer.version.receiver_count())
     }
 
-    /// All changes of a node's view in versions above `known`; `None` if some of them are
-    /// forgotten.
+    /// Returns all changes of a node's view in versions above `known`; `None` if some of them are
+    /// no longer kept.
     pub(super) fn changed_since(&self, state: &State, node: &NodeName, known: u64) -> Option<ChangedParts> {
         let (viewer, record) = (self.viewers.get(node)?, state.node(node)?);
         let mut all = ChangedParts::default();
@@ -160,7 +161,7 @@ mod tests {
         ChangedViews { views: [(viewer.clone(), parts)].into(), ..ChangedViews::default() }
     }
 
-    /// Names of the peers that changed, on one line.
+    /// Returns the names of the changed peers, on one line.
     fn since(viewers: &ViewVersions, state: &State, viewer: &NodeName, known: u64) -> Option<String> {
         let parts = viewers.changed_since(state, viewer, known)?;
         Some(parts.peers.into_iter().map(String::from).collect::<Vec<_>>().join(" "))

@@ -1,4 +1,4 @@
-//! How many segments are free, and in which state a segment is.
+//! Counts free segments, and decides which state a segment is in.
 
 use edge_types::IpNetwork;
 use edge_types::api::{Family, RangeUsage, SegmentState};
@@ -8,15 +8,15 @@ use super::policy::SegmentPolicy;
 use super::range::{bounds, contains, size};
 use crate::clock::Seconds;
 
-/// How many segments of a family can be granted now: those that overlap nothing that is held, in
+/// Counts the segments of a family that can be granted now: they overlap nothing that is held, in
 /// quarantine or reserved.
 pub fn free_segments(ledger: &Ledger, policy: &SegmentPolicy, family: Family, now: Seconds) -> u128 {
     let blocked = blocked(ledger, policy, family, now);
     policy.ranges(family).map(|range| free_in(range, &blocked, policy)).fold(0, u128::saturating_add)
 }
 
-/// How much of each range is granted, in the order of the ranges. Rows outside of all ranges are
-/// left out.
+/// Computes how much of each range is granted, in the order of the ranges. Rows outside of all
+/// ranges are left out.
 pub fn range_usage(ledger: &Ledger, policy: &SegmentPolicy, now: Seconds) -> Vec<RangeUsage> {
     let number = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
     let blocked = [Family::V4, Family::V6].map(|family| blocked(ledger, policy, family, now));
@@ -44,7 +44,7 @@ pub fn range_usage(ledger: &Ledger, policy: &SegmentPolicy, now: Seconds) -> Vec
     usage
 }
 
-/// First and last addresses of all that cannot be granted now, in order.
+/// Returns the first and last addresses of everything that cannot be granted now, in order.
 fn blocked(ledger: &Ledger, policy: &SegmentPolicy, family: Family, now: Seconds) -> Vec<(u128, u128)> {
     let taken = ledger.rows().filter(|row| !ledger.is_free(row, policy, now)).map(|row| &row.network);
     let mut blocked: Vec<(u128, u128)> = taken
@@ -59,13 +59,13 @@ fn blocked(ledger: &Ledger, policy: &SegmentPolicy, family: Family, now: Seconds
     blocked
 }
 
-/// How many segments of a range overlap nothing of `blocked`.
+/// Counts the segments of a range that overlap nothing in `blocked`.
 fn free_in(range: &IpNetwork, blocked: &[(u128, u128)], policy: &SegmentPolicy) -> u128 {
     let family = Family::of(range);
     let step = size(family, policy.prefix(family));
     let ((_, start), end) = bounds(range);
     let mut free = ((end - start) / step).saturating_add(1);
-    // Segments below this number are counted.
+    // Segments below this number have been counted.
     let mut next = 0;
     for (first, last) in blocked.iter().filter(|(first, last)| *first <= end && *last >= start) {
         let from = ((*first).max(start) - start) / step;
@@ -77,8 +77,8 @@ fn free_in(range: &IpNetwork, blocked: &[(u128, u128)], policy: &SegmentPolicy) 
 }
 
 impl SegmentRecord {
-    /// The state of the segment. `quarantine`: seconds for which a released segment is granted to
-    /// no node.
+    /// Returns the state of the segment. `quarantine`: seconds for which a released segment is
+    /// granted to no node.
     pub fn state(&self, quarantine: Seconds, now: Seconds) -> SegmentState {
         match self.free_from(quarantine) {
             None => SegmentState::Held,
@@ -106,8 +106,8 @@ mod tests {
     }
 
     proptest! {
-        /// Exactly as many segments can be granted as are counted as free, whatever was granted,
-        /// released and reserved before.
+        /// The number of segments that can be granted equals the number of free ones, whatever was
+        /// granted, released and reserved before.
         #[test]
         fn as_many_segments_are_granted_as_are_counted_as_free(
             rows in proptest::collection::vec((0..8u8, 25..30u8, proptest::option::of(0..150i64)), 0..12),

@@ -1,5 +1,5 @@
-//! Segments that a node says it holds. After an old backup was restored that may be more than the
-//! ledger knows. Such a segment stays with its node and is granted to no other.
+//! Checks segments that a node claims to hold. After the restore of an old backup, these may be
+//! more than the ledger knows. Such a segment stays with its node and is granted to no other.
 
 use edge_types::{IpNetwork, NodeName};
 
@@ -8,10 +8,10 @@ use super::policy::SegmentPolicy;
 use super::range::overlap;
 use crate::clock::Seconds;
 
-/// Why the controller does not accept that a node holds a segment.
+/// The reason why the controller does not accept that a node holds a segment.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimConflict {
-    /// Another node holds a segment that overlaps it.
+    /// Another node holds a segment that overlaps the claimed one.
     #[error(
         "it uses {segment}, and {network} is node {node}'s: pods with these addresses reach nothing; deregister one of the two nodes, and let it join again"
     )]
@@ -20,10 +20,10 @@ pub enum ClaimConflict {
         segment: IpNetwork,
         /// The segment in the ledger that overlaps it.
         network: IpNetwork,
-        /// The node that holds it by the ledger.
+        /// The node that holds the overlapping segment according to the ledger.
         node: NodeName,
     },
-    /// No node can hold it: it is no segment by the configuration.
+    /// No node can hold the network: it is not a segment under the configuration.
     #[error(
         "it uses {segment}, which is no segment by cluster_ranges, reserved, v4_prefix and v6_prefix: pods with these addresses reach nothing"
     )]
@@ -31,7 +31,7 @@ pub enum ClaimConflict {
         /// The segment that the node claims.
         segment: IpNetwork,
     },
-    /// The node holds as many segments as it may.
+    /// The node already holds the maximum number of segments.
     #[error("it uses {segment} and holds {held} other segments, which is as many as a node may hold")]
     TooMany {
         /// The segment that the node claims.
@@ -51,10 +51,10 @@ pub enum ClaimConflict {
 }
 
 impl Ledger {
-    /// Decides about a segment that a node claims. `None`: the ledger has it as the node's own.
-    /// `Some`: the grant that makes it so. `chosen` are the grants of this node that are not
-    /// recorded yet. `may_be_unknown` allows a segment that was never granted to the node, as after
-    /// a restore.
+    /// Decides about a segment that a node claims. Returns `None` if the ledger already has the
+    /// segment as the node's own, and otherwise the grant that makes it so. `chosen` are the grants
+    /// of this node that are not recorded yet. `may_be_unknown` allows a segment that was never
+    /// granted to the node, as after a restore.
     pub fn check_claim(
         &self,
         policy: &SegmentPolicy,

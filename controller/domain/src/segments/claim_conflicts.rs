@@ -1,5 +1,5 @@
-//! Conflicts between the segments that nodes claim and the ledger. They are kept in memory,
-//! for the operator.
+//! Keeps conflicts between the segments that nodes claim and the ledger in memory, for the
+//! operator.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,9 +9,9 @@ use edge_types::NodeName;
 
 use super::claim_check::ClaimConflict;
 
-/// Most conflicts of one node that are kept.
+/// Maximum number of conflicts that are kept for one node.
 const MOST: usize = 8;
-/// Least time between two reports of new conflicts of one node, in the log and as Events. A node
+/// Minimum time between two reports of new conflicts of one node, in the log and as Events. A node
 /// may claim other segments with every report.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -24,14 +24,14 @@ pub struct ClaimConflicts(Arc<Mutex<BTreeMap<NodeName, NodeConflicts>>>);
 struct NodeConflicts {
     /// Conflicts of its latest report, at most [`MOST`].
     conflicts: Vec<ClaimConflict>,
-    /// When a new conflict was last reported. This stays when the conflicts are gone, since they
-    /// may come and go with every report.
+    /// When a new conflict was last reported. The time stays when the conflicts are gone, since
+    /// they may appear and disappear with every report.
     reported_at: Option<Instant>,
 }
 
 impl NodeConflicts {
-    /// Whether `conflicts` has a new one and at least [`PAUSE`] has passed since the last report of
-    /// a new one.
+    /// Returns whether `conflicts` has a new one and at least [`PAUSE`] has passed since the last
+    /// report of a new one.
     fn has_new(&self, conflicts: &[ClaimConflict], now: Instant) -> bool {
         let new = conflicts.iter().take(MOST).any(|conflict| !self.conflicts.contains(conflict));
         new && self.reported_at.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE)
@@ -39,24 +39,24 @@ impl NodeConflicts {
 }
 
 impl ClaimConflicts {
-    /// The conflicts of one node, as text.
+    /// Returns the conflicts of one node, as text.
     pub fn of(&self, node: &NodeName) -> Vec<String> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(node).into_iter().flat_map(|reported| &reported.conflicts).map(ToString::to_string).collect()
     }
 
-    /// Forgets the conflicts of all nodes for which `kept` is false.
+    /// Removes the conflicts of all nodes for which `kept` is false.
     pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| kept(node));
     }
 
-    /// Whether [`ClaimConflicts::note`] would now return any of these conflicts.
+    /// Returns whether [`ClaimConflicts::note`] would now return any of these conflicts.
     pub fn has_new(&self, node: &NodeName, conflicts: &[ClaimConflict]) -> bool {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(node).is_none_or(|reported| reported.has_new(conflicts, Instant::now()))
     }
 
-    /// Replaces the conflicts of one node. Returns those to report now.
+    /// Replaces the conflicts of one node. Returns those that the caller must report now.
     pub fn note(&self, node: &NodeName, mut conflicts: Vec<ClaimConflict>, now: Instant) -> Vec<ClaimConflict> {
         conflicts.truncate(MOST);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +87,7 @@ mod tests {
         let start = Instant::now();
         let mut reported_count = 0;
         for n in 0..600 {
-            // Ten reports a second. Every other one has no conflict.
+            // Ten reports a second. Every second report has no conflict.
             let reported = if n % 2 == 0 { vec![foreign(n)] } else { vec![] };
             reported_count += conflicts.note(&node, reported, start + Duration::from_millis(100) * n).len();
         }

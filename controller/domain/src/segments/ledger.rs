@@ -1,4 +1,4 @@
-//! The ledger: which node holds which segment, and which nodes held it before.
+//! The ledger: records which node holds which segment, and which nodes held it before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::policy::SegmentPolicy;
 use super::range::{AddressKey, bounds, network_at, overlap, size};
 use crate::clock::{Clock, Seconds, rfc3339};
 
-/// Most holders that an error names when a range is exhausted.
+/// Maximum number of holders that an error names when a range is exhausted.
 const NAMED_HOLDERS: usize = 10;
 
 /// The row of a segment: its latest grant. It is kept after the release, until the segment is
@@ -21,15 +21,15 @@ pub struct SegmentRecord {
     pub network: IpNetwork,
     /// The node that holds it, or held it last.
     pub node: NodeName,
-    /// The id of the node's request that was granted.
+    /// Id of the node's request for which the segment was granted.
     pub request_id: String,
     /// When it was granted, seconds since 1970-01-01 UTC.
     pub granted_at: Seconds,
     /// When it was released; `None` while it is held.
     #[serde(default)]
     pub released_at: Option<Seconds>,
-    /// Until this time it is granted to no node, even after its quarantine: the node that held it
-    /// may still use it.
+    /// Until this time the segment is granted to no node, even after its quarantine: the node that
+    /// held it may still use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_until: Option<Seconds>,
     /// Earlier grants, the latest first; at most [`SegmentRecord::KEPT`].
@@ -49,10 +49,10 @@ pub struct Holding {
 }
 
 impl SegmentRecord {
-    /// Most earlier grants that are kept of one segment.
+    /// Maximum number of earlier grants that are kept for one segment.
     pub const KEPT: usize = 32;
 
-    /// The row of a segment without earlier grants.
+    /// Makes the row of a segment without earlier grants.
     pub fn new(
         network: IpNetwork,
         node: NodeName,
@@ -63,14 +63,15 @@ impl SegmentRecord {
         Self { network, node, request_id, granted_at, released_at, kept_until: None, past: Vec::new() }
     }
 
-    /// When it may be granted to another node; `None` while it is held. `quarantine`: seconds for
-    /// which a released segment is granted to no node.
+    /// Returns when the segment may be granted to another node; `None` while it is held.
+    /// `quarantine`: seconds for which a released segment is granted to no node.
     pub fn free_from(&self, quarantine: Seconds) -> Option<Seconds> {
         let quarantined = self.released_at?.saturating_add(quarantine);
         Some(self.kept_until.map_or(quarantined, |kept| kept.max(quarantined)))
     }
 
-    /// The row of the same segment after a new grant. The grant before it becomes an earlier one.
+    /// Returns the row of the same segment after a new grant. The grant before it becomes an
+    /// earlier one.
     pub fn regranted(&self, node: NodeName, request_id: String, granted_at: Seconds) -> Self {
         let last = self.released_at.map(|released_at| Holding {
             node: self.node.clone(),
@@ -102,7 +103,7 @@ pub struct Exhausted {
     pub prefix: u8,
     /// The ranges, as text.
     pub ranges: String,
-    /// Which nodes hold how many, as text.
+    /// The nodes that hold segments, with their numbers of segments, as text.
     pub holders: String,
 }
 
@@ -112,13 +113,13 @@ pub struct Ledger {
     rows: BTreeMap<AddressKey, SegmentRecord>,
     held: BTreeMap<NodeName, BTreeSet<AddressKey>>,
     released: BTreeSet<AddressKey>,
-    /// For each range: below this address nothing was free at the last search. This only saves
+    /// For each range, the address below which nothing was free at the last search. It only saves
     /// time: the whole range is searched before a grant is refused.
     searched: BTreeMap<AddressKey, u128>,
     /// Releases that this process has seen, with the time by [`Clock::monotonic`]. Their quarantine
-    /// passes in that time, which no change of the machine's clock shortens.
+    /// is measured by that clock, so no change of the machine's clock shortens it.
     seen: BTreeMap<AddressKey, Release>,
-    /// The clock for `seen`. Without it no release is recorded there.
+    /// The clock for `seen`. Without a clock, `seen` records no release.
     clock: Option<Clock>,
 }
 
@@ -127,28 +128,28 @@ pub struct Ledger {
 struct Release {
     granted_at: Seconds,
     released_at: Seconds,
-    /// When it was seen; `None` if it happened before this process watched.
+    /// When this process saw the release; `None` if the release happened before that was recorded.
     at: Option<Seconds>,
 }
 
 impl Ledger {
-    /// All rows, held and released, in address order.
+    /// Returns all rows, held and released, in address order.
     pub fn rows(&self) -> impl Iterator<Item = &SegmentRecord> {
         self.rows.values()
     }
 
-    /// The row of a segment.
+    /// Returns the row of a segment.
     pub fn row(&self, network: &IpNetwork) -> Option<&SegmentRecord> {
         self.rows.get(&bounds(network).0).filter(|row| row.network == *network)
     }
 
-    /// Records the monotonic time of releases from now on. Earlier ones are judged by the wall
+    /// Records the monotonic time of releases from now on. Earlier releases are judged by the wall
     /// clock.
     pub fn watch_releases(&mut self, clock: Clock) {
         self.clock = Some(clock);
     }
 
-    /// Rows that a node holds, oldest grant first.
+    /// Returns the rows that a node holds, oldest grant first.
     pub fn held_by(&self, node: &NodeName) -> Vec<&SegmentRecord> {
         let mut rows: Vec<&SegmentRecord> =
             self.held.get(node).into_iter().flatten().filter_map(|at| self.rows.get(at)).collect();
@@ -156,13 +157,13 @@ impl Ledger {
         rows
     }
 
-    /// How many segments of a family a node holds.
+    /// Counts the segments of a family that a node holds.
     pub fn count_held(&self, node: &NodeName, family: Family) -> usize {
         self.held.get(node).into_iter().flatten().filter(|place| place.0 == family).count()
     }
 
     /// Chooses the next segment of a family. It overlaps none of `chosen`, the grants that are not
-    /// recorded yet. Changes no row, only where the next search begins.
+    /// recorded yet. Changes no row, only the start of the next search.
     pub fn grant(
         &mut self,
         policy: &SegmentPolicy,
@@ -206,8 +207,8 @@ impl Ledger {
         self.rows.insert(place, row);
     }
 
-    /// Records when a release was seen. A change that is only tried is undone, and the earlier time
-    /// stays in force.
+    /// Records when a release was seen. If a tried change is undone, the earlier time stays in
+    /// force.
     fn note_release(&mut self, place: AddressKey, row: &SegmentRecord) {
         let Some(clock) = &self.clock else { return };
         if let Some(before) = self.rows.get(&place)
@@ -224,8 +225,8 @@ impl Ledger {
         }
     }
 
-    /// Whether a segment can be granted: it is released, and its quarantine has passed by the wall
-    /// clock and by the monotonic one.
+    /// Returns whether a segment can be granted: it is released, and its quarantine has passed by
+    /// both the wall clock and the monotonic clock.
     pub(super) fn is_free(&self, row: &SegmentRecord, policy: &SegmentPolicy, now: Seconds) -> bool {
         let Some(released_at) = row.released_at else { return false };
         let seen = self.seen.get(&bounds(&row.network).0);
@@ -255,8 +256,8 @@ impl Ledger {
         }
     }
 
-    /// The first free segment between `from` and `last`. Each row in the way is skipped in one
-    /// step.
+    /// Returns the first free segment between `from` and `last`. Each row in the way is skipped in
+    /// one step.
     fn first_free(
         &self,
         policy: &SegmentPolicy,
@@ -284,22 +285,22 @@ impl Ledger {
             }
             match reserved.max(taken) {
                 None => return Some(Grant { network, replaces }),
-                // Goes on at the next multiple of the segment's size behind that row.
+                // Continues at the next multiple of the segment's size behind that row.
                 Some(blocked_to) => at = (blocked_to.max(end) | (step - 1)).checked_add(1)?,
             }
         }
         None
     }
 
-    /// Rows that overlap `first..=last`. Rows do not overlap each other, so at most one of them
-    /// begins before `first`.
+    /// Returns the rows that overlap `first..=last`. Rows do not overlap each other, so at most one
+    /// of them begins before `first`.
     fn overlapping(&self, family: Family, first: u128, last: u128) -> impl Iterator<Item = &SegmentRecord> {
         let before = self.rows.range(..(family, first)).next_back();
         let before = before.filter(|(place, row)| place.0 == family && bounds(&row.network).1 >= first);
         before.into_iter().chain(self.rows.range((family, first)..=(family, last))).map(|(_, row)| row)
     }
 
-    /// Rows that overlap a network.
+    /// Returns the rows that overlap a network.
     pub fn overlapping_with(&self, network: &IpNetwork) -> impl Iterator<Item = &SegmentRecord> {
         let ((family, first), last) = bounds(network);
         self.overlapping(family, first, last)

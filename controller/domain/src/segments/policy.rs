@@ -16,20 +16,20 @@ pub struct SegmentPolicy {
     pub reserved: Vec<IpNetwork>,
     /// Prefix lengths of segments.
     pub prefix: SegmentPrefix,
-    /// Most segments of one family that a node may hold.
+    /// Maximum number of segments of one family that a node may hold.
     pub max_per_node: u32,
     /// Seconds for which a released segment is granted to no node.
     pub quarantine: i64,
-    /// Seconds after a restore for which nothing is granted while an edge has not reported its
+    /// Seconds after a restore during which nothing is granted while an edge has not reported its
     /// segments.
     pub restore_grace: i64,
-    /// Seconds after a restore for which a node may claim a segment that the ledger does not know
-    /// as its own.
+    /// Seconds after a restore during which a node may claim a segment that the ledger does not
+    /// know as its own.
     pub claims_after_restore: i64,
 }
 
 impl SegmentPolicy {
-    /// Prefix length of this family's segments.
+    /// Returns the prefix length of this family's segments.
     pub fn prefix(&self, family: Family) -> u8 {
         match family {
             Family::V4 => self.prefix.v4,
@@ -37,17 +37,17 @@ impl SegmentPolicy {
         }
     }
 
-    /// Ranges of a family.
+    /// Returns the ranges of a family.
     pub fn ranges(&self, family: Family) -> impl Iterator<Item = &IpNetwork> {
         self.ranges.iter().filter(move |range| Family::of(range) == family)
     }
 
-    /// Families that have a range.
+    /// Returns the families that have a range.
     pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
         [Family::V4, Family::V6].into_iter().filter(|family| self.ranges(*family).next().is_some())
     }
 
-    /// Whether a network is a segment by these rules.
+    /// Returns whether a network is a segment by these rules.
     pub fn allows(&self, network: &IpNetwork) -> bool {
         let family = Family::of(network);
         network.prefix() == self.prefix(family)
@@ -100,7 +100,7 @@ impl SegmentPolicy {
 pub(super) mod tests {
     use super::*;
 
-    /// Rules that tests start from.
+    /// Returns the rules that tests start from.
     pub(in crate::segments) fn policy() -> SegmentPolicy {
         SegmentPolicy {
             ranges: Vec::new(),

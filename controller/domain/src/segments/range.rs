@@ -9,7 +9,7 @@ pub use edge_types::network::{contains, overlap};
 /// The first address of a network: its family and the address as a number.
 pub(super) type AddressKey = (Family, u128);
 
-/// First and last address of a network.
+/// Returns the first and last address of a network.
 pub(super) fn bounds(network: &IpNetwork) -> (AddressKey, u128) {
     let (first, bits) = match network.network() {
         IpAddr::V4(ip) => (u128::from(u32::from(ip)), 32 - u32::from(network.prefix())),
@@ -20,7 +20,7 @@ pub(super) fn bounds(network: &IpNetwork) -> (AddressKey, u128) {
     ((Family::of(network), first), last)
 }
 
-/// The network of this prefix length at an address; `None` if no such network begins there.
+/// Returns the network of this prefix length at an address; `None` if no such network begins there.
 pub(super) fn network_at((family, first): AddressKey, prefix: u8) -> Option<IpNetwork> {
     let ip: IpAddr = match family {
         Family::V4 => Ipv4Addr::from(u32::try_from(first).ok()?).into(),
@@ -30,7 +30,7 @@ pub(super) fn network_at((family, first): AddressKey, prefix: u8) -> Option<IpNe
     (network.network() == ip).then_some(network)
 }
 
-/// Number of addresses in a network of this prefix length.
+/// Returns the number of addresses in a network of this prefix length.
 pub(super) fn size(family: Family, prefix: u8) -> u128 {
     let bits = match family {
         Family::V4 => 32u32,

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::policy::SegmentPolicy;
 use crate::clock::{Seconds, rfc3339};
 
-/// Most nodes that an error names.
+/// Maximum number of nodes that an error names.
 const NAMED: usize = 5;
 
 /// A restore or an import of the rows. The store keeps this beside the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
-    /// When it was done, seconds since 1970-01-01 UTC.
+    /// Time of the restore, in seconds since 1970-01-01 UTC.
     pub at: Seconds,
     /// When a controller first served the restored rows; `None` until one does. The waiting time
     /// starts here, since no node can report earlier.
@@ -22,12 +22,12 @@ pub struct Restored {
 }
 
 impl Restored {
-    /// A restore at this time that no controller has served yet.
+    /// Makes a restore at this time that no controller has served yet.
     pub fn at(now: Seconds) -> Self {
         Self { at: now, served_from: None }
     }
 
-    /// Reads what [`Restored::to_note`] wrote.
+    /// Reads a text that [`Restored::to_note`] wrote.
     ///
     /// # Errors
     /// If the text is something else. The error quotes it.
@@ -35,25 +35,26 @@ impl Restored {
         serde_json::from_str(note).map_err(|error| format!("expected {{\"at\":SECONDS}}, found {note:?}: {error}"))
     }
 
-    /// The text that the store keeps.
+    /// Returns the text that the store keeps.
     pub fn to_note(self) -> String {
         // A struct of two numbers always serialises.
         serde_json::to_string(&self).unwrap_or_default()
     }
 
-    /// Until this time grants wait for nodes that have not reported.
+    /// Returns the time until which grants wait for nodes that have not reported.
     pub fn grants_wait_until(&self, policy: &SegmentPolicy) -> Seconds {
         self.served_from.unwrap_or(self.at).saturating_add(policy.restore_grace)
     }
 
-    /// Until this time a node may claim a segment that the ledger does not know as its own.
+    /// Returns the time until which a node may claim a segment that the ledger does not know as its
+    /// own.
     pub fn claims_count_until(&self, policy: &SegmentPolicy) -> Seconds {
         self.served_from.unwrap_or(self.at).saturating_add(policy.claims_after_restore)
     }
 }
 
 /// No segment is granted yet, because a node that has not reported may use any of them. The text
-/// goes to the node that asks, so it names no other node: see [`Self::for_the_operator`].
+/// goes to the requesting node, so it names no other node: see [`Self::for_the_operator`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no segment is granted until {}, or until every edge has reported which segments it uses: the store was restored from a backup at {}, which \
@@ -73,12 +74,12 @@ pub struct GrantsPaused {
 }
 
 impl GrantsPaused {
-    /// The text with the names of the missing edges.
+    /// Returns the text with the names of the missing edges.
     pub fn for_the_operator(&self) -> String {
         format!("{self}. Missing: {}", self.named.join(", "))
     }
 
-    /// How grants wait for the edges in `missing`; `None` if there are none.
+    /// Makes the reason for which grants wait for the edges in `missing`; `None` if there are none.
     pub fn until_all_reported<'a>(
         restored: &Restored,
         policy: &SegmentPolicy,

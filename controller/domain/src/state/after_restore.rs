@@ -1,4 +1,4 @@
-//! What a restore of the rows from a backup means for grants and for claims.
+//! Applies the effects of a restore from a backup to grants and claims.
 
 use edge_types::Role;
 
@@ -16,7 +16,7 @@ impl State {
     /// reported its segments, or until the grace period has passed.
     ///
     /// # Errors
-    /// How long grants wait, and which edges have not reported yet.
+    /// Says how long grants wait, and which edges have not reported yet.
     pub fn may_grant(&self, policy: &SegmentPolicy, now: Seconds) -> Result<(), GrantsPaused> {
         let waiting = self.restored.filter(|restored| now < restored.grants_wait_until(policy));
         let Some(restored) = waiting else { return Ok(()) };
@@ -28,8 +28,8 @@ impl State {
         }
     }
 
-    /// Whether a node may claim a segment that the ledger does not know as its own: for some time
-    /// after a restore.
+    /// Returns whether a node may claim a segment that the ledger does not know as its own. Nodes
+    /// may do so for some time after a restore.
     pub fn takes_unknown_claims(&self, policy: &SegmentPolicy, now: Seconds) -> bool {
         self.restored.is_some_and(|restored| now < restored.claims_count_until(policy))
     }

@@ -1,5 +1,5 @@
-//! Which views a change alters, and in which part, so that the controller sends a node only what
-//! changed.
+//! Records which views a change alters, and in which part, so that the controller sends a node only
+//! the difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,16 +8,16 @@ use edge_types::NodeName;
 /// The parts of one node's view that changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChangedParts {
-    /// The node was registered just now. An earlier view under this name was another node's.
+    /// The node was registered just now. An earlier view under this name belonged to another node.
     pub new: bool,
-    /// What the view says about the node itself changed: role, communities, segments.
+    /// The part about the node itself changed: role, communities, segments.
     pub own: bool,
-    /// Peers that came into the view, left it, or changed.
+    /// Peers that entered the view, left it, or changed.
     pub peers: BTreeSet<NodeName>,
 }
 
 impl ChangedParts {
-    /// Whether nothing changed.
+    /// Returns whether nothing changed.
     pub fn is_empty(&self) -> bool {
         !self.new && !self.own && self.peers.is_empty()
     }
@@ -30,7 +30,7 @@ impl ChangedParts {
     }
 }
 
-/// What a series of changes altered in all views.
+/// The changes of all views from a series of changes.
 #[derive(Debug, Default)]
 pub struct ChangedViews {
     /// Nodes whose viewers see them changed. The viewers are not listed here: they follow from the
@@ -41,29 +41,29 @@ pub struct ChangedViews {
 }
 
 impl ChangedViews {
-    /// Whether no view changed.
+    /// Returns whether no view changed.
     pub fn is_empty(&self) -> bool {
         self.changed_nodes.is_empty() && self.views.is_empty()
     }
 
-    /// All nodes that changed in at least one view.
+    /// Returns all nodes that changed in at least one view.
     pub fn peers(&self) -> impl Iterator<Item = &NodeName> {
         self.changed_nodes.iter().chain(self.views.values().flat_map(|parts| &parts.peers))
     }
 
-    /// The viewers of `node` see it changed.
+    /// Records that the viewers of `node` see it changed.
     pub(super) fn note_changed(&mut self, node: &NodeName) {
         self.changed_nodes.insert(node.clone());
     }
 
-    /// `peer` comes into the views of all of `viewers`, or leaves them.
+    /// Records that `peer` enters or leaves the views of all of `viewers`.
     pub(super) fn note_peer<'a>(&mut self, viewers: impl IntoIterator<Item = &'a NodeName>, peer: &NodeName) {
         for viewer in viewers {
             self.views.entry(viewer.clone()).or_default().peers.insert(peer.clone());
         }
     }
 
-    /// Each of `peers` comes into the view of `viewer`, or leaves it.
+    /// Records that each of `peers` enters or leaves the view of `viewer`.
     pub(super) fn note_peers<'a>(&mut self, viewer: &NodeName, peers: impl IntoIterator<Item = &'a NodeName>) {
         let mut peers = peers.into_iter().peekable();
         if peers.peek().is_some() {
@@ -71,18 +71,18 @@ impl ChangedViews {
         }
     }
 
-    /// What the view of `viewer` says about `viewer` itself changed.
+    /// Records that the part of `viewer`'s view about itself changed.
     pub(super) fn note_own(&mut self, viewer: &NodeName) {
         self.views.entry(viewer.clone()).or_default().own = true;
     }
 
-    /// `viewer` was registered.
+    /// Records that `viewer` was registered.
     pub(super) fn note_new(&mut self, viewer: &NodeName) {
         let parts = self.views.entry(viewer.clone()).or_default();
         (parts.new, parts.own) = (true, true);
     }
 
-    /// `viewer` was deregistered.
+    /// Drops the changes of the view of `viewer`, which was deregistered.
     pub(super) fn forget(&mut self, viewer: &NodeName) {
         self.views.remove(viewer);
     }

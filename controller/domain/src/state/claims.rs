@@ -6,9 +6,10 @@ use super::{Change, State};
 use crate::clock::Seconds;
 use crate::segments::{ClaimConflict, Grant, SegmentPolicy, SegmentRecord};
 
-/// Claims in one report that are checked beyond the number of segments that a node may hold.
+/// Number of claims in one report that are checked beyond the number of segments that a node may
+/// hold.
 const FEW: usize = 8;
-/// Request id of a segment that a node reported and did not request.
+/// Request id of a segment that a node reported but did not request.
 const REPORTED: &str = "reported";
 
 impl State {
@@ -27,7 +28,7 @@ impl State {
         }
         let (ledger, may_be_unknown) = (&self.ledger, self.takes_unknown_claims(policy, now));
         let (mut chosen, mut conflicts): (Vec<Grant>, Vec<ClaimConflict>) = Default::default();
-        // A node may hold no more than this in both families. A few more are checked, so that
+        // A node may hold at most this many in both families. A few more are checked, so that
         // conflicts name them.
         let most = 2 * policy.max_per_node as usize + FEW;
         for segment in claimed.iter().take(most) {

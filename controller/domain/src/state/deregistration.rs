@@ -19,9 +19,9 @@ impl State {
         Some((rows, changes))
     }
 
-    /// Deregisters a node of which it is not known that its machine is gone. Its segments are kept
-    /// as long as its latest certificate is valid, since its pods may use them until then.
-    /// Otherwise like [`State::deregistration`].
+    /// Deregisters a node whose machine may still exist. Its segments are kept as long as its
+    /// latest certificate is valid, since its pods may use them until then. Otherwise like
+    /// [`State::deregistration`].
     pub fn deregistration_keeping_segments(
         &self,
         node: &NodeName,
@@ -39,7 +39,7 @@ impl State {
         Some((rows, changes))
     }
 
-    /// Released segments that are still kept for a node.
+    /// Returns the released segments that are still kept for a node.
     pub fn segments_kept_for<'a>(
         &'a self,
         node: &'a NodeName,
@@ -50,8 +50,8 @@ impl State {
         self.ledger.rows().filter(move |row| row.node == *node).filter(kept)
     }
 
-    /// Stops keeping released segments for a node: its machine is known to be gone. Returns the
-    /// rows and the changes; `None` if no segment is kept for it.
+    /// Stops keeping released segments for a node whose machine is known to be gone. Returns the
+    /// rows and the changes; `None` if no segment is kept for the node.
     pub fn end_keeping_segments(&self, node: &NodeName, now: Seconds) -> Option<(Vec<SegmentRecord>, Vec<Change>)> {
         let rows: Vec<SegmentRecord> =
             self.segments_kept_for(node, now).map(|row| SegmentRecord { kept_until: None, ..row.clone() }).collect();

@@ -1,10 +1,10 @@
-//! Why a node gets no segment, or may not join.
+//! The reasons why a node gets no segment, or may not join.
 
 use edge_types::{NodeName, Role};
 
 use crate::segments::{Exhausted, GrantsPaused};
 
-/// Why a node gets no segment.
+/// The reason why a node gets no segment.
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
     /// The node is not registered.
@@ -16,12 +16,12 @@ pub enum SegmentError {
     /// No segment is granted yet after a restore.
     #[error(transparent)]
     GrantsPaused(#[from] GrantsPaused),
-    /// The node holds as many segments of the family as it may.
+    /// The node already holds the maximum number of segments of the family.
     #[error("node {node} holds {held} {family} segments, the most that max_per_node allows")]
     TooMany {
         /// Name of the node that requests a segment.
         node: NodeName,
-        /// How many segments it holds.
+        /// Number of segments that it holds.
         held: usize,
         /// `IPv4` or `IPv6`.
         family: &'static str,
@@ -29,12 +29,12 @@ pub enum SegmentError {
     /// There is no range of this family.
     #[error("no cluster range is {0}; the operator sets cluster_ranges")]
     NoSuchFamily(&'static str),
-    /// An earlier request with the same id asked for other families.
+    /// An earlier request with the same id was for other families.
     #[error("request id {0:?} was used for other families; a new request needs a new id")]
     RequestIdReused(String),
 }
 
-/// Why a node may not join under its name.
+/// The reason why a node may not join under its name.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// A node of this name is registered with another key.

@@ -9,9 +9,9 @@ use crate::clock::Seconds;
 use crate::segments::{SegmentPolicy, SegmentRecord};
 
 impl State {
-    /// Plans the response to a request for one segment of each family. `families` has no
-    /// repetitions and is in order. Returns the segments and the changes. A request with an id that
-    /// was granted already gets the same segments again.
+    /// Plans the response to a request for one segment of each family. `families` is in order and
+    /// has no repetitions. Returns the segments and the changes. A request with an id for which
+    /// segments were granted already gets the same segments again.
     pub fn plan_segment_request(
         &mut self,
         policy: &SegmentPolicy,
@@ -26,7 +26,8 @@ impl State {
         if granted.iter().any(|network| !families.contains(&Family::of(network))) {
             return Err(SegmentError::RequestIdReused(request_id.into()));
         }
-        // If a replica stopped between two grants, only some of the segments were granted then.
+        // If a replica stopped between two grants, only some of the segments were granted at that
+        // time.
         let missing: Vec<Family> = families
             .iter()
             .copied()
@@ -44,7 +45,7 @@ impl State {
         Ok((granted, Vec::new()))
     }
 
-    /// Chooses one segment for each entry of `families`: all of them, or an error.
+    /// Chooses one segment for each entry of `families`. Fails if any of them cannot be granted.
     pub(super) fn grants(
         &mut self,
         policy: &SegmentPolicy,

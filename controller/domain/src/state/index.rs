@@ -1,4 +1,4 @@
-//! Registered nodes by role and by community.
+//! Indexes registered nodes by role and by community.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -12,8 +12,8 @@ use crate::segments::{SegmentPolicy, SegmentRecord};
 const JOIN_REQUEST: &str = "join";
 
 impl State {
-    /// The record of a node after its join: a new one, or the present one if the join may take it
-    /// over.
+    /// Returns the record of a node after its join: a new one, or the present one if the join may
+    /// take it over.
     pub fn joining(
         &self,
         name: &NodeName,
@@ -61,12 +61,13 @@ impl State {
         Ok(changes)
     }
 
-    /// Segments that the ledger has under this name although no such node is registered. A replica
-    /// may be about to release them, or may have stopped before it did, or before a join was
-    /// complete. An edge gets them: their rows are written again, so that a replica that would
-    /// release them finds another grant. They are released if the node is no edge.
+    /// Returns the segments that the ledger has under this name although no such node is
+    /// registered. A replica may be about to release them, or may have stopped before it did so or
+    /// before a join was complete. An edge gets them: their rows are written again, so that a
+    /// replica that would release them finds another grant. If the node is no edge, they are
+    /// released.
     fn leftovers(&self, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = SegmentRecord> {
-        // The time differs from that of the former grant. It never lies in the future, since a
+        // The time differs from that of the former grant. It never lies in the future, because a
         // replica that starts takes the latest time in the store as known.
         let granted_at = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
         self.ledger.held_by(node).into_iter().map(move |row| match role {
@@ -77,14 +78,15 @@ impl State {
         })
     }
 
-    /// Segments that are kept for a node that lost its Node object. It gets them back, since its
-    /// pods may use them.
+    /// Returns the segments that are kept for a node that lost its Node object. The node gets them
+    /// back, since its pods may use them.
     fn given_back(&self, policy: &SegmentPolicy, node: &NodeName, now: Seconds) -> Vec<SegmentRecord> {
         let kept = self.segments_kept_for(node, now).filter(|row| policy.allows(&row.network));
         kept.map(|row| row.regranted(node.clone(), JOIN_REQUEST.into(), now)).collect()
     }
 
-    /// The families in which a node lacks segments up to `min`, besides those that it gets back.
+    /// Returns the families in which a node lacks segments up to `min`, apart from those that it
+    /// gets back.
     fn missing_at_join(
         &self,
         policy: &SegmentPolicy,

@@ -1,12 +1,13 @@
-//! All rows in memory, a copy of what the store holds, with indexes over them.
+//! Holds all rows in memory, a copy of the store's content, with indexes over them.
 //!
 //! - [`State`]: the rows and the indexes. [`State::apply`] is the only way to change them.
 //! - `records`: the rows, and [`Change`], which writes or removes one.
-//! - `visibility`: the rule by which nodes see each other. `peers`: who sees whom by that rule.
+//! - `visibility`: the rule by which nodes see each other. `peers`: which nodes see which by that
+//!   rule.
 //! - `changed_views`: which views a change alters, and in which part.
-//! - `grants`: which segments a node gets when it asks. `claims`: the changes that follow from the
-//!   segments that a node says it holds.
-//! - `errors`: why a node gets no segment, or may not join.
+//! - `grants`: the segments that a node gets on request. `claims`: the changes that follow from the
+//!   segments that a node claims to hold.
+//! - `errors`: the reasons why a node gets no segment, or may not join.
 //! - `joining`: the row of a node that joins, and the segments that it then has.
 //! - `deregistration`: the changes that deregister a node.
 //! - `after_restore`: which nodes have not reported since the rows were restored.
@@ -71,8 +72,8 @@ impl State {
         let mut state = Self { trust_node_labels, ..Self::default() };
         snapshot.communities.into_iter().for_each(|community| state.put_community(community));
         snapshot.tokens.into_iter().for_each(|token| state.put_token(token));
-        // `put_node` would also compute which views each node changes: most of the work, for no use
-        // here.
+        // `put_node` would also compute which views each node changes. That is most of the work,
+        // and not needed here.
         for node in snapshot.nodes {
             let communities = state.communities_of(&node);
             state.index.insert(&node, &communities);
@@ -82,7 +83,7 @@ impl State {
         state
     }
 
-    /// The changes that make this state what a snapshot holds.
+    /// Returns the changes that turn this state into the content of a snapshot.
     pub fn changes_to(&self, snapshot: Snapshot) -> Vec<Change> {
         let Snapshot { nodes, tokens, segments, communities, .. } = snapshot;
         let mut changes = Vec::new();
@@ -99,13 +100,13 @@ impl State {
             .chain(self.ledger.rows().map(|row| Change::DeleteSegment(row.network)))
             .chain(self.communities.keys().map(|name| Change::DeleteCommunity(name.clone())));
         changes.extend(ours.filter(|change| !kept.contains(&change.key())));
-        // A row that is the same already is left out: it would be written, and change views, for
-        // nothing.
+        // A row that is already the same is left out: otherwise it would be written, and change
+        // views, without need.
         changes.extend(puts.into_iter().filter(|change| self.inverse(change) != *change));
         changes
     }
 
-    /// Copies of all rows. The revision and the time of the snapshot are zero.
+    /// Returns copies of all rows. The revision and the time of the snapshot are zero.
     pub fn rows(&self) -> Snapshot {
         Snapshot {
             nodes: self.nodes.values().cloned().collect(),
@@ -116,58 +117,58 @@ impl State {
         }
     }
 
-    /// The row of a node; `None` if it is not registered.
+    /// Returns the row of a node; `None` if it is not registered.
     pub fn node(&self, name: &NodeName) -> Option<&NodeRecord> {
         self.nodes.get(name)
     }
 
-    /// All registered nodes, by name.
+    /// Returns all registered nodes, by name.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &NodeRecord> {
         self.nodes.values()
     }
 
-    /// Registered nodes of a role.
+    /// Returns the registered nodes of a role.
     pub fn nodes_of_role(&self, role: Role) -> impl Iterator<Item = &NodeRecord> {
         self.index.of_role(role).filter_map(|name| self.nodes.get(name))
     }
 
-    /// The row of a join token; `None` if it was never made or is deleted.
+    /// Returns the row of a join token; `None` if it was never created or is deleted.
     pub fn token(&self, id: &str) -> Option<&TokenRecord> {
         self.tokens.get(id)
     }
 
-    /// All tokens, by id.
+    /// Returns all tokens, by id.
     pub fn tokens(&self) -> impl Iterator<Item = &TokenRecord> {
         self.tokens.values()
     }
 
-    /// Communities with listed members, by name.
+    /// Returns the communities with listed members, by name.
     pub fn listed_communities(&self) -> impl Iterator<Item = &CommunityRecord> {
         self.communities.values()
     }
 
-    /// A community with listed members.
+    /// Returns a community with listed members.
     pub fn listed_community(&self, name: &Community) -> Option<&CommunityRecord> {
         self.communities.get(name)
     }
 
-    /// The ledger of segments.
+    /// Returns the ledger of segments.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// The ledger, for choosing the next grant.
+    /// Returns the ledger, for choosing the next grant.
     pub fn ledger_mut(&mut self) -> &mut Ledger {
         &mut self.ledger
     }
 
-    /// Members of every community, by its name: registered edges, by label or by list.
+    /// Returns the members of every community, by its name: registered edges, by label or by list.
     pub fn communities(&self) -> impl Iterator<Item = (&Community, &BTreeSet<NodeName>)> {
         self.index.communities()
     }
 
-    /// Communities to which a node belongs: by the operator's labels, by labels of its Node object
-    /// if they are trusted, and by lists.
+    /// Returns the communities to which a node belongs: by the operator's labels, by labels of its
+    /// Node object if they are trusted, and by lists.
     pub fn communities_of(&self, node: &NodeRecord) -> Communities {
         let mut all = node.communities.clone();
         if self.trust_node_labels {
@@ -183,8 +184,8 @@ impl State {
         Neighbours { viewers: owned(self.viewers_of(node)), peers: owned(self.peers_of(node)) }
     }
 
-    /// Key hashes of the authorities that signed the certificates of registered nodes. Certificates
-    /// of earlier releases, which did not record the issuer, are left out.
+    /// Returns the key hashes of the authorities that signed the certificates of registered nodes.
+    /// Certificates of earlier releases, which did not record the issuer, are left out.
     pub fn issuers(&self) -> BTreeSet<String> {
         let certificates = self.nodes().flat_map(|record| &record.certificates);
         certificates.map(|certificate| certificate.issuer.clone()).filter(|issuer| !issuer.is_empty()).collect()
@@ -216,7 +217,7 @@ impl State {
         }
     }
 
-    /// The change that undoes this one.
+    /// Returns the change that undoes this one.
     pub fn inverse(&self, change: &Change) -> Change {
         match change.key() {
             RowKey::Node(name) => match self.nodes.get(&name) {
@@ -313,15 +314,15 @@ impl State {
         }
     }
 
-    /// Records that a node moved: it comes into views or leaves them, and other nodes come into its
-    /// own view or leave it.
+    /// Records that a node's visibility changed: it enters or leaves views, and other nodes enter
+    /// or leave its own view.
     fn note_move(&mut self, name: &NodeName, before: &Neighbours, after: &Neighbours) {
         self.changed_views.note_peer(before.viewers.symmetric_difference(&after.viewers), name);
         self.changed_views.note_peers(name, before.peers.symmetric_difference(&after.peers));
     }
 
-    /// Records that a segment changed hands: both holders change, for themselves and for their
-    /// viewers.
+    /// Records that the holder of a segment changed: both holders change, for themselves and for
+    /// their viewers.
     fn note_segment(&mut self, rows: [Option<SegmentRecord>; 2]) {
         let holders: BTreeSet<NodeName> =
             rows.into_iter().flatten().filter(|row| row.released_at.is_none()).map(|row| row.node).collect();
@@ -333,7 +334,7 @@ impl State {
         }
     }
 
-    /// The changes of all views since the last call.
+    /// Returns the changes of all views since the last call.
     pub fn take_changed_views(&mut self) -> ChangedViews {
         std::mem::take(&mut self.changed_views)
     }

@@ -1,4 +1,4 @@
-//! The nodes that a node sees, those that see it, and its groups, all by the rule of
+//! Computes the nodes that a node sees, those that see it, and its groups, all by the rule of
 //! [`Visibility`].
 
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use super::visibility::{Visibility, VisibilityGroup, roles_that_see};
 use super::{NodeRecord, State};
 
 impl State {
-    /// Whether `node` has `peer` in its view.
+    /// Returns whether `node` has `peer` in its view.
     pub fn is_peer(&self, node: &NodeRecord, peer: &NodeRecord) -> bool {
         let (rule, peer_rule) = (Visibility::of(node.role), Visibility::of(peer.role));
         let share_a_community = || {
@@ -20,40 +20,40 @@ impl State {
         node.name != peer.name && (rule.sees(peer.role) || share_a_community())
     }
 
-    /// Nodes that a node has in its view.
+    /// Returns the nodes that a node has in its view.
     pub fn peers_of(&self, node: &NodeRecord) -> BTreeSet<&NodeName> {
         let groups = self.groups_seen_by(node);
         let peers = groups.iter().flat_map(|group| self.group_members(group));
         peers.filter(|peer| **peer != node.name).collect()
     }
 
-    /// Nodes that have this one in their views: the other direction of [`State::peers_of`].
+    /// Returns the nodes that have this one in their views: the reverse of [`State::peers_of`].
     pub fn viewers_of(&self, node: &NodeRecord) -> BTreeSet<&NodeName> {
         let groups = self.groups_of(node);
         let viewers = groups.iter().flat_map(|group| self.group_viewers(group));
         viewers.filter(|viewer| **viewer != node.name).collect()
     }
 
-    /// Groups to which a node belongs.
+    /// Returns the groups to which a node belongs.
     pub fn groups_of(&self, node: &NodeRecord) -> Vec<VisibilityGroup> {
         let of_role = roles_that_see(node.role).next().map(|_| VisibilityGroup::Role(node.role));
         of_role.into_iter().chain(self.community_groups(node)).collect()
     }
 
-    /// Groups that a node sees. All of its peers are in them.
+    /// Returns the groups that a node sees. All of its peers are in them.
     pub fn groups_seen_by(&self, node: &NodeRecord) -> Vec<VisibilityGroup> {
         let roles = Visibility::of(node.role).sees_roles.iter().copied().map(VisibilityGroup::Role);
         roles.chain(self.community_groups(node)).collect()
     }
 
-    /// The communities of which a node is a member. Its members see them.
+    /// Returns the groups of the communities of which a node is a member. Its members see them.
     fn community_groups(&self, node: &NodeRecord) -> impl Iterator<Item = VisibilityGroup> + use<> {
         let communities = Visibility::of(node.role).joins_communities.then(|| self.communities_of(node));
         communities.into_iter().flatten().map(VisibilityGroup::Community)
     }
 
-    /// Nodes that see a group. A member of a community is among them, though it does not see
-    /// itself.
+    /// Returns the nodes that see a group. A member of a community is among them, although it does
+    /// not see itself.
     pub fn group_viewers<'a>(&'a self, group: &VisibilityGroup) -> Box<dyn Iterator<Item = &'a NodeName> + 'a> {
         match group {
             VisibilityGroup::Role(role) => Box::new(roles_that_see(*role).flat_map(|role| self.index.of_role(role))),
@@ -61,7 +61,7 @@ impl State {
         }
     }
 
-    /// Nodes in a group.
+    /// Returns the nodes in a group.
     fn group_members<'a>(&'a self, group: &VisibilityGroup) -> Box<dyn Iterator<Item = &'a NodeName> + 'a> {
         match group {
             VisibilityGroup::Role(role) => Box::new(self.index.of_role(*role)),
@@ -69,7 +69,7 @@ impl State {
         }
     }
 
-    /// How many nodes are in a group.
+    /// Returns the number of nodes in a group.
     pub fn group_size(&self, group: &VisibilityGroup) -> usize {
         match group {
             VisibilityGroup::Role(role) => self.index.count_of_role(*role),
@@ -88,7 +88,8 @@ mod tests {
     use super::*;
 
     /// Whether a node of the first role sees one of the second: always, never, or if both are
-    /// members of one community. Written by hand from the architecture, not from the rule.
+    /// members of one community. The table is written from the architecture, independently of the
+    /// rule.
     const EXPECTED: [(Role, Role, &str); 9] = [
         (Role::Edge, Role::Edge, "in one community"),
         (Role::Edge, Role::Hub, "always"),
@@ -101,8 +102,9 @@ mod tests {
         (Role::Cloud, Role::Cloud, "never"),
     ];
 
-    /// For each role one node in no community, one in alpha, one in beta and one in both. The
-    /// operator lists `edge-none`, `edge-beta`, `hub-none` and `cloud-none` in gamma.
+    /// Builds a cluster with one node of each role in no community, one in alpha, one in beta and
+    /// one in both. The operator lists `edge-none`, `edge-beta`, `hub-none` and `cloud-none` in
+    /// gamma.
     fn cluster() -> State {
         let mut state = State::default();
         for role in ROLES {
@@ -119,7 +121,8 @@ mod tests {
     }
 
     fn expected(viewer: &NodeRecord, peer: &NodeRecord) -> bool {
-        // By hand: edge-none and edge-beta meet in gamma, the others by their labels.
+        // Independently of the code: edge-none and edge-beta share gamma, the others share
+        // communities by label.
         let communities = |node: &NodeRecord| match node.name.as_str().split_once('-').unwrap().1 {
             "none" => vec!["gamma"],
             "alpha" => vec!["alpha"],
@@ -156,7 +159,7 @@ mod tests {
                 assert_eq!(heard, sees, "group_viewers: {pair}");
             }
         }
-        // Both results occur if communities decide, and every pair of roles is there.
+        // Both results occur if communities decide, and every pair of roles occurs.
         assert_eq!(pairs.len(), EXPECTED.len() + 1, "{pairs:?}");
     }
 

@@ -23,10 +23,10 @@ pub struct NodeRecord {
     /// Communities that the labels name.
     #[serde(default)]
     pub communities: Communities,
-    /// What its Kubernetes Node object says; `None` until a Node of this name was seen.
+    /// Data from its Kubernetes Node object; `None` until a Node of this name was seen.
     #[serde(default)]
     pub object: Option<NodeObject>,
-    /// Addresses that it reported, the most likely first.
+    /// Addresses that the node reported, the most likely first.
     #[serde(default)]
     pub reported: Vec<IpAddr>,
     /// Its UDP port for IKE; 0 before its first report.
@@ -35,33 +35,33 @@ pub struct NodeRecord {
     /// Source address of its last report, as the controller saw it.
     #[serde(default)]
     pub observed: Option<IpAddr>,
-    /// Certificates that the controller accepts from it: the newest one, and the one with which it
-    /// requested that.
+    /// Certificates that the controller accepts from the node: the newest one, and the one with
+    /// which the node requested it.
     #[serde(default)]
     pub certificates: Vec<Certificate>,
-    /// `notBefore` of the certificate that it got at its last join. Peers refuse certificates that
+    /// `notBefore` of the certificate from the node's last join. Peers refuse certificates that
     /// begin earlier.
     #[serde(default)]
     pub certificates_from: Seconds,
     /// When it was registered, seconds since 1970-01-01 UTC.
     pub joined_at: Seconds,
-    /// Id of the join token with which it joined last; `None` if it joined without one, or if an
+    /// Id of the join token of the last join; `None` if the node joined without one, or if an
     /// earlier release wrote the row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join_token: Option<String>,
-    /// Time of the restore after which it reported its segments; `None` if it has not reported
-    /// since one.
+    /// Time of the restore after which the node reported its segments; `None` if it has not
+    /// reported since one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported_since_restore: Option<Seconds>,
 }
 
-/// What the controller takes from a Kubernetes Node object.
+/// Data that the controller takes from a Kubernetes Node object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeObject {
     /// `metadata.uid`. Another UID under the same name is another node.
     pub uid: String,
     /// `status.nodeInfo.machineID`. A Node of another UID with the same machine ID is the same
-    /// machine. Empty if it is not known.
+    /// machine. Empty if unknown.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
     /// Communities that its labels name. They count only if node labels are trusted.
@@ -71,7 +71,7 @@ pub struct NodeObject {
     /// count.
     #[serde(default)]
     pub restricted_communities: Communities,
-    /// Addresses at which it can be reached from outside, from its annotation.
+    /// Addresses at which the node can be reached from outside, from the annotation.
     #[serde(default)]
     pub public_addresses: Vec<PublicAddress>,
 }
@@ -133,7 +133,7 @@ pub struct Certificate {
     /// SHA-256 of its issuer's key, hexadecimal; empty if an earlier release did not record it.
     #[serde(default)]
     pub issuer: String,
-    /// The node has used it. The certificate before it is not needed any more.
+    /// Whether the node has used it. If so, the certificate before it is not needed any more.
     #[serde(default)]
     pub used: bool,
 }
@@ -144,7 +144,7 @@ pub struct TokenRecord {
     /// Public name of the token, in lists and messages.
     pub id: String,
     /// SHA-256 of its secret, hexadecimal. The secret has 256 random bits, so a plain hash cannot
-    /// be reversed by trying.
+    /// be reversed by trial.
     pub secret_hash: String,
     /// Role of the nodes that join with it.
     pub role: Role,
@@ -155,31 +155,31 @@ pub struct TokenRecord {
     /// calls it `uses`, because earlier releases enforce it under this name.
     #[serde(rename = "uses")]
     pub uses_left: u32,
-    /// How many nodes could join with it when it was created; 0 if an earlier release wrote the
-    /// row: then `uses_left`.
+    /// How many nodes could join with it when it was created. 0 if an earlier release wrote the
+    /// row: in that case `uses_left` counts.
     #[serde(default)]
     pub created_uses: u32,
     /// When it was created, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
-    /// From this time on it is refused.
+    /// Time from which the token is refused.
     pub expires_at: Seconds,
     /// SHA-256 of the key of the authority that it pins, hexadecimal; empty if an earlier release
     /// did not record it.
     #[serde(default)]
     pub authority: String,
-    /// Joins that an earlier release wrote. Now the row of the node says with which token it joined
+    /// Joins that an earlier release wrote. The row of the node now names the token of its join
     /// ([`NodeRecord::join_token`]), so that this row does not grow.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redemptions: Vec<Redemption>,
 }
 
 impl TokenRecord {
-    /// How many nodes may join with it in all.
+    /// Returns how many nodes may join with it in all.
     pub fn uses(&self) -> u32 {
         if self.created_uses == 0 { self.uses_left } else { self.created_uses }
     }
 
-    /// How often it was used.
+    /// Returns how often it was used.
     pub fn used(&self) -> u32 {
         let noted = u32::try_from(self.redemptions.len()).unwrap_or(u32::MAX);
         self.uses().saturating_sub(self.uses_left).saturating_add(noted)
@@ -198,8 +198,8 @@ impl TokenRecord {
 pub struct Redemption {
     /// The node that joined.
     pub node: NodeName,
-    /// Its key, as [`Certificate::key`]. A node that lost the response repeats its request with the
-    /// same key. That is not another use.
+    /// Its key, as [`Certificate::key`]. A node that did not receive the response repeats its
+    /// request with the same key. The repetition does not count as another use.
     pub key: String,
 }
 
@@ -214,7 +214,7 @@ pub struct Snapshot {
     pub segments: Vec<SegmentRecord>,
     /// Communities with listed members.
     pub communities: Vec<CommunityRecord>,
-    /// Number of the last commit. The versions of views come from it.
+    /// Number of the last commit, from which the versions of views are derived.
     pub revision: u64,
     /// The latest time that the store has seen.
     pub time: Seconds,
@@ -243,7 +243,7 @@ pub enum Change {
     DeleteCommunity(Community),
 }
 
-/// Names the row that a [`Change`] writes or removes.
+/// Identifies the row that a [`Change`] writes or removes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowKey {
     /// The name of a node.
@@ -268,7 +268,7 @@ impl std::fmt::Display for RowKey {
 }
 
 impl Change {
-    /// The segment that it grants; `None` if it grants none.
+    /// Returns the segment that the change grants; `None` if it grants none.
     pub fn granted(&self) -> Option<IpNetwork> {
         match self {
             Change::GrantSegment(row) => Some(row.network),
@@ -276,7 +276,7 @@ impl Change {
         }
     }
 
-    /// The row that it changes.
+    /// Returns the row that the change writes or removes.
     pub fn key(&self) -> RowKey {
         match self {
             Change::PutNode(node) => RowKey::Node(node.name.clone()),
@@ -292,7 +292,7 @@ impl Change {
 }
 
 impl NodeRecord {
-    /// A node that has just joined.
+    /// Makes the record of a node that has just joined.
     pub fn new(name: NodeName, role: Role, joined_at: Seconds) -> Self {
         Self {
             name,
@@ -311,29 +311,30 @@ impl NodeRecord {
         }
     }
 
-    /// Sets the labels, and the communities that they name.
+    /// Sets the labels, and the communities that the labels name.
     pub fn set_labels(&mut self, labels: BTreeMap<String, String>) -> Result<(), NameError> {
         self.communities = communities_of_labels(labels.iter().map(|(k, v)| (k.as_str(), v.as_str())))?;
         self.labels = labels;
         Ok(())
     }
 
-    /// Whether the views of its peers show it as they show `other`.
+    /// Returns whether the views of its peers show it in the same way as `other`.
     pub fn looks_like(&self, other: &Self) -> bool {
         self.role == other.role
             && self.certificates_from == other.certificates_from
             && self.endpoints() == other.endpoints()
     }
 
-    /// Whether this is one of its addresses: reported, observed or set by the operator.
+    /// Returns whether this is one of the node's addresses: reported, observed or set by the
+    /// operator.
     pub fn is_at(&self, address: &IpAddr) -> bool {
         let public = self.object.iter().flat_map(|object| &object.public_addresses).map(|at| &at.ip);
         self.reported.iter().chain(&self.observed).chain(public).any(|ip| ip == address)
     }
 
-    /// The addresses at which peers may find it: those that the operator sets, those that it
-    /// reported, then the one at which the controller saw it. Empty before its first report, since
-    /// its port is not known.
+    /// Returns the addresses at which peers may find the node: those that the operator sets, those
+    /// that the node reported, then the one at which the controller saw it. Empty before the node's
+    /// first report, because its port is unknown.
     pub fn endpoints(&self) -> Vec<NodeAddress> {
         if self.port == 0 {
             return Vec::new();

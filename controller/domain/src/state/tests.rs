@@ -38,8 +38,8 @@ fn peers_are_hubs_and_members_of_the_same_communities() {
     assert_eq!(peers("cloud"), ["hub"]);
 }
 
-/// For each view that changed a line: the viewer, `self` if its own part changed, and the peers
-/// that did.
+/// Returns one line for each changed view: the viewer, `self` if its own part changed, and the
+/// peers that changed.
 fn changed_views(state: &mut State) -> Vec<String> {
     let ChangedViews { changed_nodes, mut views } = state.take_changed_views();
     for peer in changed_nodes {

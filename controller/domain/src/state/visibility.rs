@@ -1,11 +1,11 @@
-//! The rule by which nodes have others in their views.
+//! The rule that decides which nodes a node has in its view.
 //!
-//! [`Visibility::of`] is the only place that says it. The peers of a node, its viewers and its
+//! [`Visibility::of`] is the only definition of the rule. The peers of a node, its viewers and its
 //! groups follow from it.
 
 use edge_types::{Community, Role};
 
-/// What nodes of one role have in their views.
+/// The nodes that nodes of one role have in their views.
 pub(super) struct Visibility {
     /// They see every node of these roles.
     pub(super) sees_roles: &'static [Role],
@@ -17,7 +17,7 @@ pub(super) struct Visibility {
 pub(super) const ROLES: [Role; 3] = [Role::Edge, Role::Hub, Role::Cloud];
 
 impl Visibility {
-    /// The rule for a role. No node sees itself.
+    /// Returns the rule for a role. No node sees itself.
     pub(super) const fn of(role: Role) -> Self {
         match role {
             Role::Edge => Self { sees_roles: &[Role::Hub], joins_communities: true },
@@ -26,19 +26,19 @@ impl Visibility {
         }
     }
 
-    /// Whether a node sees every node of this role.
+    /// Returns whether a node sees every node of this role.
     pub(super) fn sees(&self, role: Role) -> bool {
         self.sees_roles.contains(&role)
     }
 }
 
-/// Roles of the nodes that see every node of this role.
+/// Returns the roles of the nodes that see every node of this role.
 pub(super) fn roles_that_see(role: Role) -> impl Iterator<Item = Role> {
     ROLES.into_iter().filter(move |viewer| Visibility::of(*viewer).sees(role))
 }
 
-/// Nodes that the same others see. A change of one node is recorded once for each of its groups,
-/// and not once for each of a thousand viewers.
+/// A set of nodes with the same viewers. A change of one node is recorded once for each of its
+/// groups, and not once for each of a thousand viewers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum VisibilityGroup {
     /// All nodes of a role.

@@ -1,4 +1,4 @@
-//! Durable storage of the rows. Replicas of the controller that share a store agree through it.
+//! Stores the rows durably. Replicas of the controller that share a store synchronise through it.
 //!
 //! - [`Store`]: the trait of all stores.
 //! - [`embedded`]: one redb file, the default. One process at a time uses it.
@@ -18,7 +18,7 @@ use crate::state::{Change, RowKey, Snapshot};
 /// A durable set of rows.
 ///
 /// Revisions only rise, also across restarts and between the replicas that share a store. A reader
-/// that has seen revision n has seen all that was committed up to n.
+/// that has seen revision n has seen everything that was committed up to n.
 pub trait Store: Send + Sync {
     /// Reads all rows at the start. Later changes by other replicas arrive through `events`.
     fn load(&self, events: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>>;
@@ -34,8 +34,8 @@ pub trait Store: Send + Sync {
     /// store also keeps `now`, the time of the commit.
     fn commit(&self, batch: Vec<Vec<Change>>, now: Seconds) -> BoxFuture<'_, Committed>;
 
-    /// Makes every later revision greater than `revision`. An import needs this: nodes have seen
-    /// revisions of the store from which the rows come.
+    /// Makes every later revision greater than `revision`. An import needs this, because nodes have
+    /// seen revisions of the store from which the rows come.
     fn raise_revision(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         let refused = StoreError::Failed(format!("this store cannot begin above revision {revision}"));
         Box::pin(std::future::ready(Err(refused)))
@@ -53,8 +53,8 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(Err(refused)))
     }
 
-    /// Prepares for an import: the next rows come from a backup, and it is known that the former
-    /// ones are lost.
+    /// Prepares for an import: the next rows come from a backup, and the former ones are known to
+    /// be lost.
     fn begin_import(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
     }
@@ -66,15 +66,15 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Waits until the state has every segment that any replica granted before this call, also if
-    /// the replica that granted it did not learn the outcome. A store with one user has nothing to
+    /// Waits until the state has every segment that any replica granted before this call, even if
+    /// the replica that granted it does not know the outcome. A store with one user has nothing to
     /// wait for.
     fn reload_segments(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// The state has the event of this revision. Plans that are committed from now on were made
-    /// with it.
+    /// Reports that the state has the event of this revision. Plans that are committed from now on
+    /// were made with the event.
     fn acknowledge(&self, revision: u64);
 }
 
@@ -90,7 +90,7 @@ pub enum Note {
 }
 
 impl Note {
-    /// Its key in the store.
+    /// Returns the note's key in the store.
     pub fn key(self) -> &'static str {
         match self {
             Note::Cluster => "cluster",
@@ -105,11 +105,11 @@ impl Note {
 pub struct Committed {
     /// Revision of the store after the batch.
     pub revision: u64,
-    /// For each element whether it was committed.
+    /// For each element, whether it was committed.
     pub results: Vec<Result<(), StoreError>>,
 }
 
-/// An event of the store: other replicas changed rows, or the store asks for them.
+/// An event of the store: other replicas changed rows, or the store requests the rows.
 #[derive(Debug)]
 pub enum StoreEvent {
     /// Other replicas, or people, changed rows.
@@ -123,13 +123,13 @@ pub enum StoreEvent {
         /// other replicas may still arrive later: see [`Store::catch_up`].
         revision: u64,
     },
-    /// The store read all rows again, since it was not sure that it had seen every change.
+    /// The store read all rows again, since it may have missed a change.
     Snapshot(Snapshot),
-    /// The store asks for all rows of the state, since its own may be lost.
+    /// The store requests all rows of the state, since its own may be lost.
     Rows(oneshot::Sender<Snapshot>),
 }
 
-/// Why a store failed.
+/// The reason why a store failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The controller is stopping and makes no more changes.
@@ -147,7 +147,7 @@ pub enum StoreError {
         table: &'static str,
         /// The key of the row.
         key: String,
-        /// What is wrong with it.
+        /// The error in the row.
         why: String,
     },
     /// A newer release wrote the store.
@@ -163,7 +163,7 @@ pub enum StoreError {
         /// The latest layout version that this release knows.
         ours: u64,
     },
-    /// Another replica changed the same rows first. A plan that is made again with `current` may
+    /// Another replica changed the same rows first. A plan that is repeated with `current` may
     /// succeed.
     #[error("another replica changed {key} at the same moment")]
     Conflict {

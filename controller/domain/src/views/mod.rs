@@ -1,6 +1,6 @@
-//! Views: what the controller sends a node about itself and about its peers.
+//! Builds views, which tell a node about itself and its peers.
 //!
-//! - `view_change`: what it sends when a part of the view changed.
+//! - `view_change`: the message about a changed part of a view.
 
 mod view_change;
 
@@ -24,18 +24,18 @@ pub struct ViewBuilder {
 }
 
 impl ViewBuilder {
-    /// A builder for this configuration and these authorities.
+    /// Makes a builder for this configuration and these authorities.
     pub fn new(networks: ClusterNetworks, segment_prefix: SegmentPrefix, ca: Arc<Ca>) -> Self {
         Self { networks, segment_prefix, ca }
     }
 
-    /// The view of a registered node; `None` if it is not registered.
+    /// Returns the view of a registered node; `None` if it is not registered.
     pub fn view(&self, state: &State, node: &NodeName, version: u64) -> Option<NodeView> {
         self.build(state, node, version, |peer| Some(self.peer(state, peer).into()))
     }
 
-    /// The view of a registered node with its peers as JSON, which all views share. `None` if the
-    /// node is not registered.
+    /// Returns the view of a registered node with its peers as JSON, which all views share. `None`
+    /// if the node is not registered.
     pub fn view_json(&self, state: &StateGuard<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
         self.build(state, node, state.revision(), |peer| self.peer_json(state, peer))
     }
@@ -52,7 +52,7 @@ impl ViewBuilder {
         Some(NodeView { peers: peers.map(peer).collect::<Option<_>>()?, ..self.own_part(state, record, version) })
     }
 
-    /// A view without its peers.
+    /// Returns a view without its peers.
     fn own_part<P>(&self, state: &State, record: &NodeRecord, version: u64) -> NodeView<P> {
         NodeView {
             version,
@@ -72,9 +72,9 @@ impl ViewBuilder {
         state.peer(&peer.name, || self.peer(state, peer))
     }
 
-    /// The addresses of a node that its peers get, the most likely first: those that the operator
-    /// configures, those that the node or its Node object reports, then the one at which the
-    /// controller saw it.
+    /// Returns the addresses of a node that its peers get, the most likely first: those that the
+    /// operator configures, those that the node or its Node object reports, then the one at which
+    /// the controller saw it.
     pub fn endpoints(&self, node: &NodeRecord) -> Vec<NodeAddress> {
         let configured = self.networks.hubs.get(&node.name).filter(|_| node.role == Role::Hub);
         let configured = configured.into_iter().flat_map(|hub| &hub.endpoints);
@@ -88,8 +88,8 @@ impl ViewBuilder {
         endpoints
     }
 
-    /// The addresses from the node's record that a peer can use, at most [`node_addresses::MOST`].
-    /// The one at which the controller saw the node is always among them.
+    /// Returns the addresses from the node's record that a peer can use, at most
+    /// [`node_addresses::MOST`]. The one at which the controller saw the node is always among them.
     fn record_addresses(&self, node: &NodeRecord) -> Vec<NodeAddress> {
         let reachable =
             |endpoint: &NodeAddress| is_reachable(&endpoint.address.ip(), self.networks.tunnelled(node.role));
@@ -118,7 +118,7 @@ impl ViewBuilder {
     }
 }
 
-/// The segments that a node holds, the oldest grant first.
+/// Returns the segments that a node holds, the oldest grant first.
 pub fn segments(state: &State, node: &NodeName) -> Vec<edge_types::IpNetwork> {
     state.ledger().held_by(node).into_iter().map(|row| row.network).collect()
 }

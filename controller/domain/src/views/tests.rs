@@ -65,7 +65,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// An event, and which nodes read their views after it.
+/// Generates an event, and which nodes read their views after it.
 fn step() -> impl Strategy<Value = (Event, Vec<bool>)> {
     let event = prop_oneof![
         15 => prop::collection::vec(change(), 1..4).prop_map(Event::Change),
@@ -97,7 +97,7 @@ async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_a
     let public = ["127.0.0.1", "169.254.169.254:80", "10.244.0.1", "10.77.0.1", "203.0.113.1:4501", "203.0.113.2"];
     let public_addresses = public.map(|address| address.parse().unwrap()).into();
     record.object = Some(NodeObject { uid: "u".into(), public_addresses, ..NodeObject::default() });
-    // More addresses than this release keeps, as an earlier one stored them.
+    // More addresses than this release keeps, as an earlier release stored them.
     record.reported = (0..32).map(|n| [192, 0, 2, n].into()).chain(["::1".parse().unwrap()]).collect();
     record.observed = Some([198, 51, 100, 7].into());
     record.port = 4500;
@@ -112,7 +112,7 @@ async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_a
     assert!(!addresses(&record).contains(&"10.77.0.1:4500".to_owned()));
 }
 
-/// The line that a node reads on its stream.
+/// Returns the line that a node reads on its stream.
 fn line(builder: &ViewBuilder, state: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
     let line = match known.and_then(|known| Some((known, state.changed_since(node, known)?))) {
         Some((known, touched)) => ViewEvent::Change(builder.view_change(state, node, known, &touched)?),

@@ -1,4 +1,4 @@
-//! The small message to a node whose view changed in a part.
+//! Builds the small message to a node when a part of its view changed.
 
 use edge_types::{NodeName, ViewChange};
 
@@ -7,8 +7,8 @@ use crate::registry::{PeerJson, StateGuard};
 use crate::state::ChangedParts;
 
 impl ViewBuilder {
-    /// The change of a registered node's view from version `from` to now. `changed` says which
-    /// parts changed since then. `None` if the node is not registered.
+    /// Returns the change of a registered node's view from version `from` to now. `changed` says
+    /// which parts changed since then. `None` if the node is not registered.
     pub fn view_change(
         &self,
         state: &StateGuard<'_>,

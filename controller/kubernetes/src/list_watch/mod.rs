@@ -1,7 +1,9 @@
-//! A list that stays up to date: it is read in pages and then watched from that version on.
+//! Keeps a list up to date: it reads the list in pages and then watches changes from that version
+//! on.
 //!
-//! Every event is certain. An error, a closed connection, a lost permission or half a list give no
-//! event, and above all no deletion. The caller keeps what it knew, and the request is repeated.
+//! Every event is certain. An error, a closed connection, a lost permission or an incomplete list
+//! causes no event, and in particular no deletion. The caller keeps its previous state, and the
+//! request is repeated.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -17,12 +19,12 @@ use serde::de::DeserializeOwned;
 
 use super::client::{ApiFailures, REQUEST, explain, version};
 
-/// Longest time that a request for one page may take.
+/// Time limit of a request for one page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Seconds after which the API server ends a watch. The next watch starts at the version where this
-/// one ended.
+/// Seconds after which the API server ends a watch. The next watch starts at the version where the
+/// previous one ended.
 const WATCH_SECONDS: u32 = 60;
-/// If a watch has not ended this long after its time, its connection is dead.
+/// A watch that has not ended this long after its time has a dead connection.
 const WATCH_GRACE: Duration = Duration::from_secs(15);
 /// First and longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -31,7 +33,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 #[derive(Debug)]
 pub enum ListWatchEvent<T> {
     /// A list begins, or begins again after a failure. The [`ListWatchEvent::Listed`] that follows
-    /// is newer than all that was known before.
+    /// is newer than everything that was known before.
     ListStarted,
     /// All objects that exist, and the resourceVersion of this list.
     Listed(Vec<T>, u64),
@@ -47,17 +49,18 @@ pub enum ListWatchEvent<T> {
 pub trait ListWatch: Send + Sync + 'static {
     /// An object as it is delivered.
     type Object: Send + Clone + 'static;
-    /// Plural and group of the resource, for messages: `segments.edge-cni.io`.
+    /// Returns plural and group of the resource, for messages: `segments.edge-cni.io`.
     fn what(&self) -> &str;
-    /// Label selector of the objects; `None` for all.
+    /// Returns the label selector of the objects; `None` for all.
     fn selector(&self) -> Option<&str> {
         None
     }
-    /// Number of objects in one page.
+    /// Returns the number of objects in one page.
     fn page_size(&self) -> u32;
-    /// The resourceVersion of a change that is made during this call. A list that is not older
-    /// holds all objects that existed when the call began, and the API server can answer it from
-    /// its watch cache. `None` if no such version is known, or if it is not worth the effort.
+    /// Returns the resourceVersion of a change that is made during this call. A list that is at
+    /// least as new contains all objects that existed when the call began, and the API server can
+    /// answer it from its watch cache. `None` if no such version is known, or if getting one costs
+    /// more than it saves.
     fn not_older_than(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
         async { Ok(None) }.boxed()
     }
@@ -69,15 +72,15 @@ pub trait ListWatch: Send + Sync + 'static {
         params: &'a WatchParams,
         since: &'a str,
     ) -> BoxFuture<'a, kube::Result<WatchStream<Self::Object>>>;
-    /// The resourceVersion of an object.
+    /// Returns the resourceVersion of an object.
     fn version(object: &Self::Object) -> Result<u64, String>;
 }
 
 /// The events of one watch, as the API server sends them.
 pub type WatchStream<T> = BoxStream<'static, kube::Result<WatchEvent<T>>>;
 
-/// Lists and watches only the metadata of objects. For Nodes nothing else is needed, and it is a
-/// fraction of their size. The second field is the plural.
+/// Lists and watches only the metadata of objects. Nothing else is needed of Nodes, and their
+/// metadata is a fraction of their size. The second field is the plural.
 pub struct Metadata<K>(pub Api<K>, pub &'static str);
 
 impl<K> ListWatch for Metadata<K>
@@ -90,7 +93,7 @@ where
         self.1
     }
 
-    /// The API server reads whole objects for this, and a Node may have tens of kilobytes.
+    /// The API server reads whole objects for a page, and a Node may have tens of kilobytes.
     fn page_size(&self) -> u32 {
         500
     }
@@ -112,12 +115,12 @@ where
     }
 }
 
-/// Reads all objects that exist by now. It tries the API server's watch cache first and reads page
-/// by page if that fails.
+/// Reads all objects that exist at the time of the call. Tries the API server's watch cache first
+/// and reads page by page if that fails.
 ///
 /// # Errors
-/// If the API server cannot be asked, does not answer in time, or gives no number as
-/// resourceVersion.
+/// If the API server cannot be reached, does not answer in time, or returns a resourceVersion that
+/// is not a number.
 pub async fn list<S: ListWatch>(source: &S) -> Result<(Vec<S::Object>, u64), String> {
     let not_older_than = within(source, REQUEST, source.not_older_than()).await;
     let read = match not_older_than {
@@ -146,13 +149,13 @@ async fn within<S: ListWatch, T>(
     }
 }
 
-/// With `not_older_than`, reads everything at once from the API server's watch cache, at that
-/// version or a later one. Without it, reads page by page: the first page is the latest state, and
-/// the other pages are of the same version.
+/// Reads all objects. With `not_older_than`, reads everything in one request from the API server's
+/// watch cache, at that version or a later one. Without it, reads page by page: the first page is
+/// the latest state, and the other pages are of the same version.
 ///
 /// # Errors
-/// If the API server cannot be asked, does not answer in time, or gives no number as
-/// resourceVersion.
+/// If the API server cannot be reached, does not answer in time, or returns a resourceVersion that
+/// is not a number.
 pub async fn list_pages<S: ListWatch>(
     source: &S,
     not_older_than: Option<&str>,
@@ -191,7 +194,8 @@ pub async fn list_pages<S: ListWatch>(
     }
 }
 
-/// Delivers all objects, unless they are known up to `at`, and then every change. Never returns.
+/// Delivers all objects, unless the caller knows them up to `at`, and then every change. Never
+/// returns.
 pub async fn list_and_watch<S: ListWatch>(
     source: S,
     mut at: Option<u64>,

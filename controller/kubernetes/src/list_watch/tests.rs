@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// An API server that gives these responses, in this order.
+/// An API server that returns these responses in this order.
 #[derive(Clone, Default)]
 struct Scripted(Arc<Mutex<Script>>);
 
@@ -88,7 +88,7 @@ fn names(objects: &[Value]) -> String {
     objects.iter().map(|object| object["name"].as_str().unwrap()).collect()
 }
 
-/// The first `count` events, as text.
+/// Returns the first `count` events as text.
 async fn delivered(source: &Scripted, at: Option<u64>, count: usize) -> Vec<String> {
     let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
     let following = list_and_watch(source.clone(), at, ApiFailures::default(), move |event| {

@@ -1,8 +1,8 @@
-//! Registered nodes with no Node object any more, or with another one.
+//! Handles registered nodes whose Node object is missing or was replaced by another one.
 //!
-//! If somebody deletes one or two Nodes, their nodes are deregistered. If many Nodes are gone at
-//! once, or a list has no Node at all, no node is deregistered and the operator is asked. Nothing
-//! that another cluster says counts.
+//! If somebody deletes one or two Nodes, their nodes are deregistered. If many Nodes disappear at
+//! once, or a list has no Node at all, no node is deregistered and the operator must confirm.
+//! Answers of another cluster do not count.
 
 use std::collections::BTreeSet;
 
@@ -20,11 +20,11 @@ use crate::client::{REQUEST, explain};
 use crate::cluster_identity::ClusterIdentityError;
 use crate::events::Regarding;
 
-/// Largest number of Nodes that are read at the same time.
+/// Maximum number of Nodes that are read at the same time.
 const CONCURRENT_READS: usize = 32;
 
 impl NodeWatch {
-    /// Notes that the Node of this name is gone. The record may be of an earlier Node.
+    /// Records that the Node of this name is gone. The record may belong to an earlier Node.
     pub(super) async fn mark_deleted(&mut self, name: NodeName) {
         self.known.remove(&name);
         self.machine_unknown.remove(&name);
@@ -34,12 +34,12 @@ impl NodeWatch {
         }
     }
 
-    /// Whether there are nodes without their Node object that are not decided about.
+    /// Returns whether a decision is open for a node without its Node object.
     pub(super) fn is_undecided(&self) -> bool {
         self.deleted.iter().any(|(name, deleted)| !deleted.confirmed || !self.asked.contains(name))
     }
 
-    /// Makes the nodes in question be read again.
+    /// Requests that the nodes in question are read again.
     pub(super) fn recheck(&mut self) {
         self.deleted.values_mut().filter(|deleted| !deleted.replaced).for_each(|deleted| deleted.confirmed = false);
     }
@@ -103,8 +103,8 @@ impl NodeWatch {
         }
     }
 
-    /// Reads each node by its name from the API server, many at once. Events of other Nodes wait in
-    /// the meantime.
+    /// Reads each node by its name from the API server, many at the same time. Events of other
+    /// Nodes wait until then.
     async fn confirm_by_name(&mut self) {
         let unconfirmed = self.deleted.iter().filter(|(_, deleted)| !deleted.confirmed);
         let unconfirmed: Vec<NodeName> = unconfirmed.map(|(name, _)| name.clone()).collect();
@@ -126,7 +126,7 @@ impl NodeWatch {
                     self.deleted.remove(&name);
                     self.observe(metadata);
                 }
-                // The others would probably fail too; they are read later.
+                // The other reads would probably fail too; they are repeated later.
                 Err(why) => {
                     self.api_failures.record("a deleted node", why);
                     return;
@@ -136,14 +136,15 @@ impl NodeWatch {
         self.api_failures.clear("a deleted node");
     }
 
-    /// Drops nodes for which there is nothing to decide any more.
+    /// Drops nodes that need no decision any more.
     async fn forget_deregistered(&mut self) {
         let state = self.registry.read().await;
         let (asked, recent, now) = (&self.asked, &mut self.recent, Instant::now());
         self.deleted.retain(|name, deleted| {
             let record = state.node(name);
             let Some(object) = record.and_then(|record| record.object.as_ref()) else {
-                // Another replica deregistered the node, or the operator did on being asked.
+                // Another replica deregistered the node, or the operator confirmed its
+                // deregistration.
                 if record.is_none() && !asked.contains(name) {
                     recent.note(1, now);
                 }
@@ -151,7 +152,7 @@ impl NodeWatch {
             };
             let of_another = deleted.uid != object.uid;
             if of_another && !deleted.replaced {
-                // Another replica has recorded a later Node. The API server says whether that one
+                // Another replica has recorded a later Node. The API server says whether that Node
                 // exists.
                 *deleted = DeletedNode::new(object.uid.clone());
             }
@@ -208,8 +209,8 @@ mod tests {
         registry.change(plan).await.unwrap();
     }
 
-    // On a real API server the replicas decide at the same moment. Here another replica is always
-    // first.
+    // With a real API server the replicas decide at the same moment. In this test another replica
+    // is always first.
     #[tokio::test]
     async fn deletions_that_another_replica_accepts_count_towards_the_limit_of_this_one() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! What the controller reads from the metadata of a Node.
+//! Reads the labels, annotations and addresses that the controller uses from the metadata of a
+//! Node.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +12,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::label_trust::RESTRICTED_COMMUNITY_LABEL;
 use crate::selector::NodeSelector;
 
-/// Annotation with the addresses at which a node is reached from outside, if the node does not know
-/// them itself.
+/// Annotation with the addresses at which a node is reached from outside, for a node that does not
+/// know them itself.
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 
-/// Longest address with its port, in bytes.
+/// Maximum length of an address with its port, in bytes.
 const LONGEST_ADDRESS: usize = 64;
 
 /// What the controller takes from a Node.
@@ -30,7 +31,8 @@ pub(super) fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {
     metadata.name.as_ref()?.parse().ok()
 }
 
-/// Reads what a Node says; `None` without a UID. Labels count only if `selector` selects the Node.
+/// Reads the metadata of a Node; `None` without a UID. Labels count only if `selector` selects the
+/// Node.
 pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<NodeFacts> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
@@ -54,7 +56,7 @@ pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<No
     let text = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ADDRESSES));
     let mut parts =
         text.map(String::as_str).unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
-    // A kubelet may write any amount there.
+    // A kubelet may write any number of addresses.
     for part in parts.by_ref().take(MOST) {
         match part.parse() {
             _ if part.len() > LONGEST_ADDRESS => {

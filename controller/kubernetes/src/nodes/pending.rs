@@ -1,4 +1,4 @@
-//! Registered nodes without their Node object.
+//! Holds registered nodes without their Node object.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,21 +6,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use edge_types::NodeName;
 use tokio::time::Instant;
 
-/// Largest number of nodes that a message names.
+/// Maximum number of nodes that a message names.
 const NAMED: usize = 10;
 
-/// Registered nodes for which the operator must confirm the deregistration. At most all registered
-/// nodes.
+/// Registered nodes for which the operator must confirm the deregistration. Their number is limited
+/// by the number of registered nodes.
 #[derive(Debug, Clone, Default)]
 pub struct PendingDeregistrations(Arc<Mutex<BTreeSet<NodeName>>>);
 
 impl PendingDeregistrations {
-    /// Whether the operator is asked about this node.
+    /// Returns whether the operator must confirm the deregistration of this node.
     pub fn contains(&self, node: &NodeName) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(node)
     }
 
-    /// A message with the nodes and the command that confirms; `None` if there are none.
+    /// Returns a message with the nodes and the command that confirms; `None` if there are no
+    /// nodes.
     pub fn note(&self) -> Option<String> {
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let named: Vec<&str> = asked.iter().take(NAMED).map(NodeName::as_str).collect();
@@ -35,7 +36,7 @@ impl PendingDeregistrations {
         })
     }
 
-    /// Replaces the nodes in question. Returns those that are new.
+    /// Replaces the nodes in question. Returns the new ones.
     pub(super) fn set(&self, nodes: BTreeSet<NodeName>) -> Vec<NodeName> {
         let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = nodes.difference(&asked).cloned().collect();
@@ -50,9 +51,9 @@ pub(super) struct DeletedNode {
     /// UID of the deleted object.
     pub(super) uid: String,
     pub(super) since: Instant,
-    /// Another Node has its name.
+    /// Another Node has its name now.
     pub(super) replaced: bool,
-    /// The API server has confirmed the deletion for its name.
+    /// The API server has confirmed the deletion for this name.
     pub(super) confirmed: bool,
 }
 

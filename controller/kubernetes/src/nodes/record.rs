@@ -1,4 +1,4 @@
-//! Puts what Nodes say into the records of registered nodes.
+//! Writes the information from Nodes into the records of registered nodes.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use super::watch::{NodeWatch, WHAT};
 use crate::client::{REQUEST, explain};
 use crate::events::Regarding;
 
-/// Time that a new Node has to report its machine ID.
+/// Time in which a new Node must report its machine ID.
 const MACHINE_ID_WAIT: Duration = Duration::from_secs(60);
-/// Longest machine ID that is kept, in bytes; systemd's has 32.
+/// Maximum length of a machine ID, in bytes; systemd's has 32.
 const LONGEST_MACHINE_ID: usize = 128;
-/// Largest number of concurrent plans; the registry commits them together.
+/// Maximum number of concurrent plans; the registry commits them together.
 const CONCURRENT_PLANS: usize = 64;
 
 impl NodeWatch {
-    /// Updates the records. Failed updates stay to be done.
+    /// Updates the records. Updates that fail are kept for the next call.
     pub(super) async fn record_changes(&mut self) {
         let differing: Vec<(NodeName, NodeObject)> = {
             let state = self.registry.read().await;
@@ -66,8 +66,8 @@ impl NodeWatch {
         self.changed.extend(self.trust.take_waiting());
     }
 
-    /// Deregisters a node that has lost its Node with this UID. Its segments are kept as long as
-    /// its machine may use them. Returns whether it is done.
+    /// Deregisters a node whose Node with this UID is gone. Its segments are kept as long as its
+    /// machine may use them. Returns whether the deregistration is complete.
     pub(super) async fn deregister(&self, name: &NodeName, uid: &str, why: &str) -> bool {
         let (node, uid, clock) = (name.clone(), uid.to_owned(), self.registry.clock.clone());
         let plan = move |state: &mut State| -> Result<_, StoreError> {
@@ -90,8 +90,8 @@ impl NodeWatch {
         }
     }
 
-    /// Puts what a Node says into the record of the node with this name. A Node with another UID is
-    /// the same node if it is the same machine.
+    /// Writes the information from a Node into the record of the node with this name. A Node with
+    /// another UID is the same node if it is the same machine.
     async fn record(&self, name: &NodeName, object: NodeObject) -> RecordOutcome {
         let before = {
             let state = self.registry.read().await;
@@ -151,7 +151,8 @@ impl NodeWatch {
         }
     }
 
-    /// The machine ID of a Node, if it still has this UID; empty if it does not report one.
+    /// Returns the machine ID of a Node, if the Node still has this UID; empty if the Node reports
+    /// none.
     async fn machine_id(&self, name: &NodeName, uid: &str) -> Result<String, String> {
         let node = match tokio::time::timeout(REQUEST, self.api.get(name.as_str())).await {
             Ok(found) => found.map_err(|error| explain(WHAT, &error))?,
@@ -178,16 +179,17 @@ impl NodeWatch {
 enum RecordOutcome {
     /// The record is up to date.
     Done,
-    /// It must be tried again.
+    /// The update must be repeated.
     NotYet,
-    /// The record is of the Node with this UID, and the Node that now has its name is of another
-    /// machine, or may be.
+    /// The record is of the Node with this UID. The Node that now has the name is, or may be, of
+    /// another machine.
     Replaced(String),
-    /// The same, but the new Node has not reported its machine ID yet.
+    /// As `Replaced`, but the new Node has not reported its machine ID yet.
     MachineUnknown(String),
 }
 
-/// Whether a Node differs from the record. With `ask`, also if the record has no machine ID.
+/// Returns whether a Node differs from the record. With `ask`, a record without a machine ID also
+/// counts as different.
 fn differs(state: &State, name: &NodeName, object: &NodeObject, ask: bool) -> bool {
     let Some(record) = state.node(name) else { return false };
     let Some(known) = &record.object else { return true };

@@ -1,4 +1,4 @@
-//! The watch of Nodes.
+//! Watches Nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -26,16 +26,16 @@ use crate::selector::NodeSelector;
 
 /// Plural of the kind, for messages.
 pub(super) const WHAT: &str = "nodes";
-/// Name of the failure to know whether it is still the same cluster.
+/// Name of the failure to confirm that the API server still belongs to the same cluster.
 pub(crate) const CLUSTER: &str = "the cluster";
 /// Wait before the cluster's identity is checked again.
 const IDENTITY_RETRY: Duration = Duration::from_secs(5);
-/// Wait before failed work is tried again.
+/// Wait before failed work is repeated.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often all Nodes are compared with their records, even if no event came.
+/// How often all Nodes are compared with their records, even without an event.
 const RESYNC: Duration = Duration::from_secs(60);
 
-/// Watches Nodes and records what they say.
+/// Watches Nodes and records their labels and addresses.
 pub struct NodeWatch {
     pub(super) api: Api<Node>,
     pub(super) registry: Registry,
@@ -48,18 +48,18 @@ pub struct NodeWatch {
     pub(super) changed: BTreeSet<NodeName>,
     /// Nodes with a machine ID that was read since the last resync.
     pub(super) machines_read: BTreeSet<NodeName>,
-    /// Nodes with a Node object of another UID that has not reported its machine ID yet, and since
-    /// when.
+    /// Nodes whose Node object has another UID and has not reported its machine ID yet, each with
+    /// the time since when.
     pub(super) machine_unknown: BTreeMap<NodeName, Instant>,
     /// Registered nodes without their Node object.
     pub(super) deleted: DeletedNodes,
     /// The last list was empty, and no Node has come since.
     pub(super) none_listed: bool,
-    /// Nodes that were deregistered lately because their Node object was deleted.
+    /// Nodes that were recently deregistered because their Node object was deleted.
     pub(super) recent: RecentDeletions,
-    /// Nodes about which the operator is asked.
+    /// Nodes for which the operator must confirm the deregistration.
     pub(super) asked: PendingDeregistrations,
-    /// Whether the operator is asked before many nodes are deregistered.
+    /// Whether the operator must confirm before many nodes are deregistered.
     pub(super) confirm: bool,
     pub(super) identity: ClusterIdentity,
 }
@@ -94,13 +94,14 @@ impl NodeWatch {
         }
     }
 
-    /// Sets whether the operator is asked before many nodes are deregistered at once. `asked` then
-    /// holds the nodes in question.
+    /// Sets whether the operator must confirm before many nodes are deregistered at once. `asked`
+    /// then holds the nodes in question.
     pub fn asking(self, confirm: bool, asked: PendingDeregistrations) -> Self {
         Self { confirm, asked, ..self }
     }
 
-    /// Makes community labels count as this receiver says; without it they do not count.
+    /// Makes community labels count as the value of this receiver says; without it they do not
+    /// count.
     pub fn with_labels(mut self, labels: watch::Receiver<LabelTrust>) -> Self {
         self.trust = self.trust.with_labels(labels);
         self
@@ -125,7 +126,7 @@ impl NodeWatch {
         }
     }
 
-    /// Watches Nodes until it is in doubt which cluster answers.
+    /// Watches Nodes until it is uncertain which cluster answers.
     async fn watch_nodes(
         &mut self,
         newcomers: &mut broadcast::Receiver<NodeName>,
@@ -160,8 +161,8 @@ impl NodeWatch {
                 }
                 () = tokio::time::sleep(RETRY), if !idle => {}
             }
-            // The watch goes on in the meantime: its events wait in the channel, and further ones
-            // in the connection's buffers.
+            // The watch continues in the meantime: its events wait in the channel, and further ones
+            // wait in the connection's buffers.
             self.record_changes().await;
             if let Err(error) = self.decide_deleted().await {
                 return error;
@@ -203,7 +204,7 @@ impl NodeWatch {
                     let deleted =
                         self.deleted.entry(name.clone()).or_insert_with(|| DeletedNode::new(object.uid.clone()));
                     if deleted.replaced {
-                        // The Node that replaced it is gone, too.
+                        // The Node that replaced it is gone too.
                         *deleted = DeletedNode::new(object.uid.clone());
                     }
                 }
@@ -212,7 +213,8 @@ impl NodeWatch {
         Ok(())
     }
 
-    /// Takes what a Node says. Returns its name if it is valid. The record is compared later.
+    /// Takes the metadata of a Node. Returns its name if the name is valid. The record is compared
+    /// later.
     pub(super) fn observe(&mut self, metadata: ObjectMeta) -> Option<NodeName> {
         let name = name_of(&metadata)?;
         let facts = facts(&metadata, &self.selector)?;
@@ -231,7 +233,7 @@ impl NodeWatch {
             self.known.insert(name.clone(), facts);
         }
         if another {
-            // What was known of the earlier Node does not hold for this one.
+            // Information about the earlier Node does not apply to this one.
             self.machine_unknown.remove(&name);
         }
         let uid = self.known.get(&name).map(|facts| &facts.object.uid);

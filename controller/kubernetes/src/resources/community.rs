@@ -72,7 +72,7 @@ impl CommunitySpec {
     /// Reads the record of the object with this name.
     ///
     /// # Errors
-    /// Which field is wrong, and why.
+    /// Names the field that is wrong, and the reason.
     pub fn record(&self, object: &str) -> Result<CommunityRecord, String> {
         let name = self.name.as_deref().unwrap_or(object);
         if name.to_ascii_lowercase() != object {
@@ -86,8 +86,8 @@ impl CommunitySpec {
     }
 }
 
-/// The name of a community's object. Object names have no capital letters, so two communities that
-/// differ only in capital letters cannot both exist.
+/// Returns the name of a community's object. Object names have no capital letters, so two
+/// communities that differ only in capital letters cannot both exist.
 pub fn object_name(name: &edge_types::Community) -> String {
     name.as_str().to_ascii_lowercase()
 }

@@ -227,7 +227,7 @@ impl EdgeNodeSpec {
     /// Reads the record of the object with this name.
     ///
     /// # Errors
-    /// Which field is wrong, and why.
+    /// Names the field that is wrong, and the reason.
     pub fn record(&self, name: &str) -> Result<NodeRecord, String> {
         let read = |key: &str, error: &dyn std::fmt::Display| format!("spec.{key}: {error}");
         Ok(NodeRecord {
@@ -318,7 +318,7 @@ impl From<Role> for edge_types::Role {
     }
 }
 
-/// A time that may be unknown, which a record notes as 0.
+/// Converts a time that may be unknown; a record stores an unknown time as 0.
 fn known(at: Seconds) -> Option<Timestamp> {
     (at != 0).then_some(Timestamp(at))
 }

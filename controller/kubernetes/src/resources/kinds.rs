@@ -30,20 +30,20 @@ pub(crate) type ObjectKey = (Kind, String);
 /// Label selector for join tokens among other Secrets.
 pub(crate) const TOKENS: &str = "edge-cni.io/kind=join-token";
 
-/// Annotation of an object that a replica is about to delete. It tells the other replicas that the
+/// Annotation of an object that a replica is about to delete. It shows the other replicas that the
 /// deletion is the controller's own.
 pub(crate) const DELETING: &str = "edge-cni.io/deleting";
 
-/// Node name that holds a segment with an unreadable object, so that the segment is not granted. No
-/// real node has this name.
+/// Name of the pretended holder of a segment with an unreadable object, so that the segment is not
+/// granted. No real node has this name.
 const UNREADABLE: &str = "unreadable.invalid";
 
 impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Node, Self::Segment, Self::Community, Self::Token];
-    /// Kinds that exist only as long as their definition (CRD) does.
+    /// Kinds that exist only while their definition (CRD) exists.
     pub(crate) const CUSTOM: [Self; 3] = [Self::Node, Self::Segment, Self::Community];
 
-    /// Plural and group: `segments.edge-cni.io`.
+    /// Returns plural and group: `segments.edge-cni.io`.
     pub(crate) fn what(self) -> &'static str {
         match self {
             Self::Node => "edgenodes.edge-cni.io",
@@ -53,7 +53,7 @@ impl Kind {
         }
     }
 
-    /// The object that holds the row of this key.
+    /// Returns the object that holds the row of this key.
     pub(crate) fn object_key(key: &RowKey) -> ObjectKey {
         match key {
             RowKey::Node(name) => (Self::Node, name.to_string()),
@@ -101,7 +101,7 @@ fn resource(kind: Kind) -> ApiResource {
     }
 }
 
-/// Metadata that others may have added to an object. Our writes keep it.
+/// Metadata that others may have added to an object. Our writes keep that metadata.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct ForeignMetadata(Option<Box<ObjectMeta>>);
 
@@ -112,7 +112,7 @@ impl ForeignMetadata {
             labels.remove(token::KIND_LABEL);
             labels
         });
-        // A write by a replica means that the object stays.
+        // A replica that writes the object wants it to stay.
         let annotations = annotations.map(|mut annotations| {
             annotations.remove(DELETING);
             annotations
@@ -134,7 +134,7 @@ pub(crate) struct StoredObject {
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) version: u64,
-    /// The change that writes the row, or why the object cannot be read.
+    /// The change that writes the row, or the reason why the object cannot be read.
     pub(crate) row: Result<Change, String>,
     pub(crate) foreign: ForeignMetadata,
     /// A replica has marked it for deletion.
@@ -171,19 +171,19 @@ fn decode<S: Spec>(kind: Kind, name: &str, spec: Option<S>, data: &Value) -> Res
     })
 }
 
-/// The row that blocks a segment with an unreadable object.
+/// Returns the row that blocks a segment with an unreadable object.
 pub(crate) fn blocked(name: &str) -> Option<Change> {
     let network = super::network_of(name)?;
     let node: NodeName = UNREADABLE.parse().ok()?;
     Some(Change::PutSegment(SegmentRecord::new(network, node, String::new(), 0, None)))
 }
 
-/// Whether this row blocks a segment with an unreadable object.
+/// Returns whether this row blocks a segment with an unreadable object.
 pub(crate) fn is_blocked(row: &SegmentRecord) -> bool {
     row.node.as_str() == UNREADABLE
 }
 
-/// The object that a change writes; `None` if the change deletes one.
+/// Returns the object that a change writes; `None` if the change deletes one.
 pub(crate) fn encode(change: &Change, foreign: &ForeignMetadata) -> Result<Option<DynamicObject>, String> {
     let (kind, name) = Kind::object_key(&change.key());
     let spec = |spec: Result<Value, serde_json::Error>| spec.map(|spec| json!({"spec": spec}));
@@ -208,7 +208,7 @@ pub(crate) fn encode(change: &Change, foreign: &ForeignMetadata) -> Result<Optio
     Ok(Some(object))
 }
 
-/// The latest time in a row, seconds since the epoch; 0 if it has none.
+/// Returns the latest time in a row, in seconds since the epoch; 0 if the row has none.
 pub(crate) fn time_of(change: &Change) -> Seconds {
     match change {
         Change::PutNode(record) => record.joined_at,

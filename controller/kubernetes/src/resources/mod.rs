@@ -1,17 +1,18 @@
 //! The custom resources: how a row is written as an object, for the API server and for people who
-//! read it with kubectl.
+//! read the object with kubectl.
 //!
 //! - [`Segment`], [`EdgeNode`], [`Community`]: the kinds. Their plurals are the ones that
 //!   Kubernetes derives from a kind, and do not end in "ss" or "status". So proxies that derive
-//!   resource names (KubeEdge's) get them right.
+//!   resource names, such as KubeEdge's, derive them correctly.
 //! - [`token`]: join tokens, which are Secrets.
 //! - [`Timestamp`]: a time in RFC 3339 format.
 //! - [`kinds`]: maps rows to objects and back; [`raw_object`]: an object as the API server sends
 //!   it.
 //!
-//! Every record is one `spec`. It is written whole by one request, which the API server refuses if
-//! the object has changed in the meantime. `status` is only for people: it is written separately
-//! and never read back. Requests to the object leave its status unchanged, and the other way round.
+//! Every record is one `spec`. One request writes the whole `spec`, and the API server refuses the
+//! request if the object has changed in the meantime. `status` is only for people: it is written
+//! separately and never read back. Requests for the object leave its status unchanged, and requests
+//! for the status leave the object unchanged.
 
 #[allow(
     unreachable_pub,
@@ -49,7 +50,7 @@ pub use timestamp::Timestamp;
 /// API group of the custom resources, and prefix of our labels and annotations.
 pub const GROUP: &str = "edge-cni.io";
 
-/// The definitions of all kinds, each with its file name in `deploy/crds`.
+/// Returns the definitions of all kinds, each with its file name in `deploy/crds`.
 pub fn definitions() -> [(&'static str, CustomResourceDefinition); 3] {
     [
         ("segments.yaml", short_names(Segment::crd())),

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// An object without the parts that are never needed; the managed fields alone are half of the
+/// An object without the parts that are never needed; the managed fields alone make up half of the
 /// data.
 #[derive(Clone, Deserialize)]
 pub(crate) struct RawObject<S> {
@@ -23,12 +23,13 @@ pub(crate) struct RawObject<S> {
     pub(crate) data: Value,
 }
 
-/// Needed because `#[serde(default)]` requires that `S` has a default.
+/// Default of `spec`. `#[serde(default)]` would require that `S` has a default.
 fn absent<S>() -> Option<S> {
     None
 }
 
-/// A spec that is not decoded yet, so that a mistake in it affects one object and not the list.
+/// A spec that is not decoded yet, so that an error in one spec affects one object and not the
+/// list.
 pub(crate) trait Spec {
     fn read<T: DeserializeOwned>(self) -> serde_json::Result<T>;
 }

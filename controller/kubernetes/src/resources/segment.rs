@@ -1,5 +1,6 @@
-//! `Segment`: which node holds a segment. The object is named after the network, so creating the
-//! object grants the segment: if two replicas grant the same one, the API server lets one through.
+//! `Segment`: records which node holds a segment. The object is named after the network, so
+//! creating the object grants the segment: if two replicas grant the same segment, the API server
+//! accepts one.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -28,7 +29,8 @@ use super::timestamp::Timestamp;
     printcolumn(name = "State", type_ = "string", json_path = ".spec.state"),
     printcolumn(name = "Granted", type_ = "date", json_path = ".spec.grantedAt"),
     printcolumn(name = "Released", type_ = "date", json_path = ".spec.releasedAt"),
-    // Without string(number): the API server estimates its cost as if numbers had no limit.
+    // The rule does not use string(number): the API server estimates its cost as if numbers had no
+    // limit.
     validation = Rule::new(
         "self.spec.network.contains(':') \
          ? ip(self.metadata.name.substring(0, self.metadata.name.lastIndexOf('-')).replace('-', ':')) == cidr(self.spec.network).ip() \
@@ -117,7 +119,7 @@ impl SegmentSpec {
     /// Reads the row of the object with this name.
     ///
     /// # Errors
-    /// Which field is wrong, and why.
+    /// Names the field that is wrong, and the reason.
     pub fn row(&self, name: &str) -> Result<SegmentRecord, String> {
         let network: IpNetwork = self.network.parse().map_err(|e| format!("spec.network {:?}: {e}", self.network))?;
         if object_name(&network) != name {
@@ -146,7 +148,8 @@ impl HoldingSpec {
     }
 }
 
-/// The name of a segment's object: `10.77.0.0-26`, `fd77-0000-0000-0000-0000-0000-0000-0000-120`.
+/// Returns the name of a segment's object: `10.77.0.0-26`,
+/// `fd77-0000-0000-0000-0000-0000-0000-0000-120`.
 pub fn object_name(network: &IpNetwork) -> String {
     match network.network() {
         IpAddr::V4(ip) => format!("{ip}-{}", network.prefix()),
@@ -157,7 +160,7 @@ pub fn object_name(network: &IpNetwork) -> String {
     }
 }
 
-/// The network of the object with this name; `None` if it is not such a name.
+/// Returns the network of the object with this name; `None` if the name has another form.
 pub fn network_of(name: &str) -> Option<IpNetwork> {
     let (address, prefix) = name.rsplit_once('-')?;
     let ip: IpAddr = match address.contains('.') {

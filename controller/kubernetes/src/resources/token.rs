@@ -14,13 +14,13 @@ pub const KIND: &str = "join-token";
 const TYPE: &str = "edge-cni.io/join-token";
 const KEY: &str = "record";
 
-/// The name of a token's Secret. It holds the ID in hexadecimal, because an ID may have capital
-/// letters and `_`, which the name of a Secret may not.
+/// Returns the name of a token's Secret. The name holds the ID in hexadecimal, because an ID may
+/// have capital letters and `_`, which are not allowed in the name of a Secret.
 pub fn object_name(id: &str) -> String {
     format!("{KIND}-{}", hex(id.as_bytes()))
 }
 
-/// Returns type and data of a token's Secret.
+/// Returns the type and the data of a token's Secret.
 ///
 /// # Errors
 /// If the record cannot be written as JSON.
@@ -31,7 +31,7 @@ pub fn content(record: &TokenRecord) -> Result<Value, serde_json::Error> {
 /// Reads a token from the Secret with this name and `data`.
 ///
 /// # Errors
-/// What is missing or damaged, or that the Secret holds another token.
+/// Returns what is missing or damaged, or that the Secret holds another token.
 pub fn record(name: &str, data: &Value) -> Result<TokenRecord, String> {
     let text = data.get(KEY).and_then(Value::as_str);
     let bytes = STANDARD.decode(text.ok_or_else(|| format!("data.{KEY} is missing"))?);

@@ -23,7 +23,7 @@ pub struct JoinAccounts {
 }
 
 impl JoinAccounts {
-    /// The role of a user of the API server.
+    /// Returns the role of a user of the API server.
     pub(super) fn role_of(&self, username: &str) -> Option<Role> {
         let all = [(&self.edge, Role::Edge), (&self.hub, Role::Hub), (&self.cloud, Role::Cloud)];
         all.into_iter()
@@ -31,10 +31,10 @@ impl JoinAccounts {
             .map(|(_, role)| role)
     }
 
-    /// Checks that no account stands for two roles.
+    /// Checks that no account is configured for two roles.
     ///
     /// # Errors
-    /// If one does.
+    /// If an account has two roles.
     pub fn check(&self) -> Result<(), String> {
         let mut all: Vec<&ServiceAccount> = [&self.edge, &self.hub, &self.cloud].into_iter().flatten().collect();
         let count = all.len();
@@ -56,7 +56,7 @@ pub struct ServiceAccount {
 }
 
 impl ServiceAccount {
-    /// The user name of the account at the API server.
+    /// Returns the user name of the account at the API server.
     fn username(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.name)
     }

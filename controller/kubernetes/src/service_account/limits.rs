@@ -1,5 +1,5 @@
-//! Limits how many service account tokens are reviewed at once, so that strangers with wrong tokens
-//! neither overload the API server nor keep others out.
+//! Limits how many service account tokens are reviewed at the same time, so that strangers with
+//! wrong tokens neither overload the API server nor block other clients.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,15 +9,15 @@ use std::time::Duration;
 use edge_controller_domain::source_shares;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-/// Largest number of concurrent reviews.
+/// Maximum number of concurrent reviews.
 const AT_ONCE: usize = 8;
-/// Largest number of concurrent reviews of one source. The next free one goes to another source,
-/// however many wait there.
+/// Maximum number of concurrent reviews of one source. The next free review goes to another source,
+/// however many requests of this source wait.
 const OF_ONE_SOURCE: usize = 4;
-/// Largest number of reviews of one source that run or wait, with their request bodies; further
+/// Maximum number of reviews of one source that run or wait, with their request bodies; further
 /// ones are refused at once.
 const OF_ONE_SOURCE_IN_ALL: usize = 32;
-/// Longest wait for a review.
+/// Maximum wait for a review.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The limits of all sources.
@@ -28,7 +28,7 @@ pub struct ReviewLimits {
     sources: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
 }
 
-/// Permission for one review; it ends when this is dropped.
+/// Permission for one review. The permission ends when this value is dropped.
 pub struct ReviewPermit<'a> {
     limits: &'a ReviewLimits,
     source: IpAddr,
@@ -42,8 +42,8 @@ impl Default for ReviewLimits {
 }
 
 impl ReviewLimits {
-    /// Waits for permission to review a token from this address; `None` if there are too many or
-    /// none came in time.
+    /// Waits for permission to review a token from this address; `None` if too many reviews are
+    /// waiting, or if none became free in time.
     pub async fn acquire(&self, from: Option<IpAddr>) -> Option<ReviewPermit<'_>> {
         let source = source_shares::source(from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
         let of_source = self.sources().entry(source).or_insert_with(|| Arc::new(Semaphore::new(OF_ONE_SOURCE))).clone();
@@ -51,7 +51,7 @@ impl ReviewLimits {
         if Arc::strong_count(&of_source) > OF_ONE_SOURCE_IN_ALL + 1 {
             return None;
         }
-        // This comes first, so that a caller that gives up while it waits is removed too.
+        // The permit is made first, so that a caller that stops waiting is removed too.
         let mut permit = ReviewPermit { limits: self, source, permits: None };
         let both = async {
             let own = of_source.acquire_owned().await?;

@@ -1,10 +1,10 @@
-//! Joins with the service account token of the node's pod.
+//! Lets nodes join with the service account token of their pod.
 //!
-//! - [`check_token`]: checks a token without its signature, before the API server is asked.
-//! - [`ReviewLimits`]: how many reviews may run at once.
-//! - [`Reviewer`]: has the API server review a token; [`ReviewError`]: why it is not accepted.
-//! - [`JoinAccounts`]: the service account of each role; [`RoleSelectors`]: which role a Node may
-//!   have.
+//! - [`check_token`]: checks a token without its signature, before the API server reviews it.
+//! - [`ReviewLimits`]: limits how many reviews run at the same time.
+//! - [`Reviewer`]: has the API server review a token; [`ReviewError`]: the reason for a refusal.
+//! - [`JoinAccounts`]: the service account of each role; [`RoleSelectors`]: the Nodes that may have
+//!   each role.
 
 mod accounts;
 mod error;

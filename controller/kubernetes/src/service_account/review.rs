@@ -1,4 +1,4 @@
-//! Asks the API server about a token. Its review says which account the token belongs to, and on
+//! Has the API server review a token. The review says which account the token belongs to, and on
 //! which node its pod runs.
 
 use edge_types::{NodeName, Role};
@@ -14,7 +14,7 @@ use super::token::AUDIENCE;
 const NODE: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 const POD: &str = "authentication.kubernetes.io/pod-name";
-/// Longest token that is sent to the API server, in bytes. Real ones are below 2 KiB.
+/// Maximum length of a token that is sent to the API server, in bytes. Real ones are below 2 KiB.
 const LONGEST: usize = 16 * 1024;
 
 /// Reviews tokens at the API server.
@@ -25,26 +25,26 @@ pub struct Reviewer {
     selectors: RoleSelectors,
 }
 
-/// What the review says about the token's pod.
+/// The parts of the review about the token's pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Bound {
     /// The role of its account.
     role: Role,
-    /// UID of its Node, if the token has it.
+    /// UID of its Node, if the token contains it.
     node_uid: Option<String>,
 }
 
 impl Reviewer {
-    /// Makes a reviewer with these accounts, each only for Nodes of its role.
+    /// Makes a reviewer that accepts these accounts, each only for Nodes of its role.
     pub fn new(client: kube::Client, accounts: JoinAccounts, selectors: RoleSelectors) -> Self {
         Self { client, accounts, selectors }
     }
 
-    /// Returns the role with which the holder of this token may join as `node`: its account stands
-    /// for the role, and the Node may have it.
+    /// Returns the role with which the holder of this token may join as `node`: the account is
+    /// configured for the role, and the Node may have it.
     ///
     /// # Errors
-    /// Why the token is not accepted.
+    /// Returns the reason why the token is not accepted.
     pub async fn review(&self, token: &str, node: &NodeName) -> Result<Role, ReviewError> {
         if token.is_empty() {
             return Err(ReviewError::Refused("it is empty".into()));
@@ -74,7 +74,8 @@ fn check_review(accounts: &JoinAccounts, status: TokenReviewStatus, node: &NodeN
         let why = status.error.unwrap_or_else(|| "it is not one of this cluster, or has expired".into());
         return refuse(format!("{why}; it must be a projected token for the audience {AUDIENCE:?}"));
     }
-    // An authenticator without support for audiences leaves this empty, and would accept any token.
+    // An authenticator without support for audiences leaves this field empty, and would accept any
+    // token.
     if !status.audiences.unwrap_or_default().iter().any(|audience| audience == AUDIENCE) {
         return refuse(format!("it is not for the audience {AUDIENCE:?}"));
     }

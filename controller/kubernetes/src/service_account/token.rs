@@ -1,5 +1,5 @@
-//! Checks a service account token without its signature. The API server is asked only about tokens
-//! that pass.
+//! Checks a service account token without its signature. Only tokens that pass are sent to the API
+//! server.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -8,13 +8,13 @@ use serde::Deserialize;
 
 /// The audience that the token must have. A pod's token for the API server itself is not accepted.
 pub(super) const AUDIENCE: &str = "edge-cni";
-/// Longest token, in bytes. The API server's tokens are below 2 KiB; ours are bound to one audience
-/// and one pod.
+/// Maximum length of a token, in bytes. The API server's tokens are below 2 KiB; ours are bound to
+/// one audience and one pod.
 const LONGEST: usize = 8 * 1024;
-/// Largest difference in seconds between our clock and the API server's, by which the API server
-/// judges.
+/// Maximum difference between our clock and that of the API server, which judges the token, in
+/// seconds.
 const SKEW: Seconds = 600;
-/// Longest validity in seconds that the API server gives, whatever a pod asks for
+/// Longest validity that the API server grants, in seconds, whatever a pod requests
 /// (`--service-account-max-token-expiration` is a year at most by default).
 const FARTHEST: Seconds = 366 * 24 * 3600;
 
@@ -24,7 +24,7 @@ struct Header {
     alg: String,
 }
 
-/// Claims (RFC 7519 section 4.1); the API server judges the others.
+/// Claims (RFC 7519 section 4.1); the API server checks the others.
 #[derive(Deserialize)]
 struct JwtClaims {
     iss: String,
@@ -44,7 +44,7 @@ enum Audiences {
 /// Checks that this may be a service account token for us.
 ///
 /// # Errors
-/// Why it cannot be one. The text has nothing of the token in it.
+/// Returns the reason why it cannot be one. The text contains no part of the token.
 pub fn check(token: &str, now: Seconds) -> Result<(), String> {
     let not = |why: &str| format!("{why}; it must be a projected token for the audience {AUDIENCE:?}");
     if token.is_empty() {

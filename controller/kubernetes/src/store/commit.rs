@@ -1,7 +1,7 @@
 //! Writes a batch of changes.
 //!
-//! Elements that change the same rows are written in order. If one of them fails, the ones planned
-//! on it fail as conflicts. Other elements are written at the same time.
+//! Elements that change the same rows are written in order. If one of them fails, the elements that
+//! were planned on it fail as conflicts. Other elements are written at the same time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::requests::{Failure, read_object, send};
 use super::store_core::StoreCore;
 use crate::resources::kinds::Kind;
 
-/// Largest number of chains that are written at the same time: the API server and etcd take many
+/// Maximum number of chains that are written at the same time: the API server and etcd process many
 /// writes in little more than the time of one.
 const CONCURRENT_CHAINS: usize = 128;
 /// Attempts to release a segment, if others write its object at the same time.
@@ -42,7 +42,7 @@ pub(super) async fn commit(core: Arc<StoreCore>, batch: Vec<Vec<Change>>, now: S
     results.sort_by_key(|(index, _)| *index);
     let mut results: Vec<Result<(), StoreError>> = results.into_iter().map(|(_, result)| result).collect();
     if batch.iter().any(Vec::is_empty) {
-        // An empty element asks for a revision higher than all others; the API server gives it.
+        // An empty element requests a revision higher than all others; the API server provides it.
         let touched = core.shared_config.advance_version(now).await.map(|version| core.objects().raise_number(version));
         for (_, result) in batch.iter().zip(&mut results).filter(|(element, _)| element.is_empty()) {
             result.clone_from(&touched);
@@ -99,7 +99,7 @@ async fn commit_chain(
     results
 }
 
-/// The order of changes in an element, lowest first: see the store's module.
+/// Returns the position of a change in an element's order, lowest first: see the store's module.
 fn stage(change: &Change) -> u8 {
     match change {
         Change::DeleteNode(_) => 0,
@@ -113,7 +113,8 @@ fn stage(change: &Change) -> u8 {
 }
 
 async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(), StoreError> {
-    // Before any change of the element: a node stays if its segments could not be kept for it.
+    // This check comes before any change of the element: a node stays if its segments could not be
+    // kept for it.
     element.iter().try_for_each(|change| core.check_fields(change)).map_err(StoreError::Failed)?;
     let mut stages: Vec<u8> = element.iter().map(stage).collect();
     stages.sort_unstable();
@@ -146,9 +147,9 @@ async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(),
             }
         }
         if let Some(error) = failed {
-            // The changes that were written stay, and the registry learns of them as of changes of
-            // others. It must know them before it plans again: otherwise the new plan might grant
-            // further segments.
+            // The changes that were written stay, and the registry receives them like changes of
+            // other replicas. It must know them before it plans again: otherwise the new plan might
+            // grant further segments.
             give_back_tokens(core, &mut done).await;
             let mut objects = core.objects();
             done.iter().cloned().for_each(|change| objects.publish_write(change));
@@ -164,8 +165,8 @@ async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(),
     Ok(())
 }
 
-/// Writes one change. Returns the grant if it is one; its object stays in flight until it is
-/// confirmed.
+/// Writes one change. Returns the grant if the change is one; the grant's object stays in flight
+/// until it is confirmed.
 async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGrant>, StoreError> {
     let key = change.key();
     let object_key = Kind::object_key(&key);
@@ -194,15 +195,15 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
             Ok(None)
         }
         Err(Failure::Other(why)) => {
-            // The outcome is not known: the watch will show it.
+            // The outcome is not known; the watch will show it.
             core.objects().end(&object_key);
             Err(StoreError::Failed(why))
         }
         Err(Failure::Changed) => {
             let now = read_object(core, &object_key).await;
             let mut objects = core.objects();
-            // Handled like a watch event, in its place among them, so that the registry does not go
-            // back to an earlier state.
+            // The current state is handled like a watch event, in its place among them, so that the
+            // registry does not go back to an earlier state.
             let current = match now {
                 Ok(Some(object)) => {
                     let row = object.row.clone();
@@ -217,7 +218,7 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
                     objects.observe(object_key.clone(), ObjectEvent::Deleted { uid, version, by_replica: false });
                     Ok(match object_key.0 {
                         Kind::Token => vec![deletion(&key)],
-                        // Why it is missing must be known first.
+                        // The reason why the object is missing must be known first.
                         _ => Vec::new(),
                     })
                 }
@@ -236,8 +237,8 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
     }
 }
 
-/// Releases a segment of a node that leaves. If the row has changed in the meantime, it is still
-/// released, unless it is another grant.
+/// Releases a segment of a node that is deregistered. If the row has changed in the meantime, the
+/// segment is still released, unless the row is another grant.
 async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError> {
     let change = Change::PutSegment(row.clone());
     let object_key = Kind::object_key(&change.key());
@@ -251,21 +252,21 @@ async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError
         let Some(object) = held else { return Ok(()) };
         {
             let mut objects = core.objects();
-            // If it was missing in the meantime: it exists.
+            // If the object was missing in the meantime, it exists again.
             objects.keep_row(&object_key);
             objects.observe(object_key.clone(), ObjectEvent::Applied(object));
             objects.plan_knows(&object_key);
         }
         result = write(core, &change).await.map(drop);
         if result.is_ok() {
-            // It follows the event that the plan did not know.
+            // The write follows the event that the plan did not know.
             core.objects().publish_write(change.clone());
         }
     }
     result
 }
 
-/// Gives back the use of a token if its element failed. If that fails too, the use is lost: the
+/// Gives back the use of a token whose element failed. If that fails too, the use is lost: the
 /// token then lets one node fewer join.
 async fn give_back_tokens(core: &StoreCore, done: &mut Vec<Change>) {
     let used = done.iter().position(|change| matches!(change, Change::PutToken(token) if token.used() > 0));

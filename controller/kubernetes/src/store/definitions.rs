@@ -1,5 +1,5 @@
-//! The definitions of the custom resources (CRDs). An object lives only as long as its definition:
-//! the API server deletes them together.
+//! The definitions of the custom resources (CRDs). An object exists only as long as its definition:
+//! the API server deletes both together.
 //!
 //! When a definition is deleted, it first gets a `deletionTimestamp`. Then its objects are deleted,
 //! and then the definition itself. So if the definition is read after an object was deleted, and
@@ -26,7 +26,7 @@ pub(super) type Uids = BTreeMap<Kind, String>;
 
 pub(super) struct Definitions {
     api: Api<CustomResourceDefinition>,
-    /// The definitions with which the known objects exist.
+    /// The definitions under which the known objects exist.
     known: Mutex<Uids>,
     /// The fields that each definition drops, with the generation of the definition.
     dropped: Mutex<BTreeMap<Kind, (Generation, Vec<String>)>>,
@@ -43,7 +43,7 @@ type Generation = (Option<String>, Option<i64>);
 pub(super) enum DefinitionState {
     /// The same definition as before.
     Unchanged,
-    /// It is missing or about to be deleted, as a message.
+    /// The definition is missing or about to be deleted, with a message.
     Unavailable(String),
     /// It was deleted and created again, with this UID.
     Recreated(String),
@@ -55,7 +55,7 @@ impl Definitions {
         Self { api, known: Mutex::default(), dropped: Mutex::default(), namespaces, cluster: OnceLock::new() }
     }
 
-    /// Makes sure that the API server is still of the same cluster, so that rows are not written
+    /// Checks that the API server still belongs to the same cluster, so that rows are not written
     /// into another one.
     pub(super) async fn check_cluster(&self) -> Result<(), String> {
         let found = cluster_identity::uid(&self.namespaces).await?;
@@ -72,7 +72,7 @@ impl Definitions {
     /// Returns the UIDs of all definitions.
     ///
     /// # Errors
-    /// If one of them is missing or about to be deleted, or the API server cannot be asked.
+    /// If one of them is missing or about to be deleted, or the API server cannot be reached.
     pub(super) async fn require_all(&self) -> Result<Uids, StoreError> {
         let mut uids = Uids::new();
         for kind in Kind::CUSTOM {
@@ -85,7 +85,7 @@ impl Definitions {
         Ok(uids)
     }
 
-    /// Makes sure that the definitions have not changed since `before`.
+    /// Checks that the definitions have not changed since `before`.
     pub(super) async fn check_same(&self, before: &Uids) -> Result<(), StoreError> {
         match self.require_all().await? == *before {
             true => Ok(()),
@@ -95,12 +95,12 @@ impl Definitions {
         }
     }
 
-    /// Notes the definitions with which the known objects exist.
+    /// Records the definitions under which the known objects exist.
     pub(super) fn set_known(&self, uids: Uids) {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = uids;
     }
 
-    /// Notes that all objects of a kind were created again with this definition. Returns all
+    /// Records that all objects of a kind were created again under this definition. Returns all
     /// definitions.
     pub(super) fn set_known_kind(&self, kind: Kind, uid: String) -> Uids {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,19 +108,19 @@ impl Definitions {
         known.clone()
     }
 
-    /// State of a definition, as read after this call.
+    /// Reads the state of a definition. The read starts after this call.
     pub(super) async fn state(&self, kind: Kind) -> Result<DefinitionState, StoreError> {
         let found = self.read(kind).await?;
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
         Ok(state(kind, found, known.as_deref()))
     }
 
-    /// Fields that the served definition of a kind drops from what this program writes. The
-    /// definition is read in full only when it has changed. A definition that is missing drops
+    /// Returns the fields that the served definition of a kind drops from what this program writes.
+    /// The definition is read in full only when it has changed. A definition that is missing drops
     /// nothing, since nothing is written then.
     ///
     /// # Errors
-    /// If the API server cannot be asked.
+    /// If the API server cannot be reached.
     pub(super) async fn look_at_fields(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
         let found = self.read(kind).await?.unwrap_or_default();
         let generation: Generation = (found.uid, found.generation);
@@ -138,7 +138,8 @@ impl Definitions {
         Ok(dropped)
     }
 
-    /// Fields that the definition of a kind drops, as of the latest [`Self::look_at_fields`].
+    /// Returns the fields that the definition of a kind drops, as of the latest
+    /// [`Self::look_at_fields`].
     pub(super) fn dropped(&self, kind: Kind) -> Vec<String> {
         self.all_dropped().get(&kind).map(|(_, dropped)| dropped.clone()).unwrap_or_default()
     }
@@ -148,7 +149,8 @@ impl Definitions {
     }
 
     async fn read(&self, kind: Kind) -> Result<Option<ObjectMeta>, StoreError> {
-        // By name and without a version, because the API server then reads it from etcd.
+        // The request is by name and without a version, because the API server then reads from
+        // etcd.
         match tokio::time::timeout(REQUEST, self.api.get_metadata(kind.what())).await {
             Ok(Ok(found)) => Ok(Some(found.metadata)),
             Ok(Err(error)) if is_absent(&error) => Ok(None),

@@ -1,5 +1,5 @@
-//! Fields that this program writes and the served definition (CRD) does not know. The API server
-//! drops them without an error.
+//! Finds fields that this program writes and the served definition (CRD) does not know. The API
+//! server drops such fields without an error.
 
 use edge_controller_domain::state::Change;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -10,16 +10,17 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use crate::resources;
 use crate::resources::kinds::Kind;
 
-/// How many dropped fields a warning names at most.
+/// Maximum number of dropped fields that a warning names.
 const NAMED: usize = 10;
 
-/// The one field that must not be lost. Without it a segment goes to another node after the
-/// quarantine, while the pods of the node that lost its Node object still use it. Fields that came
-/// later than the first release only give a node something: a community, or the end of a waiting
-/// time. `certificatesFrom`, whose loss would let an earlier certificate count, is older than that.
+/// The only field that must not be lost. Without it a segment goes to another node after the
+/// quarantine, while the pods of the node that lost its Node object still use the segment. Fields
+/// that were added after the first release only give a node something: a community, or the end of a
+/// waiting time. `certificatesFrom`, whose loss would let an earlier certificate count, is older
+/// than that.
 const KEPT_UNTIL: &str = "spec.keptUntil";
 
-/// Fields of a kind that the served definition drops, as paths: `spec.keptUntil`.
+/// Returns the fields of a kind that the served definition drops, as paths: `spec.keptUntil`.
 pub(super) fn dropped(kind: Kind, served: &CustomResourceDefinition) -> Vec<String> {
     let all = resources::definitions();
     let ours = all.iter().find(|(_, ours)| ours.metadata.name.as_deref() == Some(kind.what()));
@@ -65,7 +66,7 @@ fn compare(ours: &JSONSchemaProps, served: &JSONSchemaProps, path: &str, dropped
     }
 }
 
-/// Names the dropped fields and the command that helps. `None` if nothing is dropped.
+/// Names the dropped fields and the command that restores them. `None` if nothing is dropped.
 pub(super) fn warning(kind: Kind, dropped: &[String]) -> Option<String> {
     let more = if dropped.len() > NAMED { ", ..." } else { "" };
     let named = dropped.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -86,10 +87,10 @@ fn loses_kept_until(kind: Kind, dropped: &[String]) -> bool {
     kind == Kind::Segment && dropped.iter().any(|path| path == KEPT_UNTIL)
 }
 
-/// Refuses a change that must not lose a field which the served definition drops.
+/// Refuses a change that must not lose a field, if the served definition drops that field.
 ///
 /// # Errors
-/// Why, and the command that helps.
+/// Returns the reason, and the command that helps.
 pub(super) fn check(change: &Change, dropped: &[String]) -> Result<(), String> {
     match change {
         Change::PutSegment(row) | Change::GrantSegment(row)

@@ -1,5 +1,5 @@
-//! Grants of segments: a grant is announced only after the sizes in force were read again, and is
-//! rolled back if they differ (see `shared_config`).
+//! Confirms grants of segments. A grant is announced only after the sizes in force have been read
+//! again, and is rolled back if they differ (see `shared_config`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,8 +44,8 @@ pub(super) async fn confirm(core: &Arc<StoreCore>, grants: Vec<UnconfirmedGrant>
             Err(StoreError::Failed(why))
         }
         Err(error) => {
-            // The grants are neither announced nor dropped: their objects stay in flight until it
-            // is known.
+            // The grants are neither announced nor dropped: their objects stay in flight until the
+            // sizes in force are known.
             core.unsettled.fetch_add(1, Ordering::SeqCst);
             tokio::spawn(settle(core.clone(), grants));
             Err(error)
@@ -53,7 +53,7 @@ pub(super) async fn confirm(core: &Arc<StoreCore>, grants: Vec<UnconfirmedGrant>
     }
 }
 
-/// Checks again until it is known whether the grants stand.
+/// Repeats the check until it is known whether the grants are valid.
 async fn settle(core: Arc<StoreCore>, grants: Vec<UnconfirmedGrant>) {
     settled(&core, grants).await;
     core.unsettled.fetch_sub(1, Ordering::SeqCst);
@@ -64,8 +64,8 @@ async fn settled(core: &StoreCore, grants: Vec<UnconfirmedGrant>) {
         tokio::time::sleep(SETTLE_RETRY).await;
         match core.shared_config.in_force().await {
             Ok(Ok(())) => {
-                // The grants were never announced. The node got an error, and gets these segments
-                // when it asks again.
+                // The grants were never announced. The node received an error, and receives these
+                // segments when it repeats its request.
                 let mut objects = core.objects();
                 grants.iter().for_each(|grant| objects.end(&grant.object_key));
                 return;
@@ -112,7 +112,7 @@ async fn roll_back(core: &StoreCore, grants: Vec<UnconfirmedGrant>) {
     .await;
 }
 
-/// Whether an object still holds this grant.
+/// Returns whether an object still holds this grant.
 pub(super) fn is_same_grant(object: &StoredObject, row: &SegmentRecord) -> bool {
     match &object.row {
         Ok(Change::PutSegment(now)) => {
@@ -122,7 +122,7 @@ pub(super) fn is_same_grant(object: &StoredObject, row: &SegmentRecord) -> bool 
     }
 }
 
-/// The released row that a grant replaced.
+/// Returns the released row that a grant replaced.
 fn row_before_grant(row: &SegmentRecord) -> Option<SegmentRecord> {
     let last = row.past.first()?;
     let past = row.past.get(1..).unwrap_or_default().to_vec();

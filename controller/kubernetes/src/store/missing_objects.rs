@@ -1,15 +1,15 @@
-//! Decides what a missing object means. An object may be missing although nobody meant to delete
-//! it.
+//! Decides what a missing object means. An object may be missing although nobody deleted it on
+//! purpose.
 //!
 //! - Its definition (CRD) is missing or about to be deleted: all rows of this kind stay in force,
 //!   and none is written. When the definition exists again, all objects are created again.
-//! - A segment was deleted by hand: its object is created again while its node is registered or its
+//! - Somebody deleted a segment: its object is created again while its node is registered or its
 //!   quarantine may last.
-//! - An EdgeNode was deleted by hand: that deregisters the node. If many are deleted at once, they
-//!   are created again; see [`edge_controller_domain::mass_deletion`].
-//! - A community was deleted: that is the operator's decision.
+//! - Somebody deleted an EdgeNode: that deregisters the node. If many are deleted at once, they are
+//!   created again; see [`edge_controller_domain::mass_deletion`].
+//! - Somebody deleted a community: that is the operator's decision.
 //!
-//! A replica marks an object before it deletes it, and that deletion counts at once.
+//! A replica marks an object before it deletes the object, and that deletion counts at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,11 +30,11 @@ use crate::events::Regarding;
 use crate::resources::kinds::{Kind, is_blocked};
 use crate::resources::object_name;
 
-/// How often the definitions are checked, even if no event came.
+/// How often the definitions are checked, even without an event.
 const CHECK_PERIOD: Duration = Duration::from_secs(10);
-/// Wait before an open decision is tried again.
+/// Wait before an open decision is repeated.
 const RETRY: Duration = Duration::from_millis(500);
-/// Largest number of objects that are created again at the same time.
+/// Maximum number of objects that are created again at the same time.
 const CONCURRENT_WRITES: usize = 32;
 
 /// Decides about missing objects. Never returns.
@@ -60,7 +60,7 @@ pub(super) async fn run(core: Arc<StoreCore>) {
     }
 }
 
-/// Decides about all missing objects of a kind. Returns whether nothing is left to decide.
+/// Decides about all missing objects of a kind. Returns true if nothing is left to decide.
 async fn decide(core: &StoreCore, kind: Kind, recent: &mut RecentDeletions) -> bool {
     if let Err(error) = core.look_at_fields(kind).await {
         tracing::debug!(kind = kind.what(), %error, "it is not known whether its definition drops fields");
@@ -106,7 +106,7 @@ async fn decide(core: &StoreCore, kind: Kind, recent: &mut RecentDeletions) -> b
     }
 }
 
-/// Creates all objects of a kind again and notes their new definition. Returns how many.
+/// Creates all objects of a kind again and records their new definition. Returns their number.
 async fn recreate_all(core: &StoreCore, kind: Kind, uid: String) -> Result<usize, String> {
     core.definitions.check_cluster().await?;
     let rows = core.known_rows().await?;
@@ -127,8 +127,8 @@ async fn recreate_all(core: &StoreCore, kind: Kind, uid: String) -> Result<usize
     if let Some(why) = failed.first() {
         return Err(format!("{} of {count} objects are not created yet: {why}", failed.len()));
     }
-    // The last known state of the others stays in force as long as this process lives: no object
-    // can be created for them.
+    // The last known state of the others stays in force as long as this process lives, because
+    // their objects cannot be created.
     let left = core.objects().missing(kind);
     left.iter().for_each(|missing| core.objects().keep_row(&missing.object_key));
     let known = core.definitions.set_known_kind(kind, uid);
@@ -180,7 +180,7 @@ async fn recreate_rows(core: &StoreCore, changes: Vec<Change>) -> Vec<(Change, R
     writes.buffer_unordered(CONCURRENT_WRITES).collect().await
 }
 
-/// Creates objects again that etcd lacks since it was restored from a backup.
+/// Creates objects again that etcd has lost because it was restored from a backup.
 async fn recreate_lost_by_restore(core: &StoreCore, missing: Vec<MissingObject>, rows: &KnownRows) -> bool {
     let mut changes = Vec::new();
     for MissingObject { object_key, key, .. } in missing {
@@ -310,8 +310,8 @@ impl From<Snapshot> for KnownRows {
 }
 
 impl KnownRows {
-    /// The row of a segment that must be kept: a registered node holds it, or a released one is in
-    /// quarantine, and no other segment overlaps it.
+    /// Returns the row of a segment that must be kept: a registered node holds the segment, or the
+    /// segment is released and in quarantine, and no other segment overlaps it.
     fn needed(&self, network: &IpNetwork) -> Option<&SegmentRecord> {
         let row = self.ledger.row(network).filter(|row| !is_blocked(row))?;
         let wanted = row.released_at.is_some() || self.nodes.contains_key(&row.node);
@@ -319,8 +319,8 @@ impl KnownRows {
         (wanted && !replaced).then_some(row)
     }
 
-    /// Whether a replica has deregistered the node. In that case its segments were released;
-    /// somebody who only deletes an EdgeNode does not release them.
+    /// Returns whether a replica has deregistered the node. In that case its segments were
+    /// released. A person who only deletes an EdgeNode does not release them.
     fn has_left(&self, record: &NodeRecord) -> bool {
         let after =
             |row: &SegmentRecord| row.node == record.name && row.released_at.is_some_and(|at| at >= record.joined_at);

@@ -1,7 +1,7 @@
 //! The Kubernetes store: rows are objects at the API server, and any number of replicas share them.
 //!
 //! - [`store_core`]: what the parts of the store share.
-//! - [`object_versions`]: the version of every object, and what the registry knows of it.
+//! - [`object_versions`]: the version of every object, and what the registry knows about it.
 //! - [`commit`]: writes a batch, each object over the version that the plan knew; [`grants`]:
 //!   confirms granted segments or rolls them back; [`requests`]: single requests.
 //! - [`recreate`]: creates an object again that was deleted.
@@ -9,14 +9,14 @@
 //! - [`missing_objects`]: decides what a missing object means; [`definitions`]: whether its
 //!   definition (CRD) exists; [`fields`]: which fields the definition drops.
 //! - [`shared_config`]: what all replicas must agree on.
-//! - [`single_flight`]: one result for all who ask at the same time.
+//! - [`single_flight`]: shares one result among concurrent callers.
 //!
 //! The API server has no transactions. The elements of a batch, and the objects of one element, are
-//! written one by one, in an order in which the remainder of a failure does no harm. A join first
-//! grants segments, then uses up a token, then registers the node. If it fails on the way, a node
-//! that is not registered holds a segment; the leader finds and releases that after a while. A
-//! deregistration first deletes the node and then releases its segments, and leaves the same
-//! remainder. A plan that is made again meets its own remainder and completes it.
+//! written one by one, in an order in which a partial write does no harm. A join first grants
+//! segments, then uses up a token, then registers the node. If it fails on the way, a node that is
+//! not registered holds a segment; the leader finds and releases that segment after a while. A
+//! deregistration first deletes the node and then releases its segments, and a failure leaves the
+//! same state. A plan that is repeated finds its own partial write and completes it.
 
 mod commit;
 mod definitions;
@@ -56,10 +56,9 @@ use shared_config::SharedConfig;
 use single_flight::SingleFlight;
 use store_core::StoreCore;
 
-/// Largest number of changes that are sent to the registry together.
+/// Maximum number of changes that are sent to the registry together.
 const EVENTS_PER_SEND: usize = 4096;
-/// If a read did not reach the revision that somebody asked for, `catch_up` reads nothing for this
-/// long.
+/// If a read did not reach the requested revision, `catch_up` reads nothing for this long.
 const CATCH_UP_PAUSE: Duration = Duration::from_secs(1);
 
 /// The store of rows as Kubernetes objects.
@@ -74,8 +73,8 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Makes a store in the cluster that the client reaches. Join tokens and what all replicas
-    /// agree on are kept in `namespace`. Segments have these sizes.
+    /// Makes a store in the cluster that the client reaches. `namespace` holds the join tokens and
+    /// the configuration that all replicas share. Segments have these sizes.
     pub fn new(
         client: &Client,
         namespace: &str,
@@ -105,8 +104,8 @@ impl Kubernetes {
         }
     }
 
-    /// Sets whether the operator is asked before many nodes are deregistered at once because their
-    /// EdgeNodes were deleted.
+    /// Sets whether the operator must confirm before many nodes are deregistered at once because
+    /// their EdgeNodes were deleted.
     pub fn confirming(self, confirm: bool) -> Self {
         self.core.confirm.store(confirm, Ordering::Relaxed);
         self
@@ -116,7 +115,7 @@ impl Kubernetes {
 impl Store for Kubernetes {
     fn load(&self, followed: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
-            // This comes before the segments are listed: see `shared_config`.
+            // The sizes are put in force before the segments are listed: see `shared_config`.
             let noted = self.core.shared_config.put_in_force().await?;
             self.core.objects().begin_above(noted.offset);
             let _ = self.core.registry_events.set(followed.clone());
@@ -167,8 +166,8 @@ impl Store for Kubernetes {
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
             let definitions = self.core.definitions.require_all().await?;
             for kind in Kind::ALL {
-                // By pages, because reading the watch cache needs a write, and this must write
-                // nothing.
+                // Reads by pages: reading the watch cache needs a write, and this method must not
+                // write.
                 let (read, at) = list_pages(&self.core.source(kind), None).await.map_err(StoreError::Failed)?;
                 for StoredObject { name, row, .. } in read {
                     let row = row.map_err(|why| {
@@ -215,7 +214,7 @@ impl Store for Kubernetes {
         Box::pin(async move {
             let version = self.core.objects().version_of(revision);
             if !self.core.objects().behind(version).is_empty() {
-                // One caller reads for all who wait.
+                // One caller reads for all that wait.
                 let mut in_vain = self.catching_up.lock().await;
                 let behind = self.core.objects().behind(version);
                 if !behind.is_empty() && in_vain.is_none_or(|last| last.elapsed() >= CATCH_UP_PAUSE) {
@@ -232,7 +231,7 @@ impl Store for Kubernetes {
             {
                 let mut objects = self.core.objects();
                 // All objects are read up to that version. The other replica's revision is still
-                // higher if it heard of a change later than this replica.
+                // higher if that replica received a change later than this one.
                 if objects.revision() <= revision && objects.behind(version).is_empty() {
                     objects.rise_above(revision);
                 }
@@ -270,7 +269,7 @@ fn add_row(snapshot: &mut Snapshot, row: Change) {
     }
 }
 
-/// Sends events to the registry. All that are waiting go together.
+/// Sends events to the registry. All waiting events go together.
 async fn forward(mut events: mpsc::UnboundedReceiver<NumberedEvent>, followed: mpsc::Sender<StoreEvent>) {
     let mut numbered = Vec::new();
     while events.recv_many(&mut numbered, EVENTS_PER_SEND).await > 0 {

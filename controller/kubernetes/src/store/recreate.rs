@@ -1,4 +1,4 @@
-//! Creates an object again that somebody deleted, with the row that the registry knows.
+//! Creates a deleted object again, with the row that the registry knows.
 
 use edge_controller_domain::state::Change;
 use kube::api::PostParams;
@@ -11,9 +11,10 @@ use crate::resources::kinds::{Kind, StoredObject, encode};
 
 /// Outcome of creating a missing object again.
 pub(super) enum Recreation {
-    /// The object exists: with the row that the registry knows, or as somebody else created it.
+    /// The object exists, either with the row that the registry knows or as somebody else created
+    /// it.
     Done,
-    /// The object does not exist yet, and why.
+    /// The object does not exist yet, for this reason.
     Pending(String),
 }
 

@@ -1,4 +1,4 @@
-//! Single requests that write or read the object of a row.
+//! Sends single requests that write or read the object of a row.
 
 use edge_controller_domain::state::Change;
 use k8s_openapi::jiff::Timestamp;
@@ -18,7 +18,7 @@ pub(super) enum Failure {
     Other(String),
 }
 
-/// Sends one write, and returns the object after it; `None` if it is gone.
+/// Sends one write. Returns the object as written; `None` if it is gone.
 pub(super) async fn send(
     core: &StoreCore,
     change: &Change,
@@ -43,7 +43,7 @@ pub(super) async fn send(
         (Some(object), WriteBase::Nothing) => {
             with_timeout(kind, api.create(&PostParams::default(), &object)).await?.map_err(failure).and_then(stored)
         }
-        // A plan that knew that the segment is held would not grant it.
+        // A plan that knew that a node holds the segment would not grant it.
         (Some(_), WriteBase::Object { held: true, .. }) if matches!(change, Change::GrantSegment(_)) => {
             Err(Failure::Changed)
         }
@@ -76,7 +76,7 @@ pub(super) async fn send(
 }
 
 /// Marks an object for deletion, so that the other replicas know that a replica deletes it. Returns
-/// its new version; `None` if it is gone already.
+/// the object's new version; `None` if the object is already gone.
 async fn mark(
     api: &Api<DynamicObject>,
     kind: Kind,

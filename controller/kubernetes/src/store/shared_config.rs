@@ -1,19 +1,19 @@
-//! What all replicas must agree on, in one ConfigMap: the segment sizes in force, and the layout of
-//! all objects.
+//! Keeps the configuration on which all replicas must agree in one ConfigMap: the segment sizes in
+//! force, and the layout of all objects.
 //!
 //! A release does not start or write if a later layout has been in use. It would drop the fields
 //! that it does not know from every object that it writes.
 //!
-//! Two segments of the same size are either equal or do not overlap, and of two equal ones the API
-//! server lets only one be created. Segments of different sizes may overlap. So only one pair of
-//! sizes is in force at any time: the pair in the ConfigMap. A replica writes its sizes there when
-//! it starts, and lists the segments after that. A replica that has created grants reads the
-//! ConfigMap before it announces them, and rolls them back if other sizes are in force.
+//! Two segments of the same size are either equal or do not overlap, and of two equal segments the
+//! API server accepts only one. Segments of different sizes may overlap. So only one pair of sizes
+//! is in force at any time: the pair in the ConfigMap. A replica writes its sizes there when it
+//! starts, and lists the segments after that. A replica that has created grants reads the ConfigMap
+//! before it announces them, and rolls them back if other sizes are in force.
 //!
-//! Let X create grants of one size and Y start with another. If X reads after Y writes, X sees Y's
-//! sizes and rolls its grants back. If X reads before Y writes, X's grants exist before Y lists the
-//! segments, and Y grants around them. In both cases no grant of Y overlaps one that X has
-//! announced.
+//! As an example, X creates grants of one size and Y starts with another. If X reads after Y
+//! writes, X sees Y's sizes and rolls its grants back. If X reads before Y writes, X's grants exist
+//! before Y lists the segments, and Y grants around them. In both cases no grant of Y overlaps one
+//! that X has announced.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ pub(super) struct SharedConfig {
     layout: SingleFlight<Result<(), StoreError>>,
 }
 
-/// What earlier runs have stored.
+/// The values that earlier runs have stored.
 pub(super) struct StoredConfig {
     /// The latest time that was stored, seconds since the epoch.
     pub(super) time: Seconds,
@@ -61,8 +61,8 @@ pub(super) struct StoredConfig {
     pub(super) offset: u64,
 }
 
-/// Whether our sizes are in force. The core error says why not; the outer one says why it is not
-/// known.
+/// Whether our sizes are in force. The inner error says why they are not; the outer error says why
+/// that is unknown.
 type InForce = Result<Result<(), String>, StoreError>;
 
 impl SharedConfig {
@@ -75,14 +75,15 @@ impl SharedConfig {
         }
     }
 
-    /// Reads what earlier runs have stored, without taking part in the cluster.
+    /// Reads the values that earlier runs have stored, without taking part in the cluster.
     pub(super) async fn noted(&self) -> Result<StoredConfig, StoreError> {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
         check_layout(&data).map_err(StoreError::Failed)?;
         Ok(StoredConfig { time: time(&data), offset: offset(&data) })
     }
 
-    /// Puts our sizes and our layout in force, and returns what earlier runs have stored.
+    /// Puts our sizes and our layout in force, and returns the values that earlier runs have
+    /// stored.
     pub(super) async fn put_in_force(&self) -> Result<StoredConfig, StoreError> {
         let (v4, v6) = (self.ours.v4.to_string(), self.ours.v6.to_string());
         let (before, _) = self
@@ -102,11 +103,11 @@ impl SharedConfig {
         Ok(noted)
     }
 
-    /// Stores the definitions with which the objects exist that were just listed.
+    /// Stores the definitions under which the objects in the latest list exist.
     ///
     /// # Errors
-    /// If other definitions are stored. The objects were deleted with those, so the list is not
-    /// complete.
+    /// If other definitions are stored. The objects were deleted with those definitions, so the
+    /// list is not complete.
     pub(super) async fn note_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
         let others = |data: &BTreeMap<String, String>| {
             let other = definitions.iter().find(|(kind, uid)| {
@@ -128,7 +129,7 @@ impl SharedConfig {
         }
     }
 
-    /// Stores that all objects were created again with these definitions.
+    /// Stores that all objects were created again under these definitions.
     pub(super) async fn store_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
         let edit = |data: &mut BTreeMap<String, String>| {
             for (kind, uid) in definitions {
@@ -147,7 +148,7 @@ impl SharedConfig {
         Ok(())
     }
 
-    /// Reads a note.
+    /// Reads a note; `None` if it is not set.
     pub(super) async fn note(&self, note: Note) -> Result<Option<String>, StoreError> {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
         Ok(data.get(note.key()).cloned())
@@ -170,7 +171,7 @@ impl SharedConfig {
         Ok(offset)
     }
 
-    /// Gets a new resourceVersion, which is later than all before, and stores the time.
+    /// Gets a new resourceVersion, which is later than all earlier ones, and stores the time.
     pub(super) async fn advance_version(&self, now: Seconds) -> Result<u64, StoreError> {
         let (_, version) = self
             .write(|data| {
@@ -183,18 +184,19 @@ impl SharedConfig {
         Ok(version)
     }
 
-    /// Fails if a later release has been in use, as read after this call. Concurrent calls share
-    /// one read.
+    /// Fails if a later release has been in use. The read starts after this call. Concurrent calls
+    /// share one read.
     pub(super) async fn understood_since_now(&self) -> Result<(), StoreError> {
         self.layout.run(async || self.noted().await.map(drop)).await
     }
 
-    /// Whether our sizes are in force, as read after this call. Concurrent calls share one read.
+    /// Returns whether our sizes are in force. The read starts after this call. Concurrent calls
+    /// share one read.
     pub(super) async fn in_force_since_now(&self) -> InForce {
         self.in_force.run(async || self.in_force().await).await
     }
 
-    /// Whether our sizes are in force.
+    /// Returns whether our sizes are in force.
     pub(super) async fn in_force(&self) -> InForce {
         let map = self.get().await?.unwrap_or_default();
         let data = map.data.unwrap_or_default();
@@ -233,7 +235,7 @@ impl SharedConfig {
             check_layout(data).map_err(StoreError::Failed)?;
             let result = edit(data);
             let post = PostParams::default();
-            // Over the version that was read, or as a new object.
+            // The write is over the version that was read, or creates a new object.
             let written = if there {
                 tokio::time::timeout(REQUEST, self.api.replace(NAME, &post, &map)).await
             } else {

@@ -1,4 +1,4 @@
-//! One result for all who ask at the same time. It is never older than the question.
+//! Shares one result among concurrent callers. The result is never older than the call.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 /// Counts calls and keeps the last result.
 pub(super) struct SingleFlight<T> {
     calls: AtomicU64,
-    /// The last result, and the number of the last call that came before its work began.
+    /// The last result, and the number of the last call before its work began.
     result: Mutex<Option<(u64, T)>>,
 }
 
@@ -18,7 +18,7 @@ impl<T> Default for SingleFlight<T> {
 }
 
 impl<T: Clone> SingleFlight<T> {
-    /// Returns a result of work that began after this call: another caller's, or that of `work`.
+    /// Returns a result of work that began after this call: the work of another caller, or `work`.
     pub(super) async fn run(&self, work: impl AsyncFnOnce() -> T) -> T {
         let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         let mut result = self.result.lock().await;
@@ -50,7 +50,7 @@ mod tests {
         };
         let mut results = join_all((0..10).map(|_| start())).await;
         results.sort_unstable();
-        // The first call works for itself. All others came before the second work began, so they
+        // The first call does its own work. All others came before the second work began, so they
         // share its result.
         assert!(results.iter().all(|result| *result <= 2), "{results:?}");
         assert_eq!(start().await, results[9] + 1, "a later call does not get an old result");

@@ -1,13 +1,13 @@
-//! Lists and watches objects. Only the parts that rows and writes need are read, from the API
-//! server's watch cache if that loses nothing.
+//! Lists and watches objects. Only the parts that rows and writes need are read. They are read from
+//! the API server's watch cache if that loses nothing.
 //!
-//! A complete list is normally read from etcd, and every object is decoded on the way. The watch
-//! cache needs a quarter of the time. For complete lists API servers use it only from 1.31 on, and
-//! only with an etcd that can report the progress of a watch (3.4.31, 3.5.13 or later). For long
-//! lists, this module makes the cache usable in any version: it first writes one of the objects
-//! ([`RowSource::write_one`]) and asks for a list that is not older than that write. The cache
-//! learns of the write by the same watch as of all earlier changes, so its response contains them
-//! all.
+//! A complete list is normally read from etcd, and the API server decodes every object on the way.
+//! The watch cache needs a quarter of the time. API servers use the watch cache for complete lists
+//! only from 1.31 on, and only with an etcd that can report the progress of a watch (3.4.31, 3.5.13
+//! or later). For long lists, this module makes the cache usable in any version: it first writes
+//! one of the objects ([`RowSource::write_one`]) and requests a list that is not older than that
+//! write. The cache receives the write by the same watch as all earlier changes, so its response
+//! contains them all.
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
@@ -40,8 +40,8 @@ impl RowSource {
         Request::new(self.api.resource_url())
     }
 
-    /// Writes one object without a change of its row, and returns its new version: everything of
-    /// this kind that was written before has a lower one. `None` if there are few objects, or
+    /// Writes one object without a change of its row, and returns its new version. Everything of
+    /// this kind that was written before has a lower version. `None` if there are few objects, or
     /// if the write does not succeed.
     async fn write_one(&self) -> kube::Result<Option<String>> {
         let mut last_seen = None;
@@ -50,7 +50,7 @@ impl RowSource {
             let many = first.metadata.remaining_item_count.is_some_and(|more| more > FEW);
             let Some(mut object) = first.items.into_iter().next().filter(|_| many) else { return Ok(None) };
             let (uid, version) = (object.metadata.uid.clone(), object.metadata.resource_version.clone());
-            // Somebody else has written it in the meantime: that version serves as well.
+            // Somebody else has written the object in the meantime: that version serves as well.
             if last_seen.as_ref().is_some_and(|(last_uid, last_version)| *last_uid == uid && *last_version != version) {
                 return Ok(version);
             }
@@ -83,8 +83,8 @@ impl ListWatch for RowSource {
         self.kind.selector()
     }
 
-    /// About five megabytes. If the API server reads from etcd, each page costs nearly the same,
-    /// whatever its size.
+    /// A page has about five megabytes. If the API server reads from etcd, each page costs nearly
+    /// the same, whatever its size.
     fn page_size(&self) -> u32 {
         5000
     }
@@ -92,7 +92,8 @@ impl ListWatch for RowSource {
     fn not_older_than(&self) -> BoxFuture<'_, kube::Result<Option<String>>> {
         match self.kind {
             Kind::Node | Kind::Segment => self.write_one().boxed(),
-            // There are never many, and what people write is not ours to touch.
+            // There are never many of these objects, and the controller does not write objects that
+            // people write.
             Kind::Community | Kind::Token => async { Ok(None) }.boxed(),
         }
     }

@@ -1,4 +1,4 @@
-//! What the parts of the store share.
+//! The state that the parts of the store share.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,7 +17,7 @@ use crate::events::EventRecorder;
 use crate::list_watch::{ListWatchEvent, list};
 use crate::resources::kinds::{Apis, Kind, StoredObject};
 
-/// What the parts of the store share.
+/// The state that the parts of the store share.
 pub(super) struct StoreCore {
     pub(super) apis: Apis,
     pub(super) objects: Mutex<ObjectVersions>,
@@ -44,7 +44,8 @@ impl StoreCore {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks whether the definition of a kind drops fields that are written, and reports it.
+    /// Checks whether the definition of a kind drops fields that are written, and reports such
+    /// fields.
     pub(super) async fn look_at_fields(&self, kind: Kind) -> Result<(), StoreError> {
         let what = format!("fields of {}", kind.what());
         match fields::warning(kind, &self.definitions.look_at_fields(kind).await?) {
@@ -78,7 +79,7 @@ impl StoreCore {
         waited.map_err(|_| late())?.map(drop).map_err(|_| late())
     }
 
-    /// All rows as the registry knows them.
+    /// Returns all rows as the registry knows them.
     ///
     /// # Errors
     /// If the store is not loaded, or the registry does not answer in time.

@@ -1,5 +1,5 @@
-//! Measures TLS alone: a server that is as simple as possible. The same nodes connect to it, and
-//! when a member of a community sends a byte, it sends the same number of bytes to the community as
+//! Measures TLS alone, with a server that is as simple as possible. The same nodes connect to it.
+//! When a member of a community sends a byte, the server sends as many bytes to the community as
 //! the controller does.
 
 use std::net::SocketAddr;
@@ -50,7 +50,7 @@ pub(crate) fn serve(state: &Path, port: u16) -> ! {
                 let mut stream = config.accept(stream).await?;
                 let community = &communities[usize::from(stream.read_u8().await?)];
                 let mut received = community.subscribe();
-                // This shows that the connection is registered.
+                // The byte shows that the connection is registered.
                 stream.write_u8(0).await?;
                 stream.flush().await?;
                 let mut byte = [0];
@@ -92,7 +92,7 @@ async fn tls(state: &Path) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-/// Measures the same as for the controller.
+/// Measures the same values as for the controller.
 pub(crate) async fn measure(cluster: &Cluster, size: Size, server: &Program) -> Measured {
     let (arrivals, mut arrived) = mpsc::unbounded_channel();
     let address: SocketAddr = server.address;

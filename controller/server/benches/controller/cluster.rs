@@ -1,4 +1,5 @@
-//! Authority and store of a cluster with many nodes, and what each node holds.
+//! Makes the authority and the store of a cluster with many nodes, and the key and certificate of
+//! each node.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -115,7 +116,7 @@ impl Cluster {
         Self { directory, nodes, key: key.serialize_der(), roots: Arc::new(roots), config }
     }
 
-    /// A path in the same directory as the state.
+    /// Returns a path in the same directory as the state.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -124,7 +125,7 @@ impl Cluster {
         self.path("state")
     }
 
-    /// TLS configuration of a node.
+    /// Returns the TLS configuration of a node.
     pub(crate) fn tls(&self, node: &Node) -> Arc<ClientConfig> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -147,7 +148,7 @@ fn directory() -> tempfile::TempDir {
     directory
 }
 
-/// Returns a different segment for each pair; none is where the next ones are granted.
+/// Returns a different segment for each pair; none lies where the next segments are granted.
 fn segment(node: usize, nth: usize) -> IpNetwork {
     let number = (node * SEGMENTS / 2 + nth / 2) as u32;
     if nth.is_multiple_of(2) {

@@ -1,5 +1,5 @@
-//! Measures segments granted per second to nodes that request them at the same time. Each is
-//! durable before it is answered. The reference is the number of single synchronous writes to the
+//! Measures the segments granted per second to nodes that request them at the same time. Each grant
+//! is durable before the response. The reference is the number of single synchronous writes to the
 //! same disk.
 
 use std::os::unix::fs::FileExt;
@@ -14,11 +14,12 @@ use crate::nodes::Connection;
 use crate::program::Program;
 use crate::report::{Goal, Report};
 
-/// Goal, as a part of the reference.
+/// Goal, as a fraction of the reference.
 pub(crate) const GOAL: Goal = Goal::RatioAtLeast(0.5);
-/// Bytes in a write of the reference: a page.
+/// Size of a write of the reference in bytes: a page.
 const PAGE: usize = 4096;
-/// Pages of its file, which exist already, so that no write makes it grow.
+/// Number of pages of the reference's file, which exist already, so that no write makes the file
+/// grow.
 const PAGES: u64 = 1024;
 
 pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {

@@ -31,7 +31,7 @@ const NAMESPACE: &str = "edge-cni";
 const SIZES: SegmentPrefix = SegmentPrefix { v4: 26, v6: 120 };
 /// Goal in milliseconds.
 const START: Goal = Goal::AtMost(2000.0);
-/// Limit for a run that hangs.
+/// Time limit for a run that hangs.
 const SHOWN: Duration = Duration::from_secs(300);
 /// Objects in a page of the bare lists; larger pages are not cheaper.
 const PAGE: u32 = 5000;
@@ -89,7 +89,7 @@ pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool
     }
 }
 
-/// Returns the milliseconds to list what a controller reads at its start.
+/// Returns the milliseconds to list the objects that a controller reads at its start.
 async fn lists(client: &Client) -> f64 {
     async fn all<K>(api: Api<K>)
     where
@@ -109,7 +109,7 @@ async fn lists(client: &Client) -> f64 {
     began.elapsed().as_secs_f64() * 1e3
 }
 
-/// Returns when the statuses of all nodes name their segments.
+/// Waits until the statuses of all nodes list their segments.
 async fn shown(client: &Client) {
     let api: Api<EdgeNode> = Api::all(client.clone());
     let began = Instant::now();
@@ -123,8 +123,8 @@ async fn shown(client: &Client) {
     }
 }
 
-/// Returns the segments created per second by this number of clients; each waits for one before the
-/// next.
+/// Returns the segments created per second by this number of clients. Each client waits for one
+/// before the next.
 async fn creates(client: &Client, clients: usize, number: &mut u32, limit: Duration) -> f64 {
     let began = Instant::now();
     let first = *number;
@@ -133,7 +133,7 @@ async fn creates(client: &Client, clients: usize, number: &mut u32, limit: Durat
         let api: Api<Segment> = Api::all(client.clone());
         while began.elapsed() < limit {
             let nth = next.replace(next.get() + 1);
-            // In a range where no node holds a segment and none is granted.
+            // The address is in a range where no node holds a segment and none is granted.
             let address = std::net::Ipv4Addr::from((10 << 24 | 1 << 22) + nth * 64);
             let network = IpNetwork::new(address.into(), SIZES.v4).expect("a segment");
             let row = SegmentRecord::new(

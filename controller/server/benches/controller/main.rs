@@ -8,14 +8,15 @@
 //! `cargo test --all-targets`) each case runs once with few nodes.
 //!
 //! - `rss/10000-nodes`, `fanout/p99` (`streams`): all nodes hold their view streams open; the
-//!   controller has one core, the nodes have another. Beside them the same number of bare TLS
+//!   controller has one core, the nodes have another. The reference is the same number of bare TLS
 //!   connections (`bare`). `fanout-2000/p99`: the same with communities of 2,000 instead of 1,000.
-//! - `grant/embedded` (`grants`): beside the disk's own rate of writes that are waited for.
-//! - `start/10000` (`start`): beside reading the same rows from the same file.
+//! - `grant/embedded` (`grants`): compared with the disk's own rate of synchronous writes.
+//! - `start/10000` (`start`): compared with reading the same rows from the same file.
 //! - `grant/kubernetes`, `start/kubernetes` (`kubernetes`): the same on a real API server, with
-//!   etcd on a disk, beside bare creates of the same objects and beside bare lists of them.
+//!   etcd on a disk, compared with bare creates of the same objects and with bare lists of them.
 //!
-//! `cluster` makes store and certificates, `program` runs the controller, `nodes` connects to it.
+//! `cluster` makes the store and the certificates, `program` runs the controller, `nodes` connects
+//! to it.
 
 mod bare;
 mod cluster;
@@ -43,7 +44,7 @@ pub(crate) struct Size {
     pub(crate) changes: usize,
     /// Nodes that request segments at the same time.
     pub(crate) requesters: usize,
-    /// Seconds for which they request them.
+    /// Seconds for which nodes request segments.
     pub(crate) seconds: u64,
     /// Number of starts; the median counts.
     pub(crate) starts: usize,
@@ -88,7 +89,7 @@ fn main() -> ExitCode {
         if rss || fanout {
             streams::measure(&cluster, size, "fanout/p99", Some("rss/10000-nodes"), &mut report);
         }
-        // This comes last, because it makes the store grow.
+        // This case runs last, because it makes the store grow.
         if grant {
             grants::measure(&cluster, size, &mut report);
         }

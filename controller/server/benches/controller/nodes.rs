@@ -1,5 +1,5 @@
-//! Nodes as the controller sees them: one HTTP/2 connection each, as agents open it, with a view
-//! stream that is read at once.
+//! Simulates nodes: each opens one HTTP/2 connection, as agents do, and immediately reads a view
+//! stream.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::cluster::{Cluster, Node};
 
 /// Number of nodes that connect at the same time.
 const AT_ONCE: usize = 64;
-/// Bytes of a line that are looked at.
+/// Number of bytes of a line that are examined.
 const LOOK: usize = 4096;
 
 /// A line that arrived.
@@ -75,7 +75,7 @@ pub(crate) async fn secure(address: SocketAddr, tls: Arc<ClientConfig>) -> TlsSt
     TlsConnector::from(tls).connect(ServerName::try_from("127.0.0.1").expect("a name"), stream).await.expect("TLS")
 }
 
-/// Runs work for every node, many at a time. Returns the results in the order of the nodes.
+/// Runs work for every node, many at the same time. Returns the results in the order of the nodes.
 pub(crate) async fn each<'a, T, F: Future<Output = T>>(
     cluster: &'a Cluster,
     work: impl Fn(usize, &'a Node) -> F,
@@ -87,7 +87,7 @@ pub(crate) async fn each<'a, T, F: Future<Output = T>>(
         .await
 }
 
-/// Opens a node's view stream; its lines go to `heard`.
+/// Opens a node's view stream and sends its lines to `heard`.
 pub(crate) async fn follow(connection: &mut Connection, name: &str, heard: mpsc::UnboundedSender<ReceivedLine>) {
     let path = format!("/v1/nodes/{name}/view?watch=true&changes=true");
     let mut body = connection.ask(Method::GET, &path, None).await.into_body();

@@ -1,4 +1,4 @@
-//! Runs the measured programs from outside, as an operator would.
+//! Runs the measured programs as an operator would.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::cluster::Cluster;
 
-/// Limit for a program that hangs.
+/// Time limit for a program that hangs.
 const HANG: Duration = Duration::from_secs(120);
 
 /// A running program.
@@ -18,7 +18,7 @@ pub(crate) struct Program {
     child: Child,
     /// Address at which nodes are served.
     pub(crate) address: SocketAddr,
-    /// Time from its start until it was ready.
+    /// Time from the start of the program until it was ready.
     pub(crate) took: Duration,
 }
 
@@ -80,7 +80,7 @@ impl Program {
         Self { child, address, took: started.elapsed() }
     }
 
-    /// Resident memory now and its maximum so far, in MiB.
+    /// Returns the resident memory now and its maximum so far, in MiB.
     pub(crate) fn memory(&self) -> (f64, f64) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a child's status");
         let field = |name: &str| {
@@ -91,14 +91,14 @@ impl Program {
         (field("VmRSS:"), field("VmHWM:"))
     }
 
-    /// Stops it as an operator does.
+    /// Stops the program as an operator does.
     pub(crate) fn stop(mut self) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).expect("a signal");
         self.child.wait().expect("its end");
     }
 
-    /// Kills it, as a power cut would.
+    /// Kills the program, as a power cut would.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("a signal");
         self.child.wait().expect("its end");
@@ -107,7 +107,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The program may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

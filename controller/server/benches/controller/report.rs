@@ -1,4 +1,4 @@
-//! The results: a table for people and a file for programs.
+//! Reports the results: a table for people and a file for programs.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,9 +15,9 @@ pub(crate) struct Report {
 /// A goal.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
-    /// Our value is at most this.
+    /// The measured value is at most this.
     AtMost(f64),
-    /// Our value divided by the reference is at least this.
+    /// The measured value divided by the reference is at least this.
     RatioAtLeast(f64),
 }
 
@@ -47,7 +47,7 @@ impl Report {
         }));
     }
 
-    /// Notes that a selected case could not be measured.
+    /// Records that a selected case could not be measured.
     pub(crate) fn not_measured(&mut self, what: &str, why: &anyhow::Error) {
         println!("{what:<20} not measured: {why:#}");
         self.failed = true;
@@ -65,7 +65,7 @@ impl Report {
     }
 }
 
-/// Cases that were not measured this time keep their earlier results.
+/// Writes the results. Cases that were not measured this time keep their earlier results.
 fn write(file: &Path, results: Vec<Value>) -> std::io::Result<()> {
     let mut all: Vec<Value> = match std::fs::read(file) {
         Ok(before) => {
@@ -83,7 +83,7 @@ fn write(file: &Path, results: Vec<Value>) -> std::io::Result<()> {
     std::fs::write(file, format!("{:#}\n", json!({ "name": "controller", "results": all })))
 }
 
-/// The value below which this part of all values lies.
+/// Returns the value below which this fraction of all values lies.
 pub(crate) fn percentile(values: &mut [f64], part: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     values[((values.len() as f64 * part).ceil() as usize).clamp(1, values.len()) - 1]

@@ -11,7 +11,7 @@ use crate::cluster::Cluster;
 use crate::program::Program;
 use crate::report::{Goal, Report, percentile};
 
-/// Milliseconds.
+/// Goal in milliseconds.
 const GOAL: Goal = Goal::AtMost(2000.0);
 
 pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
@@ -30,7 +30,7 @@ pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
     report.add("start/10000", "ms", percentile(&mut ours, 0.5), reference, GOAL);
 }
 
-/// Milliseconds.
+/// Returns the milliseconds to read the rows.
 fn read(cluster: &Cluster) -> f64 {
     let started = Instant::now();
     let database = Database::open(cluster.state().join(FILE)).expect("the store");

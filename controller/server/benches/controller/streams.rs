@@ -15,9 +15,9 @@ use crate::{Size, bare};
 
 /// Goal for resident memory, MiB.
 const MEMORY: Goal = Goal::AtMost(600.0);
-/// Goal for the time from the request of the node that has moved to the line about it, ms.
+/// Goal for the time from the request of the moved node to the line about it, ms.
 const LATENCY: Goal = Goal::AtMost(250.0);
-/// Limit for a run that hangs.
+/// Time limit for a run that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
 /// The results of one program.
@@ -66,7 +66,7 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
         }
     });
     let mut connections = connections.await;
-    // Every node has its view when only heartbeats arrive.
+    // When only heartbeats arrive, every node has its view.
     let mut views = 0;
     while views < size.nodes {
         views += usize::from(next(&mut news).await.is("view"));
@@ -86,7 +86,7 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
         let mut connection = connections[mover].clone();
         let sent = Instant::now();
         let response = tokio::spawn(async move { drop(connection.ask(Method::PUT, &path, Some(report)).await) });
-        // The hub receives it, too.
+        // The hub receives the change too.
         let mut received = 0;
         while received < size.community {
             let heard = next(&mut news).await;

@@ -1,4 +1,4 @@
-//! The archive of everything that the controller keeps, for the operator.
+//! Serves the archive of everything that the controller stores, for the operator.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(super) async fn download(
     caller.require_operator()?;
     let ca = ca.document().await.map_err(|e| ApiError::Store(e.to_string()))?;
     let now = registry.clock.now();
-    // A copy of the rows at one moment: a slow reader then delays no one.
+    // The code copies the rows at one moment, so that a slow reader delays no other request.
     let state = registry.read().await;
     let rows = Snapshot {
         nodes: state.nodes().cloned().collect(),

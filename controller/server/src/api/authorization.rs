@@ -1,5 +1,6 @@
 //! Checks the access to a route before the body of the request is read: see the column `access` of
-//! the table of routes. `caller` says who calls, and this module whether the caller may.
+//! the table of routes. `caller` identifies the caller, and this module decides what the caller may
+//! do.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::error::ApiError;
 use super::request_span;
 use super::route::Access;
 
-/// What has to be checked at a route.
+/// The checks of a route.
 #[derive(Clone)]
 pub(super) struct Authorization {
     pub(super) registry: Registry,
@@ -28,12 +29,12 @@ pub(super) struct Authorization {
     pub(super) names_node: bool,
 }
 
-/// How much of a refused body is still read, octets, and for how long. If the connection ended
-/// while the caller still sends, it would lose the response.
+/// Maximum number of octets of a refused body that are still read, and the time limit. If the
+/// connection ended while the caller still sends, the caller would lose the response.
 const DISCARDED: usize = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Passes on the requests of those who have access.
+/// Passes on the requests of callers that have access.
 pub(super) async fn authorize(
     State(authorization): State<Authorization>,
     caller: Caller,
@@ -53,7 +54,7 @@ pub(super) async fn authorize(
     }
 }
 
-/// Reads a body and drops it.
+/// Reads a body and discards it.
 async fn discard(mut body: Body) {
     let mut left = DISCARDED;
     while let Some(Ok(frame)) = body.frame().await {
@@ -65,7 +66,7 @@ async fn discard(mut body: Body) {
 }
 
 impl Authorization {
-    /// The node that the path names.
+    /// Returns the node that the path names.
     async fn node(&self, parts: &mut Parts) -> Result<Option<NodeName>, ApiError> {
         match self.names_node {
             true => Node::from_request_parts(parts, &()).await.map(|Node(node)| Some(node)),
@@ -76,7 +77,7 @@ impl Authorization {
     async fn check(&self, caller: &Caller, parts: &mut Parts) -> Result<(), ApiError> {
         match (self.access, &caller.identity) {
             (Access::Anyone, _) => Ok(()),
-            // First, so that a stranger does not learn what else is wrong.
+            // This check is first, so that a stranger gets no information about other errors.
             (_, CallerIdentity::Anonymous) => Err(ApiError::NoCertificate),
             (Access::Operator, _) => {
                 caller.require_operator()?;

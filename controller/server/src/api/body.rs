@@ -1,5 +1,5 @@
-//! What comes in after [`super::authorization`]: a JSON body with limits of size and time, and the
-//! node of the path.
+//! Extracts the input after [`super::authorization`]: a JSON body with limits of size and time, and
+//! the node of the path.
 
 use std::time::Duration;
 
@@ -11,9 +11,10 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 
-/// Largest body of a request, bytes. The largest real ones are certificate requests of about 1 KiB.
+/// Maximum size of a request's body, in bytes. The largest real ones are certificate requests of
+/// about 1 KiB.
 const LIMIT: usize = 64 * 1024;
-/// How long a body may take to arrive.
+/// Time limit for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The JSON body of a request.
@@ -42,7 +43,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// Refuses a body that is declared to be something else than JSON; it is not read.
+/// Refuses a body that is declared as something other than JSON, without reading it.
 pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let declared = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("unreadable"));
     match declared.filter(|value| value.split(';').next().map(str::trim) != Some("application/json")) {

@@ -1,4 +1,4 @@
-//! The certificate authorities, for the operator.
+//! Serves the requests about certificate authorities, for the operator.
 
 use std::sync::Arc;
 

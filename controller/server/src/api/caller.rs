@@ -1,5 +1,5 @@
-//! Who calls. The certificate says which node it is, and is read once for each connection. The
-//! registry says whether the certificate still counts, and is asked at each request.
+//! Identifies the caller. The certificate names the node, and is read once for each connection. The
+//! registry decides at each request whether the certificate still counts.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -21,7 +21,7 @@ use super::error::ApiError;
 /// The other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Its identity, as far as TLS or the socket says.
+    /// Its identity, as shown by TLS or the socket.
     pub identity: CallerIdentity,
     /// Its address; `None` on the admin socket.
     pub address: Option<IpAddr>,
@@ -29,7 +29,7 @@ pub struct Caller {
     pub connection: CancellationToken,
 }
 
-/// The identity of a caller, as far as TLS or the socket says.
+/// The identity of a caller, as shown by TLS or the socket.
 #[derive(Clone, Debug)]
 pub enum CallerIdentity {
     /// The operator, on the admin socket.
@@ -38,11 +38,11 @@ pub enum CallerIdentity {
     Anonymous,
     /// TLS with a certificate of our CA that names a node.
     Node(NodeCertificate),
-    /// TLS with a certificate of our CA that names no node; why not.
+    /// TLS with a certificate of our CA that names no node, with the reason.
     Unrecognised(String),
 }
 
-/// What a node's certificate says.
+/// The content of a node's certificate.
 #[derive(Clone, Debug)]
 pub struct NodeCertificate {
     /// Name of the node.
@@ -141,14 +141,14 @@ impl Caller {
         Ok(certificate.clone())
     }
 
-    /// [`Caller::require_node`], now.
+    /// Calls [`Caller::require_node`] with the present state and time.
     pub async fn require_node_now(&self, registry: &Registry, node: &NodeName) -> Result<NodeCertificate, ApiError> {
         self.require_node(&registry.read().await, node, registry.clock.now())
     }
 }
 
 impl fmt::Display for Caller {
-    /// For the log: the address from which it comes, and the name of the node that it shows.
+    /// Writes the caller for the log: the address, and the node that its certificate names.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.address, &self.identity) {
             (_, CallerIdentity::Operator) => f.write_str("the operator"),
@@ -163,7 +163,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // The listeners insert it. A request without it is a stranger's.
+        // The listeners insert the caller. A request without one counts as a stranger's.
         Ok(parts.extensions.get::<Caller>().cloned().unwrap_or_else(|| Caller {
             identity: CallerIdentity::Anonymous,
             address: None,

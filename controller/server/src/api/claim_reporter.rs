@@ -1,4 +1,4 @@
-//! Log lines and Kubernetes Events about segments that nodes say they hold.
+//! Writes log lines and Kubernetes Events about segments that nodes claim to hold.
 
 use std::time::Instant;
 
@@ -18,8 +18,8 @@ pub(super) struct ClaimReporter {
 from_substates!(ClaimReporter { conflicts, events });
 
 impl ClaimReporter {
-    /// `taken`: segments that are the node's from now on. `conflicts`: the claims that were
-    /// refused.
+    /// Publishes the results. `taken`: segments that belong to the node from now on. `conflicts`:
+    /// the claims that were refused.
     pub(super) fn publish(&self, node: &NodeName, taken: &[IpNetwork], conflicts: Vec<ClaimConflict>) {
         if !taken.is_empty() {
             tracing::warn!(%node, segments = ?taken, "it uses segments that no node was known to hold, and holds them from now on; was an old backup restored?");

@@ -19,25 +19,25 @@ use crate::live_config::ReloadError;
 /// Seconds within which nodes that can reach the controller usually connect and report.
 const REPORTS_WITHIN: u32 = 10;
 
-/// Why a request is refused. A refused request has changed nothing.
+/// The reason why a request is refused. A refused request has changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// The body is not JSON.
     #[error("the body is not JSON: {0}")]
     BadJson(String),
-    /// The body is JSON, but not of the expected shape, or it holds an impossible value.
+    /// The body is JSON, but has an unexpected shape or an invalid value.
     #[error("{0}")]
     BadValue(String),
     /// The body is larger than this many bytes.
     #[error("the body is larger than the {0} bytes that this request may have")]
     TooLarge(usize),
-    /// The body did not arrive in time; in seconds.
+    /// The body did not arrive within this number of seconds.
     #[error("the body did not arrive within {0} seconds")]
     TooSlow(u64),
     /// The budget for bodies of strangers is used up, and this body was dropped for another one.
     #[error("too many requests without a certificate arrive at this moment; try again in a few seconds")]
     Crowded,
-    /// The header Content-Type is not that of JSON.
+    /// The header Content-Type does not declare JSON.
     #[error("the content type is {0:?}; expected application/json")]
     MediaType(String),
     /// The path is not part of the API.
@@ -56,10 +56,10 @@ pub enum ApiError {
         "this needs a node's certificate; join first (POST /v1/join with a token), then present the certificate in TLS"
     )]
     NoCertificate,
-    /// The certificate is of our CA, but is not a node's.
+    /// The certificate is of our CA, but does not belong to a node.
     #[error("the certificate does not name a node: {0}")]
     NotANode(String),
-    /// The certificate is of another node.
+    /// The certificate belongs to another node.
     #[error("the certificate is of node {caller}, which may not act for {node}")]
     ForeignNode {
         /// The node of the certificate.
@@ -98,10 +98,10 @@ pub enum ApiError {
     /// No join token has this id.
     #[error("there is no token {0:?}; `edge-controller token list` shows those that are")]
     NoSuchToken(String),
-    /// The join token cannot be made, or does not let the node in.
+    /// The join token cannot be created, or does not admit the node.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The service account token does not let the node in.
+    /// The service account token does not admit the node.
     #[error("the service account token is refused: {0}")]
     ServiceAccount(String),
     /// The API server did not review the service account token.
@@ -113,7 +113,7 @@ pub enum ApiError {
     /// The certificate request (PKCS #10) is refused.
     #[error(transparent)]
     Csr(#[from] CsrError),
-    /// The certificate authorities failed, or refuse the change.
+    /// The certificate authorities failed, or refused the change.
     #[error(transparent)]
     Ca(#[from] CaError),
     /// Nodes or join tokens still need the authority.
@@ -135,10 +135,10 @@ pub enum ApiError {
     TooManyStreams {
         /// Name of the node.
         node: NodeName,
-        /// How many it may have open.
+        /// Maximum number of open streams.
         most: usize,
     },
-    /// The node asks more often than it may.
+    /// The node makes more requests than it may.
     #[error(transparent)]
     TooOften(#[from] TooOften),
     /// The labels of this node are set on its Node object.
@@ -155,10 +155,10 @@ pub enum ApiError {
     LabelsNotTrusted {
         /// Name of the node.
         node: NodeName,
-        /// Why they do not count.
+        /// The reason why they do not count.
         why: String,
     },
-    /// A community in a label has an impossible name.
+    /// A label contains an invalid name of a community.
     #[error(transparent)]
     Label(#[from] NameError),
     /// The page is not served.
@@ -166,7 +166,7 @@ pub enum ApiError {
         "this controller does not serve the page: set listen = [\"127.0.0.1:9645\"] under [page] in its configuration, and restart it"
     )]
     PageNotServed,
-    /// The system gives no random numbers.
+    /// The operating system provides no random numbers.
     #[error(transparent)]
     Random(#[from] NoRandomness),
     /// The configuration was not put in force.
@@ -226,7 +226,7 @@ impl From<ReviewError> for ApiError {
 }
 
 impl ApiError {
-    /// HTTP status, the kind's name below `/problems/`, and its title.
+    /// Returns the HTTP status, the kind's name below `/problems/`, and its title.
     fn kind(&self) -> (u16, &'static str, &'static str) {
         match self {
             ApiError::BadJson(_) => (400, "bad-json", "The body is not JSON"),
@@ -295,13 +295,13 @@ impl ApiError {
         }
     }
 
-    /// The kind's name, as below `/problems/`.
+    /// Returns the kind's name, as below `/problems/`.
     pub fn name(&self) -> &'static str {
         self.kind().1
     }
 
-    /// Seconds after which the caller may ask again; `None` if time alone changes nothing, or the
-    /// time is not known.
+    /// Returns the seconds after which the caller may try again; `None` if waiting changes nothing,
+    /// or the time is not known.
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             ApiError::Segment(SegmentError::GrantsPaused(_)) => Some(REPORTS_WITHIN),
@@ -310,7 +310,7 @@ impl ApiError {
         }
     }
 
-    /// As a problem document.
+    /// Returns the error as a problem document.
     pub fn problem(&self) -> Problem {
         let (status, kind, title) = self.kind();
         Problem { kind: format!("/problems/{kind}"), title: title.into(), status, detail: self.to_string() }

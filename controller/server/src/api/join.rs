@@ -1,5 +1,5 @@
-//! How a node gets its certificate: the first one by a token, each later one by the one before.
-//! `unauthenticated_body` and `connection_limits` limit floods of joins.
+//! Gives a node its certificates: the first one by a token, each later one by the previous
+//! certificate. `unauthenticated_body` and `connection_limits` limit floods of joins.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use super::unauthenticated_body::UnauthenticatedBody;
 use crate::live_config::LiveConfig;
 
 /// The credentials in the body of a join. They are checked before the rest of the body: a stranger
-/// without a valid token learns nothing, costs little, and leaves nothing in the log.
+/// without a valid token gets no information, costs little, and causes no log line.
 #[derive(Deserialize)]
 struct JoinCredentials<'a> {
     #[serde(borrow, default)]
@@ -68,7 +68,8 @@ pub(super) async fn join(
     request_span::set_node(&caller, &node);
     let key = request::read(&csr, &node)?;
     let role = admission.role();
-    // Nothing is signed for a caller that may not have the name, nor counted against its limit.
+    // Nothing is signed for a caller that may not have the name, and the request does not count
+    // against the node's limit.
     admission.record(&*registry.read().await, &node, &key.fingerprint, now)?;
     issuer.limit.0.take(&node)?;
     let issued = issuer.issue(&node, role, &key, CertificateReason::Join).await?;
@@ -91,7 +92,7 @@ pub(super) async fn join(
     Ok(axum::Json(issuer.response(node, role, issued)))
 }
 
-/// The error for a body, without any of its content.
+/// Returns the error for a body, without any of its content.
 fn error_without_content(error: &serde_json::Error) -> ApiError {
     let place = format!("at line {}, column {}", error.line(), error.column());
     match error.classify() {
@@ -141,7 +142,8 @@ impl Admission {
         }
     }
 
-    /// The record of the node after a join with this key, and that of its token if it is used.
+    /// Returns the record of the node after a join with this key, and that of its token if the
+    /// token is used.
     fn record(
         &self,
         state: &Rows,
@@ -150,16 +152,16 @@ impl Admission {
         now: Seconds,
     ) -> Result<(NodeRecord, Option<TokenRecord>), ApiError> {
         match self {
-            // The token is checked once more here, where it is used up.
+            // The token is checked again here, where it is used up.
             Admission::Token(credential, _) => {
                 let used = tokens::redeem(state, credential, name, key, now)?;
                 let repeated = tokens::is_repeated(state, &used);
                 let mut record = state.joining(name, used.role, used.node.is_some() || repeated, now)?;
                 record.join_token = Some(used.id.clone());
-                // Of a repeated request nothing is used, so that nothing is given back if it fails.
+                // A repeated request uses nothing, so that nothing is given back if it fails.
                 Ok((record, (!repeated).then_some(used)))
             }
-            // The API server vouches that the pod runs on the node of this name.
+            // The API server confirms that the pod runs on the node of this name.
             Admission::ServiceAccount(role) => {
                 let record = state.joining(name, *role, true, now)?;
                 Ok((NodeRecord { join_token: None, ..record }, None))
@@ -202,7 +204,7 @@ impl Issuer {
     }
 }
 
-/// Checks a join token before anything that costs time.
+/// Checks a join token before any expensive work.
 async fn admission_by_token(
     registry: &Registry,
     credential: Zeroizing<String>,

@@ -1,16 +1,18 @@
 //! The HTTP API below `/v1`, for nodes (over mutual TLS) and for the operator (over the admin
 //! socket).
 //!
-//! - [`caller`]: who calls, and what it may do. [`authorization`] checks it before a body is read.
-//! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: what nodes ask for.
-//! - [`claim_reporter`]: log lines and Events about segments that nodes say they hold.
-//! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): what
-//!   the operator asks for.
+//! - [`caller`]: identifies the caller and decides what it may do. [`authorization`] checks the
+//!   access before a body is read.
+//! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: the requests of
+//!   nodes.
+//! - [`claim_reporter`]: log lines and Events about segments that nodes claim to hold.
+//! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): the
+//!   requests of the operator.
 //! - [`routes`]: the table of all of these, each a [`route`]; the router and the document of
-//!   [`openapi`] are made from it.
-//! - [`state`]: which part of the server a handler may ask for.
-//! - [`body`]: JSON in, within limits; [`unauthenticated_body`]: the same for callers that may be
-//!   strangers. [`problem`]: RFC 9457 problem documents out.
+//!   [`openapi`] are made from the table.
+//! - [`state`]: the parts of the server that handlers can use.
+//! - [`body`]: JSON input within limits; [`unauthenticated_body`]: the same for callers that may be
+//!   strangers. [`problem`]: RFC 9457 problem documents as output.
 //! - [`request_span`]: the span of a request, which names the node in the log.
 
 mod archive;
@@ -51,7 +53,7 @@ use crate::observe;
 use authorization::Authorization;
 use state::ApiState;
 
-/// The router of all routes, and the overview that it serves.
+/// Makes the router of all routes, and the overview that it serves.
 pub fn router(services: Services) -> (Router, Overview) {
     let (registry, metrics) = (services.registry.clone(), services.metrics.clone());
     let state = ApiState::from(services);

@@ -1,4 +1,5 @@
-//! What the operator sees of nodes: their rows, what they report, and what other replicas know.
+//! Collects the information about nodes for the operator: their rows, their reports, and the data
+//! of other replicas.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use edge_types::api::NodeInfo;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 
-/// Collects what the operator sees of nodes.
+/// Collects the information about nodes for the operator.
 #[derive(Clone)]
 pub(super) struct NodeInfos {
     live: Arc<LiveConfig>,
@@ -34,7 +35,7 @@ from_substates!(NodeInfos { live, reports, conflicts, asked, statuses, replica }
 pub struct ReplicaName(pub String);
 
 impl NodeInfos {
-    /// All nodes, with what other replicas know of them, and why that is not known, if it is not.
+    /// Returns all nodes, with the data of other replicas, and the reason if that data is missing.
     pub(super) async fn all(&self, registry: &Registry) -> (Vec<NodeInfo>, Option<String>) {
         let (statuses, why) = match &self.statuses {
             None => (HashMap::new(), None),
@@ -54,7 +55,7 @@ impl NodeInfos {
         (infos.collect(), why)
     }
 
-    /// A node, as this replica knows it.
+    /// Returns a node as this replica knows it.
     pub(super) fn info(&self, state: &StateGuard<'_>, record: &NodeRecord, now: Seconds) -> NodeInfo {
         let connected = state.is_connected(&record.name);
         let last_seen = if connected { Some(now) } else { self.reports.last_seen(&record.name) };
@@ -83,15 +84,15 @@ impl NodeInfos {
     }
 }
 
-/// Whether less than a third of the validity of a certificate is left. Without a known beginning:
-/// whether it has ended.
+/// Returns whether less than a third of the validity of a certificate is left. If its beginning is
+/// unknown, returns whether it has ended.
 fn ends_soon(certificate: &Certificate, now: Seconds) -> bool {
     let Certificate { not_before, not_after, .. } = *certificate;
     let validity = if not_before == 0 { 0 } else { not_after.saturating_sub(not_before) };
     not_after.saturating_sub(now) < validity / 3 || now >= not_after
 }
 
-/// Adds what the status of a node says, as far as this replica, `own`, does not know better.
+/// Adds the content of a node's status, unless this replica, `own`, has better data.
 fn add_status(info: &mut NodeInfo, status: NodeStatus, own: &str, now: Seconds) {
     if info.connected {
         return;
@@ -101,7 +102,7 @@ fn add_status(info: &mut NodeInfo, status: NodeStatus, own: &str, now: Seconds) 
         info.connected = true;
         info.last_seen = Some(now);
         info.replica = elsewhere;
-        // It reports there now. What it reported here is older.
+        // The node reports to the other replica now. The report to this replica is older.
         (info.tunnels, info.version) = (status.tunnels, status.version);
         (info.obstacles, info.refused_view) = (status.obstacles, None);
         return;
@@ -144,20 +145,20 @@ mod tests {
         };
         let (here, there) = ("here".to_owned(), "there".to_owned());
         let none = String::new();
-        // Connected here, whatever was written before.
+        // The node is connected to this replica, whatever was written before.
         let connected = info(true, Some(100));
         assert_eq!(merged(connected.clone(), status(Some("two"), None)), (true, none.clone(), Some(100), here.clone()));
-        // Connected to another replica.
+        // The node is connected to another replica.
         assert_eq!(
             merged(info(false, Some(50)), status(Some("two"), None)),
             (true, "two".into(), Some(100), there.clone())
         );
-        // This replica lost it a moment ago, and has not written that yet.
+        // This replica lost the connection a moment ago, and has not written that yet.
         assert_eq!(
             merged(info(false, Some(99)), status(Some("own"), None)),
             (false, none.clone(), Some(99), here.clone())
         );
-        // Seen last elsewhere, before this replica started.
+        // Another replica saw the node last, before this replica started.
         assert_eq!(merged(info(false, None), status(None, Some(70))), (false, none.clone(), Some(70), there.clone()));
         assert_eq!(merged(info(false, Some(60)), status(None, Some(70))).3, there);
         assert_eq!(merged(info(false, Some(80)), status(None, Some(70))), (false, none, Some(80), here));
@@ -173,7 +174,7 @@ mod tests {
             issuer: String::new(),
             used: true,
         };
-        // Of 90 seconds, 30 are left at 70.
+        // At 70, 30 of 90 seconds are left.
         assert!(!ends_soon(&at(10, 100), 70));
         assert!(ends_soon(&at(10, 100), 71));
         assert!(ends_soon(&at(10, 100), 200));

@@ -1,4 +1,4 @@
-//! The API as an OpenAPI 3.1 document, made from the table of routes and from the types.
+//! Describes the API as an OpenAPI 3.1 document, made from the table of routes and from the types.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,7 +61,7 @@ pub(super) fn document(routes: Vec<Route>) -> Value {
     })
 }
 
-/// Replaces the links of Rust's documentation by the names that they show.
+/// Replaces the links of Rust's documentation with their visible text.
 fn without_links(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -124,7 +124,7 @@ fn describe(route: &Route, request_schemas: &mut SchemaGenerator, response_schem
     described
 }
 
-/// The statuses of errors that a route may respond with.
+/// Returns the statuses of errors that a route may return.
 fn error_statuses(route: &Route, has_parameters: bool) -> BTreeSet<u16> {
     let mut statuses: BTreeSet<u16> = route.errors.iter().copied().collect();
     if route.access != Access::Anyone {

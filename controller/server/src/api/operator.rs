@@ -1,4 +1,4 @@
-//! What the operator asks for, on the admin socket only.
+//! Serves the operator's requests, on the admin socket only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) async fn nodes(
     caller: Caller,
 ) -> Result<axum::Json<Vec<NodeInfo>>, ApiError> {
     caller.require_operator()?;
-    // What the other replicas know is left out if the API server does not answer.
+    // The data of the other replicas is left out if the API server does not answer.
     Ok(axum::Json(infos.all(&registry).await.0))
 }
 
@@ -50,7 +50,7 @@ pub(super) async fn label(
     registry
         .change(move |state| -> Result<_, ApiError> {
             let mut record = state.node(&node).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?.clone();
-            // Labels that were set before there was a Node object still count, and can only be
+            // Labels that were set before the Node object existed still count, and can only be
             // removed here.
             let only_removes = patch.values().all(Option::is_none);
             if record.object.is_some() && !only_removes {
@@ -87,7 +87,7 @@ pub(super) async fn deregister(
         .change(move |state| -> Result<_, ApiError> {
             let (rows, changes) = match state.deregistration(&node, now) {
                 Some(deregistration) => deregistration,
-                // The node is gone already. Its segments need not be kept for it any longer.
+                // The node is already gone. Its segments need not be kept for it any longer.
                 None => state.end_keeping_segments(&node, now).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?,
             };
             tracing::info!(%node, segments = rows.len(), "deregistered");
@@ -120,7 +120,7 @@ pub(super) async fn communities(
     Ok(axum::Json(community_infos(&*registry.read().await)))
 }
 
-/// All communities with their members.
+/// Returns all communities with their members.
 pub(super) fn community_infos(state: &edge_controller_domain::state::State) -> Vec<CommunityInfo> {
     let info = |(name, members): (&edge_types::Community, &std::collections::BTreeSet<NodeName>)| CommunityInfo {
         name: name.clone(),
@@ -219,7 +219,7 @@ pub(super) async fn reload(
     Ok(axum::Json(live.reload(&registry).await?))
 }
 
-/// Applies a JSON merge patch (RFC 7396) to labels. Refuses what Kubernetes' rules for labels
+/// Applies a JSON merge patch (RFC 7396) to labels. Refuses labels that the rules of Kubernetes
 /// forbid.
 fn patched(mut labels: BTreeMap<String, String>, patch: LabelsPatch) -> Result<BTreeMap<String, String>, ApiError> {
     for (key, value) in patch {

@@ -1,4 +1,4 @@
-//! Sessions of the page: the operator opens them on the admin socket.
+//! Manages sessions of the page: the operator opens them on the admin socket.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use edge_types::page::PageSession;
 use super::caller::Caller;
 use super::error::ApiError;
 
-/// The page's sessions, and where it is served.
+/// The page's sessions, and the addresses at which the page is served.
 #[derive(Clone)]
 pub struct ServedPage {
     /// The open sessions.
     pub sessions: PageSessions,
-    /// The page at each of its addresses; empty if it is not served.
+    /// The page's URL at each of its addresses; empty if the page is not served.
     pub urls: Arc<[String]>,
 }
 

@@ -1,4 +1,4 @@
-//! What a node reports about itself.
+//! Handles the reports of nodes about themselves.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::error::ApiError;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 
-/// What a report needs and changes.
+/// The state that a report needs and changes.
 #[derive(Clone)]
 pub(super) struct Reports {
     registry: Registry,
@@ -35,8 +35,8 @@ pub(super) struct Reports {
 
 from_substates!(Reports { registry, live, reports, addresses, claims });
 
-/// Takes a report. Addresses that peers cannot use, and those beyond the limit, are left out: the
-/// node gets its view nevertheless.
+/// Handles a report. Addresses that peers cannot use, and those beyond the limit, are left out: the
+/// node still gets its view.
 pub(super) async fn report(
     State(reports): State<Reports>,
     caller: Caller,
@@ -51,8 +51,8 @@ pub(super) async fn report(
     reports.reported(&node, &report, registry.clock.now());
     let in_force = live.now();
     let tunnelled = in_force.networks.tunnelled(shown.role);
-    // The source address of a report says nothing about the node's place if the report came through
-    // a tunnel or from this machine.
+    // The source address of a report does not show the node's place if the report came through a
+    // tunnel or from this machine.
     let observed = caller.address.map(|address| address.to_canonical());
     let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
     let place =
@@ -68,14 +68,14 @@ pub(super) async fn report(
         taken.extend(more);
         conflicts = remaining;
     }
-    // A report that does not say which segments the node uses settles no earlier conflict.
+    // A report without the segments of the node does not resolve an earlier conflict.
     if noted.segments.is_some() {
         claims.publish(&noted.node, &taken, conflicts);
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The part of a report that the registry notes.
+/// The part of a report that the registry records.
 #[derive(Clone)]
 struct NotedReport {
     node: NodeName,
@@ -83,7 +83,7 @@ struct NotedReport {
     serial: String,
     /// The place of the node; `None` if it does not change now.
     place: Option<ReportedAddresses>,
-    /// Segments that the node says it uses; `None` if it does not say.
+    /// Segments that the node claims to use; `None` if the report does not list them.
     segments: Option<Vec<IpNetwork>>,
 }
 
@@ -91,8 +91,8 @@ struct NotedReport {
 fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
     record.reported.clone_from(&place.reported);
     record.port = place.port;
-    // Something between the nodes and the controller, such as a cloud node that forwards, may
-    // replace their address by its own.
+    // A machine between the nodes and the controller, such as a cloud node that forwards, may
+    // replace their address with its own.
     let of_the_cloud = |address: &IpAddr| {
         let mut others = state.nodes_of_role(Role::Hub).chain(state.nodes_of_role(Role::Cloud));
         record.role == Role::Edge && others.any(|other| other.is_at(address))
@@ -101,8 +101,8 @@ fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresse
     record.observed = observed.or(record.observed);
 }
 
-/// Notes a report. Returns the segments that are the node's from now on, and the conflicts of the
-/// others.
+/// Records a report. Returns the segments that belong to the node from now on, and the conflicts of
+/// the others.
 async fn note_report(
     registry: &Registry,
     live: &Arc<LiveConfig>,
@@ -132,7 +132,7 @@ async fn note_report(
     registry.change(plan).await
 }
 
-/// Notes changes of nodes' places. A node that moves often has to wait.
+/// Records changes of nodes' places. A node that moves often must wait.
 #[derive(Clone)]
 pub(super) struct AddressChanges {
     registry: Registry,
@@ -142,8 +142,8 @@ pub(super) struct AddressChanges {
 from_substates!(AddressChanges { registry, stopping });
 
 impl AddressChanges {
-    /// Returns the place if the node may change it now. Otherwise the place stays as it is, or is
-    /// noted later.
+    /// Returns the place if the node may change it now. Otherwise the place does not change, or is
+    /// recorded later.
     async fn now_or_postpone(&self, node: &NodeName, place: ReportedAddresses) -> Option<ReportedAddresses> {
         let stays = {
             let state = self.registry.read().await;
@@ -169,13 +169,13 @@ impl AddressChanges {
         }
     }
 
-    /// Notes the latest place of a node when it may change again.
+    /// Records the latest place of a node when the node may change it again.
     async fn note_postponed(self, name: NodeName) {
         let changes = &self.registry.address_changes;
         while let Some(place) = changes.next(&name).await {
             let (node, at) = (name.clone(), place.clone());
             let noted = self.registry.change(move |state| -> Result<_, ApiError> {
-                // The node may have been deregistered meanwhile.
+                // The node may have been deregistered in the meantime.
                 let changed = state.node(&node).map(|record| {
                     let mut record = record.clone();
                     set_addresses(&mut record, state, &at);

@@ -1,5 +1,5 @@
-//! The span of a request: `request{node=NAME}`. Every log line that a request or a view stream
-//! writes is within it, so that the log of one node can be filtered.
+//! The span of a request: `request{node=NAME}`. It contains every log line that a request or a view
+//! stream writes, so that the log of one node can be filtered.
 
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -9,8 +9,8 @@ use tracing::{Instrument, Span, field};
 
 use super::caller::{Caller, CallerIdentity};
 
-/// Middleware that serves a request within its span. The span names the node by its certificate.
-/// For callers without one, [`set_node`] names it.
+/// Middleware that serves a request within its span. The span names the node from its certificate.
+/// For callers without a certificate, [`set_node`] sets the name.
 pub(super) async fn within(caller: Caller, request: Request, next: Next) -> Response {
     let span = tracing::info_span!("request", node = field::Empty);
     if let CallerIdentity::Node(certificate) = &caller.identity {
@@ -19,8 +19,8 @@ pub(super) async fn within(caller: Caller, request: Request, next: Next) -> Resp
     next.run(request).instrument(span).await
 }
 
-/// Names the node that the present request is about, unless the caller is a node: its certificate
-/// has named it already.
+/// Names the node that the present request is about. If the caller is a node, its certificate has
+/// already given the name.
 pub(super) fn set_node(caller: &Caller, node: &NodeName) {
     if !matches!(caller.identity, CallerIdentity::Node(_)) {
         Span::current().record("node", field::display(node));

@@ -1,4 +1,4 @@
-//! A route: a method of a path, its handler, and what goes in and out.
+//! A route: a method of a path, its handler, and its input and output.
 
 use axum::http::Method;
 use axum::routing::MethodRouter;
@@ -19,11 +19,11 @@ pub(super) struct Route {
     pub(super) status: u16,
     /// Media types of the response and their schemas; empty if the response has no body.
     pub(super) responses: Vec<(&'static str, Option<MakeSchema>)>,
-    /// Statuses of errors beside those that follow from the other fields.
+    /// Statuses of errors other than those that follow from the other fields.
     pub(super) errors: &'static [u16],
 }
 
-/// Who may use a route.
+/// The callers that may use a route.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Anyone,
@@ -40,7 +40,7 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
-/// For parameters: each property becomes a parameter of its own.
+/// Makes a schema for parameters: each property becomes a separate parameter.
 fn inline<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     T::json_schema(generator)
 }

@@ -1,5 +1,5 @@
-//! The table of routes: paths, handlers, and what goes in and out. A new route is a new entry here,
-//! and nothing else.
+//! The table of routes: paths, handlers, inputs and outputs. A new route only needs a new entry
+//! here.
 
 use std::sync::LazyLock;
 
@@ -22,18 +22,18 @@ use super::{archive, ca, join, openapi, operator, page_sessions, report, segment
 /// The OpenAPI document as JSON, made once and shared by all responses.
 static OPENAPI: LazyLock<Bytes> = LazyLock::new(|| openapi_document().to_string().into());
 
-/// The OpenAPI document of all routes.
+/// Returns the OpenAPI document of all routes.
 pub fn openapi_document() -> Value {
     openapi::document(routes())
 }
 
-/// For nodes and the operator only: a response is 300 times as large as its request, and strangers
-/// could keep the controller busy with encrypting it.
+/// Serves the document to nodes and the operator only: a response is 300 times as large as its
+/// request, and strangers could keep the controller busy with encrypting it.
 async fn serve_openapi() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI.clone())
 }
 
-/// All routes below `/v1`.
+/// Returns all routes below `/v1`.
 pub(super) fn routes() -> Vec<Route> {
     vec![
         Route::post("/v1/join", "join", post(join::join))

@@ -1,4 +1,4 @@
-//! A node's segments: lists them, and takes requests for more.
+//! Lists a node's segments, and handles requests for more.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::error::ApiError;
 use super::state::ReloadLimit;
 use crate::live_config::LiveConfig;
 
-/// Longest request id, bytes.
+/// Maximum length of a request id, in bytes.
 const LONGEST_ID: usize = 128;
 
 pub(super) async fn list(
@@ -52,8 +52,8 @@ pub(super) async fn request(
     if families.is_empty() {
         return Err(ApiError::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
-    // This comes before the store is asked: many nodes may repeat their segment requests until all
-    // have reported.
+    // This check comes before any request to the store: many nodes may repeat their segment
+    // requests until all have reported.
     may_grant(&registry, &live.now().policy, &node, &request_id).await?;
     if repeated {
         reloads.0.take(&node)?;
@@ -86,7 +86,7 @@ pub(super) async fn request(
     Ok(axum::Json(SegmentResponse { segments }))
 }
 
-/// Refuses a segment request while grants wait, unless it was granted before.
+/// Refuses a segment request while grants wait, unless its segments were granted before.
 async fn may_grant(
     registry: &Registry,
     policy: &SegmentPolicy,
@@ -101,9 +101,9 @@ async fn may_grant(
     }
 }
 
-/// Releases what was granted of a refused segment request. If grants are made one by one, another
-/// replica may have taken the last segment of one family when that of the other was granted; or the
-/// one that granted it died between the two.
+/// Releases the segments that were already granted for a refused request. If segments are granted
+/// one by one, another replica may have taken the last segment of one family after that of the
+/// other was granted; or the replica that granted it died between the two.
 async fn release_partial_grant(registry: &Registry, node: &NodeName, request_id: String) {
     let (name, now) = (node.clone(), registry.clock.now());
     let released = registry.change(move |state| -> Result<_, ApiError> {

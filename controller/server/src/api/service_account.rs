@@ -1,4 +1,4 @@
-//! Joining by the service account of the node's own pod.
+//! Lets nodes join with the service account of their own pod.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub(super) struct AccountReviews {
 from_substates!(AccountReviews { reviewer, limits });
 
 impl AccountReviews {
-    /// Refuses what cannot be a valid token, without a request to the API server.
+    /// Refuses texts that cannot be a valid token, without a request to the API server.
     pub(super) fn check(&self, token: &str, now: Seconds) -> Result<(), ApiError> {
         self.reviewer()?;
         check_token(token, now).map_err(ApiError::ServiceAccount)
@@ -35,7 +35,8 @@ impl AccountReviews {
         })
     }
 
-    /// Asks the API server for the role with which the holder of this token may join as `node`.
+    /// Requests a review by the API server. Returns the role with which the holder of this token
+    /// may join as `node`.
     pub(super) async fn review(&self, token: &str, node: &NodeName, caller: &Caller) -> Result<Role, ApiError> {
         let permit = self.limits.acquire(caller.address).await;
         let _permit = permit.ok_or_else(|| ApiError::TokenReview("too many tokens wait for it; try again".into()))?;

@@ -1,4 +1,4 @@
-//! What the server hands to the API, and the parts that a handler can ask for.
+//! The parts of the server that the API uses, and their extraction for handlers.
 
 use std::sync::Arc;
 
@@ -23,9 +23,9 @@ use super::unauthenticated_body::BodyBudget;
 use crate::live_config::LiveConfig;
 use crate::observe::Metrics;
 
-/// What the server hands to the API.
+/// The parts of the server that the API uses.
 pub struct Services {
-    /// The rows, and how they change.
+    /// The rows, and the plans that change them.
     pub registry: Registry,
     /// The authorities, which sign certificates.
     pub ca: Arc<Ca>,
@@ -33,27 +33,27 @@ pub struct Services {
     pub live: Arc<LiveConfig>,
     /// Reviews service account tokens; `None` if nodes may not join by them.
     pub reviewer: Option<Reviewer>,
-    /// Counters of what the handlers do.
+    /// Counters of the handlers' work.
     pub metrics: Metrics,
     /// Publishes Kubernetes Events.
     pub events: EventRecorder,
-    /// What nodes report about themselves.
+    /// The nodes' reports about themselves.
     pub reports: NodeReports,
-    /// Segments that nodes claim and do not hold.
+    /// Segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,
     /// Whether labels of Node objects put nodes into communities.
     pub label_trust: watch::Receiver<LabelTrust>,
-    /// Nodes that lost their Node object and wait for the operator's word.
+    /// Nodes that lost their Node object and wait for the operator's confirmation.
     pub asked: PendingDeregistrations,
-    /// What other replicas wrote about nodes; `None` if the store is not shared.
+    /// The statuses that other replicas wrote about nodes; `None` if the store is not shared.
     pub statuses: Option<NodeStatuses>,
     /// Name of this run of this replica.
     pub replica: ReplicaName,
-    /// What does not work at the API server of Kubernetes.
+    /// The failures of requests to the API server of Kubernetes.
     pub api_failures: ApiFailures,
-    /// Sessions of the page, and where it is served.
+    /// Sessions of the page, and the addresses at which it is served.
     pub page: ServedPage,
-    /// Cancelled when the server stops; then the view streams end.
+    /// Cancelled when the server stops; the view streams end then.
     pub stopping: CancellationToken,
 }
 
@@ -73,7 +73,7 @@ struct Shared {
 #[derive(Clone, Default)]
 pub(super) struct CertificateLimit(pub(super) RequestLimit);
 
-/// Limits how often a node has all segments read again.
+/// Limits how often a node makes the store read all segments again.
 #[derive(Clone, Default)]
 pub(super) struct ReloadLimit(pub(super) RequestLimit);
 
@@ -141,7 +141,7 @@ substates! {
     stopping: CancellationToken,
 }
 
-/// Implements `FromRef` for a struct of which each field is a part of the state.
+/// Implements `FromRef` for a struct whose fields are the parts of the state.
 macro_rules! from_substates {
     ($type:ident { $($field:ident),* $(,)? }) => {
         impl axum::extract::FromRef<$crate::api::state::ApiState> for $type {

@@ -1,4 +1,4 @@
-//! The overview for the operator: nodes, communities, ranges, and what is wrong.
+//! Makes the overview for the operator: nodes, communities, ranges, and problems.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::operator::community_infos;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 
-/// What the overview is made of. The page reads it too.
+/// The data of the overview. The page reads it too.
 #[derive(Clone)]
 pub struct Overview {
     pub(crate) registry: Registry,
@@ -40,7 +40,7 @@ pub(super) async fn status(
 }
 
 impl Overview {
-    /// The controller's time.
+    /// Returns the controller's time.
     pub(crate) fn now(&self) -> Seconds {
         self.registry.clock.now()
     }

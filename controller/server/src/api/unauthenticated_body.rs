@@ -1,8 +1,8 @@
-//! Bodies of requests without a certificate. All of them share one budget of memory.
+//! Reads bodies of requests without a certificate. All of them share one budget of memory.
 //!
-//! A body counts from its first octet, with the memory that it has grown to. When the budget is
-//! used up, the oldest body from the network that sends the most is dropped ([`SourceShares`]). A
-//! node that joins sends its 2 KiB at once, so its body is complete before it is the oldest.
+//! A body counts from its first octet, with its present size in memory. When the budget is used up,
+//! the oldest body from the network that sends the most is dropped ([`SourceShares`]). A node that
+//! joins sends its 2 KiB at once, so its body is complete before it is the oldest.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,17 +17,17 @@ use super::body::check_media_type;
 use super::caller::Caller;
 use super::error::ApiError;
 
-/// Memory for all bodies together, octets.
+/// Memory for all bodies together, in octets.
 const BUDGET: usize = 4 * 1024 * 1024;
-/// Largest body, octets. A join takes 1 KiB, and 3 KiB with a service account token.
+/// Maximum size of a body, in octets. A join takes 1 KiB, and 3 KiB with a service account token.
 const LIMIT: usize = 16 * 1024;
 /// Octets by which the memory of a body grows. A body has this much from the start, which also
-/// covers what else a request costs.
+/// covers the other costs of a request.
 const STEP: usize = 4 * 1024;
-/// How long a body may take to arrive.
+/// Time limit for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The memory that is left for bodies, and who uses the rest.
+/// The free memory for bodies, and the shares of the used memory.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BodyBudget(Arc<Mutex<SourceShares>>);
 
@@ -38,7 +38,7 @@ struct Arriving<'a> {
     share: Share,
 }
 
-/// A complete body that has not been parsed.
+/// A complete body that is not parsed yet.
 pub(super) struct UnauthenticatedBody(pub(super) Zeroizing<Vec<u8>>);
 
 impl BodyBudget {
@@ -73,11 +73,12 @@ impl BodyBudget {
 }
 
 impl Arriving<'_> {
-    /// Copies what arrives: a small part of a frame would keep its whole buffer in memory.
+    /// Copies the data as it arrives, because a small part of a frame would keep its whole buffer
+    /// in memory.
     async fn take(&self, mut body: axum::body::Body) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(STEP));
         while let Some(frame) = body.frame().await {
-            // The text of hyper's error holds nothing of the body.
+            // The text of hyper's error contains nothing of the body.
             let frame = frame.map_err(|error| ApiError::BadJson(error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             let length = bytes.len() + data.len();
@@ -119,7 +120,7 @@ where
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         check_media_type(request.headers())?;
         let address = request.extensions().get::<Caller>().and_then(|caller| caller.address);
-        // This drops the headers: they are not kept while the body arrives.
+        // This drops the headers, so that they are not kept while the body arrives.
         let body = request.into_body();
         BodyBudget::from_ref(state)
             .read(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), body)
@@ -135,7 +136,7 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
     use hyper::body::Bytes;
 
-    /// A body that never ends after this.
+    /// Makes a body that starts with `part` and never ends.
     fn half(part: &'static [u8]) -> Body {
         let part = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(part))]);
         Body::from_stream(part.chain(futures_util::stream::pending()))

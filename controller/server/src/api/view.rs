@@ -1,4 +1,4 @@
-//! A node's view: once, or as a stream of lines until the reader leaves.
+//! Serves a node's view, either once or as a stream of lines until the reader closes it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -26,11 +26,11 @@ use super::state::from_substates;
 use crate::live_config::LiveConfig;
 use crate::observe::{Metrics, OpenStream, StreamEnd};
 
-/// If a reader does not take a line within this time, its connection is cut.
+/// A reader that does not take a line within this time loses its connection.
 const SLOWEST_READER: Duration = Duration::from_secs(20);
 
-/// How many streams are handed over to other controllers in one second when this one stops, and how
-/// long that may take for all of them.
+/// Number of streams per second that this controller hands over to others when it stops, and the
+/// time limit for all of them.
 const HANDED_OVER_A_SECOND: u32 = 2000;
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -50,13 +50,13 @@ pub(super) struct Parameters {
     epoch: Option<String>,
 }
 
-/// How many streams of its view a node may have open. It uses one. Others may be left of
-/// connections that it lost, until the controller notices; each of them gets every change.
+/// Maximum number of streams of its view that a node may have open. The node uses one. Others may
+/// belong to lost connections, until the controller notices; each of them gets every change.
 const MOST_STREAMS: usize = 16;
 
 type Line = ViewEvent<PeerJson>;
 
-/// What a stream needs.
+/// The parts of the server that a stream needs.
 #[derive(Clone)]
 pub(super) struct ViewStreams {
     registry: Registry,
@@ -87,14 +87,15 @@ pub(super) async fn view(
     let mut changes = state.watch(&node).ok_or_else(missing)?;
     streams.reports.begins(&node, streams.registry.clock.now());
     drop(state);
-    // So that the first view is sent.
+    // Marked as changed, so that the first view is sent.
     changes.mark_changed();
     // At most one line waits. Changes in the meantime become one later line.
     let (lines, taken) = mpsc::channel(1);
     let reader = Reader::new(&parameters, streams.registry.epoch());
     let work = async move {
         send_lines(&streams, caller, &node, reader, &mut changes, lines).await;
-        // Before `changes` is dropped: a node that is not connected any more was seen until now.
+        // This comes before `changes` is dropped: a node that is no longer connected was seen until
+        // now.
         streams.reports.ends(&node, streams.registry.clock.now());
     };
     tokio::spawn(work.in_current_span());
@@ -104,16 +105,16 @@ pub(super) async fn view(
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
 }
 
-/// What a reader asked for, and what it knows.
+/// The parameters of a reader, and the version that it has.
 struct Reader {
-    /// Whether it wants only changes after its first view.
+    /// Whether the reader wants only changes after its first view.
     changes: bool,
-    /// The version that it has from elsewhere: another replica, or an earlier run. It gets no older
-    /// view. 0 once this replica knows that version.
+    /// The version that the reader has from elsewhere: another replica, or an earlier run. It gets
+    /// no older view. 0 once this replica knows that version.
     not_before: u64,
-    /// Whether it waits for that version, which the log says once.
+    /// Whether the reader waits for that version. The wait is logged once.
     waits: bool,
-    /// The version of this epoch that it has; `None` if it needs a whole view.
+    /// The version of this epoch that the reader has; `None` if it needs a whole view.
     known: Option<u64>,
 }
 
@@ -125,8 +126,8 @@ impl Reader {
     }
 }
 
-/// Sends lines until the reader leaves, the server stops, or the node may not read its view any
-/// more.
+/// Sends lines until the reader closes the stream, the server stops, or the node may no longer read
+/// its view.
 async fn send_lines(
     streams: &ViewStreams,
     caller: Caller,
@@ -176,7 +177,7 @@ async fn send_lines(
     }
 }
 
-/// The kind of a line, for the metrics.
+/// Returns the kind of a line, for the metrics.
 fn kind(event: &Line) -> &'static str {
     match event {
         Line::View { .. } => "view",
@@ -193,8 +194,8 @@ fn line(event: &Line) -> Bytes {
     line.into()
 }
 
-/// Sends the node to another controller. The streams end one after the other: each of them costs
-/// the other controllers a TLS handshake.
+/// Tells the node to connect to another controller. The streams end one after the other, because
+/// each of them costs the other controllers a TLS handshake.
 async fn send_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
     let open = u32::try_from(stream.open_now()).unwrap_or(0);
     let all = HANDOVER.min(Duration::from_secs(1) * open / HANDED_OVER_A_SECOND);
@@ -203,13 +204,13 @@ async fn send_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
         () = lines.closed() => return,
     }
     let event = Line::Goodbye { reason: "it is stopping".into() };
-    // A reader that does not take it now loses its connection when the server ends.
+    // A reader that does not take the line now loses its connection when the server ends.
     if lines.send_timeout(line(&event), HANDOVER).await.is_ok() {
         stream.sent(kind(&event));
     }
 }
 
-/// The next line; `None` if nothing changed.
+/// Returns the next line; `None` if nothing changed.
 async fn next_line(
     streams: &ViewStreams,
     caller: &Caller,
@@ -217,7 +218,7 @@ async fn next_line(
     reader: &mut Reader,
     changes: &mut watch::Receiver<u64>,
 ) -> Result<Option<Line>, ApiError> {
-    // Boxed, because it is rare and would make each stream larger.
+    // The future is boxed, because this case is rare and would make each stream larger.
     if reader.not_before != 0 && !Box::pin(caught_up(streams, node, reader)).await {
         changes.mark_unchanged();
         caller.require_node_or_operator(&streams.registry.read().await, node, streams.registry.clock.now())?;
@@ -225,7 +226,7 @@ async fn next_line(
     }
     let state = streams.registry.read().await;
     caller.require_node_or_operator(&state, node, streams.registry.clock.now())?;
-    // Nothing is published while the state is read. What is published later is sent later.
+    // Nothing is published while the state is read. Later changes are sent later.
     changes.mark_unchanged();
     let missing = || ApiError::NoSuchNode(node.clone());
     let changed = reader.known.and_then(|known| Some((known, state.changed_since(node, known)?)));
@@ -243,8 +244,8 @@ async fn next_line(
     Ok(Some(event))
 }
 
-/// Makes sure that the state is not older than what the reader has. Returns `false` as long as that
-/// is not known.
+/// Checks that the state is at least as new as the reader's version. Returns `false` while that is
+/// not known.
 async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) -> bool {
     let version = reader.not_before;
     if streams.registry.read().await.revision() >= version {
@@ -255,8 +256,8 @@ async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) 
         .await
     {
         Ok(Ok(())) => {
-            // If the state is still older, the store has nothing newer. The reader sees that, and
-            // reports it.
+            // If the state is still older, the store has nothing newer. The reader notices that,
+            // and reports it.
             if streams.registry.read().await.revision() < version {
                 tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
                 reader.known = None;

@@ -1,4 +1,4 @@
-//! Backup, restore, export, import.
+//! Implements backup, restore, export and import.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write};
@@ -16,7 +16,7 @@ use super::client::Client;
 use crate::config::Config;
 use crate::server::Backends;
 
-/// Beginning and end of the names of archives in a directory. The time is between them.
+/// Beginning and end of the names of archives in a directory, with the time between them.
 const PREFIX: &str = "edge-controller-";
 const SUFFIX: &str = ".archive";
 
@@ -29,15 +29,15 @@ pub(super) async fn backup(client: &Client, target: &ArchiveTarget) -> anyhow::R
     let file = &target.path(Clock::system().now());
     let staged = StagedFile::create(file)?;
     client.download("/v1/backup", &mut &staged.open).await?;
-    // A backup that cannot be read must be noticed now, not when it is needed.
+    // A backup that cannot be read must be noticed now, and not when it is needed.
     let archive = read(&staged.path)?;
     staged.publish(file)?;
     report(file, &archive.summary());
     target.remove_older()
 }
 
-/// Exports the store: one in the state directory while no server runs, one at the API server at any
-/// time.
+/// Exports the store. A store in the state directory is exported while no server runs, a store at
+/// the API server at any time.
 pub(super) async fn export(config: &Config, target: &ArchiveTarget) -> anyhow::Result<()> {
     target.check()?;
     check_store(config)?;
@@ -70,7 +70,8 @@ impl ArchiveTarget {
         Ok(())
     }
 
-    /// The file that is written. In a directory it has a name of its own, which sorts by time.
+    /// Returns the path of the file that is written. In a directory the file gets a generated name,
+    /// which sorts by time.
     fn path(&self, now: Seconds) -> PathBuf {
         match self.file.is_dir() {
             true => self.file.join(format!("{PREFIX}{}{SUFFIX}", rfc3339(now).replace([':', '-'], ""))),
@@ -78,8 +79,8 @@ impl ArchiveTarget {
         }
     }
 
-    /// Removes the oldest archives of the directory, as far as there are more than are kept. Files
-    /// with other names stay.
+    /// Removes the oldest archives of the directory if there are more than the number to keep.
+    /// Files with other names stay.
     fn remove_older(&self) -> anyhow::Result<()> {
         let Some(keep) = self.keep.filter(|_| self.file.is_dir()) else { return Ok(()) };
         let listed = std::fs::read_dir(&self.file).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
@@ -115,7 +116,7 @@ pub(super) async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Replaces the state directory by an archive.
+/// Replaces the state directory with an archive.
 pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyhow::Result<()> {
     if config.store_is_at_api_server() {
         bail!(
@@ -135,7 +136,7 @@ pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyh
     Ok(())
 }
 
-/// Notes that the store is an old copy that was restored by other means than these commands.
+/// Records that the store is an old copy that was restored by other means than these commands.
 pub(super) async fn restored(config: &Config) -> anyhow::Result<()> {
     check_store(config)?;
     let clock = Clock::system();
@@ -165,7 +166,7 @@ fn report(file: &Path, summary: &str) {
     eprintln!("wrote {}: {summary}. It holds the authorities' private keys: keep it as secret as that", file.display());
 }
 
-/// A file that is written under another name first, and removed unless it is published.
+/// A file that is first written under a temporary name, and removed unless it is published.
 pub(super) struct StagedFile {
     path: PathBuf,
     pub(super) open: File,
@@ -202,7 +203,7 @@ impl StagedFile {
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        // If it was published, it is gone already.
+        // If the file was published, the temporary name no longer exists.
         let _ = std::fs::remove_file(&self.path);
     }
 }

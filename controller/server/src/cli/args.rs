@@ -228,7 +228,7 @@ pub(super) struct StatusArguments {
 }
 
 impl StatusArguments {
-    /// Whether no filter is set.
+    /// Returns whether no filter is set.
     pub(super) fn shows_all(&self) -> bool {
         self.nodes.is_empty() && self.role.is_none() && self.community.is_none() && !self.problems
     }

@@ -1,4 +1,4 @@
-//! HTTP/1.1 over the admin socket.
+//! Sends requests over HTTP/1.1 on the admin socket.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ impl Client {
         Self { socket }
     }
 
-    /// Sends a request and reads the JSON of the response. A refusal is a [`Problem`].
+    /// Sends a request and reads the JSON of the response. A refusal becomes a [`Problem`].
     pub(super) async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -52,7 +52,7 @@ impl Client {
         Ok(response.into_body().collect().await.context("the server went away")?.to_bytes())
     }
 
-    /// Returns the response, unless it is a refusal.
+    /// Returns the response, or an error if the server refuses the request.
     async fn request(
         &self,
         method: Method,

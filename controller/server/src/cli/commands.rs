@@ -1,4 +1,4 @@
-//! The requests of the operator's commands, and how their responses are printed.
+//! Sends the requests of the operator's commands, and prints the responses.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use super::{archive, gather, import_fabedge, page};
 use crate::node_problems::problems;
 
 const NOTHING: Option<&()> = None;
-/// Number of nodes that are named in a cell.
+/// Maximum number of nodes that are named in a cell.
 const NAMED: usize = 10;
 
 pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> anyhow::Result<()> {
@@ -149,7 +149,7 @@ async fn deregister(client: &Client, json: bool, node: &NodeName) -> anyhow::Res
     if released.is_empty() { Ok(()) } else { show_segments(&released) }
 }
 
-/// Deregisters all nodes about which the operator is asked.
+/// Deregisters all nodes that wait for the operator's confirmation.
 async fn deregister_missing(client: &Client, json: bool) -> anyhow::Result<()> {
     let nodes: Vec<NodeInfo> = client.ask(Method::GET, "/v1/nodes", NOTHING).await?;
     let missing: Vec<NodeName> = nodes.into_iter().filter(|info| info.missing).map(|info| info.name).collect();
@@ -205,7 +205,8 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Addresses at which the controller sees several edges, and which these do not report themselves.
+/// Returns the addresses at which the controller sees several edges, and which these do not report
+/// themselves.
 fn shared(nodes: &[NodeInfo]) -> BTreeMap<SocketAddr, Vec<&NodeName>> {
     let mut seen: BTreeMap<SocketAddr, Vec<&NodeName>> = BTreeMap::new();
     for node in nodes.iter().filter(|node| node.role == Role::Edge) {
@@ -284,7 +285,7 @@ fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {
     )
 }
 
-/// The first few of several nodes, and how many more there are.
+/// Returns the first few of several nodes, and the number of the others.
 pub(super) fn first_of(nodes: &[NodeName]) -> String {
     if nodes.is_empty() {
         return "-".into();

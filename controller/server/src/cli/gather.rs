@@ -1,4 +1,5 @@
-//! `gather`: one file with what helps to find a fault, without any secret.
+//! Implements `gather`, which writes information for finding faults into one file, without any
+//! secret.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -18,8 +19,8 @@ use super::client::Client;
 use super::config;
 use crate::config::{Config, ConfigSources};
 
-/// What the operator may read of the server. None of these responses contains a secret: of tokens
-/// they have ids, of authorities certificates.
+/// Requests for data that the operator may read. No response contains a secret: tokens appear as
+/// ids, and authorities as certificates.
 const REQUESTS: [(&str, &str); 5] = [
     ("status", "/v1/status"),
     ("segments", "/v1/segments"),
@@ -29,13 +30,13 @@ const REQUESTS: [(&str, &str); 5] = [
 ];
 /// Pages of the listener for health and metrics.
 const PAGES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
-/// Longest time for a page.
+/// Time limit for a page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest page, bytes.
+/// Maximum size of a page, in bytes.
 const LARGEST_PAGE: usize = 8 << 20;
 
-/// Writes the file. What cannot be had is in it as an error, so that it also helps if the server
-/// does not run.
+/// Writes the file. Data that cannot be read appears in it as an error, so that the file also helps
+/// if the server does not run.
 pub(super) async fn gather(client: &Client, file: &Path, sources: &ConfigSources) -> anyhow::Result<()> {
     let mut document = Map::new();
     document.insert("format".into(), "edge-controller-gather".into());
@@ -68,7 +69,7 @@ fn or_error(found: anyhow::Result<Value>) -> Value {
     found.unwrap_or_else(|error| json!({"error": edge_types::error::with_causes(error.as_ref())}))
 }
 
-/// The pages of the first listener for health and metrics.
+/// Reads the pages of the first listener for health and metrics.
 async fn pages(config: &Config) -> Map<String, Value> {
     let Some(listen) = config.observe.listen.first() else { return Map::new() };
     let mut pages = Map::new();
@@ -82,7 +83,8 @@ async fn pages(config: &Config) -> Map<String, Value> {
     pages
 }
 
-/// A listener on all addresses is reached on the loopback interface.
+/// Returns the address at which a listener is reached. A listener on all addresses is reached on
+/// the loopback interface.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

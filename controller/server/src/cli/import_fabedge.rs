@@ -1,7 +1,7 @@
-//! `import-fabedge`: what FabEdge's resources become here.
+//! Implements `import-fabedge`, which translates FabEdge's resources.
 //!
 //! FabEdge names a node `CLUSTER.NODE`, and the hub of a cluster `CLUSTER.connector`. Its resources
-//! are read from a file, as `kubectl get -o json` prints them.
+//! are read from a file with the output of `kubectl get -o json`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,14 +21,14 @@ use super::table::print_line;
 const GROUP: &str = "fabedge.io/";
 /// Annotation of a Node: the networks of its pods, separated by commas.
 const SUBNETS: &str = "fabedge.io/subnets";
-/// Annotation of a Node: where peers find it, separated by commas.
+/// Annotation of a Node: the addresses at which peers find it, separated by commas.
 const PUBLIC_ADDRESSES: &str = "fabedge.io/node-public-addresses";
-/// The same annotation here.
+/// The equivalent annotation of this project.
 const OUR_PUBLIC_ADDRESSES: &str = "edge-cni.io/public-addresses";
 /// Name and type of FabEdge's hub.
 const CONNECTOR: (&str, &str) = ("connector", "Connector");
 
-/// An object, or a list of objects, as far as it is read.
+/// The fields of an object, or of a list of objects, that are read.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Object {
@@ -76,7 +76,7 @@ struct EndPoint {
     node_subnets: Vec<String>,
 }
 
-/// What the resources become.
+/// The translated resources.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Mapping {
     communities: BTreeMap<Community, BTreeSet<NodeName>>,
@@ -86,11 +86,12 @@ struct Mapping {
     networks: BTreeSet<IpNetwork>,
     /// Networks that FabEdge's edges use, for `reserved`.
     reserved: BTreeSet<IpNetwork>,
-    /// What is not carried over, and why.
+    /// The parts that are not carried over, with the reasons.
     notes: Vec<String>,
 }
 
-/// Prints what the resources become. With `apply` the communities are listed at the running server.
+/// Prints the translated resources. With `apply` the communities are also listed at the running
+/// server.
 pub(super) async fn import(client: &Client, file: &Path, cluster: Option<&str>, apply: bool) -> anyhow::Result<()> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let object: Object = serde_json::from_slice(&text).with_context(|| {
@@ -141,7 +142,7 @@ fn map(object: Object, cluster: Option<&str>) -> anyhow::Result<Mapping> {
         .iter()
         .filter(|object| object.kind == "Node" && object.api_version == "v1")
         .for_each(|object| mapping.add_node(object));
-    // What is in a larger one need not be named.
+    // Networks inside a larger one need not be named.
     let all = mapping.reserved.clone();
     mapping.reserved.retain(|network| !all.iter().any(|other| other != network && contains(other, network)));
     Ok(mapping)
@@ -227,7 +228,7 @@ impl Mapping {
         }
     }
 
-    /// Reads a network; a single address is one of itself.
+    /// Reads a network; a single address counts as a network of one address.
     fn network(&mut self, of: &str, text: &str) -> Option<IpNetwork> {
         match text.trim().parse::<IpNetwork>() {
             Ok(network) => IpNetwork::new(network.network(), network.prefix()).ok(),
@@ -279,7 +280,7 @@ mod tests {
                  "subnets": ["10.233.103.192/26"]}]}},
             {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "edge-2.site", "annotations": {
                 "fabedge.io/subnets": "10.233.103.0/24,2001:db8::/120", "fabedge.io/node-public-addresses": "60.247.88.195, "}}},
-            // Another project's resource of the same kind.
+            // A resource of another project with the same kind.
             {"apiVersion": "cluster.x-k8s.io/v1", "kind": "Cluster", "metadata": {"name": "shenzhen"}, "spec": {}}
         ]})
     }

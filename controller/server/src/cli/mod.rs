@@ -1,5 +1,5 @@
-//! The command line: the server, and the operator's commands, which reach it through the admin
-//! socket.
+//! The command line: the server, and the operator's commands, which send requests to the server
+//! through the admin socket.
 //!
 //! - [`args`]: the arguments of each command.
 //! - [`archive`]: backup, restore, export, import.
@@ -7,8 +7,8 @@
 //! - [`config`]: prints the configuration.
 //! - [`commands`]: the requests and the output of each command.
 //! - [`status`]: the overview. [`page`]: sessions of the page.
-//! - [`gather`]: one file for whoever looks for a fault.
-//! - [`import_fabedge`]: what FabEdge's resources become here.
+//! - [`gather`]: writes information for finding faults into one file.
+//! - [`import_fabedge`]: translates FabEdge's resources.
 //! - [`core_dumps`]: keeps keys out of core files.
 
 mod archive;
@@ -41,8 +41,8 @@ const REFUSED: u8 = 1;
 /// Exit code of a command that did not reach the server, and of a server that could not start.
 const UNREACHABLE: u8 = 3;
 
-/// Default of RUST_LOG. The Kubernetes client is off, because its callers log its failures with
-/// their meaning.
+/// Default of RUST_LOG. The Kubernetes client's own log is off, because its callers log its
+/// failures with their meaning.
 const LOGGED: &str = "info,kube_client=off";
 
 /// Runs the command of the command line. Returns its exit code: 0, [`REFUSED`] or [`UNREACHABLE`].
@@ -108,7 +108,7 @@ async fn run(sources: ConfigSources, log_json: bool) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // Colours are escape sequences, and these are not let through.
+        // Colours are escape sequences, which the log writer escapes.
         .with_ansi(false)
         .with_writer(|| Lines::new(std::io::stderr()));
     if log_json {
@@ -139,7 +139,7 @@ async fn run(sources: ConfigSources, log_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Signals that ask the server to end.
+/// Signals that request the end of the server.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

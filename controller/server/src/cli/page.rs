@@ -1,4 +1,5 @@
-//! `page`: opens a session of the page and prints the link to it, or ends all sessions.
+//! Implements `page`, which opens a session of the page and prints the link to it, or ends all
+//! sessions.
 
 use axum::http::Method;
 use edge_controller_domain::clock::rfc3339;
@@ -7,13 +8,15 @@ use edge_types::page::PageSession;
 use super::client::Client;
 use super::table::{print_line, print_required_line};
 
-/// Opens a session. Standard output gets the links alone, standard error what to do with them.
+/// Opens a session. Prints only the links on standard output, and the instructions on standard
+/// error.
 pub(super) async fn open(client: &Client, json: bool) -> anyhow::Result<()> {
     let session: PageSession = client.ask(Method::POST, "/v1/page-sessions", None::<&()>).await?;
     if json {
         return print_required_line(serde_json::to_string_pretty(&session)?);
     }
-    // A browser sends no fragment to a server (RFC 3986 section 3.5), so it is in no log.
+    // A browser sends no fragment to a server (RFC 3986 section 3.5), so the fragment appears in no
+    // log.
     for url in &session.urls {
         print_required_line(format_args!("{url}#{}", session.credential))?;
     }

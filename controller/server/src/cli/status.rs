@@ -1,4 +1,4 @@
-//! `status`: nodes, segments, communities and problems at one glance.
+//! Implements `status`, which shows nodes, segments, communities and problems together.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -17,19 +17,20 @@ use super::commands::first_of;
 use super::table::{list, print_line, rendered};
 use crate::node_problems::{common_problems, never_connected, node_problems, span};
 
-/// Time between two looks of `status --watch`.
+/// Time between two updates of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// Width of a bar, characters.
+/// Width of a bar, in characters.
 const BAR: u64 = 20;
 
-/// Prints the status, once or again and again until the reader goes. On a terminal each replaces
-/// the last. With `json` each is a line. A server that does not answer is waited for.
+/// Prints the status, once or repeatedly until the reader closes the output. On a terminal each
+/// status replaces the last one. With `json` each is a line. If the server does not answer, the
+/// command waits for it.
 pub(super) async fn show(client: &Client, json: bool, arguments: &StatusArguments) -> anyhow::Result<()> {
     if !arguments.watch {
         let status = ask(client, arguments).await?;
         return print_line(if json { serde_json::to_string_pretty(&status)? } else { text(&status, arguments) });
     }
-    // Home, and nothing below it (ECMA-48 CUP, ED).
+    // Moves the cursor home and clears the screen below it (ECMA-48 CUP, ED).
     let clear = if io::stdout().is_terminal() && !json { "\x1b[H\x1b[2J" } else { "" };
     loop {
         match ask(client, arguments).await {
@@ -43,10 +44,10 @@ pub(super) async fn show(client: &Client, json: bool, arguments: &StatusArgument
     }
 }
 
-/// Waits for [`WATCH_INTERVAL`]. Returns earlier, and `true`, if nobody reads standard output.
+/// Waits for [`WATCH_INTERVAL`]. Returns earlier, and `true`, if standard output has no reader.
 fn wait_or_reader_gone() -> anyhow::Result<bool> {
     let out = io::stdout();
-    // A reader that has gone shows as an error of the descriptor, without any event asked for.
+    // A closed reader shows as an error of the descriptor, without any requested event.
     let mut polled = [PollFd::new(&out, PollFlags::empty())];
     Ok(poll(&mut polled, Some(&Timespec::try_from(WATCH_INTERVAL)?))? > 0)
 }
@@ -140,7 +141,8 @@ fn range_row(range: &RangeUsage) -> [String; 4] {
     ]
 }
 
-/// A bar that is filled in proportion. Anything taken shows, and it is full only if all is taken.
+/// Draws a bar that is filled in proportion. Any use shows, and the bar is full only if everything
+/// is taken.
 fn bar(taken: u64, all: u64) -> String {
     let filled = u64::try_from(u128::from(taken) * u128::from(BAR) / u128::from(all).max(1)).unwrap_or(BAR);
     let filled = if taken == 0 { 0 } else { filled.clamp(1, BAR) };

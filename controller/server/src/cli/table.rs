@@ -1,4 +1,4 @@
-//! Standard output: tables for people, and lines.
+//! Prints tables for people, and lines, on standard output.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ pub(super) fn print<const N: usize>(
     print_line(rendered(header, rows))
 }
 
-/// A table without frames, as wide as the terminal.
+/// Formats a table without frames, as wide as the terminal.
 pub(super) fn rendered<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -26,7 +26,7 @@ pub(super) fn rendered<const N: usize>(header: [&str; N], rows: impl IntoIterato
 }
 
 /// Writes a line. A reader that has closed its end, such as `head`, is not an error: the command
-/// still does its work.
+/// still completes its work.
 pub(super) fn print_line(line: impl Display) -> anyhow::Result<()> {
     match write(&line) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -34,7 +34,7 @@ pub(super) fn print_line(line: impl Display) -> anyhow::Result<()> {
     }
 }
 
-/// Writes a line that must not be lost: here a missing reader is an error.
+/// Writes a line that must not be lost. Here a missing reader is an error.
 pub(super) fn print_required_line(line: impl Display) -> anyhow::Result<()> {
     write(&line).context("cannot write to standard output")
 }

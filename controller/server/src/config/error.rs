@@ -1,8 +1,8 @@
-//! Why a configuration cannot be used.
+//! The reasons why a configuration cannot be used.
 
 use std::path::PathBuf;
 
-/// Why a configuration cannot be used.
+/// The reason why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -21,14 +21,14 @@ pub enum ConfigError {
         /// Line, column and what is wrong there.
         error: Box<toml::de::Error>,
     },
-    /// A value makes no sense.
+    /// A value is invalid.
     #[error("{origin}: {key}: {why}")]
     Value {
-        /// Where it came from.
+        /// The source of the value.
         origin: String,
         /// The key that holds it.
         key: String,
-        /// What is wrong and what is expected.
+        /// The error, and the expected value.
         why: String,
     },
     /// A key without default is set nowhere.
@@ -41,7 +41,7 @@ pub enum ConfigError {
         /// The flag that sets it, without the dashes before it.
         flag: String,
     },
-    /// A variable that looks like ours and is not.
+    /// An environment variable has our prefix but sets no key.
     #[error("the environment variable {0} sets nothing that is known; `edge-controller run --help` lists all")]
     Variable(String),
 }

@@ -1,5 +1,5 @@
-//! The keys of the configuration, their defaults, and what they must be. A new key is a new field
-//! here, and nothing else.
+//! Defines the keys of the configuration, their defaults, and the checks of their values. A new key
+//! only needs a new field here.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -254,13 +254,13 @@ fn default_quarantine() -> u64 {
 fn default_restore_grace() -> u64 {
     600
 }
-/// As far as the clock counts.
+/// Converts seconds to the type of the clock, up to its maximum.
 fn seconds(configured: u64) -> i64 {
     i64::try_from(configured).unwrap_or(i64::MAX)
 }
 
 impl Config {
-    /// Whether rows and authorities are kept at the Kubernetes API server, and nothing in
+    /// Returns whether rows and authorities are stored at the Kubernetes API server, and nothing in
     /// `state_dir`.
     pub(crate) fn store_is_at_api_server(&self) -> bool {
         self.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.store)
@@ -370,8 +370,8 @@ impl Config {
         Ok(())
     }
 
-    /// How nodes join by service account, where they may: which account stands for which role, and
-    /// which Nodes may have it.
+    /// Returns the service account of each role and the Nodes that may have it; `None` if nodes may
+    /// not join by service account.
     pub fn joining(&self) -> Option<(JoinAccounts, RoleSelectors)> {
         let kubernetes = self.kubernetes.as_ref()?;
         let selectors = RoleSelectors {
@@ -382,7 +382,7 @@ impl Config {
         Some((kubernetes.join.clone()?, selectors))
     }
 
-    /// How segments are cut.
+    /// Returns the rules for segments.
     pub fn segment_policy(&self) -> SegmentPolicy {
         SegmentPolicy {
             ranges: self.segments.cluster_ranges.clone(),
@@ -395,18 +395,18 @@ impl Config {
         }
     }
 
-    /// The authority that the operator brings.
+    /// Returns the authority that the operator provides.
     pub fn operator_ca(&self) -> Option<OperatorCa> {
         let (certificate, key) = self.certificates.ca_certificate.clone().zip(self.certificates.ca_key.clone())?;
         Some(OperatorCa { certificate, key })
     }
 
-    /// Time between heartbeats on a view stream.
+    /// Returns the time between heartbeats on a view stream.
     pub fn heartbeat(&self) -> Duration {
         Duration::from_secs(self.heartbeat_seconds)
     }
 
-    /// Networks that nodes reach through tunnels.
+    /// Returns the networks that nodes reach through tunnels.
     pub fn cluster_networks(&self) -> ClusterNetworks {
         let hub = |hub: &Hub| HubNetworks { fronted: hub.networks.clone(), endpoints: hub.endpoints.clone() };
         ClusterNetworks {

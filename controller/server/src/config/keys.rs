@@ -1,5 +1,5 @@
-//! The table of keys: made from the schema of [`Config`] itself, so that flags, environment
-//! variables and the file cannot drift apart.
+//! The table of keys. It is made from the schema of [`Config`], so that flags, environment
+//! variables and the file always have the same keys.
 
 use std::sync::OnceLock;
 
@@ -8,19 +8,19 @@ use serde_json::Value;
 
 use super::file::Config;
 
-/// What every environment variable begins with.
+/// Prefix of every environment variable.
 pub(super) const ENV_PREFIX: &str = "EDGE_CONTROLLER_";
 
 /// A key of the configuration.
 #[derive(Debug)]
 pub struct ConfigKey {
-    /// As in the file, with dots: `segments.cluster_ranges`.
+    /// Path in the file, with dots: `segments.cluster_ranges`.
     pub path: String,
     /// The environment variable that sets it: `EDGE_CONTROLLER_SEGMENTS_CLUSTER_RANGES`.
     pub env: String,
     /// Its flag, without the dashes before it.
     pub flag: String,
-    /// What it sets, for `--help`: the description in the schema.
+    /// Description for `--help`, from the schema.
     pub help: String,
     /// Whether it must be set.
     pub required: bool,
@@ -29,14 +29,14 @@ pub struct ConfigKey {
     pub(super) kind: Kind,
 }
 
-/// What a change of a key while the server runs does.
+/// The effect of a change of a key while the server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reload {
     /// The reload is refused: the server must be restarted.
     Never,
-    /// It counts from the next request on.
+    /// The change applies from the next request on.
     Quiet,
-    /// It counts at once, and every node gets a new view.
+    /// The change applies at once, and every node gets a new view.
     Views,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum Kind {
     Text,
 }
 
-/// All keys, by name.
+/// Returns all keys, by name.
 pub fn keys() -> &'static [ConfigKey] {
     static KEYS: OnceLock<Vec<ConfigKey>> = OnceLock::new();
     KEYS.get_or_init(|| {
@@ -95,7 +95,7 @@ fn walk(above: &str, schema: &Value, keys: &mut Vec<ConfigKey>) {
 }
 
 impl ConfigKey {
-    /// How a value is written in a flag or variable.
+    /// Returns the form of a value in a flag or variable.
     pub fn form(&self) -> &'static str {
         match self.kind {
             Kind::List => "A,B,...",
@@ -106,7 +106,7 @@ impl ConfigKey {
         }
     }
 
-    /// Reads a flag's or variable's text.
+    /// Reads the text of a flag or variable.
     pub(super) fn parse(&self, text: &str) -> Result<toml::Value, String> {
         let toml = || {
             let table: toml::Table = format!("value = {text}").parse().map_err(|e| format!("not TOML: {e}"))?;
@@ -132,14 +132,14 @@ impl ConfigKey {
         }
     }
 
-    /// Its value in a table.
+    /// Returns the key's value in a table.
     pub(crate) fn get<'a>(&self, table: &'a toml::Table) -> Option<&'a toml::Value> {
         let mut parts = self.path.split('.');
         let first = table.get(parts.next()?)?;
         parts.try_fold(first, |value, part| value.get(part))
     }
 
-    /// Sets its value in a table.
+    /// Sets the key's value in a table.
     pub(super) fn set(&self, table: &mut toml::Table, value: toml::Value) {
         let mut parts: Vec<&str> = self.path.split('.').collect();
         let Some(last) = parts.pop() else { return };

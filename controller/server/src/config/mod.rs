@@ -1,10 +1,10 @@
 //! The configuration of `edge-controller run`. Unknown keys are refused. The full example stands in
 //! `docs/configuration.md`.
 //!
-//! - [`Config`]: all keys, and what they must be.
+//! - [`Config`]: all keys, and the checks of their values.
 //! - [`keys()`]: the table of keys that follows from it.
 //! - [`ConfigSources`]: file, environment and flags.
-//! - [`ConfigError`]: why a configuration cannot be used.
+//! - [`ConfigError`]: the reasons why a configuration cannot be used.
 
 mod error;
 mod file;

@@ -1,4 +1,5 @@
-//! Where the configuration comes from: flags over environment over file over defaults.
+//! Reads the configuration. Flags take precedence over the environment, the environment over the
+//! file, and the file over the defaults.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,17 +12,18 @@ use super::error::ConfigError;
 use super::file::Config;
 use super::keys::{ConfigKey, ENV_PREFIX, keys};
 
-/// Variables that begin like ours and set no key.
+/// Variables with our prefix that set no key.
 const OTHERS: [&str; 2] = ["EDGE_CONTROLLER_SOCKET", "EDGE_CONTROLLER_CONFIG"];
 
-/// The file and the flags of the command line. The environment is read when it is loaded.
+/// The file and the flags of the command line. The environment is read when the configuration is
+/// loaded.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigSources {
     file: Option<PathBuf>,
     flags: Vec<(&'static ConfigKey, String)>,
 }
 
-/// Where a value came from.
+/// The source of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// It is the key's default.
@@ -50,14 +52,14 @@ impl fmt::Display for Origin {
 pub struct LoadedConfig {
     /// The values of all keys.
     pub config: Config,
-    /// Where values came from, by path of the key; all others are defaults.
+    /// The sources of values, by path of the key; all other values are defaults.
     origins: BTreeMap<String, Origin>,
 }
 
 impl LoadedConfig {
-    /// Every key with its value and where that came from. Keys without a value are left out.
+    /// Returns every key with its value and its source. Keys without a value are left out.
     pub fn values(&self) -> impl Iterator<Item = (&'static ConfigKey, toml::Value, Origin)> {
-        // What was read can be written.
+        // A configuration that was read can also be written.
         let table = toml::Table::try_from(&self.config).unwrap_or_default();
         keys().iter().filter_map(move |key| {
             let origin = self.origins.get(&key.path).cloned().unwrap_or(Origin::Default);
@@ -81,7 +83,7 @@ impl ConfigSources {
         self.load_with(std::env::vars_os().filter_map(ours).collect())
     }
 
-    /// The same with this environment.
+    /// Loads the configuration with this environment.
     pub(super) fn load_with(&self, environment: BTreeMap<String, String>) -> Result<LoadedConfig, ConfigError> {
         let (mut table, mut origins) = (toml::Table::new(), BTreeMap::new());
         let file = self.file.clone().or_else(|| environment.get("EDGE_CONTROLLER_CONFIG").map(PathBuf::from));
@@ -103,7 +105,7 @@ impl ConfigSources {
         for (key, text, origin) in variables.chain(flags) {
             let wrong = |why: String| ConfigError::Value { origin: origin.to_string(), key: key.path.clone(), why };
             key.set(&mut table, key.parse(text).map_err(wrong)?);
-            // Tried at once, so that the error names whoever brought it.
+            // The value is tried at once, so that the error names its source.
             if let Err(error) = Config::deserialize(table.clone())
                 && !is_missing(&error)
             {
@@ -126,8 +128,8 @@ impl ConfigSources {
     }
 }
 
-/// A file's table. What it sets is checked here, where its lines are known; what it lacks may come
-/// from elsewhere.
+/// Reads a file as a table. The values in the file are checked here, where their lines are known;
+/// missing keys may come from another source.
 fn read(path: &PathBuf) -> Result<toml::Table, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.clone(), error })?;
     let syntax = |error| ConfigError::Syntax { path: path.clone(), error: Box::new(error) };
@@ -142,8 +144,8 @@ fn is_missing(error: &toml::de::Error) -> bool {
     error.message().starts_with("missing field")
 }
 
-/// Kubernetes sets such variables for every Service of the namespace, and one may be named like
-/// this program.
+/// Returns whether Kubernetes sets this variable for a Service. Kubernetes sets such variables for
+/// every Service of the namespace, and a Service may have the name of this program.
 fn is_service_link(name: &str) -> bool {
     let port = |rest: &str| rest.is_empty() || rest.starts_with('_');
     name.ends_with("_SERVICE_HOST")

@@ -1,4 +1,5 @@
-//! The checks of `/healthz` and `/readyz`: a line for each, as Kubernetes' own programs write them.
+//! Implements the checks of `/healthz` and `/readyz`: one line for each, in the format of
+//! Kubernetes' own programs.
 
 use std::time::Duration;
 
@@ -10,17 +11,17 @@ use edge_controller_domain::store::StoreError;
 use super::health::Check;
 use super::server_parts::ServerParts;
 
-/// How long a plan that changes nothing may take, behind the plans that wait already.
+/// Time limit for a plan that changes nothing, including the wait for earlier plans.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The checks of `/healthz`. A process that fails one of them does not recover by itself.
+/// Runs the checks of `/healthz`. A process that fails one of them does not recover by itself.
 pub(super) async fn healthz(server: &ServerParts) -> Vec<Check> {
     let mut checks = vec![("registry", registry_works(server).await.map(drop))];
     checks.extend(server.health.tasks());
     checks
 }
 
-/// The checks of `/readyz`: whether nodes should be sent here.
+/// Runs the checks of `/readyz`, which decide whether nodes should be sent to this replica.
 pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
     let store = registry_works(server).await.and_then(|works| match works {
         true => Ok(()),
@@ -50,8 +51,8 @@ pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
     checks
 }
 
-/// What the operator should know although nodes are served: `[!]` if the operator has to act, `[i]`
-/// otherwise.
+/// Returns facts that the operator should know although nodes are served: `[!]` if the operator
+/// must act, `[i]` otherwise.
 pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
     let (now, in_force) = (server.registry.clock.now(), server.live.now());
     let paused = server.registry.read().await.may_grant(&in_force.policy, now).err();
@@ -62,8 +63,8 @@ pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
     server.asked.note().map(|note| format!("[!]{note}")).into_iter().chain(paused).chain(missed).chain(labels).collect()
 }
 
-/// Whether the registry still carries out plans: `false` if it does not answer in time, an error if
-/// it never will.
+/// Returns whether the registry still carries out plans: `false` if it does not answer in time, an
+/// error if it never will.
 async fn registry_works(server: &ServerParts) -> Result<bool, String> {
     let nothing = server.registry.change(|_| Ok::<_, StoreError>(((), Vec::new())));
     match tokio::time::timeout(PATIENCE, nothing).await {
@@ -73,7 +74,7 @@ async fn registry_works(server: &ServerParts) -> Result<bool, String> {
     }
 }
 
-/// 200 if no check fails, 503 otherwise, with one line for each check and each note.
+/// Returns 200 if no check fails, 503 otherwise, with one line for each check and each note.
 pub(super) fn response(checks: Vec<Check>, notes: Vec<String>) -> Response {
     let failed = checks.iter().any(|(_, outcome)| outcome.is_err());
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! What is known of this process beyond the registry's state.
+//! Holds the health of this process, apart from the registry's state.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -18,7 +18,7 @@ pub struct Health {
     server_certificate_end: AtomicI64,
 }
 
-/// The name of a check, and what is wrong.
+/// The name of a check, and its error.
 pub(super) type Check = (&'static str, Result<(), String>);
 
 impl Health {
@@ -27,41 +27,41 @@ impl Health {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push((name, task.clone()));
     }
 
-    /// Sets from where it is known whether this replica leads.
+    /// Sets the receiver that says whether this replica leads.
     pub(crate) fn follow_leadership(&self, leading: watch::Receiver<bool>) {
-        // It is called once.
+        // This method is called only once.
         let _ = self.leading.set(leading);
     }
 
-    /// Whether this replica leads.
+    /// Returns whether this replica leads.
     pub(super) fn leads(&self) -> bool {
         self.leading.get().is_some_and(|leading| *leading.borrow())
     }
 
-    /// Notes that the server stops: it is not ready any more.
+    /// Records that the server stops and is no longer ready.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Notes the end of the certificate that nodes now see.
+    /// Records the end of the certificate that nodes now see.
     pub(crate) fn server_certificate(&self, not_after: Seconds) {
         self.server_certificate_end.store(not_after, Ordering::Relaxed);
     }
 
-    /// End of the certificate that nodes now see; `None` before there is one.
+    /// Returns the end of the certificate that nodes now see; `None` before there is one.
     pub(super) fn server_certificate_end(&self) -> Option<Seconds> {
         Some(self.server_certificate_end.load(Ordering::Relaxed)).filter(|end| *end != 0)
     }
 
-    /// Whether the server stops.
+    /// Returns whether the server stops.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// One check for each task.
+    /// Makes one check for each task.
     pub(super) fn tasks(&self) -> Vec<Check> {
         let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        // When the server stops, the tasks end as they should.
+        // When the server stops, the tasks end as intended.
         let stopping = self.is_stopping();
         let state = |task: &AbortHandle| match task.is_finished() && !stopping {
             true => Err("it ended; its last words are in the log".to_owned()),

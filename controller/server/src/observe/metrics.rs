@@ -1,4 +1,4 @@
-//! All metrics, with their names and help texts.
+//! Defines all metrics, with their names and help texts.
 
 use std::fmt;
 use std::sync::Arc;
@@ -115,7 +115,7 @@ struct ResultLabels {
     result: &'static str,
 }
 
-/// An address family, written as in the API.
+/// An address family, in the form of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct FamilyLabel(pub(super) AddressFamily);
 
@@ -129,14 +129,14 @@ impl EncodeLabelValue for FamilyLabel {
     }
 }
 
-/// Why a view stream ended.
+/// The reason why a view stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StreamEnd {
     /// The reader closed it or is gone.
     ReaderGone,
     /// The reader did not keep up and was cut off.
     CutOff,
-    /// The node may not read its view any more: it was deregistered, or its certificate does not
+    /// The node may no longer read its view: it was deregistered, or its certificate does not
     /// count.
     Refused,
     /// The server stops and ends all streams.
@@ -162,10 +162,10 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All metrics at zero.
+    /// Makes all metrics with the value zero.
     pub fn new() -> Self {
-        // From half a millisecond to sixteen seconds. A read takes less; a commit to a slow disk
-        // takes some milliseconds.
+        // The buckets range from half a millisecond to sixteen seconds. A read takes less; a commit
+        // to a slow disk takes some milliseconds.
         let seconds = || Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         let mut metrics = Self {
             registry: Arc::default(),
@@ -238,8 +238,8 @@ impl Metrics {
         all
     }
 
-    /// Creates series that begin at zero. A rate over a counter that appears with its first event
-    /// misses that event.
+    /// Creates series that begin at zero. Otherwise a rate over a counter that appears with its
+    /// first event misses that event.
     fn begin(&self) {
         for action in ["issued", "renewed", "refused"] {
             drop(self.certificates.get_or_create(&ActionLabels { action }));
@@ -265,8 +265,8 @@ impl Metrics {
         OpenStream { metrics: self.clone(), why: StreamEnd::ReaderGone }
     }
 
-    /// Counts a commit to the store. `plans`: how many requests shared it. `conflicts`: how many of
-    /// them have to be planned again, because another replica committed first.
+    /// Counts a commit to the store. `plans`: number of requests that shared it. `conflicts`:
+    /// number of these that must be planned again, because another replica committed first.
     pub(super) fn commit(&self, plans: usize, took: Duration, failed: bool, conflicts: usize) {
         let result = if failed { "failed" } else { "done" };
         self.commits.get_or_create(&ResultLabels { result }).inc();
@@ -276,7 +276,7 @@ impl Metrics {
     }
 }
 
-/// A view stream. It counts as open until this is dropped.
+/// A view stream. It counts as open until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct OpenStream {
     metrics: Metrics,
@@ -289,12 +289,13 @@ impl OpenStream {
         self.metrics.stream_lines.get_or_create(&LineLabels { r#type }).inc();
     }
 
-    /// How many streams are open now, with this one.
+    /// Returns the number of open streams, including this one.
     pub(crate) fn open_now(&self) -> i64 {
         self.metrics.streams.get()
     }
 
-    /// Ends the stream. A stream that is dropped without this counts as one whose reader is gone.
+    /// Ends the stream. A stream that is dropped without this call counts as one whose reader is
+    /// gone.
     pub(crate) fn end(mut self, why: StreamEnd) {
         self.why = why;
     }

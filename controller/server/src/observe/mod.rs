@@ -1,14 +1,14 @@
-//! What monitoring sees: metrics, and whether this process is alive and ready. It is plain HTTP on
-//! a listener of its own. Nothing here is secret. No label names a node, so the number of series
-//! stays small.
+//! Serves monitoring: metrics, and whether this process is alive and ready. It uses plain HTTP on a
+//! separate listener. No data here is secret. No label names a node, so the number of series stays
+//! small.
 //!
-//! - [`Metrics`]: what is counted as it happens.
+//! - [`Metrics`]: counters that are updated with each event.
 //! - [`requests`]: counts each request of the API, with its outcome and duration.
 //! - [`MeasuredStore`]: a store whose commits are measured.
 //! - [`scrape`]: gauges that are read from the state at each scrape.
 //! - [`process`]: memory, descriptors and processor time of this process.
-//! - [`Health`]: what is known of this process; [`checks`]: `/healthz` and `/readyz`.
-//! - [`ServerParts`]: what checks and scrapes read.
+//! - [`Health`]: the health of this process; [`checks`]: `/healthz` and `/readyz`.
+//! - [`ServerParts`]: the data for checks and scrapes.
 
 mod checks;
 mod health;
@@ -34,7 +34,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use edge_types::exposition::Exposition;
 
-/// The router of the three paths.
+/// Makes the router of the three paths.
 pub(crate) fn router(server: Arc<ServerParts>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))

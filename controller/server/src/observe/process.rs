@@ -1,4 +1,5 @@
-//! What the kernel says of this process, under the names that Prometheus' client libraries use.
+//! Reads the kernel's data about this process, under the names that Prometheus' client libraries
+//! use.
 
 use std::fmt;
 use std::fs;
@@ -10,7 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use rustix::process::{Resource, getrlimit};
 
-/// Reads `/proc/self` at each scrape. What cannot be read is left out.
+/// Reads `/proc/self` at each scrape. Values that cannot be read are left out.
 #[derive(Debug)]
 pub(super) struct Process;
 
@@ -28,7 +29,7 @@ impl Collector for Process {
         };
         gauge("process_resident_memory", "Resident memory size.", Some(Unit::Bytes), pages(1))?;
         gauge("process_virtual_memory", "Virtual memory size.", Some(Unit::Bytes), pages(0))?;
-        // One of them belongs to this very read.
+        // One of the descriptors belongs to this read itself.
         let open = fs::read_dir("/proc/self/fd").ok().map(|fds| fds.count().saturating_sub(1) as f64);
         gauge("process_open_fds", "Open file descriptors.", None, open)?;
         let most = getrlimit(Resource::Nofile).current.map(|most| most as f64);
@@ -49,8 +50,8 @@ fn stat() -> String {
     fs::read_to_string("/proc/self/stat").unwrap_or_default()
 }
 
-/// A field of `/proc/PID/stat`, counted from 1 as in proc(5). The second field, in parentheses, may
-/// hold spaces, so counting begins after it.
+/// Returns a field of `/proc/PID/stat`, counted from 1 as in proc(5). The second field, in
+/// parentheses, may contain spaces, so counting begins after it.
 fn field(stat: &str, number: usize) -> Option<f64> {
     let (_, rest) = stat.rsplit_once(") ")?;
     rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()

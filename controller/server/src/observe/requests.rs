@@ -9,14 +9,14 @@ use axum::response::Response;
 
 use super::metrics::{ActionLabels, KindLabels, Metrics, RequestLabels, RouteLabels};
 
-/// The kind of problem of an error response. It travels in the extensions of the response to
+/// The kind of problem of an error response. It is passed in the extensions of the response to
 /// [`count`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProblemKind(pub(crate) &'static str);
 
 /// Middleware that counts requests.
 pub(crate) async fn count(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
-    // The path with its placeholders, so that it holds no node's name.
+    // The path with its placeholders, so that it contains no node's name.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = method_label(request.method());
     let begun = Instant::now();
@@ -43,7 +43,8 @@ pub(crate) async fn count(State(metrics): State<Metrics>, request: Request, next
 const JOIN: &str = "/v1/join";
 const RENEW: &str = "/v1/nodes/{node}/certificate";
 
-/// A caller can invent methods, and the number of series must not grow with them.
+/// Returns the label of a method. A caller can invent methods, and the number of series must not
+/// grow with them.
 fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",

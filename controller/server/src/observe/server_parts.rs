@@ -1,4 +1,4 @@
-//! What checks and scrapes read.
+//! The data that checks and scrapes read.
 
 use std::sync::Arc;
 
@@ -22,16 +22,16 @@ pub(crate) struct ServerParts {
     pub(crate) live: Arc<LiveConfig>,
     /// The authorities; their end is a gauge and a check.
     pub(crate) ca: Arc<Ca>,
-    /// What nodes report about themselves.
+    /// The nodes' reports about themselves.
     pub(crate) reports: NodeReports,
-    /// What is counted as it happens.
+    /// The counters that are updated with each event.
     pub(crate) metrics: Metrics,
-    /// What is known of this process.
+    /// The health of this process.
     pub(crate) health: Arc<Health>,
-    /// What does not work at the API server of Kubernetes.
+    /// The failures of requests to the API server of Kubernetes.
     pub(crate) api_failures: ApiFailures,
     /// Whether labels of Node objects put nodes into communities.
     pub(crate) label_trust: watch::Receiver<LabelTrust>,
-    /// Nodes that lost their Node object and wait for the operator's word.
+    /// Nodes that lost their Node object and wait for the operator's confirmation.
     pub(crate) asked: PendingDeregistrations,
 }

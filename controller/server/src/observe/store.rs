@@ -1,4 +1,4 @@
-//! A store that measures commits, and says when it is closed.
+//! Wraps a store to measure its commits and to signal when it is closed.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use super::metrics::Metrics;
 pub struct MeasuredStore {
     store: Arc<dyn Store>,
     metrics: Metrics,
-    // Declared after `store`, so that it is dropped later.
+    // The field is declared after `store`, so that it is dropped later.
     closed: DropGuard,
 }
 
@@ -26,7 +26,7 @@ impl MeasuredStore {
         Self { store, metrics, closed: CancellationToken::new().drop_guard() }
     }
 
-    /// A token that is cancelled when the store is closed, because nothing uses it any more.
+    /// Returns a token that is cancelled when the store is closed because it has no user any more.
     pub fn closed(&self) -> CancellationToken {
         self.closed.token().clone()
     }

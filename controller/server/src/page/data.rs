@@ -1,4 +1,5 @@
-//! What the page shows. It is for the page of the same release alone: scripts read `/v1/status`.
+//! Makes the data of the page. Only the page of the same release reads it: scripts read
+//! `/v1/status`.
 
 use edge_controller_domain::tokens;
 use edge_types::api::{NodeInfo, RangeUsage, TokenInfo, TunnelCount};
@@ -8,11 +9,12 @@ use serde::Serialize;
 use crate::api::Overview;
 use crate::node_problems::{common_problems, never_connected, node_problems};
 
-/// Largest number of open join tokens that are shown: those that end first. The others are counted.
+/// Maximum number of open join tokens that are shown. Those that expire first are shown, the others
+/// are counted.
 const MOST_TOKENS: usize = 50;
 
-/// All that the page shows. It is the same as long as nothing happens, so it holds no time of its
-/// own.
+/// All data of the page. It stays the same while nothing happens, so it does not contain the
+/// present time.
 #[derive(Debug, Serialize)]
 pub(super) struct PageData {
     version: String,
@@ -24,7 +26,7 @@ pub(super) struct PageData {
     problems: Vec<String>,
     /// Join tokens that may still be used.
     tokens: Vec<OpenToken>,
-    /// How many more such tokens there are.
+    /// Number of such tokens that are not shown.
     more_tokens: usize,
 }
 
@@ -36,7 +38,7 @@ struct PageNode {
     segments: Vec<IpNetwork>,
     addresses: Vec<String>,
     connected: bool,
-    /// `None` while it is connected, and if it is not known.
+    /// `None` while the node is connected, and if the time is unknown.
     last_seen: Option<i64>,
     never_connected: bool,
     replica: Option<String>,
@@ -51,7 +53,7 @@ struct PageNode {
 #[derive(Debug, Serialize)]
 struct PageCommunity {
     name: edge_types::Community,
-    /// How many members it has, with those that are not registered.
+    /// Number of members, including those that are not registered.
     members: usize,
 }
 
@@ -60,7 +62,7 @@ struct OpenToken {
     id: String,
     role: Role,
     node: Option<NodeName>,
-    /// How many nodes may still join with it.
+    /// Number of nodes that may still join with it.
     left: u32,
     expires_at: i64,
 }
@@ -116,7 +118,8 @@ impl PageNode {
     }
 }
 
-/// The tokens that may still be used, those that end first, and how many more there are.
+/// Returns the tokens that may still be used, those that expire first, and the number of the
+/// others.
 fn open_tokens(tokens: Vec<TokenInfo>, now: i64) -> (Vec<OpenToken>, usize) {
     let open = tokens.into_iter().filter(|token| token.expires_at > now && token.used < token.uses);
     let mut open: Vec<OpenToken> = open

@@ -1,13 +1,14 @@
-//! The operator's page: what `status` shows, in a browser. It is plain HTTP on a loopback listener
-//! of its own, and read-only.
+//! Serves the operator's page, which shows the data of `status` in a browser. It uses plain HTTP on
+//! a separate loopback listener, and is read-only.
 //!
-//! - `data`: what the page shows, as JSON.
-//! - `assets`: the page itself. It is one HTML, one CSS, one script and one icon, which name
-//!   nothing from elsewhere.
+//! - `data`: the data of the page, as JSON.
+//! - `assets`: the page itself. It has one HTML, one CSS, one script and one icon file, which refer
+//!   to no other sites.
 //!
-//! The page itself is for anyone who reaches the listener: it holds nothing of the network. The
-//! data needs the credential of a session ([`PageSessions`]), which only the operator can open. The
-//! browser sends it in the header Authorization and in no cookie, so that no other page can use it.
+//! Anyone who reaches the listener can read the page itself: it contains no data of the network.
+//! The data needs the credential of a session ([`PageSessions`]), which only the operator can open.
+//! The browser sends the credential in the header Authorization and not in a cookie, so that no
+//! other page can use it.
 
 mod data;
 
@@ -30,17 +31,19 @@ use crate::api::Overview;
 use crate::logs;
 use data::PageData;
 
-/// Where the page is, below its listener.
+/// Path of the page on its listener.
 pub(crate) const PATH: &str = "/ui/";
 
-/// For how long one reading of the data serves all who ask. So many readers cost no more than one.
+/// For how long one reading of the data serves all readers, so that many readers cost no more than
+/// one.
 const SHARED_FOR: Duration = Duration::from_secs(1);
 
-/// The controller's time in a response, seconds since 1970-01-01 UTC. It is no part of the data,
-/// which would change with every second otherwise.
+/// Header with the controller's time, in seconds since 1970-01-01 UTC. The time is not part of the
+/// data, which would otherwise change every second.
 const TIME: HeaderName = HeaderName::from_static("edge-controller-time");
 
-/// What the page may load, and what may embed it. Its script makes no HTML of text.
+/// The resources that the page may load, and the pages that may embed it. Its script makes no HTML
+/// from text.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'; trusted-types 'none'";
@@ -71,7 +74,7 @@ struct Reading {
     tag: HeaderValue,
 }
 
-/// The router of the page.
+/// Makes the router of the page.
 pub(crate) fn router(overview: Overview, sessions: PageSessions) -> Router {
     Router::new()
         .route("/", get(async || Redirect::to(PATH)))
@@ -95,7 +98,7 @@ async fn add_headers(request: Request, next: Next) -> Response {
     response
 }
 
-/// The data, for who has a session. 304 if the reader has it already.
+/// Serves the data to readers with a session. Returns 304 if the reader already has the data.
 async fn data(State(page): State<Page>, headers: HeaderMap) -> Response {
     let now = page.overview.now();
     if !credential(&headers).is_some_and(|credential| page.sessions.admits(credential, now)) {
@@ -119,7 +122,7 @@ async fn data(State(page): State<Page>, headers: HeaderMap) -> Response {
     (about, [(header::CONTENT_TYPE, "application/json")], reading.json).into_response()
 }
 
-/// The credential of a request (RFC 6750 section 2.1).
+/// Returns the credential of a request (RFC 6750 section 2.1).
 fn credential(headers: &HeaderMap) -> Option<&str> {
     let (scheme, credential) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("Bearer").then_some(credential)
@@ -139,7 +142,7 @@ fn unauthorized() -> Response {
 }
 
 impl Page {
-    /// The data as it was within [`SHARED_FOR`].
+    /// Returns the data, which may be as old as [`SHARED_FOR`].
     async fn read(&self) -> serde_json::Result<Reading> {
         let mut latest = self.latest.lock().await;
         if let Some(reading) = latest.as_ref().filter(|reading| reading.read_at.elapsed() < SHARED_FOR) {

@@ -1,4 +1,4 @@
-//! The operator's socket: the same API, for everyone who may open the file.
+//! Serves the same API on the operator's socket, for every user who may open the file.
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
@@ -27,8 +27,8 @@ pub(super) fn open(path: &Path) -> anyhow::Result<UnixListener> {
         }
         std::fs::remove_file(path).with_context(|| format!("cannot remove the old socket {}", path.display()))?;
     }
-    // Bound under another name and renamed when its permissions are set, so that nobody can connect
-    // before.
+    // The socket is bound under another name and renamed after its permissions are set, so that no
+    // client can connect earlier.
     let staged = path.with_extension("new");
     let _ = std::fs::remove_file(&staged);
     let open = || -> std::io::Result<UnixListener> {
@@ -70,6 +70,6 @@ pub(super) async fn serve(
             }
         }
     }
-    // If the socket is missing, the operator's commands know that no server runs.
+    // If the socket is missing, the operator's commands report that no server runs.
     let _ = std::fs::remove_file(path);
 }

@@ -1,4 +1,4 @@
-//! Opens the store and the certificate authorities where the configuration says that they are kept.
+//! Opens the store and the certificate authorities at the configured place.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use edge_controller_kubernetes::store::Kubernetes;
 
 use crate::config::Config;
 
-/// The store and the authorities' storage that are configured.
+/// The configured store and the configured storage of the authorities.
 pub(crate) struct Backends {
     /// The store of rows.
     pub(crate) store: Arc<dyn Store>,
@@ -23,7 +23,7 @@ pub(crate) struct Backends {
     pub(crate) ca_storage: Box<dyn CaStorage>,
     /// Client of the API server, if Kubernetes is configured.
     pub(crate) client: Option<Client>,
-    /// What does not work at the API server.
+    /// The failures of requests to the API server.
     pub(crate) api_failures: ApiFailures,
     /// Writes Kubernetes Events.
     pub(crate) events: EventRecorder,
@@ -32,7 +32,7 @@ pub(crate) struct Backends {
 }
 
 impl Backends {
-    /// Opens what is configured. The state directory must exist.
+    /// Opens the configured backends. The state directory must exist.
     ///
     /// # Errors
     /// If the store or the API server cannot be opened, or a store is missing that has been used
@@ -66,8 +66,8 @@ impl Backends {
 
 fn embedded(config: &Config, now: Seconds) -> anyhow::Result<(Arc<dyn Store>, Box<dyn CaStorage>)> {
     let (directory, store) = (&config.state_dir, config.state_dir.join(FILE));
-    // The store is created before the authority. If the authority exists without it, a new store
-    // would grant every segment a second time.
+    // The store is created before the authority. If the authority exists without the store, a new
+    // store would grant every segment a second time.
     anyhow::ensure!(
         !Files::are_in(directory) || store.exists(),
         "{} is missing, and the authority beside it has served before: restore a backup (edge-controller restore --replace FILE), or, to begin a \

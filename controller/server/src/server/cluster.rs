@@ -1,4 +1,4 @@
-//! The tasks that run beside the server if Kubernetes is configured.
+//! Runs the tasks that the server needs if Kubernetes is configured.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::live_config::LiveConfig;
 use crate::observe::Health;
 
-/// What these tasks need.
+/// The data that these tasks need.
 pub(super) struct Cluster {
     pub(super) client: Client,
     /// Name of this run of this replica.

@@ -1,16 +1,16 @@
-//! Limits connections: in all, for those that have shown no node's certificate (strangers), and for
-//! each node.
+//! Limits connections: in total, for those that have shown no node's certificate (strangers), and
+//! for each node.
 //!
-//! A new connection is let in and a stranger's is closed for it, as [`SourceShares`] decides. A
-//! host that takes all of the strangers' connections displaces its own. After an outage as many
-//! nodes as there are connections may come back at once from behind one address; a limit for each
-//! source would not allow that. A connection that has shown a node's certificate is not a
+//! A new connection is admitted and a stranger's connection is closed for it, as [`SourceShares`]
+//! decides. A host that takes all of the strangers' connections displaces its own. After an outage,
+//! nodes behind one address may reconnect at once and use all connections; a limit for each source
+//! would not allow that. A connection that has shown a node's certificate does not count as a
 //! stranger's and is never closed for one.
 //!
-//! A node with too many connections loses its oldest: the node may have lost its network and come
-//! back before the controller notices. It loses the oldest of the certificate with the most
-//! connections. So somebody with a former certificate of a node that has joined again cannot cut
-//! off that node.
+//! A node with too many connections loses its oldest: the node may have lost its network and
+//! reconnected before the controller notices. It loses the oldest connection of the certificate
+//! with the most connections. So the holder of a former certificate of a node that has joined again
+//! cannot cut off that node.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -26,25 +26,27 @@ use tokio_util::sync::CancellationToken;
 use crate::api::caller::NodeCertificate;
 use crate::logs;
 
-/// Largest number of connections; 10,000 nodes have one each.
+/// Maximum number of connections; 10,000 nodes have one each.
 pub(super) const CONNECTIONS: usize = 20_000;
-/// Largest number of strangers' connections: still in their handshake, or joining.
+/// Maximum number of strangers' connections: still in their handshake, or joining.
 const STRANGERS: usize = 1024;
-/// If few files may be open, strangers have at most one part in this many of all connections.
+/// Divisor for the case that only few files may be open: strangers then have at most this fraction
+/// of all connections.
 const STRANGERS_DIVISOR: usize = 4;
-/// Files that are kept for everything else: store, API server, health and metrics, the operator.
+/// Number of files that are kept for everything else: store, API server, health and metrics, the
+/// operator.
 const OTHER_FILES: usize = 128;
-/// Time that a handshake may take over a slow path to a busy controller. A younger connection is
-/// not displaced by its own source.
+/// Time that a handshake may take over a slow path to a busy controller. A connection that is
+/// younger is not displaced by its own source.
 const HANDSHAKE_ALLOWANCE: Duration = Duration::from_secs(3);
-/// Largest number of connections of one node. It has one, and a second one for a moment when its
-/// certificate is renewed.
+/// Maximum number of connections of one node. A node has one, and a second one for a moment when
+/// its certificate is renewed.
 const PER_NODE: usize = 8;
 
 /// The limits for all listeners.
 pub(super) struct ConnectionLimits {
     all: Arc<Semaphore>,
-    /// Largest number of strangers' connections.
+    /// Maximum number of strangers' connections.
     strangers: usize,
     taken: Mutex<Connections>,
 }
@@ -63,7 +65,7 @@ struct NodeConnection {
     connection: CancellationToken,
 }
 
-/// Permission for one connection; it ends when this is dropped.
+/// Permission for one connection. The permission ends when this value is dropped.
 pub(super) struct ConnectionPermit {
     owner: ConnectionOwner,
     limits: Arc<ConnectionLimits>,
@@ -108,7 +110,7 @@ impl ConnectionLimits {
 }
 
 impl Connections {
-    /// Cuts off one connection of this node if it has as many as it may have.
+    /// Closes one connection of this node if it has the maximum number.
     fn displace_connection_of(&mut self, node: &NodeName) {
         let of_node = (node.clone(), 0)..=(node.clone(), u64::MAX);
         let all: Vec<(u64, &str)> =
@@ -127,8 +129,8 @@ impl Connections {
 }
 
 impl ConnectionPermit {
-    /// Counts the connection as one of the node with this certificate. Cancelling `connection` cuts
-    /// it off.
+    /// Counts the connection as one of the node with this certificate. Cancelling `connection`
+    /// closes it.
     pub(super) fn identify(&mut self, certificate: &NodeCertificate, connection: &CancellationToken) {
         let NodeCertificate { name: node, serial, .. } = certificate;
         let mut taken = self.limits.taken();
@@ -220,8 +222,8 @@ mod tests {
         });
         let nodes: Vec<_> = nodes.collect();
         assert_eq!(limits.taken().strangers.total(), 0, "who has shown a certificate is no stranger");
-        // From the address of the nodes, from another one, and from as many networks as there are
-        // connections.
+        // The connections come from the address of the nodes, from another one, and from as many
+        // networks as there are connections.
         for from in ["192.0.2.1", "198.51.100.1"] {
             for _ in 0..2 * STRANGERS {
                 let _ = limits.admit(address(from), Instant::now()).map(std::mem::forget);

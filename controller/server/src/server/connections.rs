@@ -26,30 +26,31 @@ use super::tls::Tls;
 use crate::api::caller::{Caller, CallerIdentity};
 use crate::logs;
 
-/// Longest time for a TLS handshake.
+/// Time limit of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Longest time for the head of a request.
+/// Time limit for the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
-/// Longest life of a connection that has shown no node's certificate.
+/// Maximum lifetime of a connection that has shown no node's certificate.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
-/// Time for a connection without an open request to take its last response and close when the
-/// server stops. A peer that is gone would keep it open until the kernel notices.
+/// When the server stops, the time for a connection without an open request to take its last
+/// response and close. Without this limit, a peer that is gone would keep the connection open until
+/// the kernel notices.
 const IDLE_SHUTDOWN: Duration = Duration::from_secs(1);
 
-/// Limits of what one connection may make us buffer and do.
+/// Limits of the buffers and the work for one connection.
 #[derive(Debug)]
 pub(super) struct ConnectionBounds {
     /// Concurrent requests on HTTP/2.
     streams: u32,
-    /// Bytes of all headers of a request: on HTTP/2 as counted in RFC 9113 section 6.5.2, on
-    /// HTTP/1.1 with the request line and at least 8 KiB, the minimum of hyper.
+    /// Maximum size of all headers of a request, in bytes: on HTTP/2 as counted in RFC 9113 section
+    /// 6.5.2, on HTTP/1.1 with the request line and at least 8 KiB, the minimum of hyper.
     head: u32,
     /// Bytes of a body that may arrive before they are read, for each stream and for the
     /// connection. (A connection has at least 64 KiB at first: RFC 9113 section 6.9.2.)
     window: (u32, u32),
-    /// Bytes of responses that wait to be sent, for each stream.
+    /// Maximum number of response bytes that wait to be sent, for each stream.
     response: usize,
-    /// Requests in all; `None` for no limit.
+    /// Maximum number of requests in total; `None` for no limit.
     requests: Option<u32>,
 }
 
@@ -61,8 +62,8 @@ pub(super) static KNOWN: ConnectionBounds = ConnectionBounds {
     response: 400 * 1024,
     requests: None,
 };
-/// Limits for peers without a certificate of a registered node, which have only one thing to ask:
-/// to join.
+/// Limits for peers without a certificate of a registered node, whose only useful request is to
+/// join.
 static STRANGER: ConnectionBounds = ConnectionBounds {
     streams: 4,
     head: 4 * 1024,
@@ -80,9 +81,9 @@ pub(super) struct OpenConnections {
     pub(super) tasks: TaskTracker,
 }
 
-/// Raises the limit of open files to what the connections need, as far as the system allows: the
-/// limit that a shell sets is meant for other programs. Returns the number of files that may be
-/// open.
+/// Raises the limit of open files to the number that the connections need, as far as the system
+/// allows: the limit that a shell sets is intended for other programs. Returns the number of files
+/// that may be open.
 pub(super) fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(u64::MAX).min(2 * CONNECTIONS as u64);
@@ -116,7 +117,7 @@ pub(super) async fn serve_nodes(
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Probably no descriptor is free: accepting again at once would spin.
+                // Probably no descriptor is free: accepting again at once would be a busy loop.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -130,8 +131,8 @@ pub(super) async fn serve_nodes(
         };
         let (tls, router, stopping) = (tls.clone(), router.clone(), open.stopping.clone());
         open.tasks.spawn(async move {
-            // Boxed here and below, so that ten thousand tasks hold no memory that they need only
-            // for a short time.
+            // Boxed here and below, so that ten thousand tasks do not keep memory that they need
+            // only for a short time.
             let accepted = handshake::accept(stream, tls, from.ip().to_canonical());
             let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, accepted));
             let handshake = tokio::select! {
@@ -165,7 +166,7 @@ pub(super) async fn serve_nodes(
     }
 }
 
-/// The caller on a new connection.
+/// Makes the caller of a new connection.
 pub(super) fn caller(identity: CallerIdentity, address: Option<IpAddr>) -> Caller {
     Caller { identity, address, connection: CancellationToken::new() }
 }
@@ -191,8 +192,8 @@ fn http(bounds: &ConnectionBounds) -> Builder<TokioExecutor> {
 static HTTP_FOR_KNOWN: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&KNOWN));
 static HTTP_FOR_STRANGERS: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&STRANGER));
 
-/// Serves one connection until it ends or is cut off, or the server stops: then open requests are
-/// finished.
+/// Serves one connection until it ends or is cut off, or the server stops. In the last case open
+/// requests are finished.
 pub(super) fn serve<S>(
     stream: S,
     caller: Caller,
@@ -217,7 +218,7 @@ where
         let (router, open) = (router.clone(), open.token());
         Box::pin(async move {
             let Ok(response) = router.oneshot(request).await;
-            // The request is open until the last part of its response is sent.
+            // The request counts as open until the last part of its response is sent.
             let response = response.map(|body| {
                 body.map_frame(move |frame| {
                     let _ = &open;

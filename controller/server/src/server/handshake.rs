@@ -1,4 +1,4 @@
-//! TLS handshakes within limits, so that a stranger cannot fill our buffers.
+//! Performs TLS handshakes within limits, so that a stranger cannot fill our buffers.
 
 use std::io;
 use std::net::IpAddr;
@@ -15,15 +15,15 @@ use tokio_util::sync::CancellationToken;
 use super::tls::Tls;
 use crate::api::caller::{Caller, CallerIdentity, NodeCertificate};
 
-/// If a peer acknowledges nothing for this long, it is gone.
+/// A peer that acknowledges nothing for this time counts as gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
-/// Largest number of bytes from the peer in a handshake. A certificate chain of ours with its cross
+/// Maximum number of bytes from the peer in a handshake. A certificate chain of ours with its cross
 /// certificates has less than 6 KiB; rustls would buffer 64 KiB of a message that never ends.
 const LONGEST: usize = 16 * 1024;
-/// Largest number of bytes from a stranger after the handshake. A join takes 4 KiB. Frames that
-/// cost us more than their sender (PING, SETTINGS, headers) end here.
+/// Maximum number of bytes from a stranger after the handshake. A join takes 4 KiB. The limit also
+/// ends streams of frames that cost us more than their sender (PING, SETTINGS, headers).
 const STRANGERS_REQUESTS: usize = 256 * 1024;
-/// Largest number of encrypted bytes that wait for a stranger who does not read them; rustls allows
+/// Maximum number of encrypted bytes that wait for a stranger who does not read them; rustls allows
 /// 64 KiB.
 const STRANGERS_RESPONSES: usize = 8 * 1024;
 

@@ -1,5 +1,5 @@
-//! When nodes were last seen, kept in the state directory across restarts. It is for the embedded
-//! store: at the API server, the status of each EdgeNode has it.
+//! Keeps the times when nodes were last seen in the state directory across restarts. It is for the
+//! embedded store: with the API server, the status of each EdgeNode has the time.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -15,9 +15,9 @@ use edge_types::durable::replace_file;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-/// Time between two writes. A controller that is killed forgets at most this much.
+/// Time between two writes. A controller that is killed loses at most this much.
 const PERIOD: Duration = Duration::from_secs(300);
-/// Largest file that is read, in octets: 100,000 nodes with names of 100 octets. A larger one is
+/// Maximum size of the file, in octets: 100,000 nodes with names of 100 octets. A larger file is
 /// ignored.
 const LARGEST: u64 = 16 << 20;
 /// Version of the layout.
@@ -30,7 +30,7 @@ struct LastSeenFile {
     last_seen: BTreeMap<NodeName, Seconds>,
 }
 
-/// Writes the file now and then, and when the server stops.
+/// Writes the file periodically, and when the server stops.
 pub(super) struct LastSeen {
     path: PathBuf,
     registry: Registry,
@@ -39,8 +39,8 @@ pub(super) struct LastSeen {
 }
 
 impl LastSeen {
-    /// Puts what the file holds into `reports`. Only people read it, so a file that cannot be used
-    /// is logged and ignored.
+    /// Loads the file into `reports`. Only people read the times, so a file that cannot be used is
+    /// logged and ignored.
     pub(super) fn load(state_dir: &Path, registry: Registry, reports: NodeReports) -> Self {
         let path = state_dir.join(LAST_SEEN);
         let written = read(&path).unwrap_or_else(|why| {
@@ -51,11 +51,11 @@ impl LastSeen {
         Self { path, registry, reports, written }
     }
 
-    /// Writes until `stopping`, and once more then.
+    /// Writes until `stopping`, and one last time then.
     pub(super) async fn run(mut self, stopping: CancellationToken) {
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // The first tick comes at once, and there is nothing new yet.
+        // The first tick comes at once, when there is nothing new yet.
         period.tick().await;
         loop {
             let last = stopping.run_until_cancelled(period.tick()).await.is_none();
@@ -69,7 +69,7 @@ impl LastSeen {
     async fn write(&mut self) {
         let now = self.registry.clock.now();
         let state = self.registry.read().await;
-        // Nodes that are not registered any more are left out.
+        // Nodes that are no longer registered are left out.
         let seen = state.nodes().filter_map(|node| {
             let connected = state.is_connected(&node.name).then_some(now);
             Some((node.name.clone(), connected.or_else(|| self.reports.last_seen(&node.name))?))

@@ -1,12 +1,11 @@
-//! The running server: opens what it needs in order, serves nodes and the operator, and stops in
-//! order.
+//! Runs the server: opens its parts in order, serves nodes and the operator, and stops in order.
 //!
 //! - [`tls`]: verifies nodes' certificates and renews the controller's own.
 //! - [`state_dir`]: the directory of local state, for its owner alone.
 //! - [`backends`]: opens the store and the authorities.
-//! - [`cluster`]: the tasks that run beside it if Kubernetes is configured.
+//! - [`cluster`]: the tasks that also run if Kubernetes is configured.
 //! - [`connections`]: serves HTTP on one connection, within limits.
-//! - [`handshake`]: TLS on a new connection, and who is at its other end.
+//! - [`handshake`]: TLS on a new connection, and the identity of the peer.
 //! - [`connection_limits`]: how many connections there may be, and which one is closed for a new
 //!   one.
 //! - [`admin`]: the operator's socket.
@@ -61,12 +60,12 @@ use connections::OpenConnections;
 use last_seen::LastSeen;
 pub(crate) use state_dir::make as make_state_dir;
 
-/// Longest time for open requests to end when the server stops.
+/// Time limit for open requests to end when the server stops.
 const GRACE: Duration = Duration::from_secs(7);
-/// Longest time for health and metrics to end after them.
+/// Time limit for health and metrics to end after them.
 const OBSERVE_GRACE: Duration = Duration::from_millis(500);
-/// Longest time for the whole stop. The store may wait for a busy disk and gets what is left of
-/// this time. systemd kills the process after ten seconds.
+/// Time limit for the whole stop. The store may wait for a busy disk and gets the rest of this
+/// time. systemd kills the process after ten seconds.
 const END: Duration = Duration::from_millis(9500);
 
 /// A server that has opened its listeners and serves.
@@ -96,13 +95,13 @@ impl Server {
         Self::start_with(config, clock, None).await
     }
 
-    /// Like [`Self::start`], with a way to read the configuration again.
+    /// Starts a server as [`Self::start`] does, with a way to read the configuration again.
     pub async fn start_with(config: Config, clock: Clock, reader: Option<Reader>) -> anyhow::Result<Self> {
         let files = connections::raise_file_limit();
         state_dir::make(&config)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
-        // This runs while the rows are read.
+        // The resolution runs while the rows are read.
         let names = config.server_names.clone();
         let ways = AbortOnDropHandle::new(tokio::spawn(async move { reachability::resolve(&names).await }));
         let networks = config.cluster_networks();
@@ -117,7 +116,7 @@ impl Server {
             let identity = ClusterIdentity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
             match identity.check().await {
                 // Without the API server the last known state stays in force. The watch of Nodes
-                // checks again.
+                // repeats the check.
                 Ok(()) | Err(ClusterIdentityError::Unknown(_)) => {}
                 Err(error @ ClusterIdentityError::Other { .. }) => return Err(error.into()),
             }
@@ -227,7 +226,8 @@ impl Server {
         }
         let serving = admin::serve(admin, live.now().config.admin_socket.clone(), router, closing.clone(), open);
         health.watch("admin-listener", &listening.spawn(serving).abort_handle());
-        // This comes last, so that no client sees a server that is only partly open.
+        // The listeners for monitoring open last, so that no client sees a server that is only
+        // partly open.
         let (observing, silent) = (TaskTracker::new(), CancellationToken::new());
         let router = crate::observe::router(Arc::new(parts));
         let limits = plain_listener::PlainConnections::new();
@@ -259,12 +259,12 @@ impl Server {
         }
     }
 
-    /// Stops the server. It is not ready any more, accepts no new connections, sends nodes to other
-    /// controllers and finishes open requests.
+    /// Stops the server. It reports that it is not ready, accepts no new connections, sends nodes
+    /// to other controllers and finishes open requests.
     pub async fn stop(self) {
         let end = tokio::time::Instant::now() + END;
         self.health.stop();
-        // A node that is sent away must not come back to this controller.
+        // A node that is sent to another controller must not reconnect to this one.
         self.closing.cancel();
         self.listening.close();
         self.listening.wait().await;
@@ -276,7 +276,7 @@ impl Server {
         self.silent.cancel();
         self.observing.close();
         let Self { registry, observing, closed, .. } = self;
-        // A request of this moment still gets a response.
+        // A request that is open now still gets a response.
         let _ = tokio::time::timeout(OBSERVE_GRACE, observing.wait()).await;
         // A store that was closed needs no repair when it is opened again.
         drop(registry);

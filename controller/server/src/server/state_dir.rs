@@ -1,7 +1,7 @@
 //! The state directory has mode 0700 and our files in it 0600, even if an earlier release, a copy
-//! or an operator has left them open to others. Files of others stay as they are, and so does a
-//! directory that holds such files or that all users share: to close `/var/lib` or `/tmp` would
-//! stop the machine.
+//! or an operator has left them open to others. Files of others stay unchanged, and so does a
+//! directory that holds such files or that all users share: closing `/var/lib` or `/tmp` would stop
+//! the machine.
 
 use std::fs::{self, Metadata, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -14,13 +14,14 @@ use crate::config::Config;
 
 /// Permission bits of everyone but the owner.
 const OTHERS: u32 = 0o077;
-/// The sticky bit: in this directory users can remove only their own files, so users share it.
+/// The sticky bit. In a directory with this bit, users can remove only their own files, so users
+/// share it.
 const STICKY: u32 = 0o1000;
 
-/// Creates the directory if it is missing, and takes others' permissions away from it and from our
-/// files. What we may not change stays and is named in the log: Kubernetes, for example, mounts a
-/// volume that belongs to root and is open to the pod. A directory that is shared with others is
-/// refused, unless state is already in it or none is kept there.
+/// Creates the directory if it is missing, and removes the permissions of others from it and from
+/// our files. Permissions that the process may not change stay and are logged: Kubernetes, for
+/// example, mounts a volume that belongs to root and is open to the pod. A directory that is shared
+/// with others is refused, unless it already contains state or no state is kept there.
 pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
     let path = &config.state_dir;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -46,13 +47,13 @@ pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
             path.display(),
             path.join("edge-controller").display()
         ),
-        // Nothing is kept there.
+        // No state is kept there.
         None | Some(_) => {}
     }
     found.ours.iter().try_for_each(|path| close(path))
 }
 
-/// What is in the directory.
+/// The content of the directory.
 #[derive(Default)]
 struct DirectoryContents {
     /// Our files and directories. Links are left out, because they may lead anywhere. A directory
@@ -60,8 +61,8 @@ struct DirectoryContents {
     ours: Vec<PathBuf>,
     /// A file or directory that is not ours.
     foreign: Option<PathBuf>,
-    /// Whether a controller's state is here, and not a file of the same name that another user put
-    /// here.
+    /// Whether the directory contains a controller's state, and not a file of the same name that
+    /// another user created.
     state: bool,
 }
 
@@ -148,7 +149,8 @@ mod tests {
     fn a_volume_that_only_its_file_system_has_been_in_is_closed() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("lost+found")).unwrap();
-        // As an earlier run leaves it, and as Kubernetes creates a volume for the pod's group.
+        // The socket is as an earlier run leaves it, and the directory as Kubernetes creates a
+        // volume for the pod's group.
         put(&directory.path().join("admin.sock"));
         set(directory.path(), 0o2775);
         make(&config(directory.path(), "")).unwrap();

@@ -1,6 +1,6 @@
-//! TLS 1.3: the controller's own certificate, which is renewed while it runs, and nodes'
+//! TLS 1.3 with the controller's own certificate, which is renewed while it runs, and with nodes'
 //! certificates, which are verified against our own authorities. A node without a certificate is
-//! let in to join; [`crate::api::caller`] decides what it may do.
+//! admitted in order to join; [`crate::api::caller`] decides what it may do.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::api::caller::Caller;
 use crate::live_config::LiveConfig;
 use crate::observe::Health;
 
-/// How often the age of the own certificate is checked.
+/// How often the age of the controller's own certificate is checked.
 const CHECK_PERIOD: Duration = Duration::from_secs(600);
 
 /// TLS for nodes.
@@ -31,7 +31,7 @@ pub(super) struct Tls {
     built: Arc<RwLock<BuiltTls>>,
 }
 
-/// Where the certificate, its key, the authorities and the registered nodes come from.
+/// The sources of the certificate, its key, the authorities and the registered nodes.
 #[derive(Clone)]
 pub(super) struct TlsSources {
     pub(super) registry: Registry,
@@ -47,8 +47,8 @@ struct BuiltTls {
     config: Arc<ServerConfig>,
 }
 
-/// The controller's certificate, for any requested name: a node may know the controller by a name
-/// that the controller does not know.
+/// The controller's certificate, for any requested name: a node may use a name that the controller
+/// does not know.
 #[derive(Debug)]
 struct OwnCertificate(Arc<CertifiedKey>);
 
@@ -61,7 +61,7 @@ impl Tls {
         Ok(Self { built: Arc::new(RwLock::new(BuiltTls::new(&from)?)), from })
     }
 
-    /// TLS for the next connection, with the authorities of this moment.
+    /// Returns TLS for the next connection, with the present authorities.
     pub(super) fn now(&self) -> (Arc<ServerConfig>, Arc<Authorities>) {
         let current = self.from.ca.current();
         {
@@ -75,14 +75,14 @@ impl Tls {
         (built.config.clone(), built.authorities.clone())
     }
 
-    /// Whether the caller is a registered node with a valid certificate. A node that was
+    /// Returns whether the caller is a registered node with a valid certificate. A node that was
     /// deregistered, or shows a certificate that was replaced, is a stranger.
     pub(super) async fn is_known(&self, caller: &Caller) -> bool {
         let registry = &self.from.registry;
         caller.require_registered(&registry.read().await, registry.clock.now()).is_ok()
     }
 
-    /// Signs a new certificate of the controller's own.
+    /// Signs a new certificate for the controller itself.
     fn build(&self) {
         match BuiltTls::new(&self.from) {
             Ok(new) => {
@@ -117,8 +117,8 @@ impl BuiltTls {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(own));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // A node has one long connection: a session ticket would only keep an old certificate in
-        // use.
+        // A node has one long connection, so a session ticket would only extend the use of an old
+        // certificate.
         config.send_tls13_tickets = 0;
         Ok(Self { authorities, signed_at, config: Arc::new(config) })
     }
@@ -136,8 +136,8 @@ impl TimeProvider for Time {
     }
 }
 
-/// Renews the own certificate when a third of its life is left. The wall clock is read each time,
-/// because it may have been set.
+/// Renews the controller's own certificate when a third of its life is left. The wall clock is read
+/// each time, because it may have been set.
 pub(super) async fn renew(tls: Tls, stopping: CancellationToken) {
     let lifetime = i64::from(tls.from.live.now().config.certificates.server_days) * 24 * 3600;
     loop {

@@ -1,4 +1,4 @@
-//! Which caller may do what.
+//! Tests which caller may do what.
 
 use crate::harness::{Cloud, Connection, Node, kind, request_of};
 use hyper::Method;
@@ -70,8 +70,8 @@ async fn a_certificate_of_another_authority_gets_no_connection() {
     let token = other.token("edge", None).await;
     let (_, body) = other.join(&token, "a", &request_of(&key)).await;
     let stranger = Node::new(&cloud, "a", body["certificate"].as_str().unwrap(), &key);
-    // In TLS 1.3 a client may send before it hears that its certificate is refused. Then the first
-    // request fails.
+    // In TLS 1.3 a client may send before it receives the refusal of its certificate. In that case
+    // the first request fails.
     if let Ok(mut connection) = stranger.connect().await {
         let asked = tokio::spawn(async move { connection.ask(Method::GET, "/v1/nodes/a/view", None).await });
         assert!(asked.await.is_err(), "the connection is cut");

@@ -1,4 +1,4 @@
-//! Backups, and moves from one store to another, with the real program.
+//! Tests backups, and moves from one store to another, with the real program.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -49,7 +49,7 @@ fn refused(program: &Program, args: &[&str]) -> String {
     text(&output.stderr)
 }
 
-/// The lines of an archive, without the lines with its time.
+/// Returns the lines of an archive, without the lines that contain its time.
 fn rows(file: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(file).unwrap();
     text.lines()
@@ -64,7 +64,7 @@ async fn reports(node: &Node, segments: &[String]) -> u16 {
     node.ask(Method::PUT, "", Some(report)).await.0
 }
 
-/// Segments of a node's view.
+/// Returns the segments of a node's view.
 async fn held(node: &Node) -> Vec<String> {
     node.watch().await.view().await.segments.iter().map(ToString::to_string).collect()
 }
@@ -113,7 +113,7 @@ async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_w
     done(&other, &["restore", file.to_str().unwrap(), "--config", config.to_str().unwrap()]);
     other.start();
     site.node.move_to_address(other.addresses[0]);
-    // As an agent does: it reports first and then follows its view.
+    // The node acts like an agent: it reports first and then follows its view.
     let report = |segments: &[String]| json!({"addresses": ["192.0.2.1"], "port": 4500, "segments": segments});
     let uses: Vec<String> = held.iter().map(ToString::to_string).collect();
     assert_eq!(site.node.ask(hyper::Method::PUT, "", Some(report(&uses))).await.0, 204);
@@ -126,8 +126,8 @@ async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_w
     let granted = second.watch().await.view().await.segments;
     assert!(granted.iter().all(|segment| !held.contains(segment)), "{granted:?} of {held:?}");
 
-    // A node that uses another node's segment does not get it, and the operator sees which node it
-    // is.
+    // A node that uses another node's segment does not get that segment, and the operator sees the
+    // node.
     let claims = [granted[0].to_string(), later.clone(), "10.99.0.0/28".to_owned()];
     assert_eq!(second.ask(hyper::Method::PUT, "", Some(report(&claims))).await.0, 204);
     assert_eq!(second.watch().await.view().await.segments, granted);
@@ -138,7 +138,7 @@ async fn a_segment_that_a_node_uses_is_granted_to_no_other_after_an_old_backup_w
     assert!(message.len() == 2 && message[0].contains(&later) && message[0].contains("node edge-1's"), "{message:?}");
     let shown = text(&other.run(&["node", "list"]).stdout);
     assert!(shown.contains("edge-2: it uses") && shown.contains("10.99.0.0/28"), "{shown}");
-    // After a correct report nothing is shown any more.
+    // After a correct report no conflict is shown any more.
     assert_eq!(second.ask(hyper::Method::PUT, "", Some(report(&claims[..1]))).await.0, 204);
     assert_eq!(other.json(&["node", "list"])[1]["conflicts"], json!([]));
 }
@@ -164,19 +164,20 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     assert!(held(&second).await.is_empty());
     let refused = second.request_segments("r", &["ipv4"]).await;
     assert_eq!(kind(&refused), (503, "segments-withheld"));
-    // A node does not learn the names of the others; the operator does.
+    // A node does not get the names of the other edges; only the operator does.
     let counts = |refused| detail(refused).contains("3 of the registered edges");
     assert!(counts(&refused) && !detail(&refused).contains("edge-gone"), "{}", detail(&refused));
     let ready = monitoring_page(other.addresses[1], "/readyz").await.1;
     assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("[!]restore: no segment is granted"), "{ready}");
     assert!(ready.contains("edge-1, edge-2, edge-gone"), "{ready}");
-    // A node that cannot read its disk reports, but not which segments it uses.
+    // A node that cannot read its disk reports, but without its segments.
     let unknown = json!({"addresses": ["192.0.2.1"], "port": 4500});
     assert_eq!(second.ask(Method::PUT, "", Some(unknown)).await.0, 204);
     let refused = second.request_segments("r", &["ipv4"]).await;
     assert!(counts(&refused), "{}", detail(&refused));
     assert_eq!(reports(&second, &[]).await, 204);
-    // A restart forgets neither the restore nor which nodes have reported.
+    // After a restart the controller still knows of the restore and of the nodes that have
+    // reported.
     other.kill();
     other.start();
     second.move_to_address(other.addresses[0]);
@@ -345,7 +346,7 @@ async fn archives_in_a_directory_are_named_after_the_time_and_only_the_latest_ar
     let args = ["export", directory.to_str().unwrap(), "--keep", "2", "--config", config.to_str().unwrap()];
     done(program, &args);
     let now = names();
-    // Both may be of the same second.
+    // Both may have been made in the same second.
     assert!(now.len() == 2 && !now.contains(&older[0].to_owned()) && now[1] >= kept[2], "{now:?}");
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2 + foreign.len());
     let file = program.path("file");
@@ -354,7 +355,7 @@ async fn archives_in_a_directory_are_named_after_the_time_and_only_the_latest_ar
     assert!(said.contains("is for a directory") && !exists(&file), "{said}");
 }
 
-/// Earlier releases wrote the rows of a node that was just deregistered, or was just joining.
+/// Earlier releases wrote the rows of a node that had just been deregistered, or was just joining.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_with_a_segment_of_no_node_is_restored_and_the_segment_is_in_quarantine() {
     let site = Site::start().await;
@@ -436,7 +437,7 @@ async fn what_was_exported_is_imported_whole_again_and_again_and_only_into_an_em
     assert!(said.contains("another certificate authority"), "{said}");
 }
 
-/// An archive with many rows, for work that takes a while.
+/// Makes an archive with many rows, for work that takes a while.
 fn large(site: &Site) -> String {
     let whole = std::fs::read_to_string(site.program.path("backup")).unwrap();
     let mut lines: Vec<Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -467,7 +468,7 @@ async fn an_import_or_restore_that_is_killed_anywhere_leaves_nothing_half_and_go
         let mut child = other.command(&[verb, file, "--config", &config]).spawn().unwrap();
         #[expect(clippy::disallowed_methods, reason = "it chooses the moment of a kill")]
         std::thread::sleep(std::time::Duration::from_millis(20 * round));
-        // It may have ended.
+        // The process may have ended already.
         let _ = child.kill();
         child.wait().unwrap();
         let started = other.command(&["export", "-", "--config", &config]).output().unwrap();

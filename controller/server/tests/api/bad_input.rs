@@ -1,4 +1,4 @@
-//! Requests that are malformed, too large, or in the wrong place.
+//! Tests requests that are malformed, too large, or at the wrong path.
 
 use crate::harness::{Cloud, Connection, detail, kind};
 use hyper::Method;
@@ -17,7 +17,7 @@ async fn every_wrong_request_gets_its_own_problem() {
         (Method::POST, "/v1/join", "", (400, "bad-json")),
         (Method::POST, "/v1/join", "{", (400, "bad-json")),
         (Method::POST, "/v1/join", "{\"token\":7}", (422, "bad-value")),
-        // Without a valid token the other mistakes are not named.
+        // Without a valid token the response does not name the other errors.
         (Method::POST, "/v1/join", "{\"token\":\"a.b\",\"node\":\"Not_A_Name\",\"csr\":\"\"}", (403, "token-unknown")),
         (Method::GET, "/v1/nodes/UPPER/view", "", (401, "certificate-required")),
     ] {
@@ -61,8 +61,8 @@ async fn a_body_that_is_too_large_is_refused_and_the_connection_lives() {
     assert_eq!(kind(&nobody.ask(Method::POST, "/v1/join", Some(json!({}))).await), (403, "token-unknown"));
 }
 
-/// A client that sends only a part is answered or cut off, and keeps no other waiting. This takes
-/// as long as the time limits.
+/// A client that sends only a part is answered or disconnected, and does not delay others. This
+/// takes as long as the time limits.
 #[tokio::test]
 async fn slow_writers_are_refused_or_cut_off() {
     let cloud = Cloud::start().await;
@@ -71,7 +71,7 @@ async fn slow_writers_are_refused_or_cut_off() {
         let mut stream = node.connect_tls().await;
         stream.write_all(part.as_bytes()).await.unwrap();
         let mut response = Vec::new();
-        // A cut connection also ends the read.
+        // A closed connection also ends the read.
         let _ = stream.read_to_end(&mut response).await;
         String::from_utf8(response).unwrap()
     };

@@ -1,4 +1,4 @@
-//! The page in a browser: what the operator sees and does there.
+//! Tests the page in a browser: what the operator sees and does there.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use crate::harness::{Cloud, Node, Stream};
 use crate::page::{SERVED, session};
 use crate::webdriver::{Browser, ENTER, TAB, with_browser};
 
-/// What a hostile node reports.
+/// The report of a hostile node.
 const HOSTILE: &str = "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=1</script> ufw drops";
 
-/// Whether a node's row says this, after the name.
+/// Returns an expression for whether a node's row contains this text after the name.
 fn row_says(node: &str, text: &str) -> String {
     format!(
         "[...document.querySelectorAll('#node-rows tr')].some(row => row.innerText.startsWith('{node}') && row.innerText.includes('{text}'))"
@@ -59,7 +59,7 @@ async fn the_operator_signs_in_and_finds_a_node_with_the_keyboard_alone() {
         browser.wait("document.activeElement.id === 'credential'").await;
         browser.press("wrong".chars().chain([ENTER])).await;
         browser.wait("document.getElementById('sign-in-error').innerText.includes('has ended, or the credential is wrong')").await;
-        // One refused request is what the browser itself reports.
+        // The browser itself reports the refused request.
         assert!(browser.complaints().await.iter().all(|complaint| complaint.contains("401")));
         browser.press(credential.chars().chain([ENTER])).await;
         browser.wait(&row_says("hub-1", "connected")).await;
@@ -67,7 +67,7 @@ async fn the_operator_signs_in_and_finds_a_node_with_the_keyboard_alone() {
         browser.wait(&row_says("edge-2", "never")).await;
         assert_eq!(browser.value("document.getElementById('figures').innerText.replace(/\\s+/g, ' ')").await.as_str().unwrap()
             .split(" Segments").next().unwrap(), "Nodes connected 2 of 3 1 node not connected Tunnels up 3 of 4 1 down");
-        // From the section of nodes to the search, then to the one row that is left.
+        // Moves from the section of nodes to the search, then to the one row that is left.
         browser.value("document.activeElement.id").await;
         browser.press([TAB]).await;
         browser.wait("document.activeElement.id === 'filter-text'").await;
@@ -83,13 +83,13 @@ async fn the_operator_signs_in_and_finds_a_node_with_the_keyboard_alone() {
         browser.press([ENTER]).await;
         browser.wait("document.activeElement.getAttribute('aria-expanded') === 'true'").await;
         browser.wait("document.querySelector('tr.details').innerText.includes('1 of 2 tunnels are down')").await;
-        // A group of the map is a button as well.
+        // A group of the map is also a button.
         browser.value("document.querySelector('[data-key=\"map:alpha\"]').focus()").await;
         let says = browser.value("document.activeElement.getAttribute('aria-label')").await;
         assert_eq!(says, "Community alpha: 1 of 1 connected, 1 of 2 tunnels up. Show its nodes in the table.");
         browser.press([ENTER]).await;
         browser.wait("document.getElementById('filter-community').value === 'alpha' && document.activeElement.id === 'nodes'").await;
-        // Signing out forgets the credential, also for a reload.
+        // Signing out removes the credential, also for a reload.
         browser.value("document.getElementById('sign-out').focus()").await;
         browser.press([ENTER]).await;
         browser.wait("!document.getElementById('sign-in').hidden").await;
@@ -116,11 +116,11 @@ async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
             browser.value("[window.hacked, document.querySelectorAll('main img, main script').length]").await,
             json!([null, 0])
         );
-        // Nothing comes from elsewhere.
+        // Nothing is loaded from other sites.
         let elsewhere =
             "performance.getEntriesByType('resource').filter(entry => !entry.name.startsWith(location.origin)).length";
         assert_eq!(browser.value(elsewhere).await, 0);
-        // What changes is shown, and said to screen readers.
+        // Changes are shown, and announced to screen readers.
         assert_eq!(edge.ask(Method::PUT, "", Some(report(2, 2, &[]))).await.0, 204);
         browser.wait(&row_says("edge-1", "connected")).await;
         browser.wait("document.getElementById('announce').innerText === 'edge-1: connected'").await;
@@ -131,11 +131,11 @@ async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
         at.deregister("edge-1").await;
         browser.wait("document.querySelectorAll('#node-rows tr').length === 1").await;
         assert_eq!(browser.complaints().await, [""; 0]);
-        // A session that the operator ends.
+        // The operator ends a session.
         assert_eq!(at.operator(Method::DELETE, "/v1/page-sessions", None).await.0, 204);
         browser.wait("document.getElementById('sign-in-error').innerText.includes('The session has ended')").await;
         assert_eq!(browser.value("sessionStorage.length").await, 0);
-        // A controller that goes away: what was known stays, and is said to be old.
+        // The controller becomes unreachable: the known data stays, and is marked as old.
         sign_in(&browser, &at).await;
         drop(hub_stream);
         let Ok(cloud) = Arc::try_unwrap(at) else { panic!("nobody else holds it") };
@@ -147,7 +147,7 @@ async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
     .await;
 }
 
-/// Contrast of text to the ground behind it (WCAG 2.2, 1.4.3), the lowest first.
+/// Computes the contrast of text to its background (WCAG 2.2, 1.4.3), the lowest first.
 const CONTRASTS: &str = "(() => {
     const parse = text => { const all = text.match(/[\\d.]+/g).map(Number); return all.length < 4 ? [...all, 1] : all; };
     const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
@@ -179,7 +179,7 @@ async fn the_page_can_be_read_in_the_light_and_in_the_dark_and_on_a_narrow_scree
             nodes.push(connected(&cloud, "edge", &name, Some(community), report(up, 4, obstacles)).await);
         }
     }
-    // One that was connected, and one that never was.
+    // One node that was connected, and one that never was.
     let gone = nodes.remove(9);
     drop(gone);
     cloud.node("edge", "rostock-3").await;
@@ -200,7 +200,7 @@ async fn the_page_can_be_read_in_the_light_and_in_the_dark_and_on_a_narrow_scree
             assert!(lowest[0][0].as_f64().unwrap() >= 4.5, "{scheme}: {lowest}");
             let picture = browser.picture().await;
             assert!(picture.starts_with(b"\x89PNG"));
-            // `make screenshots` keeps them.
+            // `make screenshots` keeps these pictures.
             if let Some(directory) = std::env::var_os("EDGE_SCREENSHOTS") {
                 std::fs::write(Path::new(&directory).join(format!("page-{scheme}.png")), picture).unwrap();
             }
@@ -227,7 +227,7 @@ async fn five_thousand_nodes_are_shown_by_pages_and_found_by_a_search() {
     let cloud = Cloud::with_state("cluster_ranges = [\"10.64.0.0/10\"]\n[page]\nlisten = [\"127.0.0.1:0\"]", |state| {
         std::fs::create_dir(state).unwrap();
         let state = state.to_owned();
-        // It runs a runtime of its own.
+        // The function runs its own runtime, so it needs a separate thread.
         std::thread::spawn(move || stored_edges::fill(&state, NODES).unwrap()).join().unwrap();
     })
     .await;

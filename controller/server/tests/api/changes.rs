@@ -1,4 +1,4 @@
-//! View streams that send only changes, and continue where an earlier stream ended.
+//! Tests view streams that send only changes, and that continue where an earlier stream ended.
 
 use edge_types::api::ViewEvent;
 use edge_types::{NodeView, ViewChange};
@@ -14,14 +14,14 @@ fn gone(change: &ViewChange) -> Vec<&str> {
     change.gone.iter().map(|name| name.as_str()).collect()
 }
 
-/// The view without a stream.
+/// Returns the view without a stream.
 async fn now(node: &Node) -> NodeView {
     let (status, body) = node.ask(Method::GET, "/view", None).await;
     assert_eq!(status, 200, "{body}");
     serde_json::from_value(body).unwrap()
 }
 
-/// Three members of one community.
+/// Makes three members of one community.
 async fn community(cloud: &Cloud) -> [Node; 3] {
     let nodes = [cloud.node("edge", "a").await, cloud.node("edge", "b").await, cloud.node("edge", "c").await];
     for name in ["a", "b", "c"] {
@@ -106,7 +106,7 @@ async fn whoever_comes_from_another_run_or_too_long_ago_gets_the_whole_view() {
     let from = view.version;
     let (view, _) = a.watch_with(&format!("&changes=true&from={from}&epoch={other}")).await.first().await;
     assert_eq!(view, now(&a).await);
-    // The open stream got the change all the same.
+    // The open stream still got the change.
     let moved = |change: &edge_types::ViewChange| {
         change.put.iter().flat_map(|peer| &peer.endpoints).any(|endpoint| endpoint.address.port() == 99)
     };
@@ -153,7 +153,7 @@ async fn a_reader_that_stops_reading_is_cut_off() {
     let [a, b, _c] = community(&cloud).await;
     let slow = a.watch_slowly("&changes=true").await;
     b.report(&["192.0.2.7"], 4500).await;
-    // Not before the server's time limit.
+    // The connection ends only at the server's time limit.
     let connected = async || cloud.operator(Method::GET, "/v1/nodes", None).await.1[0]["connected"].clone();
     while connected().await == true {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! The machine's clock is set ahead and back.
+//! Tests a machine's clock that is set ahead and back.
 
 use hyper::Method;
 use rcgen::KeyPair;
@@ -46,7 +46,7 @@ async fn a_certificate_begins_early_enough_for_all_whatever_the_clock_was_for_a_
     let after = cloud.node("edge", "c").await;
     assert!(begins(&after) <= truth, "{} s late", begins(&after) - truth);
     assert_eq!(after.ask(Method::GET, "/segments", None).await.0, 200);
-    // Earlier certificates are renewed so that they are valid, too.
+    // Earlier certificates are renewed so that they are also valid.
     cloud.clock.step(-HOUR);
     let renewed = after.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert!(begins(&renewed) >= begins(&after) && begins(&renewed) <= truth);

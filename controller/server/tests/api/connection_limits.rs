@@ -1,4 +1,4 @@
-//! A client that takes more connections than others displaces its own.
+//! Tests that a client that takes more connections than others displaces its own.
 
 use std::net::Ipv4Addr;
 
@@ -9,9 +9,9 @@ use hyper::Method;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Largest number of connections without a node's certificate.
+/// Maximum number of connections without a node's certificate.
 const STRANGERS: usize = 1024;
-/// Largest number of connections of one node.
+/// Maximum number of connections of one node.
 const OF_ONE_NODE: usize = 8;
 
 async fn silent(cloud: &Cloud) -> TcpStream {

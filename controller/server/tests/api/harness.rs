@@ -1,4 +1,4 @@
-//! A controller for one test, and clients that act as nodes and as the operator.
+//! Runs a controller for one test, and clients that act as nodes and as the operator.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -83,7 +83,7 @@ impl Cloud {
         Self { server, clock, directory: self.directory, config: self.config }
     }
 
-    /// Stops, changes the state directory, and starts again. Returns why it does not start.
+    /// Stops, changes the state directory, and starts again. Returns the error of the start.
     pub(crate) async fn restart_refused(self, meanwhile: impl FnOnce(&std::path::Path)) -> String {
         self.server.stop().await;
         meanwhile(&self.directory.path().join("state"));
@@ -99,7 +99,7 @@ impl Cloud {
         self.directory.path().join("state").join(file)
     }
 
-    /// Certificate of the signing authority.
+    /// Returns the certificate of the signing authority.
     pub(crate) fn ca(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(self.state("ca.crt")).unwrap()
     }
@@ -144,7 +144,7 @@ impl Cloud {
     }
 }
 
-/// Status and whole response of a page for health and metrics.
+/// Returns status and whole response of a page for health and metrics.
 pub(crate) async fn monitoring_page(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
@@ -171,14 +171,14 @@ pub(crate) async fn try_operator(
     read(sender.send_request(request).await.map_err(std::io::Error::other)?).await
 }
 
-/// A certificate request as agents create it.
+/// Makes a certificate request as agents do.
 pub(crate) fn request_of(key: &KeyPair) -> String {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.serialize_request(key).unwrap().pem().unwrap()
 }
 
-/// The certificate and its intermediates.
+/// Returns the certificate and its intermediates.
 pub(crate) fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap()
 }
@@ -219,12 +219,12 @@ impl Node {
         Self::at(address, ca, name, chain(certificate), &key)
     }
 
-    /// Follows the controller to its new port after a restart.
+    /// Uses the controller's new port after a restart.
     pub(crate) fn move_to(&mut self, cloud: &Cloud) {
         self.address = cloud.address();
     }
 
-    /// Moves to another controller with the same authority.
+    /// Uses another controller with the same authority.
     pub(crate) fn move_to_address(&mut self, address: SocketAddr) {
         self.address = address;
     }
@@ -254,7 +254,7 @@ impl Node {
         self.ask(Method::PUT, "", Some(json!({"addresses": addresses, "port": port}))).await
     }
 
-    /// A connection with TLS only, for other versions of HTTP.
+    /// Opens a connection with TLS only, for other versions of HTTP.
     pub(crate) async fn connect_tls(&self) -> TlsStream<TcpStream> {
         let mut tls = (*self.tls).clone();
         tls.alpn_protocols.clear();
@@ -271,7 +271,8 @@ impl Node {
         self.watch_on(self.connect().await.unwrap(), parameters).await
     }
 
-    /// Like [`Self::watch_with`], but the client takes only a few bytes until its stream is read.
+    /// Opens a stream as [`Self::watch_with`] does, but the client takes only a few bytes until its
+    /// stream is read.
     pub(crate) async fn watch_slowly(&self, parameters: &str) -> Stream {
         let connection = Connection::with_window(self.address, self.tls.clone(), 256).await.unwrap();
         self.watch_on(connection, parameters).await
@@ -327,7 +328,8 @@ impl Connection {
         Self::with_window(address, tls, None).await
     }
 
-    /// `window`: bytes of a response that the server may send before they are read.
+    /// Opens a connection. `window`: bytes of a response that the server may send before they are
+    /// read.
     async fn with_window(
         address: SocketAddr,
         tls: Arc<rustls::ClientConfig>,
@@ -354,7 +356,7 @@ impl Connection {
         read(self.send(method, path, Full::new(body)).await.unwrap()).await.unwrap()
     }
 
-    /// Sends a request. Returns an error if there is no response; its outcome is not known then.
+    /// Sends a request. Returns an error if there is no response; the outcome is unknown then.
     pub(crate) async fn try_ask(
         &mut self,
         method: Method,
@@ -397,7 +399,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// The next line; `None` when the server has ended the stream.
+    /// Returns the next line; `None` when the server has ended the stream.
     pub(crate) async fn line(&mut self) -> Option<ViewEvent> {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
@@ -409,7 +411,7 @@ impl Stream {
         }
     }
 
-    /// The next view, past heartbeats.
+    /// Returns the next view, without heartbeats.
     pub(crate) async fn view(&mut self) -> edge_types::NodeView {
         loop {
             match self.line().await.expect("the stream goes on") {
@@ -421,7 +423,7 @@ impl Stream {
         }
     }
 
-    /// The next line that is not a heartbeat.
+    /// Returns the next line that is not a heartbeat.
     pub(crate) async fn news(&mut self) -> ViewEvent {
         loop {
             match self.line().await.expect("the stream goes on") {
@@ -431,7 +433,7 @@ impl Stream {
         }
     }
 
-    /// The next view, which comes with an epoch.
+    /// Returns the next view, which comes with an epoch.
     pub(crate) async fn first(&mut self) -> (edge_types::NodeView, String) {
         match self.news().await {
             ViewEvent::View { epoch: Some(epoch), view } => (*view, epoch),
@@ -439,7 +441,7 @@ impl Stream {
         }
     }
 
-    /// The next change.
+    /// Returns the next change.
     pub(crate) async fn change(&mut self) -> edge_types::ViewChange {
         match self.news().await {
             ViewEvent::Change(change) => change,
@@ -447,18 +449,18 @@ impl Stream {
         }
     }
 
-    /// Reads on until the server ends the stream.
+    /// Reads until the server ends the stream.
     pub(crate) async fn ended(mut self) {
         while self.line().await.is_some() {}
     }
 }
 
-/// Status and kind of a problem document, without the kind's URL prefix.
+/// Returns status and kind of a problem document, without the kind's URL prefix.
 pub(crate) fn kind(response: &HttpResponse) -> (u16, &str) {
     (response.0, response.1["type"].as_str().unwrap_or("no problem").trim_start_matches("/problems/"))
 }
 
-/// The detail of a problem document.
+/// Returns the detail of a problem document.
 pub(crate) fn detail(response: &HttpResponse) -> &str {
     response.1["detail"].as_str().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Joins by token, repeated joins, and renewals.
+//! Tests joins by token, repeated joins, and renewals.
 
 use crate::harness::{Cloud, Connection, Node, detail, kind, request_of};
 use edge_controller_domain::ca::request::hash;
@@ -180,14 +180,14 @@ async fn a_node_that_asks_for_certificates_or_all_segments_without_end_is_served
     let token = cloud.token("edge", None).await;
     let csr = request_of(&KeyPair::generate().unwrap());
     let mut joined = 0;
-    // As if the response was lost each time.
+    // The requests are repeated as if each response had been lost.
     for _ in 0..ASKED {
         let answer = cloud.join(&token, "edge-1", &csr).await;
         joined += usize::from(answer.0 == 200);
         assert!(answer.0 == 200 || kind(&answer) == (429, "too-often"), "{answer:?}");
     }
     assert!((4..ASKED / 2).contains(&joined), "{joined} of {ASKED} joins");
-    // Whoever may not have the name does not use up its limit.
+    // A caller that may not have the name does not use up the node's limit.
     let stranger = cloud.token("edge", None).await;
     for _ in 0..ASKED {
         let foreign = request_of(&KeyPair::generate().unwrap());

@@ -1,4 +1,4 @@
-//! When nodes were last seen, across restarts of a controller with the embedded store.
+//! Tests when nodes were last seen, across restarts of a controller with the embedded store.
 
 use hyper::Method;
 use serde_json::Value;
@@ -29,7 +29,7 @@ async fn a_restarted_controller_knows_when_nodes_were_last_seen() {
     let file = cloud.directory.path().join("state/last-seen.json");
     assert!(!std::fs::read_to_string(&file).unwrap().contains("gone"), "it is not registered any more");
 
-    // A connected node is seen until the controller ends.
+    // A connected node counts as seen until the controller ends.
     node.move_to(&cloud);
     let stream = node.watch().await;
     let cloud = cloud.restart().await;
@@ -37,7 +37,7 @@ async fn a_restarted_controller_knows_when_nodes_were_last_seen() {
     let seen = last_seen(&cloud, "edge-1").await;
     assert!(seen.as_i64() >= before.as_i64(), "{seen}");
 
-    // A file that cannot be read is no reason not to start.
+    // A file that cannot be read does not prevent the start.
     let cloud = cloud.restart_after(|state| std::fs::write(state.join("last-seen.json"), "{").unwrap()).await;
     assert_eq!(last_seen(&cloud, "edge-1").await, Value::Null);
     cloud.server.stop().await;

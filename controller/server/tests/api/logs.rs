@@ -1,4 +1,4 @@
-//! The log of the running program.
+//! Tests the log of the running program.
 
 use hyper::Method;
 

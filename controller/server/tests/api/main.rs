@@ -1,4 +1,4 @@
-//! The controller as its clients see it: a real server on its own loopback port, real TLS and a
+//! Tests the controller from the outside: a real server on its own loopback port, real TLS and a
 //! real store.
 
 #[allow(dead_code, reason = "some of it is for other tests")]

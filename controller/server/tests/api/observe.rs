@@ -1,4 +1,4 @@
-//! What an operator's monitoring sees.
+//! Tests the metrics and probes for an operator's monitoring.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,12 +12,12 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 impl Cloud {
-    /// Status, content type and text of a monitoring page.
+    /// Returns status, content type and text of a monitoring page.
     async fn page(&self, path: &str) -> (u16, String, String) {
         self.page_for(path, "*/*").await
     }
 
-    /// Accepts this media type.
+    /// Requests a page with this accepted media type.
     async fn page_for(&self, path: &str, accept: &str) -> (u16, String, String) {
         let stream = tokio::net::TcpStream::connect(self.server.observe[0]).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -132,7 +132,7 @@ async fn metrics_count_what_happened_and_every_line_of_them_is_understood() {
     stream.view().await;
     let report = json!({"addresses": [], "port": 4500, "tunnels": {"up": 1, "wanted": 3}, "obstacles": ["ufw drops"]});
     assert_eq!(edge.ask(Method::PUT, "", Some(report.clone())).await.0, 204);
-    // It is not connected here, so another replica may count it.
+    // The node is not connected here, so another replica may count it.
     assert_eq!(hub.ask(Method::PUT, "", Some(report)).await.0, 204);
     let csr = json!({"csr": request_of(&KeyPair::generate().unwrap())});
     assert_eq!(hub.ask(Method::POST, "/certificate", Some(csr)).await.0, 200);
@@ -150,7 +150,7 @@ async fn metrics_count_what_happened_and_every_line_of_them_is_understood() {
         ("edge_controller_segments", &[("family", "ipv4"), ("state", "held")], 1.0),
         ("edge_controller_segments", &[("family", "ipv4"), ("state", "quarantined")], 1.0),
         ("edge_controller_segments", &[("family", "ipv6"), ("state", "free")], 0.0),
-        // Of four segments of each family: one is reserved in IPv4, and two are held or in
+        // There are four segments of each family: one is reserved in IPv4, and two are held or in
         // quarantine in both.
         ("edge_controller_segments_free", &[("family", "ipv4")], 1.0),
         ("edge_controller_segments_free", &[("family", "ipv6")], 2.0),
@@ -243,7 +243,7 @@ impl KeptConnection {
         Self(sender)
     }
 
-    /// Whether the request was answered; otherwise the connection was cut off.
+    /// Returns whether the request was answered; otherwise the connection was closed.
     async fn ask(&mut self) -> bool {
         let request = Request::get("/healthz").header("host", "x").body(Empty::<Bytes>::new()).unwrap();
         match (self.0.ready().await, self.0.send_request(request).await) {
@@ -257,13 +257,14 @@ impl KeptConnection {
 async fn the_oldest_connection_makes_room_however_busy_it_is() {
     let cloud = Cloud::start().await;
     let mut all = Vec::new();
-    // One more than the limit.
+    // The number is the limit plus one.
     for _ in 0..65 {
         let mut kept = KeptConnection::open(&cloud).await;
         assert!(kept.ask().await, "whoever comes is let in");
         all.push(kept);
     }
-    // It may have answered once more while it was being cut off, long before its lifetime ends.
+    // The connection may have answered once more while it was being closed, long before its
+    // lifetime ends.
     assert!(!(all[0].ask().await && all[0].ask().await), "the oldest one stays");
     for (nth, kept) in all.iter_mut().enumerate().skip(1) {
         assert!(kept.ask().await, "only the oldest one is cut off, and not number {nth}");
@@ -274,7 +275,7 @@ async fn the_oldest_connection_makes_room_however_busy_it_is() {
 async fn silent_connections_keep_no_probe_out_and_are_cut_off_themselves() {
     let cloud = Cloud::start().await;
     let mut silent = Vec::new();
-    // From the probe's own address: three times the limit.
+    // From the probe's own address, three times the limit.
     for nth in 0..192 {
         let mut stream = tokio::net::TcpStream::connect(cloud.server.observe[0]).await.unwrap();
         if nth % 2 == 1 {
@@ -297,7 +298,7 @@ async fn neither_endless_headers_nor_a_protocol_of_its_own_disturb_the_next_prob
     for bad in [b"GET /healthz HTTP/1.1\r\n".as_slice(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0x16, 3, 1, 2, 0, 1]] {
         let mut stream = tokio::net::TcpStream::connect(cloud.server.observe[0]).await.unwrap();
         stream.write_all(bad).await.unwrap();
-        // Until the server cuts it off.
+        // Writes until the server closes the connection.
         while stream.write_all(b"x-header: 0123456789abcdef\r\n").await.is_ok() {}
         assert_eq!(cloud.page("/healthz").await.0, 200);
     }

@@ -1,4 +1,4 @@
-//! The page's routes: what is for anyone, what needs a session, and how sessions end.
+//! Tests the page's routes: which are public, which need a session, and how sessions end.
 
 use std::net::SocketAddr;
 
@@ -67,7 +67,7 @@ async fn the_page_is_for_anyone_names_nothing_from_elsewhere_and_comes_with_stri
         assert_eq!((response.status, response.header("content-type")), (200, media), "{path}");
         let body = text(&response.body);
         assert!(!body.contains("edge-1"), "{path}");
-        // Names of XML are no addresses that anyone asks.
+        // Names of XML are not addresses that a browser requests.
         let elsewhere = body.replace("http://www.w3.org/2000/svg", "");
         assert!(!elsewhere.contains("http:") && !elsewhere.contains("https:"), "{path}");
         for inline in ["<style", " style=", "onclick=", "innerHTML", "eval("] {
@@ -138,10 +138,10 @@ async fn the_data_needs_the_credential_of_a_session_and_changes_nothing() {
     assert_eq!((tokens.len(), &tokens[0]["id"]), (1, &json!(joined.id)), "the one of edge-1 is used up");
     let (_, status) = cloud.operator(Method::GET, "/v1/status", None).await;
     assert_eq!(data["ranges"], status["ranges"]);
-    // No secret: neither the token's nor its hash.
+    // The page contains no secret: neither the token's nor its hash.
     let all = text(&response.body);
     assert!(!all.contains(&*joined.secret) && !all.contains("hash"), "{all}");
-    // The credential opens nothing else.
+    // The credential gives no other access.
     let mut nobody = Connection::open(&cloud, None).await.unwrap();
     let refused = nobody.ask(Method::GET, "/v1/status", None).await;
     assert_eq!(kind(&refused), (401, "certificate-required"));

@@ -1,4 +1,4 @@
-//! The program, run as an operator runs it.
+//! Runs the program as an operator does.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -14,11 +14,11 @@ use serde_json::Value;
 pub(crate) struct Program {
     directory: tempfile::TempDir,
     pub(crate) server: Option<Child>,
-    /// Limit of open files, if one is set.
+    /// Limit of open files; `None` for the default.
     pub(crate) files: Option<u32>,
     /// Addresses for nodes, and for health and metrics.
     pub(crate) addresses: [SocketAddr; 2],
-    /// Its log from when it serves, of all its runs.
+    /// The log lines after the server began to serve, of all its runs.
     said: Arc<Mutex<Vec<String>>>,
     /// Reads the log of the present or the last run.
     listener: Option<JoinHandle<()>>,
@@ -104,7 +104,7 @@ impl Program {
             let (address, _) = said.split_once(field).unwrap().1.split_once(']').unwrap();
             address.parse().unwrap_or_else(|_| panic!("{said}"))
         });
-        // The log must be read, or the server blocks when the pipe is full.
+        // The log must be read. Otherwise the server blocks when the pipe is full.
         let said = self.said.clone();
         self.listener = Some(std::thread::spawn(move || {
             lines.map_while(Result::ok).for_each(|line| said.lock().unwrap().push(line));
@@ -113,7 +113,7 @@ impl Program {
         Ok(())
     }
 
-    /// Starts the server and kills it after this time, whatever it does then.
+    /// Starts the server and kills it after this time, in any state.
     pub(crate) fn start_and_kill(&self, after: Duration) {
         let config = self.path("c.toml");
         let mut server =
@@ -131,13 +131,13 @@ impl Program {
         server.wait().unwrap().code()
     }
 
-    /// Its log from when it served until it ended, of all its runs.
+    /// Returns the log lines from the start of service until the end, of all its runs.
     pub(crate) fn log(&mut self) -> String {
         self.listener.take().unwrap().join().unwrap();
         self.said.lock().unwrap().iter().fold(String::new(), |log, line| log + line + "\n")
     }
 
-    /// The last lines of its log.
+    /// Returns the last lines of its log.
     pub(crate) fn last_words(&self, count: usize) -> String {
         let said = self.said.lock().unwrap();
         said[said.len().saturating_sub(count)..].join("\n")

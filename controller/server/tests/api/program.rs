@@ -1,4 +1,5 @@
-//! The program as an operator runs it: its commands, its exit codes, and what a kill leaves behind.
+//! Tests the program as an operator runs it: its commands, its exit codes, and its state after a
+//! kill.
 
 use std::process::Command;
 use std::time::Duration;
@@ -50,7 +51,7 @@ fn a_token_stands_alone_on_standard_output_and_refusals_end_with_1() {
     assert_eq!(program.json(&["token", "list"]), Value::Array(Vec::new()));
 }
 
-/// A reader such as `head` has what it wants and goes.
+/// A reader such as `head` closes its end when it has enough.
 #[test]
 fn a_reader_that_goes_away_ends_no_command_with_an_error() {
     let mut program = Program::new();
@@ -147,7 +148,7 @@ async fn the_overview_shows_what_is_well_and_what_is_not_and_filters_choose_node
     assert!(code == 0 && shown.contains("no problems") && !shown.contains("10.77.0.0/24"), "{shown}");
     let (code, _, said) = run("status nobody");
     assert!(code == 1 && said.contains("no node nobody is registered"), "{said}");
-    // What it was when it left stays, with the time.
+    // The values from before the disconnection stay, with the time.
     drop(of_edge);
     let away = async {
         loop {
@@ -199,7 +200,7 @@ async fn the_operators_commands_show_nodes_with_labels_their_segments_and_commun
 fn a_closed_standard_output_is_no_failure_of_a_command_unless_a_token_is_lost() {
     let mut program = Program::new();
     program.start();
-    // As after `| head`: the reader is gone.
+    // As after `| head`: the output has no reader.
     let unread = |args: &[&str]| {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);

@@ -1,4 +1,4 @@
-//! The configuration: its sources, and changes while the program runs.
+//! Tests the configuration: its sources, and changes while the program runs.
 
 use std::process::Output;
 
@@ -102,7 +102,7 @@ async fn ranges_and_networks_that_would_cut_nodes_off_are_refused_at_reload_and_
         let said = text(&output.stderr);
         assert!(said.contains(says) && said.contains("nothing was changed"), "{said}");
     }
-    // No view changed: the next line is of the next configuration.
+    // No view changed: the next line belongs to the next configuration.
     assert!(site.reload("", &format!("{range}, \"10.78.0.0/24\"")).status.success());
     let after = stream.view().await;
     assert_eq!((after.cluster_ranges.len(), after.networks), (2, before.networks));
@@ -113,7 +113,7 @@ async fn ranges_and_networks_that_would_cut_nodes_off_are_refused_at_reload_and_
         assert_eq!(output.status.code(), Some(3));
         assert!(text(&output.stderr).contains(says), "{}", text(&output.stderr));
     }
-    // The controller's own address.
+    // The range contains the controller's own address.
     let range = format!("{range}, \"10.78.0.0/24\"");
     for (ranges, name) in [("\"10.79.0.0/16\"", "10.79.0.1"), ("\"fd79::/64\"", "fd79::1")] {
         configure(&site.program, "", &format!("{range}, {ranges}"));
@@ -125,8 +125,8 @@ async fn ranges_and_networks_that_would_cut_nodes_off_are_refused_at_reload_and_
         let said = text(&output.stderr);
         assert!(said.contains(&format!("{name}, where nodes reach this controller")), "{said}");
     }
-    // An address inside the networks, beside names that do not resolve here: what those resolve to
-    // for nodes is not known.
+    // The networks contain one address, and the other names do not resolve here: their addresses
+    // for nodes are unknown.
     configure(&site.program, "networks = [\"10.96.0.0/12\", \"fd96::/64\"]", &range);
     let file = site.program.path("c.toml");
     let names = std::fs::read_to_string(&file).unwrap();

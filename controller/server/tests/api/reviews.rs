@@ -1,4 +1,4 @@
-//! Service account tokens of strangers. A stand-in for the API server counts its requests.
+//! Tests service account tokens of strangers. A fake API server counts its requests.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-/// Limits of concurrent reviews: in all, and of one source.
+/// Limits of concurrent reviews: in total, and of one source.
 const AT_ONCE: usize = 8;
 const OF_ONE_SOURCE: usize = 4;
 
-/// The stand-in for the API server.
+/// The fake API server.
 struct ApiServer {
     /// Receives a message for each review that arrives.
     came: mpsc::UnboundedReceiver<()>,
@@ -74,7 +74,7 @@ impl ApiServer {
         Self { came, responses, most_at_once, address }
     }
 
-    /// A controller that uses it.
+    /// Starts a controller that uses this API server.
     async fn cloud(&self, directory: &std::path::Path) -> Cloud {
         let path = directory.join("kubeconfig");
         let kubeconfig = json!({
@@ -91,7 +91,7 @@ impl ApiServer {
     }
 }
 
-/// An unsigned token that looks like one of an API server.
+/// Makes an unsigned token that looks like one of an API server.
 fn token(audience: &str, end: i64) -> String {
     let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let claims = json!({"iss": "https://kubernetes.default.svc", "sub": "system:serviceaccount:edge-cni:edge-agent", "aud": [audience], "exp": end});
@@ -129,7 +129,7 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     for _ in 0..OF_ONE_SOURCE {
         api.came.recv().await.unwrap();
     }
-    // Other sources get their reviews while the first waits, up to the limit in all.
+    // Other sources get their reviews while the first waits, up to the total limit.
     for nth in 2..6 {
         for _ in 0..OF_ONE_SOURCE {
             joins.spawn(join(target.clone(), nth, one.clone()));

@@ -1,4 +1,5 @@
-//! The authority is rolled over and retired while nodes are connected, and node names change hands.
+//! Tests rollover and retirement of the authority while nodes are connected, and node names that
+//! change their owner.
 
 use crate::harness::{Cloud, Connection, Node, detail, kind, request_of};
 use edge_controller_domain::ca::{hex, request::hash};
@@ -23,7 +24,7 @@ fn parsed<'a>(der: &'a CertificateDer<'_>) -> X509Certificate<'a> {
     X509Certificate::from_der(der).unwrap().1
 }
 
-/// Start of validity of a node's certificate.
+/// Returns the start of validity of a node's certificate.
 fn begins(node: &Node) -> i64 {
     parsed(&node.leaf).validity().not_before.timestamp()
 }
@@ -51,7 +52,8 @@ async fn a_rollover_cuts_nobody_off_tells_everybody_and_old_tokens_still_do() {
     let renewed = node.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert!(parsed(&renewed.leaf).verify_signature(Some(parsed(&cloud.ca()).public_key())).is_ok());
     assert_eq!(renewed.ask(Method::GET, "/view", None).await.0, 200);
-    // A token pins the authority of its time, and the chain has both.
+    // A token pins the signing authority at the time of its creation, and the chain has both
+    // authorities.
     let chain = Connection::open(&cloud, None).await.unwrap().chain;
     assert!(chain.iter().any(|shown| hash(parsed(shown).public_key().raw) == token.ca_hash && *shown == old_root));
     assert_eq!(chain.last(), Some(&cloud.ca()));
@@ -60,7 +62,7 @@ async fn a_rollover_cuts_nobody_off_tells_everybody_and_old_tokens_still_do() {
     assert_eq!((status, joined["trust_anchors"].as_array().unwrap().len()), (200, 2));
     let later = cloud.token("edge", None).await;
     assert_ne!(later.ca_hash, token.ca_hash);
-    // After a restart everything is as before.
+    // After a restart the state is unchanged.
     drop(stream);
     let cloud = cloud.restart().await;
     let mut node = node;
@@ -141,7 +143,7 @@ async fn peers_hear_at_once_that_the_certificates_of_a_name_that_changed_hands_a
     for _ in 0..5 {
         latest = latest.renew(&cloud, &KeyPair::generate().unwrap()).await;
     }
-    // Another machine takes over the name, all within one second.
+    // Another machine takes over the name, within the same second.
     let token = cloud.token("edge", Some("b")).await;
     assert_eq!(from(&view_of(&a).await), first);
     let key = KeyPair::generate().unwrap();

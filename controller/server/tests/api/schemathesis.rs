@@ -1,5 +1,5 @@
-//! Checks the OpenAPI document against the running server with schemathesis: requests that fit it
-//! and requests that do not, as the operator and as a node.
+//! Checks the OpenAPI document against the running server with schemathesis, using valid and
+//! invalid requests, as the operator and as a node.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,7 +8,7 @@ use crate::harness::{Cloud, request_of};
 use rcgen::KeyPair;
 use tokio::net::{TcpListener, UnixStream};
 
-/// The path to which `.ci/install test` installs it.
+/// Returns the path to which `.ci/install test` installs it.
 fn program() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/schemathesis/bin/schemathesis");
     if path.exists() {
@@ -19,7 +19,7 @@ fn program() -> Option<PathBuf> {
     None
 }
 
-/// schemathesis needs TCP: relays this port to the admin socket.
+/// Relays a port to the admin socket, because schemathesis needs TCP.
 async fn relay(socket: PathBuf) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -32,14 +32,14 @@ async fn relay(socket: PathBuf) -> std::net::SocketAddr {
     address
 }
 
-/// Runs schemathesis until it has tried every operation, for half a minute at most.
+/// Runs schemathesis until it has tried every operation, for at most half a minute.
 async fn run(cloud: &Cloud, url: &str, args: &[&str]) {
     let Some(program) = program() else { return };
     let directory = cloud.directory.path();
     let path = directory.join("schemathesis.toml");
-    // A watch never ends. What a schema cannot express is refused with 422: the content of a
-    // certificate request, the form of an address, and that 592.0 is not an integer. A node that
-    // asks for certificates too often gets 429.
+    // A watch never ends. The server refuses with 422 what a schema cannot express: the content of
+    // a certificate request, the form of an address, and that 592.0 is not an integer. A node that
+    // requests certificates too often gets 429.
     let config = "[parameters]\n\"query.watch\" = \"false\"\n\"path.node\" = \"edge-1\"\n[checks.positive_data_acceptance]\n\
                   expected-statuses = [\"2xx\", 401, 403, 404, 409, 422, 429]\n";
     std::fs::write(&path, config).unwrap();
@@ -47,7 +47,7 @@ async fn run(cloud: &Cloud, url: &str, args: &[&str]) {
         .args(["--config-file", path.to_str().unwrap(), "--no-color", "run"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json"))
         .args(["--url", url, "--max-examples", "20", "--max-time", "30", "--seed", "1", "--request-timeout", "20"])
-        // A connection that is reused may be closed at the same moment: it had no request for five
+        // A reused connection may be closed at the same moment, because it had no request for five
         // seconds.
         .args(["--request-retries", "3"])
         .args(args)

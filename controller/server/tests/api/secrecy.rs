@@ -1,4 +1,4 @@
-//! What others on the machine can see of the program's memory and files.
+//! Tests what other users of the machine can see of the program's memory and files.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -14,8 +14,8 @@ use rustls_pki_types::pem::PemObject;
 use crate::harness::Node;
 use crate::process::{Program, text};
 
-/// The unprivileged user as which root runs the program here. Otherwise every file in `/proc` of
-/// the process would belong to root.
+/// The unprivileged user for the program if the test runs as root. Otherwise every file in `/proc`
+/// of the process would belong to root.
 const NOBODY: u32 = 65534;
 
 fn mode(path: &Path) -> u32 {
@@ -26,8 +26,8 @@ fn mode(path: &Path) -> u32 {
 fn no_core_is_written_and_no_process_of_the_same_user_may_look_into_its_memory() {
     let program = Program::new();
     let is_root = rustix::process::geteuid().is_root();
-    // That user may not be able to reach the program's path, but can use an open file. The
-    // descriptor stays open at exec, because rustix's dup does not set the flag.
+    // That user may be unable to reach the program's path, but can use an open file. The descriptor
+    // stays open at exec, because rustix's dup does not set the flag.
     let executable = rustix::io::dup(File::open(env!("CARGO_BIN_EXE_edge-controller")).unwrap()).unwrap();
     let mut command = Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
     if is_root {
@@ -77,7 +77,7 @@ async fn what_is_gathered_helps_to_find_a_fault_and_contains_no_secret() {
         assert!(written.contains(expected), "{expected} is missing:\n{written}");
     }
     assert!(!written.contains("\"error\""), "{written}");
-    // Secrets that are there: the token's, its hash, and the authority's key, in any line of it.
+    // The existing secrets are the token's, its hash, and every line of the authority's key.
     let kept = fs::read_to_string(program.path("state/ca.json")).unwrap();
     let key = kept.split("PRIVATE KEY-----").nth(1).expect("the authority has a key");
     let lines = key.split("\\n").filter(|line| line.len() > 20 && !line.contains("END"));
@@ -89,7 +89,7 @@ async fn what_is_gathered_helps_to_find_a_fault_and_contains_no_secret() {
         assert!(kept.contains(secret) || secret == token.secret.as_str() || secret == hash);
         assert!(!written.contains(secret), "a secret of {} characters is in it", secret.len());
     }
-    // Without the server it says what is missing, and has the rest.
+    // Without the server, the file says what is missing, and contains the rest.
     program.kill();
     let output = program.run(&args);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -98,7 +98,7 @@ async fn what_is_gathered_helps_to_find_a_fault_and_contains_no_secret() {
     assert!(written["configuration"].to_string().contains("10.77.0.0/16"), "{written}");
 }
 
-/// A controller that has run, its state directory, and the files in it.
+/// Makes a controller that has run, its state directory, and the files in it.
 fn state_of_a_run() -> (Program, PathBuf, [PathBuf; 3]) {
     let mut program = Program::new();
     program.start();
@@ -119,7 +119,7 @@ fn a_state_directory_and_files_that_were_open_to_others_are_closed_at_start() {
     fs::write(&outside, "another's").unwrap();
     fs::set_permissions(&outside, Permissions::from_mode(0o644)).unwrap();
     std::os::unix::fs::symlink(&outside, link).unwrap();
-    // Left by a restore, and created by a file system.
+    // A restore left the first one, and a file system created the second one.
     for name in ["before-restore-2026", "lost+found"] {
         fs::DirBuilder::new().recursive(true).create(directory.join(name)).unwrap();
         fs::set_permissions(directory.join(name), Permissions::from_mode(0o755)).unwrap();
@@ -135,7 +135,7 @@ fn a_state_directory_and_files_that_were_open_to_others_are_closed_at_start() {
     assert_eq!(mode(&outside), 0o644, "what a link leads to is not ours");
 }
 
-/// Everything in a directory with its mode.
+/// Returns everything in a directory with its mode.
 fn modes(directory: &Path) -> BTreeMap<PathBuf, u32> {
     let mut found = BTreeMap::from([(directory.to_owned(), mode(directory))]);
     for entry in fs::read_dir(directory).unwrap() {
@@ -156,8 +156,8 @@ fn put(path: &Path, mode: u32) {
 
 #[test]
 fn a_directory_that_others_share_is_refused_and_nothing_in_it_changes() {
-    // Like `/var/lib`, like `/tmp`, like a directory of Kubernetes' certificates, and one with
-    // another user's file of the same name.
+    // Directories like `/var/lib`, like `/tmp`, like a directory of Kubernetes' certificates, and
+    // one with another user's file of the same name.
     for (directory_mode, names) in [
         (0o755, &["dpkg/status", "passwd"][..]),
         (0o770, &["passwd"]),
@@ -179,7 +179,7 @@ fn a_directory_that_others_share_is_refused_and_nothing_in_it_changes() {
         let said = program.does_not_start();
         assert!(said.contains("state_dir") && said.contains("name a directory of its own"), "{names:?}: {said}");
         assert_eq!(modes(&directory), before, "{names:?}");
-        // If its owner has closed it, it is accepted.
+        // If its owner has closed the directory, it is accepted.
         if !names.contains(&"ca.crt") {
             fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
             program.start();

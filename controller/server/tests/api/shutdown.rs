@@ -1,4 +1,4 @@
-//! How the program stops when it is asked to.
+//! Tests how the program stops on request.
 
 use std::process::ExitStatus;
 
@@ -11,7 +11,7 @@ use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A running program, a node that follows its view, and a request that was sent in part.
+/// A running program, a node that follows its view, and a request that is only partly sent.
 struct Busy {
     program: Program,
     stream: Stream,
@@ -35,7 +35,7 @@ impl Busy {
             BODY.len()
         );
         request.write_all(head.as_bytes()).await.unwrap();
-        // Only a request that the server has started to read keeps it from ending.
+        // Only a request that the server has started to read delays its end.
         let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
         request.read_exact(&mut go_on).await.unwrap();
         assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -48,7 +48,7 @@ impl Busy {
         kill_process(pid, Signal::TERM).unwrap();
     }
 
-    /// The response to `/readyz`.
+    /// Returns the response to `/readyz`.
     async fn ready(&self) -> String {
         monitoring_page(self.program.addresses[1], "/readyz").await.1
     }
@@ -95,7 +95,7 @@ async fn asked_to_end_it_is_not_ready_sends_nodes_elsewhere_finishes_requests_an
 async fn asked_a_second_time_it_ends_at_once_and_its_exit_code_names_the_signal() {
     let mut busy = Busy::start().await;
     busy.signal();
-    // The request that is still open keeps it from ending.
+    // The request that is still open delays the end.
     busy.goodbye().await;
     assert!(busy.ready().await.starts_with("HTTP/1.1 503"));
     busy.signal();
@@ -108,8 +108,8 @@ fn a_node_that_is_gone_without_a_word_does_not_keep_it_from_ending() {
     program.start();
     let token = text(&program.run(&["token", "create", "--role", "edge"]).stdout).parse().unwrap();
     let ca = CertificateDer::from_pem_file(program.path("state/ca.crt")).unwrap();
-    // Tasks on this runtime stop when nothing runs it: the kernel keeps the connection open, and no
-    // one answers.
+    // Tasks on this runtime stop when the runtime is not driven: the kernel keeps the connection
+    // open, but the client does not answer.
     let gone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stream = gone.block_on(async {
         let node = Node::join(program.addresses[0], ca, &token, "edge-1").await;

@@ -1,4 +1,4 @@
-//! The cost of strangers, who have shown no node's certificate, with many connections and
+//! Tests the cost of strangers, which have shown no node's certificate, with many connections and
 //! unfinished requests.
 
 use std::net::Ipv4Addr;
@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 /// Number of strangers' connections.
 const CONNECTIONS: usize = 1000;
-/// Largest amount of memory for all of them.
+/// Maximum memory for all of them.
 const MOST: u64 = 64 * 1024 * 1024;
 
 /// The address at which strangers reach a controller.
@@ -52,12 +52,12 @@ impl AttackTarget {
     }
 }
 
-/// The nth address of the loopback interface.
+/// Returns the nth address of the loopback interface.
 pub(crate) fn host(nth: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x7f01_0000 + u32::try_from(nth).unwrap())
 }
 
-/// A frame of HTTP/2 (RFC 9113 section 4.1).
+/// Makes a frame of HTTP/2 (RFC 9113 section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
@@ -73,13 +73,13 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A header with a name of HPACK's static table or a literal one, not indexed (RFC 7541 section
-/// 6.2.2).
+/// Makes a header with a name of HPACK's static table or a literal one, not indexed (RFC 7541
+/// section 6.2.2).
 fn literal(name: &[u8], value: &str) -> Vec<u8> {
     [name, &[u8::try_from(value.len()).unwrap()], value.as_bytes()].concat()
 }
 
-/// `POST /v1/join`.
+/// Makes the head of `POST /v1/join`.
 fn head_of_join() -> Vec<u8> {
     let (path, authority, media) = (&[0x04][..], &[0x01][..], &[0x0f, 0x10][..]);
     let method_and_scheme = vec![0x83, 0x87];
@@ -87,30 +87,30 @@ fn head_of_join() -> Vec<u8> {
         .concat()
 }
 
-/// A body that starts and ends like a join and is not valid.
+/// Makes a body that starts and ends like a join but is not valid.
 fn half_a_body(length: usize) -> Vec<u8> {
     let mut body = br#"{"token":""#.to_vec();
     body.resize(length, b'a');
     body
 }
 
-/// HTTP/1.1: everything but the last bytes.
+/// Sends everything but the last bytes, over HTTP/1.1.
 async fn slowly_by_http_1(target: &AttackTarget, from: Ipv4Addr, length: usize) -> Option<TlsStream<TcpStream>> {
     let mut stream = target.open(from, b"http/1.1").await.ok()?;
-    // The server has ended the handshake: there is another limit for what comes with that.
+    // The server has ended the handshake: another limit applies to bytes that arrive with its end.
     head_of_response(&mut stream, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let head = format!(
         "POST /v1/join HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         length + 100
     );
-    // It may be cut off before it has sent everything.
+    // The connection may be closed before it has sent everything.
     let _ = stream.write_all(&[head.into_bytes(), half_a_body(length)].concat()).await;
     let _ = stream.flush().await;
     Some(stream)
 }
 
-/// HTTP/2 that ignores the server's settings: all that the first window of a connection takes, on
-/// several streams.
+/// Ignores the server's settings over HTTP/2: sends as much as the first window of a connection
+/// allows, on several streams.
 async fn carelessly_by_http_2(target: &AttackTarget, from: Ipv4Addr) -> Option<TlsStream<TcpStream>> {
     let mut stream = target.open(from, b"h2").await.ok()?;
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.ok()?;
@@ -127,7 +127,7 @@ async fn carelessly_by_http_2(target: &AttackTarget, from: Ipv4Addr) -> Option<T
     Some(stream)
 }
 
-/// Correct HTTP/2: as many streams, and as much on each, as the server takes.
+/// Uses HTTP/2 correctly: as many streams, and as much data on each, as the server accepts.
 async fn politely_by_http_2(target: &AttackTarget, from: Ipv4Addr) -> Option<tokio::task::JoinSet<()>> {
     let stream = target.open(from, b"h2").await.ok()?;
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
@@ -149,7 +149,7 @@ async fn politely_by_http_2(target: &AttackTarget, from: Ipv4Addr) -> Option<tok
     Some(requests)
 }
 
-/// A line of `/proc/PID/status`, in bytes.
+/// Returns the value of a line of `/proc/PID/status`, in bytes.
 fn memory(program: &Program, line: &str) -> u64 {
     let pid = program.server.as_ref().unwrap().id();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -190,7 +190,7 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
     assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 200, "and comes back");
     Node::join(target.address, target.ca.clone(), &later, "edge-2").await;
 
-    // Until all HTTP/1.1 connections are refused for their size or slowness, or displaced.
+    // Waits until all HTTP/1.1 connections are refused for their size or slowness, or displaced.
     let mut refused = 0;
     for (raw, _) in &mut strangers {
         let Some(raw) = raw.as_mut().filter(|raw| raw.get_ref().1.alpn_protocol() == Some(b"http/1.1")) else {
@@ -234,7 +234,7 @@ async fn whoever_may_not_is_refused_before_a_body_has_arrived() {
         ("PATCH /v1/nodes/b/labels", 401, 403),
         ("PUT /v1/communities/alpha", 401, 403),
         ("POST /v1/tokens", 401, 403),
-        // The request is refused before its certificate or its path is looked at.
+        // The request is refused before the server checks its certificate or its path.
         ("PUT /v1/nodes/Not_A_Name", 401, 422),
         ("POST /v1/other", 404, 404),
     ] {
@@ -255,7 +255,7 @@ async fn who_was_refused_early_may_send_the_rest_and_ask_again() {
     assert!(head_of_response(&mut stranger, head).await.starts_with("HTTP/1.1 401"));
     stranger.write_all(&half_a_body(length)).await.unwrap();
     let again = head_of_response(&mut stranger, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
-    // The body of the first response may come with the head of the second.
+    // The body of the first response may arrive with the head of the second.
     assert!(again.contains("HTTP/1.1 401"), "{again}");
 }
 
@@ -314,13 +314,13 @@ async fn a_stranger_who_asks_without_end_is_cut_off_and_a_node_is_not() {
     }
 }
 
-/// Sends this repeatedly, with the number of the next stream, until the server takes no more. The
-/// connection must be cut off.
+/// Sends this repeatedly, with the number of the next stream, until the server accepts no more. The
+/// connection must be closed.
 async fn until_cut_off(target: &AttackTarget, first: &[u8], again: impl Fn(u32) -> Vec<u8>) {
     let mut stream = target.open(host(2), b"h2").await.unwrap();
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), first].concat()).await.unwrap();
     let (mut reading, mut writing) = tokio::io::split(stream);
-    // The responses are read, so that only what is sent counts.
+    // The responses are read, so that only the sent data counts.
     let reading = tokio::spawn(async move { drop(reading.read_to_end(&mut Vec::new()).await) });
     let mut sent = 0_u32;
     while writing.write_all(&again(sent)).await.is_ok() && !reading.is_finished() {
@@ -365,10 +365,10 @@ async fn headers_that_are_too_many_are_refused_by_both_protocols() {
     let cloud = Cloud::start().await;
     let target = AttackTarget::of_cloud(&cloud);
     let mut stranger = target.open(host(4), b"http/1.1").await.unwrap();
-    // The server has ended the handshake: there is another limit for what comes with that.
+    // The server has ended the handshake: another limit applies to bytes that arrive with its end.
     head_of_response(&mut stranger, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
-    // Few enough bytes for one TLS record. What the server does not read resets the connection, and
-    // the response would be lost.
+    // The bytes fit into one TLS record. Bytes that the server does not read reset the connection,
+    // and the response would be lost.
     let many = format!("GET /v1/nodes HTTP/1.1\r\nhost: x\r\n{}\r\n", "x-a: 0123456789\r\n".repeat(200));
     let response = head_of_response(&mut stranger, &many).await;
     assert!(response.starts_with("HTTP/1.1 431"), "{response}");
@@ -390,7 +390,7 @@ async fn a_handshake_that_grows_without_end_is_cut_off_by_its_size() {
     let mut hello = vec![1, 0, 0xf0, 0, 3, 3];
     hello.resize(4096, 0);
     for _ in 0..5 {
-        // The connection may be cut off before the end.
+        // The connection may be closed before the end.
         let _ = stream.write_all(&[&[22, 3, 1, 0x10, 0], hello.as_slice()].concat()).await;
         hello.fill(0);
     }
@@ -407,7 +407,7 @@ async fn strangers_get_twenty_lines_of_the_log_a_second_and_the_rest_is_counted(
     let (target, started) = (AttackTarget::of(&program), Instant::now());
     let without_tls = async || {
         let mut stream = TcpStream::connect(target.address).await.unwrap();
-        // The server may have cut it off already.
+        // The server may have closed it already.
         let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
         let _ = stream.read_to_end(&mut Vec::new()).await;
     };

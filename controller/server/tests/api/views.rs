@@ -1,4 +1,4 @@
-//! What nodes see, and when changes reach them.
+//! Tests what nodes see, and when changes reach them.
 
 use crate::harness::{Cloud, kind};
 use edge_types::api::ViewEvent;
@@ -53,8 +53,8 @@ async fn endpoints_are_those_reported_and_the_one_that_was_seen() {
     let (hub, edge) = (cloud.node("hub", "hub").await, cloud.node("edge", "edge-1").await);
     let mut stream = hub.watch().await;
     assert!(stream.view().await.peers[0].endpoints.is_empty(), "a peer without endpoints is a peer");
-    // Addresses in a cluster range and in the cloud's networks, some with another meaning
-    // elsewhere, and one twice. The controller sees one of these as the source.
+    // Addresses in a cluster range and in the cloud's networks, some with another meaning on other
+    // machines, and one twice. The controller sees one of these as the source.
     let addresses = [
         "192.0.2.1",
         "10.77.0.1",

@@ -1,4 +1,4 @@
-//! A headless Chromium, driven by the WebDriver protocol (W3C).
+//! Drives a headless Chromium by the WebDriver protocol (W3C).
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-/// Chromium must neither ask anything beyond this machine nor need a display. Root needs
+/// Chromium must neither send requests beyond this machine nor need a display. Root needs
 /// --no-sandbox.
 const FLAGS: [&str; 9] = [
     "--headless",
@@ -27,8 +27,8 @@ const FLAGS: [&str; 9] = [
     "--disable-sync",
     "--window-size=1280,1400",
 ];
-/// How long the browser may wait for what a test expects, milliseconds. It is that long for busy
-/// machines alone.
+/// Time limit for the expected state of a page, in milliseconds. It is so long only for busy
+/// machines.
 const PATIENCE: u64 = 240_000;
 
 /// The keys of WebDriver (section 17.4.2).
@@ -58,7 +58,7 @@ where
     }
     let browser = Arc::new(Browser::start().await);
     let outcome = tokio::spawn(test(browser.clone())).await;
-    // A driver that is killed leaves Chromium behind, so it must end the session first.
+    // Killing the driver leaves Chromium running, so the driver must end the session first.
     let (address, session) = (browser.address, format!("/session/{}", browser.session));
     let _ = tokio::spawn(async move { command(address, Method::DELETE, &session, json!({})).await }).await;
     if let Err(panic) = outcome {
@@ -92,7 +92,7 @@ impl Browser {
             .find_map(|line| line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok())
             .expect("chromedriver names its port");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        // The driver must not block when the pipe is full.
+        // The lines are read, so that the driver does not block when the pipe is full.
         std::thread::spawn(move || lines.for_each(drop));
         let profile = tempfile::tempdir().unwrap();
         let mut flags: Vec<String> = FLAGS.iter().map(ToString::to_string).collect();
@@ -114,7 +114,7 @@ impl Browser {
         self.ask("url", json!({"url": url})).await;
     }
 
-    /// Evaluates an expression of JavaScript.
+    /// Evaluates a JavaScript expression.
     pub(crate) async fn value(&self, expression: &str) -> Value {
         self.ask("execute/sync", json!({"script": format!("return ({expression});"), "args": []})).await
     }
@@ -146,20 +146,20 @@ impl Browser {
         self.ask("goog/cdp/execute", json!({"cmd": "Emulation.setEmulatedMedia", "params": features})).await;
     }
 
-    /// Sets the size of the window, pixels.
+    /// Sets the size of the window, in pixels.
     pub(crate) async fn resize(&self, width: u32, height: u32) {
         self.ask("window/rect", json!({"width": width, "height": height})).await;
     }
 
-    /// A picture of what is in the window, as PNG.
+    /// Returns a picture of the window's content, as PNG.
     pub(crate) async fn picture(&self) -> Vec<u8> {
         let path = format!("/session/{}/screenshot", self.session);
         let picture = command(self.address, Method::GET, &path, json!({})).await;
         STANDARD.decode(picture.as_str().unwrap()).unwrap()
     }
 
-    /// What the browser complained of since the last call: errors of scripts, and what the
-    /// Content-Security-Policy refused.
+    /// Returns the browser's complaints since the last call: errors of scripts, and requests that
+    /// the Content-Security-Policy refused.
     pub(crate) async fn complaints(&self) -> Vec<String> {
         let entries = self.ask("se/log", json!({"type": "browser"})).await;
         let of = |entry: &Value| format!("{} {}", entry["level"].as_str().unwrap_or(""), entry["message"]);

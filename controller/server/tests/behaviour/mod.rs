@@ -1,4 +1,4 @@
-//! What every store must do. The same functions run on each store.
+//! Tests the behaviour that every store must have. The same functions run on each store.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ fn token(id: &str) -> TokenRecord {
     }
 }
 
-/// A loaded store, its rows and its events.
+/// Returns a loaded store, its rows and its events.
 pub(crate) async fn loaded(fixture: &dyn StoreFixture) -> (Arc<dyn Store>, Snapshot, mpsc::Receiver<StoreEvent>) {
     let store = fixture.open().await;
     let (followed, news) = mpsc::channel(64);
@@ -245,7 +245,7 @@ impl Grants {
         self.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     }
 
-    /// One segment of each family, as `POST /v1/nodes/{node}/segments` gives them.
+    /// Requests one segment of each family, as `POST /v1/nodes/{node}/segments` does.
     pub(crate) async fn request_segments(&self, node: &str, request: &str) -> Vec<IpNetwork> {
         self.try_request_segments(node, request).await.unwrap_or_else(|error| panic!("{node} {request}: {error}"))
     }
@@ -270,7 +270,7 @@ impl Grants {
             .unwrap();
     }
 
-    /// All held segments with their nodes.
+    /// Returns all held segments with their nodes.
     pub(crate) async fn held(&self) -> Vec<(IpNetwork, NodeName)> {
         let state = self.registry.read().await;
         let held = state.ledger().rows().filter(|row| row.released_at.is_none());
@@ -308,7 +308,7 @@ pub(crate) async fn a_repeated_segment_request_gets_the_same_segment(fixture: &d
     assert_eq!(grants.request_segments("a", "r1").await, first);
 }
 
-/// Two nodes hold all segments. The first one leaves.
+/// Makes a store in which two nodes held all segments and the first one is deregistered.
 async fn one_of_two_has_left(fixture: &dyn StoreFixture) -> Grants {
     let mut grants = Grants::start(fixture.open().await).await;
     grants.policy.ranges = vec![network("10.77.0.0/27"), network("fd77::/123")];
@@ -332,8 +332,8 @@ pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(fixture: &dyn S
     grants.try_request_segments("c", "r").await.expect_err("not yet");
     clock.advance(70);
     assert_eq!(grants.request_segments("c", "r").await, [network("10.77.0.0/28"), network("fd77::/124")]);
-    // A replica that starts now knows only its clock, and takes nothing from nodes that hold
-    // segments.
+    // A replica that starts now knows only its clock, and takes no segment from nodes that hold
+    // one.
     let held = grants.held().await;
     drop(grants);
     let mut grants = Grants::start(fixture.open().await).await;
@@ -350,7 +350,7 @@ pub(crate) async fn a_clock_that_is_set_back_ends_no_quarantine_and_keeps_none_f
     assert!(clock.now() >= before);
     clock.advance(30);
     grants.try_request_segments("c", "r").await.expect_err("not yet");
-    // It may take longer than configured, but not until the clock has caught up.
+    // The quarantine may last longer than configured, but not until the clock has caught up.
     clock.advance(170);
     grants.request_segments("c", "r").await;
 }
@@ -366,7 +366,8 @@ pub(crate) async fn the_cluster_is_noted_with_the_rows(fixture: &dyn StoreFixtur
     assert_eq!(store.note(Note::Cluster).await.unwrap().as_deref(), Some("another"));
 }
 
-/// A store into which edges a and b were imported, each with a segment. They have not reported.
+/// Makes a store into which edges a and b were imported, each with a segment. They have not
+/// reported.
 async fn imported(fixture: &dyn StoreFixture) -> Grants {
     let row = |segment, node| SegmentRecord::new(network(segment), name(node), "r".into(), 1_793_491_200, None);
     let rows = Snapshot {
@@ -380,7 +381,7 @@ async fn imported(fixture: &dyn StoreFixture) -> Grants {
     Grants::start(fixture.open().await).await
 }
 
-/// The edges that a refused segment request waits for.
+/// Returns the edges that a refused segment request waits for.
 async fn waits_for(grants: &Grants, request: &str) -> Vec<String> {
     match grants.try_request_segments("a", request).await {
         Err(ApiError::Segment(SegmentError::GrantsPaused(paused))) => paused.named,
@@ -392,14 +393,14 @@ pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_repo
     let grants = imported(fixture).await;
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
     for (node, missing) in [("a", Some("b")), ("b", None)] {
-        // The same change as a report makes.
+        // The change is the same as that of a report.
         let reported = grants.registry.change(move |state| -> Result<_, StoreError> {
             let mut record = state.node(&name(node)).unwrap().clone();
             state.note_reported(&mut record);
             Ok(((), vec![Change::PutNode(record)]))
         });
         reported.await.unwrap();
-        // A controller that starts now knows it too.
+        // A controller that starts now also knows it.
         let grants = Grants::start(fixture.open().await).await;
         match missing {
             Some(missing) => assert_eq!(waits_for(&grants, "r1").await, [missing]),
@@ -412,7 +413,7 @@ pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_repor
     let grants = imported(fixture).await;
     grants.registry.clock.advance(300);
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
-    // The wait began with the first start. This start does not begin another one.
+    // The wait began with the first start, and this start does not begin it again.
     let grants = Grants::start(fixture.open().await).await;
     grants.registry.clock.advance(300);
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
@@ -421,7 +422,7 @@ pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_repor
 }
 
 /// Registers `a`, with a certificate that is valid for 5000 s, and `b`. Grants `a` segments, then
-/// deregisters it without knowing that its machine is gone. Returns the segments.
+/// deregisters it as a node whose machine may still exist. Returns the segments.
 async fn segments_of_a_node_that_vanished(grants: &Grants) -> Vec<IpNetwork> {
     let now = grants.registry.clock.now();
     let (serial, key, issuer) = ("1".into(), "k".into(), "i".into());

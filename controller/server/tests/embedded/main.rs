@@ -1,4 +1,4 @@
-//! What every store must do, on the embedded store.
+//! Runs the tests for every store on the embedded store.
 
 #[path = "../behaviour/mod.rs"]
 #[allow(dead_code, reason = "some of it is for stores that replicas share")]
@@ -30,7 +30,7 @@ struct Directory {
 impl behaviour::StoreFixture for Directory {
     fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
         async {
-            // A registry that is not used any more closes its store a moment later.
+            // A registry closes its store a moment after its last use.
             let store: Arc<dyn Store> = tokio::time::timeout(Duration::from_secs(30), async {
                 loop {
                     if let Some(store) = self.last.lock().unwrap().upgrade() {

@@ -1,5 +1,5 @@
-//! Objects that are missing were not necessarily deleted on purpose: no node is deregistered for
-//! it, and no segment is granted twice.
+//! Tests missing objects, which were not necessarily deleted on purpose: no node is deregistered
+//! because of them, and no segment is granted twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,13 +43,13 @@ async fn definition(name: &str) -> (Api<CustomResourceDefinition>, Option<Custom
     (api, found)
 }
 
-/// The holder of each segment, as a replica knows it.
+/// Returns the holder of each segment, as a replica knows it.
 async fn known(replica: &Grants) -> BTreeMap<IpNetwork, NodeName> {
     let state = replica.registry.read().await;
     state.ledger().rows().map(|row| (row.network, row.node.clone())).collect()
 }
 
-/// The holder of each segment, as the API server has it.
+/// Returns the holder of each segment, as the API server stores it.
 async fn kept(cluster: &Cluster) -> BTreeMap<IpNetwork, NodeName> {
     let all = cluster.segments().list(&ListParams::default()).await;
     let rows = all.into_iter().flatten().map(|segment| segment.spec);
@@ -119,7 +119,7 @@ fn definitions() {
         assert!(granted.iter().all(|network| !before.contains_key(network)), "{granted:?} of {before:?}");
         let all: Vec<IpNetwork> = before.keys().copied().chain(granted).collect();
         assert_disjoint(&all);
-        // Each of the two replicas notes that it has created all objects.
+        // Each of the two replicas records that it has created all objects.
         let open = async || cluster.store().load(tokio::sync::mpsc::channel(1).0).await.ok();
         until("a third one to be let start", open).await;
         let third = cluster.replica().await;
@@ -144,7 +144,7 @@ fn terminating() {
         replica.request_segments("a", "r").await;
         let before = known(&replica).await;
         const SEGMENTS: &str = "segments.edge-cni.io";
-        // A finalizer keeps the definition in deletion as long as the test wants.
+        // A finalizer delays the definition's deletion as long as the test requires.
         let (api, _) = definition(SEGMENTS).await;
         let finalizers = |list: serde_json::Value| Patch::Merge(json!({"metadata": {"finalizers": list}}));
         let cleanup = "customresourcecleanup.apiextensions.k8s.io";
@@ -178,13 +178,13 @@ fn lost() {
             let replica = cluster.replica().await;
             replica.register("a").await;
         }
-        // As if the definition had been created again while no replica ran.
+        // The state is as if the definition had been created again while no replica ran.
         let maps: Api<ConfigMap> = Api::namespaced(administrator().await, NAMESPACE);
         let patch = Patch::Merge(json!({"data": {"definition.segments.edge-cni.io": "another"}}));
         maps.patch("edge-cni-controller", &PatchParams::default(), &patch).await.unwrap();
         let error = cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap_err().to_string();
         assert!(error.contains("segments.edge-cni.io") && error.contains("edge-controller import"), "{error}");
-        // An import announces itself.
+        // An import announces itself to the store.
         cluster.store().begin_import().await.unwrap();
         cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap();
     });
@@ -194,7 +194,7 @@ fn held() {
     run(async {
         let cluster = clean().await;
         let mut replicas = [cluster.replica_with_events().await, cluster.replica_with_events().await];
-        // No quarantine ends while a busy machine runs this.
+        // The quarantine is longer than this test on a busy machine.
         replicas.iter_mut().for_each(|replica| replica.policy.quarantine = 3600);
         replicas[0].register("a").await;
         let granted = replicas[0].request_segments("a", "r").await;
@@ -211,13 +211,13 @@ fn held() {
             assert_eq!(known(replica).await.len(), 2);
             assert_eq!(replica.held().await.len(), 2);
         }
-        // All at once, too.
+        // The same applies to all at once.
         PLANE.kubectl(&["delete", "segments", "--all"]).unwrap();
         until("all to come back", async || (kept(&cluster).await == known(&replicas[0]).await).then_some(())).await;
         replicas[1].register("b").await;
         let others = replicas[1].request_segments("b", "r").await;
         assert!(others.iter().all(|network| !granted.contains(network)), "{others:?}");
-        // When its node is deregistered, its quarantine is kept, too.
+        // When its node is deregistered, its quarantine is also kept.
         replicas[0].deregister("a").await;
         PLANE.kubectl(&["delete", "segment", &object]).unwrap();
         until("it to come back", async || cluster.segments().get_opt(&object).await.unwrap().map(drop)).await;
@@ -250,7 +250,7 @@ fn all_edge_nodes() {
     });
 }
 
-/// Status and text of a health page.
+/// Returns status and text of a health page.
 async fn health(cloud: &Cloud, path: &str) -> (u16, String) {
     monitoring_page(cloud.server.observe[0], path).await
 }
@@ -271,7 +271,7 @@ fn served() {
         })
         .await;
         assert!(message.contains("kubectl apply -f deploy/crds"), "{message}");
-        // A restart would lose what the replica knows.
+        // A restart would lose the replica's knowledge.
         assert_eq!(health(&cloud, "/healthz").await.0, 200);
         let again = node.watch().await.view().await;
         assert_eq!((again.segments, again.peers), (view.segments.clone(), view.peers.clone()));
@@ -287,7 +287,7 @@ fn served() {
         let other = Node::join(cloud.address(), cloud.ca(), &later, "edge-2").await;
         let granted = other.watch().await.view().await.segments;
         assert!(!granted.is_empty() && granted.iter().all(|segment| !view.segments.contains(segment)), "{granted:?}");
-        // The node never heard that it is gone: its stream goes on.
+        // The node received no deregistration: its stream continues.
         cloud.label("edge-1", Some("alpha")).await;
         assert_eq!(stream.view().await.communities.len(), 1);
         cloud.server.stop().await;
@@ -358,8 +358,8 @@ fn older() {
         assert!(refused.contains("keptUntil") && refused.contains("kubectl apply -f deploy/crds"), "{refused}");
         assert!(cluster.edge_nodes().get_opt("a").await.unwrap().is_some(), "it stays registered");
         registered(&replica, 1).await;
-        // Changes that lose nothing are written, and a replica that starts now reports the same at
-        // once.
+        // Changes that lose nothing are written, and a replica that starts now reports the same
+        // immediately.
         let more = replica.request_segments("a", "r2").await;
         let cloud = controller(&cluster).await;
         let (status, text) = health(&cloud, "/readyz").await;

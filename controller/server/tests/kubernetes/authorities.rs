@@ -1,4 +1,4 @@
-//! The authorities in their Secret, and how replicas learn of a change.
+//! Tests the authorities in their Secret, and how replicas receive a change.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ fn forgotten() {
     });
 }
 
-/// Authorities that watch their Secret, and the number of times they have read it.
+/// Makes authorities that watch their Secret. Returns them with the number of their reads.
 async fn followed(cluster: &Cluster) -> (Arc<Ca>, watch::Receiver<usize>, JoinHandle<()>) {
     let (counts, loads) = watch::channel(0);
     let ca = Arc::new(Ca::open(Box::new(CountingStorage(ca_secret(cluster), counts)), None, NOW).await.unwrap());
@@ -68,7 +68,7 @@ fn deleted() {
         until("the Secret to be put back", async || ca_secret(&cluster).load().await.unwrap()).await;
         let other = Ca::open(Box::new(ca_secret(&cluster)), None, NOW).await.unwrap();
         assert_eq!(other.current().active().id(), ours);
-        // As if somebody restored the wrong backup.
+        // The state is as if somebody restored the wrong backup.
         let directory = tempfile::tempdir().unwrap();
         let foreign = Ca::open(Box::new(Files::new(directory.path(), NOW)), None, NOW).await.unwrap();
         let foreign = foreign.document().await.unwrap().unwrap();
@@ -118,7 +118,7 @@ fn same() {
         let before = *loads.borrow();
         PLANE.kubectl(&["label", "secret", NAME, "--namespace", NAMESPACE, "a=b"]).unwrap();
         loads.wait_for(|loads| *loads > before).await.unwrap();
-        // A change by another replica arrives, and it is the first one.
+        // The first change by another replica arrives.
         let other = Ca::open(Box::new(ca_secret(&cluster)), None, NOW).await.unwrap();
         let new = other.rollover(NOW).await.unwrap();
         authorities.changed().await.unwrap();

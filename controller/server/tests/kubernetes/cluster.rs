@@ -1,4 +1,4 @@
-//! One control plane for all tests; each test starts without any object of ours.
+//! Runs one control plane for all tests; each test starts without any of our objects.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -37,12 +37,11 @@ pub(crate) static PLANE: LazyLock<ControlPlane> = LazyLock::new(|| {
     plane
 });
 
-/// The kubeconfig of the controller's service account, with exactly the permissions that are
-/// shipped.
+/// The kubeconfig of the controller's service account, with exactly the shipped permissions.
 pub(crate) static CONTROLLER: LazyLock<PathBuf> =
     LazyLock::new(|| PLANE.kubeconfig_for_service_account(NAMESPACE, "edge-controller").unwrap());
 
-/// A manifest as it is shipped.
+/// Returns the path of a shipped manifest.
 pub(crate) fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(path)
 }
@@ -82,7 +81,7 @@ pub(crate) struct Cluster {
     pub(crate) api_failures: ApiFailures,
 }
 
-/// Returns the cluster without any object of ours.
+/// Returns the cluster without any of our objects.
 pub(crate) async fn clean() -> Cluster {
     let administrator = as_user(PLANE.kubeconfig()).await;
     let client = &administrator.client;
@@ -141,12 +140,12 @@ impl Cluster {
         ))
     }
 
-    /// A replica of the controller.
+    /// Starts a replica of the controller.
     pub(crate) async fn replica(&self) -> Grants {
         self.replica_on(self.store()).await
     }
 
-    /// A replica that writes Events.
+    /// Starts a replica that writes Events.
     pub(crate) async fn replica_with_events(&self) -> Grants {
         let events = EventRecorder::start(&self.client, "test", self.api_failures.clone());
         let store = Kubernetes::new(&self.client, NAMESPACE, self.sizes, self.api_failures.clone(), events);
@@ -187,7 +186,7 @@ impl StoreFixture for Cluster {
     }
 }
 
-/// Ends with the test.
+/// A watch that ends with the test.
 pub(crate) struct RunningWatch {
     pub(crate) asked: PendingDeregistrations,
     task: JoinHandle<()>,
@@ -199,7 +198,7 @@ impl Drop for RunningWatch {
     }
 }
 
-/// A kubeconfig of an account with exactly the permissions that a controller needs.
+/// Makes a kubeconfig of an account with exactly the permissions that a controller needs.
 pub(crate) fn controller(name: &str) -> PathBuf {
     use interop_tests::kube::Subject;
     let subject = Subject::User(name);

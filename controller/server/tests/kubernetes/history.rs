@@ -1,5 +1,5 @@
-//! Random histories of three controllers on one API server. Any controller is killed at any moment,
-//! and so are the API server and etcd.
+//! Runs random histories of three controllers on one API server. Any controller is killed at any
+//! moment, and so are the API server and etcd.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -47,7 +47,7 @@ impl Shared {
             for mut segment in kept {
                 segment.spec.kept_until = None;
                 let name = segment.metadata.name.clone()?;
-                // Fails if another writer was faster; `until` tries again.
+                // The write fails if another writer was faster; `until` tries again.
                 let _ = self.cluster.segments().replace(&name, &PostParams::default(), &segment).await;
             }
             none.then_some(())
@@ -55,7 +55,7 @@ impl Shared {
         .await;
     }
 
-    /// The segments of a node name, if the API server answers.
+    /// Returns the segments of a node name, if the API server answers.
     async fn held_by(&self, node: &str) -> Option<Vec<SegmentSpec>> {
         let all = self.cluster.segments().list(&ListParams::default()).await.ok()?;
         let all = all.into_iter().map(|segment| segment.spec);
@@ -98,7 +98,7 @@ impl Testbed for Shared {
             until("a Node object to be made", async || {
                 match self.nodes().create(&PostParams::default(), &object).await {
                     Ok(_) => Some(()),
-                    // It was created, but the response was lost.
+                    // The object was created, but the response was lost.
                     Err(kube::Error::Api(status)) if status.code == 409 => Some(()),
                     Err(_) => None,
                 }
@@ -160,7 +160,7 @@ impl Testbed for Shared {
 
     fn release_leftovers(&self) -> LocalBoxFuture<'_, ()> {
         async {
-            // The leader's work, with a shorter grace period.
+            // Does the leader's work, with a shorter grace period.
             let replica = self.cluster.replica().await;
             let (_lead, leading) = watch::channel(true);
             let garbage = OrphanCollector::new(&self.cluster.client, replica.registry.clone(), Duration::from_secs(1));

@@ -1,4 +1,5 @@
-//! Joins with the service account of the node's pod: tokens that the API server issues and reviews.
+//! Tests joins with the service account of the node's pod, with tokens that the API server issues
+//! and reviews.
 
 use std::future::Future;
 use std::path::Path;
@@ -40,8 +41,8 @@ fn run<T>(test: impl Future<Output = T>) -> T {
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), test).await }).expect("an end in 120 s")
 }
 
-/// Nodes, accounts, and a pod of each account on each node, as the DaemonSets of `deploy/` bring
-/// them.
+/// Creates nodes, accounts, and a pod of each account on each node, like the DaemonSets of
+/// `deploy/`.
 fn cluster() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -91,7 +92,7 @@ fn cluster() {
     });
 }
 
-/// A token as the kubelet projects it into a pod.
+/// Returns a token as the kubelet projects it into a pod.
 fn token(account: &str, more: &[&str]) -> String {
     let words = ["create", "token", account, "--namespace", "edge-cni"];
     SHARED.kubectl(&[&words, more].concat()).unwrap().trim().to_owned()
@@ -124,7 +125,7 @@ impl Cloud {
         Self { server, directory }
     }
 
-    /// One request over TLS, with the CA's certificate that agents mount.
+    /// Sends one request over TLS, with the CA's certificate that agents mount.
     async fn join(&self, token: &str, node: &str, key: &KeyPair) -> (u16, Value) {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -172,7 +173,7 @@ fn lets_in() {
             let (status, response) = cloud.join(&token_of_pod(account, node), node, &key()).await;
             assert_eq!((status, &response["role"], &response["node"]), (200, &json!(role), &json!(node)), "{response}");
         }
-        // A join is repeated after a lost response, and gets the same certificate.
+        // A join is repeated after a lost response, and returns the same certificate.
         let (token, key) = (token_of_pod("edge-agent", "edge-2"), key());
         let serial = |response: &Value| {
             let der = CertificateDer::from_pem_slice(response["certificate"].as_str().unwrap().as_bytes()).unwrap();
@@ -237,7 +238,7 @@ fn other_roles() {
             assert_eq!((status, &response["type"]), (403, &json!("/problems/service-account-refused")), "{response}");
             assert!(response["detail"].as_str().unwrap().contains(says), "{account} on {node}: {response}");
         }
-        // The token is of a deleted Node; another Node has its name and labels.
+        // The token belongs to a deleted Node; another Node has its name and labels.
         let late = token_of_pod("hub-agent", "cloud-1");
         SHARED.kubectl(&["delete", "node", "cloud-1"]).unwrap();
         let (status, response) = cloud.join(&late, "cloud-1", &key()).await;

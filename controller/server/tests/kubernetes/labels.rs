@@ -1,5 +1,5 @@
-//! Who may label a Node, and which labels count: with the credentials of kubelets, on an API server
-//! with NodeRestriction, as clusters have it.
+//! Tests who may label a Node, and which labels count, with the credentials of kubelets, on an API
+//! server with NodeRestriction, as in real clusters.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -50,7 +50,7 @@ fn begin(nodes: &[&str]) {
     }
 }
 
-/// The credential of a node's kubelet.
+/// Returns the kubeconfig of a node's kubelet.
 fn kubeconfig(node: &str) -> PathBuf {
     PLANE.kubeconfig_for_user(&format!("system:node:{node}"), Some("system:nodes")).unwrap()
 }
@@ -78,7 +78,7 @@ async fn patch_status(who: &Path, node: &str, patch: serde_json::Value) -> Resul
     patched.map(drop).map_err(|error| error.to_string())
 }
 
-/// Applies the policy, and waits until the API server acts on it.
+/// Applies the policy, and waits until the API server enforces it.
 async fn protect(kubelet: &Path, node: &str) {
     PLANE.apply(&deploy(POLICY)).unwrap();
     until("the policy to be in force", async || {
@@ -100,7 +100,7 @@ async fn controller() -> Cloud {
     .await
 }
 
-/// Waits until `/readyz` says this about labels and is still ready.
+/// Waits until `/readyz` contains this text about labels and is still ready.
 async fn said(cloud: &Cloud, says: &str) {
     until(says, async || {
         let response = monitoring_page(cloud.server.observe[0], "/readyz").await.1;
@@ -109,7 +109,7 @@ async fn said(cloud: &Cloud, says: &str) {
     .await;
 }
 
-/// What a kubelet reports every few minutes.
+/// Returns the status that a kubelet reports every few minutes.
 fn status() -> serde_json::Value {
     json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}})
 }
@@ -138,7 +138,7 @@ fn own_label() {
         begin(&["edge-1", "edge-2"]);
         let cloud = controller().await;
         let (node, other) = (cloud.node("edge", "edge-1").await, cloud.node("edge", "edge-2").await);
-        // Nothing keeps kubelets from the label.
+        // Nothing prevents kubelets from setting the label.
         ask(&kubeconfig("edge-1"), &["label", "node", "edge-1", &format!("{COMMUNITY}=alpha_beta")]).unwrap();
         said(&cloud, ADD_NONE).await;
         event("NodeLabelsDoNotCount", "it is not there").await;
@@ -167,8 +167,8 @@ fn kubelet() {
             .unwrap();
         protect(&kubelet, "edge-1").await;
         let refused = |words: &[&str]| ask(&kubelet, words).expect_err(&format!("{words:?} is refused"));
-        // Refused by the policy, or by NodeRestriction, which comes first and knows some of the
-        // labels.
+        // The request is refused by the policy, or by NodeRestriction, which comes first and knows
+        // some of the labels.
         let by_whom = |why: String| {
             let named = why.contains("edge-cni-node-labels")
                 || why.contains("is not allowed to modify labels")
@@ -187,7 +187,7 @@ fn kubelet() {
             "x.node-restriction.kubernetes.io/edge-community=beta",
         ] {
             by_whom(refused(&["label", "--overwrite", "node", "edge-1", label]));
-            // A status has its own path, and labels can be sent along.
+            // A status has its own path, and a request for it can contain labels.
             let (key, value) = label.split_once('=').map_or((label.trim_end_matches('-'), None), |(k, v)| (k, Some(v)));
             let patch = json!({"metadata": {"labels": {key: value}}});
             by_whom(patch_status(&kubelet, "edge-1", patch).await.expect_err(label));
@@ -203,9 +203,9 @@ fn kubelet() {
         }
         let why = refused(&["label", "node", "edge-1", "bocloud.com/edge-community=beta"]);
         assert!(why.contains("edge-cni-node-labels") && why.contains("bocloud.com/edge-community"), "{why}");
-        // Another kubelet cannot either.
+        // Another kubelet cannot do it either.
         ask(&kubeconfig("edge-2"), &["label", "node", "edge-1", "bocloud.com/edge-community=beta"]).unwrap_err();
-        // At registration.
+        // The same applies at registration.
         let new = kubeconfig("new");
         let node =
             |labels: &str| format!("apiVersion: v1\nkind: Node\nmetadata: {{name: new, labels: {{{labels}}}}}\n");
@@ -224,7 +224,7 @@ fn kubelet() {
         for (who, name) in [(&new, "new"), (&kubelet, "edge-1")] {
             patch_status(who, name, status()).await.unwrap();
         }
-        // So do those of administrators.
+        // Requests of administrators also work.
         PLANE.kubectl(&["label", "--overwrite", "node", "edge-1", &format!("{COMMUNITY}=beta")]).unwrap();
         assert_eq!(label_of("edge-1", COMMUNITY), "beta");
         PLANE.kubectl(&["label", "node", "new", "node-restriction.kubernetes.io/edge-cni-role=hub"]).unwrap();
@@ -303,11 +303,11 @@ fn vanishes() {
         })
         .await;
         event("LabelsDoNotCount", "not put into beta").await;
-        // This event comes after it, in the same order.
+        // This event comes after the earlier one, in the same order.
         PLANE.kubectl(&["label", "node", "edge-1", &format!("{RESTRICTED}=gamma")]).unwrap();
         are(&node, &["alpha", "gamma"]).await;
         assert_eq!(communities(&other).await, ["alpha"], "whoever was a member stays one");
-        // It is still known after a restart.
+        // The effect is still known after a restart.
         let cloud = cloud.restart().await;
         let (mut node, mut other) = (node, other);
         node.move_to(&cloud);
@@ -319,13 +319,13 @@ fn vanishes() {
         // A member that is removed stays removed.
         PLANE.kubectl(&["label", "node", "edge-2", &format!("{COMMUNITY}-")]).unwrap();
         are(&other, &[]).await;
-        // A policy that only looks like ours.
+        // This policy only resembles ours.
         let manifest = std::fs::read_to_string(deploy(POLICY)).unwrap();
         assert!(manifest.contains("validationActions: [Deny]"));
         PLANE.apply_text(&manifest.replace("validationActions: [Deny]", "validationActions: [Audit]")).unwrap();
         said(&cloud, "no binding puts it in force").await;
         assert_eq!(communities(&node).await, ["alpha"]);
-        // The right policy: labels that an administrator has reviewed count.
+        // With the right policy, labels that an administrator has reviewed count.
         PLANE.kubectl(&["label", "--overwrite", "node", "edge-1", &format!("{COMMUNITY}=delta")]).unwrap();
         PLANE.apply(&deploy(POLICY)).unwrap();
         said(&cloud, COUNT).await;

@@ -1,4 +1,4 @@
-//! Which replica leads, and the leader's work.
+//! Tests which replica leads, and the leader's work.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,7 +90,7 @@ fn clocks() {
             };
             api.create(&PostParams::default(), &renewed(0)).await.unwrap();
             let mut other = elector(&cluster, "other", DURATION);
-            // Twice the duration of a Lease that is not renewed.
+            // A Lease counts as abandoned after twice its duration without a renewal.
             let mut renewals = tokio::time::interval(DURATION / 6);
             for n in 0..12 {
                 renewals.tick().await;
@@ -109,7 +109,7 @@ fn clocks() {
 fn ended() {
     run(async {
         let cluster = clean().await;
-        // Longer than the test.
+        // The duration is longer than the test.
         let duration = Duration::from_secs(600);
         let mut first = elector(&cluster, "first", duration);
         first.leads().await;
@@ -149,8 +149,8 @@ fn orphans() {
         let replica = cluster.replica().await;
         replica.register("a").await;
         let kept = replica.request_segments("a", "r").await;
-        // The remainder of a replica that dies before it has registered the node, or before it has
-        // released the segments of a deregistered one.
+        // The state that a replica leaves if it dies before it has registered the node, or before
+        // it has released the segments of a deregistered one.
         let (other, ..) = loaded(&cluster).await;
         let orphan = network("10.77.1.0/28");
         let row = SegmentRecord::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);

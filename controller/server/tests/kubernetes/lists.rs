@@ -1,4 +1,4 @@
-//! Long lists, and from where they are read.
+//! Tests long lists, and whether they are read from the watch cache.
 
 use edge_controller_domain::state::Change;
 use edge_types::IpNetwork;
@@ -14,7 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_long_list_is_read_also_by_one_who_may_not_write", reader),
 ];
 
-/// So many objects that the store reads them from the watch cache.
+/// A number of objects for which the store reads from the watch cache.
 const MANY: u32 = 600;
 
 async fn filled() {
@@ -28,7 +28,7 @@ async fn filled() {
     committed.results.into_iter().collect::<Result<(), _>>().unwrap();
 }
 
-/// Number of lists of segments that the API server has answered from its watch cache.
+/// Returns the number of lists of segments that the API server has answered from its watch cache.
 fn from_memory() -> u32 {
     let metrics = PLANE.kubectl(&["get", "--raw=/metrics"]).unwrap();
     let counters = metrics.lines().filter(|line| {
@@ -44,7 +44,7 @@ fn memory() {
         filled().await;
         let cluster = as_user(&crate::cluster::CONTROLLER).await;
         for round in 0..3 {
-            // Written at another replica, just before this one lists.
+            // Another replica writes this row just before this one lists.
             let more = row(&format!("10.200.0.{}/28", round * 16), "edge-1");
             let (store, ..) = loaded(&cluster).await;
             let before = from_memory();

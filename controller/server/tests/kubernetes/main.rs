@@ -1,10 +1,10 @@
-//! The controller on a real Kubernetes API server.
+//! Tests the controller on a real Kubernetes API server.
 //!
-//! - `behaviour`: what every store must do, here on this one.
+//! - `behaviour`: the tests for every store, run on this one.
 //! - `cluster`: the control plane, as a replica reaches it.
 //! - `replicas`: several replicas at once.
 //! - `absences`: definitions and objects are deleted; another cluster answers.
-//! - `outages`: the API server restarts, forgets, and takes rights away.
+//! - `outages`: the API server restarts, loses its history, and revokes permissions.
 //! - `objects`: objects as people see and edit them.
 //! - `authorities`: the authorities in their Secret.
 //! - `join`: nodes join by the service account of their pod.
@@ -14,7 +14,7 @@
 //! - `leader`: which replica leads, and the leader's work.
 //! - `lists`: long lists.
 //! - `history`: random histories of three controllers, which are killed, as is the API server.
-//! - `streams`: nodes that follow their views at one replica and go on at another.
+//! - `streams`: nodes that follow their views at one replica and continue at another.
 //! - `shipped`: the controller as the manifests run it.
 //! - `server`: the whole controller, with nodes that connect.
 

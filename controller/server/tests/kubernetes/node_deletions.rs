@@ -1,4 +1,4 @@
-//! Node objects that are deleted, replaced, or of another cluster.
+//! Tests Node objects that are deleted, replaced, or of another cluster.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ fn unseen() {
     });
 }
 
-/// Three registered nodes with Node objects.
+/// Registers three nodes with Node objects.
 async fn three(replica: &Grants) {
     join_nodes(&["a", "b", "c"], replica, replica).await;
 }
@@ -64,7 +64,7 @@ fn mass() {
         assert_eq!(registered(&replica).await, 3);
         let client = as_user(PLANE.kubeconfig()).await.client;
         event(client, "NodeMissing", Some(("EdgeNode", "b")), "edge-controller node deregister b").await;
-        // The operator's command counts, and the operator is not asked about that node any more.
+        // The operator's command counts, and the node no longer waits for confirmation.
         replica.deregister("a").await;
         make("d", "");
         until("it to be forgotten", async || (!watching.asked.contains(&name("a"))).then_some(())).await;
@@ -114,7 +114,7 @@ fn other_cluster() {
     run(async {
         let cluster = clean().await;
         let directory = tempfile::tempdir().unwrap();
-        // The previous user may not have ended yet.
+        // The previous user may still be running.
         let store = async || {
             let open = async || Embedded::open(directory.path()).ok().map(Arc::new);
             until("the store to be free", open).await
@@ -134,7 +134,7 @@ fn other_cluster() {
         assert!(message.contains(&found), "{found} in {message}");
         assert_eq!((registered(&replica).await, watching.asked.note()), (3, None));
         drop(watching);
-        // The cluster is accepted, and still no node is deregistered for what it lacks.
+        // The cluster is accepted, but no node is deregistered because of its missing objects.
         let identity = ClusterIdentity::new(&there.client, replica.registry.clone(), Some(found.clone()));
         identity.check().await.unwrap();
         ClusterIdentity::new(&there.client, replica.registry.clone(), None).check().await.unwrap();
@@ -152,7 +152,7 @@ fn machine(node: &str, id: &str) {
     PLANE.kubectl(&["patch", "node", node, "--subresource=status", "--type=merge", "--patch", &status]).unwrap();
 }
 
-/// A registered node with a known machine and a certificate that is valid for this time.
+/// Registers a node with a known machine and a certificate that is valid for this time.
 async fn on_machine(replica: &Grants, node: &str, id: &str, valid: i64) -> i64 {
     make(node, "");
     machine(node, id);
@@ -201,7 +201,7 @@ fn same_machine() {
 
 /// Waits until the watch has processed all earlier changes.
 async fn caught_up(replica: &Grants, markers: [&str; 2]) {
-    // The second marker arrives after everything up to the first was processed.
+    // The second marker arrives after everything before the first one was processed.
     join_nodes(&markers, replica, replica).await;
 }
 

@@ -1,4 +1,4 @@
-//! Node objects: labels, addresses, deletion of one.
+//! Tests Node objects: labels, addresses, and the deletion of one.
 
 use edge_types::name::COMMUNITY_LABEL;
 use futures_util::{StreamExt, stream};
@@ -81,7 +81,7 @@ fn labelled() {
         peers(&replicas[1], "a", 0).await;
         label("a", "beta");
         peers(&replicas[1], "a", 1).await;
-        // It is not an edge any more: it has no communities.
+        // The node is not an edge any more, so it has no communities.
         PLANE.kubectl(&["label", "node", "a", "node-role.kubernetes.io/edge-"]).unwrap();
         peers(&replicas[1], "a", 0).await;
     });
@@ -112,7 +112,7 @@ fn late() {
         let _watching = cluster.watch_nodes(&replica);
         make("a", ", fabedge/edge-community: alpha");
         join_nodes(&["b"], &replica, &replica).await;
-        // Registered by another replica, which does not watch Nodes.
+        // The other replica, which does not watch Nodes, registers the node.
         other.register("a").await;
         until("the community to be known", async || {
             let state = replica.registry.read().await;
@@ -177,7 +177,7 @@ fn not_ready() {
         let status = r#"{"status":{"conditions":[{"type":"Ready","status":"False","reason":"KubeletStopped"}]}}"#;
         PLANE.kubectl(&["patch", "node", "a", "--subresource=status", "--type=merge", "--patch", status]).unwrap();
         PLANE.kubectl(&["cordon", "a"]).unwrap();
-        // A later change was seen, so this one was, too.
+        // A later change was seen, so this one was seen too.
         label("b", "alpha");
         until("the later change", async || {
             let state = replica.registry.read().await;

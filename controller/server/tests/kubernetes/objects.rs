@@ -1,4 +1,4 @@
-//! Objects as people see and edit them.
+//! Tests objects as people see and edit them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,8 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn shipped() {
     let manifests = deploy("kubernetes");
-    // Validated like a real request: kinds, fields, values, references between them.
+    // The API server validates a dry run like a real request: kinds, fields, values, references
+    // between them.
     let applied = PLANE.kubectl(&["apply", "--dry-run=server", "-f", manifests.to_str().unwrap()]).unwrap();
     for part in ["deployment", "daemonset", "service/", "namespace/edge-cni"] {
         assert!(applied.contains(part), "{part} in {applied}");
@@ -174,7 +175,7 @@ fn unreadable() {
         let replica = cluster.replica().await;
         replica.register("a").await;
         let granted = replica.request_segments("a", "r1").await;
-        // Objects that fit the schema and are not valid records.
+        // These objects match the schema but are not valid records.
         let odd = |kind: &str, name: &str, patch: &str| {
             PLANE.kubectl(&["patch", kind, name, "--type=merge", "--patch", patch]).unwrap();
         };
@@ -188,7 +189,7 @@ fn unreadable() {
         PLANE
             .apply_text(&segment("10.77.0.16-28", "10.77.0.16/28", "held", "").replace("node: a", "node: No Node"))
             .unwrap();
-        // A later change was processed, so the earlier ones were, too.
+        // A later change was processed, so the earlier ones were processed too.
         let community = CommunityRecord { name: "seen".parse().unwrap(), members: [].into() };
         let (other, ..) = loaded(&cluster).await;
         crate::behaviour::commit(&other, vec![Change::PutCommunity(community.clone())]).await.unwrap();
@@ -204,18 +205,17 @@ fn unreadable() {
         }
         let more = replica.request_segments("a", "r2").await;
         assert!(!more.contains(&granted[0]) && !more.contains(&network("10.77.0.16/28")), "{more:?}");
-        // After a restart its last readable state is not known. Its addresses are still not
-        // granted.
+        // After a restart its last readable state is unknown. Its addresses are still not granted.
         let again = cluster.replica().await;
         assert!(again.registry.read().await.ledger().row(&granted[0]).is_some());
-        // Readable segments of the unreadable node are not released either: the node exists and
-        // uses them.
+        // Readable segments of the unreadable node are not released either, because the node exists
+        // and uses them.
         let (lead, leading) = watch::channel(true);
         let garbage = OrphanCollector::new(&cluster.client, again.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
         assert!(again.registry.read().await.node(&name("a")).is_none(), "this replica has never read it");
-        // When the second one is released, which came later than the first, the node's segments
-        // would have been due for long.
+        // The second one came later than the first. When it is released, the node's segments would
+        // have been due long before.
         for ghost in ["10.77.1.0/28", "10.77.2.0/28"].map(network) {
             let row = SegmentRecord::new(ghost, name("ghost"), "join".into(), 1_793_491_300, None);
             crate::behaviour::commit(&other, vec![Change::GrantSegment(row)]).await.unwrap();

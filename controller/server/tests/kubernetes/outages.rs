@@ -1,5 +1,5 @@
-//! The API server is away, has compacted its history, or takes permissions away: nothing is torn
-//! down, and afterwards everything catches up.
+//! Tests an API server that is unreachable, has compacted its history, or revokes permissions: the
+//! controller removes nothing, and catches up afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -114,7 +114,7 @@ fn rights() {
         PLANE.revoke("fragile-core").unwrap();
         PLANE.wait_right(Subject::User("fragile"), "list", "segments.edge-cni.io", false).unwrap();
         PLANE.wait_right(Subject::User("fragile"), "list", "nodes", false).unwrap();
-        // Open watches go on; new ones are refused.
+        // Open watches continue; new ones are refused.
         PLANE.restart_api_server().unwrap();
         let message = until("the lost right to be reported", async || {
             cluster
@@ -124,7 +124,7 @@ fn rights() {
         })
         .await;
         assert!(message.contains("deploy/kubernetes/10-rbac.yaml"), "{message}");
-        // The account's rights are read, and as all replicas lack them, this one stays ready.
+        // The account's rights are read. As all replicas lack them, this one stays ready.
         let uses = Uses { store: true, service_accounts: false, label_policy: false };
         let rights = OwnRights::new(&cluster.client, NAMESPACE, uses, cluster.api_failures.clone());
         let reading = tokio::spawn(rights.run());
@@ -181,7 +181,8 @@ fn storm() {
             until("the nodes", async || (replica.registry.read().await.nodes().len() == 9).then_some(())).await;
         }
         let done = AtomicUsize::new(0);
-        // Each node asks until it is answered, each time at another replica, as agents do.
+        // Each node repeats its request until it gets a response, each time at another replica, as
+        // agents do.
         let asking = nodes.iter().enumerate().map(|(n, node)| {
             let (replicas, done) = (&replicas, &done);
             async move {
@@ -226,8 +227,8 @@ fn storm() {
             responses.iter().flat_map(|(_, responses)| responses).flat_map(|(_, granted)| granted.clone()).collect();
         assert_eq!(granted.len(), 9 * 6 * 2);
         assert_disjoint(&granted);
-        // The API server holds what was answered: a later retry gets the same, and no segment is
-        // held for nothing.
+        // The API server stores everything that was answered: a later retry gets the same segments,
+        // and no segment is held unnecessarily.
         let (_, snapshot, _) = loaded(&cluster).await;
         let mut held: BTreeMap<(String, String), Vec<IpNetwork>> = BTreeMap::new();
         for row in snapshot.segments {

@@ -1,4 +1,4 @@
-//! Several replicas of the controller on one cluster.
+//! Tests several replicas of the controller on one cluster.
 
 use edge_controller_domain::archive::{self, Archive, ImportError};
 use edge_controller_domain::state::{Change, Snapshot};
@@ -67,7 +67,7 @@ fn three() {
         assert_eq!(granted.len(), 15 * 2 * 3);
         assert_disjoint(&granted);
         granted.sort();
-        // Every replica knows all of it, and so does the API server.
+        // Every replica knows all segments, and so does the API server.
         for replica in &replicas {
             until("the replica to know all that was granted", async || {
                 let mut held: Vec<IpNetwork> = replica.held().await.into_iter().map(|(network, _)| network).collect();
@@ -170,7 +170,7 @@ fn caught_up() {
             );
             assert!(state.revision() > revision || n == 0 || state.revision() >= revision);
         }
-        // It does not wait for a revision that never existed.
+        // The replica does not wait for a revision that never existed.
         other.registry.catch_up(u64::MAX).await.unwrap();
         assert!(other.registry.read().await.revision() < u64::MAX / 2);
     });
@@ -185,7 +185,7 @@ fn sizes() {
         let mut granted = first.request_segments("a", "r1").await;
         let second = large.replica().await;
         second.register("b").await;
-        // Both request segments at once, repeatedly. One of them only gets refusals.
+        // Both request segments at once, repeatedly. One of them gets only refusals.
         for round in 0..20 {
             let (request, more) = (format!("r{round}"), format!("more {round}"));
             let refused = first.try_request_segments("a", &more);
@@ -243,7 +243,7 @@ fn later() {
             let error = refused.unwrap_err().to_string();
             assert!(error.contains("layout \"2\"") && error.contains("this release writes 1"), "{error}");
         }
-        // A replica that has been running since before does not grant or write either.
+        // A replica that was started before also does not grant or write.
         let error = replica.try_request_segments("a", "r").await.unwrap_err().to_string();
         assert!(error.contains("layout"), "{error}");
         let error = replica

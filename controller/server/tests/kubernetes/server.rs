@@ -1,4 +1,4 @@
-//! The whole controller in the cluster, with the shipped permissions, and nodes that connect.
+//! Tests the whole controller in the cluster, with the shipped permissions, and nodes that connect.
 
 use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::Change;
@@ -29,12 +29,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_node_that_joins_before_its_deregistration_is_complete_keeps_what_it_is_given", half_left),
 ];
 
-/// A controller that keeps its rows in the cluster.
+/// Starts a controller that stores its rows in the cluster.
 pub(crate) async fn controller(cluster: &Cluster) -> Cloud {
     controller_of(cluster, "fd77::/112", "").await
 }
 
-/// With this IPv6 range and these further keys in `[kubernetes]`.
+/// Starts a controller with this IPv6 range and these further keys in `[kubernetes]`.
 pub(crate) async fn controller_of(cluster: &Cluster, range: &str, more: &str) -> Cloud {
     let cloud = Cloud::with(&format!(
         "cluster_ranges = [\"10.77.0.0/20\", \"{range}\"]\nv4_prefix = 28\nv6_prefix = 124\n[kubernetes]\nkubeconfig = {:?}\n\
@@ -42,7 +42,7 @@ pub(crate) async fn controller_of(cluster: &Cluster, range: &str, more: &str) ->
         *CONTROLLER
     ))
     .await;
-    // The place where the nodes of these tests look for it.
+    // The nodes of these tests read it from this place.
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let secret = secrets.get(ca_secret::NAME).await.unwrap();
     let certificates = secret.data.unwrap().remove("ca.crt").unwrap().0;
@@ -92,7 +92,7 @@ fn picture() {
         for part in ["edge", r#"["alpha","b"]"#, "192.0.2.1:4500", "3/4", "OBSTACLES", "LAST SEEN", "7.8.9"] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
-        // Another replica knows the same, and that a node has never connected.
+        // Another replica has the same knowledge, also that a node has never connected.
         let other = controller(&cluster).await;
         other.node("edge", "edge-2").await;
         let of_other = async |name: &str| {
@@ -114,7 +114,7 @@ fn picture() {
             conditions.iter().any(|condition| condition.reason == "NeverConnected" && condition.status == "False")
         })
         .await;
-        // The Events are about the objects concerned.
+        // The Events refer to the objects concerned.
         let events: Api<Event> = Api::namespaced(as_user(PLANE.kubeconfig()).await.client, "default");
         for (reason, about, note) in [
             ("Joined", "EdgeNode", "joined as edge"),
@@ -182,7 +182,7 @@ fn anew() {
         listed("the community's status").await;
         let before = status(&cluster, "edge-1", "the node's status", segments).await;
 
-        // Both are deleted and created again while the leader does not look.
+        // Both are deleted and created again between two comparisons of the leader.
         PLANE.kubectl(&["delete", "community", "alpha"]).unwrap();
         PLANE.apply_text(community).unwrap();
         let nodes: Api<EdgeNode> = Api::all(as_user(PLANE.kubeconfig()).await.client);
@@ -232,7 +232,7 @@ fn transition() {
             .unwrap();
         let long_ago = shown("alpha", 1).await;
         let second = controller(&cluster).await;
-        // All are compared before the last one is written.
+        // All statuses are compared before the last one is written.
         list(&second, "beta", &[]).await;
         shown("beta", 0).await;
         assert_eq!(shown("alpha", 1).await, long_ago, "another one leads, and nothing else happened");
@@ -258,8 +258,8 @@ fn two() {
         })
         .await;
         let replica = of_one.status.unwrap().replica;
-        // The other replica serves the node in its present state, and the segment request that the
-        // first one answered.
+        // The other replica serves the node in its present state, and knows the segment request
+        // that the first one answered.
         node.move_to(&other);
         let stream_of_other = node.watch().await;
         let (code, again) = node.request_segments("r", &["ipv4", "ipv6"]).await;
@@ -281,7 +281,7 @@ fn back() {
         let one = controller(&cluster).await;
         let mut node = one.node("edge", "edge-1").await;
         let other = controller(&cluster).await;
-        // As an agent does: it reports and then follows its view.
+        // The node acts like an agent: it reports and then follows its view.
         for (place, up) in [(&one, 3), (&other, 0), (&one, 3)] {
             node.move_to(place);
             let report = json!({"addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": up, "wanted": 3}});

@@ -1,5 +1,5 @@
-//! The controller as `deploy/kubernetes/20-controller.yaml` runs it: with its configuration and its
-//! account's permissions, under no other user, and without a kubeconfig.
+//! Tests the controller as `deploy/kubernetes/20-controller.yaml` runs it: with its configuration
+//! and its account's permissions, as the same user, and without a kubeconfig.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("no_edge_and_no_node_that_labels_itself_is_given_a_pod_of_the_hubs_or_the_cloud", selected),
 ];
 
-/// Ends the program, whatever the result of the test.
+/// A program that is ended with the test, whatever the result is.
 struct Running(Child);
 
 impl Drop for Running {
@@ -36,7 +36,8 @@ impl Drop for Running {
     }
 }
 
-/// The configuration in the manifest, with other ports, because those may be in use here.
+/// Returns the configuration in the manifest, with other ports, because its ports may be in use
+/// here.
 fn configuration() -> String {
     let manifest = std::fs::read_to_string(deploy("kubernetes/20-controller.yaml")).unwrap();
     let text = manifest.split_once("controller.toml: |\n").unwrap().1.split_once("\n---").unwrap().0;
@@ -47,7 +48,7 @@ fn configuration() -> String {
     text.replace("127.0.0.1:9645", "127.0.0.1:0")
 }
 
-/// Runs the controller's program in its own mount namespace with what the kubelet mounts: the
+/// Runs the controller's program in its own mount namespace with the kubelet's mounts: the
 /// account's token, the configuration, and writable directories that belong to root and are open to
 /// the pod (an emptyDir with fsGroup).
 fn in_pod(directory: &Path, arguments: &[&str]) -> Command {
@@ -125,7 +126,7 @@ fn in_a_pod() {
         let ready = tokio::time::timeout(Duration::from_secs(30), async {
             loop {
                 let (status, page) = monitoring_page(observe, "/readyz").await;
-                // Its account may read the shipped policy, which is the expected one.
+                // The account may read the shipped policy, which is the expected one.
                 let counts = page.contains("\n[i]node-labels: community labels of Node objects count");
                 if status == 200 && counts {
                     return;
@@ -137,7 +138,7 @@ fn in_a_pod() {
         let secret =
             PLANE.kubectl(&["get", "secret", "edge-cni-ca", "--namespace", NAMESPACE, "--output=name"]).unwrap();
         assert_eq!(secret.trim(), "secret/edge-cni-ca");
-        // The CronJob of the chart, while replicas run.
+        // Runs the CronJob of the chart, while replicas run.
         PLANE
             .apply_text("{apiVersion: edge-cni.io/v1alpha1, kind: Community, metadata: {name: alpha}, spec: {members: [edge-a1]}}")
             .unwrap();
@@ -153,8 +154,8 @@ fn in_a_pod() {
     });
 }
 
-/// Whether pods of a DaemonSet or a Deployment, as the API server returns it, may run on a Node
-/// with these labels.
+/// Returns whether pods of a DaemonSet or a Deployment, as the API server returns it, may run on a
+/// Node with these labels.
 fn may_run(pod: &PodSpec, labels: &BTreeMap<String, String>) -> bool {
     let by_label = pod.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let affinity = pod.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
@@ -202,8 +203,8 @@ fn selected() {
         assert_eq!(followed(&[("edge-cni.io/role", "hub")]), none, "nor what it says of itself");
         assert_eq!(followed(&[edge, (role, "hub"), ("edge-cni.io/role", "hub")]), ["edge-agent"]);
         assert_eq!(followed(&[edge, (role, "cloud")]), ["edge-agent"]);
-        // This API server runs without NodeRestriction: the policy keeps kubelets from that label
-        // by itself.
+        // This API server runs without NodeRestriction: only the policy prevents kubelets from
+        // setting that label.
         PLANE.apply_text("apiVersion: v1\nkind: Node\nmetadata: {name: fresh}\n").unwrap();
         let kubelet = PLANE.kubeconfig_for_user("system:node:fresh", Some("system:nodes")).unwrap();
         let nodes: Api<Node> = Api::all(as_user(&kubelet).await.client);

@@ -1,5 +1,5 @@
-//! A node follows its view at one replica and continues at another: it misses nothing and receives
-//! nothing older.
+//! Tests a node that follows its view at one replica and continues at another: it misses nothing
+//! and receives nothing older.
 
 use std::path::Path;
 use std::time::Duration;
@@ -75,7 +75,7 @@ struct Follower {
     view: NodeView,
     epoch: String,
     stream: Stream,
-    /// It has received nothing since it moved here.
+    /// Whether it has received nothing since it moved here.
     arrived: bool,
 }
 
@@ -95,7 +95,7 @@ impl Follower {
         Self { view, epoch, stream, arrived: false }
     }
 
-    /// Continues at another replica with the view that it has.
+    /// Continues at another replica with its present view.
     async fn go_on(&mut self, node: &mut Node, replica: &Replica) {
         node.move_to_address(replica.program.addresses[0]);
         let parameters = format!("&changes=true&from={}&epoch={}", self.view.version, self.epoch);
@@ -178,7 +178,7 @@ fn goes_on() {
             other.node(peer).await;
             follower.sees(peer).await;
         }
-        // Killed when it may or may not have sent the last change.
+        // The replica is killed when it may or may not have sent the last change.
         other.node("p2").await;
         one.program.kill();
         follower.last().await;
@@ -188,7 +188,7 @@ fn goes_on() {
         follower.sees("p2").await;
         follower.sees("p3").await;
         follower.has_all(&node).await;
-        // Back again, while the other replica stops and sends its nodes away.
+        // The replica starts again, while the other one stops and sends its nodes away.
         one.program.start();
         one.knows("p3").await;
         let stopping = tokio::task::spawn_blocking(move || {
@@ -211,7 +211,7 @@ fn behind() {
         let late = Replica::start(&cluster, &controller("late")).await;
         let mut node = one.node("a").await;
         late.knows("a").await;
-        // It receives nothing any more; open watches would go on.
+        // The replica receives nothing any more; open watches would continue.
         PLANE.revoke("late-custom").unwrap();
         PLANE.revoke("late-core").unwrap();
         PLANE.wait_right(Subject::User("late"), "watch", "edgenodes.edge-cni.io", false).unwrap();

@@ -1,10 +1,10 @@
-//! Random numbers from a seed.
+//! Generates random numbers from a seed.
 
-/// The same seed and thrower give the same numbers (SplitMix64).
+/// A generator. The same seed and thrower give the same numbers (SplitMix64).
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// The numbers of one of several throwers.
+    /// Makes the generator of one of several throwers.
     pub(super) fn new(seed: u64, thrower: u64) -> Self {
         let mut dice = Self(seed ^ thrower.wrapping_mul(0xd6e8_feb8_6659_fd93));
         dice.throw();
@@ -18,12 +18,12 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`.
+    /// Returns a number below `end`.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         usize::try_from(self.throw() % end as u64).unwrap_or(0)
     }
 
-    /// True in this percentage of calls.
+    /// Returns true in this percentage of calls.
     pub(crate) fn percent(&mut self, chance: usize) -> bool {
         self.below(100) < chance
     }

@@ -13,27 +13,27 @@ use super::world::{CAPACITY, TimeLimit, World};
 use crate::harness::{Connection, HttpResponse, Node, chain, kind, request_of};
 
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
-/// Stands for the segments that a node gets when it joins.
+/// Name of the request for the segments that a node gets when it joins.
 const JOIN: &str = "join";
 
-/// Why a segment request has no segments.
+/// The reason why a segment request has no segments.
 enum NotGranted {
     /// No segment is left.
     Exhausted,
-    /// It was answered before, and the node repeats requests too often.
+    /// The request was answered before, and the node repeats requests too often.
     TooOften,
 }
 
-/// A node name with one life for each time that it has joined.
+/// A node name with one life for each join.
 pub(super) struct Member<'a> {
     world: &'a World<'a>,
     name: String,
     dice: Dice,
     life: u32,
     registered: Option<Registered>,
-    /// It has an object; the deletion of that object deregisters it.
+    /// Whether it has an object. The deletion of that object deregisters the node.
     has_object: bool,
-    /// An interrupted action may have left something over: it may hold more than it knows.
+    /// Whether an interrupted action may have left segments: the node may hold more than it knows.
     leftovers: bool,
 }
 
@@ -50,7 +50,7 @@ impl<'a> Member<'a> {
         Self { world, name: name.into(), dice, life: 0, registered: None, has_object: false, leftovers: false }
     }
 
-    /// Acts as the dice say until the history ends.
+    /// Acts according to the dice until the history ends.
     pub(super) async fn live(&mut self) {
         while !self.world.is_over() {
             match (self.registered.is_some(), self.dice.below(100)) {
@@ -82,7 +82,7 @@ impl<'a> Member<'a> {
             let (token, key) = &ways[turn % ways.len()];
             let address = self.world.any(&mut self.dice).address();
             let last = match Connection::anonymous(address, self.world.ca.clone()).await {
-                // Nothing was sent.
+                // No request was sent.
                 Err(error) => error.to_string(),
                 Ok(mut connection) => {
                     self.world.sends();
@@ -97,14 +97,14 @@ impl<'a> Member<'a> {
                             self.leftovers |= unsure && self.world.lags();
                             return self.world.model.count("refused to join: exhausted");
                         }
-                        // The token was used, and its node is not registered, or not known here
-                        // yet.
+                        // The token was used, and its node is not registered, or not known to this
+                        // controller yet.
                         Ok((409, _)) if refused(&response, "token-used") && unsure => {
                             ways.push((self.token().await, KeyPair::generate().unwrap()));
                             turn = ways.len() - 1;
                         }
-                        // An earlier attempt has joined it, or its earlier life is still known
-                        // here.
+                        // An earlier attempt has joined the node, or this controller still knows
+                        // its earlier life.
                         Ok((409, _)) if refused(&response, "name-taken") && (unsure || self.world.lags()) => turn += 1,
                         Ok((403, _)) if refused(&response, "token-unknown") && self.world.lags() => {}
                         Ok((503, _)) | Err(_) => unsure = true,
@@ -144,8 +144,8 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Sends a request as the node to any controller. `Err`: whether it was sent, and why there is
-    /// no response.
+    /// Sends a request as the node to any controller. The error contains whether the request was
+    /// sent, and the reason why there is no response.
     async fn ask(&mut self, method: Method, below: &str, body: Option<Value>) -> Result<HttpResponse, (bool, String)> {
         let address = self.world.any(&mut self.dice).address();
         let node = &mut self.registered.as_mut().unwrap().node;
@@ -156,7 +156,7 @@ impl<'a> Member<'a> {
         connection.try_ask(method, &path, body).await.map_err(|error| (true, error.to_string()))
     }
 
-    /// The segments that it holds, according to some controller.
+    /// Returns the segments that it holds, according to some controller.
     async fn list(&mut self) -> BTreeSet<IpNetwork> {
         let limit = TimeLimit::new(format!("what {} holds", self.name));
         loop {
@@ -213,7 +213,7 @@ impl<'a> Member<'a> {
                     return Err(NotGranted::Exhausted);
                 }
                 Ok((403, _)) if self.world.lags() => {}
-                // It waits; but what was answered before need not be asked again.
+                // The node waits. It need not repeat a request that was answered before.
                 Ok((429, _)) if repeated => {
                     self.world.model.count("repeated too often");
                     if !unsure {
@@ -266,7 +266,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Asserts that it holds what it was granted.
+    /// Asserts that the node holds the segments that it was granted.
     async fn look(&mut self) {
         let known: BTreeSet<IpNetwork> =
             self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();
@@ -294,7 +294,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Deregisters it if it is registered. It receives nothing afterwards.
+    /// Deregisters the node if it is registered. It receives nothing afterwards.
     pub(super) async fn leave(&mut self) {
         if self.registered.is_none() {
             return;
@@ -333,8 +333,8 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Deregisters it as the operator. Returns whether that may be incomplete, or was done by a
-    /// controller that did not know everything.
+    /// Deregisters the node as the operator. Returns whether the deregistration may be incomplete,
+    /// or was done by a controller that did not know everything.
     async fn is_deregistered(&mut self) -> bool {
         let known: BTreeSet<IpNetwork> =
             self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();
@@ -361,7 +361,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Takes all segments. No other node is left.
+    /// Takes all segments when no other node is left.
     pub(super) async fn fill(&mut self) {
         let limit = TimeLimit::new("every segment to be granted again");
         while self.registered.is_none() {

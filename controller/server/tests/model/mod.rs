@@ -1,22 +1,24 @@
-//! Random histories of a controller, compared with a plain model of what it promises; the same on
-//! every store.
+//! Runs random histories of a controller, and compares them with a simple model of its guarantees;
+//! the same on every store.
 //!
-//! Nodes join, request segments, repeat their requests and leave, each by its own dice and over the
-//! API. Meanwhile controllers, which are separate programs, are killed at any moment and started
-//! again. A node without a response asks again, as agents do. Throughout, and at the end:
+//! Nodes join, request segments, repeat their requests and are deregistered, each by its own dice
+//! and over the API. Meanwhile controllers, which are separate programs, are killed at any moment
+//! and started again. A node without a response repeats its request, as agents do. Throughout, and
+//! at the end:
 //!
 //! - No address has two owners, and none gets another owner before its quarantine is over.
 //! - A granted segment is held until its node is deregistered, and nothing else is held: a
 //!   segment request that is repeated because its response was lost is carried out once.
 //! - A node that repeats a segment request gets the same segments.
-//! - When all have left, and the quarantines are over, every segment can be granted again.
+//! - When all nodes are deregistered, and the quarantines are over, every segment can be granted
+//!   again.
 //!
 //! The dice come from a seed, which a failure prints and `EDGE_MODEL_SEED` sets. The timing of
 //! concurrent programs does not come from the dice: a seed reproduces the requests and the kinds of
 //! disturbance, not their exact moments. `EDGE_MODEL_SECONDS` makes a history longer.
 //!
 //! - [`dice`]: random numbers from a seed.
-//! - [`model`]: what must hold.
+//! - [`model`]: the conditions that must hold.
 //! - [`world`]: the controllers and their disturbances.
 //! - [`member`]: a node and its actions.
 
@@ -35,14 +37,14 @@ use member::Member;
 pub(crate) use world::Testbed;
 use world::{TimeLimit, World};
 
-/// Largest number of nodes at a time. They sometimes exhaust the ranges.
+/// Maximum number of nodes at a time. They sometimes exhaust the ranges.
 const NODES: u64 = 6;
 
-/// What happens in every history. A history without them proves nothing.
+/// Events that occur in every history. A history without them proves nothing.
 const EVENTS: [&str; 5] = ["killed", "granted", "granted anew", "asked once more", "left"];
 
-/// Runs one history on this testbed. It lasts as long as `normally` says, unless the environment
-/// sets another time, and goes on until all [`EVENTS`] have happened.
+/// Runs one history on this testbed. It lasts for the time `normally`, unless the environment sets
+/// another time, and continues until all [`EVENTS`] have occurred.
 pub(crate) async fn check(testbed: &dyn Testbed, normally: Duration) {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     #[expect(clippy::disallowed_methods, reason = "for a seed that differs between runs")]
@@ -77,7 +79,7 @@ pub(crate) async fn check(testbed: &dyn Testbed, normally: Duration) {
     world.stop().await;
 }
 
-/// Prints what is needed to examine a failure.
+/// Prints the data that is needed to examine a failure.
 struct FailureReport {
     seed: u64,
     words: Box<dyn Fn() -> String>,

@@ -1,4 +1,4 @@
-//! What must hold, whichever node asks and whichever controller dies.
+//! The conditions that must hold, whichever node sends requests and whichever controller dies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,10 +10,10 @@ use edge_types::IpNetwork;
 
 /// Quarantine in seconds.
 pub(super) const QUARANTINE: u64 = 2;
-/// The controller counts whole seconds, and the first one may be nearly over.
+/// Tolerance: the controller counts whole seconds, and the first one may be nearly over.
 const ROUNDING: Duration = Duration::from_secs(1);
 
-/// The holder of each segment, according to the responses that nodes got.
+/// The holder of each segment, according to the responses to nodes.
 #[derive(Default)]
 pub(super) struct Model(Mutex<Inner>);
 
@@ -30,11 +30,11 @@ struct HeldSegment {
     /// How often the node had joined before.
     life: u32,
     request: String,
-    /// When the node got the response.
+    /// When the node received the response.
     from: Instant,
     /// When the deregistration of the node began.
     until: Option<Instant>,
-    /// The deregistration may be incomplete, so that its name still holds the segment.
+    /// Whether the deregistration may be incomplete, so that the name still holds the segment.
     inherited: bool,
 }
 
@@ -48,7 +48,7 @@ impl Model {
         *self.inner().counts.entry(what).or_default() += 1;
     }
 
-    /// Those of these actions that have not happened yet.
+    /// Returns those of these actions that have not occurred yet.
     pub(super) fn missing(&self, what: &[&'static str]) -> Vec<&'static str> {
         let inner = self.inner();
         what.iter().copied().filter(|what| !inner.counts.contains_key(what)).collect()
@@ -61,7 +61,7 @@ impl Model {
         })
     }
 
-    /// Notes that a node got a segment.
+    /// Records that a node received a segment.
     pub(super) fn heard(&self, node: &str, life: u32, request: &str, network: IpNetwork) {
         let mut inner = self.inner();
         let now = Instant::now();
@@ -97,7 +97,7 @@ impl Model {
         *inner.counts.entry(if again { "granted anew" } else { "granted" }).or_default() += 1;
     }
 
-    /// Notes that the deregistration of a node begins.
+    /// Records that the deregistration of a node begins.
     pub(super) fn leaves(&self, node: &str, life: u32) {
         let now = Instant::now();
         let mut inner = self.inner();
@@ -105,14 +105,14 @@ impl Model {
         its.for_each(|held| held.until = Some(now));
     }
 
-    /// Notes that the deregistration of a node may be incomplete.
+    /// Records that the deregistration of a node may be incomplete.
     pub(super) fn half_left(&self, node: &str, life: u32) {
         let mut inner = self.inner();
         let its = inner.held_segments.iter_mut().filter(|held| held.node == node && held.life == life);
         its.for_each(|held| held.inherited = true);
     }
 
-    /// All held segments and their nodes.
+    /// Returns all held segments and their nodes.
     pub(super) fn held(&self) -> BTreeMap<IpNetwork, String> {
         let inner = self.inner();
         let held = inner.held_segments.iter().filter(|held| held.until.is_none());

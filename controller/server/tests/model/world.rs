@@ -20,21 +20,22 @@ use crate::process::Program;
 
 /// Number of segments in each family.
 pub(super) const CAPACITY: usize = 32;
-/// Longest time to wait for something.
+/// Time limit for each wait.
 const TIME_LIMIT: Duration = Duration::from_secs(90);
 
-/// The place where controllers keep their rows, and what else exists there.
+/// The place where controllers store their rows, with the other objects there.
 pub(crate) trait Testbed: Sync {
-    /// Number of controllers that run at the same time.
+    /// Returns the number of controllers that run at the same time.
     fn replicas(&self) -> usize;
 
-    /// Further tables of their configuration.
+    /// Returns further tables of their configuration.
     fn config_tables(&self) -> String;
 
-    /// Certificate of the signing authority. `state`: the state directory of a controller.
+    /// Returns the certificate of the signing authority. `state`: the state directory of a
+    /// controller.
     fn ca_certificate<'a>(&'a self, state: &'a Path) -> LocalBoxFuture<'a, CertificateDer<'static>>;
 
-    /// Disturbs what the controllers depend on, if possible. Returns whether it did.
+    /// Disturbs the services that the controllers depend on, if possible. Returns whether it did.
     fn disturb<'a>(&'a self, dice: &'a mut Dice) -> LocalBoxFuture<'a, bool>;
 
     /// Creates the Kubernetes Node object of a node and returns true, if the testbed has such
@@ -47,12 +48,12 @@ pub(crate) trait Testbed: Sync {
     /// Deletes that object and returns when the node is deregistered.
     fn delete_node_object<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
 
-    /// The segments that a node got by joining since `since`, seconds since 1970-01-01 UTC. `None`:
-    /// each controller can list them. It cannot if it may know a node and not yet the release of
-    /// the segments of an earlier node with this name.
+    /// Returns the segments that a node got by joining since `since`, in seconds since 1970-01-01
+    /// UTC. `None` if each controller can list them. A controller cannot if it may know a node but
+    /// not yet the release of the segments of an earlier node with this name.
     fn granted_on_join<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>>;
 
-    /// Releases the segments that an interrupted controller has left over, if that can happen.
+    /// Releases the segments that an interrupted controller may have left.
     fn release_leftovers(&self) -> LocalBoxFuture<'_, ()>;
 }
 
@@ -74,7 +75,7 @@ pub(super) struct Replica {
     address: Mutex<SocketAddr>,
 }
 
-/// What happens to one controller.
+/// A disturbance of one controller.
 enum Interruption {
     Killed,
     /// Killed, and killed again this time after its restart.
@@ -128,7 +129,8 @@ impl Replica {
         tokio::task::spawn_blocking(move || work(&mut lock(&program))).await.unwrap()
     }
 
-    /// Starts it. What it depends on may be away at the moment, unless it is alone.
+    /// Starts the controller. The services that it depends on may be unavailable at the moment,
+    /// unless it is alone.
     async fn start(&self, alone: bool) {
         let limit = TimeLimit::new("a controller to start");
         while let Err(said) = self.with_program(Program::serves).await {
@@ -149,7 +151,7 @@ impl<'a> World<'a> {
         Self { testbed, model, ca, replicas, sent, over }
     }
 
-    /// Whether one of several controllers may not know yet what another one knows.
+    /// Returns whether one of several controllers may not know yet what another one knows.
     pub(super) fn lags(&self) -> bool {
         self.replicas.len() > 1
     }
@@ -198,7 +200,7 @@ impl<'a> World<'a> {
     /// Disturbs until the history ends; afterwards all controllers run.
     pub(super) async fn disturb(&self, mut dice: Dice) {
         while !self.is_over() {
-            // While requests are in progress, and not when nothing happens.
+            // Disturbs while requests are in progress, and not when nothing happens.
             let next = self.sent.load(Ordering::Relaxed) + 1 + dice.below(40);
             while self.sent.load(Ordering::Relaxed) < next && !self.is_over() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -217,14 +219,14 @@ impl<'a> World<'a> {
             self.model.count(if matches!(interruption, Interruption::Stopped) { "stopped" } else { "killed" });
             replica.with_program(move |program| interruption.carry_out(program)).await;
             if self.lags() {
-                // The remaining controllers go on alone for a while.
+                // The remaining controllers run without it for a while.
                 tokio::time::sleep(Duration::from_millis(dice.below(500) as u64)).await;
             }
             replica.start(!self.lags()).await;
         }
     }
 
-    /// The held segments according to a controller.
+    /// Returns the held segments according to a controller.
     async fn held_at(&self, replica: &Replica) -> BTreeMap<IpNetwork, String> {
         let (status, rows) = self.operator(replica, Method::GET, "/v1/segments", None).await.unwrap();
         assert_eq!(status, 200, "{rows}");
@@ -233,8 +235,8 @@ impl<'a> World<'a> {
         held.map(|row| (text(&row["segment"]).parse().unwrap(), text(&row["node"]))).collect()
     }
 
-    /// Asserts that each controller's held segments are what the nodes were granted, apart from
-    /// what is left over.
+    /// Asserts that each controller's held segments are those that the nodes were granted, apart
+    /// from segments that interrupted actions have left.
     pub(super) async fn compare(&self) {
         let model = self.model.held();
         for replica in &self.replicas {

@@ -1,4 +1,4 @@
-//! What may happen in a round, drawn from a seed.
+//! Draws the events of a round from a seed.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use super::super::world::{EDGES, NODES};
 const BEHIND_NAT: [&str; 2] = ["edge-a2", "edge-c1"];
 /// Edges that join and leave community alpha, to which a1 and a2 always belong.
 const GUESTS: [&str; 2] = ["edge-b1", "edge-c1"];
-/// Most events of a round.
+/// Maximum number of events of a round.
 const MOST_AT_ONCE: usize = 3;
-/// How long an interruption of a round lasts, milliseconds.
+/// Duration of an interruption in a round, in milliseconds.
 const LASTS_MS: std::ops::RangeInclusive<u64> = 0..=4000;
 
-/// What happens to one node or to the controller. An event begins and, if it lasts, ends with its
-/// round.
+/// An event at one node or at the controller. An event begins and, if it has a duration, ends with
+/// its round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
     /// The agent is restarted.
@@ -33,7 +33,7 @@ pub(super) enum Event {
     XfrmFlushed,
     /// All nftables rules are flushed.
     NftFlushed,
-    /// All routes are flushed; those of the uplink are back at the end of the round.
+    /// All routes are flushed; those of the uplink are restored at the end of the round.
     RoutesFlushed,
     /// The pods' bridge is deleted.
     BridgeDeleted,
@@ -54,13 +54,13 @@ pub(super) enum Event {
 /// Events that happen at the same time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Round {
-    /// Each node or `controller` once, with what happens to it.
+    /// The events, each with its node or `controller`. Each place occurs once.
     pub(super) events: Vec<(&'static str, Event)>,
     /// Time from the beginning to the end of the events.
     pub(super) lasts: Duration,
 }
 
-/// The rounds of a seed, without an end.
+/// The endless rounds of a seed.
 pub(super) struct Rounds {
     random: Rng,
     /// The guests that are members of alpha.

@@ -1,4 +1,4 @@
-//! Makes the events of a round happen.
+//! Carries out the events of a round.
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
@@ -12,7 +12,7 @@ use super::event::{Event, Round};
 /// # Errors
 /// If a command that must succeed fails.
 pub(super) fn begin(world: &World, pods: &mut Pods, round: &Round, number: usize) -> Result<()> {
-    // The controller last, since it is needed for labels.
+    // The controller comes last, since labels need it.
     let (controller, nodes): (Vec<_>, Vec<_>) = round.events.iter().partition(|(place, _)| *place == "controller");
     for (place, event) in nodes.into_iter().chain(controller) {
         begin_one(world, pods, place, event, number).with_context(|| format!("{event:?} on {place} does not begin"))?;
@@ -20,7 +20,7 @@ pub(super) fn begin(world: &World, pods: &mut Pods, round: &Round, number: usize
     Ok(())
 }
 
-/// Ends those that last.
+/// Ends the events that have a duration.
 ///
 /// # Errors
 /// As [`begin`].
@@ -35,7 +35,7 @@ pub(super) fn end(world: &World, round: &Round) -> Result<()> {
     Ok(())
 }
 
-/// The edge's interface.
+/// Returns the name of the edge's interface.
 fn lan(edge: &str) -> String {
     edge.replace("edge-", "lan-")
 }
@@ -94,7 +94,7 @@ END
             for peer in status["peers"].as_array().into_iter().flatten() {
                 let name = peer["name"].as_str().context("a peer without a name")?;
                 let what: &[&str] = if *ike { &["rekey", name, "--ike"] } else { &["rekey", name] };
-                // Another event of the round may have ended the tunnel.
+                // Another event of the round may have ended the tunnel already.
                 if let Err(error) = world.agent(place, what) {
                     world.checks.note(format!("{place} does not rekey {name}: {error}"));
                 }
@@ -122,7 +122,7 @@ fn end_one(world: &World, place: &str, event: &Event) -> Result<()> {
         Event::AgentKilled => world.start_agent(place),
         Event::ControllerKilled => world.start_controller(),
         Event::LinkDown => world.node(place).plug(&lan, true),
-        // What the host's network manager does. A gateway's network comes first.
+        // Restores the routes as the host's network manager does. A gateway's network comes first.
         Event::RoutesFlushed => world
             .node(place)
             .sh(&format!(

@@ -1,8 +1,9 @@
-//! Random events over the demo's nodes, with its claims checked after each round: no pod's packet
-//! is on the wires in clear, pods that may reach each other do so again, pods that must not never
-//! do, and at rest there is one IKE SA for each pair and the kernel has what the status says.
+//! Random events at the demo's nodes, with the demo's claims checked after each round. No pod's
+//! packet is unencrypted on the wires. Pods that may reach each other do so again, and pods that
+//! must not reach each other never do. At rest there is one IKE SA for each pair, and the kernel's
+//! state matches the status.
 //!
-//! - `event`: what may happen, drawn from a seed. `happen`: makes it happen.
+//! - `event`: draws events from a seed. `happen`: carries them out.
 
 mod event;
 mod happen;
@@ -27,19 +28,19 @@ use event::{Event, Round, Rounds};
 const SEED: &str = "EDGE_CHAOS_SEED";
 const SECONDS: &str = "EDGE_CHAOS_SECONDS";
 
-/// Rounds of the run by default, and its seed.
+/// Number of rounds of the run by default; its seed follows.
 const ROUNDS: usize = 5;
 const DEFAULT_SEED: u64 = 1;
-/// The longest run, seconds.
+/// Maximum duration of a run, in seconds.
 const MOST_SECONDS: u64 = 24 * 3600;
-/// How long the network may take to recover, on a busy machine.
+/// Time limit for the recovery of the network, on a busy machine.
 const RECOVERY: Duration = Duration::from_secs(120);
-/// Pairs of pods that ping each other at the same time.
+/// Number of pairs of pods that ping each other at the same time.
 const AT_ONCE: usize = 12;
-/// Interval of the pings that nobody must answer.
+/// Interval of the pings that must not be answered.
 const FORBIDDEN_PACE: Duration = Duration::from_millis(100);
 
-/// A few rounds.
+/// A scenario with a few rounds.
 pub const SHORT: Scenario = Scenario {
     name: "chaos/short",
     about: "five rounds of random events (seed 1): nothing in clear, permitted pods reach each other again, others never",
@@ -49,7 +50,7 @@ pub const SHORT: Scenario = Scenario {
     run,
 };
 
-/// As many rounds as `make chaos` has time for.
+/// A scenario with as many rounds as `make chaos` has time for.
 pub const LONG: Scenario = Scenario {
     name: "chaos/long",
     about: "random events for as long as make chaos says",
@@ -165,7 +166,7 @@ fn play(
     Ok(took)
 }
 
-/// All ordered pairs of edges.
+/// Returns all ordered pairs of edges.
 fn pairs() -> impl Iterator<Item = (&'static str, &'static str)> {
     EDGES.into_iter().flat_map(|from| EDGES.into_iter().filter(move |to| *to != from).map(move |to| (from, to)))
 }
@@ -174,13 +175,14 @@ fn edge_name(name: &str) -> &'static str {
     EDGES.into_iter().find(|edge| *edge == name).unwrap_or("no edge")
 }
 
-/// Whether two edges have a community in common. `guests` are those that are members of alpha now.
+/// Returns whether two edges have a community in common. `guests` are those that are members of
+/// alpha now.
 fn may_reach(guests: &BTreeSet<&'static str>, from: &str, to: &str) -> bool {
     [from, to].into_iter().all(|edge| matches!(edge, "edge-a1" | "edge-a2") || guests.contains(edge))
 }
 
-/// Whether a tunnel between two edges must come up: a1 has a public address of each family. Between
-/// the others, NATs or different families may prevent it.
+/// Returns whether a tunnel between two edges must come up: a1 has a public address of each family.
+/// Between the others, NATs or different families may prevent it.
 fn has_path(from: &str, to: &str) -> bool {
     from == "edge-a1" || to == "edge-a1"
 }

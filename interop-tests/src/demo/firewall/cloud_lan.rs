@@ -1,6 +1,6 @@
-//! A host on the LAN of the hub and the cloud nodes, which uses either as its router. It may send
-//! with addresses of the networks that the hub fronts (`docs/threats.md`), and with its own it
-//! reaches no edge.
+//! Checks a host on the LAN of the hub and the cloud nodes, which uses either as its router. The
+//! host may send with addresses of the networks that the hub fronts (`docs/threats.md`). With its
+//! own address it reaches no edge.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ use crate::topology::Namespaces;
 
 const HOST: &str = "cloud-neighbour";
 const LOOK: &str = "cloud-1.kernel.txt, cloud-2.kernel.txt (nft list ruleset); *.edge-agent.log";
-/// Services' addresses within the cloud's networks. The operator names their ranges.
+/// Services' addresses within the cloud's networks. The operator configures their ranges.
 const SERVICES: [&str; 2] = ["10.244.99.5", "fd44::99:5"];
 const SERVICE_RANGES: [&str; 2] = ["10.244.99.0/24", "fd44::99:0/112"];
 
@@ -26,14 +26,14 @@ struct CloudNode {
     role: &'static str,
     /// Its addresses on the LAN.
     lan: [IpAddr; 2],
-    /// Its addresses within the cloud's networks. Edges see these as the source of what it sends.
+    /// Its addresses within the cloud's networks. Edges see these as the source of its packets.
     within: [IpAddr; 2],
 }
 
 /// Checks the hub and a cloud node.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn host_reaches_no_edge(test: &LanTest) -> Result<()> {
     let world = test.world;
     world.checks.part("A host on the LAN of the hub and the cloud nodes");
@@ -51,14 +51,15 @@ pub(super) fn host_reaches_no_edge(test: &LanTest) -> Result<()> {
             within: both(["10.244.2.1", "fd44::2:1"])?,
         },
     ];
-    // The nodes would redirect it to each other and to the router.
+    // Without this, the nodes would redirect the host to each other and to the router.
     world.node(HOST).sh(
         "sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.cloud.accept_redirects=0 net.ipv6.conf.cloud.accept_redirects=0",
     )?;
     for node in &nodes {
         reaches_no_pod_of_an_edge(test, node)?;
     }
-    // To cloud nodes the hub sends edges' packets in clear, so they cannot tell who sent them.
+    // The hub sends edges' packets to cloud nodes unencrypted, so cloud nodes cannot verify the
+    // sender.
     let edges = [test.own.map(beside), test.far.map(beside)].concat();
     let what = "it poses as no edge's pod, towards edges' pods, the hub's pod, or the hub";
     test.cannot_pose(HOST, "cloud-1", nodes[0].lan, &edges, what)?;
@@ -87,7 +88,7 @@ fn reaches_no_pod_of_an_edge(test: &LanTest, node: &CloudNode) -> Result<()> {
     })
 }
 
-/// A NodePort, as kube-proxy redirects it.
+/// Checks a NodePort, as kube-proxy redirects it.
 fn published_port(test: &LanTest, node: &CloudNode) -> Result<()> {
     let machine = test.world.node(node.name);
     for (family, name) in ["ip", "ip6"].into_iter().enumerate() {
@@ -104,7 +105,8 @@ fn published_port(test: &LanTest, node: &CloudNode) -> Result<()> {
     Ok(())
 }
 
-/// Services of the cloud's networks are served until the operator names their ranges.
+/// Checks that Services of the cloud's networks are served until the operator configures their
+/// ranges.
 fn calls_no_service(test: &LanTest, node: &CloudNode) -> Result<()> {
     let (host, machine) = (test.world.node(HOST), test.world.node(node.name));
     let services = both(SERVICES)?;

@@ -1,7 +1,7 @@
-//! Rules of Docker and of firewalld, put on before the agent starts and while it runs. The rules
-//! are those that dockerd 20.10.24 (with `--ipv6 --experimental --ip6tables`) and firewalld 1.3.3
-//! write by default. The programs themselves do not run here: they are large, and installing them
-//! would change the firewall of the machine that runs the tests.
+//! Checks rules of Docker and of firewalld, added before the agent starts and while it runs. The
+//! rules are those that dockerd 20.10.24 (with `--ipv6 --experimental --ip6tables`) and firewalld
+//! 1.3.3 write by default. The programs themselves do not run here: they are large, and their
+//! installation would change the firewall of the machine that runs the tests.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -76,7 +76,8 @@ fn serve(pod: &Namespaces) -> Result<Process> {
     pod.start("source", pod.command(&own).args(["guest", "tcp-serve", &PORT.to_string(), SOURCE]))
 }
 
-/// The pod of an edge and the cloud's reach each other, and the pod reaches the internet.
+/// Checks that the pod of an edge and the cloud's pod reach each other, and that the edge's pod
+/// reaches the internet.
 fn works(test: &LanTest, node: &str, when: &str) -> Result<()> {
     let pods: &Pods = test.pods;
     let (pod, own) = (&pods.of(node).pod, pair(&pods.of(node).addresses())?);
@@ -86,7 +87,7 @@ fn works(test: &LanTest, node: &str, when: &str) -> Result<()> {
         test.seen_as(pod, far, PORT, own, &format!("{when}, {node}'s pod reaches the cloud's at {far}"))?;
         test.seen_as(&cloud.pod, own, PORT, far, &format!("{when}, the cloud's pod reaches {node}'s at {own}"))?;
         let Some(inside) = site(node).inside[family] else { continue };
-        // Behind NAT, the router's address is seen.
+        // Behind NAT, the server sees the router's address.
         let seen = if inside.starts_with("192.168.") { site(node).outside[family] } else { Some(inside) };
         let seen: IpAddr = seen.context("an address on the internet")?.parse()?;
         let outside: IpAddr = INTERNET[family].parse()?;
@@ -110,7 +111,8 @@ fn no_obstacle(test: &LanTest, node: &str) -> Result<()> {
     })
 }
 
-/// Docker's own containers on a1 go on: a LAN host reaches the published port alone.
+/// Checks that Docker's own containers on a1 still work: a LAN host reaches only the published
+/// port.
 fn container(test: &LanTest) -> Result<()> {
     let (world, edge, neighbour) = (test.world, test.world.node("edge-a1"), test.world.node("neighbour"));
     let pod = edge.pod("container")?;
@@ -129,8 +131,8 @@ fn container(test: &LanTest) -> Result<()> {
     test.seen_as(neighbour, test.edge[0], PUBLISHED, NEIGHBOUR[0].parse()?, what)?;
     let outside = both(INTERNET)?[0];
     test.seen_as(&pod, outside, PORT, test.edge[0], "the container reaches the internet")?;
-    // Docker forwarded before us, so that it alone decides. Its rules accept a published port of
-    // the container from everywhere.
+    // Docker turned forwarding on before the agent, so Docker alone decides. Its rules accept a
+    // published port of the container from everywhere.
     let container: IpAddr = CONTAINER.parse()?;
     let own = std::env::current_exe()?;
     let private = UNPUBLISHED.to_string();
@@ -144,8 +146,8 @@ fn container(test: &LanTest) -> Result<()> {
     })
 }
 
-/// Waits until the status names what firewalld drops, and does what the commands there make
-/// firewalld do.
+/// Waits until the status names the packets that firewalld drops, with commands, and makes the
+/// changes that firewalld would make on these commands.
 fn do_as_told(test: &LanTest, node: &str) -> Result<()> {
     let host = test.world.node(node);
     let what = format!("the status of {node} names what firewalld rejects and its reverse path check, with commands");
@@ -171,7 +173,7 @@ fn do_as_told(test: &LanTest, node: &str) -> Result<()> {
     no_obstacle(test, node)
 }
 
-/// What dockerd sets up when it starts, on a host that did not forward before.
+/// Writes the rules that dockerd adds at start, on a host that did not forward before.
 fn docker(host: &Namespaces) -> Result<()> {
     host.sh("ip link add docker0 type bridge forward_delay 0 && ip link set docker0 up && \
          ip addr add 172.17.0.1/16 dev docker0 && ip addr add fd99::1/64 dev docker0 nodad && \
@@ -204,7 +206,7 @@ fn docker(host: &Namespaces) -> Result<()> {
     Ok(())
 }
 
-/// What firewalld writes with its default zone `public`, to which the operator added the services
+/// Writes firewalld's rules for its default zone `public`, to which the operator added the services
 /// `ipsec` and `ssh`.
 fn firewalld(host: &Namespaces) -> Result<()> {
     let rules = "table inet firewalld {

@@ -1,4 +1,5 @@
-//! hostPorts of a pod, by the real `portmap` that `edge-agent install-cni` chains after our plugin.
+//! Checks hostPorts of a pod, with the real `portmap` that `edge-agent install-cni` chains after
+//! our plugin.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -17,14 +18,14 @@ use crate::topology::Namespaces;
 
 const NODE: &str = "edge-a1";
 const HOST_PORT: u16 = 8090;
-/// Where Debian has the plugins.
+/// Path of Debian's portmap plugin.
 const PORTMAP: &str = "/usr/lib/cni/portmap";
 
-/// A hostPort of a pod on a1 is served to a host on the LAN, to a1, to pods of other nodes and of
-/// this one, and to the pod itself.
+/// Checks that a hostPort of a pod on a1 is served to a host on the LAN, to a1, to pods of other
+/// nodes and of this one, and to the pod itself.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn served_to_all(test: &LanTest, others: &str) -> Result<()> {
     let (world, edge) = (test.world, test.world.node(NODE));
     let plugin = world.lab.program("edge-cni")?.display().to_string();
@@ -37,8 +38,8 @@ pub(super) fn served_to_all(test: &LanTest, others: &str) -> Result<()> {
     let mut server = published.pod.start("source", published.pod.command(&own).args(serve))?;
 
     let lan: [IpAddr; 2] = both(NEIGHBOUR)?;
-    // Of each family, the pod of a node that has such an uplink, and the source that its packets
-    // get on their way out.
+    // For each family: the pod of a node that has such an uplink, and the source address of its
+    // packets after they leave the node.
     let far: [(&str, IpAddr); 2] =
         [("edge-a2", outside("edge-a2", 0)?.parse()?), ("edge-b1", inside("edge-b1", 1)?.parse()?)];
     let served = |from: &Namespaces, who: &str, to: IpAddr| {
@@ -79,18 +80,18 @@ pub(super) fn served_to_all(test: &LanTest, others: &str) -> Result<()> {
     })
 }
 
-/// A node's address of a family (0: IPv4, 1: IPv6).
+/// Returns a node's address of a family (0: IPv4, 1: IPv6).
 fn inside(node: &str, family: usize) -> Result<&'static str> {
     site(node).inside[family].with_context(|| format!("{node} has no such address"))
 }
 
-/// The address of a node's router on the internet.
+/// Returns the address of a node's router on the internet.
 fn outside(node: &str, family: usize) -> Result<&'static str> {
     site(node).outside[family].with_context(|| format!("{node}'s router has no such address"))
 }
 
 /// Runs `portmap` as the runtime does after our plugin, with the entry of the installed list and
-/// our result.
+/// our plugin's result.
 fn portmap(test: &LanTest, verb: &str, pod: &DemoPod, result: &Value) -> Result<()> {
     let edge = test.world.node(NODE);
     let list: Value = serde_json::from_str(&edge.read(CONFLIST)?)?;

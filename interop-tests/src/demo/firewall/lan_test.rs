@@ -1,4 +1,4 @@
-//! The network of these checks, and what several of them do.
+//! The network of these checks, and their common steps.
 
 use std::net::IpAddr;
 
@@ -24,11 +24,11 @@ pub(super) const INTERNET: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 pub(super) struct LanTest<'a> {
     pub(super) world: &'a World<'a>,
     pub(super) pods: &'a Pods,
-    /// a1's on its LAN.
+    /// a1's addresses on its LAN.
     pub(super) edge: [IpAddr; 2],
-    /// a1's bridge's.
+    /// Addresses of a1's bridge.
     pub(super) bridge: [IpAddr; 2],
-    /// a1's pod's.
+    /// Addresses of a1's pod.
     pub(super) own: [IpAddr; 2],
     pub(super) far: [IpAddr; 2],
     pub(super) cloud: [IpAddr; 2],
@@ -44,18 +44,18 @@ pub(super) fn pair(addresses: &[IpAddr]) -> Result<[IpAddr; 2]> {
     Ok([of(true).context("an IPv4 address")?, of(false).context("an IPv6 address")?])
 }
 
-/// `ADDRESS:PORT`, with brackets where they are needed.
+/// Returns `ADDRESS:PORT`, with brackets where they are needed.
 pub(super) fn socket(address: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(address, port).to_string()
 }
 
-/// What a server answers to `from`.
+/// Returns a server's answer to `from`.
 pub(super) fn fetched(from: &Namespaces, to: IpAddr, port: u16) -> Result<String> {
     let own = std::env::current_exe()?;
     from.run(from.command(&own).args(["guest", "tcp-fetch", &socket(to, port)]))
 }
 
-/// An address of the same /120 or /29 that no pod has; pods have the first ones.
+/// Returns an address of the same /120 or /29 that no pod has; pods have the first ones.
 pub(super) fn beside(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) + 2).into()),
@@ -139,7 +139,7 @@ impl<'a> LanTest<'a> {
         })
     }
 
-    /// The source address that a server sees when `from` connects to it.
+    /// Returns the source address that a server sees when `from` connects to it.
     pub(super) fn seen(&self, from: &Namespaces, to: IpAddr, port: u16) -> Result<IpAddr> {
         let text = fetched(from, to, port)?;
         text.parse().with_context(|| format!("{to} said {text:?}"))
@@ -153,7 +153,7 @@ impl<'a> LanTest<'a> {
         })
     }
 
-    /// The value of a counter of a node's firewall.
+    /// Returns the value of a counter of a node's firewall.
     pub(super) fn refused(&self, node: &str, counter: &str) -> Result<u64> {
         let status = self.world.status(node)?;
         let entries = status["refused"].as_array().context("status has no list of what was refused")?;
@@ -167,7 +167,8 @@ impl<'a> LanTest<'a> {
     pub(super) fn obstacles(&self, node: &str) -> Result<Vec<Value>> {
         let status = self.world.status(node)?;
         let all = status["obstacles"].as_array().cloned().context("status has no list of obstacles")?;
-        // The lab's kernel has it off, which the status names. No check here needs it.
+        // The setting is off in the lab's kernel, and the status reports that. No check here needs
+        // it.
         Ok(all.into_iter().filter(|one| !one["what"].as_str().unwrap_or_default().contains("bridge-nf-call")).collect())
     }
 
@@ -192,16 +193,16 @@ impl<'a> LanTest<'a> {
         })
     }
 
-    /// The neighbour sends with sources of a local pod, of a remote pod and of the cloud, towards
-    /// a1's pod, a2's pod, the cloud's pod and a1 itself.
+    /// Checks that the neighbour cannot send with sources of a local pod, of a remote pod and of
+    /// the cloud, towards a1's pod, a2's pod, the cloud's pod and a1 itself.
     pub(super) fn lan_host_cannot_pose(&self, others: &str) -> Result<()> {
         let sources = [self.own.map(beside), self.far.map(beside), self.cloud.map(beside)].concat();
         let what = format!("{others}, it poses as no pod, towards pods, through tunnels, or towards a1");
         self.cannot_pose("neighbour", "edge-a1", self.edge, &sources, &what)
     }
 
-    /// A host on a node's LAN sends with these sources, towards a1's pod, a2's pod, the cloud's pod
-    /// and the node itself. No packet arrives.
+    /// Sends from a host on a node's LAN with these sources, towards a1's pod, a2's pod, the
+    /// cloud's pod and the node itself. Checks that no packet arrives.
     pub(super) fn cannot_pose(
         &self,
         host: &str,

@@ -1,13 +1,13 @@
-//! A host on an edge's LAN reaches nothing by routing through the edge, pods reach the outside, and
-//! rules of other programs are coped with or named in the status. All that is checked in the demo's
-//! network with real tunnels and both families, with and without another program that masquerades
-//! all that it forwards.
+//! Checks that a host on an edge's LAN reaches nothing by routing through the edge, that pods reach
+//! the outside, and that the agent handles rules of other programs or reports them in the status.
+//! Everything is checked in the demo's network with real tunnels and both families, with and
+//! without another program that masquerades all packets that it forwards.
 //!
-//! - `lan_test`: the network, and what several checks do.
+//! - `lan_test`: the network, and the common steps of the checks.
 //! - `cloud_lan`: a host on the LAN of the hub and the cloud nodes.
 //! - `services`: ClusterIPs, which hosts on either LAN route through a node.
-//! - `host_ports`: hostPorts by the real `portmap`.
-//! - `docker_and_firewalld`: a scenario of its own, with the rules of these two.
+//! - `host_ports`: hostPorts with the real `portmap`.
+//! - `docker_and_firewalld`: a separate scenario, with the rules of these two.
 
 mod cloud_lan;
 mod docker_and_firewalld;
@@ -32,7 +32,7 @@ use crate::topology::Namespaces;
 
 pub use docker_and_firewalld::SCENARIO as DOCKER_AND_FIREWALLD;
 
-/// Hosts on an edge's LAN and rules of other programs, as a scenario.
+/// The scenario of hosts on an edge's LAN and rules of other programs.
 pub const SCENARIO: Scenario = Scenario {
     name: "firewall/lan-hosts",
     about: "a LAN host reaches nothing by routing through an edge, a hub or a cloud node, hostPorts by portmap, a pod poses as nobody, pods reach the outside, others' rules are coped with or named, router advertisements are heard by uplinks alone",
@@ -111,7 +111,7 @@ impl LanTest<'_> {
         world.checks.check("a1 is no router for its LAN", LOOK, || {
             let before = self.refused("edge-a1", "between-uplinks")?;
             let neighbour = world.node("neighbour");
-            // a1 would redirect the neighbour to the router.
+            // Without this, a1 would redirect the neighbour to the router.
             neighbour.sh("sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.lan-a1.accept_redirects=0 net.ipv6.conf.lan-a1.accept_redirects=0")?;
             let pairs: Vec<(&Namespaces, IpAddr)> = internet.iter().map(|to| (&**neighbour, *to)).collect();
             let answers = self.through_the_edge(&internet, || answered(&pairs))?;
@@ -122,7 +122,8 @@ impl LanTest<'_> {
         })
     }
 
-    /// Edges accept only those addresses of a cloud node that belong to the cloud's CNI.
+    /// Checks that edges accept only those addresses of a cloud node that belong to the cloud's
+    /// CNI.
     fn cloud_nodes(&self) -> Result<()> {
         self.world.checks.part("The cloud");
         let node = self.world.node("cloud-2");
@@ -155,7 +156,7 @@ impl LanTest<'_> {
         Ok(())
     }
 
-    /// The agent has the plugin make its table again, with the elements of each pod.
+    /// Checks that the agent makes the plugin restore its table, with the elements of each pod.
     fn bridge_table_is_kept(&self) -> Result<()> {
         let edge = self.world.node("edge-a1");
         let stands = || {
@@ -174,7 +175,7 @@ impl LanTest<'_> {
         Ok(())
     }
 
-    /// A policy as Docker and ufw set it.
+    /// Checks a policy as Docker and ufw set it.
     fn forward_drop(&self) -> Result<()> {
         let edge = self.world.node("edge-a1");
         let pod = &self.pods.of("edge-a1").pod;
@@ -192,7 +193,7 @@ impl LanTest<'_> {
         edge.sh("nft 'delete table ip filter; delete table ip6 filter'").map(drop)
     }
 
-    /// firewalld's default for IPv6.
+    /// Checks firewalld's default for IPv6.
     fn reverse_path_filter(&self) -> Result<()> {
         let edge = self.world.node("edge-a1");
         let pod = &self.pods.of("edge-a1").pod;
@@ -220,7 +221,7 @@ impl LanTest<'_> {
         edge.sh("nft delete table inet fw").map(drop)
     }
 
-    /// Settings as in recipes for VTI interfaces.
+    /// Checks settings that recipes for VTI interfaces contain.
     fn policies_stay_asked(&self) -> Result<()> {
         let edge = self.world.node("edge-a1");
         let keys = "net.ipv4.conf.all.disable_policy net.ipv4.conf.lan-a1.disable_policy net.ipv6.conf.all.disable_policy \

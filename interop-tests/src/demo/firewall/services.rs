@@ -1,5 +1,5 @@
-//! ClusterIPs, which kube-proxy redirects for every sender. Only pods and the nodes call them; a
-//! host on a LAN that routes them through a node does not.
+//! Checks ClusterIPs, which kube-proxy redirects for every sender. Only pods and the nodes may call
+//! them; a host on a LAN that routes them through a node may not.
 
 use std::net::IpAddr;
 
@@ -35,15 +35,15 @@ pub(super) fn redirect(node: &Namespaces, services: &[(IpAddr, IpAddr)]) -> Resu
 /// Removes the rules of [`redirect`].
 ///
 /// # Errors
-/// If they are not there.
+/// If the rules do not exist.
 pub(super) fn forget(node: &Namespaces) -> Result<()> {
     node.sh("nft 'delete table ip service; delete table ip6 service'").map(drop)
 }
 
-/// Fails if a Service is served to `from`. Calls all of them at the same time.
+/// Calls all these Services at the same time, and fails if one is served to `from`.
 ///
 /// # Errors
-/// In this case.
+/// If one is served.
 pub(super) fn none_is_served(from: &Namespaces, services: &[IpAddr]) -> Result<()> {
     let served: Vec<String> = std::thread::scope(|scope| {
         let calls: Vec<_> =
@@ -57,10 +57,11 @@ pub(super) fn none_is_served(from: &Namespaces, services: &[IpAddr]) -> Result<(
     Ok(())
 }
 
-/// The neighbour calls Services in the cloud's networks through a1, with endpoints on a1 and on a2.
+/// Checks that the neighbour cannot call Services in the cloud's networks through a1, with
+/// endpoints on a1 and on a2.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn lan_host_calls_none(test: &LanTest) -> Result<()> {
     let (edge, neighbour) = (test.world.node("edge-a1"), test.world.node("neighbour"));
     let (here, elsewhere) = (both(["10.244.99.3", "fd44::99:3"])?, both(["10.244.99.4", "fd44::99:4"])?);
@@ -86,10 +87,11 @@ pub(super) fn lan_host_calls_none(test: &LanTest) -> Result<()> {
     forget(edge)
 }
 
-/// An edge's pod calls Services through the hub.
+/// Checks that an edge's pod can call a Service through the hub if its endpoint is in the cloud,
+/// but not if its endpoint is at another edge.
 ///
 /// # Errors
-/// The first check that does not hold.
+/// Returns the first check that fails.
 pub(super) fn endpoint_at_another_edge(test: &LanTest) -> Result<()> {
     let hub = test.world.node("cloud-1");
     let pod = &test.pods.of("edge-a1").pod;

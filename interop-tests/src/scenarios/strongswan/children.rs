@@ -1,5 +1,5 @@
 //! Several CHILD_SAs under one IKE SA with charon: configured at both ends, and one for each pair
-//! of networks where the agent has one for all, as appliances do.
+//! of networks where the agent has one for all pairs, as appliances do.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,4 @@
-//! The examples of `docs/migrate.md` as they stand there: what was strongSwan's becomes
-//! edge-agent's.
+//! Runs the examples of `docs/migrate.md` unchanged: edge-agent replaces strongSwan.
 
 use anyhow::{Result, ensure};
 
@@ -54,7 +53,7 @@ fn migrate(lab: &Lab, example: &Example, install: impl Fn(&Node, &str) -> Result
     let arguments = ["import", "/etc/swanctl/swanctl.conf", "--into", "/etc/edge-cni"];
     site.edge.run(site.edge.command(&program).args(arguments))?;
     let config = site.edge.sh("cat /etc/edge-cni/agent.toml")?;
-    // The first line and the comments have the path of the file.
+    // The first line and the comments contain the path of the file.
     let made = config.replace("/etc/swanctl/", "");
     ensure!(made.trim() == example.after.trim(), "import made\n{config}\nand docs/migrate.md has\n{}", example.after);
     lab.step("imported");

@@ -224,7 +224,7 @@ fn on_demand(lab: &Lab) -> Result<()> {
             ensure!(charon.sas()?.is_empty(), "it still has one");
             Ok(())
         })?;
-        // One packet, which brings the tunnel.
+        // One packet, which sets up the tunnel.
         ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(60))?, "the first packet was lost");
     }
     lab.step("the first packet is answered, and the idle tunnel goes");
@@ -270,7 +270,7 @@ fn certificates(lab: &Lab, initiator: Initiator, edge_key: KeyKind, moon_key: Ke
     let words: &[&str] = match initiator {
         // charon refuses this identity.
         Initiator::Edge => &["moon", "edge.example", "identities"],
-        // For a responder this is an identity that no [[peer]] has.
+        // For a responder, no [[peer]] has this identity.
         Initiator::Moon => &["moon.example"],
     };
     match initiator {
@@ -301,7 +301,8 @@ fn cert_responder(lab: &Lab) -> Result<()> {
     certificates(lab, Initiator::Moon, KeyKind::P256, KeyKind::Ed25519)
 }
 
-/// charon has this for `proposals` and `esp_proposals`, and edge-agent nothing.
+/// Checks charon with these `proposals` and `esp_proposals`, and edge-agent without configured
+/// ones.
 fn unconfigured(lab: &Lab, initiator: Initiator, proposals: &str) -> Result<()> {
     let net = lab.build(&Site::plan(initiator))?;
     let site = Site::new(net, initiator)?;
@@ -338,7 +339,7 @@ fn nothing_in_common(lab: &Lab, initiator: Initiator) -> Result<()> {
         Initiator::Edge => {
             site.check_refusal(&mut agent, &charon, &["moon", "no proposal in common", "CHACHA20_POLY1305"])?
         }
-        // No peer has identified itself yet, so the log names an address alone.
+        // No peer has identified itself yet, so the log contains only an address.
         Initiator::Moon => {
             ensure!(charon.initiate().is_err(), "charon came through with a proposal that is not configured");
             for words in ["no proposal in common", "configured here: CHACHA20_POLY1305", "203.0.113.1"] {

@@ -13,7 +13,7 @@ use crate::topology::{Capture, Net, Netem, NetworkPlan, Node, Pod};
 use crate::wait;
 
 pub(super) const SECRET: &str = "correct horse battery";
-/// One letter differs.
+/// A secret that differs in one letter.
 pub(super) const WRONG_SECRET: &str = "correct horse cattery";
 const EDGE_NET: &str = "10.1.0.0/24";
 const MOON_NET: &str = "10.2.0.0/24";
@@ -47,8 +47,8 @@ impl<'a> Site<'a> {
             .on("home", &["192.168.1.1/24"])
             .masquerade("internet")
             .slow("internet", Netem::delay(2))
-            // The router would forward the pods' packets, so only the tunnel's policies keep them
-            // off the wire.
+            // The router would forward the pods' packets, so only the tunnel's policies keep the
+            // packets off the wire.
             .route(home_net, "192.168.1.10")
             .route(public_net, "203.0.113.10");
         plan.host(home).on("home", &["192.168.1.10/24"]).via("192.168.1.1");
@@ -98,7 +98,7 @@ impl<'a> Site<'a> {
     }
 
     /// Checks that the tunnel carries pings, that both sides and both kernels have the same SPIs,
-    /// that each side can rekey it without a loss, and that no packet was in clear.
+    /// that each side can rekey the tunnel without a loss, and that no packet was unencrypted.
     pub(super) fn check_tunnel(mut self, lab: &Lab, agent: &mut Agent<'_>, charon: &Charon<'_>) -> Result<()> {
         if self.initiator == Initiator::Moon {
             wait::for_event("charon to get through", || charon.initiate())?;
@@ -161,7 +161,7 @@ impl<'a> Site<'a> {
             ensure!(seen.contains(&spi), "{spi:08x} was not on the wire, but {seen:x?}");
         }
         self.wire.expect_none("net 10.0.0.0/8")?;
-        // A packet of the same pods in clear shows that the capture works.
+        // An unencrypted packet of the same pods shows that the capture works.
         self.moon.sh("ip xfrm policy flush; ip xfrm state flush")?;
         let through = self.moon_pod.reaches("10.1.0.2", Duration::from_millis(200))?;
         // The NAT gives it the router's address, for which there is no policy of the tunnel.
@@ -170,8 +170,8 @@ impl<'a> Site<'a> {
         self.wire.stop()
     }
 
-    /// The agent's log at its most verbose level contains neither the pre-shared key, nor the
-    /// private key, nor a key of the kernel's SAs.
+    /// Checks that the agent's log at its most verbose level contains neither the pre-shared key,
+    /// nor the private key, nor a key of the kernel's SAs.
     fn no_key_is_logged(&self, agent: &mut Agent<'_>) -> Result<()> {
         let log = agent.process().log().to_lowercase();
         ensure!(log.contains("trace"), "the log is not at its most talkative level");
@@ -204,14 +204,14 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// The number of IKE_SA_INIT messages on the wire: exchange 34, at offset 18 of the header, on
+    /// Counts the IKE_SA_INIT messages on the wire: exchange 34, at offset 18 of the header, on
     /// port 500 or behind the non-ESP marker of port 4500.
     fn count_inits(&self) -> Result<usize> {
         let marked = "udp port 4500 and udp[8:4] = 0 and udp[30] = 34";
         Ok(self.wire.packets(&format!("(udp port 500 and udp[26] = 34) or ({marked})"))?.len())
     }
 
-    /// Agent, charon and both kernels name the same SPIs.
+    /// Checks that agent, charon and both kernels have the same SPIs.
     fn same_spis(&self, agent: &Agent<'_>, charon: &Charon<'_>) -> Result<()> {
         wait::for_event("both sides to name the same SPIs", || {
             let (ours, theirs) = (agent.tunnel("moon")?, charon.wait_up()?);
@@ -248,7 +248,8 @@ impl<'a> Site<'a> {
             ensure!(!log.contains(secret), "the secret is in the agent's log");
         }
         ensure!(agent.tunnel("moon").is_err(), "there is a tunnel");
-        // An attempt of ours makes one for a moment: charon learns afterwards that it is refused.
+        // An attempt of the agent makes a CHILD_SA for a moment: charon receives the refusal
+        // afterwards.
         wait::for_event("charon to have no CHILD_SA", || {
             let installed = charon.installed()?;
             ensure!(installed.is_empty(), "charon has {} CHILD_SAs", installed.len());
@@ -257,7 +258,8 @@ impl<'a> Site<'a> {
         self.nothing_is_left()
     }
 
-    /// The edge's kernel has no SA, no reserved SPI, and no policy except those of IKE's sockets.
+    /// Checks that the edge's kernel has no SA, no reserved SPI, and no policy except those of
+    /// IKE's sockets.
     pub(super) fn nothing_is_left(&self) -> Result<()> {
         wait::for_event("nothing to be left in the kernel", || {
             // The parsed list leaves out SPIs that are only reserved.

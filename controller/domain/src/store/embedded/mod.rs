@@ -1,5 +1,5 @@
-//! The embedded store: one redb file. A commit is one write transaction, on disk before it returns.
-//! After a power cut the file holds the last complete one.
+//! The embedded store: one redb file. A commit is one write transaction, which is on disk before
+//! the call returns. After a power cut the file holds the last complete commit.
 
 #[cfg(test)]
 mod tests;
@@ -36,11 +36,11 @@ const TOKENS: Table = TableDefinition::new("tokens");
 const SEGMENTS: Table = TableDefinition::new("segments");
 const COMMUNITIES: Table = TableDefinition::new("communities");
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
-/// The notes. Files of earlier releases lack this table, and earlier releases leave it alone.
+/// The notes. Files of earlier releases lack this table, and earlier releases do not change it.
 const NOTES: TableDefinition<&'static str, &'static str> = TableDefinition::new("notes");
 const REVISION: &str = "revision";
 const TIME: &str = "time";
-/// Layout version of the tables. Files of the first release lack it; theirs is 1.
+/// Layout version of the tables. Files of the first release lack it; their layout is version 1.
 const SCHEMA: &str = "schema";
 /// The layout version that this release reads and writes.
 const OURS: u64 = 1;
@@ -50,7 +50,7 @@ const OURS: u64 = 1;
 pub struct Embedded {
     database: Arc<Database>,
     revision: Arc<AtomicU64>,
-    /// Receives the rows of the file after a commit of which the outcome is not known.
+    /// Receives the rows of the file after a commit with an unknown outcome.
     events: Arc<OnceLock<mpsc::Sender<StoreEvent>>>,
 }
 
@@ -81,7 +81,7 @@ impl Embedded {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(explain(error.into())),
             _ => {}
         }
-        // Created here and not by redb, to set its permissions.
+        // Created here and not by redb, in order to set its permissions.
         let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
         made.map_err(|error| explain(error.into()))?;
         let store = Self::prepare(Database::create(&new).map_err(explain)?)?;
@@ -153,20 +153,20 @@ impl Embedded {
                 Committed { revision, results: batch.iter().map(|_| Ok(())).collect() }
             }
             Err(error) => {
-                // It is not known whether anything is on disk. The rows that can be read are in
+                // It is unknown whether the commit is on disk. The rows that can be read are in
                 // force.
                 match (self.read(), self.events.get()) {
                     (Ok(snapshot), Some(events)) => {
                         self.revision.fetch_max(snapshot.revision, Ordering::Relaxed);
-                        // The receiver may be the task that waits for this result: never wait for
-                        // it here.
+                        // The receiver may be the task that waits for this result, so this code
+                        // must not wait for it.
                         if let Err(error) = events.try_send(StoreEvent::Snapshot(snapshot)) {
                             tracing::error!(%error, "the rows of the store cannot be passed on to the registry");
                         }
                     }
                     (Err(error), _) => {
-                        // The state in memory may differ from every copy on disk: responses from it
-                        // would be wrong.
+                        // The state in memory may differ from every copy on disk, so responses from
+                        // it could be wrong.
                         tracing::error!(%error, "the store can be neither written nor read; stopping");
                         std::process::exit(1);
                     }
@@ -226,11 +226,11 @@ impl Store for Embedded {
     }
 
     fn acknowledge(&self, _: u64) {
-        // A store with one user sends no events that need this.
+        // A store with one user sends no events that need an acknowledgement.
     }
 }
 
-/// Whether another process uses the store of a state directory.
+/// Returns whether another process uses the store of a state directory.
 pub fn is_in_use(state_dir: &Path) -> std::io::Result<bool> {
     let file = match std::fs::File::open(state_dir.join(FILE)) {
         Ok(file) => file,
@@ -244,12 +244,12 @@ pub fn is_in_use(state_dir: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// Copies the file into memory and verifies every page, so that nothing is written to a file that
-/// is damaged or of a newer release.
+/// Copies the file into memory and verifies every page, so that this process does not write to a
+/// file that is damaged or of a newer release.
 fn copy(path: &Path) -> Result<Database, DatabaseError> {
     let file = std::fs::File::open(path)?;
-    // The process that uses the file holds a lock. A copy that is made while it writes would only
-    // look damaged.
+    // The process that uses the file holds a lock. A copy that is made while it writes would look
+    // damaged.
     file.try_lock_shared().map_err(|error| match error {
         TryLockError::WouldBlock => DatabaseError::DatabaseAlreadyOpen,
         TryLockError::Error(error) => error.into(),
@@ -272,7 +272,7 @@ fn reason(error: DatabaseError) -> String {
         DatabaseError::UpgradeRequired(_) => {
             format!("{error}; use the release that wrote it to make a backup, and restore that with this one")
         }
-        // These kinds of redb mean that something is not in the file.
+        // These error kinds of redb mean that the file lacks something.
         DatabaseError::Storage(StorageError::Io(error))
             if !matches!(
                 error.kind(),
@@ -289,7 +289,7 @@ fn reason(error: DatabaseError) -> String {
 fn check_schema(path: &Path, read: &redb::ReadTransaction) -> Result<(), StoreError> {
     let meta = match read.open_table(META) {
         Ok(meta) => meta,
-        // Created, and nothing written yet.
+        // The file was created, but nothing is written yet.
         Err(TableError::TableDoesNotExist(_)) => return Ok(()),
         Err(error) => return Err(failed(error)),
     };

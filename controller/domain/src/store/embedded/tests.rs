@@ -51,7 +51,7 @@ async fn a_segment_that_is_held_is_granted_to_no_other_node_and_nothing_of_that_
     commit(&store, vec![Change::GrantSegment(row("b", None))], 0).await.unwrap();
 }
 
-/// Fills and closes a store with rows enough for several pages.
+/// Fills and closes a store with enough rows for several pages.
 async fn filled(directory: &Path) -> Snapshot {
     let store = Embedded::open(directory).unwrap();
     let nodes = (0..200).map(|n| NodeRecord::new(format!("node-{n}").parse().unwrap(), Role::Edge, n));
@@ -91,7 +91,7 @@ async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_c
             drop(store);
             std::fs::copy(directory.path().join(FILE), copy.path().join(FILE)).unwrap();
         } else {
-            // As a power cut leaves it.
+            // The copy is in the state that a power cut leaves.
             std::fs::copy(directory.path().join(FILE), copy.path().join(FILE)).unwrap();
             drop(store);
         }
@@ -141,7 +141,7 @@ async fn damage_anywhere_is_refused_or_harmless_and_never_other_rows() {
                 assert!(found.nodes == whole.nodes && found.segments == whole.segments, "round {round}, byte {place}");
                 harmless += 1;
             }
-            // Cut to nothing the file is a new store. With one header page lost it holds the
+            // A file of length zero is a new store. A file with one lost header page holds the
             // commit before.
             Ok(found) if found.nodes.is_empty() => assert_eq!(place, 0),
             Ok(found) => assert_eq!((found.revision, found.nodes.len()), (whole.revision - 1, 200), "{place}"),

@@ -1,4 +1,4 @@
-//! What is known of one object, and the events about it.
+//! Holds what is known about one object, and the events about it.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -22,19 +22,19 @@ pub(in crate::store) enum RowEvent {
     Recreated(RowKey),
 }
 
-/// What is known of one object.
+/// What is known about one object.
 pub(super) struct Entry {
     pub(super) key: RowKey,
     pub(super) uid: String,
     pub(super) version: u64,
-    /// The object exists. Otherwise it was deleted, and `version` is the version of the deletion or
-    /// of the deleted object.
+    /// Whether the object exists. If it was deleted, `version` is the version of the deletion or of
+    /// the deleted object.
     pub(super) present: bool,
-    /// Number of the last event about it; 0 if the registry knew it at once.
+    /// Number of the last event about the object; 0 if the registry knew the object at once.
     pub(super) last_event: u64,
-    /// Digest of the row, to recognise events that change nothing.
+    /// Digest of the row, used to recognise events that change nothing.
     pub(super) digest: u64,
-    /// It is a segment that a node holds.
+    /// Whether it is a segment that a node holds.
     pub(super) held: bool,
     pub(super) foreign: ForeignMetadata,
 }
@@ -52,12 +52,12 @@ pub(in crate::store) enum ObjectEvent {
     },
 }
 
-/// A missing object while its row stays in force.
+/// A missing object whose row stays in force.
 pub(super) struct AbsentObject {
     pub(super) uid: String,
     pub(super) version: u64,
     pub(super) since: Instant,
-    /// Events about it since then.
+    /// Events about the object since it went missing.
     pub(super) waiting: Vec<ObjectEvent>,
 }
 
@@ -67,9 +67,9 @@ pub(in crate::store) struct MissingObject {
     pub(in crate::store) object_key: ObjectKey,
     pub(in crate::store) key: RowKey,
     pub(in crate::store) since: Instant,
-    /// It exists again, as another object.
+    /// Whether the object exists again, as another object.
     pub(in crate::store) recreated: bool,
-    /// Etcd was restored from a backup that is older than this object.
+    /// Whether etcd was restored from a backup that is older than this object.
     pub(in crate::store) restored: bool,
 }
 
@@ -84,7 +84,7 @@ impl Entry {
     }
 }
 
-/// The change that deletes a row.
+/// Returns the change that deletes a row.
 pub(in crate::store) fn deletion(key: &RowKey) -> Change {
     match key.clone() {
         RowKey::Node(name) => Change::DeleteNode(name),

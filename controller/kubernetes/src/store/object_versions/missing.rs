@@ -1,4 +1,4 @@
-//! Missing objects: their rows stay in force until the reason is known.
+//! Handles missing objects. Their rows stay in force until the reason is known.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::versions::ObjectVersions;
 use crate::resources::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
 
 impl ObjectVersions {
-    /// Notes that an object is missing. Its row stays in force until the reason is known.
+    /// Records that an object is missing. Its row stays in force until the reason is known.
     pub(super) fn mark_missing(&mut self, object_key: ObjectKey, uid: Option<String>, version: u64) {
         let Some(entry) = self.entries.get(&object_key) else { return drop(self.unreadable.remove(&object_key)) };
         if !entry.present || uid.is_some_and(|uid| uid != entry.uid) || version < entry.version {
@@ -22,12 +22,12 @@ impl ObjectVersions {
         self.absence.notify_one();
     }
 
-    /// Is notified when an object goes missing.
+    /// Returns the notification for objects that go missing.
     pub(in crate::store) fn absence(&self) -> Arc<Notify> {
         self.absence.clone()
     }
 
-    /// The missing objects of a kind.
+    /// Returns the missing objects of a kind.
     pub(in crate::store) fn missing(&self, kind: Kind) -> Vec<MissingObject> {
         let of_kind = self.absent.iter().filter(|(object_key, _)| object_key.0 == kind);
         let missing = of_kind.filter_map(|(object_key, absent)| {
@@ -41,22 +41,22 @@ impl ObjectVersions {
         missing.collect()
     }
 
-    /// A missing object was deleted by somebody who may do so: its row goes.
+    /// Removes the row of a missing object, because somebody who may do so deleted the object.
     pub(in crate::store) fn accept_deletion(&mut self, object_key: &ObjectKey) {
         let Some(absent) = self.absent.remove(object_key) else { return };
         self.delete(object_key, Some(&absent.uid), absent.version);
         absent.waiting.into_iter().for_each(|event| self.observe(object_key.clone(), event));
     }
 
-    /// A missing object exists again, or its row shall stay without one: takes the events that came
-    /// in the meantime.
+    /// Ends the absence of an object that exists again, or whose row stays without an object. Takes
+    /// the events that arrived in the meantime.
     pub(in crate::store) fn keep_row(&mut self, object_key: &ObjectKey) {
         let Some(absent) = self.absent.remove(object_key) else { return };
         absent.waiting.into_iter().for_each(|event| self.observe(object_key.clone(), event));
     }
 
-    /// Refuses writes of missing objects of this kind from now on, for this reason. `None` ends
-    /// that.
+    /// Refuses writes of missing objects of this kind from now on, for this reason. With `None`,
+    /// accepts them again.
     pub(in crate::store) fn freeze(&mut self, kind: Kind, why: Option<String>) {
         match why {
             Some(why) => drop(self.frozen.insert(kind, why)),
@@ -83,7 +83,7 @@ impl ObjectVersions {
         let entry = Entry { last_event, ..Entry::of(uid, version, foreign, change) };
         self.entries.insert(object_key.clone(), entry);
         self.send_event(RowEvent::Recreated(change.key()), 0);
-        // In order: first the events before the write, then those during it.
+        // The order matters: first the events before the write, then those during the write.
         let mut events: Vec<ObjectEvent> = absent.into_iter().flat_map(|absent| absent.waiting).collect();
         events.extend(self.in_flight.remove(object_key).unwrap_or_default());
         events.into_iter().for_each(|event| self.observe(object_key.clone(), event));

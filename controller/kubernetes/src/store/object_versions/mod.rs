@@ -1,21 +1,21 @@
-//! The version of every object, and whether the registry knows it.
+//! Tracks the version of every object, and whether the registry knows that version.
 //!
 //! A change may be written only over the version on which it was planned. The registry plans on the
-//! events that it has processed and on its own writes. It did not know events that were sent and
-//! not processed yet. So every event has a number, and the registry reports the last one that it
-//! has processed ([`ObjectVersions::acknowledged`]). An object with a later event is not
-//! overwritten: that is a conflict, as if the API server had refused the write.
+//! events that it has processed and on its own writes. A plan does not know events that were sent
+//! to the registry but not processed yet. So every event has a number, and the registry reports the
+//! last one that it has processed ([`ObjectVersions::acknowledged`]). An object with a later event
+//! is not overwritten: that is a conflict, as if the API server had refused the write.
 //!
 //! While a write of this replica is in flight, the watch's events of that object wait. They may be
-//! the echo of the write, or earlier or later changes. When the API server has answered, the
-//! versions tell which.
+//! the echo of the write, or earlier or later changes. After the API server has answered, the
+//! versions show which they are.
 //!
 //! A missing object was not necessarily deleted on purpose: its definition (CRD) may have been
 //! deleted. So its row stays until the reason is known (see `missing_objects`), unless a replica
 //! has marked the object for its own deletion.
 //!
 //! - [`versions`]: [`ObjectVersions`], which takes lists and events.
-//! - [`entry`]: what is known of one object, and the events about it.
+//! - [`entry`]: what is known about one object, and the events about it.
 //! - [`missing`]: missing objects; [`writes`]: writes of this replica.
 
 mod entry;

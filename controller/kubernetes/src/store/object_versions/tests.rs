@@ -34,7 +34,7 @@ fn objects() -> (ObjectVersions, mpsc::UnboundedReceiver<NumberedEvent>) {
 /// Stands for an object that was created again with the same row.
 const RECREATED: u16 = u16::MAX;
 
-/// Ports of the nodes in the events, 0 for a deletion.
+/// Returns the ports of the nodes in the events, 0 for a deletion.
 fn ports(events: &mut mpsc::UnboundedReceiver<NumberedEvent>) -> Vec<u16> {
     let mut ports = Vec::new();
     while let Ok((_, change)) = events.try_recv() {
@@ -213,7 +213,7 @@ fn an_object_that_is_created_again_was_never_gone() {
     assert_eq!(ports(&mut events), [RECREATED]);
     assert!(matches!(objects.begin(&object_key()), Ok(WriteBase::Object { uid, version: 12, .. }) if uid == "v"));
     objects.end(&object_key());
-    // Created by another replica, and changed since.
+    // The object was created by another replica, and has changed since.
     objects.observe(object_key(), ObjectEvent::Deleted { uid: Some("v".into()), version: 13, by_replica: false });
     objects.observe(object_key(), ObjectEvent::Applied(StoredObject { uid: "w".into(), ..node(14, 3) }));
     assert!(objects.missing(Kind::Node)[0].recreated && ports(&mut events).is_empty());

@@ -1,4 +1,4 @@
-//! The versions of all objects. `missing` and `writes` have the methods for their parts.
+//! Tracks the versions of all objects. `missing` and `writes` have the methods for their parts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use super::entry::{AbsentObject, Entry, NumberedEvent, ObjectEvent, RowEvent, de
 use crate::events::{EventRecorder, Regarding};
 use crate::resources::kinds::{Kind, ObjectKey, StoredObject, blocked};
 
-/// Number of revisions for one resourceVersion. Events that come late, from the slower of two
-/// watches, get revisions of their own.
+/// Number of revisions for one resourceVersion. Late events, from the slower of two watches, get
+/// their own revisions.
 pub(super) const REVISIONS_PER_VERSION: u64 = 1000;
 
 /// The versions of all objects of all kinds.
 pub(in crate::store) struct ObjectVersions {
     pub(super) entries: HashMap<ObjectKey, Entry>,
-    /// The resourceVersion up to which everything of each kind is known.
+    /// The resourceVersion up to which each kind is completely known.
     pub(super) at: [u64; 4],
-    /// Added to revisions that come from resourceVersions. Rows from another store brought
-    /// revisions of their own.
+    /// Offset that is added to revisions from resourceVersions. Rows from another store brought
+    /// their own revisions.
     pub(super) offset: u64,
     /// Highest number of an event or a write.
     pub(super) number: u64,
@@ -30,12 +30,13 @@ pub(in crate::store) struct ObjectVersions {
     pub(super) acknowledged: u64,
     pub(super) sender: mpsc::UnboundedSender<NumberedEvent>,
     pub(super) events: EventRecorder,
-    /// Objects that cannot be read, and why. Each reason is reported once and not with every list.
+    /// Objects that cannot be read, with the reasons. Each reason is reported once and not with
+    /// every list.
     pub(super) unreadable: HashMap<ObjectKey, String>,
     /// Objects that this replica is writing, with the watch's events since the write began.
     pub(super) in_flight: HashMap<ObjectKey, Vec<ObjectEvent>>,
-    /// Missing objects for which the reason is not known yet. There is at most one for each entry;
-    /// the events that wait there are as many as people make changes.
+    /// Missing objects whose reason is not known yet. Each entry has at most one; the number of
+    /// events that wait there is limited by the number of changes that people make.
     pub(super) absent: HashMap<ObjectKey, AbsentObject>,
     /// Kinds with a definition that is missing or was created again, with the reason why deletions
     /// of this kind do not count.
@@ -77,13 +78,13 @@ impl ObjectVersions {
         self.offset.saturating_add(version.saturating_mul(REVISIONS_PER_VERSION))
     }
 
-    /// The resourceVersion up to which everything is known at this revision.
+    /// Returns the resourceVersion up to which everything is known at this revision.
     pub(in crate::store) fn version_of(&self, revision: u64) -> u64 {
         revision.saturating_sub(self.offset) / REVISIONS_PER_VERSION
     }
 
-    /// Takes the objects that exist at the start. Returns their rows, which the registry gets all
-    /// at once.
+    /// Takes the objects that exist at the start. Returns their rows, which the registry receives
+    /// together.
     pub(in crate::store) fn load(&mut self, kind: Kind, objects: Vec<StoredObject>, at: u64) -> Vec<Change> {
         let mut rows = Vec::new();
         self.entries.reserve(objects.len());
@@ -97,9 +98,9 @@ impl ObjectVersions {
         rows
     }
 
-    /// Takes a complete list of a kind at version `at`. An object that is known and not in the list
-    /// is gone, unless it is newer than the list. `before` is the version up to which the kind was
-    /// known when the list was requested.
+    /// Takes a complete list of a kind at version `at`. A known object that the list lacks is gone,
+    /// unless it is newer than the list. `before` is the version up to which the kind was known
+    /// when the list was requested.
     pub(in crate::store) fn listed(&mut self, kind: Kind, objects: Vec<StoredObject>, at: u64, before: u64) {
         let restored = at < before;
         if restored {
@@ -162,19 +163,19 @@ impl ObjectVersions {
         }
     }
 
-    /// Notes that everything of a kind is known up to this version.
+    /// Records that everything of a kind is known up to this version.
     pub(in crate::store) fn reached(&mut self, kind: Kind, version: u64) {
         let at = &mut self.at[kind as usize];
         *at = version.max(*at);
         self.number = self.number.max(self.revision_of(version));
     }
 
-    /// The version up to which everything of this kind is known.
+    /// Returns the version up to which everything of this kind is known.
     pub(in crate::store) fn at(&self, kind: Kind) -> u64 {
         self.at[kind as usize]
     }
 
-    /// Kinds that are not known up to this version.
+    /// Returns the kinds that are not known up to this version.
     pub(in crate::store) fn behind(&self, version: u64) -> Vec<Kind> {
         Kind::ALL.into_iter().filter(|kind| self.at[*kind as usize] < version).collect()
     }
@@ -182,8 +183,8 @@ impl ObjectVersions {
     fn apply(&mut self, object_key: ObjectKey, object: StoredObject) {
         let before = self.entries.get_mut(&object_key);
         if let Some(entry) = before {
-            // The echo of a write, or older than what is known; this also holds for an object that
-            // is gone.
+            // The event is the echo of a write, or older than what is known. This also holds for an
+            // object that is gone.
             if object.version <= entry.version {
                 return;
             }
@@ -236,7 +237,7 @@ impl ObjectVersions {
     }
 
     /// Reads an object into an entry and its row. An unreadable segment blocks its addresses; any
-    /// other unreadable object counts as absent.
+    /// other unreadable object counts as missing.
     pub(super) fn read(&mut self, object_key: &ObjectKey, object: StoredObject) -> Option<(Entry, Change)> {
         let StoredObject { uid, version, row, foreign, .. } = object;
         let change = match row {
@@ -272,8 +273,8 @@ impl ObjectVersions {
         self.events.warning(about, name, "Unreadable", format!("{why}; {so}"));
     }
 
-    /// Sends a change under the next number. Before the registry has started and after it has
-    /// ended, nothing receives it.
+    /// Sends a change under the next number. No receiver exists before the registry has started and
+    /// after it has ended.
     fn send_change(&mut self, change: Option<Change>, version: u64) -> u64 {
         self.send_numbered(change.map(RowEvent::Changed), version)
     }
@@ -295,12 +296,12 @@ impl ObjectVersions {
         self.send_change(None, 0);
     }
 
-    /// Notes the version of a write of this replica that changed no row.
+    /// Records the version of a write of this replica that changed no row.
     pub(in crate::store) fn raise_number(&mut self, version: u64) {
         self.number = self.number.max(self.revision_of(version));
     }
 
-    /// Sends the registry a write of this replica that it does not know of.
+    /// Sends the registry a write of this replica that the registry does not know.
     pub(in crate::store) fn publish_write(&mut self, change: Change) {
         let object_key = Kind::object_key(&change.key());
         let last_event = self.send_change(Some(change), 0);
@@ -317,17 +318,17 @@ impl ObjectVersions {
         }
     }
 
-    /// The revision that includes all that is known.
+    /// Returns the revision that includes everything that is known.
     pub(in crate::store) fn revision(&self) -> u64 {
         self.number
     }
 
-    /// The registry has processed the events up to this number.
+    /// Records that the registry has processed the events up to this number.
     pub(in crate::store) fn acknowledged(&mut self, number: u64) {
         self.acknowledged = self.acknowledged.max(number);
     }
 
-    /// Number of the last event.
+    /// Returns the number of the last event.
     pub(in crate::store) fn last_event(&self) -> u64 {
         self.last_event
     }

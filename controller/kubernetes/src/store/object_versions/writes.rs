@@ -1,4 +1,4 @@
-//! Writes of this replica: while one is in flight, the watch's events of its object wait.
+//! Handles writes of this replica: while one is in flight, the watch's events of its object wait.
 
 use edge_controller_domain::state::Change;
 
@@ -6,16 +6,16 @@ use super::entry::Entry;
 use super::versions::ObjectVersions;
 use crate::resources::kinds::{ForeignMetadata, ObjectKey, StoredObject};
 
-/// What a write expects to find.
+/// The state that a write expects.
 #[derive(Debug, Clone)]
 pub(in crate::store) enum WriteBase {
-    /// No such object.
+    /// The object does not exist.
     Nothing,
-    /// This object. `held`: it is a segment that a node holds.
+    /// The object is this one. `held`: it is a segment that a node holds.
     Object { uid: String, version: u64, held: bool, foreign: ForeignMetadata },
 }
 
-/// Why a write cannot begin.
+/// The reason why a write cannot begin.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::store) enum NotWritable {
     /// The plan did not know the latest state of the object.
@@ -70,8 +70,9 @@ impl ObjectVersions {
         self.end(object_key);
     }
 
-    /// Ends a grant that was rolled back. The registry never knew its object, so later events about
-    /// it are dropped. Otherwise they would hide the row of the node that gets the segment next.
+    /// Ends a grant that was rolled back. The registry never knew the grant's object, so later
+    /// events about that object are dropped. Otherwise they would hide the row of the node that
+    /// gets the segment next.
     pub(in crate::store) fn end_rolled_back(&mut self, object_key: ObjectKey, object: StoredObject, change: &Change) {
         let StoredObject { uid, version, foreign, .. } = object;
         let entry = Entry { present: false, ..Entry::of(uid, version, foreign, change) };
@@ -79,7 +80,7 @@ impl ObjectVersions {
         self.end(&object_key);
     }
 
-    /// Ends a write and takes the events that came in the meantime.
+    /// Ends a write and takes the events that arrived in the meantime.
     pub(in crate::store) fn end(&mut self, object_key: &ObjectKey) {
         for event in self.in_flight.remove(object_key).unwrap_or_default() {
             self.observe(object_key.clone(), event);
