@@ -21,8 +21,8 @@ pub(crate) struct Failure {
 /// Result with an [`Error`] of this crate.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Error codes. Those below 100 are the CNI specification's ("Error"), the others are ours
-/// (`docs/cni.md`).
+/// Error codes. Those below 100 are the CNI specification's ("Error"), those from 100 on
+/// are ours (`docs/cni.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     /// We do not support the configuration's cniVersion.

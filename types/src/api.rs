@@ -11,8 +11,7 @@ use crate::view::{NodeView, Role, SharedPeer, ViewChange};
 /// Media type of [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 
-/// `POST /v1/join`: a node's first request, over TLS that is authenticated by the CA's hash in the
-/// token.
+/// `POST /v1/join`: a node's first request, over TLS that the CA's hash in the token authenticates.
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JoinRequest {
@@ -24,7 +23,7 @@ pub struct JoinRequest {
     /// pod, for the audience `edge-cni`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<String>,
-    /// The name that the node asks for.
+    /// The name that the node requests.
     pub node: NodeName,
     /// PKCS#10 request, PEM, self-signed with a key that was made on the node.
     pub csr: String,
@@ -62,23 +61,23 @@ pub struct RenewalRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeReport {
-    /// Addresses of the node's uplinks, likeliest first. The controller passes on the first few
-    /// that a peer may use, and adds the one from which the report came.
+    /// Addresses of the node's uplinks, likeliest first. The controller sends the first few that a
+    /// peer may use to the peers, and adds the address from which the report came.
     pub addresses: Vec<IpAddr>,
     /// UDP port of the node's IKE and ESP in UDP.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub port: u16,
-    /// Its tunnels, for the operator.
+    /// The node's tunnels, for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnels: Option<TunnelCount>,
-    /// Why the latest view is not in force on the node, if it is not. For example, it would cut the
-    /// node off from its own network.
+    /// The reason why the latest view is not in force on the node, if it is not: for example, it
+    /// would cut the node off from its own network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_view: Option<String>,
-    /// Segments that it uses, according to its disk; empty if it uses none. The controller grants
-    /// them to no other node, even if a restored backup does not know them. Absent if the node
-    /// cannot read its disk: then this report does not count as one of its segments. Earlier agents
-    /// leave it out as well if they use none.
+    /// Segments that the node uses, according to its disk. Empty if it uses none. The controller
+    /// grants them to no other node, even if they are missing from a restored backup. Absent if the
+    /// node cannot read its disk: in that case the report says nothing about segments. Earlier
+    /// agents also leave it out if they use none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<String>>"))]
     pub segments: Option<Vec<IpNetwork>>,
@@ -102,9 +101,9 @@ pub const LONGEST_OBSTACLE: usize = 300;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TunnelCount {
-    /// How many are up.
+    /// Number of tunnels that are up.
     pub up: u32,
-    /// How many there should be.
+    /// Number of tunnels that should be up.
     pub wanted: u32,
 }
 
@@ -112,14 +111,15 @@ pub struct TunnelCount {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentRequest {
-    /// The node chooses it and keeps it on disk until it has the response. A retry with the same id
-    /// gets the same segments.
+    /// An identifier that the node chooses and keeps on disk until it has the response. A retry
+    /// with the same id gets the same segments.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 128)))]
     pub request_id: String,
-    /// Families wanted.
+    /// Families for which a segment is requested.
     #[cfg_attr(feature = "schema", schemars(length(min = 1)))]
     pub families: Vec<Family>,
-    /// Whether it may have been sent before, so that a controller may have granted it already.
+    /// Whether the request may have been sent before, so that a controller may have granted it
+    /// already.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repeated: bool,
 }
@@ -147,7 +147,7 @@ impl Family {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentResponse {
-    /// On POST the segments granted by this request; on GET all that the node holds.
+    /// On POST the segments that this request granted; on GET all segments that the node holds.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
 }
@@ -159,16 +159,16 @@ pub const VIEW_SILENCE_SECONDS: u64 = 20;
 /// One line of the stream `GET /v1/nodes/{node}/view?watch=true` (NDJSON). Without `watch` the
 /// response is one [`NodeView`].
 ///
-/// With `changes=true` a whole view comes at most once, and then only changes; otherwise every line
-/// is a whole view. With `from=VERSION` no older view comes. If the `epoch` that came with that
-/// version is given too, only what changed since comes, if the controller remembers it.
+/// With `changes=true` a whole view is sent at most once, and then only changes; otherwise every
+/// line is a whole view. With `from=VERSION` no older view is sent. If the `epoch` of that version
+/// is given too, only the changes since that version are sent, if the controller remembers them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ViewEvent<P = SharedPeer> {
     /// The whole view.
     View {
-        /// Identifies the run of the controller that remembers changes from now on.
+        /// Identifies the run of the controller that remembers changes from this view on.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<String>,
         /// The view.
@@ -178,11 +178,11 @@ pub enum ViewEvent<P = SharedPeer> {
     Change(ViewChange<P>),
     /// Nothing has changed, and the connection works. Sent every few seconds.
     Heartbeat {
-        /// Version of the view that was sent last on this stream; 0 if none was.
+        /// Version of the view that was last sent on this stream; 0 if none was.
         version: u64,
     },
-    /// The last line of a stream that ends because its controller stops. A node that understands it
-    /// connects to another controller at once; for other nodes the stream has ended.
+    /// The last line of a stream that ends because the controller stops. A node that understands it
+    /// connects to another controller at once; other nodes see only the end of the stream.
     Goodbye {
         /// The reason, for logs.
         reason: String,
@@ -193,52 +193,52 @@ pub enum ViewEvent<P = SharedPeer> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeInfo {
-    /// Its name.
+    /// The node's name.
     pub name: NodeName,
-    /// Its role.
+    /// The node's role.
     pub role: Role,
     /// All labels that the operator or Kubernetes has set.
     pub labels: std::collections::BTreeMap<String, String>,
-    /// Communities that follow from the labels.
+    /// Communities derived from the labels.
     pub communities: Communities,
-    /// Segments that it holds.
+    /// Segments that the node holds.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
-    /// Addresses that it reported, and the one from which it was seen.
+    /// Addresses that the node reported, and the address from which it connects.
     pub endpoints: Vec<crate::view::NodeAddress>,
-    /// Whether its view stream is open now, at this controller or at another replica.
+    /// Whether the node's view stream is open now, at this controller or at another replica.
     pub connected: bool,
-    /// The replica to which it is connected, if several share a store and it is not this one.
+    /// The replica to which the node is connected, if several share a store and it is not this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<String>,
-    /// Its tunnels, as it last reported them.
+    /// The node's tunnels, as last reported.
     #[serde(default)]
     pub tunnels: Option<TunnelCount>,
-    /// What it reports to hold and does not hold, in words.
+    /// Conflicts, in words: segments that the node reports as its own but does not hold.
     #[serde(default)]
     pub conflicts: Vec<String>,
-    /// Whether its Node object in Kubernetes is gone together with so many others that this is not
-    /// believed. Only the operator can deregister it then.
+    /// Whether the node's Node object in Kubernetes is gone together with so many others that the
+    /// controller does not act on it. In that case only the operator can deregister the node.
     #[serde(default)]
     pub missing: bool,
-    /// Why its view is not in force on the node, as it last reported to this controller. Other
-    /// replicas have it among the obstacles.
+    /// The reason why the view is not in force on the node, as last reported to this controller.
+    /// Other replicas show it among the obstacles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_view: Option<String>,
-    /// Release of its agent, as it last reported it.
+    /// Release of the node's agent, as last reported.
     #[serde(default)]
     pub version: Option<String>,
-    /// What keeps its pods' packets from arriving, as it last reported it.
+    /// Obstacles that prevent the pods' packets from arriving, as last reported.
     #[serde(default)]
     pub obstacles: Vec<String>,
-    /// When a controller last had a connection of it, seconds since 1970-01-01 UTC: now while it is
-    /// connected. Absent if that is not known: the controller was restarted since, or the node
-    /// never connected.
+    /// When the node was last connected to a controller, seconds since 1970-01-01 UTC. While it is
+    /// connected, this is the present time. Absent if it is not known, because the controller was
+    /// restarted since, or because the node never connected.
     #[serde(default)]
     pub last_seen: Option<i64>,
-    /// notAfter of its certificate, seconds since 1970-01-01 UTC.
+    /// notAfter of the node's certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: i64,
-    /// Whether less than a third of the validity of its certificate is left. Nodes renew at half of
+    /// Whether less than a third of the certificate's validity is left. Nodes renew after half of
     /// it.
     #[serde(default)]
     pub certificate_ends_soon: bool,
@@ -250,9 +250,9 @@ pub struct NodeInfo {
 pub struct ControllerStatus {
     /// Release of this controller.
     pub version: String,
-    /// The time of the controller, seconds since 1970-01-01 UTC.
+    /// The controller's clock, seconds since 1970-01-01 UTC.
     pub time: i64,
-    /// All registered nodes. What other replicas know of them may be some seconds old.
+    /// All registered nodes. Data from other replicas may be some seconds old.
     pub nodes: Vec<NodeInfo>,
     /// All communities.
     pub communities: Vec<CommunityInfo>,
@@ -260,11 +260,11 @@ pub struct ControllerStatus {
     pub ranges: Vec<RangeUsage>,
     /// notAfter of the certificate of the authority that signs, seconds since 1970-01-01 UTC.
     pub authority_not_after: i64,
-    /// What the operator should look at besides the nodes, in words.
+    /// Problems other than those of nodes that the operator should look at, in words.
     pub problems: Vec<String>,
 }
 
-/// How much of a range is granted. Numbers beyond the largest one of 64 bits are that one.
+/// The use of a range. Numbers that exceed 64 bits are given as the largest 64-bit number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RangeUsage {
@@ -273,13 +273,13 @@ pub struct RangeUsage {
     pub range: IpNetwork,
     /// Prefix length of the segments that are granted from it.
     pub prefix: u8,
-    /// How many such segments fit into it.
+    /// Number of such segments that fit into the range.
     pub segments: u64,
-    /// How many of them can be granted now.
+    /// Number of segments that can be granted now.
     pub free: u64,
-    /// Segments in it that nodes hold.
+    /// Number of segments that nodes hold.
     pub held: u64,
-    /// Segments in it that were released and are in quarantine.
+    /// Number of segments that were released and are in quarantine.
     pub quarantined: u64,
 }
 
@@ -287,20 +287,21 @@ pub struct RangeUsage {
 /// a label.
 pub type LabelsPatch = std::collections::BTreeMap<String, Option<String>>;
 
-/// `POST /v1/tokens`, for the operator. Unknown keys are refused: a misspelt limit would not hold.
+/// `POST /v1/tokens`, for the operator. Unknown keys are refused: a misspelt limit would have no
+/// effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
-    /// Role of the nodes that join with it.
+    /// Role of the nodes that join with the token.
     pub role: Role,
-    /// The only name that may join with it. This may also be the name of a registered node.
+    /// The only name that may join with the token. This may also be the name of a registered node.
     #[serde(default)]
     pub node: Option<NodeName>,
-    /// Seconds until it expires.
+    /// Seconds until the token expires.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 31_622_400)))]
     pub ttl_seconds: u64,
-    /// How many nodes may join with it.
+    /// Number of nodes that may join with the token.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub uses: u32,
 }
@@ -326,23 +327,23 @@ impl std::fmt::Debug for TokenCreated {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenInfo {
-    /// Its identifier.
+    /// The token's identifier.
     pub id: String,
-    /// Role of the nodes that join with it.
+    /// Role of the nodes that join with the token.
     pub role: Role,
-    /// The only name that may join with it.
+    /// The only name that may join with the token.
     pub node: Option<NodeName>,
-    /// How many nodes may join with it.
+    /// Number of nodes that may join with the token.
     pub uses: u32,
-    /// How many nodes joined with it.
+    /// Number of nodes that joined with the token.
     #[serde(default)]
     pub used: u32,
-    /// The nodes that joined with it, as far as they are registered and have not joined again with
+    /// The nodes that joined with the token, if they are registered and have not joined again with
     /// another one.
     pub used_by: Vec<NodeName>,
-    /// When it was made, seconds since 1970-01-01 UTC.
+    /// When the token was made, seconds since 1970-01-01 UTC.
     pub created_at: i64,
-    /// When it expires, seconds since 1970-01-01 UTC.
+    /// When the token expires, seconds since 1970-01-01 UTC.
     pub expires_at: i64,
 }
 
@@ -353,18 +354,18 @@ pub struct SegmentInfo {
     /// The segment.
     #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub segment: IpNetwork,
-    /// The node that holds it, or held it last.
+    /// The node that holds the segment, or held it last.
     pub node: NodeName,
-    /// Whether it is held, in quarantine, or free to be granted again.
+    /// Whether the segment is held, in quarantine, or free to be granted again.
     pub state: SegmentState,
     /// When it was granted, seconds since 1970-01-01 UTC.
     pub granted_at: i64,
     /// When it was released, seconds since 1970-01-01 UTC.
     #[serde(default)]
     pub released_at: Option<i64>,
-    /// End of its quarantine, seconds since 1970-01-01 UTC.
+    /// End of the quarantine, seconds since 1970-01-01 UTC.
     pub quarantined_until: Option<i64>,
-    /// The nodes that held it before, the latest first. The oldest are forgotten.
+    /// The nodes that held the segment before, the latest first. The oldest ones are not kept.
     #[serde(default)]
     pub past: Vec<SegmentHolding>,
 }
@@ -373,7 +374,7 @@ pub struct SegmentInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentHolding {
-    /// The node that held it.
+    /// The node that held the segment.
     pub node: NodeName,
     /// When it was granted, seconds since 1970-01-01 UTC.
     pub granted_at: i64,
@@ -388,19 +389,19 @@ pub struct SegmentHolding {
 pub enum SegmentState {
     /// A node holds it.
     Held,
-    /// Released, and not granted until its quarantine is over.
+    /// Released, and not granted until the quarantine ends.
     Quarantined,
     /// Released, and next to be granted.
     Free,
 }
 
-/// `PUT /v1/communities/{name}`, for the operator: the members of the community besides the nodes
-/// whose labels name it.
+/// `PUT /v1/communities/{name}`, for the operator: the members of the community in addition to the
+/// nodes whose labels name it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CommunityMembers {
-    /// Nodes; they need not be registered yet. One that is named twice counts once.
+    /// The nodes. They need not be registered yet. A node that is named twice counts once.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<NodeName>"))]
     pub members: std::collections::BTreeSet<NodeName>,
 }
@@ -409,9 +410,9 @@ pub struct CommunityMembers {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CommunityInfo {
-    /// Its name.
+    /// The community's name.
     pub name: crate::name::Community,
-    /// Its members.
+    /// The community's members.
     pub members: Vec<NodeName>,
 }
 
@@ -420,38 +421,39 @@ pub struct CommunityInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuthorityInfo {
-    /// SHA-256 of its DER SubjectPublicKeyInfo, hexadecimal. It identifies the authority, and join
-    /// tokens pin it.
+    /// SHA-256 of the authority's DER SubjectPublicKeyInfo, hexadecimal. It identifies the
+    /// authority, and join tokens pin it.
     pub id: String,
-    /// The subject of its certificate.
+    /// The subject of the authority's certificate.
     pub subject: String,
-    /// Whether it signs, is trusted, or neither.
+    /// Whether the authority signs, is trusted, or neither.
     pub state: AuthorityState,
-    /// When it started to sign, seconds since 1970-01-01 UTC.
+    /// When the authority started to sign, seconds since 1970-01-01 UTC.
     pub created_at: i64,
-    /// When it was retired, seconds since 1970-01-01 UTC.
+    /// When the authority was retired, seconds since 1970-01-01 UTC.
     pub retired_at: Option<i64>,
-    /// notAfter of its certificate, seconds since 1970-01-01 UTC.
+    /// notAfter of the authority's certificate, seconds since 1970-01-01 UTC.
     pub not_after: i64,
-    /// Of an authority that is trusted and does not sign: registered nodes that would be lost
-    /// without it. Each has a valid certificate of this authority and has used none of another one.
+    /// For an authority that is trusted and does not sign: registered nodes that would be lost
+    /// without it. Each has a valid certificate of this authority and has not used one of another
+    /// authority.
     pub needed_by: Vec<NodeName>,
-    /// Of such an authority: join tokens that may still be used and pin it.
+    /// For such an authority: join tokens that pin it and may still be used.
     pub pinned_by: Vec<String>,
-    /// Its certificate, PEM.
+    /// The authority's certificate, PEM.
     pub certificate: String,
 }
 
-/// What an authority is used for.
+/// The use of an authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum AuthorityState {
-    /// It signs.
+    /// The authority signs.
     Active,
-    /// It does not sign, but its certificates are accepted.
+    /// The authority does not sign, but its certificates are accepted.
     Trusted,
-    /// It is neither used nor trusted.
+    /// The authority is neither used nor trusted.
     Retired,
 }
 
@@ -468,13 +470,13 @@ pub struct ReloadResponse {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[error("{title}: {detail}")]
 pub struct Problem {
-    /// What kind of problem, as a URI reference, e.g. `/problems/token-expired`.
+    /// The kind of problem as a URI reference, for example `/problems/token-expired`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The kind in words; the same for every occurrence.
     pub title: String,
     /// HTTP status.
     pub status: u16,
-    /// About this occurrence: what was expected, what came, what to do.
+    /// Details of this occurrence: what was expected, what arrived, and what to do.
     pub detail: String,
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct PageSession {
     /// The page at each address on which it is served, without the credential.
     pub urls: Vec<String>,
-    /// Signs in to the page, to read alone.
+    /// Signs in to the page, with read access only.
     pub credential: String,
     /// When the session ends, seconds since 1970-01-01 UTC.
     pub expires_at: i64,

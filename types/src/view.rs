@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::{Communities, NodeName};
 
-/// What a node is for. The join token gives it, and the certificate holds it. A node's
+/// The role of a node. The join token grants it, and the certificate contains it. A node's
 /// configuration cannot claim it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -54,13 +54,13 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// One node's view. It is complete: a newer version replaces an older one as a whole. Peers that
-/// stay the same over versions are shared, and equal at a glance. (The controller sends the same
-/// peer to many nodes, so it uses another `P`.)
+/// One node's view. It is complete: a newer version replaces an older one as a whole. Versions
+/// share peers that stay the same, so these compare quickly. The controller uses another type `P`
+/// for peers, since it sends the same peer to many nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeView<P = SharedPeer> {
-    /// Version of the view. It rises with every change that concerns this node, also across
+    /// Version of the view. It increases with every change that concerns this node, even across
     /// restarts of the controller.
     pub version: u64,
     /// The node that this view is for.
@@ -70,28 +70,28 @@ pub struct NodeView<P = SharedPeer> {
     /// Communities that this node belongs to.
     #[serde(default)]
     pub communities: Communities,
-    /// All ranges from which segments are cut, in the whole cluster. Nothing to or from them may
+    /// All ranges from which segments are cut, in the whole cluster. No packet to or from them may
     /// travel in clear.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub cluster_ranges: Vec<IpNetwork>,
-    /// Segments of this node. Pods here have addresses from them only.
+    /// Segments of this node. Pods on this node have addresses only from these segments.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
-    /// On a hub: the cloud's networks that it fronts (pods and services of the cloud's own CNI).
-    /// Empty on other nodes.
+    /// On a hub: the cloud's networks that the hub fronts (pods and services of the cloud's own
+    /// CNI). Empty on other nodes.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub networks: Vec<IpNetwork>,
-    /// The nodes that this one may talk to, by name. On an edge: the hubs and the other members of
-    /// its communities. On a hub: all edges. On a cloud node: the hubs, to route to them; it has no
-    /// tunnels.
+    /// The nodes with which this one may communicate, sorted by name. On an edge: the hubs and the
+    /// other members of its communities. On a hub: all edges. On a cloud node: the hubs, to which
+    /// it routes; it has no tunnels.
     pub peers: Vec<P>,
-    /// Trust anchors for the certificates of peers and controller, PEM. There are several while the
-    /// CA rolls over. The first one belongs to the authority that signs now; a node whose
-    /// certificate is from another one renews it soon.
+    /// Trust anchors for the certificates of peers and controller, PEM. There are several during a
+    /// rollover of the CA. The first one belongs to the authority that signs now. A node with a
+    /// certificate of another authority renews it soon.
     pub trust_anchors: Vec<String>,
-    /// Size of one segment, as a prefix length for each family. From it the agent knows how large a
-    /// spare segment is.
+    /// Size of one segment, as a prefix length for each family. The agent computes the size of a
+    /// spare segment from it.
     #[serde(default)]
     pub segment_prefix: SegmentPrefix,
 }
@@ -107,7 +107,7 @@ pub struct ViewChange<P = SharedPeer> {
     /// The new version without its peers, if anything but peers changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub own: Option<Box<NodeView<P>>>,
-    /// Peers that are new or changed.
+    /// New or changed peers.
     #[serde(default = "Vec::<P>::new", skip_serializing_if = "Vec::is_empty")]
     pub put: Vec<P>,
     /// Nodes that are no longer peers.
@@ -182,25 +182,26 @@ impl Default for SegmentPrefix {
     }
 }
 
-/// A node that this one may talk to.
+/// A node with which this one may communicate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Peer {
-    /// Its name. This is also its IKE identity (ID_FQDN) and the dNSName in its certificate.
+    /// The peer's name, which is also its IKE identity (ID_FQDN) and the dNSName in its
+    /// certificate.
     pub name: NodeName,
-    /// Its role, which its certificate must show too.
+    /// The peer's role, which its certificate must also contain.
     pub role: Role,
-    /// Its addresses, likeliest first.
+    /// The peer's addresses, likeliest first.
     pub endpoints: Vec<NodeAddress>,
-    /// Segments of its pods.
+    /// Segments of the peer's pods.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
-    /// On a hub: the cloud's networks that it fronts.
+    /// On a hub: the cloud's networks that the hub fronts.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub networks: Vec<IpNetwork>,
-    /// Its certificates whose notBefore is earlier are revoked, since its name has joined again
-    /// with another key. Seconds since 1970-01-01 UTC.
+    /// Certificates of the peer whose notBefore is earlier are revoked, since a node with its name
+    /// has joined again with another key. Seconds since 1970-01-01 UTC.
     #[serde(default)]
     pub certificates_from: i64,
 }
@@ -209,7 +210,7 @@ pub struct Peer {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Endpoint"))]
 pub struct NodeAddress {
-    /// Address and UDP port on which the node speaks IKE and ESP in UDP (4500 unless configured
+    /// Address and UDP port on which the node uses IKE and ESP in UDP (4500 unless configured
     /// otherwise).
     pub address: SocketAddr,
     /// How the address became known.
@@ -225,7 +226,7 @@ pub enum AddressSource {
     Configured,
     /// The node reported an address of its own interfaces.
     Reported,
-    /// The address from which the controller saw the node come (behind a NAT, the NAT's).
+    /// The address from which the node connects to the controller (behind a NAT, the NAT's).
     Observed,
 }
 

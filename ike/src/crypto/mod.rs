@@ -6,7 +6,7 @@
 //! - [`IkeKeys`], [`ChildKeys`]: SKEYSEED, SK_*, KEYMAT (RFC 7296 2.14, 2.17, 2.18).
 //! - [`IkeCipher`], in `encrypted_payload`: the Encrypted payload and its fragments (RFC 7296 3.14,
 //!   RFC 5282, RFC 7634, RFC 7383).
-//! - [`Cookies`], [`nat_detection_hash`]: hashes of addresses in IKE_SA_INIT.
+//! - [`Cookies`], [`nat_detection_hash()`]: hashes of addresses in IKE_SA_INIT.
 //!
 //! Keys live in [`Secret`](crate::Secret) or in `ring`'s own key types; no code here prints them.
 
