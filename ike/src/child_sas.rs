@@ -72,7 +72,7 @@ pub(crate) enum Arrival {
     /// With a new IKE SA, and the peer is ready. We send with it from now on.
     Ready,
     /// With a new IKE SA, but the peer is not ready yet or the IKE SA is redundant. We continue to
-    /// send with another CHILD_SA, if the peer has one.
+    /// send with another CHILD_SA of the same purpose, if there is one.
     Waiting,
     /// In place of another CHILD_SA, by an exchange that we began. We send with it from now on.
     RekeyedByUs(ChildId),

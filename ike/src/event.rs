@@ -92,9 +92,9 @@ pub enum Event {
         details: IkeDetails,
     },
     /// An IKE SA has been replaced by another, which an earlier [`Event::IkeUp`] reported. After a
-    /// rekey its CHILD_SAs have moved to the new one. If both ends had made an IKE SA and one
-    /// survived, the CHILD_SAs of the other one linger. Every `IkeUp` is followed by one
-    /// `IkeReplaced` or one `IkeDown`.
+    /// rekey its CHILD_SAs have moved to the new one. After a new authentication they linger,
+    /// unless the peer no longer has the old IKE SA. Every `IkeUp` is followed by one `IkeReplaced`
+    /// or one `IkeDown`.
     IkeReplaced {
         /// The peer.
         peer: PeerName,

@@ -193,8 +193,8 @@ impl fmt::Display for Identity {
 /// fill a log.
 const MAX_SHOWN: usize = 128;
 
-/// Text that may come from an unknown sender. It is quoted and shortened, so that it cannot forge a
-/// line of a log.
+/// Text that may come from an unknown sender. It is quoted, so that it cannot forge a line of a
+/// log, and shortened to [`MAX_SHOWN`].
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {

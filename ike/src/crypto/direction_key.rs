@@ -53,8 +53,8 @@ impl DirectionKey {
         Self { cipher, protection }
     }
 
-    /// Size of the body of a payload that carries `len` octets: IV, contents, padding, pad length,
-    /// ICV (RFC 7296 3.14).
+    /// Size of the body of a payload that carries `len` octets, bytes: IV, contents, padding, pad
+    /// length, ICV (RFC 7296 3.14).
     pub(super) fn sealed_len(&self, len: usize) -> usize {
         let (iv, block, icv) = self.cipher.layout();
         len.saturating_add(1).next_multiple_of(block).saturating_add(iv).saturating_add(icv)

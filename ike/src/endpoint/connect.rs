@@ -158,7 +158,7 @@ impl Endpoint {
         }
     }
 
-    /// Handles the result of an [`InitStep`].
+    /// Carries out what an [`InitStep`] requires.
     pub(super) fn init_step(
         &mut self,
         name: PeerName,
@@ -191,7 +191,7 @@ impl Endpoint {
         }
     }
 
-    /// Handles the result of an [`AuthStep`].
+    /// Carries out what an [`AuthStep`] requires.
     pub(super) fn auth_step(
         &mut self,
         name: PeerName,

@@ -84,7 +84,7 @@ impl PeerIndex {
     }
 
     /// Returns whether the configuration of a peer with this address forces NAT detection. If no
-    /// peer has this address, the configurations of all peers count.
+    /// peer has this address, returns whether the configuration of any peer does.
     pub(super) fn force_encapsulation(&self, from: IpAddr) -> bool {
         self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).force_encapsulation > 0
     }

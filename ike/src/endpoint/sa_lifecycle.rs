@@ -10,7 +10,7 @@ use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 use crate::time::Instant;
 
 impl Endpoint {
-    /// Handles the result of an [`SaStep`] of an established IKE SA.
+    /// Carries out what an [`SaStep`] of an established IKE SA requires.
     pub(super) fn sa_step(
         &mut self,
         name: PeerName,

@@ -26,7 +26,8 @@ const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Transmissions of a request after which a peer counts as silent.
 const SILENT_AFTER: u32 = 3;
 
-/// The last message ID but for a thousand, with which an IKE SA still tells the peer that it ends.
+/// The message ID after which an IKE SA must end. A thousand IDs are left, so that it can still
+/// send DELETE.
 const LAST_MESSAGE_ID: u32 = u32::MAX - 1000;
 
 /// The contents of a datagram.
@@ -81,9 +82,9 @@ pub(crate) struct Channel {
     pub(super) answered_between: Option<(SocketAddr, SocketAddr)>,
     /// The peer has answered at this address, to which the request went too.
     pub(super) answered_elsewhere: Option<SocketAddr>,
-    /// Where the peer's newest message came from, if that is not the address that we send to. A
-    /// stranger can copy a message and forge its source, so we follow only when the peer has
-    /// answered there.
+    /// The source of the peer's newest message, if it is not the address to which we send. An
+    /// attacker can copy a message and forge its source, so we switch to this address only after
+    /// the peer has answered from it.
     pub(super) candidate: Option<SocketAddr>,
     /// Whether nothing has been sent to the candidate yet.
     pub(super) candidate_is_new: bool,
@@ -96,7 +97,7 @@ pub(super) struct InFlight {
     id: u32,
     pub(super) packets: Vec<Vec<u8>>,
     retransmission: RetransmissionTimer,
-    /// The candidate to which it was sent too.
+    /// The candidate address to which the request was also sent.
     pub(super) sent_to: Option<SocketAddr>,
     /// The addresses between which it was sent. `None`: between several pairs.
     pub(super) between: Option<(SocketAddr, SocketAddr)>,
@@ -305,7 +306,7 @@ impl Channel {
         self.in_flight = Some(in_flight);
     }
 
-    /// As responder of IKE_AUTH: the peer is at the address from which the authentic request came.
+    /// As responder of IKE_AUTH, sets both addresses to those of the authentic request.
     pub(crate) fn begin_at(&mut self, local: SocketAddr, remote: SocketAddr) {
         self.path.local = local;
         self.path.remote = remote;
@@ -441,8 +442,8 @@ impl Channel {
     fn seal(&mut self, header: &Header, payloads: &Payloads, cx: &Context<'_>) -> Vec<Vec<u8>> {
         let limit = (self.fragments || mutation!("fragments_unasked"))
             .then(|| cx.config.fragment_size.saturating_sub(MARKER_LEN));
-        // Without datagrams the exchange times out, and that ends an IKE SA whose cipher is used
-        // up.
+        // If there are no datagrams, the exchange times out. That ends an IKE SA whose cipher is
+        // exhausted.
         self.cipher.seal(header, payloads, limit).unwrap_or_else(|error| {
             tracing::error!(%error, ike = ?self.ike, "message not sent");
             Vec::new()

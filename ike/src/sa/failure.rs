@@ -160,7 +160,7 @@ pub(crate) fn wrong_cookie2() -> PeerError {
     PeerError::new(INFORMATIONAL, PeerErrorKind::Protocol, detail.to_owned())
 }
 
-/// The kernel reserved no SPI.
+/// The error if the kernel did not reserve an SPI.
 pub(crate) fn no_spi(exchange: &'static str) -> PeerError {
     PeerError::new(
         exchange,

@@ -238,7 +238,7 @@ impl IkeSa {
         }
     }
 
-    /// What was negotiated, for people.
+    /// The result of the negotiation, to show to people.
     pub(crate) fn details(&self) -> &IkeDetails {
         &self.details
     }
@@ -360,8 +360,8 @@ impl IkeSa {
         }
     }
 
-    /// Returns whether the IKE SA is requesting a CHILD_SA, will request one, or is about to end so
-    /// that another IKE SA makes one.
+    /// Returns whether the IKE SA is requesting a CHILD_SA, will request one, or is about to end,
+    /// so that another IKE SA makes one.
     pub(crate) fn brings_child(&self) -> bool {
         let queued = |request: &QueuedRequest| matches!(request, QueuedRequest::CreateChild(_));
         self.is_closing()

@@ -77,7 +77,8 @@ pub(super) struct CreateChildRequest {
 }
 
 /// Maximum length of [`CreateChildRequest::deleted`]. An honest peer deletes one. Further ones are
-/// not recorded; the liveness check or its lifetime ends such an SA.
+/// not recorded. A CHILD_SA whose deletion was not recorded ends by the liveness check or by its
+/// lifetime.
 const MAX_DELETED: usize = 16;
 
 impl CreateChildRequest {

@@ -125,7 +125,7 @@ impl HalfOpen {
         //= RFC 7296 2.6 MUST 1: unique SPIs
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
         let mut path = Path { local, remote, nat_local: false, nat_remote: false, nat_traversal: false };
-        // The request was hashed before we had an SPI (RFC 7296 2.23).
+        // The request was hashed before there was a responder's SPI (RFC 7296 2.23).
         let forced = policy.force_encapsulation;
         path.nat_traversal = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);
         //= RFC 7296 2.10 MUST 1: random nonces
@@ -205,8 +205,8 @@ impl HalfOpen {
         }
     }
 
-    /// Sends the IKE_SA_INIT response again, if this is the request. It may have come to another
-    /// address of this node than before.
+    /// Sends the IKE_SA_INIT response again if this datagram is the same request. It may have come
+    /// to another address of this node than before.
     pub(crate) fn repeat(&mut self, datagram: &[u8], local: SocketAddr, cx: &mut Context<'_>) {
         //= RFC 7296 2.1 REQUIRED 9: IKE_SA_INIT again is the whole message
         if self.transcript.request == datagram && self.repeats < MAX_REPEATS {
@@ -470,8 +470,8 @@ fn reject(
     AuthOutcome::Refused { peer, identity, from, error, last_response: channel.into_last_response() }
 }
 
-/// The CHILD_SA of IKE_AUTH and its payloads for the response. The error holds the notification for
-/// the response.
+/// Negotiates the CHILD_SA of IKE_AUTH. Returns it with its payloads for the response. The error
+/// holds the notification for the response.
 fn answer_child(
     payloads: &Payloads,
     transcript: &InitTranscript,

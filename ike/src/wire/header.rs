@@ -41,7 +41,7 @@ impl Header {
     /// against it.
     ///
     /// # Errors
-    /// Returns [`InvalidMessage::MajorVersion`] for another version: use [`Header::peek`] to
+    /// Returns [`InvalidMessage::MajorVersion`] for another major version: use [`Header::peek`] to
     /// answer. Drop the datagram on any other error.
     pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
         CheckedHeader::read(&mut Reader::new("IKE header", datagram), datagram.len()).map(|front| front.header)

@@ -79,7 +79,7 @@ impl Notify {
         }
     }
 
-    /// The SPI of the ESP or AH SA that it is about.
+    /// The SPI of the ESP or AH SA that the notification is about.
     pub fn child_spi(&self) -> Option<u32> {
         if !matches!(self.protocol, Protocol::Esp | Protocol::Ah) {
             return None;

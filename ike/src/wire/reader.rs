@@ -110,7 +110,7 @@ pub enum InvalidMessage {
         /// SPI count.
         count: u16,
     },
-    /// The length of a traffic selector does not fit its type (RFC 7296 3.13.1).
+    /// The length of a traffic selector of a known type does not fit the type (RFC 7296 3.13.1).
     #[error("traffic selector type {kind} with length {length}")]
     SelectorLength {
         /// TS type.

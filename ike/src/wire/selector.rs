@@ -30,7 +30,7 @@ pub struct TrafficSelector {
 
 impl TrafficSelector {
     /// Makes a selector for any protocol and port of the addresses from `start` to `end`. `None` if
-    /// they have different families or in the wrong order.
+    /// they have different families or are in the wrong order.
     pub fn addresses(start: IpAddr, end: IpAddr) -> Option<Self> {
         let ordered = start <= end && start.is_ipv4() == end.is_ipv4();
         //= RFC 7296 3.13.1 MUST 1: all ports begin at 0
@@ -76,7 +76,7 @@ impl TrafficSelector {
         self.intersection(other).as_ref() == Some(other)
     }
 
-    /// The smallest set of networks that covers the addresses.
+    /// The smallest set of networks that together hold exactly these addresses.
     pub fn networks(&self) -> Vec<IpNetwork> {
         let (mut next, last, bits) = match (self.start, self.end) {
             (IpAddr::V4(start), IpAddr::V4(end)) => (u128::from(u32::from(start)), u128::from(u32::from(end)), 32),

@@ -65,7 +65,7 @@ fn a_copy_of_esp_from_a_forged_source_makes_us_ask_there_once_and_turns_no_traff
             *count.borrow_mut() += u32::from(transmit.remote == forged);
             transmit.remote != forged
         });
-        // An SPI of nobody, and addresses to which nothing can be sent from here.
+        // An SPI that does not exist, and addresses to which nothing can be sent from here.
         for (spi, from) in [(spi ^ 1, forged), (spi, "[2001:db8::66]:4500".parse().unwrap())] {
             pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, from, now, env));
         }

@@ -473,7 +473,7 @@ impl IkeSa {
         }
     }
 
-    /// Begins what is queued, if the window is free.
+    /// Sends queued requests while the window is free.
     pub(super) fn send_queued(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         //= RFC 7296 2.3 MUST 2: one request at a time
         //= RFC 7296 2.3 MUST NOT 4: within the peer's window
