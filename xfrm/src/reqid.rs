@@ -8,7 +8,8 @@ use std::fmt;
 pub const FIRST_REQID: u32 = 0xEC00_0000;
 /// Last reqid of our range.
 pub const LAST_REQID: u32 = 0xECFF_FFFF;
-/// Maximum number of tunnels with a reqid. Reqids above theirs mark policies that have no SA.
+/// Maximum number of tunnels with a reqid. The reqids above theirs are [`Reqid::BLOCK`] and
+/// [`Reqid::FROM_HUBS`].
 pub const TUNNELS: u32 = 0x00F0_0000;
 
 /// First policy index of our range. An allow has no template and therefore no reqid that marks it
@@ -41,7 +42,7 @@ impl Reqid {
         if raw >= FIRST_REQID && raw <= LAST_REQID { Some(Reqid(raw)) } else { None }
     }
 
-    /// The number of the tunnel. `None`: the reqid is only a mark.
+    /// The number of the tunnel. `None`: the reqid is not that of a single tunnel.
     pub const fn tunnel_number(self) -> Option<u32> {
         let n = self.0 - FIRST_REQID;
         if n < TUNNELS { Some(n) } else { None }

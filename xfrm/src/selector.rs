@@ -53,8 +53,8 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Matches all packets from one network to another. Host bits are cleared, since the kernel
-    /// compares selectors bit by bit.
+    /// Makes a selector for all packets from one network to another. Host bits are cleared, since
+    /// the kernel compares selectors bit by bit.
     pub fn new(source: IpNetwork, destination: IpNetwork) -> Result<Self, MixedFamilies> {
         if source.is_ipv4() != destination.is_ipv4() {
             return Err(MixedFamilies { one: source.to_string(), other: destination.to_string() });
@@ -122,7 +122,7 @@ impl Selector {
         self.source.is_ipv4()
     }
 
-    /// Matches all packets of one family.
+    /// Makes a selector for all packets of one family.
     pub fn any(ipv4: bool) -> Self {
         let any = any_network(ipv4);
         Self {

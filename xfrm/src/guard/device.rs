@@ -104,8 +104,8 @@ impl Device {
         let mut outcome = Ok(());
         for kind in KINDS {
             let mut device = LinkRequest::named(DEVICE);
-            // A dummy has no ARP by itself. A bridge gets none either, so that packets are dropped
-            // at once, without a neighbour lookup.
+            // A dummy device does not use ARP. ARP is turned off for a bridge too, so that packets
+            // are dropped at once, without a neighbour lookup.
             device.up(true);
             device.without_arp();
             device.kind(kind);
@@ -140,7 +140,7 @@ impl Device {
         Ok(wanted.into_iter().filter(|route| !present.contains(route)).collect())
     }
 
-    /// Our routes over the device.
+    /// Reads our routes over the device.
     fn routes(&mut self, index: u32, ipv4: bool) -> Result<Vec<GuardRoute>> {
         let request = "read the guard's routes (RTM_GETROUTE)";
         let answers: Vec<RawMessage> = match self.netlink.dump(request, RouteMessage::dump_over(index, ipv4)) {
@@ -164,7 +164,7 @@ impl Device {
         wanted.priority = Some(metric(route));
         wanted.source = route.source;
         let request = "add a route of the guard (RTM_NEWROUTE)";
-        // It replaces, since the bridge's address may have changed.
+        // The request replaces an existing route, since the bridge's address may have changed.
         self.netlink.execute(request, wanted.create(), NLM_F_CREATE | NLM_F_REPLACE).map_err(|error| {
             let hint = match error.errno() {
                 Some(libc::EINVAL) if route.source.is_some() => {

@@ -31,12 +31,12 @@ pub use rtnetlink::{
     RouteRequest, attribute,
 };
 
-/// Receive buffer of the socket, bytes. The responses of a whole batch wait there.
+/// Receive buffer of the socket, bytes. It must hold the responses of a whole batch.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Maximum size of a datagram, bytes. Datagrams of a dump have at most 32 KiB, single responses far
 /// less.
 const MAX_DATAGRAM: usize = 64 << 10;
-/// The wait before another attempt grows by this time, from the third one on.
+/// The wait before another attempt grows by this time, starting with the third attempt.
 const DUMP_WAIT: Duration = Duration::from_millis(2);
 /// Maximum wait before another attempt.
 const LONGEST_DUMP_WAIT: Duration = Duration::from_millis(50);
@@ -46,8 +46,8 @@ const MAX_BATCH: usize = 128;
 /// Maximum number of requests in one datagram if each is answered by a message.
 const MAX_QUERIES: usize = 32;
 
-/// A request socket of one netlink protocol. It is not shared between threads: it carries one
-/// request at a time.
+/// A request socket of one netlink protocol. Threads do not share it, since it handles one request
+/// at a time.
 pub struct Netlink {
     socket: Socket,
     port: u32,
