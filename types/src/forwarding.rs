@@ -126,8 +126,8 @@ impl Forwarding {
     }
 
     /// Turns forwarding off again for the families for which one of our programs turned it on, sets
-    /// `accept_ra` of the recorded uplinks back to 1, and deletes the record. Returns whether
-    /// forwarding was on until now for each family (IPv4, IPv6).
+    /// `accept_ra` of the recorded uplinks back to 1, and deletes the record. Returns, for IPv4 and
+    /// IPv6, whether it turned forwarding off.
     ///
     /// # Errors
     /// Returns an error if a setting cannot be written or a file cannot be deleted. In the first

@@ -139,7 +139,7 @@ impl ViewChange {
 /// the list. If there are more, the list is rebuilt.
 const FEW_CHANGES: usize = 64;
 
-/// Changes a list of peers that is in the order of their names.
+/// Changes a list of peers that is sorted by name.
 fn change_in_place(mut peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[NodeName]) -> Vec<SharedPeer> {
     for name in gone {
         if let Ok(at) = peers.binary_search_by(|peer| peer.name.cmp(name)) {
@@ -156,7 +156,7 @@ fn change_in_place(mut peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[Nod
     peers
 }
 
-/// Changes a list of peers in any order. The result is in the order of their names.
+/// Changes a list of peers in any order. The result is sorted by name.
 fn change_all(peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[NodeName]) -> Vec<SharedPeer> {
     let mut by_name: BTreeMap<NodeName, SharedPeer> = peers.into_iter().map(|peer| (peer.name.clone(), peer)).collect();
     for name in gone {
