@@ -79,7 +79,7 @@ impl Error {
         self
     }
 
-    /// Adds what a human may need to find the cause.
+    /// Adds details that help a person to find the cause.
     pub(crate) fn with_details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
         self

@@ -62,8 +62,8 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     ))
 }
 
-/// The specification, "GC": `cni.dev/valid-attachments`, each `{"containerID": .., "ifname": ..}`.
-/// An absent list is not an empty one. `cnitool gc` sends none.
+/// Reads `cni.dev/valid-attachments` (the specification, "GC"), each `{"containerID": .., "ifname":
+/// ..}`. An absent list differs from an empty one. `cnitool gc` sends none.
 fn valid_attachments(list: Option<&Value>) -> Result<Option<SortedSet<Attachment>>> {
     let Some(list) = list.filter(|list| !list.is_null()) else { return Ok(None) };
     let wrong = |why: &str| {

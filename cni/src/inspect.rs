@@ -75,8 +75,8 @@ pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
 }
 
 /// Describes each problem that prevents the node from attaching pods, with its solution. The
-/// boolean is true if the next ADD will not fail and no setting bypasses the guard. With `--json`
-/// it prints an object.
+/// boolean is true if the next ADD is not certain to fail and no setting bypasses the guard. With
+/// `--json` it prints an object.
 pub(crate) fn check(arguments: &[OsString]) -> Result<(String, bool)> {
     let arguments = parse(arguments)?;
     let found = status::findings(&config_file::read(&arguments.file)?);

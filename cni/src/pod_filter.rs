@@ -265,8 +265,8 @@ struct EarlierPort {
 /// Returns the names of the ports that may keep their MAC address. A pod may have taken the address
 /// of a neighbour, of the bridge or of this host, so an address that is in use elsewhere is
 /// refused. Of two ports with the same address, the one that is already in the filter with it keeps
-/// it. The other ports get the address derived from their attachment in the filter, so their pods
-/// cannot send.
+/// it. In the filter, the other ports get the address that is derived from their attachment, so
+/// their pods cannot send.
 fn macs_to_keep(
     former: &[EarlierPort],
     ports: &[PodPort],

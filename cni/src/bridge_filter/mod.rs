@@ -208,7 +208,7 @@ impl Filter {
         for set in FilterSet::ALL {
             let Some(keys) = self.elements(set)? else { continue };
             let mut keys: Vec<_> = keys.into_iter().filter(|key| wanted(&interface_of(key))).collect();
-            // While a hash table grows, an element may be dumped twice.
+            // While a hash table grows, a dump may contain an element twice.
             sort_by(&mut keys, |one, other| one < other);
             keys.dedup();
             if !keys.is_empty() {

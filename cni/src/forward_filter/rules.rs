@@ -84,8 +84,8 @@ pub(super) struct TableContent {
 }
 
 impl TableContent {
-    /// The messages that fill the table, which must be empty. `fib`: whether the kernel has the
-    /// expression `fib` in the family inet (`CONFIG_NFT_FIB_INET`).
+    /// Returns the messages that fill the table, which must be empty. `fib`: whether the kernel has
+    /// the expression `fib` in the family inet (`CONFIG_NFT_FIB_INET`).
     pub(super) fn messages(&self, fib: bool) -> Vec<(RawMessage, u16)> {
         let isolates = self.isolated != [false; 2];
         let mut messages = vec![TABLE.new_set(&interfaces(BRIDGES, 1))];
@@ -291,7 +291,7 @@ fn add_names<'a>(messages: &mut Vec<(RawMessage, u16)>, set: &str, names: impl I
     messages.extend(keys.chunks(wire::ELEMENTS).map(|some| TABLE.add_elements(set, some)));
 }
 
-/// The messages that let a pods' bridge and its networks into a table that exists.
+/// Returns the messages that add a pods' bridge and its networks to an existing table.
 pub(super) fn add_bridge(bridge: &str, own: &[IpNetwork]) -> Vec<(RawMessage, u16)> {
     let mut messages = vec![TABLE.add_elements(BRIDGES, &[interface_key(bridge).to_vec()])];
     messages.extend(add_networks(OWN, own));
@@ -312,7 +312,7 @@ fn add_networks(sets: [&str; 2], networks: &[IpNetwork]) -> Vec<(RawMessage, u16
 fn intervals<'a>(networks: impl Iterator<Item = &'a IpNetwork>) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
     let mut networks: Vec<&IpNetwork> = networks.collect();
     sort_by(&mut networks, |one, other| (one.network(), one.prefix()) < (other.network(), other.prefix()));
-    // Two networks are disjoint, or one contains the other, which then comes first.
+    // Two networks either are disjoint, or one contains the other and precedes it.
     networks.dedup_by(|network, outer| contains(outer, network));
     networks.into_iter().map(|network| (octets(network.network()), after(network.broadcast()))).collect()
 }

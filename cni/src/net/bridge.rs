@@ -215,7 +215,7 @@ fn create(links: &mut Links, name: &str, mac: Mac, mtu: Option<u32>) -> Result<L
         request.attributes.number(attribute::MTU, mtu);
     }
     request.bridge(MAX_LEARNED);
-    // If another ADD was quicker, its bridge is found below.
+    // If another ADD has created the bridge first, the lookup below finds it.
     links.create(&format!("the bridge {name}"), &request)?;
     links.find(name)?.ok_or_else(|| {
         Error::new(Code::Kernel, format!("the bridge {name} was removed while a pod was being attached; try again"))

@@ -25,7 +25,7 @@ const ALL_GROUPS: u16 = 0xfffd;
 const RTM_GETLINK: &str = "RTM_GETLINK";
 const RTM_GETADDR: &str = "RTM_GETADDR";
 
-/// Access to links, addresses and routes of the network namespace in which it was opened.
+/// Access to links, addresses and routes of the network namespace in which the socket was opened.
 #[derive(Debug)]
 pub(crate) struct Links {
     netlink: Netlink,
@@ -49,8 +49,8 @@ pub(crate) struct Link {
     pub(crate) port_state: Option<BridgePortState>,
     /// The port settings, if the link is a port that this release has configured.
     pub(crate) port: Option<PortSettings>,
-    /// For a veth with its other end in another namespace: that end's index, and the ID that our
-    /// namespace has for the other one.
+    /// For a veth whose other end is in another namespace: that end's index, and our namespace's ID
+    /// for that namespace.
     pub(crate) peer: Option<(u32, u32)>,
 }
 
@@ -93,7 +93,7 @@ impl Links {
         found.and_then(read).map_err(|error| kernel_error(&what(), &error))
     }
 
-    /// Makes a link. Returns false if there is one of that name.
+    /// Creates a link. Returns false if there is one with that name.
     pub(crate) fn create(&mut self, what: &str, request: &LinkRequest) -> Result<bool> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match self.netlink.execute("RTM_NEWLINK", request.create(), flags) {

@@ -34,14 +34,14 @@ mod verb {
 /// takes at most 64 bytes.
 pub(crate) const ELEMENTS: usize = 512;
 
-/// The message that begins a transaction of nf_tables.
+/// Makes the message that begins a transaction of nf_tables.
 pub(crate) fn begin() -> RawMessage {
     let [high, low] = SUBSYSTEM.to_be_bytes();
     RawMessage { kind: BATCH_BEGIN, body: vec![0, 0, high, low] }
 }
 
-/// As [`begin`], but the kernel refuses the transaction with `ERESTART` if the ruleset is no longer
-/// of this generation.
+/// Does the same as [`begin`], but the kernel refuses the transaction with `ERESTART` if the
+/// ruleset no longer has this generation.
 pub(crate) fn begin_at(generation: u32) -> RawMessage {
     let RawMessage { kind, mut body } = begin();
     // NFNL_BATCH_GENID.
@@ -56,7 +56,7 @@ pub(crate) fn get_generation() -> RawMessage {
     RawMessage { kind: SUBSYSTEM << 8 | verb::GETGEN, body: vec![0; 4] }
 }
 
-/// The generation in the answer to [`get_generation`]. `None` for any other message.
+/// Reads the generation in the answer to [`get_generation`]. `None` for any other message.
 pub(crate) fn generation_in(message: &RawMessage) -> Option<u32> {
     // NFTA_GEN_ID.
     let attributes = attributes_of(message.body.get(4..)?);
@@ -64,28 +64,28 @@ pub(crate) fn generation_in(message: &RawMessage) -> Option<u32> {
     Some(u32::from_be_bytes(value.try_into().ok()?))
 }
 
-/// The message that ends a transaction.
+/// Makes the message that ends a transaction.
 pub(crate) fn end() -> RawMessage {
     let [high, low] = SUBSYSTEM.to_be_bytes();
     RawMessage { kind: BATCH_END, body: vec![0, 0, high, low] }
 }
 
 impl Table {
-    /// Makes the table. The kernel refuses it if there is one of that name.
+    /// Creates the table. The kernel refuses this if there is one with that name.
     pub(crate) fn create(&self) -> (RawMessage, u16) {
         // NFTA_TABLE_FLAGS.
         let message = self.message(verb::NEWTABLE, |attributes| attributes.number_be(2, 0));
         (message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Makes the table in place of any table of that name, which is deleted with its content.
+    /// Creates the table in place of any table with that name, which is deleted with its content.
     pub(crate) fn delete_and_create(&self) -> [(RawMessage, u16); 3] {
-        // Made first, so that there is a table to delete.
+        // The table is made first, so that there is one to delete.
         let (make, _) = self.create();
         [(make, NLM_F_CREATE), self.delete(), self.create()]
     }
 
-    /// Deletes the table with all that is in it.
+    /// Deletes the table with its content.
     pub(crate) fn delete(&self) -> (RawMessage, u16) {
         (self.message(verb::DELTABLE, |_| {}), 0)
     }
@@ -95,7 +95,7 @@ impl Table {
         self.message(verb::GETTABLE, |_| {})
     }
 
-    /// Makes a chain of the table, a base chain if `base` is given.
+    /// Creates a chain of the table. It is a base chain if `base` is given.
     pub(crate) fn new_chain(&self, name: &str, base: Option<&BaseChain>) -> (RawMessage, u16) {
         // NFTA_CHAIN_NAME, _TYPE, _POLICY, _HOOK with NFTA_HOOK_HOOKNUM and _PRIORITY.
         let message = self.message(verb::NEWCHAIN, |attributes| {
@@ -112,7 +112,7 @@ impl Table {
         (message, NLM_F_CREATE)
     }
 
-    /// Makes a set of the table.
+    /// Creates a set of the table.
     pub(crate) fn new_set(&self, set: &Set) -> (RawMessage, u16) {
         // NFTA_SET_NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _ID, _USERDATA.
         let message = self.message(verb::NEWSET, |attributes| {
@@ -147,13 +147,13 @@ impl Table {
         (message, NLM_F_CREATE | NLM_F_APPEND)
     }
 
-    /// Adds elements to a set, at most [`ELEMENTS`]. Elements that it has already stay.
+    /// Adds elements to a set, at most [`ELEMENTS`]. Elements that the set has already stay.
     pub(crate) fn add_elements(&self, set: &str, keys: &[Vec<u8>]) -> (RawMessage, u16) {
         (self.elements(verb::NEWSETELEM, set, keys), NLM_F_CREATE)
     }
 
-    /// Adds intervals to a set of such, at most [`ELEMENTS`] / 2, which must not overlap. Each has
-    /// its first key and the key after its last, or `None` if its last key is the greatest.
+    /// Adds at most [`ELEMENTS`] / 2 intervals, which must not overlap, to a set of intervals. Each
+    /// has its first key and the key after its last, or `None` if its last key is the greatest.
     pub(crate) fn add_intervals(&self, set: &str, intervals: &[(Vec<u8>, Option<Vec<u8>>)]) -> (RawMessage, u16) {
         let message = self.message(verb::NEWSETELEM, |attributes| {
             attributes.text(2, set);
@@ -173,7 +173,8 @@ impl Table {
         (message, NLM_F_CREATE)
     }
 
-    /// Removes elements from a set, at most [`ELEMENTS`]. The kernel refuses it if one is missing.
+    /// Removes elements from a set, at most [`ELEMENTS`]. The kernel refuses this if one is
+    /// missing.
     pub(crate) fn delete_elements(&self, set: &str, keys: &[Vec<u8>]) -> (RawMessage, u16) {
         (self.elements(verb::DELSETELEM, set, keys), 0)
     }
@@ -198,7 +199,7 @@ impl Table {
         })
     }
 
-    /// The name of the table is the first attribute of all of them.
+    /// Makes a message. The first attribute of every message is the name of the table.
     fn message(&self, verb: u16, fill: impl FnOnce(&mut Attributes)) -> RawMessage {
         let mut attributes = Attributes::default();
         attributes.text(1, self.name);
@@ -209,7 +210,7 @@ impl Table {
     }
 }
 
-/// The keys of the elements in an answer to [`Table::get_elements`].
+/// Reads the keys of the elements in an answer to [`Table::get_elements`].
 pub(crate) fn keys_of(message: &RawMessage) -> Vec<Vec<u8>> {
     let attributes = message.body.get(4..).unwrap_or_default();
     let child = |bytes, kind| attributes_of(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value);

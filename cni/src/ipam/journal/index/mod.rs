@@ -97,8 +97,8 @@ impl Index {
     }
 
     /// Makes the index of a journal from all its leases. Returns `None` if the journal is too small
-    /// for an index or if the disk is full. In that case the next process also reads the whole
-    /// journal.
+    /// for an index, if it has more than [`MAX_BLOCKS`] blocks, or if the disk is full. In that
+    /// case the next process also reads the whole journal.
     pub(super) fn make(
         directory: &Path,
         journal: &File,
