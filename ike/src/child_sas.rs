@@ -2,8 +2,8 @@
 //! and the events that update the kernel without a gap in traffic. This module does not handle
 //! messages.
 //!
-//! The kernel never has more than one outbound SA of each purpose. It may have several inbound
-//! ones.
+//! The events leave at most one outbound SA of each purpose in the kernel. There may be several
+//! inbound ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

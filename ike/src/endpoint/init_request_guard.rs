@@ -48,7 +48,7 @@ pub(super) enum InitDecision {
     /// The request may make a half-open IKE SA.
     Accept,
     /// Do nothing more: a cookie was sent back, or there are too many half-open IKE SAs in total or
-    /// from this source.
+    /// from this source, or too many expensive key exchanges.
     Discard,
 }
 

@@ -29,7 +29,7 @@ impl ReservedSpi {
         Some(Self { spi, local })
     }
 
-    /// Returns the SPI to the kernel.
+    /// Gives the SPI back to the kernel.
     pub(crate) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
         cx.env.release_spi(&profile.config.name, self.local, self.spi);
     }

@@ -112,7 +112,7 @@ impl InitiatorAuth {
         Err(failure::silence(IKE_AUTH, self.channel.path.remote, self.profile.config.timing.transmissions))
     }
 
-    /// Returns the reserved SPI to the kernel.
+    /// Gives the reserved SPI back to the kernel.
     pub(crate) fn release(self, cx: &mut Context<'_>) {
         self.inbound.release(&self.profile, cx);
     }

@@ -248,7 +248,8 @@ fn refused_for_good(
 }
 
 /// Returns whether a new IKE SA may make a CHILD_SA that the peer does not make on this one.
-/// IKE_AUTH makes the first child. If other CHILD_SAs exist, a new IKE SA is not worthwhile.
+/// IKE_AUTH makes the first child. If it is missing and other CHILD_SAs exist, a new IKE SA is not
+/// worthwhile.
 fn is_made_by_new_ike_sa(sa: &IkeSa, old: Option<ChildId>, purpose: &Purpose, child_sas: &ChildSas) -> bool {
     let first = purpose.child == sa.profile.config.child.name;
     first && (old.is_some() || child_sas.children_of(sa.spi()).next().is_none())
