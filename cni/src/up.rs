@@ -88,9 +88,9 @@ fn announce_gateways(links: &mut Links, bridge: &Link) -> Result<()> {
     links.set_mac(bridge, bridge.mac)
 }
 
-/// Returns the names of the attached pods whose MTU is larger than the node's present MTU for pods.
-/// Only a restart of the pod changes its MTU: if only the host's end had the smaller one, it would
-/// drop the pod's packets silently.
+/// Returns a message with the names of the attached pods whose MTU is larger than the node's
+/// present MTU for pods. `None` if there are none. Only a restart of the pod changes its MTU: if
+/// only the host's end had the smaller one, it would drop the pod's packets silently.
 fn pods_with_larger_mtu(
     config: &Config,
     segments: &SegmentsFile,
