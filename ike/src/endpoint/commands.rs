@@ -214,9 +214,9 @@ impl Endpoint {
         self.schedule(owner);
     }
 
-    /// These are the addresses of this node now ([`crate::EndpointConfig::addresses`]). Peers that
-    /// speak MOBIKE are told (RFC 4555 3.6). A peer whose tunnel uses none of them is told by
-    /// [`Self::local_address_changed`], so call that after this.
+    /// Sets the addresses of this node ([`crate::EndpointConfig::addresses`]), and announces them
+    /// to peers that speak MOBIKE (RFC 4555 3.6). If the tunnel of a peer uses none of them,
+    /// [`Self::local_address_changed`] informs that peer, so call that after this.
     pub fn set_addresses(&mut self, addresses: Vec<IpAddr>, now: Instant, env: &mut dyn Environment) {
         if self.config.addresses == addresses {
             return;
@@ -236,10 +236,10 @@ impl Endpoint {
         }
     }
 
-    /// Our address `old` is gone, and `new` takes its place. A peer that speaks MOBIKE is told. One
-    /// that detected a NAT before us asks for us where our next authentic message comes from, and
-    /// moves the SAs when we answer. For other peers a new IKE SA replaces the old one at once.
-    /// Nothing waits for a timeout.
+    /// Reports that `new` replaces our address `old`. A peer that speaks MOBIKE gets a message
+    /// about it. If another peer detected a NAT in front of us, it sends a request to the source of
+    /// our next authentic message, and moves the SAs when we answer. For other peers a new IKE SA
+    /// replaces the old one at once. No peer has to wait for a timeout.
     pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get(&name) else {

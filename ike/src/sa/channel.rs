@@ -23,7 +23,7 @@ const MARKER_LEN: usize = 4;
 /// peer retransmits.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Transmissions of a request after which a peer counts as silent.
+/// Number of transmissions of a request after which a peer counts as silent.
 const SILENT_AFTER: u32 = 3;
 
 /// The message ID after which an IKE SA must end. A thousand IDs are left, so that it can still
@@ -279,15 +279,15 @@ impl Channel {
         Some(())
     }
 
-    /// Whether the peer counts as silent: the request under way was sent several times, and no ESP
-    /// comes either.
+    /// Returns whether the peer counts as silent: the request under way was sent at least
+    /// [`SILENT_AFTER`] times without an answer, and no ESP arrives either.
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
         let sent = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.retransmission.sent());
         sent >= SILENT_AFTER && !self.signs.esp_arrives(&self.timing, now)
     }
 
-    /// Sends a request to the peer's address and, if there is one, to the candidate address. The
-    /// peer answers from the address at which it is reachable.
+    /// Sends a request to the peer's address, to the alternatives and, if there is one, to the
+    /// candidate address. The peer answers from the address at which it is reachable.
     fn transmit_request(&mut self, mut in_flight: InFlight, cx: &mut Context<'_>) {
         let (local, remote) = self.message_addresses();
         //= RFC 7296 2.1 MUST 8: the same octets again

@@ -99,7 +99,7 @@ impl Channel {
         self.response_path
     }
 
-    /// Authentic ESP of the peer came from this address. It becomes a candidate, if the peer may
+    /// Makes this address, from which authentic ESP of the peer came, the candidate if the peer may
     /// have moved there and no other address is being checked.
     // RFC 4555 3.8: ESP may be followed.
     pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
@@ -116,8 +116,8 @@ impl Channel {
         }
     }
 
-    /// Sends the request under way to a candidate to which nothing was sent yet. True: there is
-    /// such a candidate, and no request to send.
+    /// Sends the request under way to a candidate address to which nothing was sent yet. Returns
+    /// true if there is such a candidate, but no request to send.
     pub(crate) fn probe_candidate(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(candidate) = self.candidate.filter(|_| self.candidate_is_new) else {
             return false;
@@ -133,10 +133,10 @@ impl Channel {
         false
     }
 
-    /// Learns from a new authentic message where a peer behind a NAT is (RFC 7296 2.23), and our
-    /// own address where the kernel chose it. Only an answer to what we sent to the new address
-    /// (`confirmed`) moves the SAs: then it is no danger either that we may be behind a NAT
-    /// ourselves, which is why 2.23 tells such hosts not to follow.
+    /// Updates the address of a peer behind a NAT from a new authentic message (RFC 7296 2.23), and
+    /// our own address if the kernel chose it. The SAs move only if the message answers one that we
+    /// sent to the new address (`confirmed`). For this reason following is also safe if we are
+    /// behind a NAT ourselves, although 2.23 tells such hosts not to follow.
     pub(super) fn update_path(&mut self, local: SocketAddr, remote: SocketAddr, confirmed: bool) {
         //= RFC 7296 2.11 MUST 3: the response comes from there
         self.response_path = (local, remote);

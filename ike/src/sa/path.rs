@@ -51,9 +51,9 @@ impl Path {
         Ends { local: self.local.ip(), remote: self.remote.ip(), nat: self.encapsulated() }
     }
 
-    /// Moves to the NAT traversal ports if a NAT was detected (RFC 7296 2.23), or if one may be met
-    /// on another path later: `mobike` says that we speak it, and the peer may (RFC 4555 3.3). As
-    /// initiator, before IKE_AUTH.
+    /// Moves to the NAT traversal ports if a NAT was detected (RFC 7296 2.23), or if a later path
+    /// may lead through one. `mobike`: whether we speak MOBIKE, which the peer may speak as well
+    /// (RFC 4555 3.3). The initiator does so before IKE_AUTH.
     pub(crate) fn float(&mut self, config: &EndpointConfig, mobike: bool) {
         if self.encapsulated() || (mobike && self.nat_traversal) {
             //= RFC 7296 2.23 MUST 4: port 4500 behind a NAT

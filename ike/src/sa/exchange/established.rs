@@ -249,10 +249,11 @@ impl IkeSa {
         self.delete(child_sas, cx);
     }
 
-    /// Changes our address. True: the peer follows. It speaks MOBIKE and is told (RFC 4555), or it
-    /// detected a NAT before us and follows the authentic message that is sent now, as soon as we
-    /// have answered there (RFC 7296 2.23). False: the peer goes on sending to the old address
-    /// until a new IKE SA replaces this one.
+    /// Changes our address. Returns true if the peer switches to it: the peer speaks MOBIKE and
+    /// gets a message about it (RFC 4555), or it detected a NAT in front of us, gets the new
+    /// address from the authentic message that is sent now, and switches as soon as we have
+    /// answered from it (RFC 7296 2.23). Returns false if the peer continues to send to the old
+    /// address until a new IKE SA replaces this one.
     pub(crate) fn change_local_address(
         &mut self,
         local: IpAddr,
