@@ -16,15 +16,15 @@ use tracing::Instrument;
 use super::{AdminRequest, AdminResponse};
 use crate::tunnels::{CaptureReader, CapturedBatch};
 
-/// A request, and where what answers it goes.
+/// A request, and the channel for its reply.
 pub type AdminCall = (AdminRequest, oneshot::Sender<Reply>);
 
-/// What answers a request.
+/// The reply to a request.
 #[derive(Debug)]
 pub enum Reply {
     /// One response.
     Response(AdminResponse),
-    /// A response whenever messages were captured, until the capture ends or the connection.
+    /// A response for each batch of captured messages, until the capture or the connection ends.
     Capture(CaptureReader),
 }
 
@@ -34,7 +34,7 @@ const MAX_LINE: u64 = 4096;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Size of the buffer for a response, bytes: as much as the socket holds.
 const BUFFER: usize = 256 << 10;
-/// A connection is closed after this time, but for that of a capture which runs.
+/// A connection is closed after this time, except that of a running capture.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the socket, readable and writable by its owner only. Replaces the file of a killed agent.
