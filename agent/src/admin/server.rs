@@ -86,7 +86,7 @@ async fn serve_one(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     }
 }
 
-/// Reads a request, and has it answered.
+/// Reads a request, passes it on, and returns the reply.
 async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<Reply> {
     let mut line = String::new();
     BufReader::new(socket.take(MAX_LINE)).read_line(&mut line).await?;
@@ -104,13 +104,13 @@ async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     })
 }
 
-/// Sends what is captured. Ends if the connection is closed. After the end of the capture a command
-/// that does not read is not waited for longer than [`TIMEOUT`].
+/// Sends the captured messages. Ends if the connection is closed. After the end of the capture,
+/// waits at most [`TIMEOUT`] for a command that does not read.
 async fn send_captured(socket: &mut UnixStream, mut reader: CaptureReader) -> io::Result<()> {
     let end = reader.end();
     let (mut read, mut write) = socket.split();
     let send = async {
-        // The command learns that the capture has begun.
+        // This tells the command that the capture has begun.
         write_line(&mut write, &AdminResponse::Captured { batch: CapturedBatch::default() }).await?;
         while let Some(batch) = reader.next().await {
             write_line(&mut write, &AdminResponse::Captured { batch }).await?;
@@ -124,7 +124,7 @@ async fn send_captured(socket: &mut UnixStream, mut reader: CaptureReader) -> io
     };
     tokio::select! {
         outcome = send => outcome,
-        // The command says nothing more: the connection is closed.
+        // The command sends nothing more: the connection is closed.
         _ = read.read_u8() => Ok(()),
         () = too_late => Err(io::ErrorKind::TimedOut.into()),
     }

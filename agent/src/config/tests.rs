@@ -205,7 +205,7 @@ fn every_key_of_every_table_is_in_the_documented_example_and_no_other_is_there()
     }
 }
 
-/// Whether a line of TOML sets a key.
+/// Returns whether a line of TOML sets a key.
 fn is_key(line: &str) -> bool {
     let name = line.split(" = ").next().unwrap_or_default();
     line.contains(" = ") && !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')

@@ -82,8 +82,8 @@ fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>
     (uplinks, others)
 }
 
-/// The largest MTU of pods with which their packets fit through the smallest uplink, bytes; 0
-/// without an uplink.
+/// Returns the largest MTU of pods with which their packets fit through the smallest uplink, in
+/// bytes; 0 without an uplink.
 fn fitting_mtu(uplinks: &[&Link], others: &[&Link]) -> u32 {
     let smallest = uplinks.iter().map(|link| link.mtu).min();
     let smallest =
@@ -91,7 +91,7 @@ fn fitting_mtu(uplinks: &[&Link], others: &[&Link]) -> u32 {
     smallest.map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)))
 }
 
-/// A configured MTU of pods that is too large for the uplink.
+/// Returns an obstacle if the configured MTU of pods is too large for the uplink.
 pub(super) fn mtu_obstacle(observed: &NetworkState, bridge: &str, configured: Option<u32>) -> Option<Obstacle> {
     let (uplinks, others) = links_outside(observed, bridge);
     let (configured, fitting) = (configured?, fitting_mtu(&uplinks, &others));
