@@ -108,7 +108,7 @@ pub fn wall_time() -> Duration {
     read(libc::CLOCK_REALTIME)
 }
 
-/// CPU time that this thread has used.
+/// Returns the CPU time that this thread has used.
 pub fn thread_cpu_time() -> Duration {
     read(libc::CLOCK_THREAD_CPUTIME_ID)
 }

@@ -249,7 +249,7 @@ fn two_peers_that_cannot_be_told_apart_are_refused_with_both_names() {
     refused(&[("remote = \"192.0.2.1\"", "start = \"respond\"")]);
 }
 
-/// [`PEER`] with two children instead of networks of its own.
+/// Makes [`PEER`] with two children instead of its own networks.
 fn with_children(first: &str, second: &str) -> String {
     let networks = "local_subnets = [\"10.1.0.0/16\"]\nremote_subnets = [\"10.2.0.0/16\"]\n";
     let children =

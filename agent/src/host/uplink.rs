@@ -71,7 +71,7 @@ pub(super) fn uplink(
     UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or_else(|| fitting_mtu(&uplinks, &others)), underlay }
 }
 
-/// Links with a default route, and others that may lead outside.
+/// Returns the links with a default route, and others that may lead outside.
 fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>, Vec<&'a Link>) {
     let carries_default =
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
