@@ -322,7 +322,8 @@ impl<'a> Agent<'a> {
         Ok(sas.iter().all(|sa| sa.get("mobike").and_then(Value::as_bool) == Some(true)))
     }
 
-    /// `edge-agent install-cni`: installs the plugin and its list of network configurations.
+    /// Runs `edge-agent install-cni`, which installs the plugin and its list of network
+    /// configurations.
     ///
     /// # Errors
     /// If it does not end with 0.
