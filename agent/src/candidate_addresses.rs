@@ -15,8 +15,8 @@ const MAX_REPORTED: usize = MAX_CANDIDATES - 1;
 /// not know which family reaches its peers.
 const MIN_OF_EACH_FAMILY: usize = 2;
 
-/// Returns whether other nodes can see this address for a node. Addresses that are local to a
-/// machine or link, and addresses that are reached through a tunnel, are not candidates.
+/// Returns whether this can be the address of a node as other nodes see it. Addresses that are
+/// local to a machine or link, and addresses that are reached through a tunnel, are not candidates.
 pub fn is_candidate(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
     let nowhere = match address.to_canonical() {
         // 0.0.0.0/8 "this network", 240.0.0.0/4 reserved, and within it the limited broadcast (RFC

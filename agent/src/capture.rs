@@ -23,7 +23,8 @@ use crate::tunnels::CapturedIke;
 
 /// Of a full disk, or a reader that has gone.
 const NOT_WRITTEN: &str = "the capture ends: it cannot be written";
-/// Most addresses of a peer that are captured. The request must fit a line of the admin socket.
+/// Maximum number of addresses of a peer whose messages are captured. The request must fit a line
+/// of the admin socket.
 const MAX_ADDRESSES: usize = 64;
 /// Octets of the header of libpcap's format.
 const FILE_HEADER: u64 = 24;
@@ -73,7 +74,7 @@ pub fn capture(config: &Config, options: &CaptureOptions) -> anyhow::Result<()> 
     }
 }
 
-/// All addresses from which messages of the peer come.
+/// Returns all addresses from which messages of the peer come.
 fn addresses(status: &Status, options: &CaptureOptions) -> Result<BTreeSet<IpAddr>, String> {
     let name = &options.peer;
     let Some(peer) = status.peers.iter().find(|peer| peer.name == *name) else {
@@ -122,11 +123,11 @@ fn write_messages(
     }
 }
 
-/// Where packets are written, each as a whole.
+/// The destination of packets. Each packet is written as a whole.
 struct Output {
     file: File,
     writer: PcapWriter<File>,
-    /// We have made the file.
+    /// Whether the command has made the file.
     is_ours: bool,
     size: u64,
     max_size: u64,
@@ -158,7 +159,7 @@ impl Output {
     }
 }
 
-/// The error of the system alone. The library says of each that it could not read.
+/// Returns only the error of the system. The library describes every error as a failure to read.
 fn system_error(error: PcapError) -> anyhow::Error {
     match error {
         PcapError::IoError(error) => error.into(),
@@ -171,8 +172,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     causes.any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// An IP packet with the message, as it would have travelled without encryption. `None`: it is too
-/// large for one, since it came in fragments.
+/// Makes an IP packet with the message, as it would have travelled without encryption. `None` if
+/// the message came in fragments and is too large for one packet.
 fn packet(captured: &CapturedIke, nat_port: u16) -> Option<Vec<u8>> {
     let CapturedIke { outgoing, local, remote, message, .. } = captured;
     let (from, to) = if *outgoing { (local, remote) } else { (remote, local) };

@@ -102,13 +102,13 @@ pub fn boot_time() -> Instant {
     Instant::new(since_boot())
 }
 
-/// The system clock, since 1970-01-01 UTC: for timestamps that people compare with those of other
-/// programs. Anybody may set it.
+/// Returns the time of the system clock, since 1970-01-01 UTC, for timestamps that people compare
+/// with those of other programs. The system clock may be set at any time.
 pub fn wall_time() -> Duration {
     read(libc::CLOCK_REALTIME)
 }
 
-/// CPU time that this thread has used.
+/// Returns the CPU time that this thread has used.
 pub fn thread_cpu_time() -> Duration {
     read(libc::CLOCK_THREAD_CPUTIME_ID)
 }

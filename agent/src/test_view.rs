@@ -2,8 +2,8 @@
 
 use edge_types::{NodeView, Role};
 
-/// Version 1 of the view of `edge-1`, an edge with the cluster range 10.77.0.0/16. It has no
-/// segments, peers and trust anchors.
+/// Returns version 1 of the view of `edge-1`, an edge with the cluster range 10.77.0.0/16. It has
+/// no segments, peers and trust anchors.
 pub(crate) fn empty_view() -> NodeView {
     NodeView {
         version: 1,

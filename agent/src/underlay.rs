@@ -114,7 +114,7 @@ impl Underlay {
     }
 }
 
-/// The networks of the view that contain addresses which every host needs.
+/// Returns the networks of the view that contain addresses which every host needs.
 fn special_networks(view: &NodeView, hubs: &[&SharedPeer]) -> Vec<AddressConflict> {
     let named = |networks: &[IpNetwork], of: &str| -> Vec<(IpNetwork, String)> {
         networks.iter().map(|network| (*network, of.to_owned())).collect()
@@ -132,7 +132,8 @@ fn special_networks(view: &NodeView, hubs: &[&SharedPeer]) -> Vec<AddressConflic
     networks.into_iter().filter_map(conflict).collect()
 }
 
-/// The network of the view by which packets for this address enter a tunnel, and its description.
+/// Returns the network of the view by which packets for this address enter a tunnel, and its
+/// description.
 fn holder(view: &NodeView, hubs: &[&SharedPeer], address: IpAddr) -> Option<(IpNetwork, String)> {
     let of = |networks: &[IpNetwork], what: &str| {
         networks.iter().find(|network| network.contains(address)).map(|network| (*network, what.to_owned()))

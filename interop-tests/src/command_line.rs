@@ -42,7 +42,8 @@ pub fn compare(command: &Command) {
     compare_files(&files, &name);
 }
 
-/// The same for a program whose help is one text that it prints itself. It has no completions.
+/// Does the same as [`compare`] for a program whose help is one text that it prints itself. Such a
+/// program has no completions.
 pub fn compare_help(name: &str, about: &str, help: &str) {
     let reference = format!("{}```text\n{}\n```\n", reference_head(name), help.trim_end());
     let escaped: Vec<String> = help.trim_end().lines().map(escaped).collect();
@@ -77,8 +78,8 @@ fn compare_files(files: &[MadeFile], name: &str) {
     }
 }
 
-/// The command as its users see it on every machine: a fixed width, and no values of the
-/// environment.
+/// Returns the command as its users see it on every machine: with a fixed width, and without values
+/// of the environment.
 fn prepared(command: &Command) -> Command {
     fn without_values(command: Command) -> Command {
         command.mut_args(|argument| argument.hide_env_values(true)).mut_subcommands(without_values)
@@ -88,13 +89,14 @@ fn prepared(command: &Command) -> Command {
     command
 }
 
-/// All commands that users see, each with its path, in the order of the help.
+/// Returns all commands that users see, each with its path, in the order of the help.
 fn commands(command: &Command) -> Vec<Command> {
     let shown = command.get_subcommands().filter(|command| !command.is_hide_set());
     shown.flat_map(|command| [vec![command.clone()], commands(command)].concat()).collect()
 }
 
-/// A command below the first: what all of them have is told once.
+/// Returns a subcommand without the options that all commands have, which the reference describes
+/// only once.
 fn own_part(command: &Command) -> Command {
     command.clone().mut_args(|argument| {
         let repeated = argument.is_global_set() || ["help", "version"].contains(&argument.get_id().as_str());
@@ -151,7 +153,7 @@ fn manual_page(command: &Command) -> String {
                 // Within a section of the page there are paragraphs alone.
                 ".SH SYNOPSIS" => {}
                 line if line.starts_with(".SH ") => page += ".PP\n",
-                // Once in a page is enough, and that is before the title.
+                // One definition in a page is enough, and it comes before the title.
                 line if line.starts_with(".ie ") || line.starts_with(".el ") => {}
                 line => page += &format!("{line}\n"),
             }
@@ -160,8 +162,8 @@ fn manual_page(command: &Command) -> String {
     page
 }
 
-/// A line of text for roff, in which a backslash begins an escape, and a dot or an apostrophe at
-/// the beginning a request.
+/// Writes a line of text for roff, in which a backslash begins an escape, and a dot or an
+/// apostrophe at the beginning of a line begins a request.
 fn escaped(line: &str) -> String {
     let text = escaped_word(line);
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }

@@ -292,7 +292,7 @@ impl<'a> Agent<'a> {
         self.node.run(command.args(["rekey", "--config", CONFIG, peer]).args(what)).map(drop)
     }
 
-    /// Standard output of a command of `edge-agent` beside the running one.
+    /// Runs a command of `edge-agent` while the agent runs. Returns its standard output.
     ///
     /// # Errors
     /// If it does not end with 0. The message has its output.
@@ -300,7 +300,7 @@ impl<'a> Agent<'a> {
         self.node.run(self.node.command(&self.program).args(words).args(["--config", CONFIG]))
     }
 
-    /// The SPIs of the IKE SAs with a peer, as the status shows them.
+    /// Returns the SPIs of the IKE SAs with a peer, as the status shows them.
     ///
     /// # Errors
     /// If the agent does not answer.
@@ -311,7 +311,7 @@ impl<'a> Agent<'a> {
         Ok(sas.iter().map(|sa| (text(sa, "initiator_spi"), text(sa, "responder_spi"))).collect())
     }
 
-    /// Whether both ends of every IKE SA with a peer speak MOBIKE, as the status shows it.
+    /// Returns whether both ends of every IKE SA with a peer speak MOBIKE, as the status shows it.
     ///
     /// # Errors
     /// If the agent does not answer, or there is no IKE SA.
@@ -322,7 +322,8 @@ impl<'a> Agent<'a> {
         Ok(sas.iter().all(|sa| sa.get("mobike").and_then(Value::as_bool) == Some(true)))
     }
 
-    /// `edge-agent install-cni`: installs the plugin and its list of network configurations.
+    /// Runs `edge-agent install-cni`, which installs the plugin and its list of network
+    /// configurations.
     ///
     /// # Errors
     /// If it does not end with 0.

@@ -1,5 +1,5 @@
-//! The end of `edge-agent capture` of its connection. The agent copies messages as long as the
-//! connection is open.
+//! The side of `edge-agent capture` of its connection to the agent. The agent copies messages as
+//! long as the connection is open.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -18,31 +18,31 @@ use super::response::{OTHER_RELEASE, document};
 use crate::config::Config;
 use crate::tunnels::CapturedBatch;
 
-/// Octets that are read at once.
+/// Maximum number of octets that one read returns.
 const CHUNK: usize = 64 << 10;
-/// Longest line of the agent, octets. A batch is shorter.
+/// Maximum length of a line of the agent, in octets. A batch is shorter.
 const MAX_LINE: usize = 4 << 20;
 
-/// A capture that runs. It ends if this is dropped, or the process.
+/// A running capture. It ends if this value is dropped or the process ends.
 #[derive(Debug)]
 pub struct CaptureStream {
     socket: UnixStream,
     received: Vec<u8>,
 }
 
-/// What comes next in a capture.
+/// The next event of a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// Messages.
     Batch(CapturedBatch),
-    /// The output's reader has gone.
+    /// The output's reader has closed it.
     ReaderGone,
     /// The time is over.
     TimeOver,
 }
 
 impl CaptureStream {
-    /// Has the running agent copy the messages to and from these addresses.
+    /// Makes the running agent copy the messages to and from these addresses.
     ///
     /// # Errors
     /// If no agent answers, or it does not copy them.
@@ -55,7 +55,7 @@ impl CaptureStream {
         }
     }
 
-    /// Waits for messages, until the time is over or the reader of `output` has gone.
+    /// Waits for messages, until the time is over or the reader of `output` has closed it.
     ///
     /// # Errors
     /// If the capture has ended.
@@ -84,10 +84,11 @@ impl CaptureStream {
         }
     }
 
-    /// Waits for octets of the agent, and reads them. Whether the output's reader has gone.
+    /// Waits for octets of the agent, and reads them. Returns whether the output's reader has
+    /// closed it.
     fn is_reader_gone(&mut self, output: Option<BorrowedFd<'_>>, longest: Duration) -> anyhow::Result<bool> {
         let mut agent = [PollFd::new(&self.socket, PollFlags::IN)].to_vec();
-        // A reader that has gone shows as an error of the descriptor, without any event asked for.
+        // A closed reader shows as an error of the descriptor, without any requested event.
         agent.extend(output.map(|output| PollFd::from_borrowed_fd(output, PollFlags::empty())));
         match poll(&mut agent, Some(&Timespec::try_from(longest)?)) {
             Err(Errno::INTR) => return Ok(false),

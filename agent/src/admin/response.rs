@@ -1,5 +1,5 @@
 //! The agent's response, as a command reads it. The status document can be passed on while it
-//! arrives: of ten thousand peers it is tens of megabytes, of which only [`BUFFER`] bytes are in
+//! arrives: for ten thousand peers it has tens of megabytes, of which only [`BUFFER`] bytes are in
 //! memory then.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 
 /// Size of the buffer, bytes: as much as the socket holds.
 pub(super) const BUFFER: usize = 256 << 10;
-/// What is said of a response that this release does not know.
+/// The error for a response that this release does not know.
 pub(super) const OTHER_RELEASE: &str = "the agent's answer is not understood; are both of one release?";
-/// How the line begins with which an agent answers. Another release may write the same in another
-/// way; then the line is read as a whole.
+/// Beginning of the line with which an agent answers. Another release may write the same content in
+/// another form; in that case the line is read as a whole.
 const BEGINNING: &[u8] = b"{\"answer\":\"status\",\"status\":";
 
 /// A response, with the status as the agent wrote it. Reading it as an
@@ -38,7 +38,8 @@ enum Answer {
     Failed,
 }
 
-/// The document in a response. `None`: the request was carried out. Fails if it was not.
+/// Returns the document in a response; `None` if the request was carried out and has no document.
+/// Fails if the request was not carried out.
 pub(super) fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
     let response: RawResponse<'_> = serde_json::from_str(line).context(OTHER_RELEASE)?;
     let document = match response.answer {
@@ -50,11 +51,12 @@ pub(super) fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
     document.map(Some).context(OTHER_RELEASE)
 }
 
-/// Writes the status document of a response, and a line break. A reader that has gone is no error.
+/// Writes the status document of a response, and a line break. A reader that has closed its end is
+/// not an error.
 ///
 /// # Errors
-/// If the agent has refused, or its response is cut off or not understood. Then a part of the
-/// document may be written already.
+/// If the agent has refused, or its response is cut off or not understood. In that case a part of
+/// the document may already be written.
 pub(super) fn pass_on(response: impl Read, out: &mut impl Write) -> anyhow::Result<()> {
     let mut response = BufReader::with_capacity(BUFFER, response);
     let mut beginning = Vec::with_capacity(BEGINNING.len());
@@ -96,7 +98,7 @@ fn written(outcome: io::Result<()>) -> anyhow::Result<()> {
 /// Finds the end of a JSON object (RFC 8259) that comes in parts.
 #[derive(Debug, Default)]
 struct ObjectEnd {
-    /// Objects and arrays that are open.
+    /// Number of open objects and arrays.
     depth: u64,
     in_string: bool,
     /// Whether the last byte was the backslash of an escape.
@@ -105,16 +107,16 @@ struct ObjectEnd {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Scan {
-    /// The object goes on after this part.
+    /// The object continues after this part.
     Within,
-    /// It ends after so many bytes of this part.
+    /// The object ends after this number of bytes of this part.
     EndsAt(usize),
-    /// It is no object.
+    /// The text is not an object.
     NoObject,
 }
 
 impl ObjectEnd {
-    /// Looks at the next part.
+    /// Reads the next part.
     fn find(&mut self, part: &[u8]) -> Scan {
         for (at, byte) in part.iter().enumerate() {
             match byte {

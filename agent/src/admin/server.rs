@@ -16,15 +16,15 @@ use tracing::Instrument;
 use super::{AdminRequest, AdminResponse};
 use crate::tunnels::{CaptureReader, CapturedBatch};
 
-/// A request, and where what answers it goes.
+/// A request, and the channel for its reply.
 pub type AdminCall = (AdminRequest, oneshot::Sender<Reply>);
 
-/// What answers a request.
+/// The reply to a request.
 #[derive(Debug)]
 pub enum Reply {
     /// One response.
     Response(AdminResponse),
-    /// A response whenever messages were captured, until the capture ends or the connection.
+    /// A response for each batch of captured messages, until the capture or the connection ends.
     Capture(CaptureReader),
 }
 
@@ -34,7 +34,7 @@ const MAX_LINE: u64 = 4096;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Size of the buffer for a response, bytes: as much as the socket holds.
 const BUFFER: usize = 256 << 10;
-/// A connection is closed after this time, but for that of a capture which runs.
+/// A connection is closed after this time, except that of a running capture.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the socket, readable and writable by its owner only. Replaces the file of a killed agent.
@@ -86,7 +86,7 @@ async fn serve_one(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     }
 }
 
-/// Reads a request, and has it answered.
+/// Reads a request, passes it on, and returns the reply.
 async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<Reply> {
     let mut line = String::new();
     BufReader::new(socket.take(MAX_LINE)).read_line(&mut line).await?;
@@ -104,13 +104,13 @@ async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     })
 }
 
-/// Sends what is captured. Ends if the connection is closed. After the end of the capture a command
-/// that does not read is not waited for longer than [`TIMEOUT`].
+/// Sends the captured messages. Ends if the connection is closed. After the end of the capture,
+/// waits at most [`TIMEOUT`] for a command that does not read.
 async fn send_captured(socket: &mut UnixStream, mut reader: CaptureReader) -> io::Result<()> {
     let end = reader.end();
     let (mut read, mut write) = socket.split();
     let send = async {
-        // The command learns that the capture has begun.
+        // This tells the command that the capture has begun.
         write_line(&mut write, &AdminResponse::Captured { batch: CapturedBatch::default() }).await?;
         while let Some(batch) = reader.next().await {
             write_line(&mut write, &AdminResponse::Captured { batch }).await?;
@@ -124,7 +124,7 @@ async fn send_captured(socket: &mut UnixStream, mut reader: CaptureReader) -> io
     };
     tokio::select! {
         outcome = send => outcome,
-        // The command says nothing more: the connection is closed.
+        // The command sends nothing more: the connection is closed.
         _ = read.read_u8() => Ok(()),
         () = too_late => Err(io::ErrorKind::TimedOut.into()),
     }

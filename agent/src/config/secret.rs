@@ -23,11 +23,12 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// Returns the pre-shared key in the file of a `psk_file`: its content without the newline.
+/// Returns the pre-shared key in the file of a `psk_file`: its only line, without the line end (LF
+/// or CRLF).
 pub(super) fn psk_of_file(content: &[u8]) -> Result<Secret, String> {
     let text = content.strip_suffix(b"\n").unwrap_or(content);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
-    // Octets that are not text may contain a byte that looks like a newline.
+    // Octets that are not text may contain a byte that looks like a line end.
     let is_text =
         std::str::from_utf8(text).is_ok_and(|text| !text.contains(|c: char| c.is_control() && c != '\n' && c != '\r'));
     if is_text && text.contains(&b'\n') {

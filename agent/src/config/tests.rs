@@ -205,7 +205,7 @@ fn every_key_of_every_table_is_in_the_documented_example_and_no_other_is_there()
     }
 }
 
-/// Whether a line of TOML sets a key.
+/// Returns whether a line of TOML sets a key.
 fn is_key(line: &str) -> bool {
     let name = line.split(" = ").next().unwrap_or_default();
     line.contains(" = ") && !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
@@ -249,7 +249,7 @@ fn two_peers_that_cannot_be_told_apart_are_refused_with_both_names() {
     refused(&[("remote = \"192.0.2.1\"", "start = \"respond\"")]);
 }
 
-/// [`PEER`] with two children instead of networks of its own.
+/// Makes [`PEER`] with two children instead of its own networks.
 fn with_children(first: &str, second: &str) -> String {
     let networks = "local_subnets = [\"10.1.0.0/16\"]\nremote_subnets = [\"10.2.0.0/16\"]\n";
     let children =

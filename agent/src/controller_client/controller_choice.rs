@@ -22,7 +22,8 @@ pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
 }
 
 impl ControllerChoice {
-    /// The first of `urls` is tried first. Fails if one of them is no `https://` URL with a host.
+    /// Makes a choice that begins with the first of `urls`. Fails if one of them is no `https://`
+    /// URL with a host.
     pub(super) fn new(urls: &[String]) -> Result<Self, ControllerError> {
         let urls = urls.iter().map(|text| parse_url(text)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { urls, first: 0 })

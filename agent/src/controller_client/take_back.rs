@@ -5,10 +5,10 @@
 //! The same applies to a view that replaces an unconfirmed one and adds nothing to the view before
 //! that.
 //!
-//! If the controller is reached soon after a view was taken back, that view caused the loss. The
-//! networks that it added are then refused, except for a second try after an hour. Otherwise the
-//! controller was unreachable for another reason, and the view comes into force again when the
-//! controller is back.
+//! If the controller is reached soon after a view was taken back, that view counts as the cause of
+//! the loss. The networks that it added are then refused, except for a second try after an hour.
+//! Otherwise the controller was unreachable for another reason, and the view comes into force again
+//! when the controller is back.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -33,8 +33,8 @@ const BEFORE_FILE: &str = "view-before.json";
 const CONFIRM_AFTER: Duration = Duration::from_secs(15);
 /// Default of [`crate::config::ControllerSection::take_back`].
 const DEFAULT_TAKE_BACK: Duration = Duration::from_secs(180);
-/// If the controller is reached within this time after a view was taken back, that view caused the
-/// loss.
+/// If the controller is reached within this time after a view was taken back, that view counts as
+/// the cause of the loss.
 const BLAME_WITHIN: Duration = Duration::from_secs(120);
 /// Wait before the next attempt to take a view back, for example if the disk is full.
 const TAKE_BACK_RETRY: Duration = Duration::from_secs(5);
@@ -134,7 +134,7 @@ impl ControllerClient {
     }
 
     /// Handles that the controller is reached again: decides whether the view that was taken back
-    /// caused the loss.
+    /// counts as the cause of the loss.
     pub(super) async fn controller_reached(&self) {
         if self.settle_taken_back_view() {
             self.retry_refused_view().await;

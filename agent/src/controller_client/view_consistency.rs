@@ -1,5 +1,5 @@
-//! Whether a view contradicts itself. A version that differs from a consistent one by a few peers
-//! is checked in the time of these peers.
+//! Checks whether a view contradicts itself. A version that differs from a consistent one by a few
+//! peers is checked in the time of these peers.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -30,10 +30,10 @@ type Segments = BTreeMap<Position, Holder>;
 /// Segments in the order of their addresses. Of two networks that overlap, one contains the other.
 type Position = (IpAddr, u8);
 
-/// Who holds a segment: a peer, or this node (`None`).
+/// The holder of a segment: a peer, or this node (`None`).
 type Holder = Option<SharedPeer>;
 
-/// A peer before and after a change. `None`: it is not there.
+/// A peer before and after a change; `None` if the view does not contain it.
 type PeerChange<'a> = (Option<&'a SharedPeer>, Option<&'a SharedPeer>);
 
 impl ViewConsistency {
@@ -89,8 +89,8 @@ fn segments_of(view: &NodeView) -> Result<Segments, String> {
     Ok(segments)
 }
 
-/// Carries the changes out in the segments of the view before. After an error these are as they
-/// were.
+/// Applies the changes to the segments of the previous view. After an error the segments are
+/// unchanged.
 fn update(segments: &mut Segments, view: &NodeView, changes: &[PeerChange<'_>]) -> Result<(), String> {
     for (before, _) in changes {
         remove_peer(segments, *before);
@@ -111,9 +111,9 @@ fn update(segments: &mut Segments, view: &NodeView, changes: &[PeerChange<'_>]) 
     outcome
 }
 
-/// How the peers differ, if nothing else does. Those of `before` are in the order of their names,
-/// each once. `None`: those of `now` are not, or something else differs. What both versions share
-/// is not looked at.
+/// Returns the peers that differ. The peers of `before` are in the order of their names, each once.
+/// `None` if those of `now` are not, or if anything else differs. Peers that both versions share
+/// are not compared.
 fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<PeerChange<'a>>> {
     let same = before.node == now.node
         && before.cluster_ranges == now.cluster_ranges
@@ -127,7 +127,8 @@ fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<Peer
     let mut changes = Vec::new();
     let mut known = before.peers.iter().peekable();
     let mut last: Option<&SharedPeer> = None;
-    // Whether the last peer was in the view before, after the peer that was seen before it.
+    // Whether the last peer is one that both views share. A shared peer that comes next is then in
+    // order.
     let mut follows = false;
     for peer in &now.peers {
         let shared = known.peek().is_some_and(|known| known.is_same(peer));

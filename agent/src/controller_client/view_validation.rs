@@ -96,7 +96,7 @@ pub(super) fn validate(
     validate_with(node, role, current, new, || check_whole(new))
 }
 
-/// As [`validate`]. `check_consistency` fails if `new` contradicts itself.
+/// Validates as [`validate`] does. `check_consistency` fails if `new` contradicts itself.
 pub(super) fn validate_with(
     node: &NodeName,
     role: Role,

@@ -308,7 +308,7 @@ impl<'a> KnownTunnels<'a> {
         same.then(|| Self { peers: before.view.peers.iter().peekable(), tunnels: desired.tunnels.iter().peekable() })
     }
 
-    /// The tunnel of a peer that is the same as it was. Peers come in the order of their names.
+    /// Returns the tunnel of a peer that has not changed. Peers come in the order of their names.
     fn next(&mut self, peer: &SharedPeer) -> Option<&'a Arc<DesiredTunnel>> {
         let name = peer.name.as_str();
         // A peer that is shared with the earlier view needs no comparison of names.
@@ -320,7 +320,7 @@ impl<'a> KnownTunnels<'a> {
     }
 }
 
-/// The peers of a view to which there is a tunnel.
+/// Returns the peers of a view to which there is a tunnel.
 fn tunnel_peers(view: &NodeView) -> impl Iterator<Item = &SharedPeer> {
     view.peers.iter().filter(|peer| peer.name != view.node && peer.role != Role::Cloud)
 }
@@ -338,7 +338,7 @@ fn is_eager(own: Role, peer: Role, members: usize, limit: usize) -> bool {
     own == Role::Hub || peer == Role::Hub || members <= limit
 }
 
-/// The tunnel to a peer of the view.
+/// Makes the tunnel to a peer of the view.
 fn view_tunnel(config: &Config, membership: &Membership, peer: &Peer, on_demand: bool) -> DesiredTunnel {
     let local: Vec<_> = membership.view.local_networks().collect();
     let beside = |network: &IpNetwork| !local.iter().any(|own| overlap(own, network));

@@ -67,7 +67,7 @@ pub struct ChildEnds {
 }
 
 /// Returns the policies that a tunnel to a peer needs, and the errors of those that are impossible.
-/// `ranges` are the cluster's ranges. `children` are the peer's CHILD_SAs, with those that send
+/// `ranges` are the cluster's ranges. `children` are the peer's CHILD_SAs; those that send come
 /// first. If two have the same selector, the first counts. Before a CHILD_SA was ever up, no policy
 /// sends packets into it.
 pub fn tunnel_policies(

@@ -62,7 +62,7 @@ pub struct HostState {
     pub routes: Vec<RouteEntry>,
     /// Whether the table `inet edge-cni` is in place.
     pub firewall: bool,
-    /// Obstacles other than those that `status` shows elsewhere.
+    /// Obstacles. They are not in this part of the status, but in a separate one.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
 }

@@ -38,9 +38,9 @@ const SETTLE: Duration = Duration::from_millis(60);
 /// How often sysctls are compared without a notification. The kernel sends none about
 /// `disable_policy`, `disable_xfrm` and `accept_ra`. nftables is not compared on a timer.
 const FULL_CHECK: Duration = Duration::from_secs(10);
-/// Links and routes are read without a notification after [`FULL_CHECK`], and for each so many
-/// routes later by the same time, so that a node with ten thousand routes is not busy with reading
-/// them.
+/// Number of routes for which the wait grows by one [`FULL_CHECK`]. Links and routes are read
+/// without a notification after [`FULL_CHECK`], and later if there are many routes, so that a node
+/// with ten thousand routes is not busy with reading them.
 const ROUTES_PER_CHECK: usize = 1000;
 /// How often the plugin looks for leases of pods that disappeared without a DEL.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);

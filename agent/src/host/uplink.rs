@@ -71,7 +71,7 @@ pub(super) fn uplink(
     UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or_else(|| fitting_mtu(&uplinks, &others)), underlay }
 }
 
-/// Links with a default route, and others that may lead outside.
+/// Returns the links with a default route, and others that may lead outside.
 fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>, Vec<&'a Link>) {
     let carries_default =
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
@@ -82,8 +82,8 @@ fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>
     (uplinks, others)
 }
 
-/// The largest MTU of pods with which their packets fit through the smallest uplink, bytes; 0
-/// without an uplink.
+/// Returns the largest MTU of pods with which their packets fit through the smallest uplink, in
+/// bytes; 0 without an uplink.
 fn fitting_mtu(uplinks: &[&Link], others: &[&Link]) -> u32 {
     let smallest = uplinks.iter().map(|link| link.mtu).min();
     let smallest =
@@ -91,7 +91,7 @@ fn fitting_mtu(uplinks: &[&Link], others: &[&Link]) -> u32 {
     smallest.map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)))
 }
 
-/// A configured MTU of pods that is too large for the uplink.
+/// Returns an obstacle if the configured MTU of pods is too large for the uplink.
 pub(super) fn mtu_obstacle(observed: &NetworkState, bridge: &str, configured: Option<u32>) -> Option<Obstacle> {
     let (uplinks, others) = links_outside(observed, bridge);
     let (configured, fitting) = (configured?, fitting_mtu(&uplinks, &others));

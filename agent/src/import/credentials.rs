@@ -204,7 +204,8 @@ fn with_intermediates(leaf: Vec<u8>, authorities: &[Vec<u8>]) -> Vec<Vec<u8>> {
     chain
 }
 
-/// Returns the certificate that issued another, unless that is a root.
+/// Returns the certificate of the authority that issued another one; `None` if that authority is a
+/// root or unknown.
 fn issuer<'a>(certificate: &[u8], authorities: &'a [Vec<u8>]) -> Option<&'a Vec<u8>> {
     let (_, certificate) = parse_x509_certificate(certificate).ok()?;
     authorities.iter().find(|der| {

@@ -208,8 +208,8 @@ impl Parser<'_> {
         if name.is_empty() { Err(self.wrong("the name of a key or section is missing")) } else { Ok(name) }
     }
 
-    /// Reads a value up to the end of the line, a comment or a `}`. Quoted parts are taken
-    /// literally.
+    /// Reads a value up to the end of the line, a comment or a `}`. In quoted parts these
+    /// characters belong to the value.
     fn value(&mut self) -> Result<Zeroizing<String>, String> {
         self.skip_blanks();
         let mut value = Zeroizing::new(String::new());

@@ -1,4 +1,4 @@
-//! Which addresses are asked, or by name why nothing can be sent.
+//! Finds the addresses to which requests are sent, or the reason why nothing can be sent.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::status::{PeerReport, PolicyEntry, Status};
 /// ICMP and ICMPv6 (IANA's numbers of IP protocols).
 const ICMP: [u8; 2] = [1, 58];
 
-/// An address that is asked.
+/// An address to which requests are sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Destination {
     /// The peer to which the tunnel leads.
@@ -22,7 +22,7 @@ pub(super) struct Destination {
     pub(super) source: IpAddr,
 }
 
-/// Finds what to ask about a peer (one address of each family) or an address.
+/// Finds the destinations for a peer (one address of each family) or for an address.
 ///
 /// # Errors
 /// If nothing can be sent there.
@@ -48,7 +48,7 @@ pub(super) fn find(about: &str, status: &Status, static_peers: &[PeerSection]) -
     }
 }
 
-/// What explains most on a node that has joined nothing yet.
+/// Returns the most likely reason on a node that is not a member yet; empty on others.
 fn without_view(status: &Status) -> &'static str {
     if status.controller.is_some() && status.view_version.is_none() {
         "; this node has no view of the controller, so it is not a member yet: see `edge-agent status`"
@@ -57,7 +57,7 @@ fn without_view(status: &Status) -> &'static str {
     }
 }
 
-/// The peer, if packets to it find a tunnel or bring one up.
+/// Returns the peer, if packets to it find a tunnel or set one up.
 fn usable<'a>(status: &'a Status, name: &str) -> Result<&'a PeerReport, String> {
     let peer = status.peers.iter().find(|peer| peer.name == name);
     let peer =
@@ -101,7 +101,7 @@ fn of_peer(status: &Status, peer: &PeerReport) -> Result<Vec<Destination>, Strin
     }
 }
 
-/// The policies that take packets of this host to the peer.
+/// Returns the policies that take packets of this host to the peer.
 fn outbound<'a>(status: &'a Status, peer: &'a PeerReport) -> impl Iterator<Item = &'a PolicyEntry> {
     let is_of_peer =
         move |reqid: u32| peer.reqid == Some(reqid) || peer.child_sas.iter().any(|child| child.reqid == Some(reqid));
@@ -110,9 +110,9 @@ fn outbound<'a>(status: &'a Status, peer: &'a PeerReport) -> impl Iterator<Item 
     })
 }
 
-/// The address that surely is there: that of the bridge, which has the first one of each segment.
-/// Segments are the networks within the ranges that the guard blocks. What others have in their
-/// networks is not known, unless the network is one address.
+/// Returns the address in a network that certainly exists. In a segment that is the address of the
+/// bridge, which has the first address of each segment. Segments are the networks within the ranges
+/// that the guard blocks. In other networks no address is known, unless the network is one address.
 fn answering(status: &Status, network: IpNetwork) -> Option<IpAddr> {
     if network.prefix() == if network.is_ipv4() { 32 } else { 128 } {
         return Some(network.ip());
@@ -127,7 +127,7 @@ fn answering(status: &Status, network: IpNetwork) -> Option<IpAddr> {
     }
 }
 
-/// An address of this host from which the policies let packets into the tunnel.
+/// Returns an address of this host from which the policies let packets into the tunnel.
 fn source(status: &Status, peer: &PeerReport, to: IpAddr) -> Result<IpAddr, String> {
     let networks: Vec<IpNetwork> =
         outbound(status, peer).filter(|policy| policy.destination.contains(to)).map(|policy| policy.source).collect();
@@ -164,8 +164,8 @@ mod tests {
     use super::*;
     use crate::membership::ControllerStatus;
 
-    /// A node with the bridge's addresses 10.77.0.1 and fd77::1; the peers' segments are in
-    /// 10.77.0.0/16 and fd77::/16.
+    /// Makes the status of a node with the bridge's addresses 10.77.0.1 and fd77::1; the peers'
+    /// segments are in 10.77.0.0/16 and fd77::/16.
     fn status() -> Status {
         let policy = |source: &str, destination: &str, reqid: Option<u32>| {
             serde_json::json!({

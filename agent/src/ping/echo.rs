@@ -19,24 +19,25 @@ const ECHO_V6: (u8, u8) = (128, 129);
 const HEADER: usize = 8;
 /// Octets of data, as ping(8) sends.
 const DATA: usize = 56;
-/// Octets at the beginning of the data that tell our requests from those of others.
+/// Number of octets at the beginning of the data that distinguish our requests from those of
+/// others.
 const TOKEN: usize = 8;
-/// Largest datagram that is read: an IPv4 header with options, and the reply. Longer ones are cut,
-/// and are none of ours.
+/// Maximum size of a datagram: an IPv4 header with options, and the reply. Longer ones are cut, and
+/// are not replies to our requests.
 const MAX_REPLY: usize = 60 + HEADER + DATA;
 
-/// How often and how long is asked.
+/// The number of requests and their timing.
 #[derive(Debug, Clone, Copy)]
 pub struct PingOptions {
     /// Number of requests to each address, 1 to [`MAX_COUNT`](super::MAX_COUNT).
     pub count: u16,
     /// Time from one request to the next, at least [`MIN_INTERVAL`](super::MIN_INTERVAL).
     pub interval: Duration,
-    /// Longest wait for an answer after the last request.
+    /// Maximum wait for an answer after the last request.
     pub timeout: Duration,
 }
 
-/// What came of the requests to one address.
+/// The results of the requests to one address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Answers {
     /// Number of requests.
@@ -47,7 +48,7 @@ pub(super) struct Answers {
     pub(super) error: Option<String>,
 }
 
-/// Asks one address.
+/// Sends the requests to one address, and collects the answers.
 pub(super) async fn ask(to: &Destination, options: PingOptions, stop: &CancellationToken) -> Answers {
     let mut answers = Answers::default();
     let socket = match EchoSocket::open(to.source, to.address) {
@@ -111,7 +112,7 @@ impl EchoSocket {
             opened => (opened?, false),
         };
         rustix::net::bind(&fd, &SocketAddr::new(source, 0))?;
-        // From now on the kernel gives what comes from there alone.
+        // From now on the kernel passes only datagrams from that address.
         rustix::net::connect(&fd, &SocketAddr::new(to, 0))?;
         let socket = UdpSocket::from_std(fd.into())?;
         Ok(Self { socket, v4: to.is_ipv4(), raw, token: fastrand::u64(..).to_be_bytes() })
@@ -121,7 +122,7 @@ impl EchoSocket {
         self.socket.send(&request(self.v4, self.token, sequence)).await.map(drop)
     }
 
-    /// Takes answers, until `all` requests are answered if so wanted, else without an end.
+    /// Takes answers: with `all`, until all requests are answered; otherwise without an end.
     async fn collect(&self, unanswered: &mut [Option<Instant>], answers: &mut Answers, all: bool) {
         let mut buffer = [0; MAX_REPLY];
         while !all || unanswered.iter().any(Option::is_some) {
@@ -157,7 +158,8 @@ fn request(v4: bool, token: [u8; TOKEN], sequence: u16) -> Vec<u8> {
     message
 }
 
-/// The sequence number of the request to which this is the reply.
+/// Returns the sequence number of the request to which this is the reply; `None` if it is not a
+/// reply to a request of ours.
 fn reply(datagram: &[u8], v4: bool, raw: bool, token: [u8; TOKEN]) -> Option<u16> {
     let message = match (v4, raw) {
         (true, true) => datagram.get(usize::from(datagram.first()? & 0x0f) * 4..)?,
@@ -173,7 +175,7 @@ fn reply(datagram: &[u8], v4: bool, raw: bool, token: [u8; TOKEN]) -> Option<u16
     }
 }
 
-/// RFC 1071. The message has an even length.
+/// Computes the checksum of RFC 1071. The message has an even length.
 fn checksum(message: &[u8]) -> u16 {
     let sum: u32 = message.as_chunks::<2>().0.iter().map(|pair| u32::from(u16::from_be_bytes(*pair))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);

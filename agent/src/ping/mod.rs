@@ -1,6 +1,7 @@
 //! `edge-agent ping`: round trip and loss of packets that go through a tunnel to a peer or a pod.
 //!
-//! - `destination`: which addresses are asked, or why none can be. Pure.
+//! - `destination`: the addresses to which requests are sent, or the reason why there are none. No
+//!   I/O.
 //! - `echo`: ICMP echo.
 //! - `report`: the table, and what `--json` prints.
 
@@ -19,13 +20,13 @@ use crate::stdout::print;
 pub use echo::PingOptions;
 use report::Report;
 
-/// Largest number of requests to one address.
+/// Maximum number of requests to one address.
 pub const MAX_COUNT: u16 = 10_000;
-/// Shortest time between two requests: less would be a flood.
+/// Minimum time between two requests: with less, the requests would be a flood.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Asks a peer, or an address behind it, and prints round trips and losses: a table, or JSON.
-/// SIGINT ends it early, with what came until then.
+/// Sends requests to a peer, or to an address behind it, and prints round trips and losses as a
+/// table or as JSON. SIGINT ends it early, with the results until then.
 ///
 /// # Errors
 /// If nothing can be sent, with the reason, or an address has not answered at all.

@@ -1,4 +1,4 @@
-//! What `edge-agent ping` prints.
+//! The output of `edge-agent ping`.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -10,13 +10,13 @@ use serde::Serialize;
 use super::destination::Destination;
 use super::echo::Answers;
 
-/// What `edge-agent ping --json` prints.
+/// The output of `edge-agent ping --json`.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     results: Vec<PingResult>,
 }
 
-/// What came of the requests to one address.
+/// The results of the requests to one address.
 #[derive(Debug, Serialize)]
 struct PingResult {
     peer: String,
@@ -84,7 +84,7 @@ impl Report {
         text
     }
 
-    /// Which addresses have not answered at all.
+    /// Returns the addresses that have not answered at all, as text; `None` if all have answered.
     pub(super) fn silent(&self) -> Option<String> {
         let silent = self.results.iter().filter(|result| result.received == 0).map(|result| {
             let why = result.error.as_deref().unwrap_or("nothing came back");

@@ -48,11 +48,12 @@ impl ChangeLog {
     /// Replaces the file, and drops its changes.
     ///
     /// # Errors
-    /// If the file cannot be written. It then has its old content, with the changes.
+    /// If the file cannot be written; it then has its old content, with the changes. Or if the
+    /// former changes cannot be removed; the file then has its new content.
     pub fn replace(&mut self, content: &[u8]) -> Result<(), StateDirError> {
         self.written = None;
         durable::replace_file(&self.path, content, 0o600)?;
-        // The second file has changes of another content. If it cannot be removed, it is ignored.
+        // The second file has changes of another content. If it stays, readers ignore it.
         let changes = changes_path(&self.path);
         match fs::remove_file(&changes) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &changes)(error)),

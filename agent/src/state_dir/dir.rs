@@ -136,7 +136,8 @@ impl StateDir {
         read_json(&self.path, name, advice)
     }
 
-    /// As [`Self::read_json`], for a file whose key `version` is the number of its layout.
+    /// Reads a file as [`Self::read_json`] does. The file's key `version` is the number of its
+    /// layout, which must be at most `known`.
     pub fn read_layout<T: DeserializeOwned>(
         &self,
         name: &str,
@@ -233,7 +234,7 @@ pub(super) fn parse_json<T: DeserializeOwned>(
     })
 }
 
-/// As [`StateDir::read_layout`], for a program that is not the agent.
+/// Reads a file as [`StateDir::read_layout`] does, for a program other than the agent.
 ///
 /// # Errors
 /// [`StateDirError::Newer`] if the layout's number is higher than `known`, whatever else is in the
@@ -257,7 +258,7 @@ pub fn read_layout<T: DeserializeOwned>(
     read_json(directory, name, advice)
 }
 
-/// [`durable::replace_file`] with [`StateDirError`].
+/// Replaces a file as [`durable::replace_file`] does, with [`StateDirError`] as the error.
 pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateDirError> {
     durable::replace_file(path, bytes, mode)?;
     Ok(())

@@ -1,5 +1,5 @@
 //! Copies of IKE messages on their way from the driver to the connection of `edge-agent capture`.
-//! If one end goes, the other one learns it at once.
+//! If one end is dropped, the other one notices it at once.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Most octets of messages that wait for the command. Further ones are dropped and counted.
+/// Maximum number of octets of messages that wait for the command. Further messages are dropped and
+/// counted.
 const MAX_WAITING: usize = 4 << 20;
 /// Octets of messages in one batch, after which no further one is added.
 const BATCH: usize = 128 << 10;
@@ -68,7 +69,7 @@ pub(crate) fn open() -> (RunningCapture, CaptureReader) {
 }
 
 impl RunningCapture {
-    /// Whether nobody will take messages any more.
+    /// Returns whether no reader takes messages any more.
     pub(super) fn has_no_reader(&self) -> bool {
         self.to.is_closed()
     }
@@ -99,7 +100,7 @@ pub(crate) async fn reader_gone(capture: Option<&RunningCapture>) {
 }
 
 impl CaptureReader {
-    /// The next messages, as soon as there are any. `None`: the capture has ended.
+    /// Returns the next messages, as soon as there are any; `None` if the capture has ended.
     pub async fn next(&mut self) -> Option<CapturedBatch> {
         let (first, _) = self.messages.recv().await?;
         let mut octets = first.message.len();
@@ -112,7 +113,8 @@ impl CaptureReader {
         Some(CapturedBatch { messages, dropped: self.dropped.swap(0, Ordering::Relaxed) })
     }
 
-    /// Is cancelled when the agent copies no more. Messages may still wait then.
+    /// Returns a token that is cancelled when the agent stops copying. Messages may still wait
+    /// then.
     pub fn end(&self) -> CancellationToken {
         self.end.clone()
     }

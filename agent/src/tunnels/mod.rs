@@ -1,6 +1,6 @@
 //! The IKE driver: it passes datagrams to the IKE endpoint and installs the SAs and policies that
 //! the endpoint negotiates in the kernel. All of it runs in one thread, since kernel and endpoint
-//! must change in the same order.
+//! must change together.
 //!
 //! - `capture`: copies of IKE messages on their way to `edge-agent capture`.
 //! - `check_interval`: when everything is compared with the kernel next.

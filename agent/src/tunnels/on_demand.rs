@@ -121,7 +121,7 @@ impl Driver {
     }
 }
 
-/// Turns the setting on. Returns true if it was off before.
+/// Sets [`LARVAL_DROP`] to 0. Returns true if it had another value before.
 fn hold_packets() -> io::Result<bool> {
     if fs::read_to_string(LARVAL_DROP)?.trim() == "0" {
         return Ok(false);

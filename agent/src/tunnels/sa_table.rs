@@ -324,7 +324,7 @@ impl SaTable {
         changed || inherited
     }
 
-    /// Returns outbound SAs to the CHILD_SAs from which they were taken.
+    /// Gives outbound SAs back to the CHILD_SAs from which they were taken.
     fn restore(&mut self, peer: &PeerName, purpose: &Purpose, old: Vec<InstalledSa>) {
         for old in old {
             let of_purpose = self.peers.get(peer).and_then(|of_peer| of_peer.get(purpose));

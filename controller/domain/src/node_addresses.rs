@@ -72,9 +72,9 @@ fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Returns the first addresses of a node that its peers may get, in the node's order. Their number
-/// is one fewer than [`MOST`], to leave room for the address at which the controller saw the node:
-/// behind a NAT only that address works.
+/// Returns the first addresses of a node that its peers may get, in the node's order. They are at
+/// most one fewer than [`MOST`], to leave room for the address at which the controller saw the
+/// node: behind a NAT only that address works.
 pub fn usable_addresses<'a>(
     addresses: impl IntoIterator<Item = IpAddr>,
     networks: impl Iterator<Item = &'a IpNetwork> + Clone,

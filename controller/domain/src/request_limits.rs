@@ -26,7 +26,7 @@ pub struct TooOften {
     pub seconds: u32,
 }
 
-/// Counts the requests of one kind of each node. Clones share the counts.
+/// Counts each node's requests of one kind. Clones share the counts.
 #[derive(Debug, Clone, Default)]
 pub struct RequestLimit(Arc<Mutex<HashMap<NodeName, Instant>>>);
 

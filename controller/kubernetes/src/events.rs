@@ -1,5 +1,5 @@
-//! Writes Kubernetes Events about objects, so that operators see them with the object. All replicas
-//! that see the same cause write one Event together, and no code waits for the write.
+//! Writes Kubernetes Events about objects, so that operators see them with the object. Each Event
+//! is written only once, even if several replicas see its cause, and no code waits for the write.
 
 use std::time::Duration;
 

@@ -99,7 +99,7 @@ pub struct OwnRights {
 }
 
 impl OwnRights {
-    /// Makes the check of the rights that `uses` needs. The store is in `namespace`.
+    /// Makes the check of the rights that these `uses` need. The store is in `namespace`.
     pub fn new(client: &Client, namespace: &str, uses: Uses, api_failures: ApiFailures) -> Self {
         let wanted = [
             (Need::Nodes, true),

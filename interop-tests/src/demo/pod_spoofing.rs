@@ -49,7 +49,7 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods, node: &str, other_node
         let address = address.context("an address of each family")?;
         attack.gets_nothing(way, &[comment], || {
             take_address(&thief.pod, address)?;
-            // The node requests the holder of the address, and the thief answers.
+            // The node asks for the holder of the address, and the thief answers.
             attack.node.sh(&format!("ip neigh del {address} dev ecni0 || true"))?;
             goes_on()
         })?;
@@ -69,7 +69,8 @@ pub(super) fn a_pod_is_itself(world: &World, pods: &Pods, node: &str, other_node
     attack.gets_nothing("the gateway's addresses", &["ARP sender", "IPv6 source"], || {
         for (gateway, address) in gateways.iter().zip(victim.addresses()) {
             watch(&thief.pod, *gateway)?;
-            // The thief requests the victim itself, since it is now its own gateway.
+            // The thief resolves the victim's address itself, since it now has the gateway's
+            // address.
             thief.pod.sh(&format!("ip neigh flush dev eth0; ip route replace {address} dev eth0"))?;
             ping_from(&thief.pod, *gateway, address)?;
         }
@@ -107,8 +108,8 @@ impl Attack<'_> {
         format!("nft list table bridge edge-cni, ip neigh and bridge fdb on {}", self.node.name())
     }
 
-    /// Checks that the pod receives nothing through `act`, and that the plugin's table drops its
-    /// frames under each of these comments.
+    /// Checks that the pod receives none of the neighbour's traffic while `act` runs, and that the
+    /// plugin's table drops its frames under each of these comments.
     fn gets_nothing(&self, way: &str, comments: &[&str], act: impl FnOnce() -> Result<()>) -> Result<()> {
         let node = self.node.name();
         let what = format!("a pod on {node} that takes {way} gets nothing of the neighbour's traffic");
@@ -134,7 +135,8 @@ impl Attack<'_> {
             "a pod on {node} that sends with addresses of another node's pod reaches neither the cloud nor its neighbour"
         );
         self.world.checks.check(&what, &self.look(), || {
-            // The pod resolves no address, so that its packets themselves are checked.
+            // The pod has fixed neighbour entries and sends no ARP or ND, so that its packets
+            // themselves are checked.
             let (bridge, neighbour) = (link_address(self.node, "ecni0")?, mac(&self.victim.pod)?);
             for address in self.victim.addresses() {
                 thief.sh(&format!("ip neigh replace {} lladdr {bridge} dev eth0 nud permanent", gateway(address)))?;

@@ -1,5 +1,5 @@
-//! The nftables table `inet edge-cni`: it decides which hosts may use the tunnels and reach pods,
-//! and sets the source addresses of packets that leave.
+//! The nftables table `inet edge-cni`: it decides which senders may use the tunnels and which may
+//! reach pods, and sets the source addresses of packets that leave.
 //!
 //! XFRM policies decide between which networks packets may flow, but they do not check the sender
 //! of a packet. The table does that. `docs/firewall.md` describes each chain, and the path of each

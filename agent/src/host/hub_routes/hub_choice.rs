@@ -13,7 +13,7 @@ use crate::desired::HubGateway;
 /// Time between two rounds.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
 /// Rounds without an answer after which a signal is lost: 3.0 to 3.5 s after the last answer, with
-/// five unanswered probes. An agent that does not run for 2 s answers one of these probes.
+/// five unanswered probes. An agent that is away for 2 s still answers one of these probes.
 const LOST_AFTER: u32 = 6;
 /// A signal that is lost or never appeared is probed only in every tenth round (5 s). If the
 /// machine is gone, each probe causes a broadcast or multicast.

@@ -128,7 +128,8 @@ pub struct Ledger {
 struct Release {
     granted_at: Seconds,
     released_at: Seconds,
-    /// When this process saw the release; `None` if the release happened before that was recorded.
+    /// When this process saw the release; `None` if the release is older than
+    /// [`Ledger::watch_releases`].
     at: Option<Seconds>,
 }
 

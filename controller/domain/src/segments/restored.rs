@@ -79,7 +79,8 @@ impl GrantsPaused {
         format!("{self}. Missing: {}", self.named.join(", "))
     }
 
-    /// Makes the reason for which grants wait for the edges in `missing`; `None` if there are none.
+    /// Returns the error of a segment request while the edges in `missing` have not reported;
+    /// `None` if there are none.
     pub fn until_all_reported<'a>(
         restored: &Restored,
         policy: &SegmentPolicy,

@@ -30,7 +30,7 @@ impl ChangedParts {
     }
 }
 
-/// The changes of all views from a series of changes.
+/// The effect of a series of changes on all views.
 #[derive(Debug, Default)]
 pub struct ChangedViews {
     /// Nodes whose viewers see them changed. The viewers are not listed here: they follow from the

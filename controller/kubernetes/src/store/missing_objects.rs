@@ -311,7 +311,7 @@ impl From<Snapshot> for KnownRows {
 
 impl KnownRows {
     /// Returns the row of a segment that must be kept: a registered node holds the segment, or the
-    /// segment is released and in quarantine, and no other segment overlaps it.
+    /// segment is released and its quarantine may last. In both cases no other segment overlaps it.
     fn needed(&self, network: &IpNetwork) -> Option<&SegmentRecord> {
         let row = self.ledger.row(network).filter(|row| !is_blocked(row))?;
         let wanted = row.released_at.is_some() || self.nodes.contains_key(&row.node);

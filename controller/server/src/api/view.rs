@@ -244,8 +244,8 @@ async fn next_line(
     Ok(Some(event))
 }
 
-/// Checks that the state is at least as new as the reader's version. Returns `false` while that is
-/// not known.
+/// Makes sure that the state is at least as new as the reader's version: if it is not, waits for
+/// it, for one heartbeat at most. Returns `false` if that is still not known.
 async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) -> bool {
     let version = reader.not_before;
     if streams.registry.read().await.revision() >= version {

@@ -25,10 +25,11 @@ pub(super) const IPV4: Addresses =
 pub(super) const IPV6: Addresses =
     Addresses { edge: ["2001:db8::1", "2001:db8::11"], moon: ["2001:db8::2", "2001:db8::12"], prefix: 64 };
 
-/// Without MOBIKE nothing happens before the liveness check, 4 s after the last answer.
+/// Maximum time without an answer. Without MOBIKE nothing happens before the liveness check, 4 s
+/// after the last answer.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3);
 
-/// Both hosts on one wire: first edge-agent's moves, then charon's.
+/// Checks both hosts on one wire: first edge-agent's host moves, then charon's.
 pub(super) fn both_move(lab: &Lab, initiator: Initiator, addresses: Addresses) -> Result<()> {
     let Addresses { edge: ours, moon: theirs, prefix } = addresses;
     let mut plan = NetworkPlan::new();
@@ -83,7 +84,7 @@ pub(super) fn both_move(lab: &Lab, initiator: Initiator, addresses: Addresses) -
     Ok(())
 }
 
-/// The initiator is behind a NAT and gets another address there.
+/// Checks an initiator behind a NAT that gets another address there.
 pub(super) fn behind_nat(lab: &Lab, initiator: Initiator) -> Result<()> {
     let net = lab.build(&Site::plan(initiator))?;
     let mut site = Site::new(net, initiator)?;
@@ -118,8 +119,8 @@ fn begin(agent: &mut Agent<'_>, charon: &Charon<'_>, initiator: Initiator) -> Re
     Ok(())
 }
 
-/// An address changes while both pods ping each other: the IKE SA stays, and what is lost is what
-/// was under way meanwhile.
+/// Changes an address while both pods ping each other. Checks that the IKE SA stays, and that only
+/// pings during the change are lost.
 fn check_move(
     lab: &Lab,
     agent: &Agent<'_>,
@@ -144,7 +145,7 @@ fn check_move(
     Ok(())
 }
 
-/// The host's address on this wire is replaced.
+/// Replaces the host's address on this wire.
 fn replace(node: &Node, wire: &str, [old, new]: [&str; 2], prefix: u8) -> Result<()> {
     // Without duplicate address detection, which would delay the address.
     let nodad = if new.contains(':') { "nodad" } else { "" };

@@ -301,8 +301,7 @@ fn cert_responder(lab: &Lab) -> Result<()> {
     certificates(lab, Initiator::Moon, KeyKind::P256, KeyKind::Ed25519)
 }
 
-/// Checks charon with these `proposals` and `esp_proposals`, and edge-agent without configured
-/// ones.
+/// Runs charon with `proposals` for IKE and for ESP, and edge-agent without configured proposals.
 fn unconfigured(lab: &Lab, initiator: Initiator, proposals: &str) -> Result<()> {
     let net = lab.build(&Site::plan(initiator))?;
     let site = Site::new(net, initiator)?;

@@ -48,8 +48,8 @@ pub(super) fn run(lab: &Lab, initiator: Initiator, (ours, theirs): (&str, &str))
     Ok(())
 }
 
-/// charon has tunnel mode configured: as initiator edge-agent refuses what it grants, and as
-/// responder what it asks for.
+/// Checks a charon that has tunnel mode configured: as initiator edge-agent refuses the mode that
+/// charon grants, and as responder the mode that charon requests.
 pub(super) fn refused(lab: &Lab, initiator: Initiator) -> Result<()> {
     let (ours, theirs) = IPV4;
     let mut plan = NetworkPlan::new();

@@ -237,7 +237,7 @@ impl ObjectVersions {
     }
 
     /// Reads an object into an entry and its row. An unreadable segment blocks its addresses; any
-    /// other unreadable object counts as missing.
+    /// other unreadable object counts as if it did not exist, and has no row.
     pub(super) fn read(&mut self, object_key: &ObjectKey, object: StoredObject) -> Option<(Entry, Change)> {
         let StoredObject { uid, version, row, foreign, .. } = object;
         let change = match row {
