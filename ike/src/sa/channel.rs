@@ -99,6 +99,11 @@ pub(super) struct InFlight {
     retransmission: RetransmissionTimer,
     /// The candidate address to which the request was also sent.
     pub(super) sent_to: Option<SocketAddr>,
+    /// Whether it was sent from the beginning again on the former path, after nobody had answered on
+    /// the unchecked one. That happens once, so a request ends.
+    fell_back: bool,
+    /// How often it was sent at once because the peer had moved.
+    redirected: u32,
     /// The addresses between which it was sent. `None`: between several pairs.
     pub(super) between: Option<(SocketAddr, SocketAddr)>,
 }
@@ -218,7 +223,10 @@ impl Channel {
         let retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
         self.alternatives.clear();
         let between = Some(self.message_addresses());
-        self.transmit_request(InFlight { id, packets, retransmission, sent_to: None, between }, cx);
+        self.transmit_request(
+            InFlight { id, packets, retransmission, sent_to: None, fell_back: false, redirected: 0, between },
+            cx,
+        );
     }
 
     /// Answers the request of [`Incoming::Request`].
@@ -250,6 +258,19 @@ impl Channel {
         }
     }
 
+    /// Sends the request under way at once to the path that the peer asks for. The first time, all
+    /// transmissions begin again there. After as many times as a request is sent, it waits for the
+    /// next transmission: a peer that moves all the time must not have it sent without end.
+    pub(super) fn redirect(&mut self, cx: &mut Context<'_>) {
+        let limit = self.signs.transmissions(&self.timing);
+        let Some(mut in_flight) = self.in_flight.take_if(|in_flight| in_flight.redirected < limit) else { return };
+        if in_flight.redirected == 0 {
+            in_flight.retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
+        }
+        in_flight.redirected = in_flight.redirected.saturating_add(1);
+        self.transmit_request(in_flight, cx);
+    }
+
     /// The time at which to call [`Self::retransmit`].
     pub(crate) fn retransmit_at(&self) -> Option<Instant> {
         self.in_flight.as_ref().map(|in_flight| in_flight.retransmission.next())
@@ -270,6 +291,9 @@ impl Channel {
         if in_flight.retransmission.advance(&self.timing, limit, esp_arrives, cx.now).is_none() {
             // Nobody answers at the address that is being checked. A stranger may have forged it.
             self.unchecked.take()?;
+            if std::mem::replace(&mut in_flight.fell_back, true) {
+                return None;
+            }
             in_flight.retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
         }
         if mutation!("request_changes") {

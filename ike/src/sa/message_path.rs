@@ -43,7 +43,7 @@ impl Channel {
         self.unchecked = Some(path);
         self.candidate = None;
         self.alternatives.clear();
-        self.resend(cx);
+        self.redirect(cx);
     }
 
     /// Everything takes this path from now on.
@@ -58,10 +58,11 @@ impl Channel {
         self.unchecked = None;
     }
 
-    /// Our address changes on every path.
+    /// Our address changes, also on the unchecked path if that has the same one.
     pub(crate) fn set_local_ip(&mut self, local: IpAddr) {
+        let old = self.path.local.ip();
         self.path.local.set_ip(local);
-        if let Some(unchecked) = &mut self.unchecked {
+        if let Some(unchecked) = self.unchecked.as_mut().filter(|unchecked| unchecked.local.ip() == old) {
             unchecked.local.set_ip(local);
         }
     }

@@ -298,6 +298,34 @@ pub fn a_foreign_initiator_is_checked_before_esp_follows_it() {
 }
 
 #[test]
+fn updates_from_many_places_do_not_multiply_a_request_that_nobody_answers() {
+    let mut foreign = mobile_foreign();
+    let mut checks = 0;
+    for number in 0..60 {
+        let from = ["198.51.100.8:4500", "198.51.100.8:4501", "198.51.100.9:4500"][number % 3];
+        let messages = request_from(&mut foreign, from, &[update(), cookie2(8)]);
+        assert!(messages.iter().any(|message| message.header.response()), "update {number} is not answered");
+        checks += messages.iter().filter(|message| !message.header.response()).count();
+    }
+    assert_eq!(moves(&foreign), 0);
+    // Four because the peer moves, and those whose time has come.
+    assert!(checks <= 8, "{checks} transmissions of the request");
+    // The IKE SA ends, however often the peer moves.
+    let down = |foreign: &Foreign| {
+        let events = &foreign.network.nodes[0].events;
+        events.iter().any(|(_, event)| matches!(event, Event::IkeDown { .. }))
+    };
+    for number in 0..40 {
+        let from = ["198.51.100.8:4500", "198.51.100.9:4500"][number % 2];
+        if !down(&foreign) {
+            request_from(&mut foreign, from, &[update(), cookie2(8)]);
+            foreign.network.run_for(SECOND);
+        }
+    }
+    assert!(down(&foreign), "it is still there after 40 s");
+}
+
+#[test]
 pub fn another_cookie2_closes_the_ike_sa() {
     // RFC 4555 3.7: another COOKIE2 closes the IKE SA.
     for wrong in [Some(vec![1; 16]), Some(Vec::new()), None] {

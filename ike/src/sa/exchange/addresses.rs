@@ -14,6 +14,9 @@ use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::sa::path::Path;
 use crate::wire::{ExchangeType, Notify, NotifyType, Payload, Payloads};
 
+/// Length of the hash in NAT_DETECTION_*_IP, bytes (SHA-1, RFC 7296 2.23).
+const NAT_DETECTION_HASH_LEN: usize = 20;
+
 /// What the peer's request changes once it is answered.
 #[derive(Debug, Default)]
 pub(super) struct AddressChange {
@@ -72,7 +75,7 @@ impl IkeSa {
         };
         if remote == path.remote {
             self.channel.leave_unchecked_path();
-            self.channel.resend(cx);
+            self.channel.redirect(cx);
         } else {
             self.channel.check_path(Path { local, remote, ..path }, cx);
         }
@@ -190,7 +193,8 @@ fn wrong_cookie() -> SaStep {
 }
 
 fn seen_as(payloads: &Payloads) -> Option<Vec<u8>> {
-    payloads.notify(NotifyType::NatDetectionDestinationIp).map(|notify| notify.data.clone())
+    let hash = payloads.notify(NotifyType::NatDetectionDestinationIp)?;
+    (hash.data.len() == NAT_DETECTION_HASH_LEN).then(|| hash.data.clone())
 }
 
 /// Tells the peer our addresses again if the list that it has begins at another one. This is done
@@ -226,7 +230,7 @@ pub(super) fn announced(
     payloads: &Payloads,
     cx: &mut Context<'_>,
 ) -> SaStep {
-    let present = sa.channel.path.local.ip();
+    let present = sa.channel.message_path().local.ip();
     // RFC 4555 3.6: another source is another request.
     let changed = present != address || mobike::own_additional(cx.config, &sa.profile.config, present) != additional;
     let retries = sa.profile.config.timing.transmissions;
@@ -234,7 +238,8 @@ pub(super) fn announced(
     let refused = payloads.notify(NotifyType::UnexpectedNatDetected).is_some();
     if changed || (refused && mobike.unexpected_nats < retries) {
         mobike.unexpected_nats = mobike.unexpected_nats.saturating_add(u32::from(refused));
-        sa.enqueue_first(QueuedRequest::AnnounceAddresses);
+        // Behind a move that is under way, which must not wait.
+        sa.enqueue(QueuedRequest::AnnounceAddresses);
     } else {
         mobike.unexpected_nats = 0;
         if refused {
@@ -355,13 +360,17 @@ pub(super) fn answer(
 
 /// The original initiator has moved.
 fn take_update(sa: &mut IkeSa, path: Path, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+    // It must not put off the end of an IKE SA.
+    if sa.lifecycle == Lifecycle::Deleting {
+        return;
+    }
     // RFC 4555 3.5: the addresses of the IP header.
     if path.remote == sa.channel.path.remote || mutation!("esp_moves_before_the_check") {
         let before = sa.channel.message_addresses();
         sa.use_path(path, child_sas, cx);
         if sa.channel.message_addresses() != before {
             // RFC 4555 3.5: requests under way take the new addresses.
-            sa.channel.resend(cx);
+            sa.channel.redirect(cx);
         }
         return;
     }
