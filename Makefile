@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo release reproducible image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts soak fuzz install
+.PHONY: demo release reproducible image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -50,6 +50,10 @@ soak:
 # Random events in the demo's network for MINUTES from the seed SEED on, with its claims checked after each round.
 chaos: install
 	cargo run --quiet --profile lab -p interop-tests -- chaos --minutes $(MINUTES) --seed $(SEED)
+
+# KubeEdge's edgecore, once per machine, in half an hour of CPU time; with it the plugin's kernel tests run their pods under edgecore too.
+edgecore: install
+	cargo run --quiet --locked -p interop-tests -- edgecore
 
 # The lab's kernel is killed CUTS times while the plugin runs, with its leases on an ext4 disk, from the seed SEED on.
 CUTS ?= 50

@@ -130,6 +130,8 @@ enum Verb {
     /// Build kube-apiserver and kubectl, if they are not there yet, and print the path of
     /// kube-apiserver; kubectl is in the same directory.
     KubeApiserver,
+    /// Build KubeEdge's edgecore, if it is not there yet, and print its path.
+    Edgecore,
     /// Run one command, by default a shell, beside a fresh Kubernetes control plane, and return its
     /// exit status.
     ///
@@ -190,6 +192,10 @@ fn main() -> ExitCode {
         }),
         Verb::KubeApiserver => interop_tests::kube::ensure().map(|programs| {
             println!("{}", programs.api_server.display());
+            ExitCode::SUCCESS
+        }),
+        Verb::Edgecore => interop_tests::edgecore::ensure().map(|program| {
+            println!("{}", program.display());
             ExitCode::SUCCESS
         }),
         Verb::Kube { api_server, argv } => interop_tests::kube::session(api_server, argv),

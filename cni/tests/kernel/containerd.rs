@@ -41,14 +41,14 @@ pub(crate) fn unavailable() -> Option<String> {
 }
 
 /// A running containerd. It ends with its host. Its pods continue to run without it.
-struct Containerd<'a> {
+pub(crate) struct Containerd<'a> {
     host: &'a RuntimeHost<'a>,
     process: Child,
 }
 
 impl<'a> Containerd<'a> {
     /// Starts containerd, and waits until it can start pods.
-    fn start(host: &'a RuntimeHost<'a>) -> Self {
+    pub(crate) fn start(host: &'a RuntimeHost<'a>) -> Self {
         let disk = host.disk;
         let path = |name: &str| disk.path(name).to_str().unwrap().to_owned();
         disk.write_list("10-pods.conflist", &host.world.config.borrow());
@@ -123,7 +123,7 @@ snapshotter = "native"
         command
     }
 
-    fn run_crictl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run_crictl(&self, arguments: &[&str]) -> String {
         self.succeeds(&mut self.crictl(arguments)).trim().to_owned()
     }
 
@@ -152,7 +152,7 @@ snapshotter = "native"
     }
 
     /// A pod's addresses, as CRI reports them.
-    fn addresses(&self, id: &str) -> Vec<String> {
+    pub(crate) fn addresses(&self, id: &str) -> Vec<String> {
         let pod: Value = serde_json::from_str(&self.run_crictl(&["inspectp", "-o", "json", id])).unwrap();
         let network = &pod["status"]["network"];
         let others = network["additionalIps"].as_array().into_iter().flatten().map(|other| &other["ip"]);

@@ -8,6 +8,7 @@ mod cnitool;
 mod containerd;
 mod crashes;
 mod earlier_release;
+mod edgecore;
 mod filter_table;
 mod frames;
 mod growth;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         suite::run(cnitool::TESTS, cnitool::unavailable, Unrunnable::Skip),
         suite::run(cnitool::CHAINED, cnitool::unavailable_chained, Unrunnable::Skip),
         suite::run(containerd::TESTS, containerd::unavailable, Unrunnable::Skip),
+        suite::run(edgecore::TESTS, edgecore::unavailable, Unrunnable::Skip),
         suite::run(podman::TESTS, podman::unavailable, Unrunnable::Skip),
     ];
     runs.into_iter().find(|run| *run != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)

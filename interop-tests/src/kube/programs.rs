@@ -79,10 +79,10 @@ pub fn ensure() -> Result<Programs> {
     if let Some(programs) = Programs::in_directory(&built) {
         return Ok(programs);
     }
-    let go = build::go()?;
+    let go = build::MODULE.go()?;
     eprintln!("no {API_SERVER} {RELEASE} yet: building it and {KUBECTL} once, {}", build::COST);
     let scratch = cache.scratch()?;
-    let out = build::build(&go, scratch.path(), RELEASE)?;
+    let out = build::MODULE.build(&go, scratch.path(), &build::link_flags(RELEASE))?;
     let built = cache.publish(&name, &[&out.join(API_SERVER), &out.join(KUBECTL)])?;
     Programs::in_directory(&built).with_context(|| format!("{} lost what was just put there", built.display()))
 }
@@ -98,7 +98,7 @@ pub fn unavailable() -> Option<String> {
         }
         let (cache, name) = build_cache()?;
         if Programs::in_directory(&cache.root().join(name)).is_none() {
-            build::go()?;
+            build::MODULE.go()?;
         }
         Ok(())
     };
@@ -107,10 +107,11 @@ pub fn unavailable() -> Option<String> {
 
 fn build_cache() -> Result<(BuildCache, String)> {
     let pin = ["k8s.io/kubernetes", RELEASE];
-    if !build::GO_MOD.lines().any(|line| line.trim_start_matches("require ").split_whitespace().take(2).eq(pin)) {
+    if !build::MODULE.go_mod.lines().any(|line| line.trim_start_matches("require ").split_whitespace().take(2).eq(pin))
+    {
         bail!("interop-tests/kube/go.mod does not pin {RELEASE}: run interop-tests/kube/pin {RELEASE}");
     }
-    let inputs = cache::digest(&[build::GO_MOD, build::GO_SUM]);
+    let inputs = cache::digest(&[build::MODULE.go_mod, build::MODULE.go_sum]);
     Ok((BuildCache::open("kube", "kube-apiserver and kubectl")?, format!("{RELEASE}-{inputs}")))
 }
 
@@ -125,7 +126,7 @@ mod tests {
         let staging = RELEASE.replacen("v1.", "v0.", 1);
         for module in ["k8s.io/api", "k8s.io/apiserver", "k8s.io/client-go", "k8s.io/kubectl"] {
             let line = format!("{module} => {module} {staging}\n");
-            assert!(build::GO_MOD.contains(&line), "go.mod does not say {line}");
+            assert!(build::MODULE.go_mod.contains(&line), "go.mod does not say {line}");
         }
     }
 }
