@@ -99,8 +99,8 @@ pub(super) struct InFlight {
     retransmission: RetransmissionTimer,
     /// The candidate address to which the request was also sent.
     pub(super) sent_to: Option<SocketAddr>,
-    /// Whether it was sent from the beginning again on the former path, after nobody had answered on
-    /// the unchecked one. That happens once, so a request ends.
+    /// Whether its transmissions began again on the former path, after nobody had answered on the
+    /// unchecked one. That happens once, so a request ends.
     fell_back: bool,
     /// How often it was sent at once because the peer had moved.
     redirected: u32,
