@@ -134,7 +134,7 @@ async fn an_identity_that_is_not_whole_stops_the_agent_with_the_file_named_and_u
         (String::new(), "it is empty"),
         (whole.to_string()[..100].to_owned(), "cut short"),
         ("\0".repeat(100), "not JSON"),
-        (with("version", &json!(9)), "its version is 9"),
+        (with("version", &json!(0)), "its version is 0"),
         (with("key", &json!("")), "no private key"),
         (with("key", &others["key"]), "another key"),
         (with("certificate", &others["certificate"]), "another key"),
@@ -148,6 +148,11 @@ async fn an_identity_that_is_not_whole_stops_the_agent_with_the_file_named_and_u
         assert!(error.contains("restore it from a backup") && error.contains("join again"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
     }
+    let newer = with("version", &json!(9));
+    std::fs::write(&path, &newer).unwrap();
+    let Err(error) = node.try_start(Default::default()) else { panic!("it started with {newer}") };
+    assert!(error.to_string().contains("identity.json is of layout 9, which a newer release wrote"), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), newer);
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     let Err(error) = node.try_start(Default::default()) else { panic!("it started with a directory") };
