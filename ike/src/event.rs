@@ -30,7 +30,7 @@ pub struct ChildSa {
     pub id: ChildId,
     /// The IKE SA that it belongs to now.
     pub ike: IkeId,
-    /// What it is for. We send with one of the CHILD_SAs of each purpose.
+    /// What the CHILD_SA is for. We send with one of the CHILD_SAs of each purpose.
     pub purpose: Purpose,
     /// SPI that we allocated; the peer sends with it.
     pub inbound_spi: u32,
@@ -93,8 +93,8 @@ pub enum Event {
     },
     /// An IKE SA has been replaced by another, which an earlier [`Event::IkeUp`] reported. After a
     /// rekey its CHILD_SAs have moved to the new one. After a new authentication they linger,
-    /// unless the peer no longer has the old IKE SA. Every `IkeUp` is followed by one `IkeReplaced`
-    /// or one `IkeDown`.
+    /// unless the peer no longer has the old IKE SA. One `IkeReplaced` or one `IkeDown` follows
+    /// every `IkeUp`.
     IkeReplaced {
         /// The peer.
         peer: PeerName,
@@ -136,8 +136,8 @@ pub enum Event {
         /// When to switch the outbound SA.
         switch: OutboundSwitch,
     },
-    /// Switch from the old to the new outbound SA now, in one batch. `new` may be the older one, if
-    /// that one survives.
+    /// Switch from the old to the new outbound SA now, in one batch. `new` may be the older
+    /// CHILD_SA, if that one survives.
     OutboundSwitch {
         /// The peer.
         peer: PeerName,
@@ -167,7 +167,7 @@ pub enum Event {
         local: SocketAddr,
         /// The peer's new address.
         remote: SocketAddr,
-        /// Whether ESP travels in UDP now. This may change too.
+        /// Whether ESP travels in UDP now. This may have changed too.
         encapsulated: bool,
     },
     /// The peer has not answered three transmissions of a request and sends no ESP. Its IKE SA
@@ -192,9 +192,9 @@ pub enum Event {
     /// An initiator was refused that is not a configured peer, or that failed before its identity
     /// was known.
     Refused {
-        /// Its address.
+        /// The initiator's address.
         from: SocketAddr,
-        /// The identity that it sent, if it sent IKE_AUTH.
+        /// The identity that the initiator sent, if it sent IKE_AUTH.
         identity: Option<Identity>,
         /// The reason for the refusal.
         error: PeerError,
@@ -271,7 +271,7 @@ impl PeerError {
 /// The kinds of [`PeerError`]. Metrics and the owner's reaction depend on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum PeerErrorKind {
-    /// All transmissions of a request were used up.
+    /// The peer did not answer any transmission of a request.
     #[error("no answer")]
     Timeout,
     /// NO_PROPOSAL_CHOSEN, from either end.

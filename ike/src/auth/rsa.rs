@@ -23,8 +23,8 @@ const MIN_BITS: usize = 2048;
 const MAX_BITS: usize = 8192;
 
 /// The algorithms that a signature of method 1 may use. The signature does not name its hash
-/// algorithm. RFC 7296 3.8 says that SHA-1 is usual; the padding contains the identifier of the one
-/// that was used.
+/// algorithm. RFC 7296 3.8 says that SHA-1 is usual; the padding contains the identifier of the
+/// algorithm that was used.
 pub(super) const PKCS1: [&dyn VerificationAlgorithm; 4] = [
     &RSA_PKCS1_2048_8192_SHA256,
     &RSA_PKCS1_2048_8192_SHA384,
@@ -185,7 +185,8 @@ impl RsaSigner {
         Ok(Some(PssSignature { identifier, signature }))
     }
 
-    /// Makes a signature of method 1. SHA-1 is usual there, but `ring` signs with SHA-2 only.
+    /// Makes a signature of method 1. SHA-1 is usual for this method, but `ring` signs with SHA-2
+    /// only.
     pub(super) fn sign_pkcs1(&self, octets: &[u8]) -> Result<Vec<u8>, AuthError> {
         self.sign(octets, &RSA_PKCS1_SHA256)
     }

@@ -131,7 +131,7 @@ impl Cipher {
     }
 }
 
-/// Keying material, from the front of which keys are taken.
+/// Keying material. Keys are taken from its front.
 struct KeyMaterial<'a>(&'a [u8]);
 
 impl KeyMaterial<'_> {

@@ -10,7 +10,7 @@ use crate::event::ChildSa;
 use crate::wire::TrafficSelector;
 
 /// Maximum number of networks of one side of a CHILD_SA. The ranges of an honest peer are networks;
-/// irregular ranges split into many.
+/// an irregular range splits into many networks.
 const MAX_NETWORKS: usize = 256;
 
 /// The traffic of a configured child, of a part of a child, or of a CHILD_SA.
@@ -179,7 +179,7 @@ fn follows(end: IpAddr, start: IpAddr) -> bool {
     }
 }
 
-/// Drops selectors that are contained in another one. The others keep their order.
+/// Drops selectors that are contained in another one. The remaining selectors keep their order.
 fn without_contained(selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
     let mut kept: Vec<TrafficSelector> = Vec::new();
     for selector in selectors {
