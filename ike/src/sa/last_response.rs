@@ -1,5 +1,5 @@
-//! Answers a retransmitted request with the same response again (RFC 7296 2.1). `responder` does so
-//! for IKE_SA_INIT.
+//! Answers a retransmitted request with the same response again (RFC 7296 2.1). `responder` does
+//! the same for IKE_SA_INIT.
 
 use std::net::SocketAddr;
 

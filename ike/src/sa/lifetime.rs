@@ -1,6 +1,6 @@
-//! The lifetime of an IKE SA (RFC 7296 2.8: it MUST NOT be used beyond its lifetime). Two things
-//! have a lifetime: its keys, which a rekey replaces, and the peer's authentication, which only
-//! IKE_AUTH renews. The authentication also ends with the peer's certificate, or when the
+//! The lifetime of an IKE SA (RFC 7296 2.8: an IKE SA MUST NOT be used beyond its lifetime). Two
+//! things have a lifetime: its keys, which a rekey replaces, and the peer's authentication, which
+//! only IKE_AUTH renews. The authentication also ends when the peer's certificate expires or the
 //! configuration changes. Its lifetime counts from IKE_AUTH, so a rekey of the IKE SA does not
 //! prolong it.
 
@@ -74,7 +74,8 @@ impl Lifetime {
     /// The time at which the peer is to authenticate again.
     pub(super) fn reauthentication(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
         let by_lifetime = soft(profile.config.timing.authentication_lifetime, initiation, cx);
-        // A certificate is renewed before it ends, and the peer has to see the new one in time.
+        // A certificate is renewed before it expires, and the peer has to see the new certificate
+        // in time.
         let ends = self.certificate.into_iter().chain(profile.auth.not_after());
         let by_certificate = ends.min().map(|not_after| {
             let left = Duration::from_secs(not_after.saturating_sub(cx.env.unix_time()));

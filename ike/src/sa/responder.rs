@@ -28,7 +28,7 @@ use crate::wire::{
 /// The settings with which an IKE_SA_INIT request is answered before the peer is known.
 #[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
-    /// Proposals of the peers that may have sent it, best first.
+    /// Proposals of the peers that may have sent the request, best first.
     pub(crate) proposals: &'a [IkeProposal],
     /// Trust anchors of all peers.
     pub(crate) request: Option<&'a CertificateRequest>,

@@ -12,8 +12,8 @@ use super::reader::{InvalidMessage, Reader};
 use super::sa::Proposal;
 use super::selector::TrafficSelector;
 
-/// Maximum number of payloads of one message. An IKE_AUTH with a chain of certificates has fewer
-/// than 30.
+/// Maximum number of payloads in one message. An IKE_AUTH with a certificate chain has fewer than
+/// 30.
 pub const MAX_PAYLOADS: usize = 128;
 
 const CRITICAL: u8 = 0x80;

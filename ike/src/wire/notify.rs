@@ -106,8 +106,7 @@ impl Notify {
 
 impl Codec for Notify {
     fn encode(&self, out: &mut Vec<u8>) {
-        // SPIs have 0, 4 or 8 octets. The length of an SPI that was read fits one octet by
-        // construction.
+        // SPIs have 0, 4 or 8 octets. The length of a received SPI always fits into one octet.
         let spi = self.spi.get(..usize::from(u8::MAX)).unwrap_or(&self.spi);
         out.push(self.protocol.into());
         out.push(u8::try_from(spi.len()).unwrap_or(u8::MAX));

@@ -16,8 +16,8 @@ use crate::sa::ike_sa::{IkeSa, SaStep};
 use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest, UnusedChild};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Minimum wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random, so
-/// that two ends that refuse each other do not try again at the same time.
+/// Minimum delay after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random,
+/// so that two ends that refuse each other do not try again at the same time.
 //= RFC 7296 2.25 MUST 3: wait
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
@@ -87,7 +87,7 @@ pub(super) fn begin(
     Some(OutstandingRequest::CreateChild(Box::new(request)))
 }
 
-/// Chooses the wait after TEMPORARY_FAILURE.
+/// Chooses the delay after TEMPORARY_FAILURE.
 pub(super) fn temporary_failure_wait(cx: &mut Context<'_>) -> Duration {
     let tenth = TEMPORARY_FAILURE_WAIT.saturating_sub(cx.jittered(TEMPORARY_FAILURE_WAIT));
     TEMPORARY_FAILURE_WAIT.saturating_add(tenth.saturating_mul(10))

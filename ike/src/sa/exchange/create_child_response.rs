@@ -20,8 +20,8 @@ use crate::sa::rekey_collision::RekeyCollision;
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
 /// Maximum number of CHILD_SAs of one purpose under one IKE SA. Further ones are refused with
-/// NO_ADDITIONAL_SAS. A rekey by both ends at once has three: the old one and a new one from each
-/// end. One more may wait to be deleted.
+/// NO_ADDITIONAL_SAS. A rekey by both ends at once leads to three: the old one and a new one from
+/// each end. One more may wait to be deleted.
 const MAX_OF_PURPOSE: usize = 4;
 
 /// Answers a CREATE_CHILD_SA request, either for a CHILD_SA or for the IKE SA.

@@ -19,9 +19,9 @@ use crate::sa::path::Path;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Wait before a failed reauthentication starts again.
+/// Delay before a failed reauthentication starts again.
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
-/// Minimum wait before an IKE SA that has not ended yet is checked again.
+/// Minimum delay before the lifetime of an IKE SA that has not expired yet is checked again.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
 
 impl IkeSa {
@@ -152,8 +152,8 @@ impl IkeSa {
         }
     }
 
-    /// Deletes this IKE SA if [`Self::supersede`] was waiting for the CHILD_SAs of the other one
-    /// and all of them exist now. Returns true if it does.
+    /// Deletes this IKE SA if [`Self::supersede`] was waiting for the CHILD_SAs of the other IKE SA
+    /// and all of them exist now. Returns true if it deletes this IKE SA.
     pub(crate) fn delete_if_served(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let purposes = child_sas.purposes_of(self.spi());
         let served = purposes
@@ -442,9 +442,9 @@ impl IkeSa {
     }
 
     /// Ensures that an active IKE SA that lacks a configured CHILD_SA has something under way: a
-    /// request for it, a planned request, or its own end after a while. Deletions and rekeys of
-    /// both ends may cross in many ways, so this is called after every change instead of by each of
-    /// them.
+    /// request for it, a planned request, or its own end after a while. Deletions and rekeys by
+    /// both ends may cross in many ways, so this is called after every change and not in each of
+    /// these places.
     fn ensure_children(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
         if self.lifecycle != Lifecycle::Active {
             return;
