@@ -17,8 +17,8 @@ pub enum Error {
     /// The kernel refused a request, did not answer it, or could not be reached.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// Another program has a policy with this direction and selector. It stays, and ours was not
-    /// installed.
+    /// Another program has a policy with this direction and selector. That policy stays, and ours
+    /// was not installed.
     #[error(
         "policy {wanted} cannot be installed: another program holds that selector with {theirs}; \
          remove it there (see `ip xfrm policy`), or leave its networks out of ours"

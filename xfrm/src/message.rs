@@ -66,8 +66,8 @@ impl NetlinkDeserializable for SaResponse {
 }
 
 /// A policy with which XFRM answers a request. `None`: a policy of a single socket, or a message of
-/// a type that we did not ask for. A type of its own, so that the CNI plugin, which has policies
-/// alone, holds no machine code that reads SAs.
+/// a type that we did not ask for. A separate type, so that the CNI plugin, which uses only
+/// policies, contains no machine code that reads SAs.
 pub(crate) struct PolicyResponse(pub(crate) Option<Box<InstalledPolicy>>);
 
 impl NetlinkDeserializable for PolicyResponse {

@@ -48,7 +48,7 @@ impl fmt::Display for Direction {
 pub mod priority {
     use crate::selector::Selector;
 
-    /// The smallest number among the peers' priorities; see [`peer`].
+    /// The smallest number among the priorities of peers' policies; see [`peer`].
     pub const PEER: u32 = 10_000;
     /// The guard's allows for own segments.
     pub const ALLOW: u32 = 20_000;
@@ -265,13 +265,13 @@ impl InstalledPolicy {
         (self.direction, self.selector)
     }
 
-    /// Returns whether it shares the key space of our policies. Policies with a mark or an XFRM
-    /// interface have a separate key space.
+    /// Returns whether the policy shares the key space of our policies. Policies with a mark or an
+    /// XFRM interface have a separate key space.
     pub fn shares_key_space(&self) -> bool {
         self.mark == (0, 0) && self.if_id == 0
     }
 
-    /// Returns whether it is exactly the wanted policy.
+    /// Returns whether the policy is exactly the wanted one.
     pub fn matches(&self, wanted: &Policy) -> bool {
         let template = match wanted.action {
             Action::Allow => None,

@@ -8,8 +8,8 @@ use std::fmt;
 pub const FIRST_REQID: u32 = 0xEC00_0000;
 /// Last reqid of our range.
 pub const LAST_REQID: u32 = 0xECFF_FFFF;
-/// Maximum number of tunnels with a reqid. The reqids above theirs are [`Reqid::BLOCK`] and
-/// [`Reqid::FROM_HUBS`].
+/// Maximum number of tunnels with a reqid. The reqids above those of tunnels are [`Reqid::BLOCK`]
+/// and [`Reqid::FROM_HUBS`].
 pub const TUNNELS: u32 = 0x00F0_0000;
 
 /// First policy index of our range. An allow has no template and therefore no reqid that marks it
@@ -19,7 +19,7 @@ pub const FIRST_INDEX: u32 = 0xEC00_0000;
 /// Last policy index of our range.
 pub const LAST_INDEX: u32 = 0xECFF_FFFF;
 
-/// A request ID of ours. It links policies, by their templates, to SAs.
+/// One of our request IDs. It links policies, by their templates, to SAs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reqid(u32);
 

@@ -1,6 +1,6 @@
 //! Reads the kernel's structures, and checks every length first. `netlink-packet-xfrm` panics on a
 //! body shorter than its fixed part and drops the attributes of some messages, so only its
-//! structures are used, not its decoders of messages.
+//! structures are used, not its message decoders.
 
 use std::net::IpAddr;
 
