@@ -80,8 +80,8 @@ pub(crate) struct Channel {
     /// The addresses between which the last answered request was sent, if it was sent between one
     /// pair only.
     pub(super) answered_between: Option<(SocketAddr, SocketAddr)>,
-    /// An address at which the peer has answered, other than the one of the path. The request was
-    /// also sent to this address.
+    /// An address other than the one in use at which the peer has answered. The request was also
+    /// sent to this address.
     pub(super) answered_elsewhere: Option<SocketAddr>,
     /// The source of the peer's newest message, if it is not the address to which we send. An
     /// attacker can copy a message and forge its source, so we switch to this address only after
