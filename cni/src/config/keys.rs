@@ -1,6 +1,6 @@
-//! The keys that a configuration may have: our own, those of the specification and of runtimes, and
-//! those of the bridge plugin. A key of a later specification must not stop a node's pods, but a
-//! misspelt key of ours must not be ignored.
+//! The keys that a configuration may have: our own keys, keys from the specification and from
+//! runtimes, and keys of the bridge plugin. A key of a later specification must not stop a node's
+//! pods, but a misspelt key of ours must not be ignored.
 
 use serde_json::{Map, Value};
 
@@ -31,8 +31,8 @@ pub(super) const OWN_KEYS: [&str; 21] = [
     "reserved",
 ];
 
-/// Keys that the specification or the runtime defines. They are for other programs, or verbs read
-/// them elsewhere.
+/// Keys that the specification or the runtime defines. These keys are for other programs, or the
+/// verbs read them elsewhere.
 const RUNTIME_KEYS: [&str; 13] = [
     "cniVersion",
     "cniVersions",

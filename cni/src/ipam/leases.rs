@@ -251,7 +251,7 @@ impl Leases {
         self.freed.insert(address, (at, self.frees));
     }
 
-    /// The freed addresses with their times, the longest ago first.
+    /// The freed addresses with the times at which they were freed, earliest first.
     pub(in crate::ipam) fn freed(&self) -> Vec<(IpAddr, u64)> {
         let mut all: Vec<_> = self.freed.iter().map(|(address, order)| (*order, *address)).collect();
         sort_by(&mut all, |one, other| one < other);

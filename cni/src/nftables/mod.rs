@@ -2,7 +2,7 @@
 //!
 //! - `attributes`: the encoding of a message's attributes.
 //! - [`expression`]: the expressions of rules.
-//! - [`wire`]: the messages.
+//! - [`wire`]: the messages to nf_tables.
 
 pub(crate) mod expression;
 pub(crate) mod wire;
@@ -15,8 +15,7 @@ use edge_xfrm::netlink::{Error, Netlink, RawMessage};
 pub(crate) const INET: u8 = 1;
 pub(crate) const BRIDGE: u8 = 7;
 
-/// nft(8)'s numbers of types (`enum datatypes`, include/datatype.h). nft(8) needs them to show a
-/// set.
+/// nft(8)'s type numbers (`enum datatypes`, include/datatype.h). nft(8) needs them to show a set.
 pub(crate) const INTEGER: u32 = 4;
 pub(crate) const IPV4: u32 = 7;
 pub(crate) const IPV6: u32 = 8;

@@ -22,8 +22,8 @@
 //! wrote. Its lease was never reported. After a reboot no earlier pod exists, so the leases are
 //! void, and a corrupt journal is replaced.
 //!
-//! [`lines`] reads and writes the lines. [`index`] finds a lease without reading all of them. If
-//! the index is not valid for the journal's present state, the whole journal is read.
+//! [`lines`] reads and writes the lines. [`index`] finds a lease without reading all lines. If the
+//! index is not valid for the journal's present state, the whole journal is read.
 
 mod index;
 mod lines;
@@ -59,8 +59,8 @@ const MAX_FREED: usize = 4096;
 /// Maximum room that the next line needs, bytes.
 const ROOM: u64 = 1024;
 
-/// A journal is rewritten when it has more than this many lines beyond twice the lines of a
-/// rewritten one.
+/// A journal is rewritten when the number of its lines exceeds twice the number of lines in a
+/// rewritten journal by more than this.
 const REWRITE_MARGIN: usize = 256;
 
 /// The open journal. The process with this value holds the state directory's lock.
@@ -76,12 +76,12 @@ pub(super) struct Journal {
     lines: u64,
     /// The index, if it is valid for the present state of the journal.
     index: Option<Index>,
-    /// All leases, once they were needed and read.
+    /// All leases, once they have been needed and read.
     whole: OnceCell<Leases>,
 }
 
 impl Journal {
-    /// Returns whether a journal or its mark exists, corrupt or not. Returns true also if the disk
+    /// Returns whether a journal or its mark exists, corrupt or not. Also returns true if the disk
     /// cannot be read, so that the caller reports that error when it opens the journal.
     pub(super) fn exists(directory: &Path) -> bool {
         let is_there = |path: &Path| path.try_exists().unwrap_or(true);
@@ -379,7 +379,7 @@ impl Journal {
             return self.file;
         };
         let needed = count + 2;
-        // A full disk may have no space for another file. The appended lines are in the old one.
+        // A full disk may have no space for another file. The appended lines are in the old file.
         if self.lines > (2 * needed + REWRITE_MARGIN) as u64
             && let Ok(leases) = self.whole()
             && let Ok((file, end, lines)) = rewrite(&self.path, &self.end.boot, leases, self.end.generation)
