@@ -107,7 +107,7 @@ fn a_peer_that_has_only_addresses_of_ours_is_named_and_found_when_it_comes_or_ou
 fn what_answers_as_somebody_else_is_only_that_and_the_likeliest_addresss_error_is_shown() {
     let mut network = Network::new(1, LinkQuality::RELIABLE);
     let a = network.add("10.0.0.1", None);
-    // In this network 10.0.0.3 is a node that is configured with neither of the two.
+    // In this network 10.0.0.3 is a node that neither of the other two nodes has configured.
     let stranger = network.add("10.0.0.3", None);
     let config = PeerConfig { initiate: false, ..peer("d.example", "e.example", &[]) };
     network.call(stranger, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();

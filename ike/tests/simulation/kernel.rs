@@ -38,7 +38,7 @@ impl InstalledSas {
 #[derive(Debug, Default)]
 pub struct Kernel {
     pub tunnels: BTreeMap<PeerName, InstalledSas>,
-    /// The addresses between which ESP of a CHILD_SA goes: ours, the peer's.
+    /// The addresses between which ESP of a CHILD_SA is sent: our address, then the peer's.
     pub paths: BTreeMap<ChildId, (SocketAddr, SocketAddr)>,
     pub reserved: BTreeSet<u32>,
     pub ike_sas: BTreeSet<(PeerName, edge_ike::IkeId)>,

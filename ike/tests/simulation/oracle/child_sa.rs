@@ -33,7 +33,7 @@ pub struct Child {
     /// Inbound and outbound keys. `None`: the oracle does not know the secret of the key exchange.
     pub keys: Option<(Vec<u8>, Vec<u8>)>,
     pub esn: bool,
-    /// Whether we began the exchange that made it.
+    /// Whether we began the exchange that made the CHILD_SA.
     pub ours: bool,
     /// The selectors of our side, and those of the peer's.
     pub selectors: (Vec<Selector>, Vec<Selector>),
@@ -47,10 +47,10 @@ pub struct Child {
     /// Whether its lifetime has ended (2.8). The node has removed it, and sends DELETE for it when
     /// the window is free.
     pub expired: bool,
-    /// The survivor of a collision of which this is the redundant one. [`Node::survivor`] says
-    /// whether it still does.
+    /// The survivor of a collision in which this CHILD_SA is the redundant one. [`Node::survivor`]
+    /// checks whether it still exists.
     pub redundant_to: Option<u32>,
-    /// When its ESP was last reported as received.
+    /// When ESP of the CHILD_SA was last reported as received.
     pub esp_received: Option<Duration>,
     at: Duration,
     replaces: Option<u32>,
@@ -197,7 +197,7 @@ impl Node {
         self.line(child).any(|child| child.ours && child.late && child.at >= after)
     }
 
-    /// This one, the one that it replaces, the one before, and so on.
+    /// This CHILD_SA, the one that it replaces, the one before, and so on.
     fn line<'a>(&'a self, child: &'a Child) -> impl Iterator<Item = &'a Child> {
         std::iter::successors(Some(child), |child| self.children.get(&child.replaces?))
     }
@@ -208,7 +208,7 @@ impl Node {
         of.next().map(|child| child.own)
     }
 
-    /// Judges a new request of the node.
+    /// Judges a new request from the node.
     pub fn requested(&mut self, spis: Spis, message: Option<&Message>, step: &Step<'_>) -> Judged {
         let Some(message) = message else { return Ok(()) };
         match message.header.exchange {
@@ -300,7 +300,7 @@ impl Node {
         Ok(())
     }
 
-    /// Judges the node's answer to a request of the peer.
+    /// Judges the node's answer to a request from the peer.
     pub fn answered(
         &mut self,
         spis: Spis,
@@ -488,7 +488,8 @@ impl Node {
             if let Some(old) = old.and_then(|old| self.children.get_mut(&old)) {
                 match error {
                     notify::TEMPORARY_FAILURE => old.retry_after = step.at + TEMPORARY_FAILURE_WAIT,
-                    // If the peer has rekeyed it meanwhile, its DELETE is still to come.
+                    // If the peer has rekeyed the CHILD_SA meanwhile, its DELETE has not arrived
+                    // yet.
                     notify::CHILD_SA_NOT_FOUND if own.collision.is_none() => old.dead = true,
                     _ => {}
                 }
