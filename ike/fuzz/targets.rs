@@ -20,8 +20,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] =
     &[("message", message), ("payloads", payloads), ("reassembly", reassembly), ("endpoint", endpoint)];
 
-/// Fuzzes a message in clear. A message that decodes must encode to octets that decode to the same
-/// message.
+/// Fuzzes a message in clear. The encoding of a decoded message must be decodable again.
 pub fn message(octets: &[u8]) {
     let _ = Header::peek(octets);
     if let Ok(message) = Message::decode(octets) {

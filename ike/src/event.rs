@@ -28,7 +28,7 @@ pub struct ChildId(pub u32);
 pub struct ChildSa {
     /// Identifies the CHILD_SA in events and in the snapshot. Equal to `inbound_spi`.
     pub id: ChildId,
-    /// The IKE SA that it belongs to now.
+    /// The IKE SA that the CHILD_SA belongs to now.
     pub ike: IkeId,
     /// What the CHILD_SA is for. We send with one of the CHILD_SAs of each purpose.
     pub purpose: Purpose,
@@ -86,7 +86,7 @@ pub enum Event {
         local: SocketAddr,
         /// The peer's address.
         remote: SocketAddr,
-        /// Whether we are its initiator.
+        /// Whether we are the initiator of the IKE SA.
         initiator: bool,
         /// The chosen proposal, the peer's authentication and NATs, to show to people.
         details: IkeDetails,
@@ -229,23 +229,23 @@ pub struct PeerCertificate {
     pub not_after: u64,
 }
 
-/// The reason why an SA is gone.
+/// The reason why an SA has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DownReason {
-    /// The peer deleted it.
+    /// The peer deleted the SA.
     DeletedByPeer,
-    /// We deleted it: the peer was removed, its certificate was revoked, or the owner terminated
-    /// it.
+    /// We deleted the SA: the peer was removed, its certificate was revoked, or the owner
+    /// terminated it.
     DeletedByUs,
     /// The peer did not answer.
     Timeout,
     /// Replaced by a rekey, by the survivor of two IKE SAs that both ends began at once, or by
     /// INITIAL_CONTACT.
     Replaced,
-    /// A protocol error ended it.
+    /// A protocol error ended the SA.
     Failed,
-    /// Its lifetime or the validity of the peer's certificate has ended, or the configuration
-    /// changed and the peer has not authenticated again.
+    /// The lifetime of the SA or the validity of the peer's certificate has ended, or the
+    /// configuration changed and the peer has not authenticated again.
     Expired,
 }
 

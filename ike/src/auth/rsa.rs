@@ -133,7 +133,7 @@ pub(super) fn algorithm(identifier: &[u8]) -> Option<&'static dyn VerificationAl
     })
 }
 
-/// Refuses RSA keys of a size with which no signature would be accepted, and says why.
+/// Refuses RSA keys whose size rules out any accepted signature. The error states the reason.
 pub(super) fn check_size(info: &SubjectPublicKeyInfo<'_>) -> Result<(), AuthError> {
     let bits = match info.parsed() {
         Ok(PublicKey::RSA(key)) => {

@@ -1,6 +1,6 @@
-//! Initiation: IKE_SA_INIT goes to all addresses of a peer at once. The first address that
-//! authenticates wins, and the others are dropped silently. If another host answers at an address,
-//! only that address fails.
+//! Initiation: IKE_SA_INIT goes to all addresses of a peer at once. The first address whose host
+//! authenticates as the peer is used, and the attempts at the other addresses are dropped silently.
+//! If another host answers at an address, only that address fails.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -258,8 +258,8 @@ impl ConfigChange {
 
 /// Returns whether the peer may no longer be able to authenticate as before: the pre-shared key or
 /// the kind of authentication changed, a trust anchor was removed, or the certificate must have
-/// another name or role. A renewed certificate of ours and an added trust anchor do not count: they
-/// apply from the next negotiation on.
+/// another name or role. A renewal of our own certificate and an added trust anchor do not count:
+/// they apply from the next negotiation on.
 pub(super) fn credentials_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {

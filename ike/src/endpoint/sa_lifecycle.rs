@@ -149,7 +149,7 @@ impl Endpoint {
         }
     }
 
-    /// Sends DELETE for an IKE SA that our rekey made in vain. It was never reported up.
+    /// Sends DELETE for a redundant IKE SA that our rekey made. This IKE SA was never reported up.
     fn delete_redundant(&mut self, name: &PeerName, mut sa: Box<IkeSa>, now: Instant, env: &mut dyn Environment) {
         if mutation!("redundant_ike_sa_not_deleted") {
             return;

@@ -104,7 +104,7 @@ impl Endpoint {
     }
 
     /// Peers that lack a CHILD_SA that we want, although nothing that would create it is under way
-    /// or has a deadline. There must never be one: tests check this after each change.
+    /// or has a deadline. There must never be such a peer: tests check this after each change.
     #[doc(hidden)]
     pub fn stranded_peers(&self) -> Vec<PeerName> {
         let wanted = |peer: &&Peer| peer.config().initiate && !peer.terminated && !peer.config().remotes.is_empty();

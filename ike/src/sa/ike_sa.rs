@@ -30,11 +30,11 @@ const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The phase in the life of an IKE SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lifecycle {
-    /// It is in use.
+    /// The IKE SA is in use.
     Active,
-    /// Another IKE SA has replaced it, and it waits to be deleted.
+    /// Another IKE SA has replaced this one, which waits to be deleted.
     Superseded(IkeId),
-    /// It was reported down, and DELETE is under way.
+    /// The IKE SA was reported down, and DELETE is under way.
     Deleting,
 }
 
@@ -70,7 +70,7 @@ pub(crate) enum CloseReason {
     ByUs,
     /// The peer did not answer.
     Timeout,
-    /// A protocol error ended it.
+    /// A protocol error ended the IKE SA.
     Failed(PeerError),
 }
 
@@ -171,7 +171,7 @@ impl IkeSa {
         self.channel.local_spi()
     }
 
-    /// Returns whether we are its initiator.
+    /// Returns whether we are the initiator of the IKE SA.
     pub(crate) fn initiator(&self) -> bool {
         self.channel.role == IkeRole::Initiator
     }

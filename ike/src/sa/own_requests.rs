@@ -107,9 +107,10 @@ pub(super) struct RekeyIkeRequest {
 /// A CHILD_SA that only the peer has installed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UnusedChild {
-    /// Our SPI, which names it in our DELETE.
+    /// Our SPI, which names the CHILD_SA in our DELETE.
     pub(crate) inbound: ReservedSpi,
-    /// The peer's SPI, which names it in the peer's DELETE; `None` if its response had none.
+    /// The peer's SPI, which names the CHILD_SA in the peer's DELETE. `None` if the peer's response
+    /// had none.
     pub(crate) outbound: Option<u32>,
 }
 

@@ -1,4 +1,4 @@
-//! A configured peer.
+//! A configured peer with its prepared credentials.
 
 use std::sync::Arc;
 

@@ -68,7 +68,7 @@ pub(crate) fn everything() -> Vec<TrafficSelector> {
     vec![TrafficSelector::from("0.0.0.0/0".parse::<ipnetwork::IpNetwork>().unwrap())]
 }
 
-/// An endpoint with one peer, its kernel, and its time.
+/// An endpoint with one peer, its kernel and its clock.
 pub(crate) struct World {
     pub(crate) endpoint: Endpoint,
     pub(crate) kernel: Kernel,

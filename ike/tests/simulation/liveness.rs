@@ -58,7 +58,7 @@ pub fn a_peer_whose_esp_arrives_is_not_asked_and_its_mapping_not_kept_alive() {
     let mut pair = connected(2);
     pair.traffic(90 * SECOND);
     assert_eq!(sent(&pair), (0, 0));
-    // An IKE daemon that is silent while its kernel continues to send is detected all the same.
+    // An IKE daemon that is silent while its kernel continues to send is still detected.
     pair.traffic(60 * SECOND);
     assert_eq!(sent(&pair).0, 2);
     pair.assert_connected();

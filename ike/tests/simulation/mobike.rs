@@ -261,8 +261,7 @@ fn mobile_foreign() -> Foreign {
     foreign
 }
 
-/// Lets the foreign peer send its next request, and all later messages, from another address.
-/// Returns the answers.
+/// Lets the foreign peer send its next request from another address. Returns the answers.
 fn request_from(foreign: &mut Foreign, from: &str, parts: &[crate::foreign::Part]) -> Vec<Message> {
     let datagram = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, parts);
     foreign.next_id += 1;

@@ -300,7 +300,7 @@ pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
 /// Handles the response to a liveness check.
 pub(super) fn liveness_checked(sa: &mut IkeSa, payloads: &Payloads) {
     let by_us = sa.initiation().by_us();
-    // Without a NAT the peer sees the same address of ours as we do.
+    // Without a NAT the peer sees our address as we see it.
     let as_from_here = nat_detection_hash(sa.channel.ike, sa.channel.path.local).to_vec();
     let Some(mobike) = sa.mobike.as_mut().filter(|_| by_us) else { return };
     let seen = seen_as(payloads);

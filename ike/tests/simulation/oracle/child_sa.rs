@@ -24,7 +24,7 @@ const SEQUENCE_NUMBERS: u8 = 5;
 /// A CHILD_SA at one end.
 #[derive(Debug, Clone)]
 pub struct Child {
-    /// The IKE SA to which it belongs.
+    /// The IKE SA to which the CHILD_SA belongs.
     pub ike: Spis,
     /// Our inbound SPI.
     pub own: u32,
@@ -35,14 +35,14 @@ pub struct Child {
     pub esn: bool,
     /// Whether we began the exchange that made the CHILD_SA.
     pub ours: bool,
-    /// The selectors of our side, and those of the peer's.
+    /// The selectors of our side, and those of the peer's side.
     pub selectors: (Vec<Selector>, Vec<Selector>),
-    /// Whether it is in transport mode (1.3.1).
+    /// Whether the CHILD_SA is in transport mode (1.3.1).
     pub transport: bool,
-    /// Whether it is in the kernel.
+    /// Whether the CHILD_SA is in the kernel.
     pub installed: bool,
     pub was_installed: bool,
-    /// Whether it was deleted by either end, or with its IKE SA.
+    /// Whether the CHILD_SA was deleted by either end, or with its IKE SA.
     pub dead: bool,
     /// Whether its lifetime has ended (2.8). The node has removed it, and sends DELETE for it when
     /// the window is free.
@@ -57,7 +57,7 @@ pub struct Child {
     /// Whether the CHILD_SA that it replaces was gone when it was made.
     late: bool,
     lowest_nonce: Vec<u8>,
-    /// When it may be rekeyed again after TEMPORARY_FAILURE.
+    /// When the CHILD_SA may be rekeyed again after TEMPORARY_FAILURE.
     pub retry_after: Duration,
 }
 
@@ -68,7 +68,7 @@ impl Child {
         self.transport == other.transport && (self.kept_by(other) || other.kept_by(self))
     }
 
-    /// Returns whether `new`, which replaces it, has all of its selectors.
+    /// Returns whether `new`, which replaces this CHILD_SA, has all of its selectors.
     fn kept_by(&self, new: &Self) -> bool {
         let within = |old: &[Selector], new: &[Selector]| old.iter().all(|old| new.iter().any(|new| old.within(new)));
         within(&self.selectors.0, &new.selectors.0) && within(&self.selectors.1, &new.selectors.1)

@@ -25,7 +25,7 @@ const ESP_COUNTS_AT_MOST: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct IkeRekey {
     pub old: Spis,
-    /// Whether we began it.
+    /// Whether we began the exchange.
     pub ours: bool,
     pub lowest_nonce: Vec<u8>,
     pub at: Duration,
@@ -47,6 +47,7 @@ pub struct OwnRequest {
     datagrams: Vec<Vec<u8>>,
     /// All addresses to which the request was sent.
     pub sent_to: BTreeSet<SocketAddr>,
+    /// The addresses of the last transmission.
     last_sent_to: BTreeSet<SocketAddr>,
     pub first_sent: Duration,
     last_sent: Duration,
@@ -79,7 +80,7 @@ pub enum Received {
 #[derive(Debug, Clone)]
 pub struct IkeSa {
     pub spis: Spis,
-    /// Whether this end is its original initiator.
+    /// Whether this end is the original initiator of the IKE SA.
     pub initiator: bool,
     /// The keys. `None`: the oracle does not know the secret of the key exchange.
     pub keys: Option<Keys>,
@@ -104,17 +105,17 @@ pub struct IkeSa {
     pub peer_identity: Option<Vec<u8>>,
     /// Whether the peer's AUTH is correct. `None`: unknown.
     pub peer_proof: Option<bool>,
-    /// The rekey that made it.
+    /// The rekey that made the IKE SA.
     pub rekey: Option<IkeRekey>,
     /// The survivor of a collision in which this IKE SA is the redundant one.
     pub redundant_to: Option<Spis>,
-    /// Whether DELETE for it was sent.
+    /// Whether DELETE for the IKE SA was sent.
     pub deleting: bool,
-    /// When it may be rekeyed again after TEMPORARY_FAILURE.
+    /// When the IKE SA may be rekeyed again after TEMPORARY_FAILURE.
     pub rekey_after: Duration,
-    /// Whether it was reported up.
+    /// Whether the IKE SA was reported up.
     pub up: bool,
-    /// Whether it was reported down, or deleted by either end.
+    /// Whether the IKE SA was reported down, or deleted by either end.
     pub closed: bool,
     next_own: u32,
     next_peer: u32,
@@ -190,8 +191,8 @@ impl IkeSa {
         }
     }
 
-    /// Returns the message when all its parts have arrived. The inner The decrypted request.
-    /// `None`: the oracle does not have the keys.
+    /// Returns the message when all its parts have arrived. The inner value is `None` if the oracle
+    /// does not have the keys.
     fn reassemble(&mut self, header: &Header, datagram: &[u8]) -> Option<Option<Message>> {
         let Some(keys) = &self.keys else {
             self.first_datagram = datagram.to_vec();
