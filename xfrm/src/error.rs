@@ -46,7 +46,7 @@ pub enum Error {
     SaOfOther {
         /// Destination and SPI of the SA.
         id: SaId,
-        /// Its reqid.
+        /// The reqid of the SA.
         reqid: u32,
     },
     /// The policy is not tagged as ours, so another program owns it. It was not changed.
@@ -92,7 +92,7 @@ pub enum Error {
     /// A part of the guard could not be installed.
     #[error("guard: {what}: {error}")]
     Guard {
-        /// Which part, and for which range or address.
+        /// The part of the guard, and its range or address.
         what: String,
         /// The cause.
         error: Box<Error>,

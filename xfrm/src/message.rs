@@ -1,4 +1,4 @@
-//! Requests to the XFRM subsystem, and its responses.
+//! Requests to the XFRM subsystem and its responses.
 
 use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_xfrm as nl;

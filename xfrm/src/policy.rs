@@ -1,4 +1,4 @@
-//! Policies: desired ones, those in the kernel, and their comparison.
+//! Desired policies, policies in the kernel, and their comparison.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -104,9 +104,9 @@ pub enum Action {
 pub struct Policy {
     /// The point at which the kernel applies the policy.
     pub direction: Direction,
-    /// The packets that it matches.
+    /// The packets that the policy matches.
     pub selector: Selector,
-    /// Its priority; see [`priority`].
+    /// The policy's priority; see [`priority`].
     pub priority: u32,
     /// The treatment of the packets.
     pub action: Action,
@@ -229,13 +229,13 @@ pub struct InstalledTemplate {
 pub struct InstalledPolicy {
     /// The point at which the kernel applies the policy.
     pub direction: Direction,
-    /// The packets that it matches.
+    /// The packets that the policy matches.
     pub selector: Selector,
     /// Priority. A lower number is matched first.
     pub priority: u32,
     /// The kernel's number for the policy.
     pub index: u32,
-    /// Whether the policy drops packets.
+    /// Whether the policy drops the packets that it matches.
     pub blocks: bool,
     /// The SAs that packets need. Our blocks have one template as a mark. Our allows have none.
     pub templates: Vec<InstalledTemplate>,

@@ -1,6 +1,6 @@
 //! The kernel's notifications about SAs and policies, on a separate socket. Notifications about ESP
-//! packets arrive on another socket ([`EspEventSocket`]), because there may be many, and the loss
-//! of some does no harm.
+//! packets arrive on another socket ([`EspEventSocket`]), because there may be many of them, and
+//! the loss of some does no harm.
 
 use std::collections::VecDeque;
 use std::io;

@@ -34,7 +34,7 @@ pub use sysctls::{Bypass, bypasses};
 /// ranges.
 ///
 /// Allows come before blocks, so that the host can always reach its own pods. If one part fails,
-/// the others are still installed, and the first failure is returned.
+/// the remaining parts are still installed, and the first failure is returned.
 pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
     let wanted = policies(config)?;

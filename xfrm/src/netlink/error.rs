@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::frame::KernelRefusal;
 
 /// How long the kernel may take to answer. The kernel handles requests while they are sent, so this
-/// only ends the wait for a response that was lost.
+/// timeout only matters if a response was lost.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of attempts to read a dump, which must be repeated if the table changes
 /// meanwhile. With the delays between them, the attempts take at least 1.4 s: on a node that starts

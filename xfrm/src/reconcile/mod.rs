@@ -1,5 +1,5 @@
-//! Compares desired with existing policies and SAs. The functions do no I/O, and take linear time
-//! in the size of the dump.
+//! Compares desired with existing policies and SAs. The functions do no I/O and take time that is
+//! linear in the size of the dump.
 
 use std::collections::HashMap;
 
