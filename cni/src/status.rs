@@ -1,5 +1,5 @@
-//! STATUS reports whether an ADD could succeed. It does not fail because the controller is
-//! unreachable, since a runtime would report the whole node as not ready.
+//! STATUS reports whether an ADD could succeed. An unreachable controller is not a failure, since a
+//! runtime would report the whole node as not ready.
 
 use crate::agent_client;
 use crate::bridge_filter::Filter;

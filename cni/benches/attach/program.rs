@@ -1,4 +1,4 @@
-//! The programs that are compared, and their calls.
+//! The programs that are compared and their calls.
 
 #![allow(unsafe_code, reason = "wait4(2), which says what one child used, has no safe form")]
 #![allow(clippy::zombie_processes, reason = "wait4(2) waits for them")]

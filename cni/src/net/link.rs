@@ -331,7 +331,7 @@ impl From<PortSettings> for BridgePort {
     }
 }
 
-/// One next hop of a default route.
+/// A next hop of a default route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DefaultRoute {
     /// Index of the link.

@@ -138,7 +138,7 @@ fn a_gateway_is_on_one_bridge_alone() {
     let world = World::new(FIRST);
     world.add(&world.pod());
     world.set("bridge", json!("ecni1"));
-    // The same segments, and no segments.
+    // The second network has the same segments as the first, or none.
     for segments in [json!(FIRST), json!([])] {
         world.set("segments", segments);
         let message = world.add_fails(&world.pod(), 7);

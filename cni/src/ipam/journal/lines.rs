@@ -20,7 +20,7 @@ pub(super) struct JournalState {
     pub(super) lines: u64,
 }
 
-/// The first line that cannot be read, and the reason.
+/// The first line that cannot be read and the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
     line: u64,

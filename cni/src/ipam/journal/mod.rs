@@ -19,8 +19,8 @@
 //! boot, so it need not be durable. If the journal is shorter than its mark of the same boot,
 //! another program has truncated it, and leases are missing. That is an error; the journal is not
 //! started again. An unreadable line after the mark is from a process that was killed while it
-//! wrote. Its lease was never reported. After a reboot no earlier pod exists, so the leases are
-//! void, and a corrupt journal is replaced.
+//! wrote the line. The lease in this line was never reported. After a reboot no earlier pod exists,
+//! so the leases are void, and a corrupt journal is replaced.
 //!
 //! [`lines`] reads and writes the lines. [`index`] finds a lease without reading all lines. If the
 //! index is not valid for the journal's present state, the whole journal is read.
@@ -180,7 +180,8 @@ impl Journal {
         };
         let file = file.context("open", &path)?;
         if writable && state.end.length < bytes.len() as u64 {
-            // A process was killed while it wrote the last line. Its lease was never reported.
+            // A process was killed while it wrote the last line. The lease in that line was never
+            // reported.
             file.set_len(state.end.length).context("truncate", &path)?;
         }
         let JournalState { leases, end, lines } = state;
