@@ -307,7 +307,7 @@ impl ChildSas {
     }
 
     /// Chooses the live CHILD_SA of the same purpose to send with when `leaving` is removed. It
-    /// prefers those that are not redundant, then those of the same IKE SA, then the newest.
+    /// prefers CHILD_SAs that are not redundant, then those of the same IKE SA, then the newest.
     fn successor(&self, leaving: ChildId) -> Option<ChildId> {
         let Child { owner, sa, .. } = self.children.get(&leaving)?;
         let living = self.children.iter().filter(|(id, child)| **id != leaving && child.lingering.is_none());

@@ -126,7 +126,7 @@ pub struct PeerConfig {
     /// The CHILD_SA that IKE_AUTH makes if we are the initiator.
     pub child: ChildConfig,
     /// CHILD_SAs that are wanted in addition to `child`, under the same IKE SA (RFC 7296 1.3.1).
-    /// Their names differ from each other and from that of `child`.
+    /// Their names differ from each other and from the name of `child`.
     pub additional_children: Vec<ChildConfig>,
     /// Maximum number of purposes of CHILD_SAs of one IKE SA. CHILD_SAs for further purposes are
     /// refused with NO_ADDITIONAL_SAS. With 1, one CHILD_SA carries all traffic, as between our own

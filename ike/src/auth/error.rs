@@ -142,7 +142,7 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    /// The kind under which this error is reported.
+    /// The kind of this error in reports.
     pub fn kind(&self) -> PeerErrorKind {
         match self {
             Self::UnknownIdType(_) => PeerErrorKind::UnknownIdentity,

@@ -19,7 +19,7 @@ use crate::wire::HashAlgorithm;
 pub(super) const OID_RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 /// Minimum length of an accepted key, bits (RFC 8247 3.1.1).
 const MIN_BITS: usize = 2048;
-/// Maximum length of a key with which `ring` verifies, bits.
+/// Maximum length of a key that `ring` accepts for verification, bits.
 const MAX_BITS: usize = 8192;
 
 /// The algorithms that a signature of method 1 may use. The signature does not name its hash

@@ -159,8 +159,8 @@ impl Endpoint {
     }
 
     /// Reports that authentic ESP of the peer's CHILD_SA with this inbound SPI has been received
-    /// since the last report. The time is that of the report, which may be up to a second late. See
-    /// [`crate::EndpointConfig::esp_reported`].
+    /// since the last report. `now` is the time of the report, which may be up to a second late.
+    /// See [`crate::EndpointConfig::esp_reported`].
     pub fn esp_received(&mut self, name: &PeerName, inbound_spi: u32, now: Instant) {
         self.esp_reported(name, |child| child.inbound_spi == inbound_spi, |sa| sa.esp_received(now));
     }

@@ -104,8 +104,8 @@ impl Endpoint {
             self.established_without_child(name, spi, now, env);
         }
         self.limit_ike_sas(name, spi, now, env);
-        // The peer was authenticated by the configuration with which the exchange began. A newer
-        // configuration may revoke its certificate.
+        // The peer was authenticated by the configuration that was in use when the exchange began.
+        // A newer configuration may revoke its certificate.
         self.delete_revoked_sas(name, now, env);
         self.schedule_peer(name);
     }

@@ -151,7 +151,7 @@ impl Peer {
         may
     }
 
-    /// Returns a configured child that has no CHILD_SA with which we send.
+    /// Returns a configured child for which we send with no CHILD_SA.
     pub(super) fn missing_child(&self) -> Option<&ChildConfig> {
         self.config().children().find(|child| !self.child_sas.sends_for(&child.name))
     }

@@ -107,7 +107,7 @@ impl Endpoint {
         &self.config
     }
 
-    /// Sets the deadline of an IKE SA, and that of its peer.
+    /// Sets the deadlines of an IKE SA and of its peer.
     pub(super) fn schedule(&mut self, spi: Spi) {
         let mut owner = None;
         self.keep_outcome(spi);

@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn the_specific_first_selector_of_a_triggering_packet_does_not_narrow_the_rest() {
         //= RFC 7296 2.9 MUST 2: the first selectors are kept
-        // RFC 7296 2.9: the first selector is that of the packet, with its protocol and ports.
+        // RFC 7296 2.9: the first selector describes the packet, with its protocol and ports.
         let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
         let mut packet = selectors(&["10.1.0.5/32"])[0];
         (packet.protocol, packet.start_port, packet.end_port) = (6, 80, 80);

@@ -260,9 +260,10 @@ impl Channel {
     }
 
     /// Sends the request under way at once to the path that the peer asks for. The first time, all
-    /// transmissions begin again there. The number of such immediate transmissions is limited to
-    /// the maximum number of transmissions of a request. After that the request waits for its next
-    /// transmission, so that a peer that moves all the time cannot have it sent without end.
+    /// transmissions begin again on that path. The number of such immediate transmissions is
+    /// limited to the maximum number of transmissions of a request. After that the request waits
+    /// for its next transmission, so that a peer that moves all the time cannot have it sent
+    /// without end.
     pub(super) fn redirect(&mut self, cx: &mut Context<'_>) {
         let limit = self.signs.transmissions(&self.timing);
         let Some(mut in_flight) = self.in_flight.take_if(|in_flight| in_flight.redirected < limit) else { return };
@@ -332,7 +333,7 @@ impl Channel {
         self.in_flight = Some(in_flight);
     }
 
-    /// As responder of IKE_AUTH, sets both addresses to those of the authentic request.
+    /// As responder of IKE_AUTH, takes both addresses from the authentic request.
     pub(crate) fn begin_at(&mut self, local: SocketAddr, remote: SocketAddr) {
         self.path.local = local;
         self.path.remote = remote;

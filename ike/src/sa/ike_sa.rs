@@ -200,8 +200,8 @@ impl IkeSa {
         self.set_timers(cx.now);
     }
 
-    /// Requires the peer to authenticate again soon, since the credentials with which it was
-    /// authenticated are no longer configured. Otherwise this IKE SA ends.
+    /// Requires the peer to authenticate again soon, since the credentials that authenticated it
+    /// are no longer configured. Otherwise this IKE SA ends.
     pub(crate) fn require_reauthentication(&mut self, cx: &mut Context<'_>) {
         let renewal = self.lifetime.credentials_changed(cx);
         self.timers.set(Timer::Reauthenticate, renewal);

@@ -50,7 +50,7 @@ impl LastResponse {
     }
 }
 
-/// Returns the hash by which a retransmitted datagram is recognized.
+/// Returns the hash that identifies a retransmitted datagram.
 pub(super) fn fingerprint(datagram: &[u8]) -> [u8; 32] {
     digest(&SHA256, datagram).as_ref().try_into().unwrap_or_default()
 }

@@ -17,7 +17,7 @@ use crate::time::Instant;
 /// How long an IKE SA continues after the configured credentials have changed. Within this time the
 /// operator must change them at the peer as well.
 const CREDENTIALS_CHANGE_GRACE: Duration = Duration::from_secs(300);
-/// After a change of credentials, all peers with which we are the initiator authenticate again,
+/// After a change of credentials, all peers for which we are the initiator authenticate again,
 /// spread over this time.
 const CREDENTIALS_CHANGE_SPREAD: Duration = Duration::from_secs(60);
 /// Minimum time between two authentications of a peer, even if a certificate expires soon.

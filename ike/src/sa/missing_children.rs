@@ -22,8 +22,8 @@ const CHILD_PROVEN: Duration = Duration::from_secs(2);
 /// How long an IKE SA may exist without a CHILD_SA.
 const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The planned requests for missing CHILD_SAs. The purposes are those of the configured children
-/// and those of the IKE SA that this one replaces. Their number is at most the sum of
+/// The planned requests for missing CHILD_SAs. They cover the purposes of the configured children
+/// and of the IKE SA that this one replaces. Their number is at most the sum of
 /// [`max_children`](crate::PeerConfig::max_children) and the number of configured children.
 #[derive(Debug, Default)]
 pub(super) struct MissingChildren {

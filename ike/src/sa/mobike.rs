@@ -1,5 +1,5 @@
-//! MOBIKE (RFC 4555): the notifications with which both ends state their addresses, and the state
-//! that an IKE SA keeps about them. `exchange/addresses.rs` has the exchanges.
+//! MOBIKE (RFC 4555): the notifications that state the addresses of both ends, and the state that
+//! an IKE SA keeps about these addresses. `exchange/addresses.rs` has the exchanges.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -25,7 +25,7 @@ use crate::wire::{
     Payloads,
 };
 
-/// The settings with which an IKE_SA_INIT request is answered before the peer is known.
+/// The settings for the answer to an IKE_SA_INIT request, before the peer is known.
 #[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
     /// Proposals of the peers that may have sent the request, best first.

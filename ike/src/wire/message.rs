@@ -58,7 +58,8 @@ impl Message {
     }
 }
 
-/// The payloads of a message, in order. In a decoded message, types that may occur only once do so.
+/// The payloads of a message, in order. In a decoded message, a payload type that may occur only
+/// once never occurs twice.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Payloads(Vec<Payload>);
 
@@ -101,8 +102,8 @@ impl Payloads {
     /// The proposals of the SA payload.
     ///
     /// # Errors
-    /// Returns [`InvalidMessage::Missing`] if there is none. All getters of payloads that may occur
-    /// only once do so.
+    /// Returns [`InvalidMessage::Missing`] if there is no SA payload. All getters of payloads that
+    /// may occur only once return this error.
     pub fn proposals(&self) -> Result<&[Proposal], InvalidMessage> {
         self.find(PayloadType::SecurityAssociation, |payload| match payload {
             Payload::SecurityAssociation(proposals) => Some(proposals.as_slice()),

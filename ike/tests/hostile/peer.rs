@@ -165,7 +165,7 @@ impl World {
         assert_eq!(self.endpoint.poll_timeout(), None, "nothing is waited for");
     }
 
-    /// Returns an SPI with which we send, or with which we have sent, or an unknown one.
+    /// Returns a present or a former outbound SPI of the endpoint, or an unknown SPI.
     pub(crate) fn outbound_spi(&self, which: u8) -> u32 {
         let newest = self.outbound_spis.iter().rev().nth(usize::from(which));
         newest.copied().unwrap_or(u32::from(which))

@@ -36,7 +36,7 @@ fn a_peer_with_our_own_private_address_is_not_looked_for_at_this_node() {
         [("192.168.1.10", ["192.0.2.1", "192.0.2.2"]), ("fd00::10", ["2001:db8:1::1", "2001:db8:2::1"])]
     {
         let mut pair = two_homes(private, publics);
-        // No datagram passes between the two, so the error is that of the public address: a
+        // No datagram passes between the two, so the error is the one for the public address: a
         // timeout.
         pair.network.cut = [(pair.a, pair.b), (pair.b, pair.a)].into();
         pair.network.run_for(60 * SECOND);

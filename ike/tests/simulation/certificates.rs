@@ -31,7 +31,7 @@ impl Authority {
         Self { params: params.clone(), issuer: Issuer::new(params, key), der }
     }
 
-    /// The cross-certificate by which a node that trusts this authority accepts `other`.
+    /// The cross-certificate that makes a node that trusts this authority accept `other`.
     fn cross(&self, other: &Authority) -> Vec<u8> {
         other.params.signed_by(other.issuer.key(), &self.issuer).unwrap().der().to_vec()
     }

@@ -17,12 +17,12 @@ pub struct Esp {
 #[derive(Debug, Default)]
 pub struct InstalledSas {
     pub inbound: BTreeMap<ChildId, Arc<ChildSa>>,
-    /// The CHILD_SA of each purpose with which packets are sent.
+    /// The CHILD_SA of each purpose that is used to send packets.
     pub outbound: BTreeMap<Purpose, Arc<ChildSa>>,
 }
 
 impl InstalledSas {
-    /// The SA with which packets are sent, if there is one for all traffic.
+    /// The SA that is used to send packets, if there is one SA for all traffic.
     pub fn sole_outbound(&self) -> Option<&Arc<ChildSa>> {
         assert!(self.outbound.len() <= 1, "several CHILD_SAs are sent with");
         self.outbound.values().next()

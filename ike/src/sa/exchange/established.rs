@@ -142,8 +142,8 @@ impl IkeSa {
     }
 
     /// Supersedes this IKE SA by another one. If we began the other one, we delete this one as soon
-    /// as the other one has all CHILD_SAs. Otherwise the peer deletes this one; if it does not, we
-    /// do so after a while.
+    /// as the other one has all CHILD_SAs. Otherwise the peer deletes this IKE SA; if it does not,
+    /// we delete it after a while.
     fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Superseded(by);
         self.delete_when_served = ours;
@@ -169,7 +169,7 @@ impl IkeSa {
 
     /// Hands over to `new`, which replaces this IKE SA by a rekey: its CHILD_SAs and queued
     /// requests move (RFC 7296 2.18). `ours`: whether we delete this IKE SA. Otherwise the peer
-    /// does, or we do so after a while.
+    /// deletes it, or we delete it after a while.
     pub(crate) fn hand_over(&mut self, new: &mut Self, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         if child_sas.children_of(self.spi()).next().is_some() {
             new.take_addresses_of(self);

@@ -57,7 +57,7 @@ pub struct Node {
     pub children: BTreeMap<u32, Child>,
     /// The CHILD_SAs for which the node sent a response in this step.
     pub to_be_installed: Vec<u32>,
-    /// The CHILD_SAs with which the node sends since this step, by peer and purpose.
+    /// The CHILD_SAs that the node uses to send since this step, by peer and purpose.
     pub switched_to: BTreeMap<(PeerName, Purpose), u32>,
     pub rekey_ages: Vec<RekeyAge>,
     /// All keys that the node has used, for any SA.
