@@ -28,7 +28,7 @@ impl Direction {
             nl::XFRM_POLICY_IN => Some(Direction::In),
             nl::XFRM_POLICY_OUT => Some(Direction::Out),
             nl::XFRM_POLICY_FWD => Some(Direction::Fwd),
-            // 3 to 5 are policies of single sockets, which a dump also contains.
+            // 3 to 5 are per-socket policies, which a dump also contains.
             _ => None,
         }
     }
@@ -52,13 +52,13 @@ pub mod priority {
     pub const PEER: u32 = 10_000;
     /// The guard's allows for own segments.
     pub const ALLOW: u32 = 20_000;
-    /// Peers whose selector has a side of prefix length 0. Their precedence is lower than that of
-    /// the allows for our own segments, which they would otherwise override.
+    /// Peers whose selector has a side of prefix length 0. They have lower precedence than the
+    /// allows for our own segments, which they would otherwise override.
     pub const PEER_DEFAULT_ROUTE: u32 = 25_000;
     /// The guard's blocks, with lower precedence than all our other policies.
     pub const BLOCK: u32 = 30_000;
 
-    /// The difference in priority between policies of one protocol and those of any protocol.
+    /// The difference in priority between policies for one protocol and policies for any protocol.
     const ONE_PROTOCOL: u32 = 1_000;
 
     /// Returns the priority of a peer's policy. A narrower selector has higher precedence. A policy
@@ -154,7 +154,7 @@ impl Policy {
         Self { direction, selector, priority: priority::BLOCK, action: Action::Block }
     }
 
-    /// The direction and selector by which the kernel distinguishes policies.
+    /// The direction and selector, which identify a policy in the kernel.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
@@ -260,7 +260,7 @@ impl InstalledPolicy {
         }
     }
 
-    /// The direction and selector by which the kernel distinguishes policies.
+    /// The direction and selector, which identify a policy in the kernel.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
@@ -320,7 +320,7 @@ impl InstalledPolicy {
         self.matches(&policy).then_some(policy)
     }
 
-    /// Reads a policy. `Ok(None)` for the policies of single sockets.
+    /// Reads a policy. `Ok(None)` for per-socket policies.
     pub(crate) fn decode(body: &[u8]) -> Result<Option<Self>, String> {
         let (fixed, rest) = uapi::split(body, nl::XFRM_USER_POLICY_INFO_LEN)?;
         let info = nl::UserPolicyInfo::parse(fixed).map_err(|error| error.to_string())?;

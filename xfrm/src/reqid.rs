@@ -1,4 +1,4 @@
-//! Ranges of reqids and policy indexes. They distinguish our SAs and policies from those of other
+//! Ranges of reqids and policy indexes, which distinguish our SAs and policies from those of other
 //! programs.
 
 use std::fmt;
@@ -42,7 +42,7 @@ impl Reqid {
         if raw >= FIRST_REQID && raw <= LAST_REQID { Some(Reqid(raw)) } else { None }
     }
 
-    /// The number of the tunnel. `None`: the reqid is not that of a single tunnel.
+    /// The number of the tunnel. `None`: the reqid does not belong to a single tunnel.
     pub const fn tunnel_number(self) -> Option<u32> {
         let n = self.0 - FIRST_REQID;
         if n < TUNNELS { Some(n) } else { None }

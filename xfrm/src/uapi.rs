@@ -30,7 +30,7 @@ pub(crate) fn address(raw: &nl::Address, family: u16) -> Option<IpAddr> {
     }
 }
 
-/// Splits a body into its fixed part and the rest.
+/// Splits a body into its fixed part and the remaining octets.
 pub(crate) fn split(body: &[u8], fixed: usize) -> Result<(&[u8], &[u8]), String> {
     body.split_at_checked(fixed).ok_or_else(|| format!("{} bytes, at least {fixed} expected", body.len()))
 }

@@ -136,7 +136,7 @@ impl Xfrm {
         }
     }
 
-    /// Reads all SAs, including those of other programs ([`Sa::is_ours`]) and larval ones
+    /// Reads all SAs, including other programs' SAs ([`Sa::is_ours`]) and larval SAs
     /// ([`Sa::is_larval`]).
     pub fn sas(&mut self) -> Result<Vec<Sa>> {
         let message = XfrmMessage::GetDumpSa(nl::state::GetDumpMessage { nlas: Vec::new() });
@@ -220,8 +220,8 @@ impl Xfrm {
         }
     }
 
-    /// Reads all policies, including those of other programs ([`InstalledPolicy::is_ours`]), but
-    /// not those of single sockets.
+    /// Reads all policies, including other programs' policies ([`InstalledPolicy::is_ours`]), but
+    /// not per-socket policies.
     pub fn policies(&mut self) -> Result<Vec<InstalledPolicy>> {
         policies::dump(&mut self.netlink)
     }

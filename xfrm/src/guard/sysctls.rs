@@ -47,8 +47,8 @@ impl fmt::Display for Bypass {
     }
 }
 
-/// All settings that bypass policies in the process's network namespace, except those of `lo`,
-/// which the kernel sets itself.
+/// All settings that bypass policies in the process's network namespace, except the settings of
+/// `lo`, which the kernel sets itself.
 pub fn bypasses() -> Vec<Bypass> {
     bypasses_below(Path::new(ROOT))
 }

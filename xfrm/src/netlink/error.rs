@@ -60,7 +60,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error number with which the kernel refused, if it did.
+    /// The error number of the kernel's refusal, if the kernel refused.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Error::Rejected { refusal, .. } => Some(refusal.errno),
