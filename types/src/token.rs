@@ -1,4 +1,4 @@
-//! The join token, which an operator carries from the controller to a new node.
+//! The join token, which an operator copies from the controller to a new node.
 //!
 //! Its text is `ecni1.` and the base64url (RFC 4648 section 5, no padding) of a JSON object:
 //!
