@@ -75,7 +75,7 @@ pub(crate) fn restore(config: &Config, leases: &LockedLeases, links: &mut Links)
     here.into_iter().try_for_each(|link| links.configure_port(link, wanted))
 }
 
-/// Makes the table with the ports of all pods, including those of other networks of this host.
+/// Makes the table with the ports of all pods, including pods of other networks on this host.
 /// Returns the ports. The leases of networks with another state directory are read without their
 /// lock: any change of leases meanwhile also changes the ruleset, and in that case everything is
 /// read again.

@@ -34,7 +34,7 @@ const REMOVE_ATTEMPTS: usize = 8;
 const NEEDED: &str = "; the kernel needs nf_tables with the family bridge (CONFIG_NF_TABLES_BRIDGE), or attach pods without protection from each \
     other by \"unfilteredPods\": [\"*\"] in the plugin's configuration";
 
-/// A pod's port of the bridge, and the addresses with which the pod may send.
+/// A pod's bridge port, and the source addresses that the pod may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PodPort {
     /// Name of the host's end.
@@ -162,7 +162,7 @@ impl Filter {
         Ok(keys.iter().map(|key| interface_of(key)).collect())
     }
 
-    /// The MAC addresses with which ports may send, by port.
+    /// The source MAC addresses that ports may use, by port.
     pub(crate) fn macs(&mut self) -> Result<Vec<(String, Mac)>> {
         let keys = self.elements(FilterSet::Macs)?.unwrap_or_default();
         let mac = |key: &Vec<u8>| key.get(IFNAMSIZ..IFNAMSIZ + 6).and_then(|octets| octets.try_into().ok());

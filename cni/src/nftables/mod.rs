@@ -68,7 +68,7 @@ pub(crate) fn interface_key(name: &str) -> [u8; IFNAMSIZ] {
     key
 }
 
-/// Returns the interface's name with which a key begins.
+/// Returns the interface name at the beginning of a key.
 pub(crate) fn interface_of(key: &[u8]) -> String {
     let name = key.iter().take(IFNAMSIZ).copied().take_while(|octet| *octet != 0).collect();
     String::from_utf8(name).unwrap_or_default()

@@ -308,7 +308,7 @@ impl Journal {
         Ok(Some(lease))
     }
 
-    /// Finds the lease of an attachment, and the line with which it begins.
+    /// Finds the lease of an attachment, and the line that begins it.
     fn find(&self, attachment: &Attachment) -> Result<Option<(Line, Lease)>> {
         if let Some(index) = self.index.as_ref().filter(|_| self.whole.get().is_none())
             && let Ok(found) = self.find_by_index(index, &key_of(attachment))

@@ -156,7 +156,7 @@ impl Index {
         &self.used
     }
 
-    /// Returns the lines with which a lease of this attachment may begin, which are those with the
+    /// Returns the lines that may begin a lease of this attachment, that is, the lines with the
     /// same hash.
     pub(super) fn candidates(&self, attachment: &str) -> io::Result<Vec<Line>> {
         let hash = hash_of(attachment);
@@ -206,7 +206,7 @@ impl Index {
     }
 
     /// Updates the index after the end of a lease was appended to the journal. `line` is the line
-    /// with which the lease began.
+    /// that began the lease.
     pub(super) fn end_lease(
         &mut self,
         attachment: &str,
