@@ -1,5 +1,5 @@
-//! ADD attaches a container: links, addresses, routes, and an announcement to the neighbours. If a
-//! step fails, it undoes the others.
+//! ADD attaches a container. It makes links, addresses and routes, and announces the addresses to
+//! the neighbours. If a step fails, ADD undoes the earlier ones.
 
 use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
@@ -26,8 +26,8 @@ use crate::result::{AddResult, Interface};
 use crate::route_selection::{self, PodsRoutes};
 use crate::segment::{self, PodAddress};
 
-/// Maximum number of attempts of one ADD to take an address. It requests another segment again if
-/// other ADDs took all addresses of the last one.
+/// Maximum number of attempts of one ADD to take an address. Before each further attempt, the ADD
+/// requests another segment, because other ADDs took all addresses of the last one.
 const ATTEMPTS: usize = 3;
 
 /// Attaches a container. Returns the result for standard output.
@@ -109,8 +109,8 @@ fn lease_and_configure(
     let attachment = &request.attachment;
     let (addresses, stock, segments, commit) = lease_addresses(config, request, requested, state_dir, links)?;
     if segments != seen {
-        // Another segment was added meanwhile. Its gateway's address is not on the bridge yet, and
-        // the guard does not include it.
+        // Another segment was added meanwhile. Its gateway address is not on the bridge yet, and
+        // the guard does not include the segment.
         node_setup::ensure(links, config, &segments)?;
     }
     let filtered = pod_filter::admit(config, state_dir, links, request, requested.mac, &addresses)?;
@@ -206,7 +206,7 @@ fn refuse_second_add(leases: &LockedLeases, attachment: &Attachment) -> Result<(
 }
 
 /// Returns the stock of the families with fewer free addresses than the low-water mark. If there is
-/// no segment, returns that of all families that the cluster has.
+/// no segment, returns the stock of all families that the cluster has.
 fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -> Vec<Stock> {
     if segments.is_none_or(|segments| segments.segments.is_empty()) {
         let mut families = segment::families(&config.cluster_ranges);
@@ -222,7 +222,7 @@ fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>,
 }
 
 /// Leases an address of each family. Requests another segment again if other ADDs have taken the
-/// addresses of the requested one. The lease is made durable while other work goes on.
+/// addresses of the requested one. The lease is made durable while the rest of the ADD continues.
 fn lease_addresses(
     config: &Config,
     request: &RuntimeRequest,

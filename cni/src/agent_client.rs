@@ -10,7 +10,7 @@ use edge_types::frame::{self, FrameError};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// How long a finished ADD may take to report the stock. A report may be lost.
+/// How long a finished ADD may take to report its stock of addresses. A report may be lost.
 const NOTICE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long the agent may take to answer a ping.
@@ -21,7 +21,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) enum SegmentRequestOutcome {
     /// The agent has written all segments that it has received to the segments file.
     Granted,
-    /// No segment came. `temporary` says whether a later attempt may succeed.
+    /// No segment was granted. `temporary` states whether a later attempt may succeed.
     Failed { reason: String, temporary: bool },
 }
 
@@ -42,10 +42,10 @@ pub(crate) fn request_segment(socket: &Path, stock: Vec<Stock>) -> SegmentReques
     }
 }
 
-/// Reports the stock to the agent if the agent runs. Does not wait for an answer.
+/// Reports the stock of addresses to the agent if the agent runs. Does not wait for an answer.
 pub(crate) fn report_stock(socket: &Path, stock: Vec<Stock>) {
     let deadline = Instant::now() + NOTICE_TIMEOUT;
-    // The agent needs the stock to keep a spare segment, but the pod is up either way.
+    // The agent needs the report to keep a spare segment, but the pod is up even if it fails.
     let _ = connect_within(socket, deadline).and_then(|mut stream| {
         frame::write(&mut stream, &AgentRequest::AddressesTaken { stock }).map_err(io::Error::other)
     });
@@ -73,7 +73,7 @@ fn connect_within(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     Ok(fd.into())
 }
 
-/// Reads until a deadline, even if the bytes come one at a time.
+/// Reads no longer than until a deadline, even if the bytes come one at a time.
 struct DeadlineReader {
     stream: UnixStream,
     deadline: Instant,

@@ -64,12 +64,12 @@ pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
 /// The expected configuration of a pod.
 struct ExpectedPod {
     addresses: Vec<IpNetwork>,
-    /// The gateways of its default routes.
+    /// The gateways of the pod's default routes.
     gateways: Vec<IpAddr>,
     /// The MAC address, if the bridge's filter restricts the pod to one.
     mac: Option<Mac>,
-    /// The allowed MTUs of the pod's interface, bytes: that of the host's end, and that of the
-    /// result, which a later plugin may have changed.
+    /// The allowed MTUs of the pod's interface, bytes: the MTU of the host's end, and the MTU in
+    /// the result, which a later plugin may have changed.
     mtus: Vec<u32>,
     /// The node's MTU for pods, bytes, if known.
     largest_mtu: Option<u32>,

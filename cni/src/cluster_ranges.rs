@@ -18,7 +18,7 @@ use crate::net::link::Links;
 /// resolvers that systemd-resolved uses.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
-/// Returns all cluster ranges: those that the agent wrote and those of the configuration.
+/// Returns all cluster ranges, both from the agent's segments file and from the configuration.
 pub(crate) fn all(config: &Config, segments: Option<&SegmentsFile>) -> Vec<IpNetwork> {
     let mut ranges = segments.map(|segments| segments.cluster_ranges.clone()).unwrap_or_default();
     for range in &config.cluster_ranges {
@@ -49,7 +49,7 @@ pub(crate) fn refuse_cutting_off_this_host(
             continue;
         }
         // The agent has checked its own ranges. After a reboot a neighbour's advertisement may
-        // arrive before the guard is in place, so they are not checked again.
+        // arrive before the guard is in place, so the agent's ranges are not checked again.
         let agents =
             segments.is_some_and(|file| file.source == SegmentsSource::Agent && file.cluster_ranges.contains(range));
         if !agents && !is_guarded(*range) {
@@ -89,10 +89,10 @@ fn conflicts(
     let own = links.find(&config.bridge)?.map(|bridge| bridge.index);
     let addresses = links.all_addresses()?.into_iter().filter(|(index, _)| Some(*index) != own);
     let addresses: Vec<_> = addresses.filter_map(|(index, address)| Some((index, address, held(address)?))).collect();
-    // A node with many pods has many links, so they are read only if needed.
+    // A node with many pods has many links, so the links are read only if needed.
     let present = if addresses.is_empty() { Vec::new() } else { links.all()? };
     for (index, address, range) in addresses {
-        // Other bridges of the plugin have gateways' addresses as well.
+        // The plugin's other bridges have gateway addresses as well.
         if let Some(link) = present.iter().find(|link| link.index == index && !bridge::is_ours(link)) {
             let what = format!("this host's own address {address} on {}", link.name);
             conflicts.push(AddressConflict { range, what, resolver: None });

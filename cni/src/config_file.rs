@@ -1,4 +1,4 @@
-//! A configuration file: a list of plugins, or one plugin's configuration.
+//! Reads a configuration file, which contains a list of plugins or one plugin's configuration.
 
 use std::path::Path;
 

@@ -11,7 +11,7 @@ use crate::request::RuntimeRequest;
 
 /// Removes the pod's filter elements, then the pair of links, then the lease. This order ensures
 /// that no address has two users. DEL does not enter the container's namespace: the path may lead
-/// elsewhere by now, and the pod's end is removed with the host's end.
+/// to another namespace by now, and the pod's end is removed with the host's end.
 pub(crate) fn del(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let attachment = std::slice::from_ref(&request.attachment);
     // The kernel frees elements in the background, and closing the socket waits for that. This

@@ -5,12 +5,13 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 
-/// Why an operation failed. In a box, so that whatever may fail returns a pointer and not a
-/// hundred bytes.
+/// The reason why an operation failed. The content is in a box, so that a function that may fail
+/// returns a pointer and not a hundred bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Error(Box<Failure>);
 
-/// What an [`Error`] says. The message says what was expected, what was found and what to do.
+/// The content of an [`Error`]. The message states what was expected, what was found and what to
+/// do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) code: Code,
@@ -21,8 +22,8 @@ pub(crate) struct Failure {
 /// Result with an [`Error`] of this crate.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Error codes. Those below 100 are the CNI specification's ("Error"), those from 100 on
-/// are ours (`docs/cni.md`).
+/// Error codes. Codes below 100 are defined by the CNI specification ("Error"), codes from 100 on
+/// by this plugin (`docs/cni.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     /// We do not support the configuration's cniVersion.

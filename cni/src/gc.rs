@@ -14,7 +14,7 @@ use crate::sort::SortedSet;
 
 /// Ends the leases and removes the pairs of all attachments of this network that are not in the
 /// configuration's list of valid ones. As with DEL, pairs are removed before leases. If a pair
-/// cannot be removed, its lease stays, and the others are still removed.
+/// cannot be removed, its lease stays, and the remaining pairs are still removed.
 pub(crate) fn gc(config: &Config) -> Result<()> {
     let Some(valid) = valid_attachments(config.valid_attachments.as_ref())? else {
         eprintln!("edge-cni: GC without cni.dev/valid-attachments removes nothing: it is not known what is in use");

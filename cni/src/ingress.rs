@@ -1,5 +1,6 @@
 //! `edge-cni ingress` makes the table that controls which packets this host forwards, even while
-//! the agent's table does so. `edge-agent down` runs it before it removes its own table.
+//! the agent's table controls them. `edge-agent down` runs this command before it removes the
+//! agent's table.
 
 use std::path::Path;
 

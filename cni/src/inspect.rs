@@ -1,5 +1,5 @@
-//! The commands with which people inspect a node: `edge-cni leases`, `edge-cni segments` and
-//! `edge-cni check`.
+//! Commands for people who inspect a node: `edge-cni leases`, `edge-cni segments` and `edge-cni
+//! check`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

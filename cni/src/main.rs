@@ -1,23 +1,26 @@
-//! `edge-cni`, the CNI plugin of edge-cni: bridge, veth and addresses of a node's pods.
+//! `edge-cni`, the CNI plugin of edge-cni. It sets up the bridge, the veth pairs and the addresses
+//! of a node's pods.
 //!
 //! Each invocation is one synchronous process. The runtime passes the request in environment
 //! variables ([`request`], [`requested_addresses`]) and the network's configuration on standard
 //! input ([`config`]), and reads a result ([`result`], [`resolv_conf`]) or an error ([`error`])
 //! from standard output.
 //!
-//! - The verbs, one file each: [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`],
-//!   [`ingress`], [`reclaim`]; [`inspect`] has commands for people.
+//! - [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`], [`ingress`] and [`reclaim`] carry out
+//!   the verbs, one file for each. [`inspect`] contains the commands for people.
 //! - [`config_file`] reads the configuration from a file, for verbs that runtimes do not call.
 //! - [`node_setup`] sets up a node before its first pod. [`forward_filter`] controls which packets
 //!   the node forwards while the agent's firewall does not.
 //! - [`ipam`] leases addresses from the node's segments ([`segment`]). [`route_selection`] chooses
 //!   a pod's routes.
 //! - [`net`] changes links, addresses and routes.
-//! - [`bridge_filter`] is the bridge's filter, and [`pod_filter`] the pods' elements in it.
-//!   [`nftables`] makes the messages for both tables.
-//! - [`cluster_ranges`] refuses ranges that would cut this host off, and [`obstacles`] names
-//!   settings of the host that break pods' network.
-//! - [`agent_client`] asks the agent for more addresses.
+//! - [`bridge_filter`] manages the bridge's filter, and [`pod_filter`] the pods' elements in it.
+//!   [`nftables`] makes the messages for the tables of the bridge's filter and of the forwarding
+//!   rules.
+//! - [`cluster_ranges`] refuses ranges that would cut this host off, and [`obstacles`] finds host
+//!   settings that break the pods' network.
+//! - [`agent_client`] sends the plugin's requests to the agent, such as the request for another
+//!   segment.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -66,7 +69,7 @@ mod status;
 mod up;
 mod version;
 
-/// Maximum size of a configuration, bytes. Real ones have a few kilobytes.
+/// Maximum size of a configuration, bytes. Real configurations have a few kilobytes.
 const MAX_INPUT: u64 = 1 << 20;
 
 const HELP: &str = "\
@@ -243,7 +246,8 @@ fn line(value: Value) -> String {
 mod tests {
     use super::*;
 
-    /// `EDGE_UPDATE=1 cargo test -p edge-cni --bins manual_page` writes them.
+    /// `EDGE_UPDATE=1 cargo test -p edge-cni --bins manual_page` writes the reference and the
+    /// manual page.
     #[test]
     fn reference_and_manual_page_are_the_help() {
         interop_tests::command_line::compare_help("edge-cni", "the CNI plugin of edge-cni", HELP);

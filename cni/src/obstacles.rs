@@ -1,5 +1,5 @@
-//! Settings of this host that break pods' network, and the commands that help. STATUS and `edge-cni
-//! up` report them.
+//! Finds host settings that break the pods' network, and the commands that correct them. STATUS and
+//! `edge-cni up` report these settings.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use crate::net::link::Links;
 use crate::net::{sysctl, uplink};
 use crate::{cluster_ranges, segment};
 
-/// A setting that breaks pods' network.
+/// A setting that breaks the pods' network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Obstacle {
-    /// Whether it bypasses the guard, so that no pod should be placed on this node.
+    /// Whether the setting bypasses the guard, so that no pod should be placed on this node.
     pub(crate) bypasses_guard: bool,
     /// The setting, its consequence, and what to do.
     pub(crate) message: String,
@@ -34,7 +34,7 @@ pub(crate) fn find(links: &mut Links, config: &Config, segments: Option<&Segment
     Ok(obstacles)
 }
 
-/// Returns a message for nodes without IPv6 in a cluster that has it (`wanted`).
+/// Returns a message for a node without IPv6 in a cluster that uses IPv6 (`wanted`).
 pub(crate) fn without_ipv6(wanted: bool) -> Option<String> {
     (wanted && !sysctl::has_ipv6()).then(|| {
         "this kernel has no IPv6 (ipv6.disable=1 at boot?), so pods of this node get IPv4 addresses alone".into()

@@ -41,8 +41,8 @@ pub(crate) fn admit(
         if added {
             return Ok(());
         }
-        // This is the first pod since the boot, or something removed the table. Make it with all
-        // attached pods. The lock keeps another ADD from doing the same at the same time.
+        // This is the first pod since the boot, or something removed the table. Make the table with
+        // all attached pods. The lock keeps another ADD from doing the same at the same time.
         let leases = state_dir.lock()?;
         with_all_ports(config, &leases, links, Filter::ensure).map(drop)
     });
@@ -75,9 +75,10 @@ pub(crate) fn restore(config: &Config, leases: &LockedLeases, links: &mut Links)
     here.into_iter().try_for_each(|link| links.configure_port(link, wanted))
 }
 
-/// Makes the table with the ports of all pods, including those of other networks of this host.
+/// Makes the table with the ports of all pods, including pods of other networks on this host.
 /// Returns the ports. The leases of networks with another state directory are read without their
-/// lock: any change of leases meanwhile also changes the ruleset, and everything is read again.
+/// lock: any change of leases meanwhile also changes the ruleset, and in that case everything is
+/// read again.
 fn with_all_ports(
     config: &Config,
     leases: &LockedLeases,
@@ -108,7 +109,7 @@ fn with_all_ports(
     ))
 }
 
-/// The state directories of other networks of this host.
+/// The state directories of other networks on this host.
 fn other_state_dirs(config: &Config, links: &mut Links) -> Result<SortedSet<PathBuf>> {
     let directories = links.all()?;
     Ok(directories.iter().filter_map(bridge::state_dir_of).filter(|directory| *directory != config.state_dir).collect())
@@ -205,8 +206,7 @@ fn port_of(
     let name = veth::host_name(attachment);
     let link = links.find(&name)?.filter(|link| link.kind == "veth");
     let (Some(link), Some(lease)) = (link, leases.lease(attachment)?) else { return Ok(None) };
-    // The choice of the MAC address that a pod of an earlier release keeps depends on all other
-    // ports.
+    // Which MAC address a pod of an earlier release keeps depends on all other ports.
     if link.mac != veth::host_mac(attachment) {
         return Ok(attached_ports(config, leases, links)?.into_iter().find(|port| port.name == name));
     }
@@ -233,8 +233,9 @@ fn ports_of(
     for (attachment, lease) in leases {
         let name = veth::host_name(&attachment);
         let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
-        // For a pod of an earlier release, the kernel chose the MAC address, so it is read. For a
-        // pod of this release it is not read, since the pod may have changed it.
+        // For a pod that an earlier release attached, the kernel chose the MAC address, so the
+        // address is read. For a pod of this release it is not read, since the pod may have changed
+        // it.
         if link.mac != veth::host_mac(&attachment) {
             let Some(mac) = links.peer_mac(link)? else { continue };
             former.push(EarlierPort { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
@@ -329,8 +330,8 @@ mod tests {
         let b = ("b".to_owned(), neighbours);
         assert_eq!(choice(own, &[]), [("a".to_owned(), own), b.clone()]);
         assert_eq!(choice(ports[0].mac, &[]), [("a".to_owned(), ports[0].mac), b.clone()]);
-        // The host's address, that of a pod of this release, and the one derived from the
-        // neighbour's attachment.
+        // The host's address, the address of a pod of this release, and the address derived from
+        // the neighbour's attachment.
         for taken in [[2, 0, 0, 0, 0, 1], ports[2].mac, ports[1].mac] {
             assert_eq!(choice(taken, &[]), std::slice::from_ref(&b));
         }

@@ -1,4 +1,4 @@
-//! A route of a pod, in the format of the configuration and of results.
+//! A pod's route, in the format of the configuration and of results.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::version::Version;
 
-/// Maximum number of routes of the key `routes`.
+/// Maximum number of routes in the key `routes`.
 pub(crate) const MAX_ROUTES: usize = 64;
 
 /// A route, in the format of the CNI specification's results and of the key `routes`.
@@ -17,22 +17,22 @@ pub(crate) const MAX_ROUTES: usize = 64;
 pub(crate) struct PodRoute {
     #[serde(rename = "dst")]
     pub(crate) destination: IpNetwork,
-    /// The gateway. Without it, a route of the key `routes` uses the bridge's address.
+    /// The gateway. Without it, a route from the key `routes` uses the bridge's address.
     #[serde(rename = "gw", default)]
     pub(crate) gateway: Option<IpAddr>,
     /// The MTU, bytes.
     #[serde(default)]
     pub(crate) mtu: Option<u32>,
-    /// Maximum segment size of TCP to advertise, bytes.
+    /// TCP maximum segment size to advertise, bytes.
     #[serde(default)]
     pub(crate) advmss: Option<u32>,
     /// The metric; a lower one is preferred.
     #[serde(default)]
     pub(crate) priority: Option<u32>,
-    /// The routing table. Without it, the main table.
+    /// The routing table. `None`: the main table.
     #[serde(default)]
     pub(crate) table: Option<u32>,
-    /// `RT_SCOPE_*`. Without it, 0 (universe).
+    /// `RT_SCOPE_*`. `None`: 0 (universe).
     #[serde(default)]
     pub(crate) scope: Option<u8>,
 }
@@ -44,12 +44,12 @@ impl PodRoute {
         Self { destination, gateway, mtu: None, advmss: None, priority: None, table: None, scope: None }
     }
 
-    /// Returns whether it is a default route of the main table.
+    /// Returns whether the route is a default route of the main table.
     pub(crate) fn is_default(&self) -> bool {
         self.destination.prefix() == 0 && self.table.is_none()
     }
 
-    /// Checks a route of the key `routes`. The error describes the defect.
+    /// Checks a route from the key `routes`. The error describes the defect.
     pub(crate) fn check(&self) -> Result<(), String> {
         let destination = &self.destination;
         if self.gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.is_ipv4()) {

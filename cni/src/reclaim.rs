@@ -1,7 +1,7 @@
 //! Ends leases of pods that are gone without a DEL, for example after the runtime was killed.
 //!
 //! If the host's end of its pair is gone, a pod is certainly gone, since the kernel removes that
-//! end with the pod's network namespace. An ADD makes it before it takes an address.
+//! end with the pod's network namespace. An ADD makes the host's end before it takes an address.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,7 +19,7 @@ use crate::pod_filter;
 use crate::request::Attachment;
 
 /// How long the host's end must have been missing before `edge-cni reclaim` ends the lease,
-/// seconds. A runtime that restarts has time for its own DEL.
+/// seconds. This gives a runtime that restarts time for its own DEL.
 const GRACE_SECONDS: u64 = 120;
 
 /// The file in the state directory with the time at which each host's end was first found missing,
@@ -104,8 +104,7 @@ fn missed_since(before: &MissingLeases, missing: &[Attachment], now: u64) -> Mis
     missing.iter().map(ToString::to_string).map(|name| (name.clone(), since(&name))).collect()
 }
 
-/// Reads the findings of the last call. If the file cannot be read, the grace time only begins
-/// again.
+/// Reads the findings of the last call. If the file cannot be read, the grace time begins again.
 fn read_missed(path: &Path) -> MissingLeases {
     std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }

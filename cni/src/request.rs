@@ -9,8 +9,8 @@ use crate::error::{Code, Error, Result};
 use crate::requested_addresses::RequestedAddresses;
 use crate::version::Version;
 
-/// Maximum length of a container ID, bytes. It must fit the alias of the host's end (255 bytes)
-/// together with the interface's name.
+/// Maximum length of a container ID, bytes. The alias of the host's end (255 bytes) must have room
+/// for it and the interface's name.
 const MAX_CONTAINER_ID: usize = 200;
 
 /// Maximum length of an interface name, bytes (linux/if.h, IFNAMSIZ less the final zero).

@@ -1,5 +1,5 @@
-//! Addresses that a runtime requests for a pod: `IP` and `MAC` in `CNI_ARGS`, and `ips` and `mac`
-//! in `runtimeConfig` and `args.cni` (CNI's CONVENTIONS.md).
+//! The addresses that a runtime requests for a pod: `IP` and `MAC` in `CNI_ARGS`, and `ips` and
+//! `mac` in `runtimeConfig` and `args.cni` (CNI's CONVENTIONS.md).
 
 use std::net::IpAddr;
 
@@ -39,8 +39,8 @@ impl RequestedAddresses {
         Ok(requested)
     }
 
-    /// Adds an address, with or without a prefix length. The prefix length is ignored; that of the
-    /// segment applies.
+    /// Adds an address, with or without a prefix length. The prefix length is ignored; the
+    /// segment's prefix length applies.
     pub(crate) fn add_address(&mut self, text: &str) -> Result<(), String> {
         let network: Result<IpNetwork, _> = text.trim().parse();
         let address = network.map_err(|_| format!("{text:?} is no IP address"))?.ip();

@@ -1,4 +1,4 @@
-//! Name servers for the result, from a file in the form of resolv.conf(5).
+//! Reads the name servers for the result from a file in the format of resolv.conf(5).
 
 use std::fs::File;
 use std::io::Read;

@@ -14,7 +14,8 @@ use crate::pod_route::PodRoute;
 use crate::segment::PodAddress;
 use crate::sort::sort_by;
 
-/// `RT_SCOPE_LINK` (`linux/rtnetlink.h`). Routes with this scope or a narrower one have no gateway.
+/// `RT_SCOPE_LINK` (`linux/rtnetlink.h`). Routes with this scope or a narrower scope have no
+/// gateway.
 const SCOPE_LINK: u8 = 253;
 
 /// The routes that a pod already has through other interfaces.

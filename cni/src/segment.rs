@@ -1,5 +1,5 @@
 //! Arithmetic within a segment. The gateway has the first address after the network's address, and
-//! pods get the rest.
+//! pods get the remaining addresses.
 
 use std::net::IpAddr;
 

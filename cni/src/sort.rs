@@ -1,10 +1,10 @@
-//! Sorting in little machine code. For each type of item the standard library's sorts take 4 KiB,
-//! and its sets 3 KiB and such a sort. The plugin may have 1 MiB.
+//! Sorting with little machine code. For each item type, a sort from the standard library takes 4
+//! KiB, and a set takes 3 KiB in addition to such a sort. The plugin's size limit is 1 MiB.
 
 use std::borrow::Borrow;
 
-/// Sorts a list, in n log n steps. Of two items neither of which comes before the other, either may
-/// be the first.
+/// Sorts a list in O(n log n) steps. The sort is not stable: two items that compare equal may
+/// change their order.
 pub(crate) fn sort_by<T>(items: &mut [T], before: impl Fn(&T, &T) -> bool) {
     heapsort(&mut List { items, before });
 }
@@ -23,7 +23,7 @@ impl<T: Ord> FromIterator<T> for SortedSet<T> {
 }
 
 impl<T> SortedSet<T> {
-    /// Whether it has this item.
+    /// Returns whether the set contains this item.
     pub(crate) fn contains<Q: Ord + ?Sized>(&self, item: &Q) -> bool
     where
         T: Borrow<Q>,
@@ -31,7 +31,7 @@ impl<T> SortedSet<T> {
         self.0.binary_search_by(|other| other.borrow().cmp(item)).is_ok()
     }
 
-    /// Whether it has none.
+    /// Returns whether the set is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -46,10 +46,10 @@ impl<T> IntoIterator for SortedSet<T> {
     }
 }
 
-/// What heapsort does with a list of any type.
+/// The operations of heapsort on a list of any item type.
 trait Sortable {
     fn len(&self) -> usize;
-    /// Whether the item at `one` comes before the one at `other`.
+    /// Returns whether the item at `one` comes before the item at `other`.
     fn before(&self, one: usize, other: usize) -> bool;
     fn swap(&mut self, one: usize, other: usize);
 }
@@ -84,7 +84,8 @@ fn heapsort(list: &mut dyn Sortable) {
     }
 }
 
-/// Moves the item at `root` down until none below it, and before `end`, comes after it.
+/// Moves the item at `root` down the heap until no item below it comes after it. The heap ends
+/// before `end`.
 fn sift_down(list: &mut dyn Sortable, mut root: usize, end: usize) {
     loop {
         let mut child = 2 * root + 1;

@@ -1,5 +1,5 @@
-//! STATUS reports whether an ADD could succeed. It does not fail because the controller is
-//! unreachable, since a runtime would report the whole node as not ready.
+//! STATUS reports whether an ADD could succeed. An unreachable controller is not a failure, since a
+//! runtime would report the whole node as not ready.
 
 use crate::agent_client;
 use crate::bridge_filter::Filter;
@@ -10,12 +10,12 @@ use crate::net::link::Links;
 use crate::net::veth;
 use crate::{cluster_ranges, forward_filter, obstacles};
 
-/// The problems of the node.
+/// The problems that STATUS found on the node.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     /// The reasons why no pod can be attached, or why an attached pod would not be protected.
     pub(crate) failures: Vec<Error>,
-    /// The settings that break a part of pods' network, each with the command that helps.
+    /// The settings that break a part of the pods' network, each with the command that corrects it.
     pub(crate) obstacles: Vec<String>,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn status(config: &Config) -> Result<()> {
 /// cluster's ranges would cut this host off, the bridge's filter cannot be made and not all pods
 /// are exempt, or the table for forwarded packets cannot be made. Also finds settings that bypass
 /// the guard, and other obstacles. It is not a failure if all addresses are taken: pods that end
-/// free addresses, and the ADD reports the lack.
+/// free addresses, and the next ADD reports the lack of addresses.
 pub(crate) fn findings(config: &Config) -> Findings {
     let mut found = Findings::default();
     let leases = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());

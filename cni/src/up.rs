@@ -66,7 +66,7 @@ fn attach_detached_pods(
 ) -> Result<Vec<String>> {
     let mut detached: Vec<Link> =
         links.all()?.into_iter().filter(|link| link.kind == "veth" && link.master.is_none()).collect();
-    // Usually none is detached, and the leases need not be read.
+    // Usually no pod is detached, and the leases need not be read.
     if detached.is_empty() {
         return Ok(Vec::new());
     }
@@ -81,8 +81,8 @@ fn attach_detached_pods(
     Ok(detached.into_iter().map(|link| link.name).collect())
 }
 
-/// Announces the bridge's MAC address to the pods. It differs from that of the former bridge if the
-/// plugin now runs in a container with another machine-id.
+/// Announces the bridge's MAC address to the pods. The address differs from the former bridge's if
+/// the plugin now runs in a container with another machine-id.
 fn announce_gateways(links: &mut Links, bridge: &Link) -> Result<()> {
     sysctl::announce_addresses(&bridge.name)?;
     links.set_mac(bridge, bridge.mac)
@@ -90,7 +90,7 @@ fn announce_gateways(links: &mut Links, bridge: &Link) -> Result<()> {
 
 /// Returns a message with the names of the attached pods whose MTU is larger than the node's
 /// present MTU for pods. `None` if there are none. Only a restart of the pod changes its MTU: if
-/// only the host's end had the smaller one, it would drop the pod's packets silently.
+/// only the host's end had the smaller MTU, it would drop the pod's packets silently.
 fn pods_with_larger_mtu(
     config: &Config,
     segments: &SegmentsFile,

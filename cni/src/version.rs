@@ -1,4 +1,4 @@
-//! Versions of the CNI specification.
+//! The supported versions of the CNI specification.
 
 use crate::error::{Code, Error, Result};
 

@@ -20,7 +20,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// How long each end tries.
+/// Maximum time for which each end tries to bring the tunnel up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The state of one end when its tunnel is up.

@@ -20,7 +20,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] =
     &[("message", message), ("payloads", payloads), ("reassembly", reassembly), ("endpoint", endpoint)];
 
-/// A message in clear. What is read is written so that it is read again.
+/// Fuzzes a message in clear. The encoding of a decoded message must be decodable again.
 pub fn message(octets: &[u8]) {
     let _ = Header::peek(octets);
     if let Ok(message) = Message::decode(octets) {
@@ -29,7 +29,8 @@ pub fn message(octets: &[u8]) {
     }
 }
 
-/// Fuzzes the payloads inside an encrypted message. The first octet is the type of the first one.
+/// Fuzzes the payloads inside an encrypted message. The first octet is the type of the first
+/// payload.
 pub fn payloads(octets: &[u8]) {
     let Some((first, rest)) = octets.split_first() else { return };
     if let Ok(payloads) = Payloads::decode((*first).into(), rest) {
@@ -137,7 +138,7 @@ pub fn endpoint(octets: &[u8]) {
                 endpoint.handle_timeout(now, &mut kernel);
             }
             1 => {
-                // Its own message is returned, changed at some places.
+                // The endpoint gets its own message back, changed at some places.
                 if let Some(own) = sent.last().cloned() {
                     let mut own: Vec<u8> = own;
                     for (octet, change) in own.iter_mut().zip(part) {

@@ -1,44 +1,46 @@
-//! Copies of IKE messages with their payloads in clear, for whoever looks for a fault. They hold no
-//! key: shares of key exchanges, nonces and proofs of authentication are what the peer sees too.
+//! Copies of IKE messages with their payloads in clear, for debugging. The copies contain no keys:
+//! the peer also sees the key exchange shares, nonces and AUTH payloads in them.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::wire::{Header, Message, Payloads};
 
-/// Most octets of messages that wait for the owner. Further ones are dropped and counted.
+/// Maximum total size of copied messages that wait for the owner, bytes. Further messages are
+/// dropped and counted.
 const MAX_OCTETS: usize = 1 << 20;
-/// Most IKE SAs whose messages are captured wherever the peer moves. The oldest is forgotten first.
+/// Maximum number of IKE SAs whose messages are captured even after the peer has moved to another
+/// address. At the limit the oldest one is forgotten.
 const MAX_SAS: usize = 64;
 
 /// A copy of an IKE message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CapturedMessage {
-    /// We sent it.
+    /// Whether we sent the message.
     pub outgoing: bool,
     /// Our address and port.
     pub local: SocketAddr,
     /// The peer's address and port.
     pub remote: SocketAddr,
-    /// The message, without non-ESP marker. If it was encrypted, the payloads stand in it in clear,
-    /// and one that came in fragments is whole.
+    /// The message, without non-ESP marker. The payloads of an encrypted message are in clear, and
+    /// a message that came in fragments is reassembled.
     pub message: Vec<u8>,
 }
 
-/// What was captured since the last call of [`Endpoint::take_captured`](crate::Endpoint).
+/// The messages captured since the last call of [`Endpoint::take_captured`](crate::Endpoint).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Captured {
     /// The messages, oldest first.
     pub messages: Vec<CapturedMessage>,
-    /// How many more there were, for which there was no room.
+    /// Number of messages that were dropped because there was no room for them.
     pub dropped: u64,
 }
 
-/// Which messages are copied, and copies that wait.
+/// The selection of messages to copy, and the copies that wait for the owner.
 #[derive(Debug, Default)]
 pub(crate) struct Capture {
     addresses: BTreeSet<IpAddr>,
-    /// Initiator's SPIs of IKE SAs that were seen at the addresses.
+    /// Initiator's SPIs of the IKE SAs that used one of the captured addresses.
     sas: VecDeque<u64>,
     captured: Captured,
     octets: usize,
@@ -49,7 +51,7 @@ impl Capture {
         Self { addresses, ..Self::default() }
     }
 
-    /// Copies a message in clear.
+    /// Copies a message that was sent in clear.
     pub(crate) fn clear(&mut self, outgoing: bool, local: SocketAddr, remote: SocketAddr, message: &[u8]) {
         if let Some(header) = Header::peek(message)
             && self.concerns(&header, remote)

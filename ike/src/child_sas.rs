@@ -1,9 +1,9 @@
-//! The CHILD_SAs of one peer, under all of its IKE SAs: which one we send with, which ones linger,
-//! and the events that update the kernel without a gap in traffic. This module does not handle
-//! messages.
+//! The CHILD_SAs of one peer, under all of its IKE SAs: which of them we send with, which of them
+//! linger, and the events that update the kernel without a gap in traffic. This module does not
+//! handle messages.
 //!
 //! The events leave at most one outbound SA of each purpose in the kernel. There may be several
-//! inbound ones.
+//! inbound SAs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::time::Instant;
 /// Our SPI of an IKE SA. It identifies the IKE SA within this endpoint.
 pub(crate) type Spi = u64;
 
-/// Maximum number of lingering CHILD_SAs of one purpose. An honest peer has one or two. Beyond that
-/// the oldest is removed.
+/// Maximum number of lingering CHILD_SAs of one purpose. An honest peer has one or two. At the
+/// limit the oldest one is removed.
 const MAX_LINGERING: usize = 8;
 
 /// A CHILD_SA, and what is planned for it.
@@ -27,16 +27,16 @@ const MAX_LINGERING: usize = 8;
 pub(crate) struct Child {
     /// SPIs, keys, addresses and selectors.
     pub(crate) sa: Arc<ChildSa>,
-    /// Our SPI of the IKE SA that it belongs to.
+    /// Our SPI of the IKE SA that the CHILD_SA belongs to.
     pub(crate) owner: Spi,
-    /// When it was made.
+    /// When the CHILD_SA was established.
     pub(crate) established: Instant,
-    /// When it is to be rekeyed; `None`: never, or a replacement is already under way.
+    /// When to rekey the CHILD_SA. `None`: never, or a replacement is already under way.
     pub(crate) rekey: Option<Instant>,
-    /// When it ends if it has not been rekeyed.
+    /// When the CHILD_SA expires if it has not been rekeyed.
     pub(crate) end: Instant,
-    /// Whether it is the redundant one of two simultaneous rekeys (RFC 7296 2.8.1). It stays until
-    /// its initiator deletes it.
+    /// Whether it is the redundant CHILD_SA of two simultaneous rekeys (RFC 7296 2.8.1). It stays
+    /// until its initiator deletes it.
     pub(crate) redundant: bool,
     /// Set when its IKE SA has released it.
     lingering: Option<Lingering>,
@@ -48,7 +48,7 @@ struct Lingering {
     reason: DownReason,
 }
 
-/// When a CHILD_SA is to be rekeyed, and when it ends if the rekey fails.
+/// When to rekey a CHILD_SA, and when it expires if the rekey fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ChildLifetime {
     pub(crate) rekey: Instant,
@@ -221,8 +221,8 @@ impl ChildSas {
         let ready = match arrival {
             Arrival::Ready => true,
             Arrival::Waiting => false,
-            // We send with the replaced one, unless it belongs to a redundant IKE SA. In that case
-            // nothing is switched.
+            // We send with the replaced CHILD_SA, unless it belongs to a redundant IKE SA. In that
+            // case nothing is switched.
             Arrival::RekeyedByUs(replaced) => old == Some(replaced),
             //= RFC 7296 2.8 REQUIRED 11: the responder sends on the old SA
             Arrival::RekeyedByPeer(_) => mutation!("sent_before_peer_is_ready"),
@@ -307,7 +307,7 @@ impl ChildSas {
     }
 
     /// Chooses the live CHILD_SA of the same purpose to send with when `leaving` is removed. It
-    /// prefers those that are not redundant, then those of the same IKE SA, then the newest.
+    /// prefers CHILD_SAs that are not redundant, then those of the same IKE SA, then the newest.
     fn successor(&self, leaving: ChildId) -> Option<ChildId> {
         let Child { owner, sa, .. } = self.children.get(&leaving)?;
         let living = self.children.iter().filter(|(id, child)| **id != leaving && child.lingering.is_none());
@@ -340,8 +340,8 @@ impl ChildSas {
         newest.into_values().map(|(_, id)| id).collect()
     }
 
-    /// Moves the live CHILD_SAs of one IKE SA to the one that replaces it (RFC 7296 2.18). If a
-    /// rekey of one was under way on the old IKE SA, it starts again at `rekey`.
+    /// Moves the live CHILD_SAs of one IKE SA to the IKE SA that replaces it (RFC 7296 2.18). If
+    /// the rekey of a CHILD_SA was under way on the old IKE SA, that rekey starts again at `rekey`.
     pub(crate) fn move_to(&mut self, from: Spi, to: Spi, rekey: Instant) {
         let moving = self.ids_of(from);
         for id in &moving {

@@ -29,16 +29,17 @@ pub struct EndpointConfig {
     /// of the UDP payload, bytes.
     pub fragment_size: usize,
     /// How long an IKE SA may continue after the peer's certificate has expired. New handshakes
-    /// with an expired certificate are always refused. Zero: the IKE SA ends with the certificate.
+    /// with an expired certificate are always refused. Zero: the IKE SA ends when the certificate
+    /// expires.
     pub certificate_grace: Duration,
     /// Whether the owner reports ESP by [`crate::Endpoint::esp_sent`] and
-    /// [`crate::Endpoint::esp_received`]. Then a peer is checked soon only if nothing came back for
-    /// what was sent to it. Otherwise a peer is checked whenever it has been silent for
-    /// [`Timing::liveness`].
+    /// [`crate::Endpoint::esp_received`]. If it does, the liveness of a peer is checked soon only
+    /// if ESP was sent to the peer and nothing came back. Otherwise it is checked whenever the peer
+    /// has been silent for [`Timing::liveness`].
     pub esp_reported: bool,
     /// Addresses of this node at which peers may reach it ([`crate::Endpoint::set_addresses`]).
-    /// Peers that speak MOBIKE are told the first eight beside the one in use, without those that
-    /// no other host can reach (loopback, link-local, multicast).
+    /// Peers that speak MOBIKE are sent the first eight in addition to the address in use, without
+    /// addresses that no other host can reach (loopback, link-local, multicast).
     pub addresses: Vec<IpAddr>,
 }
 
@@ -58,7 +59,7 @@ impl Default for EndpointConfig {
     }
 }
 
-/// Our name for a peer. It is unique on this node and does not change with the configuration.
+/// Our name for a peer. The name is unique on this node and does not change with the configuration.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerName(Arc<str>);
 
@@ -87,7 +88,7 @@ impl fmt::Debug for PeerName {
 }
 
 /// An IKE identity (RFC 7296 3.5). Identities are ordered by type, then by content. If both ends
-/// begin at once, the IKE SA that the end with the smaller identity began stays.
+/// begin an IKE SA at once, the one from the end with the smaller identity stays.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identity {
     /// ID_IPV4_ADDR or ID_IPV6_ADDR.
@@ -107,11 +108,11 @@ pub enum Identity {
 pub struct PeerConfig {
     /// Our name for the peer.
     pub name: PeerName,
-    /// Our address towards this peer. `None`: the kernel chooses by its routes.
+    /// Our address towards this peer. `None`: the kernel chooses the address from its routes.
     pub local: Option<IpAddr>,
-    /// Addresses of the peer, likeliest first; all are tried at once. Empty: the peer must begin.
-    /// Messages to ports other than 500 carry the non-ESP marker from the first message on (RFC
-    /// 7296 2.23).
+    /// Addresses of the peer, likeliest first; all are tried at once. Empty: only the peer can
+    /// begin. Messages to ports other than 500 carry the non-ESP marker from the first message on
+    /// (RFC 7296 2.23).
     pub remotes: Vec<SocketAddr>,
     /// Our identity.
     pub local_id: Identity,
@@ -122,27 +123,28 @@ pub struct PeerConfig {
     pub auth: Auth,
     /// IKE SA proposals, best first.
     pub ike_proposals: Vec<IkeProposal>,
-    /// The CHILD_SA that IKE_AUTH makes if we begin.
+    /// The CHILD_SA that IKE_AUTH makes if we are the initiator.
     pub child: ChildConfig,
     /// CHILD_SAs that are wanted in addition to `child`, under the same IKE SA (RFC 7296 1.3.1).
-    /// Their names differ from each other and from that of `child`.
+    /// Their names differ from each other and from the name of `child`.
     pub additional_children: Vec<ChildConfig>,
-    /// Maximum number of purposes of CHILD_SAs of one IKE SA. Further ones are refused with
-    /// NO_ADDITIONAL_SAS. With 1, one CHILD_SA carries all traffic, as between our own nodes. With
-    /// more, the peer may make several CHILD_SAs within the selectors of one child, for example one
-    /// for each pair of its subnets.
+    /// Maximum number of purposes of CHILD_SAs of one IKE SA. CHILD_SAs for further purposes are
+    /// refused with NO_ADDITIONAL_SAS. With 1, one CHILD_SA carries all traffic, as between our own
+    /// nodes. With more, the peer may make several CHILD_SAs within the selectors of one child, for
+    /// example one for each pair of its subnets.
     pub max_children: usize,
-    /// Whether we begin, and begin again when the peer is lost. Otherwise an attempt begins when
-    /// the peer sends a request, or when a packet needs the peer ([`crate::Endpoint::acquire`]).
+    /// Whether we start an attempt by ourselves, and again when the peer is lost. Otherwise an
+    /// attempt begins when the peer sends a request, or when a packet needs the peer
+    /// ([`crate::Endpoint::acquire`]).
     pub initiate: bool,
     /// Whether we make both ends detect a NAT, so that ESP travels in UDP.
     pub force_encapsulation: bool,
-    /// Whether we speak MOBIKE (RFC 4555) with a peer that does too: an IKE SA and its CHILD_SAs
-    /// move to other addresses of either end. Never with a child in transport mode. From the next
-    /// IKE_SA_INIT on.
+    /// Whether we speak MOBIKE (RFC 4555) with a peer that does too, so that an IKE SA and its
+    /// CHILD_SAs can move to other addresses of either end. MOBIKE is never used with a child in
+    /// transport mode. A change applies from the next IKE_SA_INIT on.
     pub mobike: bool,
-    /// Whether kernel SAs of this peer are kept from before a restart. Then INITIAL_CONTACT is not
-    /// sent.
+    /// Whether this peer's kernel SAs from before a restart are kept. If they are, INITIAL_CONTACT
+    /// is not sent.
     pub keep_existing: bool,
     /// Timers.
     pub timing: Timing,
@@ -154,8 +156,8 @@ impl PeerConfig {
         std::iter::once(&self.child).chain(&self.additional_children)
     }
 
-    /// Whether we announce MOBIKE. It is for tunnel mode alone (RFC 4555 1.3): selectors of
-    /// transport mode are the addresses of both ends, so nothing can move.
+    /// Returns whether we announce MOBIKE. It supports tunnel mode only (RFC 4555 1.3): in
+    /// transport mode the selectors are the addresses of both ends, so nothing can move.
     pub(crate) fn speaks_mobike(&self) -> bool {
         self.mobike && self.children().all(|child| child.mode == Mode::Tunnel)
     }
@@ -175,16 +177,16 @@ pub struct Timing {
     /// If the owner reports ESP: time without an IKE message after which liveness is checked in any
     /// case. Up to a tenth is subtracted at random.
     pub idle_liveness: Duration,
-    /// Wait before the first retransmission of a request. It doubles each time.
+    /// Delay before the first retransmission of a request. It doubles each time.
     pub retransmit: Duration,
     /// Transmissions of one request before the IKE SA is given up.
     pub transmissions: u32,
     /// Lifetime of a CHILD_SA, after which it is rekeyed. Up to a tenth is subtracted at random. A
-    /// CHILD_SA that cannot be rekeyed ends after 1.5 times this lifetime.
+    /// CHILD_SA that cannot be rekeyed expires after 1.5 times this lifetime.
     pub child_lifetime: Duration,
     /// Lifetime of the keys of an IKE SA, after which it is rekeyed (RFC 7296 1.3.2). Up to a tenth
     /// is subtracted at random. If the peer refuses, IKE_SA_INIT and IKE_AUTH make a new IKE SA to
-    /// replace it. An IKE SA that cannot be replaced ends after 1.5 times this lifetime.
+    /// replace it. An IKE SA that cannot be replaced expires after 1.5 times this lifetime.
     pub ike_lifetime: Duration,
     /// How long the peer's authentication is valid. After that, IKE_SA_INIT and IKE_AUTH make a new
     /// IKE SA, which replaces the present one without a gap (RFC 7296 2.8.3). Up to a tenth is
@@ -193,9 +195,9 @@ pub struct Timing {
     pub authentication_lifetime: Duration,
     /// How long an old inbound SA lingers after a rekey.
     pub linger: Duration,
-    /// Wait after a failed attempt. It doubles up to `retry_max`.
+    /// Delay after a failed attempt. It doubles up to `retry_max`.
     pub retry: Duration,
-    /// Maximum wait between attempts.
+    /// Maximum delay between attempts.
     pub retry_max: Duration,
     /// Silence after which a NAT keepalive is sent if we are behind a NAT (RFC 3948 4), less up to
     /// a second.
@@ -212,8 +214,8 @@ impl Timing {
         self.child_lifetime.saturating_add(self.child_lifetime / 2)
     }
 
-    /// Maximum wait between two requests for a CHILD_SA on an IKE SA that is up. The peer answers,
-    /// so a long wait, as for a silent peer, is not needed.
+    /// Maximum delay between two requests for a CHILD_SA on an IKE SA that is up. The peer answers,
+    /// so a long delay, as for a silent peer, is not needed.
     pub(crate) fn child_retry_max(&self) -> Duration {
         self.retry_max.min(LONGEST_CHILD_RETRY).max(self.retry)
     }
@@ -223,8 +225,8 @@ impl Timing {
         self.ike_lifetime.saturating_add(self.ike_lifetime / 2)
     }
 
-    /// Maximum lifetime of an IKE SA and those that it was rekeyed from, counted from the peer's
-    /// authentication.
+    /// Maximum lifetime of an IKE SA together with the IKE SAs that it was rekeyed from, counted
+    /// from the peer's authentication.
     pub(crate) fn authentication_hard_lifetime(&self) -> Duration {
         self.authentication_lifetime.saturating_add(self.authentication_lifetime / 2)
     }
@@ -272,7 +274,8 @@ pub struct CertificateAuth {
     /// them. Empty: none is required.
     pub remote_key_usages: Vec<Vec<u8>>,
     /// Certificates of the peer whose notBefore is earlier are revoked. Seconds since 1970-01-01
-    /// UTC; 0: none is revoked. Raising it ends the IKE SAs in which the peer used one of them.
+    /// UTC; 0: none is revoked. Raising this value ends the IKE SAs in which the peer used a
+    /// certificate that is now revoked.
     pub remote_not_before: u64,
 }
 
@@ -425,8 +428,8 @@ pub struct EspProposal {
     pub ciphers: Vec<Cipher>,
     /// Key exchange methods for rekeying with forward secrecy. Empty: without forward secrecy.
     pub groups: Vec<Group>,
-    /// Whether extended sequence numbers are offered and accepted. Short ones are always offered
-    /// and accepted.
+    /// Whether extended sequence numbers are offered and accepted. 32-bit sequence numbers are
+    /// always offered and accepted.
     pub esn: bool,
 }
 
@@ -437,7 +440,7 @@ pub struct ChildConfig {
     pub name: ChildName,
     /// ESP proposals, best first.
     pub proposals: Vec<EspProposal>,
-    /// Traffic selectors of our side; between our own nodes 0.0.0.0/0 and ::/0.
+    /// Traffic selectors of our side. Between our own nodes they are 0.0.0.0/0 and ::/0.
     pub local: Vec<IpNetwork>,
     /// Traffic selectors of the peer's side.
     pub remote: Vec<IpNetwork>,

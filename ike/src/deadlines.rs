@@ -54,7 +54,7 @@ impl Timers {
         self.0.iter().flatten().min().copied()
     }
 
-    /// Returns a timer whose deadline has passed, and stops it.
+    /// Returns a timer whose deadline has passed and stops it.
     pub(crate) fn expired(&mut self, now: Instant) -> Option<Timer> {
         let timer = TIMERS.into_iter().find(|&timer| self.get(timer).is_some_and(|at| at <= now))?;
         self.stop(timer);

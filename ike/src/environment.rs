@@ -1,4 +1,5 @@
-//! What the owner of an endpoint provides, and the datagrams that the endpoint gives it to send.
+//! What the owner of an endpoint provides, and the datagrams that the endpoint hands to the owner
+//! for sending.
 
 use std::net::{IpAddr, SocketAddr};
 

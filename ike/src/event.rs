@@ -28,9 +28,9 @@ pub struct ChildId(pub u32);
 pub struct ChildSa {
     /// Identifies the CHILD_SA in events and in the snapshot. Equal to `inbound_spi`.
     pub id: ChildId,
-    /// The IKE SA that it belongs to now.
+    /// The IKE SA that the CHILD_SA belongs to now.
     pub ike: IkeId,
-    /// What it is for. We send with one of the CHILD_SAs of each purpose.
+    /// What the CHILD_SA is for. We send with one of the CHILD_SAs of each purpose.
     pub purpose: Purpose,
     /// SPI that we allocated; the peer sends with it.
     pub inbound_spi: u32,
@@ -86,15 +86,15 @@ pub enum Event {
         local: SocketAddr,
         /// The peer's address.
         remote: SocketAddr,
-        /// Whether we are its initiator.
+        /// Whether we are the initiator of the IKE SA.
         initiator: bool,
         /// The chosen proposal, the peer's authentication and NATs, to show to people.
         details: IkeDetails,
     },
     /// An IKE SA has been replaced by another, which an earlier [`Event::IkeUp`] reported. After a
     /// rekey its CHILD_SAs have moved to the new one. After a new authentication they linger,
-    /// unless the peer no longer has the old IKE SA. Every `IkeUp` is followed by one `IkeReplaced`
-    /// or one `IkeDown`.
+    /// unless the peer no longer has the old IKE SA. One `IkeReplaced` or one `IkeDown` follows
+    /// every `IkeUp`.
     IkeReplaced {
         /// The peer.
         peer: PeerName,
@@ -136,8 +136,8 @@ pub enum Event {
         /// When to switch the outbound SA.
         switch: OutboundSwitch,
     },
-    /// Switch from the old to the new outbound SA now, in one batch. `new` may be the older one, if
-    /// that one survives.
+    /// Switch from the old to the new outbound SA now, in one batch. `new` may be the older
+    /// CHILD_SA, if that one survives.
     OutboundSwitch {
         /// The peer.
         peer: PeerName,
@@ -167,7 +167,7 @@ pub enum Event {
         local: SocketAddr,
         /// The peer's new address.
         remote: SocketAddr,
-        /// Whether ESP travels in UDP now. This may change too.
+        /// Whether ESP travels in UDP now. This may have changed too.
         encapsulated: bool,
     },
     /// The peer has not answered three transmissions of a request and sends no ESP. Its IKE SA
@@ -192,9 +192,9 @@ pub enum Event {
     /// An initiator was refused that is not a configured peer, or that failed before its identity
     /// was known.
     Refused {
-        /// Its address.
+        /// The initiator's address.
         from: SocketAddr,
-        /// The identity that it sent, if it sent IKE_AUTH.
+        /// The identity that the initiator sent, if it sent IKE_AUTH.
         identity: Option<Identity>,
         /// The reason for the refusal.
         error: PeerError,
@@ -229,23 +229,23 @@ pub struct PeerCertificate {
     pub not_after: u64,
 }
 
-/// The reason why an SA is gone.
+/// The reason why an SA has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DownReason {
-    /// The peer deleted it.
+    /// The peer deleted the SA.
     DeletedByPeer,
-    /// We deleted it: the peer was removed, its certificate was revoked, or the owner terminated
-    /// it.
+    /// We deleted the SA: the peer was removed, its certificate was revoked, or the owner
+    /// terminated it.
     DeletedByUs,
     /// The peer did not answer.
     Timeout,
     /// Replaced by a rekey, by the survivor of two IKE SAs that both ends began at once, or by
     /// INITIAL_CONTACT.
     Replaced,
-    /// A protocol error ended it.
+    /// A protocol error ended the SA.
     Failed,
-    /// Its lifetime or the validity of the peer's certificate has ended, or the configuration
-    /// changed and the peer has not authenticated again.
+    /// The lifetime of the SA or the validity of the peer's certificate has ended, or the
+    /// configuration changed and the peer has not authenticated again.
     Expired,
 }
 
@@ -271,7 +271,7 @@ impl PeerError {
 /// The kinds of [`PeerError`]. Metrics and the owner's reaction depend on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum PeerErrorKind {
-    /// All transmissions of a request were used up.
+    /// The peer did not answer any transmission of a request.
     #[error("no answer")]
     Timeout,
     /// NO_PROPOSAL_CHOSEN, from either end.

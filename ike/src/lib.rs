@@ -76,15 +76,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `examples/loopback.rs` has the loop around an endpoint, with sockets.
+//! `examples/loopback.rs` shows the loop that drives an endpoint over sockets.
 //!
-//! - [`config`]: who the peers are and what may be negotiated with them.
-//! - [`endpoint`]: the [`Endpoint`] itself, and what its owner must do in which order.
-//! - [`event`]: what the owner must do in the kernel and may show to people.
-//! - [`capture`]: copies of messages in clear.
-//! - [`wire`]: messages as bytes.
+//! - [`config`]: the peers, and what may be negotiated with them.
+//! - [`endpoint`]: the [`Endpoint`] itself, and the order in which its owner must call it.
+//! - [`event`]: the events that the owner must carry out in the kernel and may show to people.
+//! - [`capture`]: copies of messages with their payloads in clear.
+//! - [`wire`]: the encoding of messages.
 //! - [`crypto`]: key exchange, key derivation, and the protection of messages.
-//! - [`auth`]: how both ends prove who they are.
+//! - [`auth`]: the authentication of both ends.
 //!
 //! Private modules: `sa` has the states and exchanges of one IKE SA. `child_sas` has the CHILD_SAs
 //! of one peer and the order of their events. `negotiate` chooses algorithms and selectors that

@@ -16,7 +16,7 @@ use crate::wire::{ExchangeType, Header};
 pub(crate) struct Output {
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) events: VecDeque<Event>,
-    /// Copies messages, if the owner wants that.
+    /// Copies of messages, if the owner captures them.
     pub(crate) capture: Option<Capture>,
 }
 

@@ -31,7 +31,7 @@ impl fmt::Display for ChildName {
 }
 
 /// What a CHILD_SA is for. We send with one of the CHILD_SAs of each purpose; a rekey or a new IKE
-/// SA replaces it. CHILD_SAs of different purposes do not affect each other.
+/// SA replaces that CHILD_SA. CHILD_SAs of different purposes do not affect each other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Purpose {
     /// The configured child.

@@ -54,7 +54,7 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn no_target_panics_at_changed_messages() {
     for (name, target) in targets::TARGETS {
-        // The inputs are the same in every run. `make fuzz` tries others.
+        // The inputs are the same in every run. `make fuzz` tries other inputs.
         let config =
             Config { cases: CASES, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..Config::default() };
         let tried = TestRunner::new(config).run(&input(), |octets| {

@@ -12,11 +12,11 @@ pub const AGENT_SOCKET: &str = "/run/edge-cni/agent.sock";
 /// with CNI error 11, seconds.
 pub const SEGMENT_REQUEST_TIMEOUT_SECONDS: u64 = 5;
 
-/// A request of the plugin.
+/// A request from the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentRequest {
     /// Requests another segment, because few free addresses are left. The agent responds when the
-    /// new segments are in the state directory, or at once if an earlier request has added some
+    /// new segments are in the state directory, or at once if an earlier request has added segments
     /// since the plugin counted its addresses.
     RequestSegment {
         /// The families that need addresses.
@@ -34,7 +34,7 @@ pub enum AgentRequest {
 
 /// The number of addresses of a family that the plugin has, counted at one time under the shared
 /// lock. `free + leased` is the number of addresses in all segments that the plugin saw. It shows
-/// the agent whether segments were added since, and how large the spare is.
+/// the agent whether segments were added since the count, and how many spare addresses there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stock {
     /// The family.
@@ -45,7 +45,7 @@ pub struct Stock {
     pub leased: u64,
 }
 
-/// A response of the agent.
+/// A response from the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentResponse {
     /// The request is done. The state directory holds the result.

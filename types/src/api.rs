@@ -92,9 +92,9 @@ pub struct NodeReport {
 
 /// Maximum length of an agent's version in [`NodeReport`], characters.
 pub const LONGEST_VERSION: usize = 64;
-/// Maximum number of obstacles in [`NodeReport`]. The controller drops further ones.
+/// Maximum number of obstacles in [`NodeReport`]. The controller drops further obstacles.
 pub const MOST_OBSTACLES: usize = 8;
-/// Maximum length of an obstacle in [`NodeReport`], characters. Longer ones are cut.
+/// Maximum length of an obstacle in [`NodeReport`], characters. Longer texts are cut.
 pub const LONGEST_OBSTACLE: usize = 300;
 
 /// The state of a node's tunnels.

@@ -48,8 +48,8 @@ pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<File, Repl
     Ok(file)
 }
 
-/// Removes the temporary file that a killed [`replace_file`] of `path` left. Succeeds if there is
-/// none.
+/// Removes the temporary file that a [`replace_file`] of `path` left when its process was killed.
+/// Succeeds if there is none.
 ///
 /// # Errors
 /// Returns an error if a temporary file exists and cannot be removed.

@@ -16,7 +16,7 @@ pub const FORWARDING_FILE: &str = "forwarding.json";
 
 const SETTINGS: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 
-/// Maximum number of uplinks of which `accept_ra` is recorded. Further ones are not recorded, so
+/// Maximum number of uplinks whose `accept_ra` is recorded. Further uplinks are not recorded, so
 /// `restore` does not change them.
 const MAX_UPLINKS: usize = 64;
 
@@ -36,9 +36,9 @@ struct Record {
 /// The changes that our programs made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Changes {
-    /// Whether they turned forwarding on: IPv4 and IPv6.
+    /// Whether our programs turned forwarding on: IPv4 and IPv6.
     ours: [bool; 2],
-    /// The interfaces whose `accept_ra` they changed from 1 to 2.
+    /// The interfaces whose `accept_ra` our programs changed from 1 to 2.
     accept_ra: BTreeSet<String>,
 }
 
@@ -51,12 +51,12 @@ impl Changes {
     }
 }
 
-/// The forwarding settings, and the file.
+/// The forwarding settings, and the file with the record.
 #[derive(Debug, Clone)]
 pub struct Forwarding {
     sysctls: PathBuf,
     /// The state directory, then the directory of the sockets. The second one is in memory, so it
-    /// is writable even if the disk is full or read-only, and the record need not survive a reboot.
+    /// is writable even if the disk is full or read-only. The record need not survive a reboot.
     directories: [PathBuf; 2],
     boot_id: String,
     /// The changes that this process has recorded, even if no file could be written.
@@ -87,12 +87,12 @@ impl Forwarding {
 
     /// Call it before you turn forwarding of these families on. It records the families for which
     /// forwarding is off now. It replaces the file as a whole. Both programs would write the same
-    /// content.
+    /// content, so neither undoes the other's record.
     ///
     /// # Errors
     /// Returns an error if the record cannot be written to either directory. [`Self::ours`]
-    /// includes the change all the same, but a restarted agent will treat this host as a router.
-    /// The next call tries again.
+    /// includes the change even then, but a restarted agent will treat this host as a router. The
+    /// next call tries again.
     pub fn note(&mut self, families: [bool; 2]) -> io::Result<()> {
         let mut off = [false; 2];
         for ((off, wanted), setting) in off.iter_mut().zip(families).zip(SETTINGS) {

@@ -1,5 +1,5 @@
-//! Frames in bincode, with a size limit and a version byte. They are used in files and sockets
-//! between our own programs on one machine, never for bytes from a network.
+//! Bincode frames with a size limit and a version byte. They are used in files and sockets between
+//! our own programs on one machine, never for bytes from a network.
 
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};

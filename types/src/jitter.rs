@@ -1,4 +1,4 @@
-//! Waits of random length, so that many nodes do not act at the same moment.
+//! Delays of random length, so that many nodes do not act at the same moment.
 
 use std::time::Duration;
 

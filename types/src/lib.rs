@@ -1,21 +1,22 @@
 //! The messages that the three programs exchange, and the files that they share on disk.
 //!
 //! - [`name`]: node and community names, checked when they are parsed.
-//! - [`view`]: the data about itself and its peers that a node gets from the controller.
-//! - [`api`]: bodies of the controller's HTTP API (`/v1`).
-//! - [`page`]: bodies about sessions of the operator's page.
+//! - [`view`]: a node's view, that is, the node itself and the peers with which it may communicate.
+//! - [`api`]: the bodies of the controller's HTTP API (`/v1`).
+//! - [`page`]: the bodies of the HTTP API for sessions on the operator's page.
 //! - [`agent_protocol`]: the protocol between plugin and agent, on the agent's unix socket.
-//! - [`shared_files`]: files below the state directory that plugin and agent share.
-//! - [`forwarding`]: the file that records whether we turned forwarding on.
-//! - [`durable`]: replacement of a file that is safe against power cuts.
-//! - [`error`]: errors with their causes, in one line.
-//! - [`exposition`]: the text formats of metrics.
-//! - [`frame`]: frames in bincode, with a size limit and a version byte.
-//! - `jitter`: waits of random length, only with the feature of this name.
-//! - [`network`]: whether one network contains or overlaps another, or has a special use.
-//! - [`pods`]: patterns for pods in configuration files.
+//! - [`shared_files`]: the files below the state directory that plugin and agent share.
+//! - [`forwarding`]: the record of whether we turned forwarding on, and of the uplinks changed for
+//!   it.
+//! - [`durable`]: files that are replaced as a whole and survive a power cut.
+//! - [`error`]: the format of errors in logs, with their causes in one line.
+//! - [`exposition`]: the text formats of `/metrics`.
+//! - [`frame`]: bincode frames with a size limit and a version byte.
+//! - `jitter`: delays of random length, only with the feature `jitter`.
+//! - [`network`]: relations of two networks, networks with a special use, and names of bridges.
+//! - [`pods`]: the patterns for pods in configuration files, and limits of other keys.
 //! - [`pki`]: the names and usages in certificates.
-//! - [`token`]: the join token that brings a new node in.
+//! - [`token`]: the join token, with which a new node joins.
 //!
 //! Nodes and controller ignore unknown keys in messages from each other, so that programs one minor
 //! version apart work together. They refuse unknown keys in input from the operator.

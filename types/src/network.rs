@@ -1,5 +1,6 @@
 //! Relations of two networks, which `ipnetwork` supports only for [`ipnetwork::Ipv4Network`];
-//! networks with a special use on every host; names of bridges; and a limit.
+//! networks with a special use on every host; names of bridges; and the limit on resolvers behind
+//! tunnels.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -117,7 +118,7 @@ mod tests {
             ("10.0.0.0/8", "10.0.0.0/8"),
             ("0.0.0.0/0", "255.255.255.255/32"),
             ("::/0", "fd00::/64"),
-            // Host bits do not matter.
+            // Host bits are ignored.
             ("10.0.0.77/24", "10.0.0.1/25"),
         ] {
             let (outer, inner) = (outer.parse().unwrap(), inner.parse().unwrap());

@@ -1,4 +1,4 @@
-//! Sessions of the operator's page, which the controller serves on a separate listener.
+//! Sessions on the operator's page, which the controller serves on a separate listener.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
 //! The names and usages in certificates.
 //!
-//! A node's certificate has the node's name as dNSName. It also has a URI with role and name,
-//! `edge-cni://hub/NAME`, so that a peer cannot mistake an edge's certificate for a hub's. Nodes of
-//! every role have the extended key usages `id-kp-clientAuth` (towards the controller) and
+//! A node's certificate has the node's name as dNSName. It also has a URI with the node's role and
+//! name, `edge-cni://hub/NAME`, so that a peer cannot mistake an edge's certificate for a hub's.
+//! Nodes of every role have the extended key usages `id-kp-clientAuth` (towards the controller) and
 //! `id-kp-ipsecIKE` (RFC 4945 5.1.3.12). The controller has only `id-kp-serverAuth`.
 
 use crate::name::NodeName;

@@ -1,5 +1,6 @@
 //! Patterns for pods, in the plugin's `unfilteredPods` and the agent's `unfiltered_pods`, and the
-//! limits of their `lanToPods` and `lan_to_pods`, `serviceRanges` and `service_ranges`.
+//! limits of the keys `lanToPods` and `serviceRanges` (plugin), and `lan_to_pods` and
+//! `service_ranges` (agent).
 
 /// Maximum number of networks from which hosts outside the cluster may reach pods. The plugin makes
 /// a rule for each, all in one message.

@@ -34,12 +34,13 @@ pub struct SegmentsFile {
     /// MTU for pods, bytes. 0 if the agent does not know it.
     #[serde(default)]
     pub mtu: u32,
-    /// On a hub: the cloud's networks that it fronts. The guard allows them in addition to the
+    /// On a hub: the cloud networks that the hub fronts. The guard allows them in addition to the
     /// hub's own segments.
     #[serde(default)]
     pub networks: Vec<IpNetwork>,
-    /// On an edge: the cloud's networks that hubs front, such as its service range. Packets that an
-    /// outside host routes to them through this node are not for a published port.
+    /// On an edge: the cloud networks that hubs front, such as the cloud's service range. Packets
+    /// that an outside host routes to these networks through this node are not for a published
+    /// port.
     #[serde(default)]
     pub hub_networks: Vec<IpNetwork>,
     /// The bridge with a gateway in each segment, if the plugin wrote the file. A network of the

@@ -1,4 +1,4 @@
-//! The join token, which an operator carries from the controller to a new node.
+//! The join token, which an operator copies from the controller to a new node.
 //!
 //! Its text is `ecni1.` and the base64url (RFC 4648 section 5, no padding) of a JSON object:
 //!
@@ -15,8 +15,8 @@
 //!   not join and does not send the token's secret.
 //! - `role`, and `node` if the token is bound to one name, inform the node. The controller keeps
 //!   its own record.
-//! - `id` and `secret` are sent as [`JoinToken::credential`] in [`crate::api::JoinRequest::token`],
-//!   after the TLS handshake.
+//! - `id` and `secret` are sent as the [`JoinToken::credential`] in
+//!   [`crate::api::JoinRequest::token`], after the TLS handshake.
 
 use std::fmt;
 use std::str::FromStr;

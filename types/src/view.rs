@@ -230,14 +230,15 @@ pub enum AddressSource {
     Observed,
 }
 
-/// A peer that several versions of a view share. Two that are shared are equal at a glance, so that
-/// views are compared in the time of what changed.
+/// A peer that several versions of a view share. Two references to the same peer in memory are
+/// equal without a comparison of their content, so that comparing views takes time only for the
+/// peers that changed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "Peer")]
 pub struct SharedPeer(Arc<Peer>);
 
 impl SharedPeer {
-    /// Whether both are the same peer in memory.
+    /// Returns whether both refer to the same peer in memory.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -352,7 +353,7 @@ mod tests {
             let gone: Vec<NodeName> = gone.iter().map(|number| name(*number).parse().unwrap()).collect();
             assert_eq!(change_in_place(all.clone(), put.clone(), &gone), change_all(all.clone(), put, &gone));
         }
-        // A list in any other order, or with a name twice, is also put in order.
+        // A list in another order, or with a name twice, is also sorted.
         let odd = view(4, vec![peer("c", 1), peer("a", 1), peer("c", 2)]);
         let change = ViewChange { from: 4, version: 5, own: None, put: vec![peer("b", 1)], gone: vec![] };
         assert_eq!(change.apply_to(odd).unwrap().peers, [peer("a", 1), peer("b", 1), peer("c", 2)]);
@@ -376,7 +377,7 @@ mod tests {
         let others: Vec<&SharedPeer> = new.peers.iter().filter(|peer| peer.endpoints[0].address.port() == 1).collect();
         assert_eq!((new.peers.len(), others.len()), (9999, 9998));
         assert!(others.iter().step_by(97).all(shared));
-        // What is read again is equal, and not the same.
+        // A peer that is parsed again is equal, but not the same one in memory.
         let text = serde_json::to_string(&new).unwrap();
         let read: NodeView = serde_json::from_str(&text).unwrap();
         assert!(read == new && !read.peers[0].is_same(&new.peers[0]));

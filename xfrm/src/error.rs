@@ -17,8 +17,8 @@ pub enum Error {
     /// The kernel refused a request, did not answer it, or could not be reached.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// Another program has a policy with this direction and selector. It stays, and ours was not
-    /// installed.
+    /// Another program has a policy with this direction and selector. That policy stays, and ours
+    /// was not installed.
     #[error(
         "policy {wanted} cannot be installed: another program holds that selector with {theirs}; \
          remove it there (see `ip xfrm policy`), or leave its networks out of ours"
@@ -46,7 +46,7 @@ pub enum Error {
     SaOfOther {
         /// Destination and SPI of the SA.
         id: SaId,
-        /// Its reqid.
+        /// The reqid of the SA.
         reqid: u32,
     },
     /// The policy is not tagged as ours, so another program owns it. It was not changed.
@@ -92,7 +92,7 @@ pub enum Error {
     /// A part of the guard could not be installed.
     #[error("guard: {what}: {error}")]
     Guard {
-        /// Which part, and for which range or address.
+        /// The part of the guard, and its range or address.
         what: String,
         /// The cause.
         error: Box<Error>,

@@ -1,4 +1,4 @@
-//! Requests to the XFRM subsystem, and its responses.
+//! Requests to the XFRM subsystem and its responses.
 
 use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_xfrm as nl;
@@ -51,7 +51,7 @@ impl NetlinkSerializable for XfrmRequest {
     }
 }
 
-/// An SA with which XFRM answers a request. `None`: a message of a type that we did not ask for.
+/// An SA in XFRM's response to a request. `None`: a message of a type that we did not ask for.
 pub(crate) struct SaResponse(pub(crate) Option<Box<Sa>>);
 
 impl NetlinkDeserializable for SaResponse {
@@ -65,9 +65,9 @@ impl NetlinkDeserializable for SaResponse {
     }
 }
 
-/// A policy with which XFRM answers a request. `None`: a policy of a single socket, or a message of
-/// a type that we did not ask for. A type of its own, so that the CNI plugin, which has policies
-/// alone, holds no machine code that reads SAs.
+/// A policy in XFRM's response to a request. `None`: a per-socket policy, or a message of a type
+/// that we did not ask for. A separate type, so that the CNI plugin, which uses only policies,
+/// contains no machine code that reads SAs.
 pub(crate) struct PolicyResponse(pub(crate) Option<Box<InstalledPolicy>>);
 
 impl NetlinkDeserializable for PolicyResponse {

@@ -1,4 +1,4 @@
-//! Policies: desired ones, those in the kernel, and their comparison.
+//! Desired policies, policies in the kernel, and their comparison.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -28,7 +28,7 @@ impl Direction {
             nl::XFRM_POLICY_IN => Some(Direction::In),
             nl::XFRM_POLICY_OUT => Some(Direction::Out),
             nl::XFRM_POLICY_FWD => Some(Direction::Fwd),
-            // 3 to 5 are policies of single sockets, which a dump also contains.
+            // 3 to 5 are per-socket policies, which a dump also contains.
             _ => None,
         }
     }
@@ -48,17 +48,17 @@ impl fmt::Display for Direction {
 pub mod priority {
     use crate::selector::Selector;
 
-    /// The smallest number among the peers' priorities; see [`peer`].
+    /// The smallest number among the priorities of peers' policies; see [`peer`].
     pub const PEER: u32 = 10_000;
     /// The guard's allows for own segments.
     pub const ALLOW: u32 = 20_000;
-    /// Peers whose selector has a side of prefix length 0. Their precedence is lower than that of
-    /// the allows for our own segments, which they would otherwise override.
+    /// Peers whose selector has a side of prefix length 0. They have lower precedence than the
+    /// allows for our own segments, which they would otherwise override.
     pub const PEER_DEFAULT_ROUTE: u32 = 25_000;
     /// The guard's blocks, with lower precedence than all our other policies.
     pub const BLOCK: u32 = 30_000;
 
-    /// The difference in priority between policies of one protocol and those of any protocol.
+    /// The difference in priority between policies for one protocol and policies for any protocol.
     const ONE_PROTOCOL: u32 = 1_000;
 
     /// Returns the priority of a peer's policy. A narrower selector has higher precedence. A policy
@@ -104,9 +104,9 @@ pub enum Action {
 pub struct Policy {
     /// The point at which the kernel applies the policy.
     pub direction: Direction,
-    /// The packets that it matches.
+    /// The packets that the policy matches.
     pub selector: Selector,
-    /// Its priority; see [`priority`].
+    /// The policy's priority; see [`priority`].
     pub priority: u32,
     /// The treatment of the packets.
     pub action: Action,
@@ -154,7 +154,7 @@ impl Policy {
         Self { direction, selector, priority: priority::BLOCK, action: Action::Block }
     }
 
-    /// The direction and selector by which the kernel distinguishes policies.
+    /// The direction and selector, which identify a policy in the kernel.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
@@ -229,13 +229,13 @@ pub struct InstalledTemplate {
 pub struct InstalledPolicy {
     /// The point at which the kernel applies the policy.
     pub direction: Direction,
-    /// The packets that it matches.
+    /// The packets that the policy matches.
     pub selector: Selector,
     /// Priority. A lower number is matched first.
     pub priority: u32,
     /// The kernel's number for the policy.
     pub index: u32,
-    /// Whether the policy drops packets.
+    /// Whether the policy drops the packets that it matches.
     pub blocks: bool,
     /// The SAs that packets need. Our blocks have one template as a mark. Our allows have none.
     pub templates: Vec<InstalledTemplate>,
@@ -260,18 +260,18 @@ impl InstalledPolicy {
         }
     }
 
-    /// The direction and selector by which the kernel distinguishes policies.
+    /// The direction and selector, which identify a policy in the kernel.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
 
-    /// Returns whether it shares the key space of our policies. Policies with a mark or an XFRM
-    /// interface have a separate key space.
+    /// Returns whether the policy shares the key space of our policies. Policies with a mark or an
+    /// XFRM interface have a separate key space.
     pub fn shares_key_space(&self) -> bool {
         self.mark == (0, 0) && self.if_id == 0
     }
 
-    /// Returns whether it is exactly the wanted policy.
+    /// Returns whether the policy is exactly the wanted one.
     pub fn matches(&self, wanted: &Policy) -> bool {
         let template = match wanted.action {
             Action::Allow => None,
@@ -320,7 +320,7 @@ impl InstalledPolicy {
         self.matches(&policy).then_some(policy)
     }
 
-    /// Reads a policy. `Ok(None)` for the policies of single sockets.
+    /// Reads a policy. `Ok(None)` for per-socket policies.
     pub(crate) fn decode(body: &[u8]) -> Result<Option<Self>, String> {
         let (fixed, rest) = uapi::split(body, nl::XFRM_USER_POLICY_INFO_LEN)?;
         let info = nl::UserPolicyInfo::parse(fixed).map_err(|error| error.to_string())?;

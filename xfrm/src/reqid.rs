@@ -1,4 +1,4 @@
-//! Ranges of reqids and policy indexes. They distinguish our SAs and policies from those of other
+//! Ranges of reqids and policy indexes, which distinguish our SAs and policies from those of other
 //! programs.
 
 use std::fmt;
@@ -8,8 +8,8 @@ use std::fmt;
 pub const FIRST_REQID: u32 = 0xEC00_0000;
 /// Last reqid of our range.
 pub const LAST_REQID: u32 = 0xECFF_FFFF;
-/// Maximum number of tunnels with a reqid. The reqids above theirs are [`Reqid::BLOCK`] and
-/// [`Reqid::FROM_HUBS`].
+/// Maximum number of tunnels with a reqid. The reqids above those of tunnels are [`Reqid::BLOCK`]
+/// and [`Reqid::FROM_HUBS`].
 pub const TUNNELS: u32 = 0x00F0_0000;
 
 /// First policy index of our range. An allow has no template and therefore no reqid that marks it
@@ -19,7 +19,7 @@ pub const FIRST_INDEX: u32 = 0xEC00_0000;
 /// Last policy index of our range.
 pub const LAST_INDEX: u32 = 0xECFF_FFFF;
 
-/// A request ID of ours. It links policies, by their templates, to SAs.
+/// One of our request IDs. It links policies, by their templates, to SAs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reqid(u32);
 
@@ -42,7 +42,7 @@ impl Reqid {
         if raw >= FIRST_REQID && raw <= LAST_REQID { Some(Reqid(raw)) } else { None }
     }
 
-    /// The number of the tunnel. `None`: the reqid is not that of a single tunnel.
+    /// The number of the tunnel. `None`: the reqid does not belong to a single tunnel.
     pub const fn tunnel_number(self) -> Option<u32> {
         let n = self.0 - FIRST_REQID;
         if n < TUNNELS { Some(n) } else { None }

@@ -158,7 +158,7 @@ impl Selector {
         }
     }
 
-    /// Reads a selector of the kernel. `None` if family or prefix length is invalid.
+    /// Reads a selector from the kernel. `None` if family or prefix length is invalid.
     pub(crate) fn from_kernel(raw: &nl::Selector) -> Option<Self> {
         let network = |address: &nl::Address, prefix: u8| {
             let ip = uapi::address(address, raw.family)?;

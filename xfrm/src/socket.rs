@@ -37,8 +37,8 @@ pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
 }
 
 /// Sets whether the kernel decapsulates ESP in UDP that arrives on this socket (RFC 3948 2.1), IPv4
-/// or IPv6. It does so as long as the socket is open in any process. IKE messages on the socket
-/// then begin with four zero bytes.
+/// or IPv6. The setting applies as long as the socket is open in any process. IKE messages on the
+/// socket then begin with four zero bytes.
 pub fn decapsulate_esp(socket: &impl AsFd, on: bool) -> Result<()> {
     let kind = if on { UDP_ENCAP_ESPINUDP } else { 0 };
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &kind.to_ne_bytes())

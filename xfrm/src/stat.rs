@@ -11,7 +11,7 @@ const PATH: &str = "/proc/net/xfrm_stat";
 /// `XfrmInStateProtoError`. Newer kernels have more.
 pub fn read() -> Result<BTreeMap<String, u64>> {
     // /proc/net shows the namespace of the process's first thread, while /proc/thread-self/net
-    // shows that of this one.
+    // shows the namespace of this thread.
     let text = std::fs::read_to_string("/proc/thread-self/net/xfrm_stat")
         .map_err(|error| Error::Proc { path: PATH, reason: error.to_string() })?;
     parse(&text)

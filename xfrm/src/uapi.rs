@@ -1,6 +1,6 @@
 //! Reads the kernel's structures, and checks every length first. `netlink-packet-xfrm` panics on a
 //! body shorter than its fixed part and drops the attributes of some messages, so only its
-//! structures are used, not its decoders of messages.
+//! structures are used, not its message decoders.
 
 use std::net::IpAddr;
 
@@ -30,7 +30,7 @@ pub(crate) fn address(raw: &nl::Address, family: u16) -> Option<IpAddr> {
     }
 }
 
-/// Splits a body into its fixed part and the rest.
+/// Splits a body into its fixed part and the remaining octets.
 pub(crate) fn split(body: &[u8], fixed: usize) -> Result<(&[u8], &[u8]), String> {
     body.split_at_checked(fixed).ok_or_else(|| format!("{} bytes, at least {fixed} expected", body.len()))
 }

@@ -1,5 +1,6 @@
-//! The floor: one process makes links, addresses and routes with the same netlink requests as the
-//! plugin. It makes no leases, writes nothing to disk, and sets up neither filter nor guard.
+//! The baseline (`floor`): one process makes links, addresses and routes with the same netlink
+//! requests as the plugin. It makes no leases, writes nothing to disk, and sets up neither filter
+//! nor guard.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -18,12 +19,12 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// The argument that makes this program run as the floor.
+/// The argument that makes this program run as the baseline.
 pub(crate) const ARGUMENT: &str = "--floor";
 
 const BRIDGE: &str = "br0";
 
-/// Makes the bridge, which later calls find.
+/// Makes the bridge that later calls use.
 pub(crate) fn prepare(netns: &str) {
     for arguments in [
         "link add br0 type bridge",

@@ -1,12 +1,13 @@
-//! Measures the cost of a call of the plugin, compared with bridge and host-local, and with a
-//! floor: a program that makes the same links, addresses and routes, and nothing else.
+//! Measures the cost of a plugin call, compared with bridge and host-local, and with a baseline: a
+//! program that makes the same links, addresses and routes, and nothing else.
 //!
 //! `cargo bench -p edge-cni --bench attach` prints a table and writes `target/bench/cni.json`. It
 //! needs root. The programs take turns in one run, each in a network namespace of its own; results
-//! are medians. `EDGE_CNI` names the plugin's program (else the one of the bench profile),
-//! `CNI_PLUGINS` the directory of bridge and host-local, `EMPTY_PROGRAM` a static program that does
-//! nothing: the floor of the time to answer VERSION (else the floor's own start). Without `--bench`
-//! (as under `cargo test --all-targets`) each case runs once, and nothing is written.
+//! are medians. `EDGE_CNI` names the plugin's program (default: the program built with the bench
+//! profile), and `CNI_PLUGINS` the directory of bridge and host-local. `EMPTY_PROGRAM` names a
+//! static program that does nothing, which is the baseline for the time to answer VERSION (default:
+//! the start of the baseline program itself). Without `--bench` (as under `cargo test
+//! --all-targets`) each case runs once, and nothing is written.
 
 mod floor;
 mod program;
@@ -20,7 +21,7 @@ use interop_tests::netns;
 use program::{Host, Program, Usage};
 use report::{Goal, Report};
 
-/// Number of pods in one round, and number that are attached at once.
+/// Number of pods in one round, and number of pods that are attached at once.
 const PODS: usize = 21;
 const AT_ONCE: usize = 50;
 

@@ -1,4 +1,4 @@
-//! The programs that are compared, and their calls.
+//! The programs that are compared and their calls.
 
 #![allow(unsafe_code, reason = "wait4(2), which says what one child used, has no safe form")]
 #![allow(clippy::zombie_processes, reason = "wait4(2) waits for them")]
@@ -24,7 +24,7 @@ const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
 static HOSTS: AtomicU32 = AtomicU32::new(0);
 
-/// How long a call's memory use is observed. The call takes a fraction of that.
+/// How long a call's memory use is observed. The call takes a fraction of this time.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A program that attaches pods.
@@ -45,20 +45,20 @@ pub(crate) struct Usage {
 
 /// The resources that simultaneous calls used.
 pub(crate) struct Burst {
-    /// Milliseconds until the last one ended.
+    /// Milliseconds until the last call ended.
     pub(crate) wall: f64,
     /// Peak memory of all calls together, KiB, if cgroups report it.
     pub(crate) memory: Option<f64>,
 }
 
 impl Program {
-    /// A static program that does nothing, which counts as the floor of a start.
+    /// A static program that does nothing, which is the baseline for the start of a program.
     pub(crate) fn empty() -> Option<Self> {
         let path = std::env::var_os("EMPTY_PROGRAM").map(PathBuf::from)?;
         Some(Self { name: FLOOR, path, arguments: &[] })
     }
 
-    /// The plugin, the floor, and bridge with host-local if they are there.
+    /// The plugin, the baseline, and bridge with host-local if they are installed.
     pub(crate) fn all() -> Vec<Self> {
         let ours = std::env::var_os("EDGE_CNI").map_or_else(|| env!("CARGO_BIN_EXE_edge-cni").into(), PathBuf::from);
         let directories = std::env::var_os("CNI_PLUGINS").map(PathBuf::from).into_iter();
@@ -137,7 +137,7 @@ impl<'a> Host<'a> {
         usage
     }
 
-    /// Runs CHECK. `None` for the floor, which has no CHECK.
+    /// Runs CHECK. `None` for the baseline, which has no CHECK.
     pub(crate) fn check(&self, pod: usize) -> Option<Usage> {
         let result = self.results.get(pod).filter(|_| self.program.name != FLOOR)?;
         Some(run(self.command("CHECK", pod), self.config(Some(result)).to_string().as_bytes()).0)

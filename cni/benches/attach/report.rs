@@ -17,9 +17,9 @@ pub(crate) enum Goal {
     None,
     /// Our value.
     Ours(f64),
-    /// Our value divided by that of bridge and host-local.
+    /// Our value divided by the value of bridge and host-local.
     OfStock(f64),
-    /// Our value divided by the floor's.
+    /// Our value divided by the value of the baseline.
     OfFloor(f64),
 }
 

@@ -1,9 +1,9 @@
 //! The bridge's filter. A pod can send only with its own MAC address and its leased addresses.
 //!
-//! `table bridge edge-cni` is made once, in one nfnetlink transaction. After that, only elements of
-//! its sets change for each pod. The program `nft` is not needed.
+//! `table bridge edge-cni` is made once, in one nfnetlink transaction. After that, each pod changes
+//! only elements in the sets of the table. The program `nft` is not needed.
 //!
-//! The module `table` contains its sets, chains and rules.
+//! The module `table` contains the sets, chains and rules of the table.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -34,7 +34,7 @@ const REMOVE_ATTEMPTS: usize = 8;
 const NEEDED: &str = "; the kernel needs nf_tables with the family bridge (CONFIG_NF_TABLES_BRIDGE), or attach pods without protection from each \
     other by \"unfilteredPods\": [\"*\"] in the plugin's configuration";
 
-/// A pod's port of the bridge, and the addresses with which the pod may send.
+/// A pod's bridge port, and the source addresses that the pod may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PodPort {
     /// Name of the host's end.
@@ -107,9 +107,9 @@ impl Filter {
         }
     }
 
-    /// Replaces the table by a new one with these ports, which must be all attached ones. The rules
-    /// of the old table may have been changed by another program. Only one process may call this at
-    /// a time. Returns false, and does nothing, if the ruleset no longer has this generation.
+    /// Replaces the table by a new one with these ports, which must be all attached ones. Another
+    /// program may have changed the rules of the old table. Only one process may call this at a
+    /// time. Returns false, and does nothing, if the ruleset no longer has this generation.
     pub(crate) fn replace(&mut self, ports: &[PodPort], generation: Option<u32>) -> Result<bool> {
         unless_changed(self.create(ports, TABLE.delete_and_create().into(), generation))
     }
@@ -145,7 +145,7 @@ impl Filter {
             .try_for_each(|some| self.transact("NFT_MSG_NEWSETELEM", element_messages(&some, Table::add_elements)))
     }
 
-    /// Removes all elements of these ports. Without a table there are none.
+    /// Removes all elements of these ports. Does nothing if there is no table.
     pub(crate) fn remove(&mut self, ports: &[String]) -> Result<()> {
         self.remove_where(|port| ports.iter().any(|name| name == port))
     }
@@ -162,7 +162,7 @@ impl Filter {
         Ok(keys.iter().map(|key| interface_of(key)).collect())
     }
 
-    /// The MAC addresses with which ports may send, by port.
+    /// The source MAC addresses that ports may use, by port.
     pub(crate) fn macs(&mut self) -> Result<Vec<(String, Mac)>> {
         let keys = self.elements(FilterSet::Macs)?.unwrap_or_default();
         let mac = |key: &Vec<u8>| key.get(IFNAMSIZ..IFNAMSIZ + 6).and_then(|octets| octets.try_into().ok());
@@ -274,7 +274,7 @@ fn element_messages(
     each.map(|(set, some)| message(&TABLE, set, some)).collect()
 }
 
-/// Returns whether the table was made. It was not if the ruleset had changed.
+/// Returns whether the table was made. It was not made if the ruleset had changed.
 fn unless_changed(made: Result<(), netlink::Error>) -> Result<bool> {
     match made {
         Ok(()) => Ok(true),

@@ -115,7 +115,7 @@ impl FilterSet {
         self.types().iter().fold(0, |whole, part| whole << 6 | part)
     }
 
-    /// Length of a key, bytes. Each part takes a multiple of four.
+    /// Length of a key, bytes. Each part takes a multiple of four bytes.
     pub(super) fn key_length(self) -> u32 {
         let length = |part: &u32| match *part {
             INTERFACE => 16,
@@ -246,8 +246,8 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("errors-ipv6", vec![count_and_drop()], Some("ICMPv6 error about another's packet"));
     let source = [port_and(Base::Link, 6, 6), load_into_third(Base::Network, 8, 16), in_set(FilterSet::Ipv6)].concat();
     rule("source-ipv6", vec![protocol(0x86dd), source, vec![accept.clone()]], None);
-    // A pod has no address yet during duplicate address detection (RFC 4862 5.4.2) and in its
-    // reports of groups (RFC 3590).
+    // A pod has no address yet during duplicate address detection (RFC 4862 5.4.2) and when it
+    // reports multicast groups (RFC 3590).
     let unspecified = || [protocol(0x86dd), vec![payload(Base::Network, 8, 16), equals(&[0; 16])]].concat();
     let own = [target(), in_set(FilterSet::Targets)].concat();
     rule("source-ipv6", vec![unspecified(), icmpv6(135), own, vec![accept.clone()]], None);

@@ -1,5 +1,5 @@
 //! Compares messages, octet for octet, with those that nft(8) 1.0.6 sends for the same table on a
-//! little-endian machine (`strace -e sendmsg -xx nft -f`). Lookups contain the set's name here, so
+//! little-endian machine (`strace -e sendmsg -xx nft -f`). Our lookups contain the set's name, so
 //! they have no set ID.
 
 use netlink_packet_core::NetlinkSerializable;

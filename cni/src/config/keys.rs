@@ -1,6 +1,6 @@
-//! The keys that a configuration may have: our own, those of the specification and of runtimes, and
-//! those of the bridge plugin. A key of a later specification must not stop a node's pods, but a
-//! misspelt key of ours must not be ignored.
+//! The keys that a configuration may have: our own keys, keys from the specification and from
+//! runtimes, and keys of the bridge plugin. A key of a later specification must not stop a node's
+//! pods, but a misspelling of one of our keys must not be ignored.
 
 use serde_json::{Map, Value};
 
@@ -31,8 +31,8 @@ pub(super) const OWN_KEYS: [&str; 21] = [
     "reserved",
 ];
 
-/// Keys that the specification or the runtime defines. They are for other programs, or verbs read
-/// them elsewhere.
+/// Keys that the specification or the runtime defines. These keys are for other programs, or the
+/// verbs read them elsewhere.
 const RUNTIME_KEYS: [&str; 13] = [
     "cniVersion",
     "cniVersions",
@@ -137,8 +137,8 @@ fn asks_for_nothing(value: &Value) -> bool {
     }
 }
 
-/// Returns whether a key is probably a misspelt key of ours: with different case or separators, or
-/// with one letter too many, missing or wrong.
+/// Returns whether a key is probably a misspelling of one of our keys: with different case or
+/// separators, or with one letter too many, missing or wrong.
 fn looks_like(key: &str, own: &str) -> bool {
     let letters = |text: &str| -> Vec<char> {
         text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).take(64).collect()

@@ -1,7 +1,7 @@
 //! The network configuration that the runtime passes on standard input.
 //!
-//! - `keys`: the keys that it may have.
-//! - `segments`: the formats of a segment.
+//! - `keys`: the keys that a configuration may have.
+//! - `segments`: the formats of an entry in the key `segments`.
 //! - `state_dir`: the check of the directory for the plugin's state.
 
 mod keys;
@@ -58,9 +58,9 @@ pub(crate) struct Config {
     pub(crate) state_dir: PathBuf,
     /// Path of the agent's socket.
     pub(crate) agent_socket: PathBuf,
-    /// Ranges that packets must never enter or leave in clear.
+    /// The cluster's ranges. No packet to or from them may travel in clear.
     pub(crate) cluster_ranges: Vec<IpNetwork>,
-    /// The node's segments until the agent provides some.
+    /// The node's segments until the agent provides segments.
     pub(crate) segments: Vec<IpNetwork>,
     /// Addresses that are not given to pods.
     pub(crate) reserved: Reserved,
@@ -68,7 +68,7 @@ pub(crate) struct Config {
     pub(crate) mtu: Option<u32>,
     /// ADD requests another segment if a family has fewer free addresses than this.
     pub(crate) low_water: u64,
-    /// Copied into the result.
+    /// DNS settings that are copied into the result.
     pub(crate) dns: Option<Value>,
     /// A file in the form of resolv.conf(5) from which the result's `dns` is taken if the key `dns`
     /// is absent.
@@ -77,12 +77,13 @@ pub(crate) struct Config {
     pub(crate) unfiltered_pods: Vec<String>,
     /// Sources outside the cluster that may reach pods in clear.
     pub(crate) lan_to_pods: Vec<IpNetwork>,
-    /// Ranges of Services (ClusterIPs). Packets that outside hosts send there are not for a
-    /// published port.
+    /// Ranges of Services (ClusterIPs). Packets that outside hosts send to these ranges are not for
+    /// a published port.
     pub(crate) service_ranges: Vec<IpNetwork>,
-    /// Whether this host also forwards between its own networks if it forwards for pods alone.
+    /// Whether this host also forwards between its own networks, even if forwarding was turned on
+    /// only for pods.
     pub(crate) forward_others: bool,
-    /// Resolvers of this host that may be within the cluster's ranges.
+    /// This host's resolvers that may be within the cluster ranges.
     pub(crate) resolvers_behind_tunnels: Vec<IpAddr>,
     /// Whether the bridge sends a pod's packets back to it.
     pub(crate) hairpin_mode: bool,

@@ -1,4 +1,4 @@
-//! Checks the directory for the plugin's state.
+//! Checks the state directory that the configuration names.
 
 use std::path::{Component, Path};
 

@@ -143,8 +143,8 @@ fn isolated(config: &Config) -> [bool; 2] {
     if config.forward_others { [false; 2] } else { forwarding(config).ours() }
 }
 
-/// Removes the table if the agent has made its own meanwhile. Plugin and agent each make their
-/// table before they look for the other's, so at least one of them sees both.
+/// Removes the table if the agent has made its own meanwhile. Plugin and agent each make their own
+/// table before they look for the other's table, so at least one of them sees both.
 fn remove_if_agent_has_its_own(netlink: &mut Netlink) -> Result<()> {
     if exists(netlink, &AGENTS_TABLE)? { remove(netlink) } else { Ok(()) }
 }
@@ -187,7 +187,7 @@ fn fill(
     }
 }
 
-/// The names of the pods' bridges, of all networks of the plugin.
+/// The names of the pods' bridges in all networks of the plugin.
 fn bridges(links: &mut Links) -> Result<Vec<String>> {
     Ok(links.all()?.into_iter().filter(bridge::is_ours).map(|link| link.name).collect())
 }

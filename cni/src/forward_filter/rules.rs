@@ -24,7 +24,7 @@ pub(super) const BRIDGES: &str = "bridges-v3";
 pub(super) const CONTAINER_KINDS: [&str; 6] = ["bridge", "dummy", "geneve", "netkit", "veth", "vxlan"];
 
 const KINDS: &str = "container-kinds";
-/// The links of these kinds that are uplinks all the same.
+/// The set of links that have one of these kinds but are uplinks.
 const UPLINKS: &str = "uplinks";
 /// Networks of the pods, IPv4 and IPv6.
 const OWN: [&str; 2] = ["own4", "own6"];
@@ -49,7 +49,7 @@ const PREROUTING_HOOK: BaseChain = BaseChain { hook: 0, priority: -300 };
 const INPUT_HOOK: BaseChain = BaseChain { hook: 1, priority: -150 };
 
 /// `NF_INET_FORWARD` (`linux/netfilter.h`) with the priority of the agent's chain: after connection
-/// tracking (-200) and the translation of destinations (-100 of an earlier hook).
+/// tracking (-200) and destination NAT (-100 in an earlier hook).
 const FORWARD_HOOK: BaseChain = BaseChain { hook: 2, priority: -150 };
 
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
@@ -66,7 +66,7 @@ const REPLY: u8 = 1;
 /// The content of the table.
 #[derive(Debug)]
 pub(super) struct TableContent {
-    /// Names of the pods' bridges, of all networks of the plugin.
+    /// Names of the pods' bridges in all networks of the plugin.
     pub(super) bridges: Vec<String>,
     /// Networks of the pods.
     pub(super) own: Vec<IpNetwork>,
@@ -74,12 +74,12 @@ pub(super) struct TableContent {
     pub(super) sources: Vec<IpNetwork>,
     /// The cloud's networks, if this host is a hub.
     pub(super) fronted: Vec<IpNetwork>,
-    /// Networks without published addresses. Redirected connections to them are dropped unless pods
-    /// or `sources` began them.
+    /// Networks without published addresses. Redirected connections to these networks are dropped
+    /// unless pods or `sources` began them.
     pub(super) services: Vec<IpNetwork>,
     /// For IPv4 and IPv6: whether this host must not forward between its own networks.
     pub(super) isolated: [bool; 2],
-    /// Links of [`CONTAINER_KINDS`] that are uplinks all the same.
+    /// Links that have one of the [`CONTAINER_KINDS`] but are uplinks.
     pub(super) uplinks: Vec<Uplink>,
 }
 
@@ -192,8 +192,8 @@ impl TableContent {
         rule(REDIRECTED, vec![accept()]);
 
         for chain in [TO_PODS, BETWEEN_UPLINKS].into_iter().take(1 + usize::from(isolates)) {
-            // Only replies are accepted. Packets of a connection's client are not, since the
-            // connection may be older than the table.
+            // Only replies are accepted. Packets from a connection's client are not accepted, since
+            // the connection may be older than the table.
             let answers = vec![Expression::Conntrack(ConntrackKey::Direction), equals(&[REPLY])];
             rule(chain, vec![connection(ConntrackKey::State, ESTABLISHED), answers, accept()]);
             rule(chain, vec![connection(ConntrackKey::State, RELATED), accept()]);
@@ -234,10 +234,10 @@ impl TableContent {
     }
 }
 
-/// Returns the rules about sources and destinations that no other host may use. The first ones are
-/// about loopback addresses, 127.0.0.0/8, in packets of other hosts and pods. The kernel itself
+/// Returns the rules about sources and destinations that no other host may use. The first rules are
+/// about loopback addresses, 127.0.0.0/8, in packets from other hosts and pods. The kernel itself
 /// drops such packets unless portmap or kube-proxy has set `route_localnet`, and it always drops
-/// packets with `::1`. The other ones are about source addresses of pods in packets that did not
+/// packets with `::1`. The other rules are about source addresses of pods in packets that did not
 /// come from a pods' bridge.
 fn rules_of_prerouting() -> Vec<Rule> {
     let [ipv4, _] = NFPROTO;
@@ -307,8 +307,8 @@ fn add_networks(sets: [&str; 2], networks: &[IpNetwork]) -> Vec<(RawMessage, u16
     messages
 }
 
-/// Returns the networks as sorted intervals that do not overlap. Each has its first address and the
-/// address after its last.
+/// Returns the networks as sorted intervals that do not overlap. Each interval consists of its
+/// first address and the address after its last one.
 fn intervals<'a>(networks: impl Iterator<Item = &'a IpNetwork>) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
     let mut networks: Vec<&IpNetwork> = networks.collect();
     sort_by(&mut networks, |one, other| (one.network(), one.prefix()) < (other.network(), other.prefix()));

@@ -117,13 +117,13 @@ impl Leases {
         self.read(slot).map(|(_, lease)| lease)
     }
 
-    /// Returns the line of the journal with which an attachment's lease begins.
+    /// Returns the journal line that begins an attachment's lease.
     pub(in crate::ipam) fn line(&self, attachment: &Attachment) -> Option<Line> {
         Some(self.slots.get(self.find(&key_of(attachment))?)?.line)
     }
 
-    /// Returns all attachments in the form of [`LeaseRef`], with the lines with which their leases
-    /// begin.
+    /// Returns all attachments in the form of [`LeaseRef`], with the journal lines that begin their
+    /// leases.
     pub(in crate::ipam) fn lines(&self) -> impl Iterator<Item = (&str, Line)> {
         let held = self.slots.iter().filter(|slot| slot.held);
         held.filter_map(|slot| Some((self.texts.get(slot.text..slot.text + slot.lengths[0])?, slot.line)))
@@ -251,7 +251,7 @@ impl Leases {
         self.freed.insert(address, (at, self.frees));
     }
 
-    /// The freed addresses with their times, the longest ago first.
+    /// The freed addresses with the times at which they were freed, earliest first.
     pub(in crate::ipam) fn freed(&self) -> Vec<(IpAddr, u64)> {
         let mut all: Vec<_> = self.freed.iter().map(|(address, order)| (*order, *address)).collect();
         sort_by(&mut all, |one, other| one < other);
@@ -279,7 +279,7 @@ fn attachment_of(key: &str) -> Option<Attachment> {
     Some(Attachment { container: container.into(), ifname: ifname.into() })
 }
 
-/// Computes the hash by which an attachment is found.
+/// Computes the hash used to find an attachment.
 pub(in crate::ipam) fn hash_of(attachment: &str) -> u32 {
     crc32fast::hash(attachment.as_bytes())
 }

@@ -1,6 +1,6 @@
 //! The position of a line in the journal. The journal and the leases in memory both use it.
 
-/// The position of the line with which a lease begins.
+/// The position of the line that begins a lease.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::ipam) struct Line {
     /// Number of bytes before the line.

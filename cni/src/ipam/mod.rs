@@ -1,12 +1,12 @@
 //! Address management: the node's segments, and the leases of their addresses.
 //!
 //! - [`state_dir`]: the state directory, its lock, and the segments in it.
-//! - [`segments_file`]: the files with the segments of each network.
-//! - [`journal`]: leases on disk. Neither a killed process nor a power cut causes a lost lease or
-//!   an address that is leased twice.
+//! - [`segments_file`]: the files with the node's segments, one for each network.
+//! - [`journal`]: leases on disk, which survive a killed process and a power cut.
 //! - [`leases`]: all leases in memory.
 //! - `line`: the position of a line in the journal.
-//! - [`used_addresses`]: which addresses are in use, and the choice of the next one to lease.
+//! - [`used_addresses`]: bit sets of the leased and the freed addresses, and the choice of the next
+//!   address to lease.
 
 mod journal;
 mod leases;

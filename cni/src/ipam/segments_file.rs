@@ -75,8 +75,8 @@ pub(super) fn seed(directory: &Path, config: &Config) -> Result<()> {
 }
 
 /// Returns whether `segments.json` belongs to a network with another bridge, and this network has
-/// its own segments. The agent does not record the bridge for which it works. But its segments are
-/// within the cluster's ranges, and those of a further network are not.
+/// its own segments. The agent does not record the bridge for which it works. But the agent's
+/// segments are within the cluster ranges, and the segments of a further network are not.
 fn is_of_another_network(node: &SegmentsFile, config: &Config) -> bool {
     let overlaps = |range: &IpNetwork| config.segments.iter().any(|segment| overlap(range, segment));
     // A network whose bridge was renamed keeps its segments.

@@ -45,7 +45,7 @@ pub(crate) struct StateDir {
     attached: CountAttached,
 }
 
-/// Counts the pods that are attached to a bridge, by their links. While there are any, no new
+/// Counts the pods that are attached to a bridge, by their links. While pods are attached, no new
 /// journal is made.
 pub(crate) type CountAttached = fn(&str) -> Result<usize>;
 
@@ -101,8 +101,8 @@ impl StateDir {
         Ok(LockedLeases { directory: self.directory.clone(), reserved: self.reserved.clone(), lock, journal })
     }
 
-    /// Fails if there are pods without a journal. The journal was removed, and with a new one other
-    /// pods would get the addresses of these pods.
+    /// Fails if there are pods without a journal. In that case the journal was removed, and with a
+    /// new one other pods would get the addresses of these pods.
     fn refuse_new_journal_with_pods(&self) -> Result<()> {
         match (self.attached)(&self.bridge)? {
             0 => Ok(()),
@@ -187,8 +187,8 @@ pub(crate) struct LockedLeases {
 }
 
 impl LockedLeases {
-    /// Returns the node's segments. The agent writes them; if it has not, they come from the
-    /// configuration. `None` if there are none.
+    /// Returns the node's segments. The agent writes the segments. If it has not written any, they
+    /// come from the configuration. `None` if there are none.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
         let read = || segments_file::read(&self.directory, config);
         let segments = match read()? {
@@ -294,7 +294,7 @@ impl LockedLeases {
         seconds_since_boot()
     }
 
-    /// Ends the lease of an attachment and returns it; `None` if there is none.
+    /// Ends the lease of an attachment and returns it. `None` if there is no lease.
     pub(crate) fn end(&mut self, attachment: &Attachment) -> Result<Option<Lease>> {
         self.journal.end_lease(attachment, seconds_since_boot()?)
     }
@@ -309,13 +309,14 @@ impl LockedLeases {
         Ok(dead)
     }
 
-    /// Releases the lock and makes the new entries durable. They may be reported only after that.
+    /// Releases the lock and makes the new entries durable. The entries may be reported only after
+    /// that.
     pub(crate) fn commit(self) -> Result<()> {
         self.release_lock().finish()
     }
 
-    /// Releases the lock and begins to make the new entries durable. They may be reported only
-    /// after [`Commit::finish`].
+    /// Releases the lock and begins to make the new entries durable. The entries may be reported
+    /// only after [`Commit::finish`].
     pub(crate) fn begin_commit(self) -> Commit {
         let Commit { file, .. } = self.release_lock();
         let flushed = Arc::clone(&file);

@@ -126,9 +126,9 @@ impl UsedAddresses {
     }
 
     /// Returns the next address of a family to lease. It comes from the first segment with an
-    /// address that was never used or has cooled down. If there is none, it is the address that was
-    /// freed longest ago. `longest_ago` returns, among the freed addresses that a predicate
-    /// accepts, the one that was freed first.
+    /// address that was never used or has cooled down. If no segment has such an address, the next
+    /// address is the one that was freed longest ago. `longest_ago` returns, among the freed
+    /// addresses that a predicate accepts, the one that was freed first.
     pub(super) fn next_address<E>(
         &self,
         segments: &[IpNetwork],

@@ -18,7 +18,7 @@ use crate::segment;
 const MACHINE_ID: &str = "/etc/machine-id";
 
 /// The alias that marks the plugin's bridges. If the state directory is not the default one, it
-/// follows in the alias, so that other networks of the host find the leases.
+/// follows in the alias, so that other networks on the host find the leases.
 const ALIAS: &str = "edge-cni bridge";
 
 /// Maximum length of an alias, bytes (`IFALIASZ` in linux/if.h, less the final zero).
@@ -71,12 +71,12 @@ pub(crate) fn ensure(
         links.set_mtu(&bridge, mtu)?;
         bridge.mtu = mtu;
     }
-    // The bridge must not take routes or addresses from router advertisements of pods.
+    // The bridge must not take routes or addresses from pods' router advertisements.
     sysctl::ignore_router_advertisements(name)?;
     let families = segment::families(segments);
     if families.contains(&Family::V4) {
-        // Pods reach other segments through this bridge on purpose, so the host must not send them
-        // redirects.
+        // Pods reach other segments through this bridge on purpose, so the host must not send
+        // redirects to the pods.
         sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
     }
     if families.contains(&Family::V6) {
@@ -105,10 +105,10 @@ pub(crate) fn ensure(
     Ok(bridge)
 }
 
-/// Returns the MTU that the bridge needs, if it has another one. It is never larger than the MTU of
-/// a port: packets from this host to a pod must fit the pod's interface, so that the host fragments
-/// them or reports them as too big. The kernel adapts the MTU to the ports only until the MTU is
-/// set explicitly.
+/// Returns the MTU that the bridge needs, if it has another one. The needed MTU is never larger
+/// than the MTU of a port: packets from this host to a pod must fit the pod's interface, so that
+/// the host fragments them or reports them as too big. The kernel adapts the MTU to the ports only
+/// until the MTU is set explicitly.
 fn new_mtu(links: &mut Links, bridge: &Link, mtu: u32) -> Result<Option<u32>> {
     let ports = links.all()?.into_iter().filter(|link| link.master == Some(bridge.index));
     let mtu = ports.map(|port| port.mtu).fold(mtu, u32::min);
@@ -168,7 +168,7 @@ fn alias_of(state_dir: &Path) -> String {
     if state_dir == Path::new(STATE_DIR) || alias.len() > MAX_ALIAS { ALIAS.into() } else { alias }
 }
 
-/// Returns the state directory of a bridge of ours. `None` for any other link.
+/// Returns the state directory of one of our bridges. `None` for any other link.
 pub(crate) fn state_dir_of(link: &Link) -> Option<PathBuf> {
     let directory = (link.kind == "bridge").then(|| link.alias.strip_prefix(ALIAS)).flatten()?;
     if directory.is_empty() { Some(STATE_DIR.into()) } else { directory.strip_prefix(' ').map(PathBuf::from) }
@@ -185,7 +185,7 @@ pub(crate) fn gateways(links: &mut Links) -> Result<Vec<IpAddr>> {
         .collect())
 }
 
-/// Refuses a gateway address that another bridge of ours already has: the pods of the two bridges
+/// Refuses a gateway address that another of our bridges already has: the pods of the two bridges
 /// could not all be reached.
 fn refuse_second_gateway(links: &mut Links, bridge: &Link, gateway: IpAddr) -> Result<()> {
     let elsewhere =

@@ -15,13 +15,13 @@ use crate::error::{Code, Error, Result};
 use crate::mac::Mac;
 use crate::pod_route::PodRoute;
 
-/// `group_fwd_mask` of a port. With it, the bridge treats frames to the groups 01:80:c2:00:00:0X
-/// like all others, so that the bridge's filter sees them. Without it, the bridge learns addresses
-/// from them and passes LLDP frames to the host before any filter. (It always drops pause frames,
-/// bit 1.)
+/// `group_fwd_mask` of a port. With this mask, the bridge treats frames to the groups
+/// 01:80:c2:00:00:0X like all other frames, so that the bridge's filter sees them. Without it, the
+/// bridge learns addresses from such frames and passes LLDP frames to the host before any filter.
+/// (It always drops pause frames, bit 1.)
 const ALL_GROUPS: u16 = 0xfffd;
 
-/// Requests, as errors name them.
+/// The names of requests in errors.
 const RTM_GETLINK: &str = "RTM_GETLINK";
 const RTM_GETADDR: &str = "RTM_GETADDR";
 
@@ -93,7 +93,7 @@ impl Links {
         found.and_then(read).map_err(|error| kernel_error(&what(), &error))
     }
 
-    /// Creates a link. Returns false if there is one with that name.
+    /// Creates a link. Returns false if there is already a link with that name.
     pub(crate) fn create(&mut self, what: &str, request: &LinkRequest) -> Result<bool> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match self.netlink.execute("RTM_NEWLINK", request.create(), flags) {
@@ -217,7 +217,7 @@ impl Links {
     }
 
     /// Returns whether duplicate address detection is in progress for an address of the link. Fails
-    /// if it found a duplicate.
+    /// if the detection found a duplicate.
     pub(crate) fn detects_duplicates(&mut self, link: &Link) -> Result<bool> {
         let mut goes_on = false;
         for found in self.addresses_of(link, AddressMessage::dump_ipv6(link.index))? {
@@ -237,8 +237,8 @@ impl Links {
     }
 
     /// Adds an address to a link. Succeeds if the link has it already. Without `detect_duplicates`
-    /// it skips duplicate address detection, which would delay an IPv6 address by two seconds. The
-    /// leases exclude duplicates.
+    /// the kernel skips duplicate address detection, which would delay an IPv6 address by two
+    /// seconds. The leases exclude duplicates.
     pub(crate) fn add_address(
         &mut self,
         link: &Link,
@@ -331,7 +331,7 @@ impl From<PortSettings> for BridgePort {
     }
 }
 
-/// One next hop of a default route.
+/// A next hop of a default route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DefaultRoute {
     /// Index of the link.

@@ -1,9 +1,9 @@
 //! The kernel's links, addresses, routes and settings.
 //!
 //! - [`netns`]: network namespaces, compared by inode.
-//! - [`link`]: links, addresses and routes through one netlink socket of one namespace.
-//! - [`bridge`]: the bridge with the gateways' addresses.
-//! - [`veth`]: the pair between a pod and the bridge.
+//! - [`link`]: links, addresses and routes of one network namespace, through one netlink socket.
+//! - [`bridge`]: the pods' bridge, which has a gateway address in each segment.
+//! - [`veth`]: the pair of links between a pod and the bridge.
 //! - [`uplink`]: the links that lead to the outside.
 //! - [`sysctl`]: settings below `/proc/sys/net`.
 

@@ -1,5 +1,5 @@
-//! Settings below `/proc/sys/net` in the thread's network namespace. A setting is only written if
-//! its value is wrong, so that a read-only `/proc/sys` with the right values does no harm.
+//! Settings below `/proc/sys/net` in the thread's network namespace. A setting is written only if
+//! its value is wrong, so that a read-only `/proc/sys` with the right values causes no error.
 
 use std::fs;
 use std::io;
@@ -29,7 +29,7 @@ pub(crate) fn set_if_present(name: &str, value: &str) -> Result<()> {
     if Path::new(ROOT).join(name).exists() { set(name, value) } else { Ok(()) }
 }
 
-/// Makes an interface ignore routes and addresses of router advertisements. Does nothing on a
+/// Makes an interface ignore routes and addresses from router advertisements. Does nothing on a
 /// kernel without IPv6.
 pub(crate) fn ignore_router_advertisements(interface: &str) -> Result<()> {
     set_if_present(&format!("ipv6/conf/{interface}/accept_ra"), "0")?;
@@ -61,9 +61,9 @@ pub(crate) fn has_ipv6() -> bool {
 }
 
 /// Turns IPv6 forwarding on. A host that forwards ignores router advertisements unless `accept_ra`
-/// is 2, and would lose its default route. Therefore the uplinks are set to 2 first. Other
-/// interfaces are not changed, since this host must not take routes from them. `note` is called
-/// before each change.
+/// is 2, and would lose its default route. Therefore `accept_ra` of the uplinks is set to 2 first.
+/// Other interfaces are not changed, since this host must not take routes from them. `note` is
+/// called before each change.
 pub(crate) fn forward_ipv6(uplinks: &[String], mut note: impl FnMut(&str)) -> Result<()> {
     let conf = Path::new(ROOT).join("ipv6/conf");
     for uplink in uplinks {

@@ -11,14 +11,14 @@ pub(crate) fn names(links: &mut Links) -> Result<Vec<String>> {
     Ok(all.iter().filter(|link| is_uplink(link, &all, &routes)).map(|link| link.name.clone()).collect())
 }
 
-/// A link that leads outside although its kind is one that container runtimes use.
+/// A link that leads to the outside although its kind is one that container runtimes use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Uplink {
     pub(crate) name: String,
     pub(crate) is_bridge: bool,
 }
 
-/// The links of these kinds that lead outside: bridges with hardware ports, and links with a
+/// The links of these kinds that lead to the outside: bridges with hardware ports, and links with a
 /// default route. Pods' bridges are left out.
 pub(crate) fn of_container_kinds(all: &[Link], routes: &[DefaultRoute], kinds: &[&str]) -> Vec<Uplink> {
     let carries_default = |link: &Link| routes.iter().any(|route| route.main && route.device == link.index);

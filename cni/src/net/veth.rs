@@ -60,7 +60,7 @@ pub(crate) fn pod_mac(attachment: &Attachment) -> Mac {
 }
 
 /// Returns the MAC address of the host's end. If an earlier release made the pair, its ends have
-/// addresses other than this one and [`pod_mac`].
+/// MAC addresses other than this one and [`pod_mac`].
 pub(crate) fn host_mac(attachment: &Attachment) -> Mac {
     generated_mac(attachment, "host", 0x0e)
 }
@@ -72,7 +72,7 @@ fn generated_mac(attachment: &Attachment, end: &str, first: u8) -> Mac {
     [first, a, b, c, d, e]
 }
 
-/// Returns the alias of the host's end. It is shown to people, and identifies a link that was
+/// Returns the alias of the host's end. People can read it, and it identifies a link that was
 /// renamed.
 pub(crate) fn alias(attachment: &Attachment) -> String {
     format!("{ALIAS_PREFIX}{} {}", attachment.container, attachment.ifname)
@@ -177,7 +177,7 @@ pub(crate) fn configure(
         // `PodEnd::announce` needs this.
         sysctl::announce_addresses(ifname)?;
         if segment::families(&segments).contains(&Family::V6) {
-            // Some runtimes turn IPv6 off in new namespaces.
+            // Turn IPv6 on, since some runtimes turn it off in new namespaces.
             sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
             // Without duplicate address detection the link-local address can be used at once.
             let accept_dad = if detect_duplicates { "1" } else { "0" };

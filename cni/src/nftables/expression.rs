@@ -11,12 +11,12 @@ const FIRST: u32 = 1;
 pub(crate) struct Rule {
     pub(crate) chain: &'static str,
     pub(crate) expressions: Vec<Expression>,
-    /// `nft list` shows it with the rule.
+    /// A comment that `nft list` shows with the rule.
     pub(crate) comment: Option<&'static str>,
 }
 
 /// One expression. Registers have the kernel's numbers: `NFT_REG_1` and `NFT_REG_2` have 16 bytes,
-/// those starting with `NFT_REG32_00` have 4.
+/// and the registers from `NFT_REG32_00` on have 4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expression {
     /// Loads metadata of the packet (`enum nft_meta_keys`).
@@ -26,8 +26,8 @@ pub(crate) enum Expression {
     /// Continues the rule if the comparison of `NFT_REG_1` with the value is true (`enum
     /// nft_cmp_ops`).
     Compare { operation: Comparison, value: Vec<u8> },
-    /// Continues the rule if the registers starting with `NFT_REG_1` are an element of the set, or
-    /// if they are not (`inverted`).
+    /// Continues the rule if the registers starting with `NFT_REG_1` are an element of the set or,
+    /// if `inverted`, if they are not.
     Lookup { set: &'static str, inverted: bool },
     /// Loads data of connection tracking (`enum nft_ct_keys`) into `NFT_REG_1`.
     Conntrack(ConntrackKey),

@@ -2,7 +2,7 @@
 //!
 //! - `attributes`: the encoding of a message's attributes.
 //! - [`expression`]: the expressions of rules.
-//! - [`wire`]: the messages.
+//! - [`wire`]: the messages to nf_tables.
 
 pub(crate) mod expression;
 pub(crate) mod wire;
@@ -15,8 +15,7 @@ use edge_xfrm::netlink::{Error, Netlink, RawMessage};
 pub(crate) const INET: u8 = 1;
 pub(crate) const BRIDGE: u8 = 7;
 
-/// nft(8)'s numbers of types (`enum datatypes`, include/datatype.h). nft(8) needs them to show a
-/// set.
+/// nft(8)'s type numbers (`enum datatypes`, include/datatype.h). nft(8) needs them to show a set.
 pub(crate) const INTEGER: u32 = 4;
 pub(crate) const IPV4: u32 = 7;
 pub(crate) const IPV6: u32 = 8;
@@ -69,7 +68,7 @@ pub(crate) fn interface_key(name: &str) -> [u8; IFNAMSIZ] {
     key
 }
 
-/// Returns the interface's name with which a key begins.
+/// Returns the interface name at the beginning of a key.
 pub(crate) fn interface_of(key: &[u8]) -> String {
     let name = key.iter().take(IFNAMSIZ).copied().take_while(|octet| *octet != 0).collect();
     String::from_utf8(name).unwrap_or_default()

@@ -1,6 +1,6 @@
 //! Messages to nf_tables through nfnetlink: `linux/netfilter/nfnetlink.h`,
-//! `linux/netfilter/nf_tables.h`. Numbers are in network byte order, but the headers of attributes
-//! in the machine's.
+//! `linux/netfilter/nf_tables.h`. Numbers are in network byte order, but attribute headers are in
+//! host byte order.
 
 use edge_xfrm::netlink::{Attributes, RawMessage};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
@@ -34,7 +34,7 @@ mod verb {
 /// takes at most 64 bytes.
 pub(crate) const ELEMENTS: usize = 512;
 
-/// Makes the message that begins a transaction of nf_tables.
+/// Makes the message that begins an nf_tables transaction.
 pub(crate) fn begin() -> RawMessage {
     let [high, low] = SUBSYSTEM.to_be_bytes();
     RawMessage { kind: BATCH_BEGIN, body: vec![0, 0, high, low] }
@@ -71,7 +71,7 @@ pub(crate) fn end() -> RawMessage {
 }
 
 impl Table {
-    /// Creates the table. The kernel refuses this if there is one with that name.
+    /// Creates the table. The kernel refuses this if there is already a table with that name.
     pub(crate) fn create(&self) -> (RawMessage, u16) {
         // NFTA_TABLE_FLAGS.
         let message = self.message(verb::NEWTABLE, |attributes| attributes.number_be(2, 0));
@@ -80,7 +80,7 @@ impl Table {
 
     /// Creates the table in place of any table with that name, which is deleted with its content.
     pub(crate) fn delete_and_create(&self) -> [(RawMessage, u16); 3] {
-        // The table is made first, so that there is one to delete.
+        // The table is made first, so that the deletion always finds one.
         let (make, _) = self.create();
         [(make, NLM_F_CREATE), self.delete(), self.create()]
     }
@@ -153,7 +153,8 @@ impl Table {
     }
 
     /// Adds at most [`ELEMENTS`] / 2 intervals, which must not overlap, to a set of intervals. Each
-    /// has its first key and the key after its last, or `None` if its last key is the greatest.
+    /// interval consists of its first key and the key after its last one, or `None` if its last key
+    /// is the greatest.
     pub(crate) fn add_intervals(&self, set: &str, intervals: &[(Vec<u8>, Option<Vec<u8>>)]) -> (RawMessage, u16) {
         let message = self.message(verb::NEWSETELEM, |attributes| {
             attributes.text(2, set);
@@ -173,7 +174,7 @@ impl Table {
         (message, NLM_F_CREATE)
     }
 
-    /// Removes elements from a set, at most [`ELEMENTS`]. The kernel refuses this if one is
+    /// Removes elements from a set, at most [`ELEMENTS`]. The kernel refuses this if one of them is
     /// missing.
     pub(crate) fn delete_elements(&self, set: &str, keys: &[Vec<u8>]) -> (RawMessage, u16) {
         (self.elements(verb::DELSETELEM, set, keys), 0)

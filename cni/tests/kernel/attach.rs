@@ -1,4 +1,4 @@
-//! Tests what ADD gives to a pod, and what DEL removes.
+//! Tests what ADD gives to a pod and what DEL removes.
 
 use std::process::Command;
 

@@ -109,7 +109,7 @@ fn container(world: &World, bridge: &str, number: u8) -> Neighbour {
     connect(world, bridge, &host, number)
 }
 
-/// Docker blocks access of other hosts to its containers only if it turned forwarding on itself.
+/// Docker blocks access from other hosts to its containers only if it turned forwarding on itself.
 fn containers_of_others() {
     let world = World::new(DUAL);
     world.forward(false);

@@ -78,8 +78,8 @@ fn try_ip(netns: &str, arguments: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Runs cnitool on the host. libcni keeps results below /var/lib/cni, which is replaced by a
-/// directory of the test.
+/// Runs cnitool on the host. libcni keeps results below /var/lib/cni, which a directory of the test
+/// replaces.
 fn run(world: &World, verb: &str, pod: &Pod, capabilities: &Value) -> Output {
     let folder = world.folder.path();
     fs::create_dir_all(folder.join("var-lib")).unwrap();
@@ -163,8 +163,8 @@ fn chained_plugins_work() {
     let own = addresses(&result);
     assert_eq!(own.len(), 2, "{result}");
     cnitool_runs(&world, "add", &other, &Value::Null);
-    // Leave out the plugins whose CHECK fails in release 1.1.1: that of bandwidth crashes without a
-    // limit, and that of portmap looks for IPv4 rules among those of IPv6.
+    // Leave out the plugins whose CHECK fails in release 1.1.1: the CHECK of bandwidth crashes
+    // without a limit, and the CHECK of portmap looks for IPv4 rules among the IPv6 rules.
     write_list(&world, "1.0.0", &[others[0].clone(), others[2].clone()]);
     cnitool_runs(&world, "check", &pod, &Value::Null);
     write_list(&world, "1.0.0", &others);

@@ -1,7 +1,7 @@
 //! Tests the plugin with containerd, which is called through CRI as by a kubelet. `crictl` is the
 //! CRI client.
 //!
-//! Debian's containerd (1.6, 1.7) calls neither STATUS nor GC, which 2.x does.
+//! Debian's containerd (1.6, 1.7) calls neither STATUS nor GC; containerd 2.x calls both.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -243,8 +243,8 @@ fn pods_come_during_a_kill() {
             run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
         })
         .collect();
-    // All have a namespace, so their ADDs have begun or begin now. A kill before that may leave a
-    // directory of the snapshotter, and then this containerd can no longer start any pod.
+    // All pods have a namespace, so their ADDs have begun or begin now. A kill before that may
+    // leave a directory of the snapshotter, and then this containerd can no longer start any pod.
     wait::expect("the namespaces of all pods", PATIENCE, || (host.namespaces().len() > names.len()).then_some(()));
     containerd.end("KILL");
     for mut child in come {
@@ -264,7 +264,7 @@ fn pods_come_during_a_kill() {
     for namespace in forgotten {
         succeed(host.command("ip").args(["netns", "del", &namespace]));
     }
-    // Their leases end in the same way as with the agent.
+    // The leases of these pods end in the same way as with the agent.
     wait::expect("the end of all leases", PATIENCE, || {
         host.reclaim();
         host.leased().is_empty().then_some(())

@@ -1,4 +1,4 @@
-//! Tests parallel calls, kills and damaged disks, and which state must survive them.
+//! Tests parallel calls, killed calls and damaged disks, and the state that must survive them.
 
 use std::collections::BTreeSet;
 use std::fs;

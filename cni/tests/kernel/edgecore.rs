@@ -1,5 +1,6 @@
-//! Tests the plugin with KubeEdge's edgecore, the kubelet of edges, alone on a machine: cut off
-//! from the cloud, with its Node in its database and static pods.
+//! Tests the plugin with KubeEdge's edgecore, the kubelet on edge nodes. edgecore runs alone on a
+//! machine that is cut off from the cloud, with static pods and with its Node object in its
+//! database.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,15 +32,15 @@ pub(crate) fn unavailable() -> Option<String> {
     containerd::unavailable().or_else(|| edgecore::built().is_none().then(|| edgecore::MISSING.to_owned()))
 }
 
-/// A running edgecore. It ends with its host, or when this value is dropped.
+/// A running edgecore process. It ends with its host, or when this value is dropped.
 struct Edgecore<'a> {
     host: &'a RuntimeHost<'a>,
     process: Child,
 }
 
 impl<'a> Edgecore<'a> {
-    /// Starts it. Everything that it writes is on the host's disk; the kernel's settings that a
-    /// kubelet sets are files of this test.
+    /// Starts edgecore. All files that it writes are on the host's disk. In place of the kernel
+    /// settings that a kubelet changes, there are files of this test.
     fn start(host: &'a RuntimeHost<'a>) -> Self {
         let path = |name: &str| host.disk.path(name).to_str().unwrap().to_owned();
         ["manifests", "sysctls", "edgecore"].iter().for_each(|name| fs::create_dir_all(path(name)).unwrap());

@@ -153,7 +153,7 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     assert!(message.contains("table bridge edge-cni"), "{message}");
     let message = status_fails(&world);
     assert!(message.contains("table bridge edge-cni"), "{message}");
-    // Only some pods are exempt, and the next one may not be.
+    // Only some pods are exempt, and the next pod may not be exempt.
     except(&world, true);
     status_fails(&world);
     world.set("unfilteredPods", json!(["*"]));

@@ -1,4 +1,4 @@
-//! Builds frames that an attacker would send, and receives frames.
+//! Builds frames that an attacker would send and receives frames.
 
 #![allow(unsafe_code, reason = "bind(2) of a packet socket has no safe form")]
 
@@ -16,7 +16,7 @@ pub(crate) type Mac = [u8; 6];
 
 pub(crate) const BROADCAST: Mac = [0xff; 6];
 
-/// A packet socket at an interface. It sends frames, and receives all frames that arrive.
+/// A packet socket on an interface. It sends frames, and receives all frames that arrive.
 pub(crate) struct Wire(File);
 
 impl Wire {

@@ -33,7 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Starts a peer on the agent's socket. It answers each segment request with the next of `grants`,
-/// and then refuses with `refusal`. The receiver gets its requests in order.
+/// and then refuses with `refusal`. The receiver gets the requests in order.
 fn agent(world: &World, grants: &[&str], refusal: Option<AgentResponse>) -> Receiver<AgentRequest> {
     let listener = UnixListener::bind(world.folder.path().join("agent.sock")).unwrap();
     let path = world.state("segments.json");

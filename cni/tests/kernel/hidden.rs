@@ -21,7 +21,8 @@ const ALL_NODES_MAC: Mac = [0x33, 0x33, 0, 0, 0, 1];
 
 fn nothing_hides_from_the_filter_behind_headers_fragments_or_tags() {
     let world = World::new(DUAL);
-    // Without these keys connection tracking is on, and it holds fragments until the others arrive.
+    // Without these keys connection tracking is on, and it holds fragments until the remaining ones
+    // arrive.
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
     world.set("forwardOthers", json!(true));
     let (other, victim) = (attach(&world), attach(&world));

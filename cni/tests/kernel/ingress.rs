@@ -182,7 +182,7 @@ fn what_is_published_and_named_is_reached() {
     is_reached(&lan, &addresses);
 }
 
-/// Adds kube-proxy's rules for a Service's own address and for the one of its load balancer.
+/// Adds kube-proxy's rules for a Service's own address and for the address of its load balancer.
 fn redirect(world: &World, addresses: &[String]) {
     for (family, (address, sent_to)) in ["ip", "ip6"]
         .into_iter()
@@ -260,8 +260,8 @@ fn a_service_of_ipvs_is_not_published() {
     is_closed(&world, &lan, &services[1..]);
 }
 
-/// EdgeMesh and other userspace proxies redirect a Service to a process of the host, which connects
-/// to the pod. In this test the host answers.
+/// EdgeMesh and other userspace proxies redirect connections to a Service to a process on the host,
+/// which connects to the pod. In this test the host answers.
 fn a_proxied_service_is_not_published() {
     let world = World::new(DUAL);
     let (lan, client) = (neighbour(&world), world.pod());
@@ -274,7 +274,7 @@ fn a_proxied_service_is_not_published() {
     redirect(&world, &proxies);
     let services = ["10.96.0.1", "fd96::1"].map(str::to_owned);
     let balancers = ["203.0.113.5", "2001:db8:5::5"].map(str::to_owned);
-    // A process of the host calls a Service whose endpoint is outside, such as the API server.
+    // A process on the host calls a Service whose endpoint is outside, such as the API server.
     let outside = ["10.96.0.9", "fd96::9"].map(str::to_owned);
     for ((family, service), to) in ["ip", "ip6"].into_iter().zip(&outside).zip(NEIGHBOUR) {
         nft(
@@ -328,7 +328,7 @@ fn the_agents_table_takes_the_place_of_the_plugins() {
     nft(&world, &["add", "table", "inet", "edge-cni"]);
     assert!(up(&world).ok);
     assert!(!tables(&world).contains("edge-cni-pods"), "{}", tables(&world));
-    // `edge-agent down` runs this before it removes its own table.
+    // `edge-agent down` runs this command before it removes the agent's table.
     let file = world.folder.path().join("plugin.json");
     let program = ["netns", "exec", &world.host, env!("CARGO_BIN_EXE_edge-cni"), "ingress", file.to_str().unwrap()];
     assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":true}\n");
@@ -369,7 +369,7 @@ fn it_is_the_documented_one() {
 fn it_is_needed_unless_all_may_come() {
     let world = World::new(DUAL);
     let lan = neighbour(&world);
-    // Another program owns it, so no other process may change it.
+    // Another program owns the table, so no other process may change it.
     let mut owner = crate::filter_table::nft_session(&world, "add table inet edge-cni-pods { flags owner; }\n");
     wait_for("the other's table", || tables(&world).contains("edge-cni-pods"));
     let message = world.add_fails(&world.pod(), 107);

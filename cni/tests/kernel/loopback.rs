@@ -1,6 +1,6 @@
 //! Tests the host's loopback addresses when packets to and from them may cross links
-//! (`route_localnet`). portmap and kube-proxy allow that, so that the host's processes reach
-//! published ports at these addresses.
+//! (`route_localnet`). portmap and kube-proxy turn this setting on, so that the host's processes
+//! reach published ports at these addresses.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -103,7 +103,7 @@ fn only_its_own_processes_reach_them() {
     assert_eq!(excepted.pod.id, "container2");
     serve(&world.host, 80);
     serve(&pod.pod.netns, 80);
-    // portmap's rules for a process of the host.
+    // portmap's rules for a process on the host.
     nft(
         &world,
         &[&format!(

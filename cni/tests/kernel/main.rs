@@ -38,8 +38,9 @@ use interop_tests::suite::{self, Test, Unrunnable};
 /// Set in the process whose `/tmp` is in memory.
 const IN_MEMORY: &str = "EDGE_CNI_TESTS_IN_MEMORY";
 
-/// Runs the tests in a process whose `/tmp` is in memory. There are thousands of ADDs, and each
-/// waits for the disk. `None`: this is that process already, or it cannot be made.
+/// Runs the tests in a process whose `/tmp` is in memory. The tests run thousands of ADDs, each of
+/// which waits for the disk. `None`: this process is already the one with `/tmp` in memory, or that
+/// process cannot be made.
 fn run_in_memory() -> Option<ExitCode> {
     let with_mounts = || {
         let mut command = Command::new("unshare");

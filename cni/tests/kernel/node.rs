@@ -1,4 +1,4 @@
-//! Tests what the plugin changes on the host, what it does not touch, and what it refuses.
+//! Tests what the plugin changes on the host, what it leaves unchanged, and what it refuses.
 
 use std::process::Command;
 
@@ -130,7 +130,7 @@ fn without_ipv6_pods_have_ipv4_and_one_sentence_says_why() {
     let world = World::new(DUAL);
     let pod = world.pod();
     let run = |verb: &str, config: &Value| {
-        // The same as on a kernel with ipv6.disable=1.
+        // Simulates a kernel with ipv6.disable=1.
         let script = format!(
             "mount -t tmpfs none /proc/sys/net/ipv6 && rmdir /proc/sys/net/ipv6/* 2>/dev/null; exec {}",
             env!("CARGO_BIN_EXE_edge-cni")
@@ -216,7 +216,7 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
     let world = World::new(DUAL);
     let taken = with_resolvers(&world, "nameserver 127.0.0.53\nnameserver 10.78.0.53\n", || status(&world));
     assert!(taken.ok, "{}", taken.json);
-    // Another resolver outside of the ranges does not help, since programs ask the first one.
+    // A second resolver outside the ranges does not help, since programs ask the first one.
     for text in [
         "nameserver 127.0.0.53\nnameserver 10.77.0.53\n",
         "nameserver 10.78.0.53\nnameserver 10.77.0.53\n",

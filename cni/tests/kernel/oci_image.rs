@@ -7,7 +7,7 @@ use std::process::Command;
 use interop_tests::netns::succeed;
 use serde_json::{Value, json};
 
-/// The name by which runtimes find the image.
+/// The name that runtimes use to find the image.
 pub(crate) const NAME: &str = "localhost/busybox:test";
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -1,4 +1,4 @@
-//! Tests power cuts at random moments of ADD and DEL, with the state directory on an ext4 disk.
+//! Tests power cuts at random moments during ADD and DEL, with the state directory on an ext4 disk.
 //!
 //! The disk is an image in a file. `EXT4_IOC_SHUTDOWN` stops the file system as a power cut does:
 //! data that was not flushed is lost. A reboot is a new host with another boot ID and the same

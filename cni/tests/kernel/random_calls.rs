@@ -1,4 +1,4 @@
-//! Tests random simultaneous calls of many processes, some of which are killed, against a model.
+//! Tests random simultaneous calls by many processes, some of which are killed, against a model.
 //!
 //! Each container has its own worker, which knows the container's interfaces and addresses. The
 //! worker therefore knows the correct answer to each call, independent of other workers. All

@@ -94,7 +94,7 @@ pub(crate) struct RuntimeHost<'a> {
     /// The parent cgroup of the containers.
     pub(crate) cgroup: String,
     /// `unshare`, which waits for the first process of the host. That process ends when its
-    /// standard input is closed, and all others end with it.
+    /// standard input is closed, and all other processes of the host end with it.
     first: Child,
 }
 

@@ -61,7 +61,7 @@ fn a_second_network(own_state: bool) {
     let shown = |bridge: &str| world.ip(&format!("-br addr show {bridge}"));
     assert!(shown("ecni0").contains("10.77.3.1/29") && !shown("ecni0").contains("10.78"), "{}", shown("ecni0"));
     assert!(shown("ecni1").contains("10.78.0.1/29") && !shown("ecni1").contains("10.77"), "{}", shown("ecni1"));
-    // Either network makes the tables again, for both.
+    // A pod of either network makes the tables again for both networks.
     for turn in [first, |world: &World| second(world, false)] {
         nft(&world, &["flush", "ruleset"]);
         turn(&world);
@@ -138,7 +138,7 @@ fn a_gateway_is_on_one_bridge_alone() {
     let world = World::new(FIRST);
     world.add(&world.pod());
     world.set("bridge", json!("ecni1"));
-    // The same segments, and no segments.
+    // The second network has the same segments as the first, or none.
     for segments in [json!(FIRST), json!([])] {
         world.set("segments", segments);
         let message = world.add_fails(&world.pod(), 7);

@@ -55,7 +55,8 @@ pub(crate) fn except(world: &World, excepted: bool) {
 
 fn a_pod_sends_as_nobody_else_unless_the_operator_says_so() {
     let world = World::new(DUAL);
-    // Without these keys connection tracking is on, and it holds fragments until the others arrive.
+    // Without these keys connection tracking is on, and it holds fragments until the remaining ones
+    // arrive.
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
     world.set("forwardOthers", json!(true));
     let (neighbour_pod, victim) = (attach(&world), attach(&world));

@@ -24,7 +24,7 @@ const FORWARDING: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 pub(crate) struct World {
     pub(crate) host: String,
     pub(crate) folder: TempDir,
-    /// The plugin's configuration; tests change it as they need.
+    /// The plugin's configuration, which each test changes as needed.
     pub(crate) config: RefCell<Value>,
     namespaces: RefCell<Vec<String>>,
     pods: Cell<u32>,

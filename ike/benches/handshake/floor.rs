@@ -1,8 +1,9 @@
-//! The cryptographic calls of both ends of one handshake, made directly on `ring` and
+//! The baseline: the cryptographic calls of both ends of one handshake, made directly on `ring` and
 //! `x25519-dalek`, with inputs of the same lengths.
 //!
-//! Two things are not counted here, which makes the comparison harder for us: hashes for other
-//! purposes (recognizing a retransmitted request), and finding keys and names in certificates.
+//! The baseline omits two kinds of work, which makes the comparison stricter for the endpoint:
+//! hashes for other purposes (recognizing a retransmitted request), and finding keys and names in
+//! certificates.
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest::{self, SHA1_FOR_LEGACY_USE_ONLY};
@@ -33,8 +34,8 @@ pub(crate) struct Floor {
     /// Sizes of the IKE_SA_INIT request and response and of the IKE_AUTH request and response,
     /// bytes.
     lengths: [usize; 4],
-    /// The key of either end, and the CA's signature on a certificate. The same key makes that
-    /// signature, since its verification takes equally long.
+    /// The signing key of either end, and the CA's signature on a certificate. The same key makes
+    /// the CA's signature, since its verification takes equally long.
     signer: Option<(Signer, Vec<u8>)>,
 }
 
@@ -44,7 +45,7 @@ enum Signer {
 }
 
 impl Floor {
-    /// Makes the calls of a handshake whose datagrams had these lengths.
+    /// Prepares the calls of a handshake whose datagrams had these lengths.
     pub(crate) fn of(lengths: &[usize], authentication: Authentication) -> Self {
         let random = SystemRandom::new();
         let signer = match authentication {
@@ -100,7 +101,7 @@ impl Floor {
         }
     }
 
-    /// Makes and checks one AUTH. With certificates it also checks the chain.
+    /// Makes and checks one AUTH. With certificates it also checks the certificate chain.
     fn prove(&self, octets: &[u8]) {
         match &self.signer {
             None => {

@@ -1,5 +1,5 @@
 //! Measures the CPU time of a handshake, with both ends in one process and no kernel, and compares
-//! it with that of the cryptography that a handshake needs.
+//! it with the CPU time of the cryptography that a handshake needs.
 //!
 //! `cargo bench -p edge-ike --bench handshake` prints a table and writes `target/bench/ike.json`.
 //! Handshakes and replays of their primitives take turns in one run, so both see the same machine;
@@ -19,7 +19,7 @@ use pair::{Authentication, Pair};
 const BATCH: usize = 16;
 /// Number of rounds. The result is their median.
 const ROUNDS: usize = 41;
-/// Maximum acceptable ratio to the floor.
+/// Maximum acceptable ratio to the baseline.
 const GOAL: f64 = 1.5;
 
 const CASES: [(&str, Authentication); 3] = [
@@ -50,7 +50,7 @@ fn main() {
     }
 }
 
-/// Returns the median time of a handshake and of its floor, microseconds.
+/// Returns the median time of a handshake and of its baseline, microseconds.
 fn medians(authentication: Authentication) -> (f64, f64) {
     let recipe = pair::Recipe::new(authentication);
     let floor = Floor::of(&Pair::new(&recipe).shake(), authentication);

@@ -1,4 +1,4 @@
-//! Our credentials towards a peer and the check of the peer's (RFC 7296 2.15).
+//! Our credentials towards a peer, and the check of the peer's credentials (RFC 7296 2.15).
 
 use super::certificate_validator::{self, CertificateValidator};
 use super::error::{AuthError, CredentialError};
@@ -15,8 +15,8 @@ use crate::wire::{
     AuthMethod, Authentication, Certificate, CertificateEncoding, CertificateRequest, HashAlgorithm, Id,
 };
 
-/// Our credentials towards a peer, and what the peer's must satisfy. An authenticator is made once
-/// and used for every IKE_AUTH.
+/// Our credentials towards a peer, and what the peer's credentials must satisfy. An authenticator
+/// is made once and used for every IKE_AUTH.
 #[derive(Debug)]
 pub struct Authenticator(Method);
 
@@ -48,7 +48,7 @@ pub fn check_credentials(auth: &Auth) -> Result<(), CredentialError> {
 pub struct Presented<'a> {
     /// IDi of an initiator, IDr of a responder.
     pub id: &'a Id,
-    /// CERTs in the order in which they came.
+    /// The certificates from the CERT payloads, in the order of the payloads.
     pub certificates: &'a [Certificate],
     /// The AUTH payload (RFC 7296 3.8).
     pub authentication: &'a Authentication,

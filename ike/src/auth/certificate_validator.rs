@@ -155,7 +155,7 @@ impl CertificateValidator {
         }
     }
 
-    /// Refuses a certificate of `peer` that is revoked.
+    /// Refuses a certificate from `peer` that is revoked.
     pub(super) fn check_revocation(&self, shown: &PeerCertificate, peer: &Identity) -> Result<(), AuthError> {
         if shown.not_before >= self.not_before {
             return Ok(());
@@ -192,8 +192,8 @@ impl CertificateValidator {
     }
 }
 
-/// Extended key usages that an issuer may be limited to: none stated, one of those asked for, or
-/// any. webpki applies this to the leaf too; `check_usage` then checks what the leaf itself must
+/// Extended key usages that an issuer may be limited to: none stated, one of the requested usages,
+/// or any. webpki applies this to the leaf too; `check_usage` then checks what the leaf itself must
 /// have.
 struct IssuerUsages<'a>(&'a [Vec<u8>]);
 

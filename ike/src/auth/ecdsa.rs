@@ -102,8 +102,8 @@ impl Curve {
         UnparsedPublicKey::new(algorithm, key).verify(octets, signature).is_ok()
     }
 
-    /// Does the same as [`Self::verify`] for hash algorithms with which `ring` does not verify on
-    /// this curve. `None`: the signature is wrong.
+    /// Does the same as [`Self::verify`] for hash algorithms that `ring` does not support for
+    /// verification on this curve. `None`: the signature is wrong.
     fn verify_hash(self, hash: HashAlgorithm, key: &[u8], octets: &[u8], signature: &[u8]) -> Option<()> {
         let hashed = hashed(hash, octets)?;
         match self {
@@ -121,7 +121,7 @@ impl Curve {
     }
 
     /// Signs the hash of the octets, for hash algorithms that `ring` does not sign with on this
-    /// curve. The nonce is that of RFC 6979.
+    /// curve. The nonce is computed by RFC 6979.
     fn sign_hash(self, hash: HashAlgorithm, pkcs8: &Secret, octets: &[u8]) -> Option<Vec<u8>> {
         let hashed = hashed(hash, octets)?;
         match self {

@@ -41,7 +41,7 @@ pub enum AuthError {
     /// The peer's certificate cannot be parsed. Holds the parser's reason.
     #[error("the peer's certificate cannot be read: {0}")]
     MalformedCertificate(String),
-    /// A certificate of the peer's chain is expired.
+    /// A certificate in the peer's chain has expired.
     #[error("the peer's certificate or one of its issuers expired at {}, and our clock says {}; renew it, or correct the clock", Timestamp(*not_after), Timestamp(*now))]
     Expired {
         /// notAfter, seconds since 1970-01-01 UTC.
@@ -49,7 +49,7 @@ pub enum AuthError {
         /// Our clock, seconds since 1970-01-01 UTC.
         now: u64,
     },
-    /// A certificate of the peer's chain is not valid yet.
+    /// A certificate in the peer's chain is not valid yet.
     #[error("the peer's certificate or one of its issuers is valid from {} on, and our clock says {}; correct the clock", Timestamp(*not_before), Timestamp(*now))]
     NotYetValid {
         /// notBefore, seconds since 1970-01-01 UTC.
@@ -57,7 +57,7 @@ pub enum AuthError {
         /// Our clock, seconds since 1970-01-01 UTC.
         now: u64,
     },
-    /// The certificate was issued before its name joined again with another key.
+    /// The certificate was issued before the node of this name joined again with another key.
     #[error(
         "the certificate of {peer} with serial {serial} is revoked: it is valid from {} on, and only certificates from {} on are accepted; \
          the node that uses it has an older key of that name and must join again", Timestamp(*not_before), Timestamp(*since)
@@ -142,7 +142,7 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    /// The kind under which this error is reported.
+    /// The kind of this error in reports.
     pub fn kind(&self) -> PeerErrorKind {
         match self {
             Self::UnknownIdType(_) => PeerErrorKind::UnknownIdentity,
@@ -177,13 +177,14 @@ pub enum CredentialError {
     /// Our name or mail address has a control character.
     #[error("our name or mail address has a control character, such as a line break; remove it")]
     ControlCharacter,
-    /// The configured chain is empty.
+    /// The configured certificate chain is empty.
     #[error("no certificate of our own")]
     NoCertificate,
-    /// Our chain has more than [`MAX_CHAIN`] certificates. Holds the number of certificates.
+    /// Our certificate chain has more than [`MAX_CHAIN`] certificates. Holds the number of
+    /// certificates.
     #[error("{0} certificates in the chain, at most {limit} are possible", limit = MAX_CHAIN)]
     ChainTooLong(usize),
-    /// A certificate of ours is larger than [`MAX_CERTIFICATE`]. Holds the size, bytes.
+    /// One of our certificates is larger than [`MAX_CERTIFICATE`]. Holds the size, bytes.
     #[error("a certificate of {0} octets, at most {limit} are possible", limit = MAX_CERTIFICATE)]
     CertificateTooLarge(usize),
     /// Our certificate cannot be parsed.

@@ -1,6 +1,6 @@
 //! Limits of certificate chains.
 
-/// Maximum number of certificates in a chain, ours or the peer's. Further certificates of a peer
+/// Maximum number of certificates in a chain, ours or the peer's. Further certificates from a peer
 /// are ignored.
 //= RFC 7296 3.6 MUST 2: four certificates
 pub const MAX_CHAIN: usize = 8;

@@ -1,5 +1,5 @@
-//! Authentication of both ends (RFC 7296 2.15, RFC 7427): what AUTH covers, how we make ours, and
-//! how we check the peer's.
+//! Authentication of both ends (RFC 7296 2.15, RFC 7427): what AUTH covers, how we make our AUTH,
+//! and how we check the peer's.
 //!
 //! An [`Authenticator`] is made once from a peer's configuration. In IKE_AUTH, the [`SignedOctets`]
 //! of each direction are passed to [`Authenticator::prove`] and [`Authenticator::verify`]. Each

@@ -19,12 +19,12 @@ use crate::wire::HashAlgorithm;
 pub(super) const OID_RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 /// Minimum length of an accepted key, bits (RFC 8247 3.1.1).
 const MIN_BITS: usize = 2048;
-/// Maximum length of a key with which `ring` verifies, bits.
+/// Maximum length of a key that `ring` accepts for verification, bits.
 const MAX_BITS: usize = 8192;
 
 /// The algorithms that a signature of method 1 may use. The signature does not name its hash
-/// algorithm. RFC 7296 3.8 says that SHA-1 is usual; the padding contains the identifier of the one
-/// that was used.
+/// algorithm. RFC 7296 3.8 says that SHA-1 is usual; the padding contains the identifier of the
+/// algorithm that was used.
 pub(super) const PKCS1: [&dyn VerificationAlgorithm; 4] = [
     &RSA_PKCS1_2048_8192_SHA256,
     &RSA_PKCS1_2048_8192_SHA384,
@@ -133,7 +133,7 @@ pub(super) fn algorithm(identifier: &[u8]) -> Option<&'static dyn VerificationAl
     })
 }
 
-/// Refuses RSA keys of a size with which no signature would be accepted, and says why.
+/// Refuses RSA keys whose size rules out any accepted signature. The error states the reason.
 pub(super) fn check_size(info: &SubjectPublicKeyInfo<'_>) -> Result<(), AuthError> {
     let bits = match info.parsed() {
         Ok(PublicKey::RSA(key)) => {
@@ -185,7 +185,8 @@ impl RsaSigner {
         Ok(Some(PssSignature { identifier, signature }))
     }
 
-    /// Makes a signature of method 1. SHA-1 is usual there, but `ring` signs with SHA-2 only.
+    /// Makes a signature of method 1. SHA-1 is usual for this method, but `ring` signs with SHA-2
+    /// only.
     pub(super) fn sign_pkcs1(&self, octets: &[u8]) -> Result<Vec<u8>, AuthError> {
         self.sign(octets, &RSA_PKCS1_SHA256)
     }

@@ -1,6 +1,6 @@
 //! The configured trust anchors. webpki takes only name, key and name constraints from them; RFC
-//! 5280 6.1 lets an anchor set more limits. We apply those as well, since an operator who limits a
-//! CA expects that.
+//! 5280 6.1 lets an anchor set more limits. We apply those limits as well, since an operator who
+//! limits a CA expects that.
 
 use std::borrow::Cow;
 

@@ -137,7 +137,7 @@ impl Integrity {
         }
     }
 
-    /// Size of a key, bytes: that of the hash's output (RFC 4868 2.1.1).
+    /// Size of a key, bytes. It equals the size of the hash's output (RFC 4868 2.1.1).
     pub(super) fn key_len(self) -> usize {
         match self {
             Self::HmacSha256 => 32,

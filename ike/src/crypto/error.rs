@@ -23,7 +23,7 @@ pub enum OpenError {
     /// The datagram is not an encrypted message. It is not authenticated, so drop it.
     #[error("malformed: {0}")]
     Malformed(InvalidMessage),
-    /// The integrity check value is wrong. Drop it.
+    /// The integrity check value is wrong. Drop the datagram.
     #[error("integrity check failed")]
     Forged,
     /// The datagram is authentic, but its contents are malformed. Answer a request with

@@ -11,7 +11,7 @@ pub struct IkeSuite {
     pub cipher: Cipher,
     /// Derives keys and computes AUTH.
     pub prf: Prf,
-    /// Key exchange method with which the keys were made.
+    /// Key exchange method that made the keys.
     pub group: Group,
 }
 
@@ -96,7 +96,7 @@ impl IkeKeys {
     }
 
     /// Derives the keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17).
-    /// The nonces are those of the exchange that makes the CHILD_SA.
+    /// The nonces come from the exchange that makes the CHILD_SA.
     pub fn child(&self, cipher: Cipher, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
         let shared = shared.filter(|_| !mutation!("child_keys_without_secret"));
         let shared = shared.map_or([].as_slice(), Secret::expose);
@@ -131,7 +131,7 @@ impl Cipher {
     }
 }
 
-/// Keying material, from the front of which keys are taken.
+/// Keying material. Keys are taken from its front.
 struct KeyMaterial<'a>(&'a [u8]);
 
 impl KeyMaterial<'_> {

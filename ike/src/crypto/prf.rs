@@ -69,7 +69,7 @@ impl Prf {
             out.extend_from_slice(block.as_ref());
             last = Some(block);
         }
-        // Vec::truncate does not clear the octets that it cuts off, so wipe them.
+        // Vec::truncate does not clear the octets that it cuts off, so wipe those octets.
         if let Some(surplus) = out.get_mut(len..) {
             surplus.zeroize();
         }

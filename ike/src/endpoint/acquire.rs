@@ -1,4 +1,4 @@
-//! Tunnels on demand. Packets that wait for a peer begin attempts; the number of simultaneous
+//! Tunnels on demand. Packets that wait for a peer cause attempts. The number of simultaneous
 //! attempts is limited, and one attempt serves many packets.
 
 use super::state::{DeadlineOwner, Endpoint, peer_span};
@@ -8,8 +8,8 @@ use crate::time::Instant;
 
 impl Endpoint {
     /// Reports that a packet waits for a tunnel to this peer until `until` (the kernel's ACQUIRE).
-    /// An attempt starts, and starts again after a failure until then, whether or not the
-    /// configuration says `initiate`. A wait after a failure is not shortened, so any number of
+    /// An attempt starts, and is repeated after each failure until that time, whether or not the
+    /// configuration says `initiate`. The delay after a failure is not shortened, so any number of
     /// packets leads to few attempts. If [`crate::EndpointConfig::acquire_limit`] such attempts
     /// run, the peer waits for its turn. If the peer has an IKE SA without a CHILD_SA, a CHILD_SA
     /// is made on that IKE SA. Returns false if there is no such peer.

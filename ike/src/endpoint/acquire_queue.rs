@@ -10,7 +10,7 @@ use crate::config::PeerName;
 pub(super) struct AcquireQueue {
     running: BTreeSet<PeerName>,
     /// Peers whose last attempt did not fail. They have priority, so that many dead peers do not
-    /// delay the others.
+    /// delay the remaining ones.
     fresh: VecDeque<PeerName>,
     failed: VecDeque<PeerName>,
     queued: BTreeSet<PeerName>,

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use crate::child_sas::Spi;
 use crate::event::{PeerError, PeerErrorKind};
 
-/// Maximum number of unauthenticated errors that one attempt keeps, and of other addresses that its
-/// error names.
+/// Maximum number of unauthenticated errors that one attempt keeps, and of other addresses that the
+/// error of the attempt names.
 const MAX_UNVERIFIED_ERRORS: usize = 4;
 
 /// Maximum number of addresses of one attempt, including those that become known while it runs. A
@@ -21,10 +21,10 @@ pub(super) struct Attempt {
     candidates: Vec<Candidate>,
 }
 
-/// One address in an attempt.
+/// One of the addresses that an attempt tries.
 #[derive(Debug)]
 struct Candidate {
-    /// `None`: nothing could be sent.
+    /// Our SPI in the IKE_SA_INIT to this address. `None`: nothing could be sent.
     spi: Option<Spi>,
     remote: SocketAddr,
     /// Unauthenticated errors that came from this address, the latest last.
@@ -103,8 +103,8 @@ impl Attempt {
     }
 
     /// Returns the error of the likeliest address. Any host may have one of the other addresses (a
-    /// private address belongs to different hosts in different networks), so the errors of the
-    /// others are only appended.
+    /// private address belongs to different hosts in different networks), so the errors of those
+    /// addresses are only appended.
     pub(super) fn into_failure(self) -> Option<AttemptFailure> {
         let mut outcomes =
             self.candidates.into_iter().filter_map(|candidate| Some((candidate.remote, candidate.into_failure()?)));

@@ -1,4 +1,4 @@
-//! The owner has messages copied.
+//! Starts and stops the capture of IKE messages for the owner, and hands over the copies.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,21 +7,22 @@ use super::state::Endpoint;
 use crate::capture::{Capture, Captured};
 
 impl Endpoint {
-    /// Copies each IKE message from now on, without its encryption, that goes to or comes from one
-    /// of these addresses, or belongs to an IKE SA that was seen there. A request that is sent
-    /// again is copied once if it is encrypted. Messages that cannot be read are not copied. An
+    /// From now on, copies each IKE message, without its encryption, that goes to or comes from one
+    /// of these addresses, or belongs to an IKE SA that has used one of them. An encrypted request
+    /// that is retransmitted is copied once. Messages that cannot be read are not copied. An
     /// earlier capture ends.
     pub fn begin_capture(&mut self, addresses: BTreeSet<IpAddr>) {
         self.out.capture = Some(Capture::new(addresses));
     }
 
-    /// What was copied since the last call. Take it after every call into the endpoint: little
-    /// waits, and what does not fit is dropped and counted.
+    /// Returns the messages copied since the last call. Call this after every call into the
+    /// endpoint: the room for copies is small, and messages that do not fit are dropped and
+    /// counted.
     pub fn take_captured(&mut self) -> Captured {
         self.out.capture.as_mut().map(Capture::take).unwrap_or_default()
     }
 
-    /// Copies no more, and forgets what waits.
+    /// Ends the capture and drops the copies that wait.
     pub fn end_capture(&mut self) {
         self.out.capture = None;
     }

@@ -1,5 +1,5 @@
-//! Commands and reports of the owner: connect, rekey, terminate, check a peer, ESP that was sent or
-//! received, a changed local address.
+//! Commands and reports from the owner: connect, rekey, terminate, check a peer, ESP that was sent
+//! or received, a changed local address.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::sa::{IkeSa, Lifecycle, Profile, QueuedRequest};
 use crate::time::Instant;
 
 impl Endpoint {
-    /// Starts an attempt now, whether or not the peer's configuration says `initiate`. Ends a wait
+    /// Starts an attempt now, whether or not the peer's configuration says `initiate`. Ends a delay
     /// after a failure. If the peer has an IKE SA that lacks CHILD_SAs, they are made on that IKE
     /// SA. Returns false if there is no such peer.
     pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
@@ -33,7 +33,7 @@ impl Endpoint {
         true
     }
 
-    /// Starts an attempt now with each peer that is not up and has an attempt running or a wait
+    /// Starts an attempt now with each peer that is not up and has an attempt running or scheduled
     /// after a failure. Call this when the route to peers may have changed.
     pub fn retry_unreached(&mut self, now: Instant, env: &mut dyn Environment) {
         let unreached = |peer: &&Peer| {
@@ -109,8 +109,8 @@ impl Endpoint {
         true
     }
 
-    /// Rekeys the peer's IKE SA now (RFC 7296 1.3.2). If the peer refuses, a new one is made by
-    /// IKE_SA_INIT and IKE_AUTH. Returns false if there is none.
+    /// Rekeys the peer's IKE SA now (RFC 7296 1.3.2). If the peer refuses, a new IKE SA is made by
+    /// IKE_SA_INIT and IKE_AUTH. Returns false if the peer has no IKE SA.
     pub fn rekey_ike(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(spi) = self.peers.get(name).and_then(|peer| peer.sas.last().copied()) else {
@@ -121,7 +121,7 @@ impl Endpoint {
     }
 
     /// Replaces the peer's IKE SA now, without a gap, by a new one in which both ends authenticate
-    /// again (RFC 7296 2.8.3). Returns false if there is none.
+    /// again (RFC 7296 2.8.3). Returns false if the peer has no IKE SA.
     pub fn reauthenticate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
@@ -159,8 +159,8 @@ impl Endpoint {
     }
 
     /// Reports that authentic ESP of the peer's CHILD_SA with this inbound SPI has been received
-    /// since the last report. The time is that of the report, which may be up to a second late. See
-    /// [`crate::EndpointConfig::esp_reported`].
+    /// since the last report. `now` is the time of the report, which may be up to a second late.
+    /// See [`crate::EndpointConfig::esp_reported`].
     pub fn esp_received(&mut self, name: &PeerName, inbound_spi: u32, now: Instant) {
         self.esp_reported(name, |child| child.inbound_spi == inbound_spi, |sa| sa.esp_received(now));
     }

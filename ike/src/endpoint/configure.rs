@@ -15,17 +15,17 @@ use crate::time::Instant;
 
 impl Endpoint {
     /// Adds a peer, or updates the peer of this name. An identical configuration has no effect. If
-    /// only `remotes` differ, a wait after a failure is shortened to ten seconds. If the address
-    /// that a tunnel uses is no longer among them, the other addresses are tried at once, and the
-    /// tunnel stays meanwhile. A running tunnel stays, except in these cases:
-    /// - Identities changed: the tunnel ends and begins again.
-    /// - The pre-shared key or selectors changed, and we initiate: a new IKE SA replaces it without
-    ///   a gap.
-    /// - The configuration revokes the peer's certificate: the tunnel ends.
+    /// only `remotes` differ, a delay after a failure is shortened to ten seconds. If the address
+    /// that a tunnel uses is no longer in `remotes`, the other addresses are tried at once, and the
+    /// tunnel stays meanwhile. An established tunnel stays, except in these cases:
+    /// - Identities changed: the tunnel is closed and set up again.
+    /// - The pre-shared key or selectors changed, and we initiate: a new IKE SA replaces the
+    ///   present one without a gap.
+    /// - The configuration revokes the peer's certificate: the tunnel is closed.
     ///
     /// # Errors
-    /// Returns an error if the credentials cannot be used. The previous configuration stays in
-    /// force.
+    /// Returns an error if the credentials cannot be used. The previous configuration then still
+    /// applies.
     pub fn set_peer(
         &mut self,
         config: impl Into<Arc<PeerConfig>>,
@@ -101,7 +101,7 @@ impl Endpoint {
         }
     }
 
-    /// Removes a peer. Its SAs are reported down at once, and the peer is sent a DELETE.
+    /// Removes a peer. Reports its SAs down at once, and sends DELETE to the peer.
     pub fn remove_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let _span = peer_span(name).entered();
         self.delete_peer(name, now, env);
@@ -133,8 +133,8 @@ impl Endpoint {
         }
     }
 
-    /// Ends the IKE SAs in which the peer used a certificate that is now revoked, and reports their
-    /// end. The other IKE SAs of the peer stay.
+    /// Ends the IKE SAs in which the peer used a certificate that is now revoked, and reports them
+    /// down. The other IKE SAs of the peer stay.
     pub(super) fn delete_revoked_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name) else {
             return;

@@ -1,6 +1,6 @@
-//! Initiation: IKE_SA_INIT goes to all addresses of a peer at once. The first address that
-//! authenticates wins, and the others are dropped silently. If another host answers at an address,
-//! only that address fails.
+//! Initiation: IKE_SA_INIT goes to all addresses of a peer at once. The first address whose host
+//! authenticates as the peer is used, and the attempts at the other addresses are dropped silently.
+//! If another host answers at an address, only that address fails.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl Endpoint {
                 if peer.last_error.as_ref() != Some(&error) {
                     peer.report_failure(error, cx.out);
                 }
-                // Addresses may change.
+                // Schedule another attempt, since the addresses may change.
                 peer.schedule_retry(&mut cx);
                 self.schedule_peer(name);
             }
@@ -85,7 +85,7 @@ impl Endpoint {
     }
 
     /// Handles a change of the peer's addresses; `before` holds the old ones. New addresses join a
-    /// running attempt. A wait after a failure is shortened, but does not end at once: the peer
+    /// running attempt. The delay after a failure is shortened, but does not end at once: the peer
     /// itself decides its addresses and how often they change, and must not make us send more.
     pub(super) fn addresses_changed(
         &mut self,
@@ -237,7 +237,7 @@ impl Endpoint {
     }
 
     /// Handles the failure of one address. The next address that has answered starts IKE_AUTH; if
-    /// there is none, the attempt may be over.
+    /// no other has answered, the attempt may be over.
     pub(super) fn candidate_failed(
         &mut self,
         name: &PeerName,

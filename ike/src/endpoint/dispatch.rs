@@ -165,7 +165,7 @@ impl Endpoint {
         }
     }
 
-    /// RFC 7296 2.5: a request of a later major version is answered with our version. An IKEv1
+    /// RFC 7296 2.5: a request with a later major version is answered with our version. An IKEv1
     /// request is not answered but reported, so that the operator can see why that peer does not
     /// connect.
     fn reject_version(

@@ -16,11 +16,11 @@ const MAX_IKE_SAS: usize = 8;
 /// The present IKE SAs with a peer, sorted by what happens to them when a new one is established.
 #[derive(Debug, Default)]
 struct Duplicates {
-    /// Those that the peer no longer has (INITIAL_CONTACT).
+    /// IKE SAs that the peer no longer has (INITIAL_CONTACT).
     forgotten: Vec<Spi>,
-    /// Those that the new one replaces.
+    /// IKE SAs that the new one replaces.
     replaced: Vec<Spi>,
-    /// This one stays instead of the new one.
+    /// The IKE SA that stays instead of the new one.
     survivor: Option<Spi>,
 }
 
@@ -51,7 +51,7 @@ impl Endpoint {
             details: sa.details().clone(),
         });
         peer.sas.push(spi);
-        // The purposes of the CHILD_SAs of the IKE SAs that it replaces.
+        // The purposes of the CHILD_SAs of the IKE SAs that the new one replaces.
         let replaced: Vec<Purpose> = (duplicates.replaced.iter().chain(&duplicates.forgotten))
             .flat_map(|old| peer.child_sas.purposes_of(*old))
             .cloned()
@@ -104,8 +104,8 @@ impl Endpoint {
             self.established_without_child(name, spi, now, env);
         }
         self.limit_ike_sas(name, spi, now, env);
-        // The peer was authenticated by the configuration with which the exchange began. A newer
-        // configuration may revoke its certificate.
+        // The peer was authenticated by the configuration that was in use when the exchange began.
+        // A newer configuration may revoke its certificate.
         self.delete_revoked_sas(name, now, env);
         self.schedule_peer(name);
     }
@@ -133,7 +133,8 @@ impl Endpoint {
             };
             // The time of the peer's authentication counts, also after a rekey.
             let before = other.authenticated() < new.initiation().at();
-            // Whether different ends began the two, and neither was established at that time.
+            // Whether different ends began the two IKE SAs, and neither was established at that
+            // time.
             let crossing = other.initiation().by_us() != new.initiation().by_us() && !before;
             let ours = other.initiation().by_us();
             //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT

@@ -8,10 +8,10 @@ use crate::child_sas::Spi;
 
 /// Maximum total size of all half-open IKE SAs, bytes, without fragments of IKE_AUTH.
 const MAX_OCTETS: usize = 6 << 20;
-/// Maximum total size of fragments of IKE_AUTH, bytes. They have a separate limit, so that the
-/// fragments of some initiators do not keep others from beginning.
+/// Maximum total size of fragments of IKE_AUTH, bytes. They have a separate limit, so that
+/// fragments from some initiators do not keep other initiators from beginning.
 const MAX_FRAGMENT_OCTETS: usize = 2 << 20;
-/// Maximum number of half-open IKE SAs of one source while cookies are requested. Without cookies
+/// Maximum number of half-open IKE SAs from one source while cookies are requested. Without cookies
 /// the source may be forged. An honest initiator needs an entry for one round trip; many of them
 /// may be behind one NAT.
 const MAX_PER_SOURCE: usize = 64;

@@ -12,7 +12,7 @@ use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{Message, Notify, NotifyType, Payload, Payloads};
 
-/// How long an IKE SA may stay half-open. It is longer than the time for which an initiator
+/// How long an IKE SA may stay half-open. This is longer than the time for which an initiator
 /// retransmits.
 pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 /// Maximum number of unauthenticated messages that are reported or answered in each

@@ -8,12 +8,12 @@
 //! soon as it has our response.
 //!
 //! # Two IKE SAs with one peer
-//! Both ends may begin at once. Then the IKE SA that the smaller identity began stays; otherwise
-//! the newer one replaces the older one. The initiator of the survivor deletes the other IKE SA,
-//! because it knows that the survivor is up at both ends. Both ends must reach the same decision.
-//! Therefore an end whose IKE SA would lose stops its attempt if that is still in IKE_SA_INIT. An
-//! end that is the responder of an IKE SA does not replace it before the initiator has sent a
-//! message on it.
+//! Both ends may begin at once. In that case the IKE SA from the end with the smaller identity
+//! stays; otherwise the newer IKE SA replaces the older one. The initiator of the survivor deletes
+//! the other IKE SA, because it knows that the survivor is up at both ends. Both ends must reach
+//! the same decision. Therefore an end whose IKE SA would lose stops its attempt if that is still
+//! in IKE_SA_INIT. An end that is the responder of an IKE SA does not replace it before the
+//! initiator has sent a message on it.
 
 mod acquire;
 mod acquire_queue;

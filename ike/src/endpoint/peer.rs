@@ -18,12 +18,12 @@ use crate::sa::Profile;
 use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 
-/// Maximum wait between two attempts that packets cause. If both ends begin only on demand, a peer
-/// that is back does not begin by itself, so this wait must be shorter than the time for which
-/// packets wait.
+/// Maximum delay between two attempts that packets cause. If both ends begin only on demand, a peer
+/// that is reachable again does not begin by itself, so this delay must be shorter than the time
+/// for which packets wait.
 const MAX_ACQUIRE_RETRY: Duration = Duration::from_secs(30);
 
-/// How long a failure makes the attempts of later packets wait. It is longer than
+/// How long a failure delays the attempts that later packets cause. This is longer than
 /// [`MAX_ACQUIRE_RETRY`], so that packets that come at intervals also lead to few attempts.
 const FAILURE_MEMORY: Duration = Duration::from_secs(120);
 /// Minimum time between a failed attempt and the next one if an unauthenticated datagram causes the
@@ -47,7 +47,7 @@ pub(super) struct Peer {
     pub(super) attempt: Option<Attempt>,
     /// When the next attempt starts.
     pub(super) retry_at: Option<Instant>,
-    /// The next wait after a failure.
+    /// The delay after the next failure.
     backoff: Duration,
     /// When the peer was last tried at new addresses because it had left the one in use.
     followed_at: Option<Instant>,
@@ -110,7 +110,7 @@ impl Peer {
     }
 
     /// Returns whether the next attempt is scheduled after a failure. If only packets cause
-    /// attempts, the wait also applies to a packet that comes later.
+    /// attempts, the delay also applies to a packet that comes later.
     pub(super) fn should_retry(&self) -> bool {
         (self.config().initiate || self.acquired_until.is_some()) && !self.terminated || self.reauthenticate
     }
@@ -120,7 +120,7 @@ impl Peer {
         self.failed_at.is_some()
     }
 
-    /// Resets the wait to the shortest one if the last failure was long ago.
+    /// Resets the delay to the shortest one if the last failure was long ago.
     pub(super) fn forget_old_failure(&mut self, now: Instant) {
         if self.failed_at.is_some_and(|failed| now >= failed + FAILURE_MEMORY) {
             self.reset_backoff();
@@ -132,9 +132,9 @@ impl Peer {
         if self.config().initiate { longest } else { longest.min(MAX_ACQUIRE_RETRY) }
     }
 
-    /// Shortens the wait after a failure, since the peer may be reachable again. An unauthenticated
-    /// sender may be the cause, so the wait remains at least [`UNPROVEN_WAIT`] long. Otherwise
-    /// anybody could make us send more.
+    /// Shortens the delay after a failure, since the peer may be reachable again. An
+    /// unauthenticated sender may be the cause, so the delay remains at least [`UNPROVEN_WAIT`]
+    /// long. Otherwise anybody could make us send more.
     pub(super) fn shorten_wait(&mut self, now: Instant) {
         if let (Some(at), Some(failed)) = (self.retry_at, self.failed_at) {
             self.retry_at = Some(at.min((failed + UNPROVEN_WAIT).max(now)));
@@ -142,7 +142,7 @@ impl Peer {
     }
 
     /// Returns whether the peer may be tried at new addresses now. The peer itself decides how
-    /// often they change, so this is allowed once in [`UNPROVEN_WAIT`].
+    /// often its addresses change, so this is allowed once in [`UNPROVEN_WAIT`].
     pub(super) fn may_follow(&mut self, now: Instant) -> bool {
         let may = self.followed_at.is_none_or(|followed| now >= followed + UNPROVEN_WAIT);
         if may {
@@ -151,19 +151,19 @@ impl Peer {
         may
     }
 
-    /// Returns a configured child that has no CHILD_SA with which we send.
+    /// Returns a configured child for which we send with no CHILD_SA.
     pub(super) fn missing_child(&self) -> Option<&ChildConfig> {
         self.config().children().find(|child| !self.child_sas.sends_for(&child.name))
     }
 
-    /// Forgets past failures: cancels a running wait, and makes the next wait the shortest one.
+    /// Forgets past failures: cancels a running delay, and makes the next delay the shortest one.
     pub(super) fn reset_backoff(&mut self) {
         self.backoff = self.config().timing.retry;
         self.retry_at = None;
         self.failed_at = None;
     }
 
-    /// Schedules the next attempt after a failure. The wait doubles each time, up to the maximum.
+    /// Schedules the next attempt after a failure. The delay doubles each time, up to the maximum.
     pub(super) fn schedule_retry(&mut self, cx: &mut Context<'_>) {
         self.retry_at = Some(cx.now + cx.jittered(self.backoff));
         self.failed_at = Some(cx.now);
@@ -226,8 +226,8 @@ impl Peer {
 pub(super) enum ConfigChange {
     /// Nothing: the configuration is the same.
     None,
-    /// Only the addresses changed. The peer itself decides them, so this does not shorten a wait
-    /// after a failure.
+    /// Only the addresses changed. The peer itself decides its addresses, so this does not shorten
+    /// a delay after a failure.
     Addresses,
     /// Nothing now: the change applies from the next negotiation on.
     NextNegotiation,
@@ -258,8 +258,8 @@ impl ConfigChange {
 
 /// Returns whether the peer may no longer be able to authenticate as before: the pre-shared key or
 /// the kind of authentication changed, a trust anchor was removed, or the certificate must have
-/// another name or role. A renewed certificate of ours and an added trust anchor do not count: they
-/// apply from the next negotiation on.
+/// another name or role. A renewal of our own certificate and an added trust anchor do not count:
+/// they apply from the next negotiation on.
 pub(super) fn credentials_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {

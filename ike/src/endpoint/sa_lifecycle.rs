@@ -66,8 +66,8 @@ impl Endpoint {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
         });
-        // Meanwhile an IKE SA with a new authentication may have superseded the one that is
-        // replaced. The peer has moved the CHILD_SAs all the same.
+        // Meanwhile an IKE SA with a new authentication may have superseded the IKE SA that is
+        // replaced. The peer has moved the CHILD_SAs even then.
         let present = redundant.as_ref().unwrap_or(&old).lifecycle();
         let superseded = match present {
             Lifecycle::Superseded(by) => self.begun_by_us(&name, by).map(|ours| (by, ours)),
@@ -123,7 +123,7 @@ impl Endpoint {
         sas.into_iter().for_each(|spi| self.schedule(spi));
     }
 
-    /// Returns whether we began the IKE SA with these SPIs. `None`: it is gone.
+    /// Returns whether we began the IKE SA with these SPIs. `None`: the IKE SA is gone.
     fn begun_by_us(&self, name: &PeerName, ike: IkeId) -> Option<bool> {
         let sas = self.peers.get(name)?.sas.iter().filter_map(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
@@ -149,7 +149,7 @@ impl Endpoint {
         }
     }
 
-    /// Sends DELETE for an IKE SA that our rekey made in vain. It was never reported up.
+    /// Sends DELETE for a redundant IKE SA that our rekey made. This IKE SA was never reported up.
     fn delete_redundant(&mut self, name: &PeerName, mut sa: Box<IkeSa>, now: Instant, env: &mut dyn Environment) {
         if mutation!("redundant_ike_sa_not_deleted") {
             return;

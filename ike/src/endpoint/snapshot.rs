@@ -21,7 +21,7 @@ pub struct PeerStatus {
     pub phase: Phase,
     /// The IKE SAs: usually one; two for a moment while one replaces the other.
     pub ike_sas: Vec<IkeStatus>,
-    /// The CHILD_SAs, including those that only linger.
+    /// The CHILD_SAs, including lingering ones.
     pub children: Vec<ChildStatus>,
     /// The latest failure, until the next success.
     pub last_error: Option<PeerError>,
@@ -56,7 +56,7 @@ pub struct IkeStatus {
     pub initiator: bool,
     /// What was negotiated.
     pub details: IkeDetails,
-    /// When it was established.
+    /// The time at which it was established.
     pub established: Instant,
     /// When the peer's last authentic message came.
     pub last_received: Instant,
@@ -73,7 +73,7 @@ pub struct ChildStatus {
     pub sa: Arc<ChildSa>,
     /// Whether it is used in both directions.
     pub usage: ChildUse,
-    /// When it was established.
+    /// The time at which it was established.
     pub established: Instant,
 }
 
@@ -104,7 +104,7 @@ impl Endpoint {
     }
 
     /// Peers that lack a CHILD_SA that we want, although nothing that would create it is under way
-    /// or has a deadline. There must never be one: tests check this after each change.
+    /// or has a deadline. There must never be such a peer: tests check this after each change.
     #[doc(hidden)]
     pub fn stranded_peers(&self) -> Vec<PeerName> {
         let wanted = |peer: &&Peer| peer.config().initiate && !peer.terminated && !peer.config().remotes.is_empty();

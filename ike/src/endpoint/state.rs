@@ -16,7 +16,7 @@ use crate::output::Output;
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
 use crate::time::Instant;
 
-/// How long the last response of a deleted IKE SA is kept, to repeat it if it was lost.
+/// How long the last response of a deleted IKE SA is kept, to send it again if it was lost.
 const LAST_RESPONSE_LIFETIME: Duration = Duration::from_secs(10);
 
 /// The IKEv2 endpoint of a node; see the [module](crate::endpoint).
@@ -107,7 +107,7 @@ impl Endpoint {
         &self.config
     }
 
-    /// Sets the deadline of an IKE SA, and that of its peer.
+    /// Sets the deadlines of an IKE SA and of its peer.
     pub(super) fn schedule(&mut self, spi: Spi) {
         let mut owner = None;
         self.keep_outcome(spi);

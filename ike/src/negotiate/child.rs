@@ -1,4 +1,4 @@
-//! Chooses, as responder, the configured child that the peer's request is for.
+//! As responder, chooses the configured child that the peer's request is for.
 
 use super::mode::{Ends, ModeObstacle, check_request};
 use super::proposal::{ChildKeyExchange, Chosen, EspSuite, choose_esp};

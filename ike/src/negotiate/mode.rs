@@ -24,7 +24,7 @@ pub(crate) enum ModeObstacle {
     /// Transport mode through a NAT. RFC 7296 2.23.1 requires the ends to substitute each other's
     /// addresses, which we do not do.
     Nat,
-    /// Transport mode for addresses other than those of the IKE SA.
+    /// Transport mode for addresses other than the addresses of the IKE SA.
     Addresses,
     /// The peer asks for tunnel mode, and the child is in transport mode.
     TunnelAsked,

@@ -365,7 +365,8 @@ mod tests {
         //= RFC 7296 3.3.5 MUST 6: AES without length is refused
         //= RFC 7296 3.3.6 MUST 9: unknown transforms and attributes
         use crate::wire::Attribute;
-        // RFC 7296 3.3.5: AES needs a key length. 3.3.6: the last case has an unknown attribute.
+        // RFC 7296 3.3.5: AES needs a key length. 3.3.6: the last test case has an unknown
+        // attribute.
         let strange = Attribute::OtherShort { kind: 77, value: 1 };
         for attributes in [vec![], vec![Attribute::KeyLength(192)], vec![Attribute::KeyLength(256), strange]] {
             for cipher in [Cipher::Aes256Gcm16, CBC_256] {

@@ -10,7 +10,7 @@ use crate::event::ChildSa;
 use crate::wire::TrafficSelector;
 
 /// Maximum number of networks of one side of a CHILD_SA. The ranges of an honest peer are networks;
-/// irregular ranges split into many.
+/// an irregular range splits into many networks.
 const MAX_NETWORKS: usize = 256;
 
 /// The traffic of a configured child, of a part of a child, or of a CHILD_SA.
@@ -179,7 +179,7 @@ fn follows(end: IpAddr, start: IpAddr) -> bool {
     }
 }
 
-/// Drops selectors that are contained in another one. The others keep their order.
+/// Drops selectors that are contained in another one. The remaining selectors keep their order.
 fn without_contained(selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
     let mut kept: Vec<TrafficSelector> = Vec::new();
     for selector in selectors {
@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn the_specific_first_selector_of_a_triggering_packet_does_not_narrow_the_rest() {
         //= RFC 7296 2.9 MUST 2: the first selectors are kept
-        // RFC 7296 2.9: the first selector is that of the packet, with its protocol and ports.
+        // RFC 7296 2.9: the first selector describes the packet, with its protocol and ports.
         let ours = child(&["10.1.0.0/16"], &["10.2.0.0/16"]);
         let mut packet = selectors(&["10.1.0.5/32"])[0];
         (packet.protocol, packet.start_port, packet.end_port) = (6, 80, 80);

@@ -1,6 +1,6 @@
-//! The protected channel of an IKE SA: message IDs and windows of one request (RFC 7296 2.2, 2.3),
-//! retransmission of requests and responses (`retransmission_timer`, `last_response`), fragments,
-//! NAT keepalives (RFC 3948 2.3), and changes of address (2.23).
+//! The protected channel of an IKE SA: message IDs and the window of one request (RFC 7296 2.2,
+//! 2.3), retransmission of requests and responses (`retransmission_timer`, `last_response`),
+//! fragments, NAT keepalives (RFC 3948 2.3), and address changes (2.23).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,8 +19,8 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
 
 /// Size of the non-ESP marker, bytes. It counts towards the datagram's size.
 const MARKER_LEN: usize = 4;
-/// How long fragments wait for the rest of their message. It is longer than the time for which the
-/// peer retransmits.
+/// How long fragments wait for the rest of their message. This is longer than the time for which
+/// the peer retransmits.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of transmissions of a request after which a peer counts as silent.
@@ -49,7 +49,7 @@ pub(crate) struct Channel {
     pub(crate) ike: IkeId,
     /// Our end of the IKE SA.
     pub(crate) role: IkeRole,
-    /// Keys, for AUTH and for the derivation of further keys.
+    /// Keys of the IKE SA, for AUTH and for the derivation of further keys.
     pub(crate) keys: IkeKeys,
     /// Addresses, and NATs between them.
     pub(crate) path: Path,
@@ -70,17 +70,18 @@ pub(crate) struct Channel {
     partial_request: PartialMessage,
     partial_response: PartialMessage,
     pub(super) response_path: (SocketAddr, SocketAddr),
-    /// How a peer is followed whose messages come from elsewhere.
+    /// How we follow a peer whose messages come from another address.
     pub(super) following: Following,
-    /// The path of messages, while it is not shown that the peer receives there. What is not of IKE
-    /// stays on `path` until then.
+    /// The path of IKE messages until the peer is known to receive on it. Until then ESP stays on
+    /// `path`.
     pub(super) unchecked: Option<Path>,
-    /// More addresses to which the request under way goes, because the peer does not answer.
+    /// Further addresses to which the request under way is sent, because the peer does not answer.
     pub(super) alternatives: Vec<SocketAddr>,
-    /// The addresses between which the request that was answered last went, if there is one pair
-    /// only.
+    /// The addresses between which the last answered request was sent, if it was sent between one
+    /// pair only.
     pub(super) answered_between: Option<(SocketAddr, SocketAddr)>,
-    /// The peer has answered at this address, to which the request went too.
+    /// An address other than the one in use at which the peer has answered. The request was also
+    /// sent to this address.
     pub(super) answered_elsewhere: Option<SocketAddr>,
     /// The source of the peer's newest message, if it is not the address to which we send. An
     /// attacker can copy a message and forge its source, so we switch to this address only after
@@ -99,12 +100,12 @@ pub(super) struct InFlight {
     retransmission: RetransmissionTimer,
     /// The candidate address to which the request was also sent.
     pub(super) sent_to: Option<SocketAddr>,
-    /// Whether its transmissions began again on the former path, after nobody had answered on the
-    /// unchecked one. That happens once, so a request ends.
+    /// Whether the transmissions of the request began again on the former path, because nobody had
+    /// answered on the unchecked one. This happens only once, so that the request ends.
     fell_back: bool,
-    /// How often it was sent at once because the peer had moved.
+    /// How often the request was sent at once because the peer had moved.
     redirected: u32,
-    /// The addresses between which it was sent. `None`: between several pairs.
+    /// The addresses between which the request was sent. `None`: between several pairs.
     pub(super) between: Option<(SocketAddr, SocketAddr)>,
 }
 
@@ -259,8 +260,10 @@ impl Channel {
     }
 
     /// Sends the request under way at once to the path that the peer asks for. The first time, all
-    /// transmissions begin again there. After as many times as a request is sent, it waits for the
-    /// next transmission: a peer that moves all the time must not have it sent without end.
+    /// transmissions begin again on that path. The number of such immediate transmissions is
+    /// limited to the maximum number of transmissions of a request. After that the request waits
+    /// for its next transmission, so that a peer that moves all the time cannot have it sent
+    /// without end.
     pub(super) fn redirect(&mut self, cx: &mut Context<'_>) {
         let limit = self.signs.transmissions(&self.timing);
         let Some(mut in_flight) = self.in_flight.take_if(|in_flight| in_flight.redirected < limit) else { return };
@@ -282,14 +285,14 @@ impl Channel {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
         };
-        // ESP comes on the path that is in use, so it says nothing about another one.
+        // ESP arrives on the path in use, so it says nothing about another path.
         let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now)
             && self.unchecked.is_none()
             && !mutation!("esp_is_no_sign_of_life");
         //= RFC 7296 2.1 MUST 6: retransmit
         let limit = self.signs.transmissions(&self.timing);
         if in_flight.retransmission.advance(&self.timing, limit, esp_arrives, cx.now).is_none() {
-            // Nobody answers at the address that is being checked. A stranger may have forged it.
+            // Nobody answers at the address that is being checked. An attacker may have forged it.
             self.unchecked.take()?;
             if std::mem::replace(&mut in_flight.fell_back, true) {
                 return None;
@@ -330,7 +333,7 @@ impl Channel {
         self.in_flight = Some(in_flight);
     }
 
-    /// As responder of IKE_AUTH, sets both addresses to those of the authentic request.
+    /// As responder of IKE_AUTH, takes both addresses from the authentic request.
     pub(crate) fn begin_at(&mut self, local: SocketAddr, remote: SocketAddr) {
         self.path.local = local;
         self.path.remote = remote;

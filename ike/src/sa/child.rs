@@ -79,8 +79,9 @@ impl NegotiatedChild {
     }
 }
 
-/// As responder: the CHILD_SA that was agreed upon, and its payloads for the response. `exchanged`
-/// are those of CREATE_CHILD_SA between SA and TSi: the nonce and, with forward secrecy, KE.
+/// As responder, returns the CHILD_SA that was agreed upon, and its payloads for the response.
+/// `exchanged` are the payloads of CREATE_CHILD_SA between SA and TSi: the nonce and, with forward
+/// secrecy, KE.
 pub(crate) fn grant(
     agreed: Agreed<'_>,
     purpose: Purpose,

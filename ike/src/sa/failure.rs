@@ -121,7 +121,7 @@ pub(crate) fn auth(error: &AuthError) -> PeerError {
     PeerError::new(IKE_AUTH, error.kind(), error.to_string())
 }
 
-/// The error for a message of the peer that violates the protocol.
+/// The error for a message from the peer that violates the protocol.
 pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerError {
     let detail = match error {
         InvalidMessage::MajorVersion(_) => format!("{error}; configure the peer for IKEv2"),
@@ -130,7 +130,7 @@ pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerErro
     PeerError::new(exchange, PeerErrorKind::Protocol, detail)
 }
 
-/// The peer refuses our address update (RFC 4555 3.5, 3.9).
+/// The error if the peer refuses our address update (RFC 4555 3.5, 3.9).
 pub(crate) fn update_refused(notify: NotifyType, path: &Path) -> PeerError {
     let (local, remote) = (path.local, path.remote);
     let detail = match notify {
@@ -145,7 +145,7 @@ pub(crate) fn update_refused(notify: NotifyType, path: &Path) -> PeerError {
     PeerError::new(INFORMATIONAL, PeerErrorKind::Notified, detail)
 }
 
-/// The peer forbids NATs, and its request came through one (RFC 4555 3.9).
+/// The error if the peer forbids NATs, but its request came through one (RFC 4555 3.9).
 pub(crate) fn unexpected_nat(path: &Path) -> PeerError {
     let detail = format!(
         "the peer forbids NATs (NO_NATS_ALLOWED), but its request came from {} to {} with other addresses inside; enable NAT traversal at the peer",
@@ -154,7 +154,7 @@ pub(crate) fn unexpected_nat(path: &Path) -> PeerError {
     PeerError::new(INFORMATIONAL, PeerErrorKind::Protocol, detail)
 }
 
-/// COOKIE2 came back changed, or not at all (RFC 4555 3.7).
+/// The error if COOKIE2 came back changed, or not at all (RFC 4555 3.7).
 pub(crate) fn wrong_cookie2() -> PeerError {
     let detail = "the peer did not return our COOKIE2 as it is, so it may not receive at the address that it claims; if its MOBIKE is broken, set mobike = false";
     PeerError::new(INFORMATIONAL, PeerErrorKind::Protocol, detail.to_owned())

@@ -23,18 +23,18 @@ use crate::purpose::Purpose;
 use crate::time::Instant;
 
 /// How long the peer may take to delete an SA that it should delete: the old CHILD_SA of its rekey,
-/// or the redundant one of two IKE SAs. After this time we delete it. It is longer than all
+/// or the redundant one of two IKE SAs. After this time we delete the SA. This is longer than all
 /// retransmissions take.
 const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The phase in the life of an IKE SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lifecycle {
-    /// It is in use.
+    /// The IKE SA is in use.
     Active,
-    /// Another IKE SA has replaced it, and it waits to be deleted.
+    /// Another IKE SA has replaced this one, which waits to be deleted.
     Superseded(IkeId),
-    /// It was reported down, and DELETE is under way.
+    /// The IKE SA was reported down, and DELETE is under way.
     Deleting,
 }
 
@@ -70,7 +70,7 @@ pub(crate) enum CloseReason {
     ByUs,
     /// The peer did not answer.
     Timeout,
-    /// A protocol error ended it.
+    /// A protocol error ended the IKE SA.
     Failed(PeerError),
 }
 
@@ -81,8 +81,8 @@ pub(crate) struct IkeSa {
     pub(super) profile: Arc<Profile>,
     pub(super) details: IkeDetails,
     pub(super) lifecycle: Lifecycle,
-    /// Whether we delete this superseded IKE SA as soon as the one that we began in its place has
-    /// all the CHILD_SAs.
+    /// Whether we delete this superseded IKE SA as soon as the IKE SA that we began in its place
+    /// has all the CHILD_SAs.
     pub(super) delete_when_served: bool,
     pub(super) outstanding: Option<OutstandingRequest>,
     /// Requests to send when the window is free. No request is queued twice, so there are only a
@@ -91,7 +91,7 @@ pub(crate) struct IkeSa {
     initiation: Initiation,
     established: Instant,
     pub(super) lifetime: Lifetime,
-    /// When it is to be rekeyed. `None`: the peer refuses, or a new IKE SA will replace it.
+    /// When to rekey the IKE SA. `None`: the peer refuses, or a new IKE SA will replace it.
     pub(super) rekey_at: Option<Instant>,
     /// How often the peer has answered our rekey with TEMPORARY_FAILURE.
     pub(super) temporary_failures: u8,
@@ -106,7 +106,7 @@ pub(crate) struct IkeSa {
     /// after a success.
     outcome: Option<Option<PeerError>>,
     pub(super) timers: Timers,
-    /// `None`: not both ends speak MOBIKE.
+    /// The MOBIKE state. `None`: one of the ends does not speak MOBIKE.
     pub(super) mobike: Option<Mobike>,
 }
 
@@ -149,7 +149,7 @@ impl IkeSa {
         sa
     }
 
-    /// Both ends may speak MOBIKE from now on.
+    /// Sets the MOBIKE state: `None` if one of the ends does not speak MOBIKE.
     pub(super) fn with_mobike(mut self, mobike: Option<Mobike>) -> Self {
         self.details.mobike = mobike.is_some();
         self.channel.following = match &mobike {
@@ -171,7 +171,7 @@ impl IkeSa {
         self.channel.local_spi()
     }
 
-    /// Returns whether we are its initiator.
+    /// Returns whether we are the initiator of the IKE SA.
     pub(crate) fn initiator(&self) -> bool {
         self.channel.role == IkeRole::Initiator
     }
@@ -200,8 +200,8 @@ impl IkeSa {
         self.set_timers(cx.now);
     }
 
-    /// Requires the peer to authenticate again soon, since the credentials with which it was
-    /// authenticated are no longer configured. Otherwise this IKE SA ends.
+    /// Requires the peer to authenticate again soon, since the credentials that authenticated it
+    /// are no longer configured. Otherwise this IKE SA ends.
     pub(crate) fn require_reauthentication(&mut self, cx: &mut Context<'_>) {
         let renewal = self.lifetime.credentials_changed(cx);
         self.timers.set(Timer::Reauthenticate, renewal);
@@ -218,7 +218,8 @@ impl IkeSa {
         let channel = Channel::new(keys, ike, role, path, self.channel.fragments(), timing, cx.now);
         let details = IkeDetails { proposal: channel.keys.suite.to_string(), ..self.details.clone() };
         let new = Self::new(channel, Arc::clone(&self.profile), details, self.initiation, cx);
-        // What the peer said about our address is a hash with the SPIs of this one.
+        // The peer's statement about our address is a hash that contains the SPIs of this IKE SA,
+        // so it is not valid for the new one.
         let mut new = new.with_mobike(self.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike }));
         new.channel.unchecked = self.channel.unchecked;
         if !mutation!("authentication_prolonged_by_rekey") {
@@ -229,7 +230,7 @@ impl IkeSa {
         Box::new(new)
     }
 
-    /// The CHILD_SAs of another IKE SA come to this one, and with them their addresses.
+    /// Takes over the addresses of another IKE SA, whose CHILD_SAs move to this one.
     pub(crate) fn take_addresses_of(&mut self, other: &Self) {
         if self.mobike.is_some() && other.mobike.is_some() {
             self.mobike = other.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike });

@@ -1,8 +1,8 @@
-//! Which end began an IKE SA.
+//! The end that began an IKE SA, and the time at which it did.
 
 use crate::time::Instant;
 
-/// Which end began an IKE SA, and when its IKE_SA_INIT was sent or arrived.
+/// The end that began an IKE SA, and the time at which its IKE_SA_INIT was sent or arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Initiation {
     /// We are its initiator.

@@ -88,7 +88,7 @@ impl InitiatorAuth {
         payloads.push(Payload::TrafficSelectorsInitiator(asked.local_selectors()));
         payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
         if config.speaks_mobike() {
-            // RFC 4555 3.2: announced in IKE_AUTH.
+            // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
             payloads.extend(mobike::supported(&mobike::own_additional(cx.config, config, channel.path.local.ip())));
             if !channel.path.nat_traversal {
                 // RFC 4555 3.9: NO_NATS_ALLOWED without NAT traversal.
@@ -161,7 +161,7 @@ impl InitiatorAuth {
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
             Ok(negotiated) => Ok(negotiated.into_sa(inbound, true, &channel)),
-            // If the peer has installed the CHILD_SA, it ends with the IKE SA.
+            // If the peer has installed the CHILD_SA, the CHILD_SA ends with the IKE SA.
             //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
             Err(error) => {
                 inbound.release(&profile, cx);

@@ -22,7 +22,7 @@ use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Pa
 /// asks for two.
 const MAX_ROUNDS: u8 = 6;
 
-/// Maximum size of an IKE_SA_INIT response, bytes. It is large enough for the CERTREQ of 300
+/// Maximum size of an IKE_SA_INIT response, bytes. This is large enough for a CERTREQ with 300
 /// authorities. The response is kept until IKE_AUTH.
 const MAX_INIT_RESPONSE: usize = 8192;
 

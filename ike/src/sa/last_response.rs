@@ -1,5 +1,5 @@
-//! Answers a retransmitted request with the same response again (RFC 7296 2.1). `responder` does so
-//! for IKE_SA_INIT.
+//! Answers a retransmitted request with the same response again (RFC 7296 2.1). `responder` does
+//! the same for IKE_SA_INIT.
 
 use std::net::SocketAddr;
 
@@ -50,7 +50,7 @@ impl LastResponse {
     }
 }
 
-/// Returns the hash by which a retransmitted datagram is recognized.
+/// Returns the hash that identifies a retransmitted datagram.
 pub(super) fn fingerprint(datagram: &[u8]) -> [u8; 32] {
     digest(&SHA256, datagram).as_ref().try_into().unwrap_or_default()
 }

@@ -1,6 +1,6 @@
-//! The lifetime of an IKE SA (RFC 7296 2.8: it MUST NOT be used beyond its lifetime). Two things
-//! have a lifetime: its keys, which a rekey replaces, and the peer's authentication, which only
-//! IKE_AUTH renews. The authentication also ends with the peer's certificate, or when the
+//! The lifetime of an IKE SA (RFC 7296 2.8: an IKE SA MUST NOT be used beyond its lifetime). Two
+//! things have a lifetime: its keys, which a rekey replaces, and the peer's authentication, which
+//! only IKE_AUTH renews. The authentication also ends when the peer's certificate expires or the
 //! configuration changes. Its lifetime counts from IKE_AUTH, so a rekey of the IKE SA does not
 //! prolong it.
 
@@ -17,7 +17,7 @@ use crate::time::Instant;
 /// How long an IKE SA continues after the configured credentials have changed. Within this time the
 /// operator must change them at the peer as well.
 const CREDENTIALS_CHANGE_GRACE: Duration = Duration::from_secs(300);
-/// After a change of credentials, all peers with which we are the initiator authenticate again,
+/// After a change of credentials, all peers for which we are the initiator authenticate again,
 /// spread over this time.
 const CREDENTIALS_CHANGE_SPREAD: Duration = Duration::from_secs(60);
 /// Minimum time between two authentications of a peer, even if a certificate expires soon.
@@ -74,7 +74,8 @@ impl Lifetime {
     /// The time at which the peer is to authenticate again.
     pub(super) fn reauthentication(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
         let by_lifetime = soft(profile.config.timing.authentication_lifetime, initiation, cx);
-        // A certificate is renewed before it ends, and the peer has to see the new one in time.
+        // A certificate is renewed before it expires, and the peer has to see the new certificate
+        // in time.
         let ends = self.certificate.into_iter().chain(profile.auth.not_after());
         let by_certificate = ends.min().map(|not_after| {
             let left = Duration::from_secs(not_after.saturating_sub(cx.env.unix_time()));

@@ -1,6 +1,6 @@
-//! Where the messages of an IKE SA go while it is not shown that the peer receives there (RFC 4555
-//! 3.7), which more addresses are tried, and when a peer is followed to another one (RFC 7296
-//! 2.23).
+//! The addresses between which the messages of an IKE SA are sent: a new path before the peer is
+//! known to receive on it (RFC 4555 3.7), further addresses that are tried, and a peer that is
+//! followed to another address (RFC 7296 2.23).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,15 +8,16 @@ use super::channel::Channel;
 use super::path::Path;
 use crate::output::Context;
 
-/// How a peer is followed whose messages come from another address.
+/// When to follow a peer whose messages come from another address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Following {
-    /// Once it has answered there (RFC 7296 2.23).
+    /// Once the peer has answered at that address (RFC 7296 2.23).
     Answer,
-    /// By its UPDATE_SA_ADDRESSES, or by ESP of it that comes from elsewhere, once it has returned
-    /// COOKIE2 there: it is the initiator, and both ends speak MOBIKE (RFC 4555 3.8).
+    /// After the peer's UPDATE_SA_ADDRESSES or ESP from another address, once the peer has returned
+    /// COOKIE2 at that address. The peer is the initiator, and both ends speak MOBIKE (RFC 4555
+    /// 3.8).
     Update,
-    /// By our UPDATE_SA_ADDRESSES: once it has answered there, we move.
+    /// After our UPDATE_SA_ADDRESSES: once the peer has answered it at that address, we move.
     OwnUpdate,
 }
 
@@ -27,18 +28,18 @@ impl Channel {
         (local, remote)
     }
 
-    /// The path of messages.
+    /// The path of IKE messages.
     pub(crate) fn message_path(&self) -> Path {
         self.unchecked.unwrap_or(self.path)
     }
 
-    /// Whether the path of messages is not checked yet (RFC 4555 3.7).
+    /// Returns whether the path of IKE messages is not checked yet (RFC 4555 3.7).
     pub(crate) fn is_unchecked(&self) -> bool {
         self.unchecked.is_some()
     }
 
-    /// Messages take this path from now on, also the request under way. What is not of IKE follows
-    /// by [`Self::use_path`].
+    /// Sends IKE messages on this path from now on, including the request under way.
+    /// [`Self::use_path`] moves ESP later.
     pub(crate) fn check_path(&mut self, path: Path, cx: &mut Context<'_>) {
         self.unchecked = Some(path);
         self.candidate = None;
@@ -46,19 +47,19 @@ impl Channel {
         self.redirect(cx);
     }
 
-    /// Everything takes this path from now on.
+    /// Sends both IKE messages and ESP on this path from now on.
     pub(crate) fn use_path(&mut self, path: Path) {
         self.path = path;
         self.unchecked = None;
         self.candidate = None;
     }
 
-    /// Messages take the path of everything else again.
+    /// Sends IKE messages on the path of ESP again.
     pub(crate) fn leave_unchecked_path(&mut self) {
         self.unchecked = None;
     }
 
-    /// Our address changes, also on the unchecked path if that has the same one.
+    /// Changes our address, also on the unchecked path if that has the same address.
     pub(crate) fn set_local_ip(&mut self, local: IpAddr) {
         let old = self.path.local.ip();
         self.path.local.set_ip(local);
@@ -67,7 +68,7 @@ impl Channel {
         }
     }
 
-    /// The request under way goes to these addresses too, now and when it is sent again.
+    /// Sends the request under way to these addresses too, now and at each retransmission.
     pub(crate) fn send_to_alternatives(&mut self, alternatives: Vec<SocketAddr>, cx: &mut Context<'_>) {
         let local = self.message_path().local;
         let Some(mut in_flight) = self.in_flight.take() else { return };
@@ -84,24 +85,24 @@ impl Channel {
         self.in_flight = Some(in_flight);
     }
 
-    /// Whether the request that was answered last shows that the peer receives where messages go:
-    /// it went nowhere else (RFC 4555 3.7).
+    /// Returns whether the last answered request proves that the peer receives on the path of IKE
+    /// messages, that is, whether it was sent to no other address (RFC 4555 3.7).
     pub(crate) fn answer_shows_path(&self) -> bool {
         self.answered_between == Some(self.message_addresses()) || mutation!("any_answer_shows_path")
     }
 
-    /// The address at which the peer has answered, if that is not where messages go.
+    /// Takes the address at which the peer has answered, if IKE messages are sent to another one.
     pub(crate) fn take_answered_elsewhere(&mut self) -> Option<SocketAddr> {
         self.answered_elsewhere.take()
     }
 
-    /// Our address and the peer's of the request that was received last.
+    /// Our address and the peer's address in the request that was received last.
     pub(crate) fn request_addresses(&self) -> (SocketAddr, SocketAddr) {
         self.response_path
     }
 
-    /// Makes this address, from which authentic ESP of the peer came, the candidate if the peer may
-    /// have moved there and no other address is being checked.
+    /// Makes this address, from which authentic ESP from the peer came, the candidate if the peer
+    /// may have moved there and no other address is being checked.
     // RFC 4555 3.8: ESP may be followed.
     pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
         let same_family = remote.is_ipv4() == self.path.remote.is_ipv4();
@@ -136,8 +137,8 @@ impl Channel {
 
     /// Updates the address of a peer behind a NAT from a new authentic message (RFC 7296 2.23), and
     /// our own address if the kernel chose it. The SAs move only if the message answers one that we
-    /// sent to the new address (`confirmed`). For this reason following is also safe if we are
-    /// behind a NAT ourselves, although 2.23 tells such hosts not to follow.
+    /// sent to the new address (`confirmed`). For this reason it is safe to follow the peer even if
+    /// we are behind a NAT ourselves, although 2.23 tells such hosts not to.
     pub(super) fn update_path(&mut self, local: SocketAddr, remote: SocketAddr, confirmed: bool) {
         //= RFC 7296 2.11 MUST 3: the response comes from there
         self.response_path = (local, remote);

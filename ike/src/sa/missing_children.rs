@@ -16,20 +16,21 @@ use crate::purpose::Purpose;
 use crate::time::Instant;
 
 /// If the peer deletes a new CHILD_SA after this time, another one is made at once. If the peer
-/// deletes it earlier, the wait before the next one doubles.
+/// deletes it earlier, the delay before the next one doubles.
 const CHILD_PROVEN: Duration = Duration::from_secs(2);
 
 /// How long an IKE SA may exist without a CHILD_SA.
 const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The planned requests for missing CHILD_SAs. The purposes are those of the configured children
-/// and those of the IKE SA that this one replaces. Their number is at most the sum of
+/// The planned requests for missing CHILD_SAs. They cover the purposes of the configured children
+/// and of the IKE SA that this one replaces. Their number is at most the sum of
 /// [`max_children`](crate::PeerConfig::max_children) and the number of configured children.
 #[derive(Debug, Default)]
 pub(super) struct MissingChildren {
     /// When to request each purpose.
     planned: BTreeMap<Purpose, Instant>,
-    /// When each purpose was last requested because it was missing, and the wait before that.
+    /// When each purpose was last requested because it was missing, and the delay before that
+    /// request.
     recreated: BTreeMap<Purpose, (Instant, Duration)>,
 }
 
@@ -45,7 +46,7 @@ impl MissingChildren {
     }
 
     /// Plans a request for a CHILD_SA that existed until now. The first request is made at once; if
-    /// the peer keeps deleting the CHILD_SA, the waits grow.
+    /// the peer keeps deleting the CHILD_SA, the delays grow.
     pub(super) fn recreate(&mut self, purpose: Purpose, timing: &Timing, now: Instant) {
         let wait = match self.recreated.get(&purpose) {
             Some((at, wait)) if now < *at + CHILD_PROVEN => {
@@ -92,10 +93,10 @@ impl MissingChildren {
 }
 
 impl IkeSa {
-    /// Plans requests for CHILD_SAs when the IKE SA is established. If we began it or have
+    /// Plans requests for CHILD_SAs when the IKE SA is established. If we began the IKE SA or have
     /// `initiate` set, we request the CHILD_SAs that IKE_AUTH did not make, and those of the IKE
-    /// SAs that this one replaces (`replaced`). The end that began it makes its requests at once,
-    /// the other end after a while.
+    /// SAs that this one replaces (`replaced`). The end that began the IKE SA makes its requests at
+    /// once, the other end after a while.
     pub(crate) fn plan_children(&mut self, replaced: &[Purpose], child_sas: &ChildSas, cx: &mut Context<'_>) {
         let profile = Arc::clone(&self.profile);
         let config = &profile.config;
@@ -137,7 +138,7 @@ impl IkeSa {
         child_sas: &mut ChildSas,
         cx: &mut Context<'_>,
     ) {
-        // A rekey may have been queued again meanwhile. It has to wait too.
+        // A rekey may have been queued again meanwhile. That rekey has to wait too.
         self.queue.retain(|queued| !matches!(queued, QueuedRequest::RekeyChild(child) if Some(*child) == old));
         if let Some(child) = old.and_then(|old| child_sas.live_mut(old)) {
             child.rekey = Some(cx.now + wait);
@@ -146,8 +147,9 @@ impl IkeSa {
         }
     }
 
-    /// Handles the end of a CHILD_SA of this purpose. If exactly one is left and its DELETE is
-    /// still queued, it was superfluous only while the other one existed, so it stays now.
+    /// Handles the end of a CHILD_SA of this purpose. If exactly one CHILD_SA of the purpose is
+    /// left and its DELETE is still queued, that CHILD_SA was superfluous only while the other one
+    /// existed, so it stays now.
     pub(super) fn keep_last_child(&mut self, purpose: &Purpose, child_sas: &mut ChildSas, now: Instant) {
         let left = child_sas.ids_for(self.spi(), purpose);
         let [last] = left.as_slice() else { return };
@@ -163,7 +165,7 @@ impl IkeSa {
     }
 
     /// Handles the deletion of a configured CHILD_SA when no other one is being made. If we want
-    /// one, we request it at once. If the peer keeps deleting them, the waits grow.
+    /// one, we request it at once. If the peer keeps deleting it, the delays grow.
     pub(super) fn child_deleted(&mut self, purpose: &Purpose, child_sas: &ChildSas, cx: &mut Context<'_>) {
         let whole = Purpose::whole(&purpose.child);
         let config = &self.profile.config;

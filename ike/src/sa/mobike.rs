@@ -1,5 +1,5 @@
-//! MOBIKE (RFC 4555): what both ends tell each other about their addresses, and how an IKE SA keeps
-//! it. `exchange/addresses.rs` has the exchanges.
+//! MOBIKE (RFC 4555): the notifications that state the addresses of both ends, and the state that
+//! an IKE SA keeps about these addresses. `exchange/addresses.rs` has the exchanges.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,39 +11,40 @@ use crate::event::IkeId;
 use crate::output::Context;
 use crate::wire::{Notify, NotifyType, Payload, Payloads};
 
-/// Most additional addresses that are announced, and most of the peer's that are kept; further ones
-/// are left out.
+/// Maximum number of additional addresses that are announced, and of the peer's additional
+/// addresses that are kept. Further addresses are left out.
 pub(crate) const MAX_ADDITIONAL: usize = 8;
 
-/// Octets of COOKIE2 that the RFC allows (4.2.5).
+/// Allowed size of COOKIE2, bytes (RFC 4555 4.2.5).
 const COOKIE2_OCTETS: std::ops::RangeInclusive<usize> = 8..=64;
 
-/// What an IKE SA knows about the addresses of both ends beside its path.
+/// What an IKE SA knows about the addresses of both ends in addition to its path.
 #[derive(Debug, Clone)]
 pub(crate) struct Mobike {
     /// The additional addresses that the peer announced last, at most [`MAX_ADDITIONAL`].
     pub(super) peer_addresses: Vec<IpAddr>,
     /// The additional addresses that we announced last.
     pub(super) announced: Vec<IpAddr>,
-    /// Our address at which the list begins: it was that of the message's IP header. Told by
-    /// IKE_AUTH or an announcement; charon does not change it by UPDATE_SA_ADDRESSES.
+    /// Our address in the IP header of the message that carried the list: IKE_AUTH or an
+    /// announcement. It counts as the first address of the list, and charon does not change it on
+    /// UPDATE_SA_ADDRESSES.
     pub(super) announced_from: IpAddr,
-    /// How we look from the peer: its last NAT_DETECTION_DESTINATION_IP in an address update.
+    /// Our address as the peer sees it: its last NAT_DETECTION_DESTINATION_IP in an address update.
     pub(super) seen_as: Option<Vec<u8>>,
-    /// How often in a row the peer has answered by UNEXPECTED_NAT_DETECTED.
+    /// Number of consecutive UNEXPECTED_NAT_DETECTED answers from the peer.
     pub(super) unexpected_nats: u32,
 }
 
 impl Mobike {
-    /// After IKE_AUTH, in which we announced these addresses from `local`. `None`: not both ends
-    /// speak MOBIKE.
+    /// Returns the state after IKE_AUTH, in which we announced these addresses from `local`.
+    /// `None`: one of the ends does not speak MOBIKE.
     pub(super) fn negotiated(
         config: &PeerConfig,
         payloads: &Payloads,
         announced: Vec<IpAddr>,
         local: IpAddr,
     ) -> Option<Self> {
-        // RFC 4555 3.2: announced in IKE_AUTH.
+        // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
         let both = config.speaks_mobike() && payloads.notify(NotifyType::MobikeSupported).is_some();
         both.then(|| Self {
             peer_addresses: additional_of(payloads).unwrap_or_default(),
@@ -57,12 +58,12 @@ impl Mobike {
 
 /// Our notifications for IKE_AUTH: that we speak MOBIKE, and our additional addresses.
 pub(super) fn supported(additional: &[IpAddr]) -> impl Iterator<Item = Payload> {
-    // RFC 4555 4.2.1: no data.
+    // RFC 4555 4.2.1: the notification has no data.
     let supported = Notify::new(NotifyType::MobikeSupported);
     std::iter::once(supported).chain(additional.iter().copied().map(Notify::additional_address)).map(Payload::Notify)
 }
 
-/// Our additional addresses for an INFORMATIONAL request. The list is always the whole one.
+/// Our additional addresses for an INFORMATIONAL request. The list is always complete.
 // RFC 4555 3.6: the complete list.
 pub(super) fn additional(addresses: &[IpAddr]) -> Vec<Payload> {
     if addresses.is_empty() {
@@ -71,7 +72,7 @@ pub(super) fn additional(addresses: &[IpAddr]) -> Vec<Payload> {
     addresses.iter().copied().map(Notify::additional_address).map(Payload::Notify).collect()
 }
 
-/// Addresses of this node beside `current`, to be announced to this peer.
+/// The addresses of this node other than `current` that are announced to this peer.
 pub(super) fn own_additional(config: &EndpointConfig, peer: &PeerConfig, current: IpAddr) -> Vec<IpAddr> {
     let inner: Vec<&IpNetwork> = peer.children().flat_map(|child| &child.local).collect();
     let mut addresses: Vec<IpAddr> = Vec::new();
@@ -97,13 +98,14 @@ pub(super) fn additional_of(payloads: &Payloads) -> Option<Vec<IpAddr>> {
     payloads.notifies().any(|notify| kinds.contains(&notify.kind)).then_some(addresses)
 }
 
-/// Whether an address belongs to one of these networks, to which packets go through the tunnel.
-/// Between our own nodes the selectors are all addresses, which says nothing.
+/// Returns whether an address belongs to one of these networks, to which packets go through the
+/// tunnel. Selectors for all addresses, as between our own nodes, do not count.
 pub(super) fn is_inner(address: IpAddr, networks: &[&IpNetwork]) -> bool {
     networks.iter().any(|network| network.prefix() > 0 && network.contains(address))
 }
 
-/// Whether another host may be at this address. Link-local ones mean nothing without an interface.
+/// Returns whether another host may have this address. Link-local addresses mean nothing without an
+/// interface.
 pub(super) fn can_be_reached(address: IpAddr) -> bool {
     let link_local = match address.to_canonical() {
         IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
@@ -113,8 +115,8 @@ pub(super) fn can_be_reached(address: IpAddr) -> bool {
     !(link_local || address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
-/// What protects the addresses of a request that may change them: NAT detection, or NO_NATS_ALLOWED
-/// if the peer does not support NAT traversal (RFC 4555 3.5, 3.9).
+/// The payloads that protect the addresses of a request that may change them: NAT detection, or
+/// NO_NATS_ALLOWED if the peer does not support NAT traversal (RFC 4555 3.5, 3.9).
 pub(super) fn protection(path: &Path, ike: IkeId, forced: bool) -> Vec<Payload> {
     if path.nat_traversal {
         return path.notifies(ike, forced).map(Payload::Notify).to_vec();
@@ -123,32 +125,33 @@ pub(super) fn protection(path: &Path, ike: IkeId, forced: bool) -> Vec<Payload> 
     vec![Payload::Notify(Notify::no_nats_allowed(path.local, path.remote))]
 }
 
-/// Whether the peer forbids NATs and there is one: its datagram came from and to other addresses
-/// than it says.
+/// Returns whether the peer forbids NATs but there is one: the addresses of its datagram differ
+/// from those that it states.
 pub(super) fn finds_unexpected_nat(payloads: &Payloads, local: SocketAddr, remote: SocketAddr) -> bool {
-    // RFC 4555 3.9: compared with the IP header.
+    // RFC 4555 3.9: the stated addresses are compared with the IP header.
     let expected = Notify::no_nats_allowed(remote, local);
     payloads.notifies().any(|notify| notify.kind == NotifyType::NoNatsAllowed && notify.data != expected.data)
 }
 
-/// The octets of a COOKIE2 of ours. The answer proves that the peer receives what we send.
+/// The octets of one of our COOKIE2 notifications. The answer proves that the peer receives what we
+/// send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cookie2([u8; 16]);
 
 impl Cookie2 {
-    /// Nobody can guess it.
+    /// Makes an unpredictable COOKIE2.
     pub(super) fn new(cx: &mut Context<'_>) -> Self {
-        // RFC 4555 4.2.5: unpredictable.
+        // RFC 4555 4.2.5: COOKIE2 must be unpredictable.
         Self(cx.random())
     }
 
-    /// The notification.
+    /// The COOKIE2 notification.
     // RFC 4555 4.2.5: 8 to 64 octets.
     pub(super) fn payload(self) -> Payload {
         Payload::Notify(Notify::with_data(NotifyType::Cookie2, self.0.to_vec()))
     }
 
-    /// Whether this is the answer to it.
+    /// Returns whether these payloads return this COOKIE2.
     pub(super) fn is_returned(self, payloads: &Payloads) -> bool {
         let returned = payloads.notify(NotifyType::Cookie2);
         returned.is_some_and(|notify| notify.data == self.0) || mutation!("any_cookie2_accepted")
@@ -184,7 +187,7 @@ mod tests {
         let announced = own_additional(&config, &peer, ip("10.0.0.1"));
         assert_eq!(announced[..2], [ip("192.0.2.1"), ip("10.0.0.2")]);
         assert_eq!(announced.len(), MAX_ADDITIONAL);
-        // The peer reaches what a child protects through the tunnel alone.
+        // The peer reaches the networks that a child protects only through the tunnel.
         peer.child.local = vec!["10.0.0.0/28".parse().unwrap(), "::/0".parse().unwrap()];
         let announced = own_additional(&config, &peer, ip("10.0.0.1"));
         assert_eq!(announced, [ip("192.0.2.1"), ip("10.0.0.16"), ip("10.0.0.17"), ip("10.0.0.18"), ip("10.0.0.19")]);

@@ -1,5 +1,5 @@
-//! IKE SAs. IKE_SA_INIT and IKE_AUTH are states: each consumes the one before. After them, each
-//! exchange is a small module.
+//! IKE SAs. IKE_SA_INIT and IKE_AUTH are states, each of which consumes the one before. The
+//! exchanges after them are small modules, one for each.
 //!
 //! ```text
 //! InitiatorInit -> InitiatorAuth -> IkeSa      we begin

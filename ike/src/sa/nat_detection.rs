@@ -9,8 +9,8 @@ use crate::event::IkeId;
 use crate::wire::{Notify, NotifyType, Payloads};
 
 impl Path {
-    /// Our NAT_DETECTION_*_IP. With `force`, the source hash is that of an impossible address, so
-    /// that the peer detects a NAT in front of us.
+    /// Our NAT_DETECTION_*_IP. With `force`, the source hash is computed from an impossible
+    /// address, so that the peer detects a NAT in front of us.
     pub(crate) fn notifies(&self, ike: IkeId, force: bool) -> [Notify; 2] {
         let source = if force { SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0) } else { self.local };
         let hash = |kind, address| Notify::with_data(kind, nat_detection_hash(ike, address).to_vec());

@@ -27,9 +27,10 @@ pub(crate) enum QueuedRequest {
     DeleteUnused(UnusedChild),
     /// Delete a CHILD_SA that we have removed already, because its lifetime is over.
     DeleteRemoved(ChildId),
-    /// Move to the present addresses (RFC 4555 3.5). Only the original initiator asks for it.
+    /// Move to the present addresses (RFC 4555 3.5). Only the original initiator sends this
+    /// request.
     UpdateAddresses,
-    /// Tell the peer our present addresses (RFC 4555 3.6).
+    /// Announce our present addresses to the peer (RFC 4555 3.6).
     AnnounceAddresses,
     /// Check whether the peer receives at the address of its UPDATE_SA_ADDRESSES (RFC 4555 3.7).
     CheckAddress,
@@ -44,7 +45,7 @@ pub(crate) enum QueuedRequest {
 pub(super) enum OutstandingRequest {
     Liveness,
     UpdateAddresses(Cookie2),
-    /// With the addresses that were announced: ours, and the additional ones.
+    /// Holds the announced addresses: the one in use, and the additional ones.
     AnnounceAddresses(IpAddr, Vec<IpAddr>),
     CheckAddress(Cookie2),
     CreateChild(Box<CreateChildRequest>),
@@ -76,9 +77,9 @@ pub(super) struct CreateChildRequest {
     pub(super) deleted: Vec<u32>,
 }
 
-/// Maximum length of [`CreateChildRequest::deleted`]. An honest peer deletes one. Further ones are
-/// not recorded. A CHILD_SA whose deletion was not recorded ends by the liveness check or by its
-/// lifetime.
+/// Maximum length of [`CreateChildRequest::deleted`]. An honest peer deletes one. Further deletions
+/// are not recorded. A CHILD_SA whose deletion was not recorded ends after a liveness check or when
+/// its lifetime expires.
 const MAX_DELETED: usize = 16;
 
 impl CreateChildRequest {
@@ -106,9 +107,10 @@ pub(super) struct RekeyIkeRequest {
 /// A CHILD_SA that only the peer has installed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UnusedChild {
-    /// Our SPI, which names it in our DELETE.
+    /// Our SPI, which names the CHILD_SA in our DELETE.
     pub(crate) inbound: ReservedSpi,
-    /// The peer's SPI, which names it in the peer's DELETE; `None` if its response had none.
+    /// The peer's SPI, which names the CHILD_SA in the peer's DELETE. `None` if the peer's response
+    /// had none.
     pub(crate) outbound: Option<u32>,
 }
 

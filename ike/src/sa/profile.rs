@@ -1,4 +1,4 @@
-//! A configured peer.
+//! A configured peer with its prepared credentials.
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use crate::output::Context;
 /// A peer's configuration and its prepared credentials.
 #[derive(Debug)]
 pub(crate) struct Profile {
-    /// Shared with the caller: ten thousand copies of chain, anchors and proposals take megabytes.
+    /// Shared with the caller, since ten thousand copies of certificate chain, trust anchors and
+    /// proposals would take megabytes.
     pub(crate) config: Arc<PeerConfig>,
     pub(crate) auth: Authenticator,
 }

@@ -7,7 +7,7 @@ use crate::crypto::Nonces;
 pub(super) struct RekeyCollision<Id> {
     /// The SA that the peer's exchange made, or the one that has replaced it since.
     pub(super) peers_sa: Id,
-    /// The lower one of the two nonces of that exchange.
+    /// The lower of the two nonces of that exchange.
     lower_nonce: Vec<u8>,
 }
 

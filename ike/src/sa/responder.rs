@@ -25,10 +25,10 @@ use crate::wire::{
     Payloads,
 };
 
-/// The settings with which an IKE_SA_INIT request is answered before the peer is known.
+/// The settings for the answer to an IKE_SA_INIT request, before the peer is known.
 #[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
-    /// Proposals of the peers that may have sent it, best first.
+    /// Proposals of the peers that may have sent the request, best first.
     pub(crate) proposals: &'a [IkeProposal],
     /// Trust anchors of all peers.
     pub(crate) request: Option<&'a CertificateRequest>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::Timing;
 use crate::time::Instant;
 
-/// How long a request is repeated while ESP of the peer arrives, counted from the first
+/// How long a request is repeated while ESP from the peer arrives, counted from the first
 /// transmission. A full uplink loses many packets, so a lost request does not prove that such a
 /// peer is dead. But the check must also detect that a peer's IKE daemon is gone while its kernel
 /// continues to send.
@@ -36,10 +36,10 @@ impl RetransmissionTimer {
         self.next
     }
 
-    /// Counts one more transmission, up to `limit`. `None`: all transmissions are used up. Waits
-    /// double, but the last one is only as long as the one before it, since no transmission follows
-    /// it. While ESP of the peer arrives, transmissions continue with this wait for
-    /// [`ESP_ARRIVES`].
+    /// Counts one more transmission, up to `limit`. `None`: all transmissions are used up. The
+    /// interval doubles each time, but the last interval is only as long as the one before it,
+    /// since no transmission follows it. While ESP from the peer arrives, transmissions continue at
+    /// this interval for [`ESP_ARRIVES`].
     pub(crate) fn advance(&mut self, timing: &Timing, limit: u32, esp_arrives: bool, now: Instant) -> Option<()> {
         if self.sent >= limit {
             //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT

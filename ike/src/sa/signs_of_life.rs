@@ -7,7 +7,7 @@ use crate::config::Timing;
 use crate::time::{Instant, on_whole_second};
 
 /// How soon we check whether the peer still has an IKE SA that a newer one has superseded. Normally
-/// the peer has deleted it by then. A peer that was restarted has lost it.
+/// the peer has deleted it by then. A peer that has restarted no longer has it.
 const SUPERSEDED_CHECK: Duration = Duration::from_millis(500);
 /// Transmissions of a request on a superseded IKE SA before it is given up: the newer one shows
 /// that the peer is reachable and answers. With the default timing the old one is given up after
@@ -31,7 +31,7 @@ pub(crate) struct SignsOfLife {
 }
 
 impl SignsOfLife {
-    /// Starts with a peer that has just sent an authentic message.
+    /// Creates the record for a peer that has just sent an authentic message.
     pub(crate) fn new(now: Instant) -> Self {
         Self { ike: now, esp: None, unanswered: None, idle: None, superseded: None }
     }

@@ -8,7 +8,7 @@ use super::reader::{Codec, InvalidMessage, Reader};
 pub enum Delete {
     /// This IKE SA with all its CHILD_SAs.
     Ike,
-    /// CHILD_SAs, by the SPIs with which the sender receives.
+    /// CHILD_SAs, by the sender's inbound SPIs.
     //= RFC 7296 3.11 MUST 1: SPIs of one protocol
     //= RFC 7296 3.11 MUST NOT 2: protocols are not mixed
     Children {

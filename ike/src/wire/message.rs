@@ -12,8 +12,8 @@ use super::reader::{InvalidMessage, Reader};
 use super::sa::Proposal;
 use super::selector::TrafficSelector;
 
-/// Maximum number of payloads of one message. An IKE_AUTH with a chain of certificates has fewer
-/// than 30.
+/// Maximum number of payloads in one message. An IKE_AUTH with a certificate chain has fewer than
+/// 30.
 pub const MAX_PAYLOADS: usize = 128;
 
 const CRITICAL: u8 = 0x80;
@@ -58,7 +58,8 @@ impl Message {
     }
 }
 
-/// The payloads of a message, in order. In a decoded message, types that may occur only once do so.
+/// The payloads of a message, in order. In a decoded message, a payload type that may occur only
+/// once never occurs twice.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Payloads(Vec<Payload>);
 
@@ -101,8 +102,8 @@ impl Payloads {
     /// The proposals of the SA payload.
     ///
     /// # Errors
-    /// Returns [`InvalidMessage::Missing`] if there is none. All getters of payloads that may occur
-    /// only once do so.
+    /// Returns [`InvalidMessage::Missing`] if there is no SA payload. All getters of payloads that
+    /// may occur only once return this error.
     pub fn proposals(&self) -> Result<&[Proposal], InvalidMessage> {
         self.find(PayloadType::SecurityAssociation, |payload| match payload {
             Payload::SecurityAssociation(proposals) => Some(proposals.as_slice()),

@@ -1,11 +1,11 @@
-//! Messages of IKEv2 as bytes (RFC 7296 3, RFC 7383). Each type encodes and reads itself.
+//! The encoding of IKEv2 messages (RFC 7296 3, RFC 7383). Each type encodes and decodes itself.
 //!
 //! All code here has limits and never panics. A datagram either becomes a [`Message`] (IKE_SA_INIT,
 //! in clear), is opened by `crypto::IkeCipher` into [`Payloads`], or is refused with an
 //! [`InvalidMessage`] that describes the violation.
 //!
 //! - [`Header`]: SPIs, exchange, flags, message ID.
-//! - [`Payloads`]: the chain of [`Payload`]s with getters.
+//! - [`Payloads`]: the chain of [`Payload`]s in a message, with getters.
 //! - [`Proposal`], [`TrafficSelector`], [`Notify`], ...: the payloads' contents.
 //! - [`Reassembly`]: fragments of one message (RFC 7383).
 

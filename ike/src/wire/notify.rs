@@ -32,8 +32,8 @@ impl Notify {
         Self { kind, protocol: Protocol::None, spi: Vec::new(), data }
     }
 
-    /// Makes a notification about an ESP SA, identified by the SPI with which the sender receives:
-    /// REKEY_SA, CHILD_SA_NOT_FOUND.
+    /// Makes a notification about an ESP SA, identified by the sender's inbound SPI: REKEY_SA,
+    /// CHILD_SA_NOT_FOUND.
     pub fn about_child(kind: NotifyType, spi: u32) -> Self {
         //= RFC 7296 1.3.3 REQUIRED 2: REKEY_SA names our inbound SPI
         //= RFC 7296 3.10 MUST 1: the protocol of a CHILD_SA
@@ -106,8 +106,7 @@ impl Notify {
 
 impl Codec for Notify {
     fn encode(&self, out: &mut Vec<u8>) {
-        // SPIs have 0, 4 or 8 octets. The length of an SPI that was read fits one octet by
-        // construction.
+        // SPIs have 0, 4 or 8 octets. The length of a received SPI always fits into one octet.
         let spi = self.spi.get(..usize::from(u8::MAX)).unwrap_or(&self.spi);
         out.push(self.protocol.into());
         out.push(u8::try_from(spi.len()).unwrap_or(u8::MAX));

@@ -9,8 +9,8 @@ macro_rules! numbers {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum $name {
             $(#[doc = concat!($text, " (", stringify!($value), ").")] $variant,)+
-            /// A number that has no name in this file. [`From`] never makes it from one of the
-            /// numbers above.
+            /// A number that has no name in this file. [`From`] never makes this variant from one
+            /// of the numbers above.
             Unknown($int),
         }
 

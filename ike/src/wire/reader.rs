@@ -110,7 +110,7 @@ pub enum InvalidMessage {
         /// SPI count.
         count: u16,
     },
-    /// The length of a traffic selector of a known type does not fit the type (RFC 7296 3.13.1).
+    /// The length of a traffic selector does not fit its type, which is known (RFC 7296 3.13.1).
     #[error("traffic selector type {kind} with length {length}")]
     SelectorLength {
         /// TS type.
@@ -153,7 +153,7 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads `bytes`, which errors call `what`.
+    /// Reads `bytes`. Errors name the structure by `what`.
     pub(crate) fn new(what: &'static str, bytes: &'a [u8]) -> Self {
         Self { what, bytes }
     }

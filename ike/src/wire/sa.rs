@@ -7,7 +7,7 @@ use crate::config::{Cipher, Group, Integrity, Prf};
 /// Maximum number of proposals of one payload. Honest peers send fewer than ten.
 pub const MAX_PROPOSALS: usize = 32;
 /// Maximum number of transforms in all proposals of one payload. Honest peers send fewer than a
-/// hundred. The limit matters because anybody can make us search through them.
+/// hundred. The limit matters because anybody can make us search through these transforms.
 pub const MAX_TRANSFORMS: usize = 512;
 /// Maximum number of transforms of one proposal. The count is one octet.
 const PROPOSAL_TRANSFORMS: usize = 255;

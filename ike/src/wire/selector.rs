@@ -131,7 +131,7 @@ pub(crate) fn encode_selectors(selectors: &[TrafficSelector], out: &mut Vec<u8>)
 }
 
 /// Reads the contents of a Traffic Selector payload. Selectors of other types (labels, RFC 9478)
-/// are left out. That narrows the offer to the selectors that we understand.
+/// are left out, which narrows the offer to the selectors that we understand.
 pub(crate) fn read_selectors(reader: &mut Reader<'_>) -> Result<Vec<TrafficSelector>, InvalidMessage> {
     let stated = reader.u8()?;
     //= RFC 7296 3.13 MUST 2: RESERVED is ignored

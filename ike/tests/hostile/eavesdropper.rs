@@ -1,5 +1,5 @@
-//! Tests two honest ends with an attacker between them who sees all datagrams and adds more, but
-//! cannot block any.
+//! Tests two honest ends with an attacker between them who sees all datagrams and sends additional
+//! ones, but cannot block any.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use proptest::sample::Index;
 use crate::kernel::Kernel;
 use crate::peer;
 
-/// An attack that accompanies a datagram that passes.
+/// An attack that accompanies a passing datagram.
 #[derive(Debug, Clone)]
 enum Addition {
     /// The datagram with some octets changed, to the same receiver.
@@ -74,8 +74,8 @@ impl ForwardedPath {
         }
     }
 
-    /// Delivers datagrams until neither end sends more of them, with an addition before or after
-    /// each one.
+    /// Delivers datagrams until neither end sends any more, with an addition before or after each
+    /// one.
     fn carry(&mut self, additions: &[Addition], before: bool) {
         let mut additions = additions.iter().cycle();
         let mut queue = self.collect();

@@ -1,6 +1,6 @@
 //! Tests a hostile peer that knows the secret, and an attacker that does not. Whatever they send,
 //! the endpoint never panics, its events never contradict each other, its state does not grow
-//! without bound, and in the end no state is left.
+//! without bound, and no state is left at the end of the test.
 
 mod eavesdropper;
 mod error_reports;
@@ -34,7 +34,7 @@ enum Step {
     Again,
     /// A period of time, milliseconds.
     Wait(u64),
-    /// A command of our owner.
+    /// A command from our owner.
     Owner(u8),
     /// We rekey the CHILD_SA, and the peer answers. Before that it may send its own request.
     Crossing(Option<Vec<Part>>, Vec<Part>),

@@ -68,7 +68,7 @@ pub(crate) fn everything() -> Vec<TrafficSelector> {
     vec![TrafficSelector::from("0.0.0.0/0".parse::<ipnetwork::IpNetwork>().unwrap())]
 }
 
-/// An endpoint with one peer, its kernel, and its time.
+/// An endpoint with one peer, its kernel and its clock.
 pub(crate) struct World {
     pub(crate) endpoint: Endpoint,
     pub(crate) kernel: Kernel,
@@ -165,7 +165,7 @@ impl World {
         assert_eq!(self.endpoint.poll_timeout(), None, "nothing is waited for");
     }
 
-    /// Returns an SPI with which we send, or with which we have sent, or an unknown one.
+    /// Returns a present or a former outbound SPI of the endpoint, or an unknown SPI.
     pub(crate) fn outbound_spi(&self, which: u8) -> u32 {
         let newest = self.outbound_spis.iter().rev().nth(usize::from(which));
         newest.copied().unwrap_or(u32::from(which))
@@ -332,7 +332,7 @@ impl Hostile {
         self.send(sealed, world);
     }
 
-    /// Answers our newest request, or the one `back` messages before or after it.
+    /// Answers the endpoint's newest request, or the one `back` messages before or after it.
     pub(crate) fn answer(&mut self, exchange: ExchangeType, back: u32, payloads: &Payloads, world: &mut World) {
         let ours = world.sent.iter().rev().filter_map(|sent| Header::decode(sent).ok());
         let newest = ours.filter(|header| !header.response).map(|header| header.message_id).next().unwrap_or(0);
@@ -398,7 +398,7 @@ fn init(spi: u64, key: &InitiatorKeyExchange, cookie: Option<Vec<u8>>) -> Messag
     Message { header, payloads: cookie.into_iter().chain(rest).collect() }
 }
 
-/// Answers all messages of the endpoint: IKE_SA_INIT honestly or not, and all later messages
+/// Answers all messages from the endpoint: IKE_SA_INIT honestly or not, and all later messages
 /// authentically but with arbitrary payloads.
 pub(crate) fn answer_anything(
     world: &mut World,

@@ -36,7 +36,7 @@ fn a_peer_with_our_own_private_address_is_not_looked_for_at_this_node() {
         [("192.168.1.10", ["192.0.2.1", "192.0.2.2"]), ("fd00::10", ["2001:db8:1::1", "2001:db8:2::1"])]
     {
         let mut pair = two_homes(private, publics);
-        // No datagram passes between the two, so the error is that of the public address: a
+        // No datagram passes between the two, so the error is the one for the public address: a
         // timeout.
         pair.network.cut = [(pair.a, pair.b), (pair.b, pair.a)].into();
         pair.network.run_for(60 * SECOND);
@@ -107,7 +107,7 @@ fn a_peer_that_has_only_addresses_of_ours_is_named_and_found_when_it_comes_or_ou
 fn what_answers_as_somebody_else_is_only_that_and_the_likeliest_addresss_error_is_shown() {
     let mut network = Network::new(1, LinkQuality::RELIABLE);
     let a = network.add("10.0.0.1", None);
-    // In this network 10.0.0.3 is a node that is configured with neither of the two.
+    // In this network 10.0.0.3 is a node that neither of the other two nodes has configured.
     let stranger = network.add("10.0.0.3", None);
     let config = PeerConfig { initiate: false, ..peer("d.example", "e.example", &[]) };
     network.call(stranger, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();

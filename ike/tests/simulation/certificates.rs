@@ -31,7 +31,7 @@ impl Authority {
         Self { params: params.clone(), issuer: Issuer::new(params, key), der }
     }
 
-    /// The cross-certificate by which a node that trusts this authority accepts `other`.
+    /// The cross-certificate that makes a node that trusts this authority accept `other`.
     fn cross(&self, other: &Authority) -> Vec<u8> {
         other.params.signed_by(other.issuer.key(), &self.issuer).unwrap().der().to_vec()
     }
@@ -316,8 +316,8 @@ fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
         let retired = |auth: Auth| with(auth, |auth| auth.trust_anchors.truncate(1));
         let (a, b) = (rolled_over("a.example", &old, &new), rolled_over("b.example", &old, &new));
-        // One end after the other trusts the new authority and gets a new certificate, and then no
-        // longer trusts the old authority.
+        // One end after the other trusts the new authority, gets a new certificate, and then stops
+        // trusting the old authority.
         for (of_a, auth) in [(true, a.clone()), (false, b.clone()), (true, retired(a)), (false, retired(b))] {
             if of_a {
                 pair.a_config.auth = auth;

@@ -27,7 +27,7 @@ fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
         pair.assert_connected();
         pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
         // Packets to the old mapping are lost until the liveness check (after 4 s) reveals the new
-        // one.
+        // mapping.
         pair.network.working.clear();
         pair.traffic(6 * SECOND);
         pair.traffic(10 * SECOND);

@@ -11,7 +11,7 @@ use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND, with_children};
 
 impl Pair {
-    /// The CHILD_SAs with which a node sends, by purpose.
+    /// The CHILD_SAs that a node uses to send, by purpose.
     fn outbound(&self, node: usize) -> Vec<(Purpose, ChildId)> {
         let peer = if node == self.a { &self.b_name } else { &self.a_name };
         let tunnel = &self.network.nodes[node].host.kernel.tunnels[peer];

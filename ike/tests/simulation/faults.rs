@@ -1,8 +1,9 @@
-//! Whole runs from a seed: a few endpoints, a network that loses, doubles, reorders, delays and
-//! corrupts, partitions, NATs that rebind, sleeping and restarting nodes, kernels that refuse,
-//! hosts that move to other addresses, owners that act, strangers that replay, divert and flood.
-//! Then the network heals, and each pair must come to rest with one IKE SA and one CHILD_SA of each
-//! purpose, the same at both ends. The oracle judges every step on the way.
+//! Simulates whole runs that a seed determines. A few endpoints communicate over a network that
+//! loses, duplicates, reorders, delays and corrupts datagrams and is partitioned. NATs rebind,
+//! nodes sleep and restart, kernels refuse SPIs, hosts move to other addresses, owners give
+//! commands, and attackers replay, divert and flood. Then the network heals, and each pair must
+//! settle with one IKE SA and one CHILD_SA of each purpose, the same at both ends. The oracle
+//! judges every step of the run.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +20,7 @@ use crate::network::{LinkQuality, Nat, Network, Random};
 use crate::oracle::octets::{FLAG_INITIATOR, Header, exchange, notify, payload};
 use crate::peers::{SECOND, name, peer, with_children};
 
-/// Maximum time for recovery after the network has healed, seconds. It is longer than all waits
+/// Maximum time for recovery after the network has healed, seconds. This is longer than all delays
 /// after failures, the lifetime of half-open IKE SAs, and the time until a dead IKE SA is detected.
 const RECOVERY: u64 = 240;
 
@@ -27,14 +28,14 @@ const RECOVERY: u64 = 240;
 pub struct Run {
     pub network: Network,
     random: Random,
-    /// Decides who speaks MOBIKE and who moves, apart from the rest, so that this changes nothing
-    /// else in a run.
+    /// Decides which nodes speak MOBIKE and which move. It is separate from the other random
+    /// numbers, so that these decisions change nothing else in a run.
     moves: Random,
     /// Whether hosts move.
     mobile: bool,
-    /// How often one has moved.
+    /// Number of moves so far.
     moved: u16,
-    /// The addresses of the nodes, and whether each is behind a NAT, while nobody has moved.
+    /// The original address of each node, and whether the node is behind a NAT there.
     homes: Vec<(IpAddr, bool)>,
     /// The configurations of each node.
     configs: Vec<Vec<PeerConfig>>,
@@ -48,7 +49,8 @@ impl Run {
         let mut moves = Random(seed ^ 0x4555);
         let mobile = moves.chance(60);
         let mut network = Network::new(seed, LinkQuality::RELIABLE);
-        // Only a part of the runs uses this, so that the other runs stay the same as before.
+        // Only a part of the runs uses reports of sources, so that the other runs stay the same as
+        // before.
         network.report_sources = seed % 8 == 5;
         network.oracle.replay = format!("replay with SEEDS=1 SEED={seed} make soak\n");
         let nodes = 2 + random.below(3) as usize;
@@ -250,7 +252,7 @@ impl Run {
         }
     }
 
-    /// A host gets another address, perhaps behind a NAT, or goes home.
+    /// Gives a host another address, perhaps behind a NAT, or its original one.
     fn move_somebody(&mut self) {
         let node = self.moves.below(self.homes.len() as u64) as usize;
         let (home, hidden) = self.homes[node];
@@ -272,7 +274,8 @@ impl Run {
         }
     }
 
-    /// A stranger sends what it has seen, old or changed, from elsewhere.
+    /// Lets an attacker send a datagram that it has seen, unchanged or changed, from another
+    /// address.
     fn replay(&mut self) {
         let seen = self.network.wire.len() as u64;
         if seen == 0 {
@@ -291,8 +294,8 @@ impl Run {
         }
     }
 
-    /// Attackers send IKE_SA_INIT requests. Some contain the cookie that they were given, some
-    /// another one.
+    /// Attackers send IKE_SA_INIT requests. Some contain the cookie that the node sent, and some
+    /// another cookie.
     fn flood(&mut self) {
         let node = self.node();
         if self.network.nodes[node].nat.is_some() {
@@ -335,7 +338,7 @@ impl Run {
             }
         }
         for node in 0..self.network.nodes.len() {
-            // Otherwise some SA is always being rekeyed.
+            // With shorter lifetimes some SA is always being rekeyed.
             for config in &mut self.configs[node] {
                 config.timing.child_lifetime = 3600 * SECOND;
                 config.timing.ike_lifetime = 3600 * SECOND;
@@ -365,7 +368,7 @@ impl Run {
         );
     }
 
-    /// Returns what has not settled, if anything.
+    /// Describes what has not settled. `None`: everything has settled.
     fn unrest(&self) -> Option<String> {
         for (us, configs) in self.configs.iter().enumerate() {
             let kernel = &self.network.nodes[us].host.kernel;
@@ -420,7 +423,7 @@ fn stranger(number: u64) -> SocketAddr {
     SocketAddr::new(std::net::Ipv4Addr::new(203, 0, 113, number as u8 + 1).into(), 500)
 }
 
-/// Makes an IKE_SA_INIT request of an attacker.
+/// Makes an IKE_SA_INIT request from an attacker.
 fn init_request(spi: u64, cookie: Option<&[u8]>) -> Vec<u8> {
     let header = Header {
         spis: (spi, 0),
@@ -462,7 +465,7 @@ fn runs_that_failed_once_come_to_rest() {
     }
 }
 
-/// Number of seeds of a test run, which takes 40 s on two cores. `make soak SEEDS=n` runs more,
+/// Number of seeds in a test run, which takes 40 s on two cores. `make soak SEEDS=n` runs more,
 /// starting with `SEED`.
 const SEEDS: u64 = 3000;
 

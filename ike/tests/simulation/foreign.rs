@@ -87,7 +87,7 @@ pub fn key_exchange(public: &[u8]) -> Part {
     (payload::KE, [&CURVE25519.to_be_bytes(), [0, 0].as_slice(), public].concat())
 }
 
-/// The foreign peer, and the network with one node of ours.
+/// The foreign peer, and the network with one of our nodes.
 pub struct Foreign {
     pub network: Network,
     pub config: PeerConfig,
@@ -173,7 +173,7 @@ impl Foreign {
         self.keys.as_ref().unwrap().seal(header, first, &encode_chain(parts), self.iv).unwrap()
     }
 
-    /// Decrypts a datagram of our node.
+    /// Decrypts a datagram from our node.
     pub fn open(&self, datagram: &[u8]) -> Message {
         let header = Header::read(datagram).unwrap();
         let opened = self.keys.as_ref().unwrap().open(!self.initiator, datagram).expect("our keys");
@@ -188,7 +188,7 @@ impl Foreign {
         arrived.iter().map(|datagram| self.open(datagram)).collect()
     }
 
-    /// Answers a request of our node.
+    /// Answers a request from our node.
     pub fn answer(&mut self, request: &Message, parts: &[Part]) -> Vec<Message> {
         let datagram = self.seal(request.header.exchange, true, request.header.id, parts);
         let arrived = self.exchange(datagram);

@@ -17,12 +17,12 @@ pub struct Esp {
 #[derive(Debug, Default)]
 pub struct InstalledSas {
     pub inbound: BTreeMap<ChildId, Arc<ChildSa>>,
-    /// The CHILD_SA of each purpose with which packets are sent.
+    /// The CHILD_SA of each purpose that is used to send packets.
     pub outbound: BTreeMap<Purpose, Arc<ChildSa>>,
 }
 
 impl InstalledSas {
-    /// The SA with which packets are sent, if there is one for all traffic.
+    /// The SA that is used to send packets, if there is one SA for all traffic.
     pub fn sole_outbound(&self) -> Option<&Arc<ChildSa>> {
         assert!(self.outbound.len() <= 1, "several CHILD_SAs are sent with");
         self.outbound.values().next()
@@ -38,7 +38,7 @@ impl InstalledSas {
 #[derive(Debug, Default)]
 pub struct Kernel {
     pub tunnels: BTreeMap<PeerName, InstalledSas>,
-    /// The addresses between which ESP of a CHILD_SA goes: ours, the peer's.
+    /// The addresses between which ESP of a CHILD_SA is sent: our address, then the peer's.
     pub paths: BTreeMap<ChildId, (SocketAddr, SocketAddr)>,
     pub reserved: BTreeSet<u32>,
     pub ike_sas: BTreeSet<(PeerName, edge_ike::IkeId)>,

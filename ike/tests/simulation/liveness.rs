@@ -1,5 +1,5 @@
-//! Tests liveness checks if the owner reports ESP (RFC 7296 2.4): an idle peer is checked seldom, a
-//! busy one never, and one that does not answer soon.
+//! Tests liveness checks if the owner reports ESP (RFC 7296 2.4). An idle peer is checked rarely, a
+//! busy peer never, and a peer that does not answer soon.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn sent(pair: &Pair) -> (usize, usize) {
     (messages.len(), keepalives.len())
 }
 
-/// The time at which `a` gave its peer up.
+/// The time at which `a` gave up its peer.
 fn given_up(pair: &Pair) -> Option<Duration> {
     pair.network.nodes[pair.a].events.iter().find_map(|(at, event)| match event {
         Event::IkeDown { reason: DownReason::Timeout, .. } => Some(*at),
@@ -58,7 +58,7 @@ pub fn a_peer_whose_esp_arrives_is_not_asked_and_its_mapping_not_kept_alive() {
     let mut pair = connected(2);
     pair.traffic(90 * SECOND);
     assert_eq!(sent(&pair), (0, 0));
-    // An IKE daemon that is silent while its kernel continues to send is detected all the same.
+    // An IKE daemon that is silent while its kernel continues to send is still detected.
     pair.traffic(60 * SECOND);
     assert_eq!(sent(&pair).0, 2);
     pair.assert_connected();

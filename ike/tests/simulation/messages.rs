@@ -149,7 +149,7 @@ fn a_peer_that_always_puts_off_the_rekey_of_the_ike_sa_is_authenticated_again() 
             assert!(refusals > 5, "it has patience");
             return;
         }
-        // The wait is up to 5.5 s, and liveness checks in the meantime are answered.
+        // The delay is up to 5.5 s, and liveness checks in the meantime are answered.
         request = (0..8)
             .find_map(|_| {
                 foreign.network.run_for(SECOND);

@@ -1,5 +1,5 @@
 //! Tests that incompatible configurations are refused at both ends, with an error that names the
-//! mismatch, and leave no state behind.
+//! mismatch and without state left behind.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! MOBIKE (RFC 4555): either end moves, loses one of its addresses, or meets a NAT. The oracle
-//! judges that nothing moves without the original initiator's UPDATE_SA_ADDRESSES and without
-//! COOKIE2.
+//! Tests MOBIKE (RFC 4555): either end moves, loses one of its addresses, or is behind a NAT. The
+//! oracle checks that nothing moves without UPDATE_SA_ADDRESSES from the original initiator and
+//! without COOKIE2.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -25,7 +25,7 @@ fn connected(seed: u64, quality: LinkQuality, change: impl Fn(&mut PeerConfig)) 
     pair
 }
 
-/// What must be true after a move: the same IKE SA, and ESP both ways.
+/// Checks the state after a move: the IKE SA is the same, and ESP passes in both directions.
 fn assert_moved(pair: &mut Pair, within: Duration) {
     pair.network.working.clear();
     pair.traffic(within);
@@ -63,7 +63,7 @@ pub fn the_responder_moves_and_the_initiator_follows_in_two_round_trips() {
 
 #[test]
 fn after_a_move_the_peer_is_told_our_addresses_again_behind_what_is_urgent() {
-    // RFC 4555 3.6: the list is complete with the source of the message.
+    // RFC 4555 3.6: the source of the message completes the list.
     let told = |pair: &Pair| {
         let story = pair.network.oracle.story();
         story.lines().filter(|line| line.contains("node 0 to") && line.contains("N(16399)")).count()
@@ -89,7 +89,7 @@ fn either_end_moves_on_a_bad_network_and_the_ike_sa_stays() {
         pair.network.run_for(5 * SECOND);
         let moves = if seed % 2 == 0 { pair.a } else { pair.b };
         pair.network.move_node(moves, at("10.0.0.9"));
-        // It moves again while that is under way.
+        // The node moves again while the first move is under way.
         pair.network.run_for(Duration::from_millis(seed * 5));
         pair.network.move_node(moves, at("10.0.0.10"));
         pair.network.run_for(20 * SECOND);
@@ -109,7 +109,7 @@ fn both_ends_move_at_once_and_additional_addresses_find_them() {
     }
     pair.start();
     pair.traffic(5 * SECOND);
-    // The address of each that the other one knows as additional becomes its only one.
+    // Each node keeps only the address that the other node knows as an additional one.
     for (node, more) in [(pair.a, "10.0.1.1"), (pair.b, "10.0.1.2")] {
         pair.network.nodes[node].host.more_addresses.clear();
         pair.network.move_node(node, at(more));
@@ -158,8 +158,7 @@ fn a_node_that_moves_behind_a_nat_and_back_goes_on_in_udp_and_without() {
 
 #[test]
 pub fn another_mapping_of_the_initiators_nat_is_noticed_by_a_liveness_check() {
-    // RFC 4555 3.8: liveness checks detect another mapping.
-    // RFC 4555 3.8: then the addresses are updated.
+    // RFC 4555 3.8: liveness checks detect a changed NAT mapping, and the addresses are updated.
     let nat = Nat::new("192.0.2.1");
     let mut pair = Pair::with_nats(1, LinkQuality::RELIABLE, Some(nat), None).one_sided().both(plain);
     pair.b_config.remotes.clear();
@@ -172,7 +171,7 @@ pub fn another_mapping_of_the_initiators_nat_is_noticed_by_a_liveness_check() {
 
 #[test]
 fn a_peer_that_does_not_speak_mobike_is_told_nothing() {
-    // RFC 4555 3.2: announced in IKE_AUTH.
+    // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
     for (ours, theirs) in [(true, false), (false, true)] {
         let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
         (pair.a_config.mobike, pair.b_config.mobike) = (ours, theirs);
@@ -181,7 +180,7 @@ fn a_peer_that_does_not_speak_mobike_is_told_nothing() {
         for node in &pair.network.nodes {
             assert!(!node.endpoint.snapshot()[0].ike_sas[0].details.mobike);
         }
-        // The oracle would object to UPDATE_SA_ADDRESSES. A NAT is believed in: the peer follows.
+        // The oracle would object to UPDATE_SA_ADDRESSES. The peer assumes a NAT, so it follows.
         pair.network.move_node(pair.a, at("10.0.0.9"));
         assert_moved(&mut pair, SECOND);
     }
@@ -191,8 +190,8 @@ fn a_peer_that_does_not_speak_mobike_is_told_nothing() {
 pub fn a_copied_update_with_a_forged_source_diverts_nothing() {
     // RFC 4555 3.7: ESP follows after the check.
     let mut pair = connected(1, LinkQuality::RELIABLE, |_| {});
-    // A stranger between the two takes what `a` says from its new address, and sends it on as if it
-    // came from a third host.
+    // An attacker between the two ends takes the datagrams that `a` sends from its new address, and
+    // forwards them as if they came from a third host.
     let victim: SocketAddr = "203.0.113.9:4500".parse().unwrap();
     let taken = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
     let new = at("10.0.0.9");
@@ -262,7 +261,7 @@ fn mobile_foreign() -> Foreign {
     foreign
 }
 
-/// The foreign peer sends its next request from elsewhere. What comes back, and from there on.
+/// Lets the foreign peer send its next request from another address. Returns the answers.
 fn request_from(foreign: &mut Foreign, from: &str, parts: &[crate::foreign::Part]) -> Vec<Message> {
     let datagram = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, parts);
     foreign.next_id += 1;
@@ -285,8 +284,7 @@ fn cookie2(octets: usize) -> crate::foreign::Part {
 
 #[test]
 pub fn a_foreign_initiator_is_checked_before_esp_follows_it() {
-    // RFC 4555 3.7: COOKIE2 is copied.
-    // RFC 4555 3.7: COOKIE2 is compared.
+    // RFC 4555 3.7: one end copies COOKIE2, and the other end compares it.
     let mut foreign = mobile_foreign();
     let messages = request_from(&mut foreign, "198.51.100.8:4500", &[update(), cookie2(64)]);
     let (answers, checks): (Vec<_>, Vec<_>) = messages.into_iter().partition(|message| message.header.response());
@@ -308,7 +306,7 @@ fn updates_from_many_places_do_not_multiply_a_request_that_nobody_answers() {
         checks += messages.iter().filter(|message| !message.header.response()).count();
     }
     assert_eq!(moves(&foreign), 0);
-    // Four because the peer moves, and those whose time has come.
+    // Four because the peer moves, and the regular retransmissions.
     assert!(checks <= 8, "{checks} transmissions of the request");
     // The IKE SA ends, however often the peer moves.
     let down = |foreign: &Foreign| {
@@ -353,7 +351,7 @@ pub fn who_asks_from_elsewhere_without_an_update_moves_nothing() {
 
 #[test]
 pub fn a_nat_that_the_peer_forbids_is_found() {
-    // RFC 4555 3.9: compared with the IP header.
+    // RFC 4555 3.9: the stated addresses are compared with the IP header.
     let mut foreign = mobile_foreign();
     let octets = |from: [u8; 4], port: u16| {
         [from.as_slice(), &[10, 0, 0, 1], &port.to_be_bytes(), &500_u16.to_be_bytes()].concat()

@@ -1,5 +1,5 @@
-//! Many endpoints with one clock in one thread. Datagrams are delayed, lost, duplicated, reordered
-//! and translated, all determined by one seed.
+//! A network of many endpoints with one clock in one thread. Datagrams are delayed, lost,
+//! duplicated, reordered and translated, all determined by one seed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -81,9 +81,9 @@ impl LinkQuality {
 pub struct Host {
     pub kernel: Kernel,
     pub address: IpAddr,
-    /// More addresses of the host, at which it is reached too.
+    /// Further addresses at which the host is reachable.
     pub more_addresses: Vec<IpAddr>,
-    /// Addresses that it had: what is sent from there is dropped by its kernel.
+    /// Former addresses of the host. Its kernel drops packets that are sent from them.
     former_addresses: Vec<IpAddr>,
     pub unix_time: u64,
     random: Random,
@@ -183,10 +183,10 @@ impl Node {
     }
 }
 
-/// Minimum time between two reports of the kernel about ESP of an SA.
+/// Minimum time between two reports from the kernel about ESP of an SA.
 const ESP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Identifies reports of the kernel that ESP was sent or received.
+/// Identifies reports from the kernel that ESP was sent or received.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct EspReport {
     node: usize,
@@ -222,7 +222,7 @@ pub struct Network {
     pub nodes: Vec<Node>,
     pub quality: LinkQuality,
     pub random: Random,
-    /// Ways that have worked once. After that they are watched.
+    /// Ways that have worked once. From then on, packets on them must arrive.
     pub working: BTreeSet<Way>,
     pub watch: bool,
     pub esp_sent: u64,
@@ -240,7 +240,7 @@ pub struct Network {
     esp_reports: BTreeMap<EspReport, (Duration, bool)>,
     /// Whether kernels report ESP that comes from an address other than the SA's.
     pub report_sources: bool,
-    /// When that was last reported for an SA, by node and SPI.
+    /// When such a source was last reported for an SA, by node and SPI.
     sources_reported: BTreeMap<(usize, u32), Duration>,
     sequence: u64,
     flying: BinaryHeap<Reverse<(Duration, u64)>>,
@@ -340,7 +340,7 @@ impl Network {
         result
     }
 
-    /// The node loses its address and gets another one. Its owner says so.
+    /// Replaces a node's address by another one. The owner reports this to the endpoint.
     pub fn move_node(&mut self, node: usize, new: IpAddr) {
         let host = &mut self.nodes[node].host;
         let old = std::mem::replace(&mut host.address, new);
@@ -510,7 +510,7 @@ impl Network {
     }
 
     /// Records ESP as the kernel does, which reports the first packet after an idle second at once,
-    /// and then once a second whether there were more.
+    /// and then once a second whether there were more packets.
     fn note_esp(&mut self, report: EspReport) {
         if !self.nodes[report.node].endpoint.config().esp_reported {
             return;

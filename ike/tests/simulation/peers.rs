@@ -13,7 +13,7 @@ pub const SECOND: Duration = Duration::from_secs(1);
 
 /// The pre-shared key of both ends of [`Pair`].
 pub const PSK: &[u8] = b"correct horse battery staple";
-/// The pre-shared key that replaces it.
+/// The pre-shared key that replaces [`PSK`].
 pub const OTHER_PSK: &[u8] = b"another one";
 
 pub fn name(text: &str) -> PeerName {
@@ -140,7 +140,7 @@ impl Pair {
         self.start_a();
     }
 
-    /// Runs a connection attempt of `a` that must fail. Checks that no state is left at either end
+    /// Runs a connection attempt by `a` that must fail. Checks that no state is left at either end
     /// afterwards, and that nothing readable in the meantime contains the secret.
     pub fn refused(mut self) -> Refused {
         self.start();
@@ -149,8 +149,8 @@ impl Pair {
             self.network.nodes.iter().map(|node| format!("{:?}", node.endpoint.snapshot())).collect();
         let b_name = self.b_name.clone();
         self.network.call(self.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env));
-        // This is longer than the lifetimes of a half-open IKE SA and of the last response of a
-        // deleted one.
+        // This is longer than the lifetimes of a half-open IKE SA and of a deleted IKE SA's last
+        // response.
         self.network.run_for(60 * SECOND);
         self.network.assert_nothing_left();
         let [a, b] = [self.a, self.b].map(|node| &self.network.nodes[node]);

@@ -1,4 +1,5 @@
-//! Tests rekeys under traffic: by either end, by both, despite loss, and across deletions.
+//! Tests rekeys under traffic: by either end, by both ends at once, despite loss, and while
+//! deletions cross them.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Tests single rules of the RFC with a peer that tries to break them.
+//! Tests single rules of RFC 7296 with a peer that tries to break them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -329,7 +329,7 @@ pub fn a_rekey_of_the_ike_sa_that_is_asked_to_wait_waits() {
     for _ in 0..3 {
         let after = foreign.answer(&request, &[notification(notify::TEMPORARY_FAILURE, 0, &[], &[])]);
         assert_eq!(after, []);
-        // The wait is up to 5.5 s, and liveness checks in the meantime are answered.
+        // The delay is up to 5.5 s, and liveness checks in the meantime are answered.
         request = (0..8)
             .find_map(|_| {
                 foreign.network.run_for(SECOND);

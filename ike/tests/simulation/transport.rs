@@ -45,7 +45,7 @@ pub fn two_hosts_in_transport_mode_rekey_and_lose_nothing() {
             pair.assert_connected();
             assert_eq!(modes(&pair), [Mode::Transport; 2], "{}", pair.network.history());
         }
-        // RFC 4555 1.3: MOBIKE is for tunnel mode alone.
+        // RFC 4555 1.3: MOBIKE supports tunnel mode only.
         for node in &pair.network.nodes {
             assert!(!node.endpoint.snapshot()[0].ike_sas[0].details.mobike);
         }

@@ -32,7 +32,7 @@ pub struct Xfrm {
 }
 
 impl Xfrm {
-    /// Opens a connection and detects the features of this kernel. Needs `CAP_NET_ADMIN`.
+    /// Opens a connection, and detects this kernel's features. Needs `CAP_NET_ADMIN`.
     pub fn open() -> Result<Self> {
         let mut netlink = Netlink::open(NETLINK_XFRM)?;
         let features = Features {
@@ -47,8 +47,8 @@ impl Xfrm {
         self.features
     }
 
-    /// Treats the kernel as if it had only these features. Newer kernels accept the requests for
-    /// older ones.
+    /// Treats the kernel as if it had only these features. Newer kernels accept the requests made
+    /// for older ones.
     #[doc(hidden)]
     pub fn assume_features(&mut self, features: Features) {
         self.features = features;
@@ -88,8 +88,8 @@ impl Xfrm {
         }
     }
 
-    /// Installs an SA. If one with the same destination and SPI exists, that one stays and the
-    /// result is [`Error::SaExists`].
+    /// Installs an SA. If an SA with the same destination and SPI exists, it stays, and the result
+    /// is [`Error::SaExists`].
     pub fn add_sa(&mut self, sa: &SaParams) -> Result<()> {
         let request = XfrmRequest::from(XfrmMessage::AddSa(sa.to_kernel(self.features)?));
         self.netlink
@@ -108,7 +108,7 @@ impl Xfrm {
             .map_err(|error| sa_error(error, sa.id(), Some(sa)))
     }
 
-    /// Installs an inbound SA in place of its reservation, or without a reservation if that has
+    /// Installs an inbound SA in place of its reservation, or without one if the reservation has
     /// expired.
     pub fn install_inbound(&mut self, sa: &SaParams) -> Result<()> {
         match self.update_sa(sa) {
@@ -117,8 +117,8 @@ impl Xfrm {
         }
     }
 
-    /// Deletes an SA of ours. Returns [`Error::NoSuchSa`] if there is none, and
-    /// [`Error::SaOfOther`] if it is not ours.
+    /// Deletes one of our SAs. Returns [`Error::NoSuchSa`] if there is no such SA, and
+    /// [`Error::SaOfOther`] if the SA is not ours.
     pub fn delete_sa(&mut self, id: SaId) -> Result<()> {
         self.require_ours(id)?;
         self.netlink
@@ -126,7 +126,7 @@ impl Xfrm {
             .map_err(|error| sa_error(error, id, None))
     }
 
-    /// Reads one SA with its counters. `None`: there is none.
+    /// Reads one SA with its counters. `None`: there is no such SA.
     pub fn sa(&mut self, id: SaId) -> Result<Option<Sa>> {
         let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() });
         match self.netlink.get("read an SA (XFRM_MSG_GETSA)", XfrmRequest::from(message)) {
@@ -136,7 +136,7 @@ impl Xfrm {
         }
     }
 
-    /// Reads all SAs, including those of other programs ([`Sa::is_ours`]) and larval ones
+    /// Reads all SAs, including other programs' SAs ([`Sa::is_ours`]) and larval SAs
     /// ([`Sa::is_larval`]).
     pub fn sas(&mut self) -> Result<Vec<Sa>> {
         let message = XfrmMessage::GetDumpSa(nl::state::GetDumpMessage { nlas: Vec::new() });
@@ -165,11 +165,11 @@ impl Xfrm {
     /// one, since the kernel prefers the SA that was installed later. Returns `false` if the old
     /// one is gone.
     ///
-    /// Delete the old one soon: the kernel orders two SAs of one reqid by the second of the wall
-    /// clock and, within it, by their order. Do not delete it before [`IN_FLIGHT`] has passed: a
-    /// packet that has just looked up an SA is lost if the SA is deleted before the packet is
-    /// encrypted. (In the lab, four processes that sent without pause on two CPUs lost 22 packets
-    /// in 200 switches without that wait, and none with it.)
+    /// Delete the old SA soon: the kernel orders two SAs of one reqid by the second of the wall
+    /// clock at which they were installed and, within one second, by their order. Do not delete it
+    /// before [`IN_FLIGHT`] has passed: a packet that has just looked up an SA is lost if the SA is
+    /// deleted before the packet is encrypted. (In the lab, four processes that sent without pause
+    /// on two CPUs lost 22 packets in 200 switches without that pause, and none with it.)
     ///
     /// On kernels whose policies cache SAs (6.13 and later), this reads all policies to find those
     /// of the reqid. [`Xfrm::begin_switch_under`] does not need to.
@@ -220,8 +220,8 @@ impl Xfrm {
         }
     }
 
-    /// Reads all policies, including those of other programs ([`InstalledPolicy::is_ours`]), but
-    /// not those of single sockets.
+    /// Reads all policies, including other programs' policies ([`InstalledPolicy::is_ours`]), but
+    /// not per-socket policies.
     pub fn policies(&mut self) -> Result<Vec<InstalledPolicy>> {
         policies::dump(&mut self.netlink)
     }
@@ -255,7 +255,7 @@ impl Xfrm {
     }
 
     /// Carries out a plan of [`reconcile::policies`]. Returns an error for each change that was
-    /// refused. The others are carried out.
+    /// refused. The other changes are carried out.
     pub fn apply(&mut self, plan: &PolicyDiff) -> Result<Vec<Error>> {
         let mut errors = policies::apply(&mut self.netlink, plan)?;
         errors.extend(plan.occupied.iter().map(|(wanted, theirs)| Error::OccupiedByOther {
@@ -296,7 +296,7 @@ fn supports_attribute(netlink: &mut Netlink, kind: u16) -> Result<bool> {
     let id = SaId { destination: IpAddr::from([127, 0, 0, 1]), spi: 1 };
     let attribute = nl::XfrmAttrs::Other(DefaultNla::new(kind, vec![u8::MAX]));
     let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: vec![attribute] });
-    // The kernel has no such SA to answer with.
+    // The kernel finds no such SA.
     match netlink.get::<_, PolicyResponse>("find out what XFRM can do (XFRM_MSG_GETSA)", XfrmRequest::from(message)) {
         Err(error) if matches!(error.errno(), Some(libc::ERANGE | libc::EINVAL)) => Ok(true),
         Err(error) if error.errno() == Some(libc::ESRCH) => Ok(false),

@@ -240,8 +240,8 @@ fn index_message(policy: &InstalledPolicy) -> nl::policy::DelGetMessage {
 }
 
 /// Returns an index from our range, always the same for the same policy and attempt. The lowest
-/// three bits hold the direction (`xfrm_policy_id2dir`). If it is taken, the kernel gives another
-/// one, which matters only for allows.
+/// three bits hold the direction (`xfrm_policy_id2dir`). If the index is taken, the kernel assigns
+/// another one, which matters only for allows.
 fn index_for(policy: &Policy, attempt: u32) -> u32 {
     let mut hasher = DefaultHasher::new();
     (policy.key(), attempt).hash(&mut hasher);

@@ -3,9 +3,9 @@
 //! The kernel reports an SA's sequence numbers (`XFRM_MSG_NEWAE`) while a socket listens to
 //! `XFRMNLGRP_AEVENTS`. Our SAs set no threshold of packets (`XFRMA_REPLAY_THRESH` is 0), so only
 //! the timer matters (`replay_maxage`, `net/xfrm/xfrm_replay.c`): the first packet after an idle
-//! interval is reported at once (`XFRM_TIME_DEFER`), further ones at the end of each interval, and
-//! an idle SA not at all. An inbound packet counts after its ICV and its sequence number were
-//! checked.
+//! interval is reported at once (`XFRM_TIME_DEFER`), further packets are reported at the end of
+//! each interval, and an idle SA is not reported. An inbound packet counts after its ICV and its
+//! sequence number were checked.
 //!
 //! The interval is the kernel's default for new SAs. An attribute of the SA could state another one
 //! (`XFRMA_ETIMER_THRESH`), but the kernel takes it in jiffies, whose length it does not report.
@@ -109,7 +109,7 @@ fn check_interval(read: io::Result<String>) -> Result<()> {
             Ok(tenths) => failed(format!("it is {tenths} tenths of a second, at most {LONGEST_INTERVAL} are expected")),
             Err(error) => failed(error.to_string()),
         },
-        // A network namespace of a user namespace has no such file, and uses the default.
+        // A network namespace in a user namespace has no such file, and uses the default.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => failed(error.to_string()),
     }

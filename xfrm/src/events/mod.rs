@@ -1,6 +1,6 @@
 //! The kernel's notifications about SAs and policies, on a separate socket. Notifications about ESP
-//! packets arrive on another socket ([`EspEventSocket`]), because there may be many, and the loss
-//! of some does no harm.
+//! packets arrive on another socket ([`EspEventSocket`]), because there may be many of them, and
+//! the loss of some does no harm.
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,7 +31,7 @@ const ACQUIRE_LIFETIME_PATH: &str = "/proc/sys/net/core/xfrm_acq_expires";
 /// KiB.
 const MAX_DATAGRAM: usize = 32 << 10;
 
-/// A notification of the kernel.
+/// A notification from the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -56,7 +56,7 @@ pub enum Event {
         id: SaId,
         /// The reqid of the SA.
         reqid: u32,
-        /// Whether the kernel has deleted it. Otherwise the SA must be rekeyed.
+        /// Whether the kernel has deleted the SA. If not, the SA must be rekeyed.
         hard: bool,
     },
     /// An SA was installed or updated.

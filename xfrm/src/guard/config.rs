@@ -11,8 +11,8 @@ pub struct GuardConfig {
     pub cluster_ranges: Vec<IpNetwork>,
     /// This node's own segments.
     pub segments: Vec<IpNetwork>,
-    /// On a hub: the cloud's networks that the hub fronts. A network outside the cluster ranges
-    /// needs no allow policy, since no policy blocks it.
+    /// On a hub: the cloud networks that the hub fronts. A network outside the cluster ranges needs
+    /// no allow policy, since no policy blocks it.
     pub networks: Vec<IpNetwork>,
     /// The bridge's addresses, one for each family. They are the source addresses of the node's own
     /// traffic to remote pods. Empty until the bridge has its addresses, since the kernel refuses a

@@ -16,7 +16,8 @@ use crate::netlink::{LinkMessage, LinkRequest, Netlink, RawMessage, RouteMessage
 /// pods need bridges anyway.
 const KINDS: [&str; 2] = ["dummy", "bridge"];
 /// Metric of the routes with the node's source address. It is high, so that another route to the
-/// same range takes precedence: that of the bridge, on a node whose segment is the whole range.
+/// same range takes precedence, such as the bridge's route on a node whose segment is the whole
+/// range.
 const METRIC_WITH_SOURCE: u32 = 0x00EC_0000;
 /// Metric of the routes without a source address, which have lower precedence. They stay when the
 /// bridge's address is removed, while the kernel deletes the routes with that address as source.

@@ -1,9 +1,9 @@
 //! The guard is installed before the first pod and outlives the agent. It prevents packets to and
 //! from the cluster ranges from leaving or entering this node in clear.
 //!
-//! Its policies have lower precedence than those of peers. They are allows for the node's own
-//! segments and, with still lower precedence, blocks for the whole cluster ranges: `out` to them,
-//! `in` and `fwd` from them. Pods of this node therefore reach each other, the host and the
+//! The guard's policies have lower precedence than peers' policies. They are allows for the node's
+//! own segments and, with still lower precedence, blocks for the whole cluster ranges: `out` to
+//! them, `in` and `fwd` from them. Pods of this node therefore reach each other, the host and the
 //! internet, and the host reaches its own pods. A packet with a forged source of another node, from
 //! a pod or from a neighbour on the uplink, is dropped and counted (`XfrmInPolBlock`). A packet
 //! that would leave for another node's pods without a tunnel is also dropped and counted
@@ -34,7 +34,7 @@ pub use sysctls::{Bypass, bypasses};
 /// ranges.
 ///
 /// Allows come before blocks, so that the host can always reach its own pods. If one part fails,
-/// the others are still installed, and the first failure is returned.
+/// the remaining parts are still installed, and the first failure is returned.
 pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
     let wanted = policies(config)?;

@@ -1,4 +1,4 @@
-//! The routes of the guard, which lead to its device.
+//! The guard's routes, which lead to its device.
 
 use std::fmt;
 use std::net::IpAddr;

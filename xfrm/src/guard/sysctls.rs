@@ -1,5 +1,5 @@
-//! Settings that make the kernel bypass the guard: `disable_policy` and `disable_xfrm`
-//! (ip-sysctl.rst). Instructions for VTI interfaces set them.
+//! The settings that let packets bypass the guard: `disable_policy` and `disable_xfrm`
+//! (ip-sysctl.rst). Setup instructions for VTI interfaces set them.
 
 use std::fmt;
 use std::fs;
@@ -11,7 +11,7 @@ const ROOT: &str = "/proc/sys/net";
 /// Settings that bypass policies if their value is 1, by family. IPv6 has no `disable_xfrm`.
 const SETTINGS: [(&str, &str); 3] = [("ipv4", "disable_policy"), ("ipv4", "disable_xfrm"), ("ipv6", "disable_policy")];
 
-/// A setting that makes packets pass without a policy lookup.
+/// A setting that lets packets pass without a policy lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bypass {
     /// `ipv4` or `ipv6`.
@@ -24,7 +24,7 @@ pub struct Bypass {
 }
 
 impl Bypass {
-    /// Returns whether the setting affects incoming packets. Otherwise it affects outgoing ones.
+    /// Returns whether the setting affects incoming packets. If not, it affects outgoing packets.
     pub fn is_inbound(&self) -> bool {
         self.setting == "disable_policy"
     }
@@ -47,8 +47,8 @@ impl fmt::Display for Bypass {
     }
 }
 
-/// All such settings in the process's network namespace, except those of `lo`, which the kernel
-/// sets itself.
+/// All settings that bypass policies in the process's network namespace, except the settings of
+/// `lo`, which the kernel sets itself.
 pub fn bypasses() -> Vec<Bypass> {
     bypasses_below(Path::new(ROOT))
 }
@@ -62,7 +62,8 @@ fn bypasses_below(root: &Path) -> Vec<Bypass> {
             if fs::read_to_string(entry.path().join(setting)).is_ok_and(|value| value.trim() == "1") {
                 let interface = entry.file_name().to_string_lossy().into_owned();
                 let bypass = Bypass { family, interface, setting };
-                // Into its place, since a sort would take 4 KiB of the plugin's machine code.
+                // Insert in sorted order, since a sort would take 4 KiB of the plugin's machine
+                // code.
                 found.insert(found.partition_point(|other: &Bypass| order(other) < order(&bypass)), bypass);
             }
         }
@@ -70,7 +71,7 @@ fn bypasses_below(root: &Path) -> Vec<Bypass> {
     found
 }
 
-/// By interface, then family and setting.
+/// The sort key: interface, then family and setting.
 fn order(bypass: &Bypass) -> (&str, &str, &str) {
     (&bypass.interface, bypass.family, bypass.setting)
 }

@@ -1,4 +1,4 @@
-//! Why a request could not be carried out.
+//! The reasons why a netlink request fails.
 
 use std::io;
 use std::time::Duration;
@@ -6,18 +6,18 @@ use std::time::Duration;
 use super::frame::KernelRefusal;
 
 /// How long the kernel may take to answer. The kernel handles requests while they are sent, so this
-/// only ends the wait for a response that was lost.
+/// timeout only matters if a response was lost.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a dump is read at most, because it changes meanwhile. With the waits between them,
-/// that takes at least 1.4 s: on a node that starts fifty pods at once the links change all the
-/// time.
+/// Maximum number of attempts to read a dump, which must be repeated if the table changes
+/// meanwhile. With the delays between them, the attempts take at least 1.4 s: on a node that starts
+/// fifty pods at once the links change all the time.
 pub(super) const DUMP_ATTEMPTS: u32 = 42;
 
 /// A request could not be carried out. Holds no bytes of the request or the response.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The kernel refused it.
+    /// The kernel refused the request.
     #[error("{request}: {refusal}")]
     Rejected {
         /// The request.
@@ -31,11 +31,11 @@ pub enum Error {
         /// The request.
         request: &'static str,
     },
-    /// Messages were lost, since the receive buffer was full. What is known may be wrong: dump it
-    /// again.
+    /// Messages were lost, since the receive buffer was full. The known state may be wrong, so dump
+    /// it again.
     #[error("netlink messages were lost (ENOBUFS): the state must be read again")]
     Overrun,
-    /// A dump changed each time while it was read.
+    /// In every attempt, the table changed while it was dumped.
     #[error("{request}: changed during each of {DUMP_ATTEMPTS} attempts to read it")]
     Interrupted {
         /// The request.
@@ -46,7 +46,7 @@ pub enum Error {
     Malformed {
         /// The request.
         request: &'static str,
-        /// How it is malformed. Holds no bytes of it.
+        /// How the response is malformed. Holds no bytes of it.
         reason: String,
     },
     /// The socket failed.
@@ -60,7 +60,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error number with which the kernel refused, if it did.
+    /// The error number of the kernel's refusal, if the kernel refused.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Error::Rejected { refusal, .. } => Some(refusal.errno),

@@ -1,7 +1,7 @@
 //! A message of any netlink protocol, and the attributes in it.
 //!
-//! rtnetlink and nf_tables share this one type, so that the plugin, which may have 1 MiB, holds
-//! sending and receiving once and not once for each of them.
+//! rtnetlink and nf_tables share this one type, so that the plugin, whose size limit is 1 MiB,
+//! contains the code that sends and receives messages only once.
 
 use std::convert::Infallible;
 
@@ -10,12 +10,12 @@ use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializa
 /// `NLA_F_NESTED` (`linux/netlink.h`).
 const NESTED: u16 = 1 << 15;
 
-/// A message with its body as the kernel has it: a fixed part, then attributes.
+/// A message with its body in the kernel's layout: a fixed part, then attributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawMessage {
-    /// The type in its header.
+    /// The message type in the header.
     pub kind: u16,
-    /// What follows its header.
+    /// The octets that follow the header.
     pub body: Vec<u8>,
 }
 
@@ -42,12 +42,12 @@ impl NetlinkDeserializable for RawMessage {
 }
 
 /// Attributes (`struct nlattr`), one after another. A value has at most 65,531 bytes, since its
-/// length has 16 bits: whoever writes one keeps to that.
+/// length field has 16 bits. The caller must observe this limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes(Vec<u8>);
 
 impl Attributes {
-    /// Adds one with these bytes.
+    /// Adds an attribute with these bytes.
     pub fn bytes(&mut self, kind: u16, value: &[u8]) {
         let length = 4 + value.len() as u16;
         self.0.extend(length.to_ne_bytes());
@@ -56,29 +56,29 @@ impl Attributes {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
-    /// Adds a number in the machine's byte order, which is rtnetlink's.
+    /// Adds a number in host byte order, which rtnetlink uses.
     pub fn number(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_ne_bytes());
     }
 
-    /// Adds a number in network byte order, which is that of nf_tables.
+    /// Adds a number in network byte order, which nf_tables uses.
     pub fn number_be(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
 
-    /// Adds a text with a zero byte at its end.
+    /// Adds a string with a terminating zero byte.
     pub fn text(&mut self, kind: u16, value: &str) {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat());
     }
 
-    /// Adds one that holds attributes.
+    /// Adds an attribute that contains other attributes.
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let mut inner = Self::default();
         fill(&mut inner);
         self.bytes(kind | NESTED, &inner.0);
     }
 
-    /// All of them, as they stand in a message.
+    /// All attributes as encoded in a message.
     #[must_use]
     pub fn octets(&self) -> &[u8] {
         &self.0

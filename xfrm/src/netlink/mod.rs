@@ -36,9 +36,9 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// Maximum size of a datagram, bytes. Datagrams of a dump have at most 32 KiB, single responses far
 /// less.
 const MAX_DATAGRAM: usize = 64 << 10;
-/// The wait before another attempt grows by this time, starting with the third attempt.
+/// Time by which the delay before another attempt grows, starting with the third attempt.
 const DUMP_WAIT: Duration = Duration::from_millis(2);
-/// Maximum wait before another attempt.
+/// Maximum delay before another attempt.
 const LONGEST_DUMP_WAIT: Duration = Duration::from_millis(50);
 /// Maximum number of requests in one datagram of a batch. Their acknowledgements fit into the
 /// smallest receive buffer.
@@ -135,7 +135,7 @@ impl Netlink {
 
     /// Sends requests as one nfnetlink transaction (`linux/netfilter/nfnetlink.h`): the kernel
     /// carries out all of them or none. `begin` and `end` are the messages before and after them,
-    /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Without `end` the kernel tries all of them
+    /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Without `end` the kernel tries all requests
     /// and reverts them, as for `nft --check`. Returns the first refusal.
     pub fn transaction<Q: NetlinkSerializable>(
         &mut self,

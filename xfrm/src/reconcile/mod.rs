@@ -1,5 +1,5 @@
-//! Compares desired with existing policies and SAs. The functions do no I/O, and take linear time
-//! in the size of the dump.
+//! Compares desired with existing policies and SAs. The functions do no I/O and take time that is
+//! linear in the size of the dump.
 
 use std::collections::HashMap;
 
@@ -12,8 +12,8 @@ pub struct PolicyDiff {
     /// Desired policies that do not exist. If they were installed before, another program deleted
     /// them.
     pub missing: Vec<Policy>,
-    /// Desired policies whose selector has a policy of ours with another priority, action or
-    /// template. If it was installed correctly before, another program changed it.
+    /// Desired policies for whose selector we have a policy with another priority, action or
+    /// template. If that policy was installed correctly before, another program changed it.
     pub changed: Vec<(Policy, InstalledPolicy)>,
     /// Our policies that are no longer desired.
     pub stray: Vec<InstalledPolicy>,
@@ -30,7 +30,7 @@ impl PolicyDiff {
 }
 
 /// Compares policies. The kernel keeps one policy for a direction and selector, so of two desired
-/// ones the one with higher precedence counts.
+/// policies for the same key the one with higher precedence counts.
 pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> PolicyDiff {
     let mut wanted: HashMap<PolicyKey, Policy> = HashMap::with_capacity(desired.len());
     for policy in desired {

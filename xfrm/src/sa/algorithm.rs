@@ -18,7 +18,7 @@ pub enum Algorithm {
     Aes256Gcm16,
     /// ChaCha20-Poly1305, RFC 7634: 32 bytes of key, 4 of salt.
     ChaCha20Poly1305,
-    /// AES-CBC, RFC 3602, with an integrity algorithm: the key of the cipher, then that of the
+    /// AES-CBC, RFC 3602, with an integrity algorithm: the key of the cipher, then the key of the
     /// integrity algorithm (RFC 7296 2.17).
     AesCbc(AesKeyLength, Integrity),
 }

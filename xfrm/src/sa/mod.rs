@@ -79,10 +79,10 @@ impl Replay {
     /// Maximum window that the kernel accepts (`XFRMA_REPLAY_ESN_MAX`), packets.
     pub const MAX_WINDOW: u32 = 4096;
 
-    /// Without extended sequence numbers, and with a window that is wide enough for paths that
-    /// reorder packets.
+    /// No extended sequence numbers, and a window that is wide enough for paths that reorder
+    /// packets.
     pub const PLAIN: Replay = Replay { window: 1024, esn: false };
-    /// With extended sequence numbers and the same window.
+    /// Extended sequence numbers and the same window.
     pub const ESN: Replay = Replay { window: 1024, esn: true };
 }
 
@@ -317,8 +317,8 @@ impl Sa {
 pub struct Features {
     /// Whether SAs have a direction (`XFRMA_SA_DIR`, 6.10 and later).
     pub sa_direction: bool,
-    /// Whether an `out` policy keeps using its last SA as long as that exists (6.13 and later, with
-    /// per-CPU SAs).
+    /// Whether an `out` policy keeps using its last SA as long as that SA exists (6.13 and later,
+    /// with per-CPU SAs).
     pub policies_cache_sas: bool,
 }
 

@@ -85,7 +85,7 @@ fn esp() {
         let most = since.elapsed().as_secs() + 2;
         assert!(reported.iter().all(|reported| *reported <= most), "{reported:?} events, at most one a second: {most}");
         // One more notification may follow at the end of the last packet's interval. An idle SA
-        // causes none.
+        // causes no notification.
         let idle = Instant::now() + Duration::from_secs(4);
         let mut late = 0;
         while let Some(left) = idle.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -122,7 +122,7 @@ fn others_changes() {
     namespace.ip("xfrm policy flush");
     assert_eq!(next(&mut events), Event::PoliciesFlushed);
 
-    // A change of ours through an ignored socket, then a change of another program: only the latter
+    // We make a change through an ignored socket, then another program makes one. Only the latter
     // is reported.
     let mut quiet = namespace.run(|| Xfrm::open().unwrap());
     events.ignore_port(quiet.port());
@@ -165,7 +165,7 @@ fn acquire() {
         assert_eq!(selector.destination().ip().to_string(), to);
         assert_eq!((source.to_string().as_str(), destination.to_string().as_str()), ("192.0.2.1", "192.0.2.2"));
     }
-    // The larval SA of the acquire does not count as a stray SA of ours.
+    // The larval SA of the acquire does not count as one of our stray SAs.
     let sas = namespace.run(|| Xfrm::open().unwrap().sas().unwrap());
     assert!(sas.iter().all(|sa| sa.is_larval()), "{sas:?}");
     assert!(edge_xfrm::reconcile::sas(&[], &sas).is_empty());

@@ -117,8 +117,8 @@ fn site() -> Site {
 
 fn packets() {
     let Site { node, pods: [one, two], neighbour } = site();
-    // Bound to an address of the remote segment, which the neighbour accepts as its own. Packets
-    // that leak in clear arrive here.
+    // This socket is bound to an address of the remote segment, which the neighbour accepts as its
+    // own. Packets that leak in clear arrive at this socket.
     let leaked = neighbour.listen("10.77.1.2:7");
     let leaked6 = neighbour.listen("[fd77:0:0:1::2]:7");
     let internet = neighbour.listen("198.51.100.1:7");
@@ -168,8 +168,8 @@ fn packets() {
     one.send("fd77::2", "[fd77:0:0:1::2]:7", "refused");
     node.await_counter("XfrmOutPolBlock", dropped + 4);
 
-    // A pod with a forged remote source sends to the internet, and a neighbour with one sends to a
-    // pod and to the node.
+    // A pod with a forged remote source address sends to the internet, and a neighbour with a
+    // forged address sends to a pod and to the node.
     one.ip("addr add 10.77.1.2/32 dev lo");
     let dropped = node.counter("XfrmInPolBlock");
     one.send("10.77.1.2", "198.51.100.1:7", "refused");
@@ -178,7 +178,7 @@ fn packets() {
     neighbour.send("fd77:0:0:1::2", "[fd77::2]:7", "refused");
     node.await_counter("XfrmInPolBlock", dropped + 4);
 
-    // Legitimate packets can still use the same paths. A forged packet that passed would have
+    // Legitimate packets can still use the same paths. If a forged packet had passed, it would have
     // arrived first.
     one.send("10.77.0.2", "198.51.100.1:7", "granted");
     neighbour.send("198.51.100.1", "10.77.0.2:7", "granted");
@@ -238,7 +238,7 @@ fn in_the_way() {
     let error = namespace.run(|| guard::install(&config(&[])).unwrap_err());
     let Error::Guard { error: cause, .. } = &error else { panic!("{error}") };
     assert!(matches!(**cause, Error::OccupiedByOther { .. }), "{error}");
-    // The other parts are installed all the same.
+    // The other parts of the guard are installed nevertheless.
     let defects = namespace.run(|| guard::check(&config(&[])).unwrap());
     assert!(matches!(defects.as_slice(), [Defect::Occupied(..)]), "{defects:?}");
 

@@ -103,12 +103,12 @@ impl Namespace {
         })
     }
 
-    /// Waits until a counter of `/proc/net/xfrm_stat` has a value. Fails if it has a higher one.
+    /// Waits until a counter of `/proc/net/xfrm_stat` has a value. Fails if it has a higher value.
     pub(crate) fn await_counter(&self, name: &'static str, value: u64) {
         self.await_value(name, value, |namespace| namespace.counter(name));
     }
 
-    /// Waits until `read` returns a value. Fails if it returns a higher one.
+    /// Waits until `read` returns a value. Fails if it returns a higher value.
     pub(crate) fn await_value(&self, what: &str, value: u64, read: impl Fn(&Namespace) -> u64) {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {

@@ -53,7 +53,7 @@ pub(crate) fn policies(local: u32, remote: u32, n: u32, outer: (&str, &str)) -> 
     .collect()
 }
 
-/// Installs the SAs of both directions at both ends, and the policies.
+/// Installs the SAs for both directions, and the policies, at both ends.
 pub(crate) fn connect(pair: &Pair, forth: &SaParams, back: &SaParams, features: Option<Features>) {
     let outer = (forth.source.to_string(), forth.destination.to_string());
     let n = forth.reqid.tunnel_number().unwrap();
@@ -79,7 +79,7 @@ pub(crate) fn reversed(sa: &SaParams, spi: u32) -> SaParams {
     SaParams { source: sa.destination, destination: sa.source, spi, encap, ..sa.clone() }
 }
 
-/// Sends a datagram of each family each way.
+/// Sends a datagram of each family in each direction.
 pub(crate) fn talk(pair: &Pair) {
     for (from, to, source, destination) in [
         (&pair.a, &pair.b, "10.77.0.1", "10.77.1.1:7"),

@@ -71,7 +71,7 @@ fn replaced_in_place() {
 
 fn others_policy_stays() {
     let namespace = Namespace::new();
-    // This policy has another priority and no template, but it holds the selector all the same.
+    // This policy has another priority and no template, but it still holds the selector.
     namespace.ip("xfrm policy add src 10.77.0.0/26 dst 10.77.1.0/26 dir out priority 5 action allow");
     let before = namespace.ip("xfrm policy");
     namespace.run(|| {
@@ -140,8 +140,8 @@ fn protect_becomes_allow() {
         xfrm.delete_policy(&installed).unwrap();
         installed.index
     });
-    // The index of our policy is taken, so the kernel chooses one, which would not mark an allow as
-    // ours.
+    // The index of our policy is taken, so the kernel chooses another index, which would not mark
+    // an allow as ours.
     let squat = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel";
     namespace.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out index {index} {squat}"));
     namespace.run(move || {

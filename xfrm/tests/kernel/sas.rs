@@ -271,7 +271,8 @@ fn with_selector() {
     });
 }
 
-/// The SA is refused because the kernel has no ESP or, if it has, because the SA exists already.
+/// The SA is refused because the kernel has no ESP or, on a kernel with ESP, because the SA exists
+/// already.
 fn refused_without_key() {
     Namespace::new().run(|| {
         let mut xfrm = Xfrm::open().unwrap();

@@ -18,7 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// Several sockets ask for echoes without pause while the outbound SA is switched again and again.
 /// A packet is lost only if the process lost the CPU for longer than IN_FLIGHT between the packet's
-/// lookup and its output, which happens now and then in a loaded lab. Deleting the old SA in the
+/// lookup and its output, which happens occasionally in a loaded lab. Deleting the old SA in the
 /// batch that adds the new one lost one packet in ten.
 fn switching() {
     const SWITCHES: u32 = 200;
@@ -146,7 +146,7 @@ fn refused_switch() {
         let error = xfrm.switch_outbound(&SaParams { spi: 0x1001, ..old.clone() }, foreign).unwrap_err();
         assert!(matches!(error, Error::SaOfOther { reqid: 1, .. }), "{error}");
         assert_eq!(xfrm.sas().unwrap().len(), 2);
-        // If there is no old SA, the new one is installed all the same.
+        // The new SA is installed even if there is no old one.
         xfrm.delete_sa(old.id()).unwrap();
         assert!(!xfrm.switch_outbound(&SaParams { spi: 0x1001, ..old.clone() }, old.id()).unwrap());
         assert_eq!(xfrm.sas().unwrap().len(), 2);

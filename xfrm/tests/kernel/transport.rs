@@ -19,7 +19,7 @@ fn policies(sa: &SaParams, direction: Direction) -> [Policy; 1] {
     [Policy::protect_transport(direction, selector, sa.reqid)]
 }
 
-/// Installs the SAs of both directions at both hosts, and the policies.
+/// Installs the SAs for both directions, and the policies, at both hosts.
 fn connect(pair: &Pair, forth: &SaParams, spi: u32) {
     let back = reversed(forth, spi);
     for (namespace, outbound, inbound) in [(&pair.a, forth, &back), (&pair.b, &back, forth)] {

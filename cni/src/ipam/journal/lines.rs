@@ -1,4 +1,4 @@
-//! The lines of the journal, and the mark.
+//! The encoding of the journal's lines and of its mark.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ pub(super) struct JournalState {
     pub(super) lines: u64,
 }
 
-/// The first line that cannot be read, and the reason.
+/// The first line that cannot be read and the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
     line: u64,
@@ -108,8 +108,8 @@ pub(super) fn entry_of(lease: LeaseRef<'_>) -> String {
         .fold(format!("+ {attachment} {network} {pod}"), |entry, address| format!("{entry} {address}"))
 }
 
-/// Reads lines until the end or the first damaged one. Also returns the checksum at byte `stop`, if
-/// a line ends there.
+/// Reads lines until the end or the first damaged line. Also returns the checksum at byte `stop`,
+/// if a line ends there.
 pub(super) fn replay(bytes: &[u8], stop: Option<u64>) -> (JournalState, Option<u32>, Option<Damage>) {
     let mut state = JournalState::default();
     state.leases.reserve(bytes.len() / USUAL_LINE);

@@ -19,11 +19,11 @@
 //! boot, so it need not be durable. If the journal is shorter than its mark of the same boot,
 //! another program has truncated it, and leases are missing. That is an error; the journal is not
 //! started again. An unreadable line after the mark is from a process that was killed while it
-//! wrote. Its lease was never reported. After a reboot no earlier pod exists, so the leases are
-//! void, and a corrupt journal is replaced.
+//! wrote the line. The lease in this line was never reported. After a reboot no earlier pod exists,
+//! so the leases are void, and a corrupt journal is replaced.
 //!
-//! [`lines`] reads and writes the lines. [`index`] finds a lease without reading all of them. If
-//! the index is not valid for the journal's present state, the whole journal is read.
+//! [`lines`] reads and writes the lines. [`index`] finds a lease without reading all lines. If the
+//! index is not valid for the journal's present state, the whole journal is read.
 
 mod index;
 mod lines;
@@ -59,8 +59,8 @@ const MAX_FREED: usize = 4096;
 /// Maximum room that the next line needs, bytes.
 const ROOM: u64 = 1024;
 
-/// A journal is rewritten when it has more than this many lines beyond twice the lines of a
-/// rewritten one.
+/// A journal is rewritten when the number of its lines exceeds twice the number of lines in a
+/// rewritten journal by more than this.
 const REWRITE_MARGIN: usize = 256;
 
 /// The open journal. The process with this value holds the state directory's lock.
@@ -76,12 +76,12 @@ pub(super) struct Journal {
     lines: u64,
     /// The index, if it is valid for the present state of the journal.
     index: Option<Index>,
-    /// All leases, once they were needed and read.
+    /// All leases, once they have been needed and read.
     whole: OnceCell<Leases>,
 }
 
 impl Journal {
-    /// Returns whether a journal or its mark exists, corrupt or not. Returns true also if the disk
+    /// Returns whether a journal or its mark exists, corrupt or not. Also returns true if the disk
     /// cannot be read, so that the caller reports that error when it opens the journal.
     pub(super) fn exists(directory: &Path) -> bool {
         let is_there = |path: &Path| path.try_exists().unwrap_or(true);
@@ -180,7 +180,8 @@ impl Journal {
         };
         let file = file.context("open", &path)?;
         if writable && state.end.length < bytes.len() as u64 {
-            // A process was killed while it wrote the last line. Its lease was never reported.
+            // A process was killed while it wrote the last line. The lease in that line was never
+            // reported.
             file.set_len(state.end.length).context("truncate", &path)?;
         }
         let JournalState { leases, end, lines } = state;
@@ -307,7 +308,7 @@ impl Journal {
         Ok(Some(lease))
     }
 
-    /// Finds the lease of an attachment, and the line with which it begins.
+    /// Finds the lease of an attachment, and the line that begins it.
     fn find(&self, attachment: &Attachment) -> Result<Option<(Line, Lease)>> {
         if let Some(index) = self.index.as_ref().filter(|_| self.whole.get().is_none())
             && let Ok(found) = self.find_by_index(index, &key_of(attachment))
@@ -379,7 +380,7 @@ impl Journal {
             return self.file;
         };
         let needed = count + 2;
-        // A full disk may have no space for another file. The appended lines are in the old one.
+        // A full disk may have no space for another file. The appended lines are in the old file.
         if self.lines > (2 * needed + REWRITE_MARGIN) as u64
             && let Ok(leases) = self.whole()
             && let Ok((file, end, lines)) = rewrite(&self.path, &self.end.boot, leases, self.end.generation)

@@ -1,5 +1,5 @@
-//! Authentication tests. rcgen makes the certificates: good ones, and ones that are wrong in many
-//! ways. Others use pre-shared keys.
+//! Tests of authentication. rcgen makes the certificates, both valid ones and ones that are invalid
+//! in many ways. Some tests use pre-shared keys.
 
 mod certificates;
 mod credentials;

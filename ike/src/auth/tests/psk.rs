@@ -1,4 +1,4 @@
-//! Pre-shared keys.
+//! Tests authentication with pre-shared keys.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! RSA signatures. `openssl` makes the keys, since `ring` cannot.
+//! Tests RSA signatures. `openssl` makes the keys, since `ring` cannot.
 
 use std::io::Write;
 use std::process::{Command, Stdio};

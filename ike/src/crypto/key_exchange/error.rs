@@ -22,11 +22,11 @@ pub enum KeyExchangeError {
     /// The peer's share is not a point on the curve (RFC 5903 8).
     #[error("the public key is not a point of the curve")]
     InvalidPoint,
-    /// The peer sent a point of small order: the shared secret would be zero for any key of ours
+    /// The peer sent a point of small order. The shared secret would be zero for any of our keys
     /// (RFC 8031 5).
     #[error("the public key is of small order")]
     SmallOrder,
-    /// The peer's share is not between 1 and p - 1, both excluded (RFC 6989 2.1): such a share
+    /// The peer's share is not between 1 and p - 1, both excluded (RFC 6989 2.1). Such a share
     /// would reveal the secret.
     #[error("the public key is not between 1 and p - 1")]
     OutOfRange,

@@ -15,7 +15,7 @@ pub(super) trait KeyExchangeMethod: Sync {
     /// The initiator's first step: makes its share.
     fn start(&self, env: &mut dyn Environment) -> Result<Box<dyn Started>, KeyExchangeError>;
 
-    /// The responder's step: makes its share from the initiator's.
+    /// The responder's step: makes its share from the initiator's share.
     fn respond(
         &self,
         initiator_share: &[u8],

@@ -1,5 +1,5 @@
-//! The table of key exchange methods. A new method needs a variant of [`Group`], a row here and a
-//! file in this directory.
+//! The table of key exchange methods. A new method needs a variant of [`Group`], a row in this
+//! table and a file in this directory.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use crate::config::Group;
 macro_rules! methods {
     ($($group:ident = $transform_id:literal $name:literal $microseconds:literal $method:ty;)+) => {
         impl Group {
-            /// Its transform ID, which is also in the Key Exchange payload.
+            /// The transform ID of the method, which is also in the Key Exchange payload.
             pub fn number(self) -> u16 {
                 match self {
                     $(Self::$group => $transform_id,)+

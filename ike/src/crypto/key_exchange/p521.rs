@@ -11,8 +11,9 @@ use crate::secret::Secret;
 
 /// Size of a coordinate and of a private key, bytes.
 const LEN: usize = 66;
-/// Maximum number of attempts to make a private key. Random octets almost always are one. They are
-/// not if they are zero or not below the order of the group, which begins with 260 one bits.
+/// Maximum number of attempts to make a private key. Random octets are almost always a valid
+/// private key. They are not valid if they are zero or not below the order of the group, which
+/// begins with 260 one bits.
 const ATTEMPTS: usize = 4;
 
 /// A P-521 key pair. The private key comes from the environment, so that a test can choose it.

@@ -1,4 +1,4 @@
-//! Key exchange methods.
+//! Tests the key exchange methods.
 
 use ring::digest;
 
@@ -28,8 +28,8 @@ fn sha256(octets: &[u8]) -> String {
 fn modp_groups_give_the_shares_and_secrets_of_an_independent_computation() {
     //= RFC 7296 2.14 REQUIRED 5: a secret as long as the prime
     //= RFC 7296 3.4 MUST 1: a share as long as the prime
-    // Computed with Python's integers and the primes of RFC 3526. Only hashes are given here, since
-    // the values are long.
+    // Computed with Python's integers and the primes of RFC 3526. The test contains only hashes,
+    // since the values are long.
     for (group, len, ours, theirs, secret) in [
         (
             Group::Modp2048,

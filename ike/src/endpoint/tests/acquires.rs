@@ -1,4 +1,4 @@
-//! Tests tunnels that packets ask for, and what shortens or ends a wait after a failure.
+//! Tests tunnels that packets ask for, and what shortens or ends the delay after a failure.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -82,7 +82,7 @@ fn packets_at_both_ends_at_once_leave_one_tunnel() {
         endpoint.acquire(&PeerName::new(NAMES[1 - us]), now + HELD, now, host);
     }
     pair.deliver();
-    // Another packet that met the policy before the tunnel was up.
+    // Another packet matched the policy before the tunnel was up.
     (0..2).for_each(|us| acquire(&mut pair, us));
     pair.run_for(10 * SECOND);
     assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
@@ -130,7 +130,7 @@ fn a_flood_of_packets_to_a_dead_peer_leads_to_few_attempts() {
     }
     let count = attempts.borrow().len();
     assert!((10..=25).contains(&count), "{count} attempts in ten minutes");
-    // A packet now and then does not shorten the waits either.
+    // Occasional packets do not shorten the delays either.
     let attempts = count_attempts(&mut pair);
     for _ in 0..20 {
         acquire(&mut pair, 0);
@@ -194,7 +194,8 @@ fn few_attempts_run_at_once_and_many_dead_peers_do_not_delay_the_others() {
     assert!(up(&pair), "one attempt lasts less than eight seconds");
 }
 
-/// A silent peer after this time. The waits between attempts grow to at most 2 minutes.
+/// Returns a pair whose peer has been silent for this time. The delays between attempts grow to at
+/// most 2 minutes.
 fn silent_for(time: Duration) -> Pair {
     let mut pair = Pair::new().one_sided();
     pair.configs[0].timing.retry_max = Duration::from_secs(120);

@@ -1,4 +1,5 @@
-//! Tests attempts to reach a peer, and what others can do to them and to a peer that is up.
+//! Tests attempts to reach a peer, and the effect of other hosts on these attempts and on a peer
+//! that is up.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -87,8 +88,8 @@ fn every_port_of_an_address_is_tried() {
     assert!(pair.is_connected());
 }
 
-/// The responder first requires a cookie, then no longer, and its cookie request crosses the
-/// retransmission.
+/// The responder at first requires a cookie and then no longer does, and its cookie request crosses
+/// the retransmission.
 #[test]
 fn a_cookie_that_crosses_a_retransmission_spoils_nothing() {
     //= RFC 7296 2.15 REQUIRED 2: the latest IKE_SA_INIT counts

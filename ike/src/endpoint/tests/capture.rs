@@ -1,4 +1,4 @@
-//! Copies of messages without their encryption.
+//! Tests copies of messages without their encryption.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! Tests what ends an IKE SA or a CHILD_SA (RFC 7296 2.8): its lifetime, the peer's certificate,
-//! changed credentials.
+//! Tests what ends an IKE SA or a CHILD_SA (RFC 7296 2.8): its lifetime, an expired certificate of
+//! the peer, and changed credentials.
 
 use super::*;
 use crate::wire::{ExchangeType, Header};

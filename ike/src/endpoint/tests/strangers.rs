@@ -171,14 +171,14 @@ fn strangers_cause_a_bounded_amount_of_expensive_key_exchanges() {
     victim.endpoint.set_peer(peer, Instant::new(victim.now), &mut victim.host).unwrap();
     let is_cookie = |answer: &[u8]| Message::decode(answer).unwrap().payloads.notify(NotifyType::Cookie).is_some();
     for second in 0..2 {
-        // The sources may be forged. Soon the endpoint asks for a cookie, although few IKE SAs are
+        // The sources may be forged. The endpoint soon asks for a cookie, although few IKE SAs are
         // half-open.
         let answers: Vec<_> = (0..20)
             .map(|n| victim.take(&expensive(n + 1).encode(None), source(second * 1000 + n as u32)).unwrap())
             .collect();
         let answered = answers.iter().filter(|answer| !is_cookie(answer)).count();
         assert!((1..=4).contains(&answered), "{answered} without a cookie");
-        // The sources are real. They get a quarter of a processor, and nothing more.
+        // The sources are real. They get a quarter of a processor and no more.
         let served =
             (100..160).filter(|&n| victim.take_init(&expensive(n), source(second * 1000 + n as u32)).is_some());
         let served = served.count() + answered;

@@ -1,4 +1,4 @@
-//! Tests that a peer that lacks a CHILD_SA that we want always gets one again.
+//! Tests that a CHILD_SA that we want and that a peer lacks is always made again.
 
 use super::*;
 use crate::child_sas::ChildUse;
@@ -75,7 +75,7 @@ fn a_child_sa_whose_deletion_waits_stays_if_the_one_beside_it_goes() {
         children.iter().filter(|child| child.usage == ChildUse::InUse).map(|child| child.sa.id).collect::<Vec<_>>()
     };
     assert_eq!(live(&pair), old);
-    // The rekey is done again.
+    // The rekey is repeated.
     pair.run_for(30 * SECOND);
     assert_ne!(live(&pair), old);
     assert!(pair.is_connected());
@@ -101,8 +101,8 @@ fn crossing_deletions_of_the_only_child_sa_are_made_good() {
     assert!(pair.is_connected());
 }
 
-/// The peer says that it does not have the CHILD_SA that we rekey, and deletes another one of ours
-/// while we ask.
+/// The peer reports that it does not have the CHILD_SA that we rekey, and deletes another CHILD_SA
+/// while our request is under way.
 #[test]
 fn a_child_sa_that_the_peer_has_lost_is_replaced_whatever_it_deletes_meanwhile() {
     //= RFC 7296 2.25 SHOULD 7: a lost CHILD_SA is made again
@@ -187,7 +187,7 @@ fn a_packet_brings_a_child_sa_on_an_ike_sa_that_has_none_although_the_peer_usual
     let mut pair = Pair::new().one_sided();
     pair.start();
     pair.run_for(5 * SECOND);
-    // The initiator does not want a CHILD_SA any more, and deletes it.
+    // The initiator no longer wants a CHILD_SA and deletes it.
     pair.configs[0].initiate = false;
     pair.configure(0);
     delete_children(&mut pair, 0);

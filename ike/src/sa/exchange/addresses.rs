@@ -1,5 +1,6 @@
 //! MOBIKE (RFC 4555): address updates by the original initiator, announcements of addresses by
-//! either end, and return routability. Only what COOKIE2 came back for is used for ESP.
+//! either end, and return routability checks. ESP uses a new address only after COOKIE2 came back
+//! from it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,10 +18,11 @@ use crate::wire::{ExchangeType, Notify, NotifyType, Payload, Payloads};
 /// Length of the hash in NAT_DETECTION_*_IP, bytes (SHA-1, RFC 7296 2.23).
 const NAT_DETECTION_HASH_LEN: usize = 20;
 
-/// What the peer's request changes once it is answered.
+/// The address changes that follow from the peer's request after it was answered.
 #[derive(Debug, Default)]
 pub(super) struct AddressChange {
-    /// We are the original initiator, and the peer has left the address that we use. It is here.
+    /// The peer's present address, if we are the original initiator and the peer has left the
+    /// address that we use.
     peer_left_for: Option<SocketAddr>,
 }
 
@@ -29,9 +31,9 @@ impl IkeSa {
         self.profile.config.force_encapsulation
     }
 
-    /// Our address has changed, and with it the path. The peer is told.
+    /// Handles a change of our address, and with it of the path. Informs the peer.
     pub(super) fn local_address_changed(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
-        // RFC 4555 3.5: requests under way take the new addresses.
+        // RFC 4555 3.5: requests under way use the new addresses.
         self.channel.resend(cx);
         if self.lifecycle == Lifecycle::Active {
             self.enqueue_first(self.address_request());
@@ -39,8 +41,8 @@ impl IkeSa {
         self.send_queued(child_sas, cx);
     }
 
-    /// The addresses of this node have changed, but not the one that is in use. The peer is told
-    /// if it has been told otherwise.
+    /// Handles a change of this node's addresses other than the one in use. Informs the peer if it
+    /// was sent another list.
     pub(crate) fn additional_addresses_changed(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         let additional = mobike::own_additional(cx.config, &self.profile.config, self.channel.path.local.ip());
         if self.lifecycle == Lifecycle::Active && self.mobike.as_ref().is_some_and(|it| it.announced != additional) {
@@ -48,7 +50,7 @@ impl IkeSa {
         }
     }
 
-    /// What tells the peer where we are.
+    /// Returns the request that informs the peer of our address.
     fn address_request(&self) -> QueuedRequest {
         // RFC 4555 3.5: the original initiator decides.
         if self.initiation().by_us() || mutation!("update_by_responder") {
@@ -58,7 +60,7 @@ impl IkeSa {
         }
     }
 
-    /// The peer is at this address. ESP goes there once it has returned our COOKIE2.
+    /// Moves to this address of the peer. ESP follows after the peer has returned our COOKIE2.
     pub(super) fn move_to_peers_address(&mut self, remote: SocketAddr, cx: &mut Context<'_>) {
         if self.mobike.is_none() || self.lifecycle != Lifecycle::Active {
             return;
@@ -84,8 +86,9 @@ impl IkeSa {
         self.enqueue_first(if by_us { QueuedRequest::UpdateAddresses } else { QueuedRequest::CheckAddress });
     }
 
-    /// The peer does not answer where it was: the request under way goes to its other addresses
-    /// too. The responder does this only to say that it has moved itself (RFC 4555 3.6).
+    /// Handles a peer that does not answer at its present address: sends the request under way to
+    /// its other addresses too. The responder does this only to announce that it has moved itself
+    /// (RFC 4555 3.6).
     pub(super) fn try_other_addresses(&mut self, cx: &mut Context<'_>) {
         let announces = matches!(self.outstanding, Some(OutstandingRequest::AnnounceAddresses(..)));
         let may = self.lifecycle == Lifecycle::Active && (self.initiation().by_us() || announces);
@@ -99,7 +102,7 @@ impl IkeSa {
         }
     }
 
-    /// ESP takes this path from now on.
+    /// Uses this path for ESP from now on.
     fn use_path(&mut self, path: Path, child_sas: &ChildSas, cx: &mut Context<'_>) {
         let before = self.channel.path;
         self.channel.use_path(path);
@@ -111,7 +114,7 @@ impl IkeSa {
     }
 }
 
-/// Whether a peer may be at this address, as seen from ours.
+/// Returns whether a peer may have this address, given ours.
 fn is_acceptable(local: SocketAddr, remote: SocketAddr) -> bool {
     mobike::can_be_reached(remote.ip()) && remote.port() != 0 && remote.ip() != local.ip()
 }
@@ -135,7 +138,7 @@ pub(super) fn update(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<Outstanding
     Some(OutstandingRequest::UpdateAddresses(cookie))
 }
 
-/// Takes the response to UPDATE_SA_ADDRESSES.
+/// Handles the response to UPDATE_SA_ADDRESSES.
 pub(super) fn updated(
     sa: &mut IkeSa,
     cookie: Cookie2,
@@ -144,20 +147,20 @@ pub(super) fn updated(
     cx: &mut Context<'_>,
 ) -> SaStep {
     let refusal = payloads.error().map(|notify| notify.kind);
-    // A refusal may come without COOKIE2, but never with another one.
+    // A refusal may come without COOKIE2, but never with a wrong one.
     let bare_refusal = refusal.is_some() && payloads.notify(NotifyType::Cookie2).is_none();
     if !bare_refusal && !cookie.is_returned(payloads) {
         return wrong_cookie();
     }
     if !sa.channel.answer_shows_path() {
-        // RFC 4555 3.5: the addresses changed again.
-        // RFC 4555 3.7: sent to several addresses it shows nothing.
+        // RFC 4555 3.5: the addresses changed again. RFC 4555 3.7: a request that was sent to
+        // several addresses proves nothing.
         sa.enqueue_first(QueuedRequest::UpdateAddresses);
         return SaStep::Continue;
     }
     let Some(mobike) = sa.mobike.as_mut() else { return SaStep::Continue };
     match refusal {
-        // RFC 4555 3.9: tried several times.
+        // RFC 4555 3.9: the update is tried several times.
         Some(NotifyType::UnexpectedNatDetected) if mobike.unexpected_nats < sa.profile.config.timing.transmissions => {
             mobike.unexpected_nats = mobike.unexpected_nats.saturating_add(1);
             sa.enqueue_first(QueuedRequest::UpdateAddresses);
@@ -167,7 +170,7 @@ pub(super) fn updated(
             mobike.unexpected_nats = 0;
             sa.report(failure::update_refused(kind, &sa.channel.message_path()), cx);
             if sa.channel.is_unchecked() {
-                // The peer is told by its own address, so that both ends have the same path again.
+                // Inform the peer at its own address, so that both ends have the same path again.
                 sa.channel.leave_unchecked_path();
                 sa.enqueue_first(QueuedRequest::UpdateAddresses);
                 return SaStep::Continue;
@@ -186,7 +189,7 @@ pub(super) fn updated(
     SaStep::Continue
 }
 
-/// COOKIE2 came back changed or not at all.
+/// Returns the step after COOKIE2 came back changed or not at all.
 fn wrong_cookie() -> SaStep {
     // RFC 4555 3.7: another COOKIE2 closes the IKE SA.
     SaStep::End(DownReason::Failed, failure::wrong_cookie2())
@@ -197,9 +200,9 @@ fn seen_as(payloads: &Payloads) -> Option<Vec<u8>> {
     (hash.data.len() == NAT_DETECTION_HASH_LEN).then(|| hash.data.clone())
 }
 
-/// Tells the peer our addresses again if the list that it has begins at another one. This is done
+/// Announces our addresses again if the peer's list was sent from another address. This is done
 /// after the CHILD_SAs have moved, so not right after UPDATE_SA_ADDRESSES.
-// RFC 4555 3.6: the list is complete with the source of the message.
+// RFC 4555 3.6: the source of the message completes the list.
 pub(super) fn announce_from_new_address(sa: &mut IkeSa) {
     let local = sa.channel.message_path().local.ip();
     if sa.lifecycle == Lifecycle::Active && sa.mobike.as_ref().is_some_and(|mobike| mobike.announced_from != local) {
@@ -207,7 +210,7 @@ pub(super) fn announce_from_new_address(sa: &mut IkeSa) {
     }
 }
 
-/// Tells the peer our addresses. The one in use is in the IP header.
+/// Announces our addresses to the peer. The address in use is in the IP header.
 pub(super) fn announce(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
     let path = sa.channel.message_path();
     let additional = mobike::own_additional(cx.config, &sa.profile.config, path.local.ip());
@@ -222,7 +225,7 @@ pub(super) fn announce(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<Outstandi
     Some(OutstandingRequest::AnnounceAddresses(path.local.ip(), additional))
 }
 
-/// Takes the response to [`announce`].
+/// Handles the response to [`announce`].
 pub(super) fn announced(
     sa: &mut IkeSa,
     address: IpAddr,
@@ -231,14 +234,14 @@ pub(super) fn announced(
     cx: &mut Context<'_>,
 ) -> SaStep {
     let present = sa.channel.message_path().local.ip();
-    // RFC 4555 3.6: another source is another request.
+    // RFC 4555 3.6: a message from another source is another announcement.
     let changed = present != address || mobike::own_additional(cx.config, &sa.profile.config, present) != additional;
     let retries = sa.profile.config.timing.transmissions;
     let Some(mobike) = sa.mobike.as_mut() else { return SaStep::Continue };
     let refused = payloads.notify(NotifyType::UnexpectedNatDetected).is_some();
     if changed || (refused && mobike.unexpected_nats < retries) {
         mobike.unexpected_nats = mobike.unexpected_nats.saturating_add(u32::from(refused));
-        // Behind a move that is under way, which must not wait.
+        // Queue the announcement behind a move that is under way, since the move must not wait.
         sa.enqueue(QueuedRequest::AnnounceAddresses);
     } else {
         mobike.unexpected_nats = 0;
@@ -259,7 +262,7 @@ pub(super) fn check(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingR
     Some(OutstandingRequest::CheckAddress(cookie))
 }
 
-/// Takes the response to [`check`].
+/// Handles the response to [`check`].
 pub(super) fn checked(
     sa: &mut IkeSa,
     cookie: Cookie2,
@@ -278,40 +281,40 @@ pub(super) fn checked(
         // RFC 4555 3.7: ESP follows after the check.
         sa.use_path(sa.channel.message_path(), child_sas, cx);
     } else {
-        // RFC 4555 3.7: sent to several addresses it shows nothing.
+        // RFC 4555 3.7: a request that was sent to several addresses proves nothing.
         sa.enqueue_first(QueuedRequest::CheckAddress);
     }
     SaStep::Continue
 }
 
-/// The payloads of a liveness check. As initiator behind a NAT we learn by it whether the NAT has
-/// another mapping for us.
+/// The payloads of a liveness check. As initiator behind a NAT we detect by it whether the NAT has
+/// a new mapping for us.
 pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
     let path = sa.channel.message_path();
     let asks = sa.mobike.is_some() && sa.initiation().by_us() && path.nat_local && path.nat_traversal;
-    // RFC 4555 3.8: liveness checks detect another mapping.
+    // RFC 4555 3.8: liveness checks detect a changed NAT mapping.
     let notifies = asks.then(|| path.notifies(sa.channel.ike, sa.forced()));
     notifies.into_iter().flatten().map(Payload::Notify).collect()
 }
 
-/// Takes the response to a liveness check.
+/// Handles the response to a liveness check.
 pub(super) fn liveness_checked(sa: &mut IkeSa, payloads: &Payloads) {
     let by_us = sa.initiation().by_us();
-    // Without a NAT we look from the peer as from here.
+    // Without a NAT the peer sees our address as we see it.
     let as_from_here = nat_detection_hash(sa.channel.ike, sa.channel.path.local).to_vec();
     let Some(mobike) = sa.mobike.as_mut().filter(|_| by_us) else { return };
     let seen = seen_as(payloads);
     let known = mobike.seen_as.as_ref().unwrap_or(&as_from_here);
     if seen.as_ref().is_some_and(|seen| seen != known) && !mutation!("nat_mapping_not_compared") {
-        // RFC 4555 3.8: then the addresses are updated.
+        // RFC 4555 3.8: update the addresses if the mapping changed.
         mobike.seen_as = seen;
         sa.enqueue_first(QueuedRequest::UpdateAddresses);
     }
 }
 
-/// Adds to the response what the peer's request asks for, and notes what it changes. A check of
-/// return routability goes out before the response: then its answer comes before what the peer does
-/// next, and CHILD_SAs that it asks for have the new addresses.
+/// Adds the requested payloads to the response, and notes what the peer's request changes. A return
+/// routability check is sent before the response. Its answer therefore arrives before the peer's
+/// next request, and CHILD_SAs that the peer then requests have the new addresses.
 pub(super) fn answer(
     sa: &mut IkeSa,
     payloads: &Payloads,
@@ -358,9 +361,9 @@ pub(super) fn answer(
     change
 }
 
-/// The original initiator has moved.
+/// Handles a move of the original initiator.
 fn take_update(sa: &mut IkeSa, path: Path, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
-    // It must not put off the end of an IKE SA.
+    // A move must not delay the end of an IKE SA.
     if sa.lifecycle == Lifecycle::Deleting {
         return;
     }
@@ -369,7 +372,7 @@ fn take_update(sa: &mut IkeSa, path: Path, child_sas: &mut ChildSas, cx: &mut Co
         let before = sa.channel.message_addresses();
         sa.use_path(path, child_sas, cx);
         if sa.channel.message_addresses() != before {
-            // RFC 4555 3.5: requests under way take the new addresses.
+            // RFC 4555 3.5: requests under way use the new addresses.
             sa.channel.redirect(cx);
         }
         return;
@@ -384,7 +387,7 @@ fn take_update(sa: &mut IkeSa, path: Path, child_sas: &mut ChildSas, cx: &mut Co
     }
 }
 
-/// Does what follows from a request after its response.
+/// Carries out the changes that follow from a request after its response was sent.
 pub(super) fn follow(sa: &mut IkeSa, change: AddressChange, cx: &mut Context<'_>) {
     if let Some(remote) = change.peer_left_for {
         sa.move_to_peers_address(remote, cx);

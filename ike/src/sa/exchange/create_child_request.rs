@@ -16,8 +16,8 @@ use crate::sa::ike_sa::{IkeSa, SaStep};
 use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest, UnusedChild};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Minimum wait after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random, so
-/// that two ends that refuse each other do not try again at the same time.
+/// Minimum delay after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random,
+/// so that two ends that refuse each other do not try again at the same time.
 //= RFC 7296 2.25 MUST 3: wait
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
@@ -87,7 +87,7 @@ pub(super) fn begin(
     Some(OutstandingRequest::CreateChild(Box::new(request)))
 }
 
-/// Chooses the wait after TEMPORARY_FAILURE.
+/// Chooses the delay after TEMPORARY_FAILURE.
 pub(super) fn temporary_failure_wait(cx: &mut Context<'_>) -> Duration {
     let tenth = TEMPORARY_FAILURE_WAIT.saturating_sub(cx.jittered(TEMPORARY_FAILURE_WAIT));
     TEMPORARY_FAILURE_WAIT.saturating_add(tenth.saturating_mul(10))
@@ -255,7 +255,8 @@ fn is_made_by_new_ike_sa(sa: &IkeSa, old: Option<ChildId>, purpose: &Purpose, ch
     first && (old.is_some() || child_sas.children_of(sa.spi()).next().is_none())
 }
 
-/// The traffic that we request: that of the CHILD_SA in use, if there is one (RFC 7296 2.9.2).
+/// The traffic that we request. It is the traffic of the CHILD_SA in use, if there is one (RFC 7296
+/// 2.9.2).
 fn asked<'a>(config: &'a PeerConfig, purpose: &'a Purpose, in_use: Option<&'a ChildSa>) -> Option<Traffic<'a>> {
     //= RFC 7296 2.9.2 SHOULD 2: ask for what is in use
     in_use.map_or_else(|| config.traffic(purpose), |in_use| Some(in_use.into()))
@@ -293,8 +294,8 @@ fn accept_response(
     }
     let local = payloads.selectors_initiator().map_err(malformed)?;
     let remote = payloads.selectors_responder().map_err(malformed)?;
-    // RFC 7296 2.9.2: the selectors of the new CHILD_SA must not be narrower than those of the one
-    // in use.
+    // RFC 7296 2.9.2: the selectors of the new CHILD_SA must not be narrower than those of the
+    // CHILD_SA in use.
     let selectors = asked(config, asked_for, in_use)
         .and_then(|asked| negotiate::accept_narrowed(asked, local, remote))
         //= RFC 7296 2.9.2 MUST NOT 1: a rekey narrows nothing

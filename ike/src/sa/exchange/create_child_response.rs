@@ -19,9 +19,9 @@ use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::sa::rekey_collision::RekeyCollision;
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
-/// Maximum number of CHILD_SAs of one purpose under one IKE SA. Further ones are refused with
-/// NO_ADDITIONAL_SAS. A rekey by both ends at once has three: the old one and a new one from each
-/// end. One more may wait to be deleted.
+/// Maximum number of CHILD_SAs of one purpose under one IKE SA. Further CHILD_SAs are refused with
+/// NO_ADDITIONAL_SAS. A rekey by both ends at once leads to three: the old one and a new one from
+/// each end. One more may wait to be deleted.
 const MAX_OF_PURPOSE: usize = 4;
 
 /// Answers a CREATE_CHILD_SA request, either for a CHILD_SA or for the IKE SA.
@@ -80,8 +80,8 @@ fn answer_child(
         let (error, notify) = failure::disagreement(CREATE_CHILD_SA, &disagreement, config);
         (notify, Some(error))
     })?;
-    // RFC 7296 2.9.2: the selectors of the new CHILD_SA must not be narrower than those of the one
-    // that it replaces.
+    // RFC 7296 2.9.2: the selectors of the new CHILD_SA must not be narrower than those of the
+    // CHILD_SA that it replaces.
     //= RFC 7296 2.9.2 MUST NOT 3: the responder keeps what is in use
     let kept = in_use.as_ref().is_none_or(|old| agreed.selectors.covers((&**old).into()));
     if !kept && !mutation!("selectors_narrowed_by_rekey") {

@@ -19,9 +19,9 @@ use crate::sa::path::Path;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Wait before a failed reauthentication starts again.
+/// Delay before a failed reauthentication starts again.
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
-/// Minimum wait before an IKE SA that has not ended yet is checked again.
+/// Minimum delay before the lifetime of an IKE SA that has not expired yet is checked again.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
 
 impl IkeSa {
@@ -142,8 +142,8 @@ impl IkeSa {
     }
 
     /// Supersedes this IKE SA by another one. If we began the other one, we delete this one as soon
-    /// as the other one has all CHILD_SAs. Otherwise the peer deletes this one; if it does not, we
-    /// do so after a while.
+    /// as the other one has all CHILD_SAs. Otherwise the peer deletes this IKE SA; if it does not,
+    /// we delete it after a while.
     fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Superseded(by);
         self.delete_when_served = ours;
@@ -152,8 +152,8 @@ impl IkeSa {
         }
     }
 
-    /// Deletes this IKE SA if [`Self::supersede`] was waiting for the CHILD_SAs of the other one
-    /// and all of them exist now. Returns true if it does.
+    /// Deletes this IKE SA if [`Self::supersede`] was waiting for the CHILD_SAs of the other IKE SA
+    /// and all of them exist now. Returns true if it deletes this IKE SA.
     pub(crate) fn delete_if_served(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let purposes = child_sas.purposes_of(self.spi());
         let served = purposes
@@ -169,7 +169,7 @@ impl IkeSa {
 
     /// Hands over to `new`, which replaces this IKE SA by a rekey: its CHILD_SAs and queued
     /// requests move (RFC 7296 2.18). `ours`: whether we delete this IKE SA. Otherwise the peer
-    /// does, or we do so after a while.
+    /// deletes it, or we delete it after a while.
     pub(crate) fn hand_over(&mut self, new: &mut Self, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         if child_sas.children_of(self.spi()).next().is_some() {
             new.take_addresses_of(self);
@@ -442,9 +442,9 @@ impl IkeSa {
     }
 
     /// Ensures that an active IKE SA that lacks a configured CHILD_SA has something under way: a
-    /// request for it, a planned request, or its own end after a while. Deletions and rekeys of
-    /// both ends may cross in many ways, so this is called after every change instead of by each of
-    /// them.
+    /// request for it, a planned request, or its own end after a while. Deletions and rekeys by
+    /// both ends may cross in many ways, so this is called after every change and not in each of
+    /// these places.
     fn ensure_children(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
         if self.lifecycle != Lifecycle::Active {
             return;

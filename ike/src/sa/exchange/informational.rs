@@ -9,8 +9,7 @@ use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::OutstandingRequest;
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
 
-/// The notifications with which the peer states that it has removed the IKE SA or never made it
-/// (RFC 7296 2.21.2).
+/// The notifications by the peer that it has removed the IKE SA or never made it (RFC 7296 2.21.2).
 const ENDS_IKE_SA: [NotifyType; 3] =
     [NotifyType::AuthenticationFailed, NotifyType::InvalidSyntax, NotifyType::UnsupportedCriticalPayload];
 

@@ -1,14 +1,15 @@
-//! The exchanges on an established IKE SA: beginning, answering and finishing each of them. They
-//! interleave: our request and the peer's may be under way at the same time and concern the same
-//! CHILD_SA.
+//! The exchanges on an established IKE SA: beginning, answering and finishing each of them.
+//! Exchanges interleave: our request and the peer's may be under way at the same time and concern
+//! the same CHILD_SA.
 //!
 //! - `established`: passes messages to the exchanges, sends queued requests, and handles deadlines.
-//! - `request`: sends queued requests, and handles the peer's responses.
+//! - `request`: sends our requests when the window is free, and handles the peer's responses.
 //! - `create_child_request`, `create_child_response`: CREATE_CHILD_SA for CHILD_SAs from either
 //!   end.
 //! - `rekey_ike_request`, `rekey_ike_response`: CREATE_CHILD_SA for the IKE SA itself.
-//! - `addresses`: MOBIKE (RFC 4555): either end moves, and the other one checks that it is there.
-//! - `informational`: deletion, liveness, errors.
+//! - `addresses`: MOBIKE (RFC 4555): address updates, announcements of addresses, and return
+//!   routability checks.
+//! - `informational`: INFORMATIONAL for deletion, liveness checks and errors.
 
 mod addresses;
 mod create_child_request;
@@ -32,7 +33,7 @@ fn single_notify(notify: Notify) -> Payloads {
     Payloads::from(vec![Payload::Notify(notify)])
 }
 
-/// Returns the error for a share of the peer that cannot be used.
+/// Returns the error for a share from the peer that cannot be used.
 fn invalid_share(error: KeyExchangeError) -> ErrorResponse {
     let error = PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string());
     (Notify::new(NotifyType::InvalidSyntax), Some(error))

@@ -14,12 +14,12 @@ use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest, RekeyIkeRequest};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Maximum number of consecutive answers TEMPORARY_FAILURE, which take about half a minute in
+/// Maximum number of consecutive TEMPORARY_FAILURE answers, which take about half a minute in
 /// total. After that the ends may have different states (RFC 7296 2.25), so IKE_SA_INIT makes a new
 /// IKE SA.
 const MAX_TEMPORARY_FAILURES: u8 = 10;
 
-/// Wait after this node has failed to make a key.
+/// Delay after this node has failed to make a key.
 const LOCAL_FAILURE_WAIT: Duration = Duration::from_secs(60);
 
 /// Sends the request. `group` is the key exchange method that the peer requested, if it did.
@@ -95,7 +95,7 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
             let wait = temporary_failure_wait(cx);
             let wait = if mutation!("refused_ike_rekey_repeated_at_once") { Duration::ZERO } else { wait };
             sa.rekey_at = Some(cx.now + wait);
-            // A rekey may have been queued again meanwhile. It has to wait too.
+            // A rekey may have been queued again meanwhile. That rekey has to wait too.
             sa.queue.retain(|queued| *queued != QueuedRequest::RekeyIke);
             return SaStep::Continue;
         }

@@ -120,7 +120,7 @@ impl Established {
         step(&mut self.sa, &mut self.child_sas, &mut cx)
     }
 
-    /// Delivers a datagram of the peer.
+    /// Delivers a datagram from the peer.
     fn arrive(&mut self, datagram: &[u8]) -> SaStep {
         let header = Header::decode(datagram).unwrap();
         self.step(|sa, child_sas, cx| sa.handle(&header, datagram, local(), remote(), child_sas, cx))
@@ -151,7 +151,7 @@ impl Established {
         self.arrive(&datagram)
     }
 
-    /// Returns what we have sent since the last call.
+    /// Returns the messages that we have sent since the last call.
     fn sent(&mut self) -> Vec<(Header, Payloads)> {
         let datagrams = std::mem::take(&mut self.out.transmits).into_iter().map(|transmit| transmit.payload);
         let open = |datagram: Vec<u8>| match self.cipher.open(&datagram) {

@@ -1,4 +1,4 @@
-//! IKE_AUTH (RFC 7296 1.2, 2.15, 2.4) and the rekey of an IKE SA (1.3.2, 2.18, 2.25.2).
+//! Judges IKE_AUTH (RFC 7296 1.2, 2.15, 2.4) and the rekey of an IKE SA (1.3.2, 2.18, 2.25.2).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -190,7 +190,7 @@ impl Node {
     }
 
     /// Returns whether there is an IKE SA with the same peer to which this one is not related by a
-    /// rekey. In that case another rule decides which of them ends (2.8.3).
+    /// rekey. In that case another rule decides which of the IKE SAs ends (2.8.3).
     fn authenticated_beside(&self, spis: Spis, step: &Step<'_>) -> bool {
         let comes_up = |other: &IkeSa| {
             step.events
@@ -211,7 +211,7 @@ impl Node {
         of
     }
 
-    /// Judges a request of the node to rekey an IKE SA.
+    /// Judges a request from the node to rekey an IKE SA.
     pub fn request_ike_rekey(&self, spis: Spis, step: &Step<'_>) -> Judged {
         let successor = self.successor_of(spis);
         require!(successor.is_none(), "RFC 7296 2.8", "an IKE SA is rekeyed, and {successor:x?} has replaced it");

@@ -24,7 +24,7 @@ const SEQUENCE_NUMBERS: u8 = 5;
 /// A CHILD_SA at one end.
 #[derive(Debug, Clone)]
 pub struct Child {
-    /// The IKE SA to which it belongs.
+    /// The IKE SA to which the CHILD_SA belongs.
     pub ike: Spis,
     /// Our inbound SPI.
     pub own: u32,
@@ -33,31 +33,31 @@ pub struct Child {
     /// Inbound and outbound keys. `None`: the oracle does not know the secret of the key exchange.
     pub keys: Option<(Vec<u8>, Vec<u8>)>,
     pub esn: bool,
-    /// Whether we began the exchange that made it.
+    /// Whether we began the exchange that made the CHILD_SA.
     pub ours: bool,
-    /// The selectors of our side, and those of the peer's.
+    /// The selectors of our side, and those of the peer's side.
     pub selectors: (Vec<Selector>, Vec<Selector>),
-    /// Whether it is in transport mode (1.3.1).
+    /// Whether the CHILD_SA is in transport mode (1.3.1).
     pub transport: bool,
-    /// Whether it is in the kernel.
+    /// Whether the CHILD_SA is in the kernel.
     pub installed: bool,
     pub was_installed: bool,
-    /// Whether it was deleted by either end, or with its IKE SA.
+    /// Whether the CHILD_SA was deleted by either end, or with its IKE SA.
     pub dead: bool,
     /// Whether its lifetime has ended (2.8). The node has removed it, and sends DELETE for it when
     /// the window is free.
     pub expired: bool,
-    /// The survivor of a collision of which this is the redundant one. [`Node::survivor`] says
-    /// whether it still does.
+    /// The survivor of a collision in which this CHILD_SA is the redundant one. [`Node::survivor`]
+    /// checks whether it still exists.
     pub redundant_to: Option<u32>,
-    /// When its ESP was last reported as received.
+    /// When ESP of the CHILD_SA was last reported as received.
     pub esp_received: Option<Duration>,
     at: Duration,
     replaces: Option<u32>,
     /// Whether the CHILD_SA that it replaces was gone when it was made.
     late: bool,
     lowest_nonce: Vec<u8>,
-    /// When it may be rekeyed again after TEMPORARY_FAILURE.
+    /// When the CHILD_SA may be rekeyed again after TEMPORARY_FAILURE.
     pub retry_after: Duration,
 }
 
@@ -68,7 +68,7 @@ impl Child {
         self.transport == other.transport && (self.kept_by(other) || other.kept_by(self))
     }
 
-    /// Returns whether `new`, which replaces it, has all of its selectors.
+    /// Returns whether `new`, which replaces this CHILD_SA, has all of its selectors.
     fn kept_by(&self, new: &Self) -> bool {
         let within = |old: &[Selector], new: &[Selector]| old.iter().all(|old| new.iter().any(|new| old.within(new)));
         within(&self.selectors.0, &new.selectors.0) && within(&self.selectors.1, &new.selectors.1)
@@ -197,7 +197,7 @@ impl Node {
         self.line(child).any(|child| child.ours && child.late && child.at >= after)
     }
 
-    /// This one, the one that it replaces, the one before, and so on.
+    /// This CHILD_SA, the one that it replaces, the one before, and so on.
     fn line<'a>(&'a self, child: &'a Child) -> impl Iterator<Item = &'a Child> {
         std::iter::successors(Some(child), |child| self.children.get(&child.replaces?))
     }
@@ -208,7 +208,7 @@ impl Node {
         of.next().map(|child| child.own)
     }
 
-    /// Judges a new request of the node.
+    /// Judges a new request from the node.
     pub fn requested(&mut self, spis: Spis, message: Option<&Message>, step: &Step<'_>) -> Judged {
         let Some(message) = message else { return Ok(()) };
         match message.header.exchange {
@@ -300,7 +300,7 @@ impl Node {
         Ok(())
     }
 
-    /// Judges the node's answer to a request of the peer.
+    /// Judges the node's answer to a request from the peer.
     pub fn answered(
         &mut self,
         spis: Spis,
@@ -488,7 +488,8 @@ impl Node {
             if let Some(old) = old.and_then(|old| self.children.get_mut(&old)) {
                 match error {
                     notify::TEMPORARY_FAILURE => old.retry_after = step.at + TEMPORARY_FAILURE_WAIT,
-                    // If the peer has rekeyed it meanwhile, its DELETE is still to come.
+                    // If the peer has rekeyed the CHILD_SA meanwhile, its DELETE has not arrived
+                    // yet.
                     notify::CHILD_SA_NOT_FOUND if own.collision.is_none() => old.dead = true,
                     _ => {}
                 }

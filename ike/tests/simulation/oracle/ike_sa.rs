@@ -25,17 +25,17 @@ const ESP_COUNTS_AT_MOST: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct IkeRekey {
     pub old: Spis,
-    /// Whether we began it.
+    /// Whether we began the exchange.
     pub ours: bool,
     pub lowest_nonce: Vec<u8>,
     pub at: Duration,
 }
 
-/// A request of the node whose response has not arrived.
+/// A request from the node whose response has not arrived.
 #[derive(Debug, Clone)]
 pub struct OwnRequest {
     pub header: Header,
-    /// `None`: the oracle does not have the keys.
+    /// The decrypted request. `None`: the oracle does not have the keys.
     pub message: Option<Message>,
     /// The CHILD_SA made by the peer's simultaneous rekey of the same CHILD_SA.
     pub collision: Option<u32>,
@@ -45,8 +45,9 @@ pub struct OwnRequest {
     /// meanwhile.
     pub deleted: BTreeSet<u32>,
     datagrams: Vec<Vec<u8>>,
-    /// Every address that it was sent to, and those of the last time.
+    /// All addresses to which the request was sent.
     pub sent_to: BTreeSet<SocketAddr>,
+    /// The addresses of the last transmission.
     last_sent_to: BTreeSet<SocketAddr>,
     pub first_sent: Duration,
     last_sent: Duration,
@@ -79,7 +80,7 @@ pub enum Received {
 #[derive(Debug, Clone)]
 pub struct IkeSa {
     pub spis: Spis,
-    /// Whether this end is its original initiator.
+    /// Whether this end is the original initiator of the IKE SA.
     pub initiator: bool,
     /// The keys. `None`: the oracle does not know the secret of the key exchange.
     pub keys: Option<Keys>,
@@ -95,7 +96,7 @@ pub struct IkeSa {
     /// The addresses to which requests may be sent: the first one, and those from which new
     /// authentic messages came through a NAT (2.23).
     pub remotes: BTreeSet<SocketAddr>,
-    /// `None`: not both ends speak MOBIKE.
+    /// The MOBIKE state. `None`: one of the ends does not speak MOBIKE.
     pub mobike: Option<Mobike>,
     /// Whether the peer's newest message changes its addresses.
     addresses_changed: bool,
@@ -104,17 +105,17 @@ pub struct IkeSa {
     pub peer_identity: Option<Vec<u8>>,
     /// Whether the peer's AUTH is correct. `None`: unknown.
     pub peer_proof: Option<bool>,
-    /// The rekey that made it.
+    /// The rekey that made the IKE SA.
     pub rekey: Option<IkeRekey>,
-    /// The survivor of a collision of which this is the redundant one.
+    /// The survivor of a collision in which this IKE SA is the redundant one.
     pub redundant_to: Option<Spis>,
-    /// Whether DELETE for it was sent.
+    /// Whether DELETE for the IKE SA was sent.
     pub deleting: bool,
-    /// When it may be rekeyed again after TEMPORARY_FAILURE.
+    /// When the IKE SA may be rekeyed again after TEMPORARY_FAILURE.
     pub rekey_after: Duration,
-    /// Whether it was reported up.
+    /// Whether the IKE SA was reported up.
     pub up: bool,
-    /// Whether it was reported down, or deleted by either end.
+    /// Whether the IKE SA was reported down, or deleted by either end.
     pub closed: bool,
     next_own: u32,
     next_peer: u32,
@@ -156,7 +157,7 @@ impl IkeSa {
         }
     }
 
-    /// Handles a datagram of the peer.
+    /// Handles a datagram from the peer.
     pub fn receive(&mut self, header: &Header, datagram: &[u8], from: SocketAddr) -> Received {
         if header.initiator_flag() == self.initiator || header.version >> 4 != 2 {
             return Received::Nothing;
@@ -190,8 +191,8 @@ impl IkeSa {
         }
     }
 
-    /// Returns the message when all its parts have arrived. The inner `None`: the oracle does not
-    /// have the keys.
+    /// Returns the message when all its parts have arrived. The inner value is `None` if the oracle
+    /// does not have the keys.
     fn reassemble(&mut self, header: &Header, datagram: &[u8]) -> Option<Option<Message>> {
         let Some(keys) = &self.keys else {
             self.first_datagram = datagram.to_vec();
@@ -327,7 +328,8 @@ impl IkeSa {
             // A copy to one more address is not a retransmission: it tests whether the peer has
             // moved to that address.
             let more = own.last_sent == at && own.last_sent_to.insert(remote);
-            // RFC 4555 3.5: requests under way take the new addresses. The waits begin again.
+            // RFC 4555 3.5: requests under way use the new addresses. The retransmission intervals
+            // begin again.
             if self.mobike.is_some() && !more && (self.addresses_changed || !own.last_sent_to.contains(&remote)) {
                 own.sent_to.insert(remote);
                 (own.last_sent, own.last_wait, own.last_sent_to) = (at, None, BTreeSet::from([remote]));
@@ -345,7 +347,7 @@ impl IkeSa {
             if matches!(cause, Cause::Timer(Duration::ZERO)) {
                 let wait = at.saturating_sub(own.last_sent);
                 // If ESP arrives meanwhile, transmissions continue after the last configured one,
-                // with the same wait.
+                // at the same interval.
                 let esp_came = last_esp.is_some_and(|came| at < came + ESP_COUNTS_AT_MOST);
                 let grows = own.last_wait.is_none_or(|last| wait > last || (esp_came && wait >= last));
                 //= RFC 7296 2.4 MUST 6: waits double

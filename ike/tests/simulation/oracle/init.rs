@@ -59,7 +59,8 @@ fn behind_nat(message: &Message, spis: Spis, from: SocketAddr) -> bool {
     supported && sources.peek().is_some() && !sources.any(|notify| notify.data == nat_hash(spis, from))
 }
 
-/// Judges the node's NAT_DETECTION_DESTINATION_IP. The hash of the source may be false on purpose.
+/// Judges the node's NAT_DETECTION_DESTINATION_IP. The hash of the source may be deliberately
+/// false.
 fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Judged {
     let destination = message.notify(notify::NAT_DETECTION_DESTINATION_IP);
     //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
@@ -133,7 +134,7 @@ impl Node {
         Effect::InitResponse
     }
 
-    /// Judges an IKE_SA_INIT request of the node.
+    /// Judges an IKE_SA_INIT request from the node.
     pub fn send_init_request(&mut self, sent: &Sent<'_>, effect: &Effect) -> Judged {
         let datagram = sent.datagrams[0];
         let Some(message) = clear(datagram) else {
@@ -268,7 +269,7 @@ impl Node {
             return Ok(());
         }
         // The same request with another cookie is answered as before, and does not count as another
-        // one.
+        // request.
         let again = known.is_some_and(|known| known.response == datagram);
         let half_open = self.half_open.len();
         require!(

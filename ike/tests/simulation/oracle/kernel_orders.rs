@@ -106,8 +106,8 @@ impl Node {
         Ok(())
     }
 
-    /// Judges whether the node may consider the peer dead. It may do so only if neither responses
-    /// nor ESP arrive, and a request may be repeated for a minute.
+    /// Judges whether the node may consider the peer dead. The node may do this only if neither
+    /// responses nor ESP arrive, and a request may be repeated for a minute.
     fn judge_death(&self, spis: Spis, at: Duration) -> Judged {
         let begun = self.sas.get(&spis).and_then(|sa| sa.own.as_ref()).map(|own| own.first_sent);
         //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
@@ -192,8 +192,8 @@ impl Node {
         Ok(())
     }
 
-    /// Judges the SAs with which the node sends after this step. Those that were replaced or
-    /// removed in the step do not count.
+    /// Judges the SAs that the node uses to send after this step. SAs that were replaced or removed
+    /// in the step do not count.
     pub fn judge_switches(&mut self) -> Judged {
         for own in std::mem::take(&mut self.switched_to).into_values() {
             let Some(child) = self.children.get(&own).filter(|child| child.installed) else { continue };

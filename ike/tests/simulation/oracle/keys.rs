@@ -162,7 +162,7 @@ impl Keys {
         Self::expand(suite, &skeyseed, nonces, spis)
     }
 
-    /// Derives the keys after a rekey of the IKE SA (2.18), with the PRF of the old one.
+    /// Derives the keys after a rekey of the IKE SA (2.18), with the PRF of the old IKE SA.
     pub fn rekeyed(&self, suite: Suite, nonces: (&[u8], &[u8]), spis: Spis, secret: &[u8]) -> Option<Self> {
         let skeyseed = prf(self.prf, &self.d, &[secret, nonces.0, nonces.1]);
         Self::expand(suite, &skeyseed, nonces, spis)
@@ -241,7 +241,7 @@ impl Keys {
         Some(plain)
     }
 
-    /// Encrypts a message of the original initiator or responder in one datagram, with an AEAD.
+    /// Encrypts a message from the original initiator or responder in one datagram, with an AEAD.
     pub fn seal(&self, header: Header, first: u8, inner: &[u8], iv: u64) -> Option<Vec<u8>> {
         let (key, salt) = self.key(header.initiator_flag())?;
         let payload_len = 4 + IV_LEN + inner.len() + 1 + 16;

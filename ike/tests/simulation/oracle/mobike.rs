@@ -1,4 +1,5 @@
-//! MOBIKE (RFC 4555): who may move an IKE SA, and what must be shown before ESP follows.
+//! Judges MOBIKE (RFC 4555): which end may move an IKE SA, and what must be proved before ESP
+//! follows.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -10,42 +11,44 @@ use super::node::Node;
 use super::octets::{Message, Notify, Spis, notify};
 use super::{Cause, Judged, Step, require};
 
-/// What one end knows of the addresses of an IKE SA of which both ends speak MOBIKE.
+/// What one end knows about the addresses of an IKE SA whose ends both speak MOBIKE.
 #[derive(Debug, Clone)]
 pub struct Mobike {
-    /// Whether this end is the original initiator: that of the first IKE SA in a series of rekeys.
+    /// Whether this end is the original initiator, that is, the initiator of the first IKE SA in a
+    /// series of rekeys.
     pub initiator: bool,
     /// The additional addresses that the peer announced, now or before.
     pub announced: BTreeSet<IpAddr>,
-    /// Where the peer has shown that it receives: at first where IKE_AUTH was sent. That
-    /// may have been a second address too, from which the peer's newest message came (RFC 7296
-    /// 2.23).
+    /// The addresses at which the peer has proved that it receives. At first this is the address to
+    /// which IKE_AUTH was sent. IKE_AUTH may also have been sent to a second address, from which
+    /// the peer's newest message came (RFC 7296 2.23).
     pub shown: BTreeSet<SocketAddr>,
 }
 
 impl Mobike {
-    /// Both ends must have announced it in IKE_AUTH (3.2).
+    /// Returns the MOBIKE state, if both ends announced MOBIKE in IKE_AUTH (3.2).
     pub fn negotiated(
         request: &Message,
         response: &Message,
         shown: BTreeSet<SocketAddr>,
         initiator: bool,
     ) -> Option<Self> {
-        // RFC 4555 3.2: announced in IKE_AUTH.
+        // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
         let both = [request, response].iter().all(|message| message.notify(notify::MOBIKE_SUPPORTED).is_some());
         let announced = addresses(if initiator { response } else { request });
         both.then_some(Self { initiator, announced, shown })
     }
 
-    /// Whether messages may go to where this authentic one came from. The initiator decides for
-    /// itself (3.5). The responder follows UPDATE_SA_ADDRESSES, and no other message (3.5, 3.8).
+    /// Returns whether messages may be sent to the address from which this authentic message came.
+    /// The initiator decides for itself (3.5). The responder follows UPDATE_SA_ADDRESSES, and no
+    /// other message (3.5, 3.8).
     pub fn follows(&self, message: Option<&Message>) -> bool {
         // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
         self.initiator || message.is_some_and(updates_addresses)
     }
 }
 
-/// Whether a message is a request with UPDATE_SA_ADDRESSES.
+/// Returns whether a message is a request with UPDATE_SA_ADDRESSES.
 fn updates_addresses(message: &Message) -> bool {
     !message.header.response() && message.notify(notify::UPDATE_SA_ADDRESSES).is_some()
 }
@@ -60,7 +63,7 @@ fn addresses(message: &Message) -> BTreeSet<IpAddr> {
     message.notifies().into_iter().filter_map(address).collect()
 }
 
-/// Whether a request changes addresses (3.9).
+/// Returns whether a request changes addresses (3.9).
 pub fn changes_addresses(message: &Message) -> bool {
     let kinds = [
         notify::UPDATE_SA_ADDRESSES,
@@ -72,7 +75,7 @@ pub fn changes_addresses(message: &Message) -> bool {
 }
 
 impl Node {
-    /// We send an INFORMATIONAL request.
+    /// Judges an INFORMATIONAL request from the node.
     pub fn request_address_change(&self, spis: Spis, message: &Message) -> Judged {
         let mobike = self.sas.get(&spis).and_then(|sa| sa.mobike.as_ref());
         require!(
@@ -87,7 +90,7 @@ impl Node {
             "UPDATE_SA_ADDRESSES from the responder; the original initiator decides which addresses are used"
         );
         let cookie = message.notify(notify::COOKIE2);
-        // RFC 4555 4.2.5: 8 to 64 octets.
+        // RFC 4555 4.2.5: COOKIE2 has 8 to 64 octets.
         require!(
             cookie.as_ref().is_none_or(|cookie| (8..=64).contains(&cookie.data.len())),
             "RFC 4555 4.2.5",
@@ -97,7 +100,7 @@ impl Node {
         Ok(())
     }
 
-    /// We answer an INFORMATIONAL request.
+    /// Judges the node's answer to an INFORMATIONAL request.
     pub fn answer_address_request(
         &mut self,
         spis: Spis,
@@ -136,7 +139,7 @@ impl Node {
         ]
         .concat();
         let forbidden = request.notify(notify::NO_NATS_ALLOWED).filter(|notify| notify.data != header);
-        // RFC 4555 3.9: compared with the IP header.
+        // RFC 4555 3.9: the stated addresses are compared with the IP header.
         require!(
             forbidden.is_none()
                 || !changes_addresses(request)
@@ -150,15 +153,16 @@ impl Node {
         Ok(())
     }
 
-    /// The response to our request came: what it shows about where the peer is.
+    /// Handles the response to the node's request. Records what the response proves about the
+    /// peer's address.
     pub fn conclude_address_request(&mut self, spis: Spis, own: &OwnRequest, request: &Message, response: &Message) {
         let cookie = request.notify(notify::COOKIE2);
         let returned = cookie.is_some() && response.notify(notify::COOKIE2) == cookie;
-        // RFC 4555 3.7: sent to several addresses it shows nothing.
+        // RFC 4555 3.7: a request that was sent to several addresses proves nothing.
         if !returned || own.sent_to.len() != 1 {
             return;
         }
-        // After a rekey by both ends the CHILD_SAs go on to the IKE SA that stays.
+        // After a rekey by both ends the CHILD_SAs move to the IKE SA that stays.
         let series: Vec<Spis> =
             self.sas.keys().copied().filter(|other| self.origin(*other) == self.origin(spis)).collect();
         for spis in series {
@@ -168,14 +172,14 @@ impl Node {
         }
     }
 
-    /// ESP of these CHILD_SAs goes to another address.
+    /// Judges a move of ESP of these CHILD_SAs to another address.
     pub fn judge_move(&self, children: &[ChildId], remote: SocketAddr) -> Judged {
         let owners: BTreeSet<Spis> =
             children.iter().filter_map(|child| Some(self.children.get(&child.0)?.ike)).collect();
         owners.into_iter().try_for_each(|spis| self.judge_destination(spis, remote))
     }
 
-    /// ESP of an IKE SA's CHILD_SAs goes to this address.
+    /// Judges the address to which ESP of an IKE SA's CHILD_SAs is sent.
     pub fn judge_destination(&self, spis: Spis, remote: SocketAddr) -> Judged {
         let Some(mobike) = self.sas.get(&spis).and_then(|sa| sa.mobike.as_ref()) else { return Ok(()) };
         // RFC 4555 3.7: ESP follows after the check.

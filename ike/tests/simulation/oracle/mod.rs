@@ -8,17 +8,18 @@
 //! one call into an endpoint: its cause, the events that it reported and the datagrams that it
 //! sent.
 //!
-//! - `octets`: messages as octets.
-//! - `key_exchange`: secrets of key exchanges.
+//! - `octets`: messages in the layout of RFC 7296 section 3, and the parser for them.
+//! - `key_exchange`: the key exchange methods whose secrets the oracle can compute.
 //! - `keys`: the key schedule and the Encrypted payload.
-//! - `node`: one end, and the order in which a step is judged.
-//! - `init`: IKE_SA_INIT: cookies, half-open IKE SAs, other key exchange methods, NATs.
-//! - `ike_sa`: one IKE SA: message IDs, windows, retransmission, fragments, nonces of the cipher.
+//! - `node`: one end, its actions, and the order in which a step is judged.
+//! - `init`: IKE_SA_INIT with cookies, half-open IKE SAs, other key exchange methods, NATs.
+//! - `ike_sa`: one IKE SA with its message IDs, windows, retransmission, fragments, nonces of the
+//!   cipher.
 //! - `auth`: IKE_AUTH and the rekey of an IKE SA.
-//! - `mobike`: changes of addresses (RFC 4555).
-//! - `child_sa`: CHILD_SAs: negotiation, rekeys, collisions, deletions.
-//! - `kernel_orders`: the events that install, switch and remove.
-//! - `trace`: a readable record of the run.
+//! - `mobike`: address changes by MOBIKE (RFC 4555).
+//! - `child_sa`: CHILD_SAs with their negotiation, rekeys, collisions and deletions.
+//! - `kernel_orders`: the events that install, switch and remove SAs in the kernel.
+//! - `trace`: a readable record of a run.
 
 mod auth;
 mod child_sa;

@@ -23,7 +23,7 @@ pub enum Effect {
     Nothing,
     /// An answer in clear, or nothing.
     Unauthenticated,
-    /// The datagram answers an IKE_SA_INIT request of the node.
+    /// The datagram answers an IKE_SA_INIT request from the node.
     InitResponse,
     /// The same response again.
     Repeated(Spis),
@@ -57,10 +57,10 @@ pub struct Node {
     pub children: BTreeMap<u32, Child>,
     /// The CHILD_SAs for which the node sent a response in this step.
     pub to_be_installed: Vec<u32>,
-    /// The CHILD_SAs with which the node sends since this step, by peer and purpose.
+    /// The CHILD_SAs that the node uses to send since this step, by peer and purpose.
     pub switched_to: BTreeMap<(PeerName, Purpose), u32>,
     pub rekey_ages: Vec<RekeyAge>,
-    /// All keys that it has used, for any SA.
+    /// All keys that the node has used, for any SA.
     pub keys_used: BTreeSet<Vec<u8>>,
     /// The plaintexts that were encrypted with each key and initialization vector.
     sealed: HashMap<(Vec<u8>, Vec<u8>), Vec<u8>>,
@@ -84,7 +84,7 @@ impl Node {
     }
 
     /// Resets the node after a restart. The used keys and nonces stay, since new ones must differ
-    /// from those before the restart.
+    /// from those used before the restart.
     pub fn restarted(&mut self) {
         self.initiations.clear();
         self.half_open.clear();
@@ -355,8 +355,8 @@ impl Node {
     }
 }
 
-/// Whether a request only asks whether the peer is there (7296 2.4), and how we look from it (4555
-/// 3.8).
+/// Returns whether a request is only a liveness check (RFC 7296 2.4), which may also detect a
+/// changed NAT mapping (RFC 4555 3.8).
 fn is_liveness_check(message: &Message) -> bool {
     let detection = [notify::NAT_DETECTION_SOURCE_IP, notify::NAT_DETECTION_DESTINATION_IP];
     message.header.exchange == exchange::INFORMATIONAL

@@ -1,5 +1,5 @@
 //! Messages in the layout of RFC 7296 section 3. The oracle has its own parser, so that it detects
-//! mistakes of the library's parser.
+//! mistakes in the library's parser.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -92,7 +92,7 @@ impl Header {
         self.flags & FLAG_RESPONSE != 0
     }
 
-    /// Returns whether the original initiator of the IKE SA sent it.
+    /// Returns whether the original initiator of the IKE SA sent the message.
     pub fn initiator_flag(&self) -> bool {
         self.flags & FLAG_INITIATOR != 0
     }

@@ -9,7 +9,8 @@ use edge_ike::Event;
 use super::octets::{Header, Message, PROTOCOL_ESP, exchange, notify, payload};
 use crate::network::brief;
 
-/// Maximum number of lines of a trace that are shown. Only the last ones are. `TRACE=n` shows more.
+/// Maximum number of lines of a trace that are shown. Only the last lines are shown. `TRACE=n` sets
+/// another number.
 const SHOWN: usize = 120;
 
 #[derive(Debug, Default)]

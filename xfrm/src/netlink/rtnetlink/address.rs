@@ -35,7 +35,7 @@ pub struct AddressRequest {
 }
 
 impl AddressRequest {
-    /// `RTM_NEWADDR`. Without duplicate address detection, if `nodad` says so.
+    /// `RTM_NEWADDR`. If `nodad` is set, the kernel does no duplicate address detection.
     #[must_use]
     pub fn create(&self, nodad: bool) -> RawMessage {
         let mut attributes = Attributes::default();
@@ -61,20 +61,20 @@ impl AddressRequest {
 }
 
 fn body(family: u8, prefix: u8, index: u32, attributes: &Attributes) -> Vec<u8> {
-    // Flags, which have an attribute too, and scope.
+    // Flags, for which there is also an attribute, and scope.
     let mut body = vec![family, prefix, 0, 0];
     body.extend(index.to_ne_bytes());
     body.extend(attributes.octets());
     body
 }
 
-/// An address, as `RTM_NEWADDR` tells it.
+/// An address, as `RTM_NEWADDR` reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AddressMessage {
     /// Index of the link.
     pub index: u32,
-    /// The address: `IFA_LOCAL`; without it, as IPv6 addresses have none unless there is a peer,
-    /// `IFA_ADDRESS`.
+    /// The address: `IFA_LOCAL`, or `IFA_ADDRESS` if that is absent. IPv6 addresses have no
+    /// `IFA_LOCAL` unless there is a peer.
     pub address: Option<IpAddr>,
     /// Its prefix length, bits.
     pub prefix: u8,
@@ -97,18 +97,18 @@ impl AddressMessage {
     /// Reads the kernel's response to this request.
     ///
     /// # Errors
-    /// If it is no `RTM_NEWADDR`, or a malformed one.
+    /// Returns an error if the message is not an `RTM_NEWADDR`, or is malformed.
     pub fn read(request: &'static str, message: &RawMessage) -> Result<Self> {
         read(request, message, RTM_NEWADDR, Self::read_body)
     }
 
-    /// Whether duplicate address detection goes on (`IFA_F_TENTATIVE`).
+    /// Returns whether duplicate address detection is under way (`IFA_F_TENTATIVE`).
     #[must_use]
     pub fn tentative(&self) -> bool {
         self.flags & IFA_F_TENTATIVE != 0
     }
 
-    /// Whether another interface has the address (`IFA_F_DADFAILED`).
+    /// Returns whether another interface has the address (`IFA_F_DADFAILED`).
     #[must_use]
     pub fn duplicate(&self) -> bool {
         self.flags & IFA_F_DADFAILED != 0

@@ -21,7 +21,7 @@ const UP: u32 = 1 << 0;
 const LOOPBACK: u32 = 1 << 3;
 const NOARP: u32 = 1 << 7;
 
-/// Types of attributes of requests (`IFLA_...`).
+/// Attribute types in requests (`IFLA_...`).
 pub mod attribute {
     /// `IFLA_ADDRESS`: the MAC address.
     pub const ADDRESS: u16 = 1;
@@ -29,7 +29,7 @@ pub mod attribute {
     pub const NAME: u16 = 3;
     /// `IFLA_MTU`, bytes.
     pub const MTU: u16 = 4;
-    /// `IFLA_MASTER`: index of the bridge that it is a port of.
+    /// `IFLA_MASTER`: index of the bridge that the link is a port of.
     pub const CONTROLLER: u16 = 10;
     /// `IFLA_IFALIAS`, text.
     pub const ALIAS: u16 = 20;
@@ -62,18 +62,18 @@ pub struct LinkRequest {
     index: u32,
     flags: u32,
     change_mask: u32,
-    /// What the link is to have, or is looked for by. Types: [`attribute`].
+    /// The attributes to set, or by which to find the link. Types: [`attribute`].
     pub attributes: Attributes,
 }
 
 impl LinkRequest {
-    /// About the link with this index.
+    /// Makes a request about the link with this index.
     #[must_use]
     pub fn of(index: u32) -> Self {
         Self { index, ..Self::default() }
     }
 
-    /// About the link with this name, or one that is to get it.
+    /// Makes a request about the link with this name, or about a new link that gets this name.
     #[must_use]
     pub fn named(name: &str) -> Self {
         let mut request = Self::default();
@@ -81,12 +81,12 @@ impl LinkRequest {
         request
     }
 
-    /// The link is to be up, or down.
+    /// Sets the link up or down.
     pub fn up(&mut self, up: bool) {
         self.flag(UP, up);
     }
 
-    /// The link is to have no ARP.
+    /// Turns ARP off for the link.
     pub fn without_arp(&mut self) {
         self.flag(NOARP, true);
     }
@@ -96,12 +96,12 @@ impl LinkRequest {
         self.flags = if set { self.flags | flag } else { self.flags & !flag };
     }
 
-    /// The link is to be of this kind.
+    /// Sets the kind of the link.
     pub fn kind(&mut self, kind: &str) {
         self.attributes.nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, kind));
     }
 
-    /// The link is to be a bridge that learns at most so many addresses.
+    /// Makes the link a bridge that learns at most `max_learned` addresses.
     pub fn bridge(&mut self, max_learned: u32) {
         self.attributes.nest(IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_KIND, "bridge");
@@ -109,7 +109,7 @@ impl LinkRequest {
         });
     }
 
-    /// The link is to be one end of a veth pair, with this other end.
+    /// Makes the link one end of a veth pair, with `peer` as the other end.
     pub fn veth(&mut self, peer: &Self) {
         self.attributes.nest(IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_KIND, "veth");
@@ -117,7 +117,7 @@ impl LinkRequest {
         });
     }
 
-    /// The link, a port of a bridge, is to have these settings. Its state stays.
+    /// Sets these settings of the link, which is a bridge port. Its state stays unchanged.
     pub fn bridge_port(&mut self, port: &BridgePort) {
         self.attributes.nest(IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_SLAVE_KIND, "bridge");
@@ -147,7 +147,7 @@ impl LinkRequest {
         RawMessage { kind: RTM_DELLINK, body: self.body() }
     }
 
-    /// `RTM_GETLINK`, without statistics. For one link or, to dump, for all.
+    /// `RTM_GETLINK`, without statistics, for one link or, as a dump, for all links.
     #[must_use]
     pub fn get(mut self) -> RawMessage {
         self.attributes.number(IFLA_EXT_MASK, SKIP_STATS);
@@ -155,7 +155,7 @@ impl LinkRequest {
     }
 
     fn body(&self) -> Vec<u8> {
-        // Family, padding, type of hardware.
+        // Family, padding, hardware type.
         let mut body = vec![0; 4];
         for field in [self.index, self.flags, self.change_mask] {
             body.extend(field.to_ne_bytes());
@@ -165,49 +165,50 @@ impl LinkRequest {
     }
 }
 
-/// A link, as `RTM_NEWLINK` tells it.
+/// A link, as `RTM_NEWLINK` reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LinkMessage {
-    /// Its index.
+    /// Index of the link.
     pub index: u32,
-    /// Whether it is up.
+    /// Whether the link is up.
     pub up: bool,
-    /// Whether it is a loopback device.
+    /// Whether the link is a loopback device.
     pub loopback: bool,
-    /// Its name.
+    /// Name of the link.
     pub name: String,
-    /// Its alias, or nothing.
+    /// Alias of the link. Empty if it has none.
     pub alias: String,
-    /// Its MAC address, or nothing.
+    /// MAC address of the link. Empty if it has none.
     pub address: Vec<u8>,
-    /// Its MTU, bytes.
+    /// MTU of the link, bytes.
     pub mtu: u32,
-    /// Index of the link that it is above, or of a veth's other end.
+    /// Index of the underlying link, or of the other end of a veth pair.
     pub link: Option<u32>,
-    /// ID of the namespace of that link, if it is another one.
+    /// ID of the network namespace of `link`, if it is another namespace.
     pub link_netns_id: Option<u32>,
-    /// Index of the bridge that it is a port of.
+    /// Index of the bridge that the link is a port of.
     pub controller: Option<u32>,
-    /// The kernel's name of its kind; empty for hardware.
+    /// The kernel's name for the kind of link. Empty for hardware.
     pub kind: String,
-    /// Its settings, if it is a port of a bridge.
+    /// The bridge port settings, if the link is a bridge port.
     pub port: Option<BridgePort>,
 }
 
-/// Settings of a bridge's port. Whatever the kernel does not tell is off.
+/// Settings of a bridge port. A setting that the kernel does not report counts as off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BridgePort {
     /// The spanning tree state.
     pub state: Option<BridgePortState>,
-    /// Whether the bridge sends frames back through the port by which they came.
+    /// Whether the bridge sends frames back through the port on which they arrived.
     pub hairpin: bool,
-    /// Whether the bridge forwards nothing between this port and others with this setting.
+    /// Whether the bridge forwards nothing between this port and other isolated ports.
     pub isolated: bool,
-    /// Which groups 01:80:c2:00:00:0X are treated like other addresses; a bit for each X.
+    /// The group addresses 01:80:c2:00:00:0X that are forwarded like other addresses, one bit for
+    /// each X.
     pub group_fwd_mask: u16,
 }
 
-/// State of a bridge's port (`BR_STATE_...`, `linux/if_bridge.h`).
+/// State of a bridge port (`BR_STATE_...`, `linux/if_bridge.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BridgePortState {
     /// `BR_STATE_DISABLED`.
@@ -254,7 +255,7 @@ impl LinkMessage {
     /// Reads the kernel's response to this request.
     ///
     /// # Errors
-    /// If it is no `RTM_NEWLINK`, or a malformed one.
+    /// Returns an error if the message is not an `RTM_NEWLINK`, or is malformed.
     pub fn read(request: &'static str, message: &RawMessage) -> Result<Self> {
         read(request, message, RTM_NEWLINK, Self::read_body)
     }

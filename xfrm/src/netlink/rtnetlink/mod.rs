@@ -1,9 +1,9 @@
 //! The messages of rtnetlink(7) that edge-cni sends and reads: links, addresses and routes.
 //!
-//! `netlink-packet-route` has types for all attributes of all kinds of links. With them the plugin
-//! would carry 300 KiB of machine code that it never runs, and it may have 1 MiB. So these types
-//! write and read what a program here looks at, and skip other attributes. Tests compare them with
-//! that library.
+//! `netlink-packet-route` has types for all attributes of all kinds of links. They would add 300
+//! KiB of machine code that the plugin never runs, and the plugin's size limit is 1 MiB. The types
+//! in this module therefore write and read only the attributes that programs in this repository
+//! use, and skip all others. Tests compare them with that library.
 
 mod address;
 mod link;

@@ -35,11 +35,11 @@ const RTN_UNICAST: u8 = 1;
 /// A request for a unicast route over a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteRequest {
-    /// Where it leads to.
+    /// Destination network.
     pub destination: IpNetwork,
     /// Index of the link.
     pub device: u32,
-    /// `RTPROT_...`: who made it.
+    /// `RTPROT_...`: the origin of the route.
     pub protocol: u8,
     /// `RT_SCOPE_...`.
     pub scope: u8,
@@ -47,11 +47,11 @@ pub struct RouteRequest {
     pub gateway: Option<IpAddr>,
     /// The source address of the node's own packets.
     pub source: Option<IpAddr>,
-    /// The metric. The kernel chooses one if there is none.
+    /// The metric. `None`: the kernel chooses one.
     pub priority: Option<u32>,
     /// MTU, bytes.
     pub mtu: Option<u32>,
-    /// The maximum segment size of TCP to advertise, bytes.
+    /// The TCP maximum segment size to advertise, bytes.
     pub advmss: Option<u32>,
     /// The table, if it is not the main one.
     pub table: Option<u32>,
@@ -94,7 +94,8 @@ impl RouteRequest {
                 attributes.bytes(kind, &octets_of(address));
             }
         }
-        // The attribute of the table prevails over the fixed part's field, which has eight bits.
+        // The table attribute takes precedence over the field in the fixed part, which has only
+        // eight bits.
         for (kind, value) in [(RTA_OIF, Some(self.device)), (RTA_PRIORITY, self.priority), (RTA_TABLE, self.table)] {
             if let Some(value) = value {
                 attributes.number(kind, value);
@@ -111,35 +112,35 @@ impl RouteRequest {
         }
         let family = family_of(self.destination.ip());
         let prefix = self.destination.prefix();
-        // Prefix length of the source, type of service; flags.
+        // Prefix length of the source and type of service, then flags.
         let mut body = vec![family, prefix, 0, 0, RT_TABLE_MAIN, self.protocol, self.scope, RTN_UNICAST, 0, 0, 0, 0];
         body.extend(attributes.octets());
         RawMessage { kind: RTM_NEWROUTE, body }
     }
 }
 
-/// A route, as `RTM_NEWROUTE` tells it.
+/// A route, as `RTM_NEWROUTE` reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteMessage {
-    /// Whether it is of IPv4.
+    /// Whether it is an IPv4 route.
     pub ipv4: bool,
-    /// Where it leads to. `None` for a default route, or another family than IPv4 and IPv6.
+    /// Destination network. `None` for a default route, or another family than IPv4 and IPv6.
     pub destination: Option<IpNetwork>,
-    /// Whether it leads to everything.
+    /// Whether it is a default route.
     pub default: bool,
     /// Whether it is in the main table.
     pub main: bool,
-    /// `RTPROT_...`: who made it.
+    /// `RTPROT_...`: the origin of the route.
     pub protocol: u8,
     /// The source address of the node's own packets.
     pub source: Option<IpAddr>,
     /// The metric.
     pub priority: u32,
-    /// Where packets go next: none, one, or one of several.
+    /// Next hops of the packets: none, one, or several to choose from.
     pub next_hops: Vec<NextHop>,
 }
 
-/// Where a route's packets go next.
+/// A next hop of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NextHop {
     /// Index of the link.
@@ -155,7 +156,7 @@ impl RouteMessage {
         RawMessage { kind: RTM_GETROUTE, body: vec![0; FIXED] }
     }
 
-    /// Requests the routes of IPv4, or of IPv6, over a link.
+    /// Requests the IPv4 or IPv6 routes over a link.
     #[must_use]
     pub fn dump_over(device: u32, ipv4: bool) -> RawMessage {
         let mut attributes = Attributes::default();
@@ -169,7 +170,7 @@ impl RouteMessage {
     /// Reads the kernel's response to this request.
     ///
     /// # Errors
-    /// If it is no `RTM_NEWROUTE`, or a malformed one.
+    /// Returns an error if the message is not an `RTM_NEWROUTE`, or is malformed.
     pub fn read(request: &'static str, message: &RawMessage) -> Result<Self> {
         read(request, message, RTM_NEWROUTE, Self::read_body)
     }
@@ -207,7 +208,7 @@ impl RouteMessage {
     }
 }
 
-/// Takes the router from an attribute that names one of IPv4 or IPv6.
+/// Reads the router from an attribute that holds an IPv4 or IPv6 router.
 fn read_gateway(kind: u16, value: &[u8], gateway: &mut Option<IpAddr>) {
     let found = match (kind, value) {
         (RTA_GATEWAY, value) => address(value),

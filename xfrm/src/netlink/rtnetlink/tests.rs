@@ -20,14 +20,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::netlink::{Attributes, RawMessage};
 
-/// What the library reads of a request.
+/// Reads a request with the library.
 fn by_library(message: &RawMessage) -> RouteNetlinkMessage {
     let mut header = NetlinkHeader::default();
     header.message_type = message.kind;
     RouteNetlinkMessage::deserialize(&header, &message.body).unwrap()
 }
 
-/// What the library writes, as the kernel would.
+/// Encodes a message with the library, as the kernel would.
 fn of_library(message: &RouteNetlinkMessage) -> RawMessage {
     let mut body = vec![0; message.buffer_len()];
     message.serialize(&mut body);
@@ -170,7 +170,7 @@ fn the_library_reads_requests_about_addresses_and_routes_as_they_are_meant() {
     assert_eq!(by_library(&RouteMessage::dump_over(4, false)), RouteNetlinkMessage::GetRoute(expected));
 }
 
-/// A port of a bridge, with attributes of which nobody here looks at two.
+/// A bridge port with attributes, two of which our types do not read.
 fn port() -> RawMessage {
     let mut link = library_link(
         7,
@@ -317,7 +317,7 @@ fn a_cut_or_damaged_message_is_refused_and_nothing_panics() {
     }
     assert_eq!(read_all(28, &whole), [false; 3]);
     assert_eq!(read_all(16, &whole), [true, false, false]);
-    // A next hop that says that it has no length, or less than its fixed part.
+    // A next hop whose length field is zero, or less than its fixed part.
     for length in [0_u8, 7] {
         let mut route = vec![0; 12];
         route.extend([12, 0, 9, 0, length, 0, 0, 0, 1, 0, 0, 0]);
@@ -335,7 +335,7 @@ proptest! {
     fn arbitrary_values_in_well_formed_attributes_never_panic(
         kind in prop::sample::select(&KINDS[..]),
         attributes in vec((0..70_u16, vec(any::<u8>(), 0..40)), 0..8),
-        // Of a link: its kind, or its settings as a bridge's port.
+        // Nested attributes of a link: its kind, or its bridge port settings.
         infos in vec((0..6_u16, vec(any::<u8>(), 0..12)), 0..4),
         settings in vec((0..50_u16, vec(any::<u8>(), 0..20)), 0..6),
     ) {

@@ -1,4 +1,4 @@
-//! The values of attributes.
+//! Reading of attribute values.
 
 use std::net::IpAddr;
 
@@ -48,7 +48,7 @@ pub(super) fn number(value: &[u8]) -> Result<u32, DecodeError> {
     Ok(value.try_into().map(u32::from_ne_bytes).map_err(|_| "a number does not have 4 bytes")?)
 }
 
-/// A text up to its zero byte.
+/// A string up to its terminating zero byte.
 pub(super) fn text(value: &[u8]) -> Result<String, DecodeError> {
     let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
     Ok(std::str::from_utf8(text).map_err(|_| "a text is not UTF-8")?.to_owned())

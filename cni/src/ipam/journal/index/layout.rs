@@ -1,4 +1,4 @@
-//! The records of the index, as bytes. Numbers are little-endian.
+//! The encoding of the records in the index. Numbers are little-endian.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -35,8 +35,8 @@ pub(super) struct Head {
     /// Number of blocks for which there is room.
     pub(super) block_room: u64,
     pub(super) buckets: u64,
-    /// The order of the first freed address that was not leased again since, and of the next one to
-    /// be added.
+    /// The order of the first freed address that has not been leased again since, and of the next
+    /// freed address to be added.
     pub(super) freed_first: u64,
     pub(super) freed_end: u64,
 }
@@ -60,7 +60,7 @@ pub(super) struct Position {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Bucket {
     pub(super) positions: Vec<Position>,
-    /// Whether the bucket was ever full. In that case further leases are in the next one.
+    /// Whether the bucket was ever full. In that case further leases are in the next bucket.
     pub(super) overflowed: bool,
 }
 
@@ -180,7 +180,7 @@ pub(super) fn freed_bytes(address: IpAddr, at: u64) -> [u8; FREED_SIZE] {
     freed_record(address_bytes(address), at, family_of(address))
 }
 
-/// The record that replaces that of an address that was leased again.
+/// The record that replaces the record of an address that was leased again.
 pub(super) fn leased_again_bytes() -> [u8; FREED_SIZE] {
     freed_record([0; 16], 0, 0)
 }

@@ -40,7 +40,7 @@ use crate::ipam::used_addresses::{FreedAddress, UsedAddresses};
 /// A journal with fewer bytes is read completely, which is as fast.
 pub(super) const INDEX_FROM: u64 = 8 << 10;
 
-/// Maximum number of blocks of an index; a larger one is not made. Segments are filled from their
+/// Maximum number of blocks in an index. A larger index is not made. Segments are filled from their
 /// beginning, so a block has many leases.
 const MAX_BLOCKS: usize = 1024;
 /// Minimum number of blocks for which there is room. With them the file has more than
@@ -50,8 +50,8 @@ const MIN_BLOCKS: usize = 64;
 /// Number of bytes that the first read fetches. On most nodes all blocks fit into them.
 const FIRST_READ: usize = 4096;
 
-/// Number of leases for each bucket when the index is made, and the maximum before it is made
-/// again.
+/// Number of leases for each bucket when the index is made, and the maximum before the index is
+/// made again.
 const FILL: usize = 5;
 const MOST_FILL: usize = 9;
 
@@ -156,7 +156,7 @@ impl Index {
         &self.used
     }
 
-    /// Returns the lines with which a lease of this attachment may begin, which are those with the
+    /// Returns the lines that may begin a lease of this attachment, that is, the lines with the
     /// same hash.
     pub(super) fn candidates(&self, attachment: &str) -> io::Result<Vec<Line>> {
         let hash = hash_of(attachment);
@@ -206,7 +206,7 @@ impl Index {
     }
 
     /// Updates the index after the end of a lease was appended to the journal. `line` is the line
-    /// with which the lease began.
+    /// that began the lease.
     pub(super) fn end_lease(
         &mut self,
         attachment: &str,
@@ -293,7 +293,7 @@ impl Index {
     }
 
     /// Visits the buckets in which a hash may be, until `visit` returns true. Returns an error if
-    /// all were visited.
+    /// it has visited all buckets.
     fn visit(&self, hash: u32, mut visit: impl FnMut(u64, &Bucket) -> bool) -> io::Result<()> {
         let first = u64::from(hash) % self.head.buckets.max(1);
         for distance in 0..self.head.buckets {

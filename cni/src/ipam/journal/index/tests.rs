@@ -68,7 +68,7 @@ fn without_index(directory: &Path) -> Journal {
     journal
 }
 
-/// Returns the answers to all questions that a call may ask.
+/// Returns the results of all queries that a call may make.
 fn answers(journal: &Journal, numbers: std::ops::Range<usize>, now: u64) -> String {
     let leases: Vec<_> = numbers.map(|number| journal.get(&attachment(number)).unwrap()).collect();
     let stock = journal.stock(&segments(), &reserved()).unwrap();
