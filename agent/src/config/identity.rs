@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer, X509Name};
 
 use super::distinguished_name;
 
-/// Types of strongSwan that the agent does not support (`swanctl.conf(5)`).
+/// strongSwan's identity types that the agent does not support (`swanctl.conf(5)`).
 const UNSUPPORTED: [&str; 11] =
     ["asn1gn", "ipv4net", "ipv6net", "ipv4range", "ipv6range", "uri", "url", "xmppaddr", "ec_to_id", "ascii", "other"];
 

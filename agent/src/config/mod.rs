@@ -39,8 +39,8 @@ use zeroize::Zeroizing;
 /// Path of the file, unless `--config` names another.
 pub const DEFAULT_PATH: &str = "/etc/edge-cni/agent.toml";
 
-/// Maximum number of transmissions of one request. Half a second, doubled so many times, is three
-/// days.
+/// Maximum number of transmissions of one request. Half a second, doubled for each further
+/// transmission, is three days.
 const MAX_TRANSMISSIONS: u32 = 20;
 
 /// The content of the agent's TOML file, with defaults for missing keys.
@@ -194,7 +194,7 @@ pub struct TimingSection {
     /// Time without an IKE message after which an idle peer's liveness is checked.
     #[serde(with = "duration::optional")]
     pub idle_liveness: Option<Duration>,
-    /// Wait before the first retransmission; doubled each time.
+    /// Delay before the first retransmission; doubled each time.
     #[serde(with = "duration::optional")]
     pub retransmit: Option<Duration>,
     /// Transmissions of one request before the IKE SA counts as dead.
@@ -211,10 +211,10 @@ pub struct TimingSection {
     /// How long the old inbound SA stays after a rekey.
     #[serde(with = "duration::optional")]
     pub linger: Option<Duration>,
-    /// Wait before the next attempt after a failure; doubled up to `retry_max`.
+    /// Delay before the next attempt after a failure; doubled up to `retry_max`.
     #[serde(with = "duration::optional")]
     pub retry: Option<Duration>,
-    /// Maximum wait between attempts.
+    /// Maximum delay between attempts.
     #[serde(with = "duration::optional")]
     pub retry_max: Option<Duration>,
     /// Interval of NAT keepalives.

@@ -60,7 +60,7 @@ fn psk(text: &[u8]) -> Result<Secret, String> {
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Text;
-        // serde's default errors quote the value; these do not.
+        // serde's default errors quote the value; the errors of this visitor do not.
         impl Visitor<'_> for Text {
             type Value = SecretText;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
