@@ -1,4 +1,4 @@
-//! Provides the parts of this machine that the IKE endpoint needs.
+//! Provides the IKE endpoint with the functions of this machine that it needs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
