@@ -49,7 +49,7 @@ fn request(method: &str, path: &str) -> std::io::Result<(String, String)> {
     request_for(method, path, "*/*")
 }
 
-/// Sends a request that accepts this media type, as [`request`] does.
+/// Returns the same as [`request`], for a request that accepts this media type.
 fn request_for(method: &str, path: &str, accept: &str) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect(ADDRESS)?;
     stream.set_read_timeout(Some(HANG))?;

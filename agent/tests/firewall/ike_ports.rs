@@ -22,8 +22,8 @@ pub(crate) const TESTS: &[Test] = &[
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Returns tables for the tests, each with its IKE ports; among them the table of a hub with the
-/// cloud's networks, and one with other than the usual ports.
+/// Returns an edge's table, a hub's table with the cloud's networks, and a table with other than
+/// the usual IKE ports, each with its IKE ports.
 fn tables() -> [(Firewall, [u16; 2]); 3] {
     let hub = vec!["10.244.0.0/16".parse().unwrap(), "fd44::/64".parse().unwrap()];
     [
