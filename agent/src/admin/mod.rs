@@ -48,8 +48,8 @@ pub enum AdminResponse {
         /// The document that `status --json` prints.
         status: Box<Status>,
     },
-    /// Response to [`AdminRequest::Capture`]. The first one is sent at once without messages, the
-    /// next ones whenever there are messages.
+    /// Response to [`AdminRequest::Capture`]. The first one is sent immediately without messages,
+    /// the next ones whenever there are messages.
     Captured {
         /// Messages.
         batch: CapturedBatch,

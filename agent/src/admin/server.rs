@@ -111,7 +111,7 @@ async fn send_captured(socket: &mut UnixStream, mut reader: CaptureReader) -> io
     let end = reader.end();
     let (mut read, mut write) = socket.split();
     let send = async {
-        // This tells the command that the capture has begun.
+        // This empty batch shows the command that the capture has begun.
         write_line(&mut write, &AdminResponse::Captured { batch: CapturedBatch::default() }).await?;
         while let Some(batch) = reader.next().await {
             write_line(&mut write, &AdminResponse::Captured { batch }).await?;

@@ -72,7 +72,7 @@ pub struct Config {
     /// does.
     #[serde(default = "default_hold_sockets")]
     pub hold_sockets: bool,
-    /// Whether ESP between our own nodes always travels in UDP.
+    /// Whether ESP between our own nodes is always encapsulated in UDP.
     #[serde(default)]
     pub encap: Encap,
     /// MTU of pods, bytes; derived from the uplink unless set.
@@ -128,11 +128,11 @@ pub struct ControllerSection {
     #[serde(default)]
     pub advertise: Vec<IpAddr>,
     /// After a rollover of the controller's authority the certificate is renewed at a random moment
-    /// within this time, so that the nodes do not renew all at once.
+    /// within this time, so that not all nodes renew at the same time.
     #[serde(default, with = "duration::optional")]
     pub rollover_spread: Option<Duration>,
-    /// Time limit for a view that adds networks to the tunnels: if the agent receives nothing from
-    /// the controller under that view for so long, it restores the previous view.
+    /// Timeout for a view that adds networks to the tunnels. If the agent receives nothing from the
+    /// controller under that view for so long, it restores the previous view.
     #[serde(default, with = "duration::optional")]
     pub take_back: Option<Duration>,
 }

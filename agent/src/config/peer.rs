@@ -305,7 +305,7 @@ impl PeerSection {
         self.remote_subnets.iter().chain(self.children.iter().flat_map(|child| &child.remote_subnets))
     }
 
-    /// Returns the children of a peer: the first one, then the others.
+    /// Returns a peer's first child, and its other children.
     fn child_configs(&self) -> (ChildConfig, Vec<ChildConfig>) {
         let mut children = self.children.iter().map(|child| child.config(&self.esp_proposals));
         let only = || ChildConfig {

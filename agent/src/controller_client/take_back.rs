@@ -38,7 +38,8 @@ const DEFAULT_TAKE_BACK: Duration = Duration::from_secs(180);
 const BLAME_WITHIN: Duration = Duration::from_secs(120);
 /// Delay before the next attempt to take a view back, for example if the disk is full.
 const TAKE_BACK_RETRY: Duration = Duration::from_secs(5);
-/// How often a refused view is validated again, in addition to changes of the uplink.
+/// Interval at which a refused view is validated again, in addition to the validation after changes
+/// of the uplink.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of conflicts of the view in force that are reported.
 const MAX_REPORTED_CONFLICTS: usize = 8;

@@ -99,7 +99,8 @@ mod tests {
                 "the whole view is not written"
             );
         }
-        // Changes after one that does not follow the previous change are ignored.
+        // A change that does not follow the previous one is ignored, together with all changes
+        // after it.
         let odd: ViewChange = ViewChange { from: 40, version: 41, own: None, put: vec![], gone: vec![] };
         assert!(file.append(&serde_json::to_string(&odd).unwrap()).unwrap());
         assert_eq!(read(directory.path()).unwrap().as_ref(), Some(&view));

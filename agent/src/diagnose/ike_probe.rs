@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 /// Number of probes to one address.
 const ATTEMPTS: u32 = 4;
-/// Time limit for the response to one probe.
+/// Timeout for the response to one probe.
 const WAIT: Duration = Duration::from_millis(700);
 /// Port without the non-ESP marker (RFC 7296 section 2); all others have it (RFC 3948 section 2.2).
 const IKE_PORT: u16 = 500;

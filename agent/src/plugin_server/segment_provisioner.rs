@@ -84,7 +84,8 @@ pub(super) async fn run(controller: Arc<ControllerClient>, mut queue: mpsc::Rece
             Ok(()) = status.changed() => {
                 let now = status.borrow_and_update().connected;
                 if now && !connected {
-                    // Temporary failures are retried at once when the controller is back.
+                    // After a temporary failure the request is repeated as soon as the controller
+                    // is back.
                     provisioner.families.values_mut().for_each(|family| {
                         family.failure.take_if(|failure| failure.error.is_temporary());
                     });

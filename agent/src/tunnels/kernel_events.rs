@@ -9,7 +9,8 @@ use edge_xfrm::events::Event;
 
 use super::driver::Driver;
 
-/// If more objects changed at once, everything is compared.
+/// Maximum number of changed objects that are compared one by one. If more changed at the same
+/// time, everything is compared.
 const MAX_SINGLE_CHECKS: usize = 256;
 
 impl Driver {

@@ -265,7 +265,8 @@ impl SaTable {
             mode: child.sa.mode,
             up: false,
         };
-        // Of two CHILD_SAs made at once, the survivor may have been replaced a moment ago.
+        // If two CHILD_SAs were created at the same time, the one that stays may have been replaced
+        // a moment ago.
         let retired = self.retiring.take(params.id());
         if child.outbound_used && retired.is_none() {
             return Ok(OutboundSwitchOutcome::NeedsRekey);

@@ -421,7 +421,7 @@ mod tests {
         }
         assert_eq!(hub_choice.choose(true, Some(&gateways[0]), now), Some(&gateways[2]));
         assert_eq!(hub_choice.choose(false, Some(&gateways[1]), now), Some(&gateways[1]));
-        // A hub that the view adds waits; the state of the others is kept.
+        // A hub that the view adds waits; the state of the other hubs is kept.
         let mut more = gateways.clone();
         more.insert(0, gateway("hub-0", "192.0.2.9"));
         hub_choice.set(more.clone(), &[gateways[2].clone()], now);
