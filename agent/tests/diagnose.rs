@@ -189,7 +189,7 @@ fn a_ping_that_cannot_be_sent_says_why() {
     }
 }
 
-/// Returns the IKE message in a packet, which must be decrypted.
+/// Returns the IKE message in a packet, which must not be encrypted.
 fn message(packet: &[u8]) -> edge_ike::wire::Message {
     let Some(TransportSlice::Udp(udp)) = SlicedPacket::from_ip(packet).unwrap().transport else { panic!("no UDP") };
     let marked = [udp.source_port(), udp.destination_port()].contains(&4500);

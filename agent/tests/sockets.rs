@@ -88,7 +88,7 @@ impl Namespace {
         let fds: Vec<RawFd> = passed.iter().map(AsRawFd::as_raw_fd).collect();
         command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", vec!["ike"; fds.len()].join(":"));
         // SAFETY: dup and dup2 may be called between fork and exec. The descriptors are first
-        // copied above those that are overwritten.
+        // copied to numbers above those that are overwritten.
         unsafe {
             command.pre_exec(move || {
                 let copies: Vec<RawFd> = fds.iter().map(|fd| libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 100)).collect();

@@ -95,7 +95,7 @@ fn pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer() {
             };
             for version in [0x20, 0x2f] {
                 let arrived = arrived(&|number| ike(number, 0, IKE_SA_INIT, version));
-                // A peer accepts 64 half-open IKE SAs in 30 s.
+                // A peer accepts 64 half-open IKE SAs from one address in 30 s.
                 assert!(arrived < 60, "{} {port} {version}: {arrived} of {SENT}", family.ip);
                 begun += arrived;
             }

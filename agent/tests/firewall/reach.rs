@@ -414,7 +414,7 @@ fn plugins_table() {
     world.apply(&Firewall { lan_to_pods: lan, ..World::edge() });
     assert!(world.fetch("lan", V4.pod, 80).is_some());
     assert!(!world.sh("edge", "nft list tables").contains("edge-cni-pods"));
-    // This also succeeds if there is no such table.
+    // The transaction that deletes the plugin's table also succeeds if that table does not exist.
     world.apply(&World::edge());
     world.cannot_fetch("lan", V4.pod, 80);
 }

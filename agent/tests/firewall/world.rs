@@ -183,7 +183,7 @@ impl World {
         refused.iter().find(|refused| refused.counter == counter).map_or(0, |refused| refused.packets)
     }
 
-    /// Adds rules of another program, which masquerade everything that the edge forwards.
+    /// Adds another program's rules, which masquerade all packets that the edge forwards.
     pub(crate) fn masquerade_by_others(&self) {
         self.sh("edge", "nft 'add table inet other; add chain inet other post { type nat hook postrouting priority srcnat; }; add rule inet other post oifname { far, wan, lan } masquerade'");
     }
