@@ -102,8 +102,8 @@ pub fn boot_time() -> Instant {
     Instant::new(since_boot())
 }
 
-/// Returns the time of the system clock, since 1970-01-01 UTC, for timestamps that people compare
-/// with those of other programs. The system clock may be set at any time.
+/// Returns the time of the system clock, since 1970-01-01 UTC, for timestamps that the operator
+/// compares with other programs' timestamps. The system clock may be set at any time.
 pub fn wall_time() -> Duration {
     read(libc::CLOCK_REALTIME)
 }

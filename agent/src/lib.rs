@@ -1,6 +1,5 @@
-//! The agent of an edge-cni node. From the controller's view, or from static peers in its TOML
-//! file, it derives the tunnels, policies and routes of this node, and keeps the kernel in that
-//! state.
+//! The agent of an edge-cni node. From the controller's view, or from the static peers in its TOML
+//! file, it derives this node's tunnels, policies and routes, and keeps the kernel in that state.
 //!
 //! Data flows in one direction: [`controller_client`] and [`config`] provide the peers; [`desired`]
 //! computes the desired state; [`tunnels`] and [`host`] bring the kernel to that state; [`status`]

@@ -60,8 +60,8 @@ impl NetnsLock {
             match UnixListener::bind_addr(&address(number)?) {
                 Ok(listener) => {
                     // Another agent may have bound a name since the first check. The check is
-                    // repeated, so that of two agents that start at the same moment at least one
-                    // sees the other.
+                    // repeated, so that if two agents start at the same moment, at least one sees
+                    // the other.
                     refuse_second_agent(Some(number))?;
                     listener.set_nonblocking(true)?;
                     return Ok(Self { listener: Some(listener), description });

@@ -174,7 +174,7 @@ async fn recompute_desired(
     loop {
         tokio::select! {
             changed = membership.changed() => if changed.is_err() { return },
-            // If there are no names to resolve, the sender does not exist.
+            // If there are no names to resolve, the sender has been dropped.
             Ok(()) = statics.changed() => {}
         }
         let now = membership.borrow_and_update().clone();

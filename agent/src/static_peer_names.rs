@@ -52,7 +52,7 @@ impl StaticPeers {
         self.with(&Addresses::new())
     }
 
-    /// Looks up the names until the receivers of `to` are dropped, and sends the peers whenever
+    /// Looks up the names until the receivers of `to` are dropped. Sends the peers whenever
     /// addresses have changed. Returns immediately if there is no name.
     pub async fn follow_names(self, incidents: Incidents, to: watch::Sender<Vec<PeerConfig>>) {
         self.follow_names_by(lookup, LOOKUP_TIMING, incidents, to).await;

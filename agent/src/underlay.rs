@@ -4,8 +4,8 @@
 //! addresses is refused, since the node could not receive a correction. Except for
 //! [`host_resolvers`], this module does no I/O.
 //!
-//! Any host on the node's network can change most of these addresses by a router advertisement or a
-//! DHCP lease. So an address is a reason to refuse a view only if the view in force does not
+//! Any host on the node's network can change most of these addresses with a router advertisement or
+//! a DHCP lease. So an address is a reason to refuse a view only if the view in force does not
 //! contain it. Otherwise one such packet could block all later views and their revocations.
 
 use std::fmt;
@@ -24,7 +24,8 @@ pub struct Underlay {
     pub addresses: Vec<IpAddr>,
     /// Gateways of the default routes.
     pub gateways: Vec<IpAddr>,
-    /// Name servers, without those that the operator has configured as reached through the tunnels.
+    /// Name servers, except those that the node reaches through the tunnels according to its
+    /// configuration.
     pub resolvers: Vec<IpAddr>,
     /// Interface of the first IPv4 default route.
     pub uplink_v4: Option<String>,
@@ -72,8 +73,8 @@ impl Underlay {
         if ipv4 { self.uplink_v4.as_deref() } else { self.uplink_v6.as_deref() }
     }
 
-    /// Returns the first address that the view's networks contain but those of the view in force do
-    /// not. `controllers` are addresses of the controller.
+    /// Returns the first address that the view's networks contain and the networks of the view in
+    /// force do not. `controllers` are the controllers' addresses.
     pub fn conflict(
         &self,
         current: Option<&NodeView>,

@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_document_of_any_length_takes_one_buffer() {
-        /// Records the size of each single write, and how much has been read before it.
+        /// Counts the bytes that are written, and keeps the size of the largest single write.
         struct Sink(usize, usize);
         impl Write for Sink {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -87,7 +87,7 @@ async fn serve_one(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     }
 }
 
-/// Reads a request, passes it on, and returns the reply.
+/// Reads a request, passes it to the channel `to` and returns the reply.
 async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<Reply> {
     let mut line = String::new();
     BufReader::new(socket.take(MAX_LINE)).read_line(&mut line).await?;

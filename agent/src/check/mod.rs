@@ -1,5 +1,5 @@
 //! `edge-agent check`: checks a configuration without using the network or the kernel. It reads the
-//! files that the configuration names, and reports what would fail later, either at the first
+//! files that the configuration names and reports what would fail later, either at the first
 //! attempt or when a certificate expires.
 
 mod controller;

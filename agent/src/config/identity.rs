@@ -1,7 +1,7 @@
 //! IKE identities (RFC 7296 3.5) as text.
 //!
-//! The forms are those of strongSwan and libreswan, so that a value can be copied. Unsupported
-//! forms are refused and never read as another identity.
+//! The agent accepts the same forms as strongSwan and libreswan, so that a value can be copied.
+//! Unsupported forms are refused and never read as another identity.
 
 use std::net::IpAddr;
 
@@ -45,7 +45,7 @@ fn parse_form(text: &str) -> Result<Identity, String> {
     if let Some(rest) = text.strip_prefix('@') {
         return fqdn(rest);
     }
-    // This comes before the prefixes, because an IPv6 address also contains colons.
+    // Addresses are tried before the prefixes, because an IPv6 address also contains colons.
     if let Ok(literal) = text.parse() {
         return address(literal);
     }

@@ -77,8 +77,8 @@ pub struct Config {
     pub encap: Encap,
     /// MTU of pods, bytes; derived from the uplink unless set.
     pub mtu: Option<u32>,
-    /// This node's resolvers that may lie in the networks of a view, because the node reaches them
-    /// through the tunnels.
+    /// Name servers of this node that may lie within a view's networks, because the node reaches
+    /// them through the tunnels.
     #[serde(default)]
     pub resolvers_behind_tunnels: Vec<IpAddr>,
     /// Timers of all tunnels.
@@ -123,8 +123,8 @@ pub struct ControllerSection {
     /// segment is requested only when few addresses are left.
     #[serde(default = "default_spare")]
     pub spare: u32,
-    /// Addresses at which peers reach this node, for example that of a port forwarding or a load
-    /// balancer. Reported before those of its interfaces.
+    /// Addresses at which peers reach this node, for example the address of a port forwarding or a
+    /// load balancer. They are reported before the addresses of the node's interfaces.
     #[serde(default)]
     pub advertise: Vec<IpAddr>,
     /// After a rollover of the controller's authority the certificate is renewed at a random moment

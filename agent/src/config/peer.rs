@@ -22,7 +22,7 @@ use super::{Config, identity, proposal};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// This node initiates, and initiates again whenever the tunnel is lost.
+    /// This node initiates the tunnel, and initiates it again whenever it is lost.
     #[default]
     Initiate,
     /// The peer initiates.

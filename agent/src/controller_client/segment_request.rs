@@ -57,7 +57,7 @@ impl ControllerClient {
             Ok(response) => response.segments,
             Err(error) => {
                 if matches!(&error, ControllerError::Problem(problem) if matches!(problem.status, 400 | 409 | 422)) {
-                    // These statuses are final responses to the request. After 401 and 403 the
+                    // These HTTP statuses are final responses to the request. After 401 and 403 the
                     // request stays on disk.
                     self.state.remove(REQUEST_FILE)?;
                 }

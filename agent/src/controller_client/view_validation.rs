@@ -1,5 +1,5 @@
-//! Decides whether a view may replace the one in force. A view says which nodes this node trusts
-//! and which it removes, so a view that contradicts itself is refused as a whole.
+//! Decides whether a view may replace the one in force. A view determines which nodes this node
+//! trusts and which it removes, so a view that contradicts itself is refused as a whole.
 
 use std::sync::PoisonError;
 

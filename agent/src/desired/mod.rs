@@ -90,7 +90,7 @@ pub struct DesiredTunnel {
 }
 
 impl DesiredTunnel {
-    /// Returns whether the controller counts the tunnel among those that should be up.
+    /// Returns whether the controller counts the tunnel as one that should be up.
     pub fn counts(&self) -> bool {
         self.origin == Origin::View && !self.on_demand
     }

@@ -1,6 +1,6 @@
 //! `edge-agent diagnose`: finds the reason why a node, a peer or a pod cannot be reached. It
-//! queries the running agent, the kernel and the peers' ports, changes nothing, and ends with one
-//! sentence.
+//! queries the running agent, the kernel and the peers' ports, changes nothing, and ends its output
+//! with a conclusion in one sentence.
 //!
 //! - `facts`: reads the data for the diagnosis.
 //! - `ike_probe`: checks whether an IKE daemon answers at an address.

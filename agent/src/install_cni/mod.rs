@@ -137,8 +137,8 @@ pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
     Ok(to)
 }
 
-/// Writes the conflist from `segments.json`, if its content differs. `None` while there is no
-/// segment. Fails if the plugin is not in `bin_dir`.
+/// Writes the conflist from `segments.json`, if the file's content differs. `None` while there is
+/// no segment. Fails if the plugin is not in `bin_dir`.
 pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
     let Some(segments) = segments(&config.state_dir)?.filter(|file| !file.segments.is_empty()) else { return Ok(None) };
     let plugin = config.cni.bin_dir.join(PLUGIN);
@@ -171,7 +171,8 @@ pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Returns the text of a conflist with our plugin alone. `None` while there is no `segments.json`.
+/// Returns the text of a conflist that contains only our plugin. `None` while there is no
+/// `segments.json`.
 pub(crate) fn conflist_text(config: &Config) -> anyhow::Result<Option<String>> {
     Ok(segments(&config.state_dir)?.map(|segments| conflist(config, &segments, &[])))
 }

@@ -43,8 +43,8 @@ pub(super) struct Reqids {
 }
 
 impl Reqids {
-    /// Reads the file. If it is missing or damaged, all reqids are assigned again. Most stay the
-    /// same, since the first choice is a hash of the name.
+    /// Reads the file. If it is missing or damaged, all reqids are assigned again. Most reqids stay
+    /// the same, since the first choice for each is a hash of the name.
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
         let mut numbers = match read_json_with_changes(&path, "it is written again") {
@@ -308,7 +308,7 @@ fn with_changes(
 }
 
 /// Returns the key of a configured child in the file: the peer's name, followed by a line break and
-/// the child's name unless the child is the only one. Names of peers contain no line break.
+/// the child's name unless the child is the only one. Peer names contain no line break.
 fn key(peer: &PeerName, child: &ChildName) -> String {
     match child.as_str() {
         DEFAULT_CHILD => peer.as_str().to_owned(),
@@ -317,7 +317,7 @@ fn key(peer: &PeerName, child: &ChildName) -> String {
 }
 
 /// Returns the key of a part in the file: the peer's name, a line break, and the part in the form
-/// of [`Purpose`]. Names of children contain no bracket.
+/// of [`Purpose`]. Child names contain no bracket.
 fn part_key(peer: &PeerName, purpose: &Purpose) -> String {
     format!("{}\n{purpose}", peer.as_str())
 }
@@ -385,7 +385,7 @@ mod tests {
         let voices = known.of_child(&moon, &children[1]);
         assert_eq!(voices, [(voice.clone(), all[1]), (part.clone(), all[2])]);
         assert_eq!(known.peer(all[2].raw()), Some(moon.clone()));
-        // Its child is no longer configured.
+        // The part's child is no longer configured.
         known.assign([(&moon, &children[0])].into_iter()).unwrap();
         assert_eq!((known.of_purpose(&moon, &part), known.peer(all[2].raw())), (None, None));
         assert_eq!(Reqids::load(directory.path()).of_purpose(&moon, &part), None);

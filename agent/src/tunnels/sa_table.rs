@@ -39,8 +39,8 @@ struct Child {
 pub(super) enum OutboundSwitchOutcome {
     /// The CHILD_SA sends now.
     Switched,
-    /// Its outbound SA is gone and must not be installed again, so a rekey must make a new
-    /// CHILD_SA. The previous one continues to send.
+    /// The CHILD_SA's outbound SA is gone and must not be installed again, so a rekey must create a
+    /// new CHILD_SA. The previous one continues to send.
     NeedsRekey,
 }
 

@@ -1,5 +1,5 @@
 //! Keeps the desired policies up to date peer by peer: a change of one peer affects only that
-//! peer's policies and those that compete with them. This module does no I/O.
+//! peer's policies and the policies that compete with them. This module does no I/O.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -87,7 +87,7 @@ fn without_a_view_no_table_is_wanted() {
     assert!(!table("", &Desired { remote_networks: vec![], ..of_role(Role::Edge) }).is_empty());
 }
 
-/// Returns the statements of all rules of a chain, as text.
+/// Returns the statements of all rules in a chain, as text.
 fn rules(firewall: &Firewall, chain: &str) -> Vec<String> {
     let commands = firewall.commands();
     let all = commands["nftables"].as_array().unwrap().iter().map(|command| &command["add"]["rule"]);

@@ -30,7 +30,7 @@ const PEERLESS_PAUSE: u32 = 120;
 pub(super) struct ProbeResults {
     /// Whether the neighbour entry was confirmed, or cannot be probed.
     pub(super) neighbour: bool,
-    /// The answer of the hub's agent, if it answered.
+    /// The answer from the hub's agent, if it answered.
     pub(super) agent: Option<AgentAnswer>,
 }
 

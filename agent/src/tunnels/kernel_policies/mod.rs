@@ -243,7 +243,7 @@ impl KernelPolicies {
     }
 }
 
-/// Reduces `stray`, our policies that are not desired, to those that are deleted now.
+/// Reduces `stray`, our policies that are not desired, to the policies that are deleted now.
 /// `desired_before`: whether a policy was desired until now.
 fn select_stray(
     stray_guards: &mut BTreeMap<u32, Instant>,
