@@ -37,7 +37,7 @@ pub fn is_candidate(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
 }
 
 /// Returns the candidates of a peer from the view, likeliest first, at most [`MAX_CANDIDATES`].
-/// This node's own addresses are not filtered here, since they change; the IKE endpoint skips them
+/// This node's own addresses are not filtered out, since they change; the IKE endpoint skips them
 /// when it connects.
 pub fn peer_candidates(
     addresses: impl IntoIterator<Item = SocketAddr>,

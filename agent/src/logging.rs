@@ -1,7 +1,7 @@
 //! The log: its destination, its filter, and the spans that name node and peer.
 //!
-//! All events about one peer are logged within a span `peer{peer=NAME}`, here and in `edge-ike`, so
-//! that a filter can select one peer.
+//! All events about one peer are logged within a span `peer{peer=NAME}`, in the agent and in
+//! `edge-ike`, so that a filter can select one peer.
 
 use std::io::IsTerminal;
 

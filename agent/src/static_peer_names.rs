@@ -36,7 +36,7 @@ const MAX_ADDRESSES: usize = 8;
 /// The addresses of each name that has been resolved.
 type Addresses = BTreeMap<String, Vec<IpAddr>>;
 
-/// The static peers of the configuration.
+/// The static peers in the configuration.
 #[derive(Debug, Clone)]
 pub struct StaticPeers(Vec<(PeerConfig, Vec<Remote>)>);
 
@@ -142,8 +142,8 @@ impl StaticPeers {
     }
 }
 
-/// Queries the system's resolver. The addresses are sorted, since resolvers rotate them. All of
-/// them are candidates.
+/// Queries the system's resolver. The addresses are sorted, since resolvers rotate them. All
+/// addresses are candidates.
 async fn lookup(name: String) -> io::Result<Vec<IpAddr>> {
     let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
     let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();

@@ -2,7 +2,7 @@
 //! CN=moon`.
 //!
 //! strongSwan, `openssl x509 -subject` and our own errors use this form. RFC 4514 has the opposite
-//! order, which is not accepted here, since the text does not show which of the two orders it has.
+//! order, which is not accepted, since the text does not show which of the two orders it has.
 
 use yasna::Tag;
 use yasna::models::ObjectIdentifier;

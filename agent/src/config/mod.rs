@@ -141,7 +141,7 @@ pub struct ControllerSection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CniSection {
-    /// Directory of network configurations. k3s and others do not use the default.
+    /// Directory of network configurations. k3s and other distributions do not use the default.
     pub conf_dir: PathBuf,
     /// Directory of plugin programs.
     pub bin_dir: PathBuf,

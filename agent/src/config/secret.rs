@@ -23,8 +23,8 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// Returns the pre-shared key in the file of a `psk_file`: its only line, without the line end (LF
-/// or CRLF).
+/// Returns the pre-shared key in the content of a `psk_file`, which is the file's only line,
+/// without the line end (LF or CRLF).
 pub(super) fn psk_of_file(content: &[u8]) -> Result<Secret, String> {
     let text = content.strip_suffix(b"\n").unwrap_or(content);
     let text = text.strip_suffix(b"\r").unwrap_or(text);

@@ -12,7 +12,7 @@ pub enum ControllerError {
     Unreachable {
         /// The controller's URL.
         url: String,
-        /// The error of the network, TLS or HTTP.
+        /// The error from the network, TLS or HTTP.
         why: String,
     },
     /// The server's certificate does not belong to our controller.

@@ -314,7 +314,7 @@ async fn read_whole(connection: &Connection, response: Response<Incoming>) -> Re
     Err(ControllerError::Unreachable { url: connection.url.to_string(), why })
 }
 
-/// Returns the error of a broken connection or stream, with a TLS cause if there is one.
+/// Returns the error for a broken connection or stream, with the TLS error if TLS is the cause.
 pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> ControllerError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
@@ -326,7 +326,7 @@ pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> ControllerError {
     ControllerError::Unreachable { url: url.to_string(), why: with_causes(error) }
 }
 
-/// Returns the error of a failed TLS handshake; `None` if TLS is not the cause.
+/// Returns the error for a failed TLS handshake; `None` if TLS is not the cause.
 fn tls_error(url: &Uri, error: &io::Error) -> Option<ControllerError> {
     let tls = tls_cause(error)?;
     let url = url.to_string();

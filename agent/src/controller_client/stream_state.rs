@@ -1,6 +1,6 @@
 //! Holds the view that the controller sent last, to which its next change applies. Usually that is
-//! the view in force. A refused view is also kept here, because the change that corrects it is
-//! relative to it.
+//! the view in force. A refused view is also kept, because the change that corrects it is relative
+//! to it.
 
 use std::sync::Arc;
 

@@ -53,7 +53,7 @@ pub struct Desired {
     /// Networks to and from which no packet travels without encryption. Empty on a plain IKEv2
     /// daemon and on cloud nodes.
     pub guard: GuardConfig,
-    /// Networks behind peers of the view. They are routed into the guard's device, and policies
+    /// Networks behind peers in the view. They are routed into the guard's device, and policies
     /// select the tunnel.
     pub remote_networks: Vec<IpNetwork>,
     /// Hub networks that the view no longer names. They are routed into the guard's device, which
@@ -65,8 +65,8 @@ pub struct Desired {
     pub static_networks: Vec<IpNetwork>,
     /// On a cloud node: the cluster's ranges, which the node routes through a hub.
     pub hub_routes: Vec<IpNetwork>,
-    /// On a cloud node: the addresses of the hubs. Hubs are in the order of their names, as when
-    /// edges choose among them; a hub's addresses are likeliest first.
+    /// On a cloud node: the hubs' addresses. The hubs are in the order of their names, which is
+    /// also the order in which edges prefer them. Each hub's likeliest addresses come first.
     pub hub_gateways: Vec<HubGateway>,
     /// On a cloud node: the cloud's networks, which the hubs front.
     pub cloud_networks: Vec<IpNetwork>,

@@ -18,7 +18,7 @@ use crate::status::{PeerReport, Status};
 pub(super) const MAX_PROBED_PEERS: usize = 16;
 /// Maximum number of addresses that are probed for each peer.
 const MAX_ADDRESSES: usize = 8;
-/// UDP ports of IKE (RFC 7296 section 2, RFC 3948).
+/// UDP ports for IKE (RFC 7296 section 2, RFC 3948).
 const PORTS: [u16; 2] = [500, 4500];
 
 /// The data that `judgement` evaluates.

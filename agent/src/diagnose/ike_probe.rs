@@ -14,7 +14,8 @@ use tokio::time::timeout;
 const ATTEMPTS: u32 = 4;
 /// Timeout for the response to one probe.
 const WAIT: Duration = Duration::from_millis(700);
-/// Port without the non-ESP marker (RFC 7296 section 2); all others have it (RFC 3948 section 2.2).
+/// Port without the non-ESP marker (RFC 7296 section 2); on all other ports messages have the
+/// marker (RFC 3948 section 2.2).
 const IKE_PORT: u16 = 500;
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
 

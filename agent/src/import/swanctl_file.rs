@@ -7,8 +7,8 @@ use std::str::Chars;
 
 use zeroize::Zeroizing;
 
-/// Maximum nesting of sections, and of files that include others (strongSwan has the same limit for
-/// included files).
+/// Maximum nesting of sections, and of files that include other files (strongSwan has the same
+/// limit for included files).
 const MAX_DEPTH: usize = 10;
 /// Maximum number of octets in all files together.
 const MAX_OCTETS: usize = 4 << 20;

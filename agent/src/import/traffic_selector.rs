@@ -82,7 +82,7 @@ fn range(first: &str, last: &str) -> Result<Vec<IpNetwork>, String> {
     };
     let mut networks = Vec::new();
     loop {
-        // The largest network that begins here and does not go beyond the end.
+        // The largest network that begins at `next` and does not go beyond the end of the range.
         let mut size = next.trailing_zeros().min(bits);
         while size > 0
             && (size == 128 && (next != 0 || last != u128::MAX) || size < 128 && next + ((1u128 << size) - 1) > last)

@@ -110,9 +110,10 @@ fn outbound<'a>(status: &'a Status, peer: &'a PeerReport) -> impl Iterator<Item 
     })
 }
 
-/// Returns the address in a network that certainly exists. In a segment this is the address of the
-/// peer's bridge, the first address of the segment. Segments are the networks within the ranges
-/// that the guard blocks. In other networks no address is known, unless the network is one address.
+/// Returns an address in a network that certainly belongs to a host. In a segment this is the
+/// address of the peer's bridge, the first address of the segment. Segments are the networks within
+/// the ranges that the guard blocks. In other networks no address is known, unless the network is
+/// one address.
 fn answering(status: &Status, network: IpNetwork) -> Option<IpAddr> {
     if network.prefix() == if network.is_ipv4() { 32 } else { 128 } {
         return Some(network.ip());

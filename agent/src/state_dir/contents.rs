@@ -31,7 +31,8 @@ const OURS: [&str; 16] = [
     SEGMENTS_FILE,
 ];
 
-/// The plugin's segments of a network with another bridge: `segments-BRIDGE.json`.
+/// Prefix of the plugin's files with the segments of a network with another bridge,
+/// `segments-BRIDGE.json`.
 const OTHER_NETWORKS: &str = "segments-";
 
 /// Returns whether agent or plugin keeps a file with this name.

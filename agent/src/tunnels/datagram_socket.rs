@@ -120,7 +120,7 @@ impl AsFd for Socket {
 
 /// Takes ownership of the `count` descriptors that systemd passed, from [`LISTEN_FDS_START`] on.
 ///
-/// Must be called only once in a process, so that nothing else owns them.
+/// Must be called only once in a process, so that nothing else owns the descriptors.
 pub(super) fn take_listen_fds(count: RawFd) -> Vec<OwnedFd> {
     // SAFETY: systemd passes these descriptors open, for this process to own; the caller has
     // checked LISTEN_PID. The caller calls this only once, so no two values own a descriptor. A

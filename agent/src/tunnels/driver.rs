@@ -415,7 +415,7 @@ impl Driver {
             if self.sas.has_inherited(reqid) {
                 let peer = Arc::make_mut(&mut peer);
                 peer.keep_existing = true;
-                // While there are inherited SAs, no packet asks for a tunnel.
+                // While there are inherited SAs, no packet triggers the setup of a tunnel.
                 peer.initiate |= on_demand;
             }
             self.assume_inherited_ends(name, child, purpose, reqid);

@@ -116,7 +116,7 @@ impl Driver {
         self.environment.reqids.retain_parts(peer, &left, now);
     }
 
-    /// Handles that a peer that did not answer is reachable again.
+    /// Handles a peer that did not answer and is reachable again.
     pub(super) fn peer_heard(&mut self, peer: &PeerName) {
         if self.hub_returns.heard(peer) {
             self.changed_peers.insert(peer.clone());

@@ -12,7 +12,7 @@ use edge_ike::{Instant, PeerName};
 use crate::desired::{DesiredTunnel, TunnelState};
 
 /// How long the tunnel of a hub that came back must be up before the hub replaces another one.
-/// Cloud nodes wait for the same time.
+/// Cloud nodes use the same time.
 const HOLD: Duration = Duration::from_secs(30);
 
 /// The hubs that have been up. The sets grow with the number of hubs.

@@ -123,7 +123,7 @@ impl Driver {
     }
 }
 
-/// The input of a report, read once for all peers.
+/// The input for a report, read once for all peers.
 struct Reported {
     /// The SAs in the kernel.
     sas: HashMap<SaId, Sa>,

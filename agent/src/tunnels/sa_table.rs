@@ -29,7 +29,7 @@ struct Child {
     sa: Arc<ChildSa>,
     inbound: Option<InstalledSa>,
     outbound: Option<InstalledSa>,
-    /// Whether its outbound SA has been in the kernel. If that SA is gone, it must not be installed
+    /// Whether the outbound SA has been in the kernel. If that SA is gone, it must not be installed
     /// again: its sequence numbers, and with them the AEAD's nonces, would repeat.
     outbound_used: bool,
 }

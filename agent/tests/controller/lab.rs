@@ -1,4 +1,4 @@
-//! Runs a controller, and nodes that connect to it. Tests wait only for events; the timeout
+//! Runs a controller, and nodes that connect to it. All functions wait for events; the timeout
 //! [`HANG`] only ends a test that hangs.
 
 use std::future::Future;

@@ -395,7 +395,7 @@ fn containers_of_others() {
         world.publish(8080, containers[index]);
         assert_eq!(world.fetch("lan", family.edge_lan, 8080).as_deref(), Some(family.lan), "what is published");
     }
-    // The pods of another CNI on a hub or cloud node are that CNI's responsibility.
+    // On a hub or cloud node, another CNI's pods are that CNI's responsibility.
     world.apply(&Firewall { fronted: networks(&["172.17.0.0/16", "fd17::/64"]), ..edge() });
     for (container, other) in containers.into_iter().zip(others) {
         assert!(world.fetch("lan", container, 80).is_some(), "{container} is a pod of the cloud's own CNI");

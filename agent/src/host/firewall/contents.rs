@@ -36,8 +36,8 @@ pub struct Firewall {
     /// Whether packets from `remote` arrive without encryption. True on cloud nodes, where the hub
     /// sends them.
     pub remote_in_clear: bool,
-    /// UDP ports of IKE and of ESP in UDP. Their packets are accepted, since cryptography
-    /// authenticates them.
+    /// UDP ports for IKE and for ESP in UDP. Packets to these ports are accepted, since IKE and ESP
+    /// authenticate them.
     pub ike_ports: [u16; 2],
     /// TCP ports of the controllers, whose addresses may lie within the cloud's networks.
     pub controller_ports: Vec<u16>,

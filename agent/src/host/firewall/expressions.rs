@@ -42,7 +42,7 @@ impl Family {
         meta("==", "nfproto", json!(if self.ipv4 { "ipv4" } else { "ipv6" }))
     }
 
-    /// Matches an error of ICMP (RFC 792) or ICMPv6 (RFC 4443), for example about this node's ESP
+    /// Matches an ICMP (RFC 792) or ICMPv6 (RFC 4443) error, for example about this node's ESP
     /// packets.
     pub(super) fn icmp_error(self) -> Value {
         let (protocol, types) = if self.ipv4 {

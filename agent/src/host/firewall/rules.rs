@@ -13,7 +13,7 @@ use super::expressions::{
 use super::sets;
 
 /// Priority before connection tracking (-200), which therefore does not see packets that are
-/// dropped here.
+/// dropped at this priority.
 const EARLY: i32 = -300;
 /// Priority after connection tracking, before every other chain that translates sources (100).
 const BEFORE_OTHERS: i32 = -150;

@@ -48,7 +48,8 @@ fn add<'a>(sets: &mut Sets, name: &str, networks: impl Iterator<Item = &'a IpNet
     }
 }
 
-/// Removes networks within others, because the elements of an interval set must not overlap.
+/// Removes networks that lie within other networks, because the elements of an interval set must
+/// not overlap.
 fn without_inner(mut networks: Vec<&IpNetwork>) -> BTreeSet<IpNetwork> {
     networks.sort_by_key(|network| (network.network(), network.prefix()));
     let mut kept: Vec<IpNetwork> = Vec::new();

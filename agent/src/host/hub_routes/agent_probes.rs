@@ -80,7 +80,7 @@ impl AgentProbes {
         probe_socket.socket.send(&[&NON_ESP_MARKER, probe(spi, nonce, share).as_slice()].concat()).map(drop)
     }
 
-    /// Reads the datagrams from an address. Returns its answer to a probe, if there is one.
+    /// Reads the datagrams from an address. Returns the answer to a probe, if one arrived.
     pub(super) fn answer(&mut self, from: SocketAddr) -> Option<AgentAnswer> {
         let probe_socket = self.sockets.get_mut(&from)?;
         let mut buffer = [0; 2048];

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use crate::desired::HubGateway;
 
-/// Time between two rounds.
+/// Time between two rounds of probes.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
 /// Rounds without an answer after which a signal is lost: 3.0 to 3.5 s after the last answer, with
 /// five unanswered probes. An agent that is away for 2 s still answers one of these probes.
 const LOST_AFTER: u32 = 6;
-/// A signal that is lost or never appeared is probed only in every tenth round (5 s). If the
+/// A signal that is lost or never appeared is probed only in every tenth round (every 5 s). If the
 /// machine is gone, each probe causes a broadcast or multicast.
 const LOST_PACE: u32 = 10;
 /// A hub that was dead is chosen only after this time, unless there is no other hub, because edges

@@ -150,7 +150,7 @@ impl HubRoutes {
                 Ok(known) => known,
                 Err(error) => {
                     self.incidents.error(format!("neighbour entry of hub {} ({address}): {error}", gateway.hub));
-                    // An error here says nothing about the hub.
+                    // An error while probing the entry says nothing about the hub.
                     Neighbour::Fixed
                 }
             };
@@ -343,8 +343,8 @@ fn occupies(route: &Route, network: IpNetwork) -> bool {
     route.destination == network && route.metric == metric && route.protocol != ROUTE_PROTOCOL
 }
 
-/// Adds a route, or replaces one to the same network in place, so that no packet is without one
-/// (`NLM_F_REPLACE`).
+/// Adds a route, or replaces a route to the same network in place, so that packets have a route at
+/// every moment (`NLM_F_REPLACE`).
 async fn replace(handle: &Handle, network: IpNetwork, via: IpAddr) -> Result<(), rtnetlink::Error> {
     let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
     let message: RouteMessage = match (network, via) {

@@ -73,7 +73,7 @@ pub(super) async fn ask(handle: &Handle, link: u32, address: IpAddr, known: Neig
     let mut responses = handle.clone().request(request)?;
     while let Some(response) = responses.next().await {
         match response.payload {
-            // The kernel has removed the entry in the meantime; the next round makes it again.
+            // The kernel has removed the entry in the meantime; the next round creates it again.
             NetlinkPayload::Error(error) if error.code.is_none() || error.raw_code().saturating_neg() == NO_ENTRY => {}
             NetlinkPayload::Error(error) => return Err(Error::NetlinkError(error)),
             _ => {}
