@@ -150,7 +150,7 @@ impl HubRoutes {
                 Ok(known) => known,
                 Err(error) => {
                     self.incidents.error(format!("neighbour entry of hub {} ({address}): {error}", gateway.hub));
-                    // An error while probing the entry says nothing about the hub.
+                    // An error while reading the entry says nothing about the hub.
                     Neighbour::Fixed
                 }
             };
